@@ -1,0 +1,91 @@
+"""The boring, proper baseline at a size that two CPU cores train in minutes; every experiment starts from here."""
+
+from jaxformer.attention import AttentionConfig
+from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.corpus import CorpusConfig
+from jaxformer.evaluate import EvaluationConfig
+from jaxformer.experiment import Experiment
+from jaxformer.model import ModelConfig
+from jaxformer.optimizer import OptimizerConfig
+from jaxformer.packing import PackingConfig
+from jaxformer.step import TrainingConfig
+from jaxformer.tokenizer import TokenizerConfig
+
+EXPERIMENT = Experiment(
+    question="How well does a plain decoder of 1.3 million parameters learn Python from the standard library?",
+    model=ModelConfig(
+        vocabulary_size=4096,  # tokens
+        width=128,  # features of the residual stream
+        depth=4,  # blocks
+        heads=4,  # query heads
+        key_value_heads=0,  # heads; 0: as many as query heads
+        head_width=0,  # features; 0: width / heads
+        feed_forward_width=0,  # features; 0: 4 x width
+        activation="gelu",  # gelu, swiglu or relu2
+        rope_base=10_000.0,  # base of the rotary wavelengths, positions
+        learned_positions=0,  # positions; 0: rotary
+        qk_norm=False,
+        tied_embeddings=True,
+        logit_soft_cap=0.0,  # logits; 0: none
+        z_loss=0.0,  # coefficient; 0: none
+        scan_unroll=0,  # blocks per iteration; 0: chosen for the device
+        loss_chunk_tokens=0,  # tokens; 0: chosen for the device
+    ),
+    corpus=CorpusConfig(
+        kind="pystdlib",  # pystdlib, text, jsonl, parquet, tfds or mixture
+        path="",  # file, folder, glob or TFDS name
+        split="train",  # of a TFDS dataset
+        text_field="text",  # of a record
+        key_field="",  # of a record; '': a digest of its text
+        origin="",  # '': the path
+        licence="",  # '': as the corpus states
+        validation_share=0.05,  # share of the documents
+        weight=1.0,  # share of the tokens, relative to the other parts of a mixture
+        parts=(),  # corpora of a mixture
+    ),
+    tokenizer=TokenizerConfig(
+        path="",  # a SentencePiece .model; '': train one
+        vocabulary_size=4096,  # tokens
+        model_type="bpe",  # bpe or unigram
+        training_bytes=50_000_000,  # bytes of text
+        threads=0,  # threads; 0: one per processor
+    ),
+    packing=PackingConfig(
+        row_length=256,  # tokens
+        method="best_fit",  # best_fit or concat_and_split
+        minimum_fill=0.9,  # share of a row's tokens that are text
+        reader_threads=1,  # threads
+        reader_buffer=8,  # batches
+    ),
+    attention=AttentionConfig(
+        implementation="auto",  # auto or xla
+    ),
+    optimizer=OptimizerConfig(
+        learning_rate=3e-3,  # per step, at its peak
+        warmup_steps=50,  # steps
+        final_learning_rate_share=0.1,  # share of the peak
+        b1=0.9,  # decay per step
+        b2=0.95,  # decay per step
+        epsilon=1e-8,
+        weight_decay=0.1,  # per unit of learning rate
+        clip_norm=1.0,  # global norm of the gradient
+    ),
+    training=TrainingConfig(
+        steps=600,  # updates
+        rows_per_step=8,  # rows
+        micro_batches=1,  # parts of a batch
+        compute_dtype="auto",  # auto, float32 or bfloat16
+        log_every_steps=10,  # steps
+        peak_tflops=0.0,  # TFLOP/s; 0: looked up
+    ),
+    checkpoint=CheckpointConfig(
+        every_steps=200,  # steps
+        keep=3,  # checkpoints
+    ),
+    evaluation=EvaluationConfig(
+        every_steps=200,  # steps
+        validation_tokens=50_000,  # tokens; 0: all
+        rows_per_batch=8,  # rows
+        sample_tokens=200,  # tokens
+    ),
+)

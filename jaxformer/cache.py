@@ -1,0 +1,67 @@
+"""Where what is made once is kept: complete or absent, and made by one process at a time."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jaxformer.config import UserError
+
+
+def cache_folder() -> Path:
+    """Returns the folder for tokenizers and token shards: $JAXFORMER_CACHE, or ~/.cache/jaxformer."""
+    return Path(os.environ.get("JAXFORMER_CACHE") or "~/.cache/jaxformer").expanduser()
+
+
+def make_once(path: Path, make: Callable[[Path], None], what: str) -> Path:
+    """Returns `path`, after `make` has created it if it does not exist yet.
+
+    `make` is given another name to create, which is renamed when it is complete: an interrupted attempt never looks
+    finished, and its remains are removed by the next. While one process makes, others that want the same path wait.
+
+    Args:
+        make: creates a file or a folder at the path that it is given.
+        what: what is being made, for the line that a waiting process prints.
+    """
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(path.with_name(path.name + ".lock"), what):
+            if not path.exists():
+                unfinished = path.with_name(path.name + ".unfinished")
+                _remove(unfinished)
+                make(unfinished)
+                unfinished.rename(path)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        raise UserError(
+            f"cache {path.parent}: {error.strerror}; free space there or set JAXFORMER_CACHE to another folder"
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def _only_one(lock: Path, what: str) -> Iterator[None]:
+    """Holds an exclusive lock, which the system releases when the process ends, however it ends."""
+    with lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            print(f"waiting for process {file.read().strip()}, which is {what}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,166 @@
+"""How a configuration is declared, checked, overridden from text, written and compared.
+
+A configuration is a tree of frozen dataclasses, one beside the code that uses it. Fields that change the
+science (what is learned) and fields that change only the execution (how it is computed: workers, logging,
+micro-batches) are told apart by `execution`, because only the first identify a run.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+
+class UserError(ValueError):
+    """Something that the user can put right. Its text is the line that a command prints before exit status 2."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `UserError(message)` unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def require_one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raises `UserError` with the nearest choice unless `value` is among `choices`."""
+    choices = sorted(choices)
+    if value not in choices:
+        raise UserError(
+            f"{name} = {value!r} is unknown{did_you_mean(value, choices)}; choose from {', '.join(choices)}"
+        )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns '; did you mean X?' for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def execution(default: Any) -> Any:
+    """Declares a field that changes how a run is computed but not what it learns: never hashed, never compared."""
+    return dataclasses.field(default=default, metadata={"execution": True})
+
+
+def override(config: Any, texts: Mapping[str, str], _prefix: str = "") -> Any:
+    """Returns a copy of a dataclass tree with the fields at dotted paths replaced by values parsed from text.
+
+    All replacements are made at once, so that fields that depend on each other (width and heads) can change
+    together. Elements of a tuple are addressed by their index: `corpus.parts.1.weight`.
+
+    Raises:
+        UserError: an unknown path (with the nearest known one), or a text that is not of the field's type.
+    """
+    groups: dict[str, dict[str, str]] = {}
+    for path, text in texts.items():
+        head, _, rest = path.partition(".")
+        groups.setdefault(head, {})[rest] = text
+    if isinstance(config, tuple):
+        known = {str(i): value for i, value in enumerate(config)}
+        changed = {**known, **_overridden(known, {}, groups, _prefix)}
+        return tuple(changed.values())
+    hints = typing.get_type_hints(type(config))
+    known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return dataclasses.replace(config, **_overridden(known, hints, groups, _prefix))
+
+
+def _overridden(known: dict, hints: dict, groups: dict[str, dict[str, str]], prefix: str) -> dict:
+    """Returns the new values of the named children of one node."""
+    changed = {}
+    for name, inner in groups.items():
+        path = prefix + name
+        if name not in known:
+            _unknown(path, known, prefix)
+        value = known[name]
+        is_node = dataclasses.is_dataclass(value) or isinstance(value, tuple)
+        if "" in inner and is_node:
+            inside = ", ".join(f"{path}.{f}" for f in list(flatten(value))[:3])
+            raise UserError(f"{path} is a section, not a value; set one of its fields: {inside}, ...")
+        if not is_node:
+            for rest in inner:
+                if rest:
+                    _unknown(f"{path}.{rest}", known, prefix)
+        changed[name] = override(value, inner, path + ".") if is_node else _parse(path, inner[""], hints[name])
+    return changed
+
+
+def _unknown(path: str, known: dict, prefix: str) -> NoReturn:
+    candidates = [prefix + name for name in known]
+    hint = did_you_mean(path, candidates) or f"; known here: {', '.join(candidates) or 'nothing'}"
+    raise UserError(f"unknown key {path}{hint}")
+
+
+def _parse(path: str, text: str, kind: type) -> Any:
+    """Returns the value of `text` as `kind`: bool, int (1_000 and 1e6 too), float or str."""
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+    elif kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            try:
+                value = float(text)
+            except ValueError:
+                value = float("nan")
+            if value.is_integer():
+                return int(value)
+    elif kind is float:
+        try:
+            return float(text)
+        except ValueError:
+            pass
+    else:
+        raise UserError(f"{path} cannot be set from the command line; write it in an experiment file")
+    names = {bool: "true or false", int: "a whole number", float: "a number"}
+    raise UserError(f"{path} must be {names[kind]}, not {text!r}")
+
+
+def check_types(config: Any) -> None:
+    """Raises `UserError` where a field's value is not of its declared type; call it first in `__post_init__`."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        origin = typing.get_origin(kind)
+        if origin in (tuple, types.UnionType, typing.Union):
+            continue
+        accepted = (float, int) if kind is float else kind
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{type(config).__name__}.{name} must be of type {kind.__name__}, not {value!r}")
+
+
+def to_dict(config: Any) -> dict:
+    """Returns the dataclass tree as plain dicts, lists and values: what JSON can hold."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flatten(config: Any, *, science_only: bool = False, _prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of a dataclass tree by dotted path; with `science_only`, without execution fields."""
+    if isinstance(config, tuple):
+        children = [(str(i), value, False) for i, value in enumerate(config)]
+    else:
+        children = [
+            (f.name, getattr(config, f.name), f.metadata.get("execution", False)) for f in dataclasses.fields(config)
+        ]
+    leaves = {}
+    for name, value, is_execution in children:
+        if science_only and is_execution:
+            continue
+        if dataclasses.is_dataclass(value) or isinstance(value, tuple):
+            leaves.update(flatten(value, science_only=science_only, _prefix=f"{_prefix}{name}."))
+        else:
+            leaves[_prefix + name] = value
+    return leaves
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Returns one text 'path: theirs -> ours' for each leaf in which two flat configurations differ."""
+    missing = "(absent)"
+    return [
+        f"{path}: {theirs.get(path, missing)} -> {ours.get(path, missing)}"
+        for path in dict.fromkeys([*theirs, *ours])
+        if theirs.get(path, missing) != ours.get(path, missing)
+    ]

@@ -1,0 +1,55 @@
+"""The data of a run: prepared, planned into rows and checked against the configuration."""
+
+from typing import NamedTuple
+
+from jaxformer.cache import cache_folder
+from jaxformer.config import require
+from jaxformer.corpus import load_documents, parts_of
+from jaxformer.evaluate import ValidationSet, select_validation
+from jaxformer.experiment import Experiment
+from jaxformer.packing import Plan, packing_report, plan_rows
+from jaxformer.shards import Shards, open_shards, prepare
+from jaxformer.tokenizer import Tokenizer, prepare_tokenizer
+
+
+class Data(NamedTuple):
+    """All that a run reads: for each corpus its training shards, their plan and weight, and its validation set."""
+
+    tokenizer: Tokenizer
+    shards: list[Shards]
+    plans: list[Plan]
+    weights: list[float]
+    validation: list[ValidationSet]
+
+
+def prepare_data(experiment: Experiment, seed: int) -> Data:
+    """Returns the data of a run, tokenised and planned; prepares what is not in the cache."""
+    packing = experiment.packing
+    configs = parts_of(experiment.corpus)
+    corpora = [load_documents(config) for config in configs]
+    tokenizer = prepare_tokenizer(corpora, experiment.tokenizer, cache_folder())
+    require(
+        tokenizer.vocabulary_size <= experiment.model.vocabulary_size,
+        f"the tokenizer's vocabulary ({tokenizer.vocabulary_size}) must not exceed "
+        f"model.vocabulary_size ({experiment.model.vocabulary_size})",
+    )
+    shards, plans, validation = [], [], []
+    for documents in corpora:
+        folder = prepare(documents, tokenizer, cache_folder())
+        training = open_shards(folder, "train")
+        plan = plan_rows(training.tokens, packing, seed=seed)
+        fill = packing_report(plan, training.tokens).fill
+        require(
+            fill >= packing.minimum_fill,
+            f"corpus {documents.origin}: packing fills {fill:.1%} of the rows, less than packing.minimum_fill "
+            f"({packing.minimum_fill:.0%}); shorten packing.row_length ({packing.row_length}) or lower the minimum",
+        )
+        require(
+            len(plan) >= experiment.training.rows_per_step,
+            f"corpus {documents.origin}: its {len(plan)} training rows of {packing.row_length} tokens are fewer than "
+            f"training.rows_per_step ({experiment.training.rows_per_step})",
+        )
+        shards.append(training)
+        plans.append(plan)
+        validation.append(select_validation(open_shards(folder, "validation"), experiment.evaluation, packing))
+    return Data(tokenizer, shards, plans, [config.weight for config in configs], validation)

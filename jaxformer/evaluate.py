@@ -1,0 +1,81 @@
+"""Validation loss in nats per target and in bits per byte of text."""
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxformer.config import check_types, execution, require
+from jaxformer.packing import PackingConfig, Plan, pad_rows, plan_rows, read_rows
+from jaxformer.shards import Shards
+from jaxformer.step import TrainState, eval_step
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """When and on how much a run is validated.
+
+    every_steps: steps between validations; the last step is always validated.
+    validation_tokens: tokens of validation text for each corpus, taken as whole documents; 0 for all.
+    rows_per_batch: rows that are evaluated at once.
+    sample_tokens: tokens of the text that is generated at the end; 0 for none.
+    """
+
+    every_steps: int = execution(500)
+    validation_tokens: int = 0
+    rows_per_batch: int = execution(8)
+    sample_tokens: int = execution(200)
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("every_steps", "rows_per_batch"):
+            require(getattr(self, name) >= 1, f"evaluation.{name} ({getattr(self, name)}) must be at least 1")
+        for name in ("validation_tokens", "sample_tokens"):
+            require(getattr(self, name) >= 0, f"evaluation.{name} ({getattr(self, name)}) must not be negative")
+
+
+class ValidationSet(NamedTuple):
+    """Validation documents of one corpus, planned into rows."""
+
+    shards: Shards
+    plan: Plan
+    text_bytes: int
+    """UTF-8 bytes of the documents' text."""
+
+
+def select_validation(shards: Shards, config: EvaluationConfig, packing: PackingConfig) -> ValidationSet:
+    """Returns a fixed choice of whole documents, the same for every seed, with at least the wanted tokens or all."""
+    order = np.random.default_rng(0).permutation(len(shards))
+    if config.validation_tokens:
+        enough = np.searchsorted(np.cumsum(shards.tokens[order]), config.validation_tokens) + 1
+        order = order[:enough]
+    plan = plan_rows(shards.tokens[order], packing, seed=0)
+    return ValidationSet(
+        shards, dataclasses.replace(plan, documents=order[plan.documents]), int(shards.text_bytes[order].sum())
+    )
+
+
+def validate(state: TrainState, sets: list[ValidationSet], *, rows_per_batch: int) -> dict[str, float]:
+    """Returns `loss`, nats per target, and `bits_per_byte`, over all documents of the sets.
+
+    Bits per byte are the bits that the model needs for the documents' text and the EOS that ends each, divided by the
+    text's UTF-8 bytes; unlike nats per token they compare models with different tokenizers.
+    """
+    nats = targets = text_bytes = 0.0
+    for shards, plan, size in sets:
+        text_bytes += size
+        for first in range(0, len(plan), rows_per_batch):
+            batch = read_rows(shards, plan, np.arange(first, min(first + rows_per_batch, len(plan))))
+            batch = pad_rows(batch, rows_per_batch)
+            nats += float(np.asarray(_jitted_eval_step()(state, batch)).sum(dtype=np.float64))
+            targets += float(batch.loss_weights_BT.sum())
+    return {"loss": nats / targets, "bits_per_byte": nats / math.log(2) / text_bytes}
+
+
+@functools.cache
+def _jitted_eval_step():
+    return jax.jit(eval_step)

@@ -1,0 +1,151 @@
+"""Cross-entropy in nats, as sums and a weight, without holding all logits.
+
+Logits are N x V: at a vocabulary of 32,768 they outweigh every other activation. Here they are made chunk by chunk of
+tokens. When a gradient is wanted it is computed while a chunk's logits are alive, in the forward pass, so that
+nothing is stored and nothing recomputed: three matmuls in all, as with full logits (the idea of Liger Kernel, Hsu et
+al. 2024, arXiv 2410.10989). Logits, softmax and sums are float32; the unembedding's gradient is summed in float32.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.model import soft_cap, unembed
+
+
+class LossSums(NamedTuple):
+    """Sums over tokens; divide once, at the end, by `weight`."""
+
+    objective: jax.Array
+    """What is minimised: weighted nats and z-loss. Gradients flow from this field only."""
+    nats: jax.Array
+    """Weighted cross-entropy."""
+    weight: jax.Array
+
+
+def z_loss(log_partition_N: jax.Array, coefficient: float) -> jax.Array:
+    """Returns `coefficient * log_partition ** 2` per token, which holds log Z near 0 (PaLM, arXiv 2204.02311)."""
+    return coefficient * jnp.square(log_partition_N)
+
+
+def token_nats(features_ND, unembedding_VD, targets_N, *, logit_soft_cap=0.0, chunk_tokens=0) -> jax.Array:
+    """Returns each token's cross-entropy, float32 `nats_N`; for evaluation."""
+
+    def chunk_nats(_, chunk):
+        features_CD, targets_C = chunk
+        logits_CV = soft_cap(unembed(features_CD, unembedding_VD), logit_soft_cap)
+        target_logits_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]
+        return None, jax.nn.logsumexp(logits_CV, axis=1) - target_logits_C
+
+    N = targets_N.shape[0]
+    _, nats = jax.lax.scan(
+        chunk_nats, None, _chunks((features_ND, targets_N), chunk_tokens or _default_chunk(unembedding_VD.shape[0]))
+    )
+    return nats.reshape(-1)[:N]
+
+
+def cross_entropy(
+    features_ND: jax.Array,
+    unembedding_VD: jax.Array,
+    targets_N: jax.Array,
+    weights_N: jax.Array,
+    *,
+    logit_soft_cap: float = 0.0,
+    z_loss_coefficient: float = 0.0,
+    chunk_tokens: int = 0,
+) -> LossSums:
+    """Returns the sums of `weights_N`-weighted cross-entropy in nats; differentiable in features and unembedding.
+
+    Args:
+        targets_N: int32 ids in [0, V).
+        weights_N: float32; 0 excludes a token.
+        chunk_tokens: tokens whose logits exist at once; 0 chooses for the device.
+    """
+    chunk_tokens = chunk_tokens or _default_chunk(unembedding_VD.shape[0])
+    return _cross_entropy(
+        features_ND, unembedding_VD, targets_N, weights_N, logit_soft_cap, z_loss_coefficient, chunk_tokens
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _cross_entropy(features_ND, unembedding_VD, targets_N, weights_N, cap, z_coefficient, chunk_tokens):
+    def accumulate(sums, chunk):
+        return _add(sums, _chunk_sums(*chunk, unembedding_VD, cap, z_coefficient)[0]), None
+
+    sums, _ = jax.lax.scan(accumulate, _zero_sums(), _chunks((features_ND, targets_N, weights_N), chunk_tokens))
+    return sums
+
+
+def _forward(features_ND, unembedding_VD, targets_N, weights_N, cap, z_coefficient, chunk_tokens):
+    """Returns the sums, and as residual the gradients of `objective` by features and unembedding."""
+    V = unembedding_VD.shape[0]
+
+    def accumulate(carry, chunk):
+        sums, gradient_VD = carry
+        features_CD, targets_C, weights_C = chunk
+        chunk_sums, (logits_CV, log_partition_C) = _chunk_sums(*chunk, unembedding_VD, cap, z_coefficient)
+        probabilities_CV = jnp.exp(logits_CV - log_partition_C[:, None])
+        is_target_CV = targets_C[:, None] == jnp.arange(V)[None, :]
+        slope_C1 = (weights_C * (1.0 + 2.0 * z_coefficient * log_partition_C))[:, None]
+        d_logits_CV = probabilities_CV * slope_C1 - jnp.where(is_target_CV, weights_C[:, None], 0.0)
+        if cap:
+            d_logits_CV = d_logits_CV * (1.0 - jnp.square(logits_CV / cap))
+        d_logits_CV = d_logits_CV.astype(features_CD.dtype)
+        d_features_CD = d_logits_CV @ unembedding_VD
+        d_unembedding_VD = jnp.einsum("CV,CD->VD", d_logits_CV, features_CD, preferred_element_type=jnp.float32)
+        return (_add(sums, chunk_sums), gradient_VD + d_unembedding_VD), d_features_CD
+
+    zero_VD = jnp.zeros(unembedding_VD.shape, jnp.float32)
+    chunks = _chunks((features_ND, targets_N, weights_N), chunk_tokens)
+    (sums, gradient_VD), gradients = jax.lax.scan(accumulate, (_zero_sums(), zero_VD), chunks)
+    gradient_ND = gradients.reshape(-1, features_ND.shape[1])[: features_ND.shape[0]]
+    return sums, (gradient_ND, gradient_VD.astype(unembedding_VD.dtype))
+
+
+def _backward(cap, z_coefficient, chunk_tokens, residual, cotangent: LossSums):
+    gradient_ND, gradient_VD = residual
+    scale = cotangent.objective
+    return gradient_ND * scale.astype(gradient_ND.dtype), gradient_VD * scale.astype(gradient_VD.dtype), None, None
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _chunk_sums(features_CD, targets_C, weights_C, unembedding_VD, cap, z_coefficient):
+    """Returns one chunk's sums and, for its gradient, (logits_CV, log_partition_C)."""
+    logits_CV = soft_cap(unembed(features_CD, unembedding_VD), cap)
+    log_partition_C = jax.nn.logsumexp(logits_CV, axis=1)
+    target_logits_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]
+    nats = jnp.sum(weights_C * (log_partition_C - target_logits_C))
+    penalty = jnp.sum(weights_C * z_loss(log_partition_C, z_coefficient))
+    return LossSums(nats + penalty, nats, jnp.sum(weights_C)), (logits_CV, log_partition_C)
+
+
+def _zero_sums() -> LossSums:
+    return LossSums(jnp.float32(0), jnp.float32(0), jnp.float32(0))
+
+
+def _add(a: LossSums, b: LossSums) -> LossSums:
+    return LossSums(*(x + y for x, y in zip(a, b, strict=True)))
+
+
+def _default_chunk(vocabulary_size: int) -> int:
+    """Returns the tokens whose logits take 16 MB on a CPU, near its caches, and 1 GB elsewhere."""
+    numbers = 1 << 22 if jax.default_backend() == "cpu" else 1 << 28
+    return max(1, numbers // vocabulary_size)
+
+
+def _chunks(arrays: tuple, chunk_tokens: int) -> tuple:
+    """Returns the arrays with their first axis N as (chunks, chunk_tokens), padded with zeros (weight 0)."""
+    N = arrays[0].shape[0]
+    count = -(-N // chunk_tokens)
+    size = -(-N // count)
+    padding = count * size - N
+
+    def chunked(x):
+        padded = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) if padding else x
+        return padded.reshape(count, size, *x.shape[1:])
+
+    return tuple(chunked(x) for x in arrays)

@@ -1,0 +1,280 @@
+"""The architecture, whole: a pre-norm decoder in Flax NNX.
+
+tokens -> embedding -> L x [x += attention(norm(x)); x += feed_forward(norm(x))] -> norm -> unembedding -> logits
+
+- RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), rotary positions (Su et al. 2021, arXiv 2104.09864), GELU
+  feed-forward, no biases, tied embeddings (Press & Wolf 2016, arXiv 1608.05859).
+- Options, off by default: grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), QK-norm (Henry et al.
+  2020, arXiv 2010.04245), SwiGLU (Shazeer 2020, arXiv 2002.05202), squared ReLU (So et al. 2021, arXiv 2109.08668),
+  learned positions, untied embeddings, logit soft-cap (Gemma Team 2024, arXiv 2408.00118).
+- The L blocks are one block with stacked parameters under `lax.scan`.
+- It computes in the dtype of its matrices: cast them and the matmuls follow. Norms, rotations, softmax and logits
+  are float32 regardless.
+
+Axes: B batch row, T query position, S key position, N = B x T tokens flattened, D model width, H query heads,
+G key/value heads, K head width, F feed-forward width, V vocabulary, L layers. Tokens are flattened everywhere but in
+attention: weight gradients then contract over one axis, which halves the time of a CPU step.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxformer.attention import attend, document_bounds
+from jaxformer.config import check_types, execution, require, require_one_of
+
+ACTIVATIONS = ("gelu", "swiglu", "relu2")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the model and its options.
+
+    vocabulary_size: rows of the embedding table, tokens; at least the tokenizer's, a multiple of 128 is fastest.
+    width: D, of the residual stream.
+    depth: L, blocks.
+    heads: H, query heads; must divide width unless head_width is given.
+    key_value_heads: G, heads that keys and values have, a divisor of heads; 0 for as many as heads.
+    head_width: K; 0 for width / heads.
+    feed_forward_width: F; 0 for 4 x width.
+    activation: 'gelu', 'swiglu' (three matrices instead of two) or 'relu2' (squared ReLU).
+    rope_base: base of the rotary wavelengths.
+    learned_positions: length of a learned position table instead of rotary positions; 0 for rotary.
+    qk_norm: normalise queries and keys per head before the rotation.
+    tied_embeddings: unembed with the embedding table.
+    logit_soft_cap: c in c * tanh(logit / c); 0 for none.
+    z_loss: coefficient of the squared log-partition in the training objective (PaLM, arXiv 2204.02311); 0 for none.
+    scan_unroll: blocks per iteration of the scan over layers; 0 chooses all of them on a CPU and 1 elsewhere.
+    loss_chunk_tokens: tokens whose logits exist at once in the loss; 0 chooses for the device.
+    """
+
+    vocabulary_size: int
+    width: int
+    depth: int
+    heads: int
+    key_value_heads: int = 0
+    head_width: int = 0
+    feed_forward_width: int = 0
+    activation: str = "gelu"
+    rope_base: float = 10_000.0
+    learned_positions: int = 0
+    qk_norm: bool = False
+    tied_embeddings: bool = True
+    logit_soft_cap: float = 0.0
+    z_loss: float = 0.0
+    scan_unroll: int = execution(0)
+    loss_chunk_tokens: int = execution(0)
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("vocabulary_size", "width", "depth", "heads"):
+            require(getattr(self, name) > 0, f"model.{name} ({getattr(self, name)}) must be positive")
+        for name in ("key_value_heads", "head_width", "feed_forward_width", "learned_positions"):
+            require(getattr(self, name) >= 0, f"model.{name} ({getattr(self, name)}) must not be negative")
+        for name in ("scan_unroll", "loss_chunk_tokens"):
+            require(getattr(self, name) >= 0, f"model.{name} ({getattr(self, name)}) must not be negative")
+        for name in ("logit_soft_cap", "z_loss"):
+            require(0 <= getattr(self, name) < float("inf"), f"model.{name} must be finite and not negative")
+        require(self.rope_base > 1, f"model.rope_base ({self.rope_base}) must be above 1")
+        require(
+            self.head_width > 0 or self.width % self.heads == 0,
+            f"model.heads ({self.heads}) must divide model.width ({self.width}), or set model.head_width",
+        )
+        require(
+            self.heads % self.G == 0,
+            f"model.key_value_heads ({self.key_value_heads}) must divide model.heads ({self.heads})",
+        )
+        require(
+            self.learned_positions > 0 or self.K % 2 == 0,
+            f"the head width ({self.K}) must be even for rotary positions",
+        )
+        require_one_of("model.activation", self.activation, ACTIVATIONS)
+
+    @property
+    def G(self) -> int:
+        """Key/value heads."""
+        return self.key_value_heads or self.heads
+
+    @property
+    def K(self) -> int:
+        """Head width."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def F(self) -> int:
+        """Feed-forward width."""
+        return self.feed_forward_width or 4 * self.width
+
+
+class Kernel(nnx.Param):
+    """A matrix: decayed by the optimizer and cast to the compute dtype."""
+
+
+class Scale(nnx.Param):
+    """A vector of per-feature gains: float32 always, never decayed."""
+
+
+class RMSNorm(nnx.Module):
+    """Divides the last axis by its root mean square, in float32, and scales it by a learned gain."""
+
+    def __init__(self, width: int):
+        self.scale = Scale(jnp.ones(width, jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x_float = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(x_float * x_float, axis=-1, keepdims=True) + 1e-6)
+        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return (x_float * inverse * scale).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """One layer, in two halves around attention, so that training and cached decoding share it."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        D, H, G, K, F = config.width, config.heads, config.G, config.K, config.F
+        self.config = config
+        self.attention_norm = RMSNorm(D)
+        self.qkv = _kernel(rngs, D, (H + 2 * G) * K)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(K)
+            self.k_norm = RMSNorm(K)
+        residual_scale = (2 * config.depth) ** -0.5
+        self.attention_out = _kernel(rngs, H * K, D, residual_scale)
+        self.feed_forward_norm = RMSNorm(D)
+        self.up = _kernel(rngs, D, 2 * F if config.activation == "swiglu" else F)
+        self.down = _kernel(rngs, F, D, residual_scale)
+
+    def queries_keys_values(self, x_ND, rotation_N1K):
+        """Returns `q_NHK, k_NGK, v_NGK`, rotated to their positions."""
+        H, G, K = self.config.heads, self.config.G, self.config.K
+        qkv_NX = self.attention_norm(x_ND) @ self.qkv[...]
+        q_NHK = qkv_NX[:, : H * K].reshape(-1, H, K)
+        k_NGK = qkv_NX[:, H * K : (H + G) * K].reshape(-1, G, K)
+        v_NGK = qkv_NX[:, (H + G) * K :].reshape(-1, G, K)
+        if self.config.qk_norm:
+            q_NHK, k_NGK = self.q_norm(q_NHK), self.k_norm(k_NGK)
+        return rotate(q_NHK, rotation_N1K), rotate(k_NGK, rotation_N1K), v_NGK
+
+    def residuals(self, x_ND, attended_NHK):
+        """Returns the stream after the attention's output and the feed-forward are added."""
+        x_ND = x_ND + attended_NHK.reshape(x_ND.shape[0], -1) @ self.attention_out[...]
+        hidden_NF = self.feed_forward_norm(x_ND) @ self.up[...]
+        match self.config.activation:
+            case "gelu":
+                hidden_NF = jax.nn.gelu(hidden_NF)
+            case "relu2":
+                hidden_NF = jnp.square(jax.nn.relu(hidden_NF))
+            case "swiglu":
+                gate_NF, value_NF = jnp.split(hidden_NF, 2, axis=-1)
+                hidden_NF = jax.nn.silu(gate_NF) * value_NF
+        return x_ND + hidden_NF @ self.down[...]
+
+
+class Transformer(nnx.Module):
+    """The decoder. `attention` names the implementation that `attend` uses."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, attention: str = "xla"):
+        self.config = config
+        self.attention = attention
+        self.embedding = Kernel(0.02 * jax.random.normal(rngs.params(), (config.vocabulary_size, config.width)))
+        if config.learned_positions:
+            shape = (config.learned_positions, config.width)
+            self.position_embedding = Kernel(0.02 * jax.random.normal(rngs.params(), shape))
+
+        @nnx.split_rngs(splits=config.depth)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked_blocks(rngs):
+            return Block(config, rngs=rngs)
+
+        self.blocks = stacked_blocks(rngs)
+        self.final_norm = RMSNorm(config.width)
+        if not config.tied_embeddings:
+            self.unembedding = Kernel(0.02 * jax.random.normal(rngs.params(), (config.vocabulary_size, config.width)))
+
+    def __call__(self, tokens_BT: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """Returns float32 `logits_BTV`.
+
+        Args:
+            tokens_BT: int32 token ids in [0, V).
+            segment_ids_BT: int32, equal within a document and different in neighbouring ones; 0 is padding.
+            positions_BT: int32, position in the document.
+        """
+        starts_BT, ends_BT = document_bounds(segment_ids_BT)
+        features_ND = self.features(tokens_BT, positions_BT, starts_BT, ends_BT)
+        logits_NV = soft_cap(unembed(features_ND, self.unembedding_VD), self.config.logit_soft_cap)
+        return logits_NV.reshape(*tokens_BT.shape, -1)
+
+    @property
+    def unembedding_VD(self) -> jax.Array:
+        """The matrix that turns features into logits."""
+        return (self.embedding if self.config.tied_embeddings else self.unembedding)[...]
+
+    def embed(self, tokens_N: jax.Array, positions_N: jax.Array) -> jax.Array:
+        """Returns the stream `x_ND` at the first block."""
+        x_ND = self.embedding[...][tokens_N]
+        if self.config.learned_positions:
+            x_ND = x_ND + self.position_embedding[...][positions_N]
+        return x_ND
+
+    def features(self, tokens_BT, positions_BT, document_starts_BT, document_ends_BT) -> jax.Array:
+        """Returns `features_ND`, the normed stream after the last block: what the unembedding multiplies."""
+        B, T = tokens_BT.shape
+        x_ND = self.embed(tokens_BT.reshape(-1), positions_BT.reshape(-1))
+        rotation_N1K = self.rotation(positions_BT.reshape(-1))
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def layer(x_ND, params):
+            block = nnx.merge(graphdef, params)
+            q, k, v = block.queries_keys_values(x_ND, rotation_N1K)
+            attended_BTHK = attend(
+                q.reshape(B, T, *q.shape[1:]),
+                k.reshape(B, T, *k.shape[1:]),
+                v.reshape(B, T, *v.shape[1:]),
+                document_starts_BT,
+                document_ends_BT,
+                implementation=self.attention,
+            )
+            return block.residuals(x_ND, attended_BTHK.reshape(B * T, *q.shape[1:])), None
+
+        x_ND, _ = jax.lax.scan(layer, x_ND, stacked, unroll=self._unroll())
+        return self.final_norm(x_ND)
+
+    def rotation(self, positions_N: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """Returns float32 (cos, sin) of shape (N, 1, K / 2), or None where positions are learned."""
+        if self.config.learned_positions:
+            return None
+        half = self.config.K // 2
+        frequencies_1k = self.config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, :]
+        angles_N1k = (positions_N.astype(jnp.float32)[:, None] * frequencies_1k)[:, None, :]
+        return jnp.cos(angles_N1k), jnp.sin(angles_N1k)
+
+    def _unroll(self) -> int:
+        if self.config.scan_unroll:
+            return min(self.config.scan_unroll, self.config.depth)
+        return self.config.depth if jax.default_backend() == "cpu" else 1
+
+
+def rotate(x_NHK: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """Rotates the pairs (i, i + K / 2) of the last axis by their position's angle, in float32."""
+    if rotation is None:
+        return x_NHK
+    cos_N1k, sin_N1k = rotation
+    first, second = jnp.split(x_NHK.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos_N1k - second * sin_N1k, second * cos_N1k + first * sin_N1k], axis=-1)
+    return turned.astype(x_NHK.dtype)
+
+
+def unembed(features_ND: jax.Array, unembedding_VD: jax.Array) -> jax.Array:
+    """Returns float32 `logits_NV`."""
+    return jnp.einsum("ND,VD->NV", features_ND, unembedding_VD, preferred_element_type=jnp.float32)
+
+
+def soft_cap(logits: jax.Array, cap: float) -> jax.Array:
+    """Returns `cap * tanh(logits / cap)`, or the logits where cap is 0."""
+    return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+def _kernel(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> Kernel:
+    return Kernel(scale * fan_in**-0.5 * jax.random.normal(rngs.params(), (fan_in, fan_out)))

@@ -1,0 +1,309 @@
+"""Token documents -> packed rows -> batches, in an order that depends on nothing but the seed and the data.
+
+A document is BOS + ids + EOS. Its inputs are all but the last token and its targets all but the first, so a target
+never crosses a document's border. A document longer than a row is cut into pieces; a piece is masked from every other
+and its positions begin at 0. Since the lengths of all documents are known, the rows are planned at once, before
+anything is read, in place of a packer that sees a few documents at a time:
+
+- best-fit: each piece, longest first, goes to the fullest row that still holds it (best-fit decreasing, Ding et al.
+  2024, arXiv 2404.10830). Rows are filled to nearly 100 % and no document is cut that fits in a row.
+- concat-and-split: the documents in random order are one stream, cut at every row's end. Rows are full; documents are
+  cut anywhere.
+
+A plan makes every row readable by its number, so the pipeline (Grain) only shuffles numbers, its state is a single
+number, and resuming is exact by construction.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.shards import Shards
+
+
+class Batch(NamedTuple):
+    """Packed rows; every array is (B, T)."""
+
+    tokens_BT: np.ndarray
+    """int32 input ids."""
+    targets_BT: np.ndarray
+    """int32 ids, the token that follows each input in its document."""
+    loss_weights_BT: np.ndarray
+    """float32: 1 for a target, 0 for padding."""
+    segment_ids_BT: np.ndarray
+    """int32: 1, 2, ... by document in the row, 0 for padding."""
+    positions_BT: np.ndarray
+    """int32, from 0 at the start of each segment."""
+    document_starts_BT: np.ndarray
+    """int32, where the token's segment starts in the row (inclusive)."""
+    document_ends_BT: np.ndarray
+    """int32, where it ends (exclusive). Padding is a segment of its own."""
+
+
+@dataclass(frozen=True)
+class PackingConfig:
+    """How documents are laid into rows.
+
+    row_length: T, tokens of a row: the longest context that the model sees.
+    method: 'best_fit' or 'concat_and_split'.
+    minimum_fill: smallest share of the rows' tokens that may be text; below, the run stops before it starts.
+    reader_threads: threads that read batches ahead of the step.
+    reader_buffer: batches that are read ahead.
+    """
+
+    row_length: int
+    method: str = "best_fit"
+    minimum_fill: float = execution(0.9)
+    reader_threads: int = execution(1)
+    reader_buffer: int = execution(8)
+
+    def __post_init__(self):
+        check_types(self)
+        require_one_of("packing.method", self.method, ("best_fit", "concat_and_split"))
+        require(self.row_length >= 2, f"packing.row_length ({self.row_length}) must be at least 2")
+        require(0 <= self.minimum_fill <= 1, f"packing.minimum_fill ({self.minimum_fill}) must lie in [0, 1]")
+        require(self.reader_threads >= 1, f"packing.reader_threads ({self.reader_threads}) must be at least 1")
+        require(self.reader_buffer >= 1, f"packing.reader_buffer ({self.reader_buffer}) must be at least 1")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which piece of which document lies where. Pieces are sorted by row; row r holds those in [rows[r], rows[r + 1]).
+
+    row_length: T.
+    documents: int64 (pieces,), index of the document in its shards.
+    starts: int64 (pieces,), first input of the piece in BOS + ids.
+    lengths: int32 (pieces,), inputs in the piece, 1 to T.
+    rows: int64 (rows + 1,).
+    """
+
+    row_length: int
+    documents: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows) - 1
+
+
+def plan_rows(document_tokens: np.ndarray, config: PackingConfig, *, seed: int) -> Plan:
+    """Returns the plan for documents of these lengths (tokens without BOS and EOS); each token is in it once.
+
+    The seed decides which of equally long pieces share a row (best-fit), or the order of the documents (concat).
+    """
+    random = np.random.default_rng([seed, len(document_tokens)])
+    order = random.permutation(len(document_tokens))
+    inputs = document_tokens[order] + 1  # BOS and the ids; EOS is only ever a target.
+    if config.method == "best_fit":
+        pieces, starts, lengths = _cut(inputs, config.row_length)
+        row_of = _best_fit_decreasing(lengths, config.row_length)
+    else:
+        pieces, starts, lengths, row_of = _cut_stream(inputs, config.row_length)
+    by_row = np.argsort(row_of, kind="stable")
+    row_count = int(row_of.max()) + 1 if len(row_of) else 0
+    rows = np.searchsorted(row_of[by_row], np.arange(row_count + 1))
+    return Plan(config.row_length, order[pieces[by_row]], starts[by_row], lengths[by_row].astype(np.int32), rows)
+
+
+def _cut(inputs: np.ndarray, T: int):
+    """Returns (document, start, length) of pieces: each document from its start in lengths of T, and the rest."""
+    counts = -(-inputs // T)
+    documents = np.repeat(np.arange(len(inputs)), counts)
+    first_piece = np.cumsum(counts) - counts
+    starts = (np.arange(len(documents)) - first_piece[documents]) * T
+    return documents, starts, np.minimum(inputs[documents] - starts, T)
+
+
+def _cut_stream(inputs: np.ndarray, T: int):
+    """Returns (document, start, length, row) of the pieces between borders of documents and of rows."""
+    ends = np.cumsum(inputs)
+    borders = np.union1d(ends, np.arange(T, ends[-1], T) if len(ends) else [])
+    begins = np.concatenate([[0], borders[:-1]]).astype(np.int64)
+    documents = np.searchsorted(ends, begins, side="right")
+    return documents, begins - (ends - inputs)[documents], borders.astype(np.int64) - begins, begins // T
+
+
+def _best_fit_decreasing(lengths: np.ndarray, T: int) -> np.ndarray:
+    """Returns the row of each piece: longest first, into the fullest row that still holds it, else into a new one.
+
+    All pieces of one length are placed together: a row chosen for one of them is the fullest choice for the next too,
+    as long as it fits. The work grows with the number of distinct lengths, hardly with the number of pieces.
+    """
+    row_of = np.empty(len(lengths), np.int64)
+    ascending = np.argsort(lengths, kind="stable")
+    sorted_lengths = lengths[ascending]
+    open_rows: dict[int, list[np.ndarray]] = {}  # rows by their free space
+    is_open = np.zeros(T + 1, bool)  # free spaces that open_rows has rows for
+    row_count = 0
+    for length in np.unique(sorted_lengths)[::-1].tolist():
+        first, last = np.searchsorted(sorted_lengths, [length, length + 1])
+        waiting = ascending[first:last]
+        while len(waiting):
+            fitting = np.flatnonzero(is_open[length:])
+            if len(fitting):
+                space = length + int(fitting[0])
+                rows = open_rows[space].pop()
+                is_open[space] = bool(open_rows[space])
+            else:
+                space = T
+                rows = np.arange(row_count, row_count + -(-len(waiting) // (T // length)))
+                row_count += len(rows)
+            each = space // length
+            used = -(-len(waiting) // each)
+            placed = min(len(waiting), len(rows) * each)
+            row_of[waiting[:placed]] = np.repeat(rows[:used], each)[:placed]
+            waiting = waiting[placed:]
+            full = placed // each
+            for left, rest in (
+                (rows[:full], space - each * length),
+                (rows[full:used], space - placed % each * length),
+                (rows[used:], space),
+            ):
+                if len(left) and rest:
+                    open_rows.setdefault(rest, []).append(left)
+                    is_open[rest] = True
+    return row_of
+
+
+class PackingReport(NamedTuple):
+    """What packing does to one split.
+
+    rows: rows in all.
+    fill: share of the rows' tokens that are text.
+    documents: documents in all.
+    documents_per_row: mean number of documents, or pieces of one, in a row.
+    split_documents: documents cut into two pieces or more.
+    tokens_dropped: tokens that no row holds.
+    """
+
+    rows: int
+    fill: float
+    documents: int
+    documents_per_row: float
+    split_documents: int
+    tokens_dropped: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows:,} rows, fill {self.fill:.1%}, {self.documents_per_row:.1f} documents a row, "
+            f"{self.split_documents:,} of {self.documents:,} documents split, {self.tokens_dropped:,} tokens dropped"
+        )
+
+
+def packing_report(plan: Plan, document_tokens: np.ndarray) -> PackingReport:
+    """Returns the report on a plan for documents of these lengths."""
+    pieces_of = np.bincount(plan.documents, minlength=len(document_tokens))
+    return PackingReport(
+        rows=len(plan),
+        fill=float(plan.lengths.sum() / max(1, len(plan) * plan.row_length)),
+        documents=len(document_tokens),
+        documents_per_row=len(plan.documents) / max(1, len(plan)),
+        split_documents=int((pieces_of > 1).sum()),
+        tokens_dropped=int((document_tokens + 1).sum() - plan.lengths.sum(dtype=np.int64)),
+    )
+
+
+def read_rows(shards: Shards, plan: Plan, rows: np.ndarray) -> Batch:
+    """Returns the batch of some rows of a plan, in their order."""
+    T, B = plan.row_length, len(rows)
+    rows = np.asarray(rows, np.int64)
+    counts = plan.rows[rows + 1] - plan.rows[rows]
+    ordinals = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    pieces = np.repeat(plan.rows[rows], counts) + ordinals
+    lengths = plan.lengths[pieces].astype(np.int64)
+    row_of = np.repeat(np.arange(B), counts)
+    before = np.cumsum(lengths) - lengths
+    used_B = np.bincount(row_of, weights=lengths, minlength=B).astype(np.int64)
+    offsets = before - np.repeat(np.cumsum(used_B) - used_B, counts)
+
+    # Padding is one segment, from the end of the text to the end of the row.
+    starts_BT = np.repeat(used_B.astype(np.int32)[:, None], T, axis=1)
+    ends_BT = np.full((B, T), T, np.int32)
+    segment_ids_BT = np.zeros((B, T), np.int32)
+    at = np.arange(lengths.sum()) + np.repeat(row_of * T + offsets - before, lengths)
+    starts_BT.reshape(-1)[at] = np.repeat(offsets, lengths)
+    ends_BT.reshape(-1)[at] = np.repeat(offsets + lengths, lengths)
+    segment_ids_BT.reshape(-1)[at] = np.repeat(ordinals + 1, lengths)
+
+    tokens_BT = np.zeros((B, T), np.int32)
+    targets_BT = np.zeros((B, T), np.int32)
+    flat_tokens, flat_targets = tokens_BT.reshape(-1), targets_BT.reshape(-1)
+    places = row_of * T + offsets
+    fields = (plan.documents[pieces], plan.starts[pieces], lengths, shards.tokens[plan.documents[pieces]], places)
+    for document, start, length, document_tokens, place in zip(*(field.tolist() for field in fields), strict=True):
+        # In BOS + ids + EOS, token i of the ids is input i + 1 and target i.
+        stop = start + length
+        ids = shards.read(document, max(0, start - 1), min(stop, document_tokens))
+        is_first, is_last = start == 0, stop > document_tokens
+        flat_tokens[place + is_first : place + length] = ids if is_last else ids[:-1]
+        flat_targets[place : place + length - is_last] = ids if is_first else ids[1:]
+        if is_first:
+            flat_tokens[place] = shards.manifest.bos_id
+        if is_last:
+            flat_targets[place + length - 1] = shards.manifest.eos_id
+    return Batch(
+        tokens_BT=tokens_BT,
+        targets_BT=targets_BT,
+        loss_weights_BT=(segment_ids_BT > 0).astype(np.float32),
+        segment_ids_BT=segment_ids_BT,
+        positions_BT=np.arange(T, dtype=np.int32)[None, :] - starts_BT,
+        document_starts_BT=starts_BT,
+        document_ends_BT=ends_BT,
+    )
+
+
+def pad_rows(batch: Batch, rows: int) -> Batch:
+    """Returns the batch with empty rows (weight 0) appended up to a number of rows."""
+    B, T = batch.tokens_BT.shape
+
+    def padded(x: np.ndarray, fill) -> np.ndarray:
+        return np.concatenate([x, np.broadcast_to(np.asarray(fill, x.dtype), (rows - B, T))])
+
+    zeros = {name: padded(x, 0) for name, x in batch._asdict().items()}
+    return Batch(**zeros)._replace(
+        positions_BT=padded(batch.positions_BT, np.arange(T)), document_ends_BT=padded(batch.document_ends_BT, T)
+    )
+
+
+def make_batches(
+    shards: list[Shards],
+    plans: list[Plan],
+    weights: list[float],
+    config: PackingConfig,
+    *,
+    rows_per_step: int,
+    seed: int,
+) -> grain.DatasetIterator:
+    """Returns an endless iterator over `Batch`es of `rows_per_step` rows; every epoch shuffles all rows anew.
+
+    Each row holds documents of one corpus. Rows of several corpora are mixed in proportion to their weights, so the
+    weights are shares of tokens. `get_state()` is a small dict that JSON can hold, and `set_state` resumes exactly.
+
+    Args:
+        shards, plans, weights: one of each for every corpus.
+    """
+    first_row = np.cumsum([0] + [len(plan) for plan in plans])
+    orders = []
+    for part in range(len(plans)):
+        numbers = grain.MapDataset.range(int(first_row[part]), int(first_row[part + 1]))
+        orders.append(numbers.seed(seed * 1000 + part).shuffle().repeat())
+    order = grain.MapDataset.mix(orders, weights) if len(orders) > 1 else orders[0]
+
+    def read(numbers: np.ndarray) -> Batch:
+        part_of = np.searchsorted(first_row, numbers, side="right") - 1
+        batches, places = [], []
+        for part in np.unique(part_of).tolist():
+            place = np.flatnonzero(part_of == part)
+            batches.append(read_rows(shards[part], plans[part], numbers[place] - first_row[part]))
+            places.append(place)
+        back = np.argsort(np.concatenate(places))
+        return (
+            batches[0] if len(batches) == 1 else Batch(*(np.concatenate(xs)[back] for xs in zip(*batches, strict=True)))
+        )
+
+    options = grain.ReadOptions(num_threads=config.reader_threads, prefetch_buffer_size=config.reader_buffer)
+    return iter(order.batch(rows_per_step).map(read).to_iter_dataset(options))

@@ -1,0 +1,177 @@
+"""The pure training step: state and batch in, state and metrics out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.loss import LossSums, cross_entropy, token_nats
+from jaxformer.model import Kernel, ModelConfig, Transformer
+from jaxformer.packing import Batch
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long a run is and how large its steps are.
+
+    steps: optimizer updates.
+    rows_per_step: rows of the batch of one update, over all micro-batches.
+    micro_batches: parts of a batch that are computed one after another to save memory; the result is the same.
+    compute_dtype: of matmuls: 'float32', 'bfloat16', or 'auto' for bfloat16 on a GPU and float32 on a CPU.
+    log_every_steps: steps between progress lines.
+    peak_tflops: peak of the device for the model FLOPs utilisation; 0 looks it up.
+    """
+
+    steps: int
+    rows_per_step: int
+    micro_batches: int = execution(1)
+    compute_dtype: str = "auto"
+    log_every_steps: int = execution(10)
+    peak_tflops: float = execution(0.0)
+
+    def __post_init__(self):
+        check_types(self)
+        for name in ("steps", "rows_per_step", "micro_batches", "log_every_steps"):
+            require(getattr(self, name) >= 1, f"training.{name} ({getattr(self, name)}) must be at least 1")
+        require(
+            self.rows_per_step % self.micro_batches == 0,
+            f"training.micro_batches ({self.micro_batches}) must divide training.rows_per_step ({self.rows_per_step})",
+        )
+        require_one_of("training.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
+        require(self.peak_tflops >= 0, f"training.peak_tflops ({self.peak_tflops}) must not be negative")
+
+
+def compute_dtype(config: TrainingConfig) -> Any:
+    """Returns the dtype of the matmuls on the default device."""
+    if config.compute_dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.compute_dtype)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes, as data; and what it needs to know, as static fields."""
+
+    step: jax.Array
+    params: nnx.State
+    opt_state: Any
+    graphdef: nnx.GraphDef = flax.struct.field(pytree_node=False)
+    optimizer: optax.GradientTransformation = flax.struct.field(pytree_node=False)
+    compute_dtype: Any = flax.struct.field(pytree_node=False)
+    micro_batches: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def model(self) -> Transformer:
+        """The model with its matrices in the compute dtype."""
+        return nnx.merge(self.graphdef, cast_matrices(self.params, self.compute_dtype))
+
+
+def init_state(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    attention: str = "xla",
+    compute_dtype: Any = jnp.float32,
+    micro_batches: int = 1,
+) -> TrainState:
+    """Returns the state before step 0; parameters and optimizer state are float32.
+
+    Args:
+        compute_dtype: dtype of the matmuls.
+        micro_batches: parts of the batch, a divisor of its rows, whose gradients are summed before the update.
+    """
+
+    @jax.jit
+    def init():
+        graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(params=seed), attention=attention))
+        return graphdef, params, optimizer.init(params)
+
+    graphdef, params, opt_state = init()
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, graphdef, optimizer, compute_dtype, micro_batches)
+
+
+def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Returns the state after one update, and its metrics as float32 scalars on the device.
+
+    The gradient is that of the mean objective over all weighted tokens of the batch, whatever the micro-batches.
+    Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`.
+
+    Metrics: `loss` (nats per target), `gradient_norm` (before clipping), `targets` (sum of the loss weights).
+    """
+
+    def objective(params, micro_batch):
+        sums = _batch_loss(nnx.merge(state.graphdef, params), micro_batch)
+        return sums.objective, sums
+
+    # Cast once a step, outside of the scans over micro-batches and layers.
+    params = cast_matrices(state.params, state.compute_dtype)
+    gradient = jax.grad(objective, has_aux=True)
+    if state.micro_batches == 1:
+        grads, sums = gradient(params, batch)
+    else:
+        grads, sums = _accumulate(gradient, params, batch, state.micro_batches)
+    grads = jax.tree.map(lambda g: g.astype(jnp.float32) / sums.weight, grads)
+    updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
+    metrics = {"loss": sums.nats / sums.weight, "gradient_norm": optax.global_norm(grads), "targets": sums.weight}
+    new_params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=new_params, opt_state=opt_state), metrics
+
+
+def eval_step(state: TrainState, batch: Batch) -> jax.Array:
+    """Returns each target's weighted cross-entropy in nats, float32 `nats_BT`; 0 at padding."""
+    model = state.model
+    nats_N = token_nats(
+        _features(model, batch),
+        model.unembedding_VD,
+        batch.targets_BT.reshape(-1),
+        logit_soft_cap=model.config.logit_soft_cap,
+        chunk_tokens=model.config.loss_chunk_tokens,
+    )
+    return nats_N.reshape(batch.targets_BT.shape) * batch.loss_weights_BT
+
+
+def cast_matrices(params: nnx.State, dtype: Any) -> nnx.State:
+    """Returns the parameters with matrices in `dtype`; gains of norms stay float32."""
+    return jax.tree.map(
+        lambda p: p.replace(p[...].astype(dtype)) if isinstance(p, Kernel) else p,
+        params,
+        is_leaf=lambda p: isinstance(p, nnx.Variable),
+    )
+
+
+def _batch_loss(model: Transformer, batch: Batch) -> LossSums:
+    return cross_entropy(
+        _features(model, batch),
+        model.unembedding_VD,
+        batch.targets_BT.reshape(-1),
+        batch.loss_weights_BT.reshape(-1),
+        logit_soft_cap=model.config.logit_soft_cap,
+        z_loss_coefficient=model.config.z_loss,
+        chunk_tokens=model.config.loss_chunk_tokens,
+    )
+
+
+def _features(model: Transformer, batch: Batch) -> jax.Array:
+    return model.features(batch.tokens_BT, batch.positions_BT, batch.document_starts_BT, batch.document_ends_BT)
+
+
+def _accumulate(gradient, params, batch: Batch, micro_batches: int):
+    """Returns the float32 sums of gradients and losses over equal parts of the batch, one part at a time."""
+    rows = batch.tokens_BT.shape[0]
+    require(rows % micro_batches == 0, f"micro_batches ({micro_batches}) must divide the rows of a batch ({rows})")
+    parts = jax.tree.map(lambda x: x.reshape(micro_batches, rows // micro_batches, *x.shape[1:]), batch)
+
+    def add(totals, part):
+        return jax.tree.map(lambda total, new: total + new.astype(jnp.float32), totals, gradient(params, part)), None
+
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.float32),
+        jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts)),
+    )
+    return jax.lax.scan(add, zeros, parts)[0]

@@ -1,0 +1,202 @@
+"""Text to ids and back with SentencePiece (Kudo & Richardson 2018, arXiv 1808.06226), without loss.
+
+`decode(encode(text)) == text` for every Unicode text: no normalisation, whitespace kept, byte fallback for what the
+vocabulary lacks. SentencePiece writes a space as U+2581; that character itself is therefore encoded as its bytes.
+"""
+
+import hashlib
+import heapq
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from jaxformer.cache import make_once
+from jaxformer.config import UserError, check_types, execution, flatten, require, require_one_of
+from jaxformer.corpus import Documents, key_fraction
+
+SPACE_MARK = "\u2581"
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A tokenizer to train on the corpus, or a given one.
+
+    path: a SentencePiece .model file to use; '' trains one on the training documents of the corpus.
+    vocabulary_size: pieces to train, specials and 256 bytes among them.
+    model_type: 'bpe' or 'unigram'.
+    training_bytes: text to train on, bytes; of a larger corpus a sample by hash of the documents' keys.
+    threads: threads to train and encode with; 0 for one per processor.
+    """
+
+    path: str = ""
+    vocabulary_size: int = 4096
+    model_type: str = "bpe"
+    training_bytes: int = 50_000_000
+    threads: int = execution(0)
+
+    def __post_init__(self):
+        check_types(self)
+        require_one_of("tokenizer.model_type", self.model_type, ("bpe", "unigram"))
+        require(
+            self.vocabulary_size >= 300,
+            f"tokenizer.vocabulary_size ({self.vocabulary_size}) must be at least 300, for 256 bytes and some pieces",
+        )
+        require(self.training_bytes > 0, f"tokenizer.training_bytes ({self.training_bytes}) must be positive")
+        require(self.threads >= 0, f"tokenizer.threads ({self.threads}) must not be negative")
+
+
+class Tokenizer:
+    """A SentencePiece model that loses nothing.
+
+    Attributes:
+        vocabulary_size: ids lie in [0, vocabulary_size).
+        bos_id, eos_id: the marks of a document's beginning and end, never produced by `encode`.
+        digest: hexadecimal SHA-256 of the model file.
+    """
+
+    def __init__(self, model: bytes, *, threads: int = 0):
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._threads = threads or os.cpu_count() or 1
+        self.digest = hashlib.sha256(model).hexdigest()
+        self.vocabulary_size = self._processor.vocab_size()
+        self.bos_id = self._processor.bos_id()
+        self.eos_id = self._processor.eos_id()
+        self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text, without BOS and EOS."""
+        if SPACE_MARK not in text:
+            return self._processor.encode(text)
+        first, *rest = text.split(SPACE_MARK)
+        ids = self._processor.encode(first)
+        for part in rest:
+            ids += self._space_mark_ids + self._processor.encode(part)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of each text, int32 (tokens,), computed by several threads outside of Python's lock."""
+        marked = [i for i, text in enumerate(texts) if SPACE_MARK in text]
+        plain = list(texts)
+        for i in marked:
+            plain[i] = ""
+        encoded = self._processor.encode(plain, return_type="numpy", num_threads=self._threads)
+        for i in marked:
+            encoded[i] = np.array(self.encode(texts[i]), np.int32)
+        return encoded
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of ids; BOS and EOS are left out, and bytes that form no character become U+FFFD."""
+        return self._processor.decode([int(i) for i in ids])
+
+
+def prepare_tokenizer(corpora: Sequence[Documents], config: TokenizerConfig, cache: Path) -> Tokenizer:
+    """Returns the given tokenizer, or the one trained on the training documents of some corpora, trained once.
+
+    Each corpus gives an equal share of the text whatever its weight in a mixture, so that runs which differ only in
+    the weights share a tokenizer.
+    """
+    if config.path:
+        return load_tokenizer(config.path, threads=config.threads)
+
+    def train(path: Path) -> None:
+        limit = max(1, config.training_bytes // len(corpora))
+        texts = [text for documents in corpora for text in sample_texts(documents, limit)]
+        path.write_bytes(train_tokenizer(texts, config))
+
+    identity = [flatten(config, science_only=True), [[d.digest, d.config.validation_share] for d in corpora]]
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    path = make_once(cache / "tokenizers" / f"{name}.model", train, "training the tokenizer")
+    return load_tokenizer(path, threads=config.threads)
+
+
+def sample_texts(documents: Documents, limit_bytes: int) -> list[str]:
+    """Returns the training texts whose keys have the smallest hashes, in that order, as many as fit in the limit.
+
+    The sample depends on neither the order nor the files of the corpus, and holds no more than the limit in memory.
+    """
+    heap: list[tuple[float, str]] = []
+    total = 0
+    for document in documents:
+        fraction = key_fraction(document.key)
+        if fraction < documents.config.validation_share:
+            continue
+        heapq.heappush(heap, (-fraction, document.text))
+        total += len(document.text.encode())
+        while total > limit_bytes and len(heap) > 1:
+            total -= len(heapq.heappop(heap)[1].encode())
+    return [text for _, text in sorted(heap, reverse=True)]
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
+    """Returns the SentencePiece model trained on some texts, as its file's bytes.
+
+    Raises:
+        UserError: the text is too little for the vocabulary.
+    """
+    lines = (line for text in texts for line in text.split("\n"))
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_cut(lines, 4000),
+            model_writer=model,
+            model_type=config.model_type,
+            vocab_size=config.vocabulary_size,
+            # Losslessness.
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            user_defined_symbols=["\n"],
+            character_coverage=0.9999,
+            split_digits=True,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            max_sentence_length=1 << 20,
+            num_threads=config.threads or os.cpu_count() or 1,
+            minloglevel=2,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"the tokenizer could not be trained with tokenizer.vocabulary_size {config.vocabulary_size}: {reason}"
+        ) from error
+    return model.getvalue()
+
+
+def load_tokenizer(path: str | os.PathLike, *, threads: int = 0) -> Tokenizer:
+    """Returns the tokenizer of a SentencePiece .model file.
+
+    Raises:
+        UserError: the file is missing, is no SentencePiece model, or lacks what jaxformer needs: BOS, EOS, byte
+            fallback, and no normalisation.
+    """
+    try:
+        tokenizer = Tokenizer(Path(path).read_bytes(), threads=threads)
+    except OSError as error:
+        raise UserError(f"tokenizer.path {path}: {error.strerror}") from error
+    except RuntimeError as error:
+        raise UserError(f"tokenizer.path {path}: not a SentencePiece model") from error
+    require(tokenizer.bos_id >= 0 and tokenizer.eos_id >= 0, f"tokenizer.path {path}: it has no BOS or no EOS piece")
+    probe = "  a\tb\n\n\u0000 ¼ﬁ \u2581\U0001f9ea e\u0301  "
+    require(
+        tokenizer.decode(tokenizer.encode(probe)) == probe,
+        f"tokenizer.path {path}: it loses text (train it with byte_fallback, normalization_rule_name=identity, "
+        "add_dummy_prefix=false and remove_extra_whitespaces=false)",
+    )
+    return tokenizer
+
+
+def _cut(lines: Iterable[str], length: int) -> Iterable[str]:
+    """Yields the non-empty lines, long ones in pieces: the trainer's cost grows with the length of a line."""
+    for line in lines:
+        for first in range(0, len(line), length):
+            yield line[first : first + length]

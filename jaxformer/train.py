@@ -1,0 +1,236 @@
+"""The training loop, and the command `python -m jaxformer.train --experiment=NAME`."""
+
+import argparse
+import importlib.metadata
+import inspect
+import json
+import logging
+import resource
+import sys
+import time
+import typing
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.checkpoint import open_checkpoints, restore, save
+from jaxformer.config import UserError, did_you_mean, require, to_dict
+from jaxformer.data import Data, prepare_data
+from jaxformer.evaluate import validate
+from jaxformer.experiment import Experiment, list_experiments, load_experiment, make_state, science
+from jaxformer.generate import generate
+from jaxformer.metrics import (
+    Progress,
+    TrainingFailure,
+    describe_validation,
+    duration,
+    open_writer,
+    peak_tflops,
+    training_flops_per_token,
+)
+from jaxformer.optimizer import make_schedule
+from jaxformer.packing import make_batches, packing_report
+from jaxformer.plan import count_embeddings, print_plan
+from jaxformer.run_folder import check_folder, read_json, run_record, write_json
+from jaxformer.step import TrainState, train_step
+from jaxformer.tokenizer import Tokenizer
+
+
+def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
+    """Runs an experiment in a folder, or resumes it there; returns its summary.
+
+    Raises:
+        UserError: the configuration does not fit the data, the device or what the folder holds.
+        TrainingFailure: the loss is not finite.
+    """
+    steps = experiment.training.steps
+    check_folder(workdir, {**science(experiment), "seed": seed}, "science")
+    if (summary := read_json(workdir / "summary.json")) and summary["status"] == "finished":
+        validation = {name: summary[f"validation/{name}"] for name in ("loss", "bits_per_byte")}
+        print(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
+        return summary
+    print(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
+
+    data = prepare_data(experiment, seed)
+    identity = {
+        "tokenizer": data.tokenizer.digest,
+        **{s.manifest.origin: s.manifest.corpus_digest for s in data.shards},
+    }
+    check_folder(workdir, identity, "digests")
+    state = make_state(experiment, seed)
+    describe(experiment, state, data)
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", run_record(experiment, seed, identity))
+    checkpoints = open_checkpoints(workdir / "checkpoints", experiment.checkpoint)
+    batches = make_batches(
+        data.shards,
+        data.plans,
+        data.weights,
+        experiment.packing,
+        rows_per_step=experiment.training.rows_per_step,
+        seed=seed,
+    )
+    seconds_before = 0.0
+    if checkpoints.latest_step() is not None:
+        state, data_state, record = restore(checkpoints, state)
+        batches.set_state(data_state)
+        seconds_before = record["seconds"]
+        print(f"resumed from step {int(state.step)}")
+    writer, note = open_writer(workdir, first_step=int(state.step))
+    print(f"metrics     {workdir / 'metrics.jsonl'}; {note}")
+
+    progress = Progress(
+        writer,
+        steps=steps,
+        every_steps=experiment.training.log_every_steps,
+        schedule=make_schedule(experiment.optimizer, steps),
+        flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
+        peak=experiment.training.peak_tflops or peak_tflops(jax.devices()[0].device_kind),
+    )
+    jitted_step = jax.jit(train_step, donate_argnums=0)
+    started = time.perf_counter()
+    for step in range(int(state.step) + 1, steps + 1):
+        batch = next(batches)
+        data_state = batches.get_state()
+        state, metrics = jitted_step(state, batch)
+        # Step k's metrics are fetched after step k + 1 is dispatched, so that the device never waits for the host.
+        progress.add(step, metrics)
+        is_last = step == steps
+        if is_last or step % experiment.checkpoint.every_steps == 0:
+            progress.flush()
+            save(checkpoints, state, data_state, {"seconds": seconds_before + time.perf_counter() - started})
+        if is_last or step % experiment.evaluation.every_steps == 0:
+            progress.flush()
+            validation = validate(state, data.validation, rows_per_batch=experiment.evaluation.rows_per_batch)
+            progress.add_validation(step, validation)
+    checkpoints.close()
+    writer.close()
+
+    seconds = seconds_before + time.perf_counter() - started
+    summary = {
+        "status": "finished",
+        "experiment": experiment.name,
+        "seed": seed,
+        "steps": steps,
+        "tokens": steps * experiment.training.rows_per_step * experiment.packing.row_length,
+        "seconds": seconds,
+        "device_hours": seconds / 3600 * jax.device_count(),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "train/loss": progress.loss,
+        **{f"validation/{name}": value for name, value in validation.items()},
+    }
+    if experiment.evaluation.sample_tokens:
+        text = sample(state, data.tokenizer, experiment.evaluation.sample_tokens, seed)
+        (workdir / "sample.txt").write_text(text)
+        print(f"a sample ({workdir / 'sample.txt'}):\n{text}\n")
+    write_json(workdir / "summary.json", summary)
+    print(f"finished in {duration(seconds)}: validation {describe_validation(validation)}; results in {workdir}")
+    return summary
+
+
+def describe(experiment: Experiment, state: TrainState, data: Data) -> None:
+    """Prints, once at the start, what will run on what."""
+    training, row_length = experiment.training, experiment.packing.row_length
+    device = jax.devices()[0]
+    tokens_per_step = training.rows_per_step * row_length
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    flops = training_flops_per_token(experiment.model, row_length)
+    print(f"device      {device.device_kind} ({device.platform}), {jnp.dtype(state.compute_dtype).name} matmuls")
+    print(f"attention   {state.model.attention}, masked by document")
+    print(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
+    for shards, plan, weight in zip(data.shards, data.plans, data.weights, strict=True):
+        m = shards.manifest
+        share = f", {weight / sum(data.weights):.0%} of the tokens" if len(data.shards) > 1 else ""
+        print(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
+        print(
+            f"            {m.documents['train']:,} documents, {m.tokens['train']:,} tokens to train on, "
+            f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed"
+        )
+        print(f"packing     {packing_report(plan, shards.tokens)}")
+    print(f"model       {parameters:,} parameters, {parameters - count_embeddings(experiment):,} without embeddings")
+    print(
+        f"training    {training.steps:,} steps of {training.rows_per_step} rows x {row_length} = {tokens_per_step:,} "
+        f"tokens, {training.steps * tokens_per_step:,} in all; {flops / 1e6:,.1f} MFLOPs per token"
+    )
+
+
+def sample(state: TrainState, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
+    """Returns a text that the model writes from BOS on, up to its EOS or a number of tokens."""
+    limit = state.model.config.learned_positions
+    length = min(tokens, limit - 1) if limit else tokens
+    prompt = jnp.full((1, 1), tokenizer.bos_id, jnp.int32)
+    ids = generate(state.model, prompt, length=length, key=jax.random.key(seed), temperature=0.8)[0, 1:].tolist()
+    ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
+    return tokenizer.decode([i for i in ids if i < tokenizer.vocabulary_size])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status: 0 done, 1 a failed training, 2 what the user can put right."""
+    # Orbax and TFDS tell at length, through absl, what they do.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        options, overrides = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        experiment = load_experiment(options.experiment, overrides)
+        if options.print_config:
+            print(json.dumps(to_dict(experiment), indent=2))
+        elif options.plan:
+            print_plan(experiment)
+        else:
+            workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
+            train(experiment, workdir, seed=options.seed)
+    except UserError as error:
+        print(f"jaxformer: {error}", file=sys.stderr)
+        return 2
+    except TrainingFailure as error:
+        print(f"jaxformer: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\njaxformer: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; see --help")
+
+
+def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Returns the options and the overrides `--section.field=value` by dotted path."""
+    sections = typing.get_type_hints(Experiment)
+    documented = "\n\n".join(
+        f"--{name}.FIELD=VALUE\n{inspect.getdoc(kind)}"
+        for name, kind in sections.items()
+        if hasattr(kind, "__mro__") and kind is not str
+    )
+    parser = _Parser(
+        prog="python -m jaxformer.train",
+        description="Trains an experiment, or resumes it where it stopped.",
+        epilog=f"experiments here: {', '.join(list_experiments()) or 'none'}\n\n{documented}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--experiment", required=True, help="a file in experiments/, or a path to one")
+    parser.add_argument("--workdir", type=Path, help="run folder (default: runs/EXPERIMENT/seed_SEED)")
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation and data order (default: 0)")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
+    parser.add_argument("--plan", action="store_true", help="print size, memory, disk and expected time, and exit")
+    options, rest = parser.parse_known_args(arguments)
+    require(0 <= options.seed < 2**20, f"--seed ({options.seed}) must lie in [0, {2**20})")
+    overrides = {}
+    for argument in rest:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        known = ["experiment", "workdir", "seed", "print_config", "plan", "help"]
+        require(
+            argument.startswith("--") and "." in name,
+            f"unknown argument {argument!r}{did_you_mean(name, known)}; see --help",
+        )
+        require(bool(equals), f"--{name} needs a value: --{name}=VALUE")
+        overrides[name] = value
+    return options, overrides
+
+
+if __name__ == "__main__":
+    sys.exit(main())
