@@ -1,6 +1,7 @@
 """Where what is made once is kept: complete or absent, and made by one process at a time."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -36,7 +37,8 @@ def make_once(path: Path, make: Callable[[Path], None], what: str) -> Path:
                 make(unfinished)
                 unfinished.rename(path)
     except OSError as error:
-        if error.filename is None and error.errno is None:
+        is_ours = str(error.filename or "").startswith(str(path.parent)) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not is_ours:
             raise
         raise UserError(
             f"cache {path.parent}: {error.strerror}; free space there or set JAXFORMER_CACHE to another folder"

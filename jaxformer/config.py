@@ -76,7 +76,7 @@ def _overridden(known: dict, hints: dict, groups: dict[str, dict[str, str]], pre
         value = known[name]
         is_node = dataclasses.is_dataclass(value) or isinstance(value, tuple)
         if "" in inner and is_node:
-            inside = ", ".join(f"{path}.{f}" for f in list(flatten(value))[:3])
+            inside = ", ".join(f"{path}.{f}" for f in list(flatten(value))[:3]) or "none here"
             raise UserError(f"{path} is a section, not a value; set one of its fields: {inside}, ...")
         if not is_node:
             for rest in inner:

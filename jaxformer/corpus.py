@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import sysconfig
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class Documents:
     origin: where it comes from.
     licence: its licence.
     files: the source files, in reading order.
+    source_bytes: of the files together, compressed where they are.
     """
 
     config: CorpusConfig
@@ -91,11 +93,7 @@ class Documents:
     origin: str
     licence: str
     files: tuple[Path, ...]
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the source files, compressed where they are."""
-        return sum(path.stat().st_size for path in self.files)
+    source_bytes: int
 
     def __iter__(self) -> Iterator[Document]:
         match self.config.kind:
@@ -143,7 +141,8 @@ def load_documents(config: CorpusConfig) -> Documents:
     digest = hashlib.sha256(json.dumps([reading, extra]).encode())
     for name, path in zip(names, files, strict=True):
         digest.update(json.dumps([name, _file_digest(path)]).encode())
-    return Documents(config, digest.hexdigest(), origin, licence or "not stated", files)
+    source_bytes = sum(path.stat().st_size for path in files)
+    return Documents(config, digest.hexdigest(), origin, licence or "not stated", files, source_bytes)
 
 
 def parts_of(config: CorpusConfig) -> tuple[CorpusConfig, ...]:
@@ -214,7 +213,14 @@ def _file_digest(path: Path) -> str:
         raise UserError(f"corpus file {path}: {error.strerror}") from error
 
 
-def _decode(data: bytes, path: Path) -> str:
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"corpus file {path}: {error.strerror}") from error
+
+
+def _decode(data: bytes, path: Path | str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -255,14 +261,16 @@ def _help_topics() -> dict[str, str]:
 def _read_pystdlib(files: tuple[Path, ...]) -> Iterator[Document]:
     root = _pystdlib_root()
     for path in files:
-        yield Document(path.relative_to(root).as_posix(), _decode(path.read_bytes(), path))
+        yield Document(path.relative_to(root).as_posix(), _decode(_read_bytes(path), path))
     for name, text in sorted(_help_topics().items()):
         yield Document(f"topic/{name}", text)
 
 
 def _read_text(files: tuple[Path, ...], root: Path) -> Iterator[Document]:
     for path in files:
-        yield Document(path.relative_to(root).as_posix(), _decode(path.read_bytes(), path))
+        # A file's name may be no Unicode text; what it cannot say is written as escapes.
+        key = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
+        yield Document(key, _decode(_read_bytes(path), path))
 
 
 def _read_jsonl(files: tuple[Path, ...], config: CorpusConfig) -> Iterator[Document]:
@@ -282,28 +290,31 @@ def _read_jsonl(files: tuple[Path, ...], config: CorpusConfig) -> Iterator[Docum
                 if text.strip():
                     try:
                         record = json.loads(text)
-                    except json.JSONDecodeError as error:
-                        raise UserError(
-                            f"corpus file {where}: not JSON: {error.msg} at column {error.colno}"
-                        ) from error
+                    except (ValueError, RecursionError) as error:
+                        is_syntax = isinstance(error, json.JSONDecodeError)
+                        reason = f"{error.msg} at column {error.colno}" if is_syntax else str(error)
+                        raise UserError(f"corpus file {where}: not JSON: {reason}") from error
                     yield _to_document(record, config, where)
 
 
 def _lines(file: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
     try:
         yield from file
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"corpus file {path}: damaged or not {path.suffix} data: {error}") from error
 
 
 def _open_compressed(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".zst":
-        import pyarrow
+    try:
+        if path.suffix == ".gz":
+            return gzip.open(path, "rb")
+        if path.suffix == ".zst":
+            import pyarrow
 
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"), 1 << 20)
-    return path.open("rb")
+            return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"), 1 << 20)
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"corpus file {path}: {error.strerror or error}") from error
 
 
 def _read_parquet(files: tuple[Path, ...], config: CorpusConfig) -> Iterator[Document]:
@@ -320,15 +331,18 @@ def _read_parquet(files: tuple[Path, ...], config: CorpusConfig) -> Iterator[Doc
                 for record in records.to_pylist():
                     row += 1
                     yield _to_document(record, config, f"{path}, row {row}")
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"corpus file {path}: damaged or not Parquet: {error}") from error
 
 
 def _read_tfds(config: CorpusConfig) -> Iterator[Document]:
     builder = _tfds_builder(config)
     for row, record in enumerate(builder.as_data_source(split=config.split)):
-        decoded = {name: v.decode("utf-8") if isinstance(v, bytes) else v for name, v in record.items()}
-        yield _to_document(decoded, config, f"{builder.info.full_name}, {config.split}, record {row}")
+        where = f"{builder.info.full_name}, {config.split}, record {row}"
+        for name in {config.text_field, config.key_field}:
+            if isinstance(record.get(name), bytes):
+                record[name] = _decode(record[name], where)
+        yield _to_document(record, config, where)
 
 
 def _tfds_builder(config: CorpusConfig):
@@ -352,15 +366,22 @@ def _to_document(record: dict, config: CorpusConfig, where: str) -> Document:
     _require_fields([config.text_field, *([config.key_field] if config.key_field else [])], record, where)
     text = record[config.text_field]
     require(isinstance(text, str), f"corpus file {where}: field {config.text_field!r} must be text, not {text!r:.40}")
+    encoded = _encode(text, config.text_field, where)
+    if not config.key_field:
+        return Document(hashlib.blake2b(encoded, digest_size=16).hexdigest(), text)
+    key = record[config.key_field]
+    require(key is not None, f"corpus file {where}: field {config.key_field!r} must identify the record; it is null")
+    _encode(str(key), config.key_field, where)
+    return Document(str(key), text)
+
+
+def _encode(text: str, field: str, where: str) -> bytes:
     try:
-        encoded = text.encode("utf-8")
+        return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"corpus file {where}: a lone surrogate at character {error.start} is no Unicode text"
+            f"corpus file {where}: a lone surrogate at character {error.start} of field {field!r} is no Unicode text"
         ) from error
-    if config.key_field:
-        return Document(str(record[config.key_field]), text)
-    return Document(hashlib.blake2b(encoded, digest_size=16).hexdigest(), text)
 
 
 def _require_fields(wanted: list[str], present, where: str) -> None:

@@ -27,6 +27,10 @@ from jaxformer.config import check_types, execution, require, require_one_of
 
 ACTIVATIONS = ("gelu", "swiglu", "relu2")
 
+# Standard deviation of all matrices at initialisation, as in GPT-2 (Radford et al. 2019); those that write to the
+# residual stream are divided by the root of their number. At width 128 this learned faster than 1 / sqrt(fan-in).
+INITIAL_SCALE = 0.02
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -178,10 +182,12 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, attention: str = "xla"):
         self.config = config
         self.attention = attention
-        self.embedding = Kernel(0.02 * jax.random.normal(rngs.params(), (config.vocabulary_size, config.width)))
+        self.embedding = Kernel(
+            INITIAL_SCALE * jax.random.normal(rngs.params(), (config.vocabulary_size, config.width))
+        )
         if config.learned_positions:
             shape = (config.learned_positions, config.width)
-            self.position_embedding = Kernel(0.02 * jax.random.normal(rngs.params(), shape))
+            self.position_embedding = Kernel(INITIAL_SCALE * jax.random.normal(rngs.params(), shape))
 
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -191,7 +197,9 @@ class Transformer(nnx.Module):
         self.blocks = stacked_blocks(rngs)
         self.final_norm = RMSNorm(config.width)
         if not config.tied_embeddings:
-            self.unembedding = Kernel(0.02 * jax.random.normal(rngs.params(), (config.vocabulary_size, config.width)))
+            self.unembedding = Kernel(
+                INITIAL_SCALE * jax.random.normal(rngs.params(), (config.vocabulary_size, config.width))
+            )
 
     def __call__(self, tokens_BT: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Returns float32 `logits_BTV`.
@@ -277,4 +285,4 @@ def soft_cap(logits: jax.Array, cap: float) -> jax.Array:
 
 
 def _kernel(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> Kernel:
-    return Kernel(scale * fan_in**-0.5 * jax.random.normal(rngs.params(), (fan_in, fan_out)))
+    return Kernel(scale * INITIAL_SCALE * jax.random.normal(rngs.params(), (fan_in, fan_out)))

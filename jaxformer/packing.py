@@ -23,6 +23,9 @@ import numpy as np
 from jaxformer.config import check_types, execution, require, require_one_of
 from jaxformer.shards import Shards
 
+# Without end for any run, yet short enough that Grain can count the batches in 64 bits.
+_EPOCHS = 1 << 30
+
 
 class Batch(NamedTuple):
     """Packed rows; every array is (B, T)."""
@@ -50,7 +53,7 @@ class PackingConfig:
     row_length: T, tokens of a row: the longest context that the model sees.
     method: 'best_fit' or 'concat_and_split'.
     minimum_fill: smallest share of the rows' tokens that may be text; below, the run stops before it starts.
-    reader_threads: threads that read batches ahead of the step.
+    reader_threads: threads that read batches ahead of the step; 0 reads when the step asks.
     reader_buffer: batches that are read ahead.
     """
 
@@ -65,7 +68,7 @@ class PackingConfig:
         require_one_of("packing.method", self.method, ("best_fit", "concat_and_split"))
         require(self.row_length >= 2, f"packing.row_length ({self.row_length}) must be at least 2")
         require(0 <= self.minimum_fill <= 1, f"packing.minimum_fill ({self.minimum_fill}) must lie in [0, 1]")
-        require(self.reader_threads >= 1, f"packing.reader_threads ({self.reader_threads}) must be at least 1")
+        require(self.reader_threads >= 0, f"packing.reader_threads ({self.reader_threads}) must not be negative")
         require(self.reader_buffer >= 1, f"packing.reader_buffer ({self.reader_buffer}) must be at least 1")
 
 
@@ -290,7 +293,7 @@ def make_batches(
     orders = []
     for part in range(len(plans)):
         numbers = grain.MapDataset.range(int(first_row[part]), int(first_row[part + 1]))
-        orders.append(numbers.seed(seed * 1000 + part).shuffle().repeat())
+        orders.append(numbers.seed(seed * 1000 + part).shuffle().repeat(_EPOCHS))
     order = grain.MapDataset.mix(orders, weights) if len(orders) > 1 else orders[0]
 
     def read(numbers: np.ndarray) -> Batch:
@@ -305,5 +308,6 @@ def make_batches(
             batches[0] if len(batches) == 1 else Batch(*(np.concatenate(xs)[back] for xs in zip(*batches, strict=True)))
         )
 
-    options = grain.ReadOptions(num_threads=config.reader_threads, prefetch_buffer_size=config.reader_buffer)
+    buffer = config.reader_buffer if config.reader_threads else 0
+    options = grain.ReadOptions(num_threads=config.reader_threads, prefetch_buffer_size=buffer)
     return iter(order.batch(rows_per_step).map(read).to_iter_dataset(options))

@@ -44,7 +44,7 @@ def print_plan(experiment: Experiment) -> None:
     )
     checkpoint, keep = 12 * parameters, experiment.checkpoint.keep
     print(
-        f"disk        {_gigabytes(checkpoint * (keep + 1))} at most: {keep} checkpoints of {_gigabytes(checkpoint)} and one"
+        f"disk        {_gigabytes(checkpoint * (keep + 1))} at most, {keep + 1} checkpoints of {_gigabytes(checkpoint)}"
     )
     state, metrics = jax.block_until_ready(step(state, batch))
     started = time.perf_counter()

@@ -99,15 +99,16 @@ class Shards:
         Raises:
             UserError: a shard file is damaged or missing.
         """
-        first = start // RECORD_TOKENS
-        last = max(first, (stop - 1) // RECORD_TOKENS)
-        base = int(self._first_record[document])
         dtype = _id_dtype(self.manifest.vocabulary_size)
+        if start >= stop:
+            return np.empty(0, dtype)
+        first, last = start // RECORD_TOKENS, (stop - 1) // RECORD_TOKENS
+        base = int(self._first_record[document])
         try:
             if self._source is None:
                 self._source = _open_source(self.folder, self.split)
             records = [_parse(self._source[base + i], dtype) for i in range(first, last + 1)]
-        except (RuntimeError, OSError, ValueError, IndexError) as error:
+        except Exception as error:  # ArrayRecord, TFDS and protobuf each raise kinds of their own.
             raise UserError(
                 f"token shards {self.folder}: split {self.split!r} cannot be read ({one_line(error)}); "
                 "delete the folder and run again to prepare it anew"

@@ -118,7 +118,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
         grads, sums = _accumulate(gradient, params, batch, state.micro_batches)
     grads = jax.tree.map(lambda g: g.astype(jnp.float32) / sums.weight, grads)
     updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
-    metrics = {"loss": sums.nats / sums.weight, "gradient_norm": optax.global_norm(grads), "targets": sums.weight}
+    metrics = {"loss": sums.nats / sums.weight, "gradient_norm": optax.tree.norm(grads), "targets": sums.weight}
     new_params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=new_params, opt_state=opt_state), metrics
 

@@ -9,6 +9,7 @@ import heapq
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import sentencepiece
 
 from jaxformer.cache import make_once
 from jaxformer.config import UserError, check_types, execution, flatten, require, require_one_of
-from jaxformer.corpus import Documents, key_fraction
+from jaxformer.corpus import Documents, key_fraction, unique_documents
 
 SPACE_MARK = "\u2581"
 
@@ -31,7 +32,7 @@ class TokenizerConfig:
     vocabulary_size: pieces to train, specials and 256 bytes among them.
     model_type: 'bpe' or 'unigram'.
     training_bytes: text to train on, bytes; of a larger corpus a sample by hash of the documents' keys.
-    threads: threads to train and encode with; 0 for one per processor.
+    threads: threads to encode with; 0 for one per processor.
     """
 
     path: str = ""
@@ -122,14 +123,17 @@ def sample_texts(documents: Documents, limit_bytes: int) -> list[str]:
     """
     heap: list[tuple[float, str]] = []
     total = 0
-    for document in documents:
+    bound = (-1.0, "")  # the smallest hash that has been dropped, negated: nothing at or beyond it fits
+    for document in unique_documents(documents, Counter()):
         fraction = key_fraction(document.key)
-        if fraction < documents.config.validation_share:
+        entry = (-fraction, document.text)
+        if fraction < documents.config.validation_share or entry <= bound:
             continue
-        heapq.heappush(heap, (-fraction, document.text))
+        heapq.heappush(heap, entry)
         total += len(document.text.encode())
         while total > limit_bytes and len(heap) > 1:
-            total -= len(heapq.heappop(heap)[1].encode())
+            bound = heapq.heappop(heap)
+            total -= len(bound[1].encode())
     return [text for _, text in sorted(heap, reverse=True)]
 
 
@@ -161,11 +165,13 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
             eos_id=2,
             pad_id=-1,
             max_sentence_length=1 << 20,
-            num_threads=config.threads or os.cpu_count() or 1,
+            # Constant, because it is written into the model: the digest must not depend on the machine.
+            num_threads=16,
             minloglevel=2,
         )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        # "INTERNAL: src/file.cc(123) [condition] What is wrong."
+        reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
         raise UserError(
             f"the tokenizer could not be trained with tokenizer.vocabulary_size {config.vocabulary_size}: {reason}"
         ) from error

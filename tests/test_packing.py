@@ -1,0 +1,396 @@
+import json
+from collections import Counter
+from itertools import islice, pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxformer.config import UserError
+from jaxformer.packing import Batch, PackingConfig, Plan, make_batches, packing_report, pad_rows, plan_rows, read_rows
+
+BOS, EOS = 1, 2
+METHODS = ("best_fit", "concat_and_split")
+
+document_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+row_lengths = st.integers(2, 17)
+methods = st.sampled_from(METHODS)
+seeds = st.integers(0, 2**32)
+
+
+class FakeShards:
+    """Documents of given lengths in memory; every id is used once, from `first_id` on."""
+
+    def __init__(self, lengths, first_id=10):
+        self.tokens = np.array(lengths, np.int64)
+        self.text_bytes = 3 * self.tokens
+        self.manifest = SimpleNamespace(bos_id=BOS, eos_id=EOS)
+        ids = np.arange(first_id, first_id + self.tokens.sum()).astype(np.uint16)
+        self.documents = np.split(ids, np.cumsum(self.tokens)[:-1])
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def read(self, document, start, stop):
+        assert 0 <= start < stop <= self.tokens[document]
+        return self.documents[document][start:stop]
+
+
+def make_plan(lengths, T, method="best_fit", seed=0) -> Plan:
+    return plan_rows(np.array(lengths, np.int64), PackingConfig(row_length=T, method=method), seed=seed)
+
+
+def pieces_of_row(plan: Plan, row: int) -> list[tuple[int, int, int]]:
+    """Returns (document, start, length) of each piece of a row."""
+    at = slice(plan.rows[row], plan.rows[row + 1])
+    fields = (plan.documents[at], plan.starts[at], plan.lengths[at])
+    return list(zip(*(field.tolist() for field in fields), strict=True))
+
+
+# Plans.
+
+
+@given(document_lengths, row_lengths, methods, seeds)
+def test_every_input_of_every_document_is_in_one_row_once(lengths, T, method, seed):
+    plan = make_plan(lengths, T, method, seed)
+    assert plan.rows[0] == 0 and plan.rows[-1] == len(plan.documents)
+    times = [np.zeros(length + 1, int) for length in lengths]
+    for row in range(len(plan)):
+        pieces = pieces_of_row(plan, row)
+        assert pieces, "an empty row"
+        assert sum(length for _, _, length in pieces) <= T
+        for document, start, length in pieces:
+            assert length >= 1 and start >= 0 and start + length <= lengths[document] + 1
+            times[document][start : start + length] += 1
+    assert all((count == 1).all() for count in times)
+
+
+def best_fit_decreasing(lengths, T) -> list[int]:
+    """Returns the free space of each row when pieces go, longest first, to the fullest row that holds them."""
+    spaces = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [space for space in spaces if space >= length]
+        if fitting:
+            spaces[spaces.index(min(fitting))] -= length
+        else:
+            spaces.append(T - length)
+    return spaces
+
+
+def check_best_fit(lengths, T, seed) -> None:
+    plan = make_plan(lengths, T, "best_fit", seed)
+    pieces = [min(T, inputs - start) for inputs in (x + 1 for x in lengths) for start in range(0, inputs, T)]
+    spaces = [T - sum(length for _, _, length in pieces_of_row(plan, row)) for row in range(len(plan))]
+    assert Counter(spaces) == Counter(best_fit_decreasing(pieces, T))
+
+
+@given(document_lengths, row_lengths, seeds)
+def test_best_fit_fills_rows_as_the_plain_algorithm_does(lengths, T, seed):
+    check_best_fit(lengths, T, seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_best_fit_fills_rows_as_the_plain_algorithm_does_with_many_equal_lengths(seed):
+    random = np.random.default_rng(seed)
+    lengths = np.minimum(1 + random.geometric(0.05, 800), 150).tolist()
+    check_best_fit(lengths, [33, 64, 101][seed], seed)
+
+
+@given(document_lengths, row_lengths, seeds)
+def test_best_fit_never_cuts_a_document_that_fits_in_a_row_and_no_other_more_than_it_must(lengths, T, seed):
+    plan = make_plan(lengths, T, "best_fit", seed)
+    pieces = Counter(plan.documents.tolist())
+    assert pieces == {document: -(-(length + 1) // T) for document, length in enumerate(lengths)}
+
+
+@given(document_lengths, row_lengths, seeds)
+def test_concat_fills_every_row_but_the_last_with_documents_one_after_another(lengths, T, seed):
+    plan = make_plan(lengths, T, "concat_and_split", seed)
+    total = sum(lengths) + len(lengths)
+    filled = [sum(length for _, _, length in pieces_of_row(plan, row)) for row in range(len(plan))]
+    assert filled == [T] * (total // T) + [total % T] * (total % T > 0)
+    stream = [piece for row in range(len(plan)) for piece in pieces_of_row(plan, row)]
+    for (document, start, length), (next_document, next_start, _) in pairwise(stream):
+        ended = start + length == lengths[document] + 1
+        assert (next_start == 0) if ended else ((next_document, next_start) == (document, start + length))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_plan_depends_on_the_seed_and_on_nothing_else(method):
+    lengths = np.random.default_rng(0).integers(1, 9, 200)
+    same, again, other = (make_plan(lengths, 16, method, seed) for seed in (5, 5, 6))
+    for name in ("documents", "starts", "lengths", "rows"):
+        np.testing.assert_array_equal(getattr(same, name), getattr(again, name))
+    assert same.documents.tolist() != other.documents.tolist()
+
+
+def test_the_report_is_as_worked_out_by_hand():
+    # T = 5: 4, 10, 2 and 6 inputs are pieces of 4 / 5, 5 / 2 / 5, 1. Best fit: 5 | 5 | 5 | 4, 1 | 2.
+    lengths = np.array([3, 9, 1, 5])
+    report = packing_report(make_plan(lengths, 5), lengths)
+    assert report == (5, 22 / 25, 4, 6 / 5, 2, 0)
+    assert str(report) == ("5 rows, fill 88.0%, 1.2 documents a row, 2 of 4 documents split, 0 tokens dropped")
+
+
+def test_the_report_counts_what_no_row_holds():
+    # 7 and 3 inputs in rows of 4: 4 | 3 and a row of 3; without its last row of 3 the plan drops three tokens.
+    lengths = np.array([6, 2])
+    plan = make_plan(lengths, 4)
+    kept = int(plan.rows[-2])
+    short = Plan(4, plan.documents[:kept], plan.starts[:kept], plan.lengths[:kept], plan.rows[:-1])
+    report = packing_report(short, lengths)
+    assert (report.rows, report.tokens_dropped, report.fill) == (2, 3, 7 / 8)
+
+
+# Rows.
+
+
+def all_rows(lengths, T, method, seed, first_id=10) -> tuple[FakeShards, Plan, Batch]:
+    """Returns documents, their plan, and all its rows in a random order as one batch."""
+    shards = FakeShards(lengths, first_id)
+    plan = make_plan(lengths, T, method, seed)
+    return shards, plan, read_rows(shards, plan, np.random.default_rng(seed).permutation(len(plan)))
+
+
+def runs_of(segment_ids_T) -> list[tuple[int, int, int]]:
+    """Returns (segment, first, end) of each run of equal ids in a row."""
+    borders = [0, *(np.flatnonzero(np.diff(segment_ids_T)) + 1).tolist(), len(segment_ids_T)]
+    return [(int(segment_ids_T[a]), a, b) for a, b in pairwise(borders)]
+
+
+@given(document_lengths, row_lengths, methods, seeds)
+def test_the_pieces_of_all_rows_are_the_documents_and_no_target_crosses_a_border(lengths, T, method, seed):
+    shards, _, batch = all_rows(lengths, T, method, seed)
+    # Every id is in one document only, so each (input, target) pair names its place in its document.
+    pairs = Counter()
+    for b in range(len(batch.tokens_BT)):
+        for segment, first, end in runs_of(batch.segment_ids_BT[b]):
+            if segment:
+                inputs, targets = batch.tokens_BT[b, first:end].tolist(), batch.targets_BT[b, first:end].tolist()
+                assert inputs[1:] == targets[:-1]
+                pairs.update(zip(inputs, targets, strict=True))
+    expected = Counter()
+    for ids in shards.documents:
+        stream = [BOS, *ids.tolist(), EOS]
+        expected.update(pairwise(stream))
+    assert pairs == expected
+
+
+@given(document_lengths, row_lengths, methods, seeds)
+def test_a_row_holds_the_pieces_that_its_plan_names(lengths, T, method, seed):
+    shards = FakeShards(lengths)
+    plan = make_plan(lengths, T, method, seed)
+    for row in range(len(plan)):
+        batch = read_rows(shards, plan, np.array([row]))
+        inputs, targets, segments = [], [], []
+        for segment, (document, start, length) in enumerate(pieces_of_row(plan, row), start=1):
+            stream = [BOS, *shards.documents[document].tolist(), EOS]
+            inputs += stream[start : start + length]
+            targets += stream[start + 1 : start + 1 + length]
+            segments += [segment] * length
+        padding = [0] * (T - len(inputs))
+        assert batch.tokens_BT.tolist() == [inputs + padding]
+        assert batch.targets_BT.tolist() == [targets + padding]
+        assert batch.segment_ids_BT.tolist() == [segments + padding]
+
+
+@given(document_lengths, row_lengths, methods, seeds)
+def test_segments_positions_borders_and_weights_agree(lengths, T, method, seed):
+    _, plan, batch = all_rows(lengths, T, method, seed)
+    assert batch.tokens_BT.shape == (len(plan), T)
+    for b, segment_ids_T in enumerate(batch.segment_ids_BT):
+        runs = runs_of(segment_ids_T)
+        segments = [segment for segment, _, _ in runs]
+        text = [segment for segment in segments if segment]
+        assert text == list(range(1, len(text) + 1))
+        assert segments == text + [0] * (len(segments) - len(text))
+        for segment, first, end in runs:
+            at = (b, slice(first, end))
+            assert batch.positions_BT[at].tolist() == list(range(end - first))
+            assert set(batch.document_starts_BT[at].tolist()) == {first}
+            assert set(batch.document_ends_BT[at].tolist()) == {end}
+            assert set(batch.loss_weights_BT[at].tolist()) == {float(segment > 0)}
+    assert batch.loss_weights_BT.sum() == sum(lengths) + len(lengths)
+    types = {name: x.dtype.name for name, x in batch._asdict().items()}
+    assert types == {name: "float32" if name == "loss_weights_BT" else "int32" for name in batch._fields}
+
+
+@given(document_lengths, row_lengths, methods, seeds, st.data())
+def test_a_row_is_the_same_in_any_batch(lengths, T, method, seed, data):
+    shards = FakeShards(lengths)
+    plan = make_plan(lengths, T, method, seed)
+    rows = np.array(data.draw(st.lists(st.integers(0, len(plan) - 1), min_size=1, max_size=6)))
+    batch = read_rows(shards, plan, rows)
+    for b, row in enumerate(rows):
+        for together, alone in zip(batch, read_rows(shards, plan, np.array([row])), strict=True):
+            np.testing.assert_array_equal(together[b], alone[0])
+
+
+def test_rows_added_as_padding_weigh_nothing_and_leave_the_others_as_they_were():
+    _, _, batch = all_rows([3, 9, 1, 5], 5, "best_fit", 0)
+    padded = pad_rows(batch, 8)
+    for name, x in padded._asdict().items():
+        assert x.dtype == getattr(batch, name).dtype
+        np.testing.assert_array_equal(x[:5], getattr(batch, name))
+    expected = {"positions_BT": [0, 1, 2, 3, 4], "document_ends_BT": [5] * 5}
+    for name, x in padded._asdict().items():
+        assert x[5:].tolist() == [expected.get(name, [0] * 5)] * 3
+    for same, x in zip(batch, pad_rows(batch, 5), strict=True):
+        np.testing.assert_array_equal(same, x)
+
+
+# Batches.
+
+
+def make_parts(part_lengths, T, method, seed=0):
+    """Returns shards and plans of corpora whose ids do not overlap."""
+    shards, plans, first_id = [], [], 10
+    for lengths in part_lengths:
+        shards.append(FakeShards(lengths, first_id))
+        plans.append(make_plan(lengths, T, method, seed))
+        first_id += sum(lengths)
+    return shards, plans
+
+
+LENGTHS = [np.random.default_rng(7).integers(1, 30, documents).tolist() for documents in (40, 30, 12)]
+WEIGHTS = [2.0, 1.5, 0.5]
+T = 12
+
+
+def batches_of(method, parts=1, *, rows_per_step=3, seed=0, threads=1):
+    """Returns an iterator over batches of the first corpus alone or of three mixed."""
+    shards, plans = make_parts(LENGTHS[:parts], T, method)
+    config = PackingConfig(row_length=T, method=method, reader_threads=threads, reader_buffer=1 + threads)
+    return make_batches(shards, plans, WEIGHTS[:parts], config, rows_per_step=rows_per_step, seed=seed)
+
+
+def rows_of(batches, count: int) -> list[tuple]:
+    """Returns the first rows of some batches, each as its inputs, targets and segments."""
+    rows = []
+    while len(rows) < count:
+        batch = next(batches)
+        arrays = (batch.tokens_BT, batch.targets_BT, batch.segment_ids_BT)
+        rows += [tuple(map(tuple, row)) for row in zip(*(x.tolist() for x in arrays), strict=True)]
+    return rows[:count]
+
+
+def same(ours: list[Batch], theirs: list[Batch]) -> bool:
+    return all(np.array_equal(x, y) for a, b in zip(ours, theirs, strict=True) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rows_per_step", [1, 7])
+def test_every_epoch_holds_every_row_once_in_another_order(method, rows_per_step):
+    (shards,), (plan,) = make_parts(LENGTHS[:1], T, method)
+    n = len(plan)
+    batch = read_rows(shards, plan, np.arange(n))
+    arrays = (batch.tokens_BT, batch.targets_BT, batch.segment_ids_BT)
+    every_row = Counter(tuple(map(tuple, row)) for row in zip(*(x.tolist() for x in arrays), strict=True))
+    assert n % rows_per_step or rows_per_step == 1, "an epoch must end amid a batch"
+    rows = rows_of(batches_of(method, rows_per_step=rows_per_step), 3 * n)
+    epochs = [rows[i : i + n] for i in range(0, 3 * n, n)]
+    assert [Counter(epoch) for epoch in epochs] == [every_row] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_order_depends_on_the_seed_and_not_on_the_readers(parts):
+    first, again, unthreaded, threaded, other = (
+        list(islice(batches_of("best_fit", parts, seed=seed, threads=threads), 12))
+        for seed, threads in ((0, 1), (0, 1), (0, 0), (0, 3), (1, 1))
+    )
+    assert same(first, again)
+    assert same(first, unthreaded)
+    assert same(first, threaded)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_order_of_the_rows_does_not_depend_on_how_many_a_batch_holds(parts):
+    few, many = (rows_of(batches_of("best_fit", parts, rows_per_step=rows), 33) for rows in (2, 11))
+    assert few == many
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_resuming_gives_exactly_the_batches_that_would_have_followed(method, parts):
+    uninterrupted = list(islice(batches_of(method, parts), 32))
+    for k in (0, 1, 9, 25):
+        batches = batches_of(method, parts)
+        assert same(list(islice(batches, k)), uninterrupted[:k])
+        state = json.dumps(batches.get_state())
+        assert len(state) < 1000
+        resumed = batches_of(method, parts)
+        resumed.set_state(json.loads(state))
+        assert same(list(islice(resumed, 7)), uninterrupted[k : k + 7])
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 1), (1, 3), (3, 0)])
+def test_a_run_may_be_resumed_with_another_number_of_readers(before, after):
+    uninterrupted = list(islice(batches_of("best_fit", 3), 14))
+    for k in (0, 6):
+        batches = batches_of("best_fit", 3, threads=before)
+        assert same(list(islice(batches, k)), uninterrupted[:k])
+        resumed = batches_of("best_fit", 3, threads=after)
+        resumed.set_state(json.loads(json.dumps(batches.get_state())))
+        assert same(list(islice(resumed, 8)), uninterrupted[k : k + 8])
+
+
+def test_resuming_twice_is_resuming_once():
+    uninterrupted = list(islice(batches_of("best_fit", 3), 16))
+    batches = batches_of("best_fit", 3)
+    position = 0
+    for steps in (4, 1, 11):
+        assert same(list(islice(batches, steps)), uninterrupted[position : position + steps])
+        position += steps
+        state = json.loads(json.dumps(batches.get_state()))
+        batches = batches_of("best_fit", 3)
+        batches.set_state(state)
+
+
+def part_of_row(row) -> int:
+    """Returns the corpus of a row, after checking that it holds documents of that one alone."""
+    borders = np.cumsum([10] + [sum(lengths) for lengths in LENGTHS])
+    tokens, targets, segments = (np.array(x) for x in row)
+    ids = np.concatenate([tokens[segments > 0], targets[segments > 0]])
+    (part,) = set((np.searchsorted(borders, ids[ids >= 10], side="right") - 1).tolist())
+    return part
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_of_a_mixture_come_in_proportion_to_the_weights(method):
+    parts = [part_of_row(row) for row in rows_of(batches_of(method, 3), 300)]
+    for count in (40, 100, 300):
+        shares = np.bincount(parts[:count], minlength=3) / count
+        np.testing.assert_allclose(shares, np.array(WEIGHTS) / sum(WEIGHTS), atol=1.5 / count)
+
+
+def test_every_part_of_a_mixture_goes_through_epochs_of_its_own():
+    shards, plans = make_parts(LENGTHS, T, "best_fit")
+    rows = rows_of(batches_of("best_fit", 3), 400)
+    for part, (documents, plan) in enumerate(zip(shards, plans, strict=True)):
+        mine = [row for row in rows if part_of_row(row) == part]
+        n = len(plan)
+        assert len(mine) >= 2 * n
+        every_target = Counter(t for ids in documents.documents for t in [*ids.tolist(), EOS])
+        for epoch in (mine[:n], mine[n : 2 * n]):
+            targets = Counter(t for row in epoch for t, s in zip(row[1], row[2], strict=True) if s)
+            assert targets == every_target
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "bestfit"}, r"did you mean best_fit\?"),
+        ({"row_length": 1}, r"row_length \(1\) must be at least 2"),
+        ({"minimum_fill": 1.1}, r"minimum_fill \(1\.1\) must lie in \[0, 1\]"),
+        ({"reader_threads": -1}, r"reader_threads \(-1\) must not be negative"),
+        ({"reader_buffer": 0}, r"reader_buffer \(0\) must be at least 1"),
+        ({"row_length": 8.0}, r"PackingConfig\.row_length must be of type int"),
+    ],
+)
+def test_a_configuration_that_breaks_a_rule_is_refused_with_rule_and_value(fields, message):
+    with pytest.raises(UserError, match=message):
+        PackingConfig(**{"row_length": 8, **fields})

@@ -1,0 +1,370 @@
+import json
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxformer import shards
+from jaxformer.config import UserError
+from jaxformer.corpus import CorpusConfig, is_validation, load_documents
+from jaxformer.shards import SPLITS, open_shards, prepare
+
+SHARE = 0.2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_records():
+    """Records of 16 tokens, so that most documents are several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "RECORD_TOKENS", 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, make_texts):
+    """A corpus of 84 files: 81 distinct texts, two repetitions and one empty."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = make_texts(78)
+    # Two documents whose tokens end exactly at a record's end: each digit is a token.
+    texts += ["1234567890123456", "12345678901234567890123456789012", "ünïcödé \U0001f9ea"]
+    for i, text in enumerate([*texts, texts[3], texts[7], " \n"]):
+        (folder / f"{i:03}.txt").write_text(text)
+    return load_documents(CorpusConfig(kind="text", path=str(folder), validation_share=SHARE, licence="CC0-1.0"))
+
+
+@pytest.fixture(scope="module")
+def texts_of_split(corpus):
+    """The distinct texts of each split, in the order of the corpus; worked out without the library's counting."""
+    split_of = {}
+    for document in corpus:
+        if document.text.strip():
+            split_of.setdefault(document.text, "validation" if is_validation(document.key, SHARE) else "train")
+    return {split: [text for text, s in split_of.items() if s == split] for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def folder(corpus, tokenizer, tmp_path_factory):
+    """The corpus's shards."""
+    return prepare(corpus, tokenizer, tmp_path_factory.mktemp("prepared"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def training(folder):
+    return open_shards(folder, "train")
+
+
+@pytest.fixture(scope="module")
+def training_ids(texts_of_split, tokenizer):
+    """The ids of each training document, straight from the tokenizer."""
+    return [np.array(tokenizer.encode(text)) for text in texts_of_split["train"]]
+
+
+def read_all(opened) -> list[list[int]]:
+    return [opened.read(i, 0, int(opened.tokens[i])).tolist() for i in range(len(opened))]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_document_comes_back_whole_and_in_order(folder, tokenizer, texts_of_split, split):
+    opened = open_shards(folder, split)
+    assert len(opened) == len(texts_of_split[split]) > 5
+    assert max(opened.tokens) > 3 * shards.RECORD_TOKENS
+    for ids, text in zip(read_all(opened), texts_of_split[split], strict=True):
+        assert ids == tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert min(ids) >= 0 and max(ids) < opened.manifest.vocabulary_size
+        assert not {opened.manifest.bos_id, opened.manifest.eos_id} & set(ids)
+
+
+@given(st.data())
+def test_a_piece_of_a_document_is_the_slice_of_the_whole(training, training_ids, data):
+    document = data.draw(st.integers(0, len(training) - 1))
+    stop = data.draw(st.integers(1, len(training_ids[document])))
+    start = data.draw(st.integers(0, stop - 1))
+    np.testing.assert_array_equal(training.read(document, start, stop), training_ids[document][start:stop])
+
+
+def test_pieces_that_begin_or_end_at_a_record_are_right(training, training_ids):
+    for document, ids in enumerate(training_ids[:12]):
+        edges = {e for edge in range(0, len(ids) + 1, 16) for e in (edge - 1, edge, edge + 1) if 0 <= e <= len(ids)}
+        for start in edges:
+            for stop in edges:
+                if start < stop:
+                    np.testing.assert_array_equal(training.read(document, start, stop), ids[start:stop])
+
+
+def test_an_empty_piece_is_empty_also_at_the_end_of_a_document_that_fills_its_records(folder):
+    full = [
+        (opened, int(document))
+        for opened in (open_shards(folder, split) for split in SPLITS)
+        for document in np.flatnonzero(opened.tokens % shards.RECORD_TOKENS == 0)
+    ]
+    assert len(full) >= 2
+    for opened, document in full:
+        tokens = int(opened.tokens[document])
+        for at in (0, 5, tokens):
+            assert opened.read(document, at, at).tolist() == []
+
+
+def test_the_manifest_and_the_index_count_what_is_there(folder, corpus, tokenizer, texts_of_split):
+    manifest = open_shards(folder, "train").manifest
+    ids = {split: [tokenizer.encode(text) for text in texts_of_split[split]] for split in SPLITS}
+    sizes = {split: [len(text.encode()) for text in texts_of_split[split]] for split in SPLITS}
+    assert manifest.documents == {split: len(ids[split]) for split in SPLITS}
+    assert sum(manifest.documents.values()) == 81
+    assert manifest.tokens == {split: sum(map(len, ids[split])) for split in SPLITS}
+    assert manifest.text_bytes == {split: sum(sizes[split]) for split in SPLITS}
+    assert (manifest.duplicates, manifest.empty) == (2, 1)
+    assert (manifest.vocabulary_size, manifest.bos_id, manifest.eos_id) == (400, tokenizer.bos_id, tokenizer.eos_id)
+    assert (manifest.corpus_digest, manifest.tokenizer_digest) == (corpus.digest, tokenizer.digest)
+    assert (manifest.origin, manifest.licence) == (corpus.config.path, "CC0-1.0")
+    for split in SPLITS:
+        opened = open_shards(folder, split)
+        assert opened.tokens.tolist() == [len(x) for x in ids[split]]
+        assert opened.text_bytes.tolist() == sizes[split]
+
+
+def shard_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*train.array_record*"))
+
+
+@pytest.mark.parametrize("shard_bytes", [400, 2000])
+def test_several_shard_files_read_the_same_as_one(corpus, tokenizer, folder, tmp_path, monkeypatch, shard_bytes):
+    monkeypatch.setattr(shards, "_SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(shards, "_CHUNK_CHARACTERS", 500)
+    many = prepare(corpus, tokenizer, tmp_path, progress=False)
+    assert len(shard_files(many)) > 3 and len(shard_files(folder)) == 1
+    for split in SPLITS:
+        assert read_all(open_shards(many, split)) == read_all(open_shards(folder, split))
+
+
+def test_a_split_read_before_can_be_pickled_and_reads_the_same(training):
+    before = read_all(training)
+    assert read_all(pickle.loads(pickle.dumps(training))) == before
+
+
+class FakeTokenizer:
+    """A tokenizer of a large vocabulary, with the ids that it is told to give."""
+
+    vocabulary_size, bos_id, eos_id, digest = 70_000, 1, 2, "fake"
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def encode_batch(self, texts):
+        return [np.array(self.ids, np.int32) for _ in texts]
+
+
+def test_ids_beyond_16_bits_come_back(corpus, tmp_path):
+    ids = [0, 65_535, 65_536, 69_999] * 9
+    opened = open_shards(prepare(corpus, FakeTokenizer(ids), tmp_path, progress=False), "train")
+    assert read_all(opened)[0] == ids
+
+
+@pytest.mark.parametrize("ids", [[5, 70_000], [-1], []])
+def test_ids_outside_of_the_vocabulary_are_never_written(corpus, tmp_path, ids):
+    with pytest.raises(AssertionError, match=r"000\.txt.*outside of the tokenizer's vocabulary"):
+        prepare(corpus, FakeTokenizer(ids), tmp_path, progress=False)
+    assert finished(tmp_path) == []
+
+
+# Once, complete or absent.
+
+
+def finished(cache: Path) -> list[str]:
+    """Returns the names in a cache that look like finished shards."""
+    return [p.name for p in cache.glob("shards/*") if p.suffix not in (".lock", ".unfinished")]
+
+
+def test_a_corpus_is_prepared_once_wherever_it_lies(corpus, tokenizer, folder, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("prepared again")
+
+    monkeypatch.setattr(shards, "_write", refuse)
+    cache = folder.parent.parent
+    assert prepare(corpus, tokenizer, cache) == folder
+    shutil.copytree(corpus.config.path, tmp_path / "moved")
+    config = replace(corpus.config, path=str(tmp_path / "moved"), weight=2.0)
+    assert prepare(load_documents(config), tokenizer, cache) == folder
+    (tmp_path / "moved" / "more.txt").write_text("more")
+    for other in (config, replace(corpus.config, validation_share=0.3)):
+        with pytest.raises(AssertionError, match="prepared again"):
+            prepare(load_documents(other), tokenizer, cache)
+    with pytest.raises(AssertionError, match="prepared again"):
+        prepare(corpus, FakeTokenizer([5]), cache)
+
+
+PREPARE = """
+import os, signal, sys
+from pathlib import Path
+from jaxformer import shards
+from jaxformer.corpus import CorpusConfig, load_documents
+from jaxformer.tokenizer import load_tokenizer
+
+class WithoutTensorFlow:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] == "tensorflow" else self.finder.find_spec(name, path, target)
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die_at_tenth(*args):
+    for number, pair in enumerate(checked(*args)):
+        yield pair if number < 10 else die()
+
+corpus, share, model, cache, fate = sys.argv[1:]
+checked = shards._checked
+if fate == "die while writing":
+    shards._checked = die_at_tenth
+elif fate == "die before the manifest":
+    shards.Manifest = die
+else:
+    sys.meta_path[:] = map(WithoutTensorFlow, sys.meta_path)
+documents = load_documents(CorpusConfig(kind="text", path=corpus, validation_share=float(share)))
+folder = shards.prepare(documents, load_tokenizer(model, threads=1), Path(cache), progress=False)
+opened = shards.open_shards(folder, "train")
+print(opened.read(0, 0, int(opened.tokens[0])).tolist(), "tensorflow" in sys.modules)
+"""
+
+
+def prepare_elsewhere(corpus, tokenizer_path, cache, fate: str) -> subprocess.CompletedProcess:
+    """Prepares and reads the corpus in another process, which can be made to die on the way."""
+    arguments = [corpus.config.path, str(SHARE), str(tokenizer_path), str(cache), fate]
+    return subprocess.run([sys.executable, "-c", PREPARE, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("fate", ["die while writing", "die before the manifest"])
+def test_a_killed_preparation_leaves_nothing_finished_and_is_redone(
+    corpus, tokenizer, tokenizer_path, folder, tmp_path, fate
+):
+    done = prepare_elsewhere(corpus, tokenizer_path, tmp_path, fate)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert finished(tmp_path) == []
+    assert list(tmp_path.glob("shards/*.unfinished"))
+    redone = prepare(corpus, tokenizer, tmp_path, progress=False)
+    assert finished(tmp_path) == [redone.name]
+    assert read_all(open_shards(redone, "train")) == read_all(open_shards(folder, "train"))
+    assert {p.name for p in redone.iterdir()} == {p.name for p in folder.iterdir()}
+
+
+def test_shards_are_written_and_read_without_tensorflow(corpus, tokenizer_path, training_ids, tmp_path):
+    done = prepare_elsewhere(corpus, tokenizer_path, tmp_path, "live")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{training_ids[0].tolist()} False\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "share", "message"),
+    [
+        (["one lonely text"], 1e-6, "1 documents leave none for the split 'validation'"),
+        (["one lonely text"], 1 - 1e-6, "1 documents leave none for the split 'train'"),
+        (["", " \n"], 0.5, "0 documents leave none for the split"),
+    ],
+)
+def test_a_corpus_too_small_for_a_split_is_a_user_error_and_leaves_nothing_finished(
+    tmp_path, tokenizer, texts, share, message
+):
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+    documents = load_documents(CorpusConfig(kind="text", path=str(tmp_path), validation_share=share))
+    for _ in range(2):
+        with pytest.raises(UserError, match=message):
+            prepare(documents, tokenizer, tmp_path / "cache", progress=False)
+        assert finished(tmp_path / "cache") == []
+
+
+def test_a_corpus_that_turns_out_damaged_is_named_and_leaves_nothing_finished(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text('{"text": "a b c"}\n' * 3 + "no json\n")
+    documents = load_documents(CorpusConfig(kind="jsonl", path=str(tmp_path)))
+    with pytest.raises(UserError, match=r"a\.jsonl, line 4: not JSON"):
+        prepare(documents, tokenizer, tmp_path / "cache", progress=False)
+    assert finished(tmp_path / "cache") == []
+
+
+def test_a_corpus_file_that_vanished_since_it_was_opened_is_named(tmp_path, tokenizer):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    documents = load_documents(CorpusConfig(kind="text", path=str(tmp_path)))
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(UserError, match=r"b\.txt"):
+        prepare(documents, tokenizer, tmp_path / "cache", progress=False)
+    assert finished(tmp_path / "cache") == []
+
+
+# Damage.
+
+
+def invert(path: Path, start: int) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:start] + bytes(255 - b for b in data[start : start + 8]) + data[start + 8 :])
+
+
+def edit_manifest(folder: Path, **changes) -> None:
+    path = folder / "manifest.json"
+    manifest = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in manifest.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: shard_files(folder)[0].unlink(),
+        lambda folder: shard_files(folder)[0].write_bytes(b""),
+        lambda folder: shard_files(folder)[0].write_bytes(shard_files(folder)[0].read_bytes()[:-100]),
+        lambda folder: shard_files(folder)[0].write_bytes(shard_files(folder)[0].read_bytes()[:1000]),
+        lambda folder: invert(shard_files(folder)[0], 2000),  # amid the ids; most of so small a file is padding
+        lambda folder: next(folder.rglob("dataset_info.json")).unlink(),
+        lambda folder: next(folder.rglob("dataset_info.json")).write_text("{"),
+        lambda folder: next(folder.rglob("features.json")).unlink(),
+        lambda folder: shutil.rmtree(folder / "token_shards"),
+        lambda folder: (folder / "index.npz").unlink(),
+        lambda folder: (folder / "index.npz").write_bytes((folder / "index.npz").read_bytes()[:-10]),
+        lambda folder: invert(folder / "index.npz", 200),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "manifest.json").write_bytes(b"\xff"),
+        lambda folder: edit_manifest(folder, tokens=None),
+        lambda folder: edit_manifest(folder, format_version=0),
+    ],
+    ids=[
+        "shard missing",
+        "shard empty",
+        "shard end missing",
+        "shard truncated",
+        "shard bytes changed",
+        "dataset info missing",
+        "dataset info damaged",
+        "features missing",
+        "dataset missing",
+        "index missing",
+        "index truncated",
+        "index bytes changed",
+        "manifest missing",
+        "manifest no JSON",
+        "manifest no object",
+        "manifest no text",
+        "manifest lacks a field",
+        "another version",
+    ],
+)
+def test_damage_is_a_user_error_that_names_the_folder_and_says_what_to_do(folder, tmp_path, spoil):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    read_all(open_shards(copy, "train"))
+    spoil(copy)
+    with pytest.raises(UserError, match=rf"^token shards {copy}: .*; delete the folder and run again"):
+        read_all(open_shards(copy, "train"))

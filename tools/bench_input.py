@@ -1,0 +1,98 @@
+"""Measures the input side: preparing token shards against SentencePiece alone, and reading and packing them.
+
+    python tools/bench_input.py [--path=FILE.jsonl] [--json=RESULT.json]
+
+Reading runs in one thread on one core. Each figure is the median of several rounds.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from jaxformer.corpus import CorpusConfig, load_documents, unique_documents
+from jaxformer.packing import PackingConfig, make_batches, packing_report, plan_rows
+from jaxformer.shards import open_shards, prepare
+from jaxformer.tokenizer import TokenizerConfig, prepare_tokenizer
+
+ROUNDS = 5
+SECONDS = 1.0
+SHAPES = ((8, 256), (32, 1024), (32, 2048))
+METHODS = ("best_fit", "concat_and_split")
+
+
+def main() -> None:
+    """Measures, prints a table and writes the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path", help="a JSON lines corpus instead of the standard library")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    kind = {"kind": "jsonl", "path": options.path} if options.path else {"kind": "pystdlib"}
+    documents = load_documents(CorpusConfig(**kind))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = prepare_tokenizer([documents], TokenizerConfig(), Path(scratch))
+        preparation = measure_preparation(documents, tokenizer, Path(scratch))
+        print(f"SentencePiece alone        {preparation['sentencepiece_mb_per_second']:8.2f} MB/s")
+        print(f"preparing token shards     {preparation['prepare_mb_per_second']:8.2f} MB/s")
+        print(f"ratio                      {preparation['ratio']:8.2f}")
+        shards = open_shards(prepare(documents, tokenizer, Path(scratch), progress=False), "train")
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        reading = [measure_reading(shards, *shape, method) for shape in SHAPES for method in METHODS]
+    for row in reading:
+        print(
+            f"{row['method']:16s} {row['rows']:3d} x {row['row_length']:<5d} "
+            f"{row['tokens_per_second'] / 1e6:8.2f} million tokens/s   {row['packing']}"
+        )
+    if options.json:
+        result = {"cores": os.cpu_count(), "corpus": documents.origin, "preparation": preparation, "reading": reading}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure_preparation(documents, tokenizer, scratch: Path) -> dict:
+    """Returns the rates of tokenising alone and of `prepare`, in turn, with the same threads."""
+    texts = [document.text for document in unique_documents(documents, Counter())]
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    alone, whole = [], []
+    for i in range(ROUNDS):
+        started = time.perf_counter()
+        tokenizer.encode_batch(texts)
+        alone.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        prepare(documents, tokenizer, scratch / str(i), progress=False)
+        whole.append(time.perf_counter() - started)
+    return {
+        "megabytes": size,
+        "sentencepiece_mb_per_second": size / statistics.median(alone),
+        "prepare_mb_per_second": size / statistics.median(whole),
+        "ratio": statistics.median(a / w for a, w in zip(alone, whole, strict=True)),
+    }
+
+
+def measure_reading(shards, rows: int, row_length: int, method: str) -> dict:
+    """Returns the text tokens per second of batches from ready shards."""
+    config = PackingConfig(row_length=row_length, method=method, reader_threads=0)
+    plan = plan_rows(shards.tokens, config, seed=0)
+    batches = make_batches([shards], [plan], [1.0], config, rows_per_step=rows, seed=0)
+    next(batches)
+    rates = []
+    for _ in range(ROUNDS):
+        started, tokens = time.perf_counter(), 0.0
+        while time.perf_counter() - started < SECONDS:
+            tokens += float(next(batches).loss_weights_BT.sum())
+        rates.append(tokens / (time.perf_counter() - started))
+    return {
+        "rows": rows,
+        "row_length": row_length,
+        "method": method,
+        "tokens_per_second": statistics.median(rates),
+        "packing": str(packing_report(plan, shards.tokens)),
+    }
+
+
+if __name__ == "__main__":
+    main()
