@@ -61,8 +61,8 @@ EXPERIMENT = Experiment(
         implementation="auto",  # auto or xla
     ),
     optimizer=OptimizerConfig(
-        learning_rate=3e-3,  # per step, at its peak
-        warmup_steps=50,  # steps
+        learning_rate=4e-3,  # per step, at its peak
+        warmup_steps=100,  # steps
         final_learning_rate_share=0.1,  # share of the peak
         b1=0.9,  # decay per step
         b2=0.95,  # decay per step
@@ -71,19 +71,19 @@ EXPERIMENT = Experiment(
         clip_norm=1.0,  # global norm of the gradient
     ),
     training=TrainingConfig(
-        steps=600,  # updates
-        rows_per_step=8,  # rows
+        steps=1600,  # updates
+        rows_per_step=4,  # rows
         micro_batches=1,  # parts of a batch
         compute_dtype="auto",  # auto, float32 or bfloat16
-        log_every_steps=10,  # steps
+        log_every_steps=20,  # steps
         peak_tflops=0.0,  # TFLOP/s; 0: looked up
     ),
     checkpoint=CheckpointConfig(
-        every_steps=200,  # steps
+        every_steps=400,  # steps
         keep=3,  # checkpoints
     ),
     evaluation=EvaluationConfig(
-        every_steps=200,  # steps
+        every_steps=400,  # steps
         validation_tokens=50_000,  # tokens; 0: all
         rows_per_batch=8,  # rows
         sample_tokens=200,  # tokens

@@ -37,8 +37,9 @@ def make_once(path: Path, make: Callable[[Path], None], what: str) -> Path:
                 make(unfinished)
                 unfinished.rename(path)
     except OSError as error:
-        is_ours = str(error.filename or "").startswith(str(path.parent)) or error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not is_ours:
+        places = (str(path.parent), *map(str, path.parent.parents))
+        is_ours = str(error.filename).startswith(places[0]) or str(error.filename) in places
+        if not is_ours and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
             f"cache {path.parent}: {error.strerror}; free space there or set JAXFORMER_CACHE to another folder"

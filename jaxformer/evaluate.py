@@ -59,12 +59,13 @@ def select_validation(shards: Shards, config: EvaluationConfig, packing: Packing
     )
 
 
-def validate(state: TrainState, sets: list[ValidationSet], *, rows_per_batch: int) -> dict[str, float]:
+def validate(state: TrainState, sets: list[ValidationSet], config: EvaluationConfig) -> dict[str, float]:
     """Returns `loss`, nats per target, and `bits_per_byte`, over all documents of the sets.
 
     Bits per byte are the bits that the model needs for the documents' text and the EOS that ends each, divided by the
     text's UTF-8 bytes; unlike nats per token they compare models with different tokenizers.
     """
+    rows_per_batch = config.rows_per_batch
     nats = targets = text_bytes = 0.0
     for shards, plan, size in sets:
         text_bytes += size

@@ -13,15 +13,18 @@ import numpy as np
 
 from jaxformer.model import ModelConfig
 
-# Dense bfloat16 matmul peaks in TFLOP/s, from the makers' data sheets, by a part of JAX's name of the device.
+# Dense bfloat16 (V100, T4: float16) matmul peaks in TFLOP/s, from the makers' data sheets, by a part of JAX's name of
+# the device; the first that fits counts.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
     "H100": 989.0,
     "A100": 312.0,
     "L40S": 362.0,
+    "L40": 181.0,
     "L4": 121.0,
     "A10G": 70.0,
+    "A10": 125.0,
     "RTX 4090": 165.2,
     "RTX 3090": 71.0,
     "V100": 125.0,
@@ -84,8 +87,8 @@ def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
     """Returns a writer to a run's folder, and one line on whether TensorBoard is written.
 
     Args:
-        first_step: the step that the run begins or resumes at; lines of later steps, which a stopped run wrote after
-            its last checkpoint, are removed, so that no step stands twice.
+        first_step: the step that the run begins or resumes at; what a stopped run wrote about later steps, and its
+            validation at this one, are removed, since they come again.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
@@ -99,6 +102,13 @@ def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
     return Writer(folder, first_step, tensorboard), note
 
 
+def recent_loss(folder: Path, steps: int = 100) -> float:
+    """Returns the mean training loss over the last steps that a run's `metrics.jsonl` holds, nats per target."""
+    lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    return float(np.mean(losses[-steps:]))
+
+
 def _truncate(path: Path, first_step: int) -> None:
     """Removes the lines after a step, and a last line that was cut off."""
     if not path.exists():
@@ -106,10 +116,11 @@ def _truncate(path: Path, first_step: int) -> None:
     kept = []
     for line in path.read_text().splitlines():
         try:
-            step = json.loads(line)["step"]
+            values = json.loads(line)
         except ValueError:
             break
-        if step <= first_step:
+        # The validation at the first step itself is repeated.
+        if values["step"] < first_step or (values["step"] == first_step and "train/loss" in values):
             kept.append(line + "\n")
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text("".join(kept))
@@ -117,11 +128,7 @@ def _truncate(path: Path, first_step: int) -> None:
 
 
 class Progress:
-    """Collects metrics, writes them by step and prints a line every so many steps.
-
-    Attributes:
-        loss: mean over the steps of the last line, nats per target.
-    """
+    """Collects metrics, writes them by step and prints a line every so many steps."""
 
     def __init__(
         self,
@@ -134,7 +141,6 @@ class Progress:
         peak: float | None,
     ):
         """Args: as in the run's configuration; `schedule` gives the learning rate, `peak` the device's TFLOP/s."""
-        self.loss = math.nan
         self._writer = writer
         self._steps = steps
         self._every = every_steps
@@ -165,7 +171,7 @@ class Progress:
         timed = fetched[self._untimed :]
         speed = sum(float(m["targets"]) for _, m in timed) / (now - self._since) if timed else math.nan
         tflops = speed * self._flops_per_token / 1e12
-        self.loss = float(np.mean([m["loss"] for _, m in fetched]))
+        loss = float(np.mean([m["loss"] for _, m in fetched]))
         for step, m in fetched:
             scalars = {
                 "train/loss": m["loss"],
@@ -181,13 +187,13 @@ class Progress:
         if timed:
             mfu = f"MFU {tflops / self._peak:.1%}" if self._peak else f"{tflops:.3f} TFLOP/s"
             remaining = duration((now - self._since) / len(timed) * (self._steps - last))
-            _line(f"step {last}/{self._steps}  loss {self.loss:.3f}  {speed:,.0f} tokens/s  {mfu}  ETA {remaining}")
+            _line(f"step {last}/{self._steps}  loss {loss:.3f}  {speed:,.0f} tokens/s  {mfu}  ETA {remaining}")
         self._waiting = []
         self._untimed = 0
         self._since = time.perf_counter()
 
     def add_validation(self, step: int, validation: dict[str, float]) -> None:
-        """Writes and prints a validation."""
+        """Writes and prints a validation; flush first, so that its time is not taken for a step's."""
         self._writer.write(step, {f"validation/{name}": value for name, value in validation.items()})
         _line(f"step {step}/{self._steps}  validation: {describe_validation(validation)}", keep=True)
         self._since = time.perf_counter()

@@ -27,6 +27,14 @@ def check_folder(workdir: Path, ours: dict, key: str) -> None:
     )
 
 
+def make_folder(workdir: Path) -> None:
+    """Creates a run folder unless it exists; raises `UserError` where it cannot be."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
+
+
 def run_record(experiment: Experiment, seed: int, digests: dict[str, str]) -> dict:
     """Returns what `config.json` holds: the configuration and all that it was run with."""
     sources = sorted(Path(__file__).parent.glob("*.py"))

@@ -107,7 +107,11 @@ def prepare_tokenizer(corpora: Sequence[Documents], config: TokenizerConfig, cac
 
     def train(path: Path) -> None:
         limit = max(1, config.training_bytes // len(corpora))
-        texts = [text for documents in corpora for text in sample_texts(documents, limit)]
+        texts = []
+        for documents in corpora:
+            sample = sample_texts(documents, limit)
+            require(bool(sample), f"corpus {documents.origin}: no document with text to train the tokenizer on")
+            texts += sample
         path.write_bytes(train_tokenizer(texts, config))
 
     identity = [flatten(config, science_only=True), [[d.digest, d.config.validation_share] for d in corpora]]

@@ -27,12 +27,13 @@ from jaxformer.metrics import (
     duration,
     open_writer,
     peak_tflops,
+    recent_loss,
     training_flops_per_token,
 )
 from jaxformer.optimizer import make_schedule
 from jaxformer.packing import make_batches, packing_report
 from jaxformer.plan import count_embeddings, print_plan
-from jaxformer.run_folder import check_folder, read_json, run_record, write_json
+from jaxformer.run_folder import check_folder, make_folder, read_json, run_record, write_json
 from jaxformer.step import TrainState, train_step
 from jaxformer.tokenizer import Tokenizer
 
@@ -53,17 +54,15 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
     print(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
 
     data = prepare_data(experiment, seed)
-    identity = {
-        "tokenizer": data.tokenizer.digest,
-        **{s.manifest.origin: s.manifest.corpus_digest for s in data.shards},
-    }
-    check_folder(workdir, identity, "digests")
+    digests = {f"corpus.{i}": shards.manifest.corpus_digest for i, shards in enumerate(data.shards)}
+    digests["tokenizer"] = data.tokenizer.digest
+    check_folder(workdir, digests, "digests")
     state = make_state(experiment, seed)
     describe(experiment, state, data)
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", run_record(experiment, seed, identity))
-    checkpoints = open_checkpoints(workdir / "checkpoints", experiment.checkpoint)
+    make_folder(workdir)
+    if not (workdir / "config.json").exists():
+        write_json(workdir / "config.json", run_record(experiment, seed, digests))
     batches = make_batches(
         data.shards,
         data.plans,
@@ -72,40 +71,41 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         rows_per_step=experiment.training.rows_per_step,
         seed=seed,
     )
-    seconds_before = 0.0
-    if checkpoints.latest_step() is not None:
-        state, data_state, record = restore(checkpoints, state)
-        batches.set_state(data_state)
-        seconds_before = record["seconds"]
-        print(f"resumed from step {int(state.step)}")
-    writer, note = open_writer(workdir, first_step=int(state.step))
-    print(f"metrics     {workdir / 'metrics.jsonl'}; {note}")
-
-    progress = Progress(
-        writer,
-        steps=steps,
-        every_steps=experiment.training.log_every_steps,
-        schedule=make_schedule(experiment.optimizer, steps),
-        flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
-        peak=experiment.training.peak_tflops or peak_tflops(jax.devices()[0].device_kind),
-    )
-    jitted_step = jax.jit(train_step, donate_argnums=0)
-    started = time.perf_counter()
-    for step in range(int(state.step) + 1, steps + 1):
-        batch = next(batches)
-        data_state = batches.get_state()
-        state, metrics = jitted_step(state, batch)
-        # Step k's metrics are fetched after step k + 1 is dispatched, so that the device never waits for the host.
-        progress.add(step, metrics)
-        is_last = step == steps
-        if is_last or step % experiment.checkpoint.every_steps == 0:
-            progress.flush()
-            save(checkpoints, state, data_state, {"seconds": seconds_before + time.perf_counter() - started})
-        if is_last or step % experiment.evaluation.every_steps == 0:
-            progress.flush()
-            validation = validate(state, data.validation, rows_per_batch=experiment.evaluation.rows_per_batch)
-            progress.add_validation(step, validation)
-    checkpoints.close()
+    with open_checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints:
+        seconds_before = 0.0
+        if checkpoints.latest_step() is not None:
+            state, data_state, record = restore(checkpoints, state)
+            batches.set_state(data_state)
+            seconds_before = record["seconds"]
+            print(f"resumed from step {int(state.step)}")
+        first_step = int(state.step)
+        writer, note = open_writer(workdir, first_step=first_step)
+        print(f"metrics     {workdir / 'metrics.jsonl'}; {note}")
+        progress = Progress(
+            writer,
+            steps=steps,
+            every_steps=experiment.training.log_every_steps,
+            schedule=make_schedule(experiment.optimizer, steps),
+            flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
+            peak=experiment.training.peak_tflops or peak_tflops(jax.devices()[0].device_kind),
+        )
+        jitted_step = jax.jit(train_step, donate_argnums=0)
+        started = time.perf_counter()
+        for step in range(first_step, steps):
+            # Validated after it was saved, and again if the run stopped in between.
+            if step > 0 and step % experiment.evaluation.every_steps == 0:
+                progress.flush()
+                progress.add_validation(step, validate(state, data.validation, experiment.evaluation))
+            batch = next(batches)
+            data_state = batches.get_state()
+            state, metrics = jitted_step(state, batch)
+            # A step's metrics are fetched after the next one is dispatched: the device does not wait for the host.
+            progress.add(step + 1, metrics)
+            if step + 1 == steps or (step + 1) % experiment.checkpoint.every_steps == 0:
+                progress.flush()
+                save(checkpoints, state, data_state, {"seconds": seconds_before + time.perf_counter() - started})
+    validation = validate(state, data.validation, experiment.evaluation)
+    progress.add_validation(steps, validation)
     writer.close()
 
     seconds = seconds_before + time.perf_counter() - started
@@ -118,7 +118,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         "seconds": seconds,
         "device_hours": seconds / 3600 * jax.device_count(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "train/loss": progress.loss,
+        "train/loss": recent_loss(workdir),
         **{f"validation/{name}": value for name, value in validation.items()},
     }
     if experiment.evaluation.sample_tokens:
@@ -137,7 +137,7 @@ def describe(experiment: Experiment, state: TrainState, data: Data) -> None:
     tokens_per_step = training.rows_per_step * row_length
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     flops = training_flops_per_token(experiment.model, row_length)
-    print(f"device      {device.device_kind} ({device.platform}), {jnp.dtype(state.compute_dtype).name} matmuls")
+    print(f"device      {jax.device_count()} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
     print(f"attention   {state.model.attention}, masked by document")
     print(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
     for shards, plan, weight in zip(data.shards, data.plans, data.weights, strict=True):
@@ -180,12 +180,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
             train(experiment, workdir, seed=options.seed)
-    except UserError as error:
-        print(f"jaxformer: {error}", file=sys.stderr)
-        return 2
-    except TrainingFailure as error:
-        print(f"jaxformer: {error}", file=sys.stderr)
-        return 1
+    except (UserError, TrainingFailure) as error:
+        print(f"jaxformer: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("\njaxformer: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130

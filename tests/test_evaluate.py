@@ -1,0 +1,126 @@
+"""Validation against each document evaluated alone, and what is chosen for it."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer.config import UserError
+from jaxformer.evaluate import EvaluationConfig, select_validation, validate
+from jaxformer.model import ModelConfig
+from jaxformer.optimizer import OptimizerConfig, make_optimizer
+from jaxformer.packing import PackingConfig
+from jaxformer.shards import Manifest, Shards
+from jaxformer.step import init_state
+
+FLOAT32 = 1e-5
+T, V, BOS, EOS = 11, 37, 1, 2
+PACKING = PackingConfig(row_length=T)
+
+
+class ArrayShards(Shards):
+    """Shards in memory."""
+
+    def __init__(self, documents, text_bytes):
+        marks = {field.name: None for field in dataclasses.fields(Manifest)} | {"bos_id": BOS, "eos_id": EOS}
+        tokens = np.array([len(document) for document in documents])
+        super().__init__(None, "validation", Manifest(**marks), tokens, np.array(text_bytes))
+        self.documents = documents
+
+    def read(self, document, start, stop):
+        return self.documents[document][start:stop]
+
+
+@pytest.fixture(scope="module")
+def shards():
+    """Documents of 1 to 9 tokens, each with its EOS in a row at most, and of 3 to 5 bytes per token."""
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(3, V, rng.integers(1, 10)) for _ in range(23)]
+    return ArrayShards(documents, [len(document) * int(rng.integers(3, 6)) for document in documents])
+
+
+@pytest.fixture(scope="module")
+def state():
+    model = ModelConfig(vocabulary_size=V, width=12, depth=2, heads=2, feed_forward_width=20)
+    state = init_state(model, make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=0), 1), seed=0)
+    # Parameters so large that what a token sees shows in its loss.
+    rng = np.random.default_rng(0)
+    noisy = jax.tree.map(lambda x: x + 0.25 * rng.standard_normal(x.shape).astype(np.float32), state.params)
+    return state.replace(params=noisy)
+
+
+def nats_alone(state, documents):
+    """Returns the nats and the number of targets of documents, each in a row of its own."""
+    shape = (len(documents), max(len(document) for document in documents) + 1)
+    tokens, targets, segment_ids = np.zeros((3, *shape), np.int32)
+    for row, document in enumerate(documents):
+        n = len(document) + 1
+        tokens[row, :n], targets[row, :n], segment_ids[row, :n] = [BOS, *document], [*document, EOS], 1
+    positions = np.tile(np.arange(shape[1]), (shape[0], 1))
+    logits = jax.jit(lambda state: state.model(tokens, segment_ids, positions))(state)
+    log_probabilities = np.float64(jax.nn.log_softmax(jnp.asarray(logits)))
+    nats = -np.take_along_axis(log_probabilities, targets[..., None], axis=2)[..., 0]
+    return nats[segment_ids == 1].sum(), (segment_ids == 1).sum()
+
+
+@pytest.mark.parametrize("rows_per_batch", [1, 4, 50])
+def test_validation_equals_each_document_alone_whatever_the_batches(state, shards, rows_per_batch):
+    chosen = select_validation(shards, EvaluationConfig(), PACKING)
+    assert len(chosen.plan) < len(shards), "the documents are not packed"
+    nats, targets = nats_alone(state, shards.documents)
+    result = validate(state, [chosen], EvaluationConfig(rows_per_batch=rows_per_batch))
+    assert result["loss"] == pytest.approx(nats / targets, rel=FLOAT32)
+    assert result["bits_per_byte"] == pytest.approx(nats / math.log(2) / shards.text_bytes.sum(), rel=FLOAT32)
+
+
+def test_several_corpora_are_weighed_by_their_tokens_and_bytes(state, shards):
+    other = ArrayShards([document[:2] for document in shards.documents[:5]], [7] * 5)
+    sets = [select_validation(one, EvaluationConfig(), PACKING) for one in (shards, other)]
+    nats, targets = np.sum([nats_alone(state, one.documents) for one in (shards, other)], axis=0)
+    result = validate(state, sets, EvaluationConfig(rows_per_batch=4))
+    assert result["loss"] == pytest.approx(nats / targets, rel=FLOAT32)
+    assert result["bits_per_byte"] == pytest.approx(nats / math.log(2) / (shards.text_bytes.sum() + 35), rel=FLOAT32)
+
+
+def test_selection_takes_whole_documents_until_the_wanted_tokens(shards):
+    wanted = 40
+    chosen = select_validation(shards, EvaluationConfig(validation_tokens=wanted), PACKING)
+    documents = np.unique(chosen.plan.documents)
+    lengths = np.bincount(chosen.plan.documents, weights=chosen.plan.lengths, minlength=len(shards))[documents]
+    np.testing.assert_array_equal(lengths, shards.tokens[documents] + 1)
+    assert wanted <= shards.tokens[documents].sum() < wanted + shards.tokens.max()
+    assert chosen.text_bytes == shards.text_bytes[documents].sum()
+
+
+def test_selection_is_the_same_every_time_and_grows_with_the_wanted_tokens(shards):
+    def documents(wanted):
+        plan = select_validation(shards, EvaluationConfig(validation_tokens=wanted), PACKING).plan
+        return set(plan.documents.tolist())
+
+    assert documents(40) == documents(40)
+    assert documents(20) < documents(40) < set(range(len(shards)))
+    assert documents(40) != set(range(len(documents(40)))), "the first of the corpus are no fair choice"
+
+
+@pytest.mark.parametrize("wanted", [0, 10_000])
+def test_selection_takes_all_documents_if_none_or_more_than_all_are_wanted(shards, wanted):
+    chosen = select_validation(shards, EvaluationConfig(validation_tokens=wanted), PACKING)
+    assert sorted(chosen.plan.documents.tolist()) == list(range(len(shards)))
+    assert chosen.text_bytes == shards.text_bytes.sum()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"every_steps": 0}, r"evaluation.every_steps \(0\) must be at least 1"),
+        ({"rows_per_batch": 0}, r"evaluation.rows_per_batch \(0\) must be at least 1"),
+        ({"validation_tokens": -1}, r"evaluation.validation_tokens \(-1\) must not be negative"),
+        ({"sample_tokens": -1}, r"evaluation.sample_tokens \(-1\) must not be negative"),
+    ],
+)
+def test_evaluation_that_cannot_be_is_refused_with_the_rule_and_the_value(changes, message):
+    with pytest.raises(UserError, match=message):
+        EvaluationConfig(**changes)

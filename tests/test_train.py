@@ -1,0 +1,360 @@
+"""Whole runs of a tiny experiment: a resumed run is the uninterrupted one, and what a run leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import jaxformer.train
+from jaxformer.checkpoint import CheckpointConfig, open_checkpoints
+from jaxformer.config import to_dict
+from jaxformer.experiment import load_experiment
+from jaxformer.metrics import Progress
+from jaxformer.train import main
+
+STEPS, ROWS, T = 12, 4, 32
+EXPERIMENT = """
+from jaxformer.attention import AttentionConfig
+from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.corpus import CorpusConfig
+from jaxformer.evaluate import EvaluationConfig
+from jaxformer.experiment import Experiment
+from jaxformer.model import ModelConfig
+from jaxformer.optimizer import OptimizerConfig
+from jaxformer.packing import PackingConfig
+from jaxformer.step import TrainingConfig
+from jaxformer.tokenizer import TokenizerConfig
+
+EXPERIMENT = Experiment(
+    question="Does a run that was stopped end as if it had not been?",
+    model=ModelConfig(vocabulary_size=400, width=16, depth=2, heads=2),
+    corpus={corpus},
+    tokenizer=TokenizerConfig(vocabulary_size=400, threads=1),
+    packing=PackingConfig(row_length=32, method={method!r}, minimum_fill=0.5),
+    attention=AttentionConfig(),
+    optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
+    training=TrainingConfig(steps=12, rows_per_step=4, micro_batches={micro_batches}, log_every_steps=1),
+    checkpoint=CheckpointConfig(every_steps=4, keep=2),
+    evaluation=EvaluationConfig(every_steps=4, validation_tokens=200, rows_per_batch=2, sample_tokens=5),
+)
+"""
+VARIANTS = {
+    "best_fit": {"method": "best_fit", "micro_batches": 1},
+    "concat_and_split": {"method": "concat_and_split", "micro_batches": 1},
+    "mixture_in_micro_batches": {"method": "best_fit", "micro_batches": 2},
+}
+# Of the metrics, those that tell how fast the machine was.
+TIMES = ("train/tokens_per_second", "train/tflops")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """Keeps compiled programs for the module: every run compiles the same few."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield options["jax_compilation_cache_dir"]
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def experiment_files(tmp_path_factory, make_texts):
+    """The experiment file of each variant, beside the two corpora."""
+    folder = tmp_path_factory.mktemp("experiments")
+    corpora = []
+    for seed, number in enumerate((300, 90)):
+        path = folder / f"corpus_{seed}.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in make_texts(number, seed)))
+        corpora.append(f"CorpusConfig(kind='jsonl', path={str(path)!r}, validation_share=0.1, weight={1 + 2 * seed})")
+    mixture = f"CorpusConfig(kind='mixture', parts=({corpora[0]}, {corpora[1]}))"
+    for name, fields in VARIANTS.items():
+        corpus = mixture if name.startswith("mixture") else corpora[0]
+        (folder / f"{name}.py").write_text(EXPERIMENT.format(corpus=corpus, **fields))
+    return {name: folder / f"{name}.py" for name in VARIANTS}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(experiment_files, tmp_path_factory):
+    """A function from a variant to the folder of its run, which nothing stopped."""
+    folders = {}
+
+    def run(variant):
+        if variant not in folders:
+            folders[variant] = tmp_path_factory.mktemp("uninterrupted") / variant
+            assert main(command(experiment_files[variant], folders[variant])) == 0
+        return folders[variant]
+
+    return run
+
+
+def command(experiment_file, workdir):
+    return [f"--experiment={experiment_file}", f"--workdir={workdir}", "--seed=3"]
+
+
+class Stopped(Exception):
+    """Raised in place of an interruption."""
+
+
+def run_until(place, step, arguments):
+    """Runs the command until it enters a place of the loop at a step, where it is stopped."""
+    checkpoints, add, validate = [], Progress.add, jaxformer.train.validate
+
+    def open_and_remember(*arguments):
+        checkpoints.append(open_checkpoints(*arguments))
+        return checkpoints[-1]
+
+    def stopping_add(self, at, metrics):
+        if (place, step) == ("step", at):
+            raise Stopped
+        add(self, at, metrics)
+
+    def stopping_validate(state, *arguments, **options):
+        if (place, step) == ("validation", int(state.step)):
+            raise Stopped
+        return validate(state, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "add", stopping_add)
+        patch.setattr(jaxformer.train, "validate", stopping_validate)
+        patch.setattr(jaxformer.train, "open_checkpoints", open_and_remember)
+        with pytest.raises(Stopped):
+            main(arguments)
+        # Unlike in a process that ends, a save that is under way would go on beside the next run.
+        checkpoints[0].close()
+
+
+def read_metrics(workdir):
+    """Returns the lines of `metrics.jsonl` without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def read_checkpoint(workdir):
+    """Returns parameters, optimizer state and data state of the last step."""
+    checkpoints = open_checkpoints(workdir / "checkpoints", CheckpointConfig())
+    items = ocp.args.Composite(
+        params=ocp.args.StandardRestore(), opt_state=ocp.args.StandardRestore(), data=ocp.args.JsonRestore()
+    )
+    restored = checkpoints.restore(STEPS, args=items)
+    checkpoints.close()
+    return restored.params, restored.opt_state, restored.data
+
+
+def assert_same_run(workdir, expected):
+    """Parameters, optimizer and data state bit by bit, every line of the metrics, and the results."""
+    (params, opt_state, data), (other_params, other_opt_state, other_data) = map(read_checkpoint, (workdir, expected))
+    assert params.keys() == other_params.keys() and opt_state.keys() == other_opt_state.keys()
+    for name in params:
+        np.testing.assert_array_equal(params[name], other_params[name], err_msg=name)
+    for name in opt_state:
+        np.testing.assert_array_equal(opt_state[name], other_opt_state[name], err_msg=name)
+    assert data == other_data
+    assert read_metrics(workdir) == read_metrics(expected)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (workdir, expected)]
+    for name in ("status", "steps", "tokens", "train/loss", "validation/loss", "validation/bits_per_byte"):
+        assert summaries[0][name] == summaries[1][name], name
+    assert (workdir / "sample.txt").read_text() == (expected / "sample.txt").read_text()
+
+
+# Checkpoints are saved after steps 4, 8 and 12, each before the validation of the step.
+@pytest.mark.parametrize(
+    ("variant", "stops"),
+    [
+        ("best_fit", [("step", 2), ("step", 7)]),
+        ("best_fit", [("validation", 8)]),
+        ("best_fit", [("validation", 12)]),
+        ("concat_and_split", [("step", 10)]),
+        ("mixture_in_micro_batches", [("step", 7)]),
+    ],
+    ids=["twice", "before_a_validation", "before_the_last_validation", "concat_and_split", "mixture_in_micro_batches"],
+)
+def test_resumed_run_equals_the_uninterrupted_one(variant, stops, experiment_files, uninterrupted, tmp_path):
+    arguments = command(experiment_files[variant], tmp_path / "run")
+    for place, step in stops:
+        run_until(place, step, arguments)
+    assert main(arguments) == 0
+    assert_same_run(tmp_path / "run", uninterrupted(variant))
+
+
+# Runs the command with something happening at step 5, when the checkpoint of step 4 is written in the background.
+ACCIDENT = """
+import math, os, signal, sys, jaxformer.train
+from jaxformer.metrics import Progress
+
+def kill(self, step, metrics):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def interrupt(self, step, metrics):
+    raise KeyboardInterrupt
+
+def diverge(self, step, metrics):
+    add(self, step, metrics | {"loss": math.nan})
+
+add, accident = Progress.add, globals()[sys.argv[1]]
+Progress.add = lambda self, step, metrics: (accident if step == 5 else add)(self, step, metrics)
+sys.exit(jaxformer.train.main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture
+def run_into(compiled):
+    """A function from an accident and arguments to the process that had it."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": compiled,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+    }
+
+    def run(accident, arguments):
+        command = [sys.executable, "-W", "ignore", "-c", ACCIDENT, accident, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_run_that_was_killed_while_it_saved_equals_the_uninterrupted_one(
+    run_into, experiment_files, uninterrupted, tmp_path
+):
+    arguments = command(experiment_files["best_fit"], tmp_path / "run")
+    killed = run_into("kill", arguments)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert main(arguments) == 0
+    assert_same_run(tmp_path / "run", uninterrupted("best_fit"))
+
+
+@pytest.mark.parametrize(
+    ("accident", "status", "message"),
+    [
+        ("interrupt", 130, "\njaxformer: interrupted; the same command resumes from the last checkpoint\n"),
+        ("diverge", 1, "jaxformer: the loss at step 5 is nan; the last checkpoint before it is kept\n"),
+    ],
+    ids=["interrupted", "diverged"],
+)
+def test_run_that_ends_early_says_so_in_a_line_and_keeps_its_last_checkpoint(
+    accident, status, message, run_into, experiment_files, tmp_path
+):
+    ended = run_into(accident, command(experiment_files["best_fit"], tmp_path / "run"))
+    assert (ended.returncode, ended.stderr) == (status, message)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
+
+
+def test_resumed_run_says_where_it_resumes(experiment_files, tmp_path, capsys):
+    arguments = command(experiment_files["best_fit"], tmp_path / "run")
+    run_until("step", 6, arguments)
+    assert "resumed from" not in capsys.readouterr().out
+    run_until("step", 7, arguments)
+    assert "resumed from step 4\n" in capsys.readouterr().out
+
+
+def test_finished_run_says_so_and_does_not_train(experiment_files, uninterrupted, monkeypatch, capsys):
+    workdir = uninterrupted("best_fit")
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    monkeypatch.setattr(jaxformer.train, "prepare_data", lambda *_: pytest.fail("data were prepared"))
+    monkeypatch.setattr(jaxformer.train, "make_state", lambda *_: pytest.fail("a state was made"))
+    capsys.readouterr()
+    assert main(command(experiment_files["best_fit"], workdir)) == 0
+    captured = capsys.readouterr()
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert captured.out == (
+        f"{workdir}: finished, 12 steps, validation {summary['validation/loss']:.4f} nats per token, "
+        f"{summary['validation/bits_per_byte']:.4f} bits per byte\n"
+    )
+    assert captured.err == ""
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_run_folder_holds_its_files_and_no_others(uninterrupted):
+    workdir = uninterrupted("best_fit")
+    names = {path.name for path in workdir.iterdir() if not path.name.startswith("events.out.tfevents")}
+    assert names == {"checkpoints", "config.json", "metrics.jsonl", "sample.txt", "summary.json"}
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"8", "12"}
+
+
+def test_config_file_tells_what_was_run(experiment_files, uninterrupted):
+    config = json.loads((uninterrupted("best_fit") / "config.json").read_text())
+    experiment = load_experiment(str(experiment_files["best_fit"]))
+    assert set(config) == {"experiment", "seed", "config", "science", "digests", "code", "versions", "device"}
+    assert (config["experiment"], config["seed"]) == ("best_fit", 3)
+    assert config["config"] == to_dict(experiment)
+    assert config["science"]["seed"] == 3 and config["science"]["model.width"] == 16
+    assert not {"training.micro_batches", "checkpoint.keep", "question"} & set(config["science"])
+    assert set(config["digests"]) == {"tokenizer", "corpus.0"}
+    assert {len(digest) for digest in [config["code"], *config["digests"].values()]} == {64}
+    assert config["versions"]["jax"] == jax.__version__
+
+
+def test_summary_tells_the_result(uninterrupted):
+    workdir = uninterrupted("best_fit")
+    summary = json.loads((workdir / "summary.json").read_text())
+    losses = [line["train/loss"] for line in read_metrics(workdir) if "train/loss" in line]
+    validation = read_metrics(workdir)[-1]
+    measured = ("seconds", "device_hours", "peak_memory_bytes")
+    assert {name: value for name, value in summary.items() if name not in measured} == {
+        "status": "finished",
+        "experiment": "best_fit",
+        "seed": 3,
+        "steps": STEPS,
+        "tokens": STEPS * ROWS * T,
+        "train/loss": pytest.approx(np.mean(losses)),
+        "validation/loss": validation["validation/loss"],
+        "validation/bits_per_byte": validation["validation/bits_per_byte"],
+    }
+    assert summary["seconds"] > 0
+    assert summary["device_hours"] == pytest.approx(summary["seconds"] / 3600 * jax.device_count())
+    assert summary["peak_memory_bytes"] > 1 << 20
+
+
+def test_metrics_hold_every_step_once_and_the_loss_falls(uninterrupted):
+    lines = read_metrics(uninterrupted("best_fit"))
+    training = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in training] == list(range(1, STEPS + 1))
+    assert {frozenset(line) for line in training} == {
+        frozenset({"step", "train/loss", "train/gradient_norm", "train/learning_rate"})
+    }
+    assert [line["step"] for line in lines if "validation/loss" in line] == [4, 8, 12]
+    # From nearly ln 400, what a uniform guess costs.
+    assert training[0]["train/loss"] == pytest.approx(np.log(400), rel=0.02)
+    assert training[-1]["train/loss"] < training[0]["train/loss"] - 0.2
+
+
+def test_printed_config_is_the_experiments(experiment_files, capsys):
+    path = str(experiment_files["best_fit"])
+    assert main([f"--experiment={path}", "--print_config", "--model.depth=3", "--packing.method=concat_and_split"]) == 0
+    overrides = {"model.depth": "3", "packing.method": "concat_and_split"}
+    assert json.loads(capsys.readouterr().out) == to_dict(load_experiment(path, overrides))
+
+
+def test_plan_tells_size_and_cost_and_leaves_nothing(experiment_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([f"--experiment={experiment_files['best_fit']}", "--plan"]) == 0
+    printed = capsys.readouterr().out
+    # 400 x 16 of embedding; twice two norms and 12 x 16 x 16 of matrices; the last norm.
+    assert f"parameters  {6400 + 2 * (32 + 3072) + 16:,}, {2 * (32 + 3072) + 16:,} without embeddings\n" in printed
+    assert "128 a step, 1,536 in 12 steps" in printed
+    for word in ("MFLOPs per token", "memory", "disk", "time"):
+        assert word in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_folder_is_named_after_experiment_and_seed(monkeypatch):
+    folders = []
+    monkeypatch.setattr(jaxformer.train, "train", lambda _, workdir, seed: folders.append((workdir, seed)))
+    assert main(["--experiment=baseline"]) == main(["--experiment=baseline", "--seed=5", "--model.depth=2"]) == 0
+    assert folders[0] == (Path("runs/baseline/seed_0"), 0)
+    (_, name, last), seed = folders[1][0].parts, folders[1][1]
+    assert name.startswith("baseline~") and (last, seed) == ("seed_5", 5)
