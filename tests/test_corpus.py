@@ -187,7 +187,7 @@ def test_pystdlib_is_the_source_of_this_python_without_its_tests():
     corpus = load_documents(CorpusConfig(kind="pystdlib"))
     documents = list(corpus)
     by_key = {d.key: d.text for d in documents}
-    assert len(by_key) == len(documents) > 500
+    assert len(by_key) == len(documents) > 300
     root = Path(sysconfig.get_paths()["stdlib"])
     assert by_key["json/decoder.py"] == (root / "json" / "decoder.py").read_bytes().decode()
     assert not [key for key in by_key if re.search(r"(^|/)(test|tests|site-packages|__pycache__)/", key)]
