@@ -40,7 +40,7 @@ EXPERIMENT = Experiment(
         origin="",  # '': the path
         licence="",  # '': as the corpus states
         validation_share=0.05,  # share of the documents
-        weight=1.0,  # share of the tokens, relative to the other parts of a mixture
+        weight=1.0,  # share of the rows, relative to the other parts of a mixture
         parts=(),  # corpora of a mixture
     ),
     tokenizer=TokenizerConfig(
@@ -84,7 +84,7 @@ EXPERIMENT = Experiment(
     ),
     evaluation=EvaluationConfig(
         every_steps=400,  # steps
-        validation_tokens=50_000,  # tokens; 0: all
+        validation_bytes=150_000,  # bytes of text; 0: all
         rows_per_batch=8,  # rows
         sample_tokens=200,  # tokens
     ),

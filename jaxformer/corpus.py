@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxformer.config import UserError, check_types, require, require_one_of
+from jaxformer.config import UserError, check_types, execution, require, require_one_of
 
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
+
+# A longer text file is several documents, so that a single file can be split into training and validation.
+TEXT_CHARACTERS = 1 << 16
 
 # Bump when the same files would give other documents, so that nothing prepared before is taken for the new.
 READER_VERSION = 1
@@ -28,16 +31,17 @@ class CorpusConfig:
     """Where documents come from.
 
     kind: 'pystdlib' (the running Python's standard library and help topics; nothing to download), 'text' (each file
-        a document), 'jsonl' (each line an object; plain, .gz or .zst), 'parquet' (each row a document), 'tfds' (a
-        dataset of TensorFlow Datasets) or 'mixture' (of `parts`).
+        a document, or several if it is long), 'jsonl' (each line an object; plain, .gz or .zst), 'parquet' (each row
+        a document), 'tfds' (a dataset of TensorFlow Datasets) or 'mixture' (of `parts`).
     path: a file, a folder or a glob (`**` enters folders); for 'tfds' a dataset's name or the folder of a prepared one.
-    split: the split of a 'tfds' dataset that is read.
+    split: the split of a 'tfds' dataset that is read, or a slice of one.
     text_field: the field of a 'jsonl', 'parquet' or 'tfds' record that holds the text.
     key_field: the field that identifies a record; '' for a digest of its text.
     origin: where the corpus comes from, recorded with every run; '' for the path.
     licence: its licence, recorded with every run.
-    validation_share: share of the documents, chosen by the hash of their keys, that is kept for validation.
-    weight: share of the training tokens, in proportion to the other parts' weights, as a part of a mixture.
+    validation_share: share of the documents, those with the smallest hashes of their keys, that is kept for
+        validation; at least one document is.
+    weight: share of the training rows, in proportion to the other parts' weights, as a part of a mixture.
     parts: the corpora of a 'mixture'.
     """
 
@@ -46,8 +50,8 @@ class CorpusConfig:
     split: str = "train"
     text_field: str = "text"
     key_field: str = ""
-    origin: str = ""
-    licence: str = ""
+    origin: str = execution("")
+    licence: str = execution("")
     validation_share: float = 0.02
     weight: float = 1.0
     parts: tuple["CorpusConfig", ...] = ()
@@ -173,9 +177,9 @@ def key_fraction(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def is_validation(key: str, share: float) -> bool:
+def is_validation(key: str, threshold: float) -> bool:
     """Returns whether the document of this key is kept for validation."""
-    return key_fraction(key) < share
+    return key_fraction(key) < threshold
 
 
 def _find_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
@@ -270,7 +274,20 @@ def _read_text(files: tuple[Path, ...], root: Path) -> Iterator[Document]:
     for path in files:
         # A file's name may be no Unicode text; what it cannot say is written as escapes.
         key = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
-        yield Document(key, _decode(_read_bytes(path), path))
+        for number, text in enumerate(_cut(_decode(_read_bytes(path), path))):
+            yield Document(f"{key}#{number}" if number else key, text)
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Yields a text in pieces of at most `TEXT_CHARACTERS`, cut after a blank line, else a line, else anywhere."""
+    first = 0
+    while len(text) - first > TEXT_CHARACTERS:
+        last = first + TEXT_CHARACTERS
+        blank, line = text.rfind("\n\n", first, last), text.rfind("\n", first, last)
+        end = blank + 2 if blank >= 0 else line + 1 if line >= 0 else last
+        yield text[first:end]
+        first = end
+    yield text[first:]
 
 
 def _read_jsonl(files: tuple[Path, ...], config: CorpusConfig) -> Iterator[Document]:
@@ -354,7 +371,7 @@ def _tfds_builder(config: CorpusConfig):
     except Exception as error:  # TFDS raises many kinds; each means that nothing readable is at this path.
         raise UserError(f"corpus.path {config.path}: no TFDS dataset: {str(error).splitlines()[0]}") from error
     require(
-        builder.info.splits and config.split in builder.info.splits,
+        builder.info.splits and config.split.partition("[")[0] in builder.info.splits,
         f"corpus.path {config.path}: split {config.split!r} is not prepared here; prepared: "
         f"{', '.join(builder.info.splits or {}) or 'none (prepare it with file_format=array_record)'}",
     )

@@ -22,6 +22,15 @@ class Data(NamedTuple):
     validation: list[ValidationSet]
 
 
+def digests(data: Data) -> dict[str, str]:
+    """Returns what identifies the data and its order, by name, for a run to resume on nothing else."""
+    of_parts = [
+        {f"corpus.{i}": shards.manifest.corpus_digest, f"plan.{i}": plan.digest()}
+        for i, (shards, plan) in enumerate(zip(data.shards, data.plans, strict=True))
+    ]
+    return {"tokenizer": data.tokenizer.digest} | {name: value for part in of_parts for name, value in part.items()}
+
+
 def prepare_data(experiment: Experiment, seed: int) -> Data:
     """Returns the data of a run, tokenised and planned; prepares what is not in the cache."""
     packing = experiment.packing
@@ -44,12 +53,15 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
             f"corpus {documents.origin}: packing fills {fill:.1%} of the rows, less than packing.minimum_fill "
             f"({packing.minimum_fill:.0%}); shorten packing.row_length ({packing.row_length}) or lower the minimum",
         )
-        require(
-            len(plan) >= experiment.training.rows_per_step,
-            f"corpus {documents.origin}: its {len(plan)} training rows of {packing.row_length} tokens are fewer than "
-            f"training.rows_per_step ({experiment.training.rows_per_step})",
-        )
         shards.append(training)
         plans.append(plan)
-        validation.append(select_validation(open_shards(folder, "validation"), experiment.evaluation, packing))
+        validation.append(
+            select_validation(open_shards(folder, "validation"), experiment.evaluation, packing.row_length)
+        )
+    rows = sum(map(len, plans))
+    require(
+        rows >= experiment.training.rows_per_step,
+        f"corpus {experiment.corpus.path or experiment.corpus.kind}: {rows} rows of {packing.row_length} tokens "
+        f"are fewer than training.rows_per_step ({experiment.training.rows_per_step})",
+    )
     return Data(tokenizer, shards, plans, [config.weight for config in configs], validation)

@@ -20,13 +20,14 @@ class EvaluationConfig:
     """When and on how much a run is validated.
 
     every_steps: steps between validations; the last step is always validated.
-    validation_tokens: tokens of validation text for each corpus, taken as whole documents; 0 for all.
+    validation_bytes: UTF-8 bytes of validation text for each corpus, taken as whole documents, so that models with
+        different tokenizers read the same text; 0 for all.
     rows_per_batch: rows that are evaluated at once.
     sample_tokens: tokens of the text that is generated at the end; 0 for none.
     """
 
     every_steps: int = execution(500)
-    validation_tokens: int = 0
+    validation_bytes: int = 0
     rows_per_batch: int = execution(8)
     sample_tokens: int = execution(200)
 
@@ -34,7 +35,7 @@ class EvaluationConfig:
         check_types(self)
         for name in ("every_steps", "rows_per_batch"):
             require(getattr(self, name) >= 1, f"evaluation.{name} ({getattr(self, name)}) must be at least 1")
-        for name in ("validation_tokens", "sample_tokens"):
+        for name in ("validation_bytes", "sample_tokens"):
             require(getattr(self, name) >= 0, f"evaluation.{name} ({getattr(self, name)}) must not be negative")
 
 
@@ -47,13 +48,17 @@ class ValidationSet(NamedTuple):
     """UTF-8 bytes of the documents' text."""
 
 
-def select_validation(shards: Shards, config: EvaluationConfig, packing: PackingConfig) -> ValidationSet:
-    """Returns a fixed choice of whole documents, the same for every seed, with at least the wanted tokens or all."""
+def select_validation(shards: Shards, config: EvaluationConfig, row_length: int) -> ValidationSet:
+    """Returns a fixed choice of whole documents with at least the wanted bytes, or all.
+
+    It is the same for every seed, tokenizer and packing of the training rows: validation rows are always best-fit. A
+    longer row gives longer documents more context.
+    """
     order = np.random.default_rng(0).permutation(len(shards))
-    if config.validation_tokens:
-        enough = np.searchsorted(np.cumsum(shards.tokens[order]), config.validation_tokens) + 1
+    if config.validation_bytes:
+        enough = np.searchsorted(np.cumsum(shards.text_bytes[order]), config.validation_bytes) + 1
         order = order[:enough]
-    plan = plan_rows(shards.tokens[order], packing, seed=0)
+    plan = plan_rows(shards.tokens[order], PackingConfig(row_length=row_length), seed=0)
     return ValidationSet(
         shards, dataclasses.replace(plan, documents=order[plan.documents]), int(shards.text_bytes[order].sum())
     )
@@ -66,17 +71,17 @@ def validate(state: TrainState, sets: list[ValidationSet], config: EvaluationCon
     text's UTF-8 bytes; unlike nats per token they compare models with different tokenizers.
     """
     rows_per_batch = config.rows_per_batch
-    nats = targets = text_bytes = 0.0
+    sums, targets, text_bytes = [], 0.0, 0
     for shards, plan, size in sets:
         text_bytes += size
         for first in range(0, len(plan), rows_per_batch):
             batch = read_rows(shards, plan, np.arange(first, min(first + rows_per_batch, len(plan))))
-            batch = pad_rows(batch, rows_per_batch)
-            nats += float(np.asarray(_jitted_eval_step()(state, batch)).sum(dtype=np.float64))
+            sums.append(_jitted_sum()(state, pad_rows(batch, rows_per_batch)))
             targets += float(batch.loss_weights_BT.sum())
+    nats = float(np.sum(jax.device_get(sums), dtype=np.float64))
     return {"loss": nats / targets, "bits_per_byte": nats / math.log(2) / text_bytes}
 
 
 @functools.cache
-def _jitted_eval_step():
-    return jax.jit(eval_step)
+def _jitted_sum():
+    return jax.jit(lambda state, batch: eval_step(state, batch).sum())

@@ -48,7 +48,7 @@ def _generate(graphdef, params, prompt_BP, key, length, temperature, top_k):
     S = P + length
     tokens_BS = jnp.pad(prompt_BP.astype(jnp.int32), ((0, 0), (0, length)))
     cache_shape = (config.depth, B, S, config.G, config.K)
-    caches = (jnp.zeros(cache_shape, model.embedding.dtype), jnp.zeros(cache_shape, model.embedding.dtype))
+    caches = (jnp.zeros(cache_shape, model.compute_dtype), jnp.zeros(cache_shape, model.compute_dtype))
 
     def next_token(carry, index):
         tokens_BS, caches = carry

@@ -64,9 +64,10 @@ def cross_entropy(
         chunk_tokens: tokens whose logits exist at once; 0 chooses for the device.
     """
     chunk_tokens = chunk_tokens or _default_chunk(unembedding_VD.shape[0])
-    return _cross_entropy(
+    sums = _cross_entropy(
         features_ND, unembedding_VD, targets_N, weights_N, logit_soft_cap, z_loss_coefficient, chunk_tokens
     )
+    return LossSums(sums.objective, jax.lax.stop_gradient(sums.nats), jax.lax.stop_gradient(sums.weight))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))

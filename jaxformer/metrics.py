@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from jaxformer.model import ModelConfig
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
     "A100": 312.0,
     "L40S": 362.0,
@@ -38,7 +40,7 @@ class TrainingFailure(RuntimeError):
 
 def peak_tflops(device_kind: str) -> float | None:
     """Returns the peak of a device in TFLOP/s, or None where it is not known."""
-    return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_kind), None)
+    return next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_kind)), None)
 
 
 def matmul_parameters(config: ModelConfig) -> int:
@@ -99,6 +101,9 @@ def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
     except ImportError as error:
         tensorboard = None
         note = f"no TensorBoard events ({error.name} is not installed: pip install 'jaxformer[tensorboard]')"
+    except Exception as error:  # A TensorFlow that does not fit its libraries fails in many ways; training needs none.
+        tensorboard = None
+        note = f"no TensorBoard events (clu's writer cannot be imported: {type(error).__name__})"
     return Writer(folder, first_step, tensorboard), note
 
 
@@ -181,8 +186,12 @@ class Progress:
             if step == fetched[-1][0] and timed:
                 scalars |= {"train/tokens_per_second": speed, "train/tflops": tflops}
             self._writer.write(step, scalars)
-            if not math.isfinite(m["loss"]):
-                raise TrainingFailure(f"the loss at step {step} is {m['loss']}; the last checkpoint before it is kept")
+            for name in ("loss", "gradient_norm"):
+                if not math.isfinite(m[name]):
+                    what = name.replace("_", " ")
+                    raise TrainingFailure(
+                        f"the {what} at step {step} is {m[name]}; the last checkpoint before it is kept"
+                    )
         last = fetched[-1][0]
         if timed:
             mfu = f"MFU {tflops / self._peak:.1%}" if self._peak else f"{tflops:.3f} TFLOP/s"

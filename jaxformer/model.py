@@ -3,13 +3,14 @@
 tokens -> embedding -> L x [x += attention(norm(x)); x += feed_forward(norm(x))] -> norm -> unembedding -> logits
 
 - RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), rotary positions (Su et al. 2021, arXiv 2104.09864), GELU
-  feed-forward, no biases, tied embeddings (Press & Wolf 2016, arXiv 1608.05859).
+  feed-forward (in the tanh approximation), no biases, tied embeddings (Press & Wolf 2016, arXiv 1608.05859).
 - Options, off by default: grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), QK-norm (Henry et al.
   2020, arXiv 2010.04245), SwiGLU (Shazeer 2020, arXiv 2002.05202), squared ReLU (So et al. 2021, arXiv 2109.08668),
   learned positions, untied embeddings, logit soft-cap (Gemma Team 2024, arXiv 2408.00118).
 - The L blocks are one block with stacked parameters under `lax.scan`.
-- It computes in the dtype of its matrices: cast them and the matmuls follow. Norms, rotations, softmax and logits
-  are float32 regardless.
+- It computes in the dtype of its kernels: cast them and the matmuls and the residual stream follow. Norms, rotations,
+  softmax and logits are float32 regardless, and so are the tables and their gradients: a frequent token's row sums over
+  thousands of tokens, which bfloat16 cannot (4,096 times 0.01 gives 4 there).
 
 Axes: B batch row, T query position, S key position, N = B x T tokens flattened, D model width, H query heads,
 G key/value heads, K head width, F feed-forward width, V vocabulary, L layers. Tokens are flattened everywhere but in
@@ -44,7 +45,7 @@ class ModelConfig:
     key_value_heads: G, heads that keys and values have, a divisor of heads; 0 for as many as heads.
     head_width: K; 0 for width / heads.
     feed_forward_width: F; 0 for 4 x width.
-    activation: 'gelu', 'swiglu' (three matrices instead of two) or 'relu2' (squared ReLU).
+    activation: 'gelu', 'swiglu' (three matrices instead of two: equal parameters need 2/3 of the width) or 'relu2'.
     rope_base: base of the rotary wavelengths.
     learned_positions: length of a learned position table instead of rotary positions; 0 for rotary.
     qk_norm: normalise queries and keys per head before the rotation.
@@ -82,7 +83,7 @@ class ModelConfig:
             require(getattr(self, name) >= 0, f"model.{name} ({getattr(self, name)}) must not be negative")
         for name in ("logit_soft_cap", "z_loss"):
             require(0 <= getattr(self, name) < float("inf"), f"model.{name} must be finite and not negative")
-        require(self.rope_base > 1, f"model.rope_base ({self.rope_base}) must be above 1")
+        require(1 < self.rope_base < float("inf"), f"model.rope_base ({self.rope_base}) must be above 1 and finite")
         require(
             self.head_width > 0 or self.width % self.heads == 0,
             f"model.heads ({self.heads}) must divide model.width ({self.width}), or set model.head_width",
@@ -114,7 +115,11 @@ class ModelConfig:
 
 
 class Kernel(nnx.Param):
-    """A matrix: decayed by the optimizer and cast to the compute dtype."""
+    """A matrix that multiplies: decayed by the optimizer and cast to the compute dtype."""
+
+
+class Table(nnx.Param):
+    """A matrix that is looked up: decayed by the optimizer, float32 always."""
 
 
 class Scale(nnx.Param):
@@ -187,10 +192,10 @@ class Transformer(nnx.Module):
         # keeps the first loss within 2 % of ln V at any width.
         table_scale = min(INITIAL_SCALE, 0.45 * config.width**-0.5)
         table_shape = (config.vocabulary_size, config.width)
-        self.embedding = Kernel(table_scale * jax.random.normal(rngs.params(), table_shape))
+        self.embedding = Table(table_scale * jax.random.normal(rngs.params(), table_shape))
         if config.learned_positions:
             shape = (config.learned_positions, config.width)
-            self.position_embedding = Kernel(INITIAL_SCALE * jax.random.normal(rngs.params(), shape))
+            self.position_embedding = Table(INITIAL_SCALE * jax.random.normal(rngs.params(), shape))
 
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -200,7 +205,7 @@ class Transformer(nnx.Module):
         self.blocks = stacked_blocks(rngs)
         self.final_norm = RMSNorm(config.width)
         if not config.tied_embeddings:
-            self.unembedding = Kernel(table_scale * jax.random.normal(rngs.params(), table_shape))
+            self.unembedding = Table(table_scale * jax.random.normal(rngs.params(), table_shape))
 
     def __call__(self, tokens_BT: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Returns float32 `logits_BTV`.
@@ -217,15 +222,20 @@ class Transformer(nnx.Module):
 
     @property
     def unembedding_VD(self) -> jax.Array:
-        """The matrix that turns features into logits."""
-        return (self.embedding if self.config.tied_embeddings else self.unembedding)[...]
+        """The matrix that turns features into logits, in the compute dtype."""
+        return (self.embedding if self.config.tied_embeddings else self.unembedding)[...].astype(self.compute_dtype)
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """The dtype of the kernels, in which matmuls compute."""
+        return self.blocks.qkv[...].dtype
 
     def embed(self, tokens_N: jax.Array, positions_N: jax.Array) -> jax.Array:
         """Returns the stream `x_ND` at the first block."""
         x_ND = self.embedding[...][tokens_N]
         if self.config.learned_positions:
             x_ND = x_ND + self.position_embedding[...][positions_N]
-        return x_ND
+        return x_ND.astype(self.compute_dtype)
 
     def features(self, tokens_BT, positions_BT, document_starts_BT, document_ends_BT) -> jax.Array:
         """Returns `features_ND`, the normed stream after the last block: what the unembedding multiplies."""

@@ -7,7 +7,7 @@ import optax
 from flax import nnx
 
 from jaxformer.config import check_types, require
-from jaxformer.model import Kernel
+from jaxformer.model import Kernel, Table
 
 
 @dataclass(frozen=True)
@@ -87,4 +87,4 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 def is_matrix(params: nnx.State) -> nnx.State:
     """Returns a tree of bools: True for the parameters that are matrices, stacked over layers or not."""
-    return jax.tree.map(lambda p: isinstance(p, Kernel), params, is_leaf=lambda p: isinstance(p, nnx.Variable))
+    return jax.tree.map(lambda p: isinstance(p, (Kernel, Table)), params, is_leaf=lambda p: isinstance(p, nnx.Variable))

@@ -14,6 +14,7 @@ A plan makes every row readable by its number, so the pipeline (Grain) only shuf
 number, and resuming is exact by construction.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class PackingConfig:
     def __post_init__(self):
         check_types(self)
         require_one_of("packing.method", self.method, ("best_fit", "concat_and_split"))
-        require(self.row_length >= 2, f"packing.row_length ({self.row_length}) must be at least 2")
+        require(2 <= self.row_length <= 1 << 24, f"packing.row_length ({self.row_length}) must lie in [2, 2**24]")
         require(0 <= self.minimum_fill <= 1, f"packing.minimum_fill ({self.minimum_fill}) must lie in [0, 1]")
         require(self.reader_threads >= 0, f"packing.reader_threads ({self.reader_threads}) must not be negative")
         require(self.reader_buffer >= 1, f"packing.reader_buffer ({self.reader_buffer}) must be at least 1")
@@ -91,6 +92,11 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.rows) - 1
+
+    def digest(self) -> str:
+        """Returns the hexadecimal SHA-256 of the plan."""
+        arrays = (self.documents, self.starts, self.lengths, self.rows)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(a, "<i8").tobytes() for a in arrays)).hexdigest()
 
 
 def plan_rows(document_tokens: np.ndarray, config: PackingConfig, *, seed: int) -> Plan:
@@ -284,7 +290,7 @@ def make_batches(
     """Returns an endless iterator over `Batch`es of `rows_per_step` rows; every epoch shuffles all rows anew.
 
     Each row holds documents of one corpus. Rows of several corpora are mixed in proportion to their weights, so the
-    weights are shares of tokens. `get_state()` is a small dict that JSON can hold, and `set_state` resumes exactly.
+    weights are shares of rows. `get_state()` is a small dict that JSON can hold, and `set_state` resumes exactly.
 
     Args:
         shards, plans, weights: one of each for every corpus.

@@ -43,9 +43,8 @@ def print_plan(experiment: Experiment) -> None:
         f"            {_gigabytes(resident)} of state and batch, {_gigabytes(activations)} of activations and gradients"
     )
     checkpoint, keep = 12 * parameters, experiment.checkpoint.keep
-    print(
-        f"disk        {_gigabytes(checkpoint * (keep + 1))} at most, {keep + 1} checkpoints of {_gigabytes(checkpoint)}"
-    )
+    saved = _gigabytes(checkpoint * (keep + 1))
+    print(f"checkpoints {saved} on disk at most, for {keep + 1} of {_gigabytes(checkpoint)}")
     state, metrics = jax.block_until_ready(step(state, batch))
     started = time.perf_counter()
     for _ in range(_TIMED_STEPS):

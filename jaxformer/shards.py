@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from jaxformer.cache import make_once
 from jaxformer.config import UserError, require
-from jaxformer.corpus import Document, Documents, is_validation, unique_documents
+from jaxformer.corpus import Document, Documents, is_validation, key_fraction, unique_documents
 from jaxformer.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation")
@@ -166,14 +166,27 @@ def one_line(error: Exception) -> str:
 
 def _write(documents: Documents, tokenizer: Tokenizer, folder: Path, progress: bool) -> None:
     """Writes shards, index and manifest into a new folder."""
+    smallest = _write_split(documents, tokenizer, folder, documents.config.validation_share, progress)
+    if smallest is not None:
+        # A small corpus may have no document below the share; then the one of smallest hash is kept for validation.
+        shutil.rmtree(folder)
+        _write_split(documents, tokenizer, folder, np.nextafter(smallest, 1.0), progress)
+
+
+def _write_split(
+    documents: Documents, tokenizer: Tokenizer, folder: Path, threshold: float, progress: bool
+) -> float | None:
+    """Writes the folder with documents whose key's hash is below the threshold as validation.
+
+    Returns None, or, where that leaves no document to validate, the smallest hash; the folder is then not finished.
+    """
     counts: Counter = Counter()
     sizes = {split: ([], []) for split in SPLITS}
     kept_for_validation = []
-
-    def split_of(document: Document) -> str:
-        return "validation" if is_validation(document.key, documents.config.validation_share) else "train"
+    smallest = 1.0
 
     def training_ids() -> Iterator[np.ndarray]:
+        nonlocal smallest
         bar = tqdm(
             desc=f"tokenising {documents.origin}",
             unit="B",
@@ -184,11 +197,13 @@ def _write(documents: Documents, tokenizer: Tokenizer, folder: Path, progress: b
         with bar:
             for document, ids in _encoded(unique_documents(documents, counts), tokenizer):
                 text_bytes = len(document.text.encode())
-                tokens, sized = sizes[split_of(document)]
+                smallest = min(smallest, key_fraction(document.key))
+                split = "validation" if is_validation(document.key, threshold) else "train"
+                tokens, sized = sizes[split]
                 tokens.append(len(ids))
                 sized.append(text_bytes)
                 bar.update(text_bytes)
-                if split_of(document) == "train":
+                if split == "train":
                     yield ids
                 else:
                     kept_for_validation.append(ids)
@@ -197,6 +212,14 @@ def _write(documents: Documents, tokenizer: Tokenizer, folder: Path, progress: b
     training_stream = training_ids()
     shards = [_take(training_stream, _SHARD_BYTES) for _ in range(shard_count - 1)] + [training_stream]
     _write_array_records(folder, {"train": shards, "validation": [kept_for_validation]}, tokenizer)
+    found = {split: len(sizes[split][0]) for split in SPLITS}
+    require(
+        sum(found.values()) >= 2 and found["train"] > 0,
+        f"corpus {documents.origin}: {sum(found.values())} documents with text cannot be split into training and "
+        "validation; it takes two or more",
+    )
+    if not found["validation"]:
+        return smallest
     index = {}
     for split in SPLITS:
         tokens, sized = sizes[split]
@@ -219,13 +242,8 @@ def _write(documents: Documents, tokenizer: Tokenizer, folder: Path, progress: b
         index_digest=hashlib.sha256((folder / "index.npz").read_bytes()).hexdigest(),
         format_version=FORMAT_VERSION,
     )
-    for split in SPLITS:
-        require(
-            manifest.documents[split] > 0,
-            f"corpus {documents.origin}: {sum(manifest.documents.values())} documents leave none for the split "
-            f"{split!r} at corpus.validation_share {documents.config.validation_share}",
-        )
     (folder / "manifest.json").write_text(json.dumps(dataclasses.asdict(manifest), indent=2))
+    return None
 
 
 def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, np.ndarray]]:

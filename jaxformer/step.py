@@ -37,13 +37,17 @@ class TrainingConfig:
     def __post_init__(self):
         check_types(self)
         for name in ("steps", "rows_per_step", "micro_batches", "log_every_steps"):
-            require(getattr(self, name) >= 1, f"training.{name} ({getattr(self, name)}) must be at least 1")
+            value = getattr(self, name)
+            require(1 <= value < 1 << 31, f"training.{name} ({value}) must be at least 1 and less than 2**31")
         require(
             self.rows_per_step % self.micro_batches == 0,
             f"training.micro_batches ({self.micro_batches}) must divide training.rows_per_step ({self.rows_per_step})",
         )
         require_one_of("training.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
-        require(self.peak_tflops >= 0, f"training.peak_tflops ({self.peak_tflops}) must not be negative")
+        require(
+            0 <= self.peak_tflops < float("inf"),
+            f"training.peak_tflops ({self.peak_tflops}) must be finite and not negative",
+        )
 
 
 def compute_dtype(config: TrainingConfig) -> Any:
@@ -67,8 +71,8 @@ class TrainState:
 
     @property
     def model(self) -> Transformer:
-        """The model with its matrices in the compute dtype."""
-        return nnx.merge(self.graphdef, cast_matrices(self.params, self.compute_dtype))
+        """The model with its kernels in the compute dtype."""
+        return nnx.merge(self.graphdef, cast_kernels(self.params, self.compute_dtype))
 
 
 def init_state(
@@ -110,7 +114,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
         return sums.objective, sums
 
     # Cast once a step, outside of the scans over micro-batches and layers.
-    params = cast_matrices(state.params, state.compute_dtype)
+    params = cast_kernels(state.params, state.compute_dtype)
     gradient = jax.grad(objective, has_aux=True)
     if state.micro_batches == 1:
         grads, sums = gradient(params, batch)
@@ -136,8 +140,8 @@ def eval_step(state: TrainState, batch: Batch) -> jax.Array:
     return nats_N.reshape(batch.targets_BT.shape) * batch.loss_weights_BT
 
 
-def cast_matrices(params: nnx.State, dtype: Any) -> nnx.State:
-    """Returns the parameters with matrices in `dtype`; gains of norms stay float32."""
+def cast_kernels(params: nnx.State, dtype: Any) -> nnx.State:
+    """Returns the parameters with kernels in `dtype`; tables and gains of norms stay float32."""
     return jax.tree.map(
         lambda p: p.replace(p[...].astype(dtype)) if isinstance(p, Kernel) else p,
         params,

@@ -5,7 +5,7 @@ import importlib.metadata
 import inspect
 import json
 import logging
-import resource
+import math
 import sys
 import time
 import typing
@@ -14,11 +14,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from jaxformer.attention import choose_implementation
 from jaxformer.checkpoint import open_checkpoints, restore, save
 from jaxformer.config import UserError, did_you_mean, require, to_dict
-from jaxformer.data import Data, prepare_data
+from jaxformer.data import Data, digests, prepare_data
 from jaxformer.evaluate import validate
-from jaxformer.experiment import Experiment, list_experiments, load_experiment, make_state, science
+from jaxformer.experiment import Experiment, list_experiments, load_experiment, make_state
 from jaxformer.generate import generate
 from jaxformer.metrics import (
     Progress,
@@ -33,7 +34,16 @@ from jaxformer.metrics import (
 from jaxformer.optimizer import make_schedule
 from jaxformer.packing import make_batches, packing_report
 from jaxformer.plan import count_embeddings, print_plan
-from jaxformer.run_folder import check_folder, make_folder, read_json, run_record, write_json
+from jaxformer.run_folder import (
+    check_folder,
+    check_same,
+    identify,
+    make_folder,
+    peak_memory,
+    read_json,
+    run_record,
+    write_json,
+)
 from jaxformer.step import TrainState, train_step
 from jaxformer.tokenizer import Tokenizer
 
@@ -46,7 +56,8 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         TrainingFailure: the loss is not finite.
     """
     steps = experiment.training.steps
-    check_folder(workdir, {**science(experiment), "seed": seed}, "science")
+    identity = identify(experiment, seed)
+    check_folder(workdir, identity, "identity")
     if (summary := read_json(workdir / "summary.json")) and summary["status"] == "finished":
         validation = {name: summary[f"validation/{name}"] for name in ("loss", "bits_per_byte")}
         print(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
@@ -54,15 +65,13 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
     print(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
 
     data = prepare_data(experiment, seed)
-    digests = {f"corpus.{i}": shards.manifest.corpus_digest for i, shards in enumerate(data.shards)}
-    digests["tokenizer"] = data.tokenizer.digest
-    check_folder(workdir, digests, "digests")
+    check_folder(workdir, digests(data), "digests")
     state = make_state(experiment, seed)
     describe(experiment, state, data)
 
     make_folder(workdir)
     if not (workdir / "config.json").exists():
-        write_json(workdir / "config.json", run_record(experiment, seed, digests))
+        write_json(workdir / "config.json", run_record(experiment, identity, digests(data)))
     batches = make_batches(
         data.shards,
         data.plans,
@@ -72,11 +81,13 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         seed=seed,
     )
     with open_checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints:
-        seconds_before = 0.0
+        record = {"identity": identity, "digests": digests(data), "seconds": 0.0}
         if checkpoints.latest_step() is not None:
-            state, data_state, record = restore(checkpoints, state)
+            state, data_state, stored = restore(checkpoints, state)
+            check_same(f"checkpoints of {workdir} belong", record["identity"], stored["identity"])
+            check_same(f"checkpoints of {workdir} belong", record["digests"], stored["digests"])
             batches.set_state(data_state)
-            seconds_before = record["seconds"]
+            record["seconds"] = stored["seconds"]
             print(f"resumed from step {int(state.step)}")
         first_step = int(state.step)
         writer, note = open_writer(workdir, first_step=first_step)
@@ -90,7 +101,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
             peak=experiment.training.peak_tflops or peak_tflops(jax.devices()[0].device_kind),
         )
         jitted_step = jax.jit(train_step, donate_argnums=0)
-        started = time.perf_counter()
+        started = time.perf_counter() - record["seconds"]
         for step in range(first_step, steps):
             # Validated after it was saved, and again if the run stopped in between.
             if step > 0 and step % experiment.evaluation.every_steps == 0:
@@ -103,12 +114,12 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
             progress.add(step + 1, metrics)
             if step + 1 == steps or (step + 1) % experiment.checkpoint.every_steps == 0:
                 progress.flush()
-                save(checkpoints, state, data_state, {"seconds": seconds_before + time.perf_counter() - started})
+                save(checkpoints, state, data_state, {**record, "seconds": time.perf_counter() - started})
     validation = validate(state, data.validation, experiment.evaluation)
     progress.add_validation(steps, validation)
     writer.close()
 
-    seconds = seconds_before + time.perf_counter() - started
+    seconds = time.perf_counter() - started
     summary = {
         "status": "finished",
         "experiment": experiment.name,
@@ -117,15 +128,15 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         "tokens": steps * experiment.training.rows_per_step * experiment.packing.row_length,
         "seconds": seconds,
         "device_hours": seconds / 3600 * jax.device_count(),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory(),
         "train/loss": recent_loss(workdir),
         **{f"validation/{name}": value for name, value in validation.items()},
     }
-    if experiment.evaluation.sample_tokens:
-        text = sample(state, data.tokenizer, experiment.evaluation.sample_tokens, seed)
-        (workdir / "sample.txt").write_text(text)
-        print(f"a sample ({workdir / 'sample.txt'}):\n{text}\n")
     write_json(workdir / "summary.json", summary)
+    if experiment.evaluation.sample_tokens:
+        text = sample(state, data.tokenizer, experiment, seed)
+        (workdir / "sample.txt").write_text(text, encoding="utf-8")
+        print(f"a sample ({workdir / 'sample.txt'}):\n{text}\n")
     print(f"finished in {duration(seconds)}: validation {describe_validation(validation)}; results in {workdir}")
     return summary
 
@@ -138,11 +149,11 @@ def describe(experiment: Experiment, state: TrainState, data: Data) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     flops = training_flops_per_token(experiment.model, row_length)
     print(f"device      {jax.device_count()} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
-    print(f"attention   {state.model.attention}, masked by document")
+    print(f"attention   {choose_implementation(experiment.attention)}, masked by document")
     print(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
     for shards, plan, weight in zip(data.shards, data.plans, data.weights, strict=True):
         m = shards.manifest
-        share = f", {weight / sum(data.weights):.0%} of the tokens" if len(data.shards) > 1 else ""
+        share = f", {weight / sum(data.weights):.0%} of the rows" if len(data.shards) > 1 else ""
         print(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
         print(
             f"            {m.documents['train']:,} documents, {m.tokens['train']:,} tokens to train on, "
@@ -156,10 +167,10 @@ def describe(experiment: Experiment, state: TrainState, data: Data) -> None:
     )
 
 
-def sample(state: TrainState, tokenizer: Tokenizer, tokens: int, seed: int) -> str:
-    """Returns a text that the model writes from BOS on, up to its EOS or a number of tokens."""
-    limit = state.model.config.learned_positions
-    length = min(tokens, limit - 1) if limit else tokens
+def sample(state: TrainState, tokenizer: Tokenizer, experiment: Experiment, seed: int) -> str:
+    """Returns a text that the model writes from BOS on, up to its EOS or the configured number of tokens."""
+    limit = experiment.model.learned_positions or math.inf
+    length = int(min(experiment.evaluation.sample_tokens, limit - 1))
     prompt = jnp.full((1, 1), tokenizer.bos_id, jnp.int32)
     ids = generate(state.model, prompt, length=length, key=jax.random.key(seed), temperature=0.8)[0, 1:].tolist()
     ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids

@@ -499,3 +499,15 @@ def test_the_parts_of_a_mixture_are_read_one_by_one_and_another_corpus_is_its_ow
     other = CorpusConfig(kind="text", path="b", weight=3.0)
     assert parts_of(CorpusConfig(kind="mixture", parts=(PART, other))) == (PART, other)
     assert parts_of(PART) == (PART,)
+
+
+def test_a_long_text_file_is_several_documents_that_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxformer.corpus.TEXT_CHARACTERS", 20)
+    text = "first part\n\nsecond part\nthird part\nno end of a line in sight here" + "x" * 45 + "\n\nlast\n"
+    (tmp_path / "book.txt").write_text(text)
+    documents = read("text", tmp_path / "book.txt")
+    assert "".join(texts_of(documents)) == text
+    assert [len(t) <= 20 for t in texts_of(documents)] == [True] * len(documents)
+    assert texts_of(documents)[:2] == ["first part\n\n", "second part\n"]
+    assert [d.key for d in documents[:3]] == ["book.txt", "book.txt#1", "book.txt#2"]
+    assert len({d.key for d in documents}) == len(documents)

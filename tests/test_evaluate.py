@@ -68,7 +68,7 @@ def nats_alone(state, documents):
 
 @pytest.mark.parametrize("rows_per_batch", [1, 4, 50])
 def test_validation_equals_each_document_alone_whatever_the_batches(state, shards, rows_per_batch):
-    chosen = select_validation(shards, EvaluationConfig(), PACKING)
+    chosen = select_validation(shards, EvaluationConfig(), PACKING.row_length)
     assert len(chosen.plan) < len(shards), "the documents are not packed"
     nats, targets = nats_alone(state, shards.documents)
     result = validate(state, [chosen], EvaluationConfig(rows_per_batch=rows_per_batch))
@@ -78,36 +78,44 @@ def test_validation_equals_each_document_alone_whatever_the_batches(state, shard
 
 def test_several_corpora_are_weighed_by_their_tokens_and_bytes(state, shards):
     other = ArrayShards([document[:2] for document in shards.documents[:5]], [7] * 5)
-    sets = [select_validation(one, EvaluationConfig(), PACKING) for one in (shards, other)]
+    sets = [select_validation(one, EvaluationConfig(), PACKING.row_length) for one in (shards, other)]
     nats, targets = np.sum([nats_alone(state, one.documents) for one in (shards, other)], axis=0)
     result = validate(state, sets, EvaluationConfig(rows_per_batch=4))
     assert result["loss"] == pytest.approx(nats / targets, rel=FLOAT32)
     assert result["bits_per_byte"] == pytest.approx(nats / math.log(2) / (shards.text_bytes.sum() + 35), rel=FLOAT32)
 
 
-def test_selection_takes_whole_documents_until_the_wanted_tokens(shards):
-    wanted = 40
-    chosen = select_validation(shards, EvaluationConfig(validation_tokens=wanted), PACKING)
+def test_selection_takes_whole_documents_until_the_wanted_bytes(shards):
+    wanted = int(shards.text_bytes.sum() // 2)
+    chosen = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING.row_length)
     documents = np.unique(chosen.plan.documents)
     lengths = np.bincount(chosen.plan.documents, weights=chosen.plan.lengths, minlength=len(shards))[documents]
     np.testing.assert_array_equal(lengths, shards.tokens[documents] + 1)
-    assert wanted <= shards.tokens[documents].sum() < wanted + shards.tokens.max()
+    assert wanted <= shards.text_bytes[documents].sum() < wanted + shards.text_bytes.max()
     assert chosen.text_bytes == shards.text_bytes[documents].sum()
 
 
-def test_selection_is_the_same_every_time_and_grows_with_the_wanted_tokens(shards):
+def test_selection_is_the_same_every_time_and_grows_with_the_wanted_bytes(shards):
     def documents(wanted):
-        plan = select_validation(shards, EvaluationConfig(validation_tokens=wanted), PACKING).plan
+        plan = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING.row_length).plan
         return set(plan.documents.tolist())
 
-    assert documents(40) == documents(40)
-    assert documents(20) < documents(40) < set(range(len(shards)))
-    assert documents(40) != set(range(len(documents(40)))), "the first of the corpus are no fair choice"
+    quarter, half = (int(shards.text_bytes.sum() // part) for part in (4, 2))
+    assert documents(half) == documents(half)
+    assert documents(quarter) < documents(half) < set(range(len(shards)))
+    assert documents(half) != set(range(len(documents(half)))), "the first of the corpus are no fair choice"
+
+
+def test_selection_and_its_rows_depend_on_the_text_not_on_the_tokenizer(shards):
+    finer = ArrayShards([[*document, *document] for document in shards.documents], shards.text_bytes)
+    wanted = EvaluationConfig(validation_bytes=int(shards.text_bytes.sum() // 2))
+    one, two = (select_validation(each, wanted, PACKING.row_length) for each in (shards, finer))
+    assert set(one.plan.documents.tolist()) == set(two.plan.documents.tolist())
 
 
 @pytest.mark.parametrize("wanted", [0, 10_000])
 def test_selection_takes_all_documents_if_none_or_more_than_all_are_wanted(shards, wanted):
-    chosen = select_validation(shards, EvaluationConfig(validation_tokens=wanted), PACKING)
+    chosen = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING.row_length)
     assert sorted(chosen.plan.documents.tolist()) == list(range(len(shards)))
     assert chosen.text_bytes == shards.text_bytes.sum()
 
@@ -117,7 +125,7 @@ def test_selection_takes_all_documents_if_none_or_more_than_all_are_wanted(shard
     [
         ({"every_steps": 0}, r"evaluation.every_steps \(0\) must be at least 1"),
         ({"rows_per_batch": 0}, r"evaluation.rows_per_batch \(0\) must be at least 1"),
-        ({"validation_tokens": -1}, r"evaluation.validation_tokens \(-1\) must not be negative"),
+        ({"validation_bytes": -1}, r"evaluation.validation_bytes \(-1\) must not be negative"),
         ({"sample_tokens": -1}, r"evaluation.sample_tokens \(-1\) must not be negative"),
     ],
 )

@@ -384,7 +384,7 @@ def test_every_part_of_a_mixture_goes_through_epochs_of_its_own():
     ("fields", "message"),
     [
         ({"method": "bestfit"}, r"did you mean best_fit\?"),
-        ({"row_length": 1}, r"row_length \(1\) must be at least 2"),
+        ({"row_length": 1}, r"row_length \(1\) must lie in"),
         ({"minimum_fill": 1.1}, r"minimum_fill \(1\.1\) must lie in \[0, 1\]"),
         ({"reader_threads": -1}, r"reader_threads \(-1\) must not be negative"),
         ({"reader_buffer": 0}, r"reader_buffer \(0\) must be at least 1"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxformer import shards
 from jaxformer.config import UserError
-from jaxformer.corpus import CorpusConfig, is_validation, load_documents
+from jaxformer.corpus import CorpusConfig, is_validation, key_fraction, load_documents
 from jaxformer.shards import SPLITS, open_shards, prepare
 
 SHARE = 0.2
@@ -269,9 +269,9 @@ def test_shards_are_written_and_read_without_tensorflow(corpus, tokenizer_path, 
 @pytest.mark.parametrize(
     ("texts", "share", "message"),
     [
-        (["one lonely text"], 1e-6, "1 documents leave none for the split 'validation'"),
-        (["one lonely text"], 1 - 1e-6, "1 documents leave none for the split 'train'"),
-        (["", " \n"], 0.5, "0 documents leave none for the split"),
+        (["one lonely text"], 1e-6, "1 documents with text cannot be split"),
+        (["one text", "another"], 1 - 1e-6, "2 documents with text cannot be split"),
+        (["", " \n"], 0.5, "0 documents with text cannot be split"),
     ],
 )
 def test_a_corpus_too_small_for_a_split_is_a_user_error_and_leaves_nothing_finished(
@@ -284,6 +284,17 @@ def test_a_corpus_too_small_for_a_split_is_a_user_error_and_leaves_nothing_finis
         with pytest.raises(UserError, match=message):
             prepare(documents, tokenizer, tmp_path / "cache", progress=False)
         assert finished(tmp_path / "cache") == []
+
+
+def test_a_small_corpus_keeps_the_document_of_smallest_hash_for_validation(tmp_path, tokenizer):
+    for i in range(5):
+        (tmp_path / f"{i}.txt").write_text(f"document number {i}")
+    documents = load_documents(CorpusConfig(kind="text", path=str(tmp_path), validation_share=1e-6))
+    folder = prepare(documents, tokenizer, tmp_path / "cache", progress=False)
+    validation, training = open_shards(folder, "validation"), open_shards(folder, "train")
+    smallest = min(documents, key=lambda document: key_fraction(document.key))
+    assert [len(validation), len(training)] == [1, 4]
+    assert tokenizer.decode(validation.read(0, 0, int(validation.tokens[0]))) == smallest.text
 
 
 def test_a_corpus_that_turns_out_damaged_is_named_and_leaves_nothing_finished(tmp_path, tokenizer):

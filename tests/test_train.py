@@ -43,7 +43,7 @@ EXPERIMENT = Experiment(
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
     training=TrainingConfig(steps=12, rows_per_step=4, micro_batches={micro_batches}, log_every_steps=1),
     checkpoint=CheckpointConfig(every_steps=4, keep=2),
-    evaluation=EvaluationConfig(every_steps=4, validation_tokens=200, rows_per_batch=2, sample_tokens=5),
+    evaluation=EvaluationConfig(every_steps=4, validation_bytes=200, rows_per_batch=2, sample_tokens=5),
 )
 """
 VARIANTS = {
@@ -288,12 +288,12 @@ def test_run_folder_holds_its_files_and_no_others(uninterrupted):
 def test_config_file_tells_what_was_run(experiment_files, uninterrupted):
     config = json.loads((uninterrupted("best_fit") / "config.json").read_text())
     experiment = load_experiment(str(experiment_files["best_fit"]))
-    assert set(config) == {"experiment", "seed", "config", "science", "digests", "code", "versions", "device"}
+    assert set(config) == {"experiment", "seed", "config", "identity", "digests", "code", "versions", "device"}
     assert (config["experiment"], config["seed"]) == ("best_fit", 3)
     assert config["config"] == to_dict(experiment)
-    assert config["science"]["seed"] == 3 and config["science"]["model.width"] == 16
-    assert not {"training.micro_batches", "checkpoint.keep", "question"} & set(config["science"])
-    assert set(config["digests"]) == {"tokenizer", "corpus.0"}
+    assert config["identity"]["seed"] == 3 and config["identity"]["model.width"] == 16
+    assert not {"training.micro_batches", "checkpoint.keep", "question"} & set(config["identity"])
+    assert set(config["digests"]) == {"tokenizer", "corpus.0", "plan.0"}
     assert {len(digest) for digest in [config["code"], *config["digests"].values()]} == {64}
     assert config["versions"]["jax"] == jax.__version__
 

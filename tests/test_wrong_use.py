@@ -141,7 +141,7 @@ def test_command_ends_as_the_function_does(case, here):
 def test_run_folder_of_another_configuration_is_refused_with_the_differing_keys(here, capfd):
     stored = science(load_experiment("baseline", {"model.depth": "7", "packing.method": "concat_and_split"}))
     (here / "run").mkdir()
-    config = json.dumps({"science": stored | {"seed": 0}, "digests": {}})
+    config = json.dumps({"identity": stored | {"seed": 0, "training.compute_dtype": "float32"}, "digests": {}})
     (here / "run" / "config.json").write_text(config)
     status = main([BASELINE, "--workdir=run", "--seed=4", "--model.depth=5", "--packing.method=best_fit"])
     words = ["run folder run", "model.depth: 7 -> 5", "packing.method: concat_and_split -> best_fit", "seed: 0 -> 4"]
@@ -173,9 +173,9 @@ def on_words(here, make_texts):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["--training.rows_per_step=1000"], ["words.jsonl", "training rows", "training.rows_per_step (1000)"]),
+        (["--training.rows_per_step=1000"], ["words.jsonl", "rows_per_step (1000)", "training.rows_per_step (1000)"]),
         (["--packing.minimum_fill=1.0"], ["words.jsonl", "packing.minimum_fill (100%)"]),
-        (["--corpus.validation_share=1e-9"], ["words.jsonl", "'validation'", "validation_share"]),
+        (["--corpus.validation_share=0.9999999"], ["words.jsonl", "cannot be split"]),
     ],
     ids=["too_few_rows", "too_little_fill", "no_validation"],
 )
@@ -186,8 +186,8 @@ def test_corpus_that_does_not_fit_the_run_is_refused(overrides, words, here, on_
 
 def test_run_folder_of_another_corpus_is_refused(here, on_words, capfd):
     overrides = dict(argument.removeprefix("--").split("=") for argument in on_words[1:])
-    stored = science(load_experiment("baseline", overrides)) | {"seed": 0}
-    config = json.dumps({"science": stored, "digests": {"tokenizer": "0" * 64, "corpus.0": "1" * 64}})
+    stored = science(load_experiment("baseline", overrides)) | {"seed": 0, "training.compute_dtype": "float32"}
+    config = json.dumps({"identity": stored, "digests": {"tokenizer": "0" * 64, "corpus.0": "1" * 64}})
     (here / "run").mkdir()
     (here / "run" / "config.json").write_text(config)
     status = main([*on_words, "--workdir=run"])

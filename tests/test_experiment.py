@@ -1,0 +1,76 @@
+"""Experiments: found, overridden, checked as a whole, and told apart by their science."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxformer.config import UserError
+from jaxformer.experiment import Experiment, list_experiments, load_experiment, make_state, science
+
+BASELINE = Path(__file__).parent.parent / "experiments" / "baseline.py"
+
+
+def configs() -> dict[str, type]:
+    return {f.name: f.type for f in dataclasses.fields(Experiment) if dataclasses.is_dataclass(f.type)}
+
+
+def test_baseline_spells_out_every_field_of_every_configuration():
+    written = {
+        call.func.id: {keyword.arg for keyword in call.keywords}
+        for call in ast.walk(ast.parse(BASELINE.read_text()))
+        if isinstance(call, ast.Call)
+    }
+    assert len(configs()) == 9
+    for config in configs().values():
+        assert written[config.__name__] == {f.name for f in dataclasses.fields(config)}
+
+
+def test_every_field_is_explained_in_the_docstring_that_help_prints():
+    for config in configs().values():
+        explained = {line.split(":")[0].strip() for line in config.__doc__.splitlines() if ":" in line}
+        assert {f.name for f in dataclasses.fields(config)} <= explained, config.__name__
+
+
+def test_an_experiment_is_found_by_name_and_by_path():
+    by_name, by_path = load_experiment("baseline"), load_experiment(str(BASELINE))
+    assert by_name == by_path and by_name.name == "baseline"
+    assert "baseline" in list_experiments()
+
+
+def test_overrides_of_science_mark_the_name_and_those_of_execution_do_not():
+    wide, deep = (load_experiment("baseline", {f"model.{key}": "8"}) for key in ("heads", "depth"))
+    assert wide.name.startswith("baseline~") and deep.name.startswith("baseline~") and wide.name != deep.name
+    assert load_experiment("baseline", {"model.heads": "8"}).name == wide.name
+    assert load_experiment("baseline", {"training.log_every_steps": "7"}).name == "baseline"
+    assert load_experiment("baseline", {"model.heads": "4"}).name == "baseline", "4 is what it was"
+
+
+def test_science_leaves_out_what_only_changes_the_execution():
+    leaves = science(load_experiment("baseline"))
+    assert {"model.width", "optimizer.learning_rate", "packing.method", "corpus.validation_share"} <= set(leaves)
+    assert not {"name", "question", "training.micro_batches", "model.scan_unroll", "corpus.licence"} & set(leaves)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"tokenizer.vocabulary_size": "8192"}, r"tokenizer.vocabulary_size \(8192\) must not exceed .* \(4096\)"),
+        ({"optimizer.warmup_steps": "1600"}, r"warmup_steps \(1600\) must be less than training.steps \(1600\)"),
+        ({"model.learned_positions": "255"}, r"learned_positions \(255\) must be at least packing.row_length \(256\)"),
+    ],
+)
+def test_configurations_that_do_not_fit_each_other_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_experiment("baseline", overrides)
+
+
+def test_the_state_follows_the_experiment():
+    overrides = {"model.width": "16", "model.depth": "2", "training.compute_dtype": "bfloat16"}
+    state = make_state(load_experiment("baseline", overrides | {"training.micro_batches": "2"}), seed=0)
+    assert state.params["embedding"].shape == (4096, 16)
+    assert (state.compute_dtype, state.micro_batches, int(state.step)) == (jnp.bfloat16, 2, 0)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
