@@ -74,10 +74,8 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: dict
     checkpoints.save(step, args=items)
 
 
-def restore(
-    checkpoints: ocp.CheckpointManager, state: TrainState, step: int | None = None
-) -> tuple[TrainState, dict, dict]:
-    """Returns `(state, data_state, record)` of a step, or of the newest.
+def restore(checkpoints: ocp.CheckpointManager, state: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
+    """Returns `(state, data_state)` of a step, or of the newest.
 
     Args:
         state: one of the same configuration, for structure, dtypes and placement; its values are not used.
@@ -92,7 +90,6 @@ def restore(
             params=_restore_args(state.params),
             opt_state=_restore_args(state.opt_state),
             data=ocp.args.JsonRestore(),
-            record=ocp.args.JsonRestore(),
         ),
     )
     state = state.replace(
@@ -100,7 +97,13 @@ def restore(
         params=_unnamed(restored.params, state.params),
         opt_state=_unnamed(restored.opt_state, state.opt_state),
     )
-    return state, restored.data, restored.record
+    return state, restored.data
+
+
+def restore_record(checkpoints: ocp.CheckpointManager, step: int | None = None) -> dict:
+    """Returns the record saved with a step, or with the newest: what to compare before arrays are restored."""
+    step = _existing_step(checkpoints, step)
+    return checkpoints.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
 
 
 def restore_params(checkpoints: ocp.CheckpointManager, params: nnx.State, step: int | None = None) -> nnx.State:

@@ -1,6 +1,7 @@
 """The training loop, and the command `python -m jaxformer.train --experiment=NAME`."""
 
 import argparse
+import dataclasses
 import importlib.metadata
 import inspect
 import json
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.attention import choose_implementation
-from jaxformer.checkpoint import open_checkpoints, restore, save
+from jaxformer.checkpoint import open_checkpoints, restore, restore_record, save
 from jaxformer.config import UserError, did_you_mean, require, to_dict
 from jaxformer.data import Data, digests, prepare_data
 from jaxformer.evaluate import validate
@@ -53,7 +54,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
 
     Raises:
         UserError: the configuration does not fit the data, the device or what the folder holds.
-        TrainingFailure: the loss is not finite.
+        TrainingFailure: a loss or a gradient is not finite.
     """
     steps = experiment.training.steps
     identity = identify(experiment, seed)
@@ -65,13 +66,12 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
     print(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
 
     data = prepare_data(experiment, seed)
-    check_folder(workdir, digests(data), "digests")
+    data_digests = digests(data)
+    check_folder(workdir, data_digests, "digests")
     state = make_state(experiment, seed)
     describe(experiment, state, data)
 
     make_folder(workdir)
-    if not (workdir / "config.json").exists():
-        write_json(workdir / "config.json", run_record(experiment, identity, digests(data)))
     batches = make_batches(
         data.shards,
         data.plans,
@@ -81,14 +81,17 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         seed=seed,
     )
     with open_checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints:
-        record = {"identity": identity, "digests": digests(data), "seconds": 0.0}
+        record = {"identity": identity, "digests": data_digests, "seconds": 0.0}
         if checkpoints.latest_step() is not None:
-            state, data_state, stored = restore(checkpoints, state)
-            check_same(f"checkpoints of {workdir} belong", record["identity"], stored["identity"])
-            check_same(f"checkpoints of {workdir} belong", record["digests"], stored["digests"])
+            stored = restore_record(checkpoints)
+            for key in ("identity", "digests"):
+                check_same(f"checkpoints in {workdir} belong", record[key], stored[key])
+            state, data_state = restore(checkpoints, state)
             batches.set_state(data_state)
             record["seconds"] = stored["seconds"]
             print(f"resumed from step {int(state.step)}")
+        if not (workdir / "config.json").exists():
+            write_json(workdir / "config.json", run_record(experiment, identity, data_digests))
         first_step = int(state.step)
         writer, note = open_writer(workdir, first_step=first_step)
         print(f"metrics     {workdir / 'metrics.jsonl'}; {note}")
@@ -211,7 +214,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     documented = "\n\n".join(
         f"--{name}.FIELD=VALUE\n{inspect.getdoc(kind)}"
         for name, kind in sections.items()
-        if hasattr(kind, "__mro__") and kind is not str
+        if dataclasses.is_dataclass(kind)
     )
     parser = _Parser(
         prog="python -m jaxformer.train",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.checkpoint import CheckpointConfig, open_checkpoints, restore, restore_params, save
+from jaxformer.checkpoint import CheckpointConfig, open_checkpoints, restore, restore_params, restore_record, save
 from jaxformer.config import UserError
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
@@ -65,14 +65,15 @@ def checkpoints(folder):
 
 
 def test_restored_state_is_the_saved_one_bit_by_bit(checkpoints):
-    state, data_state, record = restore(checkpoints, initial_state(), 4)
+    record = restore_record(checkpoints, 4)
+    state, data_state = restore(checkpoints, initial_state(), 4)
     assert_equal(state, make_state(4))
     assert data_state == DATA_STATE | {"step": 4}
     assert record == RECORD
 
 
 def test_newest_step_is_restored_unless_another_is_named(checkpoints):
-    state, data_state, _ = restore(checkpoints, initial_state())
+    state, data_state = restore(checkpoints, initial_state())
     assert_equal(state, make_state(12))
     assert data_state == DATA_STATE | {"step": 12}
 
