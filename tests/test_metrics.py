@@ -195,3 +195,16 @@ def test_validation_is_a_line_of_its_own(tmp_path, capsys):
     progress.add_validation(6, {"loss": 1.5, "bits_per_byte": 0.75})
     assert read_lines(tmp_path) == [{"step": 6, "validation/loss": 1.5, "validation/bits_per_byte": 0.75}]
     assert capsys.readouterr().out == "step 6/9  validation: 1.5000 nats per token, 0.7500 bits per byte\n"
+
+
+def test_scalars_reach_tensorboard_where_it_is_installed(tmp_path):
+    pytest.importorskip("tensorflow")
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    writer, note = open_writer(tmp_path, first_step=0)
+    assert note == f"tensorboard --logdir {tmp_path}"
+    writer.write(3, {"train/loss": 2.5})
+    writer.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
+    events.Reload()
+    assert events.Tags()["tensors"] == ["train/loss"]
+    assert [event.step for event in events.Tensors("train/loss")] == [3]
