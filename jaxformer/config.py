@@ -93,31 +93,33 @@ def _unknown(path: str, known: dict, prefix: str) -> NoReturn:
 
 
 def _parse(path: str, text: str, kind: type) -> Any:
-    """Returns the value of `text` as `kind`: bool, int (1_000 and 1e6 too), float or str."""
-    if kind is str:
-        return text
-    if kind is bool:
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-    elif kind is int:
-        try:
-            return int(text)
-        except ValueError:
-            try:
-                value = float(text)
-            except ValueError:
-                value = float("nan")
-            if value.is_integer():
-                return int(value)
-    elif kind is float:
-        try:
-            return float(text)
-        except ValueError:
-            pass
-    else:
+    """Returns the value of `text` as `kind`."""
+    if kind not in _PARSERS:
         raise UserError(f"{path} cannot be set from the command line; write it in an experiment file")
-    names = {bool: "true or false", int: "a whole number", float: "a number"}
-    raise UserError(f"{path} must be {names[kind]}, not {text!r}")
+    expected, parse = _PARSERS[kind]
+    try:
+        return parse(text)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} must be {expected}, not {text!r}") from error
+
+
+def _whole_number(text: str) -> int:
+    """Returns the integer that a text writes, as 5000, 5_000 or 5e3."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not value.is_integer():
+            raise
+        return int(value)
+
+
+_PARSERS = {
+    str: ("text", str),
+    bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
+    int: ("a whole number", _whole_number),
+    float: ("a number", float),
+}
 
 
 def check_types(config: Any) -> None:

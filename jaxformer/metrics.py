@@ -191,6 +191,7 @@ class Progress:
             for name in ("loss", "gradient_norm"):
                 if not math.isfinite(m[name]):
                     what = name.replace("_", " ")
+                    _end_line()
                     raise TrainingFailure(
                         f"the {what} at step {step} is {m[name]}; the last checkpoint before it is kept"
                     )
@@ -216,6 +217,12 @@ def _line(text: str, *, keep: bool = False) -> None:
         print(f"\r\033[K{text}", end="\n" if keep else "", flush=True)
     else:
         print(text, flush=True)
+
+
+def _end_line() -> None:
+    """Leaves the progress line that stands on a terminal, so that what follows does not overwrite it."""
+    if sys.stdout.isatty():
+        print(flush=True)
 
 
 def duration(seconds: float) -> str:
