@@ -24,6 +24,7 @@ EXPERIMENT = Experiment(
         activation="gelu",  # gelu, swiglu or relu2
         rope_base=10_000.0,  # base of the rotary wavelengths, positions
         learned_positions=0,  # positions; 0: rotary
+        sliding_window=0,  # tokens; 0: all of the document so far
         qk_norm=False,
         tied_embeddings=True,
         logit_soft_cap=0.0,  # logits; 0: none
@@ -53,12 +54,14 @@ EXPERIMENT = Experiment(
     packing=PackingConfig(
         row_length=256,  # tokens
         method="best_fit",  # best_fit or concat_and_split
+        documents_per_row=0,  # documents; 0: no bound
         minimum_fill=0.9,  # share of a row's tokens that are text
         reader_threads=1,  # threads
         reader_buffer=8,  # batches
     ),
     attention=AttentionConfig(
-        implementation="auto",  # auto or xla
+        implementation="auto",  # auto, xla, pallas, cudnn_packed or cudnn_causal
+        autotune=False,  # time what can run here, and take the fastest
     ),
     optimizer=OptimizerConfig(
         learning_rate=4e-3,  # per step, at its peak

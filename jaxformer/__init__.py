@@ -8,6 +8,12 @@ The modules in the order in which data flows; each imports only from those above
     tokenizer    text to ids and back with SentencePiece, lossless
     shards       documents to token ids on disk, once, verified
     packing      token documents to packed rows and batches, resumable
+    document_mask    the mask as two integers per token
+    timing       how long functions take on the device
+    flash_kernels    the kernels of flash attention by documents
+    flash        those kernels on Pallas-Triton, with their gradient
+    cudnn        attention by cuDNN
+    attention_trial    how right and how fast an implementation is
     attention    document-masked causal attention, one contract
     model        the architecture, whole
     loss         cross-entropy as sums, without all logits at once

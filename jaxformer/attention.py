@@ -1,53 +1,90 @@
 """Document-masked causal attention: a token sees itself and the earlier tokens of its own document, nothing else.
 
-Documents are contiguous in a packed row, so the mask is two integers per token: where its document starts
-(inclusive) and where it ends (exclusive). `attend` is the one contract; each implementation is a function beside
-its siblings. Axes: B row, T query, S key, H query heads, G key/value heads, R = H / G, K head width.
+`attend` is the one contract; each implementation is a function. One is chosen at the start of a run, compared there
+with the plainest, and never changed in silence:
+
+- `xla`: einsum and a mask, the reference; any device, any dtype.
+- `pallas`: our flash attention, which visits only the blocks inside the documents, forward and backward.
+- `cudnn_packed`: cuDNN with the documents' offsets, where the packer bounds the documents of a row.
+- `cudnn_causal`: plain causal cuDNN, where every row holds one document.
+
+Axes: B row, T query, S key, H query heads, G key/value heads, R = H / G, K head width.
 """
 
+import functools
+import re
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxformer.config import check_types, require_one_of
+from jaxformer import cudnn, flash
+from jaxformer.attention_trial import attention_error, fastest_tiles, forward_backward, random_inputs
+from jaxformer.config import UserError, check_types, execution, require, require_one_of
+from jaxformer.document_mask import visible_share
+from jaxformer.timing import milliseconds
 
-IMPLEMENTATIONS = ("xla",)
+IMPLEMENTATIONS = ("xla", "pallas", "cudnn_packed", "cudnn_causal")
+
+# What `auto` takes first where it can run and nothing was timed.
+_PREFERENCE = ("pallas", "cudnn_packed", "cudnn_causal", "xla")
 
 # Finite, so that a masked logit never makes NaN; exp(MASKED - max) is exactly 0 in float32.
 MASKED = -1e30
 
+# Largest `attention_error` of an implementation that is right. Interpreted on 2 x 1024 tokens, `pallas` has 1.8e-2,
+# 2.4e-3 and 4e-6, since it rounds the weights once more than `xla`; a mask that is off by one token gives 1 and more.
+TOLERANCES = {"bfloat16": 5e-2, "float16": 8e-3, "float32": 1e-4}
+
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """How attention is computed.
+    """How attention is computed; it changes the speed of a run and not what it learns.
 
-    implementation: 'auto' chooses for the device; 'xla' runs anywhere.
+    implementation: 'auto' chooses for the device and the shapes; 'xla', 'pallas', 'cudnn_packed' or 'cudnn_causal'.
+    autotune: time what can run here on the first batch, tiles included, and take the fastest.
     """
 
-    implementation: str = "auto"
+    implementation: str = execution("auto")
+    autotune: bool = execution(False)
 
     def __post_init__(self):
         check_types(self)
         require_one_of("attention.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
 
 
-def choose_implementation(config: AttentionConfig) -> str:
-    """Returns the name of the implementation that `attend` will use on this device."""
-    return "xla" if config.implementation == "auto" else config.implementation
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute attention, and what is static about it.
+
+    name: one of `IMPLEMENTATIONS`.
+    tiles: of `pallas`; None for the default.
+    segments: of `cudnn_packed`, the most documents of a row, padding counted as one.
+    interpret: run `pallas` as XLA operations, on any device and slowly: to test it.
+    """
+
+    name: str
+    tiles: flash.Tiles | None = None
+    segments: int = 0
+    interpret: bool = False
+
+    def __post_init__(self):
+        require_one_of("attention.implementation", self.name, IMPLEMENTATIONS)
+        needs_segments = self.name == "cudnn_packed" and self.segments < 2
+        require(
+            not needs_segments, f"cudnn_packed needs segments ({self.segments}): the most documents of a row, and one"
+        )
+
+    def __call__(self, q_BTHK, k_BTGK, v_BTGK, document_starts_BT, document_ends_BT) -> jax.Array:
+        """Returns `attend` by this implementation."""
+        return attend(q_BTHK, k_BTGK, v_BTGK, document_starts_BT, document_ends_BT, implementation=self)
 
 
-def document_bounds(segment_ids_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns `(document_starts_BT, document_ends_BT)`, int32: the half-open range of each token's run of equal ids."""
-    T = segment_ids_BT.shape[1]
-    indices_1T = jnp.arange(T, dtype=jnp.int32)[None, :]
-    changes_BT = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
-    edge_B1 = jnp.ones_like(segment_ids_BT[:, :1], dtype=bool)
-    is_first_BT = jnp.concatenate([edge_B1, changes_BT], axis=1)
-    is_last_BT = jnp.concatenate([changes_BT, edge_B1], axis=1)
-    starts_BT = jax.lax.cummax(jnp.where(is_first_BT, indices_1T, 0), axis=1)
-    ends_BT = jax.lax.cummin(jnp.where(is_last_BT, indices_1T + 1, T), axis=1, reverse=True)
-    return starts_BT, ends_BT
+def implementation_from(record: dict) -> Implementation:
+    """Returns the implementation that `dataclasses.asdict` wrote, by way of JSON."""
+    tiles = record["tiles"] and flash.Tiles(*(flash.Tile(*tile) for tile in record["tiles"]))
+    return Implementation(**{**record, "tiles": tiles})
 
 
 def attend(
@@ -57,21 +94,29 @@ def attend(
     document_starts_BT: jax.Array,
     document_ends_BT: jax.Array,
     *,
-    implementation: str,
+    implementation: str | Implementation,
 ) -> jax.Array:
     """Returns the attention output (B, T, H, K), in q's dtype; logits and softmax are float32.
 
     Query head h reads key/value head h // (H / G). Logits are scaled by K ** -0.5.
 
     Args:
-        document_starts_BT: int32, first position of the token's document (inclusive), nondecreasing along T.
-        document_ends_BT: int32, end of the token's document (exclusive), nondecreasing along T; kernels whose
-            backward pass walks the keys read it.
-        implementation: one of `IMPLEMENTATIONS`.
+        document_starts_BT: int32, first position that the token sees (inclusive), nondecreasing along T.
+        document_ends_BT: int32, end of the positions that see the token (exclusive), nondecreasing along T.
+        implementation: an `Implementation`, or the name of one.
     """
-    if implementation == "xla":
-        return _attend_xla(q_BTHK, k_BTGK, v_BTGK, document_starts_BT)
-    raise ValueError(f"unknown attention implementation {implementation!r}")
+    chosen = Implementation(implementation) if isinstance(implementation, str) else implementation
+    inputs = (q_BTHK, k_BTGK, v_BTGK)
+    match chosen.name:
+        case "xla":
+            return _attend_xla(*inputs, document_starts_BT)
+        case "pallas":
+            options = {"tiles": chosen.tiles, "interpret": chosen.interpret}
+            return flash.flash_attention(*inputs, document_starts_BT, document_ends_BT, **options)
+        case "cudnn_packed":
+            return cudnn.attend_packed(*inputs, document_starts_BT, document_ends_BT, segments=chosen.segments)
+        case "cudnn_causal":
+            return cudnn.attend_causal(*inputs, document_starts_BT)
 
 
 def _attend_xla(q_BTHK, k_BTGK, v_BTGK, document_starts_BT):
@@ -95,3 +140,167 @@ def _attend_xla(q_BTHK, k_BTGK, v_BTGK, document_starts_BT):
         weights_BGRTS = jax.nn.softmax(logits_BGRTS, axis=-1).astype(v_BSGK.dtype)
         outputs.append(jnp.einsum("BGRTS,BSGK->BTGRK", weights_BGRTS, v_BSGK).reshape(B, last - first, H, K))
     return jnp.concatenate(outputs, axis=1)
+
+
+class AttentionShape(NamedTuple):
+    """What decides which implementations can run.
+
+    rows, row_length, heads, key_value_heads, head_width: B, T, H, G, K.
+    dtype: of queries, keys and values.
+    documents_per_row: the most documents, or pieces of one, that the packer puts in a row; 0 for no bound.
+    window: the most tokens that a token sees; 0 for all of its document's.
+    """
+
+    rows: int
+    row_length: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+    dtype: Any
+    documents_per_row: int = 0
+    window: int = 0
+
+
+class Choice(NamedTuple):
+    """What was chosen and how it was checked.
+
+    reason: why this one.
+    error: its `attention_error` on the first batch; None where it was not compared.
+    visible: share of the pairs of plain causal attention that the first batch's documents leave; None likewise.
+    """
+
+    implementation: Implementation
+    reason: str
+    error: float | None = None
+    visible: float | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.implementation.name}, {self.reason}"
+        if self.error is not None:
+            text += f"; error {self.error:.1e} against xla, forward and backward"
+        if self.visible is not None:
+            text += f"; {self.visible:.0%} of the causal pairs are visible"
+        return text
+
+
+def choose_implementation(
+    config: AttentionConfig,
+    shape: AttentionShape,
+    document_starts_BT: jax.Array | None = None,
+    document_ends_BT: jax.Array | None = None,
+    *,
+    recorded: Implementation | None = None,
+) -> Choice:
+    """Returns the implementation for this device and these shapes, compared with `xla` on the bounds of a batch.
+
+    Without bounds it is neither compared nor timed.
+
+    Args:
+        recorded: what was timed to be the fastest when the run began on this device: a resumed run computes with the
+            same, unless another is asked for by name.
+
+    Raises:
+        UserError: the one that was asked for by name cannot run here, or what was chosen fails the comparison.
+    """
+    device = jax.devices()[0]
+    has_batch = document_starts_BT is not None
+    reasons = {name: why_not(name, shape, device) for name in IMPLEMENTATIONS}
+    if config.implementation == "auto":
+        names = [name for name in _PREFERENCE if not reasons[name]]
+        reason = "which visits only the blocks inside the documents"
+        if reasons["pallas"]:
+            reason = f"since pallas {reasons['pallas']}"
+    else:
+        refused = reasons[config.implementation]
+        require(not refused, f"attention.implementation = {config.implementation!r} cannot run here: {refused}")
+        names, reason = [config.implementation], "as configured"
+    if recorded and recorded.name in names:
+        implementation, reason = recorded, "as timed when the run began"
+    elif config.autotune and has_batch:
+        implementation, reason = _fastest(names, shape, document_starts_BT, document_ends_BT)
+    else:
+        implementation = _default(names[0], shape)
+    if not has_batch:
+        return Choice(implementation, reason)
+    choice = Choice(implementation, reason, visible=visible_share(document_starts_BT))
+    if implementation.name == "xla":
+        return choice
+    advice = "run with --attention.implementation=xla, and report it"
+    try:
+        error = _error(implementation, shape, document_starts_BT, document_ends_BT)
+    except Exception as failure:
+        raise UserError(f"attention {implementation.name!r} fails on this device ({failure}): {advice}") from failure
+    tolerance = TOLERANCES[jnp.dtype(shape.dtype).name]
+    require(
+        error <= tolerance,
+        f"attention {implementation.name!r} differs from xla by {error:.2g} on the first batch, more than the "
+        f"{tolerance:g} of rounding: {advice}",
+    )
+    return choice._replace(error=error)
+
+
+def why_not(name: str, shape: AttentionShape, device: jax.Device) -> str:
+    """Returns why an implementation cannot run on a device and these shapes, or '' where it can."""
+    if name == "xla":
+        return ""
+    dtype = jnp.dtype(shape.dtype).name
+    capability = str(getattr(device, "compute_capability", ""))
+    if device.platform != "gpu" or not re.fullmatch(r"\d+\.\d+", capability):
+        return f"needs an NVIDIA GPU, and this is a {device.device_kind}"
+    if dtype not in ("bfloat16", "float16"):
+        return f"needs bfloat16 or float16, and matmuls are {dtype}"
+    required = 9.0 if name == "cudnn_packed" else 8.0
+    if float(capability) < required:
+        return f"needs compute capability {required}, and this device has {capability}"
+    if name == "pallas":
+        return "" if shape.head_width in (32, 64, 128) else f"needs heads of 32, 64 or 128, not {shape.head_width}"
+    if shape.head_width % 8 or shape.head_width > 128:
+        return f"needs a head width that 8 divides, up to 128, not {shape.head_width}"
+    if shape.window:
+        return "knows no sliding window"
+    if name == "cudnn_causal":
+        bound = "packing.documents_per_row = 1"
+        return "" if shape.documents_per_row == 1 else f"needs rows of one document: {bound}"
+    if not shape.documents_per_row:
+        return "needs a bound on the documents in a row: packing.documents_per_row"
+    if shape.rows * shape.row_length * shape.heads * shape.head_width >= 2**31:
+        return "counts positions in 32 bits: fewer rows at once"
+    if shape.heads != shape.key_value_heads and jax.__version_info__ < (0, 11):
+        return "is wrong for grouped queries before JAX 0.11"
+    return ""
+
+
+def _default(name: str, shape: AttentionShape) -> Implementation:
+    return Implementation(name, segments=shape.documents_per_row + 1 if name == "cudnn_packed" else 0)
+
+
+def _error(implementation: Implementation, shape: AttentionShape, starts_BT, ends_BT) -> float:
+    # Plain causal attention leaves out what follows the first document: padding.
+    compared_BT = starts_BT == 0 if implementation.name == "cudnn_causal" else True
+    inputs = random_inputs(*shape[:6])
+    return attention_error(implementation, Implementation("xla"), inputs, starts_BT, ends_BT, compared_BT)
+
+
+def _fastest(names, shape: AttentionShape, starts_BT, ends_BT) -> tuple[Implementation, str]:
+    """Returns the fastest implementation, forward and backward, and a text with the times of all."""
+    inputs = random_inputs(*shape[:6])
+    # The reference would only cost time and memory, unless nothing else runs.
+    candidates = {name: _default(name, shape) for name in names if name != "xla" or len(names) == 1}
+    failures = {}
+    if "pallas" in candidates:
+        try:
+            candidates["pallas"] = Implementation("pallas", tiles=fastest_tiles(inputs, starts_BT, ends_BT))
+        except Exception as failure:
+            failures["pallas"] = str(failure)
+            del candidates["pallas"]
+    calls = {
+        name: functools.partial(forward_backward, each, *inputs, starts_BT, ends_BT)
+        for name, each in candidates.items()
+    }
+    times, others = milliseconds(calls)
+    failures |= others
+    require(bool(times), f"attention: nothing that was timed runs on this device: {failures}")
+    ordered = sorted(times, key=times.get)
+    listed = [f"{name} {times[name]:.2f} ms" for name in ordered]
+    listed += [f"{name} failed ({reason})" for name, reason in failures.items()]
+    return candidates[ordered[0]], f"the fastest of {', '.join(listed)}"

@@ -7,7 +7,7 @@ from jaxformer.config import require
 from jaxformer.corpus import load_documents, parts_of
 from jaxformer.evaluate import ValidationSet, select_validation
 from jaxformer.experiment import Experiment
-from jaxformer.packing import Plan, packing_report, plan_rows
+from jaxformer.packing import PackingConfig, Plan, packing_report, plan_rows
 from jaxformer.shards import Shards, open_shards, prepare
 from jaxformer.tokenizer import Tokenizer, prepare_tokenizer
 
@@ -51,13 +51,11 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
         require(
             fill >= packing.minimum_fill,
             f"corpus {documents.origin}: packing fills {fill:.1%} of the rows, less than packing.minimum_fill "
-            f"({packing.minimum_fill:.0%}); shorten packing.row_length ({packing.row_length}) or lower the minimum",
+            f"({packing.minimum_fill:.0%}); {_fuller(packing)}, or lower the minimum",
         )
         shards.append(training)
         plans.append(plan)
-        validation.append(
-            select_validation(open_shards(folder, "validation"), experiment.evaluation, packing.row_length)
-        )
+        validation.append(select_validation(open_shards(folder, "validation"), experiment.evaluation, packing))
     rows = sum(map(len, plans))
     require(
         rows >= experiment.training.rows_per_step,
@@ -65,3 +63,10 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
         f"are fewer than training.rows_per_step ({experiment.training.rows_per_step})",
     )
     return Data(tokenizer, shards, plans, [config.weight for config in configs], validation)
+
+
+def _fuller(packing: PackingConfig) -> str:
+    """Returns what fills the rows better."""
+    if packing.documents_per_row:
+        return f"raise packing.documents_per_row ({packing.documents_per_row})"
+    return f"shorten packing.row_length ({packing.row_length})"

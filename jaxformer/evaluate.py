@@ -48,7 +48,7 @@ class ValidationSet(NamedTuple):
     """UTF-8 bytes of the documents' text."""
 
 
-def select_validation(shards: Shards, config: EvaluationConfig, row_length: int) -> ValidationSet:
+def select_validation(shards: Shards, config: EvaluationConfig, packing: PackingConfig) -> ValidationSet:
     """Returns a fixed choice of whole documents with at least the wanted bytes, or all.
 
     It is the same for every seed, tokenizer and packing of the training rows: validation rows are always best-fit. A
@@ -58,7 +58,7 @@ def select_validation(shards: Shards, config: EvaluationConfig, row_length: int)
     if config.validation_bytes:
         enough = np.searchsorted(np.cumsum(shards.text_bytes[order]), config.validation_bytes) + 1
         order = order[:enough]
-    plan = plan_rows(shards.tokens[order], PackingConfig(row_length=row_length), seed=0)
+    plan = plan_rows(shards.tokens[order], dataclasses.replace(packing, method="best_fit"), seed=0)
     return ValidationSet(
         shards, dataclasses.replace(plan, documents=order[plan.documents]), int(shards.text_bytes[order].sum())
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxformer.attention import AttentionConfig, choose_implementation
+from jaxformer.attention import AttentionConfig, AttentionShape, Implementation, choose_implementation
 from jaxformer.checkpoint import CheckpointConfig
 from jaxformer.config import UserError, check_types, did_you_mean, execution, flatten, override, require
 from jaxformer.corpus import CorpusConfig
@@ -88,13 +88,30 @@ def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = Non
     return dataclasses.replace(changed, name=base.name + _mark(base, changed))
 
 
-def make_state(experiment: Experiment, seed: int) -> TrainState:
-    """Returns the state before the first step."""
+def attention_shape(experiment: Experiment) -> AttentionShape:
+    """Returns what attention is computed on in a step of the experiment."""
+    model, training, packing = experiment.model, experiment.training, experiment.packing
+    return AttentionShape(
+        rows=training.rows_per_step // training.micro_batches,
+        row_length=packing.row_length,
+        heads=model.heads,
+        key_value_heads=model.G,
+        head_width=model.K,
+        dtype=compute_dtype(training),
+        documents_per_row=packing.documents_per_row,
+        window=model.sliding_window,
+    )
+
+
+def make_state(experiment: Experiment, seed: int, attention: Implementation | None = None) -> TrainState:
+    """Returns the state before the first step; attention is what suits the device and the shapes if it is not given."""
+    if attention is None:
+        attention = choose_implementation(experiment.attention, attention_shape(experiment)).implementation
     return init_state(
         experiment.model,
         make_optimizer(experiment.optimizer, experiment.training.steps),
         seed=seed,
-        attention=choose_implementation(experiment.attention),
+        attention=attention,
         compute_dtype=compute_dtype(experiment.training),
         micro_batches=experiment.training.micro_batches,
     )

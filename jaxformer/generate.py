@@ -76,7 +76,7 @@ def _decode(model: Transformer, tokens_B, index, caches):
         q_BHK, k_BGK, v_BGK = block.queries_keys_values(x_BD, rotation)
         k_BSGK = k_BSGK.at[:, index].set(k_BGK)
         v_BSGK = v_BSGK.at[:, index].set(v_BGK)
-        attended_BHK = _attend_cached(q_BHK, k_BSGK, v_BSGK, index)
+        attended_BHK = _attend_cached(q_BHK, k_BSGK, v_BSGK, index, model.config.sliding_window)
         return block.residuals(x_BD, attended_BHK), (k_BSGK, v_BSGK)
 
     x_BD, caches = jax.lax.scan(layer, x_BD, (stacked, *caches))
@@ -84,14 +84,17 @@ def _decode(model: Transformer, tokens_B, index, caches):
     return soft_cap(logits_BV, model.config.logit_soft_cap), caches
 
 
-def _attend_cached(q_BHK, k_BSGK, v_BSGK, index):
-    """Returns the attention of one query per row over the cached positions up to its own."""
+def _attend_cached(q_BHK, k_BSGK, v_BSGK, index, window):
+    """Returns the attention of one query per row over the cached positions up to its own, at most the last `window`."""
     B, H, K = q_BHK.shape
     S, G = k_BSGK.shape[1:3]
     q_BGRK = q_BHK.reshape(B, G, H // G, K)
     logits_BGRS = jnp.einsum("BGRK,BSGK->BGRS", q_BGRK, k_BSGK, preferred_element_type=jnp.float32) * K**-0.5
-    is_past_111S = (jnp.arange(S) <= index)[None, None, None, :]
-    weights_BGRS = jax.nn.softmax(jnp.where(is_past_111S, logits_BGRS, MASKED), axis=-1).astype(v_BSGK.dtype)
+    positions_S = jnp.arange(S)
+    is_visible_S = (positions_S <= index) & (positions_S > index - (window or S))
+    weights_BGRS = jax.nn.softmax(jnp.where(is_visible_S[None, None, None, :], logits_BGRS, MASKED), axis=-1).astype(
+        v_BSGK.dtype
+    )
     return jnp.einsum("BGRS,BSGK->BGRK", weights_BGRS, v_BSGK).reshape(B, H, K)
 
 

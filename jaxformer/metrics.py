@@ -56,9 +56,11 @@ def training_flops_per_token(config: ModelConfig, row_length: int) -> float:
 
     6 per matmul parameter and 6 x L x H x K x T for attention: half of the square that PaLM (Chowdhery et al. 2022,
     arXiv 2204.02311) counts, since a causal token sees half of its row on average. Document masks are not subtracted,
-    so that the figure can be compared with other libraries'.
+    so that the figure can be compared with other libraries'; a sliding window is.
     """
-    return 6 * matmul_parameters(config) + 6 * config.depth * config.heads * config.K * row_length
+    window = min(config.sliding_window or row_length, row_length)
+    visible = window - window**2 / (2 * row_length)  # keys of a query on average
+    return 6 * matmul_parameters(config) + 12 * config.depth * config.heads * config.K * visible
 
 
 class Writer:

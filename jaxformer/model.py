@@ -6,7 +6,8 @@ tokens -> embedding -> L x [x += attention(norm(x)); x += feed_forward(norm(x))]
   feed-forward (in the tanh approximation), no biases, tied embeddings (Press & Wolf 2016, arXiv 1608.05859).
 - Options, off by default: grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), QK-norm (Henry et al.
   2020, arXiv 2010.04245), SwiGLU (Shazeer 2020, arXiv 2002.05202), squared ReLU (So et al. 2021, arXiv 2109.08668),
-  learned positions, untied embeddings, logit soft-cap (Gemma Team 2024, arXiv 2408.00118).
+  learned positions, a sliding window (Beltagy et al. 2020, arXiv 2004.05150), untied embeddings, logit soft-cap
+  (Gemma Team 2024, arXiv 2408.00118).
 - The L blocks are one block with stacked parameters under `lax.scan`.
 - It computes in the dtype of its kernels: cast them and the matmuls and the residual stream follow. Norms, rotations,
   softmax and logits are float32 regardless, and so are the tables and their gradients: a frequent token's row sums over
@@ -23,8 +24,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.attention import attend, document_bounds
+from jaxformer.attention import Implementation, attend
 from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.document_mask import document_bounds, limit_window
 
 ACTIVATIONS = ("gelu", "swiglu", "relu2")
 
@@ -48,6 +50,7 @@ class ModelConfig:
     activation: 'gelu', 'swiglu' (three matrices instead of two: equal parameters need 2/3 of the width) or 'relu2'.
     rope_base: base of the rotary wavelengths.
     learned_positions: length of a learned position table instead of rotary positions; 0 for rotary.
+    sliding_window: the most tokens that a token attends to, itself included; 0 for all of its document's so far.
     qk_norm: normalise queries and keys per head before the rotation.
     tied_embeddings: unembed with the embedding table.
     logit_soft_cap: c in c * tanh(logit / c); 0 for none.
@@ -66,6 +69,7 @@ class ModelConfig:
     activation: str = "gelu"
     rope_base: float = 10_000.0
     learned_positions: int = 0
+    sliding_window: int = 0
     qk_norm: bool = False
     tied_embeddings: bool = True
     logit_soft_cap: float = 0.0
@@ -77,9 +81,8 @@ class ModelConfig:
         check_types(self)
         for name in ("vocabulary_size", "width", "depth", "heads"):
             require(getattr(self, name) > 0, f"model.{name} ({getattr(self, name)}) must be positive")
-        for name in ("key_value_heads", "head_width", "feed_forward_width", "learned_positions"):
-            require(getattr(self, name) >= 0, f"model.{name} ({getattr(self, name)}) must not be negative")
-        for name in ("scan_unroll", "loss_chunk_tokens"):
+        sizes = ("key_value_heads", "head_width", "feed_forward_width", "learned_positions", "sliding_window")
+        for name in (*sizes, "scan_unroll", "loss_chunk_tokens"):
             require(getattr(self, name) >= 0, f"model.{name} ({getattr(self, name)}) must not be negative")
         for name in ("logit_soft_cap", "z_loss"):
             require(0 <= getattr(self, name) < float("inf"), f"model.{name} must be finite and not negative")
@@ -183,9 +186,9 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """The decoder. `attention` names the implementation that `attend` uses."""
+    """The decoder. `attention` is the implementation that `attend` uses, or its name."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, attention: str = "xla"):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, attention: str | Implementation = "xla"):
         self.config = config
         self.attention = attention
         # The final norm has unit size, so logits start with a deviation of this times sqrt(D): held at 0.45 or less, it
@@ -240,6 +243,9 @@ class Transformer(nnx.Module):
     def features(self, tokens_BT, positions_BT, document_starts_BT, document_ends_BT) -> jax.Array:
         """Returns `features_ND`, the normed stream after the last block: what the unembedding multiplies."""
         B, T = tokens_BT.shape
+        if self.config.sliding_window:
+            window = self.config.sliding_window
+            document_starts_BT, document_ends_BT = limit_window(document_starts_BT, document_ends_BT, window)
         x_ND = self.embed(tokens_BT.reshape(-1), positions_BT.reshape(-1))
         rotation_N1K = self.rotation(positions_BT.reshape(-1))
         graphdef, stacked = nnx.split(self.blocks)

@@ -10,10 +10,13 @@ anything is read, in place of a packer that sees a few documents at a time:
 - concat-and-split: the documents in random order are one stream, cut at every row's end. Rows are full; documents are
   cut anywhere.
 
+A bound on the documents of a row leaves rows of short documents unfilled, by either method; the report tells the fill.
+
 A plan makes every row readable by its number, so the pipeline (Grain) only shuffles numbers, its state is a single
 number, and resuming is exact by construction.
 """
 
+import bisect
 import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -53,6 +56,7 @@ class PackingConfig:
 
     row_length: T, tokens of a row: the longest context that the model sees.
     method: 'best_fit' or 'concat_and_split'.
+    documents_per_row: the most documents, or pieces of one, in a row; 0 for no bound. Some attention needs one.
     minimum_fill: smallest share of the rows' tokens that may be text; below, the run stops before it starts.
     reader_threads: threads that read batches ahead of the step; 0 reads when the step asks.
     reader_buffer: batches that are read ahead.
@@ -60,6 +64,7 @@ class PackingConfig:
 
     row_length: int
     method: str = "best_fit"
+    documents_per_row: int = 0
     minimum_fill: float = execution(0.9)
     reader_threads: int = execution(1)
     reader_buffer: int = execution(8)
@@ -68,6 +73,9 @@ class PackingConfig:
         check_types(self)
         require_one_of("packing.method", self.method, ("best_fit", "concat_and_split"))
         require(2 <= self.row_length <= 1 << 24, f"packing.row_length ({self.row_length}) must lie in [2, 2**24]")
+        require(
+            self.documents_per_row >= 0, f"packing.documents_per_row ({self.documents_per_row}) must not be negative"
+        )
         require(0 <= self.minimum_fill <= 1, f"packing.minimum_fill ({self.minimum_fill}) must lie in [0, 1]")
         require(self.reader_threads >= 0, f"packing.reader_threads ({self.reader_threads}) must not be negative")
         require(self.reader_buffer >= 1, f"packing.reader_buffer ({self.reader_buffer}) must be at least 1")
@@ -107,11 +115,12 @@ def plan_rows(document_tokens: np.ndarray, config: PackingConfig, *, seed: int) 
     random = np.random.default_rng([seed, len(document_tokens)])
     order = random.permutation(len(document_tokens))
     inputs = document_tokens[order] + 1  # BOS and the ids; EOS is only ever a target.
+    most = config.documents_per_row or config.row_length
     if config.method == "best_fit":
         pieces, starts, lengths = _cut(inputs, config.row_length)
-        row_of = _best_fit_decreasing(lengths, config.row_length)
+        row_of = _best_fit_decreasing(lengths, config.row_length, most)
     else:
-        pieces, starts, lengths, row_of = _cut_stream(inputs, config.row_length)
+        pieces, starts, lengths, row_of = _cut_stream(inputs, config.row_length, most)
     by_row = np.argsort(row_of, kind="stable")
     row_count = int(row_of.max()) + 1 if len(row_of) else 0
     rows = np.searchsorted(row_of[by_row], np.arange(row_count + 1))
@@ -127,16 +136,32 @@ def _cut(inputs: np.ndarray, T: int):
     return documents, starts, np.minimum(inputs[documents] - starts, T)
 
 
-def _cut_stream(inputs: np.ndarray, T: int):
+def _cut_stream(inputs: np.ndarray, T: int, most: int):
     """Returns (document, start, length, row) of the pieces between borders of documents and of rows."""
     ends = np.cumsum(inputs)
-    borders = np.union1d(ends, np.arange(T, ends[-1], T) if len(ends) else [])
-    begins = np.concatenate([[0], borders[:-1]]).astype(np.int64)
+    row_ends = _row_ends(ends, T, most)
+    borders = np.union1d(ends, row_ends).astype(np.int64)
+    begins = np.concatenate([[0], borders])[:-1].astype(np.int64)
     documents = np.searchsorted(ends, begins, side="right")
-    return documents, begins - (ends - inputs)[documents], borders.astype(np.int64) - begins, begins // T
+    rows = np.searchsorted(row_ends, begins, side="right")
+    return documents, begins - (ends - inputs)[documents], borders - begins, rows
 
 
-def _best_fit_decreasing(lengths: np.ndarray, T: int) -> np.ndarray:
+def _row_ends(ends: np.ndarray, T: int, most: int) -> np.ndarray:
+    """Returns where the rows of a stream of documents with these ends are cut: after T tokens or `most` pieces."""
+    total = int(ends[-1]) if len(ends) else 0
+    if most >= T:
+        return np.minimum(np.arange(T, total + T, T), total)
+    row_ends, document, begin = [], 0, 0
+    of_documents = ends.tolist()
+    while begin < total:
+        begin = min(begin + T, of_documents[min(document + most, len(of_documents)) - 1])
+        document = bisect.bisect_right(of_documents, begin, lo=document)
+        row_ends.append(begin)
+    return np.array(row_ends, np.int64)
+
+
+def _best_fit_decreasing(lengths: np.ndarray, T: int, most: int) -> np.ndarray:
     """Returns the row of each piece: longest first, into the fullest row that still holds it, else into a new one.
 
     All pieces of one length are placed together: a row chosen for one of them is the fullest choice for the next too,
@@ -145,7 +170,7 @@ def _best_fit_decreasing(lengths: np.ndarray, T: int) -> np.ndarray:
     row_of = np.empty(len(lengths), np.int64)
     ascending = np.argsort(lengths, kind="stable")
     sorted_lengths = lengths[ascending]
-    open_rows: dict[int, list[np.ndarray]] = {}  # rows by their free space
+    open_rows: dict[int, list[tuple[np.ndarray, int]]] = {}  # by free space: rows, and how many more pieces they take
     is_open = np.zeros(T + 1, bool)  # free spaces that open_rows has rows for
     row_count = 0
     for length in np.unique(sorted_lengths)[::-1].tolist():
@@ -155,25 +180,22 @@ def _best_fit_decreasing(lengths: np.ndarray, T: int) -> np.ndarray:
             fitting = np.flatnonzero(is_open[length:])
             if len(fitting):
                 space = length + int(fitting[0])
-                rows = open_rows[space].pop()
+                rows, room = open_rows[space].pop()
                 is_open[space] = bool(open_rows[space])
             else:
-                space = T
-                rows = np.arange(row_count, row_count + -(-len(waiting) // (T // length)))
+                space, room = T, most
+                rows = np.arange(row_count, row_count + -(-len(waiting) // min(T // length, most)))
                 row_count += len(rows)
-            each = space // length
+            each = min(space // length, room)
             used = -(-len(waiting) // each)
             placed = min(len(waiting), len(rows) * each)
             row_of[waiting[:placed]] = np.repeat(rows[:used], each)[:placed]
             waiting = waiting[placed:]
             full = placed // each
-            for left, rest in (
-                (rows[:full], space - each * length),
-                (rows[full:used], space - placed % each * length),
-                (rows[used:], space),
-            ):
-                if len(left) and rest:
-                    open_rows.setdefault(rest, []).append(left)
+            for left, new in ((rows[:full], each), (rows[full:used], placed % each), (rows[used:], 0)):
+                rest = space - new * length
+                if len(left) and rest and room > new:
+                    open_rows.setdefault(rest, []).append((left, room - new))
                     is_open[rest] = True
     return row_of
 

@@ -1,5 +1,6 @@
 """The folder of a run: what identifies it, and files that are whole or absent."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from jaxformer.attention import Implementation
 from jaxformer.config import UserError, differences, require, to_dict
 from jaxformer.experiment import Experiment, science
 from jaxformer.step import compute_dtype
@@ -49,7 +51,7 @@ def make_folder(workdir: Path) -> None:
         raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
 
 
-def run_record(experiment: Experiment, identity: dict, digests: dict[str, str]) -> dict:
+def run_record(experiment: Experiment, identity: dict, digests: dict[str, str], attention: Implementation) -> dict:
     """Returns what `config.json` holds: the configuration and all that it was run with."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     code = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
@@ -65,6 +67,7 @@ def run_record(experiment: Experiment, identity: dict, digests: dict[str, str]) 
             "python": sys.version.split()[0],
             **{p: importlib.metadata.version(p) for p in ("jaxformer", *packages)},
         },
+        "attention": dataclasses.asdict(attention),
         "device": jax.devices()[0].device_kind,
     }
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from jaxformer.attention import Implementation
 from jaxformer.config import check_types, execution, require, require_one_of
 from jaxformer.loss import LossSums, cross_entropy, token_nats
 from jaxformer.model import Kernel, ModelConfig, Transformer
@@ -80,13 +81,14 @@ def init_state(
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
-    attention: str = "xla",
+    attention: str | Implementation = "xla",
     compute_dtype: Any = jnp.float32,
     micro_batches: int = 1,
 ) -> TrainState:
     """Returns the state before step 0; parameters and optimizer state are float32.
 
     Args:
+        attention: the implementation, or its name, such as `choose_implementation` returns.
         compute_dtype: dtype of the matmuls.
         micro_batches: parts of the batch, a divisor of its rows, whose gradients are summed before the update.
     """

@@ -12,15 +12,17 @@ import time
 import typing
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
 
-from jaxformer.attention import choose_implementation
+from jaxformer.attention import Choice, choose_implementation, implementation_from
 from jaxformer.checkpoint import open_checkpoints, restore, restore_record, save
 from jaxformer.config import UserError, did_you_mean, require, to_dict
 from jaxformer.data import Data, digests, prepare_data
+from jaxformer.document_mask import limit_window
 from jaxformer.evaluate import validate
-from jaxformer.experiment import Experiment, list_experiments, load_experiment, make_state
+from jaxformer.experiment import Experiment, attention_shape, list_experiments, load_experiment, make_state
 from jaxformer.generate import generate
 from jaxformer.metrics import (
     Progress,
@@ -65,13 +67,10 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         return summary
     print(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
 
+    choose_implementation(experiment.attention, attention_shape(experiment))  # Refused before hours of preparation.
     data = prepare_data(experiment, seed)
     data_digests = digests(data)
     check_folder(workdir, data_digests, "digests")
-    state = make_state(experiment, seed)
-    describe(experiment, state, data)
-
-    make_folder(workdir)
     batches = make_batches(
         data.shards,
         data.plans,
@@ -80,6 +79,11 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         rows_per_step=experiment.training.rows_per_step,
         seed=seed,
     )
+    attention = choose_attention(experiment, batches, workdir)
+    state = make_state(experiment, seed, attention.implementation)
+    describe(experiment, state, data, attention)
+
+    make_folder(workdir)
     with open_checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints:
         record = {"identity": identity, "digests": data_digests, "seconds": 0.0}
         if checkpoints.latest_step() is not None:
@@ -91,7 +95,8 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
             record["seconds"] = stored["seconds"]
             print(f"resumed from step {int(state.step)}")
         if not (workdir / "config.json").exists():
-            write_json(workdir / "config.json", run_record(experiment, identity, data_digests))
+            record_of_run = run_record(experiment, identity, data_digests, attention.implementation)
+            write_json(workdir / "config.json", record_of_run)
         first_step = int(state.step)
         writer, note = open_writer(workdir, first_step=first_step)
         print(f"metrics     {workdir / 'metrics.jsonl'}; {note}")
@@ -144,7 +149,24 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
     return summary
 
 
-def describe(experiment: Experiment, state: TrainState, data: Data) -> None:
+def choose_attention(experiment: Experiment, batches: grain.DatasetIterator, workdir: Path) -> Choice:
+    """Returns the choice of the attention, compared on the run's first batch; the batches begin where they did."""
+    begin = batches.get_state()
+    batch = next(batches)
+    batches.set_state(begin)
+    shape = attention_shape(experiment)
+    starts_BT, ends_BT = (jnp.asarray(x[: shape.rows]) for x in (batch.document_starts_BT, batch.document_ends_BT))
+    if shape.window:
+        starts_BT, ends_BT = limit_window(starts_BT, ends_BT, shape.window)
+    record = read_json(workdir / "config.json")
+    was_timed = (
+        record and record["config"]["attention"]["autotune"] and record["device"] == jax.devices()[0].device_kind
+    )
+    recorded = implementation_from(record["attention"]) if was_timed else None
+    return choose_implementation(experiment.attention, shape, starts_BT, ends_BT, recorded=recorded)
+
+
+def describe(experiment: Experiment, state: TrainState, data: Data, attention: Choice) -> None:
     """Prints, once at the start, what will run on what."""
     training, row_length = experiment.training, experiment.packing.row_length
     device = jax.devices()[0]
@@ -152,7 +174,7 @@ def describe(experiment: Experiment, state: TrainState, data: Data) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     flops = training_flops_per_token(experiment.model, row_length)
     print(f"device      {jax.device_count()} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
-    print(f"attention   {choose_implementation(experiment.attention)}, masked by document")
+    print(f"attention   {attention}")
     print(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
     for shards, plan, weight in zip(data.shards, data.plans, data.weights, strict=True):
         m = shards.manifest

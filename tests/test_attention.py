@@ -1,14 +1,31 @@
 """Attention against a float64 oracle, and what its document mask promises."""
 
+import dataclasses
 import functools
+import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.attention import IMPLEMENTATIONS, AttentionConfig, attend, choose_implementation, document_bounds
+from jaxformer import attention
+from jaxformer.attention import (
+    IMPLEMENTATIONS,
+    TOLERANCES,
+    AttentionConfig,
+    AttentionShape,
+    Implementation,
+    attend,
+    choose_implementation,
+    implementation_from,
+    why_not,
+)
 from jaxformer.config import UserError
+from jaxformer.document_mask import document_bounds
+from jaxformer.flash import Tiles, default_tiles
+from jaxformer.flash_kernels import Tile
 
 B, H, G, K = 2, 6, 3, 5
 FLOAT32 = 2e-6
@@ -64,20 +81,6 @@ def test_gradient_equals_the_difference_quotient_of_the_definition():
         assert abs(np.sum(gradient * direction) - slope) < 1e-6 * scale
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_document_bounds_are_the_runs_of_equal_ids(seed):
-    # Ids come back later in the row, as the padding's 0 may: only neighbours make a document.
-    ids = np.random.default_rng(seed).integers(0, 3, (3, 13)).astype(np.int32)
-    starts, ends = document_bounds(jnp.asarray(ids))
-    for b, t in np.ndindex(ids.shape):
-        first, last = t, t
-        while first > 0 and ids[b, first - 1] == ids[b, t]:
-            first -= 1
-        while last < 12 and ids[b, last + 1] == ids[b, t]:
-            last += 1
-        assert (starts[b, t], ends[b, t]) == (first, last + 1)
-
-
 def test_document_ignores_its_neighbours_exactly():
     T, changed = 131, slice(40, 97)
     (q, k, v), _ = make_inputs(T)
@@ -117,14 +120,209 @@ def test_bfloat16_inputs_are_accumulated_in_float32():
     np.testing.assert_allclose(np.float64(out), expected, rtol=0, atol=BFLOAT16 * np.abs(np.float64(v)).max())
 
 
-def test_auto_chooses_an_implementation_that_attend_has():
-    assert choose_implementation(AttentionConfig()) in IMPLEMENTATIONS
-    assert choose_implementation(AttentionConfig(implementation="xla")) == "xla"
+def test_an_implementation_is_named_or_given_as_a_value():
+    (q, k, v), bounds = make_inputs(11)
+    by_value = attend(q, k, v, *bounds, implementation=Implementation("xla"))
+    np.testing.assert_array_equal(by_value, attend(q, k, v, *bounds, implementation="xla"))
+    np.testing.assert_array_equal(by_value, Implementation("xla")(q, k, v, *bounds))
+
+
+def test_pallas_is_interpreted_only_where_that_is_asked_for():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, 20, heads, 32)).astype(np.float32) for heads in (4, 2, 2))
+    bounds = document_bounds(jnp.asarray([[1] * 7 + [2] * 13]))
+    tiles = Tiles(*[Tile(16, 16, 4, 2)] * 3)
+    out = attend(q, k, v, *bounds, implementation=Implementation("pallas", tiles, interpret=True))
+    np.testing.assert_allclose(out, oracle(q, k, v, bounds[0]), rtol=0, atol=FLOAT32)
+    with pytest.raises(ValueError, match="interpret"):
+        attend(q, k, v, *bounds, implementation="pallas")
+
+
+def test_an_implementation_survives_being_written_as_json():
+    for implementation in (
+        Implementation("xla"),
+        Implementation("pallas", tiles=default_tiles(64)),
+        Implementation("cudnn_packed", segments=9),
+    ):
+        record = json.loads(json.dumps(dataclasses.asdict(implementation)))
+        assert implementation_from(record) == implementation
 
 
 def test_unknown_implementation_is_named_with_the_nearest():
     with pytest.raises(UserError, match=r"'xlaa'.*did you mean xla\?"):
         AttentionConfig(implementation="xlaa")
     (q, k, v), (starts, ends) = make_inputs(3)
-    with pytest.raises(ValueError, match="'flash'"):
+    with pytest.raises(UserError, match="'flash'"):
         attend(q, k, v, starts, ends, implementation="flash")
+
+
+HOPPER = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0")
+AMPERE = SimpleNamespace(platform="gpu", device_kind="NVIDIA A10", compute_capability="8.6")
+TURING = SimpleNamespace(platform="gpu", device_kind="Tesla T4", compute_capability="7.5")
+RADEON = SimpleNamespace(platform="gpu", device_kind="AMD Instinct MI300X", compute_capability="gfx942")
+CPU = SimpleNamespace(platform="cpu", device_kind="cpu")
+SHAPE = AttentionShape(8, 512, 4, 4, 64, jnp.bfloat16)
+BOUNDED, SINGLE = SHAPE._replace(documents_per_row=6), SHAPE._replace(documents_per_row=1)
+
+
+@pytest.mark.parametrize(
+    ("device", "shape", "runs"),
+    [
+        (HOPPER, SHAPE, ["xla", "pallas"]),
+        (HOPPER, BOUNDED, ["xla", "pallas", "cudnn_packed"]),
+        (HOPPER, SINGLE, ["xla", "pallas", "cudnn_packed", "cudnn_causal"]),
+        (HOPPER, SINGLE._replace(window=100), ["xla", "pallas"]),
+        (HOPPER, SINGLE._replace(dtype=jnp.float32), ["xla"]),
+        (HOPPER, SINGLE._replace(head_width=96), ["xla", "cudnn_packed", "cudnn_causal"]),
+        (HOPPER, SINGLE._replace(head_width=60), ["xla"]),
+        (HOPPER, SHAPE._replace(head_width=32, dtype=jnp.float16, key_value_heads=2), ["xla", "pallas"]),
+        (AMPERE, SINGLE, ["xla", "pallas", "cudnn_causal"]),
+        (TURING, SINGLE, ["xla"]),
+        (RADEON, SINGLE, ["xla"]),
+        (CPU, SINGLE, ["xla"]),
+    ],
+)
+def test_what_runs_is_what_the_device_and_the_shapes_admit(device, shape, runs):
+    assert [name for name in IMPLEMENTATIONS if not why_not(name, shape, device)] == runs
+
+
+def test_grouped_queries_are_refused_where_jax_packs_them_wrongly(monkeypatch):
+    grouped = BOUNDED._replace(key_value_heads=2)
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
+    assert "grouped" in why_not("cudnn_packed", grouped, HOPPER)
+    assert not why_not("cudnn_packed", BOUNDED, HOPPER)
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 2))
+    assert not why_not("cudnn_packed", grouped, HOPPER)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("pallas", "needs an NVIDIA GPU, and this is a cpu"),
+        ("cudnn_packed", "needs an NVIDIA GPU"),
+        ("cudnn_causal", "needs an NVIDIA GPU"),
+    ],
+)
+def test_what_was_asked_for_by_name_and_cannot_run_is_an_error(name, reason):
+    with pytest.raises(UserError, match=rf"attention.implementation = '{name}' cannot run here: {reason}"):
+        choose_implementation(AttentionConfig(implementation=name), SHAPE)
+
+
+def test_auto_says_why_it_takes_the_plain_one():
+    choice = choose_implementation(AttentionConfig(), SHAPE)
+    assert choice.implementation == Implementation("xla")
+    assert "pallas needs an NVIDIA GPU" in str(choice)
+
+
+@pytest.fixture
+def on_hopper(monkeypatch):
+    """Lets this machine pass for a GPU on which `pallas` is interpreted and takes the time that the test says."""
+    times = {}
+    monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
+    monkeypatch.setattr(
+        attention, "attend", lambda *inputs, implementation: attend(*inputs, implementation=interpreted(implementation))
+    )
+
+    def interpreted(implementation):
+        tiles = Tiles(*[Tile(32, 32, 4, 2)] * 3)
+        return Implementation("pallas", tiles, interpret=True) if implementation.name == "pallas" else implementation
+
+    def milliseconds(functions):
+        failures = {name: "RuntimeError: cuDNN is not detected." for name in functions if name not in times}
+        return {name: times[name] for name in functions if name in times}, failures
+
+    monkeypatch.setattr(attention, "milliseconds", milliseconds)
+    monkeypatch.setattr(attention, "fastest_tiles", lambda inputs, starts, ends: default_tiles(64))
+    return times
+
+
+SMALL = AttentionShape(2, 70, 2, 1, 32, jnp.bfloat16)
+SMALL_BOUNDS = document_bounds(jnp.asarray(np.repeat([[1, 2, 3]], 2, axis=0).repeat([20, 7, 43], axis=1)))
+
+
+def test_on_a_gpu_auto_takes_pallas_and_compares_it_with_xla(on_hopper):
+    choice = choose_implementation(AttentionConfig(), SMALL, *SMALL_BOUNDS)
+    assert choice.implementation == Implementation("pallas")
+    assert 0 < choice.error < TOLERANCES["bfloat16"]
+    assert choice.visible == pytest.approx((20 * 21 + 7 * 8 + 43 * 44) / (70 * 71))
+    assert f"error {choice.error:.1e} against xla, forward and backward" in str(choice)
+    assert "48% of the causal pairs are visible" in str(choice)
+
+
+def test_a_choice_that_computes_something_else_stops_the_run(on_hopper, monkeypatch):
+    right = attention.attend
+
+    def leaking(q, k, v, starts, ends, *, implementation):
+        starts = starts - (starts > 0) if implementation.name == "pallas" else starts
+        return right(q, k, v, starts, ends, implementation=implementation)
+
+    monkeypatch.setattr(attention, "attend", leaking)
+    with pytest.raises(UserError, match=r"'pallas' differs from xla by .* --attention.implementation=xla"):
+        # Other shapes than in the test above, which JAX would find compiled.
+        choose_implementation(AttentionConfig(), SMALL._replace(heads=4), *SMALL_BOUNDS)
+
+
+def test_autotune_takes_the_fastest_and_lists_the_others(on_hopper):
+    on_hopper.update({"cudnn_causal": 3.0, "pallas": 1.25, "xla": 0.1})
+    shape = SMALL._replace(documents_per_row=1, key_value_heads=2)
+    choice = choose_implementation(AttentionConfig(autotune=True), shape, *SMALL_BOUNDS)
+    assert choice.implementation == Implementation("pallas", tiles=default_tiles(64))
+    # The reference is not timed: nothing real is slower.
+    assert choice.reason == (
+        "the fastest of pallas 1.25 ms, cudnn_causal 3.00 ms, "
+        "cudnn_packed failed (RuntimeError: cuDNN is not detected.)"
+    )
+
+
+def test_autotune_ends_in_one_line_where_nothing_runs(on_hopper, monkeypatch):
+    def fails(inputs, starts, ends):
+        raise RuntimeError("no such target")
+
+    monkeypatch.setattr(attention, "fastest_tiles", fails)
+    with pytest.raises(UserError, match=r"nothing that was timed runs on this device: .*no such target"):
+        choose_implementation(AttentionConfig(autotune=True), SMALL, *SMALL_BOUNDS)
+
+
+def test_an_implementation_that_fails_when_it_is_compared_ends_in_one_line(on_hopper):
+    shape = SMALL._replace(documents_per_row=3, key_value_heads=2)
+    config = AttentionConfig(implementation="cudnn_packed")
+    with pytest.raises(UserError, match=r"'cudnn_packed' fails on this device .*--attention.implementation=xla"):
+        choose_implementation(config, shape, *SMALL_BOUNDS)
+
+
+def test_a_resumed_run_keeps_what_was_timed_when_it_began(on_hopper):
+    recorded = Implementation("pallas", tiles=default_tiles(64))
+    for autotune in (True, False):
+        choice = choose_implementation(AttentionConfig(autotune=autotune), SMALL, *SMALL_BOUNDS, recorded=recorded)
+        assert choice.implementation == recorded
+        assert choice.reason == "as timed when the run began"
+        assert choice.error is not None
+    # What cannot run here any more is chosen anew, and what is asked for by name comes first.
+    packed = Implementation("cudnn_packed", segments=4)
+    choice = choose_implementation(AttentionConfig(), SMALL, *SMALL_BOUNDS, recorded=packed)
+    assert choice.implementation == Implementation("pallas")
+    choice = choose_implementation(AttentionConfig(implementation="xla"), SMALL, *SMALL_BOUNDS, recorded=recorded)
+    assert choice.implementation == Implementation("xla")
+
+
+@pytest.mark.parametrize(
+    ("shape", "first"),
+    [
+        (SHAPE, "pallas"),
+        (SHAPE._replace(head_width=96), "xla"),
+        (BOUNDED._replace(head_width=96), "cudnn_packed"),
+        (BOUNDED._replace(head_width=96, rows=2**15, row_length=2**16), "xla"),
+    ],
+)
+def test_auto_takes_what_skips_blocks_before_what_does_not(on_hopper, shape, first):
+    assert choose_implementation(AttentionConfig(), shape).implementation.name == first
+
+
+def test_packed_attention_needs_room_for_a_document_and_padding():
+    with pytest.raises(UserError, match=r"cudnn_packed needs segments \(0\)"):
+        Implementation("cudnn_packed")
+
+
+def test_the_bound_on_documents_reaches_cudnn_with_one_more_for_padding(on_hopper):
+    config = AttentionConfig(implementation="cudnn_packed")
+    assert choose_implementation(config, BOUNDED).implementation == Implementation("cudnn_packed", segments=7)

@@ -68,7 +68,7 @@ def nats_alone(state, documents):
 
 @pytest.mark.parametrize("rows_per_batch", [1, 4, 50])
 def test_validation_equals_each_document_alone_whatever_the_batches(state, shards, rows_per_batch):
-    chosen = select_validation(shards, EvaluationConfig(), PACKING.row_length)
+    chosen = select_validation(shards, EvaluationConfig(), PACKING)
     assert len(chosen.plan) < len(shards), "the documents are not packed"
     nats, targets = nats_alone(state, shards.documents)
     result = validate(state, [chosen], EvaluationConfig(rows_per_batch=rows_per_batch))
@@ -78,7 +78,7 @@ def test_validation_equals_each_document_alone_whatever_the_batches(state, shard
 
 def test_several_corpora_are_weighed_by_their_tokens_and_bytes(state, shards):
     other = ArrayShards([document[:2] for document in shards.documents[:5]], [7] * 5)
-    sets = [select_validation(one, EvaluationConfig(), PACKING.row_length) for one in (shards, other)]
+    sets = [select_validation(one, EvaluationConfig(), PACKING) for one in (shards, other)]
     nats, targets = np.sum([nats_alone(state, one.documents) for one in (shards, other)], axis=0)
     result = validate(state, sets, EvaluationConfig(rows_per_batch=4))
     assert result["loss"] == pytest.approx(nats / targets, rel=FLOAT32)
@@ -87,7 +87,7 @@ def test_several_corpora_are_weighed_by_their_tokens_and_bytes(state, shards):
 
 def test_selection_takes_whole_documents_until_the_wanted_bytes(shards):
     wanted = int(shards.text_bytes.sum() // 2)
-    chosen = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING.row_length)
+    chosen = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING)
     documents = np.unique(chosen.plan.documents)
     lengths = np.bincount(chosen.plan.documents, weights=chosen.plan.lengths, minlength=len(shards))[documents]
     np.testing.assert_array_equal(lengths, shards.tokens[documents] + 1)
@@ -97,7 +97,7 @@ def test_selection_takes_whole_documents_until_the_wanted_bytes(shards):
 
 def test_selection_is_the_same_every_time_and_grows_with_the_wanted_bytes(shards):
     def documents(wanted):
-        plan = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING.row_length).plan
+        plan = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING).plan
         return set(plan.documents.tolist())
 
     quarter, half = (int(shards.text_bytes.sum() // part) for part in (4, 2))
@@ -109,13 +109,25 @@ def test_selection_is_the_same_every_time_and_grows_with_the_wanted_bytes(shards
 def test_selection_and_its_rows_depend_on_the_text_not_on_the_tokenizer(shards):
     finer = ArrayShards([[*document, *document] for document in shards.documents], shards.text_bytes)
     wanted = EvaluationConfig(validation_bytes=int(shards.text_bytes.sum() // 2))
-    one, two = (select_validation(each, wanted, PACKING.row_length) for each in (shards, finer))
+    one, two = (select_validation(each, wanted, PACKING) for each in (shards, finer))
     assert set(one.plan.documents.tolist()) == set(two.plan.documents.tolist())
+
+
+@pytest.mark.parametrize("bound", [1, 2, 4])
+def test_validation_rows_are_best_fit_within_the_bound_whatever_the_method_of_the_training_rows(shards, bound):
+    def choose(**packing):
+        return select_validation(shards, EvaluationConfig(), PackingConfig(row_length=3 * T, **packing)).plan
+
+    plan = choose(method="concat_and_split", documents_per_row=bound)
+    assert plan.digest() == choose(method="best_fit", documents_per_row=bound).digest()
+    # Every document fits in a row, so that only the other method would cut one.
+    assert sorted(plan.documents.tolist()) == list(range(len(shards)))
+    assert np.diff(plan.rows).max() == bound < np.diff(choose().rows).max()
 
 
 @pytest.mark.parametrize("wanted", [0, 10_000])
 def test_selection_takes_all_documents_if_none_or_more_than_all_are_wanted(shards, wanted):
-    chosen = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING.row_length)
+    chosen = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING)
     assert sorted(chosen.plan.documents.tolist()) == list(range(len(shards)))
     assert chosen.text_bytes == shards.text_bytes.sum()
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxformer.attention import AttentionConfig
 from jaxformer.config import UserError
 from jaxformer.experiment import Experiment, list_experiments, load_experiment, make_state, science
 
@@ -47,12 +48,20 @@ def test_overrides_of_science_mark_the_name_and_those_of_execution_do_not():
     assert load_experiment("baseline", {"model.heads": "8"}).name == wide.name
     assert load_experiment("baseline", {"training.log_every_steps": "7"}).name == "baseline"
     assert load_experiment("baseline", {"model.heads": "4"}).name == "baseline", "4 is what it was"
+    # How attention is computed is execution; what it sees, and which documents share a row, is science.
+    assert load_experiment("baseline", {"attention.implementation": "xla", "attention.autotune": "true"}) == (
+        dataclasses.replace(load_experiment("baseline"), attention=AttentionConfig(implementation="xla", autotune=True))
+    )
+    for key in ("model.sliding_window", "packing.documents_per_row"):
+        assert load_experiment("baseline", {key: "8"}).name.startswith("baseline~"), key
 
 
 def test_science_leaves_out_what_only_changes_the_execution():
     leaves = science(load_experiment("baseline"))
     assert {"model.width", "optimizer.learning_rate", "packing.method", "corpus.validation_share"} <= set(leaves)
+    assert {"model.sliding_window", "packing.documents_per_row"} <= set(leaves)
     assert not {"name", "question", "training.micro_batches", "model.scan_unroll", "corpus.licence"} & set(leaves)
+    assert not [key for key in leaves if key.startswith("attention.")]
 
 
 @pytest.mark.parametrize(

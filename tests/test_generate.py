@@ -26,27 +26,36 @@ PROMPT = np.array([[5, 2, 30], [1, 7, 7]])
 
 
 @functools.cache
-def make_model(option):
+def make_model(option, window=0):
     # Untied and with large matrices: else a random model repeats its last token, whatever came before.
-    config = ModelConfig(vocabulary_size=V, width=24, depth=2, heads=4, feed_forward_width=20, **OPTIONS[option])
+    options = OPTIONS[option] | {"sliding_window": window}
+    config = ModelConfig(vocabulary_size=V, width=24, depth=2, heads=4, feed_forward_width=20, **options)
     graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(params=1)))
     rng = np.random.default_rng(0)
     return nnx.merge(graphdef, jax.tree.map(lambda x: x + 0.25 * rng.standard_normal(x.shape).astype("f4"), params))
 
 
-def sample(option="rotary", *, key=0, **options):
-    return np.asarray(generate(make_model(option), PROMPT, length=LENGTH, key=jax.random.key(key), **options))
+def sample(option="rotary", *, window=0, key=0, **options):
+    return np.asarray(generate(make_model(option, window), PROMPT, length=LENGTH, key=jax.random.key(key), **options))
 
 
+@pytest.mark.parametrize("window", [0, 4])
 @pytest.mark.parametrize("option", OPTIONS)
-def test_greedy_generation_takes_the_likeliest_token_of_the_full_forward_pass(option):
-    tokens = sample(option, temperature=0)
+def test_greedy_generation_takes_the_likeliest_token_of_the_full_forward_pass(option, window):
+    tokens = sample(option, window=window, temperature=0)
     np.testing.assert_array_equal(tokens[:, :P], PROMPT)
     assert len(set(tokens[:, P:].ravel().tolist())) > 3, "a constant text would prove little"
     # By causality one pass over the whole text gives the logits of every step.
     positions = np.tile(np.arange(P + LENGTH), (B, 1))
-    logits = nnx.jit(lambda model, *batch: model(*batch))(make_model(option), tokens, np.ones_like(tokens), positions)
+    model = make_model(option, window)
+    logits = nnx.jit(lambda model, *batch: model(*batch))(model, tokens, np.ones_like(tokens), positions)
     np.testing.assert_array_equal(np.argmax(logits, axis=2)[:, P - 1 : -1], tokens[:, P:])
+
+
+def test_window_as_long_as_the_text_generates_what_no_window_does_and_a_short_one_something_else():
+    unlimited = sample(temperature=0)
+    np.testing.assert_array_equal(sample(window=P + LENGTH, temperature=0), unlimited)
+    assert np.any(sample(window=2, temperature=0) != unlimited)
 
 
 def test_top_1_is_greedy_at_any_temperature():

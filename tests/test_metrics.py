@@ -123,6 +123,17 @@ def test_flops_equal_the_count_by_hand(activation, feed_forward, changes):
     assert training_flops_per_token(config, 7) == 3 * forward
 
 
+# Of a row of 8 a query sees 4 keys on average. Where it sees no more than w, the first w queries see w / 2 on average,
+# and the other 8 - w see w.
+@pytest.mark.parametrize(
+    ("window", "keys"), [(0, 4), (1, 7.5 / 8), (2, (2 + 6 * 2) / 8), (6, (18 + 2 * 6) / 8), (8, 4), (9, 4), (100, 4)]
+)
+def test_flops_with_a_sliding_window_equal_the_count_by_hand(window, keys):
+    sizes = {"vocabulary_size": 10, "width": 8, "depth": 3, "heads": 2, "key_value_heads": 1, "head_width": 6}
+    config = ModelConfig(**sizes, feed_forward_width=20, sliding_window=window)
+    assert training_flops_per_token(config, 8) == 3 * (2 * matmul_parameters(config) + 3 * 2 * (2 * 12 * keys))
+
+
 @pytest.mark.parametrize(
     ("device_kind", "expected"),
     [

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxformer.attention import document_bounds
 from jaxformer.config import UserError
+from jaxformer.document_mask import document_bounds
 from jaxformer.experiment import load_experiment
 from jaxformer.loss import cross_entropy
 from jaxformer.model import ModelConfig, Transformer, rotate
@@ -29,12 +29,19 @@ OPTIONS = {
     "untied": {"tied_embeddings": False},
     "soft_cap": {"logit_soft_cap": 0.5},
     "learned_positions": {"learned_positions": 13},
+    "sliding_window": {"sliding_window": 2},
 }
 # Every option once, for what takes long to compile.
 MIXED = {
     "baseline": {},
     "modern": OPTIONS["grouped_query"] | OPTIONS["qk_norm"] | OPTIONS["swiglu"] | OPTIONS["untied"],
-    "learned": OPTIONS["learned_positions"] | OPTIONS["relu2"] | OPTIONS["soft_cap"] | OPTIONS["head_width"],
+    "learned": (
+        OPTIONS["learned_positions"]
+        | OPTIONS["relu2"]
+        | OPTIONS["soft_cap"]
+        | OPTIONS["head_width"]
+        | OPTIONS["sliding_window"]
+    ),
 }
 # Two rows of documents; 0 is padding.
 SEGMENT_IDS = np.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3], [1, 1, 1, 1, 1, 1, 2, 2, 0, 0, 0]], np.int32)
@@ -80,7 +87,8 @@ def numpy_transformer(params, config, tokens, positions, starts):
         "swiglu": lambda x: x[:, : config.F] / (1 + np.exp(-x[:, : config.F])) * x[:, config.F :],
     }[config.activation]
     t = np.arange(len(tokens))
-    mask = np.where((t <= t[:, None]) & (t >= starts[:, None]), 0, -np.inf)
+    in_window = t > t[:, None] - (config.sliding_window or len(t))
+    mask = np.where((t <= t[:, None]) & (t >= starts[:, None]) & in_window, 0, -np.inf)
     x = p["embedding"][tokens]
     if config.learned_positions:
         x = x + p["position_embedding"][positions]
@@ -120,7 +128,7 @@ def test_packed_document_ignores_its_neighbours(option):
 
 
 @pytest.mark.parametrize("option", MIXED)
-def test_token_depends_on_itself_and_on_the_earlier_tokens_of_its_document_only(option):
+def test_token_depends_on_itself_and_on_the_earlier_tokens_of_its_document_within_its_windows_reach_only(option):
     model = make_model(option)
     graphdef, embedding, others = nnx.split(model, lambda path, _: path == ("embedding",), ...)
     weights = np.random.default_rng(0).standard_normal(model.config.width).astype(np.float32)
@@ -133,8 +141,10 @@ def test_token_depends_on_itself_and_on_the_earlier_tokens_of_its_document_only(
 
     gradient_BTVD = jax.tree.leaves(gradient(embedding))[0]
     gradient_BTBS = np.abs(gradient_BTVD[:, :, TOKENS]).sum(axis=-1)
+    # Each layer looks a window further back.
+    reach = model.config.depth * (model.config.sliding_window - 1) if model.config.sliding_window else T
     for b, t, other, s in np.ndindex(B, T, B, T):
-        sees = b == other and STARTS[b, t] <= s <= t
+        sees = b == other and STARTS[b, t] <= s <= t and t - s <= reach
         assert (gradient_BTBS[b, t, other, s] > 0) == sees, (b, t, other, s)
 
 
@@ -172,6 +182,29 @@ def test_packed_document_equals_the_document_alone(option):
         alone[:, row, :length] = TOKENS[b, first:last], np.ones(length), np.arange(length)
         logits = logits_of(make_model(option), *alone)
         np.testing.assert_allclose(packed[b, first:last], logits[row, :length], rtol=0, atol=FLOAT32)
+
+
+@pytest.mark.parametrize(("depth", "window"), [(2, 5), (3, 3)])
+def test_logits_change_with_a_token_within_reach_of_the_windows_and_with_none_before(depth, window):
+    model = make_model("baseline", depth=depth, sliding_window=window)
+    whole = np.ones((B, T), np.int32), np.tile(np.arange(T), (B, 1))
+    changed, reach = TOKENS.copy(), depth * (window - 1)
+    changed[:, 1] = (changed[:, 1] + 1) % V
+    before, after = (np.asarray(logits_of(model, tokens, *whole)) for tokens in (TOKENS, changed))
+    np.testing.assert_array_equal(np.any(before != after, axis=2), [[1 <= t <= 1 + reach for t in range(T)]] * B)
+    assert 1 + reach < T - 1, "every token is within reach"
+
+
+def test_window_as_long_as_the_row_equals_no_window_exactly():
+    whole = np.ones((B, T), np.int32), np.tile(np.arange(T), (B, 1))
+    for documents in (whole, (SEGMENT_IDS, POSITIONS)):
+        unlimited = logits_of(make_model("baseline"), TOKENS, *documents)
+        for window in (T, T + 4):
+            logits = logits_of(make_model("baseline", sliding_window=window), TOKENS, *documents)
+            np.testing.assert_array_equal(logits, unlimited)
+    shorter = logits_of(make_model("baseline", sliding_window=T - 1), TOKENS, *whole)
+    unlimited = logits_of(make_model("baseline"), TOKENS, *whole)
+    np.testing.assert_array_equal(np.all(shorter == unlimited, axis=2), [[t < T - 1 for t in range(T)]] * B)
 
 
 def test_rotary_attention_depends_on_relative_positions_only():
@@ -262,6 +295,7 @@ def test_derived_sizes_are_what_is_left_at_zero():
         ({"head_width": -6}, r"head_width \(-6\) must not be negative"),
         ({"feed_forward_width": -1}, r"feed_forward_width \(-1\) must not be negative"),
         ({"learned_positions": -1}, r"learned_positions \(-1\) must not be negative"),
+        ({"sliding_window": -1}, r"model.sliding_window \(-1\) must not be negative"),
         ({"activation": "gelo"}, r"model.activation = 'gelo' is unknown; did you mean gelu\?"),
         ({"rope_base": 1.0}, r"rope_base \(1.0\) must be above 1"),
         ({"logit_soft_cap": -1.0}, "logit_soft_cap must be finite and not negative"),

@@ -16,6 +16,9 @@ METHODS = ("best_fit", "concat_and_split")
 
 document_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 row_lengths = st.integers(2, 17)
+bounds = st.integers(1, 6)
+# Of which many fit in a row, so that a bound has something to do.
+short_lengths = st.lists(st.integers(0, 9), min_size=1, max_size=30)
 methods = st.sampled_from(METHODS)
 seeds = st.integers(0, 2**32)
 
@@ -38,8 +41,9 @@ class FakeShards:
         return self.documents[document][start:stop]
 
 
-def make_plan(lengths, T, method="best_fit", seed=0) -> Plan:
-    return plan_rows(np.array(lengths, np.int64), PackingConfig(row_length=T, method=method), seed=seed)
+def make_plan(lengths, T, method="best_fit", seed=0, bound=0) -> Plan:
+    config = PackingConfig(row_length=T, method=method, documents_per_row=bound)
+    return plan_rows(np.array(lengths, np.int64), config, seed=seed)
 
 
 def pieces_of_row(plan: Plan, row: int) -> list[tuple[int, int, int]]:
@@ -52,9 +56,9 @@ def pieces_of_row(plan: Plan, row: int) -> list[tuple[int, int, int]]:
 # Plans.
 
 
-@given(document_lengths, row_lengths, methods, seeds)
-def test_every_input_of_every_document_is_in_one_row_once(lengths, T, method, seed):
-    plan = make_plan(lengths, T, method, seed)
+@given(document_lengths | short_lengths, row_lengths, methods, seeds, st.just(0) | bounds)
+def test_every_input_of_every_document_is_in_one_row_once(lengths, T, method, seed, bound):
+    plan = make_plan(lengths, T, method, seed, bound)
     assert plan.rows[0] == 0 and plan.rows[-1] == len(plan.documents)
     times = [np.zeros(length + 1, int) for length in lengths]
     for row in range(len(plan)):
@@ -65,6 +69,14 @@ def test_every_input_of_every_document_is_in_one_row_once(lengths, T, method, se
             assert length >= 1 and start >= 0 and start + length <= lengths[document] + 1
             times[document][start : start + length] += 1
     assert all((count == 1).all() for count in times)
+
+
+@pytest.mark.parametrize("bound", [0, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_documents_are_no_rows(method, bound):
+    plan = make_plan([], 5, method, bound=bound)
+    assert len(plan) == 0 and plan.rows.tolist() == [0]
+    assert [len(x) for x in (plan.documents, plan.starts, plan.lengths)] == [0, 0, 0]
 
 
 def best_fit_decreasing(lengths, T) -> list[int]:
@@ -142,6 +154,96 @@ def test_the_report_counts_what_no_row_holds():
     short = Plan(4, plan.documents[:kept], plan.starts[:kept], plan.lengths[:kept], plan.rows[:-1])
     report = packing_report(short, lengths)
     assert (report.rows, report.tokens_dropped, report.fill) == (2, 3, 7 / 8)
+
+
+# The bound on the documents in a row.
+
+
+@given(document_lengths | short_lengths, row_lengths, methods, seeds, bounds)
+def test_no_row_holds_more_pieces_than_the_bound(lengths, T, method, seed, bound):
+    assert np.diff(make_plan(lengths, T, method, seed, bound).rows).max() <= bound
+
+
+@given(document_lengths | short_lengths, row_lengths, methods, seeds)
+def test_with_a_bound_of_one_every_row_is_one_piece_and_no_document_is_cut_more_than_it_must(lengths, T, method, seed):
+    plan = make_plan(lengths, T, method, seed, bound=1)
+    rows = [piece for row in range(len(plan)) for piece in pieces_of_row(plan, row)]
+    assert len(rows) == len(plan)
+    assert sorted(rows) == [
+        (document, start, min(T, length + 1 - start))
+        for document, length in enumerate(lengths)
+        for start in range(0, length + 1, T)
+    ]
+
+
+@given(document_lengths | short_lengths, row_lengths, methods, seeds, st.integers(0, 3))
+def test_a_bound_that_no_row_can_exceed_changes_nothing(lengths, T, method, seed, more):
+    assert make_plan(lengths, T, method, seed, bound=T + more).digest() == make_plan(lengths, T, method, seed).digest()
+
+
+def cut_stream(documents, T, bound) -> list[list[tuple[int, int, int]]]:
+    """Returns rows of (document, start, length) from a stream of (document, inputs), one input at a time."""
+    rows = [[]]
+    for document, inputs in documents:
+        for start in range(inputs):
+            begins = not rows[-1] or rows[-1][-1][0] != document
+            if sum(length for _, _, length in rows[-1]) == T or (begins and len(rows[-1]) == bound):
+                rows.append([])
+                begins = True
+            first, length = (start, 0) if begins else rows[-1].pop()[1:]
+            rows[-1].append((document, first, length + 1))
+    return rows
+
+
+@given(document_lengths | short_lengths, row_lengths, seeds, bounds)
+def test_concat_keeps_the_stream_and_cuts_a_row_only_after_T_tokens_or_as_many_pieces_as_the_bound(
+    lengths, T, seed, bound
+):
+    # The stream is the one that is cut without a bound.
+    order = dict.fromkeys(make_plan(lengths, T, "concat_and_split", seed).documents.tolist())
+    plan = make_plan(lengths, T, "concat_and_split", seed, bound)
+    rows = [pieces_of_row(plan, row) for row in range(len(plan))]
+    assert rows == cut_stream([(document, lengths[document] + 1) for document in order], T, bound)
+
+
+def check_best_fit_with_a_bound(lengths, T, bound, seed) -> None:
+    """Follows a plan piece by piece, longest first: each goes to the fullest row that holds it and may take one more.
+
+    It is followed, not foretold: of equally full rows, which may differ in how many more they take, any will do.
+    """
+    plan = make_plan(lengths, T, "best_fit", seed, bound)
+    waiting = [Counter(length for _, _, length in pieces_of_row(plan, row)) for row in range(len(plan))]
+    spaces, rooms = [T] * len(plan), [bound] * len(plan)
+    for length in sorted(plan.lengths.tolist(), reverse=True):
+        fitting = [row for row in range(len(plan)) if spaces[row] >= length and rooms[row]]
+        # Of equally full rows those first that it fills: only the last may be left with room for one more.
+        takes_fewer = [waiting[row][length] < min(spaces[row] // length, rooms[row]) for row in range(len(plan))]
+        row = min((r for r in fitting if waiting[r][length]), key=lambda r: (spaces[r], takes_fewer[r]))
+        assert spaces[row] == min(spaces[r] for r in fitting)
+        spaces[row] -= length
+        rooms[row] -= 1
+        waiting[row][length] -= 1
+
+
+@given(document_lengths | short_lengths, row_lengths, seeds, bounds)
+def test_best_fit_with_a_bound_goes_to_the_fullest_row_that_may_take_one_more(lengths, T, seed, bound):
+    check_best_fit_with_a_bound(lengths, T, bound, seed)
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3, 5])
+def test_best_fit_with_a_bound_goes_to_the_fullest_row_with_many_equal_lengths(bound):
+    random = np.random.default_rng(bound)
+    lengths = np.minimum(random.geometric(0.08, 400), 90).tolist()
+    check_best_fit_with_a_bound(lengths, 64, bound, bound)
+
+
+def test_a_bound_leaves_the_rows_as_worked_out_by_hand():
+    # T = 9 and at most 2: 6 | 4 | 3 | 2 | 1 | 1 inputs are 6, 3 and then 4, 2 in rows that take no more, and 1, 1.
+    lengths = [5, 3, 2, 1, 0, 0]
+    plan = make_plan(lengths, 9, bound=2)
+    rows = [sorted(length for _, _, length in pieces_of_row(plan, row)) for row in range(len(plan))]
+    assert sorted(rows) == [[1, 1], [2, 4], [3, 6]]
+    assert packing_report(plan, np.array(lengths)) == (3, 17 / 27, 6, 2.0, 0, 0)
 
 
 # Rows.
@@ -385,6 +487,8 @@ def test_every_part_of_a_mixture_goes_through_epochs_of_its_own():
     [
         ({"method": "bestfit"}, r"did you mean best_fit\?"),
         ({"row_length": 1}, r"row_length \(1\) must lie in"),
+        ({"documents_per_row": -1}, r"packing\.documents_per_row \(-1\) must not be negative"),
+        ({"documents_per_row": True}, r"PackingConfig\.documents_per_row must be of type int"),
         ({"minimum_fill": 1.1}, r"minimum_fill \(1\.1\) must lie in \[0, 1\]"),
         ({"reader_threads": -1}, r"reader_threads \(-1\) must not be negative"),
         ({"reader_buffer": 0}, r"reader_buffer \(0\) must be at least 1"),

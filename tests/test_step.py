@@ -11,7 +11,10 @@ import optax
 import pytest
 from flax import nnx
 
+from jaxformer.attention import Implementation
 from jaxformer.config import UserError
+from jaxformer.flash import Tiles
+from jaxformer.flash_kernels import Tile
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.packing import Batch
@@ -233,3 +236,31 @@ def test_bfloat16_matmuls_keep_the_gradient_of_a_frequent_token():
     for (path, right), left in zip(jax.tree_util.tree_leaves_with_path(exact), jax.tree.leaves(rough), strict=True):
         error = np.linalg.norm(left - right) / np.linalg.norm(right)
         assert error < 0.05, f"{jax.tree_util.keystr(path)} is off by {error:.1%}"
+
+
+# Rows in micro-batches, layers in a scan, grouped queries and a window: all that the kernels meet in a step.
+def test_step_with_interpreted_flash_attention_equals_that_with_xla():
+    model = ModelConfig(
+        vocabulary_size=V,
+        width=12,
+        depth=2,
+        heads=4,
+        key_value_heads=2,
+        head_width=16,
+        feed_forward_width=20,
+        sliding_window=3,
+        scan_unroll=1,
+    )
+    tiles = Tiles(*[Tile(16, 16, 4, 2)] * 3)
+    updates = {}
+    for implementation in (Implementation("xla"), Implementation("pallas", tiles, interpret=True)):
+        state, rng = (
+            init_state(model, LINEAR, seed=0, attention=implementation, micro_batches=2),
+            np.random.default_rng(0),
+        )
+        noisy = jax.tree.map(
+            lambda x, rng=rng: x + 0.25 * rng.standard_normal(x.shape).astype(np.float32), state.params
+        )
+        state = state.replace(params=noisy)
+        updates[implementation.name] = jax.jit(train_step)(state, make_batch())
+    assert_same_update(updates["pallas"], updates["xla"], 1e-5)

@@ -1,5 +1,6 @@
 """Whole runs of a tiny experiment: a resumed run is the uninterrupted one, and what a run leaves behind."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import jax
 import numpy as np
@@ -15,11 +18,12 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import jaxformer.train
+from jaxformer.attention import Implementation
 from jaxformer.checkpoint import CheckpointConfig, open_checkpoints
 from jaxformer.config import to_dict
 from jaxformer.experiment import load_experiment
 from jaxformer.metrics import Progress
-from jaxformer.train import main
+from jaxformer.train import choose_attention, main
 
 STEPS, ROWS, T = 12, 4, 32
 EXPERIMENT = """
@@ -254,6 +258,37 @@ def test_run_that_ends_early_says_so_in_a_line_and_keeps_its_last_checkpoint(
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
 
 
+def test_choosing_the_attention_takes_no_batch_from_the_run(uninterrupted):
+    assert read_checkpoint(uninterrupted("best_fit"))[2]["next_index"] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("written", "autotune", "expected"),
+    [
+        ({"config": {"attention": {"autotune": True}}, "device": "cpu"}, False, "as timed when the run began"),
+        ({"config": {"attention": {"autotune": True}}, "device": "cpu"}, True, "as timed when the run began"),
+        ({"config": {"attention": {"autotune": True}}, "device": "NVIDIA H200"}, True, "the fastest of xla"),
+        ({"config": {"attention": {"autotune": False}}, "device": "cpu"}, True, "the fastest of xla"),
+        (None, True, "the fastest of xla"),
+        (None, False, "since pallas needs an NVIDIA GPU"),
+    ],
+)
+def test_resumed_run_takes_the_attention_that_was_timed_on_this_device(tmp_path, written, autotune, expected):
+    if written:
+        record = {**written, "attention": dataclasses.asdict(Implementation("xla"))}
+        (tmp_path / "config.json").write_text(json.dumps(record))
+    experiment = load_experiment(
+        "baseline",
+        {"packing.row_length": "16", "training.rows_per_step": "2", "attention.autotune": str(autotune)},
+    )
+    bounds = np.zeros((2, 16), np.int32)
+    batch = SimpleNamespace(document_starts_BT=bounds, document_ends_BT=bounds + 16)
+    batches = MagicMock(__next__=lambda self: batch)
+    choice = choose_attention(experiment, batches, tmp_path)
+    assert choice.implementation.name == "xla"
+    assert expected in choice.reason
+
+
 def test_resumed_run_says_where_it_resumes(experiment_files, tmp_path, capsys):
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
     run_until("step", 6, arguments)
@@ -289,14 +324,18 @@ def test_run_folder_holds_its_files_and_no_others(uninterrupted):
 def test_config_file_tells_what_was_run(experiment_files, uninterrupted):
     config = json.loads((uninterrupted("best_fit") / "config.json").read_text())
     experiment = load_experiment(str(experiment_files["best_fit"]))
-    assert set(config) == {"experiment", "seed", "config", "identity", "digests", "code", "versions", "device"}
+    keys = {"experiment", "seed", "config", "identity", "digests", "code", "versions", "attention", "device"}
+    assert set(config) == keys
     assert (config["experiment"], config["seed"]) == ("best_fit", 3)
     assert config["config"] == to_dict(experiment)
     assert config["identity"]["seed"] == 3 and config["identity"]["model.width"] == 16
-    assert not {"training.micro_batches", "checkpoint.keep", "question"} & set(config["identity"])
+    execution = {"training.micro_batches", "checkpoint.keep", "question", "attention.implementation"}
+    assert not execution & set(config["identity"])
     assert set(config["digests"]) == {"tokenizer", "corpus.0", "plan.0"}
     assert {len(digest) for digest in [config["code"], *config["digests"].values()]} == {64}
     assert config["versions"]["jax"] == jax.__version__
+    # Heads of 8 features, in rows of any number of documents, are for no other implementation on any device.
+    assert config["attention"]["name"] == "xla"
 
 
 def test_summary_tells_the_result(uninterrupted):

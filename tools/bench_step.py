@@ -8,7 +8,6 @@ PyTorch runs in a process of its own, so that neither's threads are in the other
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import math
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from versions import versions
 
 from jaxformer.experiment import load_experiment, make_state
 from jaxformer.metrics import training_flops_per_token
@@ -61,7 +61,7 @@ def main() -> None:
         "rows": rows,
         "row_length": T,
         "rounds": options.rounds,
-        "versions": {p: _version(p) for p in ("jax", "flax", "torch", "numpy")},
+        "versions": versions("jax", "flax", "torch", "numpy"),
         "milliseconds": {name: 1e3 * statistics.median(times) for name, times in seconds.items()},
         "tokens_per_second": {name: rows * T / statistics.median(times) for name, times in seconds.items()},
     }
@@ -164,13 +164,6 @@ def torch_step(config: ModelConfig, rows: int, T: int):
         assert math.isfinite(loss.item())
 
     return run
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,212 @@
+"""Flash attention that visits only the blocks inside the documents, forward and backward, on Pallas-Triton.
+
+What a program computes stands in `flash_kernels`; here is how programs are laid over the arrays, in which tiles, and
+how the gradient is put together. The log-sum-exp is all that is kept for it. Axes: B row, T position, H query heads,
+G key/value heads, R = H / G, K head width.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from jaxformer.flash_kernels import Tile, forward_kernel, keys_kernel, queries_kernel
+
+
+class Tiles(NamedTuple):
+    """The tiles of the three kernels."""
+
+    forward: Tile
+    queries: Tile
+    keys: Tile
+
+
+# Tiles worth timing, the default first. Compiled for compute capability 9.0 (JAX 0.11.2) they use wgmma and spill no
+# register, and the defaults let 8 to 16 warps share a multiprocessor and take less than 99 KB of shared memory.
+_NARROW = Tiles(
+    forward=(Tile(128, 64, 8, 3), Tile(128, 64, 4, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(64, 128, 4, 2)),
+    queries=(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2), Tile(128, 64, 8, 3)),
+    keys=(Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 128, 8, 3), Tile(64, 128, 8, 2), Tile(32, 64, 4, 3)),
+)
+_WIDE = Tiles(
+    forward=(Tile(128, 64, 8, 2), Tile(128, 64, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2)),
+    queries=(Tile(64, 64, 4, 2), Tile(128, 64, 8, 2), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2)),
+    keys=(Tile(64, 64, 4, 2), Tile(64, 128, 8, 2), Tile(32, 128, 8, 2), Tile(64, 64, 8, 2)),
+)
+
+
+def candidate_tiles(head_width: int) -> Tiles:
+    """Returns, for each kernel, a tuple of the tiles worth timing; the first one is the default."""
+    return _NARROW if head_width <= 64 else _WIDE
+
+
+def default_tiles(head_width: int) -> Tiles:
+    """Returns the tiles to use where nothing has been timed."""
+    return Tiles(*(candidates[0] for candidates in candidate_tiles(head_width)))
+
+
+def flash_attention(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, *, tiles: Tiles | None = None, interpret: bool = False):
+    """Returns the attention output (B, T, H, K), in q's dtype; logits, softmax and sums are float32.
+
+    Args:
+        q_BTHK, k_BTGK, v_BTGK: of one dtype: bfloat16 or float16, or anything where interpreted. K is a power of two.
+        starts_BT, ends_BT: int32, nondecreasing along T, starts_BT[t] <= t < ends_BT[t]; query t sees the keys in
+            [starts_BT[t], t], and key s is seen by the queries in [s, ends_BT[s]).
+        tiles: None for `default_tiles`.
+        interpret: run the kernels as XLA operations, on any device and slowly.
+
+    Raises:
+        ValueError: G does not divide H, K is not a power of two, or the dtypes differ.
+    """
+    H, G, K = q_BTHK.shape[2], k_BTGK.shape[2], q_BTHK.shape[3]
+    # On a GPU either would read past the end of an array.
+    if H % G or K & (K - 1):
+        raise ValueError(f"key/value heads ({G}) must divide heads ({H}), and the head width ({K}) be a power of two")
+    if not q_BTHK.dtype == k_BTGK.dtype == v_BTGK.dtype:
+        raise ValueError(f"queries, keys and values differ in dtype: {q_BTHK.dtype}, {k_BTGK.dtype}, {v_BTGK.dtype}")
+    T = q_BTHK.shape[1]
+    tiles = tiles or default_tiles(K)
+    filled = fill_blocks((q_BTHK, k_BTGK, v_BTGK), starts_BT, ends_BT, tiles)
+    return _flash(*filled, tiles, interpret)[:, :T]
+
+
+def fill_blocks(arrays_BTXK, starts_BT, ends_BT, tiles):
+    """Returns all with rows filled up to whole blocks by tokens that see themselves only: one block of the diagonal."""
+    B, T = starts_BT.shape
+    padding = -T % max(max(tile.queries, tile.keys) for tile in tiles)
+    if not padding:
+        return *arrays_BTXK, starts_BT, ends_BT
+    tail_BP = jnp.broadcast_to(jnp.arange(T, T + padding, dtype=jnp.int32)[None, :], (B, padding))
+    return (
+        *(jnp.pad(x_BTXK, ((0, 0), (0, padding), (0, 0), (0, 0))) for x_BTXK in arrays_BTXK),
+        jnp.concatenate([starts_BT, tail_BP], axis=1),
+        jnp.concatenate([ends_BT, tail_BP + 1], axis=1),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _flash(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, tiles, interpret):
+    return forward(q_BTHK, k_BTGK, v_BTGK, starts_BT, tiles.forward, interpret)[0]
+
+
+def _flash_forward(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, tiles, interpret):
+    out_BTHK, lse_BHT = forward(q_BTHK, k_BTGK, v_BTGK, starts_BT, tiles.forward, interpret)
+    return out_BTHK, (q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, out_BTHK, lse_BHT)
+
+
+def _flash_backward(tiles, interpret, residuals, do_BTHK):
+    q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, out_BTHK, lse_BHT = residuals
+    inputs = (q_BTHK, k_BTGK, v_BTGK, do_BTHK)
+    dq_BTHK, delta_BHT = backward_queries(*inputs, out_BTHK, lse_BHT, starts_BT, tiles.queries, interpret)
+    dk_BTGK, dv_BTGK = backward_keys(*inputs, lse_BHT, delta_BHT, ends_BT, tiles.keys, interpret)
+    return dq_BTHK, dk_BTGK, dv_BTGK, None, None
+
+
+_flash.defvjp(_flash_forward, _flash_backward)
+
+
+# A program for each tile, head and row; tiles vary fastest, so that programs that run together read the same keys or
+# queries from the cache.
+
+
+def forward(q_BTHK, k_BTGK, v_BTGK, starts_BT, tile: Tile, interpret: bool = False):
+    """Returns `(out_BTHK, lse_BHT)`: the output, and each query's log-sum-exp of its logits to base 2, float32."""
+    return _call_over_queries(
+        forward_kernel,
+        (q_BTHK, k_BTGK, v_BTGK, starts_BT),
+        ("tile", "row", "row", "bounds"),
+        tile,
+        interpret,
+        name="document_flash_forward",
+    )
+
+
+def backward_queries(q_BTHK, k_BTGK, v_BTGK, do_BTHK, out_BTHK, lse_BHT, starts_BT, tile: Tile, interpret=False):
+    """Returns `(dq_BTHK, delta_BHT)`: the queries' gradient, and each output times its gradient, float32."""
+    return _call_over_queries(
+        queries_kernel,
+        (q_BTHK, k_BTGK, v_BTGK, do_BTHK, out_BTHK, lse_BHT, starts_BT),
+        ("tile", "row", "row", "tile", "tile", "scalars", "bounds"),
+        tile,
+        interpret,
+        name="document_flash_queries",
+    )
+
+
+def backward_keys(q_BTHK, k_BTGK, v_BTGK, do_BTHK, lse_BHT, delta_BHT, ends_BT, tile: Tile, interpret=False):
+    """Returns `(dk_BTGK, dv_BTGK)`, the gradients of keys and values, summed over the query heads that share them."""
+    B, T, H, K = q_BTHK.shape
+    G = k_BTGK.shape[2]
+    R = H // G
+
+    def kernel(*refs):
+        keys_kernel(*refs, tile=tile, first_key=pl.program_id(0) * tile.keys, exp2=_exp2(interpret))
+
+    keys = pl.BlockSpec((None, tile.keys, None, K), lambda i, g, b: (b, i, g, 0))
+    queries = pl.BlockSpec((None, T, R, K), lambda i, g, b: (b, 0, g, 0))
+    scalars = pl.BlockSpec((None, R, T), lambda i, g, b: (b, g, 0))
+    bounds = pl.BlockSpec((None, tile.keys), lambda i, g, b: (b, i))
+    return pl.pallas_call(
+        kernel,
+        grid=(T // tile.keys, G, B),
+        in_specs=[queries, keys, keys, queries, scalars, scalars, bounds],
+        out_specs=[keys, keys],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_BTGK, v_BTGK)],
+        compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
+        interpret=interpret,
+        name="document_flash_keys",
+    )(q_BTHK, k_BTGK, v_BTGK, do_BTHK, lse_BHT, delta_BHT, ends_BT)
+
+
+def _call_over_queries(body, operands, kinds, tile: Tile, interpret: bool, name: str):
+    """Returns `(x_BTHK, x_BHT)`, what a kernel writes for each tile of queries; the first operand is q_BTHK, then k."""
+    B, T, H, K = operands[0].shape
+    R = H // operands[1].shape[2]
+    tiles = T // tile.queries
+
+    # In a long document the last queries have the longest walks: begun first, they leave no long tail.
+    def kernel(*refs):
+        first_query = (tiles - 1 - pl.program_id(0)) * tile.queries
+        body(*refs, tile=tile, first_query=first_query, exp2=_exp2(interpret))
+
+    specs = {
+        "tile": pl.BlockSpec((None, tile.queries, None, K), lambda i, h, b: (b, tiles - 1 - i, h, 0)),
+        "row": pl.BlockSpec((None, T, None, K), lambda i, h, b: (b, 0, h // R, 0)),
+        "scalars": pl.BlockSpec((None, None, tile.queries), lambda i, h, b: (b, h, tiles - 1 - i)),
+        "bounds": pl.BlockSpec((None, tile.queries), lambda i, h, b: (b, tiles - 1 - i)),
+    }
+    return pl.pallas_call(
+        kernel,
+        grid=(tiles, H, B),
+        in_specs=[specs[kind] for kind in kinds],
+        out_specs=[specs["tile"], specs["scalars"]],
+        out_shape=[
+            jax.ShapeDtypeStruct((B, T, H, K), operands[0].dtype),
+            jax.ShapeDtypeStruct((B, H, T), jnp.float32),
+        ],
+        compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
+        interpret=interpret,
+        name=name,
+    )(*operands)
+
+
+def _exp2(interpret: bool):
+    """Returns the function of `(logits, scale, shift)` to 2 ** (logits * scale - shift)."""
+    if interpret:
+        return lambda logits, scale, shift: jnp.exp2(logits * scale - shift)
+
+    # Two instructions. The library's exp2 takes three more, to be right for results below 2 ** -126.
+    def exp2(logits, scale, shift):
+        (out,) = triton.elementwise_inline_asm(
+            "{ .reg .f32 x; neg.f32 x, $3; fma.rn.ftz.f32 x, $1, $2, x; ex2.approx.ftz.f32 $0, x; }",
+            args=[logits, jnp.full_like(logits, scale), jnp.broadcast_to(shift, logits.shape)],
+            constraints="=f,f,f,f",
+            pack=1,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(logits.shape, jnp.float32)],
+        )
+        return out
+
+    return exp2
