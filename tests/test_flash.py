@@ -58,7 +58,7 @@ def make_tiles(forward, queries, keys) -> Tiles:
 # In each kernel, tiles of more queries than keys and of more keys than queries. The rows are not whole blocks of the
 # largest tile, but the last.
 CASES = (
-    Case(83, 4, 1, 32, make_tiles((32, 16), (16, 32), (16, 64))),
+    Case(83, 4, 1, 32, make_tiles((32, 16), (16, 64), (16, 32))),
     Case(91, 4, 2, 64, make_tiles((16, 32), (64, 16), (32, 16))),
     Case(128, 3, 3, 128, make_tiles((16, 64), (64, 16), (64, 16))),
 )
