@@ -12,20 +12,18 @@ Axes: B row, T query, S key, H query heads, G key/value heads, R = H / G, K head
 """
 
 import functools
-import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxformer import cudnn, flash
+from jaxformer.attention_support import IMPLEMENTATIONS, AttentionShape, why_not
 from jaxformer.attention_trial import attention_error, fastest_tiles, forward_backward, random_inputs
 from jaxformer.config import UserError, check_types, execution, require, require_one_of
 from jaxformer.document_mask import visible_share
 from jaxformer.timing import milliseconds
-
-IMPLEMENTATIONS = ("xla", "pallas", "cudnn_packed", "cudnn_causal")
 
 # What `auto` takes first where it can run and nothing was timed.
 _PREFERENCE = ("pallas", "cudnn_packed", "cudnn_causal", "xla")
@@ -142,25 +140,6 @@ def _attend_xla(q_BTHK, k_BTGK, v_BTGK, document_starts_BT):
     return jnp.concatenate(outputs, axis=1)
 
 
-class AttentionShape(NamedTuple):
-    """What decides which implementations can run.
-
-    rows, row_length, heads, key_value_heads, head_width: B, T, H, G, K.
-    dtype: of queries, keys and values.
-    documents_per_row: the most documents, or pieces of one, that the packer puts in a row; 0 for no bound.
-    window: the most tokens that a token sees; 0 for all of its document's.
-    """
-
-    rows: int
-    row_length: int
-    heads: int
-    key_value_heads: int
-    head_width: int
-    dtype: Any
-    documents_per_row: int = 0
-    window: int = 0
-
-
 class Choice(NamedTuple):
     """What was chosen and how it was checked.
 
@@ -237,37 +216,6 @@ def choose_implementation(
         f"{tolerance:g} of rounding: {advice}",
     )
     return choice._replace(error=error)
-
-
-def why_not(name: str, shape: AttentionShape, device: jax.Device) -> str:
-    """Returns why an implementation cannot run on a device and these shapes, or '' where it can."""
-    if name == "xla":
-        return ""
-    dtype = jnp.dtype(shape.dtype).name
-    capability = str(getattr(device, "compute_capability", ""))
-    if device.platform != "gpu" or not re.fullmatch(r"\d+\.\d+", capability):
-        return f"needs an NVIDIA GPU, and this is a {device.device_kind}"
-    if dtype not in ("bfloat16", "float16"):
-        return f"needs bfloat16 or float16, and matmuls are {dtype}"
-    required = 9.0 if name == "cudnn_packed" else 8.0
-    if float(capability) < required:
-        return f"needs compute capability {required}, and this device has {capability}"
-    if name == "pallas":
-        return "" if shape.head_width in (32, 64, 128) else f"needs heads of 32, 64 or 128, not {shape.head_width}"
-    if shape.head_width % 8 or shape.head_width > 128:
-        return f"needs a head width that 8 divides, up to 128, not {shape.head_width}"
-    if shape.window:
-        return "knows no sliding window"
-    if name == "cudnn_causal":
-        bound = "packing.documents_per_row = 1"
-        return "" if shape.documents_per_row == 1 else f"needs rows of one document: {bound}"
-    if not shape.documents_per_row:
-        return "needs a bound on the documents in a row: packing.documents_per_row"
-    if shape.rows * shape.row_length * shape.heads * shape.head_width >= 2**31:
-        return "counts positions in 32 bits: fewer rows at once"
-    if shape.heads != shape.key_value_heads and jax.__version_info__ < (0, 11):
-        return "is wrong for grouped queries before JAX 0.11"
-    return ""
 
 
 def _default(name: str, shape: AttentionShape) -> Implementation:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxformer.attention import AttentionConfig, AttentionShape, Implementation, choose_implementation
+from jaxformer.attention import AttentionConfig, Implementation, choose_implementation
+from jaxformer.attention_support import AttentionShape
 from jaxformer.checkpoint import CheckpointConfig
 from jaxformer.config import UserError, check_types, did_you_mean, execution, flatten, override, require
 from jaxformer.corpus import CorpusConfig

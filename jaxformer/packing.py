@@ -16,7 +16,6 @@ A plan makes every row readable by its number, so the pipeline (Grain) only shuf
 number, and resuming is exact by construction.
 """
 
-import bisect
 import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,6 +24,7 @@ import grain
 import numpy as np
 
 from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.row_fitting import best_fit_decreasing, cut, cut_stream
 from jaxformer.shards import Shards
 
 # Without end for any run, yet short enough that Grain can count the batches in 64 bits.
@@ -117,87 +117,14 @@ def plan_rows(document_tokens: np.ndarray, config: PackingConfig, *, seed: int) 
     inputs = document_tokens[order] + 1  # BOS and the ids; EOS is only ever a target.
     most = config.documents_per_row or config.row_length
     if config.method == "best_fit":
-        pieces, starts, lengths = _cut(inputs, config.row_length)
-        row_of = _best_fit_decreasing(lengths, config.row_length, most)
+        pieces, starts, lengths = cut(inputs, config.row_length)
+        row_of = best_fit_decreasing(lengths, config.row_length, most)
     else:
-        pieces, starts, lengths, row_of = _cut_stream(inputs, config.row_length, most)
+        pieces, starts, lengths, row_of = cut_stream(inputs, config.row_length, most)
     by_row = np.argsort(row_of, kind="stable")
     row_count = int(row_of.max()) + 1 if len(row_of) else 0
     rows = np.searchsorted(row_of[by_row], np.arange(row_count + 1))
     return Plan(config.row_length, order[pieces[by_row]], starts[by_row], lengths[by_row].astype(np.int32), rows)
-
-
-def _cut(inputs: np.ndarray, T: int):
-    """Returns (document, start, length) of pieces: each document from its start in lengths of T, and the rest."""
-    counts = -(-inputs // T)
-    documents = np.repeat(np.arange(len(inputs)), counts)
-    first_piece = np.cumsum(counts) - counts
-    starts = (np.arange(len(documents)) - first_piece[documents]) * T
-    return documents, starts, np.minimum(inputs[documents] - starts, T)
-
-
-def _cut_stream(inputs: np.ndarray, T: int, most: int):
-    """Returns (document, start, length, row) of the pieces between borders of documents and of rows."""
-    ends = np.cumsum(inputs)
-    row_ends = _row_ends(ends, T, most)
-    borders = np.union1d(ends, row_ends).astype(np.int64)
-    begins = np.concatenate([[0], borders])[:-1].astype(np.int64)
-    documents = np.searchsorted(ends, begins, side="right")
-    rows = np.searchsorted(row_ends, begins, side="right")
-    return documents, begins - (ends - inputs)[documents], borders - begins, rows
-
-
-def _row_ends(ends: np.ndarray, T: int, most: int) -> np.ndarray:
-    """Returns where the rows of a stream of documents with these ends are cut: after T tokens or `most` pieces."""
-    total = int(ends[-1]) if len(ends) else 0
-    if most >= T:
-        return np.minimum(np.arange(T, total + T, T), total)
-    row_ends, document, begin = [], 0, 0
-    of_documents = ends.tolist()
-    while begin < total:
-        begin = min(begin + T, of_documents[min(document + most, len(of_documents)) - 1])
-        document = bisect.bisect_right(of_documents, begin, lo=document)
-        row_ends.append(begin)
-    return np.array(row_ends, np.int64)
-
-
-def _best_fit_decreasing(lengths: np.ndarray, T: int, most: int) -> np.ndarray:
-    """Returns the row of each piece: longest first, into the fullest row that still holds it, else into a new one.
-
-    All pieces of one length are placed together: a row chosen for one of them is the fullest choice for the next too,
-    as long as it fits. The work grows with the number of distinct lengths, hardly with the number of pieces.
-    """
-    row_of = np.empty(len(lengths), np.int64)
-    ascending = np.argsort(lengths, kind="stable")
-    sorted_lengths = lengths[ascending]
-    open_rows: dict[int, list[tuple[np.ndarray, int]]] = {}  # by free space: rows, and how many more pieces they take
-    is_open = np.zeros(T + 1, bool)  # free spaces that open_rows has rows for
-    row_count = 0
-    for length in np.unique(sorted_lengths)[::-1].tolist():
-        first, last = np.searchsorted(sorted_lengths, [length, length + 1])
-        waiting = ascending[first:last]
-        while len(waiting):
-            fitting = np.flatnonzero(is_open[length:])
-            if len(fitting):
-                space = length + int(fitting[0])
-                rows, room = open_rows[space].pop()
-                is_open[space] = bool(open_rows[space])
-            else:
-                space, room = T, most
-                rows = np.arange(row_count, row_count + -(-len(waiting) // min(T // length, most)))
-                row_count += len(rows)
-            each = min(space // length, room)
-            used = -(-len(waiting) // each)
-            placed = min(len(waiting), len(rows) * each)
-            row_of[waiting[:placed]] = np.repeat(rows[:used], each)[:placed]
-            waiting = waiting[placed:]
-            full = placed // each
-            for left, new in ((rows[:full], each), (rows[full:used], placed % each), (rows[used:], 0)):
-                rest = space - new * length
-                if len(left) and rest and room > new:
-                    open_rows.setdefault(rest, []).append((left, room - new))
-                    is_open[rest] = True
-    return row_of
 
 
 class PackingReport(NamedTuple):

@@ -128,7 +128,20 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
     writer.close()
 
     seconds = time.perf_counter() - started
-    summary = {
+    summary = summarise(experiment, seed, workdir, seconds, validation)
+    write_json(workdir / "summary.json", summary)
+    if experiment.evaluation.sample_tokens:
+        text = sample(state, data.tokenizer, experiment, seed)
+        (workdir / "sample.txt").write_text(text, encoding="utf-8")
+        print(f"a sample ({workdir / 'sample.txt'}):\n{text}\n")
+    print(f"finished in {duration(seconds)}: validation {describe_validation(validation)}; results in {workdir}")
+    return summary
+
+
+def summarise(experiment: Experiment, seed: int, workdir: Path, seconds: float, validation: dict[str, float]) -> dict:
+    """Returns what `summary.json` holds of a run that is finished."""
+    steps = experiment.training.steps
+    return {
         "status": "finished",
         "experiment": experiment.name,
         "seed": seed,
@@ -140,13 +153,6 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         "train/loss": recent_loss(workdir),
         **{f"validation/{name}": value for name, value in validation.items()},
     }
-    write_json(workdir / "summary.json", summary)
-    if experiment.evaluation.sample_tokens:
-        text = sample(state, data.tokenizer, experiment, seed)
-        (workdir / "sample.txt").write_text(text, encoding="utf-8")
-        print(f"a sample ({workdir / 'sample.txt'}):\n{text}\n")
-    print(f"finished in {duration(seconds)}: validation {describe_validation(validation)}; results in {workdir}")
-    return summary
 
 
 def choose_attention(experiment: Experiment, batches: grain.DatasetIterator, workdir: Path) -> Choice:

@@ -12,16 +12,14 @@ import pytest
 
 from jaxformer import attention
 from jaxformer.attention import (
-    IMPLEMENTATIONS,
     TOLERANCES,
     AttentionConfig,
-    AttentionShape,
     Implementation,
     attend,
     choose_implementation,
     implementation_from,
-    why_not,
 )
+from jaxformer.attention_support import IMPLEMENTATIONS, AttentionShape, why_not
 from jaxformer.config import UserError
 from jaxformer.document_mask import document_bounds
 from jaxformer.flash import Tiles, default_tiles

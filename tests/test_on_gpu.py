@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.attention import IMPLEMENTATIONS, TOLERANCES, AttentionShape, Implementation, why_not
+from jaxformer.attention import TOLERANCES, Implementation
+from jaxformer.attention_support import IMPLEMENTATIONS, AttentionShape, why_not
 from jaxformer.attention_trial import attention_error, forward_backward, random_inputs
 from jaxformer.document_mask import document_bounds, limit_window
 from jaxformer.flash import Tiles, candidate_tiles

@@ -4,6 +4,8 @@ Queries, keys and values are (B, T, H, K) in bfloat16, as a trainer's projection
 """
 
 import functools
+import importlib.util
+import inspect
 import statistics
 
 import torch
@@ -89,17 +91,13 @@ def document_mask(segment_ids_BT):
 
 def varlen_function():
     """Returns a function of `(q, k, v, offsets, longest)` over concatenated documents, or None where there is none."""
-    try:
+    if importlib.util.find_spec("flash_attn"):
         from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        pass
-    else:
+
         return lambda q, k, v, o, n: flash_attn_varlen_func(q, k, v, o, o, n, n, causal=True)
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
+    if not importlib.util.find_spec("torch.nn.attention.varlen"):
         return None
-    import inspect
+    from torch.nn.attention.varlen import varlen_attn
 
     # PyTorch 2.10 says causal with a flag, later versions with a window.
     parameters = inspect.signature(varlen_attn).parameters
