@@ -32,7 +32,7 @@ _PREFERENCE = ("pallas", "cudnn_packed", "cudnn_causal", "xla")
 MASKED = -1e30
 
 # Largest `attention_error` of an implementation that is right. Interpreted on 2 x 1024 tokens, `pallas` has 1.8e-2,
-# 2.4e-3 and 4e-6, since it rounds the weights once more than `xla`; a mask that is off by one token gives 1 and more.
+# 2.4e-3 and 4e-6 in these dtypes; a mask that is off by one token gives 1 and more.
 TOLERANCES = {"bfloat16": 5e-2, "float16": 8e-3, "float32": 1e-4}
 
 
