@@ -78,12 +78,17 @@ EXPERIMENT = Experiment(
         rows_per_step=4,  # rows
         micro_batches=1,  # parts of a batch
         compute_dtype="auto",  # auto, float32 or bfloat16
+        skip_spikes_above=0.0,  # standard deviations of the last losses; 0: skip none
+        device="auto",  # auto, cpu or gpu
+        startup_proof=True,  # before the first step
         log_every_steps=20,  # steps
         peak_tflops=0.0,  # TFLOP/s; 0: looked up
     ),
     checkpoint=CheckpointConfig(
         every_steps=400,  # steps
-        keep=3,  # checkpoints
+        keep=3,  # newest checkpoints
+        keep_every_steps=0,  # steps; 0: none for good
+        keep_best=True,  # by validation loss
     ),
     evaluation=EvaluationConfig(
         every_steps=400,  # steps

@@ -3,6 +3,7 @@
 The modules in the order in which data flows; each imports only from those above it:
 
     config             how a configuration is declared, checked, overridden and compared
+    lock               locks that name who holds them
     cache              where what is made once is kept: complete or absent
     corpus             documents in, in a fixed order, with origin, licence and digest
     tokenizer          text to ids and back with SentencePiece, lossless
@@ -20,14 +21,26 @@ The modules in the order in which data flows; each imports only from those above
     model              the architecture, whole
     loss               cross-entropy as sums, without all logits at once
     optimizer          schedule and Optax chain
+    guard              which steps count: finite ones, and no spikes
     step               the pure training step
-    checkpoint         save and restore with Orbax
-    metrics            scalars to screen, JSON lines and TensorBoard
+    startup_proof      what is proved on the first batch
+    fingerprint        by which a change of any bit is noticed
+    retention          which checkpoints are kept
+    checkpoint_store   steps on disk: saved in the background, whole or absent
+    checkpoint         training states saved, verified and restored
+    flops              operations of a step, and the peaks of devices
+    metrics            scalars to JSON lines and TensorBoard
+    progress           what a person sees of a run
     evaluate           validation in nats and bits per byte
     generate           sampling with a key/value cache
     experiment         the record of one question
     data               the data of a run, prepared and planned
     plan               what a run will cost
+    overview           what a run says of itself at its start
     run_folder         what identifies a run, and its files
-    train              the loop and the command
+    fault              a failed step as a file, to be replayed
+    device             the device that was asked for
+    stop_signals       SIGINT and SIGTERM, at once or after saving
+    loop               the steps of a run, one after another
+    train              the run and the command
 """

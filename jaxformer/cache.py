@@ -1,14 +1,13 @@
 """Where what is made once is kept: complete or absent, and made by one process at a time."""
 
-import contextlib
 import errno
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxformer.config import UserError
+from jaxformer.lock import hold
 
 
 def cache_folder() -> Path:
@@ -30,7 +29,7 @@ def make_once(path: Path, make: Callable[[Path], None], what: str) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(path.with_name(path.name + ".lock"), what):
+        with hold(path.with_name(path.name + ".lock"), wait=what):
             if not path.exists():
                 unfinished = path.with_name(path.name + ".unfinished")
                 _remove(unfinished)
@@ -45,22 +44,6 @@ def make_once(path: Path, make: Callable[[Path], None], what: str) -> Path:
             f"cache {path.parent}: {error.strerror}; free space there or set JAXFORMER_CACHE to another folder"
         ) from error
     return path
-
-
-@contextlib.contextmanager
-def _only_one(lock: Path, what: str) -> Iterator[None]:
-    """Holds an exclusive lock, which the system releases when the process ends, however it ends."""
-    with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            print(f"waiting for process {file.read().strip()}, which is {what}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def _remove(path: Path) -> None:

@@ -1,126 +1,171 @@
-"""Saving, restoring and keeping training states with Orbax.
+"""Saving, verifying and restoring training states.
 
-One step is one folder that appears by an atomic rename: params, optimizer state, the position in the data, and the
-record of the run that wrote it. Saving is asynchronous: the loop waits only while arrays are copied to the host.
+A step holds the parameters, the rest of the state, and a record: the position in the data, what identifies the run, and
+a fingerprint of every array. All of it is compared when the step is restored, since Orbax notices a truncated file but
+not a flipped bit; a step that fails is set aside, and the next older one is taken.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import gc
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from jaxformer.config import UserError, check_types, execution, require
+from jaxformer.checkpoint_store import Checkpoints, first_line, open_checkpoints, quiet
+from jaxformer.config import UserError, check_same
+from jaxformer.fingerprint import fingerprints, sealed
+from jaxformer.retention import CheckpointConfig
 from jaxformer.step import TrainState
 
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When states are saved and how many are kept.
-
-    every_steps: steps between saves; the last step is always saved.
-    keep: newest checkpoints that are kept.
-    """
-
-    every_steps: int = execution(1000)
-    keep: int = execution(3)
-
-    def __post_init__(self):
-        check_types(self)
-        require(self.every_steps >= 1, f"checkpoint.every_steps ({self.every_steps}) must be at least 1")
-        require(self.keep >= 1, f"checkpoint.keep ({self.keep}) must be at least 1")
+__all__ = [
+    "CheckpointConfig",
+    "Checkpoints",
+    "Restored",
+    "open_checkpoints",
+    "restore",
+    "restore_params",
+    "save",
+    "save_and_wait",
+]
 
 
-def open_checkpoints(folder: Path, config: CheckpointConfig) -> ocp.CheckpointManager:
-    """Returns the manager of a run's checkpoints; close it to wait for the last save.
+class Restored(NamedTuple):
+    """What a checkpoint holds, and a line on each newer one that is damaged."""
 
-    Raises:
-        UserError: the path is not a folder, or cannot be written.
-    """
-    require(not folder.exists() or folder.is_dir(), f"checkpoints {folder}: not a folder; move it away")
-    try:
-        return ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep,
-                cleanup_tmp_directories=True,
-                # Created in the background, a folder that cannot be written blocks for 300 s before it fails.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-            ),
-        )
-    except OSError as error:
-        raise UserError(f"checkpoints {folder}: {error.strerror}") from error
+    state: TrainState
+    data_state: dict
+    record: dict
+    damaged: list[str]
 
 
-def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: dict, record: dict) -> None:
-    """Saves a state in the background, unless its step is saved already.
+def save(checkpoints: Checkpoints, state: TrainState, data_state: dict, record: dict) -> str | None:
+    """Saves a state in the background, unless its step is saved already; returns None, or a line on a failed save.
 
     Args:
         data_state: `get_state()` of the batch iterator, taken after the batch of the state's last step.
-        record: what identifies the run; JSON.
+        record: flat records, by name, that identify the run, and other values; JSON.
+
+    Raises:
+        TrainingFailure: the second save in a row failed.
     """
     step = int(state.step)
-    if step == checkpoints.latest_step():
-        return
-    items = ocp.args.Composite(
-        params=ocp.args.StandardSave(_named(state.params)),
-        opt_state=ocp.args.StandardSave(_named(state.opt_state)),
-        data=ocp.args.JsonSave(data_state),
-        record=ocp.args.JsonSave(record),
+    params, rest = _named(state.params), _named(state.replace(params=None))
+    record = sealed({"step": step, "data": data_state, "record": record, "fingerprints": fingerprints(params | rest)})
+    return checkpoints.save(
+        step,
+        {
+            "params": ocp.args.StandardSave(params),
+            "rest": ocp.args.StandardSave(rest),
+            "record": ocp.args.JsonSave(record),
+        },
     )
-    checkpoints.save(step, args=items)
 
 
-def restore(checkpoints: ocp.CheckpointManager, state: TrainState, step: int | None = None) -> tuple[TrainState, dict]:
-    """Returns `(state, data_state)` of a step, or of the newest.
+def save_and_wait(checkpoints: Checkpoints, state: TrainState, data_state: dict, record: dict) -> list[str]:
+    """Saves a state and waits until it is on the disk, trying again once; returns a line on each save that failed.
+
+    Raises:
+        TrainingFailure: the second save in a row failed.
+    """
+    told = []
+    while True:
+        told += [save(checkpoints, state, data_state, record), checkpoints.check(wait=True)]
+        if int(state.step) in checkpoints.steps():
+            break
+    return [line for line in told if line]
+
+
+def restore(
+    checkpoints: Checkpoints, state: TrainState, step: int | None = None, *, belongs_to: Mapping[str, dict] = {}
+) -> Restored:
+    """Returns what was saved with a step, or with the newest that is not damaged.
+
+    Those newer are set aside as `STEP.damaged`, unless the checkpoints were opened to read.
 
     Args:
         state: one of the same configuration, for structure, dtypes and placement; its values are not used.
+        belongs_to: flat records by name, which those saved with the step must equal.
 
     Raises:
-        FileNotFoundError: there is no such step.
+        FileNotFoundError: there is no such step, or none at all.
+        UserError: the checkpoints are another run's, or no step can be used; nothing is changed then.
     """
-    step = _existing_step(checkpoints, step)
-    restored = checkpoints.restore(
-        step,
-        args=ocp.args.Composite(
-            params=_restore_args(state.params),
-            opt_state=_restore_args(state.opt_state),
-            data=ocp.args.JsonRestore(),
-        ),
+    like = {"params": _named(state.params), "rest": _named(state.replace(params=None))}
+    found, damaged = _newest(checkpoints, step, like, belongs_to)
+    told = [_set_aside(checkpoints, bad, reason) for bad, reason in damaged.items()]
+    arrays, record = found
+    state = _unnamed(arrays["rest"], state.replace(params=None)).replace(
+        params=_unnamed(arrays["params"], state.params)
     )
-    state = state.replace(
-        step=jnp.asarray(step, jnp.int32),
-        params=_unnamed(restored.params, state.params),
-        opt_state=_unnamed(restored.opt_state, state.opt_state),
+    return Restored(state, record["data"], record["record"], told)
+
+
+def restore_params(checkpoints: Checkpoints, params: nnx.State, step: int | None = None) -> nnx.State:
+    """Returns the parameters alone of a step, or of the newest that is not damaged; nothing is set aside."""
+    (arrays, _), _ = _newest(checkpoints, step, {"params": _named(params)}, {})
+    return _unnamed(arrays["params"], params)
+
+
+class _Damaged(Exception):
+    """A step cannot be used; its text is the reason."""
+
+
+def _newest(checkpoints: Checkpoints, step: int | None, like: dict[str, dict], belongs_to: Mapping[str, dict]):
+    """Returns `((arrays, record), damaged)`: of the newest usable step, or of the given one."""
+    steps = checkpoints.steps()
+    if not steps or step not in (None, *steps):
+        wanted = "" if step is None else f" of step {step}"
+        raise FileNotFoundError(f"no checkpoint{wanted} in {checkpoints.folder}; there are {steps or 'none'}")
+    damaged = {}
+    with quiet():
+        for candidate in reversed(steps) if step is None else [step]:
+            try:
+                return _read(checkpoints, candidate, like, belongs_to), damaged
+            except _Damaged as error:
+                damaged[candidate] = str(error)
+            gc.collect()  # What reading abandoned complains when it is collected: here, where nobody hears it.
+    reasons = "; ".join(f"{bad}: {reason}" for bad, reason in list(damaged.items())[:3])
+    raise UserError(
+        f"checkpoints {checkpoints.folder}: no step can be used ({reasons}); restore a copy of them, or choose "
+        "another --workdir to start anew"
     )
-    return state, restored.data
 
 
-def restore_record(checkpoints: ocp.CheckpointManager, step: int | None = None) -> dict:
-    """Returns the record saved with a step, or with the newest: what to compare before arrays are restored."""
-    step = _existing_step(checkpoints, step)
-    return checkpoints.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+def _read(checkpoints: Checkpoints, step: int, like: dict[str, dict], belongs_to: Mapping[str, dict]):
+    """Returns `(arrays, record)` of a step; raises `_Damaged`, or `UserError` where it is another run's."""
+    record = _items(checkpoints, step, {"record": ocp.args.JsonRestore()})["record"]
+    if not isinstance(record, dict) or record != sealed(record):
+        raise _Damaged("its record is not what was saved")
+    if record["step"] != step:
+        raise _Damaged(f"it holds step {record['step']}")
+    for name, ours in belongs_to.items():
+        check_same(f"checkpoints in {checkpoints.folder} belong", ours, record["record"][name])
+    abstract = {item: jax.tree.map(ocp.utils.to_shape_dtype_struct, named) for item, named in like.items()}
+    arrays = _items(checkpoints, step, {item: ocp.args.StandardRestore(tree) for item, tree in abstract.items()})
+    for item in like:
+        for name, value in fingerprints(arrays[item]).items():
+            if record["fingerprints"].get(name) != value:
+                raise _Damaged(f"{name} is not what was saved")
+    return arrays, record
 
 
-def restore_params(checkpoints: ocp.CheckpointManager, params: nnx.State, step: int | None = None) -> nnx.State:
-    """Returns the parameters alone of a step, or of the newest; arguments and errors as for `restore`."""
-    step = _existing_step(checkpoints, step)
-    restored = checkpoints.restore(step, args=ocp.args.Composite(params=_restore_args(params)))
-    return _unnamed(restored.params, params)
+def _items(checkpoints: Checkpoints, step: int, items: dict) -> Any:
+    try:
+        return checkpoints.restore(step, items)
+    except Exception as error:  # Orbax and TensorStore raise many kinds.
+        raise _Damaged(first_line(error)) from error
 
 
-def _existing_step(checkpoints: ocp.CheckpointManager, step: int | None) -> int:
-    steps = sorted(checkpoints.all_steps())
-    wanted = steps[-1] if step is None and steps else step
-    if wanted not in steps:
-        raise FileNotFoundError(
-            f"no checkpoint of step {wanted} in {checkpoints.directory}; there are {steps or 'none'}"
-        )
-    return wanted
+def _set_aside(checkpoints: Checkpoints, step: int, reason: str) -> str:
+    text = f"checkpoint {step} in {checkpoints.folder} is damaged ({reason})"
+    if checkpoints.is_read_only:
+        return text
+    try:
+        return f"{text}; it is set aside as {checkpoints.set_aside(step).name}"
+    except OSError as error:
+        raise UserError(f"{text} and cannot be set aside ({error.strerror}); move it away") from error
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:
@@ -132,7 +177,3 @@ def _named(tree: Any) -> dict[str, jax.Array]:
 def _unnamed(arrays: dict[str, jax.Array], like: Any) -> Any:
     """Returns the tree whose arrays are these; the inverse of `_named`."""
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
-
-
-def _restore_args(like: Any) -> ocp.args.StandardRestore:
-    return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(like)))

@@ -18,6 +18,10 @@ class UserError(ValueError):
     """Something that the user can put right. Its text is the line that a command prints before exit status 2."""
 
 
+class TrainingFailure(RuntimeError):
+    """A run cannot go on. Its text is the line that a command prints before exit status 1."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raises `UserError(message)` unless the condition holds."""
     if not condition:
@@ -139,6 +143,29 @@ def to_dict(config: Any) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def from_dict(kind: type, values: Mapping[str, Any]) -> Any:
+    """Returns the dataclass tree that `to_dict` wrote.
+
+    Raises:
+        UserError: a field is missing or unknown, or the values are not a valid configuration.
+    """
+    hints = typing.get_type_hints(kind)
+    unknown = [name for name in values if name not in hints]
+    require(not unknown, f"{kind.__name__} has no field {', '.join(unknown)}")
+    try:
+        return kind(**{name: _rebuilt(hints[name], value) for name, value in values.items()})
+    except TypeError as error:
+        raise UserError(str(error).replace("__init__() ", "")) from error
+
+
+def _rebuilt(kind: type, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_dict(kind, value)
+    if typing.get_origin(kind) is tuple:
+        return tuple(_rebuilt(typing.get_args(kind)[0], each) for each in value)
+    return value
+
+
 def flatten(config: Any, *, science_only: bool = False, _prefix: str = "") -> dict[str, Any]:
     """Returns the leaves of a dataclass tree by dotted path; with `science_only`, without execution fields."""
     if isinstance(config, tuple):
@@ -166,3 +193,14 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
         for path in dict.fromkeys([*theirs, *ours])
         if theirs.get(path, missing) != ours.get(path, missing)
     ]
+
+
+def check_same(belongs: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raises `UserError` if two flat records of what identifies a run differ, with the keys in which they do."""
+    differing = differences(json.loads(json.dumps(ours)), theirs)
+    more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+    require(
+        not differing,
+        f"{belongs} to another configuration ({'; '.join(differing[:5])}{more}); "
+        "choose another --workdir, or delete it",
+    )

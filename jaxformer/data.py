@@ -46,6 +46,16 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
     for documents in corpora:
         folder = prepare(documents, tokenizer, cache_folder())
         training = open_shards(folder, "train")
+        manifest = training.manifest
+        for name, ours, theirs in (
+            ("tokenizer", tokenizer.digest, manifest.tokenizer_digest),
+            ("corpus", documents.digest, manifest.corpus_digest),
+        ):
+            require(
+                ours == theirs,
+                f"token shards {folder}: made with another {name} ({theirs[:12]}, not {ours[:12]}); delete the folder "
+                "and run again to prepare it anew",
+            )
         plan = plan_rows(training.tokens, packing, seed=seed)
         fill = packing_report(plan, training.tokens).fill
         require(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import runpy
 import traceback
 from collections.abc import Mapping
@@ -84,6 +85,10 @@ def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = Non
         line = getattr(error, "lineno", None) or (frames[-1] if frames else "?")
         raise UserError(f"experiment {path}, line {line}: {type(error).__name__}: {error}") from error
     require(isinstance(experiment, Experiment), f"experiment {path}: it must assign an Experiment to EXPERIMENT")
+    require(
+        re.fullmatch(r"\w[\w.-]*", path.stem) is not None,
+        f"experiment file {path}: a run folder is named after it; use letters, digits, '_', '-' and '.' only",
+    )
     base = dataclasses.replace(experiment, name=path.stem)
     changed = override(base, overrides or {})
     return dataclasses.replace(changed, name=base.name + _mark(base, changed))
@@ -115,6 +120,7 @@ def make_state(experiment: Experiment, seed: int, attention: Implementation | No
         attention=attention,
         compute_dtype=compute_dtype(experiment.training),
         micro_batches=experiment.training.micro_batches,
+        skip_spikes_above=experiment.training.skip_spikes_above,
     )
 
 

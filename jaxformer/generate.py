@@ -1,6 +1,7 @@
 """Sampling text from a model with a key/value cache."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 
 from jaxformer.attention import MASKED
 from jaxformer.model import Transformer, soft_cap, unembed
+from jaxformer.tokenizer import Tokenizer
 
 
 def generate(
@@ -38,6 +40,16 @@ def generate(
         raise ValueError(f"prompt and sample ({P} + {length} tokens) exceed the learned positions ({limit})")
     graphdef, params = nnx.split(model)
     return _generate(graphdef, params, prompt_BP, key, length, float(temperature), top_k)
+
+
+def sample_text(model: Transformer, tokenizer: Tokenizer, *, tokens: int, seed: int) -> str:
+    """Returns a text that the model writes from BOS on at temperature 0.8, up to its EOS or a number of tokens."""
+    limit = model.config.learned_positions or math.inf
+    prompt = jnp.full((1, 1), tokenizer.bos_id, jnp.int32)
+    length = int(min(tokens, limit - 1))
+    ids = generate(model, prompt, length=length, key=jax.random.key(seed), temperature=0.8)[0, 1:].tolist()
+    ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
+    return tokenizer.decode([i for i in ids if i < tokenizer.vocabulary_size])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))

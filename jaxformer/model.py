@@ -242,11 +242,15 @@ class Transformer(nnx.Module):
 
     def features(self, tokens_BT, positions_BT, document_starts_BT, document_ends_BT) -> jax.Array:
         """Returns `features_ND`, the normed stream after the last block: what the unembedding multiplies."""
-        B, T = tokens_BT.shape
+        x_ND = self.embed(tokens_BT.reshape(-1), positions_BT.reshape(-1))
+        return self.transform(x_ND, positions_BT, document_starts_BT, document_ends_BT)
+
+    def transform(self, x_ND, positions_BT, document_starts_BT, document_ends_BT) -> jax.Array:
+        """Returns `features_ND` of the stream at the first block, N = B x T."""
+        B, T = positions_BT.shape
         if self.config.sliding_window:
             window = self.config.sliding_window
             document_starts_BT, document_ends_BT = limit_window(document_starts_BT, document_ends_BT, window)
-        x_ND = self.embed(tokens_BT.reshape(-1), positions_BT.reshape(-1))
         rotation_N1K = self.rotation(positions_BT.reshape(-1))
         graphdef, stacked = nnx.split(self.blocks)
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.config import UserError, check_types, execution, require, require_one_of
 from jaxformer.row_fitting import best_fit_decreasing, cut, cut_stream
 from jaxformer.shards import Shards
 
@@ -203,6 +203,12 @@ def read_rows(shards: Shards, plan: Plan, rows: np.ndarray) -> Batch:
             flat_tokens[place] = shards.manifest.bos_id
         if is_last:
             flat_targets[place + length - 1] = shards.manifest.eos_id
+    # Damage that left a record readable: an id beyond the vocabulary makes the loss NaN.
+    if targets_BT.max(initial=0) >= shards.manifest.vocabulary_size:
+        raise UserError(
+            f"token shards {shards.folder}: ids beyond the vocabulary of {shards.manifest.vocabulary_size}; "
+            "delete the folder and run again to prepare it anew"
+        )
     return Batch(
         tokens_BT=tokens_BT,
         targets_BT=targets_BT,
@@ -266,3 +272,8 @@ def make_batches(
     buffer = config.reader_buffer if config.reader_threads else 0
     options = grain.ReadOptions(num_threads=config.reader_threads, prefetch_buffer_size=buffer)
     return iter(order.batch(rows_per_step).map(read).to_iter_dataset(options))
+
+
+def seek(batches: grain.DatasetIterator, number: int) -> None:
+    """Moves what `make_batches` returned so that batch `number`, from 0, is its next."""
+    batches.set_state({"next_index": number})

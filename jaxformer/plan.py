@@ -8,8 +8,10 @@ from clu import parameter_overview
 from flax import nnx
 
 from jaxformer.experiment import Experiment, make_state
-from jaxformer.metrics import duration, training_flops_per_token
+from jaxformer.flops import training_flops_per_token
 from jaxformer.packing import Batch
+from jaxformer.progress import duration
+from jaxformer.retention import most_kept
 from jaxformer.step import train_step
 
 # Steps that are timed for the estimate, after one that is not.
@@ -42,9 +44,8 @@ def print_plan(experiment: Experiment) -> None:
     print(
         f"            {_gigabytes(resident)} of state and batch, {_gigabytes(activations)} of activations and gradients"
     )
-    checkpoint, keep = 12 * parameters, experiment.checkpoint.keep
-    saved = _gigabytes(checkpoint * (keep + 1))
-    print(f"checkpoints {saved} on disk at most, for {keep + 1} of {_gigabytes(checkpoint)}")
+    checkpoint, most = 12 * parameters, most_kept(experiment.checkpoint, training.steps)
+    print(f"checkpoints {_gigabytes(checkpoint * most)} on disk at most, for {most} of {_gigabytes(checkpoint)}")
     state, metrics = jax.block_until_ready(step(state, batch))
     started = time.perf_counter()
     for _ in range(_TIMED_STEPS):

@@ -1,20 +1,29 @@
 """The folder of a run: what identifies it, and files that are whole or absent."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import resource
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from jaxformer.attention import Implementation
-from jaxformer.config import UserError, differences, require, to_dict
+from jaxformer.config import UserError, check_same, from_dict, require, to_dict
 from jaxformer.experiment import Experiment, science
+from jaxformer.lock import Held, hold
+from jaxformer.metrics import recent_loss
 from jaxformer.step import compute_dtype
+
+# In a run folder, who runs in it.
+LOCK = ".lock"
 
 
 def check_folder(workdir: Path, ours: dict, key: str) -> None:
@@ -23,18 +32,9 @@ def check_folder(workdir: Path, ours: dict, key: str) -> None:
     stored = read_json(workdir / "config.json")
     if stored is None:
         return
-    check_same(f"run folder {workdir} belongs", ours, stored.get(key, {}))
-
-
-def check_same(belongs: str, ours: dict, theirs: dict) -> None:
-    """Raises `UserError` if two records of what identifies a run differ, with the keys in which they do."""
-    differing = differences(json.loads(json.dumps(ours)), theirs)
-    more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-    require(
-        not differing,
-        f"{belongs} to another configuration ({'; '.join(differing[:5])}{more}); "
-        "choose another --workdir, or delete it",
-    )
+    theirs = stored.get(key)
+    require(isinstance(theirs, dict), f"{workdir / 'config.json'}: it has no {key}; move the run folder away")
+    check_same(f"run folder {workdir} belongs", ours, theirs)
 
 
 def identify(experiment: Experiment, seed: int) -> dict:
@@ -43,15 +43,65 @@ def identify(experiment: Experiment, seed: int) -> dict:
     return {**science(experiment), "training.compute_dtype": precision, "seed": seed}
 
 
+def check_disk(workdir: Path, needed_bytes: int, what: str) -> None:
+    """Raises `UserError` where the disk of a run folder, which need not exist yet, has less room than is needed."""
+    place = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    require(
+        needed_bytes <= free,
+        f"run folder {workdir}: {what} take up to {needed_bytes / 1e9:.2f} GB more, and {free / 1e9:.2f} GB are free; "
+        "free space, choose another --workdir, or lower checkpoint.keep",
+    )
+
+
 def make_folder(workdir: Path) -> None:
-    """Creates a run folder unless it exists; raises `UserError` where it cannot be."""
+    """Creates a run folder unless it exists, and proves that a file can be written there.
+
+    Raises:
+        UserError: it cannot be.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / "probe.unfinished"
+        try:
+            with probe.open("wb") as file:
+                file.write(bytes(4096))
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
 
 
-def run_record(experiment: Experiment, identity: dict, digests: dict[str, str], attention: Implementation) -> dict:
+@contextlib.contextmanager
+def hold_folder(workdir: Path) -> Iterator[None]:
+    """Keeps every other process from running in a folder.
+
+    Raises:
+        UserError: another process does, or the folder cannot be written.
+    """
+    lock = workdir / LOCK
+    is_new = not lock.exists()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(lock))
+        except Held as error:
+            raise UserError(
+                f"run folder {workdir}: {error} is running in it; wait for it, or choose another --workdir or --seed"
+            ) from error
+        except OSError as error:
+            raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
+        try:
+            yield
+        except UserError:
+            if is_new:  # What is refused leaves nothing behind.
+                lock.unlink()
+            raise
+
+
+def run_record(
+    experiment: Experiment, identity: dict, digests: dict[str, str], attention: Implementation, device: jax.Device
+) -> dict:
     """Returns what `config.json` holds: the configuration and all that it was run with."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     code = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
@@ -68,7 +118,7 @@ def run_record(experiment: Experiment, identity: dict, digests: dict[str, str], 
             **{p: importlib.metadata.version(p) for p in ("jaxformer", *packages)},
         },
         "attention": dataclasses.asdict(attention),
-        "device": jax.devices()[0].device_kind,
+        "device": device.device_kind,
     }
 
 
@@ -79,10 +129,56 @@ def peak_memory() -> int:
     return on_device.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def read_json(path: Path) -> dict | None:
-    """Returns what a JSON file holds, or None where there is none."""
+def load_run(workdir: Path) -> tuple[Experiment, dict]:
+    """Returns the experiment of a run folder, and its `config.json`.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    record = read_json(workdir / "config.json")
+    require(record is not None, f"run folder {workdir}: no config.json; give the folder of a run")
     try:
-        return json.loads(path.read_text())
+        return from_dict(Experiment, record["config"]), record
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"{workdir / 'config.json'}: not the configuration of a run ({error})") from error
+
+
+def summarise(
+    experiment: Experiment,
+    seed: int,
+    workdir: Path,
+    seconds: float,
+    validation: dict[str, float],
+    best_checkpoint: int | None,
+) -> dict:
+    """Returns what `summary.json` holds of a run that is finished."""
+    steps = experiment.training.steps
+    return {
+        "status": "finished",
+        "experiment": experiment.name,
+        "seed": seed,
+        "steps": steps,
+        "tokens": steps * experiment.training.rows_per_step * experiment.packing.row_length,
+        "seconds": seconds,
+        "device_hours": seconds / 3600 * jax.device_count(),
+        "peak_memory_bytes": peak_memory(),
+        "train/loss": recent_loss(workdir),
+        **{f"validation/{name}": value for name, value in validation.items()},
+        "best_checkpoint": best_checkpoint,
+    }
+
+
+def read_json(path: Path) -> dict | None:
+    """Returns the object that a JSON file holds, or None where there is no file.
+
+    Raises:
+        UserError: it is unreadable, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        return value
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -108,12 +108,14 @@ class Shards:
             if self._source is None:
                 self._source = _open_source(self.folder, self.split)
             records = [_parse(self._source[base + i], dtype) for i in range(first, last + 1)]
+            ids = records[0] if len(records) == 1 else np.concatenate(records)
+            if len(ids) != min((last + 1) * RECORD_TOKENS, int(self.tokens[document])) - first * RECORD_TOKENS:
+                raise ValueError(f"document {document} is not as long as the index says")
         except Exception as error:  # ArrayRecord, TFDS and protobuf each raise kinds of their own.
             raise UserError(
                 f"token shards {self.folder}: split {self.split!r} cannot be read ({one_line(error)}); "
                 "delete the folder and run again to prepare it anew"
             ) from error
-        ids = records[0] if len(records) == 1 else np.concatenate(records)
         return ids[start - first * RECORD_TOKENS : stop - first * RECORD_TOKENS]
 
     def __getstate__(self):

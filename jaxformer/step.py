@@ -11,6 +11,7 @@ from flax import nnx
 
 from jaxformer.attention import Implementation
 from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.guard import Guard, init_guard, judge
 from jaxformer.loss import LossSums, cross_entropy, token_nats
 from jaxformer.model import Kernel, ModelConfig, Transformer
 from jaxformer.packing import Batch
@@ -24,6 +25,10 @@ class TrainingConfig:
     rows_per_step: rows of the batch of one update, over all micro-batches.
     micro_batches: parts of a batch that are computed one after another to save memory; the result is the same.
     compute_dtype: of matmuls: 'float32', 'bfloat16', or 'auto' for bfloat16 on a GPU and float32 on a CPU.
+    skip_spikes_above: a step whose loss lies this many standard deviations above the last 128 changes nothing; 0: all
+        count. Whatever it is, a step whose loss or gradient is not finite changes nothing.
+    device: 'gpu', 'cpu', or 'auto' for a GPU where JAX finds one.
+    startup_proof: prove on the first batch, before the first step, that no gradient flows between documents.
     log_every_steps: steps between progress lines.
     peak_tflops: peak of the device for the model FLOPs utilisation; 0 looks it up.
     """
@@ -32,6 +37,9 @@ class TrainingConfig:
     rows_per_step: int
     micro_batches: int = execution(1)
     compute_dtype: str = "auto"
+    skip_spikes_above: float = 0.0
+    device: str = execution("auto")
+    startup_proof: bool = execution(True)
     log_every_steps: int = execution(10)
     peak_tflops: float = execution(0.0)
 
@@ -45,6 +53,11 @@ class TrainingConfig:
             f"training.micro_batches ({self.micro_batches}) must divide training.rows_per_step ({self.rows_per_step})",
         )
         require_one_of("training.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
+        require_one_of("training.device", self.device, ("auto", "cpu", "gpu"))
+        require(
+            0 <= self.skip_spikes_above < float("inf"),
+            f"training.skip_spikes_above ({self.skip_spikes_above}) must be finite and not negative",
+        )
         require(
             0 <= self.peak_tflops < float("inf"),
             f"training.peak_tflops ({self.peak_tflops}) must be finite and not negative",
@@ -65,10 +78,12 @@ class TrainState:
     step: jax.Array
     params: nnx.State
     opt_state: Any
+    guard: Guard
     graphdef: nnx.GraphDef = flax.struct.field(pytree_node=False)
     optimizer: optax.GradientTransformation = flax.struct.field(pytree_node=False)
     compute_dtype: Any = flax.struct.field(pytree_node=False)
     micro_batches: int = flax.struct.field(pytree_node=False)
+    skip_spikes_above: float = flax.struct.field(pytree_node=False)
 
     @property
     def model(self) -> Transformer:
@@ -84,6 +99,7 @@ def init_state(
     attention: str | Implementation = "xla",
     compute_dtype: Any = jnp.float32,
     micro_batches: int = 1,
+    skip_spikes_above: float = 0.0,
 ) -> TrainState:
     """Returns the state before step 0; parameters and optimizer state are float32.
 
@@ -91,6 +107,7 @@ def init_state(
         attention: the implementation, or its name, such as `choose_implementation` returns.
         compute_dtype: dtype of the matmuls.
         micro_batches: parts of the batch, a divisor of its rows, whose gradients are summed before the update.
+        skip_spikes_above: score of a loss, in standard deviations, above which a step changes nothing; 0 for none.
     """
 
     @jax.jit
@@ -99,16 +116,53 @@ def init_state(
         return graphdef, params, optimizer.init(params)
 
     graphdef, params, opt_state = init()
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, graphdef, optimizer, compute_dtype, micro_batches)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=opt_state,
+        guard=init_guard(),
+        graphdef=graphdef,
+        optimizer=optimizer,
+        compute_dtype=compute_dtype,
+        micro_batches=micro_batches,
+        skip_spikes_above=skip_spikes_above,
+    )
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Returns the state after one update, and its metrics as float32 scalars on the device.
+    """Returns the state after one update, and its metrics as scalars on the device.
 
-    The gradient is that of the mean objective over all weighted tokens of the batch, whatever the micro-batches.
-    Jit it with the state donated: `jax.jit(train_step, donate_argnums=0)`.
+    A step whose loss or gradient is not finite, or whose loss is a spike to be skipped, changes neither parameters nor
+    optimizer state, the schedule's count among it. Jit it with the state donated:
+    `jax.jit(train_step, donate_argnums=0)`.
 
-    Metrics: `loss` (nats per target), `gradient_norm` (before clipping), `targets` (sum of the loss weights).
+    Metrics: `loss` (nats per target), `gradient_norm` (before clipping), `targets` (sum of the loss weights),
+    `spike_score` (of the loss, in standard deviations), `counts` (whether the step changed anything), `skipped` (steps
+    so far that did not), `non_finite_in_a_row`.
+    """
+    grads, sums = gradients(state, batch)
+    loss, norm = sums.nats / sums.weight, optax.tree.norm(grads)
+    counts, score, guard = judge(state.guard, loss, norm, skip_spikes_above=state.skip_spikes_above)
+    updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
+    before = (state.params, state.opt_state)
+    after = (optax.apply_updates(state.params, updates), opt_state)
+    params, opt_state = jax.tree.map(lambda new, old: jnp.where(counts, new, old), after, before)
+    metrics = {
+        "loss": loss,
+        "gradient_norm": norm,
+        "targets": sums.weight,
+        "spike_score": score,
+        "counts": counts,
+        "skipped": guard.skipped,
+        "non_finite_in_a_row": guard.non_finite_in_a_row,
+    }
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, guard=guard), metrics
+
+
+def gradients(state: TrainState, batch: Batch) -> tuple[nnx.State, LossSums]:
+    """Returns the float32 gradient of the mean objective over all weighted tokens of a batch, and the loss's sums.
+
+    It is the same, up to rounding, whatever the micro-batches.
     """
 
     def objective(params, micro_batch):
@@ -122,11 +176,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
         grads, sums = gradient(params, batch)
     else:
         grads, sums = _accumulate(gradient, params, batch, state.micro_batches)
-    grads = jax.tree.map(lambda g: g.astype(jnp.float32) / sums.weight, grads)
-    updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
-    metrics = {"loss": sums.nats / sums.weight, "gradient_norm": optax.tree.norm(grads), "targets": sums.weight}
-    new_params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=new_params, opt_state=opt_state), metrics
+    return jax.tree.map(lambda g: g.astype(jnp.float32) / sums.weight, grads), sums
 
 
 def eval_step(state: TrainState, batch: Batch) -> jax.Array:

@@ -1,54 +1,49 @@
-"""The training loop, and the command `python -m jaxformer.train --experiment=NAME`."""
+"""The run of an experiment, and the command `python -m jaxformer.train --experiment=NAME`."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import inspect
 import json
 import logging
-import math
 import sys
 import time
 import typing
 from pathlib import Path
 
-import grain
 import jax
 import jax.numpy as jnp
 
 from jaxformer.attention import Choice, choose_implementation, implementation_from
-from jaxformer.checkpoint import open_checkpoints, restore, restore_record, save
-from jaxformer.config import UserError, did_you_mean, require, to_dict
-from jaxformer.data import Data, digests, prepare_data
+from jaxformer.checkpoint import open_checkpoints, restore
+from jaxformer.config import TrainingFailure, UserError, did_you_mean, require, to_dict
+from jaxformer.data import digests, prepare_data
+from jaxformer.device import choose_device
 from jaxformer.document_mask import limit_window
-from jaxformer.evaluate import validate
 from jaxformer.experiment import Experiment, attention_shape, list_experiments, load_experiment, make_state
-from jaxformer.generate import generate
-from jaxformer.metrics import (
-    Progress,
-    TrainingFailure,
-    describe_validation,
-    duration,
-    open_writer,
-    peak_tflops,
-    recent_loss,
-    training_flops_per_token,
-)
+from jaxformer.flops import peak_tflops, training_flops_per_token
+from jaxformer.loop import Run, finish, run_steps
+from jaxformer.metrics import open_writer, validation_losses
 from jaxformer.optimizer import make_schedule
-from jaxformer.packing import make_batches, packing_report
-from jaxformer.plan import count_embeddings, print_plan
+from jaxformer.overview import describe
+from jaxformer.packing import Batch, make_batches, seek
+from jaxformer.plan import print_plan
+from jaxformer.progress import Progress, describe_validation
+from jaxformer.retention import most_kept
 from jaxformer.run_folder import (
+    LOCK,
+    check_disk,
     check_folder,
-    check_same,
+    hold_folder,
     identify,
     make_folder,
-    peak_memory,
     read_json,
     run_record,
     write_json,
 )
-from jaxformer.step import TrainState, train_step
-from jaxformer.tokenizer import Tokenizer
+from jaxformer.startup_proof import prove
+from jaxformer.stop_signals import Stopped, StopSignals
 
 
 def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
@@ -56,110 +51,101 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
 
     Raises:
         UserError: the configuration does not fit the data, the device or what the folder holds.
-        TrainingFailure: a loss or a gradient is not finite.
+        TrainingFailure: the numbers, the disk or the validation end the run; what was saved stays.
+        Stopped: a signal ended the run, once its state was saved.
     """
-    steps = experiment.training.steps
-    identity = identify(experiment, seed)
-    check_folder(workdir, identity, "identity")
-    if (summary := read_json(workdir / "summary.json")) and summary["status"] == "finished":
-        validation = {name: summary[f"validation/{name}"] for name in ("loss", "bits_per_byte")}
-        print(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
-        return summary
-    print(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
+    with StopSignals() as signals, contextlib.ExitStack() as held:
+        device = choose_device(experiment.training.device)
+        identity = identify(experiment, seed)
+        check_folder(workdir, identity, "identity")
+        if summary := finished(workdir):
+            return summary
+        is_used = (workdir / LOCK).exists()
+        if is_used:
+            held.enter_context(hold_folder(workdir))
+        print(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
 
-    choose_implementation(experiment.attention, attention_shape(experiment))  # Refused before hours of preparation.
-    data = prepare_data(experiment, seed)
-    data_digests = digests(data)
-    check_folder(workdir, data_digests, "digests")
-    batches = make_batches(
-        data.shards,
-        data.plans,
-        data.weights,
-        experiment.packing,
-        rows_per_step=experiment.training.rows_per_step,
-        seed=seed,
-    )
-    attention = choose_attention(experiment, batches, workdir)
-    state = make_state(experiment, seed, attention.implementation)
-    describe(experiment, state, data, attention)
-
-    make_folder(workdir)
-    with open_checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints:
-        record = {"identity": identity, "digests": data_digests, "seconds": 0.0}
-        if checkpoints.latest_step() is not None:
-            stored = restore_record(checkpoints)
-            for key in ("identity", "digests"):
-                check_same(f"checkpoints in {workdir} belong", record[key], stored[key])
-            state, data_state = restore(checkpoints, state)
-            batches.set_state(data_state)
-            record["seconds"] = stored["seconds"]
-            print(f"resumed from step {int(state.step)}")
-        if not (workdir / "config.json").exists():
-            record_of_run = run_record(experiment, identity, data_digests, attention.implementation)
-            write_json(workdir / "config.json", record_of_run)
-        first_step = int(state.step)
-        writer, note = open_writer(workdir, first_step=first_step)
-        print(f"metrics     {workdir / 'metrics.jsonl'}; {note}")
-        progress = Progress(
-            writer,
-            steps=steps,
-            every_steps=experiment.training.log_every_steps,
-            schedule=make_schedule(experiment.optimizer, steps),
-            flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
-            peak=experiment.training.peak_tflops or peak_tflops(jax.devices()[0].device_kind),
+        choose_implementation(experiment.attention, attention_shape(experiment))  # Refused before hours of preparation.
+        data = prepare_data(experiment, seed)
+        data_digests = digests(data)
+        check_folder(workdir, data_digests, "digests")
+        batches = make_batches(
+            data.shards,
+            data.plans,
+            data.weights,
+            experiment.packing,
+            rows_per_step=experiment.training.rows_per_step,
+            seed=seed,
         )
-        jitted_step = jax.jit(train_step, donate_argnums=0)
-        started = time.perf_counter() - record["seconds"]
-        for step in range(first_step, steps):
-            # Validated after it was saved, and again if the run stopped in between.
-            if step > 0 and step % experiment.evaluation.every_steps == 0:
-                progress.flush()
-                progress.add_validation(step, validate(state, data.validation, experiment.evaluation))
-            batch = next(batches)
-            data_state = batches.get_state()
-            state, metrics = jitted_step(state, batch)
-            # A step's metrics are fetched after the next one is dispatched: the device does not wait for the host.
-            progress.add(step + 1, metrics)
-            if step + 1 == steps or (step + 1) % experiment.checkpoint.every_steps == 0:
-                progress.flush()
-                save(checkpoints, state, data_state, {**record, "seconds": time.perf_counter() - started})
-    validation = validate(state, data.validation, experiment.evaluation)
-    progress.add_validation(steps, validation)
-    writer.close()
+        first_batch = next(batches)
+        seek(batches, 0)
+        attention = choose_attention(experiment, first_batch, workdir)
+        state = make_state(experiment, seed, attention.implementation)
+        describe(experiment, state, data, attention)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
+        if experiment.training.startup_proof:
+            print(f"proof       {prove(state, first_batch, experiment.model.vocabulary_size)}")
 
-    seconds = time.perf_counter() - started
-    summary = summarise(experiment, seed, workdir, seconds, validation)
-    write_json(workdir / "summary.json", summary)
-    if experiment.evaluation.sample_tokens:
-        text = sample(state, data.tokenizer, experiment, seed)
-        (workdir / "sample.txt").write_text(text, encoding="utf-8")
-        print(f"a sample ({workdir / 'sample.txt'}):\n{text}\n")
-    print(f"finished in {duration(seconds)}: validation {describe_validation(validation)}; results in {workdir}")
+        # Nothing was written so far, and nothing is refused from here on but what the checkpoints hold.
+        make_folder(workdir)
+        if not is_used:
+            held.enter_context(hold_folder(workdir))
+        with open_checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints:
+            record = {"identity": identity, "digests": data_digests, "seconds": 0.0}
+            if checkpoints.steps():
+                restored = restore(checkpoints, state, belongs_to={key: record[key] for key in ("identity", "digests")})
+                for line in restored.damaged:
+                    print(f"jaxformer: {line}", file=sys.stderr)
+                state, record = restored.state, restored.record
+                batches.set_state(restored.data_state)
+                print(f"resumed from step {int(state.step)}")
+            if not (workdir / "config.json").exists():
+                write_json(
+                    workdir / "config.json",
+                    run_record(experiment, identity, data_digests, attention.implementation, device),
+                )
+            checkpoints.validation_losses = validation_losses(workdir)
+            writer, note = open_writer(workdir, first_step=int(state.step))
+            print(f"metrics     {workdir / 'metrics.jsonl'}; {note}")
+            progress = Progress(
+                writer,
+                steps=experiment.training.steps,
+                every_steps=experiment.training.log_every_steps,
+                schedule=make_schedule(experiment.optimizer, experiment.training.steps),
+                flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
+                peak=experiment.training.peak_tflops or peak_tflops(device.device_kind),
+            )
+            run = Run(experiment, workdir, data, checkpoints, progress, signals, record, time.perf_counter())
+            state = run_steps(run, state, batches)
+            summary = finish(run, state, seed, writer)
     return summary
 
 
-def summarise(experiment: Experiment, seed: int, workdir: Path, seconds: float, validation: dict[str, float]) -> dict:
-    """Returns what `summary.json` holds of a run that is finished."""
-    steps = experiment.training.steps
-    return {
-        "status": "finished",
-        "experiment": experiment.name,
-        "seed": seed,
-        "steps": steps,
-        "tokens": steps * experiment.training.rows_per_step * experiment.packing.row_length,
-        "seconds": seconds,
-        "device_hours": seconds / 3600 * jax.device_count(),
-        "peak_memory_bytes": peak_memory(),
-        "train/loss": recent_loss(workdir),
-        **{f"validation/{name}": value for name, value in validation.items()},
-    }
+def finished(workdir: Path) -> dict | None:
+    """Returns the summary of a run that is finished, and says so."""
+    path = workdir / "summary.json"
+    summary = read_json(path)
+    if summary is None:
+        return None
+    try:
+        validation = {name: float(summary[f"validation/{name}"]) for name in ("loss", "bits_per_byte")}
+        print(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not the summary of a run; remove it to validate the last checkpoint again") from error
+    return summary
 
 
-def choose_attention(experiment: Experiment, batches: grain.DatasetIterator, workdir: Path) -> Choice:
-    """Returns the choice of the attention, compared on the run's first batch; the batches begin where they did."""
-    begin = batches.get_state()
-    batch = next(batches)
-    batches.set_state(begin)
+def checkpoints_to_come(experiment: Experiment, workdir: Path) -> int:
+    """Returns the most checkpoints that the run will need room for beside those that it has."""
+    steps, config = experiment.training.steps, experiment.checkpoint
+    saves = steps // config.every_steps + steps // experiment.evaluation.every_steps + 1
+    present = sum(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    return max(1, min(saves, most_kept(config, steps)) - present)
+
+
+def choose_attention(experiment: Experiment, batch: Batch, workdir: Path) -> Choice:
+    """Returns the choice of the attention, compared on a batch."""
     shape = attention_shape(experiment)
     starts_BT, ends_BT = (jnp.asarray(x[: shape.rows]) for x in (batch.document_starts_BT, batch.document_ends_BT))
     if shape.window:
@@ -172,42 +158,6 @@ def choose_attention(experiment: Experiment, batches: grain.DatasetIterator, wor
     return choose_implementation(experiment.attention, shape, starts_BT, ends_BT, recorded=recorded)
 
 
-def describe(experiment: Experiment, state: TrainState, data: Data, attention: Choice) -> None:
-    """Prints, once at the start, what will run on what."""
-    training, row_length = experiment.training, experiment.packing.row_length
-    device = jax.devices()[0]
-    tokens_per_step = training.rows_per_step * row_length
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    flops = training_flops_per_token(experiment.model, row_length)
-    print(f"device      {jax.device_count()} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
-    print(f"attention   {attention}")
-    print(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
-    for shards, plan, weight in zip(data.shards, data.plans, data.weights, strict=True):
-        m = shards.manifest
-        share = f", {weight / sum(data.weights):.0%} of the rows" if len(data.shards) > 1 else ""
-        print(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
-        print(
-            f"            {m.documents['train']:,} documents, {m.tokens['train']:,} tokens to train on, "
-            f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed"
-        )
-        print(f"packing     {packing_report(plan, shards.tokens)}")
-    print(f"model       {parameters:,} parameters, {parameters - count_embeddings(experiment):,} without embeddings")
-    print(
-        f"training    {training.steps:,} steps of {training.rows_per_step} rows x {row_length} = {tokens_per_step:,} "
-        f"tokens, {training.steps * tokens_per_step:,} in all; {flops / 1e6:,.1f} MFLOPs per token"
-    )
-
-
-def sample(state: TrainState, tokenizer: Tokenizer, experiment: Experiment, seed: int) -> str:
-    """Returns a text that the model writes from BOS on, up to its EOS or the configured number of tokens."""
-    limit = experiment.model.learned_positions or math.inf
-    length = int(min(experiment.evaluation.sample_tokens, limit - 1))
-    prompt = jnp.full((1, 1), tokenizer.bos_id, jnp.int32)
-    ids = generate(state.model, prompt, length=length, key=jax.random.key(seed), temperature=0.8)[0, 1:].tolist()
-    ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
-    return tokenizer.decode([i for i in ids if i < tokenizer.vocabulary_size])
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0 done, 1 a failed training, 2 what the user can put right."""
     # Orbax and TFDS tell at length, through absl, what they do.
@@ -218,16 +168,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(json.dumps(to_dict(experiment), indent=2))
         elif options.plan:
+            choose_device(experiment.training.device)
             print_plan(experiment)
         else:
             workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
             train(experiment, workdir, seed=options.seed)
-    except (UserError, TrainingFailure) as error:
+    except (UserError, TrainingFailure, Stopped) as error:
         print(f"jaxformer: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("\njaxformer: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
+        return 2 if isinstance(error, UserError) else 128 + error.number if isinstance(error, Stopped) else 1
     return 0
 
 

@@ -1,7 +1,10 @@
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,11 +31,17 @@ print((path / "first").read_text(), (path / "second").read_text(), flush=True)
 """
 
 
-def start(path: Path) -> subprocess.Popen:
-    """Starts a process that makes a folder of two files, and stops between them to read a line."""
-    return subprocess.Popen(
+@contextlib.contextmanager
+def start(path: Path) -> Iterator[subprocess.Popen]:
+    """Starts a process that makes a folder of two files, and stops between them to read a line; ends it at the end."""
+    process = subprocess.Popen(
         [sys.executable, "-c", MAKE_IN_STEPS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    try:
+        yield process
+    finally:
+        process.kill()  # A test that failed would wait for it without end.
+        process.communicate()
 
 
 def write_both(folder: Path) -> None:
@@ -121,7 +130,8 @@ def test_of_two_processes_one_makes_and_both_get_the_whole(tmp_path):
     with start(path) as first:
         assert first.stdout.readline() == "making\n"
         with start(path) as second:
-            assert second.stdout.readline() == f"waiting for process {first.pid}, which is making it\n"
+            waiting = f"waiting for process {first.pid} on {socket.gethostname()}, which is making it\n"
+            assert second.stdout.readline() == waiting
             assert not path.exists()
             first_output, _ = first.communicate("go on\n")
             second_output, _ = second.communicate("never read\n")

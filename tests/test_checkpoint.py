@@ -1,15 +1,18 @@
-"""Saving and restoring: bit by bit, the right step, and errors that say what there is."""
+"""Saving and restoring: bit by bit, the right step, whatever happened to the disk."""
 
-import dataclasses
+import errno
 import functools
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from jaxformer.checkpoint import CheckpointConfig, open_checkpoints, restore, restore_params, restore_record, save
-from jaxformer.config import UserError
+from jaxformer.checkpoint import CheckpointConfig, open_checkpoints, restore, restore_params, save, save_and_wait
+from jaxformer.config import TrainingFailure, UserError
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.step import init_state
@@ -17,7 +20,7 @@ from jaxformer.step import init_state
 MODEL = ModelConfig(vocabulary_size=7, width=12, depth=3, heads=2, qk_norm=True)
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=1), steps=9)
 DATA_STATE = {"next_index": 40, "nested": {"a": [1, 2], "b": None}}
-RECORD = {"seconds": 1.25, "name": "tiny~12ab34"}
+RECORD = {"seconds": 1.25, "identity": {"name": "tiny~12ab34"}}
 
 
 @functools.cache
@@ -34,8 +37,8 @@ def make_state(step):
         values = rng.standard_normal(x.shape) if x.dtype == jnp.float32 else rng.integers(1, 99, x.shape)
         return jnp.asarray(values, x.dtype)
 
-    params, opt_state = jax.tree.map(noise, (state.params, state.opt_state))
-    return state.replace(step=jnp.int32(step), params=params, opt_state=opt_state)
+    params, opt_state, guard = jax.tree.map(noise, (state.params, state.opt_state, state.guard))
+    return state.replace(step=jnp.int32(step), params=params, opt_state=opt_state, guard=guard)
 
 
 def assert_equal(actual, expected):
@@ -46,36 +49,52 @@ def assert_equal(actual, expected):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def whole(tmp_path_factory):
     """A folder in which steps 1, 3, 4 and 12 were saved and two are kept."""
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    checkpoints = open_checkpoints(folder, CheckpointConfig(keep=2))
-    for step in (1, 3, 4, 12):
-        save(checkpoints, make_state(step), DATA_STATE | {"step": step}, RECORD)
-    save(checkpoints, make_state(12), DATA_STATE, RECORD)  # saved already: left as it is
-    checkpoints.close()
+    with open_checkpoints(folder, CheckpointConfig(keep=2)) as checkpoints:
+        for step in (1, 3, 4, 12):
+            assert save(checkpoints, make_state(step), DATA_STATE | {"step": step}, RECORD) is None
+        save(checkpoints, make_state(12), DATA_STATE, RECORD)  # saved already: left as it is
     return folder
 
 
 @pytest.fixture
+def folder(whole, tmp_path):
+    """A copy of that folder, to do damage to."""
+    return shutil.copytree(whole, tmp_path / "checkpoints")
+
+
+@pytest.fixture
 def checkpoints(folder):
-    checkpoints = open_checkpoints(folder, CheckpointConfig())
-    yield checkpoints
-    checkpoints.close()
+    with open_checkpoints(folder, CheckpointConfig()) as checkpoints:
+        yield checkpoints
+
+
+def files_of(step_folder):
+    """Returns the files of a step that hold something, in order."""
+    return sorted(path for path in step_folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def flip(path, bit):
+    """Flips one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
 
 
 def test_restored_state_is_the_saved_one_bit_by_bit(checkpoints):
-    record = restore_record(checkpoints, 4)
-    state, data_state = restore(checkpoints, initial_state(), 4)
-    assert_equal(state, make_state(4))
-    assert data_state == DATA_STATE | {"step": 4}
-    assert record == RECORD
+    restored = restore(checkpoints, initial_state(), 4)
+    assert_equal(restored.state, make_state(4))
+    assert restored.data_state == DATA_STATE | {"step": 4}
+    assert restored.record == RECORD
+    assert restored.damaged == []
 
 
 def test_newest_step_is_restored_unless_another_is_named(checkpoints):
-    state, data_state = restore(checkpoints, initial_state())
-    assert_equal(state, make_state(12))
-    assert data_state == DATA_STATE | {"step": 12}
+    restored = restore(checkpoints, initial_state())
+    assert_equal(restored.state, make_state(12))
+    assert restored.data_state == DATA_STATE | {"step": 12}
 
 
 @pytest.mark.parametrize(("step", "expected"), [(None, 12), (4, 4)])
@@ -85,8 +104,17 @@ def test_parameters_are_restored_alone(checkpoints, step, expected):
 
 
 def test_only_the_newest_are_kept(checkpoints, folder):
-    assert sorted(checkpoints.all_steps()) == [4, 12]
+    assert checkpoints.steps() == [4, 12]
     assert sorted(path.name for path in folder.iterdir()) == ["12", "4"]
+
+
+def test_best_by_validation_is_kept_while_newer_ones_come(folder):
+    with open_checkpoints(folder, CheckpointConfig(keep=1)) as checkpoints:
+        checkpoints.validation_losses = {4: 1.0, 12: float("nan")}
+        for step in (20, 24):
+            save(checkpoints, make_state(step), DATA_STATE, RECORD)
+            checkpoints.validation_losses[step] = 2.0
+    assert sorted(path.name for path in folder.iterdir()) == ["24", "4"]
 
 
 def test_missing_step_is_an_error_that_names_those_that_exist(checkpoints):
@@ -97,10 +125,11 @@ def test_missing_step_is_an_error_that_names_those_that_exist(checkpoints):
 
 
 def test_folder_without_checkpoints_says_so(tmp_path):
-    checkpoints = open_checkpoints(tmp_path / "empty", CheckpointConfig())
-    with pytest.raises(FileNotFoundError, match="there are none"):
+    with (
+        open_checkpoints(tmp_path / "empty", CheckpointConfig()) as checkpoints,
+        pytest.raises(FileNotFoundError, match="there are none"),
+    ):
         restore(checkpoints, initial_state())
-    checkpoints.close()
 
 
 def test_file_in_place_of_the_folder_is_the_users_to_move(tmp_path):
@@ -109,7 +138,162 @@ def test_file_in_place_of_the_folder_is_the_users_to_move(tmp_path):
         open_checkpoints(tmp_path / "checkpoints", CheckpointConfig())
 
 
-@pytest.mark.parametrize("name", ["every_steps", "keep"])
-def test_less_than_one_is_refused(name):
-    with pytest.raises(UserError, match=rf"checkpoint.{name} \(0\) must be at least 1"):
-        dataclasses.replace(CheckpointConfig(), **{name: 0})
+def test_leftovers_of_interrupted_saves_are_removed_by_who_writes_and_left_by_who_reads(folder):
+    leftover = folder / "16.orbax-checkpoint-tmp"
+    (leftover / "params").mkdir(parents=True)
+    with open_checkpoints(folder) as checkpoints:
+        assert checkpoints.steps() == [4, 12] and leftover.exists()
+    with open_checkpoints(folder, CheckpointConfig()) as checkpoints:
+        assert checkpoints.steps() == [4, 12] and not leftover.exists()
+
+
+def test_checkpoints_of_another_run_are_refused_with_the_differing_keys_and_left_as_they_are(checkpoints, folder):
+    before = {path: path.read_bytes() for path in files_of(folder)}
+    with pytest.raises(UserError, match=r"belong to another configuration \(name: tiny~12ab34 -> huge\)"):
+        restore(checkpoints, initial_state(), belongs_to={"identity": {"name": "huge"}})
+    assert {path: path.read_bytes() for path in files_of(folder)} == before
+    assert restore(checkpoints, initial_state(), belongs_to={"identity": RECORD["identity"]}).record == RECORD
+
+
+DAMAGE = {
+    "truncated_data": lambda step: [truncate(path) for path in (step / "params").rglob("d/*")],
+    "zeroed_data": lambda step: [path.write_bytes(bytes(path.stat().st_size)) for path in step.rglob("d/*")],
+    "no_data": lambda step: [path.unlink() for path in (step / "rest").rglob("d/*")],
+    "no_manifest": lambda step: [path.unlink() for path in step.rglob("manifest.ocdbt")],
+    "truncated_metadata": lambda step: truncate(step / "params" / "_METADATA"),
+    "no_params": lambda step: shutil.rmtree(step / "params"),
+    "no_record": lambda step: shutil.rmtree(step / "record"),
+    "truncated_record": lambda step: truncate(step / "record" / "metadata"),
+    "nothing": lambda step: [shutil.rmtree(step), step.mkdir()],
+    "another_step": lambda step: [shutil.rmtree(step), shutil.copytree(step.parent / "4", step)],
+    "another_position": lambda step: replace(step / "record" / "metadata", '"next_index": 40', '"next_index": 41'),
+}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace(path, old, new):
+    text = path.read_text()
+    old, new = (old, new) if old in text else (old.replace(": ", ":"), new.replace(": ", ":"))
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_step_is_told_in_a_line_and_set_aside_and_the_older_one_is_used(damage, folder, capfd):
+    damage(folder / "12")
+    with open_checkpoints(folder, CheckpointConfig()) as checkpoints:
+        restored = restore(checkpoints, initial_state())
+        assert_equal(restored.state, make_state(4))
+        (line,) = restored.damaged
+        assert line.startswith(f"checkpoint 12 in {folder} is damaged (")
+        assert line.endswith("); it is set aside as 12.damaged")
+        assert len(line.splitlines()) == 1 and len(line) < 300 + len(str(folder))
+        # It can be saved again.
+        save(checkpoints, make_state(12), DATA_STATE, RECORD)
+    assert capfd.readouterr().err == ""
+    with open_checkpoints(folder) as checkpoints:
+        assert checkpoints.steps() == [4, 12]
+        assert_equal(restore(checkpoints, initial_state()).state, make_state(12))
+    assert (folder / "12.damaged").is_dir()
+
+
+def test_where_no_step_can_be_used_that_is_an_error_and_nothing_is_changed(folder):
+    for step in ("4", "12"):
+        truncate(folder / step / "params" / "_METADATA")
+    before = {path: path.read_bytes() for path in files_of(folder)}
+    with (
+        open_checkpoints(folder, CheckpointConfig()) as checkpoints,
+        pytest.raises(UserError, match=r"no step can be used \(12: .*; 4: .*choose another --workdir"),
+    ):
+        restore(checkpoints, initial_state())
+    assert {path: path.read_bytes() for path in files_of(folder)} == before
+
+
+def test_every_flipped_bit_that_changes_what_is_restored_is_noticed(folder, capfd):
+    """A bit of every file at least; of the larger ones several, drawn at random."""
+    rng = np.random.default_rng(0)
+    files = files_of(folder / "12")
+    shares = np.array([path.stat().st_size for path in files], float)
+    chosen = [*range(len(files)), *rng.choice(len(files), 60, p=shares / shares.sum())]
+    noticed = 0
+    with open_checkpoints(folder) as checkpoints:
+        for number in chosen:
+            path = files[number]
+            content = path.read_bytes()
+            flip(path, int(rng.integers(8 * len(content))))
+            restored = restore(checkpoints, initial_state())
+            path.write_bytes(content)
+            step = int(restored.state.step)
+            noticed += step == 4
+            assert_equal(restored.state, make_state(step))
+            assert restored.data_state == DATA_STATE | {"step": step} and restored.record == RECORD
+    assert noticed > len(chosen) // 2
+    assert len(capfd.readouterr().err) == 0
+
+
+def test_parameters_with_a_flipped_bit_are_not_used(folder):
+    path = max((folder / "12" / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
+    flip(path, 4 * path.stat().st_size)
+    with open_checkpoints(folder) as checkpoints:
+        assert_equal(restore_params(checkpoints, initial_state().params), make_state(4).params)
+        with pytest.raises(UserError, match="no step can be used"):
+            restore_params(checkpoints, initial_state().params, 12)
+
+
+def fail_to_write(monkeypatch, error):
+    """Lets the background part of every save fail, after some files were written."""
+
+    def failing(self, directory, *arguments, **options):
+        raise error
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "finalize", failing)
+
+
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_failed_save_is_told_at_the_next_look_and_leaves_what_was_there(folder, monkeypatch):
+    with open_checkpoints(folder, CheckpointConfig(keep=1)) as checkpoints:
+        with monkeypatch.context() as patch:
+            fail_to_write(patch, NO_SPACE)
+            assert save(checkpoints, make_state(20), DATA_STATE, RECORD) is None
+            told = checkpoints.check(wait=True)
+        assert told == (
+            f"saving step 20 in {folder} failed (no space left on the disk); step 12 is the newest that is kept; "
+            "the next save tries again"
+        )
+        assert sorted(path.name for path in folder.iterdir()) == ["12", "4"]
+        assert checkpoints.check() is None
+        assert save_and_wait(checkpoints, make_state(24), DATA_STATE, RECORD) == []
+        assert_equal(restore(checkpoints, initial_state()).state, make_state(24))
+    assert [path.name for path in folder.iterdir()] == ["24"]
+
+
+def test_second_failed_save_in_a_row_ends_the_run(folder, monkeypatch):
+    checkpoints = open_checkpoints(folder, CheckpointConfig())
+    fail_to_write(monkeypatch, NO_SPACE)
+    with pytest.raises(TrainingFailure, match=r"saving step 20 .* the same command resumes from there"):
+        save_and_wait(checkpoints, make_state(20), DATA_STATE, RECORD)
+    checkpoints.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["12", "4"]
+
+
+def test_save_that_succeeds_between_two_failures_forgives_the_first(folder, monkeypatch):
+    with open_checkpoints(folder, CheckpointConfig()) as checkpoints:
+        for step in (20, 28):
+            with monkeypatch.context() as patch:
+                fail_to_write(patch, NO_SPACE)
+                save(checkpoints, make_state(step), DATA_STATE, RECORD)
+                assert checkpoints.check(wait=True).startswith(f"saving step {step}")
+            assert save_and_wait(checkpoints, make_state(step + 1), DATA_STATE, RECORD) == []
+
+
+def test_closing_after_a_failed_save_says_so(folder, monkeypatch):
+    checkpoints = open_checkpoints(folder, CheckpointConfig())
+    fail_to_write(monkeypatch, NO_SPACE)
+    save(checkpoints, make_state(20), DATA_STATE, RECORD)
+    with pytest.raises(TrainingFailure, match="saving step 20"):
+        checkpoints.close()

@@ -25,7 +25,11 @@ class ArrayShards(Shards):
     """Shards in memory."""
 
     def __init__(self, documents, text_bytes):
-        marks = {field.name: None for field in dataclasses.fields(Manifest)} | {"bos_id": BOS, "eos_id": EOS}
+        marks = {field.name: None for field in dataclasses.fields(Manifest)} | {
+            "bos_id": BOS,
+            "eos_id": EOS,
+            "vocabulary_size": 1 << 16,
+        }
         tokens = np.array([len(document) for document in documents])
         super().__init__(None, "validation", Manifest(**marks), tokens, np.array(text_bytes))
         self.documents = documents

@@ -29,7 +29,7 @@ class FakeShards:
     def __init__(self, lengths, first_id=10):
         self.tokens = np.array(lengths, np.int64)
         self.text_bytes = 3 * self.tokens
-        self.manifest = SimpleNamespace(bos_id=BOS, eos_id=EOS)
+        self.manifest = SimpleNamespace(bos_id=BOS, eos_id=EOS, vocabulary_size=1 << 31)
         ids = np.arange(first_id, first_id + self.tokens.sum()).astype(np.uint16)
         self.documents = np.split(ids, np.cumsum(self.tokens)[:-1])
 

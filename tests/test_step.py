@@ -11,10 +11,12 @@ import optax
 import pytest
 from flax import nnx
 
+import jaxformer.step
 from jaxformer.attention import Implementation
 from jaxformer.config import UserError
 from jaxformer.flash import Tiles
 from jaxformer.flash_kernels import Tile
+from jaxformer.loss import LossSums
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.packing import Batch
@@ -101,6 +103,41 @@ def test_micro_batches_of_unequal_weight_equal_one_batch(updated):
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), updated[0].params, initial_state().params)
     assert min(jax.tree.leaves(moved)) > 1000 * FLOAT32
     assert_same_update((state.params, metrics), (updated[0].params, updated[1]), FLOAT32)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_step_that_is_not_finite_changes_nothing_but_the_guard_and_the_step(micro_batches):
+    state = initial_state().replace(micro_batches=micro_batches)
+    step = jax.jit(train_step)
+    state, _ = step(state, make_batch())
+    after, metrics = step(
+        state, make_batch()._replace(loss_weights_BT=make_batch().loss_weights_BT * np.float32(np.nan))
+    )
+    assert not np.isfinite(metrics["loss"]) and not metrics["counts"]
+    assert (int(metrics["skipped"]), int(metrics["non_finite_in_a_row"])) == (1, 1)
+    for x, y in zip(
+        jax.tree.leaves((after.params, after.opt_state)), jax.tree.leaves((state.params, state.opt_state)), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
+    assert int(after.step) == int(state.step) + 1
+    # As if it had not been.
+    good, _ = step(after, make_batch())
+    expected, _ = step(state, make_batch())
+    for x, y in zip(jax.tree.leaves(good.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_gradient_that_is_not_finite_skips_the_step_though_the_loss_is(monkeypatch):
+    state = initial_state()
+    kernel = state.params["blocks"]["up"]
+    grads = jax.tree.map(jnp.zeros_like, state.params)
+    grads["blocks"]["up"][...] = jnp.full_like(kernel[...], jnp.inf)
+    sums = LossSums(jnp.float32(2.0), jnp.float32(2.0), jnp.float32(1.0))
+    monkeypatch.setattr(jaxformer.step, "gradients", lambda state, batch: (grads, sums))
+    after, metrics = train_step(state, make_batch())
+    assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["gradient_norm"]) and not metrics["counts"]
+    for x, y in zip(jax.tree.leaves(after.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_jitted_step_equals_the_step_as_written(updated):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import jax
 import numpy as np
@@ -17,15 +16,17 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+import jaxformer.loop
 import jaxformer.train
 from jaxformer.attention import Implementation
-from jaxformer.checkpoint import CheckpointConfig, open_checkpoints
+from jaxformer.checkpoint import open_checkpoints
 from jaxformer.config import to_dict
 from jaxformer.experiment import load_experiment
-from jaxformer.metrics import Progress
+from jaxformer.progress import Progress
 from jaxformer.train import choose_attention, main
 
 STEPS, ROWS, T = 12, 4, 32
+REPOSITORY = Path(jaxformer.train.__file__).parents[1]
 EXPERIMENT = """
 from jaxformer.attention import AttentionConfig
 from jaxformer.checkpoint import CheckpointConfig
@@ -111,13 +112,13 @@ def command(experiment_file, workdir):
     return [f"--experiment={experiment_file}", f"--workdir={workdir}", "--seed=3"]
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """Raised in place of an interruption."""
 
 
 def run_until(place, step, arguments):
     """Runs the command until it enters a place of the loop at a step, where it is stopped."""
-    checkpoints, add, validate = [], Progress.add, jaxformer.train.validate
+    checkpoints, add, validate = [], Progress.add, jaxformer.loop.validate
 
     def open_and_remember(*arguments):
         checkpoints.append(open_checkpoints(*arguments))
@@ -135,7 +136,7 @@ def run_until(place, step, arguments):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, "add", stopping_add)
-        patch.setattr(jaxformer.train, "validate", stopping_validate)
+        patch.setattr(jaxformer.loop, "validate", stopping_validate)
         patch.setattr(jaxformer.train, "open_checkpoints", open_and_remember)
         with pytest.raises(Stopped):
             main(arguments)
@@ -150,24 +151,25 @@ def read_metrics(workdir):
 
 
 def read_checkpoint(workdir):
-    """Returns parameters, optimizer state and data state of the last step."""
-    checkpoints = open_checkpoints(workdir / "checkpoints", CheckpointConfig())
-    items = ocp.args.Composite(
-        params=ocp.args.StandardRestore(), opt_state=ocp.args.StandardRestore(), data=ocp.args.JsonRestore()
-    )
-    restored = checkpoints.restore(STEPS, args=items)
-    checkpoints.close()
-    return restored.params, restored.opt_state, restored.data
+    """Returns parameters, the rest of the state and the data state of the last step."""
+    items = {
+        "params": ocp.args.StandardRestore(),
+        "rest": ocp.args.StandardRestore(),
+        "record": ocp.args.JsonRestore(),
+    }
+    with open_checkpoints(workdir / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(STEPS, items)
+    return restored["params"], restored["rest"], restored["record"]["data"]
 
 
 def assert_same_run(workdir, expected):
-    """Parameters, optimizer and data state bit by bit, every line of the metrics, and the results."""
-    (params, opt_state, data), (other_params, other_opt_state, other_data) = map(read_checkpoint, (workdir, expected))
-    assert params.keys() == other_params.keys() and opt_state.keys() == other_opt_state.keys()
+    """Parameters, optimizer, guard and data state bit by bit, every line of the metrics, and the results."""
+    (params, rest, data), (other_params, other_rest, other_data) = map(read_checkpoint, (workdir, expected))
+    assert params.keys() == other_params.keys() and rest.keys() == other_rest.keys()
     for name in params:
         np.testing.assert_array_equal(params[name], other_params[name], err_msg=name)
-    for name in opt_state:
-        np.testing.assert_array_equal(opt_state[name], other_opt_state[name], err_msg=name)
+    for name in rest:
+        np.testing.assert_array_equal(rest[name], other_rest[name], err_msg=name)
     assert data == other_data
     assert read_metrics(workdir) == read_metrics(expected)
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (workdir, expected)]
@@ -196,22 +198,53 @@ def test_resumed_run_equals_the_uninterrupted_one(variant, stops, experiment_fil
     assert_same_run(tmp_path / "run", uninterrupted(variant))
 
 
-# Runs the command with something happening at step 5, when the checkpoint of step 4 is written in the background.
+# Runs the command with something happening at step 6, when the checkpoint of step 4 may be written in the background.
 ACCIDENT = """
-import math, os, signal, sys, jaxformer.train
-from jaxformer.metrics import Progress
+import math, os, signal, sys, time, jaxformer.loop, jaxformer.train
+from jaxformer.progress import Progress
 
 def kill(self, step, metrics):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def interrupt(self, step, metrics):
-    raise KeyboardInterrupt
+    os.kill(os.getpid(), signal.SIGINT)
+    add(self, step, metrics)
 
-def diverge(self, step, metrics):
-    add(self, step, metrics | {"loss": math.nan})
+def terminate(self, step, metrics):
+    os.kill(os.getpid(), signal.SIGTERM)
+    add(self, step, metrics)
+
+def terminate_twice(self, step, metrics):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+def terminate_in_validation(self, step, metrics):
+    def validate(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    jaxformer.loop.validate = validate
+    add(self, step, metrics)
+
+def fail_in_validation(self, step, metrics):
+    def validate(state, *arguments):
+        if int(state.step) == 8:
+            raise RuntimeError("a shard\\nis gone")
+        return validate_before(state, *arguments)
+
+    validate_before, jaxformer.loop.validate = jaxformer.loop.validate, validate
+    add(self, step, metrics)
+
+def fail_in_every_validation(self, step, metrics):
+    def validate(*arguments):
+        raise MemoryError
+
+    jaxformer.loop.validate = validate
+    add(self, step, metrics)
 
 add, accident = Progress.add, globals()[sys.argv[1]]
-Progress.add = lambda self, step, metrics: (accident if step == 5 else add)(self, step, metrics)
+Progress.add = lambda self, step, metrics: (accident if step == 6 else add)(self, step, metrics)
 sys.exit(jaxformer.train.main(sys.argv[2:]))
 """
 
@@ -227,35 +260,173 @@ def run_into(compiled):
 
     def run(accident, arguments):
         command = [sys.executable, "-W", "ignore", "-c", ACCIDENT, accident, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
     return run
 
 
-def test_run_that_was_killed_while_it_saved_equals_the_uninterrupted_one(
-    run_into, experiment_files, uninterrupted, tmp_path
+# The status, what stands on standard error, and the step that the same command resumes from.
+SAVING = "\njaxformer: {0}: saving after this step; a second signal stops at once\njaxformer: stopped by {0}; "
+ACCIDENTS = {
+    "kill": (-signal.SIGKILL, "", 4),
+    "interrupt": (130, SAVING.format("SIGINT") + "step 6 is saved, and the same command goes on from there\n", 6),
+    "terminate": (143, SAVING.format("SIGTERM") + "step 6 is saved, and the same command goes on from there\n", 6),
+    "terminate_twice": (-signal.SIGTERM, SAVING.format("SIGTERM").split("jaxformer: stopped")[0], 4),
+    "terminate_in_validation": (
+        143,
+        "jaxformer: stopped by SIGTERM; the same command goes on from what is saved\n",
+        8,
+    ),
+}
+
+
+@pytest.mark.parametrize("accident", ACCIDENTS)
+def test_run_that_was_stopped_says_so_and_resumed_equals_the_uninterrupted_one(
+    accident, run_into, experiment_files, uninterrupted, tmp_path, capsys
 ):
+    status, errors, step = ACCIDENTS[accident]
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
-    killed = run_into("kill", arguments)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    ended = run_into(accident, arguments)
+    assert (ended.returncode, ended.stderr) == (status, errors)
+    assert not (tmp_path / "run" / "summary.json").exists()
     assert main(arguments) == 0
+    # The checkpoint of step 4 may not have been whole when the process died.
+    printed = capsys.readouterr().out
+    assert f"resumed from step {step}\n" in printed or (status < 0 and "resumed" not in printed)
     assert_same_run(tmp_path / "run", uninterrupted("best_fit"))
 
 
-@pytest.mark.parametrize(
-    ("accident", "status", "message"),
-    [
-        ("interrupt", 130, "\njaxformer: interrupted; the same command resumes from the last checkpoint\n"),
-        ("diverge", 1, "jaxformer: the loss at step 5 is nan; the last checkpoint before it is kept\n"),
-    ],
-    ids=["interrupted", "diverged"],
-)
-def test_run_that_ends_early_says_so_in_a_line_and_keeps_its_last_checkpoint(
-    accident, status, message, run_into, experiment_files, tmp_path
+def test_validation_that_fails_is_told_and_the_run_goes_on(run_into, experiment_files, uninterrupted, tmp_path):
+    arguments = command(experiment_files["best_fit"], tmp_path / "run")
+    ended = run_into("fail_in_validation", arguments)
+    assert ended.returncode == 0
+    assert ended.stderr == (
+        "jaxformer: validation at step 8 failed (RuntimeError: a shard is gone); while its checkpoint is kept, "
+        f"`python tools/evaluate.py --workdir={tmp_path}/run --step=8` does it later\n"
+    )
+    expected = [
+        line for line in read_metrics(uninterrupted("best_fit")) if line["step"] != 8 or "validation/loss" not in line
+    ]
+    assert read_metrics(tmp_path / "run") == expected
+
+
+def test_run_whose_last_validation_fails_is_finished_by_the_same_command(
+    run_into, experiment_files, uninterrupted, tmp_path
 ):
-    ended = run_into(accident, command(experiment_files["best_fit"], tmp_path / "run"))
-    assert (ended.returncode, ended.stderr) == (status, message)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
+    arguments = command(experiment_files["best_fit"], tmp_path / "run")
+    ended = run_into("fail_in_every_validation", arguments)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        "jaxformer: all 12 steps are trained and saved; the same command validates and finishes"
+    )
+    assert len(ended.stderr.splitlines()) == 3
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert main(arguments) == 0
+    summaries = [
+        json.loads((folder / "summary.json").read_text()) for folder in (tmp_path / "run", uninterrupted("best_fit"))
+    ]
+    assert summaries[0]["validation/loss"] == summaries[1]["validation/loss"]
+
+
+def test_damaged_newest_checkpoint_is_told_and_the_run_ends_as_the_uninterrupted_one(
+    experiment_files, uninterrupted, tmp_path, capsys
+):
+    arguments = command(experiment_files["best_fit"], tmp_path / "run")
+    run_until("step", 10, arguments)
+    folder = tmp_path / "run" / "checkpoints"
+    path = max((folder / "8" / "rest").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"jaxformer: checkpoint 8 in {folder} is damaged (")
+    assert captured.err.count("\n") == 1
+    assert "resumed from step 4\n" in captured.out
+    assert_same_run(tmp_path / "run", uninterrupted("best_fit"))
+    shutil.rmtree(folder / "8.damaged")
+    assert sorted(path.name for path in folder.iterdir()) == ["12", "8"]
+
+
+def poison(monkeypatch, steps):
+    """Makes the batches of these steps, from 1, end in a loss that is not a number."""
+    make = jaxformer.train.make_batches
+
+    class Poisoned:
+        def __init__(self, batches):
+            self._batches = batches
+
+        def __next__(self):
+            batch = next(self._batches)
+            bad = self._batches.get_state()["next_index"] in steps
+            return batch._replace(loss_weights_BT=batch.loss_weights_BT * np.float32(np.nan if bad else 1))
+
+        def __getattr__(self, name):
+            return getattr(self._batches, name)
+
+    monkeypatch.setattr(jaxformer.train, "make_batches", lambda *args, **options: Poisoned(make(*args, **options)))
+
+
+def test_steps_that_are_not_finite_are_counted_and_the_run_goes_on(experiment_files, tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, {3, 7, 8})
+    assert main(command(experiment_files["best_fit"], tmp_path / "run")) == 0
+    lines = [line for line in read_metrics(tmp_path / "run") if "train/loss" in line]
+    assert [line["step"] for line in lines if line["train/loss"] == "nan"] == [3, 7, 8]
+    assert [line["train/skipped_steps"] for line in lines] == [0, 0, 1, 1, 1, 1, 2, 3, 3, 3, 3, 3]
+    # The schedule waits with the optimizer state.
+    rates = [line["train/learning_rate"] for line in lines]
+    assert rates[2] == rates[3] and rates[6] == rates[7] == rates[8]
+    assert "step 12/12  loss " in (printed := capsys.readouterr().out) and "  3 skipped  " in printed
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+def test_run_that_is_not_finite_for_long_ends_with_a_file_that_replays_it(
+    experiment_files, tmp_path, monkeypatch, capfd
+):
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        poison(patch, range(3, 13))
+        assert main(command(experiment_files["best_fit"], workdir)) == 1
+    path = workdir / "faults" / "step_3.npz"
+    errors = capfd.readouterr().err
+    assert errors == (
+        "jaxformer: 8 steps in a row had a loss or a gradient that is not finite; the first is step 3, with loss nan "
+        f"and gradient norm nan; `python tools/replay_step.py {path}` replays it\n"
+    )
+    assert not (workdir / "summary.json").exists()
+    replayed = subprocess.run(
+        [sys.executable, "tools/replay_step.py", str(path)], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert (replayed.returncode, replayed.stderr) == (0, "")
+    assert "the same, bit by bit, as when it failed" in replayed.stdout
+    assert "blocks.qkv" in replayed.stdout
+    # What was right about the run goes on, with nothing of the steps that failed.
+    assert main(command(experiment_files["best_fit"], workdir)) == 0
+    lines = [line for line in read_metrics(workdir) if "train/loss" in line]
+    assert [line["step"] for line in lines if line["train/loss"] == "nan"] == list(range(3, 11))
+
+
+def test_second_process_in_a_run_folder_is_refused_with_the_name_of_the_first(experiment_files, tmp_path, capfd):
+    arguments = command(experiment_files["best_fit"], tmp_path / "run")
+    run_until("step", 3, arguments)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    code = "import sys; from jaxformer.run_folder import hold_folder; from pathlib import Path\n"
+    code += "with hold_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout.readline() == "held\n"
+        assert main(arguments) == 2
+    finally:
+        first.kill()
+        first.communicate()
+    errors = capfd.readouterr().err
+    assert f"run folder {tmp_path}/run: process {first.pid} on " in errors and errors.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"} == {
+        path: time for path, time in before.items() if path.name != ".lock"
+    }
 
 
 def test_choosing_the_attention_takes_no_batch_from_the_run(uninterrupted):
@@ -283,8 +454,7 @@ def test_resumed_run_takes_the_attention_that_was_timed_on_this_device(tmp_path,
     )
     bounds = np.zeros((2, 16), np.int32)
     batch = SimpleNamespace(document_starts_BT=bounds, document_ends_BT=bounds + 16)
-    batches = MagicMock(__next__=lambda self: batch)
-    choice = choose_attention(experiment, batches, tmp_path)
+    choice = choose_attention(experiment, batch, tmp_path)
     assert choice.implementation.name == "xla"
     assert expected in choice.reason
 
@@ -317,7 +487,7 @@ def test_finished_run_says_so_and_does_not_train(experiment_files, uninterrupted
 def test_run_folder_holds_its_files_and_no_others(uninterrupted):
     workdir = uninterrupted("best_fit")
     names = {path.name for path in workdir.iterdir() if not path.name.startswith("events.out.tfevents")}
-    assert names == {"checkpoints", "config.json", "metrics.jsonl", "sample.txt", "summary.json"}
+    assert names == {".lock", "checkpoints", "config.json", "metrics.jsonl", "sample.txt", "summary.json"}
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"8", "12"}
 
 
@@ -342,7 +512,8 @@ def test_summary_tells_the_result(uninterrupted):
     workdir = uninterrupted("best_fit")
     summary = json.loads((workdir / "summary.json").read_text())
     losses = [line["train/loss"] for line in read_metrics(workdir) if "train/loss" in line]
-    validation = read_metrics(workdir)[-1]
+    validations = {line["step"]: line for line in read_metrics(workdir) if "validation/loss" in line}
+    validation, best = validations[STEPS], min(validations, key=lambda step: validations[step]["validation/loss"])
     measured = ("seconds", "device_hours", "peak_memory_bytes")
     assert {name: value for name, value in summary.items() if name not in measured} == {
         "status": "finished",
@@ -353,6 +524,7 @@ def test_summary_tells_the_result(uninterrupted):
         "train/loss": pytest.approx(np.mean(losses)),
         "validation/loss": validation["validation/loss"],
         "validation/bits_per_byte": validation["validation/bits_per_byte"],
+        "best_checkpoint": best,
     }
     assert summary["seconds"] > 0
     assert summary["device_hours"] == pytest.approx(summary["seconds"] / 3600 * jax.device_count())
@@ -364,7 +536,16 @@ def test_metrics_hold_every_step_once_and_the_loss_falls(uninterrupted):
     training = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in training] == list(range(1, STEPS + 1))
     assert {frozenset(line) for line in training} == {
-        frozenset({"step", "train/loss", "train/gradient_norm", "train/learning_rate"})
+        frozenset(
+            {
+                "step",
+                "train/loss",
+                "train/gradient_norm",
+                "train/learning_rate",
+                "train/spike_score",
+                "train/skipped_steps",
+            }
+        )
     }
     assert [line["step"] for line in lines if "validation/loss" in line] == [4, 8, 12]
     # From nearly ln 400, what a uniform guess costs.

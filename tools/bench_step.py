@@ -22,7 +22,7 @@ import numpy as np
 from versions import versions
 
 from jaxformer.experiment import load_experiment, make_state
-from jaxformer.metrics import training_flops_per_token
+from jaxformer.flops import training_flops_per_token
 from jaxformer.model import ModelConfig
 from jaxformer.packing import Batch
 from jaxformer.step import train_step

@@ -1,0 +1,40 @@
+"""Fingerprints of arrays and of JSON records, by which a change of any bit is noticed."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+
+def fingerprints(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
+    """Returns 32 bits for each array that tell it from any other of its shape.
+
+    They are the sum, modulo 2**32, of each word and its place mixed by MurmurHash3's finaliser (Appleby 2011). For its
+    place that is a bijection of the word: a change within one word is always seen, any other but for one in 2**32.
+    """
+    values = jax.device_get(_fingerprints(list(arrays.values())))
+    return {name: int(value) for name, value in zip(arrays, values, strict=True)}
+
+
+@jax.jit
+def _fingerprints(arrays: list[jax.Array]) -> jax.Array:
+    def mixed(h):
+        h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+        h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+        return h ^ (h >> 16)
+
+    def fingerprint(x):
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        words = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).ravel()
+        places = jnp.arange(words.size, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+        return jnp.sum(mixed(words + places), dtype=jnp.uint32)
+
+    return jnp.stack([fingerprint(x) for x in arrays])
+
+
+def sealed(record: dict) -> dict:
+    """Returns a record of JSON values with a digest of all its others; an old digest is replaced."""
+    text = json.dumps({name: value for name, value in record.items() if name != "digest"}, sort_keys=True)
+    return {**json.loads(text), "digest": hashlib.sha256(text.encode()).hexdigest()}

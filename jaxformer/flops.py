@@ -1,0 +1,49 @@
+"""Floating-point operations of a step, and the peaks of devices to compare them with."""
+
+import re
+
+from jaxformer.model import ModelConfig
+
+# Dense bfloat16 (V100, T4: float16) matmul peaks in TFLOP/s, from the makers' data sheets, by a part of JAX's name of
+# the device; the first that fits counts.
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "A10G": 70.0,
+    "A10": 125.0,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+    "V100": 125.0,
+    "T4": 65.0,
+}
+
+
+def peak_tflops(device_kind: str) -> float | None:
+    """Returns the peak of a device in TFLOP/s, or None where it is not known."""
+    return next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_kind)), None)
+
+
+def matmul_parameters(config: ModelConfig) -> int:
+    """Returns the parameters that multiply every token: all matrices but the lookups, the unembedding among them."""
+    D, H, G, K, F = config.width, config.heads, config.G, config.K, config.F
+    attention = D * (H + 2 * G) * K + H * K * D
+    feed_forward = D * F * (3 if config.activation == "swiglu" else 2)
+    return config.depth * (attention + feed_forward) + config.vocabulary_size * D
+
+
+def training_flops_per_token(config: ModelConfig, row_length: int) -> float:
+    """Returns the FLOPs of forward and backward pass per token, with causal attention over whole rows.
+
+    6 per matmul parameter and 6 x L x H x K x T for attention: half of the square that PaLM (Chowdhery et al. 2022,
+    arXiv 2204.02311) counts, since a causal token sees half of its row on average. Document masks are not subtracted,
+    so that the figure can be compared with other libraries'; a sliding window is.
+    """
+    window = min(config.sliding_window or row_length, row_length)
+    visible = window - window**2 / (2 * row_length)  # keys of a query on average
+    return 6 * matmul_parameters(config) + 12 * config.depth * config.heads * config.K * visible

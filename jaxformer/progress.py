@@ -1,0 +1,159 @@
+"""What a person sees of a run: a line every so many steps, and what went wrong."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from jaxformer.config import TrainingFailure
+from jaxformer.guard import MOST_IN_A_ROW, SPIKE
+from jaxformer.metrics import Writer
+
+
+class NonFiniteSteps(TrainingFailure):
+    """So many steps in a row were not finite that nothing changes any more; `first_step` is where that began."""
+
+    def __init__(self, first_step: int, loss: float, gradient_norm: float):
+        super().__init__(
+            f"{MOST_IN_A_ROW} steps in a row had a loss or a gradient that is not finite; the first is step "
+            f"{first_step}, with loss {loss} and gradient norm {gradient_norm}"
+        )
+        self.first_step = first_step
+
+
+class Progress:
+    """Collects metrics, writes them by step and prints a line every so many steps."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        *,
+        steps: int,
+        every_steps: int,
+        schedule: Callable[[int], float],
+        flops_per_token: float,
+        peak: float | None,
+    ):
+        """Args: as in the run's configuration; `schedule` gives the learning rate, `peak` the device's TFLOP/s."""
+        self._writer = writer
+        self._steps = steps
+        self._every = every_steps
+        self._schedule = schedule
+        self._flops_per_token = flops_per_token
+        self._peak = peak
+        self._waiting: list[tuple[int, dict]] = []
+        self._since = time.perf_counter()
+        self._untimed = None
+        self._first_bad: tuple[int, float, float] | None = None
+
+    def add(self, step: int, metrics: dict) -> None:
+        """Takes the metrics of a dispatched step, which may not have been computed yet."""
+        if self._waiting and self._waiting[-1][0] % self._every == 0:
+            self.flush()
+        self._waiting.append((step, metrics))
+        if self._untimed is None:
+            jax.block_until_ready(metrics)
+            print(f"first step  after {time.perf_counter() - self._since:.1f} s, mostly compilation", flush=True)
+            self._untimed = 1
+            self._since = time.perf_counter()
+
+    def flush(self) -> None:
+        """Waits for the steps so far, writes their metrics and prints a line.
+
+        Raises:
+            NonFiniteSteps: too many in a row were not finite.
+        """
+        if not self._waiting:
+            return
+        fetched = [(step, jax.device_get(metrics)) for step, metrics in self._waiting]
+        now = time.perf_counter()
+        timed = fetched[self._untimed :]
+        speed = sum(float(m["targets"]) for _, m in timed) / (now - self._since) if timed else math.nan
+        tflops = speed * self._flops_per_token / 1e12
+        for step, m in fetched:
+            # A step that does not count does not move the schedule.
+            skipped_before = int(m["skipped"]) - (not m["counts"])
+            scalars = {
+                "train/loss": m["loss"],
+                "train/gradient_norm": m["gradient_norm"],
+                "train/learning_rate": self._schedule(step - 1 - skipped_before),
+                "train/spike_score": m["spike_score"],
+                "train/skipped_steps": m["skipped"],
+            }
+            if step == fetched[-1][0] and timed:
+                scalars |= {"train/tokens_per_second": speed, "train/tflops": tflops}
+            self.note(self._writer.write(step, scalars))
+        self._tell_spikes(fetched)
+        self._stop_if_frozen(fetched)
+        last, m = fetched[-1]
+        if timed:
+            losses = [m["loss"] for _, m in fetched if math.isfinite(m["loss"])]
+            loss = f"{np.mean(losses):.3f}" if losses else "not finite"
+            mfu = f"MFU {tflops / self._peak:.1%}" if self._peak else f"{tflops:.3f} TFLOP/s"
+            remaining = duration((now - self._since) / len(timed) * (self._steps - last))
+            skipped = f"  {m['skipped']} skipped" if m["skipped"] else ""
+            _line(f"step {last}/{self._steps}  loss {loss}{skipped}  {speed:,.0f} tokens/s  {mfu}  ETA {remaining}")
+        self._waiting = []
+        self._untimed = 0
+        self._since = time.perf_counter()
+
+    def _tell_spikes(self, fetched: list[tuple[int, dict]]) -> None:
+        spikes = [(step, m) for step, m in fetched if m["spike_score"] > SPIKE]
+        if spikes:
+            step, m = max(spikes, key=lambda spike: spike[1]["spike_score"])
+            _line(
+                f"step {step}/{self._steps}  spike: loss {m['loss']:.3f}, {m['spike_score']:.1f} standard deviations "
+                f"above the last{'' if m['counts'] else ', skipped'}; {len(spikes)} spikes in {len(fetched)} steps",
+                keep=True,
+            )
+
+    def _stop_if_frozen(self, fetched: list[tuple[int, dict]]) -> None:
+        """Remembers the first of the non-finite steps in a row, and raises once they are too many."""
+        for step, m in fetched:
+            if m["non_finite_in_a_row"] == 1:
+                self._first_bad = (step, float(m["loss"]), float(m["gradient_norm"]))
+            if m["non_finite_in_a_row"] >= MOST_IN_A_ROW:
+                _end_line()
+                # Where the run was resumed within them, the first that it saw is the nearest known.
+                raise NonFiniteSteps(*(self._first_bad or (step, float(m["loss"]), float(m["gradient_norm"]))))
+
+    def note(self, text: str | None) -> None:
+        """Prints a line that stays, on standard error; nothing for None."""
+        if text:
+            _end_line()
+            print(f"jaxformer: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+    def add_validation(self, step: int, validation: dict[str, float]) -> None:
+        """Writes and prints a validation; flush first, so that its time is not taken for a step's."""
+        self.note(self._writer.write(step, {f"validation/{name}": value for name, value in validation.items()}))
+        _line(f"step {step}/{self._steps}  validation: {describe_validation(validation)}", keep=True)
+        self._since = time.perf_counter()
+
+
+def _line(text: str, *, keep: bool = False) -> None:
+    """Prints a progress line; on a terminal the next one replaces it unless it is kept."""
+    if sys.stdout.isatty():
+        print(f"\r\033[K{text}", end="\n" if keep else "", flush=True)
+    else:
+        print(text, flush=True)
+
+
+def _end_line() -> None:
+    """Leaves the progress line that stands on a terminal, so that what follows does not overwrite it."""
+    if sys.stdout.isatty():
+        print(flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as m:ss or h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def describe_validation(validation: dict[str, float]) -> str:
+    """Returns what `validate` found, in words."""
+    return f"{validation['loss']:.4f} nats per token, {validation['bits_per_byte']:.4f} bits per byte"

@@ -1,0 +1,54 @@
+"""Which checkpoints are kept."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from jaxformer.config import check_types, execution, require
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When states are saved and which are kept; the newest always is.
+
+    every_steps: steps between saves; a state is also saved before it is validated, and at the end.
+    keep: newest checkpoints that are kept.
+    keep_every_steps: checkpoints at multiples of this step are kept for good; 0 for none.
+    keep_best: keep the checkpoint with the least validation loss so far.
+    """
+
+    every_steps: int = execution(1000)
+    keep: int = execution(3)
+    keep_every_steps: int = execution(0)
+    keep_best: bool = execution(True)
+
+    def __post_init__(self):
+        check_types(self)
+        require(self.every_steps >= 1, f"checkpoint.every_steps ({self.every_steps}) must be at least 1")
+        require(self.keep >= 1, f"checkpoint.keep ({self.keep}) must be at least 1")
+        require(
+            self.keep_every_steps >= 0, f"checkpoint.keep_every_steps ({self.keep_every_steps}) must not be negative"
+        )
+
+
+def best_step(steps: Iterable[int], validation_losses: Mapping[int, float]) -> int | None:
+    """Returns the step of least validation loss, the first of equal ones; one that is not finite never counts."""
+    finite = [step for step in sorted(steps) if math.isfinite(validation_losses.get(step, math.nan))]
+    return min(finite, key=lambda step: validation_losses[step], default=None)
+
+
+def steps_to_keep(steps: Iterable[int], config: CheckpointConfig, validation_losses: Mapping[int, float]) -> set[int]:
+    """Returns which of the saved steps are kept."""
+    ordered = sorted(steps)
+    kept = set(ordered[-config.keep :])
+    if config.keep_every_steps:
+        kept |= {step for step in ordered if step % config.keep_every_steps == 0}
+    if config.keep_best and (best := best_step(ordered, validation_losses)) is not None:
+        kept.add(best)
+    return kept
+
+
+def most_kept(config: CheckpointConfig, steps: int) -> int:
+    """Returns the most checkpoints of a run of `steps` steps that are on disk at once, one being written among them."""
+    for_good = steps // config.keep_every_steps if config.keep_every_steps else 0
+    return config.keep + 1 + config.keep_best + for_good

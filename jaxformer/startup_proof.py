@@ -1,0 +1,107 @@
+"""Proof, before the first step and on the first batch, of what would otherwise go wrong in silence."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.config import require
+from jaxformer.loss import cross_entropy
+from jaxformer.packing import Batch
+from jaxformer.step import TrainState
+
+# Rows of the batch that are looked at, those with the most documents.
+_ROWS = 2
+
+# Share by which the loss before the first step may differ from ln V; ours is within 2 % of it.
+_FROM_UNIFORM = 0.1
+
+_ADVICE = "report it; --attention.implementation=xla may avoid it, --training.startup_proof=false looks away"
+
+
+class Proof(NamedTuple):
+    """What was found.
+
+    documents: documents of each row that was looked at.
+    loss: of those rows, nats per target.
+    """
+
+    documents: list[int]
+    loss: float
+
+    def __str__(self) -> str:
+        together = [count for count in self.documents if count > 1]
+        text = f"no gradient flows between the {' + '.join(map(str, together))} documents of {len(together)} rows"
+        if not together:
+            text = "no row of the first batch holds two documents"
+        return f"{text}; all ids lie in the vocabulary; the loss is {self.loss:.3f}"
+
+
+def prove(state: TrainState, batch: Batch, vocabulary_size: int) -> Proof:
+    """Returns what holds of a state and a batch, with the attention that the state's model computes.
+
+    The ids lie in the vocabulary; the loss of every other document of a row has no gradient at all, bit by bit, in the
+    stream of any other; and before the first step the loss is near ln V, that of a uniform guess.
+
+    Raises:
+        UserError: one of them does not hold.
+    """
+    for name, ids_BT in (("token", batch.tokens_BT), ("target", batch.targets_BT)):
+        low, high = int(ids_BT.min()), int(ids_BT.max())
+        require(
+            low >= 0 and high < vocabulary_size,
+            f"proof: {name} ids of the first batch, {low} to {high}, do not lie in the vocabulary of "
+            f"{vocabulary_size}; delete the token shards and run again to prepare them anew",
+        )
+    most = np.argsort(-batch.segment_ids_BT.max(axis=1), kind="stable")[:_ROWS]
+    rows = Batch(*(x[most] for x in batch))
+    loss, *gradients = jax.device_get(_gradients(state, rows))
+    for parity, largest_BT in enumerate(gradients):
+        is_ours = (rows.segment_ids_BT > 0) & (rows.segment_ids_BT % 2 == parity)
+        leak = largest_BT[~is_ours].max(initial=0.0)
+        require(
+            bool(leak == 0),  # NaN is none.
+            f"proof: a gradient of {leak:.2g} flows between documents of the first batch; {_ADVICE}",
+        )
+        require(
+            not is_ours.any() or bool(largest_BT[is_ours].max() > 0),
+            f"proof: no gradient flows within the documents of the first batch; {_ADVICE}",
+        )
+    uniform = math.log(vocabulary_size)
+    is_near = abs(loss - uniform) <= _FROM_UNIFORM * uniform
+    require(
+        bool(is_near) if int(state.step) == 0 else math.isfinite(loss),
+        f"proof: the loss of the first batch is {loss:.4g}, and a uniform guess has ln {vocabulary_size} = "
+        f"{uniform:.4g}; {_ADVICE}",
+    )
+    return Proof(rows.segment_ids_BT.max(axis=1).tolist(), float(loss))
+
+
+@jax.jit
+def _gradients(state: TrainState, rows: Batch):
+    """Returns the loss, and for each parity of the segment's number the largest gradient at each token (B, T)."""
+    model = state.model
+    bounds = (rows.positions_BT, rows.document_starts_BT, rows.document_ends_BT)
+    x_ND = model.embed(rows.tokens_BT.reshape(-1), rows.positions_BT.reshape(-1))
+
+    def objective(x_ND, parity):
+        is_ours_BT = (rows.segment_ids_BT > 0) & (rows.segment_ids_BT % 2 == parity)
+        sums = cross_entropy(
+            model.transform(x_ND, *bounds),
+            model.unembedding_VD,
+            rows.targets_BT.reshape(-1),
+            jnp.where(is_ours_BT, rows.loss_weights_BT, 0).reshape(-1),
+            logit_soft_cap=model.config.logit_soft_cap,
+            chunk_tokens=model.config.loss_chunk_tokens,
+        )
+        return sums.objective, sums
+
+    def at_parity(parity):
+        gradient_ND, sums = jax.grad(objective, has_aux=True)(x_ND, parity)
+        return jnp.max(jnp.abs(gradient_ND.astype(jnp.float32)), axis=1).reshape(rows.tokens_BT.shape), sums
+
+    # One after the other, as one program.
+    largest_2BT, sums = jax.lax.map(at_parity, jnp.arange(2))
+    return jnp.sum(sums.nats) / jnp.sum(sums.weight), largest_2BT[0], largest_2BT[1]

@@ -1,0 +1,72 @@
+"""SIGINT and SIGTERM: they end a run at once, or after what must not be interrupted; the second one always at once."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """A signal ends the run; its text is the line that the command prints before exit status 128 + `number`."""
+
+    def __init__(self, number: int, text: str):
+        super().__init__(f"stopped by {signal.Signals(number).name}; {text}")
+        self.number = number
+
+
+class StopSignals:
+    """Takes both signals within its `with` block, in the main thread; elsewhere it does nothing.
+
+    Attributes:
+        received: the number of the signal that came while signals were deferred, or None.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self._is_deferred = False
+        self._before = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind, error, trace):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within the block a signal is only noted in `received`: look at it where the run can be stopped."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block, inside of a deferred one, a signal raises `Stopped`, and so does one that came before."""
+        self._is_deferred = False
+        try:
+            if self.received:
+                self._raise(self.received)
+            yield
+        finally:
+            self._is_deferred = True
+
+    def _take(self, number: int, frame) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        self.received = number
+        if not self._is_deferred:
+            self._raise(number)
+        # Not `print`, which may be what was interrupted.
+        name = signal.Signals(number).name
+        os.write(2, f"\njaxformer: {name}: saving after this step; a second signal stops at once\n".encode())
+
+    def _raise(self, number: int) -> None:
+        raise Stopped(number, "the same command goes on from what is saved")

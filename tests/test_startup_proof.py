@@ -1,0 +1,88 @@
+"""The proof finds what it is there to find: a leak in attention, ids beyond the vocabulary, a loss that is off."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer import attention, model
+from jaxformer.config import UserError
+from jaxformer.model import ModelConfig
+from jaxformer.optimizer import OptimizerConfig, make_optimizer
+from jaxformer.startup_proof import prove
+from jaxformer.step import init_state
+
+V, T = 37, 12
+MODEL = ModelConfig(vocabulary_size=V, width=12, depth=2, heads=2)
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=1), steps=9)
+
+
+LENGTHS = [[12], [3, 4, 2], [7, 5], [2, 2, 2, 2, 2]]
+
+
+@pytest.fixture(scope="module")
+def batch(make_batch):
+    return make_batch(LENGTHS, T, V)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return init_state(MODEL, OPTIMIZER, seed=0)
+
+
+def test_right_model_is_proved_on_the_rows_with_the_most_documents(state, batch):
+    proof = prove(state, batch, V)
+    assert proof.documents == [5, 3]
+    assert proof.loss == pytest.approx(np.log(V), rel=0.05)
+    assert str(proof).startswith("no gradient flows between the 5 + 3 documents of 2 rows; all ids lie in")
+
+
+def test_row_of_one_document_has_nothing_to_leak(state, make_batch):
+    assert str(prove(state, make_batch([[9]], T, V), V)).startswith("no row of the first batch holds two documents")
+
+
+# The mask that one sees instead of the right one: too early a start, or too late an end.
+WRONG = {
+    "no_mask": lambda starts: jnp.zeros_like(starts),
+    "one_token_too_early": lambda starts: jnp.maximum(starts - 1, 0),
+    "every_other_document": lambda starts: jnp.where(starts == 4, 0, starts),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_attention_that_sees_a_neighbour_is_found(wrong, state, batch, monkeypatch):
+    def leaking(q, k, v, starts, ends, *, implementation):
+        return attention.attend(q, k, v, wrong(starts), ends, implementation=implementation)
+
+    monkeypatch.setattr(model, "attend", leaking)
+    jax.clear_caches()
+    with pytest.raises(UserError, match=r"a gradient of .* flows between documents of the first batch; report it"):
+        prove(state, batch, V)
+    jax.clear_caches()
+
+
+def test_no_gradient_at_all_is_not_taken_for_one_that_does_not_leak(state, batch):
+    is_even = (batch.segment_ids_BT % 2 == 0).astype(np.float32)
+    with pytest.raises(UserError, match="no gradient flows within the documents"):
+        prove(state, batch._replace(loss_weights_BT=batch.loss_weights_BT * is_even), V)
+
+
+@pytest.mark.parametrize(("field", "value"), [("tokens_BT", V), ("tokens_BT", -1), ("targets_BT", V)])
+def test_id_outside_of_the_vocabulary_is_found(field, value, state, batch):
+    ids = getattr(batch, field).copy()
+    ids[0, 3] = value
+    with pytest.raises(UserError, match=f"ids of the first batch, .* do not lie in the vocabulary of {V}"):
+        prove(state, batch._replace(**{field: ids}), V)
+
+
+def test_loss_far_from_that_of_a_uniform_guess_is_found_before_the_first_step_only(state, batch):
+    params = jax.tree.map(lambda x: 40 * x, state.params)
+    with pytest.raises(UserError, match=f"and a uniform guess has ln {V} = 3.611"):
+        prove(state.replace(params=params), batch, V)
+    prove(state.replace(params=params, step=jnp.int32(5)), batch, V)
+
+
+def test_loss_that_is_not_finite_is_found_at_any_step(state, batch):
+    params = jax.tree.map(lambda x: x.at[..., 0].set(jnp.nan), state.params)
+    with pytest.raises(UserError, match="proof: "):
+        prove(state.replace(params=params, step=jnp.int32(5)), batch, V)

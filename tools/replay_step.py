@@ -1,0 +1,65 @@
+"""Replays a step whose loss or gradient was not finite: `python tools/replay_step.py RUN/faults/step_N.npz`.
+
+Restores the parameters that made it from the run's checkpoint, computes loss and gradient of the batch in the file
+again, and prints the norm of each parameter's gradient, layer by layer, and whether they are those that were recorded.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from jaxformer.attention import implementation_from
+from jaxformer.checkpoint import open_checkpoints, restore
+from jaxformer.config import UserError, require
+from jaxformer.experiment import make_state
+from jaxformer.fault import Fault, diagnose, read_fault
+from jaxformer.run_folder import load_run
+
+
+def replay(path: Path) -> tuple[Fault, Fault]:
+    """Returns the fault as it was recorded, and as it is made again."""
+    recorded = read_fault(path)
+    workdir = path.resolve().parents[1]
+    experiment, record = load_run(workdir)
+    state = make_state(experiment, record["seed"], implementation_from(record["attention"]))
+    with open_checkpoints(workdir / "checkpoints") as checkpoints:
+        steps = checkpoints.steps()
+        require(
+            recorded.checkpoint in steps,
+            f"{path}: it was made from checkpoint {recorded.checkpoint}, and there are {steps} in {workdir}; the run "
+            "has gone on since",
+        )
+        state = restore(checkpoints, state, recorded.checkpoint).state
+    return recorded, diagnose(state, recorded.batch, step=recorded.step, checkpoint=recorded.checkpoint)
+
+
+def same_bits(a: Fault, b: Fault) -> bool:
+    """Returns whether loss and norms of two faults are equal, NaN to NaN."""
+    pairs = [(a.loss, b.loss), (a.gradient_norm, b.gradient_norm)]
+    pairs += [(norm, b.gradient_norms[name]) for name, norm in a.gradient_norms.items()]
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    path = parser.parse_args().file
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        recorded, again = replay(path)
+    except (UserError, FileNotFoundError) as error:
+        print(f"replay_step: {error}", file=sys.stderr)
+        return 2
+    print(f"step {again.step}: loss {again.loss}, gradient norm {again.gradient_norm}")
+    for name, norms in again.gradient_norms.items():
+        print(f"{name:40} {' '.join(f'{norm:10.3e}' for norm in np.atleast_1d(norms))}")
+    same = "the same, bit by bit, as" if same_bits(recorded, again) else "not the same, bit by bit, as"
+    print(f"{same} when it failed (loss {recorded.loss}, gradient norm {recorded.gradient_norm})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
