@@ -3,6 +3,8 @@
 The modules in the order in which data flows; each imports only from those above it:
 
     config             how a configuration is declared, checked, overridden and compared
+    screen             lines for a person, which stop no run
+    files              files that are whole or absent
     lock               locks that name who holds them
     cache              where what is made once is kept: complete or absent
     corpus             documents in, in a fixed order, with origin, licence and digest

@@ -19,7 +19,8 @@ def make_once(path: Path, make: Callable[[Path], None], what: str) -> Path:
     """Returns `path`, after `make` has created it if it does not exist yet.
 
     `make` is given another name to create, which is renamed when it is complete: an interrupted attempt never looks
-    finished, and its remains are removed by the next. While one process makes, others that want the same path wait.
+    finished, and its remains are removed, by the next one if its process was killed. While one process makes, others
+    that want the same path wait.
 
     Args:
         make: creates a file or a folder at the path that it is given.
@@ -33,7 +34,11 @@ def make_once(path: Path, make: Callable[[Path], None], what: str) -> Path:
             if not path.exists():
                 unfinished = path.with_name(path.name + ".unfinished")
                 _remove(unfinished)
-                make(unfinished)
+                try:
+                    make(unfinished)
+                except BaseException:
+                    _remove(unfinished)
+                    raise
                 unfinished.rename(path)
     except OSError as error:
         places = (str(path.parent), *map(str, path.parent.parents))

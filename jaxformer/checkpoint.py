@@ -5,6 +5,7 @@ a fingerprint of every array. All of it is compared when the step is restored, s
 not a flipped bit; a step that fails is set aside, and the next older one is taken.
 """
 
+import errno
 import gc
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from jaxformer.checkpoint_store import Checkpoints, first_line, open_checkpoints, quiet
+from jaxformer.checkpoint_store import Checkpoints, chain, first_line, hush, open_checkpoints
 from jaxformer.config import UserError, check_same
 from jaxformer.fingerprint import fingerprints, sealed
 from jaxformer.retention import CheckpointConfig
@@ -85,13 +86,15 @@ def restore(
     Those newer are set aside as `STEP.damaged`, unless the checkpoints were opened to read.
 
     Args:
-        state: one of the same configuration, for structure, dtypes and placement; its values are not used.
+        state: one of the same configuration, for structure, dtypes and placement; its values are not used, and
+            `abstract` frees their memory.
         belongs_to: flat records by name, which those saved with the step must equal.
 
     Raises:
         FileNotFoundError: there is no such step, or none at all.
         UserError: the checkpoints are another run's, or no step can be used; nothing is changed then.
     """
+    state = abstract(state)
     like = {"params": _named(state.params), "rest": _named(state.replace(params=None))}
     found, damaged = _newest(checkpoints, step, like, belongs_to)
     told = [_set_aside(checkpoints, bad, reason) for bad, reason in damaged.items()]
@@ -104,8 +107,13 @@ def restore(
 
 def restore_params(checkpoints: Checkpoints, params: nnx.State, step: int | None = None) -> nnx.State:
     """Returns the parameters alone of a step, or of the newest that is not damaged; nothing is set aside."""
-    (arrays, _), _ = _newest(checkpoints, step, {"params": _named(params)}, {})
+    (arrays, _), _ = _newest(checkpoints, step, {"params": _named(abstract(params))}, {})
     return _unnamed(arrays["params"], params)
+
+
+def abstract(tree: Any) -> Any:
+    """Returns a tree with shapes, dtypes and placements in place of its arrays."""
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
 class _Damaged(Exception):
@@ -119,13 +127,16 @@ def _newest(checkpoints: Checkpoints, step: int | None, like: dict[str, dict], b
         wanted = "" if step is None else f" of step {step}"
         raise FileNotFoundError(f"no checkpoint{wanted} in {checkpoints.folder}; there are {steps or 'none'}")
     damaged = {}
-    with quiet():
+    undo = hush()
+    try:
         for candidate in reversed(steps) if step is None else [step]:
             try:
                 return _read(checkpoints, candidate, like, belongs_to), damaged
             except _Damaged as error:
                 damaged[candidate] = str(error)
             gc.collect()  # What reading abandoned complains when it is collected: here, where nobody hears it.
+    finally:
+        undo()
     reasons = "; ".join(f"{bad}: {reason}" for bad, reason in list(damaged.items())[:3])
     raise UserError(
         f"checkpoints {checkpoints.folder}: no step can be used ({reasons}); restore a copy of them, or choose "
@@ -138,12 +149,13 @@ def _read(checkpoints: Checkpoints, step: int, like: dict[str, dict], belongs_to
     record = _items(checkpoints, step, {"record": ocp.args.JsonRestore()})["record"]
     if not isinstance(record, dict) or record != sealed(record):
         raise _Damaged("its record is not what was saved")
+    if not {"step", "data", "record", "fingerprints"} <= record.keys():
+        raise _Damaged("its record is of another version of jaxformer")
     if record["step"] != step:
         raise _Damaged(f"it holds step {record['step']}")
     for name, ours in belongs_to.items():
-        check_same(f"checkpoints in {checkpoints.folder} belong", ours, record["record"][name])
-    abstract = {item: jax.tree.map(ocp.utils.to_shape_dtype_struct, named) for item, named in like.items()}
-    arrays = _items(checkpoints, step, {item: ocp.args.StandardRestore(tree) for item, tree in abstract.items()})
+        check_same(f"checkpoints in {checkpoints.folder} belong", ours, record["record"].get(name, {}))
+    arrays = _items(checkpoints, step, {item: ocp.args.StandardRestore(named) for item, named in like.items()})
     for item in like:
         for name, value in fingerprints(arrays[item]).items():
             if record["fingerprints"].get(name) != value:
@@ -155,7 +167,23 @@ def _items(checkpoints: Checkpoints, step: int, items: dict) -> Any:
     try:
         return checkpoints.restore(step, items)
     except Exception as error:  # Orbax and TensorStore raise many kinds.
+        if any(_says_nothing_of_the_step(each) for each in chain(error)):
+            raise UserError(
+                f"checkpoint {step} in {checkpoints.folder} cannot be read ({first_line(error)}); it is left as it is, "
+                "and the same command tries again"
+            ) from error
         raise _Damaged(first_line(error)) from error
+
+
+def _says_nothing_of_the_step(error: BaseException) -> bool:
+    """Returns whether reading failed for what is short or forbidden, and not for what the files hold."""
+    if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
+        return True
+    is_short = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return isinstance(error, MemoryError) or is_short or "PERMISSION_DENIED" in str(error)
+
+
+_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 
 
 def _set_aside(checkpoints: Checkpoints, step: int, reason: str) -> str:

@@ -5,17 +5,23 @@ damaged step is never deleted, but set aside.
 """
 
 import contextlib
+import itertools
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.retention import CheckpointConfig, steps_to_keep
+from jaxformer.screen import note
 
 # Failed saves in a row that end a run.
 _MOST_FAILURES = 2
@@ -52,9 +58,11 @@ class Checkpoints:
         told = self.check(wait=True)
         if step in self.steps():
             return told
+        self._remove_leftovers()
         self._saving = step
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            if not self._manager.save(step, args=ocp.args.Composite(**items)):
+                raise RuntimeError(f"Orbax saves no step before {self.steps()[-1]}")
         except Exception as error:  # Orbax and TensorStore raise many kinds.
             return self._failed(error)
         return told
@@ -80,8 +88,8 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Renames a damaged step, so that it can be saved again; returns its new place."""
-        aside = self.folder / f"{step}.damaged"
-        shutil.rmtree(aside, ignore_errors=True)
+        names = (f"{step}.damaged{number or ''}" for number in itertools.count())
+        aside = next(self.folder / name for name in names if not (self.folder / name).exists())
         (self.folder / str(step)).rename(aside)
         self._manager.reload()
         return aside
@@ -95,6 +103,8 @@ class Checkpoints:
         failure = self.check(wait=True)
         with contextlib.suppress(Exception):
             self._manager.close()
+        if not self.is_read_only:
+            self._remove_leftovers()
         if failure:
             raise TrainingFailure(failure)
 
@@ -104,9 +114,11 @@ class Checkpoints:
     def __exit__(self, kind, error, trace):
         if error is None:
             self.close()
-        else:  # What ended the run is what is told.
-            with contextlib.suppress(TrainingFailure):
+        else:  # What ended the run goes on, and this is told beside it.
+            try:
                 self.close()
+            except Exception as second:
+                note(str(second))
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Answers Orbax, which asks when it saves, and deletes the others once that is done."""
@@ -118,8 +130,7 @@ class Checkpoints:
             return ocp.CheckpointManager(
                 self.folder.absolute(), options=ocp.CheckpointManagerOptions(create=False, read_only=True)
             )
-        for leftover in self.folder.glob("*.orbax-checkpoint-tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        self._remove_leftovers()
         return ocp.CheckpointManager(
             self.folder.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -128,6 +139,16 @@ class Checkpoints:
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
+
+    def _remove_leftovers(self) -> None:
+        """Removes what failed and interrupted saves left; some of a failed one may still be written for a moment."""
+        deadline = time.monotonic() + 2
+        while leftovers := list(self.folder.glob("*.orbax-checkpoint-tmp")):
+            for leftover in leftovers:
+                shutil.rmtree(leftover, ignore_errors=True)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
 
     def _failed(self, error: Exception) -> str:
         """Frees what a failed save left, and begins anew with the steps that are there."""
@@ -168,26 +189,45 @@ def open_checkpoints(folder: Path, config: CheckpointConfig | None = None) -> Ch
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of what went wrong, at its origin."""
-    texts = []
-    while error is not None and error not in texts:
-        texts.append(error)
-        error = error.__cause__ or error.__context__
-    for each in texts:
-        if any(words in str(each) for words in ("No space left", "RESOURCE_EXHAUSTED", "Disk quota")):
+    errors = chain(error)
+    for each in errors:
+        # TensorStore calls a full disk so; JAX, a full device.
+        is_exhausted = "RESOURCE_EXHAUSTED" in str(each) and not isinstance(each, jax.errors.JaxRuntimeError)
+        if is_exhausted or any(words in str(each) for words in ("No space left", "Disk quota")):
             return "no space left on the disk"
-    text = str(texts[-1]).strip() or type(texts[-1]).__name__
+    text = str(errors[-1]).strip() or type(errors[-1]).__name__
     return text.splitlines()[0][:160]
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences what Orbax's threads and coroutines print about a step that they cannot read."""
-    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+def chain(error: BaseException | None) -> list[BaseException]:
+    """Returns an error and what it came from, back to its origin."""
+    errors = []
+    while error is not None and not any(error is each for each in errors):
+        errors.append(error)
+        error = error.__cause__ or error.__context__
+    return errors
+
+
+def hush() -> Callable[[], None]:
+    """Silences what the coroutines of Orbax and TensorStore print after a failure that was raised; returns the undoing.
+
+    They do so from other threads and when they are collected, at any time until the process ends.
+    """
+    hook, logger, filters = sys.unraisablehook, logging.getLogger("asyncio"), warnings.filters[:]
     level = logger.level
-    sys.unraisablehook = lambda _: None
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
+
+    def filtered(unraisable):
+        trace = traceback.extract_tb(unraisable.exc_traceback)
+        text = f"{unraisable.exc_value!r} {unraisable.object!r} {trace[-1].filename if trace else ''}"
+        if not any(word in text for word in ("asyncio", "orbax", "tensorstore", "Event loop is closed")):
+            hook(unraisable)
+
+    def undo():
         sys.unraisablehook = hook
         logger.setLevel(level)
+        warnings.filters[:] = filters
+
+    sys.unraisablehook = filtered
+    logger.setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    return undo

@@ -134,8 +134,18 @@ def check_types(config: Any) -> None:
         if origin in (tuple, types.UnionType, typing.Union):
             continue
         accepted = (float, int) if kind is float else kind
+        where = f"{type(config).__name__}.{name}"
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise UserError(f"{type(config).__name__}.{name} must be of type {kind.__name__}, not {value!r}")
+            raise UserError(f"{where} must be of type {kind.__name__}, not {value!r}")
+        if isinstance(value, int):
+            require(-(2**63) <= value < 2**63, f"{where} ({value}) must fit in 64 bits")
+        if isinstance(value, str):
+            require(is_unicode(value) and "\0" not in value, f"{where} ({value!r}) must be Unicode text without NUL")
+
+
+def is_unicode(text: str) -> bool:
+    """Returns whether a text can be written: Python reads a byte that is not UTF-8 as a lone surrogate."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def to_dict(config: Any) -> dict:

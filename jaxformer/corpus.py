@@ -184,21 +184,28 @@ def is_validation(key: str, threshold: float) -> bool:
 
 def _find_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
     """Returns the files at a path in sorted order: the file itself, the matches of a glob, or a folder's by suffix."""
-    target = Path(path).expanduser()
-    if target.is_file():
-        return (target,)
-    if target.is_dir():
-        files = sorted(p for p in target.rglob("*") if p.is_file() and p.name.endswith(suffixes))
-        require(bool(files), f"corpus.path {path}: the folder holds no {' or '.join(suffixes)} file")
-    else:
-        files = sorted(Path(p) for p in glob.glob(str(target), recursive=True) if Path(p).is_file())
-        require(bool(files), f"corpus.path {path}: no such file or folder, and as a glob it matches none")
+    try:
+        target = _expanded(path)
+        if target.is_file():
+            return (target,)
+        if target.is_dir():
+            files = sorted(p for p in target.rglob("*") if p.is_file() and p.name.endswith(suffixes))
+            require(bool(files), f"corpus.path {path}: the folder holds no {' or '.join(suffixes)} file")
+        else:
+            files = sorted(Path(p) for p in glob.glob(str(target), recursive=True) if Path(p).is_file())
+            require(bool(files), f"corpus.path {path}: no such file or folder, and as a glob it matches none")
+    except OSError as error:
+        raise UserError(f"corpus.path {path}: {error.strerror}") from error
     return tuple(files)
+
+
+def _expanded(path: str) -> Path:
+    return Path(os.path.expanduser(path))  # Unlike pathlib's, it takes the name of a user who is not there.
 
 
 def _root(path: str) -> Path:
     """Returns the folder to which keys and recorded names are relative."""
-    target = Path(path).expanduser()
+    target = _expanded(path)
     if target.is_dir():
         return target
     fixed = []

@@ -50,11 +50,14 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
         for name, ours, theirs in (
             ("tokenizer", tokenizer.digest, manifest.tokenizer_digest),
             ("corpus", documents.digest, manifest.corpus_digest),
+            ("vocabulary_size", tokenizer.vocabulary_size, manifest.vocabulary_size),
+            ("bos_id", tokenizer.bos_id, manifest.bos_id),
+            ("eos_id", tokenizer.eos_id, manifest.eos_id),
         ):
             require(
                 ours == theirs,
-                f"token shards {folder}: made with another {name} ({theirs[:12]}, not {ours[:12]}); delete the folder "
-                "and run again to prepare it anew",
+                f"token shards {folder}: made with another {name} ({theirs!s:.12}, not {ours!s:.12}); delete the "
+                "folder and run again to prepare it anew",
             )
         plan = plan_rows(training.tokens, packing, seed=seed)
         fill = packing_report(plan, training.tokens).fill

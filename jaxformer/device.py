@@ -1,5 +1,8 @@
 """The device that a run was asked to compute on."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 
 from jaxformer.config import UserError, require
@@ -28,3 +31,17 @@ def choose_device(name: str) -> jax.Device:
         f"--training.device={device.platform}",
     )
     return device
+
+
+@contextlib.contextmanager
+def too_little_memory_told() -> Iterator[None]:
+    """Raises `UserError` in place of JAX's error where the device has too little memory."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the device has too little memory ({str(error).splitlines()[0]:.120}); raise training.micro_batches, or "
+            "lower training.rows_per_step, packing.row_length or the size of the model"
+        ) from error

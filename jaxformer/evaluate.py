@@ -34,9 +34,11 @@ class EvaluationConfig:
     def __post_init__(self):
         check_types(self)
         for name in ("every_steps", "rows_per_batch"):
-            require(getattr(self, name) >= 1, f"evaluation.{name} ({getattr(self, name)}) must be at least 1")
+            value = getattr(self, name)
+            require(1 <= value < 1 << 31, f"evaluation.{name} ({value}) must be at least 1 and less than 2**31")
         for name in ("validation_bytes", "sample_tokens"):
             require(getattr(self, name) >= 0, f"evaluation.{name} ({getattr(self, name)}) must not be negative")
+        require(self.sample_tokens < 1 << 31, f"evaluation.sample_tokens ({self.sample_tokens}) must be below 2**31")
 
 
 class ValidationSet(NamedTuple):

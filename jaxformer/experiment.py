@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import runpy
 import traceback
@@ -80,7 +81,7 @@ def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = Non
         experiment = runpy.run_path(str(path)).get("EXPERIMENT")
     except UserError as error:
         raise UserError(f"experiment {path}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = getattr(error, "lineno", None) or (frames[-1] if frames else "?")
         raise UserError(f"experiment {path}, line {line}: {type(error).__name__}: {error}") from error
@@ -143,16 +144,23 @@ def _mark(base: Experiment, changed: Experiment) -> str:
 
 def _find(name_or_path: str) -> Path:
     if name_or_path.endswith(".py") or "/" in name_or_path:
-        path = Path(name_or_path).expanduser()
-        require(path.is_file(), f"experiment file {path}: no such file")
+        path = Path(os.path.expanduser(name_or_path))
+        require(_is_file(path), f"experiment file {path}: no such file")
         return path
     for folder in _folders():
         path = folder / f"{name_or_path}.py"
-        if path.is_file():
+        if _is_file(path):
             return path
     known = list_experiments()
     hint = did_you_mean(name_or_path, known) or f"; known here: {', '.join(known) or 'none'}"
     raise UserError(f"unknown experiment {name_or_path!r}{hint}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # A name that is too long, or a folder that may not be entered.
+        return False
 
 
 def _folders() -> list[Path]:

@@ -1,5 +1,6 @@
 """A step that failed, as a file from which it can be replayed."""
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 
 from jaxformer.config import UserError
+from jaxformer.files import write_whole
 from jaxformer.packing import Batch
 from jaxformer.step import TrainState, gradients
 
@@ -40,15 +42,14 @@ def diagnose(state: TrainState, batch: Batch, *, step: int, checkpoint: int) -> 
 def write_fault(path: Path, fault: Fault) -> None:
     """Writes a fault as a NumPy archive that is whole or absent; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        np.savez(
-            file,
-            **{name: getattr(fault, name) for name in _SCALARS},
-            **{f"batch/{name}": array for name, array in fault.batch._asdict().items()},
-            **{f"gradient_norms/{name}": array for name, array in fault.gradient_norms.items()},
-        )
-    unfinished.rename(path)
+    content = io.BytesIO()
+    np.savez(
+        content,
+        **{name: getattr(fault, name) for name in _SCALARS},
+        **{f"batch/{name}": array for name, array in fault.batch._asdict().items()},
+        **{f"gradient_norms/{name}": array for name, array in fault.gradient_norms.items()},
+    )
+    write_whole(path, content.getvalue())
 
 
 def read_fault(path: Path) -> Fault:

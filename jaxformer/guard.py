@@ -56,23 +56,20 @@ def judge(
     """
     score = spike_score(guard, loss)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-    counts = is_finite & (guard.non_finite_in_a_row < MOST_IN_A_ROW)
+    # Frozen, nothing changes at all: the run ends as if the host had noticed at once.
+    is_frozen = guard.non_finite_in_a_row >= MOST_IN_A_ROW
+    counts = is_finite & ~is_frozen
     if skip_spikes_above:
         counts &= score <= skip_spikes_above
     enters = jnp.isfinite(loss)
     place = guard.finite % WINDOW
-    # A frozen run stays so, also where its next losses are finite.
-    is_frozen = guard.non_finite_in_a_row >= MOST_IN_A_ROW
-    return (
-        counts,
-        score,
-        Guard(
-            losses_W=guard.losses_W.at[place].set(jnp.where(enters, loss, guard.losses_W[place])),
-            finite=guard.finite + enters,
-            skipped=guard.skipped + ~counts,
-            non_finite_in_a_row=jnp.where(is_finite & ~is_frozen, 0, guard.non_finite_in_a_row + 1),
-        ),
+    after = Guard(
+        losses_W=guard.losses_W.at[place].set(jnp.where(enters, loss, guard.losses_W[place])),
+        finite=guard.finite + enters,
+        skipped=guard.skipped + ~counts,
+        non_finite_in_a_row=jnp.where(is_finite, 0, guard.non_finite_in_a_row + 1),
     )
+    return counts, score, jax.tree.map(lambda old, new: jnp.where(is_frozen, old, new), guard, after)
 
 
 def spike_score(guard: Guard, loss: jax.Array) -> jax.Array:

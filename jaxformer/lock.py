@@ -7,6 +7,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxformer.screen import say
+
 
 class Held(RuntimeError):
     """A lock is held; its text names the process and the machine."""
@@ -22,14 +24,19 @@ def hold(lock: Path, *, wait: str | None = None) -> Iterator[None]:
     Raises:
         Held: another process holds it, and none is waited for.
     """
-    with lock.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if wait is None:
-                raise Held(_holder(lock)) from None
-            print(f"waiting for {_holder(lock)}, which is {wait}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(lock.open("a+"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if wait is None:
+                    raise Held(_holder(lock)) from None
+                say(f"waiting for {_holder(lock)}, which is {wait}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Who held it may have removed it, and another may hold a new one of the same name.
+            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                break
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -14,12 +14,14 @@ from jaxformer.data import Data
 from jaxformer.evaluate import validate
 from jaxformer.experiment import Experiment
 from jaxformer.fault import diagnose, write_fault
+from jaxformer.files import write_whole
 from jaxformer.generate import sample_text
 from jaxformer.metrics import Writer
 from jaxformer.packing import seek
 from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
 from jaxformer.retention import best_step
 from jaxformer.run_folder import summarise, write_json
+from jaxformer.screen import note, say
 from jaxformer.step import TrainState, train_step
 from jaxformer.stop_signals import Stopped, StopSignals
 
@@ -54,33 +56,46 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
     steps, every = run.experiment.training.steps, run.experiment.checkpoint.every_steps
     validate_every = run.experiment.evaluation.every_steps
     jitted_step = jax.jit(train_step, donate_argnums=0)
+    data_state = batches.get_state()
     with run.signals.deferred():
         for step in range(int(state.step), steps):
             # Validated after it was saved, and again if the run stopped in between.
             if step > 0 and step % validate_every == 0:
                 with run.signals.at_once():
                     try_to_validate(run, state, step)
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except Exception:  # The data are at fault, and what was learned from them so far is not.
+                run.progress.flush()
+                save_now(run, state, data_state)
+                raise
             data_state = batches.get_state()
             state, metrics = jitted_step(state, batch)
-            # A step's metrics are fetched after the next one is dispatched: the device does not wait for the host.
-            is_due = (step + 1) % every == 0 or (step + 1) % validate_every == 0
+            is_due = (step + 1) % every == 0 or (step + 1) % validate_every == 0 or step + 1 == steps
             try:
+                # A step's metrics are fetched after the next one is dispatched: the device does not wait for the host.
                 run.progress.add(step + 1, metrics)
-                stop = run.signals.received
-                if is_due or stop or step + 1 == steps:
+                if is_due or run.signals.received:
                     run.progress.flush()
             except NonFiniteSteps as failure:
-                raise keep_fault(run, state, batches, data_state, failure) from failure
-            if stop or step + 1 == steps:
-                for line in save_and_wait(run.checkpoints, state, data_state, run.record_now()):
-                    run.progress.note(line)
-            elif is_due:
-                run.progress.note(save(run.checkpoints, state, data_state, run.record_now()))
-            run.progress.note(run.checkpoints.check())
-            if stop:
-                raise Stopped(stop, f"step {step + 1} is saved, and the same command goes on from there")
+                raise keep_fault(run, state, batches, failure) from failure
+            if is_due:
+                note(save(run.checkpoints, state, data_state, run.record_now()))
+            note(run.checkpoints.check())
+            if run.signals.received or step + 1 == steps:
+                save_now(run, state, data_state)
+            if run.signals.received:
+                raise Stopped(
+                    run.signals.received, f"step {step + 1} is saved, and the same command goes on from there"
+                )
     return state
+
+
+def save_now(run: Run, state: TrainState, data_state: dict) -> None:
+    """Saves a state, unless it is the one before the first step, and waits until it is on the disk."""
+    if int(state.step):
+        for line in save_and_wait(run.checkpoints, state, data_state, run.record_now()):
+            note(line)
 
 
 def try_to_validate(run: Run, state: TrainState, step: int) -> dict[str, float] | None:
@@ -88,7 +103,7 @@ def try_to_validate(run: Run, state: TrainState, step: int) -> dict[str, float] 
     try:
         validation = validate(state, run.data.validation, run.experiment.evaluation)
     except Exception as error:
-        run.progress.note(
+        note(
             f"validation at step {step} failed ({type(error).__name__}: {error}); while its checkpoint is kept, "
             f"`python tools/evaluate.py --workdir={run.workdir} --step={step}` does it later"
         )
@@ -98,24 +113,27 @@ def try_to_validate(run: Run, state: TrainState, step: int) -> dict[str, float] 
     return validation
 
 
-def keep_fault(
-    run: Run, state: TrainState, batches: grain.DatasetIterator, data_state: dict, failure: NonFiniteSteps
-) -> TrainingFailure:
-    """Keeps the batch where the numbers failed and the state, which has not changed since; returns the failure."""
-    saved = int(state.step)
-    seek(batches, failure.first_step - 1)
-    fault = diagnose(state, next(batches), step=failure.first_step, checkpoint=saved)
+def keep_fault(run: Run, state: TrainState, batches: grain.DatasetIterator, failure: NonFiniteSteps) -> TrainingFailure:
+    """Saves the state as it was when nothing changed any more, and the batch with which that began.
+
+    Returns the failure of the run. The same command goes on after the steps that failed, without losing a batch that
+    was read since, however late the host noticed.
+    """
+    guard = state.guard.replace(non_finite_in_a_row=jnp.zeros((), jnp.int32))
+    state = state.replace(step=jnp.asarray(failure.last_step, jnp.int32), guard=guard)
     path = run.workdir / "faults" / f"step_{failure.first_step}.npz"
-    write_fault(path, fault)
-    # The same command may go on after them.
-    state = state.replace(guard=state.guard.replace(non_finite_in_a_row=jnp.zeros((), jnp.int32)))
-    for line in save_and_wait(run.checkpoints, state, data_state, run.record_now()):
-        run.progress.note(line)
+    try:
+        seek(batches, failure.last_step)
+        save_now(run, state, batches.get_state())
+        seek(batches, failure.first_step - 1)
+        write_fault(path, diagnose(state, next(batches), step=failure.first_step, checkpoint=failure.last_step))
+    except Exception as error:
+        return TrainingFailure(f"{failure}; they could not be kept for a replay ({type(error).__name__}: {error})")
     return TrainingFailure(f"{failure}; `python tools/replay_step.py {path}` replays it")
 
 
 def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
-    """Validates the last state, writes summary and sample, and returns the summary.
+    """Validates the last state, writes sample and summary, and returns the summary.
 
     Raises:
         TrainingFailure: the validation or the disk failed; the same command tries again.
@@ -126,21 +144,28 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
     writer.close()
     if validation is None:
         raise TrainingFailure(f"all {steps} steps are trained and saved; the same command validates and finishes")
+    if experiment.evaluation.sample_tokens:
+        try_to_sample(run, state, seed)
     seconds = run.record_now()["seconds"]
     best = best_step(run.checkpoints.steps(), run.checkpoints.validation_losses)
     summary = summarise(experiment, seed, workdir, seconds, validation, best)
     try:
-        text = None
-        if experiment.evaluation.sample_tokens:
-            length = experiment.evaluation.sample_tokens
-            text = sample_text(state.model, run.data.tokenizer, tokens=length, seed=seed)
-            (workdir / "sample.txt").write_text(text, encoding="utf-8")
         write_json(workdir / "summary.json", summary)
     except OSError as error:
         raise TrainingFailure(
             f"{workdir}: {error.strerror}; all {steps} steps are trained and saved, and the same command finishes"
         ) from error
-    if text is not None:
-        print(f"a sample ({workdir / 'sample.txt'}):\n{text}\n")
-    print(f"finished in {duration(seconds)}: validation {describe_validation(validation)}; results in {workdir}")
+    say(f"finished in {duration(seconds)}: validation {describe_validation(validation)}; results in {workdir}")
     return summary
+
+
+def try_to_sample(run: Run, state: TrainState, seed: int) -> None:
+    """Writes and prints a text that the model writes; a failure is told, and never ends the run."""
+    try:
+        length, path = run.experiment.evaluation.sample_tokens, run.workdir / "sample.txt"
+        text = sample_text(state.model, run.data.tokenizer, tokens=length, seed=seed)
+        write_whole(path, text.encode())
+    except Exception as error:
+        note(f"no sample could be written ({type(error).__name__}: {error})")
+    else:
+        say(f"a sample ({path}):\n{text}\n")

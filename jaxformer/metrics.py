@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxformer.config import TrainingFailure
+from jaxformer.config import TrainingFailure, UserError
+from jaxformer.files import write_whole
+from jaxformer.screen import note
 
 
 class Writer:
@@ -26,13 +28,12 @@ class Writer:
         self._tensorboard = tensorboard
 
     def write(self, step: int, scalars: dict[str, float]) -> str | None:
-        """Writes one line: the step and its scalars, non-finite ones as strings, since JSON has no word for them.
+        """Writes one line: the step and its scalars.
 
         Returns None, or a line for the screen when writing begins to fail.
         """
         values = {name: float(value) for name, value in scalars.items()}
-        line = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        self._waiting += (json.dumps({"step": step, **line}) + "\n").encode()
+        self._waiting += (json.dumps({"step": step, **for_json(values)}) + "\n").encode()
         failure = self._write_waiting()
         told = None
         if failure and not self._is_behind:
@@ -52,6 +53,8 @@ class Writer:
         Raises:
             TrainingFailure: lines could not be written.
         """
+        if self._file.closed:
+            return
         failure = self._write_waiting()
         self._file.close()
         if self._tensorboard:
@@ -60,6 +63,18 @@ class Writer:
         if failure:
             lines = self._waiting.count(b"\n")
             raise TrainingFailure(f"{self._path}: {failure.strerror}; its last {lines} lines are not written")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if error is None:
+            self.close()
+        else:  # What ended the run goes on, and this is told beside it.
+            try:
+                self.close()
+            except Exception as second:
+                note(str(second))
 
     def _write_waiting(self) -> OSError | None:
         try:
@@ -96,29 +111,49 @@ def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """Returns the lines of a run's `metrics.jsonl`, as far as they are whole; none where there is no such file."""
+    """Returns the lines of a run's `metrics.jsonl`, as far as they are whole; none where there is no such file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = folder / "metrics.jsonl"
-    lines = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            lines.append(values)
-    return lines
+    try:
+        written = path.read_text(errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; move it away") from error
+    return [values for line in written if (values := _parse(line))]
 
 
 def recent_loss(folder: Path, steps: int = 100) -> float:
-    """Returns the mean training loss over the last steps that a run's `metrics.jsonl` holds, nats per target."""
-    losses = [float(line["train/loss"]) for line in read_metrics(folder) if "train/loss" in line]
-    return float(np.mean(losses[-steps:]))
+    """Returns the mean of the finite training losses of a run's last steps, nats per target; NaN where none is."""
+    losses = [float(line["train/loss"]) for line in read_metrics(folder) if "train/loss" in line][-steps:]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
+def for_json(values: dict) -> dict:
+    """Returns an object in which numbers that are not finite are texts, since JSON has no word for them."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def validation_losses(folder: Path) -> dict[int, float]:
     """Returns the validation loss, nats per target, by step, that a run's `metrics.jsonl` holds."""
     lines = [line for line in read_metrics(folder) if "validation/loss" in line]
     return {line["step"]: float(line["validation/loss"]) for line in lines}
+
+
+def _parse(line: str) -> dict | None:
+    """Returns a step and its scalars, or None where a line is damaged or not of `Writer.write`."""
+    try:
+        values = json.loads(line)
+        for value in values.values():
+            float(value)
+        return values if isinstance(values["step"], int) else None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
 
 
 def _truncate(path: Path, first_step: int) -> None:
@@ -129,6 +164,4 @@ def _truncate(path: Path, first_step: int) -> None:
         for line in read_metrics(path.parent)
         if line["step"] < first_step or (line["step"] == first_step and "train/loss" in line)
     ]
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    unfinished.rename(path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -80,7 +80,9 @@ class ModelConfig:
     def __post_init__(self):
         check_types(self)
         for name in ("vocabulary_size", "width", "depth", "heads"):
-            require(getattr(self, name) > 0, f"model.{name} ({getattr(self, name)}) must be positive")
+            value = getattr(self, name)
+            require(value > 0, f"model.{name} ({value}) must be positive")
+            require(value < 1 << 31, f"model.{name} ({value}) must be less than 2**31")
         sizes = ("key_value_heads", "head_width", "feed_forward_width", "learned_positions", "sliding_window")
         for name in (*sizes, "scan_unroll", "loss_chunk_tokens"):
             require(getattr(self, name) >= 0, f"model.{name} ({getattr(self, name)}) must not be negative")

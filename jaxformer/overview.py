@@ -9,6 +9,7 @@ from jaxformer.experiment import Experiment
 from jaxformer.flops import training_flops_per_token
 from jaxformer.packing import packing_report
 from jaxformer.plan import count_embeddings
+from jaxformer.screen import say
 from jaxformer.step import TrainState
 
 
@@ -19,20 +20,20 @@ def describe(experiment: Experiment, state: TrainState, data: Data, attention: C
     tokens_per_step = training.rows_per_step * row_length
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     flops = training_flops_per_token(experiment.model, row_length)
-    print(f"device      {jax.device_count()} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
-    print(f"attention   {attention}")
-    print(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
+    say(f"device      {jax.device_count()} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
+    say(f"attention   {attention}")
+    say(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
     for shards, plan, weight in zip(data.shards, data.plans, data.weights, strict=True):
         m = shards.manifest
         share = f", {weight / sum(data.weights):.0%} of the rows" if len(data.shards) > 1 else ""
-        print(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
-        print(
+        say(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
+        say(
             f"            {m.documents['train']:,} documents, {m.tokens['train']:,} tokens to train on, "
             f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed"
         )
-        print(f"packing     {packing_report(plan, shards.tokens)}")
-    print(f"model       {parameters:,} parameters, {parameters - count_embeddings(experiment):,} without embeddings")
-    print(
+        say(f"packing     {packing_report(plan, shards.tokens)}")
+    say(f"model       {parameters:,} parameters, {parameters - count_embeddings(experiment):,} without embeddings")
+    say(
         f"training    {training.steps:,} steps of {training.rows_per_step} rows x {row_length} = {tokens_per_step:,} "
         f"tokens, {training.steps * tokens_per_step:,} in all; {flops / 1e6:,.1f} MFLOPs per token"
     )

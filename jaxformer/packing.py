@@ -77,8 +77,12 @@ class PackingConfig:
             self.documents_per_row >= 0, f"packing.documents_per_row ({self.documents_per_row}) must not be negative"
         )
         require(0 <= self.minimum_fill <= 1, f"packing.minimum_fill ({self.minimum_fill}) must lie in [0, 1]")
-        require(self.reader_threads >= 0, f"packing.reader_threads ({self.reader_threads}) must not be negative")
-        require(self.reader_buffer >= 1, f"packing.reader_buffer ({self.reader_buffer}) must be at least 1")
+        require(
+            0 <= self.reader_threads <= 1024, f"packing.reader_threads ({self.reader_threads}) must lie in [0, 1024]"
+        )
+        require(
+            1 <= self.reader_buffer <= 1 << 20, f"packing.reader_buffer ({self.reader_buffer}) must lie in [1, 2**20]"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
 """What a person sees of a run: a line every so many steps, and what went wrong."""
 
 import math
-import sys
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -11,17 +9,24 @@ import numpy as np
 from jaxformer.config import TrainingFailure
 from jaxformer.guard import MOST_IN_A_ROW, SPIKE
 from jaxformer.metrics import Writer
+from jaxformer.screen import note, say, say_progress
 
 
 class NonFiniteSteps(TrainingFailure):
-    """So many steps in a row were not finite that nothing changes any more; `first_step` is where that began."""
+    """So many steps in a row were not finite that nothing has changed since.
 
-    def __init__(self, first_step: int, loss: float, gradient_norm: float):
+    Attributes:
+        first_step: the first of them, from 1.
+        last_step: the one that made them too many; what followed it was not trained on.
+    """
+
+    def __init__(self, first_step: int, last_step: int, loss: float, gradient_norm: float):
         super().__init__(
             f"{MOST_IN_A_ROW} steps in a row had a loss or a gradient that is not finite; the first is step "
             f"{first_step}, with loss {loss} and gradient norm {gradient_norm}"
         )
         self.first_step = first_step
+        self.last_step = last_step
 
 
 class Progress:
@@ -33,15 +38,15 @@ class Progress:
         *,
         steps: int,
         every_steps: int,
-        schedule: Callable[[int], float],
+        learning_rates: np.ndarray,
         flops_per_token: float,
         peak: float | None,
     ):
-        """Args: as in the run's configuration; `schedule` gives the learning rate, `peak` the device's TFLOP/s."""
+        """Args: as in the run's configuration; `learning_rates` by step, `peak` the device's TFLOP/s."""
         self._writer = writer
         self._steps = steps
         self._every = every_steps
-        self._schedule = schedule
+        self._learning_rates = learning_rates
         self._flops_per_token = flops_per_token
         self._peak = peak
         self._waiting: list[tuple[int, dict]] = []
@@ -56,7 +61,7 @@ class Progress:
         self._waiting.append((step, metrics))
         if self._untimed is None:
             jax.block_until_ready(metrics)
-            print(f"first step  after {time.perf_counter() - self._since:.1f} s, mostly compilation", flush=True)
+            say(f"first step  after {time.perf_counter() - self._since:.1f} s, mostly compilation")
             self._untimed = 1
             self._since = time.perf_counter()
 
@@ -79,13 +84,13 @@ class Progress:
             scalars = {
                 "train/loss": m["loss"],
                 "train/gradient_norm": m["gradient_norm"],
-                "train/learning_rate": self._schedule(step - 1 - skipped_before),
+                "train/learning_rate": self._learning_rates[step - 1 - skipped_before],
                 "train/spike_score": m["spike_score"],
                 "train/skipped_steps": m["skipped"],
             }
             if step == fetched[-1][0] and timed:
                 scalars |= {"train/tokens_per_second": speed, "train/tflops": tflops}
-            self.note(self._writer.write(step, scalars))
+            note(self._writer.write(step, scalars))
         self._tell_spikes(fetched)
         self._stop_if_frozen(fetched)
         last, m = fetched[-1]
@@ -95,7 +100,9 @@ class Progress:
             mfu = f"MFU {tflops / self._peak:.1%}" if self._peak else f"{tflops:.3f} TFLOP/s"
             remaining = duration((now - self._since) / len(timed) * (self._steps - last))
             skipped = f"  {m['skipped']} skipped" if m["skipped"] else ""
-            _line(f"step {last}/{self._steps}  loss {loss}{skipped}  {speed:,.0f} tokens/s  {mfu}  ETA {remaining}")
+            say_progress(
+                f"step {last}/{self._steps}  loss {loss}{skipped}  {speed:,.0f} tokens/s  {mfu}  ETA {remaining}"
+            )
         self._waiting = []
         self._untimed = 0
         self._since = time.perf_counter()
@@ -104,7 +111,7 @@ class Progress:
         spikes = [(step, m) for step, m in fetched if m["spike_score"] > SPIKE]
         if spikes:
             step, m = max(spikes, key=lambda spike: spike[1]["spike_score"])
-            _line(
+            say_progress(
                 f"step {step}/{self._steps}  spike: loss {m['loss']:.3f}, {m['spike_score']:.1f} standard deviations "
                 f"above the last{'' if m['counts'] else ', skipped'}; {len(spikes)} spikes in {len(fetched)} steps",
                 keep=True,
@@ -116,35 +123,15 @@ class Progress:
             if m["non_finite_in_a_row"] == 1:
                 self._first_bad = (step, float(m["loss"]), float(m["gradient_norm"]))
             if m["non_finite_in_a_row"] >= MOST_IN_A_ROW:
-                _end_line()
-                # Where the run was resumed within them, the first that it saw is the nearest known.
-                raise NonFiniteSteps(*(self._first_bad or (step, float(m["loss"]), float(m["gradient_norm"]))))
-
-    def note(self, text: str | None) -> None:
-        """Prints a line that stays, on standard error; nothing for None."""
-        if text:
-            _end_line()
-            print(f"jaxformer: {' '.join(text.split())}", file=sys.stderr, flush=True)
+                # They began before the run was resumed, if this is the first that it sees.
+                first, *numbers = self._first_bad or (step, float(m["loss"]), float(m["gradient_norm"]))
+                raise NonFiniteSteps(first, step, *numbers)
 
     def add_validation(self, step: int, validation: dict[str, float]) -> None:
         """Writes and prints a validation; flush first, so that its time is not taken for a step's."""
-        self.note(self._writer.write(step, {f"validation/{name}": value for name, value in validation.items()}))
-        _line(f"step {step}/{self._steps}  validation: {describe_validation(validation)}", keep=True)
+        note(self._writer.write(step, {f"validation/{name}": value for name, value in validation.items()}))
+        say_progress(f"step {step}/{self._steps}  validation: {describe_validation(validation)}", keep=True)
         self._since = time.perf_counter()
-
-
-def _line(text: str, *, keep: bool = False) -> None:
-    """Prints a progress line; on a terminal the next one replaces it unless it is kept."""
-    if sys.stdout.isatty():
-        print(f"\r\033[K{text}", end="\n" if keep else "", flush=True)
-    else:
-        print(text, flush=True)
-
-
-def _end_line() -> None:
-    """Leaves the progress line that stands on a terminal, so that what follows does not overwrite it."""
-    if sys.stdout.isatty():
-        print(flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jaxformer.attention import Implementation
 from jaxformer.config import UserError, check_same, from_dict, require, to_dict
 from jaxformer.experiment import Experiment, science
+from jaxformer.files import write_whole
 from jaxformer.lock import Held, hold
-from jaxformer.metrics import recent_loss
+from jaxformer.metrics import for_json, recent_loss
 from jaxformer.step import compute_dtype
 
 # In a run folder, who runs in it.
@@ -28,7 +29,11 @@ LOCK = ".lock"
 
 def check_folder(workdir: Path, ours: dict, key: str) -> None:
     """Raises `UserError` if a run folder was written with other values under a key of its `config.json`."""
-    require(not workdir.exists() or workdir.is_dir(), f"run folder {workdir}: not a folder; choose another --workdir")
+    try:
+        is_possible = workdir.is_dir() or not workdir.exists()
+    except OSError as error:
+        raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
+    require(is_possible, f"run folder {workdir}: not a folder; choose another --workdir")
     stored = read_json(workdir / "config.json")
     if stored is None:
         return
@@ -46,12 +51,18 @@ def identify(experiment: Experiment, seed: int) -> dict:
 def check_disk(workdir: Path, needed_bytes: int, what: str) -> None:
     """Raises `UserError` where the disk of a run folder, which need not exist yet, has less room than is needed."""
     place = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    # What interrupted saves left will be removed.
+    leftovers = (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp/**/*")
+    free = shutil.disk_usage(place).free + sum(path.stat().st_size for path in leftovers if path.is_file())
     require(
         needed_bytes <= free,
-        f"run folder {workdir}: {what} take up to {needed_bytes / 1e9:.2f} GB more, and {free / 1e9:.2f} GB are free; "
+        f"run folder {workdir}: {what} take up to {_size(needed_bytes)} more, and {_size(free)} are free; "
         "free space, choose another --workdir, or lower checkpoint.keep",
     )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def make_folder(workdir: Path) -> None:
@@ -99,27 +110,45 @@ def hold_folder(workdir: Path) -> Iterator[None]:
             raise
 
 
-def run_record(
-    experiment: Experiment, identity: dict, digests: dict[str, str], attention: Implementation, device: jax.Device
-) -> dict:
-    """Returns what `config.json` holds: the configuration and all that it was run with."""
+def write_config(
+    workdir: Path,
+    experiment: Experiment,
+    identity: dict,
+    digests: dict[str, str],
+    attention: Implementation,
+    device: jax.Device,
+    step: int,
+) -> None:
+    """Writes `config.json`: the configuration and all that it is run with, and, by step, the starts of the run.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     sources = sorted(Path(__file__).parent.glob("*.py"))
     code = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
-    return {
+    versions = {
+        "python": sys.version.split()[0],
+        **{p: importlib.metadata.version(p) for p in ("jaxformer", *packages)},
+    }
+    path = workdir / "config.json"
+    starts = [start for start in (read_json(path) or {}).get("starts", []) if start["step"] < step]
+    record = {
         "experiment": experiment.name,
         "seed": identity["seed"],
         "config": to_dict(experiment),
         "identity": identity,
         "digests": digests,
         "code": code,
-        "versions": {
-            "python": sys.version.split()[0],
-            **{p: importlib.metadata.version(p) for p in ("jaxformer", *packages)},
-        },
+        "versions": versions,
         "attention": dataclasses.asdict(attention),
         "device": device.device_kind,
+        "starts": [*starts, {"step": step, "code": code, "device": device.device_kind, "versions": versions}],
     }
+    try:
+        write_json(path, record)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; free space, or choose another --workdir") from error
 
 
 def peak_memory() -> int:
@@ -153,7 +182,7 @@ def summarise(
 ) -> dict:
     """Returns what `summary.json` holds of a run that is finished."""
     steps = experiment.training.steps
-    return {
+    summary = {
         "status": "finished",
         "experiment": experiment.name,
         "seed": seed,
@@ -166,6 +195,7 @@ def summarise(
         **{f"validation/{name}": value for name, value in validation.items()},
         "best_checkpoint": best_checkpoint,
     }
+    return for_json(summary)
 
 
 def read_json(path: Path) -> dict | None:
@@ -181,12 +211,12 @@ def read_json(path: Path) -> dict | None:
         return value
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable ({error}); move the run folder away or restore the file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: unreadable ({error}); remove it: the same command writes it anew, and checks the checkpoints"
+        ) from error
 
 
 def write_json(path: Path, value: dict) -> None:
     """Writes a JSON file that is whole or absent."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n")
-    unfinished.rename(path)
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -43,7 +43,7 @@ def prove(state: TrainState, batch: Batch, vocabulary_size: int) -> Proof:
     """Returns what holds of a state and a batch, with the attention that the state's model computes.
 
     The ids lie in the vocabulary; the loss of every other document of a row has no gradient at all, bit by bit, in the
-    stream of any other; and before the first step the loss is near ln V, that of a uniform guess.
+    stream of those between them; and before the first step the loss is near ln V, that of a uniform guess.
 
     Raises:
         UserError: one of them does not hold.
@@ -55,7 +55,9 @@ def prove(state: TrainState, batch: Batch, vocabulary_size: int) -> Proof:
             f"proof: {name} ids of the first batch, {low} to {high}, do not lie in the vocabulary of "
             f"{vocabulary_size}; delete the token shards and run again to prepare them anew",
         )
-    most = np.argsort(-batch.segment_ids_BT.max(axis=1), kind="stable")[:_ROWS]
+    # No more rows than a step computes at once, so that memory is enough.
+    count = min(_ROWS, len(batch.tokens_BT) // state.micro_batches)
+    most = np.argsort(-batch.segment_ids_BT.max(axis=1), kind="stable")[:count]
     rows = Batch(*(x[most] for x in batch))
     loss, *gradients = jax.device_get(_gradients(state, rows))
     for parity, largest_BT in enumerate(gradients):

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: they end a run at once, or after what must not be interrupted; the second one always at once."""
+"""SIGINT, SIGTERM, SIGHUP: they end a run at once or after what must not be interrupted; a second one at once."""
 
 import contextlib
 import os
@@ -6,7 +6,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP is what a lost terminal sends.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -18,7 +19,9 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Takes both signals within its `with` block, in the main thread; elsewhere it does nothing.
+    """Takes the signals within its `with` block, in the main thread; elsewhere it does nothing.
+
+    A signal that the process ignores, as under `nohup`, stays ignored.
 
     Attributes:
         received: the number of the signal that came while signals were deferred, or None.
@@ -31,7 +34,8 @@ class StopSignals:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+            taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._take) for number in taken}
         return self
 
     def __exit__(self, kind, error, trace):
@@ -59,14 +63,15 @@ class StopSignals:
             self._is_deferred = True
 
     def _take(self, number: int, frame) -> None:
-        for each in SIGNALS:
+        for each in self._before:
             signal.signal(each, signal.SIG_DFL)
         self.received = number
         if not self._is_deferred:
             self._raise(number)
         # Not `print`, which may be what was interrupted.
         name = signal.Signals(number).name
-        os.write(2, f"\njaxformer: {name}: saving after this step; a second signal stops at once\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"\njaxformer: {name}: saving after this step; a second signal stops at once\n".encode())
 
     def _raise(self, number: int) -> None:
         raise Stopped(number, "the same command goes on from what is saved")

@@ -49,7 +49,7 @@ class TokenizerConfig:
             f"tokenizer.vocabulary_size ({self.vocabulary_size}) must be at least 300, for 256 bytes and some pieces",
         )
         require(self.training_bytes > 0, f"tokenizer.training_bytes ({self.training_bytes}) must be positive")
-        require(self.threads >= 0, f"tokenizer.threads ({self.threads}) must not be negative")
+        require(0 <= self.threads <= 1024, f"tokenizer.threads ({self.threads}) must lie in [0, 1024]")
 
 
 class Tokenizer:

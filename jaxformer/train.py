@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import json
 import logging
+import os
 import sys
 import time
 import typing
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxformer.attention import Choice, choose_implementation, implementation_from
-from jaxformer.checkpoint import open_checkpoints, restore
-from jaxformer.config import TrainingFailure, UserError, did_you_mean, require, to_dict
+from jaxformer.checkpoint import abstract, open_checkpoints, restore
+from jaxformer.checkpoint_store import hush
+from jaxformer.config import TrainingFailure, UserError, did_you_mean, is_unicode, require, to_dict
 from jaxformer.data import digests, prepare_data
-from jaxformer.device import choose_device
+from jaxformer.device import choose_device, too_little_memory_told
 from jaxformer.document_mask import limit_window
 from jaxformer.experiment import Experiment, attention_shape, list_experiments, load_experiment, make_state
 from jaxformer.flops import peak_tflops, training_flops_per_token
@@ -39,9 +42,9 @@ from jaxformer.run_folder import (
     identify,
     make_folder,
     read_json,
-    run_record,
-    write_json,
+    write_config,
 )
+from jaxformer.screen import note, say
 from jaxformer.startup_proof import prove
 from jaxformer.stop_signals import Stopped, StopSignals
 
@@ -63,7 +66,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         is_used = (workdir / LOCK).exists()
         if is_used:
             held.enter_context(hold_folder(workdir))
-        print(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
+        say(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
 
         choose_implementation(experiment.attention, attention_shape(experiment))  # Refused before hours of preparation.
         data = prepare_data(experiment, seed)
@@ -85,41 +88,44 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
         if experiment.training.startup_proof:
-            print(f"proof       {prove(state, first_batch, experiment.model.vocabulary_size)}")
+            say(f"proof       {prove(state, first_batch, experiment.model.vocabulary_size)}")
 
-        # Nothing was written so far, and nothing is refused from here on but what the checkpoints hold.
+        # Nothing was written so far, and nothing is refused from here on but what the folder has come to hold.
         make_folder(workdir)
         if not is_used:
             held.enter_context(hold_folder(workdir))
-        with open_checkpoints(workdir / "checkpoints", experiment.checkpoint) as checkpoints:
-            record = {"identity": identity, "digests": data_digests, "seconds": 0.0}
-            if checkpoints.steps():
-                restored = restore(checkpoints, state, belongs_to={key: record[key] for key in ("identity", "digests")})
-                for line in restored.damaged:
-                    print(f"jaxformer: {line}", file=sys.stderr)
-                state, record = restored.state, restored.record
-                batches.set_state(restored.data_state)
-                print(f"resumed from step {int(state.step)}")
-            if not (workdir / "config.json").exists():
-                write_json(
-                    workdir / "config.json",
-                    run_record(experiment, identity, data_digests, attention.implementation, device),
-                )
-            checkpoints.validation_losses = validation_losses(workdir)
-            writer, note = open_writer(workdir, first_step=int(state.step))
-            print(f"metrics     {workdir / 'metrics.jsonl'}; {note}")
-            progress = Progress(
-                writer,
-                steps=experiment.training.steps,
-                every_steps=experiment.training.log_every_steps,
-                schedule=make_schedule(experiment.optimizer, experiment.training.steps),
-                flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
-                peak=experiment.training.peak_tflops or peak_tflops(device.device_kind),
-            )
-            run = Run(experiment, workdir, data, checkpoints, progress, signals, record, time.perf_counter())
-            state = run_steps(run, state, batches)
-            summary = finish(run, state, seed, writer)
-    return summary
+            for key, ours in (("identity", identity), ("digests", data_digests)):
+                check_folder(workdir, ours, key)
+            if summary := finished(workdir):
+                return summary
+        checkpoints = held.enter_context(open_checkpoints(workdir / "checkpoints", experiment.checkpoint))
+        record = {"identity": identity, "digests": data_digests, "seconds": 0.0}
+        if checkpoints.steps():
+            state = abstract(state)  # Two states may be more than the device holds.
+            restored = restore(checkpoints, state, belongs_to={key: record[key] for key in ("identity", "digests")})
+            for line in restored.damaged:
+                note(line)
+            state, record = restored.state, restored.record
+            batches.set_state(restored.data_state)
+            say(f"resumed from step {int(state.step)}")
+        first_step = int(state.step)
+        checkpoints.validation_losses = validation_losses(workdir)
+        write_config(workdir, experiment, identity, data_digests, attention.implementation, device, first_step)
+        writer, tensorboard = open_writer(workdir, first_step=first_step)
+        held.enter_context(writer)
+        say(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
+        steps = experiment.training.steps
+        progress = Progress(
+            writer,
+            steps=steps,
+            every_steps=experiment.training.log_every_steps,
+            learning_rates=np.asarray(make_schedule(experiment.optimizer, steps)(np.arange(steps))),
+            flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
+            peak=experiment.training.peak_tflops or peak_tflops(device.device_kind),
+        )
+        run = Run(experiment, workdir, data, checkpoints, progress, signals, record, time.perf_counter())
+        state = run_steps(run, state, batches)
+        return finish(run, state, seed, writer)
 
 
 def finished(workdir: Path) -> dict | None:
@@ -130,7 +136,7 @@ def finished(workdir: Path) -> dict | None:
         return None
     try:
         validation = {name: float(summary[f"validation/{name}"]) for name in ("loss", "bits_per_byte")}
-        print(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
+        say(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not the summary of a run; remove it to validate the last checkpoint again") from error
     return summary
@@ -151,17 +157,21 @@ def choose_attention(experiment: Experiment, batch: Batch, workdir: Path) -> Cho
     if shape.window:
         starts_BT, ends_BT = limit_window(starts_BT, ends_BT, shape.window)
     record = read_json(workdir / "config.json")
-    was_timed = (
-        record and record["config"]["attention"]["autotune"] and record["device"] == jax.devices()[0].device_kind
-    )
-    recorded = implementation_from(record["attention"]) if was_timed else None
+    try:
+        was_timed = (
+            record and record["config"]["attention"]["autotune"] and record["device"] == jax.devices()[0].device_kind
+        )
+        recorded = implementation_from(record["attention"]) if was_timed else None
+    except (KeyError, TypeError) as error:
+        path = workdir / "config.json"
+        raise UserError(f"{path}: not the record of a run ({error!r}); move the run folder away") from error
     return choose_implementation(experiment.attention, shape, starts_BT, ends_BT, recorded=recorded)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit status: 0 done, 1 a failed training, 2 what the user can put right."""
-    # Orbax and TFDS tell at length, through absl, what they do.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax and TFDS tell at length, through absl, what they do, and the traces of what they raise as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         options, overrides = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         experiment = load_experiment(options.experiment, overrides)
@@ -169,13 +179,18 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(to_dict(experiment), indent=2))
         elif options.plan:
             choose_device(experiment.training.device)
-            print_plan(experiment)
+            with too_little_memory_told():
+                print_plan(experiment)
         else:
             workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
-            train(experiment, workdir, seed=options.seed)
+            with too_little_memory_told():
+                train(experiment, workdir, seed=options.seed)
     except (UserError, TrainingFailure, Stopped) as error:
-        print(f"jaxformer: {' '.join(str(error).split())}", file=sys.stderr)
+        note(str(error))
         return 2 if isinstance(error, UserError) else 128 + error.number if isinstance(error, Stopped) else 1
+    except KeyboardInterrupt:
+        note("interrupted")
+        return 130
     return 0
 
 
@@ -204,6 +219,8 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     parser.add_argument("--seed", type=int, default=0, help="of initialisation and data order (default: 0)")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument("--plan", action="store_true", help="print size, memory, disk and expected time, and exit")
+    for argument in arguments:
+        require(is_unicode(argument), f"argument {argument!r} is not UTF-8")
     options, rest = parser.parse_known_args(arguments)
     require(0 <= options.seed < 2**20, f"--seed ({options.seed}) must lie in [0, {2**20})")
     overrides = {}
@@ -220,4 +237,11 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    hush()
+    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again at its end, and change the exit status.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)

@@ -1,15 +1,19 @@
 """What all tests share: strict broadcasting, a cache of their own, and one small tokenizer."""
 
 import itertools
+import json
 import random
 
 import hypothesis
 import jax
 import numpy as np
 import pytest
+import tiny_run
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxformer.packing import Batch
 from jaxformer.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from jaxformer.train import main
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -83,3 +87,53 @@ def tokenizer_path(tmp_path_factory, make_texts):
 def tokenizer(tokenizer_path):
     """A tokenizer of 400 pieces."""
     return load_tokenizer(tokenizer_path, threads=1)
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(tmp_path_factory):
+    """A folder that keeps compiled programs for all tests: tiny runs compile the same few."""
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def compiled(compiled_folder):
+    """Uses that folder in the tests of a module; returns what does so in another process, as environment variables."""
+    options = {"jax_compilation_cache_dir": compiled_folder, "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield {name.upper(): str(value) for name, value in options.items()} | {"JAX_NUMPY_RANK_PROMOTION": "raise"}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def experiment_files(tmp_path_factory, make_texts):
+    """The experiment file of each variant, beside the two corpora."""
+    folder = tmp_path_factory.mktemp("experiments")
+    corpora = []
+    for seed, number in enumerate((300, 90)):
+        path = folder / f"corpus_{seed}.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in make_texts(number, seed)))
+        corpora.append(f"CorpusConfig(kind='jsonl', path={str(path)!r}, validation_share=0.1, weight={1 + 2 * seed})")
+    mixture = f"CorpusConfig(kind='mixture', parts=({corpora[0]}, {corpora[1]}))"
+    for name, fields in tiny_run.VARIANTS.items():
+        corpus = mixture if name.startswith("mixture") else corpora[0]
+        (folder / f"{name}.py").write_text(tiny_run.EXPERIMENT.format(corpus=corpus, **fields))
+    return {name: folder / f"{name}.py" for name in tiny_run.VARIANTS}
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(experiment_files, tmp_path_factory):
+    """A function from a variant to the folder of its run, which nothing stopped."""
+    folders = {}
+
+    def run(variant):
+        if variant not in folders:
+            folders[variant] = tmp_path_factory.mktemp("uninterrupted") / variant
+            assert main(tiny_run.command(experiment_files[variant], folders[variant])) == 0
+        return folders[variant]
+
+    return run

@@ -204,6 +204,21 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(field, value):
         Model(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("width", 2**63, f"({2**63}) must fit in 64 bits"),
+        ("heads", -(2**63) - 1, f"({-(2**63) - 1}) must fit in 64 bits"),
+        ("activation", "ge\0lu", r"('ge\x00lu') must be Unicode text without NUL"),
+        ("activation", "caf\udce9", r"('caf\udce9') must be Unicode text without NUL"),
+    ],
+)
+def test_a_value_that_no_system_call_or_array_takes_is_refused_by_name(field, value, rule):
+    with pytest.raises(UserError) as error:
+        Model(**{field: value})
+    assert str(error.value) == f"Model.{field} {rule}"
+
+
 def test_a_whole_number_is_accepted_where_a_float_is_declared():
     assert Model(dropout=1).dropout == 1
 

@@ -46,3 +46,12 @@ def test_lock_of_a_killed_process_is_free(elsewhere):
         assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
     with hold(path):
         pass
+
+
+def test_lock_whose_file_was_replaced_is_taken_on_the_new_one(tmp_path):
+    path = tmp_path / "lock"
+    with hold(path):
+        path.unlink()
+        # Who would have the old one would share the folder with who has the new.
+        with hold(path):
+            assert path.exists()

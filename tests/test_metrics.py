@@ -127,6 +127,10 @@ class FullDisk:
     def close(self):
         self._file.close()
 
+    @property
+    def closed(self):
+        return self._file.closed
+
 
 def test_tensorboard_writer_that_fails_is_told_once_and_left(tmp_path):
     class Failing:
@@ -146,6 +150,23 @@ def test_what_is_not_a_whole_line_is_left_out_and_the_others_stay(tmp_path):
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 3]
     Writer(tmp_path, first_step=9).close()
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 2, "train/loss": null}',
+        '{"step": 2, "train/loss": "a"}',
+        '{"step": 2, "train/loss": [1]}',
+        '{"step": 2, "train/loss": 1' + "0" * 400 + "}",
+        '{"step": 2.0, "train/loss": 1}',
+        "[" * 100_000,
+    ],
+    ids=["null", "text", "list", "beyond floats", "step no integer", "nested"],
+)
+def test_line_that_no_writer_wrote_is_left_out(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "train/loss": "inf"}}\n{line}\n')
+    assert read_metrics(tmp_path) == [{"step": 1, "train/loss": "inf"}]
 
 
 def test_validation_losses_are_read_by_step(tmp_path):

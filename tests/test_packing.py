@@ -490,8 +490,8 @@ def test_every_part_of_a_mixture_goes_through_epochs_of_its_own():
         ({"documents_per_row": -1}, r"packing\.documents_per_row \(-1\) must not be negative"),
         ({"documents_per_row": True}, r"PackingConfig\.documents_per_row must be of type int"),
         ({"minimum_fill": 1.1}, r"minimum_fill \(1\.1\) must lie in \[0, 1\]"),
-        ({"reader_threads": -1}, r"reader_threads \(-1\) must not be negative"),
-        ({"reader_buffer": 0}, r"reader_buffer \(0\) must be at least 1"),
+        ({"reader_threads": -1}, r"reader_threads \(-1\) must lie in \[0, 1024\]"),
+        ({"reader_buffer": 0}, r"reader_buffer \(0\) must lie in \[1, 2\*\*20\]"),
         ({"row_length": 8.0}, r"PackingConfig\.row_length must be of type int"),
     ],
 )

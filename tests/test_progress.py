@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from jaxformer.guard import MOST_IN_A_ROW
@@ -18,7 +19,7 @@ def test_duration_is_told_in_minutes_or_hours(seconds, text):
 
 
 def make_progress(writer, **options):
-    defaults = {"steps": 9, "every_steps": 3, "schedule": lambda step: step / 10, "flops_per_token": 1e6, "peak": None}
+    defaults = {"steps": 9, "every_steps": 3, "learning_rates": np.arange(9) / 10, "flops_per_token": 1e6, "peak": None}
     return Progress(writer, **(defaults | options))
 
 
@@ -71,14 +72,15 @@ def test_progress_goes_on_over_a_loss_that_is_not_finite_and_counts_it(tmp_path,
 
 
 def test_progress_stops_once_too_many_in_a_row_were_not_finite_and_names_the_first(tmp_path):
-    progress = make_progress(Writer(tmp_path, first_step=0), steps=99, every_steps=50)
+    progress = make_progress(Writer(tmp_path, first_step=0), steps=99, every_steps=50, learning_rates=np.zeros(99))
     for step in range(1, 4):
         progress.add(step, metrics(2.0))
     for row in range(1, MOST_IN_A_ROW + 3):
-        progress.add(3 + row, metrics(math.inf, counts=False, skipped=row, non_finite_in_a_row=row))
+        in_a_row = min(row, MOST_IN_A_ROW)
+        progress.add(3 + row, metrics(math.inf, counts=False, skipped=in_a_row, non_finite_in_a_row=in_a_row))
     with pytest.raises(NonFiniteSteps, match=r"8 steps in a row .* the first is step 4, with loss inf") as failure:
         progress.flush()
-    assert failure.value.first_step == 4
+    assert (failure.value.first_step, failure.value.last_step) == (4, 3 + MOST_IN_A_ROW)
     assert len(read_lines(tmp_path)) == 3 + MOST_IN_A_ROW + 2
 
 
@@ -92,13 +94,6 @@ def test_progress_tells_the_largest_spike_of_its_steps(tmp_path, capsys):
     assert spikes == [
         "step 3/9  spike: loss 9.000, 12.3 standard deviations above the last, skipped; 2 spikes in 3 steps"
     ]
-
-
-def test_note_is_one_line_on_standard_error(tmp_path, capsys):
-    progress = make_progress(Writer(tmp_path, first_step=0))
-    progress.note(None)
-    progress.note("a line\nand another")
-    assert capsys.readouterr().err == "jaxformer: a line and another\n"
 
 
 def test_validation_is_a_line_of_its_own(tmp_path, capsys):

@@ -379,3 +379,22 @@ def test_damage_is_a_user_error_that_names_the_folder_and_says_what_to_do(folder
     spoil(copy)
     with pytest.raises(UserError, match=rf"^token shards {copy}: .*; delete the folder and run again"):
         read_all(open_shards(copy, "train"))
+
+
+def test_damage_that_comes_after_the_shards_were_opened_is_told_where_they_are_read(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    training = open_shards(copy, "train")
+    invert(shard_files(copy)[0], 2000)
+    with pytest.raises(UserError, match=rf"^token shards {copy}: split 'train' cannot be read .*; delete the folder"):
+        read_all(training)
+
+
+def test_damage_of_either_split_is_told_before_anything_is_read(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (path,) = copy.rglob("*-validation.array_record-*")
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    open_shards(copy, "train")
+    with pytest.raises(UserError, match=f"^token shards {copy}: a file of split 'validation' is damaged"):
+        open_shards(copy, "validation")

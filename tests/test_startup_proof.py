@@ -37,6 +37,10 @@ def test_right_model_is_proved_on_the_rows_with_the_most_documents(state, batch)
     assert str(proof).startswith("no gradient flows between the 5 + 3 documents of 2 rows; all ids lie in")
 
 
+def test_no_more_rows_are_looked_at_than_a_step_computes_at_once(state, batch):
+    assert prove(state.replace(micro_batches=4), batch, V).documents == [5]
+
+
 def test_row_of_one_document_has_nothing_to_leak(state, make_batch):
     assert str(prove(state, make_batch([[9]], T, V), V)).startswith("no row of the first batch holds two documents")
 

@@ -22,7 +22,7 @@ def test_deferred_signal_is_noted_said_and_the_next_is_left_to_the_system(number
         assert signals.received is None
         os.kill(os.getpid(), number)
         assert signals.received == number
-        assert [signal.getsignal(each) for each in SIGNALS] == [signal.SIG_DFL] * 2
+        assert [signal.getsignal(each) for each in SIGNALS] == [signal.SIG_DFL] * len(SIGNALS)
     name = signal.Signals(number).name
     assert capfd.readouterr().err == f"\njaxformer: {name}: saving after this step; a second signal stops at once\n"
 
@@ -53,3 +53,13 @@ def test_handlers_are_those_of_before_once_the_block_ends():
     with pytest.raises(Stopped), StopSignals():
         os.kill(os.getpid(), signal.SIGINT)
     assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -329,7 +329,7 @@ def test_a_failed_training_leaves_no_tokenizer_in_the_cache(tmp_path):
         ({"model_type": "bpw"}, r"did you mean bpe\?"),
         ({"vocabulary_size": 299}, r"vocabulary_size \(299\) must be at least 300"),
         ({"training_bytes": 0}, r"training_bytes \(0\) must be positive"),
-        ({"threads": -1}, r"threads \(-1\) must not be negative"),
+        ({"threads": -1}, r"threads \(-1\) must lie in \[0, 1024\]"),
         ({"vocabulary_size": 400.0}, r"TokenizerConfig\.vocabulary_size must be of type int"),
     ],
 )

@@ -1,7 +1,8 @@
 """Replays a step whose loss or gradient was not finite: `python tools/replay_step.py RUN/faults/step_N.npz`.
 
 Restores the parameters that made it from the run's checkpoint, computes loss and gradient of the batch in the file
-again, and prints the norm of each parameter's gradient, layer by layer, and whether they are those that were recorded.
+again, and prints the norm of each parameter's gradient, layer by layer. Exit status 1 if they are not those that were
+recorded, bit by bit.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import numpy as np
 from jaxformer.attention import implementation_from
 from jaxformer.checkpoint import open_checkpoints, restore
 from jaxformer.config import UserError, require
+from jaxformer.device import choose_device
 from jaxformer.experiment import make_state
 from jaxformer.fault import Fault, diagnose, read_fault
 from jaxformer.run_folder import load_run
@@ -24,6 +26,7 @@ def replay(path: Path) -> tuple[Fault, Fault]:
     recorded = read_fault(path)
     workdir = path.resolve().parents[1]
     experiment, record = load_run(workdir)
+    choose_device(experiment.training.device)
     state = make_state(experiment, record["seed"], implementation_from(record["attention"]))
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
@@ -47,7 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     path = parser.parse_args().file
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         recorded, again = replay(path)
     except (UserError, FileNotFoundError) as error:
@@ -56,9 +59,10 @@ def main() -> int:
     print(f"step {again.step}: loss {again.loss}, gradient norm {again.gradient_norm}")
     for name, norms in again.gradient_norms.items():
         print(f"{name:40} {' '.join(f'{norm:10.3e}' for norm in np.atleast_1d(norms))}")
-    same = "the same, bit by bit, as" if same_bits(recorded, again) else "not the same, bit by bit, as"
+    is_same = same_bits(recorded, again)
+    same = "the same, bit by bit, as" if is_same else "not the same, bit by bit, as"
     print(f"{same} when it failed (loss {recorded.loss}, gradient norm {recorded.gradient_norm})")
-    return 0
+    return 0 if is_same else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,36 @@
+"""Lines for a person, on standard output and standard error; a terminal or log that is gone or full stops no run."""
+
+import contextlib
+import sys
+
+
+def say(text: str, *, is_error: bool = False, end: str = "\n") -> None:
+    """Prints a text at once. What cannot be written is kept by the stream, which tries again with the next."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr if is_error else sys.stdout, flush=True)
+
+
+def say_progress(text: str, *, keep: bool = False) -> None:
+    """Prints a progress line; on a terminal the next one replaces it unless it is kept."""
+    if sys.stdout.isatty():
+        say(f"\r\033[K{text}", end="\n" if keep else "")
+    else:
+        say(text)
+
+
+def end_progress() -> None:
+    """Leaves the progress line that stands on a terminal, so that what follows does not overwrite it."""
+    if sys.stdout.isatty():
+        say("")
+
+
+def note(text: str | None) -> None:
+    """Prints a line that stays on standard error, beside the progress lines; nothing for None."""
+    if text:
+        end_progress()
+        say(f"jaxformer: {printable(' '.join(text.split()))}", is_error=True)
+
+
+def printable(text: str) -> str:
+    """Returns a text with escapes in place of what a terminal would obey or cannot show."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -1,0 +1,53 @@
+"""Lines for a person: one at a time, harmless to a terminal, and no reason to stop."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxformer.screen import note, printable, say, say_progress
+
+
+def test_note_is_one_printable_line_on_standard_error(capsys):
+    note(None)
+    note("a line\nand another \x1b[31m")
+    assert capsys.readouterr() == ("", "jaxformer: a line and another \\x1b[31m\n")
+
+
+def test_escapes_are_shown_and_letters_of_any_language_stay():
+    assert printable("caf\u00e9 \u4e2d \x07\x9b") == "caf\u00e9 \u4e2d \\x07\\x9b"
+
+
+def test_progress_lines_follow_each_other_in_a_file_and_replace_each_other_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream, expected in ((io.StringIO(), "1\n2\n"), (Terminal(), "\r\x1b[K1\r\x1b[K2\n")):
+        monkeypatch.setattr(sys, "stdout", stream)
+        say_progress("1")
+        say_progress("2", keep=True)
+        assert stream.getvalue() == expected
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_stream_that_is_full_stops_nothing():
+    code = "import os; from jaxformer.screen import say, note; say('a' * 99_999); note('b'); os._exit(7)"
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full)
+    assert ended.returncode == 7
+
+
+def test_stream_that_is_closed_at_the_other_end_stops_nothing():
+    code = "import os, sys; from jaxformer.screen import say; sys.stdin.read(); say('a'); say('b'); os._exit(7)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert process.wait(60) == 7
+
+
+def test_what_is_said_is_there_at_once(capfd):
+    say("now", end="")
+    assert capfd.readouterr().out == "now"

@@ -1,0 +1,308 @@
+"""Kills runs and flips bits at random: `python tools/fault_campaign.py [--kills=40] [--flips=200] [--seed=0]`.
+
+For each of several configurations a small run is left alone, and others are killed at random moments, by SIGKILL,
+SIGTERM or SIGINT, and started again by the same command until they are finished. Each must end as the one that was left
+alone: parameters, optimizer state, guard, position in the data, every loss and validation, and the sample, bit by bit.
+Then single bits of a checkpoint are flipped: whatever changes a restored value must be noticed, and a run that is
+resumed must end the same. Exit status 1 if anything differs.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxformer.attention import implementation_from
+from jaxformer.checkpoint import open_checkpoints, restore
+from jaxformer.config import UserError
+from jaxformer.experiment import make_state
+from jaxformer.metrics import read_metrics
+from jaxformer.run_folder import load_run
+
+EXPERIMENT = """
+from jaxformer.attention import AttentionConfig
+from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.corpus import CorpusConfig
+from jaxformer.evaluate import EvaluationConfig
+from jaxformer.experiment import Experiment
+from jaxformer.model import ModelConfig
+from jaxformer.optimizer import OptimizerConfig
+from jaxformer.packing import PackingConfig
+from jaxformer.step import TrainingConfig
+from jaxformer.tokenizer import TokenizerConfig
+
+EXPERIMENT = Experiment(
+    question="Does a run that was killed end as if it had not been?",
+    model=ModelConfig(vocabulary_size=400, width=32, depth=2, heads=2),
+    corpus={corpus},
+    tokenizer=TokenizerConfig(vocabulary_size=400, threads=1),
+    packing=PackingConfig(row_length=64, method={method!r}, reader_threads={reader_threads}, minimum_fill=0.5),
+    attention=AttentionConfig(),
+    optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=5),
+    training=TrainingConfig(
+        steps=80, rows_per_step=4, micro_batches={micro_batches}, log_every_steps=5, skip_spikes_above={spikes}
+    ),
+    checkpoint=CheckpointConfig(every_steps=8, keep=2, keep_every_steps=32),
+    evaluation=EvaluationConfig(every_steps=20, validation_bytes=200, rows_per_batch=2, sample_tokens=5),
+)
+"""
+PLAIN = {"corpus": "one", "method": "best_fit", "reader_threads": 1, "micro_batches": 1, "spikes": 0.0}
+CONFIGURATIONS = {
+    "best_fit": PLAIN,
+    "concat_and_split": PLAIN | {"method": "concat_and_split"},
+    "mixture_in_micro_batches": PLAIN | {"corpus": "two", "micro_batches": 2},
+    "three_readers_skipping_spikes": PLAIN | {"reader_threads": 3, "spikes": 1.5},
+    "mixture_split_without_readers": PLAIN | {"corpus": "two", "method": "concat_and_split", "reader_threads": 0},
+}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# Share of a run's time after which its first step is done: what comes before is imports and preparation.
+TRAINS_FROM = 0.6
+# What tells how fast the machine was, and not what was computed.
+TIMES = ("train/tokens_per_second", "train/tflops")
+RESULTS = ("status", "steps", "tokens", "train/loss", "validation/loss", "validation/bits_per_byte", "best_checkpoint")
+
+
+def write_experiments(folder: Path) -> dict[str, Path]:
+    """Writes two corpora of made-up words and the experiment files; returns these by name."""
+    choices = random.Random(0)
+    lexicon = ["".join(choices.choices("bdfgklmnprstaeiou", k=choices.randint(2, 9))) for _ in range(300)]
+    corpora = []
+    for part, documents in enumerate((900, 400)):
+        path = folder / f"corpus_{part}.jsonl"
+        texts = (" ".join(choices.choices(lexicon, k=choices.randint(2, 16))) for _ in range(documents))
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        corpora.append(f"CorpusConfig(kind='jsonl', path={str(path)!r}, validation_share=0.1, weight={1 + 2 * part})")
+    texts = {"one": corpora[0], "two": f"CorpusConfig(kind='mixture', parts=({', '.join(corpora)}))"}
+    for name, fields in CONFIGURATIONS.items():
+        (folder / f"{name}.py").write_text(EXPERIMENT.format(**fields | {"corpus": texts[fields["corpus"]]}))
+    return {name: folder / f"{name}.py" for name in CONFIGURATIONS}
+
+
+class Campaign:
+    """Where the runs are, and what they share: token shards and compiled programs."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.experiments = write_experiments(folder)
+        self._environment = os.environ | {
+            "JAXFORMER_CACHE": str(folder / "cache"),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+    @contextlib.contextmanager
+    def start(self, name: str, workdir: Path):
+        """Starts the command of a configuration in a run folder; what it prints is appended to `WORKDIR.log`."""
+        command = [sys.executable, "-m", "jaxformer.train", f"--experiment={self.experiments[name]}", "--seed=3"]
+        with (
+            workdir.with_suffix(".log").open("a") as log,
+            subprocess.Popen(
+                [*command, f"--workdir={workdir}"], env=self._environment, stdout=log, stderr=log
+            ) as process,
+        ):
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def leave_alone(self, name: str) -> tuple[Path, float]:
+        """Returns the folder of a run that nothing stopped, and its seconds once everything was prepared."""
+        seconds = 0.0
+        for attempt in ("prepared", "left_alone"):
+            workdir = self.folder / name / attempt
+            workdir.parent.mkdir(exist_ok=True)
+            started = time.perf_counter()
+            with self.start(name, workdir) as process:
+                if process.wait() != 0:
+                    raise RuntimeError(f"{workdir}.log: a run that nothing stopped ended with {process.returncode}")
+            seconds = time.perf_counter() - started
+        return workdir, seconds
+
+    def kill_at_random(self, name: str, kills: int, seed: int, bar: tqdm) -> list[str]:
+        """Kills runs of a configuration so many times; returns a line on each thing that differs."""
+        expected, seconds = self.leave_alone(name)
+        choices, problems, killed, number = random.Random(f"{name} {seed}"), [], 0, 0
+        # One in four at any time, and the others while something is trained.
+        begin = seconds * TRAINS_FROM
+        while killed < kills:
+            number += 1
+            workdir = self.folder / name / f"killed_{number}"
+            while not (workdir / "summary.json").exists():
+                with self.start(name, workdir) as process:
+                    moment = choices.uniform(0 if choices.random() < 0.25 else begin, seconds)
+                    sent = choices.choice(SIGNALS)
+                    try:
+                        process.wait(moment if killed < kills else None)
+                    except subprocess.TimeoutExpired:
+                        process.send_signal(sent)
+                        killed += 1
+                        bar.update()
+                        problems += died_otherwise(process, sent, f"{workdir} after {moment:.2f} s")
+                        continue
+                    if process.returncode != 0:
+                        problems.append(f"{workdir} ended with {process.returncode}; see its log")
+                        break
+            problems += [f"{workdir}: {difference}" for difference in differences(workdir, expected)]
+        return problems
+
+
+def times_resumed(folder: Path) -> int:
+    """Returns how often the killed runs of a configuration went on from a checkpoint."""
+    logs = [path.read_text() for path in folder.glob("killed_*.log")]
+    return sum(line.startswith("resumed from step") for log in logs for line in log.splitlines())
+
+
+def died_otherwise(process: subprocess.Popen, sent: signal.Signals, what: str) -> list[str]:
+    """Returns a line unless a process dies of a signal as it should: by it, or saying so with 128 + its number."""
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        return [f"{what}: {sent.name} did not end it within 60 s"]
+    # A signal may come before the command has taken it over, or when there is nothing left to do.
+    if process.returncode in (-sent, 128 + sent, 0):
+        return []
+    return [f"{what}: {sent.name} ended it with {process.returncode}"]
+
+
+def differences(workdir: Path, expected: Path) -> list[str]:
+    """Returns in what the last state, the metrics and the results of two finished runs differ."""
+    try:
+        ours, theirs = last_state(workdir), last_state(expected)
+    except (UserError, FileNotFoundError) as error:
+        return [str(error)]
+    found = [name for name in theirs | ours if not np.array_equal(ours.get(name), theirs.get(name))]
+    lines = [
+        [{key: value for key, value in line.items() if key not in TIMES} for line in read_metrics(folder)]
+        for folder in (workdir, expected)
+    ]
+    if lines[0] != lines[1]:
+        found.append("metrics.jsonl")
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (workdir, expected)]
+    found += [f"summary's {name}" for name in RESULTS if summaries[0][name] != summaries[1][name]]
+    if (workdir / "sample.txt").read_bytes() != (expected / "sample.txt").read_bytes():
+        found.append("sample.txt")
+    return [f"{name} differs" for name in found]
+
+
+def last_state(workdir: Path) -> dict[str, np.ndarray]:
+    """Returns every array of a run's last checkpoint by name, and the position in the data."""
+    with open_checkpoints(workdir / "checkpoints") as checkpoints:
+        restored = restore(checkpoints, empty_state(workdir))
+    leaves = jax.tree_util.tree_leaves_with_path(restored.state)
+    arrays = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+    return arrays | {"data": np.array(json.dumps(restored.data_state))}
+
+
+def empty_state(workdir: Path):
+    """Returns the state of a run before its first step."""
+    experiment, record = load_run(workdir)
+    return make_state(experiment, record["seed"], implementation_from(record["attention"]))
+
+
+def flip_bits(workdir: Path, flips: int, seed: int) -> tuple[dict[str, int], list[str]]:
+    """Flips single bits of a run's last checkpoint, each alone; returns how many were what, and what went unnoticed."""
+    checkpoints_folder, choices = workdir / "checkpoints", random.Random(seed)
+    state = empty_state(workdir)
+    with open_checkpoints(checkpoints_folder) as checkpoints:
+        *_, older, newest = checkpoints.steps()
+        whole = {step: restore(checkpoints, state, step) for step in (older, newest)}
+        files = [path for path in (checkpoints_folder / str(newest)).rglob("*") if path.is_file()]
+        files = sorted(path for path in files if path.stat().st_size)
+        sizes = [path.stat().st_size for path in files]
+        counts, problems = {"noticed": 0, "without effect": 0, "unnoticed": 0}, []
+        for number in tqdm(range(flips), desc="flipping bits", disable=None):
+            # Every file once, then by size.
+            path = files[number] if number < len(files) else choices.choices(files, sizes)[0]
+            content = path.read_bytes()
+            bit = choices.randrange(8 * len(content))
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(changed)
+            restored = restore(checkpoints, state)
+            path.write_bytes(content)
+            expected = whole[int(restored.state.step)]
+            pairs = zip(jax.tree.leaves(restored[:3]), jax.tree.leaves(expected[:3]), strict=True)
+            if not all(np.array_equal(x, y) for x, y in pairs):
+                counts["unnoticed"] += 1
+                problems.append(f"bit {bit} of {path}: restored other values")
+            else:
+                counts["noticed" if restored.damaged else "without effect"] += 1
+    return counts, problems
+
+
+def resume_damaged(campaign: Campaign, name: str, expected: Path, seed: int) -> list[str]:
+    """Flips a bit in the arrays of a run's last checkpoint and runs the command; returns what differs in the end."""
+    workdir = shutil.copytree(expected, campaign.folder / name / f"damaged_{seed}")
+    (workdir / "summary.json").unlink()
+    newest = max((path for path in (workdir / "checkpoints").iterdir()), key=lambda path: int(path.name))
+    path = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[random.Random(seed).randrange(len(content))] ^= 1 << seed % 8
+    path.write_bytes(content)
+    with campaign.start(name, workdir) as process:
+        process.wait()
+    log = workdir.with_suffix(".log").read_text()
+    if f"checkpoint {newest.name} in {workdir}/checkpoints is damaged" not in log:
+        return [f"{workdir}: the damage was not told"]
+    return [f"{workdir}: {difference}" for difference in differences(workdir, expected)]
+
+
+def run_campaign(folder: Path, *, kills: int, flips: int, seed: int, names: list[str], jobs: int) -> list[str]:
+    """Runs a campaign in an empty folder, prints what it did, and returns a line on each thing that differs."""
+    campaign = Campaign(folder)
+    shares = [kills // len(names) + (number < kills % len(names)) for number in range(len(names))]
+    with tqdm(total=kills, desc="killing", unit="kill", disable=None) as bar, ThreadPoolExecutor(jobs) as executor:
+        tasks = {
+            name: executor.submit(campaign.kill_at_random, name, share, seed, bar)
+            for name, share in zip(names, shares, strict=True)
+        }
+        found = {name: task.result() for name, task in tasks.items()}
+    for name, share in zip(names, shares, strict=True):
+        runs, resumed = len(list((folder / name).glob("killed_*.log"))), times_resumed(folder / name)
+        print(f"{name:30} {share:3} kills, {runs} runs, {resumed:2} times resumed: {len(found[name])} differences")
+    problems = [line for lines in found.values() for line in lines]
+    if kills and not any(times_resumed(folder / name) for name in names):
+        problems.append("no run was resumed from a checkpoint, so that nothing was proved")
+    if flips:
+        expected = folder / names[0] / "left_alone"
+        counts, unnoticed = flip_bits(shutil.copytree(expected, folder / "flipped"), flips, seed)
+        resumed = [line for number in range(3) for line in resume_damaged(campaign, names[0], expected, seed + number)]
+        print(f"{flips} bits flipped, each alone: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        print(f"3 runs resumed from a checkpoint with a flipped bit: {len(resumed)} differences")
+        problems += unnoticed + resumed
+    print(f"{len(problems)} differences")
+    return problems
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=40, help="over all configurations")
+    parser.add_argument("--flips", type=int, default=200, help="of single bits of a checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="of moments, signals and bits")
+    parser.add_argument("--jobs", type=int, default=2, help="configurations at once")
+    options = parser.parse_args()
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="fault_campaign_") as folder:
+        fields = vars(options)
+        problems = run_campaign(Path(folder), names=list(CONFIGURATIONS), **fields)
+    for line in problems:
+        print(line, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
