@@ -13,12 +13,13 @@ import time
 import typing
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.attention import Choice, choose_implementation, implementation_from
-from jaxformer.checkpoint import abstract, open_checkpoints, restore
+from jaxformer.checkpoint import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.checkpoint_store import hush
 from jaxformer.config import TrainingFailure, UserError, did_you_mean, is_unicode, require, to_dict
 from jaxformer.data import digests, prepare_data
@@ -46,6 +47,7 @@ from jaxformer.run_folder import (
 )
 from jaxformer.screen import note, say
 from jaxformer.startup_proof import prove
+from jaxformer.step import TrainState
 from jaxformer.stop_signals import Stopped, StopSignals
 
 
@@ -102,12 +104,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         record = {"identity": identity, "digests": data_digests, "seconds": 0.0}
         if checkpoints.steps():
             state = abstract(state)  # Two states may be more than the device holds.
-            restored = restore(checkpoints, state, belongs_to={key: record[key] for key in ("identity", "digests")})
-            for line in restored.damaged:
-                note(line)
-            state, record = restored.state, restored.record
-            batches.set_state(restored.data_state)
-            say(f"resumed from step {int(state.step)}")
+            state, record = resume(checkpoints, state, batches, {"identity": identity, "digests": data_digests})
         first_step = int(state.step)
         checkpoints.validation_losses = validation_losses(workdir)
         write_config(workdir, experiment, identity, data_digests, attention.implementation, device, first_step)
@@ -126,6 +123,18 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         run = Run(experiment, workdir, data, checkpoints, progress, signals, record, time.perf_counter())
         state = run_steps(run, state, batches)
         return finish(run, state, seed, writer)
+
+
+def resume(
+    checkpoints: Checkpoints, state: TrainState, batches: grain.DatasetIterator, belongs_to: dict[str, dict]
+) -> tuple[TrainState, dict]:
+    """Returns the newest state that is not damaged and its record; the batches go on behind it."""
+    restored = restore(checkpoints, state, belongs_to=belongs_to)
+    for line in restored.damaged:
+        note(line)
+    batches.set_state(restored.data_state)
+    say(f"resumed from step {int(restored.state.step)}")
+    return restored.state, restored.record
 
 
 def finished(workdir: Path) -> dict | None:

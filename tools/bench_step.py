@@ -8,6 +8,7 @@ PyTorch runs in a process of its own, so that neither's threads are in the other
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
@@ -111,9 +112,10 @@ def jax_step(experiment, rows: int, T: int):
 def serve_torch_steps(connection, model: ModelConfig, rows: int, T: int) -> None:
     """Makes a step for every message and answers when it is done."""
     step = torch_step(model, rows, T)
-    while True:
-        connection.recv()
-        connection.send(step())
+    with contextlib.suppress(EOFError):  # The end of who asks.
+        while True:
+            connection.recv()
+            connection.send(step())
 
 
 def torch_step(config: ModelConfig, rows: int, T: int):
