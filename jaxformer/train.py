@@ -1,5 +1,11 @@
 """The run of an experiment, and the command `python -m jaxformer.train --experiment=NAME`."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # Until `StopSignals` takes it, Ctrl-C ends the process as the system does: imports would be left with a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import contextlib
 import dataclasses
