@@ -1,6 +1,8 @@
-"""Proof, before the first step and on the first batch, of what would otherwise go wrong in silence."""
+"""Proof, before the first step and on a batch of the run, of what would otherwise go wrong in silence."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -21,6 +23,10 @@ _FROM_UNIFORM = 0.1
 _ADVICE = "report it; --attention.implementation=xla may avoid it, --training.startup_proof=false looks away"
 
 
+# Batches among which one is looked for in which a row holds two documents.
+_BATCHES = 64
+
+
 class Proof(NamedTuple):
     """What was found.
 
@@ -33,10 +39,18 @@ class Proof(NamedTuple):
 
     def __str__(self) -> str:
         together = [count for count in self.documents if count > 1]
-        text = f"no gradient flows between the {' + '.join(map(str, together))} documents of {len(together)} rows"
+        rows = f"{len(together)} row{'s' * (len(together) > 1)}"
+        text = f"no gradient flows between the {' + '.join(map(str, together))} documents of {rows}"
         if not together:
-            text = "no row of the first batch holds two documents"
+            text = "no row that was looked at holds two documents"
         return f"{text}; all ids lie in the vocabulary; the loss is {self.loss:.3f}"
+
+
+def batch_to_prove(batches: Iterator[Batch]) -> Batch:
+    """Returns the first of the next batches in which a row holds two documents, or the first of all if none does."""
+    first = next(batches)
+    others = (next(batches) for _ in range(_BATCHES - 1))
+    return next((batch for batch in itertools.chain([first], others) if batch.segment_ids_BT.max() > 1), first)
 
 
 def prove(state: TrainState, batch: Batch, vocabulary_size: int) -> Proof:
@@ -52,7 +66,7 @@ def prove(state: TrainState, batch: Batch, vocabulary_size: int) -> Proof:
         low, high = int(ids_BT.min()), int(ids_BT.max())
         require(
             low >= 0 and high < vocabulary_size,
-            f"proof: {name} ids of the first batch, {low} to {high}, do not lie in the vocabulary of "
+            f"proof: {name} ids of a batch, {low} to {high}, do not lie in the vocabulary of "
             f"{vocabulary_size}; delete the token shards and run again to prepare them anew",
         )
     # No more rows than a step computes at once, so that memory is enough.
@@ -65,17 +79,17 @@ def prove(state: TrainState, batch: Batch, vocabulary_size: int) -> Proof:
         leak = largest_BT[~is_ours].max(initial=0.0)
         require(
             bool(leak == 0),  # NaN is none.
-            f"proof: a gradient of {leak:.2g} flows between documents of the first batch; {_ADVICE}",
+            f"proof: a gradient of {leak:.2g} flows between documents of a row; {_ADVICE}",
         )
         require(
             not is_ours.any() or bool(largest_BT[is_ours].max() > 0),
-            f"proof: no gradient flows within the documents of the first batch; {_ADVICE}",
+            f"proof: no gradient flows within the documents of a row; {_ADVICE}",
         )
     uniform = math.log(vocabulary_size)
     is_near = abs(loss - uniform) <= _FROM_UNIFORM * uniform
     require(
         bool(is_near) if int(state.step) == 0 else math.isfinite(loss),
-        f"proof: the loss of the first batch is {loss:.4g}, and a uniform guess has ln {vocabulary_size} = "
+        f"proof: the loss of a batch is {loss:.4g}, and a uniform guess has ln {vocabulary_size} = "
         f"{uniform:.4g}; {_ADVICE}",
     )
     return Proof(rows.segment_ids_BT.max(axis=1).tolist(), float(loss))

@@ -52,7 +52,7 @@ from jaxformer.run_folder import (
     write_config,
 )
 from jaxformer.screen import note, say
-from jaxformer.startup_proof import prove
+from jaxformer.startup_proof import batch_to_prove, prove
 from jaxformer.step import TrainState
 from jaxformer.stop_signals import Stopped, StopSignals
 
@@ -88,15 +88,15 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
             rows_per_step=experiment.training.rows_per_step,
             seed=seed,
         )
-        first_batch = next(batches)
+        batch = batch_to_prove(batches)
         seek(batches, 0)
-        attention = choose_attention(experiment, first_batch, workdir)
+        attention = choose_attention(experiment, batch, workdir)
         state = make_state(experiment, seed, attention.implementation)
         describe(experiment, state, data, attention)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
         if experiment.training.startup_proof:
-            say(f"proof       {prove(state, first_batch, experiment.model.vocabulary_size)}")
+            say(f"proof       {prove(state, batch, experiment.model.vocabulary_size)}")
 
         # Nothing was written so far, and nothing is refused from here on but what the folder has come to hold.
         make_folder(workdir)

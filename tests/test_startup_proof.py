@@ -9,7 +9,7 @@ from jaxformer import attention, model
 from jaxformer.config import UserError
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
-from jaxformer.startup_proof import prove
+from jaxformer.startup_proof import batch_to_prove, prove
 from jaxformer.step import init_state
 
 V, T = 37, 12
@@ -37,12 +37,18 @@ def test_right_model_is_proved_on_the_rows_with_the_most_documents(state, batch)
     assert str(proof).startswith("no gradient flows between the 5 + 3 documents of 2 rows; all ids lie in")
 
 
+def test_batch_to_prove_is_the_first_with_two_documents_in_a_row(make_batch):
+    one, two = make_batch([[9], [5]], T, V), make_batch([[9], [5, 2]], T, V)
+    assert batch_to_prove(iter([one, two, one])) is two
+    assert batch_to_prove(iter([one] + [make_batch([[3]], T, V)] * 99)) is one
+
+
 def test_no_more_rows_are_looked_at_than_a_step_computes_at_once(state, batch):
     assert prove(state.replace(micro_batches=4), batch, V).documents == [5]
 
 
 def test_row_of_one_document_has_nothing_to_leak(state, make_batch):
-    assert str(prove(state, make_batch([[9]], T, V), V)).startswith("no row of the first batch holds two documents")
+    assert str(prove(state, make_batch([[9]], T, V), V)).startswith("no row that was looked at holds two documents")
 
 
 # The mask that one sees instead of the right one: too early a start, or too late an end.
@@ -60,7 +66,7 @@ def test_attention_that_sees_a_neighbour_is_found(wrong, state, batch, monkeypat
 
     monkeypatch.setattr(model, "attend", leaking)
     jax.clear_caches()
-    with pytest.raises(UserError, match=r"a gradient of .* flows between documents of the first batch; report it"):
+    with pytest.raises(UserError, match=r"a gradient of .* flows between documents of a row; report it"):
         prove(state, batch, V)
     jax.clear_caches()
 
@@ -75,7 +81,7 @@ def test_no_gradient_at_all_is_not_taken_for_one_that_does_not_leak(state, batch
 def test_id_outside_of_the_vocabulary_is_found(field, value, state, batch):
     ids = getattr(batch, field).copy()
     ids[0, 3] = value
-    with pytest.raises(UserError, match=f"ids of the first batch, .* do not lie in the vocabulary of {V}"):
+    with pytest.raises(UserError, match=f"ids of a batch, .* do not lie in the vocabulary of {V}"):
         prove(state, batch._replace(**{field: ids}), V)
 
 
