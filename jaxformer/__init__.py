@@ -4,6 +4,7 @@ The modules in the order in which data flows; each imports only from those above
 
     config             how a configuration is declared, checked, overridden and compared
     screen             lines for a person, which stop no run
+    closing            what is closed at the end of a `with` block
     files              files that are whole or absent
     lock               locks that name who holds them
     cache              where what is made once is kept: complete or absent

@@ -19,15 +19,15 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jaxformer.closing import Closing
 from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.retention import CheckpointConfig, steps_to_keep
-from jaxformer.screen import note
 
 # Failed saves in a row that end a run.
 _MOST_FAILURES = 2
 
 
-class Checkpoints:
+class Checkpoints(Closing):
     """The saved steps of a run, opened by `open_checkpoints`; close it to wait for the last save.
 
     Attributes:
@@ -107,18 +107,6 @@ class Checkpoints:
             self._remove_leftovers()
         if failure:
             raise TrainingFailure(failure)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if error is None:
-            self.close()
-        else:  # What ended the run goes on, and this is told beside it.
-            try:
-                self.close()
-            except Exception as second:
-                note(str(second))
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Answers Orbax, which asks when it saves, and deletes the others once that is done."""

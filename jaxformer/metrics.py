@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxformer.closing import Closing
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.files import write_whole
-from jaxformer.screen import note
 
 
-class Writer:
+class Writer(Closing):
     """Writes scalars by step to `metrics.jsonl` and, if there is one, to a TensorBoard writer.
 
     What a full disk does not take is kept, and written before what comes next.
@@ -63,18 +63,6 @@ class Writer:
         if failure:
             lines = self._waiting.count(b"\n")
             raise TrainingFailure(f"{self._path}: {failure.strerror}; its last {lines} lines are not written")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if error is None:
-            self.close()
-        else:  # What ended the run goes on, and this is told beside it.
-            try:
-                self.close()
-            except Exception as second:
-                note(str(second))
 
     def _write_waiting(self) -> OSError | None:
         try:
