@@ -8,6 +8,7 @@ The modules in the order in which data flows; each imports only from those above
     files              files that are whole or absent
     lock               locks that name who holds them
     cache              where what is made once is kept: complete or absent
+    records            records of JSON lines, Parquet and TFDS, with their places
     corpus             documents in, in a fixed order, with origin, licence and digest
     tokenizer          text to ids and back with SentencePiece, lossless
     shards             documents to token ids on disk, once, verified

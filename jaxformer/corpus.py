@@ -1,14 +1,11 @@
 """Documents in: in a fixed order, each with a stable key, from a corpus with a digest, an origin and a licence."""
 
 import glob
-import gzip
 import hashlib
-import io
 import json
 import os
 import sys
 import sysconfig
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +13,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxformer.config import UserError, check_types, execution, require, require_one_of
+from jaxformer.records import (
+    SUFFIXES,
+    Record,
+    decode,
+    expanded,
+    file_digest,
+    find_files,
+    open_tfds,
+    read_jsonl,
+    read_parquet,
+    read_tfds,
+    require_fields,
+)
 
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
 
@@ -106,12 +116,15 @@ class Documents:
             case "text":
                 return _read_text(self.files, _root(self.config.path))
             case "jsonl":
-                return _read_jsonl(self.files, self.config)
+                records = read_jsonl(self.files, "corpus file")
             case "parquet":
-                return _read_parquet(self.files, self.config)
+                records = read_parquet(self.files, "corpus file", _columns(self.config))
             case "tfds":
-                return _read_tfds(self.config)
-        raise AssertionError(self.config.kind)
+                builder = open_tfds(self.config.path, self.config.split, "corpus.path")
+                records = read_tfds(builder, self.config.split, "corpus file", _columns(self.config))
+            case _:
+                raise AssertionError(self.config.kind)
+        return (_to_document(record, self.config) for record in records)
 
 
 def load_documents(config: CorpusConfig) -> Documents:
@@ -128,15 +141,14 @@ def load_documents(config: CorpusConfig) -> Documents:
         names = [path.relative_to(_pystdlib_root()).as_posix() for path in files]
         extra = json.dumps(_help_topics(), sort_keys=True)
     elif config.kind == "tfds":
-        builder = _tfds_builder(config)
+        builder = open_tfds(config.path, config.split, "corpus.path")
         files = tuple(sorted(Path(builder.data_dir).iterdir()))
         origin = origin or f"TFDS {builder.info.full_name}"
         licence = licence or str(builder.info.redistribution_info.license or "")
         names = [path.name for path in files]
         extra = ""
     else:
-        suffixes = {"text": (".txt",), "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"), "parquet": (".parquet",)}
-        files = _find_files(config.path, suffixes[config.kind])
+        files = find_files(config.path, SUFFIXES[config.kind], "corpus.path")
         origin = origin or config.path
         root = _root(config.path)
         names = [path.relative_to(root).as_posix() for path in files]
@@ -144,7 +156,7 @@ def load_documents(config: CorpusConfig) -> Documents:
     reading = [READER_VERSION, config.kind, config.split, config.text_field, config.key_field]
     digest = hashlib.sha256(json.dumps([reading, extra]).encode())
     for name, path in zip(names, files, strict=True):
-        digest.update(json.dumps([name, _file_digest(path)]).encode())
+        digest.update(json.dumps([name, file_digest(path, "corpus file")]).encode())
     source_bytes = sum(path.stat().st_size for path in files)
     return Documents(config, digest.hexdigest(), origin, licence or "not stated", files, source_bytes)
 
@@ -182,30 +194,9 @@ def is_validation(key: str, threshold: float) -> bool:
     return key_fraction(key) < threshold
 
 
-def _find_files(path: str, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
-    """Returns the files at a path in sorted order: the file itself, the matches of a glob, or a folder's by suffix."""
-    try:
-        target = _expanded(path)
-        if target.is_file():
-            return (target,)
-        if target.is_dir():
-            files = sorted(p for p in target.rglob("*") if p.is_file() and p.name.endswith(suffixes))
-            require(bool(files), f"corpus.path {path}: the folder holds no {' or '.join(suffixes)} file")
-        else:
-            files = sorted(Path(p) for p in glob.glob(str(target), recursive=True) if Path(p).is_file())
-            require(bool(files), f"corpus.path {path}: no such file or folder, and as a glob it matches none")
-    except OSError as error:
-        raise UserError(f"corpus.path {path}: {error.strerror}") from error
-    return tuple(files)
-
-
-def _expanded(path: str) -> Path:
-    return Path(os.path.expanduser(path))  # Unlike pathlib's, it takes the name of a user who is not there.
-
-
 def _root(path: str) -> Path:
     """Returns the folder to which keys and recorded names are relative."""
-    target = _expanded(path)
+    target = expanded(path)
     if target.is_dir():
         return target
     fixed = []
@@ -216,28 +207,11 @@ def _root(path: str) -> Path:
     return Path(*fixed)
 
 
-def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"corpus file {path}: {error.strerror}") from error
-
-
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"corpus file {path}: {error.strerror}") from error
-
-
-def _decode(data: bytes, path: Path | str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"corpus file {path}: not UTF-8 at byte {error.start} (0x{data[error.start]:02x}); convert or remove it"
-        ) from error
 
 
 def _pystdlib_root() -> Path:
@@ -272,7 +246,7 @@ def _help_topics() -> dict[str, str]:
 def _read_pystdlib(files: tuple[Path, ...]) -> Iterator[Document]:
     root = _pystdlib_root()
     for path in files:
-        yield Document(path.relative_to(root).as_posix(), _decode(_read_bytes(path), path))
+        yield Document(path.relative_to(root).as_posix(), decode(_read_bytes(path), f"corpus file {path}"))
     for name, text in sorted(_help_topics().items()):
         yield Document(f"topic/{name}", text)
 
@@ -281,7 +255,7 @@ def _read_text(files: tuple[Path, ...], root: Path) -> Iterator[Document]:
     for path in files:
         # A file's name may be no Unicode text; what it cannot say is written as escapes.
         key = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
-        for number, text in enumerate(_cut(_decode(_read_bytes(path), path))):
+        for number, text in enumerate(_cut(decode(_read_bytes(path), f"corpus file {path}"))):
             yield Document(f"{key}#{number}" if number else key, text)
 
 
@@ -297,106 +271,22 @@ def _cut(text: str) -> Iterator[str]:
     yield text[first:]
 
 
-def _read_jsonl(files: tuple[Path, ...], config: CorpusConfig) -> Iterator[Document]:
-    for path in files:
-        offset = 0
-        with _open_compressed(path) as file:
-            for number, line in enumerate(_lines(file, path), start=1):
-                where = f"{path}, line {number}"
-                try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"corpus file {where}: not UTF-8 at byte {offset + error.start} "
-                        f"(0x{line[error.start]:02x}); convert or remove it"
-                    ) from error
-                offset += len(line)
-                if text.strip():
-                    try:
-                        record = json.loads(text)
-                    except (ValueError, RecursionError) as error:
-                        is_syntax = isinstance(error, json.JSONDecodeError)
-                        reason = f"{error.msg} at column {error.colno}" if is_syntax else str(error)
-                        raise UserError(f"corpus file {where}: not JSON: {reason}") from error
-                    yield _to_document(record, config, where)
-
-
-def _lines(file: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
-    try:
-        yield from file
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"corpus file {path}: damaged or not {path.suffix} data: {error}") from error
-
-
-def _open_compressed(path: Path) -> io.BufferedIOBase:
-    try:
-        if path.suffix == ".gz":
-            return gzip.open(path, "rb")
-        if path.suffix == ".zst":
-            import pyarrow
-
-            return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"), 1 << 20)
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"corpus file {path}: {error.strerror or error}") from error
-
-
-def _read_parquet(files: tuple[Path, ...], config: CorpusConfig) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = [config.text_field, *([config.key_field] if config.key_field else [])]
-    for path in files:
-        try:
-            table = pyarrow.parquet.ParquetFile(path)
-            _require_fields(columns, table.schema_arrow.names, str(path))
-            row = 0
-            for records in table.iter_batches(batch_size=1024, columns=columns):
-                for record in records.to_pylist():
-                    row += 1
-                    yield _to_document(record, config, f"{path}, row {row}")
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"corpus file {path}: damaged or not Parquet: {error}") from error
-
-
-def _read_tfds(config: CorpusConfig) -> Iterator[Document]:
-    builder = _tfds_builder(config)
-    for row, record in enumerate(builder.as_data_source(split=config.split)):
-        where = f"{builder.info.full_name}, {config.split}, record {row}"
-        for name in {config.text_field, config.key_field}:
-            if isinstance(record.get(name), bytes):
-                record[name] = _decode(record[name], where)
-        yield _to_document(record, config, where)
-
-
-def _tfds_builder(config: CorpusConfig):
-    import tensorflow_datasets as tfds
-
-    try:
-        is_prepared = Path(config.path).is_dir()
-        builder = tfds.builder_from_directory(config.path) if is_prepared else tfds.builder(config.path)
-    except Exception as error:  # TFDS raises many kinds; each means that nothing readable is at this path.
-        raise UserError(f"corpus.path {config.path}: no TFDS dataset: {str(error).splitlines()[0]}") from error
-    require(
-        builder.info.splits and config.split.partition("[")[0] in builder.info.splits,
-        f"corpus.path {config.path}: split {config.split!r} is not prepared here; prepared: "
-        f"{', '.join(builder.info.splits or {}) or 'none (prepare it with file_format=array_record)'}",
-    )
-    return builder
-
-
-def _to_document(record: dict, config: CorpusConfig, where: str) -> Document:
-    require(isinstance(record, dict), f"corpus file {where}: a record must be an object, not {type(record).__name__}")
-    _require_fields([config.text_field, *([config.key_field] if config.key_field else [])], record, where)
-    text = record[config.text_field]
-    require(isinstance(text, str), f"corpus file {where}: field {config.text_field!r} must be text, not {text!r:.40}")
+def _to_document(record: Record, config: CorpusConfig) -> Document:
+    where, fields = record
+    require_fields(_columns(config), fields, where)
+    text = fields[config.text_field]
+    require(isinstance(text, str), f"{where}: field {config.text_field!r} must be text, not {text!r:.40}")
     encoded = _encode(text, config.text_field, where)
     if not config.key_field:
         return Document(hashlib.blake2b(encoded, digest_size=16).hexdigest(), text)
-    key = record[config.key_field]
-    require(key is not None, f"corpus file {where}: field {config.key_field!r} must identify the record; it is null")
+    key = fields[config.key_field]
+    require(key is not None, f"{where}: field {config.key_field!r} must identify the record; it is null")
     _encode(str(key), config.key_field, where)
     return Document(str(key), text)
+
+
+def _columns(config: CorpusConfig) -> list[str]:
+    return [config.text_field, *([config.key_field] if config.key_field else [])]
 
 
 def _encode(text: str, field: str, where: str) -> bytes:
@@ -404,10 +294,5 @@ def _encode(text: str, field: str, where: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"corpus file {where}: a lone surrogate at character {error.start} of field {field!r} is no Unicode text"
+            f"{where}: a lone surrogate at character {error.start} of field {field!r} is no Unicode text"
         ) from error
-
-
-def _require_fields(wanted: list[str], present, where: str) -> None:
-    for name in wanted:
-        require(name in present, f"corpus file {where}: no field {name!r}; it has {', '.join(map(str, present))}")

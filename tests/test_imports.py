@@ -13,7 +13,19 @@ import jaxformer
 PACKAGE = Path(jaxformer.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 LISTED = re.findall(r"^    (\w+)  +\S", jaxformer.__doc__, re.MULTILINE)
-HOST_SIDE = ("config", "screen", "files", "lock", "cache", "corpus", "tokenizer", "shards", "row_fitting", "packing")
+HOST_SIDE = (
+    "config",
+    "screen",
+    "files",
+    "lock",
+    "cache",
+    "records",
+    "corpus",
+    "tokenizer",
+    "shards",
+    "row_fitting",
+    "packing",
+)
 
 
 def imports_of(module: str) -> set[str]:
