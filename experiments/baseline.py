@@ -94,6 +94,9 @@ EXPERIMENT = Experiment(
         every_steps=400,  # steps
         validation_bytes=150_000,  # bytes of text; 0: all
         rows_per_batch=8,  # rows
+        task_data="",  # a folder, or tfds; '': no tasks
+        tasks="hellaswag,arc_easy,winogrande",
+        task_items=500,  # items of each task before the last step; 0: none
         sample_tokens=200,  # tokens
     ),
 )

@@ -11,6 +11,8 @@ The modules in the order in which data flows; each imports only from those above
     records            records of JSON lines, Parquet and TFDS, with their places
     corpus             documents in, in a fixed order, with origin, licence and digest
     tokenizer          text to ids and back with SentencePiece, lossless
+    items              rows of tasks to questions in cloze form
+    tasks              tasks by a versioned specification, and their data
     shards             documents to token ids on disk, once, verified
     row_fitting        lengths to pieces, and pieces to rows
     packing            token documents to packed rows and batches, resumable
@@ -35,7 +37,10 @@ The modules in the order in which data flows; each imports only from those above
     flops              operations of a step, and the peaks of devices
     metrics            scalars to JSON lines and TensorBoard
     progress           what a person sees of a run
-    evaluate           validation in nats and bits per byte
+    cloze              the log-likelihood of continuations
+    scores             log-likelihoods to accuracies and smooth measures, with standard errors
+    evaluate           validation by document, and tasks by item
+    results            what evaluations leave: tables and files
     generate           sampling with a key/value cache
     experiment         the record of one question
     data               the data of a run, prepared and planned
@@ -44,6 +49,8 @@ The modules in the order in which data flows; each imports only from those above
     run_folder         what identifies a run, and its files
     fault              a failed step as a file, to be replayed
     device             the device that was asked for
+    trained            a trained model, from its run folder alone
+    harness            a run as a model of lm-evaluation-harness
     stop_signals       SIGINT and SIGTERM, at once or after saving
     loop               the steps of a run, one after another
     train              the run and the command

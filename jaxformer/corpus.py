@@ -4,6 +4,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import sys
 import sysconfig
 from collections import Counter
@@ -164,6 +165,16 @@ def load_documents(config: CorpusConfig) -> Documents:
 def parts_of(config: CorpusConfig) -> tuple[CorpusConfig, ...]:
     """Returns the corpora that a configuration names: the parts of a mixture, or itself."""
     return config.parts if config.kind == "mixture" else (config,)
+
+
+def part_names(config: CorpusConfig) -> list[str]:
+    """Returns a short name for each of the corpora of `parts_of`, from its path: all of them different."""
+    names = []
+    for part in parts_of(config):
+        name = re.sub(r"[^\w-]+", "_", Path(part.path).name.partition(".")[0]).strip("_") or part.kind
+        taken = sum(re.fullmatch(rf"{name}(_\d+)?", other) is not None for other in names)
+        names.append(f"{name}_{taken + 1}" if taken else name)
+    return names
 
 
 def unique_documents(documents: Documents, counts: Counter) -> Iterator[Document]:

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from jaxformer.cache import cache_folder
 from jaxformer.config import require
-from jaxformer.corpus import load_documents, parts_of
-from jaxformer.evaluate import ValidationSet, select_validation
+from jaxformer.corpus import load_documents, part_names, parts_of
+from jaxformer.evaluate import EncodedTask, ValidationSet, load_tasks, select_validation
 from jaxformer.experiment import Experiment
 from jaxformer.packing import PackingConfig, Plan, packing_report, plan_rows
 from jaxformer.shards import Shards, open_shards, prepare
@@ -13,13 +13,14 @@ from jaxformer.tokenizer import Tokenizer, prepare_tokenizer
 
 
 class Data(NamedTuple):
-    """All that a run reads: for each corpus its training shards, their plan and weight, and its validation set."""
+    """All that a run reads: of each corpus training shards, their plan and weight, and a validation set; and tasks."""
 
     tokenizer: Tokenizer
     shards: list[Shards]
     plans: list[Plan]
     weights: list[float]
     validation: list[ValidationSet]
+    tasks: list[EncodedTask]
 
 
 def digests(data: Data) -> dict[str, str]:
@@ -42,12 +43,13 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
         f"the tokenizer's vocabulary ({tokenizer.vocabulary_size}) must not exceed "
         f"model.vocabulary_size ({experiment.model.vocabulary_size})",
     )
+    tasks = load_tasks(experiment.evaluation, tokenizer, packing.row_length)
     shards, plans, validation = [], [], []
-    for documents in corpora:
+    for name, documents in zip(part_names(experiment.corpus), corpora, strict=True):
         folder = prepare(documents, tokenizer, cache_folder())
         training = open_shards(folder, "train")
         manifest = training.manifest
-        for name, ours, theirs in (
+        for what, ours, theirs in (
             ("tokenizer", tokenizer.digest, manifest.tokenizer_digest),
             ("corpus", documents.digest, manifest.corpus_digest),
             ("vocabulary_size", tokenizer.vocabulary_size, manifest.vocabulary_size),
@@ -56,7 +58,7 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
         ):
             require(
                 ours == theirs,
-                f"token shards {folder}: made with another {name} ({theirs!s:.12}, not {ours!s:.12}); delete the "
+                f"token shards {folder}: made with another {what} ({theirs!s:.12}, not {ours!s:.12}); delete the "
                 "folder and run again to prepare it anew",
             )
         plan = plan_rows(training.tokens, packing, seed=seed)
@@ -68,14 +70,14 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
         )
         shards.append(training)
         plans.append(plan)
-        validation.append(select_validation(open_shards(folder, "validation"), experiment.evaluation, packing))
+        validation.append(select_validation(open_shards(folder, "validation"), experiment.evaluation, packing, name))
     rows = sum(map(len, plans))
     require(
         rows >= experiment.training.rows_per_step,
         f"corpus {experiment.corpus.path or experiment.corpus.kind}: {rows} rows of {packing.row_length} tokens "
         f"are fewer than training.rows_per_step ({experiment.training.rows_per_step})",
     )
-    return Data(tokenizer, shards, plans, [config.weight for config in configs], validation)
+    return Data(tokenizer, shards, plans, [config.weight for config in configs], validation, tasks)
 
 
 def _fuller(packing: PackingConfig) -> str:

@@ -1,34 +1,48 @@
-"""Validation loss in nats per target and in bits per byte of text."""
+"""Validation in nats per token and bits per byte, document by document, and the scores of tasks, item by item."""
 
 import dataclasses
 import functools
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from jaxformer.config import check_types, execution, require
+from jaxformer.cloze import Encoded, encode, score
+from jaxformer.config import UserError, check_types, execution, require, require_one_of
 from jaxformer.packing import PackingConfig, Plan, pad_rows, plan_rows, read_rows
+from jaxformer.scores import Estimate, ItemScores, chance, estimate, ratio, score_items
 from jaxformer.shards import Shards
 from jaxformer.step import TrainState, eval_step
+from jaxformer.tasks import TASKS, TaskData, fixed_choice, load_task
+from jaxformer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """When and on how much a run is validated.
+    """When and on how much a run is validated and its tasks are scored.
 
-    every_steps: steps between validations; the last step is always validated.
+    every_steps: steps between evaluations; the last step is always evaluated.
     validation_bytes: UTF-8 bytes of validation text for each corpus, taken as whole documents, so that models with
         different tokenizers read the same text; 0 for all.
     rows_per_batch: rows that are evaluated at once.
+    task_data: a folder that holds a file named after each task, in its official format: `hellaswag.jsonl`,
+        `arc_easy.parquet`, ...; or 'tfds' for what is prepared there; '' scores no tasks.
+    tasks: names of the tasks, separated by commas.
+    task_items: items of each task that are scored at every evaluation, a fixed choice; 0 for none before the last
+        step, which scores all.
     sample_tokens: tokens of the text that is generated at the end; 0 for none.
     """
 
     every_steps: int = execution(500)
     validation_bytes: int = 0
     rows_per_batch: int = execution(8)
+    task_data: str = execution("")
+    tasks: str = execution("hellaswag,arc_easy,winogrande")
+    task_items: int = execution(500)
     sample_tokens: int = execution(200)
 
     def __post_init__(self):
@@ -36,21 +50,47 @@ class EvaluationConfig:
         for name in ("every_steps", "rows_per_batch"):
             value = getattr(self, name)
             require(1 <= value < 1 << 31, f"evaluation.{name} ({value}) must be at least 1 and less than 2**31")
-        for name in ("validation_bytes", "sample_tokens"):
+        for name in ("validation_bytes", "task_items", "sample_tokens"):
             require(getattr(self, name) >= 0, f"evaluation.{name} ({getattr(self, name)}) must not be negative")
         require(self.sample_tokens < 1 << 31, f"evaluation.sample_tokens ({self.sample_tokens}) must be below 2**31")
+        for name in task_names(self.tasks):
+            require_one_of("evaluation.tasks", name, TASKS)
+
+
+def task_names(text: str) -> list[str]:
+    """Returns the names in a text that separates them by commas, each once."""
+    return list(dict.fromkeys(name for name in re.split(r"[,\s]+", text) if name))
 
 
 class ValidationSet(NamedTuple):
-    """Validation documents of one corpus, planned into rows."""
+    """Validation documents of one corpus, planned into rows.
 
+    documents: int64, their indices in the shards.
+    """
+
+    name: str
     shards: Shards
+    documents: np.ndarray
     plan: Plan
-    text_bytes: int
-    """UTF-8 bytes of the documents' text."""
 
 
-def select_validation(shards: Shards, config: EvaluationConfig, packing: PackingConfig) -> ValidationSet:
+class DocumentLosses(NamedTuple):
+    """The loss of each validation document of one corpus.
+
+    documents: int64, indices in the corpus's validation shards.
+    nats: float64, cross-entropy of the document's text and its EOS.
+    targets: int64, tokens in it, EOS among them.
+    text_bytes: int64, UTF-8 bytes of its text.
+    """
+
+    name: str
+    documents: np.ndarray
+    nats: np.ndarray
+    targets: np.ndarray
+    text_bytes: np.ndarray
+
+
+def select_validation(shards: Shards, config: EvaluationConfig, packing: PackingConfig, name: str) -> ValidationSet:
     """Returns a fixed choice of whole documents with at least the wanted bytes, or all.
 
     It is the same for every seed, tokenizer and packing of the training rows: validation rows are always best-fit. A
@@ -61,29 +101,158 @@ def select_validation(shards: Shards, config: EvaluationConfig, packing: Packing
         enough = np.searchsorted(np.cumsum(shards.text_bytes[order]), config.validation_bytes) + 1
         order = order[:enough]
     plan = plan_rows(shards.tokens[order], dataclasses.replace(packing, method="best_fit"), seed=0)
-    return ValidationSet(
-        shards, dataclasses.replace(plan, documents=order[plan.documents]), int(shards.text_bytes[order].sum())
-    )
+    return ValidationSet(name, shards, order, dataclasses.replace(plan, documents=order[plan.documents]))
 
 
-def validate(state: TrainState, sets: list[ValidationSet], config: EvaluationConfig) -> dict[str, float]:
-    """Returns `loss`, nats per target, and `bits_per_byte`, over all documents of the sets.
+def validate(state: TrainState, sets: Sequence[ValidationSet], config: EvaluationConfig) -> list[DocumentLosses]:
+    """Returns the loss of every document of each set."""
+    return [_document_losses(state, chosen, config.rows_per_batch) for chosen in sets]
 
-    Bits per byte are the bits that the model needs for the documents' text and the EOS that ends each, divided by the
-    text's UTF-8 bytes; unlike nats per token they compare models with different tokenizers.
+
+def validation_scalars(losses: Sequence[DocumentLosses]) -> dict[str, float]:
+    """Returns `loss`, nats per target, and `bits_per_byte` over all documents, each with its `_standard_error`.
+
+    Of several corpora it gives those of each too, behind its name: `wiki/loss`. Bits per byte are the bits that the
+    model needs for the documents' text and the EOS that ends each, divided by the text's UTF-8 bytes; unlike nats per
+    token they compare models with different tokenizers. Standard errors are those of documents drawn independently.
     """
-    rows_per_batch = config.rows_per_batch
-    sums, targets, text_bytes = [], 0.0, 0
-    for shards, plan, size in sets:
-        text_bytes += size
-        for first in range(0, len(plan), rows_per_batch):
-            batch = read_rows(shards, plan, np.arange(first, min(first + rows_per_batch, len(plan))))
-            sums.append(_jitted_sum()(state, pad_rows(batch, rows_per_batch)))
-            targets += float(batch.loss_weights_BT.sum())
-    nats = float(np.sum(jax.device_get(sums), dtype=np.float64))
-    return {"loss": nats / targets, "bits_per_byte": nats / math.log(2) / text_bytes}
+    scalars = {}
+    for prefix, chosen in [("", losses), *((f"{one.name}/", [one]) for one in losses if len(losses) > 1)]:
+        estimates = {
+            "loss": ratio([(one.nats, one.targets) for one in chosen]),
+            "bits_per_byte": ratio([(one.nats / math.log(2), one.text_bytes) for one in chosen]),
+        }
+        scalars |= flat({prefix + name: value for name, value in estimates.items()})
+    return scalars
+
+
+def flat(estimates: dict[str, Estimate]) -> dict[str, float]:
+    """Returns each mean by its name, and each standard error by the name and `_standard_error`."""
+    means = {name: value.mean for name, value in estimates.items()}
+    return means | {f"{name}_standard_error": value.standard_error for name, value in estimates.items()}
+
+
+def _document_losses(state: TrainState, chosen: ValidationSet, rows_per_batch: int) -> DocumentLosses:
+    name, shards, documents, plan = chosen
+    waiting = []
+    for first in range(0, len(plan), rows_per_batch):
+        batch = read_rows(shards, plan, np.arange(first, min(first + rows_per_batch, len(plan))))
+        waiting.append(_jitted_eval_step()(state, pad_rows(batch, rows_per_batch)))
+    rows = np.concatenate(jax.device_get(waiting))
+    # Pieces stand one behind another from the beginning of their row, and what follows them weighs nothing.
+    before = np.cumsum(plan.lengths, dtype=np.int64) - plan.lengths
+    row_of = np.repeat(np.arange(len(plan)), np.diff(plan.rows))
+    begins = row_of * plan.row_length + before - before[plan.rows[:-1]][row_of]
+    nats_of_pieces = np.add.reduceat(rows.reshape(-1).astype(np.float64), begins)
+    nats = np.bincount(plan.documents, nats_of_pieces, minlength=len(shards))
+    return DocumentLosses(name, documents, nats[documents], shards.tokens[documents] + 1, shards.text_bytes[documents])
 
 
 @functools.cache
-def _jitted_sum():
-    return jax.jit(lambda state, batch: eval_step(state, batch).sum())
+def _jitted_eval_step():
+    return jax.jit(eval_step)
+
+
+class EncodedTask(NamedTuple):
+    """A task as token requests: those of all options of all items, one after another."""
+
+    data: TaskData
+    encoded: Encoded
+
+    def first_requests(self) -> np.ndarray:
+        """Returns where the requests of each item begin, int64 (items + 1,)."""
+        return np.cumsum([0] + [len(item.options) for item in self.data.items])
+
+
+class TaskScores(NamedTuple):
+    """The scores of some items of a task.
+
+    chosen: int64, their indices.
+    log_likelihoods: nats of each item's options.
+    items: their scores.
+    """
+
+    task: EncodedTask
+    chosen: np.ndarray
+    log_likelihoods: list[np.ndarray]
+    items: ItemScores
+
+    @property
+    def name(self) -> str:
+        """The task's name, and how many items were scored unless all were."""
+        data = self.task.data
+        return data.task.name if len(self.chosen) == len(data.items) else f"{data.task.name}_{len(self.chosen)}"
+
+    def among(self, chosen: np.ndarray) -> "TaskScores":
+        """Returns the scores of some of these items."""
+        places = np.searchsorted(self.chosen, chosen)
+        lls = [self.log_likelihoods[i] for i in places.tolist()]
+        return TaskScores(self.task, chosen, lls, ItemScores(*(values[places] for values in self.items)))
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Returns the mean of each score that is of use for the task."""
+        task = self.task.data.task
+        unused = set() if task.has_acc_norm else {"acc_norm"}
+        estimates = {name: estimate(values) for name, values in self.items._asdict().items() if name not in unused}
+        return {name: value for name, value in estimates.items() if not math.isnan(value.mean)}
+
+    def chance(self) -> float:
+        """Returns the accuracy of guessing; NaN where items have one option."""
+        return chance([self.task.data.items[i] for i in self.chosen.tolist()])
+
+
+def encode_task(data: TaskData, tokenizer: Tokenizer, row_length: int) -> EncodedTask:
+    """Returns the requests of a task.
+
+    Raises:
+        UserError: a continuation is longer than a row.
+    """
+    try:
+        return EncodedTask(
+            data, encode([option for item in data.items for option in item.options], tokenizer, row_length)
+        )
+    except UserError as error:
+        raise UserError(f"{data.task.name} data {data.source}: {error}") from error
+
+
+def load_tasks(config: EvaluationConfig, tokenizer: Tokenizer, row_length: int) -> list[EncodedTask]:
+    """Returns the tasks of a configuration; none without data."""
+    names = task_names(config.tasks) if config.task_data else []
+    return [encode_task(load_task(name, config.task_data), tokenizer, row_length) for name in names]
+
+
+def score_task(
+    state: TrainState,
+    task: EncodedTask,
+    packing: PackingConfig,
+    *,
+    rows_per_batch: int,
+    vocabulary_size: int,
+    items: int | None = None,
+    label: str | None = None,
+) -> TaskScores:
+    """Returns the scores of a fixed choice of so many items of a task, or of all.
+
+    Args:
+        packing, vocabulary_size, label: as in `cloze.score`.
+
+    Raises:
+        TrainingFailure: a log-likelihood is not finite.
+    """
+    data = task.data
+    chosen = fixed_choice(len(data.items), items)
+    first = task.first_requests()
+    numbers = np.concatenate([np.arange(first[i], first[i + 1]) for i in chosen.tolist()])
+    nats, is_greedy = score(
+        state,
+        [task.encoded.requests[number] for number in numbers.tolist()],
+        packing,
+        rows_per_batch=rows_per_batch,
+        vocabulary_size=vocabulary_size,
+        label=label,
+    )
+    asked = [data.items[i] for i in chosen.tolist()]
+    begins = np.cumsum([0] + [len(item.options) for item in asked])
+    log_likelihoods = np.split(nats, begins[1:-1])
+    gold = begins[:-1] + [item.gold for item in asked]
+    return TaskScores(task, chosen, log_likelihoods, score_items(asked, log_likelihoods, is_greedy[gold]))

@@ -20,14 +20,17 @@ def generate(
     key: jax.Array,
     temperature: float = 1.0,
     top_k: int = 0,
+    prompt_lengths_B: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns `tokens_BS`, int32: the prompts followed by `length` sampled tokens each.
+    """Returns `tokens_BS`, int32, S = P + length: the prompts followed by `length` sampled tokens each.
 
     Args:
         prompt_BP: int32 ids, one token or more; a text of its own begins with BOS.
         key: of the random draws.
         temperature: divides the logits; 0 takes the likeliest token.
         top_k: samples among the k likeliest tokens; 0 among all.
+        prompt_lengths_B: int32, how many first tokens of each row are its prompt, one or more; None for all P. A
+            shorter prompt is followed by more tokens, up to the end of its row.
 
     Raises:
         ValueError: an empty prompt, or more tokens than a learned position table holds.
@@ -39,7 +42,8 @@ def generate(
     if limit and P + length > limit:
         raise ValueError(f"prompt and sample ({P} + {length} tokens) exceed the learned positions ({limit})")
     graphdef, params = nnx.split(model)
-    return _generate(graphdef, params, prompt_BP, key, length, float(temperature), top_k)
+    lengths_B = jnp.full(prompt_BP.shape[0], P, jnp.int32) if prompt_lengths_B is None else prompt_lengths_B
+    return _generate(graphdef, params, prompt_BP, lengths_B, key, length, float(temperature), top_k)
 
 
 def sample_text(model: Transformer, tokenizer: Tokenizer, *, tokens: int, seed: int) -> str:
@@ -52,8 +56,8 @@ def sample_text(model: Transformer, tokenizer: Tokenizer, *, tokens: int, seed: 
     return tokenizer.decode([i for i in ids if i < tokenizer.vocabulary_size])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
-def _generate(graphdef, params, prompt_BP, key, length, temperature, top_k):
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
+def _generate(graphdef, params, prompt_BP, prompt_lengths_B, key, length, temperature, top_k):
     model = nnx.merge(graphdef, params)
     config = model.config
     B, P = prompt_BP.shape
@@ -67,7 +71,7 @@ def _generate(graphdef, params, prompt_BP, key, length, temperature, top_k):
         logits_BV, caches = _decode(model, tokens_BS[:, index], index, caches)
         sampled_B = _sample(logits_BV, jax.random.fold_in(key, index), temperature, top_k)
         # Within the prompt the next token is given.
-        next_B = jnp.where(index + 1 < P, tokens_BS[:, index + 1], sampled_B)
+        next_B = jnp.where(index + 1 < prompt_lengths_B, tokens_BS[:, index + 1], sampled_B)
         return (tokens_BS.at[:, index + 1].set(next_B), caches), None
 
     (tokens_BS, _), _ = jax.lax.scan(next_token, (tokens_BS, caches), jnp.arange(S - 1))

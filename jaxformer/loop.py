@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxformer.checkpoint import Checkpoints, save, save_and_wait
 from jaxformer.config import TrainingFailure
 from jaxformer.data import Data
-from jaxformer.evaluate import validate
+from jaxformer.evaluate import flat, score_task, validate, validation_scalars
 from jaxformer.experiment import Experiment
 from jaxformer.fault import diagnose, write_fault
 from jaxformer.files import write_whole
@@ -19,11 +19,13 @@ from jaxformer.generate import sample_text
 from jaxformer.metrics import Writer
 from jaxformer.packing import seek
 from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
+from jaxformer.results import describe_scores, score_table, write_scores, write_validation
 from jaxformer.retention import best_step
-from jaxformer.run_folder import summarise, write_json
+from jaxformer.run_folder import evaluated, evaluations_folder, summarise, write_json
 from jaxformer.screen import note, say
 from jaxformer.step import TrainState, train_step
 from jaxformer.stop_signals import Stopped, StopSignals
+from jaxformer.tasks import fixed_choice
 
 
 class Run(NamedTuple):
@@ -62,7 +64,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             # Validated after it was saved, and again if the run stopped in between.
             if step > 0 and step % validate_every == 0:
                 with run.signals.at_once():
-                    try_to_validate(run, state, step)
+                    try_to_evaluate(run, state, step)
             try:
                 batch = next(batches)
             except Exception:  # The data are at fault, and what was learned from them so far is not.
@@ -98,19 +100,67 @@ def save_now(run: Run, state: TrainState, data_state: dict) -> None:
             note(line)
 
 
-def try_to_validate(run: Run, state: TrainState, step: int) -> dict[str, float] | None:
-    """Validates a state, which is saved; a failure is told, and never ends the run."""
-    try:
-        validation = validate(state, run.data.validation, run.experiment.evaluation)
-    except Exception as error:
-        note(
-            f"validation at step {step} failed ({type(error).__name__}: {error}); while its checkpoint is kept, "
-            f"`python tools/evaluate.py --workdir={run.workdir} --step={step}` does it later"
-        )
-        return None
-    run.progress.add_validation(step, validation)
+def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] | None:
+    """Validates a state, which is saved, and scores its tasks; returns the scalars, or None if something failed.
+
+    A failure is told, and never ends the run.
+    """
+    scalars, is_whole = {}, True
+    for what, evaluate in (("validation", validate_now), ("scoring tasks", score_now)):
+        try:
+            scalars |= evaluate(run, state, step)
+        except Exception as error:
+            is_whole = False
+            note(
+                f"{what} at step {step} failed ({type(error).__name__}: {error}); while its checkpoint is kept, "
+                f"`python tools/evaluate.py --workdir={run.workdir} --step={step}` does it later"
+            )
+    return scalars if is_whole else None
+
+
+def validate_now(run: Run, state: TrainState, step: int) -> dict[str, float]:
+    """Validates a state and tells the result; after the last step, with a file of all documents."""
+    losses = validate(state, run.data.validation, run.experiment.evaluation)
+    validation = validation_scalars(losses)
+    if step == run.experiment.training.steps:
+        write_validation(evaluations_folder(run.workdir, step), losses, _evaluated(run, step))
     run.checkpoints.validation_losses[step] = validation["loss"]
-    return validation
+    scalars = {f"validation/{name}": value for name, value in validation.items()}
+    parts = [f"{one.name} {validation[f'{one.name}/bits_per_byte']:.4f}" for one in losses if len(losses) > 1]
+    text = "; ".join([f"validation: {describe_validation(validation)}", *parts])
+    run.progress.add_evaluation(step, scalars, text)
+    return scalars
+
+
+def score_now(run: Run, state: TrainState, step: int) -> dict[str, float]:
+    """Scores a fixed choice of each task's items, or after the last step all, with files of all items."""
+    wanted, is_last = run.experiment.evaluation.task_items, step == run.experiment.training.steps
+    parts = []
+    for task in run.data.tasks if wanted or is_last else []:
+        scores = score_task(
+            state,
+            task,
+            run.experiment.packing,
+            rows_per_batch=run.experiment.evaluation.rows_per_batch,
+            vocabulary_size=run.data.tokenizer.vocabulary_size,
+            items=None if is_last else wanted,
+            label=task.data.task.name,
+        )
+        parts.append(scores)
+        if is_last:
+            write_scores(evaluations_folder(run.workdir, step), scores, _evaluated(run, step))
+    if not parts:
+        return {}
+    text = f"tasks:\n{score_table(parts)}" if is_last else "; ".join(map(describe_scores, parts))
+    if is_last:  # The curves of what was scored before end here too.
+        parts += [each.among(fixed_choice(len(each.chosen), wanted)) for each in parts if 0 < wanted < len(each.chosen)]
+    scalars = {f"{each.name}/{name}": value for each in parts for name, value in flat(each.estimates()).items()}
+    run.progress.add_evaluation(step, scalars, text)
+    return scalars
+
+
+def _evaluated(run: Run, step: int) -> dict:
+    return evaluated(run.experiment, run.record["identity"]["seed"], step, run.data.tokenizer)
 
 
 def keep_fault(run: Run, state: TrainState, batches: grain.DatasetIterator, failure: NonFiniteSteps) -> TrainingFailure:
@@ -140,21 +190,22 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
     """
     experiment, workdir = run.experiment, run.workdir
     steps = experiment.training.steps
-    validation = try_to_validate(run, state, steps)
+    evaluation = try_to_evaluate(run, state, steps)
     writer.close()
-    if validation is None:
-        raise TrainingFailure(f"all {steps} steps are trained and saved; the same command validates and finishes")
+    if evaluation is None:
+        raise TrainingFailure(f"all {steps} steps are trained and saved; the same command evaluates and finishes")
     if experiment.evaluation.sample_tokens:
         try_to_sample(run, state, seed)
     seconds = run.record_now()["seconds"]
     best = best_step(run.checkpoints.steps(), run.checkpoints.validation_losses)
-    summary = summarise(experiment, seed, workdir, seconds, validation, best)
+    summary = summarise(experiment, seed, workdir, seconds, evaluation, best)
     try:
         write_json(workdir / "summary.json", summary)
     except OSError as error:
         raise TrainingFailure(
             f"{workdir}: {error.strerror}; all {steps} steps are trained and saved, and the same command finishes"
         ) from error
+    validation = {name.removeprefix("validation/"): value for name, value in evaluation.items()}
     say(f"finished in {duration(seconds)}: validation {describe_validation(validation)}; results in {workdir}")
     return summary
 

@@ -30,20 +30,42 @@ def z_loss(log_partition_N: jax.Array, coefficient: float) -> jax.Array:
     return coefficient * jnp.square(log_partition_N)
 
 
-def token_nats(features_ND, unembedding_VD, targets_N, *, logit_soft_cap=0.0, chunk_tokens=0) -> jax.Array:
-    """Returns each token's cross-entropy, float32 `nats_N`; for evaluation."""
+class TokenScores(NamedTuple):
+    """What a model makes of each target."""
 
-    def chunk_nats(_, chunk):
-        features_CD, targets_C = chunk
-        logits_CV = soft_cap(unembed(features_CD, unembedding_VD), logit_soft_cap)
-        target_logits_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]
-        return None, jax.nn.logsumexp(logits_CV, axis=1) - target_logits_C
+    nats_N: jax.Array
+    """float32, cross-entropy: the negative log-likelihood."""
+    is_likeliest_N: jax.Array
+    """Whether no other token is likelier."""
 
+
+def token_scores(
+    features_ND, unembedding_VD, targets_N, *, count=None, logit_soft_cap=0.0, chunk_tokens=0
+) -> TokenScores:
+    """Returns the scores of the first `count` targets, or of all; for evaluation.
+
+    Args:
+        count: how many of the targets are wanted; the work grows with it, and it may differ from call to call of one
+            compiled function. What stands behind them is not to be read.
+    """
     N = targets_N.shape[0]
-    _, nats = jax.lax.scan(
-        chunk_nats, None, _chunks((features_ND, targets_N), chunk_tokens or _default_chunk(unembedding_VD.shape[0]))
-    )
-    return nats.reshape(-1)[:N]
+    chunk_tokens = chunk_tokens or _default_chunk(unembedding_VD.shape[0])
+    features_XCD, targets_XC = map(jnp.asarray, _chunks((features_ND, targets_N), chunk_tokens))
+    X, C = targets_XC.shape
+
+    def add(chunk, scores):
+        logits_CV = soft_cap(unembed(features_XCD[chunk], unembedding_VD), logit_soft_cap)
+        target_logits_C = jnp.take_along_axis(logits_CV, targets_XC[chunk][:, None], axis=1)[:, 0]
+        nats_C = jax.nn.logsumexp(logits_CV, axis=1) - target_logits_C
+        return TokenScores(
+            scores.nats_N.at[chunk].set(nats_C),
+            scores.is_likeliest_N.at[chunk].set(target_logits_C >= logits_CV.max(axis=1)),
+        )
+
+    chunks = X if count is None else (count + C - 1) // C
+    none = TokenScores(jnp.zeros((X, C), jnp.float32), jnp.zeros((X, C), bool))
+    scores = jax.lax.fori_loop(0, chunks, add, none)
+    return TokenScores(*(x.reshape(-1)[:N] for x in scores))
 
 
 def cross_entropy(

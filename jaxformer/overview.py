@@ -32,6 +32,9 @@ def describe(experiment: Experiment, state: TrainState, data: Data, attention: C
             f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed"
         )
         say(f"packing     {packing_report(plan, shards.tokens)}")
+    for task, encoded in data.tasks:
+        cut = f", {encoded.truncated:,} of {len(encoded.requests):,} requests cut to a row" if encoded.truncated else ""
+        say(f"task        {task.task.name}: {len(task.items):,} items of {task.source}, digest {task.digest[:12]}{cut}")
     say(f"model       {parameters:,} parameters, {parameters - count_embeddings(experiment):,} without embeddings")
     say(
         f"training    {training.steps:,} steps of {training.rows_per_step} rows x {row_length} = {tokens_per_step:,} "

@@ -127,10 +127,10 @@ class Progress:
                 first, *numbers = self._first_bad or (step, float(m["loss"]), float(m["gradient_norm"]))
                 raise NonFiniteSteps(first, step, *numbers)
 
-    def add_validation(self, step: int, validation: dict[str, float]) -> None:
-        """Writes and prints a validation; flush first, so that its time is not taken for a step's."""
-        note(self._writer.write(step, {f"validation/{name}": value for name, value in validation.items()}))
-        say_progress(f"step {step}/{self._steps}  validation: {describe_validation(validation)}", keep=True)
+    def add_evaluation(self, step: int, scalars: dict[str, float], text: str) -> None:
+        """Writes an evaluation and prints a text about it; flush first, lest its time be taken for a step's."""
+        note(self._writer.write(step, scalars))
+        say_progress(f"step {step}/{self._steps}  {text}", keep=True)
         self._since = time.perf_counter()
 
 
@@ -143,4 +143,6 @@ def duration(seconds: float) -> str:
 
 def describe_validation(validation: dict[str, float]) -> str:
     """Returns what `validate` found, in words."""
-    return f"{validation['loss']:.4f} nats per token, {validation['bits_per_byte']:.4f} bits per byte"
+    error = validation.get("bits_per_byte_standard_error", math.nan)
+    spread = "" if math.isnan(error) else f" ± {error:.4f}"
+    return f"{validation['loss']:.4f} nats per token, {validation['bits_per_byte']:.4f}{spread} bits per byte"

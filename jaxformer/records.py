@@ -129,8 +129,13 @@ def open_tfds(name_or_folder: str, split: str, what: str):
     import tensorflow_datasets as tfds
 
     try:
-        is_folder = Path(name_or_folder).is_dir()
-        builder = tfds.builder_from_directory(name_or_folder) if is_folder else tfds.builder(name_or_folder)
+        if Path(name_or_folder).is_dir():
+            builder = tfds.builder_from_directory(name_or_folder)
+        else:
+            try:  # What is prepared can be read without the code that prepared it, which may need TensorFlow.
+                builder = tfds.core.read_only_builder.builder_from_files(name_or_folder)
+            except tfds.core.registered.DatasetNotFoundError:
+                builder = tfds.builder(name_or_folder)
     except Exception as error:  # TFDS raises many kinds; each means that nothing readable is at this path.
         raise UserError(f"{what} {name_or_folder}: no TFDS dataset: {str(error).splitlines()[0]}") from error
     require(

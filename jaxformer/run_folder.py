@@ -22,9 +22,13 @@ from jaxformer.files import write_whole
 from jaxformer.lock import Held, hold
 from jaxformer.metrics import for_json, recent_loss
 from jaxformer.step import compute_dtype
+from jaxformer.tokenizer import Tokenizer, load_tokenizer
 
 # In a run folder, who runs in it.
 LOCK = ".lock"
+
+# In a run folder, the tokenizer, so that the folder is all that a trained model needs.
+TOKENIZER = "tokenizer.model"
 
 
 def check_folder(workdir: Path, ours: dict, key: str) -> None:
@@ -115,17 +119,17 @@ def write_config(
     experiment: Experiment,
     identity: dict,
     digests: dict[str, str],
+    tokenizer: Tokenizer,
     attention: Implementation,
     device: jax.Device,
     step: int,
 ) -> None:
-    """Writes `config.json`: the configuration and all that it is run with, and, by step, the starts of the run.
+    """Writes the tokenizer, and `config.json`: the configuration, what it is run with, and, by step, its starts.
 
     Raises:
         UserError: it cannot be written.
     """
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    code = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
+    code = code_digest()
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
     versions = {
         "python": sys.version.split()[0],
@@ -146,9 +150,35 @@ def write_config(
         "starts": [*starts, {"step": step, "code": code, "device": device.device_kind, "versions": versions}],
     }
     try:
+        write_whole(workdir / TOKENIZER, tokenizer.model)
         write_json(path, record)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; free space, or choose another --workdir") from error
+
+
+def code_digest() -> str:
+    """Returns the hexadecimal SHA-256 of this package's sources."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
+
+
+def evaluated(experiment: Experiment, seed: int, step: int, tokenizer: Tokenizer) -> dict:
+    """Returns what an evaluation's results depend on beside its data: for its files."""
+    return {
+        "experiment": experiment.name,
+        "seed": seed,
+        "step": step,
+        "tokenizer": tokenizer.digest,
+        "row_length": experiment.packing.row_length,
+        "compute_dtype": jnp.dtype(compute_dtype(experiment.training)).name,
+        "device": jax.devices()[0].device_kind,
+        "code": code_digest(),
+    }
+
+
+def evaluations_folder(workdir: Path, step: int) -> Path:
+    """Returns the folder for the evaluations of a step."""
+    return workdir / "evaluations" / f"step_{step}"
 
 
 def peak_memory() -> int:
@@ -172,12 +202,29 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
         raise UserError(f"{workdir / 'config.json'}: not the configuration of a run ({error})") from error
 
 
+def run_tokenizer(workdir: Path, record: dict) -> Tokenizer:
+    """Returns the tokenizer that a run folder keeps.
+
+    Args:
+        record: the run's `config.json`.
+
+    Raises:
+        UserError: it is missing, or not the one that the run began with.
+    """
+    path = workdir / TOKENIZER
+    require(path.is_file(), f"{path}: missing; put back a copy of the tokenizer")
+    tokenizer = load_tokenizer(path)
+    is_same = tokenizer.digest == record["digests"]["tokenizer"]
+    require(is_same, f"{path}: not the tokenizer of this run; put back a copy of that")
+    return tokenizer
+
+
 def summarise(
     experiment: Experiment,
     seed: int,
     workdir: Path,
     seconds: float,
-    validation: dict[str, float],
+    evaluation: dict[str, float],
     best_checkpoint: int | None,
 ) -> dict:
     """Returns what `summary.json` holds of a run that is finished."""
@@ -192,7 +239,7 @@ def summarise(
         "device_hours": seconds / 3600 * jax.device_count(),
         "peak_memory_bytes": peak_memory(),
         "train/loss": recent_loss(workdir),
-        **{f"validation/{name}": value for name, value in validation.items()},
+        **evaluation,
         "best_checkpoint": best_checkpoint,
     }
     return for_json(summary)

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxformer.attention import Implementation
 from jaxformer.config import check_types, execution, require, require_one_of
 from jaxformer.guard import Guard, init_guard, judge
-from jaxformer.loss import LossSums, cross_entropy, token_nats
+from jaxformer.loss import LossSums, cross_entropy, token_scores
 from jaxformer.model import Kernel, ModelConfig, Transformer
 from jaxformer.packing import Batch
 
@@ -182,14 +182,14 @@ def gradients(state: TrainState, batch: Batch) -> tuple[nnx.State, LossSums]:
 def eval_step(state: TrainState, batch: Batch) -> jax.Array:
     """Returns each target's weighted cross-entropy in nats, float32 `nats_BT`; 0 at padding."""
     model = state.model
-    nats_N = token_nats(
+    scores = token_scores(
         _features(model, batch),
         model.unembedding_VD,
         batch.targets_BT.reshape(-1),
         logit_soft_cap=model.config.logit_soft_cap,
         chunk_tokens=model.config.loss_chunk_tokens,
     )
-    return nats_N.reshape(batch.targets_BT.shape) * batch.loss_weights_BT
+    return scores.nats_N.reshape(batch.targets_BT.shape) * batch.loss_weights_BT
 
 
 def cast_kernels(params: nnx.State, dtype: Any) -> nnx.State:

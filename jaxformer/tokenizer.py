@@ -58,12 +58,14 @@ class Tokenizer:
     Attributes:
         vocabulary_size: ids lie in [0, vocabulary_size).
         bos_id, eos_id: the marks of a document's beginning and end, never produced by `encode`.
-        digest: hexadecimal SHA-256 of the model file.
+        model: the bytes of the model file.
+        digest: hexadecimal SHA-256 of them.
     """
 
     def __init__(self, model: bytes, *, threads: int = 0):
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._threads = threads or os.cpu_count() or 1
+        self.model = model
         self.digest = hashlib.sha256(model).hexdigest()
         self.vocabulary_size = self._processor.vocab_size()
         self.bos_id = self._processor.bos_id()

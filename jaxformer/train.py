@@ -13,6 +13,7 @@ import importlib.metadata
 import inspect
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -113,7 +114,16 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
             state, record = resume(checkpoints, state, batches, {"identity": identity, "digests": data_digests})
         first_step = int(state.step)
         checkpoints.validation_losses = validation_losses(workdir)
-        write_config(workdir, experiment, identity, data_digests, attention.implementation, device, first_step)
+        write_config(
+            workdir,
+            experiment,
+            identity,
+            data_digests,
+            data.tokenizer,
+            attention.implementation,
+            device,
+            first_step,
+        )
         writer, tensorboard = open_writer(workdir, first_step=first_step)
         held.enter_context(writer)
         say(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
@@ -151,6 +161,8 @@ def finished(workdir: Path) -> dict | None:
         return None
     try:
         validation = {name: float(summary[f"validation/{name}"]) for name in ("loss", "bits_per_byte")}
+        error = "bits_per_byte_standard_error"
+        validation[error] = float(summary.get(f"validation/{error}", math.nan))
         say(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not the summary of a run; remove it to validate the last checkpoint again") from error

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxformer.config import UserError
-from jaxformer.evaluate import EvaluationConfig, select_validation, validate
+from jaxformer.evaluate import DocumentLosses, EvaluationConfig, select_validation, validate, validation_scalars
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.packing import PackingConfig
@@ -72,36 +72,81 @@ def nats_alone(state, documents):
 
 @pytest.mark.parametrize("rows_per_batch", [1, 4, 50])
 def test_validation_equals_each_document_alone_whatever_the_batches(state, shards, rows_per_batch):
-    chosen = select_validation(shards, EvaluationConfig(), PACKING)
+    chosen = select_validation(shards, EvaluationConfig(), PACKING, "books")
     assert len(chosen.plan) < len(shards), "the documents are not packed"
     nats, targets = nats_alone(state, shards.documents)
-    result = validate(state, [chosen], EvaluationConfig(rows_per_batch=rows_per_batch))
+    result = validation_scalars(validate(state, [chosen], EvaluationConfig(rows_per_batch=rows_per_batch)))
     assert result["loss"] == pytest.approx(nats / targets, rel=FLOAT32)
     assert result["bits_per_byte"] == pytest.approx(nats / math.log(2) / shards.text_bytes.sum(), rel=FLOAT32)
 
 
 def test_several_corpora_are_weighed_by_their_tokens_and_bytes(state, shards):
     other = ArrayShards([document[:2] for document in shards.documents[:5]], [7] * 5)
-    sets = [select_validation(one, EvaluationConfig(), PACKING) for one in (shards, other)]
+    sets = [select_validation(one, EvaluationConfig(), PACKING, "books") for one in (shards, other)]
     nats, targets = np.sum([nats_alone(state, one.documents) for one in (shards, other)], axis=0)
-    result = validate(state, sets, EvaluationConfig(rows_per_batch=4))
+    result = validation_scalars(validate(state, sets, EvaluationConfig(rows_per_batch=4)))
     assert result["loss"] == pytest.approx(nats / targets, rel=FLOAT32)
     assert result["bits_per_byte"] == pytest.approx(nats / math.log(2) / (shards.text_bytes.sum() + 35), rel=FLOAT32)
 
 
+def test_every_document_has_the_loss_that_it_has_alone(state, shards):
+    packing = PackingConfig(
+        row_length=4
+    )  # So short that documents are cut into pieces, each with a context of its own.
+    chosen = select_validation(shards, EvaluationConfig(), packing, "books")
+    (losses,) = validate(state, [chosen], EvaluationConfig(rows_per_batch=3))
+    assert losses.name == "books" and sorted(losses.documents.tolist()) == list(range(len(shards)))
+    for number, nats, targets, text_bytes in zip(*losses[1:], strict=True):
+        document = shards.documents[number]
+        expected = sum(nats_of_piece(state, document, first, packing.row_length) for first in range(0, targets, 4))
+        assert nats == pytest.approx(expected, rel=FLOAT32)
+        assert (targets, text_bytes) == (len(document) + 1, shards.text_bytes[number])
+
+
+def nats_of_piece(state, document, first, T):
+    inputs, outputs = [BOS, *document][first : first + T], [*document, EOS][first : first + T]
+    arrays = np.array([inputs], np.int32), np.ones((1, len(inputs)), np.int32), np.arange(len(inputs))[None]
+    log_probabilities = np.float64(jax.nn.log_softmax(jax.jit(lambda s: s.model(*arrays))(state)))
+    return -log_probabilities[0, np.arange(len(outputs)), outputs].sum()
+
+
+def test_each_corpus_of_several_has_its_own_loss_and_errors_are_those_of_documents():
+    rng = np.random.default_rng(0)
+    losses = [
+        DocumentLosses(name, np.arange(n), rng.uniform(1, 9, n), rng.integers(2, 9, n), rng.integers(8, 30, n))
+        for name, n in (("wiki", 40), ("books", 25))
+    ]
+    scalars = validation_scalars(losses)
+    for one in losses:
+        alone = validation_scalars([one])
+        assert set(alone) == {
+            "loss", "bits_per_byte", "loss_standard_error", "bits_per_byte_standard_error"
+        }  # fmt: skip
+        assert alone == {name: scalars[f"{one.name}/{name}"] for name in alone}
+        assert alone["loss"] == pytest.approx(one.nats.sum() / one.targets.sum())
+        # The error is that of documents drawn again and again.
+        draws = rng.integers(0, len(one.nats), (4000, len(one.nats)))
+        spread = np.std(one.nats[draws].sum(axis=1) / one.text_bytes[draws].sum(axis=1) / math.log(2))
+        assert alone["bits_per_byte_standard_error"] == pytest.approx(spread, rel=0.1)
+    assert scalars["loss"] == pytest.approx(
+        sum(one.nats.sum() for one in losses) / sum(one.targets.sum() for one in losses)
+    )
+    assert scalars["loss_standard_error"] < min(scalars[f"{one.name}/loss_standard_error"] for one in losses)
+
+
 def test_selection_takes_whole_documents_until_the_wanted_bytes(shards):
     wanted = int(shards.text_bytes.sum() // 2)
-    chosen = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING)
+    chosen = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING, "books")
     documents = np.unique(chosen.plan.documents)
     lengths = np.bincount(chosen.plan.documents, weights=chosen.plan.lengths, minlength=len(shards))[documents]
     np.testing.assert_array_equal(lengths, shards.tokens[documents] + 1)
     assert wanted <= shards.text_bytes[documents].sum() < wanted + shards.text_bytes.max()
-    assert chosen.text_bytes == shards.text_bytes[documents].sum()
+    assert shards.text_bytes[chosen.documents].sum() == shards.text_bytes[documents].sum()
 
 
 def test_selection_is_the_same_every_time_and_grows_with_the_wanted_bytes(shards):
     def documents(wanted):
-        plan = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING).plan
+        plan = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING, "books").plan
         return set(plan.documents.tolist())
 
     quarter, half = (int(shards.text_bytes.sum() // part) for part in (4, 2))
@@ -113,14 +158,14 @@ def test_selection_is_the_same_every_time_and_grows_with_the_wanted_bytes(shards
 def test_selection_and_its_rows_depend_on_the_text_not_on_the_tokenizer(shards):
     finer = ArrayShards([[*document, *document] for document in shards.documents], shards.text_bytes)
     wanted = EvaluationConfig(validation_bytes=int(shards.text_bytes.sum() // 2))
-    one, two = (select_validation(each, wanted, PACKING) for each in (shards, finer))
+    one, two = (select_validation(each, wanted, PACKING, "books") for each in (shards, finer))
     assert set(one.plan.documents.tolist()) == set(two.plan.documents.tolist())
 
 
 @pytest.mark.parametrize("bound", [1, 2, 4])
 def test_validation_rows_are_best_fit_within_the_bound_whatever_the_method_of_the_training_rows(shards, bound):
     def choose(**packing):
-        return select_validation(shards, EvaluationConfig(), PackingConfig(row_length=3 * T, **packing)).plan
+        return select_validation(shards, EvaluationConfig(), PackingConfig(row_length=3 * T, **packing), "books").plan
 
     plan = choose(method="concat_and_split", documents_per_row=bound)
     assert plan.digest() == choose(method="best_fit", documents_per_row=bound).digest()
@@ -131,9 +176,9 @@ def test_validation_rows_are_best_fit_within_the_bound_whatever_the_method_of_th
 
 @pytest.mark.parametrize("wanted", [0, 10_000])
 def test_selection_takes_all_documents_if_none_or_more_than_all_are_wanted(shards, wanted):
-    chosen = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING)
+    chosen = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PACKING, "books")
     assert sorted(chosen.plan.documents.tolist()) == list(range(len(shards)))
-    assert chosen.text_bytes == shards.text_bytes.sum()
+    assert shards.text_bytes[chosen.documents].sum() == shards.text_bytes.sum()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +188,8 @@ def test_selection_takes_all_documents_if_none_or_more_than_all_are_wanted(shard
         ({"rows_per_batch": 0}, r"evaluation.rows_per_batch \(0\) must be at least 1"),
         ({"validation_bytes": -1}, r"evaluation.validation_bytes \(-1\) must not be negative"),
         ({"sample_tokens": -1}, r"evaluation.sample_tokens \(-1\) must not be negative"),
+        ({"task_items": -1}, r"evaluation.task_items \(-1\) must not be negative"),
+        ({"tasks": "arc_easy, helaswag"}, "evaluation.tasks = 'helaswag' is unknown; did you mean hellaswag"),
     ],
 )
 def test_evaluation_that_cannot_be_is_refused_with_the_rule_and_the_value(changes, message):

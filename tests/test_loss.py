@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from jaxformer.loss import cross_entropy, token_nats
+from jaxformer.loss import cross_entropy, token_scores
 
 FLOAT32 = 1e-5
 BFLOAT16 = 2**-7
@@ -91,14 +91,35 @@ def test_padding_contributes_exactly_nothing(chunk_tokens):
 
 
 @pytest.mark.parametrize(("cap", "chunk_tokens"), [(0.0, 37), (1.5, 10), (1.5, 1), (0.0, 0)])
-def test_token_nats_are_each_tokens_own_and_sum_to_the_cross_entropy(cap, chunk_tokens):
+def test_token_scores_are_each_tokens_own_and_sum_to_the_cross_entropy(cap, chunk_tokens):
     features, unembedding, targets, weights = make_inputs()
-    nats_N = np.asarray(token_nats(features, unembedding, targets, logit_soft_cap=cap, chunk_tokens=chunk_tokens))
+    scores = token_scores(features, unembedding, targets, logit_soft_cap=cap, chunk_tokens=chunk_tokens)
+    nats_N = np.asarray(scores.nats_N)
     logits_NV = features.astype(np.float64) @ unembedding.T
     logits_NV = cap * np.tanh(logits_NV / cap) if cap else logits_NV
     assert_close(nats_N, np.log(np.exp(logits_NV).sum(axis=1)) - logits_NV[np.arange(N), targets], FLOAT32)
     sums = cross_entropy(features, unembedding, targets, weights, logit_soft_cap=cap, chunk_tokens=10)
     assert_close(np.sum(nats_N * weights), sums.nats, FLOAT32)
+    np.testing.assert_array_equal(scores.is_likeliest_N, logits_NV.argmax(axis=1) == targets)
+    likeliest = token_scores(features, unembedding, logits_NV.argmax(axis=1), chunk_tokens=chunk_tokens)
+    assert likeliest.is_likeliest_N.all() and not scores.is_likeliest_N.all()
+
+
+@pytest.mark.parametrize("chunk_tokens", [0, 1, 10, N])
+def test_first_scores_are_the_same_however_many_are_wanted(chunk_tokens):
+    features, unembedding, targets, _ = make_inputs()
+    whole = token_scores(features, unembedding, targets, chunk_tokens=chunk_tokens)
+    some = jax.jit(lambda count: token_scores(features, unembedding, targets, count=count, chunk_tokens=chunk_tokens))
+    for count in (0, 1, 10, 11, N):
+        for ours, expected in zip(some(count), whole, strict=True):
+            np.testing.assert_allclose(ours[:count], expected[:count], rtol=FLOAT32)
+
+
+def test_no_chunk_beyond_the_wanted_scores_is_computed():
+    features, unembedding, targets, _ = make_inputs()
+    features = np.where(np.arange(N)[:, None] >= 10, np.nan, features)
+    scores = token_scores(features, unembedding, targets, count=5, chunk_tokens=5)
+    assert not np.isnan(scores.nats_N).any()
 
 
 def test_z_loss_is_minimised_but_not_reported():
@@ -151,7 +172,7 @@ def test_all_logits_never_exist_at_once(is_training):
         else:
 
             def function(f, u):
-                return token_nats(f, u, targets, chunk_tokens=chunk_tokens)
+                return token_scores(f, u, targets, chunk_tokens=chunk_tokens)
 
         return largest_intermediate(jax.make_jaxpr(function)(features, unembedding).jaxpr)
 

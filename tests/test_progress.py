@@ -8,7 +8,7 @@ import pytest
 
 from jaxformer.guard import MOST_IN_A_ROW
 from jaxformer.metrics import Writer
-from jaxformer.progress import NonFiniteSteps, Progress, duration
+from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,14 @@ def test_progress_tells_the_largest_spike_of_its_steps(tmp_path, capsys):
     ]
 
 
-def test_validation_is_a_line_of_its_own(tmp_path, capsys):
+def test_evaluation_is_a_line_of_its_own(tmp_path, capsys):
     progress = make_progress(Writer(tmp_path, first_step=0))
-    progress.add_validation(6, {"loss": 1.5, "bits_per_byte": 0.75})
-    assert read_lines(tmp_path) == [{"step": 6, "validation/loss": 1.5, "validation/bits_per_byte": 0.75}]
-    assert capsys.readouterr().out == "step 6/9  validation: 1.5000 nats per token, 0.7500 bits per byte\n"
+    validation = {"loss": 1.5, "bits_per_byte": 0.75, "bits_per_byte_standard_error": 0.125}
+    progress.add_evaluation(6, {"validation/loss": 1.5}, f"validation: {describe_validation(validation)}")
+    assert read_lines(tmp_path) == [{"step": 6, "validation/loss": 1.5}]
+    assert capsys.readouterr().out == "step 6/9  validation: 1.5000 nats per token, 0.7500 ± 0.1250 bits per byte\n"
+
+
+def test_error_that_one_document_cannot_have_is_not_told():
+    validation = {"loss": 1.5, "bits_per_byte": 0.75, "bits_per_byte_standard_error": float("nan")}
+    assert describe_validation(validation) == "1.5000 nats per token, 0.7500 bits per byte"

@@ -185,7 +185,7 @@ def test_run_whose_last_validation_fails_is_finished_by_the_same_command(
     ended = run_into("fail_in_every_validation", arguments)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
-        "jaxformer: all 12 steps are trained and saved; the same command validates and finishes"
+        "jaxformer: all 12 steps are trained and saved; the same command evaluates and finishes"
     )
     assert len(ended.stderr.splitlines()) == 3
     assert not (tmp_path / "run" / "summary.json").exists()

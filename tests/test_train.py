@@ -85,7 +85,8 @@ def test_finished_run_says_so_and_does_not_train(experiment_files, uninterrupted
     summary = json.loads((workdir / "summary.json").read_text())
     assert captured.out == (
         f"{workdir}: finished, 12 steps, validation {summary['validation/loss']:.4f} nats per token, "
-        f"{summary['validation/bits_per_byte']:.4f} bits per byte\n"
+        f"{summary['validation/bits_per_byte']:.4f} ± {summary['validation/bits_per_byte_standard_error']:.4f} "
+        "bits per byte\n"
     )
     assert captured.err == ""
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
@@ -94,7 +95,10 @@ def test_finished_run_says_so_and_does_not_train(experiment_files, uninterrupted
 def test_run_folder_holds_its_files_and_no_others(uninterrupted):
     workdir = uninterrupted("best_fit")
     names = {path.name for path in workdir.iterdir() if not path.name.startswith("events.out.tfevents")}
-    assert names == {".lock", "checkpoints", "config.json", "metrics.jsonl", "sample.txt", "summary.json"}
+    files = {"config.json", "metrics.jsonl", "sample.txt", "summary.json", "tokenizer.model"}
+    assert names == {".lock", "checkpoints", "evaluations", *files}
+    evaluations = workdir / "evaluations" / "step_12"
+    assert {path.name for path in evaluations.iterdir()} == {"validation.json", "validation.documents.jsonl"}
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"8", "12"}
 
 
@@ -130,8 +134,7 @@ def test_summary_tells_the_result(uninterrupted):
         "steps": STEPS,
         "tokens": STEPS * ROWS * T,
         "train/loss": pytest.approx(np.mean(losses)),
-        "validation/loss": validation["validation/loss"],
-        "validation/bits_per_byte": validation["validation/bits_per_byte"],
+        **{name: value for name, value in validation.items() if name.startswith("validation/")},
         "best_checkpoint": best,
     }
     assert summary["seconds"] > 0

@@ -1,65 +1,100 @@
-"""Validates a checkpoint of a run: `python tools/evaluate.py --workdir=RUN [--step=N]`.
+"""Evaluates a checkpoint: `python tools/evaluate.py --workdir=RUN [--step=N] [--task=NAME] [--data=PATH] [--limit=N]`.
 
-It reads the run's own configuration and data, prints the validation of the newest checkpoint or of step N, and writes
-it to `evaluations/validation_step_N.json` in the run folder. Memory of a GPU is taken only as it is needed.
+Without --task and --data it validates the newest checkpoint, or step N, and scores the tasks that the run names. With
+them it scores tasks alone, for which the run folder is all that it takes. The files are RUN/evaluations/step_N/*.
+Memory of a GPU is taken only as it is needed.
 """
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # A run may be training on the same device.
 
-import jax
-
-from jaxformer.attention import implementation_from
-from jaxformer.checkpoint import abstract, open_checkpoints, restore_params
-from jaxformer.config import UserError, check_same, require
+from jaxformer.config import TrainingFailure, UserError, check_same, require
 from jaxformer.data import digests, prepare_data
-from jaxformer.device import choose_device, too_little_memory_told
-from jaxformer.evaluate import validate
-from jaxformer.experiment import make_state
-from jaxformer.metrics import for_json
+from jaxformer.device import too_little_memory_told
+from jaxformer.evaluate import EvaluationConfig, load_tasks, score_task, validate, validation_scalars
 from jaxformer.progress import describe_validation
-from jaxformer.run_folder import load_run, write_json
+from jaxformer.results import score_table, write_scores, write_validation
+from jaxformer.run_folder import evaluated, evaluations_folder
+from jaxformer.tasks import TASKS
+from jaxformer.trained import Trained, load_trained
 
 
-def evaluate(workdir: Path, step: int | None) -> tuple[int, dict[str, float]]:
-    """Returns the step that was validated, and its validation."""
-    experiment, record = load_run(workdir)
-    device = choose_device(experiment.training.device)
-    with open_checkpoints(workdir / "checkpoints") as checkpoints:
-        steps = checkpoints.steps()
-        step = max(steps, default=None) if step is None else step
-        require(step in steps, f"no checkpoint of step {step} in {checkpoints.folder}; there are {steps or 'none'}")
-        data = prepare_data(experiment, record["seed"])
-        check_same(f"run folder {workdir} belongs", digests(data), record["digests"])
-        is_same_device = device.device_kind == record["device"]
-        attention = implementation_from(record["attention"]) if is_same_device else None
-        state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention))
-        params = restore_params(checkpoints, abstract(state.params), step)
-    return step, validate(state.replace(params=params, opt_state=None), data.validation, experiment.evaluation)
+def validate_run(trained: Trained, config: EvaluationConfig) -> None:
+    """Validates on the run's own corpus, and writes and prints the result."""
+    data = prepare_data(trained.experiment, trained.record["seed"])
+    check_same(f"run folder {trained.workdir} belongs", digests(data), trained.record["digests"])
+    losses = validate(trained.state, data.validation, config)
+    path = write_validation(evaluations_folder(trained.workdir, trained.step), losses, about(trained))
+    scalars = validation_scalars(losses)
+    print(f"step {trained.step}: {describe_validation(scalars)}; written to {path}")
+    if len(losses) > 1:
+        for one in losses:
+            print(f"  {one.name}: {describe_validation(validation_scalars([one]))}")
+
+
+def score_tasks(trained: Trained, config: EvaluationConfig, limit: int | None) -> None:
+    """Scores the tasks of a configuration, and writes and prints the results."""
+    packing, folder = trained.experiment.packing, evaluations_folder(trained.workdir, trained.step)
+    parts, started = [], time.perf_counter()
+    for task in load_tasks(config, trained.tokenizer, packing.row_length):
+        scores = score_task(
+            trained.state,
+            task,
+            packing,
+            rows_per_batch=config.rows_per_batch,
+            vocabulary_size=trained.tokenizer.vocabulary_size,
+            items=limit,
+            label=task.data.task.name,
+        )
+        write_scores(folder, scores, about(trained))
+        parts.append(scores)
+    seconds = time.perf_counter() - started
+    requests = sum(len(nats) for scores in parts for nats in scores.log_likelihoods)
+    print(f"step {trained.step}: {requests:,} requests in {seconds:.1f} s; written to {folder}\n\n{score_table(parts)}")
+
+
+def about(trained: Trained) -> dict:
+    return evaluated(trained.experiment, trained.record["seed"], trained.step, trained.tokenizer)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="run folder")
     parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
+    parser.add_argument("--task", help=f"tasks, separated by commas, of {', '.join(TASKS)} (default: the run's)")
+    parser.add_argument(
+        "--data",
+        help="a folder with a file named after each task (hellaswag.jsonl, arc_easy.parquet, ...), the file of the one "
+        "task that is given, or 'tfds' for what is prepared there (default: the run's)",
+    )
+    parser.add_argument("--limit", type=int, help="score a fixed choice of so many items of each task (default: all)")
     options = parser.parse_args()
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        require(options.limit is None or options.limit > 0, f"--limit ({options.limit}) must be positive")
         with too_little_memory_told():
-            step, validation = evaluate(options.workdir, options.step)
-        path = options.workdir / "evaluations" / f"validation_step_{step}.json"
-        path.parent.mkdir(exist_ok=True)
-        scalars = {f"validation/{name}": value for name, value in validation.items()}
-        write_json(path, for_json({"step": step, **scalars}))
-    except (UserError, OSError) as error:
+            trained = load_trained(options.workdir, options.step)
+            given = {"tasks": options.task, "task_data": options.data}
+            given = {name: value for name, value in given.items() if value is not None}
+            config = dataclasses.replace(trained.experiment.evaluation, **given)
+            require(bool(config.task_data) or not given, "--task needs --data: where its data are")
+            if not given:
+                validate_run(trained, config)
+            if config.task_data:
+                score_tasks(trained, config, options.limit)
+    except (UserError, TrainingFailure, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
-        return 2
-    print(f"step {step}: {describe_validation(validation)}; written to {path}")
+        return 1 if isinstance(error, TrainingFailure) else 2
+    except KeyboardInterrupt:
+        print("evaluate: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,0 +1,192 @@
+"""The log-likelihood of continuations, as lm-evaluation-harness defines it.
+
+Context and continuation are encoded as one text behind BOS, as in training, and the continuation is what follows the
+tokens of the context; what is longer than a row loses its beginning. Requests are packed into rows as documents are,
+each masked from its neighbours, so that next to nothing is padding and one compiled function serves every length; and
+logits are made for the continuations alone. Softmax and sums are float32, over the ids that the tokenizer has.
+"""
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxformer.config import TrainingFailure, UserError
+from jaxformer.loss import TokenScores, token_scores
+from jaxformer.packing import PackingConfig
+from jaxformer.row_fitting import best_fit_decreasing
+from jaxformer.step import TrainState
+from jaxformer.tokenizer import Tokenizer
+
+# Batches that the device computes while the host waits for an earlier one.
+_AHEAD = 2
+
+
+class Request(NamedTuple):
+    """Tokens of which the last are to be scored.
+
+    tokens: int32 (n + 1,): n inputs, at most a row's length, and the last target.
+    scored: how many of the last tokens.
+    """
+
+    tokens: np.ndarray
+    scored: int
+
+
+class Encoded(NamedTuple):
+    """Requests, and what their texts did not get through unchanged.
+
+    truncated: requests that lost the beginning of their context.
+    shifted: requests in which a token spans the border; all of it is scored.
+    """
+
+    requests: list[Request]
+    truncated: int
+    shifted: int
+
+
+class LogLikelihoods(NamedTuple):
+    """What a model makes of each request.
+
+    nats: float64, sum of the log-probabilities of the scored tokens.
+    is_greedy: whether each of them is the likeliest after those before it.
+    """
+
+    nats: np.ndarray
+    is_greedy: np.ndarray
+
+
+def encode(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, row_length: int) -> Encoded:
+    """Returns the requests for pairs of context and continuation; white space that ends a context is scored.
+
+    Raises:
+        UserError: a continuation is empty, or is longer than a row.
+    """
+    contexts = list({context.rstrip(): None for context, _ in pairs})
+    ids_of = dict(zip(contexts, tokenizer.encode_batch(contexts), strict=True))
+    wholes = tokenizer.encode_batch([context + continuation for context, continuation in pairs])
+    requests, truncated, shifted = [], 0, 0
+    for (context, continuation), whole in zip(pairs, wholes, strict=True):
+        before = ids_of[context.rstrip()]
+        shared = _common_prefix(before, whole)
+        scored = len(whole) - shared
+        if not 0 < scored <= row_length:
+            raise UserError(
+                f"a continuation of {scored} tokens cannot be scored in rows of {row_length}: {continuation!r:.60}"
+            )
+        shifted += shared < len(before)
+        truncated += len(whole) > row_length
+        tokens = np.concatenate([[tokenizer.bos_id], whole]).astype(np.int32)
+        requests.append(Request(tokens[-(row_length + 1) :], scored))
+    return Encoded(requests, truncated, shifted)
+
+
+def score(
+    state: TrainState,
+    requests: Sequence[Request],
+    packing: PackingConfig,
+    *,
+    rows_per_batch: int,
+    vocabulary_size: int,
+    label: str | None = None,
+) -> LogLikelihoods:
+    """Returns the log-likelihoods of requests, in their order.
+
+    Args:
+        packing: its `row_length` and `documents_per_row` bound the rows.
+        vocabulary_size: of the tokenizer; ids of the model beyond it take no part in the softmax.
+        label: of a progress bar, on a terminal; None shows none.
+
+    Raises:
+        TrainingFailure: a log-likelihood is not finite.
+    """
+    lengths = np.array([len(request.tokens) - 1 for request in requests], np.int64)
+    most = packing.documents_per_row or packing.row_length
+    row_of = best_fit_decreasing(lengths, packing.row_length, most)
+    by_row = np.argsort(row_of, kind="stable")
+    first = np.searchsorted(row_of[by_row], np.arange(row_of.max(initial=-1) + 2))
+    rows = [by_row[begin:end].tolist() for begin, end in itertools.pairwise(first.tolist())]
+    nats, is_greedy = np.zeros(len(requests)), np.zeros(len(requests), bool)
+    computing = deque()
+
+    def collect() -> None:
+        members, counts, scores = computing.popleft()
+        offsets = np.cumsum(counts) - counts
+        nats_C = np.asarray(scores.nats_N)[: counts.sum()].astype(np.float64)
+        if not np.isfinite(nats_C).all():
+            raise TrainingFailure("the model's log-likelihoods are not finite: its parameters are, or overflow")
+        nats[members] = -np.add.reduceat(nats_C, offsets)
+        is_greedy[members] = np.logical_and.reduceat(np.asarray(scores.is_likeliest_N)[: counts.sum()], offsets)
+        bar.update(len(members))
+
+    disable = None if label else True
+    with tqdm(total=len(requests), desc=label, unit=" requests", disable=disable, leave=False) as bar:
+        for begin in range(0, len(rows), rows_per_batch):
+            chosen = rows[begin : begin + rows_per_batch]
+            members = [number for row in chosen for number in row]
+            counts = np.array([requests[number].scored for number in members])
+            packed = _pack([[requests[number] for number in row] for row in chosen], rows_per_batch, packing.row_length)
+            computing.append((members, counts, _score_rows(state, packed, vocabulary_size)))
+            if len(computing) > _AHEAD:
+                collect()
+        while computing:
+            collect()
+    return LogLikelihoods(nats, is_greedy)
+
+
+class _Rows(NamedTuple):
+    """Packed requests; N = B x T. Of places and targets, the first `count` are meant."""
+
+    tokens_BT: np.ndarray
+    positions_BT: np.ndarray
+    document_starts_BT: np.ndarray
+    document_ends_BT: np.ndarray
+    places_N: np.ndarray
+    """Of the inputs whose targets are scored, in the flattened rows."""
+    targets_N: np.ndarray
+    count: np.int32
+
+
+def _pack(rows: list[list[Request]], B: int, T: int) -> _Rows:
+    tokens_BT, starts_BT = np.zeros((2, B, T), np.int32)
+    ends_BT = np.full((B, T), T, np.int32)
+    places_N, targets_N = np.zeros((2, B * T), np.int32)
+    count = 0
+    for row, members in enumerate(rows):
+        begin = 0
+        for tokens, scored in members:
+            end = begin + len(tokens) - 1
+            tokens_BT[row, begin:end] = tokens[:-1]
+            starts_BT[row, begin:end], ends_BT[row, begin:end] = begin, end
+            places_N[count : count + scored] = np.arange(row * T + end - scored, row * T + end)
+            targets_N[count : count + scored] = tokens[-scored:]
+            begin, count = end, count + scored
+        starts_BT[row, begin:] = begin
+    positions_BT = np.arange(T, dtype=np.int32)[None, :] - starts_BT
+    return _Rows(tokens_BT, positions_BT, starts_BT, ends_BT, places_N, targets_N, np.int32(count))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _score_rows(state: TrainState, rows: _Rows, vocabulary_size: int) -> TokenScores:
+    model = state.model
+    features_ND = model.features(rows.tokens_BT, rows.positions_BT, rows.document_starts_BT, rows.document_ends_BT)
+    return token_scores(
+        features_ND[rows.places_N],
+        model.unembedding_VD[:vocabulary_size],
+        rows.targets_N,
+        count=rows.count,
+        logit_soft_cap=model.config.logit_soft_cap,
+        chunk_tokens=model.config.loss_chunk_tokens,
+    )
+
+
+def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    """Returns how many first elements are equal."""
+    n = min(len(a), len(b))
+    differing = np.flatnonzero(a[:n] != b[:n])
+    return int(differing[0]) if len(differing) else n

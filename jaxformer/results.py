@@ -1,0 +1,114 @@
+"""What evaluations leave: a table for a person, and for programs a file with a record of each item or document."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxformer.evaluate import DocumentLosses, TaskScores, flat, validation_scalars
+from jaxformer.files import write_whole
+from jaxformer.metrics import for_json
+
+
+def describe_scores(scores: TaskScores) -> str:
+    """Returns the task's primary accuracy with its standard error, in words."""
+    value = scores.estimates()[scores.task.data.task.primary]
+    return f"{scores.name} {scores.task.data.task.primary} {_percent(*value)} %"
+
+
+def score_table(scores: Sequence[TaskScores]) -> str:
+    """Returns a table with one task a line; of its accuracies, the one to report is marked."""
+    lines = [("task", "items", "acc %", "acc_norm %", "chance", "gold bits/byte", "margin, nats/character")]
+    for each in scores:
+        estimates, primary = each.estimates(), each.task.data.task.primary
+        accuracies = [
+            _percent(*estimates[name]) + ("*" if name == primary else " ") if name in estimates else "- "
+            for name in ("acc", "acc_norm")
+        ]
+        chance = each.chance()
+        lines.append(
+            (
+                each.name,
+                f"{len(each.chosen):,}",
+                *accuracies,
+                "-" if math.isnan(chance) else f"{chance:.1%}",
+                _number(*estimates["gold_bits_per_byte"]),
+                _number(*estimates["margin"]) if "margin" in estimates else "-",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = [
+        "  ".join(cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(cells)).rstrip()
+        for cells in (list(zip(line, widths, strict=True)) for line in lines)
+    ]
+    return "\n".join([*rows, "± one standard error; * the accuracy to report"])
+
+
+def write_scores(folder: Path, scores: TaskScores, about: dict) -> Path:
+    """Writes `TASK.json`, the scores and all that they depend on, and `TASK.items.jsonl`; returns the first.
+
+    Args:
+        about: what the task does not know: step, tokenizer, precision, code, ...
+    """
+    data, encoded = scores.task
+    record = {
+        "task": data.task.name,
+        "version": data.task.version,
+        "equals": f"lm-evaluation-harness {data.task.equals}, 0-shot",
+        **about,
+        "items": len(scores.chosen),
+        "items_digest": data.items_digest(scores.chosen),
+        "data": {"source": data.source, "digest": data.digest, "items": len(data.items)},
+        "truncated_requests": encoded.truncated,
+        "shifted_requests": encoded.shifted,
+        "primary": data.task.primary,
+        "chance": scores.chance(),
+        **flat(scores.estimates()),
+    }
+    columns = zip(scores.chosen.tolist(), scores.log_likelihoods, *scores.items, strict=True)
+    items = (
+        {
+            "item": item,
+            "log_likelihoods": nats.tolist(),
+            "gold": data.items[item].gold,
+            "acc": int(acc),
+            "acc_norm": int(acc_norm),
+            "gold_bits_per_byte": float(bits),
+            "margin": float(margin),
+            "group": data.items[item].group,
+        }
+        for item, nats, acc, acc_norm, bits, margin in columns
+    )
+    return _write(folder, scores.name, record, "items", items)
+
+
+def write_validation(folder: Path, losses: Sequence[DocumentLosses], about: dict) -> Path:
+    """Writes `validation.json` and `validation.documents.jsonl`; returns the first."""
+    scalars = {f"validation/{name}": value for name, value in validation_scalars(losses).items()}
+    documents = (
+        {"corpus": one.name, "document": int(i), "nats": float(nats), "targets": int(targets), "text_bytes": int(size)}
+        for one in losses
+        for i, nats, targets, size in zip(one.documents, one.nats, one.targets, one.text_bytes, strict=True)
+    )
+    return _write(folder, "validation", {**about, **scalars}, "documents", documents)
+
+
+def _write(folder: Path, name: str, record: dict, kind: str, lines: Iterable[dict]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = "".join(json.dumps(for_json(line)) + "\n" for line in lines).encode()
+    write_whole(folder / f"{name}.{kind}.jsonl", content)
+    record = {**record, f"{kind}_file_digest": hashlib.sha256(content).hexdigest()}
+    write_whole(folder / f"{name}.json", (json.dumps(for_json(record), indent=2) + "\n").encode())
+    return folder / f"{name}.json"
+
+
+def _percent(mean: float, error: float) -> str:
+    return f"{100 * mean:.2f} ± {100 * error:.2f}"
+
+
+def _number(mean: float, error: float) -> str:
+    digits = 4 if not np.isfinite(error) or error < 0.01 else 3
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"

@@ -1,0 +1,86 @@
+"""What log-likelihoods say of a model: accuracies, and the smooth measures that see what accuracies cannot.
+
+A small model's accuracy moves by chance more than by what an experiment changes; the likelihood of the right answer
+does not (Heineman et al. 2025, arXiv 2508.13144). Standard errors are those of a mean over independent items.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxformer.items import Item
+
+
+class Estimate(NamedTuple):
+    """A mean over items, and its standard error; NaN where there is one item only."""
+
+    mean: float
+    standard_error: float
+
+
+class ItemScores(NamedTuple):
+    """The scores of each item, float64 (items,).
+
+    acc: 1 where the right option is the likeliest, the first of equals; a single option is right where each of its
+        tokens is the likeliest.
+    acc_norm: the same for log-likelihoods divided by the characters of the options.
+    gold_bits_per_byte: bits that the right option takes, per UTF-8 byte of its text.
+    margin: by how many nats per character the right option leads the best other one, each divided by its own
+        characters; above 0 where `acc_norm` is 1, and NaN for a single option.
+    """
+
+    acc: np.ndarray
+    acc_norm: np.ndarray
+    gold_bits_per_byte: np.ndarray
+    margin: np.ndarray
+
+
+def score_items(items: Sequence[Item], log_likelihoods: Sequence[np.ndarray], is_greedy: Sequence[bool]) -> ItemScores:
+    """Returns the scores of items.
+
+    Args:
+        log_likelihoods: nats of each item's options.
+        is_greedy: of each item's right option, whether the model itself would write it.
+    """
+    rows = []
+    for item, nats, greedy in zip(items, log_likelihoods, is_greedy, strict=True):
+        characters = np.array([len(option.text) for option in item.options])
+        per_character = nats / characters
+        gold = item.gold
+        bits_per_byte = -nats[gold] / math.log(2) / len(item.options[gold].text.encode())
+        if len(item.options) == 1:
+            rows.append((greedy, greedy, bits_per_byte, math.nan))
+        else:
+            margin = per_character[gold] - np.delete(per_character, gold).max()
+            rows.append((nats.argmax() == gold, per_character.argmax() == gold, bits_per_byte, margin))
+    return ItemScores(*np.array(rows, np.float64).T)
+
+
+def chance(items: Sequence[Item]) -> float:
+    """Returns the accuracy of guessing; NaN where items have one option."""
+    return float(np.mean([1 / len(item.options) if len(item.options) > 1 else math.nan for item in items]))
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Returns the mean of independent values, and its standard error."""
+    n = len(values)
+    return Estimate(float(values.mean()), float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan)
+
+
+def ratio(strata: Sequence[tuple[np.ndarray, np.ndarray]]) -> Estimate:
+    """Returns sum over sum of pairs, and the standard error if the pairs of each stratum were drawn independently.
+
+    By linearisation (Cochran 1977, Sampling Techniques, section 6): a pair (y, x) moves the ratio r by (y - r x) / sum.
+
+    Args:
+        strata: (numerators, denominators) of each.
+    """
+    total = sum(float(x.sum()) for _, x in strata)
+    r = sum(float(y.sum()) for y, _ in strata) / total
+    variance = 0.0
+    for y, x in strata:
+        n, moves = len(y), (y - r * x) / total
+        variance += n * float(moves.var(ddof=1)) if n > 1 else math.nan
+    return Estimate(r, math.sqrt(variance))

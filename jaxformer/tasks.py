@@ -1,0 +1,141 @@
+"""Tasks in cloze form: a question is a few options, and a model takes the one that it finds likeliest.
+
+Another task takes a function from a row to an `Item`, in `items.py`, and a line in `TASKS`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxformer import items
+from jaxformer.config import UserError, require, require_one_of
+from jaxformer.items import Item, checked
+from jaxformer.records import SUFFIXES, expanded, file_digest, open_tfds, read_jsonl, read_parquet, read_tfds
+
+# In place of a path: a dataset of TFDS that is prepared under the task's own name.
+TFDS = "tfds"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A versioned specification of a task.
+
+    version: raised when the same row would give other options.
+    to_item: the item of an official row; raises `UserError` where the row is not one.
+    tfds: the dataset's name in TFDS, and the split.
+    equals: the task of lm-evaluation-harness whose requests these are, and its version there.
+    primary: the accuracy to report: 'acc', or 'acc_norm' where options differ in length.
+    has_acc_norm: whether it is of use to divide by the lengths of the options.
+    """
+
+    name: str
+    version: int
+    to_item: Callable[[Mapping[str, Any]], Item]
+    tfds: tuple[str, str]
+    equals: str
+    primary: str = "acc"
+    has_acc_norm: bool = True
+
+
+class TaskData(NamedTuple):
+    """The items of a task, in the order of their rows.
+
+    source: the file or the TFDS dataset that they were read from.
+    digest: hexadecimal SHA-256 of the file, or of the dataset's files.
+    """
+
+    task: Task
+    items: list[Item]
+    source: str
+    digest: str
+
+    def items_digest(self, chosen: np.ndarray) -> str:
+        """Returns the hexadecimal SHA-256 of some items: equal where the very same questions were asked."""
+        asked = [[self.items[i].options, self.items[i].gold] for i in chosen.tolist()]
+        return hashlib.sha256(json.dumps([self.task.name, self.task.version, asked]).encode()).hexdigest()
+
+
+def fixed_choice(total: int, count: int | None) -> np.ndarray:
+    """Returns the indices of a choice that is always the same, in order; all if `count` is None or too many.
+
+    The first rows would be no fair choice: some files are sorted. A larger choice holds a smaller one.
+    """
+    return np.sort(np.random.default_rng(0).permutation(total)[:count])
+
+
+def load_task(name: str, data: str) -> TaskData:
+    """Returns a task with its items.
+
+    Args:
+        name: one of `TASKS`.
+        data: a file of JSON lines or Parquet in the official format; a folder with such a file named after the task
+            (`hellaswag.jsonl`, `arc_easy.parquet`, ...); the folder of a prepared TFDS dataset; or 'tfds' for the
+            dataset that is prepared in TFDS's own folder.
+
+    Raises:
+        UserError: an unknown task, no data, or a row that is damaged or not of this task, with its file and number.
+    """
+    require_one_of("task", name, TASKS)
+    task = TASKS[name]
+    records, source, digest = _open(task, data)
+    found = []
+    for where, fields in records:
+        try:
+            found.append(checked(task.to_item(fields)))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    require(bool(found), f"{name} data {source}: no rows")
+    return TaskData(task, found, source, digest)
+
+
+def _open(task: Task, data: str):
+    """Returns (records, source, digest) of a task's data."""
+    what = f"{task.name} data"
+    target = expanded(data)
+    try:
+        is_folder, is_there, is_tfds = target.is_dir(), target.exists(), (target / "features.json").is_file()
+    except OSError as error:
+        raise UserError(f"{what} {data}: {error.strerror}") from error
+    if data == TFDS or is_tfds:
+        name, split = task.tfds
+        builder = open_tfds(name if data == TFDS else str(target), split, what)
+        files = sorted(path for path in Path(builder.data_dir).iterdir() if path.is_file())
+        digest = hashlib.sha256("".join(path.name + file_digest(path, what) for path in files).encode()).hexdigest()
+        return read_tfds(builder, split, what), f"{builder.data_dir}, {split}", digest
+    require(is_there, f"{what} {data}: no such file or folder")
+    suffixes = SUFFIXES["jsonl"] + SUFFIXES["parquet"]
+    if is_folder:
+        found = [path for suffix in suffixes if (path := target / f"{task.name}{suffix}").is_file()]
+        names = f"{task.name}.jsonl or {task.name}.parquet"
+        require(bool(found), f"{what} {data}: the folder holds no {names}; add it, give a file, or leave the task out")
+        require(len(found) == 1, f"{what} {data}: {' and '.join(p.name for p in found)} are one too many; keep one")
+        target = found[0]
+    require(
+        target.name.endswith(suffixes),
+        f"{what} {target}: of no known kind; give a file that ends with {', '.join(suffixes)}",
+    )
+    read = read_parquet if target.suffix == ".parquet" else read_jsonl
+    return read([target], what), str(target), file_digest(target, what)
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("hellaswag", 1, items.hellaswag, ("hellaswag", "validation"), "hellaswag 1.0", primary="acc_norm"),
+        Task("arc_easy", 1, items.question_and_answer, ("ai2_arc/ARC-Easy", "test"), "arc_easy 1.0"),
+        Task("winogrande", 1, items.winogrande, ("winogrande", "validation"), "winogrande 1.0", has_acc_norm=False),
+        Task("piqa", 1, items.piqa, ("piqa", "validation"), "piqa 1.0"),
+        Task("openbookqa", 1, items.openbookqa, ("openbookqa", "test"), "openbookqa 1.0", primary="acc_norm"),
+        Task(
+            "arc_challenge", 1, items.question_and_answer, ("ai2_arc/ARC-Challenge", "test"), "arc_challenge 1.0",
+            primary="acc_norm",
+        ),
+        Task("boolq", 1, items.boolq, ("super_glue/boolq", "validation"), "boolq 2.0", has_acc_norm=False),
+        Task("lambada", 1, items.lambada, ("lambada", "test"), "lambada_openai 1.0", has_acc_norm=False),
+    )
+}  # fmt: skip

@@ -1,0 +1,62 @@
+"""A run folder is all that its model needs."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxformer.checkpoint import open_checkpoints
+from jaxformer.config import UserError
+from jaxformer.trained import load_trained
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+
+@pytest.fixture
+def run(uninterrupted, tmp_path, monkeypatch):
+    """A run's folder on a machine that has neither its corpus nor its cache."""
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "nothing"))
+    shutil.copytree(uninterrupted("best_fit"), tmp_path / "moved", ignore=lambda *_: [".lock"])
+    path = tmp_path / "moved" / "config.json"
+    config = json.loads(path.read_text())
+    config["config"]["corpus"]["path"] = str(tmp_path / "nothing")
+    path.write_text(json.dumps(config))
+    return tmp_path / "moved"
+
+
+def test_folder_alone_gives_the_model_that_was_saved(run, cache):
+    trained = load_trained(run)
+    assert (trained.step, trained.experiment.name, trained.state.opt_state) == (12, "best_fit", None)
+    text = "ba be\n\nbi"
+    assert trained.tokenizer.decode(trained.tokenizer.encode(text)) == text
+    with open_checkpoints(run / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [8, 12]
+    earlier = load_trained(run, 8)
+    assert earlier.step == 8
+    pairs = zip(*(jax.tree.leaves(each.state.params) for each in (trained, earlier)), strict=True)
+    assert any(not np.array_equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_step_that_is_not_there_is_told_with_those_that_are(run):
+    with pytest.raises(UserError, match=r"no checkpoint of step 5 in .*checkpoints; there are \[8, 12\]"):
+        load_trained(run, 5)
+
+
+def test_missing_or_other_tokenizer_is_refused(run, tokenizer_path):
+    path = run / "tokenizer.model"
+    shutil.copy(tokenizer_path, path)
+    with pytest.raises(UserError, match="not the tokenizer of this run; put back a copy of that"):
+        load_trained(run)
+    path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"tokenizer\.model: not a SentencePiece model"):
+        load_trained(run)
+    path.unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.model: missing; put back a copy"):
+        load_trained(run)
+
+
+def test_folder_of_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no config.json; give the folder of a run"):
+        load_trained(tmp_path)
