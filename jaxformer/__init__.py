@@ -40,13 +40,13 @@ The modules in the order in which data flows; each imports only from those above
     cloze              the log-likelihood of continuations
     scores             log-likelihoods to accuracies and smooth measures, with standard errors
     evaluate           validation by document, and tasks by item
-    results            what evaluations leave: tables and files
     generate           sampling with a key/value cache
     experiment         the record of one question
     data               the data of a run, prepared and planned
     plan               what a run will cost
     overview           what a run says of itself at its start
     run_folder         what identifies a run, and its files
+    results            what evaluations leave: tables and files
     fault              a failed step as a file, to be replayed
     device             the device that was asked for
     trained            a trained model, from its run folder alone

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxformer.config import TrainingFailure, UserError
+from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.loss import TokenScores, token_scores
 from jaxformer.packing import PackingConfig
 from jaxformer.row_fitting import best_fit_decreasing
@@ -41,13 +41,28 @@ class Request(NamedTuple):
 class Encoded(NamedTuple):
     """Requests, and what their texts did not get through unchanged.
 
-    truncated: requests that lost the beginning of their context.
-    shifted: requests in which a token spans the border; all of it is scored.
+    is_truncated: of each request, whether it lost the beginning of its context.
+    is_shifted: of each request, whether a token spans the border; all of it is scored, where lm-evaluation-harness
+        feeds the context's own tokens and scores what the whole has beyond as many.
     """
 
     requests: list[Request]
-    truncated: int
-    shifted: int
+    is_truncated: np.ndarray
+    is_shifted: np.ndarray
+
+
+class CannotBeScored(UserError):
+    """A continuation is empty, or longer than a row.
+
+    Attributes:
+        number: of the pair, from 0.
+    """
+
+    def __init__(self, number: int, tokens: int, row_length: int, continuation: str):
+        super().__init__(
+            f"a continuation of {tokens} tokens cannot be scored in rows of {row_length}: {continuation[:60]!r}"
+        )
+        self.number = number
 
 
 class LogLikelihoods(NamedTuple):
@@ -65,25 +80,23 @@ def encode(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, row_length: i
     """Returns the requests for pairs of context and continuation; white space that ends a context is scored.
 
     Raises:
-        UserError: a continuation is empty, or is longer than a row.
+        CannotBeScored: a continuation is empty, or is longer than a row.
     """
     contexts = list({context.rstrip(): None for context, _ in pairs})
     ids_of = dict(zip(contexts, tokenizer.encode_batch(contexts), strict=True))
     wholes = tokenizer.encode_batch([context + continuation for context, continuation in pairs])
-    requests, truncated, shifted = [], 0, 0
-    for (context, continuation), whole in zip(pairs, wholes, strict=True):
+    requests, is_truncated, is_shifted = [], [], []
+    for number, ((context, continuation), whole) in enumerate(zip(pairs, wholes, strict=True)):
         before = ids_of[context.rstrip()]
         shared = _common_prefix(before, whole)
         scored = len(whole) - shared
         if not 0 < scored <= row_length:
-            raise UserError(
-                f"a continuation of {scored} tokens cannot be scored in rows of {row_length}: {continuation!r:.60}"
-            )
-        shifted += shared < len(before)
-        truncated += len(whole) > row_length
+            raise CannotBeScored(number, scored, row_length, continuation)
+        is_shifted.append(shared < len(before))
+        is_truncated.append(len(whole) > row_length)
         tokens = np.concatenate([[tokenizer.bos_id], whole]).astype(np.int32)
         requests.append(Request(tokens[-(row_length + 1) :], scored))
-    return Encoded(requests, truncated, shifted)
+    return Encoded(requests, np.array(is_truncated, bool), np.array(is_shifted, bool))
 
 
 def score(
@@ -105,13 +118,14 @@ def score(
     Raises:
         TrainingFailure: a log-likelihood is not finite.
     """
+    require(rows_per_batch >= 1, f"rows_per_batch ({rows_per_batch}) must be at least 1")
     lengths = np.array([len(request.tokens) - 1 for request in requests], np.int64)
     most = packing.documents_per_row or packing.row_length
     row_of = best_fit_decreasing(lengths, packing.row_length, most)
     by_row = np.argsort(row_of, kind="stable")
     first = np.searchsorted(row_of[by_row], np.arange(row_of.max(initial=-1) + 2))
     rows = [by_row[begin:end].tolist() for begin, end in itertools.pairwise(first.tolist())]
-    nats, is_greedy = np.zeros(len(requests)), np.zeros(len(requests), bool)
+    nats, is_greedy = np.full(len(requests), np.nan), np.zeros(len(requests), bool)
     computing = deque()
 
     def collect() -> None:

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -172,8 +173,8 @@ def part_names(config: CorpusConfig) -> list[str]:
     names = []
     for part in parts_of(config):
         name = re.sub(r"[^\w-]+", "_", Path(part.path).name.partition(".")[0]).strip("_") or part.kind
-        taken = sum(re.fullmatch(rf"{name}(_\d+)?", other) is not None for other in names)
-        names.append(f"{name}_{taken + 1}" if taken else name)
+        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        names.append(next(each for each in candidates if each not in names))
     return names
 
 

@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxformer.cache import cache_folder
 from jaxformer.config import require
 from jaxformer.corpus import load_documents, part_names, parts_of
-from jaxformer.evaluate import EncodedTask, ValidationSet, load_tasks, select_validation
+from jaxformer.evaluate import EncodedTask, ValidationSet, encode_task, load_tasks, select_validation
 from jaxformer.experiment import Experiment
 from jaxformer.packing import PackingConfig, Plan, packing_report, plan_rows
 from jaxformer.shards import Shards, open_shards, prepare
@@ -32,9 +34,15 @@ def digests(data: Data) -> dict[str, str]:
     return {"tokenizer": data.tokenizer.digest} | {name: value for part in of_parts for name, value in part.items()}
 
 
+def task_digests(data: Data) -> dict[str, str]:
+    """Returns what identifies the items of each task, by its name."""
+    return {task.task.name: task.items_digest(np.arange(len(task.items))) for task, _ in data.tasks}
+
+
 def prepare_data(experiment: Experiment, seed: int) -> Data:
     """Returns the data of a run, tokenised and planned; prepares what is not in the cache."""
     packing = experiment.packing
+    tasks = load_tasks(experiment.evaluation)  # Refused before hours of preparation.
     configs = parts_of(experiment.corpus)
     corpora = [load_documents(config) for config in configs]
     tokenizer = prepare_tokenizer(corpora, experiment.tokenizer, cache_folder())
@@ -43,7 +51,7 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
         f"the tokenizer's vocabulary ({tokenizer.vocabulary_size}) must not exceed "
         f"model.vocabulary_size ({experiment.model.vocabulary_size})",
     )
-    tasks = load_tasks(experiment.evaluation, tokenizer, packing.row_length)
+    encoded_tasks = [encode_task(task, tokenizer, packing.row_length) for task in tasks]
     shards, plans, validation = [], [], []
     for name, documents in zip(part_names(experiment.corpus), corpora, strict=True):
         folder = prepare(documents, tokenizer, cache_folder())
@@ -77,7 +85,7 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
         f"corpus {experiment.corpus.path or experiment.corpus.kind}: {rows} rows of {packing.row_length} tokens "
         f"are fewer than training.rows_per_step ({experiment.training.rows_per_step})",
     )
-    return Data(tokenizer, shards, plans, [config.weight for config in configs], validation, tasks)
+    return Data(tokenizer, shards, plans, [config.weight for config in configs], validation, encoded_tasks)
 
 
 def _fuller(packing: PackingConfig) -> str:

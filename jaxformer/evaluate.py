@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxformer.cloze import Encoded, encode, score
-from jaxformer.config import UserError, check_types, execution, require, require_one_of
+from jaxformer.cloze import CannotBeScored, Encoded, encode, score
+from jaxformer.config import TrainingFailure, UserError, check_types, execution, require, require_one_of
 from jaxformer.packing import PackingConfig, Plan, pad_rows, plan_rows, read_rows
-from jaxformer.scores import Estimate, ItemScores, chance, estimate, ratio, score_items
+from jaxformer.scores import Estimate, ItemScores, chance, estimate, estimate_ratio, score_items
 from jaxformer.shards import Shards
 from jaxformer.step import TrainState, eval_step
 from jaxformer.tasks import TASKS, TaskData, fixed_choice, load_task
@@ -81,6 +82,7 @@ class DocumentLosses(NamedTuple):
     nats: float64, cross-entropy of the document's text and its EOS.
     targets: int64, tokens in it, EOS among them.
     text_bytes: int64, UTF-8 bytes of its text.
+    digest: of the corpus.
     """
 
     name: str
@@ -88,6 +90,7 @@ class DocumentLosses(NamedTuple):
     nats: np.ndarray
     targets: np.ndarray
     text_bytes: np.ndarray
+    digest: str
 
 
 def select_validation(shards: Shards, config: EvaluationConfig, packing: PackingConfig, name: str) -> ValidationSet:
@@ -105,7 +108,11 @@ def select_validation(shards: Shards, config: EvaluationConfig, packing: Packing
 
 
 def validate(state: TrainState, sets: Sequence[ValidationSet], config: EvaluationConfig) -> list[DocumentLosses]:
-    """Returns the loss of every document of each set."""
+    """Returns the loss of every document of each set.
+
+    Raises:
+        TrainingFailure: a loss is not finite.
+    """
     return [_document_losses(state, chosen, config.rows_per_batch) for chosen in sets]
 
 
@@ -119,14 +126,14 @@ def validation_scalars(losses: Sequence[DocumentLosses]) -> dict[str, float]:
     scalars = {}
     for prefix, chosen in [("", losses), *((f"{one.name}/", [one]) for one in losses if len(losses) > 1)]:
         estimates = {
-            "loss": ratio([(one.nats, one.targets) for one in chosen]),
-            "bits_per_byte": ratio([(one.nats / math.log(2), one.text_bytes) for one in chosen]),
+            "loss": estimate_ratio([(one.nats, one.targets) for one in chosen]),
+            "bits_per_byte": estimate_ratio([(one.nats / math.log(2), one.text_bytes) for one in chosen]),
         }
-        scalars |= flat({prefix + name: value for name, value in estimates.items()})
+        scalars |= flatten_estimates({prefix + name: value for name, value in estimates.items()})
     return scalars
 
 
-def flat(estimates: dict[str, Estimate]) -> dict[str, float]:
+def flatten_estimates(estimates: dict[str, Estimate]) -> dict[str, float]:
     """Returns each mean by its name, and each standard error by the name and `_standard_error`."""
     means = {name: value.mean for name, value in estimates.items()}
     return means | {f"{name}_standard_error": value.standard_error for name, value in estimates.items()}
@@ -139,13 +146,22 @@ def _document_losses(state: TrainState, chosen: ValidationSet, rows_per_batch: i
         batch = read_rows(shards, plan, np.arange(first, min(first + rows_per_batch, len(plan))))
         waiting.append(_jitted_eval_step()(state, pad_rows(batch, rows_per_batch)))
     rows = np.concatenate(jax.device_get(waiting))
+    if not np.isfinite(rows).all():
+        raise TrainingFailure(f"the loss of validation documents of {name} is not finite")
     # Pieces stand one behind another from the beginning of their row, and what follows them weighs nothing.
     before = np.cumsum(plan.lengths, dtype=np.int64) - plan.lengths
     row_of = np.repeat(np.arange(len(plan)), np.diff(plan.rows))
     begins = row_of * plan.row_length + before - before[plan.rows[:-1]][row_of]
     nats_of_pieces = np.add.reduceat(rows.reshape(-1).astype(np.float64), begins)
     nats = np.bincount(plan.documents, nats_of_pieces, minlength=len(shards))
-    return DocumentLosses(name, documents, nats[documents], shards.tokens[documents] + 1, shards.text_bytes[documents])
+    return DocumentLosses(
+        name,
+        documents,
+        nats[documents],
+        shards.tokens[documents] + 1,
+        shards.text_bytes[documents],
+        shards.manifest.corpus_digest,
+    )
 
 
 @functools.cache
@@ -159,9 +175,10 @@ class EncodedTask(NamedTuple):
     data: TaskData
     encoded: Encoded
 
-    def first_requests(self) -> np.ndarray:
-        """Returns where the requests of each item begin, int64 (items + 1,)."""
-        return np.cumsum([0] + [len(item.options) for item in self.data.items])
+    def requests(self, chosen: np.ndarray) -> np.ndarray:
+        """Returns the numbers of the requests of some items, int64."""
+        first = np.cumsum([0] + [len(item.options) for item in self.data.items])
+        return np.concatenate([np.arange(first[i], first[i + 1]) for i in chosen.tolist()])
 
 
 class TaskScores(NamedTuple):
@@ -193,12 +210,32 @@ class TaskScores(NamedTuple):
         """Returns the mean of each score that is of use for the task."""
         task = self.task.data.task
         unused = set() if task.has_acc_norm else {"acc_norm"}
-        estimates = {name: estimate(values) for name, values in self.items._asdict().items() if name not in unused}
-        return {name: value for name, value in estimates.items() if not math.isnan(value.mean)}
+        unused |= {"margin"} if task.options == 1 else set()
+        return {name: estimate(values) for name, values in self.items._asdict().items() if name not in unused}
 
-    def chance(self) -> float:
-        """Returns the accuracy of guessing; NaN where items have one option."""
-        return chance([self.task.data.items[i] for i in self.chosen.tolist()])
+    def chance(self) -> float | None:
+        """Returns the accuracy of guessing; None where items have one option."""
+        items = [self.task.data.items[i] for i in self.chosen.tolist()]
+        return None if self.task.data.task.options == 1 else chance(items)
+
+    def requests(self) -> np.ndarray:
+        """Returns the numbers of the items' requests."""
+        return self.task.requests(self.chosen)
+
+
+def load_tasks(config: EvaluationConfig) -> list[TaskData]:
+    """Returns the tasks of a configuration with their items; none without data.
+
+    Raises:
+        UserError: as of `load_task`.
+    """
+    names = task_names(config.tasks) if config.task_data else []
+    data, is_file = config.task_data, os.path.isfile(os.path.expanduser(config.task_data))
+    require(
+        not is_file or len(names) <= 1,
+        f"task data {data}: one file for {len(names)} tasks ({', '.join(names)}); give a folder, or a task",
+    )
+    return [load_task(name, config.task_data) for name in names]
 
 
 def encode_task(data: TaskData, tokenizer: Tokenizer, row_length: int) -> EncodedTask:
@@ -208,17 +245,13 @@ def encode_task(data: TaskData, tokenizer: Tokenizer, row_length: int) -> Encode
         UserError: a continuation is longer than a row.
     """
     try:
-        return EncodedTask(
-            data, encode([option for item in data.items for option in item.options], tokenizer, row_length)
-        )
-    except UserError as error:
-        raise UserError(f"{data.task.name} data {data.source}: {error}") from error
-
-
-def load_tasks(config: EvaluationConfig, tokenizer: Tokenizer, row_length: int) -> list[EncodedTask]:
-    """Returns the tasks of a configuration; none without data."""
-    names = task_names(config.tasks) if config.task_data else []
-    return [encode_task(load_task(name, config.task_data), tokenizer, row_length) for name in names]
+        return EncodedTask(data, encode([each for item in data.items for each in item.options], tokenizer, row_length))
+    except CannotBeScored as error:
+        ends = np.cumsum([len(item.options) for item in data.items])
+        row = int(np.searchsorted(ends, error.number, side="right")) + 1
+        raise UserError(
+            f"{data.task.name} data {data.source}, row {row}: {error}; leave the task out, or raise packing.row_length"
+        ) from error
 
 
 def score_task(
@@ -241,11 +274,9 @@ def score_task(
     """
     data = task.data
     chosen = fixed_choice(len(data.items), items)
-    first = task.first_requests()
-    numbers = np.concatenate([np.arange(first[i], first[i + 1]) for i in chosen.tolist()])
     nats, is_greedy = score(
         state,
-        [task.encoded.requests[number] for number in numbers.tolist()],
+        [task.encoded.requests[number] for number in task.requests(chosen).tolist()],
         packing,
         rows_per_batch=rows_per_batch,
         vocabulary_size=vocabulary_size,

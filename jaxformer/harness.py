@@ -7,11 +7,13 @@ model=JaxformerLM("RUN"), tasks=[...])`.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from jaxformer.cloze import Request, score
 from jaxformer.config import UserError, require
@@ -43,6 +45,7 @@ class JaxformerLM(TemplateLM):
         step: of the checkpoint.
         batch_size: rows that are computed at once; 'auto' for the run's own choice.
         max_gen_toks: tokens to generate where a task does not say.
+        seed: of what is sampled.
         max_batch_size, device: what the harness always gives; without effect, since the device is JAX's.
     """
 
@@ -52,15 +55,23 @@ class JaxformerLM(TemplateLM):
         step: int | None = None,
         batch_size: int | str | None = None,
         max_gen_toks: int = 64,
+        seed: int = 0,
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
         super().__init__()
-        is_automatic = batch_size is None or str(batch_size).startswith("auto")
-        self.trained = load_trained(Path(workdir), None if step is None else int(step))
+        numbers = {"step": step, "batch_size": batch_size, "max_gen_toks": max_gen_toks, "seed": seed}
+        if batch_size is None or str(batch_size).startswith("auto"):
+            del numbers["batch_size"]
+        for name, value in numbers.items():
+            is_number = value is None or str(value).isdecimal()
+            require(is_number, f"{name} ({value}) must be a whole number, not negative")
+        self.trained = load_trained(Path(str(workdir)), None if step is None else int(step))
         self.max_length = self.trained.experiment.packing.row_length
-        self.max_gen_toks = int(max_gen_toks)
-        self._rows = self.trained.experiment.evaluation.rows_per_batch if is_automatic else int(batch_size)
+        self.max_gen_toks, self.seed = int(max_gen_toks), int(seed)
+        self._rows = int(numbers.get("batch_size", self.trained.experiment.evaluation.rows_per_batch))
+        require(self._rows >= 1, f"batch_size ({self._rows}) must be at least 1")
+        self._model = self.trained.state.model
 
     @property
     def eot_token_id(self) -> int:
@@ -85,11 +96,11 @@ class JaxformerLM(TemplateLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
         encoded = []
         for (_, continuation), context_ids, ids in requests:
-            require(
-                0 < len(ids) <= self.max_length,
-                f"a continuation of {len(ids)} tokens cannot be scored in rows of {self.max_length}: "
-                f"{continuation!r:.60}",
-            )
+            if not 0 < len(ids) <= self.max_length:
+                raise UserError(
+                    f"a continuation of {len(ids)} tokens cannot be scored in rows of {self.max_length}: "
+                    f"{continuation[:60]!r}"
+                )
             tokens = np.array([*context_ids, *ids][-(self.max_length + 1) :], np.int32)
             encoded.append(Request(tokens, len(ids)))
         results = score(
@@ -118,54 +129,72 @@ class JaxformerLM(TemplateLM):
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Returns the text that follows each context, up to a stop sequence, EOS or the number of tokens.
 
+        It is sampled where a task asks for it, or for a temperature above 0, and the likeliest otherwise.
+
         Raises:
-            UserError: the tokens to generate leave no room for a context in a row.
+            UserError: the tokens to generate leave no room for a context in a row, or an option is not known.
         """
         wanted = [self._generation(*request.args) for request in requests]
         texts = [""] * len(requests)
-        for shape in sorted({each[1:4] for each in wanted}):
-            alike = [number for number, each in enumerate(wanted) if each[1:4] == shape]
-            for first in range(0, len(alike), self._rows):
-                numbers = alike[first : first + self._rows]
-                generated = self._generate([wanted[number][0] for number in numbers], *shape)
-                for number, text in zip(numbers, generated, strict=True):
-                    texts[number] = _until(text, wanted[number][4])
+        with tqdm(total=len(requests), desc="generating", disable=disable_tqdm or None, leave=False) as bar:
+            for shape in sorted({each.shape for each in wanted}):
+                alike = [number for number, each in enumerate(wanted) if each.shape == shape]
+                for first in range(0, len(alike), self._rows):
+                    numbers = alike[first : first + self._rows]
+                    key = jax.random.fold_in(jax.random.key(self.seed), numbers[0])
+                    generated = self._generate([wanted[number].prompt for number in numbers], shape, key)
+                    for number, text in zip(numbers, generated, strict=True):
+                        texts[number] = _until(text, wanted[number].until)
+                    bar.update(len(numbers))
         return texts
 
-    def _generation(self, context: str, options: dict) -> tuple[list[int], int, int, float, list[str]]:
-        """Returns (prompt ids, their padded number, tokens to generate, temperature, stop sequences)."""
-        length = int(options.get("max_gen_toks", options.get("max_new_tokens", self.max_gen_toks)))
-        room = self.max_length - length
+    def _generation(self, context: str, options: dict) -> "_Generation":
+        options = dict(options)
+        until = options.pop("until", None) or []
+        length = options.pop("max_gen_toks", options.pop("max_new_tokens", self.max_gen_toks))
+        temperature, top_k = float(options.pop("temperature", None) or 0), int(options.pop("top_k", None) or 0)
+        is_sampled = options.pop("do_sample", None)
+        temperature = 0.0 if is_sampled is False else temperature or float(is_sampled or 0)
+        unknown = [name for name, value in options.items() if value is not None]
+        require(
+            not unknown or not temperature, f"cannot sample with {', '.join(unknown)}; with temperature and top_k only"
+        )
+        length, room = int(length), self.max_length - int(length)
         require(
             length > 0 and room > 0,
             f"max_gen_toks ({length}) leaves no room for a context in a row of {self.max_length} tokens; "
             f"give a smaller one: --gen_kwargs max_gen_toks={self.max_length // 4}",
         )
         prompt = self.tok_encode(context)[-room:]
-        temperature = float(options.get("temperature", 0.0)) if options.get("do_sample", False) else 0.0
-        until = options.get("until") or []
-        until = [until] if isinstance(until, str) else list(until)
         padded = min(-(-len(prompt) // _PROMPT_BUCKET) * _PROMPT_BUCKET, room)
-        return prompt, padded, length, temperature, until
+        return _Generation(prompt, [until] if isinstance(until, str) else until, (padded, length, temperature, top_k))
 
-    def _generate(self, prompts: list[list[int]], padded: int, length: int, temperature: float) -> Iterable[str]:
-        tokenizer = self.trained.tokenizer
-        prompt_BP = np.zeros((self._rows, padded), np.int32)
-        lengths_B = np.ones(self._rows, np.int32)
+    def _generate(self, prompts: list[list[int]], shape: tuple, key: jax.Array) -> Iterator[str]:
+        tokenizer, (padded, length, temperature, top_k) = self.trained.tokenizer, shape
+        prompt_BP, lengths_B = np.zeros((self._rows, padded), np.int32), np.ones(self._rows, np.int32)
         for row, prompt in enumerate(prompts):
             prompt_BP[row, : len(prompt)], lengths_B[row] = prompt, len(prompt)
         tokens_BS = generate(
-            self.trained.state.model,
+            self._model,
             prompt_BP,
             length=length,
-            key=jax.random.key(0),
+            key=key,
             temperature=temperature,
+            top_k=top_k,
             prompt_lengths_B=lengths_B,
         )
         for row, prompt in zip(np.asarray(tokens_BS), prompts, strict=False):
             ids = row[len(prompt) : len(prompt) + length].tolist()
             ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
             yield tokenizer.decode([i for i in ids if i < tokenizer.vocabulary_size])
+
+
+class _Generation(NamedTuple):
+    """What is to be generated; `shape` is (padded prompt, tokens to generate, temperature, top k), what is compiled."""
+
+    prompt: list[int]
+    until: list[str]
+    shape: tuple[int, int, float, int]
 
 
 def _until(text: str, stops: list[str]) -> str:

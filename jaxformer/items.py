@@ -41,7 +41,8 @@ def checked(item: Item) -> Item:
     """Returns the item; raises `UserError` unless it can be scored."""
     require(bool(item.options), "it has no options")
     require(
-        0 <= item.gold < len(item.options), f"its answer ({item.gold}) is not one of {len(item.options)} options from 0"
+        0 <= item.gold < len(item.options),
+        f"its answer ({item.gold!s:.20}) is not one of {len(item.options)} options from 0",
     )
     for number, option in enumerate(item.options):
         require(bool(option.text), f"option {number} is empty")
@@ -53,10 +54,10 @@ def checked(item: Item) -> Item:
 def hellaswag(row: Mapping[str, Any]) -> Item:
     """HellaSwag (Zellers et al. 2019, arXiv 1905.07830): how does a described scene go on?"""
     source = _text(row, "source_id") if "source_id" in row else ""
-    if "ctx_a" in row:
-        first, second = _text(row, "ctx_a"), _text(row, "ctx_b")
-    else:
+    if "context" in row:
         first, second = _split_context(_text(row, "context"), source)
+    else:
+        first, second = _text(row, "ctx_a"), _text(row, "ctx_b")
     context = _without_artefacts(f"{_text(row, 'activity_label')}: {first} {second.capitalize()}")
     endings = tuple(_without_artefacts(ending) for ending in _texts(row, "endings"))
     return Item(_joined(context, endings), _number(row, "label"), source)
@@ -78,17 +79,17 @@ def _without_artefacts(text: str) -> str:
 
 def question_and_answer(row: Mapping[str, Any]) -> Item:
     """ARC (Clark et al. 2018, arXiv 1803.05457): questions of science for schools."""
-    question, labels, texts, answer = _choices(row)
+    question, labels, texts, answer = _choices(row, "question")
     return Item(_joined(f"Question: {question}\nAnswer:", texts), _position(labels, answer))
 
 
 def openbookqa(row: Mapping[str, Any]) -> Item:
     """OpenBookQA (Mihaylov et al. 2018, arXiv 1809.02789): elementary facts, applied."""
-    question, labels, texts, answer = _choices(row)
+    question, labels, texts, answer = _choices(row, "question_stem")
     return Item(_joined(question, texts), _position(labels, answer))
 
 
-def _choices(row: Mapping[str, Any]) -> tuple[str, list, tuple[str, ...], Any]:
+def _choices(row: Mapping[str, Any], question_field: str) -> tuple[str, list, tuple[str, ...], Any]:
     """Returns (question, labels, texts, answer) of ARC's and OpenBookQA's rows: as first published, and as since."""
     answer = _field(row, "answerKey")
     answer = answer.strip() if isinstance(answer, str) else answer
@@ -99,12 +100,12 @@ def _choices(row: Mapping[str, Any]) -> tuple[str, list, tuple[str, ...], Any]:
             return question, list(range(4)), tuple(_text(inner, f"choice_{letter}") for letter in "ABCD"), answer
         choices = _field(inner, "choices")
     else:
-        question, choices = (
-            _text(row, "question_stem" if "question_stem" in row else "question"),
-            _field(row, "choices"),
-        )
+        question, choices = _text(row, question_field), _field(row, "choices")
     if isinstance(choices, list):
-        require(all(isinstance(each, Mapping) for each in choices), f"field 'choices' must hold objects, not {choices}")
+        require(
+            all(isinstance(each, Mapping) for each in choices),
+            f"field 'choices' must hold objects, not {choices!r:.40}",
+        )
         choices = {name: [_field(each, name) for each in choices] for name in ("label", "text")}
     require(isinstance(choices, Mapping), f"field 'choices' must be an object, not {choices!r:.40}")
     labels, texts = _field(choices, "label"), _texts(choices, "text")
@@ -124,7 +125,7 @@ def winogrande(row: Mapping[str, Any]) -> Item:
     gold = _position(["1", "2"], str(row["answer"])) if "answer" in row else _number(row, "label")
     # Twins differ in a word that turns the answer round.
     twins = "|".join([*sorted(option.lower() for option in options), *sentence.lower().split()[:3]])
-    return Item(tuple(Option(before + option, " " + after.strip()) for option in options), gold, twins)
+    return Item(tuple(Option(before + option, " " + after.strip()) for option in options), gold, _short_digest(twins))
 
 
 def piqa(row: Mapping[str, Any]) -> Item:
@@ -139,14 +140,17 @@ def boolq(row: Mapping[str, Any]) -> Item:
     context = f"{passage}\nQuestion: {_text(row, 'question')}?\nAnswer:"
     answer = _field(row, "label" if "label" in row else "answer")
     require(answer in (0, 1), f"its answer must be true or false, not {answer!r:.40}")
-    return Item(_joined(context, ("no", "yes")), int(answer), hashlib.sha256(passage.encode()).hexdigest()[:16])
+    return Item(_joined(context, ("no", "yes")), int(answer), _short_digest(passage))
 
 
 def lambada(row: Mapping[str, Any]) -> Item:
-    """LAMBADA (Paperno et al. 2016, arXiv 1606.06031): the last word of a passage."""
-    text = _text(row, "text" if "text" in row else "passage")
-    context, _, word = text.rpartition(" ")
+    """LAMBADA (Paperno et al. 2016, arXiv 1606.06031): the last word of a passage, in OpenAI's raw text."""
+    context, _, word = _text(row, "text").rpartition(" ")
     return Item((Option(context, " " + word),), 0)
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def _joined(context: str, texts: tuple[str, ...]) -> tuple[Option, ...]:

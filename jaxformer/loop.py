@@ -1,5 +1,6 @@
 """The loop over a run's steps: it saves before it validates, and stops where nothing is lost."""
 
+import functools
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxformer.checkpoint import Checkpoints, save, save_and_wait
 from jaxformer.config import TrainingFailure
 from jaxformer.data import Data
-from jaxformer.evaluate import flat, score_task, validate, validation_scalars
+from jaxformer.evaluate import EncodedTask, flatten_estimates, score_task, validate, validation_scalars
 from jaxformer.experiment import Experiment
 from jaxformer.fault import diagnose, write_fault
 from jaxformer.files import write_whole
@@ -19,9 +20,9 @@ from jaxformer.generate import sample_text
 from jaxformer.metrics import Writer
 from jaxformer.packing import seek
 from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
-from jaxformer.results import describe_scores, score_table, write_scores, write_validation
+from jaxformer.results import describe_scores, write_scores, write_validation
 from jaxformer.retention import best_step
-from jaxformer.run_folder import evaluated, evaluations_folder, summarise, write_json
+from jaxformer.run_folder import evaluations_folder, identify_evaluation, summarise, write_json
 from jaxformer.screen import note, say
 from jaxformer.step import TrainState, train_step
 from jaxformer.stop_signals import Stopped, StopSignals
@@ -105,10 +106,14 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
 
     A failure is told, and never ends the run.
     """
+    is_last = step == run.experiment.training.steps
+    evaluations = {"validation": validate_now}
+    if is_last or run.experiment.evaluation.task_items:
+        evaluations |= {task.data.task.name: functools.partial(score_now, task=task) for task in run.data.tasks}
     scalars, is_whole = {}, True
-    for what, evaluate in (("validation", validate_now), ("scoring tasks", score_now)):
+    for what, evaluate in evaluations.items():
         try:
-            scalars |= evaluate(run, state, step)
+            scalars |= evaluate(run, state, step, is_last=is_last)
         except Exception as error:
             is_whole = False
             note(
@@ -118,49 +123,44 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
     return scalars if is_whole else None
 
 
-def validate_now(run: Run, state: TrainState, step: int) -> dict[str, float]:
+def validate_now(run: Run, state: TrainState, step: int, *, is_last: bool) -> dict[str, float]:
     """Validates a state and tells the result; after the last step, with a file of all documents."""
     losses = validate(state, run.data.validation, run.experiment.evaluation)
     validation = validation_scalars(losses)
-    if step == run.experiment.training.steps:
-        write_validation(evaluations_folder(run.workdir, step), losses, _evaluated(run, step))
     run.checkpoints.validation_losses[step] = validation["loss"]
     scalars = {f"validation/{name}": value for name, value in validation.items()}
     parts = [f"{one.name} {validation[f'{one.name}/bits_per_byte']:.4f}" for one in losses if len(losses) > 1]
-    text = "; ".join([f"validation: {describe_validation(validation)}", *parts])
-    run.progress.add_evaluation(step, scalars, text)
+    run.progress.add_evaluation(step, scalars, "; ".join([f"validation: {describe_validation(validation)}", *parts]))
+    if is_last:
+        write_validation(evaluations_folder(run.workdir, step), losses, _identify(run, step))
     return scalars
 
 
-def score_now(run: Run, state: TrainState, step: int) -> dict[str, float]:
-    """Scores a fixed choice of each task's items, or after the last step all, with files of all items."""
-    wanted, is_last = run.experiment.evaluation.task_items, step == run.experiment.training.steps
-    parts = []
-    for task in run.data.tasks if wanted or is_last else []:
-        scores = score_task(
-            state,
-            task,
-            run.experiment.packing,
-            rows_per_batch=run.experiment.evaluation.rows_per_batch,
-            vocabulary_size=run.data.tokenizer.vocabulary_size,
-            items=None if is_last else wanted,
-            label=task.data.task.name,
-        )
-        parts.append(scores)
-        if is_last:
-            write_scores(evaluations_folder(run.workdir, step), scores, _evaluated(run, step))
-    if not parts:
-        return {}
-    text = f"tasks:\n{score_table(parts)}" if is_last else "; ".join(map(describe_scores, parts))
-    if is_last:  # The curves of what was scored before end here too.
-        parts += [each.among(fixed_choice(len(each.chosen), wanted)) for each in parts if 0 < wanted < len(each.chosen)]
-    scalars = {f"{each.name}/{name}": value for each in parts for name, value in flat(each.estimates()).items()}
-    run.progress.add_evaluation(step, scalars, text)
+def score_now(run: Run, state: TrainState, step: int, *, task: EncodedTask, is_last: bool) -> dict[str, float]:
+    """Scores a fixed choice of a task's items, or after the last step all, with a file of all items."""
+    evaluation = run.experiment.evaluation
+    scores = score_task(
+        state,
+        task,
+        run.experiment.packing,
+        rows_per_batch=evaluation.rows_per_batch,
+        vocabulary_size=run.data.tokenizer.vocabulary_size,
+        items=None if is_last else evaluation.task_items,
+        label=task.data.task.name,
+    )
+    parts = [scores]
+    if is_last and 0 < evaluation.task_items < len(scores.chosen):  # The curve of the fixed choice ends here too.
+        parts.append(scores.among(fixed_choice(len(scores.chosen), evaluation.task_items)))
+    estimates = {f"{each.name}/{name}": value for each in parts for name, value in each.estimates().items()}
+    scalars = flatten_estimates(estimates)
+    run.progress.add_evaluation(step, scalars, describe_scores(scores))
+    if is_last:
+        write_scores(evaluations_folder(run.workdir, step), scores, _identify(run, step))
     return scalars
 
 
-def _evaluated(run: Run, step: int) -> dict:
-    return evaluated(run.experiment, run.record["identity"]["seed"], step, run.data.tokenizer)
+def _identify(run: Run, step: int) -> dict:
+    return identify_evaluation(run.experiment, run.record["identity"]["seed"], step, run.data.tokenizer)
 
 
 def keep_fault(run: Run, state: TrainState, batches: grain.DatasetIterator, failure: NonFiniteSteps) -> TrainingFailure:

@@ -50,6 +50,8 @@ def token_scores(
     """
     N = targets_N.shape[0]
     chunk_tokens = chunk_tokens or _default_chunk(unembedding_VD.shape[0])
+    if count is not None:  # Whole chunks are computed.
+        chunk_tokens = min(chunk_tokens, -(-N // 8))
     features_XCD, targets_XC = map(jnp.asarray, _chunks((features_ND, targets_N), chunk_tokens))
     X, C = targets_XC.shape
 

@@ -33,8 +33,9 @@ def describe(experiment: Experiment, state: TrainState, data: Data, attention: C
         )
         say(f"packing     {packing_report(plan, shards.tokens)}")
     for task, encoded in data.tasks:
-        cut = f", {encoded.truncated:,} of {len(encoded.requests):,} requests cut to a row" if encoded.truncated else ""
-        say(f"task        {task.task.name}: {len(task.items):,} items of {task.source}, digest {task.digest[:12]}{cut}")
+        cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""
+        count = f"{len(task.items):,} of {task.task.official_items:,} official items"
+        say(f"task        {task.task.name}: {count}, {task.source}, digest {task.digest[:12]}{cut}")
     say(f"model       {parameters:,} parameters, {parameters - count_embeddings(experiment):,} without embeddings")
     say(
         f"training    {training.steps:,} steps of {training.rows_per_step} rows x {row_length} = {tokens_per_step:,} "

@@ -108,14 +108,28 @@ def read_parquet(files: Iterable[Path], what: str, columns: list[str] | None = N
                 for fields in rows.to_pylist():
                     row += 1
                     yield Record(f"{what} {path}, row {row}", fields)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{what} {path}: a text is not UTF-8 ({error.reason}); convert or remove it") from error
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{what} {path}: damaged or not Parquet: {error}") from error
 
 
 def read_tfds(builder, split: str, what: str, columns: list[str] | None = None) -> Iterator[Record]:
     """Yields the records of a TFDS dataset, with some features or all; texts are `str`, a class label is its number."""
-    for row, fields in enumerate(builder.as_data_source(split=split)):
-        where = f"{what} {builder.info.full_name}, {split}, record {row}"
+    where = f"{what} {builder.info.full_name}, {split}"
+
+    def read(function, *arguments):
+        try:
+            return function(*arguments)
+        except Exception as error:  # TFDS and ArrayRecord raise many kinds.
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{where}: it cannot be read ({reason}); prepare it with file_format=array_record"
+            ) from error
+
+    source = read(lambda: builder.as_data_source(split=split))
+    for row in range(read(len, source)):
+        fields, where = read(source.__getitem__, row), f"{what} {builder.info.full_name}, {split}, record {row}"
         require_fields(columns or [], fields, where)
         yield Record(where, _plain({name: fields[name] for name in columns or fields}, where))
 

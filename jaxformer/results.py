@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxformer.evaluate import DocumentLosses, TaskScores, flat, validation_scalars
+from jaxformer.config import require
+from jaxformer.evaluate import DocumentLosses, TaskScores, flatten_estimates, validation_scalars
 from jaxformer.files import write_whole
 from jaxformer.metrics import for_json
+from jaxformer.run_folder import read_json, write_json
 
 
 def describe_scores(scores: TaskScores) -> str:
-    """Returns the task's primary accuracy with its standard error, in words."""
-    value = scores.estimates()[scores.task.data.task.primary]
-    return f"{scores.name} {scores.task.data.task.primary} {_percent(*value)} %"
+    """Returns the scores of a task in words: its accuracy to report, and the bits per byte of the right answers."""
+    estimates, primary = scores.estimates(), scores.task.data.task.primary
+    bits = _number(*estimates["gold_bits_per_byte"])
+    return f"{scores.name}: {primary} {_percent(*estimates[primary])} %, {bits} gold bits per byte"
 
 
 def score_table(scores: Sequence[TaskScores]) -> str:
@@ -28,13 +31,14 @@ def score_table(scores: Sequence[TaskScores]) -> str:
             _percent(*estimates[name]) + ("*" if name == primary else " ") if name in estimates else "- "
             for name in ("acc", "acc_norm")
         ]
+        asked, official = len(each.chosen), each.task.data.task.official_items
         chance = each.chance()
         lines.append(
             (
                 each.name,
-                f"{len(each.chosen):,}",
+                f"{asked:,}" if asked == official else f"{asked:,} of {official:,}",
                 *accuracies,
-                "-" if math.isnan(chance) else f"{chance:.1%}",
+                "-" if chance is None else f"{chance:.1%}",
                 _number(*estimates["gold_bits_per_byte"]),
                 _number(*estimates["margin"]) if "margin" in estimates else "-",
             )
@@ -52,21 +56,31 @@ def write_scores(folder: Path, scores: TaskScores, about: dict) -> Path:
 
     Args:
         about: what the task does not know: step, tokenizer, precision, code, ...
+
+    Raises:
+        UserError: the file is there with the scores of other items.
     """
     data, encoded = scores.task
+    requests, digest = scores.task.requests(scores.chosen), data.items_digest(scores.chosen)
+    path = folder / f"{scores.name}.json"
+    before = (read_json(path) or {}).get("items_digest", digest)
+    require(
+        before == digest, f"{path}: it holds the scores of other items ({before:.12}, not {digest:.12}); move it away"
+    )
     record = {
         "task": data.task.name,
         "version": data.task.version,
         "equals": f"lm-evaluation-harness {data.task.equals}, 0-shot",
         **about,
         "items": len(scores.chosen),
-        "items_digest": data.items_digest(scores.chosen),
+        "official_items": data.task.official_items,
+        "items_digest": digest,
         "data": {"source": data.source, "digest": data.digest, "items": len(data.items)},
-        "truncated_requests": encoded.truncated,
-        "shifted_requests": encoded.shifted,
+        "truncated_requests": int(encoded.is_truncated[requests].sum()),
+        "shifted_requests": int(encoded.is_shifted[requests].sum()),
         "primary": data.task.primary,
         "chance": scores.chance(),
-        **flat(scores.estimates()),
+        **flatten_estimates(scores.estimates()),
     }
     columns = zip(scores.chosen.tolist(), scores.log_likelihoods, *scores.items, strict=True)
     items = (
@@ -77,32 +91,37 @@ def write_scores(folder: Path, scores: TaskScores, about: dict) -> Path:
             "acc": int(acc),
             "acc_norm": int(acc_norm),
             "gold_bits_per_byte": float(bits),
-            "margin": float(margin),
+            "margin": None if math.isnan(margin) else float(margin),
             "group": data.items[item].group,
         }
         for item, nats, acc, acc_norm, bits, margin in columns
     )
-    return _write(folder, scores.name, record, "items", items)
+    return _write(path, record, "items", items)
 
 
 def write_validation(folder: Path, losses: Sequence[DocumentLosses], about: dict) -> Path:
     """Writes `validation.json` and `validation.documents.jsonl`; returns the first."""
     scalars = {f"validation/{name}": value for name, value in validation_scalars(losses).items()}
+    corpora = {
+        one.name: {"digest": one.digest, "documents": len(one.nats), "text_bytes": int(one.text_bytes.sum())}
+        for one in losses
+    }
     documents = (
         {"corpus": one.name, "document": int(i), "nats": float(nats), "targets": int(targets), "text_bytes": int(size)}
         for one in losses
         for i, nats, targets, size in zip(one.documents, one.nats, one.targets, one.text_bytes, strict=True)
     )
-    return _write(folder, "validation", {**about, **scalars}, "documents", documents)
+    return _write(folder / "validation.json", {**about, "corpora": corpora, **scalars}, "documents", documents)
 
 
-def _write(folder: Path, name: str, record: dict, kind: str, lines: Iterable[dict]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(path: Path, record: dict, kind: str, lines: Iterable[dict]) -> Path:
+    """Writes a record, and the lines of its parts beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = "".join(json.dumps(for_json(line)) + "\n" for line in lines).encode()
-    write_whole(folder / f"{name}.{kind}.jsonl", content)
-    record = {**record, f"{kind}_file_digest": hashlib.sha256(content).hexdigest()}
-    write_whole(folder / f"{name}.json", (json.dumps(for_json(record), indent=2) + "\n").encode())
-    return folder / f"{name}.json"
+    write_whole(path.with_suffix(f".{kind}.jsonl"), content)
+    digest = hashlib.sha256(content).hexdigest()
+    write_json(path, for_json({**record, f"{kind}_file_digest": digest}))
+    return path
 
 
 def _percent(mean: float, error: float) -> str:

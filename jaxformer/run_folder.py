@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -69,6 +70,17 @@ def _size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
+def check_tasks(workdir: Path, ours: dict[str, str]) -> None:
+    """Raises `UserError` if a run folder has scores of a task on other data, which would be taken for the same."""
+    theirs = (read_json(workdir / "config.json") or {}).get("tasks", {})
+    changed = [name for name, digest in ours.items() if theirs.get(name, digest) != digest]
+    require(
+        not changed,
+        f"run folder {workdir}: the data of {', '.join(changed)} have changed since it was begun; put back what they "
+        "were, leave the task out with --evaluation.tasks, or choose another --workdir",
+    )
+
+
 def make_folder(workdir: Path) -> None:
     """Creates a run folder unless it exists, and proves that a file can be written there.
 
@@ -120,6 +132,7 @@ def write_config(
     identity: dict,
     digests: dict[str, str],
     tokenizer: Tokenizer,
+    tasks: dict[str, str],
     attention: Implementation,
     device: jax.Device,
     step: int,
@@ -143,6 +156,7 @@ def write_config(
         "config": to_dict(experiment),
         "identity": identity,
         "digests": digests,
+        "tasks": tasks,
         "code": code,
         "versions": versions,
         "attention": dataclasses.asdict(attention),
@@ -156,13 +170,14 @@ def write_config(
         raise UserError(f"{path}: {error.strerror}; free space, or choose another --workdir") from error
 
 
+@functools.cache  # The code that runs is that of the start, whatever is edited since.
 def code_digest() -> str:
     """Returns the hexadecimal SHA-256 of this package's sources."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
 
 
-def evaluated(experiment: Experiment, seed: int, step: int, tokenizer: Tokenizer) -> dict:
+def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer: Tokenizer) -> dict:
     """Returns what an evaluation's results depend on beside its data: for its files."""
     return {
         "experiment": experiment.name,
@@ -173,6 +188,7 @@ def evaluated(experiment: Experiment, seed: int, step: int, tokenizer: Tokenizer
         "compute_dtype": jnp.dtype(compute_dtype(experiment.training)).name,
         "device": jax.devices()[0].device_kind,
         "code": code_digest(),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
     }
 
 
@@ -197,6 +213,8 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
     record = read_json(workdir / "config.json")
     require(record is not None, f"run folder {workdir}: no config.json; give the folder of a run")
     try:
+        for name in ("seed", "digests", "attention", "device"):
+            record[name]
         return from_dict(Experiment, record["config"]), record
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{workdir / 'config.json'}: not the configuration of a run ({error})") from error

@@ -28,7 +28,7 @@ class ItemScores(NamedTuple):
     acc_norm: the same for log-likelihoods divided by the characters of the options.
     gold_bits_per_byte: bits that the right option takes, per UTF-8 byte of its text.
     margin: by how many nats per character the right option leads the best other one, each divided by its own
-        characters; above 0 where `acc_norm` is 1, and NaN for a single option.
+        characters; above 0 only where `acc_norm` is 1, and NaN for a single option.
     """
 
     acc: np.ndarray
@@ -59,8 +59,8 @@ def score_items(items: Sequence[Item], log_likelihoods: Sequence[np.ndarray], is
 
 
 def chance(items: Sequence[Item]) -> float:
-    """Returns the accuracy of guessing; NaN where items have one option."""
-    return float(np.mean([1 / len(item.options) if len(item.options) > 1 else math.nan for item in items]))
+    """Returns the accuracy of guessing."""
+    return float(np.mean([1 / len(item.options) for item in items]))
 
 
 def estimate(values: np.ndarray) -> Estimate:
@@ -69,7 +69,7 @@ def estimate(values: np.ndarray) -> Estimate:
     return Estimate(float(values.mean()), float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan)
 
 
-def ratio(strata: Sequence[tuple[np.ndarray, np.ndarray]]) -> Estimate:
+def estimate_ratio(strata: Sequence[tuple[np.ndarray, np.ndarray]]) -> Estimate:
     """Returns sum over sum of pairs, and the standard error if the pairs of each stratum were drawn independently.
 
     By linearisation (Cochran 1977, Sampling Techniques, section 6): a pair (y, x) moves the ratio r by (y - r x) / sum.

@@ -27,8 +27,10 @@ class Task:
 
     version: raised when the same row would give other options.
     to_item: the item of an official row; raises `UserError` where the row is not one.
-    tfds: the dataset's name in TFDS, and the split.
+    options: of each item; 0 for two or more, and 1 where the model is to write the answer itself.
+    official_items: in the split that is reported.
     equals: the task of lm-evaluation-harness whose requests these are, and its version there.
+    tfds: the dataset's name in TFDS and the split, or None.
     primary: the accuracy to report: 'acc', or 'acc_norm' where options differ in length.
     has_acc_norm: whether it is of use to divide by the lengths of the options.
     """
@@ -36,8 +38,10 @@ class Task:
     name: str
     version: int
     to_item: Callable[[Mapping[str, Any]], Item]
-    tfds: tuple[str, str]
+    options: int
+    official_items: int
     equals: str
+    tfds: tuple[str, str] | None = None
     primary: str = "acc"
     has_acc_norm: bool = True
 
@@ -86,11 +90,19 @@ def load_task(name: str, data: str) -> TaskData:
     found = []
     for where, fields in records:
         try:
-            found.append(checked(task.to_item(fields)))
+            found.append(_of_task(task, checked(task.to_item(fields))))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
     require(bool(found), f"{name} data {source}: no rows")
     return TaskData(task, found, source, digest)
+
+
+def _of_task(task: Task, item: Item) -> Item:
+    options = len(item.options)
+    require(
+        options == task.options or (not task.options and options > 1), f"{task.name} has no item of {options} options"
+    )
+    return item
 
 
 def _open(task: Task, data: str):
@@ -102,6 +114,7 @@ def _open(task: Task, data: str):
     except OSError as error:
         raise UserError(f"{what} {data}: {error.strerror}") from error
     if data == TFDS or is_tfds:
+        require(task.tfds is not None, f"{what} {data}: TFDS has no data of this task; give a file")
         name, split = task.tfds
         builder = open_tfds(name if data == TFDS else str(target), split, what)
         files = sorted(path for path in Path(builder.data_dir).iterdir() if path.is_file())
@@ -126,16 +139,24 @@ def _open(task: Task, data: str):
 TASKS = {
     task.name: task
     for task in (
-        Task("hellaswag", 1, items.hellaswag, ("hellaswag", "validation"), "hellaswag 1.0", primary="acc_norm"),
-        Task("arc_easy", 1, items.question_and_answer, ("ai2_arc/ARC-Easy", "test"), "arc_easy 1.0"),
-        Task("winogrande", 1, items.winogrande, ("winogrande", "validation"), "winogrande 1.0", has_acc_norm=False),
-        Task("piqa", 1, items.piqa, ("piqa", "validation"), "piqa 1.0"),
-        Task("openbookqa", 1, items.openbookqa, ("openbookqa", "test"), "openbookqa 1.0", primary="acc_norm"),
         Task(
-            "arc_challenge", 1, items.question_and_answer, ("ai2_arc/ARC-Challenge", "test"), "arc_challenge 1.0",
+            "hellaswag", 1, items.hellaswag, 4, 10_042, "hellaswag 1.0", ("hellaswag", "validation"),
             primary="acc_norm",
         ),
-        Task("boolq", 1, items.boolq, ("super_glue/boolq", "validation"), "boolq 2.0", has_acc_norm=False),
-        Task("lambada", 1, items.lambada, ("lambada", "test"), "lambada_openai 1.0", has_acc_norm=False),
+        Task("arc_easy", 1, items.question_and_answer, 0, 2_376, "arc_easy 1.0", ("ai2_arc/ARC-Easy", "test")),
+        Task(
+            "winogrande", 1, items.winogrande, 2, 1_267, "winogrande 1.0", ("winogrande", "validation"),
+            has_acc_norm=False,
+        ),
+        Task("piqa", 1, items.piqa, 2, 1_838, "piqa 1.0", ("piqa", "validation")),
+        Task(
+            "openbookqa", 1, items.openbookqa, 0, 500, "openbookqa 1.0", ("openbookqa", "test"), primary="acc_norm"
+        ),
+        Task(
+            "arc_challenge", 1, items.question_and_answer, 0, 1_172, "arc_challenge 1.0",
+            ("ai2_arc/ARC-Challenge", "test"), primary="acc_norm",
+        ),
+        Task("boolq", 1, items.boolq, 2, 3_270, "boolq 2.0", ("super_glue/boolq", "validation"), has_acc_norm=False),
+        Task("lambada", 1, items.lambada, 1, 5_153, "lambada_openai 1.0", has_acc_norm=False),
     )
 }  # fmt: skip

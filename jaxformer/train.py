@@ -29,9 +29,10 @@ from jaxformer.attention import Choice, choose_implementation, implementation_fr
 from jaxformer.checkpoint import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.checkpoint_store import hush
 from jaxformer.config import TrainingFailure, UserError, did_you_mean, is_unicode, require, to_dict
-from jaxformer.data import digests, prepare_data
+from jaxformer.data import digests, prepare_data, task_digests
 from jaxformer.device import choose_device, too_little_memory_told
 from jaxformer.document_mask import limit_window
+from jaxformer.evaluate import task_names
 from jaxformer.experiment import Experiment, attention_shape, list_experiments, load_experiment, make_state
 from jaxformer.flops import peak_tflops, training_flops_per_token
 from jaxformer.loop import Run, finish, run_steps
@@ -46,6 +47,7 @@ from jaxformer.run_folder import (
     LOCK,
     check_disk,
     check_folder,
+    check_tasks,
     hold_folder,
     identify,
     make_folder,
@@ -70,7 +72,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         device = choose_device(experiment.training.device)
         identity = identify(experiment, seed)
         check_folder(workdir, identity, "identity")
-        if summary := finished(workdir):
+        if summary := finished(workdir, experiment):
             return summary
         is_used = (workdir / LOCK).exists()
         if is_used:
@@ -81,6 +83,8 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         data = prepare_data(experiment, seed)
         data_digests = digests(data)
         check_folder(workdir, data_digests, "digests")
+        tasks = task_digests(data)
+        check_tasks(workdir, tasks)
         batches = make_batches(
             data.shards,
             data.plans,
@@ -105,7 +109,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
             held.enter_context(hold_folder(workdir))
             for key, ours in (("identity", identity), ("digests", data_digests)):
                 check_folder(workdir, ours, key)
-            if summary := finished(workdir):
+            if summary := finished(workdir, experiment):
                 return summary
         checkpoints = held.enter_context(open_checkpoints(workdir / "checkpoints", experiment.checkpoint))
         record = {"identity": identity, "digests": data_digests, "seconds": 0.0}
@@ -120,6 +124,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
             identity,
             data_digests,
             data.tokenizer,
+            tasks,
             attention.implementation,
             device,
             first_step,
@@ -153,8 +158,8 @@ def resume(
     return restored.state, restored.record
 
 
-def finished(workdir: Path) -> dict | None:
-    """Returns the summary of a run that is finished, and says so."""
+def finished(workdir: Path, experiment: Experiment) -> dict | None:
+    """Returns the summary of a run that is finished, and says so, and which of its tasks have no scores."""
     path = workdir / "summary.json"
     summary = read_json(path)
     if summary is None:
@@ -164,6 +169,12 @@ def finished(workdir: Path) -> dict | None:
         error = "bits_per_byte_standard_error"
         validation[error] = float(summary.get(f"validation/{error}", math.nan))
         say(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
+        wanted = task_names(experiment.evaluation.tasks) if experiment.evaluation.task_data else []
+        if missing := ",".join(name for name in wanted if f"{name}/acc" not in summary):
+            note(
+                f"it has no scores of {missing}: `python tools/evaluate.py --workdir={workdir} --task={missing} "
+                f"--data={experiment.evaluation.task_data}` makes them"
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not the summary of a run; remove it to validate the last checkpoint again") from error
     return summary

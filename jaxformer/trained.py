@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from jaxformer.attention import implementation_from
+from jaxformer.attention import AttentionConfig, choose_implementation, implementation_from
 from jaxformer.checkpoint import abstract, open_checkpoints, restore_params
 from jaxformer.config import require
 from jaxformer.device import choose_device
-from jaxformer.experiment import Experiment, make_state
+from jaxformer.experiment import Experiment, attention_shape, make_state
+from jaxformer.guard import init_guard
 from jaxformer.run_folder import load_run, run_tokenizer
 from jaxformer.step import TrainState
 from jaxformer.tokenizer import Tokenizer
@@ -40,13 +42,16 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     """
     experiment, record = load_run(workdir)
     tokenizer = run_tokenizer(workdir, record)
-    device = choose_device(experiment.training.device)
+    device = choose_device("auto")  # It need not be evaluated where it was trained.
+    if device.device_kind == record["device"]:
+        attention = implementation_from(record["attention"])
+    else:
+        attention = choose_implementation(AttentionConfig(), attention_shape(experiment)).implementation
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
         step = max(steps, default=None) if step is None else step
         require(step in steps, f"no checkpoint of step {step} in {checkpoints.folder}; there are {steps or 'none'}")
-        is_same_device = device.device_kind == record["device"]
-        attention = implementation_from(record["attention"]) if is_same_device else None
         state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention))
         params = restore_params(checkpoints, abstract(state.params), step)
-    return Trained(workdir, experiment, record, step, state.replace(params=params, opt_state=None), tokenizer)
+    state = state.replace(step=jnp.asarray(step, jnp.int32), params=params, opt_state=None, guard=init_guard())
+    return Trained(workdir, experiment, record, step, state, tokenizer)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxformer import items
+from jaxformer import cloze, items
 from jaxformer.cloze import Request, encode, score
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.evaluate import EvaluationConfig, TaskScores, encode_task, load_tasks, score_task
@@ -18,6 +18,7 @@ from jaxformer.items import Item, Option
 from jaxformer.model import ModelConfig, Transformer
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.packing import PackingConfig
+from jaxformer.row_fitting import best_fit_decreasing
 from jaxformer.scores import score_items
 from jaxformer.step import init_state
 from jaxformer.tasks import TASKS, TaskData, fixed_choice
@@ -175,6 +176,21 @@ def test_a_request_is_greedy_where_every_scored_token_is_the_likeliest(state):
     assert found.is_greedy.sum() == 6 < len(requests)
 
 
+def test_a_row_holds_no_more_requests_than_the_bound(state, monkeypatch):
+    held = []
+
+    def spy(*arguments):
+        row_of = best_fit_decreasing(*arguments)
+        held.append(np.bincount(row_of).max())
+        return row_of
+
+    monkeypatch.setattr(cloze, "best_fit_decreasing", spy)
+    for bound in (2, 0):
+        packing = PackingConfig(row_length=5 * T, documents_per_row=bound)
+        score(state, make_requests(), packing, rows_per_batch=3, vocabulary_size=V)
+    assert held[0] == 2 < held[1]
+
+
 def test_no_requests_have_no_scores(state):
     found = score(state, [], PACKING, rows_per_batch=4, vocabulary_size=V)
     assert found.nats.shape == found.is_greedy.shape == (0,)
@@ -227,7 +243,7 @@ def test_a_request_is_bos_context_and_continuation_of_which_the_last_is_scored()
     assert other.tokens.tolist() == [1, *ids_of(" f")]
     assert other.scored == 2
     assert request.tokens.dtype == np.int32
-    assert (truncated, shifted) == (0, 0)
+    assert not (truncated.any() or shifted.any())
 
 
 @pytest.mark.parametrize("space", [" ", "  ", "\n", " \t\n"])
@@ -235,14 +251,14 @@ def test_white_space_that_ends_a_context_is_scored(space):
     encoded = encode([("ab" + space, "cd")], Letters(), 9)
     assert encoded.requests[0].tokens.tolist() == [1, *ids_of("ab" + space + "cd")]
     assert encoded.requests[0].scored == len(space) + 2
-    assert encoded.shifted == 0
+    assert encoded.is_shifted.sum() == 0
 
 
 def test_an_empty_context_or_one_of_white_space_leaves_bos_alone_unscored():
     for context in ("", " ", "\n\n"):
         (request,), truncated, shifted = encode([(context, " ab")], Letters(), 9)
         assert request.scored == len(request.tokens) - 1 == len(context) + 3
-        assert (truncated, shifted) == (0, 0)
+        assert not (truncated.any() or shifted.any())
 
 
 @pytest.mark.parametrize(
@@ -259,7 +275,7 @@ def test_a_long_request_loses_its_beginning_and_keeps_its_continuation(row_lengt
     encoded = encode([("abcd", " ef"), ("a", " b")], Letters(), row_length)
     assert encoded.requests[0].tokens.tolist() == tokens
     assert encoded.requests[0].scored == 3
-    assert encoded.truncated == truncated
+    assert encoded.is_truncated.sum() == truncated
     assert len(encoded.requests[0].tokens) <= row_length + 1
 
 
@@ -283,7 +299,7 @@ def test_a_token_that_spans_the_border_is_scored_whole_and_counted():
     assert spanning.tokens.tolist() == [1, ord("x"), ord("a"), 5000, ord("d")]
     assert spanning.scored == 2
     assert (apart.scored, other.scored) == (3, 2)
-    assert encoded.shifted == 1
+    assert encoded.is_shifted.sum() == 1
 
 
 def test_what_is_encoded_of_pairs_depends_on_each_alone(tokenizer, make_texts):
@@ -298,16 +314,16 @@ def test_what_is_encoded_of_pairs_depends_on_each_alone(tokenizer, make_texts):
         whole = [tokenizer.bos_id, *tokenizer.encode(context + continuation)]
         assert request.tokens.tolist() == whole[-T - 1 :]
         assert tokenizer.decode(request.tokens[-request.scored :].tolist()).endswith(continuation)
-    assert together.truncated == 3 * sum(len(tokenizer.encode(text)) > T for text in texts)
-    assert 0 < together.truncated < len(pairs)
+    assert together.is_truncated.sum() == 3 * sum(len(tokenizer.encode(text)) > T for text in texts)
+    assert 0 < together.is_truncated.sum() < len(pairs)
     cuts_a_token = [
         len(tokenizer.encode(a)) + len(tokenizer.encode(b)) != len(tokenizer.encode(a + b)) for a, b in pairs
     ]
-    assert 0 < together.shifted <= sum(cuts_a_token)
+    assert 0 < together.is_shifted.sum() <= sum(cuts_a_token)
 
 
 def test_no_pairs_are_no_requests(tokenizer):
-    assert encode([], tokenizer, 8) == ([], 0, 0)
+    assert [len(each) for each in encode([], tokenizer, 8)] == [0, 0, 0]
 
 
 # Tasks.
@@ -393,7 +409,7 @@ def test_estimates_are_those_of_use_for_the_task(state, tokenizer, name, names):
         values = getattr(found.items, metric)
         assert mean == pytest.approx(values.mean())
         assert standard_error == pytest.approx(values.std(ddof=1) / math.sqrt(10))
-    assert math.isnan(found.chance()) == (name == "lambada")
+    assert (found.chance() is None) == (name == "lambada")
 
 
 def test_a_single_option_is_right_where_the_model_would_write_it(state, tokenizer):
@@ -410,17 +426,29 @@ def test_a_single_option_is_right_where_the_model_would_write_it(state, tokenize
     np.testing.assert_array_equal(part.items.acc, found.items.acc[part.chosen])
 
 
-def test_a_continuation_longer_than_a_row_is_a_user_error_that_names_task_and_source(tokenizer):
-    with pytest.raises(UserError, match=r"^hellaswag data /made/up: a continuation of \d+ tokens .* rows of 2: "):
-        encode_task(make_task(), tokenizer, 2)
+def test_a_continuation_longer_than_a_row_is_a_user_error_that_names_task_source_and_row(tokenizer):
+    data = make_task()
+    long = data.items[3]._replace(options=(*data.items[3].options[:1], Option("", " ba" * 30)))
+    data = data._replace(items=[*data.items[:3], long, *data.items[4:]])
+    with pytest.raises(
+        UserError, match=r"^hellaswag data /made/up, row 4: a continuation of \d+ tokens .* rows of 15: "
+    ):
+        encode_task(data, tokenizer, 15)
+
+
+@pytest.mark.parametrize("rows_per_batch", [0, -1])
+def test_batches_of_no_rows_are_refused(state, rows_per_batch):
+    with pytest.raises(UserError, match=r"rows_per_batch \(-?\d\) must be at least 1"):
+        score(state, [], PACKING, rows_per_batch=rows_per_batch, vocabulary_size=V)
 
 
 def test_a_task_knows_where_the_requests_of_each_item_begin(tokenizer):
     data = make_task()
     task = encode_task(data, tokenizer, 64)
-    first = task.first_requests()
-    assert first.tolist() == [sum(len(item.options) for item in data.items[:i]) for i in range(11)]
+    first = [sum(len(item.options) for item in data.items[:i]) for i in range(11)]
     assert first[-1] == len(task.encoded.requests)
+    assert task.requests(np.array([1, 4])).tolist() == [*range(first[1], first[2]), *range(first[4], first[5])]
+    assert task.requests(np.arange(10)).tolist() == list(range(first[-1]))
 
 
 def test_tasks_of_a_configuration_are_loaded_once_each_and_none_without_data(tmp_path, tokenizer):
@@ -428,11 +456,12 @@ def test_tasks_of_a_configuration_are_loaded_once_each_and_none_without_data(tmp
     (tmp_path / "piqa.jsonl").write_text(json.dumps(row))
     (tmp_path / "lambada.jsonl").write_text(json.dumps({"text": "He sat down"}))
     config = EvaluationConfig(task_data=str(tmp_path), tasks="piqa, lambada,piqa")
-    piqa, lambada = load_tasks(config, tokenizer, 64)
-    assert (piqa.data.task.name, lambada.data.task.name) == ("piqa", "lambada")
-    assert piqa.data.items == [items.piqa(row)]
-    assert len(piqa.encoded.requests) == 2
-    assert load_tasks(dataclasses.replace(config, task_data=""), tokenizer, 64) == []
-    assert load_tasks(dataclasses.replace(config, tasks=""), tokenizer, 64) == []
+    piqa, lambada = load_tasks(config)
+    assert (piqa.task.name, lambada.task.name) == ("piqa", "lambada")
+    assert piqa.items == [items.piqa(row)]
+    with pytest.raises(UserError, match=r"one file for 2 tasks \(piqa, lambada\); give a folder, or a task"):
+        load_tasks(dataclasses.replace(config, task_data=str(tmp_path / "piqa.jsonl")))
+    assert load_tasks(dataclasses.replace(config, task_data="")) == []
+    assert load_tasks(dataclasses.replace(config, tasks="")) == []
     with pytest.raises(UserError, match=r"boolq data .*: the folder holds no boolq\.jsonl"):
-        load_tasks(dataclasses.replace(config, tasks="boolq"), tokenizer, 64)
+        load_tasks(dataclasses.replace(config, tasks="boolq"))

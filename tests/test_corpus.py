@@ -15,7 +15,15 @@ import pyarrow.parquet
 import pytest
 
 from jaxformer.config import UserError
-from jaxformer.corpus import CorpusConfig, is_validation, key_fraction, load_documents, parts_of, unique_documents
+from jaxformer.corpus import (
+    CorpusConfig,
+    is_validation,
+    key_fraction,
+    load_documents,
+    part_names,
+    parts_of,
+    unique_documents,
+)
 
 TEXTS = ["plain", "", "  \n", "ünï \u2028 \u2581 \U0001f9ea", "two\nlines\r\n", "plain", "tail"]
 
@@ -511,3 +519,10 @@ def test_a_long_text_file_is_several_documents_that_lose_nothing(tmp_path, monke
     assert texts_of(documents)[:2] == ["first part\n\n", "second part\n"]
     assert [d.key for d in documents[:3]] == ["book.txt", "book.txt#1", "book.txt#2"]
     assert len({d.key for d in documents}) == len(documents)
+
+
+def test_names_of_parts_are_short_and_all_different():
+    paths = ["x/a_2.jsonl", "a.jsonl.gz", "y/a.jsonl", "my text/*.txt", "b c.parquet", "a.txt"]
+    parts = [*(CorpusConfig(kind="text", path=path) for path in paths), CorpusConfig(kind="pystdlib")]
+    names = part_names(CorpusConfig(kind="mixture", parts=tuple(parts)))
+    assert names == ["a_2", "a", "a_3", "text", "b_c", "a_4", "pystdlib"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.config import UserError
+from jaxformer.config import TrainingFailure, UserError
 from jaxformer.evaluate import DocumentLosses, EvaluationConfig, select_validation, validate, validation_scalars
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
@@ -96,11 +96,18 @@ def test_every_document_has_the_loss_that_it_has_alone(state, shards):
     chosen = select_validation(shards, EvaluationConfig(), packing, "books")
     (losses,) = validate(state, [chosen], EvaluationConfig(rows_per_batch=3))
     assert losses.name == "books" and sorted(losses.documents.tolist()) == list(range(len(shards)))
-    for number, nats, targets, text_bytes in zip(*losses[1:], strict=True):
+    for number, nats, targets, text_bytes in zip(*losses[1:5], strict=True):
         document = shards.documents[number]
         expected = sum(nats_of_piece(state, document, first, packing.row_length) for first in range(0, targets, 4))
         assert nats == pytest.approx(expected, rel=FLOAT32)
         assert (targets, text_bytes) == (len(document) + 1, shards.text_bytes[number])
+
+
+def test_loss_that_is_not_finite_is_no_validation(state, shards):
+    chosen = select_validation(shards, EvaluationConfig(), PACKING, "books")
+    broken = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
+    with pytest.raises(TrainingFailure, match="the loss of validation documents of books is not finite"):
+        validate(broken, [chosen], EvaluationConfig())
 
 
 def nats_of_piece(state, document, first, T):
@@ -113,7 +120,7 @@ def nats_of_piece(state, document, first, T):
 def test_each_corpus_of_several_has_its_own_loss_and_errors_are_those_of_documents():
     rng = np.random.default_rng(0)
     losses = [
-        DocumentLosses(name, np.arange(n), rng.uniform(1, 9, n), rng.integers(2, 9, n), rng.integers(8, 30, n))
+        DocumentLosses(name, np.arange(n), rng.uniform(1, 9, n), rng.integers(2, 9, n), rng.integers(8, 30, n), name)
         for name, n in (("wiki", 40), ("books", 25))
     ]
     scalars = validation_scalars(losses)

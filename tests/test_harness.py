@@ -186,10 +186,42 @@ def test_text_ends_before_the_first_stop_sequence(model):
 
 
 @needs_harness
+def test_text_is_sampled_where_it_is_asked_for_and_anew_for_each_request(model):
+    greedy = {"until": [], "max_gen_toks": 8}
+
+    def ask(**options):
+        return model.generate_until(requests(*[("ba du", greedy | options)] * 5), disable_tqdm=True)
+
+    assert len(set(ask())) == len(set(ask(do_sample=False, temperature=1.0, top_p=0.9))) == 1
+    sampled = ask(temperature=1.0)
+    assert len(set(sampled)) == 5 and sampled == ask(do_sample=True)
+    assert ask(temperature=1.0, top_k=1) == ask()
+
+
+@needs_harness
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, r"batch_size \(0\) must be at least 1"),
+        ({"batch_size": -1}, r"batch_size \(-1\) must be a whole number"),
+        ({"step": "last"}, r"step \(last\) must be a whole number"),
+        ({"step": 5}, "no checkpoint of step 5"),
+    ],
+)
+def test_wrong_arguments_of_the_model_are_refused_in_words(model, options, message):
+    from jaxformer.harness import JaxformerLM
+
+    with pytest.raises(UserError, match=message):
+        JaxformerLM(model.trained.workdir, **options)
+
+
+@needs_harness
 def test_what_cannot_be_asked_is_refused_in_words(model):
     with pytest.raises(UserError, match=r"max_gen_toks \(32\) leaves no room for a context in a row of 32"):
         model.generate_until(requests(("ba", {"until": [], "max_gen_toks": 32})))
-    with pytest.raises(UserError, match="cannot be scored in rows of 32"):
+    with pytest.raises(UserError, match="cannot sample with top_p; with temperature and top_k only"):
+        model.generate_until(requests(("ba", {"max_gen_toks": 2, "temperature": 1.0, "top_p": 0.9})))
+    with pytest.raises(UserError, match=r"cannot be scored in rows of 32: ' du du"):
         model.loglikelihood(requests(("ba", " du" * 60)), disable_tqdm=True)
 
 

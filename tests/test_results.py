@@ -166,11 +166,11 @@ def test_scoring_that_fails_is_told_and_the_same_command_does_it(
         patch.setattr(jaxformer.loop, "score_task", fail)
         assert main(arguments) == 1
     errors = capfd.readouterr().err.splitlines()
-    assert [line.partition(" failed (")[0] for line in errors[:3]] == [
-        f"jaxformer: scoring tasks at step {step}" for step in (4, 8, 12)
+    assert [line.partition(" failed (")[0] for line in errors[:6]] == [
+        f"jaxformer: {task} at step {step}" for step in (4, 8, 12) for task in ("arc_easy", "winogrande")
     ]
     assert f"`python tools/evaluate.py --workdir={tmp_path}/run --step=4` does it later" in errors[0]
-    assert errors[3] == "jaxformer: all 12 steps are trained and saved; the same command evaluates and finishes"
+    assert errors[6] == "jaxformer: all 12 steps are trained and saved; the same command evaluates and finishes"
     assert main(arguments) == 0
     assert "arc_easy/acc" in read(tmp_path / "run" / "summary.json")
 
@@ -191,6 +191,34 @@ def test_task_data_are_refused_before_anything_is_written(experiment_files, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_scores_on_changed_data_are_not_taken_for_the_same(experiment_files, tmp_path, task_data, capfd):
+    shutil.copytree(task_data, tmp_path / "tasks")
+    arguments = with_tasks(experiment_files["best_fit"], tmp_path / "run", tmp_path / "tasks")
+    assert main(arguments) == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    path = tmp_path / "tasks" / "arc_easy.jsonl"
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(rows[::-1]))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    capfd.readouterr()
+    assert main(arguments) == 2
+    assert "the data of arc_easy have changed since it was begun; put back what they were" in capfd.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    ended = evaluate("--workdir", tmp_path / "run", "--task=arc_easy", "--data", tmp_path / "tasks")
+    assert ended.returncode == 2 and "arc_easy.json: it holds the scores of other items (" in ended.stderr
+    path.write_text("".join(rows))
+    assert main(arguments) == 0
+
+
+def test_finished_run_says_which_tasks_it_has_no_scores_of(experiment_files, uninterrupted, task_data, capfd):
+    workdir = uninterrupted("best_fit")
+    assert main(with_tasks(experiment_files["best_fit"], workdir, task_data)) == 0
+    assert capfd.readouterr().err == (
+        "jaxformer: it has no scores of arc_easy,winogrande: `python tools/evaluate.py --workdir="
+        f"{workdir} --task=arc_easy,winogrande --data={task_data}` makes them\n"
+    )
+
+
 def evaluate(*arguments):
     return subprocess.run(
         [sys.executable, "tools/evaluate.py", *map(str, arguments)], capture_output=True, text=True, cwd=REPOSITORY
@@ -205,7 +233,7 @@ def test_tool_repeats_what_the_run_found(scored, tmp_path):
     for name in ("arc_easy.items.jsonl", "winogrande.items.jsonl", "validation.documents.jsonl", "validation.json"):
         path = "evaluations/step_12/" + name
         assert (tmp_path / "run" / path).read_bytes() == (scored / path).read_bytes(), name
-    assert "arc_easy       30" in ended.stdout and "± one standard error" in ended.stdout
+    assert "arc_easy    30 of 2,376" in ended.stdout and "± one standard error" in ended.stdout
 
 
 def test_tool_needs_the_run_folder_alone_to_score_another_task(scored, tmp_path, monkeypatch, task_data):
@@ -227,6 +255,8 @@ def test_tool_needs_the_run_folder_alone_to_score_another_task(scored, tmp_path,
         (["--task=hellaswag", "--data=."], "the folder holds no hellaswag.jsonl"),
         (["--task=hellaswag", "--data=missing"], "no such file or folder"),
         (["--data=README.md", "--task=arc_easy"], "of no known kind"),
+        (["--data=README.md"], "one file for 2 tasks (arc_easy, winogrande); give a folder, or a task"),
+        (["--data=.", "--task=,"], "--task names no task"),
     ],
 )
 def test_tool_refuses_in_one_line(scored, arguments, message):

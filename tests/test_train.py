@@ -105,8 +105,8 @@ def test_run_folder_holds_its_files_and_no_others(uninterrupted):
 def test_config_file_tells_what_was_run(experiment_files, uninterrupted):
     config = json.loads((uninterrupted("best_fit") / "config.json").read_text())
     experiment = load_experiment(str(experiment_files["best_fit"]))
-    keys = {"experiment", "seed", "config", "identity", "digests", "code", "versions", "attention", "device", "starts"}
-    assert set(config) == keys
+    keys = {"experiment", "seed", "config", "identity", "digests", "tasks", "code", "versions", "attention", "device"}
+    assert set(config) == keys | {"starts"}
     assert (config["experiment"], config["seed"]) == ("best_fit", 3)
     assert config["config"] == to_dict(experiment)
     assert config["identity"]["seed"] == 3 and config["identity"]["model.width"] == 16

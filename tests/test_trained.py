@@ -30,6 +30,7 @@ def test_folder_alone_gives_the_model_that_was_saved(run, cache):
     trained = load_trained(run)
     assert (trained.step, trained.experiment.name, trained.state.opt_state) == (12, "best_fit", None)
     text = "ba be\n\nbi"
+    assert int(trained.state.step) == 12 and int(trained.state.guard.skipped) == 0
     assert trained.tokenizer.decode(trained.tokenizer.encode(text)) == text
     with open_checkpoints(run / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [8, 12]
@@ -37,6 +38,25 @@ def test_folder_alone_gives_the_model_that_was_saved(run, cache):
     assert earlier.step == 8
     pairs = zip(*(jax.tree.leaves(each.state.params) for each in (trained, earlier)), strict=True)
     assert any(not np.array_equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_folder_of_a_run_on_a_gpu_is_read_without_one(run):
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    config["config"]["training"]["device"] = "gpu"
+    config["config"]["attention"]["implementation"] = "pallas"
+    config |= {"device": "NVIDIA H100", "attention": {**config["attention"], "name": "pallas"}}
+    path.write_text(json.dumps(config))
+    assert load_trained(run).state.model.attention.name == "xla"
+
+
+def test_record_that_lacks_something_is_told(run):
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    del config["device"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json: not the configuration of a run \('device'\)"):
+        load_trained(run)
 
 
 def test_step_that_is_not_there_is_told_with_those_that_are(run):

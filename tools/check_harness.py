@@ -23,7 +23,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 from jaxformer.config import UserError
-from jaxformer.evaluate import TaskScores, encode_task, score_task
+from jaxformer.evaluate import TaskScores, encode_task, score_task, task_names
 from jaxformer.harness import JaxformerLM
 from jaxformer.tasks import TASKS, TaskData, load_task
 
@@ -111,7 +111,7 @@ def main() -> int:
     try:
         model = JaxformerLM(options.workdir, batch_size=5)  # Other batches than below: other rounding.
         trained, config = model.trained, model.trained.experiment
-        for name in options.task.split(","):
+        for name in task_names(options.task):
             data = load_task(name, str(options.data))
             ours = score_task(
                 trained.state,

@@ -18,10 +18,18 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # A run may be 
 from jaxformer.config import TrainingFailure, UserError, check_same, require
 from jaxformer.data import digests, prepare_data
 from jaxformer.device import too_little_memory_told
-from jaxformer.evaluate import EvaluationConfig, load_tasks, score_task, validate, validation_scalars
+from jaxformer.evaluate import (
+    EvaluationConfig,
+    encode_task,
+    load_tasks,
+    score_task,
+    task_names,
+    validate,
+    validation_scalars,
+)
 from jaxformer.progress import describe_validation
-from jaxformer.results import score_table, write_scores, write_validation
-from jaxformer.run_folder import evaluated, evaluations_folder
+from jaxformer.results import describe_scores, score_table, write_scores, write_validation
+from jaxformer.run_folder import evaluations_folder, identify_evaluation
 from jaxformer.tasks import TASKS
 from jaxformer.trained import Trained, load_trained
 
@@ -31,7 +39,7 @@ def validate_run(trained: Trained, config: EvaluationConfig) -> None:
     data = prepare_data(trained.experiment, trained.record["seed"])
     check_same(f"run folder {trained.workdir} belongs", digests(data), trained.record["digests"])
     losses = validate(trained.state, data.validation, config)
-    path = write_validation(evaluations_folder(trained.workdir, trained.step), losses, about(trained))
+    path = write_validation(evaluations_folder(trained.workdir, trained.step), losses, identify(trained))
     scalars = validation_scalars(losses)
     print(f"step {trained.step}: {describe_validation(scalars)}; written to {path}")
     if len(losses) > 1:
@@ -40,28 +48,29 @@ def validate_run(trained: Trained, config: EvaluationConfig) -> None:
 
 
 def score_tasks(trained: Trained, config: EvaluationConfig, limit: int | None) -> None:
-    """Scores the tasks of a configuration, and writes and prints the results."""
+    """Scores the tasks of a configuration, and writes and prints the results, each as soon as it is there."""
     packing, folder = trained.experiment.packing, evaluations_folder(trained.workdir, trained.step)
     parts, started = [], time.perf_counter()
-    for task in load_tasks(config, trained.tokenizer, packing.row_length):
+    for data in load_tasks(config):
         scores = score_task(
             trained.state,
-            task,
+            encode_task(data, trained.tokenizer, packing.row_length),
             packing,
             rows_per_batch=config.rows_per_batch,
             vocabulary_size=trained.tokenizer.vocabulary_size,
             items=limit,
-            label=task.data.task.name,
+            label=data.task.name,
         )
-        write_scores(folder, scores, about(trained))
+        path = write_scores(folder, scores, identify(trained))
+        print(f"step {trained.step}: {describe_scores(scores)}; written to {path}", flush=True)
         parts.append(scores)
-    seconds = time.perf_counter() - started
     requests = sum(len(nats) for scores in parts for nats in scores.log_likelihoods)
-    print(f"step {trained.step}: {requests:,} requests in {seconds:.1f} s; written to {folder}\n\n{score_table(parts)}")
+    print(f"{requests:,} requests in {time.perf_counter() - started:.1f} s\n\n{score_table(parts)}")
 
 
-def about(trained: Trained) -> dict:
-    return evaluated(trained.experiment, trained.record["seed"], trained.step, trained.tokenizer)
+def identify(trained: Trained) -> dict:
+    """Returns what the results depend on beside their data."""
+    return identify_evaluation(trained.experiment, trained.record["seed"], trained.step, trained.tokenizer)
 
 
 def main() -> int:
@@ -84,10 +93,13 @@ def main() -> int:
             given = {"tasks": options.task, "task_data": options.data}
             given = {name: value for name, value in given.items() if value is not None}
             config = dataclasses.replace(trained.experiment.evaluation, **given)
+            has_tasks = bool(config.task_data and task_names(config.tasks))
             require(bool(config.task_data) or not given, "--task needs --data: where its data are")
+            require(has_tasks or not given, "--task names no task")
+            require(has_tasks or options.limit is None, "--limit is of tasks: give --data, and --task")
             if not given:
                 validate_run(trained, config)
-            if config.task_data:
+            if has_tasks:
                 score_tasks(trained, config, options.limit)
     except (UserError, TrainingFailure, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
