@@ -1,5 +1,6 @@
 """A run as a model of lm-evaluation-harness: its requests are ours, and its tasks can be asked."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -68,6 +69,7 @@ def model(uninterrupted, tmp_path_factory):
     return JaxformerLM(run, batch_size=2)
 
 
+@functools.cache  # Its index of the harness's tasks takes seconds.
 def load_tool():
     specification = importlib.util.spec_from_file_location("check_harness", REPOSITORY / "tools" / "check_harness.py")
     tool = importlib.util.module_from_spec(specification)
