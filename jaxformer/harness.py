@@ -6,6 +6,7 @@ It takes the arguments of `lm-eval`, and needs the extra `lm-eval`. As a library
 model=JaxformerLM("RUN"), tasks=[...])`.
 """
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,6 +206,7 @@ def _until(text: str, stops: list[str]) -> str:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it does.
     try:
         cli_evaluate()
     except UserError as error:

@@ -7,6 +7,7 @@ Tokens of a request are its inputs, and padding is none of them. The plain forwa
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import time
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=8, help="parts of each task, between which the two take turns")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     trained = load_trained(options.workdir)
     tasks = {}
     for name in task_names(options.task):

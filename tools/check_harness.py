@@ -8,6 +8,7 @@ the official rows in files named after the tasks (`hellaswag.jsonl`, ...), of JS
 import argparse
 import functools
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -107,6 +108,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with a file named after each task")
     parser.add_argument("--task", default="hellaswag,arc_easy,winogrande", help=f"of {', '.join(TASKS)}")
     options = parser.parse_args()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     problems = []
     try:
         model = JaxformerLM(options.workdir, batch_size=5)  # Other batches than below: other rounding.
