@@ -1,6 +1,7 @@
 """Scores against numbers worked by hand, and standard errors against numpy and simulation."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxformer.items import Item, Option
 from jaxformer.scores import chance, estimate, estimate_ratio, score_items
+from jaxformer.tasks import load_task
 
 FLOAT64 = 1e-12
 
@@ -241,3 +243,29 @@ def test_the_standard_error_of_a_ratio_is_the_spread_of_ratios_of_new_samples():
     drawn = [[pairs(120, seed), pairs(80, 10_000 + seed)] for seed in range(1500)]
     found = np.array([estimate_ratio(strata) for strata in drawn])
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std(ddof=1), rel=0.06)
+
+
+EVALS = Path(__file__).parents[2] / "shared" / "data" / "evals"
+
+
+@pytest.mark.skipif(not EVALS.is_dir(), reason="needs the evaluation sets")
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("hellaswag", "hellaswag_val_raw1000"), ("arc_easy", "arc_easy_test"), ("winogrande", "winogrande_xl_dev")],
+)
+def test_who_knows_the_real_answers_is_always_right_and_who_knows_nothing_by_chance(name, file):
+    asked = load_task(name, str(EVALS / f"{file}.jsonl")).items
+    lengths = [np.array([len(option.text) for option in one.options], np.float64) for one in asked]
+
+    def acc(nats, asked=asked):
+        scores = score_items(asked, nats, [False] * len(asked))
+        return estimate(scores.acc), estimate(scores.acc_norm)
+
+    known = [np.where(np.arange(len(n)) == one.gold, -1e-3, -9.0) * n for n, one in zip(lengths, asked, strict=True)]
+    assert acc(known)[1] == (1.0, 0.0) and acc([n / m for n, m in zip(known, lengths, strict=True)])[0] == (1.0, 0.0)
+    first = np.mean([one.gold == 0 for one in asked])
+    assert acc([np.full(len(n), -7.0) for n in lengths])[0].mean == acc([-n for n in lengths])[1].mean == first
+    rng = np.random.default_rng(0)
+    shuffled = [one._replace(gold=int(rng.integers(len(one.options)))) for one in asked]
+    for found in acc(known, shuffled):
+        assert abs(found.mean - chance(asked)) < 2 * found.standard_error
