@@ -1,5 +1,7 @@
 """Tasks and validation in a run and by tools/evaluate.py: what is told, what is written, and what is refused."""
 
+import functools
+import importlib.util
 import json
 import math
 import shutil
@@ -191,10 +193,10 @@ def test_task_data_are_refused_before_anything_is_written(experiment_files, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_scores_on_changed_data_are_not_taken_for_the_same(experiment_files, tmp_path, task_data, capfd):
+def test_scores_on_changed_data_are_not_taken_for_the_same(scored, experiment_files, tmp_path, task_data, capfd):
     shutil.copytree(task_data, tmp_path / "tasks")
+    shutil.copytree(scored, tmp_path / "run")
     arguments = with_tasks(experiment_files["best_fit"], tmp_path / "run", tmp_path / "tasks")
-    assert main(arguments) == 0
     (tmp_path / "run" / "summary.json").unlink()
     path = tmp_path / "tasks" / "arc_easy.jsonl"
     rows = path.read_text().splitlines(keepends=True)
@@ -204,10 +206,10 @@ def test_scores_on_changed_data_are_not_taken_for_the_same(experiment_files, tmp
     assert main(arguments) == 2
     assert "the data of arc_easy have changed since it was begun; put back what they were" in capfd.readouterr().err
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-    ended = evaluate("--workdir", tmp_path / "run", "--task=arc_easy", "--data", tmp_path / "tasks")
-    assert ended.returncode == 2 and "arc_easy.json: it holds the scores of other items (" in ended.stderr
-    path.write_text("".join(rows))
-    assert main(arguments) == 0
+    kept = (tmp_path / "run" / "evaluations" / "step_12" / "arc_easy.json").read_bytes()
+    status, _, error = evaluate(capfd, "--workdir", tmp_path / "run", "--task=arc_easy", "--data", tmp_path / "tasks")
+    assert status == 2 and "arc_easy.json: it holds the scores of other items (" in error
+    assert (tmp_path / "run" / "evaluations" / "step_12" / "arc_easy.json").read_bytes() == kept
 
 
 def test_finished_run_says_which_tasks_it_has_no_scores_of(experiment_files, uninterrupted, task_data, capfd):
@@ -219,16 +221,27 @@ def test_finished_run_says_which_tasks_it_has_no_scores_of(experiment_files, uni
     )
 
 
-def evaluate(*arguments):
-    return subprocess.run(
-        [sys.executable, "tools/evaluate.py", *map(str, arguments)], capture_output=True, text=True, cwd=REPOSITORY
-    )
+@functools.cache
+def load_tool():
+    specification = importlib.util.spec_from_file_location("evaluate_tool", REPOSITORY / "tools" / "evaluate.py")
+    tool = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(tool)
+    return tool
+
+
+def evaluate(capfd, *arguments):
+    """Returns the exit status of the tool, what it printed and its errors."""
+    capfd.readouterr()
+    return (load_tool().main([str(each) for each in arguments]), *capfd.readouterr())
 
 
 def test_tool_repeats_what_the_run_found(scored, tmp_path):
     shutil.copytree(scored, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluations")
-    ended = evaluate("--workdir", tmp_path / "run")
+    ended = subprocess.run(
+        [sys.executable, "tools/evaluate.py", f"--workdir={tmp_path}/run"],
+        capture_output=True, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")
     for name in ("arc_easy.items.jsonl", "winogrande.items.jsonl", "validation.documents.jsonl", "validation.json"):
         path = "evaluations/step_12/" + name
@@ -236,11 +249,12 @@ def test_tool_repeats_what_the_run_found(scored, tmp_path):
     assert "arc_easy    30 of 2,376" in ended.stdout and "± one standard error" in ended.stdout
 
 
-def test_tool_needs_the_run_folder_alone_to_score_another_task(scored, tmp_path, monkeypatch, task_data):
+def test_tool_needs_the_run_folder_alone_to_score_another_task(scored, tmp_path, monkeypatch, task_data, capfd):
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "empty"))
     shutil.copytree(scored, tmp_path / "run")
-    ended = evaluate("--workdir", tmp_path / "run", "--step=8", "--task=winogrande", "--data", task_data, "--limit=5")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    options = ("--step=8", "--task=winogrande", f"--data={task_data}", "--limit=5")
+    status, _, error = evaluate(capfd, f"--workdir={tmp_path}/run", *options)
+    assert (status, error) == (0, "")
     record = read(tmp_path / "run" / "evaluations" / "step_8" / "winogrande_5.json")
     assert (record["items"], record["step"], record["data"]["items"]) == (5, 8, 20)
     assert not (tmp_path / "empty").exists()
@@ -259,7 +273,8 @@ def test_tool_needs_the_run_folder_alone_to_score_another_task(scored, tmp_path,
         (["--data=.", "--task=,"], "--task names no task"),
     ],
 )
-def test_tool_refuses_in_one_line(scored, arguments, message):
-    ended = evaluate("--workdir", scored, *arguments)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert message in ended.stderr and ended.stderr.startswith("evaluate: ") and ended.stderr.count("\n") == 1
+def test_tool_refuses_in_one_line(scored, arguments, message, monkeypatch, capfd):
+    monkeypatch.chdir(REPOSITORY)
+    status, printed, error = evaluate(capfd, "--workdir", scored, *arguments)
+    assert (status, printed) == (2, "")
+    assert message in error and error.startswith("evaluate: ") and error.count("\n") == 1

@@ -73,7 +73,7 @@ def identify(trained: Trained) -> dict:
     return identify_evaluation(trained.experiment, trained.record["seed"], trained.step, trained.tokenizer)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="run folder")
     parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
@@ -84,7 +84,7 @@ def main() -> int:
         "task that is given, or 'tfds' for what is prepared there (default: the run's)",
     )
     parser.add_argument("--limit", type=int, help="score a fixed choice of so many items of each task (default: all)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         require(options.limit is None or options.limit > 0, f"--limit ({options.limit}) must be positive")
