@@ -149,14 +149,15 @@ def write_config(
         **{p: importlib.metadata.version(p) for p in ("jaxformer", *packages)},
     }
     path = workdir / "config.json"
-    starts = [start for start in (read_json(path) or {}).get("starts", []) if start["step"] < step]
+    before = read_json(path) or {}
+    starts = [start for start in before.get("starts", []) if start["step"] < step]
     record = {
         "experiment": experiment.name,
         "seed": identity["seed"],
         "config": to_dict(experiment),
         "identity": identity,
         "digests": digests,
-        "tasks": tasks,
+        "tasks": before.get("tasks", {}) | tasks,  # Those that this start leaves out have scores here too.
         "code": code,
         "versions": versions,
         "attention": dataclasses.asdict(attention),

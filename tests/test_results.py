@@ -206,6 +206,10 @@ def test_scores_on_changed_data_are_not_taken_for_the_same(scored, experiment_fi
     assert main(arguments) == 2
     assert "the data of arc_easy have changed since it was begun; put back what they were" in capfd.readouterr().err
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    # To have gone on without the task makes it no other.
+    assert main([*arguments, "--evaluation.tasks=winogrande"]) == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    assert main(arguments) == 2
     kept = (tmp_path / "run" / "evaluations" / "step_12" / "arc_easy.json").read_bytes()
     status, _, error = evaluate(capfd, "--workdir", tmp_path / "run", "--task=arc_easy", "--data", tmp_path / "tasks")
     assert status == 2 and "arc_easy.json: it holds the scores of other items (" in error
