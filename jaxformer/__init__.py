@@ -34,17 +34,21 @@ The modules in the order in which data flows; each imports only from those above
     retention          which checkpoints are kept
     checkpoint_store   steps on disk: saved in the background, whole or absent
     checkpoint         training states saved, verified and restored
-    flops              operations of a step, and the peaks of devices
+    flops              parameters, operations of a step, and the peaks of devices
     metrics            scalars to JSON lines and TensorBoard
     progress           what a person sees of a run
     cloze              the log-likelihood of continuations
     scores             log-likelihoods to accuracies and smooth measures, with standard errors
     evaluate           validation by document, and tasks by item
     generate           sampling with a key/value cache
-    experiment         the record of one question
+    experiment         all configurations of a run as one value
+    experiment_files   files of experiments, found and run
+    consequences       what must follow a change for the comparison to be fair
+    variant            questions: an experiment as one change of another
     data               the data of a run, prepared and planned
     plan               what a run will cost
     overview           what a run says of itself at its start
+    sources            the sources that decide a run's numbers, as a digest
     run_folder         what identifies a run, and its files
     results            what evaluations leave: tables and files
     fault              a failed step as a file, to be replayed

@@ -10,7 +10,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 
@@ -48,7 +48,7 @@ def execution(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"execution": True})
 
 
-def override(config: Any, texts: Mapping[str, str], _prefix: str = "") -> Any:
+def override(config: Any, texts: Mapping[str, str]) -> Any:
     """Returns a copy of a dataclass tree with the fields at dotted paths replaced by values parsed from text.
 
     All replacements are made at once, so that fields that depend on each other (width and heads) can change
@@ -57,20 +57,33 @@ def override(config: Any, texts: Mapping[str, str], _prefix: str = "") -> Any:
     Raises:
         UserError: an unknown path (with the nearest known one), or a text that is not of the field's type.
     """
-    groups: dict[str, dict[str, str]] = {}
-    for path, text in texts.items():
+    return _replaced(config, texts, _parse, "")
+
+
+def replace(config: Any, values: Mapping[str, Any]) -> Any:
+    """Returns a copy of a dataclass tree with what is at dotted paths, fields or whole sections, replaced by values.
+
+    Raises:
+        UserError: an unknown path (with the nearest known one), or values that are no valid configuration.
+    """
+    return _replaced(config, values, None, "")
+
+
+def _replaced(config: Any, values: Mapping[str, Any], parse: Callable | None, prefix: str) -> Any:
+    groups: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
         head, _, rest = path.partition(".")
-        groups.setdefault(head, {})[rest] = text
+        groups.setdefault(head, {})[rest] = value
     if isinstance(config, tuple):
         known = {str(i): value for i, value in enumerate(config)}
-        changed = {**known, **_overridden(known, {}, groups, _prefix)}
+        changed = {**known, **_changed(known, {}, groups, parse, prefix)}
         return tuple(changed.values())
     hints = typing.get_type_hints(type(config))
     known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return dataclasses.replace(config, **_overridden(known, hints, groups, _prefix))
+    return dataclasses.replace(config, **_changed(known, hints, groups, parse, prefix))
 
 
-def _overridden(known: dict, hints: dict, groups: dict[str, dict[str, str]], prefix: str) -> dict:
+def _changed(known: dict, hints: dict, groups: dict[str, dict], parse: Callable | None, prefix: str) -> dict:
     """Returns the new values of the named children of one node."""
     changed = {}
     for name, inner in groups.items():
@@ -79,14 +92,17 @@ def _overridden(known: dict, hints: dict, groups: dict[str, dict[str, str]], pre
             _unknown(path, known, prefix)
         value = known[name]
         is_node = dataclasses.is_dataclass(value) or isinstance(value, tuple)
-        if "" in inner and is_node:
+        if "" in inner and is_node and parse:
             inside = ", ".join(f"{path}.{f}" for f in list(flatten(value))[:3]) or "none here"
             raise UserError(f"{path} is a section, not a value; set one of its fields: {inside}, ...")
+        if "" in inner:
+            require(len(inner) == 1, f"{path} is set as a whole and in parts; set one of them")
+            require(not is_node or isinstance(inner[""], type(value)), f"{path} must be a {type(value).__name__}")
+            changed[name] = parse(path, inner[""], hints[name]) if parse else inner[""]
+            continue
         if not is_node:
-            for rest in inner:
-                if rest:
-                    _unknown(f"{path}.{rest}", known, prefix)
-        changed[name] = override(value, inner, path + ".") if is_node else _parse(path, inner[""], hints[name])
+            _unknown(f"{path}.{next(iter(inner))}", known, prefix)
+        changed[name] = _replaced(value, inner, parse, path + ".")
     return changed
 
 

@@ -96,8 +96,9 @@ class DocumentLosses(NamedTuple):
 def select_validation(shards: Shards, config: EvaluationConfig, packing: PackingConfig, name: str) -> ValidationSet:
     """Returns a fixed choice of whole documents with at least the wanted bytes, or all.
 
-    It is the same for every seed, tokenizer and packing of the training rows: validation rows are always best-fit. A
-    longer row gives longer documents more context.
+    It is the same for every seed, tokenizer and packing of the training rows: validation rows are always best-fit, and
+    a document never sees its neighbours, whatever `packing.document_mask` is. A longer row gives longer documents more
+    context.
     """
     order = np.random.default_rng(0).permutation(len(shards))
     if config.validation_bytes:

@@ -1,4 +1,4 @@
-"""Floating-point operations of a step, and the peaks of devices to compare them with."""
+"""Parameters and floating-point operations by formula, and the peaks of devices to compare them with."""
 
 import re
 
@@ -27,6 +27,14 @@ PEAK_TFLOPS = {
 def peak_tflops(device_kind: str) -> float | None:
     """Returns the peak of a device in TFLOP/s, or None where it is not known."""
     return next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_kind)), None)
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Returns all parameters: the matrices, the lookups and the gains of the norms."""
+    D = config.width
+    lookups = config.learned_positions * D + (0 if config.tied_embeddings else config.vocabulary_size * D)
+    block_gains = 2 * D + (2 * config.K if config.qk_norm else 0)
+    return matmul_parameters(config) + lookups + config.depth * block_gains + D
 
 
 def matmul_parameters(config: ModelConfig) -> int:

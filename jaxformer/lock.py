@@ -4,10 +4,18 @@ import contextlib
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from jaxformer.screen import say
+
+# In a run folder, who runs in it.
+LOCK = ".lock"
+
+# Who looks whether a lock is held has it for microseconds: one that is held for all of this is held by a process.
+_PATIENCE_SECONDS = 0.2
 
 
 class Held(RuntimeError):
@@ -27,12 +35,10 @@ def hold(lock: Path, *, wait: str | None = None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         while True:
             file = stack.enter_context(lock.open("a+"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not take(file):
                 if wait is None:
-                    raise Held(_holder(lock)) from None
-                say(f"waiting for {_holder(lock)}, which is {wait}")
+                    raise Held(holder(lock))
+                say(f"waiting for {holder(lock)}, which is {wait}")
                 fcntl.flock(file, fcntl.LOCK_EX)
             # Who held it may have removed it, and another may hold a new one of the same name.
             if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
@@ -43,6 +49,35 @@ def hold(lock: Path, *, wait: str | None = None) -> Iterator[None]:
         yield
 
 
-def _holder(lock: Path) -> str:
-    # The holder may not have written its name yet.
+def take(file: IO) -> bool:
+    """Takes the exclusive lock on an open file, or returns False where another process holds it.
+
+    It is held until this process and all that inherited the open file have closed it or have ended.
+    """
+    give_up = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.01)
+
+
+def is_held(lock: Path) -> bool:
+    """Returns whether a process holds the exclusive lock on a file, which need not exist."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def holder(lock: Path) -> str:
+    """Returns the name of the process that holds a lock, in words."""
+    # It may not have written its name yet.
     return lock.read_text().strip() or "another process"

@@ -18,7 +18,7 @@ from jaxformer.fault import diagnose, write_fault
 from jaxformer.files import write_whole
 from jaxformer.generate import sample_text
 from jaxformer.metrics import Writer
-from jaxformer.packing import seek
+from jaxformer.packing import batch_digest, seek
 from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
 from jaxformer.results import describe_scores, write_scores, write_validation
 from jaxformer.retention import best_step
@@ -72,12 +72,12 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
                 run.progress.flush()
                 save_now(run, state, data_state)
                 raise
-            data_state = batches.get_state()
+            data_state, digest = batches.get_state(), batch_digest(batch)
             state, metrics = jitted_step(state, batch)
             is_due = (step + 1) % every == 0 or (step + 1) % validate_every == 0 or step + 1 == steps
             try:
                 # A step's metrics are fetched after the next one is dispatched: the device does not wait for the host.
-                run.progress.add(step + 1, metrics)
+                run.progress.add(step + 1, {**metrics, "batch": digest})
                 if is_due or run.signals.received:
                     run.progress.flush()
             except NonFiniteSteps as failure:

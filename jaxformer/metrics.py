@@ -12,6 +12,9 @@ from jaxformer.closing import Closing
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.files import write_whole
 
+# The metric that tells what a step was trained on: no curve for TensorBoard.
+BATCH = "train/batch"
+
 
 class Writer(Closing):
     """Writes scalars by step to `metrics.jsonl` and, if there is one, to a TensorBoard writer.
@@ -41,7 +44,7 @@ class Writer(Closing):
         self._is_behind = failure is not None
         if self._tensorboard:
             try:
-                self._tensorboard.write_scalars(step, values)
+                self._tensorboard.write_scalars(step, {name: x for name, x in values.items() if name != BATCH})
             except Exception as error:  # clu's writer works in a thread, and raises what went wrong there later.
                 self._tensorboard = None
                 told = f"no more TensorBoard events ({type(error).__name__}: {error}); {told or ''}".removesuffix("; ")
@@ -112,11 +115,17 @@ def read_metrics(folder: Path) -> list[dict]:
     return [values for line in written if (values := _parse(line))]
 
 
+def training_losses(folder: Path) -> np.ndarray:
+    """Returns the training losses of a run so far, float64 nats per target, by step from 0."""
+    losses = {line["step"]: float(line["train/loss"]) for line in read_metrics(folder) if "train/loss" in line}
+    return np.array([losses[step] for step in sorted(losses)])
+
+
 def recent_loss(folder: Path, steps: int = 100) -> float:
     """Returns the mean of the finite training losses of a run's last steps, nats per target; NaN where none is."""
-    losses = [float(line["train/loss"]) for line in read_metrics(folder) if "train/loss" in line][-steps:]
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    return float(np.mean(finite)) if finite else math.nan
+    losses = training_losses(folder)[-steps:]
+    finite = losses[np.isfinite(losses)]
+    return float(finite.mean()) if len(finite) else math.nan
 
 
 def for_json(values: dict) -> dict:

@@ -4,10 +4,12 @@ tokens -> embedding -> L x [x += attention(norm(x)); x += feed_forward(norm(x))]
 
 - RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), rotary positions (Su et al. 2021, arXiv 2104.09864), GELU
   feed-forward (in the tanh approximation), no biases, tied embeddings (Press & Wolf 2016, arXiv 1608.05859).
-- Options, off by default: grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), QK-norm (Henry et al.
-  2020, arXiv 2010.04245), SwiGLU (Shazeer 2020, arXiv 2002.05202), squared ReLU (So et al. 2021, arXiv 2109.08668),
-  learned positions, a sliding window (Beltagy et al. 2020, arXiv 2004.05150), untied embeddings, logit soft-cap
-  (Gemma Team 2024, arXiv 2408.00118).
+- Options, off by default: LayerNorm (Ba et al. 2016, arXiv 1607.06450) without a bias, grouped-query attention (Ainslie
+  et al. 2023, arXiv 2305.13245), QK-norm (Henry et al. 2020, arXiv 2010.04245), SwiGLU (Shazeer 2020, arXiv
+  2002.05202), squared ReLU (So et al. 2021, arXiv 2109.08668), learned positions, a sliding window (Beltagy et al.
+  2020, arXiv 2004.05150), untied embeddings, logit soft-cap (Gemma Team 2024, arXiv 2408.00118).
+- Models of one seed begin with the same values wherever a parameter's name and shape are the same, whatever their
+  options: what differs between two variants is then the variant, not the draw.
 - The L blocks are one block with stacked parameters under `lax.scan`.
 - It computes in the dtype of its kernels: cast them and the matmuls and the residual stream follow. Norms, rotations,
   softmax and logits are float32 regardless, and so are the tables and their gradients: a frequent token's row sums over
@@ -18,6 +20,7 @@ G key/value heads, K head width, F feed-forward width, V vocabulary, L layers. T
 attention: weight gradients then contract over one axis, which halves the time of a CPU step.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -29,6 +32,7 @@ from jaxformer.config import check_types, execution, require, require_one_of
 from jaxformer.document_mask import document_bounds, limit_window
 
 ACTIVATIONS = ("gelu", "swiglu", "relu2")
+NORMS = ("rmsnorm", "layernorm")
 
 # Standard deviation of matrices at initialisation, as in GPT-2 (Radford et al. 2019); those that write to the residual
 # stream are divided by the root of their number. At width 128 and 200 steps this validated 0.15 bits per byte better
@@ -48,10 +52,11 @@ class ModelConfig:
     head_width: K; 0 for width / heads.
     feed_forward_width: F; 0 for 4 x width.
     activation: 'gelu', 'swiglu' (three matrices instead of two: equal parameters need 2/3 of the width) or 'relu2'.
+    norm: 'rmsnorm' or 'layernorm', of the stream; queries and keys have RMSNorm, if any, whatever it is.
     rope_base: base of the rotary wavelengths.
     learned_positions: length of a learned position table instead of rotary positions; 0 for rotary.
     sliding_window: the most tokens that a token attends to, itself included; 0 for all of its document's so far.
-    qk_norm: normalise queries and keys per head before the rotation.
+    qk_norm: RMSNorm of queries and keys per head before the rotation.
     tied_embeddings: unembed with the embedding table.
     logit_soft_cap: c in c * tanh(logit / c); 0 for none.
     z_loss: coefficient of the squared log-partition in the training objective (PaLM, arXiv 2204.02311); 0 for none.
@@ -67,6 +72,7 @@ class ModelConfig:
     head_width: int = 0
     feed_forward_width: int = 0
     activation: str = "gelu"
+    norm: str = "rmsnorm"
     rope_base: float = 10_000.0
     learned_positions: int = 0
     sliding_window: int = 0
@@ -102,6 +108,7 @@ class ModelConfig:
             f"the head width ({self.K}) must be even for rotary positions",
         )
         require_one_of("model.activation", self.activation, ACTIVATIONS)
+        require_one_of("model.norm", self.norm, NORMS)
 
     @property
     def G(self) -> int:
@@ -118,6 +125,10 @@ class ModelConfig:
         """Feed-forward width."""
         return self.feed_forward_width or 4 * self.width
 
+    def effective(self) -> "ModelConfig":
+        """Returns the same model with every number in place of the 0 that stands for it."""
+        return dataclasses.replace(self, key_value_heads=self.G, head_width=self.K, feed_forward_width=self.F)
+
 
 class Kernel(nnx.Param):
     """A matrix that multiplies: decayed by the optimizer and cast to the compute dtype."""
@@ -132,7 +143,10 @@ class Scale(nnx.Param):
 
 
 class RMSNorm(nnx.Module):
-    """Divides the last axis by its root mean square, in float32, and scales it by a learned gain."""
+    """Divides the last axis by its root mean square, in float32, and scales it by a learned gain.
+
+    An epsilon of 1e-6 is added to the mean square, under the root.
+    """
 
     def __init__(self, width: int):
         self.scale = Scale(jnp.ones(width, jnp.float32))
@@ -144,20 +158,28 @@ class RMSNorm(nnx.Module):
         return (x_float * inverse * scale).astype(x.dtype)
 
 
+class LayerNorm(RMSNorm):
+    """Subtracts the last axis's mean, in float32, and goes on as RMSNorm; the paper's bias is left out."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x_float = x.astype(jnp.float32)
+        return super().__call__(x_float - jnp.mean(x_float, axis=-1, keepdims=True)).astype(x.dtype)
+
+
 class Block(nnx.Module):
     """One layer, in two halves around attention, so that training and cached decoding share it."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D, H, G, K, F = config.width, config.heads, config.G, config.K, config.F
         self.config = config
-        self.attention_norm = RMSNorm(D)
+        self.attention_norm = _norm(config)
         self.qkv = _kernel(rngs, D, (H + 2 * G) * K)
         if config.qk_norm:
             self.q_norm = RMSNorm(K)
             self.k_norm = RMSNorm(K)
         residual_scale = (2 * config.depth) ** -0.5
         self.attention_out = _kernel(rngs, H * K, D, residual_scale)
-        self.feed_forward_norm = RMSNorm(D)
+        self.feed_forward_norm = _norm(config)
         self.up = _kernel(rngs, D, 2 * F if config.activation == "swiglu" else F)
         self.down = _kernel(rngs, F, D, residual_scale)
 
@@ -198,9 +220,6 @@ class Transformer(nnx.Module):
         table_scale = min(INITIAL_SCALE, 0.45 * config.width**-0.5)
         table_shape = (config.vocabulary_size, config.width)
         self.embedding = Table(table_scale * jax.random.normal(rngs.params(), table_shape))
-        if config.learned_positions:
-            shape = (config.learned_positions, config.width)
-            self.position_embedding = Table(INITIAL_SCALE * jax.random.normal(rngs.params(), shape))
 
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -208,9 +227,15 @@ class Transformer(nnx.Module):
             return Block(config, rngs=rngs)
 
         self.blocks = stacked_blocks(rngs)
-        self.final_norm = RMSNorm(config.width)
+        self.final_norm = _norm(config)
+        # Keys follow each other: the options' come last, and each is taken whether it is used or not, so that no option
+        # changes what another parameter begins with.
+        unembedding_key, positions_key = rngs.params(), rngs.params()
         if not config.tied_embeddings:
-            self.unembedding = Table(table_scale * jax.random.normal(rngs.params(), table_shape))
+            self.unembedding = Table(table_scale * jax.random.normal(unembedding_key, table_shape))
+        if config.learned_positions:
+            shape = (config.learned_positions, config.width)
+            self.position_embedding = Table(INITIAL_SCALE * jax.random.normal(positions_key, shape))
 
     def __call__(self, tokens_BT: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Returns float32 `logits_BTV`.
@@ -305,6 +330,10 @@ def unembed(features_ND: jax.Array, unembedding_VD: jax.Array) -> jax.Array:
 def soft_cap(logits: jax.Array, cap: float) -> jax.Array:
     """Returns `cap * tanh(logits / cap)`, or the logits where cap is 0."""
     return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+def _norm(config: ModelConfig) -> RMSNorm:
+    return {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[config.norm](config.width)
 
 
 def _kernel(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> Kernel:

@@ -2,8 +2,9 @@
 
 A document is BOS + ids + EOS. Its inputs are all but the last token and its targets all but the first, so a target
 never crosses a document's border. A document longer than a row is cut into pieces; a piece is masked from every other
-and its positions begin at 0. Since the lengths of all documents are known, the rows are planned at once, before
-anything is read, in place of a packer that sees a few documents at a time:
+and its positions begin at 0, unless `document_mask` is off: then the text of a row is read as one. Since the lengths of
+all documents are known, the rows are planned at once, before anything is read, in place of a packer that sees a few
+documents at a time:
 
 - best-fit: each piece, longest first, goes to the fullest row that still holds it (best-fit decreasing, Ding et al.
   2024, arXiv 2404.10830). Rows are filled to nearly 100 % and no document is cut that fits in a row.
@@ -41,7 +42,7 @@ class Batch(NamedTuple):
     loss_weights_BT: np.ndarray
     """float32: 1 for a target, 0 for padding."""
     segment_ids_BT: np.ndarray
-    """int32: 1, 2, ... by document in the row, 0 for padding."""
+    """int32: 1, 2, ... by document in the row, 0 for padding; without a document mask, 1 for all text."""
     positions_BT: np.ndarray
     """int32, from 0 at the start of each segment."""
     document_starts_BT: np.ndarray
@@ -57,6 +58,10 @@ class PackingConfig:
     row_length: T, tokens of a row: the longest context that the model sees.
     method: 'best_fit' or 'concat_and_split'.
     documents_per_row: the most documents, or pieces of one, in a row; 0 for no bound. Some attention needs one.
+    document_mask: whether a document is masked from the others of its row. Without, a training row is one segment under
+        plain causal attention, as in GPT-3 (Brown et al. 2020, arXiv 2005.14165): its positions run on, and its tokens,
+        targets and weights are the same. Validation and tasks read each document by itself whatever it is, and so need
+        the same bound on the documents of a row.
     minimum_fill: smallest share of the rows' tokens that may be text; below, the run stops before it starts.
     reader_threads: threads that read batches ahead of the step; 0 reads when the step asks.
     reader_buffer: batches that are read ahead.
@@ -65,6 +70,7 @@ class PackingConfig:
     row_length: int
     method: str = "best_fit"
     documents_per_row: int = 0
+    document_mask: bool = True
     minimum_fill: float = execution(0.9)
     reader_threads: int = execution(1)
     reader_buffer: int = execution(8)
@@ -169,8 +175,12 @@ def packing_report(plan: Plan, document_tokens: np.ndarray) -> PackingReport:
     )
 
 
-def read_rows(shards: Shards, plan: Plan, rows: np.ndarray) -> Batch:
-    """Returns the batch of some rows of a plan, in their order."""
+def read_rows(shards: Shards, plan: Plan, rows: np.ndarray, *, document_mask: bool = True) -> Batch:
+    """Returns the batch of some rows of a plan, in their order.
+
+    Args:
+        document_mask: whether each document is a segment; else all text of a row is one.
+    """
     T, B = plan.row_length, len(rows)
     rows = np.asarray(rows, np.int64)
     counts = plan.rows[rows + 1] - plan.rows[rows]
@@ -187,9 +197,9 @@ def read_rows(shards: Shards, plan: Plan, rows: np.ndarray) -> Batch:
     ends_BT = np.full((B, T), T, np.int32)
     segment_ids_BT = np.zeros((B, T), np.int32)
     at = np.arange(lengths.sum()) + np.repeat(row_of * T + offsets - before, lengths)
-    starts_BT.reshape(-1)[at] = np.repeat(offsets, lengths)
-    ends_BT.reshape(-1)[at] = np.repeat(offsets + lengths, lengths)
-    segment_ids_BT.reshape(-1)[at] = np.repeat(ordinals + 1, lengths)
+    starts_BT.reshape(-1)[at] = np.repeat(offsets, lengths) if document_mask else 0
+    ends_BT.reshape(-1)[at] = np.repeat(offsets + lengths if document_mask else used_B[row_of], lengths)
+    segment_ids_BT.reshape(-1)[at] = np.repeat(ordinals + 1, lengths) if document_mask else 1
 
     tokens_BT = np.zeros((B, T), np.int32)
     targets_BT = np.zeros((B, T), np.int32)
@@ -266,7 +276,8 @@ def make_batches(
         batches, places = [], []
         for part in np.unique(part_of).tolist():
             place = np.flatnonzero(part_of == part)
-            batches.append(read_rows(shards[part], plans[part], numbers[place] - first_row[part]))
+            rows = numbers[place] - first_row[part]
+            batches.append(read_rows(shards[part], plans[part], rows, document_mask=config.document_mask))
             places.append(place)
         back = np.argsort(np.concatenate(places))
         return (
@@ -276,6 +287,17 @@ def make_batches(
     buffer = config.reader_buffer if config.reader_threads else 0
     options = grain.ReadOptions(num_threads=config.reader_threads, prefetch_buffer_size=buffer)
     return iter(order.batch(rows_per_step).map(read).to_iter_dataset(options))
+
+
+def batch_digest(batch: Batch) -> int:
+    """Returns 48 bits that tell what a batch trains on from anything else: tokens, targets and loss weights, in order.
+
+    They fit in a float64, so that they are a metric of the step; two runs that share them saw the same text.
+    """
+    digest = hashlib.blake2b(digest_size=6)
+    for array in (batch.tokens_BT, batch.targets_BT, batch.loss_weights_BT):
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
+    return int.from_bytes(digest.digest(), "little")
 
 
 def seek(batches: grain.DatasetIterator, number: int) -> None:

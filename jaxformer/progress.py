@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxformer.config import TrainingFailure
 from jaxformer.guard import MOST_IN_A_ROW, SPIKE
-from jaxformer.metrics import Writer
+from jaxformer.metrics import BATCH, Writer
 from jaxformer.screen import note, say, say_progress
 
 
@@ -87,6 +87,7 @@ class Progress:
                 "train/learning_rate": self._learning_rates[step - 1 - skipped_before],
                 "train/spike_score": m["spike_score"],
                 "train/skipped_steps": m["skipped"],
+                BATCH: m["batch"],
             }
             if step == fetched[-1][0] and timed:
                 scalars |= {"train/tokens_per_second": speed, "train/tflops": tflops}

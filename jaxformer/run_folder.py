@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,16 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.attention import Implementation
-from jaxformer.config import UserError, check_same, from_dict, require, to_dict
+from jaxformer.config import UserError, check_same, differences, from_dict, require, to_dict
 from jaxformer.experiment import Experiment, science
 from jaxformer.files import write_whole
-from jaxformer.lock import Held, hold
+from jaxformer.lock import LOCK, Held, hold
 from jaxformer.metrics import for_json, recent_loss
+from jaxformer.sources import code_digest
 from jaxformer.step import compute_dtype
 from jaxformer.tokenizer import Tokenizer, load_tokenizer
-
-# In a run folder, who runs in it.
-LOCK = ".lock"
+from jaxformer.variant import Lineage, Resolved
 
 # In a run folder, the tokenizer, so that the folder is all that a trained model needs.
 TOKENIZER = "tokenizer.model"
@@ -126,9 +123,36 @@ def hold_folder(workdir: Path) -> Iterator[None]:
             raise
 
 
+def check_kin(runs: Path, resolved: Resolved) -> None:
+    """Raises `UserError` if runs of an experiment, or of an ancestor, were made with what it no longer is.
+
+    A variant is compared with the runs of its parent: one that has moved since would make it more than one change.
+    """
+    for path in sorted((runs / resolved.name).glob("seed_*/config.json")):
+        record = read_json(path) or {}
+        theirs = record.get("identity", {})
+        ours = json.loads(json.dumps(identify(resolved.experiment, theirs.get("seed", 0))))
+        missing = sorted(ours.keys() - theirs.keys())
+        require(
+            not missing,
+            f"{path.parent} was trained by another version, without {', '.join(missing[:3])}; move it away",
+        )
+        changes = differences(ours, theirs)
+        before = record.get("lineage", {}).get("change", {})
+        changes = changes or differences(json.loads(json.dumps(dict(resolved.lineage.change))), before)
+        require(
+            not changes,
+            f"{resolved.name} has moved since {path.parent} was trained ({'; '.join(changes[:5])}); put it back, move "
+            "its runs away, or write the new one in a file of its own",
+        )
+    for parent in resolved.parents:
+        check_kin(runs, parent)
+
+
 def write_config(
     workdir: Path,
     experiment: Experiment,
+    lineage: Lineage,
     identity: dict,
     digests: dict[str, str],
     tokenizer: Tokenizer,
@@ -154,6 +178,8 @@ def write_config(
     record = {
         "experiment": experiment.name,
         "seed": identity["seed"],
+        "question": experiment.question,
+        "lineage": dataclasses.asdict(lineage),
         "config": to_dict(experiment),
         "identity": identity,
         "digests": digests,
@@ -162,6 +188,7 @@ def write_config(
         "versions": versions,
         "attention": dataclasses.asdict(attention),
         "device": device.device_kind,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "starts": [*starts, {"step": step, "code": code, "device": device.device_kind, "versions": versions}],
     }
     try:
@@ -169,13 +196,6 @@ def write_config(
         write_json(path, record)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; free space, or choose another --workdir") from error
-
-
-@functools.cache  # The code that runs is that of the start, whatever is edited since.
-def code_digest() -> str:
-    """Returns the hexadecimal SHA-256 of this package's sources."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
 
 
 def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer: Tokenizer) -> dict:

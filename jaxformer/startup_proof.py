@@ -30,12 +30,14 @@ _BATCHES = 64
 class Proof(NamedTuple):
     """What was found.
 
-    documents: documents of each row that was looked at.
+    documents: documents of each row that was looked at; without a document mask all its text is one.
     loss: of those rows, nats per target.
+    document_mask: whether documents are masked from each other.
     """
 
     documents: list[int]
     loss: float
+    document_mask: bool = True
 
     def __str__(self) -> str:
         together = [count for count in self.documents if count > 1]
@@ -43,6 +45,8 @@ class Proof(NamedTuple):
         text = f"no gradient flows between the {' + '.join(map(str, together))} documents of {rows}"
         if not together:
             text = "no row that was looked at holds two documents"
+        if not self.document_mask:
+            text = "the documents of a row see one another, as configured (packing.document_mask=false)"
         return f"{text}; all ids lie in the vocabulary; the loss is {self.loss:.3f}"
 
 
@@ -53,11 +57,15 @@ def batch_to_prove(batches: Iterator[Batch]) -> Batch:
     return next((batch for batch in itertools.chain([first], others) if batch.segment_ids_BT.max() > 1), first)
 
 
-def prove(state: TrainState, batch: Batch, vocabulary_size: int) -> Proof:
+def prove(state: TrainState, batch: Batch, vocabulary_size: int, *, document_mask: bool = True) -> Proof:
     """Returns what holds of a state and a batch, with the attention that the state's model computes.
 
     The ids lie in the vocabulary; the loss of every other document of a row has no gradient at all, bit by bit, in the
     stream of those between them; and before the first step the loss is near ln V, that of a uniform guess.
+
+    Args:
+        document_mask: whether the batch was packed with one; without, its rows are one document each, which is kept
+            from the padding alone, and the proof says so.
 
     Raises:
         UserError: one of them does not hold.
@@ -92,7 +100,7 @@ def prove(state: TrainState, batch: Batch, vocabulary_size: int) -> Proof:
         f"proof: the loss of a batch is {loss:.4g}, and a uniform guess has ln {vocabulary_size} = "
         f"{uniform:.4g}; {_ADVICE}",
     )
-    return Proof(rows.segment_ids_BT.max(axis=1).tolist(), float(loss))
+    return Proof(rows.segment_ids_BT.max(axis=1).tolist(), float(loss), document_mask)
 
 
 @jax.jit

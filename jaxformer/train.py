@@ -33,8 +33,10 @@ from jaxformer.data import digests, prepare_data, task_digests
 from jaxformer.device import choose_device, too_little_memory_told
 from jaxformer.document_mask import limit_window
 from jaxformer.evaluate import task_names
-from jaxformer.experiment import Experiment, attention_shape, list_experiments, load_experiment, make_state
+from jaxformer.experiment import Experiment, attention_shape, make_state
+from jaxformer.experiment_files import list_experiments
 from jaxformer.flops import peak_tflops, training_flops_per_token
+from jaxformer.lock import LOCK
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.metrics import open_writer, validation_losses
 from jaxformer.optimizer import make_schedule
@@ -44,9 +46,9 @@ from jaxformer.plan import print_plan
 from jaxformer.progress import Progress, describe_validation
 from jaxformer.retention import most_kept
 from jaxformer.run_folder import (
-    LOCK,
     check_disk,
     check_folder,
+    check_kin,
     check_tasks,
     hold_folder,
     identify,
@@ -55,13 +57,18 @@ from jaxformer.run_folder import (
     write_config,
 )
 from jaxformer.screen import note, say
+from jaxformer.sources import code_digest
 from jaxformer.startup_proof import batch_to_prove, prove
 from jaxformer.step import TrainState
 from jaxformer.stop_signals import Stopped, StopSignals
+from jaxformer.variant import Lineage, resolve
 
 
-def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
+def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage | None = None) -> dict:
     """Runs an experiment in a folder, or resumes it there; returns its summary.
+
+    Args:
+        lineage: how the experiment came about, for the run's record; None for one that stands alone.
 
     Raises:
         UserError: the configuration does not fit the data, the device or what the folder holds.
@@ -69,6 +76,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         Stopped: a signal ended the run, once its state was saved.
     """
     with StopSignals() as signals, contextlib.ExitStack() as held:
+        code_digest()  # Of the sources as they are now, while they are imported.
         device = choose_device(experiment.training.device)
         identity = identify(experiment, seed)
         check_folder(workdir, identity, "identity")
@@ -101,7 +109,10 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
         if experiment.training.startup_proof:
-            say(f"proof       {prove(state, batch, experiment.model.vocabulary_size)}")
+            proof = prove(
+                state, batch, experiment.model.vocabulary_size, document_mask=experiment.packing.document_mask
+            )
+            say(f"proof       {proof}")
 
         # Nothing was written so far, and nothing is refused from here on but what the folder has come to hold.
         make_folder(workdir)
@@ -121,6 +132,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int) -> dict:
         write_config(
             workdir,
             experiment,
+            lineage or Lineage(),
             identity,
             data_digests,
             data.tokenizer,
@@ -212,7 +224,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         options, overrides = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        experiment = load_experiment(options.experiment, overrides)
+        resolved = resolve(options.experiment, overrides, parent=options.parent)
+        experiment = resolved.experiment
         if options.print_config:
             print(json.dumps(to_dict(experiment), indent=2))
         elif options.plan:
@@ -222,7 +235,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
             with too_little_memory_told():
-                train(experiment, workdir, seed=options.seed)
+                if workdir.parent.name == experiment.name:
+                    check_kin(workdir.parent.parent, resolved)
+                train(experiment, workdir, seed=options.seed, lineage=resolved.lineage)
     except (UserError, TrainingFailure, Stopped) as error:
         note(str(error))
         return 2 if isinstance(error, UserError) else 128 + error.number if isinstance(error, Stopped) else 1
@@ -253,6 +268,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         allow_abbrev=False,
     )
     parser.add_argument("--experiment", required=True, help="a file in experiments/, or a path to one")
+    parser.add_argument("--parent", default="", help="ask a variant of this experiment instead of its own parent")
     parser.add_argument("--workdir", type=Path, help="run folder (default: runs/EXPERIMENT/seed_SEED)")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation and data order (default: 0)")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
@@ -264,7 +280,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     overrides = {}
     for argument in rest:
         name, equals, value = argument.removeprefix("--").partition("=")
-        known = ["experiment", "workdir", "seed", "print_config", "plan", "help"]
+        known = ["experiment", "parent", "workdir", "seed", "print_config", "plan", "help"]
         require(
             argument.startswith("--") and "." in name,
             f"unknown argument {argument!r}{did_you_mean(name, known)}; see --help",

@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.config import UserError, flatten
-from jaxformer.experiment import load_experiment, science
+from jaxformer.experiment import science
 from jaxformer.run_folder import hold_folder
 from jaxformer.train import main, too_little_memory_told
+from jaxformer.variant import load_experiment
 
 BASELINE = "--experiment=baseline"
 
@@ -504,6 +505,7 @@ ARGUMENTS = {
     "--model.width.x=64": "model.width.x",
     "--model.activation=swigloo": "'swigloo' is unknown; did you mean swiglu?",
     "--model.activation=swigl\u00fc": "did you mean swiglu?",
+    "--model.norm=layer_norm": "model.norm = 'layer_norm' is unknown; did you mean layernorm?",
     "--model.rope_base=nan": "model.rope_base (nan)",
     "--model.logit_soft_cap=inf": "model.logit_soft_cap",
     "--model.z_loss=-1": "model.z_loss",
@@ -528,6 +530,7 @@ ARGUMENTS = {
     f"--packing.row_length={2**40}": f"packing.row_length ({2**40})",
     "--packing.documents_per_row=-1": "packing.documents_per_row (-1)",
     f"--packing.documents_per_row={10**30}": f"documents_per_row ({10**30}) must fit in 64 bits",
+    "--packing.document_mask=no": "packing.document_mask must be true or false, not 'no'",
     "--packing.method=best-fit": "did you mean best_fit?",
     "--packing.minimum_fill=nan": "packing.minimum_fill (nan)",
     "--packing.reader_threads=-1": "packing.reader_threads (-1)",
@@ -535,6 +538,10 @@ ARGUMENTS = {
     "--packing.reader_buffer=0": "packing.reader_buffer (0)",
     f"--packing.reader_buffer={2**40}": f"packing.reader_buffer ({2**40})",
     "--attention.implementation=flash": "attention.implementation = 'flash' is unknown; choose from",
+    "--optimizer.name=muom": "optimizer.name = 'muom' is unknown; did you mean muon?",
+    "--optimizer.muon_momentum=1": "optimizer.muon_momentum (1.0)",
+    "--optimizer.schedule=wsb": "optimizer.schedule = 'wsb' is unknown; did you mean wsd?",
+    "--optimizer.decay_share=0": "optimizer.decay_share (0.0)",
     "--optimizer.learning_rate=0": "optimizer.learning_rate (0.0)",
     "--optimizer.learning_rate=nan": "optimizer.learning_rate (nan)",
     "--optimizer.learning_rate=inf": "optimizer.learning_rate (inf)",

@@ -32,13 +32,13 @@ RECORD = {"seconds": 1.25, "identity": {"name": "tiny~12ab34"}}
 
 
 @functools.cache
-def initial_state():
-    return init_state(MODEL, OPTIMIZER, seed=0)
+def initial_state(optimizer=OPTIMIZER):
+    return init_state(MODEL, optimizer, seed=0)
 
 
-def make_state(step):
+def make_state(step, optimizer=OPTIMIZER):
     """Returns a state in which every number of the parameters and the optimizer is random."""
-    state = initial_state()
+    state = initial_state(optimizer)
     rng = np.random.default_rng(step)
 
     def noise(x):
@@ -97,6 +97,13 @@ def test_restored_state_is_the_saved_one_bit_by_bit(checkpoints):
     assert restored.data_state == DATA_STATE | {"step": 4}
     assert restored.record == RECORD
     assert restored.damaged == []
+
+
+def test_state_of_two_optimizers_is_restored_bit_by_bit(tmp_path):
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=1, name="muon"), steps=9)
+    with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as checkpoints:
+        assert save_and_wait(checkpoints, make_state(3, optimizer), DATA_STATE, RECORD) == []
+        assert_equal(restore(checkpoints, initial_state(optimizer)).state, make_state(3, optimizer))
 
 
 def test_newest_step_is_restored_unless_another_is_named(checkpoints):

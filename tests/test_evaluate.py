@@ -103,6 +103,14 @@ def test_every_document_has_the_loss_that_it_has_alone(state, shards):
         assert (targets, text_bytes) == (len(document) + 1, shards.text_bytes[number])
 
 
+def test_validation_reads_every_document_by_itself_whatever_the_document_mask_of_the_training_rows(state, shards):
+    def losses(**packing):
+        chosen = select_validation(shards, EvaluationConfig(), PackingConfig(row_length=3 * T, **packing), "books")
+        return validate(state, [chosen], EvaluationConfig(rows_per_batch=3))[0]
+
+    np.testing.assert_array_equal(losses(document_mask=False).nats, losses().nats)
+
+
 def test_loss_that_is_not_finite_is_no_validation(state, shards):
     chosen = select_validation(shards, EvaluationConfig(), PACKING, "books")
     broken = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))

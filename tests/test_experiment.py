@@ -10,7 +10,9 @@ import pytest
 
 from jaxformer.attention import AttentionConfig
 from jaxformer.config import UserError
-from jaxformer.experiment import Experiment, list_experiments, load_experiment, make_state, science
+from jaxformer.experiment import Experiment, make_state, science
+from jaxformer.experiment_files import list_experiments
+from jaxformer.variant import load_experiment
 
 BASELINE = Path(__file__).parent.parent / "experiments" / "baseline.py"
 

@@ -1,9 +1,13 @@
-"""FLOPs counted by hand, and the peaks of devices."""
+"""FLOPs counted by hand, parameters by building the model, and the peaks of devices."""
 
+import itertools
+
+import jax
 import pytest
+from flax import nnx
 
-from jaxformer.flops import matmul_parameters, peak_tflops, training_flops_per_token
-from jaxformer.model import ModelConfig
+from jaxformer.flops import matmul_parameters, parameter_count, peak_tflops, training_flops_per_token
+from jaxformer.model import ModelConfig, Transformer
 
 
 # D = 8, H x K = 2 x 6 = 12, G x K = 6, F = 20, L = 3, V = 10; a block's matrices are 8 x (12 + 2 x 6) into attention,
@@ -28,6 +32,27 @@ def test_flops_equal_the_count_by_hand(activation, feed_forward, changes):
     # logits and for the mix of the values. The backward pass takes twice that.
     forward = 2 * matrices + 3 * 2 * (2 * 12 * 7 / 2)
     assert training_flops_per_token(config, 7) == 3 * forward
+
+
+# Every option alone, and every two that change the number.
+SIZES = [
+    {},
+    {"key_value_heads": 1},
+    {"head_width": 6},
+    {"feed_forward_width": 20},
+    {"activation": "swiglu"},
+    {"qk_norm": True},
+    {"tied_embeddings": False},
+    {"learned_positions": 9},
+]
+NO_SIZES = [{"activation": "relu2"}, {"norm": "layernorm"}, {"sliding_window": 3}, {"logit_soft_cap": 5.0}]
+
+
+@pytest.mark.parametrize("changes", [a | b for a, b in itertools.combinations(SIZES, 2)] + NO_SIZES, ids=str)
+def test_parameter_count_is_that_of_the_model(changes):
+    config = ModelConfig(**{"vocabulary_size": 10, "width": 8, "depth": 3, "heads": 2} | changes)
+    params = jax.eval_shape(lambda: nnx.state(Transformer(config, rngs=nnx.Rngs(params=0))))
+    assert parameter_count(config) == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 # Of a row of 8 a query sees 4 keys on average. Where it sees no more than w, the first w queries see w / 2 on average,

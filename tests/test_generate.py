@@ -20,6 +20,7 @@ OPTIONS = {
         "qk_norm": True,
         "activation": "swiglu",
         "logit_soft_cap": 5.0,
+        "norm": "layernorm",
     },
 }
 PROMPT = np.array([[5, 2, 30], [1, 7, 7]])

@@ -5,10 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from jaxformer.lock import Held, hold
+from jaxformer.lock import Held, hold, holder, is_held, take
 
 HOLD = """
 import sys, time
@@ -55,3 +56,37 @@ def test_lock_whose_file_was_replaced_is_taken_on_the_new_one(tmp_path):
         # Who would have the old one would share the folder with who has the new.
         with hold(path):
             assert path.exists()
+
+
+def test_who_looks_at_a_lock_sees_whether_it_is_held_and_keeps_nobody_from_it(elsewhere, tmp_path):
+    path, process = elsewhere
+    assert is_held(path) and holder(path) == f"process {process.pid} on {socket.gethostname()}"
+    process.kill()
+    process.wait()
+    assert not is_held(path) and not is_held(tmp_path / "absent") and not (tmp_path / "absent").exists()
+    looking = threading.Event()
+
+    def look():
+        while not looking.is_set():
+            is_held(path)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(200):
+            with hold(path):
+                pass
+    finally:
+        looking.set()
+        thread.join()
+
+
+def test_lock_of_an_inherited_file_is_held_as_long_as_the_process_that_inherited_it(tmp_path):
+    path = tmp_path / "log"
+    with path.open("a") as file:
+        assert take(file)
+        process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=file)
+    with path.open("a") as file:
+        assert is_held(path) and not take(file)
+        process.communicate(b"\n")
+        assert not is_held(path) and take(file)

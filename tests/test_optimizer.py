@@ -1,4 +1,4 @@
-"""The schedule worked by hand, and the optimizer against AdamW written out."""
+"""The schedules worked by hand, and the optimizers against AdamW and Muon written out."""
 
 import dataclasses
 import math
@@ -9,10 +9,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxformer.config import UserError
-from jaxformer.model import Kernel, ModelConfig, Scale, Transformer
-from jaxformer.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxformer.model import Kernel, ModelConfig, Scale, Table, Transformer
+from jaxformer.optimizer import OptimizerConfig, check_schedule, make_optimizer, make_schedule
 
 FLOAT32 = 1e-6
 CONFIG = OptimizerConfig(learning_rate=0.2, warmup_steps=4, final_learning_rate_share=0.1)
@@ -39,6 +41,51 @@ def test_schedule_equals_the_values_worked_by_hand(warmup_steps, steps, shares):
 def test_warmup_longer_than_the_run_is_refused():
     with pytest.raises(UserError, match=r"warmup_steps \(4\) must be less than training.steps \(4\)"):
         make_schedule(CONFIG, 4)
+
+
+# Of the peak: 1 - 0.9 sqrt(t) at the share t of the decay, whose last step is the run's.
+@pytest.mark.parametrize(
+    ("warmup_steps", "steps", "decay_share", "shares"),
+    [
+        (4, 20, 0.2, {0: 0.2, 3: 0.8, 4: 1.0, 15: 1.0, 16: 0.55, 17: 1 - 0.9 * 0.5**0.5, 19: 0.1}),
+        (0, 10, 0.1, {0: 1.0, 8: 1.0, 9: 0.1}),
+        (0, 4, 1.0, {0: 0.55, 3: 0.1}),
+        (4, 8, 0.5, {3: 0.8, 4: 0.55, 7: 0.1}),
+        (1, 9, 0.01, {0: 0.5, 1: 1.0, 7: 1.0, 8: 0.1}),
+    ],
+)
+def test_wsd_schedule_equals_the_values_worked_by_hand(warmup_steps, steps, decay_share, shares):
+    config = dataclasses.replace(CONFIG, schedule="wsd", warmup_steps=warmup_steps, decay_share=decay_share)
+    schedule = make_schedule(config, steps)
+    for step, share in shares.items():
+        assert float(schedule(step)) == pytest.approx(0.2 * share, rel=FLOAT32), step
+
+
+@given(st.integers(0, 40), st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.0, 0.1, 1.0]))
+def test_wsd_schedule_warms_up_as_cosine_stays_at_the_peak_and_falls_to_the_final_share(warmup, stable, decay, share):
+    steps = warmup + stable + decay
+    config = OptimizerConfig(
+        learning_rate=0.25, warmup_steps=warmup, final_learning_rate_share=share, decay_share=decay / steps
+    )
+    numbers = np.arange(120)  # Of one length, so that nothing is compiled anew.
+    wsd = dataclasses.replace(config, schedule="wsd")
+    cosine, rates = (np.asarray(make_schedule(each, steps)(numbers))[:steps] for each in (config, wsd))
+    np.testing.assert_array_equal(rates[: warmup + 1], cosine[: warmup + 1])
+    assert set(rates[warmup : warmup + stable].tolist()) == {0.25}
+    assert rates[-1] == np.float32(0.25 * share)
+    # No step of the decay falls by more than its first, from the peak.
+    falls = -np.diff(rates[warmup + stable - 1 :])
+    assert np.all(falls >= 0) and np.all(falls <= 0.25 * (1 - share) * (1 / decay) ** 0.5 + 1e-7)
+
+
+def test_warmup_and_decay_longer_than_the_run_are_refused():
+    config = dataclasses.replace(CONFIG, schedule="wsd", decay_share=0.5)
+    check_schedule(config, 8)
+    with pytest.raises(
+        UserError, match=r"warmup_steps \(4\) and the 4 steps of optimizer.decay_share \(0.5\) must not"
+    ):
+        make_schedule(config, 7)
+    make_schedule(dataclasses.replace(config, schedule="cosine"), 7)
 
 
 def test_decay_shrinks_matrices_by_learning_rate_times_decay_and_nothing_else():
@@ -110,9 +157,87 @@ def test_optimizer_equals_adamw_written_out():
             np.testing.assert_allclose(params[name][...], expected[name], rtol=0, atol=1e-5)
 
 
+MUON = dataclasses.replace(CONFIG, name="muon", muon_momentum=0.9, weight_decay=0.3, clip_norm=1e9)
+
+
+def make_stacked_params():
+    """Returns kernels of 3 layers, one wide and one tall, a table and gains."""
+    rng = np.random.default_rng(0)
+    kinds = {
+        "wide": (Kernel, (3, 5, 8)),
+        "tall": (Kernel, (3, 8, 5)),
+        "table": (Table, (7, 5)),
+        "scale": (Scale, (3, 5)),
+    }
+    return nnx.State({name: kind(jnp.float32(rng.standard_normal(shape))) for name, (kind, shape) in kinds.items()})
+
+
+def random_like(params, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.float32(rng.standard_normal(x.shape)), params)
+
+
+def orthogonalised(matrix):
+    """Five iterations of Newton and Schulz with the coefficients of Jordan et al. 2024."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+def test_kernels_get_muon_written_out_layer_by_layer():
+    params, momentum = make_stacked_params(), 0.9
+    optimizer, schedule = make_optimizer(MUON, steps=11), make_schedule(MUON, 11)
+    opt_state, update = optimizer.init(params), jax.jit(optimizer.update)
+    moments = {name: np.zeros(params[name].shape) for name in ("wide", "tall")}
+    for step in range(3):
+        grads = random_like(params, seed=step)
+        updates, opt_state = update(grads, opt_state, params)
+        for name in moments:
+            g = np.float64(grads[name][...])
+            moments[name] = momentum * moments[name] + (1 - momentum) * g
+            # Nesterov: the moment one step ahead; each of the two is unbiased, as Optax does it.
+            ahead = momentum * moments[name] / (1 - momentum ** (step + 2))
+            ahead += (1 - momentum) * g / (1 - momentum ** (step + 1))
+            # 0.2 is the root mean square of an orthogonal 8 x 5 matrix times 0.2 sqrt(8).
+            steps = np.stack([0.2 * math.sqrt(8) * orthogonalised(layer) for layer in ahead])
+            expected = -float(schedule(step)) * (steps + 0.3 * np.float64(params[name][...]))
+            np.testing.assert_allclose(updates[name][...], expected, rtol=0, atol=1e-5)
+            assert np.sqrt(np.mean(steps**2)) == pytest.approx(0.2, rel=0.2)
+
+
+def test_layer_is_updated_by_muon_as_if_it_were_alone():
+    params, optimizer = make_stacked_params(), make_optimizer(MUON, steps=11)
+    update = jax.jit(optimizer.update)
+    grads = random_like(params, seed=1)
+    other = jax.tree.map(lambda x: x.at[1].multiply(-3), grads)
+    ours, theirs = (update(each, optimizer.init(params), params)[0] for each in (grads, other))
+    for name in ("wide", "tall"):
+        is_same = np.all(np.asarray(ours[name][...] == theirs[name][...]), axis=(1, 2))
+        assert is_same.tolist() == [True, False, True]
+
+
+def test_tables_and_gains_get_the_update_of_adamw_whatever_the_kernels_get():
+    params, updates = make_stacked_params(), {}
+    for name in ("adamw", "muon"):
+        optimizer = make_optimizer(dataclasses.replace(MUON, name=name, clip_norm=2.0), steps=11)
+        opt_state, update = optimizer.init(params), jax.jit(optimizer.update)
+        for step in range(3):
+            updates[name], opt_state = update(random_like(params, seed=step), opt_state, params)
+    for name, is_ours in {"table": True, "scale": True, "wide": False, "tall": False}.items():
+        ours, theirs = updates["muon"][name][...], updates["adamw"][name][...]
+        assert np.allclose(ours, theirs, rtol=FLOAT32, atol=0) == is_ours
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"name": "moon"}, r"optimizer.name = 'moon' is unknown; did you mean muon\?"),
+        ({"schedule": "cosin"}, r"optimizer.schedule = 'cosin' is unknown; did you mean cosine\?"),
+        ({"muon_momentum": 1.0}, r"muon_momentum \(1.0\) must lie in \[0, 1\)"),
+        ({"decay_share": 0.0}, r"decay_share \(0.0\) must lie in \(0, 1\]"),
+        ({"decay_share": math.nan}, r"decay_share \(nan\) must lie in \(0, 1\]"),
         ({"learning_rate": -0.1}, r"learning_rate \(-0.1\) must be positive and finite"),
         ({"learning_rate": 0.0}, r"learning_rate \(0.0\) must be positive and finite"),
         ({"learning_rate": math.nan}, r"learning_rate \(nan\) must be positive and finite"),

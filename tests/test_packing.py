@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer.config import UserError
-from jaxformer.packing import Batch, PackingConfig, Plan, make_batches, packing_report, pad_rows, plan_rows, read_rows
+from jaxformer.packing import (
+    Batch,
+    PackingConfig,
+    Plan,
+    batch_digest,
+    make_batches,
+    packing_report,
+    pad_rows,
+    plan_rows,
+    read_rows,
+)
 
 BOS, EOS = 1, 2
 METHODS = ("best_fit", "concat_and_split")
@@ -319,6 +329,23 @@ def test_segments_positions_borders_and_weights_agree(lengths, T, method, seed):
     assert types == {name: "float32" if name == "loss_weights_BT" else "int32" for name in batch._fields}
 
 
+@given(document_lengths, row_lengths, methods, seeds)
+def test_without_a_document_mask_the_text_of_a_row_is_one_segment_and_nothing_else_changes(lengths, T, method, seed):
+    shards, plan, masked = all_rows(lengths, T, method, seed)
+    batch = read_rows(shards, plan, np.random.default_rng(seed).permutation(len(plan)), document_mask=False)
+    for name in ("tokens_BT", "targets_BT", "loss_weights_BT"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(masked, name))
+    for b, text in enumerate((masked.segment_ids_BT > 0).sum(axis=1).tolist()):
+        padding = T - text
+        assert batch.segment_ids_BT[b].tolist() == [1] * text + [0] * padding
+        assert batch.positions_BT[b].tolist() == [*range(text), *range(padding)]
+        assert batch.document_starts_BT[b].tolist() == [0] * text + [text] * padding
+        assert batch.document_ends_BT[b].tolist() == [text] * text + [T] * padding
+    assert {name: x.dtype for name, x in batch._asdict().items()} == {
+        name: x.dtype for name, x in masked._asdict().items()
+    }
+
+
 @given(document_lengths, row_lengths, methods, seeds, st.data())
 def test_a_row_is_the_same_in_any_batch(lengths, T, method, seed, data):
     shards = FakeShards(lengths)
@@ -361,10 +388,10 @@ WEIGHTS = [2.0, 1.5, 0.5]
 T = 12
 
 
-def batches_of(method, parts=1, *, rows_per_step=3, seed=0, threads=1):
+def batches_of(method, parts=1, *, rows_per_step=3, seed=0, threads=1, **fields):
     """Returns an iterator over batches of the first corpus alone or of three mixed."""
     shards, plans = make_parts(LENGTHS[:parts], T, method)
-    config = PackingConfig(row_length=T, method=method, reader_threads=threads, reader_buffer=1 + threads)
+    config = PackingConfig(row_length=T, method=method, reader_threads=threads, reader_buffer=1 + threads, **fields)
     return make_batches(shards, plans, WEIGHTS[:parts], config, rows_per_step=rows_per_step, seed=seed)
 
 
@@ -407,6 +434,34 @@ def test_the_order_depends_on_the_seed_and_not_on_the_readers(parts):
     assert same(first, unthreaded)
     assert same(first, threaded)
     assert not same(first, other)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_document_mask_changes_what_sees_what_and_not_the_rows(parts):
+    masked, unmasked = (list(islice(batches_of("best_fit", parts, document_mask=mask), 9)) for mask in (True, False))
+    for ours, theirs in zip(unmasked, masked, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(ours[:3], theirs[:3], strict=True))
+    most, most_masked = (max(batch.segment_ids_BT.max() for batch in batches) for batches in (unmasked, masked))
+    assert most == 1 < most_masked
+
+
+def test_a_batch_digest_tells_what_was_trained_on_and_nothing_else():
+    masked, unmasked, other = (
+        [batch_digest(batch) for batch in islice(batches_of("best_fit", 1, **options), 5)]
+        for options in ({}, {"document_mask": False}, {"seed": 1})
+    )
+    assert masked == unmasked and len({*masked, *other}) == 10 and max(masked) < 2**48
+    batch = next(iter(batches_of("best_fit", 1)))
+    for name in ("tokens_BT", "targets_BT", "loss_weights_BT"):
+        changed = getattr(batch, name).copy()
+        changed[-1, -1] += 1
+        assert batch_digest(batch._replace(**{name: changed})) != masked[0], name
+    assert batch_digest(Batch(*(np.asfortranarray(x) for x in batch))) == masked[0], "the layout in memory is no matter"
+    # The fields that a comparison takes for those that move the data are those that do.
+    for method in METHODS:
+        rows = [batch_digest(next(iter(batches_of(method, 1, rows_per_step=n)))) for n in (2, 3)]
+        assert rows[0] != rows[1]
+    assert batch_digest(next(iter(batches_of("concat_and_split", 1)))) != masked[0]
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -489,6 +544,7 @@ def test_every_part_of_a_mixture_goes_through_epochs_of_its_own():
         ({"row_length": 1}, r"row_length \(1\) must lie in"),
         ({"documents_per_row": -1}, r"packing\.documents_per_row \(-1\) must not be negative"),
         ({"documents_per_row": True}, r"PackingConfig\.documents_per_row must be of type int"),
+        ({"document_mask": 0}, r"PackingConfig\.document_mask must be of type bool"),
         ({"minimum_fill": 1.1}, r"minimum_fill \(1\.1\) must lie in \[0, 1\]"),
         ({"reader_threads": -1}, r"reader_threads \(-1\) must lie in \[0, 1024\]"),
         ({"reader_buffer": 0}, r"reader_buffer \(0\) must lie in \[1, 2\*\*20\]"),

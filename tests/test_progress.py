@@ -25,7 +25,7 @@ def make_progress(writer, **options):
 
 def metrics(loss, **others):
     ours = {"loss": loss, "gradient_norm": 2 * loss, "targets": 64.0, "spike_score": 0.0}
-    return ours | {"counts": True, "skipped": 0, "non_finite_in_a_row": 0} | others
+    return ours | {"batch": 1, "counts": True, "skipped": 0, "non_finite_in_a_row": 0} | others
 
 
 def read_lines(folder):

@@ -11,10 +11,17 @@ from jaxformer.train import parse_arguments
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_the_example_of_a_variant_is_one_of_the_experiments():
+    variant, _ = EXAMPLES
+    assert variant in (Path(__file__).parent.parent / "experiments" / "swiglu.py").read_text()
+
 
 def test_the_library_example_runs_a_step():
     names = {}
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    _, example = EXAMPLES
     exec(example, names)
     tokens = np.ones((2, 16), np.int32)
     starts, ends = np.zeros_like(tokens), tokens * 16

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from jaxformer.config import UserError
-from jaxformer.experiment import load_experiment
 from jaxformer.run_folder import check_folder, check_same, identify, make_folder, peak_memory, read_json, write_json
+from jaxformer.variant import load_experiment
 
 
 def test_a_new_folder_belongs_to_anyone_and_a_used_one_to_its_run(tmp_path):

@@ -14,8 +14,10 @@ import tiny_run
 
 import jaxformer.train
 from jaxformer.config import UserError
-from jaxformer.experiment import load_experiment
 from jaxformer.train import main
+from jaxformer.variant import load_experiment
+
+pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(jaxformer.train.__file__).parents[1]
 SOURCES = sorted([*REPOSITORY.glob("jaxformer/**/*.py"), *REPOSITORY.glob("tools/**/*.py")])
@@ -92,8 +94,8 @@ def test_files_are_run_as_python_in_one_place_only():
     importers = {
         path.name for path in SOURCES for node in ast.walk(ast.parse(path.read_text())) if "runpy" in imported(node)
     }
-    assert runs == {("jaxformer/experiment.py", "run_path")}
-    assert importers == {"experiment.py"}
+    assert runs == {("jaxformer/experiment_files.py", "run_path")}
+    assert importers == {"experiment_files.py"}
 
 
 NAMES = [
@@ -117,7 +119,7 @@ def test_experiment_names_never_lead_out_of_the_folder_of_runs(name, is_there, t
                 if not path.exists():
                     path.write_text((REPOSITORY / "experiments" / "baseline.py").read_text())
     workdirs = []
-    monkeypatch.setattr(jaxformer.train, "train", lambda experiment, workdir, seed: workdirs.append(workdir))
+    monkeypatch.setattr(jaxformer.train, "train", lambda experiment, workdir, seed, lineage: workdirs.append(workdir))
     before = sorted(tmp_path.rglob("*"))
     status = main([f"--experiment={name}"])
     assert sorted(tmp_path.rglob("*")) == before

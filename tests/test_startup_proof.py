@@ -51,6 +51,16 @@ def test_row_of_one_document_has_nothing_to_leak(state, make_batch):
     assert str(prove(state, make_batch([[9]], T, V), V)).startswith("no row that was looked at holds two documents")
 
 
+def test_rows_without_a_document_mask_are_proved_but_for_the_documents_and_the_proof_says_so(state, make_batch):
+    batch = make_batch([[9], [12]], T, V)
+    proof = prove(state, batch, V, document_mask=False)
+    assert str(proof).startswith("the documents of a row see one another, as configured (packing.document_mask=false);")
+    assert "all ids lie in the vocabulary; the loss is 3.6" in str(proof)
+    batch.tokens_BT[0, 3] = V
+    with pytest.raises(UserError, match="token ids of a batch"):
+        prove(state, batch, V, document_mask=False)
+
+
 # The mask that one sees instead of the right one: too early a start, or too late an end.
 WRONG = {
     "no_mask": lambda starts: jnp.zeros_like(starts),

@@ -29,6 +29,7 @@ MODEL = ModelConfig(vocabulary_size=V, width=12, depth=2, heads=2, feed_forward_
 # sign, which hides a wrong scale.
 LINEAR = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_steps=0, epsilon=1.0, clip_norm=1e9), steps=100)
 FAST = make_optimizer(OptimizerConfig(learning_rate=0.02, warmup_steps=5), steps=100)
+MUON = make_optimizer(OptimizerConfig(learning_rate=0.05, warmup_steps=2, name="muon"), steps=100)
 
 
 def make_batch(rows=B):
@@ -186,6 +187,22 @@ def test_loss_of_a_step_is_the_weighted_mean_of_eval_step(updated):
 
 def test_one_batch_is_learned_by_heart(fast_step):
     assert fast_step(initial_state(), steps=100)[1] < 0.05
+
+
+def test_muon_learns_in_donated_steps_of_micro_batches_and_forgets_one_that_is_not_finite():
+    step, batch = jax.jit(train_step, donate_argnums=0), make_batch()
+    state, losses = init_state(MODEL, MUON, seed=0, micro_batches=2), []
+    for _ in range(8):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.8 * losses[0]
+    before = jax.tree.map(np.array, (state.params, state.opt_state))
+    state, metrics = step(state, batch._replace(loss_weights_BT=batch.loss_weights_BT * np.float32(np.nan)))
+    assert not metrics["counts"]
+    after = (state.params, state.opt_state)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_same_seed_gives_the_same_parameters_bit_by_bit_and_another_seed_others(fast_step):

@@ -16,8 +16,8 @@ from tiny_run import ROWS, STEPS, T, command, read_checkpoint, read_metrics, run
 import jaxformer.train
 from jaxformer.attention import Implementation
 from jaxformer.config import to_dict
-from jaxformer.experiment import load_experiment
 from jaxformer.train import choose_attention, main
+from jaxformer.variant import load_experiment
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -106,9 +106,10 @@ def test_config_file_tells_what_was_run(experiment_files, uninterrupted):
     config = json.loads((uninterrupted("best_fit") / "config.json").read_text())
     experiment = load_experiment(str(experiment_files["best_fit"]))
     keys = {"experiment", "seed", "config", "identity", "digests", "tasks", "code", "versions", "attention", "device"}
-    assert set(config) == keys | {"starts"}
+    assert set(config) == keys | {"question", "lineage", "starts", "cores"}
     assert (config["experiment"], config["seed"]) == ("best_fit", 3)
-    assert config["config"] == to_dict(experiment)
+    assert config["config"] == to_dict(experiment) and config["question"] == experiment.question
+    assert config["lineage"]["parents"] == [] and config["lineage"]["change"] == config["lineage"]["overrides"] == {}
     assert config["identity"]["seed"] == 3 and config["identity"]["model.width"] == 16
     execution = {"training.micro_batches", "checkpoint.keep", "question", "attention.implementation"}
     assert not execution & set(config["identity"])
@@ -155,6 +156,7 @@ def test_metrics_hold_every_step_once_and_the_loss_falls(uninterrupted):
                 "train/learning_rate",
                 "train/spike_score",
                 "train/skipped_steps",
+                "train/batch",
             }
         )
     }
@@ -185,7 +187,7 @@ def test_plan_tells_size_and_cost_and_leaves_nothing(experiment_files, tmp_path,
 
 def test_run_folder_is_named_after_experiment_and_seed(monkeypatch):
     folders = []
-    monkeypatch.setattr(jaxformer.train, "train", lambda _, workdir, seed: folders.append((workdir, seed)))
+    monkeypatch.setattr(jaxformer.train, "train", lambda _, workdir, seed, lineage: folders.append((workdir, seed)))
     assert main(["--experiment=baseline"]) == main(["--experiment=baseline", "--seed=5", "--model.depth=2"]) == 0
     assert folders[0] == (Path("runs/baseline/seed_0"), 0)
     (_, name, last), seed = folders[1][0].parts, folders[1][1]

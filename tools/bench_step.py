@@ -22,11 +22,12 @@ import jax
 import numpy as np
 from versions import versions
 
-from jaxformer.experiment import load_experiment, make_state
+from jaxformer.experiment import make_state
 from jaxformer.flops import training_flops_per_token
 from jaxformer.model import ModelConfig
 from jaxformer.packing import Batch
 from jaxformer.step import train_step
+from jaxformer.variant import load_experiment
 
 
 def main() -> None:

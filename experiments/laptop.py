@@ -1,0 +1,43 @@
+"""The baseline at a size for studies on a laptop: 0.3 million parameters, two corpora of prose, a minute a run.
+
+`data/` is yours: `first.jsonl` and `second.jsonl` with a field `text`, and `tasks/` with the rows of the tasks. The
+study in the README used OpenStax textbooks, Standard Ebooks, and 300, 500 and 1,267 rows.
+"""
+
+import dataclasses
+
+from jaxformer.config import replace
+from jaxformer.corpus import CorpusConfig
+from jaxformer.variant import load_experiment
+
+EXPERIMENT = dataclasses.replace(
+    replace(
+        load_experiment("baseline"),
+        {
+            "corpus": CorpusConfig(
+                kind="mixture",
+                parts=(
+                    CorpusConfig(kind="jsonl", path="data/first.jsonl", validation_share=0.05, weight=3.0),
+                    CorpusConfig(kind="jsonl", path="data/second.jsonl", validation_share=0.05, weight=1.0),
+                ),
+            ),
+            "tokenizer.vocabulary_size": 2048,
+            "model.vocabulary_size": 2048,
+            "model.width": 64,
+            "model.heads": 2,
+            "training.steps": 600,
+            "training.log_every_steps": 50,
+            "optimizer.warmup_steps": 50,
+            "evaluation.every_steps": 150,
+            "evaluation.validation_bytes": 200_000,
+            "evaluation.rows_per_batch": 16,
+            "evaluation.task_data": "data/tasks",
+            "evaluation.task_items": 0,
+            "evaluation.sample_tokens": 0,
+            "checkpoint.every_steps": 300,
+            "checkpoint.keep": 1,
+            "checkpoint.keep_best": False,
+        },
+    ),
+    question="What does the baseline learn from textbooks and novels in a minute?",
+)

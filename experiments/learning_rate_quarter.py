@@ -1,0 +1,12 @@
+"""A quarter of the learning rate."""
+
+from jaxformer.consequences import times
+from jaxformer.variant import Variant
+
+EXPERIMENT = Variant(
+    parent="baseline",
+    question="Is the baseline's learning rate near its best?",
+    change={"optimizer.learning_rate": times(0.25)},
+    expected=(-0.01, 0.04),
+    source="a guess: the loss is flat near the best rate, and the baseline's was found by hand",
+)

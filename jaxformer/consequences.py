@@ -1,0 +1,89 @@
+"""What must follow a change for the comparison to be fair: values solved from the parent, never chosen.
+
+A consequence is a function from (parent, child) to new values by dotted path; `paths` are those that it may set.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxformer.config import replace, require
+from jaxformer.experiment import Experiment
+from jaxformer.flops import parameter_count
+
+# Share by which the parameters of a child may differ from its parent's and still be called equal.
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class SolvedFeedForwardWidth:
+    """The feed-forward width, in steps of `multiple_of`, at which the child has most nearly its parent's parameters."""
+
+    multiple_of: int = 8
+    paths: ClassVar[tuple[str, ...]] = ("model.feed_forward_width",)
+
+    def __call__(self, parent: Experiment, child: Experiment) -> dict[str, Any]:
+        """Raises: UserError: no width brings the parameters within `TOLERANCE`."""
+
+        def values(number: int) -> dict[str, Any]:
+            return {self.paths[0]: number * self.multiple_of}
+
+        solved = _nearest(parent, child, values)
+        ours, theirs = (parameter_count(one.model) for one in (replace(child, solved), parent))
+        require(
+            abs(ours / theirs - 1) <= TOLERANCE,
+            f"no feed-forward width gives the parent's {theirs:,} parameters; {solved[self.paths[0]]} gives {ours:,}",
+        )
+        return solved
+
+
+@dataclass(frozen=True)
+class SolvedWidth:
+    """The width, in heads of the parent's width, at which the child has most nearly its parent's parameters.
+
+    Whole heads are coarse: let `SolvedFeedForwardWidth` follow, to make up the rest.
+    """
+
+    paths: ClassVar[tuple[str, ...]] = ("model.width", "model.heads")
+
+    def __call__(self, parent: Experiment, child: Experiment) -> dict[str, Any]:
+        model = child.model
+        step = model.key_value_heads or 1  # A number of heads that groups can share.
+
+        def values(number: int) -> dict[str, Any]:
+            return {"model.width": number * step * parent.model.K, "model.heads": number * step}
+
+        return _nearest(parent, child, values)
+
+
+def times(factor: float) -> Callable[[Any, Experiment], Any]:
+    """Returns a change of a number by a factor, so that the same question can be asked of any parent.
+
+    It raises `UserError` where a whole number would become a fraction.
+    """
+
+    def scaled(value: Any, parent: Experiment) -> Any:
+        product = value * factor
+        if isinstance(value, float):
+            return product
+        require(float(product).is_integer(), f"{factor:g} times {value} is no whole number")
+        return int(product)
+
+    return scaled
+
+
+def _nearest(parent: Experiment, child: Experiment, values: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+    """Returns `values(n)` for the n >= 1 with the parameters nearest to the parent's; they must increase with n."""
+    wanted = parameter_count(parent.model)
+
+    def count(n: int) -> int:
+        return parameter_count(replace(child, values(n)).model)
+
+    above = 1
+    while count(above) < wanted:
+        above *= 2
+    below = above // 2 or 1
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (middle, above) if count(middle) < wanted else (below, middle)
+    return values(min(below, above, key=lambda n: abs(count(n) - wanted)))

@@ -1,0 +1,89 @@
+"""Files of experiments: found by name or path, and run for the one value that each assigns."""
+
+import os
+import re
+import runpy
+import traceback
+from pathlib import Path
+from typing import Any
+
+from jaxformer.config import UserError, did_you_mean, require
+
+# In a file, the name of its value.
+VALUE = "EXPERIMENT"
+
+
+def list_experiments() -> list[str]:
+    """Returns the names of the experiments that are found by name."""
+    return sorted({path.stem for folder in _folders() if folder.is_dir() for path in folder.glob("[!_]*.py")})
+
+
+def find_experiment(name_or_path: str, *, near: Path | None = None) -> Path:
+    """Returns the file of an experiment: at a path, or of a name.
+
+    A name is looked up in the folder `near`, in `experiments/` of the working directory, then beside the installed
+    package.
+
+    Raises:
+        UserError: there is none; with the nearest name that there is.
+    """
+    if name_or_path.endswith(".py") or "/" in name_or_path:
+        path = Path(os.path.expanduser(name_or_path))
+        require(_is_file(path), f"experiment file {path}: no such file")
+        return path
+    for folder in [near, *_folders()] if near else _folders():
+        path = folder / f"{name_or_path}.py"
+        if _is_file(path):
+            return path
+    known = list_experiments()
+    hint = did_you_mean(name_or_path, known) or f"; known here: {', '.join(known) or 'none'}"
+    raise UserError(f"unknown experiment {name_or_path!r}{hint}")
+
+
+def run_experiment_file(path: Path, kinds: tuple[type, ...]) -> Any:
+    """Returns what a file assigns to `EXPERIMENT`.
+
+    Raises:
+        UserError: it fails, at which line, or assigns nothing of these kinds; or a folder cannot be named after it.
+    """
+    value = run_file(path, VALUE, kinds, "experiment")
+    require(
+        re.fullmatch(r"\w[\w.-]*", path.stem) is not None,
+        f"experiment file {path}: a run folder is named after it; use letters, digits, '_', '-' and '.' only",
+    )
+    return value
+
+
+def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:
+    """Returns what a Python file assigns to a name.
+
+    Args:
+        kinds: of what it may assign.
+        what: the file is, for errors.
+
+    Raises:
+        UserError: it fails, at which line, or assigns nothing of these kinds.
+    """
+    try:
+        value = runpy.run_path(str(path)).get(name)
+    except UserError as error:
+        raise UserError(f"{what} {path}: {error}") from error
+    except (Exception, SystemExit) as error:
+        frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = getattr(error, "lineno", None) or (frames[-1] if frames else "?")
+        raise UserError(f"{what} {path}, line {line}: {type(error).__name__}: {error}") from error
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    article = "an" if wanted[0] in "AEIOU" else "a"
+    require(isinstance(value, kinds), f"{what} {path}: it must assign {article} {wanted} to {name}")
+    return value
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # A name that is too long, or a folder that may not be entered.
+        return False
+
+
+def _folders() -> list[Path]:
+    return [Path("experiments"), Path(__file__).resolve().parent.parent / "experiments"]

@@ -1,0 +1,322 @@
+"""Questions: an experiment as one change of another, checked to be that and no more.
+
+A file in `experiments/` assigns an `Experiment`, which stands alone, a `Variant`, which writes its change of a parent
+only, or a `Merge` of variants. The links to the parents are the edges of the graph of ablations.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxformer.config import UserError, override, replace, require
+from jaxformer.experiment import Experiment, science
+from jaxformer.experiment_files import find_experiment, run_experiment_file
+
+# Between the name of a variant and that of another parent than its own.
+OF = "@"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The same as its parent but for one change.
+
+    parent: the experiment that is changed.
+    question: what the change is to tell.
+    change: new values by dotted path, or functions of (the parent's value, the parent), such as `times(2)`. A
+        section's path takes a whole configuration.
+    bundle: why several fields are one idea; '' where the change is of one field.
+    consequences: what is solved so that the comparison is fair, such as `SolvedFeedForwardWidth()`, in turn.
+    expected: the interval that the change of validation bits per byte is expected in, written down before it is
+        measured; negative is better.
+    source: who found so, and where.
+    """
+
+    parent: str
+    question: str
+    change: Mapping[str, Any]
+    bundle: str = ""
+    consequences: tuple[Callable[[Experiment, Experiment], dict[str, Any]], ...] = ()
+    expected: tuple[float, float]
+    source: str
+
+    def __post_init__(self):
+        require(isinstance(self.parent, str) and bool(self.parent), f"parent ({self.parent!r}) must be a name")
+        is_mapping = isinstance(self.change, Mapping) and all(isinstance(path, str) for path in self.change)
+        require(is_mapping, f"change ({self.change!r}) must be values by dotted path")
+        require(bool(self.change), "a variant must change something")
+        require(isinstance(self.bundle, str), f"bundle ({self.bundle!r}) must be text")
+        require(isinstance(self.consequences, tuple), "consequences must be a tuple: (SolvedWidth(),)")
+        for each in self.consequences:
+            require(
+                callable(each) and hasattr(each, "paths") and not isinstance(each, type),
+                f"consequence {each!r} is chosen, not solved; use one of jaxformer.consequences, such as "
+                "SolvedFeedForwardWidth(), or declare it as a part of the change",
+            )
+        _check_expectation(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Two variants or more with an ancestor in common, joined: the only experiment with more than one change.
+
+    parents: the variants; it is compared with the first, and tells how the changes interact.
+    question, expected, source: as of a `Variant`, the expectation against the first parent.
+    """
+
+    parents: tuple[str, ...]
+    question: str
+    expected: tuple[float, float]
+    source: str
+
+    def __post_init__(self):
+        require(
+            isinstance(self.parents, tuple) and len(set(self.parents)) == len(self.parents) >= 2,
+            f"a merge needs two different parents or more, not {self.parents!r}",
+        )
+        _check_expectation(self)
+
+
+def _check_expectation(question: Variant | Merge) -> None:
+    for text in (question.question, question.source):
+        require(isinstance(text, str), f"question and source must be texts, not {text!r}")
+    require(bool(question.question.strip()), "a variant must ask a question")
+    require(bool(question.source.strip()), "a variant must say where its expectation comes from: source")
+    ends = question.expected
+    is_interval = isinstance(ends, tuple) and len(ends) == 2 and all(isinstance(x, int | float) for x in ends)
+    require(
+        is_interval and all(map(math.isfinite, ends)) and ends[0] < ends[1],
+        f"expected {ends!r} must be an interval (low, high) of bits per byte",
+    )
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """How an experiment came about, as its runs record it.
+
+    parents: names; none where it stands alone. What it is compared with comes first.
+    change: (before, after) of the scientific fields that differ from the first parent because they were declared to.
+    consequences: (before, after) of those that were solved.
+    bundle, expected, source: as of the `Variant`.
+    overrides: scientific fields that the command line set: such a run is ad hoc, and no part of the graph.
+    """
+
+    parents: tuple[str, ...] = ()
+    change: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    consequences: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    bundle: str = ""
+    expected: tuple[float, float] | None = None
+    source: str = ""
+    overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+class Resolved(NamedTuple):
+    """An experiment, how it came about, and its parents, resolved themselves.
+
+    variant: as its file has it; None where it is none.
+    """
+
+    experiment: Experiment
+    lineage: Lineage
+    parents: tuple["Resolved", ...] = ()
+    variant: Variant | None = None
+
+    @property
+    def name(self) -> str:
+        return self.experiment.name
+
+
+def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Experiment:
+    """Returns the experiment that `resolve` finds."""
+    return resolve(name_or_path, overrides).experiment
+
+
+def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, parent: str = "") -> Resolved:
+    """Returns the experiment of a file in `experiments/`, or at a path, with overrides applied, and how it came about.
+
+    Overrides of scientific fields make another experiment, and are marked in its name: `baseline~1a2b3c`. A variant
+    that is asked of another parent than its own is named after both: `swiglu@baseline_100m`.
+
+    Args:
+        overrides: texts by dotted path, such as `{"model.width": "256"}`.
+        parent: asks a variant, or those that a merge joins, of this experiment instead of its own parent.
+
+    Raises:
+        UserError: no such experiment, a configuration that is not valid, or a variant that differs from its parent by
+            another change than it declares.
+    """
+    resolved = _resolve(name_or_path, None, parent, ())
+    base = resolved.experiment
+    changed = override(base, overrides or {})
+    ad_hoc = _differences(base, changed)
+    lineage = dataclasses.replace(resolved.lineage, overrides=ad_hoc)
+    return resolved._replace(experiment=dataclasses.replace(changed, name=base.name + _mark(ad_hoc)), lineage=lineage)
+
+
+def _resolve(name_or_path: str, near: Path | None, asked_of: str, above: tuple[str, ...]) -> Resolved:
+    """Args: near: the folder of the file that names this one; above: the names on the way here."""
+    is_path = name_or_path.endswith(".py") or "/" in name_or_path
+    if not is_path and OF in name_or_path:
+        require(not asked_of, f"--parent={asked_of}: {name_or_path} has a parent in its name; give one of them")
+        name_or_path, _, asked_of = name_or_path.partition(OF)
+        require(bool(asked_of), f"the name of a parent must follow '{OF}' in {name_or_path}{OF}")
+    path = find_experiment(name_or_path, near=near)
+    value = run_experiment_file(path, (Experiment, Variant, Merge))
+    name = path.stem
+    require(name not in above, f"experiment {path}: it descends from itself ({' of '.join([*above, name])})")
+    if isinstance(value, Experiment):
+        require(not asked_of, f"{name} stands alone: it cannot be asked of {asked_of}")
+        return Resolved(dataclasses.replace(value, name=name), Lineage())
+    above = (*above, name)
+    if asked_of and asked_of != getattr(value, "parent", None):
+        name += OF + asked_of.removesuffix(".py").rpartition("/")[2]
+    try:
+        if isinstance(value, Variant):
+            return _applied(value, _resolve(asked_of or value.parent, path.parent, "", above), name)
+        parents = [_resolve(parent, path.parent, asked_of, above) for parent in value.parents]
+        return _merged(value, parents, name)
+    except UserError as error:
+        raise UserError(
+            str(error) if str(error).startswith("experiment ") else f"experiment {path}: {error}"
+        ) from error
+
+
+def _applied(variant: Variant, parent: Resolved, name: str) -> Resolved:
+    """Returns what a variant makes of a parent; refuses another change than it declares."""
+    base = parent.experiment
+    sections = _sections(_effective(base))
+    values = {}
+    for path, value in variant.change.items():
+        if path not in sections:
+            replace(base, {path: value})  # Tells the nearest path that there is.
+        is_function = callable(value) and not isinstance(value, type)
+        values[path] = _call(f"the change of {path}", value, sections[path], base) if is_function else value
+    child = replace(base, values)
+    declared = _differences(base, child)
+    learned, differs = science(base) | science(child), _differences(_effective(base), _effective(child))
+    for path in values:
+        require(
+            any(_is_within(leaf, path) for leaf in learned),
+            f"{path} decides how a run is computed, not what it learns, and is no question",
+        )
+        require(
+            any(_is_within(leaf, path) for leaf in differs),
+            f"the change of {path} changes nothing: {base.name} has {sections[path]!r}, or takes no notice of it",
+        )
+    is_one = len(declared) == 1 or bool(variant.bundle.strip())
+    require(
+        is_one,
+        f"it changes {len(declared)} fields ({', '.join(declared)}); ask one question at a time, or say in `bundle` "
+        "why they are one idea",
+    )
+    solved_paths = set()
+    for consequence in variant.consequences:
+        solved_paths |= set(consequence.paths)
+        child = replace(child, _call(f"the consequence {consequence!r}", consequence, base, child))
+    child = dataclasses.replace(child, name=name, question=variant.question)
+    everything = _differences(base, child)
+    extra = [path for path in everything if path not in declared and path not in solved_paths]
+    moved = [path for path in declared if everything.get(path) != declared[path]]
+    require(
+        not extra and not moved, f"it differs from {base.name} by more than it declares: {', '.join(extra + moved)}"
+    )
+    consequences = {path: values for path, values in everything.items() if path not in declared}
+    lineage = Lineage((base.name,), declared, consequences, variant.bundle, variant.expected, variant.source)
+    return Resolved(child, lineage, (parent,), variant)
+
+
+def _call(what: str, function: Callable, *arguments: Any) -> Any:
+    """Returns what a function of an experiment file returns; its failure is the file's."""
+    try:
+        return function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} fails: {type(error).__name__}: {error}") from error
+
+
+def _effective(experiment: Experiment) -> Experiment:
+    """Returns an experiment in which no field stands for another value, or for nothing."""
+    model, optimizer = experiment.model.effective(), experiment.optimizer.effective()
+    return dataclasses.replace(experiment, model=model, optimizer=optimizer)
+
+
+def _merged(merge: Merge, parents: list[Resolved], name: str) -> Resolved:
+    """Returns the first parent with the changes of the others since their common ancestor."""
+    first, *others = parents
+    ancestor = _shared_ancestor(parents)
+    require(ancestor is not None, f"its parents {', '.join(merge.parents)} have no ancestor in common")
+    result, joined = first, []
+    for other in others:
+        line = [one.name for one in _line(other)]
+        since = _line(other)[: line.index(ancestor.name)][::-1]
+        require(bool(since), f"{other.name} is an ancestor of {first.name}: there is nothing to join")
+        for one in since:
+            require(one.variant is not None, f"{one.name} is a merge itself; join the variants")
+            taken = _differences(ancestor.experiment, result.experiment)
+            conflicts = [path for path in one.lineage.change if path in taken]
+            require(
+                not conflicts,
+                f"{first.name} and {other.name} both change {', '.join(conflicts)}: they cannot be joined",
+            )
+            result = _applied(one.variant, result, name)
+            joined += one.lineage.change
+    child = dataclasses.replace(result.experiment, name=name, question=merge.question)
+    everything = _differences(first.experiment, child)
+    change = {path: values for path, values in everything.items() if path in joined}
+    consequences = {path: values for path, values in everything.items() if path not in joined}
+    names = tuple(parent.name for parent in parents)
+    bundle = f"the changes of {' and '.join(names)}, joined"
+    return Resolved(child, Lineage(names, change, consequences, bundle, merge.expected, merge.source), tuple(parents))
+
+
+def _line(resolved: Resolved) -> list[Resolved]:
+    """Returns an experiment and its ancestors, along first parents."""
+    return [resolved, *(_line(resolved.parents[0]) if resolved.parents else [])]
+
+
+def common_ancestor(merge: Resolved) -> Resolved:
+    """Returns the nearest ancestor that all parents of a merge share."""
+    return _shared_ancestor(merge.parents)
+
+
+def _shared_ancestor(parents: Sequence[Resolved]) -> Resolved | None:
+    first, *others = (_line(parent) for parent in parents)
+    names = [{one.name for one in line} for line in others]
+    return next((one for one in first if all(one.name in line for line in names)), None)
+
+
+def _sections(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns every value of a configuration by dotted path, sections among them."""
+    if isinstance(config, tuple):
+        children = {str(i): value for i, value in enumerate(config)}
+    elif dataclasses.is_dataclass(config):
+        children = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    else:
+        return {}
+    return {
+        path: value
+        for name, child in children.items()
+        for path, value in ({prefix + name: child} | _sections(child, f"{prefix}{name}.")).items()
+    }
+
+
+def _differences(before: Experiment, after: Experiment) -> dict[str, tuple[Any, Any]]:
+    """Returns (before, after) of each scientific leaf that differs; None where there is none."""
+    ours, theirs = science(after), science(before)
+    paths = dict.fromkeys([*theirs, *ours])
+    return {path: (theirs.get(path), ours.get(path)) for path in paths if theirs.get(path) != ours.get(path)}
+
+
+def _is_within(leaf: str, path: str) -> bool:
+    return leaf == path or leaf.startswith(path + ".")
+
+
+def _mark(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """Returns '' or, where overrides changed the science, '~' and six digits that tell one change from another."""
+    texts = sorted((path, repr(after)) for path, (_, after) in changes.items())
+    return f"~{hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6]}" if texts else ""

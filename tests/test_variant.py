@@ -1,0 +1,242 @@
+"""One change at a time: what a variant declares is all in which it differs from its parent."""
+
+import dataclasses
+import json
+
+import pytest
+
+from jaxformer.config import UserError
+from jaxformer.consequences import SolvedFeedForwardWidth, SolvedWidth, times
+from jaxformer.experiment import science
+from jaxformer.experiment_files import list_experiments
+from jaxformer.flops import parameter_count
+from jaxformer.run_folder import check_kin, identify
+from jaxformer.variant import common_ancestor, resolve
+
+HEADER = """
+import dataclasses
+from jaxformer.config import replace
+from jaxformer.consequences import SolvedFeedForwardWidth, times
+from jaxformer.variant import Merge, Variant, load_experiment
+ABOUT = dict(question="Why?", expected=(-0.1, 0.1), source="a test")
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function (name, expression) -> the path of an experiment file beside the others."""
+
+    def write(name, expression):
+        path = tmp_path / f"{name}.py"
+        path.write_text(f"{HEADER}EXPERIMENT = {expression}\n")
+        return str(path)
+
+    write("root", "replace(load_experiment('baseline'), {'training.steps': 900})")
+    return write
+
+
+def variant(change, parent="root", **others):
+    more = "".join(f", {name}={value}" for name, value in others.items())
+    return f"Variant(parent={parent!r}, change={change}{more}, **ABOUT)"
+
+
+def test_a_variant_is_its_parent_but_for_the_change(write):
+    resolved = resolve(write("deep", variant("{'model.depth': 7}")))
+    ours, theirs = science(resolved.experiment), science(resolved.parents[0].experiment)
+    assert {path: ours[path] for path in ours if ours[path] != theirs[path]} == {"model.depth": 7}
+    assert resolved.lineage.change == {"model.depth": (4, 7)} and not resolved.lineage.consequences
+    assert (resolved.name, resolved.lineage.parents) == ("deep", ("root",))
+    assert resolved.experiment.question == "Why?" and resolved.experiment.training.steps == 900
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            variant("{'model.depth': 7, 'model.qk_norm': True}"),
+            "changes 2 fields .*model.qk_norm.*one question at a time",
+        ),
+        (variant("{'model.dept': 7}"), "unknown key model.dept; did you mean model.depth?"),
+        (variant("{'modle.depth': times(2)}"), "unknown key modle; did you mean model?"),
+        (variant("{'model.depth': 4}"), "the change of model.depth changes nothing: root has 4"),
+        (variant("{'model.depth': times(1)}"), "changes nothing"),
+        (variant("{'model.depth': 7, 'model.qk_norm': False}", bundle="'both'"), "model.qk_norm changes nothing"),
+        (variant("{'training.micro_batches': 2}"), "decides how a run is computed"),
+        (variant("{}"), "must change something"),
+        (variant("{'model.key_value_heads': 4}"), "changes nothing: root has 4"),
+        (variant("{'model.feed_forward_width': 512}"), "changes nothing: root has 512"),
+        (variant("{'optimizer.muon_momentum': 0.5}"), "takes no notice of it"),
+        (variant("{'optimizer.decay_share': 0.5}"), "takes no notice of it"),
+        (variant("['model.depth']"), "must be values by dotted path"),
+        (variant("{3: 4}"), "must be values by dotted path"),
+        (variant("{'model.depth': 7}", parent=None), "must be a name"),
+        (variant("{'model.depth': 7}", consequences="SolvedFeedForwardWidth()"), "must be a tuple"),
+        (variant("{'model.depth': 7}", consequences="(SolvedFeedForwardWidth,)"), "chosen, not solved"),
+        (variant("{'model.depth': lambda _, parent: parent.model.dept}"), "the change of model.depth fails: Attribute"),
+        (variant("{'model.depth': 7}", parent="deep@"), "must follow '@'"),
+        (variant("{'model.depth': 'deep'}"), "ModelConfig.depth must be of type int"),
+        (variant("{'model.depth': times(0.3)}"), "0.3 times 4 is no whole number"),
+        (variant("{'model.depth': 7}", consequences="({'model.width': 64},)"), "chosen, not solved"),
+        (variant("{'model': load_experiment('baseline').optimizer}"), "model must be a ModelConfig"),
+        (variant("{'model.depth': 7, 'model': 3}"), "set as a whole and in parts"),
+        (variant("{'model.depth': 7}", parent="rot"), "unknown experiment 'rot'"),
+        (variant("{'model.depth': 7}", parent="wrong"), "it descends from itself"),
+        (
+            "Variant(parent='root', change={'model.depth': 7}, question='Why?', expected=(0.1, 0.1), source='x')",
+            "interval",
+        ),
+        (
+            "Variant(parent='root', change={'model.depth': 7}, question=' ', expected=(0, 1), source='x')",
+            "ask a question",
+        ),
+        ("Variant(parent='root', change={'model.depth': 7}, question='?', expected=(0, 1), source='')", "source"),
+        ("Merge(parents=('root',), **ABOUT)", "two different parents"),
+        ("Merge(parents=('root', 'root2'), **ABOUT)", "no ancestor in common"),
+    ],
+)
+def test_what_is_not_one_declared_change_is_refused(write, text, message):
+    write("root2", "load_experiment('baseline')")
+    with pytest.raises(UserError, match=message) as refused:
+        resolve(write("wrong", text))
+    assert "\n" not in str(refused.value) and "wrong.py" in str(refused.value)
+
+
+def test_a_section_that_hides_a_second_change_is_refused_unless_it_is_called_one_idea(write):
+    model = "{'model': dataclasses.replace(load_experiment('root').model, depth=7, qk_norm=True)}".replace(
+        "'root'", "ROOT"
+    )
+    root = write("root", "load_experiment('baseline')")
+    text = variant(model.replace("ROOT", repr(root)))
+    with pytest.raises(UserError, match=r"changes 2 fields \(model.depth, model.qk_norm\)"):
+        resolve(write("hidden", text))
+    resolved = resolve(write("told", text.replace("**ABOUT", "bundle='depth with its norm', **ABOUT")))
+    assert set(resolved.lineage.change) == {"model.depth", "model.qk_norm"}
+    assert resolved.lineage.bundle == "depth with its norm"
+
+
+def test_a_consequence_that_sets_more_than_it_says_is_refused(write, tmp_path):
+    (tmp_path / "sly.py").write_text(
+        f"""{HEADER}
+class Sly:
+    paths = ("model.width",)
+    def __call__(self, parent, child):
+        return {{"model.width": 64, "optimizer.b1": 0.8}}
+EXPERIMENT = {variant("{'model.depth': 7}", consequences="(Sly(),)")}
+"""
+    )
+    with pytest.raises(UserError, match=r"differs from root by more than it declares: optimizer\.b1"):
+        resolve(str(tmp_path / "sly.py"))
+
+
+@pytest.mark.parametrize("depth", [3, 6, 12, 24, 42])
+def test_depths_have_the_parameters_of_their_parent(depth):
+    resolved = resolve(f"depth_{depth}")
+    parent, child = resolved.parents[0].experiment.model, resolved.experiment.model
+    assert abs(parameter_count(child) / parameter_count(parent) - 1) < 0.02
+    assert child.depth == depth and child.K == parent.K
+    assert set(resolved.lineage.consequences) <= {*SolvedWidth.paths, *SolvedFeedForwardWidth.paths}
+
+
+def test_where_no_width_makes_up_for_a_change_it_is_refused(write):
+    text = variant("{'model.depth': 400}", consequences="(SolvedFeedForwardWidth(),)")
+    with pytest.raises(UserError, match="no feed-forward width gives the parent's 1,311,872 parameters; 8 gives"):
+        resolve(write("endless", text))
+
+
+def test_the_same_question_is_asked_of_another_parent(write):
+    write("wide", "replace(load_experiment('baseline'), {'model.width': 256})")
+    path = write("gated", variant("{'model.activation': 'swiglu'}", consequences="(SolvedFeedForwardWidth(),)"))
+    ours, theirs = resolve(path), resolve(path, parent="wide")
+    assert (ours.name, theirs.name) == ("gated", "gated@wide") and theirs.lineage.parents == ("wide",)
+    assert ours.experiment.model.F == 344 and theirs.experiment.model.F == 680
+    assert resolve(path, parent="root") == ours, "its own parent makes it no other"
+    with pytest.raises(UserError, match="root stands alone"):
+        resolve(write("root", "load_experiment('baseline')"), parent="wide")
+
+
+def test_a_variant_of_a_variant_goes_on_from_it(write, tmp_path, monkeypatch):
+    write("wide", "replace(load_experiment('baseline'), {'model.width': 256})")
+    write("deep", variant("{'model.depth': times(2)}"))
+    resolved = resolve(write("deep_fast", variant("{'optimizer.learning_rate': times(2)}", parent="deep")))
+    assert resolved.experiment.model.depth == 8 and resolved.lineage.change == {"optimizer.learning_rate": (4e-3, 8e-3)}
+    assert [resolved.parents[0].name, resolved.parents[0].parents[0].name] == ["deep", "root"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(tmp_path)
+    asked = resolve("deep_fast@deep@wide")
+    assert (asked.experiment.model.depth, asked.experiment.model.width, asked.name) == (8, 256, "deep_fast@deep@wide")
+
+
+def test_a_merge_joins_what_its_parents_changed(write):
+    write("deep", variant("{'model.depth': 7}", consequences="(SolvedFeedForwardWidth(),)"))
+    write("gated", variant("{'model.activation': 'swiglu'}", consequences="(SolvedFeedForwardWidth(),)"))
+    write("gated_fast", variant("{'optimizer.learning_rate': times(2)}", parent="gated"))
+    merge = resolve(write("all", "Merge(parents=('deep', 'gated_fast'), **ABOUT)"))
+    model = merge.experiment.model
+    assert (model.depth, model.activation, merge.experiment.optimizer.learning_rate) == (7, "swiglu", 8e-3)
+    root = common_ancestor(merge).experiment.model
+    assert abs(parameter_count(model) / parameter_count(root) - 1) < 0.02
+    assert set(merge.lineage.change) == {"model.activation", "optimizer.learning_rate"}, "against the first parent"
+    assert merge.lineage.parents == ("deep", "gated_fast") and common_ancestor(merge).name == "root"
+    write("deeper", variant("{'model.depth': 9}"))
+    with pytest.raises(UserError, match=r"deep and deeper both change model\.depth"):
+        resolve(write("both", "Merge(parents=('deep', 'deeper'), **ABOUT)"))
+
+
+def test_overrides_of_science_make_a_variant_ad_hoc(write):
+    path = write("deep", variant("{'model.depth': 7}"))
+    ad_hoc = resolve(path, {"model.width": "64"})
+    assert ad_hoc.name.startswith("deep~") and ad_hoc.lineage.overrides == {"model.width": (128, 64)}
+    assert not resolve(path, {"training.log_every_steps": "3"}).lineage.overrides
+
+
+def record(runs, resolved, seed=0):
+    folder = runs / resolved.name / f"seed_{seed}"
+    folder.mkdir(parents=True)
+    record = {"identity": identify(resolved.experiment, seed), "lineage": dataclasses.asdict(resolved.lineage)}
+    (folder / "config.json").write_text(json.dumps(record))
+
+
+def test_a_variant_of_a_variant_whose_parent_moved_since_it_was_trained_is_refused(write, tmp_path):
+    runs = tmp_path / "runs"
+    path = write("deep", variant("{'model.depth': 7}"))
+    other = write("deep_fast", variant("{'optimizer.learning_rate': times(2)}", parent="deep"))
+    for resolved in (resolve(path), resolve(path).parents[0]):
+        record(runs, resolved)
+    check_kin(runs, resolve(other))
+    write("deep", variant("{'model.depth': 8}"))
+    with pytest.raises(UserError, match=r"deep has moved since .*deep/seed_0 was trained \(model.depth: 7 -> 8\)"):
+        check_kin(runs, resolve(other))
+    # The same value, of a parent that was another: no longer what was asked.
+    write("root", "replace(load_experiment('baseline'), {'training.steps': 900, 'model.depth': 5})")
+    write("deep", variant("{'model.depth': 7}"))
+    with pytest.raises(UserError, match=r"deep has moved since .* \(.*4.*7.*5.*7.*"):
+        check_kin(runs, resolve(path)._replace(parents=()))
+    write("root", "replace(load_experiment('baseline'), {'training.steps': 901})")
+    with pytest.raises(UserError, match=r"has moved since .* \(training.steps: 900 -> 901\)"):
+        check_kin(runs, resolve(other))
+
+
+@pytest.mark.parametrize("name", list_experiments())
+def test_every_experiment_here_can_be_resolved(name):
+    resolved = resolve(name)
+    assert resolved.experiment.question
+    assert len(resolved.lineage.change) <= 1 or resolved.lineage.bundle
+
+
+def test_a_factor_applies_to_what_a_zero_stands_for(write):
+    resolved = resolve(write("wide", variant("{'model.feed_forward_width': times(0.5)}")))
+    assert resolved.experiment.model.F == 256
+
+
+def test_depths_are_found_for_parents_that_share_keys(write):
+    resolved = resolve("depth_6", parent="grouped_query_attention")
+    assert resolved.experiment.model.G == 2 and resolved.experiment.model.heads % 2 == 0
+
+
+def test_two_parents_at_once_are_refused():
+    with pytest.raises(UserError, match="has a parent in its name"):
+        resolve("swiglu@muon", parent="laptop")
+
+
+def test_times_keeps_whole_numbers_whole():
+    assert times(0.5)(4, None) == 2 and isinstance(times(0.5)(4, None), int) and times(0.5)(3.0, None) == 1.5
