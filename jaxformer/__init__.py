@@ -58,4 +58,7 @@ The modules in the order in which data flows; each imports only from those above
     stop_signals       SIGINT and SIGTERM, at once or after saving
     loop               the steps of a run, one after another
     train              the run and the command
+    launch             jobs, and how one is started
+    queue              many runs, each a process of its own
+    board              what a person sees of a queue
 """

@@ -1,0 +1,224 @@
+"""Jobs, and how one is started: on this machine, or by submitit on a cluster."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from jaxformer.config import UserError, require
+from jaxformer.files import write_whole
+from jaxformer.lock import Held, take
+
+TRAIN = (sys.executable, "-m", "jaxformer.train")
+
+# What a line of a log begins with that tells of the start of a process.
+HEADER = "--- "
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run to be made.
+
+    Attributes:
+        name: of the experiment.
+        arguments: of `python -m jaxformer.train`, `--workdir` among them.
+        steps: of the whole run.
+        estimated_seconds: of the whole run, until its own speed is known.
+        needs: run folders of jobs that come before this one and must be over first, whatever they end with.
+    """
+
+    name: str
+    seed: int
+    arguments: tuple[str, ...]
+    workdir: Path
+    steps: int
+    estimated_seconds: float
+    needs: tuple[Path, ...] = ()
+
+    def __post_init__(self):
+        workdir = f"--workdir={self.workdir}"
+        require(workdir in self.arguments, f"{self}: its arguments {shlex.join(self.arguments)} lack {workdir}")
+
+    def __str__(self):
+        return f"{self.name} seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """The file beside the run folder to which all that the job's processes print is appended."""
+        return self.workdir.with_name(self.workdir.name + ".log")
+
+
+class Handle(Protocol):
+    """A job's process; `subprocess.Popen` is one."""
+
+    def poll(self) -> int | None:
+        """Returns the exit status, negative for a signal, or None while it runs."""
+
+    def terminate(self) -> None:
+        """Asks it to save and end."""
+
+    def kill(self) -> None:
+        """Ends it at once."""
+
+
+# (job, slot, slots) -> its process, or `Held` where another process runs it. Jobs at once have different slots.
+Launch = Callable[[Job, int, int], Handle]
+
+
+def launch_local(job: Job, slot: int, slots: int, *, program: Sequence[str] = TRAIN) -> subprocess.Popen:
+    """Starts a job on this machine, in a session of its own, so that Ctrl-C reaches the queue alone.
+
+    With several slots each has an equal share of the cores, and of a GPU only what it needs.
+
+    Raises:
+        Held: the job runs already.
+    """
+    shares = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if slots > 1 else {}
+    with _share_of_cores(slot, slots):
+        return _start_process([*program, *job.arguments], job.log, shares)
+
+
+@contextlib.contextmanager
+def _share_of_cores(slot: int, slots: int) -> Iterator[None]:
+    """Leaves this thread the cores of a slot: what is started in the block keeps them."""
+    if slots == 1 or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    # As many for each slot, and none for some if there is a remainder: XLA divides sums by the number of cores, and a
+    # job that is resumed in another slot has to end with the same bits.
+    share = max(1, len(before) // slots)
+    cores = sorted(before)
+    try:
+        os.sched_setaffinity(0, {cores[(slot * share + i) % len(cores)] for i in range(share)})
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _start_process(command: Sequence[str], log: Path, environment: dict[str, str], *, wait=False) -> subprocess.Popen:
+    """Starts a process that prints to a log and holds the lock on it.
+
+    Args:
+        wait: for the process that holds it; otherwise that raises `Held`.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        while not take(file):
+            if not wait:
+                raise Held(f"a process that writes to {log}")
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        file.write(f"{HEADER}{now} on {socket.gethostname()}: {shlex.join(command)}\n")
+        file.flush()
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
+
+
+def launch_submitit(
+    folder: Path, parameters: dict, *, cluster: str = "slurm", program: Sequence[str] = TRAIN
+) -> Launch:
+    """Returns a function that submits a job to Slurm, or finds it again if it was submitted before and is not over.
+
+    The id of what was submitted is kept beside the run folder, in `NAME.job`.
+
+    Args:
+        folder: for the files of submitit; on the disk that all nodes share, as the run folders are.
+        parameters: of `submitit.AutoExecutor.update_parameters`: `timeout_min`, `gpus_per_node`, `slurm_partition`, ...
+        cluster: or "local", for tests.
+
+    Raises:
+        UserError: submitit is not installed, or knows no such cluster or parameter.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("submitit is not installed: pip install 'jaxformer[slurm]'") from error
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor.update_parameters(**parameters)
+    except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"submitit: {error}") from error
+
+    def launch(job: Job, slot: int, slots: int) -> _Submitted:
+        path = job.log.with_suffix(".job")
+        record = read_object(path)
+        if record:
+            kind = submitit.LocalJob if record["cluster"] == "local" else submitit.SlurmJob
+            found = kind(folder=record["folder"], job_id=record["id"])
+            if not found.done(force_check=True):
+                return _Submitted(found)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        executor.update_parameters(name=f"{job.name}_{job.seed}")
+        submitted = executor.submit(run_command, [*program, *job.arguments], str(job.log))
+        record = {"cluster": cluster, "folder": str(submitted.paths.folder), "id": submitted.job_id}
+        write_whole(path, (json.dumps(record) + "\n").encode())
+        return _Submitted(submitted)
+
+    return launch
+
+
+def run_command(command: list[str], log: str) -> int:
+    """Runs a command on a cluster's node, and returns its exit status, negative for a signal.
+
+    A second one of the same job, which a queue that was killed while it submitted can leave, waits for the first, and
+    finds that there is nothing left to do.
+    """
+    process = _start_process(command, Path(log), {}, wait=True)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+class _Submitted:
+    """The handle of a job that was submitted. Slurm itself kills what does not end after it was cancelled."""
+
+    def __init__(self, job):
+        self._job = job
+        self._cancelled = None
+
+    def poll(self) -> int | None:
+        # Of its own accord submitit asks Slurm ever more rarely, after hours every ten minutes: what was cancelled
+        # before it began would be waited for as long.
+        ask = self._cancelled is not None and time.monotonic() > self._cancelled + 2
+        if not self._job.done(force_check=ask):
+            if ask:
+                self._cancelled = time.monotonic()
+            return None
+        if not self._job.paths.result_pickle.exists():
+            return -signal.SIGKILL  # The node failed, the time was up, or it was cancelled.
+        error = self._job.exception()
+        return 255 if error else self._job.result()
+
+    def terminate(self) -> None:
+        self._cancelled = time.monotonic()
+        self._job.cancel(check=False)
+
+    kill = terminate
+
+
+def read_object(path: Path) -> dict:
+    """Returns the object of a JSON file, empty where there is none: a damaged one is refused by the command itself."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,341 @@
+"""Many runs, one after another or several at once: each a process of its own, resumed after crashes, started once.
+
+What a job has come to is told by its run folder and by locks, and by nothing that the queue keeps, so that a queue
+which was killed is simply started again. The log beside the run folder is locked by the job's process from before its
+first line until it is gone, however it and its queue end: two queues never start one job twice.
+
+    with Queue(jobs, parallel=2) as queue:
+        for statuses in queue.watch():
+            board.draw(statuses)
+
+The module imports no jax: a process that only waits holds no device.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxformer.config import require
+from jaxformer.files import write_whole
+from jaxformer.launch import HEADER, Handle, Job, Launch, launch_local, read_object
+from jaxformer.lock import LOCK, Held, holder, is_held
+from jaxformer.screen import note
+from jaxformer.stop_signals import SIGNALS, Stopped
+
+# In a run folder, why a queue ended the run before its last step.
+STOPPED_EARLY = "stopped_early.json"
+
+# How often a job that crashed is started again: the first may be bad luck, the third is not.
+RETRIES = 2
+
+# Of a log or of metrics, what is read at their end, bytes.
+_TAIL = 65536
+
+
+class State(enum.Enum):
+    """What a job has come to, in words."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ELSEWHERE = "runs elsewhere"
+    CRASHED = "crashed, again soon"
+    FINISHED = "finished"
+    STOPPED_EARLY = "stopped early"
+    FAILED = "failed"
+    REFUSED = "refused"
+
+
+OVER = {State.FINISHED, State.STOPPED_EARLY, State.FAILED, State.REFUSED}
+
+
+class Status(NamedTuple):
+    """A job at a moment.
+
+    Attributes:
+        step: the last with metrics, 0 if there is none; `loss` is its training loss, NaN if there is none.
+        tokens_per_second: as the run last told, NaN if it has not.
+        seconds_left: until it is over, if nothing else had to be waited for.
+        device_hours: of a finished run all, of another those in this queue.
+        note: why it is in this state, empty if that needs no word.
+    """
+
+    job: Job
+    state: State
+    step: int
+    loss: float
+    tokens_per_second: float
+    seconds_left: float
+    device_hours: float
+    note: str
+
+
+@dataclasses.dataclass
+class _Run:
+    """What this queue has seen of a job, and what it is to do with it."""
+
+    job: Job
+    handle: Handle | None = None
+    slot: int = 0
+    since: float = 0.0
+    seconds: float = 0.0
+    crashes: int = 0
+    crash: str = ""
+    ended: tuple[State, str] | None = None
+    stop_reason: str | None = None
+    # (time, step) when a step was first and last seen to be done by the process that runs.
+    marks: tuple[tuple[float, int], tuple[float, int]] | None = None
+    final: Status | None = None
+
+
+class Queue:
+    """Runs jobs within its `with` block, in their order; leaving it makes what still runs save and end.
+
+    SIGINT, SIGTERM and SIGHUP end `watch` with `Stopped`; a second one kills what has not saved yet.
+    """
+
+    def __init__(self, jobs: Sequence[Job], *, parallel: int = 1, launch: Launch | None = None):
+        """Args: jobs; how many of them run at once; how one is started, `launch_local` by default.
+
+        Raises:
+            UserError: two jobs share a folder, or one needs what does not come before it.
+        """
+        require(parallel >= 1, f"jobs at once ({parallel}) must be at least 1")
+        self._runs: dict[Path, _Run] = {}
+        for job in jobs:
+            require(job.workdir not in self._runs, f"two jobs have the run folder {job.workdir}")
+            for path in job.needs:
+                is_there = path in self._runs or state_on_disk(path)[0] in OVER
+                require(is_there, f"{job} needs {path}, which no job before it makes")
+            self._runs[job.workdir] = _Run(job)
+        self._parallel = parallel
+        self._launch = launch or launch_local
+        self._received: list[int] = []
+        self._handlers = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            # Noted, and looked at between two jobs: a process that was just started is never forgotten.
+            self._handlers = {
+                number: signal.signal(number, lambda number, _: self._received.append(number)) for number in taken
+            }
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            self._stop_all()
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+
+    def watch(self, every_seconds: float = 0.5) -> Iterator[list[Status]]:
+        """Starts jobs as they can be started, and yields all statuses every so often, until all jobs are over.
+
+        Raises:
+            Stopped: by a signal.
+        """
+        while True:
+            for run in self._runs.values():
+                self._collect(run)
+            if self._received:
+                raise Stopped(self._received[0], "the same command goes on with what is not finished")
+            self._start()
+            statuses = self.statuses()
+            yield statuses
+            if all(status.state in OVER for status in statuses):
+                return
+            time.sleep(every_seconds)
+
+    def statuses(self) -> list[Status]:
+        """Returns the status of each job, in their order."""
+        return [self._status(run) for run in self._runs.values()]
+
+    def stop(self, job: Job, reason: str) -> None:
+        """Ends a job for good: it saves, and `stopped_early.json` tells the reason; nothing happens if it is over."""
+        run = self._runs[job.workdir]
+        if run.stop_reason is None and self._state(run)[0] not in OVER:
+            run.stop_reason = reason
+            if run.handle:
+                run.handle.terminate()
+
+    def _collect(self, run: _Run) -> None:
+        """Draws the conclusions from a process that has ended."""
+        if run.handle and (status := run.handle.poll()) is not None:
+            run.handle = None
+            run.seconds += time.monotonic() - run.since
+            if state_on_disk(run.job.workdir)[0] is not State.FINISHED and run.stop_reason is None:
+                self._judge(run, status)
+        if run.stop_reason is not None and self._state(run)[0] in (State.WAITING, State.CRASHED):
+            record = {
+                "step": _progress(run.job.workdir)[0],
+                "reason": run.stop_reason,
+                "device_hours": run.seconds / 3600,
+            }
+            run.job.workdir.mkdir(parents=True, exist_ok=True)
+            write_whole(run.job.workdir / STOPPED_EARLY, (json.dumps(record, indent=2) + "\n").encode())
+
+    def _judge(self, run: _Run, status: int) -> None:
+        job = run.job
+        if status == 0:
+            run.ended = State.FAILED, f"it ended well without a summary.json; see {job.log}"
+        elif status == 1:
+            run.ended = State.FAILED, last_line(job.log)
+        elif status == 2:
+            # Another process may have begun in the folder in the meantime: its end tells.
+            if not is_held(job.workdir / LOCK):
+                run.ended = State.REFUSED, last_line(job.log)
+        else:
+            run.crashes += 1
+            run.crash = _describe_exit(status)
+            if run.crashes > RETRIES:
+                run.ended = State.FAILED, f"crashed {run.crashes} times, the last by {run.crash}; see {job.log}"
+
+    def _start(self) -> None:
+        """Starts what can be started. What runs elsewhere, such as jobs of a queue that was killed, has its slot."""
+        states = {path: self._state(run)[0] for path, run in self._runs.items()}
+        refused = {run.job.name: run.job for path, run in self._runs.items() if states[path] is State.REFUSED}
+        free = self._parallel - sum(state in (State.RUNNING, State.ELSEWHERE) for state in states.values())
+        for path, run in self._runs.items():
+            if states[path] not in (State.WAITING, State.CRASHED) or run.stop_reason is not None:
+                continue
+            if run.job.name in refused:
+                run.ended = State.REFUSED, f"as {refused[run.job.name]} is"
+            elif free > 0 and all(states.get(need, State.FINISHED) in OVER for need in run.job.needs):
+                used = {other.slot for other in self._runs.values() if other.handle}
+                run.slot = min(set(range(self._parallel)) - used)
+                # Another queue may be faster.
+                with contextlib.suppress(Held):
+                    run.handle = self._launch(run.job, run.slot, self._parallel)
+                    run.since, run.marks = time.monotonic(), None
+                free -= 1
+
+    def _stop_all(self) -> None:
+        def running():
+            return [run.handle for run in self._runs.values() if run.handle and run.handle.poll() is None]
+
+        if handles := running():
+            note(f"{len(handles)} running: they save and end; a second signal kills them")
+        for handle in handles:
+            handle.terminate()
+        signals = len(self._received)
+        while handles := running():
+            if len(self._received) > signals:
+                signals = len(self._received)
+                for handle in handles:
+                    handle.kill()
+            time.sleep(0.1)
+        for run in self._runs.values():
+            if run.handle:
+                run.handle = None
+                run.seconds += time.monotonic() - run.since
+                self._collect(run)  # What was to be stopped early is.
+
+    def _state(self, run: _Run) -> tuple[State, str]:
+        stopping = f"is stopped: {run.stop_reason}" if run.stop_reason is not None else ""
+        if run.handle:
+            return State.RUNNING, stopping
+        if run.ended:
+            return run.ended
+        state, why = state_on_disk(run.job.workdir, run.job.log)
+        if state is State.WAITING and run.crashes:
+            return State.CRASHED, f"by {run.crash}, {run.crashes} of {RETRIES + 1} times"
+        return state, why or stopping
+
+    def _status(self, run: _Run) -> Status:
+        if run.final:
+            return run.final
+        job, (state, why) = run.job, self._state(run)
+        step, loss, speed = _progress(job.workdir)
+        now = time.monotonic()
+        _mark(run, step, now)
+        is_running = state in (State.RUNNING, State.ELSEWHERE)
+        left = 0.0 if state in OVER else _seconds_left(run, step, now if is_running else None)
+        hours = (run.seconds + (now - run.since if run.handle else 0)) / 3600
+        told = "summary.json" if state is State.FINISHED else STOPPED_EARLY
+        if state in (State.FINISHED, State.STOPPED_EARLY):
+            hours = read_object(job.workdir / told).get("device_hours", hours)
+        status = Status(job, state, step, loss, speed, left, hours, why)
+        if state in OVER:
+            run.final = status
+        return status
+
+
+def state_on_disk(workdir: Path, log: Path | None = None) -> tuple[State, str]:
+    """Returns what a run folder, and the lock on the job's log, say of a run, and why."""
+    # A process that has written its summary keeps the device until it is gone.
+    if log and is_held(log):
+        return State.ELSEWHERE, "as another queue started it"
+    if read_object(workdir / "summary.json").get("status") == "finished":
+        return State.FINISHED, ""
+    if is_held(workdir / LOCK):
+        return State.ELSEWHERE, holder(workdir / LOCK)
+    if early := read_object(workdir / STOPPED_EARLY):
+        return State.STOPPED_EARLY, str(early.get("reason", ""))
+    return State.WAITING, ""
+
+
+def last_line(log: Path) -> str:
+    """Returns what the last process of a log said at its end: its last line from jaxformer, if there is one."""
+    lines = [line for line in _tail(log).rpartition(f"\n{HEADER}")[2].splitlines()[1:] if line.strip()]
+    ours = [line for line in lines if line.startswith("jaxformer: ")]
+    return (ours or lines or [f"see {log}"])[-1].removeprefix("jaxformer: ")
+
+
+def _progress(workdir: Path) -> tuple[int, float, float]:
+    """Returns the last step with metrics, its training loss, and the tokens per second that were last told."""
+    step, scalars = 0, {}
+    for line in _tail(workdir / "metrics.jsonl").splitlines():
+        try:
+            values = json.loads(line)
+            if "train/loss" in values:
+                numbers = {name: float(values[name]) for name in values if name.startswith("train/")}
+                step, scalars = int(values["step"]), scalars | numbers
+        except (ValueError, TypeError, KeyError):
+            continue  # Half of a line, at either end of what was read.
+    return step, scalars.get("train/loss", float("nan")), scalars.get("train/tokens_per_second", float("nan"))
+
+
+def _mark(run: _Run, step: int, now: float) -> None:
+    """Remembers when the first and the last step were seen to be done."""
+    if step and (run.marks is None or step < run.marks[1][1]):
+        run.marks = (now, step), (now, step)
+    elif step and step > run.marks[1][1]:
+        run.marks = run.marks[0], (now, step)
+
+
+def _seconds_left(run: _Run, step: int, now: float | None) -> float:
+    """Returns the time that a job needs: at the speed of its process, and where that is not known, as estimated.
+
+    Args:
+        now: None for a job that does not run.
+    """
+    if now is not None and run.marks:
+        (first, first_step), (last, last_step) = run.marks
+        if last_step > first_step:
+            return max(0.0, (run.job.steps - step) * (last - first) / (last_step - first_step) - (now - last))
+    return max(0.0, run.job.estimated_seconds * (1 - step / run.job.steps))
+
+
+def _describe_exit(status: int) -> str:
+    number = -status if status < 0 else status - 128
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"exit status {status}"
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
