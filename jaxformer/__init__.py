@@ -58,7 +58,20 @@ The modules in the order in which data flows; each imports only from those above
     stop_signals       SIGINT and SIGTERM, at once or after saving
     loop               the steps of a run, one after another
     train              the run and the command
+    looks              after how many seeds a comparison is looked at, and at which level
+    variance_prior     what other comparisons say of the variance of one
+    statistics         by how much two arms differ, over seeds and items
+    power              how probably an effect is seen, and how many seeds that takes
+    significance       p-values of counts, and of many comparisons
+    evidence           what runs leave for a comparison
+    comparable         whether runs can be compared
+    noise_floor        how much runs differ by their seeds alone
+    cost               what a variant costs, and what its gain is worth
+    verdict            the rule by which a change is kept, reverted or asked again
+    compare            a variant beside its parent
     launch             jobs, and how one is started
     queue              many runs, each a process of its own
     board              what a person sees of a queue
+    early_stopping     ending a variant that is clearly worse
+    study              several variants of one parent, and what came out
 """

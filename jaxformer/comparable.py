@@ -1,0 +1,149 @@
+"""Whether runs can be compared: what they should share, and what they do not."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from jaxformer.config import require_one_of
+from jaxformer.evidence import Evidence
+
+# Changes of these make another order of the data, so that batches cannot be the same.
+DATA_FIELDS = (
+    "corpus.",
+    "tokenizer.",
+    "packing.row_length",
+    "packing.method",
+    "packing.documents_per_row",
+    "training.rows_per_step",
+)
+
+# Kinds of differences that one may choose to look past.
+ALLOWABLE = ("batches", "code", "device", "versions")
+
+
+def parse_allowed(text: str) -> tuple[str, ...]:
+    """Returns the kinds that a text names, separated by commas.
+
+    Raises:
+        UserError: one is none of `ALLOWABLE`.
+    """
+    kinds = tuple(kind.strip() for kind in text.split(",") if kind.strip())
+    for kind in kinds:
+        require_one_of("--allow", kind, ALLOWABLE)
+    return kinds
+
+
+def check_comparable(
+    parents: Sequence[Evidence], variants: Sequence[Evidence], *, allow: Collection[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns (flags, notes) on the runs of two arms: why they are not compared, and what to keep in mind.
+
+    A flag begins with its kind: change, code, data, batches, tokenizer, evaluation, versions or device.
+    """
+    flags, notes = [*_check_arm(parents), *_check_arm(variants)], []
+    by_seed = {run.seed: run for run in parents}
+    pairs = [(by_seed[run.seed], run) for run in variants if run.seed in by_seed]
+    lineage = variants[0].record["lineage"]
+    declared = {**lineage["change"], **lineage["consequences"]}
+    moves_data = any(path.startswith(DATA_FIELDS) for path in declared)
+    if moves_data:
+        notes.append("the change moves the data: pairs share seeds and documents, but no batches")
+    for parent, variant in pairs:
+        flags += _check_change(parent, variant, declared)
+        flags += _check_provenance(parent, variant, declared, moves_data)
+        if not moves_data and not _same_batches(parent, variant):
+            flags.append(f"batches: {parent.workdir} and {variant.workdir} saw other batches")
+        if variant.summary["tokens"] != parent.summary["tokens"]:
+            ratio = variant.summary["tokens"] / parent.summary["tokens"]
+            notes.append(f"the variant is trained on {ratio:.3f} x the parent's tokens")
+    flags = list(dict.fromkeys(flags))
+    kept = tuple(flag for flag in flags if flag.partition(":")[0] not in allow)
+    waived = (f"allowed: {flag}" for flag in flags if flag.partition(":")[0] in allow)
+    return kept, (*dict.fromkeys(notes), *waived)
+
+
+def _check_arm(runs: Sequence[Evidence]) -> list[str]:
+    """Returns flags on the runs of one experiment, which must differ by their seeds alone."""
+    flags, first = [], runs[0]
+    for run in runs:
+        where = f"among the runs of {first.record['experiment']}: {first.workdir.name} and {run.workdir.name}"
+        if run.record["lineage"]["overrides"]:
+            flags.append(f"change: {run.workdir} is ad hoc, with fields set on the command line: no part of the graph")
+        if {**run.record["identity"], "seed": 0} != {**first.record["identity"], "seed": 0}:
+            flags.append(f"change: configurations differ {where}")
+        for kind, facts in _facts(run).items():
+            if facts != _facts(first)[kind]:
+                flags.append(f"{kind}: it differs {where}")
+        if len(_facts(run)["code"]) > 1:
+            flags.append(f"code: it changed while {run.workdir} was trained")
+    return flags
+
+
+def _facts(run: Evidence) -> dict[str, set]:
+    """Returns what a run was made with, by the kind of difference that another would be."""
+    starts, digests = run.record["starts"], run.record["digests"]
+    return {
+        "code": {start["code"] for start in starts},
+        "versions": {str(start["versions"]) for start in starts},
+        "device": {start["device"] for start in starts},
+        "tokenizer": {digests["tokenizer"]},
+        "data": {f"{name} {digest}" for name, digest in digests.items() if name.startswith("corpus.")},
+    }
+
+
+def _check_change(parent: Evidence, variant: Evidence, declared: Mapping) -> list[str]:
+    """Returns a flag where two runs differ by anything but the declared change, from and to the declared values."""
+    ours, theirs = variant.record["identity"], parent.record["identity"]
+    found = {
+        path: [theirs.get(path), ours.get(path)]
+        for path in {*ours, *theirs} - {"seed"}
+        if ours.get(path) != theirs.get(path)
+    }
+    wrong = sorted(path for path in {*found, *declared} if found.get(path) != list(declared.get(path, ())))
+    name = variant.record["experiment"]
+    return [f"change: {', '.join(wrong)} differ otherwise than {name} declares"] if wrong else []
+
+
+def _check_provenance(parent: Evidence, variant: Evidence, declared: Mapping, moves_data: bool) -> list[str]:
+    """Returns flags on what a pair of runs should have been made with, and was not."""
+    where = f"differ between {parent.workdir} and {variant.workdir}"
+    moves_tokens = any(path.startswith(("tokenizer.", "corpus.")) and not path.endswith(".weight") for path in declared)
+    ours, theirs = _facts(variant), _facts(parent)
+    flags = [f"{kind}: they {where}" for kind in ("code", "versions", "device") if ours[kind] != theirs[kind]]
+    if not moves_tokens:
+        flags += [f"{kind}: they {where}" for kind in ("tokenizer", "data") if ours[kind] != theirs[kind]]
+    plans = [{k: v for k, v in run.record["digests"].items() if k.startswith("plan.")} for run in (parent, variant)]
+    if plans[0] != plans[1] and not moves_data:
+        flags.append(f"data: the packing of documents {where}")
+    shared = [name for name in parent.validation if name in variant.validation]
+    if not shared or not all(_same_documents(parent, variant, name) for name in shared):
+        flags.append(f"evaluation: validation documents {where}")
+    if any(len(parent.validation[name].documents) < 2 for name in shared):
+        flags.append("evaluation: a corpus with one validation document; raise evaluation.validation_bytes")
+    if parent.tasks.keys() != variant.tasks.keys():
+        flags.append(f"evaluation: tasks {where}")
+    may_differ = {"row_length"} if "packing.row_length" in declared else set()
+    may_differ |= {"compute_dtype"} if "training.compute_dtype" in declared else set()
+    results = [(name, parent.validation[name], variant.validation[name]) for name in shared]
+    results += [(n, task, variant.tasks[n]) for n, task in parent.tasks.items() if n in variant.tasks]
+    for name, one, other in results:
+        keys = {key for key in one.identity if one.identity[key] != other.identity.get(key)} - may_differ
+        for key in sorted(keys):
+            kind = key if key in ("code", "versions", "device") else "evaluation"
+            flags.append(f"{kind}: evaluations of {name} {where} ({key})")
+    return flags
+
+
+def _same_batches(parent: Evidence, variant: Evidence) -> bool:
+    shared = min(len(variant.batches), len(parent.batches))
+    ours, theirs = variant.batches[:shared], parent.batches[:shared]
+    return shared > 0 and bool((ours == theirs).all()) and bool((ours >= 0).all())
+
+
+def _same_documents(parent: Evidence, variant: Evidence, name: str) -> bool:
+    ours, theirs = variant.validation[name], parent.validation[name]
+    return (
+        ours.digest == theirs.digest
+        and np.array_equal(ours.documents, theirs.documents)
+        and np.array_equal(ours.text_bytes, theirs.text_bytes)
+    )

@@ -1,0 +1,239 @@
+"""A variant beside its parent: the same seeds, the same batches, the same documents and items.
+
+What decides is the difference of validation bits per byte, paired by seed and by document. Accuracies of small models
+move more by chance than by what is compared; they stand guard, and the bits per byte of right answers inform.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxformer.comparable import check_comparable
+from jaxformer.config import require
+from jaxformer.cost import Cost, compare_costs, mean_worth
+from jaxformer.evidence import Evidence, Items, find_runs, load_evidence, paired_seeds, stack
+from jaxformer.looks import LOOKS
+from jaxformer.noise_floor import NoiseFloor, noise_floor
+from jaxformer.significance import holm, mcnemar
+from jaxformer.statistics import Difference, crossed_difference
+from jaxformer.verdict import Rule, Verdict, Word, decide
+
+
+class TaskDifference(NamedTuple):
+    """A task's scores, variant minus parent.
+
+    metric: the accuracy to report.
+    parent, variant: its mean.
+    accuracy, gold_bits_per_byte, margin: their differences; no margin where items have one option.
+    p_value: of the accuracy, adjusted for all tasks (Holm); by McNemar's exact test where there is one seed.
+    """
+
+    metric: str
+    parent: float
+    variant: float
+    accuracy: Difference
+    gold_bits_per_byte: Difference
+    margin: Difference | None
+    p_value: float
+
+
+class Comparison(NamedTuple):
+    """All that is known of a variant beside its parent; what is not is NaN, None or empty.
+
+    verdict: what is decided.
+    margin: bits per byte within which they count as equal.
+    lineage: of the variant, as its runs recorded it.
+    flags: why they cannot be compared.
+    notes: what to keep in mind where they can.
+    seeds: that both have; what follows is over these.
+    parent_bits, variant_bits: mean validation bits per byte.
+    difference: of them, which decides.
+    q_value: of that difference, among all of a study.
+    corpora: the difference for each corpus.
+    tasks: the differences of each task.
+    seed_variance: of one seed's difference, by these seeds alone.
+    noise: standard deviation of the parent's bits per byte over its seeds.
+    correlation: of the two arms' bits per byte over seeds.
+    worth: what the gain is worth in tokens: the parent needs so many times the variant's.
+    """
+
+    parent: str
+    variant: str
+    verdict: Verdict
+    margin: float
+    lineage: dict
+    question: str = ""
+    flags: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    parent_bits: float = math.nan
+    variant_bits: float = math.nan
+    difference: Difference | None = None
+    q_value: float = math.nan
+    corpora: Mapping[str, Difference] = {}
+    tasks: Mapping[str, TaskDifference] = {}
+    seed_variance: float = math.nan
+    noise: float = math.nan
+    correlation: float = math.nan
+    cost: Cost | None = None
+    worth: float = math.nan
+
+
+def load_runs(runs: Path, experiment: str) -> list[Evidence]:
+    """Returns the finished runs of an experiment, by seed."""
+    return [load_evidence(folder) for folder in find_runs(runs, experiment)]
+
+
+def compare_runs(
+    parents: Sequence[Evidence],
+    variants: Sequence[Evidence],
+    *,
+    variant: str = "",
+    rule: Rule | None = None,
+    floor: NoiseFloor | None = None,
+    failures: Mapping[int, str] | None = None,
+    parent_failures: Mapping[int, str] | None = None,
+    allow: Collection[str] = (),
+) -> Comparison:
+    """Returns the comparison of a variant's runs with its parent's.
+
+    Args:
+        variant: its name, where there may be no finished run that tells it.
+        floor: the parent's noise; that of its runs here if it is not given.
+        failures: by seed, how runs of the variant failed; one is enough to revert it.
+        parent_failures: by seed, how runs of the parent failed: they are told, since no pair shows them.
+        allow: kinds of differences that shall not keep runs from being compared, such as 'code' or 'versions'.
+
+    Raises:
+        UserError: there is no run of one of them.
+    """
+    require(bool(parents), "there is no finished run of the parent to compare with; train it first")
+    rule, floor = rule or Rule(), floor or noise_floor(parents)
+    margin = rule.margin or floor.standard_deviation
+    parent = parents[0].record["experiment"]
+    if not variants:
+        why = "; ".join(f"seed {seed} {text}" for seed, text in sorted((failures or {}).items()))
+        verdict = Verdict(Word.REVERT, why) if why else Verdict(Word.NOT_COMPARED, "no run of it is finished")
+        return Comparison(parent, variant, verdict, margin, {})
+    name, lineage, question = (variants[0].record[key] for key in ("experiment", "lineage", "question"))
+    flags, notes = check_comparable(parents, variants, allow=allow)
+    for seed, why in sorted((parent_failures or {}).items()):
+        notes = (*notes, f"the parent failed: seed {seed} {why}; what the variant does there is not in the difference")
+    pairs = paired_seeds(parents, variants)
+    looked_at = max((look for look in LOOKS if look <= len(pairs)), default=len(pairs))
+    if looked_at < len(pairs):
+        notes = (*notes, f"{len(pairs) - looked_at} more seeds than the last look counts wait for the next")
+    pairs = pairs[:looked_at]
+    if not pairs:
+        flags = (*flags, f"seeds: {parent} and {name} share none; train both with the same --seed")
+    if flags:
+        verdict = Verdict(Word.NOT_COMPARED, "; ".join(flags))
+        return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
+
+    ours, theirs = [variant for _, variant in pairs], [one for one, _ in pairs]
+    corpora = [each for each in theirs[0].validation if each in ours[0].validation]
+    prior = floor.prior(name, len(pairs))
+    bits_SI, bytes_I, strata_I = stack(ours, corpora)
+    parent_SI, _, _ = stack(theirs, corpora)
+    difference = crossed_difference(bits_SI - parent_SI, bytes_I, strata_I=strata_I, prior=prior)
+    by_corpus = {
+        each: crossed_difference((bits_SI - parent_SI)[:, strata_I == i], bytes_I[strata_I == i])
+        for i, each in enumerate(corpora)
+    }
+    tasks = compare_tasks(ours, theirs)
+    cost = compare_costs(ours, theirs, rule.alpha)
+    per_seed, parent_per_seed = bits_SI.sum(1) / bytes_I.sum(), parent_SI.sum(1) / bytes_I.sum()
+    worth = mean_worth(ours, theirs)
+    if failures:
+        told = "; ".join(f"seed {seed} {why}" for seed, why in sorted(failures.items()))
+        verdict = Verdict(Word.REVERT, f"{difference.mean:+.4f}, but {told}")
+    else:
+        verdict = decide(
+            difference,
+            seeds=len(pairs),
+            rule=rule,
+            margin=margin,
+            cost=cost,
+            worth=worth,
+            worse_tasks=[n for n, t in tasks.items() if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0],
+            parent_seeds=len(parents),
+        )
+    return Comparison(
+        parent=parent,
+        variant=name,
+        verdict=verdict,
+        margin=margin,
+        lineage=lineage,
+        question=question,
+        notes=notes,
+        seeds=tuple(run.seed for run in ours),
+        parent_bits=float(parent_per_seed.mean()),
+        variant_bits=float(per_seed.mean()),
+        difference=difference,
+        corpora=by_corpus,
+        tasks=tasks,
+        seed_variance=float(np.var(per_seed - parent_per_seed, ddof=1)) if len(pairs) > 1 else math.nan,
+        noise=floor.standard_deviation,
+        correlation=float(np.corrcoef(per_seed, parent_per_seed)[0, 1]) if len(pairs) > 2 else math.nan,
+        cost=cost,
+        worth=worth,
+    )
+
+
+def compare_tasks(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> dict[str, TaskDifference]:
+    """Returns the differences of each task, with accuracies' p-values adjusted for their number."""
+    found = {}
+    for name, first in theirs[0].tasks.items():
+        if len(set(first.groups.tolist())) < 2:  # One source shows nothing of how sources vary.
+            continue
+        variant, parent = ([run.tasks[name] for run in runs] for runs in (ours, theirs))
+
+        def paired(score: str, variant=variant, parent=parent, groups=first.groups) -> Difference:
+            values_SI = np.stack(
+                [_score(one, score) - _score(other, score) for one, other in zip(variant, parent, strict=True)]
+            )
+            return crossed_difference(values_SI, groups_I=groups)
+
+        accuracy = paired("accuracy")
+        p_value = accuracy.p_value
+        if len(variant) == 1:
+            only_ours = int((variant[0].accuracy > parent[0].accuracy).sum())
+            only_theirs = int((variant[0].accuracy < parent[0].accuracy).sum())
+            p_value = mcnemar(only_ours, only_theirs)
+        has_margin = np.isfinite(first.margin).all()
+        found[name] = TaskDifference(
+            first.primary,
+            float(np.mean([one.accuracy.mean() for one in parent])),
+            float(np.mean([one.accuracy.mean() for one in variant])),
+            accuracy,
+            paired("gold_bits_per_byte"),
+            paired("margin") if has_margin else None,
+            p_value,
+        )
+    adjusted = holm(np.array([task.p_value for task in found.values()])) if found else []
+    return {name: task._replace(p_value=float(p)) for (name, task), p in zip(found.items(), adjusted, strict=True)}
+
+
+def _score(items: Items, name: str) -> np.ndarray:
+    return getattr(items, name)
+
+
+def interaction(
+    merge: Sequence[Evidence], parents: Sequence[Sequence[Evidence]], ancestor: Sequence[Evidence]
+) -> Difference | None:
+    """Returns by how much the joint change exceeds the sum of its parts, bits per byte: 0 where gains add up.
+
+    With two parents A and B of a common ancestor P: (AB - P) - (A - P) - (B - P), paired by seed and by document; None
+    without a seed that all have, or with one alone.
+    """
+    arms = [{run.seed: run for run in runs} for runs in (merge, *parents, ancestor)]
+    seeds = sorted(set.intersection(*(set(arm) for arm in arms)))
+    if len(seeds) < 2:
+        return None
+    corpora = list(arms[-1][seeds[0]].validation)
+    joint_SI, *parts_SI, base_SI = (stack([arm[seed] for seed in seeds], corpora)[0] for arm in arms)
+    _, bytes_I, strata_I = stack([arms[0][seed] for seed in seeds], corpora)
+    return crossed_difference(joint_SI - sum(parts_SI) + (len(parts_SI) - 1) * base_SI, bytes_I, strata_I=strata_I)

@@ -1,0 +1,85 @@
+"""What a variant costs beside its parent, and what its gain is worth."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxformer.config import from_dict
+from jaxformer.evidence import Evidence
+from jaxformer.experiment import Experiment
+from jaxformer.flops import parameter_count
+from jaxformer.statistics import paired_difference
+
+
+class Cost(NamedTuple):
+    """What the variant takes, relative to its parent.
+
+    time_per_token: ratio, NaN where it is not known; `time_interval` at the rule's level.
+    parameters: ratio.
+    device_hours: of one run of the variant.
+    parent_device_hours: of one run of the parent.
+    """
+
+    time_per_token: float
+    time_interval: tuple[float, float]
+    parameters: float
+    device_hours: float
+    parent_device_hours: float
+
+
+def compare_costs(ours: Sequence[Evidence], theirs: Sequence[Evidence], alpha: float) -> Cost:
+    """Returns what the variant's runs took, relative to the parent's of the same seeds, with an interval at a level.
+
+    Nothing is known of the time where runs had different numbers of cores, or were too short to tell their speed.
+    """
+    cores = {run.record.get("cores") for run in (*ours, *theirs)}
+    speeds_AS = np.array([[run.tokens_per_second for run in runs] for runs in (ours, theirs)])
+    ratio, interval = math.nan, (0.0, math.inf)
+    if len(cores) == 1 and np.isfinite(speeds_AS).all():
+        logs_AS = -np.log(speeds_AS)
+        ratio = math.exp((logs_AS[0] - logs_AS[1]).mean())
+        if len(ours) > 1:  # One pair shows no spread.
+            low, high = paired_difference(*logs_AS).interval(1 - alpha)
+            interval = (math.exp(max(low, -700.0)), math.exp(min(high, 700.0)))
+    models = [from_dict(Experiment, runs[0].record["config"]).model for runs in (ours, theirs)]
+    return Cost(
+        ratio,
+        interval,
+        parameter_count(models[0]) / parameter_count(models[1]),
+        float(np.mean([run.device_hours for run in ours])),
+        float(np.mean([run.device_hours for run in theirs])),
+    )
+
+
+def mean_worth(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> float:
+    """Returns the mean of what the variants are worth in tokens, over the seeds where their curves say it.
+
+    NaN where none does, and where the change is of the schedule, the optimizer or the batch: it shapes the very curve
+    off which the worth would be read.
+    """
+    lineage = ours[0].record["lineage"]
+    if any(path.startswith(("optimizer.", "training.")) for path in lineage["change"]):
+        return math.nan
+    known = [worth_in_tokens(one, other) for one, other in zip(ours, theirs, strict=True)]
+    known = [worth for worth in known if math.isfinite(worth)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def worth_in_tokens(variant: Evidence, parent: Evidence) -> float:
+    """Returns how many times the variant's tokens the parent needs for the same validation loss.
+
+    Read off the curve of the better one, where it reaches what the other ends with, between evaluations in the
+    logarithm of the tokens. That curve was still to be annealed there, so the worth is understated; so it is where the
+    first evaluation is beyond the other's end already. NaN where the curve has too few evaluations to say.
+    """
+    better, other = (variant, parent) if variant.bits_per_byte <= parent.bits_per_byte else (parent, variant)
+    steps, bits = better.curve[:, 0], np.minimum.accumulate(better.curve[:, 1])
+    target = other.curve[-1, 1]
+    if len(bits) < 2 or target < bits[-1]:
+        return math.nan
+    per_step = [run.summary["tokens"] / run.summary["steps"] for run in (better, other)]
+    reached = math.exp(np.interp(-target, -bits, np.log(steps))) * per_step[0]
+    ratio = other.summary["tokens"] / reached
+    return ratio if better is variant else 1 / ratio

@@ -1,0 +1,209 @@
+"""What runs leave for a comparison, read back from their folders."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxformer.config import UserError, require
+from jaxformer.metrics import BATCH, read_metrics
+from jaxformer.run_folder import evaluations_folder, read_json
+
+BITS = "validation/bits_per_byte"
+
+# What `config.json` must hold for a comparison.
+_RECORDED = (
+    "experiment",
+    "question",
+    "lineage",
+    "seed",
+    "config",
+    "identity",
+    "digests",
+    "starts",
+    "device",
+    "versions",
+)
+
+# The name of a run folder.
+_SEED = re.compile(r"seed_\d+")
+
+# What a result depends on beside the model and the data: of an evaluation's file.
+_EVALUATED_WITH = ("code", "row_length", "compute_dtype", "device", "versions")
+
+
+class Items(NamedTuple):
+    """The scores of a task's items, as of `scores.ItemScores`, in the order of the items.
+
+    primary: 'acc' or 'acc_norm', the accuracy to report.
+    groups: a label for each item, equal where items are not independent.
+    identity: what the scores depend on beside the model.
+    """
+
+    primary: str
+    acc: np.ndarray
+    acc_norm: np.ndarray
+    gold_bits_per_byte: np.ndarray
+    margin: np.ndarray
+    groups: np.ndarray
+    identity: dict
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """The accuracy to report, 0 or 1 for each item."""
+        return getattr(self, self.primary)
+
+
+class Documents(NamedTuple):
+    """The losses of a corpus's validation documents.
+
+    documents: their indices.
+    bits: that each takes, float64.
+    text_bytes: UTF-8 bytes of each.
+    digest: of the corpus.
+    identity: what the losses depend on beside the model and the text.
+    """
+
+    documents: np.ndarray
+    bits: np.ndarray
+    text_bytes: np.ndarray
+    digest: str
+    identity: dict
+
+
+class Evidence(NamedTuple):
+    """A finished run.
+
+    record: its `config.json`.
+    summary: its `summary.json`.
+    validation: by corpus, after the last step.
+    tasks: by name, after the last step.
+    losses: training loss by step from 0, nats per target.
+    batches: the digest of each step's batch.
+    curve: (step, validation bits per byte) of each evaluation.
+    tokens_per_second: the median over the run.
+    """
+
+    workdir: Path
+    record: dict
+    summary: dict
+    validation: dict[str, Documents]
+    tasks: dict[str, Items]
+    losses: np.ndarray
+    batches: np.ndarray
+    curve: np.ndarray
+    tokens_per_second: float
+
+    @property
+    def seed(self) -> int:
+        return self.record["seed"]
+
+    @property
+    def device_hours(self) -> float:
+        return float(self.summary["device_hours"])
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of all validation documents together."""
+        parts = self.validation.values()
+        return sum(one.bits.sum() for one in parts) / sum(one.text_bytes.sum() for one in parts)
+
+
+def find_runs(runs: Path, experiment: str) -> list[Path]:
+    """Returns the finished run folders of an experiment, by seed."""
+    folders = [path.parent for path in (runs / experiment).glob("seed_*/summary.json")]
+    return sorted((f for f in folders if _SEED.fullmatch(f.name)), key=lambda f: int(f.name.removeprefix("seed_")))
+
+
+def load_evidence(workdir: Path) -> Evidence:
+    """Returns what a run left.
+
+    Raises:
+        UserError: it is not finished, or its files are damaged.
+    """
+    record, summary = read_json(workdir / "config.json"), read_json(workdir / "summary.json")
+    require(record is not None and summary is not None, f"run folder {workdir}: not finished; train it to its end")
+    lacking = [name for name in _RECORDED if name not in record]
+    require(not lacking, f"run folder {workdir}: an older version made it, without {', '.join(lacking)}; train it anew")
+    is_ours = (workdir.parent.name, workdir.name) == (record["experiment"], f"seed_{record['seed']}")
+    require(is_ours, f"run folder {workdir}: it holds {record['experiment']}, seed {record['seed']}; move it back")
+    try:
+        folder = evaluations_folder(workdir, int(summary["steps"]))
+        lines = read_metrics(workdir)
+        training = {line["step"]: line for line in lines if "train/loss" in line}
+        steps = sorted(training)
+        require(
+            steps == list(range(1, len(steps) + 1)) and len(steps) == summary["steps"],
+            f"{workdir / 'metrics.jsonl'}: steps are missing; train the run anew",
+        )
+        speeds = [line["train/tokens_per_second"] for line in training.values() if "train/tokens_per_second" in line]
+        curve = {line["step"]: float(line[BITS]) for line in lines if BITS in line}
+        return Evidence(
+            workdir,
+            record,
+            summary,
+            _read_validation(folder),
+            {path.stem: _read_items(path) for path in sorted(folder.glob("*.json")) if path.stem != "validation"},
+            np.array([float(training[step]["train/loss"]) for step in steps]),
+            np.array([int(training[step].get(BATCH, -1)) for step in steps]),
+            np.array(sorted(curve.items()), np.float64).reshape(-1, 2),
+            float(np.median(speeds)) if speeds else float("nan"),
+        )
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"run folder {workdir}: damaged ({type(error).__name__}: {error}); train it anew") from error
+
+
+def paired_seeds(parents: Iterable[Evidence], variants: Iterable[Evidence]) -> list[tuple[Evidence, Evidence]]:
+    """Returns (parent, variant) of each seed that both have, by seed."""
+    by_seed = {run.seed: run for run in parents}
+    return [(by_seed[run.seed], run) for run in sorted(variants, key=lambda run: run.seed) if run.seed in by_seed]
+
+
+def stack(runs: Sequence[Evidence], corpora: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (bits_SI, text_bytes_I, corpora_I) of the documents of some corpora, one after another."""
+    bits_SI = np.stack([np.concatenate([run.validation[name].bits for name in corpora]) for run in runs])
+    documents = [runs[0].validation[name] for name in corpora]
+    strata = np.concatenate([np.full(len(one.bits), i) for i, one in enumerate(documents)])
+    return bits_SI, np.concatenate([one.text_bytes for one in documents]).astype(np.float64), strata
+
+
+def _read_validation(folder: Path) -> dict[str, Documents]:
+    path = folder / "validation.json"
+    record = read_json(path)
+    require(record is not None, f"{path}: missing; `python tools/evaluate.py --workdir={folder.parents[1]}` makes it")
+    rows = _read_lines(path.with_suffix(".documents.jsonl"))
+    validation = {}
+    for name, corpus in record["corpora"].items():
+        ours = sorted((row for row in rows if row["corpus"] == name), key=lambda row: row["document"])
+        require(len(ours) == corpus["documents"], f"{path}: documents of {name} are missing; evaluate the run anew")
+        validation[name] = Documents(
+            np.array([row["document"] for row in ours], np.int64),
+            np.array([row["nats"] for row in ours], np.float64) / np.log(2),
+            np.array([row["text_bytes"] for row in ours], np.int64),
+            corpus["digest"],
+            {key: record[key] for key in _EVALUATED_WITH},
+        )
+    return validation
+
+
+def _read_items(path: Path) -> Items:
+    record, rows = read_json(path), _read_lines(path.with_suffix(".items.jsonl"))
+    require(len(rows) == record["items"], f"{path}: items are missing; evaluate the run anew")
+    columns = {
+        name: np.array([np.nan if row[name] is None else row[name] for row in rows], np.float64)
+        for name in ("acc", "acc_norm", "gold_bits_per_byte", "margin")
+    }
+    labels = [f"group {row['group']}" if row["group"] else f"item {row['item']}" for row in rows]
+    groups = np.unique(labels, return_inverse=True)[1]
+    identity = {name: record[name] for name in ("task", "version", "items_digest", *_EVALUATED_WITH)}
+    return Items(record["primary"], **columns, groups=groups, identity=identity)
+
+
+def _read_lines(path: Path) -> list[dict]:
+    with path.open() as file:
+        return [json.loads(line) for line in file]

@@ -1,0 +1,52 @@
+"""How much runs of one experiment differ by their seeds alone: measured once, and used in every comparison with it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxformer.evidence import Evidence
+from jaxformer.looks import LOOKS
+from jaxformer.variance_prior import VariancePrior, fit_prior
+
+
+class NoiseFloor(NamedTuple):
+    """How much runs of one experiment differ by their seeds alone.
+
+    seeds: of the runs.
+    bits_per_byte: of each.
+    variances: of one seed's paired difference, for each variant that was compared, with its degrees of freedom.
+    """
+
+    seeds: tuple[int, ...]
+    bits_per_byte: tuple[float, ...]
+    variances: Mapping[str, tuple[float, int]]
+
+    @property
+    def standard_deviation(self) -> float:
+        """Of a run's bits per byte; NaN with fewer than two seeds."""
+        return float(np.std(self.bits_per_byte, ddof=1)) if len(self.seeds) > 1 else math.nan
+
+    def prior(self, variant: str, seeds: int) -> VariancePrior | None:
+        """Returns what is known of the variance of a variant's difference beside its own seeds.
+
+        Up to the first look it is fitted to the variances of the parent's other comparisons, if there are three; later
+        looks have enough seeds of their own. Otherwise one seed alone has the variance of two runs that share nothing,
+        and more have their own.
+        """
+        if seeds > LOOKS[0]:
+            return None
+        known = [(variance, df) for name, (variance, df) in self.variances.items() if name != variant and variance > 0]
+        if len(known) >= 3:
+            return fit_prior(*np.array(known, np.float64).T)
+        if seeds > 1 or len(self.seeds) < 2:
+            return None
+        df = len(self.seeds) - 1
+        return VariancePrior(2 * self.standard_deviation**2, df, df)
+
+
+def noise_floor(parents: Sequence[Evidence]) -> NoiseFloor:
+    """Returns the noise of runs of one experiment, of whose comparisons nothing is known yet."""
+    parents = sorted(parents, key=lambda run: run.seed)
+    return NoiseFloor(tuple(run.seed for run in parents), tuple(run.bits_per_byte for run in parents), {})

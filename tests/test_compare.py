@@ -1,0 +1,313 @@
+"""A comparison finds what was planted, by formulas that can be followed, and refuses what is not comparable."""
+
+import json
+import math
+import shutil
+
+import fake_runs
+import numpy as np
+import pytest
+
+from jaxformer.comparable import ALLOWABLE, parse_allowed
+from jaxformer.compare import compare_runs, interaction, load_runs
+from jaxformer.config import UserError
+from jaxformer.cost import worth_in_tokens
+from jaxformer.evidence import load_evidence
+from jaxformer.noise_floor import NoiseFloor, noise_floor
+from jaxformer.run_folder import read_json, write_json
+from jaxformer.variance_prior import fit_prior
+from jaxformer.variant import resolve
+from jaxformer.verdict import Word
+
+pytestmark = pytest.mark.slow
+
+NAMES = ("root", "deep", "short", "gated", "both")
+EFFECTS = {"deep": -0.03, "gated": -0.01, "both": -0.05, "short": 0.01}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Experiments, and five seeds of each in `runs`."""
+    folder = tmp_path_factory.mktemp("compare")
+    fake_runs.write_root(folder / "experiments")
+    fake_runs.write_variant(folder / "experiments", "deep", {"model.depth": 6})
+    fake_runs.write_variant(folder / "experiments", "gated", {"model.activation": "swiglu"})
+    fake_runs.write_variant(folder / "experiments", "short", {"packing.row_length": 128})
+    fake_runs.write_merge(folder / "experiments", "both", ("deep", "gated"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        speeds = {"deep": 0.8}
+        fake_runs.write_study(folder / "runs", NAMES, effects=EFFECTS, speeds=speeds, seeds=5, items=40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arms(folder):
+    return {name: load_runs(folder / "runs", name) for name in NAMES}
+
+
+def documents(run):
+    """Returns (bits, bytes) of a run's documents, read here."""
+    path = run.workdir / "evaluations" / f"step_{run.summary['steps']}" / "validation.documents.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return np.array([[row["nats"] / math.log(2), row["text_bytes"]] for row in rows]).T
+
+
+def test_the_difference_is_that_of_the_files(arms):
+    found = compare_runs(arms["root"], arms["deep"])
+    by_hand = []
+    for parent, variant in zip(arms["root"], arms["deep"], strict=True):
+        (ours, size), (theirs, _) = documents(variant), documents(parent)
+        by_hand.append((ours - theirs).sum() / size.sum())
+    assert found.difference.mean == pytest.approx(np.mean(by_hand), rel=1e-9)
+    assert found.seed_variance == pytest.approx(np.var(by_hand, ddof=1), rel=1e-9)
+    assert found.difference.mean == pytest.approx(found.variant_bits - found.parent_bits, abs=1e-12)
+    assert (found.parent, found.variant, found.seeds, found.flags) == ("root", "deep", (0, 1, 2, 3, 4), ())
+    assert found.lineage["change"] == {"model.depth": [4, 6]}
+
+
+@pytest.mark.parametrize(("name", "word"), [("deep", Word.KEEP), ("gated", Word.KEEP), ("both", Word.KEEP)])
+def test_what_was_planted_is_found(arms, name, word):
+    parent = "deep" if name == "both" else "root"
+    found = compare_runs(arms[parent], arms[name])
+    planted = EFFECTS[name] - EFFECTS.get(parent, 0)
+    assert found.difference.mean == pytest.approx(planted, abs=4 * found.difference.standard_error)
+    # `deep` takes 1.25 x the time, of which its curve says that it is not worth it.
+    assert found.verdict.word is word or "x the time" in found.verdict.reason
+    assert found.correlation > 0.9 and found.noise == pytest.approx(
+        np.std([r.bits_per_byte for r in arms[parent]], ddof=1)
+    )
+
+
+def test_time_and_parameters_are_told_beside(arms):
+    cost = compare_runs(arms["root"], arms["deep"]).cost
+    assert cost.time_per_token == pytest.approx(1.25, rel=0.02) and cost.time_interval[0] < 1.25 < cost.time_interval[1]
+    assert cost.parameters > 1.1 and cost.device_hours == pytest.approx(1.25 * cost.parent_device_hours, rel=0.05)
+
+
+def test_what_moves_the_data_is_paired_by_seed_alone_and_says_so(arms):
+    found = compare_runs(arms["root"], arms["short"])
+    assert found.difference is not None and not found.flags
+    assert any("no batches" in note for note in found.notes) and any("0.500 x" in note for note in found.notes)
+
+
+@pytest.fixture
+def spoilt(arms, tmp_path):
+    """A function (file, change of its object) -> the runs of `gated`, the first of them with that change."""
+
+    def spoil(name, change):
+        first, *others = arms["gated"]
+        copy = tmp_path / "gated" / "seed_0"
+        for path in first.workdir.rglob("*"):
+            if path.is_file():
+                target = copy / path.relative_to(first.workdir)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+        path = copy / name
+        if name.endswith(".jsonl"):
+            path.write_text("".join(change(line) for line in path.read_text().splitlines(keepends=True)))
+        else:
+            write_json(path, change(read_json(path)))
+        return [load_evidence(copy), *others]
+
+    return spoil
+
+
+def put(path, value):
+    """Returns a function that sets what is at a path of keys."""
+
+    def change(record):
+        node = record
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = value
+        return record
+
+    return change
+
+
+LAST = "evaluations/step_40"
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "change"),
+    [
+        ("code", "config.json", put(["starts", 0, "code"], "other")),
+        ("change", "config.json", put(["identity", "model.width"], 64)),
+        ("change", "config.json", put(["lineage", "overrides"], {"model.width": [128, 64]})),
+        ("data", "config.json", put(["digests", "corpus.0"], "other")),
+        ("data", "config.json", put(["digests", "plan.0"], "other")),
+        ("tokenizer", "config.json", put(["digests", "tokenizer"], "other")),
+        ("versions", "config.json", put(["starts", 0, "versions"], {"jax": "0.0.1"})),
+        ("device", "config.json", put(["starts", 0, "device"], "TPU v9")),
+        # A variant of 8e-3 that was asked of 4e-3 is another question to 1e-2.
+        ("change", "config.json", put(["lineage", "change", "model.activation"], ["relu2", "swiglu"])),
+        ("change", "config.json", put(["lineage", "change", "model.qk_norm"], [False, True])),
+        ("code", f"{LAST}/validation.json", put(["code"], "other")),
+        ("code", f"{LAST}/arc_easy.json", put(["code"], "other")),
+        ("evaluation", f"{LAST}/arc_easy.json", put(["row_length"], 7)),
+        ("evaluation", f"{LAST}/validation.json", put(["corpora", "pystdlib", "digest"], "other")),
+        ("evaluation", f"{LAST}/arc_easy.json", put(["items_digest"], "other")),
+        ("evaluation", f"{LAST}/arc_easy.json", put(["version"], 99)),
+        ("batches", "metrics.jsonl", lambda line: line.replace('"train/batch": 1', '"train/batch": 2')),
+    ],
+)
+def test_runs_that_do_not_share_what_they_should_are_flagged_and_not_compared(arms, spoilt, kind, file, change):
+    variants = spoilt(file, change)
+    found = compare_runs(arms["root"], variants)
+    assert found.verdict.word is Word.NOT_COMPARED and found.difference is None and found.tasks == {}
+    assert found.flags and {flag.partition(":")[0] for flag in found.flags} == {kind}, found.flags
+    if kind in ALLOWABLE:
+        allowed = compare_runs(arms["root"], variants, allow=[kind])
+        assert allowed.difference is not None and any(note.startswith(f"allowed: {kind}: ") for note in allowed.notes)
+
+
+def test_only_what_leaves_a_comparison_a_meaning_may_be_allowed():
+    assert parse_allowed(" code, versions,") == ("code", "versions")
+    with pytest.raises(UserError, match="--allow = 'evaluation' is unknown"):
+        parse_allowed("evaluation")
+
+
+def test_a_corpus_of_one_document_cannot_be_compared(arms):
+    def cut(run):
+        ((name, one),) = run.validation.items()
+        alone = one._replace(documents=one.documents[:1], bits=one.bits[:1], text_bytes=one.text_bytes[:1])
+        return run._replace(validation={name: alone})
+
+    found = compare_runs([cut(run) for run in arms["root"]], [cut(run) for run in arms["gated"]])
+    assert found.flags == ("evaluation: a corpus with one validation document; raise evaluation.validation_bytes",)
+
+
+def test_nothing_is_said_of_time_where_runs_had_other_cores_or_were_too_short(arms):
+    for change in (
+        lambda run: run._replace(record={**run.record, "cores": 64}),
+        lambda run: run._replace(tokens_per_second=math.nan),
+    ):
+        found = compare_runs(arms["root"], [change(arms["deep"][0]), *arms["deep"][1:]])
+        assert math.isnan(found.cost.time_per_token) and found.cost.time_interval == (0.0, math.inf)
+        assert "x the time" not in found.verdict.reason
+
+
+def test_seeds_between_two_looks_wait(arms):
+    four = compare_runs(arms["root"], arms["gated"][:4])
+    assert four.seeds == (0, 1, 2) and any("wait for the next" in note for note in four.notes)
+    assert four.difference == compare_runs(arms["root"], arms["gated"][:3]).difference
+
+
+def test_runs_of_an_arm_that_differ_among_themselves_are_not_compared(arms, spoilt):
+    first, *others = arms["root"]
+    moved = {**first.record, "identity": {**first.record["identity"], "optimizer.b1": 0.5}}
+    found = compare_runs([*others, first._replace(record={**moved, "seed": 9})], arms["gated"])
+    assert found.flags[0].startswith("change: configurations differ among the runs of root")
+
+
+def test_failures_of_the_parent_are_told(arms):
+    found = compare_runs(arms["root"], arms["gated"], parent_failures={7: "diverged"})
+    assert any("the parent failed: seed 7 diverged" in note for note in found.notes)
+
+
+def test_folders_that_are_no_seeds_are_no_runs_and_copies_are_refused(folder, tmp_path):
+    source = folder / "runs" / "gated" / "seed_0"
+    shutil.copytree(source, tmp_path / "gated" / "seed_0_old")
+    assert load_runs(tmp_path, "gated") == []
+    shutil.copytree(source, tmp_path / "gated" / "seed_7")
+    with pytest.raises(UserError, match="it holds gated, seed 0; move it back"):
+        load_runs(tmp_path, "gated")
+
+
+def test_other_seeds_are_no_pairs(arms):
+    found = compare_runs(arms["root"][:2], arms["gated"][2:])
+    assert found.verdict.word is Word.NOT_COMPARED and "share none" in found.verdict.reason
+    assert compare_runs(arms["root"][:3], arms["gated"][1:]).seeds == (1, 2)
+
+
+def test_failed_runs_revert_the_change(arms):
+    failures = {4: "diverged: its loss or gradient is not finite"}
+    found = compare_runs(arms["root"], arms["gated"][:4], failures=failures)
+    assert found.verdict.word is Word.REVERT and "seed 4 diverged" in found.verdict.reason
+    alone = compare_runs(arms["root"], [], variant="gated", failures=failures)
+    assert (alone.verdict.word, alone.variant) == (Word.REVERT, "gated")
+    with pytest.raises(UserError, match="no finished run of the parent"):
+        compare_runs([], arms["gated"])
+
+
+def test_tasks_stand_guard_with_p_values_for_their_number(arms):
+    tasks = compare_runs(arms["root"], arms["deep"]).tasks
+    assert list(tasks) == ["arc_easy", "hellaswag", "winogrande"]
+    assert tasks["hellaswag"].metric == "acc_norm" and tasks["arc_easy"].metric == "acc"
+    for task in tasks.values():
+        assert task.p_value >= task.accuracy.p_value
+        assert task.variant - task.parent == pytest.approx(task.accuracy.mean)
+    one = compare_runs(arms["root"][:1], arms["deep"][:1], floor=noise_floor(arms["root"]))
+    assert all(0 < task.p_value <= 1 for task in one.tasks.values())
+
+
+def test_one_seed_has_the_noise_of_the_parents_own_seeds(arms):
+    alone = compare_runs(arms["root"][:1], arms["gated"][:1])
+    assert not alone.difference.seeds_counted and alone.verdict.word is Word.UNDECIDED
+    floor = noise_floor(arms["root"])
+    informed = compare_runs(arms["root"][:1], arms["gated"][:1], floor=floor)
+    assert informed.difference.seeds_counted
+    assert informed.difference.seed_variance == pytest.approx(2 * floor.standard_deviation**2)
+
+
+def test_the_variances_of_other_variants_make_the_prior():
+    floor = NoiseFloor((0, 1, 2), (2.0, 2.1, 2.2), {name: (1e-4, 2) for name in "abcd"} | {"wild": (1.0, 2)})
+    assert floor.standard_deviation == pytest.approx(0.1)
+    calm = floor.prior("wild", 3)
+    assert calm == fit_prior(np.full(4, 1e-4), np.full(4, 2.0)), "its own does not count"
+    assert floor.prior("a", 3).degrees_of_freedom < calm.degrees_of_freedom
+    few = floor._replace(variances={"a": (1e-4, 2), "b": (1e-4, 2), "c": (1e-4, 2)})
+    assert few.prior("a", 3) is None and few.prior("d", 3) is not None
+    assert few.prior("a", 1).variance == pytest.approx(0.02)
+
+
+def test_an_interaction_is_what_the_whole_exceeds_the_sum_by(arms):
+    found = interaction(arms["both"], [arms["deep"], arms["gated"]], arms["root"])
+    means = {name: np.mean([run.bits_per_byte for run in arms[name]]) for name in NAMES}
+    assert found.mean == pytest.approx(means["both"] - means["deep"] - means["gated"] + means["root"], abs=1e-12)
+    assert interaction(arms["both"][:1], [arms["deep"], arms["gated"]], arms["root"]) is None
+
+
+def test_worth_is_where_the_better_curve_reaches_the_others_end(arms):
+    parent, variant = arms["root"][0], arms["gated"][0]
+    curve = np.array([[10.0, 3.0], [20.0, 2.0], [40.0, 1.0]])
+    better = variant._replace(curve=curve)
+    other = parent._replace(curve=curve + np.array([0, 0.5]))
+    assert better.bits_per_byte < other.bits_per_byte
+    # 1.5 is half-way, in the logarithm of the tokens, between steps 20 and 40.
+    assert worth_in_tokens(better, other) == pytest.approx(40 / math.sqrt(20 * 40))
+    assert worth_in_tokens(other, better) == pytest.approx(math.sqrt(20 * 40) / 40)
+    assert math.isnan(worth_in_tokens(better._replace(curve=curve[-1:]), other))
+    # Better from the first evaluation on: worth at least as much as that tells.
+    assert worth_in_tokens(better, parent._replace(curve=curve + np.array([0, 3.0]))) == pytest.approx(40 / 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metrics.jsonl", "", "steps are missing"),
+        ("summary.json", "{}", "damaged .*steps"),
+        (f"{LAST}/arc_easy.items.jsonl", "", "items are missing"),
+        (f"{LAST}/validation.documents.jsonl", "", "documents of pystdlib are missing"),
+        (f"{LAST}/validation.documents.jsonl", "{", "damaged"),
+    ],
+)
+def test_damaged_runs_are_refused_in_one_line(arms, spoilt, name, text, message):
+    run = spoilt("config.json", lambda record: record)[0]
+    (run.workdir / name).write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        load_evidence(run.workdir)
+    assert "\n" not in str(refused.value)
+    record = read_json(run.workdir / "config.json")
+    write_json(run.workdir / "config.json", {name: record[name] for name in record if name != "lineage"})
+    with pytest.raises(UserError, match="an older version made it, without lineage"):
+        load_evidence(run.workdir)
+    (run.workdir / "summary.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        load_evidence(run.workdir)
+
+
+def test_a_merge_is_resolved_as_its_runs_say(folder, arms, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert arms["both"][0].record["lineage"]["parents"] == list(resolve("both").lineage.parents)

@@ -1,0 +1,110 @@
+"""Verdicts follow the rule that is printed, and ask for what would decide."""
+
+import math
+
+import pytest
+
+from jaxformer.config import UserError
+from jaxformer.cost import Cost
+from jaxformer.power import seeds_needed
+from jaxformer.statistics import Difference
+from jaxformer.verdict import Rule, Word, decide
+
+SAME = Cost(1.0, (0.99, 1.01), 1.0, 0.5, 0.4)
+
+
+def verdict(mean, error=0.001, *, df=30.0, cost=SAME, worth=1.2, margin=0.004, seeds=3, **options):
+    return decide(
+        Difference(mean, error**2, df), seeds=seeds, rule=Rule(), margin=margin, cost=cost, worth=worth, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "word", "reason"),
+    [
+        (verdict(-0.01), Word.KEEP, "is better"),
+        (verdict(0.01), Word.REVERT, "is worse"),
+        (verdict(-0.01, 0.01), Word.UNDECIDED, "-0.0100 ["),
+        (verdict(-0.01, df=1.0), Word.UNDECIDED, ""),
+        (verdict(0.0), Word.EQUIVALENT, "the parent stays"),
+        # Surely better or worse, by less than the margin.
+        (verdict(-0.0005, 1e-5), Word.KEEP, "is better"),
+        (verdict(0.0005, 1e-5), Word.REVERT, "is worse"),
+        (verdict(0.0005, 1e-5, cost=Cost(0.9, (0.88, 0.92), 1.0, 0.5, 0.5)), Word.CHEAPER, "0.900 x the time"),
+        (verdict(-0.0005, 1e-5, cost=Cost(0.9, (0.88, 0.92), 1.0, 0.5, 0.5)), Word.KEEP, "is better"),
+        (verdict(0.0, cost=Cost(0.9, (0.88, 0.92), 1.0, 0.5, 0.5), worse_tasks=["boolq"]), Word.UNDECIDED, "at boolq"),
+        (verdict(0.0, cost=Cost(0.9, (0.88, 0.92), 1.0, 0.5, 0.5)), Word.CHEAPER, "0.900 x the time"),
+        (verdict(0.0, cost=Cost(0.9, (0.7, 1.1), 1.0, 0.5, 0.5)), Word.EQUIVALENT, ""),
+        (verdict(0.0, cost=Cost(1.0, (0.9, 1.1), 0.8, 0.5, 0.5)), Word.CHEAPER, "0.800 x the parameters"),
+        (verdict(0.0, cost=Cost(1.2, (1.1, 1.3), 0.8, 0.5, 0.5)), Word.EQUIVALENT, ""),
+        (verdict(-0.01, worse_tasks=["arc_easy"]), Word.UNDECIDED, "worse at arc_easy"),
+        (verdict(0.01, worse_tasks=["arc_easy"]), Word.REVERT, ""),
+        (verdict(-0.01, cost=Cost(1.4, (1.3, 1.5), 1.0, 0.5, 0.5)), Word.UNDECIDED, "1.20 x the tokens, but 1.40 x"),
+        (verdict(-0.01, cost=Cost(1.4, (1.1, 1.7), 1.0, 0.5, 0.5)), Word.KEEP, ""),
+        (verdict(-0.01, worth=math.nan), Word.KEEP, ""),
+        (verdict(-0.01, worth=math.nan, cost=Cost(5.0, (4.9, 5.1), 1.0, 0.5, 0.5)), Word.UNDECIDED, "is not known"),
+        (verdict(-0.01, worth=math.nan, cost=Cost(math.nan, (0.0, math.inf), 1.0, 0.5, 0.5)), Word.KEEP, ""),
+        (verdict(-1.0, seeds=2), Word.UNDECIDED, "the first look is after 3 seeds"),
+        (verdict(1.0, seeds=1), Word.UNDECIDED, "the first look is after 3 seeds"),
+    ],
+)
+def test_the_rule_decides(found, word, reason):
+    assert found.word is word and reason in found.reason
+    assert word is Word.UNDECIDED or not found.more_seeds
+    # Further seeds are asked for only where they would help.
+    assert not found.more_seeds or found.reason.endswith("]") or "first look" in found.reason
+
+
+def test_a_mirrored_difference_is_judged_by_the_mirrored_word():
+    words = {Word.KEEP: Word.REVERT, Word.REVERT: Word.KEEP}
+    for mean in (-0.02, -0.005, -0.003, -0.001):
+        for error in (1e-4, 1e-3, 3e-3, 1e-2):
+            ours, theirs = verdict(mean, error).word, verdict(-mean, error).word
+            assert theirs is words.get(ours, ours), (mean, error)
+
+
+def test_what_is_undecided_tells_how_many_more_seeds_would_decide_and_their_cost():
+    asked = verdict(-0.01, 0.003, df=2.0, parent_seeds=5)
+    needed = seeds_needed(0.01, 0.003 * math.sqrt(3), alpha=Rule().alpha, wanted_power=0.8)
+    assert asked.word is Word.UNDECIDED and 5 < needed <= 8 and asked.more_seeds == 8 - 3
+    assert asked.more_hours == pytest.approx(5 * 0.5 + 3 * 0.4), "the parent has five of the eight"
+    assert verdict(-0.02, 0.003, df=1.0).more_seeds == 2
+
+
+def test_effects_that_no_number_of_seeds_would_show_are_said_to_be_so():
+    wide = Difference(-0.001, 0.0, math.inf, 0.01**2, 10.0)
+    found = decide(wide, seeds=3, rule=Rule(), margin=0.002, cost=SAME, worth=1.0)
+    assert found.word is Word.UNDECIDED and found.more_seeds is None and "not even 100 seeds" in found.reason
+
+
+def test_seeds_beyond_the_last_look_are_not_asked_for():
+    found = verdict(-0.002, 0.003, df=20.0, margin=0.0001)
+    assert found.word is Word.UNDECIDED and found.more_seeds is None and "beyond the last look" in found.reason
+
+
+def test_after_the_last_look_the_parent_stays():
+    found = verdict(-0.01, 0.006, df=7.0, seeds=8)
+    assert found.word is Word.UNDECIDED and found.more_seeds is None and "the parent stays" in found.reason
+
+
+def test_one_seed_of_which_nothing_is_known_decides_nothing():
+    alone = Difference(-1.0, 0.0, math.inf, 1e-6, 20.0, seeds_counted=False)
+    found = decide(alone, seeds=1, rule=Rule(), margin=0.01, cost=SAME, worth=1.0)
+    assert found.word is Word.UNDECIDED and found.more_seeds == 2 and "first look" in found.reason
+
+
+def test_the_rule_is_told_with_its_numbers():
+    text = Rule(alpha=0.03, guard_alpha=0.07, q=0.11, cheaper=0.04).describe(0.0123)
+    for number in ("97.0%", "0.07", "0.11", "0.0123", "4%", "3, 5, 8"):
+        assert number in text
+    assert "nan" not in Rule().describe(math.nan)
+    assert "within the noise floor, which one seed does not show; BUT" in Rule().describe(math.nan)
+
+
+@pytest.mark.parametrize("field", ["alpha", "power", "guard_alpha", "cheaper", "q"])
+def test_thresholds_lie_between_0_and_1(field):
+    for value in (0.0, 1.0, math.nan):
+        with pytest.raises(UserError, match=field):
+            Rule(**{field: value})
+    with pytest.raises(UserError, match="margin"):
+        Rule(margin=-0.1)
