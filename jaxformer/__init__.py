@@ -74,4 +74,19 @@ The modules in the order in which data flows; each imports only from those above
     board              what a person sees of a queue
     early_stopping     ending a variant that is clearly worse
     study              several variants of one parent, and what came out
+    notation           how numbers, intervals and texts are written for a reader
+    answers            the questions of a study, each with what is known of its answer
+    facts              what a study found, as the words and numbers that texts share
+    decisions          what a study decided, as a table of text
+    canvas             what pictures are drawn on: style, colours, PNG and SVG
+    forest             the forest plot
+    curves             loss curves, and what pairing pays
+    graph_layout       where the boxes and edges of a graph go
+    graph              the graph of ablations
+    returns            what a study returned for its hours and its complexity
+    pictures           the pictures of a study, each with its heading and caption
+    stylesheet         how the page of a study looks
+    page               a study as one HTML page
+    markdown           a study as a Markdown file
+    report             page, pictures and Markdown in a folder
 """

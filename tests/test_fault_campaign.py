@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SPEC = importlib.util.spec_from_file_location(
     "fault_campaign", Path(__file__).parents[1] / "tools" / "fault_campaign.py"
 )

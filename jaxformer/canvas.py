@@ -1,0 +1,99 @@
+"""What pictures are drawn on: their style and colours, and how they become PNG and SVG.
+
+Drawn by matplotlib, which is imported when it is needed; the colours are told apart by the colour-blind (Okabe and Ito
+2008), and no colour stands without its word. The same picture gives the same bytes.
+"""
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxformer.config import UserError
+from jaxformer.verdict import Word
+
+COLOURS = {
+    Word.KEEP: "#0072B2",
+    Word.REVERT: "#C24E00",
+    Word.UNDECIDED: "#8F6400",
+    Word.CHEAPER: "#00795A",
+    Word.EQUIVALENT: "#5F6368",
+    Word.NOT_COMPARED: "#8A8D91",
+}
+INK, GREY, _PALE = "#1A1A1A", "#6B6E73", "#E3E5E8"
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "text.parse_math": False,  # A name may hold a dollar.
+    "text.color": INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": _PALE,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "jaxformer",
+    "path.simplify": True,
+}
+
+# What keeps a text legible on lines.
+BEHIND = {"fc": "white", "ec": "none", "pad": 0.6}
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """The style of the pictures, whatever the user's own is.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("the report needs matplotlib: pip install 'jaxformer[report]'") from error
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def save_png(figure, path: Path) -> None:
+    """Writes a picture as PNG, 130 dots per inch."""
+    figure.savefig(path, dpi=130, facecolor="white", metadata={"Software": None})
+    figure.set_layout_engine("none")  # Laid out once; the SVG keeps it.
+
+
+def to_svg(figure, name: str) -> str:
+    """Returns a picture as an SVG element for a page.
+
+    Args:
+        name: of the picture, told from others in the page.
+    """
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", metadata=nothing)
+    text = file.getvalue()
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    # A picture's own names, so that two in a page do not share any.
+    text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
+
+
+def make_figure(width: float, height: float, layout: str = "constrained"):
+    """Returns an empty picture of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), layout=layout)

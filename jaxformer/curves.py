@@ -1,0 +1,175 @@
+"""The loss curves of a study's runs, and what pairing them by batches pays."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxformer.answers import Answer, answers
+from jaxformer.canvas import BEHIND, COLOURS, GREY, INK, make_figure
+from jaxformer.evidence import Evidence, paired_seeds
+from jaxformer.notation import plain
+from jaxformer.study import Outcome
+
+_CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195")
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1, 1, 1)))
+
+# Points of a curve that are drawn.
+_POINTS = 250
+
+
+def draw_losses(outcome: Outcome):
+    """Returns the loss curves of all runs, coloured by experiment: training, smoothed, and validation."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import EngFormatter
+
+    groups = [(one.name, outcome.evidence.get(one.name, [])) for one in outcome.experiments]
+    groups = [(name, runs) for name, runs in groups if runs]
+    rows = math.ceil(len(groups) / 4)
+    figure = make_figure(11.5, 4.2 + 0.19 * rows)
+    training, validation = figure.subplots(1, 2)
+    handles, late, late_bits = [], [], []
+    for number, (name, runs) in enumerate(groups):
+        colour, dash = _curve_style(number)
+        smooth, tokens = [_running_mean(run.losses, max(1, len(run.losses) // 40)) for run in runs], []
+        for run, curve in zip(runs, smooth, strict=True):
+            tokens.append(run.summary["tokens"] / max(run.summary["steps"], 1))
+            shown, thin = _shown(len(curve)), {"color": colour, "lw": 0.5, "alpha": 0.4, "zorder": 2}
+            training.plot((shown + 1) * tokens[-1], curve[shown], **thin)
+            validation.plot(run.curve[:, 0] * tokens[-1], run.curve[:, 1], **thin)
+            late += list(curve[len(curve) // 8 :])
+            late_bits += list(run.curve[len(run.curve) // 4 :, 1])
+        thick = {"color": colour, "ls": dash, "lw": 1.4, "zorder": 3 if number else 4}
+        curve = np.mean([one[: min(map(len, smooth))] for one in smooth], axis=0)
+        shown = _shown(len(curve))
+        training.plot((shown + 1) * tokens[0], curve[shown], **thick)
+        if len({tuple(run.curve[:, 0]) for run in runs}) == 1:
+            mean = np.mean([run.curve for run in runs], axis=0)
+            validation.plot(mean[:, 0] * tokens[0], mean[:, 1], marker="o", ms=2.5, **thick)
+        bits = np.mean([run.bits_per_byte for run in runs])
+        handles.append(Line2D([], [], color=colour, ls=dash, lw=1.8, label=f" {plain(name, 30)}  {bits:.4f}"))
+    training.set(title="Training loss, smoothed", xlabel="tokens seen", ylabel="nats per target")
+    validation.set(title="Validation", xlabel="tokens seen", ylabel="bits per byte")
+    for axes, values in ((training, late), (validation, late_bits)):
+        axes.xaxis.set_major_formatter(EngFormatter())
+        finite = np.array([value for value in values if math.isfinite(value)])
+        if len(finite):
+            low, high = finite.min(), np.quantile(finite, 0.995)
+            axes.set_ylim(low - 0.04 * (high - low + 1e-6), high + 0.08 * (high - low + 1e-6))
+    title = "final bits per byte, mean over seeds"
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7.5, title=title, title_fontsize=7.5)
+    return figure
+
+
+def _shown(points: int, most: int = _POINTS) -> np.ndarray:
+    """Returns the indices of the points of a curve that are drawn."""
+    return np.unique(np.linspace(0, max(points - 1, 0), most).astype(int))[:points]
+
+
+def _curve_style(number: int) -> tuple:
+    if number == 0:
+        return INK, "-"
+    return _CURVES[(number - 1) % len(_CURVES)], _DASHES[(number - 1) // len(_CURVES) % len(_DASHES)]
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Returns the mean of the finite values around each."""
+    finite = np.isfinite(values)
+    sums, counts = (
+        np.concatenate([[0.0], np.cumsum(each)]) for each in (np.where(finite, values, 0.0), finite.astype(float))
+    )
+    at = np.arange(len(values))
+    first, last = np.maximum(at - window // 2, 0), np.minimum(at + window // 2 + 1, len(values))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (sums[last] - sums[first]) / (counts[last] - counts[first])
+
+
+class PairedCurve(NamedTuple):
+    """The difference of training loss, variant minus parent, by step.
+
+    differences_SN: of each seed, both on the same batches.
+    crossed_SN: the variant's beside the parent's of another seed: what pairing saves; no rows with one seed.
+    """
+
+    differences_SN: np.ndarray
+    crossed_SN: np.ndarray
+
+    @property
+    def scatter(self) -> tuple[float, float]:
+        """Standard deviations from step to step, over the second half: paired, and not."""
+        parts = (self.differences_SN, self.crossed_SN)
+        return tuple(float(np.nanmean(np.nanstd(_second_half(x), axis=1))) if x.size else math.nan for x in parts)
+
+
+def _second_half(values_SN: np.ndarray) -> np.ndarray:
+    return values_SN[:, values_SN.shape[1] // 2 :]
+
+
+def paired_curve(parents: Sequence[Evidence], variants: Sequence[Evidence]) -> PairedCurve | None:
+    """Returns the paired differences of training loss; None where no seed saw the same batches in both arms."""
+    pairs = []
+    for parent, variant in paired_seeds(parents, variants):
+        steps = min(len(parent.batches), len(variant.batches))
+        ours, theirs = variant.batches[:steps], parent.batches[:steps]
+        if steps and (ours == theirs).all() and (ours >= 0).all():
+            pairs.append((parent.losses, variant.losses))
+    if not pairs:
+        return None
+    steps = min(len(losses) for pair in pairs for losses in pair)
+    parent_SN, variant_SN = (np.stack([pair[arm][:steps] for pair in pairs]) for arm in (0, 1))
+    crossed = variant_SN - np.roll(parent_SN, 1, axis=0)
+    return PairedCurve(variant_SN - parent_SN, crossed if len(pairs) > 1 else crossed[:0])
+
+
+def draw_paired(outcome: Outcome):
+    """Returns a panel for each variant with the difference of training loss on the same batches; None without any."""
+    curves = [(each, paired_curve(outcome.evidence.get(each.parent, []), each.runs)) for each in answers(outcome)]
+    curves = [(each, curve) for each, curve in curves if curve is not None]
+    if not curves:
+        return None
+    columns = min(4, max(2, len(curves)))
+    rows = math.ceil(len(curves) / columns)
+    tall = 0.8 + 2.0 * rows
+    figure = make_figure(11.5, tall, layout="none")  # Of many panels, the other layout takes seconds.
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    figure.subplots_adjust(0.065, 0.5 / tall, 0.995, 1 - 0.3 / tall, 0.08, 0.25)
+    reach = []
+    for axes, (each, curve) in zip(panels, curves, strict=False):
+        reach.append(_draw_curve(axes, each, curve))
+    limit = 1.15 * float(np.quantile(reach, 0.8)) or 1.0
+    panels[0].set_ylim(-limit, limit)
+    for axes in panels[len(curves) :]:
+        axes.axis("off")
+    for axes in panels[max(len(curves) - columns, 0) : len(curves)]:  # Those that stand above no other.
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("step", fontsize=8.5, y=0.1 / tall)
+    figure.supylabel("training loss, variant minus parent (nats per target)", fontsize=8.5, x=0.005)
+    return figure
+
+
+def _draw_curve(axes, each: Answer, curve: PairedCurve) -> float:
+    """Draws a panel; returns how far it reaches."""
+    steps = curve.differences_SN.shape[1]
+    window = max(1, steps // 25)
+    shown = _shown(steps, _POINTS // 2)
+    smooth_SN = np.stack([_running_mean(row, window) for row in curve.differences_SN])[:, shown]
+    crossed = [_running_mean(row, window)[shown] for row in curve.crossed_SN]
+    for row in crossed:
+        axes.plot(shown + 1, row, color="#B4B7BC", lw=0.7)
+    mean = np.mean(smooth_SN, axis=0)
+    colour = COLOURS[each.word]
+    if len(smooth_SN) > 1:
+        error = np.std(smooth_SN, axis=0, ddof=1) / math.sqrt(len(smooth_SN))
+        axes.fill_between(shown + 1, mean - error, mean + error, color=colour, alpha=0.25, lw=0)
+    axes.plot(shown + 1, mean, color=colour, lw=1.5)
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.set_title(plain(each.name, 30), color=colour, fontsize=8.5)
+    paired, unpaired = curve.scatter
+    told = f"scatter {paired:.3f} paired"
+    if math.isfinite(unpaired) and paired > 0:
+        told += f", {unpaired:.3f} not ({unpaired / paired:.0f} x)"
+    axes.text(0.98, 0.04, told, transform=axes.transAxes, ha="right", fontsize=7, color=GREY, bbox=BEHIND)
+    late = [row[len(shown) // 8 :] for row in (mean, *crossed)]
+    finite = np.concatenate([row[np.isfinite(row)] for row in late])
+    return float(np.abs(finite).max()) if len(finite) else 0.0

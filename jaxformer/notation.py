@@ -1,0 +1,62 @@
+"""How numbers, intervals and texts are written for a reader, in pictures as in tables."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxformer.screen import printable
+from jaxformer.statistics import Difference
+
+# In place of a hyphen before a number, and of a number that there is not.
+MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """Returns a number with its sign, or a dash where there is none."""
+    return f"{value:+.{digits}f}".replace("-", MINUS) if math.isfinite(value) else NOTHING
+
+
+def number(value: float, digits: int) -> str:
+    """Returns a number without a sign of its own, or a dash where there is none."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else NOTHING
+
+
+def percent(share: float) -> str:
+    """Returns a share in %."""
+    return number(100 * share, 1)
+
+
+def probability(p: float) -> str:
+    """Returns a probability with as many digits as tell something."""
+    return "< 0.0001" if p < 1e-4 else number(p, 4 if p < 0.1 else 2)
+
+
+def with_error(known: Difference, digits: int = 4) -> str:
+    """Returns a difference ± its standard error."""
+    return f"{signed(known.mean, digits)} ± {number(known.standard_error, digits)}"
+
+
+def interval_of(known: Difference, alpha: float) -> str:
+    """Returns the interval of a difference at a two-sided level."""
+    low, high = known.interval(1 - alpha)
+    return f"[{signed(low)}, {signed(high)}]"
+
+
+def expectation(ends: Sequence[float]) -> str:
+    """Returns an interval that someone wrote down, with the digits that it was given."""
+    return f"[{', '.join(f'{x:+g}'.replace('-', MINUS) if x else '0' for x in ends)}]"
+
+
+def plain(text: str, most: int = 0) -> str:
+    """Returns a text on one line, shortened to so many characters if that is not 0."""
+    line = printable(" ".join(str(text).split()))
+    return line if not most or len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
+def describe_change(change: Mapping[str, Sequence]) -> list[str]:
+    """Returns 'path: before → after' for each field of a change."""
+    return [f"{path}: {_value(before)} → {_value(after)}" for path, (before, after) in change.items()]
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else "''" if value == "" else str(value)

@@ -1,0 +1,83 @@
+"""The pictures of a study, each with its heading and caption."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxformer.canvas import drawing, save_png, to_svg
+from jaxformer.curves import draw_losses, draw_paired
+from jaxformer.forest import draw_forest
+from jaxformer.graph import draw_graph
+from jaxformer.returns import draw_returns
+from jaxformer.study import Outcome
+
+
+class Picture(NamedTuple):
+    """A picture of a study.
+
+    draw: returns it, or None where there is nothing to draw.
+    """
+
+    name: str
+    draw: Callable[[Outcome], Any]
+    heading: str
+    caption: str
+
+
+PICTURES = (
+    Picture(
+        "forest",
+        draw_forest,
+        "Differences and expectations",
+        "Each dot is a difference, with its standard error and its interval; the hatched box is what was expected "
+        "before it was measured, the blue band what counts as equal. Arrows lead to what lies beyond the axis.",
+    ),
+    Picture(
+        "graph",
+        draw_graph,
+        "The graph of ablations",
+        "What was changed from what. Differences are against the experiment on the left of an edge; a merge is "
+        "compared with the first of its parents.",
+    ),
+    Picture(
+        "returns",
+        draw_returns,
+        "What the study returned",
+        "Left, in the order of the study: the line is the measured improvement of the best experiment kept so far "
+        "on the study's parent; the dashed one adds up all kept changes, merges left out. Each mark is a variant, "
+        "at the hours after its runs. Right: the improvement of every variant against the fields that it changes.",
+    ),
+    Picture(
+        "losses",
+        draw_losses,
+        "Loss curves",
+        "A thin line for each run, coloured by experiment, and a thick one for the mean over its seeds. The "
+        "vertical axes begin after the first eighth of the training, and the first quarter of the evaluations.",
+    ),
+    Picture(
+        "paired",
+        draw_paired,
+        "What pairing pays",
+        "Training loss of a variant minus its parent's on the same batches, smoothed, mean over seeds with a band "
+        "of one standard error. Grey: the same beside the parent's run of another seed, which saw other batches. "
+        "The scatter is the standard deviation from step to step in the second half, not smoothed. Variants that "
+        "move the data have no batches in common with their parent, and no panel.",
+    ),
+)
+
+
+def draw_pictures(outcome: Outcome, folder: Path) -> dict[str, str]:
+    """Writes a PNG of each picture to a folder; returns the SVG elements by name.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    elements = {}
+    with drawing():
+        for one in PICTURES:
+            path = folder / f"{one.name}.png"
+            path.unlink(missing_ok=True)
+            if (figure := one.draw(outcome)) is not None:
+                save_png(figure, path)
+                elements[one.name] = to_svg(figure, one.name)
+    return elements

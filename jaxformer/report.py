@@ -1,0 +1,32 @@
+"""The report of a study: a page to read, pictures to show, and a Markdown file to keep.
+
+The same outcome gives the same bytes: the only dates are those of the runs.
+"""
+
+from pathlib import Path
+
+from jaxformer.config import UserError
+from jaxformer.files import write_whole
+from jaxformer.markdown import make_markdown
+from jaxformer.page import make_page
+from jaxformer.pictures import draw_pictures
+from jaxformer.study import Outcome
+
+PAGE = "index.html"
+MARKDOWN = "report.md"
+
+
+def write_report(outcome: Outcome, folder: Path) -> Path:
+    """Writes `index.html`, `report.md` and a PNG of each picture to a folder; returns the page.
+
+    Raises:
+        UserError: matplotlib is not installed, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = draw_pictures(outcome, folder)
+        write_whole(folder / MARKDOWN, make_markdown(outcome, pictures).encode())
+        write_whole(folder / PAGE, make_page(outcome, pictures).encode())
+    except OSError as error:
+        raise UserError(f"report {folder}: {error.strerror}; choose another --output") from error
+    return folder / PAGE

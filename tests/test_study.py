@@ -1,0 +1,194 @@
+"""A study: what is to be run, in which order; what came out, kept beside the runs and used again."""
+
+import json
+
+import fake_runs
+import numpy as np
+import pytest
+
+from jaxformer.config import UserError
+from jaxformer.decisions import decision_table
+from jaxformer.launch import Job
+from jaxformer.study import Study, estimate_seconds, judge_study, load_study, make_jobs, resolve_study
+from jaxformer.verdict import Rule, Word
+
+pytestmark = pytest.mark.slow
+
+CHANGES = {
+    "deep": {"model.depth": 6},
+    "gated": {"model.activation": "swiglu"},
+    "capped": {"model.logit_soft_cap": 30.0},
+    "normed": {"model.qk_norm": True},
+    "blocked": {"model.z_loss": 1e-4},
+}
+EFFECTS = {"gated": -0.03, "deep": 0.02, "both": -0.01}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    experiments = folder / "experiments"
+    fake_runs.write_root(experiments)
+    fake_runs.write_root(experiments, "other", model__width=64)
+    for name, change in CHANGES.items():
+        fake_runs.write_variant(experiments, name, change)
+    fake_runs.write_variant(experiments, "gated_deep", {"model.depth": 6}, parent="gated")
+    fake_runs.write_merge(experiments, "both", ("deep", "gated"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        seeds = dict.fromkeys(["root", *CHANGES, "both"], 3) | {"root": 4}
+        fake_runs.write_study(folder / "runs", list(seeds), effects=EFFECTS, seeds=seeds, items=20)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+ALL = Study(parent="root", variants=(*CHANGES, "both"), parent_seeds=4)
+
+
+def test_jobs_are_ordinary_commands_seed_by_seed_and_parents_first(tmp_path):
+    study = Study(parent="root", variants=("gated", "gated_deep"), seeds=2, parent_seeds=3)
+    seconds = {"root": 60.0, "gated": 70.0, "gated_deep": 80.0}
+    jobs = make_jobs(study, tmp_path, seconds)
+    order = [(job.name, job.seed) for job in jobs]
+    assert order == [(name, seed) for seed in (0, 1) for name in seconds] + [("root", 2)]
+    workdir = tmp_path / "gated" / "seed_1"
+    arguments = ("--experiment=gated", "--seed=1", f"--workdir={workdir}")
+    assert jobs[4] == Job("gated", 1, arguments, workdir, 40, 70.0)
+
+
+def test_variants_are_asked_of_the_studys_parent():
+    names = [
+        one.name for one in resolve_study(Study(parent="other", variants=("gated", "both", "deep@gated@other", "deep")))
+    ]
+    assert names == ["other", "gated@other", "both@other", "deep@gated@other", "deep@other"]
+    with pytest.raises(UserError, match="gated_deep is compared with gated: add it to the study"):
+        resolve_study(Study(parent="root", variants=("gated_deep",)))
+
+
+def test_expected_seconds_are_those_of_finished_runs_and_else_by_flops(tmp_path):
+    resolved = resolve_study(Study(parent="root", variants=("gated", "deep")))
+    fake_runs.write_run(tmp_path, resolved[0], 0, speed=2.0)
+    fake_runs.write_run(tmp_path, resolved[1], 0, speed=0.5)
+    seconds = estimate_seconds(resolved, tmp_path)
+    tokens = 40 * 4 * 256
+    assert seconds["root"] == pytest.approx(tokens / 2000) and seconds["gated"] == pytest.approx(tokens / 500)
+    assert 1.2 < seconds["deep"] / seconds["root"] < 1.5
+    with pytest.raises(UserError, match="give the seconds"):
+        estimate_seconds(resolved, tmp_path / "none")
+    assert estimate_seconds(resolved, tmp_path / "none", 10.0)["root"] == 10.0
+
+
+def test_a_study_is_judged_as_it_was_planted(folder):
+    outcome = judge_study(ALL, folder / "runs")
+    words = {one.variant: one.verdict.word for one in outcome.comparisons}
+    assert words["gated"] is Word.KEEP and words["deep"] is Word.REVERT and words["both"] is Word.KEEP
+    assert not {words["capped"], words["normed"], words["blocked"]} & {Word.KEEP, Word.REVERT, Word.NOT_COMPARED}
+    whole = outcome.interactions["both"]
+    assert whole.mean == pytest.approx(0.0, abs=4 * whole.standard_error), "its effect is the sum of both"
+    both = next(one for one in outcome.comparisons if one.variant == "both")
+    assert both.parent == "deep" and both.difference.mean == pytest.approx(-0.03, abs=0.01)
+    q_values = [one.q_value for one in outcome.comparisons]
+    p_values = [one.difference.p_value for one in outcome.comparisons]
+    assert all(q >= p for q, p in zip(q_values, p_values, strict=True)) and np.argmin(q_values) == np.argmin(p_values)
+
+
+def test_what_came_out_is_kept_beside_the_runs(folder):
+    outcome = judge_study(ALL, folder / "runs")
+    for one in outcome.comparisons:
+        stored = json.loads((folder / "runs" / one.variant / "comparison.json").read_text())
+        assert stored["verdict"]["word"] == one.verdict.word.value
+        assert stored["difference"]["mean"] == one.difference.mean and stored["q_value"] == one.q_value
+    noise = json.loads((folder / "runs" / "root" / "noise.json").read_text())
+    assert noise["seeds"] == [0, 1, 2, 3] and set(noise["variances"]) == set(CHANGES)
+    bits = [run.bits_per_byte for run in outcome.evidence["root"]]
+    assert noise["bits_per_byte"] == bits and noise["standard_deviation"] == pytest.approx(np.std(bits, ddof=1))
+
+
+def test_the_noise_floor_of_an_earlier_study_is_used_again_unless_the_parent_is_another(folder):
+    runs = folder / "runs"
+    (runs / "root" / "noise.json").unlink(missing_ok=True)
+    one = Study(parent="root", variants=("gated",))
+    (alone,) = judge_study(one, runs).comparisons
+    judge_study(ALL, runs)
+    (informed,) = judge_study(one, runs).comparisons
+    assert informed.difference.seed_degrees_of_freedom > alone.difference.seed_degrees_of_freedom == 2
+    path = runs / "root" / "noise.json"
+    stored = json.loads(path.read_text())
+    stored["made_with"]["code"] = "other"
+    path.write_text(json.dumps(stored))
+    (again,) = judge_study(one, runs).comparisons
+    assert again.difference == alone.difference
+
+
+def test_what_may_be_chance_among_so_many_questions_is_not_kept(folder):
+    strict = Study(parent="root", variants=tuple(CHANGES), parent_seeds=4, rule=Rule(q=1e-12))
+    judged = {one.variant: one.verdict for one in judge_study(strict, folder / "runs").comparisons}
+    assert judged["gated"].word is Word.UNDECIDED and "may be chance" in judged["gated"].reason
+    assert judged["deep"].word is Word.REVERT
+
+
+def test_failures_on_disk_are_told_and_revert(folder, tmp_path):
+    root, gated, capped = resolve_study(Study(parent="root", variants=("gated", "capped")))
+    for seed in range(3):
+        fake_runs.write_run(tmp_path, root, seed)
+    fake_runs.write_diverged(tmp_path, gated, 0)
+    fake_runs.write_stopped_early(tmp_path, capped, 1, step=17, reason="hopeless")
+    outcome = judge_study(Study(parent="root", variants=("gated", "capped", "normed")), tmp_path)
+    diverged, stopped = outcome.comparisons
+    assert (diverged.variant, diverged.verdict.word) == (
+        "gated",
+        Word.REVERT,
+    ) and "seed 0 diverged" in diverged.verdict.reason
+    assert stopped.verdict.word is Word.REVERT and "seed 1 stopped early at step 17: hopeless" in stopped.verdict.reason
+    assert {name: hours for name, hours in outcome.lost_hours.items() if hours} == {"capped": 0.01}
+    (line,) = (line for line in decision_table(outcome).splitlines() if line.startswith("normed"))
+    assert "NOT COMPARED" in line and "no run of it has ended" in line
+
+
+def test_the_table_tells_the_rule_the_noise_and_every_decision(folder):
+    outcome = judge_study(ALL, folder / "runs")
+    text = decision_table(outcome)
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    for one in outcome.comparisons:
+        low, high = one.difference.interval(1 - ALL.rule.alpha)
+        told = f"{one.difference.mean:+.4f} ± {one.difference.standard_error:.4f}  [{low:+.4f}, {high:+.4f}]"
+        assert told in lines[one.variant] and one.verdict.word.value in lines[one.variant]
+        assert f"{one.worth:.2f} x" in lines[one.variant] and f"{one.cost.time_per_token:.2f} x" in lines[one.variant]
+        if one.verdict.more_seeds:
+            assert f"{one.verdict.more_seeds} more seed" in lines[one.variant]
+    assert f"±{outcome.comparisons[0].margin:.4f}" in text and "Noise floor of root" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("STUDY = 3", "must assign a Study"),
+        ("STUDY = Study(parent='root', variants=())", "needs a variant"),
+        ("STUDY = Study(parent='root', variants=('a', 'a'))", "twice"),
+        ("STUDY = Study(parent='root', variants=('a',), seeds=4)", "parent_seeds .3. must be at least seeds .4."),
+        ("STUDY = Study(parent='root', variants=('a',), seeds=0)", "seeds"),
+        ("STUDY = Study(parent='root')", "variants"),
+        ("STUDY =", "invalid syntax"),
+        ("STUDY = Study(parent='root', variants=1)", "must be names"),
+        ("STUDY = Study(parent='root', variants=(1,))", "must be names"),
+        ("STUDY = Study(parent='experiments/root.py', variants=('a',))", "is a path"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+    ],
+)
+def test_files_that_are_no_study_are_refused(tmp_path, text, message):
+    path = tmp_path / "study.py"
+    path.write_text(f"from jaxformer.study import Study\n{text}\n")
+    with pytest.raises(UserError, match=message) as refused:
+        load_study(path)
+    assert "\n" not in str(refused.value) and "study.py" in str(refused.value)
+    with pytest.raises(UserError, match="no such file"):
+        load_study(tmp_path / "none.py")
+
+
+def test_a_study_without_a_finished_parent_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no finished run of the parent"):
+        judge_study(Study(parent="root", variants=("gated",)), tmp_path)
