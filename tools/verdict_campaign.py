@@ -1,0 +1,262 @@
+"""Puts verdicts to the proof: `python tools/verdict_campaign.py [--seeds=20] [--pairs=20] [--simulated=2000]`.
+
+Small models are trained on pieces of the standard library, hundreds of runs of about a second, and their comparisons
+go through the whole rule:
+
+1. Equals: arms that differ by their seeds alone, really trained, redrawn and simulated, at each look and stopped at the
+   first decision; and arms whose mean is moved to the parent's, with the prior that other arms give, among them such as
+   scatter far more than those. A true rule keeps at most 5 % of them, and reverts at most 5 %.
+2. Planted effects: the parent at learning rates that make it worse or better by about 1, 2 and 4 noise floors. How
+   often the interval finds them is held against `power`.
+3. Pairing: how many runs the same seeds and documents save.
+
+An effect is the mean over all seeds of an arm; a draw takes K of them without replacement, and documents with. Drawn
+means therefore spread by sqrt(1 - K / seeds) of what the rule counts on, and errors of rates that are redrawn from the
+same runs are larger than binomial ones. Exit status 1 if equals are kept or reverted in more than 5 % for certain,
+but for those of one arm that are redrawn: its few seeds are told for what they are.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from noise_model import RULE, judge_equals, measure, redraw
+from scipy import stats
+from tiny_arms import PILOT_SEEDS, PLANTED, STEPS, Arm, make_parent, train_arms, write_corpus
+from tqdm import tqdm
+from versions import versions
+
+from jaxformer.data import Data
+from jaxformer.looks import LOOKS
+from jaxformer.power import power, seeds_needed
+from jaxformer.scores import estimate_ratio
+from jaxformer.study import to_json
+from jaxformer.verdict import Word
+
+RESULTS = Path(__file__).parent / "results" / "verdicts_cpu.json"
+# Share of equals that may be kept, and that may be reverted.
+MOST = 0.05
+# Of each arm, that are tried to find an effect.
+MOST_SEEDS = 200
+
+
+class Found(NamedTuple):
+    """How often an effect is found, of all draws, beside what the power analysis predicts.
+
+    moderated: with the prior that the other arms give.
+    predicted, seen: that the interval excludes 0 on the right side; predicted as if the prior's variance were the arm's
+        own, so that less is seen where the other arms scatter more.
+    wrong: that it does on the other.
+    """
+
+    arm: str
+    effect_in_floors: float
+    seeds: int
+    moderated: bool
+    predicted: float
+    seen: float
+    wrong: float
+
+
+def find_effect(arms: dict[str, Arm], name: str, draws: int, random: np.random.Generator) -> list[Found]:
+    """Returns how often an arm's effect is found at each look, and at the first with the prior."""
+    truth, found = measure(arms["parent"], arms[name]), []
+    for seeds, moderated in [*((look, False) for look in LOOKS), (LOOKS[0], True)]:
+        drawn = [redraw(arms, name, seeds, random, moderated=moderated) for _ in range(draws)]
+        ends = np.array([one.difference(seeds).interval(1 - RULE.alpha) for one in drawn]) + truth.effect
+        above, below = float((ends[:, 0] > 0).mean()), float((ends[:, 1] < 0).mean())
+        priors = [one.prior(seeds) for one in drawn] if moderated else [None]
+        predicted = np.mean(
+            [
+                power(
+                    truth.effect,
+                    truth.standard_deviation,
+                    seeds,
+                    alpha=RULE.alpha,
+                    # All degrees of freedom together are at most those of the variances that made the prior.
+                    prior_df=min(one.degrees_of_freedom, one.pooled_degrees_of_freedom - (seeds - 1)) if one else 0.0,
+                    item_variance=truth.item_variance,
+                )
+                for one in priors
+            ]
+        )
+        seen, wrong = (above, below) if truth.effect > 0 else (below, above)
+        found.append(Found(name, truth.effect / arms["parent"].noise, seeds, moderated, float(predicted), seen, wrong))
+    return found
+
+
+class Pairing(NamedTuple):
+    """What the same seeds save.
+
+    effect_in_floors: the arm's own.
+    correlation: of the arm's and the parent's bits per byte over seeds.
+    noise_ratio: standard deviation of paired differences, divided by that of differences of unpaired runs.
+    paired, unpaired, other_documents: runs of both arms together that find an effect of one floor with 80 % power,
+        where the seeds and documents are the same, the documents only, and neither; None where 400 do not.
+    """
+
+    arm: str
+    effect_in_floors: float
+    correlation: float
+    noise_ratio: float
+    paired: int | None
+    unpaired: int | None
+    other_documents: int | None
+
+
+def measure_pairing(name: str, parent: Arm, arm: Arm) -> Pairing:
+    """Returns what pairing saves at an effect of one noise floor."""
+    truth, floor = measure(parent, arm), parent.noise
+    unpaired = math.hypot(truth.noise, floor)
+    of_documents = [estimate_ratio([(one.bits_SI.mean(0), one.bytes_I)]).standard_error ** 2 for one in (parent, arm)]
+
+    def runs(deviation: float, item_variance: float, *, paired: bool) -> int | None:
+        seeds = seeds_needed(
+            floor,
+            deviation,
+            alpha=RULE.alpha,
+            wanted_power=RULE.power,
+            item_variance=item_variance,
+            paired=paired,
+            most=MOST_SEEDS,
+        )
+        return None if seeds is None else 2 * seeds
+
+    return Pairing(
+        name,
+        truth.effect / floor,
+        truth.correlation,
+        truth.standard_deviation / unpaired,
+        runs(truth.standard_deviation, truth.item_variance, paired=True),
+        # Of one run, where the two arms are taken to scatter alike.
+        runs(unpaired / math.sqrt(2), truth.item_variance, paired=False),
+        runs(unpaired / math.sqrt(2), sum(of_documents), paired=False),
+    )
+
+
+def rate(counts: Counter, word: Word) -> dict[str, float]:
+    """Returns the share of a word with its 95 % bounds."""
+    low, high = stats.binomtest(counts[word], counts.total()).proportion_ci()
+    return {"rate": counts[word] / counts.total(), "low": float(low), "high": float(high)}
+
+
+def print_table(title: str, names: Sequence[str], rows: Iterable[Sequence]) -> None:
+    print(f"\n{title}\n\n| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}")
+    for row in rows:
+        print("| " + " | ".join("-" if value is None else str(value) for value in row) + " |")
+
+
+def report(arms: dict[str, Arm], data: Data, *, pairs: int, simulated: int, draws: int) -> tuple[dict, list[str]]:
+    """Prints the tables; returns all numbers, and a line on each rate of wrong decisions that is too high."""
+    random, parent = np.random.default_rng(0), arms["parent"]
+    names = [name for name in arms if name != "parent"]
+    print(f"noise floor {parent.noise:.4f} bits per byte of {parent.bits_per_byte.mean():.4f}")
+
+    equals, rows, problems = {}, [], []
+    for name, counts in judge_equals(arms, data, pairs, simulated, random).items():
+        rates = {word.value: rate(counts, word) for word in (Word.KEEP, Word.REVERT)}
+        words = {word.value: count for word, count in counts.items()}
+        equals[name] = {"comparisons": counts.total(), "words": words, **rates}
+        cells = [f"{one['rate']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in rates.values()]
+        rows.append((name, counts.total(), *cells, f"{counts[Word.EQUIVALENT] / counts.total():.1%}"))
+        # A few real seeds of the widest arm are no normal distribution: with one that ends badly, an arm that is equal
+        # in the mean is better in most draws without it. That is told; what the rule promises is held to.
+        is_of_one_arm = name.startswith("prior, redrawn, ") and name.count(", ") == 3
+        if not is_of_one_arm:
+            problems += [
+                f"{name}: {word} of equals in {one['rate']:.1%}" for word, one in rates.items() if one["low"] > MOST
+            ]
+    print_table("Equals", ("arms", "comparisons", "KEEP", "REVERT", "EQUIVALENT"), rows)
+
+    planted = [f"planted {number:+d}" for number in PLANTED]
+    effects = {name: find_effect(arms, name, draws, random) for name in tqdm(planted, desc="effects", disable=None)}
+    rows = [
+        (
+            name,
+            f"{found[0].effect_in_floors:+.2f}",
+            *(f"{one.predicted:.0%} / {one.seen:.0%}" for one in found),
+            f"{max(one.wrong for one in found):.1%}",
+        )
+        for name, found in effects.items()
+    ]
+    looks = [f"{look} seeds" for look in LOOKS]
+    columns = ("arm", "floors", *looks, f"{LOOKS[0]} seeds, prior", "wrong side")
+    print_table("Effects: found as predicted / as seen", columns, rows)
+
+    pairing = [measure_pairing(name, parent, arms[name]) for name in names]
+    columns = (
+        "arm",
+        "floors",
+        "correlation",
+        "noise of pairs / of others",
+        "runs, paired",
+        "unpaired",
+        "and documents",
+    )
+    rows = [(one.arm, *(f"{value:.3f}" for value in one[1:4]), *one[4:]) for one in pairing]
+    print_table("Pairing: runs for 80 % power at one floor", columns, rows)
+    numbers = {
+        "noise_floor": parent.noise,
+        "bits_per_byte": float(parent.bits_per_byte.mean()),
+        "learning_rates": {name: arm.experiment.optimizer.learning_rate for name, arm in arms.items()},
+        "arms": {name: measure(parent, arms[name])._asdict() for name in names},
+        "equals": equals,
+        "effects": [one._asdict() for found in effects.values() for one in found],
+        "pairing": [one._asdict() for one in pairing],
+    }
+    return numbers, problems
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20, help="of each arm; at least 8")
+    parser.add_argument("--pairs", type=int, default=20, help="of equal arms of 3 trained runs each")
+    parser.add_argument("--simulated", type=int, default=2000, help="comparisons of equals of each kind")
+    parser.add_argument("--draws", type=int, default=500, help="of seeds and documents for each rate of effects found")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a run")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    if options.seeds < LOOKS[-1]:
+        parser.error(f"--seeds ({options.seeds}) must be at least {LOOKS[-1]}")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="verdict_campaign_") as folder:
+        os.environ["JAXFORMER_CACHE"] = folder
+        corpus = Path(folder) / "pieces.jsonl"
+        write_corpus(corpus)
+        runs = max(2 * LOOKS[0] * options.pairs, options.seeds, 2 * LOOKS[-1])
+        parent = make_parent(corpus, options.steps)
+        data, arms = train_arms(parent, seeds=options.seeds, runs=runs, jobs=options.jobs)
+        trained = time.perf_counter() - started
+        numbers, problems = report(arms, data, pairs=options.pairs, simulated=options.simulated, draws=options.draws)
+    record = {
+        "device": jax.default_backend(),
+        "versions": versions("jax", "flax", "optax", "numpy", "scipy"),
+        "settings": {name: value for name, value in vars(options).items() if name != "output"},
+        "runs": sum(len(arm.bits_SI) for arm in arms.values()) + 2 * PILOT_SEEDS,
+        "training_seconds": trained,
+        "seconds": time.perf_counter() - started,
+        **numbers,
+    }
+    options.output.parent.mkdir(exist_ok=True)
+    options.output.write_text(json.dumps(to_json(record), indent=2) + "\n")
+    print(f"\n{record['runs']} runs, {record['seconds']:.0f} s, {trained:.0f} of them training")
+    for line in problems:
+        print(line, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
