@@ -14,11 +14,12 @@ import numpy as np
 from jaxformer.comparable import check_comparable
 from jaxformer.config import require
 from jaxformer.cost import Cost, compare_costs, mean_worth
-from jaxformer.evidence import Evidence, Items, find_runs, load_evidence, paired_seeds, stack
+from jaxformer.evidence import Evidence, find_runs, load_evidence, paired_seeds, stack
 from jaxformer.looks import LOOKS
 from jaxformer.noise_floor import NoiseFloor, noise_floor
 from jaxformer.significance import holm, mcnemar
 from jaxformer.statistics import Difference, crossed_difference
+from jaxformer.variance_prior import VariancePrior
 from jaxformer.verdict import Rule, Verdict, Word, decide
 
 
@@ -126,61 +127,54 @@ def compare_runs(
     looked_at = max((look for look in LOOKS if look <= len(pairs)), default=len(pairs))
     if looked_at < len(pairs):
         notes = (*notes, f"{len(pairs) - looked_at} more seeds than the last look counts wait for the next")
-    pairs = pairs[:looked_at]
     if not pairs:
         flags = (*flags, f"seeds: {parent} and {name} share none; train both with the same --seed")
     if flags:
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(flags))
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
-
-    ours, theirs = [variant for _, variant in pairs], [one for one, _ in pairs]
-    corpora = [each for each in theirs[0].validation if each in ours[0].validation]
-    prior = floor.prior(name, len(pairs))
-    bits_SI, bytes_I, strata_I = stack(ours, corpora)
-    parent_SI, _, _ = stack(theirs, corpora)
-    difference = crossed_difference(bits_SI - parent_SI, bytes_I, strata_I=strata_I, prior=prior)
-    by_corpus = {
-        each: crossed_difference((bits_SI - parent_SI)[:, strata_I == i], bytes_I[strata_I == i])
-        for i, each in enumerate(corpora)
-    }
-    tasks = compare_tasks(ours, theirs)
-    cost = compare_costs(ours, theirs, rule.alpha)
-    per_seed, parent_per_seed = bits_SI.sum(1) / bytes_I.sum(), parent_SI.sum(1) / bytes_I.sum()
-    worth = mean_worth(ours, theirs)
+    found = _compare_pairs(pairs[:looked_at], floor.prior(name, looked_at), rule)
     if failures:
         told = "; ".join(f"seed {seed} {why}" for seed, why in sorted(failures.items()))
-        verdict = Verdict(Word.REVERT, f"{difference.mean:+.4f}, but {told}")
+        verdict = Verdict(Word.REVERT, f"{found['difference'].mean:+.4f}, but {told}")
     else:
+        is_worse = {n: t.p_value <= rule.guard_alpha and t.accuracy.mean < 0 for n, t in found["tasks"].items()}
         verdict = decide(
-            difference,
-            seeds=len(pairs),
+            found["difference"],
+            seeds=looked_at,
             rule=rule,
             margin=margin,
-            cost=cost,
-            worth=worth,
-            worse_tasks=[n for n, t in tasks.items() if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0],
+            cost=found["cost"],
+            worth=found["worth"],
+            worse_tasks=[task for task, worse in is_worse.items() if worse],
             parent_seeds=len(parents),
         )
-    return Comparison(
-        parent=parent,
-        variant=name,
-        verdict=verdict,
-        margin=margin,
-        lineage=lineage,
-        question=question,
-        notes=notes,
-        seeds=tuple(run.seed for run in ours),
-        parent_bits=float(parent_per_seed.mean()),
-        variant_bits=float(per_seed.mean()),
-        difference=difference,
-        corpora=by_corpus,
-        tasks=tasks,
-        seed_variance=float(np.var(per_seed - parent_per_seed, ddof=1)) if len(pairs) > 1 else math.nan,
-        noise=floor.standard_deviation,
-        correlation=float(np.corrcoef(per_seed, parent_per_seed)[0, 1]) if len(pairs) > 2 else math.nan,
-        cost=cost,
-        worth=worth,
-    )
+    known = {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
+    return Comparison(parent, name, verdict, margin, **known, **found)
+
+
+def _compare_pairs(pairs: Sequence[tuple[Evidence, Evidence]], prior: VariancePrior | None, rule: Rule) -> dict:
+    """Returns what pairs of runs (parent, variant) say, as fields of a `Comparison`."""
+    ours, theirs = [variant for _, variant in pairs], [parent for parent, _ in pairs]
+    corpora = [name for name in theirs[0].validation if name in ours[0].validation]
+    bits_SI, bytes_I, strata_I = stack(ours, corpora)
+    parent_SI, _, _ = stack(theirs, corpora)
+    differences_SI = bits_SI - parent_SI
+    bits_S, parent_S = bits_SI.sum(1) / bytes_I.sum(), parent_SI.sum(1) / bytes_I.sum()
+    return {
+        "seeds": tuple(run.seed for run in ours),
+        "parent_bits": float(parent_S.mean()),
+        "variant_bits": float(bits_S.mean()),
+        "difference": crossed_difference(differences_SI, bytes_I, strata_I=strata_I, prior=prior),
+        "corpora": {
+            name: crossed_difference(differences_SI[:, strata_I == i], bytes_I[strata_I == i])
+            for i, name in enumerate(corpora)
+        },
+        "tasks": compare_tasks(ours, theirs),
+        "seed_variance": float(np.var(bits_S - parent_S, ddof=1)) if len(pairs) > 1 else math.nan,
+        "correlation": float(np.corrcoef(bits_S, parent_S)[0, 1]) if len(pairs) > 2 else math.nan,
+        "cost": compare_costs(ours, theirs, rule.alpha),
+        "worth": mean_worth(ours, theirs),
+    }
 
 
 def compare_tasks(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> dict[str, TaskDifference]:
@@ -192,9 +186,8 @@ def compare_tasks(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> dict[
         variant, parent = ([run.tasks[name] for run in runs] for runs in (ours, theirs))
 
         def paired(score: str, variant=variant, parent=parent, groups=first.groups) -> Difference:
-            values_SI = np.stack(
-                [_score(one, score) - _score(other, score) for one, other in zip(variant, parent, strict=True)]
-            )
+            pairs = zip(variant, parent, strict=True)
+            values_SI = np.stack([getattr(one, score) - getattr(other, score) for one, other in pairs])
             return crossed_difference(values_SI, groups_I=groups)
 
         accuracy = paired("accuracy")
@@ -215,10 +208,6 @@ def compare_tasks(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> dict[
         )
     adjusted = holm(np.array([task.p_value for task in found.values()])) if found else []
     return {name: task._replace(p_value=float(p)) for (name, task), p in zip(found.items(), adjusted, strict=True)}
-
-
-def _score(items: Items, name: str) -> np.ndarray:
-    return getattr(items, name)
 
 
 def interaction(

@@ -36,20 +36,20 @@ def power(
     seed_variance = (1 if paired else 2) * standard_deviation**2 / seeds
     if seed_variance + item_variance == 0:
         return float(effect != 0)
-    # The estimated variance as a multiple of the true one, at the midpoints of 2,000 equally likely slices.
-    multiples = np.ones(1)
-    if own_df and not math.isinf(prior_df):
-        chi_squares = 2 * special.gammaincinv(own_df / 2, (np.arange(2000) + 0.5) / 2000)
-        multiples = (chi_squares + prior_df) / (own_df + prior_df)
-    seed_quantile, item_quantile = t_quantile(own_df + prior_df, alpha), t_quantile(math.inf, alpha)
-    half_widths = np.sqrt(seed_quantile**2 * multiples * seed_variance + item_quantile**2 * item_variance)
+    # The own variance as a multiple of the true one, at the midpoints of 2,000 equally likely slices.
+    own = np.ones(1)
+    if own_df:
+        own = 2 * special.gammaincinv(own_df / 2, (np.arange(2000) + 0.5) / 2000) / own_df
+
+    def half_widths(multiples: np.ndarray, df: float, level: float) -> np.ndarray:
+        seeds_part = t_quantile(df, level) ** 2 * multiples * seed_variance
+        return np.sqrt(seeds_part + t_quantile(math.inf, level) ** 2 * item_variance)
+
+    share = 0.0 if math.isinf(prior_df) else own_df / (own_df + prior_df)
+    widths = half_widths(share * own + (1 - share), own_df + prior_df, alpha)
     if own_df and prior_df:  # As `Difference` holds them against the comparison's own variance.
-        chi_squares = 2 * special.gammaincinv(own_df / 2, (np.arange(2000) + 0.5) / 2000)
-        own_alpha = min(1.0, OWN_LEVEL * alpha)
-        own_quantile, item_quantile = t_quantile(own_df, own_alpha), t_quantile(math.inf, own_alpha)
-        own_squares = own_quantile**2 * chi_squares / own_df * seed_variance + item_quantile**2 * item_variance
-        half_widths = np.maximum(half_widths, np.sqrt(own_squares))
-    return float(special.ndtr((abs(effect) - half_widths) / math.sqrt(seed_variance + item_variance)).mean())
+        widths = np.maximum(widths, half_widths(own, own_df, min(1.0, OWN_LEVEL * alpha)))
+    return float(special.ndtr((abs(effect) - widths) / math.sqrt(seed_variance + item_variance)).mean())
 
 
 def seeds_needed(
@@ -64,19 +64,10 @@ def seeds_needed(
     most: int = 100,
 ) -> int | None:
     """Returns the fewest seeds of each arm at which `power` is as wanted, or None if `most` are too few."""
-
-    def reaches(seeds: int) -> bool:
-        reached = power(
-            effect,
-            standard_deviation,
-            seeds,
-            alpha=alpha,
-            prior_df=prior_df,
-            item_variance=item_variance,
-            paired=paired,
-        )
-        return reached >= wanted_power
-
+    conditions = {"alpha": alpha, "prior_df": prior_df, "item_variance": item_variance, "paired": paired}
     numbers = range(1, most + 1)
-    place = bisect.bisect_left(numbers, True, key=reaches)
+    # Power grows with the seeds.
+    place = bisect.bisect_left(
+        numbers, wanted_power, key=lambda seeds: power(effect, standard_deviation, seeds, **conditions)
+    )
     return numbers[place] if place < most else None

@@ -73,6 +73,20 @@ def load_study(path: Path) -> Study:
     return run_file(path, "STUDY", (Study,), "study")
 
 
+def choose_study(path: Path | None, parent: str | None, variants: str | None, **seeds: int) -> Study:
+    """Returns the study of a file, or of a parent and its variants, separated by commas, in place of one.
+
+    Raises:
+        UserError: neither is given, both are, or there is no such study.
+    """
+    if path:
+        require(not (parent or variants), "give --study, or --parent and --variants, not both")
+        return load_study(path)
+    names = tuple(name.strip() for name in (variants or "").split(",") if name.strip())
+    require(bool(parent and names), "give --study, or --parent and --variants")
+    return Study(parent=parent, variants=names, **seeds)
+
+
 def resolve_study(study: Study) -> list[Resolved]:
     """Returns the parent and its variants, each checked to be one change.
 

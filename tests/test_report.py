@@ -342,8 +342,8 @@ def test_the_command_prints_the_decisions_and_where_the_page_is(tool, outcome, f
     ("arguments", "message"),
     [
         (["--study=nowhere.py"], "study nowhere.py: no such file"),
-        ([], "give either --study or --parent"),
-        (["--parent=root"], "--parent needs --variants"),
+        ([], "give --study, or --parent and --variants"),
+        (["--parent=root"], "give --study, or --parent and --variants"),
         (["--parent=root", "--variants=mun"], "unknown experiment 'mun'; did you mean muon?"),
         (["--parent=root", "--variants=muon", "--runs=empty"], "no finished run of the parent"),
     ],

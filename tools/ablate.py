@@ -28,7 +28,7 @@ from jaxformer.queue import OVER, Queue, State, Status, state_on_disk
 from jaxformer.run_folder import check_kin, read_json
 from jaxformer.screen import note, say
 from jaxformer.stop_signals import Stopped
-from jaxformer.study import Study, estimate_seconds, judge_study, load_study, make_jobs, resolve_study
+from jaxformer.study import Study, choose_study, estimate_seconds, judge_study, make_jobs, resolve_study
 from jaxformer.variant import Lineage
 
 
@@ -83,17 +83,6 @@ def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str,
                         queue.stop(other.job, str(behind))
 
 
-def study_of(options: argparse.Namespace) -> Study:
-    """Returns the study of a file, or of the options in place of one."""
-    if options.study:
-        require(not (options.parent or options.variants), "give --study, or --parent and --variants, not both")
-        return load_study(options.study)
-    require(bool(options.parent and options.variants), "give --study, or --parent and --variants")
-    parent_seeds = max(options.seeds, options.parent_seeds or 0)
-    variants = tuple(options.variants.split(","))
-    return Study(parent=options.parent, variants=variants, seeds=options.seeds, parent_seeds=parent_seeds)
-
-
 def run(study: Study, jobs: list[Job], options: argparse.Namespace) -> int:
     """Runs the jobs, shows them, and tells what was decided; returns the exit status."""
     allow = parse_allowed(options.allow)
@@ -134,7 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
-        study = study_of(options)
+        seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
+        study = choose_study(options.study, options.parent, options.variants, **seeds)
         jobs = make_jobs(study, options.runs, look_ahead(study, options.runs))
         print_plan(jobs, options.parallel, options.price)
         return 0 if options.plan else run(study, jobs, options)

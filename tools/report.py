@@ -11,21 +11,11 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # A run may be training on the device.
 
-from jaxformer.config import UserError, require
+from jaxformer.comparable import parse_allowed
+from jaxformer.config import UserError
 from jaxformer.decisions import decision_table
 from jaxformer.report import write_report
-from jaxformer.study import Study, judge_study, load_study
-
-
-def chosen_study(options: argparse.Namespace) -> tuple[Study, str]:
-    """Returns the study that the options name, and a name for its report."""
-    require((options.study is None) != (options.parent is None), "give either --study or --parent with --variants")
-    if options.study:
-        require(options.variants is None, "--variants goes with --parent; a study file names its own")
-        return load_study(options.study), options.study.stem
-    names = tuple(name.strip() for name in (options.variants or "").split(",") if name.strip())
-    require(bool(names), "--parent needs --variants: the names to compare with it, separated by commas")
-    return Study(parent=options.parent, variants=names), options.parent
+from jaxformer.study import choose_study, judge_study
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,9 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        study, name = chosen_study(options)
-        allow = tuple(kind.strip() for kind in options.allow.split(",") if kind.strip())
-        outcome = judge_study(study, options.runs, allow=allow)
+        study = choose_study(options.study, options.parent, options.variants)
+        name = options.study.stem if options.study else study.parent
+        outcome = judge_study(study, options.runs, allow=parse_allowed(options.allow))
         print(decision_table(outcome), flush=True)
         page = write_report(outcome, options.output or options.runs / "reports" / name)
         print(f"\n{page}")
