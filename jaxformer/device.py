@@ -1,7 +1,10 @@
-"""The device that a run was asked to compute on."""
+"""The device that a run was asked to compute on, and what is compiled for it."""
 
 import contextlib
+import hashlib
+import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
@@ -31,6 +34,25 @@ def choose_device(name: str) -> jax.Device:
         f"--training.device={device.platform}",
     )
     return device
+
+
+def keep_compiled(cache: Path) -> None:
+    """Keeps in a cache folder what JAX compiles, so that the next start of the same configuration only reads it.
+
+    Call it before anything is compiled. A folder that JAX was told of (`JAX_COMPILATION_CACHE_DIR`) stays, and so does
+    that no cache is wanted (`JAX_ENABLE_COMPILATION_CACHE=false`). Each kind of processor has a folder of its own: a
+    home folder may be shared by machines of which one lacks the instructions of the other.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):  # Not Linux.
+        features = platform.processor()
+    processor = f"{platform.machine()}_{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+    jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / processor))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # A start compiles many small programs.
 
 
 @contextlib.contextmanager

@@ -66,18 +66,20 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             if step > 0 and step % validate_every == 0:
                 with run.signals.at_once():
                     try_to_evaluate(run, state, step)
+            asked = time.perf_counter()
             try:
                 batch = next(batches)
             except Exception:  # The data are at fault, and what was learned from them so far is not.
                 run.progress.flush()
                 save_now(run, state, data_state)
                 raise
-            data_state, digest = batches.get_state(), batch_digest(batch)
+            read = {"waited": time.perf_counter() - asked, "batch": batch_digest(batch)}
+            data_state = batches.get_state()
             state, metrics = jitted_step(state, batch)
             is_due = (step + 1) % every == 0 or (step + 1) % validate_every == 0 or step + 1 == steps
             try:
                 # A step's metrics are fetched after the next one is dispatched: the device does not wait for the host.
-                run.progress.add(step + 1, {**metrics, "batch": digest})
+                run.progress.add(step + 1, metrics | read)
                 if is_due or run.signals.received:
                     run.progress.flush()
             except NonFiniteSteps as failure:

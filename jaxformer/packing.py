@@ -18,6 +18,7 @@ number, and resuming is exact by construction.
 """
 
 import hashlib
+import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -290,14 +291,15 @@ def make_batches(
 
 
 def batch_digest(batch: Batch) -> int:
-    """Returns 48 bits that tell what a batch trains on from anything else: tokens, targets and loss weights, in order.
+    """Returns the CRC-32 of what a batch trains on: tokens, targets and loss weights, in order.
 
-    They fit in a float64, so that they are a metric of the step; two runs that share them saw the same text.
+    Two runs whose batches have the same digests, step by step, saw the same text. A number of 32 bits is enough for
+    that, and it is made at several GB/s: a batch of 64k tokens takes 0.2 ms of the time between two steps.
     """
-    digest = hashlib.blake2b(digest_size=6)
+    digest = 0
     for array in (batch.tokens_BT, batch.targets_BT, batch.loss_weights_BT):
-        digest.update(np.ascontiguousarray(array).view(np.uint8))
-    return int.from_bytes(digest.digest(), "little")
+        digest = zlib.crc32(np.ascontiguousarray(array), digest)
+    return digest
 
 
 def seek(batches: grain.DatasetIterator, number: int) -> None:

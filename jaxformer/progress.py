@@ -11,6 +11,12 @@ from jaxformer.guard import MOST_IN_A_ROW, SPIKE
 from jaxformer.metrics import BATCH, Writer
 from jaxformer.screen import note, say, say_progress
 
+# What the clock decides, and no run repeats.
+TIMES = ("train/tokens_per_second", "train/tflops", "train/waiting_for_data")
+
+# Share of the time that the loop waits for batches from which on it is told on screen.
+_TOLD_WAITING = 0.01
+
 
 class NonFiniteSteps(TrainingFailure):
     """So many steps in a row were not finite that nothing has changed since.
@@ -55,7 +61,12 @@ class Progress:
         self._first_bad: tuple[int, float, float] | None = None
 
     def add(self, step: int, metrics: dict) -> None:
-        """Takes the metrics of a dispatched step, which may not have been computed yet."""
+        """Takes the metrics of a dispatched step, which may not have been computed yet, and what the host knows of it.
+
+        Args:
+            metrics: of `train_step`, and `batch`, the digest of its batch, and `waited`, the seconds that it took to
+                come from the reader.
+        """
         if self._waiting and self._waiting[-1][0] % self._every == 0:
             self.flush()
         self._waiting.append((step, metrics))
@@ -78,6 +89,7 @@ class Progress:
         timed = fetched[self._untimed :]
         speed = sum(float(m["targets"]) for _, m in timed) / (now - self._since) if timed else math.nan
         tflops = speed * self._flops_per_token / 1e12
+        waiting = sum(m["waited"] for _, m in timed) / (now - self._since)
         for step, m in fetched:
             # A step that does not count does not move the schedule.
             skipped_before = int(m["skipped"]) - (not m["counts"])
@@ -90,7 +102,7 @@ class Progress:
                 BATCH: m["batch"],
             }
             if step == fetched[-1][0] and timed:
-                scalars |= {"train/tokens_per_second": speed, "train/tflops": tflops}
+                scalars |= dict(zip(TIMES, (speed, tflops, waiting), strict=True))
             note(self._writer.write(step, scalars))
         self._tell_spikes(fetched)
         self._stop_if_frozen(fetched)
@@ -101,9 +113,9 @@ class Progress:
             mfu = f"MFU {tflops / self._peak:.1%}" if self._peak else f"{tflops:.3f} TFLOP/s"
             remaining = duration((now - self._since) / len(timed) * (self._steps - last))
             skipped = f"  {m['skipped']} skipped" if m["skipped"] else ""
-            say_progress(
-                f"step {last}/{self._steps}  loss {loss}{skipped}  {speed:,.0f} tokens/s  {mfu}  ETA {remaining}"
-            )
+            waited = f"  waiting for data {waiting:.0%}" if waiting > _TOLD_WAITING else ""
+            rate = f"{speed:,.0f} tokens/s  {mfu}{waited}"
+            say_progress(f"step {last}/{self._steps}  loss {loss}{skipped}  {rate}  ETA {remaining}")
         self._waiting = []
         self._untimed = 0
         self._since = time.perf_counter()

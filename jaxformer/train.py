@@ -26,11 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.attention import Choice, choose_implementation, implementation_from
+from jaxformer.cache import cache_folder
 from jaxformer.checkpoint import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.checkpoint_store import hush
 from jaxformer.config import TrainingFailure, UserError, did_you_mean, is_unicode, require, to_dict
 from jaxformer.data import digests, prepare_data, task_digests
-from jaxformer.device import choose_device, too_little_memory_told
+from jaxformer.device import choose_device, keep_compiled, too_little_memory_told
 from jaxformer.document_mask import limit_window
 from jaxformer.evaluate import task_names
 from jaxformer.experiment import Experiment, attention_shape, make_state
@@ -292,6 +293,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
 
 if __name__ == "__main__":
     hush()
+    keep_compiled(cache_folder())
     status = main()
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -25,7 +25,7 @@ def make_progress(writer, **options):
 
 def metrics(loss, **others):
     ours = {"loss": loss, "gradient_norm": 2 * loss, "targets": 64.0, "spike_score": 0.0}
-    return ours | {"batch": 1, "counts": True, "skipped": 0, "non_finite_in_a_row": 0} | others
+    return ours | {"batch": 1, "waited": 0.0, "counts": True, "skipped": 0, "non_finite_in_a_row": 0} | others
 
 
 def read_lines(folder):
@@ -55,6 +55,18 @@ def test_progress_line_names_step_loss_and_utilisation(tmp_path, capsys):
     assert printed[0].startswith("first step")
     assert printed[1].startswith("step 3/9  loss 8.000") and "MFU" in printed[1] and "ETA" in printed[1]
     assert len(printed) == 2
+
+
+def test_waiting_for_data_is_measured_and_told(tmp_path, capsys):
+    writer = Writer(tmp_path, first_step=0)
+    progress = make_progress(writer)
+    for step in range(1, 8):  # The clock stands still beside these waits.
+        progress.add(step, metrics(1.0, waited=1e3 if step > 4 else 0.0))
+    writer.close()
+    shares = [line["train/waiting_for_data"] for line in read_lines(tmp_path) if "train/waiting_for_data" in line]
+    assert shares[0] == 0 and shares[1] > 1
+    first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert "waiting" not in first and "waiting for data" in second
 
 
 def test_progress_goes_on_over_a_loss_that_is_not_finite_and_counts_it(tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 import jaxformer.loop
 import jaxformer.train
 from jaxformer.checkpoint import open_checkpoints
-from jaxformer.progress import Progress
+from jaxformer.progress import TIMES, Progress
 from jaxformer.train import main
 
 STEPS, ROWS, T = 12, 4, 32
@@ -45,8 +45,6 @@ VARIANTS = {
     "concat_and_split": {"method": "concat_and_split", "micro_batches": 1},
     "mixture_in_micro_batches": {"method": "best_fit", "micro_batches": 2},
 }
-# Of the metrics, those that tell how fast the machine was.
-TIMES = ("train/tokens_per_second", "train/tflops")
 
 
 def command(experiment_file, workdir):

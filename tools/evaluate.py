@@ -15,9 +15,10 @@ from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # A run may be training on the same device.
 
+from jaxformer.cache import cache_folder
 from jaxformer.config import TrainingFailure, UserError, check_same, require
 from jaxformer.data import digests, prepare_data
-from jaxformer.device import too_little_memory_told
+from jaxformer.device import keep_compiled, too_little_memory_told
 from jaxformer.evaluate import (
     EvaluationConfig,
     encode_task,
@@ -111,4 +112,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_compiled(cache_folder())
     sys.exit(main())

@@ -31,6 +31,7 @@ from jaxformer.checkpoint import open_checkpoints, restore
 from jaxformer.config import UserError
 from jaxformer.experiment import make_state
 from jaxformer.metrics import read_metrics
+from jaxformer.progress import TIMES
 from jaxformer.run_folder import load_run
 
 EXPERIMENT = """
@@ -71,8 +72,6 @@ CONFIGURATIONS = {
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # Share of a run's time after which its first step is done: what comes before is imports and preparation.
 TRAINS_FROM = 0.6
-# What tells how fast the machine was, and not what was computed.
-TIMES = ("train/tokens_per_second", "train/tflops")
 RESULTS = ("status", "steps", "tokens", "train/loss", "validation/loss", "validation/bits_per_byte", "best_checkpoint")
 
 
