@@ -1,8 +1,9 @@
-"""Measures the input side: preparing token shards against SentencePiece alone, and reading and packing them.
+"""Measures the input side: preparing token shards against SentencePiece alone, reading and packing them, and waiting.
 
     python tools/bench_input.py [--path=FILE.jsonl] [--json=RESULT.json]
 
-Reading runs in one thread on one core. Each figure is the median of several rounds.
+Reading runs in one thread on one core. Each figure is the median of several rounds. Waiting is what a loop waits for
+its batches that takes so many tokens a second and otherwise leaves the processor alone, as one that trains on a GPU.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from jaxformer.corpus import CorpusConfig, load_documents, unique_documents
-from jaxformer.packing import PackingConfig, make_batches, packing_report, plan_rows
+from jaxformer.packing import PackingConfig, batch_digest, make_batches, packing_report, plan_rows
 from jaxformer.shards import open_shards, prepare
 from jaxformer.tokenizer import TokenizerConfig, prepare_tokenizer
 
@@ -23,6 +24,9 @@ ROUNDS = 5
 SECONDS = 1.0
 SHAPES = ((8, 256), (32, 1024), (32, 2048))
 METHODS = ("best_fit", "concat_and_split")
+# Tokens per second on four cores, of the smallest model on the fastest device; fewer cores are asked for less.
+PACE, CORES = 2e6, 4
+WAITING_STEPS = 200
 
 
 def main() -> None:
@@ -41,6 +45,8 @@ def main() -> None:
         print(f"preparing token shards     {preparation['prepare_mb_per_second']:8.2f} MB/s")
         print(f"ratio                      {preparation['ratio']:8.2f}")
         shards = open_shards(prepare(documents, tokenizer, Path(scratch), progress=False), "train")
+        pace = PACE * min(1.0, os.cpu_count() / CORES)
+        waiting = [measure_waiting(shards, 32, 2048, method, pace) for method in METHODS]
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         reading = [measure_reading(shards, *shape, method) for shape in SHAPES for method in METHODS]
     for row in reading:
@@ -48,8 +54,19 @@ def main() -> None:
             f"{row['method']:16s} {row['rows']:3d} x {row['row_length']:<5d} "
             f"{row['tokens_per_second'] / 1e6:8.2f} million tokens/s   {row['packing']}"
         )
+    for row in waiting:
+        print(
+            f"{row['method']:16s} at {row['tokens_per_second'] / 1e6:.2f} million tokens/s: waiting {row['share']:.3%} "
+            f"of the time, at most {1e3 * row['longest_seconds']:.2f} ms of a step's {1e3 * row['step_seconds']:.1f}"
+        )
     if options.json:
-        result = {"cores": os.cpu_count(), "corpus": documents.origin, "preparation": preparation, "reading": reading}
+        result = {
+            "cores": os.cpu_count(),
+            "corpus": documents.origin,
+            "preparation": preparation,
+            "reading": reading,
+            "waiting": waiting,
+        }
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -91,6 +108,32 @@ def measure_reading(shards, rows: int, row_length: int, method: str) -> dict:
         "method": method,
         "tokens_per_second": statistics.median(rates),
         "packing": str(packing_report(plan, shards.tokens)),
+    }
+
+
+def measure_waiting(shards, rows: int, row_length: int, method: str, pace: float) -> dict:
+    """Returns how long a loop that takes so many tokens per second waits for its batches, read as in training."""
+    config = PackingConfig(row_length=row_length, method=method)
+    plan = plan_rows(shards.tokens, config, seed=0)
+    batches = make_batches([shards], [plan], [1.0], config, rows_per_step=rows, seed=0)
+    step_seconds, waits = rows * row_length / pace, []
+    batch = next(batches)
+    due = time.perf_counter()
+    for _ in range(WAITING_STEPS):
+        batch_digest(batch)  # The loop's own work between two steps.
+        asked = time.perf_counter()
+        batch = next(batches)
+        waits.append(time.perf_counter() - asked)
+        due += step_seconds
+        time.sleep(max(0.0, due - time.perf_counter()))
+    return {
+        "rows": rows,
+        "row_length": row_length,
+        "method": method,
+        "tokens_per_second": pace,
+        "step_seconds": step_seconds,
+        "share": sum(waits) / (WAITING_STEPS * step_seconds),
+        "longest_seconds": max(waits),
     }
 
 
