@@ -32,6 +32,7 @@ EXPERIMENT = Experiment(
         z_loss=0.0,  # coefficient; 0: none
         scan_unroll=0,  # blocks per iteration; 0: chosen for the device
         loss_chunk_tokens=0,  # tokens; 0: chosen for the device
+        remat="auto",  # auto, none, elementwise, feed_forward or block
     ),
     corpus=CorpusConfig(
         kind="pystdlib",  # pystdlib, text, jsonl, parquet, tfds or mixture
@@ -42,6 +43,7 @@ EXPERIMENT = Experiment(
         origin="",  # '': the path
         licence="",  # '': as the corpus states
         validation_share=0.05,  # share of the documents
+        tokens=0,  # tokens to train on; 0: all
         weight=1.0,  # share of the rows, relative to the other parts of a mixture
         parts=(),  # corpora of a mixture
     ),
@@ -82,7 +84,7 @@ EXPERIMENT = Experiment(
     training=TrainingConfig(
         steps=1600,  # updates
         rows_per_step=4,  # rows
-        micro_batches=1,  # parts of a batch
+        micro_batches=1,  # parts of a batch; 0: chosen for the device's memory
         compute_dtype="auto",  # auto, float32 or bfloat16
         skip_spikes_above=0.0,  # standard deviations of the last losses; 0: skip none
         device="auto",  # auto, cpu or gpu

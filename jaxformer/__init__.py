@@ -42,6 +42,9 @@ The modules in the order in which data flows; each imports only from those above
     evaluate           validation by document, and tasks by item
     generate           sampling with a key/value cache
     experiment         all configurations of a run as one value
+    device             the device that was asked for, and its memory
+    memory             the memory of a step at its peak, by formula
+    memory_fit         what a step recomputes, and its parts, so that it fits the device
     experiment_files   files of experiments, found and run
     consequences       what must follow a change for the comparison to be fair
     variant            questions: an experiment as one change of another
@@ -52,7 +55,6 @@ The modules in the order in which data flows; each imports only from those above
     run_folder         what identifies a run, and its files
     results            what evaluations leave: tables and files
     fault              a failed step as a file, to be replayed
-    device             the device that was asked for
     trained            a trained model, from its run folder alone
     harness            a run as a model of lm-evaluation-harness
     stop_signals       SIGINT and SIGTERM, at once or after saving

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer import cudnn, flash
 from jaxformer.attention_support import IMPLEMENTATIONS, AttentionShape, why_not
@@ -107,14 +108,16 @@ def attend(
     inputs = (q_BTHK, k_BTGK, v_BTGK)
     match chosen.name:
         case "xla":
-            return _attend_xla(*inputs, document_starts_BT)
-        case "pallas":
+            attended_BTHK = _attend_xla(*inputs, document_starts_BT)
+        case "pallas":  # Names what its backward pass needs itself.
             options = {"tiles": chosen.tiles, "interpret": chosen.interpret}
             return flash.flash_attention(*inputs, document_starts_BT, document_ends_BT, **options)
         case "cudnn_packed":
-            return cudnn.attend_packed(*inputs, document_starts_BT, document_ends_BT, segments=chosen.segments)
+            bounds = (document_starts_BT, document_ends_BT)
+            attended_BTHK = cudnn.attend_packed(*inputs, *bounds, segments=chosen.segments)
         case "cudnn_causal":
-            return cudnn.attend_causal(*inputs, document_starts_BT)
+            attended_BTHK = cudnn.attend_causal(*inputs, document_starts_BT)
+    return checkpoint_name(attended_BTHK, "attended")
 
 
 def _attend_xla(q_BTHK, k_BTGK, v_BTGK, document_starts_BT):

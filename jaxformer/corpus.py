@@ -53,6 +53,7 @@ class CorpusConfig:
     licence: its licence, recorded with every run.
     validation_share: share of the documents, those with the smallest hashes of their keys, that is kept for
         validation; at least one document is.
+    tokens: the most training tokens that are prepared; 0 for all.
     weight: share of the training rows, in proportion to the other parts' weights, as a part of a mixture.
     parts: the corpora of a 'mixture'.
     """
@@ -65,6 +66,7 @@ class CorpusConfig:
     origin: str = execution("")
     licence: str = execution("")
     validation_share: float = 0.02
+    tokens: int = 0
     weight: float = 1.0
     parts: tuple["CorpusConfig", ...] = ()
 

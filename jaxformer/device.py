@@ -1,14 +1,22 @@
-"""The device that a run was asked to compute on, and what is compiled for it."""
+"""The device that a run was asked to compute on, its memory, and what is compiled for it."""
 
 import contextlib
 import hashlib
+import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
 from jaxformer.config import UserError, require
+
+# Share of a GPU's memory that JAX takes for arrays; by itself it would take 0.75. What is left is for what is not
+# arrays: the context, kernels and workspaces.
+_MEMORY_FRACTION = 0.9
+
+# Where JAX looks for it: in either, not in both.
+_FRACTION_NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
 def choose_device(name: str) -> jax.Device:
@@ -19,6 +27,8 @@ def choose_device(name: str) -> jax.Device:
     """
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")
+    if not any(os.environ.get(each) for each in _FRACTION_NAMES):
+        os.environ[_FRACTION_NAMES[0]] = str(_MEMORY_FRACTION)
     try:
         device = jax.devices()[0]
     except (RuntimeError, AssertionError) as error:  # What JAX raises for a platform in JAX_PLATFORMS that is not here.
@@ -55,15 +65,33 @@ def keep_compiled(cache: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # A start compiles many small programs.
 
 
+def memory_fraction() -> float:
+    """Returns the share of a GPU's memory that JAX takes, as the environment or `choose_device` has it."""
+    texts = [os.environ[each] for each in _FRACTION_NAMES if os.environ.get(each)]
+    return float(texts[0]) if texts else _MEMORY_FRACTION
+
+
+def device_memory() -> int:
+    """Returns the bytes that JAX may take of the GPU at hand; 0 on a CPU, and where the device does not tell."""
+    device = jax.devices()[0]
+    return (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform == "gpu" else 0
+
+
 @contextlib.contextmanager
-def too_little_memory_told() -> Iterator[None]:
-    """Raises `UserError` in place of JAX's error where the device has too little memory."""
+def too_little_memory_told(advice: Callable[[], str] | None = None) -> Iterator[None]:
+    """Raises `UserError` in place of JAX's error where the device has too little memory.
+
+    Args:
+        advice: returns what would fit, or '' where it is not known; it is asked once the memory was too little.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        general = (
+            "raise training.micro_batches, or lower training.rows_per_step, packing.row_length or the size of the model"
+        )
         raise UserError(
-            f"the device has too little memory ({str(error).splitlines()[0]:.120}); raise training.micro_batches, or "
-            "lower training.rows_per_step, packing.row_length or the size of the model"
+            f"the device has too little memory ({str(error).splitlines()[0]:.120}); {(advice and advice()) or general}"
         ) from error

@@ -54,7 +54,7 @@ def attention_shape(experiment: Experiment) -> AttentionShape:
     """Returns what attention is computed on in a step of the experiment."""
     model, training, packing = experiment.model, experiment.training, experiment.packing
     return AttentionShape(
-        rows=training.rows_per_step // training.micro_batches,
+        rows=training.rows_per_step // (training.micro_batches or 1),
         row_length=packing.row_length,
         heads=model.heads,
         key_value_heads=model.G,
@@ -76,7 +76,7 @@ def make_state(experiment: Experiment, seed: int, attention: Implementation | No
         seed=seed,
         attention=attention,
         compute_dtype=compute_dtype(experiment.training),
-        micro_batches=experiment.training.micro_batches,
+        micro_batches=experiment.training.micro_batches or 1,
         skip_spikes_above=experiment.training.skip_spikes_above,
     )
 

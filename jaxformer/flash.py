@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
@@ -94,6 +95,7 @@ def _flash(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, tiles, interpret):
 
 def _flash_forward(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, tiles, interpret):
     out_BTHK, lse_BHT = forward(q_BTHK, k_BTGK, v_BTGK, starts_BT, tiles.forward, interpret)
+    out_BTHK, lse_BHT = checkpoint_name(out_BTHK, "attended"), checkpoint_name(lse_BHT, "log_sum_exp")
     return out_BTHK, (q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, out_BTHK, lse_BHT)
 
 

@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations by formula, and the peaks of devices to compare them with."""
+"""Parameters and floating-point operations by formula, and what devices have: their peaks and memories."""
 
 import re
 
@@ -23,10 +23,39 @@ PEAK_TFLOPS = {
     "T4": 65.0,
 }
 
+# Memory in GB (10^9 bytes) from the same data sheets; of what was sold in two sizes, the smaller.
+MEMORY_GB = {
+    "H200": 141.0,
+    "H100 PCIe": 80.0,
+    "H100 NVL": 94.0,
+    "H100": 80.0,
+    "A100 80GB": 80.0,
+    "A100": 40.0,
+    "L40S": 48.0,
+    "L40": 48.0,
+    "L4": 24.0,
+    "A10G": 24.0,
+    "A10": 24.0,
+    "RTX 4090": 24.0,
+    "RTX 3090": 24.0,
+    "V100 32GB": 32.0,
+    "V100": 16.0,
+    "T4": 16.0,
+}
+
 
 def peak_tflops(device_kind: str) -> float | None:
     """Returns the peak of a device in TFLOP/s, or None where it is not known."""
-    return next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_kind)), None)
+    return _of_device(PEAK_TFLOPS, device_kind)
+
+
+def memory_gigabytes(device_kind: str) -> float | None:
+    """Returns the memory of a device in GB, or None where it is not known."""
+    return _of_device(MEMORY_GB, device_kind)
+
+
+def _of_device(table: dict[str, float], device_kind: str) -> float | None:
+    return next((value for name, value in table.items() if re.search(rf"\b{name}\b", device_kind)), None)
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -156,10 +156,14 @@ def _add(a: LossSums, b: LossSums) -> LossSums:
     return LossSums(*(x + y for x, y in zip(a, b, strict=True)))
 
 
-def _default_chunk(vocabulary_size: int) -> int:
+def default_chunk_tokens(vocabulary_size: int, platform: str) -> int:
     """Returns the tokens whose logits take 4 MB on a CPU, near its caches, and 1 GB elsewhere."""
-    numbers = 1 << 20 if jax.default_backend() == "cpu" else 1 << 28
+    numbers = 1 << 20 if platform == "cpu" else 1 << 28
     return max(1, numbers // vocabulary_size)
+
+
+def _default_chunk(vocabulary_size: int) -> int:
+    return default_chunk_tokens(vocabulary_size, jax.default_backend())
 
 
 def _chunks(arrays: tuple, chunk_tokens: int) -> tuple:

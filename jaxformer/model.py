@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer.attention import Implementation, attend
 from jaxformer.config import check_types, execution, require, require_one_of
@@ -33,6 +34,15 @@ from jaxformer.document_mask import document_bounds, limit_window
 
 ACTIVATIONS = ("gelu", "swiglu", "relu2")
 NORMS = ("rmsnorm", "layernorm")
+
+# What the backward pass finds of a block, by `model.remat`, beside the block's input; all else it computes again. With
+# heads of D / H and F = 4 D these are 20, 12 and 2 x D bytes per token in bfloat16, and log-sum-exps.
+SAVED = {
+    "elementwise": ("queries", "keys", "values", "attended", "log_sum_exp", "stream", "hidden"),
+    "feed_forward": ("queries", "keys", "values", "attended", "log_sum_exp", "stream"),
+    "block": (),
+}
+REMATS = ("auto", "none", *SAVED)
 
 # Standard deviation of matrices at initialisation, as in GPT-2 (Radford et al. 2019); those that write to the residual
 # stream are divided by the root of their number. At width 128 and 200 steps this validated 0.15 bits per byte better
@@ -60,8 +70,10 @@ class ModelConfig:
     tied_embeddings: unembed with the embedding table.
     logit_soft_cap: c in c * tanh(logit / c); 0 for none.
     z_loss: coefficient of the squared log-partition in the training objective (PaLM, arXiv 2204.02311); 0 for none.
-    scan_unroll: blocks per iteration of the scan over layers; 0 chooses all of them on a CPU and 1 elsewhere.
+    scan_unroll: blocks per iteration of the scan over layers; 0 chooses 1, or all on a CPU where nothing is recomputed.
     loss_chunk_tokens: tokens whose logits exist at once in the loss; 0 chooses for the device.
+    remat: what the backward pass computes again instead of keeping it: 'none'; 'elementwise', all but the matmuls and
+        the attention; 'feed_forward', also its first matmul; 'block', all; 'auto' chooses for the device's memory.
     """
 
     vocabulary_size: int
@@ -82,6 +94,7 @@ class ModelConfig:
     z_loss: float = 0.0
     scan_unroll: int = execution(0)
     loss_chunk_tokens: int = execution(0)
+    remat: str = execution("auto")
 
     def __post_init__(self):
         check_types(self)
@@ -109,6 +122,7 @@ class ModelConfig:
         )
         require_one_of("model.activation", self.activation, ACTIVATIONS)
         require_one_of("model.norm", self.norm, NORMS)
+        require_one_of("model.remat", self.remat, REMATS)
 
     @property
     def G(self) -> int:
@@ -192,12 +206,14 @@ class Block(nnx.Module):
         v_NGK = qkv_NX[:, (H + G) * K :].reshape(-1, G, K)
         if self.config.qk_norm:
             q_NHK, k_NGK = self.q_norm(q_NHK), self.k_norm(k_NGK)
-        return rotate(q_NHK, rotation_N1K), rotate(k_NGK, rotation_N1K), v_NGK
+        q_NHK, k_NGK = rotate(q_NHK, rotation_N1K), rotate(k_NGK, rotation_N1K)
+        return checkpoint_name(q_NHK, "queries"), checkpoint_name(k_NGK, "keys"), checkpoint_name(v_NGK, "values")
 
     def residuals(self, x_ND, attended_NHK):
         """Returns the stream after the attention's output and the feed-forward are added."""
         x_ND = x_ND + attended_NHK.reshape(x_ND.shape[0], -1) @ self.attention_out[...]
-        hidden_NF = self.feed_forward_norm(x_ND) @ self.up[...]
+        x_ND = checkpoint_name(x_ND, "stream")
+        hidden_NF = checkpoint_name(self.feed_forward_norm(x_ND) @ self.up[...], "hidden")
         match self.config.activation:
             case "gelu":
                 hidden_NF = jax.nn.gelu(hidden_NF)
@@ -294,7 +310,7 @@ class Transformer(nnx.Module):
             )
             return block.residuals(x_ND, attended_BTHK.reshape(B * T, *q.shape[1:])), None
 
-        x_ND, _ = jax.lax.scan(layer, x_ND, stacked, unroll=self._unroll())
+        x_ND, _ = jax.lax.scan(self._remat(layer), x_ND, stacked, unroll=self._unroll())
         return self.final_norm(x_ND)
 
     def rotation(self, positions_N: jax.Array) -> tuple[jax.Array, jax.Array] | None:
@@ -306,10 +322,20 @@ class Transformer(nnx.Module):
         angles_N1k = (positions_N.astype(jnp.float32)[:, None] * frequencies_1k)[:, None, :]
         return jnp.cos(angles_N1k), jnp.sin(angles_N1k)
 
+    def _remat(self, layer):
+        """Returns the layer with what `model.remat` says computed again in the backward pass."""
+        if self.config.remat not in SAVED:
+            return layer
+        policy = jax.checkpoint_policies.save_only_these_names(*SAVED[self.config.remat])
+        # Between two loops there is nothing to be merged again; in one graph there is.
+        return jax.checkpoint(layer, policy=policy, prevent_cse=self._unroll() == self.config.depth)
+
     def _unroll(self) -> int:
         if self.config.scan_unroll:
             return min(self.config.scan_unroll, self.config.depth)
-        return self.config.depth if jax.default_backend() == "cpu" else 1
+        # XLA on a CPU would merge again what is to be recomputed, if it stood in one graph with what was computed.
+        is_unrolled = jax.default_backend() == "cpu" and self.config.remat not in SAVED
+        return self.config.depth if is_unrolled else 1
 
 
 def rotate(x_NHK: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:

@@ -13,8 +13,8 @@ from jaxformer.screen import say
 from jaxformer.step import TrainState
 
 
-def describe(experiment: Experiment, state: TrainState, data: Data, attention: Choice) -> None:
-    """Prints, once at the start, what will run on what."""
+def describe(experiment: Experiment, state: TrainState, data: Data, attention: Choice, fit: str) -> None:
+    """Prints, once at the start, what will run on what; fit is what `fit_to_device` says."""
     training, row_length = experiment.training, experiment.packing.row_length
     device = jax.devices()[0]
     tokens_per_step = training.rows_per_step * row_length
@@ -22,6 +22,7 @@ def describe(experiment: Experiment, state: TrainState, data: Data, attention: C
     flops = training_flops_per_token(experiment.model, row_length)
     say(f"device      {jax.device_count()} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
     say(f"attention   {attention}")
+    say(f"memory      {fit}")
     say(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
     for shards, plan, weight in zip(data.shards, data.plans, data.weights, strict=True):
         m = shards.manifest

@@ -1,72 +1,185 @@
 """What a run will cost, before any data is read: parameters, FLOPs, memory, disk and time."""
 
+import functools
 import time
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from flax import nnx
 
+from jaxformer.config import require
 from jaxformer.corpus import parts_of
 from jaxformer.experiment import Experiment, make_state
-from jaxformer.flops import training_flops_per_token
+from jaxformer.flops import parameter_count, peak_tflops, training_flops_per_token
+from jaxformer.memory_fit import Fit, Target, advise, choose_fit, device_at_hand, fits, named_device, ways
+from jaxformer.model import Transformer
 from jaxformer.packing import Batch
 from jaxformer.progress import duration
 from jaxformer.retention import most_kept
 from jaxformer.step import TrainState, train_step
+from jaxformer.timing import milliseconds
 
-# Steps that are timed for the estimate, after one that is not.
+# Steps that are timed for the estimate, after one that is not; and the longest that a step may take to be timed.
 _TIMED_STEPS = 3
+_TIMED_SECONDS = 5.0
+
+# Of a device's peak, or of the rate of its large matmuls, where no step is timed: assumed. Trainings of such models
+# reach 0.25 to 0.5 of an H100's peak (llm.c, nanochat, TorchTitan), the small ones least.
+_UTILISATION = 0.4
+
+# Bytes of a token in the shards: two, and what ArrayRecord's compression leaves of them (measured on prose).
+_SHARD_BYTES = 1.7
+
+
+class Speed(NamedTuple):
+    """How fast a run is.
+
+    step_seconds: of a step.
+    start_seconds: of compiling the step; 0 where nothing was compiled.
+    how: where the numbers come from.
+    """
+
+    step_seconds: float
+    start_seconds: float
+    how: str
 
 
 def estimate_run_seconds(experiment: Experiment) -> float:
-    """Returns how long a run will take here, by a few steps on random tokens: compilation, steps and validations.
+    """Returns how long a run will take here: compilation, steps and validations.
 
-    A validation's tokens, of 4 bytes each, take a third of a training step's; preparing the corpus comes on top.
+    By a few steps on random tokens where they take no more than seconds, else by the rate of matmuls. Preparing the
+    corpus comes on top.
     """
-    training, T = experiment.training, experiment.packing.row_length
-    batch = _random_batch(training.rows_per_step, T, experiment.model.vocabulary_size)
-    _, compiled, seconds = _time_steps(make_state(experiment, seed=0), batch)
-    evaluation = experiment.evaluation
+    target = device_at_hand(experiment)
+    return _run_seconds(experiment, _speed_here(experiment, target, choose_fit(experiment, target)))
+
+
+def print_plan(experiment: Experiment, where: str = "here") -> None:
+    """Prints what a run will take, on the device at hand or on a GPU by its name.
+
+    Raises:
+        UserError: no such GPU is known.
+    """
+    is_here = where == "here"
+    target = device_at_hand(experiment) if is_here else named_device(experiment, where)
+    fit = choose_fit(experiment, target)
+    model, training, T = experiment.model, experiment.training, experiment.packing.row_length
+    params = nnx.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0))))
+    print(parameter_overview.get_parameter_overview(nnx.to_pure_dict(params), include_stats=False))
+    parameters = parameter_count(model)
+    print(f"parameters  {parameters:,}, {parameters - count_embeddings(experiment):,} without embeddings")
+    tokens_per_step = training.rows_per_step * T
+    tokens, flops = tokens_per_step * training.steps, training_flops_per_token(model, T)
+    print(f"compute     {flops / 1e6:,.1f} MFLOPs per token, {flops * tokens:.3g} FLOPs in all")
+    print(
+        f"tokens      {tokens_per_step:,} a step, {tokens:,} in {training.steps:,} steps{_passes(experiment, tokens)}"
+    )
+    _print_memory(experiment, target, fit)
+    _print_disk(experiment, fit)
+    speed = _speed_here(experiment, target, fit) if is_here else _speed_of(experiment, target, fit)
+    seconds = _run_seconds(experiment, speed)
+    print(f"time        {duration(seconds)}, {seconds / 3600:.2f} device hours, validation included ({target.kind})")
+    print(f"            {tokens_per_step / speed.step_seconds:,.0f} tokens/s, {speed.how}")
+    print("            preparing the corpus and scoring the tasks come on top")
+
+
+def _passes(experiment: Experiment, tokens: int) -> str:
+    """Returns how often a token is seen, where it is said how many there are."""
+    known = [part.tokens for part in parts_of(experiment.corpus)]
+    return f", {tokens / known[0]:.2g} x those of the corpus" if len(known) == 1 and known[0] else ""
+
+
+def _print_memory(experiment: Experiment, target: Target, fit: Fit) -> None:
+    m, rows = fit.memory, experiment.training.rows_per_step // fit.micro_batches
+    limit = f"; JAX may take {_size(target.memory)} ({target.kind})" if target.memory else ""
+    # There the blocks stand one after another, and XLA finds more room: up to a quarter is saved.
+    about = "at most about " if target.platform == "cpu" else ""
+    print(f"memory      {about}{_size(m.peak)} for a step at its peak, by formula{limit}")
+    state, gradients = m.parameters + m.optimizer, m.gradients + m.kernels + m.batch
+    print(f"            {_size(state)} of state: {_size(m.parameters)} parameters, the rest moments")
+    print(f"            {_size(gradients)} of gradients and of kernels in {jnp.dtype(target.dtype).name}")
+    print(
+        f"            {_size(m.saved)} kept for the backward pass: {_size(m.attention)} by attention, "
+        f"{_size(m.feed_forward)} by feed-forwards, {_size(m.stream)} of the stream"
+    )
+    most = "logits" if m.loss > m.backward else "a block's backward pass"
+    print(f"            {_size(max(m.loss, m.backward))} at the peak alone: {most}")
+    parts = f"{fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''} of {rows} rows"
+    print(f"recompute   remat {fit.remat}, {parts}{_why(experiment, target, fit)}")
+
+
+def _why(experiment: Experiment, target: Target, fit: Fit) -> str:
+    fastest = next(ways(experiment, target))
+    if target.memory and not fits(fit, target):
+        return f": too much;\n            {advise(experiment, target)}"
+    if (fit.remat, fit.micro_batches) == (fastest.remat, fastest.micro_batches):
+        return ""
+    return (
+        f": the cheapest that fits, at an estimated {fit.cost:.1%} more time;\n"
+        f"            the fastest, remat {fastest.remat} in {fastest.micro_batches}, would take "
+        f"{_size(fastest.memory.peak)}"
+    )
+
+
+def _print_disk(experiment: Experiment, fit: Fit) -> None:
+    known = [part.tokens for part in parts_of(experiment.corpus)]
+    size = f"{_size(sum(known) * _SHARD_BYTES)}, {sum(known):,} tokens at most" if all(known) else "by its length"
+    checkpoint = fit.memory.parameters + fit.memory.optimizer
+    most = most_kept(experiment.checkpoint, experiment.training.steps)
+    print(f"disk        the corpus as tokens: {size}")
+    print(f"            {_size(checkpoint * most)} of checkpoints at most, for {most} of {_size(checkpoint)}")
+
+
+def _run_seconds(experiment: Experiment, speed: Speed) -> float:
+    """Returns the seconds of compilation, steps and validations.
+
+    A validation's tokens, of 4 bytes each, take a third of a training step's.
+    """
+    training, evaluation = experiment.training, experiment.evaluation
     tokens = len(parts_of(experiment.corpus)) * evaluation.validation_bytes / 4
     validations = -(-training.steps // evaluation.every_steps)
-    return compiled + seconds * (training.steps + validations * tokens / (3 * training.rows_per_step * T))
+    steps = training.steps + validations * tokens / (3 * training.rows_per_step * experiment.packing.row_length)
+    return speed.start_seconds + speed.step_seconds * steps
 
 
-def print_plan(experiment: Experiment) -> None:
-    """Compiles the step of an experiment, runs it a few times on random tokens, and prints what the run will take."""
-    training, row_length = experiment.training, experiment.packing.row_length
-    state = make_state(experiment, seed=0)
-    print(parameter_overview.get_parameter_overview(nnx.to_pure_dict(state.params), include_stats=False))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    embeddings = count_embeddings(experiment)
-    tokens_per_step = training.rows_per_step * row_length
-    flops = training_flops_per_token(experiment.model, row_length)
-    print(f"parameters  {parameters:,}, {parameters - embeddings:,} without embeddings")
-    print(
-        f"compute     {flops / 1e6:,.1f} MFLOPs per token, {flops * tokens_per_step * training.steps:.3g} FLOPs in all"
-    )
-    print(f"tokens      {tokens_per_step:,} a step, {tokens_per_step * training.steps:,} in {training.steps:,} steps")
-
-    batch = _random_batch(training.rows_per_step, row_length, experiment.model.vocabulary_size)
-    step, compiled, seconds = _time_steps(state, batch)
-    memory = step.memory_analysis()
-    resident = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    activations = memory.temp_size_in_bytes
-    print(f"memory      {_gigabytes(resident + activations)} on the device for a step")
-    print(
-        f"            {_gigabytes(resident)} of state and batch, {_gigabytes(activations)} of activations and gradients"
-    )
-    checkpoint = sum(leaf.nbytes for leaf in jax.tree.leaves(state))  # Muon keeps one moment, AdamW two.
-    most = most_kept(experiment.checkpoint, training.steps)
-    print(f"checkpoints {_gigabytes(checkpoint * most)} on disk at most, for {most} of {_gigabytes(checkpoint)}")
-    print(f"time        {duration(seconds * training.steps)} on this device ({jax.devices()[0].device_kind})")
-    print(f"            {tokens_per_step / seconds:,.0f} tokens/s in {_TIMED_STEPS} steps on random tokens, after")
-    print(f"            {compiled:.0f} s of compilation; preparing the corpus and validating come on top")
+def _speed_here(experiment: Experiment, target: Target, fit: Fit) -> Speed:
+    """Returns the speed of steps on random tokens, or, where those would take long, what matmuls say of it."""
+    rate = _matmul_rate(target)
+    estimated = _step_flops(experiment) * (1 + fit.cost) / (rate * _UTILISATION)
+    if estimated <= _TIMED_SECONDS and (not target.memory or fits(fit, target)):
+        training = experiment.training
+        batch = random_batch(training.rows_per_step, experiment.packing.row_length, experiment.model.vocabulary_size)
+        compiled, seconds = _time_steps(make_state(fit.applied(experiment), seed=0), batch)
+        how = f"in {_TIMED_STEPS} steps on random tokens, after {compiled:.0f} s of compilation"
+        return Speed(seconds, compiled, how)
+    return Speed(estimated, 0.0, f"an estimate: {_UTILISATION:.0%} of what matmuls reach here, {_teraflops(rate)}")
 
 
-def _time_steps(state: TrainState, batch: Batch) -> tuple[jax.stages.Compiled, float, float]:
-    """Returns the compiled step, the seconds that compiling it took, and those of a step; the state is used up."""
+def _speed_of(experiment: Experiment, target: Target, fit: Fit) -> Speed:
+    peak = peak_tflops(target.kind) * 1e12
+    seconds = _step_flops(experiment) * (1 + fit.cost) / (peak * _UTILISATION)
+    return Speed(seconds, 0.0, f"an estimate: {_UTILISATION:.0%} of the peak, {_teraflops(peak)}; nothing was run")
+
+
+def _step_flops(experiment: Experiment) -> float:
+    T = experiment.packing.row_length
+    return training_flops_per_token(experiment.model, T) * experiment.training.rows_per_step * T
+
+
+def _matmul_rate(target: Target) -> float:
+    """Returns the floating-point operations per second of a large matmul here."""
+    size = 1024 if target.platform == "cpu" else 8192
+    x = jnp.ones((size, size), target.dtype)
+    times, failures = milliseconds({"matmul": functools.partial(jax.jit(jnp.matmul), x, x)})
+    require(not failures, f"a matmul of {size} x {size} fails on this device: {failures}")
+    return 2 * size**3 / (times["matmul"] / 1e3)
+
+
+def _time_steps(state: TrainState, batch: Batch) -> tuple[float, float]:
+    """Returns the seconds that compiling the step takes, and those of a step; the state is used up."""
     started = time.perf_counter()
     step = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
     compiled = time.perf_counter() - started
@@ -75,7 +188,7 @@ def _time_steps(state: TrainState, batch: Batch) -> tuple[jax.stages.Compiled, f
     for _ in range(_TIMED_STEPS):
         state, metrics = step(state, batch)
     jax.block_until_ready((state, metrics))
-    return step, compiled, (time.perf_counter() - started) / _TIMED_STEPS
+    return compiled, (time.perf_counter() - started) / _TIMED_STEPS
 
 
 def count_embeddings(experiment: Experiment) -> int:
@@ -84,7 +197,7 @@ def count_embeddings(experiment: Experiment) -> int:
     return model.vocabulary_size * model.width * (1 if model.tied_embeddings else 2)
 
 
-def _random_batch(rows: int, row_length: int, vocabulary_size: int) -> Batch:
+def random_batch(rows: int, row_length: int, vocabulary_size: int) -> Batch:
     """Returns rows of random tokens, one document each: the dearest case for attention."""
     tokens_BT = np.random.default_rng(0).integers(0, vocabulary_size, (rows, row_length), dtype=np.int32)
     zeros_BT = np.zeros_like(tokens_BT)
@@ -99,5 +212,9 @@ def _random_batch(rows: int, row_length: int, vocabulary_size: int) -> Batch:
     )
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
+def _teraflops(rate: float) -> str:
+    return f"{rate / 1e12:,.4g} TFLOP/s"
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -23,7 +23,8 @@ class TrainingConfig:
 
     steps: optimizer updates.
     rows_per_step: rows of the batch of one update, over all micro-batches.
-    micro_batches: parts of a batch that are computed one after another to save memory; the result is the same.
+    micro_batches: parts of a batch that are computed one after another to save memory; the result is the same. 0
+        chooses for the device's memory.
     compute_dtype: of matmuls: 'float32', 'bfloat16', or 'auto' for bfloat16 on a GPU and float32 on a CPU.
     skip_spikes_above: a step whose loss lies this many standard deviations above the last 128 changes nothing; 0: all
         count. Whatever it is, a step whose loss or gradient is not finite changes nothing.
@@ -46,10 +47,10 @@ class TrainingConfig:
     def __post_init__(self):
         check_types(self)
         for name in ("steps", "rows_per_step", "micro_batches", "log_every_steps"):
-            value = getattr(self, name)
-            require(1 <= value < 1 << 31, f"training.{name} ({value}) must be at least 1 and less than 2**31")
+            value, least = getattr(self, name), 0 if name == "micro_batches" else 1
+            require(least <= value < 1 << 31, f"training.{name} ({value}) must be at least {least} and less than 2**31")
         require(
-            self.rows_per_step % self.micro_batches == 0,
+            self.rows_per_step % (self.micro_batches or 1) == 0,
             f"training.micro_batches ({self.micro_batches}) must divide training.rows_per_step ({self.rows_per_step})",
         )
         require_one_of("training.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))

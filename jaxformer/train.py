@@ -39,6 +39,7 @@ from jaxformer.experiment_files import list_experiments
 from jaxformer.flops import peak_tflops, training_flops_per_token
 from jaxformer.lock import LOCK
 from jaxformer.loop import Run, finish, run_steps
+from jaxformer.memory_fit import advise, device_at_hand, fit_to_device
 from jaxformer.metrics import open_writer, validation_losses
 from jaxformer.optimizer import make_schedule
 from jaxformer.overview import describe
@@ -88,7 +89,8 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
             held.enter_context(hold_folder(workdir))
         say(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
 
-        choose_implementation(experiment.attention, attention_shape(experiment))  # Refused before hours of preparation.
+        # Refused before hours of preparation.
+        experiment, fit = fit_to_device(experiment, read_json(workdir / "config.json"))
         data = prepare_data(experiment, seed)
         data_digests = digests(data)
         check_folder(workdir, data_digests, "digests")
@@ -106,7 +108,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         seek(batches, 0)
         attention = choose_attention(experiment, batch, workdir)
         state = make_state(experiment, seed, attention.implementation)
-        describe(experiment, state, data, attention)
+        describe(experiment, state, data, attention, fit)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
         if experiment.training.startup_proof:
@@ -232,10 +234,10 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.plan:
             choose_device(experiment.training.device)
             with too_little_memory_told():
-                print_plan(experiment)
+                print_plan(experiment, options.plan)
         else:
             workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
-            with too_little_memory_told():
+            with too_little_memory_told(lambda: advise(experiment, device_at_hand(experiment))):
                 if workdir.parent.name == experiment.name:
                     check_kin(workdir.parent.parent, resolved)
                 train(experiment, workdir, seed=options.seed, lineage=resolved.lineage)
@@ -273,7 +275,13 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     parser.add_argument("--workdir", type=Path, help="run folder (default: runs/EXPERIMENT/seed_SEED)")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation and data order (default: 0)")
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument("--plan", action="store_true", help="print size, memory, disk and expected time, and exit")
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        const="here",
+        metavar="GPU",
+        help="print size, memory, disk and expected time, here or on a GPU such as H100, and exit",
+    )
     for argument in arguments:
         require(is_unicode(argument), f"argument {argument!r} is not UTF-8")
     options, rest = parser.parse_known_args(arguments)

@@ -17,10 +17,10 @@ from jaxformer.config import UserError
 from jaxformer.flash import Tiles
 from jaxformer.flash_kernels import Tile
 from jaxformer.loss import LossSums
-from jaxformer.model import ModelConfig
+from jaxformer.model import SAVED, ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.packing import Batch
-from jaxformer.step import TrainingConfig, cast_kernels, compute_dtype, eval_step, init_state, train_step
+from jaxformer.step import TrainingConfig, cast_kernels, compute_dtype, eval_step, gradients, init_state, train_step
 
 FLOAT32 = 1e-6
 B, T, V = 8, 11, 37
@@ -253,7 +253,7 @@ def test_compute_dtype_is_the_named_one_or_the_devices(name, expected):
         ({"steps": 0}, r"training.steps \(0\) must be at least 1"),
         ({"rows_per_step": -8}, r"training.rows_per_step \(-8\) must be at least 1"),
         ({"micro_batches": 3}, r"micro_batches \(3\) must divide training.rows_per_step \(8\)"),
-        ({"micro_batches": 0}, r"training.micro_batches \(0\) must be at least 1"),
+        ({"micro_batches": -1}, r"training.micro_batches \(-1\) must be at least 0"),
         ({"log_every_steps": 0}, r"training.log_every_steps \(0\) must be at least 1"),
         ({"compute_dtype": "bfloat"}, r"'bfloat' is unknown; did you mean bfloat16\?"),
         ({"peak_tflops": -1.0}, r"training.peak_tflops \(-1.0\) must be finite and not negative"),
@@ -318,3 +318,21 @@ def test_step_with_interpreted_flash_attention_equals_that_with_xla():
         state = state.replace(params=noisy)
         updates[implementation.name] = jax.jit(train_step)(state, make_batch())
     assert_same_update(updates["pallas"], updates["xla"], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "remats"),
+    [
+        (Implementation("xla"), tuple(SAVED)),
+        (Implementation("pallas", Tiles(*[Tile(16, 16, 4, 2)] * 3), interpret=True), ("elementwise",)),
+    ],
+    ids=["xla", "pallas"],
+)
+def test_gradients_are_the_same_whatever_is_recomputed(implementation, remats):
+    found = {}
+    for remat in ("none", *remats):
+        config = ModelConfig(vocabulary_size=V, width=12, depth=2, heads=2, head_width=16, remat=remat, scan_unroll=1)
+        state = init_state(config, LINEAR, seed=0, attention=implementation)
+        found[remat] = jax.jit(gradients)(state, make_batch(rows=2))
+    for remat in remats:
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=FLOAT32), found[remat], found["none"])

@@ -1,0 +1,169 @@
+"""The memory of a training step at its peak, by formula.
+
+It is the layout that XLA gives the step on a GPU, where the blocks are a loop. Throughout a step there are parameters,
+moments, the batch, and the kernels in the compute dtype. What the blocks keep for the backward pass, L times over, is
+whole at two moments, and the peak is the higher one of them:
+
+- in the loss, a chunk's logits in float32 and their gradient are alive;
+- at the first block of the backward pass, the wide arrays of one feed-forward and the kernels' gradients are.
+
+What a block keeps is not written here: it is asked of JAX, by tracing the gradient, so that it stays right whatever the
+model's options are or come to be. `tools/check_memory.py` holds all of this to what the compiler says.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxformer.attention import Implementation
+from jaxformer.experiment import Experiment
+from jaxformer.flops import matmul_parameters, parameter_count
+from jaxformer.loss import default_chunk_tokens
+from jaxformer.model import SAVED, ModelConfig, Transformer
+from jaxformer.optimizer import OptimizerConfig, make_optimizer
+from jaxformer.step import cast_kernels
+
+
+class StepMemory(NamedTuple):
+    """Bytes of a step, by what they hold.
+
+    parameters: float32.
+    optimizer: the moments, float32.
+    batch: of all rows, and the angles of the rotation.
+    kernels: their copy in the compute dtype, and the unembedding's.
+    gradients: of the kernels, in the compute dtype, and of the tables, and the float32 sums over micro-batches.
+    attention: what the blocks keep of queries, keys, values and what follows from them.
+    feed_forward: what the blocks keep that is as wide as the feed-forward.
+    stream: what else the blocks keep: the stream, and its norms.
+    loss: alive in the loss alone: logits and their gradient, and the features'.
+    backward: alive in the backward pass of one block alone.
+    """
+
+    parameters: int
+    optimizer: int
+    batch: int
+    kernels: int
+    gradients: int
+    attention: int
+    feed_forward: int
+    stream: int
+    loss: int
+    backward: int
+
+    @property
+    def saved(self) -> int:
+        """Bytes that the blocks keep for the backward pass."""
+        return self.attention + self.feed_forward + self.stream
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the step at its peak."""
+        resident = self.parameters + self.optimizer + self.batch + self.kernels + self.gradients
+        return resident + self.saved + max(self.loss, self.backward)
+
+
+def step_memory(
+    experiment: Experiment, *, attention: str, dtype: Any, remat: str, micro_batches: int, platform: str
+) -> StepMemory:
+    """Returns the memory of an experiment's step.
+
+    Args:
+        attention: the implementation's name.
+        dtype: of the matmuls.
+        remat: `model.remat`, not 'auto'; it and `micro_batches` stand for those of the experiment.
+        platform: 'gpu' or 'cpu'; it decides how many logits there are at once.
+    """
+    model, T = experiment.model, experiment.packing.row_length
+    rows = experiment.training.rows_per_step // micro_batches
+    D, V, N, size = model.width, model.vocabulary_size, rows * T, jnp.dtype(dtype).itemsize
+    kernels, parameters = matmul_parameters(model) - V * D, parameter_count(model)
+    tables = (1 if model.tied_embeddings else 2) * V * D
+    is_cast = size < 4
+    kept = saved_activations(dataclasses.replace(model, remat=remat), T, attention, dtype)
+    chunk = min(N, model.loss_chunk_tokens or default_chunk_tokens(V, platform))
+    gradients = 4 * tables + (4 * parameters if micro_batches > 1 else 0)
+    loss = chunk * V * (4 + size) + 3 * N * D * size
+    # Recomputed, the hidden features are alive before and after the activation, beside the gradients of both.
+    wide = (2 if remat == "none" else 4) * (2 if model.activation == "swiglu" else 1)
+    backward = (wide * model.F + 2 * D) * N * size + (rows * kept.recomputed_attention if remat != "none" else 0)
+    # The sum over micro-batches keeps the kernels' gradients in place throughout; else the logits' place is reused.
+    if micro_batches > 1:
+        gradients += kernels * size
+    else:
+        backward += kernels * size
+    return StepMemory(
+        parameters=4 * parameters,
+        optimizer=_optimizer_bytes(model, experiment.optimizer, experiment.training.steps),
+        batch=experiment.training.rows_per_step * T * 7 * 4 + (0 if model.learned_positions else N * model.K * 4),
+        kernels=(kernels + V * D) * size if is_cast else 0,
+        gradients=gradients,
+        attention=rows * kept.attention,
+        feed_forward=rows * kept.feed_forward,
+        stream=rows * kept.stream,
+        loss=loss,
+        backward=backward,
+    )
+
+
+class SavedActivations(NamedTuple):
+    """Bytes that all blocks together keep for the backward pass, for one row.
+
+    recomputed_attention: of one block, that its backward pass makes again: the weights, where attention has them.
+    """
+
+    attention: int
+    feed_forward: int
+    stream: int
+    recomputed_attention: int
+
+
+@functools.cache
+def saved_activations(model: ModelConfig, row_length: int, attention: str, dtype: Any) -> SavedActivations:
+    """Returns what JAX keeps of the blocks, found by tracing the gradient: nothing is computed.
+
+    cuDNN keeps what our own attention does.
+    """
+    kept = _residuals(model, row_length, attention, dtype)
+    wide = {model.F, 2 * model.F}
+    sizes = {"attention": 0, "feed_forward": 0, "stream": 0}
+    for leaf in kept:
+        kind = "attention" if leaf.ndim > 3 else "feed_forward" if leaf.shape[-1] in wide else "stream"
+        sizes[kind] += leaf.size * leaf.dtype.itemsize
+    recomputed = 0
+    if attention == "xla" and model.remat in SAVED:
+        whole = saved_activations(dataclasses.replace(model, remat="none"), row_length, attention, dtype)
+        recomputed = (whole.attention - sizes["attention"]) // model.depth
+    return SavedActivations(**sizes, recomputed_attention=recomputed)
+
+
+def _residuals(model: ModelConfig, row_length: int, attention: str, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+    """Returns what the gradient of one row through the blocks keeps, each array stacked over the blocks."""
+    implementation = Implementation("xla" if attention == "xla" else "pallas")
+    transformer = nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(params=0), attention=implementation))
+    graphdef, params = nnx.split(transformer)
+    integers_1T = jax.ShapeDtypeStruct((1, row_length), jnp.int32)
+    x_ND = jax.ShapeDtypeStruct((row_length, model.width), dtype)
+
+    def residuals(params, x_ND, positions_1T, starts_1T, ends_1T):
+        def transform(params, x_ND):
+            return nnx.merge(graphdef, params).transform(x_ND, positions_1T, starts_1T, ends_1T)
+
+        params = cast_kernels(params, dtype)
+        given = {id(leaf) for leaf in jax.tree.leaves(params)}
+        kept = jax.tree.leaves(jax.vjp(transform, params, x_ND)[1])
+        # Parameters are there anyway. What is stacked has an axis of tokens beside that of the layers.
+        return [leaf for leaf in kept if id(leaf) not in given and leaf.shape[:1] == (model.depth,) and leaf.ndim > 1]
+
+    return jax.eval_shape(residuals, params, x_ND, integers_1T, integers_1T, integers_1T)
+
+
+@functools.cache
+def _optimizer_bytes(model: ModelConfig, config: OptimizerConfig, steps: int) -> int:
+    """Returns the bytes of the optimizer's state: AdamW keeps two moments, Muon one of the kernels."""
+    params = nnx.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0))))
+    leaves = jax.tree.leaves(jax.eval_shape(make_optimizer(config, steps).init, params))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

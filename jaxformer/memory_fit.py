@@ -1,0 +1,215 @@
+"""What a step recomputes and in how many parts it is computed, so that it fits the device's memory.
+
+Neither changes what a run learns. The cheapest combination that fits by the formula of `memory` is chosen at the start
+of a run, told on its screen, and kept in its record: a resumed run computes with the same.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.attention import choose_implementation
+from jaxformer.config import UserError, did_you_mean, replace
+from jaxformer.device import device_memory, memory_fraction
+from jaxformer.experiment import Experiment, attention_shape
+from jaxformer.flops import MEMORY_GB, memory_gigabytes, training_flops_per_token
+from jaxformer.memory import StepMemory, step_memory
+from jaxformer.model import SAVED
+from jaxformer.step import compute_dtype
+
+# Share of what JAX may take of the memory that a step may take by the formula, which is right within a tenth.
+_MARGIN = 0.9
+
+# Time that recomputing all elementwise operations adds to a step, as a share: assumed. They are bound by memory, and
+# read less than what they would otherwise have written.
+_ELEMENTWISE_COST = 0.01
+
+# Tokens in whose time the gradients of a micro-batch are added up, 12 bytes a parameter: the operations of an H100 per
+# byte of its memory, 295, at 40 % of its peak, over 6 a token and parameter.
+_ACCUMULATION_TOKENS = 240
+
+
+class Target(NamedTuple):
+    """A device, at hand or not, and how a step is computed on it.
+
+    kind: JAX's name of it, or a part of that.
+    platform: 'gpu' or 'cpu'.
+    memory: bytes that JAX may take; 0 where it is not known.
+    attention: the implementation's name.
+    dtype: of the matmuls.
+    """
+
+    kind: str
+    platform: str
+    memory: int
+    attention: str
+    dtype: Any
+
+
+class Fit(NamedTuple):
+    """One way to compute a step.
+
+    cost: time that it adds to a step that recomputes nothing and has one part, as a share of that: estimated.
+    """
+
+    remat: str
+    micro_batches: int
+    memory: StepMemory
+    cost: float
+
+    def applied(self, experiment: Experiment) -> Experiment:
+        """Returns the experiment computed so."""
+        return dataclasses.replace(
+            experiment,
+            model=dataclasses.replace(experiment.model, remat=self.remat),
+            training=dataclasses.replace(experiment.training, micro_batches=self.micro_batches),
+        )
+
+
+def device_at_hand(experiment: Experiment) -> Target:
+    """Returns the device that JAX computes on.
+
+    Raises:
+        UserError: the attention that was asked for cannot run there.
+    """
+    device = jax.devices()[0]
+    attention = choose_implementation(experiment.attention, attention_shape(experiment)).implementation.name
+    dtype = compute_dtype(experiment.training)
+    return Target(device.device_kind, device.platform, device_memory(), attention, dtype)
+
+
+def named_device(experiment: Experiment, kind: str) -> Target:
+    """Returns a GPU by its name, such as 'H100', with what JAX would take of its memory.
+
+    Raises:
+        UserError: it is not known.
+    """
+    gigabytes = memory_gigabytes(kind)
+    if gigabytes is None:
+        raise UserError(
+            f"--plan={kind}: no such GPU is known{did_you_mean(kind, MEMORY_GB)}; choose from {', '.join(MEMORY_GB)}"
+        )
+    named = experiment.training.compute_dtype
+    dtype = jnp.dtype("bfloat16" if named == "auto" else named)
+    attention = experiment.attention.implementation
+    if attention == "auto":
+        can_flash = dtype == jnp.bfloat16 and experiment.model.K in (32, 64, 128) and not re.match("V100|T4", kind)
+        attention = "pallas" if can_flash else "xla"
+    return Target(kind, "gpu", int(gigabytes * 1e9 * memory_fraction()), attention, dtype)
+
+
+def fit_to_device(experiment: Experiment, record: dict | None = None) -> tuple[Experiment, str]:
+    """Returns the experiment as its step is computed here, and a text that says how.
+
+    Args:
+        record: the `config.json` of the run so far: on the same device it goes on as it began.
+    """
+    target = device_at_hand(experiment)
+    reason = "as configured"
+    if experiment.model.remat == "auto" or not experiment.training.micro_batches:
+        reason = "the cheapest that fits" if target.memory else "since its memory is the host's"
+        if record and record.get("device") == target.kind:
+            experiment, reason = _recorded(experiment, record), "as the run began"
+    fit = choose_fit(experiment, target)
+    text = f"remat {fit.remat}, {fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''}, {reason}"
+    if target.memory:
+        text = f"an estimated {_gigabytes(fit.memory.peak)} of {_gigabytes(target.memory)}: {text}"
+    return fit.applied(experiment), text
+
+
+def _recorded(experiment: Experiment, record: dict) -> Experiment:
+    """Returns the experiment with what a record says of what it leaves open."""
+    values = {}
+    for path, is_open in (("model.remat", "auto"), ("training.micro_batches", 0)):
+        section, name = path.split(".")
+        recorded = record.get("config", {}).get(section, {}).get(name, is_open)
+        if getattr(getattr(experiment, section), name) == is_open:
+            values[path] = recorded
+    return replace(experiment, values)
+
+
+def choose_fit(experiment: Experiment, target: Target) -> Fit:
+    """Returns the cheapest way to compute a step that fits, among those that the experiment leaves open.
+
+    Where none fits it is the one that takes the least memory, and where the memory is not known the fastest.
+    """
+    tried = []
+    for fit in ways(experiment, target):
+        if not target.memory or fits(fit, target):
+            return fit
+        tried.append(fit)
+    return min(tried, key=lambda fit: fit.memory.peak)
+
+
+def fits(fit: Fit, target: Target) -> bool:
+    """Returns whether a step surely fits a device."""
+    return fit.memory.peak <= _MARGIN * target.memory
+
+
+def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
+    """Yields the ways to compute a step that an experiment leaves open, the cheapest first."""
+    model, training = experiment.model, experiment.training
+    remats = [model.remat] if model.remat != "auto" else ["none", *SAVED]
+    rows = training.rows_per_step
+    parts = [training.micro_batches] if training.micro_batches else [n for n in range(1, rows + 1) if rows % n == 0]
+    costs = {(remat, count): _cost(experiment, remat, count) for remat in remats for count in parts}
+    for remat, count in sorted(costs, key=costs.get):
+        memory = step_memory(
+            experiment,
+            attention=target.attention,
+            dtype=target.dtype,
+            remat=remat,
+            micro_batches=count,
+            platform=target.platform,
+        )
+        yield Fit(remat, count, memory, costs[remat, count])
+
+
+def _cost(experiment: Experiment, remat: str, micro_batches: int) -> float:
+    model, T = experiment.model, experiment.packing.row_length
+    total = training_flops_per_token(model, T)
+    up = 2 * model.depth * model.width * model.F * (2 if model.activation == "swiglu" else 1)
+    blocks = total / 3 - 2 * model.vocabulary_size * model.width
+    recomputed = {"none": 0.0, "elementwise": 0.0, "feed_forward": up, "block": blocks}[remat] / total
+    tokens = experiment.training.rows_per_step * T / micro_batches
+    added_up = _ACCUMULATION_TOKENS / tokens if micro_batches > 1 else 0.0
+    return recomputed + (_ELEMENTWISE_COST if remat != "none" else 0.0) + added_up
+
+
+def advise(experiment: Experiment, target: Target) -> str:
+    """Returns what to set where a step did not fit a device: what would by the formula, or the least that there is.
+
+    It is '' where the memory of the device is not known.
+    """
+    if not target.memory:
+        return ""
+    failed = choose_fit(experiment, target)
+    opened = dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(experiment.model, remat="auto"),
+        training=dataclasses.replace(experiment.training, micro_batches=0),
+    )
+    # What failed may have fitted by the formula, and others may share the device: what is taken must take much less.
+    bound = min(_MARGIN * target.memory, 0.85 * failed.memory.peak)
+    has = f"of {_gigabytes(target.memory)}"
+    open_ways = list(ways(opened, target))
+    better = next((fit for fit in open_ways if fit.memory.peak <= bound), None)
+    if better is not None:
+        return f"set {_settings(better)}: an estimated {_gigabytes(better.memory.peak)} {has}"
+    least = min(open_ways, key=lambda fit: fit.memory.peak)
+    return (
+        f"the least that it needs is {_gigabytes(least.memory.peak / _MARGIN)} {has}, with {_settings(least)}; lower "
+        "packing.row_length or the size of the model, or take a larger device"
+    )
+
+
+def _settings(fit: Fit) -> str:
+    return f"--training.micro_batches={fit.micro_batches} --model.remat={fit.remat}"
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,73 @@
+"""The memory of a step by formula, against the compiler's, and what the blocks keep, against a count by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxformer.config import replace
+from jaxformer.experiment import make_state
+from jaxformer.memory import saved_activations, step_memory
+from jaxformer.model import ModelConfig
+from jaxformer.plan import random_batch
+from jaxformer.step import train_step
+from jaxformer.variant import load_experiment
+
+# What XLA needs on an H100 for a step of a size, bytes: rows of 2,048, remat, micro-batches (`tools/check_memory.py`).
+COMPILED = [
+    ("baseline_27m", 16, "elementwise", 1, 4.15e9),
+    ("baseline_100m", 16, "elementwise", 1, 9.97e9),
+    ("baseline_100m", 16, "elementwise", 4, 5.26e9),
+    ("baseline_100m", 16, "block", 1, 3.91e9),
+    ("baseline_500m", 32, "elementwise", 1, 63.38e9),
+    ("baseline_500m", 32, "feed_forward", 4, 19.60e9),
+    ("baseline_500m", 32, "block", 1, 15.78e9),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "remat", "micro_batches", "compiled"), COMPILED)
+def test_formula_is_within_a_tenth_of_what_was_compiled_for_a_gpu(name, rows, remat, micro_batches, compiled):
+    experiment = load_experiment(name, {"training.rows_per_step": str(rows)})
+    how = {"remat": remat, "micro_batches": micro_batches, "dtype": jnp.bfloat16, "attention": "pallas"}
+    assert step_memory(experiment, **how, platform="gpu").peak == pytest.approx(compiled, rel=0.1)
+
+
+@pytest.mark.parametrize(("remat", "micro_batches"), [("elementwise", 1), ("block", 2)])
+def test_formula_is_within_a_tenth_of_what_is_compiled_here(remat, micro_batches):
+    values = {
+        "model.scan_unroll": 1,
+        "model.remat": remat,
+        "packing.row_length": 64,
+        "training.rows_per_step": 32,
+        "training.micro_batches": micro_batches,
+        "training.compute_dtype": "float32",
+        "attention.implementation": "xla",
+    }
+    experiment = replace(load_experiment("baseline"), values)
+    state = jax.eval_shape(lambda: make_state(experiment, seed=0))
+    compiled = jax.jit(train_step, donate_argnums=0).lower(state, random_batch(32, 64, 4096)).compile()
+    m = compiled.memory_analysis()
+    total = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    how = {"remat": remat, "micro_batches": micro_batches, "dtype": jnp.float32, "attention": "xla"}
+    assert step_memory(experiment, **how, platform="cpu").peak == pytest.approx(total, rel=0.1)
+
+
+# Of a token, in bfloat16: queries, keys, values, what attention returns, the stream before either half, and the hidden
+# features, four times as wide; a log-sum-exp in float32 for each head.
+@pytest.mark.parametrize(
+    ("remat", "features", "heads"), [("elementwise", 4 + 2 + 4, 1), ("feed_forward", 4 + 2, 1), ("block", 1, 0)]
+)
+def test_blocks_keep_what_their_remat_names_and_no_more(remat, features, heads):
+    T, D, H, L = 128, 96, 3, 5
+    model = ModelConfig(vocabulary_size=7, width=D, depth=L, heads=H, remat=remat)
+    kept = saved_activations(model, T, "pallas", jnp.bfloat16)
+    assert kept.attention + kept.feed_forward + kept.stream == L * T * (2 * features * D + 4 * heads * H)
+    assert kept.feed_forward == (L * T * 2 * 4 * D if remat == "elementwise" else 0)
+
+
+def test_grouped_queries_keep_fewer_keys_and_values():
+    model = ModelConfig(vocabulary_size=7, width=96, depth=5, heads=6, remat="feed_forward")
+    grouped = dataclasses.replace(model, key_value_heads=2)
+    kept = [saved_activations(each, 128, "pallas", jnp.bfloat16).attention for each in (model, grouped)]
+    assert kept[0] - kept[1] == 5 * 128 * 2 * (2 * 4 * 16)

@@ -1,0 +1,110 @@
+"""What a step recomputes to fit a device, and what is said where it does not."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxformer.loop
+import jaxformer.memory_fit
+from jaxformer.config import UserError
+from jaxformer.memory_fit import Target, advise, choose_fit, fit_to_device, fits, named_device, ways
+from jaxformer.train import main
+from jaxformer.variant import load_experiment
+
+
+def gpu(gigabytes):
+    return Target("a GPU", "gpu", int(gigabytes * 1e9), "pallas", jnp.bfloat16)
+
+
+def small(**overrides):
+    texts = {"packing.row_length": "2048", "training.rows_per_step": "8", "training.micro_batches": "0"}
+    return load_experiment("baseline", texts | overrides)
+
+
+@pytest.mark.parametrize(("name", "rows", "gigabytes"), [("baseline_500m", "32", 80), ("baseline_100m", "16", 24)])
+def test_real_size_fits_its_device_by_recomputing_elementwise_operations_only(name, rows, gigabytes):
+    experiment = load_experiment(name, {"training.rows_per_step": rows})
+    target = gpu(0.9 * gigabytes)
+    fit = choose_fit(experiment, target)
+    assert (fit.remat, fit.micro_batches) == ("elementwise", 1) and fits(fit, target)
+
+
+def test_what_is_chosen_fits_and_nothing_cheaper_does():
+    experiment = small()
+    every_way = list(ways(experiment, gpu(1)))
+    assert [fit.cost for fit in every_way] == sorted(fit.cost for fit in every_way)
+    chosen = []
+    for gigabytes in (10.0, 1.0, 0.6, 0.3):
+        target = gpu(gigabytes)
+        fit = choose_fit(experiment, target)
+        cheaper = [each for each in every_way if each.cost < fit.cost]
+        assert fits(fit, target) and not any(fits(each, target) for each in cheaper)
+        chosen.append((fit.remat, fit.micro_batches))
+    assert chosen[0] == ("none", 1) and len(set(chosen)) > 2
+
+
+def test_where_nothing_fits_the_least_is_chosen():
+    experiment = small()
+    assert choose_fit(experiment, gpu(0.001)).memory.peak == min(fit.memory.peak for fit in ways(experiment, gpu(1)))
+
+
+def test_what_is_configured_stays_as_it_is():
+    experiment = small(**{"model.remat": "feed_forward", "training.micro_batches": "2"})
+    assert [(fit.remat, fit.micro_batches) for fit in ways(experiment, gpu(1))] == [("feed_forward", 2)]
+
+
+def test_on_a_cpu_nothing_is_recomputed():
+    fitted, text = fit_to_device(small())
+    assert (fitted.model.remat, fitted.training.micro_batches) == ("none", 1)
+    assert text.startswith("remat none, 1 micro-batch,")
+
+
+def test_resumed_run_computes_as_it_began_on_the_same_device_and_as_it_is_told(monkeypatch):
+    monkeypatch.setattr(jaxformer.memory_fit, "device_memory", lambda: 10**12)
+    record = {
+        "device": jax.devices()[0].device_kind,
+        "config": {"model": {"remat": "block"}, "training": {"micro_batches": 4}},
+    }
+
+    def chosen(experiment, record):
+        fitted, _ = fit_to_device(experiment, record)
+        return fitted.model.remat, fitted.training.micro_batches
+
+    assert chosen(small(), record) == ("block", 4)
+    assert chosen(small(), record | {"device": "another"}) == ("none", 1)
+    assert chosen(small(), record | {"config": {}}) == ("none", 1), "a run of a version without the fields"
+    assert chosen(small(**{"model.remat": "elementwise"}), record) == ("elementwise", 4)
+
+
+def test_advice_fits_and_is_less_than_what_failed():
+    experiment = load_experiment("baseline_500m", {"model.remat": "none", "training.micro_batches": "1"})
+    text = advise(experiment, gpu(72))
+    assert text == "set --training.micro_batches=1 --model.remat=elementwise: an estimated 63.3 GB of 72.0 GB"
+    # It failed though it fits by the formula: the next step down.
+    failed = load_experiment("baseline_500m", {"model.remat": "elementwise", "training.micro_batches": "1"})
+    text = advise(failed, gpu(72))
+    assert text == "set --training.micro_batches=2 --model.remat=elementwise: an estimated 38.3 GB of 72.0 GB"
+
+
+def test_advice_names_the_least_where_nothing_fits_and_is_none_where_nothing_is_known():
+    experiment = load_experiment("baseline_500m")
+    assert advise(experiment, gpu(8)).startswith("the least that it needs is ")
+    assert advise(experiment, gpu(0)) == ""
+
+
+def test_first_step_without_memory_is_answered_with_settings_that_fit(experiment_files, monkeypatch, tmp_path, capfd):
+    def no_memory(state, batch):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes.")
+
+    monkeypatch.setattr(jaxformer.loop, "train_step", no_memory)
+    monkeypatch.setattr(jaxformer.memory_fit, "device_memory", lambda: 10**9)
+    arguments = [f"--experiment={experiment_files['best_fit']}", f"--workdir={tmp_path}", "--model.remat=none"]
+    assert main(arguments) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and "too little memory (RESOURCE_EXHAUSTED" in error
+    assert "set --training.micro_batches=" in error and "of 1.0 GB" in error
+
+
+def test_unknown_gpu_is_refused_with_those_that_are_known():
+    with pytest.raises(UserError, match=r"--plan=H10: no such GPU is known; did you mean H100\?.*RTX 4090"):
+        named_device(small(), "H10")

@@ -1,0 +1,34 @@
+"""The plan of a run: what is printed without anything being read or run, and when steps are timed."""
+
+import pytest
+
+import jaxformer.plan
+from jaxformer.plan import estimate_run_seconds, print_plan
+from jaxformer.variant import load_experiment
+
+
+@pytest.fixture
+def no_step(monkeypatch):
+    def train_step(state, batch):
+        raise AssertionError("a step was run")
+
+    monkeypatch.setattr(jaxformer.plan, "train_step", train_step)
+
+
+@pytest.mark.parametrize("size", ["27m", "100m", "500m"])
+def test_real_size_is_planned_for_a_gpu_that_is_not_here(size, no_step, capsys):
+    print_plan(load_experiment(f"baseline_{size}"), "H100")
+    printed = capsys.readouterr().out
+    assert "65,536 a step, 2,500,001,792 in 38,147 steps, 1 x those of the corpus" in printed
+    assert "JAX may take 72.00 GB (H100)" in printed and "40% of the peak, 989 TFLOP/s" in printed
+    assert ("remat elementwise" if size == "500m" else "remat none") in printed
+    assert "4.25 GB, 2,500,000,000 tokens at most" in printed
+
+
+def test_step_that_takes_long_here_is_estimated_and_not_run(no_step, capsys):
+    experiment = load_experiment("baseline_500m")
+    print_plan(experiment)
+    printed = capsys.readouterr().out
+    assert "40% of what matmuls reach here" in printed
+    # No computer of a test does 1e15 floating-point operations per second, nor takes years for one.
+    assert estimate_run_seconds(experiment) > 8.7e18 / 1e15
