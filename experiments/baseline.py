@@ -5,6 +5,7 @@ from jaxformer.checkpoint import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluate import EvaluationConfig
 from jaxformer.experiment import Experiment
+from jaxformer.mesh import MeshConfig
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig
 from jaxformer.packing import PackingConfig
@@ -106,5 +107,10 @@ EXPERIMENT = Experiment(
         tasks="hellaswag,arc_easy,winogrande",
         task_items=500,  # items of each task before the last step; 0: none
         sample_tokens=200,  # tokens
+    ),
+    mesh=MeshConfig(
+        data=1,  # devices, or groups of them, with all parameters each; 0: as many as there are
+        fsdp=1,  # devices that share the parameters; 0: as many as there are
+        processes=1,  # processes, each with devices of its own
     ),
 )

@@ -1,4 +1,4 @@
-"""Pretraining of small decoder-only transformers on one GPU, to decide by evidence.
+"""Pretraining of small decoder-only transformers on one GPU or a few, to decide by evidence.
 
 The modules in the order in which data flows; each imports only from those above it:
 
@@ -18,6 +18,8 @@ The modules in the order in which data flows; each imports only from those above
     packing            token documents to packed rows and batches, resumable
     document_mask      the mask as two integers per token
     timing             how long functions take on the device
+    mesh               where arrays live on more than one device, and what is summed over them
+    processes          the processes of one run, and what they tell each other
     flash_kernels      the kernels of flash attention by documents
     flash              those kernels on Pallas-Triton, with their gradient
     cudnn              attention by cuDNN

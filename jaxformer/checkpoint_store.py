@@ -21,9 +21,10 @@ import orbax.checkpoint as ocp
 
 from jaxformer.closing import Closing
 from jaxformer.config import TrainingFailure, UserError, require
+from jaxformer.processes import is_first, wait_for_all
 from jaxformer.retention import CheckpointConfig, steps_to_keep
 
-# Failed saves in a row that end a run.
+# Failed saves in a row that end a run. Of several processes the first does: the others do not know of it.
 _MOST_FAILURES = 2
 
 
@@ -90,7 +91,10 @@ class Checkpoints(Closing):
         """Renames a damaged step, so that it can be saved again; returns its new place."""
         names = (f"{step}.damaged{number or ''}" for number in itertools.count())
         aside = next(self.folder / name for name in names if not (self.folder / name).exists())
-        (self.folder / str(step)).rename(aside)
+        wait_for_all("a damaged step is seen")
+        if is_first():
+            (self.folder / str(step)).rename(aside)
+        wait_for_all("a damaged step is set aside")
         self._manager.reload()
         return aside
 
@@ -130,6 +134,8 @@ class Checkpoints(Closing):
 
     def _remove_leftovers(self) -> None:
         """Removes what failed and interrupted saves left; some of a failed one may still be written for a moment."""
+        if not is_first():
+            return
         deadline = time.monotonic() + 2
         while leftovers := list(self.folder.glob("*.orbax-checkpoint-tmp")):
             for leftover in leftovers:
@@ -142,6 +148,10 @@ class Checkpoints(Closing):
         """Frees what a failed save left, and begins anew with the steps that are there."""
         step, self._saving = self._saving, None
         self._failures += 1
+        if jax.process_count() > 1:
+            raise TrainingFailure(
+                f"saving step {step} in {self.folder} failed ({first_line(error)}); the same command resumes"
+            ) from error
         with contextlib.suppress(Exception):
             self._manager.close()
         try:

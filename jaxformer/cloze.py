@@ -18,9 +18,11 @@ from tqdm import tqdm
 
 from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.loss import TokenScores, token_scores
+from jaxformer.mesh import whole_rows
+from jaxformer.model import Transformer
 from jaxformer.packing import PackingConfig
 from jaxformer.row_fitting import best_fit_decreasing
-from jaxformer.step import TrainState
+from jaxformer.step import TrainState, with_model
 from jaxformer.tokenizer import Tokenizer
 
 # Batches that the device computes while the host waits for an earlier one.
@@ -127,15 +129,19 @@ def score(
     rows = [by_row[begin:end].tolist() for begin, end in itertools.pairwise(first.tolist())]
     nats, is_greedy = np.full(len(requests), np.nan), np.zeros(len(requests), bool)
     computing = deque()
+    rows_per_batch = whole_rows(state.mesh, rows_per_batch)
+    rows_of_device = rows_per_batch if state.mesh is None else rows_per_batch // state.mesh.size
 
     def collect() -> None:
-        members, counts, scores = computing.popleft()
+        members, counts, count_X, scores = computing.popleft()
         offsets = np.cumsum(counts) - counts
-        nats_C = np.asarray(scores.nats_N)[: counts.sum()].astype(np.float64)
+        is_meant_XN = np.arange(rows_of_device * packing.row_length)[None, :] < count_X[:, None]
+        nats_C = np.asarray(scores.nats_N)[is_meant_XN.reshape(-1)].astype(np.float64)
         if not np.isfinite(nats_C).all():
             raise TrainingFailure("the model's log-likelihoods are not finite: its parameters are, or overflow")
         nats[members] = -np.add.reduceat(nats_C, offsets)
-        is_greedy[members] = np.logical_and.reduceat(np.asarray(scores.is_likeliest_N)[: counts.sum()], offsets)
+        is_likeliest_C = np.asarray(scores.is_likeliest_N)[is_meant_XN.reshape(-1)]
+        is_greedy[members] = np.logical_and.reduceat(is_likeliest_C, offsets)
         bar.update(len(members))
 
     disable = None if label else True
@@ -144,8 +150,13 @@ def score(
             chosen = rows[begin : begin + rows_per_batch]
             members = [number for row in chosen for number in row]
             counts = np.array([requests[number].scored for number in members])
-            packed = _pack([[requests[number] for number in row] for row in chosen], rows_per_batch, packing.row_length)
-            computing.append((members, counts, _score_rows(state, packed, vocabulary_size)))
+            of_rows = [[requests[number] for number in row] for row in chosen]
+            parts = [
+                _pack(of_rows[first : first + rows_of_device], rows_of_device, packing.row_length)
+                for first in range(0, rows_per_batch, rows_of_device)
+            ]
+            packed = _Rows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+            computing.append((members, counts, packed.count_X, _score_rows(state, packed, vocabulary_size)))
             if len(computing) > _AHEAD:
                 collect()
         while computing:
@@ -154,16 +165,20 @@ def score(
 
 
 class _Rows(NamedTuple):
-    """Packed requests; N = B x T. Of places and targets, the first `count` are meant."""
+    """Packed requests of each device, X of them: B rows, N = B x T. Of its places and targets the first are meant.
+
+    All of one device stand behind all of another.
+    """
 
     tokens_BT: np.ndarray
     positions_BT: np.ndarray
     document_starts_BT: np.ndarray
     document_ends_BT: np.ndarray
     places_N: np.ndarray
-    """Of the inputs whose targets are scored, in the flattened rows."""
+    """Of the inputs whose targets are scored, in the flattened rows of the device."""
     targets_N: np.ndarray
-    count: np.int32
+    count_X: np.ndarray
+    """int32, how many are meant."""
 
 
 def _pack(rows: list[list[Request]], B: int, T: int) -> _Rows:
@@ -182,18 +197,21 @@ def _pack(rows: list[list[Request]], B: int, T: int) -> _Rows:
             begin, count = end, count + scored
         starts_BT[row, begin:] = begin
     positions_BT = np.arange(T, dtype=np.int32)[None, :] - starts_BT
-    return _Rows(tokens_BT, positions_BT, starts_BT, ends_BT, places_N, targets_N, np.int32(count))
+    return _Rows(tokens_BT, positions_BT, starts_BT, ends_BT, places_N, targets_N, np.array([count], np.int32))
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _score_rows(state: TrainState, rows: _Rows, vocabulary_size: int) -> TokenScores:
-    model = state.model
+    return with_model(state, functools.partial(_score_places, vocabulary_size=vocabulary_size), rows)
+
+
+def _score_places(model: Transformer, rows: _Rows, *, vocabulary_size: int) -> TokenScores:
     features_ND = model.features(rows.tokens_BT, rows.positions_BT, rows.document_starts_BT, rows.document_ends_BT)
     return token_scores(
         features_ND[rows.places_N],
         model.unembedding_VD[:vocabulary_size],
         rows.targets_N,
-        count=rows.count,
+        count=rows.count_X[0],
         logit_soft_cap=model.config.logit_soft_cap,
         chunk_tokens=model.config.loss_chunk_tokens,
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxformer.cloze import CannotBeScored, Encoded, encode, score
 from jaxformer.config import TrainingFailure, UserError, check_types, execution, require, require_one_of
+from jaxformer.mesh import whole_rows
 from jaxformer.packing import PackingConfig, Plan, pad_rows, plan_rows, read_rows
 from jaxformer.scores import Estimate, ItemScores, chance, estimate, estimate_ratio, score_items
 from jaxformer.shards import Shards
@@ -29,7 +30,7 @@ class EvaluationConfig:
     every_steps: steps between evaluations; the last step is always evaluated.
     validation_bytes: UTF-8 bytes of validation text for each corpus, taken as whole documents, so that models with
         different tokenizers read the same text; 0 for all.
-    rows_per_batch: rows that are evaluated at once.
+    rows_per_batch: rows that are evaluated at once; on several devices, rounded up to a multiple of them.
     task_data: a folder that holds a file named after each task, in its official format: `hellaswag.jsonl`,
         `arc_easy.parquet`, ...; or 'tfds' for what is prepared there; '' scores no tasks.
     tasks: names of the tasks, separated by commas.
@@ -142,6 +143,7 @@ def flatten_estimates(estimates: dict[str, Estimate]) -> dict[str, float]:
 
 def _document_losses(state: TrainState, chosen: ValidationSet, rows_per_batch: int) -> DocumentLosses:
     name, shards, documents, plan = chosen
+    rows_per_batch = whole_rows(state.mesh, rows_per_batch)
     waiting = []
     for first in range(0, len(plan), rows_per_batch):
         batch = read_rows(shards, plan, np.arange(first, min(first + rows_per_batch, len(plan))))

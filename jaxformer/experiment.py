@@ -1,6 +1,10 @@
 """All configurations of a run as one value, checked as a whole; and the state and the attention that follow from it."""
 
+import dataclasses
 from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
 
 from jaxformer.attention import AttentionConfig, Implementation, choose_implementation
 from jaxformer.attention_support import AttentionShape
@@ -8,6 +12,7 @@ from jaxformer.checkpoint import CheckpointConfig
 from jaxformer.config import check_types, execution, flatten, require
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluate import EvaluationConfig
+from jaxformer.mesh import MeshConfig, check_rows, make_mesh
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, check_schedule, make_optimizer
 from jaxformer.packing import PackingConfig
@@ -34,6 +39,7 @@ class Experiment:
     training: TrainingConfig
     checkpoint: CheckpointConfig
     evaluation: EvaluationConfig
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):
         check_types(self)
@@ -50,11 +56,22 @@ class Experiment:
         )
 
 
-def attention_shape(experiment: Experiment) -> AttentionShape:
-    """Returns what attention is computed on in a step of the experiment."""
+def run_mesh(experiment: Experiment) -> Mesh:
+    """Returns the mesh of the devices that an experiment runs on.
+
+    Raises:
+        UserError: they are not there, or do not divide the rows of a step.
+    """
+    mesh = make_mesh(experiment.mesh, jax.devices())
+    check_rows(mesh, experiment.training.rows_per_step, experiment.training.micro_batches or 1)
+    return mesh
+
+
+def attention_shape(experiment: Experiment, devices: int = 1) -> AttentionShape:
+    """Returns what attention is computed on in a step of the experiment, on each of so many devices."""
     model, training, packing = experiment.model, experiment.training, experiment.packing
     return AttentionShape(
-        rows=training.rows_per_step // (training.micro_batches or 1),
+        rows=training.rows_per_step // (training.micro_batches or 1) // devices,
         row_length=packing.row_length,
         heads=model.heads,
         key_value_heads=model.G,
@@ -66,10 +83,16 @@ def attention_shape(experiment: Experiment) -> AttentionShape:
     )
 
 
-def make_state(experiment: Experiment, seed: int, attention: Implementation | None = None) -> TrainState:
-    """Returns the state before the first step; attention is what suits the device and the shapes if it is not given."""
+def make_state(
+    experiment: Experiment, seed: int, attention: Implementation | None = None, mesh: Mesh | None = None
+) -> TrainState:
+    """Returns the state before the first step; attention is what suits the device and the shapes if it is not given.
+
+    It lies on one device, or on a mesh.
+    """
     if attention is None:
-        attention = choose_implementation(experiment.attention, attention_shape(experiment)).implementation
+        shape = attention_shape(experiment, mesh.size if mesh else 1)
+        attention = choose_implementation(experiment.attention, shape).implementation
     return init_state(
         experiment.model,
         make_optimizer(experiment.optimizer, experiment.training.steps),
@@ -78,6 +101,7 @@ def make_state(experiment: Experiment, seed: int, attention: Implementation | No
         compute_dtype=compute_dtype(experiment.training),
         micro_batches=experiment.training.micro_batches or 1,
         skip_spikes_above=experiment.training.skip_spikes_above,
+        mesh=mesh,
     )
 
 

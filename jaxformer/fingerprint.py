@@ -27,9 +27,13 @@ def _fingerprints(arrays: list[jax.Array]) -> jax.Array:
 
     def fingerprint(x):
         unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-        words = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).ravel()
-        places = jnp.arange(words.size, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
-        return jnp.sum(mixed(words + places), dtype=jnp.uint32)
+        words = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        # The place in the flattened array, without flattening it: what lies on several devices would be gathered.
+        places, stride = jnp.zeros(x.shape, jnp.uint32), 1
+        for axis in reversed(range(x.ndim)):
+            places += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+            stride *= x.shape[axis]
+        return jnp.sum(mixed(words + places * jnp.uint32(0x9E3779B9)), dtype=jnp.uint32)
 
     return jnp.stack([fingerprint(x) for x in arrays])
 

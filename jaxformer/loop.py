@@ -1,5 +1,6 @@
 """The loop over a run's steps: it saves before it validates, and stops where nothing is lost."""
 
+import contextlib
 import functools
 import time
 from pathlib import Path
@@ -17,14 +18,16 @@ from jaxformer.experiment import Experiment
 from jaxformer.fault import diagnose, write_fault
 from jaxformer.files import write_whole
 from jaxformer.generate import sample_text
+from jaxformer.mesh import put_rows
 from jaxformer.metrics import Writer
 from jaxformer.packing import batch_digest, seek
+from jaxformer.processes import AgreedStop, all_rows
 from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
 from jaxformer.results import describe_scores, write_scores, write_validation
 from jaxformer.retention import best_step
 from jaxformer.run_folder import evaluations_folder, identify_evaluation, summarise, write_json
 from jaxformer.screen import note, say
-from jaxformer.step import TrainState, train_step
+from jaxformer.step import TrainState, compile_step
 from jaxformer.stop_signals import Stopped, StopSignals
 from jaxformer.tasks import fixed_choice
 
@@ -32,6 +35,7 @@ from jaxformer.tasks import fixed_choice
 class Run(NamedTuple):
     """What the steps of a run have in common.
 
+    rows: of each batch, those that this process reads.
     record: of the checkpoints; its `seconds` are those of the run before `started`.
     """
 
@@ -41,6 +45,7 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     progress: Progress
     signals: StopSignals
+    rows: slice
     record: dict
     started: float
 
@@ -58,41 +63,41 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
     """
     steps, every = run.experiment.training.steps, run.experiment.checkpoint.every_steps
     validate_every = run.experiment.evaluation.every_steps
-    jitted_step = jax.jit(train_step, donate_argnums=0)
+    jitted_step, agreed_stop = compile_step(state), AgreedStop()
     data_state = batches.get_state()
     with run.signals.deferred():
         for step in range(int(state.step), steps):
             # Validated after it was saved, and again if the run stopped in between.
             if step > 0 and step % validate_every == 0:
-                with run.signals.at_once():
+                with run.signals.at_once() if jax.process_count() == 1 else contextlib.nullcontext():
                     try_to_evaluate(run, state, step)
             asked = time.perf_counter()
             try:
                 batch = next(batches)
             except Exception:  # The data are at fault, and what was learned from them so far is not.
-                run.progress.flush()
-                save_now(run, state, data_state)
+                if jax.process_count() == 1:  # The others would have to save as well, and do not know of it.
+                    run.progress.flush()
+                    save_now(run, state, data_state)
                 raise
-            read = {"waited": time.perf_counter() - asked, "batch": batch_digest(batch)}
-            data_state = batches.get_state()
-            state, metrics = jitted_step(state, batch)
+            waited = time.perf_counter() - asked
+            data_state, digest = batches.get_state(), batch_digest(batch, run.rows.start or 0)
+            state, metrics = jitted_step(state, put_rows(state.mesh, batch))
+            received = agreed_stop(run.signals.received, metrics["loss"])
             is_due = (step + 1) % every == 0 or (step + 1) % validate_every == 0 or step + 1 == steps
             try:
                 # A step's metrics are fetched after the next one is dispatched: the device does not wait for the host.
-                run.progress.add(step + 1, metrics | read)
-                if is_due or run.signals.received:
+                run.progress.add(step + 1, metrics | {"batch": digest, "waited": waited})
+                if is_due or received:
                     run.progress.flush()
             except NonFiniteSteps as failure:
                 raise keep_fault(run, state, batches, failure) from failure
             if is_due:
                 note(save(run.checkpoints, state, data_state, run.record_now()))
             note(run.checkpoints.check())
-            if run.signals.received or step + 1 == steps:
+            if received or step + 1 == steps:
                 save_now(run, state, data_state)
-            if run.signals.received:
-                raise Stopped(
-                    run.signals.received, f"step {step + 1} is saved, and the same command goes on from there"
-                )
+            if received:
+                raise Stopped(received, f"step {step + 1} is saved, and the same command goes on from there")
     return state
 
 
@@ -178,7 +183,9 @@ def keep_fault(run: Run, state: TrainState, batches: grain.DatasetIterator, fail
         seek(batches, failure.last_step)
         save_now(run, state, batches.get_state())
         seek(batches, failure.first_step - 1)
-        write_fault(path, diagnose(state, next(batches), step=failure.first_step, checkpoint=failure.last_step))
+        batch = next(batches)
+        fault = diagnose(state, put_rows(state.mesh, batch), step=failure.first_step, checkpoint=failure.last_step)
+        write_fault(path, fault._replace(batch=all_rows(batch)))
     except Exception as error:
         return TrainingFailure(f"{failure}; they could not be kept for a replay ({type(error).__name__}: {error})")
     return TrainingFailure(f"{failure}; `python tools/replay_step.py {path}` replays it")
@@ -200,7 +207,8 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
         try_to_sample(run, state, seed)
     seconds = run.record_now()["seconds"]
     best = best_step(run.checkpoints.steps(), run.checkpoints.validation_losses)
-    summary = summarise(experiment, seed, workdir, seconds, evaluation, best)
+    devices = 1 if state.mesh is None else state.mesh.size
+    summary = summarise(experiment, seed, workdir, seconds, evaluation, best, devices)
     try:
         write_json(workdir / "summary.json", summary)
     except OSError as error:

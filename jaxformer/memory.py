@@ -67,7 +67,15 @@ class StepMemory(NamedTuple):
 
 
 def step_memory(
-    experiment: Experiment, *, attention: str, dtype: Any, remat: str, micro_batches: int, platform: str
+    experiment: Experiment,
+    *,
+    attention: str,
+    dtype: Any,
+    remat: str,
+    micro_batches: int,
+    platform: str,
+    data: int = 1,
+    fsdp: int = 1,
 ) -> StepMemory:
     """Returns the memory of an experiment's step.
 
@@ -76,30 +84,35 @@ def step_memory(
         dtype: of the matmuls.
         remat: `model.remat`, not 'auto'; it and `micro_batches` stand for those of the experiment.
         platform: 'gpu' or 'cpu'; it decides how many logits there are at once.
+        data, fsdp: devices along the axes of the mesh; the memory is that of one of them. What is split along `fsdp` is
+            whole for a layer, or for the tables, at a time.
     """
     model, T = experiment.model, experiment.packing.row_length
-    rows = experiment.training.rows_per_step // micro_batches
+    rows_here = experiment.training.rows_per_step // (data * fsdp)
+    rows = rows_here // micro_batches
     D, V, N, size = model.width, model.vocabulary_size, rows * T, jnp.dtype(dtype).itemsize
     kernels, parameters = matmul_parameters(model) - V * D, parameter_count(model)
     tables = (1 if model.tied_embeddings else 2) * V * D
     is_cast = size < 4
     kept = saved_activations(dataclasses.replace(model, remat=remat), T, attention, dtype)
     chunk = min(N, model.loss_chunk_tokens or default_chunk_tokens(V, platform))
-    gradients = 4 * tables + (4 * parameters if micro_batches > 1 else 0)
+    gradients = 4 * tables + (4 * parameters // fsdp if micro_batches > 1 else 0)
     loss = chunk * V * (4 + size) + 3 * N * D * size
     # Recomputed, the hidden features are alive before and after the activation, beside the gradients of both.
     wide = (2 if remat == "none" else 4) * (2 if model.activation == "swiglu" else 1)
     backward = (wide * model.F + 2 * D) * N * size + (rows * kept.recomputed_attention if remat != "none" else 0)
     # The sum over micro-batches keeps the kernels' gradients in place throughout; else the logits' place is reused.
     if micro_batches > 1:
-        gradients += kernels * size
+        gradients += kernels * size // fsdp
     else:
-        backward += kernels * size
+        backward += kernels * size // fsdp
+    if fsdp > 1:
+        backward += 2 * kernels // model.depth * size
     return StepMemory(
-        parameters=4 * parameters,
-        optimizer=_optimizer_bytes(model, experiment.optimizer, experiment.training.steps),
-        batch=experiment.training.rows_per_step * T * 7 * 4 + (0 if model.learned_positions else N * model.K * 4),
-        kernels=(kernels + V * D) * size if is_cast else 0,
+        parameters=4 * parameters // fsdp,
+        optimizer=_optimizer_bytes(model, experiment.optimizer, experiment.training.steps) // fsdp,
+        batch=rows_here * T * 7 * 4 + (0 if model.learned_positions else N * model.K * 4),
+        kernels=((kernels // fsdp + V * D) * size if is_cast else 0) + (4 * tables if fsdp > 1 else 0),
         gradients=gradients,
         attention=rows * kept.attention,
         feed_forward=rows * kept.feed_forward,

@@ -15,10 +15,12 @@ import jax.numpy as jnp
 from jaxformer.attention import choose_implementation
 from jaxformer.config import UserError, did_you_mean, replace
 from jaxformer.device import device_memory, memory_fraction
-from jaxformer.experiment import Experiment, attention_shape
+from jaxformer.experiment import Experiment, attention_shape, run_mesh
 from jaxformer.flops import MEMORY_GB, memory_gigabytes, training_flops_per_token
 from jaxformer.memory import StepMemory, step_memory
+from jaxformer.mesh import DATA, FSDP
 from jaxformer.model import SAVED
+from jaxformer.processes import agreed
 from jaxformer.step import compute_dtype
 
 # Share of what JAX may take of the memory that a step may take by the formula, which is right within a tenth.
@@ -41,6 +43,7 @@ class Target(NamedTuple):
     memory: bytes that JAX may take; 0 where it is not known.
     attention: the implementation's name.
     dtype: of the matmuls.
+    data, fsdp: how many such devices there are along the axes of the mesh.
     """
 
     kind: str
@@ -48,6 +51,13 @@ class Target(NamedTuple):
     memory: int
     attention: str
     dtype: Any
+    data: int = 1
+    fsdp: int = 1
+
+    @property
+    def devices(self) -> int:
+        """How many such devices compute a step together."""
+        return self.data * self.fsdp
 
 
 class Fit(NamedTuple):
@@ -71,15 +81,18 @@ class Fit(NamedTuple):
 
 
 def device_at_hand(experiment: Experiment) -> Target:
-    """Returns the device that JAX computes on.
+    """Returns the device that JAX computes on, and how many of them the run takes.
 
     Raises:
-        UserError: the attention that was asked for cannot run there.
+        UserError: the devices of the mesh are not there, or the attention that was asked for cannot run on them.
     """
-    device = jax.devices()[0]
-    attention = choose_implementation(experiment.attention, attention_shape(experiment)).implementation.name
+    device, mesh = jax.local_devices()[0], run_mesh(experiment)
+    shape = attention_shape(experiment, mesh.size)
+    attention = choose_implementation(experiment.attention, shape).implementation.name
     dtype = compute_dtype(experiment.training)
-    return Target(device.device_kind, device.platform, device_memory(), attention, dtype)
+    return Target(
+        device.device_kind, device.platform, device_memory(), attention, dtype, mesh.shape[DATA], mesh.shape[FSDP]
+    )
 
 
 def named_device(experiment: Experiment, kind: str) -> Target:
@@ -99,7 +112,9 @@ def named_device(experiment: Experiment, kind: str) -> Target:
     if attention == "auto":
         can_flash = dtype == jnp.bfloat16 and experiment.model.K in (32, 64, 128) and not re.match("V100|T4", kind)
         attention = "pallas" if can_flash else "xla"
-    return Target(kind, "gpu", int(gigabytes * 1e9 * memory_fraction()), attention, dtype)
+    # Of an axis that takes what is left there is one.
+    data, fsdp = max(1, experiment.mesh.data), max(1, experiment.mesh.fsdp)
+    return Target(kind, "gpu", int(gigabytes * 1e9 * memory_fraction()), attention, dtype, data, fsdp)
 
 
 def fit_to_device(experiment: Experiment, record: dict | None = None) -> tuple[Experiment, str]:
@@ -114,7 +129,8 @@ def fit_to_device(experiment: Experiment, record: dict | None = None) -> tuple[E
         reason = "the cheapest that fits" if target.memory else "since its memory is the host's"
         if record and record.get("device") == target.kind:
             experiment, reason = _recorded(experiment, record), "as the run began"
-    fit = choose_fit(experiment, target)
+    remat, micro_batches = agreed(choose_fit(experiment, target)[:2])  # Each process has a device of its own.
+    fit = choose_fit(replace(experiment, {"model.remat": remat, "training.micro_batches": micro_batches}), target)
     text = f"remat {fit.remat}, {fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''}, {reason}"
     if target.memory:
         text = f"an estimated {_gigabytes(fit.memory.peak)} of {_gigabytes(target.memory)}: {text}"
@@ -155,8 +171,10 @@ def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
     model, training = experiment.model, experiment.training
     remats = [model.remat] if model.remat != "auto" else ["none", *SAVED]
     rows = training.rows_per_step
-    parts = [training.micro_batches] if training.micro_batches else [n for n in range(1, rows + 1) if rows % n == 0]
-    costs = {(remat, count): _cost(experiment, remat, count) for remat in remats for count in parts}
+    parts = [training.micro_batches]
+    if not training.micro_batches:
+        parts = [n for n in range(1, rows + 1) if rows % (n * target.devices) == 0]
+    costs = {(remat, count): _cost(experiment, target, remat, count) for remat in remats for count in parts}
     for remat, count in sorted(costs, key=costs.get):
         memory = step_memory(
             experiment,
@@ -165,19 +183,26 @@ def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
             remat=remat,
             micro_batches=count,
             platform=target.platform,
+            data=target.data,
+            fsdp=target.fsdp,
         )
         yield Fit(remat, count, memory, costs[remat, count])
 
 
-def _cost(experiment: Experiment, remat: str, micro_batches: int) -> float:
+def _cost(experiment: Experiment, target: Target, remat: str, micro_batches: int) -> float:
     model, T = experiment.model, experiment.packing.row_length
     total = training_flops_per_token(model, T)
     up = 2 * model.depth * model.width * model.F * (2 if model.activation == "swiglu" else 1)
     blocks = total / 3 - 2 * model.vocabulary_size * model.width
     recomputed = {"none": 0.0, "elementwise": 0.0, "feed_forward": up, "block": blocks}[remat] / total
-    tokens = experiment.training.rows_per_step * T / micro_batches
+    tokens = experiment.training.rows_per_step * T / micro_batches / target.devices
     added_up = _ACCUMULATION_TOKENS / tokens if micro_batches > 1 else 0.0
     return recomputed + (_ELEMENTWISE_COST if remat != "none" else 0.0) + added_up
+
+
+def advise_here(experiment: Experiment) -> str:
+    """Returns `advise` for the device at hand."""
+    return advise(experiment, device_at_hand(experiment))
 
 
 def advise(experiment: Experiment, target: Target) -> str:

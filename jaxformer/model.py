@@ -21,6 +21,7 @@ attention: weight gradients then contract over one axis, which halves the time o
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -226,7 +227,12 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """The decoder. `attention` is the implementation that `attend` uses, or its name."""
+    """The decoder. `attention` is the implementation that `attend` uses, or its name.
+
+    merge_layer: makes a layer's block of its graph definition and parameters, which may be parts (`mesh.Parts`).
+    """
+
+    merge_layer: Callable = staticmethod(nnx.merge)
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, attention: str | Implementation = "xla"):
         self.config = config
@@ -298,7 +304,7 @@ class Transformer(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
 
         def layer(x_ND, params):
-            block = nnx.merge(graphdef, params)
+            block = self.merge_layer(graphdef, params)
             q, k, v = block.queries_keys_values(x_ND, rotation_N1K)
             attended_BTHK = attend(
                 q.reshape(B, T, *q.shape[1:]),

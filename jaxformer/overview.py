@@ -17,10 +17,14 @@ def describe(experiment: Experiment, state: TrainState, data: Data, attention: C
     """Prints, once at the start, what will run on what; fit is what `fit_to_device` says."""
     training, row_length = experiment.training, experiment.packing.row_length
     device = jax.devices()[0]
+    devices = 1 if state.mesh is None else state.mesh.size
     tokens_per_step = training.rows_per_step * row_length
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     flops = training_flops_per_token(experiment.model, row_length)
-    say(f"device      {jax.device_count()} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
+    say(f"device      {devices} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
+    if state.mesh is not None:
+        parts = ", ".join(f"{name} {size}" for name, size in state.mesh.shape.items())
+        say(f"mesh        {parts}; {jax.process_count()} processes; {training.rows_per_step // devices} rows a device")
     say(f"attention   {attention}")
     say(f"memory      {fit}")
     say(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")

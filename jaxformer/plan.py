@@ -12,14 +12,15 @@ from flax import nnx
 
 from jaxformer.config import require
 from jaxformer.corpus import parts_of
-from jaxformer.experiment import Experiment, make_state
+from jaxformer.experiment import Experiment, make_state, run_mesh
 from jaxformer.flops import parameter_count, peak_tflops, training_flops_per_token
 from jaxformer.memory_fit import Fit, Target, advise, choose_fit, device_at_hand, fits, named_device, ways
+from jaxformer.mesh import put_rows
 from jaxformer.model import Transformer
 from jaxformer.packing import Batch
 from jaxformer.progress import duration
 from jaxformer.retention import most_kept
-from jaxformer.step import TrainState, train_step
+from jaxformer.step import TrainState, compile_step
 from jaxformer.timing import milliseconds
 
 # Steps that are timed for the estimate, after one that is not; and the longest that a step may take to be timed.
@@ -78,10 +79,14 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
         f"tokens      {tokens_per_step:,} a step, {tokens:,} in {training.steps:,} steps{_passes(experiment, tokens)}"
     )
     _print_memory(experiment, target, fit)
-    _print_disk(experiment, fit)
+    _print_disk(experiment, target, fit)
     speed = _speed_here(experiment, target, fit) if is_here else _speed_of(experiment, target, fit)
     seconds = _run_seconds(experiment, speed)
-    print(f"time        {duration(seconds)}, {seconds / 3600:.2f} device hours, validation included ({target.kind})")
+    hours = seconds * target.devices / 3600
+    print(
+        f"time        {duration(seconds)}, {hours:.2f} device hours, validation included "
+        f"({target.devices} x {target.kind})"
+    )
     print(f"            {tokens_per_step / speed.step_seconds:,.0f} tokens/s, {speed.how}")
     print("            preparing the corpus and scoring the tasks come on top")
 
@@ -93,11 +98,11 @@ def _passes(experiment: Experiment, tokens: int) -> str:
 
 
 def _print_memory(experiment: Experiment, target: Target, fit: Fit) -> None:
-    m, rows = fit.memory, experiment.training.rows_per_step // fit.micro_batches
+    m, rows = fit.memory, experiment.training.rows_per_step // fit.micro_batches // target.devices
     limit = f"; JAX may take {_size(target.memory)} ({target.kind})" if target.memory else ""
     # There the blocks stand one after another, and XLA finds more room: up to a quarter is saved.
     about = "at most about " if target.platform == "cpu" else ""
-    print(f"memory      {about}{_size(m.peak)} for a step at its peak, by formula{limit}")
+    print(f"memory      {about}{_size(m.peak)} on each device at a step's peak, by formula{limit}")
     state, gradients = m.parameters + m.optimizer, m.gradients + m.kernels + m.batch
     print(f"            {_size(state)} of state: {_size(m.parameters)} parameters, the rest moments")
     print(f"            {_size(gradients)} of gradients and of kernels in {jnp.dtype(target.dtype).name}")
@@ -124,10 +129,10 @@ def _why(experiment: Experiment, target: Target, fit: Fit) -> str:
     )
 
 
-def _print_disk(experiment: Experiment, fit: Fit) -> None:
+def _print_disk(experiment: Experiment, target: Target, fit: Fit) -> None:
     known = [part.tokens for part in parts_of(experiment.corpus)]
     size = f"{_size(sum(known) * _SHARD_BYTES)}, {sum(known):,} tokens at most" if all(known) else "by its length"
-    checkpoint = fit.memory.parameters + fit.memory.optimizer
+    checkpoint = (fit.memory.parameters + fit.memory.optimizer) * target.fsdp
     most = most_kept(experiment.checkpoint, experiment.training.steps)
     print(f"disk        the corpus as tokens: {size}")
     print(f"            {_size(checkpoint * most)} of checkpoints at most, for {most} of {_size(checkpoint)}")
@@ -148,18 +153,18 @@ def _run_seconds(experiment: Experiment, speed: Speed) -> float:
 def _speed_here(experiment: Experiment, target: Target, fit: Fit) -> Speed:
     """Returns the speed of steps on random tokens, or, where those would take long, what matmuls say of it."""
     rate = _matmul_rate(target)
-    estimated = _step_flops(experiment) * (1 + fit.cost) / (rate * _UTILISATION)
+    estimated = _step_flops(experiment) * (1 + fit.cost) / (rate * target.devices * _UTILISATION)
     if estimated <= _TIMED_SECONDS and (not target.memory or fits(fit, target)):
         training = experiment.training
         batch = random_batch(training.rows_per_step, experiment.packing.row_length, experiment.model.vocabulary_size)
-        compiled, seconds = _time_steps(make_state(fit.applied(experiment), seed=0), batch)
+        compiled, seconds = _time_steps(make_state(fit.applied(experiment), seed=0, mesh=run_mesh(experiment)), batch)
         how = f"in {_TIMED_STEPS} steps on random tokens, after {compiled:.0f} s of compilation"
         return Speed(seconds, compiled, how)
     return Speed(estimated, 0.0, f"an estimate: {_UTILISATION:.0%} of what matmuls reach here, {_teraflops(rate)}")
 
 
 def _speed_of(experiment: Experiment, target: Target, fit: Fit) -> Speed:
-    peak = peak_tflops(target.kind) * 1e12
+    peak = peak_tflops(target.kind) * 1e12 * target.devices
     seconds = _step_flops(experiment) * (1 + fit.cost) / (peak * _UTILISATION)
     return Speed(seconds, 0.0, f"an estimate: {_UTILISATION:.0%} of the peak, {_teraflops(peak)}; nothing was run")
 
@@ -181,7 +186,8 @@ def _matmul_rate(target: Target) -> float:
 def _time_steps(state: TrainState, batch: Batch) -> tuple[float, float]:
     """Returns the seconds that compiling the step takes, and those of a step; the state is used up."""
     started = time.perf_counter()
-    step = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+    batch = put_rows(state.mesh, batch)
+    step = compile_step(state).lower(state, batch).compile()
     compiled = time.perf_counter() - started
     state, metrics = jax.block_until_ready(step(state, batch))
     started = time.perf_counter()

@@ -9,6 +9,8 @@ import numpy as np
 from jaxformer.config import TrainingFailure
 from jaxformer.guard import MOST_IN_A_ROW, SPIKE
 from jaxformer.metrics import BATCH, Writer
+from jaxformer.packing import DIGESTS
+from jaxformer.processes import summed
 from jaxformer.screen import note, say, say_progress
 
 # What the clock decides, and no run repeats.
@@ -48,7 +50,7 @@ class Progress:
         flops_per_token: float,
         peak: float | None,
     ):
-        """Args: as in the run's configuration; `learning_rates` by step, `peak` the device's TFLOP/s."""
+        """Args: as in the run's configuration; `learning_rates` by step, `peak` TFLOP/s of all devices."""
         self._writer = writer
         self._steps = steps
         self._every = every_steps
@@ -85,12 +87,13 @@ class Progress:
         if not self._waiting:
             return
         fetched = [(step, jax.device_get(metrics)) for step, metrics in self._waiting]
+        batches = summed([m["batch"] for _, m in fetched], DIGESTS)
         now = time.perf_counter()
         timed = fetched[self._untimed :]
         speed = sum(float(m["targets"]) for _, m in timed) / (now - self._since) if timed else math.nan
         tflops = speed * self._flops_per_token / 1e12
         waiting = sum(m["waited"] for _, m in timed) / (now - self._since)
-        for step, m in fetched:
+        for (step, m), batch in zip(fetched, batches, strict=True):
             # A step that does not count does not move the schedule.
             skipped_before = int(m["skipped"]) - (not m["counts"])
             scalars = {
@@ -99,7 +102,7 @@ class Progress:
                 "train/learning_rate": self._learning_rates[step - 1 - skipped_before],
                 "train/spike_score": m["spike_score"],
                 "train/skipped_steps": m["skipped"],
-                BATCH: m["batch"],
+                BATCH: batch,
             }
             if step == fetched[-1][0] and timed:
                 scalars |= dict(zip(TIMES, (speed, tflops, waiting), strict=True))

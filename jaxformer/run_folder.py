@@ -160,6 +160,7 @@ def write_config(
     attention: Implementation,
     device: jax.Device,
     step: int,
+    devices: int = 1,
 ) -> None:
     """Writes the tokenizer, and `config.json`: the configuration, what it is run with, and, by step, its starts.
 
@@ -188,8 +189,12 @@ def write_config(
         "versions": versions,
         "attention": dataclasses.asdict(attention),
         "device": device.device_kind,
+        "devices": devices,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "starts": [*starts, {"step": step, "code": code, "device": device.device_kind, "versions": versions}],
+        "starts": [
+            *starts,
+            {"step": step, "code": code, "device": device.device_kind, "devices": devices} | {"versions": versions},
+        ],
     }
     try:
         write_whole(workdir / TOKENIZER, tokenizer.model)
@@ -220,7 +225,7 @@ def evaluations_folder(workdir: Path, step: int) -> Path:
 
 def peak_memory() -> int:
     """Returns the largest memory of this process, bytes: the device's where it keeps count, else the host's."""
-    on_device = jax.devices()[0].memory_stats() or {}
+    on_device = jax.local_devices()[0].memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024
     return on_device.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -265,6 +270,7 @@ def summarise(
     seconds: float,
     evaluation: dict[str, float],
     best_checkpoint: int | None,
+    devices: int = 1,
 ) -> dict:
     """Returns what `summary.json` holds of a run that is finished."""
     steps = experiment.training.steps
@@ -275,7 +281,7 @@ def summarise(
         "steps": steps,
         "tokens": steps * experiment.training.rows_per_step * experiment.packing.row_length,
         "seconds": seconds,
-        "device_hours": seconds / 3600 * jax.device_count(),
+        "device_hours": seconds / 3600 * devices,
         "peak_memory_bytes": peak_memory(),
         "train/loss": recent_loss(workdir),
         **evaluation,

@@ -11,8 +11,9 @@ import numpy as np
 
 from jaxformer.config import require
 from jaxformer.loss import cross_entropy
+from jaxformer.model import Transformer
 from jaxformer.packing import Batch
-from jaxformer.step import TrainState
+from jaxformer.step import TrainState, with_model
 
 # Rows of the batch that are looked at, those with the most documents.
 _ROWS = 2
@@ -106,7 +107,10 @@ def prove(state: TrainState, batch: Batch, vocabulary_size: int, *, document_mas
 @jax.jit
 def _gradients(state: TrainState, rows: Batch):
     """Returns the loss, and for each parity of the segment's number the largest gradient at each token (B, T)."""
-    model = state.model
+    return with_model(state, _largest_gradients, rows, split_rows=False)
+
+
+def _largest_gradients(model: Transformer, rows: Batch):
     bounds = (rows.positions_BT, rows.document_starts_BT, rows.document_ends_BT)
     x_ND = model.embed(rows.tokens_BT.reshape(-1), rows.positions_BT.reshape(-1))
 

@@ -1,5 +1,7 @@
 """The pure training step: state and batch in, state and metrics out."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,11 +10,25 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from jaxformer.attention import Implementation
 from jaxformer.config import check_types, execution, require, require_one_of
 from jaxformer.guard import Guard, init_guard, judge
 from jaxformer.loss import LossSums, cross_entropy, token_scores
+from jaxformer.mesh import (
+    COPIED,
+    FSDP,
+    Parts,
+    copied,
+    gathered_rows,
+    gradient_on_parts,
+    on_parts,
+    partition,
+    specs_by_use,
+    state_sharding,
+    whole,
+)
 from jaxformer.model import Kernel, ModelConfig, Transformer
 from jaxformer.packing import Batch
 
@@ -85,11 +101,12 @@ class TrainState:
     compute_dtype: Any = flax.struct.field(pytree_node=False)
     micro_batches: int = flax.struct.field(pytree_node=False)
     skip_spikes_above: float = flax.struct.field(pytree_node=False)
+    mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def model(self) -> Transformer:
-        """The model with its kernels in the compute dtype."""
-        return nnx.merge(self.graphdef, cast_kernels(self.params, self.compute_dtype))
+        """The model with its kernels in the compute dtype; whole on every device of a mesh."""
+        return nnx.merge(self.graphdef, copied(self.mesh, cast_kernels(self.params, self.compute_dtype)))
 
 
 def init_state(
@@ -101,6 +118,7 @@ def init_state(
     compute_dtype: Any = jnp.float32,
     micro_batches: int = 1,
     skip_spikes_above: float = 0.0,
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """Returns the state before step 0; parameters and optimizer state are float32.
 
@@ -109,25 +127,27 @@ def init_state(
         compute_dtype: dtype of the matmuls.
         micro_batches: parts of the batch, a divisor of its rows, whose gradients are summed before the update.
         skip_spikes_above: score of a loss, in standard deviations, above which a step changes nothing; 0 for none.
+        mesh: of several devices, which hold the state and compute it together; the values are those of one device.
     """
+    mesh = None if mesh is None or mesh.size == 1 else mesh
 
-    @jax.jit
     def init():
         graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(params=seed), attention=attention))
-        return graphdef, params, optimizer.init(params)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            guard=init_guard(),
+            graphdef=graphdef,
+            optimizer=optimizer,
+            compute_dtype=compute_dtype,
+            micro_batches=micro_batches,
+            skip_spikes_above=skip_spikes_above,
+            mesh=mesh,
+        )
 
-    graphdef, params, opt_state = init()
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=opt_state,
-        guard=init_guard(),
-        graphdef=graphdef,
-        optimizer=optimizer,
-        compute_dtype=compute_dtype,
-        micro_batches=micro_batches,
-        skip_spikes_above=skip_spikes_above,
-    )
+    # Made where it stays: no device ever holds all of it.
+    return jax.jit(init, out_shardings=mesh and state_sharding(mesh, jax.eval_shape(init)))()
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -160,29 +180,81 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, guard=guard), metrics
 
 
+def compile_step(state: TrainState) -> Callable:
+    """Returns `train_step` jitted for a state, which it takes over; what it returns lies where the state did."""
+    if state.mesh is None:
+        return jax.jit(train_step, donate_argnums=0)
+    shardings = state_sharding(state.mesh, state), NamedSharding(state.mesh, COPIED)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
+
+
 def gradients(state: TrainState, batch: Batch) -> tuple[nnx.State, LossSums]:
     """Returns the float32 gradient of the mean objective over all weighted tokens of a batch, and the loss's sums.
 
     It is the same, up to rounding, whatever the micro-batches.
     """
 
+    merge = _merging(state)
+
     def objective(params, micro_batch):
-        sums = _batch_loss(nnx.merge(state.graphdef, params), micro_batch)
+        sums = _batch_loss(merge(params), micro_batch)
         return sums.objective, sums
 
-    # Cast once a step, outside of the scans over micro-batches and layers.
-    params = cast_kernels(state.params, state.compute_dtype)
-    gradient = jax.grad(objective, has_aux=True)
-    if state.micro_batches == 1:
-        grads, sums = gradient(params, batch)
+    def gradient_sums(params, batch):
+        # Cast once a step, outside of the scans over micro-batches and layers.
+        params = cast_kernels(params, state.compute_dtype)
+        gradient = jax.grad(objective, has_aux=True)
+        if state.micro_batches == 1:
+            return gradient(params, batch)
+        return _accumulate(gradient, params, batch, state.micro_batches)
+
+    if state.mesh is None:
+        grads, sums = gradient_sums(state.params, batch)
     else:
-        grads, sums = _accumulate(gradient, params, batch, state.micro_batches)
+        grads, sums = gradient_on_parts(state.mesh, gradient_sums, state.params, batch)
     return jax.tree.map(lambda g: g.astype(jnp.float32) / sums.weight, grads), sums
+
+
+def with_model(state: TrainState, function: Callable, rows: Any, *, split_rows: bool = True) -> Any:
+    """Returns `function(model, rows)`, computed by all devices of the state's mesh; to be called within `jax.jit`.
+
+    Args:
+        function: of the model, its kernels in the compute dtype, and of rows to results by row.
+        split_rows: whether each device takes rows of its own, which are then to be a multiple of the devices; else each
+            computes all of them, and the results are of any kind.
+    """
+    if state.mesh is None:
+        return function(state.model, rows)
+    merge = _merging(state)
+
+    def on_each(params, rows):
+        results = function(merge(cast_kernels(params, state.compute_dtype)), rows)
+        return gathered_rows(results) if split_rows else results
+
+    return on_parts(state.mesh, on_each, state.params, rows, split_rows=split_rows)
+
+
+def _merging(state: TrainState) -> Callable[[nnx.State], Transformer]:
+    """Returns the function from parameters to the model; on a mesh, from a device's parts of them."""
+    if state.mesh is None:
+        return functools.partial(nnx.merge, state.graphdef)
+    others, of_layer = specs_by_use(partition(state.mesh, state.params))
+
+    def merge(parts):
+        model = nnx.merge(state.graphdef, whole(parts, others))
+        if state.mesh.shape[FSDP] > 1:
+            model.merge_layer = functools.partial(Parts, of_layer)
+        return model
+
+    return merge
 
 
 def eval_step(state: TrainState, batch: Batch) -> jax.Array:
     """Returns each target's weighted cross-entropy in nats, float32 `nats_BT`; 0 at padding."""
-    model = state.model
+    return with_model(state, _token_nats, batch)
+
+
+def _token_nats(model: Transformer, batch: Batch) -> jax.Array:
     scores = token_scores(
         _features(model, batch),
         model.unembedding_VD,

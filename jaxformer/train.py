@@ -9,6 +9,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import inspect
 import json
@@ -34,17 +35,28 @@ from jaxformer.data import digests, prepare_data, task_digests
 from jaxformer.device import choose_device, keep_compiled, too_little_memory_told
 from jaxformer.document_mask import limit_window
 from jaxformer.evaluate import task_names
-from jaxformer.experiment import Experiment, attention_shape, make_state
+from jaxformer.experiment import Experiment, attention_shape, make_state, run_mesh
 from jaxformer.experiment_files import list_experiments
 from jaxformer.flops import peak_tflops, training_flops_per_token
 from jaxformer.lock import LOCK
 from jaxformer.loop import Run, finish, run_steps
-from jaxformer.memory_fit import advise, device_at_hand, fit_to_device
-from jaxformer.metrics import open_writer, validation_losses
+from jaxformer.memory_fit import advise_here, fit_to_device
+from jaxformer.mesh import rows_here
+from jaxformer.metrics import Writer, open_writer, validation_losses
 from jaxformer.optimizer import make_schedule
 from jaxformer.overview import describe
 from jaxformer.packing import Batch, make_batches, seek
 from jaxformer.plan import print_plan
+from jaxformer.processes import (
+    agreed,
+    agreed_arrays,
+    first_speaks,
+    folder_to_write,
+    join_processes,
+    leave,
+    lost_process_told,
+    wait_for_all,
+)
 from jaxformer.progress import Progress, describe_validation
 from jaxformer.retention import most_kept
 from jaxformer.run_folder import (
@@ -80,13 +92,15 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
     with StopSignals() as signals, contextlib.ExitStack() as held:
         code_digest()  # Of the sources as they are now, while they are imported.
         device = choose_device(experiment.training.device)
+        mesh = run_mesh(experiment)
+        own = held.enter_context(folder_to_write(workdir))  # Several processes read one folder, and the first writes.
         identity = identify(experiment, seed)
         check_folder(workdir, identity, "identity")
         if summary := finished(workdir, experiment):
             return summary
-        is_used = (workdir / LOCK).exists()
+        is_used = (own / LOCK).exists()
         if is_used:
-            held.enter_context(hold_folder(workdir))
+            held.enter_context(hold_folder(own))
         say(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
 
         # Refused before hours of preparation.
@@ -96,6 +110,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         check_folder(workdir, data_digests, "digests")
         tasks = task_digests(data)
         check_tasks(workdir, tasks)
+        rows = rows_here(mesh, experiment.training.rows_per_step)
         batches = make_batches(
             data.shards,
             data.plans,
@@ -103,11 +118,12 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
             experiment.packing,
             rows_per_step=experiment.training.rows_per_step,
             seed=seed,
+            rows=rows,
         )
-        batch = batch_to_prove(batches)
+        batch = agreed_arrays(batch_to_prove(batches))
         seek(batches, 0)
-        attention = choose_attention(experiment, batch, workdir)
-        state = make_state(experiment, seed, attention.implementation)
+        attention = choose_attention(experiment, batch, workdir, mesh.size)
+        state = make_state(experiment, seed, attention.implementation, mesh)
         describe(experiment, state, data, attention, fit)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
@@ -118,13 +134,14 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
             say(f"proof       {proof}")
 
         # Nothing was written so far, and nothing is refused from here on but what the folder has come to hold.
-        make_folder(workdir)
+        make_folder(own)
         if not is_used:
-            held.enter_context(hold_folder(workdir))
+            held.enter_context(hold_folder(own))
             for key, ours in (("identity", identity), ("digests", data_digests)):
                 check_folder(workdir, ours, key)
             if summary := finished(workdir, experiment):
                 return summary
+        wait_for_all("the folder is held")
         checkpoints = held.enter_context(open_checkpoints(workdir / "checkpoints", experiment.checkpoint))
         record = {"identity": identity, "digests": data_digests, "seconds": 0.0}
         if checkpoints.steps():
@@ -132,8 +149,9 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
             state, record = resume(checkpoints, state, batches, {"identity": identity, "digests": data_digests})
         first_step = int(state.step)
         checkpoints.validation_losses = validation_losses(workdir)
+        wait_for_all("the folder is read")
         write_config(
-            workdir,
+            own,
             experiment,
             lineage or Lineage(),
             identity,
@@ -143,22 +161,29 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
             attention.implementation,
             device,
             first_step,
+            mesh.size,
         )
-        writer, tensorboard = open_writer(workdir, first_step=first_step)
+        writer, tensorboard = open_writer(own, first_step=first_step)
         held.enter_context(writer)
         say(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
-        steps = experiment.training.steps
-        progress = Progress(
-            writer,
-            steps=steps,
-            every_steps=experiment.training.log_every_steps,
-            learning_rates=np.asarray(make_schedule(experiment.optimizer, steps)(np.arange(steps))),
-            flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
-            peak=experiment.training.peak_tflops or peak_tflops(device.device_kind),
-        )
-        run = Run(experiment, workdir, data, checkpoints, progress, signals, record, time.perf_counter())
+        progress = make_progress(experiment, writer, device, mesh.size)
+        run = Run(experiment, own, data, checkpoints, progress, signals, rows, record, time.perf_counter())
         state = run_steps(run, state, batches)
         return finish(run, state, seed, writer)
+
+
+def make_progress(experiment: Experiment, writer: Writer, device: jax.Device, devices: int) -> Progress:
+    """Returns the progress of a run on so many devices of a kind."""
+    steps = experiment.training.steps
+    peak = experiment.training.peak_tflops or peak_tflops(device.device_kind)
+    return Progress(
+        writer,
+        steps=steps,
+        every_steps=experiment.training.log_every_steps,
+        learning_rates=np.asarray(make_schedule(experiment.optimizer, steps)(np.arange(steps))),
+        flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
+        peak=peak and peak * devices,
+    )
 
 
 def resume(
@@ -203,9 +228,9 @@ def checkpoints_to_come(experiment: Experiment, workdir: Path) -> int:
     return max(1, min(saves, most_kept(config, steps)) - present)
 
 
-def choose_attention(experiment: Experiment, batch: Batch, workdir: Path) -> Choice:
-    """Returns the choice of the attention, compared on a batch."""
-    shape = attention_shape(experiment)
+def choose_attention(experiment: Experiment, batch: Batch, workdir: Path, devices: int) -> Choice:
+    """Returns the choice of the attention, compared on one of the devices and its rows of a batch."""
+    shape = attention_shape(experiment, devices)
     starts_BT, ends_BT = (jnp.asarray(x[: shape.rows]) for x in (batch.document_starts_BT, batch.document_ends_BT))
     if shape.window:
         starts_BT, ends_BT = limit_window(starts_BT, ends_BT, shape.window)
@@ -218,7 +243,9 @@ def choose_attention(experiment: Experiment, batch: Batch, workdir: Path) -> Cho
     except (KeyError, TypeError) as error:
         path = workdir / "config.json"
         raise UserError(f"{path}: not the record of a run ({error!r}); move the run folder away") from error
-    return choose_implementation(experiment.attention, shape, starts_BT, ends_BT, recorded=recorded)
+    choice = choose_implementation(experiment.attention, shape, starts_BT, ends_BT, recorded=recorded)
+    # Each process has timed by itself.
+    return choice._replace(implementation=implementation_from(agreed(dataclasses.asdict(choice.implementation))))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -237,7 +264,12 @@ def main(arguments: list[str] | None = None) -> int:
                 print_plan(experiment, options.plan)
         else:
             workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
-            with too_little_memory_told(lambda: advise(experiment, device_at_hand(experiment))):
+            join_processes(experiment.mesh.processes)
+            with (
+                lost_process_told(),
+                too_little_memory_told(functools.partial(advise_here, experiment)),
+                first_speaks(),
+            ):
                 if workdir.parent.name == experiment.name:
                     check_kin(workdir.parent.parent, resolved)
                 train(experiment, workdir, seed=options.seed, lineage=resolved.lineage)
@@ -308,4 +340,5 @@ if __name__ == "__main__":
             stream.flush()
         except OSError:  # Python would try again at its end, and change the exit status.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    leave(status)
     sys.exit(status)

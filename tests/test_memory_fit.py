@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import jaxformer.loop
+import jaxformer.step
 import jaxformer.memory_fit
 from jaxformer.config import UserError
 from jaxformer.memory_fit import Target, advise, choose_fit, fit_to_device, fits, named_device, ways
@@ -96,7 +96,7 @@ def test_first_step_without_memory_is_answered_with_settings_that_fit(experiment
     def no_memory(state, batch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes.")
 
-    monkeypatch.setattr(jaxformer.loop, "train_step", no_memory)
+    monkeypatch.setattr(jaxformer.step, "train_step", no_memory)
     monkeypatch.setattr(jaxformer.memory_fit, "device_memory", lambda: 10**9)
     arguments = [f"--experiment={experiment_files['best_fit']}", f"--workdir={tmp_path}", "--model.remat=none"]
     assert main(arguments) == 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-import jaxformer.plan
+import jaxformer.step
 from jaxformer.plan import estimate_run_seconds, print_plan
 from jaxformer.variant import load_experiment
 
@@ -12,7 +12,7 @@ def no_step(monkeypatch):
     def train_step(state, batch):
         raise AssertionError("a step was run")
 
-    monkeypatch.setattr(jaxformer.plan, "train_step", train_step)
+    monkeypatch.setattr(jaxformer.step, "train_step", train_step)
 
 
 @pytest.mark.parametrize("size", ["27m", "100m", "500m"])

@@ -1,0 +1,173 @@
+"""The processes of one run: how they find each other, and what they tell each other from host to host.
+
+Each computes on devices of its own, and all call the same functions on devices in the same order; one that does not is
+waited for. Nothing here does anything in a run of one process.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxformer.config import TrainingFailure, UserError, require
+
+
+def join_processes(count: int) -> None:
+    """Connects this process to the others of its run, before JAX looks for devices; nothing for a count of 1.
+
+    Slurm and Open MPI tell JAX who the others are; elsewhere JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID do.
+
+    Raises:
+        UserError: they do not, or not all came.
+    """
+    if count == 1 or jax.distributed.is_initialized():
+        return
+    number = os.environ.get("JAX_PROCESS_ID")
+    require(number is None or number.isdigit(), f"JAX_PROCESS_ID ({number}) must be a whole number from 0")
+    # JAX would stop on SIGTERM by itself; `agreed_stop` does, once the state is saved.
+    jax.config.update("jax_enable_preemption_service", False)
+    # A GPU runs one program after another. On CPUs two could run at once, and the sums of one meet those of the other.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    try:
+        jax.distributed.initialize(
+            num_processes=count if number else None,
+            process_id=int(number) if number else None,
+            cluster_detection_method="deactivate" if number else None,
+            shutdown_timeout_seconds=60,  # So long a process that ends waits for the others, before they are ended.
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"mesh.processes = {count}, and they do not find each other ({' '.join(str(error).split())[:160]}); start "
+            "them by Slurm or Open MPI, or set JAX_COORDINATOR_ADDRESS=HOST:PORT and JAX_PROCESS_ID=0, 1, ..."
+        ) from error
+
+
+def is_first() -> bool:
+    """Returns whether this is the process that writes the run folder and speaks to the person."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def folder_to_write(folder: Path) -> Iterator[Path]:
+    """Returns the folder in the first process, and in the others one of their own, which is removed at the end."""
+    if is_first():
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory() as own:
+            yield Path(own)
+
+
+@contextlib.contextmanager
+def first_speaks() -> Iterator[None]:
+    """Silences this process within the block unless it is the first."""
+    with contextlib.ExitStack() as stack:
+        if jax.distributed.is_initialized() and not is_first():
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+        yield
+
+
+@contextlib.contextmanager
+def lost_process_told() -> Iterator[None]:
+    """Raises `TrainingFailure` in place of JAX's error where another process of the run is gone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise TrainingFailure(
+            f"process {jax.process_index()} of {jax.process_count()} ends, since another does not answer "
+            f"({str(error).splitlines()[0]:.160}); the same command goes on from what is saved"
+        ) from error
+
+
+def leave(status: int) -> None:
+    """Ends a process of several at once after an error; the others then notice, instead of waiting for it."""
+    if 0 < status < 128 and jax.distributed.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(status)
+
+
+def wait_for_all(where: str) -> None:
+    """Returns once all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def agreed(value: Any) -> Any:
+    """Returns the first process's value, of JSON, in all of them."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.resize(text, size)
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)))
+
+
+def agreed_arrays(tree: Any) -> Any:
+    """Returns the first process's arrays in all of them; the others' are of the same shapes."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+def all_rows(tree: Any) -> Any:
+    """Returns arrays with the rows of all processes, one process's behind another's."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+
+
+def summed(values: list[int], modulus: int) -> list[int]:
+    """Returns the sum over all processes of each number below a modulus of at most 2**63, modulo that."""
+    if jax.process_count() == 1:
+        return values
+    halves = np.array([(value >> 32, value & 0xFFFFFFFF) for value in values], np.uint32)
+    totals = [0] * len(values)
+    for of_process in multihost_utils.process_allgather(halves):
+        for i, (high, low) in enumerate(of_process.tolist()):
+            totals[i] = (totals[i] + (high << 32) + low) % modulus
+    return totals
+
+
+class AgreedStop:
+    """Tells all processes, at the same step, that one of them has received a signal.
+
+    The number of the signal goes to the devices behind each step, and what comes back is looked at behind the next:
+    then it is there, and no device waits for a host.
+    """
+
+    def __init__(self):
+        self._asked: jax.Array | None = None
+
+    def __call__(self, received: int | None, step: jax.Array) -> int | None:
+        """Returns the largest number that any process gave at the call before, or None; of one process, its own now.
+
+        Args:
+            step: a copied number that the step computes, behind which the question goes.
+        """
+        if jax.process_count() == 1:
+            return received
+        before, mesh = self._asked, step.sharding.mesh
+        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
+        here = np.full(len(rows.addressable_devices), received or 0, np.int32)
+        self._asked = _largest(jax.make_array_from_process_local_data(rows, here), step)
+        return None if before is None else int(before) or None
+
+
+@jax.jit
+def _largest(numbers_X, step):
+    # Behind the step: programs whose sums cross would wait for each other.
+    return jax.lax.optimization_barrier((jnp.max(numbers_X), step))[0]
