@@ -44,7 +44,7 @@ EXPERIMENT = Experiment(
         origin="",  # '': the path
         licence="",  # '': as the corpus states
         validation_share=0.05,  # share of the documents
-        tokens=0,  # tokens to train on; 0: all
+        tokens=0,  # training tokens to prepare, in reading order; 0: all
         weight=1.0,  # share of the rows, relative to the other parts of a mixture
         parts=(),  # corpora of a mixture
     ),

@@ -8,12 +8,19 @@ The modules in the order in which data flows; each imports only from those above
     files              files that are whole or absent
     lock               locks that name who holds them
     cache              where what is made once is kept: complete or absent
+    remote             files elsewhere, read with patience
+    storage            the files of a corpus: found, told apart, opened
     records            records of JSON lines, Parquet and TFDS, with their places
+    documents          documents of each kind of source: texts with keys
     corpus             documents in, in a fixed order, with origin, licence and digest
     tokenizer          text to ids and back with SentencePiece, lossless
     items              rows of tasks to questions in cloze form
     tasks              tasks by a versioned specification, and their data
-    shards             documents to token ids on disk, once, verified
+    shards             token ids on disk, verified and read
+    units              a corpus in units of work: tokenised once each, whole or absent
+    selection          which documents are kept, and in which split
+    shard_files        selected documents to shard files, by TFDS, here or over Apache Beam
+    preparation        documents to token shards, once, by one machine or by many
     row_fitting        lengths to pieces, and pieces to rows
     packing            token documents to packed rows and batches, resumable
     document_mask      the mask as two integers per token

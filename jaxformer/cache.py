@@ -15,7 +15,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("JAXFORMER_CACHE") or "~/.cache/jaxformer").expanduser()
 
 
-def make_once(path: Path, make: Callable[[Path], None], what: str) -> Path:
+def make_once(path: Path, make: Callable[[Path], None], what: str, *, resume: bool = False) -> Path:
     """Returns `path`, after `make` has created it if it does not exist yet.
 
     `make` is given another name to create, which is renamed when it is complete: an interrupted attempt never looks
@@ -23,6 +23,8 @@ def make_once(path: Path, make: Callable[[Path], None], what: str) -> Path:
     that want the same path wait.
 
     Args:
+        resume: leaves the remains of an interrupted attempt for the next one, which is given the same name: `make`
+            tells by itself what of them is whole.
         make: creates a file or a folder at the path that it is given.
         what: what is being made, for the line that a waiting process prints.
     """
@@ -33,11 +35,13 @@ def make_once(path: Path, make: Callable[[Path], None], what: str) -> Path:
         with hold(path.with_name(path.name + ".lock"), wait=what):
             if not path.exists():
                 unfinished = path.with_name(path.name + ".unfinished")
-                _remove(unfinished)
+                if not resume:
+                    _remove(unfinished)
                 try:
                     make(unfinished)
                 except BaseException:
-                    _remove(unfinished)
+                    if not resume:
+                        _remove(unfinished)
                     raise
                 unfinished.rename(path)
     except OSError as error:

@@ -1,41 +1,38 @@
 """Documents in: in a fixed order, each with a stable key, from a corpus with a digest, an origin and a licence."""
 
-import glob
 import hashlib
 import itertools
 import json
-import os
+import math
 import re
 import sys
-import sysconfig
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxformer.config import UserError, check_types, execution, require, require_one_of
-from jaxformer.records import (
-    SUFFIXES,
-    Record,
-    decode,
-    expanded,
-    file_digest,
-    find_files,
-    open_tfds,
-    read_jsonl,
-    read_parquet,
-    read_tfds,
-    require_fields,
-)
+import numpy as np
+
+from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.documents import Document, help_topics, pystdlib_files, read_pystdlib, read_text, to_document
+from jaxformer.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds, row_group_bytes
+from jaxformer.remote import pinned
+from jaxformer.storage import SourceFile, file_digests, find_files
 
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
 
-# A longer text file is several documents, so that a single file can be split into training and validation.
-TEXT_CHARACTERS = 1 << 16
-
 # Bump when the same files would give other documents, so that nothing prepared before is taken for the new.
 READER_VERSION = 1
+
+# Text of a part, bytes: enough that opening its file is nothing beside reading it.
+PART_BYTES = 128 << 20
+
+# Records of a part of a 'tfds' corpus.
+_PART_RECORDS = 1 << 16
+
+# Files of a corpus that a sample is taken from, at least: of a larger number as many as hold the sample.
+_SAMPLE_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,9 @@ class CorpusConfig:
     kind: 'pystdlib' (the running Python's standard library and help topics; nothing to download), 'text' (each file
         a document, or several if it is long), 'jsonl' (each line an object; plain, .gz or .zst), 'parquet' (each row
         a document), 'tfds' (a dataset of TensorFlow Datasets) or 'mixture' (of `parts`).
-    path: a file, a folder or a glob (`**` enters folders); for 'tfds' a dataset's name or the folder of a prepared one.
+    path: a file, a folder or a glob (`**` enters folders), here or at hf://datasets/OWNER/NAME@REVISION/, gs:// or
+        s3://; for 'tfds' a dataset's name or the folder of a prepared one. Without a commit as its revision, that of
+        the branch is looked up at each start, and a branch that moved is another corpus.
     split: the split of a 'tfds' dataset that is read, or a slice of one.
     text_field: the field of a 'jsonl', 'parquet' or 'tfds' record that holds the text.
     key_field: the field that identifies a record; '' for a digest of its text.
@@ -53,7 +52,8 @@ class CorpusConfig:
     licence: its licence, recorded with every run.
     validation_share: share of the documents, those with the smallest hashes of their keys, that is kept for
         validation; at least one document is.
-    tokens: the most training tokens that are prepared; 0 for all.
+    tokens: training tokens that are prepared, without BOS and EOS: documents are taken in reading order until those
+        for training hold so many, the last one whole; 0 takes all.
     weight: share of the training rows, in proportion to the other parts' weights, as a part of a mixture.
     parts: the corpora of a 'mixture'.
     """
@@ -74,11 +74,15 @@ class CorpusConfig:
         check_types(self)
         require_one_of("corpus.kind", self.kind, KINDS)
         require(0 < self.validation_share < 1, f"corpus.validation_share ({self.validation_share}) must lie in (0, 1)")
+        require(self.tokens >= 0, f"corpus.tokens ({self.tokens}) must not be negative; 0 takes all")
         require(0 < self.weight < float("inf"), f"corpus.weight ({self.weight}) must be positive and finite")
         if self.kind == "mixture":
             require(len(self.parts) >= 2, f"a corpus of kind 'mixture' needs two parts or more, not {len(self.parts)}")
             require(all(p.kind != "mixture" for p in self.parts), "a part of a mixture must not be a mixture")
             require(not self.path, f"a corpus of kind 'mixture' takes no path ({self.path!r}); set it on the parts")
+            require(
+                not self.tokens, f"a corpus of kind 'mixture' takes no tokens ({self.tokens}); set them on the parts"
+            )
         else:
             require(not self.parts, f"corpus.parts need corpus.kind 'mixture', not {self.kind!r}")
         if self.kind in ("text", "jsonl", "parquet", "tfds"):
@@ -87,19 +91,26 @@ class CorpusConfig:
             require(not self.path, f"corpus.path ({self.path!r}) has no meaning for kind 'pystdlib'; set corpus.kind")
 
 
-class Document(NamedTuple):
-    """A text with a key that stays the same when files are reordered."""
+class Part(NamedTuple):
+    """What can be read of a corpus by itself: [first, stop) of the files, of a file's row groups or of the records.
 
-    key: str
-    text: str
+    file: the number of the file, or of the first one.
+    size: bytes of the sources, as in `Documents.source_bytes`; of parts of one file in proportion.
+    """
+
+    file: int
+    first: int
+    stop: int
+    size: int
 
 
 @dataclass(frozen=True)
 class Documents:
-    """A corpus, opened. Iterating reads it from the start, always in the same order.
+    """A corpus, opened. Iterating reads it from the start, always in the same order, part by part.
 
     config: what was opened.
-    digest: hexadecimal SHA-256 of the sources and of the way in which they are read.
+    digest: hexadecimal SHA-256 of the sources, of the way in which they are read, and of how much of them.
+    source_digest: the same for all of them.
     origin: where it comes from.
     licence: its licence.
     files: the source files, in reading order.
@@ -108,61 +119,141 @@ class Documents:
 
     config: CorpusConfig
     digest: str
+    source_digest: str
     origin: str
     licence: str
-    files: tuple[Path, ...]
+    files: tuple[SourceFile, ...]
     source_bytes: int
 
     def __iter__(self) -> Iterator[Document]:
+        for part in self.parts():
+            yield from self.read(part)
+
+    def parts(self, file: int | None = None) -> Iterator[Part]:
+        """Yields the parts of the corpus, or of one file, in reading order; opens a file when it comes to it.
+
+        A text too long for a part is one all the same.
+        """
+        chosen = range(len(self.files)) if file is None else range(file, file + 1)
         match self.config.kind:
             case "pystdlib":
-                return _read_pystdlib(self.files)
+                yield Part(0, 0, len(self.files), self.source_bytes)
             case "text":
-                return _read_text(self.files, _root(self.config.path))
+                yield from self._runs_of_files(chosen)
             case "jsonl":
-                records = read_jsonl(self.files, "corpus file")
+                yield from (Part(i, 0, 0, self.files[i].size) for i in chosen)
             case "parquet":
-                records = read_parquet(self.files, "corpus file", _columns(self.config))
+                for i in chosen:
+                    yield from self._runs_of_row_groups(i)
             case "tfds":
                 builder = open_tfds(self.config.path, self.config.split, "corpus.path")
-                records = read_tfds(builder, self.config.split, "corpus file", _columns(self.config))
+                rows = builder.info.splits[self.config.split].num_examples
+                for first in range(0, rows, _PART_RECORDS):
+                    stop = min(first + _PART_RECORDS, rows)
+                    size = self.source_bytes * stop // rows - self.source_bytes * first // rows
+                    yield Part(0, first, stop, size)
+
+    def read(self, part: Part) -> Iterator[Document]:
+        """Yields the documents of a part."""
+        config, what, path = self.config, "corpus file", self.files[part.file].path
+        columns = [config.text_field, *([config.key_field] if config.key_field else [])]
+        match self.config.kind:
+            case "pystdlib":
+                return read_pystdlib(self.files)
+            case "text":
+                return read_text(self.files[part.first : part.stop])
+            case "jsonl":
+                records = read_jsonl([path], what)
+            case "parquet":
+                records = read_parquet([path], what, columns, (part.first, part.stop))
+            case "tfds":
+                builder = open_tfds(config.path, config.split, "corpus.path")
+                records = read_tfds(builder, config.split, what, columns, (part.first, part.stop))
             case _:
-                raise AssertionError(self.config.kind)
-        return (_to_document(record, self.config) for record in records)
+                raise AssertionError(config.kind)
+        return (to_document(record, config.text_field, config.key_field) for record in records)
+
+    def sample(self, limit_bytes: int) -> Iterator[Document]:
+        """Yields documents of about so much text, bytes, reading no more; all of a corpus that is no larger.
+
+        They are the first of each file, and of the larger files more, where the smaller ones have not enough; of very
+        many files some are left out, evenly; of a TFDS dataset they are the first.
+        """
+        count = len(self.files)
+        if self.source_bytes <= limit_bytes or self.config.kind in ("pystdlib", "tfds"):
+            yield from _first(iter(self), limit_bytes)
+            return
+        count = min(count, max(_SAMPLE_FILES, math.ceil(count * limit_bytes / self.source_bytes)))
+        chosen = [i * len(self.files) // count for i in range(count)]
+        for rank, i in enumerate(sorted(chosen, key=lambda i: self.files[i].size)):
+            share = limit_bytes // (count - rank)
+            for document in _first(itertools.chain.from_iterable(map(self.read, self.parts(i))), share):
+                limit_bytes -= len(document.text.encode())
+                yield document
+
+    def _runs_of_files(self, chosen: Sequence[int]) -> Iterator[Part]:
+        first, size = chosen[0], 0
+        for i in chosen:
+            size += self.files[i].size
+            if size >= PART_BYTES or i == chosen[-1]:
+                yield Part(first, first, i + 1, size)
+                first, size = i + 1, 0
+
+    def _runs_of_row_groups(self, file: int) -> Iterator[Part]:
+        sizes = np.cumsum([0, *row_group_bytes(self.files[file].path, "corpus file")])
+        first = 0
+        while first < len(sizes) - 1:
+            stop = min(int(np.searchsorted(sizes, sizes[first] + PART_BYTES)), len(sizes) - 1)
+            share = (sizes[stop] - sizes[first]) / max(1, sizes[-1])
+            yield Part(file, first, stop, int(self.files[file].size * share))
+            first = stop
 
 
 def load_documents(config: CorpusConfig) -> Documents:
-    """Opens a corpus that is not a mixture (open its parts one by one); reads its sources once for the digest.
+    """Opens a corpus that is not a mixture (open its parts one by one).
+
+    Local files that are new or were written to are read once for the digest (`storage.file_digests`).
 
     Raises:
         UserError: nothing is found at the path.
     """
     origin, licence = config.origin, config.licence
+    extra = ""
     if config.kind == "pystdlib":
-        files = _pystdlib_files()
+        files = pystdlib_files()
         origin = origin or f"standard library of Python {sys.version.split()[0]}"
         licence = licence or "PSF-2.0"
-        names = [path.relative_to(_pystdlib_root()).as_posix() for path in files]
-        extra = json.dumps(_help_topics(), sort_keys=True)
+        extra = json.dumps(help_topics(), sort_keys=True)
     elif config.kind == "tfds":
         builder = open_tfds(config.path, config.split, "corpus.path")
-        files = tuple(sorted(Path(builder.data_dir).iterdir()))
+        paths = sorted(Path(builder.data_dir).iterdir())
+        files = tuple(SourceFile(str(path), path.name, path.stat().st_size) for path in paths)
         origin = origin or f"TFDS {builder.info.full_name}"
         licence = licence or str(builder.info.redistribution_info.license or "")
-        names = [path.name for path in files]
-        extra = ""
     else:
-        files = find_files(config.path, SUFFIXES[config.kind], "corpus.path")
-        origin = origin or config.path
-        root = _root(config.path)
-        names = [path.relative_to(root).as_posix() for path in files]
-        extra = ""
+        path, extra = pinned(config.path, "corpus.path")
+        files = find_files(path, SUFFIXES[config.kind], "corpus.path")
+        origin = origin or path
+        if extra not in origin:
+            origin = f"{origin}, commit {extra}"
     reading = [READER_VERSION, config.kind, config.split, config.text_field, config.key_field]
     digest = hashlib.sha256(json.dumps([reading, extra]).encode())
-    for name, path in zip(names, files, strict=True):
-        digest.update(json.dumps([name, file_digest(path, "corpus file")]).encode())
-    source_bytes = sum(path.stat().st_size for path in files)
-    return Documents(config, digest.hexdigest(), origin, licence or "not stated", files, source_bytes)
+    for file, content in zip(files, file_digests(files, "corpus file"), strict=True):
+        digest.update(json.dumps([file.name, content]).encode())
+    sources = digest.hexdigest()
+    whole = hashlib.sha256(json.dumps([sources, config.tokens]).encode()).hexdigest() if config.tokens else sources
+    source_bytes = sum(file.size for file in files)
+    return Documents(config, whole, sources, origin, licence or "not stated", files, source_bytes)
+
+
+def _first(documents: Iterator[Document], limit_bytes: int) -> Iterator[Document]:
+    """Yields documents until their texts hold so many bytes, at least one."""
+    size = 0
+    for document in documents:
+        yield document
+        size += len(document.text.encode())
+        if size >= limit_bytes:
+            return
 
 
 def parts_of(config: CorpusConfig) -> tuple[CorpusConfig, ...]:
@@ -180,7 +271,7 @@ def part_names(config: CorpusConfig) -> list[str]:
     return names
 
 
-def unique_documents(documents: Documents, counts: Counter) -> Iterator[Document]:
+def unique_documents(documents: Iterable[Document], counts: Counter) -> Iterator[Document]:
     """Yields each distinct non-empty text once, the first to come; counts what it leaves out.
 
     Adds to `counts`: 'duplicates' (exact repetitions) and 'empty' (nothing but whitespace).
@@ -206,107 +297,3 @@ def key_fraction(key: str) -> float:
 def is_validation(key: str, threshold: float) -> bool:
     """Returns whether the document of this key is kept for validation."""
     return key_fraction(key) < threshold
-
-
-def _root(path: str) -> Path:
-    """Returns the folder to which keys and recorded names are relative."""
-    target = expanded(path)
-    if target.is_dir():
-        return target
-    fixed = []
-    for part in target.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"corpus file {path}: {error.strerror}") from error
-
-
-def _pystdlib_root() -> Path:
-    return Path(sysconfig.get_paths()["stdlib"])
-
-
-def _pystdlib_files() -> tuple[Path, ...]:
-    # Tests repeat each other, lib2to3 repeats the grammar, encodings are tables, and help topics are read apart.
-    left_out = {
-        "__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "lib2to3",
-        "encodings", "pydoc_data", "turtledemo", "ensurepip",
-    }  # fmt: skip
-    root = _pystdlib_root()
-    files = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(set(folders) - left_out)
-        files += [Path(folder, name) for name in names if name.endswith(".py")]
-    if len(files) < 100:
-        raise UserError(f"corpus.kind 'pystdlib': this Python keeps no source files in {root}; choose another corpus")
-    return tuple(sorted(files, key=lambda path: path.relative_to(root).as_posix()))
-
-
-def _help_topics() -> dict[str, str]:
-    """Returns the help texts of the language reference; none where a distribution leaves them out."""
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        return {}
-    return topics
-
-
-def _read_pystdlib(files: tuple[Path, ...]) -> Iterator[Document]:
-    root = _pystdlib_root()
-    for path in files:
-        yield Document(path.relative_to(root).as_posix(), decode(_read_bytes(path), f"corpus file {path}"))
-    for name, text in sorted(_help_topics().items()):
-        yield Document(f"topic/{name}", text)
-
-
-def _read_text(files: tuple[Path, ...], root: Path) -> Iterator[Document]:
-    for path in files:
-        # A file's name may be no Unicode text; what it cannot say is written as escapes.
-        key = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
-        for number, text in enumerate(_cut(decode(_read_bytes(path), f"corpus file {path}"))):
-            yield Document(f"{key}#{number}" if number else key, text)
-
-
-def _cut(text: str) -> Iterator[str]:
-    """Yields a text in pieces of at most `TEXT_CHARACTERS`, cut after a blank line, else a line, else anywhere."""
-    first = 0
-    while len(text) - first > TEXT_CHARACTERS:
-        last = first + TEXT_CHARACTERS
-        blank, line = text.rfind("\n\n", first, last), text.rfind("\n", first, last)
-        end = blank + 2 if blank >= 0 else line + 1 if line >= 0 else last
-        yield text[first:end]
-        first = end
-    yield text[first:]
-
-
-def _to_document(record: Record, config: CorpusConfig) -> Document:
-    where, fields = record
-    require_fields(_columns(config), fields, where)
-    text = fields[config.text_field]
-    require(isinstance(text, str), f"{where}: field {config.text_field!r} must be text, not {text!r:.40}")
-    encoded = _encode(text, config.text_field, where)
-    if not config.key_field:
-        return Document(hashlib.blake2b(encoded, digest_size=16).hexdigest(), text)
-    key = fields[config.key_field]
-    require(key is not None, f"{where}: field {config.key_field!r} must identify the record; it is null")
-    _encode(str(key), config.key_field, where)
-    return Document(str(key), text)
-
-
-def _columns(config: CorpusConfig) -> list[str]:
-    return [config.text_field, *([config.key_field] if config.key_field else [])]
-
-
-def _encode(text: str, field: str, where: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: a lone surrogate at character {error.start} of field {field!r} is no Unicode text"
-        ) from error

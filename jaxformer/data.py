@@ -6,11 +6,12 @@ import numpy as np
 
 from jaxformer.cache import cache_folder
 from jaxformer.config import require
-from jaxformer.corpus import load_documents, part_names, parts_of
+from jaxformer.corpus import Documents, load_documents, part_names, parts_of
 from jaxformer.evaluate import EncodedTask, ValidationSet, encode_task, load_tasks, select_validation
 from jaxformer.experiment import Experiment
 from jaxformer.packing import PackingConfig, Plan, packing_report, plan_rows
-from jaxformer.shards import Shards, open_shards, prepare
+from jaxformer.preparation import prepare
+from jaxformer.shards import Shards, open_shards
 from jaxformer.tokenizer import Tokenizer, prepare_tokenizer
 
 
@@ -39,18 +40,27 @@ def task_digests(data: Data) -> dict[str, str]:
     return {task.task.name: task.items_digest(np.arange(len(task.items))) for task, _ in data.tasks}
 
 
-def prepare_data(experiment: Experiment, seed: int) -> Data:
-    """Returns the data of a run, tokenised and planned; prepares what is not in the cache."""
-    packing = experiment.packing
-    tasks = load_tasks(experiment.evaluation)  # Refused before hours of preparation.
-    configs = parts_of(experiment.corpus)
-    corpora = [load_documents(config) for config in configs]
+def open_corpora(experiment: Experiment) -> tuple[list[Documents], Tokenizer]:
+    """Returns the corpora of an experiment and their tokenizer, which is trained if it is not in the cache.
+
+    Raises:
+        UserError: a corpus is not there, or the tokenizer does not fit the model.
+    """
+    corpora = [load_documents(config) for config in parts_of(experiment.corpus)]
     tokenizer = prepare_tokenizer(corpora, experiment.tokenizer, cache_folder())
     require(
         tokenizer.vocabulary_size <= experiment.model.vocabulary_size,
         f"the tokenizer's vocabulary ({tokenizer.vocabulary_size}) must not exceed "
         f"model.vocabulary_size ({experiment.model.vocabulary_size})",
     )
+    return corpora, tokenizer
+
+
+def prepare_data(experiment: Experiment, seed: int) -> Data:
+    """Returns the data of a run, tokenised and planned; prepares what is not in the cache."""
+    packing = experiment.packing
+    tasks = load_tasks(experiment.evaluation)  # Refused before hours of preparation.
+    corpora, tokenizer = open_corpora(experiment)
     encoded_tasks = [encode_task(task, tokenizer, packing.row_length) for task in tasks]
     shards, plans, validation = [], [], []
     for name, documents in zip(part_names(experiment.corpus), corpora, strict=True):
@@ -85,7 +95,8 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
         f"corpus {experiment.corpus.path or experiment.corpus.kind}: {rows} rows of {packing.row_length} tokens "
         f"are fewer than training.rows_per_step ({experiment.training.rows_per_step})",
     )
-    return Data(tokenizer, shards, plans, [config.weight for config in configs], validation, encoded_tasks)
+    weights = [config.weight for config in parts_of(experiment.corpus)]
+    return Data(tokenizer, shards, plans, weights, validation, encoded_tasks)
 
 
 def _fuller(packing: PackingConfig) -> str:

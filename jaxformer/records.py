@@ -3,18 +3,18 @@
 Everywhere `what` begins the message of an error: 'corpus file', or the data of a task.
 """
 
-import glob
+import contextlib
 import gzip
-import hashlib
 import io
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from jaxformer.config import UserError, require
+from jaxformer.storage import open_file
 
 SUFFIXES = {"text": (".txt",), "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"), "parquet": (".parquet",)}
 
@@ -24,37 +24,6 @@ class Record(NamedTuple):
 
     where: str
     fields: Mapping[str, Any]
-
-
-def expanded(path: str) -> Path:
-    """Returns a path with `~` replaced by a home folder, if there is one."""
-    return Path(os.path.expanduser(path))  # Unlike pathlib's, it takes the name of a user who is not there.
-
-
-def find_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[Path, ...]:
-    """Returns the files at a path in sorted order: the file itself, the matches of a glob, or a folder's by suffix."""
-    try:
-        target = expanded(path)
-        if target.is_file():
-            return (target,)
-        if target.is_dir():
-            files = sorted(p for p in target.rglob("*") if p.is_file() and p.name.endswith(suffixes))
-            require(bool(files), f"{what} {path}: the folder holds no {' or '.join(suffixes)} file")
-        else:
-            files = sorted(Path(p) for p in glob.glob(str(target), recursive=True) if Path(p).is_file())
-            require(bool(files), f"{what} {path}: no such file or folder, and as a glob it matches none")
-    except OSError as error:
-        raise UserError(f"{what} {path}: {error.strerror}") from error
-    return tuple(files)
-
-
-def file_digest(path: Path, what: str) -> str:
-    """Returns the hexadecimal SHA-256 of a file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{what} {path}: {error.strerror}") from error
 
 
 def decode(data: bytes, where: str) -> str:
@@ -67,7 +36,7 @@ def decode(data: bytes, where: str) -> str:
         ) from error
 
 
-def read_jsonl(files: Iterable[Path], what: str) -> Iterator[Record]:
+def read_jsonl(files: Iterable[str | os.PathLike], what: str) -> Iterator[Record]:
     """Yields the objects of JSON lines: plain, gzip (.gz) or Zstandard (.zst); blank lines are passed over."""
     for path in files:
         offset = 0
@@ -94,28 +63,58 @@ def read_jsonl(files: Iterable[Path], what: str) -> Iterator[Record]:
                     yield Record(where, fields)
 
 
-def read_parquet(files: Iterable[Path], what: str, columns: list[str] | None = None) -> Iterator[Record]:
-    """Yields the rows of Parquet files, with some columns or all."""
+def read_parquet(
+    files: Iterable[str | os.PathLike],
+    what: str,
+    columns: list[str] | None = None,
+    row_groups: tuple[int, int] | None = None,
+) -> Iterator[Record]:
+    """Yields the rows of Parquet files, with some columns or all, a row group at a time.
+
+    Args:
+        row_groups: of each file those in [first, stop); None for all.
+    """
+    for path in files:
+        with _parquet(path, what) as table:
+            require_fields(columns or [], table.schema_arrow.names, f"{what} {path}")
+            first, stop = row_groups or (0, table.metadata.num_row_groups)
+            row = sum(table.metadata.row_group(i).num_rows for i in range(first))
+            for group in range(first, stop):
+                for rows in table.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
+                    for fields in rows.to_pylist():
+                        row += 1
+                        yield Record(f"{what} {path}, row {row}", fields)
+
+
+def row_group_bytes(path: str | os.PathLike, what: str) -> list[int]:
+    """Returns the bytes of each row group of a Parquet file, uncompressed, from the end of the file alone."""
+    with _parquet(path, what) as table:
+        return [table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups)]
+
+
+@contextlib.contextmanager
+def _parquet(path: str | os.PathLike, what: str):
+    """Opens a Parquet file for a `with` block, and tells what is wrong with it there as one line."""
     import pyarrow
     import pyarrow.parquet
 
-    for path in files:
-        try:
-            table = pyarrow.parquet.ParquetFile(path)
-            require_fields(columns or [], table.schema_arrow.names, f"{what} {path}")
-            row = 0
-            for rows in table.iter_batches(batch_size=1024, columns=columns):
-                for fields in rows.to_pylist():
-                    row += 1
-                    yield Record(f"{what} {path}, row {row}", fields)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{what} {path}: a text is not UTF-8 ({error.reason}); convert or remove it") from error
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{what} {path}: damaged or not Parquet: {error}") from error
+    try:
+        with open_file(path, what) as file, pyarrow.parquet.ParquetFile(file) as table:
+            yield table
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path}: a text is not UTF-8 ({error.reason}); convert or remove it") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{what} {path}: damaged or not Parquet: {error}") from error
 
 
-def read_tfds(builder, split: str, what: str, columns: list[str] | None = None) -> Iterator[Record]:
-    """Yields the records of a TFDS dataset, with some features or all; texts are `str`, a class label is its number."""
+def read_tfds(
+    builder, split: str, what: str, columns: list[str] | None = None, rows: tuple[int, int] | None = None
+) -> Iterator[Record]:
+    """Yields the records of a TFDS dataset, with some features or all; texts are `str`, a class label is its number.
+
+    Args:
+        rows: those in [first, stop); None for all.
+    """
     where = f"{what} {builder.info.full_name}, {split}"
 
     def read(function, *arguments):
@@ -128,7 +127,7 @@ def read_tfds(builder, split: str, what: str, columns: list[str] | None = None) 
             ) from error
 
     source = read(lambda: builder.as_data_source(split=split))
-    for row in range(read(len, source)):
+    for row in range(*(rows or (0, read(len, source)))):
         fields, where = read(source.__getitem__, row), f"{what} {builder.info.full_name}, {split}, record {row}"
         require_fields(columns or [], fields, where)
         yield Record(where, _plain({name: fields[name] for name in columns or fields}, where))
@@ -166,24 +165,22 @@ def require_fields(wanted: Iterable[str], present: Iterable[str], where: str) ->
         require(name in present, f"{where}: no field {name!r}; it has {', '.join(map(str, present))}")
 
 
-def _lines(file: io.BufferedIOBase, path: Path, what: str) -> Iterator[bytes]:
+def _lines(file: io.BufferedIOBase, path: str | os.PathLike, what: str) -> Iterator[bytes]:
     try:
         yield from file
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{what} {path}: damaged or not {path.suffix} data: {error}") from error
+        raise UserError(f"{what} {path}: damaged or not {os.path.splitext(path)[1]} data: {error}") from error
 
 
-def _open_compressed(path: Path, what: str) -> io.BufferedIOBase:
-    try:
-        if path.suffix == ".gz":
-            return gzip.open(path, "rb")
-        if path.suffix == ".zst":
-            import pyarrow
+def _open_compressed(path: str | os.PathLike, what: str) -> IO[bytes]:
+    file = open_file(path, what)
+    if os.fspath(path).endswith(".gz"):
+        return gzip.open(file, "rb")
+    if os.fspath(path).endswith(".zst"):
+        import pyarrow
 
-            return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"), 1 << 20)
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"{what} {path}: {error.strerror or error}") from error
+        return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"), 1 << 20)
+    return file
 
 
 def _plain(value: Any, where: str) -> Any:

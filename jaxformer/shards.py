@@ -2,43 +2,28 @@
 
 A folder of shards is a TFDS dataset in ArrayRecord form (random access, a checksum per chunk, no TensorFlow), with
 the splits `train` and `validation`, beside `index.npz` (tokens and bytes of every document) and `manifest.json` (counts
-and digests). It is built under another name and renamed when it is complete, so a folder that exists is whole.
+and digests). `preparation` makes it.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import io
 import json
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from jaxformer.cache import make_once
 from jaxformer.config import UserError, require
-from jaxformer.corpus import Document, Documents, is_validation, key_fraction, unique_documents
-from jaxformer.tokenizer import Tokenizer
+from jaxformer.files import write_whole
 
 SPLITS = ("train", "validation")
 
 # Bump when the same documents and tokenizer would give other shards.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # Tokens of a record; a document's records but the last are of just this length.
 RECORD_TOKENS = 2048
-
-# Text that is tokenised at once: enough for all threads, little enough to see progress.
-_CHUNK_CHARACTERS = 1_000_000
-
-# Ids in one shard file, bytes, as long as the sizes of the sources foretell how many shards there will be.
-_SHARD_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -51,7 +36,7 @@ class Manifest:
     vocabulary_size: of the tokenizer; every id lies in [0, vocabulary_size).
     bos_id, eos_id: the marks to put around a document.
     corpus_digest, tokenizer_digest, index_digest: hexadecimal SHA-256.
-    shard_digests: hexadecimal SHA-256 of the shard files by split.
+    shard_digests: hexadecimal SHA-256 of each shard file, by split and name.
     """
 
     documents: dict[str, int]
@@ -67,7 +52,7 @@ class Manifest:
     corpus_digest: str
     tokenizer_digest: str
     index_digest: str
-    shard_digests: dict[str, str]
+    shard_digests: dict[str, dict[str, str]]
     format_version: int
 
 
@@ -101,7 +86,7 @@ class Shards:
         Raises:
             UserError: a shard file is damaged or missing.
         """
-        dtype = _id_dtype(self.manifest.vocabulary_size)
+        dtype = id_dtype(self.manifest.vocabulary_size)
         if start >= stop:
             return np.empty(0, dtype)
         first, last = start // RECORD_TOKENS, (stop - 1) // RECORD_TOKENS
@@ -124,28 +109,13 @@ class Shards:
         return {**self.__dict__, "_source": None}
 
 
-def prepare(documents: Documents, tokenizer: Tokenizer, cache: Path, *, progress: bool = True) -> Path:
-    """Tokenises a corpus into `cache` unless that was done before; returns the folder of its shards.
-
-    Of several processes that prepare the same corpus, one works and the others wait for it. Validation documents
-    (their ids) are held in memory meanwhile.
-
-    Raises:
-        UserError: the corpus leaves no document in one of the splits.
-    """
-    identity = [FORMAT_VERSION, documents.digest, documents.config.validation_share, tokenizer.digest]
-    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    return make_once(
-        cache / "shards" / name,
-        lambda folder: _write(documents, tokenizer, folder, progress),
-        f"preparing {documents.origin}",
-    )
-
-
 def open_shards(folder: Path, split: str) -> Shards:
-    """Returns one split of a folder of shards, whose files are read once to verify them (1.3 GB/s on one core).
+    """Returns one split of a folder of shards, verified.
 
-    A damaged record would otherwise end a run at the step that reads it.
+    A damaged record would otherwise end a run at the step that reads it. A shard file is read whole (1.3 GB/s on one
+    core) when it is opened for the first time and when its size or its time of change is not what it was then, which
+    `verified.json` remembers. What changes neither, a bit that rots on the disk, is noticed where the record is read:
+    each has a checksum of ArrayRecord's. The index is verified each time.
 
     Raises:
         UserError: the manifest, the index or a shard file is missing, damaged or of another version.
@@ -154,7 +124,7 @@ def open_shards(folder: Path, split: str) -> Shards:
     try:
         manifest = Manifest(**json.loads((folder / "manifest.json").read_text()))
         index_bytes = (folder / "index.npz").read_bytes()
-        shard_digest = _digest(folder, split)
+        digests = shard_digests(folder, split)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"token shards {folder}: a file is unreadable ({one_line(error)}); {advice}") from error
     require(manifest.format_version == FORMAT_VERSION, f"token shards {folder}: of another version; {advice}")
@@ -163,10 +133,10 @@ def open_shards(folder: Path, split: str) -> Shards:
         f"token shards {folder}: index.npz is damaged; {advice}",
     )
     require(
-        isinstance(manifest.shard_digests, dict) and shard_digest == manifest.shard_digests.get(split),
+        isinstance(manifest.shard_digests, dict) and digests == manifest.shard_digests.get(split),
         f"token shards {folder}: a file of split {split!r} is damaged or missing; {advice}",
     )
-    with np.load(folder / "index.npz", allow_pickle=False) as index:
+    with np.load(io.BytesIO(index_bytes), allow_pickle=False) as index:
         return Shards(folder, split, manifest, index[f"{split}_tokens"], index[f"{split}_text_bytes"])
 
 
@@ -175,172 +145,32 @@ def one_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _write(documents: Documents, tokenizer: Tokenizer, folder: Path, progress: bool) -> None:
-    """Writes shards, index and manifest into a new folder."""
-    smallest = _write_split(documents, tokenizer, folder, documents.config.validation_share, progress)
-    if smallest is not None:
-        # A small corpus may have no document below the share; then the one of smallest hash is kept for validation.
-        shutil.rmtree(folder)
-        _write_split(documents, tokenizer, folder, np.nextafter(smallest, 1.0), progress)
-
-
-def _write_split(
-    documents: Documents, tokenizer: Tokenizer, folder: Path, threshold: float, progress: bool
-) -> float | None:
-    """Writes the folder with documents whose key's hash is below the threshold as validation.
-
-    Returns None, or, where that leaves no document to validate, the smallest hash; the folder is then not finished.
-    """
-    counts: Counter = Counter()
-    sizes = {split: ([], []) for split in SPLITS}
-    kept_for_validation = []
-    smallest = 1.0
-
-    def training_ids() -> Iterator[np.ndarray]:
-        nonlocal smallest
-        bar = tqdm(
-            desc=f"tokenising {documents.origin}",
-            unit="B",
-            unit_scale=True,
-            disable=None if progress else True,
-            leave=False,
-        )
-        with bar:
-            for document, ids in _encoded(unique_documents(documents, counts), tokenizer):
-                text_bytes = len(document.text.encode())
-                smallest = min(smallest, key_fraction(document.key))
-                split = "validation" if is_validation(document.key, threshold) else "train"
-                tokens, sized = sizes[split]
-                tokens.append(len(ids))
-                sized.append(text_bytes)
-                bar.update(text_bytes)
-                if split == "train":
-                    yield ids
-                else:
-                    kept_for_validation.append(ids)
-
-    shard_count = max(1, -(-documents.source_bytes // _SHARD_BYTES))
-    training_stream = training_ids()
-    shards = [_take(training_stream, _SHARD_BYTES) for _ in range(shard_count - 1)] + [training_stream]
-    _write_array_records(folder, {"train": shards, "validation": [kept_for_validation]}, tokenizer)
-    found = {split: len(sizes[split][0]) for split in SPLITS}
-    require(
-        sum(found.values()) >= 2 and found["train"] > 0,
-        f"corpus {documents.origin}: {sum(found.values())} documents with text cannot be split into training and "
-        "validation; it takes two or more",
-    )
-    if not found["validation"]:
-        return smallest
-    index = {}
-    for split in SPLITS:
-        tokens, sized = sizes[split]
-        index[f"{split}_tokens"] = np.array(tokens, np.int64)
-        index[f"{split}_text_bytes"] = np.array(sized, np.int64)
-    np.savez(folder / "index.npz", **index)
-    manifest = Manifest(
-        documents={split: len(sizes[split][0]) for split in SPLITS},
-        tokens={split: sum(sizes[split][0]) for split in SPLITS},
-        text_bytes={split: sum(sizes[split][1]) for split in SPLITS},
-        duplicates=counts["duplicates"],
-        empty=counts["empty"],
-        vocabulary_size=tokenizer.vocabulary_size,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        origin=documents.origin,
-        licence=documents.licence,
-        corpus_digest=documents.digest,
-        tokenizer_digest=tokenizer.digest,
-        index_digest=hashlib.sha256((folder / "index.npz").read_bytes()).hexdigest(),
-        shard_digests={split: _digest(folder, split) for split in SPLITS},
-        format_version=FORMAT_VERSION,
-    )
-    (folder / "manifest.json").write_text(json.dumps(dataclasses.asdict(manifest), indent=2))
-    return None
-
-
-def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, np.ndarray]]:
-    """Yields each document with its ids; the next chunk is encoded while one is consumed."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        pending = None
-        for chunk in _chunks(documents):
-            encoding = executor.submit(tokenizer.encode_batch, [document.text for document in chunk])
-            if pending:
-                yield from _checked(*pending, tokenizer)
-            pending = chunk, encoding
-        if pending:
-            yield from _checked(*pending, tokenizer)
-
-
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    chunk, size = [], 0
-    for document in documents:
-        chunk.append(document)
-        size += len(document.text)
-        if size >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _checked(chunk: list[Document], encoding: Future, tokenizer: Tokenizer) -> Iterator[tuple[Document, np.ndarray]]:
-    dtype = _id_dtype(tokenizer.vocabulary_size)
-    for document, ids in zip(chunk, encoding.result(), strict=True):
-        if ids.size == 0 or ids.min() < 0 or ids.max() >= tokenizer.vocabulary_size:
-            raise AssertionError(f"document {document.key!r} has ids outside of the tokenizer's vocabulary")
-        yield document, ids.astype(dtype)
-
-
-def _id_dtype(vocabulary_size: int) -> type:
+def id_dtype(vocabulary_size: int) -> type:
+    """Returns the type in which ids below a number are kept."""
     return np.uint16 if vocabulary_size <= 1 << 16 else np.int32
 
 
-def _take(stream: Iterator[np.ndarray], limit_bytes: int) -> Iterator[np.ndarray]:
-    """Yields from the front of a stream until the arrays reach a number of bytes."""
-    size = 0
-    while size < limit_bytes and (ids := next(stream, None)) is not None:
-        size += ids.nbytes
-        yield ids
-
-
-def _write_array_records(folder: Path, shards: dict[str, list[Iterable[np.ndarray]]], tokenizer: Tokenizer) -> None:
-    """Writes each split's documents in order, in records, as a TFDS dataset in ArrayRecord form."""
-    import tensorflow_datasets as tfds
-
-    def examples(documents: Iterable[np.ndarray]):
-        pieces = (ids[i : i + RECORD_TOKENS] for ids in documents for i in range(0, len(ids), RECORD_TOKENS))
-        for number, ids in enumerate(pieces):
-            yield number, {"ids": ids}
-
-    with tfds.core.registered.skip_registration():
-
-        class TokenShards(tfds.core.ShardBasedBuilder):
-            """Records of token ids, in the order of the index."""
-
-            VERSION = tfds.core.Version("1.0.0")
-            name = "token_shards"
-
-            def _info(self):
-                ids = tfds.features.Tensor(shape=(None,), dtype=_id_dtype(tokenizer.vocabulary_size), encoding="bytes")
-                features = tfds.features.FeaturesDict({"ids": ids})
-                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-            def _shard_iterators_per_split(self, dl_manager):
-                return {split: [partial(examples, shard) for shard in parts] for split, parts in shards.items()}
-
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads; there are none.
-        builder = TokenShards(data_dir=str(folder), file_format="array_record")
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    shutil.rmtree(folder / "downloads", ignore_errors=True)
-
-
-def _digest(folder: Path, split: str) -> str:
-    """Returns the hexadecimal SHA-256 of a split's shard files, in order."""
-    digest = hashlib.sha256()
+def shard_digests(folder: Path, split: str) -> dict[str, str]:
+    """Returns the hexadecimal SHA-256 of each shard file of a split, by name; of one that did not change, as it was."""
+    memory = folder / "verified.json"
+    try:
+        known = json.loads(memory.read_bytes())
+    except (OSError, ValueError):
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    found = {}
     for path in sorted((folder / "token_shards").rglob(f"*-{split}.array_record-*")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+        status = path.stat()
+        state = [status.st_size, status.st_mtime_ns]
+        before = known.get(path.name)
+        if not (isinstance(before, list) and before[:2] == state):
+            with path.open("rb") as file:
+                before = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
+        found[path.name] = before
+    if any(known.get(name) != value for name, value in found.items()):
+        with contextlib.suppress(OSError):  # A folder that cannot be written is read anew at each start.
+            write_whole(memory, json.dumps(known | found).encode())
+    return {name: digest for name, (*_, digest) in found.items()}
 
 
 def _open_source(folder: Path, split: str):

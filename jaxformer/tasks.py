@@ -15,7 +15,8 @@ import numpy as np
 from jaxformer import items
 from jaxformer.config import UserError, require, require_one_of
 from jaxformer.items import Item, checked
-from jaxformer.records import SUFFIXES, expanded, file_digest, open_tfds, read_jsonl, read_parquet, read_tfds
+from jaxformer.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds
+from jaxformer.storage import expanded, file_digest
 
 # In place of a path: a dataset of TFDS that is prepared under the task's own name.
 TFDS = "tfds"

@@ -31,7 +31,8 @@ class TokenizerConfig:
     path: a SentencePiece .model file to use; '' trains one on the training documents of the corpus.
     vocabulary_size: pieces to train, specials and 256 bytes among them.
     model_type: 'bpe' or 'unigram'.
-    training_bytes: text to train on, bytes; of a larger corpus a sample by hash of the documents' keys.
+    training_bytes: text to train on, bytes; of a larger corpus the first documents of its files, and nothing else is
+        read.
     threads: threads to encode with; 0 for one per processor.
     """
 
@@ -116,21 +117,21 @@ def prepare_tokenizer(corpora: Sequence[Documents], config: TokenizerConfig, cac
             texts += sample
         path.write_bytes(train_tokenizer(texts, config))
 
-    identity = [flatten(config, science_only=True), [[d.digest, d.config.validation_share] for d in corpora]]
+    identity = [flatten(config, science_only=True), [[d.source_digest, d.config.validation_share] for d in corpora]]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     path = make_once(cache / "tokenizers" / f"{name}.model", train, "training the tokenizer")
     return load_tokenizer(path, threads=config.threads)
 
 
 def sample_texts(documents: Documents, limit_bytes: int) -> list[str]:
-    """Returns the training texts whose keys have the smallest hashes, in that order, as many as fit in the limit.
+    """Returns the training texts of `Documents.sample`, those whose keys have the smallest hashes first.
 
-    The sample depends on neither the order nor the files of the corpus, and holds no more than the limit in memory.
+    It holds no more than the limit in memory, and of a corpus that is no larger depends on neither order nor files.
     """
     heap: list[tuple[float, str]] = []
     total = 0
     bound = (-1.0, "")  # the smallest hash that has been dropped, negated: nothing at or beyond it fits
-    for document in unique_documents(documents, Counter()):
+    for document in unique_documents(documents.sample(limit_bytes), Counter()):
         fraction = key_fraction(document.key)
         entry = (-fraction, document.text)
         if fraction < documents.config.validation_share or entry <= bound:

@@ -318,17 +318,21 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         require(is_unicode(argument), f"argument {argument!r} is not UTF-8")
     options, rest = parser.parse_known_args(arguments)
     require(0 <= options.seed < 2**20, f"--seed ({options.seed}) must lie in [0, {2**20})")
+    return options, parse_overrides(rest, ["experiment", "parent", "workdir", "seed", "print_config", "plan", "help"])
+
+
+def parse_overrides(arguments: list[str], known: list[str]) -> dict[str, str]:
+    """Returns the values of `--section.field=value` by dotted path; for a misspelt option, the nearest known one."""
     overrides = {}
-    for argument in rest:
+    for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
-        known = ["experiment", "parent", "workdir", "seed", "print_config", "plan", "help"]
         require(
             argument.startswith("--") and "." in name,
             f"unknown argument {argument!r}{did_you_mean(name, known)}; see --help",
         )
         require(bool(equals), f"--{name} needs a value: --{name}=VALUE")
         overrides[name] = value
-    return options, overrides
+    return overrides
 
 
 if __name__ == "__main__":

@@ -212,6 +212,10 @@ CASES = {
     "missing_corpus": corpus("nowhere", "corpus.path nowhere", "no such file"),
     "empty_path": corpus("", "corpus.kind 'text' needs corpus.path"),
     "path_too_long": corpus("a" * 300, "corpus.path aaa", "name too long"),
+    "missing_remote_corpus": corpus("memory://nowhere", "corpus.path memory://nowhere", "FileNotFoundError"),
+    "glob_without_a_remote_file": corpus("memory://nowhere/*.txt", "memory://nowhere/*.txt", "no such file"),
+    "unknown_protocol": corpus("gopher://a/b.txt", "gopher://a/b.txt", "known are hf://, gs://, s3:// and local paths"),
+    "hub_path_without_an_owner": corpus("hf://texts/a.txt", "write hf://datasets/OWNER/NAME@REVISION/FILES"),
     "empty_corpus_folder": corpus("empty", "corpus.path empty", ".txt"),
     "corpus_without_text": corpus("blank.txt", "blank.txt", "no document with text"),
     "empty_file": corpus("empty.txt", "empty.txt", "no document with text"),
@@ -441,7 +445,7 @@ def outcomes(request, tmp_path_factory, template, compiled_folder):
 
 
 def snapshot(folder: Path) -> dict[str, object]:
-    """Returns what lies at every path of a folder, except in locks: they stay, and name the last who held them."""
+    """Returns what lies at every path of a folder, except in locks and notes of what was verified, which may change."""
     return {
         str(path.relative_to(folder)): path.readlink()
         if path.is_symlink()
@@ -449,7 +453,7 @@ def snapshot(folder: Path) -> dict[str, object]:
         if path.is_file()
         else None
         for path in folder.rglob("*")
-        if not path.name.endswith(".lock")
+        if not path.name.endswith(".lock") and path.name != "verified.json"
     }
 
 
@@ -519,6 +523,8 @@ ARGUMENTS = {
     "--corpus.validation_share=0": "corpus.validation_share (0.0)",
     "--corpus.validation_share=1": "corpus.validation_share (1.0)",
     "--corpus.validation_share=nan": "corpus.validation_share (nan)",
+    "--corpus.tokens=-1": "corpus.tokens (-1) must not be negative",
+    "--corpus.tokens=2.5e9x": "corpus.tokens must be a whole number",
     "--corpus.weight=inf": "corpus.weight (inf)",
     "--tokenizer.vocabulary_size=5000": "tokenizer.vocabulary_size (5000) must not exceed model.vocabulary_size (4096)",
     "--tokenizer.vocabulary_size=299": "tokenizer.vocabulary_size (299) must be at least 300",

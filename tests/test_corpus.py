@@ -510,7 +510,7 @@ def test_the_parts_of_a_mixture_are_read_one_by_one_and_another_corpus_is_its_ow
 
 
 def test_a_long_text_file_is_several_documents_that_lose_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxformer.corpus.TEXT_CHARACTERS", 20)
+    monkeypatch.setattr("jaxformer.documents.TEXT_CHARACTERS", 20)
     text = "first part\n\nsecond part\nthird part\nno end of a line in sight here" + "x" * 45 + "\n\nlast\n"
     (tmp_path / "book.txt").write_text(text)
     documents = read("text", tmp_path / "book.txt")

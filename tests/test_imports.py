@@ -19,10 +19,17 @@ HOST_SIDE = (
     "files",
     "lock",
     "cache",
+    "remote",
+    "storage",
     "records",
+    "documents",
     "corpus",
     "tokenizer",
     "shards",
+    "units",
+    "selection",
+    "shard_files",
+    "preparation",
     "row_fitting",
     "packing",
 )
@@ -63,7 +70,7 @@ def test_a_host_side_module_does_not_import_jax(module):
 
 
 def test_preparing_data_does_not_load_jax_nor_tensorflow():
-    # Up to `shards`: `packing` loads Grain, which loads jax of its own accord.
-    code = "import sys, jaxformer.shards; print(*sorted({'jax', 'tensorflow'} & set(sys.modules)))"
+    # Up to `preparation`: `packing` loads Grain, which loads jax of its own accord.
+    code = "import sys, jaxformer.preparation; print(*sorted({'jax', 'tensorflow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import jaxformer.step
 import jaxformer.memory_fit
+import jaxformer.step
 from jaxformer.config import UserError
 from jaxformer.memory_fit import Target, advise, choose_fit, fit_to_device, fits, named_device, ways
 from jaxformer.train import main

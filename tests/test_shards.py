@@ -1,3 +1,4 @@
+import itertools
 import json
 import pickle
 import shutil
@@ -12,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer import shards
+from jaxformer import preparation, shard_files, shards, units
 from jaxformer.config import UserError
 from jaxformer.corpus import CorpusConfig, is_validation, key_fraction, load_documents
-from jaxformer.shards import SPLITS, open_shards, prepare
+from jaxformer.preparation import prepare
+from jaxformer.shards import SPLITS, open_shards
 
 SHARE = 0.2
 
@@ -131,16 +133,16 @@ def test_the_manifest_and_the_index_count_what_is_there(folder, corpus, tokenize
         assert opened.text_bytes.tolist() == sizes[split]
 
 
-def shard_files(folder: Path) -> list[Path]:
+def train_files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*train.array_record*"))
 
 
 @pytest.mark.parametrize("shard_bytes", [400, 2000])
 def test_several_shard_files_read_the_same_as_one(corpus, tokenizer, folder, tmp_path, monkeypatch, shard_bytes):
-    monkeypatch.setattr(shards, "_SHARD_BYTES", shard_bytes)
-    monkeypatch.setattr(shards, "_CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr(shard_files, "_SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(units, "UNIT_CHARACTERS", 500)
     many = prepare(corpus, tokenizer, tmp_path, progress=False)
-    assert len(shard_files(many)) > 3 and len(shard_files(folder)) == 1
+    assert len(train_files(many)) > 3 and len(train_files(folder)) == 1
     for split in SPLITS:
         assert read_all(open_shards(many, split)) == read_all(open_shards(folder, split))
 
@@ -187,7 +189,7 @@ def test_a_corpus_is_prepared_once_wherever_it_lies(corpus, tokenizer, folder, t
     def refuse(*args):
         raise AssertionError("prepared again")
 
-    monkeypatch.setattr(shards, "_write", refuse)
+    monkeypatch.setattr(preparation, "_write", refuse)
     cache = folder.parent.parent
     assert prepare(corpus, tokenizer, cache) == folder
     shutil.copytree(corpus.config.path, tmp_path / "moved")
@@ -204,7 +206,7 @@ def test_a_corpus_is_prepared_once_wherever_it_lies(corpus, tokenizer, folder, t
 PREPARE = """
 import os, signal, sys
 from pathlib import Path
-from jaxformer import shards
+from jaxformer import preparation, shard_files, shards, units
 from jaxformer.corpus import CorpusConfig, load_documents
 from jaxformer.tokenizer import load_tokenizer
 
@@ -221,20 +223,26 @@ class WithoutTensorFlow:
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def die_at_tenth(*args):
-    for number, pair in enumerate(checked(*args)):
-        yield pair if number < 10 else die()
+def die_at_tenth(path, unit):
+    die() if len(list(path.parent.iterdir())) == 9 else write_unit(path, unit)
 
 corpus, share, model, cache, fate = sys.argv[1:]
-checked = shards._checked
-if fate == "die while writing":
-    shards._checked = die_at_tenth
+units.UNIT_CHARACTERS = 500
+shards.RECORD_TOKENS = 16
+write_unit = units.write_unit
+if fate == "die while tokenising":
+    units.write_unit = die_at_tenth
+elif fate == "die while writing shard files":
+    shard_files._records = die
 elif fate == "die before the manifest":
-    shards.Manifest = die
+    preparation.Manifest = die
+elif fate == "die before the end":
+    write_whole = preparation.write_whole
+    preparation.write_whole = lambda *args: write_whole(*args) or die()
 else:
     sys.meta_path[:] = map(WithoutTensorFlow, sys.meta_path)
-documents = load_documents(CorpusConfig(kind="text", path=corpus, validation_share=float(share)))
-folder = shards.prepare(documents, load_tokenizer(model, threads=1), Path(cache), progress=False)
+documents = load_documents(CorpusConfig(kind="text", path=corpus, validation_share=float(share), licence="CC0-1.0"))
+folder = preparation.prepare(documents, load_tokenizer(model, threads=1), Path(cache), progress=False)
 opened = shards.open_shards(folder, "train")
 print(opened.read(0, 0, int(opened.tokens[0])).tolist(), "tensorflow" in sys.modules)
 """
@@ -246,18 +254,34 @@ def prepare_elsewhere(corpus, tokenizer_path, cache, fate: str) -> subprocess.Co
     return subprocess.run([sys.executable, "-c", PREPARE, *arguments], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("fate", ["die while writing", "die before the manifest"])
-def test_a_killed_preparation_leaves_nothing_finished_and_is_redone(
-    corpus, tokenizer, tokenizer_path, folder, tmp_path, fate
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Returns what a folder of shards holds, but for when its files were verified."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "verified.json")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    "fate", ["die while tokenising", "die while writing shard files", "die before the manifest", "die before the end"]
+)
+def test_a_killed_preparation_leaves_nothing_finished_and_goes_on_to_the_same_bytes(
+    corpus, tokenizer, tokenizer_path, folder, tmp_path, monkeypatch, fate
 ):
     done = prepare_elsewhere(corpus, tokenizer_path, tmp_path, fate)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert finished(tmp_path) == []
-    assert list(tmp_path.glob("shards/*.unfinished"))
+    (unfinished,) = tmp_path.glob("shards/*.unfinished")
+    kept = list(unfinished.glob("units/*.npz"))
+    assert len(kept) >= 9
+    encoded = []
+    encode = units.encode_unit
+    monkeypatch.setattr(units, "UNIT_CHARACTERS", 500)
+    monkeypatch.setattr(units, "encode_unit", lambda run, *rest: encoded.append(len(run)) or encode(run, *rest))
     redone = prepare(corpus, tokenizer, tmp_path, progress=False)
     assert finished(tmp_path) == [redone.name]
-    assert read_all(open_shards(redone, "train")) == read_all(open_shards(folder, "train"))
-    assert {p.name for p in redone.iterdir()} == {p.name for p in folder.iterdir()}
+    assert files_of(redone) == files_of(folder)
+    documents_kept = sum(len(run) for run, _ in itertools.islice(units._runs(corpus), len(kept)))
+    assert sum(encoded) == 84 - documents_kept, "what was tokenised is not tokenised again"
+    assert (sum(encoded) > 0) == (fate == "die while tokenising")
 
 
 def test_shards_are_written_and_read_without_tensorflow(corpus, tokenizer_path, training_ids, tmp_path):
@@ -332,11 +356,11 @@ def edit_manifest(folder: Path, **changes) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda folder: shard_files(folder)[0].unlink(),
-        lambda folder: shard_files(folder)[0].write_bytes(b""),
-        lambda folder: shard_files(folder)[0].write_bytes(shard_files(folder)[0].read_bytes()[:-100]),
-        lambda folder: shard_files(folder)[0].write_bytes(shard_files(folder)[0].read_bytes()[:1000]),
-        lambda folder: invert(shard_files(folder)[0], 2000),  # amid the ids; most of so small a file is padding
+        lambda folder: train_files(folder)[0].unlink(),
+        lambda folder: train_files(folder)[0].write_bytes(b""),
+        lambda folder: train_files(folder)[0].write_bytes(train_files(folder)[0].read_bytes()[:-100]),
+        lambda folder: train_files(folder)[0].write_bytes(train_files(folder)[0].read_bytes()[:1000]),
+        lambda folder: invert(train_files(folder)[0], 2000),  # amid the ids; most of so small a file is padding
         lambda folder: next(folder.rglob("dataset_info.json")).unlink(),
         lambda folder: next(folder.rglob("dataset_info.json")).write_text("{"),
         lambda folder: next(folder.rglob("features.json")).unlink(),
@@ -385,7 +409,7 @@ def test_damage_that_comes_after_the_shards_were_opened_is_told_where_they_are_r
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     training = open_shards(copy, "train")
-    invert(shard_files(copy)[0], 2000)
+    invert(train_files(copy)[0], 2000)
     with pytest.raises(UserError, match=rf"^token shards {copy}: split 'train' cannot be read .*; delete the folder"):
         read_all(training)
 

@@ -197,7 +197,7 @@ class FakeDocuments:
         self.config = CorpusConfig(kind="text", path="nowhere", validation_share=validation_share)
         self._documents = documents
 
-    def __iter__(self):
+    def sample(self, limit_bytes):
         return iter(self._documents)
 
 

@@ -1,15 +1,18 @@
 """Measures the input side: preparing token shards against SentencePiece alone, reading and packing them, and waiting.
 
-    python tools/bench_input.py [--path=FILE.jsonl] [--json=RESULT.json]
+    python tools/bench_input.py [--path=FILE.jsonl or FOLDER_OF_PARQUET] [--vocabulary=4096] [--json=RESULT.json]
 
-Reading runs in one thread on one core. Each figure is the median of several rounds. Waiting is what a loop waits for
-its batches that takes so many tokens a second and otherwise leaves the processor alone, as one that trains on a GPU.
+Reading runs in one thread on one core. Each figure is the median of several rounds. The memory is the peak of a process
+that does nothing but prepare; `recombine_texts.py` makes a folder like a part of FineWeb-EDU. Waiting is what a loop
+waits for its batches that takes so many tokens a second and otherwise leaves the processor alone, as on a GPU.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -17,7 +20,8 @@ from pathlib import Path
 
 from jaxformer.corpus import CorpusConfig, load_documents, unique_documents
 from jaxformer.packing import PackingConfig, batch_digest, make_batches, packing_report, plan_rows
-from jaxformer.shards import open_shards, prepare
+from jaxformer.preparation import prepare
+from jaxformer.shards import open_shards
 from jaxformer.tokenizer import TokenizerConfig, prepare_tokenizer
 
 ROUNDS = 5
@@ -32,18 +36,21 @@ WAITING_STEPS = 200
 def main() -> None:
     """Measures, prints a table and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", help="a JSON lines corpus instead of the standard library")
+    parser.add_argument("--path", help="a JSON lines or Parquet corpus instead of the standard library")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="size of the tokenizer's vocabulary")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of preparation")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    kind = {"kind": "jsonl", "path": options.path} if options.path else {"kind": "pystdlib"}
-    documents = load_documents(CorpusConfig(**kind))
+    documents = load_documents(corpus_config(options.path))
 
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = prepare_tokenizer([documents], TokenizerConfig(), Path(scratch))
-        preparation = measure_preparation(documents, tokenizer, Path(scratch))
+        tokenizer = prepare_tokenizer([documents], TokenizerConfig(vocabulary_size=options.vocabulary), Path(scratch))
+        preparation = measure_preparation(documents, tokenizer, Path(scratch), options.rounds)
+        preparation["peak_megabytes"] = measure_memory(options.path, tokenizer, Path(scratch))
         print(f"SentencePiece alone        {preparation['sentencepiece_mb_per_second']:8.2f} MB/s")
         print(f"preparing token shards     {preparation['prepare_mb_per_second']:8.2f} MB/s")
         print(f"ratio                      {preparation['ratio']:8.2f}")
+        print(f"peak memory of preparing   {preparation['peak_megabytes']:8.0f} MB")
         shards = open_shards(prepare(documents, tokenizer, Path(scratch), progress=False), "train")
         pace = PACE * min(1.0, os.cpu_count() / CORES)
         waiting = [measure_waiting(shards, 32, 2048, method, pace) for method in METHODS]
@@ -70,12 +77,41 @@ def main() -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def measure_preparation(documents, tokenizer, scratch: Path) -> dict:
+def corpus_config(path: str | None) -> CorpusConfig:
+    """Returns the corpus at a path, or the standard library."""
+    if not path:
+        return CorpusConfig(kind="pystdlib")
+    return CorpusConfig(kind="jsonl" if ".jsonl" in path else "parquet", path=path)
+
+
+PREPARE = """
+import resource, sys
+from pathlib import Path
+from bench_input import corpus_config
+from jaxformer.corpus import load_documents
+from jaxformer.preparation import prepare
+from jaxformer.tokenizer import load_tokenizer
+prepare(load_documents(corpus_config(sys.argv[1])), load_tokenizer(sys.argv[2]), Path(sys.argv[3]), progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def measure_memory(path: str | None, tokenizer, scratch: Path) -> float:
+    """Returns the largest resident memory of a process that prepares, MB."""
+    model = scratch / "tokenizer.model"
+    model.write_bytes(tokenizer.model)
+    command = [sys.executable, "-c", PREPARE, path or "", str(model), str(scratch / "memory")]
+    places = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1]) / 1000
+
+
+def measure_preparation(documents, tokenizer, scratch: Path, rounds: int) -> dict:
     """Returns the rates of tokenising alone and of `prepare`, in turn, with the same threads."""
     texts = [document.text for document in unique_documents(documents, Counter())]
     size = sum(len(text.encode()) for text in texts) / 1e6
     alone, whole = [], []
-    for i in range(ROUNDS):
+    for i in range(rounds):
         started = time.perf_counter()
         tokenizer.encode_batch(texts)
         alone.append(time.perf_counter() - started)

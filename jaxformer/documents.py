@@ -1,0 +1,122 @@
+"""Documents of each kind of source: texts with keys."""
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxformer.config import UserError, require
+from jaxformer.records import Record, decode, require_fields
+from jaxformer.storage import SourceFile, open_file
+
+# A longer text file is several documents, so that a single file can be split into training and validation.
+TEXT_CHARACTERS = 1 << 16
+
+
+class Document(NamedTuple):
+    """A text with a key that stays the same when files are reordered."""
+
+    key: str
+    text: str
+
+
+def _pystdlib_root() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def pystdlib_files() -> tuple[SourceFile, ...]:
+    """Returns the source files of the running Python's standard library, sorted by name.
+
+    Raises:
+        UserError: a distribution left them out.
+    """
+    # Tests repeat each other, lib2to3 repeats the grammar, encodings are tables, and help topics are read apart.
+    left_out = {
+        "__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "lib2to3",
+        "encodings", "pydoc_data", "turtledemo", "ensurepip",
+    }  # fmt: skip
+    root = _pystdlib_root()
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(set(folders) - left_out)
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
+    if len(files) < 100:
+        raise UserError(f"corpus.kind 'pystdlib': this Python keeps no source files in {root}; choose another corpus")
+    found = (SourceFile(str(path), path.relative_to(root).as_posix(), path.stat().st_size) for path in files)
+    return tuple(sorted(found, key=lambda file: file.name))
+
+
+def help_topics() -> dict[str, str]:
+    """Returns the help texts of the language reference; none where a distribution leaves them out."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return {}
+    return topics
+
+
+def read_pystdlib(files: Sequence[SourceFile]) -> Iterator[Document]:
+    """Yields the source files of the standard library and the help texts behind them."""
+    for file in files:
+        yield Document(file.name, decode(_read_bytes(file.path), f"corpus file {file.path}"))
+    for name, text in sorted(help_topics().items()):
+        yield Document(f"topic/{name}", text)
+
+
+def read_text(files: Sequence[SourceFile]) -> Iterator[Document]:
+    """Yields each file as a document, or as several of at most `TEXT_CHARACTERS` if it is long."""
+    for file in files:
+        # A file's name may be no Unicode text; what it cannot say is written as escapes.
+        key = file.name.encode("utf-8", "backslashreplace").decode()
+        for number, text in enumerate(_cut_text(decode(_read_bytes(file.path), f"corpus file {file.path}"))):
+            yield Document(f"{key}#{number}" if number else key, text)
+
+
+def _cut_text(text: str) -> Iterator[str]:
+    """Yields a text in pieces of at most `TEXT_CHARACTERS`, cut after a blank line, else a line, else anywhere."""
+    first = 0
+    while len(text) - first > TEXT_CHARACTERS:
+        last = first + TEXT_CHARACTERS
+        blank, line = text.rfind("\n\n", first, last), text.rfind("\n", first, last)
+        end = blank + 2 if blank >= 0 else line + 1 if line >= 0 else last
+        yield text[first:end]
+        first = end
+    yield text[first:]
+
+
+def to_document(record: Record, text_field: str, key_field: str) -> Document:
+    """Returns the document of a record; without a key field its key is a digest of its text.
+
+    Raises:
+        UserError: a field is missing, or is not what it must be.
+    """
+    where, fields = record
+    require_fields([text_field, *([key_field] if key_field else [])], fields, where)
+    text = fields[text_field]
+    require(isinstance(text, str), f"{where}: field {text_field!r} must be text, not {text!r:.40}")
+    encoded = _encode(text, text_field, where)
+    if not key_field:
+        return Document(hashlib.blake2b(encoded, digest_size=16).hexdigest(), text)
+    key = fields[key_field]
+    require(key is not None, f"{where}: field {key_field!r} must identify the record; it is null")
+    _encode(str(key), key_field, where)
+    return Document(str(key), text)
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        with open_file(path, "corpus file") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"corpus file {path}: {error.strerror}") from error
+
+
+def _encode(text: str, field: str, where: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: a lone surrogate at character {error.start} of field {field!r} is no Unicode text"
+        ) from error

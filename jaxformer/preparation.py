@@ -1,0 +1,223 @@
+"""Documents to token shards, once: tokenised in units, selected, and written as shard files.
+
+A preparation that was stopped, however it was, goes on where it stopped, and ends with the same shards: a unit depends
+on its own documents alone, and everything that depends on all documents (duplicates, the splits, the budget) is decided
+over the units in reading order. Apache Beam's workers make the same units, and the same shard files, by the same code.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxformer import shards
+from jaxformer.cache import make_once
+from jaxformer.config import UserError, require
+from jaxformer.corpus import Documents, Part
+from jaxformer.files import write_whole
+from jaxformer.selection import Selected, Selection
+from jaxformer.shard_files import pipeline_options, write_shard_files
+from jaxformer.shards import FORMAT_VERSION, SPLITS, Manifest, shard_digests
+from jaxformer.tokenizer import Tokenizer
+from jaxformer.units import Stored, stored_units, tokenise, tokenise_part
+
+# Tokens of a byte of text, at most, where nothing has been tokenised yet.
+_TOKENS_PER_BYTE = 0.25
+
+
+def prepare(
+    documents: Documents,
+    tokenizer: Tokenizer,
+    cache: Path,
+    *,
+    progress: bool = True,
+    beam: Sequence[str] | None = None,
+) -> Path:
+    """Tokenises a corpus into `cache` unless that was done before; returns the folder of its shards.
+
+    Of several processes that prepare the same corpus, one works and the others wait for it. What it has done stays on
+    the disk until the shards are complete, which takes the room of the ids twice for a while. Memory does not grow with
+    the text, but by 100 bytes for each document.
+
+    Args:
+        beam: options of an Apache Beam pipeline, as on a command line, whose workers tokenise and write; they need the
+            sources and the cache at the same paths. None uses the processors of this machine.
+
+    Raises:
+        UserError: the corpus leaves no document in one of the splits.
+    """
+    identity = [FORMAT_VERSION, documents.digest, documents.config.validation_share, tokenizer.digest]
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    return make_once(
+        cache / "shards" / name,
+        lambda folder: _write(documents, tokenizer, folder, progress, beam),
+        f"preparing {documents.origin}",
+        resume=True,
+    )
+
+
+def _write(
+    documents: Documents, tokenizer: Tokenizer, folder: Path, progress: bool, beam: Sequence[str] | None
+) -> None:
+    """Writes shards, index and manifest into a new folder, or into what a stopped attempt left of one."""
+    units = folder / "units"
+    if not (folder / "manifest.json").exists():
+        units.mkdir(parents=True, exist_ok=True)
+        selection = _select(documents, tokenizer, units, progress, beam)
+        budget = documents.config.tokens
+        require(
+            selection.documents >= 2 and selection.training_tokens > 0,
+            f"corpus {documents.origin}: {selection.documents} documents with text cannot be split into training and "
+            f"validation; it takes two or more{f'; raise corpus.tokens ({budget})' if budget else ''}",
+        )
+        selected = selection.finish()
+        write_shard_files(
+            folder,
+            selection.paths,
+            selected,
+            vocabulary_size=tokenizer.vocabulary_size,
+            record_tokens=shards.RECORD_TOKENS,
+            beam=beam,
+        )
+        _write_index(folder, selected)
+        _write_manifest(folder, documents, tokenizer, selection, selected)
+    shutil.rmtree(units, ignore_errors=True)
+
+
+def _select(
+    documents: Documents, tokenizer: Tokenizer, units: Path, progress: bool, beam: Sequence[str] | None
+) -> Selection:
+    """Returns the selection over the units of a corpus, all of which are stored then, up to the budget."""
+    config = documents.config
+    selection = Selection(config.validation_share, config.tokens)
+    if beam is None:
+        stored = tokenise(documents, tokenizer, units)
+    else:
+        stored = _tokenise_over_beam(documents, tokenizer, units, selection, pipeline_options(beam))
+    with _Progress(documents, shown=progress) as bar:
+        for each in stored:
+            selection.add(each)
+            bar.update(each, selection)
+            if selection.is_full:
+                break
+    return selection
+
+
+def _write_index(folder: Path, selected: dict[str, Selected]) -> None:
+    index = {}
+    for split in SPLITS:
+        index[f"{split}_tokens"] = selected[split].tokens.astype(np.int64)
+        index[f"{split}_text_bytes"] = selected[split].text_bytes.astype(np.int64)
+    np.savez(folder / "index.npz", **index)
+
+
+def _write_manifest(
+    folder: Path,
+    documents: Documents,
+    tokenizer: Tokenizer,
+    selection: Selection,
+    selected: dict[str, Selected],
+) -> None:
+    manifest = Manifest(
+        documents={split: len(selected[split].tokens) for split in SPLITS},
+        tokens={split: int(selected[split].tokens.sum(dtype=np.int64)) for split in SPLITS},
+        text_bytes={split: int(selected[split].text_bytes.sum(dtype=np.int64)) for split in SPLITS},
+        duplicates=selection.duplicates,
+        empty=selection.empty,
+        vocabulary_size=tokenizer.vocabulary_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        origin=documents.origin,
+        licence=documents.licence,
+        corpus_digest=documents.digest,
+        tokenizer_digest=tokenizer.digest,
+        index_digest=hashlib.sha256((folder / "index.npz").read_bytes()).hexdigest(),
+        shard_digests={split: shard_digests(folder, split) for split in SPLITS},
+        format_version=FORMAT_VERSION,
+    )
+    write_whole(folder / "manifest.json", json.dumps(dataclasses.asdict(manifest), indent=2).encode())
+
+
+def _tokenise_over_beam(
+    documents: Documents, tokenizer: Tokenizer, units: Path, selection: Selection, options
+) -> Iterator[Stored]:
+    """Yields the units of a corpus in reading order, made by the workers of a Beam pipeline.
+
+    With a budget it is one pipeline after another, each for as many parts as the rest of the budget probably takes.
+    """
+    import apache_beam as beam
+
+    left = list(enumerate(documents.parts()))
+    text_bytes = tokens = 0
+    while left:
+        wave, expected = [], 0.0
+        rate = tokens / text_bytes if text_bytes else _TOKENS_PER_BYTE
+        wanted = documents.config.tokens - selection.training_tokens if documents.config.tokens else np.inf
+        while left and expected < wanted:
+            wave.append(left.pop(0))
+            expected += wave[-1][1].size * rate
+        work = partial(_tokenise_numbered, documents, tokenizer.model, units)
+        with beam.Pipeline(options=options) as pipeline:
+            _ = pipeline | beam.Create(wave) | beam.Reshuffle() | beam.Map(work)
+        for number, part in wave:
+            stored = stored_units(part, number, units)
+            if not (stored and stored[-1].unit.is_last):
+                raise UserError(f"token shards {units}: Beam's workers left no units there; they need the same folder")
+            text_bytes += part.size
+            tokens += sum(int(each.unit.tokens.sum()) for each in stored)
+            yield from stored
+
+
+def _tokenise_numbered(documents: Documents, model: bytes, units: Path, numbered_part: tuple[int, Part]) -> None:
+    """Does what a worker of a Beam pipeline does; a worker is one of many on its machine, and uses one thread."""
+    number, part = numbered_part
+    tokenise_part(documents, part, number, Tokenizer(model, threads=1), units)
+
+
+class _Progress:
+    """A line with the tokens so far, their rate, share and remaining time, by the budget or by the source's bytes."""
+
+    def __init__(self, documents: Documents, *, shown: bool):
+        self._documents = documents
+        self._part = None
+        self._finished_bytes = self._finished_text = self._text = self._tokens = 0
+        self._bar = tqdm(
+            desc=f"tokenising {documents.origin}",
+            unit=" tokens",
+            unit_scale=True,
+            disable=None if shown else True,
+            leave=False,
+            total=documents.config.tokens or None,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def update(self, stored: Stored, selection: Selection) -> None:
+        """Shows what one more unit adds."""
+        self._text += int(stored.unit.text_bytes.sum())
+        self._tokens += int(stored.unit.tokens.sum())
+        # Of a part that is under way, in proportion to its text.
+        ratio = self._finished_bytes / self._finished_text if self._finished_text else 1.0
+        done = self._finished_bytes + min(stored.part.size, self._text * ratio)
+        if stored.unit.is_last:
+            self._finished_bytes += stored.part.size
+            self._finished_text += self._text
+            self._text, done = 0, self._finished_bytes
+        tokens = selection.training_tokens
+        if not self._documents.config.tokens:
+            tokens = self._tokens
+            self._bar.total = round(tokens * max(1.0, self._documents.source_bytes / max(1, done)))
+        if stored.is_new:
+            self._bar.update(tokens - self._bar.n)
+        else:  # The rate is that of the work that is done now.
+            self._bar.initial = self._bar.n = self._bar.last_print_n = tokens

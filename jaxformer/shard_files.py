@@ -1,0 +1,127 @@
+"""Selected documents to the files of a TFDS dataset in ArrayRecord form, written here or over Apache Beam.
+
+The builder is one and the same: each shard is a function that yields its records from the units that hold them, and
+TFDS calls these functions in turn, or has Beam's workers call them. The files are equal, byte by byte.
+"""
+
+import contextlib
+import io
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from jaxformer.config import UserError
+from jaxformer.selection import Selected
+from jaxformer.shards import id_dtype
+from jaxformer.units import read_unit
+
+# Ids of one shard file, bytes: what a writer holds in memory.
+_SHARD_BYTES = 128 << 20
+
+
+def write_shard_files(
+    folder: Path,
+    paths: Sequence[Path],
+    selected: dict[str, Selected],
+    *,
+    vocabulary_size: int,
+    record_tokens: int,
+    beam: Sequence[str] | None = None,
+) -> None:
+    """Writes each split's documents in order, in records, as a TFDS dataset in `folder`.
+
+    Args:
+        paths: of the units that hold them.
+        record_tokens: of each record; a document's last one may hold fewer.
+        beam: options of an Apache Beam pipeline, as on a command line; None to write here.
+    """
+    import tensorflow_datasets as tfds
+
+    dtype = id_dtype(vocabulary_size)
+    shards = {
+        # Beam runs what is written first once more with what is written second: the small split comes first.
+        split: [partial(_records, paths, shard, record_tokens) for shard in _cut(selected[split], np.dtype(dtype))]
+        for split in ("validation", "train")
+    }
+    with tfds.core.registered.skip_registration():
+
+        class TokenShards(tfds.core.ShardBasedBuilder):
+            """Records of token ids, in the order of the index."""
+
+            VERSION = tfds.core.Version("1.0.0")
+            name = "token_shards"
+
+            def _info(self):
+                ids = tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes")
+                features = tfds.features.FeaturesDict({"ids": ids})
+                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+            def _shard_iterators_per_split(self, dl_manager):
+                return shards
+
+    shutil.rmtree(folder / "token_shards", ignore_errors=True)  # Of an attempt that was killed.
+    config = tfds.download.DownloadConfig(try_download_gcs=False, **_beam_options(beam))
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads; there are none.
+        builder = TokenShards(data_dir=str(folder), file_format="array_record")
+        builder.download_and_prepare(download_config=config)
+    shutil.rmtree(folder / "downloads", ignore_errors=True)
+    for path in (folder / "token_shards").rglob("*.shard_infos.json"):
+        path.unlink()  # By which Beam's workers told their counts.
+
+
+def pipeline_options(beam: Sequence[str]):
+    """Returns the options of a Beam pipeline.
+
+    Raises:
+        UserError: Beam is not installed, or the options are not Beam's.
+    """
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise UserError("preparing over Apache Beam needs it; pip install 'jaxformer[beam]'") from error
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    try:
+        options = PipelineOptions(list(beam))
+        options.get_all_options()
+    except (SystemExit, ValueError, TypeError) as error:
+        raise UserError(f"{' '.join(beam)}: these are no options of an Apache Beam pipeline") from error
+    return options
+
+
+def _beam_options(beam: Sequence[str] | None) -> dict:
+    if beam is None:
+        return {}
+    options = pipeline_options(beam)
+    return {"beam_options": options, "beam_runner": options.get_all_options()["runner"] or "DirectRunner"}
+
+
+def _cut(selected: Selected, dtype: np.dtype) -> list[Selected]:
+    """Returns the documents of each shard file: as many as begin within its bytes."""
+    sizes = selected.tokens.astype(np.int64) * dtype.itemsize
+    numbers = (np.cumsum(sizes) - sizes) // _SHARD_BYTES
+    borders = np.flatnonzero(np.diff(numbers)) + 1
+    first_and_stop = zip([0, *borders.tolist()], [*borders.tolist(), len(sizes)], strict=True)
+    return [Selected(*(each[first:stop] for each in selected)) for first, stop in first_and_stop]
+
+
+def _records(paths: Sequence[Path], shard: Selected, record_tokens: int) -> Iterator[tuple[int, dict]]:
+    """Yields the records of a shard, numbered."""
+    number, unit_of, ids = 0, -1, np.empty(0)
+    for unit, start, tokens in zip(*(each.tolist() for each in shard[:3]), strict=True):
+        if unit != unit_of:
+            unit_of, ids = unit, _ids(paths[unit])
+        for first in range(start, start + tokens, record_tokens):
+            yield number, {"ids": ids[first : min(first + record_tokens, start + tokens)]}
+            number += 1
+
+
+def _ids(path: Path) -> np.ndarray:
+    unit = read_unit(path, with_ids=True)
+    if unit is None:
+        path.unlink(missing_ok=True)
+        raise UserError(f"token shards {path}: what was prepared is damaged; run again to make this file anew")
+    return unit.ids

@@ -1,0 +1,158 @@
+"""The files of a corpus, here or elsewhere: found in a fixed order, told apart by digests, and opened.
+
+A path with a protocol (`hf://`, `gs://`, `s3://`, `memory://`) is opened through fsspec; any other is a local one.
+"""
+
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from jaxformer.cache import cache_folder
+from jaxformer.config import UserError, require
+from jaxformer.files import write_whole
+from jaxformer.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, is_remote
+
+# A smaller file is read for its digest at every start.
+_REMEMBERED_BYTES = 1 << 20
+
+# A file that changed so shortly before it was read may change again within the same time stamp.
+_SETTLED_NANOSECONDS = 2_000_000_000
+
+
+class SourceFile(NamedTuple):
+    """A file of a corpus.
+
+    path: of a local file, or the URL of a remote one.
+    name: the path below the folder of the corpus.
+    size: bytes.
+    mark: what a remote store says of its content (a digest, an ETag, else a time); '' for a local file.
+    """
+
+    path: str
+    name: str
+    size: int
+    mark: str = ""
+
+
+def expanded(path: str) -> Path:
+    """Returns a local path with `~` replaced by a home folder, if there is one."""
+    return Path(os.path.expanduser(path))  # Unlike pathlib's, it takes the name of a user who is not there.
+
+
+def find_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[SourceFile, ...]:
+    """Returns the files at a path in sorted order: the file itself, the matches of a glob, or a folder's by suffix.
+
+    A URL of the Hugging Face Hub must name a commit (`pinned`).
+
+    Raises:
+        UserError: there is none, or the place cannot be reached.
+    """
+    if is_remote(path):
+        return _find_remote(path, suffixes, what)
+    try:
+        target = expanded(path)
+        if target.is_file():
+            files = [target]
+        elif target.is_dir():
+            files = sorted(p for p in target.rglob("*") if p.is_file() and p.name.endswith(suffixes))
+            require(bool(files), f"{what} {path}: the folder holds no {' or '.join(suffixes)} file")
+        else:
+            files = sorted(Path(p) for p in glob.glob(str(target), recursive=True) if Path(p).is_file())
+            require(bool(files), f"{what} {path}: no such file or folder, and as a glob it matches none")
+        root = target if target.is_dir() else Path(*fixed_parts(target.parts[:-1]))
+        return tuple(SourceFile(str(p), p.relative_to(root).as_posix(), p.stat().st_size) for p in files)
+    except OSError as error:
+        raise UserError(f"{what} {path}: {error.strerror}") from error
+
+
+def open_file(path: str | os.PathLike, what: str) -> IO[bytes]:
+    """Returns an open file; reading a remote one is tried again after an error that may pass."""
+    try:
+        if not is_remote(path):
+            return open(path, "rb")
+        return io.BufferedReader(RemoteFile(os.fspath(path), f"{what} {path}"), REQUEST_BYTES)
+    except OSError as error:
+        raise UserError(f"{what} {path}: {error.strerror or error}") from error
+
+
+def file_digest(path: str | os.PathLike, what: str) -> str:
+    """Returns the hexadecimal SHA-256 of a local file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{what} {path}: {error.strerror}") from error
+
+
+def file_digests(files: Sequence[SourceFile], what: str) -> list[str]:
+    """Returns what tells the content of each file from any other.
+
+    Of a local file it is the SHA-256, remembered in the cache by path, size and time of change: a large file is read
+    when it is new or was written to, not at each start. A change that keeps size and time is not noticed. Of a remote
+    file it is its size and what the store says of its content; nothing is read.
+    """
+    memory = cache_folder() / "digests" / f"{_short_digest([file.path for file in files])}.json"
+    known = _read_json(memory)
+
+    def digest(file: SourceFile) -> tuple[str, list | None]:
+        if is_remote(file.path):
+            return f"{file.size} {file.mark}", None
+        try:
+            status = os.stat(file.path)
+        except OSError as error:
+            raise UserError(f"{what} {file.path}: {error.strerror}") from error
+        state = [status.st_size, status.st_mtime_ns]
+        before = known.get(os.path.abspath(file.path))
+        if isinstance(before, list) and before[:2] == state:
+            return before[2], before
+        found = file_digest(file.path, what)
+        is_settled = time.time_ns() - status.st_mtime_ns > _SETTLED_NANOSECONDS
+        is_worth = status.st_size >= _REMEMBERED_BYTES and is_settled
+        return found, [*state, found] if is_worth else None
+
+    with ThreadPoolExecutor() as executor:
+        found = list(executor.map(digest, files))
+    memories = {os.path.abspath(f.path): memory for f, (_, memory) in zip(files, found, strict=True) if memory}
+    if memories and memories != known:
+        _try_to_write(memory, json.dumps(memories).encode())
+    return [digest for digest, _ in found]
+
+
+def _find_remote(url: str, suffixes: tuple[str, ...], what: str) -> tuple[SourceFile, ...]:
+    pin = re.match(r"hf://datasets/[^@]+@[0-9a-f]{40}/", url)
+    memory = cache_folder() / "digests" / f"{_short_digest([url, suffixes])}.json"
+    if pin and (known := _read_json(memory).get("files")):  # A commit's files never change: a later start asks nobody.
+        return tuple(SourceFile(*fields) for fields in known)
+    files = tuple(SourceFile(*found) for found in find(url, suffixes, what))
+    if pin:
+        _try_to_write(memory, json.dumps({"files": files}).encode())
+    return files
+
+
+def _short_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _try_to_write(path: Path, content: bytes) -> None:
+    """Writes what is only remembered: a cache that cannot be written costs time, no run."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except OSError:
+        pass

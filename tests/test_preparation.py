@@ -1,0 +1,411 @@
+import io
+import json
+import os
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxformer import corpus as corpus_module
+from jaxformer import preparation, shard_files, units
+from jaxformer.config import UserError
+from jaxformer.corpus import CorpusConfig, load_documents, unique_documents
+from jaxformer.preparation import prepare
+from jaxformer.selection import Selection
+from jaxformer.shards import SPLITS, open_shards
+from jaxformer.units import Stored, Unit, encode_unit, read_unit, tokenise, write_unit
+
+SHARE = 0.15
+
+
+@pytest.fixture(autouse=True)
+def small_units(monkeypatch):
+    """Units and shard files of a few documents, and parts of a few row groups."""
+    monkeypatch.setattr(units, "UNIT_CHARACTERS", 1500)
+    monkeypatch.setattr(corpus_module, "PART_BYTES", 4000)
+    monkeypatch.setattr(shard_files, "_SHARD_BYTES", 6000)
+
+
+def write_parquet(path: Path, texts: list[str]) -> None:
+    """Writes texts in the columns of FineWeb-EDU, in row groups of 5."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"text": texts, "id": [f"<urn:{path.stem}:{i}>" for i in range(len(texts))], "score": [3.5] * len(texts)}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_texts):
+    """Three Parquet files of 60 texts, of which some repeat others of the same file or of another, or are empty."""
+    folder = tmp_path_factory.mktemp("parquet")
+    texts = make_texts(180)
+    texts[70], texts[71], texts[150], texts[179], texts[33] = texts[3], texts[69], texts[71], texts[100], " \n"
+    for number in range(3):
+        write_parquet(folder / f"{number}.parquet", texts[number * 60 : number * 60 + 60])
+    return folder
+
+
+@pytest.fixture
+def documents(folder):
+    return load_documents(config(folder))
+
+
+def config(folder, **fields) -> CorpusConfig:
+    return CorpusConfig(kind="parquet", path=str(folder), key_field="id", validation_share=SHARE, **fields)
+
+
+def contents(folder: Path) -> dict[str, list[tuple[list[int], int]]]:
+    """Returns the ids and the text's bytes of every document of shards, by split."""
+    found = {}
+    for split in SPLITS:
+        opened = open_shards(folder, split)
+        ids = (opened.read(i, 0, int(opened.tokens[i])).tolist() for i in range(len(opened)))
+        found[split] = list(zip(ids, opened.text_bytes.tolist(), strict=True))
+    return found
+
+
+def expected(documents, tokenizer, budget: float = np.inf) -> dict[str, list[tuple[list[int], int]]]:
+    """Returns what `contents` must be, worked out document by document."""
+    found = {split: [] for split in SPLITS}
+    tokens = 0
+    for document in unique_documents(documents, Counter()):
+        if tokens >= budget:
+            break
+        ids = tokenizer.encode(document.text)
+        split = "validation" if corpus_module.is_validation(document.key, SHARE) else "train"
+        found[split].append((ids, len(document.text.encode())))
+        tokens += len(ids) * (split == "train")
+    return found
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Returns what a folder of shards holds, but for when its files were verified."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "verified.json")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+# Units, selection, shards.
+
+
+def test_documents_of_many_units_and_shard_files_are_those_of_the_corpus_in_order(documents, tokenizer, tmp_path):
+    folder = prepare(documents, tokenizer, tmp_path, progress=False)
+    found = contents(folder)
+    assert found == expected(documents, tokenizer)
+    assert len(list(folder.rglob("*-train.array_record*"))) > 3
+    assert len(found["validation"]) > 5
+    manifest = open_shards(folder, "train").manifest
+    assert (manifest.duplicates, manifest.empty) == (3, 1)
+    assert not (folder / "units").exists()
+
+
+def test_parts_of_a_corpus_are_its_documents_in_order(documents):
+    parts = list(documents.parts())
+    assert len({part.file for part in parts}) == 3 and len(parts) > 6
+    assert [document for part in parts for document in documents.read(part)] == list(documents)
+    assert abs(sum(part.size for part in parts) - documents.source_bytes) <= len(parts)
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30), st.floats(0, 1)), max_size=8), min_size=1),
+    st.integers(0, 200),
+)
+def test_the_selection_is_that_of_one_pass_over_all_documents(runs, budget):
+    selection = Selection(SHARE, budget)
+    kept, seen, tokens = [], set(), 0
+    for number, run in enumerate(runs):
+        if selection.is_full:
+            break
+        sizes = np.array([size for _, size, _ in run], np.int32)
+        digests = np.array([bytes(15) + bytes([text]) for text, _, _ in run], "V16")
+        fractions = np.array([fraction for _, _, fraction in run], np.float64)
+        unit = Unit(None, sizes, sizes * 4, digests, fractions, np.array(len(run)), np.array(False))
+        selection.add(Stored(Path(str(number)), None, unit, is_new=True))
+        for place, (text, size, fraction) in enumerate(run):
+            if text not in seen and (not budget or tokens < budget):
+                kept.append((number, sum(sizes[:place]), size, size * 4, fraction))
+                tokens += size * (fraction >= SHARE)
+            seen.add(text)
+    assert (selection.documents, selection.training_tokens) == (len(kept), tokens)
+    if kept:
+        smallest = max(SHARE, np.nextafter(min(fraction for *_, fraction in kept), 1))
+        for split, selected in selection.finish().items():
+            of_split = [each for *each, f in kept if (f < smallest) == (split == "validation")]
+            assert [list(each) for each in zip(*(x.tolist() for x in selected), strict=True)] == of_split
+
+
+def test_many_digests_are_told_apart_whether_recent_or_not(monkeypatch):
+    monkeypatch.setattr("jaxformer.selection._RECENT", 50)
+    selection, seen = Selection(SHARE, 0), set()
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        values = rng.integers(0, 700, 30).tolist()
+        digests = np.array([value.to_bytes(2, "big") * 7 + b"\0\0" for value in values], "V16")
+        is_new = [value not in seen and value not in values[:i] for i, value in enumerate(values)]
+        assert selection._is_new(digests).tolist() == is_new
+        seen |= set(values)
+
+
+def test_parts_of_text_files_are_runs_of_files_in_order(tmp_path):
+    for i in range(50):
+        (tmp_path / f"{i:02}.txt").write_text("x" * (9000 if i == 20 else 900))
+    documents = load_documents(CorpusConfig(kind="text", path=str(tmp_path)))
+    parts = list(documents.parts())
+    assert [part.stop - part.first for part in parts] == [5, 5, 5, 5, 1, 5, 5, 5, 5, 5, 4]
+    assert sum(part.size for part in parts) == documents.source_bytes
+    assert [document for part in parts for document in documents.read(part)] == list(documents)
+
+
+# A budget of tokens.
+
+
+@pytest.mark.parametrize("budget", [700, 2000, 2001])
+def test_a_budget_takes_documents_in_order_until_training_has_so_many_tokens(folder, tokenizer, tmp_path, budget):
+    documents = load_documents(config(folder, tokens=budget))
+    found = contents(prepare(documents, tokenizer, tmp_path, progress=False))
+    assert found == expected(documents, tokenizer, budget)
+    assert found["validation"]
+    tokens = [len(ids) for ids, _ in found["train"]]
+    assert sum(tokens[:-1]) < budget <= sum(tokens)
+
+
+def test_a_budget_too_small_for_two_documents_is_told(folder, tokenizer, tmp_path):
+    with pytest.raises(UserError, match=r"1 documents with text cannot be split .*; raise corpus\.tokens \(1\)"):
+        prepare(load_documents(config(folder, tokens=1)), tokenizer, tmp_path, progress=False)
+
+
+def test_no_file_is_opened_once_the_budget_is_reached(folder, tokenizer, tmp_path, monkeypatch):
+    opened = []
+    read = corpus_module.read_parquet
+    monkeypatch.setattr(corpus_module, "read_parquet", lambda files, *rest: opened.extend(files) or read(files, *rest))
+    prepare(load_documents(config(folder, tokens=900)), tokenizer, tmp_path, progress=False)
+    assert {Path(path).name for path in opened} == {"0.parquet"}
+
+
+def test_another_budget_is_another_corpus_of_the_same_sources_and_no_budget_is_as_it_was(folder):
+    whole, some, more = (load_documents(config(folder, tokens=tokens)) for tokens in (0, 500, 600))
+    assert len({whole.digest, some.digest, more.digest}) == 3
+    assert whole.source_digest == some.source_digest == more.source_digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tokens": -1}, r"corpus\.tokens \(-1\) must not be negative; 0 takes all"),
+        (
+            {"kind": "mixture", "path": "", "tokens": 5, "parts": (CorpusConfig(kind="pystdlib"),) * 2},
+            r"takes no tokens \(5\); set them on the parts",
+        ),
+    ],
+)
+def test_a_budget_that_means_nothing_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        CorpusConfig(**{"kind": "text", "path": "a", **fields})
+
+
+# Stopped and gone on with.
+
+
+class Stop(BaseException):
+    """Stands for a kill: nothing handles it."""
+
+
+def test_stopped_after_any_number_of_units_it_goes_on_to_the_same_bytes(documents, tokenizer, tmp_path, monkeypatch):
+    whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
+    made = []
+
+    def write_some(path, unit):
+        if len(made) % 4 == 3:
+            made.append("stopped")
+            raise Stop
+        made.append(path.name)
+        write_unit(path, unit)
+
+    monkeypatch.setattr(units, "write_unit", write_some)
+    for _ in range(100):
+        try:
+            folder = prepare(documents, tokenizer, tmp_path / "stopped", progress=False)
+            break
+        except Stop:
+            pass
+    assert made.count("stopped") > 5
+    names = [name for name in made if name != "stopped"]
+    assert len(names) == len(set(names)), "nothing that was stored is made again"
+    assert files_of(folder) == whole
+
+
+def test_a_damaged_unit_is_made_again(documents, tokenizer, tmp_path):
+    folder = tmp_path / "units"
+    folder.mkdir()
+    stored = list(tokenise(documents, tokenizer, folder))
+    whole = {each.path: each.path.read_bytes() for each in stored}
+    for each in (stored[1], stored[-1]):
+        data = bytearray(whole[each.path])
+        data[data.index(each.unit.tokens.tobytes())] ^= 1
+        each.path.write_bytes(data)
+        assert read_unit(each.path, with_ids=False) is None
+    again = list(tokenise(documents, tokenizer, folder))
+    assert [each.path for each in again] == [each.path for each in stored]
+    assert {path: path.read_bytes() for path in whole} == whole
+
+
+def test_ids_that_were_damaged_before_they_were_written_are_told_and_made_again(documents, tokenizer, tmp_path):
+    whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
+
+    def damage(folder, paths, *args, **kwargs):
+        ids = read_unit(paths[2], with_ids=True).ids
+        data = bytearray(paths[2].read_bytes())
+        data[data.index(ids.tobytes())] ^= 1
+        paths[2].write_bytes(data)
+        shard_files.write_shard_files(folder, paths, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "write_shard_files", damage)
+        with pytest.raises(UserError, match="what was prepared is damaged; run again to make this file anew"):
+            prepare(documents, tokenizer, tmp_path / "damaged", progress=False)
+    assert files_of(prepare(documents, tokenizer, tmp_path / "damaged", progress=False)) == whole
+
+
+def test_a_unit_depends_on_its_documents_alone(documents, tokenizer, tmp_path):
+    run = list(documents)[30:40]
+    write_unit(tmp_path / "a.npz", encode_unit(run, tokenizer, False))
+    unit = read_unit(tmp_path / "a.npz", with_ids=True)
+    assert np.split(unit.ids, np.cumsum(unit.tokens)[:-1])[0].tolist() == tokenizer.encode(run[0].text)
+    assert int(unit.read) == 10 and len(unit.tokens) == 9, "one of them is empty"
+
+
+def test_progress_tells_tokens_share_and_rate_and_counts_what_was_there_as_no_work(
+    documents, tokenizer, tmp_path, monkeypatch
+):
+    bars = []
+
+    def shown(**fields):
+        bars.append(tqdm(**{**fields, "disable": False, "file": io.StringIO()}))
+        return bars[-1]
+
+    tqdm = preparation.tqdm
+    monkeypatch.setattr(preparation, "tqdm", shown)
+    monkeypatch.setattr(preparation, "write_shard_files", stop)
+    for _ in range(2):
+        with pytest.raises(Stop):
+            prepare(documents, tokenizer, tmp_path)
+    first, second = bars
+    assert first.n == second.n > 4000
+    assert first.total == second.total == pytest.approx(first.n, rel=1e-3)
+    assert (first.initial, second.initial) == (0, second.n)
+
+
+def stop(*args, **kwargs):
+    raise Stop
+
+
+# Over Apache Beam.
+
+
+@pytest.mark.parametrize("budget", [0, 2500])
+def test_beams_workers_write_the_same_bytes(folder, tokenizer, tmp_path, budget):
+    pytest.importorskip("apache_beam", reason="needs the extra beam")
+    documents = load_documents(config(folder, tokens=budget))
+    here = prepare(documents, tokenizer, tmp_path / "here", progress=False)
+    there = prepare(documents, tokenizer, tmp_path / "there", progress=False, beam=["--runner=DirectRunner"])
+    assert files_of(there) == files_of(here)
+    assert contents(there) == contents(here)
+
+
+def test_without_beam_a_pipeline_is_refused_with_what_to_install(documents, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
+    with pytest.raises(UserError, match=r"Apache Beam needs it; pip install 'jaxformer\[beam\]'"):
+        prepare(documents, tokenizer, tmp_path, progress=False, beam=[])
+
+
+# A sample for the tokenizer.
+
+
+def sizes(documents) -> int:
+    return sum(len(document.text.encode()) for document in documents)
+
+
+def test_a_sample_comes_from_every_file_and_reads_little_more_than_it_takes(folder, monkeypatch):
+    documents = load_documents(config(folder))
+    read = []
+    original = corpus_module.to_document
+    monkeypatch.setattr(corpus_module, "to_document", lambda *args: read.append(1) or original(*args))
+    sampled = list(documents.sample(6000))
+    assert {document.key.split(":")[1] for document in sampled} == {"0", "1", "2"}
+    assert 6000 <= sizes(sampled) < 7000
+    assert len(read) == len(sampled)
+
+
+def test_a_sample_of_a_corpus_that_is_no_larger_is_all_of_it(documents):
+    assert list(documents.sample(documents.source_bytes)) == list(documents)
+    assert list(documents.sample(10**9)) == list(documents)
+
+
+def test_of_very_many_files_a_sample_takes_some_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "_SAMPLE_FILES", 3)
+    for i in range(100):
+        (tmp_path / f"{i:02}.txt").write_text(f"{i:02}" + "x" * 98)
+    documents = load_documents(CorpusConfig(kind="text", path=str(tmp_path)))
+    assert [document.key for document in documents.sample(1000)] == [f"{i}0.txt".zfill(6) for i in range(10)]
+
+
+def test_what_a_small_file_lacks_a_large_one_gives(tmp_path):
+    for name, count in (("a", 300), ("b", 2)):
+        lines = (json.dumps({"text": f"{name}{i:08}"}) for i in range(count))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    documents = load_documents(CorpusConfig(kind="jsonl", path=str(tmp_path)))
+    sampled = [document.text[0] for document in documents.sample(900)]
+    assert (sampled.count("a"), sampled.count("b")) == (98, 2)
+
+
+# Verified once.
+
+
+def test_a_shard_file_is_read_to_verify_it_once_and_again_when_it_changed(documents, tokenizer, tmp_path, monkeypatch):
+    from jaxformer import shards
+
+    folder = prepare(documents, tokenizer, tmp_path, progress=False)
+    read = []
+    original = shards.hashlib.file_digest
+    monkeypatch.setattr(
+        shards.hashlib, "file_digest", lambda file, kind: read.append(file.name) or original(file, kind)
+    )
+    open_shards(folder, "train")
+    assert read == []
+    path = sorted(folder.rglob("*-train.array_record*"))[0]
+    os.utime(path)
+    open_shards(folder, "train")
+    open_shards(folder, "train")
+    assert read == [str(path)]
+    (folder / "verified.json").unlink()
+    open_shards(folder, "train")
+    assert len(read) == 1 + len(list(folder.rglob("*-train.array_record*")))
+
+
+def test_rot_that_keeps_size_and_time_of_a_verified_file_is_told_where_it_is_read(documents, tokenizer, tmp_path):
+    folder = prepare(documents, tokenizer, tmp_path, progress=False)
+    path = sorted(folder.rglob("*-train.array_record*"))[0]
+    status = path.stat()
+    data = path.read_bytes()
+    path.write_bytes(data[:2000] + bytes(255 - each for each in data[2000:2008]) + data[2008:])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    opened = open_shards(folder, "train")
+    with pytest.raises(UserError, match="split 'train' cannot be read"):
+        [opened.read(i, 0, int(opened.tokens[i])) for i in range(len(opened))]
+
+
+def test_a_budget_changes_what_is_prepared_and_not_the_tokenizer(folder, tmp_path, monkeypatch):
+    from jaxformer.tokenizer import TokenizerConfig, prepare_tokenizer
+
+    of_all, of_some = (load_documents(config(folder, tokens=tokens)) for tokens in (0, 500))
+    settings = TokenizerConfig(vocabulary_size=400, training_bytes=5000)
+    first = prepare_tokenizer([of_all], settings, tmp_path)
+    assert prepare_tokenizer([of_some], settings, tmp_path).digest == first.digest
+    assert len(list((tmp_path / "tokenizers").glob("*.model"))) == 1
+    assert prepare_tokenizer([of_all], replace(settings, training_bytes=6000), tmp_path).digest != first.digest

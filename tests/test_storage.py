@@ -1,0 +1,345 @@
+import io
+import os
+import sys
+import types
+
+import fsspec
+import pyarrow
+import pyarrow.parquet
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from jaxformer import remote, storage
+from jaxformer.config import UserError
+from jaxformer.corpus import CorpusConfig, load_documents
+from jaxformer.remote import pinned
+from jaxformer.storage import file_digests, find_files, open_file
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER = COMMIT[::-1]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """A cache of each test's own, and no waiting."""
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def bucket():
+    """A function (files by name) that fills memory://bucket."""
+
+    def fill(files: dict[str, bytes]) -> None:
+        filesystem = fsspec.filesystem("memory")
+        for name, data in files.items():
+            filesystem.pipe_file(f"/bucket/{name}", data)
+
+    yield fill
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def parquet(texts: list[str]) -> bytes:
+    """Returns a Parquet file with row groups of two."""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), file, row_group_size=2)
+    return file.getvalue()
+
+
+def lines(texts: list[str]) -> bytes:
+    return "".join(f'{{"text": "{text}"}}\n' for text in texts).encode()
+
+
+def read(kind: str, path: str) -> list[str]:
+    return [document.text for document in load_documents(CorpusConfig(kind=kind, path=path))]
+
+
+# Found and read.
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "pack"),
+    [("parquet", ".parquet", parquet), ("jsonl", ".jsonl", lines), ("text", ".txt", lambda texts: texts[0].encode())],
+)
+def test_remote_files_are_read_in_the_order_of_their_names_as_local_ones_are(tmp_path, bucket, kind, suffix, pack):
+    files = {f"{name}{suffix}": pack([f"{name}{i}" for i in range(5)]) for name in ("b", "a/z", "a/c", "a.b")}
+    bucket({**files, "a/README.md": b"no data"})
+    for name, data in files.items():
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).write_bytes(data)
+    local = read(kind, str(tmp_path / "here"))
+    assert local[0] == "a/c0" and len(local) == (4 if kind == "text" else 20)
+    for path in ("memory://bucket", f"memory://bucket/**/*{suffix}"):
+        assert read(kind, path) == local
+    assert read(kind, f"memory://bucket/a/*{suffix}") == [text for text in local if text[:2] == "a/"]
+    assert read(kind, f"memory://bucket/b{suffix}") == [text for text in local if text[0] == "b"]
+
+
+def test_names_are_relative_to_the_fixed_part_of_a_remote_path(bucket):
+    bucket({"a/x.txt": b"x", "a/b/y.txt": b"y"})
+    for path in ("memory://bucket/a", "memory://bucket/a/**/*.txt"):
+        assert [file.name for file in find_files(path, (".txt",), "corpus.path")] == ["b/y.txt", "x.txt"]
+
+
+def test_the_digest_of_remote_files_reads_none_of_them_and_changes_with_them(bucket, monkeypatch):
+    config = CorpusConfig(kind="text", path="memory://bucket")
+    bucket({"a.txt": b"one"})
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "_open", None)
+        first = load_documents(config)
+        assert load_documents(config).digest == first.digest
+    bucket({"a.txt": b"two"})
+    changed = load_documents(config)
+    bucket({"b.txt": b""})
+    assert len({first.digest, changed.digest, load_documents(config).digest}) == 3
+    assert first.origin == "memory://bucket"
+
+
+def test_a_mark_is_the_strongest_that_a_store_gives():
+    assert remote._mark({"size": 3, "ETag": '"e"', "LastModified": "now"}) == 'ETag "e"'
+    assert remote._mark({"size": 3, "lfs": {"sha256": "s"}, "last_commit": None}) == "sha256 s"
+    assert remote._mark({"size": 3}) == ""
+
+
+# Requests that fail.
+
+
+class Hiccup:
+    """Makes each so manyth read of memory files fail."""
+
+    def __init__(self, monkeypatch, error: Exception, every: int):
+        self.reads = 0
+
+        def open_failing(filesystem, path, *args, **kwargs):
+            file = io.BytesIO(filesystem.store[path].getvalue())
+            file.size = len(file.getvalue())
+            read = file.read
+
+            def fail(length):
+                self.reads += 1
+                if self.reads % every == 0:
+                    raise error
+                return read(length)
+
+            wrapped = types.SimpleNamespace(read=fail, seek=file.seek, close=file.close, size=file.size)
+            return wrapped
+
+        monkeypatch.setattr(MemoryFileSystem, "open", open_failing)
+
+
+@pytest.mark.parametrize(("kind", "name", "pack"), [("jsonl", "a.jsonl", lines), ("parquet", "a.parquet", parquet)])
+def test_a_read_that_fails_now_and_then_loses_and_doubles_nothing(bucket, monkeypatch, capsys, kind, name, pack):
+    texts = [f"{i} {'x' * 900}" for i in range(40)]
+    bucket({name: pack(texts)})
+    monkeypatch.setattr(storage, "REQUEST_BYTES", 1000)
+    hiccup = Hiccup(monkeypatch, ConnectionResetError("connection lost"), every=3)
+    assert read(kind, f"memory://bucket/{name}") == texts
+    assert hiccup.reads > 9
+    assert (
+        f"memory:///bucket/{name}: ConnectionResetError: connection lost; trying again in 1 s"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (TimeoutError(), r"given up after 7 attempts \(TimeoutError: no reason given\)$"),
+        (PermissionError("no key"), r"PermissionError: no key$"),
+        (FileNotFoundError("gone"), r"FileNotFoundError: gone$"),
+    ],
+)
+def test_an_error_that_stays_is_one_line(bucket, monkeypatch, error, message):
+    bucket({"a.jsonl": lines(["x"])})
+    Hiccup(monkeypatch, error, every=1)
+    with pytest.raises(UserError, match=rf"^corpus file memory:///bucket/a\.jsonl: {message}"):
+        read("jsonl", "memory://bucket/a.jsonl")
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(404, 1), (401, 1), (429, 7), (503, 7)])
+def test_only_answers_of_a_server_that_may_change_are_asked_for_again(status, attempts):
+    asked = []
+
+    def attempt():
+        asked.append(1)
+        error = RuntimeError("refused")
+        error.response = types.SimpleNamespace(status_code=status)
+        raise error
+
+    with pytest.raises(UserError, match="refused"):
+        remote.patiently(attempt, "somewhere")
+    assert len(asked) == attempts
+
+
+def test_damage_of_a_remote_file_is_told_as_that_of_a_local_one(bucket):
+    bucket({"a.parquet": parquet(["a", "b"])[:-9]})
+    with pytest.raises(UserError, match=r"memory:///bucket/a\.parquet: damaged or not Parquet"):
+        read("parquet", "memory://bucket/a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("memory://nowhere", "memory://nowhere: FileNotFoundError"),
+        ("memory://nowhere/*.txt", r"memory://nowhere/\*\.txt: no such file"),
+        ("gs://bucket/*.txt", r"gs:// needs a package; pip install gcsfs"),
+        ("s3://bucket/*.txt", r"s3:// needs a package; pip install s3fs"),
+        ("gopher://a/b.txt", r"gopher://a/b\.txt: .*known are hf://, gs://, s3:// and local paths"),
+        ("hf://OWNER/NAME", r"write hf://datasets/OWNER/NAME@REVISION/FILES"),
+    ],
+)
+def test_a_place_that_cannot_be_opened_is_named_with_what_to_do(monkeypatch, path, message):
+    for module in ("gcsfs", "s3fs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"^corpus\.path .*{message}"):
+        load_documents(CorpusConfig(kind="text", path=path))
+
+
+# The Hugging Face Hub.
+
+
+class Hub(MemoryFileSystem):
+    """What the Hub looks like to fsspec: files below a commit, in memory."""
+
+    protocol = "hf"
+    cachable = False
+    listings = 0
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("hf://").strip("/")
+
+    def unstrip_protocol(self, name):
+        return f"hf:/{name}"
+
+    def find(self, path, **kwargs):
+        type(self).listings += 1
+        return super().find(path, **kwargs)
+
+
+@pytest.fixture
+def hub(bucket, monkeypatch):
+    """A hub with one data set, whose branch is at a commit; returns its branches, to be moved."""
+    branches = {"main": COMMIT, "other": OTHER}
+
+    class Api:
+        def dataset_info(self, name, revision):
+            assert name == "me/texts"
+            if revision not in branches:
+                raise FileNotFoundError(f"no revision {revision}")
+            return types.SimpleNamespace(sha=branches[revision])
+
+    fake = types.ModuleType("huggingface_hub")
+    fake.HfApi = Api
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    fsspec.register_implementation("hf", Hub, clobber=True)
+    filesystem = Hub()
+    for commit, texts in ((COMMIT, ["old"]), (OTHER, ["new"])):
+        filesystem.pipe_file(f"/datasets/me/texts@{commit}/data/a.parquet", parquet(texts))
+    Hub.listings = 0
+    yield branches
+    fsspec.register_implementation("hf", "huggingface_hub.HfFileSystem", clobber=True)
+
+
+def test_a_branch_is_pinned_to_its_commit_told_and_recorded(hub, capsys):
+    assert pinned("hf://datasets/me/texts/data/*.parquet", "corpus.path") == (
+        f"hf://datasets/me/texts@{COMMIT}/data/*.parquet",
+        COMMIT,
+    )
+    assert capsys.readouterr().out == f"corpus      hf://datasets/me/texts: main is commit {COMMIT}\n"
+    path = f"hf://datasets/me/texts@{OTHER}/data"
+    assert pinned(path, "corpus.path") == (path, OTHER)
+    assert pinned("s3://bucket/a", "corpus.path") == ("s3://bucket/a", "")
+
+
+def test_a_branch_that_moved_is_another_corpus_and_a_commit_is_always_the_same(hub):
+    path = "hf://datasets/me/texts/data/*.parquet"
+    before = load_documents(CorpusConfig(kind="parquet", path=path))
+    assert [document.text for document in before] == ["old"]
+    assert before.origin == f"hf://datasets/me/texts@{COMMIT}/data/*.parquet"
+    stated = load_documents(CorpusConfig(kind="parquet", path=path, origin="the texts"))
+    assert stated.origin == f"the texts, commit {COMMIT}" and stated.digest == before.digest
+    hub["main"] = OTHER
+    after = load_documents(CorpusConfig(kind="parquet", path=path))
+    assert [document.text for document in after] == ["new"]
+    same = load_documents(CorpusConfig(kind="parquet", path=path.replace("texts/", "texts@other/")))
+    fixed = load_documents(CorpusConfig(kind="parquet", path=path.replace("texts/", f"texts@{COMMIT}/")))
+    assert before.digest == fixed.digest != after.digest == same.digest
+
+
+def test_the_files_of_a_commit_are_listed_once(hub):
+    config = CorpusConfig(kind="parquet", path=f"hf://datasets/me/texts@{COMMIT}/data/")
+    first = load_documents(config)
+    assert Hub.listings > 0
+    Hub.listings = 0
+    assert load_documents(config) == first
+    assert Hub.listings == 0
+
+
+def test_a_revision_that_is_not_there_and_a_missing_package_are_one_line(hub, monkeypatch):
+    with pytest.raises(UserError, match="branch 'gone' cannot be resolved: FileNotFoundError: no revision gone"):
+        pinned("hf://datasets/me/texts@gone/data", "corpus.path")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"needs huggingface_hub; pip install 'jaxformer\[hub\]'"):
+        pinned("hf://datasets/me/texts/data", "corpus.path")
+
+
+# Digests of local files.
+
+
+def digests(path, monkeypatch) -> tuple[list[str], int]:
+    """Returns the digests of the files in a folder, and how many of them were read for it."""
+    count = 0
+    original = storage.file_digest
+
+    def counted(*args):
+        nonlocal count
+        count += 1
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "file_digest", counted)
+        return file_digests(find_files(str(path), (".txt",), "corpus.path"), "corpus file"), count
+
+
+def test_a_large_file_is_read_for_its_digest_when_it_is_new_or_changed_and_a_small_one_always(tmp_path, monkeypatch):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    large, small = folder / "large.txt", folder / "small.txt"
+    large.write_bytes(b"x" * storage._REMEMBERED_BYTES)
+    small.write_bytes(b"y")
+    for path in (large, small):
+        os.utime(path, (1e9, 1e9))
+    first, read_first = digests(folder, monkeypatch)
+    again, read_again = digests(folder, monkeypatch)
+    assert (first, read_first, read_again) == (again, 2, 1)
+    large.write_bytes(b"z" + b"x" * (storage._REMEMBERED_BYTES - 1))
+    os.utime(large, (2e9 - 1e9 + 5, 1e9 + 5))
+    changed, read_changed = digests(folder, monkeypatch)
+    assert read_changed == 2
+    assert changed[0] != first[0] and changed[1] == first[1]
+
+
+def test_a_file_that_was_written_a_moment_ago_is_not_remembered(tmp_path, monkeypatch):
+    (tmp_path / "large.txt").write_bytes(b"x" * storage._REMEMBERED_BYTES)
+    assert digests(tmp_path / "large.txt", monkeypatch)[1] == 1
+    assert digests(tmp_path / "large.txt", monkeypatch)[1] == 1
+
+
+def test_a_cache_that_cannot_be_written_stops_no_digest(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    (tmp_path / "large.txt").write_bytes(b"x" * storage._REMEMBERED_BYTES)
+    os.utime(tmp_path / "large.txt", (1e9, 1e9))
+    assert digests(tmp_path / "large.txt", monkeypatch)[1] == 1
+
+
+def test_a_remote_file_can_be_sought_and_read_from_anywhere(bucket):
+    data = bytes(range(256)) * 50
+    bucket({"a": data})
+    with open_file("memory://bucket/a", "corpus file") as file:
+        for start, length in ((100, 10), (0, 3), (12_700, 200), (12_800, 5)):
+            file.seek(start)
+            assert file.read(length) == data[start : start + length]
+        assert file.seek(-5, os.SEEK_END) == len(data) - 5
+        assert file.read() == data[-5:]

@@ -1,0 +1,58 @@
+"""Prepares the data of an experiment without training: `python tools/prepare.py --experiment=NAME`.
+
+Trains the tokenizer and tokenises the corpora into the cache, where a training command finds them. The same command
+goes on where it was stopped. `--beam=OPTIONS` has the workers of an Apache Beam pipeline tokenise and write: options as
+on Beam's command line in one argument, such as `--beam="--runner=FlinkRunner --flink_master=HOST:8081"`; the workers
+need the corpus and $JAXFORMER_CACHE at the same paths. `--section.field=value` sets fields, as for training.
+"""
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Nothing is computed on a device.
+
+from jaxformer.cache import cache_folder
+from jaxformer.config import UserError
+from jaxformer.corpus import part_names
+from jaxformer.data import open_corpora
+from jaxformer.preparation import prepare
+from jaxformer.screen import note, say
+from jaxformer.shard_files import pipeline_options
+from jaxformer.shards import SPLITS, open_shards
+from jaxformer.train import parse_overrides
+from jaxformer.variant import resolve
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", required=True, help="a file in experiments/, or a path to one")
+    parser.add_argument("--parent", default="", help="of a variant: this experiment instead of its own parent")
+    parser.add_argument("--beam", help="options of an Apache Beam pipeline; needs the extra beam")
+    options, rest = parser.parse_known_args(arguments)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    try:
+        overrides = parse_overrides(rest, ["experiment", "parent", "beam", "help"])
+        experiment = resolve(options.experiment, overrides, parent=options.parent).experiment
+        beam = None if options.beam is None else shlex.split(options.beam)
+        if beam is not None:
+            pipeline_options(beam)  # Refused before hours of preparation.
+        corpora, tokenizer = open_corpora(experiment)
+        for name, documents in zip(part_names(experiment.corpus), corpora, strict=True):
+            folder = prepare(documents, tokenizer, cache_folder(), beam=beam)
+            manifest = open_shards(folder, "train").manifest
+            train, validation = (f"{manifest.tokens[split]:,} tokens" for split in SPLITS)
+            say(f"{name}: {train} to train on, {validation} to validate, from {documents.origin}, in {folder}")
+    except UserError as error:
+        note(str(error))
+        return 2
+    except KeyboardInterrupt:
+        note("interrupted; the same command goes on")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
