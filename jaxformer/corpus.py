@@ -113,6 +113,7 @@ class Documents:
     source_digest: the same for all of them.
     origin: where it comes from.
     licence: its licence.
+    commit: of the Hugging Face Hub, to which the files are pinned; '' for files elsewhere.
     files: the source files, in reading order.
     source_bytes: of the files together, compressed where they are.
     """
@@ -122,6 +123,7 @@ class Documents:
     source_digest: str
     origin: str
     licence: str
+    commit: str
     files: tuple[SourceFile, ...]
     source_bytes: int
 
@@ -218,7 +220,7 @@ def load_documents(config: CorpusConfig) -> Documents:
         UserError: nothing is found at the path.
     """
     origin, licence = config.origin, config.licence
-    extra = ""
+    extra = commit = ""
     if config.kind == "pystdlib":
         files = pystdlib_files()
         origin = origin or f"standard library of Python {sys.version.split()[0]}"
@@ -231,11 +233,9 @@ def load_documents(config: CorpusConfig) -> Documents:
         origin = origin or f"TFDS {builder.info.full_name}"
         licence = licence or str(builder.info.redistribution_info.license or "")
     else:
-        path, extra = pinned(config.path, "corpus.path")
+        path, commit = pinned(config.path, "corpus.path")
         files = find_files(path, SUFFIXES[config.kind], "corpus.path")
-        origin = origin or path
-        if extra not in origin:
-            origin = f"{origin}, commit {extra}"
+        origin, extra = origin or path, commit
     reading = [READER_VERSION, config.kind, config.split, config.text_field, config.key_field]
     digest = hashlib.sha256(json.dumps([reading, extra]).encode())
     for file, content in zip(files, file_digests(files, "corpus file"), strict=True):
@@ -243,7 +243,7 @@ def load_documents(config: CorpusConfig) -> Documents:
     sources = digest.hexdigest()
     whole = hashlib.sha256(json.dumps([sources, config.tokens]).encode()).hexdigest() if config.tokens else sources
     source_bytes = sum(file.size for file in files)
-    return Documents(config, whole, sources, origin, licence or "not stated", files, source_bytes)
+    return Documents(config, whole, sources, origin, licence or "not stated", commit, files, source_bytes)
 
 
 def _first(documents: Iterator[Document], limit_bytes: int) -> Iterator[Document]:

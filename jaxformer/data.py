@@ -30,6 +30,7 @@ def digests(data: Data) -> dict[str, str]:
     """Returns what identifies the data and its order, by name, for a run to resume on nothing else."""
     of_parts = [
         {f"corpus.{i}": shards.manifest.corpus_digest, f"plan.{i}": plan.digest()}
+        | ({f"commit.{i}": shards.manifest.commit} if shards.manifest.commit else {})
         for i, (shards, plan) in enumerate(zip(data.shards, data.plans, strict=True))
     ]
     return {"tokenizer": data.tokenizer.digest} | {name: value for part in of_parts for name, value in part.items()}

@@ -2,6 +2,8 @@
 
 import re
 
+import numpy as np
+
 from jaxformer.model import ModelConfig
 
 # Dense bfloat16 (V100, T4: float16) matmul peaks in TFLOP/s, from the makers' data sheets, by a part of JAX's name of
@@ -84,3 +86,16 @@ def training_flops_per_token(config: ModelConfig, row_length: int) -> float:
     window = min(config.sliding_window or row_length, row_length)
     visible = window - window**2 / (2 * row_length)  # keys of a query on average
     return 6 * matmul_parameters(config) + 12 * config.depth * config.heads * config.K * visible
+
+
+def document_flops_per_token(config: ModelConfig, positions: np.ndarray) -> float:
+    """Returns the FLOPs of forward and backward pass per token that the documents of a batch ask for.
+
+    6 per matmul parameter and 12 x L x H x K x the keys that a token sees, on average: its position in its document
+    and one, a sliding window at most.
+
+    Args:
+        positions: of every token in its document, of any shape.
+    """
+    visible = np.minimum(positions + 1, config.sliding_window or np.inf).mean()
+    return 6 * matmul_parameters(config) + 12 * config.depth * config.heads * config.K * float(visible)

@@ -50,6 +50,9 @@ REMATS = ("auto", "none", *SAVED)
 # than 1 / sqrt(fan-in).
 INITIAL_SCALE = 0.02
 
+# Depth up to which a CPU unrolls all blocks, which saves it an eighth of a step and costs compile time with each.
+MOST_UNROLLED = 16
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -71,7 +74,8 @@ class ModelConfig:
     tied_embeddings: unembed with the embedding table.
     logit_soft_cap: c in c * tanh(logit / c); 0 for none.
     z_loss: coefficient of the squared log-partition in the training objective (PaLM, arXiv 2204.02311); 0 for none.
-    scan_unroll: blocks per iteration of the scan over layers; 0 chooses 1, or all on a CPU where nothing is recomputed.
+    scan_unroll: blocks per iteration of the scan over layers; 0 chooses 1, or on a CPU all of up to 16, unless they are
+        recomputed.
     loss_chunk_tokens: tokens whose logits exist at once in the loss; 0 chooses for the device.
     remat: what the backward pass computes again instead of keeping it: 'none'; 'elementwise', all but the matmuls and
         the attention; 'feed_forward', also its first matmul; 'block', all; 'auto' chooses for the device's memory.
@@ -326,7 +330,8 @@ class Transformer(nnx.Module):
         half = self.config.K // 2
         frequencies_1k = self.config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, :]
         angles_N1k = (positions_N.astype(jnp.float32)[:, None] * frequencies_1k)[:, None, :]
-        return jnp.cos(angles_N1k), jnp.sin(angles_N1k)
+        # Without the barrier XLA makes them again for every feature of every layer, forward and backward, on a CPU.
+        return jax.lax.optimization_barrier((jnp.cos(angles_N1k), jnp.sin(angles_N1k)))
 
     def _remat(self, layer):
         """Returns the layer with what `model.remat` says computed again in the backward pass."""
@@ -337,11 +342,12 @@ class Transformer(nnx.Module):
         return jax.checkpoint(layer, policy=policy, prevent_cse=self._unroll() == self.config.depth)
 
     def _unroll(self) -> int:
+        depth = self.config.depth
         if self.config.scan_unroll:
-            return min(self.config.scan_unroll, self.config.depth)
+            return min(self.config.scan_unroll, depth)
         # XLA on a CPU would merge again what is to be recomputed, if it stood in one graph with what was computed.
-        is_unrolled = jax.default_backend() == "cpu" and self.config.remat not in SAVED
-        return self.config.depth if is_unrolled else 1
+        is_unrolled = depth <= MOST_UNROLLED and self.config.remat not in SAVED
+        return depth if jax.default_backend() == "cpu" and is_unrolled else 1
 
 
 def rotate(x_NHK: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:

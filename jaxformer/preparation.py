@@ -84,6 +84,7 @@ def _write(
             vocabulary_size=tokenizer.vocabulary_size,
             record_tokens=shards.RECORD_TOKENS,
             beam=beam,
+            progress=progress,
         )
         _write_index(folder, selected)
         _write_manifest(folder, documents, tokenizer, selection, selected)
@@ -135,6 +136,7 @@ def _write_manifest(
         eos_id=tokenizer.eos_id,
         origin=documents.origin,
         licence=documents.licence,
+        commit=documents.commit,
         corpus_digest=documents.digest,
         tokenizer_digest=tokenizer.digest,
         index_digest=hashlib.sha256((folder / "index.npz").read_bytes()).hexdigest(),

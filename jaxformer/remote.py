@@ -114,7 +114,11 @@ class RemoteFile(io.RawIOBase):
             try:
                 file = self._opened()
                 file.seek(self._at)
-                return file.read(len(buffer))
+                data = file.read(len(buffer))
+                # Of a connection that was cut: an end here would lose documents and look like the file's own.
+                if len(data) < min(len(buffer), self._size - self._at):
+                    raise OSError(f"{len(data)} bytes came in place of {len(buffer)}")
+                return data
             except Exception:
                 self._file = None
                 raise

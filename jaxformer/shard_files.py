@@ -8,11 +8,12 @@ import contextlib
 import io
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from jaxformer.config import UserError
 from jaxformer.selection import Selected
@@ -31,6 +32,7 @@ def write_shard_files(
     vocabulary_size: int,
     record_tokens: int,
     beam: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> None:
     """Writes each split's documents in order, in records, as a TFDS dataset in `folder`.
 
@@ -38,8 +40,18 @@ def write_shard_files(
         paths: of the units that hold them.
         record_tokens: of each record; a document's last one may hold fewer.
         beam: options of an Apache Beam pipeline, as on a command line; None to write here.
+        progress: whether a line tells the tokens written here.
     """
     import tensorflow_datasets as tfds
+
+    bar = tqdm(
+        desc="writing token shards",
+        unit=" tokens",
+        unit_scale=True,
+        total=sum(int(each.tokens.sum(dtype=np.int64)) for each in selected.values()),
+        disable=None if progress and beam is None else True,
+        leave=False,
+    )
 
     dtype = id_dtype(vocabulary_size)
     shards = {
@@ -61,11 +73,11 @@ def write_shard_files(
                 return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
             def _shard_iterators_per_split(self, dl_manager):
-                return shards
+                return shards if beam is not None else _counted(shards, bar)
 
     shutil.rmtree(folder / "token_shards", ignore_errors=True)  # Of an attempt that was killed.
     config = tfds.download.DownloadConfig(try_download_gcs=False, **_beam_options(beam))
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads; there are none.
+    with bar, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads; there are none.
         builder = TokenShards(data_dir=str(folder), file_format="array_record")
         builder.download_and_prepare(download_config=config)
     shutil.rmtree(folder / "downloads", ignore_errors=True)
@@ -117,6 +129,17 @@ def _records(paths: Sequence[Path], shard: Selected, record_tokens: int) -> Iter
         for first in range(start, start + tokens, record_tokens):
             yield number, {"ids": ids[first : min(first + record_tokens, start + tokens)]}
             number += 1
+
+
+def _counted(shards: dict[str, list[partial]], bar: tqdm) -> dict[str, list[Callable]]:
+    """Returns functions that yield the same records and show their tokens."""
+
+    def count(records: partial) -> Iterator[tuple[int, dict]]:
+        for number, example in records():
+            bar.update(len(example["ids"]))
+            yield number, example
+
+    return {split: [partial(count, records) for records in each] for split, each in shards.items()}
 
 
 def _ids(path: Path) -> np.ndarray:

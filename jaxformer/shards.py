@@ -35,6 +35,7 @@ class Manifest:
     empty: documents left out because they hold nothing but whitespace.
     vocabulary_size: of the tokenizer; every id lies in [0, vocabulary_size).
     bos_id, eos_id: the marks to put around a document.
+    commit: of the Hugging Face Hub, whose files were read; '' for files elsewhere.
     corpus_digest, tokenizer_digest, index_digest: hexadecimal SHA-256.
     shard_digests: hexadecimal SHA-256 of each shard file, by split and name.
     """
@@ -49,6 +50,7 @@ class Manifest:
     eos_id: int
     origin: str
     licence: str
+    commit: str
     corpus_digest: str
     tokenizer_digest: str
     index_digest: str

@@ -228,7 +228,7 @@ def checkpoints_to_come(experiment: Experiment, workdir: Path) -> int:
     return max(1, min(saves, most_kept(config, steps)) - present)
 
 
-def choose_attention(experiment: Experiment, batch: Batch, workdir: Path, devices: int) -> Choice:
+def choose_attention(experiment: Experiment, batch: Batch, workdir: Path, devices: int = 1) -> Choice:
     """Returns the choice of the attention, compared on one of the devices and its rows of a batch."""
     shape = attention_shape(experiment, devices)
     starts_BT, ends_BT = (jnp.asarray(x[: shape.rows]) for x in (batch.document_starts_BT, batch.document_ends_BT))

@@ -3,10 +3,17 @@
 import itertools
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
-from jaxformer.flops import matmul_parameters, parameter_count, peak_tflops, training_flops_per_token
+from jaxformer.flops import (
+    document_flops_per_token,
+    matmul_parameters,
+    parameter_count,
+    peak_tflops,
+    training_flops_per_token,
+)
 from jaxformer.model import ModelConfig, Transformer
 
 
@@ -64,6 +71,16 @@ def test_flops_with_a_sliding_window_equal_the_count_by_hand(window, keys):
     sizes = {"vocabulary_size": 10, "width": 8, "depth": 3, "heads": 2, "key_value_heads": 1, "head_width": 6}
     config = ModelConfig(**sizes, feed_forward_width=20, sliding_window=window)
     assert training_flops_per_token(config, 8) == 3 * (2 * matmul_parameters(config) + 3 * 2 * (2 * 12 * keys))
+
+
+# Documents of 3 and 2 tokens and one of 5: their tokens see 1, 2, 3, 1, 2 and 1, 2, 3, 4, 5 keys.
+@pytest.mark.parametrize(("window", "keys"), [(0, 24 / 10), (2, 17 / 10), (5, 24 / 10)])
+def test_flops_of_documents_equal_the_count_by_hand(window, keys):
+    sizes = {"vocabulary_size": 10, "width": 8, "depth": 3, "heads": 2, "key_value_heads": 1, "head_width": 6}
+    config = ModelConfig(**sizes, feed_forward_width=20, sliding_window=window)
+    positions = np.array([[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]])
+    # 6 x (3 x (192 + 96 + 320) + 80) and 12 x 3 x 2 x 6 for each key.
+    assert document_flops_per_token(config, positions) == pytest.approx(11_424 + 432 * keys)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,9 @@ OVERRIDES = [
     "--optimizer.epsilon=1e-3",
     "--training.steps=10",
     "--checkpoint.every_steps=8",
-    "--evaluation.every_steps=8",
-    "--evaluation.sample_tokens=3",
+    "--evaluation.every_steps=10",
+    "--evaluation.sample_tokens=0",
+    "--training.startup_proof=false",
 ]
 # Process 1 receives SIGTERM once step 4 is computed; the others learn of it from the devices.
 WORKER = """
@@ -109,7 +110,7 @@ def test_evaluations_on_a_mesh_are_those_of_one_device(eight, what):
     np.testing.assert_allclose(mesh, one, rtol=0, atol=2 * TOLERANCE)
 
 
-def run_two(arguments: list[str], stopped: str) -> list[tuple[int, str, str]]:
+def run_two(arguments: list[str], stopped: str, compiled: dict[str, str]) -> list[tuple[int, str, str]]:
     """Returns exit status, standard output and error of each of two processes that train together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -117,7 +118,9 @@ def run_two(arguments: list[str], stopped: str) -> list[tuple[int, str, str]]:
     started = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, *arguments, "--mesh.data=2", "--mesh.processes=2"],
-            env=environment(1, JAX_COORDINATOR_ADDRESS=address, JAX_PROCESS_ID=str(number), STOPPED=stopped),
+            env=environment(
+                1, JAX_COORDINATOR_ADDRESS=address, JAX_PROCESS_ID=str(number), STOPPED=stopped, **compiled
+            ),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -132,12 +135,12 @@ def run_two(arguments: list[str], stopped: str) -> list[tuple[int, str, str]]:
     return [(process.returncode, *text) for process, text in zip(started, texts, strict=True)]
 
 
-def test_two_processes_train_stop_and_resume_as_one_that_nothing_stops(experiment_files, tmp_path):
+def test_two_processes_train_stop_and_resume_as_one_that_nothing_stops(experiment_files, compiled, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     file = experiment_files["best_fit"]
     assert main([*tiny_run.command(file, one), *OVERRIDES]) == 0
 
-    stopped = run_two([*tiny_run.command(file, two), *OVERRIDES], stopped="1")
+    stopped = run_two([*tiny_run.command(file, two), *OVERRIDES], stopped="1", compiled=compiled)
     for number, (status, _, error) in enumerate(stopped):
         assert status == 128 + 15, f"process {number}: {error}"
         assert "step 6 is saved" in error, f"process {number}: {error}"
@@ -145,7 +148,8 @@ def test_two_processes_train_stop_and_resume_as_one_that_nothing_stops(experimen
     with open_checkpoints(two / "checkpoints") as checkpoints:
         assert checkpoints.steps() == [6]
 
-    for number, (status, _, error) in enumerate(run_two([*tiny_run.command(file, two), *OVERRIDES], stopped="none")):
+    resumed = run_two([*tiny_run.command(file, two), *OVERRIDES], stopped="none", compiled=compiled)
+    for number, (status, _, error) in enumerate(resumed):
         assert status == 0, f"process {number}: {error}"
     ours, theirs = tiny_run.read_metrics(two), tiny_run.read_metrics(one)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
@@ -156,7 +160,6 @@ def test_two_processes_train_stop_and_resume_as_one_that_nothing_stops(experimen
     summary, expected = (json.loads((folder / "summary.json").read_text()) for folder in (two, one))
     assert summary["validation/bits_per_byte"] == pytest.approx(expected["validation/bits_per_byte"], abs=TOLERANCE)
     assert summary["device_hours"] == pytest.approx(2 * summary["seconds"] / 3600)
-    assert (two / "sample.txt").read_text() == (one / "sample.txt").read_text()
 
 
 @dataclass(frozen=True)

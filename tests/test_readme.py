@@ -37,4 +37,4 @@ def test_commands_name_options_and_fields_that_exist():
     assert len(commands) >= 2
     for command in commands:
         options, _ = parse_arguments(command.split())
-        assert options.experiment == "baseline"
+        assert (Path(__file__).parent.parent / "experiments" / f"{options.experiment}.py").is_file()

@@ -106,7 +106,7 @@ def test_config_file_tells_what_was_run(experiment_files, uninterrupted):
     config = json.loads((uninterrupted("best_fit") / "config.json").read_text())
     experiment = load_experiment(str(experiment_files["best_fit"]))
     keys = {"experiment", "seed", "config", "identity", "digests", "tasks", "code", "versions", "attention", "device"}
-    assert set(config) == keys | {"question", "lineage", "starts", "cores"}
+    assert set(config) == keys | {"question", "lineage", "starts", "cores", "devices"}
     assert (config["experiment"], config["seed"]) == ("best_fit", 3)
     # As it was computed: with what it left open for the device.
     computed = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat="none"))
@@ -118,7 +118,9 @@ def test_config_file_tells_what_was_run(experiment_files, uninterrupted):
     assert set(config["digests"]) == {"tokenizer", "corpus.0", "plan.0"}
     assert {len(digest) for digest in [config["code"], *config["digests"].values()]} == {64}
     assert config["versions"]["jax"] == jax.__version__
-    assert config["starts"] == [{"step": 0, **{name: config[name] for name in ("code", "device", "versions")}}]
+    assert config["starts"] == [
+        {"step": 0, **{name: config[name] for name in ("code", "device", "devices", "versions")}}
+    ]
     # Heads of 8 features, in rows of any number of documents, are for no other implementation on any device.
     assert config["attention"]["name"] == "xla"
 

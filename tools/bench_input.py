@@ -1,6 +1,6 @@
 """Measures the input side: preparing token shards against SentencePiece alone, reading and packing them, and waiting.
 
-    python tools/bench_input.py [--path=FILE.jsonl or FOLDER_OF_PARQUET] [--vocabulary=4096] [--json=RESULT.json]
+    python tools/bench_input.py [--path=FILE.jsonl or FOLDER_OF_PARQUET] [--tokenizer=FILE.model] [--json=RESULT.json]
 
 Reading runs in one thread on one core. Each figure is the median of several rounds. The memory is the peak of a process
 that does nothing but prepare; `recombine_texts.py` makes a folder like a part of FineWeb-EDU. Waiting is what a loop
@@ -37,14 +37,14 @@ def main() -> None:
     """Measures, prints a table and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", help="a JSON lines or Parquet corpus instead of the standard library")
-    parser.add_argument("--vocabulary", type=int, default=4096, help="size of the tokenizer's vocabulary")
+    parser.add_argument("--tokenizer", default="", help="a SentencePiece .model in place of one trained on the corpus")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of preparation")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     documents = load_documents(corpus_config(options.path))
 
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = prepare_tokenizer([documents], TokenizerConfig(vocabulary_size=options.vocabulary), Path(scratch))
+        tokenizer = prepare_tokenizer([documents], TokenizerConfig(path=options.tokenizer), Path(scratch))
         preparation = measure_preparation(documents, tokenizer, Path(scratch), options.rounds)
         preparation["peak_megabytes"] = measure_memory(options.path, tokenizer, Path(scratch))
         print(f"SentencePiece alone        {preparation['sentencepiece_mb_per_second']:8.2f} MB/s")
@@ -85,19 +85,20 @@ def corpus_config(path: str | None) -> CorpusConfig:
 
 
 PREPARE = """
-import resource, sys
+import sys
 from pathlib import Path
 from bench_input import corpus_config
 from jaxformer.corpus import load_documents
 from jaxformer.preparation import prepare
 from jaxformer.tokenizer import load_tokenizer
 prepare(load_documents(corpus_config(sys.argv[1])), load_tokenizer(sys.argv[2]), Path(sys.argv[3]), progress=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not ru_maxrss: that begins with the memory of the process that started this one.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 def measure_memory(path: str | None, tokenizer, scratch: Path) -> float:
-    """Returns the largest resident memory of a process that prepares, MB."""
+    """Returns the largest resident memory of a process that prepares, MB; Linux tells it."""
     model = scratch / "tokenizer.model"
     model.write_bytes(tokenizer.model)
     command = [sys.executable, "-c", PREPARE, path or "", str(model), str(scratch / "memory")]

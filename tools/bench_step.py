@@ -1,172 +1,214 @@
-"""Measures the training step, side by side with the same decoder in eager PyTorch where that is installed.
+"""Measures the training step: speed, memory, compile time, time to the first step, and the host's time per step.
 
-    python tools/bench_step.py [--experiment=baseline] [--rows=8] [--rounds=20] [--json=RESULT.json]
+    python tools/bench_step.py [--sizes=1m,27m,100m,500m] [--rounds=7] [--json=RESULT.json]
 
-Both train on the same shapes in float32 with AdamW, clipping and causal attention; jaxformer's attention is masked by
-document on top, with three documents a row. Steps alternate, so that a change of the machine's speed meets both, and
-PyTorch runs in a process of its own, so that neither's threads are in the other's way.
+Each size runs in a process of its own, on random tokens in rows of several documents and, in turns, of one each: what
+the document mask costs is the ratio. Model FLOPs utilisation is told by the formula for plain causal rows, which other
+libraries can be compared with, and by the documents' own FLOPs; a device whose peak is not known has TFLOP/s alone.
 """
 
 import argparse
-import contextlib
-import importlib.util
 import json
-import math
 import multiprocessing
 import os
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import jax
-import numpy as np
+from step_cases import RESULTS, SIZES, Case, case_of, experiment_of, random_batch
 from versions import versions
 
 from jaxformer.experiment import make_state
-from jaxformer.flops import training_flops_per_token
-from jaxformer.model import ModelConfig
-from jaxformer.packing import Batch
+from jaxformer.flops import document_flops_per_token, parameter_count, peak_tflops, training_flops_per_token
 from jaxformer.step import train_step
-from jaxformer.variant import load_experiment
+
+# Width and rows so small that the device is never what is waited for.
+OVERHEAD_CASE = Case("500m", 1, 8, 2)
+OVERHEAD_MODEL = {"vocabulary_size": 512, "width": 16, "heads": 1}
 
 
 def main() -> None:
     """Measures, prints and writes the JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiment", default="baseline")
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
-    experiment = load_experiment(options.experiment)
-    model, rows, T = experiment.model, options.rows, experiment.packing.row_length
-
-    steps = {"jaxformer": jax_step(experiment, rows, T)}
-    if importlib.util.find_spec("torch"):
-        ours, theirs = multiprocessing.Pipe()
-        arguments = (theirs, model, rows, T)
-        multiprocessing.get_context("spawn").Process(target=serve_torch_steps, args=arguments, daemon=True).start()
-        steps["pytorch_eager"] = lambda: (ours.send(None), ours.recv())
-    else:
-        print("PyTorch is not installed: measuring jaxformer alone")
-    seconds = {name: [] for name in steps}
-    for round_number in range(options.rounds + 3):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if round_number >= 3:
-                seconds[name].append(time.perf_counter() - started)
-
+    options = parse_arguments()
+    if options.first_step:
+        print(first_step(case_of(options.first_step, options.rows, options.row_length)))
+        return
     result = {
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
-        "rows": rows,
-        "row_length": T,
-        "rounds": options.rounds,
-        "versions": versions("jax", "flax", "torch", "numpy"),
-        "milliseconds": {name: 1e3 * statistics.median(times) for name, times in seconds.items()},
-        "tokens_per_second": {name: rows * T / statistics.median(times) for name, times in seconds.items()},
+        "versions": versions("jax", "jaxlib", "flax", "optax", "numpy"),
+        "overhead": (overhead := in_a_process(measure_overhead)),
+        "lines": [],
     }
-    flops = training_flops_per_token(model, T)
-    for name, times in seconds.items():
-        speed = result["tokens_per_second"][name]
-        print(
-            f"{name:14s} {1e3 * statistics.median(times):8.1f} ms (least {1e3 * min(times):.1f})  "
-            f"{speed:10,.0f} tokens/s  {speed * flops / 1e12:.3f} TFLOP/s"
-        )
-    if "pytorch_eager" in seconds:
-        pairs = zip(seconds["pytorch_eager"], seconds["jaxformer"], strict=True)
-        result["speed_against_pytorch"] = statistics.median(theirs / ours for theirs, ours in pairs)
-        print(f"jaxformer runs at {result['speed_against_pytorch']:.2f} x the speed of PyTorch (median of pairs)")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def jax_step(experiment, rows: int, T: int):
-    """Returns a function that makes one step and waits for it."""
-    random = np.random.default_rng(0)
-    tokens_BT = random.integers(0, experiment.model.vocabulary_size, (rows, T), dtype=np.int32)
-    cuts = np.sort(random.integers(1, T, (rows, 2)), axis=1)
-    indices_1T = np.arange(T, dtype=np.int32)[None, :]
-    starts_BT = np.where(indices_1T >= cuts[:, 1:], cuts[:, 1:], np.where(indices_1T >= cuts[:, :1], cuts[:, :1], 0))
-    ends_BT = np.where(indices_1T < cuts[:, :1], cuts[:, :1], np.where(indices_1T < cuts[:, 1:], cuts[:, 1:], T))
-    batch = Batch(
-        tokens_BT=tokens_BT,
-        targets_BT=np.roll(tokens_BT, -1, axis=1),
-        loss_weights_BT=np.ones((rows, T), np.float32),
-        segment_ids_BT=(1 + (indices_1T >= cuts[:, :1]) + (indices_1T >= cuts[:, 1:])).astype(np.int32),
-        positions_BT=(indices_1T - starts_BT).astype(np.int32),
-        document_starts_BT=starts_BT.astype(np.int32),
-        document_ends_BT=ends_BT.astype(np.int32),
+    print(
+        f"a call of the step with {SIZES[OVERHEAD_CASE.size].depth} blocks takes the host "
+        f"{overhead['call_milliseconds']:.2f} ms; with its computation at width 16, {overhead['step_milliseconds']:.2f}"
     )
-    step = jax.jit(train_step, donate_argnums=0)
+    for size in options.sizes:
+        case = case_of(size, options.rows, options.row_length, options.documents)
+        line = in_a_process(measure, case, options.rounds, options.scan_unroll)
+        if options.first_steps:
+            line["first_step_seconds"] = first_step_seconds(case)
+        result["lines"].append(line)
+        print(describe(line), flush=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Returns the options, checked."""
+    default_json = RESULTS / f"step_{jax.default_backend()}.json"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=lambda text: text.split(","), default=["1m", "27m"], help=", ".join(SIZES))
+    parser.add_argument("--rows", type=int, default=0, help="of a batch; 0: by size and device")
+    parser.add_argument("--row_length", type=int, default=0, help="tokens; 0: by size and device")
+    parser.add_argument("--documents", type=int, default=3, help="of a row, where there are several")
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each kind that count; 0: compile alone")
+    parser.add_argument("--scan_unroll", type=int, default=0, help="blocks per iteration; 0: chosen for the device")
+    parser.add_argument("--first_steps", action=argparse.BooleanOptionalAction, default=True, help="measure them too")
+    parser.add_argument("--first_step", metavar="SIZE", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, default=default_json, help=f"written after every line ({default_json})")
+    options = parser.parse_args()
+    if unknown := {*options.sizes, *([options.first_step] if options.first_step else [])} - set(SIZES):
+        parser.error(f"unknown sizes: {', '.join(unknown)}; known: {', '.join(SIZES)}")
+    return options
+
+
+def in_a_process(function, *arguments):
+    """Returns what the function returns in a fresh process, whose memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def measure(case: Case, rounds: int, scan_unroll: int = 0) -> dict:
+    """Returns the line of a case, as the JSON file holds it."""
+    experiment = experiment_of(case, scan_unroll=scan_unroll)
+    batches = {"several_documents": random_batch(case), "one_document": random_batch(case._replace(documents=1))}
     state = make_state(experiment, seed=0)
+    started = time.perf_counter()
+    lowered = jax.jit(train_step, donate_argnums=0).lower(state, batches["several_documents"])
+    lowered_at = time.perf_counter()
+    step = lowered.compile()
+    compiled_at = time.perf_counter()
+    memory = step.memory_analysis()
+    seconds = {name: [] for name in batches}
+    for round_number in range(rounds + 1 if rounds else 0):
+        for name, batch in batches.items():
+            begun = time.perf_counter()
+            state, metrics = step(state, batch)
+            jax.block_until_ready((state, metrics))
+            if round_number:
+                seconds[name].append(time.perf_counter() - begun)
+    line = {
+        **case._asdict(),
+        "precision": "float32" if jax.default_backend() == "cpu" else "bfloat16",
+        "parameters": parameter_count(experiment.model),
+        "trace_and_lower_seconds": lowered_at - started,
+        "compile_seconds": compiled_at - lowered_at,
+        "state_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        **peak_memory(),
+    }
+    return line | (speeds(experiment.model, case, batches, seconds) if rounds else {})
 
-    def run():
-        nonlocal state
+
+def speeds(model, case: Case, batches: dict, seconds: dict) -> dict:
+    """Returns what follows from the seconds of the steps, by kind of batch."""
+    peak = peak_tflops(jax.devices()[0].device_kind)
+    figures = {}
+    for name, batch in batches.items():
+        median = statistics.median(seconds[name])
+        tokens_per_second = case.rows * case.row_length / median
+        causal = tokens_per_second * training_flops_per_token(model, case.row_length) / 1e12
+        document = tokens_per_second * document_flops_per_token(model, batch.positions_BT) / 1e12
+        figures[name] = {
+            "milliseconds": 1e3 * median,
+            "tokens_per_second": tokens_per_second,
+            "tflops_causal": causal,
+            "tflops_document": document,
+            "mfu_causal": causal / peak if peak else None,
+            "mfu_document": document / peak if peak else None,
+        }
+    pairs = zip(*seconds.values(), strict=True)
+    return figures | {"time_of_documents_against_one": statistics.median(several / one for several, one in pairs)}
+
+
+def peak_memory() -> dict:
+    """Returns the most memory that was used: on the device, or on a CPU in the process."""
+    if statistics_of_device := jax.devices()[0].memory_stats():
+        return {"device_peak_bytes": statistics_of_device["peak_bytes_in_use"]}
+    return {"process_peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+
+
+def measure_overhead(rounds: int = 100) -> dict:
+    """Returns the median milliseconds of a call of a deep and tiny step, without and with its computation."""
+    experiment = experiment_of(OVERHEAD_CASE, **OVERHEAD_MODEL)
+    step, state = jax.jit(train_step, donate_argnums=0), make_state(experiment, seed=0)
+    batch = jax.device_put(random_batch(OVERHEAD_CASE, vocabulary_size=512))
+    called, done = [], []
+    for _ in range(rounds + 3):
+        begun = time.perf_counter()
         state, metrics = step(state, batch)
+        called.append(time.perf_counter() - begun)
         jax.block_until_ready((state, metrics))
-
-    return run
-
-
-def serve_torch_steps(connection, model: ModelConfig, rows: int, T: int) -> None:
-    """Makes a step for every message and answers when it is done."""
-    step = torch_step(model, rows, T)
-    with contextlib.suppress(EOFError):  # The end of who asks.
-        while True:
-            connection.recv()
-            connection.send(step())
+        done.append(time.perf_counter() - begun)
+    return {
+        "call_milliseconds": 1e3 * statistics.median(called[3:]),
+        "step_milliseconds": 1e3 * statistics.median(done[3:]),
+    }
 
 
-def torch_step(config: ModelConfig, rows: int, T: int):
-    """Returns the same for the baseline's decoder in PyTorch, as its users would write it."""
-    import torch
-    from torch import nn
-    from torch.nn import functional
+def first_step(case: Case) -> float:
+    """Makes a step and returns the time of day when it is done, in seconds."""
+    state, metrics = jax.jit(train_step, donate_argnums=0)(make_state(experiment_of(case), seed=0), random_batch(case))
+    jax.block_until_ready((state, metrics))
+    return time.time()
 
-    D, H, K, V = config.width, config.heads, config.K, config.vocabulary_size
-    angles = torch.arange(T)[:, None] * config.rope_base ** (-torch.arange(K // 2) / (K // 2))[None, :]
-    cos, sin = angles.cos()[None, :, None, :], angles.sin()[None, :, None, :]
 
-    def rotate(x):
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+def first_step_seconds(case: Case) -> dict[str, float]:
+    """Returns how long a fresh process takes to its first step, imports among it, before and with JAX's cache."""
+    command = [sys.executable, __file__, f"--first_step={case.size}"]
+    command += [f"--rows={case.rows}", f"--row_length={case.row_length}"]
+    seconds = {}
+    with tempfile.TemporaryDirectory() as cache:
+        settings = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        for name in ("cold", "warm"):
+            begun = time.time()
+            done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
+            seconds[name] = float(done.stdout.split()[-1]) - begun
+    return seconds
 
-    class Layer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.attention_norm, self.feed_forward_norm = nn.RMSNorm(D), nn.RMSNorm(D)
-            self.qkv = nn.Linear(D, 3 * H * K, bias=False)
-            self.attention_out = nn.Linear(H * K, D, bias=False)
-            self.up = nn.Linear(D, config.F, bias=False)
-            self.down = nn.Linear(config.F, D, bias=False)
 
-        def forward(self, x):
-            q, k, v = self.qkv(self.attention_norm(x)).view(rows, T, 3, H, K).unbind(dim=2)
-            q, k, v = rotate(q).transpose(1, 2), rotate(k).transpose(1, 2), v.transpose(1, 2)
-            attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.attention_out(attended.transpose(1, 2).reshape(rows, T, H * K))
-            return x + self.down(functional.gelu(self.up(self.feed_forward_norm(x)), approximate="tanh"))
-
-    embedding, layers, norm = nn.Embedding(V, D), nn.ModuleList(Layer() for _ in range(config.depth)), nn.RMSNorm(D)
-    nn.init.normal_(embedding.weight, std=0.02)
-    parameters = [*embedding.parameters(), *layers.parameters(), *norm.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-    tokens, targets = torch.randint(0, V, (rows, T)), torch.randint(0, V, (rows, T))
-
-    def run():
-        optimizer.zero_grad()
-        x = embedding(tokens)
-        for layer in layers:
-            x = layer(x)
-        loss = functional.cross_entropy((norm(x) @ embedding.weight.T).view(-1, V), targets.view(-1))
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        assert math.isfinite(loss.item())
-
-    return run
+def describe(line: dict) -> str:
+    """Returns a line of the table as text."""
+    peak = {name: line[name] for name in ("device_peak_bytes", "process_peak_rss_bytes") if name in line}
+    [(kind, peak_bytes)] = peak.items()
+    text = (
+        f"{line['size']}: {line['parameters']:,} parameters, {line['rows']} x {line['row_length']} tokens\n"
+        f"  compiling    {line['trace_and_lower_seconds']:.1f} s to trace and lower, "
+        f"{line['compile_seconds']:.1f} s to compile\n"
+        f"  memory       {line['state_bytes'] / 1e9:.2f} GB of state and batch, {line['temporary_bytes'] / 1e9:.2f} GB "
+        f"of temporaries; {kind.removesuffix('_bytes').replace('_', ' ')} {peak_bytes / 1e9:.2f} GB"
+    )
+    for name in ("several_documents", "one_document"):
+        if name not in line:
+            continue
+        figures = line[name]
+        text += f"\n  {name:17s} {figures['milliseconds']:9.1f} ms {figures['tokens_per_second']:10,.0f} tokens/s"
+        text += f"   {figures['tflops_causal']:.3f} TFLOP/s causal, {figures['tflops_document']:.3f} by documents"
+        if figures["mfu_causal"]:
+            text += f"   MFU {figures['mfu_causal']:.1%} causal, {figures['mfu_document']:.1%} by documents"
+    if "time_of_documents_against_one" in line:
+        text += f"\n  several documents take {line['time_of_documents_against_one']:.2f} x the time of one a row"
+    if "first_step_seconds" in line:
+        text += "\n  first step   {cold:.1f} s from a fresh process, {warm:.1f} s with JAX's cache".format(
+            **line["first_step_seconds"]
+        )
+    return text
 
 
 if __name__ == "__main__":
