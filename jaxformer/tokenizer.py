@@ -24,6 +24,10 @@ from jaxformer.corpus import Documents, key_fraction, unique_documents
 SPACE_MARK = "\u2581"
 
 
+# Bump when the same corpora would give another sample, so that no tokenizer trained before is taken for the new.
+SAMPLE_VERSION = 2
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """A tokenizer to train on the corpus, or a given one.
@@ -117,7 +121,8 @@ def prepare_tokenizer(corpora: Sequence[Documents], config: TokenizerConfig, cac
             texts += sample
         path.write_bytes(train_tokenizer(texts, config))
 
-    identity = [flatten(config, science_only=True), [[d.source_digest, d.config.validation_share] for d in corpora]]
+    sources = [[d.source_digest, d.config.validation_share] for d in corpora]
+    identity = [SAMPLE_VERSION, flatten(config, science_only=True), sources]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     path = make_once(cache / "tokenizers" / f"{name}.model", train, "training the tokenizer")
     return load_tokenizer(path, threads=config.threads)

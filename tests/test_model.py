@@ -362,3 +362,12 @@ def test_model_that_cannot_be_is_refused_with_the_rule_and_the_values(changes, m
 
 def test_odd_head_width_is_accepted_with_learned_positions():
     assert dataclasses.replace(BASE, head_width=5, learned_positions=11).K == 5
+
+
+@pytest.mark.parametrize(("norm", "activation"), [("rmsnorm", "gelu"), ("rmsnorm", "swiglu"), ("layernorm", "relu2")])
+def test_a_scanned_block_keeps_two_arrays_of_hidden_features_for_the_backward_pass(norm, activation):
+    config = ModelConfig(19, 12, 3, 2, feed_forward_width=26, norm=norm, activation=activation, scan_unroll=1)
+    graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(params=0)))
+    backward = jax.vjp(lambda p: nnx.merge(graphdef, p).features(TOKENS, POSITIONS, STARTS, ENDS), params)[1]
+    widths = [x.shape[-1] for x in jax.tree.leaves(backward) if x.ndim == 3 and x.shape[:2] == (3, B * T)]
+    assert widths.count(26) + 2 * widths.count(52) <= (3 if activation == "swiglu" else 2), widths
