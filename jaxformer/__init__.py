@@ -32,6 +32,7 @@ The modules in the order in which data flows; each imports only from those above
     cudnn              attention by cuDNN
     attention_support  which implementation a device and the shapes admit
     attention_trial    how right and how fast an implementation is
+    einsum_attention   attention by einsum and a mask, the reference
     attention          document-masked causal attention, one contract
     model              the architecture, whole
     loss               cross-entropy as sums, without all logits at once

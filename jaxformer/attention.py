@@ -24,13 +24,11 @@ from jaxformer.attention_support import IMPLEMENTATIONS, AttentionShape, why_not
 from jaxformer.attention_trial import attention_error, fastest_tiles, forward_backward, random_inputs
 from jaxformer.config import UserError, check_types, execution, require, require_one_of
 from jaxformer.document_mask import visible_share
+from jaxformer.einsum_attention import attend_einsum
 from jaxformer.timing import milliseconds
 
 # What `auto` takes first where it can run and nothing was timed.
 _PREFERENCE = ("pallas", "cudnn_packed", "cudnn_causal", "xla")
-
-# Finite, so that a masked logit never makes NaN; exp(MASKED - max) is exactly 0 in float32.
-MASKED = -1e30
 
 # Largest `attention_error` of an implementation that is right. Interpreted on 2 x 1024 tokens, `pallas` has 1.8e-2,
 # 2.4e-3 and 4e-6 in these dtypes; a mask that is off by one token gives 1 and more.
@@ -108,8 +106,8 @@ def attend(
     inputs = (q_BTHK, k_BTGK, v_BTGK)
     match chosen.name:
         case "xla":
-            attended_BTHK = _attend_xla(*inputs, document_starts_BT)
-        case "pallas":  # Names what its backward pass needs itself.
+            return attend_einsum(*inputs, document_starts_BT)
+        case "pallas":
             options = {"tiles": chosen.tiles, "interpret": chosen.interpret}
             return flash.flash_attention(*inputs, document_starts_BT, document_ends_BT, **options)
         case "cudnn_packed":
@@ -117,30 +115,7 @@ def attend(
             attended_BTHK = cudnn.attend_packed(*inputs, *bounds, segments=chosen.segments)
         case "cudnn_causal":
             attended_BTHK = cudnn.attend_causal(*inputs, document_starts_BT)
-    return checkpoint_name(attended_BTHK, "attended")
-
-
-def _attend_xla(q_BTHK, k_BTGK, v_BTGK, document_starts_BT):
-    """Attention by einsum in static chunks of queries, each against the keys up to its own diagonal only.
-
-    Stopping at the diagonal saves nearly half the work of a square mask. At most 8 chunks bound the size of the graph.
-    """
-    B, T, H, K = q_BTHK.shape
-    G = k_BTGK.shape[2]
-    chunk = max(64, -(-T // 8))
-    outputs = []
-    for first in range(0, T, chunk):
-        last = min(first + chunk, T)
-        q_BTGRK = q_BTHK[:, first:last].reshape(B, last - first, G, H // G, K)
-        k_BSGK, v_BSGK = k_BTGK[:, :last], v_BTGK[:, :last]
-        logits_BGRTS = jnp.einsum("BTGRK,BSGK->BGRTS", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32) * K**-0.5
-        keys_11S = jnp.arange(last)[None, None, :]
-        queries_1T1 = jnp.arange(first, last)[None, :, None]
-        visible_BTS = (keys_11S <= queries_1T1) & (keys_11S >= document_starts_BT[:, first:last, None])
-        logits_BGRTS = jnp.where(visible_BTS[:, None, None], logits_BGRTS, MASKED)
-        weights_BGRTS = jax.nn.softmax(logits_BGRTS, axis=-1).astype(v_BSGK.dtype)
-        outputs.append(jnp.einsum("BGRTS,BSGK->BTGRK", weights_BGRTS, v_BSGK).reshape(B, last - first, H, K))
-    return jnp.concatenate(outputs, axis=1)
+    return checkpoint_name(attended_BTHK, "attended")  # The others name what their backward pass keeps themselves.
 
 
 class Choice(NamedTuple):

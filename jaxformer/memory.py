@@ -23,7 +23,7 @@ from jaxformer.attention import Implementation
 from jaxformer.experiment import Experiment
 from jaxformer.flops import matmul_parameters, parameter_count
 from jaxformer.loss import default_chunk_tokens
-from jaxformer.model import SAVED, ModelConfig, Transformer
+from jaxformer.model import ModelConfig, Transformer
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.step import cast_kernels
 
@@ -97,10 +97,15 @@ def step_memory(
     kept = saved_activations(dataclasses.replace(model, remat=remat), T, attention, dtype)
     chunk = min(N, model.loss_chunk_tokens or default_chunk_tokens(V, platform))
     gradients = 4 * tables + (4 * parameters // fsdp if micro_batches > 1 else 0)
-    loss = chunk * V * (4 + size) + 3 * N * D * size
+    # A CPU writes the logits' gradient over the logits.
+    loss = chunk * V * (4 if platform == "cpu" else 4 + size) + 3 * N * D * size
     # Recomputed, the hidden features are alive before and after the activation, beside the gradients of both.
     wide = (2 if remat == "none" else 4) * (2 if model.activation == "swiglu" else 1)
-    backward = (wide * model.F + 2 * D) * N * size + (rows * kept.recomputed_attention if remat != "none" else 0)
+    backward = (wide * model.F + 2 * D) * N * size
+    if attention == "xla":  # Queries, keys and values turned round, and their gradients.
+        backward += 2 * (model.heads + 2 * model.G) * model.K * N * size
+        if platform != "cpu":  # There all rows at once: of an eighth of the queries, logits, weights and a gradient.
+            backward += 3 * 4 * rows * model.heads * max(64, T // 8) * T
     # The sum over micro-batches keeps the kernels' gradients in place throughout; else the logits' place is reused.
     if micro_batches > 1:
         gradients += kernels * size // fsdp
@@ -123,15 +128,11 @@ def step_memory(
 
 
 class SavedActivations(NamedTuple):
-    """Bytes that all blocks together keep for the backward pass, for one row.
-
-    recomputed_attention: of one block, that its backward pass makes again: the weights, where attention has them.
-    """
+    """Bytes that all blocks together keep for the backward pass, for one row."""
 
     attention: int
     feed_forward: int
     stream: int
-    recomputed_attention: int
 
 
 @functools.cache
@@ -146,11 +147,7 @@ def saved_activations(model: ModelConfig, row_length: int, attention: str, dtype
     for leaf in kept:
         kind = "attention" if leaf.ndim > 3 else "feed_forward" if leaf.shape[-1] in wide else "stream"
         sizes[kind] += leaf.size * leaf.dtype.itemsize
-    recomputed = 0
-    if attention == "xla" and model.remat in SAVED:
-        whole = saved_activations(dataclasses.replace(model, remat="none"), row_length, attention, dtype)
-        recomputed = (whole.attention - sizes["attention"]) // model.depth
-    return SavedActivations(**sizes, recomputed_attention=recomputed)
+    return SavedActivations(**sizes)
 
 
 def _residuals(model: ModelConfig, row_length: int, attention: str, dtype: Any) -> list[jax.ShapeDtypeStruct]:

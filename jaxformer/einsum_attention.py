@@ -1,0 +1,136 @@
+"""Attention by einsum and a mask: the reference, on any device and in any dtype.
+
+Queries are taken in chunks, each against the keys up to its own diagonal only, which saves nearly half the work of a
+square mask. As in flash attention (Dao et al. 2022, arXiv 2205.14135) the backward pass makes the weights again from
+the logits' log-sum-exp instead of keeping them, and takes what softmax subtracts from the output and its gradient.
+
+On a CPU a few rows at a time go through a loop, so that their logits stay in a core's cache and the fusions of what
+surrounds attention end at its border: at 8 rows of 256 tokens a whole training step takes 8 % less time than with all
+rows at once, and at 4 of 512, of a model of 27 million parameters, 5 %.
+
+Axes: B row, T query, S key, G key/value heads, R query heads of one of them, K head width.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+# Finite, so that a masked logit never makes NaN; exp(MASKED - max) is exactly 0 in float32.
+MASKED = -1e30
+
+# Bytes of logits that are alive at once on a CPU: what is left of a core's cache beside the rest.
+_CACHE_BYTES = 3 << 18
+
+
+@jax.custom_vjp
+def attend_einsum(q_BTHK, k_BTGK, v_BTGK, document_starts_BT) -> jax.Array:
+    """Returns the attention output (B, T, H, K), in q's dtype; logits and softmax are float32."""
+    return _forward(q_BTHK, k_BTGK, v_BTGK, document_starts_BT)[0]
+
+
+def _forward(q_BTHK, k_BTGK, v_BTGK, starts_BT):
+    of_group = functools.partial(_forward_rows, dtype=q_BTHK.dtype)
+    out_BTHK, lse_BGRT = _by_rows(of_group, (q_BTHK, k_BTGK, v_BTGK, starts_BT))
+    out_BTHK = checkpoint_name(out_BTHK, "attended")
+    lse_BGRT = checkpoint_name(lse_BGRT, "log_sum_exp")
+    return out_BTHK, (q_BTHK, k_BTGK, v_BTGK, starts_BT, out_BTHK, lse_BGRT)
+
+
+def _backward(residuals, d_out_BTHK):
+    return *_by_rows(_backward_rows, (*residuals, d_out_BTHK)), None
+
+
+attend_einsum.defvjp(_forward, _backward)
+
+
+def _forward_rows(q_BTHK, k_BSGK, v_BSGK, starts_BT, *, dtype):
+    """Returns the output and the logits' log-sum-exp of some rows."""
+    T, G = q_BTHK.shape[1], k_BSGK.shape[2]
+    q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, G), jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2)
+    outputs, log_sums = [], []
+    for first, last in _chunks(T):
+        logits_BGRTS = _logits(q_BGRTK, k_BGSK, starts_BT, first, last)
+        largest_BGRT1 = jnp.max(logits_BGRTS, axis=-1, keepdims=True)
+        weights_BGRTS = jnp.exp(logits_BGRTS - largest_BGRT1)
+        sum_BGRT1 = jnp.sum(weights_BGRTS, axis=-1, keepdims=True)
+        outputs.append(_einsum("BGRTS,BGSK->BGRTK", weights_BGRTS.astype(dtype), v_BGSK[:, :, :last]) / sum_BGRT1)
+        log_sums.append((largest_BGRT1 + jnp.log(sum_BGRT1))[..., 0])
+    out_BGRTK = jnp.concatenate(outputs, axis=3).astype(dtype)
+    return jnp.moveaxis(out_BGRTK, 3, 1).reshape(q_BTHK.shape), jnp.concatenate(log_sums, axis=3)
+
+
+def _backward_rows(q_BTHK, k_BSGK, v_BSGK, starts_BT, out_BTHK, lse_BGRT, d_out_BTHK):
+    """Returns the gradients of queries, keys and values of some rows."""
+    T, G, K = q_BTHK.shape[1], k_BSGK.shape[2], q_BTHK.shape[3]
+    dtype = q_BTHK.dtype
+    q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, G), jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2)
+    d_out_BGRTK = _by_head(d_out_BTHK, G)
+    product_BGRTK = d_out_BGRTK.astype(jnp.float32) * _by_head(out_BTHK, G).astype(jnp.float32)
+    delta_BGRT1 = jnp.sum(product_BGRTK, axis=-1, keepdims=True)
+    d_queries, d_keys, d_values = [], [], []
+    for first, last in _chunks(T):
+        logits_BGRTS = _logits(q_BGRTK, k_BGSK, starts_BT, first, last)
+        weights_BGRTS = jnp.exp(logits_BGRTS - lse_BGRT[..., first:last, None])
+        d_chunk_BGRTK = d_out_BGRTK[:, :, :, first:last]
+        d_weights_BGRTS = _einsum("BGRTK,BGSK->BGRTS", d_chunk_BGRTK, v_BGSK[:, :, :last])
+        d_logits_BGRTS = (weights_BGRTS * (d_weights_BGRTS - delta_BGRT1[:, :, :, first:last])).astype(dtype)
+        d_values.append(_einsum("BGRTS,BGRTK->BGSK", weights_BGRTS.astype(dtype), d_chunk_BGRTK))
+        d_queries.append(_einsum("BGRTS,BGSK->BGRTK", d_logits_BGRTS, k_BGSK[:, :, :last]))
+        d_keys.append(_einsum("BGRTS,BGRTK->BGSK", d_logits_BGRTS, q_BGRTK[:, :, :, first:last]))
+    d_q_BGRTK = jnp.concatenate(d_queries, axis=3) * K**-0.5
+    d_k_BGSK, d_v_BGSK = _summed(d_keys, T) * K**-0.5, _summed(d_values, T)
+    d_q_BTHK = jnp.moveaxis(d_q_BGRTK, 3, 1).reshape(q_BTHK.shape)
+    d_k_BSGK, d_v_BSGK = jnp.swapaxes(d_k_BGSK, 1, 2), jnp.swapaxes(d_v_BGSK, 1, 2)
+    return d_q_BTHK.astype(dtype), d_k_BSGK.astype(k_BSGK.dtype), d_v_BSGK.astype(v_BSGK.dtype)
+
+
+def _logits(q_BGRTK, k_BGSK, starts_BT, first: int, last: int) -> jax.Array:
+    """Returns the scaled logits of the queries in [first, last), masked, by the keys before `last`."""
+    K = q_BGRTK.shape[-1]
+    logits_BGRTS = _einsum("BGRTK,BGSK->BGRTS", q_BGRTK[:, :, :, first:last], k_BGSK[:, :, :last]) * K**-0.5
+    keys_11S = jnp.arange(last)[None, None, :]
+    queries_1T1 = jnp.arange(first, last)[None, :, None]
+    visible_BTS = (keys_11S <= queries_1T1) & (keys_11S >= starts_BT[:, first:last, None])
+    return jnp.where(visible_BTS[:, None, None], logits_BGRTS, MASKED)
+
+
+def _by_rows(function: Callable, arrays: tuple) -> Any:
+    """Returns `function(*arrays)`, on a CPU of as many rows at a time as the cache holds the logits of."""
+    B, T, H, _ = arrays[0].shape
+    if jax.default_backend() != "cpu":
+        return function(*arrays)
+    most = max(1, _CACHE_BYTES // (4 * H * _chunk(T) * T))
+    rows = max(n for n in range(1, min(B, most) + 1) if B % n == 0)
+    if rows == B:
+        return function(*arrays)
+    groups = tuple(x.reshape(B // rows, rows, *x.shape[1:]) for x in arrays)
+    results = jax.lax.map(lambda group: function(*group), groups)
+    return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), results)
+
+
+def _chunks(T: int) -> Iterator[tuple[int, int]]:
+    """Yields the chunks of queries, at most 8, which bounds the size of the graph."""
+    for first in range(0, T, _chunk(T)):
+        yield first, min(first + _chunk(T), T)
+
+
+def _chunk(T: int) -> int:
+    return max(64, -(-T // 8))
+
+
+def _summed(parts_BGSK: list[jax.Array], T: int) -> jax.Array:
+    """Returns the sum of arrays of which each chunk's is as long as what its queries see."""
+    pieces = [sum(x[:, :, first:last] for x in parts_BGSK[i:]) for i, (first, last) in enumerate(_chunks(T))]
+    return jnp.concatenate(pieces, axis=2)
+
+
+def _by_head(x_BTHK: jax.Array, G: int) -> jax.Array:
+    B, T, H, K = x_BTHK.shape
+    return jnp.moveaxis(x_BTHK.reshape(B, T, G, H // G, K), 1, 3)
+
+
+_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
