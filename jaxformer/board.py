@@ -48,7 +48,7 @@ def totals(statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: flo
     states = [status.state for status in statuses]
     counts = ", ".join(f"{states.count(state)} {state.value}" for state in State if state in states)
     spent = sum(status.device_hours for status in statuses)
-    to_come = sum(status.seconds_left for status in statuses) / 3600
+    to_come = sum(status.seconds_left * status.job.devices for status in statuses) / 3600
     parts = [f"{len(statuses)} jobs: {counts}", f"{spent:.2f} device hours spent"]
     if to_come:
         parts.append(f"about {to_come:.2f} to come, over in {_clock(_seconds_until_over(statuses, parallel))}")

@@ -29,7 +29,7 @@ READER_VERSION = 1
 PART_BYTES = 128 << 20
 
 # Records of a part of a 'tfds' corpus.
-_PART_RECORDS = 1 << 16
+PART_RECORDS = 1 << 16
 
 # Files of a corpus that a sample is taken from, at least: of a larger number as many as hold the sample.
 _SAMPLE_FILES = 64
@@ -150,8 +150,8 @@ class Documents:
             case "tfds":
                 builder = open_tfds(self.config.path, self.config.split, "corpus.path")
                 rows = builder.info.splits[self.config.split].num_examples
-                for first in range(0, rows, _PART_RECORDS):
-                    stop = min(first + _PART_RECORDS, rows)
+                for first in range(0, rows, PART_RECORDS):
+                    stop = min(first + PART_RECORDS, rows)
                     size = self.source_bytes * stop // rows - self.source_bytes * first // rows
                     yield Part(0, first, stop, size)
 

@@ -60,8 +60,12 @@ def keep_compiled(cache: Path) -> None:
         features = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):  # Not Linux.
         features = platform.processor()
-    processor = f"{platform.machine()}_{hashlib.sha256(features.encode()).hexdigest()[:8]}"
-    jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / processor))
+    folder = cache / "compiled" / f"{platform.machine()}_{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # What needs the cache for more says so.
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # A start compiles many small programs.
 
 

@@ -35,6 +35,7 @@ class Job:
         steps: of the whole run.
         estimated_seconds: of the whole run, until its own speed is known.
         needs: run folders of jobs that come before this one and must be over first, whatever they end with.
+        devices: that the run takes at a time.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Job:
     steps: int
     estimated_seconds: float
     needs: tuple[Path, ...] = ()
+    devices: int = 1
 
     def __post_init__(self):
         workdir = f"--workdir={self.workdir}"

@@ -35,6 +35,7 @@ from jaxformer.tasks import fixed_choice
 class Run(NamedTuple):
     """What the steps of a run have in common.
 
+    devices: how many compute a step.
     rows: of each batch, those that this process reads.
     record: of the checkpoints; its `seconds` are those of the run before `started`.
     """
@@ -45,13 +46,19 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     progress: Progress
     signals: StopSignals
+    devices: int
     rows: slice
     record: dict
     started: float
 
     def record_now(self) -> dict:
-        """Returns the record with the seconds of the run so far."""
-        return {**self.record, "seconds": self.record["seconds"] + time.perf_counter() - self.started}
+        """Returns the record with the seconds of the run so far, and those of all its devices."""
+        seconds = time.perf_counter() - self.started
+        before = self.record["seconds"]
+        return self.record | {
+            "seconds": before + seconds,
+            "device_seconds": self.record.get("device_seconds", before) + seconds * self.devices,
+        }
 
 
 def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
@@ -82,20 +89,22 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             waited = time.perf_counter() - asked
             data_state, digest = batches.get_state(), batch_digest(batch, run.rows.start or 0)
             state, metrics = jitted_step(state, put_rows(state.mesh, batch))
-            received = agreed_stop(run.signals.received, metrics["loss"])
+            agreed_stop.ask(run.signals.received, metrics["loss"])
             is_due = (step + 1) % every == 0 or (step + 1) % validate_every == 0 or step + 1 == steps
             try:
                 # A step's metrics are fetched after the next one is dispatched: the device does not wait for the host.
                 run.progress.add(step + 1, metrics | {"batch": digest, "waited": waited})
-                if is_due or received:
+                if is_due or agreed_stop.answer(run.signals.received):
                     run.progress.flush()
             except NonFiniteSteps as failure:
                 raise keep_fault(run, state, batches, failure) from failure
             if is_due:
                 note(save(run.checkpoints, state, data_state, run.record_now()))
             note(run.checkpoints.check())
+            received = agreed_stop.answer(run.signals.received)
             if received or step + 1 == steps:
                 save_now(run, state, data_state)
+                received = agreed_stop.answer(run.signals.received)
             if received:
                 raise Stopped(received, f"step {step + 1} is saved, and the same command goes on from there")
     return state
@@ -122,6 +131,8 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
         try:
             scalars |= evaluate(run, state, step, is_last=is_last)
         except Exception as error:
+            if jax.process_count() > 1:  # The others wait for this one within the evaluation.
+                raise
             is_whole = False
             note(
                 f"{what} at step {step} failed ({type(error).__name__}: {error}); while its checkpoint is kept, "
@@ -205,10 +216,9 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
         raise TrainingFailure(f"all {steps} steps are trained and saved; the same command evaluates and finishes")
     if experiment.evaluation.sample_tokens:
         try_to_sample(run, state, seed)
-    seconds = run.record_now()["seconds"]
+    record = run.record_now()
     best = best_step(run.checkpoints.steps(), run.checkpoints.validation_losses)
-    devices = 1 if state.mesh is None else state.mesh.size
-    summary = summarise(experiment, seed, workdir, seconds, evaluation, best, devices)
+    summary = summarise(experiment, seed, workdir, record["seconds"], record["device_seconds"], evaluation, best)
     try:
         write_json(workdir / "summary.json", summary)
     except OSError as error:
@@ -216,7 +226,9 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
             f"{workdir}: {error.strerror}; all {steps} steps are trained and saved, and the same command finishes"
         ) from error
     validation = {name.removeprefix("validation/"): value for name, value in evaluation.items()}
-    say(f"finished in {duration(seconds)}: validation {describe_validation(validation)}; results in {workdir}")
+    say(
+        f"finished in {duration(record['seconds'])}: validation {describe_validation(validation)}; results in {workdir}"
+    )
     return summary
 
 

@@ -88,6 +88,8 @@ def step_memory(
             whole for a layer, or for the tables, at a time.
     """
     model, T = experiment.model, experiment.packing.row_length
+    if fsdp > 1 and remat == "none":
+        remat = "elementwise"  # What `mesh.Parts` keeps.
     rows_here = experiment.training.rows_per_step // (data * fsdp)
     rows = rows_here // micro_batches
     D, V, N, size = model.width, model.vocabulary_size, rows * T, jnp.dtype(dtype).itemsize

@@ -16,7 +16,7 @@ from jaxformer.attention import choose_implementation
 from jaxformer.config import UserError, did_you_mean, replace
 from jaxformer.device import device_memory, memory_fraction
 from jaxformer.experiment import Experiment, attention_shape, run_mesh
-from jaxformer.flops import MEMORY_GB, memory_gigabytes, training_flops_per_token
+from jaxformer.flops import MEMORY_GB, matmul_parameters, memory_gigabytes, training_flops_per_token
 from jaxformer.memory import StepMemory, step_memory
 from jaxformer.mesh import DATA, FSDP
 from jaxformer.model import SAVED
@@ -110,7 +110,9 @@ def named_device(experiment: Experiment, kind: str) -> Target:
     dtype = jnp.dtype("bfloat16" if named == "auto" else named)
     attention = experiment.attention.implementation
     if attention == "auto":
-        can_flash = dtype == jnp.bfloat16 and experiment.model.K in (32, 64, 128) and not re.match("V100|T4", kind)
+        can_flash = (
+            dtype == jnp.bfloat16 and experiment.model.K in (32, 64, 128) and not re.search(r"\b(V100|T4)\b", kind)
+        )
         attention = "pallas" if can_flash else "xla"
     # Of an axis that takes what is left there is one.
     data, fsdp = max(1, experiment.mesh.data), max(1, experiment.mesh.fsdp)
@@ -127,7 +129,8 @@ def fit_to_device(experiment: Experiment, record: dict | None = None) -> tuple[E
     reason = "as configured"
     if experiment.model.remat == "auto" or not experiment.training.micro_batches:
         reason = "the cheapest that fits" if target.memory else "since its memory is the host's"
-        if record and record.get("device") == target.kind:
+        here = (target.kind, target.devices)
+        if record and (record.get("device"), record.get("devices", 1)) == here:
             experiment, reason = _recorded(experiment, record), "as the run began"
     remat, micro_batches = agreed(choose_fit(experiment, target)[:2])  # Each process has a device of its own.
     fit = choose_fit(replace(experiment, {"model.remat": remat, "training.micro_batches": micro_batches}), target)
@@ -195,6 +198,8 @@ def _cost(experiment: Experiment, target: Target, remat: str, micro_batches: int
     up = 2 * model.depth * model.width * model.F * (2 if model.activation == "swiglu" else 1)
     blocks = total / 3 - 2 * model.vocabulary_size * model.width
     recomputed = {"none": 0.0, "elementwise": 0.0, "feed_forward": up, "block": blocks}[remat] / total
+    if target.attention.startswith("cudnn") and remat in ("elementwise", "feed_forward"):  # Its forward pass as well.
+        recomputed += (total / 3 - 2 * matmul_parameters(model)) / total
     tokens = experiment.training.rows_per_step * T / micro_batches / target.devices
     added_up = _ACCUMULATION_TOKENS / tokens if micro_batches > 1 else 0.0
     return recomputed + (_ELEMENTWISE_COST if remat != "none" else 0.0) + added_up

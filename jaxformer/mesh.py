@@ -53,6 +53,11 @@ class MeshConfig:
         require(self.data or self.fsdp, "mesh.data and mesh.fsdp must not both be 0: set one of them to 1")
         require(1 <= self.processes < 1 << 16, f"mesh.processes ({self.processes}) must lie in [1, 2**16)")
 
+    @property
+    def devices(self) -> int:
+        """How many devices there are; of an axis that takes what is left, one."""
+        return max(1, self.data) * max(1, self.fsdp)
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     """Returns the mesh of the first devices, process by process; one process may leave devices unused.
@@ -228,19 +233,18 @@ class Parts:
     """A module of which each device holds a part: its methods gather the parameters, and once more for the gradient.
 
     Between two methods nothing is whole: kept for the backward pass, the parameters of all layers would be, at once.
+    What is kept of a method is its inputs and what has one of some names; all else is computed again.
     """
 
-    def __init__(self, specs: tuple[PartitionSpec, ...], graphdef: nnx.GraphDef, parts: nnx.State):
-        """Args: `specs` as `whole` takes them."""
+    def __init__(
+        self, specs: tuple[PartitionSpec, ...], kept: tuple[str, ...], graphdef: nnx.GraphDef, parts: nnx.State
+    ):
+        """Args: `specs` as `whole` takes them, `kept` names of `checkpoint_name`."""
         self._specs, self._graphdef, self._parts = specs, graphdef, parts
+        self._policy = jax.checkpoint_policies.save_only_these_names(*kept)
 
     def __getattr__(self, name: str) -> Callable:
         def method(parts, *inputs):
             return getattr(nnx.merge(self._graphdef, whole(parts, self._specs)), name)(*inputs)
 
-        return functools.partial(jax.checkpoint(method, policy=_is_kept, prevent_cse=False), self._parts)
-
-
-def _is_kept(primitive, *_, **__) -> bool:
-    # JAX asks about the call of `_gather`, not of the primitive in it.
-    return primitive.name not in ("all_gather", "custom_vjp_call")
+        return functools.partial(jax.checkpoint(method, policy=self._policy, prevent_cse=False), self._parts)

@@ -79,7 +79,8 @@ class ModelConfig:
         recomputed.
     loss_chunk_tokens: tokens whose logits exist at once in the loss; 0 chooses for the device.
     remat: what the backward pass computes again instead of keeping it: 'none'; 'elementwise', all but the matmuls and
-        the attention; 'feed_forward', also its first matmul; 'block', all; 'auto' chooses for the device's memory.
+        the attention, whose forward pass cuDNN needs again; 'feed_forward', also its first matmul; 'block', all; 'auto'
+        chooses for the device's memory.
     """
 
     vocabulary_size: int

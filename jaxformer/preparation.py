@@ -5,6 +5,7 @@ on its own documents alone, and everything that depends on all documents (duplic
 over the units in reading order. Apache Beam's workers make the same units, and the same shard files, by the same code.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,13 +20,15 @@ from tqdm import tqdm
 from jaxformer import shards
 from jaxformer.cache import make_once
 from jaxformer.config import UserError, require
-from jaxformer.corpus import Documents, Part
+from jaxformer.corpus import Documents, Part, load_documents
 from jaxformer.files import write_whole
+from jaxformer.lock import is_held
+from jaxformer.screen import note
 from jaxformer.selection import Selected, Selection
-from jaxformer.shard_files import pipeline_options, write_shard_files
+from jaxformer.shard_files import pipeline_options, told_in_one_line, write_shard_files
 from jaxformer.shards import FORMAT_VERSION, SPLITS, Manifest, shard_digests
 from jaxformer.tokenizer import Tokenizer
-from jaxformer.units import Stored, stored_units, tokenise, tokenise_part
+from jaxformer.units import Stored, open_units, stored_units, tokenise, tokenise_part
 
 # Tokens of a byte of text, at most, where nothing has been tokenised yet.
 _TOKENS_PER_BYTE = 0.25
@@ -50,7 +53,8 @@ def prepare(
             sources and the cache at the same paths. None uses the processors of this machine.
 
     Raises:
-        UserError: the corpus leaves no document in one of the splits.
+        UserError: the corpus leaves no document in one of the splits, its files changed while they were read, or the
+            pipeline failed.
     """
     identity = [FORMAT_VERSION, documents.digest, documents.config.validation_share, tokenizer.digest]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
@@ -68,8 +72,13 @@ def _write(
     """Writes shards, index and manifest into a new folder, or into what a stopped attempt left of one."""
     units = folder / "units"
     if not (folder / "manifest.json").exists():
-        units.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # One of them may end meanwhile.
+            _tell_others(folder)
+        open_units(units)
         selection = _select(documents, tokenizer, units, progress, beam)
+        if not _is_unchanged(documents):
+            shutil.rmtree(units)
+            raise UserError(f"corpus {documents.origin}: its files changed while they were read; run again")
         budget = documents.config.tokens
         require(
             selection.documents >= 2 and selection.training_tokens > 0,
@@ -89,6 +98,23 @@ def _write(
         _write_index(folder, selected)
         _write_manifest(folder, documents, tokenizer, selection, selected)
     shutil.rmtree(units, ignore_errors=True)
+
+
+def _is_unchanged(documents: Documents) -> bool:
+    """Returns whether the files of a corpus are those that were opened; a commit's always are."""
+    return bool(documents.commit) or load_documents(documents.config).source_digest == documents.source_digest
+
+
+def _tell_others(folder: Path) -> None:
+    """Tells the preparations that were stopped and that nobody goes on with now, and the room that they take."""
+    others = [each for each in folder.parent.glob("*.unfinished") if each != folder]
+    others = [each for each in others if not is_held(each.with_suffix(".lock"))]
+    if others:
+        size = sum(path.stat().st_size for each in others for path in each.rglob("*") if path.is_file())
+        note(
+            f"unfinished preparations besides this one take {size / 1e9:.1f} GB in {folder.parent}: "
+            f"{', '.join(sorted(each.name for each in others))}; delete those that nobody will go on with"
+        )
 
 
 def _select(
@@ -155,17 +181,19 @@ def _tokenise_over_beam(
     """
     import apache_beam as beam
 
-    left = list(enumerate(documents.parts()))
+    left = enumerate(documents.parts())
     text_bytes = tokens = 0
-    while left:
+    while True:
         wave, expected = [], 0.0
         rate = tokens / text_bytes if text_bytes else _TOKENS_PER_BYTE
         wanted = documents.config.tokens - selection.training_tokens if documents.config.tokens else np.inf
-        while left and expected < wanted:
-            wave.append(left.pop(0))
-            expected += wave[-1][1].size * rate
+        while expected < wanted and (numbered_part := next(left, None)):
+            wave.append(numbered_part)
+            expected += numbered_part[1].size * rate
+        if not wave:
+            return
         work = partial(_tokenise_numbered, documents, tokenizer.model, units)
-        with beam.Pipeline(options=options) as pipeline:
+        with told_in_one_line(), beam.Pipeline(options=options) as pipeline:
             _ = pipeline | beam.Create(wave) | beam.Reshuffle() | beam.Map(work)
         for number, part in wave:
             stored = stored_units(part, number, units)

@@ -151,20 +151,26 @@ class AgreedStop:
 
     def __init__(self):
         self._asked: jax.Array | None = None
+        self._answer: int | None = None
 
-    def __call__(self, received: int | None, step: jax.Array) -> int | None:
-        """Returns the largest number that any process gave at the call before, or None; of one process, its own now.
+    def ask(self, received: int | None, step: jax.Array) -> None:
+        """Asks all processes, and takes the answer to what was asked the call before.
 
         Args:
+            received: the signal that this process has received, or None.
             step: a copied number that the step computes, behind which the question goes.
         """
         if jax.process_count() == 1:
-            return received
+            return
         before, mesh = self._asked, step.sharding.mesh
         rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
         here = np.full(len(rows.addressable_devices), received or 0, np.int32)
         self._asked = _largest(jax.make_array_from_process_local_data(rows, here), step)
-        return None if before is None else int(before) or None
+        self._answer = None if before is None else int(before) or None
+
+    def answer(self, received: int | None) -> int | None:
+        """Returns the largest signal that any process had received, or None; of one process, its own now."""
+        return received if jax.process_count() == 1 else self._answer
 
 
 @jax.jit

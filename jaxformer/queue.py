@@ -177,7 +177,7 @@ class Queue:
             record = {
                 "step": _progress(run.job.workdir)[0],
                 "reason": run.stop_reason,
-                "device_hours": run.seconds / 3600,
+                "device_hours": run.seconds / 3600 * run.job.devices,
             }
             run.job.workdir.mkdir(parents=True, exist_ok=True)
             write_whole(run.job.workdir / STOPPED_EARLY, (json.dumps(record, indent=2) + "\n").encode())
@@ -258,7 +258,7 @@ class Queue:
         _mark(run, step, now)
         is_running = state in (State.RUNNING, State.ELSEWHERE)
         left = 0.0 if state in OVER else _seconds_left(run, step, now if is_running else None)
-        hours = (run.seconds + (now - run.since if run.handle else 0)) / 3600
+        hours = (run.seconds + (now - run.since if run.handle else 0)) / 3600 * job.devices
         told = "summary.json" if state is State.FINISHED else STOPPED_EARLY
         if state in (State.FINISHED, State.STOPPED_EARLY):
             hours = read_object(job.workdir / told).get("device_hours", hours)

@@ -21,6 +21,9 @@ REQUEST_BYTES = 4 << 20
 
 _PACKAGES = {"hf": "'jaxformer[hub]'", "gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp"}
 
+# Names of errors of a connection.
+_OF_CONNECTIONS = re.compile("Timeout|Connect|Disconnected|Transport|Payload|IncompleteRead|ProtocolError")
+
 # What a store says of a file's content, the strongest first.
 _MARKS = ("blob_id", "sha256", "md5Hash", "ETag", "etag", "generation", "mtime", "LastModified", "updated", "created")
 
@@ -192,11 +195,19 @@ def _filesystem(url: str, where: str):
 
 def _may_pass(error: Exception) -> bool:
     """Returns whether the same request may succeed later: not where something is absent, forbidden or wrong."""
-    status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status", None)
-    if isinstance(status, int):
-        return status >= 500 or status in (408, 429)
-    never = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError)
-    return not isinstance(error, (*never, ValueError, TypeError, LookupError, AttributeError, NotImplementedError))
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # Of botocore.
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(response, "status_code", None)
+    for number in (status, getattr(error, "status", None), getattr(error, "code", None)):
+        if isinstance(number, int):
+            return number >= 500 or number in (408, 429)
+    if isinstance(error, OSError):
+        never = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+        return not isinstance(error, never)
+    # Errors of connections that are no OSError, as of aiohttp, httpx and botocore.
+    return any(_OF_CONNECTIONS.search(kind.__name__) for kind in type(error).__mro__)
 
 
 def _mark(info: dict[str, Any]) -> str:

@@ -268,9 +268,9 @@ def summarise(
     seed: int,
     workdir: Path,
     seconds: float,
+    device_seconds: float,
     evaluation: dict[str, float],
     best_checkpoint: int | None,
-    devices: int = 1,
 ) -> dict:
     """Returns what `summary.json` holds of a run that is finished."""
     steps = experiment.training.steps
@@ -281,7 +281,7 @@ def summarise(
         "steps": steps,
         "tokens": steps * experiment.training.rows_per_step * experiment.packing.row_length,
         "seconds": seconds,
-        "device_hours": seconds / 3600 * devices,
+        "device_hours": device_seconds / 3600,
         "peak_memory_bytes": peak_memory(),
         "train/loss": recent_loss(workdir),
         **evaluation,

@@ -79,7 +79,8 @@ def write_shard_files(
     config = tfds.download.DownloadConfig(try_download_gcs=False, **_beam_options(beam))
     with bar, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads; there are none.
         builder = TokenShards(data_dir=str(folder), file_format="array_record")
-        builder.download_and_prepare(download_config=config)
+        with contextlib.nullcontext() if beam is None else told_in_one_line():
+            builder.download_and_prepare(download_config=config)
     shutil.rmtree(folder / "downloads", ignore_errors=True)
     for path in (folder / "token_shards").rglob("*.shard_infos.json"):
         path.unlink()  # By which Beam's workers told their counts.
@@ -89,19 +90,32 @@ def pipeline_options(beam: Sequence[str]):
     """Returns the options of a Beam pipeline.
 
     Raises:
-        UserError: Beam is not installed, or the options are not Beam's.
+        UserError: Beam is not installed, or the options are not Beam's, or it knows no such runner.
     """
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
+        from apache_beam.runners import create_runner
     except ImportError as error:
         raise UserError("preparing over Apache Beam needs it; pip install 'jaxformer[beam]'") from error
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
         options = PipelineOptions(list(beam))
-        options.get_all_options()
+        create_runner(options.get_all_options()["runner"] or "DirectRunner")
     except (SystemExit, ValueError, TypeError) as error:
         raise UserError(f"{' '.join(beam)}: these are no options of an Apache Beam pipeline") from error
     return options
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Raises the error of a Beam pipeline, which holds its worker's traceback, as a `UserError` of one line."""
+    try:
+        yield
+    except Exception as error:  # Each runner raises kinds of its own.
+        text = str(error).partition(" [while running")[0]
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+        theirs = [line.partition("UserError: ")[2] for line in lines if "UserError: " in line]
+        raise UserError(f"Apache Beam: {(theirs or lines)[-1]}") from error
 
 
 def _beam_options(beam: Sequence[str] | None) -> dict:

@@ -29,7 +29,7 @@ from jaxformer.mesh import (
     state_sharding,
     whole,
 )
-from jaxformer.model import Kernel, ModelConfig, Transformer
+from jaxformer.model import SAVED, Kernel, ModelConfig, Transformer
 from jaxformer.packing import Batch
 
 
@@ -243,7 +243,7 @@ def _merging(state: TrainState) -> Callable[[nnx.State], Transformer]:
     def merge(parts):
         model = nnx.merge(state.graphdef, whole(parts, others))
         if state.mesh.shape[FSDP] > 1:
-            model.merge_layer = functools.partial(Parts, of_layer)
+            model.merge_layer = functools.partial(Parts, of_layer, SAVED["elementwise"])
         return model
 
     return merge

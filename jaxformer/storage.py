@@ -19,6 +19,7 @@ from jaxformer.cache import cache_folder
 from jaxformer.config import UserError, require
 from jaxformer.files import write_whole
 from jaxformer.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, is_remote
+from jaxformer.screen import note
 
 # A smaller file is read for its digest at every start.
 _REMEMBERED_BYTES = 1 << 20
@@ -97,14 +98,14 @@ def file_digests(files: Sequence[SourceFile], what: str) -> list[str]:
 
     Of a local file it is the SHA-256, remembered in the cache by path, size and time of change: a large file is read
     when it is new or was written to, not at each start. A change that keeps size and time is not noticed. Of a remote
-    file it is its size and what the store says of its content; nothing is read.
+    file it is its size and what the store says of its content; only where it says nothing the file is read, each time.
     """
     memory = cache_folder() / "digests" / f"{_short_digest([file.path for file in files])}.json"
     known = _read_json(memory)
 
     def digest(file: SourceFile) -> tuple[str, list | None]:
         if is_remote(file.path):
-            return f"{file.size} {file.mark}", None
+            return f"{file.size} {file.mark or _remote_digest(file.path, what)}", None
         try:
             status = os.stat(file.path)
         except OSError as error:
@@ -124,6 +125,13 @@ def file_digests(files: Sequence[SourceFile], what: str) -> list[str]:
     if memories and memories != known:
         _try_to_write(memory, json.dumps(memories).encode())
     return [digest for digest, _ in found]
+
+
+def _remote_digest(url: str, what: str) -> str:
+    """Returns what tells the content of a remote file where its store does not."""
+    note(f"{what} {url}: its store tells no digest, ETag or time; reading all of it to know it again")
+    with open_file(url, what) as file:
+        return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def _find_remote(url: str, suffixes: tuple[str, ...], what: str) -> tuple[SourceFile, ...]:

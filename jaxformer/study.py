@@ -123,8 +123,8 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Jo
         for one in resolved if seed < study.seeds else resolved[:1]:
             workdir = runs / one.name / f"seed_{seed}"
             arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={workdir}")
-            steps = one.experiment.training.steps
-            jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name]))
+            steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
+            jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name], devices=devices))
     return jobs
 
 

@@ -107,6 +107,8 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         experiment, fit = fit_to_device(experiment, read_json(workdir / "config.json"))
         data = prepare_data(experiment, seed)
         data_digests = digests(data)
+        same = agreed([identity, data_digests]) == json.loads(json.dumps([identity, data_digests]))
+        require(same, f"process {jax.process_index()} has other settings or other data than the first")
         check_folder(workdir, data_digests, "digests")
         tasks = task_digests(data)
         check_tasks(workdir, tasks)
@@ -167,7 +169,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         held.enter_context(writer)
         say(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
         progress = make_progress(experiment, writer, device, mesh.size)
-        run = Run(experiment, own, data, checkpoints, progress, signals, rows, record, time.perf_counter())
+        run = Run(experiment, own, data, checkpoints, progress, signals, mesh.size, rows, record, time.perf_counter())
         state = run_steps(run, state, batches)
         return finish(run, state, seed, writer)
 
@@ -253,12 +255,14 @@ def main(arguments: list[str] | None = None) -> int:
     # Orbax and TFDS tell at length, through absl, what they do, and the traces of what they raise as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        if arguments is None:  # As a command, and not as a part of another program.
+            keep_compiled(cache_folder())
         options, overrides = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         resolved = resolve(options.experiment, overrides, parent=options.parent)
         experiment = resolved.experiment
         if options.print_config:
             print(json.dumps(to_dict(experiment), indent=2))
-        elif options.plan:
+        elif options.plan is not None:
             choose_device(experiment.training.device)
             with too_little_memory_told():
                 print_plan(experiment, options.plan)
@@ -337,7 +341,6 @@ def parse_overrides(arguments: list[str], known: list[str]) -> dict[str, str]:
 
 if __name__ == "__main__":
     hush()
-    keep_compiled(cache_folder())
     status = main()
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -7,6 +7,8 @@ makes it, when, or after how many that were killed. Units of a part are numbered
 import hashlib
 import io
 import itertools
+import json
+import shutil
 import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxformer import corpus
 from jaxformer.corpus import Document, Documents, Part, key_fraction
 from jaxformer.files import write_whole
 from jaxformer.shards import id_dtype
@@ -62,6 +65,18 @@ def encode_unit(documents: list[Document], tokenizer: Tokenizer, is_last: bool) 
         read=np.array(len(documents)),
         is_last=np.array(is_last),
     )
+
+
+def open_units(folder: Path) -> None:
+    """Creates a folder of units, or empties one whose units are cut in another way, as by code of another day."""
+    layout = folder / "layout.json"
+    cut = [corpus.READER_VERSION, corpus.PART_BYTES, corpus.PART_RECORDS, UNIT_CHARACTERS]
+    content = json.dumps(cut).encode()
+    if not (layout.exists() and layout.read_bytes() == content):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        write_whole(layout, content)
 
 
 def unit_path(folder: Path, part: int, number: int) -> Path:

@@ -151,7 +151,8 @@ def write_run(
         scalars |= flatten_estimates({f"{name}/{key}": value for key, value in scores.estimates().items()})
     _write_metrics(workdir, experiment, seed, effect, speed, noise, own, scalars)
     tokens = experiment.training.steps * experiment.training.rows_per_step * experiment.packing.row_length
-    summary = summarise(experiment, seed, workdir, tokens / (1000.0 * speed), scalars, None)
+    seconds = tokens / (1000.0 * speed)
+    summary = summarise(experiment, seed, workdir, seconds, seconds, scalars, None)
     write_json(workdir / "summary.json", summary)
     os.utime(workdir / "summary.json", (ends, ends))
     return workdir

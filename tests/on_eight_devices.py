@@ -1,6 +1,7 @@
 """Steps and checkpoints on eight simulated devices, in a process of their own; prints what came out as JSON."""
 
 import collections
+import dataclasses
 import json
 import re
 import sys
@@ -41,10 +42,12 @@ def make_batch(step: int) -> Batch:
     )
 
 
-def begin(data: int, fsdp: int, micro_batches: int = 1):
+def begin(data: int, fsdp: int, micro_batches: int = 1, remat: str = "none"):
     """Returns the first state on a mesh of the first devices, and the compiled step."""
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp), jax.devices())
-    state = init_state(MODEL, OPTIMIZER, seed=0, micro_batches=micro_batches, mesh=mesh)
+    state = init_state(
+        dataclasses.replace(MODEL, remat=remat), OPTIMIZER, seed=0, micro_batches=micro_batches, mesh=mesh
+    )
     return state, compile_step(state).lower(state, put_rows(state.mesh, make_batch(0))).compile()
 
 
@@ -100,7 +103,7 @@ def main(folder: Path) -> dict:
         return save
 
     begun = {name: begin(*map(int, name.split("x"))) for name in ("1x1", "8x1", "1x8", "1x4")}
-    begun["2x4"] = begin(2, 4, micro_batches=2)
+    begun["2x4"] = begin(2, 4, micro_batches=2, remat="block")
     like = {name: abstract(state) for name, (state, _) in begun.items()}
     for name in ("1x1", "8x1", "1x8", "2x4"):
         state, step = begun[name]

@@ -22,11 +22,11 @@ def small(**overrides):
 
 
 @pytest.mark.parametrize(("name", "rows", "gigabytes"), [("baseline_500m", "32", 80), ("baseline_100m", "16", 24)])
-def test_real_size_fits_its_device_by_recomputing_elementwise_operations_only(name, rows, gigabytes):
+def test_real_size_fits_its_device_without_computing_a_matmul_twice(name, rows, gigabytes):
     experiment = load_experiment(name, {"training.rows_per_step": rows})
     target = gpu(0.9 * gigabytes)
     fit = choose_fit(experiment, target)
-    assert (fit.remat, fit.micro_batches) == ("elementwise", 1) and fits(fit, target)
+    assert fit.remat in ("none", "elementwise") and fits(fit, target)
 
 
 def test_what_is_chosen_fits_and_nothing_cheaper_does():
@@ -79,11 +79,11 @@ def test_resumed_run_computes_as_it_began_on_the_same_device_and_as_it_is_told(m
 def test_advice_fits_and_is_less_than_what_failed():
     experiment = load_experiment("baseline_500m", {"model.remat": "none", "training.micro_batches": "1"})
     text = advise(experiment, gpu(72))
-    assert text == "set --training.micro_batches=1 --model.remat=elementwise: an estimated 63.3 GB of 72.0 GB"
+    assert text == "set --training.micro_batches=2 --model.remat=none: an estimated 56.8 GB of 72.0 GB"
     # It failed though it fits by the formula: the next step down.
     failed = load_experiment("baseline_500m", {"model.remat": "elementwise", "training.micro_batches": "1"})
     text = advise(failed, gpu(72))
-    assert text == "set --training.micro_batches=2 --model.remat=elementwise: an estimated 38.3 GB of 72.0 GB"
+    assert text == "set --training.micro_batches=4 --model.remat=none: an estimated 34.2 GB of 72.0 GB"
 
 
 def test_advice_names_the_least_where_nothing_fits_and_is_none_where_nothing_is_known():

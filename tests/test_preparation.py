@@ -239,6 +239,51 @@ def test_stopped_after_any_number_of_units_it_goes_on_to_the_same_bytes(document
     assert files_of(folder) == whole
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "value"), [(units, "UNIT_CHARACTERS", 700), (corpus_module, "PART_BYTES", 2500)]
+)
+def test_units_cut_in_another_way_are_made_again(documents, tokenizer, tmp_path, monkeypatch, module, name, value):
+    whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, value)
+        patch.setattr(preparation, "write_shard_files", stop)
+        with pytest.raises(Stop):
+            prepare(documents, tokenizer, tmp_path / "stopped", progress=False)
+    assert files_of(prepare(documents, tokenizer, tmp_path / "stopped", progress=False)) == whole
+
+
+def test_files_that_change_while_they_are_read_are_refused_and_nothing_of_them_stays(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    for i in range(9):
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"text {i}")
+    settings = CorpusConfig(kind="text", path=str(tmp_path / "texts"), validation_share=0.5)
+    write = units.write_unit
+
+    def write_and_change(path, unit):
+        (tmp_path / "texts" / "5.txt").write_text("text X")
+        write(path, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(units, "write_unit", write_and_change)
+        with pytest.raises(UserError, match="its files changed while they were read; run again"):
+            prepare(load_documents(settings), tokenizer, tmp_path, progress=False)
+    assert not list(tmp_path.rglob("units"))
+    prepare(load_documents(settings), tokenizer, tmp_path, progress=False)
+
+
+def test_preparations_that_were_left_are_told_with_their_room(folder, tokenizer, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "write_shard_files", stop)
+        for _ in range(2):
+            with pytest.raises(Stop):
+                prepare(load_documents(config(folder, tokens=900)), tokenizer, tmp_path, progress=False)
+    assert capsys.readouterr().err == "", "it goes on with its own"
+    prepare(load_documents(config(folder)), tokenizer, tmp_path, progress=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    (left,) = tmp_path.glob("shards/*.unfinished")
+    assert f"besides this one take 0.0 GB in {left.parent}: {left.name}; delete" in line
+
+
 def test_a_damaged_unit_is_made_again(documents, tokenizer, tmp_path):
     folder = tmp_path / "units"
     folder.mkdir()
@@ -315,6 +360,29 @@ def test_beams_workers_write_the_same_bytes(folder, tokenizer, tmp_path, budget)
     there = prepare(documents, tokenizer, tmp_path / "there", progress=False, beam=["--runner=DirectRunner"])
     assert files_of(there) == files_of(here)
     assert contents(there) == contents(here)
+
+
+def test_what_goes_wrong_over_beam_is_one_line(tokenizer, tmp_path):
+    pytest.importorskip("apache_beam", reason="needs the extra beam")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    documents = load_documents(CorpusConfig(kind="jsonl", path=str(tmp_path / "a.jsonl")))
+    with pytest.raises(UserError, match=r"^Apache Beam: corpus file .*a\.jsonl.*line 2.*\Z"):
+        prepare(documents, tokenizer, tmp_path, progress=False, beam=["--runner=DirectRunner"])
+    with pytest.raises(UserError, match=r"^--runner=Foo: these are no options of an Apache Beam pipeline$"):
+        prepare(documents, tokenizer, tmp_path, progress=False, beam=["--runner=Foo"])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Traceback:\n  File x\njaxformer.config.UserError: bad line 2 [while running 'Map']\n\nat end", "bad line 2"),
+        ("no\nsuch host\n", "such host"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_of_a_traceback_of_a_worker_its_reason_is_told(text, line):
+    with pytest.raises(UserError, match=f"^Apache Beam: {line}"), shard_files.told_in_one_line():
+        raise RuntimeError(text)
 
 
 def test_without_beam_a_pipeline_is_refused_with_what_to_install(documents, tokenizer, tmp_path, monkeypatch):

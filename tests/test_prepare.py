@@ -54,6 +54,13 @@ def test_what_is_wrong_is_one_line_and_exit_status_2(own_cache, capsys, monkeypa
     assert len(lines) == 1 and message in lines[0]
 
 
+@pytest.mark.parametrize("arguments", [[], ["--exp=baseline"], ["--experiment"]])
+def test_without_an_experiment_it_is_one_line_and_exit_status_2(capsys, arguments):
+    assert tool.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--experiment" in line and "see --help" in line
+
+
 def test_options_that_beam_does_not_know_are_refused_before_anything_is_tokenised():
     pytest.importorskip("apache_beam", reason="needs the extra beam")
     from jaxformer.shard_files import pipeline_options

@@ -224,7 +224,7 @@ def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def die_at_tenth(path, unit):
-    die() if len(list(path.parent.iterdir())) == 9 else write_unit(path, unit)
+    die() if len(list(path.parent.iterdir())) == 10 else write_unit(path, unit)  # One is the layout.
 
 corpus, share, model, cache, fate = sys.argv[1:]
 units.UNIT_CHARACTERS = 500

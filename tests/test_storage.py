@@ -172,6 +172,42 @@ def test_only_answers_of_a_server_that_may_change_are_asked_for_again(status, at
     assert len(asked) == attempts
 
 
+class ConnectTimeoutError(Exception):
+    """Stands for errors of botocore and others that are no OSError."""
+
+
+def coded(**fields) -> Exception:
+    error = OSError("refused")
+    vars(error).update(fields)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [
+        (coded(code=403), False),
+        (coded(code=500), True),
+        (coded(response={"ResponseMetadata": {"HTTPStatusCode": 401}}), False),
+        (coded(response={"ResponseMetadata": {"HTTPStatusCode": 503}}), True),
+        (coded(), True),
+        (ConnectTimeoutError(), True),
+        (Exception("no credentials"), False),
+    ],
+)
+def test_only_connections_and_answers_that_may_change_are_tried_again(error, may_pass):
+    assert remote._may_pass(error) is may_pass
+
+
+def test_a_file_of_which_its_store_says_nothing_is_read_for_its_digest_and_this_is_told(bucket, monkeypatch, capsys):
+    monkeypatch.setattr(remote, "_MARKS", ())
+    found = []
+    for data in (b"one", b"two", b"two"):
+        bucket({"a.txt": data})
+        found += file_digests(find_files("memory://bucket/a.txt", (".txt",), "corpus.path"), "corpus file")
+    assert found[0] != found[1] == found[2]
+    assert "a.txt: its store tells no digest, ETag or time; reading all of it" in capsys.readouterr().err
+
+
 def test_a_read_that_ends_too_early_is_an_error_and_no_end_of_the_file(bucket, monkeypatch, capsys):
     texts = [f"{i} {'x' * 900}" for i in range(40)]
     bucket({"a.jsonl": lines(texts)})

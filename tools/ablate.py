@@ -58,7 +58,7 @@ def print_plan(jobs: list[Job], parallel: int, price: float | None) -> None:
         todo = sum(job in waiting for job in ours)
         each = duration(ours[0].estimated_seconds)
         say(f"{name:40}  {len(ours)} seeds, {len(ours) - todo} over  {ours[0].steps:,} steps  {each} each")
-    hours = seconds / 3600
+    hours = sum(job.estimated_seconds * job.devices for job in waiting) / 3600
     costs = "" if price is None else f", price {hours * price:,.2f}"
     say(f"{len(waiting)} runs to go, {hours:.2f} device hours{costs}, over in about {duration(seconds / parallel)}")
 

@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        keep_compiled(cache_folder())
         require(options.limit is None or options.limit > 0, f"--limit ({options.limit}) must be positive")
         with too_little_memory_told():
             trained = load_trained(options.workdir, options.step)
@@ -112,5 +113,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    keep_compiled(cache_folder())
     sys.exit(main())

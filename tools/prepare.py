@@ -26,14 +26,19 @@ from jaxformer.train import parse_overrides
 from jaxformer.variant import resolve
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; see --help")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--experiment", required=True, help="a file in experiments/, or a path to one")
     parser.add_argument("--parent", default="", help="of a variant: this experiment instead of its own parent")
     parser.add_argument("--beam", help="options of an Apache Beam pipeline; needs the extra beam")
-    options, rest = parser.parse_known_args(arguments)
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
+        options, rest = parser.parse_known_args(arguments)
         overrides = parse_overrides(rest, ["experiment", "parent", "beam", "help"])
         experiment = resolve(options.experiment, overrides, parent=options.parent).experiment
         beam = None if options.beam is None else shlex.split(options.beam)
