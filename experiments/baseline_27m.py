@@ -39,7 +39,7 @@ EXPERIMENT = dataclasses.replace(
                 validation_share=0.002,  # share of the documents
                 tokens=2_500_000_000,  # tokens
             ),
-            "tokenizer.vocabulary_size": 32_768,  # tokens, trained on the first bytes of the corpus
+            "tokenizer.vocabulary_size": 32_768,  # tokens, trained on a sample of the corpus
             "tokenizer.training_bytes": 100_000_000,  # bytes of text
             "packing.row_length": 2048,  # tokens
             "optimizer.learning_rate": 1.2e-3,  # per step, at its peak

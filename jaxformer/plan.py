@@ -131,7 +131,11 @@ def _why(experiment: Experiment, target: Target, fit: Fit) -> str:
 
 def _print_disk(experiment: Experiment, target: Target, fit: Fit) -> None:
     known = [part.tokens for part in parts_of(experiment.corpus)]
-    size = f"{_size(sum(known) * _SHARD_BYTES)}, {sum(known):,} tokens at most" if all(known) else "by its length"
+    size = (
+        f"{_size(sum(known) * _SHARD_BYTES)}, {sum(known):,} tokens at most, twice that while preparing"
+        if all(known)
+        else "by its length"
+    )
     checkpoint = (fit.memory.parameters + fit.memory.optimizer) * target.fsdp
     most = most_kept(experiment.checkpoint, experiment.training.steps)
     print(f"disk        the corpus as tokens: {size}")
