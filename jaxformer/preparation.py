@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from jaxformer import shards
 from jaxformer.cache import make_once
-from jaxformer.config import UserError, require
+from jaxformer.config import UserError
 from jaxformer.corpus import Documents, Part, load_documents
 from jaxformer.files import write_whole
 from jaxformer.lock import is_held
@@ -77,14 +77,15 @@ def _write(
         open_units(units)
         selection = _select(documents, tokenizer, units, progress, beam)
         if not _is_unchanged(documents):
-            shutil.rmtree(units)
+            shutil.rmtree(folder)
             raise UserError(f"corpus {documents.origin}: its files changed while they were read; run again")
-        budget = documents.config.tokens
-        require(
-            selection.documents >= 2 and selection.training_tokens > 0,
-            f"corpus {documents.origin}: {selection.documents} documents with text cannot be split into training and "
-            f"validation; it takes two or more{f'; raise corpus.tokens ({budget})' if budget else ''}",
-        )
+        if selection.documents < 2 or not selection.training_tokens:
+            shutil.rmtree(folder)
+            budget = documents.config.tokens
+            raise UserError(
+                f"corpus {documents.origin}: {selection.documents} documents with text cannot be split into training "
+                f"and validation; it takes two or more{f'; raise corpus.tokens ({budget})' if budget else ''}"
+            )
         selected = selection.finish()
         write_shard_files(
             folder,

@@ -9,6 +9,8 @@ import pytest
 
 from jaxformer.document_mask import document_bounds
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Path(__file__).parent.parent / "tools"
 
 

@@ -18,6 +18,8 @@ from jaxformer.mesh import MeshConfig, check_rows, make_mesh
 from jaxformer.packing import DIGESTS, Batch, batch_digest
 from jaxformer.train import main
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 TESTS = Path(__file__).parent
 # What is compiled here runs for moments.

@@ -324,7 +324,11 @@ def test_step_with_interpreted_flash_attention_equals_that_with_xla():
     ("implementation", "remats"),
     [
         (Implementation("xla"), tuple(SAVED)),
-        (Implementation("pallas", Tiles(*[Tile(16, 16, 4, 2)] * 3), interpret=True), ("elementwise",)),
+        pytest.param(
+            Implementation("pallas", Tiles(*[Tile(16, 16, 4, 2)] * 3), interpret=True),
+            ("elementwise",),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["xla", "pallas"],
 )
