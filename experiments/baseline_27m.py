@@ -32,8 +32,8 @@ EXPERIMENT = dataclasses.replace(
             "model.heads": 6,  # heads of 64
             "corpus": CorpusConfig(
                 kind="parquet",
-                # The revision is a branch: it is pinned to the commit that it names when the corpus is opened.
-                path="hf://datasets/HuggingFaceFW/fineweb-edu@main/sample/10BT/*.parquet",
+                path="hf://datasets/HuggingFaceFW/fineweb-edu@87f09149ef4734204d70ed1d046ddc9ca3f2b8f9/"
+                "sample/10BT/*.parquet",
                 key_field="id",
                 licence="ODC-By 1.0",
                 validation_share=0.002,  # share of the documents

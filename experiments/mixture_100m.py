@@ -21,11 +21,10 @@ EXPERIMENT = dataclasses.replace(
                     # Of each part as many tokens as it can come to be asked for.
                     dataclasses.replace(BASELINE.corpus, weight=9.0),
                     CorpusConfig(
-                        kind="parquet",
-                        # One of its shards; the revision is pinned to a commit when the corpus is opened.
-                        path="hf://datasets/mlfoundations/dclm-baseline-1.0-parquet@main/filtered/"
-                        "OH_eli5_vs_rw_v2_bigram_200k_train/fasttext_openhermes_reddit_eli5_vs_rw_v2_bigram_200k_train/"
-                        "processed_data/global-shard_01_of_10/local-shard_0_of_10/*.parquet",
+                        kind="jsonl",
+                        # One of its hundred shards.
+                        path="hf://datasets/mlfoundations/dclm-baseline-1.0@a3b142c183aebe5af344955ae20836eb34dcf69b/"
+                        "global-shard_01_of_10/local-shard_0_of_10/*.jsonl.zst",
                         licence="CC-BY-4.0",
                         validation_share=0.002,  # share of the documents
                         tokens=2_500_000_000,  # tokens

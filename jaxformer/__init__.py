@@ -62,13 +62,15 @@ The modules in the order in which data flows; each imports only from those above
     plan               what a run will cost
     overview           what a run says of itself at its start
     sources            the sources that decide a run's numbers, as a digest
-    run_folder         what identifies a run, and its files
+    run_folder         the folder of a run, and its files
+    identity           what identifies a run, and refuses another in its place
     results            what evaluations leave: tables and files
     fault              a failed step as a file, to be replayed
     trained            a trained model, from its run folder alone
     harness            a run as a model of lm-evaluation-harness
     stop_signals       SIGINT and SIGTERM, at once or after saving
     loop               the steps of a run, one after another
+    command_line       options, and overrides of any field
     train              the run and the command
     looks              after how many seeds a comparison is looked at, and at which level
     variance_prior     what other comparisons say of the variance of one

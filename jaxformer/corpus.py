@@ -292,8 +292,3 @@ def unique_documents(documents: Iterable[Document], counts: Counter) -> Iterator
 def key_fraction(key: str) -> float:
     """Returns a number in [0, 1) that depends on the key alone and is uniform over keys."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
-
-
-def is_validation(key: str, threshold: float) -> bool:
-    """Returns whether the document of this key is kept for validation."""
-    return key_fraction(key) < threshold

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ _MEMORY_FRACTION = 0.9
 
 # Where JAX looks for it: in either, not in both.
 _FRACTION_NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+
+# Days after which a compiled program is removed from the cache; JAX by itself keeps it forever.
+_KEPT_DAYS = 30
 
 
 def choose_device(name: str) -> jax.Device:
@@ -49,9 +53,10 @@ def choose_device(name: str) -> jax.Device:
 def keep_compiled(cache: Path) -> None:
     """Keeps in a cache folder what JAX compiles, so that the next start of the same configuration only reads it.
 
-    Call it before anything is compiled. A folder that JAX was told of (`JAX_COMPILATION_CACHE_DIR`) stays, and so does
-    that no cache is wanted (`JAX_ENABLE_COMPILATION_CACHE=false`). Each kind of processor has a folder of its own: a
-    home folder may be shared by machines of which one lacks the instructions of the other.
+    Call it before anything is compiled. What was kept a month ago is removed. A folder that JAX was told of
+    (`JAX_COMPILATION_CACHE_DIR`) stays, and so does that no cache is wanted (`JAX_ENABLE_COMPILATION_CACHE=false`).
+    Each kind of processor has a folder of its own: a home folder may be shared by machines of which one lacks the
+    instructions of the other.
     """
     if jax.config.jax_compilation_cache_dir is not None:
         return
@@ -63,10 +68,18 @@ def keep_compiled(cache: Path) -> None:
     folder = cache / "compiled" / f"{platform.machine()}_{hashlib.sha256(features.encode()).hexdigest()[:8]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_older(folder, time.time() - _KEPT_DAYS * 86_400)
     except OSError:  # What needs the cache for more says so.
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # A start compiles many small programs.
+
+
+def _remove_older(folder: Path, than: float) -> None:
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # Another process may remove the same.
+            if path.is_file() and path.stat().st_mtime < than:
+                path.unlink()
 
 
 def memory_fraction() -> float:

@@ -18,6 +18,7 @@ from jaxformer.experiment import Experiment
 from jaxformer.fault import diagnose, write_fault
 from jaxformer.files import write_whole
 from jaxformer.generate import sample_text
+from jaxformer.identity import identify_evaluation
 from jaxformer.mesh import put_rows
 from jaxformer.metrics import Writer
 from jaxformer.packing import batch_digest, seek
@@ -25,7 +26,7 @@ from jaxformer.processes import AgreedStop, all_rows
 from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
 from jaxformer.results import describe_scores, write_scores, write_validation
 from jaxformer.retention import best_step
-from jaxformer.run_folder import evaluations_folder, identify_evaluation, summarise, write_json
+from jaxformer.run_folder import evaluations_folder, summarise, write_json
 from jaxformer.screen import note, say
 from jaxformer.step import TrainState, compile_step
 from jaxformer.stop_signals import Stopped, StopSignals

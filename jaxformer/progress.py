@@ -74,7 +74,7 @@ class Progress:
         self._waiting.append((step, metrics))
         if self._untimed is None:
             jax.block_until_ready(metrics)
-            say(f"first step  after {time.perf_counter() - self._since:.1f} s, mostly compilation")
+            say(f"first step  after {time.perf_counter() - self._since:.1f} s, compilation included")
             self._untimed = 1
             self._since = time.perf_counter()
 

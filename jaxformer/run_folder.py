@@ -1,4 +1,4 @@
-"""The folder of a run: what identifies it, and files that are whole or absent."""
+"""The folder of a run: held by one process, and its files, which are whole or absent."""
 
 import contextlib
 import dataclasses
@@ -12,42 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from jaxformer.attention import Implementation
-from jaxformer.config import UserError, check_same, differences, from_dict, require, to_dict
-from jaxformer.experiment import Experiment, science
+from jaxformer.config import UserError, from_dict, require, to_dict
+from jaxformer.experiment import Experiment
 from jaxformer.files import write_whole
 from jaxformer.lock import LOCK, Held, hold
 from jaxformer.metrics import for_json, recent_loss
 from jaxformer.sources import code_digest
-from jaxformer.step import compute_dtype
 from jaxformer.tokenizer import Tokenizer, load_tokenizer
-from jaxformer.variant import Lineage, Resolved
+from jaxformer.variant import Lineage
 
 # In a run folder, the tokenizer, so that the folder is all that a trained model needs.
 TOKENIZER = "tokenizer.model"
-
-
-def check_folder(workdir: Path, ours: dict, key: str) -> None:
-    """Raises `UserError` if a run folder was written with other values under a key of its `config.json`."""
-    try:
-        is_possible = workdir.is_dir() or not workdir.exists()
-    except OSError as error:
-        raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
-    require(is_possible, f"run folder {workdir}: not a folder; choose another --workdir")
-    stored = read_json(workdir / "config.json")
-    if stored is None:
-        return
-    theirs = stored.get(key)
-    require(isinstance(theirs, dict), f"{workdir / 'config.json'}: it has no {key}; move the run folder away")
-    check_same(f"run folder {workdir} belongs", ours, theirs)
-
-
-def identify(experiment: Experiment, seed: int) -> dict:
-    """Returns what a run learns from, by dotted path: its science, its seed and the precision on this device."""
-    precision = jnp.dtype(compute_dtype(experiment.training)).name
-    return {**science(experiment), "training.compute_dtype": precision, "seed": seed}
 
 
 def check_disk(workdir: Path, needed_bytes: int, what: str) -> None:
@@ -65,17 +42,6 @@ def check_disk(workdir: Path, needed_bytes: int, what: str) -> None:
 
 def _size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def check_tasks(workdir: Path, ours: dict[str, str]) -> None:
-    """Raises `UserError` if a run folder has scores of a task on other data, which would be taken for the same."""
-    theirs = (read_json(workdir / "config.json") or {}).get("tasks", {})
-    changed = [name for name, digest in ours.items() if theirs.get(name, digest) != digest]
-    require(
-        not changed,
-        f"run folder {workdir}: the data of {', '.join(changed)} have changed since it was begun; put back what they "
-        "were, leave the task out with --evaluation.tasks, or choose another --workdir",
-    )
 
 
 def make_folder(workdir: Path) -> None:
@@ -121,32 +87,6 @@ def hold_folder(workdir: Path) -> Iterator[None]:
             if is_new:  # What is refused leaves nothing behind.
                 lock.unlink()
             raise
-
-
-def check_kin(runs: Path, resolved: Resolved) -> None:
-    """Raises `UserError` if runs of an experiment, or of an ancestor, were made with what it no longer is.
-
-    A variant is compared with the runs of its parent: one that has moved since would make it more than one change.
-    """
-    for path in sorted((runs / resolved.name).glob("seed_*/config.json")):
-        record = read_json(path) or {}
-        theirs = record.get("identity", {})
-        ours = json.loads(json.dumps(identify(resolved.experiment, theirs.get("seed", 0))))
-        missing = sorted(ours.keys() - theirs.keys())
-        require(
-            not missing,
-            f"{path.parent} was trained by another version, without {', '.join(missing[:3])}; move it away",
-        )
-        changes = differences(ours, theirs)
-        before = record.get("lineage", {}).get("change", {})
-        changes = changes or differences(json.loads(json.dumps(dict(resolved.lineage.change))), before)
-        require(
-            not changes,
-            f"{resolved.name} has moved since {path.parent} was trained ({'; '.join(changes[:5])}); put it back, move "
-            "its runs away, or write the new one in a file of its own",
-        )
-    for parent in resolved.parents:
-        check_kin(runs, parent)
 
 
 def write_config(
@@ -201,21 +141,6 @@ def write_config(
         write_json(path, record)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; free space, or choose another --workdir") from error
-
-
-def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer: Tokenizer) -> dict:
-    """Returns what an evaluation's results depend on beside its data: for its files."""
-    return {
-        "experiment": experiment.name,
-        "seed": seed,
-        "step": step,
-        "tokenizer": tokenizer.digest,
-        "row_length": experiment.packing.row_length,
-        "compute_dtype": jnp.dtype(compute_dtype(experiment.training)).name,
-        "device": jax.devices()[0].device_kind,
-        "code": code_digest(),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
-    }
 
 
 def evaluations_folder(workdir: Path, step: int) -> Path:

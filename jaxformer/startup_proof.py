@@ -84,7 +84,7 @@ def prove(state: TrainState, batch: Batch, vocabulary_size: int, *, document_mas
     rows = Batch(*(x[most] for x in batch))
     loss, *gradients = jax.device_get(_gradients(state, rows))
     for parity, largest_BT in enumerate(gradients):
-        is_ours = (rows.segment_ids_BT > 0) & (rows.segment_ids_BT % 2 == parity)
+        is_ours = _of_parity(rows.segment_ids_BT, parity)
         leak = largest_BT[~is_ours].max(initial=0.0)
         require(
             bool(leak == 0),  # NaN is none.
@@ -112,24 +112,31 @@ def _gradients(state: TrainState, rows: Batch):
 
 def _largest_gradients(model: Transformer, rows: Batch):
     bounds = (rows.positions_BT, rows.document_starts_BT, rows.document_ends_BT)
-    x_ND = model.embed(rows.tokens_BT.reshape(-1), rows.positions_BT.reshape(-1))
 
-    def objective(x_ND, parity):
-        is_ours_BT = (rows.segment_ids_BT > 0) & (rows.segment_ids_BT % 2 == parity)
+    def objective(features_ND):
         sums = cross_entropy(
-            model.transform(x_ND, *bounds),
+            features_ND,
             model.unembedding_VD,
             rows.targets_BT.reshape(-1),
-            jnp.where(is_ours_BT, rows.loss_weights_BT, 0).reshape(-1),
+            rows.loss_weights_BT.reshape(-1),
             logit_soft_cap=model.config.logit_soft_cap,
             chunk_tokens=model.config.loss_chunk_tokens,
         )
         return sums.objective, sums
 
+    x_ND = model.embed(rows.tokens_BT.reshape(-1), rows.positions_BT.reshape(-1))
+    features_ND, pullback = jax.vjp(lambda x_ND: model.transform(x_ND, *bounds), x_ND)
+    d_features_ND, sums = jax.grad(objective, has_aux=True)(features_ND)
+
     def at_parity(parity):
-        gradient_ND, sums = jax.grad(objective, has_aux=True)(x_ND, parity)
-        return jnp.max(jnp.abs(gradient_ND.astype(jnp.float32)), axis=1).reshape(rows.tokens_BT.shape), sums
+        is_ours_N1 = _of_parity(rows.segment_ids_BT, parity).reshape(-1, 1)
+        (gradient_ND,) = pullback(jnp.where(is_ours_N1, d_features_ND, 0))
+        return jnp.max(jnp.abs(gradient_ND.astype(jnp.float32)), axis=1).reshape(rows.tokens_BT.shape)
 
     # One after the other, as one program.
-    largest_2BT, sums = jax.lax.map(at_parity, jnp.arange(2))
-    return jnp.sum(sums.nats) / jnp.sum(sums.weight), largest_2BT[0], largest_2BT[1]
+    largest_2BT = jax.lax.map(at_parity, jnp.arange(2))
+    return sums.nats / sums.weight, largest_2BT[0], largest_2BT[1]
+
+
+def _of_parity(segment_ids_BT, parity):
+    return (segment_ids_BT > 0) & (segment_ids_BT % 2 == parity)

@@ -6,19 +6,16 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     # Until `StopSignals` takes it, Ctrl-C ends the process as the system does: imports would be left with a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import argparse
 import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import inspect
 import json
 import logging
 import math
 import os
 import sys
 import time
-import typing
 from pathlib import Path
 
 import grain
@@ -30,14 +27,15 @@ from jaxformer.attention import Choice, choose_implementation, implementation_fr
 from jaxformer.cache import cache_folder
 from jaxformer.checkpoint import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.checkpoint_store import hush
-from jaxformer.config import TrainingFailure, UserError, did_you_mean, is_unicode, require, to_dict
+from jaxformer.command_line import parse_arguments
+from jaxformer.config import TrainingFailure, UserError, require, to_dict
 from jaxformer.data import digests, prepare_data, task_digests
 from jaxformer.device import choose_device, keep_compiled, too_little_memory_told
 from jaxformer.document_mask import limit_window
 from jaxformer.evaluate import task_names
 from jaxformer.experiment import Experiment, attention_shape, make_state, run_mesh
-from jaxformer.experiment_files import list_experiments
 from jaxformer.flops import peak_tflops, training_flops_per_token
+from jaxformer.identity import check_folder, check_kin, check_tasks, identify
 from jaxformer.lock import LOCK
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.memory_fit import advise_here, fit_to_device
@@ -59,17 +57,7 @@ from jaxformer.processes import (
 )
 from jaxformer.progress import Progress, describe_validation
 from jaxformer.retention import most_kept
-from jaxformer.run_folder import (
-    check_disk,
-    check_folder,
-    check_kin,
-    check_tasks,
-    hold_folder,
-    identify,
-    make_folder,
-    read_json,
-    write_config,
-)
+from jaxformer.run_folder import check_disk, hold_folder, make_folder, read_json, write_config
 from jaxformer.screen import note, say
 from jaxformer.sources import code_digest
 from jaxformer.startup_proof import batch_to_prove, prove
@@ -284,59 +272,6 @@ def main(arguments: list[str] | None = None) -> int:
         note("interrupted")
         return 130
     return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
-
-
-def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """Returns the options and the overrides `--section.field=value` by dotted path."""
-    sections = typing.get_type_hints(Experiment)
-    documented = "\n\n".join(
-        f"--{name}.FIELD=VALUE\n{inspect.getdoc(kind)}"
-        for name, kind in sections.items()
-        if dataclasses.is_dataclass(kind)
-    )
-    parser = _Parser(
-        prog="python -m jaxformer.train",
-        description="Trains an experiment, or resumes it where it stopped.",
-        epilog=f"experiments here: {', '.join(list_experiments()) or 'none'}\n\n{documented}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--experiment", required=True, help="a file in experiments/, or a path to one")
-    parser.add_argument("--parent", default="", help="ask a variant of this experiment instead of its own parent")
-    parser.add_argument("--workdir", type=Path, help="run folder (default: runs/EXPERIMENT/seed_SEED)")
-    parser.add_argument("--seed", type=int, default=0, help="of initialisation and data order (default: 0)")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument(
-        "--plan",
-        nargs="?",
-        const="here",
-        metavar="GPU",
-        help="print size, memory, disk and expected time, here or on a GPU such as H100, and exit",
-    )
-    for argument in arguments:
-        require(is_unicode(argument), f"argument {argument!r} is not UTF-8")
-    options, rest = parser.parse_known_args(arguments)
-    require(0 <= options.seed < 2**20, f"--seed ({options.seed}) must lie in [0, {2**20})")
-    return options, parse_overrides(rest, ["experiment", "parent", "workdir", "seed", "print_config", "plan", "help"])
-
-
-def parse_overrides(arguments: list[str], known: list[str]) -> dict[str, str]:
-    """Returns the values of `--section.field=value` by dotted path; for a misspelt option, the nearest known one."""
-    overrides = {}
-    for argument in arguments:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        require(
-            argument.startswith("--") and "." in name,
-            f"unknown argument {argument!r}{did_you_mean(name, known)}; see --help",
-        )
-        require(bool(equals), f"--{name} needs a value: --{name}=VALUE")
-        overrides[name] = value
-    return overrides
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ from jaxformer.comparable import DATA_FIELDS
 from jaxformer.corpus import part_names
 from jaxformer.evaluate import DocumentLosses, EncodedTask, TaskScores, flatten_estimates, validation_scalars
 from jaxformer.experiment import science
+from jaxformer.identity import identify, identify_evaluation
 from jaxformer.items import Item, Option
 from jaxformer.metrics import BATCH, Writer
 from jaxformer.queue import STOPPED_EARLY
 from jaxformer.results import write_scores, write_validation
-from jaxformer.run_folder import evaluations_folder, identify, identify_evaluation, summarise, write_config, write_json
+from jaxformer.run_folder import evaluations_folder, summarise, write_config, write_json
 from jaxformer.scores import score_items
 from jaxformer.tasks import TASKS, TaskData
 from jaxformer.variant import Resolved, resolve

@@ -17,7 +17,6 @@ import pytest
 from jaxformer.config import UserError
 from jaxformer.corpus import (
     CorpusConfig,
-    is_validation,
     key_fraction,
     load_documents,
     part_names,
@@ -240,7 +239,7 @@ def test_keyless_records_keep_keys_and_split_when_files_are_renamed_and_lines_re
     one, two = read("jsonl", tmp_path / "one"), read("jsonl", tmp_path / "two")
     assert [d.key for d in one] != [d.key for d in two]
     assert {d.text: d.key for d in one} == {d.text: d.key for d in two}
-    kept = [{d.text for d in documents if is_validation(d.key, 0.2)} for documents in (one, two)]
+    kept = [{d.text for d in documents if key_fraction(d.key) < 0.2} for documents in (one, two)]
     assert kept[0] == kept[1]
     assert 0 < len(kept[0]) < 300
 
@@ -301,8 +300,6 @@ def test_a_key_falls_where_its_hash_says():
     key = "sub/folder/ü.txt"
     expected = int(hashlib.blake2b(key.encode(), digest_size=8).hexdigest(), 16) / 2**64
     assert key_fraction(key) == expected
-    assert not is_validation(key, expected)
-    assert is_validation(key, np.nextafter(expected, 1))
 
 
 def test_the_split_of_existing_corpora_is_as_it_was():
@@ -312,7 +309,7 @@ def test_the_split_of_existing_corpora_is_as_it_was():
 
 def test_the_share_is_kept_and_a_larger_share_keeps_what_a_smaller_one_kept():
     keys = [f"key {i}" for i in range(10_000)]
-    small, large = ({key for key in keys if is_validation(key, share)} for share in (0.1, 0.3))
+    small, large = ({key for key in keys if key_fraction(key) < share} for share in (0.1, 0.3))
     assert small < large
     # Five standard deviations of a binomial count.
     assert abs(len(small) - 1000) < 150

@@ -1,5 +1,9 @@
 """What is compiled is kept, where the user did not say otherwise."""
 
+import os
+import time
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -33,3 +37,16 @@ def test_a_folder_that_jax_was_told_of_stays(tmp_path, restored):
     jax.config.update(NAMES[0], str(tmp_path / "mine"))
     keep_compiled(tmp_path)
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+
+
+def test_programs_of_more_than_a_month_ago_are_removed(tmp_path, restored):
+    jax.config.update(NAMES[0], None)
+    keep_compiled(tmp_path)
+    folder = Path(jax.config.jax_compilation_cache_dir)
+    for name, days in (("old", 31), ("new", 29)):
+        (folder / name).write_bytes(b"program")
+        then = time.time() - days * 86_400
+        os.utime(folder / name, (then, then))
+    jax.config.update(NAMES[0], None)
+    keep_compiled(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["new"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxformer import preparation, shard_files, shards, units
 from jaxformer.config import UserError
-from jaxformer.corpus import CorpusConfig, is_validation, key_fraction, load_documents
+from jaxformer.corpus import CorpusConfig, key_fraction, load_documents
 from jaxformer.preparation import prepare
 from jaxformer.shards import SPLITS, open_shards
 
@@ -48,7 +48,7 @@ def texts_of_split(corpus):
     split_of = {}
     for document in corpus:
         if document.text.strip():
-            split_of.setdefault(document.text, "validation" if is_validation(document.key, SHARE) else "train")
+            split_of.setdefault(document.text, "validation" if key_fraction(document.key) < SHARE else "train")
     return {split: [text for text, s in split_of.items() if s == split] for split in SPLITS}
 
 

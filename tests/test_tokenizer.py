@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxformer import tokenizer as tokenizer_module
 from jaxformer.config import UserError
-from jaxformer.corpus import CorpusConfig, Document, Documents, is_validation, key_fraction, load_documents
+from jaxformer.corpus import CorpusConfig, Document, Documents, key_fraction, load_documents
 from jaxformer.tokenizer import TokenizerConfig, load_tokenizer, prepare_tokenizer, sample_texts, train_tokenizer
 
 CONFIG = TokenizerConfig(vocabulary_size=400, threads=1)
@@ -217,7 +217,7 @@ def test_the_sample_does_not_depend_on_the_order_of_the_documents(sizes, limit, 
 
 @given(st.lists(st.integers(4, 60), max_size=12), st.integers(1, 400))
 def test_the_sample_is_the_training_texts_of_smallest_hash_that_fit(sizes, limit):
-    training = [d for d in numbered_documents(sizes) if not is_validation(d.key, 0.2)]
+    training = [d for d in numbered_documents(sizes) if key_fraction(d.key) >= 0.2]
     expected, total = [], 0
     for document in sorted(training, key=lambda d: key_fraction(d.key)):
         total += len(document.text)
@@ -230,7 +230,7 @@ def test_the_sample_is_the_training_texts_of_smallest_hash_that_fit(sizes, limit
 def test_the_sample_leaves_validation_documents_out_and_no_other():
     documents = numbered_documents([8] * 200)
     sampled = sample_texts(FakeDocuments(documents, validation_share=0.3), 10**9)
-    validation = {d.text for d in documents if is_validation(d.key, 0.3)}
+    validation = {d.text for d in documents if key_fraction(d.key) < 0.3}
     assert validation
     assert sorted(sampled) == sorted({d.text for d in documents} - validation)
 

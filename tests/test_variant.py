@@ -10,7 +10,7 @@ from jaxformer.consequences import SolvedFeedForwardWidth, SolvedWidth, times
 from jaxformer.experiment import science
 from jaxformer.experiment_files import list_experiments
 from jaxformer.flops import parameter_count
-from jaxformer.run_folder import check_kin, identify
+from jaxformer.identity import check_kin, identify
 from jaxformer.variant import common_ancestor, resolve
 
 HEADER = """

@@ -28,9 +28,10 @@ from jaxformer.evaluate import (
     validate,
     validation_scalars,
 )
+from jaxformer.identity import identify_evaluation
 from jaxformer.progress import describe_validation
 from jaxformer.results import describe_scores, score_table, write_scores, write_validation
-from jaxformer.run_folder import evaluations_folder, identify_evaluation
+from jaxformer.run_folder import evaluations_folder
 from jaxformer.tasks import TASKS
 from jaxformer.trained import Trained, load_trained
 

@@ -1,0 +1,89 @@
+"""What identifies a run and its evaluations, and refuses what would be taken for the same and is not."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer.config import UserError, check_same, differences, require
+from jaxformer.experiment import Experiment, science
+from jaxformer.run_folder import read_json
+from jaxformer.sources import code_digest
+from jaxformer.step import compute_dtype
+from jaxformer.tokenizer import Tokenizer
+from jaxformer.variant import Resolved
+
+
+def identify(experiment: Experiment, seed: int) -> dict:
+    """Returns what a run learns from, by dotted path: its science, its seed and the precision on this device."""
+    precision = jnp.dtype(compute_dtype(experiment.training)).name
+    return {**science(experiment), "training.compute_dtype": precision, "seed": seed}
+
+
+def check_folder(workdir: Path, ours: dict, key: str) -> None:
+    """Raises `UserError` if a run folder was written with other values under a key of its `config.json`."""
+    try:
+        is_possible = workdir.is_dir() or not workdir.exists()
+    except OSError as error:
+        raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
+    require(is_possible, f"run folder {workdir}: not a folder; choose another --workdir")
+    stored = read_json(workdir / "config.json")
+    if stored is None:
+        return
+    theirs = stored.get(key)
+    require(isinstance(theirs, dict), f"{workdir / 'config.json'}: it has no {key}; move the run folder away")
+    check_same(f"run folder {workdir} belongs", ours, theirs)
+
+
+def check_tasks(workdir: Path, ours: dict[str, str]) -> None:
+    """Raises `UserError` if a run folder has scores of a task on other data, which would be taken for the same."""
+    theirs = (read_json(workdir / "config.json") or {}).get("tasks", {})
+    changed = [name for name, digest in ours.items() if theirs.get(name, digest) != digest]
+    require(
+        not changed,
+        f"run folder {workdir}: the data of {', '.join(changed)} have changed since it was begun; put back what they "
+        "were, leave the task out with --evaluation.tasks, or choose another --workdir",
+    )
+
+
+def check_kin(runs: Path, resolved: Resolved) -> None:
+    """Raises `UserError` if runs of an experiment, or of an ancestor, were made with what it no longer is.
+
+    A variant is compared with the runs of its parent: one that has moved since would make it more than one change.
+    """
+    for path in sorted((runs / resolved.name).glob("seed_*/config.json")):
+        record = read_json(path) or {}
+        theirs = record.get("identity", {})
+        ours = json.loads(json.dumps(identify(resolved.experiment, theirs.get("seed", 0))))
+        missing = sorted(ours.keys() - theirs.keys())
+        require(
+            not missing,
+            f"{path.parent} was trained by another version, without {', '.join(missing[:3])}; move it away",
+        )
+        changes = differences(ours, theirs)
+        before = record.get("lineage", {}).get("change", {})
+        changes = changes or differences(json.loads(json.dumps(dict(resolved.lineage.change))), before)
+        require(
+            not changes,
+            f"{resolved.name} has moved since {path.parent} was trained ({'; '.join(changes[:5])}); put it back, move "
+            "its runs away, or write the new one in a file of its own",
+        )
+    for parent in resolved.parents:
+        check_kin(runs, parent)
+
+
+def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer: Tokenizer) -> dict:
+    """Returns what an evaluation's results depend on beside its data: for its files."""
+    return {
+        "experiment": experiment.name,
+        "seed": seed,
+        "step": step,
+        "tokenizer": tokenizer.digest,
+        "row_length": experiment.packing.row_length,
+        "compute_dtype": jnp.dtype(compute_dtype(experiment.training)).name,
+        "device": jax.devices()[0].device_kind,
+        "code": code_digest(),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
+    }
