@@ -227,6 +227,7 @@ def test_where_no_step_can_be_used_that_is_an_error_and_nothing_is_changed(folde
     assert {path: path.read_bytes() for path in files_of(folder)} == before
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_that_changes_what_is_restored_is_noticed(folder, capfd):
     """A bit of every file at least; of the larger ones several, drawn at random."""
     rng = np.random.default_rng(0)

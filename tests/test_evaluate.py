@@ -56,6 +56,11 @@ def state():
     return state.replace(params=noisy)
 
 
+@jax.jit
+def log_probabilities_of(state, tokens_BT, segment_ids_BT, positions_BT):
+    return jax.nn.log_softmax(state.model(tokens_BT, segment_ids_BT, positions_BT))
+
+
 def nats_alone(state, documents):
     """Returns the nats and the number of targets of documents, each in a row of its own."""
     shape = (len(documents), max(len(document) for document in documents) + 1)
@@ -64,8 +69,7 @@ def nats_alone(state, documents):
         n = len(document) + 1
         tokens[row, :n], targets[row, :n], segment_ids[row, :n] = [BOS, *document], [*document, EOS], 1
     positions = np.tile(np.arange(shape[1]), (shape[0], 1))
-    logits = jax.jit(lambda state: state.model(tokens, segment_ids, positions))(state)
-    log_probabilities = np.float64(jax.nn.log_softmax(jnp.asarray(logits)))
+    log_probabilities = np.float64(log_probabilities_of(state, tokens, segment_ids, positions))
     nats = -np.take_along_axis(log_probabilities, targets[..., None], axis=2)[..., 0]
     return nats[segment_ids == 1].sum(), (segment_ids == 1).sum()
 
@@ -121,7 +125,7 @@ def test_loss_that_is_not_finite_is_no_validation(state, shards):
 def nats_of_piece(state, document, first, T):
     inputs, outputs = [BOS, *document][first : first + T], [*document, EOS][first : first + T]
     arrays = np.array([inputs], np.int32), np.ones((1, len(inputs)), np.int32), np.arange(len(inputs))[None]
-    log_probabilities = np.float64(jax.nn.log_softmax(jax.jit(lambda s: s.model(*arrays))(state)))
+    log_probabilities = np.float64(log_probabilities_of(state, *arrays))
     return -log_probabilities[0, np.arange(len(outputs)), outputs].sum()
 
 
