@@ -17,7 +17,7 @@ import numpy as np
 from jaxformer.config import check_types, execution, require, require_one_of
 from jaxformer.documents import Document, help_topics, pystdlib_files, read_pystdlib, read_text, to_document
 from jaxformer.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds, row_group_bytes
-from jaxformer.remote import pinned
+from jaxformer.remote import fixed_parts, pinned
 from jaxformer.storage import SourceFile, file_digests, find_files
 
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
@@ -176,16 +176,16 @@ class Documents:
         return (to_document(record, config.text_field, config.key_field) for record in records)
 
     def sample(self, limit_bytes: int) -> Iterator[Document]:
-        """Yields documents of about so much text, bytes, reading no more; all of a corpus that is no larger.
+        """Yields documents of about so much text, bytes, reading no more; all of a corpus that holds no more.
 
         They are the first of each file, and of the larger files more, where the smaller ones have not enough; of very
         many files some are left out, evenly; of a TFDS dataset they are the first.
         """
-        count = len(self.files)
-        if self.source_bytes <= limit_bytes or self.config.kind in ("pystdlib", "tfds"):
+        if self.config.kind in ("pystdlib", "tfds"):
             yield from _first(iter(self), limit_bytes)
             return
-        count = min(count, max(_SAMPLE_FILES, math.ceil(count * limit_bytes / self.source_bytes)))
+        count = len(self.files)
+        count = min(count, max(_SAMPLE_FILES, math.ceil(count * limit_bytes / max(1, self.source_bytes))))
         chosen = [i * len(self.files) // count for i in range(count)]
         for rank, i in enumerate(sorted(chosen, key=lambda i: self.files[i].size)):
             share = limit_bytes // (count - rank)
@@ -262,10 +262,15 @@ def parts_of(config: CorpusConfig) -> tuple[CorpusConfig, ...]:
 
 
 def part_names(config: CorpusConfig) -> list[str]:
-    """Returns a short name for each of the corpora of `parts_of`, from its path: all of them different."""
+    """Returns a short name for each of the corpora of `parts_of`, all of them different.
+
+    It is that of the Hub's repository, else that of the file, or of the folder or the one around a glob.
+    """
     names = []
     for part in parts_of(config):
-        name = re.sub(r"[^\w-]+", "_", Path(part.path).name.partition(".")[0]).strip("_") or part.kind
+        repository = re.match(r"hf://datasets/[^/@]+/([^/@]+)", part.path)
+        last = repository[1] if repository else (fixed_parts(Path(part.path).parts) or [""])[-1].partition(".")[0]
+        name = re.sub(r"[^\w-]+", "_", last).strip("_") or part.kind
         candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         names.append(next(each for each in candidates if each not in names))
     return names

@@ -1,9 +1,10 @@
 """Documents of each kind of source: texts with keys."""
 
+import codecs
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,9 @@ from jaxformer.storage import SourceFile, open_file
 
 # A longer text file is several documents, so that a single file can be split into training and validation.
 TEXT_CHARACTERS = 1 << 16
+
+# Of a text file that are read at a time.
+_BLOCK_BYTES = 1 << 20
 
 
 class Document(NamedTuple):
@@ -70,31 +74,55 @@ def read_text(files: Sequence[SourceFile]) -> Iterator[Document]:
     for file in files:
         # A file's name may be no Unicode text; what it cannot say is written as escapes.
         key = file.name.encode("utf-8", "backslashreplace").decode()
-        for number, text in enumerate(_cut_text(decode(_read_bytes(file.path), f"corpus file {file.path}"))):
+        for number, text in enumerate(_cut_text(_read_blocks(file.path))):
             yield Document(f"{key}#{number}" if number else key, text)
 
 
-def _cut_text(text: str) -> Iterator[str]:
+def _read_blocks(path: str) -> Iterator[str]:
+    """Yields the text of a file, a block at a time."""
+    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        with open_file(path, "corpus file") as file:
+            while block := file.read(_BLOCK_BYTES):
+                begun = len(decoder.getstate()[0])  # Bytes of a character that ends in this block.
+                try:
+                    yield decoder.decode(block)
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(path, read - begun + error.start, error.object[error.start]) from error
+                read += len(block)
+    except OSError as error:
+        raise UserError(f"corpus file {path}: {error.strerror}") from error
+    if begun := decoder.getstate()[0]:
+        raise _not_utf8(path, read - len(begun), begun[0])
+
+
+def _not_utf8(path: str, place: int, byte: int) -> UserError:
+    return UserError(f"corpus file {path}: not UTF-8 at byte {place} (0x{byte:02x}); convert or remove it")
+
+
+def _cut_text(blocks: Iterable[str]) -> Iterator[str]:
     """Yields a text in pieces of at most `TEXT_CHARACTERS`, cut after a blank line, else a line, else anywhere."""
-    first = 0
-    while len(text) - first > TEXT_CHARACTERS:
-        last = first + TEXT_CHARACTERS
-        blank, line = text.rfind("\n\n", first, last), text.rfind("\n", first, last)
-        end = blank + 2 if blank >= 0 else line + 1 if line >= 0 else last
-        yield text[first:end]
-        first = end
+    text, first = "", 0
+    for block in blocks:
+        text, first = text[first:] + block, 0
+        while len(text) - first > TEXT_CHARACTERS:
+            last = first + TEXT_CHARACTERS
+            blank, line = text.rfind("\n\n", first, last), text.rfind("\n", first, last)
+            end = blank + 2 if blank >= 0 else line + 1 if line >= 0 else last
+            yield text[first:end]
+            first = end
     yield text[first:]
 
 
 def to_document(record: Record, text_field: str, key_field: str) -> Document:
-    """Returns the document of a record; without a key field its key is a digest of its text.
+    """Returns the document of a record; without a key field its key is a digest of its text. A null is no text.
 
     Raises:
         UserError: a field is missing, or is not what it must be.
     """
     where, fields = record
     require_fields([text_field, *([key_field] if key_field else [])], fields, where)
-    text = fields[text_field]
+    text = "" if fields[text_field] is None else fields[text_field]
     require(isinstance(text, str), f"{where}: field {text_field!r} must be text, not {text!r:.40}")
     encoded = _encode(text, text_field, where)
     if not key_field:

@@ -83,7 +83,7 @@ class DocumentLosses(NamedTuple):
     nats: float64, cross-entropy of the document's text and its EOS.
     targets: int64, tokens in it, EOS among them.
     text_bytes: int64, UTF-8 bytes of its text.
-    digest: of the corpus.
+    digest: of the corpus's sources.
     """
 
     name: str
@@ -99,9 +99,11 @@ def select_validation(shards: Shards, config: EvaluationConfig, packing: Packing
 
     It is the same for every seed, tokenizer and packing of the training rows: validation rows are always best-fit, and
     a document never sees its neighbours, whatever `packing.document_mask` is. A longer row gives longer documents more
-    context.
+    context. Of a corpus that was read up to a budget they are the first ones, else they are drawn: runs on two budgets
+    of a corpus are then validated on the same documents.
     """
-    order = np.random.default_rng(0).permutation(len(shards))
+    drawn = np.random.default_rng(0).permutation(len(shards))
+    order = np.arange(len(shards)) if shards.manifest.budget else drawn
     if config.validation_bytes:
         enough = np.searchsorted(np.cumsum(shards.text_bytes[order]), config.validation_bytes) + 1
         order = order[:enough]
@@ -163,7 +165,7 @@ def _document_losses(state: TrainState, chosen: ValidationSet, rows_per_batch: i
         nats[documents],
         shards.tokens[documents] + 1,
         shards.text_bytes[documents],
-        shards.manifest.corpus_digest,
+        shards.manifest.source_digest,
     )
 
 

@@ -63,7 +63,7 @@ class Documents(NamedTuple):
     documents: their indices.
     bits: that each takes, float64.
     text_bytes: UTF-8 bytes of each.
-    digest: of the corpus.
+    digest: of the corpus's sources.
     identity: what the losses depend on beside the model and the text.
     """
 

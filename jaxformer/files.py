@@ -5,6 +5,16 @@ import secrets
 from pathlib import Path
 
 
+def sync_tree(folder: Path) -> None:
+    """Returns once all files below a folder, and their names, are on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file under another name, waits until it is on the disk, and renames it.
 

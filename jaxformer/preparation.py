@@ -15,18 +15,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxformer import shards
 from jaxformer.cache import make_once
 from jaxformer.config import UserError
 from jaxformer.corpus import Documents, Part, load_documents
-from jaxformer.files import write_whole
+from jaxformer.files import sync_tree, write_whole
 from jaxformer.lock import is_held
-from jaxformer.screen import note
+from jaxformer.screen import note, progress_bar
 from jaxformer.selection import Selected, Selection
 from jaxformer.shard_files import pipeline_options, told_in_one_line, write_shard_files
-from jaxformer.shards import FORMAT_VERSION, SPLITS, Manifest, shard_digests
+from jaxformer.shards import FORMAT_VERSION, SPLITS, Manifest, id_dtype, shard_digests
 from jaxformer.tokenizer import Tokenizer
 from jaxformer.units import Stored, open_units, stored_units, tokenise, tokenise_part
 
@@ -87,6 +86,7 @@ def _write(
                 f"and validation; it takes two or more{f'; raise corpus.tokens ({budget})' if budget else ''}"
             )
         selected = selection.finish()
+        _check_room(folder, selected, tokenizer)
         write_shard_files(
             folder,
             selection.paths,
@@ -97,6 +97,7 @@ def _write(
             progress=progress,
         )
         _write_index(folder, selected)
+        sync_tree(folder)  # Before anything of it counts, and the units go.
         _write_manifest(folder, documents, tokenizer, selection, selected)
     shutil.rmtree(units, ignore_errors=True)
 
@@ -137,6 +138,17 @@ def _select(
     return selection
 
 
+def _check_room(folder: Path, selected: dict[str, Selected], tokenizer: Tokenizer) -> None:
+    needed = sum(int(each.tokens.sum(dtype=np.int64)) for each in selected.values())
+    needed *= np.dtype(id_dtype(tokenizer.vocabulary_size)).itemsize
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"token shards {folder}: they take up to {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; free "
+            "space there, and the same command goes on with what is tokenised"
+        )
+
+
 def _write_index(folder: Path, selected: dict[str, Selected]) -> None:
     index = {}
     for split in SPLITS:
@@ -164,7 +176,9 @@ def _write_manifest(
         origin=documents.origin,
         licence=documents.licence,
         commit=documents.commit,
+        budget=documents.config.tokens,
         corpus_digest=documents.digest,
+        source_digest=documents.source_digest,
         tokenizer_digest=tokenizer.digest,
         index_digest=hashlib.sha256((folder / "index.npz").read_bytes()).hexdigest(),
         shard_digests={split: shard_digests(folder, split) for split in SPLITS},
@@ -218,12 +232,10 @@ class _Progress:
         self._documents = documents
         self._part = None
         self._finished_bytes = self._finished_text = self._text = self._tokens = 0
-        self._bar = tqdm(
+        self._bar = progress_bar(
             desc=f"tokenising {documents.origin}",
             unit=" tokens",
-            unit_scale=True,
-            disable=None if shown else True,
-            leave=False,
+            disable=not shown,
             total=documents.config.tokens or None,
         )
 

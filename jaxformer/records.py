@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 from jaxformer.config import UserError, require
 from jaxformer.storage import open_file
 
-SUFFIXES = {"text": (".txt",), "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"), "parquet": (".parquet",)}
+SUFFIXES = {"text": (".txt",), "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz"), "parquet": (".parquet",)}
 
 
 class Record(NamedTuple):

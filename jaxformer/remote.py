@@ -13,11 +13,16 @@ from jaxformer.screen import note, say
 
 T = TypeVar("T")
 
-# Waits between attempts to reach a remote file, seconds: a minute in all, as long as a server's hiccup.
+# Waits between attempts to reach a remote file, seconds: a minute in all, as long as a server's hiccup; and half an
+# hour once it was opened, since nobody may be there to start a preparation again.
 WAITS = (1, 2, 4, 8, 15, 30)
+READING_WAITS = (*WAITS, *(60,) * 29)
 
 # Bytes of a remote file that are asked for at once, at least.
 REQUEST_BYTES = 4 << 20
+
+# Of an error's text that are told.
+_REASON_CHARACTERS = 300
 
 _PACKAGES = {"hf": "'jaxformer[hub]'", "gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp"}
 
@@ -80,7 +85,7 @@ def pinned(path: str, what: str) -> tuple[str, str]:
 
     Of `hf://datasets/OWNER/NAME/...` that is the default branch, of `...NAME@BRANCH/...` that branch; a commit stays.
     """
-    match = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(/.*)?", path)
+    match = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(/.*)?", path)
     if not match:
         require(not path.startswith("hf://"), f"{what} {path}: write hf://datasets/OWNER/NAME@REVISION/FILES")
         return path, ""
@@ -126,7 +131,7 @@ class RemoteFile(io.RawIOBase):
                 self._file = None
                 raise
 
-        data = patiently(read, self._where)
+        data = patiently(read, self._where, READING_WAITS)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -151,22 +156,43 @@ class RemoteFile(io.RawIOBase):
         super().close()
 
 
-def patiently(attempt: Callable[[], T], where: str) -> T:
-    """Returns what `attempt` returns, which is tried again after `WAITS` where its error may pass."""
-    for wait in (*WAITS, None):
+def patiently(attempt: Callable[[], T], where: str, waits: Sequence[float] = WAITS) -> T:
+    """Returns what `attempt` returns, which is tried again after some waits, seconds, where its error may pass."""
+    for wait in (*waits, None):
         try:
             return attempt()
         except Exception as error:  # Each store raises kinds of its own.
-            reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+            reason = _reason(error)
             if isinstance(error, UserError):
                 raise
             if not _may_pass(error):
                 raise UserError(f"{where}: {reason}") from error
             if wait is None:
-                raise UserError(f"{where}: given up after {len(WAITS) + 1} attempts ({reason})") from error
+                raise UserError(f"{where}: given up after {len(waits) + 1} attempts ({reason})") from error
             note(f"{where}: {reason}; trying again in {wait} s")
             time.sleep(wait)
     raise AssertionError
+
+
+def _reason(error: Exception) -> str:
+    """Returns the kind and the text of an error in one line, and what opens a dataset of the Hub that is not public."""
+    text = " ".join(str(error).split()) or "no reason given"
+    if len(text) > _REASON_CHARACTERS:
+        text = text[:_REASON_CHARACTERS] + " ..."
+    is_closed = _status(error) in (401, 403) and type(error).__module__.startswith("huggingface_hub")
+    hint = "; accept its terms on its page, and log in with `hf auth login` or set HF_TOKEN" if is_closed else ""
+    return f"{type(error).__name__}: {text}{hint}"
+
+
+def _status(error: Exception) -> int | None:
+    """Returns the HTTP status of an error, if it has one."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # Of botocore.
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(response, "status_code", None)
+    numbers = (status, getattr(error, "status", None), getattr(error, "code", None))
+    return next((number for number in numbers if isinstance(number, int)), None)
 
 
 def fixed_parts(parts: Sequence[str]) -> list[str]:
@@ -195,14 +221,9 @@ def _filesystem(url: str, where: str):
 
 def _may_pass(error: Exception) -> bool:
     """Returns whether the same request may succeed later: not where something is absent, forbidden or wrong."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # Of botocore.
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        status = getattr(response, "status_code", None)
-    for number in (status, getattr(error, "status", None), getattr(error, "code", None)):
-        if isinstance(number, int):
-            return number >= 500 or number in (408, 429)
+    status = _status(error)
+    if status is not None:
+        return status >= 500 or status in (408, 429)
     if isinstance(error, OSError):
         never = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
         return not isinstance(error, never)

@@ -1,7 +1,13 @@
 """Lines for a person, on standard output and standard error; a terminal or log that is gone or full stops no run."""
 
 import contextlib
+import io
 import sys
+
+from tqdm import tqdm
+
+# Seconds between the lines of a bar in a log.
+_LOG_SECONDS = 30
 
 
 def say(text: str, *, is_error: bool = False, end: str = "\n") -> None:
@@ -22,6 +28,22 @@ def end_progress() -> None:
     """Leaves the progress line that stands on a terminal, so that what follows does not overwrite it."""
     if sys.stdout.isatty():
         say("")
+
+
+def progress_bar(**options) -> tqdm:
+    """Returns a bar on standard error; where that is no terminal, a line every half minute. Options are tqdm's."""
+    return (tqdm if sys.stderr.isatty() else _Lines)(leave=False, unit_scale=True, **options)
+
+
+class _Lines(tqdm):
+    """A bar in a log."""
+
+    def __init__(self, **options):
+        super().__init__(file=io.StringIO(), mininterval=_LOG_SECONDS, delay=_LOG_SECONDS, miniters=1, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None:  # Else it is '', which on a terminal clears the bar.
+            say(str(self), is_error=True)
 
 
 def note(text: str | None) -> None:

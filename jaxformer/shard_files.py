@@ -5,8 +5,10 @@ TFDS calls these functions in turn, or has Beam's workers call them. The files a
 """
 
 import contextlib
+import errno
 import io
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxformer.config import UserError
+from jaxformer.screen import progress_bar
 from jaxformer.selection import Selected
 from jaxformer.shards import id_dtype
 from jaxformer.units import read_unit
@@ -44,13 +47,11 @@ def write_shard_files(
     """
     import tensorflow_datasets as tfds
 
-    bar = tqdm(
+    bar = progress_bar(
         desc="writing token shards",
         unit=" tokens",
-        unit_scale=True,
         total=sum(int(each.tokens.sum(dtype=np.int64)) for each in selected.values()),
-        disable=None if progress and beam is None else True,
-        leave=False,
+        disable=not progress or beam is not None,
     )
 
     dtype = id_dtype(vocabulary_size)
@@ -79,7 +80,7 @@ def write_shard_files(
     config = tfds.download.DownloadConfig(try_download_gcs=False, **_beam_options(beam))
     with bar, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads; there are none.
         builder = TokenShards(data_dir=str(folder), file_format="array_record")
-        with contextlib.nullcontext() if beam is None else told_in_one_line():
+        with _full_disk_told(folder) if beam is None else told_in_one_line():
             builder.download_and_prepare(download_config=config)
     shutil.rmtree(folder / "downloads", ignore_errors=True)
     for path in (folder / "token_shards").rglob("*.shard_infos.json"):
@@ -104,6 +105,18 @@ def pipeline_options(beam: Sequence[str]):
     except (SystemExit, ValueError, TypeError) as error:
         raise UserError(f"{' '.join(beam)}: these are no options of an Apache Beam pipeline") from error
     return options
+
+
+@contextlib.contextmanager
+def _full_disk_told(folder: Path) -> Iterator[None]:
+    """Raises `OSError`, as anything else that writes does, in place of what ArrayRecord raises."""
+    try:
+        yield
+    except RuntimeError as error:
+        full = os.strerror(errno.ENOSPC)
+        if full not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, full, str(folder)) from error
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from jaxformer.files import write_whole
 SPLITS = ("train", "validation")
 
 # Bump when the same documents and tokenizer would give other shards.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 # Tokens of a record; a document's records but the last are of just this length.
 RECORD_TOKENS = 2048
@@ -36,7 +36,9 @@ class Manifest:
     vocabulary_size: of the tokenizer; every id lies in [0, vocabulary_size).
     bos_id, eos_id: the marks to put around a document.
     commit: of the Hugging Face Hub, whose files were read; '' for files elsewhere.
+    budget: training tokens at which reading ended (`corpus.tokens`); 0 where all was read.
     corpus_digest, tokenizer_digest, index_digest: hexadecimal SHA-256.
+    source_digest: that of the corpus whatever the budget.
     shard_digests: hexadecimal SHA-256 of each shard file, by split and name.
     """
 
@@ -51,7 +53,9 @@ class Manifest:
     origin: str
     licence: str
     commit: str
+    budget: int
     corpus_digest: str
+    source_digest: str
     tokenizer_digest: str
     index_digest: str
     shard_digests: dict[str, dict[str, str]]

@@ -24,6 +24,9 @@ from jaxformer.screen import note
 # A smaller file is read for its digest at every start.
 _REMEMBERED_BYTES = 1 << 20
 
+# To read more than this for a digest is told.
+_TOLD_BYTES = 10 << 30
+
 # A file that changed so shortly before it was read may change again within the same time stamp.
 _SETTLED_NANOSECONDS = 2_000_000_000
 
@@ -119,6 +122,9 @@ def file_digests(files: Sequence[SourceFile], what: str) -> list[str]:
         is_worth = status.st_size >= _REMEMBERED_BYTES and is_settled
         return found, [*state, found] if is_worth else None
 
+    new = sum(f.size for f in files if not is_remote(f.path) and os.path.abspath(f.path) not in known)
+    if new > _TOLD_BYTES:
+        note(f"{what}s: reading {new / 1e9:.0f} GB once, for their digests")
     with ThreadPoolExecutor() as executor:
         found = list(executor.map(digest, files))
     memories = {os.path.abspath(f.path): memory for f, (_, memory) in zip(files, found, strict=True) if memory}
@@ -135,7 +141,7 @@ def _remote_digest(url: str, what: str) -> str:
 
 
 def _find_remote(url: str, suffixes: tuple[str, ...], what: str) -> tuple[SourceFile, ...]:
-    pin = re.match(r"hf://datasets/[^@]+@[0-9a-f]{40}/", url)
+    pin = re.match(r"hf://datasets/[^@]+@[0-9a-f]{40}(/|$)", url)
     memory = cache_folder() / "digests" / f"{_short_digest([url, suffixes])}.json"
     if pin and (known := _read_json(memory).get("files")):  # A commit's files never change: a later start asks nobody.
         return tuple(SourceFile(*fields) for fields in known)

@@ -334,7 +334,7 @@ def test_a_path_at_which_nothing_is_found_is_named(tmp_path, path):
         load_documents(CorpusConfig(kind="text", path=str(tmp_path / path)))
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("text", ".txt"), ("jsonl", ".jsonl.zst"), ("parquet", ".parquet")])
+@pytest.mark.parametrize(("kind", "suffix"), [("text", ".txt"), ("jsonl", ".json.gz"), ("parquet", ".parquet")])
 def test_a_folder_without_a_file_of_the_kind_is_refused_with_the_suffixes_it_needs(tmp_path, kind, suffix):
     write_tree(tmp_path, {"README.md": b"nothing to read"})
     with pytest.raises(UserError, match=rf"the folder holds no .*{re.escape(suffix)} file"):
@@ -374,7 +374,6 @@ def test_what_is_not_utf8_is_named_by_file_and_byte(tmp_path, kind, name, data, 
         (b'["text"]', "line 3: a record must be an object, not list"),
         (b'"text"', "line 3: a record must be an object, not str"),
         (b'{"text": 7}', "line 3: field 'text' must be text, not 7"),
-        (b'{"text": null}', "line 3: field 'text' must be text, not None"),
         (b'{"text": ["a"]}', r"line 3: field 'text' must be text, not \['a'\]"),
         (b'{"text": "a\\ud800"}', "line 3: a lone surrogate at character 1"),
     ],
@@ -460,11 +459,9 @@ def test_a_damaged_parquet_file_is_a_user_error_that_names_it(tmp_path, spoil):
 
 def test_a_parquet_column_that_is_missing_or_holds_no_text_is_named(tmp_path):
     path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["a", None], "n": [1, 2]}), path)
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["a", "b"], "n": [1, 2]}), path)
     with pytest.raises(UserError, match=r"a\.parquet: no field 'text'; it has body, n"):
         read("parquet", path)
-    with pytest.raises(UserError, match=r"a\.parquet, row 2: field 'body' must be text, not None"):
-        read("parquet", path, text_field="body")
     with pytest.raises(UserError, match=r"a\.parquet, row 1: field 'n' must be text, not 1"):
         read("parquet", path, text_field="n")
 
@@ -518,8 +515,45 @@ def test_a_long_text_file_is_several_documents_that_lose_nothing(tmp_path, monke
     assert len({d.key for d in documents}) == len(documents)
 
 
+def test_a_text_file_is_read_in_blocks_that_change_nothing(tmp_path, monkeypatch):
+    text = "".join(f"{i} \u00fc \U0001f600 {'word ' * (i % 9)}\n{'' if i % 7 else chr(10)}" for i in range(300))
+    (tmp_path / "a.txt").write_text(text)
+    monkeypatch.setattr("jaxformer.documents.TEXT_CHARACTERS", 100)
+    whole = read("text", tmp_path)
+    for block in (1, 7, 64, 1000):
+        monkeypatch.setattr("jaxformer.documents._BLOCK_BYTES", block)
+        assert read("text", tmp_path) == whole
+    assert "".join(texts_of(whole)) == text
+
+
+@pytest.mark.parametrize(("data", "byte"), [(b"abc\xe9 au lait", 3), (b"\xc3\xbc\xc3", 2), (b"caf\xc3(", 3)])
+@pytest.mark.parametrize("block", [1, 2, 3, 100])
+def test_the_place_of_what_is_not_utf8_is_right_whatever_the_blocks(tmp_path, monkeypatch, data, byte, block):
+    (tmp_path / "a.txt").write_bytes(data)
+    monkeypatch.setattr("jaxformer.documents._BLOCK_BYTES", block)
+    with pytest.raises(UserError, match=rf"not UTF-8 at byte {byte} \(0x{data[byte]:02x}\)"):
+        read("text", tmp_path)
+
+
+def test_a_null_is_a_document_without_text(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "a.parquet")
+    assert texts_of(read("parquet", tmp_path)) == ["a", ""]
+    write_tree(tmp_path, {"a.jsonl": b'{"text": null}\n'})
+    assert texts_of(read("jsonl", tmp_path)) == [""]
+
+
 def test_names_of_parts_are_short_and_all_different():
-    paths = ["x/a_2.jsonl", "a.jsonl.gz", "y/a.jsonl", "my text/*.txt", "b c.parquet", "a.txt"]
+    paths = [
+        "x/a_2.jsonl",
+        "a.jsonl.gz",
+        "y/a.jsonl",
+        "my text/*.txt",
+        "b c.parquet",
+        "a.txt",
+        "/data/fw/**/*.txt",
+        "*.txt",
+    ]
+    paths += ["hf://datasets/HuggingFaceFW/fineweb-edu@main/sample/10BT/*.txt", "s3://bucket/wiki/*.txt"]
     parts = [*(CorpusConfig(kind="text", path=path) for path in paths), CorpusConfig(kind="pystdlib")]
     names = part_names(CorpusConfig(kind="mixture", parts=tuple(parts)))
-    assert names == ["a_2", "a", "a_3", "text", "b_c", "a_4", "pystdlib"]
+    assert names == ["a_2", "a", "a_3", "my_text", "b_c", "a_4", "fw", "text", "fineweb-edu", "wiki", "pystdlib"]

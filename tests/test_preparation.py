@@ -1,10 +1,11 @@
-import io
+import gzip
 import json
 import os
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow
@@ -12,11 +13,14 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from jaxformer import corpus as corpus_module
 from jaxformer import preparation, shard_files, units
 from jaxformer.config import UserError
 from jaxformer.corpus import CorpusConfig, load_documents, unique_documents
+from jaxformer.evaluate import EvaluationConfig, select_validation
+from jaxformer.packing import PackingConfig
 from jaxformer.preparation import prepare
 from jaxformer.selection import Selection
 from jaxformer.shards import SPLITS, open_shards
@@ -78,7 +82,7 @@ def expected(documents, tokenizer, budget: float = np.inf) -> dict[str, list[tup
         if tokens >= budget:
             break
         ids = tokenizer.encode(document.text)
-        split = "validation" if corpus_module.is_validation(document.key, SHARE) else "train"
+        split = "validation" if corpus_module.key_fraction(document.key) < SHARE else "train"
         found[split].append((ids, len(document.text.encode())))
         tokens += len(ids) * (split == "train")
     return found
@@ -179,6 +183,21 @@ def test_a_budget_too_small_for_two_documents_is_told(folder, tokenizer, tmp_pat
         prepare(load_documents(config(folder, tokens=1)), tokenizer, tmp_path, progress=False)
 
 
+@pytest.mark.parametrize("wanted", [600, 0])
+def test_two_budgets_of_a_corpus_are_validated_on_the_same_documents(folder, tokenizer, tmp_path, wanted):
+    found = []
+    for budget in (2500, 5000):
+        shards = open_shards(
+            prepare(load_documents(config(folder, tokens=budget)), tokenizer, tmp_path, progress=False), "validation"
+        )
+        chosen = select_validation(shards, EvaluationConfig(validation_bytes=wanted), PackingConfig(64), "texts")
+        documents = [shards.read(i, 0, int(shards.tokens[i])).tolist() for i in chosen.documents]
+        found.append((shards.manifest.source_digest, documents))
+    (one, few), (other, more) = found
+    assert one == other and few == more[: len(few)]
+    assert (few == more) is bool(wanted)
+
+
 def test_no_file_is_opened_once_the_budget_is_reached(folder, tokenizer, tmp_path, monkeypatch):
     opened = []
     read = corpus_module.read_parquet
@@ -237,6 +256,46 @@ def test_stopped_after_any_number_of_units_it_goes_on_to_the_same_bytes(document
     names = [name for name in made if name != "stopped"]
     assert len(names) == len(set(names)), "nothing that was stored is made again"
     assert files_of(folder) == whole
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "text"])
+def test_stopped_while_shards_are_written_it_goes_on_to_the_same_bytes(folder, kind, tokenizer, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    texts = [document.text for document in load_documents(config(folder))]
+    if kind == "parquet":
+        write_parquet(source / "a.parquet", texts)
+    elif kind == "jsonl":
+        (source / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    else:
+        for number, text in enumerate(texts):
+            (source / f"{number:03}.txt").write_text(text)
+    documents = load_documents(CorpusConfig(kind=kind, path=str(source), validation_share=SHARE))
+    whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
+    read = shard_files._ids
+    for reads in (1, 7):
+        reader = mock.Mock(side_effect=[*[mock.DEFAULT] * reads, Stop], wraps=read)
+        monkeypatch.setattr(shard_files, "_ids", reader)
+        with pytest.raises(Stop):
+            prepare(documents, tokenizer, tmp_path / "stopped", progress=False)
+    monkeypatch.setattr(shard_files, "_ids", read)
+    assert files_of(prepare(documents, tokenizer, tmp_path / "stopped", progress=False)) == whole
+
+
+def test_full_disk_under_the_shards_is_told_and_what_was_tokenised_stays(documents, tokenizer, tmp_path, monkeypatch):
+    whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation.shutil, "disk_usage", lambda _: mock.Mock(free=1000))
+        with pytest.raises(UserError, match=r"take up to 0.0 GB, and 0.0 GB are free; free space there, and the same"):
+            prepare(documents, tokenizer, tmp_path / "full", progress=False)
+    with monkeypatch.context() as patch:  # As ArrayRecord tells it.
+        patch.setattr(
+            shard_files, "_ids", mock.Mock(side_effect=RuntimeError("write() failed: No space left on device"))
+        )
+        with pytest.raises(UserError, match=r"cache .*: No space left on device; free space there"):
+            prepare(documents, tokenizer, tmp_path / "full", progress=False)
+    monkeypatch.setattr(units, "encode_unit", stop)
+    assert files_of(prepare(documents, tokenizer, tmp_path / "full", progress=False)) == whole
 
 
 @pytest.mark.parametrize(
@@ -330,11 +389,10 @@ def test_progress_tells_tokens_share_and_rate_and_counts_what_was_there_as_no_wo
     bars = []
 
     def shown(**fields):
-        bars.append(tqdm(**{**fields, "disable": False, "file": io.StringIO()}))
+        bars.append(tqdm(**{**fields, "disable": False}))
         return bars[-1]
 
-    tqdm = preparation.tqdm
-    monkeypatch.setattr(preparation, "tqdm", shown)
+    monkeypatch.setattr(preparation, "progress_bar", shown)
     monkeypatch.setattr(preparation, "write_shard_files", stop)
     for _ in range(2):
         with pytest.raises(Stop):
@@ -411,8 +469,18 @@ def test_a_sample_comes_from_every_file_and_reads_little_more_than_it_takes(fold
 
 
 def test_a_sample_of_a_corpus_that_is_no_larger_is_all_of_it(documents):
-    assert list(documents.sample(documents.source_bytes)) == list(documents)
-    assert list(documents.sample(10**9)) == list(documents)
+    assert sorted(documents.sample(10**9)) == sorted(documents)
+
+
+def test_a_sample_of_compressed_files_counts_their_text(tmp_path):
+    for number in range(8):
+        lines = (json.dumps({"text": f"{number} {i:05} " + "word " * 20}) for i in range(100))
+        (tmp_path / f"{number}.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    documents = load_documents(CorpusConfig(kind="jsonl", path=str(tmp_path)))
+    limit = sizes(documents) // 2
+    assert documents.source_bytes < limit
+    taken = Counter(document.text[0] for document in documents.sample(limit))
+    assert set(taken.values()) <= {50, 51} and len(taken) == 8
 
 
 def test_of_very_many_files_a_sample_takes_some_evenly(tmp_path, monkeypatch):

@@ -7,13 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from jaxformer.screen import note, printable, say, say_progress
+from jaxformer import screen
+from jaxformer.screen import note, printable, progress_bar, say, say_progress
 
 
 def test_note_is_one_printable_line_on_standard_error(capsys):
     note(None)
     note("a line\nand another \x1b[31m")
     assert capsys.readouterr() == ("", "jaxformer: a line and another \\x1b[31m\n")
+
+
+def test_bar_in_a_log_is_a_line_every_so_often(monkeypatch, capsys):
+    for seconds, lines in ((0.0, 4), (60, 0)):
+        monkeypatch.setattr(screen, "_LOG_SECONDS", seconds)
+        with progress_bar(desc="tokenising", unit=" tokens", total=3_000_000) as bar:
+            for _ in range(3):
+                bar.update(1_000_000)
+        found = capsys.readouterr().err.splitlines()
+        assert len(found) == lines and not any("\r" in line for line in found)
+        if lines:
+            assert found[2].startswith("tokenising:  67%") and "2.00M/3.00M" in found[2]
 
 
 def test_escapes_are_shown_and_letters_of_any_language_stay():

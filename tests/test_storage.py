@@ -2,6 +2,7 @@ import io
 import os
 import sys
 import types
+from unittest import mock
 
 import fsspec
 import pyarrow
@@ -145,7 +146,7 @@ def test_a_read_that_fails_now_and_then_loses_and_doubles_nothing(bucket, monkey
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (TimeoutError(), r"given up after 7 attempts \(TimeoutError: no reason given\)$"),
+        (TimeoutError(), r"given up after 36 attempts \(TimeoutError: no reason given\)$"),
         (PermissionError("no key"), r"PermissionError: no key$"),
         (FileNotFoundError("gone"), r"FileNotFoundError: gone$"),
     ],
@@ -170,6 +171,23 @@ def test_only_answers_of_a_server_that_may_change_are_asked_for_again(status, at
     with pytest.raises(UserError, match="refused"):
         remote.patiently(attempt, "somewhere")
     assert len(asked) == attempts
+
+
+def test_all_that_an_error_says_is_told_in_one_line_and_what_opens_a_closed_dataset():
+    closed = type("GatedRepoError", (OSError,), {"__module__": "huggingface_hub.errors"})
+    error = closed(
+        "403 Client Error. (Request ID: 1)\n\nCannot access gated repo for url u.\nVisit u to ask for access."
+    )
+    error.response = types.SimpleNamespace(status_code=403)
+    with pytest.raises(UserError) as raised:
+        remote.patiently(mock.Mock(side_effect=error), "corpus.path hf://x")
+    assert str(raised.value) == (
+        "corpus.path hf://x: GatedRepoError: 403 Client Error. (Request ID: 1) Cannot access gated repo for url u. "
+        "Visit u to ask for access.; accept its terms on its page, and log in with `hf auth login` or set HF_TOKEN"
+    )
+    with pytest.raises(UserError, match=r"x \.\.\.$") as raised:
+        remote.patiently(mock.Mock(side_effect=ValueError("x" * 1000)), "somewhere")
+    assert len(str(raised.value)) < 400
 
 
 class ConnectTimeoutError(Exception):
@@ -313,6 +331,12 @@ def test_a_branch_is_pinned_to_its_commit_told_and_recorded(hub, capsys):
     assert pinned("s3://bucket/a", "corpus.path") == ("s3://bucket/a", "")
 
 
+def test_a_revision_of_the_hubs_own_is_a_branch(hub):
+    hub["refs/convert/parquet"] = OTHER
+    path, commit = pinned("hf://datasets/me/texts@refs/convert/parquet/data/*.parquet", "corpus.path")
+    assert (path, commit) == (f"hf://datasets/me/texts@{OTHER}/data/*.parquet", OTHER)
+
+
 def test_a_branch_that_moved_is_another_corpus_and_a_commit_is_always_the_same(hub):
     path = "hf://datasets/me/texts/data/*.parquet"
     before = load_documents(CorpusConfig(kind="parquet", path=path))
@@ -328,8 +352,9 @@ def test_a_branch_that_moved_is_another_corpus_and_a_commit_is_always_the_same(h
     assert before.digest == fixed.digest != after.digest == same.digest
 
 
-def test_the_files_of_a_commit_are_listed_once(hub):
-    config = CorpusConfig(kind="parquet", path=f"hf://datasets/me/texts@{COMMIT}/data/")
+@pytest.mark.parametrize("folder", ["", "/", "/data/"])
+def test_the_files_of_a_commit_are_listed_once(hub, folder):
+    config = CorpusConfig(kind="parquet", path=f"hf://datasets/me/texts@{COMMIT}{folder}")
     first = load_documents(config)
     assert Hub.listings > 0
     Hub.listings = 0
