@@ -1,5 +1,6 @@
 """Proof, before the first step and on a batch of the run, of what would otherwise go wrong in silence."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ def _gradients(state: TrainState, rows: Batch):
 
 
 def _largest_gradients(model: Transformer, rows: Batch):
+    # One block in a loop is compiled in a fifth of the time of all in a row.
+    model.config = dataclasses.replace(model.config, scan_unroll=1)
     bounds = (rows.positions_BT, rows.document_starts_BT, rows.document_ends_BT)
 
     def objective(features_ND):
