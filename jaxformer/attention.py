@@ -186,6 +186,8 @@ def choose_implementation(
     try:
         error = _error(implementation, shape, document_starts_BT, document_ends_BT)
     except Exception as failure:
+        if "RESOURCE_EXHAUSTED" in str(failure):  # Another implementation would take more.
+            raise
         raise UserError(f"attention {implementation.name!r} fails on this device ({failure}): {advice}") from failure
     tolerance = TOLERANCES[jnp.dtype(shape.dtype).name]
     require(

@@ -32,12 +32,13 @@ class Cost(NamedTuple):
 def compare_costs(ours: Sequence[Evidence], theirs: Sequence[Evidence], alpha: float) -> Cost:
     """Returns what the variant's runs took, relative to the parent's of the same seeds, with an interval at a level.
 
-    Nothing is known of the time where runs had different numbers of cores, or were too short to tell their speed.
+    Nothing is known of the time where runs had different numbers of cores or devices, or were too short to tell their
+    speed.
     """
-    cores = {run.record.get("cores") for run in (*ours, *theirs)}
+    machines = {(run.record.get("cores"), run.record.get("devices", 1)) for run in (*ours, *theirs)}
     speeds_AS = np.array([[run.tokens_per_second for run in runs] for runs in (ours, theirs)])
     ratio, interval = math.nan, (0.0, math.inf)
-    if len(cores) == 1 and np.isfinite(speeds_AS).all():
+    if len(machines) == 1 and np.isfinite(speeds_AS).all():
         logs_AS = -np.log(speeds_AS)
         ratio = math.exp((logs_AS[0] - logs_AS[1]).mean())
         if len(ours) > 1:  # One pair shows no spread.

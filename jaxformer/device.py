@@ -88,9 +88,14 @@ def memory_fraction() -> float:
     return float(texts[0]) if texts else _MEMORY_FRACTION
 
 
+def share_of_memory(count: int) -> dict[str, str]:
+    """Returns the environment of each of so many processes that compute on one GPU at a time."""
+    return {_FRACTION_NAMES[0]: f"{memory_fraction() / count:.3f}", _FRACTION_NAMES[1]: ""}
+
+
 def device_memory() -> int:
     """Returns the bytes that JAX may take of the GPU at hand; 0 on a CPU, and where the device does not tell."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]  # Another process's tells nothing.
     return (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform == "gpu" else 0
 
 

@@ -4,9 +4,10 @@ Queries are taken in chunks, each against the keys up to its own diagonal only, 
 square mask. As in flash attention (Dao et al. 2022, arXiv 2205.14135) the backward pass makes the weights again from
 the logits' log-sum-exp instead of keeping them, and takes what softmax subtracts from the output and its gradient.
 
-On a CPU a few rows at a time go through a loop, so that their logits stay in a core's cache and the fusions of what
-surrounds attention end at its border: at 8 rows of 256 tokens a whole training step takes 8 % less time than with all
-rows at once, and at 4 of 512, of a model of 27 million parameters, 5 %.
+A few rows at a time go through a loop: on a GPU so many that their logits take a gigabyte, whatever the batch; on a CPU
+so few that they stay in a core's cache, and the fusions of what surrounds attention end at its border: at 8 rows of 256
+tokens a whole training step takes 8 % less time there than with all rows at once, and at 4 of 512, of a model of 27
+million parameters, 5 %.
 
 Axes: B row, T query, S key, G key/value heads, R query heads of one of them, K head width.
 """
@@ -24,6 +25,9 @@ MASKED = -1e30
 
 # Bytes of logits that are alive at once on a CPU: what is left of a core's cache beside the rest.
 _CACHE_BYTES = 3 << 18
+
+# Bytes of logits of a loop's turn elsewhere, where those of all chunks may be alive.
+_TURN_BYTES = 1 << 30
 
 
 @jax.custom_vjp
@@ -98,13 +102,17 @@ def _logits(q_BGRTK, k_BGSK, starts_BT, first: int, last: int) -> jax.Array:
     return jnp.where(visible_BTS[:, None, None], logits_BGRTS, MASKED)
 
 
+def rows_at_once(B: int, T: int, H: int, platform: str) -> int:
+    """Returns how many of B rows are computed at once, a divisor of B."""
+    of_chunk, of_all = 4 * H * _chunk(T) * T, 4 * H * sum((last - first) * last for first, last in _chunks(T))
+    most = _CACHE_BYTES // of_chunk if platform == "cpu" else _TURN_BYTES // of_all
+    return max(n for n in range(1, max(1, min(B, most)) + 1) if B % n == 0)
+
+
 def _by_rows(function: Callable, arrays: tuple) -> Any:
-    """Returns `function(*arrays)`, on a CPU of as many rows at a time as the cache holds the logits of."""
+    """Returns `function(*arrays)`, of some rows at a time."""
     B, T, H, _ = arrays[0].shape
-    if jax.default_backend() != "cpu":
-        return function(*arrays)
-    most = max(1, _CACHE_BYTES // (4 * H * _chunk(T) * T))
-    rows = max(n for n in range(1, min(B, most) + 1) if B % n == 0)
+    rows = rows_at_once(B, T, H, jax.default_backend())
     if rows == B:
         return function(*arrays)
     groups = tuple(x.reshape(B // rows, rows, *x.shape[1:]) for x in arrays)

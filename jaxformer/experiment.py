@@ -12,7 +12,7 @@ from jaxformer.checkpoint import CheckpointConfig
 from jaxformer.config import check_types, execution, flatten, require
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluate import EvaluationConfig
-from jaxformer.mesh import MeshConfig, check_rows, make_mesh
+from jaxformer.mesh import DATA, FSDP, MeshConfig, check_rows, make_mesh
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, check_schedule, make_optimizer
 from jaxformer.packing import PackingConfig
@@ -63,7 +63,8 @@ def run_mesh(experiment: Experiment) -> Mesh:
         UserError: they are not there, or do not divide the rows of a step.
     """
     mesh = make_mesh(experiment.mesh, jax.devices())
-    check_rows(mesh, experiment.training.rows_per_step, experiment.training.micro_batches or 1)
+    training = experiment.training
+    check_rows(mesh.shape[DATA], mesh.shape[FSDP], training.rows_per_step, training.micro_batches or 1)
     return mesh
 
 

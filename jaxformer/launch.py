@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from jaxformer.config import UserError, require
+from jaxformer.device import share_of_memory
 from jaxformer.files import write_whole
 from jaxformer.lock import Held, take
 
@@ -80,12 +81,12 @@ Launch = Callable[[Job, int, int], Handle]
 def launch_local(job: Job, slot: int, slots: int, *, program: Sequence[str] = TRAIN) -> subprocess.Popen:
     """Starts a job on this machine, in a session of its own, so that Ctrl-C reaches the queue alone.
 
-    With several slots each has an equal share of the cores, and of a GPU only what it needs.
+    With several slots each has an equal share of the cores and of a GPU's memory.
 
     Raises:
         Held: the job runs already.
     """
-    shares = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if slots > 1 else {}
+    shares = share_of_memory(slots) if slots > 1 else {}
     with _share_of_cores(slot, slots):
         return _start_process([*program, *job.arguments], job.log, shares)
 

@@ -105,6 +105,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             received = agreed_stop.answer(run.signals.received)
             if received or step + 1 == steps:
                 save_now(run, state, data_state)
+                agreed_stop.settle(run.signals.received, metrics["loss"])
                 received = agreed_stop.answer(run.signals.received)
             if received:
                 raise Stopped(received, f"step {step + 1} is saved, and the same command goes on from there")

@@ -20,12 +20,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.attention import Implementation
+from jaxformer.einsum_attention import rows_at_once
 from jaxformer.experiment import Experiment
 from jaxformer.flops import matmul_parameters, parameter_count
 from jaxformer.loss import default_chunk_tokens
 from jaxformer.model import ModelConfig, Transformer
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.step import cast_kernels
+
+# Arrays of the size of the logits of half of all pairs that are alive at once in the backward pass of `xla` attention.
+_LOGITS_ALIVE = 2
 
 
 class StepMemory(NamedTuple):
@@ -98,16 +102,19 @@ def step_memory(
     is_cast = size < 4
     kept = saved_activations(dataclasses.replace(model, remat=remat), T, attention, dtype)
     chunk = min(N, model.loss_chunk_tokens or default_chunk_tokens(V, platform))
-    gradients = 4 * tables + (4 * parameters // fsdp if micro_batches > 1 else 0)
+    gradients = 4 * tables
+    if micro_batches > 1:  # Of a table that is split only the parts' sum stays.
+        gradients = 4 * tables // fsdp + 4 * parameters // fsdp
     # A CPU writes the logits' gradient over the logits.
     loss = chunk * V * (4 if platform == "cpu" else 4 + size) + 3 * N * D * size
     # Recomputed, the hidden features are alive before and after the activation, beside the gradients of both.
     wide = (2 if remat == "none" else 4) * (2 if model.activation == "swiglu" else 1)
     backward = (wide * model.F + 2 * D) * N * size
     if attention == "xla":  # Queries, keys and values turned round, and their gradients.
-        backward += 2 * (model.heads + 2 * model.G) * model.K * N * size
-        if platform != "cpu":  # There all rows at once: of an eighth of the queries, logits, weights and a gradient.
-            backward += 3 * 4 * rows * model.heads * max(64, T // 8) * T
+        turn = rows if platform == "cpu" else rows_at_once(rows, T, model.heads, platform)
+        backward += 2 * (model.heads + 2 * model.G) * model.K * turn * T * size
+        if platform != "cpu":
+            backward += _LOGITS_ALIVE * 4 * turn * model.heads * T * T // 2
     # The sum over micro-batches keeps the kernels' gradients in place throughout; else the logits' place is reused.
     if micro_batches > 1:
         gradients += kernels * size // fsdp

@@ -18,9 +18,9 @@ from jaxformer.device import device_memory, memory_fraction
 from jaxformer.experiment import Experiment, attention_shape, run_mesh
 from jaxformer.flops import MEMORY_GB, matmul_parameters, memory_gigabytes, training_flops_per_token
 from jaxformer.memory import StepMemory, step_memory
-from jaxformer.mesh import DATA, FSDP
+from jaxformer.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.model import SAVED
-from jaxformer.processes import agreed
+from jaxformer.processes import agreed, least
 from jaxformer.step import compute_dtype
 
 # Share of what JAX may take of the memory that a step may take by the formula, which is right within a tenth.
@@ -95,11 +95,29 @@ def device_at_hand(experiment: Experiment) -> Target:
     )
 
 
+def device_to_come(experiment: Experiment) -> Target:
+    """Returns the device that a run will compute on if it is started here; other processes' are like this one's.
+
+    Raises:
+        UserError: as `device_at_hand`, or the rows of a step do not divide among the devices.
+    """
+    if experiment.mesh.processes == 1:
+        return device_at_hand(experiment)
+    return _spread(device_at_hand(replace(experiment, {"mesh": MeshConfig()})), experiment)
+
+
+def _spread(target: Target, experiment: Experiment) -> Target:
+    """Returns as many devices as the mesh asks for; of an axis that takes what is left there is one."""
+    data, fsdp = max(1, experiment.mesh.data), max(1, experiment.mesh.fsdp)
+    check_rows(data, fsdp, experiment.training.rows_per_step, experiment.training.micro_batches or 1)
+    return target._replace(data=data, fsdp=fsdp)
+
+
 def named_device(experiment: Experiment, kind: str) -> Target:
     """Returns a GPU by its name, such as 'H100', with what JAX would take of its memory.
 
     Raises:
-        UserError: it is not known.
+        UserError: it is not known, or the rows of a step do not divide among so many.
     """
     gigabytes = memory_gigabytes(kind)
     if gigabytes is None:
@@ -114,25 +132,26 @@ def named_device(experiment: Experiment, kind: str) -> Target:
             dtype == jnp.bfloat16 and experiment.model.K in (32, 64, 128) and not re.search(r"\b(V100|T4)\b", kind)
         )
         attention = "pallas" if can_flash else "xla"
-    # Of an axis that takes what is left there is one.
-    data, fsdp = max(1, experiment.mesh.data), max(1, experiment.mesh.fsdp)
-    return Target(kind, "gpu", int(gigabytes * 1e9 * memory_fraction()), attention, dtype, data, fsdp)
+    return _spread(Target(kind, "gpu", int(gigabytes * 1e9 * memory_fraction()), attention, dtype), experiment)
 
 
 def fit_to_device(experiment: Experiment, record: dict | None = None) -> tuple[Experiment, str]:
     """Returns the experiment as its step is computed here, and a text that says how.
 
     Args:
-        record: the `config.json` of the run so far: on the same device it goes on as it began.
+        record: the `config.json` of the run so far: on the same device it goes on as it began, if that fits.
     """
     target = device_at_hand(experiment)
+    target = target._replace(memory=least(target.memory))  # Each process has a device of its own.
     reason = "as configured"
     if experiment.model.remat == "auto" or not experiment.training.micro_batches:
         reason = "the cheapest that fits" if target.memory else "since its memory is the host's"
         here = (target.kind, target.devices)
         if record and (record.get("device"), record.get("devices", 1)) == here:
-            experiment, reason = _recorded(experiment, record), "as the run began"
-    remat, micro_batches = agreed(choose_fit(experiment, target)[:2])  # Each process has a device of its own.
+            as_before = _recorded(experiment, record)
+            if not target.memory or fits(choose_fit(as_before, target), target):
+                experiment, reason = as_before, "as the run began"
+    remat, micro_batches = agreed(choose_fit(experiment, target)[:2])  # The first one's record is read by all.
     fit = choose_fit(replace(experiment, {"model.remat": remat, "training.micro_batches": micro_batches}), target)
     text = f"remat {fit.remat}, {fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''}, {reason}"
     if target.memory:

@@ -86,12 +86,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.array(ordered[: data * fsdp]).reshape(data, fsdp), (DATA, FSDP))
 
 
-def check_rows(mesh: Mesh, rows_per_step: int, micro_batches: int) -> None:
-    """Raises `UserError` unless the devices' micro-batches are of one size."""
+def check_rows(data: int, fsdp: int, rows_per_step: int, micro_batches: int) -> None:
+    """Raises `UserError` unless the micro-batches of all devices of a mesh are of one size."""
+    parts = micro_batches * data * fsdp
     require(
-        rows_per_step % (micro_batches * mesh.size) == 0,
+        rows_per_step % parts == 0,
         f"training.rows_per_step ({rows_per_step}) must be a multiple of training.micro_batches x mesh.data x "
-        f"mesh.fsdp ({micro_batches} x {mesh.shape[DATA]} x {mesh.shape[FSDP]} = {micro_batches * mesh.size})",
+        f"mesh.fsdp ({micro_batches} x {data} x {fsdp} = {parts})",
     )
 
 

@@ -14,7 +14,7 @@ from jaxformer.config import require
 from jaxformer.corpus import parts_of
 from jaxformer.experiment import Experiment, make_state, run_mesh
 from jaxformer.flops import parameter_count, peak_tflops, training_flops_per_token
-from jaxformer.memory_fit import Fit, Target, advise, choose_fit, device_at_hand, fits, named_device, ways
+from jaxformer.memory_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
 from jaxformer.mesh import put_rows
 from jaxformer.model import Transformer
 from jaxformer.packing import Batch
@@ -51,10 +51,10 @@ class Speed(NamedTuple):
 def estimate_run_seconds(experiment: Experiment) -> float:
     """Returns how long a run will take here: compilation, steps and validations.
 
-    By a few steps on random tokens where they take no more than seconds, else by the rate of matmuls. Preparing the
-    corpus comes on top.
+    By a few steps on random tokens where they take no more than seconds, and the run is one process, else by the rate
+    of matmuls. Preparing the corpus comes on top.
     """
-    target = device_at_hand(experiment)
+    target = device_to_come(experiment)
     return _run_seconds(experiment, _speed_here(experiment, target, choose_fit(experiment, target)))
 
 
@@ -65,7 +65,7 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
         UserError: no such GPU is known.
     """
     is_here = where == "here"
-    target = device_at_hand(experiment) if is_here else named_device(experiment, where)
+    target = device_to_come(experiment) if is_here else named_device(experiment, where)
     fit = choose_fit(experiment, target)
     model, training, T = experiment.model, experiment.training, experiment.packing.row_length
     params = nnx.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0))))
@@ -112,7 +112,7 @@ def _print_memory(experiment: Experiment, target: Target, fit: Fit) -> None:
     )
     most = "logits" if m.loss > m.backward else "a block's backward pass"
     print(f"            {_size(max(m.loss, m.backward))} at the peak alone: {most}")
-    parts = f"{fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''} of {rows} rows"
+    parts = f"{fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''} of {rows} row{'s' * (rows > 1)}"
     print(f"recompute   remat {fit.remat}, {parts}{_why(experiment, target, fit)}")
 
 
@@ -158,7 +158,8 @@ def _speed_here(experiment: Experiment, target: Target, fit: Fit) -> Speed:
     """Returns the speed of steps on random tokens, or, where those would take long, what matmuls say of it."""
     rate = _matmul_rate(target)
     estimated = _step_flops(experiment) * (1 + fit.cost) / (rate * target.devices * _UTILISATION)
-    if estimated <= _TIMED_SECONDS and (not target.memory or fits(fit, target)):
+    is_alone = experiment.mesh.processes == 1
+    if is_alone and estimated <= _TIMED_SECONDS and (not target.memory or fits(fit, target)):
         training = experiment.training
         batch = random_batch(training.rows_per_step, experiment.packing.row_length, experiment.model.vocabulary_size)
         compiled, seconds = _time_steps(make_state(fit.applied(experiment), seed=0, mesh=run_mesh(experiment)), batch)

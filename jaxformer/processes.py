@@ -7,6 +7,7 @@ waited for. Nothing here does anything in a run of one process.
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxformer.config import TrainingFailure, UserError, require
+
+# In JAX's errors where another process is gone: codes of the coordination service, and the libraries that send.
+_OF_CONNECTIONS = re.compile(
+    r"^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)|gloo|nccl|connection|coordination|heartbeat|peer",
+    re.IGNORECASE,
+)
 
 
 def join_processes(count: int) -> None:
@@ -83,7 +90,7 @@ def lost_process_told() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+        if jax.process_count() == 1 or not _OF_CONNECTIONS.search(str(error)):
             raise
         raise TrainingFailure(
             f"process {jax.process_index()} of {jax.process_count()} ends, since another does not answer "
@@ -114,6 +121,20 @@ def agreed(value: Any) -> Any:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     padded = np.resize(text, size)
     return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)))
+
+
+def require_agreed(value: Any, other: str) -> None:
+    """Raises `UserError` in a process whose value, of JSON, is not the first one's."""
+    value = json.loads(json.dumps(value))
+    require(agreed(value) == value, f"process {jax.process_index()} of the run has {other} than the first")
+
+
+def least(value: int) -> int:
+    """Returns the smallest of all processes' numbers, which lie below 2**63."""
+    if jax.process_count() == 1:
+        return value
+    halves = np.array([value >> 32, value & 0xFFFFFFFF], np.uint32)
+    return min((high << 32) + low for high, low in multihost_utils.process_allgather(halves).tolist())
 
 
 def agreed_arrays(tree: Any) -> Any:
@@ -167,6 +188,11 @@ class AgreedStop:
         here = np.full(len(rows.addressable_devices), received or 0, np.int32)
         self._asked = _largest(jax.make_array_from_process_local_data(rows, here), step)
         self._answer = None if before is None else int(before) or None
+
+    def settle(self, received: int | None, step: jax.Array) -> None:
+        """Asks all processes and takes the answer, waiting for it: after the last step."""
+        self.ask(received, step)
+        self.ask(received, step)
 
     def answer(self, received: int | None) -> int | None:
         """Returns the largest signal that any process had received, or None; of one process, its own now."""

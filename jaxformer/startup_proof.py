@@ -79,8 +79,9 @@ def prove(state: TrainState, batch: Batch, vocabulary_size: int, *, document_mas
             f"proof: {name} ids of a batch, {low} to {high}, do not lie in the vocabulary of "
             f"{vocabulary_size}; delete the token shards and run again to prepare them anew",
         )
-    # No more rows than a step computes at once, so that memory is enough.
-    count = min(_ROWS, len(batch.tokens_BT) // state.micro_batches)
+    # No more rows than a device computes at once in a step, so that memory is enough.
+    devices = len(state.mesh.local_devices) if state.mesh else 1
+    count = min(_ROWS, len(batch.tokens_BT) // devices // state.micro_batches)
     most = np.argsort(-batch.segment_ids_BT.max(axis=1), kind="stable")[:count]
     rows = Batch(*(x[most] for x in batch))
     loss, *gradients = jax.device_get(_gradients(state, rows))

@@ -121,6 +121,8 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Jo
     jobs = []
     for seed in range(study.parent_seeds):
         for one in resolved if seed < study.seeds else resolved[:1]:
+            processes = one.experiment.mesh.processes
+            require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a study starts one for each run")
             workdir = runs / one.name / f"seed_{seed}"
             arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={workdir}")
             steps, devices = one.experiment.training.steps, one.experiment.mesh.devices

@@ -28,7 +28,7 @@ from jaxformer.cache import cache_folder
 from jaxformer.checkpoint import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.checkpoint_store import hush
 from jaxformer.command_line import parse_arguments
-from jaxformer.config import TrainingFailure, UserError, require, to_dict
+from jaxformer.config import TrainingFailure, UserError, to_dict
 from jaxformer.data import digests, prepare_data, task_digests
 from jaxformer.device import choose_device, keep_compiled, too_little_memory_told
 from jaxformer.document_mask import limit_window
@@ -53,6 +53,7 @@ from jaxformer.processes import (
     join_processes,
     leave,
     lost_process_told,
+    require_agreed,
     wait_for_all,
 )
 from jaxformer.progress import Progress, describe_validation
@@ -92,11 +93,11 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         say(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
 
         # Refused before hours of preparation.
+        require_agreed([to_dict(experiment), code_digest(), jax.__version__], "other settings or another version")
         experiment, fit = fit_to_device(experiment, read_json(workdir / "config.json"))
         data = prepare_data(experiment, seed)
         data_digests = digests(data)
-        same = agreed([identity, data_digests]) == json.loads(json.dumps([identity, data_digests]))
-        require(same, f"process {jax.process_index()} has other settings or other data than the first")
+        require_agreed(data_digests, "other data")
         check_folder(workdir, data_digests, "digests")
         tasks = task_digests(data)
         check_tasks(workdir, tasks)
@@ -262,6 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
                 too_little_memory_told(functools.partial(advise_here, experiment)),
                 first_speaks(),
             ):
+                choose_device(experiment.training.device)  # Before anything looks for devices.
                 if workdir.parent.name == experiment.name:
                     check_kin(workdir.parent.parent, resolved)
                 train(experiment, workdir, seed=options.seed, lineage=resolved.lineage)

@@ -260,6 +260,15 @@ def test_a_choice_that_computes_something_else_stops_the_run(on_hopper, monkeypa
         choose_implementation(AttentionConfig(), SMALL._replace(heads=4), *SMALL_BOUNDS)
 
 
+def test_too_little_memory_for_a_choice_is_no_reason_to_advise_another_that_takes_more(on_hopper, monkeypatch):
+    def no_memory(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(attention, "_error", no_memory)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        choose_implementation(AttentionConfig(), SMALL, *SMALL_BOUNDS)
+
+
 def test_autotune_takes_the_fastest_and_lists_the_others(on_hopper):
     on_hopper.update({"cudnn_causal": 3.0, "pallas": 1.25, "xla": 0.1})
     shape = SMALL._replace(documents_per_row=1, key_value_heads=2)

@@ -39,7 +39,8 @@ def test_rows_are_full_and_hold_as_many_documents_as_asked(bench, documents):
 
 def test_a_line_holds_speed_memory_and_compile_time(bench, monkeypatch):
     monkeypatch.setattr(bench, "peak_tflops", lambda kind: 2.0)
-    line = bench.measure(bench.case_of("tiny"), rounds=2)
+    line = bench.measure(bench.case_of("tiny"), rounds=2, how={"remat": "block", "micro_batches": 2})
+    assert (line["remat"], line["micro_batches"]) == ("block", 2)
     assert line["parameters"] == 320 * 8 + (8 * 24 + 8 * 8 + 2 * 8 * 32 + 2 * 8) + 8
     assert min(line[name] for name in ("trace_and_lower_seconds", "compile_seconds", "state_bytes")) > 0
     for kind in ("several_documents", "one_document"):

@@ -178,9 +178,10 @@ def test_a_corpus_of_one_document_cannot_be_compared(arms):
     assert found.flags == ("evaluation: a corpus with one validation document; raise evaluation.validation_bytes",)
 
 
-def test_nothing_is_said_of_time_where_runs_had_other_cores_or_were_too_short(arms):
+def test_nothing_is_said_of_time_where_runs_had_other_cores_or_devices_or_were_too_short(arms):
     for change in (
         lambda run: run._replace(record={**run.record, "cores": 64}),
+        lambda run: run._replace(record={**run.record, "devices": 4}),
         lambda run: run._replace(tokens_per_second=math.nan),
     ):
         found = compare_runs(arms["root"], [change(arms["deep"][0]), *arms["deep"][1:]])

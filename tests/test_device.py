@@ -1,13 +1,15 @@
-"""What is compiled is kept, where the user did not say otherwise."""
+"""The device is chosen before anything looks for one, and what is compiled for it is kept."""
 
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
 
-from jaxformer.device import keep_compiled
+import jaxformer.train
+from jaxformer.device import device_memory, keep_compiled, share_of_memory
 
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -50,3 +52,32 @@ def test_programs_of_more_than_a_month_ago_are_removed(tmp_path, restored):
     jax.config.update(NAMES[0], None)
     keep_compiled(tmp_path)
     assert [path.name for path in folder.iterdir()] == ["new"]
+
+
+def test_the_device_is_chosen_before_anything_looks_for_one(experiment_files, tmp_path, monkeypatch):
+    """A backend takes its memory, and its platform, when it is first looked for."""
+    done = []
+    for name in ("choose_device", "check_kin", "train"):
+        monkeypatch.setattr(jaxformer.train, name, lambda *_, name=name, **__: done.append(name))
+    assert jaxformer.train.main([f"--experiment={experiment_files['best_fit']}"]) == 0
+    assert done == ["choose_device", "check_kin", "train"]
+
+
+def test_memory_is_asked_of_a_device_of_this_process(monkeypatch):
+    def refuse():
+        raise RuntimeError("GetAllocatorStats() is allowed only for addressable devices")
+
+    theirs = mock.Mock(platform="gpu", memory_stats=refuse)
+    ours = mock.Mock(platform="gpu", memory_stats=lambda: {"bytes_limit": 7})
+    monkeypatch.setattr(jax, "devices", lambda: [theirs, ours])
+    monkeypatch.setattr(jax, "local_devices", lambda: [ours])
+    assert device_memory() == 7
+
+
+def test_processes_on_one_gpu_share_its_memory(monkeypatch):
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    assert share_of_memory(3)["XLA_CLIENT_MEM_FRACTION"] == "0.300"
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    shared = share_of_memory(2)
+    assert shared == {"XLA_CLIENT_MEM_FRACTION": "0.250", "XLA_PYTHON_CLIENT_MEM_FRACTION": ""}, "JAX refuses both"

@@ -71,6 +71,10 @@ def test_resumed_run_computes_as_it_began_on_the_same_device_and_as_it_is_told(m
         return fitted.model.remat, fitted.training.micro_batches
 
     assert chosen(small(), record) == ("block", 4)
+    small_device = record | {"config": {"model": {"remat": "none"}, "training": {"micro_batches": 1}}}
+    monkeypatch.setattr(jaxformer.memory_fit, "device_memory", lambda: 5 * 10**8)
+    assert chosen(small(), small_device) != ("none", 1), "what no longer fits is chosen anew"
+    monkeypatch.setattr(jaxformer.memory_fit, "device_memory", lambda: 10**12)
     assert chosen(small(), record | {"device": "another"}) == ("none", 1)
     assert chosen(small(), record | {"config": {}}) == ("none", 1), "a run of a version without the fields"
     assert chosen(small(**{"model.remat": "elementwise"}), record) == ("elementwise", 4)

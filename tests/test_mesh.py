@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ OVERRIDES = [
     "--evaluation.sample_tokens=0",
     "--training.startup_proof=false",
 ]
-# Process 1 receives SIGTERM once step 4 is computed; the others learn of it from the devices.
+# A process receives SIGTERM once a step is computed; the others learn of it from the devices.
 WORKER = """
 import os, signal, sys
 from jaxformer.progress import Progress
@@ -43,7 +44,7 @@ add = Progress.add
 
 def stopping_add(self, step, metrics):
     add(self, step, metrics)
-    if step == 4 and os.environ["JAX_PROCESS_ID"] == os.environ["STOPPED"]:
+    if step == int(os.environ["AT"]) and os.environ["JAX_PROCESS_ID"] == os.environ["STOPPED"]:
         os.kill(os.getpid(), signal.SIGTERM)
 
 Progress.add = stopping_add
@@ -112,23 +113,28 @@ def test_evaluations_on_a_mesh_are_those_of_one_device(eight, what):
     np.testing.assert_allclose(mesh, one, rtol=0, atol=2 * TOLERANCE)
 
 
-def run_two(arguments: list[str], stopped: str, compiled: dict[str, str]) -> list[tuple[int, str, str]]:
-    """Returns exit status, standard output and error of each of two processes that train together."""
+def start_two(arguments: list[str], *, compiled: dict[str, str], stopped="none", at=0, others: Sequence[str] = ()):
+    """Returns two processes that train together; one is stopped at a step, the second has arguments of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    started = [
+    command = [sys.executable, "-c", WORKER, *arguments, "--mesh.data=2", "--mesh.processes=2"]
+    fields = {"JAX_COORDINATOR_ADDRESS": address, "STOPPED": stopped, "AT": str(at), **compiled}
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, *arguments, "--mesh.data=2", "--mesh.processes=2"],
-            env=environment(
-                1, JAX_COORDINATOR_ADDRESS=address, JAX_PROCESS_ID=str(number), STOPPED=stopped, **compiled
-            ),
+            [*command, *(others if number else ())],
+            env=environment(1, JAX_PROCESS_ID=str(number), **fields),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for number in range(2)
     ]
+
+
+def run_two(arguments: list[str], **options) -> list[tuple[int, str, str]]:
+    """Returns exit status, standard output and error of each of them."""
+    started = start_two(arguments, **options)
     try:
         texts = [process.communicate(timeout=240) for process in started]
     finally:
@@ -142,15 +148,17 @@ def test_two_processes_train_stop_and_resume_as_one_that_nothing_stops(experimen
     file = experiment_files["best_fit"]
     assert main([*tiny_run.command(file, one), *OVERRIDES]) == 0
 
-    stopped = run_two([*tiny_run.command(file, two), *OVERRIDES], stopped="1", compiled=compiled)
-    for number, (status, _, error) in enumerate(stopped):
-        assert status == 128 + 15, f"process {number}: {error}"
-        assert "step 6 is saved" in error, f"process {number}: {error}"
-    assert "2 processes" in stopped[0][1] and "2 processes" not in stopped[1][1], "the first speaks"
-    with open_checkpoints(two / "checkpoints") as checkpoints:
-        assert checkpoints.steps() == [6]
+    arguments = [*tiny_run.command(file, two), *OVERRIDES]
+    for at, saved, kept in ((4, 6, [6]), (10, 10, [8, 10])):  # The second time it is the last step.
+        stopped = run_two(arguments, stopped="1", at=at, compiled=compiled)
+        for number, (status, _, error) in enumerate(stopped):
+            assert status == 128 + 15, f"process {number}: {error}"
+            assert f"step {saved} is saved" in error, f"process {number}: {error}"
+        assert "2 processes" in stopped[0][1] and "2 processes" not in stopped[1][1], "the first speaks"
+        with open_checkpoints(two / "checkpoints") as checkpoints:
+            assert checkpoints.steps() == kept
 
-    resumed = run_two([*tiny_run.command(file, two), *OVERRIDES], stopped="none", compiled=compiled)
+    resumed = run_two(arguments, compiled=compiled)
     for number, (status, _, error) in enumerate(resumed):
         assert status == 0, f"process {number}: {error}"
     ours, theirs = tiny_run.read_metrics(two), tiny_run.read_metrics(one)
@@ -162,6 +170,36 @@ def test_two_processes_train_stop_and_resume_as_one_that_nothing_stops(experimen
     summary, expected = (json.loads((folder / "summary.json").read_text()) for folder in (two, one))
     assert summary["validation/bits_per_byte"] == pytest.approx(expected["validation/bits_per_byte"], abs=TOLERANCE)
     assert summary["device_hours"] == pytest.approx(2 * summary["seconds"] / 3600)
+
+
+def test_process_with_other_settings_is_refused_and_not_waited_for(experiment_files, compiled, tmp_path):
+    arguments = [*tiny_run.command(experiment_files["best_fit"], tmp_path / "run"), *OVERRIDES]
+    first, second = start_two(arguments, compiled=compiled, others=["--checkpoint.every_steps=3"])
+    try:
+        assert second.wait(timeout=120) == 2
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+
+
+# Runs the command in its own process, which has eight devices.
+COMMAND = "import sys; from jaxformer.train import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_run_on_a_mesh_with_all_that_a_run_does_is_that_of_one_device(experiment_files, compiled, tmp_path):
+    options = ["--training.rows_per_step=8", "--optimizer.epsilon=1e-3", "--optimizer.name=muon"]
+    options += ["--model.activation=swiglu", "--model.tied_embeddings=false", "--training.steps=6"]
+    for name, mesh in (("one", []), ("eight", ["--mesh.data=2", "--mesh.fsdp=4"])):
+        arguments = [*tiny_run.command(experiment_files["best_fit"], tmp_path / name), *options, *mesh]
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, *arguments], env=environment(8, **compiled), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "proof       no gradient flows" in done.stdout and "a sample (" in done.stdout
+    for line, expected in zip(*map(tiny_run.read_metrics, (tmp_path / "eight", tmp_path / "one")), strict=True):
+        for key, value in expected.items():
+            assert line[key] == pytest.approx(value, abs=1e-4 if "norm" in key or "score" in key else TOLERANCE), key
 
 
 @dataclass(frozen=True)
@@ -201,10 +239,9 @@ def test_devices_that_do_not_fit_are_refused_in_one_line(config, processes, mess
 
 
 def test_rows_that_the_devices_do_not_divide_are_refused():
-    mesh = make_mesh(MeshConfig(data=3, fsdp=2), devices(*[0] * 6))
-    check_rows(mesh, 24, 2)
+    check_rows(3, 2, 24, 2)
     with pytest.raises(UserError, match=r"rows_per_step \(18\) must be a multiple .* \(2 x 3 x 2 = 12\)"):
-        check_rows(mesh, 18, 2)
+        check_rows(3, 2, 18, 2)
 
 
 def test_digests_of_the_rows_of_each_process_add_up_to_the_digest_of_the_batch():

@@ -3,6 +3,7 @@
 import pytest
 
 import jaxformer.step
+from jaxformer.config import UserError
 from jaxformer.plan import estimate_run_seconds, print_plan
 from jaxformer.variant import load_experiment
 
@@ -23,6 +24,19 @@ def test_real_size_is_planned_for_a_gpu_that_is_not_here(size, no_step, capsys):
     assert "JAX may take 72.00 GB (H100)" in printed and "40% of the peak, 989 TFLOP/s" in printed
     assert f"remat none, {2 if size == '500m' else 1} micro-batch" in printed
     assert "4.25 GB, 2,500,000,000 tokens at most" in printed
+
+
+@pytest.mark.parametrize("overrides", [{"mesh.data": "3"}, {"mesh.fsdp": "2", "training.micro_batches": "32"}])
+def test_rows_that_the_devices_to_come_do_not_divide_are_refused(overrides):
+    with pytest.raises(UserError, match=r"rows_per_step \(32\) must be a multiple"):
+        print_plan(load_experiment("baseline_100m", overrides), "H100")
+
+
+def test_run_of_several_processes_is_planned_in_one(no_step, capsys):
+    overrides = {"mesh.processes": "4", "mesh.data": "2", "mesh.fsdp": "2"}
+    print_plan(load_experiment("baseline", overrides))
+    printed = capsys.readouterr().out
+    assert "(4 x cpu)" in printed and "1 micro-batch of 1 row," in printed and "of what matmuls reach here" in printed
 
 
 def test_step_that_takes_long_here_is_estimated_and_not_run(no_step, capsys):

@@ -19,6 +19,7 @@ from jaxformer.board import Board
 from jaxformer.comparable import parse_allowed
 from jaxformer.config import UserError, require
 from jaxformer.decisions import decision_table
+from jaxformer.device import choose_device
 from jaxformer.early_stopping import clearly_worse, may_stop
 from jaxformer.identity import check_kin
 from jaxformer.launch import Job, launch_local, launch_submitit
@@ -44,6 +45,7 @@ def look_ahead(study: Study, runs: Path) -> dict[str, float]:
 
 def _look_ahead(study: Study, runs: Path) -> dict[str, float]:
     resolved = resolve_study(study)
+    choose_device(resolved[0].experiment.training.device)  # Before anything looks for devices.
     for one in resolved:
         check_kin(runs, one)
     is_known = any((runs / study.parent).glob("seed_*/summary.json"))

@@ -1,6 +1,6 @@
 """Measures the training step: speed, memory, compile time, time to the first step, and the host's time per step.
 
-    python tools/bench_step.py [--sizes=1m,27m,100m,500m] [--rounds=7] [--json=RESULT.json]
+    python tools/bench_step.py [--sizes=1m,27m,100m,500m] [--remat=NAME] [--micro_batches=N] [--json=RESULT.json]
 
 Each size runs in a process of its own, on random tokens in rows of several documents and, in turns, of one each: what
 the document mask costs is the ratio. Model FLOPs utilisation is told by the formula for plain causal rows, which other
@@ -25,6 +25,7 @@ from versions import versions
 
 from jaxformer.experiment import make_state
 from jaxformer.flops import document_flops_per_token, parameter_count, peak_tflops, training_flops_per_token
+from jaxformer.model import REMATS
 from jaxformer.step import train_step
 
 # Width and rows so small that the device is never what is waited for.
@@ -51,7 +52,8 @@ def main() -> None:
     )
     for size in options.sizes:
         case = case_of(size, options.rows, options.row_length, options.documents)
-        line = in_a_process(measure, case, options.rounds, options.scan_unroll)
+        how = {"scan_unroll": options.scan_unroll, "remat": options.remat, "micro_batches": options.micro_batches}
+        line = in_a_process(measure, case, options.rounds, how)
         if options.first_steps:
             line["first_step_seconds"] = first_step_seconds(case)
         result["lines"].append(line)
@@ -69,6 +71,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=3, help="of a row, where there are several")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each kind that count; 0: compile alone")
     parser.add_argument("--scan_unroll", type=int, default=0, help="blocks per iteration; 0: chosen for the device")
+    parser.add_argument("--remat", choices=REMATS[1:], default="none", help="what is computed again")
+    parser.add_argument("--micro_batches", type=int, default=1, help="parts of a step")
     parser.add_argument("--first_steps", action=argparse.BooleanOptionalAction, default=True, help="measure them too")
     parser.add_argument("--first_step", metavar="SIZE", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, default=default_json, help=f"written after every line ({default_json})")
@@ -84,9 +88,9 @@ def in_a_process(function, *arguments):
         return pool.apply(function, arguments)
 
 
-def measure(case: Case, rounds: int, scan_unroll: int = 0) -> dict:
-    """Returns the line of a case, as the JSON file holds it."""
-    experiment = experiment_of(case, scan_unroll=scan_unroll)
+def measure(case: Case, rounds: int, how: dict) -> dict:
+    """Returns the line of a case, as the JSON file holds it; `how` its step is computed is of `experiment_of`."""
+    experiment = experiment_of(case, **how)
     batches = {"several_documents": random_batch(case), "one_document": random_batch(case._replace(documents=1))}
     state = make_state(experiment, seed=0)
     started = time.perf_counter()
@@ -105,6 +109,7 @@ def measure(case: Case, rounds: int, scan_unroll: int = 0) -> dict:
                 seconds[name].append(time.perf_counter() - begun)
     line = {
         **case._asdict(),
+        **how,
         "precision": "float32" if jax.default_backend() == "cpu" else "bfloat16",
         "parameters": parameter_count(experiment.model),
         "trace_and_lower_seconds": lowered_at - started,
@@ -188,7 +193,8 @@ def describe(line: dict) -> str:
     peak = {name: line[name] for name in ("device_peak_bytes", "process_peak_rss_bytes") if name in line}
     [(kind, peak_bytes)] = peak.items()
     text = (
-        f"{line['size']}: {line['parameters']:,} parameters, {line['rows']} x {line['row_length']} tokens\n"
+        f"{line['size']}: {line['parameters']:,} parameters, {line['rows']} x {line['row_length']} tokens, remat "
+        f"{line['remat']}, {line['micro_batches']} micro-batches\n"
         f"  compiling    {line['trace_and_lower_seconds']:.1f} s to trace and lower, "
         f"{line['compile_seconds']:.1f} s to compile\n"
         f"  memory       {line['state_bytes'] / 1e9:.2f} GB of state and batch, {line['temporary_bytes'] / 1e9:.2f} GB "

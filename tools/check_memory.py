@@ -2,16 +2,20 @@
 
     python tools/check_memory.py [--sizes=27m,100m,500m] [--json=tools/results/memory_h100.json]
 
-Where the CUDA plugin of JAX is installed, an H100 is compiled for, without one being here; nothing is run. It takes
-about ten seconds a step on two cores.
+Where the CUDA plugin of JAX is installed, one H100 or eight are compiled for, without one being here; nothing is run.
+It takes about ten seconds a step on two cores.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu,cuda")
 # Trying out tiles would need the device.
@@ -19,17 +23,19 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh
 from versions import versions
 
 from jaxformer.attention import Implementation
 from jaxformer.config import replace
-from jaxformer.experiment import Experiment, make_state
+from jaxformer.experiment import make_state
 from jaxformer.loss import default_chunk_tokens
 from jaxformer.memory import step_memory
+from jaxformer.mesh import DATA, FSDP, batch_sharding, state_sharding
 from jaxformer.plan import random_batch
-from jaxformer.step import train_step
+from jaxformer.step import compile_step
 from jaxformer.variant import load_experiment
 
 # What XLA asks of the device, as it is of an NVIDIA H100 SXM with cuDNN 9.20.
@@ -46,47 +52,75 @@ runtime_version {{ major: 13 }} platform_name: "CUDA" dnn_version_info {{ major:
 device_description_str: "{DEVICE}"
 """
 
-# Rows of 2,048 tokens in a step, its micro-batches, and what it recomputes; by size.
-STEPS = {
-    "27m": [(16, 1, "none"), (16, 1, "elementwise"), (16, 1, "block"), (64, 4, "none")],
-    "100m": [
-        (16, 1, "none"),
-        (16, 1, "elementwise"),
-        (16, 4, "elementwise"),
-        (16, 1, "feed_forward"),
-        (16, 1, "block"),
-    ],
-    "500m": [(32, 4, "none"), (32, 1, "elementwise"), (32, 4, "feed_forward"), (32, 1, "block"), (1, 1, "none")],
-}
+
+class Step(NamedTuple):
+    """Rows of 2,048 tokens in a step, its parts, what it recomputes, and on what."""
+
+    size: str
+    rows: int
+    micro_batches: int
+    remat: str
+    attention: str = "pallas"
+    data: int = 1
+    fsdp: int = 1
+
+
+STEPS = [
+    Step("27m", 16, 1, "none"),
+    Step("27m", 16, 1, "elementwise"),
+    Step("27m", 16, 1, "block"),
+    Step("27m", 64, 4, "none"),
+    Step("27m", 16, 1, "block", "xla"),
+    Step("27m", 32, 1, "none", "xla"),
+    Step("100m", 16, 1, "none"),
+    Step("100m", 16, 1, "elementwise"),
+    Step("100m", 16, 4, "elementwise"),
+    Step("100m", 16, 1, "feed_forward"),
+    Step("100m", 16, 1, "block"),
+    Step("100m", 32, 1, "block", "xla"),
+    Step("100m", 32, 1, "feed_forward", "xla"),
+    Step("100m", 64, 1, "elementwise", data=8),
+    Step("100m", 64, 1, "elementwise", fsdp=8),
+    Step("100m", 128, 8, "block", data=2, fsdp=4),
+    Step("500m", 32, 4, "none"),
+    Step("500m", 32, 1, "elementwise"),
+    Step("500m", 32, 4, "feed_forward"),
+    Step("500m", 32, 1, "block"),
+    Step("500m", 1, 1, "none"),
+    Step("500m", 32, 1, "block", "xla"),
+    Step("500m", 64, 1, "elementwise", fsdp=8),
+    Step("500m", 64, 1, "block", fsdp=8),
+    Step("500m", 64, 4, "block", fsdp=8),
+]
 
 
 def main() -> int:
     """Compiles, prints and writes the JSON file; returns 1 where the formula is off by more than a tenth."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default=",".join(STEPS))
+    parser.add_argument("--sizes", default="27m,100m,500m", help="separated by commas (default: all)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    device = find_device()
-    print(f"{device.device_kind}: rows, micro-batches, remat; GB compiled, GB by formula")
+    devices = find_devices()
+    print(f"{devices[0].device_kind}: GB on each device, compiled and by formula")
     results = []
-    for size in options.sizes.split(","):
-        for rows, micro_batches, remat in STEPS[size]:
-            values = {"training.rows_per_step": rows, "training.micro_batches": micro_batches, "model.remat": remat}
-            compiled, formula = compare(replace(load_experiment(f"baseline_{size}"), values), device)
-            print(
-                f"{size:5} {rows:3} {micro_batches:2} {remat:13} {compiled / 1e9:7.2f} {formula / 1e9:7.2f} "
-                f"{formula / compiled - 1:+.1%}",
-                flush=True,
-            )
-            results.append({"size": size, **values, "compiled_bytes": compiled, "formula_bytes": formula})
+    for step in STEPS:
+        if step.size not in options.sizes.split(",") or step.data * step.fsdp > len(devices):
+            continue
+        compiled, formula = compare(step, devices)
+        print(
+            f"{step.size:5} {step.rows:4} rows in {step.micro_batches:2}  {step.remat:13} {step.attention:7} "
+            f"{step.data} x {step.fsdp} {compiled / 1e9:7.2f} {formula / 1e9:7.2f} {formula / compiled - 1:+.1%}",
+            flush=True,
+        )
+        results.append({**step._asdict(), "compiled_bytes": compiled, "formula_bytes": formula})
     if options.json:
-        record = {"device": device.device_kind, "versions": versions("jax", "jaxlib"), "steps": results}
+        record = {"device": devices[0].device_kind, "versions": versions("jax", "jaxlib"), "steps": results}
         options.json.write_text(json.dumps(record, indent=2) + "\n")
     return int(any(abs(each["formula_bytes"] / each["compiled_bytes"] - 1) > 0.1 for each in results))
 
 
-def find_device() -> jax.Device:
-    """Returns an H100 to compile for where JAX's plugin is installed, else the device at hand."""
+def find_devices() -> Sequence[jax.Device]:
+    """Returns eight H100 to compile for where JAX's plugin is installed, else the devices at hand."""
     try:
         import jax_plugins.xla_cuda13 as plugin
         from jax._src import xla_bridge
@@ -94,41 +128,52 @@ def find_device() -> jax.Device:
         plugin._check_cuda_versions = lambda **_: None  # It would ask the driver.
         logging.getLogger("jax._src.xla_bridge").setLevel(logging.CRITICAL)
         xla_bridge.discover_pjrt_plugins()
-        topology = topologies.get_topology_desc(
-            platform="cuda", topology_name="h100", target_config=H100, topology="1x1x1"
-        )
-        return topology.devices[0]
+        return topologies.get_topology_desc(
+            platform="cuda", topology_name="h100", target_config=H100, topology="1x1x8"
+        ).devices
     except ImportError:
-        return jax.devices()[0]
+        return jax.devices()
 
 
-def compare(experiment: Experiment, device: jax.Device) -> tuple[int, int]:
-    """Returns the bytes of a step at its peak, as compiled and by formula."""
-    training, T, V = experiment.training, experiment.packing.row_length, experiment.model.vocabulary_size
-    is_gpu = device.platform in ("gpu", "cuda")
-    attention, dtype = ("pallas", "bfloat16") if is_gpu else ("xla", "float32")
+def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:
+    """Returns the bytes of a step at its peak on each device, as compiled and by formula."""
+    is_gpu = devices[0].platform in ("gpu", "cuda")
+    platform, dtype = ("gpu", "bfloat16") if is_gpu else ("cpu", "float32")
+    attention = step.attention if is_gpu else "xla"
+    baseline = load_experiment(f"baseline_{step.size}")
+    T, V = baseline.packing.row_length, baseline.model.vocabulary_size
     values = {
+        "training.rows_per_step": step.rows,
+        "training.micro_batches": step.micro_batches,
         "training.compute_dtype": dtype,
+        "model.remat": step.remat,
         "model.scan_unroll": 1,
-        "model.loss_chunk_tokens": default_chunk_tokens(V, "gpu" if is_gpu else "cpu"),
+        "model.loss_chunk_tokens": default_chunk_tokens(V, platform),
     }
-    experiment = replace(experiment, values)
-    state = jax.eval_shape(lambda: make_state(experiment, seed=0, attention=Implementation(attention)))
-    there = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)),
-        (state, random_batch(training.rows_per_step, T, V)),
-    )
-    mesh = AbstractMesh((1,), ("device",), abstract_device=AbstractDevice(DEVICE, None, "cuda")) if is_gpu else None
-    with jax.sharding.use_abstract_mesh(mesh) if mesh else jax.default_device(device):
-        m = jax.jit(train_step, donate_argnums=0).lower(*there).compile().memory_analysis()
+    experiment = replace(baseline, values)
+    mesh = Mesh(np.array(devices[: step.data * step.fsdp]).reshape(step.data, step.fsdp), (DATA, FSDP))
+    state = jax.eval_shape(lambda: make_state(experiment, 0, Implementation(attention), mesh))
+    batch = random_batch(step.rows, T, V)
+    alone = jax.sharding.SingleDeviceSharding(devices[0])
+    places = jax.tree.map(lambda _: alone, state) if state.mesh is None else state_sharding(mesh, state)
+    rows = alone if state.mesh is None else batch_sharding(mesh)
+    state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
+    # What asks for the device while it is traced is told of the one that is compiled for.
+    there = AbstractMesh((1,), ("device",), abstract_device=AbstractDevice(DEVICE, None, "cuda"))
+    told = jax.sharding.use_abstract_mesh(there) if is_gpu and state.mesh is None else contextlib.nullcontext()
+    with told, mock.patch("jax.default_backend", return_value=platform):
+        m = compile_step(state).lower(state, batch).compile().memory_analysis()
     compiled = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
     memory = step_memory(
         experiment,
         attention=attention,
         dtype=jnp.dtype(dtype),
-        remat=experiment.model.remat,
-        micro_batches=training.micro_batches,
-        platform="gpu" if is_gpu else "cpu",
+        remat=step.remat,
+        micro_batches=step.micro_batches,
+        platform=platform,
+        data=step.data,
+        fsdp=step.fsdp,
     )
     return compiled, memory.peak
 

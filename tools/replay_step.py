@@ -1,8 +1,8 @@
 """Replays a step whose loss or gradient was not finite: `python tools/replay_step.py RUN/faults/step_N.npz`.
 
 Restores the parameters that made it from the run's checkpoint, computes loss and gradient of the batch in the file
-again, and prints the norm of each parameter's gradient, layer by layer. Exit status 1 if they are not those that were
-recorded, bit by bit.
+again, on as many devices as the run had, and prints the norm of each parameter's gradient, layer by layer. Exit status
+1 if they are not those that were recorded, bit by bit.
 """
 
 import argparse
@@ -16,8 +16,9 @@ from jaxformer.attention import implementation_from
 from jaxformer.checkpoint import open_checkpoints, restore
 from jaxformer.config import UserError, require
 from jaxformer.device import choose_device
-from jaxformer.experiment import make_state
+from jaxformer.experiment import make_state, run_mesh
 from jaxformer.fault import Fault, diagnose, read_fault
+from jaxformer.mesh import put_rows
 from jaxformer.run_folder import load_run
 
 
@@ -27,7 +28,8 @@ def replay(path: Path) -> tuple[Fault, Fault]:
     workdir = path.resolve().parents[1]
     experiment, record = load_run(workdir)
     choose_device(experiment.training.device)
-    state = make_state(experiment, record["seed"], implementation_from(record["attention"]))
+    mesh = run_mesh(experiment)
+    state = make_state(experiment, record["seed"], implementation_from(record["attention"]), mesh)
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
         require(
@@ -36,7 +38,8 @@ def replay(path: Path) -> tuple[Fault, Fault]:
             "has gone on since",
         )
         state = restore(checkpoints, state, recorded.checkpoint).state
-    return recorded, diagnose(state, recorded.batch, step=recorded.step, checkpoint=recorded.checkpoint)
+    batch = put_rows(state.mesh, recorded.batch)
+    return recorded, diagnose(state, batch, step=recorded.step, checkpoint=recorded.checkpoint)
 
 
 def same_bits(a: Fault, b: Fault) -> bool:

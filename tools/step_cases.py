@@ -58,7 +58,7 @@ def case_of(size: str, rows: int = 0, row_length: int = 0, documents: int = 3) -
     return Case(size, rows or default_rows, row_length or default_length, documents)
 
 
-def experiment_of(case: Case, **model_changes) -> Experiment:
+def experiment_of(case: Case, micro_batches: int = 1, **model_changes) -> Experiment:
     """Returns the baseline at the size and the shape of the case."""
     size = SIZES[case.size]
     baseline = load_experiment("baseline")
@@ -70,7 +70,7 @@ def experiment_of(case: Case, **model_changes) -> Experiment:
         model=model,
         tokenizer=tokenizer,
         packing=dataclasses.replace(baseline.packing, row_length=case.row_length),
-        training=dataclasses.replace(baseline.training, rows_per_step=case.rows),
+        training=dataclasses.replace(baseline.training, rows_per_step=case.rows, micro_batches=micro_batches),
     )
 
 
