@@ -52,6 +52,7 @@ The modules in the order in which data flows; each imports only from those above
     evaluate           validation by document, and tasks by item
     generate           sampling with a key/value cache
     experiment         all configurations of a run as one value
+    memory_share       which share of a GPU's memory JAX takes
     device             the device that was asked for, and its memory
     memory             the memory of a step at its peak, by formula
     memory_fit         what a step recomputes, and its parts, so that it fits the device

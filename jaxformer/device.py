@@ -11,13 +11,7 @@ from pathlib import Path
 import jax
 
 from jaxformer.config import UserError, require
-
-# Share of a GPU's memory that JAX takes for arrays; by itself it would take 0.75. What is left is for what is not
-# arrays: the context, kernels and workspaces.
-_MEMORY_FRACTION = 0.9
-
-# Where JAX looks for it: in either, not in both.
-_FRACTION_NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+from jaxformer.memory_share import share_of_memory
 
 # Days after which a compiled program is removed from the cache; JAX by itself keeps it forever.
 _KEPT_DAYS = 30
@@ -31,8 +25,7 @@ def choose_device(name: str) -> jax.Device:
     """
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    if not any(os.environ.get(each) for each in _FRACTION_NAMES):
-        os.environ[_FRACTION_NAMES[0]] = str(_MEMORY_FRACTION)
+    os.environ.update(share_of_memory(1))
     try:
         device = jax.devices()[0]
     except (RuntimeError, AssertionError) as error:  # What JAX raises for a platform in JAX_PLATFORMS that is not here.
@@ -80,17 +73,6 @@ def _remove_older(folder: Path, than: float) -> None:
         with contextlib.suppress(FileNotFoundError):  # Another process may remove the same.
             if path.is_file() and path.stat().st_mtime < than:
                 path.unlink()
-
-
-def memory_fraction() -> float:
-    """Returns the share of a GPU's memory that JAX takes, as the environment or `choose_device` has it."""
-    texts = [os.environ[each] for each in _FRACTION_NAMES if os.environ.get(each)]
-    return float(texts[0]) if texts else _MEMORY_FRACTION
-
-
-def share_of_memory(count: int) -> dict[str, str]:
-    """Returns the environment of each of so many processes that compute on one GPU at a time."""
-    return {_FRACTION_NAMES[0]: f"{memory_fraction() / count:.3f}", _FRACTION_NAMES[1]: ""}
 
 
 def device_memory() -> int:

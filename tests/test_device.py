@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import jaxformer.train
-from jaxformer.device import device_memory, keep_compiled, share_of_memory
+from jaxformer.device import device_memory, keep_compiled
 
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -72,12 +72,3 @@ def test_memory_is_asked_of_a_device_of_this_process(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [theirs, ours])
     monkeypatch.setattr(jax, "local_devices", lambda: [ours])
     assert device_memory() == 7
-
-
-def test_processes_on_one_gpu_share_its_memory(monkeypatch):
-    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
-        monkeypatch.delenv(name, raising=False)
-    assert share_of_memory(3)["XLA_CLIENT_MEM_FRACTION"] == "0.300"
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
-    shared = share_of_memory(2)
-    assert shared == {"XLA_CLIENT_MEM_FRACTION": "0.250", "XLA_PYTHON_CLIENT_MEM_FRACTION": ""}, "JAX refuses both"

@@ -36,7 +36,7 @@ def test_run_of_several_processes_is_planned_in_one(no_step, capsys):
     overrides = {"mesh.processes": "4", "mesh.data": "2", "mesh.fsdp": "2"}
     print_plan(load_experiment("baseline", overrides))
     printed = capsys.readouterr().out
-    assert "(4 x cpu)" in printed and "1 micro-batch of 1 row," in printed and "of what matmuls reach here" in printed
+    assert "(4 x cpu)" in printed and "1 micro-batch of 1 row\n" in printed and "of what matmuls reach here" in printed
 
 
 def test_step_that_takes_long_here_is_estimated_and_not_run(no_step, capsys):
