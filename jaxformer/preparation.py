@@ -8,6 +8,7 @@ over the units in reading order. Apache Beam's workers make the same units, and 
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -97,7 +98,7 @@ def _write(
             progress=progress,
         )
         _write_index(folder, selected)
-        sync_tree(folder)  # Before anything of it counts, and the units go.
+        sync_tree(folder / "token_shards")  # Before anything of it counts, and the units go.
         _write_manifest(folder, documents, tokenizer, selection, selected)
     shutil.rmtree(units, ignore_errors=True)
 
@@ -154,7 +155,9 @@ def _write_index(folder: Path, selected: dict[str, Selected]) -> None:
     for split in SPLITS:
         index[f"{split}_tokens"] = selected[split].tokens.astype(np.int64)
         index[f"{split}_text_bytes"] = selected[split].text_bytes.astype(np.int64)
-    np.savez(folder / "index.npz", **index)
+    file = io.BytesIO()
+    np.savez(file, **index)
+    write_whole(folder / "index.npz", file.getvalue())
 
 
 def _write_manifest(

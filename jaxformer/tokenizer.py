@@ -25,7 +25,7 @@ SPACE_MARK = "\u2581"
 
 
 # Bump when the same corpora would give another sample, so that no tokenizer trained before is taken for the new.
-SAMPLE_VERSION = 2
+SAMPLE_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from jaxformer.document_mask import document_bounds
 from jaxformer.flash import Tiles
 from jaxformer.flash_kernels import Tile
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Path(__file__).parent.parent / "tools"
 
 

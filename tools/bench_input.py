@@ -38,13 +38,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", help="a JSON lines or Parquet corpus instead of the standard library")
     parser.add_argument("--tokenizer", default="", help="a SentencePiece .model in place of one trained on the corpus")
+    parser.add_argument("--vocabulary_size", type=int, default=4096, help="of the one that is trained")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of preparation")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     documents = load_documents(corpus_config(options.path))
 
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = prepare_tokenizer([documents], TokenizerConfig(path=options.tokenizer), Path(scratch))
+        config = TokenizerConfig(path=options.tokenizer, vocabulary_size=options.vocabulary_size)
+        tokenizer = prepare_tokenizer([documents], config, Path(scratch))
         preparation = measure_preparation(documents, tokenizer, Path(scratch), options.rounds)
         preparation["peak_megabytes"] = measure_memory(options.path, tokenizer, Path(scratch))
         print(f"SentencePiece alone        {preparation['sentencepiece_mb_per_second']:8.2f} MB/s")
@@ -69,7 +71,8 @@ def main() -> None:
     if options.json:
         result = {
             "cores": os.cpu_count(),
-            "corpus": documents.origin,
+            "corpus": Path(documents.origin).name,
+            "vocabulary_size": tokenizer.vocabulary_size,
             "preparation": preparation,
             "reading": reading,
             "waiting": waiting,
