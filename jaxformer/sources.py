@@ -5,6 +5,10 @@ import functools
 import hashlib
 from pathlib import Path
 
+import jaxformer
+
+_ROOT = Path(jaxformer.__file__).parent.parent
+
 
 @functools.cache  # The code that runs is that of the start, whatever is edited since.
 def code_digest() -> str:
@@ -14,7 +18,7 @@ def code_digest() -> str:
     runs that are compared.
     """
     digest = hashlib.sha256()
-    for name in sorted({"loop"} | _imported_by("data")):
+    for name in sorted({"jaxformer.loop"} | _imported_by("jaxformer.data")):
         tree = _parse(name)
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -25,7 +29,7 @@ def code_digest() -> str:
 
 
 def _imported_by(name: str) -> set[str]:
-    """Returns a module of this package and all that it imports, directly or not."""
+    """Returns a module of this package and all that it imports from it, directly or not."""
     waiting, seen = [name], set()
     while waiting:
         name = waiting.pop()
@@ -33,12 +37,18 @@ def _imported_by(name: str) -> set[str]:
             continue
         seen.add(name)
         for node in ast.walk(_parse(name)):
-            if isinstance(node, ast.ImportFrom) and node.module == "jaxformer":
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxformer."):
-                waiting.append(node.module.removeprefix("jaxformer."))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxformer":
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                modules = {part for part in parts if _path(part).is_file()}
+                waiting += modules | ({node.module} if len(modules) < len(parts) else set())
     return seen
 
 
+def _path(name: str) -> Path:
+    """Returns the file of a module or package."""
+    path = _ROOT.joinpath(*name.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
 def _parse(name: str) -> ast.Module:
-    return ast.parse((Path(__file__).parent / f"{name}.py").read_text())
+    return ast.parse(_path(name).read_text())

@@ -1,7 +1,6 @@
 """The digest of the sources tells one program from another, and looks past words."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ def digest_with(monkeypatch, name, before, after):
     """Returns the digest of the sources if one of them had another text."""
 
     def parse(module):
-        source = (Path(sources.__file__).parent / f"{module}.py").read_text()
+        source = sources._path(module).read_text()
         if module == name:
             assert before in source
             source = source.replace(before, after)
@@ -26,13 +25,13 @@ def digest_with(monkeypatch, name, before, after):
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [
-        ("model", "INITIAL_SCALE = 0.02", "INITIAL_SCALE = 0.03"),
-        ("flash_kernels", "jnp.", "np."),
-        ("cudnn", "jnp.", "np."),
-        ("packing", "DIGESTS = 1 << 48", "DIGESTS = 1 << 40"),
-        ("scores", "math.log(2)", "math.log(3)"),
-        ("loop", "step + 1", "step + 2"),
-        ("optimizer", "_MUON_RMS = 0.2", "_MUON_RMS = 0.3"),
+        ("jaxformer.model", "INITIAL_SCALE = 0.02", "INITIAL_SCALE = 0.03"),
+        ("jaxformer.flash_kernels", "jnp.", "np."),
+        ("jaxformer.cudnn", "jnp.", "np."),
+        ("jaxformer.packing", "DIGESTS = 1 << 48", "DIGESTS = 1 << 40"),
+        ("jaxformer.scores", "math.log(2)", "math.log(3)"),
+        ("jaxformer.loop", "step + 1", "step + 2"),
+        ("jaxformer.optimizer", "_MUON_RMS = 0.2", "_MUON_RMS = 0.3"),
     ],
 )
 def test_the_code_digest_tells_what_computes(monkeypatch, name, before, after):
@@ -42,11 +41,11 @@ def test_the_code_digest_tells_what_computes(monkeypatch, name, before, after):
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [
-        ("model", "# Standard deviation of matrices", "# The deviation of matrices"),
-        ("model", "The shape of the model and its options.", "What a model is."),
-        ("page", "def ", "def other_"),
-        ("verdict", "0.8", "0.9"),
-        ("progress", "tokens/s", "tokens per second"),
+        ("jaxformer.model", "# Standard deviation of matrices", "# The deviation of matrices"),
+        ("jaxformer.model", "The shape of the model and its options.", "What a model is."),
+        ("jaxformer.page", "def ", "def other_"),
+        ("jaxformer.verdict", "0.8", "0.9"),
+        ("jaxformer.progress", "tokens/s", "tokens per second"),
     ],
 )
 def test_the_code_digest_looks_past_words_and_what_only_tells(monkeypatch, name, before, after):
