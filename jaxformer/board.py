@@ -5,8 +5,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from jaxformer.host.console import printable, say
 from jaxformer.queue import OVER, State, Status
-from jaxformer.screen import printable, say
 
 
 def status_table(statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: float | None = None) -> str:

@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxformer.closing import Closing
 from jaxformer.config import TrainingFailure, UserError, require
+from jaxformer.host.closing import Closing
 from jaxformer.processes import is_first, wait_for_all
 from jaxformer.retention import CheckpointConfig, steps_to_keep
 

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.cache import cache_folder
 from jaxformer.config import require
 from jaxformer.corpus import Documents, load_documents, part_names, parts_of
 from jaxformer.evaluate import EncodedTask, ValidationSet, encode_task, load_tasks, select_validation
 from jaxformer.experiment import Experiment
+from jaxformer.host.cache import cache_folder
 from jaxformer.packing import PackingConfig, Plan, packing_report, plan_rows
 from jaxformer.preparation import prepare
 from jaxformer.shards import Shards, open_shards

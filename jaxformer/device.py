@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from jaxformer.config import UserError, require
-from jaxformer.memory_share import share_of_memory
+from jaxformer.host.gpu_memory import share_of_memory
 
 # Days after which a compiled program is removed from the cache; JAX by itself keeps it forever.
 _KEPT_DAYS = 30

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxformer.config import UserError
-from jaxformer.files import write_whole
+from jaxformer.host.files import write_whole
 from jaxformer.packing import Batch
 from jaxformer.step import TrainState, gradients
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Protocol
 
 from jaxformer.config import UserError, require
-from jaxformer.files import write_whole
-from jaxformer.lock import Held, take
-from jaxformer.memory_share import share_of_memory
+from jaxformer.host.files import write_whole
+from jaxformer.host.gpu_memory import share_of_memory
+from jaxformer.host.lock import Held, take
 
 TRAIN = (sys.executable, "-m", "jaxformer.train")
 

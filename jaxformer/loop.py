@@ -16,8 +16,10 @@ from jaxformer.data import Data
 from jaxformer.evaluate import EncodedTask, flatten_estimates, score_task, validate, validation_scalars
 from jaxformer.experiment import Experiment
 from jaxformer.fault import diagnose, write_fault
-from jaxformer.files import write_whole
 from jaxformer.generate import sample_text
+from jaxformer.host.console import note, say
+from jaxformer.host.files import write_whole
+from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.identity import identify_evaluation
 from jaxformer.mesh import put_rows
 from jaxformer.metrics import Writer
@@ -27,9 +29,7 @@ from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, du
 from jaxformer.results import describe_scores, write_scores, write_validation
 from jaxformer.retention import best_step
 from jaxformer.run_folder import evaluations_folder, summarise, write_json
-from jaxformer.screen import note, say
 from jaxformer.step import TrainState, compile_step
-from jaxformer.stop_signals import Stopped, StopSignals
 from jaxformer.tasks import fixed_choice
 
 

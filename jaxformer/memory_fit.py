@@ -17,8 +17,8 @@ from jaxformer.config import UserError, did_you_mean, replace
 from jaxformer.device import device_memory
 from jaxformer.experiment import Experiment, attention_shape, run_mesh
 from jaxformer.flops import MEMORY_GB, matmul_parameters, memory_gigabytes, training_flops_per_token
+from jaxformer.host.gpu_memory import memory_fraction
 from jaxformer.memory import StepMemory, step_memory
-from jaxformer.memory_share import memory_fraction
 from jaxformer.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.model import SAVED
 from jaxformer.processes import agreed, least

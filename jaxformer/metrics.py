@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxformer.closing import Closing
 from jaxformer.config import TrainingFailure, UserError
-from jaxformer.files import write_whole
+from jaxformer.host.closing import Closing
+from jaxformer.host.files import write_whole
 
 # The metric that tells what a step was trained on: no curve for TensorBoard.
 BATCH = "train/batch"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxformer.screen import printable
+from jaxformer.host.console import printable
 from jaxformer.statistics import Difference
 
 # In place of a hyphen before a number, and of a number that there is not.

@@ -7,9 +7,9 @@ from jaxformer.attention import Choice
 from jaxformer.data import Data
 from jaxformer.experiment import Experiment
 from jaxformer.flops import training_flops_per_token
+from jaxformer.host.console import say
 from jaxformer.packing import packing_report
 from jaxformer.plan import count_embeddings
-from jaxformer.screen import say
 from jaxformer.step import TrainState
 
 

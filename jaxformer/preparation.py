@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer import shards
-from jaxformer.cache import make_once
 from jaxformer.config import UserError
 from jaxformer.corpus import Documents, Part, load_documents
-from jaxformer.files import sync_tree, write_whole
-from jaxformer.lock import is_held
-from jaxformer.screen import note, progress_bar
+from jaxformer.host.cache import make_once
+from jaxformer.host.console import note, progress_bar
+from jaxformer.host.files import sync_tree, write_whole
+from jaxformer.host.lock import is_held
 from jaxformer.selection import Selected, Selection
 from jaxformer.shard_files import pipeline_options, told_in_one_line, write_shard_files
 from jaxformer.shards import FORMAT_VERSION, SPLITS, Manifest, id_dtype, shard_digests

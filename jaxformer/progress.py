@@ -8,10 +8,10 @@ import numpy as np
 
 from jaxformer.config import TrainingFailure
 from jaxformer.guard import MOST_IN_A_ROW, SPIKE
+from jaxformer.host.console import note, say, say_progress
 from jaxformer.metrics import BATCH, Writer
 from jaxformer.packing import DIGESTS
 from jaxformer.processes import summed
-from jaxformer.screen import note, say, say_progress
 
 # What the clock decides, and no run repeats.
 TIMES = ("train/tokens_per_second", "train/tflops", "train/waiting_for_data")

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxformer.config import require
-from jaxformer.files import write_whole
+from jaxformer.host.console import note
+from jaxformer.host.files import write_whole
+from jaxformer.host.lock import LOCK, Held, holder, is_held
+from jaxformer.host.signals import SIGNALS, Stopped
 from jaxformer.launch import HEADER, Handle, Job, Launch, launch_local, read_object
-from jaxformer.lock import LOCK, Held, holder, is_held
-from jaxformer.screen import note
-from jaxformer.stop_signals import SIGNALS, Stopped
 
 # In a run folder, why a queue ended the run before its last step.
 STOPPED_EARLY = "stopped_early.json"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from jaxformer.config import UserError, require
-from jaxformer.screen import note, say
+from jaxformer.host.console import note, say
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ The same outcome gives the same bytes: the only dates are those of the runs.
 from pathlib import Path
 
 from jaxformer.config import UserError
-from jaxformer.files import write_whole
+from jaxformer.host.files import write_whole
 from jaxformer.markdown import make_markdown
 from jaxformer.page import make_page
 from jaxformer.pictures import draw_pictures

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxformer.config import require
 from jaxformer.evaluate import DocumentLosses, TaskScores, flatten_estimates, validation_scalars
-from jaxformer.files import write_whole
+from jaxformer.host.files import write_whole
 from jaxformer.metrics import for_json
 from jaxformer.run_folder import read_json, write_json
 

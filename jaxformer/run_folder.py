@@ -16,8 +16,8 @@ import jax
 from jaxformer.attention import Implementation
 from jaxformer.config import UserError, from_dict, require, to_dict
 from jaxformer.experiment import Experiment
-from jaxformer.files import write_whole
-from jaxformer.lock import LOCK, Held, hold
+from jaxformer.host.files import write_whole
+from jaxformer.host.lock import LOCK, Held, hold
 from jaxformer.metrics import for_json, recent_loss
 from jaxformer.sources import code_digest
 from jaxformer.tokenizer import Tokenizer, load_tokenizer

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxformer.config import UserError
-from jaxformer.screen import progress_bar
+from jaxformer.host.console import progress_bar
 from jaxformer.selection import Selected
 from jaxformer.shards import id_dtype
 from jaxformer.units import read_unit

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.config import UserError, require
-from jaxformer.files import write_whole
+from jaxformer.host.files import write_whole
 
 SPLITS = ("train", "validation")
 

@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from jaxformer.cache import cache_folder
 from jaxformer.config import UserError, require
-from jaxformer.files import write_whole
+from jaxformer.host.cache import cache_folder
+from jaxformer.host.console import note
+from jaxformer.host.files import write_whole
 from jaxformer.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, is_remote
-from jaxformer.screen import note
 
 # A smaller file is read for its digest at every start.
 _REMEMBERED_BYTES = 1 << 20

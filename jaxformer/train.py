@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.attention import Choice, choose_implementation, implementation_from
-from jaxformer.cache import cache_folder
 from jaxformer.checkpoint import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.checkpoint_store import hush
 from jaxformer.command_line import parse_arguments
@@ -35,8 +34,11 @@ from jaxformer.document_mask import limit_window
 from jaxformer.evaluate import task_names
 from jaxformer.experiment import Experiment, attention_shape, make_state, run_mesh
 from jaxformer.flops import peak_tflops, training_flops_per_token
+from jaxformer.host.cache import cache_folder
+from jaxformer.host.console import note, say
+from jaxformer.host.lock import LOCK
+from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.identity import check_folder, check_kin, check_tasks, identify
-from jaxformer.lock import LOCK
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.memory_fit import advise_here, fit_to_device
 from jaxformer.mesh import rows_here
@@ -59,11 +61,9 @@ from jaxformer.processes import (
 from jaxformer.progress import Progress, describe_validation
 from jaxformer.retention import most_kept
 from jaxformer.run_folder import check_disk, hold_folder, make_folder, read_json, write_config
-from jaxformer.screen import note, say
 from jaxformer.sources import code_digest
 from jaxformer.startup_proof import batch_to_prove, prove
 from jaxformer.step import TrainState
-from jaxformer.stop_signals import Stopped, StopSignals
 from jaxformer.variant import Lineage, resolve
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxformer import corpus
 from jaxformer.corpus import Document, Documents, Part, key_fraction
-from jaxformer.files import write_whole
+from jaxformer.host.files import write_whole
 from jaxformer.shards import id_dtype
 from jaxformer.tokenizer import Tokenizer
 

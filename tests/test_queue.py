@@ -17,10 +17,10 @@ import pytest
 from jaxformer import queue
 from jaxformer.board import Board, status_table
 from jaxformer.config import UserError
+from jaxformer.host.lock import LOCK, hold
+from jaxformer.host.signals import Stopped
 from jaxformer.launch import HEADER, Job, launch_local, launch_submitit
-from jaxformer.lock import LOCK, hold
 from jaxformer.queue import Queue, State, Status
-from jaxformer.stop_signals import Stopped
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.slow
 FAKE = """
 import hashlib, json, os, signal, sys, time
 from pathlib import Path
-from jaxformer.files import write_whole
-from jaxformer.lock import Held, hold
+from jaxformer.host.files import write_whole
+from jaxformer.host.lock import Held, hold
 
 options = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
 workdir, steps, mode = Path(options["workdir"]), int(options["steps"]), options.get("mode", "")

@@ -21,6 +21,8 @@ from jaxformer.config import UserError, require
 from jaxformer.decisions import decision_table
 from jaxformer.device import choose_device
 from jaxformer.early_stopping import clearly_worse, may_stop
+from jaxformer.host.console import note, say
+from jaxformer.host.signals import Stopped
 from jaxformer.identity import check_kin
 from jaxformer.launch import Job, launch_local, launch_submitit
 from jaxformer.metrics import training_losses
@@ -28,8 +30,6 @@ from jaxformer.plan import estimate_run_seconds
 from jaxformer.progress import duration
 from jaxformer.queue import OVER, Queue, State, Status, state_on_disk
 from jaxformer.run_folder import read_json
-from jaxformer.screen import note, say
-from jaxformer.stop_signals import Stopped
 from jaxformer.study import Study, choose_study, estimate_seconds, judge_study, make_jobs, resolve_study
 from jaxformer.variant import Lineage
 

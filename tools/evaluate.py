@@ -15,7 +15,6 @@ from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # A run may be training on the same device.
 
-from jaxformer.cache import cache_folder
 from jaxformer.config import TrainingFailure, UserError, check_same, require
 from jaxformer.data import digests, prepare_data
 from jaxformer.device import keep_compiled, too_little_memory_told
@@ -28,6 +27,7 @@ from jaxformer.evaluate import (
     validate,
     validation_scalars,
 )
+from jaxformer.host.cache import cache_folder
 from jaxformer.identity import identify_evaluation
 from jaxformer.progress import describe_validation
 from jaxformer.results import describe_scores, score_table, write_scores, write_validation

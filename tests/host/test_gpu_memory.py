@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxformer.memory_share import memory_fraction, share_of_memory
+from jaxformer.host.gpu_memory import memory_fraction, share_of_memory
 
 
 @pytest.fixture(autouse=True)

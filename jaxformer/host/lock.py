@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from jaxformer.screen import say
+from jaxformer.host.console import say
 
 # In a run folder, who runs in it.
 LOCK = ".lock"

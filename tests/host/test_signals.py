@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from jaxformer.stop_signals import SIGNALS, Stopped, StopSignals
+from jaxformer.host.signals import SIGNALS, Stopped, StopSignals
 
 
 @pytest.mark.parametrize("number", SIGNALS)

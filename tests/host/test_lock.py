@@ -9,12 +9,12 @@ import threading
 
 import pytest
 
-from jaxformer.lock import Held, hold, holder, is_held, take
+from jaxformer.host.lock import Held, hold, holder, is_held, take
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from jaxformer.lock import hold
+from jaxformer.host.lock import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from jaxformer.files import write_whole
+from jaxformer.host.files import write_whole
 
 
 def test_file_holds_what_was_written_and_nothing_else_is_left(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxformer.config import UserError
-from jaxformer.lock import hold
+from jaxformer.host.lock import hold
 
 
 def cache_folder() -> Path:

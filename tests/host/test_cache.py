@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from jaxformer.cache import cache_folder, make_once
 from jaxformer.config import UserError
+from jaxformer.host.cache import cache_folder, make_once
 
 MAKE_IN_STEPS = """
 import os, signal, sys
 from pathlib import Path
-from jaxformer.cache import make_once
+from jaxformer.host.cache import make_once
 
 def make(folder):
     folder.mkdir()

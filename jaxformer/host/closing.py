@@ -1,6 +1,6 @@
 """What is closed at the end of a `with` block, whatever ends the block."""
 
-from jaxformer.screen import note
+from jaxformer.host.console import note
 
 
 class Closing:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxformer import screen
-from jaxformer.screen import note, printable, progress_bar, say, say_progress
+from jaxformer.host import console as screen
+from jaxformer.host.console import note, printable, progress_bar, say, say_progress
 
 
 def test_note_is_one_printable_line_on_standard_error(capsys):
@@ -47,14 +47,14 @@ def test_progress_lines_follow_each_other_in_a_file_and_replace_each_other_on_a_
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_stream_that_is_full_stops_nothing():
-    code = "import os; from jaxformer.screen import say, note; say('a' * 99_999); note('b'); os._exit(7)"
+    code = "import os; from jaxformer.host.console import say, note; say('a' * 99_999); note('b'); os._exit(7)"
     with open("/dev/full", "w") as full:
         ended = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full)
     assert ended.returncode == 7
 
 
 def test_stream_that_is_closed_at_the_other_end_stops_nothing():
-    code = "import os, sys; from jaxformer.screen import say; sys.stdin.read(); say('a'); say('b'); os._exit(7)"
+    code = "import os, sys; from jaxformer.host.console import say; sys.stdin.read(); say('a'); say('b'); os._exit(7)"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.close()
         process.stdin.close()
