@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import flash
-from jaxformer.timing import milliseconds
+from jaxformer.devices.timing import milliseconds
 
 
 def random_inputs(B: int, T: int, H: int, G: int, K: int, dtype, seed: int = 0):

@@ -20,8 +20,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxformer.config import TrainingFailure, UserError, require
+from jaxformer.devices.multihost import is_first, wait_for_all
 from jaxformer.host.closing import Closing
-from jaxformer.processes import is_first, wait_for_all
 from jaxformer.retention import CheckpointConfig, steps_to_keep
 
 # Failed saves in a row that end a run. Of several processes the first does: the others do not know of it.

@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxformer.config import TrainingFailure, UserError, require
+from jaxformer.devices.mesh import whole_rows
 from jaxformer.loss import TokenScores, token_scores
-from jaxformer.mesh import whole_rows
 from jaxformer.model import Transformer
 from jaxformer.packing import PackingConfig
 from jaxformer.row_fitting import best_fit_decreasing

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxformer.cloze import CannotBeScored, Encoded, encode, score
 from jaxformer.config import TrainingFailure, UserError, check_types, execution, require, require_one_of
-from jaxformer.mesh import whole_rows
+from jaxformer.devices.mesh import whole_rows
 from jaxformer.packing import PackingConfig, Plan, pad_rows, plan_rows, read_rows
 from jaxformer.scores import Estimate, ItemScores, chance, estimate, estimate_ratio, score_items
 from jaxformer.shards import Shards

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxformer.checkpoint import Checkpoints, save, save_and_wait
 from jaxformer.config import TrainingFailure
 from jaxformer.data import Data
+from jaxformer.devices.mesh import put_rows
+from jaxformer.devices.multihost import AgreedStop, all_rows
 from jaxformer.evaluate import EncodedTask, flatten_estimates, score_task, validate, validation_scalars
 from jaxformer.experiment import Experiment
 from jaxformer.fault import diagnose, write_fault
@@ -21,10 +23,8 @@ from jaxformer.host.console import note, say
 from jaxformer.host.files import write_whole
 from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.identity import identify_evaluation
-from jaxformer.mesh import put_rows
 from jaxformer.metrics import Writer
 from jaxformer.packing import batch_digest, seek
-from jaxformer.processes import AgreedStop, all_rows
 from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
 from jaxformer.results import describe_scores, write_scores, write_validation
 from jaxformer.retention import best_step

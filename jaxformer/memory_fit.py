@@ -14,14 +14,14 @@ import jax.numpy as jnp
 
 from jaxformer.attention import choose_implementation
 from jaxformer.config import UserError, did_you_mean, replace
-from jaxformer.device import device_memory
+from jaxformer.devices.device import device_memory
+from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
+from jaxformer.devices.multihost import agreed, least
 from jaxformer.experiment import Experiment, attention_shape, run_mesh
 from jaxformer.flops import MEMORY_GB, matmul_parameters, memory_gigabytes, training_flops_per_token
 from jaxformer.host.gpu_memory import memory_fraction
 from jaxformer.memory import StepMemory, step_memory
-from jaxformer.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.model import SAVED
-from jaxformer.processes import agreed, least
 from jaxformer.step import compute_dtype
 
 # Share of what JAX may take of the memory that a step may take by the formula, which is right within a tenth.

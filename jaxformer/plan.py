@@ -12,16 +12,16 @@ from flax import nnx
 
 from jaxformer.config import require
 from jaxformer.corpus import parts_of
+from jaxformer.devices.mesh import put_rows
+from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment import Experiment, make_state, run_mesh
 from jaxformer.flops import parameter_count, peak_tflops, training_flops_per_token
 from jaxformer.memory_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
-from jaxformer.mesh import put_rows
 from jaxformer.model import Transformer
 from jaxformer.packing import Batch
 from jaxformer.progress import duration
 from jaxformer.retention import most_kept
 from jaxformer.step import TrainState, compile_step
-from jaxformer.timing import milliseconds
 
 # Steps that are timed for the estimate, after one that is not; and the longest that a step may take to be timed.
 _TIMED_STEPS = 3

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from jaxformer.config import TrainingFailure
+from jaxformer.devices.multihost import summed
 from jaxformer.guard import MOST_IN_A_ROW, SPIKE
 from jaxformer.host.console import note, say, say_progress
 from jaxformer.metrics import BATCH, Writer
 from jaxformer.packing import DIGESTS
-from jaxformer.processes import summed
 
 # What the clock decides, and no run repeats.
 TIMES = ("train/tokens_per_second", "train/tflops", "train/waiting_for_data")

@@ -14,9 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxformer.attention import Implementation
 from jaxformer.config import check_types, execution, require, require_one_of
-from jaxformer.guard import Guard, init_guard, judge
-from jaxformer.loss import LossSums, cross_entropy, token_scores
-from jaxformer.mesh import (
+from jaxformer.devices.mesh import (
     COPIED,
     FSDP,
     Parts,
@@ -29,6 +27,8 @@ from jaxformer.mesh import (
     state_sharding,
     whole,
 )
+from jaxformer.guard import Guard, init_guard, judge
+from jaxformer.loss import LossSums, cross_entropy, token_scores
 from jaxformer.model import SAVED, Kernel, ModelConfig, Transformer
 from jaxformer.packing import Batch
 

@@ -29,7 +29,19 @@ from jaxformer.checkpoint_store import hush
 from jaxformer.command_line import parse_arguments
 from jaxformer.config import TrainingFailure, UserError, to_dict
 from jaxformer.data import digests, prepare_data, task_digests
-from jaxformer.device import choose_device, keep_compiled, too_little_memory_told
+from jaxformer.devices.device import choose_device, keep_compiled, too_little_memory_told
+from jaxformer.devices.mesh import rows_here
+from jaxformer.devices.multihost import (
+    agreed,
+    agreed_arrays,
+    first_speaks,
+    folder_to_write,
+    join_processes,
+    leave,
+    lost_process_told,
+    require_agreed,
+    wait_for_all,
+)
 from jaxformer.document_mask import limit_window
 from jaxformer.evaluate import task_names
 from jaxformer.experiment import Experiment, attention_shape, make_state, run_mesh
@@ -41,23 +53,11 @@ from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.identity import check_folder, check_kin, check_tasks, identify
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.memory_fit import advise_here, fit_to_device
-from jaxformer.mesh import rows_here
 from jaxformer.metrics import Writer, open_writer, validation_losses
 from jaxformer.optimizer import make_schedule
 from jaxformer.overview import describe
 from jaxformer.packing import Batch, make_batches, seek
 from jaxformer.plan import print_plan
-from jaxformer.processes import (
-    agreed,
-    agreed_arrays,
-    first_speaks,
-    folder_to_write,
-    join_processes,
-    leave,
-    lost_process_told,
-    require_agreed,
-    wait_for_all,
-)
 from jaxformer.progress import Progress, describe_validation
 from jaxformer.retention import most_kept
 from jaxformer.run_folder import check_disk, hold_folder, make_folder, read_json, write_config

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxformer.attention import AttentionConfig, choose_implementation, implementation_from
 from jaxformer.checkpoint import abstract, open_checkpoints, restore_params
 from jaxformer.config import require
-from jaxformer.device import choose_device
+from jaxformer.devices.device import choose_device
 from jaxformer.experiment import Experiment, attention_shape, make_state
 from jaxformer.guard import init_guard
 from jaxformer.run_folder import load_run, run_tokenizer

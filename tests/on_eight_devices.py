@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxformer.checkpoint import CheckpointConfig, abstract, open_checkpoints, restore, save_and_wait
 from jaxformer.cloze import Request, score
+from jaxformer.devices.mesh import MeshConfig, make_mesh, put_rows
 from jaxformer.fingerprint import fingerprints
-from jaxformer.mesh import MeshConfig, make_mesh, put_rows
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.packing import Batch, PackingConfig

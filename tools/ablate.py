@@ -19,7 +19,7 @@ from jaxformer.board import Board
 from jaxformer.comparable import parse_allowed
 from jaxformer.config import UserError, require
 from jaxformer.decisions import decision_table
-from jaxformer.device import choose_device
+from jaxformer.devices.device import choose_device
 from jaxformer.early_stopping import clearly_worse, may_stop
 from jaxformer.host.console import note, say
 from jaxformer.host.signals import Stopped

@@ -32,9 +32,9 @@ from versions import versions
 from jaxformer.attention import Implementation
 from jaxformer.attention_trial import fastest_tiles, forward_backward, random_inputs
 from jaxformer.cudnn import count_segments
+from jaxformer.devices.timing import milliseconds
 from jaxformer.document_mask import document_bounds, visible_share
 from jaxformer.packing import PackingConfig, plan_rows
-from jaxformer.timing import milliseconds
 
 HEADS = {"27m": 6, "100m": 10, "500m": 15}
 # Documents of a row at most: it costs a percent of fill, and cuDNN's packed layout pays for every one that could be.

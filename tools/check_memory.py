@@ -30,10 +30,10 @@ from versions import versions
 
 from jaxformer.attention import Implementation
 from jaxformer.config import replace
+from jaxformer.devices.mesh import DATA, FSDP, batch_sharding, state_sharding
 from jaxformer.experiment import make_state
 from jaxformer.loss import default_chunk_tokens
 from jaxformer.memory import step_memory
-from jaxformer.mesh import DATA, FSDP, batch_sharding, state_sharding
 from jaxformer.plan import random_batch
 from jaxformer.step import compile_step
 from jaxformer.variant import load_experiment

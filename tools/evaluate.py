@@ -17,7 +17,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # A run may be 
 
 from jaxformer.config import TrainingFailure, UserError, check_same, require
 from jaxformer.data import digests, prepare_data
-from jaxformer.device import keep_compiled, too_little_memory_told
+from jaxformer.devices.device import keep_compiled, too_little_memory_told
 from jaxformer.evaluate import (
     EvaluationConfig,
     encode_task,

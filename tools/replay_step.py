@@ -15,10 +15,10 @@ import numpy as np
 from jaxformer.attention import implementation_from
 from jaxformer.checkpoint import open_checkpoints, restore
 from jaxformer.config import UserError, require
-from jaxformer.device import choose_device
+from jaxformer.devices.device import choose_device
+from jaxformer.devices.mesh import put_rows
 from jaxformer.experiment import make_state, run_mesh
 from jaxformer.fault import Fault, diagnose, read_fault
-from jaxformer.mesh import put_rows
 from jaxformer.run_folder import load_run
 
 

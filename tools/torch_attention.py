@@ -112,7 +112,7 @@ def varlen_attention(varlen, offsets, longest, q, k, v):
 
 
 def milliseconds(functions, rounds: int = 7, round_milliseconds: float = 30) -> tuple[dict, dict]:
-    """Returns `(times, failures)` as `jaxformer.timing` does: medians of a call, by device events, in turns."""
+    """Returns `(times, failures)` as `jaxformer.devices.timing` does: medians of a call, by device events, in turns."""
     counts, failures = {}, {}
     for name, function in functions.items():
         try:

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import jaxformer.train
-from jaxformer.device import device_memory, keep_compiled
+from jaxformer.devices.device import device_memory, keep_compiled
 
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 

@@ -5,8 +5,8 @@ from itertools import groupby, repeat
 
 import pytest
 
-import jaxformer.timing
-from jaxformer.timing import milliseconds
+import jaxformer.devices.timing
+from jaxformer.devices.timing import milliseconds
 
 
 class Machine:
@@ -47,7 +47,7 @@ class Pending:
 @pytest.fixture
 def machine(monkeypatch):
     machine = Machine()
-    monkeypatch.setattr(jaxformer.timing, "time", machine)
+    monkeypatch.setattr(jaxformer.devices.timing, "time", machine)
     return machine
 
 

@@ -15,7 +15,7 @@ import tiny_run
 
 from jaxformer.checkpoint import open_checkpoints
 from jaxformer.config import UserError
-from jaxformer.mesh import MeshConfig, check_rows, make_mesh
+from jaxformer.devices.mesh import MeshConfig, check_rows, make_mesh
 from jaxformer.packing import DIGESTS, Batch, batch_digest
 from jaxformer.train import main
 
