@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxformer.compare import Comparison
 from jaxformer.evidence import Evidence
-from jaxformer.statistics import Difference
+from jaxformer.statistics.paired_difference import Difference
 from jaxformer.study import Outcome
 from jaxformer.variant import Resolved
 from jaxformer.verdict import Word

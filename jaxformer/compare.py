@@ -15,11 +15,11 @@ from jaxformer.comparable import check_comparable
 from jaxformer.config import require
 from jaxformer.cost import Cost, compare_costs, mean_worth
 from jaxformer.evidence import Evidence, find_runs, load_evidence, paired_seeds, stack
-from jaxformer.looks import LOOKS
 from jaxformer.noise_floor import NoiseFloor, noise_floor
-from jaxformer.significance import holm, mcnemar
-from jaxformer.statistics import Difference, crossed_difference
-from jaxformer.variance_prior import VariancePrior
+from jaxformer.statistics.looks import LOOKS
+from jaxformer.statistics.paired_difference import Difference, crossed_difference
+from jaxformer.statistics.significance import holm, mcnemar
+from jaxformer.statistics.variance_prior import VariancePrior
 from jaxformer.verdict import Rule, Verdict, Word, decide
 
 

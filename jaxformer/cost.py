@@ -10,7 +10,7 @@ from jaxformer.config import from_dict
 from jaxformer.evidence import Evidence
 from jaxformer.experiment import Experiment
 from jaxformer.flops import parameter_count
-from jaxformer.statistics import paired_difference
+from jaxformer.statistics.paired_difference import paired_difference
 
 
 class Cost(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jaxformer.answers import Answer, answers, beside_expectation
 from jaxformer.canvas import COLOURS, GREY, INK, make_figure
 from jaxformer.notation import plain, with_error
-from jaxformer.statistics import Difference
+from jaxformer.statistics.paired_difference import Difference
 from jaxformer.study import Outcome
 
 _BAND = "#DCEAF5"

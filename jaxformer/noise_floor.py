@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.evidence import Evidence
-from jaxformer.looks import LOOKS
-from jaxformer.variance_prior import VariancePrior, fit_prior
+from jaxformer.statistics.looks import LOOKS
+from jaxformer.statistics.variance_prior import VariancePrior, fit_prior
 
 
 class NoiseFloor(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxformer.host.console import printable
-from jaxformer.statistics import Difference
+from jaxformer.statistics.paired_difference import Difference
 
 # In place of a hyphen before a number, and of a number that there is not.
 MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"

@@ -16,13 +16,13 @@ from jaxformer.evidence import Evidence
 from jaxformer.experiment_files import run_file
 from jaxformer.flops import training_flops_per_token
 from jaxformer.launch import Job
-from jaxformer.looks import LOOK_ALPHA
 from jaxformer.metrics import for_json
 from jaxformer.noise_floor import NoiseFloor, noise_floor
 from jaxformer.queue import STOPPED_EARLY, State, state_on_disk
 from jaxformer.run_folder import read_json, write_json
-from jaxformer.significance import benjamini_hochberg
-from jaxformer.statistics import Difference
+from jaxformer.statistics.looks import LOOK_ALPHA
+from jaxformer.statistics.paired_difference import Difference
+from jaxformer.statistics.significance import benjamini_hochberg
 from jaxformer.variant import OF, Resolved, common_ancestor, resolve
 from jaxformer.verdict import Rule, Verdict, Word
 

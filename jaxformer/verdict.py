@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from jaxformer.config import check_types, require
 from jaxformer.cost import Cost
-from jaxformer.looks import LOOK_ALPHA, LOOKS
-from jaxformer.power import seeds_needed
-from jaxformer.statistics import Difference
+from jaxformer.statistics.looks import LOOK_ALPHA, LOOKS
+from jaxformer.statistics.paired_difference import Difference
+from jaxformer.statistics.power import seeds_needed
 
 
 class Word(enum.Enum):

@@ -33,7 +33,7 @@ from jaxformer.graph_layout import lay_out
 from jaxformer.notation import signed
 from jaxformer.report import write_report
 from jaxformer.returns import returns
-from jaxformer.statistics import Difference
+from jaxformer.statistics.paired_difference import Difference
 from jaxformer.study import Study, judge_study
 from jaxformer.variant import resolve
 from jaxformer.verdict import Word

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from jaxformer.compare import compare_runs
 from jaxformer.data import Data
-from jaxformer.looks import LOOKS
 from jaxformer.noise_floor import NoiseFloor
-from jaxformer.statistics import Difference, crossed_difference
-from jaxformer.variance_prior import VariancePrior
+from jaxformer.statistics.looks import LOOKS
+from jaxformer.statistics.paired_difference import Difference, crossed_difference
+from jaxformer.statistics.variance_prior import VariancePrior
 from jaxformer.verdict import Cost, Rule, Word, decide
 
 RULE = Rule()

@@ -38,9 +38,9 @@ from tqdm import tqdm
 from versions import versions
 
 from jaxformer.data import Data
-from jaxformer.looks import LOOKS
-from jaxformer.power import power, seeds_needed
 from jaxformer.scores import estimate_ratio
+from jaxformer.statistics.looks import LOOKS
+from jaxformer.statistics.power import power, seeds_needed
 from jaxformer.study import to_json
 from jaxformer.verdict import Word
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 from simulated_studies import at_most
 
-from jaxformer.variance_prior import VariancePrior, fit_prior, moderate
+from jaxformer.statistics.variance_prior import VariancePrior, fit_prior, moderate
 
 
 @pytest.mark.parametrize("prior_df", [3.0, 10.0])

@@ -8,7 +8,7 @@ import pytest
 from scipy import special
 from simulated_studies import about, at_most
 
-from jaxformer.significance import benjamini_hochberg, holm, mcnemar
+from jaxformer.statistics.significance import benjamini_hochberg, holm, mcnemar
 
 
 @pytest.mark.parametrize(("b", "c", "p"), [(0, 0, 1.0), (3, 0, 0.25), (0, 5, 0.0625), (1, 3, 0.625), (4, 4, 1.0)])

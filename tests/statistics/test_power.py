@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from simulated_studies import about, model_SI, rates
 
-from jaxformer.power import power, seeds_needed
-from jaxformer.statistics import crossed_difference, paired_difference
-from jaxformer.variance_prior import VariancePrior
+from jaxformer.statistics.paired_difference import crossed_difference, paired_difference
+from jaxformer.statistics.power import power, seeds_needed
+from jaxformer.statistics.variance_prior import VariancePrior
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 8, 30])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from scipy import special
 
-from jaxformer.looks import LOOK_ALPHA, LOOKS
+from jaxformer.statistics.looks import LOOK_ALPHA, LOOKS
 
 
 def test_looking_thrice_calls_equals_different_at_most_5_times_in_200_on_a_side():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-from jaxformer.variance_prior import VariancePrior, moderate
+from jaxformer.statistics.variance_prior import VariancePrior, moderate
 
 # By how much wider than the level of a look the level of a comparison's own variance may be where a prior moderates it.
 # A prior controls errors on average over comparisons, and too many of one that varies more than the others. Its own

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from scipy import special
 
-from jaxformer.statistics import OWN_LEVEL, t_quantile
+from jaxformer.statistics.paired_difference import OWN_LEVEL, t_quantile
 
 
 def power(
