@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh
 
-from jaxformer.attention import AttentionConfig, Implementation, choose_implementation
-from jaxformer.attention_support import AttentionShape
+from jaxformer.attention.dispatch import AttentionConfig, Implementation, choose_implementation
+from jaxformer.attention.support import AttentionShape
 from jaxformer.checkpoint import CheckpointConfig
 from jaxformer.config import check_types, execution, flatten, require
 from jaxformer.corpus import CorpusConfig

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.einsum_attention import MASKED
+from jaxformer.attention.reference import MASKED
 from jaxformer.model import Transformer, soft_cap, unembed
 from jaxformer.tokenizer import Tokenizer
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxformer.attention import Implementation
-from jaxformer.einsum_attention import rows_at_once
+from jaxformer.attention.dispatch import Implementation
+from jaxformer.attention.reference import rows_at_once
 from jaxformer.experiment import Experiment
 from jaxformer.flops import matmul_parameters, parameter_count
 from jaxformer.loss import default_chunk_tokens

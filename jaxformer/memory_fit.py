@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxformer.attention import choose_implementation
+from jaxformer.attention.dispatch import choose_implementation
 from jaxformer.config import UserError, did_you_mean, replace
 from jaxformer.devices.device import device_memory
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows

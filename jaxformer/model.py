@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxformer.attention import Implementation, attend
+from jaxformer.attention.dispatch import Implementation, attend
+from jaxformer.attention.document_mask import document_bounds, limit_window
 from jaxformer.config import check_types, execution, require, require_one_of
-from jaxformer.document_mask import document_bounds, limit_window
 
 ACTIVATIONS = ("gelu", "swiglu", "relu2")
 NORMS = ("rmsnorm", "layernorm")

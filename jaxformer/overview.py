@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxformer.attention import Choice
+from jaxformer.attention.dispatch import Choice
 from jaxformer.data import Data
 from jaxformer.experiment import Experiment
 from jaxformer.flops import training_flops_per_token

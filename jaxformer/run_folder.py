@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from jaxformer.attention import Implementation
+from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import UserError, from_dict, require, to_dict
 from jaxformer.experiment import Experiment
 from jaxformer.host.files import write_whole

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from jaxformer.attention import Implementation
+from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import check_types, execution, require, require_one_of
 from jaxformer.devices.mesh import (
     COPIED,

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.attention import Choice, choose_implementation, implementation_from
+from jaxformer.attention.dispatch import Choice, choose_implementation, implementation_from
+from jaxformer.attention.document_mask import limit_window
 from jaxformer.checkpoint import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.checkpoint_store import hush
 from jaxformer.command_line import parse_arguments
@@ -42,7 +43,6 @@ from jaxformer.devices.multihost import (
     require_agreed,
     wait_for_all,
 )
-from jaxformer.document_mask import limit_window
 from jaxformer.evaluate import task_names
 from jaxformer.experiment import Experiment, attention_shape, make_state, run_mesh
 from jaxformer.flops import peak_tflops, training_flops_per_token

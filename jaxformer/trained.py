@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxformer.attention import AttentionConfig, choose_implementation, implementation_from
+from jaxformer.attention.dispatch import AttentionConfig, choose_implementation, implementation_from
 from jaxformer.checkpoint import abstract, open_checkpoints, restore_params
 from jaxformer.config import require
 from jaxformer.devices.device import choose_device

@@ -19,7 +19,7 @@ from zlib import crc32
 import jax
 import numpy as np
 
-from jaxformer.attention import Implementation
+from jaxformer.attention.dispatch import Implementation
 from jaxformer.cloze import Encoded
 from jaxformer.comparable import DATA_FIELDS
 from jaxformer.corpus import part_names

@@ -30,7 +30,7 @@ BASELINE = "--experiment=baseline"
 
 # Paths are relative, so that a copy of the folder that they lie in is complete.
 TINY = """
-from jaxformer.attention import AttentionConfig
+from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluate import EvaluationConfig

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.attention import Implementation
-from jaxformer.attention_trial import forward_backward, random_inputs
-from jaxformer.cudnn import count_segments
-from jaxformer.document_mask import document_bounds
-from jaxformer.flash import Tiles
-from jaxformer.flash_kernels import Tile
+from jaxformer.attention.cudnn import count_segments
+from jaxformer.attention.dispatch import Implementation
+from jaxformer.attention.document_mask import document_bounds
+from jaxformer.attention.flash import Tiles
+from jaxformer.attention.flash_kernels import Tile
+from jaxformer.attention.trial import forward_backward, random_inputs
 
 pytestmark = pytest.mark.slow
 

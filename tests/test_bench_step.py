@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxformer.document_mask import document_bounds
+from jaxformer.attention.document_mask import document_bounds
 
 pytestmark = pytest.mark.slow
 

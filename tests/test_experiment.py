@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxformer.attention import AttentionConfig
+from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.config import UserError
 from jaxformer.experiment import Experiment, make_state, science
 from jaxformer.experiment_files import list_experiments

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxformer.attention.document_mask import document_bounds
 from jaxformer.config import UserError
-from jaxformer.document_mask import document_bounds
 from jaxformer.loss import cross_entropy
 from jaxformer.model import ModelConfig, Transformer, rotate
 from jaxformer.variant import load_experiment

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.attention import TOLERANCES, Implementation
-from jaxformer.attention_support import IMPLEMENTATIONS, AttentionShape, why_not
-from jaxformer.attention_trial import attention_error, forward_backward, random_inputs
-from jaxformer.document_mask import document_bounds, limit_window
-from jaxformer.flash import Tiles, candidate_tiles
+from jaxformer.attention.dispatch import TOLERANCES, Implementation
+from jaxformer.attention.document_mask import document_bounds, limit_window
+from jaxformer.attention.flash import Tiles, candidate_tiles
+from jaxformer.attention.support import IMPLEMENTATIONS, AttentionShape, why_not
+from jaxformer.attention.trial import attention_error, forward_backward, random_inputs
 
 pytestmark = [
     pytest.mark.gpu,

@@ -26,8 +26,8 @@ def digest_with(monkeypatch, name, before, after):
     ("name", "before", "after"),
     [
         ("jaxformer.model", "INITIAL_SCALE = 0.02", "INITIAL_SCALE = 0.03"),
-        ("jaxformer.flash_kernels", "jnp.", "np."),
-        ("jaxformer.cudnn", "jnp.", "np."),
+        ("jaxformer.attention.flash_kernels", "jnp.", "np."),
+        ("jaxformer.attention.cudnn", "jnp.", "np."),
         ("jaxformer.packing", "DIGESTS = 1 << 48", "DIGESTS = 1 << 40"),
         ("jaxformer.scores", "math.log(2)", "math.log(3)"),
         ("jaxformer.loop", "step + 1", "step + 2"),

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import attention, model
+from jaxformer import model
+from jaxformer.attention import dispatch as attention
 from jaxformer.config import UserError
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer

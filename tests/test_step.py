@@ -13,10 +13,10 @@ import pytest
 from flax import nnx
 
 import jaxformer.step
-from jaxformer.attention import Implementation
+from jaxformer.attention.dispatch import Implementation
+from jaxformer.attention.flash import Tiles
+from jaxformer.attention.flash_kernels import Tile
 from jaxformer.config import UserError
-from jaxformer.flash import Tiles
-from jaxformer.flash_kernels import Tile
 from jaxformer.loss import LossSums
 from jaxformer.model import SAVED, ModelConfig, Transformer
 from jaxformer.optimizer import OptimizerConfig, make_optimizer

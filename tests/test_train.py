@@ -14,7 +14,7 @@ import pytest
 from tiny_run import ROWS, STEPS, T, command, read_checkpoint, read_metrics, run_until
 
 import jaxformer.train
-from jaxformer.attention import Implementation
+from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import to_dict
 from jaxformer.train import choose_attention, main
 from jaxformer.variant import load_experiment

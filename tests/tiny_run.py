@@ -16,7 +16,7 @@ from jaxformer.train import main
 STEPS, ROWS, T = 12, 4, 32
 REPOSITORY = Path(jaxformer.train.__file__).parents[1]
 EXPERIMENT = """
-from jaxformer.attention import AttentionConfig
+from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluate import EvaluationConfig

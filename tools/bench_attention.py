@@ -29,11 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 from versions import versions
 
-from jaxformer.attention import Implementation
-from jaxformer.attention_trial import fastest_tiles, forward_backward, random_inputs
-from jaxformer.cudnn import count_segments
+from jaxformer.attention.cudnn import count_segments
+from jaxformer.attention.dispatch import Implementation
+from jaxformer.attention.document_mask import document_bounds, visible_share
+from jaxformer.attention.trial import fastest_tiles, forward_backward, random_inputs
 from jaxformer.devices.timing import milliseconds
-from jaxformer.document_mask import document_bounds, visible_share
 from jaxformer.packing import PackingConfig, plan_rows
 
 HEADS = {"27m": 6, "100m": 10, "500m": 15}

@@ -28,7 +28,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh
 from versions import versions
 
-from jaxformer.attention import Implementation
+from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import replace
 from jaxformer.devices.mesh import DATA, FSDP, batch_sharding, state_sharding
 from jaxformer.experiment import make_state

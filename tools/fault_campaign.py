@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxformer.attention import implementation_from
+from jaxformer.attention.dispatch import implementation_from
 from jaxformer.checkpoint import open_checkpoints, restore
 from jaxformer.config import UserError
 from jaxformer.experiment import make_state
@@ -35,7 +35,7 @@ from jaxformer.progress import TIMES
 from jaxformer.run_folder import load_run
 
 EXPERIMENT = """
-from jaxformer.attention import AttentionConfig
+from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluate import EvaluationConfig

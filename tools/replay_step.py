@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxformer.attention import implementation_from
+from jaxformer.attention.dispatch import implementation_from
 from jaxformer.checkpoint import open_checkpoints, restore
 from jaxformer.config import UserError, require
 from jaxformer.devices.device import choose_device

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxformer.attention import AttentionConfig
+from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint import CheckpointConfig
 from jaxformer.config import replace, to_dict
 from jaxformer.consequences import SolvedFeedForwardWidth

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import attention
-from jaxformer.attention import (
+from jaxformer.attention import dispatch as attention
+from jaxformer.attention.dispatch import (
     TOLERANCES,
     AttentionConfig,
     Implementation,
@@ -19,11 +19,11 @@ from jaxformer.attention import (
     choose_implementation,
     implementation_from,
 )
-from jaxformer.attention_support import IMPLEMENTATIONS, AttentionShape, why_not
+from jaxformer.attention.document_mask import document_bounds
+from jaxformer.attention.flash import Tiles, default_tiles
+from jaxformer.attention.flash_kernels import Tile
+from jaxformer.attention.support import IMPLEMENTATIONS, AttentionShape, why_not
 from jaxformer.config import UserError
-from jaxformer.document_mask import document_bounds
-from jaxformer.flash import Tiles, default_tiles
-from jaxformer.flash_kernels import Tile
 
 B, H, G, K = 2, 6, 3, 5
 FLOAT32 = 2e-6

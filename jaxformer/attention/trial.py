@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxformer import flash
+from jaxformer.attention import flash
 from jaxformer.devices.timing import milliseconds
 
 

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxformer.flash_kernels import Tile, forward_kernel, keys_kernel, queries_kernel
+from jaxformer.attention.flash_kernels import Tile, forward_kernel, keys_kernel, queries_kernel
 
 
 class Tiles(NamedTuple):

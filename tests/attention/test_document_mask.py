@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.document_mask import document_bounds, limit_window, visible_share
+from jaxformer.attention.document_mask import document_bounds, limit_window, visible_share
 
 B, T = 3, 13
 WINDOWS = [1, 2, 4, T - 1, T, T + 1, 1 << 20]

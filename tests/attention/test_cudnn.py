@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as private
 
-from jaxformer import cudnn
-from jaxformer.attention import attend
-from jaxformer.document_mask import document_bounds
+from jaxformer.attention import cudnn
+from jaxformer.attention.dispatch import attend
+from jaxformer.attention.document_mask import document_bounds
 
 B, T, H, K = 3, 37, 4, 8
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import attention_trial, flash
-from jaxformer.attention import TOLERANCES, Implementation
-from jaxformer.attention_trial import attention_error, fastest_tiles, forward_backward, random_inputs
-from jaxformer.document_mask import document_bounds
+from jaxformer.attention import flash
+from jaxformer.attention import trial as attention_trial
+from jaxformer.attention.dispatch import TOLERANCES, Implementation
+from jaxformer.attention.document_mask import document_bounds
+from jaxformer.attention.trial import attention_error, fastest_tiles, forward_backward, random_inputs
 
 pytestmark = pytest.mark.slow
 

@@ -21,10 +21,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.extend.core import jaxprs_in_params
 
-from jaxformer import flash, flash_kernels
-from jaxformer.document_mask import document_bounds, limit_window
-from jaxformer.flash import Tiles, candidate_tiles, default_tiles, flash_attention
-from jaxformer.flash_kernels import Tile
+from jaxformer.attention import flash, flash_kernels
+from jaxformer.attention.document_mask import document_bounds, limit_window
+from jaxformer.attention.flash import Tiles, candidate_tiles, default_tiles, flash_attention
+from jaxformer.attention.flash_kernels import Tile
 
 B = 2
 # Largest error of the output and of each gradient, relative to the largest value.

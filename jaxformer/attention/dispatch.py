@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxformer import cudnn, flash
-from jaxformer.attention_support import IMPLEMENTATIONS, AttentionShape, why_not
-from jaxformer.attention_trial import attention_error, fastest_tiles, forward_backward, random_inputs
+from jaxformer.attention import cudnn, flash
+from jaxformer.attention.document_mask import visible_share
+from jaxformer.attention.reference import attend_einsum
+from jaxformer.attention.support import IMPLEMENTATIONS, AttentionShape, why_not
+from jaxformer.attention.trial import attention_error, fastest_tiles, forward_backward, random_inputs
 from jaxformer.config import UserError, check_types, execution, require, require_one_of
 from jaxformer.devices.timing import milliseconds
-from jaxformer.document_mask import visible_share
-from jaxformer.einsum_attention import attend_einsum
 
 # What `auto` takes first where it can run and nothing was timed.
 _PREFERENCE = ("pallas", "cudnn_packed", "cudnn_causal", "xla")
