@@ -1,7 +1,7 @@
 """The boring, proper baseline at a size that two CPU cores train in minutes; every experiment starts from here."""
 
 from jaxformer.attention.dispatch import AttentionConfig
-from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
 from jaxformer.devices.mesh import MeshConfig
 from jaxformer.evaluate import EvaluationConfig

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from jaxformer.attention.dispatch import AttentionConfig, Implementation, choose_implementation
 from jaxformer.attention.support import AttentionShape
-from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.config import check_types, execution, flatten, require
 from jaxformer.corpus import CorpusConfig
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows, make_mesh

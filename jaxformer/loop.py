@@ -10,7 +10,8 @@ import grain
 import jax
 import jax.numpy as jnp
 
-from jaxformer.checkpoint import Checkpoints, save, save_and_wait
+from jaxformer.checkpoint.retention import best_step
+from jaxformer.checkpoint.train_state import Checkpoints, save, save_and_wait
 from jaxformer.config import TrainingFailure
 from jaxformer.data import Data
 from jaxformer.devices.mesh import put_rows
@@ -27,7 +28,6 @@ from jaxformer.metrics import Writer
 from jaxformer.packing import batch_digest, seek
 from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
 from jaxformer.results import describe_scores, write_scores, write_validation
-from jaxformer.retention import best_step
 from jaxformer.run_folder import evaluations_folder, summarise, write_json
 from jaxformer.step import TrainState, compile_step
 from jaxformer.tasks import fixed_choice

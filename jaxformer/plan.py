@@ -10,6 +10,7 @@ import numpy as np
 from clu import parameter_overview
 from flax import nnx
 
+from jaxformer.checkpoint.retention import most_kept
 from jaxformer.config import require
 from jaxformer.corpus import parts_of
 from jaxformer.devices.mesh import put_rows
@@ -20,7 +21,6 @@ from jaxformer.memory_fit import Fit, Target, advise, choose_fit, device_to_come
 from jaxformer.model import Transformer
 from jaxformer.packing import Batch
 from jaxformer.progress import duration
-from jaxformer.retention import most_kept
 from jaxformer.step import TrainState, compile_step
 
 # Steps that are timed for the estimate, after one that is not; and the longest that a step may take to be timed.

@@ -25,8 +25,9 @@ import numpy as np
 
 from jaxformer.attention.dispatch import Choice, choose_implementation, implementation_from
 from jaxformer.attention.document_mask import limit_window
-from jaxformer.checkpoint import Checkpoints, abstract, open_checkpoints, restore
-from jaxformer.checkpoint_store import hush
+from jaxformer.checkpoint.retention import most_kept
+from jaxformer.checkpoint.store import hush
+from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.command_line import parse_arguments
 from jaxformer.config import TrainingFailure, UserError, to_dict
 from jaxformer.data import digests, prepare_data, task_digests
@@ -59,7 +60,6 @@ from jaxformer.overview import describe
 from jaxformer.packing import Batch, make_batches, seek
 from jaxformer.plan import print_plan
 from jaxformer.progress import Progress, describe_validation
-from jaxformer.retention import most_kept
 from jaxformer.run_folder import check_disk, hold_folder, make_folder, read_json, write_config
 from jaxformer.sources import code_digest
 from jaxformer.startup_proof import batch_to_prove, prove

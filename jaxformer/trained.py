@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.attention.dispatch import AttentionConfig, choose_implementation, implementation_from
-from jaxformer.checkpoint import abstract, open_checkpoints, restore_params
+from jaxformer.checkpoint.train_state import abstract, open_checkpoints, restore_params
 from jaxformer.config import require
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment import Experiment, attention_shape, make_state

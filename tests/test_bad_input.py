@@ -31,7 +31,7 @@ BASELINE = "--experiment=baseline"
 # Paths are relative, so that a copy of the folder that they lie in is complete.
 TINY = """
 from jaxformer.attention.dispatch import AttentionConfig
-from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluate import EvaluationConfig
 from jaxformer.experiment import Experiment

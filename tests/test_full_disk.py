@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled")]
 FAILING = """
 import os, resource, signal, subprocess, sys, time, jaxformer.train
 from pathlib import Path
-from jaxformer.checkpoint_store import hush
+from jaxformer.checkpoint.store import hush
 from jaxformer.progress import Progress
 
 how, first, last, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])

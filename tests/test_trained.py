@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxformer.checkpoint import open_checkpoints
+from jaxformer.checkpoint.train_state import open_checkpoints
 from jaxformer.config import UserError
 from jaxformer.trained import load_trained
 

@@ -9,7 +9,7 @@ import pytest
 
 import jaxformer.loop
 import jaxformer.train
-from jaxformer.checkpoint import open_checkpoints
+from jaxformer.checkpoint.train_state import open_checkpoints
 from jaxformer.progress import TIMES, Progress
 from jaxformer.train import main
 
@@ -17,7 +17,7 @@ STEPS, ROWS, T = 12, 4, 32
 REPOSITORY = Path(jaxformer.train.__file__).parents[1]
 EXPERIMENT = """
 from jaxformer.attention.dispatch import AttentionConfig
-from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluate import EvaluationConfig
 from jaxformer.experiment import Experiment

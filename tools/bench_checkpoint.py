@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from versions import versions
 
-from jaxformer.checkpoint import CheckpointConfig, fingerprints, open_checkpoints, restore, save
+from jaxformer.checkpoint.train_state import CheckpointConfig, fingerprints, open_checkpoints, restore, save
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.step import TrainState, init_state

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxformer.attention.dispatch import implementation_from
-from jaxformer.checkpoint import open_checkpoints, restore
+from jaxformer.checkpoint.train_state import open_checkpoints, restore
 from jaxformer.config import UserError
 from jaxformer.experiment import make_state
 from jaxformer.metrics import read_metrics
@@ -36,7 +36,7 @@ from jaxformer.run_folder import load_run
 
 EXPERIMENT = """
 from jaxformer.attention.dispatch import AttentionConfig
-from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluate import EvaluationConfig
 from jaxformer.experiment import Experiment

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.attention.dispatch import implementation_from
-from jaxformer.checkpoint import open_checkpoints, restore
+from jaxformer.checkpoint.train_state import open_checkpoints, restore
 from jaxformer.config import UserError, require
 from jaxformer.devices.device import choose_device
 from jaxformer.devices.mesh import put_rows

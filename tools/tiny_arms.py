@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxformer.attention.dispatch import AttentionConfig
-from jaxformer.checkpoint import CheckpointConfig
+from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.config import replace, to_dict
 from jaxformer.consequences import SolvedFeedForwardWidth
 from jaxformer.corpus import CorpusConfig, load_documents

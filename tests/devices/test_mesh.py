@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from jaxformer.checkpoint import open_checkpoints
+from jaxformer.checkpoint.train_state import open_checkpoints
 from jaxformer.config import UserError
 from jaxformer.devices.mesh import MeshConfig, check_rows, make_mesh
 from jaxformer.packing import DIGESTS, Batch, batch_digest

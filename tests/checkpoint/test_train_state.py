@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxformer.checkpoint import (
+from jaxformer.checkpoint.train_state import (
     CheckpointConfig,
     abstract,
     open_checkpoints,

@@ -14,10 +14,10 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from jaxformer.checkpoint_store import Checkpoints, chain, first_line, hush, open_checkpoints
+from jaxformer.checkpoint.fingerprint import fingerprints, sealed
+from jaxformer.checkpoint.retention import CheckpointConfig
+from jaxformer.checkpoint.store import Checkpoints, chain, first_line, hush, open_checkpoints
 from jaxformer.config import UserError, check_same
-from jaxformer.fingerprint import fingerprints, sealed
-from jaxformer.retention import CheckpointConfig
 from jaxformer.step import TrainState
 
 __all__ = [

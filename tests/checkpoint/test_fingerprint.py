@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.fingerprint import fingerprints, sealed
+from jaxformer.checkpoint.fingerprint import fingerprints, sealed
 
 ARRAYS = {
     "float32": np.linspace(-1, 1, 35, dtype=np.float32).reshape(5, 7),
