@@ -12,7 +12,7 @@ from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.config import check_types, execution, flatten, require
 from jaxformer.corpus import CorpusConfig
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows, make_mesh
-from jaxformer.evaluate import EvaluationConfig
+from jaxformer.evaluation.task_scores import EvaluationConfig
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, check_schedule, make_optimizer
 from jaxformer.packing import PackingConfig

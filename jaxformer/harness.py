@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxformer.cloze import Request, score
 from jaxformer.config import UserError, require
-from jaxformer.generate import generate
+from jaxformer.evaluation.generate import generate
+from jaxformer.evaluation.loglikelihood import Request, score
 from jaxformer.trained import load_trained
 
 try:

@@ -16,10 +16,12 @@ from jaxformer.config import TrainingFailure
 from jaxformer.data import Data
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.multihost import AgreedStop, all_rows
-from jaxformer.evaluate import EncodedTask, flatten_estimates, score_task, validate, validation_scalars
+from jaxformer.evaluation.generate import sample_text
+from jaxformer.evaluation.result_files import describe_scores, write_scores, write_validation
+from jaxformer.evaluation.task_scores import EncodedTask, flatten_estimates, score_task, validate, validation_scalars
+from jaxformer.evaluation.tasks import fixed_choice
 from jaxformer.experiment import Experiment
 from jaxformer.fault import diagnose, write_fault
-from jaxformer.generate import sample_text
 from jaxformer.host.console import note, say
 from jaxformer.host.files import write_whole
 from jaxformer.host.signals import Stopped, StopSignals
@@ -27,10 +29,8 @@ from jaxformer.identity import identify_evaluation
 from jaxformer.metrics import Writer
 from jaxformer.packing import batch_digest, seek
 from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
-from jaxformer.results import describe_scores, write_scores, write_validation
 from jaxformer.run_folder import evaluations_folder, summarise, write_json
 from jaxformer.step import TrainState, compile_step
-from jaxformer.tasks import fixed_choice
 
 
 class Run(NamedTuple):

@@ -44,7 +44,7 @@ from jaxformer.devices.multihost import (
     require_agreed,
     wait_for_all,
 )
-from jaxformer.evaluate import task_names
+from jaxformer.evaluation.task_scores import task_names
 from jaxformer.experiment import Experiment, attention_shape, make_state, run_mesh
 from jaxformer.flops import peak_tflops, training_flops_per_token
 from jaxformer.host.cache import cache_folder

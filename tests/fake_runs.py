@@ -20,19 +20,25 @@ import jax
 import numpy as np
 
 from jaxformer.attention.dispatch import Implementation
-from jaxformer.cloze import Encoded
 from jaxformer.comparable import DATA_FIELDS
 from jaxformer.corpus import part_names
-from jaxformer.evaluate import DocumentLosses, EncodedTask, TaskScores, flatten_estimates, validation_scalars
+from jaxformer.evaluation.items import Item, Option
+from jaxformer.evaluation.loglikelihood import Encoded
+from jaxformer.evaluation.result_files import write_scores, write_validation
+from jaxformer.evaluation.scores import score_items
+from jaxformer.evaluation.task_scores import (
+    DocumentLosses,
+    EncodedTask,
+    TaskScores,
+    flatten_estimates,
+    validation_scalars,
+)
+from jaxformer.evaluation.tasks import TASKS, TaskData
 from jaxformer.experiment import science
 from jaxformer.identity import identify, identify_evaluation
-from jaxformer.items import Item, Option
 from jaxformer.metrics import BATCH, Writer
 from jaxformer.queue import STOPPED_EARLY
-from jaxformer.results import write_scores, write_validation
 from jaxformer.run_folder import evaluations_folder, summarise, write_config, write_json
-from jaxformer.scores import score_items
-from jaxformer.tasks import TASKS, TaskData
 from jaxformer.variant import Resolved, resolve
 
 # The first run is over then, and each later one a minute after the one before it.

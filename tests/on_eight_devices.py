@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxformer.checkpoint.fingerprint import fingerprints
 from jaxformer.checkpoint.train_state import CheckpointConfig, abstract, open_checkpoints, restore, save_and_wait
-from jaxformer.cloze import Request, score
 from jaxformer.devices.mesh import MeshConfig, make_mesh, put_rows
+from jaxformer.evaluation.loglikelihood import Request, score
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.packing import Batch, PackingConfig

@@ -33,7 +33,7 @@ TINY = """
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
-from jaxformer.evaluate import EvaluationConfig
+from jaxformer.evaluation.task_scores import EvaluationConfig
 from jaxformer.experiment import Experiment
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig

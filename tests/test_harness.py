@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from tiny_run import REPOSITORY
 
-from jaxformer.cloze import encode
 from jaxformer.config import UserError
-from jaxformer.tasks import load_task
+from jaxformer.evaluation.loglikelihood import encode
+from jaxformer.evaluation.tasks import load_task
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 is_installed = importlib.util.find_spec("lm_eval") is not None
@@ -86,7 +86,7 @@ def requests(*arguments):
 @needs_harness
 @pytest.mark.parametrize("name", ROWS)
 def test_requests_and_scores_of_every_task_are_those_of_the_harness(model, data, name, capsys):
-    from jaxformer.evaluate import encode_task, score_task
+    from jaxformer.evaluation.task_scores import encode_task, score_task
 
     tool, task = load_tool(), load_task(name, str(data))
     trained = model.trained

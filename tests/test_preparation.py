@@ -19,7 +19,7 @@ from jaxformer import corpus as corpus_module
 from jaxformer import preparation, shard_files, units
 from jaxformer.config import UserError
 from jaxformer.corpus import CorpusConfig, load_documents, unique_documents
-from jaxformer.evaluate import EvaluationConfig, select_validation
+from jaxformer.evaluation.task_scores import EvaluationConfig, select_validation
 from jaxformer.packing import PackingConfig
 from jaxformer.preparation import prepare
 from jaxformer.selection import Selection

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from versions import versions
 
-from jaxformer.cloze import score
-from jaxformer.evaluate import encode_task, task_names
-from jaxformer.tasks import load_task
+from jaxformer.evaluation.loglikelihood import score
+from jaxformer.evaluation.task_scores import encode_task, task_names
+from jaxformer.evaluation.tasks import load_task
 from jaxformer.trained import Trained, load_trained
 
 

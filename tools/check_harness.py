@@ -24,9 +24,9 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 from jaxformer.config import UserError
-from jaxformer.evaluate import TaskScores, encode_task, score_task, task_names
+from jaxformer.evaluation.task_scores import TaskScores, encode_task, score_task, task_names
+from jaxformer.evaluation.tasks import TASKS, TaskData, load_task
 from jaxformer.harness import JaxformerLM
-from jaxformer.tasks import TASKS, TaskData, load_task
 
 TOLERANCE = 1e-3  # nats
 

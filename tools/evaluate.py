@@ -18,7 +18,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # A run may be 
 from jaxformer.config import TrainingFailure, UserError, check_same, require
 from jaxformer.data import digests, prepare_data
 from jaxformer.devices.device import keep_compiled, too_little_memory_told
-from jaxformer.evaluate import (
+from jaxformer.evaluation.result_files import describe_scores, score_table, write_scores, write_validation
+from jaxformer.evaluation.task_scores import (
     EvaluationConfig,
     encode_task,
     load_tasks,
@@ -27,12 +28,11 @@ from jaxformer.evaluate import (
     validate,
     validation_scalars,
 )
+from jaxformer.evaluation.tasks import TASKS
 from jaxformer.host.cache import cache_folder
 from jaxformer.identity import identify_evaluation
 from jaxformer.progress import describe_validation
-from jaxformer.results import describe_scores, score_table, write_scores, write_validation
 from jaxformer.run_folder import evaluations_folder
-from jaxformer.tasks import TASKS
 from jaxformer.trained import Trained, load_trained
 
 

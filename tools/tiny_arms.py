@@ -21,7 +21,7 @@ from jaxformer.config import replace, to_dict
 from jaxformer.consequences import SolvedFeedForwardWidth
 from jaxformer.corpus import CorpusConfig, load_documents
 from jaxformer.data import Data, prepare_data
-from jaxformer.evaluate import EvaluationConfig, validate
+from jaxformer.evaluation.task_scores import EvaluationConfig, validate
 from jaxformer.evidence import Documents, Evidence
 from jaxformer.experiment import Experiment, science
 from jaxformer.model import ModelConfig

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from versions import versions
 
 from jaxformer.data import Data
-from jaxformer.scores import estimate_ratio
+from jaxformer.evaluation.scores import estimate_ratio
 from jaxformer.statistics.looks import LOOKS
 from jaxformer.statistics.power import power, seeds_needed
 from jaxformer.study import to_json

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxformer.generate import generate
+from jaxformer.evaluation.generate import generate
 from jaxformer.model import ModelConfig, Transformer
 
 B, P, LENGTH, V = 2, 3, 9, 37

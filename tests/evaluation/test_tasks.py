@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer import items
 from jaxformer.config import UserError
-from jaxformer.items import Item, Option
-from jaxformer.tasks import TASKS, TaskData, fixed_choice, load_task
+from jaxformer.evaluation import items
+from jaxformer.evaluation.items import Item, Option
+from jaxformer.evaluation.tasks import TASKS, TaskData, fixed_choice, load_task
 
 
 def scene(number: int) -> dict:

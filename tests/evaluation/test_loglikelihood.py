@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxformer import cloze, items
-from jaxformer.cloze import Request, encode, score
 from jaxformer.config import TrainingFailure, UserError
-from jaxformer.evaluate import EvaluationConfig, TaskScores, encode_task, load_tasks, score_task
-from jaxformer.items import Item, Option
+from jaxformer.evaluation import items
+from jaxformer.evaluation import loglikelihood as cloze
+from jaxformer.evaluation.items import Item, Option
+from jaxformer.evaluation.loglikelihood import Request, encode, score
+from jaxformer.evaluation.scores import score_items
+from jaxformer.evaluation.task_scores import EvaluationConfig, TaskScores, encode_task, load_tasks, score_task
+from jaxformer.evaluation.tasks import TASKS, TaskData, fixed_choice
 from jaxformer.model import ModelConfig, Transformer
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.packing import PackingConfig
 from jaxformer.row_fitting import best_fit_decreasing
-from jaxformer.scores import score_items
 from jaxformer.step import init_state
-from jaxformer.tasks import TASKS, TaskData, fixed_choice
 
 NATS = 1e-4
 T, V, MODEL_V = 13, 29, 440

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.config import require
-from jaxformer.evaluate import DocumentLosses, TaskScores, flatten_estimates, validation_scalars
+from jaxformer.evaluation.task_scores import DocumentLosses, TaskScores, flatten_estimates, validation_scalars
 from jaxformer.host.files import write_whole
 from jaxformer.metrics import for_json
 from jaxformer.run_folder import read_json, write_json

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.items import Item
+from jaxformer.evaluation.items import Item
 
 
 class Estimate(NamedTuple):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.items import Item, Option
-from jaxformer.scores import chance, estimate, estimate_ratio, score_items
-from jaxformer.tasks import load_task
+from jaxformer.evaluation.items import Item, Option
+from jaxformer.evaluation.scores import chance, estimate, estimate_ratio, score_items
+from jaxformer.evaluation.tasks import load_task
 
 FLOAT64 = 1e-12
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxformer import items
 from jaxformer.config import UserError, require, require_one_of
-from jaxformer.items import Item, checked
+from jaxformer.evaluation import items
+from jaxformer.evaluation.items import Item, checked
 from jaxformer.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds
 from jaxformer.storage import expanded, file_digest
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxformer import items
 from jaxformer.config import UserError
-from jaxformer.items import Item, Option, checked
+from jaxformer.evaluation import items
+from jaxformer.evaluation.items import Item, Option, checked
 
 HELLASWAG_ROWS = Path(__file__).parents[2] / "shared" / "data" / "evals" / "hellaswag_val_raw1000.jsonl"
 

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from jaxformer.config import TrainingFailure, UserError
-from jaxformer.evaluate import DocumentLosses, EvaluationConfig, select_validation, validate, validation_scalars
+from jaxformer.evaluation.task_scores import (
+    DocumentLosses,
+    EvaluationConfig,
+    select_validation,
+    validate,
+    validation_scalars,
+)
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.packing import PackingConfig
