@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxformer.config import replace
-from jaxformer.variant import load_experiment
+from jaxformer.experiment.variant import load_experiment
 
 EXPERIMENT = dataclasses.replace(
     replace(

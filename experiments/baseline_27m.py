@@ -20,7 +20,7 @@ import dataclasses
 
 from jaxformer.config import replace
 from jaxformer.corpus import CorpusConfig
-from jaxformer.variant import load_experiment
+from jaxformer.experiment.variant import load_experiment
 
 EXPERIMENT = dataclasses.replace(
     replace(

@@ -1,6 +1,6 @@
 """Documents cut where rows end."""
 
-from jaxformer.variant import Variant
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

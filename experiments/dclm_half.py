@@ -1,7 +1,7 @@
 """Half of the rows from DCLM instead of a tenth."""
 
-from jaxformer.consequences import times
-from jaxformer.variant import Variant
+from jaxformer.experiment.consequences import times
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="mixture_100m",

@@ -1,7 +1,7 @@
 """Twelve blocks at constant parameters."""
 
-from jaxformer.consequences import SolvedFeedForwardWidth, SolvedWidth
-from jaxformer.variant import Variant
+from jaxformer.experiment.consequences import SolvedFeedForwardWidth, SolvedWidth
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -4,8 +4,8 @@ The sample of FineWeb-EDU holds about 10 billion tokens: the run passes over the
 times, repeated tokens are worth nearly as much as new ones (Muennighoff et al. 2023, arXiv 2305.16264).
 """
 
-from jaxformer.consequences import times
-from jaxformer.variant import Variant
+from jaxformer.experiment.consequences import times
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="baseline_27m",

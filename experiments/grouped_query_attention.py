@@ -1,6 +1,6 @@
 """Query heads that share keys and values in pairs."""
 
-from jaxformer.variant import Variant
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

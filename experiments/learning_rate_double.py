@@ -1,7 +1,7 @@
 """Twice the learning rate."""
 
-from jaxformer.consequences import times
-from jaxformer.variant import Variant
+from jaxformer.experiment.consequences import times
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

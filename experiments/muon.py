@@ -1,6 +1,6 @@
 """Muon for the matrices of the blocks."""
 
-from jaxformer.variant import Variant
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

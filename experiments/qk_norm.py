@@ -1,6 +1,6 @@
 """Queries and keys normalised per head."""
 
-from jaxformer.variant import Variant
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -1,6 +1,6 @@
 """Squared ReLU in the feed-forward."""
 
-from jaxformer.variant import Variant
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -1,7 +1,7 @@
 """A gated feed-forward of equal parameters."""
 
-from jaxformer.consequences import SolvedFeedForwardWidth
-from jaxformer.variant import Variant
+from jaxformer.experiment.consequences import SolvedFeedForwardWidth
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -1,6 +1,6 @@
 """An unembedding of its own."""
 
-from jaxformer.variant import Variant
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

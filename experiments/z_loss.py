@@ -1,6 +1,6 @@
 """A penalty on the log-partition."""
 
-from jaxformer.variant import Variant
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -7,9 +7,9 @@ import numpy as np
 
 from jaxformer.compare import Comparison
 from jaxformer.evidence import Evidence
+from jaxformer.experiment.variant import Resolved
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.study import Outcome
-from jaxformer.variant import Resolved
 from jaxformer.verdict import Word
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxformer.config import from_dict
 from jaxformer.evidence import Evidence
-from jaxformer.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import parameter_count
 from jaxformer.statistics.paired_difference import paired_difference
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxformer.config import require
 from jaxformer.corpus import Documents, load_documents, part_names, parts_of
 from jaxformer.evaluation.task_scores import EncodedTask, ValidationSet, encode_task, load_tasks, select_validation
-from jaxformer.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.cache import cache_folder
 from jaxformer.packing import PackingConfig, Plan, packing_report, plan_rows
 from jaxformer.preparation import prepare

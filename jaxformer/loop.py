@@ -20,7 +20,7 @@ from jaxformer.evaluation.generate import sample_text
 from jaxformer.evaluation.result_files import describe_scores, write_scores, write_validation
 from jaxformer.evaluation.task_scores import EncodedTask, flatten_estimates, score_task, validate, validation_scalars
 from jaxformer.evaluation.tasks import fixed_choice
-from jaxformer.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.fault import diagnose, write_fault
 from jaxformer.host.console import note, say
 from jaxformer.host.files import write_whole

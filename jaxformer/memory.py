@@ -21,7 +21,7 @@ from flax import nnx
 
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.attention.reference import rows_at_once
-from jaxformer.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import matmul_parameters, parameter_count
 from jaxformer.loss import default_chunk_tokens
 from jaxformer.model import ModelConfig, Transformer

@@ -17,7 +17,7 @@ from jaxformer.config import UserError, did_you_mean, replace
 from jaxformer.devices.device import device_memory
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.devices.multihost import agreed, least
-from jaxformer.experiment import Experiment, attention_shape, run_mesh
+from jaxformer.experiment.experiment import Experiment, attention_shape, run_mesh
 from jaxformer.flops import MEMORY_GB, matmul_parameters, memory_gigabytes, training_flops_per_token
 from jaxformer.host.gpu_memory import memory_fraction
 from jaxformer.memory import StepMemory, step_memory

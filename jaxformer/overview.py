@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxformer.attention.dispatch import Choice
 from jaxformer.data import Data
-from jaxformer.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import training_flops_per_token
 from jaxformer.host.console import say
 from jaxformer.packing import packing_report

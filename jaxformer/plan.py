@@ -15,7 +15,7 @@ from jaxformer.config import require
 from jaxformer.corpus import parts_of
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.timing import milliseconds
-from jaxformer.experiment import Experiment, make_state, run_mesh
+from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.flops import parameter_count, peak_tflops, training_flops_per_token
 from jaxformer.memory_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
 from jaxformer.model import Transformer

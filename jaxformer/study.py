@@ -13,7 +13,8 @@ import numpy as np
 from jaxformer.compare import Comparison, compare_runs, interaction, load_runs
 from jaxformer.config import check_types, require
 from jaxformer.evidence import Evidence
-from jaxformer.experiment_files import run_file
+from jaxformer.experiment.files import run_file
+from jaxformer.experiment.variant import OF, Resolved, common_ancestor, resolve
 from jaxformer.flops import training_flops_per_token
 from jaxformer.launch import Job
 from jaxformer.metrics import for_json
@@ -23,7 +24,6 @@ from jaxformer.run_folder import read_json, write_json
 from jaxformer.statistics.looks import LOOK_ALPHA
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.significance import benjamini_hochberg
-from jaxformer.variant import OF, Resolved, common_ancestor, resolve
 from jaxformer.verdict import Rule, Verdict, Word
 
 # In the folder of an experiment's runs.

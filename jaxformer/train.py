@@ -28,7 +28,6 @@ from jaxformer.attention.document_mask import limit_window
 from jaxformer.checkpoint.retention import most_kept
 from jaxformer.checkpoint.store import hush
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
-from jaxformer.command_line import parse_arguments
 from jaxformer.config import TrainingFailure, UserError, to_dict
 from jaxformer.data import digests, prepare_data, task_digests
 from jaxformer.devices.device import choose_device, keep_compiled, too_little_memory_told
@@ -45,7 +44,9 @@ from jaxformer.devices.multihost import (
     wait_for_all,
 )
 from jaxformer.evaluation.task_scores import task_names
-from jaxformer.experiment import Experiment, attention_shape, make_state, run_mesh
+from jaxformer.experiment.command_line import parse_arguments
+from jaxformer.experiment.experiment import Experiment, attention_shape, make_state, run_mesh
+from jaxformer.experiment.variant import Lineage, resolve
 from jaxformer.flops import peak_tflops, training_flops_per_token
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import note, say
@@ -64,7 +65,6 @@ from jaxformer.run_folder import check_disk, hold_folder, make_folder, read_json
 from jaxformer.sources import code_digest
 from jaxformer.startup_proof import batch_to_prove, prove
 from jaxformer.step import TrainState
-from jaxformer.variant import Lineage, resolve
 
 
 def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage | None = None) -> dict:

@@ -10,7 +10,7 @@ from jaxformer.attention.dispatch import AttentionConfig, choose_implementation,
 from jaxformer.checkpoint.train_state import abstract, open_checkpoints, restore_params
 from jaxformer.config import require
 from jaxformer.devices.device import choose_device
-from jaxformer.experiment import Experiment, attention_shape, make_state
+from jaxformer.experiment.experiment import Experiment, attention_shape, make_state
 from jaxformer.guard import init_guard
 from jaxformer.run_folder import load_run, run_tokenizer
 from jaxformer.step import TrainState

@@ -34,21 +34,21 @@ from jaxformer.evaluation.task_scores import (
     validation_scalars,
 )
 from jaxformer.evaluation.tasks import TASKS, TaskData
-from jaxformer.experiment import science
+from jaxformer.experiment.experiment import science
+from jaxformer.experiment.variant import Resolved, resolve
 from jaxformer.identity import identify, identify_evaluation
 from jaxformer.metrics import BATCH, Writer
 from jaxformer.queue import STOPPED_EARLY
 from jaxformer.run_folder import evaluations_folder, summarise, write_config, write_json
-from jaxformer.variant import Resolved, resolve
 
 # The first run is over then, and each later one a minute after the one before it.
 FIRST_ENDS = 1_700_000_000
 
 HEADER = """
 from jaxformer.config import replace
-from jaxformer.consequences import SolvedFeedForwardWidth, times
+from jaxformer.experiment.consequences import SolvedFeedForwardWidth, times
 from jaxformer.corpus import CorpusConfig
-from jaxformer.variant import Merge, Variant, load_experiment
+from jaxformer.experiment.variant import Merge, Variant, load_experiment
 """
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tiny_run
 
+from jaxformer.experiment.variant import resolve
 from jaxformer.metrics import training_losses
 from jaxformer.queue import Status
-from jaxformer.variant import resolve
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def command(tmp_path, experiment_files, compiled, monkeypatch):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "root.py").write_text(experiment_files["best_fit"].read_text())
     (tmp_path / "experiments" / "normed.py").write_text(
-        "from jaxformer.variant import Variant\nEXPERIMENT = Variant(parent='root', question='Why?',"
+        "from jaxformer.experiment.variant import Variant\nEXPERIMENT = Variant(parent='root', question='Why?',"
         " change={'model.qk_norm': True}, expected=(-1, 1), source='a test')\n"
     )
     return ["--parent=root", "--variants=normed", "--seeds=1"]

@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.config import UserError, flatten
-from jaxformer.experiment import science
+from jaxformer.experiment.experiment import science
+from jaxformer.experiment.variant import load_experiment
 from jaxformer.run_folder import hold_folder
 from jaxformer.train import main, too_little_memory_told
-from jaxformer.variant import load_experiment
 
 BASELINE = "--experiment=baseline"
 
@@ -34,7 +34,7 @@ from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluation.task_scores import EvaluationConfig
-from jaxformer.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig
 from jaxformer.packing import PackingConfig

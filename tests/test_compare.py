@@ -13,10 +13,10 @@ from jaxformer.compare import compare_runs, interaction, load_runs
 from jaxformer.config import UserError
 from jaxformer.cost import worth_in_tokens
 from jaxformer.evidence import load_evidence
+from jaxformer.experiment.variant import resolve
 from jaxformer.noise_floor import NoiseFloor, noise_floor
 from jaxformer.run_folder import read_json, write_json
 from jaxformer.statistics.variance_prior import fit_prior
-from jaxformer.variant import resolve
 from jaxformer.verdict import Word
 
 pytestmark = pytest.mark.slow

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from jaxformer.config import UserError, check_same
+from jaxformer.experiment.variant import load_experiment
 from jaxformer.identity import check_folder, identify
 from jaxformer.run_folder import write_json
-from jaxformer.variant import load_experiment
 
 
 def test_a_new_folder_belongs_to_anyone_and_a_used_one_to_its_run(tmp_path):

@@ -7,9 +7,9 @@ import pytest
 import jaxformer.memory_fit
 import jaxformer.step
 from jaxformer.config import UserError
+from jaxformer.experiment.variant import load_experiment
 from jaxformer.memory_fit import Target, advise, choose_fit, fit_to_device, fits, named_device, ways
 from jaxformer.train import main
-from jaxformer.variant import load_experiment
 
 
 def gpu(gigabytes):

@@ -12,9 +12,9 @@ from flax import nnx
 
 from jaxformer.attention.document_mask import document_bounds
 from jaxformer.config import UserError
+from jaxformer.experiment.variant import load_experiment
 from jaxformer.loss import cross_entropy
 from jaxformer.model import ModelConfig, Transformer, rotate
-from jaxformer.variant import load_experiment
 
 FLOAT32 = 1e-5
 B, T, V = 2, 11, 41

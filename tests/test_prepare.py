@@ -6,7 +6,7 @@ import pytest
 
 from jaxformer.config import UserError
 from jaxformer.data import prepare_data
-from jaxformer.variant import resolve
+from jaxformer.experiment.variant import resolve
 
 SPEC = importlib.util.spec_from_file_location("prepare", Path(__file__).parent.parent / "tools" / "prepare.py")
 tool = importlib.util.module_from_spec(SPEC)

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxformer.command_line import parse_arguments
+from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.packing import Batch
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

@@ -28,6 +28,7 @@ from jaxformer.config import UserError
 from jaxformer.corpus import CorpusConfig
 from jaxformer.curves import paired_curve
 from jaxformer.decisions import decision_table
+from jaxformer.experiment.variant import resolve
 from jaxformer.graph import graph_edges
 from jaxformer.graph_layout import lay_out
 from jaxformer.notation import signed
@@ -35,7 +36,6 @@ from jaxformer.report import write_report
 from jaxformer.returns import returns
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.study import Study, judge_study
-from jaxformer.variant import resolve
 from jaxformer.verdict import Word
 
 pytestmark = pytest.mark.slow

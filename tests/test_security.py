@@ -14,8 +14,8 @@ import tiny_run
 
 import jaxformer.train
 from jaxformer.config import UserError
+from jaxformer.experiment.variant import load_experiment
 from jaxformer.train import main
-from jaxformer.variant import load_experiment
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ def test_files_are_run_as_python_where_a_user_names_them_only():
         path.name for path in SOURCES for node in ast.walk(ast.parse(path.read_text())) if "runpy" in imported(node)
     }
     # The other runs what a user names to measure it: the code of a peer's checkout.
-    assert runs == {("jaxformer/experiment_files.py", "run_path"), ("tools/peer_steps.py", "import_module")}
+    assert runs == {("jaxformer/experiment/files.py", "run_path"), ("tools/peer_steps.py", "import_module")}
     assert importers == {"experiment_files.py"}
 
 

@@ -16,8 +16,8 @@ from tiny_run import ROWS, STEPS, T, command, read_checkpoint, read_metrics, run
 import jaxformer.train
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import to_dict
+from jaxformer.experiment.variant import load_experiment
 from jaxformer.train import choose_attention, main
-from jaxformer.variant import load_experiment
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

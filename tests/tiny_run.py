@@ -20,7 +20,7 @@ from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluation.task_scores import EvaluationConfig
-from jaxformer.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig
 from jaxformer.packing import PackingConfig

@@ -21,6 +21,7 @@ from jaxformer.config import UserError, require
 from jaxformer.decisions import decision_table
 from jaxformer.devices.device import choose_device
 from jaxformer.early_stopping import clearly_worse, may_stop
+from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import note, say
 from jaxformer.host.signals import Stopped
 from jaxformer.identity import check_kin
@@ -31,7 +32,6 @@ from jaxformer.progress import duration
 from jaxformer.queue import OVER, Queue, State, Status, state_on_disk
 from jaxformer.run_folder import read_json
 from jaxformer.study import Study, choose_study, estimate_seconds, judge_study, make_jobs, resolve_study
-from jaxformer.variant import Lineage
 
 
 def look_ahead(study: Study, runs: Path) -> dict[str, float]:

@@ -26,8 +26,8 @@ from jaxformer.queue import RETRIES
 
 PARENT, VARIANT, SEEDS = "best_fit", "gated", 2
 GATED = """
-from jaxformer.consequences import SolvedFeedForwardWidth
-from jaxformer.variant import Variant
+from jaxformer.experiment.consequences import SolvedFeedForwardWidth
+from jaxformer.experiment.variant import Variant
 
 EXPERIMENT = Variant(
     parent="best_fit",

@@ -31,12 +31,12 @@ from versions import versions
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import replace
 from jaxformer.devices.mesh import DATA, FSDP, batch_sharding, state_sharding
-from jaxformer.experiment import make_state
+from jaxformer.experiment.experiment import make_state
+from jaxformer.experiment.variant import load_experiment
 from jaxformer.loss import default_chunk_tokens
 from jaxformer.memory import step_memory
 from jaxformer.plan import random_batch
 from jaxformer.step import compile_step
-from jaxformer.variant import load_experiment
 
 # What XLA asks of the device, as it is of an NVIDIA H100 SXM with cuDNN 9.20.
 DEVICE = "NVIDIA H100 80GB HBM3"

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from jaxformer.attention.dispatch import implementation_from
 from jaxformer.checkpoint.train_state import open_checkpoints, restore
 from jaxformer.config import UserError
-from jaxformer.experiment import make_state
+from jaxformer.experiment.experiment import make_state
 from jaxformer.metrics import read_metrics
 from jaxformer.progress import TIMES
 from jaxformer.run_folder import load_run
@@ -39,7 +39,7 @@ from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.corpus import CorpusConfig
 from jaxformer.evaluation.task_scores import EvaluationConfig
-from jaxformer.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig
 from jaxformer.packing import PackingConfig

@@ -17,7 +17,7 @@ from jaxformer.checkpoint.train_state import open_checkpoints, restore
 from jaxformer.config import UserError, require
 from jaxformer.devices.device import choose_device
 from jaxformer.devices.mesh import put_rows
-from jaxformer.experiment import make_state, run_mesh
+from jaxformer.experiment.experiment import make_state, run_mesh
 from jaxformer.fault import Fault, diagnose, read_fault
 from jaxformer.run_folder import load_run
 

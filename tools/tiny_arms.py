@@ -18,12 +18,12 @@ from tqdm import tqdm
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.config import replace, to_dict
-from jaxformer.consequences import SolvedFeedForwardWidth
 from jaxformer.corpus import CorpusConfig, load_documents
 from jaxformer.data import Data, prepare_data
 from jaxformer.evaluation.task_scores import EvaluationConfig, validate
 from jaxformer.evidence import Documents, Evidence
-from jaxformer.experiment import Experiment, science
+from jaxformer.experiment.consequences import SolvedFeedForwardWidth
+from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.packing import PackingConfig, make_batches, plan_rows

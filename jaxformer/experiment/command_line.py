@@ -7,8 +7,8 @@ import typing
 from pathlib import Path
 
 from jaxformer.config import UserError, did_you_mean, is_unicode, require
-from jaxformer.experiment import Experiment
-from jaxformer.experiment_files import list_experiments
+from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.files import list_experiments
 
 
 class _Parser(argparse.ArgumentParser):

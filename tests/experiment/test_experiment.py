@@ -10,9 +10,9 @@ import pytest
 
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.config import UserError
-from jaxformer.experiment import Experiment, make_state, science
-from jaxformer.experiment_files import list_experiments
-from jaxformer.variant import load_experiment
+from jaxformer.experiment.experiment import Experiment, make_state, science
+from jaxformer.experiment.files import list_experiments
+from jaxformer.experiment.variant import load_experiment
 
 BASELINE = Path(__file__).parent.parent / "experiments" / "baseline.py"
 

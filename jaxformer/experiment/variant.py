@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.config import UserError, override, replace, require
-from jaxformer.experiment import Experiment, science
-from jaxformer.experiment_files import find_experiment, run_experiment_file
+from jaxformer.experiment.experiment import Experiment, science
+from jaxformer.experiment.files import find_experiment, run_experiment_file
 
 # Between the name of a variant and that of another parent than its own.
 OF = "@"
@@ -54,7 +54,7 @@ class Variant:
         for each in self.consequences:
             require(
                 callable(each) and hasattr(each, "paths") and not isinstance(each, type),
-                f"consequence {each!r} is chosen, not solved; use one of jaxformer.consequences, such as "
+                f"consequence {each!r} is chosen, not solved; use one of jaxformer.experiment.consequences, such as "
                 "SolvedFeedForwardWidth(), or declare it as a part of the change",
             )
         _check_expectation(self)

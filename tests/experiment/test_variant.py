@@ -6,18 +6,18 @@ import json
 import pytest
 
 from jaxformer.config import UserError
-from jaxformer.consequences import SolvedFeedForwardWidth, SolvedWidth, times
-from jaxformer.experiment import science
-from jaxformer.experiment_files import list_experiments
+from jaxformer.experiment.consequences import SolvedFeedForwardWidth, SolvedWidth, times
+from jaxformer.experiment.experiment import science
+from jaxformer.experiment.files import list_experiments
+from jaxformer.experiment.variant import common_ancestor, resolve
 from jaxformer.flops import parameter_count
 from jaxformer.identity import check_kin, identify
-from jaxformer.variant import common_ancestor, resolve
 
 HEADER = """
 import dataclasses
 from jaxformer.config import replace
-from jaxformer.consequences import SolvedFeedForwardWidth, times
-from jaxformer.variant import Merge, Variant, load_experiment
+from jaxformer.experiment.consequences import SolvedFeedForwardWidth, times
+from jaxformer.experiment.variant import Merge, Variant, load_experiment
 ABOUT = dict(question="Why?", expected=(-0.1, 0.1), source="a test")
 """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jaxformer.config import replace, require
-from jaxformer.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import parameter_count
 
 # Share by which the parameters of a child may differ from its parent's and still be called equal.
