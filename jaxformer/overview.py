@@ -9,7 +9,7 @@ from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import training_flops_per_token
 from jaxformer.host.console import say
 from jaxformer.packing import packing_report
-from jaxformer.plan import count_embeddings
+from jaxformer.plan.estimate import count_embeddings
 from jaxformer.step import TrainState
 
 

@@ -54,12 +54,12 @@ from jaxformer.host.lock import LOCK
 from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.identity import check_folder, check_kin, check_tasks, identify
 from jaxformer.loop import Run, finish, run_steps
-from jaxformer.memory_fit import advise_here, fit_to_device
 from jaxformer.metrics import Writer, open_writer, validation_losses
 from jaxformer.optimizer import make_schedule
 from jaxformer.overview import describe
 from jaxformer.packing import Batch, make_batches, seek
-from jaxformer.plan import print_plan
+from jaxformer.plan.device_fit import advise_here, fit_to_device
+from jaxformer.plan.estimate import print_plan
 from jaxformer.progress import Progress, describe_validation
 from jaxformer.run_folder import check_disk, hold_folder, make_folder, read_json, write_config
 from jaxformer.sources import code_digest

@@ -27,7 +27,7 @@ from jaxformer.host.signals import Stopped
 from jaxformer.identity import check_kin
 from jaxformer.launch import Job, launch_local, launch_submitit
 from jaxformer.metrics import training_losses
-from jaxformer.plan import estimate_run_seconds
+from jaxformer.plan.estimate import estimate_run_seconds
 from jaxformer.progress import duration
 from jaxformer.queue import OVER, Queue, State, Status, state_on_disk
 from jaxformer.run_folder import read_json

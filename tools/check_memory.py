@@ -34,8 +34,8 @@ from jaxformer.devices.mesh import DATA, FSDP, batch_sharding, state_sharding
 from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.variant import load_experiment
 from jaxformer.loss import default_chunk_tokens
-from jaxformer.memory import step_memory
-from jaxformer.plan import random_batch
+from jaxformer.plan.estimate import random_batch
+from jaxformer.plan.memory import step_memory
 from jaxformer.step import compile_step
 
 # What XLA asks of the device, as it is of an NVIDIA H100 SXM with cuDNN 9.20.

@@ -9,9 +9,9 @@ import pytest
 from jaxformer.config import replace
 from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.variant import load_experiment
-from jaxformer.memory import saved_activations, step_memory
 from jaxformer.model import ModelConfig
-from jaxformer.plan import random_batch
+from jaxformer.plan.estimate import random_batch
+from jaxformer.plan.memory import saved_activations, step_memory
 from jaxformer.step import train_step
 
 # What XLA needs on an H100, or on each of several, for a step of a size, bytes: rows of 2,048, remat, micro-batches,

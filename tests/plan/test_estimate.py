@@ -5,7 +5,7 @@ import pytest
 import jaxformer.step
 from jaxformer.config import UserError
 from jaxformer.experiment.variant import load_experiment
-from jaxformer.plan import estimate_run_seconds, print_plan
+from jaxformer.plan.estimate import estimate_run_seconds, print_plan
 
 
 @pytest.fixture

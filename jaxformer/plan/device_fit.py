@@ -20,8 +20,8 @@ from jaxformer.devices.multihost import agreed, least
 from jaxformer.experiment.experiment import Experiment, attention_shape, run_mesh
 from jaxformer.flops import MEMORY_GB, matmul_parameters, memory_gigabytes, training_flops_per_token
 from jaxformer.host.gpu_memory import memory_fraction
-from jaxformer.memory import StepMemory, step_memory
 from jaxformer.model import SAVED
+from jaxformer.plan.memory import StepMemory, step_memory
 from jaxformer.step import compute_dtype
 
 # Share of what JAX may take of the memory that a step may take by the formula, which is right within a tenth.

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import jaxformer.memory_fit
+import jaxformer.plan.device_fit
 import jaxformer.step
 from jaxformer.config import UserError
 from jaxformer.experiment.variant import load_experiment
-from jaxformer.memory_fit import Target, advise, choose_fit, fit_to_device, fits, named_device, ways
+from jaxformer.plan.device_fit import Target, advise, choose_fit, fit_to_device, fits, named_device, ways
 from jaxformer.train import main
 
 
@@ -60,7 +60,7 @@ def test_on_a_cpu_nothing_is_recomputed():
 
 
 def test_resumed_run_computes_as_it_began_on_the_same_device_and_as_it_is_told(monkeypatch):
-    monkeypatch.setattr(jaxformer.memory_fit, "device_memory", lambda: 10**12)
+    monkeypatch.setattr(jaxformer.plan.device_fit, "device_memory", lambda: 10**12)
     record = {
         "device": jax.devices()[0].device_kind,
         "config": {"model": {"remat": "block"}, "training": {"micro_batches": 4}},
@@ -72,9 +72,9 @@ def test_resumed_run_computes_as_it_began_on_the_same_device_and_as_it_is_told(m
 
     assert chosen(small(), record) == ("block", 4)
     small_device = record | {"config": {"model": {"remat": "none"}, "training": {"micro_batches": 1}}}
-    monkeypatch.setattr(jaxformer.memory_fit, "device_memory", lambda: 5 * 10**8)
+    monkeypatch.setattr(jaxformer.plan.device_fit, "device_memory", lambda: 5 * 10**8)
     assert chosen(small(), small_device) != ("none", 1), "what no longer fits is chosen anew"
-    monkeypatch.setattr(jaxformer.memory_fit, "device_memory", lambda: 10**12)
+    monkeypatch.setattr(jaxformer.plan.device_fit, "device_memory", lambda: 10**12)
     assert chosen(small(), record | {"device": "another"}) == ("none", 1)
     assert chosen(small(), record | {"config": {}}) == ("none", 1), "a run of a version without the fields"
     assert chosen(small(**{"model.remat": "elementwise"}), record) == ("elementwise", 4)
@@ -101,7 +101,7 @@ def test_first_step_without_memory_is_answered_with_settings_that_fit(experiment
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes.")
 
     monkeypatch.setattr(jaxformer.step, "train_step", no_memory)
-    monkeypatch.setattr(jaxformer.memory_fit, "device_memory", lambda: 10**9)
+    monkeypatch.setattr(jaxformer.plan.device_fit, "device_memory", lambda: 10**9)
     arguments = [f"--experiment={experiment_files['best_fit']}", f"--workdir={tmp_path}", "--model.remat=none"]
     assert main(arguments) == 2
     error = capfd.readouterr().err
