@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.config import UserError, require
-from jaxformer.metrics import BATCH, read_metrics
-from jaxformer.run_folder import evaluations_folder, read_json
+from jaxformer.run.folder import evaluations_folder, read_json
+from jaxformer.run.metrics import BATCH, read_metrics
 
 BITS = "validation/bits_per_byte"
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from jaxformer.config import UserError, require
 from jaxformer.evaluation.generate import generate
 from jaxformer.evaluation.loglikelihood import Request, score
-from jaxformer.trained import load_trained
+from jaxformer.run.trained import load_trained
 
 try:
     import lm_eval.models  # noqa: F401  The harness finds its own models only if they are registered before another.

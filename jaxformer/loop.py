@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxformer.checkpoint.retention import best_step
 from jaxformer.checkpoint.train_state import Checkpoints, save, save_and_wait
 from jaxformer.config import TrainingFailure
-from jaxformer.data import Data
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.multihost import AgreedStop, all_rows
 from jaxformer.evaluation.generate import sample_text
@@ -21,15 +20,16 @@ from jaxformer.evaluation.result_files import describe_scores, write_scores, wri
 from jaxformer.evaluation.task_scores import EncodedTask, flatten_estimates, score_task, validate, validation_scalars
 from jaxformer.evaluation.tasks import fixed_choice
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.fault import diagnose, write_fault
 from jaxformer.host.console import note, say
 from jaxformer.host.files import write_whole
 from jaxformer.host.signals import Stopped, StopSignals
-from jaxformer.identity import identify_evaluation
-from jaxformer.metrics import Writer
 from jaxformer.packing import batch_digest, seek
-from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
-from jaxformer.run_folder import evaluations_folder, summarise, write_json
+from jaxformer.run.failed_step import diagnose, write_fault
+from jaxformer.run.folder import evaluations_folder, summarise, write_json
+from jaxformer.run.identity import identify_evaluation
+from jaxformer.run.inputs import Data
+from jaxformer.run.metrics import Writer
+from jaxformer.run.progress import NonFiniteSteps, Progress, describe_validation, duration
 from jaxformer.step import TrainState, compile_step
 
 

@@ -29,7 +29,6 @@ from jaxformer.checkpoint.retention import most_kept
 from jaxformer.checkpoint.store import hush
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.config import TrainingFailure, UserError, to_dict
-from jaxformer.data import digests, prepare_data, task_digests
 from jaxformer.devices.device import choose_device, keep_compiled, too_little_memory_told
 from jaxformer.devices.mesh import rows_here
 from jaxformer.devices.multihost import (
@@ -52,18 +51,19 @@ from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import note, say
 from jaxformer.host.lock import LOCK
 from jaxformer.host.signals import Stopped, StopSignals
-from jaxformer.identity import check_folder, check_kin, check_tasks, identify
 from jaxformer.loop import Run, finish, run_steps
-from jaxformer.metrics import Writer, open_writer, validation_losses
 from jaxformer.optimizer import make_schedule
-from jaxformer.overview import describe
 from jaxformer.packing import Batch, make_batches, seek
 from jaxformer.plan.device_fit import advise_here, fit_to_device
 from jaxformer.plan.estimate import print_plan
-from jaxformer.progress import Progress, describe_validation
-from jaxformer.run_folder import check_disk, hold_folder, make_folder, read_json, write_config
-from jaxformer.sources import code_digest
-from jaxformer.startup_proof import batch_to_prove, prove
+from jaxformer.run.folder import check_disk, hold_folder, make_folder, read_json, write_config
+from jaxformer.run.identity import check_folder, check_kin, check_tasks, identify
+from jaxformer.run.inputs import digests, prepare_data, task_digests
+from jaxformer.run.metrics import Writer, open_writer, validation_losses
+from jaxformer.run.overview import describe
+from jaxformer.run.progress import Progress, describe_validation
+from jaxformer.run.sanity_check import batch_to_prove, prove
+from jaxformer.run.sources import code_digest
 from jaxformer.step import TrainState
 
 

@@ -36,10 +36,10 @@ from jaxformer.evaluation.task_scores import (
 from jaxformer.evaluation.tasks import TASKS, TaskData
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.variant import Resolved, resolve
-from jaxformer.identity import identify, identify_evaluation
-from jaxformer.metrics import BATCH, Writer
 from jaxformer.queue import STOPPED_EARLY
-from jaxformer.run_folder import evaluations_folder, summarise, write_config, write_json
+from jaxformer.run.folder import evaluations_folder, summarise, write_config, write_json
+from jaxformer.run.identity import identify, identify_evaluation
+from jaxformer.run.metrics import BATCH, Writer
 
 # The first run is over then, and each later one a minute after the one before it.
 FIRST_ENDS = 1_700_000_000

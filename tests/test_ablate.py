@@ -9,8 +9,8 @@ import pytest
 import tiny_run
 
 from jaxformer.experiment.variant import resolve
-from jaxformer.metrics import training_losses
 from jaxformer.queue import Status
+from jaxformer.run.metrics import training_losses
 
 pytestmark = pytest.mark.slow
 

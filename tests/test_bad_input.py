@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from jaxformer.config import UserError, flatten
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.variant import load_experiment
-from jaxformer.run_folder import hold_folder
+from jaxformer.run.folder import hold_folder
 from jaxformer.train import main, too_little_memory_told
 
 BASELINE = "--experiment=baseline"

@@ -15,7 +15,7 @@ from jaxformer.cost import worth_in_tokens
 from jaxformer.evidence import load_evidence
 from jaxformer.experiment.variant import resolve
 from jaxformer.noise_floor import NoiseFloor, noise_floor
-from jaxformer.run_folder import read_json, write_json
+from jaxformer.run.folder import read_json, write_json
 from jaxformer.statistics.variance_prior import fit_prior
 from jaxformer.verdict import Word
 

@@ -19,7 +19,7 @@ FAILING = """
 import os, resource, signal, subprocess, sys, time, jaxformer.train
 from pathlib import Path
 from jaxformer.checkpoint.store import hush
-from jaxformer.progress import Progress
+from jaxformer.run.progress import Progress
 
 how, first, last, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 filler = folder / "filler"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from jaxformer.config import UserError
-from jaxformer.data import prepare_data
 from jaxformer.experiment.variant import resolve
+from jaxformer.run.inputs import prepare_data
 
 SPEC = importlib.util.spec_from_file_location("prepare", Path(__file__).parent.parent / "tools" / "prepare.py")
 tool = importlib.util.module_from_spec(SPEC)

@@ -49,7 +49,7 @@ def test_resumed_run_says_where_it_resumes(experiment_files, tmp_path, capsys):
 # Runs the command with something happening at step 6, when the checkpoint of step 4 may be written in the background.
 ACCIDENT = """
 import math, os, signal, sys, time, jaxformer.loop, jaxformer.train
-from jaxformer.progress import Progress
+from jaxformer.run.progress import Progress
 
 def kill(self, step, metrics):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -26,7 +26,7 @@ def test_second_process_in_a_run_folder_is_refused_with_the_name_of_the_first(ex
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
     run_until("step", 3, arguments)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    code = "import sys; from jaxformer.run_folder import hold_folder; from pathlib import Path\n"
+    code = "import sys; from jaxformer.run.folder import hold_folder; from pathlib import Path\n"
     code += "with hold_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     first = subprocess.Popen(
         [sys.executable, "-c", code, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -10,7 +10,7 @@ import pytest
 import jaxformer.loop
 import jaxformer.train
 from jaxformer.checkpoint.train_state import open_checkpoints
-from jaxformer.progress import TIMES, Progress
+from jaxformer.run.progress import TIMES, Progress
 from jaxformer.train import main
 
 STEPS, ROWS, T = 12, 4, 32

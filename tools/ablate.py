@@ -24,13 +24,13 @@ from jaxformer.early_stopping import clearly_worse, may_stop
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import note, say
 from jaxformer.host.signals import Stopped
-from jaxformer.identity import check_kin
 from jaxformer.launch import Job, launch_local, launch_submitit
-from jaxformer.metrics import training_losses
 from jaxformer.plan.estimate import estimate_run_seconds
-from jaxformer.progress import duration
 from jaxformer.queue import OVER, Queue, State, Status, state_on_disk
-from jaxformer.run_folder import read_json
+from jaxformer.run.folder import read_json
+from jaxformer.run.identity import check_kin
+from jaxformer.run.metrics import training_losses
+from jaxformer.run.progress import duration
 from jaxformer.study import Study, choose_study, estimate_seconds, judge_study, make_jobs, resolve_study
 
 

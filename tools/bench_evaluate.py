@@ -21,7 +21,7 @@ from versions import versions
 from jaxformer.evaluation.loglikelihood import score
 from jaxformer.evaluation.task_scores import encode_task, task_names
 from jaxformer.evaluation.tasks import load_task
-from jaxformer.trained import Trained, load_trained
+from jaxformer.run.trained import Trained, load_trained
 
 
 def plain_forward(trained: Trained):

@@ -16,7 +16,6 @@ from pathlib import Path
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # A run may be training on the same device.
 
 from jaxformer.config import TrainingFailure, UserError, check_same, require
-from jaxformer.data import digests, prepare_data
 from jaxformer.devices.device import keep_compiled, too_little_memory_told
 from jaxformer.evaluation.result_files import describe_scores, score_table, write_scores, write_validation
 from jaxformer.evaluation.task_scores import (
@@ -30,10 +29,11 @@ from jaxformer.evaluation.task_scores import (
 )
 from jaxformer.evaluation.tasks import TASKS
 from jaxformer.host.cache import cache_folder
-from jaxformer.identity import identify_evaluation
-from jaxformer.progress import describe_validation
-from jaxformer.run_folder import evaluations_folder
-from jaxformer.trained import Trained, load_trained
+from jaxformer.run.folder import evaluations_folder
+from jaxformer.run.identity import identify_evaluation
+from jaxformer.run.inputs import digests, prepare_data
+from jaxformer.run.progress import describe_validation
+from jaxformer.run.trained import Trained, load_trained
 
 
 def validate_run(trained: Trained, config: EvaluationConfig) -> None:

@@ -30,9 +30,9 @@ from jaxformer.attention.dispatch import implementation_from
 from jaxformer.checkpoint.train_state import open_checkpoints, restore
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import make_state
-from jaxformer.metrics import read_metrics
-from jaxformer.progress import TIMES
-from jaxformer.run_folder import load_run
+from jaxformer.run.folder import load_run
+from jaxformer.run.metrics import read_metrics
+from jaxformer.run.progress import TIMES
 
 EXPERIMENT = """
 from jaxformer.attention.dispatch import AttentionConfig

@@ -13,8 +13,8 @@ from tiny_arms import Arm, make_evidence
 from tqdm import tqdm
 
 from jaxformer.compare import compare_runs
-from jaxformer.data import Data
 from jaxformer.noise_floor import NoiseFloor
+from jaxformer.run.inputs import Data
 from jaxformer.statistics.looks import LOOKS
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
 from jaxformer.statistics.variance_prior import VariancePrior

@@ -18,8 +18,8 @@ from jaxformer.config import UserError, require
 from jaxformer.devices.device import choose_device
 from jaxformer.devices.mesh import put_rows
 from jaxformer.experiment.experiment import make_state, run_mesh
-from jaxformer.fault import Fault, diagnose, read_fault
-from jaxformer.run_folder import load_run
+from jaxformer.run.failed_step import Fault, diagnose, read_fault
+from jaxformer.run.folder import load_run
 
 
 def replay(path: Path) -> tuple[Fault, Fault]:

@@ -19,7 +19,6 @@ from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.config import replace, to_dict
 from jaxformer.corpus import CorpusConfig, load_documents
-from jaxformer.data import Data, prepare_data
 from jaxformer.evaluation.task_scores import EvaluationConfig, validate
 from jaxformer.evidence import Documents, Evidence
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth
@@ -27,6 +26,7 @@ from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.packing import PackingConfig, make_batches, plan_rows
+from jaxformer.run.inputs import Data, prepare_data
 from jaxformer.step import TrainingConfig, init_state, train_step
 from jaxformer.tokenizer import TokenizerConfig
 

@@ -37,8 +37,8 @@ from tiny_arms import PILOT_SEEDS, PLANTED, STEPS, Arm, make_parent, train_arms,
 from tqdm import tqdm
 from versions import versions
 
-from jaxformer.data import Data
 from jaxformer.evaluation.scores import estimate_ratio
+from jaxformer.run.inputs import Data
 from jaxformer.statistics.looks import LOOKS
 from jaxformer.statistics.power import power, seeds_needed
 from jaxformer.study import to_json

@@ -11,8 +11,8 @@ import numpy as np
 from jaxformer.config import require
 from jaxformer.evaluation.task_scores import DocumentLosses, TaskScores, flatten_estimates, validation_scalars
 from jaxformer.host.files import write_whole
-from jaxformer.metrics import for_json
-from jaxformer.run_folder import read_json, write_json
+from jaxformer.run.folder import read_json, write_json
+from jaxformer.run.metrics import for_json
 
 
 def describe_scores(scores: TaskScores) -> str:

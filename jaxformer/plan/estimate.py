@@ -20,7 +20,7 @@ from jaxformer.flops import parameter_count, peak_tflops, training_flops_per_tok
 from jaxformer.model import Transformer
 from jaxformer.packing import Batch
 from jaxformer.plan.device_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
-from jaxformer.progress import duration
+from jaxformer.run.progress import duration
 from jaxformer.step import TrainState, compile_step
 
 # Steps that are timed for the estimate, after one that is not; and the longest that a step may take to be timed.

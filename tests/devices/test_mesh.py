@@ -37,7 +37,7 @@ OVERRIDES = [
 # A process receives SIGTERM once a step is computed; the others learn of it from the devices.
 WORKER = """
 import os, signal, sys
-from jaxformer.progress import Progress
+from jaxformer.run.progress import Progress
 from jaxformer.train import leave, main
 
 add = Progress.add

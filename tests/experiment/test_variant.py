@@ -11,7 +11,7 @@ from jaxformer.experiment.experiment import science
 from jaxformer.experiment.files import list_experiments
 from jaxformer.experiment.variant import common_ancestor, resolve
 from jaxformer.flops import parameter_count
-from jaxformer.identity import check_kin, identify
+from jaxformer.run.identity import check_kin, identify
 
 HEADER = """
 import dataclasses

@@ -10,7 +10,7 @@ import clu
 import pytest
 
 from jaxformer.config import TrainingFailure
-from jaxformer.metrics import Writer, open_writer, read_metrics, recent_loss, validation_losses
+from jaxformer.run.metrics import Writer, open_writer, read_metrics, recent_loss, validation_losses
 
 
 def read_lines(folder):

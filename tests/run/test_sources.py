@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from jaxformer import sources
+from jaxformer.run import sources
 
 
 def digest_with(monkeypatch, name, before, after):
@@ -45,7 +45,7 @@ def test_the_code_digest_tells_what_computes(monkeypatch, name, before, after):
         ("jaxformer.model", "The shape of the model and its options.", "What a model is."),
         ("jaxformer.page", "def ", "def other_"),
         ("jaxformer.verdict", "0.8", "0.9"),
-        ("jaxformer.progress", "tokens/s", "tokens per second"),
+        ("jaxformer.run.progress", "tokens/s", "tokens per second"),
     ],
 )
 def test_the_code_digest_looks_past_words_and_what_only_tells(monkeypatch, name, before, after):

@@ -19,8 +19,8 @@ from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.files import write_whole
 from jaxformer.host.lock import LOCK, Held, hold
-from jaxformer.metrics import for_json, recent_loss
-from jaxformer.sources import code_digest
+from jaxformer.run.metrics import for_json, recent_loss
+from jaxformer.run.sources import code_digest
 from jaxformer.tokenizer import Tokenizer, load_tokenizer
 
 # In a run folder, the tokenizer, so that the folder is all that a trained model needs.

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxformer.config import UserError
-from jaxformer.fault import diagnose, read_fault, write_fault
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
+from jaxformer.run.failed_step import diagnose, read_fault, write_fault
 from jaxformer.step import gradients, init_state
 
 V, T = 37, 12

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxformer.guard import MOST_IN_A_ROW
-from jaxformer.metrics import Writer
-from jaxformer.progress import NonFiniteSteps, Progress, describe_validation, duration
+from jaxformer.run.metrics import Writer
+from jaxformer.run.progress import NonFiniteSteps, Progress, describe_validation, duration
 
 
 @pytest.mark.parametrize(

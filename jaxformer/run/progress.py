@@ -10,8 +10,8 @@ from jaxformer.config import TrainingFailure
 from jaxformer.devices.multihost import summed
 from jaxformer.guard import MOST_IN_A_ROW, SPIKE
 from jaxformer.host.console import note, say, say_progress
-from jaxformer.metrics import BATCH, Writer
 from jaxformer.packing import DIGESTS
+from jaxformer.run.metrics import BATCH, Writer
 
 # What the clock decides, and no run repeats.
 TIMES = ("train/tokens_per_second", "train/tflops", "train/waiting_for_data")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxformer.config import UserError, check_same, differences, require
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.variant import Resolved
-from jaxformer.run_folder import read_json
-from jaxformer.sources import code_digest
+from jaxformer.run.folder import read_json
+from jaxformer.run.sources import code_digest
 from jaxformer.step import compute_dtype
 from jaxformer.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ from jaxformer.attention import dispatch as attention
 from jaxformer.config import UserError
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
-from jaxformer.startup_proof import batch_to_prove, prove
+from jaxformer.run.sanity_check import batch_to_prove, prove
 from jaxformer.step import init_state
 
 V, T = 37, 12

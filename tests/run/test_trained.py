@@ -9,7 +9,7 @@ import pytest
 
 from jaxformer.checkpoint.train_state import open_checkpoints
 from jaxformer.config import UserError
-from jaxformer.trained import load_trained
+from jaxformer.run.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

@@ -6,8 +6,8 @@ import pytest
 
 from jaxformer.config import UserError, check_same
 from jaxformer.experiment.variant import load_experiment
-from jaxformer.identity import check_folder, identify
-from jaxformer.run_folder import write_json
+from jaxformer.run.folder import write_json
+from jaxformer.run.identity import check_folder, identify
 
 
 def test_a_new_folder_belongs_to_anyone_and_a_used_one_to_its_run(tmp_path):

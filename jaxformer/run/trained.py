@@ -12,7 +12,7 @@ from jaxformer.config import require
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment.experiment import Experiment, attention_shape, make_state
 from jaxformer.guard import init_guard
-from jaxformer.run_folder import load_run, run_tokenizer
+from jaxformer.run.folder import load_run, run_tokenizer
 from jaxformer.step import TrainState
 from jaxformer.tokenizer import Tokenizer
 
