@@ -2,15 +2,15 @@
 
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
-from jaxformer.corpus import CorpusConfig
+from jaxformer.data.corpus import CorpusConfig
+from jaxformer.data.packing import PackingConfig
+from jaxformer.data.tokenizer import TokenizerConfig
 from jaxformer.devices.mesh import MeshConfig
 from jaxformer.evaluation.task_scores import EvaluationConfig
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig
-from jaxformer.packing import PackingConfig
 from jaxformer.step import TrainingConfig
-from jaxformer.tokenizer import TokenizerConfig
 
 EXPERIMENT = Experiment(
     question="How well does a plain decoder of 1.3 million parameters learn Python from the standard library?",

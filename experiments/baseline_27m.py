@@ -19,7 +19,7 @@ tokenizer, data, their order and the tokens of a step are the same. Any variant 
 import dataclasses
 
 from jaxformer.config import replace
-from jaxformer.corpus import CorpusConfig
+from jaxformer.data.corpus import CorpusConfig
 from jaxformer.experiment.variant import load_experiment
 
 EXPERIMENT = dataclasses.replace(

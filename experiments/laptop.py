@@ -7,7 +7,7 @@ study in the README used OpenStax textbooks, Standard Ebooks, and 300, 500 and 1
 import dataclasses
 
 from jaxformer.config import replace
-from jaxformer.corpus import CorpusConfig
+from jaxformer.data.corpus import CorpusConfig
 from jaxformer.experiment.variant import load_experiment
 
 EXPERIMENT = dataclasses.replace(

@@ -6,7 +6,7 @@ Both corpora are validated on, whatever their share of the rows: a parent whose 
 import dataclasses
 
 from jaxformer.config import replace
-from jaxformer.corpus import CorpusConfig
+from jaxformer.data.corpus import CorpusConfig
 from jaxformer.experiment.variant import load_experiment
 
 BASELINE = load_experiment("baseline_100m")

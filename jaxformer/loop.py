@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxformer.checkpoint.retention import best_step
 from jaxformer.checkpoint.train_state import Checkpoints, save, save_and_wait
 from jaxformer.config import TrainingFailure
+from jaxformer.data.packing import batch_digest, seek
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.multihost import AgreedStop, all_rows
 from jaxformer.evaluation.generate import sample_text
@@ -23,7 +24,6 @@ from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.console import note, say
 from jaxformer.host.files import write_whole
 from jaxformer.host.signals import Stopped, StopSignals
-from jaxformer.packing import batch_digest, seek
 from jaxformer.run.failed_step import diagnose, write_fault
 from jaxformer.run.folder import evaluations_folder, summarise, write_json
 from jaxformer.run.identity import identify_evaluation

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.data.packing import Batch
 from jaxformer.devices.mesh import (
     COPIED,
     FSDP,
@@ -30,7 +31,6 @@ from jaxformer.devices.mesh import (
 from jaxformer.guard import Guard, init_guard, judge
 from jaxformer.loss import LossSums, cross_entropy, token_scores
 from jaxformer.model import SAVED, Kernel, ModelConfig, Transformer
-from jaxformer.packing import Batch
 
 
 @dataclass(frozen=True)

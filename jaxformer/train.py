@@ -29,6 +29,7 @@ from jaxformer.checkpoint.retention import most_kept
 from jaxformer.checkpoint.store import hush
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.config import TrainingFailure, UserError, to_dict
+from jaxformer.data.packing import Batch, make_batches, seek
 from jaxformer.devices.device import choose_device, keep_compiled, too_little_memory_told
 from jaxformer.devices.mesh import rows_here
 from jaxformer.devices.multihost import (
@@ -53,7 +54,6 @@ from jaxformer.host.lock import LOCK
 from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.optimizer import make_schedule
-from jaxformer.packing import Batch, make_batches, seek
 from jaxformer.plan.device_fit import advise_here, fit_to_device
 from jaxformer.plan.estimate import print_plan
 from jaxformer.run.folder import check_disk, hold_folder, make_folder, read_json, write_config

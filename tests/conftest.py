@@ -11,8 +11,8 @@ import pytest
 import tiny_run
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxformer.packing import Batch
-from jaxformer.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from jaxformer.data.packing import Batch
+from jaxformer.data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from jaxformer.train import main
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

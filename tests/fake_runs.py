@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.comparable import DATA_FIELDS
-from jaxformer.corpus import part_names
+from jaxformer.data.corpus import part_names
 from jaxformer.evaluation.items import Item, Option
 from jaxformer.evaluation.loglikelihood import Encoded
 from jaxformer.evaluation.result_files import write_scores, write_validation
@@ -47,7 +47,7 @@ FIRST_ENDS = 1_700_000_000
 HEADER = """
 from jaxformer.config import replace
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth, times
-from jaxformer.corpus import CorpusConfig
+from jaxformer.data.corpus import CorpusConfig
 from jaxformer.experiment.variant import Merge, Variant, load_experiment
 """
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from jaxformer.checkpoint.fingerprint import fingerprints
 from jaxformer.checkpoint.train_state import CheckpointConfig, abstract, open_checkpoints, restore, save_and_wait
+from jaxformer.data.packing import Batch, PackingConfig
 from jaxformer.devices.mesh import MeshConfig, make_mesh, put_rows
 from jaxformer.evaluation.loglikelihood import Request, score
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
-from jaxformer.packing import Batch, PackingConfig
 from jaxformer.step import compile_step, eval_step, init_state
 
 STEPS, MIDDLE = 20, 12

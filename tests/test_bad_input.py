@@ -32,14 +32,14 @@ BASELINE = "--experiment=baseline"
 TINY = """
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
-from jaxformer.corpus import CorpusConfig
+from jaxformer.data.corpus import CorpusConfig
 from jaxformer.evaluation.task_scores import EvaluationConfig
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig
-from jaxformer.packing import PackingConfig
+from jaxformer.data.packing import PackingConfig
 from jaxformer.step import TrainingConfig
-from jaxformer.tokenizer import TokenizerConfig
+from jaxformer.data.tokenizer import TokenizerConfig
 
 EXPERIMENT = Experiment(
     model=ModelConfig(vocabulary_size=400, width=16, depth=1, heads=2),

@@ -43,6 +43,6 @@ def test_the_library_imports_no_experiment_no_tool_and_no_test(module):
 
 def test_preparing_data_does_not_load_jax_nor_tensorflow():
     # Up to `preparation`: `packing` loads Grain, which loads jax of its own accord.
-    code = "import sys, jaxformer.preparation; print(*sorted({'jax', 'tensorflow'} & set(sys.modules)))"
+    code = "import sys, jaxformer.data.preparation; print(*sorted({'jax', 'tensorflow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jaxformer.data.packing import Batch
 from jaxformer.experiment.command_line import parse_arguments
-from jaxformer.packing import Batch
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

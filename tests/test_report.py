@@ -25,8 +25,8 @@ from tiny_run import REPOSITORY
 from jaxformer import facts, pictures
 from jaxformer.answers import answers, beside_expectation
 from jaxformer.config import UserError
-from jaxformer.corpus import CorpusConfig
 from jaxformer.curves import paired_curve
+from jaxformer.data.corpus import CorpusConfig
 from jaxformer.decisions import decision_table
 from jaxformer.experiment.variant import resolve
 from jaxformer.graph import graph_edges

@@ -17,10 +17,10 @@ from jaxformer.attention.dispatch import Implementation
 from jaxformer.attention.flash import Tiles
 from jaxformer.attention.flash_kernels import Tile
 from jaxformer.config import UserError
+from jaxformer.data.packing import Batch
 from jaxformer.loss import LossSums
 from jaxformer.model import SAVED, ModelConfig, Transformer
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
-from jaxformer.packing import Batch
 from jaxformer.step import TrainingConfig, cast_kernels, compute_dtype, eval_step, gradients, init_state, train_step
 
 FLOAT32 = 1e-6

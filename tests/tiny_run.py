@@ -18,14 +18,14 @@ REPOSITORY = Path(jaxformer.train.__file__).parents[1]
 EXPERIMENT = """
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
-from jaxformer.corpus import CorpusConfig
+from jaxformer.data.corpus import CorpusConfig
 from jaxformer.evaluation.task_scores import EvaluationConfig
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig
-from jaxformer.packing import PackingConfig
+from jaxformer.data.packing import PackingConfig
 from jaxformer.step import TrainingConfig
-from jaxformer.tokenizer import TokenizerConfig
+from jaxformer.data.tokenizer import TokenizerConfig
 
 EXPERIMENT = Experiment(
     question="Does a run that was stopped end as if it had not been?",

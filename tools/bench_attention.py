@@ -33,8 +33,8 @@ from jaxformer.attention.cudnn import count_segments
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.attention.document_mask import document_bounds, visible_share
 from jaxformer.attention.trial import fastest_tiles, forward_backward, random_inputs
+from jaxformer.data.packing import PackingConfig, plan_rows
 from jaxformer.devices.timing import milliseconds
-from jaxformer.packing import PackingConfig, plan_rows
 
 HEADS = {"27m": 6, "100m": 10, "500m": 15}
 # Documents of a row at most: it costs a percent of fill, and cuDNN's packed layout pays for every one that could be.

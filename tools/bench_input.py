@@ -18,11 +18,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from jaxformer.corpus import CorpusConfig, load_documents, unique_documents
-from jaxformer.packing import PackingConfig, batch_digest, make_batches, packing_report, plan_rows
-from jaxformer.preparation import prepare
-from jaxformer.shards import open_shards
-from jaxformer.tokenizer import TokenizerConfig, prepare_tokenizer
+from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
+from jaxformer.data.packing import PackingConfig, batch_digest, make_batches, packing_report, plan_rows
+from jaxformer.data.preparation import prepare
+from jaxformer.data.shards import open_shards
+from jaxformer.data.tokenizer import TokenizerConfig, prepare_tokenizer
 
 ROUNDS = 5
 SECONDS = 1.0
@@ -91,9 +91,9 @@ PREPARE = """
 import sys
 from pathlib import Path
 from bench_input import corpus_config
-from jaxformer.corpus import load_documents
-from jaxformer.preparation import prepare
-from jaxformer.tokenizer import load_tokenizer
+from jaxformer.data.corpus import load_documents
+from jaxformer.data.preparation import prepare
+from jaxformer.data.tokenizer import load_tokenizer
 prepare(load_documents(corpus_config(sys.argv[1])), load_tokenizer(sys.argv[2]), Path(sys.argv[3]), progress=False)
 # Not ru_maxrss: that begins with the memory of the process that started this one.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))

@@ -15,15 +15,15 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Nothing is computed on a device.
 
 from jaxformer.config import UserError
-from jaxformer.corpus import part_names
+from jaxformer.data.corpus import part_names
+from jaxformer.data.preparation import prepare
+from jaxformer.data.shard_writer import pipeline_options
+from jaxformer.data.shards import SPLITS, open_shards
 from jaxformer.experiment.command_line import parse_overrides
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import note, say
-from jaxformer.preparation import prepare
 from jaxformer.run.inputs import open_corpora
-from jaxformer.shard_files import pipeline_options
-from jaxformer.shards import SPLITS, open_shards
 
 
 class Parser(argparse.ArgumentParser):

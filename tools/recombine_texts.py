@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from jaxformer.corpus import CorpusConfig, load_documents
+from jaxformer.data.corpus import CorpusConfig, load_documents
 
 MEDIAN_CHARACTERS = 3000
 SPREAD = 0.95

@@ -11,10 +11,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Others share 
 import jax
 import numpy as np
 
+from jaxformer.data.packing import Batch
 from jaxformer.experiment.experiment import Experiment, make_state
 from jaxformer.experiment.variant import load_experiment
 from jaxformer.flops import parameter_count
-from jaxformer.packing import Batch
 from jaxformer.step import train_step
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,17 +18,17 @@ from tqdm import tqdm
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.config import replace, to_dict
-from jaxformer.corpus import CorpusConfig, load_documents
+from jaxformer.data.corpus import CorpusConfig, load_documents
+from jaxformer.data.packing import PackingConfig, make_batches, plan_rows
+from jaxformer.data.tokenizer import TokenizerConfig
 from jaxformer.evaluation.task_scores import EvaluationConfig, validate
 from jaxformer.evidence import Documents, Evidence
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
-from jaxformer.packing import PackingConfig, make_batches, plan_rows
 from jaxformer.run.inputs import Data, prepare_data
 from jaxformer.step import TrainingConfig, init_state, train_step
-from jaxformer.tokenizer import TokenizerConfig
 
 LEARNING_RATE, STEPS, ROWS = 2e-3, 150, 8
 # Of the corpus: characters of a piece, lines of a document that are cut into pieces, pieces in all.

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.attention.reference import MASKED
+from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.model import Transformer, soft_cap, unembed
-from jaxformer.tokenizer import Tokenizer
 
 
 def generate(

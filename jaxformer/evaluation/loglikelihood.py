@@ -17,13 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxformer.config import TrainingFailure, UserError, require
+from jaxformer.data.bin_packing import best_fit_decreasing
+from jaxformer.data.packing import PackingConfig
+from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.mesh import whole_rows
 from jaxformer.loss import TokenScores, token_scores
 from jaxformer.model import Transformer
-from jaxformer.packing import PackingConfig
-from jaxformer.row_fitting import best_fit_decreasing
 from jaxformer.step import TrainState, with_model
-from jaxformer.tokenizer import Tokenizer
 
 # Batches that the device computes while the host waits for an earlier one.
 _AHEAD = 2

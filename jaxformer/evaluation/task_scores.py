@@ -13,14 +13,14 @@ import jax
 import numpy as np
 
 from jaxformer.config import TrainingFailure, UserError, check_types, execution, require, require_one_of
+from jaxformer.data.packing import PackingConfig, Plan, pad_rows, plan_rows, read_rows
+from jaxformer.data.shards import Shards
+from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.mesh import whole_rows
 from jaxformer.evaluation.loglikelihood import CannotBeScored, Encoded, encode, score
 from jaxformer.evaluation.scores import Estimate, ItemScores, chance, estimate, estimate_ratio, score_items
 from jaxformer.evaluation.tasks import TASKS, TaskData, fixed_choice, load_task
-from jaxformer.packing import PackingConfig, Plan, pad_rows, plan_rows, read_rows
-from jaxformer.shards import Shards
 from jaxformer.step import TrainState, eval_step
-from jaxformer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from jaxformer.attention.dispatch import AttentionConfig, Implementation, choose
 from jaxformer.attention.support import AttentionShape
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.config import check_types, execution, flatten, require
-from jaxformer.corpus import CorpusConfig
+from jaxformer.data.corpus import CorpusConfig
+from jaxformer.data.packing import PackingConfig
+from jaxformer.data.tokenizer import TokenizerConfig
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows, make_mesh
 from jaxformer.evaluation.task_scores import EvaluationConfig
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, check_schedule, make_optimizer
-from jaxformer.packing import PackingConfig
 from jaxformer.step import TrainingConfig, TrainState, compute_dtype, init_state
-from jaxformer.tokenizer import TokenizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,13 @@ from flax import nnx
 
 from jaxformer.checkpoint.retention import most_kept
 from jaxformer.config import require
-from jaxformer.corpus import parts_of
+from jaxformer.data.corpus import parts_of
+from jaxformer.data.packing import Batch
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.flops import parameter_count, peak_tflops, training_flops_per_token
 from jaxformer.model import Transformer
-from jaxformer.packing import Batch
 from jaxformer.plan.device_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
 from jaxformer.run.progress import duration
 from jaxformer.step import TrainState, compile_step

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from jaxformer.config import UserError
+from jaxformer.data.packing import Batch
 from jaxformer.host.files import write_whole
-from jaxformer.packing import Batch
 from jaxformer.step import TrainState, gradients
 
 

@@ -15,13 +15,13 @@ import jax
 
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import UserError, from_dict, require, to_dict
+from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.files import write_whole
 from jaxformer.host.lock import LOCK, Held, hold
 from jaxformer.run.metrics import for_json, recent_loss
 from jaxformer.run.sources import code_digest
-from jaxformer.tokenizer import Tokenizer, load_tokenizer
 
 # In a run folder, the tokenizer, so that the folder is all that a trained model needs.
 TOKENIZER = "tokenizer.model"

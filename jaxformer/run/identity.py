@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.config import UserError, check_same, differences, require
+from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.variant import Resolved
 from jaxformer.run.folder import read_json
 from jaxformer.run.sources import code_digest
 from jaxformer.step import compute_dtype
-from jaxformer.tokenizer import Tokenizer
 
 
 def identify(experiment: Experiment, seed: int) -> dict:

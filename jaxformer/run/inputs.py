@@ -5,14 +5,14 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.config import require
-from jaxformer.corpus import Documents, load_documents, part_names, parts_of
+from jaxformer.data.corpus import Documents, load_documents, part_names, parts_of
+from jaxformer.data.packing import PackingConfig, Plan, packing_report, plan_rows
+from jaxformer.data.preparation import prepare
+from jaxformer.data.shards import Shards, open_shards
+from jaxformer.data.tokenizer import Tokenizer, prepare_tokenizer
 from jaxformer.evaluation.task_scores import EncodedTask, ValidationSet, encode_task, load_tasks, select_validation
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.cache import cache_folder
-from jaxformer.packing import PackingConfig, Plan, packing_report, plan_rows
-from jaxformer.preparation import prepare
-from jaxformer.shards import Shards, open_shards
-from jaxformer.tokenizer import Tokenizer, prepare_tokenizer
 
 
 class Data(NamedTuple):

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.attention.dispatch import Choice
+from jaxformer.data.packing import packing_report
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import training_flops_per_token
 from jaxformer.host.console import say
-from jaxformer.packing import packing_report
 from jaxformer.plan.estimate import count_embeddings
 from jaxformer.run.inputs import Data
 from jaxformer.step import TrainState

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from jaxformer.config import TrainingFailure
+from jaxformer.data.packing import DIGESTS
 from jaxformer.devices.multihost import summed
 from jaxformer.guard import MOST_IN_A_ROW, SPIKE
 from jaxformer.host.console import note, say, say_progress
-from jaxformer.packing import DIGESTS
 from jaxformer.run.metrics import BATCH, Writer
 
 # What the clock decides, and no run repeats.

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.config import require
+from jaxformer.data.packing import Batch
 from jaxformer.loss import cross_entropy
 from jaxformer.model import Transformer
-from jaxformer.packing import Batch
 from jaxformer.step import TrainState, with_model
 
 # Rows of the batch that are looked at, those with the most documents.

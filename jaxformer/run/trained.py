@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxformer.attention.dispatch import AttentionConfig, choose_implementation, implementation_from
 from jaxformer.checkpoint.train_state import abstract, open_checkpoints, restore_params
 from jaxformer.config import require
+from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment.experiment import Experiment, attention_shape, make_state
 from jaxformer.guard import init_guard
 from jaxformer.run.folder import load_run, run_tokenizer
 from jaxformer.step import TrainState
-from jaxformer.tokenizer import Tokenizer
 
 
 class Trained(NamedTuple):

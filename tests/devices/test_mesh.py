@@ -15,8 +15,8 @@ import tiny_run
 
 from jaxformer.checkpoint.train_state import open_checkpoints
 from jaxformer.config import UserError
+from jaxformer.data.packing import DIGESTS, Batch, batch_digest
 from jaxformer.devices.mesh import MeshConfig, check_rows, make_mesh
-from jaxformer.packing import DIGESTS, Batch, batch_digest
 from jaxformer.train import main
 
 pytestmark = pytest.mark.slow

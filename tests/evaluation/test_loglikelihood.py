@@ -11,6 +11,8 @@ import pytest
 from flax import nnx
 
 from jaxformer.config import TrainingFailure, UserError
+from jaxformer.data.bin_packing import best_fit_decreasing
+from jaxformer.data.packing import PackingConfig
 from jaxformer.evaluation import items
 from jaxformer.evaluation import loglikelihood as cloze
 from jaxformer.evaluation.items import Item, Option
@@ -20,8 +22,6 @@ from jaxformer.evaluation.task_scores import EvaluationConfig, TaskScores, encod
 from jaxformer.evaluation.tasks import TASKS, TaskData, fixed_choice
 from jaxformer.model import ModelConfig, Transformer
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
-from jaxformer.packing import PackingConfig
-from jaxformer.row_fitting import best_fit_decreasing
 from jaxformer.step import init_state
 
 NATS = 1e-4

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from jaxformer.config import TrainingFailure, UserError
+from jaxformer.data.packing import PackingConfig
+from jaxformer.data.shards import Manifest, Shards
 from jaxformer.evaluation.task_scores import (
     DocumentLosses,
     EvaluationConfig,
@@ -18,8 +20,6 @@ from jaxformer.evaluation.task_scores import (
 )
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
-from jaxformer.packing import PackingConfig
-from jaxformer.shards import Manifest, Shards
 from jaxformer.step import init_state
 
 FLOAT32 = 1e-5

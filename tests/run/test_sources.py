@@ -28,7 +28,7 @@ def digest_with(monkeypatch, name, before, after):
         ("jaxformer.model", "INITIAL_SCALE = 0.02", "INITIAL_SCALE = 0.03"),
         ("jaxformer.attention.flash_kernels", "jnp.", "np."),
         ("jaxformer.attention.cudnn", "jnp.", "np."),
-        ("jaxformer.packing", "DIGESTS = 1 << 48", "DIGESTS = 1 << 40"),
+        ("jaxformer.data.packing", "DIGESTS = 1 << 48", "DIGESTS = 1 << 40"),
         ("jaxformer.evaluation.scores", "math.log(2)", "math.log(3)"),
         ("jaxformer.loop", "step + 1", "step + 2"),
         ("jaxformer.optimizer", "_MUON_RMS = 0.2", "_MUON_RMS = 0.3"),

@@ -17,18 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxformer import shards
 from jaxformer.config import UserError
-from jaxformer.corpus import Documents, Part, load_documents
+from jaxformer.data import shards
+from jaxformer.data.chunks import Stored, open_units, stored_units, tokenise, tokenise_part
+from jaxformer.data.corpus import Documents, Part, load_documents
+from jaxformer.data.selection import Selected, Selection
+from jaxformer.data.shard_writer import pipeline_options, told_in_one_line, write_shard_files
+from jaxformer.data.shards import FORMAT_VERSION, SPLITS, Manifest, id_dtype, shard_digests
+from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.cache import make_once
 from jaxformer.host.console import note, progress_bar
 from jaxformer.host.files import sync_tree, write_whole
 from jaxformer.host.lock import is_held
-from jaxformer.selection import Selected, Selection
-from jaxformer.shard_files import pipeline_options, told_in_one_line, write_shard_files
-from jaxformer.shards import FORMAT_VERSION, SPLITS, Manifest, id_dtype, shard_digests
-from jaxformer.tokenizer import Tokenizer
-from jaxformer.units import Stored, open_units, stored_units, tokenise, tokenise_part
 
 # Tokens of a byte of text, at most, where nothing has been tokenised yet.
 _TOKENS_PER_BYTE = 0.25

@@ -15,16 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-from jaxformer import corpus as corpus_module
-from jaxformer import preparation, shard_files, units
 from jaxformer.config import UserError
-from jaxformer.corpus import CorpusConfig, load_documents, unique_documents
+from jaxformer.data import chunks as units
+from jaxformer.data import corpus as corpus_module
+from jaxformer.data import preparation
+from jaxformer.data import shard_writer as shard_files
+from jaxformer.data.chunks import Stored, Unit, encode_unit, read_unit, tokenise, write_unit
+from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
+from jaxformer.data.packing import PackingConfig
+from jaxformer.data.preparation import prepare
+from jaxformer.data.selection import Selection
+from jaxformer.data.shards import SPLITS, open_shards
 from jaxformer.evaluation.task_scores import EvaluationConfig, select_validation
-from jaxformer.packing import PackingConfig
-from jaxformer.preparation import prepare
-from jaxformer.selection import Selection
-from jaxformer.shards import SPLITS, open_shards
-from jaxformer.units import Stored, Unit, encode_unit, read_unit, tokenise, write_unit
 
 SHARE = 0.15
 
@@ -144,7 +146,7 @@ def test_the_selection_is_that_of_one_pass_over_all_documents(runs, budget):
 
 
 def test_many_digests_are_told_apart_whether_recent_or_not(monkeypatch):
-    monkeypatch.setattr("jaxformer.selection._RECENT", 50)
+    monkeypatch.setattr("jaxformer.data.selection._RECENT", 50)
     selection, seen = Selection(SHARE, 0), set()
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -504,7 +506,7 @@ def test_what_a_small_file_lacks_a_large_one_gives(tmp_path):
 
 
 def test_a_shard_file_is_read_to_verify_it_once_and_again_when_it_changed(documents, tokenizer, tmp_path, monkeypatch):
-    from jaxformer import shards
+    from jaxformer.data import shards
 
     folder = prepare(documents, tokenizer, tmp_path, progress=False)
     read = []
@@ -537,7 +539,7 @@ def test_rot_that_keeps_size_and_time_of_a_verified_file_is_told_where_it_is_rea
 
 
 def test_a_budget_changes_what_is_prepared_and_not_the_tokenizer(folder, tmp_path, monkeypatch):
-    from jaxformer.tokenizer import TokenizerConfig, prepare_tokenizer
+    from jaxformer.data.tokenizer import TokenizerConfig, prepare_tokenizer
 
     of_all, of_some = (load_documents(config(folder, tokens=tokens)) for tokens in (0, 500))
     settings = TokenizerConfig(vocabulary_size=400, training_bytes=5000)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.units import Stored
+from jaxformer.data.chunks import Stored
 
 # Sorted as bytes; one that ends in zeros equals no other of its length.
 _DIGEST = np.dtype("S16")

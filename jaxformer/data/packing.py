@@ -26,8 +26,8 @@ import grain
 import numpy as np
 
 from jaxformer.config import UserError, check_types, execution, require, require_one_of
-from jaxformer.row_fitting import best_fit_decreasing, cut, cut_stream
-from jaxformer.shards import Shards
+from jaxformer.data.bin_packing import best_fit_decreasing, cut, cut_stream
+from jaxformer.data.shards import Shards
 
 # Without end for any run, yet short enough that Grain can count the batches in 64 bits.
 _EPOCHS = 1 << 30

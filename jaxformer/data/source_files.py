@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from jaxformer.config import UserError, require
+from jaxformer.data.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, is_remote
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import note
 from jaxformer.host.files import write_whole
-from jaxformer.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, is_remote
 
 # A smaller file is read for its digest at every start.
 _REMEMBERED_BYTES = 1 << 20

@@ -8,10 +8,10 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxformer import tokenizer as tokenizer_module
 from jaxformer.config import UserError
-from jaxformer.corpus import CorpusConfig, Document, Documents, key_fraction, load_documents
-from jaxformer.tokenizer import TokenizerConfig, load_tokenizer, prepare_tokenizer, sample_texts, train_tokenizer
+from jaxformer.data import tokenizer as tokenizer_module
+from jaxformer.data.corpus import CorpusConfig, Document, Documents, key_fraction, load_documents
+from jaxformer.data.tokenizer import TokenizerConfig, load_tokenizer, prepare_tokenizer, sample_texts, train_tokenizer
 
 CONFIG = TokenizerConfig(vocabulary_size=400, threads=1)
 

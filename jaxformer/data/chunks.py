@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer import corpus
-from jaxformer.corpus import Document, Documents, Part, key_fraction
+from jaxformer.data import corpus
+from jaxformer.data.corpus import Document, Documents, Part, key_fraction
+from jaxformer.data.shards import id_dtype
+from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.files import write_whole
-from jaxformer.shards import id_dtype
-from jaxformer.tokenizer import Tokenizer
 
 # Text of a unit, characters: enough for all threads, little enough that a killed preparation loses seconds.
 UNIT_CHARACTERS = 8_000_000

@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer import preparation, shard_files, shards, units
 from jaxformer.config import UserError
-from jaxformer.corpus import CorpusConfig, key_fraction, load_documents
-from jaxformer.preparation import prepare
-from jaxformer.shards import SPLITS, open_shards
+from jaxformer.data import chunks as units
+from jaxformer.data import preparation, shards
+from jaxformer.data import shard_writer as shard_files
+from jaxformer.data.corpus import CorpusConfig, key_fraction, load_documents
+from jaxformer.data.preparation import prepare
+from jaxformer.data.shards import SPLITS, open_shards
 
 SHARE = 0.2
 
@@ -206,9 +208,12 @@ def test_a_corpus_is_prepared_once_wherever_it_lies(corpus, tokenizer, folder, t
 PREPARE = """
 import os, signal, sys
 from pathlib import Path
-from jaxformer import preparation, shard_files, shards, units
-from jaxformer.corpus import CorpusConfig, load_documents
-from jaxformer.tokenizer import load_tokenizer
+from jaxformer.data import preparation
+from jaxformer.data import shard_writer as shard_files
+from jaxformer.data import shards
+from jaxformer.data import chunks as units
+from jaxformer.data.corpus import CorpusConfig, load_documents
+from jaxformer.data.tokenizer import load_tokenizer
 
 class WithoutTensorFlow:
     def __init__(self, finder):

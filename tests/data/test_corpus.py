@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from jaxformer.config import UserError
-from jaxformer.corpus import (
+from jaxformer.data.corpus import (
     CorpusConfig,
     key_fraction,
     load_documents,
@@ -504,7 +504,7 @@ def test_the_parts_of_a_mixture_are_read_one_by_one_and_another_corpus_is_its_ow
 
 
 def test_a_long_text_file_is_several_documents_that_lose_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxformer.documents.TEXT_CHARACTERS", 20)
+    monkeypatch.setattr("jaxformer.data.documents.TEXT_CHARACTERS", 20)
     text = "first part\n\nsecond part\nthird part\nno end of a line in sight here" + "x" * 45 + "\n\nlast\n"
     (tmp_path / "book.txt").write_text(text)
     documents = read("text", tmp_path / "book.txt")
@@ -518,10 +518,10 @@ def test_a_long_text_file_is_several_documents_that_lose_nothing(tmp_path, monke
 def test_a_text_file_is_read_in_blocks_that_change_nothing(tmp_path, monkeypatch):
     text = "".join(f"{i} \u00fc \U0001f600 {'word ' * (i % 9)}\n{'' if i % 7 else chr(10)}" for i in range(300))
     (tmp_path / "a.txt").write_text(text)
-    monkeypatch.setattr("jaxformer.documents.TEXT_CHARACTERS", 100)
+    monkeypatch.setattr("jaxformer.data.documents.TEXT_CHARACTERS", 100)
     whole = read("text", tmp_path)
     for block in (1, 7, 64, 1000):
-        monkeypatch.setattr("jaxformer.documents._BLOCK_BYTES", block)
+        monkeypatch.setattr("jaxformer.data.documents._BLOCK_BYTES", block)
         assert read("text", tmp_path) == whole
     assert "".join(texts_of(whole)) == text
 
@@ -530,7 +530,7 @@ def test_a_text_file_is_read_in_blocks_that_change_nothing(tmp_path, monkeypatch
 @pytest.mark.parametrize("block", [1, 2, 3, 100])
 def test_the_place_of_what_is_not_utf8_is_right_whatever_the_blocks(tmp_path, monkeypatch, data, byte, block):
     (tmp_path / "a.txt").write_bytes(data)
-    monkeypatch.setattr("jaxformer.documents._BLOCK_BYTES", block)
+    monkeypatch.setattr("jaxformer.data.documents._BLOCK_BYTES", block)
     with pytest.raises(UserError, match=rf"not UTF-8 at byte {byte} \(0x{data[byte]:02x}\)"):
         read("text", tmp_path)
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.config import check_types, execution, require, require_one_of
-from jaxformer.documents import Document, help_topics, pystdlib_files, read_pystdlib, read_text, to_document
-from jaxformer.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds, row_group_bytes
-from jaxformer.remote import fixed_parts, pinned
-from jaxformer.storage import SourceFile, file_digests, find_files
+from jaxformer.data.documents import Document, help_topics, pystdlib_files, read_pystdlib, read_text, to_document
+from jaxformer.data.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds, row_group_bytes
+from jaxformer.data.remote import fixed_parts, pinned
+from jaxformer.data.source_files import SourceFile, file_digests, find_files
 
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
 

@@ -18,7 +18,7 @@ import numpy as np
 import sentencepiece
 
 from jaxformer.config import UserError, check_types, execution, flatten, require, require_one_of
-from jaxformer.corpus import Documents, key_fraction, unique_documents
+from jaxformer.data.corpus import Documents, key_fraction, unique_documents
 from jaxformer.host.cache import make_once
 
 SPACE_MARK = "\u2581"

@@ -10,11 +10,12 @@ import pyarrow.parquet
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jaxformer import remote, storage
 from jaxformer.config import UserError
-from jaxformer.corpus import CorpusConfig, load_documents
-from jaxformer.remote import pinned
-from jaxformer.storage import file_digests, find_files, open_file
+from jaxformer.data import remote
+from jaxformer.data import source_files as storage
+from jaxformer.data.corpus import CorpusConfig, load_documents
+from jaxformer.data.remote import pinned
+from jaxformer.data.source_files import file_digests, find_files, open_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = COMMIT[::-1]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxformer.config import UserError, require
-from jaxformer.records import Record, decode, require_fields
-from jaxformer.storage import SourceFile, open_file
+from jaxformer.data.records import Record, decode, require_fields
+from jaxformer.data.source_files import SourceFile, open_file
 
 # A longer text file is several documents, so that a single file can be split into training and validation.
 TEXT_CHARACTERS = 1 << 16

@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxformer.config import UserError
+from jaxformer.data.chunks import read_unit
+from jaxformer.data.selection import Selected
+from jaxformer.data.shards import id_dtype
 from jaxformer.host.console import progress_bar
-from jaxformer.selection import Selected
-from jaxformer.shards import id_dtype
-from jaxformer.units import read_unit
 
 # Ids of one shard file, bytes: what a writer holds in memory.
 _SHARD_BYTES = 128 << 20

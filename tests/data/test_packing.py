@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer.config import UserError
-from jaxformer.packing import (
+from jaxformer.data.packing import (
     Batch,
     PackingConfig,
     Plan,
