@@ -16,9 +16,9 @@ from jaxformer.evidence import Evidence
 from jaxformer.experiment.files import run_file
 from jaxformer.experiment.variant import OF, Resolved, common_ancestor, resolve
 from jaxformer.flops import training_flops_per_token
-from jaxformer.launch import Job
+from jaxformer.jobs.launch import Job
+from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
 from jaxformer.noise_floor import NoiseFloor, noise_floor
-from jaxformer.queue import STOPPED_EARLY, State, state_on_disk
 from jaxformer.run.folder import read_json, write_json
 from jaxformer.run.metrics import for_json
 from jaxformer.statistics.looks import LOOK_ALPHA

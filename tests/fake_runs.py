@@ -36,7 +36,7 @@ from jaxformer.evaluation.task_scores import (
 from jaxformer.evaluation.tasks import TASKS, TaskData
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.variant import Resolved, resolve
-from jaxformer.queue import STOPPED_EARLY
+from jaxformer.jobs.queue import STOPPED_EARLY
 from jaxformer.run.folder import evaluations_folder, summarise, write_config, write_json
 from jaxformer.run.identity import identify, identify_evaluation
 from jaxformer.run.metrics import BATCH, Writer

@@ -9,7 +9,7 @@ import pytest
 import tiny_run
 
 from jaxformer.experiment.variant import resolve
-from jaxformer.queue import Status
+from jaxformer.jobs.queue import Status
 from jaxformer.run.metrics import training_losses
 
 pytestmark = pytest.mark.slow
@@ -98,8 +98,8 @@ def test_what_the_user_got_wrong_is_one_line_and_nothing_is_started(
 
 
 def test_a_variant_that_is_clearly_worse_is_stopped_with_all_its_seeds(ablate, command, monkeypatch, tmp_path):
-    from jaxformer.launch import Job
-    from jaxformer.queue import State
+    from jaxformer.jobs.launch import Job
+    from jaxformer.jobs.queue import State
 
     curves = {("root", 0): 3.0, ("root", 1): 3.01, ("root", 2): 2.99, ("normed", 0): 4.0}
     rng = np.random.default_rng(0)

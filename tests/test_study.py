@@ -8,7 +8,7 @@ import pytest
 
 from jaxformer.config import UserError
 from jaxformer.decisions import decision_table
-from jaxformer.launch import Job
+from jaxformer.jobs.launch import Job
 from jaxformer.study import Study, estimate_seconds, judge_study, load_study, make_jobs, resolve_study
 from jaxformer.verdict import Rule, Word
 

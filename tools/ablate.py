@@ -15,7 +15,6 @@ from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # The runs need the device.
 
-from jaxformer.board import Board
 from jaxformer.comparable import parse_allowed
 from jaxformer.config import UserError, require
 from jaxformer.decisions import decision_table
@@ -24,9 +23,10 @@ from jaxformer.early_stopping import clearly_worse, may_stop
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import note, say
 from jaxformer.host.signals import Stopped
-from jaxformer.launch import Job, launch_local, launch_submitit
+from jaxformer.jobs.dashboard import Board
+from jaxformer.jobs.launch import Job, launch_local, launch_submitit
+from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
 from jaxformer.plan.estimate import estimate_run_seconds
-from jaxformer.queue import OVER, Queue, State, Status, state_on_disk
 from jaxformer.run.folder import read_json
 from jaxformer.run.identity import check_kin
 from jaxformer.run.metrics import training_losses

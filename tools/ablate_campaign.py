@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fault_campaign import differences, write_experiments
 
-from jaxformer.queue import RETRIES
+from jaxformer.jobs.queue import RETRIES
 
 PARENT, VARIANT, SEEDS = "best_fit", "gated", 2
 GATED = """

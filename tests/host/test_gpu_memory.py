@@ -29,5 +29,5 @@ def test_processes_on_one_gpu_share_it(monkeypatch):
 
 
 def test_a_queue_that_starts_processes_loads_no_jax_itself():
-    code = "import sys, jaxformer.queue; print('jax' in sys.modules)"
+    code = "import sys, jaxformer.jobs.queue; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

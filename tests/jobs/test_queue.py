@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from jaxformer import queue
-from jaxformer.board import Board, status_table
 from jaxformer.config import UserError
 from jaxformer.host.lock import LOCK, hold
 from jaxformer.host.signals import Stopped
-from jaxformer.launch import HEADER, Job, launch_local, launch_submitit
-from jaxformer.queue import Queue, State, Status
+from jaxformer.jobs import queue
+from jaxformer.jobs.dashboard import Board, status_table
+from jaxformer.jobs.launch import HEADER, Job, launch_local, launch_submitit
+from jaxformer.jobs.queue import Queue, State, Status
 
 pytestmark = pytest.mark.slow
 
@@ -83,8 +83,8 @@ STEPS = 12
 RUN_QUEUE = """
 import functools, json, sys
 from pathlib import Path
-from jaxformer.launch import Job, launch_local
-from jaxformer.queue import Queue
+from jaxformer.jobs.launch import Job, launch_local
+from jaxformer.jobs.queue import Queue
 script, jobs = sys.argv[1], json.loads(sys.argv[2])
 jobs = [Job("fake", seed, tuple(arguments), Path(workdir), 12, 60.0) for seed, arguments, workdir in jobs]
 launch = functools.partial(launch_local, program=(sys.executable, script))

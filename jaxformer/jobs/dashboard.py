@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxformer.host.console import printable, say
-from jaxformer.queue import OVER, State, Status
+from jaxformer.jobs.queue import OVER, State, Status
 
 
 def status_table(statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: float | None = None) -> str:

@@ -28,7 +28,7 @@ from jaxformer.host.console import note
 from jaxformer.host.files import write_whole
 from jaxformer.host.lock import LOCK, Held, holder, is_held
 from jaxformer.host.signals import SIGNALS, Stopped
-from jaxformer.launch import HEADER, Handle, Job, Launch, launch_local, read_object
+from jaxformer.jobs.launch import HEADER, Handle, Job, Launch, launch_local, read_object
 
 # In a run folder, why a queue ended the run before its last step.
 STOPPED_EARLY = "stopped_early.json"
