@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxformer.compare import Comparison
-from jaxformer.evidence import Evidence
+from jaxformer.ablation.comparison import Comparison
+from jaxformer.ablation.finished_runs import Evidence
+from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.verdict import Word
 from jaxformer.experiment.variant import Resolved
 from jaxformer.statistics.paired_difference import Difference
-from jaxformer.study import Outcome
-from jaxformer.verdict import Word
 
 
 class Answer(NamedTuple):

@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError
-from jaxformer.verdict import Word
 
 COLOURS = {
     Word.KEEP: "#0072B2",

@@ -5,9 +5,9 @@ import re
 import textwrap
 
 from jaxformer import facts
+from jaxformer.ablation.study import Outcome
 from jaxformer.answers import Answer, answers
 from jaxformer.notation import MINUS, NOTHING, number, plain
-from jaxformer.study import Outcome
 
 # Columns of a terminal; and the fewest for a reason beside its numbers, which stands below them otherwise.
 _WIDE, _LEAST = 150, 40

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxformer.ablation.noise_floor import noise_floor
+from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.verdict import Word
 from jaxformer.answers import Answer, answers, beside_expectation
-from jaxformer.noise_floor import noise_floor
 from jaxformer.notation import NOTHING, expectation, interval_of, number, percent, probability, signed, with_error
-from jaxformer.study import Outcome
-from jaxformer.verdict import Word
 
 
 def difference(outcome: Outcome, each: Answer) -> tuple[str, str]:

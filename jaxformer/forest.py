@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
+from jaxformer.ablation.study import Outcome
 from jaxformer.answers import Answer, answers, beside_expectation
 from jaxformer.canvas import COLOURS, GREY, INK, make_figure
 from jaxformer.notation import plain, with_error
 from jaxformer.statistics.paired_difference import Difference
-from jaxformer.study import Outcome
 
 _BAND = "#DCEAF5"
 

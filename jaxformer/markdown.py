@@ -4,12 +4,12 @@ import re
 from collections.abc import Collection
 
 from jaxformer import facts
+from jaxformer.ablation.study import Outcome
 from jaxformer.answers import answers, tasks_of
 from jaxformer.canvas import COLOURS
 from jaxformer.graph import graph_edges, node_facts
 from jaxformer.notation import MINUS, describe_change, expectation, plain, with_error
 from jaxformer.pictures import PICTURES
-from jaxformer.study import Outcome
 
 
 def make_markdown(outcome: Outcome, pictures: Collection[str]) -> str:

@@ -8,9 +8,11 @@ from html import escape
 import numpy as np
 
 from jaxformer import facts
+from jaxformer.ablation.comparison import TaskDifference
+from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.verdict import Word
 from jaxformer.answers import Answer, answers, hours_of, scores_of, tasks_of
 from jaxformer.canvas import COLOURS
-from jaxformer.compare import TaskDifference
 from jaxformer.notation import (
     NOTHING,
     describe_change,
@@ -23,9 +25,7 @@ from jaxformer.notation import (
     with_error,
 )
 from jaxformer.pictures import PICTURES
-from jaxformer.study import Outcome
 from jaxformer.stylesheet import STYLES
-from jaxformer.verdict import Word
 
 
 def make_page(outcome: Outcome, pictures: Mapping[str, str]) -> str:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxformer.ablation.study import Outcome
 from jaxformer.canvas import drawing, save_png, to_svg
 from jaxformer.curves import draw_losses, draw_paired
 from jaxformer.forest import draw_forest
 from jaxformer.graph import draw_graph
 from jaxformer.returns import draw_returns
-from jaxformer.study import Outcome
 
 
 class Picture(NamedTuple):

@@ -5,12 +5,12 @@ The same outcome gives the same bytes: the only dates are those of the runs.
 
 from pathlib import Path
 
+from jaxformer.ablation.study import Outcome
 from jaxformer.config import UserError
 from jaxformer.host.files import write_whole
 from jaxformer.markdown import make_markdown
 from jaxformer.page import make_page
 from jaxformer.pictures import draw_pictures
-from jaxformer.study import Outcome
 
 PAGE = "index.html"
 MARKDOWN = "report.md"

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.verdict import Word
 from jaxformer.answers import answers, hours_of, parents_first
 from jaxformer.canvas import BEHIND, COLOURS, GREY, INK, make_figure
 from jaxformer.notation import plain, signed
-from jaxformer.study import Outcome
-from jaxformer.verdict import Word
 
 
 class Return(NamedTuple):

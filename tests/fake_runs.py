@@ -19,8 +19,8 @@ from zlib import crc32
 import jax
 import numpy as np
 
+from jaxformer.ablation.comparability import DATA_FIELDS
 from jaxformer.attention.dispatch import Implementation
-from jaxformer.comparable import DATA_FIELDS
 from jaxformer.data.corpus import part_names
 from jaxformer.evaluation.items import Item, Option
 from jaxformer.evaluation.loglikelihood import Encoded

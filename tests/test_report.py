@@ -23,6 +23,8 @@ from fake_runs import (
 from tiny_run import REPOSITORY
 
 from jaxformer import facts, pictures
+from jaxformer.ablation.study import Study, judge_study
+from jaxformer.ablation.verdict import Word
 from jaxformer.answers import answers, beside_expectation
 from jaxformer.config import UserError
 from jaxformer.curves import paired_curve
@@ -35,8 +37,6 @@ from jaxformer.notation import signed
 from jaxformer.report import write_report
 from jaxformer.returns import returns
 from jaxformer.statistics.paired_difference import Difference
-from jaxformer.study import Study, judge_study
-from jaxformer.verdict import Word
 
 pytestmark = pytest.mark.slow
 
@@ -330,7 +330,9 @@ def tool():
 def test_the_command_prints_the_decisions_and_where_the_page_is(tool, outcome, folder, capsys, monkeypatch):
     monkeypatch.setattr(tool, "write_report", lambda outcome, output: output / "index.html")
     study = folder / "two.py"
-    study.write_text("from jaxformer.study import Study\nSTUDY = Study(parent='root', variants=('muon', 'slow'))\n")
+    study.write_text(
+        "from jaxformer.ablation.study import Study\nSTUDY = Study(parent='root', variants=('muon', 'slow'))\n"
+    )
     assert tool.main([f"--study={study}"]) == 0
     told = capsys.readouterr().out
     assert "KEEP" in told and "REVERT" in told and told.endswith("runs/reports/two/index.html\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxformer.verdict import Word
+from jaxformer.ablation.verdict import Word
 
 pytestmark = pytest.mark.slow
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # The runs need the device.
 
-from jaxformer.comparable import parse_allowed
+from jaxformer.ablation.comparability import parse_allowed
+from jaxformer.ablation.early_stopping import clearly_worse, may_stop
+from jaxformer.ablation.study import Study, choose_study, estimate_seconds, judge_study, make_jobs, resolve_study
 from jaxformer.config import UserError, require
 from jaxformer.decisions import decision_table
 from jaxformer.devices.device import choose_device
-from jaxformer.early_stopping import clearly_worse, may_stop
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import note, say
 from jaxformer.host.signals import Stopped
@@ -31,7 +32,6 @@ from jaxformer.run.folder import read_json
 from jaxformer.run.identity import check_kin
 from jaxformer.run.metrics import training_losses
 from jaxformer.run.progress import duration
-from jaxformer.study import Study, choose_study, estimate_seconds, judge_study, make_jobs, resolve_study
 
 
 def look_ahead(study: Study, runs: Path) -> dict[str, float]:

@@ -12,13 +12,13 @@ import numpy as np
 from tiny_arms import Arm, make_evidence
 from tqdm import tqdm
 
-from jaxformer.compare import compare_runs
-from jaxformer.noise_floor import NoiseFloor
+from jaxformer.ablation.comparison import compare_runs
+from jaxformer.ablation.noise_floor import NoiseFloor
+from jaxformer.ablation.verdict import Cost, Rule, Word, decide
 from jaxformer.run.inputs import Data
 from jaxformer.statistics.looks import LOOKS
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
 from jaxformer.statistics.variance_prior import VariancePrior
-from jaxformer.verdict import Cost, Rule, Word, decide
 
 RULE = Rule()
 # Arms that take the same time and parameters: their losses alone decide.

@@ -11,11 +11,11 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # A run may be training on the device.
 
-from jaxformer.comparable import parse_allowed
+from jaxformer.ablation.comparability import parse_allowed
+from jaxformer.ablation.study import choose_study, judge_study
 from jaxformer.config import UserError
 from jaxformer.decisions import decision_table
 from jaxformer.report import write_report
-from jaxformer.study import choose_study, judge_study
 
 
 def main(arguments: list[str] | None = None) -> int:

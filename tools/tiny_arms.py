@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxformer.ablation.finished_runs import Documents, Evidence
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.config import replace, to_dict
@@ -22,7 +23,6 @@ from jaxformer.data.corpus import CorpusConfig, load_documents
 from jaxformer.data.packing import PackingConfig, make_batches, plan_rows
 from jaxformer.data.tokenizer import TokenizerConfig
 from jaxformer.evaluation.task_scores import EvaluationConfig, validate
-from jaxformer.evidence import Documents, Evidence
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.model import ModelConfig

@@ -1,6 +1,6 @@
 """The first study: twelve questions to the laptop's baseline, and whether two of the changes add up."""
 
-from jaxformer.study import Study
+from jaxformer.ablation.study import Study
 
 STUDY = Study(
     parent="laptop",

@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.comparable import check_comparable
+from jaxformer.ablation.comparability import check_comparable
+from jaxformer.ablation.cost import Cost, compare_costs, mean_worth
+from jaxformer.ablation.finished_runs import Evidence, find_runs, load_evidence, paired_seeds, stack
+from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
+from jaxformer.ablation.verdict import Rule, Verdict, Word, decide
 from jaxformer.config import require
-from jaxformer.cost import Cost, compare_costs, mean_worth
-from jaxformer.evidence import Evidence, find_runs, load_evidence, paired_seeds, stack
-from jaxformer.noise_floor import NoiseFloor, noise_floor
 from jaxformer.statistics.looks import LOOKS
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
 from jaxformer.statistics.significance import holm, mcnemar
 from jaxformer.statistics.variance_prior import VariancePrior
-from jaxformer.verdict import Rule, Verdict, Word, decide
 
 
 class TaskDifference(NamedTuple):

@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from jaxformer.ablation.finished_runs import Evidence
 from jaxformer.config import require_one_of
-from jaxformer.evidence import Evidence
 
 # Changes of these make another order of the data, so that batches cannot be the same.
 DATA_FIELDS = (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxformer.early_stopping import clearly_worse, may_stop
+from jaxformer.ablation.early_stopping import clearly_worse, may_stop
 
 STEPS = 1000
 

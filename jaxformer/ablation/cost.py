@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxformer.ablation.finished_runs import Evidence
 from jaxformer.config import from_dict
-from jaxformer.evidence import Evidence
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import parameter_count
 from jaxformer.statistics.paired_difference import paired_difference

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
+from jaxformer.ablation.cost import Cost
+from jaxformer.ablation.verdict import Rule, Word, decide
 from jaxformer.config import UserError
-from jaxformer.cost import Cost
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.power import seeds_needed
-from jaxformer.verdict import Rule, Word, decide
 
 SAME = Cost(1.0, (0.99, 1.01), 1.0, 0.5, 0.4)
 

@@ -6,11 +6,11 @@ import fake_runs
 import numpy as np
 import pytest
 
+from jaxformer.ablation.study import Study, estimate_seconds, judge_study, load_study, make_jobs, resolve_study
+from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
 from jaxformer.decisions import decision_table
 from jaxformer.jobs.launch import Job
-from jaxformer.study import Study, estimate_seconds, judge_study, load_study, make_jobs, resolve_study
-from jaxformer.verdict import Rule, Word
 
 pytestmark = pytest.mark.slow
 
@@ -181,7 +181,7 @@ def test_the_table_tells_the_rule_the_noise_and_every_decision(folder):
 )
 def test_files_that_are_no_study_are_refused(tmp_path, text, message):
     path = tmp_path / "study.py"
-    path.write_text(f"from jaxformer.study import Study\n{text}\n")
+    path.write_text(f"from jaxformer.ablation.study import Study\n{text}\n")
     with pytest.raises(UserError, match=message) as refused:
         load_study(path)
     assert "\n" not in str(refused.value) and "study.py" in str(refused.value)

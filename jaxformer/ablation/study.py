@@ -10,21 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.compare import Comparison, compare_runs, interaction, load_runs
+from jaxformer.ablation.comparison import Comparison, compare_runs, interaction, load_runs
+from jaxformer.ablation.finished_runs import Evidence
+from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
+from jaxformer.ablation.verdict import Rule, Verdict, Word
 from jaxformer.config import check_types, require
-from jaxformer.evidence import Evidence
 from jaxformer.experiment.files import run_file
 from jaxformer.experiment.variant import OF, Resolved, common_ancestor, resolve
 from jaxformer.flops import training_flops_per_token
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
-from jaxformer.noise_floor import NoiseFloor, noise_floor
 from jaxformer.run.folder import read_json, write_json
 from jaxformer.run.metrics import for_json
 from jaxformer.statistics.looks import LOOK_ALPHA
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.significance import benjamini_hochberg
-from jaxformer.verdict import Rule, Verdict, Word
 
 # In the folder of an experiment's runs.
 NOISE = "noise.json"

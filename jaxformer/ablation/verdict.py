@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from jaxformer.ablation.cost import Cost
 from jaxformer.config import check_types, require
-from jaxformer.cost import Cost
 from jaxformer.statistics.looks import LOOK_ALPHA, LOOKS
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.power import seeds_needed

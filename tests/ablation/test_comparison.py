@@ -8,16 +8,16 @@ import fake_runs
 import numpy as np
 import pytest
 
-from jaxformer.comparable import ALLOWABLE, parse_allowed
-from jaxformer.compare import compare_runs, interaction, load_runs
+from jaxformer.ablation.comparability import ALLOWABLE, parse_allowed
+from jaxformer.ablation.comparison import compare_runs, interaction, load_runs
+from jaxformer.ablation.cost import worth_in_tokens
+from jaxformer.ablation.finished_runs import load_evidence
+from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
+from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError
-from jaxformer.cost import worth_in_tokens
-from jaxformer.evidence import load_evidence
 from jaxformer.experiment.variant import resolve
-from jaxformer.noise_floor import NoiseFloor, noise_floor
 from jaxformer.run.folder import read_json, write_json
 from jaxformer.statistics.variance_prior import fit_prior
-from jaxformer.verdict import Word
 
 pytestmark = pytest.mark.slow
 
