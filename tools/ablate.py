@@ -19,7 +19,6 @@ from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop
 from jaxformer.ablation.study import Study, choose_study, estimate_seconds, judge_study, make_jobs, resolve_study
 from jaxformer.config import UserError, require
-from jaxformer.decisions import decision_table
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import note, say
@@ -28,6 +27,7 @@ from jaxformer.jobs.dashboard import Board
 from jaxformer.jobs.launch import Job, launch_local, launch_submitit
 from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
 from jaxformer.plan.estimate import estimate_run_seconds
+from jaxformer.report.text import decision_table
 from jaxformer.run.folder import read_json
 from jaxformer.run.identity import check_kin
 from jaxformer.run.metrics import training_losses

@@ -14,8 +14,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # A run may be training on the de
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.study import choose_study, judge_study
 from jaxformer.config import UserError
-from jaxformer.decisions import decision_table
-from jaxformer.report import write_report
+from jaxformer.report.text import decision_table
+from jaxformer.report.write import write_report
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,8 +9,8 @@ import pytest
 from jaxformer.ablation.study import Study, estimate_seconds, judge_study, load_study, make_jobs, resolve_study
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
-from jaxformer.decisions import decision_table
 from jaxformer.jobs.launch import Job
+from jaxformer.report.text import decision_table
 
 pytestmark = pytest.mark.slow
 

@@ -43,7 +43,7 @@ def test_the_code_digest_tells_what_computes(monkeypatch, name, before, after):
     [
         ("jaxformer.model", "# Standard deviation of matrices", "# The deviation of matrices"),
         ("jaxformer.model", "The shape of the model and its options.", "What a model is."),
-        ("jaxformer.page", "def ", "def other_"),
+        ("jaxformer.report.html", "def ", "def other_"),
         ("jaxformer.ablation.verdict", "0.8", "0.9"),
         ("jaxformer.run.progress", "tokens/s", "tokens per second"),
     ],

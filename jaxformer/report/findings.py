@@ -9,8 +9,17 @@ import numpy as np
 from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.study import Outcome
 from jaxformer.ablation.verdict import Word
-from jaxformer.answers import Answer, answers, beside_expectation
-from jaxformer.notation import NOTHING, expectation, interval_of, number, percent, probability, signed, with_error
+from jaxformer.report.answers import Answer, answers, beside_expectation
+from jaxformer.report.formatting import (
+    NOTHING,
+    expectation,
+    interval_of,
+    number,
+    percent,
+    probability,
+    signed,
+    with_error,
+)
 
 
 def difference(outcome: Outcome, each: Answer) -> tuple[str, str]:

@@ -22,20 +22,21 @@ from fake_runs import (
 )
 from tiny_run import REPOSITORY
 
-from jaxformer import facts, pictures
 from jaxformer.ablation.study import Study, judge_study
 from jaxformer.ablation.verdict import Word
-from jaxformer.answers import answers, beside_expectation
 from jaxformer.config import UserError
-from jaxformer.curves import paired_curve
 from jaxformer.data.corpus import CorpusConfig
-from jaxformer.decisions import decision_table
 from jaxformer.experiment.variant import resolve
-from jaxformer.graph import graph_edges
-from jaxformer.graph_layout import lay_out
-from jaxformer.notation import signed
-from jaxformer.report import write_report
-from jaxformer.returns import returns
+from jaxformer.report import figures as pictures
+from jaxformer.report import findings as facts
+from jaxformer.report.answers import answers, beside_expectation
+from jaxformer.report.formatting import signed
+from jaxformer.report.graph import graph_edges
+from jaxformer.report.graph_layout import lay_out
+from jaxformer.report.loss_curves import paired_curve
+from jaxformer.report.returns import returns
+from jaxformer.report.text import decision_table
+from jaxformer.report.write import write_report
 from jaxformer.statistics.paired_difference import Difference
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,9 @@ from pathlib import Path
 from jaxformer.ablation.study import Outcome
 from jaxformer.config import UserError
 from jaxformer.host.files import write_whole
-from jaxformer.markdown import make_markdown
-from jaxformer.page import make_page
-from jaxformer.pictures import draw_pictures
+from jaxformer.report.figures import draw_pictures
+from jaxformer.report.html import make_page
+from jaxformer.report.markdown import make_markdown
 
 PAGE = "index.html"
 MARKDOWN = "report.md"

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.ablation.study import Outcome
-from jaxformer.canvas import drawing, save_png, to_svg
-from jaxformer.curves import draw_losses, draw_paired
-from jaxformer.forest import draw_forest
-from jaxformer.graph import draw_graph
-from jaxformer.returns import draw_returns
+from jaxformer.report.forest_plot import draw_forest
+from jaxformer.report.graph import draw_graph
+from jaxformer.report.loss_curves import draw_losses, draw_paired
+from jaxformer.report.returns import draw_returns
+from jaxformer.report.style import drawing, save_png, to_svg
 
 
 class Picture(NamedTuple):

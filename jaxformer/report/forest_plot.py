@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 from jaxformer.ablation.study import Outcome
-from jaxformer.answers import Answer, answers, beside_expectation
-from jaxformer.canvas import COLOURS, GREY, INK, make_figure
-from jaxformer.notation import plain, with_error
+from jaxformer.report.answers import Answer, answers, beside_expectation
+from jaxformer.report.formatting import plain, with_error
+from jaxformer.report.style import COLOURS, GREY, INK, make_figure
 from jaxformer.statistics.paired_difference import Difference
 
 _BAND = "#DCEAF5"

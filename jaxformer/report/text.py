@@ -4,10 +4,10 @@ import math
 import re
 import textwrap
 
-from jaxformer import facts
 from jaxformer.ablation.study import Outcome
-from jaxformer.answers import Answer, answers
-from jaxformer.notation import MINUS, NOTHING, number, plain
+from jaxformer.report import findings as facts
+from jaxformer.report.answers import Answer, answers
+from jaxformer.report.formatting import MINUS, NOTHING, number, plain
 
 # Columns of a terminal; and the fewest for a reason beside its numbers, which stands below them otherwise.
 _WIDE, _LEAST = 150, 40

@@ -8,9 +8,9 @@ import numpy as np
 
 from jaxformer.ablation.finished_runs import Evidence, paired_seeds
 from jaxformer.ablation.study import Outcome
-from jaxformer.answers import Answer, answers
-from jaxformer.canvas import BEHIND, COLOURS, GREY, INK, make_figure
-from jaxformer.notation import plain
+from jaxformer.report.answers import Answer, answers
+from jaxformer.report.formatting import plain
+from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
 
 _CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1, 1, 1)))

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Collection
 
-from jaxformer import facts
 from jaxformer.ablation.study import Outcome
-from jaxformer.answers import answers, tasks_of
-from jaxformer.canvas import COLOURS
-from jaxformer.graph import graph_edges, node_facts
-from jaxformer.notation import MINUS, describe_change, expectation, plain, with_error
-from jaxformer.pictures import PICTURES
+from jaxformer.report import findings as facts
+from jaxformer.report.answers import answers, tasks_of
+from jaxformer.report.figures import PICTURES
+from jaxformer.report.formatting import MINUS, describe_change, expectation, plain, with_error
+from jaxformer.report.graph import graph_edges, node_facts
+from jaxformer.report.style import COLOURS
 
 
 def make_markdown(outcome: Outcome, pictures: Collection[str]) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 
 from jaxformer.ablation.study import Outcome
 from jaxformer.ablation.verdict import Word
-from jaxformer.answers import answers, hours_of, parents_first
-from jaxformer.canvas import BEHIND, COLOURS, GREY, INK, make_figure
-from jaxformer.notation import plain, signed
+from jaxformer.report.answers import answers, hours_of, parents_first
+from jaxformer.report.formatting import plain, signed
+from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
 
 
 class Return(NamedTuple):

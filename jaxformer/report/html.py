@@ -7,13 +7,13 @@ from html import escape
 
 import numpy as np
 
-from jaxformer import facts
 from jaxformer.ablation.comparison import TaskDifference
 from jaxformer.ablation.study import Outcome
 from jaxformer.ablation.verdict import Word
-from jaxformer.answers import Answer, answers, hours_of, scores_of, tasks_of
-from jaxformer.canvas import COLOURS
-from jaxformer.notation import (
+from jaxformer.report import findings as facts
+from jaxformer.report.answers import Answer, answers, hours_of, scores_of, tasks_of
+from jaxformer.report.figures import PICTURES
+from jaxformer.report.formatting import (
     NOTHING,
     describe_change,
     expectation,
@@ -24,8 +24,8 @@ from jaxformer.notation import (
     signed,
     with_error,
 )
-from jaxformer.pictures import PICTURES
-from jaxformer.stylesheet import STYLES
+from jaxformer.report.style import COLOURS
+from jaxformer.report.stylesheet import STYLES
 
 
 def make_page(outcome: Outcome, pictures: Mapping[str, str]) -> str:

@@ -7,10 +7,10 @@ import numpy as np
 
 from jaxformer.ablation.study import Outcome
 from jaxformer.ablation.verdict import Word
-from jaxformer.answers import Answer, answers, hours_of, parents_first, scores_of
-from jaxformer.canvas import COLOURS, GREY, INK, make_figure
-from jaxformer.graph_layout import HEIGHT, WIDTH, lay_out
-from jaxformer.notation import describe_change, percent, plain, signed, with_error
+from jaxformer.report.answers import Answer, answers, hours_of, parents_first, scores_of
+from jaxformer.report.formatting import describe_change, percent, plain, signed, with_error
+from jaxformer.report.graph_layout import HEIGHT, WIDTH, lay_out
+from jaxformer.report.style import COLOURS, GREY, INK, make_figure
 
 
 def draw_graph(outcome: Outcome):
