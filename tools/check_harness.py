@@ -23,10 +23,10 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
+from jaxformer.commands.lm_eval_harness import JaxformerLM
 from jaxformer.config import UserError
 from jaxformer.evaluation.task_scores import TaskScores, encode_task, score_task, task_names
 from jaxformer.evaluation.tasks import TASKS, TaskData, load_task
-from jaxformer.harness import JaxformerLM
 
 TOLERANCE = 1e-3  # nats
 

@@ -1,6 +1,6 @@
 """A run as a model of lm-evaluation-harness, so that any of its tasks can be asked:
 
-`python -m jaxformer.harness run --model jaxformer --model_args workdir=RUN,step=N --tasks lambada_openai`
+`python -m jaxformer.commands.lm_eval_harness run --model jaxformer --model_args workdir=RUN,step=N --tasks lambada_openai`
 
 It takes the arguments of `lm-eval`, and needs the extra `lm-eval`. As a library: `lm_eval.simple_evaluate(
 model=JaxformerLM("RUN"), tasks=[...])`.
@@ -27,7 +27,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    needed = "jaxformer.harness needs lm-evaluation-harness: pip install 'jaxformer[lm-eval]'"
+    needed = "jaxformer.commands.lm_eval_harness needs lm-evaluation-harness: pip install 'jaxformer[lm-eval]'"
     if __name__ == "__main__":
         print(needed, file=sys.stderr)
         sys.exit(2)

@@ -62,7 +62,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(uninterrupted, tmp_path_factory):
-    from jaxformer.harness import JaxformerLM
+    from jaxformer.commands.lm_eval_harness import JaxformerLM
 
     run = tmp_path_factory.mktemp("harness") / "run"
     shutil.copytree(uninterrupted("best_fit"), run, ignore=lambda *_: [".lock"])
@@ -211,7 +211,7 @@ def test_text_is_sampled_where_it_is_asked_for_and_anew_for_each_request(model):
     ],
 )
 def test_wrong_arguments_of_the_model_are_refused_in_words(model, options, message):
-    from jaxformer.harness import JaxformerLM
+    from jaxformer.commands.lm_eval_harness import JaxformerLM
 
     with pytest.raises(UserError, match=message):
         JaxformerLM(model.trained.workdir, **options)
@@ -237,7 +237,15 @@ def test_command_scores_a_task_of_a_users_own(model, data, tmp_path):
     (tmp_path / "mine.yaml").write_text(json.dumps(task))
     arguments = ["--model", "jaxformer", "--model_args", f"workdir={model.trained.workdir}", "--tasks", "mine"]
     ended = subprocess.run(
-        [sys.executable, "-m", "jaxformer.harness", "run", *arguments, "--include_path", str(tmp_path)],
+        [
+            sys.executable,
+            "-m",
+            "jaxformer.commands.lm_eval_harness",
+            "run",
+            *arguments,
+            "--include_path",
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -245,7 +253,7 @@ def test_command_scores_a_task_of_a_users_own(model, data, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "|mine" in ended.stdout and "acc" in ended.stdout
     ended = subprocess.run(
-        [sys.executable, "-m", "jaxformer.harness", "run", "--model", "jaxformer", "--model_args", "workdir=nowhere",
+        [sys.executable, "-m", "jaxformer.commands.lm_eval_harness", "run", "--model", "jaxformer", "--model_args", "workdir=nowhere",
          "--tasks", "mine", "--include_path", str(tmp_path)],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
@@ -255,10 +263,13 @@ def test_command_scores_a_task_of_a_users_own(model, data, tmp_path):
 
 def test_command_without_the_harness_says_what_to_install(tmp_path):
     code = "import sys, runpy; sys.modules['lm_eval'] = None; sys.modules['lm_eval.api.model'] = None; " \
-        "runpy.run_module('jaxformer.harness', run_name='__main__')"  # fmt: skip
+        "runpy.run_module('jaxformer.commands.lm_eval_harness', run_name='__main__')"  # fmt: skip
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "jaxformer.harness needs lm-evaluation-harness: pip install 'jaxformer[lm-eval]'\n"
+    assert (
+        ended.stderr
+        == "jaxformer.commands.lm_eval_harness needs lm-evaluation-harness: pip install 'jaxformer[lm-eval]'\n"
+    )
 
 
 EVALS = Path(__file__).parents[2] / "shared" / "data" / "evals"
