@@ -28,9 +28,9 @@ from jaxformer.devices.mesh import (
     state_sharding,
     whole,
 )
-from jaxformer.guard import Guard, init_guard, judge
 from jaxformer.loss import LossSums, cross_entropy, token_scores
 from jaxformer.model import SAVED, Kernel, ModelConfig, Transformer
+from jaxformer.skip_steps import Guard, init_guard, judge
 
 
 @dataclass(frozen=True)

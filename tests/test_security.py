@@ -96,7 +96,7 @@ def test_files_are_run_as_python_where_a_user_names_them_only():
     }
     # The other runs what a user names to measure it: the code of a peer's checkout.
     assert runs == {("jaxformer/experiment/files.py", "run_path"), ("tools/peer_steps.py", "import_module")}
-    assert importers == {"experiment_files.py"}
+    assert importers == {"files.py"}
 
 
 NAMES = [

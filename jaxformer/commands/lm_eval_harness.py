@@ -1,6 +1,6 @@
 """A run as a model of lm-evaluation-harness, so that any of its tasks can be asked:
 
-`python -m jaxformer.commands.lm_eval_harness run --model jaxformer --model_args workdir=RUN,step=N --tasks lambada_openai`
+`jaxformer harness run --model jaxformer --model_args workdir=RUN,step=N --tasks lambada_openai`
 
 It takes the arguments of `lm-eval`, and needs the extra `lm-eval`. As a library: `lm_eval.simple_evaluate(
 model=JaxformerLM("RUN"), tasks=[...])`.

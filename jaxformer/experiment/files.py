@@ -86,4 +86,4 @@ def _is_file(path: Path) -> bool:
 
 
 def _folders() -> list[Path]:
-    return [Path("experiments"), Path(__file__).resolve().parent.parent / "experiments"]
+    return [Path("experiments"), Path(__file__).resolve().parents[2] / "experiments"]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxformer.ablation.comparison import TaskDifference
 from jaxformer.ablation.study import Outcome
 from jaxformer.ablation.verdict import Word
-from jaxformer.report import findings as facts
+from jaxformer.report import findings
 from jaxformer.report.answers import Answer, answers, hours_of, scores_of, tasks_of
 from jaxformer.report.figures import PICTURES
 from jaxformer.report.formatting import (
@@ -42,7 +42,7 @@ def make_page(outcome: Outcome, pictures: Mapping[str, str]) -> str:
         ("questions", "Question by question", "\n".join(_article(outcome, each) for each in answers(outcome)))
     )
     links = " ".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
-    known = "\n".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in facts.about(outcome))
+    known = "\n".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in findings.about(outcome))
     body = "\n".join(
         f'<section id="{name}" aria-labelledby="h-{name}">\n<h2 id="h-{name}">{heading}</h2>\n{content}\n</section>'
         for name, heading, content in sections
@@ -61,7 +61,7 @@ def make_page(outcome: Outcome, pictures: Mapping[str, str]) -> str:
 <body>
 <header>
 <h1>{title}</h1>
-<p>{_e(facts.count_words(outcome))}</p>
+<p>{_e(findings.count_words(outcome))}</p>
 <dl class="facts">
 {known}
 </dl>
@@ -119,25 +119,25 @@ def _decisions(outcome: Outcome) -> str:
     name = f'<td class="name" style="border-color:#1a1a1a"><strong>{_e(outcome.study.parent)}</strong>'
     bodies = [f'<tbody>\n<tr>{name}</td><td class="quiet">parent</td>{cells}</tr>\n</tbody>']
     for each in answers(outcome):
-        told, interval = facts.difference(outcome, each)
-        p, q = map(_e, facts.p_and_q(each))
+        told, interval = findings.difference(outcome, each)
+        p, q = map(_e, findings.p_and_q(each))
         numbers = [
             f'<strong>{_e(told)}</strong><br><span class="quiet">{_e(interval)}</span>',
             f'{p}<br><span class="quiet">{q}</span>',
-            str(facts.seed_count(each)),
+            str(findings.seed_count(each)),
             *(_task_cell(each, task) for task in tasks),
-            *map(_e, facts.ratios(each)),
+            *map(_e, findings.ratios(each)),
             f"{each.hours:.2f}",
         ]
         cells = "".join(f'<td class="number">{text}</td>' for text in numbers)
         of = f' <span class="quiet">of {_e(each.parent)}</span>' if each.parent != outcome.study.parent else ""
         edge = f'style="border-color:{COLOURS[each.word]}"'
-        notes = "".join(f"<br>Note: {_e(note)}" for note in facts.notes(each))
+        notes = "".join(f"<br>Note: {_e(note)}" for note in findings.notes(each))
         bodies.append(
             f'<tbody>\n<tr><td class="name" {edge}><strong>{_e(each.name)}</strong>{of}<br>{_change(each)}</td>'
             f"<td>{_word(each.word)}</td>{cells}</tr>\n"
             f'<tr class="why"><td class="rule" {edge} colspan="{len(heads)}">'
-            f"{_e(facts.reason(each))}{notes}</td></tr>\n"
+            f"{_e(findings.reason(each))}{notes}</td></tr>\n"
             "</tbody>"
         )
     about = (
@@ -163,12 +163,12 @@ def _expectations(outcome: Outcome) -> str:
     """Returns the table of what was expected beside what came out."""
     rows = []
     for each in answers(outcome):
-        told, _ = facts.difference(outcome, each)
+        told, _ = findings.difference(outcome, each)
         rows.append(
             f"<tr><td><strong>{_e(each.name)}</strong></td><td>{_e(each.question)}</td>"
             f'<td class="number">{_e(expectation(each.expected))}</td>'
             f'<td class="quiet">{_e(each.lineage["source"])}</td>'
-            f'<td class="number">{_e(told)}</td><td>{_e(facts.beside(outcome, each))}</td></tr>'
+            f'<td class="number">{_e(told)}</td><td>{_e(findings.beside(outcome, each))}</td></tr>'
         )
     return _table(
         {
@@ -201,15 +201,19 @@ def _picture(svg: str, heading: str, caption: str) -> str:
 
 def _article(outcome: Outcome, each: Answer) -> str:
     """Returns all that is known of a question."""
-    told, interval = facts.difference(outcome, each)
+    told, interval = findings.difference(outcome, each)
     lines = [f'<p class="question">{_e(each.question)}</p>', f"<p>{_change(each)}</p>"]
     if each.lineage["bundle"]:
         lines.append(f'<p class="quiet">One idea: {_e(each.lineage["bundle"])}</p>')
     expected = f"Expected {_e(expectation(each.expected))} <span class='quiet'>({_e(each.lineage['source'])})</span>"
     found = f"found <strong>{_e(told)}</strong> {_e(interval)}" if each.difference else "not known yet"
-    lines.append(f"<p>{expected}; {found}: {_e(facts.beside(outcome, each))}.</p>")
-    lines.append(f"<p>{_word(each.word)} {_e(facts.reason(each))}</p>")
-    points = [*facts.readings(each), facts.interaction(outcome, each), *(f"Note: {note}" for note in facts.notes(each))]
+    lines.append(f"<p>{expected}; {found}: {_e(findings.beside(outcome, each))}.</p>")
+    lines.append(f"<p>{_word(each.word)} {_e(findings.reason(each))}</p>")
+    points = [
+        *findings.readings(each),
+        findings.interaction(outcome, each),
+        *(f"Note: {note}" for note in findings.notes(each)),
+    ]
     if points := [f"<li>{_e(point)}</li>" for point in points if point]:
         lines.append(f"<ul>{''.join(points)}</ul>")
     corpora = each.comparison.corpora if each.comparison else {}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 
 from jaxformer.ablation.study import Outcome
-from jaxformer.report import findings as facts
+from jaxformer.report import findings
 from jaxformer.report.answers import answers, tasks_of
 from jaxformer.report.figures import PICTURES
 from jaxformer.report.formatting import MINUS, describe_change, expectation, plain, with_error
@@ -15,27 +15,27 @@ from jaxformer.report.style import COLOURS
 def make_markdown(outcome: Outcome, pictures: Collection[str]) -> str:
     """Returns the file. Args: pictures: the names of those that there are, beside it as PNG."""
     tasks, rule = tasks_of(outcome), outcome.study.rule
-    parts = [f"# Study of {_m(outcome.study.parent)}", _m(facts.count_words(outcome))]
-    parts.append("\n".join(f"- **{name}**: {_m(value)}" for name, value in facts.about(outcome)))
+    parts = [f"# Study of {_m(outcome.study.parent)}", _m(findings.count_words(outcome))]
+    parts.append("\n".join(f"- **{name}**: {_m(value)}" for name, value in findings.about(outcome)))
     heads = ["variant", "change", "verdict", "bits per byte", f"{1 - rule.alpha:.1%} interval", "p", "q", "seeds"]
     heads += [*(f"{task} %" for task in tasks), "time per token", "parameters", "device hours", "reason"]
     lines = ["| " + " | ".join(map(_m, heads)) + " |", "|" + " --- |" * len(heads)]
     for each in answers(outcome):
         change = "; ".join(describe_change(each.lineage["change"]))
-        told = [each.name, change, each.word.value, *facts.difference(outcome, each), *facts.p_and_q(each)]
+        told = [each.name, change, each.word.value, *findings.difference(outcome, each), *findings.p_and_q(each)]
         told += [
-            str(facts.seed_count(each)),
-            *(facts.accuracy(each, task) for task in tasks),
-            *facts.ratios(each),
+            str(findings.seed_count(each)),
+            *(findings.accuracy(each, task) for task in tasks),
+            *findings.ratios(each),
             f"{each.hours:.2f}",
         ]
-        told.append("; ".join([facts.reason(each), *facts.notes(each)]))
+        told.append("; ".join([findings.reason(each), *findings.notes(each)]))
         lines.append("| " + " | ".join(map(_m, told)) + " |")
     parts += ["## Decisions", "\n".join(lines), "## Expectations"]
     lines = ["| variant | question | expected | source | found | outcome |", "|" + " --- |" * 6]
     for each in answers(outcome):
         told = [each.name, each.question, expectation(each.expected), each.lineage["source"]]
-        told += [facts.difference(outcome, each)[0], facts.beside(outcome, each)]
+        told += [findings.difference(outcome, each)[0], findings.beside(outcome, each)]
         lines.append("| " + " | ".join(map(_m, told)) + " |")
     parts += ["\n".join(lines), "## The graph of ablations", _mermaid(outcome)]
     for one in PICTURES:
@@ -47,10 +47,10 @@ def make_markdown(outcome: Outcome, pictures: Collection[str]) -> str:
         corpora = each.comparison.corpora if each.comparison else {}
         points = [f"{name}: {with_error(one)}" for name, one in corpora.items()] if len(corpora) > 1 else []
         points = [
-            facts.reason(each),
-            *facts.readings(each),
-            facts.interaction(outcome, each),
-            *facts.notes(each),
+            findings.reason(each),
+            *findings.readings(each),
+            findings.interaction(outcome, each),
+            *findings.notes(each),
             *points,
         ]
         parts.append(_m(each.question) + "\n\n" + "\n".join(f"- {_m(point)}" for point in points if point))

@@ -5,7 +5,7 @@ import re
 import textwrap
 
 from jaxformer.ablation.study import Outcome
-from jaxformer.report import findings as facts
+from jaxformer.report import findings
 from jaxformer.report.answers import Answer, answers
 from jaxformer.report.formatting import MINUS, NOTHING, number, plain
 
@@ -29,8 +29,8 @@ def decision_table(outcome: Outcome) -> str:
         table.append(("  ".join(padded) + "  " + beside).rstrip())
         table += [" " * indent + line for line in told]
     notes = [
-        facts.rule(outcome),
-        f"Noise floor of {plain(outcome.study.parent)}: {facts.noise(outcome)}.",
+        findings.rule(outcome),
+        f"Noise floor of {plain(outcome.study.parent)}: {findings.noise(outcome)}.",
         "Tokens: times the variant's that the parent needs for the same loss. Time: of a token, beside the parent's.",
     ]
     text = "\n".join(["", *(textwrap.fill(note, 120) for note in notes), "", *table])
@@ -42,9 +42,9 @@ def _cells(outcome: Outcome, each: Answer) -> tuple[str, ...]:
     return (
         plain(each.name),
         each.word.value,
-        *facts.difference(outcome, each),
-        facts.p_and_q(each)[1],
-        str(facts.seed_count(each)),
+        *findings.difference(outcome, each),
+        findings.p_and_q(each)[1],
+        str(findings.seed_count(each)),
         _times(each.comparison.worth) if cost else NOTHING,
         _times(cost.time_per_token) if cost else NOTHING,
     )
@@ -56,7 +56,7 @@ def _times(ratio: float) -> str:
 
 def _reason(each: Answer) -> str:
     """Returns why it is decided so, without the numbers that the table has already."""
-    why = facts.reason(each)
+    why = findings.reason(each)
     if each.difference is not None:
         why = re.sub(r"^[-+]\S*( \[\S+ \S+\])?[:,;]* *", "", why)
-    return plain("; ".join([why, *facts.notes(each)] if why else facts.notes(each)))
+    return plain("; ".join([why, *findings.notes(each)] if why else findings.notes(each)))

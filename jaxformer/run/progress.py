@@ -9,9 +9,9 @@ import numpy as np
 from jaxformer.config import TrainingFailure
 from jaxformer.data.packing import DIGESTS
 from jaxformer.devices.multihost import summed
-from jaxformer.guard import MOST_IN_A_ROW, SPIKE
 from jaxformer.host.console import note, say, say_progress
 from jaxformer.run.metrics import BATCH, Writer
+from jaxformer.skip_steps import MOST_IN_A_ROW, SPIKE
 
 # What the clock decides, and no run repeats.
 TIMES = ("train/tokens_per_second", "train/tflops", "train/waiting_for_data")

@@ -12,8 +12,8 @@ from jaxformer.config import require
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment.experiment import Experiment, attention_shape, make_state
-from jaxformer.guard import init_guard
 from jaxformer.run.folder import load_run, run_tokenizer
+from jaxformer.skip_steps import init_guard
 from jaxformer.step import TrainState
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.attention import dispatch as attention
+from jaxformer.attention import dispatch
 from jaxformer.attention.dispatch import (
     TOLERANCES,
     AttentionConfig,
@@ -218,7 +218,7 @@ def on_hopper(monkeypatch):
     times = {}
     monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
     monkeypatch.setattr(
-        attention, "attend", lambda *inputs, implementation: attend(*inputs, implementation=interpreted(implementation))
+        dispatch, "attend", lambda *inputs, implementation: attend(*inputs, implementation=interpreted(implementation))
     )
 
     def interpreted(implementation):
@@ -229,8 +229,8 @@ def on_hopper(monkeypatch):
         failures = {name: "RuntimeError: cuDNN is not detected." for name in functions if name not in times}
         return {name: times[name] for name in functions if name in times}, failures
 
-    monkeypatch.setattr(attention, "milliseconds", milliseconds)
-    monkeypatch.setattr(attention, "fastest_tiles", lambda inputs, starts, ends: default_tiles(64))
+    monkeypatch.setattr(dispatch, "milliseconds", milliseconds)
+    monkeypatch.setattr(dispatch, "fastest_tiles", lambda inputs, starts, ends: default_tiles(64))
     return times
 
 
@@ -248,14 +248,14 @@ def test_on_a_gpu_auto_takes_pallas_and_compares_it_with_xla(on_hopper):
 
 
 def test_a_choice_that_computes_something_else_stops_the_run(on_hopper, monkeypatch):
-    right = attention.attend
+    right = dispatch.attend
 
     def leaking(q, k, v, starts, ends, *, implementation):
         starts = starts - (starts > 0) if implementation.name == "pallas" else starts
         return right(q, k, v, starts, ends, implementation=implementation)
 
-    monkeypatch.setattr(attention, "attend", leaking)
-    with pytest.raises(UserError, match=r"'pallas' differs from xla by .* --attention.implementation=xla"):
+    monkeypatch.setattr(dispatch, "attend", leaking)
+    with pytest.raises(UserError, match=r"'pallas' differs from xla by .* --dispatch.implementation=xla"):
         # Other shapes than in the test above, which JAX would find compiled.
         choose_implementation(AttentionConfig(), SMALL._replace(heads=4), *SMALL_BOUNDS)
 
@@ -264,7 +264,7 @@ def test_too_little_memory_for_a_choice_is_no_reason_to_advise_another_that_take
     def no_memory(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(attention, "_error", no_memory)
+    monkeypatch.setattr(dispatch, "_error", no_memory)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         choose_implementation(AttentionConfig(), SMALL, *SMALL_BOUNDS)
 
@@ -285,7 +285,7 @@ def test_autotune_ends_in_one_line_where_nothing_runs(on_hopper, monkeypatch):
     def fails(inputs, starts, ends):
         raise RuntimeError("no such target")
 
-    monkeypatch.setattr(attention, "fastest_tiles", fails)
+    monkeypatch.setattr(dispatch, "fastest_tiles", fails)
     with pytest.raises(UserError, match=r"nothing that was timed runs on this device: .*no such target"):
         choose_implementation(AttentionConfig(autotune=True), SMALL, *SMALL_BOUNDS)
 
@@ -293,7 +293,7 @@ def test_autotune_ends_in_one_line_where_nothing_runs(on_hopper, monkeypatch):
 def test_an_implementation_that_fails_when_it_is_compared_ends_in_one_line(on_hopper):
     shape = SMALL._replace(documents_per_row=3, key_value_heads=2)
     config = AttentionConfig(implementation="cudnn_packed")
-    with pytest.raises(UserError, match=r"'cudnn_packed' fails on this device .*--attention.implementation=xla"):
+    with pytest.raises(UserError, match=r"'cudnn_packed' fails on this device .*--dispatch.implementation=xla"):
         choose_implementation(config, shape, *SMALL_BOUNDS)
 
 

@@ -253,7 +253,8 @@ def test_command_scores_a_task_of_a_users_own(model, data, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "|mine" in ended.stdout and "acc" in ended.stdout
     ended = subprocess.run(
-        [sys.executable, "-m", "jaxformer.commands.lm_eval_harness", "run", "--model", "jaxformer", "--model_args", "workdir=nowhere",
+        [sys.executable, "-m", "jaxformer.commands.lm_eval_harness", "run", "--model", "jaxformer",
+         "--model_args", "workdir=nowhere",
          "--tasks", "mine", "--include_path", str(tmp_path)],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
@@ -272,7 +273,7 @@ def test_command_without_the_harness_says_what_to_install(tmp_path):
     )
 
 
-EVALS = Path(__file__).parents[2] / "shared" / "data" / "evals"
+EVALS = Path(__file__).parents[3] / "shared" / "data" / "evals"
 
 
 @needs_harness

@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from jaxformer.config import UserError
-from jaxformer.data import chunks as units
+from jaxformer.data import chunks, preparation, shard_writer
 from jaxformer.data import corpus as corpus_module
-from jaxformer.data import preparation
-from jaxformer.data import shard_writer as shard_files
 from jaxformer.data.chunks import Stored, Unit, encode_unit, read_unit, tokenise, write_unit
 from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
 from jaxformer.data.packing import PackingConfig
@@ -34,9 +32,9 @@ SHARE = 0.15
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch):
     """Units and shard files of a few documents, and parts of a few row groups."""
-    monkeypatch.setattr(units, "UNIT_CHARACTERS", 1500)
+    monkeypatch.setattr(chunks, "UNIT_CHARACTERS", 1500)
     monkeypatch.setattr(corpus_module, "PART_BYTES", 4000)
-    monkeypatch.setattr(shard_files, "_SHARD_BYTES", 6000)
+    monkeypatch.setattr(shard_writer, "_SHARD_BYTES", 6000)
 
 
 def write_parquet(path: Path, texts: list[str]) -> None:
@@ -247,7 +245,7 @@ def test_stopped_after_any_number_of_units_it_goes_on_to_the_same_bytes(document
         made.append(path.name)
         write_unit(path, unit)
 
-    monkeypatch.setattr(units, "write_unit", write_some)
+    monkeypatch.setattr(chunks, "write_unit", write_some)
     for _ in range(100):
         try:
             folder = prepare(documents, tokenizer, tmp_path / "stopped", progress=False)
@@ -274,13 +272,13 @@ def test_stopped_while_shards_are_written_it_goes_on_to_the_same_bytes(folder, k
             (source / f"{number:03}.txt").write_text(text)
     documents = load_documents(CorpusConfig(kind=kind, path=str(source), validation_share=SHARE))
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
-    read = shard_files._ids
+    read = shard_writer._ids
     for reads in (1, 7):
         reader = mock.Mock(side_effect=[*[mock.DEFAULT] * reads, Stop], wraps=read)
-        monkeypatch.setattr(shard_files, "_ids", reader)
+        monkeypatch.setattr(shard_writer, "_ids", reader)
         with pytest.raises(Stop):
             prepare(documents, tokenizer, tmp_path / "stopped", progress=False)
-    monkeypatch.setattr(shard_files, "_ids", read)
+    monkeypatch.setattr(shard_writer, "_ids", read)
     assert files_of(prepare(documents, tokenizer, tmp_path / "stopped", progress=False)) == whole
 
 
@@ -292,16 +290,16 @@ def test_full_disk_under_the_shards_is_told_and_what_was_tokenised_stays(documen
             prepare(documents, tokenizer, tmp_path / "full", progress=False)
     with monkeypatch.context() as patch:  # As ArrayRecord tells it.
         patch.setattr(
-            shard_files, "_ids", mock.Mock(side_effect=RuntimeError("write() failed: No space left on device"))
+            shard_writer, "_ids", mock.Mock(side_effect=RuntimeError("write() failed: No space left on device"))
         )
         with pytest.raises(UserError, match=r"cache .*: No space left on device; free space there"):
             prepare(documents, tokenizer, tmp_path / "full", progress=False)
-    monkeypatch.setattr(units, "encode_unit", stop)
+    monkeypatch.setattr(chunks, "encode_unit", stop)
     assert files_of(prepare(documents, tokenizer, tmp_path / "full", progress=False)) == whole
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "value"), [(units, "UNIT_CHARACTERS", 700), (corpus_module, "PART_BYTES", 2500)]
+    ("module", "name", "value"), [(chunks, "UNIT_CHARACTERS", 700), (corpus_module, "PART_BYTES", 2500)]
 )
 def test_units_cut_in_another_way_are_made_again(documents, tokenizer, tmp_path, monkeypatch, module, name, value):
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
@@ -318,14 +316,14 @@ def test_files_that_change_while_they_are_read_are_refused_and_nothing_of_them_s
     for i in range(9):
         (tmp_path / "texts" / f"{i}.txt").write_text(f"text {i}")
     settings = CorpusConfig(kind="text", path=str(tmp_path / "texts"), validation_share=0.5)
-    write = units.write_unit
+    write = chunks.write_unit
 
     def write_and_change(path, unit):
         (tmp_path / "texts" / "5.txt").write_text("text X")
         write(path, unit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(units, "write_unit", write_and_change)
+        patch.setattr(chunks, "write_unit", write_and_change)
         with pytest.raises(UserError, match="its files changed while they were read; run again"):
             prepare(load_documents(settings), tokenizer, tmp_path, progress=False)
     assert not list(tmp_path.rglob("units"))
@@ -368,7 +366,7 @@ def test_ids_that_were_damaged_before_they_were_written_are_told_and_made_again(
         data = bytearray(paths[2].read_bytes())
         data[data.index(ids.tobytes())] ^= 1
         paths[2].write_bytes(data)
-        shard_files.write_shard_files(folder, paths, *args, **kwargs)
+        shard_writer.write_shard_files(folder, paths, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "write_shard_files", damage)
@@ -441,7 +439,7 @@ def test_what_goes_wrong_over_beam_is_one_line(tokenizer, tmp_path):
     ],
 )
 def test_of_a_traceback_of_a_worker_its_reason_is_told(text, line):
-    with pytest.raises(UserError, match=f"^Apache Beam: {line}"), shard_files.told_in_one_line():
+    with pytest.raises(UserError, match=f"^Apache Beam: {line}"), shard_writer.told_in_one_line():
         raise RuntimeError(text)
 
 

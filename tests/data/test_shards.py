@@ -14,9 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer.config import UserError
-from jaxformer.data import chunks as units
-from jaxformer.data import preparation, shards
-from jaxformer.data import shard_writer as shard_files
+from jaxformer.data import chunks, preparation, shard_writer, shards
 from jaxformer.data.corpus import CorpusConfig, key_fraction, load_documents
 from jaxformer.data.preparation import prepare
 from jaxformer.data.shards import SPLITS, open_shards
@@ -141,8 +139,8 @@ def train_files(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("shard_bytes", [400, 2000])
 def test_several_shard_files_read_the_same_as_one(corpus, tokenizer, folder, tmp_path, monkeypatch, shard_bytes):
-    monkeypatch.setattr(shard_files, "_SHARD_BYTES", shard_bytes)
-    monkeypatch.setattr(units, "UNIT_CHARACTERS", 500)
+    monkeypatch.setattr(shard_writer, "_SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(chunks, "UNIT_CHARACTERS", 500)
     many = prepare(corpus, tokenizer, tmp_path, progress=False)
     assert len(train_files(many)) > 3 and len(train_files(folder)) == 1
     for split in SPLITS:
@@ -209,9 +207,9 @@ PREPARE = """
 import os, signal, sys
 from pathlib import Path
 from jaxformer.data import preparation
-from jaxformer.data import shard_writer as shard_files
+from jaxformer.data import shard_writer
 from jaxformer.data import shards
-from jaxformer.data import chunks as units
+from jaxformer.data import chunks
 from jaxformer.data.corpus import CorpusConfig, load_documents
 from jaxformer.data.tokenizer import load_tokenizer
 
@@ -232,13 +230,13 @@ def die_at_tenth(path, unit):
     die() if len(list(path.parent.iterdir())) == 10 else write_unit(path, unit)  # One is the layout.
 
 corpus, share, model, cache, fate = sys.argv[1:]
-units.UNIT_CHARACTERS = 500
+chunks.UNIT_CHARACTERS = 500
 shards.RECORD_TOKENS = 16
-write_unit = units.write_unit
+write_unit = chunks.write_unit
 if fate == "die while tokenising":
-    units.write_unit = die_at_tenth
+    chunks.write_unit = die_at_tenth
 elif fate == "die while writing shard files":
-    shard_files._records = die
+    shard_writer._records = die
 elif fate == "die before the manifest":
     preparation.Manifest = die
 elif fate == "die before the end":
@@ -278,13 +276,13 @@ def test_a_killed_preparation_leaves_nothing_finished_and_goes_on_to_the_same_by
     kept = list(unfinished.glob("units/*.npz"))
     assert len(kept) >= 9
     encoded = []
-    encode = units.encode_unit
-    monkeypatch.setattr(units, "UNIT_CHARACTERS", 500)
-    monkeypatch.setattr(units, "encode_unit", lambda run, *rest: encoded.append(len(run)) or encode(run, *rest))
+    encode = chunks.encode_unit
+    monkeypatch.setattr(chunks, "UNIT_CHARACTERS", 500)
+    monkeypatch.setattr(chunks, "encode_unit", lambda run, *rest: encoded.append(len(run)) or encode(run, *rest))
     redone = prepare(corpus, tokenizer, tmp_path, progress=False)
     assert finished(tmp_path) == [redone.name]
     assert files_of(redone) == files_of(folder)
-    documents_kept = sum(len(run) for run, _ in itertools.islice(units._runs(corpus), len(kept)))
+    documents_kept = sum(len(run) for run, _ in itertools.islice(chunks._runs(corpus), len(kept)))
     assert sum(encoded) == 84 - documents_kept, "what was tokenised is not tokenised again"
     assert (sum(encoded) > 0) == (fate == "die while tokenising")
 

@@ -11,8 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from jaxformer.config import UserError
-from jaxformer.data import remote
-from jaxformer.data import source_files as storage
+from jaxformer.data import remote, source_files
 from jaxformer.data.corpus import CorpusConfig, load_documents
 from jaxformer.data.remote import pinned
 from jaxformer.data.source_files import file_digests, find_files, open_file
@@ -134,7 +133,7 @@ class Hiccup:
 def test_a_read_that_fails_now_and_then_loses_and_doubles_nothing(bucket, monkeypatch, capsys, kind, name, pack):
     texts = [f"{i} {'x' * 900}" for i in range(40)]
     bucket({name: pack(texts)})
-    monkeypatch.setattr(storage, "REQUEST_BYTES", 1000)
+    monkeypatch.setattr(source_files, "REQUEST_BYTES", 1000)
     hiccup = Hiccup(monkeypatch, ConnectionResetError("connection lost"), every=3)
     assert read(kind, f"memory://bucket/{name}") == texts
     assert hiccup.reads > 9
@@ -246,7 +245,7 @@ def test_a_read_that_ends_too_early_is_an_error_and_no_end_of_the_file(bucket, m
         )
 
     monkeypatch.setattr(MemoryFileSystem, "open", open_cut)
-    monkeypatch.setattr(storage, "REQUEST_BYTES", 1 << 20)
+    monkeypatch.setattr(source_files, "REQUEST_BYTES", 1 << 20)
     assert read("jsonl", "memory://bucket/a.jsonl") == texts
     assert "bytes came in place of" in capsys.readouterr().err
 
@@ -377,7 +376,7 @@ def test_a_revision_that_is_not_there_and_a_missing_package_are_one_line(hub, mo
 def digests(path, monkeypatch) -> tuple[list[str], int]:
     """Returns the digests of the files in a folder, and how many of them were read for it."""
     count = 0
-    original = storage.file_digest
+    original = source_files.file_digest
 
     def counted(*args):
         nonlocal count
@@ -385,7 +384,7 @@ def digests(path, monkeypatch) -> tuple[list[str], int]:
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "file_digest", counted)
+        patch.setattr(source_files, "file_digest", counted)
         return file_digests(find_files(str(path), (".txt",), "corpus.path"), "corpus file"), count
 
 
@@ -393,14 +392,14 @@ def test_a_large_file_is_read_for_its_digest_when_it_is_new_or_changed_and_a_sma
     folder = tmp_path / "texts"
     folder.mkdir()
     large, small = folder / "large.txt", folder / "small.txt"
-    large.write_bytes(b"x" * storage._REMEMBERED_BYTES)
+    large.write_bytes(b"x" * source_files._REMEMBERED_BYTES)
     small.write_bytes(b"y")
     for path in (large, small):
         os.utime(path, (1e9, 1e9))
     first, read_first = digests(folder, monkeypatch)
     again, read_again = digests(folder, monkeypatch)
     assert (first, read_first, read_again) == (again, 2, 1)
-    large.write_bytes(b"z" + b"x" * (storage._REMEMBERED_BYTES - 1))
+    large.write_bytes(b"z" + b"x" * (source_files._REMEMBERED_BYTES - 1))
     os.utime(large, (2e9 - 1e9 + 5, 1e9 + 5))
     changed, read_changed = digests(folder, monkeypatch)
     assert read_changed == 2
@@ -408,14 +407,14 @@ def test_a_large_file_is_read_for_its_digest_when_it_is_new_or_changed_and_a_sma
 
 
 def test_a_file_that_was_written_a_moment_ago_is_not_remembered(tmp_path, monkeypatch):
-    (tmp_path / "large.txt").write_bytes(b"x" * storage._REMEMBERED_BYTES)
+    (tmp_path / "large.txt").write_bytes(b"x" * source_files._REMEMBERED_BYTES)
     assert digests(tmp_path / "large.txt", monkeypatch)[1] == 1
     assert digests(tmp_path / "large.txt", monkeypatch)[1] == 1
 
 
 def test_a_cache_that_cannot_be_written_stops_no_digest(tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file where a folder should be")
-    (tmp_path / "large.txt").write_bytes(b"x" * storage._REMEMBERED_BYTES)
+    (tmp_path / "large.txt").write_bytes(b"x" * source_files._REMEMBERED_BYTES)
     os.utime(tmp_path / "large.txt", (1e9, 1e9))
     assert digests(tmp_path / "large.txt", monkeypatch)[1] == 1
 

@@ -22,7 +22,7 @@ from jaxformer.train import main
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-5
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 # What is compiled here runs for moments.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # Of the run of two processes. With a small epsilon rounding alone moves its losses by 1e-4 in 12 steps.

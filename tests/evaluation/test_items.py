@@ -9,7 +9,7 @@ from jaxformer.config import UserError
 from jaxformer.evaluation import items
 from jaxformer.evaluation.items import Item, Option, checked
 
-HELLASWAG_ROWS = Path(__file__).parents[2] / "shared" / "data" / "evals" / "hellaswag_val_raw1000.jsonl"
+HELLASWAG_ROWS = Path(__file__).parents[3] / "shared" / "data" / "evals" / "hellaswag_val_raw1000.jsonl"
 
 HELLASWAG = {
     "ind": 24,

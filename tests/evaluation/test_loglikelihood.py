@@ -13,8 +13,7 @@ from flax import nnx
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.data.bin_packing import best_fit_decreasing
 from jaxformer.data.packing import PackingConfig
-from jaxformer.evaluation import items
-from jaxformer.evaluation import loglikelihood as cloze
+from jaxformer.evaluation import items, loglikelihood
 from jaxformer.evaluation.items import Item, Option
 from jaxformer.evaluation.loglikelihood import Request, encode, score
 from jaxformer.evaluation.scores import score_items
@@ -185,7 +184,7 @@ def test_a_row_holds_no_more_requests_than_the_bound(state, monkeypatch):
         held.append(np.bincount(row_of).max())
         return row_of
 
-    monkeypatch.setattr(cloze, "best_fit_decreasing", spy)
+    monkeypatch.setattr(loglikelihood, "best_fit_decreasing", spy)
     for bound in (2, 0):
         packing = PackingConfig(row_length=5 * T, documents_per_row=bound)
         score(state, make_requests(), packing, rows_per_batch=3, vocabulary_size=V)

@@ -245,7 +245,7 @@ def test_the_standard_error_of_a_ratio_is_the_spread_of_ratios_of_new_samples():
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std(ddof=1), rel=0.06)
 
 
-EVALS = Path(__file__).parents[2] / "shared" / "data" / "evals"
+EVALS = Path(__file__).parents[3] / "shared" / "data" / "evals"
 
 
 @pytest.mark.skipif(not EVALS.is_dir(), reason="needs the evaluation sets")

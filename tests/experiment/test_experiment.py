@@ -14,7 +14,7 @@ from jaxformer.experiment.experiment import Experiment, make_state, science
 from jaxformer.experiment.files import list_experiments
 from jaxformer.experiment.variant import load_experiment
 
-BASELINE = Path(__file__).parent.parent / "experiments" / "baseline.py"
+BASELINE = Path(__file__).parents[2] / "experiments" / "baseline.py"
 
 
 def configs() -> dict[str, type]:

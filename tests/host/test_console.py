@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxformer.host import console as screen
+from jaxformer.host import console
 from jaxformer.host.console import note, printable, progress_bar, say, say_progress
 
 
@@ -19,7 +19,7 @@ def test_note_is_one_printable_line_on_standard_error(capsys):
 
 def test_bar_in_a_log_is_a_line_every_so_often(monkeypatch, capsys):
     for seconds, lines in ((0.0, 4), (60, 0)):
-        monkeypatch.setattr(screen, "_LOG_SECONDS", seconds)
+        monkeypatch.setattr(console, "_LOG_SECONDS", seconds)
         with progress_bar(desc="tokenising", unit=" tokens", total=3_000_000) as bar:
             for _ in range(3):
                 bar.update(1_000_000)

@@ -27,8 +27,7 @@ from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError
 from jaxformer.data.corpus import CorpusConfig
 from jaxformer.experiment.variant import resolve
-from jaxformer.report import figures as pictures
-from jaxformer.report import findings as facts
+from jaxformer.report import figures, findings
 from jaxformer.report.answers import answers, beside_expectation
 from jaxformer.report.formatting import signed
 from jaxformer.report.graph import graph_edges
@@ -264,8 +263,8 @@ def test_hours_of_runs_that_were_stopped_early_are_counted(outcome):
     before, after = ({one.name: one.hours for one in returns(each)} for each in (outcome, wasted))
     assert after["muon"] == before["muon"] and after["slow"] == pytest.approx(before["slow"] + 2.5)
     assert after["joined"] == pytest.approx(before["joined"] + 2.5)
-    told = dict(facts.about(wasted))["Device hours"]
-    assert told.endswith("2.50 of runs that were stopped early") and "stopped" not in facts.device_hours(outcome)
+    told = dict(findings.about(wasted))["Device hours"]
+    assert told.endswith("2.50 of runs that were stopped early") and "stopped" not in findings.device_hours(outcome)
 
 
 def test_a_table_in_a_terminal_has_150_columns_and_ascii_minus_signs(outcome):
@@ -282,7 +281,7 @@ def test_a_table_in_a_terminal_has_150_columns_and_ascii_minus_signs(outcome):
 @pytest.fixture
 def without_png(monkeypatch):
     """Pictures in the page only, which is faster."""
-    monkeypatch.setattr(pictures, "save_png", lambda figure, path: None)
+    monkeypatch.setattr(figures, "save_png", lambda figure, path: None)
 
 
 @pytest.mark.usefixtures("without_png")

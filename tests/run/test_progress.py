@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from jaxformer.guard import MOST_IN_A_ROW
 from jaxformer.run.metrics import Writer
 from jaxformer.run.progress import NonFiniteSteps, Progress, describe_validation, duration
+from jaxformer.skip_steps import MOST_IN_A_ROW
 
 
 @pytest.mark.parametrize(

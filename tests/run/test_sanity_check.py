@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxformer import model
-from jaxformer.attention import dispatch as attention
+from jaxformer.attention import dispatch
 from jaxformer.config import UserError
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
@@ -73,7 +73,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_attention_that_sees_a_neighbour_is_found(wrong, state, batch, monkeypatch):
     def leaking(q, k, v, starts, ends, *, implementation):
-        return attention.attend(q, k, v, wrong(starts), ends, implementation=implementation)
+        return dispatch.attend(q, k, v, wrong(starts), ends, implementation=implementation)
 
     monkeypatch.setattr(model, "attend", leaking)
     jax.clear_caches()

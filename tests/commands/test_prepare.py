@@ -8,7 +8,7 @@ from jaxformer.config import UserError
 from jaxformer.experiment.variant import resolve
 from jaxformer.run.inputs import prepare_data
 
-SPEC = importlib.util.spec_from_file_location("prepare", Path(__file__).parent.parent / "tools" / "prepare.py")
+SPEC = importlib.util.spec_from_file_location("prepare", Path(__file__).parents[2] / "tools" / "prepare.py")
 tool = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(tool)
 

@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SPEC = importlib.util.spec_from_file_location(
-    "fault_campaign", Path(__file__).parents[1] / "tools" / "fault_campaign.py"
+    "fault_campaign", Path(__file__).parents[2] / "tools" / "fault_campaign.py"
 )
 fault_campaign = importlib.util.module_from_spec(SPEC)
 sys.modules[SPEC.name] = fault_campaign

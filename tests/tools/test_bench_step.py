@@ -11,7 +11,7 @@ from jaxformer.attention.document_mask import document_bounds
 
 pytestmark = pytest.mark.slow
 
-TOOLS = Path(__file__).parent.parent / "tools"
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture(scope="module")

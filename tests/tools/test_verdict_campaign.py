@@ -11,7 +11,7 @@ from jaxformer.ablation.verdict import Word
 
 pytestmark = pytest.mark.slow
 
-TOOLS = Path(__file__).parents[1] / "tools"
+TOOLS = Path(__file__).parents[2] / "tools"
 SEEDS, DOCUMENTS = 300, 60
 
 

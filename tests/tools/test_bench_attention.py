@@ -18,7 +18,7 @@ from jaxformer.attention.trial import forward_backward, random_inputs
 
 pytestmark = pytest.mark.slow
 
-TOOLS = Path(__file__).parent.parent / "tools"
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture(scope="module")

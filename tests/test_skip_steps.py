@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.guard import ENOUGH, MOST_IN_A_ROW, WINDOW, init_guard, judge
+from jaxformer.skip_steps import ENOUGH, MOST_IN_A_ROW, WINDOW, init_guard, judge
 
 _judge = jax.jit(judge, static_argnames="skip_spikes_above")
 
