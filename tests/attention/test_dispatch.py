@@ -255,7 +255,7 @@ def test_a_choice_that_computes_something_else_stops_the_run(on_hopper, monkeypa
         return right(q, k, v, starts, ends, implementation=implementation)
 
     monkeypatch.setattr(dispatch, "attend", leaking)
-    with pytest.raises(UserError, match=r"'pallas' differs from xla by .* --dispatch.implementation=xla"):
+    with pytest.raises(UserError, match=r"'pallas' differs from xla by .* --attention.implementation=xla"):
         # Other shapes than in the test above, which JAX would find compiled.
         choose_implementation(AttentionConfig(), SMALL._replace(heads=4), *SMALL_BOUNDS)
 
@@ -293,7 +293,7 @@ def test_autotune_ends_in_one_line_where_nothing_runs(on_hopper, monkeypatch):
 def test_an_implementation_that_fails_when_it_is_compared_ends_in_one_line(on_hopper):
     shape = SMALL._replace(documents_per_row=3, key_value_heads=2)
     config = AttentionConfig(implementation="cudnn_packed")
-    with pytest.raises(UserError, match=r"'cudnn_packed' fails on this device .*--dispatch.implementation=xla"):
+    with pytest.raises(UserError, match=r"'cudnn_packed' fails on this device .*--attention.implementation=xla"):
         choose_implementation(config, shape, *SMALL_BOUNDS)
 
 
