@@ -6,7 +6,7 @@ from jaxformer.data.corpus import CorpusConfig
 from jaxformer.data.packing import PackingConfig
 from jaxformer.data.tokenizer import TokenizerConfig
 from jaxformer.devices.mesh import MeshConfig
-from jaxformer.evaluation.task_scores import EvaluationConfig
+from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig

@@ -1,63 +1,8 @@
-"""Parameters and floating-point operations by formula, and what devices have: their peaks and memories."""
-
-import re
+"""Parameters and floating-point operations of a model, by formula."""
 
 import numpy as np
 
 from jaxformer.model import ModelConfig
-
-# Dense bfloat16 (V100, T4: float16) matmul peaks in TFLOP/s, from the makers' data sheets, by a part of JAX's name of
-# the device; the first that fits counts.
-PEAK_TFLOPS = {
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "L4": 121.0,
-    "A10G": 70.0,
-    "A10": 125.0,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.0,
-    "V100": 125.0,
-    "T4": 65.0,
-}
-
-# Memory in GB (10^9 bytes) from the same data sheets; of what was sold in two sizes, the smaller.
-MEMORY_GB = {
-    "H200": 141.0,
-    "H100 PCIe": 80.0,
-    "H100 NVL": 94.0,
-    "H100": 80.0,
-    "A100 80GB": 80.0,
-    "A100": 40.0,
-    "L40S": 48.0,
-    "L40": 48.0,
-    "L4": 24.0,
-    "A10G": 24.0,
-    "A10": 24.0,
-    "RTX 4090": 24.0,
-    "RTX 3090": 24.0,
-    "V100 32GB": 32.0,
-    "V100": 16.0,
-    "T4": 16.0,
-}
-
-
-def peak_tflops(device_kind: str) -> float | None:
-    """Returns the peak of a device in TFLOP/s, or None where it is not known."""
-    return _of_device(PEAK_TFLOPS, device_kind)
-
-
-def memory_gigabytes(device_kind: str) -> float | None:
-    """Returns the memory of a device in GB, or None where it is not known."""
-    return _of_device(MEMORY_GB, device_kind)
-
-
-def _of_device(table: dict[str, float], device_kind: str) -> float | None:
-    return next((value for name, value in table.items() if re.search(rf"\b{name}\b", device_kind)), None)
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -99,3 +44,8 @@ def document_flops_per_token(config: ModelConfig, positions: np.ndarray) -> floa
     """
     visible = np.minimum(positions + 1, config.sliding_window or np.inf).mean()
     return 6 * matmul_parameters(config) + 12 * config.depth * config.heads * config.K * float(visible)
+
+
+def embedding_parameters(config: ModelConfig) -> int:
+    """Returns the parameters of the token tables: one if they are tied, else two."""
+    return config.vocabulary_size * config.width * (1 if config.tied_embeddings else 2)

@@ -17,19 +17,21 @@ from jaxformer.data.packing import batch_digest, seek
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.multihost import AgreedStop, all_rows
 from jaxformer.evaluation.generate import sample_text
-from jaxformer.evaluation.result_files import describe_scores, write_scores, write_validation
-from jaxformer.evaluation.task_scores import EncodedTask, flatten_estimates, score_task, validate, validation_scalars
+from jaxformer.evaluation.result_files import describe_scores, describe_validation, write_scores, write_validation
+from jaxformer.evaluation.scores import flatten_estimates
+from jaxformer.evaluation.task_scores import EncodedTask, score_task
 from jaxformer.evaluation.tasks import fixed_choice
+from jaxformer.evaluation.validation import validate, validation_scalars
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.host.console import note, say
-from jaxformer.host.files import write_whole
+from jaxformer.host.console import duration, note, say
+from jaxformer.host.files import write_json, write_whole
 from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.run.failed_step import diagnose, write_fault
-from jaxformer.run.folder import evaluations_folder, summarise, write_json
+from jaxformer.run.folder import evaluations_folder, summarise
 from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.inputs import Data
 from jaxformer.run.metrics import Writer
-from jaxformer.run.progress import NonFiniteSteps, Progress, describe_validation, duration
+from jaxformer.run.progress import NonFiniteSteps, Progress
 from jaxformer.step import TrainState, compile_step
 
 

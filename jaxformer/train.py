@@ -2,17 +2,19 @@
 
 import signal
 
+from jaxformer.plan.device_fit import choose_attention
+from jaxformer.run.folder import checkpoints_to_come, finished
+from jaxformer.run.progress import make_progress
+
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     # Until `StopSignals` takes it, Ctrl-C ends the process as the system does: imports would be left with a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
-import dataclasses
 import functools
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import sys
 import time
@@ -20,20 +22,14 @@ from pathlib import Path
 
 import grain
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxformer.attention.dispatch import Choice, choose_implementation, implementation_from
-from jaxformer.attention.document_mask import limit_window
-from jaxformer.checkpoint.retention import most_kept
 from jaxformer.checkpoint.store import hush
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.config import TrainingFailure, UserError, to_dict
-from jaxformer.data.packing import Batch, make_batches, seek
+from jaxformer.data.packing import make_batches, seek
 from jaxformer.devices.device import choose_device, keep_compiled, too_little_memory_told
 from jaxformer.devices.mesh import rows_here
 from jaxformer.devices.multihost import (
-    agreed,
     agreed_arrays,
     first_speaks,
     folder_to_write,
@@ -43,27 +39,23 @@ from jaxformer.devices.multihost import (
     require_agreed,
     wait_for_all,
 )
-from jaxformer.evaluation.task_scores import task_names
 from jaxformer.experiment.command_line import parse_arguments
-from jaxformer.experiment.experiment import Experiment, attention_shape, make_state, run_mesh
+from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.experiment.variant import Lineage, resolve
-from jaxformer.flops import peak_tflops, training_flops_per_token
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import note, say
+from jaxformer.host.files import read_json
 from jaxformer.host.lock import LOCK
 from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.loop import Run, finish, run_steps
-from jaxformer.optimizer import make_schedule
 from jaxformer.plan.device_fit import advise_here, fit_to_device
 from jaxformer.plan.estimate import print_plan
-from jaxformer.run.folder import check_disk, hold_folder, make_folder, read_json, write_config
-from jaxformer.run.identity import check_folder, check_kin, check_tasks, identify
+from jaxformer.run.folder import check_disk, hold_folder, make_folder, write_config
+from jaxformer.run.identity import check_folder, check_kin, check_tasks, code_digest, identify
 from jaxformer.run.inputs import digests, prepare_data, task_digests
-from jaxformer.run.metrics import Writer, open_writer, validation_losses
-from jaxformer.run.overview import describe
-from jaxformer.run.progress import Progress, describe_validation
+from jaxformer.run.metrics import open_writer, validation_losses
+from jaxformer.run.progress import describe
 from jaxformer.run.sanity_check import batch_to_prove, prove
-from jaxformer.run.sources import code_digest
 from jaxformer.step import TrainState
 
 
@@ -163,20 +155,6 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         return finish(run, state, seed, writer)
 
 
-def make_progress(experiment: Experiment, writer: Writer, device: jax.Device, devices: int) -> Progress:
-    """Returns the progress of a run on so many devices of a kind."""
-    steps = experiment.training.steps
-    peak = experiment.training.peak_tflops or peak_tflops(device.device_kind)
-    return Progress(
-        writer,
-        steps=steps,
-        every_steps=experiment.training.log_every_steps,
-        learning_rates=np.asarray(make_schedule(experiment.optimizer, steps)(np.arange(steps))),
-        flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
-        peak=peak and peak * devices,
-    )
-
-
 def resume(
     checkpoints: Checkpoints, state: TrainState, batches: grain.DatasetIterator, belongs_to: dict[str, dict]
 ) -> tuple[TrainState, dict]:
@@ -187,56 +165,6 @@ def resume(
     batches.set_state(restored.data_state)
     say(f"resumed from step {int(restored.state.step)}")
     return restored.state, restored.record
-
-
-def finished(workdir: Path, experiment: Experiment) -> dict | None:
-    """Returns the summary of a run that is finished, and says so, and which of its tasks have no scores."""
-    path = workdir / "summary.json"
-    summary = read_json(path)
-    if summary is None:
-        return None
-    try:
-        validation = {name: float(summary[f"validation/{name}"]) for name in ("loss", "bits_per_byte")}
-        error = "bits_per_byte_standard_error"
-        validation[error] = float(summary.get(f"validation/{error}", math.nan))
-        say(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
-        wanted = task_names(experiment.evaluation.tasks) if experiment.evaluation.task_data else []
-        if missing := ",".join(name for name in wanted if f"{name}/acc" not in summary):
-            note(
-                f"it has no scores of {missing}: `python tools/evaluate.py --workdir={workdir} --task={missing} "
-                f"--data={experiment.evaluation.task_data}` makes them"
-            )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not the summary of a run; remove it to validate the last checkpoint again") from error
-    return summary
-
-
-def checkpoints_to_come(experiment: Experiment, workdir: Path) -> int:
-    """Returns the most checkpoints that the run will need room for beside those that it has."""
-    steps, config = experiment.training.steps, experiment.checkpoint
-    saves = steps // config.every_steps + steps // experiment.evaluation.every_steps + 1
-    present = sum(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-    return max(1, min(saves, most_kept(config, steps)) - present)
-
-
-def choose_attention(experiment: Experiment, batch: Batch, workdir: Path, devices: int = 1) -> Choice:
-    """Returns the choice of the attention, compared on one of the devices and its rows of a batch."""
-    shape = attention_shape(experiment, devices)
-    starts_BT, ends_BT = (jnp.asarray(x[: shape.rows]) for x in (batch.document_starts_BT, batch.document_ends_BT))
-    if shape.window:
-        starts_BT, ends_BT = limit_window(starts_BT, ends_BT, shape.window)
-    record = read_json(workdir / "config.json")
-    try:
-        was_timed = (
-            record and record["config"]["attention"]["autotune"] and record["device"] == jax.devices()[0].device_kind
-        )
-        recorded = implementation_from(record["attention"]) if was_timed else None
-    except (KeyError, TypeError) as error:
-        path = workdir / "config.json"
-        raise UserError(f"{path}: not the record of a run ({error!r}); move the run folder away") from error
-    choice = choose_implementation(experiment.attention, shape, starts_BT, ends_BT, recorded=recorded)
-    # Each process has timed by itself.
-    return choice._replace(implementation=implementation_from(agreed(dataclasses.asdict(choice.implementation))))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,19 +25,15 @@ from jaxformer.data.corpus import part_names
 from jaxformer.evaluation.items import Item, Option
 from jaxformer.evaluation.loglikelihood import Encoded
 from jaxformer.evaluation.result_files import write_scores, write_validation
-from jaxformer.evaluation.scores import score_items
-from jaxformer.evaluation.task_scores import (
-    DocumentLosses,
-    EncodedTask,
-    TaskScores,
-    flatten_estimates,
-    validation_scalars,
-)
+from jaxformer.evaluation.scores import flatten_estimates, score_items
+from jaxformer.evaluation.task_scores import EncodedTask, TaskScores
 from jaxformer.evaluation.tasks import TASKS, TaskData
+from jaxformer.evaluation.validation import DocumentLosses, validation_scalars
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.variant import Resolved, resolve
+from jaxformer.host.files import write_json
 from jaxformer.jobs.queue import STOPPED_EARLY
-from jaxformer.run.folder import evaluations_folder, summarise, write_config, write_json
+from jaxformer.run.folder import evaluations_folder, summarise, write_config
 from jaxformer.run.identity import identify, identify_evaluation
 from jaxformer.run.metrics import BATCH, Writer
 

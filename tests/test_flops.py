@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxformer.flops import (
-    document_flops_per_token,
-    matmul_parameters,
-    parameter_count,
-    peak_tflops,
-    training_flops_per_token,
-)
+from jaxformer.devices.device import peak_tflops
+from jaxformer.flops import document_flops_per_token, matmul_parameters, parameter_count, training_flops_per_token
 from jaxformer.model import ModelConfig, Transformer
 
 

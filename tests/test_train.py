@@ -17,7 +17,8 @@ import jaxformer.train
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import to_dict
 from jaxformer.experiment.variant import load_experiment
-from jaxformer.train import choose_attention, main
+from jaxformer.plan.device_fit import choose_attention
+from jaxformer.train import main
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

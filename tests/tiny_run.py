@@ -19,7 +19,7 @@ EXPERIMENT = """
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.data.corpus import CorpusConfig
-from jaxformer.evaluation.task_scores import EvaluationConfig
+from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig

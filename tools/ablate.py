@@ -17,21 +17,21 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # The runs need
 
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop
-from jaxformer.ablation.study import Study, choose_study, estimate_seconds, judge_study, make_jobs, resolve_study
+from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.study import Study, choose_study, estimate_seconds, make_jobs, resolve_study
 from jaxformer.config import UserError, require
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment.variant import Lineage
-from jaxformer.host.console import note, say
+from jaxformer.host.console import duration, note, say
+from jaxformer.host.files import read_json
 from jaxformer.host.signals import Stopped
 from jaxformer.jobs.dashboard import Board
 from jaxformer.jobs.launch import Job, launch_local, launch_submitit
 from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
 from jaxformer.plan.estimate import estimate_run_seconds
 from jaxformer.report.text import decision_table
-from jaxformer.run.folder import read_json
 from jaxformer.run.identity import check_kin
 from jaxformer.run.metrics import training_losses
-from jaxformer.run.progress import duration
 
 
 def look_ahead(study: Study, runs: Path) -> dict[str, float]:

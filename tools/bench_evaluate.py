@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from versions import versions
 
+from jaxformer.evaluation.config import task_names
 from jaxformer.evaluation.loglikelihood import score
-from jaxformer.evaluation.task_scores import encode_task, task_names
+from jaxformer.evaluation.task_scores import encode_task
 from jaxformer.evaluation.tasks import load_task
 from jaxformer.run.trained import Trained, load_trained
 

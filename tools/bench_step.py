@@ -23,8 +23,9 @@ import jax
 from step_cases import RESULTS, SIZES, Case, case_of, experiment_of, random_batch
 from versions import versions
 
+from jaxformer.devices.device import peak_tflops
 from jaxformer.experiment.experiment import make_state
-from jaxformer.flops import document_flops_per_token, parameter_count, peak_tflops, training_flops_per_token
+from jaxformer.flops import document_flops_per_token, parameter_count, training_flops_per_token
 from jaxformer.model import REMATS
 from jaxformer.step import train_step
 

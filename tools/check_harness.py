@@ -25,7 +25,8 @@ from lm_eval.tasks import TaskManager
 
 from jaxformer.commands.lm_eval_harness import JaxformerLM
 from jaxformer.config import UserError
-from jaxformer.evaluation.task_scores import TaskScores, encode_task, score_task, task_names
+from jaxformer.evaluation.config import task_names
+from jaxformer.evaluation.task_scores import TaskScores, encode_task, score_task
 from jaxformer.evaluation.tasks import TASKS, TaskData, load_task
 
 TOLERANCE = 1e-3  # nats

@@ -17,22 +17,21 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # A run may be 
 
 from jaxformer.config import TrainingFailure, UserError, check_same, require
 from jaxformer.devices.device import keep_compiled, too_little_memory_told
-from jaxformer.evaluation.result_files import describe_scores, score_table, write_scores, write_validation
-from jaxformer.evaluation.task_scores import (
-    EvaluationConfig,
-    encode_task,
-    load_tasks,
-    score_task,
-    task_names,
-    validate,
-    validation_scalars,
+from jaxformer.evaluation.config import EvaluationConfig, task_names
+from jaxformer.evaluation.result_files import (
+    describe_scores,
+    describe_validation,
+    score_table,
+    write_scores,
+    write_validation,
 )
+from jaxformer.evaluation.task_scores import encode_task, load_tasks, score_task
 from jaxformer.evaluation.tasks import TASKS
+from jaxformer.evaluation.validation import validate, validation_scalars
 from jaxformer.host.cache import cache_folder
 from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.inputs import digests, prepare_data
-from jaxformer.run.progress import describe_validation
 from jaxformer.run.trained import Trained, load_trained
 
 

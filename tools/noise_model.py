@@ -16,8 +16,8 @@ from jaxformer.ablation.comparison import compare_runs
 from jaxformer.ablation.noise_floor import NoiseFloor
 from jaxformer.ablation.verdict import Cost, Rule, Word, decide
 from jaxformer.run.inputs import Data
-from jaxformer.statistics.looks import LOOKS
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
+from jaxformer.statistics.significance import LOOKS
 from jaxformer.statistics.variance_prior import VariancePrior
 
 RULE = Rule()

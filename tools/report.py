@@ -12,7 +12,8 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # A run may be training on the device.
 
 from jaxformer.ablation.comparability import parse_allowed
-from jaxformer.ablation.study import choose_study, judge_study
+from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.study import choose_study
 from jaxformer.config import UserError
 from jaxformer.report.text import decision_table
 from jaxformer.report.write import write_report

@@ -22,7 +22,8 @@ from jaxformer.config import replace, to_dict
 from jaxformer.data.corpus import CorpusConfig, load_documents
 from jaxformer.data.packing import PackingConfig, make_batches, plan_rows
 from jaxformer.data.tokenizer import TokenizerConfig
-from jaxformer.evaluation.task_scores import EvaluationConfig, validate
+from jaxformer.evaluation.config import EvaluationConfig
+from jaxformer.evaluation.validation import validate
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.model import ModelConfig

@@ -37,12 +37,12 @@ from tiny_arms import PILOT_SEEDS, PLANTED, STEPS, Arm, make_parent, train_arms,
 from tqdm import tqdm
 from versions import versions
 
-from jaxformer.ablation.study import to_json
+from jaxformer.ablation.outcome import to_json
 from jaxformer.ablation.verdict import Word
 from jaxformer.evaluation.scores import estimate_ratio
 from jaxformer.run.inputs import Data
-from jaxformer.statistics.looks import LOOKS
 from jaxformer.statistics.power import power, seeds_needed
+from jaxformer.statistics.significance import LOOKS
 
 RESULTS = Path(__file__).parent / "results" / "verdicts_cpu.json"
 # Share of equals that may be kept, and that may be reverted.

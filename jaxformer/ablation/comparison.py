@@ -17,9 +17,8 @@ from jaxformer.ablation.finished_runs import Evidence, find_runs, load_evidence,
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.verdict import Rule, Verdict, Word, decide
 from jaxformer.config import require
-from jaxformer.statistics.looks import LOOKS
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
-from jaxformer.statistics.significance import holm, mcnemar
+from jaxformer.statistics.significance import LOOKS, holm, mcnemar
 from jaxformer.statistics.variance_prior import VariancePrior
 
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.config import UserError, require
-from jaxformer.run.folder import evaluations_folder, read_json
+from jaxformer.host.files import read_json
+from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.metrics import BATCH, read_metrics
 
 BITS = "validation/bits_per_byte"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.ablation.finished_runs import Evidence
-from jaxformer.statistics.looks import LOOKS
+from jaxformer.statistics.significance import LOOKS
 from jaxformer.statistics.variance_prior import VariancePrior, fit_prior
 
 

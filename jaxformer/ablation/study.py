@@ -1,34 +1,18 @@
 """Several variants of one parent, on the same seeds: what is to be run, and what came out of it."""
 
-import dataclasses
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.comparison import Comparison, compare_runs, interaction, load_runs
-from jaxformer.ablation.finished_runs import Evidence
-from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.verdict import Rule, Verdict, Word
+from jaxformer.ablation.verdict import Rule
 from jaxformer.config import check_types, require
 from jaxformer.experiment.files import run_file
-from jaxformer.experiment.variant import OF, Resolved, common_ancestor, resolve
+from jaxformer.experiment.variant import OF, Resolved, resolve
 from jaxformer.flops import training_flops_per_token
+from jaxformer.host.files import read_json
 from jaxformer.jobs.launch import Job
-from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
-from jaxformer.run.folder import read_json, write_json
-from jaxformer.run.metrics import for_json
-from jaxformer.statistics.looks import LOOK_ALPHA
-from jaxformer.statistics.paired_difference import Difference
-from jaxformer.statistics.significance import benjamini_hochberg
-
-# In the folder of an experiment's runs.
-NOISE = "noise.json"
-COMPARISON = "comparison.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,139 +136,3 @@ def _flops(resolved: Resolved) -> float:
 def _mean_seconds(folder: Path) -> float | None:
     seconds = [float(read_json(path)["seconds"]) for path in folder.glob("seed_*/summary.json")]
     return float(np.mean(seconds)) if seconds else None
-
-
-class Outcome(NamedTuple):
-    """What came out of a study.
-
-    experiments: the parent and the variants, resolved.
-    evidence: the finished runs of each, by name.
-    comparisons: of each variant with its own parent, in the order of the study.
-    interactions: of each merge, bits per byte by which the whole exceeds the sum of its parts.
-    lost_hours: device hours of runs that were stopped early, by name of the experiment.
-    """
-
-    study: Study
-    experiments: list[Resolved]
-    evidence: dict[str, list[Evidence]]
-    comparisons: list[Comparison]
-    interactions: dict[str, Difference]
-    lost_hours: dict[str, float]
-
-
-def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outcome:
-    """Returns what came out of a study so far, and writes it beside the runs.
-
-    `runs/VARIANT/comparison.json` keeps each comparison, `runs/PARENT/noise.json` the noise floor, which the next study
-    of the same parent takes up.
-
-    Raises:
-        UserError: the parent has no finished run, or files are damaged.
-    """
-    experiments = resolve_study(study)
-    evidence = {one.name: load_runs(runs, one.name) for one in experiments}
-    failures = {one.name: _failures(runs / one.name) for one in experiments}
-    require(bool(evidence[study.parent]), f"{runs / study.parent}: no finished run of the parent; train it first")
-    variants = [one for one in experiments[1:] if evidence[one.name] or failures[one.name]]
-
-    def compare(one: Resolved, floor: NoiseFloor) -> Comparison:
-        return compare_runs(
-            evidence[one.parents[0].name],
-            evidence[one.name],
-            variant=one.name,
-            rule=study.rule,
-            floor=floor,
-            failures=failures[one.name],
-            allow=allow,
-        )
-
-    floors = {}
-    for parent in dict.fromkeys(one.parents[0].name for one in variants):
-        require(bool(evidence[parent]), f"{runs / parent}: no finished run of it to compare its variants with")
-        floor = noise_floor(evidence[parent])
-        ours = [compare(one, floor) for one in variants if one.parents[0].name == parent]
-        variances = {one.variant: (one.seed_variance, len(one.seeds) - 1) for one in ours if len(one.seeds) > 1}
-        floors[parent] = _reuse(runs / parent / NOISE, floor._replace(variances=variances), evidence[parent][0])
-    comparisons = [compare(one, floors[one.parents[0].name]) for one in variants]
-    comparisons = _with_q_values(comparisons, study.rule)
-    for one in comparisons:
-        write_json(runs / one.variant / COMPARISON, to_json(one))
-    compared = {one.variant for one in comparisons if one.difference is not None}
-    interactions = {}
-    for one in experiments[1:]:
-        # What was flagged on the way to the common ancestor is not joined either.
-        if len(one.parents) > 1 and {one.name, *(each.name for each in one.parents)} <= compared:
-            parts, whole = [evidence[each.name] for each in one.parents], evidence[one.name]
-            found = interaction(whole, parts, evidence.get(common_ancestor(one).name, []))
-            interactions |= {one.name: found} if found else {}
-    lost_hours = {one.name: hours for one in experiments if (hours := _lost_hours(runs / one.name))}
-    return Outcome(study, experiments, evidence, comparisons, interactions, lost_hours)
-
-
-def _failures(folder: Path) -> dict[int, str]:
-    """Returns, by seed, how runs of an experiment ended without a result."""
-    failures = {}
-    for path in sorted(folder.glob("seed_*/")):
-        seed = int(path.name.removeprefix("seed_")) if path.name.removeprefix("seed_").isdigit() else None
-        state, reason = state_on_disk(path)
-        if seed is not None and state is State.STOPPED_EARLY:
-            failures[seed] = f"stopped early at step {read_json(path / STOPPED_EARLY)['step']}: {reason}"
-        elif seed is not None and state is State.WAITING and any((path / "faults").glob("*.npz")):
-            failures[seed] = "diverged: its loss or gradient is not finite"
-    return failures
-
-
-def _lost_hours(folder: Path) -> float:
-    """Returns the device hours of an experiment's runs that were stopped early."""
-    stopped = [path.parent for path in sorted(folder.glob(f"seed_*/{STOPPED_EARLY}"))]
-    stopped = [one for one in stopped if state_on_disk(one)[0] is State.STOPPED_EARLY]
-    return sum(float(read_json(one / STOPPED_EARLY).get("device_hours", 0.0)) for one in stopped)
-
-
-def _reuse(path: Path, floor: NoiseFloor, run: Evidence) -> NoiseFloor:
-    """Returns a noise floor with what earlier studies found of the same parent, and stores it."""
-    shared = {name: run.record[name] for name in ("code", "versions", "device")}
-    digests = {name: d for name, d in run.record["digests"].items() if not name.startswith("plan.")}
-    made_with = {"identity": {**run.record["identity"], "seed": None}, "digests": digests, **shared}
-    stored = read_json(path) or {}
-    if stored.get("made_with") == json.loads(json.dumps(made_with)):
-        earlier = {name: (float(variance), int(df)) for name, (variance, df) in stored["variances"].items()}
-        floor = floor._replace(variances={**earlier, **floor.variances})
-    record = {**floor._asdict(), "standard_deviation": floor.standard_deviation, "made_with": made_with}
-    write_json(path, for_json(record))
-    return floor
-
-
-def _with_q_values(comparisons: Sequence[Comparison], rule: Rule) -> list[Comparison]:
-    """Returns comparisons with the q-value of each over all, and none kept that has too large a one."""
-    compared = [i for i, one in enumerate(comparisons) if one.difference is not None and one.difference.seeds_counted]
-    # The level of a look is smaller than that of all looks together, 0.05, and so is its p-value.
-    p_values = [min(1.0, 0.05 / LOOK_ALPHA * comparisons[i].difference.p_value) for i in compared]
-    q_values = benjamini_hochberg(np.array(p_values))
-    judged = list(comparisons)
-    for i, q in zip(compared, q_values, strict=True):
-        one = comparisons[i]._replace(q_value=float(q))
-        if one.verdict.word is Word.KEEP and q > rule.q:
-            reason = f"{one.verdict.reason}, but among so many questions it may be chance (q = {q:.2f})"
-            one = one._replace(verdict=Verdict(Word.UNDECIDED, reason, None))
-        judged[i] = one
-    return judged
-
-
-def to_json(value):
-    """Returns a comparison as plain values that JSON can hold; NaN and infinity as None."""
-    if isinstance(value, Difference):
-        low, high = value.interval()
-        own = {"standard_error": value.standard_error, "p_value": value.p_value, "low_95": low, "high_95": high}
-        return to_json({**value._asdict(), **own})
-    if isinstance(value, Word):
-        return value.value
-    if hasattr(value, "_asdict"):
-        return to_json(value._asdict())
-    if dataclasses.is_dataclass(value):
-        return to_json(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
-        return {str(name): to_json(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

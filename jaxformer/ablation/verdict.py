@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from jaxformer.ablation.cost import Cost
 from jaxformer.config import check_types, require
-from jaxformer.statistics.looks import LOOK_ALPHA, LOOKS
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.power import seeds_needed
+from jaxformer.statistics.significance import LOOK_ALPHA, LOOKS
 
 
 class Word(enum.Enum):

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.config import require
-from jaxformer.evaluation.task_scores import DocumentLosses, TaskScores, flatten_estimates, validation_scalars
-from jaxformer.host.files import write_whole
-from jaxformer.run.folder import read_json, write_json
-from jaxformer.run.metrics import for_json
+from jaxformer.evaluation.scores import flatten_estimates
+from jaxformer.evaluation.task_scores import TaskScores
+from jaxformer.evaluation.validation import DocumentLosses, validation_scalars
+from jaxformer.host.files import for_json, read_json, write_json, write_whole
 
 
 def describe_scores(scores: TaskScores) -> str:
@@ -131,3 +131,10 @@ def _percent(mean: float, error: float) -> str:
 def _number(mean: float, error: float) -> str:
     digits = 4 if not np.isfinite(error) or error < 0.01 else 3
     return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def describe_validation(validation: dict[str, float]) -> str:
+    """Returns what `validate` found, in words."""
+    error = validation.get("bits_per_byte_standard_error", math.nan)
+    spread = "" if math.isnan(error) else f" ± {error:.4f}"
+    return f"{validation['loss']:.4f} nats per token, {validation['bits_per_byte']:.4f}{spread} bits per byte"

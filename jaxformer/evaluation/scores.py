@@ -84,3 +84,9 @@ def estimate_ratio(strata: Sequence[tuple[np.ndarray, np.ndarray]]) -> Estimate:
         n, moves = len(y), (y - r * x) / total
         variance += n * float(moves.var(ddof=1)) if n > 1 else math.nan
     return Estimate(r, math.sqrt(variance))
+
+
+def flatten_estimates(estimates: dict[str, Estimate]) -> dict[str, float]:
+    """Returns each mean by its name, and each standard error by the name and `_standard_error`."""
+    means = {name: value.mean for name, value in estimates.items()}
+    return means | {f"{name}_standard_error": value.standard_error for name, value in estimates.items()}

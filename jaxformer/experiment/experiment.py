@@ -14,7 +14,7 @@ from jaxformer.data.corpus import CorpusConfig
 from jaxformer.data.packing import PackingConfig
 from jaxformer.data.tokenizer import TokenizerConfig
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows, make_mesh
-from jaxformer.evaluation.task_scores import EvaluationConfig
+from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, check_schedule, make_optimizer
 from jaxformer.step import TrainingConfig, TrainState, compute_dtype, init_state

@@ -56,3 +56,10 @@ def note(text: str | None) -> None:
 def printable(text: str) -> str:
     """Returns a text with escapes in place of what a terminal would obey or cannot show."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as m:ss or h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

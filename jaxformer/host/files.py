@@ -1,8 +1,13 @@
-"""Files that are whole or absent, also after the power failed."""
+"""Files that are whole or absent, also after the power failed; JSON; and what is closed at the end of a block."""
 
+import json
+import math
 import os
 import secrets
 from pathlib import Path
+
+from jaxformer.config import UserError
+from jaxformer.host.console import note
 
 
 def sync_tree(folder: Path) -> None:
@@ -30,3 +35,64 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+class Closing:
+    """Closes itself at the end of its block. An error that ended the block goes on, and one of closing is told."""
+
+    def close(self) -> None:
+        """Closes; what is inherited from this says how."""
+        raise NotImplementedError
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except Exception as second:
+            note(str(second))
+
+
+def read_json(path: Path) -> dict | None:
+    """Returns the object that a JSON file holds, or None where there is no file.
+
+    Raises:
+        UserError: it is unreadable, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        return value
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: unreadable ({error}); remove it: the same command writes it anew, and checks the checkpoints"
+        ) from error
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes a JSON file that is whole or absent."""
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def for_json(values: dict) -> dict:
+    """Returns an object in which numbers that are not finite are texts, since JSON has no word for them."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+
+
+def read_object(path: Path) -> dict:
+    """Returns the object of a JSON file, empty where there is none: a damaged one is refused by the command itself."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

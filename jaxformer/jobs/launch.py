@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from jaxformer.config import UserError, require
-from jaxformer.host.files import write_whole
+from jaxformer.host.files import read_object, write_whole
 from jaxformer.host.gpu_memory import share_of_memory
 from jaxformer.host.lock import Held, take
 
@@ -216,12 +216,3 @@ class _Submitted:
         self._job.cancel(check=False)
 
     kill = terminate
-
-
-def read_object(path: Path) -> dict:
-    """Returns the object of a JSON file, empty where there is none: a damaged one is refused by the command itself."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

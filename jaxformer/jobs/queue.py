@@ -25,10 +25,10 @@ from typing import NamedTuple
 
 from jaxformer.config import require
 from jaxformer.host.console import note
-from jaxformer.host.files import write_whole
+from jaxformer.host.files import read_object, write_whole
 from jaxformer.host.lock import LOCK, Held, holder, is_held
 from jaxformer.host.signals import SIGNALS, Stopped
-from jaxformer.jobs.launch import HEADER, Handle, Job, Launch, launch_local, read_object
+from jaxformer.jobs.launch import HEADER, Handle, Job, Launch, launch_local
 
 # In a run folder, why a queue ended the run before its last step.
 STOPPED_EARLY = "stopped_early.json"

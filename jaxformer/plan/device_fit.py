@@ -7,18 +7,22 @@ of a run, told on its screen, and kept in its record: a resumed run computes wit
 import dataclasses
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxformer.attention.dispatch import choose_implementation
+from jaxformer.attention.dispatch import Choice, choose_implementation, implementation_from
+from jaxformer.attention.document_mask import limit_window
 from jaxformer.config import UserError, did_you_mean, replace
-from jaxformer.devices.device import device_memory
+from jaxformer.data.packing import Batch
+from jaxformer.devices.device import MEMORY_GB, device_memory, memory_gigabytes
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.devices.multihost import agreed, least
 from jaxformer.experiment.experiment import Experiment, attention_shape, run_mesh
-from jaxformer.flops import MEMORY_GB, matmul_parameters, memory_gigabytes, training_flops_per_token
+from jaxformer.flops import matmul_parameters, training_flops_per_token
+from jaxformer.host.files import read_json
 from jaxformer.host.gpu_memory import memory_fraction
 from jaxformer.model import SAVED
 from jaxformer.plan.memory import StepMemory, step_memory
@@ -263,3 +267,23 @@ def _settings(fit: Fit) -> str:
 
 def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB"
+
+
+def choose_attention(experiment: Experiment, batch: Batch, workdir: Path, devices: int = 1) -> Choice:
+    """Returns the choice of the attention, compared on one of the devices and its rows of a batch."""
+    shape = attention_shape(experiment, devices)
+    starts_BT, ends_BT = (jnp.asarray(x[: shape.rows]) for x in (batch.document_starts_BT, batch.document_ends_BT))
+    if shape.window:
+        starts_BT, ends_BT = limit_window(starts_BT, ends_BT, shape.window)
+    record = read_json(workdir / "config.json")
+    try:
+        was_timed = (
+            record and record["config"]["attention"]["autotune"] and record["device"] == jax.devices()[0].device_kind
+        )
+        recorded = implementation_from(record["attention"]) if was_timed else None
+    except (KeyError, TypeError) as error:
+        path = workdir / "config.json"
+        raise UserError(f"{path}: not the record of a run ({error!r}); move the run folder away") from error
+    choice = choose_implementation(experiment.attention, shape, starts_BT, ends_BT, recorded=recorded)
+    # Each process has timed by itself.
+    return choice._replace(implementation=implementation_from(agreed(dataclasses.asdict(choice.implementation))))

@@ -14,13 +14,14 @@ from jaxformer.checkpoint.retention import most_kept
 from jaxformer.config import require
 from jaxformer.data.corpus import parts_of
 from jaxformer.data.packing import Batch
+from jaxformer.devices.device import peak_tflops
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
-from jaxformer.flops import parameter_count, peak_tflops, training_flops_per_token
+from jaxformer.flops import embedding_parameters, parameter_count, training_flops_per_token
+from jaxformer.host.console import duration
 from jaxformer.model import Transformer
 from jaxformer.plan.device_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
-from jaxformer.run.progress import duration
 from jaxformer.step import TrainState, compile_step
 
 # Steps that are timed for the estimate, after one that is not; and the longest that a step may take to be timed.
@@ -71,7 +72,7 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     params = nnx.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0))))
     print(parameter_overview.get_parameter_overview(nnx.to_pure_dict(params), include_stats=False))
     parameters = parameter_count(model)
-    print(f"parameters  {parameters:,}, {parameters - count_embeddings(experiment):,} without embeddings")
+    print(f"parameters  {parameters:,}, {parameters - embedding_parameters(experiment.model):,} without embeddings")
     tokens_per_step = training.rows_per_step * T
     tokens, flops = tokens_per_step * training.steps, training_flops_per_token(model, T)
     print(f"compute     {flops / 1e6:,.1f} MFLOPs per token, {flops * tokens:.3g} FLOPs in all")
@@ -200,12 +201,6 @@ def _time_steps(state: TrainState, batch: Batch) -> tuple[float, float]:
         state, metrics = step(state, batch)
     jax.block_until_ready((state, metrics))
     return compiled, (time.perf_counter() - started) / _TIMED_STEPS
-
-
-def count_embeddings(experiment: Experiment) -> int:
-    """Returns the parameters of the token tables: one if they are tied, else two."""
-    model = experiment.model
-    return model.vocabulary_size * model.width * (1 if model.tied_embeddings else 2)
 
 
 def random_batch(rows: int, row_length: int, vocabulary_size: int) -> Batch:

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import Evidence
-from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
 from jaxformer.experiment.variant import Resolved
 from jaxformer.statistics.paired_difference import Difference

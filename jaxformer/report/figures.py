@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.outcome import Outcome
 from jaxformer.report.forest_plot import draw_forest
 from jaxformer.report.graph import draw_graph
 from jaxformer.report.loss_curves import draw_losses, draw_paired

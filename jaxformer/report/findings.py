@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxformer.ablation.noise_floor import noise_floor
-from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
 from jaxformer.report.answers import Answer, answers, beside_expectation
 from jaxformer.report.formatting import (

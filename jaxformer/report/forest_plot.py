@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.outcome import Outcome
 from jaxformer.report.answers import Answer, answers, beside_expectation
 from jaxformer.report.formatting import plain, with_error
 from jaxformer.report.style import COLOURS, GREY, INK, make_figure

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
 from jaxformer.report.answers import Answer, answers, hours_of, parents_first, scores_of
 from jaxformer.report.formatting import describe_change, percent, plain, signed, with_error

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from jaxformer.ablation.comparison import TaskDifference
-from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
 from jaxformer.report import findings
 from jaxformer.report.answers import Answer, answers, hours_of, scores_of, tasks_of

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.ablation.finished_runs import Evidence, paired_seeds
-from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.outcome import Outcome
 from jaxformer.report.answers import Answer, answers
 from jaxformer.report.formatting import plain
 from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.outcome import Outcome
 from jaxformer.report import findings
 from jaxformer.report.answers import answers, tasks_of
 from jaxformer.report.figures import PICTURES

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
 from jaxformer.report.answers import answers, hours_of, parents_first
 from jaxformer.report.formatting import plain, signed

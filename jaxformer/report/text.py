@@ -4,7 +4,7 @@ import math
 import re
 import textwrap
 
-from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.outcome import Outcome
 from jaxformer.report import findings
 from jaxformer.report.answers import Answer, answers
 from jaxformer.report.formatting import MINUS, NOTHING, number, plain

@@ -5,7 +5,7 @@ The same outcome gives the same bytes: the only dates are those of the runs.
 
 from pathlib import Path
 
-from jaxformer.ablation.study import Outcome
+from jaxformer.ablation.outcome import Outcome
 from jaxformer.config import UserError
 from jaxformer.host.files import write_whole
 from jaxformer.report.figures import draw_pictures

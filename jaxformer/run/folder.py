@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
+import math
 import os
 import resource
 import shutil
@@ -14,14 +14,18 @@ from pathlib import Path
 import jax
 
 from jaxformer.attention.dispatch import Implementation
+from jaxformer.checkpoint.retention import most_kept
 from jaxformer.config import UserError, from_dict, require, to_dict
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
+from jaxformer.evaluation.config import task_names
+from jaxformer.evaluation.result_files import describe_validation
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.variant import Lineage
-from jaxformer.host.files import write_whole
+from jaxformer.host.console import note, say
+from jaxformer.host.files import for_json, read_json, write_json, write_whole
 from jaxformer.host.lock import LOCK, Held, hold
-from jaxformer.run.metrics import for_json, recent_loss
-from jaxformer.run.sources import code_digest
+from jaxformer.run.identity import code_digest
+from jaxformer.run.metrics import recent_loss
 
 # In a run folder, the tokenizer, so that the folder is all that a trained model needs.
 TOKENIZER = "tokenizer.model"
@@ -215,25 +219,31 @@ def summarise(
     return for_json(summary)
 
 
-def read_json(path: Path) -> dict | None:
-    """Returns the object that a JSON file holds, or None where there is no file.
-
-    Raises:
-        UserError: it is unreadable, or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-        return value
-    except FileNotFoundError:
+def finished(workdir: Path, experiment: Experiment) -> dict | None:
+    """Returns the summary of a run that is finished, and says so, and which of its tasks have no scores."""
+    path = workdir / "summary.json"
+    summary = read_json(path)
+    if summary is None:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: unreadable ({error}); remove it: the same command writes it anew, and checks the checkpoints"
-        ) from error
+    try:
+        validation = {name: float(summary[f"validation/{name}"]) for name in ("loss", "bits_per_byte")}
+        error = "bits_per_byte_standard_error"
+        validation[error] = float(summary.get(f"validation/{error}", math.nan))
+        say(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
+        wanted = task_names(experiment.evaluation.tasks) if experiment.evaluation.task_data else []
+        if missing := ",".join(name for name in wanted if f"{name}/acc" not in summary):
+            note(
+                f"it has no scores of {missing}: `python tools/evaluate.py --workdir={workdir} --task={missing} "
+                f"--data={experiment.evaluation.task_data}` makes them"
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not the summary of a run; remove it to validate the last checkpoint again") from error
+    return summary
 
 
-def write_json(path: Path, value: dict) -> None:
-    """Writes a JSON file that is whole or absent."""
-    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+def checkpoints_to_come(experiment: Experiment, workdir: Path) -> int:
+    """Returns the most checkpoints that the run will need room for beside those that it has."""
+    steps, config = experiment.training.steps, experiment.checkpoint
+    saves = steps // config.every_steps + steps // experiment.evaluation.every_steps + 1
+    present = sum(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    return max(1, min(saves, most_kept(config, steps)) - present)

@@ -10,7 +10,8 @@ from jaxformer.data.packing import PackingConfig, Plan, packing_report, plan_row
 from jaxformer.data.preparation import prepare
 from jaxformer.data.shards import Shards, open_shards
 from jaxformer.data.tokenizer import Tokenizer, prepare_tokenizer
-from jaxformer.evaluation.task_scores import EncodedTask, ValidationSet, encode_task, load_tasks, select_validation
+from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_tasks
+from jaxformer.evaluation.validation import ValidationSet, select_validation
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.cache import cache_folder
 

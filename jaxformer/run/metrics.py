@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.config import TrainingFailure, UserError
-from jaxformer.host.closing import Closing
-from jaxformer.host.files import write_whole
+from jaxformer.host.files import Closing, for_json, write_whole
 
 # The metric that tells what a step was trained on: no curve for TensorBoard.
 BATCH = "train/batch"
@@ -126,14 +125,6 @@ def recent_loss(folder: Path, steps: int = 100) -> float:
     losses = training_losses(folder)[-steps:]
     finite = losses[np.isfinite(losses)]
     return float(finite.mean()) if len(finite) else math.nan
-
-
-def for_json(values: dict) -> dict:
-    """Returns an object in which numbers that are not finite are texts, since JSON has no word for them."""
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
 
 
 def validation_losses(folder: Path) -> dict[int, float]:

@@ -4,14 +4,22 @@ import math
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.attention.dispatch import Choice
 from jaxformer.config import TrainingFailure
-from jaxformer.data.packing import DIGESTS
+from jaxformer.data.packing import DIGESTS, packing_report
+from jaxformer.devices.device import peak_tflops
 from jaxformer.devices.multihost import summed
-from jaxformer.host.console import note, say, say_progress
+from jaxformer.experiment.experiment import Experiment
+from jaxformer.flops import embedding_parameters, training_flops_per_token
+from jaxformer.host.console import duration, note, say, say_progress
+from jaxformer.optimizer import make_schedule
+from jaxformer.run.inputs import Data
 from jaxformer.run.metrics import BATCH, Writer
 from jaxformer.skip_steps import MOST_IN_A_ROW, SPIKE
+from jaxformer.step import TrainState
 
 # What the clock decides, and no run repeats.
 TIMES = ("train/tokens_per_second", "train/tflops", "train/waiting_for_data")
@@ -150,15 +158,51 @@ class Progress:
         self._since = time.perf_counter()
 
 
-def duration(seconds: float) -> str:
-    """Returns seconds as m:ss or h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def describe(experiment: Experiment, state: TrainState, data: Data, attention: Choice, fit: str) -> None:
+    """Prints, once at the start, what will run on what; fit is what `fit_to_device` says."""
+    training, row_length = experiment.training, experiment.packing.row_length
+    device = jax.devices()[0]
+    devices = 1 if state.mesh is None else state.mesh.size
+    tokens_per_step = training.rows_per_step * row_length
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    flops = training_flops_per_token(experiment.model, row_length)
+    say(f"device      {devices} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
+    if state.mesh is not None:
+        parts = ", ".join(f"{name} {size}" for name, size in state.mesh.shape.items())
+        say(f"mesh        {parts}; {jax.process_count()} processes; {training.rows_per_step // devices} rows a device")
+    say(f"attention   {attention}")
+    say(f"memory      {fit}")
+    say(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
+    for shards, plan, weight in zip(data.shards, data.plans, data.weights, strict=True):
+        m = shards.manifest
+        share = f", {weight / sum(data.weights):.0%} of the rows" if len(data.shards) > 1 else ""
+        say(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
+        say(
+            f"            {m.documents['train']:,} documents, {m.tokens['train']:,} tokens to train on, "
+            f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed"
+        )
+        say(f"packing     {packing_report(plan, shards.tokens)}")
+    for task, encoded in data.tasks:
+        cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""
+        count = f"{len(task.items):,} of {task.task.official_items:,} official items"
+        say(f"task        {task.task.name}: {count}, {task.source}, digest {task.digest[:12]}{cut}")
+    embeddings = embedding_parameters(experiment.model)
+    say(f"model       {parameters:,} parameters, {parameters - embeddings:,} without embeddings")
+    say(
+        f"training    {training.steps:,} steps of {training.rows_per_step} rows x {row_length} = {tokens_per_step:,} "
+        f"tokens, {training.steps * tokens_per_step:,} in all; {flops / 1e6:,.1f} MFLOPs per token"
+    )
 
 
-def describe_validation(validation: dict[str, float]) -> str:
-    """Returns what `validate` found, in words."""
-    error = validation.get("bits_per_byte_standard_error", math.nan)
-    spread = "" if math.isnan(error) else f" ± {error:.4f}"
-    return f"{validation['loss']:.4f} nats per token, {validation['bits_per_byte']:.4f}{spread} bits per byte"
+def make_progress(experiment: Experiment, writer: Writer, device: jax.Device, devices: int) -> Progress:
+    """Returns the progress of a run on so many devices of a kind."""
+    steps = experiment.training.steps
+    peak = experiment.training.peak_tflops or peak_tflops(device.device_kind)
+    return Progress(
+        writer,
+        steps=steps,
+        every_steps=experiment.training.log_every_steps,
+        learning_rates=np.asarray(make_schedule(experiment.optimizer, steps)(np.arange(steps))),
+        flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
+        peak=peak and peak * devices,
+    )

@@ -16,7 +16,7 @@ from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError
 from jaxformer.experiment.variant import resolve
-from jaxformer.run.folder import read_json, write_json
+from jaxformer.host.files import read_json, write_json
 from jaxformer.statistics.variance_prior import fit_prior
 
 pytestmark = pytest.mark.slow

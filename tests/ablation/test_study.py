@@ -6,7 +6,8 @@ import fake_runs
 import numpy as np
 import pytest
 
-from jaxformer.ablation.study import Study, estimate_seconds, judge_study, load_study, make_jobs, resolve_study
+from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.study import Study, estimate_seconds, load_study, make_jobs, resolve_study
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
 from jaxformer.jobs.launch import Job

@@ -24,7 +24,8 @@ from jaxformer.data.packing import PackingConfig
 from jaxformer.data.preparation import prepare
 from jaxformer.data.selection import Selection
 from jaxformer.data.shards import SPLITS, open_shards
-from jaxformer.evaluation.task_scores import EvaluationConfig, select_validation
+from jaxformer.evaluation.config import EvaluationConfig
+from jaxformer.evaluation.validation import select_validation
 
 SHARE = 0.15
 

@@ -14,10 +14,11 @@ from jaxformer.config import TrainingFailure, UserError
 from jaxformer.data.bin_packing import best_fit_decreasing
 from jaxformer.data.packing import PackingConfig
 from jaxformer.evaluation import items, loglikelihood
+from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.evaluation.items import Item, Option
 from jaxformer.evaluation.loglikelihood import Request, encode, score
 from jaxformer.evaluation.scores import score_items
-from jaxformer.evaluation.task_scores import EvaluationConfig, TaskScores, encode_task, load_tasks, score_task
+from jaxformer.evaluation.task_scores import TaskScores, encode_task, load_tasks, score_task
 from jaxformer.evaluation.tasks import TASKS, TaskData, fixed_choice
 from jaxformer.model import ModelConfig, Transformer
 from jaxformer.optimizer import OptimizerConfig, make_optimizer

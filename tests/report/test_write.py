@@ -22,7 +22,8 @@ from fake_runs import (
 )
 from tiny_run import REPOSITORY
 
-from jaxformer.ablation.study import Study, judge_study
+from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError
 from jaxformer.data.corpus import CorpusConfig

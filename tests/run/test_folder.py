@@ -3,7 +3,8 @@
 import pytest
 
 from jaxformer.config import UserError
-from jaxformer.run.folder import make_folder, peak_memory, read_json, write_json
+from jaxformer.host.files import read_json, write_json
+from jaxformer.run.folder import make_folder, peak_memory
 
 
 def test_json_is_written_whole_and_damage_is_named(tmp_path):

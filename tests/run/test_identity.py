@@ -1,12 +1,14 @@
-"""What identifies a run is compared, and a folder of another is refused."""
+"""What identifies a run is compared, a folder of another is refused, and the digest tells one program from another."""
 
+import ast
 import json
 
 import pytest
 
 from jaxformer.config import UserError, check_same
 from jaxformer.experiment.variant import load_experiment
-from jaxformer.run.folder import write_json
+from jaxformer.host.files import write_json
+from jaxformer.run import identity
 from jaxformer.run.identity import check_folder, identify
 
 
@@ -26,6 +28,51 @@ def test_many_differences_are_told_in_one_short_line():
 
 
 def test_the_identity_names_the_seed_and_the_precision_of_the_device():
-    identity = identify(load_experiment("baseline"), seed=7)
-    assert identity["seed"] == 7 and identity["training.compute_dtype"] == "float32"
-    assert json.loads(json.dumps(identity)) == identity
+    baseline = identify(load_experiment("baseline"), seed=7)
+    assert baseline["seed"] == 7 and baseline["training.compute_dtype"] == "float32"
+    assert json.loads(json.dumps(baseline)) == baseline
+
+
+def digest_with(monkeypatch, name, before, after):
+    """Returns the digest of the sources if one of them had another text."""
+
+    def parse(module):
+        source = identity._path(module).read_text()
+        if module == name:
+            assert before in source
+            source = source.replace(before, after)
+        return ast.parse(source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "_parse", parse)
+        return identity.code_digest.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("jaxformer.model", "INITIAL_SCALE = 0.02", "INITIAL_SCALE = 0.03"),
+        ("jaxformer.attention.flash_kernels", "jnp.", "np."),
+        ("jaxformer.attention.cudnn", "jnp.", "np."),
+        ("jaxformer.data.packing", "DIGESTS = 1 << 48", "DIGESTS = 1 << 40"),
+        ("jaxformer.evaluation.scores", "math.log(2)", "math.log(3)"),
+        ("jaxformer.loop", "step + 1", "step + 2"),
+        ("jaxformer.optimizer", "_MUON_RMS = 0.2", "_MUON_RMS = 0.3"),
+    ],
+)
+def test_the_code_digest_tells_what_computes(monkeypatch, name, before, after):
+    assert digest_with(monkeypatch, name, before, after) != identity.code_digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("jaxformer.model", "# Standard deviation of matrices", "# The deviation of matrices"),
+        ("jaxformer.model", "The shape of the model and its options.", "What a model is."),
+        ("jaxformer.report.html", "def ", "def other_"),
+        ("jaxformer.ablation.verdict", "0.8", "0.9"),
+        ("jaxformer.run.progress", "tokens/s", "tokens per second"),
+    ],
+)
+def test_the_code_digest_looks_past_words_and_what_only_tells(monkeypatch, name, before, after):
+    assert digest_with(monkeypatch, name, before, after) == identity.code_digest()

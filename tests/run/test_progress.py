@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 
+from jaxformer.evaluation.result_files import describe_validation
+from jaxformer.host.console import duration
 from jaxformer.run.metrics import Writer
-from jaxformer.run.progress import NonFiniteSteps, Progress, describe_validation, duration
+from jaxformer.run.progress import NonFiniteSteps, Progress
 from jaxformer.skip_steps import MOST_IN_A_ROW
 
 

@@ -11,8 +11,8 @@ import pytest
 from scipy import special, stats
 from simulated_studies import at_most, model_SI, rates
 
-from jaxformer.statistics.looks import LOOK_ALPHA
 from jaxformer.statistics.paired_difference import OWN_LEVEL, Difference, crossed_difference, paired_difference
+from jaxformer.statistics.significance import LOOK_ALPHA
 from jaxformer.statistics.variance_prior import VariancePrior
 
 pytestmark = pytest.mark.slow

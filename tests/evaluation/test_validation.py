@@ -11,13 +11,8 @@ import pytest
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.data.packing import PackingConfig
 from jaxformer.data.shards import Manifest, Shards
-from jaxformer.evaluation.task_scores import (
-    DocumentLosses,
-    EvaluationConfig,
-    select_validation,
-    validate,
-    validation_scalars,
-)
+from jaxformer.evaluation.config import EvaluationConfig
+from jaxformer.evaluation.validation import DocumentLosses, select_validation, validate, validation_scalars
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.step import init_state
