@@ -140,7 +140,7 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
             is_whole = False
             note(
                 f"{what} at step {step} failed ({type(error).__name__}: {error}); while its checkpoint is kept, "
-                f"`python tools/evaluate.py --workdir={run.workdir} --step={step}` does it later"
+                f"`jaxformer evaluate --workdir={run.workdir} --step={step}` does it later"
             )
     return scalars if is_whole else None
 
@@ -203,7 +203,7 @@ def keep_fault(run: Run, state: TrainState, batches: grain.DatasetIterator, fail
         write_fault(path, fault._replace(batch=all_rows(batch)))
     except Exception as error:
         return TrainingFailure(f"{failure}; they could not be kept for a replay ({type(error).__name__}: {error})")
-    return TrainingFailure(f"{failure}; `python tools/replay_step.py {path}` replays it")
+    return TrainingFailure(f"{failure}; `jaxformer replay-step {path}` replays it")
 
 
 def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:

@@ -14,8 +14,6 @@ import contextlib
 import functools
 import importlib.metadata
 import json
-import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -25,7 +23,7 @@ import jax
 
 from jaxformer.checkpoint.store import hush
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
-from jaxformer.config import TrainingFailure, UserError, to_dict
+from jaxformer.config import to_dict
 from jaxformer.data.packing import make_batches, seek
 from jaxformer.devices.device import choose_device, keep_compiled, too_little_memory_told
 from jaxformer.devices.mesh import rows_here
@@ -43,10 +41,11 @@ from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.experiment.variant import Lineage, resolve
 from jaxformer.host.cache import cache_folder
+from jaxformer.host.command import command, flush_streams
 from jaxformer.host.console import note, say
 from jaxformer.host.files import read_json
 from jaxformer.host.lock import LOCK
-from jaxformer.host.signals import Stopped, StopSignals
+from jaxformer.host.signals import StopSignals
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.plan.device_fit import advise_here, fit_to_device
 from jaxformer.plan.estimate import print_plan
@@ -167,50 +166,39 @@ def resume(
     return restored.state, restored.record
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status: 0 done, 1 a failed training, 2 what the user can put right."""
-    # Orbax and TFDS tell at length, through absl, what they do, and the traces of what they raise as well.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    try:
-        if arguments is None:  # As a command, and not as a part of another program.
-            keep_compiled(cache_folder())
-        options, overrides = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        resolved = resolve(options.experiment, overrides, parent=options.parent)
-        experiment = resolved.experiment
-        if options.print_config:
-            print(json.dumps(to_dict(experiment), indent=2))
-        elif options.plan is not None:
-            choose_device(experiment.training.device)
-            with too_little_memory_told():
-                print_plan(experiment, options.plan)
-        else:
-            workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
-            join_processes(experiment.mesh.processes)
-            with (
-                lost_process_told(),
-                too_little_memory_told(functools.partial(advise_here, experiment)),
-                first_speaks(),
-            ):
-                choose_device(experiment.training.device)  # Before anything looks for devices.
-                if workdir.parent.name == experiment.name:
-                    check_kin(workdir.parent.parent, resolved)
-                train(experiment, workdir, seed=options.seed, lineage=resolved.lineage)
-    except (UserError, TrainingFailure, Stopped) as error:
-        note(str(error))
-        return 2 if isinstance(error, UserError) else 128 + error.number if isinstance(error, Stopped) else 1
-    except KeyboardInterrupt:
-        note("interrupted")
-        return 130
+@command
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status: 0 done, 1 a failed training, 2 what the user can put right."""
+    keep_compiled(cache_folder())
+    options, overrides = parse_arguments(arguments)
+    resolved = resolve(options.experiment, overrides, parent=options.parent)
+    experiment = resolved.experiment
+    if options.print_config:
+        print(json.dumps(to_dict(experiment), indent=2))
+    elif options.plan is not None:
+        choose_device(experiment.training.device)
+        with too_little_memory_told():
+            print_plan(experiment, options.plan)
+    else:
+        workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
+        join_processes(experiment.mesh.processes)
+        advice = functools.partial(advise_here, experiment)
+        with lost_process_told(), too_little_memory_told(advice), first_speaks():
+            choose_device(experiment.training.device)  # Before anything looks for devices.
+            if workdir.parent.name == experiment.name:
+                check_kin(workdir.parent.parent, resolved)
+            train(experiment, workdir, seed=options.seed, lineage=resolved.lineage)
     return 0
 
 
-if __name__ == "__main__":
+def run_command(arguments: list[str] | None = None) -> int:
+    """Runs the command as a process of its own, which is to end with the status that this returns."""
     hush()
-    status = main()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:  # Python would try again at its end, and change the exit status.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    status = main(arguments)
+    flush_streams()
     leave(status)
-    sys.exit(status)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(run_command())

@@ -95,11 +95,11 @@ def test_run_that_is_not_finite_for_long_ends_with_a_file_that_replays_it(
     errors = capfd.readouterr().err
     assert errors == (
         "jaxformer: 8 steps in a row had a loss or a gradient that is not finite; the first is step 3, with loss nan "
-        f"and gradient norm nan; `python tools/replay_step.py {path}` replays it\n"
+        f"and gradient norm nan; `jaxformer replay-step {path}` replays it\n"
     )
     assert not (workdir / "summary.json").exists()
     replayed = subprocess.run(
-        [sys.executable, "tools/replay_step.py", str(path)], capture_output=True, text=True, cwd=REPOSITORY
+        [sys.executable, "-m", "jaxformer", "replay-step", str(path)], capture_output=True, text=True, cwd=REPOSITORY
     )
     assert (replayed.returncode, replayed.stderr) == (0, "")
     assert "the same, bit by bit, as when it failed" in replayed.stdout

@@ -94,8 +94,12 @@ def test_files_are_run_as_python_where_a_user_names_them_only():
     importers = {
         path.name for path in SOURCES for node in ast.walk(ast.parse(path.read_text())) if "runpy" in imported(node)
     }
-    # The other runs what a user names to measure it: the code of a peer's checkout.
-    assert runs == {("jaxformer/experiment/files.py", "run_path"), ("tools/peer_steps.py", "import_module")}
+    # The others import a command of this package by its name, and a peer's code from the checkout that a user names.
+    assert runs == {
+        ("jaxformer/experiment/files.py", "run_path"),
+        ("jaxformer/commands/program.py", "import_module"),
+        ("tools/peer_steps.py", "import_module"),
+    }
     assert importers == {"files.py"}
 
 

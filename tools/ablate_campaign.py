@@ -1,6 +1,6 @@
 """Kills studies and their runs at random: `python tools/ablate_campaign.py [--trials=5] [--kills=4] [--seed=0]`.
 
-One study of small runs, by `tools/ablate.py`, is left alone. Others are killed at random moments, the queue, some of
+One study of small runs, by `jaxformer ablate`, is left alone. Others are killed at random moments, the queue, some of
 its runs or both, by SIGKILL, or stopped by SIGTERM, and started again by the same command until all is finished. No run
 may ever have two processes, and each must end as the one that was left alone: parameters, optimizer state, guard,
 position in the data, every loss and validation, and the sample, bit by bit; and so must what was decided. Exit status 1
@@ -56,7 +56,7 @@ def start_study(place: Path, folder: Path) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     study = [f"--parent={PARENT}", f"--variants={VARIANT}", f"--seeds={SEEDS}", f"--runs={folder}", "--parallel=2"]
-    command = [sys.executable, str(Path(__file__).with_name("ablate.py")), *study]
+    command = [sys.executable, "-m", "jaxformer", "ablate", *study]
     with (folder / "queue.log").open("a") as log:
         return subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=log)
 

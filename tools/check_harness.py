@@ -23,11 +23,11 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
-from jaxformer.commands.lm_eval_harness import JaxformerLM
 from jaxformer.config import UserError
 from jaxformer.evaluation.config import task_names
 from jaxformer.evaluation.task_scores import TaskScores, encode_task, score_task
 from jaxformer.evaluation.tasks import TASKS, TaskData, load_task
+from jaxformer.run.lm_eval_model import JaxformerLM
 
 TOLERANCE = 1e-3  # nats
 

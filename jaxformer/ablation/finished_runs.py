@@ -176,7 +176,7 @@ def stack(runs: Sequence[Evidence], corpora: Sequence[str]) -> tuple[np.ndarray,
 def _read_validation(folder: Path) -> dict[str, Documents]:
     path = folder / "validation.json"
     record = read_json(path)
-    require(record is not None, f"{path}: missing; `python tools/evaluate.py --workdir={folder.parents[1]}` makes it")
+    require(record is not None, f"{path}: missing; `jaxformer evaluate --workdir={folder.parents[1]}` makes it")
     rows = _read_lines(path.with_suffix(".documents.jsonl"))
     validation = {}
     for name, corpus in record["corpora"].items():

@@ -6,14 +6,10 @@ import inspect
 import typing
 from pathlib import Path
 
-from jaxformer.config import UserError, did_you_mean, is_unicode, require
+from jaxformer.config import did_you_mean, is_unicode, require
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import list_experiments
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; see --help")
+from jaxformer.host.command import Parser
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -24,12 +20,10 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         for name, kind in sections.items()
         if dataclasses.is_dataclass(kind)
     )
-    parser = _Parser(
-        prog="python -m jaxformer.train",
-        description="Trains an experiment, or resumes it where it stopped.",
+    parser = Parser(
+        "python -m jaxformer.train",
+        "Trains an experiment, or resumes it where it stopped.",
         epilog=f"experiments here: {', '.join(list_experiments()) or 'none'}\n\n{documented}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--experiment", required=True, help="a file in experiments/, or a path to one")
     parser.add_argument("--parent", default="", help="ask a variant of this experiment instead of its own parent")

@@ -21,8 +21,8 @@ def list_experiments() -> list[str]:
 def find_experiment(name_or_path: str, *, near: Path | None = None) -> Path:
     """Returns the file of an experiment: at a path, or of a name.
 
-    A name is looked up in the folder `near`, in `experiments/` of the working directory, then beside the installed
-    package.
+    A name is looked up in the folder `near`, in `experiments/` of the working directory, then among those that came
+    with the package.
 
     Raises:
         UserError: there is none; with the nearest name that there is.
@@ -86,4 +86,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _folders() -> list[Path]:
-    return [Path("experiments"), Path(__file__).resolve().parents[2] / "experiments"]
+    """Returns where a name is looked up: the user's own folder, then what was installed or stands in the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "experiments"
+    return [Path("experiments"), installed if installed.is_dir() else package.parent / "experiments"]

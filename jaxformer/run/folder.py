@@ -233,7 +233,7 @@ def finished(workdir: Path, experiment: Experiment) -> dict | None:
         wanted = task_names(experiment.evaluation.tasks) if experiment.evaluation.task_data else []
         if missing := ",".join(name for name in wanted if f"{name}/acc" not in summary):
             note(
-                f"it has no scores of {missing}: `python tools/evaluate.py --workdir={workdir} --task={missing} "
+                f"it has no scores of {missing}: `jaxformer evaluate --workdir={workdir} --task={missing} "
                 f"--data={experiment.evaluation.task_data}` makes them"
             )
     except (KeyError, TypeError, ValueError) as error:

@@ -1,29 +1,19 @@
 """The command that runs a study: real runs, killed on the way, skipped once they are finished, and judged."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_run
 
+from jaxformer.ablation import run_study
+from jaxformer.ablation.study import resolve_study
+from jaxformer.commands import ablate
 from jaxformer.experiment.variant import resolve
 from jaxformer.jobs.queue import Status
 from jaxformer.run.metrics import training_losses
 
 pytestmark = pytest.mark.slow
-
-TOOLS = Path(tiny_run.REPOSITORY) / "tools"
-
-
-@pytest.fixture(scope="module")
-def ablate():
-    sys.path.insert(0, str(TOOLS))
-    import ablate
-
-    yield ablate
-    sys.path.remove(str(TOOLS))
 
 
 @pytest.fixture
@@ -41,9 +31,9 @@ def command(tmp_path, experiment_files, compiled, monkeypatch):
     return ["--parent=root", "--variants=normed", "--seeds=1"]
 
 
-def test_a_study_is_run_to_its_end_once_and_judged(ablate, command, monkeypatch, capsys, tmp_path):
+def test_a_study_is_run_to_its_end_once_and_judged(command, monkeypatch, capsys, tmp_path):
     runs = {name: tmp_path / "runs" / name / "seed_0" for name in ("root", "normed")}
-    monkeypatch.setattr(ablate, "look_ahead", lambda study, runs: {"root": 9.0, "normed": 9.0})
+    monkeypatch.setattr(ablate, "estimate_runs", lambda study, runs: {"root": 9.0, "normed": 9.0})
     assert ablate.main([*command, "--parallel=2", "--price=2"]) == 0
     told = capsys.readouterr().out
     assert "2 runs to go, 0.01 device hours, price 0.01" in told and "UNDECIDED" in told
@@ -65,7 +55,7 @@ def test_a_study_is_run_to_its_end_once_and_judged(ablate, command, monkeypatch,
     assert all(path.stat().st_mtime_ns == at for path, at in before.items() if path.name not in written)
 
 
-def test_the_plan_is_told_and_nothing_is_started(ablate, command, capsys, tmp_path):
+def test_the_plan_is_told_and_nothing_is_started(command, capsys, tmp_path):
     assert ablate.main([*command, "--plan"]) == 0
     told = capsys.readouterr().out
     assert "2 runs to go" in told and "1 seeds, 0 over  12 steps" in told
@@ -85,19 +75,19 @@ def test_the_plan_is_told_and_nothing_is_started(ablate, command, capsys, tmp_pa
     ],
 )
 def test_what_the_user_got_wrong_is_one_line_and_nothing_is_started(
-    ablate, command, arguments, message, capsys, monkeypatch, tmp_path
+    command, arguments, message, capsys, monkeypatch, tmp_path
 ):
-    def look_ahead(study, runs):
-        ablate.resolve_study(study)
+    def estimate_runs(study, runs):
+        resolve_study(study)
         return {"root": 9.0, "normed": 9.0}
 
-    monkeypatch.setattr(ablate, "look_ahead", look_ahead)
+    monkeypatch.setattr(ablate, "estimate_runs", estimate_runs)
     assert ablate.main(arguments) == 2
     assert message in (error := capsys.readouterr().err) and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_variant_that_is_clearly_worse_is_stopped_with_all_its_seeds(ablate, command, monkeypatch, tmp_path):
+def test_a_variant_that_is_clearly_worse_is_stopped_with_all_its_seeds(command, monkeypatch, tmp_path):
     from jaxformer.jobs.launch import Job
     from jaxformer.jobs.queue import State
 
@@ -122,14 +112,14 @@ def test_a_variant_that_is_clearly_worse_is_stopped_with_all_its_seeds(ablate, c
         def stop(self, job, reason):
             stopped.append((job.name, job.seed, reason))
 
-    monkeypatch.setattr(ablate, "training_losses", losses)
+    monkeypatch.setattr(run_study, "training_losses", losses)
     monkeypatch.setattr(
-        ablate, "read_json", lambda path: {"validation/loss": curves["root", int(path.parent.name[-1])]}
+        run_study, "read_json", lambda path: {"validation/loss": curves["root", int(path.parent.name[-1])]}
     )
     lineages = {"normed": resolve("normed").lineage}
-    ablate.stop_what_is_worse(Stopping(), statuses, lineages)
+    run_study.stop_what_is_worse(Stopping(), statuses, lineages)
     assert [(name, seed) for name, seed, _ in stopped] == [("normed", 0), ("normed", 1)]
     assert "nats above its parent's" in stopped[0][2]
     curves["normed", 0], stopped[:] = 2.0, []
-    ablate.stop_what_is_worse(Stopping(), statuses, lineages)
+    run_study.stop_what_is_worse(Stopping(), statuses, lineages)
     assert not stopped

@@ -1,16 +1,12 @@
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
+from jaxformer.commands.prepare import main
 from jaxformer.config import UserError
 from jaxformer.experiment.variant import resolve
 from jaxformer.run.inputs import prepare_data
-
-SPEC = importlib.util.spec_from_file_location("prepare", Path(__file__).parents[2] / "tools" / "prepare.py")
-tool = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tool)
 
 
 @pytest.fixture
@@ -26,7 +22,7 @@ def prepared(cache: Path) -> dict[str, int]:
 
 def test_what_the_command_prepares_is_what_a_run_of_the_experiment_reads(experiment_files, own_cache, capsys):
     path = str(experiment_files["mixture_in_micro_batches"])
-    assert tool.main([f"--experiment={path}"]) == 0
+    assert main([f"--experiment={path}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["corpus_0", "corpus_1"]
     before = prepared(own_cache)
@@ -49,16 +45,16 @@ def test_what_the_command_prepares_is_what_a_run_of_the_experiment_reads(experim
 def test_what_is_wrong_is_one_line_and_exit_status_2(own_cache, capsys, monkeypatch, arguments, message):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
-    assert tool.main(["--experiment=baseline", "--tokenizer.vocabulary_size=400", *arguments]) == 2
+    assert main(["--experiment=baseline", "--tokenizer.vocabulary_size=400", *arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and message in lines[0]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--exp=baseline"], ["--experiment"]])
 def test_without_an_experiment_it_is_one_line_and_exit_status_2(capsys, arguments):
-    assert tool.main(arguments) == 2
+    assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--experiment" in line and "see --help" in line
+    assert "--experiment" in line and "see `jaxformer prepare --help`" in line
 
 
 def test_options_that_beam_does_not_know_are_refused_before_anything_is_tokenised():

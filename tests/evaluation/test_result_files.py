@@ -1,7 +1,5 @@
-"""Tasks and validation in a run and by tools/evaluate.py: what is told, what is written, and what is refused."""
+"""Tasks and validation in a run and by jaxformer evaluate: what is told, what is written, and what is refused."""
 
-import functools
-import importlib.util
 import json
 import math
 import shutil
@@ -13,6 +11,7 @@ import pytest
 from tiny_run import REPOSITORY, command, read_metrics
 
 import jaxformer.loop
+from jaxformer.commands.evaluate import main as evaluate_command
 from jaxformer.config import TrainingFailure
 from jaxformer.train import main
 
@@ -171,7 +170,7 @@ def test_scoring_that_fails_is_told_and_the_same_command_does_it(
     assert [line.partition(" failed (")[0] for line in errors[:6]] == [
         f"jaxformer: {task} at step {step}" for step in (4, 8, 12) for task in ("arc_easy", "winogrande")
     ]
-    assert f"`python tools/evaluate.py --workdir={tmp_path}/run --step=4` does it later" in errors[0]
+    assert f"`jaxformer evaluate --workdir={tmp_path}/run --step=4` does it later" in errors[0]
     assert errors[6] == "jaxformer: all 12 steps are trained and saved; the same command evaluates and finishes"
     assert main(arguments) == 0
     assert "arc_easy/acc" in read(tmp_path / "run" / "summary.json")
@@ -220,30 +219,22 @@ def test_finished_run_says_which_tasks_it_has_no_scores_of(experiment_files, uni
     workdir = uninterrupted("best_fit")
     assert main(with_tasks(experiment_files["best_fit"], workdir, task_data)) == 0
     assert capfd.readouterr().err == (
-        "jaxformer: it has no scores of arc_easy,winogrande: `python tools/evaluate.py --workdir="
+        "jaxformer: it has no scores of arc_easy,winogrande: `jaxformer evaluate --workdir="
         f"{workdir} --task=arc_easy,winogrande --data={task_data}` makes them\n"
     )
 
 
-@functools.cache
-def load_tool():
-    specification = importlib.util.spec_from_file_location("evaluate_tool", REPOSITORY / "tools" / "evaluate.py")
-    tool = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(tool)
-    return tool
-
-
 def evaluate(capfd, *arguments):
-    """Returns the exit status of the tool, what it printed and its errors."""
+    """Returns the exit status of the command, what it printed and its errors."""
     capfd.readouterr()
-    return (load_tool().main([str(each) for each in arguments]), *capfd.readouterr())
+    return (evaluate_command([str(each) for each in arguments]), *capfd.readouterr())
 
 
-def test_tool_repeats_what_the_run_found(scored, tmp_path):
+def test_command_repeats_what_the_run_found(scored, tmp_path):
     shutil.copytree(scored, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluations")
     ended = subprocess.run(
-        [sys.executable, "tools/evaluate.py", f"--workdir={tmp_path}/run"],
+        [sys.executable, "-m", "jaxformer", "evaluate", f"--workdir={tmp_path}/run"],
         capture_output=True, text=True, cwd=REPOSITORY,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -253,7 +244,7 @@ def test_tool_repeats_what_the_run_found(scored, tmp_path):
     assert "arc_easy    30 of 2,376" in ended.stdout and "± one standard error" in ended.stdout
 
 
-def test_tool_needs_the_run_folder_alone_to_score_another_task(scored, tmp_path, monkeypatch, task_data, capfd):
+def test_command_needs_the_run_folder_alone_to_score_another_task(scored, tmp_path, monkeypatch, task_data, capfd):
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "empty"))
     shutil.copytree(scored, tmp_path / "run")
     options = ("--step=8", "--task=winogrande", f"--data={task_data}", "--limit=5")
@@ -277,8 +268,8 @@ def test_tool_needs_the_run_folder_alone_to_score_another_task(scored, tmp_path,
         (["--data=.", "--task=,"], "--task names no task"),
     ],
 )
-def test_tool_refuses_in_one_line(scored, arguments, message, monkeypatch, capfd):
+def test_command_refuses_in_one_line(scored, arguments, message, monkeypatch, capfd):
     monkeypatch.chdir(REPOSITORY)
     status, printed, error = evaluate(capfd, "--workdir", scored, *arguments)
     assert (status, printed) == (2, "")
-    assert message in error and error.startswith("evaluate: ") and error.count("\n") == 1
+    assert message in error and error.startswith("jaxformer: ") and error.count("\n") == 1

@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import importlib.util
 import math
 import re
 import shutil
@@ -20,8 +19,8 @@ from fake_runs import (
     write_study,
     write_variant,
 )
-from tiny_run import REPOSITORY
 
+import jaxformer.commands.report
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
@@ -320,24 +319,16 @@ def test_without_matplotlib_one_line_says_what_to_install(outcome, tmp_path, mon
         write_report(outcome, tmp_path / "report")
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("report_tool", REPOSITORY / "tools" / "report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_command_prints_the_decisions_and_where_the_page_is(tool, outcome, folder, capsys, monkeypatch):
-    monkeypatch.setattr(tool, "write_report", lambda outcome, output: output / "index.html")
+def test_the_command_prints_the_decisions_and_where_the_page_is(outcome, folder, capsys, monkeypatch):
+    monkeypatch.setattr(jaxformer.commands.report, "write_report", lambda outcome, output: output / "index.html")
     study = folder / "two.py"
     study.write_text(
         "from jaxformer.ablation.study import Study\nSTUDY = Study(parent='root', variants=('muon', 'slow'))\n"
     )
-    assert tool.main([f"--study={study}"]) == 0
+    assert jaxformer.commands.report.main([f"--study={study}"]) == 0
     told = capsys.readouterr().out
     assert "KEEP" in told and "REVERT" in told and told.endswith("runs/reports/two/index.html\n")
-    assert tool.main(["--parent=root", "--variants=muon, slow", "--output=there"]) == 0
+    assert jaxformer.commands.report.main(["--parent=root", "--variants=muon, slow", "--output=there"]) == 0
     assert capsys.readouterr().out == told.replace("runs/reports/two", "there")
 
 
@@ -351,10 +342,10 @@ def test_the_command_prints_the_decisions_and_where_the_page_is(tool, outcome, f
         (["--parent=root", "--variants=muon", "--runs=empty"], "no finished run of the parent"),
     ],
 )
-def test_the_command_refuses_in_one_line(tool, outcome, capsys, arguments, message):
-    assert tool.main(arguments) == 2
+def test_the_command_refuses_in_one_line(outcome, capsys, arguments, message):
+    assert jaxformer.commands.report.main(arguments) == 2
     told = capsys.readouterr().err
-    assert message in told and told.startswith("report: ") and told.count("\n") == 1
+    assert message in told and told.startswith("jaxformer: ") and told.count("\n") == 1
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")

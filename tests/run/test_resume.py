@@ -170,7 +170,7 @@ def test_validation_that_fails_is_told_and_the_run_goes_on(run_into, experiment_
     assert ended.returncode == 0
     assert ended.stderr == (
         "jaxformer: validation at step 8 failed (RuntimeError: a shard is gone); while its checkpoint is kept, "
-        f"`python tools/evaluate.py --workdir={tmp_path}/run --step=8` does it later\n"
+        f"`jaxformer evaluate --workdir={tmp_path}/run --step=8` does it later\n"
     )
     expected = [
         line for line in read_metrics(uninterrupted("best_fit")) if line["step"] != 8 or "validation/loss" not in line

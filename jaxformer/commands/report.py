@@ -1,12 +1,10 @@
-"""Reports a study: `python tools/report.py --study=experiments/studies/NAME.py [--runs=runs] [--output=DIR]`.
+"""Reports a study: `jaxformer report --study=FILE [--runs=runs] [--output=DIR]`.
 
 Prints the decisions, and writes a page with pictures, `report.md` and PNG files to RUNS/reports/NAME. Without a study
 file, `--parent=NAME --variants=A,B` reports what was run of these. Runs that are still to come are shown as such.
 """
 
-import argparse
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # A run may be training on the device.
@@ -14,13 +12,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # A run may be training on the de
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import choose_study
-from jaxformer.config import UserError
+from jaxformer.host.command import Parser, command
 from jaxformer.report.text import decision_table
 from jaxformer.report.write import write_report
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command
+def main(arguments: list[str]) -> int:
+    """Prints what a study decided, and writes its report; returns the exit status."""
+    parser = Parser("jaxformer report", __doc__)
     parser.add_argument("--study", type=Path, help="file that assigns a Study to STUDY")
     parser.add_argument("--parent", help="in place of a study: the experiment that questions are asked of")
     parser.add_argument("--variants", help="with --parent: names, separated by commas")
@@ -30,21 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--allow", default="", help="kinds of differences that shall not forbid a comparison: code, ..."
     )
     options = parser.parse_args(arguments)
-    try:
-        study = choose_study(options.study, options.parent, options.variants)
-        name = options.study.stem if options.study else study.parent
-        outcome = judge_study(study, options.runs, allow=parse_allowed(options.allow))
-        print(decision_table(outcome), flush=True)
-        page = write_report(outcome, options.output or options.runs / "reports" / name)
-        print(f"\n{page}")
-    except (UserError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("report: interrupted", file=sys.stderr)
-        return 130
+    study = choose_study(options.study, options.parent, options.variants)
+    name = options.study.stem if options.study else study.parent
+    outcome = judge_study(study, options.runs, allow=parse_allowed(options.allow))
+    print(decision_table(outcome), flush=True)
+    page = write_report(outcome, options.output or options.runs / "reports" / name)
+    print(f"\n{page}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,21 +1,18 @@
-"""Evaluates a checkpoint: `python tools/evaluate.py --workdir=RUN [--step=N] [--task=NAME] [--data=PATH] [--limit=N]`.
+"""Evaluates a checkpoint: `jaxformer evaluate --workdir=RUN [--step=N] [--task=NAME] [--data=PATH] [--limit=N]`.
 
 Without --task and --data it validates the newest checkpoint, or step N, and scores the tasks that the run names. With
 them it scores tasks alone, for which the run folder is all that it takes. The files are RUN/evaluations/step_N/*.
 Memory of a GPU is taken only as it is needed.
 """
 
-import argparse
 import dataclasses
-import logging
 import os
-import sys
 import time
 from pathlib import Path
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # A run may be training on the same device.
 
-from jaxformer.config import TrainingFailure, UserError, check_same, require
+from jaxformer.config import check_same, require
 from jaxformer.devices.device import keep_compiled, too_little_memory_told
 from jaxformer.evaluation.config import EvaluationConfig, task_names
 from jaxformer.evaluation.result_files import (
@@ -29,6 +26,7 @@ from jaxformer.evaluation.task_scores import encode_task, load_tasks, score_task
 from jaxformer.evaluation.tasks import TASKS
 from jaxformer.evaluation.validation import validate, validation_scalars
 from jaxformer.host.cache import cache_folder
+from jaxformer.host.command import Parser, command
 from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.inputs import digests, prepare_data
@@ -74,8 +72,10 @@ def identify(trained: Trained) -> dict:
     return identify_evaluation(trained.experiment, trained.record["seed"], trained.step, trained.tokenizer)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@command
+def main(arguments: list[str]) -> int:
+    """Evaluates a checkpoint; returns the exit status."""
+    parser = Parser("jaxformer evaluate", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="run folder")
     parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
     parser.add_argument("--task", help=f"tasks, separated by commas, of {', '.join(TASKS)} (default: the run's)")
@@ -86,31 +86,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--limit", type=int, help="score a fixed choice of so many items of each task (default: all)")
     options = parser.parse_args(arguments)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    try:
-        keep_compiled(cache_folder())
-        require(options.limit is None or options.limit > 0, f"--limit ({options.limit}) must be positive")
-        with too_little_memory_told():
-            trained = load_trained(options.workdir, options.step)
-            given = {"tasks": options.task, "task_data": options.data}
-            given = {name: value for name, value in given.items() if value is not None}
-            config = dataclasses.replace(trained.experiment.evaluation, **given)
-            has_tasks = bool(config.task_data and task_names(config.tasks))
-            require(bool(config.task_data) or not given, "--task needs --data: where its data are")
-            require(has_tasks or not given, "--task names no task")
-            require(has_tasks or options.limit is None, "--limit is of tasks: give --data, and --task")
-            if not given:
-                validate_run(trained, config)
-            if has_tasks:
-                score_tasks(trained, config, options.limit)
-    except (UserError, TrainingFailure, OSError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingFailure) else 2
-    except KeyboardInterrupt:
-        print("evaluate: interrupted", file=sys.stderr)
-        return 130
+    keep_compiled(cache_folder())
+    require(options.limit is None or options.limit > 0, f"--limit ({options.limit}) must be positive")
+    with too_little_memory_told():
+        trained = load_trained(options.workdir, options.step)
+        given = {"tasks": options.task, "task_data": options.data}
+        given = {name: value for name, value in given.items() if value is not None}
+        config = dataclasses.replace(trained.experiment.evaluation, **given)
+        has_tasks = bool(config.task_data and task_names(config.tasks))
+        require(bool(config.task_data) or not given, "--task needs --data: where its data are")
+        require(has_tasks or not given, "--task names no task")
+        require(has_tasks or options.limit is None, "--limit is of tasks: give --data, and --task")
+        if not given:
+            validate_run(trained, config)
+        if has_tasks:
+            score_tasks(trained, config, options.limit)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

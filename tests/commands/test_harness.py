@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tiny_run import REPOSITORY
 
+from jaxformer.commands.harness import main
 from jaxformer.config import UserError
 from jaxformer.evaluation.loglikelihood import encode
 from jaxformer.evaluation.tasks import load_task
@@ -62,7 +63,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(uninterrupted, tmp_path_factory):
-    from jaxformer.commands.lm_eval_harness import JaxformerLM
+    from jaxformer.run.lm_eval_model import JaxformerLM
 
     run = tmp_path_factory.mktemp("harness") / "run"
     shutil.copytree(uninterrupted("best_fit"), run, ignore=lambda *_: [".lock"])
@@ -211,7 +212,7 @@ def test_text_is_sampled_where_it_is_asked_for_and_anew_for_each_request(model):
     ],
 )
 def test_wrong_arguments_of_the_model_are_refused_in_words(model, options, message):
-    from jaxformer.commands.lm_eval_harness import JaxformerLM
+    from jaxformer.run.lm_eval_model import JaxformerLM
 
     with pytest.raises(UserError, match=message):
         JaxformerLM(model.trained.workdir, **options)
@@ -240,7 +241,8 @@ def test_command_scores_a_task_of_a_users_own(model, data, tmp_path):
         [
             sys.executable,
             "-m",
-            "jaxformer.commands.lm_eval_harness",
+            "jaxformer",
+            "harness",
             "run",
             *arguments,
             "--include_path",
@@ -253,23 +255,22 @@ def test_command_scores_a_task_of_a_users_own(model, data, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "|mine" in ended.stdout and "acc" in ended.stdout
     ended = subprocess.run(
-        [sys.executable, "-m", "jaxformer.commands.lm_eval_harness", "run", "--model", "jaxformer",
+        [sys.executable, "-m", "jaxformer", "harness", "run", "--model", "jaxformer",
          "--model_args", "workdir=nowhere",
          "--tasks", "mine", "--include_path", str(tmp_path)],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1] == "harness: run folder nowhere: no config.json; give the folder of a run"
+    assert ended.stderr.splitlines()[-1] == "jaxformer: run folder nowhere: no config.json; give the folder of a run"
 
 
-def test_command_without_the_harness_says_what_to_install(tmp_path):
-    code = "import sys, runpy; sys.modules['lm_eval'] = None; sys.modules['lm_eval.api.model'] = None; " \
-        "runpy.run_module('jaxformer.commands.lm_eval_harness', run_name='__main__')"  # fmt: skip
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert (
-        ended.stderr
-        == "jaxformer.commands.lm_eval_harness needs lm-evaluation-harness: pip install 'jaxformer[lm-eval]'\n"
+def test_command_without_the_harness_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "jaxformer.run.lm_eval_model", raising=False)
+    for name in ("lm_eval", "lm_eval.models", "lm_eval.api.model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["run"]) == 2
+    assert capsys.readouterr().err == (
+        "jaxformer: the harness command needs lm-evaluation-harness: pip install 'jaxformer[lm-eval]'\n"
     )
 
 

@@ -1,13 +1,8 @@
-"""A run as a model of lm-evaluation-harness, so that any of its tasks can be asked:
+"""A run as a model of lm-evaluation-harness: `lm_eval.simple_evaluate(model=JaxformerLM("RUN"), tasks=[...])`.
 
-`jaxformer harness run --model jaxformer --model_args workdir=RUN,step=N --tasks lambada_openai`
-
-It takes the arguments of `lm-eval`, and needs the extra `lm-eval`. As a library: `lm_eval.simple_evaluate(
-model=JaxformerLM("RUN"), tasks=[...])`.
+On the command line: `jaxformer harness`. It needs the extra `lm-eval`.
 """
 
-import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,11 +22,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    needed = "jaxformer.commands.lm_eval_harness needs lm-evaluation-harness: pip install 'jaxformer[lm-eval]'"
-    if __name__ == "__main__":
-        print(needed, file=sys.stderr)
-        sys.exit(2)
-    raise ImportError(needed) from error
+    raise ImportError("the harness command needs lm-evaluation-harness: pip install 'jaxformer[lm-eval]'") from error
 
 # Prompts are padded to a multiple of this many tokens, so that few shapes are compiled.
 _PROMPT_BUCKET = 64
@@ -201,14 +192,3 @@ class _Generation(NamedTuple):
 def _until(text: str, stops: list[str]) -> str:
     """Returns a text up to the first of some stop sequences."""
     return text[: min((text.index(stop) for stop in stops if stop and stop in text), default=len(text))]
-
-
-if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
-
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it does.
-    try:
-        cli_evaluate()
-    except UserError as error:
-        print(f"harness: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -1,23 +1,21 @@
-"""Replays a step whose loss or gradient was not finite: `python tools/replay_step.py RUN/faults/step_N.npz`.
+"""Replays a step whose loss or gradient was not finite: `jaxformer replay-step RUN/faults/step_N.npz`.
 
 Restores the parameters that made it from the run's checkpoint, computes loss and gradient of the batch in the file
 again, on as many devices as the run had, and prints the norm of each parameter's gradient, layer by layer. Exit status
 1 if they are not those that were recorded, bit by bit.
 """
 
-import argparse
-import logging
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from jaxformer.attention.dispatch import implementation_from
 from jaxformer.checkpoint.train_state import open_checkpoints, restore
-from jaxformer.config import UserError, require
+from jaxformer.config import require
 from jaxformer.devices.device import choose_device
 from jaxformer.devices.mesh import put_rows
 from jaxformer.experiment.experiment import make_state, run_mesh
+from jaxformer.host.command import Parser, command
 from jaxformer.run.failed_step import Fault, diagnose, read_fault
 from jaxformer.run.folder import load_run
 
@@ -49,16 +47,12 @@ def same_bits(a: Fault, b: Fault) -> bool:
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    path = parser.parse_args().file
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    try:
-        recorded, again = replay(path)
-    except (UserError, FileNotFoundError) as error:
-        print(f"replay_step: {error}", file=sys.stderr)
-        return 2
+@command
+def main(arguments: list[str]) -> int:
+    """Replays a step that failed; returns the exit status."""
+    parser = Parser("jaxformer replay-step", __doc__)
+    parser.add_argument("file", type=Path, help="RUN/faults/step_N.npz")
+    recorded, again = replay(parser.parse_args(arguments).file)
     print(f"step {again.step}: loss {again.loss}, gradient norm {again.gradient_norm}")
     for name, norms in again.gradient_norms.items():
         print(f"{name:40} {' '.join(f'{norm:10.3e}' for norm in np.atleast_1d(norms))}")
@@ -66,7 +60,3 @@ def main() -> int:
     same = "the same, bit by bit, as" if is_same else "not the same, bit by bit, as"
     print(f"{same} when it failed (loss {recorded.loss}, gradient norm {recorded.gradient_norm})")
     return 0 if is_same else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

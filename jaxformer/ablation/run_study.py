@@ -1,0 +1,105 @@
+"""A study from its plan to its verdicts: what it will cost, its runs as a queue, and the early end of what is worse."""
+
+import concurrent.futures
+import multiprocessing
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxformer.ablation.early_stopping import clearly_worse, may_stop
+from jaxformer.ablation.study import Study, estimate_seconds, resolve_study
+from jaxformer.devices.device import choose_device
+from jaxformer.experiment.variant import Lineage
+from jaxformer.host.console import duration, note, say
+from jaxformer.host.files import read_json
+from jaxformer.jobs.dashboard import Board
+from jaxformer.jobs.launch import Job, Launch, launch_local
+from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
+from jaxformer.plan.estimate import estimate_run_seconds
+from jaxformer.run.identity import check_kin
+from jaxformer.run.metrics import training_losses
+
+# Seconds between two looks at the training losses of what runs.
+_COMPARE_EVERY = 10
+
+
+def estimate_runs(study: Study, runs: Path) -> dict[str, float]:
+    """Returns the seconds that a run of each experiment will take; refuses runs that belong to what has moved.
+
+    A process of its own does it, which gives the device back.
+    """
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_estimate_runs, study, runs).result()
+
+
+def _estimate_runs(study: Study, runs: Path) -> dict[str, float]:
+    resolved = resolve_study(study)
+    choose_device(resolved[0].experiment.training.device)  # Before anything looks for devices.
+    for one in resolved:
+        check_kin(runs, one)
+    is_known = any((runs / study.parent).glob("seed_*/summary.json"))
+    return estimate_seconds(resolved, runs, None if is_known else estimate_run_seconds(resolved[0].experiment))
+
+
+def print_plan(jobs: list[Job], parallel: int, price: float | None) -> None:
+    """Prints what is to be run, and what it will cost."""
+    waiting = [job for job in jobs if state_on_disk(job.workdir)[0] not in OVER]
+    seconds = sum(job.estimated_seconds for job in waiting)
+    for name in dict.fromkeys(job.name for job in jobs):
+        ours = [job for job in jobs if job.name == name]
+        todo = sum(job in waiting for job in ours)
+        each = duration(ours[0].estimated_seconds)
+        say(f"{name:40}  {len(ours)} seeds, {len(ours) - todo} over  {ours[0].steps:,} steps  {each} each")
+    hours = sum(job.estimated_seconds * job.devices for job in waiting) / 3600
+    costs = "" if price is None else f", price {hours * price:,.2f}"
+    say(f"{len(waiting)} runs to go, {hours:.2f} device hours{costs}, over in about {duration(seconds / parallel)}")
+
+
+def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str, Lineage]) -> None:
+    """Ends variants, by name, whose paired training losses are clearly worse than their parent's."""
+    finished = {(s.job.name, s.job.seed): s.job for s in statuses if s.state is State.FINISHED}
+    for status in statuses:
+        name, seed = status.job.name, status.job.seed
+        lineage = lineages.get(name)
+        if status.state is not State.RUNNING or lineage is None:
+            continue
+        if not may_stop({**lineage.change, **lineage.consequences}):
+            continue
+        parents = {s: job.workdir for (n, s), job in finished.items() if n == lineage.parents[0]}
+        if seed in parents:
+            ends = [read_json(folder / "summary.json")["validation/loss"] for folder in parents.values()]
+            ours, theirs = training_losses(status.job.workdir), training_losses(parents[seed])
+            if behind := clearly_worse(ours, theirs, ends, status.job.steps):
+                for other in statuses:
+                    if other.job.name == name:
+                        queue.stop(other.job, str(behind))
+
+
+def run_jobs(
+    study: Study,
+    jobs: Sequence[Job],
+    launch: Launch = launch_local,
+    *,
+    parallel: int = 1,
+    price_per_hour: float | None = None,
+    stop_worse: bool = False,
+) -> list[Status]:
+    """Runs the jobs of a study, showing what they do; returns what became of each.
+
+    Args:
+        price_per_hour: of a device, to tell costs in money.
+        stop_worse: ends variants early that are clearly worse than their parents.
+    """
+    lineages = {one.name: one.lineage for one in resolve_study(study)[1:] if len(one.parents) == 1}
+    board, compared = Board(), time.monotonic()
+    statuses = []
+    with Queue(jobs, parallel=parallel, launch=launch) as queue:
+        for statuses in queue.watch():
+            board.draw(statuses, parallel=parallel, price_per_hour=price_per_hour)
+            if stop_worse and time.monotonic() > compared + _COMPARE_EVERY:
+                stop_what_is_worse(queue, statuses, lineages)
+                compared = time.monotonic()
+    for status in statuses:
+        if status.state in (State.FAILED, State.REFUSED):
+            note(f"{status.job}: {status.note}")
+    return statuses

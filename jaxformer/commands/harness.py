@@ -1,0 +1,24 @@
+"""Scores a run on any task of lm-evaluation-harness: `jaxformer harness run --tasks lambada_openai ...`.
+
+`jaxformer harness run --model jaxformer --model_args workdir=RUN,step=N --tasks lambada_openai` takes the arguments of
+`lm-eval`, and needs the extra `lm-eval`.
+"""
+
+import sys
+
+from jaxformer.config import UserError
+from jaxformer.host.command import command
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Runs lm-evaluation-harness, which then knows the model `jaxformer`; returns the exit status."""
+    try:
+        import jaxformer.run.lm_eval_model  # noqa: F401  Registers the model.
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    from lm_eval.__main__ import cli_evaluate
+
+    sys.argv = ["jaxformer harness", *arguments]  # The harness reads no other.
+    cli_evaluate()
+    return 0

@@ -1,0 +1,8 @@
+"""Trains an experiment, or resumes it where it stopped: `jaxformer train --experiment=NAME [--workdir=DIR] [--seed=N]`.
+
+The same as `python -m jaxformer.train`.
+"""
+
+from jaxformer.train import run_command as main
+
+__all__ = ["main"]
