@@ -9,12 +9,13 @@ from typing import NamedTuple
 import grain
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxformer.checkpoint.retention import best_step
 from jaxformer.checkpoint.train_state import Checkpoints, save, save_and_wait
 from jaxformer.config import TrainingFailure
 from jaxformer.data.packing import batch_digest, seek
-from jaxformer.devices.mesh import put_rows
+from jaxformer.devices.mesh import put_rows, rows_here
 from jaxformer.devices.multihost import AgreedStop, all_rows
 from jaxformer.evaluation.generate import sample_text
 from jaxformer.evaluation.result_files import describe_scores, describe_validation, write_scores, write_validation
@@ -38,8 +39,7 @@ from jaxformer.step import TrainState, compile_step
 class Run(NamedTuple):
     """What the steps of a run have in common.
 
-    devices: how many compute a step.
-    rows: of each batch, those that this process reads.
+    mesh: of the devices that compute a step.
     record: of the checkpoints; its `seconds` are those of the run before `started`.
     """
 
@@ -49,8 +49,7 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     progress: Progress
     signals: StopSignals
-    devices: int
-    rows: slice
+    mesh: Mesh
     record: dict
     started: float
 
@@ -60,7 +59,7 @@ class Run(NamedTuple):
         before = self.record["seconds"]
         return self.record | {
             "seconds": before + seconds,
-            "device_seconds": self.record.get("device_seconds", before) + seconds * self.devices,
+            "device_seconds": self.record.get("device_seconds", before) + seconds * self.mesh.size,
         }
 
 
@@ -75,6 +74,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
     validate_every = run.experiment.evaluation.every_steps
     jitted_step, agreed_stop = compile_step(state), AgreedStop()
     data_state = batches.get_state()
+    first_row = rows_here(run.mesh, run.experiment.training.rows_per_step).start
     with run.signals.deferred():
         for step in range(int(state.step), steps):
             # Validated after it was saved, and again if the run stopped in between.
@@ -90,7 +90,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
                     save_now(run, state, data_state)
                 raise
             waited = time.perf_counter() - asked
-            data_state, digest = batches.get_state(), batch_digest(batch, run.rows.start or 0)
+            data_state, digest = batches.get_state(), batch_digest(batch, first_row)
             state, metrics = jitted_step(state, put_rows(state.mesh, batch))
             agreed_stop.ask(run.signals.received, metrics["loss"])
             is_due = (step + 1) % every == 0 or (step + 1) % validate_every == 0 or step + 1 == steps

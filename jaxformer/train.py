@@ -2,10 +2,6 @@
 
 import signal
 
-from jaxformer.plan.device_fit import choose_attention
-from jaxformer.run.folder import checkpoints_to_come, finished
-from jaxformer.run.progress import make_progress
-
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     # Until `StopSignals` takes it, Ctrl-C ends the process as the system does: imports would be left with a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -20,11 +16,12 @@ from pathlib import Path
 
 import grain
 import jax
+from jax.sharding import Mesh
 
 from jaxformer.checkpoint.store import hush
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.config import to_dict
-from jaxformer.data.packing import make_batches, seek
+from jaxformer.data.packing import Batch, make_batches, seek
 from jaxformer.devices.device import choose_device, keep_compiled, too_little_memory_told
 from jaxformer.devices.mesh import rows_here
 from jaxformer.devices.multihost import (
@@ -44,16 +41,22 @@ from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import command, flush_streams
 from jaxformer.host.console import note, say
 from jaxformer.host.files import read_json
-from jaxformer.host.lock import LOCK
 from jaxformer.host.signals import StopSignals
 from jaxformer.loop import Run, finish, run_steps
-from jaxformer.plan.device_fit import advise_here, fit_to_device
+from jaxformer.plan.device_fit import advise_here, choose_attention, fit_to_device
 from jaxformer.plan.estimate import print_plan
-from jaxformer.run.folder import check_disk, hold_folder, make_folder, write_config
+from jaxformer.run.folder import (
+    check_disk,
+    checkpoints_to_come,
+    describe_environment,
+    finished,
+    hold_folder,
+    write_config,
+)
 from jaxformer.run.identity import check_folder, check_kin, check_tasks, code_digest, identify
-from jaxformer.run.inputs import digests, prepare_data, task_digests
+from jaxformer.run.inputs import Data, digests, prepare_data, task_digests
 from jaxformer.run.metrics import open_writer, validation_losses
-from jaxformer.run.progress import describe
+from jaxformer.run.progress import describe, make_progress
 from jaxformer.run.sanity_check import batch_to_prove, prove
 from jaxformer.step import TrainState
 
@@ -62,6 +65,9 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
     """Runs an experiment in a folder, or resumes it there; returns its summary.
 
     Args:
+        experiment: what is run.
+        workdir: the run folder, which need not exist.
+        seed: of initialisation and data order.
         lineage: how the experiment came about, for the run's record; None for one that stands alone.
 
     Raises:
@@ -69,39 +75,22 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         TrainingFailure: the numbers, the disk or the validation end the run; what was saved stays.
         Stopped: a signal ended the run, once its state was saved.
     """
-    with StopSignals() as signals, contextlib.ExitStack() as held:
+    with StopSignals() as signals, contextlib.ExitStack() as stack:
         code_digest()  # Of the sources as they are now, while they are imported.
         device = choose_device(experiment.training.device)
         mesh = run_mesh(experiment)
-        own = held.enter_context(folder_to_write(workdir))  # Several processes read one folder, and the first writes.
         identity = identify(experiment, seed)
         check_folder(workdir, identity, "identity")
         if summary := finished(workdir, experiment):
             return summary
-        is_used = (own / LOCK).exists()
-        if is_used:
-            held.enter_context(hold_folder(own))
+        own = stack.enter_context(folder_to_write(workdir))  # Several processes read one folder, and the first writes.
+        stack.enter_context(hold_folder(own))
         say(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
-
-        # Refused before hours of preparation.
         require_agreed([to_dict(experiment), code_digest(), jax.__version__], "other settings or another version")
+
+        # What is refused is refused before the run's first file is written.
         experiment, fit = fit_to_device(experiment, read_json(workdir / "config.json"))
-        data = prepare_data(experiment, seed)
-        data_digests = digests(data)
-        require_agreed(data_digests, "other data")
-        check_folder(workdir, data_digests, "digests")
-        tasks = task_digests(data)
-        check_tasks(workdir, tasks)
-        rows = rows_here(mesh, experiment.training.rows_per_step)
-        batches = make_batches(
-            data.shards,
-            data.plans,
-            data.weights,
-            experiment.packing,
-            rows_per_step=experiment.training.rows_per_step,
-            seed=seed,
-            rows=rows,
-        )
+        data, batches = prepare_inputs(experiment, seed, workdir, mesh)
         batch = agreed_arrays(batch_to_prove(batches))
         seek(batches, 0)
         attention = choose_attention(experiment, batch, workdir, mesh.size)
@@ -110,54 +99,65 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
         if experiment.training.startup_proof:
-            proof = prove(
-                state, batch, experiment.model.vocabulary_size, document_mask=experiment.packing.document_mask
-            )
-            say(f"proof       {proof}")
+            vocabulary_size, is_masked = experiment.model.vocabulary_size, experiment.packing.document_mask
+            say(f"proof       {prove(state, batch, vocabulary_size, document_mask=is_masked)}")
 
-        # Nothing was written so far, and nothing is refused from here on but what the folder has come to hold.
-        make_folder(own)
-        if not is_used:
-            held.enter_context(hold_folder(own))
-            for key, ours in (("identity", identity), ("digests", data_digests)):
-                check_folder(workdir, ours, key)
-            if summary := finished(workdir, experiment):
-                return summary
-        wait_for_all("the folder is held")
-        checkpoints = held.enter_context(open_checkpoints(workdir / "checkpoints", experiment.checkpoint))
-        record = {"identity": identity, "digests": data_digests, "seconds": 0.0}
+        belongs_to = {"identity": identity, "digests": digests(data)}
+        checkpoints = stack.enter_context(open_checkpoints(workdir / "checkpoints", experiment.checkpoint))
+        record = {**belongs_to, "seconds": 0.0}
         if checkpoints.steps():
-            state = abstract(state)  # Two states may be more than the device holds.
-            state, record = resume(checkpoints, state, batches, {"identity": identity, "digests": data_digests})
+            state, record = resume(checkpoints, abstract(state), batches, belongs_to)
         first_step = int(state.step)
         checkpoints.validation_losses = validation_losses(workdir)
         wait_for_all("the folder is read")
-        write_config(
-            own,
-            experiment,
-            lineage or Lineage(),
-            identity,
-            data_digests,
-            data.tokenizer,
-            tasks,
-            attention.implementation,
-            device,
-            first_step,
-            mesh.size,
-        )
+        environment = describe_environment(attention.implementation, device.device_kind, mesh.size)
+        belongs_to["tasks"] = task_digests(data)
+        write_config(own, experiment, lineage or Lineage(), belongs_to, environment, data.tokenizer, first_step)
         writer, tensorboard = open_writer(own, first_step=first_step)
-        held.enter_context(writer)
+        stack.enter_context(writer)
         say(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
         progress = make_progress(experiment, writer, device, mesh.size)
-        run = Run(experiment, own, data, checkpoints, progress, signals, mesh.size, rows, record, time.perf_counter())
+        run = Run(experiment, own, data, checkpoints, progress, signals, mesh, record, time.perf_counter())
         state = run_steps(run, state, batches)
         return finish(run, state, seed, writer)
+
+
+def prepare_inputs(
+    experiment: Experiment, seed: int, workdir: Path, mesh: Mesh
+) -> tuple[Data, grain.DatasetIterator[Batch]]:
+    """Returns the data of a run, and the batches of this process's rows from the first step on.
+
+    Raises:
+        UserError: the data are not there, or not those that the folder's run, or another process, began with.
+    """
+    data = prepare_data(experiment, seed)
+    require_agreed(digests(data), "other data")
+    check_folder(workdir, digests(data), "digests")
+    check_tasks(workdir, task_digests(data))
+    rows = experiment.training.rows_per_step
+    batches = make_batches(
+        data.shards,
+        data.plans,
+        data.weights,
+        experiment.packing,
+        rows_per_step=rows,
+        seed=seed,
+        rows=rows_here(mesh, rows),
+    )
+    return data, batches
 
 
 def resume(
     checkpoints: Checkpoints, state: TrainState, batches: grain.DatasetIterator, belongs_to: dict[str, dict]
 ) -> tuple[TrainState, dict]:
-    """Returns the newest state that is not damaged and its record; the batches go on behind it."""
+    """Returns the newest state that is not damaged and its record; the batches go on behind it.
+
+    Args:
+        state: its shapes alone, since two states may be more than the device holds.
+
+    Raises:
+        UserError: the checkpoints belong to another run.
+    """
     restored = restore(checkpoints, state, belongs_to=belongs_to)
     for line in restored.damaged:
         note(line)

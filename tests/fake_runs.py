@@ -33,7 +33,7 @@ from jaxformer.experiment.experiment import science
 from jaxformer.experiment.variant import Resolved, resolve
 from jaxformer.host.files import write_json
 from jaxformer.jobs.queue import STOPPED_EARLY
-from jaxformer.run.folder import evaluations_folder, summarise, write_config
+from jaxformer.run.folder import describe_environment, evaluations_folder, summarise, write_config
 from jaxformer.run.identity import identify, identify_evaluation
 from jaxformer.run.metrics import BATCH, Writer
 
@@ -217,18 +217,10 @@ def _begin(runs: Path, resolved: Resolved, seed: int, tasks: Sequence[str], item
     for i, name in enumerate(part_names(experiment.corpus)):
         packed = {path: value for path, value in _data(experiment).items() if not path.startswith("training.")}
         digests |= {f"corpus.{i}": _digest("corpus", name), f"plan.{i}": _digest("plan", name, packed, seed)}
-    write_config(
-        workdir,
-        experiment,
-        resolved.lineage,
-        identify(experiment, seed),
-        digests,
-        tokenizer,
-        {name: _task(name, items).items_digest(np.arange(items)) for name in tasks},
-        Implementation("xla"),
-        SimpleNamespace(device_kind=device or jax.devices()[0].device_kind),
-        0,
-    )
+    tasks = {name: _task(name, items).items_digest(np.arange(items)) for name in tasks}
+    belongs_to = {"identity": identify(experiment, seed), "digests": digests, "tasks": tasks}
+    environment = describe_environment(Implementation("xla"), device or jax.devices()[0].device_kind, 1)
+    write_config(workdir, experiment, resolved.lineage, belongs_to, environment, tokenizer, 0)
     return workdir, experiment
 
 

@@ -26,7 +26,6 @@ pytestmark = pytest.mark.usefixtures("compiled")
 def test_second_process_in_a_run_folder_is_refused_with_the_name_of_the_first(experiment_files, tmp_path, capfd):
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
     run_until("step", 3, arguments)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     code = "import sys; from jaxformer.run.folder import hold_folder; from pathlib import Path\n"
     code += "with hold_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     first = subprocess.Popen(
@@ -34,6 +33,7 @@ def test_second_process_in_a_run_folder_is_refused_with_the_name_of_the_first(ex
     )
     try:
         assert first.stdout.readline() == "held\n"
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
         assert main(arguments) == 2
     finally:
         first.kill()
@@ -107,7 +107,7 @@ def test_config_file_tells_what_was_run(experiment_files, uninterrupted):
     config = json.loads((uninterrupted("best_fit") / "config.json").read_text())
     experiment = load_experiment(str(experiment_files["best_fit"]))
     keys = {"experiment", "seed", "config", "identity", "digests", "tasks", "code", "versions", "attention", "device"}
-    assert set(config) == keys | {"question", "lineage", "starts", "cores", "devices"}
+    assert set(config) == keys | {"question", "lineage", "starts", "cores", "devices", "git"}
     assert (config["experiment"], config["seed"]) == ("best_fit", 3)
     # As it was computed: with what it left open for the device.
     computed = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat="none"))
@@ -120,7 +120,7 @@ def test_config_file_tells_what_was_run(experiment_files, uninterrupted):
     assert {len(digest) for digest in [config["code"], *config["digests"].values()]} == {64}
     assert config["versions"]["jax"] == jax.__version__
     assert config["starts"] == [
-        {"step": 0, **{name: config[name] for name in ("code", "device", "devices", "versions")}}
+        {"step": 0, **{name: config[name] for name in ("code", "git", "device", "devices", "versions")}}
     ]
     # Heads of 8 features, in rows of any number of documents, are for no other implementation on any device.
     assert config["attention"]["name"] == "xla"

@@ -8,8 +8,9 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -24,11 +25,12 @@ from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import note, say
 from jaxformer.host.files import for_json, read_json, write_json, write_whole
 from jaxformer.host.lock import LOCK, Held, hold
-from jaxformer.run.identity import code_digest
+from jaxformer.run.identity import code_digest, git_state
 from jaxformer.run.metrics import recent_loss
 
-# In a run folder, the tokenizer, so that the folder is all that a trained model needs.
+# In a run folder: what is run, and the tokenizer, so that the folder is all that a trained model needs.
 TOKENIZER = "tokenizer.model"
+CONFIG = "config.json"
 
 
 def check_disk(workdir: Path, needed_bytes: int, what: str) -> None:
@@ -48,37 +50,23 @@ def _size(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def make_folder(workdir: Path) -> None:
-    """Creates a run folder unless it exists, and proves that a file can be written there.
-
-    Raises:
-        UserError: it cannot be.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / "probe.unfinished"
-        try:
-            with probe.open("wb") as file:
-                file.write(bytes(4096))
-                os.fsync(file.fileno())
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
-
-
 @contextlib.contextmanager
 def hold_folder(workdir: Path) -> Iterator[None]:
-    """Keeps every other process from running in a folder.
+    """Keeps every other process from running in a folder, which is created unless it exists.
+
+    What is refused, or ends before the run's first file is written, leaves nothing behind.
 
     Raises:
-        UserError: another process does, or the folder cannot be written.
+        UserError: another process runs in it, or the folder cannot be written.
     """
+    created = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     lock = workdir / LOCK
     is_new = not lock.exists()
     with contextlib.ExitStack() as stack:
         try:
+            workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold(lock))
+            _require_writable(workdir)
         except Held as error:
             raise UserError(
                 f"run folder {workdir}: {error} is running in it; wait for it, or choose another --workdir or --seed"
@@ -87,58 +75,78 @@ def hold_folder(workdir: Path) -> Iterator[None]:
             raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
         try:
             yield
-        except UserError:
-            if is_new:  # What is refused leaves nothing behind.
+        except BaseException as error:
+            if is_new and (isinstance(error, UserError) or not (workdir / CONFIG).exists()):
                 lock.unlink()
+                for folder in created:
+                    with contextlib.suppress(OSError):  # Something else has come into it.
+                        folder.rmdir()
             raise
+
+
+def _require_writable(folder: Path) -> None:
+    """Raises `OSError` where a file of some size cannot be written to a folder."""
+    probe = folder / "probe.unfinished"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(4096))
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def describe_environment(attention: Implementation, device_kind: str, devices: int) -> dict:
+    """Returns what a start of a run computes with, for its `config.json`: code, versions, devices and attention."""
+    packages = (
+        "jaxformer", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets",
+        "sentencepiece",
+    )  # fmt: skip
+    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {
+        "code": code_digest(),
+        "git": git_state(),
+        "versions": {"python": sys.version.split()[0], **versions},
+        "attention": dataclasses.asdict(attention),
+        "device": device_kind,
+        "devices": devices,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
 
 
 def write_config(
     workdir: Path,
     experiment: Experiment,
     lineage: Lineage,
-    identity: dict,
-    digests: dict[str, str],
+    belongs_to: Mapping[str, Mapping],
+    environment: Mapping[str, Any],
     tokenizer: Tokenizer,
-    tasks: dict[str, str],
-    attention: Implementation,
-    device: jax.Device,
     step: int,
-    devices: int = 1,
 ) -> None:
     """Writes the tokenizer, and `config.json`: the configuration, what it is run with, and, by step, its starts.
+
+    Args:
+        belongs_to: what identifies the run: `identity`, `digests` and `tasks`.
+        environment: of `describe_environment`.
+        step: at which the run starts or goes on.
 
     Raises:
         UserError: it cannot be written.
     """
-    code = code_digest()
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
-    versions = {
-        "python": sys.version.split()[0],
-        **{p: importlib.metadata.version(p) for p in ("jaxformer", *packages)},
-    }
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     before = read_json(path) or {}
     starts = [start for start in before.get("starts", []) if start["step"] < step]
+    start = {"step": step, **{name: environment[name] for name in ("code", "git", "device", "devices", "versions")}}
     record = {
         "experiment": experiment.name,
-        "seed": identity["seed"],
+        "seed": belongs_to["identity"]["seed"],
         "question": experiment.question,
         "lineage": dataclasses.asdict(lineage),
         "config": to_dict(experiment),
-        "identity": identity,
-        "digests": digests,
-        "tasks": before.get("tasks", {}) | tasks,  # Those that this start leaves out have scores here too.
-        "code": code,
-        "versions": versions,
-        "attention": dataclasses.asdict(attention),
-        "device": device.device_kind,
-        "devices": devices,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "starts": [
-            *starts,
-            {"step": step, "code": code, "device": device.device_kind, "devices": devices} | {"versions": versions},
-        ],
+        **belongs_to,
+        # Those that this start leaves out have scores here too.
+        "tasks": before.get("tasks", {}) | belongs_to["tasks"],
+        **environment,
+        "starts": [*starts, start],
     }
     try:
         write_whole(workdir / TOKENIZER, tokenizer.model)
@@ -165,7 +173,7 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    record = read_json(workdir / "config.json")
+    record = read_json(workdir / CONFIG)
     require(record is not None, f"run folder {workdir}: no config.json; give the folder of a run")
     try:
         for name in ("seed", "digests", "attention", "device"):

@@ -5,6 +5,8 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import jax
@@ -137,3 +139,27 @@ def _path(name: str) -> Path:
 
 def _parse(name: str) -> ast.Module:
     return ast.parse(_path(name).read_text())
+
+
+@functools.cache  # As of the code that runs.
+def git_state() -> dict[str, str | None] | None:
+    """Returns the git commit that the package was started from, and the digest of what differs from it.
+
+    `changes` is the hexadecimal SHA-256 of the difference of the package's files from the commit, None where there is
+    none. The whole is None where the package is no part of a git checkout.
+    """
+    folder = _ROOT / "jaxformer"
+
+    def git(*arguments: str) -> bytes:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # An installed package may lie in a folder that git ignores.
+        commit = git("rev-parse", "HEAD").decode().strip()
+        new = git("ls-files", "--others", "--exclude-standard", "-z", ".").split(b"\0")[:-1]
+        changes = git("diff", "HEAD", "--no-ext-diff", "--no-color", ".")
+        changes += b"".join(name + b"\n" + (folder / os.fsdecode(name)).read_bytes() for name in new)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changes": hashlib.sha256(changes).hexdigest() if changes else None}

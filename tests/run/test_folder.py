@@ -4,7 +4,7 @@ import pytest
 
 from jaxformer.config import UserError
 from jaxformer.host.files import read_json, write_json
-from jaxformer.run.folder import make_folder, peak_memory
+from jaxformer.run.folder import CONFIG, hold_folder, peak_memory
 
 
 def test_json_is_written_whole_and_damage_is_named(tmp_path):
@@ -19,8 +19,27 @@ def test_json_is_written_whole_and_damage_is_named(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="choose another --workdir"):
-        make_folder(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match="choose another --workdir"), hold_folder(tmp_path / "file" / "run"):
+        pass
+
+
+def test_what_ends_before_a_run_began_leaves_no_folder_behind_and_what_was_there_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for workdir in (tmp_path / "runs" / "a" / "seed_0", tmp_path / "mine"):
+        with pytest.raises(KeyboardInterrupt), hold_folder(workdir):
+            assert workdir.is_dir()
+            raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_what_ends_after_a_run_began_leaves_its_folder(tmp_path):
+    with pytest.raises(UserError), hold_folder(tmp_path / "run"):
+        write_json(tmp_path / "run" / CONFIG, {})
+        raise UserError("later")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {CONFIG}
+    with pytest.raises(KeyboardInterrupt), hold_folder(tmp_path / "run"):
+        raise KeyboardInterrupt
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {CONFIG, ".lock"}
 
 
 def test_peak_memory_is_that_of_a_python_process_with_jax():
