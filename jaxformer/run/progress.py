@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +26,8 @@ from jaxformer.step import TrainState
 # What the clock decides, and no run repeats.
 TIMES = ("train/tokens_per_second", "train/tflops", "train/waiting_for_data")
 
-# Share of the time that the loop waits for batches from which on it is told on screen.
-_TOLD_WAITING = 0.01
+# Share of the time that the loop waits for batches from which on the progress line names it.
+_NOTABLE_WAITING = 0.01
 
 
 class NonFiniteSteps(TrainingFailure):
@@ -43,6 +45,86 @@ class NonFiniteSteps(TrainingFailure):
         )
         self.first_step = first_step
         self.last_step = last_step
+
+
+class Pace(NamedTuple):
+    """How fast steps were.
+
+    tokens_per_second: targets, on all devices together.
+    tflops: TFLOP/s that these come to.
+    waiting_for_data: share of the time that the loop waited for batches.
+    seconds_per_step: of each.
+    """
+
+    tokens_per_second: float
+    tflops: float
+    waiting_for_data: float
+    seconds_per_step: float
+
+    def scalars(self) -> dict[str, float]:
+        """Returns the metrics `TIMES`."""
+        return dict(zip(TIMES, self[: len(TIMES)], strict=True))
+
+
+def measure_pace(metrics: Sequence[Mapping], seconds: float, flops_per_token: float) -> Pace:
+    """Returns the pace of steps that took so many seconds together, from their metrics."""
+    rate = sum(float(m["targets"]) for m in metrics) / seconds
+    waited = sum(m["waited"] for m in metrics)
+    return Pace(rate, rate * flops_per_token / 1e12, waited / seconds, seconds / len(metrics))
+
+
+def step_scalars(step: int, metrics: Mapping, batch: int, learning_rates: np.ndarray) -> dict[str, float]:
+    """Returns what `metrics.jsonl` holds of a step.
+
+    Args:
+        metrics: of `train_step`, fetched.
+        batch: the digest of what all processes read.
+        learning_rates: by step, where none was skipped.
+    """
+    # A step that does not count does not move the schedule.
+    skipped_before = int(metrics["skipped"]) - (not metrics["counts"])
+    return {
+        "train/loss": metrics["loss"],
+        "train/gradient_norm": metrics["gradient_norm"],
+        "train/learning_rate": learning_rates[step - 1 - skipped_before],
+        "train/spike_score": metrics["spike_score"],
+        "train/skipped_steps": metrics["skipped"],
+        BATCH: batch,
+    }
+
+
+def progress_line(step: int, steps: int, metrics: Sequence[Mapping], pace: Pace, peak: float | None) -> str:
+    """Returns the line on the steps up to one of all: loss, pace, and the time that remains.
+
+    Args:
+        metrics: of these steps.
+        peak: TFLOP/s of all devices, or None where it is not known.
+    """
+    losses = [m["loss"] for m in metrics if math.isfinite(m["loss"])]
+    skipped = metrics[-1]["skipped"]
+    waiting = pace.waiting_for_data
+    parts = [
+        f"step {step}/{steps}",
+        f"loss {np.mean(losses):.3f}" if losses else "loss not finite",
+        f"{skipped} skipped" if skipped else "",
+        f"{pace.tokens_per_second:,.0f} tokens/s",
+        f"MFU {pace.tflops / peak:.1%}" if peak else f"{pace.tflops:.3f} TFLOP/s",
+        f"waiting for data {waiting:.0%}" if waiting > _NOTABLE_WAITING else "",
+        f"ETA {duration(pace.seconds_per_step * (steps - step))}",
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def spike_line(steps: int, window: Sequence[tuple[int, Mapping]]) -> str | None:
+    """Returns the line on the largest loss spike of a window of all steps, or None where there is none."""
+    spikes = [(step, m) for step, m in window if m["spike_score"] > SPIKE]
+    if not spikes:
+        return None
+    step, m = max(spikes, key=lambda spike: spike[1]["spike_score"])
+    return (
+        f"step {step}/{steps}  spike: loss {m['loss']:.3f}, {m['spike_score']:.1f} standard deviations "
+        f"above the last{'' if m['counts'] else ', skipped'}; {len(spikes)} spikes in {len(window)} steps"
+    )
 
 
 class Progress:
@@ -67,13 +149,14 @@ class Progress:
         self._peak = peak
         self._waiting: list[tuple[int, dict]] = []
         self._since = time.perf_counter()
-        self._untimed = None
+        self._untimed: int | None = None  # Steps of those waiting that the clock does not cover; None before the first.
         self._first_bad: tuple[int, float, float] | None = None
 
     def add(self, step: int, metrics: dict) -> None:
         """Takes the metrics of a dispatched step, which may not have been computed yet, and what the host knows of it.
 
         Args:
+            step: its number, from 1.
             metrics: of `train_step`, and `batch`, the digest of its batch, and `waited`, the seconds that it took to
                 come from the reader.
         """
@@ -94,56 +177,25 @@ class Progress:
         """
         if not self._waiting:
             return
-        fetched = [(step, jax.device_get(metrics)) for step, metrics in self._waiting]
-        batches = summed([m["batch"] for _, m in fetched], DIGESTS)
-        now = time.perf_counter()
-        timed = fetched[self._untimed :]
-        speed = sum(float(m["targets"]) for _, m in timed) / (now - self._since) if timed else math.nan
-        tflops = speed * self._flops_per_token / 1e12
-        waiting = sum(m["waited"] for _, m in timed) / (now - self._since)
-        for (step, m), batch in zip(fetched, batches, strict=True):
-            # A step that does not count does not move the schedule.
-            skipped_before = int(m["skipped"]) - (not m["counts"])
-            scalars = {
-                "train/loss": m["loss"],
-                "train/gradient_norm": m["gradient_norm"],
-                "train/learning_rate": self._learning_rates[step - 1 - skipped_before],
-                "train/spike_score": m["spike_score"],
-                "train/skipped_steps": m["skipped"],
-                BATCH: batch,
-            }
-            if step == fetched[-1][0] and timed:
-                scalars |= dict(zip(TIMES, (speed, tflops, waiting), strict=True))
-            note(self._writer.write(step, scalars))
-        self._tell_spikes(fetched)
-        self._stop_if_frozen(fetched)
-        last, m = fetched[-1]
-        if timed:
-            losses = [m["loss"] for _, m in fetched if math.isfinite(m["loss"])]
-            loss = f"{np.mean(losses):.3f}" if losses else "not finite"
-            mfu = f"MFU {tflops / self._peak:.1%}" if self._peak else f"{tflops:.3f} TFLOP/s"
-            remaining = duration((now - self._since) / len(timed) * (self._steps - last))
-            skipped = f"  {m['skipped']} skipped" if m["skipped"] else ""
-            waited = f"  waiting for data {waiting:.0%}" if waiting > _TOLD_WAITING else ""
-            rate = f"{speed:,.0f} tokens/s  {mfu}{waited}"
-            say_progress(f"step {last}/{self._steps}  loss {loss}{skipped}  {rate}  ETA {remaining}")
-        self._waiting = []
-        self._untimed = 0
+        window = [(step, jax.device_get(metrics)) for step, metrics in self._waiting]
+        batches = summed([m["batch"] for _, m in window], DIGESTS)
+        timed = [m for _, m in window[self._untimed :]]
+        pace = measure_pace(timed, time.perf_counter() - self._since, self._flops_per_token) if timed else None
+        last, _ = window[-1]
+        for (step, m), batch in zip(window, batches, strict=True):
+            scalars = step_scalars(step, m, batch, self._learning_rates)
+            note(self._writer.write(step, scalars | (pace.scalars() if pace and step == last else {})))
+        if line := spike_line(self._steps, window):
+            say_progress(line, keep=True)
+        self._stop_if_frozen(window)
+        if pace:
+            say_progress(progress_line(last, self._steps, [m for _, m in window], pace, self._peak))
+        self._waiting, self._untimed = [], 0
         self._since = time.perf_counter()
 
-    def _tell_spikes(self, fetched: list[tuple[int, dict]]) -> None:
-        spikes = [(step, m) for step, m in fetched if m["spike_score"] > SPIKE]
-        if spikes:
-            step, m = max(spikes, key=lambda spike: spike[1]["spike_score"])
-            say_progress(
-                f"step {step}/{self._steps}  spike: loss {m['loss']:.3f}, {m['spike_score']:.1f} standard deviations "
-                f"above the last{'' if m['counts'] else ', skipped'}; {len(spikes)} spikes in {len(fetched)} steps",
-                keep=True,
-            )
-
-    def _stop_if_frozen(self, fetched: list[tuple[int, dict]]) -> None:
+    def _stop_if_frozen(self, window: Sequence[tuple[int, Mapping]]) -> None:
         """Remembers the first of the non-finite steps in a row, and raises once they are too many."""
-        for step, m in fetched:
+        for step, m in window:
             if m["non_finite_in_a_row"] == 1:
                 self._first_bad = (step, float(m["loss"]), float(m["gradient_norm"]))
             if m["non_finite_in_a_row"] >= MOST_IN_A_ROW:
