@@ -1,16 +1,18 @@
 """The boring, proper baseline at a size that two CPU cores train in minutes; every experiment starts from here."""
 
-from jaxformer.attention.dispatch import AttentionConfig
-from jaxformer.checkpoint.train_state import CheckpointConfig
-from jaxformer.data.corpus import CorpusConfig
-from jaxformer.data.packing import PackingConfig
-from jaxformer.data.tokenizer import TokenizerConfig
-from jaxformer.devices.mesh import MeshConfig
-from jaxformer.evaluation.config import EvaluationConfig
-from jaxformer.experiment.experiment import Experiment
-from jaxformer.model import ModelConfig
-from jaxformer.optimizer import OptimizerConfig
-from jaxformer.step import TrainingConfig
+from jaxformer.experiment import (
+    AttentionConfig,
+    CheckpointConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    Experiment,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PackingConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 
 EXPERIMENT = Experiment(
     question="How well does a plain decoder of 1.3 million parameters learn Python from the standard library?",

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from jaxformer.config import replace
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment import load_experiment, replace
 
 EXPERIMENT = dataclasses.replace(
     replace(

@@ -18,9 +18,7 @@ tokenizer, data, their order and the tokens of a step are the same. Any variant 
 
 import dataclasses
 
-from jaxformer.config import replace
-from jaxformer.data.corpus import CorpusConfig
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment import CorpusConfig, load_experiment, replace
 
 EXPERIMENT = dataclasses.replace(
     replace(

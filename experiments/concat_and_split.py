@@ -1,6 +1,6 @@
 """Documents cut where rows end."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

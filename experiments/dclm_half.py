@@ -1,7 +1,6 @@
 """Half of the rows from DCLM instead of a tenth."""
 
-from jaxformer.experiment.consequences import times
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant, times
 
 EXPERIMENT = Variant(
     parent="mixture_100m",

@@ -1,7 +1,6 @@
 """Six blocks at constant parameters."""
 
-from jaxformer.experiment.consequences import SolvedFeedForwardWidth, SolvedWidth
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import SolvedFeedForwardWidth, SolvedWidth, Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

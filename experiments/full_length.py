@@ -4,8 +4,7 @@ The sample of FineWeb-EDU holds about 10 billion tokens: the run passes over the
 times, repeated tokens are worth nearly as much as new ones (Muennighoff et al. 2023, arXiv 2305.16264).
 """
 
-from jaxformer.experiment.consequences import times
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant, times
 
 EXPERIMENT = Variant(
     parent="baseline_27m",

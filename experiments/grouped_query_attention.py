@@ -1,6 +1,6 @@
 """Query heads that share keys and values in pairs."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -6,9 +6,7 @@ study in the README used OpenStax textbooks, Standard Ebooks, and 300, 500 and 1
 
 import dataclasses
 
-from jaxformer.config import replace
-from jaxformer.data.corpus import CorpusConfig
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment import CorpusConfig, load_experiment, replace
 
 EXPERIMENT = dataclasses.replace(
     replace(

@@ -1,6 +1,6 @@
 """LayerNorm in place of RMSNorm."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

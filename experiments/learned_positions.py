@@ -1,6 +1,6 @@
 """A learned table of positions in place of rotary ones."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -1,7 +1,6 @@
 """Half the learning rate."""
 
-from jaxformer.experiment.consequences import times
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant, times
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -5,9 +5,7 @@ Both corpora are validated on, whatever their share of the rows: a parent whose 
 
 import dataclasses
 
-from jaxformer.config import replace
-from jaxformer.data.corpus import CorpusConfig
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment import CorpusConfig, load_experiment, replace
 
 BASELINE = load_experiment("baseline_100m")
 

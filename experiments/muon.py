@@ -1,6 +1,6 @@
 """Muon for the matrices of the blocks."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

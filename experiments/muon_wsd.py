@@ -1,6 +1,6 @@
 """Muon and the schedule with a short decay together."""
 
-from jaxformer.experiment.variant import Merge
+from jaxformer.experiment import Merge
 
 EXPERIMENT = Merge(
     parents=("muon", "wsd"),

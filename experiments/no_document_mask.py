@@ -1,6 +1,6 @@
 """Attention across the documents of a row."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

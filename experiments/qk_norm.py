@@ -1,6 +1,6 @@
 """Queries and keys normalised per head."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

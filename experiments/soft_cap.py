@@ -1,6 +1,6 @@
 """Logits that saturate."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -1,6 +1,6 @@
 """Squared ReLU in the feed-forward."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -1,7 +1,6 @@
 """A gated feed-forward of equal parameters."""
 
-from jaxformer.experiment.consequences import SolvedFeedForwardWidth
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import SolvedFeedForwardWidth, Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -1,6 +1,6 @@
 """An unembedding of its own."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -1,6 +1,6 @@
 """Warmup, a constant rate, and a short decay."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -1,6 +1,6 @@
 """A penalty on the log-partition."""
 
-from jaxformer.experiment.variant import Variant
+from jaxformer.experiment import Variant
 
 EXPERIMENT = Variant(
     parent="baseline",

@@ -16,16 +16,10 @@ from jaxformer.train import main
 STEPS, ROWS, T = 12, 4, 32
 REPOSITORY = Path(jaxformer.train.__file__).parents[1]
 EXPERIMENT = """
-from jaxformer.attention.dispatch import AttentionConfig
-from jaxformer.checkpoint.train_state import CheckpointConfig
-from jaxformer.data.corpus import CorpusConfig
-from jaxformer.evaluation.config import EvaluationConfig
-from jaxformer.experiment.experiment import Experiment
-from jaxformer.model import ModelConfig
-from jaxformer.optimizer import OptimizerConfig
-from jaxformer.data.packing import PackingConfig
-from jaxformer.step import TrainingConfig
-from jaxformer.data.tokenizer import TokenizerConfig
+from jaxformer.experiment import (
+    AttentionConfig, CheckpointConfig, CorpusConfig, EvaluationConfig, Experiment, ModelConfig, OptimizerConfig,
+    PackingConfig, TokenizerConfig, TrainingConfig
+)
 
 EXPERIMENT = Experiment(
     question="Does a run that was stopped end as if it had not been?",

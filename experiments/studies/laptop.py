@@ -1,6 +1,6 @@
 """The first study: twelve questions to the laptop's baseline, and whether two of the changes add up."""
 
-from jaxformer.ablation.study import Study
+from jaxformer import Study
 
 STUDY = Study(
     parent="laptop",

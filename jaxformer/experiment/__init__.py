@@ -1,0 +1,43 @@
+"""Questions as files: all that a file in `experiments/` imports, in one line.
+
+`from jaxformer.experiment import Variant` is enough for most; a file that spells out a whole configuration imports the
+class of each section from here too.
+"""
+
+from jaxformer.attention.dispatch import AttentionConfig
+from jaxformer.checkpoint.retention import CheckpointConfig
+from jaxformer.config import replace
+from jaxformer.data.corpus import CorpusConfig
+from jaxformer.data.packing import PackingConfig
+from jaxformer.data.tokenizer import TokenizerConfig
+from jaxformer.devices.mesh import MeshConfig
+from jaxformer.evaluation.config import EvaluationConfig
+from jaxformer.experiment.consequences import SolvedFeedForwardWidth, SolvedWidth, times
+from jaxformer.experiment.experiment import Experiment, make_state
+from jaxformer.experiment.variant import Merge, Variant, load_experiment, resolve
+from jaxformer.model import ModelConfig
+from jaxformer.optimizer import OptimizerConfig
+from jaxformer.step import TrainingConfig
+
+__all__ = [
+    "AttentionConfig",
+    "CheckpointConfig",
+    "CorpusConfig",
+    "EvaluationConfig",
+    "Experiment",
+    "Merge",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PackingConfig",
+    "SolvedFeedForwardWidth",
+    "SolvedWidth",
+    "TokenizerConfig",
+    "TrainingConfig",
+    "Variant",
+    "load_experiment",
+    "make_state",
+    "replace",
+    "resolve",
+    "times",
+]

@@ -71,7 +71,9 @@ def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:
     except (Exception, SystemExit) as error:
         frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = getattr(error, "lineno", None) or (frames[-1] if frames else "?")
-        raise UserError(f"{what} {path}, line {line}: {type(error).__name__}: {error}") from error
+        moved = isinstance(error, ImportError) and (error.name or "").startswith("jaxformer.")
+        hint = "; such a file imports all that it needs from jaxformer.experiment" if moved else ""
+        raise UserError(f"{what} {path}, line {line}: {type(error).__name__}: {error}{hint}") from error
     wanted = " or ".join(kind.__name__ for kind in kinds)
     article = "an" if wanted[0] in "AEIOU" else "a"
     require(isinstance(value, kinds), f"{what} {path}: it must assign {article} {wanted} to {name}")

@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-import jaxformer
 from jaxformer.config import UserError, check_same, differences, require
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.experiment.experiment import Experiment, science
@@ -94,7 +93,7 @@ def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer:
     }
 
 
-_ROOT = Path(jaxformer.__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 
 
 @functools.cache  # The code that runs is that of the start, whatever is edited since.
