@@ -24,7 +24,7 @@ from jaxformer.evaluation.task_scores import EncodedTask, score_task
 from jaxformer.evaluation.tasks import fixed_choice
 from jaxformer.evaluation.validation import validate, validation_scalars
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.host.console import duration, note, say
+from jaxformer.host.console import format_duration, note, say
 from jaxformer.host.files import write_json, write_whole
 from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.run.failed_step import diagnose, write_fault
@@ -230,9 +230,8 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
             f"{workdir}: {error.strerror}; all {steps} steps are trained and saved, and the same command finishes"
         ) from error
     validation = {name.removeprefix("validation/"): value for name, value in evaluation.items()}
-    say(
-        f"finished in {duration(record['seconds'])}: validation {describe_validation(validation)}; results in {workdir}"
-    )
+    taken = format_duration(record["seconds"])
+    say(f"finished in {taken}: validation {describe_validation(validation)}; results in {workdir}")
     return summary
 
 

@@ -18,7 +18,7 @@ from jaxformer.config import check_types, execution, require, require_one_of
 from jaxformer.data.documents import Document, help_topics, pystdlib_files, read_pystdlib, read_text, to_document
 from jaxformer.data.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds, row_group_bytes
 from jaxformer.data.remote import fixed_parts, pinned
-from jaxformer.data.source_files import SourceFile, file_digests, find_files
+from jaxformer.data.source_files import SourceFile, content_digests, find_files
 
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
 
@@ -214,7 +214,7 @@ class Documents:
 def load_documents(config: CorpusConfig) -> Documents:
     """Opens a corpus that is not a mixture (open its parts one by one).
 
-    Local files that are new or were written to are read once for the digest (`storage.file_digests`).
+    Local files that are new or were written to are read once for the digest (`source_files.content_digests`).
 
     Raises:
         UserError: nothing is found at the path.
@@ -238,7 +238,7 @@ def load_documents(config: CorpusConfig) -> Documents:
         origin, extra = origin or path, commit
     reading = [READER_VERSION, config.kind, config.split, config.text_field, config.key_field]
     digest = hashlib.sha256(json.dumps([reading, extra]).encode())
-    for file, content in zip(files, file_digests(files, "corpus file"), strict=True):
+    for file, content in zip(files, content_digests(files, "corpus file"), strict=True):
         digest.update(json.dumps([file.name, content]).encode())
     sources = digest.hexdigest()
     whole = hashlib.sha256(json.dumps([sources, config.tokens]).encode()).hexdigest() if config.tokens else sources

@@ -26,7 +26,7 @@ from jaxformer.data.shard_writer import pipeline_options, told_in_one_line, writ
 from jaxformer.data.shards import FORMAT_VERSION, SPLITS, Manifest, id_dtype, shard_digests
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.cache import make_once
-from jaxformer.host.console import note, progress_bar
+from jaxformer.host.console import format_size, note, progress_bar
 from jaxformer.host.files import sync_tree, write_whole
 from jaxformer.host.lock import is_held
 
@@ -115,7 +115,7 @@ def _tell_others(folder: Path) -> None:
     if others:
         size = sum(path.stat().st_size for each in others for path in each.rglob("*") if path.is_file())
         note(
-            f"unfinished preparations besides this one take {size / 1e9:.1f} GB in {folder.parent}: "
+            f"unfinished preparations besides this one take {format_size(size)} in {folder.parent}: "
             f"{', '.join(sorted(each.name for each in others))}; delete those that nobody will go on with"
         )
 
@@ -145,7 +145,7 @@ def _check_room(folder: Path, selected: dict[str, Selected], tokenizer: Tokenize
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"token shards {folder}: they take up to {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; free "
+            f"token shards {folder}: they take up to {format_size(needed)}, and {format_size(free)} are free; free "
             "space there, and the same command goes on with what is tokenised"
         )
 

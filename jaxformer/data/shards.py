@@ -5,7 +5,6 @@ the splits `train` and `validation`, beside `index.npz` (tokens and bytes of eve
 and digests). `preparation` makes it.
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.config import UserError, require
-from jaxformer.host.files import write_whole
+from jaxformer.host.digests import file_digests
 
 SPLITS = ("train", "validation")
 
@@ -158,25 +157,8 @@ def id_dtype(vocabulary_size: int) -> type:
 
 def shard_digests(folder: Path, split: str) -> dict[str, str]:
     """Returns the hexadecimal SHA-256 of each shard file of a split, by name; of one that did not change, as it was."""
-    memory = folder / "verified.json"
-    try:
-        known = json.loads(memory.read_bytes())
-    except (OSError, ValueError):
-        known = {}
-    known = known if isinstance(known, dict) else {}
-    found = {}
-    for path in sorted((folder / "token_shards").rglob(f"*-{split}.array_record-*")):
-        status = path.stat()
-        state = [status.st_size, status.st_mtime_ns]
-        before = known.get(path.name)
-        if not (isinstance(before, list) and before[:2] == state):
-            with path.open("rb") as file:
-                before = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
-        found[path.name] = before
-    if any(known.get(name) != value for name, value in found.items()):
-        with contextlib.suppress(OSError):  # A folder that cannot be written is read anew at each start.
-            write_whole(memory, json.dumps(known | found).encode())
-    return {name: digest for name, (*_, digest) in found.items()}
+    paths = sorted((folder / "token_shards").rglob(f"*-{split}.array_record-*"))
+    return file_digests({path.name: path for path in paths}, folder / "verified.json")
 
 
 def _open_source(folder: Path, split: str):

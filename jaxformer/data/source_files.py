@@ -11,21 +11,21 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from jaxformer.config import UserError, require
 from jaxformer.data.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, is_remote
 from jaxformer.host.cache import cache_folder
-from jaxformer.host.console import note
-from jaxformer.host.files import write_whole
+from jaxformer.host.console import format_size, note
+from jaxformer.host.digests import file_digests
+from jaxformer.host.files import read_remembered, write_remembered
 
 # A smaller file is read for its digest at every start.
 _REMEMBERED_BYTES = 1 << 20
 
-# To read more than this for a digest is told.
-_TOLD_BYTES = 10 << 30
+# To read more than this for digests is worth a line.
+_NOTABLE_BYTES = 10 << 30
 
 # A file that changed so shortly before it was read may change again within the same time stamp.
 _SETTLED_NANOSECONDS = 2_000_000_000
@@ -87,50 +87,37 @@ def open_file(path: str | os.PathLike, what: str) -> IO[bytes]:
         raise UserError(f"{what} {path}: {error.strerror or error}") from error
 
 
-def file_digest(path: str | os.PathLike, what: str) -> str:
-    """Returns the hexadecimal SHA-256 of a local file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{what} {path}: {error.strerror}") from error
-
-
-def file_digests(files: Sequence[SourceFile], what: str) -> list[str]:
+def content_digests(files: Sequence[SourceFile], what: str) -> list[str]:
     """Returns what tells the content of each file from any other.
 
     Of a local file it is the SHA-256, remembered in the cache by path, size and time of change: a large file is read
-    when it is new or was written to, not at each start. A change that keeps size and time is not noticed. Of a remote
-    file it is its size and what the store says of its content; only where it says nothing the file is read, each time.
+    when it is new or was written to, not at each start. Of a remote file it is its size and what the store says of its
+    content; only where it says nothing the file is read, each time.
+
+    Raises:
+        UserError: a file cannot be read.
     """
+    local = {os.path.abspath(file.path): Path(file.path) for file in files if not is_remote(file.path)}
     memory = cache_folder() / "digests" / f"{_short_digest([file.path for file in files])}.json"
-    known = _read_json(memory)
+    known = read_remembered(memory)
+    new = sum(file.size for file in files if os.path.abspath(file.path) in local.keys() - known.keys())
+    if new > _NOTABLE_BYTES:
+        note(f"{what}s: reading {format_size(new)} once, for their digests")
 
-    def digest(file: SourceFile) -> tuple[str, list | None]:
-        if is_remote(file.path):
-            return f"{file.size} {file.mark or _remote_digest(file.path, what)}", None
-        try:
-            status = os.stat(file.path)
-        except OSError as error:
-            raise UserError(f"{what} {file.path}: {error.strerror}") from error
-        state = [status.st_size, status.st_mtime_ns]
-        before = known.get(os.path.abspath(file.path))
-        if isinstance(before, list) and before[:2] == state:
-            return before[2], before
-        found = file_digest(file.path, what)
+    def is_worth(status: os.stat_result) -> bool:
         is_settled = time.time_ns() - status.st_mtime_ns > _SETTLED_NANOSECONDS
-        is_worth = status.st_size >= _REMEMBERED_BYTES and is_settled
-        return found, [*state, found] if is_worth else None
+        return status.st_size >= _REMEMBERED_BYTES and is_settled
 
-    new = sum(f.size for f in files if not is_remote(f.path) and os.path.abspath(f.path) not in known)
-    if new > _TOLD_BYTES:
-        note(f"{what}s: reading {new / 1e9:.0f} GB once, for their digests")
-    with ThreadPoolExecutor() as executor:
-        found = list(executor.map(digest, files))
-    memories = {os.path.abspath(f.path): memory for f, (_, memory) in zip(files, found, strict=True) if memory}
-    if memories and memories != known:
-        _try_to_write(memory, json.dumps(memories).encode())
-    return [digest for digest, _ in found]
+    try:
+        found = file_digests(local, memory, is_worth=is_worth)
+    except OSError as error:
+        raise UserError(f"{what} {error.filename}: {error.strerror}") from error
+    return [
+        f"{file.size} {file.mark or _remote_digest(file.path, what)}"
+        if is_remote(file.path)
+        else found[os.path.abspath(file.path)]
+        for file in files
+    ]
 
 
 def _remote_digest(url: str, what: str) -> str:
@@ -143,30 +130,14 @@ def _remote_digest(url: str, what: str) -> str:
 def _find_remote(url: str, suffixes: tuple[str, ...], what: str) -> tuple[SourceFile, ...]:
     pin = re.match(r"hf://datasets/[^@]+@[0-9a-f]{40}(/|$)", url)
     memory = cache_folder() / "digests" / f"{_short_digest([url, suffixes])}.json"
-    if pin and (known := _read_json(memory).get("files")):  # A commit's files never change: a later start asks nobody.
+    # A commit's files never change: a later start asks nobody.
+    if pin and (known := read_remembered(memory).get("files")):
         return tuple(SourceFile(*fields) for fields in known)
     files = tuple(SourceFile(*found) for found in find(url, suffixes, what))
     if pin:
-        _try_to_write(memory, json.dumps({"files": files}).encode())
+        write_remembered(memory, json.dumps({"files": files}).encode())
     return files
 
 
 def _short_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _try_to_write(path: Path, content: bytes) -> None:
-    """Writes what is only remembered: a cache that cannot be written costs time, no run."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-    except OSError:
-        pass

@@ -14,9 +14,10 @@ import numpy as np
 
 from jaxformer.config import UserError, require, require_one_of
 from jaxformer.data.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds
-from jaxformer.data.source_files import expanded, file_digest
+from jaxformer.data.source_files import expanded
 from jaxformer.evaluation import items
 from jaxformer.evaluation.items import Item, checked
+from jaxformer.host.digests import file_digest
 
 # In place of a path: a dataset of TFDS that is prepared under the task's own name.
 TFDS = "tfds"
@@ -106,6 +107,13 @@ def _of_task(task: Task, item: Item) -> Item:
     return item
 
 
+def _digest(path: Path, what: str) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise UserError(f"{what} {path}: {error.strerror}") from error
+
+
 def _open(task: Task, data: str):
     """Returns (records, source, digest) of a task's data."""
     what = f"{task.name} data"
@@ -119,7 +127,7 @@ def _open(task: Task, data: str):
         name, split = task.tfds
         builder = open_tfds(name if data == TFDS else str(target), split, what)
         files = sorted(path for path in Path(builder.data_dir).iterdir() if path.is_file())
-        digest = hashlib.sha256("".join(path.name + file_digest(path, what) for path in files).encode()).hexdigest()
+        digest = hashlib.sha256("".join(path.name + _digest(path, what) for path in files).encode()).hexdigest()
         return read_tfds(builder, split, what), f"{builder.data_dir}, {split}", digest
     require(is_there, f"{what} {data}: no such file or folder")
     suffixes = SUFFIXES["jsonl"] + SUFFIXES["parquet"]
@@ -134,7 +142,7 @@ def _open(task: Task, data: str):
         f"{what} {target}: of no known kind; give a file that ends with {', '.join(suffixes)}",
     )
     read = read_parquet if target.suffix == ".parquet" else read_jsonl
-    return read([target], what), str(target), file_digest(target, what)
+    return read([target], what), str(target), _digest(target, what)
 
 
 TASKS = {

@@ -58,7 +58,14 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def duration(seconds: float) -> str:
+def format_size(size: float) -> str:
+    """Returns bytes as MB or GB (10^9 bytes), to three digits or to a tenth."""
+    if size < 1e8:
+        return f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.2f} GB" if size < 1e10 else f"{size / 1e9:,.1f} GB"
+
+
+def format_duration(seconds: float) -> str:
     """Returns seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,5 +1,6 @@
 """Files that are whole or absent, also after the power failed; JSON; and what is closed at the end of a block."""
 
+import contextlib
 import json
 import math
 import os
@@ -89,10 +90,17 @@ def for_json(values: dict) -> dict:
     }
 
 
-def read_object(path: Path) -> dict:
-    """Returns the object of a JSON file, empty where there is none: a damaged one is refused by the command itself."""
+def read_remembered(path: Path) -> dict:
+    """Returns the object of a JSON file, or an empty one where there is none or it is damaged."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def write_remembered(path: Path, content: bytes) -> None:
+    """Writes what is only remembered: a disk that does not take it costs time, no run."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)

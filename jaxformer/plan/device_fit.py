@@ -22,6 +22,7 @@ from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.devices.multihost import agreed, least
 from jaxformer.experiment.experiment import Experiment, attention_shape, run_mesh
 from jaxformer.flops import matmul_parameters, training_flops_per_token
+from jaxformer.host.console import format_size
 from jaxformer.host.files import read_json
 from jaxformer.host.gpu_memory import memory_fraction
 from jaxformer.model import SAVED
@@ -160,7 +161,7 @@ def fit_to_device(experiment: Experiment, record: dict | None = None) -> tuple[E
     fit = choose_fit(replace(experiment, {"model.remat": remat, "training.micro_batches": micro_batches}), target)
     text = f"remat {fit.remat}, {fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''}, {reason}"
     if target.memory:
-        text = f"an estimated {_gigabytes(fit.memory.peak)} of {_gigabytes(target.memory)}: {text}"
+        text = f"an estimated {format_size(fit.memory.peak)} of {format_size(target.memory)}: {text}"
     return fit.applied(experiment), text
 
 
@@ -249,24 +250,20 @@ def advise(experiment: Experiment, target: Target) -> str:
     )
     # What failed may have fitted by the formula, and others may share the device: what is taken must take much less.
     bound = min(_MARGIN * target.memory, 0.85 * failed.memory.peak)
-    has = f"of {_gigabytes(target.memory)}"
+    has = f"of {format_size(target.memory)}"
     open_ways = list(ways(opened, target))
     better = next((fit for fit in open_ways if fit.memory.peak <= bound), None)
     if better is not None:
-        return f"set {_settings(better)}: an estimated {_gigabytes(better.memory.peak)} {has}"
+        return f"set {_settings(better)}: an estimated {format_size(better.memory.peak)} {has}"
     least = min(open_ways, key=lambda fit: fit.memory.peak)
     return (
-        f"the least that it needs is {_gigabytes(least.memory.peak / _MARGIN)} {has}, with {_settings(least)}; lower "
+        f"the least that it needs is {format_size(least.memory.peak / _MARGIN)} {has}, with {_settings(least)}; lower "
         "packing.row_length or the size of the model, or take a larger device"
     )
 
 
 def _settings(fit: Fit) -> str:
     return f"--training.micro_batches={fit.micro_batches} --model.remat={fit.remat}"
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
 
 
 def choose_attention(experiment: Experiment, batch: Batch, workdir: Path, devices: int = 1) -> Choice:

@@ -19,7 +19,7 @@ from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.flops import embedding_parameters, parameter_count, training_flops_per_token
-from jaxformer.host.console import duration
+from jaxformer.host.console import format_duration, format_size
 from jaxformer.model import Transformer
 from jaxformer.plan.device_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
 from jaxformer.step import TrainState, compile_step
@@ -85,7 +85,7 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     seconds = _run_seconds(experiment, speed)
     hours = seconds * target.devices / 3600
     print(
-        f"time        {duration(seconds)}, {hours:.2f} device hours, validation included "
+        f"time        {format_duration(seconds)}, {hours:.2f} device hours, validation included "
         f"({target.devices} x {target.kind})"
     )
     print(f"            {tokens_per_step / speed.step_seconds:,.0f} tokens/s, {speed.how}")
@@ -100,19 +100,19 @@ def _passes(experiment: Experiment, tokens: int) -> str:
 
 def _print_memory(experiment: Experiment, target: Target, fit: Fit) -> None:
     m, rows = fit.memory, experiment.training.rows_per_step // fit.micro_batches // target.devices
-    limit = f"; JAX may take {_size(target.memory)} ({target.kind})" if target.memory else ""
+    limit = f"; JAX may take {format_size(target.memory)} ({target.kind})" if target.memory else ""
     # There the blocks stand one after another, and XLA finds more room: up to a quarter is saved.
     about = "at most about " if target.platform == "cpu" else ""
-    print(f"memory      {about}{_size(m.peak)} on each device at a step's peak, by formula{limit}")
+    print(f"memory      {about}{format_size(m.peak)} on each device at a step's peak, by formula{limit}")
     state, gradients = m.parameters + m.optimizer, m.gradients + m.kernels + m.batch
-    print(f"            {_size(state)} of state: {_size(m.parameters)} parameters, the rest moments")
-    print(f"            {_size(gradients)} of gradients and of kernels in {jnp.dtype(target.dtype).name}")
+    print(f"            {format_size(state)} of state: {format_size(m.parameters)} parameters, the rest moments")
+    print(f"            {format_size(gradients)} of gradients and of kernels in {jnp.dtype(target.dtype).name}")
     print(
-        f"            {_size(m.saved)} kept for the backward pass: {_size(m.attention)} by attention, "
-        f"{_size(m.feed_forward)} by feed-forwards, {_size(m.stream)} of the stream"
+        f"            {format_size(m.saved)} kept for the backward pass: {format_size(m.attention)} by attention, "
+        f"{format_size(m.feed_forward)} by feed-forwards, {format_size(m.stream)} of the stream"
     )
     most = "logits" if m.loss > m.backward else "a block's backward pass"
-    print(f"            {_size(max(m.loss, m.backward))} at the peak alone: {most}")
+    print(f"            {format_size(max(m.loss, m.backward))} at the peak alone: {most}")
     parts = f"{fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''} of {rows} row{'s' * (rows > 1)}"
     print(f"recompute   remat {fit.remat}, {parts}{_why(experiment, target, fit)}")
 
@@ -126,21 +126,23 @@ def _why(experiment: Experiment, target: Target, fit: Fit) -> str:
     return (
         f": the cheapest that fits, at an estimated {fit.cost:.1%} more time;\n"
         f"            the fastest, remat {fastest.remat} in {fastest.micro_batches}, would take "
-        f"{_size(fastest.memory.peak)}"
+        f"{format_size(fastest.memory.peak)}"
     )
 
 
 def _print_disk(experiment: Experiment, target: Target, fit: Fit) -> None:
     known = [part.tokens for part in parts_of(experiment.corpus)]
     size = (
-        f"{_size(sum(known) * _SHARD_BYTES)}, {sum(known):,} tokens at most, twice that while preparing"
+        f"{format_size(sum(known) * _SHARD_BYTES)}, {sum(known):,} tokens at most, twice that while preparing"
         if all(known)
         else "by its length"
     )
     checkpoint = (fit.memory.parameters + fit.memory.optimizer) * target.fsdp
     most = most_kept(experiment.checkpoint, experiment.training.steps)
     print(f"disk        the corpus as tokens: {size}")
-    print(f"            {_size(checkpoint * most)} of checkpoints at most, for {most} of {_size(checkpoint)}")
+    print(
+        f"            {format_size(checkpoint * most)} of checkpoints at most, for {most} of {format_size(checkpoint)}"
+    )
 
 
 def _run_seconds(experiment: Experiment, speed: Speed) -> float:
@@ -220,7 +222,3 @@ def random_batch(rows: int, row_length: int, vocabulary_size: int) -> Batch:
 
 def _teraflops(rate: float) -> str:
     return f"{rate / 1e12:,.4g} TFLOP/s"
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

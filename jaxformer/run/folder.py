@@ -22,7 +22,7 @@ from jaxformer.evaluation.config import task_names
 from jaxformer.evaluation.result_files import describe_validation
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.variant import Lineage
-from jaxformer.host.console import note, say
+from jaxformer.host.console import format_size, note, say
 from jaxformer.host.files import for_json, read_json, write_json, write_whole
 from jaxformer.host.lock import LOCK, Held, hold
 from jaxformer.run.identity import code_digest, git_state
@@ -41,13 +41,9 @@ def check_disk(workdir: Path, needed_bytes: int, what: str) -> None:
     free = shutil.disk_usage(place).free + sum(path.stat().st_size for path in leftovers if path.is_file())
     require(
         needed_bytes <= free,
-        f"run folder {workdir}: {what} take up to {_size(needed_bytes)} more, and {_size(free)} are free; "
+        f"run folder {workdir}: {what} take up to {format_size(needed_bytes)} more, and {format_size(free)} are free; "
         "free space, choose another --workdir, or lower checkpoint.keep",
     )
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 @contextlib.contextmanager

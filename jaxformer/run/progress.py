@@ -16,7 +16,7 @@ from jaxformer.devices.device import peak_tflops
 from jaxformer.devices.multihost import summed
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import embedding_parameters, training_flops_per_token
-from jaxformer.host.console import duration, note, say, say_progress
+from jaxformer.host.console import format_duration, note, say, say_progress
 from jaxformer.optimizer import make_schedule
 from jaxformer.run.inputs import Data
 from jaxformer.run.metrics import BATCH, Writer
@@ -110,7 +110,7 @@ def progress_line(step: int, steps: int, metrics: Sequence[Mapping], pace: Pace,
         f"{pace.tokens_per_second:,.0f} tokens/s",
         f"MFU {pace.tflops / peak:.1%}" if peak else f"{pace.tflops:.3f} TFLOP/s",
         f"waiting for data {waiting:.0%}" if waiting > _NOTABLE_WAITING else "",
-        f"ETA {duration(pace.seconds_per_step * (steps - step))}",
+        f"ETA {format_duration(pace.seconds_per_step * (steps - step))}",
     ]
     return "  ".join(part for part in parts if part)
 

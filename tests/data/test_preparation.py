@@ -26,6 +26,7 @@ from jaxformer.data.selection import Selection
 from jaxformer.data.shards import SPLITS, open_shards
 from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.evaluation.validation import select_validation
+from jaxformer.host import digests
 
 SHARE = 0.15
 
@@ -287,7 +288,7 @@ def test_full_disk_under_the_shards_is_told_and_what_was_tokenised_stays(documen
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
     with monkeypatch.context() as patch:
         patch.setattr(preparation.shutil, "disk_usage", lambda _: mock.Mock(free=1000))
-        with pytest.raises(UserError, match=r"take up to 0.0 GB, and 0.0 GB are free; free space there, and the same"):
+        with pytest.raises(UserError, match=r"take up to 0.\d MB, and 0.\d MB are free; free space there, and the same"):
             prepare(documents, tokenizer, tmp_path / "full", progress=False)
     with monkeypatch.context() as patch:  # As ArrayRecord tells it.
         patch.setattr(
@@ -341,7 +342,7 @@ def test_preparations_that_were_left_are_told_with_their_room(folder, tokenizer,
     prepare(load_documents(config(folder)), tokenizer, tmp_path, progress=False)
     (line,) = capsys.readouterr().err.splitlines()
     (left,) = tmp_path.glob("shards/*.unfinished")
-    assert f"besides this one take 0.0 GB in {left.parent}: {left.name}; delete" in line
+    assert f"besides this one take 0.0 MB in {left.parent}: {left.name}; delete" in line
 
 
 def test_a_damaged_unit_is_made_again(documents, tokenizer, tmp_path):
@@ -505,14 +506,9 @@ def test_what_a_small_file_lacks_a_large_one_gives(tmp_path):
 
 
 def test_a_shard_file_is_read_to_verify_it_once_and_again_when_it_changed(documents, tokenizer, tmp_path, monkeypatch):
-    from jaxformer.data import shards
-
     folder = prepare(documents, tokenizer, tmp_path, progress=False)
-    read = []
-    original = shards.hashlib.file_digest
-    monkeypatch.setattr(
-        shards.hashlib, "file_digest", lambda file, kind: read.append(file.name) or original(file, kind)
-    )
+    read, original = [], digests.file_digest
+    monkeypatch.setattr(digests, "file_digest", lambda path: read.append(str(path)) or original(path))
     open_shards(folder, "train")
     assert read == []
     path = sorted(folder.rglob("*-train.array_record*"))[0]

@@ -14,7 +14,8 @@ from jaxformer.config import UserError
 from jaxformer.data import remote, source_files
 from jaxformer.data.corpus import CorpusConfig, load_documents
 from jaxformer.data.remote import pinned
-from jaxformer.data.source_files import file_digests, find_files, open_file
+from jaxformer.data.source_files import content_digests, find_files, open_file
+from jaxformer.host import digests as host_digests
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = COMMIT[::-1]
@@ -221,7 +222,7 @@ def test_a_file_of_which_its_store_says_nothing_is_read_for_its_digest_and_this_
     found = []
     for data in (b"one", b"two", b"two"):
         bucket({"a.txt": data})
-        found += file_digests(find_files("memory://bucket/a.txt", (".txt",), "corpus.path"), "corpus file")
+        found += content_digests(find_files("memory://bucket/a.txt", (".txt",), "corpus.path"), "corpus file")
     assert found[0] != found[1] == found[2]
     assert "a.txt: its store tells no digest, ETag or time; reading all of it" in capsys.readouterr().err
 
@@ -376,7 +377,7 @@ def test_a_revision_that_is_not_there_and_a_missing_package_are_one_line(hub, mo
 def digests(path, monkeypatch) -> tuple[list[str], int]:
     """Returns the digests of the files in a folder, and how many of them were read for it."""
     count = 0
-    original = source_files.file_digest
+    original = host_digests.file_digest
 
     def counted(*args):
         nonlocal count
@@ -384,8 +385,8 @@ def digests(path, monkeypatch) -> tuple[list[str], int]:
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(source_files, "file_digest", counted)
-        return file_digests(find_files(str(path), (".txt",), "corpus.path"), "corpus file"), count
+        patch.setattr(host_digests, "file_digest", counted)
+        return content_digests(find_files(str(path), (".txt",), "corpus.path"), "corpus file"), count
 
 
 def test_a_large_file_is_read_for_its_digest_when_it_is_new_or_changed_and_a_small_one_always(tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def test_first_step_without_memory_is_answered_with_settings_that_fit(experiment
     assert main(arguments) == 2
     error = capfd.readouterr().err
     assert error.count("\n") == 1 and "too little memory (RESOURCE_EXHAUSTED" in error
-    assert "set --training.micro_batches=" in error and "of 1.0 GB" in error
+    assert "set --training.micro_batches=" in error and "of 1.00 GB" in error
 
 
 def test_unknown_gpu_is_refused_with_those_that_are_known():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxformer.evaluation.result_files import describe_validation
-from jaxformer.host.console import duration
+from jaxformer.host.console import format_duration
 from jaxformer.run.metrics import Writer
 from jaxformer.run.progress import NonFiniteSteps, Progress
 from jaxformer.skip_steps import MOST_IN_A_ROW
@@ -17,7 +17,7 @@ from jaxformer.skip_steps import MOST_IN_A_ROW
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (7384, "2:03:04")]
 )
 def test_duration_is_told_in_minutes_or_hours(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def make_progress(writer, **options):

@@ -1,0 +1,54 @@
+"""SHA-256 of files, remembered by size and time of change, so that a large file is read once and not at each start."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from jaxformer.host.files import read_remembered, write_remembered
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """Returns the hexadecimal SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(
+    paths: Mapping[str, Path], memory: Path, *, is_worth: Callable[[os.stat_result], bool] = lambda status: True
+) -> dict[str, str]:
+    """Returns the hexadecimal SHA-256 of files by name; that of one that did not change, as it is remembered.
+
+    A change that keeps size and time is not noticed.
+
+    Args:
+        paths: of the files, by the names under which they are remembered.
+        memory: the file that remembers; where it cannot be written, the files are read each time.
+        is_worth: whether a file is to be remembered.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    known = read_remembered(memory)
+
+    def digest(name: str) -> tuple[str, list | None]:
+        status = paths[name].stat()
+        state = [status.st_size, status.st_mtime_ns]
+        before = known.get(name)
+        if isinstance(before, list) and before[:2] == state:
+            return before[2], before
+        found = file_digest(paths[name])
+        return found, [*state, found] if is_worth(status) else None
+
+    with ThreadPoolExecutor() as executor:
+        found = dict(zip(paths, executor.map(digest, paths), strict=True))
+    new = known | {name: entry for name, (_, entry) in found.items() if entry}
+    if new != known:
+        write_remembered(memory, json.dumps(new).encode())
+    return {name: digest for name, (digest, _) in found.items()}
