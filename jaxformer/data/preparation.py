@@ -1,8 +1,8 @@
-"""Documents to token shards, once: tokenised in units, selected, and written as shard files.
+"""Documents to token shards, once: tokenised in chunks, selected, and written as shard files.
 
-A preparation that was stopped, however it was, goes on where it stopped, and ends with the same shards: a unit depends
+A preparation that was stopped, however it was, goes on where it stopped, and ends with the same shards: a chunk depends
 on its own documents alone, and everything that depends on all documents (duplicates, the splits, the budget) is decided
-over the units in reading order. Apache Beam's workers make the same units, and the same shard files, by the same code.
+over the chunks in reading order. Apache Beam's workers make the same chunks and shard files, by the same code.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxformer.config import UserError
 from jaxformer.data import shards
-from jaxformer.data.chunks import Stored, open_units, stored_units, tokenise, tokenise_part
+from jaxformer.data.chunks import Stored, open_chunks, stored_chunks, tokenise, tokenise_part
 from jaxformer.data.corpus import Documents, Part, load_documents
 from jaxformer.data.selection import Selected, Selection
 from jaxformer.data.shard_writer import pipeline_options, told_in_one_line, write_shard_files
@@ -70,12 +70,12 @@ def _write(
     documents: Documents, tokenizer: Tokenizer, folder: Path, progress: bool, beam: Sequence[str] | None
 ) -> None:
     """Writes shards, index and manifest into a new folder, or into what a stopped attempt left of one."""
-    units = folder / "units"
+    chunks = folder / "chunks"
     if not (folder / "manifest.json").exists():
         with contextlib.suppress(OSError):  # One of them may end meanwhile.
             _tell_others(folder)
-        open_units(units)
-        selection = _select(documents, tokenizer, units, progress, beam)
+        open_chunks(chunks)
+        selection = _select(documents, tokenizer, chunks, progress, beam)
         if not _is_unchanged(documents):
             shutil.rmtree(folder)
             raise UserError(f"corpus {documents.origin}: its files changed while they were read; run again")
@@ -98,9 +98,9 @@ def _write(
             progress=progress,
         )
         _write_index(folder, selected)
-        sync_tree(folder / "token_shards")  # Before anything of it counts, and the units go.
+        sync_tree(folder / "token_shards")  # Before anything of it counts, and the chunks go.
         _write_manifest(folder, documents, tokenizer, selection, selected)
-    shutil.rmtree(units, ignore_errors=True)
+    shutil.rmtree(chunks, ignore_errors=True)
 
 
 def _is_unchanged(documents: Documents) -> bool:
@@ -121,15 +121,15 @@ def _tell_others(folder: Path) -> None:
 
 
 def _select(
-    documents: Documents, tokenizer: Tokenizer, units: Path, progress: bool, beam: Sequence[str] | None
+    documents: Documents, tokenizer: Tokenizer, chunks: Path, progress: bool, beam: Sequence[str] | None
 ) -> Selection:
-    """Returns the selection over the units of a corpus, all of which are stored then, up to the budget."""
+    """Returns the selection over the chunks of a corpus, all of which are stored then, up to the budget."""
     config = documents.config
     selection = Selection(config.validation_share, config.tokens)
     if beam is None:
-        stored = tokenise(documents, tokenizer, units)
+        stored = tokenise(documents, tokenizer, chunks)
     else:
-        stored = _tokenise_over_beam(documents, tokenizer, units, selection, pipeline_options(beam))
+        stored = _tokenise_over_beam(documents, tokenizer, chunks, selection, pipeline_options(beam))
     with _Progress(documents, shown=progress) as bar:
         for each in stored:
             selection.add(each)
@@ -191,9 +191,9 @@ def _write_manifest(
 
 
 def _tokenise_over_beam(
-    documents: Documents, tokenizer: Tokenizer, units: Path, selection: Selection, options
+    documents: Documents, tokenizer: Tokenizer, chunks: Path, selection: Selection, options
 ) -> Iterator[Stored]:
-    """Yields the units of a corpus in reading order, made by the workers of a Beam pipeline.
+    """Yields the chunks of a corpus in reading order, made by the workers of a Beam pipeline.
 
     With a budget it is one pipeline after another, each for as many parts as the rest of the budget probably takes.
     """
@@ -210,22 +210,24 @@ def _tokenise_over_beam(
             expected += numbered_part[1].size * rate
         if not wave:
             return
-        work = partial(_tokenise_numbered, documents, tokenizer.model, units)
+        work = partial(_tokenise_numbered, documents, tokenizer.model, chunks)
         with told_in_one_line(), beam.Pipeline(options=options) as pipeline:
             _ = pipeline | beam.Create(wave) | beam.Reshuffle() | beam.Map(work)
         for number, part in wave:
-            stored = stored_units(part, number, units)
-            if not (stored and stored[-1].unit.is_last):
-                raise UserError(f"token shards {units}: Beam's workers left no units there; they need the same folder")
+            stored = stored_chunks(part, number, chunks)
+            if not (stored and stored[-1].chunk.is_last):
+                raise UserError(
+                    f"token shards {chunks}: Beam's workers left no chunks there; they need the same folder"
+                )
             text_bytes += part.size
-            tokens += sum(int(each.unit.tokens.sum()) for each in stored)
+            tokens += sum(int(each.chunk.tokens.sum()) for each in stored)
             yield from stored
 
 
-def _tokenise_numbered(documents: Documents, model: bytes, units: Path, numbered_part: tuple[int, Part]) -> None:
+def _tokenise_numbered(documents: Documents, model: bytes, chunks: Path, numbered_part: tuple[int, Part]) -> None:
     """Does what a worker of a Beam pipeline does; a worker is one of many on its machine, and uses one thread."""
     number, part = numbered_part
-    tokenise_part(documents, part, number, Tokenizer(model, threads=1), units)
+    tokenise_part(documents, part, number, Tokenizer(model, threads=1), chunks)
 
 
 class _Progress:
@@ -249,13 +251,13 @@ class _Progress:
         self._bar.close()
 
     def update(self, stored: Stored, selection: Selection) -> None:
-        """Shows what one more unit adds."""
-        self._text += int(stored.unit.text_bytes.sum())
-        self._tokens += int(stored.unit.tokens.sum())
+        """Shows what one more chunk adds."""
+        self._text += int(stored.chunk.text_bytes.sum())
+        self._tokens += int(stored.chunk.tokens.sum())
         # Of a part that is under way, in proportion to its text.
         ratio = self._finished_bytes / self._finished_text if self._finished_text else 1.0
         done = self._finished_bytes + min(stored.part.size, self._text * ratio)
-        if stored.unit.is_last:
+        if stored.chunk.is_last:
             self._finished_bytes += stored.part.size
             self._finished_text += self._text
             self._text, done = 0, self._finished_bytes

@@ -9,32 +9,32 @@ from jaxformer.data.chunks import Stored
 # Sorted as bytes; one that ends in zeros equals no other of its length.
 _DIGEST = np.dtype("S16")
 
-# Digests that are kept apart, so that all of them are not sorted anew for each unit.
+# Digests that are kept apart, so that all of them are not sorted anew for each chunk.
 _RECENT = 1 << 17
 
 
 class Selected(NamedTuple):
-    """The documents of one split in reading order, as places in units; every array is (documents,).
+    """The documents of one split in reading order, as places in chunks; every array is (documents,).
 
-    unit_of: int32, number of the unit.
-    starts: int64, where the document's ids begin in those of the unit.
+    chunk_of: int32, number of the chunk.
+    starts: int64, where the document's ids begin in those of the chunk.
     tokens, text_bytes: int32.
     """
 
-    unit_of: np.ndarray
+    chunk_of: np.ndarray
     starts: np.ndarray
     tokens: np.ndarray
     text_bytes: np.ndarray
 
 
 class Selection:
-    """Decides over the units of a corpus, which are added in reading order, and once finished.
+    """Decides over the chunks of a corpus, which are added in reading order, and once finished.
 
     Of equal texts the first is kept. With a budget, documents are taken until those for training hold that many tokens,
     and what follows is left out. It holds 44 bytes for each document, and a little more than twice that at its end.
 
     Attributes:
-        paths: of the units so far.
+        paths: of the chunks so far.
         duplicates, empty: documents left out so far.
         training_tokens: of the documents kept for training so far.
         is_full: whether the budget is reached.
@@ -59,21 +59,21 @@ class Selection:
         return sum(len(kept.tokens) for kept in self._kept)
 
     def add(self, stored: Stored) -> None:
-        """Takes the documents of the next unit that are to be kept."""
-        unit = stored.unit
-        tokens = unit.tokens.astype(np.int64)
-        is_new = self._is_new(unit.digests)
-        is_training = is_new & (unit.fractions >= self._share)
+        """Takes the documents of the next chunk that are to be kept."""
+        chunk = stored.chunk
+        tokens = chunk.tokens.astype(np.int64)
+        is_new = self._is_new(chunk.digests)
+        is_training = is_new & (chunk.fractions >= self._share)
         before = self.training_tokens + np.cumsum(tokens * is_training) - tokens * is_training
         is_taken = before < self._budget
         chosen = np.flatnonzero(is_new & is_taken)
         self.training_tokens += int(tokens[is_training & is_taken].sum())
         self.duplicates += int((~is_new & is_taken).sum())
-        self.empty += int(unit.read) - len(tokens)
+        self.empty += int(chunk.read) - len(tokens)
         starts = np.cumsum(tokens) - tokens
-        unit_of = np.full(len(chosen), len(self.paths), np.int32)
-        self._kept.append(Selected(unit_of, starts[chosen], unit.tokens[chosen], unit.text_bytes[chosen]))
-        self._fractions.append(unit.fractions[chosen])
+        chunk_of = np.full(len(chosen), len(self.paths), np.int32)
+        self._kept.append(Selected(chunk_of, starts[chosen], chunk.tokens[chosen], chunk.text_bytes[chosen]))
+        self._fractions.append(chunk.fractions[chosen])
         self.paths.append(stored.path)
 
     def finish(self) -> dict[str, Selected]:

@@ -1,6 +1,6 @@
 """Selected documents to the files of a TFDS dataset in ArrayRecord form, written here or over Apache Beam.
 
-The builder is one and the same: each shard is a function that yields its records from the units that hold them, and
+The builder is one and the same: each shard is a function that yields its records from the chunks that hold them, and
 TFDS calls these functions in turn, or has Beam's workers call them. The files are equal, byte by byte.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxformer.config import UserError
-from jaxformer.data.chunks import read_unit
+from jaxformer.data.chunks import read_chunk
 from jaxformer.data.selection import Selected
 from jaxformer.data.shards import id_dtype
 from jaxformer.host.console import progress_bar
@@ -40,7 +40,7 @@ def write_shard_files(
     """Writes each split's documents in order, in records, as a TFDS dataset in `folder`.
 
     Args:
-        paths: of the units that hold them.
+        paths: of the chunks that hold them.
         record_tokens: of each record; a document's last one may hold fewer.
         beam: options of an Apache Beam pipeline, as on a command line; None to write here.
         progress: whether a line tells the tokens written here.
@@ -149,10 +149,10 @@ def _cut(selected: Selected, dtype: np.dtype) -> list[Selected]:
 
 def _records(paths: Sequence[Path], shard: Selected, record_tokens: int) -> Iterator[tuple[int, dict]]:
     """Yields the records of a shard, numbered."""
-    number, unit_of, ids = 0, -1, np.empty(0)
-    for unit, start, tokens in zip(*(each.tolist() for each in shard[:3]), strict=True):
-        if unit != unit_of:
-            unit_of, ids = unit, _ids(paths[unit])
+    number, chunk_of, ids = 0, -1, np.empty(0)
+    for chunk, start, tokens in zip(*(each.tolist() for each in shard[:3]), strict=True):
+        if chunk != chunk_of:
+            chunk_of, ids = chunk, _ids(paths[chunk])
         for first in range(start, start + tokens, record_tokens):
             yield number, {"ids": ids[first : min(first + record_tokens, start + tokens)]}
             number += 1
@@ -170,8 +170,8 @@ def _counted(shards: dict[str, list[partial]], bar: tqdm) -> dict[str, list[Call
 
 
 def _ids(path: Path) -> np.ndarray:
-    unit = read_unit(path, with_ids=True)
-    if unit is None:
+    chunk = read_chunk(path, with_ids=True)
+    if chunk is None:
         path.unlink(missing_ok=True)
         raise UserError(f"token shards {path}: what was prepared is damaged; run again to make this file anew")
-    return unit.ids
+    return chunk.ids

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from jaxformer.config import UserError
 from jaxformer.data import chunks, preparation, shard_writer
 from jaxformer.data import corpus as corpus_module
-from jaxformer.data.chunks import Stored, Unit, encode_unit, read_unit, tokenise, write_unit
+from jaxformer.data.chunks import Chunk, Stored, encode_chunk, read_chunk, tokenise, write_chunk
 from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
 from jaxformer.data.packing import PackingConfig
 from jaxformer.data.preparation import prepare
@@ -32,9 +32,9 @@ SHARE = 0.15
 
 
 @pytest.fixture(autouse=True)
-def small_units(monkeypatch):
-    """Units and shard files of a few documents, and parts of a few row groups."""
-    monkeypatch.setattr(chunks, "UNIT_CHARACTERS", 1500)
+def small_chunks(monkeypatch):
+    """Chunks and shard files of a few documents, and parts of a few row groups."""
+    monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 1500)
     monkeypatch.setattr(corpus_module, "PART_BYTES", 4000)
     monkeypatch.setattr(shard_writer, "_SHARD_BYTES", 6000)
 
@@ -96,10 +96,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-# Units, selection, shards.
+# Chunks, selection, shards.
 
 
-def test_documents_of_many_units_and_shard_files_are_those_of_the_corpus_in_order(documents, tokenizer, tmp_path):
+def test_documents_of_many_chunks_and_shard_files_are_those_of_the_corpus_in_order(documents, tokenizer, tmp_path):
     folder = prepare(documents, tokenizer, tmp_path, progress=False)
     found = contents(folder)
     assert found == expected(documents, tokenizer)
@@ -107,7 +107,7 @@ def test_documents_of_many_units_and_shard_files_are_those_of_the_corpus_in_orde
     assert len(found["validation"]) > 5
     manifest = open_shards(folder, "train").manifest
     assert (manifest.duplicates, manifest.empty) == (3, 1)
-    assert not (folder / "units").exists()
+    assert not (folder / "chunks").exists()
 
 
 def test_parts_of_a_corpus_are_its_documents_in_order(documents):
@@ -130,8 +130,8 @@ def test_the_selection_is_that_of_one_pass_over_all_documents(runs, budget):
         sizes = np.array([size for _, size, _ in run], np.int32)
         digests = np.array([bytes(15) + bytes([text]) for text, _, _ in run], "V16")
         fractions = np.array([fraction for _, _, fraction in run], np.float64)
-        unit = Unit(None, sizes, sizes * 4, digests, fractions, np.array(len(run)), np.array(False))
-        selection.add(Stored(Path(str(number)), None, unit, is_new=True))
+        chunk = Chunk(None, sizes, sizes * 4, digests, fractions, np.array(len(run)), np.array(False))
+        selection.add(Stored(Path(str(number)), None, chunk, is_new=True))
         for place, (text, size, fraction) in enumerate(run):
             if text not in seen and (not budget or tokens < budget):
                 kept.append((number, sum(sizes[:place]), size, size * 4, fraction))
@@ -236,18 +236,18 @@ class Stop(BaseException):
     """Stands for a kill: nothing handles it."""
 
 
-def test_stopped_after_any_number_of_units_it_goes_on_to_the_same_bytes(documents, tokenizer, tmp_path, monkeypatch):
+def test_stopped_after_any_number_of_chunks_it_goes_on_to_the_same_bytes(documents, tokenizer, tmp_path, monkeypatch):
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
     made = []
 
-    def write_some(path, unit):
+    def write_some(path, chunk):
         if len(made) % 4 == 3:
             made.append("stopped")
             raise Stop
         made.append(path.name)
-        write_unit(path, unit)
+        write_chunk(path, chunk)
 
-    monkeypatch.setattr(chunks, "write_unit", write_some)
+    monkeypatch.setattr(chunks, "write_chunk", write_some)
     for _ in range(100):
         try:
             folder = prepare(documents, tokenizer, tmp_path / "stopped", progress=False)
@@ -288,7 +288,9 @@ def test_full_disk_under_the_shards_is_told_and_what_was_tokenised_stays(documen
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
     with monkeypatch.context() as patch:
         patch.setattr(preparation.shutil, "disk_usage", lambda _: mock.Mock(free=1000))
-        with pytest.raises(UserError, match=r"take up to 0.\d MB, and 0.\d MB are free; free space there, and the same"):
+        with pytest.raises(
+            UserError, match=r"take up to 0.\d MB, and 0.\d MB are free; free space there, and the same"
+        ):
             prepare(documents, tokenizer, tmp_path / "full", progress=False)
     with monkeypatch.context() as patch:  # As ArrayRecord tells it.
         patch.setattr(
@@ -296,14 +298,14 @@ def test_full_disk_under_the_shards_is_told_and_what_was_tokenised_stays(documen
         )
         with pytest.raises(UserError, match=r"cache .*: No space left on device; free space there"):
             prepare(documents, tokenizer, tmp_path / "full", progress=False)
-    monkeypatch.setattr(chunks, "encode_unit", stop)
+    monkeypatch.setattr(chunks, "encode_chunk", stop)
     assert files_of(prepare(documents, tokenizer, tmp_path / "full", progress=False)) == whole
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "value"), [(chunks, "UNIT_CHARACTERS", 700), (corpus_module, "PART_BYTES", 2500)]
+    ("module", "name", "value"), [(chunks, "CHUNK_CHARACTERS", 700), (corpus_module, "PART_BYTES", 2500)]
 )
-def test_units_cut_in_another_way_are_made_again(documents, tokenizer, tmp_path, monkeypatch, module, name, value):
+def test_chunks_cut_in_another_way_are_made_again(documents, tokenizer, tmp_path, monkeypatch, module, name, value):
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
     with monkeypatch.context() as patch:
         patch.setattr(module, name, value)
@@ -318,17 +320,17 @@ def test_files_that_change_while_they_are_read_are_refused_and_nothing_of_them_s
     for i in range(9):
         (tmp_path / "texts" / f"{i}.txt").write_text(f"text {i}")
     settings = CorpusConfig(kind="text", path=str(tmp_path / "texts"), validation_share=0.5)
-    write = chunks.write_unit
+    write = chunks.write_chunk
 
-    def write_and_change(path, unit):
+    def write_and_change(path, chunk):
         (tmp_path / "texts" / "5.txt").write_text("text X")
-        write(path, unit)
+        write(path, chunk)
 
     with monkeypatch.context() as patch:
-        patch.setattr(chunks, "write_unit", write_and_change)
+        patch.setattr(chunks, "write_chunk", write_and_change)
         with pytest.raises(UserError, match="its files changed while they were read; run again"):
             prepare(load_documents(settings), tokenizer, tmp_path, progress=False)
-    assert not list(tmp_path.rglob("units"))
+    assert not list(tmp_path.rglob("chunks"))
     prepare(load_documents(settings), tokenizer, tmp_path, progress=False)
 
 
@@ -345,16 +347,16 @@ def test_preparations_that_were_left_are_told_with_their_room(folder, tokenizer,
     assert f"besides this one take 0.0 MB in {left.parent}: {left.name}; delete" in line
 
 
-def test_a_damaged_unit_is_made_again(documents, tokenizer, tmp_path):
-    folder = tmp_path / "units"
+def test_a_damaged_chunk_is_made_again(documents, tokenizer, tmp_path):
+    folder = tmp_path / "chunks"
     folder.mkdir()
     stored = list(tokenise(documents, tokenizer, folder))
     whole = {each.path: each.path.read_bytes() for each in stored}
     for each in (stored[1], stored[-1]):
         data = bytearray(whole[each.path])
-        data[data.index(each.unit.tokens.tobytes())] ^= 1
+        data[data.index(each.chunk.tokens.tobytes())] ^= 1
         each.path.write_bytes(data)
-        assert read_unit(each.path, with_ids=False) is None
+        assert read_chunk(each.path, with_ids=False) is None
     again = list(tokenise(documents, tokenizer, folder))
     assert [each.path for each in again] == [each.path for each in stored]
     assert {path: path.read_bytes() for path in whole} == whole
@@ -364,7 +366,7 @@ def test_ids_that_were_damaged_before_they_were_written_are_told_and_made_again(
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
 
     def damage(folder, paths, *args, **kwargs):
-        ids = read_unit(paths[2], with_ids=True).ids
+        ids = read_chunk(paths[2], with_ids=True).ids
         data = bytearray(paths[2].read_bytes())
         data[data.index(ids.tobytes())] ^= 1
         paths[2].write_bytes(data)
@@ -377,12 +379,12 @@ def test_ids_that_were_damaged_before_they_were_written_are_told_and_made_again(
     assert files_of(prepare(documents, tokenizer, tmp_path / "damaged", progress=False)) == whole
 
 
-def test_a_unit_depends_on_its_documents_alone(documents, tokenizer, tmp_path):
+def test_a_chunk_depends_on_its_documents_alone(documents, tokenizer, tmp_path):
     run = list(documents)[30:40]
-    write_unit(tmp_path / "a.npz", encode_unit(run, tokenizer, False))
-    unit = read_unit(tmp_path / "a.npz", with_ids=True)
-    assert np.split(unit.ids, np.cumsum(unit.tokens)[:-1])[0].tolist() == tokenizer.encode(run[0].text)
-    assert int(unit.read) == 10 and len(unit.tokens) == 9, "one of them is empty"
+    write_chunk(tmp_path / "a.npz", encode_chunk(run, tokenizer, False))
+    chunk = read_chunk(tmp_path / "a.npz", with_ids=True)
+    assert np.split(chunk.ids, np.cumsum(chunk.tokens)[:-1])[0].tolist() == tokenizer.encode(run[0].text)
+    assert int(chunk.read) == 10 and len(chunk.tokens) == 9, "one of them is empty"
 
 
 def test_progress_tells_tokens_share_and_rate_and_counts_what_was_there_as_no_work(

@@ -140,7 +140,7 @@ def train_files(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("shard_bytes", [400, 2000])
 def test_several_shard_files_read_the_same_as_one(corpus, tokenizer, folder, tmp_path, monkeypatch, shard_bytes):
     monkeypatch.setattr(shard_writer, "_SHARD_BYTES", shard_bytes)
-    monkeypatch.setattr(chunks, "UNIT_CHARACTERS", 500)
+    monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 500)
     many = prepare(corpus, tokenizer, tmp_path, progress=False)
     assert len(train_files(many)) > 3 and len(train_files(folder)) == 1
     for split in SPLITS:
@@ -226,15 +226,15 @@ class WithoutTensorFlow:
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def die_at_tenth(path, unit):
-    die() if len(list(path.parent.iterdir())) == 10 else write_unit(path, unit)  # One is the layout.
+def die_at_tenth(path, chunk):
+    die() if len(list(path.parent.iterdir())) == 10 else write_chunk(path, chunk)  # One is the layout.
 
 corpus, share, model, cache, fate = sys.argv[1:]
-chunks.UNIT_CHARACTERS = 500
+chunks.CHUNK_CHARACTERS = 500
 shards.RECORD_TOKENS = 16
-write_unit = chunks.write_unit
+write_chunk = chunks.write_chunk
 if fate == "die while tokenising":
-    chunks.write_unit = die_at_tenth
+    chunks.write_chunk = die_at_tenth
 elif fate == "die while writing shard files":
     shard_writer._records = die
 elif fate == "die before the manifest":
@@ -273,12 +273,12 @@ def test_a_killed_preparation_leaves_nothing_finished_and_goes_on_to_the_same_by
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert finished(tmp_path) == []
     (unfinished,) = tmp_path.glob("shards/*.unfinished")
-    kept = list(unfinished.glob("units/*.npz"))
+    kept = list(unfinished.glob("chunks/*.npz"))
     assert len(kept) >= 9
     encoded = []
-    encode = chunks.encode_unit
-    monkeypatch.setattr(chunks, "UNIT_CHARACTERS", 500)
-    monkeypatch.setattr(chunks, "encode_unit", lambda run, *rest: encoded.append(len(run)) or encode(run, *rest))
+    encode = chunks.encode_chunk
+    monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr(chunks, "encode_chunk", lambda run, *rest: encoded.append(len(run)) or encode(run, *rest))
     redone = prepare(corpus, tokenizer, tmp_path, progress=False)
     assert finished(tmp_path) == [redone.name]
     assert files_of(redone) == files_of(folder)
