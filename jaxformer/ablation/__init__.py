@@ -1,0 +1,1 @@
+"""Runs of variants and parents: compared, judged, and queued as studies."""

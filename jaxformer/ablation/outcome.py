@@ -1,3 +1,5 @@
+"""What came out of a study: its runs read, compared, judged and recorded."""
+
 import dataclasses
 import json
 import math

@@ -1,4 +1,4 @@
-"""Several variants of one parent, on the same seeds: what is to be run, and what came out of it."""
+"""Several variants of one parent, on the same seeds: what is to be run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,0 +1,1 @@
+"""Training states saved, verified and restored."""

@@ -1,0 +1,1 @@
+"""The installed program: a module for each command, thin over the library."""

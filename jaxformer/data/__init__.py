@@ -1,0 +1,1 @@
+"""Documents to packed batches; without jax, but for `packing`, which takes Grain."""

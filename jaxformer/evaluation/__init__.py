@@ -1,0 +1,1 @@
+"""Validation by document, tasks by item, and samples."""

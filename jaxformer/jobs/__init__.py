@@ -1,0 +1,1 @@
+"""Runs as processes of their own, in a queue; without jax."""

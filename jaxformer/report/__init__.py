@@ -1,0 +1,1 @@
+"""What a study decided, as text, pictures and one page."""

@@ -1,0 +1,1 @@
+"""The folder of a run: what identifies it, and what it reads, writes and prints."""
