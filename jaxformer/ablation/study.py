@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxformer.ablation.verdict import Rule
 from jaxformer.config import check_types, require
-from jaxformer.experiment.files import run_file
+from jaxformer.experiment.files import find_study, run_file
 from jaxformer.experiment.variant import OF, Resolved, resolve
 from jaxformer.flops import training_flops_per_token
 from jaxformer.host.files import read_json
@@ -47,25 +47,24 @@ class Study:
         )
 
 
-def load_study(path: Path) -> Study:
-    """Returns the study that a file assigns to `STUDY`.
+def load_study(name_or_path: str) -> Study:
+    """Returns the study that a file assigns to `STUDY`, found at a path or by its name.
 
     Raises:
         UserError: there is none.
     """
-    require(path.is_file(), f"study {path}: no such file")
-    return run_file(path, "STUDY", (Study,), "study")
+    return run_file(find_study(name_or_path), "STUDY", (Study,), "study")
 
 
-def choose_study(path: Path | None, parent: str | None, variants: str | None, **seeds: int) -> Study:
+def choose_study(name_or_path: str | None, parent: str | None, variants: str | None, **seeds: int) -> Study:
     """Returns the study of a file, or of a parent and its variants, separated by commas, in place of one.
 
     Raises:
         UserError: neither is given, both are, or there is no such study.
     """
-    if path:
+    if name_or_path:
         require(not (parent or variants), "give --study, or --parent and --variants, not both")
-        return load_study(path)
+        return load_study(name_or_path)
     names = tuple(name.strip() for name in (variants or "").split(",") if name.strip())
     require(bool(parent and names), "give --study, or --parent and --variants")
     return Study(parent=parent, variants=names, **seeds)

@@ -1,4 +1,4 @@
-"""Runs a study: `jaxformer ablate --study=FILE [--parallel=N] [--plan]`.
+"""Runs a study: `jaxformer ablate --study=NAME [--parallel=N] [--plan]`.
 
 Every run is an ordinary command of its own, `python -m jaxformer.train ...`: one that crashes harms no other, and what
 is finished is skipped, so that the same command goes on wherever it was stopped. Instead of a file, a study can be
@@ -26,7 +26,7 @@ from jaxformer.report.text import decision_table
 def main(arguments: list[str]) -> int:
     """Runs a study and prints what it decided; returns the exit status."""
     parser = Parser("jaxformer ablate", __doc__)
-    parser.add_argument("--study", type=Path, help="a file that assigns a Study to STUDY")
+    parser.add_argument("--study", metavar="NAME", help="a file in experiments/studies/, or a path to one")
     parser.add_argument("--parent", help="in place of a file: the experiment that is changed")
     parser.add_argument("--variants", help="and its variants, separated by commas")
     parser.add_argument("--seeds", type=int, default=3, help="of each experiment (default: 3)")

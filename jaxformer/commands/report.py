@@ -1,4 +1,4 @@
-"""Reports a study: `jaxformer report --study=FILE [--runs=runs] [--output=DIR]`.
+"""Reports a study: `jaxformer report --study=NAME [--runs=runs] [--output=DIR]`.
 
 Prints the decisions, and writes a page with pictures, `report.md` and PNG files to RUNS/reports/NAME. Without a study
 file, `--parent=NAME --variants=A,B` reports what was run of these. Runs that are still to come are shown as such.
@@ -21,7 +21,7 @@ from jaxformer.report.write import write_report
 def main(arguments: list[str]) -> int:
     """Prints what a study decided, and writes its report; returns the exit status."""
     parser = Parser("jaxformer report", __doc__)
-    parser.add_argument("--study", type=Path, help="file that assigns a Study to STUDY")
+    parser.add_argument("--study", metavar="NAME", help="a file in experiments/studies/, or a path to one")
     parser.add_argument("--parent", help="in place of a study: the experiment that questions are asked of")
     parser.add_argument("--variants", help="with --parent: names, separated by commas")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders (default: runs)")
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     study = choose_study(options.study, options.parent, options.variants)
-    name = options.study.stem if options.study else study.parent
+    name = Path(options.study).stem if options.study else study.parent
     outcome = judge_study(study, options.runs, allow=parse_allowed(options.allow))
     print(decision_table(outcome), flush=True)
     page = write_report(outcome, options.output or options.runs / "reports" / name)

@@ -15,7 +15,7 @@ VALUE = "EXPERIMENT"
 
 def list_experiments() -> list[str]:
     """Returns the names of the experiments that are found by name."""
-    return sorted({path.stem for folder in _folders() if folder.is_dir() for path in folder.glob("[!_]*.py")})
+    return _names(_folders())
 
 
 def find_experiment(name_or_path: str, *, near: Path | None = None) -> Path:
@@ -27,17 +27,34 @@ def find_experiment(name_or_path: str, *, near: Path | None = None) -> Path:
     Raises:
         UserError: there is none; with the nearest name that there is.
     """
+    return _find("experiment", name_or_path, [*([near] if near else []), *_folders()])
+
+
+def find_study(name_or_path: str) -> Path:
+    """Returns the file of a study: at a path, or of a name in `studies/` of the folders of experiments.
+
+    Raises:
+        UserError: there is none; with the nearest name that there is.
+    """
+    return _find("study", name_or_path, [folder / "studies" for folder in _folders()])
+
+
+def _find(what: str, name_or_path: str, folders: list[Path]) -> Path:
     if name_or_path.endswith(".py") or "/" in name_or_path:
         path = Path(os.path.expanduser(name_or_path))
-        require(_is_file(path), f"experiment file {path}: no such file")
+        require(_is_file(path), f"{what} file {path}: no such file")
         return path
-    for folder in [near, *_folders()] if near else _folders():
+    for folder in folders:
         path = folder / f"{name_or_path}.py"
         if _is_file(path):
             return path
-    known = list_experiments()
+    known = _names(folders)
     hint = did_you_mean(name_or_path, known) or f"; known here: {', '.join(known) or 'none'}"
-    raise UserError(f"unknown experiment {name_or_path!r}{hint}")
+    raise UserError(f"unknown {what} {name_or_path!r}{hint}")
+
+
+def _names(folders: list[Path]) -> list[str]:
+    return sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("[!_]*.py")})
 
 
 def run_experiment_file(path: Path, kinds: tuple[type, ...]) -> Any:

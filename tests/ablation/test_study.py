@@ -184,10 +184,10 @@ def test_files_that_are_no_study_are_refused(tmp_path, text, message):
     path = tmp_path / "study.py"
     path.write_text(f"from jaxformer.ablation.study import Study\n{text}\n")
     with pytest.raises(UserError, match=message) as refused:
-        load_study(path)
+        load_study(str(path))
     assert "\n" not in str(refused.value) and "study.py" in str(refused.value)
     with pytest.raises(UserError, match="no such file"):
-        load_study(tmp_path / "none.py")
+        load_study(str(tmp_path / "none.py"))
 
 
 def test_a_study_without_a_finished_parent_is_refused(tmp_path):

@@ -70,7 +70,8 @@ def test_the_plan_is_told_and_nothing_is_started(command, capsys, tmp_path):
         (["--parent=root", "--variants=norme"], "unknown experiment 'norme'"),
         (["--parent=root", "--variants=normed,normed"], "twice"),
         (["--parent=root", "--variants=normed", "--parallel=0"], "must be at least 1"),
-        (["--study=none.py"], "study none.py: no such file"),
+        (["--study=none.py"], "study file none.py: no such file"),
+        (["--study=labtop"], "unknown study 'labtop'; did you mean laptop?"),
         (["--study=none.py", "--parent=root"], "not both"),
     ],
 )

@@ -335,7 +335,7 @@ def test_the_command_prints_the_decisions_and_where_the_page_is(outcome, folder,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--study=nowhere.py"], "study nowhere.py: no such file"),
+        (["--study=nowhere.py"], "study file nowhere.py: no such file"),
         ([], "give --study, or --parent and --variants"),
         (["--parent=root"], "give --study, or --parent and --variants"),
         (["--parent=root", "--variants=mun"], "unknown experiment 'mun'; did you mean muon?"),
