@@ -15,7 +15,7 @@ from jaxformer.ablation.comparability import check_comparable
 from jaxformer.ablation.cost import Cost, compare_costs, mean_worth
 from jaxformer.ablation.finished_runs import Evidence, find_runs, load_evidence, paired_seeds, stack
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.verdict import Rule, Verdict, Word, decide
+from jaxformer.ablation.verdict import Findings, Rule, Verdict, Word, decide
 from jaxformer.config import require
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
 from jaxformer.statistics.significance import LOOKS, holm, mcnemar
@@ -114,9 +114,9 @@ def compare_runs(
     rule, floor = rule or Rule(), floor or noise_floor(parents)
     margin = rule.margin or floor.standard_deviation
     parent = parents[0].record["experiment"]
+    failed = "; ".join(f"seed {seed} {why}" for seed, why in sorted((failures or {}).items()))
     if not variants:
-        why = "; ".join(f"seed {seed} {text}" for seed, text in sorted((failures or {}).items()))
-        verdict = Verdict(Word.REVERT, why) if why else Verdict(Word.NOT_COMPARED, "no run of it is finished")
+        verdict = Verdict(Word.REVERT, failed) if failed else Verdict(Word.NOT_COMPARED, "no run of it is finished")
         return Comparison(parent, variant, verdict, margin, {})
     name, lineage, question = (variants[0].record[key] for key in ("experiment", "lineage", "question"))
     flags, notes = check_comparable(parents, variants, allow=allow)
@@ -132,23 +132,19 @@ def compare_runs(
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(flags))
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
     found = _compare_pairs(pairs[:looked_at], floor.prior(name, looked_at), rule)
-    if failures:
-        told = "; ".join(f"seed {seed} {why}" for seed, why in sorted(failures.items()))
-        verdict = Verdict(Word.REVERT, f"{found['difference'].mean:+.4f}, but {told}")
-    else:
-        is_worse = {n: t.p_value <= rule.guard_alpha and t.accuracy.mean < 0 for n, t in found["tasks"].items()}
-        verdict = decide(
-            found["difference"],
-            seeds=looked_at,
-            rule=rule,
-            margin=margin,
-            cost=found["cost"],
-            worth=found["worth"],
-            worse_tasks=[task for task, worse in is_worse.items() if worse],
-            parent_seeds=len(parents),
-        )
+    is_worse = {n: t.p_value <= rule.guard_alpha and t.accuracy.mean < 0 for n, t in found["tasks"].items()}
+    findings = Findings(
+        found["difference"],
+        looked_at,
+        margin,
+        found["cost"],
+        found["worth"],
+        worse_tasks=tuple(task for task, worse in is_worse.items() if worse),
+        failures=failed,
+        parent_seeds=len(parents),
+    )
     known = {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
-    return Comparison(parent, name, verdict, margin, **known, **found)
+    return Comparison(parent, name, decide(findings, rule), margin, **known, **found)
 
 
 def _compare_pairs(pairs: Sequence[tuple[Evidence, Evidence]], prior: VariancePrior | None, rule: Rule) -> dict:

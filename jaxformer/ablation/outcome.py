@@ -11,7 +11,7 @@ from jaxformer.ablation.comparison import Comparison, compare_runs, interaction,
 from jaxformer.ablation.finished_runs import Evidence
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.study import Study, resolve_study
-from jaxformer.ablation.verdict import Rule, Verdict, Word
+from jaxformer.ablation.verdict import Rule, Word, kept_by_chance
 from jaxformer.config import require
 from jaxformer.experiment.variant import Resolved, common_ancestor
 from jaxformer.host.files import for_json, read_json, write_json
@@ -136,10 +136,7 @@ def _with_q_values(comparisons: Sequence[Comparison], rule: Rule) -> list[Compar
     judged = list(comparisons)
     for i, q in zip(compared, q_values, strict=True):
         one = comparisons[i]._replace(q_value=float(q))
-        if one.verdict.word is Word.KEEP and q > rule.q:
-            reason = f"{one.verdict.reason}, but among so many questions it may be chance (q = {q:.2f})"
-            one = one._replace(verdict=Verdict(Word.UNDECIDED, reason, None))
-        judged[i] = one
+        judged[i] = one._replace(verdict=kept_by_chance(one.verdict, float(q), rule) or one.verdict)
     return judged
 
 
