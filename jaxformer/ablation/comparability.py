@@ -17,7 +17,7 @@ DATA_FIELDS = (
     "training.rows_per_step",
 )
 
-# Kinds of differences that one may choose to look past.
+# Kinds of differences that one may choose to ignore.
 ALLOWABLE = ("batches", "code", "device", "versions")
 
 

@@ -18,7 +18,7 @@ from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.verdict import Findings, Rule, Verdict, Word, decide
 from jaxformer.config import require
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
-from jaxformer.statistics.significance import LOOKS, holm, mcnemar
+from jaxformer.statistics.significance import INTERIM_SEEDS, holm, mcnemar
 from jaxformer.statistics.variance_prior import VariancePrior
 
 
@@ -101,10 +101,10 @@ def compare_runs(
     """Returns the comparison of a variant's runs with its parent's.
 
     Args:
-        variant: its name, where there may be no finished run that tells it.
+        variant: its name, where there may be no finished run that records it.
         floor: the parent's noise; that of its runs here if it is not given.
         failures: by seed, how runs of the variant failed; one is enough to revert it.
-        parent_failures: by seed, how runs of the parent failed: they are told, since no pair shows them.
+        parent_failures: by seed, how runs of the parent failed: noted, since no pair shows them.
         allow: kinds of differences that shall not keep runs from being compared, such as 'code' or 'versions'.
 
     Raises:
@@ -123,19 +123,19 @@ def compare_runs(
     for seed, why in sorted((parent_failures or {}).items()):
         notes = (*notes, f"the parent failed: seed {seed} {why}; what the variant does there is not in the difference")
     pairs = paired_seeds(parents, variants)
-    looked_at = max((look for look in LOOKS if look <= len(pairs)), default=len(pairs))
-    if looked_at < len(pairs):
-        notes = (*notes, f"{len(pairs) - looked_at} more seeds than the last look counts wait for the next")
+    analysed = max((seeds for seeds in INTERIM_SEEDS if seeds <= len(pairs)), default=len(pairs))
+    if analysed < len(pairs):
+        notes = (*notes, f"{len(pairs) - analysed} more seeds than the last interim analysis takes wait for the next")
     if not pairs:
         flags = (*flags, f"seeds: {parent} and {name} share none; train both with the same --seed")
     if flags:
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(flags))
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
-    found = _compare_pairs(pairs[:looked_at], floor.prior(name, looked_at), rule)
+    found = _compare_pairs(pairs[:analysed], floor.prior(name, analysed), rule)
     is_worse = {n: t.p_value <= rule.guard_alpha and t.accuracy.mean < 0 for n, t in found["tasks"].items()}
     findings = Findings(
         found["difference"],
-        looked_at,
+        analysed,
         margin,
         found["cost"],
         found["worth"],

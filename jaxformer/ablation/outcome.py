@@ -17,7 +17,7 @@ from jaxformer.experiment.variant import Resolved, common_ancestor
 from jaxformer.host.files import for_json, read_json, write_json
 from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
 from jaxformer.statistics.paired_difference import Difference
-from jaxformer.statistics.significance import LOOK_ALPHA, benjamini_hochberg
+from jaxformer.statistics.significance import INTERIM_ALPHA, benjamini_hochberg
 
 # In the folder of an experiment's runs.
 NOISE = "noise.json"
@@ -130,8 +130,8 @@ def _reuse(path: Path, floor: NoiseFloor, run: Evidence) -> NoiseFloor:
 def _with_q_values(comparisons: Sequence[Comparison], rule: Rule) -> list[Comparison]:
     """Returns comparisons with the q-value of each over all, and none kept that has too large a one."""
     compared = [i for i, one in enumerate(comparisons) if one.difference is not None and one.difference.seeds_counted]
-    # The level of a look is smaller than that of all looks together, 0.05, and so is its p-value.
-    p_values = [min(1.0, 0.05 / LOOK_ALPHA * comparisons[i].difference.p_value) for i in compared]
+    # The level of an interim analysis is smaller than that of all together, 0.05, and so is its p-value.
+    p_values = [min(1.0, 0.05 / INTERIM_ALPHA * comparisons[i].difference.p_value) for i in compared]
     q_values = benjamini_hochberg(np.array(p_values))
     judged = list(comparisons)
     for i, q in zip(compared, q_values, strict=True):

@@ -10,7 +10,7 @@ from jaxformer.ablation.cost import Cost
 from jaxformer.config import check_types, require
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.power import seeds_needed
-from jaxformer.statistics.significance import LOOK_ALPHA, LOOKS
+from jaxformer.statistics.significance import INTERIM_ALPHA, INTERIM_SEEDS
 
 # Seeds beyond which none are searched for.
 _MOST_SEEDS = 100
@@ -31,16 +31,16 @@ class Word(enum.Enum):
 class Rule:
     """Thresholds of the decision.
 
-    alpha: two-sided level of each look; the default is that of at most three looks, after 3, 5 and 8 seeds.
+    alpha: two-sided level of each interim analysis; the default is that of at most three, after 3, 5 and 8 seeds.
     margin: bits per byte within which two models are called equal; 0 for the noise floor, the standard deviation of
         the parent's own seeds.
-    power: probability with which the further seeds that are asked for would decide an effect as large as the one seen.
+    power: probability with which the further seeds that are advised would decide an effect as large as the estimate.
     guard_alpha: level, over all tasks together (Holm 1979), at which a task that is worse speaks against a change.
     cheaper: share of the time or of the parameters that an equal model must save to be worth its change.
     q: share of false ones among a study's kept changes that is accepted (Benjamini & Hochberg 1995).
     """
 
-    alpha: float = LOOK_ALPHA
+    alpha: float = INTERIM_ALPHA
     margin: float = 0.0
     power: float = 0.8
     guard_alpha: float = 0.05
@@ -58,8 +58,8 @@ class Rule:
         within = "the noise floor, which one seed does not show" if math.isnan(margin) else f"±{margin:.4f}"
         preface = (
             f"Difference of validation bits per byte, variant minus parent, with its {1 - self.alpha:.1%} interval "
-            f"over seeds and documents, looked at after {', '.join(map(str, LOOKS))} seeds; the first that holds "
-            "decides."
+            f"over seeds and documents, analysed after {', '.join(map(str, INTERIM_SEEDS))} seeds. The first that "
+            "holds decides."
         )
         stated = (" ".join(each.__doc__.format(rule=self, within=within).split()) for each in (*RULES, kept_by_chance))
         return " ".join([preface, *stated])
@@ -117,10 +117,10 @@ def failed(found: Findings, rule: Rule) -> Verdict | None:
 
 
 def too_few_seeds(found: Findings, rule: Rule) -> Verdict | None:
-    """UNDECIDED: there are fewer seeds than the first look takes."""
-    if found.seeds < LOOKS[0]:
-        reason = f"{_shown(found, rule)}: the first look is after {LOOKS[0]} seeds"
-        return Verdict(Word.UNDECIDED, reason, *_until(LOOKS[0], found))
+    """UNDECIDED: there are fewer seeds than the first interim analysis takes."""
+    if found.seeds < INTERIM_SEEDS[0]:
+        reason = f"{_shown(found, rule)}: the first interim analysis is after {INTERIM_SEEDS[0]} seeds"
+        return Verdict(Word.UNDECIDED, reason, *_until(INTERIM_SEEDS[0], found))
 
 
 def worse_at_a_task(found: Findings, rule: Rule) -> Verdict | None:
@@ -170,25 +170,25 @@ def better(found: Findings, rule: Rule) -> Verdict | None:
         return Verdict(Word.KEEP, f"{_shown(found, rule)} is better")
 
 
-def after_the_last_look(found: Findings, rule: Rule) -> Verdict | None:
-    """UNDECIDED: there is no further look, and the parent stays."""
-    if found.seeds >= LOOKS[-1]:
-        reason = f"{_shown(found, rule)} after {found.seeds} seeds, the last look: the parent stays"
+def after_the_last_analysis(found: Findings, rule: Rule) -> Verdict | None:
+    """UNDECIDED: there is no further interim analysis, and the parent stays."""
+    if found.seeds >= INTERIM_SEEDS[-1]:
+        reason = f"{_shown(found, rule)} after {found.seeds} seeds, the last analysis: the parent stays"
         return Verdict(Word.UNDECIDED, reason, None)
 
 
 def more_seeds(found: Findings, rule: Rule) -> Verdict:
-    """UNDECIDED: otherwise, until the look that would decide with a probability of {rule.power:.0%} if the difference
-    is as large as it seems; the parent stays if none would."""
+    """UNDECIDED: otherwise, until the interim analysis that would decide with a probability of {rule.power:.0%} if the
+    difference is as large as it seems; the parent stays if none would."""
     shown, needed = _shown(found, rule), _seeds_to_decide(found, rule)
     if needed is None:
-        reason = f"{shown}: not even {_MOST_SEEDS} seeds would tell it from 0 or from the margin"
+        reason = f"{shown}: not even {_MOST_SEEDS} seeds would distinguish it from 0 or from the margin"
         return Verdict(Word.UNDECIDED, reason, None)
-    if needed > LOOKS[-1]:
-        reason = f"{shown}: it would take about {needed} seeds, beyond the last look: the parent stays"
+    if needed > INTERIM_SEEDS[-1]:
+        reason = f"{shown}: it would take about {needed} seeds, beyond the last analysis: the parent stays"
         return Verdict(Word.UNDECIDED, reason, None)
-    look = next(look for look in LOOKS if look > found.seeds and look >= needed)
-    return Verdict(Word.UNDECIDED, shown, *_until(look, found))
+    later = next(seeds for seeds in INTERIM_SEEDS if seeds > found.seeds and seeds >= needed)
+    return Verdict(Word.UNDECIDED, shown, *_until(later, found))
 
 
 RULES: tuple[Callable[[Findings, Rule], Verdict | None], ...] = (
@@ -200,7 +200,7 @@ RULES: tuple[Callable[[Findings, Rule], Verdict | None], ...] = (
     worse,
     not_worth_its_time,
     better,
-    after_the_last_look,
+    after_the_last_analysis,
     more_seeds,
 )
 

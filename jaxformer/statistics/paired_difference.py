@@ -15,9 +15,10 @@ from scipy import optimize, special
 
 from jaxformer.statistics.variance_prior import VariancePrior, moderate
 
-# By how much wider than the level of a look the level of a comparison's own variance may be where a prior moderates it.
-# A prior controls errors on average over comparisons, and too many of one that varies more than the others. Its own
-# variance, held against this multiple, bounds those as well: 0.019 x 3.15 / 2 = 3.0 % on a side at the first look.
+# By how much wider than the level of an interim analysis that of a comparison's own variance may be where a prior
+# moderates it. A prior controls errors on average over comparisons, and too many of one that varies more than the
+# others. Its own variance, held against this multiple, bounds those as well: 0.019 x 3.15 / 2 = 3.0 % on a side at the
+# first analysis.
 OWN_LEVEL = 3.15
 
 # A p-value below this one is given as 0.
@@ -241,7 +242,7 @@ def _check_finite(what: str, values: np.ndarray) -> None:
 
 
 def _seed_variance(difference_S: np.ndarray, prior: VariancePrior | None) -> tuple[float, float] | None:
-    """Returns the variance of the mean over seeds and its degrees of freedom; None if nothing tells them."""
+    """Returns the variance of the mean over seeds and its degrees of freedom; None if nothing estimates them."""
     S = len(difference_S)
     variance = float(difference_S.var(ddof=1)) if S > 1 else 0.0
     df = float(max(S - 1, 0))

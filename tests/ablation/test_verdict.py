@@ -1,4 +1,4 @@
-"""Verdicts follow the rule that is printed, and ask for what would decide."""
+"""Verdicts follow the rule that is printed, and name the seeds that would decide."""
 
 import inspect
 import math
@@ -48,15 +48,15 @@ def verdict(mean, error=0.001, **options):
         (verdict(-0.01, worth=math.nan), Word.KEEP, ""),
         (verdict(-0.01, worth=math.nan, cost=Cost(5.0, (4.9, 5.1), 1.0, 0.5, 0.5)), Word.UNDECIDED, "is not known"),
         (verdict(-0.01, worth=math.nan, cost=Cost(math.nan, (0.0, math.inf), 1.0, 0.5, 0.5)), Word.KEEP, ""),
-        (verdict(-1.0, seeds=2), Word.UNDECIDED, "the first look is after 3 seeds"),
-        (verdict(1.0, seeds=1), Word.UNDECIDED, "the first look is after 3 seeds"),
+        (verdict(-1.0, seeds=2), Word.UNDECIDED, "the first interim analysis is after 3 seeds"),
+        (verdict(1.0, seeds=1), Word.UNDECIDED, "the first interim analysis is after 3 seeds"),
     ],
 )
 def test_the_rule_decides(found, word, reason):
     assert found.word is word and reason in found.reason
     assert word is Word.UNDECIDED or not found.more_seeds
-    # Further seeds are asked for only where they would help.
-    assert not found.more_seeds or found.reason.endswith("]") or "first look" in found.reason
+    # Further seeds are advised only where they would help.
+    assert not found.more_seeds or found.reason.endswith("]") or "first interim analysis" in found.reason
 
 
 def test_a_mirrored_difference_is_judged_by_the_mirrored_word():
@@ -67,11 +67,11 @@ def test_a_mirrored_difference_is_judged_by_the_mirrored_word():
             assert theirs is words.get(ours, ours), (mean, error)
 
 
-def test_what_is_undecided_tells_how_many_more_seeds_would_decide_and_their_cost():
-    asked = verdict(-0.01, 0.003, df=2.0, parent_seeds=5)
+def test_what_is_undecided_states_how_many_more_seeds_would_decide_and_their_cost():
+    found = verdict(-0.01, 0.003, df=2.0, parent_seeds=5)
     needed = seeds_needed(0.01, 0.003 * math.sqrt(3), alpha=Rule().alpha, wanted_power=0.8)
-    assert asked.word is Word.UNDECIDED and 5 < needed <= 8 and asked.more_seeds == 8 - 3
-    assert asked.more_hours == pytest.approx(5 * 0.5 + 3 * 0.4), "the parent has five of the eight"
+    assert found.word is Word.UNDECIDED and 5 < needed <= 8 and found.more_seeds == 8 - 3
+    assert found.more_hours == pytest.approx(5 * 0.5 + 3 * 0.4), "the parent has five of the eight"
     assert verdict(-0.02, 0.003, df=1.0).more_seeds == 2
 
 
@@ -81,12 +81,12 @@ def test_effects_that_no_number_of_seeds_would_show_are_said_to_be_so():
     assert found.word is Word.UNDECIDED and found.more_seeds is None and "not even 100 seeds" in found.reason
 
 
-def test_seeds_beyond_the_last_look_are_not_asked_for():
+def test_seeds_beyond_the_last_analysis_are_not_advised():
     found = verdict(-0.002, 0.003, df=20.0, margin=0.0001)
-    assert found.word is Word.UNDECIDED and found.more_seeds is None and "beyond the last look" in found.reason
+    assert found.word is Word.UNDECIDED and found.more_seeds is None and "beyond the last analysis" in found.reason
 
 
-def test_after_the_last_look_the_parent_stays():
+def test_after_the_last_analysis_the_parent_stays():
     found = verdict(-0.01, 0.006, df=7.0, seeds=8)
     assert found.word is Word.UNDECIDED and found.more_seeds is None and "the parent stays" in found.reason
 
@@ -94,7 +94,7 @@ def test_after_the_last_look_the_parent_stays():
 def test_one_seed_of_which_nothing_is_known_decides_nothing():
     alone = Difference(-1.0, 0.0, math.inf, 1e-6, 20.0, seeds_counted=False)
     found = decide(Findings(alone, 1, 0.01, SAME, 1.0), Rule())
-    assert found.word is Word.UNDECIDED and found.more_seeds == 2 and "first look" in found.reason
+    assert found.word is Word.UNDECIDED and found.more_seeds == 2 and "first interim analysis" in found.reason
 
 
 def test_the_rule_is_printed_with_its_numbers():
@@ -131,7 +131,7 @@ DECIDED_BY = {
     "worse": findings(0.0005, 1e-5, worse_tasks=("boolq",)),
     "not_worth_its_time": findings(-0.01, worth=0.5),
     "better": findings(-0.01),
-    "after_the_last_look": findings(-0.01, 0.01, seeds=8),
+    "after_the_last_analysis": findings(-0.01, 0.01, seeds=8),
     "more_seeds": findings(-0.01, 0.01),
 }
 
