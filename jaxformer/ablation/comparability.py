@@ -126,14 +126,12 @@ def _check_evaluations(parent: Evidence, variant: Evidence, declared: Mapping) -
         flags.append("evaluation: a corpus with one validation document; raise evaluation.validation_bytes")
     if parent.tasks.keys() != variant.tasks.keys():
         flags.append(f"evaluation: tasks {where}")
-    may_differ = {
-        path.partition(".")[2] for path in ("packing.row_length", "training.compute_dtype") if path in declared
-    }
     results = [(name, parent.validation[name], variant.validation[name]) for name in shared]
     results += [(name, task, variant.tasks[name]) for name, task in parent.tasks.items() if name in variant.tasks]
+    may_differ = {path.partition(".")[2] for path in {"packing.row_length", "training.compute_dtype"} & {*declared}}
     for name, one, other in results:
-        keys = {key for key in one.identity if one.identity[key] != other.identity.get(key)} - may_differ
-        for key in sorted(keys):
+        differing = {key for key in one.identity if one.identity[key] != other.identity.get(key)} - may_differ
+        for key in sorted(differing):
             kind = key if key in ("code", "versions", "device") else "evaluation"
             flags.append(f"{kind}: evaluations of {name} {where} ({key})")
     return flags

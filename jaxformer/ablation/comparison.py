@@ -114,14 +114,14 @@ def compare_runs(
     rule, floor = rule or Rule(), floor or noise_floor(parents)
     margin = rule.margin or floor.standard_deviation
     parent = parents[0].record["experiment"]
-    failed = "; ".join(f"seed {seed} {why}" for seed, why in sorted((failures or {}).items()))
+    failed = "; ".join(_by_seed(failures))
     if not variants:
         verdict = Verdict(Word.REVERT, failed) if failed else Verdict(Word.NOT_COMPARED, "no run of it is finished")
         return Comparison(parent, variant, verdict, margin, {})
     name, lineage, question = (variants[0].record[key] for key in ("experiment", "lineage", "question"))
     flags, notes = check_comparable(parents, variants, allow=allow)
-    for seed, why in sorted((parent_failures or {}).items()):
-        notes = (*notes, f"the parent failed: seed {seed} {why}; what the variant does there is not in the difference")
+    for failure in _by_seed(parent_failures):
+        notes = (*notes, f"the parent failed: {failure}; what the variant does there is not in the difference")
     pairs = paired_seeds(parents, variants)
     analysed = max((seeds for seeds in INTERIM_SEEDS if seeds <= len(pairs)), default=len(pairs))
     if analysed < len(pairs):
@@ -132,19 +132,23 @@ def compare_runs(
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(flags))
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
     found = _compare_pairs(pairs[:analysed], floor.prior(name, analysed), rule)
-    is_worse = {n: t.p_value <= rule.guard_alpha and t.accuracy.mean < 0 for n, t in found["tasks"].items()}
+    tasks = found["tasks"].items()
     findings = Findings(
         found["difference"],
         analysed,
         margin,
         found["cost"],
         found["worth"],
-        worse_tasks=tuple(task for task, worse in is_worse.items() if worse),
+        worse_tasks=tuple(name for name, t in tasks if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0),
         failures=failed,
         parent_seeds=len(parents),
     )
     known = {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
     return Comparison(parent, name, decide(findings, rule), margin, **known, **found)
+
+
+def _by_seed(failures: Mapping[int, str] | None) -> list[str]:
+    return [f"seed {seed} {why}" for seed, why in sorted((failures or {}).items())]
 
 
 def _compare_pairs(pairs: Sequence[tuple[Evidence, Evidence]], prior: VariancePrior | None, rule: Rule) -> dict:

@@ -81,16 +81,23 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
     comparisons = _with_q_values(comparisons, study.rule)
     for one in comparisons:
         write_json(runs / one.variant / COMPARISON, to_json(one))
-    compared = {one.variant for one in comparisons if one.difference is not None}
-    interactions = {}
-    for one in experiments[1:]:
-        # What was flagged on the way to the common ancestor is not joined either.
-        if len(one.parents) > 1 and {one.name, *(each.name for each in one.parents)} <= compared:
-            parts, whole = [evidence[each.name] for each in one.parents], evidence[one.name]
-            found = interaction(whole, parts, evidence.get(common_ancestor(one).name, []))
-            interactions |= {one.name: found} if found else {}
     lost_hours = {one.name: hours for one in experiments if (hours := _lost_hours(runs / one.name))}
+    interactions = _interactions(experiments, evidence, comparisons)
     return Outcome(study, experiments, evidence, comparisons, interactions, lost_hours)
+
+
+def _interactions(
+    experiments: Sequence[Resolved], evidence: Mapping[str, list[Evidence]], comparisons: Sequence[Comparison]
+) -> dict[str, Difference]:
+    """Returns the interaction of each merge that was compared, and both of whose parents were."""
+    compared, found = {one.variant for one in comparisons if one.difference is not None}, {}
+    for one in experiments:
+        parents = [parent.name for parent in one.parents]
+        # What was flagged on the way to the common ancestor is not joined either.
+        if len(parents) > 1 and {one.name, *parents} <= compared:
+            ancestor = evidence.get(common_ancestor(one).name, [])
+            found[one.name] = interaction(evidence[one.name], [evidence[name] for name in parents], ancestor)
+    return {name: difference for name, difference in found.items() if difference}
 
 
 def _failures(folder: Path) -> dict[int, str]:
