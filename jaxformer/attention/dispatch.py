@@ -151,10 +151,10 @@ def choose_implementation(
 
     Args:
         recorded: what was timed to be the fastest when the run began on this device: a resumed run computes with the
-            same, unless another is asked for by name.
+            same, unless another is configured by name.
 
     Raises:
-        UserError: the one that was asked for by name cannot run here, or what was chosen fails the comparison.
+        UserError: the one that is configured by name cannot run here, or what was chosen fails the comparison.
     """
     device = jax.devices()[0]
     has_batch = document_starts_BT is not None

@@ -1,7 +1,7 @@
 """What a step recomputes and in how many parts it is computed, so that it fits the device's memory.
 
 Neither changes what a run learns. The cheapest combination that fits by the formula of `memory` is chosen at the start
-of a run, told on its screen, and kept in its record: a resumed run computes with the same.
+of a run, printed on its screen, and kept in its record: a resumed run computes with the same.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ def device_at_hand(experiment: Experiment) -> Target:
     """Returns the device that JAX computes on, and how many of them the run takes.
 
     Raises:
-        UserError: the devices of the mesh are not there, or the attention that was asked for cannot run on them.
+        UserError: the devices of the mesh are not there, or the attention that is configured cannot run on them.
     """
     device, mesh = jax.local_devices()[0], run_mesh(experiment)
     shape = attention_shape(experiment, mesh.size)

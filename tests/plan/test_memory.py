@@ -73,6 +73,13 @@ def test_blocks_keep_what_their_remat_names_and_no_more(remat, features, heads):
     assert kept.feed_forward == (L * T * 2 * 4 * D if remat == "elementwise" else 0)
 
 
+@pytest.mark.parametrize("F", [48, 96])
+def test_the_sum_of_what_blocks_keep_is_right_where_a_feed_forward_is_as_narrow_as_the_stream(F):
+    T, D, H, L = 128, 96, 3, 5
+    model = ModelConfig(vocabulary_size=7, width=D, depth=L, heads=H, feed_forward_width=F, remat="elementwise")
+    assert sum(saved_activations(model, T, "pallas", jnp.bfloat16)) == L * T * (2 * (6 * D + F) + 4 * H)
+
+
 def test_grouped_queries_keep_fewer_keys_and_values():
     model = ModelConfig(vocabulary_size=7, width=96, depth=5, heads=6, remat="feed_forward")
     grouped = dataclasses.replace(model, key_value_heads=2)
