@@ -67,7 +67,7 @@ EXPERIMENT = Experiment(
         reader_buffer=8,  # batches
     ),
     attention=AttentionConfig(
-        implementation="auto",  # auto, xla, pallas, cudnn_packed or cudnn_causal
+        implementation="auto",  # auto, xla, pallas or cudnn_packed
         autotune=False,  # time what can run here, and take the fastest
     ),
     optimizer=OptimizerConfig(

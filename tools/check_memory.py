@@ -35,7 +35,7 @@ from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.variant import load_experiment
 from jaxformer.loss import default_chunk_tokens
 from jaxformer.plan.estimate import random_batch
-from jaxformer.plan.memory import step_memory
+from jaxformer.plan.memory import Target, step_memory
 from jaxformer.step import compile_step
 
 # What XLA asks of the device, as it is of an NVIDIA H100 SXM with cuDNN 9.20.
@@ -165,17 +165,8 @@ def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:
     with told, mock.patch("jax.default_backend", return_value=platform):
         m = compile_step(state).lower(state, batch).compile().memory_analysis()
     compiled = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
-    memory = step_memory(
-        experiment,
-        attention=attention,
-        dtype=jnp.dtype(dtype),
-        remat=step.remat,
-        micro_batches=step.micro_batches,
-        platform=platform,
-        data=step.data,
-        fsdp=step.fsdp,
-    )
-    return compiled, memory.peak
+    target = Target(DEVICE, platform, 0, attention, jnp.dtype(dtype), step.data, step.fsdp)
+    return compiled, step_memory(experiment, target).peak
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from tiny_arms import Arm, make_evidence
 from tqdm import tqdm
 
 from jaxformer.ablation.comparison import compare_runs
+from jaxformer.ablation.cost import Cost
 from jaxformer.ablation.noise_floor import NoiseFloor
-from jaxformer.ablation.verdict import Cost, Rule, Word, decide
+from jaxformer.ablation.verdict import Findings, Rule, Word, decide
 from jaxformer.run.inputs import Data
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
-from jaxformer.statistics.significance import LOOKS
+from jaxformer.statistics.significance import INTERIM_SEEDS
 from jaxformer.statistics.variance_prior import VariancePrior
 
 RULE = Rule()
@@ -42,7 +43,7 @@ class Drawn(NamedTuple):
     others_SN: np.ndarray
 
     def prior(self, seeds: int) -> VariancePrior | None:
-        """Returns what the rule takes of the other arms' differences of the first seeds: none after the first look."""
+        """Returns the rule's prior, by other arms' differences of the first seeds; none after the first analysis."""
         variances = {str(n): (one, seeds - 1) for n, one in enumerate(self.others_SN[:seeds].var(0, ddof=1))}
         floor = NoiseFloor(tuple(range(seeds)), tuple(self.parent_S[:seeds]), variances)
         return floor.prior("", seeds)
@@ -56,21 +57,21 @@ class Drawn(NamedTuple):
         difference, margin = self.difference(seeds), float(self.parent_S[:seeds].std(ddof=1))
         low, high = difference.interval(1 - RULE.alpha)
         if low <= 0 <= high and not (-margin < low and high < margin):
-            return Word.UNDECIDED  # As `decide` says, after it has worked out how many seeds to ask for.
-        return decide(difference, seeds=seeds, rule=RULE, margin=margin, cost=SAME_COST, worth=WORTH).word
+            return Word.UNDECIDED  # As `decide` says, after it has worked out how many seeds to advise.
+        return decide(Findings(difference, seeds, margin, SAME_COST, WORTH), RULE).word
 
 
 def first_word(words: Iterable[Word]) -> Word:
-    """Returns what is said where looking stops at the first decision."""
+    """Returns what is decided where the analyses stop at the first decision."""
     return next((word for word in words if word is not Word.UNDECIDED), Word.UNDECIDED)
 
 
 def tally(draw: Callable[[], Drawn], number: int) -> dict[str, Counter]:
-    """Returns how often each word is said of so many draws: at each look, and at the first look that decides."""
-    counts = {f"K = {look}": Counter() for look in LOOKS} | {"first decision": Counter()}
+    """Returns how often each word is decided of so many draws: at each analysis, and at the first that decides."""
+    counts = {f"K = {seeds}": Counter() for seeds in INTERIM_SEEDS} | {"first decision": Counter()}
     for _ in range(number):
         drawn = draw()
-        words = [drawn.judge(look) for look in LOOKS]
+        words = [drawn.judge(seeds) for seeds in INTERIM_SEEDS]
         for name, word in zip(counts, [*words, first_word(words)], strict=True):
             counts[name][word] += 1
     return counts
@@ -190,16 +191,14 @@ def measure(parent: Arm, arm: Arm) -> Truth:
 def pair_equals(parent: Arm, data: Data, seeds: int, pairs: int) -> dict[str, Counter]:
     """Returns the verdicts on pairs of arms of the parent's runs, each run in one arm of one pair.
 
-    Where there are seeds for all looks, those at the first decision too.
+    Where there are seeds for all analyses, those at the first decision too.
     """
-    counts = {f"K = {seeds}": Counter()} | ({"first decision": Counter()} if seeds == LOOKS[-1] else {})
+    counts = {f"K = {seeds}": Counter()} | ({"first decision": Counter()} if seeds == INTERIM_SEEDS[-1] else {})
     for pair in range(min(pairs, len(parent.bits_SI) // (2 * seeds))):
         first = range(2 * seeds * pair, 2 * seeds * pair + seeds)
         arms = [make_evidence(parent, data, chosen) for chosen in (first, range(first.stop, first.stop + seeds))]
-        looks = [look for look in LOOKS if look <= seeds] if len(counts) > 1 else [seeds]
-        words = [
-            compare_runs(*(arm[:look] for arm in arms), rule=RULE, allow=("batches",)).verdict.word for look in looks
-        ]
+        analyses = [k for k in INTERIM_SEEDS if k <= seeds] if len(counts) > 1 else [seeds]
+        words = [compare_runs(*(arm[:k] for arm in arms), rule=RULE, allow=("batches",)).verdict.word for k in analyses]
         for name, word in zip(counts, (words[-1], first_word(words)), strict=False):
             counts[name][word] += 1
     return counts
@@ -208,9 +207,9 @@ def pair_equals(parent: Arm, data: Data, seeds: int, pairs: int) -> dict[str, Co
 def judge_equals(
     arms: dict[str, Arm], data: Data, pairs: int, simulated: int, random: np.random.Generator
 ) -> dict[str, Counter]:
-    """Returns the verdicts on equals by what they are and when they are looked at."""
+    """Returns the verdicts on equals by what they are and when they are analysed."""
     parent, names = arms["parent"], [name for name in arms if name != "parent"]
-    seeds, half, last = len(arms[names[0]].bits_SI), len(parent.bits_SI) // 2, LOOKS[-1]
+    seeds, half, last = len(arms[names[0]].bits_SI), len(parent.bits_SI) // 2, INTERIM_SEEDS[-1]
     bits_SI = parent.bits_SI
     unpaired = fit_noise([bits_SI[half : 2 * half] - bits_SI[:half]], parent, share_documents=False)
     paired = fit_noise([arms[name].bits_SI - bits_SI[:seeds] for name in names], parent, share_documents=True)
@@ -233,9 +232,9 @@ def judge_equals(
         ),
     }
     trained = {}
-    for look in LOOKS:
-        trained |= pair_equals(parent, data, look, pairs)
+    for number in INTERIM_SEEDS:
+        trained |= pair_equals(parent, data, number, pairs)
     found = {"other seeds, trained": trained}
     for kind, draw in tqdm(kinds.items(), desc="equals", leave=False, disable=None):
         found[kind] = tally(draw, simulated)
-    return {f"{kind}, {when}": counts for kind, looks in found.items() for when, counts in looks.items()}
+    return {f"{kind}, {when}": counts for kind, analyses in found.items() for when, counts in analyses.items()}

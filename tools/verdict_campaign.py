@@ -3,7 +3,7 @@
 Small models are trained on pieces of the standard library, hundreds of runs of about a second, and their comparisons
 go through the whole rule:
 
-1. Equals: arms that differ by their seeds alone, really trained, redrawn and simulated, at each look and stopped at the
+1. Equals: arms that differ by their seeds alone, really trained, redrawn and simulated, at each analysis and up to the
    first decision; and arms whose mean is moved to the parent's, with the prior that other arms give, among them such as
    scatter far more than those. A true rule keeps at most 5 % of them, and reverts at most 5 %.
 2. Planted effects: the parent at learning rates that make it worse or better by about 1, 2 and 4 noise floors. How
@@ -13,7 +13,7 @@ go through the whole rule:
 An effect is the mean over all seeds of an arm; a draw takes K of them without replacement, and documents with. Drawn
 means therefore spread by sqrt(1 - K / seeds) of what the rule counts on, and errors of rates that are redrawn from the
 same runs are larger than binomial ones. Exit status 1 if equals are kept or reverted in more than 5 % for certain,
-but for those of one arm that are redrawn: its few seeds are told for what they are.
+but for those of one arm that are redrawn: its few seeds are reported as what they are.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from jaxformer.ablation.verdict import Word
 from jaxformer.evaluation.scores import estimate_ratio
 from jaxformer.run.inputs import Data
 from jaxformer.statistics.power import power, seeds_needed
-from jaxformer.statistics.significance import LOOKS
+from jaxformer.statistics.significance import INTERIM_SEEDS
 
 RESULTS = Path(__file__).parent / "results" / "verdicts_cpu.json"
 # Share of equals that may be kept, and that may be reverted.
@@ -70,9 +70,9 @@ class Found(NamedTuple):
 
 
 def find_effect(arms: dict[str, Arm], name: str, draws: int, random: np.random.Generator) -> list[Found]:
-    """Returns how often an arm's effect is found at each look, and at the first with the prior."""
+    """Returns how often an arm's effect is found at each interim analysis, and at the first with the prior."""
     truth, found = measure(arms["parent"], arms[name]), []
-    for seeds, moderated in [*((look, False) for look in LOOKS), (LOOKS[0], True)]:
+    for seeds, moderated in [*((seeds, False) for seeds in INTERIM_SEEDS), (INTERIM_SEEDS[0], True)]:
         drawn = [redraw(arms, name, seeds, random, moderated=moderated) for _ in range(draws)]
         ends = np.array([one.difference(seeds).interval(1 - RULE.alpha) for one in drawn]) + truth.effect
         above, below = float((ends[:, 0] > 0).mean()), float((ends[:, 1] < 0).mean())
@@ -171,7 +171,7 @@ def report(arms: dict[str, Arm], data: Data, *, pairs: int, simulated: int, draw
         cells = [f"{one['rate']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in rates.values()]
         rows.append((name, counts.total(), *cells, f"{counts[Word.EQUIVALENT] / counts.total():.1%}"))
         # A few real seeds of the widest arm are no normal distribution: with one that ends badly, an arm that is equal
-        # in the mean is better in most draws without it. That is told; what the rule promises is held to.
+        # in the mean is better in most draws without it. That is reported; what the rule promises is held to.
         is_of_one_arm = name.startswith("prior, redrawn, ") and name.count(", ") == 3
         if not is_of_one_arm:
             problems += [
@@ -190,8 +190,8 @@ def report(arms: dict[str, Arm], data: Data, *, pairs: int, simulated: int, draw
         )
         for name, found in effects.items()
     ]
-    looks = [f"{look} seeds" for look in LOOKS]
-    columns = ("arm", "floors", *looks, f"{LOOKS[0]} seeds, prior", "wrong side")
+    analyses = [f"{seeds} seeds" for seeds in INTERIM_SEEDS]
+    columns = ("arm", "floors", *analyses, f"{INTERIM_SEEDS[0]} seeds, prior", "wrong side")
     print_table("Effects: found as predicted / as seen", columns, rows)
 
     pairing = [measure_pairing(name, parent, arms[name]) for name in names]
@@ -228,15 +228,15 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    if options.seeds < LOOKS[-1]:
-        parser.error(f"--seeds ({options.seeds}) must be at least {LOOKS[-1]}")
+    if options.seeds < INTERIM_SEEDS[-1]:
+        parser.error(f"--seeds ({options.seeds}) must be at least {INTERIM_SEEDS[-1]}")
     logging.getLogger("absl").setLevel(logging.ERROR)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="verdict_campaign_") as folder:
         os.environ["JAXFORMER_CACHE"] = folder
         corpus = Path(folder) / "pieces.jsonl"
         write_corpus(corpus)
-        runs = max(2 * LOOKS[0] * options.pairs, options.seeds, 2 * LOOKS[-1])
+        runs = max(2 * INTERIM_SEEDS[0] * options.pairs, options.seeds, 2 * INTERIM_SEEDS[-1])
         parent = make_parent(corpus, options.steps)
         data, arms = train_arms(parent, seeds=options.seeds, runs=runs, jobs=options.jobs)
         trained = time.perf_counter() - started

@@ -17,7 +17,7 @@ DATA_FIELDS = (
     "training.rows_per_step",
 )
 
-# Kinds of differences that one may choose to look past.
+# Kinds of differences that one may choose to ignore.
 ALLOWABLE = ("batches", "code", "device", "versions")
 
 
@@ -51,6 +51,7 @@ def check_comparable(
     for parent, variant in pairs:
         flags += _check_change(parent, variant, declared)
         flags += _check_provenance(parent, variant, declared, moves_data)
+        flags += _check_evaluations(parent, variant, declared)
         if not moves_data and not _same_batches(parent, variant):
             flags.append(f"batches: {parent.workdir} and {variant.workdir} saw other batches")
         if variant.summary["tokens"] != parent.summary["tokens"]:
@@ -71,15 +72,14 @@ def _check_arm(runs: Sequence[Evidence]) -> list[str]:
             flags.append(f"change: {run.workdir} is ad hoc, with fields set on the command line: no part of the graph")
         if {**run.record["identity"], "seed": 0} != {**first.record["identity"], "seed": 0}:
             flags.append(f"change: configurations differ {where}")
-        for kind, facts in _facts(run).items():
-            if facts != _facts(first)[kind]:
-                flags.append(f"{kind}: it differs {where}")
-        if len(_facts(run)["code"]) > 1:
+        ours, theirs = _provenance(run), _provenance(first)
+        flags += [f"{kind}: it differs {where}" for kind in ours if ours[kind] != theirs[kind]]
+        if len(ours["code"]) > 1:
             flags.append(f"code: it changed while {run.workdir} was trained")
     return flags
 
 
-def _facts(run: Evidence) -> dict[str, set]:
+def _provenance(run: Evidence) -> dict[str, set]:
     """Returns what a run was made with, by the kind of difference that another would be."""
     starts, digests = run.record["starts"], run.record["digests"]
     return {
@@ -106,15 +106,19 @@ def _check_change(parent: Evidence, variant: Evidence, declared: Mapping) -> lis
 
 def _check_provenance(parent: Evidence, variant: Evidence, declared: Mapping, moves_data: bool) -> list[str]:
     """Returns flags on what a pair of runs should have been made with, and was not."""
-    where = f"differ between {parent.workdir} and {variant.workdir}"
+    ours, theirs = _provenance(variant), _provenance(parent)
     moves_tokens = any(path.startswith(("tokenizer.", "corpus.")) and not path.endswith(".weight") for path in declared)
-    ours, theirs = _facts(variant), _facts(parent)
-    flags = [f"{kind}: they {where}" for kind in ("code", "versions", "device") if ours[kind] != theirs[kind]]
-    if not moves_tokens:
-        flags += [f"{kind}: they {where}" for kind in ("tokenizer", "data") if ours[kind] != theirs[kind]]
-    plans = [{k: v for k, v in run.record["digests"].items() if k.startswith("plan.")} for run in (parent, variant)]
-    if plans[0] != plans[1] and not moves_data:
+    must_agree = ("code", "versions", "device", *(() if moves_tokens else ("tokenizer", "data")))
+    where = _where(parent, variant)
+    flags = [f"{kind}: they {where}" for kind in must_agree if ours[kind] != theirs[kind]]
+    if _plans(parent) != _plans(variant) and not moves_data:
         flags.append(f"data: the packing of documents {where}")
+    return flags
+
+
+def _check_evaluations(parent: Evidence, variant: Evidence, declared: Mapping) -> list[str]:
+    """Returns flags on what a pair of runs should have been evaluated on and with, and was not."""
+    flags, where = [], _where(parent, variant)
     shared = [name for name in parent.validation if name in variant.validation]
     if not shared or not all(_same_documents(parent, variant, name) for name in shared):
         flags.append(f"evaluation: validation documents {where}")
@@ -122,16 +126,24 @@ def _check_provenance(parent: Evidence, variant: Evidence, declared: Mapping, mo
         flags.append("evaluation: a corpus with one validation document; raise evaluation.validation_bytes")
     if parent.tasks.keys() != variant.tasks.keys():
         flags.append(f"evaluation: tasks {where}")
-    may_differ = {"row_length"} if "packing.row_length" in declared else set()
-    may_differ |= {"compute_dtype"} if "training.compute_dtype" in declared else set()
     results = [(name, parent.validation[name], variant.validation[name]) for name in shared]
-    results += [(n, task, variant.tasks[n]) for n, task in parent.tasks.items() if n in variant.tasks]
+    results += [(name, task, variant.tasks[name]) for name, task in parent.tasks.items() if name in variant.tasks]
+    may_differ = {path.partition(".")[2] for path in {"packing.row_length", "training.compute_dtype"} & {*declared}}
     for name, one, other in results:
-        keys = {key for key in one.identity if one.identity[key] != other.identity.get(key)} - may_differ
-        for key in sorted(keys):
+        differing = {key for key in one.identity if one.identity[key] != other.identity.get(key)} - may_differ
+        for key in sorted(differing):
             kind = key if key in ("code", "versions", "device") else "evaluation"
             flags.append(f"{kind}: evaluations of {name} {where} ({key})")
     return flags
+
+
+def _where(parent: Evidence, variant: Evidence) -> str:
+    return f"differ between {parent.workdir} and {variant.workdir}"
+
+
+def _plans(run: Evidence) -> dict[str, str]:
+    """Returns the digests of a run's packing, by corpus."""
+    return {name: digest for name, digest in run.record["digests"].items() if name.startswith("plan.")}
 
 
 def _same_batches(parent: Evidence, variant: Evidence) -> bool:

@@ -15,10 +15,10 @@ from jaxformer.ablation.comparability import check_comparable
 from jaxformer.ablation.cost import Cost, compare_costs, mean_worth
 from jaxformer.ablation.finished_runs import Evidence, find_runs, load_evidence, paired_seeds, stack
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.verdict import Rule, Verdict, Word, decide
+from jaxformer.ablation.verdict import Findings, Rule, Verdict, Word, decide
 from jaxformer.config import require
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
-from jaxformer.statistics.significance import LOOKS, holm, mcnemar
+from jaxformer.statistics.significance import INTERIM_SEEDS, holm, mcnemar
 from jaxformer.statistics.variance_prior import VariancePrior
 
 
@@ -101,10 +101,10 @@ def compare_runs(
     """Returns the comparison of a variant's runs with its parent's.
 
     Args:
-        variant: its name, where there may be no finished run that tells it.
+        variant: its name, where there may be no finished run that records it.
         floor: the parent's noise; that of its runs here if it is not given.
         failures: by seed, how runs of the variant failed; one is enough to revert it.
-        parent_failures: by seed, how runs of the parent failed: they are told, since no pair shows them.
+        parent_failures: by seed, how runs of the parent failed: noted, since no pair shows them.
         allow: kinds of differences that shall not keep runs from being compared, such as 'code' or 'versions'.
 
     Raises:
@@ -114,41 +114,41 @@ def compare_runs(
     rule, floor = rule or Rule(), floor or noise_floor(parents)
     margin = rule.margin or floor.standard_deviation
     parent = parents[0].record["experiment"]
+    failed = "; ".join(_by_seed(failures))
     if not variants:
-        why = "; ".join(f"seed {seed} {text}" for seed, text in sorted((failures or {}).items()))
-        verdict = Verdict(Word.REVERT, why) if why else Verdict(Word.NOT_COMPARED, "no run of it is finished")
+        verdict = Verdict(Word.REVERT, failed) if failed else Verdict(Word.NOT_COMPARED, "no run of it is finished")
         return Comparison(parent, variant, verdict, margin, {})
     name, lineage, question = (variants[0].record[key] for key in ("experiment", "lineage", "question"))
     flags, notes = check_comparable(parents, variants, allow=allow)
-    for seed, why in sorted((parent_failures or {}).items()):
-        notes = (*notes, f"the parent failed: seed {seed} {why}; what the variant does there is not in the difference")
+    for failure in _by_seed(parent_failures):
+        notes = (*notes, f"the parent failed: {failure}; what the variant does there is not in the difference")
     pairs = paired_seeds(parents, variants)
-    looked_at = max((look for look in LOOKS if look <= len(pairs)), default=len(pairs))
-    if looked_at < len(pairs):
-        notes = (*notes, f"{len(pairs) - looked_at} more seeds than the last look counts wait for the next")
+    analysed = max((seeds for seeds in INTERIM_SEEDS if seeds <= len(pairs)), default=len(pairs))
+    if analysed < len(pairs):
+        notes = (*notes, f"{len(pairs) - analysed} more seeds than the last interim analysis takes wait for the next")
     if not pairs:
         flags = (*flags, f"seeds: {parent} and {name} share none; train both with the same --seed")
     if flags:
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(flags))
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
-    found = _compare_pairs(pairs[:looked_at], floor.prior(name, looked_at), rule)
-    if failures:
-        told = "; ".join(f"seed {seed} {why}" for seed, why in sorted(failures.items()))
-        verdict = Verdict(Word.REVERT, f"{found['difference'].mean:+.4f}, but {told}")
-    else:
-        is_worse = {n: t.p_value <= rule.guard_alpha and t.accuracy.mean < 0 for n, t in found["tasks"].items()}
-        verdict = decide(
-            found["difference"],
-            seeds=looked_at,
-            rule=rule,
-            margin=margin,
-            cost=found["cost"],
-            worth=found["worth"],
-            worse_tasks=[task for task, worse in is_worse.items() if worse],
-            parent_seeds=len(parents),
-        )
+    found = _compare_pairs(pairs[:analysed], floor.prior(name, analysed), rule)
+    tasks = found["tasks"].items()
+    findings = Findings(
+        found["difference"],
+        analysed,
+        margin,
+        found["cost"],
+        found["worth"],
+        worse_tasks=tuple(name for name, t in tasks if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0),
+        failures=failed,
+        parent_seeds=len(parents),
+    )
     known = {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
-    return Comparison(parent, name, verdict, margin, **known, **found)
+    return Comparison(parent, name, decide(findings, rule), margin, **known, **found)
+
+
+def _by_seed(failures: Mapping[int, str] | None) -> list[str]:
+    return [f"seed {seed} {why}" for seed, why in sorted((failures or {}).items())]
 
 
 def _compare_pairs(pairs: Sequence[tuple[Evidence, Evidence]], prior: VariancePrior | None, rule: Rule) -> dict:

@@ -32,8 +32,8 @@ class Cost(NamedTuple):
 def compare_costs(ours: Sequence[Evidence], theirs: Sequence[Evidence], alpha: float) -> Cost:
     """Returns what the variant's runs took, relative to the parent's of the same seeds, with an interval at a level.
 
-    Nothing is known of the time where runs had different numbers of cores or devices, or were too short to tell their
-    speed.
+    Nothing is known of the time where runs had different numbers of cores or devices, or were too short to measure
+    their speed.
     """
     machines = {(run.record.get("cores"), run.record.get("devices", 1)) for run in (*ours, *theirs)}
     speeds_AS = np.array([[run.tokens_per_second for run in runs] for runs in (ours, theirs)])

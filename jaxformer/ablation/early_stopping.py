@@ -26,7 +26,7 @@ EXEMPT = (
     "model.logit_soft_cap",
 )
 
-# Share of the steps before which nothing is stopped, and share that one of the two windows takes that are looked at.
+# Share of the steps before which nothing is stopped, and share that each of the two windows takes that are compared.
 EARLIEST = 0.4
 WINDOW = 0.05
 

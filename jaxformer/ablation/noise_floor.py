@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.ablation.finished_runs import Evidence
-from jaxformer.statistics.significance import LOOKS
+from jaxformer.statistics.significance import INTERIM_SEEDS
 from jaxformer.statistics.variance_prior import VariancePrior, fit_prior
 
 
@@ -31,11 +31,11 @@ class NoiseFloor(NamedTuple):
     def prior(self, variant: str, seeds: int) -> VariancePrior | None:
         """Returns what is known of the variance of a variant's difference beside its own seeds.
 
-        Up to the first look it is fitted to the variances of the parent's other comparisons, if there are three; later
-        looks have enough seeds of their own. Otherwise one seed alone has the variance of two runs that share nothing,
-        and more have their own.
+        Up to the first interim analysis it is fitted to the variances of the parent's other comparisons, if there are
+        three; later ones have enough seeds of their own. Otherwise one seed alone has the variance of two runs that
+        share nothing, and more have their own.
         """
-        if seeds > LOOKS[0]:
+        if seeds > INTERIM_SEEDS[0]:
             return None
         known = [(variance, df) for name, (variance, df) in self.variances.items() if name != variant and variance > 0]
         if len(known) >= 3:

@@ -13,13 +13,13 @@ from jaxformer.ablation.comparison import Comparison, compare_runs, interaction,
 from jaxformer.ablation.finished_runs import Evidence
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.study import Study, resolve_study
-from jaxformer.ablation.verdict import Rule, Verdict, Word
+from jaxformer.ablation.verdict import Rule, Word, kept_by_chance
 from jaxformer.config import require
 from jaxformer.experiment.variant import Resolved, common_ancestor
 from jaxformer.host.files import for_json, read_json, write_json
 from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
 from jaxformer.statistics.paired_difference import Difference
-from jaxformer.statistics.significance import LOOK_ALPHA, benjamini_hochberg
+from jaxformer.statistics.significance import INTERIM_ALPHA, benjamini_hochberg
 
 # In the folder of an experiment's runs.
 NOISE = "noise.json"
@@ -83,16 +83,23 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
     comparisons = _with_q_values(comparisons, study.rule)
     for one in comparisons:
         write_json(runs / one.variant / COMPARISON, to_json(one))
-    compared = {one.variant for one in comparisons if one.difference is not None}
-    interactions = {}
-    for one in experiments[1:]:
-        # What was flagged on the way to the common ancestor is not joined either.
-        if len(one.parents) > 1 and {one.name, *(each.name for each in one.parents)} <= compared:
-            parts, whole = [evidence[each.name] for each in one.parents], evidence[one.name]
-            found = interaction(whole, parts, evidence.get(common_ancestor(one).name, []))
-            interactions |= {one.name: found} if found else {}
     lost_hours = {one.name: hours for one in experiments if (hours := _lost_hours(runs / one.name))}
+    interactions = _interactions(experiments, evidence, comparisons)
     return Outcome(study, experiments, evidence, comparisons, interactions, lost_hours)
+
+
+def _interactions(
+    experiments: Sequence[Resolved], evidence: Mapping[str, list[Evidence]], comparisons: Sequence[Comparison]
+) -> dict[str, Difference]:
+    """Returns the interaction of each merge that was compared, and both of whose parents were."""
+    compared, found = {one.variant for one in comparisons if one.difference is not None}, {}
+    for one in experiments:
+        parents = [parent.name for parent in one.parents]
+        # What was flagged on the way to the common ancestor is not joined either.
+        if len(parents) > 1 and {one.name, *parents} <= compared:
+            ancestor = evidence.get(common_ancestor(one).name, [])
+            found[one.name] = interaction(evidence[one.name], [evidence[name] for name in parents], ancestor)
+    return {name: difference for name, difference in found.items() if difference}
 
 
 def _failures(folder: Path) -> dict[int, str]:
@@ -132,16 +139,13 @@ def _reuse(path: Path, floor: NoiseFloor, run: Evidence) -> NoiseFloor:
 def _with_q_values(comparisons: Sequence[Comparison], rule: Rule) -> list[Comparison]:
     """Returns comparisons with the q-value of each over all, and none kept that has too large a one."""
     compared = [i for i, one in enumerate(comparisons) if one.difference is not None and one.difference.seeds_counted]
-    # The level of a look is smaller than that of all looks together, 0.05, and so is its p-value.
-    p_values = [min(1.0, 0.05 / LOOK_ALPHA * comparisons[i].difference.p_value) for i in compared]
+    # The level of an interim analysis is smaller than that of all together, 0.05, and so is its p-value.
+    p_values = [min(1.0, 0.05 / INTERIM_ALPHA * comparisons[i].difference.p_value) for i in compared]
     q_values = benjamini_hochberg(np.array(p_values))
     judged = list(comparisons)
     for i, q in zip(compared, q_values, strict=True):
         one = comparisons[i]._replace(q_value=float(q))
-        if one.verdict.word is Word.KEEP and q > rule.q:
-            reason = f"{one.verdict.reason}, but among so many questions it may be chance (q = {q:.2f})"
-            one = one._replace(verdict=Verdict(Word.UNDECIDED, reason, None))
-        judged[i] = one
+        judged[i] = one._replace(verdict=kept_by_chance(one.verdict, float(q), rule) or one.verdict)
     return judged
 
 

@@ -19,7 +19,7 @@ from jaxformer.plan.estimate import estimate_run_seconds
 from jaxformer.run.identity import check_kin
 from jaxformer.run.metrics import training_losses
 
-# Seconds between two looks at the training losses of what runs.
+# Seconds between two comparisons of the training losses of what runs.
 _COMPARE_EVERY = 10
 
 
@@ -88,7 +88,7 @@ def run_jobs(
     """Runs the jobs of a study, showing what they do; returns what became of each.
 
     Args:
-        price_per_hour: of a device, to tell costs in money.
+        price_per_hour: of a device, to give costs in money.
         stop_worse: ends variants early that are clearly worse than their parents.
     """
     lineages = {one.name: one.lineage for one in resolve_study(study)[1:] if len(one.parents) == 1}

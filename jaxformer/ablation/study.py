@@ -19,9 +19,8 @@ from jaxformer.jobs.launch import Job
 class Study:
     """Questions to one parent, and the rule by which they will be decided.
 
-    parent: the experiment that they are asked of.
-    variants: names; one that is not of this parent by its file is asked of it: `swiglu` of `laptop` is
-        `swiglu@laptop`.
+    parent: the experiment that each variant changes.
+    variants: names; one whose file has another parent is applied to this one: `swiglu` of `laptop` is `swiglu@laptop`.
     seeds: of each variant, from 0 on.
     parent_seeds: of the parent, at least as many: more make its noise better known.
     """

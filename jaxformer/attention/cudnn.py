@@ -1,4 +1,4 @@
-"""Attention by cuDNN: one document a row, or documents packed at offsets.
+"""Attention by cuDNN, of documents packed at offsets.
 
 The packed layout skips whatever lies outside of a document, as our own kernels do. JAX offers it by a private function
 only, so it is imported where it is used, lowered in the tests on every admitted version of JAX, and compared with `xla`
@@ -9,12 +9,6 @@ the scan over layers. Axes as in `attention`.
 
 import jax
 import jax.numpy as jnp
-
-
-def attend_causal(q_BTHK, k_BTGK, v_BTGK, document_starts_BT):
-    """Returns plain causal attention of each row's first document; what follows it, padding, is 0 and sees nothing."""
-    out_BTHK = jax.nn.dot_product_attention(q_BTHK, k_BTGK, v_BTGK, is_causal=True, implementation="cudnn")
-    return jnp.where((document_starts_BT == 0)[:, :, None, None], out_BTHK, 0)
 
 
 def attend_packed(q_BTHK, k_BTGK, v_BTGK, document_starts_BT, document_ends_BT, *, segments: int):

@@ -6,7 +6,6 @@ with the plainest, and never changed in silence:
 - `xla`: einsum and a mask, the reference; any device, any dtype.
 - `pallas`: our flash attention, which visits only the blocks inside the documents, forward and backward.
 - `cudnn_packed`: cuDNN with the documents' offsets, where the packer bounds the documents of a row.
-- `cudnn_causal`: plain causal cuDNN, where every row holds one document.
 
 Axes: B row, T query, S key, H query heads, G key/value heads, R = H / G, K head width.
 """
@@ -28,7 +27,7 @@ from jaxformer.config import UserError, check_types, execution, require, require
 from jaxformer.devices.timing import milliseconds
 
 # What `auto` takes first where it can run and nothing was timed.
-_PREFERENCE = ("pallas", "cudnn_packed", "cudnn_causal", "xla")
+_PREFERENCE = ("pallas", "cudnn_packed", "xla")
 
 # Largest `attention_error` of an implementation that is right. Interpreted on 2 x 1024 tokens, `pallas` has 1.8e-2,
 # 2.4e-3 and 4e-6 in these dtypes; a mask that is off by one token gives 1 and more.
@@ -39,7 +38,7 @@ TOLERANCES = {"bfloat16": 5e-2, "float16": 8e-3, "float32": 1e-4}
 class AttentionConfig:
     """How attention is computed; it changes the speed of a run and not what it learns.
 
-    implementation: 'auto' chooses for the device and the shapes; 'xla', 'pallas', 'cudnn_packed' or 'cudnn_causal'.
+    implementation: 'auto' chooses for the device and the shapes; 'xla', 'pallas' or 'cudnn_packed'.
     autotune: time what can run here on the first batch, tiles included, and take the fastest.
     """
 
@@ -113,9 +112,7 @@ def attend(
         case "cudnn_packed":
             bounds = (document_starts_BT, document_ends_BT)
             attended_BTHK = cudnn.attend_packed(*inputs, *bounds, segments=chosen.segments)
-        case "cudnn_causal":
-            attended_BTHK = cudnn.attend_causal(*inputs, document_starts_BT)
-    return checkpoint_name(attended_BTHK, "attended")  # The others name what their backward pass keeps themselves.
+            return checkpoint_name(attended_BTHK, "attended")  # The others name what their backward pass keeps.
 
 
 class Choice(NamedTuple):
@@ -154,10 +151,10 @@ def choose_implementation(
 
     Args:
         recorded: what was timed to be the fastest when the run began on this device: a resumed run computes with the
-            same, unless another is asked for by name.
+            same, unless another is configured by name.
 
     Raises:
-        UserError: the one that was asked for by name cannot run here, or what was chosen fails the comparison.
+        UserError: the one that is configured by name cannot run here, or what was chosen fails the comparison.
     """
     device = jax.devices()[0]
     has_batch = document_starts_BT is not None
@@ -203,10 +200,7 @@ def _default(name: str, shape: AttentionShape) -> Implementation:
 
 
 def _error(implementation: Implementation, shape: AttentionShape, starts_BT, ends_BT) -> float:
-    # Plain causal attention leaves out what follows the first document: padding.
-    compared_BT = starts_BT == 0 if implementation.name == "cudnn_causal" else True
-    inputs = random_inputs(*shape[:6])
-    return attention_error(implementation, Implementation("xla"), inputs, starts_BT, ends_BT, compared_BT)
+    return attention_error(implementation, Implementation("xla"), random_inputs(*shape[:6]), starts_BT, ends_BT)
 
 
 def _fastest(names, shape: AttentionShape, starts_BT, ends_BT) -> tuple[Implementation, str]:

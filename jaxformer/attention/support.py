@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-IMPLEMENTATIONS = ("xla", "pallas", "cudnn_packed", "cudnn_causal")
+IMPLEMENTATIONS = ("xla", "pallas", "cudnn_packed")
 
 
 class AttentionShape(NamedTuple):
@@ -47,9 +47,6 @@ def why_not(name: str, shape: AttentionShape, device: jax.Device) -> str:
         return f"needs a head width that 8 divides, up to 128, not {shape.head_width}"
     if shape.window:
         return "knows no sliding window"
-    if name == "cudnn_causal":
-        bound = "packing.documents_per_row = 1"
-        return "" if shape.documents_per_row == 1 else f"needs rows of one document: {bound}"
     if not shape.documents_per_row:
         return "needs a bound on the documents in a row: packing.documents_per_row"
     if shape.rows * shape.row_length * shape.heads * shape.head_width >= 2**31:

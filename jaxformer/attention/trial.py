@@ -26,7 +26,7 @@ def forward_backward(attended, q_BTHK, k_BTGK, v_BTGK, do_BTHK, starts_BT, ends_
     return out, *pullback(do_BTHK)
 
 
-def attention_error(attended, reference, inputs, starts_BT, ends_BT, compared_BT=True) -> float:
+def attention_error(attended, reference, inputs, starts_BT, ends_BT) -> float:
     """Returns how far output and gradients are from those of a reference, which is computed in float32.
 
     It is the largest distance of a head's vectors at one token, over the reference's norm there, or the root mean
@@ -36,17 +36,10 @@ def attention_error(attended, reference, inputs, starts_BT, ends_BT, compared_BT
     Args:
         attended, reference: functions of `(q, k, v, starts, ends)`; the reference runs row by row.
         inputs: `(q, k, v, do)`, such as `random_inputs` returns.
-        compared_BT: where the output counts.
     """
-    compared_BT11 = jnp.broadcast_to(compared_BT, starts_BT.shape)[:, :, None, None]
-    inputs = (*inputs[:3], jnp.where(compared_BT11, inputs[3], 0))
     ours = forward_backward(attended, *inputs, starts_BT, ends_BT)
     theirs = _row_by_row(reference, *inputs, starts_BT, ends_BT)
-    errors = [
-        _largest_distance(jnp.where(compared_BT11, ours[0], 0), jnp.where(compared_BT11, theirs[0], 0)),
-        *(_largest_distance(x, y) for x, y in zip(ours[1:], theirs[1:], strict=True)),
-    ]
-    error = jnp.max(jnp.stack(errors))
+    error = jnp.max(jnp.stack([_largest_distance(x, y) for x, y in zip(ours, theirs, strict=True)]))
     return float(jnp.where(jnp.isnan(error), jnp.inf, error))
 
 

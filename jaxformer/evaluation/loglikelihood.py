@@ -121,12 +121,7 @@ def score(
         TrainingFailure: a log-likelihood is not finite.
     """
     require(rows_per_batch >= 1, f"rows_per_batch ({rows_per_batch}) must be at least 1")
-    lengths = np.array([len(request.tokens) - 1 for request in requests], np.int64)
-    most = packing.documents_per_row or packing.row_length
-    row_of = best_fit_decreasing(lengths, packing.row_length, most)
-    by_row = np.argsort(row_of, kind="stable")
-    first = np.searchsorted(row_of[by_row], np.arange(row_of.max(initial=-1) + 2))
-    rows = [by_row[begin:end].tolist() for begin, end in itertools.pairwise(first.tolist())]
+    rows = _assign_rows(requests, packing)
     nats, is_greedy = np.full(len(requests), np.nan), np.zeros(len(requests), bool)
     computing = deque()
     rows_per_batch = whole_rows(state.mesh, rows_per_batch)
@@ -162,6 +157,16 @@ def score(
         while computing:
             collect()
     return LogLikelihoods(nats, is_greedy)
+
+
+def _assign_rows(requests: Sequence[Request], packing: PackingConfig) -> list[list[int]]:
+    """Returns the numbers of the requests that share a row, of each row."""
+    lengths = np.array([len(request.tokens) - 1 for request in requests], np.int64)
+    most = packing.documents_per_row or packing.row_length
+    row_of = best_fit_decreasing(lengths, packing.row_length, most)
+    by_row = np.argsort(row_of, kind="stable")
+    first = np.searchsorted(row_of[by_row], np.arange(row_of.max(initial=-1) + 2))
+    return [by_row[begin:end].tolist() for begin, end in itertools.pairwise(first.tolist())]
 
 
 class _Rows(NamedTuple):

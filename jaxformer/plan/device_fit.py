@@ -1,14 +1,14 @@
 """What a step recomputes and in how many parts it is computed, so that it fits the device's memory.
 
 Neither changes what a run learns. The cheapest combination that fits by the formula of `memory` is chosen at the start
-of a run, told on its screen, and kept in its record: a resumed run computes with the same.
+of a run, printed on its screen, and kept in its record: a resumed run computes with the same.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxformer.host.console import format_size
 from jaxformer.host.files import read_json
 from jaxformer.host.gpu_memory import memory_fraction
 from jaxformer.model import SAVED
-from jaxformer.plan.memory import StepMemory, step_memory
+from jaxformer.plan.memory import StepMemory, Target, step_memory
 from jaxformer.step import compute_dtype
 
 # Share of what JAX may take of the memory that a step may take by the formula, which is right within a tenth.
@@ -39,31 +39,6 @@ _ELEMENTWISE_COST = 0.01
 # Tokens in whose time the gradients of a micro-batch are added up, 12 bytes a parameter: the operations of an H100 per
 # byte of its memory, 295, at 40 % of its peak, over 6 a token and parameter.
 _ACCUMULATION_TOKENS = 240
-
-
-class Target(NamedTuple):
-    """A device, at hand or not, and how a step is computed on it.
-
-    kind: JAX's name of it, or a part of that.
-    platform: 'gpu' or 'cpu'.
-    memory: bytes that JAX may take; 0 where it is not known.
-    attention: the implementation's name.
-    dtype: of the matmuls.
-    data, fsdp: how many such devices there are along the axes of the mesh.
-    """
-
-    kind: str
-    platform: str
-    memory: int
-    attention: str
-    dtype: Any
-    data: int = 1
-    fsdp: int = 1
-
-    @property
-    def devices(self) -> int:
-        """How many such devices compute a step together."""
-        return self.data * self.fsdp
 
 
 class Fit(NamedTuple):
@@ -79,18 +54,23 @@ class Fit(NamedTuple):
 
     def applied(self, experiment: Experiment) -> Experiment:
         """Returns the experiment computed so."""
-        return dataclasses.replace(
-            experiment,
-            model=dataclasses.replace(experiment.model, remat=self.remat),
-            training=dataclasses.replace(experiment.training, micro_batches=self.micro_batches),
-        )
+        return computed_with(experiment, self.remat, self.micro_batches)
+
+
+def computed_with(experiment: Experiment, remat: str, micro_batches: int) -> Experiment:
+    """Returns the experiment with a `model.remat` and `training.micro_batches`."""
+    return dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(experiment.model, remat=remat),
+        training=dataclasses.replace(experiment.training, micro_batches=micro_batches),
+    )
 
 
 def device_at_hand(experiment: Experiment) -> Target:
     """Returns the device that JAX computes on, and how many of them the run takes.
 
     Raises:
-        UserError: the devices of the mesh are not there, or the attention that was asked for cannot run on them.
+        UserError: the devices of the mesh are not there, or the attention that is configured cannot run on them.
     """
     device, mesh = jax.local_devices()[0], run_mesh(experiment)
     shape = attention_shape(experiment, mesh.size)
@@ -158,7 +138,7 @@ def fit_to_device(experiment: Experiment, record: dict | None = None) -> tuple[E
             if not target.memory or fits(choose_fit(as_before, target), target):
                 experiment, reason = as_before, "as the run began"
     remat, micro_batches = agreed(choose_fit(experiment, target)[:2])  # The first one's record is read by all.
-    fit = choose_fit(replace(experiment, {"model.remat": remat, "training.micro_batches": micro_batches}), target)
+    fit = choose_fit(computed_with(experiment, remat, micro_batches), target)
     text = f"remat {fit.remat}, {fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''}, {reason}"
     if target.memory:
         text = f"an estimated {format_size(fit.memory.peak)} of {format_size(target.memory)}: {text}"
@@ -204,16 +184,7 @@ def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
         parts = [n for n in range(1, rows + 1) if rows % (n * target.devices) == 0]
     costs = {(remat, count): _cost(experiment, target, remat, count) for remat in remats for count in parts}
     for remat, count in sorted(costs, key=costs.get):
-        memory = step_memory(
-            experiment,
-            attention=target.attention,
-            dtype=target.dtype,
-            remat=remat,
-            micro_batches=count,
-            platform=target.platform,
-            data=target.data,
-            fsdp=target.fsdp,
-        )
+        memory = step_memory(computed_with(experiment, remat, count), target)
         yield Fit(remat, count, memory, costs[remat, count])
 
 
@@ -243,11 +214,7 @@ def advise(experiment: Experiment, target: Target) -> str:
     if not target.memory:
         return ""
     failed = choose_fit(experiment, target)
-    opened = dataclasses.replace(
-        experiment,
-        model=dataclasses.replace(experiment.model, remat="auto"),
-        training=dataclasses.replace(experiment.training, micro_batches=0),
-    )
+    opened = computed_with(experiment, "auto", 0)
     # What failed may have fitted by the formula, and others may share the device: what is taken must take much less.
     bound = min(_MARGIN * target.memory, 0.85 * failed.memory.peak)
     has = f"of {format_size(target.memory)}"

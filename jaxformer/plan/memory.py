@@ -7,7 +7,7 @@ whole at two moments, and the peak is the higher one of them:
 - in the loss, a chunk's logits in float32 and their gradient are alive;
 - at the first block of the backward pass, the wide arrays of one feed-forward and the kernels' gradients are.
 
-What a block keeps is not written here: it is asked of JAX, by tracing the gradient, so that it stays right whatever the
+What a block keeps is not written here: JAX counts it, by tracing the gradient, so that it stays right whatever the
 model's options are or come to be. `tools/check_memory.py` holds all of this to what the compiler says.
 """
 
@@ -22,7 +22,7 @@ from flax import nnx
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.attention.reference import rows_at_once
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.flops import matmul_parameters, parameter_count
+from jaxformer.flops import embedding_parameters, matmul_parameters, parameter_count
 from jaxformer.loss import default_chunk_tokens
 from jaxformer.model import ModelConfig, Transformer
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
@@ -70,70 +70,143 @@ class StepMemory(NamedTuple):
         return resident + self.saved + max(self.loss, self.backward)
 
 
-def step_memory(
-    experiment: Experiment,
-    *,
-    attention: str,
-    dtype: Any,
-    remat: str,
-    micro_batches: int,
-    platform: str,
-    data: int = 1,
-    fsdp: int = 1,
-) -> StepMemory:
-    """Returns the memory of an experiment's step.
+class Target(NamedTuple):
+    """A device, at hand or not, and how a step is computed on it.
+
+    kind: JAX's name of it, or a part of that.
+    platform: 'gpu' or 'cpu'; it decides how many logits there are at once.
+    memory: bytes that JAX may take; 0 where it is not known.
+    attention: the implementation's name.
+    dtype: of the matmuls.
+    data, fsdp: how many such devices there are along the axes of the mesh. What is split along `fsdp` is whole for a
+        layer, or for the tables, at a time.
+    """
+
+    kind: str
+    platform: str
+    memory: int
+    attention: str
+    dtype: Any
+    data: int = 1
+    fsdp: int = 1
+
+    @property
+    def devices(self) -> int:
+        """How many such devices compute a step together."""
+        return self.data * self.fsdp
+
+
+class _Step(NamedTuple):
+    """A step on one device, as what it holds is counted from.
+
+    model: its `remat` is the one that takes effect.
+    rows_per_step: on this device; `rows` of them are a micro-batch.
+    tokens: of a micro-batch on this device.
+    size: bytes of a number in the compute dtype.
+    parameters: all of the model's; `kernels` are those of the blocks' matrices, `tables` those of the token tables.
+    """
+
+    model: ModelConfig
+    target: Target
+    row_length: int
+    rows_per_step: int
+    micro_batches: int
+    rows: int
+    tokens: int
+    size: int
+    parameters: int
+    kernels: int
+    tables: int
+
+
+def step_memory(experiment: Experiment, target: Target) -> StepMemory:
+    """Returns the memory of an experiment's step, on one of the target's devices.
 
     Args:
-        attention: the implementation's name.
-        dtype: of the matmuls.
-        remat: `model.remat`, not 'auto'; it and `micro_batches` stand for those of the experiment.
-        platform: 'gpu' or 'cpu'; it decides how many logits there are at once.
-        data, fsdp: devices along the axes of the mesh; the memory is that of one of them. What is split along `fsdp` is
-            whole for a layer, or for the tables, at a time.
+        experiment: with `model.remat` and `training.micro_batches` as the step is computed, neither left open.
     """
-    model, T = experiment.model, experiment.packing.row_length
-    if fsdp > 1 and remat == "none":
-        remat = "elementwise"  # What `mesh.Parts` keeps.
-    rows_here = experiment.training.rows_per_step // (data * fsdp)
-    rows = rows_here // micro_batches
-    D, V, N, size = model.width, model.vocabulary_size, rows * T, jnp.dtype(dtype).itemsize
-    kernels, parameters = matmul_parameters(model) - V * D, parameter_count(model)
-    tables = (1 if model.tied_embeddings else 2) * V * D
-    is_cast = size < 4
-    kept = saved_activations(dataclasses.replace(model, remat=remat), T, attention, dtype)
-    chunk = min(N, model.loss_chunk_tokens or default_chunk_tokens(V, platform))
-    gradients = 4 * tables
-    if micro_batches > 1:  # Of a table that is split only the parts' sum stays.
-        gradients = 4 * tables // fsdp + 4 * parameters // fsdp
-    # A CPU writes the logits' gradient over the logits.
-    loss = chunk * V * (4 if platform == "cpu" else 4 + size) + 3 * N * D * size
-    # Recomputed, the hidden features are alive before and after the activation, beside the gradients of both.
-    wide = (2 if remat == "none" else 4) * (2 if model.activation == "swiglu" else 1)
-    backward = (wide * model.F + 2 * D) * N * size
-    if attention == "xla":  # Queries, keys and values turned round, and their gradients.
-        turn = rows if platform == "cpu" else rows_at_once(rows, T, model.heads, platform)
-        backward += 2 * (model.heads + 2 * model.G) * model.K * turn * T * size
-        if platform != "cpu":
-            backward += _LOGITS_ALIVE * 4 * turn * model.heads * T * T // 2
-    # The sum over micro-batches keeps the kernels' gradients in place throughout; else the logits' place is reused.
-    if micro_batches > 1:
-        gradients += kernels * size // fsdp
-    else:
-        backward += kernels * size // fsdp
-    if fsdp > 1:
-        backward += 2 * kernels // model.depth * size
-    return StepMemory(
-        parameters=4 * parameters // fsdp,
-        optimizer=_optimizer_bytes(model, experiment.optimizer, experiment.training.steps) // fsdp,
-        batch=rows_here * T * 7 * 4 + (0 if model.learned_positions else N * model.K * 4),
-        kernels=((kernels // fsdp + V * D) * size if is_cast else 0) + (4 * tables if fsdp > 1 else 0),
-        gradients=gradients,
-        attention=rows * kept.attention,
-        feed_forward=rows * kept.feed_forward,
-        stream=rows * kept.stream,
-        loss=loss,
-        backward=backward,
+    model, training, T = experiment.model, experiment.training, experiment.packing.row_length
+    if target.fsdp > 1 and model.remat == "none":
+        model = dataclasses.replace(model, remat="elementwise")  # What `mesh.Parts` keeps.
+    rows_per_step = training.rows_per_step // target.devices
+    rows = rows_per_step // training.micro_batches
+    step = _Step(
+        model,
+        target,
+        T,
+        rows_per_step,
+        training.micro_batches,
+        rows,
+        tokens=rows * T,
+        size=jnp.dtype(target.dtype).itemsize,
+        parameters=parameter_count(model),
+        kernels=matmul_parameters(model) - model.vocabulary_size * model.width,
+        tables=embedding_parameters(model),
     )
+    any_remat = dataclasses.replace(model, remat="none")  # Counted once for all.
+    kept = saved_activations(model, T, target.attention, target.dtype)
+    return StepMemory(
+        parameters=4 * step.parameters // target.fsdp,
+        optimizer=_optimizer_bytes(any_remat, experiment.optimizer, training.steps) // target.fsdp,
+        batch=_batch(step),
+        kernels=_kernels(step),
+        gradients=_gradients(step),
+        **{kind: rows * of_row for kind, of_row in kept._asdict().items()},
+        loss=_loss(step),
+        backward=_backward(step),
+    )
+
+
+def _batch(step: _Step) -> int:
+    angles = 0 if step.model.learned_positions else step.tokens * step.model.K * 4
+    return step.rows_per_step * step.row_length * 7 * 4 + angles
+
+
+def _kernels(step: _Step) -> int:
+    is_cast, is_split = step.size < 4, step.target.fsdp > 1
+    unembedding = step.model.vocabulary_size * step.model.width
+    cast = (step.kernels // step.target.fsdp + unembedding) * step.size if is_cast else 0
+    return cast + (4 * step.tables if is_split else 0)
+
+
+def _kernel_gradients(step: _Step) -> int:
+    return step.kernels * step.size // step.target.fsdp
+
+
+def _gradients(step: _Step) -> int:
+    if step.micro_batches == 1:
+        return 4 * step.tables  # The kernels' are in `_backward`: they take the place of the logits.
+    # Of a table that is split only the parts' sum stays, and the sums keep the kernels' gradients in place throughout.
+    fsdp = step.target.fsdp
+    return 4 * step.tables // fsdp + 4 * step.parameters // fsdp + _kernel_gradients(step)
+
+
+def _loss(step: _Step) -> int:
+    model, platform = step.model, step.target.platform
+    chunk = min(step.tokens, model.loss_chunk_tokens or default_chunk_tokens(model.vocabulary_size, platform))
+    # A CPU writes the logits' gradient over the logits.
+    logits = chunk * model.vocabulary_size * (4 if platform == "cpu" else 4 + step.size)
+    return logits + 3 * step.tokens * model.width * step.size
+
+
+def _backward(step: _Step) -> int:
+    model = step.model
+    # Recomputed, the hidden features are alive before and after the activation, beside the gradients of both.
+    wide = (2 if model.remat == "none" else 4) * (2 if model.activation == "swiglu" else 1)
+    block = (wide * model.F + 2 * model.width) * step.tokens * step.size
+    kernel_gradients = _kernel_gradients(step) if step.micro_batches == 1 else 0
+    whole_layers = 2 * step.kernels // model.depth * step.size if step.target.fsdp > 1 else 0
+    return block + _einsum_attention_backward(step) + kernel_gradients + whole_layers
+
+
+def _einsum_attention_backward(step: _Step) -> int:
+    """Returns the bytes that `xla` attention takes: queries, keys and values turned round, their gradients, logits."""
+    model, T, platform = step.model, step.row_length, step.target.platform
+    if step.target.attention != "xla":
+        return 0
+    rows = step.rows if platform == "cpu" else rows_at_once(step.rows, T, model.heads, platform)
+    logits = 0 if platform == "cpu" else _LOGITS_ALIVE * 4 * rows * model.heads * T * T // 2
+    return 2 * (model.heads + 2 * model.G) * model.K * rows * T * step.size + logits
 
 
 class SavedActivations(NamedTuple):
@@ -150,13 +223,21 @@ def saved_activations(model: ModelConfig, row_length: int, attention: str, dtype
 
     cuDNN keeps what our own attention does.
     """
-    kept = _residuals(model, row_length, attention, dtype)
-    wide = {model.F, 2 * model.F}
-    sizes = {"attention": 0, "feed_forward": 0, "stream": 0}
-    for leaf in kept:
-        kind = "attention" if leaf.ndim > 3 else "feed_forward" if leaf.shape[-1] in wide else "stream"
-        sizes[kind] += leaf.size * leaf.dtype.itemsize
+    sizes = dict.fromkeys(SavedActivations._fields, 0)
+    for leaf in _residuals(model, row_length, attention, dtype):
+        sizes[_kind(leaf, model.F)] += leaf.size * leaf.dtype.itemsize
     return SavedActivations(**sizes)
+
+
+def _kind(leaf: jax.ShapeDtypeStruct, F: int) -> str:
+    """Returns the field of `SavedActivations` that an array (L, ...) belongs to, by its shape alone.
+
+    Those of attention have an axis of heads, and those of the feed-forward the width F, or 2F with its gate. Where one
+    of these is the stream's width, all counts as feed-forward; the sum is right whatever the widths.
+    """
+    if leaf.ndim > 3:
+        return "attention"
+    return "feed_forward" if leaf.shape[-1] in (F, 2 * F) else "stream"
 
 
 def _residuals(model: ModelConfig, row_length: int, attention: str, dtype: Any) -> list[jax.ShapeDtypeStruct]:

@@ -15,9 +15,10 @@ from scipy import optimize, special
 
 from jaxformer.statistics.variance_prior import VariancePrior, moderate
 
-# By how much wider than the level of a look the level of a comparison's own variance may be where a prior moderates it.
-# A prior controls errors on average over comparisons, and too many of one that varies more than the others. Its own
-# variance, held against this multiple, bounds those as well: 0.019 x 3.15 / 2 = 3.0 % on a side at the first look.
+# By how much wider than the level of an interim analysis that of a comparison's own variance may be where a prior
+# moderates it. A prior controls errors on average over comparisons, and too many of one that varies more than the
+# others. Its own variance, held against this multiple, bounds those as well: 0.019 x 3.15 / 2 = 3.0 % on a side at the
+# first analysis.
 OWN_LEVEL = 3.15
 
 # A p-value below this one is given as 0.
@@ -156,21 +157,8 @@ def crossed_difference(
 ) -> Difference:
     """Returns the mean difference if seeds and items were both drawn at random, each seed reading each item.
 
-    A seed's difference is r_s = sum_i y_si / sum_i w_i, and the mean is that of r_s. In the model
-    y_si / w_i = mean + a_s + b_i + c_si of independent effects (two-way crossed, Searle, Casella and McCulloch 1992),
-    for I items of equal weight, its variance is A/S + B/I + C/(SI). With u_sg = sum over i in g of
-    (y_si - r_s w_i) / sum_i w_i, by which a group of items moves r_s (linearisation, Cochran 1977, section 6), centred
-    within its stratum,
-
-        seed         = var_s(r_s) / S                                        estimates A/S + C/(SI)
-        item         = sum_g k_g (mean_s u_sg)^2                             estimates B/I + C/(SI)
-        interaction  = sum_sg k_g (u_sg - mean_s u_sg)^2 / (S (S-1))         estimates C/(SI)
-
-    where k_g is n/(n-1) for n groups of equal weight, and (n-1)/n / (1 - share of g in its stratum's weight)^2 in
-    general, as in the delete-one jackknife (Efron 1982): with n/(n-1), 20 documents whose lengths vary by a factor of e
-    call 7 % of equals different at 5 %.
-
-    The variance is seed + item - interaction. The interaction is left in the seeds' part, which has the fewer degrees
+    A seed's difference is r_s = sum_i y_si / sum_i w_i, and the mean is that of r_s. Its variance is
+    seed + item - interaction, of `_variances`. The interaction is left in the seeds' part, which has the fewer degrees
     of freedom, and taken out of the items'; the seeds' part is at least the interaction and the items' at least 0, so
     that the whole is never below `seed` or `item`.
 
@@ -189,16 +177,48 @@ def crossed_difference(
         ValueError: a shape does not fit, a value is not finite, a weight is negative or all are 0, a group is in two
             strata, or a stratum has a single group, which cannot show how groups vary.
     """
+    items = _check_items(differences_SI, weights_I, groups_I, strata_I)
+    difference_S = items.differences_SI.sum(1) / items.weights_I.sum()
+    mean = float(difference_S.mean())
+    item, item_df, interaction = _variances(items, difference_S)
+    known = _seed_variance(difference_S, prior)
+    if known is None:
+        return Difference(mean, 0.0, math.inf, item, item_df, seeds_counted=False)
+    seed, seed_df = known
+    own = _seed_variance(difference_S, None) if prior else None
+    if own is not None:
+        own = (max(own[0], interaction), own[1])
+    return Difference(mean, max(seed, interaction), seed_df, max(item - interaction, 0.0), item_df, own=own)
+
+
+class _Items(NamedTuple):
+    """The checked arguments of `crossed_difference`.
+
+    group_I: of each item, from 0 on; `stratum_G` is that of each group.
+    groups_H: how many there are in each stratum.
+    share_G: of each group in the weight of its stratum.
+    """
+
+    differences_SI: np.ndarray
+    weights_I: np.ndarray
+    group_I: np.ndarray
+    stratum_G: np.ndarray
+    groups_H: np.ndarray
+    share_G: np.ndarray
+
+
+def _check_items(
+    differences_SI: np.ndarray, weights_I: np.ndarray | None, groups_I: np.ndarray | None, strata_I: np.ndarray | None
+) -> _Items:
     differences_SI = np.asarray(differences_SI, np.float64)
     if differences_SI.ndim != 2 or not differences_SI.size:
         raise ValueError(f"differences_SI must have seeds and items, but its shape is {differences_SI.shape}")
-    S, I = differences_SI.shape  # noqa: E741
+    I = differences_SI.shape[1]  # noqa: E741
     weights_I = np.ones(I) if weights_I is None else np.asarray(weights_I, np.float64)
     if weights_I.shape != (I,):
         raise ValueError(f"weights_I {weights_I.shape} must have one weight per item ({I})")
     _check_finite("the differences of items", differences_SI)
     _check_finite("the weights of items", weights_I)
-    total = weights_I.sum()
     stratum_I = _codes("strata_I", strata_I, np.zeros(I, np.int64))
     if weights_I.min() < 0 or np.bincount(stratum_I, weights=weights_I).min() == 0:
         raise ValueError("weights of items must be 0 or more, and not all 0 in a stratum")
@@ -207,32 +227,37 @@ def crossed_difference(
     stratum_G[group_I] = stratum_I
     if (stratum_G[group_I] != stratum_I).any():
         raise ValueError("a group of items must lie in one stratum")
-    groups_H = np.bincount(stratum_G)
     share_G = np.bincount(group_I, weights=weights_I) / np.bincount(stratum_I, weights=weights_I)[stratum_G]
     if share_G.max() == 1:
         raise ValueError("items must come from at least 2 groups with weight in each stratum, not from a single one")
+    return _Items(differences_SI, weights_I, group_I, stratum_G, np.bincount(stratum_G), share_G)
 
-    difference_S = differences_SI.sum(1) / total
-    moves_SG = _sums((differences_SI - difference_S[:, None] * weights_I) / total, group_I)
+
+def _variances(items: _Items, difference_S: np.ndarray) -> tuple[float, float, float]:
+    """Returns (item, its degrees of freedom, interaction) of `crossed_difference`.
+
+    In the model y_si / w_i = mean + a_s + b_i + c_si of independent effects (two-way crossed, Searle, Casella and
+    McCulloch 1992), for I items of equal weight, the variance of the mean is A/S + B/I + C/(SI). With
+    u_sg = sum over i in g of (y_si - r_s w_i) / sum_i w_i, by which a group of items moves r_s (linearisation, Cochran
+    1977, section 6), centred within its stratum,
+
+        seed         = var_s(r_s) / S                                        estimates A/S + C/(SI)
+        item         = sum_g k_g (mean_s u_sg)^2                             estimates B/I + C/(SI)
+        interaction  = sum_sg k_g (u_sg - mean_s u_sg)^2 / (S (S-1))         estimates C/(SI)
+
+    where k_g is n/(n-1) for n groups of equal weight, and (n-1)/n / (1 - share of g in its stratum's weight)^2 in
+    general, as in the delete-one jackknife (Efron 1982): with n/(n-1), 20 documents whose lengths vary by a factor of e
+    call 7 % of equals different at 5 %. A single seed has no interaction, and it is 0.
+    """
+    total, stratum_G, groups_H = items.weights_I.sum(), items.stratum_G, items.groups_H
+    moves_SG = _sums((items.differences_SI - difference_S[:, None] * items.weights_I) / total, items.group_I)
     moves_SG -= (_sums(moves_SG, stratum_G) / groups_H)[:, stratum_G]
-    correction_G = (1 - 1 / groups_H[stratum_G]) / (1 - share_G) ** 2
-    moves_G = moves_SG.mean(0)
+    correction_G = (1 - 1 / groups_H[stratum_G]) / (1 - items.share_G) ** 2
+    moves_G, S = moves_SG.mean(0), len(difference_S)
     squares_G = correction_G * moves_G**2
-    item = float(squares_G.sum())
     item_df = _item_degrees_of_freedom(squares_G, stratum_G, groups_H)
-    mean = float(difference_S.mean())
-
-    known = _seed_variance(difference_S, prior)
-    if known is None:
-        return Difference(mean, 0.0, math.inf, item, item_df, seeds_counted=False)
-    seed, seed_df = known
-    interaction = 0.0
-    if S > 1:
-        interaction = float((correction_G * (moves_SG - moves_G) ** 2).sum()) / (S * (S - 1))
-    own = _seed_variance(difference_S, None) if prior else None
-    if own is not None:
-        own = (max(own[0], interaction), own[1])
-    return Difference(mean, max(seed, interaction), seed_df, max(item - interaction, 0.0), item_df, own=own)
+    interaction = float((correction_G * (moves_SG - moves_G) ** 2).sum()) / (S * (S - 1)) if S > 1 else 0.0
+    return float(squares_G.sum()), item_df, interaction
 
 
 def _check_finite(what: str, values: np.ndarray) -> None:
@@ -241,7 +266,7 @@ def _check_finite(what: str, values: np.ndarray) -> None:
 
 
 def _seed_variance(difference_S: np.ndarray, prior: VariancePrior | None) -> tuple[float, float] | None:
-    """Returns the variance of the mean over seeds and its degrees of freedom; None if nothing tells them."""
+    """Returns the variance of the mean over seeds and its degrees of freedom; None if nothing estimates them."""
     S = len(difference_S)
     variance = float(difference_S.var(ddof=1)) if S > 1 else 0.0
     df = float(max(S - 1, 0))

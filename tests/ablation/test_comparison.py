@@ -140,7 +140,7 @@ LAST = "evaluations/step_40"
         ("tokenizer", "config.json", put(["digests", "tokenizer"], "other")),
         ("versions", "config.json", put(["starts", 0, "versions"], {"jax": "0.0.1"})),
         ("device", "config.json", put(["starts", 0, "device"], "TPU v9")),
-        # A variant of 8e-3 that was asked of 4e-3 is another question to 1e-2.
+        # A variant of 8e-3 that was applied to 4e-3 is another question to 1e-2.
         ("change", "config.json", put(["lineage", "change", "model.activation"], ["relu2", "swiglu"])),
         ("change", "config.json", put(["lineage", "change", "model.qk_norm"], [False, True])),
         ("code", f"{LAST}/validation.json", put(["code"], "other")),
@@ -189,7 +189,7 @@ def test_nothing_is_said_of_time_where_runs_had_other_cores_or_devices_or_were_t
         assert "x the time" not in found.verdict.reason
 
 
-def test_seeds_between_two_looks_wait(arms):
+def test_seeds_between_two_interim_analyses_wait(arms):
     four = compare_runs(arms["root"], arms["gated"][:4])
     assert four.seeds == (0, 1, 2) and any("wait for the next" in note for note in four.notes)
     assert four.difference == compare_runs(arms["root"], arms["gated"][:3]).difference
@@ -280,7 +280,7 @@ def test_worth_is_where_the_better_curve_reaches_the_others_end(arms):
     assert worth_in_tokens(better, other) == pytest.approx(40 / math.sqrt(20 * 40))
     assert worth_in_tokens(other, better) == pytest.approx(math.sqrt(20 * 40) / 40)
     assert math.isnan(worth_in_tokens(better._replace(curve=curve[-1:]), other))
-    # Better from the first evaluation on: worth at least as much as that tells.
+    # Better from the first evaluation on: worth at least as much as that shows.
     assert worth_in_tokens(better, parent._replace(curve=curve + np.array([0, 3.0]))) == pytest.approx(40 / 10)
 
 

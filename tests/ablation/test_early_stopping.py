@@ -34,8 +34,8 @@ def test_what_is_ahead_is_never_stopped_and_equals_hardly_ever():
         ends = rng.normal(3, 0.02, 3)
         # A run has an offset of its own, from its beginning to its end, which no batch explains.
         equal = losses(seed, behind=1e-3) - 1e-3 + rng.normal(0, 0.02) - rng.normal(0, 0.02)
-        looks = range(400, 1001, 60)
-        stopped += any(clearly_worse(equal[:done], losses(seed), ends, STEPS) is not None for done in looks)
+        lengths = range(400, 1001, 60)
+        stopped += any(clearly_worse(equal[:done], losses(seed), ends, STEPS) is not None for done in lengths)
         assert clearly_worse(equal - 0.5, losses(seed), ends, STEPS) is None
     assert stopped <= 2
 

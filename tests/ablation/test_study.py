@@ -150,14 +150,14 @@ def test_failures_on_disk_are_told_and_revert(folder, tmp_path):
     assert "NOT COMPARED" in line and "no run of it has ended" in line
 
 
-def test_the_table_tells_the_rule_the_noise_and_every_decision(folder):
+def test_the_table_shows_the_rule_the_noise_and_every_decision(folder):
     outcome = judge_study(ALL, folder / "runs")
     text = decision_table(outcome)
     lines = {line.split()[0]: line for line in text.splitlines() if line}
     for one in outcome.comparisons:
         low, high = one.difference.interval(1 - ALL.rule.alpha)
-        told = f"{one.difference.mean:+.4f} ± {one.difference.standard_error:.4f}  [{low:+.4f}, {high:+.4f}]"
-        assert told in lines[one.variant] and one.verdict.word.value in lines[one.variant]
+        shown = f"{one.difference.mean:+.4f} ± {one.difference.standard_error:.4f}  [{low:+.4f}, {high:+.4f}]"
+        assert shown in lines[one.variant] and one.verdict.word.value in lines[one.variant]
         assert f"{one.worth:.2f} x" in lines[one.variant] and f"{one.cost.time_per_token:.2f} x" in lines[one.variant]
         if one.verdict.more_seeds:
             assert f"{one.verdict.more_seeds} more seed" in lines[one.variant]

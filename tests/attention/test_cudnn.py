@@ -1,7 +1,5 @@
 """What is handed to cuDNN, since cuDNN itself needs a GPU: offsets, masks, and that it lowers."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,30 +91,12 @@ def test_a_row_of_too_many_documents_becomes_nan_and_no_other(simulated_cudnn):
     assert np.isfinite(out[[0, 2]]).all()
 
 
-def test_causal_attention_leaves_out_what_follows_the_first_document(monkeypatch):
-    rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.standard_normal((B, T, H, K)), jnp.float32) for _ in range(3))
-    starts, ends = bounds_of(np.repeat([[1, 2]], B, axis=0).repeat([30, 7], axis=1))
-    plain = functools.partial(attend, implementation="xla")
-    monkeypatch.setattr(
-        jax.nn,
-        "dot_product_attention",
-        lambda q, k, v, *, is_causal, implementation: plain(q, k, v, jnp.zeros((B, T), jnp.int32), ends),
-    )
-    out = cudnn.attend_causal(q, k, v, starts)
-    np.testing.assert_allclose(out[:, :30], plain(q, k, v, starts, ends)[:, :30], rtol=0, atol=2e-6)
-    assert not np.asarray(out[:, 30:]).any()
-
-
-@pytest.mark.parametrize("name", ["packed", "causal"])
-def test_forward_and_backward_lower_for_cuda_without_a_gpu(monkeypatch, name):
+def test_forward_and_backward_lower_for_cuda_without_a_gpu(monkeypatch):
     monkeypatch.setattr(private, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(private, "check_compute_capability", lambda capability: True)
 
     def objective(q, k, v, starts, ends):
-        if name == "packed":
-            return jnp.sum(cudnn.attend_packed(q, k, v, starts, ends, segments=5).astype(jnp.float32))
-        return jnp.sum(cudnn.attend_causal(q, k, v, starts).astype(jnp.float32))
+        return jnp.sum(cudnn.attend_packed(q, k, v, starts, ends, segments=5).astype(jnp.float32))
 
     x = jax.ShapeDtypeStruct((2, 128, 4, 64), jnp.bfloat16)
     bound = jax.ShapeDtypeStruct((2, 128), jnp.int32)
@@ -124,6 +104,5 @@ def test_forward_and_backward_lower_for_cuda_without_a_gpu(monkeypatch, name):
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("custom_call @__cudnn$fmhaSoftmax(") == 1
     assert text.count("custom_call @__cudnn$fmhaSoftmaxBackward(") == 1
-    mask, segments = ("PADDING_CAUSAL", 5) if name == "packed" else ("CAUSAL", 1)
-    assert f'"mask_type": "{mask}"' in text.replace("\\22", '"')
-    assert f'"max_seg_per_batch": {segments}' in text.replace("\\22", '"')
+    assert '"mask_type": "PADDING_CAUSAL"' in text.replace("\\22", '"')
+    assert '"max_seg_per_batch": 5' in text.replace("\\22", '"')

@@ -146,6 +146,12 @@ def test_an_implementation_survives_being_written_as_json():
         assert implementation_from(record) == implementation
 
 
+def test_a_run_that_recorded_an_implementation_that_is_gone_is_refused_in_one_line():
+    record = {"name": "cudnn_causal", "tiles": None, "segments": 0, "interpret": False}
+    with pytest.raises(UserError, match=r"^attention.implementation = 'cudnn_causal' is unknown; choose from .*$"):
+        implementation_from(record)
+
+
 def test_unknown_implementation_is_named_with_the_nearest():
     with pytest.raises(UserError, match=r"'xlaa'.*did you mean xla\?"):
         AttentionConfig(implementation="xlaa")
@@ -168,13 +174,13 @@ BOUNDED, SINGLE = SHAPE._replace(documents_per_row=6), SHAPE._replace(documents_
     [
         (HOPPER, SHAPE, ["xla", "pallas"]),
         (HOPPER, BOUNDED, ["xla", "pallas", "cudnn_packed"]),
-        (HOPPER, SINGLE, ["xla", "pallas", "cudnn_packed", "cudnn_causal"]),
+        (HOPPER, SINGLE, ["xla", "pallas", "cudnn_packed"]),
         (HOPPER, SINGLE._replace(window=100), ["xla", "pallas"]),
         (HOPPER, SINGLE._replace(dtype=jnp.float32), ["xla"]),
-        (HOPPER, SINGLE._replace(head_width=96), ["xla", "cudnn_packed", "cudnn_causal"]),
+        (HOPPER, SINGLE._replace(head_width=96), ["xla", "cudnn_packed"]),
         (HOPPER, SINGLE._replace(head_width=60), ["xla"]),
         (HOPPER, SHAPE._replace(head_width=32, dtype=jnp.float16, key_value_heads=2), ["xla", "pallas"]),
-        (AMPERE, SINGLE, ["xla", "pallas", "cudnn_causal"]),
+        (AMPERE, SINGLE, ["xla", "pallas"]),
         (TURING, SINGLE, ["xla"]),
         (RADEON, SINGLE, ["xla"]),
         (CPU, SINGLE, ["xla"]),
@@ -198,7 +204,6 @@ def test_grouped_queries_are_refused_where_jax_packs_them_wrongly(monkeypatch):
     [
         ("pallas", "needs an NVIDIA GPU, and this is a cpu"),
         ("cudnn_packed", "needs an NVIDIA GPU"),
-        ("cudnn_causal", "needs an NVIDIA GPU"),
     ],
 )
 def test_what_was_asked_for_by_name_and_cannot_run_is_an_error(name, reason):
@@ -270,15 +275,15 @@ def test_too_little_memory_for_a_choice_is_no_reason_to_advise_another_that_take
 
 
 def test_autotune_takes_the_fastest_and_lists_the_others(on_hopper):
-    on_hopper.update({"cudnn_causal": 3.0, "pallas": 1.25, "xla": 0.1})
-    shape = SMALL._replace(documents_per_row=1, key_value_heads=2)
+    on_hopper.update({"cudnn_packed": 3.0, "pallas": 1.25, "xla": 0.1})
+    shape = SMALL._replace(documents_per_row=3, key_value_heads=2)
     choice = choose_implementation(AttentionConfig(autotune=True), shape, *SMALL_BOUNDS)
     assert choice.implementation == Implementation("pallas", tiles=default_tiles(64))
     # The reference is not timed: nothing real is slower.
-    assert choice.reason == (
-        "the fastest of pallas 1.25 ms, cudnn_causal 3.00 ms, "
-        "cudnn_packed failed (RuntimeError: cuDNN is not detected.)"
-    )
+    assert choice.reason == "the fastest of pallas 1.25 ms, cudnn_packed 3.00 ms"
+    del on_hopper["cudnn_packed"]
+    reason = choose_implementation(AttentionConfig(autotune=True), shape, *SMALL_BOUNDS).reason
+    assert reason == "the fastest of pallas 1.25 ms, cudnn_packed failed (RuntimeError: cuDNN is not detected.)"
 
 
 def test_autotune_ends_in_one_line_where_nothing_runs(on_hopper, monkeypatch):

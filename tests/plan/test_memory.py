@@ -11,7 +11,7 @@ from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.variant import load_experiment
 from jaxformer.model import ModelConfig
 from jaxformer.plan.estimate import random_batch
-from jaxformer.plan.memory import saved_activations, step_memory
+from jaxformer.plan.memory import Target, saved_activations, step_memory
 from jaxformer.step import train_step
 
 # What XLA needs on an H100, or on each of several, for a step of a size, bytes: rows of 2,048, remat, micro-batches,
@@ -35,9 +35,10 @@ COMPILED = [
 
 @pytest.mark.parametrize(("name", "rows", "remat", "micro_batches", "compiled", "other"), COMPILED)
 def test_formula_is_within_a_tenth_of_what_was_compiled_for_a_gpu(name, rows, remat, micro_batches, compiled, other):
-    experiment = load_experiment(name, {"training.rows_per_step": str(rows)})
-    how = {"remat": remat, "micro_batches": micro_batches, "dtype": jnp.bfloat16, "attention": "pallas", **other}
-    assert step_memory(experiment, **how, platform="gpu").peak == pytest.approx(compiled, rel=0.1)
+    values = {"training.rows_per_step": rows, "training.micro_batches": micro_batches, "model.remat": remat}
+    target = Target("H100", "gpu", 0, **{"attention": "pallas", "dtype": jnp.bfloat16, **other})
+    experiment = replace(load_experiment(name), values)
+    assert step_memory(experiment, target).peak == pytest.approx(compiled, rel=0.1)
 
 
 @pytest.mark.parametrize(("remat", "micro_batches"), [("elementwise", 1), ("block", 2)])
@@ -56,8 +57,7 @@ def test_formula_is_within_a_tenth_of_what_is_compiled_here(remat, micro_batches
     compiled = jax.jit(train_step, donate_argnums=0).lower(state, random_batch(32, 64, 4096)).compile()
     m = compiled.memory_analysis()
     total = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
-    how = {"remat": remat, "micro_batches": micro_batches, "dtype": jnp.float32, "attention": "xla"}
-    assert step_memory(experiment, **how, platform="cpu").peak == pytest.approx(total, rel=0.1)
+    assert step_memory(experiment, Target("cpu", "cpu", 0, "xla", jnp.float32)).peak == pytest.approx(total, rel=0.1)
 
 
 # Of a token, in bfloat16: queries, keys, values, what attention returns, the stream before either half, and the hidden
@@ -71,6 +71,13 @@ def test_blocks_keep_what_their_remat_names_and_no_more(remat, features, heads):
     kept = saved_activations(model, T, "pallas", jnp.bfloat16)
     assert kept.attention + kept.feed_forward + kept.stream == L * T * (2 * features * D + 4 * heads * H)
     assert kept.feed_forward == (L * T * 2 * 4 * D if remat == "elementwise" else 0)
+
+
+@pytest.mark.parametrize("F", [48, 96])
+def test_the_sum_of_what_blocks_keep_is_right_where_a_feed_forward_is_as_narrow_as_the_stream(F):
+    T, D, H, L = 128, 96, 3, 5
+    model = ModelConfig(vocabulary_size=7, width=D, depth=L, heads=H, feed_forward_width=F, remat="elementwise")
+    assert sum(saved_activations(model, T, "pallas", jnp.bfloat16)) == L * T * (2 * (6 * D + F) + 4 * H)
 
 
 def test_grouped_queries_keep_fewer_keys_and_values():

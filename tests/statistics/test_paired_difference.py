@@ -12,7 +12,7 @@ from scipy import special, stats
 from simulated_studies import at_most, model_SI, rates
 
 from jaxformer.statistics.paired_difference import OWN_LEVEL, Difference, crossed_difference, paired_difference
-from jaxformer.statistics.significance import LOOK_ALPHA
+from jaxformer.statistics.significance import INTERIM_ALPHA
 from jaxformer.statistics.variance_prior import VariancePrior
 
 pytestmark = pytest.mark.slow
@@ -281,7 +281,7 @@ def test_intervals_cover_as_often_as_they_say(regime, S):
 def test_two_parts_keep_their_level_where_one_t_by_satterthwaite_does_not(df, share):
     """By integration over the seeds' estimated variance, which is a share of the whole; the items' is known."""
     chi_squares = stats.chi2.ppf((np.arange(400) + 0.5) / 400, df) / df
-    for alpha in (0.05, LOOK_ALPHA):
+    for alpha in (0.05, INTERIM_ALPHA):
         level = 0.0
         for multiple in chi_squares:
             half_width = Difference(0.0, share * multiple, df, 1 - share).interval(1 - alpha)[1]
@@ -367,7 +367,7 @@ def test_prior_moderates_the_paired_difference():
 
 
 def test_a_prior_that_is_far_too_small_is_held_in_check_by_the_comparisons_own_variance():
-    rng, alpha = np.random.default_rng(0), LOOK_ALPHA
+    rng, alpha = np.random.default_rng(0), INTERIM_ALPHA
     for S in (2, 3):
         found = [paired_difference(rng.normal(0, 30.0, S), np.zeros(S), VariancePrior(1.0, 8.0)) for _ in range(2000)]
         below, above = (np.mean([each.p_value <= alpha and side * each.mean > 0 for each in found]) for side in (-1, 1))

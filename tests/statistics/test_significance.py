@@ -8,7 +8,7 @@ import pytest
 from scipy import special
 from simulated_studies import about, at_most
 
-from jaxformer.statistics.significance import LOOK_ALPHA, LOOKS, benjamini_hochberg, holm, mcnemar
+from jaxformer.statistics.significance import INTERIM_ALPHA, INTERIM_SEEDS, benjamini_hochberg, holm, mcnemar
 
 
 @pytest.mark.parametrize(("b", "c", "p"), [(0, 0, 1.0), (3, 0, 0.25), (0, 5, 0.0625), (1, 3, 0.625), (4, 4, 1.0)])
@@ -60,15 +60,15 @@ def test_holm_controls_any_error_and_benjamini_hochberg_the_share_of_errors():
     assert np.mean(any_error_of_bh) > 0.06
 
 
-def test_looking_thrice_calls_equals_different_at_most_5_times_in_200_on_a_side():
+def test_three_interim_analyses_call_equals_different_at_most_5_times_in_200_on_a_side():
     rng = np.random.default_rng(0)
     studies = 400_000
-    differences_RS = rng.normal(size=(studies, LOOKS[-1]))
+    differences_RS = rng.normal(size=(studies, INTERIM_SEEDS[-1]))
     ended_R = np.zeros(studies)
-    for look in LOOKS:
-        seen_RS = differences_RS[:, :look]
-        t_R = seen_RS.mean(1) / (seen_RS.std(1, ddof=1) / math.sqrt(look))
-        called_R = 2 * special.stdtr(look - 1, -abs(t_R)) <= LOOK_ALPHA
+    for seeds in INTERIM_SEEDS:
+        seen_RS = differences_RS[:, :seeds]
+        t_R = seen_RS.mean(1) / (seen_RS.std(1, ddof=1) / math.sqrt(seeds))
+        called_R = 2 * special.stdtr(seeds - 1, -abs(t_R)) <= INTERIM_ALPHA
         ended_R = np.where((ended_R == 0) & called_R, np.sign(t_R), ended_R)
     # The next constant of two digits, 0.020, is above on both sides together: 0.0252.
     for side in (-1, 1):
