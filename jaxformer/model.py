@@ -24,6 +24,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer.attention.dispatch import Implementation, attend
 from jaxformer.attention.document_mask import document_bounds, limit_window
-from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.config import (
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    PositiveInt32,
+    check_fields,
+    execution,
+    require,
+)
 
 ACTIVATIONS = ("gelu", "swiglu", "relu2")
 NORMS = ("rmsnorm", "layernorm")
@@ -83,38 +93,28 @@ class ModelConfig:
         chooses for the device's memory.
     """
 
-    vocabulary_size: int
-    width: int
-    depth: int
-    heads: int
-    key_value_heads: int = 0
-    head_width: int = 0
-    feed_forward_width: int = 0
-    activation: str = "gelu"
-    norm: str = "rmsnorm"
-    rope_base: float = 10_000.0
-    learned_positions: int = 0
-    sliding_window: int = 0
+    vocabulary_size: PositiveInt32
+    width: PositiveInt32
+    depth: PositiveInt32
+    heads: PositiveInt32
+    key_value_heads: NonNegativeInt = 0
+    head_width: NonNegativeInt = 0
+    feed_forward_width: NonNegativeInt = 0
+    activation: Annotated[str, OneOf(*ACTIVATIONS)] = "gelu"
+    norm: Annotated[str, OneOf(*NORMS)] = "rmsnorm"
+    rope_base: Annotated[float, Bounds(above=1)] = 10_000.0
+    learned_positions: NonNegativeInt = 0
+    sliding_window: NonNegativeInt = 0
     qk_norm: bool = False
     tied_embeddings: bool = True
-    logit_soft_cap: float = 0.0
-    z_loss: float = 0.0
-    scan_unroll: int = execution(0)
-    loss_chunk_tokens: int = execution(0)
-    remat: str = execution("auto")
+    logit_soft_cap: NonNegativeFloat = 0.0
+    z_loss: NonNegativeFloat = 0.0
+    scan_unroll: NonNegativeInt = execution(0)
+    loss_chunk_tokens: NonNegativeInt = execution(0)
+    remat: Annotated[str, OneOf(*REMATS)] = execution("auto")
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("vocabulary_size", "width", "depth", "heads"):
-            value = getattr(self, name)
-            require(value > 0, f"model.{name} ({value}) must be positive")
-            require(value < 1 << 31, f"model.{name} ({value}) must be less than 2**31")
-        sizes = ("key_value_heads", "head_width", "feed_forward_width", "learned_positions", "sliding_window")
-        for name in (*sizes, "scan_unroll", "loss_chunk_tokens"):
-            require(getattr(self, name) >= 0, f"model.{name} ({getattr(self, name)}) must not be negative")
-        for name in ("logit_soft_cap", "z_loss"):
-            require(0 <= getattr(self, name) < float("inf"), f"model.{name} must be finite and not negative")
-        require(1 < self.rope_base < float("inf"), f"model.rope_base ({self.rope_base}) must be above 1 and finite")
+        check_fields(self, "model")
         require(
             self.head_width > 0 or self.width % self.heads == 0,
             f"model.heads ({self.heads}) must divide model.width ({self.width}), or set model.head_width",
@@ -127,9 +127,6 @@ class ModelConfig:
             self.learned_positions > 0 or self.K % 2 == 0,
             f"the head width ({self.K}) must be even for rotary positions",
         )
-        require_one_of("model.activation", self.activation, ACTIVATIONS)
-        require_one_of("model.norm", self.norm, NORMS)
-        require_one_of("model.remat", self.remat, REMATS)
 
     @property
     def G(self) -> int:

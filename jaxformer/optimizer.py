@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,15 @@ import optax
 from flax import nnx
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from jaxformer.config import check_types, require, require_one_of
+from jaxformer.config import (
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    PositiveFloat,
+    check_fields,
+    require,
+)
 from jaxformer.model import Kernel, Table
 
 OPTIMIZERS = ("adamw", "muon")
@@ -41,39 +50,21 @@ class OptimizerConfig:
     decay_share: share of the steps, the last ones, in which 'wsd' decays; other schedules have none.
     """
 
-    learning_rate: float
-    warmup_steps: int
-    final_learning_rate_share: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    name: str = "adamw"
-    muon_momentum: float = 0.95
-    schedule: str = "cosine"
-    decay_share: float = 0.2
+    learning_rate: PositiveFloat
+    warmup_steps: NonNegativeInt
+    final_learning_rate_share: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.1
+    b1: Annotated[float, Bounds(at_least=0, below=1)] = 0.9
+    b2: Annotated[float, Bounds(at_least=0, below=1)] = 0.95
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    clip_norm: PositiveFloat = 1.0
+    name: Annotated[str, OneOf(*OPTIMIZERS)] = "adamw"
+    muon_momentum: Annotated[float, Bounds(at_least=0, below=1)] = 0.95
+    schedule: Annotated[str, OneOf(*SCHEDULES)] = "cosine"
+    decay_share: Annotated[float, Bounds(above=0, at_most=1)] = 0.2
 
     def __post_init__(self):
-        check_types(self)
-        require_one_of("optimizer.name", self.name, OPTIMIZERS)
-        require_one_of("optimizer.schedule", self.schedule, SCHEDULES)
-        for name in ("learning_rate", "epsilon", "clip_norm"):
-            value = getattr(self, name)
-            require(0 < value < float("inf"), f"optimizer.{name} ({value}) must be positive and finite")
-        for name in ("b1", "b2", "muon_momentum"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"optimizer.{name} ({value}) must lie in [0, 1)")
-        require(self.warmup_steps >= 0, f"optimizer.warmup_steps ({self.warmup_steps}) must not be negative")
-        require(
-            0 <= self.final_learning_rate_share <= 1,
-            f"optimizer.final_learning_rate_share ({self.final_learning_rate_share}) must lie in [0, 1]",
-        )
-        require(0 < self.decay_share <= 1, f"optimizer.decay_share ({self.decay_share}) must lie in (0, 1]")
-        require(
-            0 <= self.weight_decay < float("inf"),
-            f"optimizer.weight_decay ({self.weight_decay}) must be finite and not negative",
-        )
+        check_fields(self, "optimizer")
 
     def effective(self) -> "OptimizerConfig":
         """Returns the same optimizer with the default for each field that it takes no notice of."""

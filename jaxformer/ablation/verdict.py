@@ -4,13 +4,15 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from jaxformer.ablation.cost import Cost
-from jaxformer.config import check_types, require
+from jaxformer.config import Bounds, NonNegativeFloat, check_fields
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.power import seeds_needed
 from jaxformer.statistics.significance import LOOK_ALPHA, LOOKS
+
+Share = Annotated[float, Bounds(above=0, below=1)]
 
 
 class Word(enum.Enum):
@@ -37,18 +39,15 @@ class Rule:
     q: share of false ones among a study's kept changes that is accepted (Benjamini & Hochberg 1995).
     """
 
-    alpha: float = LOOK_ALPHA
-    margin: float = 0.0
-    power: float = 0.8
-    guard_alpha: float = 0.05
-    cheaper: float = 0.02
-    q: float = 0.05
+    alpha: Share = LOOK_ALPHA
+    margin: NonNegativeFloat = 0.0
+    power: Share = 0.8
+    guard_alpha: Share = 0.05
+    cheaper: Share = 0.02
+    q: Share = 0.05
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("alpha", "power", "guard_alpha", "cheaper", "q"):
-            require(0 < getattr(self, name) < 1, f"rule.{name} ({getattr(self, name)}) must lie in (0, 1)")
-        require(0 <= self.margin < math.inf, f"rule.margin ({self.margin}) must be finite and not negative")
+        check_fields(self, "rule")
 
     def describe(self, margin: float) -> str:
         """Returns the rule in words, with the margin that it comes to; NaN where it is a noise floor not known yet."""

@@ -13,7 +13,7 @@ Axes: B row, T query, S key, H query heads, G key/value heads, R = H / G, K head
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jaxformer.attention.document_mask import visible_share
 from jaxformer.attention.reference import attend_einsum
 from jaxformer.attention.support import IMPLEMENTATIONS, AttentionShape, why_not
 from jaxformer.attention.trial import attention_error, fastest_tiles, forward_backward, random_inputs
-from jaxformer.config import UserError, check_types, execution, require, require_one_of
+from jaxformer.config import OneOf, UserError, check_fields, execution, require, require_one_of
 from jaxformer.devices.timing import milliseconds
 
 # What `auto` takes first where it can run and nothing was timed.
@@ -43,12 +43,11 @@ class AttentionConfig:
     autotune: time what can run here on the first batch, tiles included, and take the fastest.
     """
 
-    implementation: str = execution("auto")
+    implementation: Annotated[str, OneOf("auto", *IMPLEMENTATIONS)] = execution("auto")
     autotune: bool = execution(False)
 
     def __post_init__(self):
-        check_types(self)
-        require_one_of("attention.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
+        check_fields(self, "attention")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from jaxformer.config import check_types, execution, require
+from jaxformer.config import NonNegativeInt, PositiveInt, check_fields, execution
 
 
 @dataclass(frozen=True)
@@ -17,18 +17,13 @@ class CheckpointConfig:
     keep_best: keep the checkpoint with the least validation loss so far.
     """
 
-    every_steps: int = execution(1000)
-    keep: int = execution(3)
-    keep_every_steps: int = execution(0)
+    every_steps: PositiveInt = execution(1000)
+    keep: PositiveInt = execution(3)
+    keep_every_steps: NonNegativeInt = execution(0)
     keep_best: bool = execution(True)
 
     def __post_init__(self):
-        check_types(self)
-        require(self.every_steps >= 1, f"checkpoint.every_steps ({self.every_steps}) must be at least 1")
-        require(self.keep >= 1, f"checkpoint.keep ({self.keep}) must be at least 1")
-        require(
-            self.keep_every_steps >= 0, f"checkpoint.keep_every_steps ({self.keep_every_steps}) must not be negative"
-        )
+        check_fields(self, "checkpoint")
 
 
 def best_step(steps: Iterable[int], validation_losses: Mapping[int, float]) -> int | None:

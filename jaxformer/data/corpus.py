@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.config import Bounds, NonNegativeInt, OneOf, PositiveFloat, check_fields, execution, require
 from jaxformer.data.documents import Document, help_topics, pystdlib_files, read_pystdlib, read_text, to_document
 from jaxformer.data.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds, row_group_bytes
 from jaxformer.data.remote import fixed_parts, pinned
@@ -58,24 +58,20 @@ class CorpusConfig:
     parts: the corpora of a 'mixture'.
     """
 
-    kind: str
+    kind: Annotated[str, OneOf(*KINDS)]
     path: str = ""
     split: str = "train"
     text_field: str = "text"
     key_field: str = ""
     origin: str = execution("")
     licence: str = execution("")
-    validation_share: float = 0.02
-    tokens: int = 0
-    weight: float = 1.0
+    validation_share: Annotated[float, Bounds(above=0, below=1)] = 0.02
+    tokens: NonNegativeInt = 0
+    weight: PositiveFloat = 1.0
     parts: tuple["CorpusConfig", ...] = ()
 
     def __post_init__(self):
-        check_types(self)
-        require_one_of("corpus.kind", self.kind, KINDS)
-        require(0 < self.validation_share < 1, f"corpus.validation_share ({self.validation_share}) must lie in (0, 1)")
-        require(self.tokens >= 0, f"corpus.tokens ({self.tokens}) must not be negative; 0 takes all")
-        require(0 < self.weight < float("inf"), f"corpus.weight ({self.weight}) must be positive and finite")
+        check_fields(self, "corpus")
         if self.kind == "mixture":
             require(len(self.parts) >= 2, f"a corpus of kind 'mixture' needs two parts or more, not {len(self.parts)}")
             require(all(p.kind != "mixture" for p in self.parts), "a part of a mixture must not be a mixture")

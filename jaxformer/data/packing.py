@@ -20,12 +20,12 @@ number, and resuming is exact by construction.
 import hashlib
 import zlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import grain
 import numpy as np
 
-from jaxformer.config import UserError, check_types, execution, require, require_one_of
+from jaxformer.config import Bounds, NonNegativeInt, OneOf, UserError, check_fields, execution
 from jaxformer.data.bin_packing import best_fit_decreasing, cut, cut_stream
 from jaxformer.data.shards import Shards
 
@@ -71,28 +71,16 @@ class PackingConfig:
     reader_buffer: batches that are read ahead.
     """
 
-    row_length: int
-    method: str = "best_fit"
-    documents_per_row: int = 0
+    row_length: Annotated[int, Bounds(at_least=2, at_most=1 << 24)]
+    method: Annotated[str, OneOf("best_fit", "concat_and_split")] = "best_fit"
+    documents_per_row: NonNegativeInt = 0
     document_mask: bool = True
-    minimum_fill: float = execution(0.9)
-    reader_threads: int = execution(1)
-    reader_buffer: int = execution(8)
+    minimum_fill: Annotated[float, Bounds(at_least=0, at_most=1)] = execution(0.9)
+    reader_threads: Annotated[int, Bounds(at_least=0, at_most=1024)] = execution(1)
+    reader_buffer: Annotated[int, Bounds(at_least=1, at_most=1 << 20)] = execution(8)
 
     def __post_init__(self):
-        check_types(self)
-        require_one_of("packing.method", self.method, ("best_fit", "concat_and_split"))
-        require(2 <= self.row_length <= 1 << 24, f"packing.row_length ({self.row_length}) must lie in [2, 2**24]")
-        require(
-            self.documents_per_row >= 0, f"packing.documents_per_row ({self.documents_per_row}) must not be negative"
-        )
-        require(0 <= self.minimum_fill <= 1, f"packing.minimum_fill ({self.minimum_fill}) must lie in [0, 1]")
-        require(
-            0 <= self.reader_threads <= 1024, f"packing.reader_threads ({self.reader_threads}) must lie in [0, 1024]"
-        )
-        require(
-            1 <= self.reader_buffer <= 1 << 20, f"packing.reader_buffer ({self.reader_buffer}) must lie in [1, 2**20]"
-        )
+        check_fields(self, "packing")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,14 @@
 import re
 from dataclasses import dataclass
 
-from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.config import (
+    NonNegativeInt,
+    NonNegativeInt32,
+    PositiveInt32,
+    check_fields,
+    execution,
+    require_one_of,
+)
 from jaxformer.evaluation.tasks import TASKS
 
 
@@ -23,22 +30,16 @@ class EvaluationConfig:
     sample_tokens: tokens of the text that is generated at the end; 0 for none.
     """
 
-    every_steps: int = execution(500)
-    validation_bytes: int = 0
-    rows_per_batch: int = execution(8)
+    every_steps: PositiveInt32 = execution(500)
+    validation_bytes: NonNegativeInt = 0
+    rows_per_batch: PositiveInt32 = execution(8)
     task_data: str = execution("")
     tasks: str = execution("hellaswag,arc_easy,winogrande")
-    task_items: int = execution(500)
-    sample_tokens: int = execution(200)
+    task_items: NonNegativeInt = execution(500)
+    sample_tokens: NonNegativeInt32 = execution(200)
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("every_steps", "rows_per_batch"):
-            value = getattr(self, name)
-            require(1 <= value < 1 << 31, f"evaluation.{name} ({value}) must be at least 1 and less than 2**31")
-        for name in ("validation_bytes", "task_items", "sample_tokens"):
-            require(getattr(self, name) >= 0, f"evaluation.{name} ({getattr(self, name)}) must not be negative")
-        require(self.sample_tokens < 1 << 31, f"evaluation.sample_tokens ({self.sample_tokens}) must be below 2**31")
+        check_fields(self, "evaluation")
         for name in task_names(self.tasks):
             require_one_of("evaluation.tasks", name, TASKS)
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxformer.attention.dispatch import AttentionConfig, Implementation, choose_implementation
 from jaxformer.attention.support import AttentionShape
 from jaxformer.checkpoint.train_state import CheckpointConfig
-from jaxformer.config import check_types, execution, flatten, require
+from jaxformer.config import check_fields, execution, flatten, require
 from jaxformer.data.corpus import CorpusConfig
 from jaxformer.data.packing import PackingConfig
 from jaxformer.data.tokenizer import TokenizerConfig
@@ -42,7 +42,7 @@ class Experiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):
-        check_types(self)
+        check_fields(self)
         require(
             bool(self.tokenizer.path) or self.tokenizer.vocabulary_size <= self.model.vocabulary_size,
             f"tokenizer.vocabulary_size ({self.tokenizer.vocabulary_size}) must not exceed "

@@ -7,13 +7,12 @@ only, or a `Merge` of variants. The links to the parents are the edges of the gr
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxformer.config import UserError, override, replace, require
+from jaxformer.config import UserError, check_fields, override, replace, require
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.files import find_experiment, run_experiment_file
 
@@ -45,12 +44,11 @@ class Variant:
     source: str
 
     def __post_init__(self):
-        require(isinstance(self.parent, str) and bool(self.parent), f"parent ({self.parent!r}) must be a name")
+        check_fields(self)
+        require(bool(self.parent), "a variant must name its parent")
         is_mapping = isinstance(self.change, Mapping) and all(isinstance(path, str) for path in self.change)
         require(is_mapping, f"change ({self.change!r}) must be values by dotted path")
         require(bool(self.change), "a variant must change something")
-        require(isinstance(self.bundle, str), f"bundle ({self.bundle!r}) must be text")
-        require(isinstance(self.consequences, tuple), "consequences must be a tuple: (SolvedWidth(),)")
         for each in self.consequences:
             require(
                 callable(each) and hasattr(each, "paths") and not isinstance(each, type),
@@ -74,24 +72,17 @@ class Merge:
     source: str
 
     def __post_init__(self):
-        require(
-            isinstance(self.parents, tuple) and len(set(self.parents)) == len(self.parents) >= 2,
-            f"a merge needs two different parents or more, not {self.parents!r}",
-        )
+        check_fields(self)
+        are_different = len(set(self.parents)) == len(self.parents) >= 2
+        require(are_different, f"a merge needs two different parents or more, not {self.parents!r}")
         _check_expectation(self)
 
 
 def _check_expectation(question: Variant | Merge) -> None:
-    for text in (question.question, question.source):
-        require(isinstance(text, str), f"question and source must be texts, not {text!r}")
     require(bool(question.question.strip()), "a variant must ask a question")
     require(bool(question.source.strip()), "a variant must say where its expectation comes from: source")
-    ends = question.expected
-    is_interval = isinstance(ends, tuple) and len(ends) == 2 and all(isinstance(x, int | float) for x in ends)
-    require(
-        is_interval and all(map(math.isfinite, ends)) and ends[0] < ends[1],
-        f"expected {ends!r} must be an interval (low, high) of bits per byte",
-    )
+    low, high = question.expected
+    require(low < high, f"expected ({low}, {high}) must be an interval (low, high) of bits per byte")
 
 
 @dataclass(frozen=True)
