@@ -10,15 +10,7 @@ import optax
 from flax import nnx
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from jaxformer.config import (
-    Bounds,
-    NonNegativeFloat,
-    NonNegativeInt,
-    OneOf,
-    PositiveFloat,
-    check_fields,
-    require,
-)
+from jaxformer.config import Bounds, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, check_fields, require
 from jaxformer.model import Kernel, Table
 
 OPTIMIZERS = ("adamw", "muon")

@@ -13,15 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxformer.attention.dispatch import Implementation
-from jaxformer.config import (
-    NonNegativeFloat,
-    NonNegativeInt32,
-    OneOf,
-    PositiveInt32,
-    check_fields,
-    execution,
-    require,
-)
+from jaxformer.config import NonNegativeFloat, NonNegativeInt32, OneOf, PositiveInt32, check_fields, execution, require
 from jaxformer.data.packing import Batch
 from jaxformer.devices.mesh import (
     COPIED,

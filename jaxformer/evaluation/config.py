@@ -3,14 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from jaxformer.config import (
-    NonNegativeInt,
-    NonNegativeInt32,
-    PositiveInt32,
-    check_fields,
-    execution,
-    require_one_of,
-)
+from jaxformer.config import NonNegativeInt, NonNegativeInt32, PositiveInt32, check_fields, execution, require_one_of
 from jaxformer.evaluation.tasks import TASKS
 
 
