@@ -85,7 +85,9 @@ class PackingConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which piece of which document lies where. Pieces are sorted by row; row r holds those in [rows[r], rows[r + 1]).
+    """Which piece of which document lies where.
+
+    Pieces are sorted by row; row r holds those in [rows[r], rows[r + 1]).
 
     row_length: T.
     documents: int64 (pieces,), index of the document in its shards.
