@@ -36,12 +36,7 @@ from jaxformer.step import TrainState, compile_step
 
 
 class Run(NamedTuple):
-    """What the steps of a run have in common.
-
-    devices: how many compute a step.
-    rows: of each batch, those that this process reads.
-    record: of the checkpoints; its `seconds` are those of the run before `started`.
-    """
+    """What the steps of a run have in common."""
 
     experiment: Experiment
     workdir: Path
@@ -50,8 +45,11 @@ class Run(NamedTuple):
     progress: Progress
     signals: StopSignals
     devices: int
+    """How many compute a step."""
     rows: slice
+    """Rows of each batch, those that this process reads."""
     record: dict
+    """Record of the checkpoints; its `seconds` are those of the run before `started`."""
     started: float
 
     def record_now(self) -> dict:

@@ -23,37 +23,37 @@ _MUON_RMS = 0.2
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon, with linear warmup and cosine decay or warmup, stable rate and decay.
-
-    learning_rate: peak.
-    warmup_steps: steps of linear increase from 0.
-    final_learning_rate_share: learning rate at the last step, as a share of the peak.
-    b1: decay of the first moment, per step.
-    b2: decay of the second moment, per step.
-    epsilon: added to the root of the second moment.
-    weight_decay: decoupled, per unit of learning rate, on matrices (embeddings among them) only.
-    clip_norm: largest global norm of the gradient.
-    name: 'adamw' (Loshchilov & Hutter 2017, arXiv 1711.05101), or 'muon' (Jordan et al. 2024,
-        kellerjordan.github.io/posts/muon) for the kernels and AdamW, as above, for all else; the learning rate and the
-        decay are those of both.
-    muon_momentum: decay of Muon's moment, per step; other optimizers have none.
-    schedule: 'cosine', or 'wsd' for the peak from the warmup on and a decay as 1 - sqrt at the end (Hu et al. 2024,
-        arXiv 2404.06395; the shape is that of Hägele et al. 2024, arXiv 2405.18392).
-    decay_share: share of the steps, the last ones, in which 'wsd' decays; other schedules have none.
-    """
+    """AdamW or Muon, with linear warmup and cosine decay or warmup, stable rate and decay."""
 
     learning_rate: PositiveFloat
+    """Peak."""
     warmup_steps: NonNegativeInt
+    """Steps of linear increase from 0."""
     final_learning_rate_share: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.1
+    """Learning rate at the last step, as a share of the peak."""
     b1: Annotated[float, Bounds(at_least=0, below=1)] = 0.9
+    """Decay of the first moment, per step."""
     b2: Annotated[float, Bounds(at_least=0, below=1)] = 0.95
+    """Decay of the second moment, per step."""
     epsilon: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: NonNegativeFloat = 0.1
+    """Decoupled, per unit of learning rate, on matrices (embeddings among them) only."""
     clip_norm: PositiveFloat = 1.0
+    """Largest global norm of the gradient."""
     name: Annotated[str, OneOf(*OPTIMIZERS)] = "adamw"
+    """'adamw' (Loshchilov & Hutter 2017, arXiv 1711.05101), or 'muon' (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon) for the kernels and AdamW, as above, for all else; the learning rate and the
+    decay are those of both.
+    """
     muon_momentum: Annotated[float, Bounds(at_least=0, below=1)] = 0.95
+    """Decay of Muon's moment, per step; other optimizers have none."""
     schedule: Annotated[str, OneOf(*SCHEDULES)] = "cosine"
+    """'cosine', or 'wsd' for the peak from the warmup on and a decay as 1 - sqrt at the end (Hu et al. 2024, arXiv
+    2404.06395; the shape is that of Hägele et al. 2024, arXiv 2405.18392).
+    """
     decay_share: Annotated[float, Bounds(above=0, at_most=1)] = 0.2
+    """Share of the steps, the last ones, in which 'wsd' decays; other schedules have none."""
 
     def __post_init__(self):
         check_fields(self, "optimizer")

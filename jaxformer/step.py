@@ -35,30 +35,30 @@ from jaxformer.skip_steps import Guard, init_guard, judge
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long a run is and how large its steps are.
-
-    steps: optimizer updates.
-    rows_per_step: rows of the batch of one update, over all micro-batches.
-    micro_batches: parts of a batch that are computed one after another to save memory; the result is the same. 0
-        chooses for the device's memory.
-    compute_dtype: of matmuls: 'float32', 'bfloat16', or 'auto' for bfloat16 on a GPU and float32 on a CPU.
-    skip_spikes_above: a step whose loss lies this many standard deviations above the last 128 changes nothing; 0: all
-        count. Whatever it is, a step whose loss or gradient is not finite changes nothing.
-    device: 'gpu', 'cpu', or 'auto' for a GPU where JAX finds one.
-    startup_proof: prove on the first batch, before the first step, that no gradient flows between documents.
-    log_every_steps: steps between progress lines.
-    peak_tflops: peak of the device for the model FLOPs utilisation; 0 looks it up.
-    """
+    """How long a run is and how large its steps are."""
 
     steps: PositiveInt32
+    """Optimizer updates."""
     rows_per_step: PositiveInt32
+    """Rows of the batch of one update, over all micro-batches."""
     micro_batches: NonNegativeInt32 = execution(1)
+    """Parts of a batch that are computed one after another to save memory; the result is the same. 0 chooses for the
+    device's memory.
+    """
     compute_dtype: Annotated[str, OneOf("auto", "float32", "bfloat16")] = "auto"
+    """Compute dtype of matmuls: 'float32', 'bfloat16', or 'auto' for bfloat16 on a GPU and float32 on a CPU."""
     skip_spikes_above: NonNegativeFloat = 0.0
+    """A step whose loss lies this many standard deviations above the last 128 changes nothing; 0: all count. Whatever
+    it is, a step whose loss or gradient is not finite changes nothing.
+    """
     device: Annotated[str, OneOf("auto", "cpu", "gpu")] = execution("auto")
+    """'gpu', 'cpu', or 'auto' for a GPU where JAX finds one."""
     startup_proof: bool = execution(True)
+    """Prove on the first batch, before the first step, that no gradient flows between documents."""
     log_every_steps: PositiveInt32 = execution(10)
+    """Steps between progress lines."""
     peak_tflops: NonNegativeFloat = execution(0.0)
+    """Peak of the device for the model FLOPs utilisation; 0 looks it up."""
 
     def __post_init__(self):
         check_fields(self, "training")

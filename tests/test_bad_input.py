@@ -140,20 +140,18 @@ def belong_to_another_configuration(folder: Path) -> None:
 
 
 class Case(NamedTuple):
-    """A command, words of the line that it ends with, and what is special.
-
-    arrange: makes or damages what the command meets in its folder.
-    environment: variables of the command.
-    held: a run folder that another process runs in.
-    prepares: the command prepares a corpus before it can be refused: new entries of the cache, and nothing else, stay.
-    """
+    """A command, words of the line that it ends with, and what is special."""
 
     arguments: list[str | bytes]
     words: list[str]
     arrange: Callable[[Path], None] = nothing
+    """Makes or damages what the command meets in its folder."""
     environment: dict[str, str] = {}  # noqa: RUF012
+    """Variables of the command."""
     held: str = ""
+    """A run folder that another process runs in."""
     prepares: bool = False
+    """The command prepares a corpus before it can be refused: new entries of the cache, and nothing else, stay."""
 
 
 def baseline(*arguments: str, words: list[str], **special) -> Case:

@@ -18,19 +18,16 @@ from jaxformer.jobs.launch import Job
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Questions to one parent, and the rule by which they will be decided.
-
-    parent: the experiment that they are asked of.
-    variants: names; one that is not of this parent by its file is asked of it: `swiglu` of `laptop` is
-        `swiglu@laptop`.
-    seeds: of each variant, from 0 on.
-    parent_seeds: of the parent, at least as many: more make its noise better known.
-    """
+    """Questions to one parent, and the rule by which they will be decided."""
 
     parent: str
+    """The experiment that they are asked of."""
     variants: tuple[str, ...]
+    """Names; one that is not of this parent by its file is asked of it: `swiglu` of `laptop` is `swiglu@laptop`."""
     seeds: Annotated[int, Bounds(at_least=1, at_most=1000)] = 3
+    """Seeds of each variant, from 0 on."""
     parent_seeds: int = 3
+    """Seeds of the parent, at least as many: more make its noise better known."""
     rule: Rule = field(default_factory=Rule)
 
     def __post_init__(self):

@@ -28,23 +28,22 @@ class Word(enum.Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """Thresholds of the decision.
-
-    alpha: two-sided level of each look; the default is that of at most three looks, after 3, 5 and 8 seeds.
-    margin: bits per byte within which two models are called equal; 0 for the noise floor, the standard deviation of
-        the parent's own seeds.
-    power: probability with which the further seeds that are asked for would decide an effect as large as the one seen.
-    guard_alpha: level, over all tasks together (Holm 1979), at which a task that is worse speaks against a change.
-    cheaper: share of the time or of the parameters that an equal model must save to be worth its change.
-    q: share of false ones among a study's kept changes that is accepted (Benjamini & Hochberg 1995).
-    """
+    """Thresholds of the decision."""
 
     alpha: Share = LOOK_ALPHA
+    """Two-sided level of each look; the default is that of at most three looks, after 3, 5 and 8 seeds."""
     margin: NonNegativeFloat = 0.0
+    """Bits per byte within which two models are called equal; 0 for the noise floor, the standard deviation of the
+    parent's own seeds.
+    """
     power: Share = 0.8
+    """Probability with which the further seeds that are asked for would decide an effect as large as the one seen."""
     guard_alpha: Share = 0.05
+    """Level, over all tasks together (Holm 1979), at which a task that is worse speaks against a change."""
     cheaper: Share = 0.02
+    """Share of the time or of the parameters that an equal model must save to be worth its change."""
     q: Share = 0.05
+    """Share of false ones among a study's kept changes that is accepted (Benjamini & Hochberg 1995)."""
 
     def __post_init__(self):
         check_fields(self, "rule")
@@ -63,17 +62,15 @@ class Rule:
 
 
 class Verdict(NamedTuple):
-    """What is decided, and why.
-
-    reason: one sentence.
-    more_seeds: that would probably decide, where it is undecided; None where no number within reach would.
-    more_hours: device hours of those.
-    """
+    """What is decided, and why."""
 
     word: Word
     reason: str
+    """One sentence."""
     more_seeds: int | None = 0
+    """More seeds that would probably decide, where it is undecided; None where no number within reach would."""
     more_hours: float = 0.0
+    """Device hours of those."""
 
 
 def decide(

@@ -9,18 +9,16 @@ from jaxformer.config import NonNegativeInt, PositiveInt, check_fields, executio
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When states are saved and which are kept; the newest always is.
-
-    every_steps: steps between saves; a state is also saved before it is validated, and at the end.
-    keep: newest checkpoints that are kept.
-    keep_every_steps: checkpoints at multiples of this step are kept for good; 0 for none.
-    keep_best: keep the checkpoint with the least validation loss so far.
-    """
+    """When states are saved and which are kept; the newest always is."""
 
     every_steps: PositiveInt = execution(1000)
+    """Steps between saves; a state is also saved before it is validated, and at the end."""
     keep: PositiveInt = execution(3)
+    """Newest checkpoints that are kept."""
     keep_every_steps: NonNegativeInt = execution(0)
+    """Checkpoints at multiples of this step are kept for good; 0 for none."""
     keep_best: bool = execution(True)
+    """Keep the checkpoint with the least validation loss so far."""
 
     def __post_init__(self):
         check_fields(self, "checkpoint")

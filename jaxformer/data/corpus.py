@@ -37,38 +37,40 @@ _SAMPLE_FILES = 64
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Where documents come from.
-
-    kind: 'pystdlib' (the running Python's standard library and help topics; nothing to download), 'text' (each file
-        a document, or several if it is long), 'jsonl' (each line an object; plain, .gz or .zst), 'parquet' (each row
-        a document), 'tfds' (a dataset of TensorFlow Datasets) or 'mixture' (of `parts`).
-    path: a file, a folder or a glob (`**` enters folders), here or at hf://datasets/OWNER/NAME@REVISION/, gs:// or
-        s3://; for 'tfds' a dataset's name or the folder of a prepared one. Without a commit as its revision, that of
-        the branch is looked up at each start, and a branch that moved is another corpus.
-    split: the split of a 'tfds' dataset that is read, or a slice of one.
-    text_field: the field of a 'jsonl', 'parquet' or 'tfds' record that holds the text.
-    key_field: the field that identifies a record; '' for a digest of its text.
-    origin: where the corpus comes from, recorded with every run; '' for the path.
-    licence: its licence, recorded with every run.
-    validation_share: share of the documents, those with the smallest hashes of their keys, that is kept for
-        validation; at least one document is.
-    tokens: training tokens that are prepared, without BOS and EOS: documents are taken in reading order until those
-        for training hold so many, the last one whole; 0 takes all.
-    weight: share of the training rows, in proportion to the other parts' weights, as a part of a mixture.
-    parts: the corpora of a 'mixture'.
-    """
+    """Where documents come from."""
 
     kind: Annotated[str, OneOf(*KINDS)]
+    """'pystdlib' (the running Python's standard library and help topics; nothing to download), 'text' (each file a
+    document, or several if it is long), 'jsonl' (each line an object; plain, .gz or .zst), 'parquet' (each row a
+    document), 'tfds' (a dataset of TensorFlow Datasets) or 'mixture' (of `parts`).
+    """
     path: str = ""
+    """A file, a folder or a glob (`**` enters folders), here or at hf://datasets/OWNER/NAME@REVISION/, gs:// or s3://;
+    for 'tfds' a dataset's name or the folder of a prepared one. Without a commit as its revision, that of the branch is
+    looked up at each start, and a branch that moved is another corpus.
+    """
     split: str = "train"
+    """The split of a 'tfds' dataset that is read, or a slice of one."""
     text_field: str = "text"
+    """The field of a 'jsonl', 'parquet' or 'tfds' record that holds the text."""
     key_field: str = ""
+    """The field that identifies a record; '' for a digest of its text."""
     origin: str = execution("")
+    """Where the corpus comes from, recorded with every run; '' for the path."""
     licence: str = execution("")
+    """Its licence, recorded with every run."""
     validation_share: Annotated[float, Bounds(above=0, below=1)] = 0.02
+    """Share of the documents, those with the smallest hashes of their keys, that is kept for validation; at least one
+    document is.
+    """
     tokens: NonNegativeInt = 0
+    """Training tokens that are prepared, without BOS and EOS: documents are taken in reading order until those for
+    training hold so many, the last one whole; 0 takes all.
+    """
     weight: PositiveFloat = 1.0
+    """Share of the training rows, in proportion to the other parts' weights, as a part of a mixture."""
     parts: tuple["CorpusConfig", ...] = ()
+    """The corpora of a 'mixture'."""
 
     def __post_init__(self):
         check_fields(self, "corpus")
@@ -88,40 +90,36 @@ class CorpusConfig:
 
 
 class Part(NamedTuple):
-    """What can be read of a corpus by itself: [first, stop) of the files, of a file's row groups or of the records.
-
-    file: the number of the file, or of the first one.
-    size: bytes of the sources, as in `Documents.source_bytes`; of parts of one file in proportion.
-    """
+    """What can be read of a corpus by itself: [first, stop) of the files, of a file's row groups or of the records."""
 
     file: int
+    """The number of the file, or of the first one."""
     first: int
     stop: int
     size: int
+    """Bytes of the sources, as in `Documents.source_bytes`; of parts of one file in proportion."""
 
 
 @dataclass(frozen=True)
 class Documents:
-    """A corpus, opened. Iterating reads it from the start, always in the same order, part by part.
-
-    config: what was opened.
-    digest: hexadecimal SHA-256 of the sources, of the way in which they are read, and of how much of them.
-    source_digest: the same for all of them.
-    origin: where it comes from.
-    licence: its licence.
-    commit: of the Hugging Face Hub, to which the files are pinned; '' for files elsewhere.
-    files: the source files, in reading order.
-    source_bytes: of the files together, compressed where they are.
-    """
+    """A corpus, opened. Iterating reads it from the start, always in the same order, part by part."""
 
     config: CorpusConfig
+    """What was opened."""
     digest: str
+    """Hexadecimal SHA-256 of the sources, of the way in which they are read, and of how much of them."""
     source_digest: str
+    """The same for all of them."""
     origin: str
+    """Where it comes from."""
     licence: str
+    """Its licence."""
     commit: str
+    """Commit of the Hugging Face Hub, to which the files are pinned; '' for files elsewhere."""
     files: tuple[SourceFile, ...]
+    """The source files, in reading order."""
     source_bytes: int
+    """Bytes of the files together, compressed where they are."""
 
     def __iter__(self) -> Iterator[Document]:
         for part in self.parts():

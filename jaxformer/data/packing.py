@@ -57,27 +57,26 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class PackingConfig:
-    """How documents are laid into rows.
-
-    row_length: T, tokens of a row: the longest context that the model sees.
-    method: 'best_fit' or 'concat_and_split'.
-    documents_per_row: the most documents, or pieces of one, in a row; 0 for no bound. Some attention needs one.
-    document_mask: whether a document is masked from the others of its row. Without, a training row is one segment under
-        plain causal attention, as in GPT-3 (Brown et al. 2020, arXiv 2005.14165): its positions run on, and its tokens,
-        targets and weights are the same. Validation and tasks read each document by itself whatever it is, and so need
-        the same bound on the documents of a row.
-    minimum_fill: smallest share of the rows' tokens that may be text; below, the run stops before it starts.
-    reader_threads: threads that read batches ahead of the step; 0 reads when the step asks.
-    reader_buffer: batches that are read ahead.
-    """
+    """How documents are laid into rows."""
 
     row_length: Annotated[int, Bounds(at_least=2, at_most=1 << 24)]
+    """T, tokens of a row: the longest context that the model sees."""
     method: Annotated[str, OneOf("best_fit", "concat_and_split")] = "best_fit"
+    """'best_fit' or 'concat_and_split'."""
     documents_per_row: NonNegativeInt = 0
+    """The most documents, or pieces of one, in a row; 0 for no bound. Some attention needs one."""
     document_mask: bool = True
+    """Whether a document is masked from the others of its row. Without, a training row is one segment under plain
+    causal attention, as in GPT-3 (Brown et al. 2020, arXiv 2005.14165): its positions run on, and its tokens, targets
+    and weights are the same. Validation and tasks read each document by itself whatever it is, and so need the same
+    bound on the documents of a row.
+    """
     minimum_fill: Annotated[float, Bounds(at_least=0, at_most=1)] = execution(0.9)
+    """Smallest share of the rows' tokens that may be text; below, the run stops before it starts."""
     reader_threads: Annotated[int, Bounds(at_least=0, at_most=1024)] = execution(1)
+    """Threads that read batches ahead of the step; 0 reads when the step asks."""
     reader_buffer: Annotated[int, Bounds(at_least=1, at_most=1 << 20)] = execution(8)
+    """Batches that are read ahead."""
 
     def __post_init__(self):
         check_fields(self, "packing")
@@ -88,19 +87,18 @@ class Plan:
     """Which piece of which document lies where.
 
     Pieces are sorted by row; row r holds those in [rows[r], rows[r + 1]).
-
-    row_length: T.
-    documents: int64 (pieces,), index of the document in its shards.
-    starts: int64 (pieces,), first input of the piece in BOS + ids.
-    lengths: int32 (pieces,), inputs in the piece, 1 to T.
-    rows: int64 (rows + 1,).
     """
 
     row_length: int
+    """T."""
     documents: np.ndarray
+    """int64 (pieces,), index of the document in its shards."""
     starts: np.ndarray
+    """int64 (pieces,), first input of the piece in BOS + ids."""
     lengths: np.ndarray
+    """int32 (pieces,), inputs in the piece, 1 to T."""
     rows: np.ndarray
+    """int64 (rows + 1,)."""
 
     def __len__(self) -> int:
         return len(self.rows) - 1
@@ -132,22 +130,20 @@ def plan_rows(document_tokens: np.ndarray, config: PackingConfig, *, seed: int) 
 
 
 class PackingReport(NamedTuple):
-    """What packing does to one split.
-
-    rows: rows in all.
-    fill: share of the rows' tokens that are text.
-    documents: documents in all.
-    documents_per_row: mean number of documents, or pieces of one, in a row.
-    split_documents: documents cut into two pieces or more.
-    tokens_dropped: tokens that no row holds.
-    """
+    """What packing does to one split."""
 
     rows: int
+    """Rows in all."""
     fill: float
+    """Share of the rows' tokens that are text."""
     documents: int
+    """Documents in all."""
     documents_per_row: float
+    """Mean number of documents, or pieces of one, in a row."""
     split_documents: int
+    """Documents cut into two pieces or more."""
     tokens_dropped: int
+    """Tokens that no row holds."""
 
     def __str__(self) -> str:
         return (

@@ -31,21 +31,18 @@ SAMPLE_VERSION = 3
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """A tokenizer to train on the corpus, or a given one.
-
-    path: a SentencePiece .model file to use; '' trains one on the training documents of the corpus.
-    vocabulary_size: pieces to train, specials and 256 bytes among them, and so at least 300.
-    model_type: 'bpe' or 'unigram'.
-    training_bytes: text to train on, bytes; of a larger corpus the first documents of its files, and nothing else is
-        read.
-    threads: threads to encode with; 0 for one per processor.
-    """
+    """A tokenizer to train on the corpus, or a given one."""
 
     path: str = ""
+    """A SentencePiece .model file to use; '' trains one on the training documents of the corpus."""
     vocabulary_size: Annotated[int, Bounds(at_least=300)] = 4096
+    """Pieces to train, specials and 256 bytes among them, and so at least 300."""
     model_type: Annotated[str, OneOf("bpe", "unigram")] = "bpe"
+    """'bpe' or 'unigram'."""
     training_bytes: PositiveInt = 50_000_000
+    """Text to train on, bytes; of a larger corpus the first documents of its files, and nothing else is read."""
     threads: Annotated[int, Bounds(at_least=0, at_most=1024)] = execution(0)
+    """Threads to encode with; 0 for one per processor."""
 
     def __post_init__(self):
         check_fields(self, "tokenizer")

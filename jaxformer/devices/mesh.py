@@ -33,17 +33,16 @@ COPIED = PartitionSpec()
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Over how many devices a run is spread; what it learns is the same up to rounding.
-
-    data: devices, or groups of them, that each hold all parameters; 0 for as many as there are.
-    fsdp: devices that hold the parameters and the optimizer state together, a part each; 0 for as many as there are.
-    processes: of the run, each with devices of its own; more than one are found by Slurm or Open MPI, or by the
-        environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0) and JAX_PROCESS_ID (from 0).
-    """
+    """Over how many devices a run is spread; what it learns is the same up to rounding."""
 
     data: Annotated[int, Bounds(at_least=0, below=1 << 16)] = execution(1)
+    """Devices, or groups of them, that each hold all parameters; 0 for as many as there are."""
     fsdp: Annotated[int, Bounds(at_least=0, below=1 << 16)] = execution(1)
+    """Devices that hold the parameters and the optimizer state together, a part each; 0 for as many as there are."""
     processes: Annotated[int, Bounds(at_least=1, below=1 << 16)] = execution(1)
+    """Processes of the run, each with devices of its own; more than one are found by Slurm or Open MPI, or by the
+    environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0) and JAX_PROCESS_ID (from 0).
+    """
 
     def __post_init__(self):
         check_fields(self, "mesh")

@@ -9,27 +9,28 @@ from jaxformer.evaluation.tasks import TASKS
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """When and on how much a run is validated and its tasks are scored.
-
-    every_steps: steps between evaluations; the last step is always evaluated.
-    validation_bytes: UTF-8 bytes of validation text for each corpus, taken as whole documents, so that models with
-        different tokenizers read the same text; 0 for all.
-    rows_per_batch: rows that are evaluated at once; on several devices, rounded up to a multiple of them.
-    task_data: a folder that holds a file named after each task, in its official format: `hellaswag.jsonl`,
-        `arc_easy.parquet`, ...; or 'tfds' for what is prepared there; '' scores no tasks.
-    tasks: names of the tasks, separated by commas.
-    task_items: items of each task that are scored at every evaluation, a fixed choice; 0 for none before the last
-        step, which scores all.
-    sample_tokens: tokens of the text that is generated at the end; 0 for none.
-    """
+    """When and on how much a run is validated and its tasks are scored."""
 
     every_steps: PositiveInt32 = execution(500)
+    """Steps between evaluations; the last step is always evaluated."""
     validation_bytes: NonNegativeInt = 0
+    """UTF-8 bytes of validation text for each corpus, taken as whole documents, so that models with different
+    tokenizers read the same text; 0 for all.
+    """
     rows_per_batch: PositiveInt32 = execution(8)
+    """Rows that are evaluated at once; on several devices, rounded up to a multiple of them."""
     task_data: str = execution("")
+    """A folder that holds a file named after each task, in its official format: `hellaswag.jsonl`, `arc_easy.parquet`,
+    ...; or 'tfds' for what is prepared there; '' scores no tasks.
+    """
     tasks: str = execution("hellaswag,arc_easy,winogrande")
+    """Names of the tasks, separated by commas."""
     task_items: NonNegativeInt = execution(500)
+    """Items of each task that are scored at every evaluation, a fixed choice; 0 for none before the last step, which
+    scores all.
+    """
     sample_tokens: NonNegativeInt32 = execution(200)
+    """Tokens of the text that is generated at the end; 0 for none."""
 
     def __post_init__(self):
         check_fields(self, "evaluation")

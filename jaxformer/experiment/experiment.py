@@ -22,14 +22,12 @@ from jaxformer.step import TrainingConfig, TrainState, compute_dtype, init_state
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A question and the configuration whose run answers it.
-
-    question: what the run is to tell.
-    name: of the experiment; set from its file when it is loaded.
-    """
+    """A question and the configuration whose run answers it."""
 
     question: str = execution("")
+    """What the run is to tell."""
     name: str = execution("")
+    """Name of the experiment; set from its file when it is loaded."""
     model: ModelConfig
     corpus: CorpusConfig
     tokenizer: TokenizerConfig

@@ -22,26 +22,26 @@ OF = "@"
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The same as its parent but for one change.
-
-    parent: the experiment that is changed.
-    question: what the change is to tell.
-    change: new values by dotted path, or functions of (the parent's value, the parent), such as `times(2)`. A
-        section's path takes a whole configuration.
-    bundle: why several fields are one idea; '' where the change is of one field.
-    consequences: what is solved so that the comparison is fair, such as `SolvedFeedForwardWidth()`, in turn.
-    expected: the interval that the change of validation bits per byte is expected in, written down before it is
-        measured; negative is better.
-    source: who found so, and where.
-    """
+    """The same as its parent but for one change."""
 
     parent: str
+    """The experiment that is changed."""
     question: str
+    """What the change is to tell."""
     change: Mapping[str, Any]
+    """New values by dotted path, or functions of (the parent's value, the parent), such as `times(2)`. A section's path
+    takes a whole configuration.
+    """
     bundle: str = ""
+    """Why several fields are one idea; '' where the change is of one field."""
     consequences: tuple[Callable[[Experiment, Experiment], dict[str, Any]], ...] = ()
+    """What is solved so that the comparison is fair, such as `SolvedFeedForwardWidth()`, in turn."""
     expected: tuple[float, float]
+    """The interval that the change of validation bits per byte is expected in, written down before it is measured;
+    negative is better.
+    """
     source: str
+    """Who found so, and where."""
 
     def __post_init__(self):
         check_fields(self)
@@ -60,16 +60,14 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """Two variants or more with an ancestor in common, joined: the only experiment with more than one change.
-
-    parents: the variants; it is compared with the first, and tells how the changes interact.
-    question, expected, source: as of a `Variant`, the expectation against the first parent.
-    """
+    """Two variants or more with an ancestor in common, joined: the only experiment with more than one change."""
 
     parents: tuple[str, ...]
+    """The variants; it is compared with the first, and tells how the changes interact."""
     question: str
     expected: tuple[float, float]
     source: str
+    """`question`, `expected` and `source`: as of a `Variant`, the expectation against the first parent."""
 
     def __post_init__(self):
         check_fields(self)
@@ -87,34 +85,30 @@ def _check_expectation(question: Variant | Merge) -> None:
 
 @dataclass(frozen=True)
 class Lineage:
-    """How an experiment came about, as its runs record it.
-
-    parents: names; none where it stands alone. What it is compared with comes first.
-    change: (before, after) of the scientific fields that differ from the first parent because they were declared to.
-    consequences: (before, after) of those that were solved.
-    bundle, expected, source: as of the `Variant`.
-    overrides: scientific fields that the command line set: such a run is ad hoc, and no part of the graph.
-    """
+    """How an experiment came about, as its runs record it."""
 
     parents: tuple[str, ...] = ()
+    """Names; none where it stands alone. What it is compared with comes first."""
     change: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """(before, after) of the scientific fields that differ from the first parent because they were declared to."""
     consequences: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """(before, after) of those that were solved."""
     bundle: str = ""
     expected: tuple[float, float] | None = None
     source: str = ""
+    """`bundle`, `expected` and `source`: as of the `Variant`."""
     overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Scientific fields that the command line set: such a run is ad hoc, and no part of the graph."""
 
 
 class Resolved(NamedTuple):
-    """An experiment, how it came about, and its parents, resolved themselves.
-
-    variant: as its file has it; None where it is none.
-    """
+    """An experiment, how it came about, and its parents, resolved themselves."""
 
     experiment: Experiment
     lineage: Lineage
     parents: tuple["Resolved", ...] = ()
     variant: Variant | None = None
+    """Variant as its file has it; None where it is none."""
 
     @property
     def name(self) -> str:

@@ -41,23 +41,21 @@ _ACCUMULATION_TOKENS = 240
 
 
 class Target(NamedTuple):
-    """A device, at hand or not, and how a step is computed on it.
-
-    kind: JAX's name of it, or a part of that.
-    platform: 'gpu' or 'cpu'.
-    memory: bytes that JAX may take; 0 where it is not known.
-    attention: the implementation's name.
-    dtype: of the matmuls.
-    data, fsdp: how many such devices there are along the axes of the mesh.
-    """
+    """A device, at hand or not, and how a step is computed on it."""
 
     kind: str
+    """JAX's name of it, or a part of that."""
     platform: str
+    """'gpu' or 'cpu'."""
     memory: int
+    """Bytes that JAX may take; 0 where it is not known."""
     attention: str
+    """The implementation's name."""
     dtype: Any
+    """Dtype of the matmuls."""
     data: int = 1
     fsdp: int = 1
+    """`data` and `fsdp`: how many such devices there are along the axes of the mesh."""
 
     @property
     def devices(self) -> int:
@@ -66,15 +64,13 @@ class Target(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """One way to compute a step.
-
-    cost: time that it adds to a step that recomputes nothing and has one part, as a share of that: estimated.
-    """
+    """One way to compute a step."""
 
     remat: str
     micro_batches: int
     memory: StepMemory
     cost: float
+    """Time that it adds to a step that recomputes nothing and has one part, as a share of that: estimated."""
 
     def applied(self, experiment: Experiment) -> Experiment:
         """Returns the experiment computed so."""

@@ -33,30 +33,28 @@ _LOGITS_ALIVE = 2
 
 
 class StepMemory(NamedTuple):
-    """Bytes of a step, by what they hold.
-
-    parameters: float32.
-    optimizer: the moments, float32.
-    batch: of all rows, and the angles of the rotation.
-    kernels: their copy in the compute dtype, and the unembedding's.
-    gradients: of the kernels, in the compute dtype, and of the tables, and the float32 sums over micro-batches.
-    attention: what the blocks keep of queries, keys, values and what follows from them.
-    feed_forward: what the blocks keep that is as wide as the feed-forward.
-    stream: what else the blocks keep: the stream, and its norms.
-    loss: alive in the loss alone: logits and their gradient, and the features'.
-    backward: alive in the backward pass of one block alone.
-    """
+    """Bytes of a step, by what they hold."""
 
     parameters: int
+    """float32."""
     optimizer: int
+    """The moments, float32."""
     batch: int
+    """Batch of all rows, and the angles of the rotation."""
     kernels: int
+    """Their copy in the compute dtype, and the unembedding's."""
     gradients: int
+    """Gradients of the kernels, in the compute dtype, and of the tables, and the float32 sums over micro-batches."""
     attention: int
+    """What the blocks keep of queries, keys, values and what follows from them."""
     feed_forward: int
+    """What the blocks keep that is as wide as the feed-forward."""
     stream: int
+    """What else the blocks keep: the stream, and its norms."""
     loss: int
+    """Alive in the loss alone: logits and their gradient, and the features'."""
     backward: int
+    """Alive in the backward pass of one block alone."""
 
     @property
     def saved(self) -> int:
