@@ -189,6 +189,16 @@ _PARSERS = {
 }
 
 
+def describe_type(kind: Any) -> str:
+    """Returns in words what a field of a declared type takes: 'a whole number, at least 1'."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is Annotated:
+        return ", ".join([describe_type(arguments[0]), *map(str, arguments[1:])])
+    if typing.get_origin(kind) is tuple:
+        return f"a tuple of {describe_type(arguments[0])}"
+    return _PARSERS[kind][0] if kind in _PARSERS else kind.__name__
+
+
 def check_fields(config: Any, section: str = "") -> None:
     """Checks the fields of a configuration by their declarations; call it first in `__post_init__`.
 

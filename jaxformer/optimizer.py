@@ -23,7 +23,7 @@ _MUON_RMS = 0.2
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon, with linear warmup and cosine decay or warmup, stable rate and decay."""
+    """AdamW or Muon, and the schedule of the learning rate."""
 
     learning_rate: PositiveFloat
     """Peak."""
