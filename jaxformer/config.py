@@ -8,10 +8,10 @@ micro-batches) are told apart by `execution`, because only the first identify a 
 import dataclasses
 import difflib
 import json
-import types
+import math
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 
 class UserError(ValueError):
@@ -46,6 +46,53 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def execution(default: Any) -> Any:
     """Declares a field that changes how a run is computed but not what it learns: never hashed, never compared."""
     return dataclasses.field(default=default, metadata={"execution": True})
+
+
+class Bounds(NamedTuple):
+    """Where a number must lie, as metadata of its field: `share: Annotated[float, Bounds(above=0, at_most=1)]`."""
+
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+
+    def __str__(self):
+        limits = [(name.replace("_", " "), limit) for name, limit in self._asdict().items() if math.isfinite(limit)]
+        return " and ".join(f"{words} {_short(limit)}" for words, limit in limits)
+
+    def check(self, path: str, value: float) -> None:
+        """Raises `UserError` unless a value lies within the bounds."""
+        lies_within = self.at_least <= value <= self.at_most and self.above < value < self.below
+        require(lies_within, f"{path} ({value}) must be {self}")
+
+
+class OneOf:
+    """Which texts are known, as metadata of their field: `norm: Annotated[str, OneOf("rmsnorm", "layernorm")]`."""
+
+    def __init__(self, *choices: str):
+        self.choices = choices
+
+    def __str__(self):
+        return f"one of {', '.join(self.choices)}"
+
+    def check(self, path: str, value: str) -> None:
+        """Raises `UserError` with the nearest choice unless a value is one of them."""
+        require_one_of(path, value, self.choices)
+
+
+PositiveInt = Annotated[int, Bounds(at_least=1)]
+NonNegativeInt = Annotated[int, Bounds(at_least=0)]
+# Of what JAX counts or addresses in int32.
+PositiveInt32 = Annotated[int, Bounds(at_least=1, below=1 << 31)]
+NonNegativeInt32 = Annotated[int, Bounds(at_least=0, below=1 << 31)]
+PositiveFloat = Annotated[float, Bounds(above=0)]
+NonNegativeFloat = Annotated[float, Bounds(at_least=0)]
+
+
+def _short(limit: float) -> str:
+    """Returns a limit as text, a large power of two as one: '2**31'."""
+    is_power = isinstance(limit, int) and limit > 1 << 10 and limit & (limit - 1) == 0
+    return f"2**{limit.bit_length() - 1}" if is_power else str(limit)
 
 
 def override(config: Any, texts: Mapping[str, str]) -> Any:
@@ -142,21 +189,62 @@ _PARSERS = {
 }
 
 
-def check_types(config: Any) -> None:
-    """Raises `UserError` where a field's value is not of its declared type; call it first in `__post_init__`."""
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        origin = typing.get_origin(kind)
-        if origin in (tuple, types.UnionType, typing.Union):
-            continue
-        accepted = (float, int) if kind is float else kind
-        where = f"{type(config).__name__}.{name}"
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise UserError(f"{where} must be of type {kind.__name__}, not {value!r}")
-        if isinstance(value, int):
-            require(-(2**63) <= value < 2**63, f"{where} ({value}) must fit in 64 bits")
-        if isinstance(value, str):
-            require(is_unicode(value) and "\0" not in value, f"{where} ({value!r}) must be Unicode text without NUL")
+def describe_type(kind: Any) -> str:
+    """Returns in words what a field of a declared type takes: 'a whole number, at least 1'."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is Annotated:
+        return ", ".join([describe_type(arguments[0]), *map(str, arguments[1:])])
+    if typing.get_origin(kind) is tuple:
+        return f"a tuple of {describe_type(arguments[0])}"
+    return _PARSERS[kind][0] if kind in _PARSERS else kind.__name__
+
+
+def check_fields(config: Any, section: str = "") -> None:
+    """Checks the fields of a configuration by their declarations; call it first in `__post_init__`.
+
+    Numbers must be finite and tuples are checked element by element; a field that is declared to be a union, a mapping
+    or a callable is left to its class.
+
+    Args:
+        section: dotted path of the configuration, by which errors name its fields as the command line does.
+
+    Raises:
+        UserError: a value is not of its declared type, or breaks the metadata of its type (`Bounds`, `OneOf`).
+    """
+    declared = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        path = f"{section}.{field.name}" if section else field.name
+        _check(path, declared[field.name], getattr(config, field.name))
+
+
+def _check(path: str, kind: Any, value: Any) -> None:
+    """Raises `UserError` unless a value is what an annotation declares."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        _check(path, arguments[0], value)
+        for bound in arguments[1:]:
+            bound.check(path, value)
+    elif origin is tuple:
+        require(isinstance(value, tuple), f"{path} must be a tuple, not {value!r}")
+        kinds = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        require(len(kinds) == len(value), f"{path} must have {len(kinds)} elements, not {value!r}")
+        for i, (each_kind, each) in enumerate(zip(kinds, value, strict=True)):
+            _check(f"{path}.{i}", each_kind, each)
+    elif isinstance(kind, type):
+        _check_plain(path, kind, value)
+
+
+def _check_plain(path: str, kind: type, value: Any) -> None:
+    """Raises `UserError` unless a value is of a class, finite, and small enough to be passed on."""
+    accepted = (float, int) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{path} must be of type {kind.__name__}, not {value!r}")
+    if isinstance(value, int):
+        require(-(2**63) <= value < 2**63, f"{path} ({value}) must fit in 64 bits")
+    if isinstance(value, float):
+        require(math.isfinite(value), f"{path} ({value}) must be finite")
+    if isinstance(value, str):
+        require(is_unicode(value) and "\0" not in value, f"{path} ({value!r}) must be Unicode text without NUL")
 
 
 def is_unicode(text: str) -> bool:

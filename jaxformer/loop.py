@@ -37,11 +37,7 @@ from jaxformer.step import TrainState, compile_step
 
 
 class Run(NamedTuple):
-    """What the steps of a run have in common.
-
-    mesh: of the devices that compute a step.
-    record: of the checkpoints; its `seconds` are those of the run before `started`.
-    """
+    """What the steps of a run have in common."""
 
     experiment: Experiment
     workdir: Path
@@ -50,7 +46,9 @@ class Run(NamedTuple):
     progress: Progress
     signals: StopSignals
     mesh: Mesh
+    """Mesh of the devices that compute a step."""
     record: dict
+    """Record of the checkpoints; its `seconds` are those of the run before `started`."""
     started: float
 
     def record_now(self) -> dict:

@@ -24,6 +24,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer.attention.dispatch import Implementation, attend
 from jaxformer.attention.document_mask import document_bounds, limit_window
-from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.config import (
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    PositiveInt32,
+    check_fields,
+    execution,
+    require,
+)
 
 ACTIVATIONS = ("gelu", "swiglu", "relu2")
 NORMS = ("rmsnorm", "layernorm")
@@ -57,64 +67,54 @@ MOST_UNROLLED = 16
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of the model and its options.
+    """The shape of the model and its options."""
 
-    vocabulary_size: rows of the embedding table, tokens; at least the tokenizer's, a multiple of 128 is fastest.
-    width: D, of the residual stream.
-    depth: L, blocks.
-    heads: H, query heads; must divide width unless head_width is given.
-    key_value_heads: G, heads that keys and values have, a divisor of heads; 0 for as many as heads.
-    head_width: K; 0 for width / heads.
-    feed_forward_width: F; 0 for 4 x width.
-    activation: 'gelu', 'swiglu' (three matrices instead of two: equal parameters need 2/3 of the width) or 'relu2'.
-    norm: 'rmsnorm' or 'layernorm', of the stream; queries and keys have RMSNorm, if any, whatever it is.
-    rope_base: base of the rotary wavelengths.
-    learned_positions: length of a learned position table instead of rotary positions; 0 for rotary.
-    sliding_window: the most tokens that a token attends to, itself included; 0 for all of its document's so far.
-    qk_norm: RMSNorm of queries and keys per head before the rotation.
-    tied_embeddings: unembed with the embedding table.
-    logit_soft_cap: c in c * tanh(logit / c); 0 for none.
-    z_loss: coefficient of the squared log-partition in the training objective (PaLM, arXiv 2204.02311); 0 for none.
-    scan_unroll: blocks per iteration of the scan over layers; 0 chooses 1, or on a CPU all of up to 16, unless they are
-        recomputed.
-    loss_chunk_tokens: tokens whose logits exist at once in the loss; 0 chooses for the device.
-    remat: what the backward pass computes again instead of keeping it: 'none'; 'elementwise', all but the matmuls and
-        the attention, whose forward pass cuDNN needs again; 'feed_forward', also its first matmul; 'block', all; 'auto'
-        chooses for the device's memory.
+    vocabulary_size: PositiveInt32
+    """Rows of the embedding table, tokens; at least the tokenizer's, a multiple of 128 is fastest."""
+    width: PositiveInt32
+    """D, of the residual stream."""
+    depth: PositiveInt32
+    """L, blocks."""
+    heads: PositiveInt32
+    """H, query heads; must divide width unless head_width is given."""
+    key_value_heads: NonNegativeInt = 0
+    """G, heads that keys and values have, a divisor of heads; 0 for as many as heads."""
+    head_width: NonNegativeInt = 0
+    """K; 0 for width / heads."""
+    feed_forward_width: NonNegativeInt = 0
+    """F; 0 for 4 x width."""
+    activation: Annotated[str, OneOf(*ACTIVATIONS)] = "gelu"
+    """'gelu', 'swiglu' (three matrices instead of two: equal parameters need 2/3 of the width) or 'relu2'."""
+    norm: Annotated[str, OneOf(*NORMS)] = "rmsnorm"
+    """'rmsnorm' or 'layernorm', of the stream; queries and keys have RMSNorm, if any, whatever it is."""
+    rope_base: Annotated[float, Bounds(above=1)] = 10_000.0
+    """Base of the rotary wavelengths."""
+    learned_positions: NonNegativeInt = 0
+    """Length of a learned position table instead of rotary positions; 0 for rotary."""
+    sliding_window: NonNegativeInt = 0
+    """The most tokens that a token attends to, itself included; 0 for all of its document's so far."""
+    qk_norm: bool = False
+    """RMSNorm of queries and keys per head before the rotation."""
+    tied_embeddings: bool = True
+    """Unembed with the embedding table."""
+    logit_soft_cap: NonNegativeFloat = 0.0
+    """c in c * tanh(logit / c); 0 for none."""
+    z_loss: NonNegativeFloat = 0.0
+    """Coefficient of the squared log-partition in the training objective (PaLM, arXiv 2204.02311); 0 for none."""
+    scan_unroll: NonNegativeInt = execution(0)
+    """Blocks per iteration of the scan over layers; 0 chooses 1, or on a CPU all of up to 16, unless they are
+    recomputed.
+    """
+    loss_chunk_tokens: NonNegativeInt = execution(0)
+    """Tokens whose logits exist at once in the loss; 0 chooses for the device."""
+    remat: Annotated[str, OneOf(*REMATS)] = execution("auto")
+    """What the backward pass computes again instead of keeping it: 'none'; 'elementwise', all but the matmuls and the
+    attention, whose forward pass cuDNN needs again; 'feed_forward', also its first matmul; 'block', all; 'auto' chooses
+    for the device's memory.
     """
 
-    vocabulary_size: int
-    width: int
-    depth: int
-    heads: int
-    key_value_heads: int = 0
-    head_width: int = 0
-    feed_forward_width: int = 0
-    activation: str = "gelu"
-    norm: str = "rmsnorm"
-    rope_base: float = 10_000.0
-    learned_positions: int = 0
-    sliding_window: int = 0
-    qk_norm: bool = False
-    tied_embeddings: bool = True
-    logit_soft_cap: float = 0.0
-    z_loss: float = 0.0
-    scan_unroll: int = execution(0)
-    loss_chunk_tokens: int = execution(0)
-    remat: str = execution("auto")
-
     def __post_init__(self):
-        check_types(self)
-        for name in ("vocabulary_size", "width", "depth", "heads"):
-            value = getattr(self, name)
-            require(value > 0, f"model.{name} ({value}) must be positive")
-            require(value < 1 << 31, f"model.{name} ({value}) must be less than 2**31")
-        sizes = ("key_value_heads", "head_width", "feed_forward_width", "learned_positions", "sliding_window")
-        for name in (*sizes, "scan_unroll", "loss_chunk_tokens"):
-            require(getattr(self, name) >= 0, f"model.{name} ({getattr(self, name)}) must not be negative")
-        for name in ("logit_soft_cap", "z_loss"):
-            require(0 <= getattr(self, name) < float("inf"), f"model.{name} must be finite and not negative")
-        require(1 < self.rope_base < float("inf"), f"model.rope_base ({self.rope_base}) must be above 1 and finite")
+        check_fields(self, "model")
         require(
             self.head_width > 0 or self.width % self.heads == 0,
             f"model.heads ({self.heads}) must divide model.width ({self.width}), or set model.head_width",
@@ -127,9 +127,6 @@ class ModelConfig:
             self.learned_positions > 0 or self.K % 2 == 0,
             f"the head width ({self.K}) must be even for rotary positions",
         )
-        require_one_of("model.activation", self.activation, ACTIVATIONS)
-        require_one_of("model.norm", self.norm, NORMS)
-        require_one_of("model.remat", self.remat, REMATS)
 
     @property
     def G(self) -> int:
@@ -224,12 +221,10 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """The decoder. `attention` is the implementation that `attend` uses, or its name.
-
-    merge_layer: makes a layer's block of its graph definition and parameters, which may be parts (`mesh.Parts`).
-    """
+    """The decoder. `attention` is the implementation that `attend` uses, or its name."""
 
     merge_layer: Callable = staticmethod(nnx.merge)
+    """Makes a layer's block of its graph definition and parameters, which may be parts (`mesh.Parts`)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, attention: str | Implementation = "xla"):
         self.config = config

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 from flax import nnx
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from jaxformer.config import check_types, require, require_one_of
+from jaxformer.config import Bounds, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, check_fields, require
 from jaxformer.model import Kernel, Table
 
 OPTIMIZERS = ("adamw", "muon")
@@ -22,58 +23,40 @@ _MUON_RMS = 0.2
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon, with linear warmup and cosine decay or warmup, stable rate and decay.
+    """AdamW or Muon, and the schedule of the learning rate."""
 
-    learning_rate: peak.
-    warmup_steps: steps of linear increase from 0.
-    final_learning_rate_share: learning rate at the last step, as a share of the peak.
-    b1: decay of the first moment, per step.
-    b2: decay of the second moment, per step.
-    epsilon: added to the root of the second moment.
-    weight_decay: decoupled, per unit of learning rate, on matrices (embeddings among them) only.
-    clip_norm: largest global norm of the gradient.
-    name: 'adamw' (Loshchilov & Hutter 2017, arXiv 1711.05101), or 'muon' (Jordan et al. 2024,
-        kellerjordan.github.io/posts/muon) for the kernels and AdamW, as above, for all else; the learning rate and the
-        decay are those of both.
-    muon_momentum: decay of Muon's moment, per step; other optimizers have none.
-    schedule: 'cosine', or 'wsd' for the peak from the warmup on and a decay as 1 - sqrt at the end (Hu et al. 2024,
-        arXiv 2404.06395; the shape is that of Hägele et al. 2024, arXiv 2405.18392).
-    decay_share: share of the steps, the last ones, in which 'wsd' decays; other schedules have none.
+    learning_rate: PositiveFloat
+    """Peak."""
+    warmup_steps: NonNegativeInt
+    """Steps of linear increase from 0."""
+    final_learning_rate_share: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.1
+    """Learning rate at the last step, as a share of the peak."""
+    b1: Annotated[float, Bounds(at_least=0, below=1)] = 0.9
+    """Decay of the first moment, per step."""
+    b2: Annotated[float, Bounds(at_least=0, below=1)] = 0.95
+    """Decay of the second moment, per step."""
+    epsilon: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled, per unit of learning rate, on matrices (embeddings among them) only."""
+    clip_norm: PositiveFloat = 1.0
+    """Largest global norm of the gradient."""
+    name: Annotated[str, OneOf(*OPTIMIZERS)] = "adamw"
+    """'adamw' (Loshchilov & Hutter 2017, arXiv 1711.05101), or 'muon' (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon) for the kernels and AdamW, as above, for all else; the learning rate and the
+    decay are those of both.
     """
-
-    learning_rate: float
-    warmup_steps: int
-    final_learning_rate_share: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    name: str = "adamw"
-    muon_momentum: float = 0.95
-    schedule: str = "cosine"
-    decay_share: float = 0.2
+    muon_momentum: Annotated[float, Bounds(at_least=0, below=1)] = 0.95
+    """Decay of Muon's moment, per step; other optimizers have none."""
+    schedule: Annotated[str, OneOf(*SCHEDULES)] = "cosine"
+    """'cosine', or 'wsd' for the peak from the warmup on and a decay as 1 - sqrt at the end (Hu et al. 2024, arXiv
+    2404.06395; the shape is that of Hägele et al. 2024, arXiv 2405.18392).
+    """
+    decay_share: Annotated[float, Bounds(above=0, at_most=1)] = 0.2
+    """Share of the steps, the last ones, in which 'wsd' decays; other schedules have none."""
 
     def __post_init__(self):
-        check_types(self)
-        require_one_of("optimizer.name", self.name, OPTIMIZERS)
-        require_one_of("optimizer.schedule", self.schedule, SCHEDULES)
-        for name in ("learning_rate", "epsilon", "clip_norm"):
-            value = getattr(self, name)
-            require(0 < value < float("inf"), f"optimizer.{name} ({value}) must be positive and finite")
-        for name in ("b1", "b2", "muon_momentum"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"optimizer.{name} ({value}) must lie in [0, 1)")
-        require(self.warmup_steps >= 0, f"optimizer.warmup_steps ({self.warmup_steps}) must not be negative")
-        require(
-            0 <= self.final_learning_rate_share <= 1,
-            f"optimizer.final_learning_rate_share ({self.final_learning_rate_share}) must lie in [0, 1]",
-        )
-        require(0 < self.decay_share <= 1, f"optimizer.decay_share ({self.decay_share}) must lie in (0, 1]")
-        require(
-            0 <= self.weight_decay < float("inf"),
-            f"optimizer.weight_decay ({self.weight_decay}) must be finite and not negative",
-        )
+        check_fields(self, "optimizer")
 
     def effective(self) -> "OptimizerConfig":
         """Returns the same optimizer with the default for each field that it takes no notice of."""

@@ -25,18 +25,16 @@ MOST_IN_A_ROW = 8
 
 @flax.struct.dataclass
 class Guard:
-    """What is remembered of earlier steps.
-
-    losses_W: float32, the last finite losses, nats per target, each at its number modulo W.
-    finite: int32, finite losses so far.
-    skipped: int32, steps so far that did not count.
-    non_finite_in_a_row: int32, the latest steps whose loss or gradient was not finite.
-    """
+    """What is remembered of earlier steps."""
 
     losses_W: jax.Array
+    """float32, the last finite losses, nats per target, each at its number modulo W."""
     finite: jax.Array
+    """int32, finite losses so far."""
     skipped: jax.Array
+    """int32, steps so far that did not count."""
     non_finite_in_a_row: jax.Array
+    """int32, the latest steps whose loss or gradient was not finite."""
 
 
 def init_guard() -> Guard:

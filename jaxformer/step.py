@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import flax.struct
 import jax
@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from jaxformer.attention.dispatch import Implementation
-from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.config import NonNegativeFloat, NonNegativeInt32, OneOf, PositiveInt32, check_fields, execution, require
 from jaxformer.data.packing import Batch
 from jaxformer.devices.mesh import (
     COPIED,
@@ -35,49 +35,36 @@ from jaxformer.skip_steps import Guard, init_guard, judge
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long a run is and how large its steps are.
+    """How long a run is and how large its steps are."""
 
-    steps: optimizer updates.
-    rows_per_step: rows of the batch of one update, over all micro-batches.
-    micro_batches: parts of a batch that are computed one after another to save memory; the result is the same. 0
-        chooses for the device's memory.
-    compute_dtype: of matmuls: 'float32', 'bfloat16', or 'auto' for bfloat16 on a GPU and float32 on a CPU.
-    skip_spikes_above: a step whose loss lies this many standard deviations above the last 128 changes nothing; 0: all
-        count. Whatever it is, a step whose loss or gradient is not finite changes nothing.
-    device: 'gpu', 'cpu', or 'auto' for a GPU where JAX finds one.
-    startup_proof: prove on the first batch, before the first step, that no gradient flows between documents.
-    log_every_steps: steps between progress lines.
-    peak_tflops: peak of the device for the model FLOPs utilisation; 0 looks it up.
+    steps: PositiveInt32
+    """Optimizer updates."""
+    rows_per_step: PositiveInt32
+    """Rows of the batch of one update, over all micro-batches."""
+    micro_batches: NonNegativeInt32 = execution(1)
+    """Parts of a batch that are computed one after another to save memory; the result is the same. 0 chooses for the
+    device's memory.
     """
-
-    steps: int
-    rows_per_step: int
-    micro_batches: int = execution(1)
-    compute_dtype: str = "auto"
-    skip_spikes_above: float = 0.0
-    device: str = execution("auto")
+    compute_dtype: Annotated[str, OneOf("auto", "float32", "bfloat16")] = "auto"
+    """Compute dtype of matmuls: 'float32', 'bfloat16', or 'auto' for bfloat16 on a GPU and float32 on a CPU."""
+    skip_spikes_above: NonNegativeFloat = 0.0
+    """A step whose loss lies this many standard deviations above the last 128 changes nothing; 0: all count. Whatever
+    it is, a step whose loss or gradient is not finite changes nothing.
+    """
+    device: Annotated[str, OneOf("auto", "cpu", "gpu")] = execution("auto")
+    """'gpu', 'cpu', or 'auto' for a GPU where JAX finds one."""
     startup_proof: bool = execution(True)
-    log_every_steps: int = execution(10)
-    peak_tflops: float = execution(0.0)
+    """Prove on the first batch, before the first step, that no gradient flows between documents."""
+    log_every_steps: PositiveInt32 = execution(10)
+    """Steps between progress lines."""
+    peak_tflops: NonNegativeFloat = execution(0.0)
+    """Peak of the device for the model FLOPs utilisation; 0 looks it up."""
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("steps", "rows_per_step", "micro_batches", "log_every_steps"):
-            value, least = getattr(self, name), 0 if name == "micro_batches" else 1
-            require(least <= value < 1 << 31, f"training.{name} ({value}) must be at least {least} and less than 2**31")
+        check_fields(self, "training")
         require(
             self.rows_per_step % (self.micro_batches or 1) == 0,
             f"training.micro_batches ({self.micro_batches}) must divide training.rows_per_step ({self.rows_per_step})",
-        )
-        require_one_of("training.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
-        require_one_of("training.device", self.device, ("auto", "cpu", "gpu"))
-        require(
-            0 <= self.skip_spikes_above < float("inf"),
-            f"training.skip_spikes_above ({self.skip_spikes_above}) must be finite and not negative",
-        )
-        require(
-            0 <= self.peak_tflops < float("inf"),
-            f"training.peak_tflops ({self.peak_tflops}) must be finite and not negative",
         )
 
 

@@ -50,24 +50,22 @@ from jaxformer.experiment.variant import Merge, Variant, load_experiment
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviations, bits per byte.
-
-    seed: of what all experiments share that have a seed.
-    run: of each run alone.
-    document: between documents.
-    effect: of an effect between documents, as a share of it.
-    residue: between a run's documents, of nothing else.
-    batch: of the training loss between batches, nats per target; the same batch gives all runs the same.
-    step: of a run's own training loss at a step.
-    """
+    """Standard deviations, bits per byte."""
 
     seed: float = 0.02
+    """Of what all experiments share that have a seed."""
     run: float = 0.002
+    """Of each run alone."""
     document: float = 0.25
+    """Between documents."""
     effect: float = 0.3
+    """Of an effect between documents, as a share of it."""
     residue: float = 0.01
+    """Between a run's documents, of nothing else."""
     batch: float = 0.12
+    """Of the training loss between batches, nats per target; the same batch gives all runs the same."""
     step: float = 0.012
+    """Of a run's own training loss at a step."""
 
 
 def write_experiment(folder: Path, name: str, expression: str) -> Path:

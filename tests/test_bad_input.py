@@ -140,20 +140,18 @@ def belong_to_another_configuration(folder: Path) -> None:
 
 
 class Case(NamedTuple):
-    """A command, words of the line that it ends with, and what is special.
-
-    arrange: makes or damages what the command meets in its folder.
-    environment: variables of the command.
-    held: a run folder that another process runs in.
-    prepares: the command prepares a corpus before it can be refused: new entries of the cache, and nothing else, stay.
-    """
+    """A command, words of the line that it ends with, and what is special."""
 
     arguments: list[str | bytes]
     words: list[str]
     arrange: Callable[[Path], None] = nothing
+    """Makes or damages what the command meets in its folder."""
     environment: dict[str, str] = {}  # noqa: RUF012
+    """Variables of the command."""
     held: str = ""
+    """A run folder that another process runs in."""
     prepares: bool = False
+    """The command prepares a corpus before it can be refused: new entries of the cache, and nothing else, stay."""
 
 
 def baseline(*arguments: str, words: list[str], **special) -> Case:
@@ -492,7 +490,7 @@ ARGUMENTS = {
     "--model.activation=\x1b[2Jgelu\x07\u202e": "'\\x1b[2Jgelu\\x07\\u202e' is unknown",
     "--\x1b.width=1": "unknown key \\x1b; known here",
     "--workdir=caf\udce9": "argument '--workdir=caf\\udce9' is not UTF-8",
-    f"--training.steps={2**40}": f"training.steps ({2**40}) must be at least 1 and less than 2**31",
+    f"--training.steps={2**40}": f"training.steps ({2**40}) must be at least 1 and below 2**31",
     "--model.width=": "model.width must be a whole number, not ''",
     "--model.width=1e400": "model.width must be a whole number, not '1e400'",
     "--model.width=0": "model.width (0)",
@@ -523,7 +521,7 @@ ARGUMENTS = {
     "--corpus.validation_share=0": "corpus.validation_share (0.0)",
     "--corpus.validation_share=1": "corpus.validation_share (1.0)",
     "--corpus.validation_share=nan": "corpus.validation_share (nan)",
-    "--corpus.tokens=-1": "corpus.tokens (-1) must not be negative",
+    "--corpus.tokens=-1": "corpus.tokens (-1) must be at least 0",
     "--corpus.tokens=2.5e9x": "corpus.tokens must be a whole number",
     "--corpus.weight=inf": "corpus.weight (inf)",
     "--tokenizer.vocabulary_size=5000": "tokenizer.vocabulary_size (5000) must not exceed model.vocabulary_size (4096)",

@@ -257,8 +257,8 @@ def test_compute_dtype_is_the_named_one_or_the_devices(name, expected):
         ({"micro_batches": -1}, r"training.micro_batches \(-1\) must be at least 0"),
         ({"log_every_steps": 0}, r"training.log_every_steps \(0\) must be at least 1"),
         ({"compute_dtype": "bfloat"}, r"'bfloat' is unknown; did you mean bfloat16\?"),
-        ({"peak_tflops": -1.0}, r"training.peak_tflops \(-1.0\) must be finite and not negative"),
-        ({"peak_tflops": math.nan}, r"training.peak_tflops \(nan\) must be finite and not negative"),
+        ({"peak_tflops": -1.0}, r"training.peak_tflops \(-1.0\) must be at least 0"),
+        ({"peak_tflops": math.nan}, r"training.peak_tflops \(nan\) must be finite"),
     ],
 )
 def test_training_that_cannot_be_is_refused_with_the_rule_and_the_values(changes, message):

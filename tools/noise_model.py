@@ -29,18 +29,16 @@ SPREAD = 5.0
 
 
 class Drawn(NamedTuple):
-    """Differences of two equal arms.
-
-    bits_SI: of each seed's documents.
-    bytes_I: UTF-8 bytes of each document.
-    parent_S: the parent's bits per byte.
-    others_SN: differences of other arms of the same parent, bits per byte; no columns where a prior is not wanted.
-    """
+    """Differences of two equal arms."""
 
     bits_SI: np.ndarray
+    """Bits of each seed's documents."""
     bytes_I: np.ndarray
+    """UTF-8 bytes of each document."""
     parent_S: np.ndarray
+    """The parent's bits per byte."""
     others_SN: np.ndarray
+    """Differences of other arms of the same parent, bits per byte; no columns where a prior is not wanted."""
 
     def prior(self, seeds: int) -> VariancePrior | None:
         """Returns the rule's prior, by other arms' differences of the first seeds; none after the first analysis."""
@@ -108,18 +106,16 @@ def _centred(ours_SI, theirs_SI, ours, theirs, bytes_I, others_SN, random: np.ra
 
 
 class Noise(NamedTuple):
-    """How the differences of some arms and their parent scatter, as fitted to trained runs.
-
-    covariance: (1 + arms, 1 + arms), of a seed's parent and of its differences, bits per byte.
-    document_NI: bits by which a document's difference lies off the mean one, whatever the seed.
-    rest_NI: standard deviation of its bits from seed to seed beside that.
-    bytes_I: UTF-8 bytes of each document.
-    """
+    """How the differences of some arms and their parent scatter, as fitted to trained runs."""
 
     covariance: np.ndarray
+    """(1 + arms, 1 + arms), of a seed's parent and of its differences, bits per byte."""
     document_NI: np.ndarray
+    """Bits by which a document's difference lies off the mean one, whatever the seed."""
     rest_NI: np.ndarray
+    """Standard deviation of its bits from seed to seed beside that."""
     bytes_I: np.ndarray
+    """UTF-8 bytes of each document."""
 
     def draw(
         self, n: int, seeds: int, random: np.random.Generator, *, spread: float = 1.0, moderated: bool = False
@@ -163,20 +159,18 @@ def fit_noise(differences: Sequence[np.ndarray], parent: Arm, *, share_documents
 
 
 class Truth(NamedTuple):
-    """An arm beside the parent, as all their runs and documents show it.
-
-    effect: mean difference, bits per byte.
-    standard_deviation: of one seed's difference.
-    item_variance: of the effect, by the choice of documents.
-    correlation: over seeds.
-    noise: standard deviation of the arm's runs.
-    """
+    """An arm beside the parent, as all their runs and documents show it."""
 
     effect: float
+    """Mean difference, bits per byte."""
     standard_deviation: float
+    """Standard deviation of one seed's difference."""
     item_variance: float
+    """Item variance of the effect, by the choice of documents."""
     correlation: float
+    """Over seeds."""
     noise: float
+    """Standard deviation of the arm's runs."""
 
 
 def measure(parent: Arm, arm: Arm) -> Truth:

@@ -21,10 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Size(NamedTuple):
-    """A model, and the batches on which it is measured.
-
-    cpu, gpu: rows and tokens of a row, by the platform.
-    """
+    """A model, and the batches on which it is measured."""
 
     vocabulary_size: int
     width: int
@@ -32,6 +29,7 @@ class Size(NamedTuple):
     heads: int
     cpu: tuple[int, int]
     gpu: tuple[int, int]
+    """`cpu` and `gpu`: rows and tokens of a row, by the platform."""
 
 
 # 1m is the experiment `baseline`; the others have heads of 64 features. All have tied embeddings.

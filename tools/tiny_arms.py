@@ -78,15 +78,13 @@ def make_parent(corpus: Path, steps: int) -> Experiment:
 
 
 class Arm(NamedTuple):
-    """The runs of an experiment, by seed from 0 on.
-
-    bits_SI: that each validation document takes.
-    bytes_I: UTF-8 bytes of each document.
-    """
+    """The runs of an experiment, by seed from 0 on."""
 
     experiment: Experiment
     bits_SI: np.ndarray
+    """Bits that each validation document takes."""
     bytes_I: np.ndarray
+    """UTF-8 bytes of each document."""
 
     @property
     def bits_per_byte(self) -> np.ndarray:

@@ -52,21 +52,20 @@ MOST_SEEDS = 200
 
 
 class Found(NamedTuple):
-    """How often an effect is found, of all draws, beside what the power analysis predicts.
-
-    moderated: with the prior that the other arms give.
-    predicted, seen: that the interval excludes 0 on the right side; predicted as if the prior's variance were the arm's
-        own, so that less is seen where the other arms scatter more.
-    wrong: that it does on the other.
-    """
+    """How often an effect is found, of all draws, beside what the power analysis predicts."""
 
     arm: str
     effect_in_floors: float
     seeds: int
     moderated: bool
+    """With the prior that the other arms give."""
     predicted: float
     seen: float
+    """`predicted` and `seen`: that the interval excludes 0 on the right side; predicted as if the prior's variance were
+    the arm's own, so that less is seen where the other arms scatter more.
+    """
     wrong: float
+    """That it does on the other."""
 
 
 def find_effect(arms: dict[str, Arm], name: str, draws: int, random: np.random.Generator) -> list[Found]:
@@ -97,22 +96,21 @@ def find_effect(arms: dict[str, Arm], name: str, draws: int, random: np.random.G
 
 
 class Pairing(NamedTuple):
-    """What the same seeds save.
-
-    effect_in_floors: the arm's own.
-    correlation: of the arm's and the parent's bits per byte over seeds.
-    noise_ratio: standard deviation of paired differences, divided by that of differences of unpaired runs.
-    paired, unpaired, other_documents: runs of both arms together that find an effect of one floor with 80 % power,
-        where the seeds and documents are the same, the documents only, and neither; None where 400 do not.
-    """
+    """What the same seeds save."""
 
     arm: str
     effect_in_floors: float
+    """The arm's own."""
     correlation: float
+    """Correlation of the arm's and the parent's bits per byte over seeds."""
     noise_ratio: float
+    """Standard deviation of paired differences, divided by that of differences of unpaired runs."""
     paired: int | None
     unpaired: int | None
     other_documents: int | None
+    """`paired`, `unpaired` and `other_documents`: runs of both arms together that find an effect of one floor with 80 %
+    power, where the seeds and documents are the same, the documents only, and neither; None where 400 do not.
+    """
 
 
 def measure_pairing(name: str, parent: Arm, arm: Arm) -> Pairing:

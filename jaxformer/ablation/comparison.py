@@ -23,63 +23,59 @@ from jaxformer.statistics.variance_prior import VariancePrior
 
 
 class TaskDifference(NamedTuple):
-    """A task's scores, variant minus parent.
-
-    metric: the accuracy to report.
-    parent, variant: its mean.
-    accuracy, gold_bits_per_byte, margin: their differences; no margin where items have one option.
-    p_value: of the accuracy, adjusted for all tasks (Holm); by McNemar's exact test where there is one seed.
-    """
+    """A task's scores, variant minus parent."""
 
     metric: str
+    """The accuracy to report."""
     parent: float
     variant: float
+    """`parent` and `variant`: its mean."""
     accuracy: Difference
     gold_bits_per_byte: Difference
     margin: Difference | None
+    """`accuracy`, `gold_bits_per_byte` and `margin`: their differences; no margin where items have one option."""
     p_value: float
+    """P-value of the accuracy, adjusted for all tasks (Holm); by McNemar's exact test where there is one seed."""
 
 
 class Comparison(NamedTuple):
-    """All that is known of a variant beside its parent; what is not is NaN, None or empty.
-
-    verdict: what is decided.
-    margin: bits per byte within which they count as equal.
-    lineage: of the variant, as its runs recorded it.
-    flags: why they cannot be compared.
-    notes: what to keep in mind where they can.
-    seeds: that both have; what follows is over these.
-    parent_bits, variant_bits: mean validation bits per byte.
-    difference: of them, which decides.
-    q_value: of that difference, among all of a study.
-    corpora: the difference for each corpus.
-    tasks: the differences of each task.
-    seed_variance: of one seed's difference, by these seeds alone.
-    noise: standard deviation of the parent's bits per byte over its seeds.
-    correlation: of the two arms' bits per byte over seeds.
-    worth: what the gain is worth in tokens: the parent needs so many times the variant's.
-    """
+    """All that is known of a variant beside its parent; what is not is NaN, None or empty."""
 
     parent: str
     variant: str
     verdict: Verdict
+    """What is decided."""
     margin: float
+    """Bits per byte within which they count as equal."""
     lineage: dict
+    """Lineage of the variant, as its runs recorded it."""
     question: str = ""
     flags: tuple[str, ...] = ()
+    """Why they cannot be compared."""
     notes: tuple[str, ...] = ()
+    """What to keep in mind where they can."""
     seeds: tuple[int, ...] = ()
+    """Seeds that both have; what follows is over these."""
     parent_bits: float = math.nan
     variant_bits: float = math.nan
+    """`parent_bits` and `variant_bits`: mean validation bits per byte."""
     difference: Difference | None = None
+    """Difference of them, which decides."""
     q_value: float = math.nan
+    """Q-value of that difference, among all of a study."""
     corpora: Mapping[str, Difference] = {}
+    """The difference for each corpus."""
     tasks: Mapping[str, TaskDifference] = {}
+    """The differences of each task."""
     seed_variance: float = math.nan
+    """Variance of one seed's difference, by these seeds alone."""
     noise: float = math.nan
+    """Standard deviation of the parent's bits per byte over its seeds."""
     correlation: float = math.nan
+    """Correlation of the two arms' bits per byte over seeds."""
     cost: Cost | None = None
     worth: float = math.nan
+    """What the gain is worth in tokens: the parent needs so many times the variant's."""
 
 
 def load_runs(runs: Path, experiment: str) -> list[Evidence]:

@@ -14,19 +14,17 @@ from jaxformer.statistics.paired_difference import paired_difference
 
 
 class Cost(NamedTuple):
-    """What the variant takes, relative to its parent.
-
-    time_per_token: ratio, NaN where it is not known; `time_interval` at the rule's level.
-    parameters: ratio.
-    device_hours: of one run of the variant.
-    parent_device_hours: of one run of the parent.
-    """
+    """What the variant takes, relative to its parent."""
 
     time_per_token: float
+    """Ratio, NaN where it is not known; `time_interval` at the rule's level."""
     time_interval: tuple[float, float]
     parameters: float
+    """Ratio."""
     device_hours: float
+    """Device hours of one run of the variant."""
     parent_device_hours: float
+    """Device hours of one run of the parent."""
 
 
 def compare_costs(ours: Sequence[Evidence], theirs: Sequence[Evidence], alpha: float) -> Cost:

@@ -37,20 +37,18 @@ _EVALUATED_WITH = ("code", "row_length", "compute_dtype", "device", "versions")
 
 
 class Items(NamedTuple):
-    """The scores of a task's items, as of `scores.ItemScores`, in the order of the items.
-
-    primary: 'acc' or 'acc_norm', the accuracy to report.
-    groups: a label for each item, equal where items are not independent.
-    identity: what the scores depend on beside the model.
-    """
+    """The scores of a task's items, as of `scores.ItemScores`, in the order of the items."""
 
     primary: str
+    """'acc' or 'acc_norm', the accuracy to report."""
     acc: np.ndarray
     acc_norm: np.ndarray
     gold_bits_per_byte: np.ndarray
     margin: np.ndarray
     groups: np.ndarray
+    """A label for each item, equal where items are not independent."""
     identity: dict
+    """What the scores depend on beside the model."""
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -59,44 +57,40 @@ class Items(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """The losses of a corpus's validation documents.
-
-    documents: their indices.
-    bits: that each takes, float64.
-    text_bytes: UTF-8 bytes of each.
-    digest: of the corpus's sources.
-    identity: what the losses depend on beside the model and the text.
-    """
+    """The losses of a corpus's validation documents."""
 
     documents: np.ndarray
+    """Their indices."""
     bits: np.ndarray
+    """Bits that each takes, float64."""
     text_bytes: np.ndarray
+    """UTF-8 bytes of each."""
     digest: str
+    """Digest of the corpus's sources."""
     identity: dict
+    """What the losses depend on beside the model and the text."""
 
 
 class Evidence(NamedTuple):
-    """A finished run.
-
-    record: its `config.json`.
-    summary: its `summary.json`.
-    validation: by corpus, after the last step.
-    tasks: by name, after the last step.
-    losses: training loss by step from 0, nats per target.
-    batches: the digest of each step's batch.
-    curve: (step, validation bits per byte) of each evaluation.
-    tokens_per_second: the median over the run.
-    """
+    """A finished run."""
 
     workdir: Path
     record: dict
+    """Its `config.json`."""
     summary: dict
+    """Its `summary.json`."""
     validation: dict[str, Documents]
+    """Validation by corpus, after the last step."""
     tasks: dict[str, Items]
+    """Tasks by name, after the last step."""
     losses: np.ndarray
+    """Training loss by step from 0, nats per target."""
     batches: np.ndarray
+    """The digest of each step's batch."""
     curve: np.ndarray
+    """(step, validation bits per byte) of each evaluation."""
     tokens_per_second: float
+    """The median over the run."""
 
     @property
     def seed(self) -> int:

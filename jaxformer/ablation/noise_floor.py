@@ -12,16 +12,14 @@ from jaxformer.statistics.variance_prior import VariancePrior, fit_prior
 
 
 class NoiseFloor(NamedTuple):
-    """How much runs of one experiment differ by their seeds alone.
-
-    seeds: of the runs.
-    bits_per_byte: of each.
-    variances: of one seed's paired difference, for each variant that was compared, with its degrees of freedom.
-    """
+    """How much runs of one experiment differ by their seeds alone."""
 
     seeds: tuple[int, ...]
+    """Seeds of the runs."""
     bits_per_byte: tuple[float, ...]
+    """Bits per byte of each."""
     variances: Mapping[str, tuple[float, int]]
+    """Variances of one seed's paired difference, for each variant that was compared, with its degrees of freedom."""
 
     @property
     def standard_deviation(self) -> float:

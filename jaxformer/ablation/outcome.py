@@ -29,21 +29,19 @@ COMPARISON = "comparison.json"
 
 
 class Outcome(NamedTuple):
-    """What came out of a study.
-
-    experiments: the parent and the variants, resolved.
-    evidence: the finished runs of each, by name.
-    comparisons: of each variant with its own parent, in the order of the study.
-    interactions: of each merge, bits per byte by which the whole exceeds the sum of its parts.
-    lost_hours: device hours of runs that were stopped early, by name of the experiment.
-    """
+    """What came out of a study."""
 
     study: Study
     experiments: list[Resolved]
+    """The parent and the variants, resolved."""
     evidence: dict[str, list[Evidence]]
+    """The finished runs of each, by name."""
     comparisons: list[Comparison]
+    """Comparisons of each variant with its own parent, in the order of the study."""
     interactions: dict[str, Difference]
+    """Interactions of each merge, bits per byte by which the whole exceeds the sum of its parts."""
     lost_hours: dict[str, float]
+    """Device hours of runs that were stopped early, by name of the experiment."""
 
 
 def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outcome:

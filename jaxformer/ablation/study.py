@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from jaxformer.ablation.verdict import Rule
-from jaxformer.config import check_types, require
+from jaxformer.config import Bounds, check_fields, require
 from jaxformer.experiment.files import find_study, run_file
 from jaxformer.experiment.variant import OF, Resolved, resolve
 from jaxformer.flops import training_flops_per_token
@@ -17,30 +18,25 @@ from jaxformer.jobs.launch import Job
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Questions to one parent, and the rule by which they will be decided.
-
-    parent: the experiment that each variant changes.
-    variants: names; one whose file has another parent is applied to this one: `swiglu` of `laptop` is `swiglu@laptop`.
-    seeds: of each variant, from 0 on.
-    parent_seeds: of the parent, at least as many: more make its noise better known.
-    """
+    """Questions to one parent, and the rule by which they will be decided."""
 
     parent: str
+    """The experiment that each variant changes."""
     variants: tuple[str, ...]
-    seeds: int = 3
+    """Names; one whose file has another parent is applied to this one: `swiglu` of `laptop` is `swiglu@laptop`."""
+    seeds: Annotated[int, Bounds(at_least=1, at_most=1000)] = 3
+    """Seeds of each variant, from 0 on."""
     parent_seeds: int = 3
+    """Seeds of the parent, at least as many: more make its noise better known."""
     rule: Rule = field(default_factory=Rule)
 
     def __post_init__(self):
-        check_types(self)
-        is_names = isinstance(self.variants, tuple) and all(isinstance(name, str) for name in self.variants)
-        require(is_names, f"variants ({self.variants!r}) must be names")
+        check_fields(self)
         require(bool(self.variants), "a study needs a variant")
         for name in (self.parent, *self.variants):
             is_path = "/" in name or name.endswith(".py")
             require(not is_path, f"a study names its experiments, and {name} is a path; put the file in experiments/")
         require(len(set(self.variants)) == len(self.variants), "a study names a variant twice")
-        require(1 <= self.seeds <= 1000, f"seeds ({self.seeds}) must lie in [1, 1000]")
         require(
             self.parent_seeds >= self.seeds, f"parent_seeds ({self.parent_seeds}) must be at least seeds ({self.seeds})"
         )

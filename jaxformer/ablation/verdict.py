@@ -4,16 +4,18 @@ import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from jaxformer.ablation.cost import Cost
-from jaxformer.config import check_types, require
+from jaxformer.config import Bounds, NonNegativeFloat, check_fields
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.power import seeds_needed
 from jaxformer.statistics.significance import INTERIM_ALPHA, INTERIM_SEEDS
 
 # Seeds beyond which none are searched for.
 _MOST_SEEDS = 100
+
+Share = Annotated[float, Bounds(above=0, below=1)]
 
 
 class Word(enum.Enum):
@@ -29,29 +31,25 @@ class Word(enum.Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """Thresholds of the decision.
+    """Thresholds of the decision."""
 
-    alpha: two-sided level of each interim analysis; the default is that of at most three, after 3, 5 and 8 seeds.
-    margin: bits per byte within which two models are called equal; 0 for the noise floor, the standard deviation of
-        the parent's own seeds.
-    power: probability with which the further seeds that are advised would decide an effect as large as the estimate.
-    guard_alpha: level, over all tasks together (Holm 1979), at which a task that is worse speaks against a change.
-    cheaper: share of the time or of the parameters that an equal model must save to be worth its change.
-    q: share of false ones among a study's kept changes that is accepted (Benjamini & Hochberg 1995).
+    alpha: Share = INTERIM_ALPHA
+    """Two-sided level of each interim analysis; the default is that of at most three, after 3, 5 and 8 seeds."""
+    margin: NonNegativeFloat = 0.0
+    """Bits per byte within which two models are called equal; 0 for the noise floor, the standard deviation of the
+    parent's own seeds.
     """
-
-    alpha: float = INTERIM_ALPHA
-    margin: float = 0.0
-    power: float = 0.8
-    guard_alpha: float = 0.05
-    cheaper: float = 0.02
-    q: float = 0.05
+    power: Share = 0.8
+    """Probability with which the further seeds that are advised would decide an effect as large as the estimate."""
+    guard_alpha: Share = 0.05
+    """Level, over all tasks together (Holm 1979), at which a task that is worse speaks against a change."""
+    cheaper: Share = 0.02
+    """Share of the time or of the parameters that an equal model must save to be worth its change."""
+    q: Share = 0.05
+    """Share of false ones among a study's kept changes that is accepted (Benjamini & Hochberg 1995)."""
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("alpha", "power", "guard_alpha", "cheaper", "q"):
-            require(0 < getattr(self, name) < 1, f"rule.{name} ({getattr(self, name)}) must lie in (0, 1)")
-        require(0 <= self.margin < math.inf, f"rule.margin ({self.margin}) must be finite and not negative")
+        check_fields(self, "rule")
 
     def describe(self, margin: float) -> str:
         """Returns the rule in words, with the margin that it comes to; NaN where it is a noise floor not known yet."""
@@ -66,40 +64,37 @@ class Rule:
 
 
 class Findings(NamedTuple):
-    """What is known of a variant beside its parent.
-
-    difference: of validation bits per byte, variant minus parent.
-    seeds: that both have.
-    margin: bits per byte within which they count as equal; NaN where that is not known.
-    worth: what the gain is worth in tokens: the parent needs so many times the variant's for the same loss; NaN where
-        that is not known.
-    worse_tasks: names of those at which the variant is worse, at `Rule.guard_alpha`.
-    failures: how runs of the variant failed, in words; '' where none did.
-    parent_seeds: runs of the parent that there are.
-    """
+    """What is known of a variant beside its parent."""
 
     difference: Difference
+    """Difference of validation bits per byte, variant minus parent."""
     seeds: int
+    """Seeds that both have."""
     margin: float
+    """Bits per byte within which they count as equal; NaN where that is not known."""
     cost: Cost
     worth: float
+    """What the gain is worth in tokens: the parent needs so many times the variant's for the same loss; NaN where that
+    is not known.
+    """
     worse_tasks: tuple[str, ...] = ()
+    """Names of those at which the variant is worse, at `Rule.guard_alpha`."""
     failures: str = ""
+    """How runs of the variant failed, in words; '' where none did."""
     parent_seeds: int = 0
+    """Runs of the parent that there are."""
 
 
 class Verdict(NamedTuple):
-    """What is decided, and why.
-
-    reason: one sentence.
-    more_seeds: that would probably decide, where it is undecided; None where no number within reach would.
-    more_hours: device hours of those.
-    """
+    """What is decided, and why."""
 
     word: Word
     reason: str
+    """One sentence."""
     more_seeds: int | None = 0
+    """More seeds that would probably decide, where it is undecided; None where no number within reach would."""
     more_hours: float = 0.0
+    """Device hours of those."""
 
 
 def decide(found: Findings, rule: Rule) -> Verdict:

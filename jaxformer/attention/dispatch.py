@@ -12,7 +12,7 @@ Axes: B row, T query, S key, H query heads, G key/value heads, R = H / G, K head
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxformer.attention.document_mask import visible_share
 from jaxformer.attention.reference import attend_einsum
 from jaxformer.attention.support import IMPLEMENTATIONS, AttentionShape, why_not
 from jaxformer.attention.trial import attention_error, fastest_tiles, forward_backward, random_inputs
-from jaxformer.config import UserError, check_types, execution, require, require_one_of
+from jaxformer.config import OneOf, UserError, check_fields, execution, require, require_one_of
 from jaxformer.devices.timing import milliseconds
 
 # What `auto` takes first where it can run and nothing was timed.
@@ -36,34 +36,29 @@ TOLERANCES = {"bfloat16": 5e-2, "float16": 8e-3, "float32": 1e-4}
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """How attention is computed; it changes the speed of a run and not what it learns.
+    """How attention is computed; it changes the speed of a run and not what it learns."""
 
-    implementation: 'auto' chooses for the device and the shapes; 'xla', 'pallas' or 'cudnn_packed'.
-    autotune: time what can run here on the first batch, tiles included, and take the fastest.
-    """
-
-    implementation: str = execution("auto")
+    implementation: Annotated[str, OneOf("auto", *IMPLEMENTATIONS)] = execution("auto")
+    """'auto' chooses for the device and the shapes; 'xla', 'pallas' or 'cudnn_packed'."""
     autotune: bool = execution(False)
+    """Time what can run here on the first batch, tiles included, and take the fastest."""
 
     def __post_init__(self):
-        check_types(self)
-        require_one_of("attention.implementation", self.implementation, ("auto", *IMPLEMENTATIONS))
+        check_fields(self, "attention")
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute attention, and what is static about it.
-
-    name: one of `IMPLEMENTATIONS`.
-    tiles: of `pallas`; None for the default.
-    segments: of `cudnn_packed`, the most documents of a row, padding counted as one.
-    interpret: run `pallas` as XLA operations, on any device and slowly: to test it.
-    """
+    """One way to compute attention, and what is static about it."""
 
     name: str
+    """One of `IMPLEMENTATIONS`."""
     tiles: flash.Tiles | None = None
+    """Tiles of `pallas`; None for the default."""
     segments: int = 0
+    """Segments of `cudnn_packed`, the most documents of a row, padding counted as one."""
     interpret: bool = False
+    """Run `pallas` as XLA operations, on any device and slowly: to test it."""
 
     def __post_init__(self):
         require_one_of("attention.implementation", self.name, IMPLEMENTATIONS)
@@ -116,17 +111,15 @@ def attend(
 
 
 class Choice(NamedTuple):
-    """What was chosen and how it was checked.
-
-    reason: why this one.
-    error: its `attention_error` on the first batch; None where it was not compared.
-    visible: share of the pairs of plain causal attention that the first batch's documents leave; None likewise.
-    """
+    """What was chosen and how it was checked."""
 
     implementation: Implementation
     reason: str
+    """Why this one."""
     error: float | None = None
+    """Its `attention_error` on the first batch; None where it was not compared."""
     visible: float | None = None
+    """Share of the pairs of plain causal attention that the first batch's documents leave; None likewise."""
 
     def __str__(self) -> str:
         text = f"{self.implementation.name}, {self.reason}"

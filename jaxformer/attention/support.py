@@ -10,22 +10,20 @@ IMPLEMENTATIONS = ("xla", "pallas", "cudnn_packed")
 
 
 class AttentionShape(NamedTuple):
-    """What decides which implementations can run.
-
-    rows, row_length, heads, key_value_heads, head_width: B, T, H, G, K.
-    dtype: of queries, keys and values.
-    documents_per_row: the most documents, or pieces of one, that the packer puts in a row; 0 for no bound.
-    window: the most tokens that a token sees; 0 for all of its document's.
-    """
+    """What decides which implementations can run."""
 
     rows: int
     row_length: int
     heads: int
     key_value_heads: int
     head_width: int
+    """`rows`, `row_length`, `heads`, `key_value_heads` and `head_width`: B, T, H, G, K."""
     dtype: Any
+    """Dtype of queries, keys and values."""
     documents_per_row: int = 0
+    """The most documents, or pieces of one, that the packer puts in a row; 0 for no bound."""
     window: int = 0
+    """The most tokens that a token sees; 0 for all of its document's."""
 
 
 def why_not(name: str, shape: AttentionShape, device: jax.Device) -> str:

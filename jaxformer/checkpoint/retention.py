@@ -4,31 +4,24 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from jaxformer.config import check_types, execution, require
+from jaxformer.config import NonNegativeInt, PositiveInt, check_fields, execution
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When states are saved and which are kept; the newest always is.
+    """When states are saved and which are kept; the newest always is."""
 
-    every_steps: steps between saves; a state is also saved before it is validated, and at the end.
-    keep: newest checkpoints that are kept.
-    keep_every_steps: checkpoints at multiples of this step are kept for good; 0 for none.
-    keep_best: keep the checkpoint with the least validation loss so far.
-    """
-
-    every_steps: int = execution(1000)
-    keep: int = execution(3)
-    keep_every_steps: int = execution(0)
+    every_steps: PositiveInt = execution(1000)
+    """Steps between saves; a state is also saved before it is validated, and at the end."""
+    keep: PositiveInt = execution(3)
+    """Newest checkpoints that are kept."""
+    keep_every_steps: NonNegativeInt = execution(0)
+    """Checkpoints at multiples of this step are kept for good; 0 for none."""
     keep_best: bool = execution(True)
+    """Keep the checkpoint with the least validation loss so far."""
 
     def __post_init__(self):
-        check_types(self)
-        require(self.every_steps >= 1, f"checkpoint.every_steps ({self.every_steps}) must be at least 1")
-        require(self.keep >= 1, f"checkpoint.keep ({self.keep}) must be at least 1")
-        require(
-            self.keep_every_steps >= 0, f"checkpoint.keep_every_steps ({self.keep_every_steps}) must not be negative"
-        )
+        check_fields(self, "checkpoint")
 
 
 def best_step(steps: Iterable[int], validation_losses: Mapping[int, float]) -> int | None:

@@ -29,23 +29,21 @@ CHUNK_CHARACTERS = 8_000_000
 
 
 class Chunk(NamedTuple):
-    """The documents of a run that hold text, tokenised.
-
-    ids: of all of them, one after another.
-    tokens, text_bytes: int32 (documents,), of each.
-    digests: 16 bytes (documents,), of its text.
-    fractions: float64 (documents,), the hash of its key, which decides its split.
-    read: documents of the run, also those that hold nothing but whitespace.
-    is_last: whether it ends its part.
-    """
+    """The documents of a run that hold text, tokenised."""
 
     ids: np.ndarray
+    """Ids of all of them, one after another."""
     tokens: np.ndarray
     text_bytes: np.ndarray
+    """`tokens` and `text_bytes`: int32 (documents,), of each."""
     digests: np.ndarray
+    """16 bytes (documents,), of its text."""
     fractions: np.ndarray
+    """float64 (documents,), the hash of its key, which decides its split."""
     read: np.ndarray
+    """Documents of the run, also those that hold nothing but whitespace."""
     is_last: np.ndarray
+    """Whether it ends its part."""
 
 
 def encode_chunk(documents: list[Document], tokenizer: Tokenizer, is_last: bool) -> Chunk:
@@ -101,17 +99,15 @@ def read_chunk(path: Path, *, with_ids: bool) -> Chunk | None:
 
 
 class Stored(NamedTuple):
-    """A chunk that lies in its file.
-
-    part: the part that it belongs to.
-    chunk: without its ids.
-    is_new: whether it was made just now.
-    """
+    """A chunk that lies in its file."""
 
     path: Path
     part: Part
+    """The part that it belongs to."""
     chunk: Chunk
+    """Chunk without its ids."""
     is_new: bool
+    """Whether it was made just now."""
 
 
 def tokenise(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Iterator[Stored]:

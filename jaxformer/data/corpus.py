@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.config import Bounds, NonNegativeInt, OneOf, PositiveFloat, check_fields, execution, require
 from jaxformer.data.documents import Document, help_topics, pystdlib_files, read_pystdlib, read_text, to_document
 from jaxformer.data.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds, row_group_bytes
 from jaxformer.data.remote import fixed_parts, pinned
@@ -37,45 +37,43 @@ _SAMPLE_FILES = 64
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Where documents come from.
+    """Where documents come from."""
 
-    kind: 'pystdlib' (the running Python's standard library and help topics; nothing to download), 'text' (each file
-        a document, or several if it is long), 'jsonl' (each line an object; plain, .gz or .zst), 'parquet' (each row
-        a document), 'tfds' (a dataset of TensorFlow Datasets) or 'mixture' (of `parts`).
-    path: a file, a folder or a glob (`**` enters folders), here or at hf://datasets/OWNER/NAME@REVISION/, gs:// or
-        s3://; for 'tfds' a dataset's name or the folder of a prepared one. Without a commit as its revision, that of
-        the branch is looked up at each start, and a branch that moved is another corpus.
-    split: the split of a 'tfds' dataset that is read, or a slice of one.
-    text_field: the field of a 'jsonl', 'parquet' or 'tfds' record that holds the text.
-    key_field: the field that identifies a record; '' for a digest of its text.
-    origin: where the corpus comes from, recorded with every run; '' for the path.
-    licence: its licence, recorded with every run.
-    validation_share: share of the documents, those with the smallest hashes of their keys, that is kept for
-        validation; at least one document is.
-    tokens: training tokens that are prepared, without BOS and EOS: documents are taken in reading order until those
-        for training hold so many, the last one whole; 0 takes all.
-    weight: share of the training rows, in proportion to the other parts' weights, as a part of a mixture.
-    parts: the corpora of a 'mixture'.
+    kind: Annotated[str, OneOf(*KINDS)]
+    """'pystdlib' (the running Python's standard library and help topics; nothing to download), 'text' (each file a
+    document, or several if it is long), 'jsonl' (each line an object; plain, .gz or .zst), 'parquet' (each row a
+    document), 'tfds' (a dataset of TensorFlow Datasets) or 'mixture' (of `parts`).
     """
-
-    kind: str
     path: str = ""
+    """A file, a folder or a glob (`**` enters folders), here or at hf://datasets/OWNER/NAME@REVISION/, gs:// or s3://;
+    for 'tfds' a dataset's name or the folder of a prepared one. Without a commit as its revision, that of the branch is
+    looked up at each start, and a branch that moved is another corpus.
+    """
     split: str = "train"
+    """The split of a 'tfds' dataset that is read, or a slice of one."""
     text_field: str = "text"
+    """The field of a 'jsonl', 'parquet' or 'tfds' record that holds the text."""
     key_field: str = ""
+    """The field that identifies a record; '' for a digest of its text."""
     origin: str = execution("")
+    """Where the corpus comes from, recorded with every run; '' for the path."""
     licence: str = execution("")
-    validation_share: float = 0.02
-    tokens: int = 0
-    weight: float = 1.0
+    """Its licence, recorded with every run."""
+    validation_share: Annotated[float, Bounds(above=0, below=1)] = 0.02
+    """Share of the documents, those with the smallest hashes of their keys, that is kept for validation; at least one
+    document is.
+    """
+    tokens: NonNegativeInt = 0
+    """Training tokens that are prepared, without BOS and EOS: documents are taken in reading order until those for
+    training hold so many, the last one whole; 0 takes all.
+    """
+    weight: PositiveFloat = 1.0
+    """Share of the training rows, in proportion to the other parts' weights, as a part of a mixture."""
     parts: tuple["CorpusConfig", ...] = ()
+    """The corpora of a 'mixture'."""
 
     def __post_init__(self):
-        check_types(self)
-        require_one_of("corpus.kind", self.kind, KINDS)
-        require(0 < self.validation_share < 1, f"corpus.validation_share ({self.validation_share}) must lie in (0, 1)")
-        require(self.tokens >= 0, f"corpus.tokens ({self.tokens}) must not be negative; 0 takes all")
-        require(0 < self.weight < float("inf"), f"corpus.weight ({self.weight}) must be positive and finite")
+        check_fields(self, "corpus")
         if self.kind == "mixture":
             require(len(self.parts) >= 2, f"a corpus of kind 'mixture' needs two parts or more, not {len(self.parts)}")
             require(all(p.kind != "mixture" for p in self.parts), "a part of a mixture must not be a mixture")
@@ -92,40 +90,36 @@ class CorpusConfig:
 
 
 class Part(NamedTuple):
-    """What can be read of a corpus by itself: [first, stop) of the files, of a file's row groups or of the records.
-
-    file: the number of the file, or of the first one.
-    size: bytes of the sources, as in `Documents.source_bytes`; of parts of one file in proportion.
-    """
+    """What can be read of a corpus by itself: [first, stop) of the files, of a file's row groups or of the records."""
 
     file: int
+    """The number of the file, or of the first one."""
     first: int
     stop: int
     size: int
+    """Bytes of the sources, as in `Documents.source_bytes`; of parts of one file in proportion."""
 
 
 @dataclass(frozen=True)
 class Documents:
-    """A corpus, opened. Iterating reads it from the start, always in the same order, part by part.
-
-    config: what was opened.
-    digest: hexadecimal SHA-256 of the sources, of the way in which they are read, and of how much of them.
-    source_digest: the same for all of them.
-    origin: where it comes from.
-    licence: its licence.
-    commit: of the Hugging Face Hub, to which the files are pinned; '' for files elsewhere.
-    files: the source files, in reading order.
-    source_bytes: of the files together, compressed where they are.
-    """
+    """A corpus, opened. Iterating reads it from the start, always in the same order, part by part."""
 
     config: CorpusConfig
+    """What was opened."""
     digest: str
+    """Hexadecimal SHA-256 of the sources, of the way in which they are read, and of how much of them."""
     source_digest: str
+    """The same for all of them."""
     origin: str
+    """Where it comes from."""
     licence: str
+    """Its licence."""
     commit: str
+    """Commit of the Hugging Face Hub, to which the files are pinned; '' for files elsewhere."""
     files: tuple[SourceFile, ...]
+    """The source files, in reading order."""
     source_bytes: int
+    """Bytes of the files together, compressed where they are."""
 
     def __iter__(self) -> Iterator[Document]:
         for part in self.parts():

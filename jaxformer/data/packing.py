@@ -20,12 +20,12 @@ number, and resuming is exact by construction.
 import hashlib
 import zlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import grain
 import numpy as np
 
-from jaxformer.config import UserError, check_types, execution, require, require_one_of
+from jaxformer.config import Bounds, NonNegativeInt, OneOf, UserError, check_fields, execution
 from jaxformer.data.bin_packing import best_fit_decreasing, cut, cut_stream
 from jaxformer.data.shards import Shards
 
@@ -57,60 +57,48 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class PackingConfig:
-    """How documents are laid into rows.
+    """How documents are laid into rows."""
 
-    row_length: T, tokens of a row: the longest context that the model sees.
-    method: 'best_fit' or 'concat_and_split'.
-    documents_per_row: the most documents, or pieces of one, in a row; 0 for no bound. Some attention needs one.
-    document_mask: whether a document is masked from the others of its row. Without, a training row is one segment under
-        plain causal attention, as in GPT-3 (Brown et al. 2020, arXiv 2005.14165): its positions run on, and its tokens,
-        targets and weights are the same. Validation and tasks read each document by itself whatever it is, and so need
-        the same bound on the documents of a row.
-    minimum_fill: smallest share of the rows' tokens that may be text; below, the run stops before it starts.
-    reader_threads: threads that read batches ahead of the step; 0 reads when the step asks.
-    reader_buffer: batches that are read ahead.
-    """
-
-    row_length: int
-    method: str = "best_fit"
-    documents_per_row: int = 0
+    row_length: Annotated[int, Bounds(at_least=2, at_most=1 << 24)]
+    """T, tokens of a row: the longest context that the model sees."""
+    method: Annotated[str, OneOf("best_fit", "concat_and_split")] = "best_fit"
+    """'best_fit' or 'concat_and_split'."""
+    documents_per_row: NonNegativeInt = 0
+    """The most documents, or pieces of one, in a row; 0 for no bound. Some attention needs one."""
     document_mask: bool = True
-    minimum_fill: float = execution(0.9)
-    reader_threads: int = execution(1)
-    reader_buffer: int = execution(8)
+    """Whether a document is masked from the others of its row. Without, a training row is one segment under plain
+    causal attention, as in GPT-3 (Brown et al. 2020, arXiv 2005.14165): its positions run on, and its tokens, targets
+    and weights are the same. Validation and tasks read each document by itself whatever it is, and so need the same
+    bound on the documents of a row.
+    """
+    minimum_fill: Annotated[float, Bounds(at_least=0, at_most=1)] = execution(0.9)
+    """Smallest share of the rows' tokens that may be text; below, the run stops before it starts."""
+    reader_threads: Annotated[int, Bounds(at_least=0, at_most=1024)] = execution(1)
+    """Threads that read batches ahead of the step; 0 reads when the step asks."""
+    reader_buffer: Annotated[int, Bounds(at_least=1, at_most=1 << 20)] = execution(8)
+    """Batches that are read ahead."""
 
     def __post_init__(self):
-        check_types(self)
-        require_one_of("packing.method", self.method, ("best_fit", "concat_and_split"))
-        require(2 <= self.row_length <= 1 << 24, f"packing.row_length ({self.row_length}) must lie in [2, 2**24]")
-        require(
-            self.documents_per_row >= 0, f"packing.documents_per_row ({self.documents_per_row}) must not be negative"
-        )
-        require(0 <= self.minimum_fill <= 1, f"packing.minimum_fill ({self.minimum_fill}) must lie in [0, 1]")
-        require(
-            0 <= self.reader_threads <= 1024, f"packing.reader_threads ({self.reader_threads}) must lie in [0, 1024]"
-        )
-        require(
-            1 <= self.reader_buffer <= 1 << 20, f"packing.reader_buffer ({self.reader_buffer}) must lie in [1, 2**20]"
-        )
+        check_fields(self, "packing")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which piece of which document lies where. Pieces are sorted by row; row r holds those in [rows[r], rows[r + 1]).
+    """Which piece of which document lies where.
 
-    row_length: T.
-    documents: int64 (pieces,), index of the document in its shards.
-    starts: int64 (pieces,), first input of the piece in BOS + ids.
-    lengths: int32 (pieces,), inputs in the piece, 1 to T.
-    rows: int64 (rows + 1,).
+    Pieces are sorted by row; row r holds those in [rows[r], rows[r + 1]).
     """
 
     row_length: int
+    """T."""
     documents: np.ndarray
+    """int64 (pieces,), index of the document in its shards."""
     starts: np.ndarray
+    """int64 (pieces,), first input of the piece in BOS + ids."""
     lengths: np.ndarray
+    """int32 (pieces,), inputs in the piece, 1 to T."""
     rows: np.ndarray
+    """int64 (rows + 1,)."""
 
     def __len__(self) -> int:
         return len(self.rows) - 1
@@ -142,22 +130,20 @@ def plan_rows(document_tokens: np.ndarray, config: PackingConfig, *, seed: int) 
 
 
 class PackingReport(NamedTuple):
-    """What packing does to one split.
-
-    rows: rows in all.
-    fill: share of the rows' tokens that are text.
-    documents: documents in all.
-    documents_per_row: mean number of documents, or pieces of one, in a row.
-    split_documents: documents cut into two pieces or more.
-    tokens_dropped: tokens that no row holds.
-    """
+    """What packing does to one split."""
 
     rows: int
+    """Rows in all."""
     fill: float
+    """Share of the rows' tokens that are text."""
     documents: int
+    """Documents in all."""
     documents_per_row: float
+    """Mean number of documents, or pieces of one, in a row."""
     split_documents: int
+    """Documents cut into two pieces or more."""
     tokens_dropped: int
+    """Tokens that no row holds."""
 
     def __str__(self) -> str:
         return (

@@ -39,17 +39,15 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 class Found(NamedTuple):
-    """A remote file.
-
-    name: the path below the fixed part of the path at which it was found.
-    size: bytes.
-    mark: what its store says of its content: a digest, an ETag, else a time; '' for nothing.
-    """
+    """A remote file."""
 
     url: str
     name: str
+    """The path below the fixed part of the path at which it was found."""
     size: int
+    """Bytes."""
     mark: str
+    """What its store says of its content: a digest, an ETag, else a time; '' for nothing."""
 
 
 def find(url: str, suffixes: tuple[str, ...], what: str) -> list[Found]:

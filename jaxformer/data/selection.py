@@ -14,17 +14,15 @@ _RECENT = 1 << 17
 
 
 class Selected(NamedTuple):
-    """The documents of one split in reading order, as places in chunks; every array is (documents,).
-
-    chunk_of: int32, number of the chunk.
-    starts: int64, where the document's ids begin in those of the chunk.
-    tokens, text_bytes: int32.
-    """
+    """The documents of one split in reading order, as places in chunks; every array is (documents,)."""
 
     chunk_of: np.ndarray
+    """int32, number of the chunk."""
     starts: np.ndarray
+    """int64, where the document's ids begin in those of the chunk."""
     tokens: np.ndarray
     text_bytes: np.ndarray
+    """`tokens` and `text_bytes`: int32."""
 
 
 class Selection:

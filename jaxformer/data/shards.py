@@ -27,37 +27,35 @@ RECORD_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds.
-
-    documents, tokens, text_bytes: counts by split; tokens without BOS and EOS.
-    duplicates: documents left out as exact repetitions of another.
-    empty: documents left out because they hold nothing but whitespace.
-    vocabulary_size: of the tokenizer; every id lies in [0, vocabulary_size).
-    bos_id, eos_id: the marks to put around a document.
-    commit: of the Hugging Face Hub, whose files were read; '' for files elsewhere.
-    budget: training tokens at which reading ended (`corpus.tokens`); 0 where all was read.
-    corpus_digest, tokenizer_digest, index_digest: hexadecimal SHA-256.
-    source_digest: that of the corpus whatever the budget.
-    shard_digests: hexadecimal SHA-256 of each shard file, by split and name.
-    """
+    """What a folder of shards holds."""
 
     documents: dict[str, int]
     tokens: dict[str, int]
     text_bytes: dict[str, int]
+    """`documents`, `tokens` and `text_bytes`: counts by split; tokens without BOS and EOS."""
     duplicates: int
+    """Documents left out as exact repetitions of another."""
     empty: int
+    """Documents left out because they hold nothing but whitespace."""
     vocabulary_size: int
+    """Vocabulary size of the tokenizer; every id lies in [0, vocabulary_size)."""
     bos_id: int
     eos_id: int
+    """`bos_id` and `eos_id`: the marks to put around a document."""
     origin: str
     licence: str
     commit: str
+    """Commit of the Hugging Face Hub, whose files were read; '' for files elsewhere."""
     budget: int
+    """Training tokens at which reading ended (`corpus.tokens`); 0 where all was read."""
     corpus_digest: str
     source_digest: str
+    """That of the corpus whatever the budget."""
     tokenizer_digest: str
     index_digest: str
+    """`corpus_digest`, `tokenizer_digest` and `index_digest`: hexadecimal SHA-256."""
     shard_digests: dict[str, dict[str, str]]
+    """Hexadecimal SHA-256 of each shard file, by split and name."""
     format_version: int
 
 

@@ -32,18 +32,16 @@ _SETTLED_NANOSECONDS = 2_000_000_000
 
 
 class SourceFile(NamedTuple):
-    """A file of a corpus.
-
-    path: of a local file, or the URL of a remote one.
-    name: the path below the folder of the corpus.
-    size: bytes.
-    mark: what a remote store says of its content (a digest, an ETag, else a time); '' for a local file.
-    """
+    """A file of a corpus."""
 
     path: str
+    """Path of a local file, or the URL of a remote one."""
     name: str
+    """The path below the folder of the corpus."""
     size: int
+    """Bytes."""
     mark: str = ""
+    """What a remote store says of its content (a digest, an ETag, else a time); '' for a local file."""
 
 
 def expanded(path: str) -> Path:

@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import sentencepiece
 
-from jaxformer.config import UserError, check_types, execution, flatten, require, require_one_of
+from jaxformer.config import Bounds, OneOf, PositiveInt, UserError, check_fields, execution, flatten, require
 from jaxformer.data.corpus import Documents, key_fraction, unique_documents
 from jaxformer.host.cache import make_once
 
@@ -30,31 +31,21 @@ SAMPLE_VERSION = 3
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """A tokenizer to train on the corpus, or a given one.
-
-    path: a SentencePiece .model file to use; '' trains one on the training documents of the corpus.
-    vocabulary_size: pieces to train, specials and 256 bytes among them.
-    model_type: 'bpe' or 'unigram'.
-    training_bytes: text to train on, bytes; of a larger corpus the first documents of its files, and nothing else is
-        read.
-    threads: threads to encode with; 0 for one per processor.
-    """
+    """A tokenizer to train on the corpus, or a given one."""
 
     path: str = ""
-    vocabulary_size: int = 4096
-    model_type: str = "bpe"
-    training_bytes: int = 50_000_000
-    threads: int = execution(0)
+    """A SentencePiece .model file to use; '' trains one on the training documents of the corpus."""
+    vocabulary_size: Annotated[int, Bounds(at_least=300)] = 4096
+    """Pieces to train, specials and 256 bytes among them, and so at least 300."""
+    model_type: Annotated[str, OneOf("bpe", "unigram")] = "bpe"
+    """'bpe' or 'unigram'."""
+    training_bytes: PositiveInt = 50_000_000
+    """Text to train on, bytes; of a larger corpus the first documents of its files, and nothing else is read."""
+    threads: Annotated[int, Bounds(at_least=0, at_most=1024)] = execution(0)
+    """Threads to encode with; 0 for one per processor."""
 
     def __post_init__(self):
-        check_types(self)
-        require_one_of("tokenizer.model_type", self.model_type, ("bpe", "unigram"))
-        require(
-            self.vocabulary_size >= 300,
-            f"tokenizer.vocabulary_size ({self.vocabulary_size}) must be at least 300, for 256 bytes and some pieces",
-        )
-        require(self.training_bytes > 0, f"tokenizer.training_bytes ({self.training_bytes}) must be positive")
-        require(0 <= self.threads <= 1024, f"tokenizer.threads ({self.threads}) must lie in [0, 1024]")
+        check_fields(self, "tokenizer")
 
 
 class Tokenizer:

@@ -14,7 +14,7 @@ but for sums and for Muon's products.
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxformer.config import check_types, execution, require
+from jaxformer.config import Bounds, check_fields, execution, require
 
 DATA, FSDP = "data", "fsdp"
 
@@ -33,25 +33,20 @@ COPIED = PartitionSpec()
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Over how many devices a run is spread; what it learns is the same up to rounding.
+    """Over how many devices a run is spread; what it learns is the same up to rounding."""
 
-    data: devices, or groups of them, that each hold all parameters; 0 for as many as there are.
-    fsdp: devices that hold the parameters and the optimizer state together, a part each; 0 for as many as there are.
-    processes: of the run, each with devices of its own; more than one are found by Slurm or Open MPI, or by the
-        environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0) and JAX_PROCESS_ID (from 0).
+    data: Annotated[int, Bounds(at_least=0, below=1 << 16)] = execution(1)
+    """Devices, or groups of them, that each hold all parameters; 0 for as many as there are."""
+    fsdp: Annotated[int, Bounds(at_least=0, below=1 << 16)] = execution(1)
+    """Devices that hold the parameters and the optimizer state together, a part each; 0 for as many as there are."""
+    processes: Annotated[int, Bounds(at_least=1, below=1 << 16)] = execution(1)
+    """Processes of the run, each with devices of its own; more than one are found by Slurm or Open MPI, or by the
+    environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0) and JAX_PROCESS_ID (from 0).
     """
 
-    data: int = execution(1)
-    fsdp: int = execution(1)
-    processes: int = execution(1)
-
     def __post_init__(self):
-        check_types(self)
-        for name in ("data", "fsdp"):
-            value = getattr(self, name)
-            require(0 <= value < 1 << 16, f"mesh.{name} ({value}) must be at least 0 and less than 2**16")
+        check_fields(self, "mesh")
         require(self.data or self.fsdp, "mesh.data and mesh.fsdp must not both be 0: set one of them to 1")
-        require(1 <= self.processes < 1 << 16, f"mesh.processes ({self.processes}) must lie in [1, 2**16)")
 
     @property
     def devices(self) -> int:

@@ -3,42 +3,37 @@
 import re
 from dataclasses import dataclass
 
-from jaxformer.config import check_types, execution, require, require_one_of
+from jaxformer.config import NonNegativeInt, NonNegativeInt32, PositiveInt32, check_fields, execution, require_one_of
 from jaxformer.evaluation.tasks import TASKS
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """When and on how much a run is validated and its tasks are scored.
+    """When and on how much a run is validated and its tasks are scored."""
 
-    every_steps: steps between evaluations; the last step is always evaluated.
-    validation_bytes: UTF-8 bytes of validation text for each corpus, taken as whole documents, so that models with
-        different tokenizers read the same text; 0 for all.
-    rows_per_batch: rows that are evaluated at once; on several devices, rounded up to a multiple of them.
-    task_data: a folder that holds a file named after each task, in its official format: `hellaswag.jsonl`,
-        `arc_easy.parquet`, ...; or 'tfds' for what is prepared there; '' scores no tasks.
-    tasks: names of the tasks, separated by commas.
-    task_items: items of each task that are scored at every evaluation, a fixed choice; 0 for none before the last
-        step, which scores all.
-    sample_tokens: tokens of the text that is generated at the end; 0 for none.
+    every_steps: PositiveInt32 = execution(500)
+    """Steps between evaluations; the last step is always evaluated."""
+    validation_bytes: NonNegativeInt = 0
+    """UTF-8 bytes of validation text for each corpus, taken as whole documents, so that models with different
+    tokenizers read the same text; 0 for all.
     """
-
-    every_steps: int = execution(500)
-    validation_bytes: int = 0
-    rows_per_batch: int = execution(8)
+    rows_per_batch: PositiveInt32 = execution(8)
+    """Rows that are evaluated at once; on several devices, rounded up to a multiple of them."""
     task_data: str = execution("")
+    """A folder that holds a file named after each task, in its official format: `hellaswag.jsonl`, `arc_easy.parquet`,
+    ...; or 'tfds' for what is prepared there; '' scores no tasks.
+    """
     tasks: str = execution("hellaswag,arc_easy,winogrande")
-    task_items: int = execution(500)
-    sample_tokens: int = execution(200)
+    """Names of the tasks, separated by commas."""
+    task_items: NonNegativeInt = execution(500)
+    """Items of each task that are scored at every evaluation, a fixed choice; 0 for none before the last step, which
+    scores all.
+    """
+    sample_tokens: NonNegativeInt32 = execution(200)
+    """Tokens of the text that is generated at the end; 0 for none."""
 
     def __post_init__(self):
-        check_types(self)
-        for name in ("every_steps", "rows_per_batch"):
-            value = getattr(self, name)
-            require(1 <= value < 1 << 31, f"evaluation.{name} ({value}) must be at least 1 and less than 2**31")
-        for name in ("validation_bytes", "task_items", "sample_tokens"):
-            require(getattr(self, name) >= 0, f"evaluation.{name} ({getattr(self, name)}) must not be negative")
-        require(self.sample_tokens < 1 << 31, f"evaluation.sample_tokens ({self.sample_tokens}) must be below 2**31")
+        check_fields(self, "evaluation")
         for name in task_names(self.tasks):
             require_one_of("evaluation.tasks", name, TASKS)
 

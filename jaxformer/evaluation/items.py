@@ -26,15 +26,13 @@ class Option(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A question. One of its options is right; a single option is right where a model would write it itself.
-
-    gold: index of the right option.
-    group: items with the same are not independent, as they share their source; '' for none.
-    """
+    """A question. One of its options is right; a single option is right where a model would write it itself."""
 
     options: tuple[Option, ...]
     gold: int
+    """Index of the right option."""
     group: str = ""
+    """Items with the same are not independent, as they share their source; '' for none."""
 
 
 def checked(item: Item) -> Item:

@@ -30,27 +30,24 @@ _AHEAD = 2
 
 
 class Request(NamedTuple):
-    """Tokens of which the last are to be scored.
-
-    tokens: int32 (n + 1,): n inputs, at most a row's length, and the last target.
-    scored: how many of the last tokens.
-    """
+    """Tokens of which the last are to be scored."""
 
     tokens: np.ndarray
+    """int32 (n + 1,): n inputs, at most a row's length, and the last target."""
     scored: int
+    """How many of the last tokens."""
 
 
 class Encoded(NamedTuple):
-    """Requests, and what their texts did not get through unchanged.
-
-    is_truncated: of each request, whether it lost the beginning of its context.
-    is_shifted: of each request, whether a token spans the border; all of it is scored, where lm-evaluation-harness
-        feeds the context's own tokens and scores what the whole has beyond as many.
-    """
+    """Requests, and what their texts did not get through unchanged."""
 
     requests: list[Request]
     is_truncated: np.ndarray
+    """Of each request, whether it lost the beginning of its context."""
     is_shifted: np.ndarray
+    """Of each request, whether a token spans the border; all of it is scored, where lm-evaluation-harness feeds the
+    context's own tokens and scores what the whole has beyond as many.
+    """
 
 
 class CannotBeScored(UserError):
@@ -68,14 +65,12 @@ class CannotBeScored(UserError):
 
 
 class LogLikelihoods(NamedTuple):
-    """What a model makes of each request.
-
-    nats: float64, sum of the log-probabilities of the scored tokens.
-    is_greedy: whether each of them is the likeliest after those before it.
-    """
+    """What a model makes of each request."""
 
     nats: np.ndarray
+    """float64, sum of the log-probabilities of the scored tokens."""
     is_greedy: np.ndarray
+    """Whether each of them is the likeliest after those before it."""
 
 
 def encode(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, row_length: int) -> Encoded:

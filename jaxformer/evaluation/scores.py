@@ -21,20 +21,20 @@ class Estimate(NamedTuple):
 
 
 class ItemScores(NamedTuple):
-    """The scores of each item, float64 (items,).
-
-    acc: 1 where the right option is the likeliest, the first of equals; a single option is right where each of its
-        tokens is the likeliest.
-    acc_norm: the same for log-likelihoods divided by the characters of the options.
-    gold_bits_per_byte: bits that the right option takes, per UTF-8 byte of its text.
-    margin: by how many nats per character the right option leads the best other one, each divided by its own
-        characters; above 0 only where `acc_norm` is 1, and NaN for a single option.
-    """
+    """The scores of each item, float64 (items,)."""
 
     acc: np.ndarray
+    """1 where the right option is the likeliest, the first of equals; a single option is right where each of its tokens
+    is the likeliest.
+    """
     acc_norm: np.ndarray
+    """The same for log-likelihoods divided by the characters of the options."""
     gold_bits_per_byte: np.ndarray
+    """Bits that the right option takes, per UTF-8 byte of its text."""
     margin: np.ndarray
+    """By how many nats per character the right option leads the best other one, each divided by its own characters;
+    above 0 only where `acc_norm` is 1, and NaN for a single option.
+    """
 
 
 def score_items(items: Sequence[Item], log_likelihoods: Sequence[np.ndarray], is_greedy: Sequence[bool]) -> ItemScores:

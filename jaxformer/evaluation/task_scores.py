@@ -34,17 +34,15 @@ class EncodedTask(NamedTuple):
 
 
 class TaskScores(NamedTuple):
-    """The scores of some items of a task.
-
-    chosen: int64, their indices.
-    log_likelihoods: nats of each item's options.
-    items: their scores.
-    """
+    """The scores of some items of a task."""
 
     task: EncodedTask
     chosen: np.ndarray
+    """int64, their indices."""
     log_likelihoods: list[np.ndarray]
+    """Nats of each item's options."""
     items: ItemScores
+    """Their scores."""
 
     @property
     def name(self) -> str:

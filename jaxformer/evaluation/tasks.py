@@ -25,40 +25,36 @@ TFDS = "tfds"
 
 @dataclass(frozen=True)
 class Task:
-    """A versioned specification of a task.
-
-    version: raised when the same row would give other options.
-    to_item: the item of an official row; raises `UserError` where the row is not one.
-    options: of each item; 0 for two or more, and 1 where the model is to write the answer itself.
-    official_items: in the split that is reported.
-    equals: the task of lm-evaluation-harness whose requests these are, and its version there.
-    tfds: the dataset's name in TFDS and the split, or None.
-    primary: the accuracy to report: 'acc', or 'acc_norm' where options differ in length.
-    has_acc_norm: whether it is of use to divide by the lengths of the options.
-    """
+    """A versioned specification of a task."""
 
     name: str
     version: int
+    """Raised when the same row would give other options."""
     to_item: Callable[[Mapping[str, Any]], Item]
+    """The item of an official row; raises `UserError` where the row is not one."""
     options: int
+    """Options of each item; 0 for two or more, and 1 where the model is to write the answer itself."""
     official_items: int
+    """Items in the split that is reported."""
     equals: str
+    """The task of lm-evaluation-harness whose requests these are, and its version there."""
     tfds: tuple[str, str] | None = None
+    """The dataset's name in TFDS and the split, or None."""
     primary: str = "acc"
+    """The accuracy to report: 'acc', or 'acc_norm' where options differ in length."""
     has_acc_norm: bool = True
+    """Whether it is of use to divide by the lengths of the options."""
 
 
 class TaskData(NamedTuple):
-    """The items of a task, in the order of their rows.
-
-    source: the file or the TFDS dataset that they were read from.
-    digest: hexadecimal SHA-256 of the file, or of the dataset's files.
-    """
+    """The items of a task, in the order of their rows."""
 
     task: Task
     items: list[Item]
     source: str
+    """The file or the TFDS dataset that they were read from."""
     digest: str
+    """Hexadecimal SHA-256 of the file, or of the dataset's files."""
 
     def items_digest(self, chosen: np.ndarray) -> str:
         """Returns the hexadecimal SHA-256 of some items: equal where the very same questions were asked."""

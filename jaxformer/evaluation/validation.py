@@ -19,33 +19,29 @@ from jaxformer.step import TrainState, eval_step
 
 
 class ValidationSet(NamedTuple):
-    """Validation documents of one corpus, planned into rows.
-
-    documents: int64, their indices in the shards.
-    """
+    """Validation documents of one corpus, planned into rows."""
 
     name: str
     shards: Shards
     documents: np.ndarray
+    """int64, their indices in the shards."""
     plan: Plan
 
 
 class DocumentLosses(NamedTuple):
-    """The loss of each validation document of one corpus.
-
-    documents: int64, indices in the corpus's validation shards.
-    nats: float64, cross-entropy of the document's text and its EOS.
-    targets: int64, tokens in it, EOS among them.
-    text_bytes: int64, UTF-8 bytes of its text.
-    digest: of the corpus's sources.
-    """
+    """The loss of each validation document of one corpus."""
 
     name: str
     documents: np.ndarray
+    """int64, indices in the corpus's validation shards."""
     nats: np.ndarray
+    """float64, cross-entropy of the document's text and its EOS."""
     targets: np.ndarray
+    """int64, tokens in it, EOS among them."""
     text_bytes: np.ndarray
+    """int64, UTF-8 bytes of its text."""
     digest: str
+    """Digest of the corpus's sources."""
 
 
 def select_validation(shards: Shards, config: EvaluationConfig, packing: PackingConfig, name: str) -> ValidationSet:

@@ -1,42 +1,49 @@
-"""The command line of `python -m jaxformer.train`: options, and overrides of any field."""
+"""The command line of `python -m jaxformer.train`: options, overrides of any field, and `--help`."""
 
 import argparse
+import ast
 import dataclasses
 import inspect
+import textwrap
 import typing
 from pathlib import Path
 
-from jaxformer.config import did_you_mean, is_unicode, require
+from jaxformer.config import describe_type, did_you_mean, is_unicode, require, require_one_of
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import list_experiments
 from jaxformer.host.command import Parser
 
+# Columns of what `--help` prints.
+WIDTH = 80
+_INDENT = 21
+
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Returns the options and the overrides `--section.field=value` by dotted path."""
-    sections = typing.get_type_hints(Experiment)
-    documented = "\n\n".join(
-        f"--{name}.FIELD=VALUE\n{inspect.getdoc(kind)}"
-        for name, kind in sections.items()
-        if dataclasses.is_dataclass(kind)
-    )
+    sections = [f"  {name:10}  {_first_clause(kind)}" for name, kind in _sections().items()]
     parser = Parser(
         "python -m jaxformer.train",
         "Trains an experiment, or resumes it where it stopped.",
-        epilog=f"experiments here: {', '.join(list_experiments()) or 'none'}\n\n{documented}",
+        usage="%(prog)s --experiment=NAME [--SECTION.FIELD=VALUE ...]",
+        epilog="\n".join(["sections, explained by --help=SECTION:", *sections]),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=_INDENT, width=WIDTH),
+        add_help=False,
     )
-    parser.add_argument("--experiment", required=True, help="a file in experiments/, or a path to one")
-    parser.add_argument("--parent", default="", help="ask a variant of this experiment instead of its own parent")
-    parser.add_argument("--workdir", type=Path, help="run folder (default: runs/EXPERIMENT/seed_SEED)")
-    parser.add_argument("--seed", type=int, default=0, help="of initialisation and data order (default: 0)")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument(
+    add = parser.add_argument_group().add_argument
+    add("--experiment", required=True, metavar="NAME", help=f"{_first_experiments(WIDTH - _INDENT - 11)}, or a path")
+    add("--parent", default="", metavar="NAME", help="ask a variant of this experiment instead of its own parent")
+    add("--workdir", type=Path, metavar="DIR", help="run folder (default: runs/EXPERIMENT/seed_SEED)")
+    add("--seed", type=int, default=0, metavar="N", help="of initialisation and data order (default: 0)")
+    add("--print_config", action="store_true", help="print the resolved configuration and exit")
+    add(
         "--plan",
         nargs="?",
         const="here",
         metavar="GPU",
-        help="print size, memory, disk and expected time, here or on a GPU such as H100, and exit",
+        help="print size, memory and time, here or on an H100, and exit",
     )
+    add("--help", action=_Help, nargs="?", const="", metavar="SECTION", help="explain a section's fields, or this")
+    add("-h", action="help", help=argparse.SUPPRESS)
     for argument in arguments:
         require(is_unicode(argument), f"argument {argument!r} is not UTF-8")
     options, rest = parser.parse_known_args(arguments)
@@ -56,3 +63,65 @@ def parse_overrides(arguments: list[str], known: list[str]) -> dict[str, str]:
         require(bool(equals), f"--{name} needs a value: --{name}=VALUE")
         overrides[name] = value
     return overrides
+
+
+class _Help(argparse.Action):
+    """Prints the page of the command, of a section or of the experiments, and ends the process."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values:
+            require_one_of("--help", values, [*_sections(), "experiments"])
+        if values == "experiments":
+            print(textwrap.fill(", ".join(list_experiments()) or "none", WIDTH))
+        elif values:
+            print(describe_section(values))
+        else:
+            parser.print_help()
+        parser.exit()
+
+
+def _sections() -> dict[str, type]:
+    """Returns the sections of an experiment by name."""
+    return {name: kind for name, kind in typing.get_type_hints(Experiment).items() if dataclasses.is_dataclass(kind)}
+
+
+def _first_clause(kind: type) -> str:
+    """Returns the first clause of a class's docstring."""
+    return inspect.getdoc(kind).splitlines()[0].partition(";")[0].removesuffix(".")
+
+
+def _first_experiments(width: int) -> str:
+    """Returns as many names of experiments as fit, and where all of them are."""
+    names = list_experiments()
+    return textwrap.shorten(", ".join(names) or "none", width, placeholder=f" ... ({len(names)}: --help=experiments)")
+
+
+def describe_section(name: str) -> str:
+    """Returns what a section's fields take, their defaults and what they mean."""
+    kind = _sections()[name]
+    declared, explained = typing.get_type_hints(kind, include_extras=True), field_docstrings(kind)
+    lines = [f"--{name}.FIELD=VALUE", "", *textwrap.wrap(inspect.getdoc(kind), WIDTH), ""]
+    for field in dataclasses.fields(kind):
+        default = field.default
+        written = str(default).lower() if isinstance(default, bool) else repr(default)
+        takes = f"{field.name}: {describe_type(declared[field.name])}"
+        takes += "; no default" if default is dataclasses.MISSING else f"; default {written}"
+        lines += textwrap.wrap(takes, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        lines += textwrap.wrap(
+            explained.get(field.name, ""),
+            WIDTH,
+            initial_indent=" " * 6,
+            subsequent_indent=" " * 6,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
+def field_docstrings(kind: type) -> dict[str, str]:
+    """Returns the text below each field of a class, which Python does not keep, from its source."""
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in zip(node.body, node.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxformer.attention.dispatch import AttentionConfig, Implementation, choose_implementation
 from jaxformer.attention.support import AttentionShape
 from jaxformer.checkpoint.train_state import CheckpointConfig
-from jaxformer.config import check_types, execution, flatten, require
+from jaxformer.config import check_fields, execution, flatten, require
 from jaxformer.data.corpus import CorpusConfig
 from jaxformer.data.packing import PackingConfig
 from jaxformer.data.tokenizer import TokenizerConfig
@@ -22,14 +22,12 @@ from jaxformer.step import TrainingConfig, TrainState, compute_dtype, init_state
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A question and the configuration whose run answers it.
-
-    question: what the run is to tell.
-    name: of the experiment; set from its file when it is loaded.
-    """
+    """A question and the configuration whose run answers it."""
 
     question: str = execution("")
+    """What the run is to tell."""
     name: str = execution("")
+    """Name of the experiment; set from its file when it is loaded."""
     model: ModelConfig
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
@@ -42,7 +40,7 @@ class Experiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):
-        check_types(self)
+        check_fields(self)
         require(
             bool(self.tokenizer.path) or self.tokenizer.vocabulary_size <= self.model.vocabulary_size,
             f"tokenizer.vocabulary_size ({self.tokenizer.vocabulary_size}) must not exceed "

@@ -7,13 +7,12 @@ only, or a `Merge` of variants. The links to the parents are the edges of the gr
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxformer.config import UserError, override, replace, require
+from jaxformer.config import UserError, check_fields, override, replace, require
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.files import find_experiment, run_experiment_file
 
@@ -23,34 +22,33 @@ OF = "@"
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The same as its parent but for one change.
-
-    parent: the experiment that is changed.
-    question: what the change is to tell.
-    change: new values by dotted path, or functions of (the parent's value, the parent), such as `times(2)`. A
-        section's path takes a whole configuration.
-    bundle: why several fields are one idea; '' where the change is of one field.
-    consequences: what is solved so that the comparison is fair, such as `SolvedFeedForwardWidth()`, in turn.
-    expected: the interval that the change of validation bits per byte is expected in, written down before it is
-        measured; negative is better.
-    source: who found so, and where.
-    """
+    """The same as its parent but for one change."""
 
     parent: str
+    """The experiment that is changed."""
     question: str
+    """What the change is to tell."""
     change: Mapping[str, Any]
+    """New values by dotted path, or functions of (the parent's value, the parent), such as `times(2)`. A section's path
+    takes a whole configuration.
+    """
     bundle: str = ""
+    """Why several fields are one idea; '' where the change is of one field."""
     consequences: tuple[Callable[[Experiment, Experiment], dict[str, Any]], ...] = ()
+    """What is solved so that the comparison is fair, such as `SolvedFeedForwardWidth()`, in turn."""
     expected: tuple[float, float]
+    """The interval that the change of validation bits per byte is expected in, written down before it is measured;
+    negative is better.
+    """
     source: str
+    """Who found so, and where."""
 
     def __post_init__(self):
-        require(isinstance(self.parent, str) and bool(self.parent), f"parent ({self.parent!r}) must be a name")
+        check_fields(self)
+        require(bool(self.parent), "a variant must name its parent")
         is_mapping = isinstance(self.change, Mapping) and all(isinstance(path, str) for path in self.change)
         require(is_mapping, f"change ({self.change!r}) must be values by dotted path")
         require(bool(self.change), "a variant must change something")
-        require(isinstance(self.bundle, str), f"bundle ({self.bundle!r}) must be text")
-        require(isinstance(self.consequences, tuple), "consequences must be a tuple: (SolvedWidth(),)")
         for each in self.consequences:
             require(
                 callable(each) and hasattr(each, "paths") and not isinstance(each, type),
@@ -62,68 +60,55 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """Two variants or more with an ancestor in common, joined: the only experiment with more than one change.
-
-    parents: the variants; it is compared with the first, and tells how the changes interact.
-    question, expected, source: as of a `Variant`, the expectation against the first parent.
-    """
+    """Two variants or more with an ancestor in common, joined: the only experiment with more than one change."""
 
     parents: tuple[str, ...]
+    """The variants; it is compared with the first, and tells how the changes interact."""
     question: str
     expected: tuple[float, float]
     source: str
+    """`question`, `expected` and `source`: as of a `Variant`, the expectation against the first parent."""
 
     def __post_init__(self):
-        require(
-            isinstance(self.parents, tuple) and len(set(self.parents)) == len(self.parents) >= 2,
-            f"a merge needs two different parents or more, not {self.parents!r}",
-        )
+        check_fields(self)
+        are_different = len(set(self.parents)) == len(self.parents) >= 2
+        require(are_different, f"a merge needs two different parents or more, not {self.parents!r}")
         _check_expectation(self)
 
 
 def _check_expectation(question: Variant | Merge) -> None:
-    for text in (question.question, question.source):
-        require(isinstance(text, str), f"question and source must be texts, not {text!r}")
     require(bool(question.question.strip()), "a variant must ask a question")
     require(bool(question.source.strip()), "a variant must say where its expectation comes from: source")
-    ends = question.expected
-    is_interval = isinstance(ends, tuple) and len(ends) == 2 and all(isinstance(x, int | float) for x in ends)
-    require(
-        is_interval and all(map(math.isfinite, ends)) and ends[0] < ends[1],
-        f"expected {ends!r} must be an interval (low, high) of bits per byte",
-    )
+    low, high = question.expected
+    require(low < high, f"expected ({low}, {high}) must be an interval (low, high) of bits per byte")
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """How an experiment came about, as its runs record it.
-
-    parents: names; none where it stands alone. What it is compared with comes first.
-    change: (before, after) of the scientific fields that differ from the first parent because they were declared to.
-    consequences: (before, after) of those that were solved.
-    bundle, expected, source: as of the `Variant`.
-    overrides: scientific fields that the command line set: such a run is ad hoc, and no part of the graph.
-    """
+    """How an experiment came about, as its runs record it."""
 
     parents: tuple[str, ...] = ()
+    """Names; none where it stands alone. What it is compared with comes first."""
     change: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """(before, after) of the scientific fields that differ from the first parent because they were declared to."""
     consequences: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """(before, after) of those that were solved."""
     bundle: str = ""
     expected: tuple[float, float] | None = None
     source: str = ""
+    """`bundle`, `expected` and `source`: as of the `Variant`."""
     overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Scientific fields that the command line set: such a run is ad hoc, and no part of the graph."""
 
 
 class Resolved(NamedTuple):
-    """An experiment, how it came about, and its parents, resolved themselves.
-
-    variant: as its file has it; None where it is none.
-    """
+    """An experiment, how it came about, and its parents, resolved themselves."""
 
     experiment: Experiment
     lineage: Lineage
     parents: tuple["Resolved", ...] = ()
     variant: Variant | None = None
+    """Variant as its file has it; None where it is none."""
 
     @property
     def name(self) -> str:

@@ -28,25 +28,22 @@ HEADER = "--- "
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run to be made.
-
-    Attributes:
-        name: of the experiment.
-        arguments: of `python -m jaxformer.train`, `--workdir` among them.
-        steps: of the whole run.
-        estimated_seconds: of the whole run, until its own speed is known.
-        needs: run folders of jobs that come before this one and must be over first, whatever they end with.
-        devices: that the run takes at a time.
-    """
+    """A run to be made."""
 
     name: str
+    """Name of the experiment."""
     seed: int
     arguments: tuple[str, ...]
+    """Arguments of `python -m jaxformer.train`, `--workdir` among them."""
     workdir: Path
     steps: int
+    """Steps of the whole run."""
     estimated_seconds: float
+    """Estimated seconds of the whole run, until its own speed is known."""
     needs: tuple[Path, ...] = ()
+    """Run folders of jobs that come before this one and must be over first, whatever they end with."""
     devices: int = 1
+    """Devices that the run takes at a time."""
 
     def __post_init__(self):
         workdir = f"--workdir={self.workdir}"

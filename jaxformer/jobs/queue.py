@@ -57,24 +57,21 @@ OVER = {State.FINISHED, State.STOPPED_EARLY, State.FAILED, State.REFUSED}
 
 
 class Status(NamedTuple):
-    """A job at a moment.
-
-    Attributes:
-        step: the last with metrics, 0 if there is none; `loss` is its training loss, NaN if there is none.
-        tokens_per_second: as the run last told, NaN if it has not.
-        seconds_left: until it is over, if nothing else had to be waited for.
-        device_hours: of a finished run all, of another those in this queue.
-        note: why it is in this state, empty if that needs no word.
-    """
+    """A job at a moment."""
 
     job: Job
     state: State
     step: int
+    """The last with metrics, 0 if there is none; `loss` is its training loss, NaN if there is none."""
     loss: float
     tokens_per_second: float
+    """Tokens per second as the run last told, NaN if it has not."""
     seconds_left: float
+    """Seconds left until it is over, if nothing else had to be waited for."""
     device_hours: float
+    """Of a finished run all, of another those in this queue."""
     note: str
+    """Why it is in this state, empty if that needs no word."""
 
 
 @dataclasses.dataclass

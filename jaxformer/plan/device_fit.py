@@ -42,15 +42,13 @@ _ACCUMULATION_TOKENS = 240
 
 
 class Fit(NamedTuple):
-    """One way to compute a step.
-
-    cost: time that it adds to a step that recomputes nothing and has one part, as a share of that: estimated.
-    """
+    """One way to compute a step."""
 
     remat: str
     micro_batches: int
     memory: StepMemory
     cost: float
+    """Time that it adds to a step that recomputes nothing and has one part, as a share of that: estimated."""
 
     def applied(self, experiment: Experiment) -> Experiment:
         """Returns the experiment computed so."""

@@ -37,16 +37,14 @@ _SHARD_BYTES = 1.7
 
 
 class Speed(NamedTuple):
-    """How fast a run is.
-
-    step_seconds: of a step.
-    start_seconds: of compiling the step; 0 where nothing was compiled.
-    how: where the numbers come from.
-    """
+    """How fast a run is."""
 
     step_seconds: float
+    """Seconds of a step."""
     start_seconds: float
+    """Seconds of compiling the step; 0 where nothing was compiled."""
     how: str
+    """Where the numbers come from."""
 
 
 def estimate_run_seconds(experiment: Experiment) -> float:

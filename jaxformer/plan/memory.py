@@ -33,30 +33,28 @@ _LOGITS_ALIVE = 2
 
 
 class StepMemory(NamedTuple):
-    """Bytes of a step, by what they hold.
-
-    parameters: float32.
-    optimizer: the moments, float32.
-    batch: of all rows, and the angles of the rotation.
-    kernels: their copy in the compute dtype, and the unembedding's.
-    gradients: of the kernels, in the compute dtype, and of the tables, and the float32 sums over micro-batches.
-    attention: what the blocks keep of queries, keys, values and what follows from them.
-    feed_forward: what the blocks keep that is as wide as the feed-forward.
-    stream: what else the blocks keep: the stream, and its norms.
-    loss: alive in the loss alone: logits and their gradient, and the features'.
-    backward: alive in the backward pass of one block alone.
-    """
+    """Bytes of a step, by what they hold."""
 
     parameters: int
+    """float32."""
     optimizer: int
+    """The moments, float32."""
     batch: int
+    """Batch of all rows, and the angles of the rotation."""
     kernels: int
+    """Their copy in the compute dtype, and the unembedding's."""
     gradients: int
+    """Gradients of the kernels, in the compute dtype, and of the tables, and the float32 sums over micro-batches."""
     attention: int
+    """What the blocks keep of queries, keys, values and what follows from them."""
     feed_forward: int
+    """What the blocks keep that is as wide as the feed-forward."""
     stream: int
+    """What else the blocks keep: the stream, and its norms."""
     loss: int
+    """Alive in the loss alone: logits and their gradient, and the features'."""
     backward: int
+    """Alive in the backward pass of one block alone."""
 
     @property
     def saved(self) -> int:
@@ -71,24 +69,23 @@ class StepMemory(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A device, at hand or not, and how a step is computed on it.
-
-    kind: JAX's name of it, or a part of that.
-    platform: 'gpu' or 'cpu'; it decides how many logits there are at once.
-    memory: bytes that JAX may take; 0 where it is not known.
-    attention: the implementation's name.
-    dtype: of the matmuls.
-    data, fsdp: how many such devices there are along the axes of the mesh. What is split along `fsdp` is whole for a
-        layer, or for the tables, at a time.
-    """
+    """A device, at hand or not, and how a step is computed on it."""
 
     kind: str
+    """JAX's name of it, or a part of that."""
     platform: str
+    """'gpu' or 'cpu'; it decides how many logits there are at once."""
     memory: int
+    """Bytes that JAX may take; 0 where it is not known."""
     attention: str
+    """The implementation's name."""
     dtype: Any
+    """Dtype of the matmuls."""
     data: int = 1
     fsdp: int = 1
+    """`data` and `fsdp`: how many such devices there are along the axes of the mesh. What is split along `fsdp` is
+    whole for a layer, or for the tables, at a time.
+    """
 
     @property
     def devices(self) -> int:
@@ -97,24 +94,22 @@ class Target(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """A step on one device, as what it holds is counted from.
-
-    model: its `remat` is the one that takes effect.
-    rows_per_step: on this device; `rows` of them are a micro-batch.
-    tokens: of a micro-batch on this device.
-    size: bytes of a number in the compute dtype.
-    parameters: all of the model's; `kernels` are those of the blocks' matrices, `tables` those of the token tables.
-    """
+    """A step on one device, as what it holds is counted from."""
 
     model: ModelConfig
+    """Its `remat` is the one that takes effect."""
     target: Target
     row_length: int
     rows_per_step: int
+    """On this device; `rows` of them are a micro-batch."""
     micro_batches: int
     rows: int
     tokens: int
+    """Tokens of a micro-batch on this device."""
     size: int
+    """Bytes of a number in the compute dtype."""
     parameters: int
+    """All of the model's; `kernels` are those of the blocks' matrices, `tables` those of the token tables."""
     kernels: int
     tables: int
 

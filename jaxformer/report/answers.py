@@ -14,23 +14,22 @@ from jaxformer.statistics.paired_difference import Difference
 
 
 class Answer(NamedTuple):
-    """A question of a study, and what is known of its answer.
-
-    lineage: as the runs recorded it, else as the file has it now: parents, change, consequences, bundle, expected,
-        source.
-    comparison: None where no run of it has ended.
-    runs: that are finished.
-    interaction: of a merge.
-    hours: device hours of all its runs that are finished or were stopped early.
-    """
+    """A question of a study, and what is known of its answer."""
 
     resolved: Resolved
     question: str
     lineage: Mapping[str, Any]
+    """Lineage as the runs recorded it, else as the file has it now: parents, change, consequences, bundle, expected,
+    source.
+    """
     comparison: Comparison | None
+    """None where no run of it has ended."""
     runs: list[Evidence]
+    """Runs that are finished."""
     interaction: Difference | None
+    """Interaction of a merge."""
     hours: float
+    """Device hours of all its runs that are finished or were stopped early."""
 
     @property
     def name(self) -> str:

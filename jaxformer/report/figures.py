@@ -13,13 +13,11 @@ from jaxformer.report.style import drawing, save_png, to_svg
 
 
 class Picture(NamedTuple):
-    """A picture of a study.
-
-    draw: returns it, or None where there is nothing to draw.
-    """
+    """A picture of a study."""
 
     name: str
     draw: Callable[[Outcome], Any]
+    """Returns it, or None where there is nothing to draw."""
     heading: str
     caption: str
 

@@ -16,21 +16,19 @@ from jaxformer.step import TrainState, gradients
 
 
 class Fault(NamedTuple):
-    """A batch, and what a state made of it.
-
-    step: number of the step, from 1.
-    checkpoint: step of the checkpoint that holds the state.
-    loss: nats per target, float32.
-    gradient_norm: before clipping, float32.
-    gradient_norms: float32 norm of each parameter's gradient by its name; of stacked ones by layer, (L,).
-    """
+    """A batch, and what a state made of it."""
 
     step: int
+    """Number of the step, from 1."""
     checkpoint: int
+    """Step of the checkpoint that holds the state."""
     batch: Batch
     loss: np.ndarray
+    """Nats per target, float32."""
     gradient_norm: np.ndarray
+    """Gradient norm before clipping, float32."""
     gradient_norms: dict[str, np.ndarray]
+    """float32 norm of each parameter's gradient by its name; of stacked ones by layer, (L,)."""
 
 
 def diagnose(state: TrainState, batch: Batch, *, step: int, checkpoint: int) -> Fault:

@@ -48,18 +48,16 @@ class NonFiniteSteps(TrainingFailure):
 
 
 class Pace(NamedTuple):
-    """How fast steps were.
-
-    tokens_per_second: targets, on all devices together.
-    tflops: TFLOP/s that these come to.
-    waiting_for_data: share of the time that the loop waited for batches.
-    seconds_per_step: of each.
-    """
+    """How fast steps were."""
 
     tokens_per_second: float
+    """Targets, on all devices together."""
     tflops: float
+    """TFLOP/s that these come to."""
     waiting_for_data: float
+    """Share of the time that the loop waited for batches."""
     seconds_per_step: float
+    """Seconds per step of each."""
 
     def scalars(self) -> dict[str, float]:
         """Returns the metrics `TIMES`."""

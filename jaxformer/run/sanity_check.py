@@ -30,16 +30,14 @@ _BATCHES = 64
 
 
 class Proof(NamedTuple):
-    """What was found.
-
-    documents: documents of each row that was looked at; without a document mask all its text is one.
-    loss: of those rows, nats per target.
-    document_mask: whether documents are masked from each other.
-    """
+    """What was found."""
 
     documents: list[int]
+    """Documents of each row that was looked at; without a document mask all its text is one."""
     loss: float
+    """Loss of those rows, nats per target."""
     document_mask: bool = True
+    """Whether documents are masked from each other."""
 
     def __str__(self) -> str:
         together = [count for count in self.documents if count > 1]

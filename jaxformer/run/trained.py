@@ -18,17 +18,15 @@ from jaxformer.step import TrainState
 
 
 class Trained(NamedTuple):
-    """A model at a step of its run.
-
-    record: the run's `config.json`.
-    state: with the parameters of the step, and no optimizer state.
-    """
+    """A model at a step of its run."""
 
     workdir: Path
     experiment: Experiment
     record: dict
+    """The run's `config.json`."""
     step: int
     state: TrainState
+    """State with the parameters of the step, and no optimizer state."""
     tokenizer: Tokenizer
 
 

@@ -32,25 +32,24 @@ class Difference(NamedTuple):
     degrees of freedom. It covers at least as often as it says whatever the ratio of the two variances (Banerjee 1960,
     Sankhya 22:357). One t with Satterthwaite's (1946) degrees of freedom does not: with two seeds and a true ratio of
     9 to 1 it calls 13 % of equals different at 5 %, since where the seeds happen to agree it counts them as known.
-
-    Attributes:
-        mean: in the unit of the values, as are the square roots of the variances.
-        seed_variance: variance of the mean by the choice of seeds.
-        seed_degrees_of_freedom: of that variance; infinite where it is not estimated.
-        item_variance: variance of the mean by the choice of documents or items.
-        item_degrees_of_freedom: of that variance; infinite where it is not estimated.
-        seeds_counted: False where nothing is known of the seeds' variance: the error is that of the items alone.
-        own: (seed_variance, seed_degrees_of_freedom) without the prior that moderated them, if one did: an interval is
-            at least as wide as theirs at `OWN_LEVEL` times its level.
     """
 
     mean: float
+    """Mean in the unit of the values, as are the square roots of the variances."""
     seed_variance: float
+    """Variance of the mean by the choice of seeds."""
     seed_degrees_of_freedom: float
+    """Seed degrees of freedom of that variance; infinite where it is not estimated."""
     item_variance: float = 0.0
+    """Variance of the mean by the choice of documents or items."""
     item_degrees_of_freedom: float = math.inf
+    """Item degrees of freedom of that variance; infinite where it is not estimated."""
     seeds_counted: bool = True
+    """False where nothing is known of the seeds' variance: the error is that of the items alone."""
     own: tuple[float, float] | None = None
+    """(seed_variance, seed_degrees_of_freedom) without the prior that moderated them, if one did: an interval is at
+    least as wide as theirs at `OWN_LEVEL` times its level.
+    """
 
     @property
     def standard_error(self) -> float:
@@ -192,19 +191,17 @@ def crossed_difference(
 
 
 class _Items(NamedTuple):
-    """The checked arguments of `crossed_difference`.
-
-    group_I: of each item, from 0 on; `stratum_G` is that of each group.
-    groups_H: how many there are in each stratum.
-    share_G: of each group in the weight of its stratum.
-    """
+    """The checked arguments of `crossed_difference`."""
 
     differences_SI: np.ndarray
     weights_I: np.ndarray
     group_I: np.ndarray
+    """Group of each item, from 0 on; `stratum_G` is that of each group."""
     stratum_G: np.ndarray
     groups_H: np.ndarray
+    """How many there are in each stratum."""
     share_G: np.ndarray
+    """Share of each group in the weight of its stratum."""
 
 
 def _check_items(

@@ -11,17 +11,14 @@ from scipy import special
 
 
 class VariancePrior(NamedTuple):
-    """What other comparisons say of the variance of one seed's difference, as if it had been estimated before.
-
-    Attributes:
-        variance: of one seed's difference, in its unit squared.
-        degrees_of_freedom: as many as the prior is worth; may be infinite.
-        pooled_degrees_of_freedom: of all variances from which it was fitted; infinite for a variance that is known.
-    """
+    """What other comparisons say of the variance of one seed's difference, as if it had been estimated before."""
 
     variance: float
+    """Variance of one seed's difference, in its unit squared."""
     degrees_of_freedom: float
+    """As many as the prior is worth; may be infinite."""
     pooled_degrees_of_freedom: float = math.inf
+    """Pooled degrees of freedom of all variances from which it was fitted; infinite for a variance that is known."""
 
 
 def fit_prior(variances_N: np.ndarray, degrees_of_freedom_N: np.ndarray) -> VariancePrior:

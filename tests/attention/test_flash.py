@@ -244,14 +244,12 @@ def test_same_inputs_give_the_same_bits():
 
 
 class Visits(NamedTuple):
-    """What a kernel did with the blocks of one row.
-
-    visited_IJ: whether anything in key block J reached query block I, or the other way round.
-    blocks: how many were computed by each head, on average, and `masked` how many of them with a mask.
-    """
+    """What a kernel did with the blocks of one row."""
 
     visited_IJ: np.ndarray
+    """Whether anything in key block J reached query block I, or the other way round."""
     blocks: fractions.Fraction
+    """How many were computed by each head, on average, and `masked` how many of them with a mask."""
     masked: fractions.Fraction
 
 

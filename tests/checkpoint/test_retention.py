@@ -57,5 +57,5 @@ def test_less_than_one_is_refused(field):
 
 
 def test_negative_multiple_is_refused():
-    with pytest.raises(UserError, match=r"checkpoint.keep_every_steps \(-1\) must not be negative"):
+    with pytest.raises(UserError, match=r"checkpoint.keep_every_steps \(-1\) must be at least 0"):
         CheckpointConfig(keep_every_steps=-1)

@@ -486,10 +486,10 @@ PART = CorpusConfig(kind="text", path="a")
             {"kind": "mixture", "parts": (PART, CorpusConfig(kind="mixture", parts=(PART, PART)))},
             "a part of a mixture must not be a mixture",
         ),
-        ({"kind": "text", "path": "a", "weight": 0.0}, r"corpus\.weight \(0\.0\) must be positive"),
-        ({"kind": "text", "path": "a", "weight": float("nan")}, r"corpus\.weight \(nan\) must be positive"),
-        ({"kind": "text", "path": "a", "validation_share": 0.0}, r"validation_share \(0\.0\) must lie in \(0, 1\)"),
-        ({"kind": "text", "path": "a", "validation_share": 1.0}, r"validation_share \(1\.0\) must lie in \(0, 1\)"),
+        ({"kind": "text", "path": "a", "weight": 0.0}, r"corpus\.weight \(0\.0\) must be above 0"),
+        ({"kind": "text", "path": "a", "weight": float("nan")}, r"corpus\.weight \(nan\) must be finite"),
+        ({"kind": "text", "path": "a", "validation_share": 0.0}, r"share \(0\.0\) must be above 0 and below 1"),
+        ({"kind": "text", "path": "a", "validation_share": 1.0}, r"share \(1\.0\) must be above 0 and below 1"),
     ],
 )
 def test_a_configuration_that_breaks_a_rule_is_refused_with_rule_and_value(fields, message):

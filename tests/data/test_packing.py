@@ -541,14 +541,14 @@ def test_every_part_of_a_mixture_goes_through_epochs_of_its_own():
     ("fields", "message"),
     [
         ({"method": "bestfit"}, r"did you mean best_fit\?"),
-        ({"row_length": 1}, r"row_length \(1\) must lie in"),
-        ({"documents_per_row": -1}, r"packing\.documents_per_row \(-1\) must not be negative"),
-        ({"documents_per_row": True}, r"PackingConfig\.documents_per_row must be of type int"),
-        ({"document_mask": 0}, r"PackingConfig\.document_mask must be of type bool"),
-        ({"minimum_fill": 1.1}, r"minimum_fill \(1\.1\) must lie in \[0, 1\]"),
-        ({"reader_threads": -1}, r"reader_threads \(-1\) must lie in \[0, 1024\]"),
-        ({"reader_buffer": 0}, r"reader_buffer \(0\) must lie in \[1, 2\*\*20\]"),
-        ({"row_length": 8.0}, r"PackingConfig\.row_length must be of type int"),
+        ({"row_length": 1}, r"row_length \(1\) must be at least 2 and at most 2\*\*24"),
+        ({"documents_per_row": -1}, r"packing\.documents_per_row \(-1\) must be at least 0"),
+        ({"documents_per_row": True}, r"packing\.documents_per_row must be of type int"),
+        ({"document_mask": 0}, r"packing\.document_mask must be of type bool"),
+        ({"minimum_fill": 1.1}, r"minimum_fill \(1\.1\) must be at least 0 and at most 1"),
+        ({"reader_threads": -1}, r"reader_threads \(-1\) must be at least 0 and at most 1024"),
+        ({"reader_buffer": 0}, r"reader_buffer \(0\) must be at least 1 and at most 2\*\*20"),
+        ({"row_length": 8.0}, r"packing\.row_length must be of type int"),
     ],
 )
 def test_a_configuration_that_breaks_a_rule_is_refused_with_rule_and_value(fields, message):

@@ -217,7 +217,7 @@ def test_another_budget_is_another_corpus_of_the_same_sources_and_no_budget_is_a
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tokens": -1}, r"corpus\.tokens \(-1\) must not be negative; 0 takes all"),
+        ({"tokens": -1}, r"corpus\.tokens \(-1\) must be at least 0"),
         (
             {"kind": "mixture", "path": "", "tokens": 5, "parts": (CorpusConfig(kind="pystdlib"),) * 2},
             r"takes no tokens \(5\); set them on the parts",

@@ -328,9 +328,9 @@ def test_a_failed_training_leaves_no_tokenizer_in_the_cache(tmp_path):
     [
         ({"model_type": "bpw"}, r"did you mean bpe\?"),
         ({"vocabulary_size": 299}, r"vocabulary_size \(299\) must be at least 300"),
-        ({"training_bytes": 0}, r"training_bytes \(0\) must be positive"),
-        ({"threads": -1}, r"threads \(-1\) must lie in \[0, 1024\]"),
-        ({"vocabulary_size": 400.0}, r"TokenizerConfig\.vocabulary_size must be of type int"),
+        ({"training_bytes": 0}, r"training_bytes \(0\) must be at least 1"),
+        ({"threads": -1}, r"threads \(-1\) must be at least 0 and at most 1024"),
+        ({"vocabulary_size": 400.0}, r"tokenizer\.vocabulary_size must be of type int"),
     ],
 )
 def test_a_configuration_that_breaks_a_rule_is_refused_with_rule_and_value(fields, message):

@@ -206,9 +206,9 @@ def test_selection_takes_all_documents_if_none_or_more_than_all_are_wanted(shard
     [
         ({"every_steps": 0}, r"evaluation.every_steps \(0\) must be at least 1"),
         ({"rows_per_batch": 0}, r"evaluation.rows_per_batch \(0\) must be at least 1"),
-        ({"validation_bytes": -1}, r"evaluation.validation_bytes \(-1\) must not be negative"),
-        ({"sample_tokens": -1}, r"evaluation.sample_tokens \(-1\) must not be negative"),
-        ({"task_items": -1}, r"evaluation.task_items \(-1\) must not be negative"),
+        ({"validation_bytes": -1}, r"evaluation.validation_bytes \(-1\) must be at least 0"),
+        ({"sample_tokens": -1}, r"evaluation.sample_tokens \(-1\) must be at least 0"),
+        ({"task_items": -1}, r"evaluation.task_items \(-1\) must be at least 0"),
         ({"tasks": "arc_easy, helaswag"}, "evaluation.tasks = 'helaswag' is unknown; did you mean hellaswag"),
     ],
 )

@@ -69,12 +69,13 @@ def test_a_variant_is_its_parent_but_for_the_change(write):
         (variant("{'optimizer.decay_share': 0.5}"), "takes no notice of it"),
         (variant("['model.depth']"), "must be values by dotted path"),
         (variant("{3: 4}"), "must be values by dotted path"),
-        (variant("{'model.depth': 7}", parent=None), "must be a name"),
+        (variant("{'model.depth': 7}", parent=None), "parent must be of type str, not None"),
+        (variant("{'model.depth': 7}", parent=""), "must name its parent"),
         (variant("{'model.depth': 7}", consequences="SolvedFeedForwardWidth()"), "must be a tuple"),
         (variant("{'model.depth': 7}", consequences="(SolvedFeedForwardWidth,)"), "chosen, not solved"),
         (variant("{'model.depth': lambda _, parent: parent.model.dept}"), "the change of model.depth fails: Attribute"),
         (variant("{'model.depth': 7}", parent="deep@"), "must follow '@'"),
-        (variant("{'model.depth': 'deep'}"), "ModelConfig.depth must be of type int"),
+        (variant("{'model.depth': 'deep'}"), "model.depth must be of type int"),
         (variant("{'model.depth': times(0.3)}"), "0.3 times 4 is no whole number"),
         (variant("{'model.depth': 7}", consequences="({'model.width': 64},)"), "chosen, not solved"),
         (variant("{'model': load_experiment('baseline').optimizer}"), "model must be a ModelConfig"),
@@ -83,7 +84,11 @@ def test_a_variant_is_its_parent_but_for_the_change(write):
         (variant("{'model.depth': 7}", parent="wrong"), "it descends from itself"),
         (
             "Variant(parent='root', change={'model.depth': 7}, question='Why?', expected=(0.1, 0.1), source='x')",
-            "interval",
+            "must be an interval",
+        ),
+        (
+            "Variant(parent='root', change={'model.depth': 7}, question='Why?', expected=(0,), source='x')",
+            "expected must have 2 elements",
         ),
         (
             "Variant(parent='root', change={'model.depth': 7}, question=' ', expected=(0, 1), source='x')",

@@ -57,6 +57,7 @@ def digest_with(monkeypatch, name, before, after):
         ("jaxformer.data.packing", "DIGESTS = 1 << 48", "DIGESTS = 1 << 40"),
         ("jaxformer.evaluation.scores", "math.log(2)", "math.log(3)"),
         ("jaxformer.loop", "step + 1", "step + 2"),
+        ("jaxformer.data.packing", "    document_mask: bool = True", "    document_mask: bool = False"),
         ("jaxformer.optimizer", "_MUON_RMS = 0.2", "_MUON_RMS = 0.3"),
     ],
 )
@@ -69,6 +70,8 @@ def test_the_code_digest_tells_what_computes(monkeypatch, name, before, after):
     [
         ("jaxformer.model", "# Standard deviation of matrices", "# The deviation of matrices"),
         ("jaxformer.model", "The shape of the model and its options.", "What a model is."),
+        ("jaxformer.model", '    """L, blocks."""\n', ""),
+        ("jaxformer.data.packing", "Batches that are read ahead.", "How far the reader is ahead."),
         ("jaxformer.report.html", "def ", "def other_"),
         ("jaxformer.ablation.verdict", "0.8", "0.9"),
         ("jaxformer.run.progress", "tokens/s", "tokens per second"),
