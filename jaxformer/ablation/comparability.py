@@ -73,7 +73,8 @@ def _check_arm(runs: Sequence[Evidence]) -> list[str]:
         if {**run.record["identity"], "seed": 0} != {**first.record["identity"], "seed": 0}:
             flags.append(f"change: configurations differ {where}")
         ours, theirs = _provenance(run), _provenance(first)
-        flags += [f"{kind}: it differs {where}" for kind in ours if ours[kind] != theirs[kind]]
+        how = {"code": _commits(first, run)}
+        flags += [f"{kind}: it differs {where}{how.get(kind, '')}" for kind in ours if ours[kind] != theirs[kind]]
         if len(ours["code"]) > 1:
             flags.append(f"code: it changed while {run.workdir} was trained")
     return flags
@@ -109,8 +110,8 @@ def _check_provenance(parent: Evidence, variant: Evidence, declared: Mapping, mo
     ours, theirs = _provenance(variant), _provenance(parent)
     moves_tokens = any(path.startswith(("tokenizer.", "corpus.")) and not path.endswith(".weight") for path in declared)
     must_agree = ("code", "versions", "device", *(() if moves_tokens else ("tokenizer", "data")))
-    where = _where(parent, variant)
-    flags = [f"{kind}: they {where}" for kind in must_agree if ours[kind] != theirs[kind]]
+    where, how = _where(parent, variant), {"code": _commits(parent, variant)}
+    flags = [f"{kind}: they {where}{how.get(kind, '')}" for kind in must_agree if ours[kind] != theirs[kind]]
     if _plans(parent) != _plans(variant) and not moves_data:
         flags.append(f"data: the packing of documents {where}")
     return flags
@@ -139,6 +140,20 @@ def _check_evaluations(parent: Evidence, variant: Evidence, declared: Mapping) -
 
 def _where(parent: Evidence, variant: Evidence) -> str:
     return f"differ between {parent.workdir} and {variant.workdir}"
+
+
+def _commits(one: Evidence, other: Evidence) -> str:
+    """Returns the git commits that two runs were made with, and the digests of changes that were not committed."""
+
+    def described(run: Evidence) -> str:
+        states = [start.get("git") or {"commit": "unknown", "changes": None} for start in run.record["starts"]]
+        names = [
+            f"commit {state['commit'][:10]}" + (f" with changes {state['changes'][:10]}" if state["changes"] else "")
+            for state in states
+        ]
+        return ", then ".join(dict.fromkeys(names))
+
+    return f" ({described(one)}; {described(other)})"
 
 
 def _plans(run: Evidence) -> dict[str, str]:

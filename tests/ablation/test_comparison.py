@@ -162,6 +162,16 @@ def test_runs_that_do_not_share_what_they_should_are_flagged_and_not_compared(ar
         assert allowed.difference is not None and any(note.startswith(f"allowed: {kind}: ") for note in allowed.notes)
 
 
+def test_runs_of_other_code_are_told_apart_by_their_commits(arms, spoilt):
+    def other(record):
+        record["starts"][0] |= {"code": "other", "git": {"commit": "a" * 40, "changes": "b" * 64}}
+        return record
+
+    found = compare_runs(arms["root"], spoilt("config.json", other))
+    pairs = [flag for flag in found.flags if "differ between" in flag]
+    assert pairs and all(flag.endswith(f"commit {'a' * 10} with changes {'b' * 10})") for flag in pairs)
+
+
 def test_only_what_leaves_a_comparison_a_meaning_may_be_allowed():
     assert parse_allowed(" code, versions,") == ("code", "versions")
     with pytest.raises(UserError, match="--allow = 'evaluation' is unknown"):

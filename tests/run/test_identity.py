@@ -2,6 +2,7 @@
 
 import ast
 import json
+import subprocess
 
 import pytest
 
@@ -79,3 +80,29 @@ def test_the_code_digest_tells_what_computes(monkeypatch, name, before, after):
 )
 def test_the_code_digest_looks_past_words_and_what_only_tells(monkeypatch, name, before, after):
     assert digest_with(monkeypatch, name, before, after) == identity.code_digest()
+
+
+def test_the_git_state_names_the_commit_and_every_change_of_the_package(tmp_path, monkeypatch):
+    def git(*arguments):
+        settings = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
+        command = ["git", "-C", str(tmp_path), *settings, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(identity, "_ROOT", tmp_path)
+    state = identity.git_state.__wrapped__
+    package = tmp_path / "jaxformer"
+    package.mkdir()
+    (package / "__init__.py").write_text("A = 1\n")
+    assert state() is None, "no repository"
+    git("init", "-q")
+    assert state() is None, "a repository of something else, in which the package is ignored or new"
+    git("add", "jaxformer")
+    git("commit", "-qm", "first")
+    assert state() == {"commit": git("rev-parse", "HEAD"), "changes": None}
+    (tmp_path / "notes.txt").write_text("beside the package")
+    assert state()["changes"] is None
+    seen = []
+    for name, text in (("__init__.py", "A = 2\n"), ("new.py", "B = 1\n"), ("new.py", "B = 2\n")):
+        (package / name).write_text(text)
+        seen.append(state()["changes"])
+    assert len(set(seen)) == 3 and {len(digest) for digest in seen} == {64}
