@@ -1,22 +1,62 @@
-"""The README keeps its word: its library example runs, and what it names exists."""
+"""The README and the documentation keep their word: examples run, and what they name exists."""
 
+import contextlib
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
+from jaxformer.commands.program import COMMANDS
+from jaxformer.config import flatten
 from jaxformer.data.packing import Batch
 from jaxformer.experiment.command_line import parse_arguments
+from jaxformer.experiment.variant import load_experiment, resolve
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+}
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES["README.md"], re.S)
+# The changelog also names what was.
+CODE = [
+    (page, line.strip())
+    for page, text in PAGES.items()
+    if page != "CHANGELOG.md"
+    for code in re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", text, re.S)
+    for part in code
+    for line in re.split(r"\n|&&", part)
+    if line.strip()
+]
+FIELDS = flatten(load_experiment("baseline"))
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+
+def commands(pattern: str) -> list[tuple[str, list[str]]]:
+    """Returns the commands in the pages whose beginning matches, each as the pattern's group and the arguments."""
+    found = [re.fullmatch(rf"{pattern}(?:\s+(.*))?", code) for _, code in CODE]
+    return [(match[1], (match[2] or "").split()) for match in found if match]
+
+
+def help_of(command: str, capsys) -> str:
+    """Returns what `jaxformer COMMAND --help` prints."""
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(f"jaxformer.commands.{command.replace('-', '_')}").main(["--help"])
+    return capsys.readouterr().out
+
+
+def check_options(arguments: list[str], known: str) -> None:
+    """Asserts that a text names each option that is given, and that fields are those of an experiment."""
+    for name in re.findall(r"--([\w.-]+)", " ".join(arguments)):
+        assert name in FIELDS if "." in name else re.search(rf"--{name}\b", known), f"--{name}"
 
 
 def test_the_example_of_a_variant_is_one_of_the_experiments():
     variant, _ = EXAMPLES
-    assert variant in (Path(__file__).parent.parent / "experiments" / "swiglu.py").read_text()
+    assert variant in (ROOT / "experiments" / "swiglu.py").read_text()
 
 
 def test_the_library_example_runs_a_step():
@@ -32,9 +72,74 @@ def test_the_library_example_runs_a_step():
     assert jax.tree.leaves(state.params)
 
 
-def test_commands_name_options_and_fields_that_exist():
-    commands = re.findall(r"python -m jaxformer.train (--.*)", README)
-    assert len(commands) >= 2
-    for command in commands:
-        options, _ = parse_arguments(command.split())
-        assert (Path(__file__).parent.parent / "experiments" / f"{options.experiment}.py").is_file()
+def test_examples_of_the_documentation_are_those_of_the_readme():
+    examples = [code for text in PAGES.values() for code in re.findall(r"```python\n(.*?)```", text, re.S)]
+    assert len(examples) > 2 and set(examples) == set(EXAMPLES)
+
+
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 150
+
+
+def test_training_commands_name_experiments_options_and_fields_that_exist():
+    found = [arguments for _, arguments in commands(r"(python -m jaxformer\.train|jaxformer train)") if arguments]
+    assert len(found) >= 6
+    for arguments in found:
+        options, overrides = parse_arguments(arguments)
+        assert (ROOT / "experiments" / f"{options.experiment}.py").is_file()
+        assert resolve(options.experiment, overrides, parent=options.parent)
+
+
+def test_commands_exist_and_have_the_options_that_are_named(capsys):
+    found = commands(r"jaxformer ([a-z][\w-]*)")
+    assert {name for name, _ in found} == set(COMMANDS)
+    for name, arguments in found:
+        if name not in ("train", "harness"):  # Those are tested above, and by lm-evaluation-harness.
+            check_options(arguments, help_of(name, capsys))
+
+
+def test_tools_exist_and_have_the_options_that_are_named():
+    found = commands(r"python (tools/\w+\.py)")
+    assert found
+    for path, arguments in found:
+        check_options(arguments, (ROOT / path).read_text())
+
+
+def test_options_that_are_named_alone_belong_to_a_command(capsys):
+    known = "".join(help_of(name, capsys) for name in COMMANDS if name != "harness")
+    for _, code in CODE:
+        if code.startswith("--"):
+            check_options(code.split("=")[:1], known)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        assert "://" in target or (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_files_that_are_named_exist():
+    for page, code in CODE:
+        for path in re.findall(r"(?<![\w./-])(?:docs|experiments|jaxformer|tests|tools)/[\w./-]*", code):
+            assert (ROOT / path).exists(), f"{page}: {path}"
+
+
+def test_names_of_the_library_exist():
+    names = {name for _, code in CODE for name in re.findall(r"(?<!-m )\bjaxformer(?:\.\w+)+", code)}
+    assert names
+    for name in names:
+        pkgutil.resolve_name(name)
+
+
+def test_fields_that_are_named_exist():
+    sections = "|".join({name.partition(".")[0] for name in FIELDS if "." in name})
+    for page, code in CODE:
+        field = re.fullmatch(rf"((?:{sections})\.\w+)(?:=.*)?", code)
+        if field and not (code.endswith(".py") or code == "tokenizer.model"):
+            assert field[1] in FIELDS, f"{page}: {code}"
+
+
+def test_the_layout_names_every_package_and_every_module_of_the_training_path():
+    folders = {path.parent.name for path in (ROOT / "jaxformer").glob("*/__init__.py")}
+    files = {path.name for path in (ROOT / "jaxformer").glob("[!_]*.py")}
+    assert set(re.findall(r"^\| `([\w.]+)` \|", PAGES["docs/layout.md"], re.M)) == folders | files
