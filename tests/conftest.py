@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import random
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -13,7 +15,21 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxformer.data.packing import Batch
 from jaxformer.data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
+from jaxformer.host.lock import hold
 from jaxformer.train import main
+
+TESTS = Path(__file__).parent
+# What depends on no version of JAX, or on nothing of it that other tests do not test: one environment suffices.
+DEVICE_FREE = (
+    "ablation/", "commands/", "data/", "evaluation/", "experiment/", "host/", "jobs/", "plan/", "report/", "run/",
+    "statistics/", "test_bad_input", "test_config", "test_imports", "test_messages", "test_security",
+    "tools/test_verdict_campaign",
+)  # fmt: skip
+# What is fast and finds most faults: besides, single tests are marked, which compile a step and make a tiny run.
+SMOKE = (
+    "ablation/", "data/test_packing", "evaluation/test_scores", "experiment/", "host/", "statistics/", "test_config",
+    "test_imports", "test_messages",
+)  # fmt: skip
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -21,13 +37,31 @@ hypothesis.settings.register_profile("jaxformer", deadline=None, derandomize=Tru
 hypothesis.settings.load_profile("jaxformer")
 
 
+@pytest.hookimpl(tryfirst=True)  # Before tests are chosen by their markers.
+def pytest_collection_modifyitems(items):
+    for item in items:
+        place = item.path.relative_to(TESTS).as_posix()
+        if place.startswith(DEVICE_FREE):
+            item.add_marker("device_free")
+        if place.startswith(SMOKE) and item.get_closest_marker("slow") is None:
+            item.add_marker("smoke")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A folder that all processes of a test session share: what is expensive is made there once, under a lock."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
+def cache(shared):
     """A cache that lasts as long as the tests; the user's own is never touched."""
-    folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXFORMER_CACHE", str(folder))
-        yield folder
+        patch.setenv("JAXFORMER_CACHE", str(shared / "cache"))
+        yield shared / "cache"
 
 
 @pytest.fixture(scope="session")
@@ -90,9 +124,9 @@ def tokenizer(tokenizer_path):
 
 
 @pytest.fixture(scope="session")
-def compiled_folder(tmp_path_factory):
+def compiled_folder(shared):
     """A folder that keeps compiled programs for all tests: tiny runs compile the same few."""
-    return str(tmp_path_factory.mktemp("compiled"))
+    return str(shared / "compiled")
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +144,17 @@ def compiled(compiled_folder):
 
 
 @pytest.fixture(scope="session")
-def experiment_files(tmp_path_factory, make_texts):
+def experiment_files(shared, make_texts):
     """The experiment file of each variant, beside the two corpora."""
-    folder = tmp_path_factory.mktemp("experiments")
+    folder = shared / "experiments"
+    with hold(shared / "experiments.lock", wait="writing experiments"):
+        if not folder.exists():
+            write_experiments(folder, make_texts)
+    return {name: folder / f"{name}.py" for name in tiny_run.VARIANTS}
+
+
+def write_experiments(folder, make_texts):
+    folder.mkdir()
     corpora = []
     for seed, number in enumerate((300, 90)):
         path = folder / f"corpus_{seed}.jsonl"
@@ -122,18 +164,18 @@ def experiment_files(tmp_path_factory, make_texts):
     for name, fields in tiny_run.VARIANTS.items():
         corpus = mixture if name.startswith("mixture") else corpora[0]
         (folder / f"{name}.py").write_text(tiny_run.EXPERIMENT.format(corpus=corpus, **fields))
-    return {name: folder / f"{name}.py" for name in tiny_run.VARIANTS}
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(experiment_files, tmp_path_factory):
+def uninterrupted(experiment_files, shared):
     """A function from a variant to the folder of its run, which nothing stopped."""
-    folders = {}
 
     def run(variant):
-        if variant not in folders:
-            folders[variant] = tmp_path_factory.mktemp("uninterrupted") / variant
-            assert main(tiny_run.command(experiment_files[variant], folders[variant])) == 0
-        return folders[variant]
+        folder = shared / "uninterrupted" / variant
+        folder.parent.mkdir(exist_ok=True)
+        with hold(shared / f"{variant}.lock", wait="training"):
+            if not (folder / "summary.json").exists():
+                assert main(tiny_run.command(experiment_files[variant], folder)) == 0
+        return folder
 
     return run

@@ -299,6 +299,7 @@ def test_parameters_that_two_variants_share_begin_with_the_same_values(one, othe
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
+@pytest.mark.smoke
 def test_seed_gives_the_values_that_it_has_always_given():
     """Update them only where what was measured with earlier versions may be measured again."""
     expected = {

@@ -142,6 +142,7 @@ def test_gradient_that_is_not_finite_skips_the_step_though_the_loss_is(monkeypat
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.smoke
 def test_jitted_step_equals_the_step_as_written(updated):
     assert_same_update(train_step(initial_state(), make_batch()), updated, FLOAT32)
 

@@ -148,6 +148,7 @@ def test_summary_tells_the_result(uninterrupted):
     assert summary["peak_memory_bytes"] > 1 << 20
 
 
+@pytest.mark.smoke
 def test_metrics_hold_every_step_once_and_the_loss_falls(uninterrupted):
     lines = read_metrics(uninterrupted("best_fit"))
     training = [line for line in lines if "train/loss" in line]

@@ -13,8 +13,6 @@ from jaxformer.config import UserError
 from jaxformer.jobs.launch import Job
 from jaxformer.report.text import decision_table
 
-pytestmark = pytest.mark.slow
-
 CHANGES = {
     "deep": {"model.depth": 6},
     "gated": {"model.activation": "swiglu"},

@@ -22,8 +22,6 @@ from jaxformer.jobs.dashboard import Board, status_table
 from jaxformer.jobs.launch import HEADER, Job, launch_local, launch_submitit
 from jaxformer.jobs.queue import Queue, State, Status
 
-pytestmark = pytest.mark.slow
-
 # A job that saves every third step, keeps a lock, and does what `mode` says at step 5 of its first processes.
 FAKE = """
 import hashlib, json, os, signal, sys, time

@@ -9,8 +9,6 @@ import pytest
 
 from jaxformer.attention.document_mask import document_bounds
 
-pytestmark = pytest.mark.slow
-
 TOOLS = Path(__file__).parents[2] / "tools"
 
 

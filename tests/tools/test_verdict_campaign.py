@@ -9,8 +9,6 @@ import pytest
 
 from jaxformer.ablation.verdict import Word
 
-pytestmark = pytest.mark.slow
-
 TOOLS = Path(__file__).parents[2] / "tools"
 SEEDS, DOCUMENTS = 300, 60
 
