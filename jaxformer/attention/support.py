@@ -28,7 +28,7 @@ class AttentionShape(NamedTuple):
     window: int = 0
 
 
-def why_not(name: str, shape: AttentionShape, device: jax.Device) -> str:
+def why_not(name: str, shape: AttentionShape, device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """Returns why an implementation cannot run on a device and these shapes, or '' where it can."""
     if name == "xla":
         return ""
