@@ -92,10 +92,11 @@ def write_unit(path: Path, unit: Unit) -> None:
 
 
 def read_unit(path: Path, *, with_ids: bool) -> Unit | None:
-    """Returns a unit, its ids left out unless they are asked for; None where it is absent or damaged (by its CRCs)."""
+    """Returns a unit, without its ids unless they are asked for; None where it is absent or damaged (by its CRCs)."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Unit(**{name: None if name == "ids" and not with_ids else file[name] for name in Unit._fields})
+            wanted = [name for name in Unit._fields if with_ids or name != "ids"]
+            return Unit(**{"ids": np.empty(0), **{name: file[name] for name in wanted}})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
