@@ -140,7 +140,7 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _chunk_sums(chunk, unembedding_VD, cap, z_coefficient):
-    """Returns a chunk's sums, of (features_CD, targets_C, weights_C), and for its gradient (logits_CV, log_partition_C)."""
+    """Returns the sums of (features_CD, targets_C, weights_C) and, for its gradient, (logits_CV, log_partition_C)."""
     features_CD, targets_C, weights_C = chunk
     logits_CV = soft_cap(unembed(features_CD, unembedding_VD), cap)
     log_partition_C = jax.nn.logsumexp(logits_CV, axis=1)
