@@ -6,11 +6,11 @@ nothing is stored and nothing recomputed: three matmuls in all, as with full log
 al. 2024, arXiv 2410.10989). Logits, softmax and sums are float32; the unembedding's gradient is summed in float32.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxformer.model import soft_cap, unembed
 
@@ -73,8 +73,8 @@ def token_scores(
 def cross_entropy(
     features_ND: jax.Array,
     unembedding_VD: jax.Array,
-    targets_N: jax.Array,
-    weights_N: jax.Array,
+    targets_N: jax.Array | np.ndarray,
+    weights_N: jax.Array | np.ndarray,
     *,
     logit_soft_cap: float = 0.0,
     z_loss_coefficient: float = 0.0,
@@ -94,10 +94,9 @@ def cross_entropy(
     return LossSums(sums.objective, jax.lax.stop_gradient(sums.nats), jax.lax.stop_gradient(sums.weight))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _cross_entropy(features_ND, unembedding_VD, targets_N, weights_N, cap, z_coefficient, chunk_tokens):
+def _sums(features_ND, unembedding_VD, targets_N, weights_N, cap, z_coefficient, chunk_tokens):
     def accumulate(sums, chunk):
-        return _add(sums, _chunk_sums(*chunk, unembedding_VD, cap, z_coefficient)[0]), None
+        return _add(sums, _chunk_sums(chunk, unembedding_VD, cap, z_coefficient)[0]), None
 
     sums, _ = jax.lax.scan(accumulate, _zero_sums(), _chunks((features_ND, targets_N, weights_N), chunk_tokens))
     return sums
@@ -110,7 +109,7 @@ def _forward(features_ND, unembedding_VD, targets_N, weights_N, cap, z_coefficie
     def accumulate(carry, chunk):
         sums, gradient_DV = carry
         features_CD, targets_C, weights_C = chunk
-        chunk_sums, (logits_CV, log_partition_C) = _chunk_sums(*chunk, unembedding_VD, cap, z_coefficient)
+        chunk_sums, (logits_CV, log_partition_C) = _chunk_sums(chunk, unembedding_VD, cap, z_coefficient)
         probabilities_CV = jnp.exp(logits_CV - log_partition_C[:, None])
         is_target_CV = targets_C[:, None] == jnp.arange(V)[None, :]
         slope_C1 = (weights_C * (1.0 + 2.0 * z_coefficient * log_partition_C))[:, None]
@@ -136,11 +135,13 @@ def _backward(cap, z_coefficient, chunk_tokens, residual, cotangent: LossSums):
     return gradient_ND * scale.astype(gradient_ND.dtype), gradient_VD * scale.astype(gradient_VD.dtype), None, None
 
 
+_cross_entropy = jax.custom_vjp(_sums, nondiff_argnums=(4, 5, 6))
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _chunk_sums(features_CD, targets_C, weights_C, unembedding_VD, cap, z_coefficient):
-    """Returns one chunk's sums and, for its gradient, (logits_CV, log_partition_C)."""
+def _chunk_sums(chunk, unembedding_VD, cap, z_coefficient):
+    """Returns the sums of (features_CD, targets_C, weights_C) and, for its gradient, (logits_CV, log_partition_C)."""
+    features_CD, targets_C, weights_C = chunk
     logits_CV = soft_cap(unembed(features_CD, unembedding_VD), cap)
     log_partition_C = jax.nn.logsumexp(logits_CV, axis=1)
     target_logits_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]

@@ -28,6 +28,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -274,7 +275,7 @@ class Transformer(nnx.Module):
         """The dtype of the kernels, in which matmuls compute."""
         return self.blocks.qkv[...].dtype
 
-    def embed(self, tokens_N: jax.Array, positions_N: jax.Array) -> jax.Array:
+    def embed(self, tokens_N: jax.Array | np.ndarray, positions_N: jax.Array | np.ndarray) -> jax.Array:
         """Returns the stream `x_ND` at the first block."""
         x_ND = self.embedding[...][tokens_N]
         if self.config.learned_positions:
@@ -360,6 +361,7 @@ def activate(hidden_NF: jax.Array, activation: str) -> jax.Array:
         case "swiglu":
             gate_NF, value_NF = jnp.split(hidden_NF, 2, axis=-1)
             return jax.nn.silu(gate_NF) * value_NF
+    raise ValueError(f"unknown activation {activation!r}")
 
 
 def rotate(x_NHK: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:

@@ -23,8 +23,7 @@ SPIKE = 6.0
 MOST_IN_A_ROW = 8
 
 
-@flax.struct.dataclass
-class Guard:
+class Guard(flax.struct.PyTreeNode):
     """What is remembered of earlier steps."""
 
     losses_W: jax.Array

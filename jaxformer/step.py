@@ -75,8 +75,7 @@ def compute_dtype(config: TrainingConfig) -> Any:
     return jnp.dtype(config.compute_dtype)
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that a step changes, as data; and what it needs to know, as static fields."""
 
     step: jax.Array
@@ -223,13 +222,14 @@ def with_model(state: TrainState, function: Callable, rows: Any, *, split_rows: 
 
 def _merging(state: TrainState) -> Callable[[nnx.State], Transformer]:
     """Returns the function from parameters to the model; on a mesh, from a device's parts of them."""
-    if state.mesh is None:
+    mesh = state.mesh
+    if mesh is None:
         return functools.partial(nnx.merge, state.graphdef)
-    others, of_layer = specs_by_use(partition(state.mesh, state.params))
+    others, of_layer = specs_by_use(partition(mesh, state.params))
 
     def merge(parts):
         model = nnx.merge(state.graphdef, whole(parts, others))
-        if state.mesh.shape[FSDP] > 1:
+        if mesh.shape[FSDP] > 1:
             model.merge_layer = functools.partial(Parts, of_layer, SAVED["elementwise"])
         return model
 

@@ -116,7 +116,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         writer, tensorboard = open_writer(own, first_step=first_step)
         stack.enter_context(writer)
         say(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
-        progress = make_progress(experiment, writer, device, mesh.size)
+        progress = make_progress(experiment, writer, device.device_kind, mesh.size)
         run = Run(experiment, own, data, checkpoints, progress, signals, mesh, record, time.perf_counter())
         state = run_steps(run, state, batches)
         return finish(run, state, seed, writer)

@@ -225,7 +225,7 @@ def relative_error(result, exact, row: int) -> float:
 
 def _heads(x_BTXK, row: int, heads: int) -> np.ndarray:
     """Returns the first heads of a row, (T, heads, K) in float64; for 0 the first alone, (T, K)."""
-    x_TXK = np.float64(x_BTXK[row].astype(jnp.float32))
+    x_TXK = np.asarray(x_BTXK[row].astype(jnp.float32), np.float64)
     return x_TXK[:, :heads] if heads else x_TXK[:, 0]
 
 

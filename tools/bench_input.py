@@ -54,7 +54,7 @@ def main() -> None:
         print(f"ratio                      {preparation['ratio']:8.2f}")
         print(f"peak memory of preparing   {preparation['peak_megabytes']:8.0f} MB")
         shards = open_shards(prepare(documents, tokenizer, Path(scratch), progress=False), "train")
-        pace = PACE * min(1.0, os.cpu_count() / CORES)
+        pace = PACE * min(1.0, (os.cpu_count() or 1) / CORES)
         waiting = [measure_waiting(shards, 32, 2048, method, pace) for method in METHODS]
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         reading = [measure_reading(shards, *shape, method) for shape in SHAPES for method in METHODS]

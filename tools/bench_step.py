@@ -99,7 +99,8 @@ def measure(case: Case, rounds: int, how: dict) -> dict:
     lowered_at = time.perf_counter()
     step = lowered.compile()
     compiled_at = time.perf_counter()
-    memory = step.memory_analysis()
+    if (memory := step.memory_analysis()) is None:
+        raise RuntimeError("XLA tells no memory of a step on this device")
     seconds = {name: [] for name in batches}
     for round_number in range(rounds + 1 if rounds else 0):
         for name, batch in batches.items():

@@ -100,7 +100,7 @@ def compare(ours: TaskScores, theirs: dict) -> list[str]:
 
 
 def _scores(sample: dict) -> list[tuple]:
-    return [each if isinstance(each, list | tuple) else (each,) for each in sample["filtered_resps"]]
+    return [tuple(each) if isinstance(each, list | tuple) else (each,) for each in sample["filtered_resps"]]
 
 
 def main() -> int:

@@ -119,7 +119,7 @@ def main() -> int:
     return int(any(abs(each["formula_bytes"] / each["compiled_bytes"] - 1) > 0.1 for each in results))
 
 
-def find_devices() -> Sequence[jax.Device]:
+def find_devices() -> Sequence[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """Returns eight H100 to compile for where JAX's plugin is installed, else the devices at hand."""
     try:
         import jax_plugins.xla_cuda13 as plugin
@@ -135,7 +135,7 @@ def find_devices() -> Sequence[jax.Device]:
         return jax.devices()
 
 
-def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:
+def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:  # pyright: ignore[reportInvalidTypeForm]
     """Returns the bytes of a step at its peak on each device, as compiled and by formula."""
     is_gpu = devices[0].platform in ("gpu", "cuda")
     platform, dtype = ("gpu", "bfloat16") if is_gpu else ("cpu", "float32")

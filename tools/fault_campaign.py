@@ -183,7 +183,8 @@ def differences(workdir: Path, expected: Path) -> list[str]:
         ours, theirs = last_state(workdir), last_state(expected)
     except (UserError, FileNotFoundError) as error:
         return [str(error)]
-    found = [name for name in theirs | ours if not np.array_equal(ours.get(name), theirs.get(name))]
+    found = sorted(ours.keys() ^ theirs.keys())
+    found += [name for name in ours if name in theirs and not np.array_equal(ours[name], theirs[name])]
     lines = [
         [{key: value for key, value in line.items() if key not in TIMES} for line in read_metrics(folder)]
         for folder in (workdir, expected)

@@ -70,7 +70,7 @@ def nanodo_step(checkout: Path, size, rows: int, T: int, turn: int):
             importlib.import_module(name)
         except ImportError:
             sys.modules[name] = types.ModuleType(name)
-            sys.modules[name].__getattr__ = lambda _: object
+            sys.modules[name].__getattr__ = lambda name: object
     import jax
     from nanodo import model_factory, train
     from nanodo.configs import default

@@ -208,7 +208,7 @@ def train_arms(parent: Experiment, *, seeds: int, runs: int, jobs: int) -> tuple
         ]
         planted = {
             f"planted {number:+d}": {"optimizer.learning_rate": rate}
-            for number, rate in zip(PLANTED, plant(arms["parent"], *pilots, PLANTED), strict=True)
+            for number, rate in zip(PLANTED, plant(arms["parent"], *pilots, floors=PLANTED), strict=True)
         }
         for name, values in {**planted, **ARCHITECTURES}.items():
             arms[name] = laboratory.train(change(parent, name, values), seeds)

@@ -18,7 +18,7 @@ def serve(connection) -> None:
     while True:
         *shape, segment_ids_BT = connection.recv()
         try:
-            answer = measure(*shape, torch.from_numpy(segment_ids_BT).cuda())
+            answer = measure(*shape, segment_ids_BT=torch.from_numpy(segment_ids_BT).cuda())
         except Exception as error:
             answer = {"forward": {}, "forward_backward": {}}, {"torch": reason(error)}
         connection.send(answer)

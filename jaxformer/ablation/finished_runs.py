@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.config import UserError, require
-from jaxformer.host.files import read_json
+from jaxformer.host.files import require_json
 from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.metrics import BATCH, read_metrics
 
@@ -119,8 +119,8 @@ def load_evidence(workdir: Path) -> Evidence:
     Raises:
         UserError: it is not finished, or its files are damaged.
     """
-    record, summary = read_json(workdir / "config.json"), read_json(workdir / "summary.json")
-    require(record is not None and summary is not None, f"run folder {workdir}: not finished; train it to its end")
+    unfinished = f"run folder {workdir}: not finished; train it to its end"
+    record, summary = (require_json(workdir / name, unfinished) for name in ("config.json", "summary.json"))
     lacking = [name for name in _RECORDED if name not in record]
     require(not lacking, f"run folder {workdir}: an older version made it, without {', '.join(lacking)}; train it anew")
     is_ours = (workdir.parent.name, workdir.name) == (record["experiment"], f"seed_{record['seed']}")
@@ -169,8 +169,7 @@ def stack(runs: Sequence[Evidence], corpora: Sequence[str]) -> tuple[np.ndarray,
 
 def _read_validation(folder: Path) -> dict[str, Documents]:
     path = folder / "validation.json"
-    record = read_json(path)
-    require(record is not None, f"{path}: missing; `jaxformer evaluate --workdir={folder.parents[1]}` makes it")
+    record = require_json(path, f"{path}: missing; `jaxformer evaluate --workdir={folder.parents[1]}` makes it")
     rows = _read_lines(path.with_suffix(".documents.jsonl"))
     validation = {}
     for name, corpus in record["corpora"].items():
@@ -187,7 +186,7 @@ def _read_validation(folder: Path) -> dict[str, Documents]:
 
 
 def _read_items(path: Path) -> Items:
-    record, rows = read_json(path), _read_lines(path.with_suffix(".items.jsonl"))
+    record, rows = require_json(path), _read_lines(path.with_suffix(".items.jsonl"))
     require(len(rows) == record["items"], f"{path}: items are missing; evaluate the run anew")
     columns = {
         name: np.array([np.nan if row[name] is None else row[name] for row in rows], np.float64)

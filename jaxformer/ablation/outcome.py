@@ -16,7 +16,7 @@ from jaxformer.ablation.study import Study, resolve_study
 from jaxformer.ablation.verdict import Rule, Word, kept_by_chance
 from jaxformer.config import require
 from jaxformer.experiment.variant import Resolved, common_ancestor
-from jaxformer.host.files import for_json, read_json, write_json
+from jaxformer.host.files import for_json, read_json, require_json, write_json
 from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.significance import INTERIM_ALPHA, benjamini_hochberg
@@ -107,7 +107,7 @@ def _failures(folder: Path) -> dict[int, str]:
         seed = int(path.name.removeprefix("seed_")) if path.name.removeprefix("seed_").isdigit() else None
         state, reason = state_on_disk(path)
         if seed is not None and state is State.STOPPED_EARLY:
-            failures[seed] = f"stopped early at step {read_json(path / STOPPED_EARLY)['step']}: {reason}"
+            failures[seed] = f"stopped early at step {require_json(path / STOPPED_EARLY)['step']}: {reason}"
         elif seed is not None and state is State.WAITING and any((path / "faults").glob("*.npz")):
             failures[seed] = "diverged: its loss or gradient is not finite"
     return failures
@@ -117,7 +117,7 @@ def _lost_hours(folder: Path) -> float:
     """Returns the device hours of an experiment's runs that were stopped early."""
     stopped = [path.parent for path in sorted(folder.glob(f"seed_*/{STOPPED_EARLY}"))]
     stopped = [one for one in stopped if state_on_disk(one)[0] is State.STOPPED_EARLY]
-    return sum(float(read_json(one / STOPPED_EARLY).get("device_hours", 0.0)) for one in stopped)
+    return sum(float(require_json(one / STOPPED_EARLY).get("device_hours", 0.0)) for one in stopped)
 
 
 def _reuse(path: Path, floor: NoiseFloor, run: Evidence) -> NoiseFloor:
@@ -136,9 +136,10 @@ def _reuse(path: Path, floor: NoiseFloor, run: Evidence) -> NoiseFloor:
 
 def _with_q_values(comparisons: Sequence[Comparison], rule: Rule) -> list[Comparison]:
     """Returns comparisons with the q-value of each over all, and none kept that has too large a one."""
-    compared = [i for i, one in enumerate(comparisons) if one.difference is not None and one.difference.seeds_counted]
+    differences = {i: one.difference for i, one in enumerate(comparisons) if one.difference is not None}
+    compared = {i: difference for i, difference in differences.items() if difference.seeds_counted}
     # The level of an interim analysis is smaller than that of all together, 0.05, and so is its p-value.
-    p_values = [min(1.0, 0.05 / INTERIM_ALPHA * comparisons[i].difference.p_value) for i in compared]
+    p_values = [min(1.0, 0.05 / INTERIM_ALPHA * difference.p_value) for difference in compared.values()]
     q_values = benjamini_hochberg(np.array(p_values))
     judged = list(comparisons)
     for i, q in zip(compared, q_values, strict=True):
@@ -157,7 +158,7 @@ def to_json(value):
         return value.value
     if hasattr(value, "_asdict"):
         return to_json(value._asdict())
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_json(dataclasses.asdict(value))
     if isinstance(value, Mapping):
         return {str(name): to_json(inner) for name, inner in value.items()}

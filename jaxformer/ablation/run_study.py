@@ -11,7 +11,7 @@ from jaxformer.ablation.study import Study, estimate_seconds, resolve_study
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import format_duration, note, say
-from jaxformer.host.files import read_json
+from jaxformer.host.files import require_json
 from jaxformer.jobs.dashboard import Board
 from jaxformer.jobs.launch import Job, Launch, launch_local
 from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
@@ -68,7 +68,7 @@ def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str,
             continue
         parents = {s: job.workdir for (n, s), job in finished.items() if n == lineage.parents[0]}
         if seed in parents:
-            ends = [read_json(folder / "summary.json")["validation/loss"] for folder in parents.values()]
+            ends = [require_json(folder / "summary.json")["validation/loss"] for folder in parents.values()]
             ours, theirs = training_losses(status.job.workdir), training_losses(parents[seed])
             if behind := clearly_worse(ours, theirs, ends, status.job.steps):
                 for other in statuses:

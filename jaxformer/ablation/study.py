@@ -8,11 +8,11 @@ from typing import Annotated
 import numpy as np
 
 from jaxformer.ablation.verdict import Rule
-from jaxformer.config import Bounds, check_fields, require
+from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.files import find_study, run_file
 from jaxformer.experiment.variant import OF, Resolved, resolve
 from jaxformer.flops import training_flops_per_token
-from jaxformer.host.files import read_json
+from jaxformer.host.files import require_json
 from jaxformer.jobs.launch import Job
 
 
@@ -51,7 +51,14 @@ def load_study(name_or_path: str) -> Study:
     return run_file(find_study(name_or_path), "STUDY", (Study,), "study")
 
 
-def choose_study(name_or_path: str | None, parent: str | None, variants: str | None, **seeds: int) -> Study:
+def choose_study(
+    name_or_path: str | None,
+    parent: str | None,
+    variants: str | None,
+    *,
+    seeds: int = Study.seeds,
+    parent_seeds: int = Study.parent_seeds,
+) -> Study:
     """Returns the study of a file, or of a parent and its variants, separated by commas, in place of one.
 
     Raises:
@@ -61,8 +68,9 @@ def choose_study(name_or_path: str | None, parent: str | None, variants: str | N
         require(not (parent or variants), "give --study, or --parent and --variants, not both")
         return load_study(name_or_path)
     names = tuple(name.strip() for name in (variants or "").split(",") if name.strip())
-    require(bool(parent and names), "give --study, or --parent and --variants")
-    return Study(parent=parent, variants=names, **seeds)
+    if not (parent and names):
+        raise UserError("give --study, or --parent and --variants")
+    return Study(parent=parent, variants=names, seeds=seeds, parent_seeds=parent_seeds)
 
 
 def resolve_study(study: Study) -> list[Resolved]:
@@ -117,7 +125,8 @@ def estimate_seconds(resolved: Sequence[Resolved], runs: Path, parent_seconds: f
     known = {one.name: _mean_seconds(runs / one.name) for one in resolved}
     parent, *_ = resolved
     base = known[parent.name] or parent_seconds
-    require(base is not None, f"no run of {parent.name} is finished: give the seconds of one")
+    if base is None:
+        raise UserError(f"no run of {parent.name} is finished: give the seconds of one")
     return {one.name: known[one.name] or base * _flops(one) / _flops(parent) for one in resolved}
 
 
@@ -128,5 +137,5 @@ def _flops(resolved: Resolved) -> float:
 
 
 def _mean_seconds(folder: Path) -> float | None:
-    seconds = [float(read_json(path)["seconds"]) for path in folder.glob("seed_*/summary.json")]
+    seconds = [float(require_json(path)["seconds"]) for path in folder.glob("seed_*/summary.json")]
     return float(np.mean(seconds)) if seconds else None

@@ -215,7 +215,7 @@ def _fastest(names, shape: AttentionShape, starts_BT, ends_BT) -> tuple[Implemen
     times, others = milliseconds(calls)
     failures |= others
     require(bool(times), f"attention: nothing that was timed runs on this device: {failures}")
-    ordered = sorted(times, key=times.get)
+    ordered = sorted(times, key=times.__getitem__)
     listed = [f"{name} {times[name]:.2f} ms" for name in ordered]
     listed += [f"{name} failed ({reason})" for name, reason in failures.items()]
     return candidates[ordered[0]], f"the fastest of {', '.join(listed)}"

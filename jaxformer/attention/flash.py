@@ -5,8 +5,7 @@ how the gradient is put together. The log-sum-exp is all that is kept for it. Ax
 G key/value heads, R = H / G, K head width.
 """
 
-import functools
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,31 +15,35 @@ from jax.experimental.pallas import triton
 
 from jaxformer.attention.flash_kernels import Tile, forward_kernel, keys_kernel, queries_kernel
 
+Each = TypeVar("Each")
 
-class Tiles(NamedTuple):
-    """The tiles of the three kernels."""
 
-    forward: Tile
-    queries: Tile
-    keys: Tile
+class PerKernel(NamedTuple, Generic[Each]):
+    """One thing for each of the three kernels."""
 
+    forward: Each
+    queries: Each
+    keys: Each
+
+
+Tiles = PerKernel[Tile]
 
 # Tiles worth timing, the default first. Compiled for compute capability 9.0 (JAX 0.11.2) they use wgmma and spill no
 # register, and the defaults let 8 to 16 warps share a multiprocessor and take less than 99 KB of shared memory.
-_NARROW = Tiles(
+_NARROW = PerKernel(
     forward=(Tile(128, 64, 8, 3), Tile(128, 64, 4, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(64, 128, 4, 2)),
     queries=(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2), Tile(128, 64, 8, 3)),
     keys=(Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 128, 8, 3), Tile(64, 128, 8, 2), Tile(32, 64, 4, 3)),
 )
-_WIDE = Tiles(
+_WIDE = PerKernel(
     forward=(Tile(128, 64, 8, 2), Tile(128, 64, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2)),
     queries=(Tile(64, 64, 4, 2), Tile(128, 64, 8, 2), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2)),
     keys=(Tile(64, 64, 4, 2), Tile(64, 128, 8, 2), Tile(32, 128, 8, 2), Tile(64, 64, 8, 2)),
 )
 
 
-def candidate_tiles(head_width: int) -> Tiles:
-    """Returns, for each kernel, a tuple of the tiles worth timing; the first one is the default."""
+def candidate_tiles(head_width: int) -> PerKernel[tuple[Tile, ...]]:
+    """Returns, for each kernel, the tiles worth timing; the first one is the default."""
     return _NARROW if head_width <= 64 else _WIDE
 
 
@@ -88,8 +91,7 @@ def fill_blocks(arrays_BTXK, starts_BT, ends_BT, tiles):
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _flash(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, tiles, interpret):
+def _flash_output(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, tiles, interpret):
     return forward(q_BTHK, k_BTGK, v_BTGK, starts_BT, tiles.forward, interpret)[0]
 
 
@@ -107,6 +109,7 @@ def _flash_backward(tiles, interpret, residuals, do_BTHK):
     return dq_BTHK, dk_BTGK, dv_BTGK, None, None
 
 
+_flash = jax.custom_vjp(_flash_output, nondiff_argnums=(5, 6))
 _flash.defvjp(_flash_forward, _flash_backward)
 
 

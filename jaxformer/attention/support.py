@@ -26,7 +26,7 @@ class AttentionShape(NamedTuple):
     """The most tokens that a token sees; 0 for all of its document's."""
 
 
-def why_not(name: str, shape: AttentionShape, device: jax.Device) -> str:
+def why_not(name: str, shape: AttentionShape, device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """Returns why an implementation cannot run on a device and these shapes, or '' where it can."""
     if name == "xla":
         return ""

@@ -70,7 +70,7 @@ def fastest_tiles(inputs, starts_BT, ends_BT) -> flash.Tiles:
     q, k, v, do, starts_BT, ends_BT = flash.fill_blocks(inputs, starts_BT, ends_BT, every_tile)
     out, lse_BHT = flash.forward(q, k, v, starts_BT, default.forward)
     _, delta_BHT = flash.backward_queries(q, k, v, do, out, lse_BHT, starts_BT, default.queries)
-    calls = flash.Tiles(
+    calls = flash.PerKernel(
         forward=(flash.forward, q, k, v, starts_BT),
         queries=(flash.backward_queries, q, k, v, do, out, lse_BHT, starts_BT),
         keys=(flash.backward_keys, q, k, v, do, lse_BHT, delta_BHT, ends_BT),
@@ -80,5 +80,5 @@ def fastest_tiles(inputs, starts_BT, ends_BT) -> flash.Tiles:
         jitted = jax.jit(kernel, static_argnums=len(operands))
         # A tile may ask for more shared memory than this device has; the default does not.
         times, _ = milliseconds({tile: functools.partial(jitted, *operands, tile) for tile in tiles})
-        fastest.append(min(times, key=times.get))
+        fastest.append(min(times, key=times.__getitem__))
     return flash.Tiles(*fastest)

@@ -114,6 +114,8 @@ class Checkpoints(Closing):
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Answers Orbax, which asks when it saves, and deletes the others once that is done."""
+        if self._config is None:  # Opened to read: nothing is deleted.
+            return [True] * len(checkpoints)
         kept = steps_to_keep((info.step for info in checkpoints), self._config, self.validation_losses)
         return [info.step in kept for info in checkpoints]
 
@@ -223,7 +225,7 @@ def hush() -> Callable[[], None]:
     def undo():
         sys.unraisablehook = hook
         logger.setLevel(level)
-        warnings.filters[:] = filters
+        warnings.filters[:] = filters  # pyright: ignore[reportIndexIssue]  # A list, whatever its stub says.
 
     sys.unraisablehook = filtered
     logger.setLevel(logging.CRITICAL + 1)

@@ -90,10 +90,11 @@ def write_chunk(path: Path, chunk: Chunk) -> None:
 
 
 def read_chunk(path: Path, *, with_ids: bool) -> Chunk | None:
-    """Returns a chunk, its ids left out unless they are asked for; None where it is absent or damaged (by its CRCs)."""
+    """Returns a chunk, without its ids unless they are wanted; None where it is absent or damaged (by its CRCs)."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Chunk(**{name: None if name == "ids" and not with_ids else file[name] for name in Chunk._fields})
+            wanted = [name for name in Chunk._fields if with_ids or name != "ids"]
+            return Chunk(**{"ids": np.empty(0), **{name: file[name] for name in wanted}})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -11,7 +11,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxformer.config import UserError, require
 from jaxformer.data.source_files import open_file
@@ -140,19 +140,20 @@ def open_tfds(name_or_folder: str, split: str, what: str):
         UserError: there is none, or it lacks the split.
     """
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder, registered
 
     try:
         if Path(name_or_folder).is_dir():
             builder = tfds.builder_from_directory(name_or_folder)
         else:
             try:  # What is prepared can be read without the code that prepared it, which may need TensorFlow.
-                builder = tfds.core.read_only_builder.builder_from_files(name_or_folder)
-            except tfds.core.registered.DatasetNotFoundError:
+                builder = read_only_builder.builder_from_files(name_or_folder)
+            except registered.DatasetNotFoundError:
                 builder = tfds.builder(name_or_folder)
     except Exception as error:  # TFDS raises many kinds; each means that nothing readable is at this path.
         raise UserError(f"{what} {name_or_folder}: no TFDS dataset: {str(error).splitlines()[0]}") from error
     require(
-        builder.info.splits and split.partition("[")[0] in builder.info.splits,
+        bool(builder.info.splits) and split.partition("[")[0] in builder.info.splits,
         f"{what} {name_or_folder}: split {split!r} is not prepared here; prepared: "
         f"{', '.join(builder.info.splits or {}) or 'none (prepare it with file_format=array_record)'}",
     )
@@ -172,7 +173,7 @@ def _lines(file: io.BufferedIOBase, path: str | os.PathLike, what: str) -> Itera
         raise UserError(f"{what} {path}: damaged or not {os.path.splitext(path)[1]} data: {error}") from error
 
 
-def _open_compressed(path: str | os.PathLike, what: str) -> IO[bytes]:
+def _open_compressed(path: str | os.PathLike, what: str) -> io.BufferedIOBase:
     file = open_file(path, what)
     if os.fspath(path).endswith(".gz"):
         return gzip.open(file, "rb")

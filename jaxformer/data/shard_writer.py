@@ -46,6 +46,7 @@ def write_shard_files(
         progress: whether a line tells the tokens written here.
     """
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
 
     bar = progress_bar(
         desc="writing token shards",
@@ -60,7 +61,7 @@ def write_shard_files(
         split: [partial(_records, paths, shard, record_tokens) for shard in _cut(selected[split], np.dtype(dtype))]
         for split in ("validation", "train")
     }
-    with tfds.core.registered.skip_registration():
+    with registered.skip_registration():
 
         class TokenShards(tfds.core.ShardBasedBuilder):
             """Records of token ids, in the order of the index."""

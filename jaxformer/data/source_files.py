@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxformer.config import UserError, require
 from jaxformer.data.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, is_remote
@@ -75,7 +75,7 @@ def find_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[SourceF
         raise UserError(f"{what} {path}: {error.strerror}") from error
 
 
-def open_file(path: str | os.PathLike, what: str) -> IO[bytes]:
+def open_file(path: str | os.PathLike, what: str) -> io.BufferedReader:
     """Returns an open file; reading a remote one is tried again after an error that may pass."""
     try:
         if not is_remote(path):

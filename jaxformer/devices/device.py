@@ -18,7 +18,7 @@ from jaxformer.host.gpu_memory import share_of_memory
 _KEPT_DAYS = 30
 
 
-def choose_device(name: str) -> jax.Device:
+def choose_device(name: str) -> jax.Device:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """Returns the device that JAX computes on, chosen by name before its first use: 'auto', 'cpu' or 'gpu'.
 
     Raises:
@@ -31,7 +31,7 @@ def choose_device(name: str) -> jax.Device:
         device = jax.devices()[0]
     except (RuntimeError, AssertionError) as error:  # What JAX raises for a platform in JAX_PLATFORMS that is not here.
         reason = " ".join(str(error).split()) or "no such platform"
-        platforms = jax.config.jax_platforms
+        platforms = jax.config.values["jax_platforms"]
         raise UserError(
             f"no device of JAX_PLATFORMS={platforms} was found ({reason[:120]}); unset it, or install its plugin "
             "(jaxformer[gpu])"
@@ -52,7 +52,7 @@ def keep_compiled(cache: Path) -> None:
     Each kind of processor has a folder of its own: a home folder may be shared by machines of which one lacks the
     instructions of the other.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

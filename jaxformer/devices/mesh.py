@@ -54,7 +54,7 @@ class MeshConfig:
         return max(1, self.data) * max(1, self.fsdp)
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """Returns the mesh of the first devices, process by process; one process may leave devices unused.
 
     Raises:
@@ -126,9 +126,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def rows_here(mesh: Mesh, rows: int) -> slice:
     """Returns which rows of a batch this process's devices compute."""
-    places = [
-        index.indices(rows) for (index,) in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-    ]
+    indices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    places = [index[0].indices(rows) for index in indices if index]
     return slice(min(start for start, _, _ in places), max(stop for _, stop, _ in places))
 
 

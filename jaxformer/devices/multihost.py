@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +183,7 @@ class AgreedStop:
         """
         if jax.process_count() == 1:
             return
-        before, mesh = self._asked, step.sharding.mesh
+        before, mesh = self._asked, cast(jax.sharding.NamedSharding, step.sharding).mesh
         rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
         here = np.full(len(rows.addressable_devices), received or 0, np.int32)
         self._asked = _largest(jax.make_array_from_process_local_data(rows, here), step)

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxformer.attention.reference import MASKED
@@ -14,13 +15,13 @@ from jaxformer.model import Transformer, soft_cap, unembed
 
 def generate(
     model: Transformer,
-    prompt_BP: jax.Array,
+    prompt_BP: jax.Array | np.ndarray,
     *,
     length: int,
     key: jax.Array,
     temperature: float = 1.0,
     top_k: int = 0,
-    prompt_lengths_B: jax.Array | None = None,
+    prompt_lengths_B: jax.Array | np.ndarray | None = None,
 ) -> jax.Array:
     """Returns `tokens_BS`, int32, S = P + length: the prompts followed by `length` sampled tokens each.
 

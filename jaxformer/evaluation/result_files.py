@@ -24,7 +24,8 @@ def describe_scores(scores: TaskScores) -> str:
 
 def score_table(scores: Sequence[TaskScores]) -> str:
     """Returns a table with one task a line; of its accuracies, the one to report is marked."""
-    lines = [("task", "items", "acc %", "acc_norm %", "chance", "gold bits/byte", "margin, nats/character")]
+    headings = ("task", "items", "acc %", "acc_norm %", "chance", "gold bits/byte", "margin, nats/character")
+    lines: list[tuple[str, ...]] = [headings]
     for each in scores:
         estimates, primary = each.estimates(), each.task.data.task.primary
         accuracies = [

@@ -5,7 +5,7 @@ does not (Heineman et al. 2025, arXiv 2508.13144). Standard errors are those of 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ class ItemScores(NamedTuple):
     """
 
 
-def score_items(items: Sequence[Item], log_likelihoods: Sequence[np.ndarray], is_greedy: Sequence[bool]) -> ItemScores:
+def score_items(items: Sequence[Item], log_likelihoods: Sequence[np.ndarray], is_greedy: Iterable[bool]) -> ItemScores:
     """Returns the scores of items.
 
     Args:

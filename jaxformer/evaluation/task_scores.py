@@ -29,7 +29,7 @@ class EncodedTask(NamedTuple):
 
     def requests(self, chosen: np.ndarray) -> np.ndarray:
         """Returns the numbers of the requests of some items, int64."""
-        first = np.cumsum([0] + [len(item.options) for item in self.data.items])
+        first = np.cumsum([0] + [len(item.options) for item in self.data.items]).tolist()
         return np.concatenate([np.arange(first[i], first[i + 1]) for i in chosen.tolist()])
 
 

@@ -119,7 +119,8 @@ def _open(task: Task, data: str):
     except OSError as error:
         raise UserError(f"{what} {data}: {error.strerror}") from error
     if data == TFDS or is_tfds:
-        require(task.tfds is not None, f"{what} {data}: TFDS has no data of this task; give a file")
+        if task.tfds is None:
+            raise UserError(f"{what} {data}: TFDS has no data of this task; give a file")
         name, split = task.tfds
         builder = open_tfds(name if data == TFDS else str(target), split, what)
         files = sorted(path for path in Path(builder.data_dir).iterdir() if path.is_file())

@@ -234,14 +234,14 @@ def _merged(merge: Merge, parents: list[Resolved], name: str) -> Resolved:
     """Returns the first parent with the changes of the others since their common ancestor."""
     first, *others = parents
     ancestor = _shared_ancestor(parents)
-    require(ancestor is not None, f"its parents {', '.join(merge.parents)} have no ancestor in common")
     result, joined = first, []
     for other in others:
         line = [one.name for one in _line(other)]
         since = _line(other)[: line.index(ancestor.name)][::-1]
         require(bool(since), f"{other.name} is an ancestor of {first.name}: there is nothing to join")
         for one in since:
-            require(one.variant is not None, f"{one.name} is a merge itself; join the variants")
+            if one.variant is None:
+                raise UserError(f"{one.name} is a merge itself; join the variants")
             taken = _differences(ancestor.experiment, result.experiment)
             conflicts = [path for path in one.lineage.change if path in taken]
             require(
@@ -269,10 +269,13 @@ def common_ancestor(merge: Resolved) -> Resolved:
     return _shared_ancestor(merge.parents)
 
 
-def _shared_ancestor(parents: Sequence[Resolved]) -> Resolved | None:
+def _shared_ancestor(parents: Sequence[Resolved]) -> Resolved:
     first, *others = (_line(parent) for parent in parents)
     names = [{one.name for one in line} for line in others]
-    return next((one for one in first if all(one.name in line for line in names)), None)
+    for one in first:
+        if all(one.name in line for line in names):
+            return one
+    raise UserError(f"its parents {', '.join(parent.name for parent in parents)} have no ancestor in common")
 
 
 def _sections(config: Any, prefix: str = "") -> dict[str, Any]:

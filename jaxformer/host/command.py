@@ -6,12 +6,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import Protocol
 
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.host.console import note
 from jaxformer.host.signals import Stopped
 
-Command = Callable[[list[str] | None], int]
+
+class Command(Protocol):
+    """A command: a function of its arguments, or of those of the process, to its exit status."""
+
+    def __call__(self, arguments: list[str] | None = None) -> int: ...
 
 
 class Parser(argparse.ArgumentParser):

@@ -77,6 +77,14 @@ def read_json(path: Path) -> dict | None:
         ) from error
 
 
+def require_json(path: Path, refusal: str = "") -> dict:
+    """Returns the object that a JSON file holds; where there is no file, raises `UserError` with a refusal."""
+    value = read_json(path)
+    if value is None:
+        raise UserError(refusal or f"{path}: no such file")
+    return value
+
+
 def write_json(path: Path, value: dict) -> None:
     """Writes a JSON file that is whole or absent."""
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -302,9 +302,11 @@ def _progress(workdir: Path) -> tuple[int, float, float]:
 
 def _mark(run: _Run, step: int, now: float) -> None:
     """Remembers when the first and the last step were seen to be done."""
-    if step and (run.marks is None or step < run.marks[1][1]):
+    if not step:
+        return
+    if run.marks is None or step < run.marks[1][1]:
         run.marks = (now, step), (now, step)
-    elif step and step > run.marks[1][1]:
+    elif step > run.marks[1][1]:
         run.marks = run.marks[0], (now, step)
 
 

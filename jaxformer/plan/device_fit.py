@@ -181,7 +181,7 @@ def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
     if not training.micro_batches:
         parts = [n for n in range(1, rows + 1) if rows % (n * target.devices) == 0]
     costs = {(remat, count): _cost(experiment, target, remat, count) for remat in remats for count in parts}
-    for remat, count in sorted(costs, key=costs.get):
+    for remat, count in sorted(costs, key=costs.__getitem__):
         memory = step_memory(computed_with(experiment, remat, count), target)
         yield Fit(remat, count, memory, costs[remat, count])
 
@@ -242,7 +242,7 @@ def choose_attention(experiment: Experiment, batch: Batch, workdir: Path, device
         was_timed = (
             record and record["config"]["attention"]["autotune"] and record["device"] == jax.devices()[0].device_kind
         )
-        recorded = implementation_from(record["attention"]) if was_timed else None
+        recorded = implementation_from(record["attention"]) if record and was_timed else None
     except (KeyError, TypeError) as error:
         path = workdir / "config.json"
         raise UserError(f"{path}: not the record of a run ({error!r}); move the run folder away") from error

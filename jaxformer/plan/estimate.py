@@ -11,7 +11,7 @@ from clu import parameter_overview
 from flax import nnx
 
 from jaxformer.checkpoint.retention import most_kept
-from jaxformer.config import require
+from jaxformer.config import UserError, require
 from jaxformer.data.corpus import parts_of
 from jaxformer.data.packing import Batch
 from jaxformer.devices.device import peak_tflops
@@ -170,7 +170,10 @@ def _speed_here(experiment: Experiment, target: Target, fit: Fit) -> Speed:
 
 
 def _speed_of(experiment: Experiment, target: Target, fit: Fit) -> Speed:
-    peak = peak_tflops(target.kind) * 1e12 * target.devices
+    tflops = peak_tflops(target.kind)
+    if tflops is None:
+        raise UserError(f"--plan={target.kind}: the peak of this GPU is not known")
+    peak = tflops * 1e12 * target.devices
     seconds = _step_flops(experiment) * (1 + fit.cost) / (peak * _UTILISATION)
     return Speed(seconds, 0.0, f"an estimate: {_UTILISATION:.0%} of the peak, {_teraflops(peak)}; nothing was run")
 

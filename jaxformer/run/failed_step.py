@@ -43,6 +43,7 @@ def write_fault(path: Path, fault: Fault) -> None:
     content = io.BytesIO()
     np.savez(
         content,
+        allow_pickle=False,
         **{name: getattr(fault, name) for name in _SCALARS},
         **{f"batch/{name}": array for name, array in fault.batch._asdict().items()},
         **{f"gradient_norms/{name}": array for name, array in fault.gradient_norms.items()},

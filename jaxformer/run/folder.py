@@ -23,7 +23,7 @@ from jaxformer.evaluation.result_files import describe_validation
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import format_size, note, say
-from jaxformer.host.files import for_json, read_json, write_json, write_whole
+from jaxformer.host.files import for_json, read_json, require_json, write_json, write_whole
 from jaxformer.host.lock import LOCK, Held, hold
 from jaxformer.run.identity import code_digest, git_state
 from jaxformer.run.metrics import recent_loss
@@ -169,8 +169,7 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    record = read_json(workdir / CONFIG)
-    require(record is not None, f"run folder {workdir}: no config.json; give the folder of a run")
+    record = require_json(workdir / CONFIG, f"run folder {workdir}: no config.json; give the folder of a run")
     try:
         for name in ("seed", "digests", "attention", "device"):
             record[name]

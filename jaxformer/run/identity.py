@@ -37,7 +37,8 @@ def check_folder(workdir: Path, ours: dict, key: str) -> None:
     if stored is None:
         return
     theirs = stored.get(key)
-    require(isinstance(theirs, dict), f"{workdir / 'config.json'}: it has no {key}; move the run folder away")
+    if not isinstance(theirs, dict):
+        raise UserError(f"{workdir / 'config.json'}: it has no {key}; move the run folder away")
     check_same(f"run folder {workdir} belongs", ours, theirs)
 
 
@@ -123,7 +124,7 @@ def _imported_by(name: str) -> set[str]:
             continue
         seen.add(name)
         for node in ast.walk(_parse(name)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxformer":
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxformer":
                 parts = {f"{node.module}.{alias.name}" for alias in node.names}
                 modules = {part for part in parts if _path(part).is_file()}
                 waiting += modules | ({node.module} if len(modules) < len(parts) else set())

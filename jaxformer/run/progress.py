@@ -244,10 +244,10 @@ def describe(experiment: Experiment, state: TrainState, data: Data, attention: C
     )
 
 
-def make_progress(experiment: Experiment, writer: Writer, device: jax.Device, devices: int) -> Progress:
+def make_progress(experiment: Experiment, writer: Writer, device_kind: str, devices: int) -> Progress:
     """Returns the progress of a run on so many devices of a kind."""
     steps = experiment.training.steps
-    peak = experiment.training.peak_tflops or peak_tflops(device.device_kind)
+    peak = experiment.training.peak_tflops or peak_tflops(device_kind)
     return Progress(
         writer,
         steps=steps,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxformer.attention.dispatch import AttentionConfig, choose_implementation, implementation_from
 from jaxformer.checkpoint.train_state import abstract, open_checkpoints, restore_params
-from jaxformer.config import require
+from jaxformer.config import UserError
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment.experiment import Experiment, attention_shape, make_state
@@ -48,7 +48,8 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
         step = max(steps, default=None) if step is None else step
-        require(step in steps, f"no checkpoint of step {step} in {checkpoints.folder}; there are {steps or 'none'}")
+        if step not in steps:
+            raise UserError(f"no checkpoint of step {step} in {checkpoints.folder}; there are {steps or 'none'}")
         state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention))
         params = restore_params(checkpoints, abstract(state.params), step)
     state = state.replace(step=jnp.asarray(step, jnp.int32), params=params, opt_state=None, guard=init_guard())

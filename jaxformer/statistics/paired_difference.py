@@ -70,7 +70,9 @@ class Difference(NamedTuple):
         most = 1 / min(df for _, df in parts)
         if most == 0 or excess(0.0) >= 0:
             return math.inf
-        return 1 / (most if excess(most) <= 0 else optimize.brentq(excess, 0.0, most))
+        if excess(most) <= 0:
+            return 1 / most
+        return 1 / optimize.brentq(excess, 0.0, most)  # pyright: ignore[reportOperatorIssue]  # A float, without full_output.
 
     @property
     def p_value(self) -> float:
@@ -85,7 +87,8 @@ class Difference(NamedTuple):
         def excess(log_p: float) -> float:
             return distance / (distance + self._half_width(math.exp(log_p))) - 0.5
 
-        return math.exp(optimize.brentq(excess, math.log(_SMALLEST_P_VALUE), 0.0))
+        log_p = optimize.brentq(excess, math.log(_SMALLEST_P_VALUE), 0.0)
+        return math.exp(log_p)  # pyright: ignore[reportArgumentType]  # A float, without full_output.
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Returns the two-sided confidence interval (low, high)."""
