@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from jaxformer.host.console import printable, say
+from jaxformer.host.console import format_table, printable, say
 from jaxformer.jobs.queue import OVER, State, Status
 
 
@@ -15,10 +15,10 @@ def status_table(statuses: Sequence[Status], *, parallel: int = 1, price_per_hou
     Args:
         price_per_hour: of a device, in whatever currency.
     """
-    lines = [("experiment", "seed", "state", "step", "loss", "tokens/s", "left", "device h", "")]
+    rows = [("experiment", "seed", "state", "step", "loss", "tokens/s", "left", "device h", "")]
     for status in statuses:
         job, has_begun = status.job, status.step > 0
-        lines.append(
+        rows.append(
             (
                 job.name,
                 str(job.seed),
@@ -31,16 +31,8 @@ def status_table(statuses: Sequence[Status], *, parallel: int = 1, price_per_hou
                 printable(status.note),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    on_the_left = {0, 2, len(widths) - 1}
-    rows = [
-        "  ".join(
-            cell.ljust(width) if i in on_the_left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*rows, totals(statuses, parallel=parallel, price_per_hour=price_per_hour)])
+    total = totals(statuses, parallel=parallel, price_per_hour=price_per_hour)
+    return "\n".join([*format_table(rows, left=(0, 2, 8)), total])
 
 
 def totals(statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: float | None = None) -> str:

@@ -3,6 +3,7 @@
 The same outcome gives the same bytes: the only dates are those of the runs.
 """
 
+import importlib
 from pathlib import Path
 
 from jaxformer.ablation.outcome import Outcome
@@ -15,13 +16,21 @@ from jaxformer.report.markdown import make_markdown
 PAGE = "index.html"
 MARKDOWN = "report.md"
 
+# Of the extra `report`; the modules of this package import them when they are needed.
+LIBRARIES = ("matplotlib", "networkx", "jinja2")
+
 
 def write_report(outcome: Outcome, folder: Path) -> Path:
     """Writes `index.html`, `report.md` and a PNG of each picture to a folder; returns the page.
 
     Raises:
-        UserError: matplotlib is not installed, or the folder cannot be written.
+        UserError: a library of the extra `report` is not installed, or the folder cannot be written.
     """
+    for name in LIBRARIES:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"the report needs {name}: pip install 'jaxformer[report]'") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pictures = draw_pictures(outcome, folder)
