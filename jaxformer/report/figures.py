@@ -13,29 +13,25 @@ from jaxformer.report.style import drawing, save_png, to_svg
 
 
 class Plot(NamedTuple):
-    """What is drawn of a study.
-
-    draw: returns a matplotlib figure, or None where there is nothing to draw.
-    """
+    """What is drawn of a study."""
 
     name: str
     draw: Callable
+    """Returns a matplotlib figure of an outcome, or None where there is nothing to draw."""
     heading: str
     caption: str
 
 
 class Picture(NamedTuple):
-    """A plot as it was drawn.
-
-    svg: the file.
-    width: inches.
-    """
+    """A plot as it was drawn."""
 
     name: str
     heading: str
     caption: str
     svg: bytes
+    """SVG file."""
     width: float
+    """Width in inches."""
 
 
 PLOTS = (

@@ -32,23 +32,22 @@ EXPECTATION_HEADINGS = ("variant", "question", "expected", "source", "found", "o
 
 
 class Finding(NamedTuple):
-    """A question of a study, and what is known of its answer.
-
-    lineage: as the runs recorded it, else as the file has it now: parents, change, consequences, bundle, expected,
-        source.
-    comparison: None where no run of it has ended.
-    runs: that are finished.
-    interaction: of a merge.
-    hours: device hours of all its runs that are finished or were stopped early.
-    """
+    """A question of a study, and what is known of its answer."""
 
     resolved: Resolved
     question: str
     lineage: Mapping[str, Any]
+    """Lineage as the runs recorded it, else as the file has it now: parents, change, consequences, bundle, expected,
+    source.
+    """
     comparison: Comparison | None
+    """None where no run of it has ended."""
     runs: list[Evidence]
+    """Runs that are finished."""
     interaction: Difference | None
+    """Interaction of a merge."""
     hours: float
+    """Device hours of all its runs that are finished or were stopped early."""
 
     @property
     def name(self) -> str:
@@ -117,18 +116,16 @@ def task_names(outcome: Outcome) -> list[str]:
 
 
 class Column(NamedTuple):
-    """A column of numbers in the table of decisions. A cell may have several lines.
-
-    heading: its lines.
-    cell: returns the lines for a variant.
-    parent: for the study's parent.
-    terminal: the heading in a terminal of each line of a cell, '' for a line that is not shown there.
-    """
+    """A column of numbers in the table of decisions."""
 
     heading: tuple[str, ...]
+    """Lines of the heading."""
     cell: Callable[[Finding], tuple[str, ...]]
+    """Returns the lines of the cell of a variant."""
     parent: str = ""
+    """Cell of the study's parent."""
     terminal: tuple[str, ...] = ()
+    """Heading, in a terminal, of each line of a cell; '' for a line that is not shown there."""
 
 
 def decision_columns(outcome: Outcome) -> list[Column]:

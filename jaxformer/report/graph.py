@@ -32,16 +32,16 @@ def study_graph(outcome: Outcome):
 
 
 class Place(NamedTuple):
-    """Where a box stands in its layer, or an edge passes a layer: inches, y downwards.
-
-    x, y: left middle of the box.
-    left, right: ends of the layer.
-    """
+    """Where a box stands in its layer, or an edge passes a layer: inches, y downwards."""
 
     x: float
+    """Left end of the box."""
     y: float
+    """Middle of the box."""
     left: float
+    """Left end of the layer."""
     right: float
+    """Right end of the layer."""
 
 
 def lay_out(graph) -> tuple[dict[str, Place], dict[tuple[str, str], list[Place]]]:

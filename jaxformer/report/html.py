@@ -37,5 +37,5 @@ def make_page(outcome: Outcome, pictures: Sequence[Picture]) -> str:
         pictures=pictures,
         colours=COLOURS,
         text=findings,
-        format=formatting,
+        formatting=formatting,
     )

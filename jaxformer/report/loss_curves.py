@@ -86,14 +86,12 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 class PairedCurve(NamedTuple):
-    """The difference of training loss, variant minus parent, by step.
-
-    differences_SN: of each seed, both on the same batches.
-    crossed_SN: the variant's beside the parent's of another seed: what pairing saves; no rows with one seed.
-    """
+    """The difference of training loss, variant minus parent, by step."""
 
     differences_SN: np.ndarray
+    """Differences of each seed, both on the same batches."""
     crossed_SN: np.ndarray
+    """The variant's beside the parent's of another seed: what pairing saves; no rows with one seed."""
 
     @property
     def scatter(self) -> tuple[float, float]:

@@ -15,23 +15,24 @@ from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure, spre
 
 
 class Return(NamedTuple):
-    """A point of what a study had returned after one of its variants.
-
-    hours: device hours of all runs up to it, those that were stopped early among them.
-    best: improvement of the best experiment that was kept so far on the study's parent, bits per byte: measured, along
-        its line of parents.
-    added: of all changes that were kept so far if they added up; merges, which change nothing new, are left out.
-    total: of this one, kept or not, along its line of parents; NaN where it is not known.
-    fields: in which it was declared to differ along that line.
-    """
+    """A point of what a study had returned after one of its variants."""
 
     name: str
     word: Word
     hours: float
+    """Device hours of all runs up to it, those that were stopped early among them."""
     best: float
+    """Improvement of the best experiment that was kept so far on the study's parent, bits per byte: measured, along its
+    line of parents.
+    """
     added: float
+    """Improvement of all changes that were kept so far if they added up; merges, which change nothing new, are left
+    out.
+    """
     total: float
+    """Total of this one, kept or not, along its line of parents; NaN where it is not known."""
     fields: int
+    """Fields in which it was declared to differ along that line."""
 
 
 def returns(outcome: Outcome) -> list[Return]:

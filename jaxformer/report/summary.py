@@ -1,4 +1,4 @@
-"""What holds for a whole study: its parent, its rule, its noise floor, its cost, and how many questions were decided."""
+"""What holds for a whole study: its parent, rule, noise floor and cost, and how many questions were decided how."""
 
 import datetime
 import math
