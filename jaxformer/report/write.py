@@ -3,11 +3,11 @@
 The same outcome gives the same bytes: the only dates are those of the runs.
 """
 
-import importlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.config import UserError
+from jaxformer.config import UserError, require
 from jaxformer.host.files import write_whole
 from jaxformer.report.figures import draw_pictures
 from jaxformer.report.html import make_page
@@ -26,11 +26,8 @@ def write_report(outcome: Outcome, folder: Path) -> Path:
     Raises:
         UserError: a library of the extra `report` is not installed, or the folder cannot be written.
     """
-    for name in LIBRARIES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f"the report needs {name}: pip install 'jaxformer[report]'") from error
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    require(not missing, f"the report needs {' and '.join(missing)}: pip install 'jaxformer[report]'")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pictures = draw_pictures(outcome, folder)
