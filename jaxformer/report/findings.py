@@ -159,10 +159,11 @@ def difference_and_interval(finding: Finding, alpha: float) -> tuple[str, str]:
 
 def p_and_q(finding: Finding) -> tuple[str, str]:
     """Returns the probability of so large a difference by chance, and that adjusted for all questions."""
-    if finding.difference is None:
+    comparison, difference = finding.comparison, finding.difference
+    if comparison is None or difference is None:
         return NOTHING, NOTHING
-    p = finding.difference.p_value if math.isfinite(finding.difference.mean) else math.nan
-    return probability(p), probability(finding.comparison.q_value)
+    p = difference.p_value if math.isfinite(difference.mean) else math.nan
+    return probability(p), probability(comparison.q_value)
 
 
 def seed_count(finding: Finding) -> tuple[str]:
@@ -182,10 +183,11 @@ def task_scores(finding: Finding, task: str) -> tuple[str, ...]:
 def ratios(finding: Finding) -> tuple[str, str, str]:
     """Returns the tokens that the parent needs for the same loss beside the variant's; and the variant's time per token
     and parameters beside the parent's."""
-    cost = finding.comparison.cost if finding.comparison else None
-    if cost is None:
+    comparison = finding.comparison
+    if comparison is None or comparison.cost is None:
         return NOTHING, NOTHING, NOTHING
-    return ratio(finding.comparison.worth, 2), ratio(cost.time_per_token, 3), ratio(cost.parameters, 3)
+    cost = comparison.cost
+    return ratio(comparison.worth, 2), ratio(cost.time_per_token, 3), ratio(cost.parameters, 3)
 
 
 def expectation_rows(outcome: Outcome) -> list[tuple[str, ...]]:
@@ -239,7 +241,7 @@ def notes(finding: Finding) -> list[str]:
     comparison = finding.comparison
     notes = [*comparison.flags, *comparison.notes] if comparison else []
     current = finding.resolved.lineage.expected
-    if tuple(finding.expected) != tuple(map(float, current)):
+    if current and finding.expected != tuple(map(float, current)):
         recorded = expectation(finding.expected)
         notes.append(f"the runs recorded the expectation {recorded}, the file now has {expectation(current)}")
     return [note for note in notes if note not in reason(finding)]

@@ -99,7 +99,7 @@ def draw_graph(outcome: Outcome):
     width = max(place.right for place in places.values())
     top = min(place.y for place in places.values()) - HEIGHT / 2
     bottom = max(place.y for place in places.values()) + HEIGHT / 2
-    figure = make_figure(width + 2 * border, bottom - top + 2 * border + head, layout="none")
+    figure = make_figure(width + 2 * border, bottom - top + 2 * border + head, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-border, width + border), ylim=(bottom + border, top - border - head))
     axes.axis("off")

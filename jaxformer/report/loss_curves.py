@@ -96,12 +96,13 @@ class PairedCurve(NamedTuple):
     @property
     def scatter(self) -> tuple[float, float]:
         """Standard deviations from step to step, over the second half: paired, and not."""
-        parts = (self.differences_SN, self.crossed_SN)
-        return tuple(float(np.nanmean(np.nanstd(_second_half(x), axis=1))) if x.size else math.nan for x in parts)
+        return _late_scatter(self.differences_SN), _late_scatter(self.crossed_SN)
 
 
-def _second_half(values_SN: np.ndarray) -> np.ndarray:
-    return values_SN[:, values_SN.shape[1] // 2 :]
+def _late_scatter(values_SN: np.ndarray) -> float:
+    if not values_SN.size:
+        return math.nan
+    return float(np.nanmean(np.nanstd(values_SN[:, values_SN.shape[1] // 2 :], axis=1)))
 
 
 def paired_curve(parents: Sequence[Evidence], variants: Sequence[Evidence]) -> PairedCurve | None:
@@ -130,7 +131,7 @@ def draw_paired(outcome: Outcome):
     columns = min(4, max(2, len(curves)))
     rows = math.ceil(len(curves) / columns)
     tall = 0.8 + 2.0 * rows
-    figure = make_figure(11.5, tall, layout="none")  # Of many panels, the other layout takes seconds.
+    figure = make_figure(11.5, tall, layout=None)  # Of many panels, the other layout takes seconds.
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     figure.subplots_adjust(0.065, 0.5 / tall, 0.995, 1 - 0.3 / tall, 0.08, 0.25)
     reach = []

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +25,7 @@ COLOURS = {
     Word.NOT_COMPARED: "#8A8D91",
 }
 INK, GREY, _PALE = "#1A1A1A", "#6B6E73", "#E3E5E8"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.parse_math": False,  # A name may hold a dollar.
@@ -78,7 +79,7 @@ def to_svg(figure) -> bytes:
     return file.getvalue()
 
 
-def make_figure(width: float, height: float, layout: str = "constrained"):
+def make_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained"):
     """Returns an empty picture of so many inches."""
     from matplotlib.figure import Figure
 
