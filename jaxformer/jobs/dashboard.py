@@ -54,22 +54,22 @@ class Board:
 
     def __init__(self):
         self._height = 0
-        self._told = {}
+        self._shown = {}
 
     def draw(self, statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: float | None = None) -> None:
         """Shows the statuses; the arguments are those of `status_table`."""
         if not sys.stdout.isatty():
             for status in statuses:
-                told = status.state, status.note
-                if self._told.get(status.job.workdir, (State.WAITING, "")) != told:
-                    self._told[status.job.workdir] = told
+                change = status.state, status.note
+                if self._shown.get(status.job.workdir, (State.WAITING, "")) != change:
+                    self._shown[status.job.workdir] = change
                     say(f"{status.job}: {status.state.value}" + (f": {printable(status.note)}" if status.note else ""))
             return
         width, height = shutil.get_terminal_size()
         *rows, total = status_table(statuses, parallel=parallel, price_per_hour=price_per_hour).splitlines()
         if len(rows) + 2 > height:  # What has scrolled away cannot be drawn over.
-            is_dull = [False, *(status.state in (State.FINISHED, State.WAITING) for status in statuses)]
-            rows = [row for row, dull in zip(rows, is_dull, strict=True) if not dull][: max(1, height - 2)]
+            is_kept = [True, *(status.state not in (State.FINISHED, State.WAITING) for status in statuses)]
+            rows = [row for row, kept in zip(rows, is_kept, strict=True) if kept][: max(1, height - 2)]
         lines = [line[: width - 1] for line in (*rows, total)]
         say((f"\033[{self._height}A" if self._height else "") + "\r\033[J" + "\n".join(lines))
         self._height = len(lines)

@@ -138,9 +138,9 @@ def test_a_merge_reports_its_interaction(page, outcome):
 
 
 def test_the_readings_at_equal_tokens_and_at_equal_time_are_reported(page, outcome):
-    told = [one for one in outcome.comparisons if one.cost and math.isfinite(one.worth)]
-    assert told
-    for one in told:
+    compared = [one for one in outcome.comparisons if one.cost and math.isfinite(one.worth)]
+    assert compared
+    for one in compared:
         assert f"the parent needs {one.worth:.2f} x the variant's tokens" in page.text
         assert f"= {one.worth / one.cost.time_per_token:.2f} x" in page.text
 
@@ -165,13 +165,13 @@ def test_one_seed_without_tasks_and_scores_that_are_not_numbers_are_reported(fol
     assert tasks
     outcome = outcome._replace(comparisons=[one._replace(tasks=tasks)])
     page = Page(write_report(outcome, tmp_path / "report").read_text())
-    for told in (
+    for text in (
         page.text,
         " ".join(decision_table(outcome).split()),
         " ".join(decision_table(outcome._replace(comparisons=[one._replace(tasks={})])).split()),
     ):
-        assert "within the noise floor, which one seed does not show; BUT" in told
-        assert "the first look is after 3 seeds" in told and not re.search(r"\bnan\b", told)
+        assert "within the noise floor, which one seed does not show; BUT" in text
+        assert "the first look is after 3 seeds" in text and not re.search(r"\bnan\b", text)
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")

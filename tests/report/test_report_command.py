@@ -14,10 +14,10 @@ def test_the_command_prints_the_decisions_and_where_the_page_is(folder, capsys, 
         "from jaxformer.ablation.study import Study\nSTUDY = Study(parent='root', variants=('muon', 'slow'))\n"
     )
     assert jaxformer.commands.report.main([f"--study={study}"]) == 0
-    told = capsys.readouterr().out
-    assert "KEEP" in told and "REVERT" in told and told.endswith("runs/reports/two/index.html\n")
+    output = capsys.readouterr().out
+    assert "KEEP" in output and "REVERT" in output and output.endswith("runs/reports/two/index.html\n")
     assert jaxformer.commands.report.main(["--parent=root", "--variants=muon, slow", "--output=there"]) == 0
-    assert capsys.readouterr().out == told.replace("runs/reports/two", "there")
+    assert capsys.readouterr().out == output.replace("runs/reports/two", "there")
 
 
 @pytest.mark.parametrize(
@@ -32,5 +32,5 @@ def test_the_command_prints_the_decisions_and_where_the_page_is(folder, capsys, 
 )
 def test_the_command_refuses_in_one_line(folder, capsys, arguments, message):
     assert jaxformer.commands.report.main(arguments) == 2
-    told = capsys.readouterr().err
-    assert message in told and told.startswith("jaxformer: ") and told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert message in output and output.startswith("jaxformer: ") and output.count("\n") == 1

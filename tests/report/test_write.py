@@ -33,6 +33,6 @@ def test_without_a_library_one_line_says_what_to_install(outcome, tmp_path, monk
         write_report(outcome, tmp_path / "report")
 
 
-def test_fake_runs_end_when_they_are_told(outcome):
+def test_fake_runs_end_at_the_time_that_is_asked_for(outcome):
     first = outcome.evidence["root"][0].workdir / "summary.json"
     assert first.stat().st_mtime == FIRST_ENDS
