@@ -40,6 +40,9 @@ from jaxformer.run.metrics import BATCH, Writer
 # The first run is over then, and each later one a minute after the one before it.
 FIRST_ENDS = 1_700_000_000
 
+# A text that would break out of HTML, Markdown or Mermaid if it were not escaped.
+HOSTILE = """<script>alert(1)</script> & "quotes" 'single' `ticks` $x^2$ a|b [link](x) --> *bold* _it_ \\ #1; é"""
+
 HEADER = """
 from jaxformer.config import replace
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth, times

@@ -12,6 +12,7 @@ from jaxformer.config import require
 from jaxformer.evaluation.scores import flatten_estimates
 from jaxformer.evaluation.task_scores import TaskScores
 from jaxformer.evaluation.validation import DocumentLosses, validation_scalars
+from jaxformer.host.console import format_table
 from jaxformer.host.files import for_json, read_json, write_json, write_whole
 
 
@@ -24,32 +25,26 @@ def describe_scores(scores: TaskScores) -> str:
 
 def score_table(scores: Sequence[TaskScores]) -> str:
     """Returns a table with one task a line; of its accuracies, the one to report is marked."""
-    headings = ("task", "items", "acc %", "acc_norm %", "chance", "gold bits/byte", "margin, nats/character")
-    lines: list[tuple[str, ...]] = [headings]
+    rows = [("task", "items", "acc %", "acc_norm %", "chance", "gold bits/byte", "margin, nats/character")]
     for each in scores:
         estimates, primary = each.estimates(), each.task.data.task.primary
         accuracies = [
             _percent(*estimates[name]) + ("*" if name == primary else " ") if name in estimates else "- "
             for name in ("acc", "acc_norm")
         ]
-        asked, official = len(each.chosen), each.task.data.task.official_items
+        count, official = len(each.chosen), each.task.data.task.official_items
         chance = each.chance()
-        lines.append(
+        rows.append(
             (
                 each.name,
-                f"{asked:,}" if asked == official else f"{asked:,} of {official:,}",
+                f"{count:,}" if count == official else f"{count:,} of {official:,}",
                 *accuracies,
                 "-" if chance is None else f"{chance:.1%}",
                 _number(*estimates["gold_bits_per_byte"]),
                 _number(*estimates["margin"]) if "margin" in estimates else "-",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = [
-        "  ".join(cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(cells)).rstrip()
-        for cells in (list(zip(line, widths, strict=True)) for line in lines)
-    ]
-    return "\n".join([*rows, "± one standard error; * the accuracy to report"])
+    return "\n".join([*format_table(rows), "± one standard error; * the accuracy to report"])
 
 
 def write_scores(folder: Path, scores: TaskScores, about: dict) -> Path:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import sys
+from collections.abc import Collection, Sequence
 
 from tqdm import tqdm
 
@@ -56,6 +57,16 @@ def note(text: str | None) -> None:
 def printable(text: str) -> str:
     """Returns a text with escapes in place of what a terminal would obey or cannot show."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def format_table(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
+    """Returns a line for each row of cells, in aligned columns: those that are numbered in `left` to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        lines.append("  ".join(cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in cells))
+    return [line.rstrip() for line in lines]
 
 
 def format_size(size: float) -> str:

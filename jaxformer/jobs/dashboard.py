@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from jaxformer.host.console import printable, say
+from jaxformer.host.console import format_table, printable, say
 from jaxformer.jobs.queue import OVER, State, Status
 
 
@@ -15,10 +15,10 @@ def status_table(statuses: Sequence[Status], *, parallel: int = 1, price_per_hou
     Args:
         price_per_hour: of a device, in whatever currency.
     """
-    lines = [("experiment", "seed", "state", "step", "loss", "tokens/s", "left", "device h", "")]
+    rows = [("experiment", "seed", "state", "step", "loss", "tokens/s", "left", "device h", "")]
     for status in statuses:
         job, has_begun = status.job, status.step > 0
-        lines.append(
+        rows.append(
             (
                 job.name,
                 str(job.seed),
@@ -31,16 +31,8 @@ def status_table(statuses: Sequence[Status], *, parallel: int = 1, price_per_hou
                 printable(status.note),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    on_the_left = {0, 2, len(widths) - 1}
-    rows = [
-        "  ".join(
-            cell.ljust(width) if i in on_the_left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*rows, totals(statuses, parallel=parallel, price_per_hour=price_per_hour)])
+    total = totals(statuses, parallel=parallel, price_per_hour=price_per_hour)
+    return "\n".join([*format_table(rows, left=(0, 2, 8)), total])
 
 
 def totals(statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: float | None = None) -> str:
@@ -62,22 +54,22 @@ class Board:
 
     def __init__(self):
         self._height = 0
-        self._told = {}
+        self._shown = {}
 
     def draw(self, statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: float | None = None) -> None:
         """Shows the statuses; the arguments are those of `status_table`."""
         if not sys.stdout.isatty():
             for status in statuses:
-                told = status.state, status.note
-                if self._told.get(status.job.workdir, (State.WAITING, "")) != told:
-                    self._told[status.job.workdir] = told
+                change = status.state, status.note
+                if self._shown.get(status.job.workdir, (State.WAITING, "")) != change:
+                    self._shown[status.job.workdir] = change
                     say(f"{status.job}: {status.state.value}" + (f": {printable(status.note)}" if status.note else ""))
             return
         width, height = shutil.get_terminal_size()
         *rows, total = status_table(statuses, parallel=parallel, price_per_hour=price_per_hour).splitlines()
         if len(rows) + 2 > height:  # What has scrolled away cannot be drawn over.
-            is_dull = [False, *(status.state in (State.FINISHED, State.WAITING) for status in statuses)]
-            rows = [row for row, dull in zip(rows, is_dull, strict=True) if not dull][: max(1, height - 2)]
+            is_kept = [True, *(status.state not in (State.FINISHED, State.WAITING) for status in statuses)]
+            rows = [row for row, kept in zip(rows, is_kept, strict=True) if kept][: max(1, height - 2)]
         lines = [line[: width - 1] for line in (*rows, total)]
         say((f"\033[{self._height}A" if self._height else "") + "\r\033[J" + "\n".join(lines))
         self._height = len(lines)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.report.forest_plot import draw_forest
@@ -12,32 +12,44 @@ from jaxformer.report.returns import draw_returns
 from jaxformer.report.style import drawing, save_png, to_svg
 
 
-class Picture(NamedTuple):
-    """A picture of a study."""
+class Plot(NamedTuple):
+    """What is drawn of a study."""
 
     name: str
-    draw: Callable[[Outcome], Any]
-    """Returns it, or None where there is nothing to draw."""
+    draw: Callable
+    """Returns a matplotlib figure of an outcome, or None where there is nothing to draw."""
     heading: str
     caption: str
 
 
-PICTURES = (
-    Picture(
+class Picture(NamedTuple):
+    """A plot as it was drawn."""
+
+    name: str
+    heading: str
+    caption: str
+    svg: bytes
+    """SVG file."""
+    width: float
+    """Width in inches."""
+
+
+PLOTS = (
+    Plot(
         "forest",
         draw_forest,
         "Differences and expectations",
         "Each dot is a difference, with its standard error and its interval; the hatched box is what was expected "
         "before it was measured, the blue band what counts as equal. Arrows lead to what lies beyond the axis.",
     ),
-    Picture(
+    Plot(
         "graph",
         draw_graph,
         "The graph of ablations",
         "What was changed from what. Differences are against the experiment on the left of an edge; a merge is "
         "compared with the first of its parents.",
     ),
-    Picture(
+    Plot(
         "returns",
         draw_returns,
         "What the study returned",
@@ -45,14 +57,14 @@ PICTURES = (
         "on the study's parent; the dashed one adds up all kept changes, merges left out. Each mark is a variant, "
         "at the hours after its runs. Right: the improvement of every variant against the fields that it changes.",
     ),
-    Picture(
+    Plot(
         "losses",
         draw_losses,
         "Loss curves",
         "A thin line for each run, coloured by experiment, and a thick one for the mean over its seeds. The "
         "vertical axes begin after the first eighth of the training, and the first quarter of the evaluations.",
     ),
-    Picture(
+    Plot(
         "paired",
         draw_paired,
         "What pairing pays",
@@ -64,18 +76,14 @@ PICTURES = (
 )
 
 
-def draw_pictures(outcome: Outcome, folder: Path) -> dict[str, str]:
-    """Writes a PNG of each picture to a folder; returns the SVG elements by name.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    elements = {}
+def draw_pictures(outcome: Outcome, folder: Path) -> list[Picture]:
+    """Writes a PNG of each picture to a folder; returns the pictures."""
+    pictures = []
     with drawing():
-        for one in PICTURES:
-            path = folder / f"{one.name}.png"
+        for name, draw, heading, caption in PLOTS:
+            path = folder / f"{name}.png"
             path.unlink(missing_ok=True)
-            if (figure := one.draw(outcome)) is not None:
+            if (figure := draw(outcome)) is not None:
                 save_png(figure, path)
-                elements[one.name] = to_svg(figure, one.name)
-    return elements
+                pictures.append(Picture(name, heading, caption, to_svg(figure), figure.get_figwidth()))
+    return pictures

@@ -1,15 +1,20 @@
-"""What a study found, as the words and numbers that its tables, its page and its Markdown share."""
+"""What a study found: each question with what is known of its answer, in words and numbers.
 
-import datetime
+The table in a terminal, the page and the Markdown file show the same columns and sentences, which are written here.
+"""
+
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.noise_floor import noise_floor
+from jaxformer.ablation.comparison import Comparison
+from jaxformer.ablation.finished_runs import Evidence
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
-from jaxformer.report.answers import Answer, answers, beside_expectation
+from jaxformer.experiment.variant import Resolved
 from jaxformer.report.formatting import (
     NOTHING,
     expectation,
@@ -17,75 +22,234 @@ from jaxformer.report.formatting import (
     number,
     percent,
     probability,
+    ratio,
     signed,
     with_error,
 )
+from jaxformer.statistics.paired_difference import Difference
+
+EXPECTATION_HEADINGS = ("variant", "question", "expected", "source", "found", "outcome")
 
 
-def difference(outcome: Outcome, each: Answer) -> tuple[str, str]:
+class Finding(NamedTuple):
+    """A question of a study, and what is known of its answer."""
+
+    resolved: Resolved
+    question: str
+    lineage: Mapping[str, Any]
+    """Lineage as the runs recorded it, else as the file has it now: parents, change, consequences, bundle, expected,
+    source.
+    """
+    comparison: Comparison | None
+    """None where no run of it has ended."""
+    runs: list[Evidence]
+    """Runs that are finished."""
+    interaction: Difference | None
+    """Interaction of a merge."""
+    hours: float
+    """Device hours of all its runs that are finished or were stopped early."""
+
+    @property
+    def name(self) -> str:
+        return self.resolved.name
+
+    @property
+    def parent(self) -> str:
+        """The first parent, which it is compared with."""
+        return self.resolved.parents[0].name
+
+    @property
+    def is_merge(self) -> bool:
+        return len(self.resolved.parents) > 1
+
+    @property
+    def word(self) -> Word:
+        return self.comparison.verdict.word if self.comparison else Word.NOT_COMPARED
+
+    @property
+    def difference(self) -> Difference | None:
+        return self.comparison.difference if self.comparison else None
+
+    @property
+    def expected(self) -> tuple[float, float]:
+        low, high = self.lineage["expected"]
+        return float(low), float(high)
+
+
+def collect_findings(outcome: Outcome) -> list[Finding]:
+    """Returns what was found of each variant of a study, in its order."""
+    comparisons = {one.variant: one for one in outcome.comparisons}
+    findings = []
+    for one in outcome.experiments[1:]:
+        runs = outcome.evidence.get(one.name, [])
+        recorded = runs[0].record if runs else {}
+        lineage = recorded.get("lineage", {})
+        lineage = lineage if lineage.get("expected") else vars(one.lineage)
+        question = recorded.get("question") or one.experiment.question
+        interaction, hours = outcome.interactions.get(one.name), device_hours(outcome, one.name)
+        findings.append(Finding(one, question, lineage, comparisons.get(one.name), runs, interaction, hours))
+    return findings
+
+
+def device_hours(outcome: Outcome, name: str) -> float:
+    """Returns the device hours of an experiment's runs that are finished or were stopped early."""
+    return sum((run.device_hours for run in outcome.evidence.get(name, [])), outcome.lost_hours.get(name, 0.0))
+
+
+def mean_accuracies(runs: Sequence[Evidence]) -> dict[str, float]:
+    """Returns the mean accuracy of each task that all runs have."""
+    names = [name for name in (runs[0].tasks if runs else ()) if all(name in run.tasks for run in runs)]
+    return {name: float(np.mean([run.tasks[name].accuracy.mean() for run in runs])) for name in names}
+
+
+def mean_bits_per_byte(runs: Sequence[Evidence]) -> str:
+    """Returns the mean of runs."""
+    return f"{float(np.mean([run.bits_per_byte for run in runs])):.4f}"
+
+
+def task_names(outcome: Outcome) -> list[str]:
+    """Returns the tasks of the study's parent, and others that were compared."""
+    names = dict.fromkeys(mean_accuracies(outcome.evidence[outcome.study.parent]))
+    for one in outcome.comparisons:
+        names |= dict.fromkeys(one.tasks)
+    return list(names)
+
+
+class Column(NamedTuple):
+    """A column of numbers in the table of decisions."""
+
+    heading: tuple[str, ...]
+    """Lines of the heading."""
+    cell: Callable[[Finding], tuple[str, ...]]
+    """Returns the lines of the cell of a variant."""
+    parent: str = ""
+    """Cell of the study's parent."""
+    terminal: tuple[str, ...] = ()
+    """Heading, in a terminal, of each line of a cell; '' for a line that is not shown there."""
+
+
+def decision_columns(outcome: Outcome) -> list[Column]:
+    """Returns the columns between the verdict of a variant and its reason."""
+    alpha, runs = outcome.study.rule.alpha, outcome.evidence[outcome.study.parent]
+    accuracies, parent_hours = mean_accuracies(runs), device_hours(outcome, outcome.study.parent)
+    return [
+        Column(
+            ("bits per byte ± error", f"{1 - alpha:.1%} interval"),
+            partial(difference_and_interval, alpha=alpha),
+            mean_bits_per_byte(runs),
+            ("difference", "interval"),
+        ),
+        Column(("p", "q"), p_and_q, terminal=("", "q")),
+        Column(("seeds",), seed_count, str(len(runs)), ("seeds",)),
+        *(
+            Column((f"{task} %",), partial(task_scores, task=task), percent(accuracies.get(task, math.nan)))
+            for task in task_names(outcome)
+        ),
+        Column(("tokens", "time per token", "parameters"), ratios, "1 x", ("tokens", "time")),
+        Column(("device", "hours"), lambda finding: (f"{finding.hours:.2f}",), f"{parent_hours:.2f}"),
+    ]
+
+
+def difference_and_interval(finding: Finding, alpha: float) -> tuple[str, str]:
     """Returns the difference with its standard error, and its interval."""
-    if each.difference is None:
+    if finding.difference is None:
         return NOTHING, NOTHING
-    return with_error(each.difference), interval_of(each.difference, outcome.study.rule.alpha)
+    return with_error(finding.difference), interval_of(finding.difference, alpha)
 
 
-def p_and_q(each: Answer) -> tuple[str, str]:
+def p_and_q(finding: Finding) -> tuple[str, str]:
     """Returns the probability of so large a difference by chance, and that adjusted for all questions."""
-    if each.difference is None:
+    comparison, difference = finding.comparison, finding.difference
+    if comparison is None or difference is None:
         return NOTHING, NOTHING
-    p = each.difference.p_value if math.isfinite(each.difference.mean) else math.nan
-    return probability(p), probability(each.comparison.q_value)
+    p = difference.p_value if math.isfinite(difference.mean) else math.nan
+    return probability(p), probability(comparison.q_value)
 
 
-def seed_count(each: Answer) -> int:
-    """Returns the seeds of the difference, or the finished runs where there is none."""
-    return len(each.comparison.seeds) if each.comparison and each.difference else len(each.runs)
+def seed_count(finding: Finding) -> tuple[str]:
+    """Returns the number of seeds of the difference, or of the finished runs where there is none."""
+    return (str(len(finding.comparison.seeds if finding.comparison and finding.difference else finding.runs)),)
 
 
-def ratios(each: Answer) -> tuple[str, str]:
-    """Returns the time per token and the parameters, relative to the parent's."""
-    cost = each.comparison.cost if each.comparison else None
-    return (number(cost.time_per_token, 3), number(cost.parameters, 3)) if cost else (NOTHING, NOTHING)
+def task_scores(finding: Finding, task: str) -> tuple[str, ...]:
+    """Returns the accuracy in %, its difference ± error, and that of the right answers' bits per byte."""
+    scores = finding.comparison.tasks.get(task) if finding.comparison else None
+    if scores is None:
+        return (NOTHING,)
+    accuracy = f"{signed(100 * scores.accuracy.mean, 1)} ± {number(100 * scores.accuracy.standard_error, 1)}"
+    return percent(scores.variant), accuracy, with_error(scores.gold_bits_per_byte, 3)
 
 
-def accuracy(each: Answer, task: str) -> str:
-    """Returns the accuracy at a task in %, and its difference."""
-    scores = each.comparison.tasks.get(task) if each.comparison else None
-    return f"{percent(scores.variant)} ({signed(100 * scores.accuracy.mean, 1)})" if scores else NOTHING
+def ratios(finding: Finding) -> tuple[str, str, str]:
+    """Returns the tokens that the parent needs for the same loss beside the variant's; and the variant's time per token
+    and parameters beside the parent's."""
+    comparison = finding.comparison
+    if comparison is None or comparison.cost is None:
+        return NOTHING, NOTHING, NOTHING
+    cost = comparison.cost
+    return ratio(comparison.worth, 2), ratio(cost.time_per_token, 3), ratio(cost.parameters, 3)
 
 
-def reason(each: Answer) -> str:
+def expectation_rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    """Returns what was expected and what came out, a variant a row, in the order of `EXPECTATION_HEADINGS`."""
+    alpha = outcome.study.rule.alpha
+    return [
+        (
+            finding.name,
+            finding.question,
+            expectation(finding.expected),
+            finding.lineage["source"],
+            difference_and_interval(finding, alpha)[0],
+            compare_with_expectation(finding.difference, finding.expected, alpha),
+        )
+        for finding in collect_findings(outcome)
+    ]
+
+
+def corpus_rows(finding: Finding, alpha: float) -> list[tuple[str, str, str]]:
+    """Returns (corpus, difference, interval) where there are several corpora."""
+    corpora = finding.comparison.corpora if finding.comparison else {}
+    rows = [(name, with_error(one), interval_of(one, alpha)) for name, one in corpora.items()]
+    return rows if len(rows) > 1 else []
+
+
+def compare_with_expectation(difference: Difference | None, expected: tuple[float, float], alpha: float) -> str:
+    """Returns in words how a difference relates to the interval that it was expected in."""
+    if difference is None:
+        return "not known"
+    low, high = expected
+    if low <= difference.mean <= high:
+        return "inside"
+    word = "better" if difference.mean < low else "worse"
+    lower, upper = difference.interval(1 - alpha)
+    return f"{word} than expected" + (", within its error" if lower <= high and upper >= low else "")
+
+
+def reason(finding: Finding) -> str:
     """Returns why it is decided so, and what would decide."""
-    if each.comparison is None:
+    if finding.comparison is None:
         return "no run of it has ended"
-    verdict = each.comparison.verdict
+    verdict = finding.comparison.verdict
     if verdict.word is Word.UNDECIDED and verdict.more_seeds:
         seeds = f"{verdict.more_seeds} more seed{'s' * (verdict.more_seeds > 1)}"
         return f"{verdict.reason}; {seeds} ({verdict.more_hours:.2f} device hours) may decide"
     return verdict.reason
 
 
-def notes(each: Answer) -> list[str]:
-    """Returns what to keep in mind: of flags only those that the reason does not tell."""
-    comparison = each.comparison
-    found = [*comparison.flags, *comparison.notes] if comparison else []
-    now = each.resolved.lineage.expected
-    if tuple(each.expected) != tuple(map(float, now)):
-        recorded = expectation(each.expected)
-        found.append(f"the runs recorded the expectation {recorded}, the file now has {expectation(now)}")
-    return [note for note in found if note not in reason(each)]
+def notes(finding: Finding) -> list[str]:
+    """Returns what to keep in mind: of flags only those that are not in the reason."""
+    comparison = finding.comparison
+    notes = [*comparison.flags, *comparison.notes] if comparison else []
+    current = finding.resolved.lineage.expected
+    if current and finding.expected != tuple(map(float, current)):
+        recorded = expectation(finding.expected)
+        notes.append(f"the runs recorded the expectation {recorded}, the file now has {expectation(current)}")
+    return [note for note in notes if note not in reason(finding)]
 
 
-def beside(outcome: Outcome, each: Answer) -> str:
-    """Returns where what came out lies beside what was expected."""
-    if each.difference is None:
-        return "not known"
-    return beside_expectation(each.difference, each.expected, 1 - outcome.study.rule.alpha)
-
-
-def readings(each: Answer) -> list[str]:
-    """Returns the readings at equal tokens, and at equal time."""
-    comparison = each.comparison
+def equal_budget_readings(finding: Finding) -> list[str]:
+    """Returns how the result reads at equal tokens, and at equal time."""
+    comparison = finding.comparison
     if comparison is None or comparison.cost is None:
         return []
     worth, time = comparison.worth, comparison.cost.time_per_token
@@ -100,75 +264,20 @@ def readings(each: Answer) -> list[str]:
     ]
 
 
-def interaction(outcome: Outcome, each: Answer) -> str:
-    """Returns whether the gains of a merge add up; '' of what is none."""
-    if len(each.resolved.parents) < 2:
-        return ""
-    if each.interaction is None:
+def points(finding: Finding, alpha: float) -> list[str]:
+    """Returns what there is beside the reason: how the result reads, whether a merge adds up, and notes."""
+    interaction = [describe_interaction(finding.interaction, alpha)] if finding.is_merge else []
+    return [*equal_budget_readings(finding), *interaction, *(f"Note: {note}" for note in notes(finding))]
+
+
+def describe_interaction(interaction: Difference | None, alpha: float) -> str:
+    """Returns whether the gains of a merge add up."""
+    if interaction is None:
         return "Interaction: not known; it takes two seeds that all arms share."
-    alpha = outcome.study.rule.alpha
-    low, high = each.interaction.interval(1 - alpha)
-    told = "the gains add up, as far as can be told"
+    low, high = interaction.interval(1 - alpha)
+    conclusion = "the gains add up, as far as can be told"
     if high < 0:
-        told = "together they gain more than apart"
+        conclusion = "together they gain more than apart"
     elif low > 0:
-        told = "together they gain less than apart"
-    return f"Interaction: {with_error(each.interaction)} {interval_of(each.interaction, alpha)}: {told}."
-
-
-def rule(outcome: Outcome) -> str:
-    """Returns the rule of the study in words."""
-    floor = noise_floor(outcome.evidence[outcome.study.parent])
-    return outcome.study.rule.describe(outcome.study.rule.margin or floor.standard_deviation)
-
-
-def noise(outcome: Outcome) -> str:
-    """Returns how much the runs of the study's parent differ by their seeds alone."""
-    floor = noise_floor(outcome.evidence[outcome.study.parent])
-    told = "not known with one seed of the parent"
-    if math.isfinite(floor.standard_deviation):
-        seeds = f"of {len(floor.seeds)} seeds: {', '.join(map(str, floor.seeds))}"
-        told = f"{floor.standard_deviation:.4f} bits per byte, {seeds}"
-    return f"{told} (standard deviation of the parent's runs)"
-
-
-def device_hours(outcome: Outcome) -> str:
-    """Returns what the study took."""
-    finished = sum(run.device_hours for runs in outcome.evidence.values() for run in runs)
-    parents = sum(run.device_hours for run in outcome.evidence[outcome.study.parent])
-    told = f"{finished:.2f} of finished runs, {parents:.2f} of them the parent's"
-    lost = sum(outcome.lost_hours.values())
-    return told + (f"; {lost:.2f} of runs that were stopped early" if lost else "")
-
-
-def about(outcome: Outcome) -> list[tuple[str, str]]:
-    """Returns what holds for the whole study, as (name, value)."""
-    study, runs = outcome.study, [run for found in outcome.evidence.values() for run in found]
-    parents = outcome.evidence[study.parent]
-    bits = float(np.mean([run.bits_per_byte for run in parents]))
-    newest = max((run.workdir / "summary.json").stat().st_mtime for run in runs)
-    date = datetime.datetime.fromtimestamp(int(newest), datetime.UTC)
-    seeds = sorted({run.seed for run in runs})
-    versions = _several([", ".join(f"{k} {v}" for k, v in run.record["versions"].items()) for run in runs])
-    return [
-        ("Parent", f"{study.parent}, {bits:.4f} bits per byte: {parents[0].record['question']}"),
-        ("Rule", rule(outcome)),
-        ("Noise floor", noise(outcome)),
-        ("Seeds", f"{', '.join(map(str, seeds))}; {len(runs)} finished runs"),
-        ("Device", _several([run.record["device"] for run in runs])),
-        ("Device hours", device_hours(outcome)),
-        ("Code", _several([start["code"][:12] for run in runs for start in run.record["starts"]])),
-        ("Versions", versions),
-        ("Newest run", f"{date:%Y-%m-%d %H:%M} UTC"),
-    ]
-
-
-def _several(values: Sequence[str]) -> str:
-    return "; ".join(dict.fromkeys(values))
-
-
-def count_words(outcome: Outcome) -> str:
-    """Returns how many questions were decided how."""
-    words = [each.word for each in answers(outcome)]
-    told = ", ".join(f"{words.count(word)} {word.value}" for word in Word if word in words)
-    return f"{len(words)} question{'s' * (len(words) != 1)}: {told}"
+        conclusion = "together they gain less than apart"
+    return f"Interaction: {with_error(interaction)} {interval_of(interaction, alpha)}: {conclusion}."

@@ -21,24 +21,29 @@ def number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else NOTHING
 
 
+def ratio(value: float, digits: int) -> str:
+    """Returns a ratio as a multiple, or a dash where there is none."""
+    return f"{value:.{digits}f} x" if math.isfinite(value) else NOTHING
+
+
 def percent(share: float) -> str:
     """Returns a share in %."""
     return number(100 * share, 1)
 
 
 def probability(p: float) -> str:
-    """Returns a probability with as many digits as tell something."""
+    """Returns a probability with as many digits as are of use."""
     return "< 0.0001" if p < 1e-4 else number(p, 4 if p < 0.1 else 2)
 
 
-def with_error(known: Difference, digits: int = 4) -> str:
+def with_error(difference: Difference, digits: int = 4) -> str:
     """Returns a difference ± its standard error."""
-    return f"{signed(known.mean, digits)} ± {number(known.standard_error, digits)}"
+    return f"{signed(difference.mean, digits)} ± {number(difference.standard_error, digits)}"
 
 
-def interval_of(known: Difference, alpha: float) -> str:
+def interval_of(difference: Difference, alpha: float) -> str:
     """Returns the interval of a difference at a two-sided level."""
-    low, high = known.interval(1 - alpha)
+    low, high = difference.interval(1 - alpha)
     return f"[{signed(low)}, {signed(high)}]"
 
 
@@ -47,10 +52,10 @@ def expectation(ends: Sequence[float]) -> str:
     return f"[{', '.join(f'{x:+g}'.replace('-', MINUS) if x else '0' for x in ends)}]"
 
 
-def plain(text: str, most: int = 0) -> str:
+def plain(text: object, limit: int = 0) -> str:
     """Returns a text on one line, shortened to so many characters if that is not 0."""
     line = printable(" ".join(str(text).split()))
-    return line if not most or len(line) <= most else line[: most - 1].rstrip() + "…"
+    return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def describe_change(change: Mapping[str, Sequence]) -> list[str]:

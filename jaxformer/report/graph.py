@@ -1,106 +1,174 @@
 """The graph of ablations: from what is changed to its changes, coloured by verdict."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
-from jaxformer.report.answers import Answer, answers, hours_of, parents_first, scores_of
+from jaxformer.report.findings import Finding, collect_findings, device_hours, mean_accuracies, mean_bits_per_byte
 from jaxformer.report.formatting import describe_change, percent, plain, signed, with_error
-from jaxformer.report.graph_layout import HEIGHT, WIDTH, lay_out
-from jaxformer.report.style import COLOURS, GREY, INK, make_figure
+from jaxformer.report.style import COLOURS, GREY, INK, make_figure, spread
+
+# Of a box, and between boxes of a column and columns, inches.
+WIDTH, HEIGHT, _GAP, _GUTTER = 2.75, 1.0, 0.22, 0.6
+
+# A layer of more boxes stands in two columns, the one between the gaps of the other.
+_COLUMN = 12
+
+
+def study_graph(outcome: Outcome):
+    """Returns a `networkx.DiGraph` of the experiments of a study, in its order, with edges from parents to children."""
+    import networkx as nx
+
+    graph = nx.DiGraph()
+    graph.add_nodes_from(one.name for one in outcome.experiments)
+    graph.add_edges_from(
+        (parent.name, one.name) for one in outcome.experiments for parent in one.parents if parent.name in graph
+    )
+    return graph
+
+
+class Place(NamedTuple):
+    """Where a box stands in its layer, or an edge passes a layer: inches, y downwards."""
+
+    x: float
+    """Left end of the box."""
+    y: float
+    """Middle of the box."""
+    left: float
+    """Left end of the layer."""
+    right: float
+    """Right end of the layer."""
+
+
+def lay_out(graph) -> tuple[dict[str, Place], dict[tuple[str, str], list[Place]]]:
+    """Returns a layered drawing of a directed acyclic graph (Sugiyama, Tagawa and Toda 1981).
+
+    A layer is as far from the roots as its longest path; an edge that passes a layer takes a place in it, which keeps
+    it clear of boxes. A place is as near to the mean height of its predecessors as its neighbours allow.
+
+    Returns:
+        The place of each node, and for each edge the places from its parent's to its child's, one in each layer.
+    """
+    import networkx as nx
+
+    layer = {name: i for i, names in enumerate(nx.topological_generations(graph)) for name in names}
+    routes: dict[tuple[str, str], list[Hashable]] = {}
+    passing = nx.create_empty_copy(graph)
+    for parent, child in graph.edges:
+        between = [(parent, child, i) for i in range(layer[parent] + 1, layer[child])]
+        routes[parent, child] = [parent, *between, child]
+        nx.add_path(passing, routes[parent, child])
+    places: dict[Hashable, Place] = {}
+    left = 0.0
+    for items in nx.topological_generations(passing):
+        parents = {item: [places[one].y for one in passing.predecessors(item)] for item in items}
+        wanted = {item: float(np.mean(heights)) if heights else 0.0 for item, heights in parents.items()}
+        items = sorted(items, key=wanted.__getitem__)
+        columns = 2 if len(items) > _COLUMN else 1
+        heights = spread([wanted[item] for item in items], (HEIGHT + _GAP) / columns)
+        right = left + columns * (WIDTH + _GUTTER) - _GUTTER
+        for i, (item, y) in enumerate(zip(items, heights, strict=True)):
+            places[item] = Place(left + i % columns * (WIDTH + _GUTTER), y, left, right)
+        left = right + _GUTTER
+    return {name: places[name] for name in graph}, {edge: [places[one] for one in routes[edge]] for edge in routes}
+
+
+def edge_path(route: Sequence[Place]):
+    """Returns the `matplotlib.path.Path` of an edge: level across layers, and curved from one to the next."""
+    from matplotlib.path import Path
+
+    points, codes = [(route[0].x + WIDTH, route[0].y)], [Path.MOVETO]
+    for one, following in itertools.pairwise(route):
+        middle = (one.right + following.left) / 2
+        points += [(one.right, one.y), (middle, one.y), (middle, following.y), (following.left, following.y)]
+        codes += [Path.LINETO, Path.CURVE4, Path.CURVE4, Path.CURVE4]
+    return Path([*points, (route[-1].x, route[-1].y)], [*codes, Path.LINETO])
 
 
 def draw_graph(outcome: Outcome):
     """Returns the graph of ablations, from what is changed to its changes, coloured by verdict."""
-    from matplotlib.patches import FancyBboxPatch, PathPatch
-    from matplotlib.path import Path as Curve
+    from matplotlib.patches import PathPatch
 
-    found = {each.name: each for each in answers(outcome)}
-    names = parents_first(outcome.experiments)
-    edges = graph_edges(outcome)
-    positions, routes, columns = lay_out(names, edges)
-    wide, tall = columns[-1][1], max(y for _, y in positions.values()) + HEIGHT / 2
+    findings = {finding.name: finding for finding in collect_findings(outcome)}
+    places, routes = lay_out(study_graph(outcome))
     border, head = 0.15, 0.5
-    figure = make_figure(wide + 2 * border, tall + 2 * border + head, layout="none")
+    width = max(place.right for place in places.values())
+    top = min(place.y for place in places.values()) - HEIGHT / 2
+    bottom = max(place.y for place in places.values()) + HEIGHT / 2
+    figure = make_figure(width + 2 * border, bottom - top + 2 * border + head, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-border, wide + border), ylim=(tall + border, -border - head))
+    axes.set(xlim=(-border, width + border), ylim=(bottom + border, top - border - head))
     axes.axis("off")
-    for (_, child), heights in routes.items():
-        curve, codes = [(columns[heights[0][0]][1], heights[0][1])], [Curve.MOVETO]
-        for (i, y), (j, next_y) in itertools.pairwise(heights):
-            begin, end = columns[i][1], columns[j][0]
-            middle = (begin + end) / 2
-            curve += [(middle, y), (middle, next_y), (end, next_y)]
-            codes += [Curve.CURVE4] * 3
-            if (j, next_y) != heights[-1]:
-                curve.append((columns[j][1], next_y))
-                codes.append(Curve.LINETO)
-        colour = COLOURS[found[child].word]
-        axes.add_patch(PathPatch(Curve(curve, codes), fc="none", ec=colour, lw=1.3, alpha=0.75, zorder=1))
-    tasks = list(scores_of(outcome.evidence[outcome.study.parent]))
-    for name, (x, y) in positions.items():
-        each = found.get(name)
-        colour = COLOURS[each.word] if each else INK
-        place = (x + 0.05, y - HEIGHT / 2 + 0.05), WIDTH - 0.1, HEIGHT - 0.1
-        dashes = "--" if each and each.word is Word.NOT_COMPARED else "-"
-        shape = "round,pad=0.05,rounding_size=0.07"
-        box = FancyBboxPatch(*place, boxstyle=shape, fc=_tint(colour), ec=colour, lw=1.4, ls=dashes, zorder=2)
-        axes.add_patch(box)
-        for i, (text, style) in enumerate(_node_lines(outcome, name, each, tasks)):
-            style = {"fontsize": 7.8, "color": INK} | style
-            line = axes.text(x + 0.1, y - 0.36 + 0.185 * i, text, va="center", zorder=3, **style)
-            line.set_clip_path(box)
-    told = "Each box: the change; bits per byte against its parent ± standard error; "
-    told += f"accuracy in % and its change: {' · '.join(tasks)}" if tasks else "no tasks"
-    for i, text in enumerate((told, "Left: what is changed. Right: its changes. A merge has two parents.")):
-        axes.text(0, -head + 0.05 + 0.2 * i, plain(text, int(wide * 16)), fontsize=7.8, color=GREY, va="center")
+    for (_, child), route in routes.items():
+        colour = COLOURS[findings[child].word]
+        axes.add_patch(PathPatch(edge_path(route), fc="none", ec=colour, lw=1.3, alpha=0.75, zorder=1))
+    tasks = list(mean_accuracies(outcome.evidence[outcome.study.parent]))
+    for name, place in places.items():
+        finding = findings.get(name)
+        _draw_box(axes, place, name, finding, box_lines(outcome, name, finding, tasks))
+    legend = "Each box: the change; bits per byte against its parent ± standard error; "
+    legend += f"accuracy in % and its change: {' · '.join(tasks)}" if tasks else "no tasks"
+    for i, text in enumerate((legend, "Left: what is changed. Right: its changes. A merge has two parents.")):
+        y = top - head + 0.05 + 0.2 * i
+        axes.text(0, y, plain(text, int(width * 16)), fontsize=7.8, color=GREY, va="center")
     return figure
 
 
-def graph_edges(outcome: Outcome) -> list[tuple[str, str]]:
-    """Returns (parent, child) of every experiment of a study."""
-    names = {one.name for one in outcome.experiments}
-    return [(p.name, one.name) for one in outcome.experiments for p in one.parents if p.name in names]
-
-
-def node_facts(outcome: Outcome, name: str, each: Answer | None, tasks: Sequence[str]) -> list[str]:
-    """Returns what a node of the graph tells: change, difference, scores, and cost."""
+def box_lines(outcome: Outcome, name: str, finding: Finding | None, tasks: Sequence[str]) -> list[str]:
+    """Returns the lines in an experiment's box of the graph: change, difference, scores, and cost."""
     runs = outcome.evidence.get(name, [])
-    scores = scores_of(runs)
-    spent = f"{hours_of(outcome, name):.3g} device h, {len(runs)} seed{'s' * (len(runs) != 1)}"
-    if each is None:
-        bits = float(np.mean([run.bits_per_byte for run in runs]))
-        shown = " · ".join(f"{100 * scores[task]:.1f}" for task in tasks if task in scores)
-        return ["the parent of the study", f"{bits:.4f} bits per byte", shown, spent]
-    changes = describe_change(each.lineage["change"])
+    cost = f"{device_hours(outcome, name):.3g} device h, {len(runs)} seed{'s' * (len(runs) != 1)}"
+    if finding is None:
+        scores = mean_accuracies(runs)
+        shown = " · ".join(percent(scores[task]) for task in tasks if task in scores)
+        return ["the parent of the study", f"{mean_bits_per_byte(runs)} bits per byte", shown, cost]
+    changes = describe_change(finding.lineage["change"])
     change = changes[0] + (f" (+{len(changes) - 1} more)" if len(changes) > 1 else "") if changes else ""
-    if len(each.resolved.parents) > 1:
-        change = "joins " + " + ".join(parent.name for parent in each.resolved.parents)
-    known = each.difference
-    told = with_error(known) if known else "no difference known"
-    compared = each.comparison.tasks if each.comparison else {}
+    if finding.is_merge:
+        change = "joins " + " + ".join(parent.name for parent in finding.resolved.parents)
+    difference = with_error(finding.difference) if finding.difference else "no difference known"
+    compared = finding.comparison.tasks if finding.comparison else {}
     shown = " · ".join(
         f"{percent(compared[task].variant)} {signed(100 * compared[task].accuracy.mean, 1)}"
         for task in tasks
         if task in compared
     )
-    return [change, told, shown, spent]
+    return [change, difference, shown, cost]
 
 
-def _node_lines(outcome: Outcome, name: str, each: Answer | None, tasks: Sequence[str]) -> list[tuple[str, dict]]:
-    change, told, scores, spent = node_facts(outcome, name, each, tasks)
-    colour = COLOURS[each.word] if each else INK
-    word = {Word.CHEAPER: "CHEAPER"}.get(each.word, each.word.value) if each else ""
-    return [
+def _draw_box(axes, place: Place, name: str, finding: Finding | None, lines: Sequence[str]) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    colour, word = (COLOURS[finding.word], finding.word.value) if finding else (INK, "")
+    word = "CHEAPER" if word == Word.CHEAPER.value else word
+    box = FancyBboxPatch(
+        (place.x + 0.05, place.y - HEIGHT / 2 + 0.05),
+        WIDTH - 0.1,
+        HEIGHT - 0.1,
+        boxstyle="round,pad=0.05,rounding_size=0.07",
+        fc=_tint(colour),
+        ec=colour,
+        lw=1.4,
+        ls="--" if word == Word.NOT_COMPARED.value else "-",
+        zorder=2,
+    )
+    axes.add_patch(box)
+    change, difference, scores, cost = lines
+    texts = (
         (plain(name, 34), {"weight": "bold", "fontsize": 9}),
         (plain(change, 46), {"color": GREY, "fontsize": 7.2}),
-        (f"{word}  {told}".strip(), {"color": colour, "weight": "bold"}),
+        (f"{word}  {difference}".strip(), {"color": colour, "weight": "bold"}),
         (plain(scores, 46), {}),
-        (spent, {"color": GREY}),
-    ]
+        (cost, {"color": GREY}),
+    )
+    for i, (text, style) in enumerate(texts):
+        style = {"fontsize": 7.8, "color": INK} | style
+        line = axes.text(place.x + 0.1, place.y - 0.36 + 0.185 * i, text, va="center", zorder=3, **style)
+        line.set_clip_path(box)
 
 
 def _tint(colour: str, share: float = 0.1) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxformer.ablation.finished_runs import Evidence, paired_seeds
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.report.answers import Answer, answers
+from jaxformer.report.findings import Finding, collect_findings
 from jaxformer.report.formatting import plain
 from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
 
@@ -62,9 +62,9 @@ def draw_losses(outcome: Outcome):
     return figure
 
 
-def _shown(points: int, most: int = _POINTS) -> np.ndarray:
+def _shown(points: int, limit: int = _POINTS) -> np.ndarray:
     """Returns the indices of the points of a curve that are drawn."""
-    return np.unique(np.linspace(0, max(points - 1, 0), most).astype(int))[:points]
+    return np.unique(np.linspace(0, max(points - 1, 0), limit).astype(int))[:points]
 
 
 def _curve_style(number: int) -> tuple:
@@ -96,12 +96,13 @@ class PairedCurve(NamedTuple):
     @property
     def scatter(self) -> tuple[float, float]:
         """Standard deviations from step to step, over the second half: paired, and not."""
-        parts = (self.differences_SN, self.crossed_SN)
-        return tuple(float(np.nanmean(np.nanstd(_second_half(x), axis=1))) if x.size else math.nan for x in parts)
+        return _late_scatter(self.differences_SN), _late_scatter(self.crossed_SN)
 
 
-def _second_half(values_SN: np.ndarray) -> np.ndarray:
-    return values_SN[:, values_SN.shape[1] // 2 :]
+def _late_scatter(values_SN: np.ndarray) -> float:
+    if not values_SN.size:
+        return math.nan
+    return float(np.nanmean(np.nanstd(values_SN[:, values_SN.shape[1] // 2 :], axis=1)))
 
 
 def paired_curve(parents: Sequence[Evidence], variants: Sequence[Evidence]) -> PairedCurve | None:
@@ -122,19 +123,20 @@ def paired_curve(parents: Sequence[Evidence], variants: Sequence[Evidence]) -> P
 
 def draw_paired(outcome: Outcome):
     """Returns a panel for each variant with the difference of training loss on the same batches; None without any."""
-    curves = [(each, paired_curve(outcome.evidence.get(each.parent, []), each.runs)) for each in answers(outcome)]
-    curves = [(each, curve) for each, curve in curves if curve is not None]
+    findings = collect_findings(outcome)
+    curves = [(one, paired_curve(outcome.evidence.get(one.parent, []), one.runs)) for one in findings]
+    curves = [(finding, curve) for finding, curve in curves if curve is not None]
     if not curves:
         return None
     columns = min(4, max(2, len(curves)))
     rows = math.ceil(len(curves) / columns)
     tall = 0.8 + 2.0 * rows
-    figure = make_figure(11.5, tall, layout="none")  # Of many panels, the other layout takes seconds.
+    figure = make_figure(11.5, tall, layout=None)  # Of many panels, the other layout takes seconds.
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     figure.subplots_adjust(0.065, 0.5 / tall, 0.995, 1 - 0.3 / tall, 0.08, 0.25)
     reach = []
-    for axes, (each, curve) in zip(panels, curves, strict=False):
-        reach.append(_draw_curve(axes, each, curve))
+    for axes, (finding, curve) in zip(panels, curves, strict=False):
+        reach.append(_draw_curve(axes, finding, curve))
     limit = 1.15 * float(np.quantile(reach, 0.8)) or 1.0
     panels[0].set_ylim(-limit, limit)
     for axes in panels[len(curves) :]:
@@ -146,7 +148,7 @@ def draw_paired(outcome: Outcome):
     return figure
 
 
-def _draw_curve(axes, each: Answer, curve: PairedCurve) -> float:
+def _draw_curve(axes, finding: Finding, curve: PairedCurve) -> float:
     """Draws a panel; returns how far it reaches."""
     steps = curve.differences_SN.shape[1]
     window = max(1, steps // 25)
@@ -156,18 +158,18 @@ def _draw_curve(axes, each: Answer, curve: PairedCurve) -> float:
     for row in crossed:
         axes.plot(shown + 1, row, color="#B4B7BC", lw=0.7)
     mean = np.mean(smooth_SN, axis=0)
-    colour = COLOURS[each.word]
+    colour = COLOURS[finding.word]
     if len(smooth_SN) > 1:
         error = np.std(smooth_SN, axis=0, ddof=1) / math.sqrt(len(smooth_SN))
         axes.fill_between(shown + 1, mean - error, mean + error, color=colour, alpha=0.25, lw=0)
     axes.plot(shown + 1, mean, color=colour, lw=1.5)
     axes.axhline(0, color=INK, lw=0.8)
-    axes.set_title(plain(each.name, 30), color=colour, fontsize=8.5)
+    axes.set_title(plain(finding.name, 30), color=colour, fontsize=8.5)
     paired, unpaired = curve.scatter
-    told = f"scatter {paired:.3f} paired"
+    scatter = f"scatter {paired:.3f} paired"
     if math.isfinite(unpaired) and paired > 0:
-        told += f", {unpaired:.3f} not ({unpaired / paired:.0f} x)"
-    axes.text(0.98, 0.04, told, transform=axes.transAxes, ha="right", fontsize=7, color=GREY, bbox=BEHIND)
+        scatter += f", {unpaired:.3f} not ({unpaired / paired:.0f} x)"
+    axes.text(0.98, 0.04, scatter, transform=axes.transAxes, ha="right", fontsize=7, color=GREY, bbox=BEHIND)
     late = [row[len(shown) // 8 :] for row in (mean, *crossed)]
     finite = np.concatenate([row[np.isfinite(row)] for row in late])
     return float(np.abs(finite).max()) if len(finite) else 0.0

@@ -1,85 +1,80 @@
 """A study as a Markdown file to keep; whatever a text holds is shown as it is."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.report import findings
-from jaxformer.report.answers import answers, tasks_of
-from jaxformer.report.figures import PICTURES
-from jaxformer.report.formatting import MINUS, describe_change, expectation, plain, with_error
-from jaxformer.report.graph import graph_edges, node_facts
+from jaxformer.report.figures import Picture
+from jaxformer.report.findings import collect_findings, decision_columns, task_names
+from jaxformer.report.formatting import MINUS, describe_change, plain
+from jaxformer.report.graph import box_lines, study_graph
 from jaxformer.report.style import COLOURS
+from jaxformer.report.summary import count_verdicts, summarise_study
 
 
-def make_markdown(outcome: Outcome, pictures: Collection[str]) -> str:
-    """Returns the file. Args: pictures: the names of those that there are, beside it as PNG."""
-    tasks, rule = tasks_of(outcome), outcome.study.rule
-    parts = [f"# Study of {_m(outcome.study.parent)}", _m(findings.count_words(outcome))]
-    parts.append("\n".join(f"- **{name}**: {_m(value)}" for name, value in findings.about(outcome)))
-    heads = ["variant", "change", "verdict", "bits per byte", f"{1 - rule.alpha:.1%} interval", "p", "q", "seeds"]
-    heads += [*(f"{task} %" for task in tasks), "time per token", "parameters", "device hours", "reason"]
-    lines = ["| " + " | ".join(map(_m, heads)) + " |", "|" + " --- |" * len(heads)]
-    for each in answers(outcome):
-        change = "; ".join(describe_change(each.lineage["change"]))
-        told = [each.name, change, each.word.value, *findings.difference(outcome, each), *findings.p_and_q(each)]
-        told += [
-            str(findings.seed_count(each)),
-            *(findings.accuracy(each, task) for task in tasks),
-            *findings.ratios(each),
-            f"{each.hours:.2f}",
-        ]
-        told.append("; ".join([findings.reason(each), *findings.notes(each)]))
-        lines.append("| " + " | ".join(map(_m, told)) + " |")
-    parts += ["## Decisions", "\n".join(lines), "## Expectations"]
-    lines = ["| variant | question | expected | source | found | outcome |", "|" + " --- |" * 6]
-    for each in answers(outcome):
-        told = [each.name, each.question, expectation(each.expected), each.lineage["source"]]
-        told += [findings.difference(outcome, each)[0], findings.beside(outcome, each)]
-        lines.append("| " + " | ".join(map(_m, told)) + " |")
-    parts += ["\n".join(lines), "## The graph of ablations", _mermaid(outcome)]
-    for one in PICTURES:
-        if one.name in pictures and one.name != "graph":
-            parts += [f"## {one.heading}", one.caption, f"![{one.heading}]({one.name}.png)"]
+def make_markdown(outcome: Outcome, pictures: Sequence[Picture]) -> str:
+    """Returns the file. Args: pictures: those that stand beside it as PNG."""
+    alpha = outcome.study.rule.alpha
+    parts = [f"# Study of {_escape(outcome.study.parent)}", _escape(count_verdicts(outcome))]
+    parts.append("\n".join(f"- **{name}**: {_escape(value)}" for name, value in summarise_study(outcome)))
+    parts += ["## Decisions", _decisions(outcome)]
+    parts += ["## Expectations", _table([findings.EXPECTATION_HEADINGS, *findings.expectation_rows(outcome)])]
+    parts += ["## The graph of ablations", _mermaid(outcome)]
+    for picture in pictures:
+        if picture.name != "graph":
+            parts += [f"## {picture.heading}", picture.caption, f"![{picture.heading}]({picture.name}.png)"]
     parts.append("## Question by question")
-    for each in answers(outcome):
-        parts.append(f"### {_m(each.name)}")
-        corpora = each.comparison.corpora if each.comparison else {}
-        points = [f"{name}: {with_error(one)}" for name, one in corpora.items()] if len(corpora) > 1 else []
-        points = [
-            findings.reason(each),
-            *findings.readings(each),
-            findings.interaction(outcome, each),
-            *findings.notes(each),
-            *points,
-        ]
-        parts.append(_m(each.question) + "\n\n" + "\n".join(f"- {_m(point)}" for point in points if point))
+    for finding in collect_findings(outcome):
+        parts += [f"### {_escape(finding.name)}", _escape(finding.question)]
+        points = [findings.reason(finding), *findings.points(finding, alpha)]
+        points += [f"{name}: {difference}" for name, difference, _ in findings.corpus_rows(finding, alpha)]
+        parts.append("\n".join(f"- {_escape(point)}" for point in points))
     return "\n\n".join(parts) + "\n"
 
 
-def _m(text: object) -> str:
+def _decisions(outcome: Outcome) -> str:
+    columns = decision_columns(outcome)
+    rows = [("variant", "change", "verdict", *(column.heading for column in columns), "reason")]
+    for finding in collect_findings(outcome):
+        change = "; ".join(describe_change(finding.lineage["change"]))
+        why = "; ".join([findings.reason(finding), *findings.notes(finding)])
+        rows.append((finding.name, change, finding.word.value, *(column.cell(finding) for column in columns), why))
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str | tuple[str, ...]]]) -> str:
+    """Returns a table whose first row is its heading; a cell is a text, or a tuple of lines."""
+    lines = []
+    for row in rows:
+        cells = ([cell] if isinstance(cell, str) else cell for cell in row)
+        lines.append("| " + " | ".join("<br>".join(map(_escape, cell)) for cell in cells) + " |")
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def _escape(text: object) -> str:
     """Returns a text as Markdown that shows it literally, in a table too."""
-    return re.sub(r"[\\`*_\[\]<>&|$~#@]", lambda found: f"&#{ord(found[0])};", plain(text))
+    return re.sub(r"[\\`*_\[\]<>&|$~#@]", lambda match: f"&#{ord(match[0])};", plain(text))
 
 
 def _mermaid(outcome: Outcome) -> str:
     """Returns the graph of ablations for what draws Mermaid, as GitHub does."""
-    found = {each.name: each for each in answers(outcome)}
-    tasks = tasks_of(outcome)
-    numbers = {one.name: f"n{i}" for i, one in enumerate(outcome.experiments)}
+    by_name = {finding.name: finding for finding in collect_findings(outcome)}
+    tasks = task_names(outcome)
+    identifiers = {one.name: f"n{i}" for i, one in enumerate(outcome.experiments)}
     lines = ["```mermaid", "flowchart LR"]
-    for name, number in numbers.items():
-        each = found.get(name)
-        lines_of_box = [name, *node_facts(outcome, name, each, tasks), each.word.value if each else ""]
-        label = "<br/>".join(_quoted(line) for line in lines_of_box if line)
-        lines.append(f'  {number}["{label}"]:::{each.word.name.lower() if each else "parent"}')
-    lines += [f"  {numbers[parent]} --> {numbers[child]}" for parent, child in graph_edges(outcome)]
+    for name, identifier in identifiers.items():
+        finding = by_name.get(name)
+        texts = [name, *box_lines(outcome, name, finding, tasks), finding.word.value if finding else ""]
+        label = "<br/>".join(_quote(text) for text in texts if text)
+        lines.append(f'  {identifier}["{label}"]:::{finding.word.name.lower() if finding else "parent"}')
+    lines += [f"  {identifiers[parent]} --> {identifiers[child]}" for parent, child in study_graph(outcome).edges]
     for word, colour in COLOURS.items():
         lines.append(f"  classDef {word.name.lower()} fill:#ffffff,stroke:{colour},stroke-width:3px,color:#1a1a1a")
     lines.append("  classDef parent fill:#f2f3f5,stroke:#1a1a1a,stroke-width:3px,color:#1a1a1a")
     return "\n".join([*lines, "```"])
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """Returns a text for a quoted label: Mermaid writes a character's number between # and ;."""
-    return re.sub(r"[^\w .,:+/±→·%()=" + MINUS + r"-]", lambda found: f"#{ord(found[0])};", plain(text, 80))
+    return re.sub(r"[^\w .,:+/±→·%()=" + MINUS + r"-]", lambda match: f"#{ord(match[0])};", plain(text, 80))

@@ -1,4 +1,4 @@
-"""What pictures are drawn on: their style and colours, and how they become PNG and SVG.
+"""How pictures look: their style and colours, what keeps labels apart, and how they become PNG and SVG.
 
 Drawn by matplotlib, which is imported when it is needed; the colours are told apart by the colour-blind (Okabe and Ito
 2008), and no colour stands without its word. The same picture gives the same bytes.
@@ -6,13 +6,15 @@ Drawn by matplotlib, which is imported when it is needed; the colours are told a
 
 import contextlib
 import io
-import re
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
 
 from jaxformer.ablation.verdict import Word
-from jaxformer.config import UserError
 
 COLOURS = {
     Word.KEEP: "#0072B2",
@@ -23,7 +25,7 @@ COLOURS = {
     Word.NOT_COMPARED: "#8A8D91",
 }
 INK, GREY, _PALE = "#1A1A1A", "#6B6E73", "#E3E5E8"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.parse_math": False,  # A name may hold a dollar.
@@ -54,15 +56,9 @@ BEHIND = {"fc": "white", "ec": "none", "pad": 0.6}
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """The style of the pictures, whatever the user's own is.
+    """The style of the pictures, whatever the user's own is."""
+    import matplotlib
 
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("the report needs matplotlib: pip install 'jaxformer[report]'") from error
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         matplotlib.rcdefaults()
@@ -76,24 +72,24 @@ def save_png(figure, path: Path) -> None:
     figure.set_layout_engine("none")  # Laid out once; the SVG keeps it.
 
 
-def to_svg(figure, name: str) -> str:
-    """Returns a picture as an SVG element for a page.
-
-    Args:
-        name: of the picture, told from others in the page.
-    """
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(file, format="svg", metadata=nothing)
-    text = file.getvalue()
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    # A picture's own names, so that two in a page do not share any.
-    text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
+def to_svg(figure) -> bytes:
+    """Returns a picture as an SVG file, without a date."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return file.getvalue()
 
 
-def make_figure(width: float, height: float, layout: str = "constrained"):
+def make_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained"):
     """Returns an empty picture of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure((width, height), layout=layout)
+
+
+def spread(values: Sequence[float], apart: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
+    """Returns ascending values moved apart, by the least sum of squares, and between two ends where there is room."""
+    from scipy.optimize import isotonic_regression
+
+    steps = apart * np.arange(len(values))
+    places = isotonic_regression(np.asarray(values) - steps).x
+    return (np.clip(places, low, max(low, high - steps[-1])) + steps).tolist()

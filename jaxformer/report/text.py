@@ -1,62 +1,45 @@
 """What a study decided, as a table of text for a terminal."""
 
-import math
 import re
 import textwrap
 
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.report import findings
-from jaxformer.report.answers import Answer, answers
-from jaxformer.report.formatting import MINUS, NOTHING, number, plain
+from jaxformer.host.console import format_table
+from jaxformer.report.findings import Finding, collect_findings, decision_columns, notes, reason
+from jaxformer.report.formatting import MINUS, NOTHING, plain
+from jaxformer.report.summary import describe_noise_floor, describe_rule
 
 # Columns of a terminal; and the fewest for a reason beside its numbers, which stands below them otherwise.
-_WIDE, _LEAST = 150, 40
+_WIDTH, _REASON_WIDTH = 150, 40
 
 
 def decision_table(outcome: Outcome) -> str:
     """Returns the rule, the noise floor, and a table with one variant a line, in the order of the study."""
-    head = ("variant", "verdict", "difference", "interval", "q", "seeds", "tokens", "time")
-    found = answers(outcome)
-    lines = [head, *(_cells(outcome, each) for each in found)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = sum(widths) + 2 * len(widths)
-    indent = left if left + _LEAST <= _WIDE else 4
-    table = []
-    for cells, why in zip(lines, ["", *map(_reason, found)], strict=True):
-        padded = (x.ljust(n) if i < 2 else x.rjust(n) for i, (x, n) in enumerate(zip(cells, widths, strict=True)))
-        told = textwrap.wrap(why, _WIDE - indent, break_long_words=False, break_on_hyphens=False)
-        beside = told.pop(0) if told and indent == left else ""
-        table.append(("  ".join(padded) + "  " + beside).rstrip())
-        table += [" " * indent + line for line in told]
-    notes = [
-        findings.rule(outcome),
-        f"Noise floor of {plain(outcome.study.parent)}: {findings.noise(outcome)}.",
+    findings, columns = collect_findings(outcome), decision_columns(outcome)
+    rows = [["variant", "verdict", *(heading for column in columns for heading in column.terminal if heading)]]
+    for finding in findings:
+        lines = [pair for column in columns for pair in zip(column.terminal, column.cell(finding), strict=False)]
+        rows.append([plain(finding.name), finding.word.value, *(text for heading, text in lines if heading)])
+    heading, *lines = format_table(rows, left=(0, 1))
+    table = [heading]
+    is_beside = len(heading) + 2 + _REASON_WIDTH <= _WIDTH
+    for line, finding in zip(lines, findings, strict=True):
+        first, indent = (f"{line}  ", " " * (len(line) + 2)) if is_beside else ("    ", "    ")
+        options = {"initial_indent": first, "subsequent_indent": indent, "break_on_hyphens": False}
+        wrapped = textwrap.wrap(_reason(finding), _WIDTH, break_long_words=False, **options)
+        table += wrapped if is_beside and wrapped else [line, *wrapped]
+    introduction = [
+        describe_rule(outcome),
+        f"Noise floor of {plain(outcome.study.parent)}: {describe_noise_floor(outcome)}.",
         "Tokens: times the variant's that the parent needs for the same loss. Time: of a token, beside the parent's.",
     ]
-    text = "\n".join(["", *(textwrap.fill(note, 120) for note in notes), "", *table])
+    text = "\n".join(["", *(textwrap.fill(paragraph, 120) for paragraph in introduction), "", *table])
     return text.replace(MINUS, "-").replace(NOTHING, "-")
 
 
-def _cells(outcome: Outcome, each: Answer) -> tuple[str, ...]:
-    cost = each.comparison.cost if each.comparison else None
-    return (
-        plain(each.name),
-        each.word.value,
-        *findings.difference(outcome, each),
-        findings.p_and_q(each)[1],
-        str(findings.seed_count(each)),
-        _times(each.comparison.worth) if cost else NOTHING,
-        _times(cost.time_per_token) if cost else NOTHING,
-    )
-
-
-def _times(ratio: float) -> str:
-    return f"{number(ratio, 2)} x" if math.isfinite(ratio) else NOTHING
-
-
-def _reason(each: Answer) -> str:
+def _reason(finding: Finding) -> str:
     """Returns why it is decided so, without the numbers that the table has already."""
-    why = findings.reason(each)
-    if each.difference is not None:
+    why = reason(finding)
+    if finding.difference is not None:
         why = re.sub(r"^[-+]\S*( \[\S+ \S+\])?[:,;]* *", "", why)
-    return plain("; ".join([why, *findings.notes(each)] if why else findings.notes(each)))
+    return plain("; ".join([why, *notes(finding)] if why else notes(finding)))

@@ -3,10 +3,11 @@
 The same outcome gives the same bytes: the only dates are those of the runs.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.config import UserError
+from jaxformer.config import UserError, require
 from jaxformer.host.files import write_whole
 from jaxformer.report.figures import draw_pictures
 from jaxformer.report.html import make_page
@@ -15,13 +16,18 @@ from jaxformer.report.markdown import make_markdown
 PAGE = "index.html"
 MARKDOWN = "report.md"
 
+# Of the extra `report`; the modules of this package import them when they are needed.
+LIBRARIES = ("matplotlib", "networkx", "jinja2")
+
 
 def write_report(outcome: Outcome, folder: Path) -> Path:
     """Writes `index.html`, `report.md` and a PNG of each picture to a folder; returns the page.
 
     Raises:
-        UserError: matplotlib is not installed, or the folder cannot be written.
+        UserError: a library of the extra `report` is not installed, or the folder cannot be written.
     """
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    require(not missing, f"the report needs {' and '.join(missing)}: pip install 'jaxformer[report]'")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pictures = draw_pictures(outcome, folder)

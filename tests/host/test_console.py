@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxformer.host import console
-from jaxformer.host.console import note, printable, progress_bar, say, say_progress
+from jaxformer.host.console import format_table, note, printable, progress_bar, say, say_progress
 
 
 def test_note_is_one_printable_line_on_standard_error(capsys):
@@ -64,3 +64,12 @@ def test_stream_that_is_closed_at_the_other_end_stops_nothing():
 def test_what_is_said_is_there_at_once(capfd):
     say("now", end="")
     assert capfd.readouterr().out == "now"
+
+
+def test_table_aligns_its_columns_and_ends_no_line_with_blanks():
+    rows = [("task", "acc", ""), ("arc", "9", "a note"), ("winogrande", "10.5", "")]
+    assert format_table(rows, left=(0, 2)) == [
+        "task         acc",
+        "arc            9  a note",
+        "winogrande  10.5",
+    ]

@@ -1,0 +1,67 @@
+"""What holds for a whole study: its parent, rule, noise floor and cost, and how many questions were decided how."""
+
+import datetime
+import math
+from collections.abc import Sequence
+
+from jaxformer.ablation.noise_floor import noise_floor
+from jaxformer.ablation.outcome import Outcome
+from jaxformer.ablation.verdict import Word
+from jaxformer.report.findings import collect_findings, mean_bits_per_byte
+
+
+def summarise_study(outcome: Outcome) -> list[tuple[str, str]]:
+    """Returns what holds for the whole study, as (name, value)."""
+    study, runs = outcome.study, [run for runs in outcome.evidence.values() for run in runs]
+    parents = outcome.evidence[study.parent]
+    newest = max((run.workdir / "summary.json").stat().st_mtime for run in runs)
+    date = datetime.datetime.fromtimestamp(int(newest), datetime.UTC)
+    seeds = sorted({run.seed for run in runs})
+    versions = _distinct([", ".join(f"{k} {v}" for k, v in run.record["versions"].items()) for run in runs])
+    return [
+        ("Parent", f"{study.parent}, {mean_bits_per_byte(parents)} bits per byte: {parents[0].record['question']}"),
+        ("Rule", describe_rule(outcome)),
+        ("Noise floor", describe_noise_floor(outcome)),
+        ("Seeds", f"{', '.join(map(str, seeds))}; {len(runs)} finished runs"),
+        ("Device", _distinct([run.record["device"] for run in runs])),
+        ("Device hours", describe_device_hours(outcome)),
+        ("Code", _distinct([start["code"][:12] for run in runs for start in run.record["starts"]])),
+        ("Versions", versions),
+        ("Newest run", f"{date:%Y-%m-%d %H:%M} UTC"),
+    ]
+
+
+def _distinct(values: Sequence[str]) -> str:
+    return "; ".join(dict.fromkeys(values))
+
+
+def count_verdicts(outcome: Outcome) -> str:
+    """Returns how many questions were decided how."""
+    words = [finding.word for finding in collect_findings(outcome)]
+    counts = ", ".join(f"{words.count(word)} {word.value}" for word in Word if word in words)
+    return f"{len(words)} question{'s' * (len(words) != 1)}: {counts}"
+
+
+def describe_rule(outcome: Outcome) -> str:
+    """Returns the rule of the study in words."""
+    floor = noise_floor(outcome.evidence[outcome.study.parent])
+    return outcome.study.rule.describe(outcome.study.rule.margin or floor.standard_deviation)
+
+
+def describe_noise_floor(outcome: Outcome) -> str:
+    """Returns how much the runs of the study's parent differ by their seeds alone."""
+    floor = noise_floor(outcome.evidence[outcome.study.parent])
+    noise = "not known with one seed of the parent"
+    if math.isfinite(floor.standard_deviation):
+        seeds = f"of {len(floor.seeds)} seeds: {', '.join(map(str, floor.seeds))}"
+        noise = f"{floor.standard_deviation:.4f} bits per byte, {seeds}"
+    return f"{noise} (standard deviation of the parent's runs)"
+
+
+def describe_device_hours(outcome: Outcome) -> str:
+    """Returns how much device time the study took."""
+    finished = sum(run.device_hours for runs in outcome.evidence.values() for run in runs)
+    parents = sum(run.device_hours for run in outcome.evidence[outcome.study.parent])
+    lost = sum(outcome.lost_hours.values())
+    stopped_early = f"; {lost:.2f} of runs that were stopped early" if lost else ""
+    return f"{finished:.2f} of finished runs, {parents:.2f} of them the parent's{stopped_early}"

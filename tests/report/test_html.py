@@ -1,0 +1,186 @@
+"""The page of a study: what it shows is what was found, literally, and it loads and runs nothing."""
+
+import base64
+import html
+import math
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as xml
+from html.parser import HTMLParser
+
+import pytest
+from fake_runs import HOSTILE, write_run, write_study
+
+from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.study import Study
+from jaxformer.ablation.verdict import Word
+from jaxformer.experiment.variant import resolve
+from jaxformer.report.figures import PLOTS
+from jaxformer.report.findings import collect_findings
+from jaxformer.report.formatting import signed
+from jaxformer.report.text import decision_table
+from jaxformer.report.write import write_report
+from jaxformer.statistics.paired_difference import Difference
+
+pytestmark = pytest.mark.slow
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("networkx")
+pytest.importorskip("jinja2")
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: its elements, and its text outside of them."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return Page((report / "index.html").read_text())
+
+
+def test_the_numbers_of_the_page_are_those_of_the_comparison(outcome, page, report):
+    markdown = html.unescape((report / "report.md").read_text())
+    for one in outcome.comparisons:
+        if one.difference is None:
+            continue
+        low, high = one.difference.interval(1 - outcome.study.rule.alpha)
+        shown = [
+            f"{signed(one.difference.mean)} ± {one.difference.standard_error:.4f}",
+            f"[{signed(low)}, {signed(high)}]",
+            f"{one.cost.time_per_token:.3f}",
+            one.verdict.word.value,
+            one.verdict.reason,
+        ]
+        for text in shown:
+            assert text in page.text and text in markdown, (one.variant, text)
+        assert list(one.corpora) == ["books", "talks"]
+        for corpus in one.corpora.values():
+            assert f"{signed(corpus.mean)} ± {corpus.standard_error:.4f}" in page.text
+        for task in one.tasks.values():
+            assert f"{100 * task.variant:.1f}" in page.text
+            gold = task.gold_bits_per_byte
+            assert f"{signed(100 * task.accuracy.mean, 1)} ± {100 * task.accuracy.standard_error:.1f}" in page.text
+            assert f"{signed(gold.mean, 3)} ± {gold.standard_error:.3f}" in page.text
+    hours = sum(run.device_hours for runs in outcome.evidence.values() for run in runs)
+    assert f"{hours:.2f} of finished runs" in page.text and "2023-11-14" in page.text
+
+
+def test_a_row_of_the_table_belongs_to_its_variant(outcome, report):
+    page = (report / "index.html").read_text()
+    table = page[page.index('<table class="decisions">') : page.index("</table>")]
+    bodies = [Page(body).text for body in re.findall(r"<tbody[^>]*>(.*?)</tbody>", table, re.DOTALL)]
+    names = re.findall(r"<tbody[^>]*>.*?<strong>(.*?)</strong>", table, re.DOTALL)
+    assert names == ["root", *(each.name for each in collect_findings(outcome))]
+    for body, each in zip(bodies[1:], collect_findings(outcome), strict=True):
+        assert each.word.value in body
+        if each.difference:
+            assert signed(each.difference.mean) in body and f"{each.hours:.2f}" in body
+        for path, (before, after) in each.lineage["change"].items():
+            assert f"{path}: {before or repr(before)} → {after}" in body
+
+
+def test_hostile_text_is_shown_literally_and_runs_nothing(page):
+    text = " ".join(HOSTILE.split())
+    assert page.text.count(text) >= 3, "in the expectations, as source, and with its question"
+    assert not {"script", "iframe", "object", "svg", "link"} & set(page.tags[page.tags.index("body") :])
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    links = [value for name, value in page.attributes if name in ("href", "src", "xlink:href")]
+    embedded = ("#", "data:,", "data:image/svg+xml;base64,")
+    assert all(value.startswith(embedded) for value in links), "nothing is loaded"
+    policy = next(value for name, value in page.attributes if value and "default-src" in value)
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_each_picture_is_an_image_with_a_text_for_who_cannot_see_it(page):
+    sources = [value for name, value in page.attributes if name == "src"]
+    texts = [value for name, value in page.attributes if name == "alt"]
+    assert texts == [plot.heading for plot in PLOTS] and page.tags.count("img") == len(sources) == len(PLOTS)
+    for source in sources:
+        picture = xml.fromstring(base64.b64decode(source.removeprefix("data:image/svg+xml;base64,"), validate=True))
+        assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+        for element in picture.iter():
+            assert not element.tag.endswith("}script") and not [
+                name for name in element.attrib if name.startswith("on")
+            ]
+            links = [value for name, value in element.attrib.items() if name.endswith("href")]
+            assert all(value.startswith(("#", "data:image/png;base64,")) for value in links)
+
+
+def test_no_two_elements_of_the_page_share_a_name(page):
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_what_was_not_compared_is_shown_plainly(page, outcome):
+    by_name = {each.name: each for each in collect_findings(outcome)}
+    assert by_name["later"].word is Word.NOT_COMPARED and "no run of it has ended" in page.text
+    assert by_name["deep"].word is Word.REVERT and "seed 0 diverged" in page.text
+    table = " ".join(decision_table(outcome).split())
+    assert "no run of it has ended" in table and "seed 0 diverged" in table
+
+
+def test_a_merge_reports_its_interaction(page, outcome):
+    found = outcome.interactions["joined"]
+    assert f"Interaction: {signed(found.mean)} ± {found.standard_error:.4f}" in page.text
+
+
+def test_the_readings_at_equal_tokens_and_at_equal_time_are_reported(page, outcome):
+    compared = [one for one in outcome.comparisons if one.cost and math.isfinite(one.worth)]
+    assert compared
+    for one in compared:
+        assert f"the parent needs {one.worth:.2f} x the variant's tokens" in page.text
+        assert f"= {one.worth / one.cost.time_per_token:.2f} x" in page.text
+
+
+@pytest.mark.usefixtures("without_png")
+def test_a_study_of_which_only_the_parent_is_finished_is_reported(folder, tmp_path):
+    write_run(tmp_path / "runs", resolve("root"), 0, tasks=())
+    outcome = judge_study(Study(parent="root", variants=("muon", "joined", "swiglu")), tmp_path / "runs")
+    page = Page(write_report(outcome, tmp_path / "report").read_text())
+    assert page.text.count("NOT COMPARED") >= 6 and "not known with one seed" in page.text
+    assert "What pairing pays" not in page.text and "nan" not in page.text
+
+
+@pytest.mark.usefixtures("without_png")
+def test_one_seed_without_tasks_and_scores_that_are_not_numbers_are_reported(folder, tmp_path):
+    runs = tmp_path / "runs"
+    write_study(runs, ("root", "muon"), effects={"muon": -0.05}, seeds=1, tasks=("lambada",), items=20)
+    outcome = judge_study(Study(parent="root", variants=("muon",), seeds=1, parent_seeds=1), runs)
+    (one,) = outcome.comparisons
+    nan = Difference(math.nan, math.nan, math.inf)
+    tasks = {name: task._replace(variant=math.nan, accuracy=nan) for name, task in one.tasks.items()}
+    assert tasks
+    outcome = outcome._replace(comparisons=[one._replace(tasks=tasks)])
+    page = Page(write_report(outcome, tmp_path / "report").read_text())
+    for text in (
+        page.text,
+        " ".join(decision_table(outcome).split()),
+        " ".join(decision_table(outcome._replace(comparisons=[one._replace(tasks={})])).split()),
+    ):
+        assert "within the noise floor, which one seed does not show and contains 0" in text
+        assert "the first interim analysis is after 3 seeds" in text and not re.search(r"\bnan\b", text)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_chromium_shows_the_page_without_a_complaint(report, tmp_path):
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (report / "index.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert html.unescape(done.stdout).count("alert(1)") >= 3 and "<script" not in done.stdout

@@ -1,0 +1,15 @@
+"""The loss of a variant beside its parent's on the same batches."""
+
+import pytest
+
+from jaxformer.report.loss_curves import paired_curve
+
+pytestmark = pytest.mark.slow
+
+
+def test_pairing_leaves_what_the_batches_do_not_explain(outcome):
+    curve = paired_curve(outcome.evidence["root"], outcome.evidence["muon"])
+    assert curve.differences_SN.shape == curve.crossed_SN.shape == (3, 40)
+    paired, crossed = curve.scatter
+    assert crossed > 3 * paired, "the planted noise of batches is ten times that of steps"
+    assert paired_curve(outcome.evidence["root"], outcome.evidence["long"]) is None, "other batches"

@@ -1,0 +1,20 @@
+"""The table of decisions in a terminal."""
+
+import dataclasses
+
+import pytest
+
+from jaxformer.report.text import decision_table
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_table_in_a_terminal_has_150_columns_and_ascii_minus_signs(outcome):
+    text = decision_table(outcome)
+    assert max(map(len, text.splitlines())) <= 150 and not set(text) & {"\N{MINUS SIGN}", "\N{EN DASH}"}
+    name = "muon_with_a_name_that_leaves_no_room_for_a_reason_beside_the_numbers"
+    root, muon, *others = outcome.experiments
+    comparisons = [one._replace(variant=name) if one.variant == "muon" else one for one in outcome.comparisons]
+    muon = muon._replace(experiment=dataclasses.replace(muon.experiment, name=name))
+    text = decision_table(outcome._replace(experiments=[root, muon, *others], comparisons=comparisons))
+    assert f"\n{name} " in text and "\n    is better" in text
