@@ -91,8 +91,9 @@ NonNegativeFloat = Annotated[float, Bounds(at_least=0)]
 
 def _short(limit: float) -> str:
     """Returns a limit as text, a large power of two as one: '2**31'."""
-    is_power = isinstance(limit, int) and limit > 1 << 10 and limit & (limit - 1) == 0
-    return f"2**{limit.bit_length() - 1}" if is_power else str(limit)
+    if isinstance(limit, int) and limit > 1 << 10 and limit & (limit - 1) == 0:
+        return f"2**{limit.bit_length() - 1}"
+    return str(limit)
 
 
 def override(config: Any, texts: Mapping[str, str]) -> Any:

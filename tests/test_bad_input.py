@@ -198,7 +198,7 @@ CASES = {
     "misspelt_override": baseline("--model.widht=64", words=["model.widht", "did you mean model.width?"]),
     "text_for_a_number": baseline("--model.width=wide", words=["model.width must be a whole number, not 'wide'"]),
     "negative_learning_rate": baseline(
-        "--optimizer.learning_rate=-1", words=["optimizer.learning_rate (-1.0)", "positive"]
+        "--optimizer.learning_rate=-1", words=["optimizer.learning_rate (-1.0)", "must be above 0"]
     ),
     "warmup_longer_than_the_run": baseline(
         "--optimizer.warmup_steps=50",

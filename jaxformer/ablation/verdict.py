@@ -59,8 +59,8 @@ class Rule:
             f"over seeds and documents, analysed after {', '.join(map(str, INTERIM_SEEDS))} seeds. The first that "
             "holds decides."
         )
-        stated = (" ".join(each.__doc__.format(rule=self, within=within).split()) for each in (*RULES, kept_by_chance))
-        return " ".join([preface, *stated])
+        rules = " ".join(each.__doc__ or "" for each in (*RULES, kept_by_chance))
+        return f"{preface} {' '.join(rules.format(rule=self, within=within).split())}"
 
 
 class Findings(NamedTuple):

@@ -108,6 +108,8 @@ def attend(
             bounds = (document_starts_BT, document_ends_BT)
             attended_BTHK = cudnn.attend_packed(*inputs, *bounds, segments=chosen.segments)
             return checkpoint_name(attended_BTHK, "attended")  # The others name what their backward pass keeps.
+        case unknown:
+            raise ValueError(f"no attention is called {unknown!r}")
 
 
 class Choice(NamedTuple):

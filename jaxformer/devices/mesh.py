@@ -46,7 +46,7 @@ class MeshConfig:
 
     def __post_init__(self):
         check_fields(self, "mesh")
-        require(self.data or self.fsdp, "mesh.data and mesh.fsdp must not both be 0: set one of them to 1")
+        require(bool(self.data or self.fsdp), "mesh.data and mesh.fsdp must not both be 0: set one of them to 1")
 
     @property
     def devices(self) -> int:

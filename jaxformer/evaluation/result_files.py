@@ -25,7 +25,9 @@ def describe_scores(scores: TaskScores) -> str:
 
 def score_table(scores: Sequence[TaskScores]) -> str:
     """Returns a table with one task a line; of its accuracies, the one to report is marked."""
-    rows = [("task", "items", "acc %", "acc_norm %", "chance", "gold bits/byte", "margin, nats/character")]
+    rows: list[tuple[str, ...]] = [
+        ("task", "items", "acc %", "acc_norm %", "chance", "gold bits/byte", "margin, nats/character")
+    ]
     for each in scores:
         estimates, primary = each.estimates(), each.task.data.task.primary
         accuracies = [

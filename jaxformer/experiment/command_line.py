@@ -4,9 +4,11 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 import typing
 from pathlib import Path
+from typing import Any
 
 from jaxformer.config import describe_type, did_you_mean, is_unicode, require, require_one_of
 from jaxformer.experiment.experiment import Experiment
@@ -69,25 +71,24 @@ class _Help(argparse.Action):
     """Prints the page of the command, of a section or of the experiments, and ends the process."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        if values:
-            require_one_of("--help", values, [*_sections(), "experiments"])
-        if values == "experiments":
-            print(textwrap.fill(", ".join(list_experiments()) or "none", WIDTH))
-        elif values:
-            print(describe_section(values))
-        else:
+        page = str(values)
+        if not page:
             parser.print_help()
+        else:
+            require_one_of("--help", page, [*_sections(), "experiments"])
+            names = textwrap.fill(", ".join(list_experiments()) or "none", WIDTH)
+            print(names if page == "experiments" else describe_section(page))
         parser.exit()
 
 
-def _sections() -> dict[str, type]:
+def _sections() -> dict[str, Any]:
     """Returns the sections of an experiment by name."""
     return {name: kind for name, kind in typing.get_type_hints(Experiment).items() if dataclasses.is_dataclass(kind)}
 
 
 def _first_clause(kind: type) -> str:
     """Returns the first clause of a class's docstring."""
-    return inspect.getdoc(kind).splitlines()[0].partition(";")[0].removesuffix(".")
+    return (inspect.getdoc(kind) or "").partition("\n")[0].partition(";")[0].removesuffix(".")
 
 
 def _first_experiments(width: int) -> str:
@@ -100,7 +101,7 @@ def describe_section(name: str) -> str:
     """Returns what a section's fields take, their defaults and what they mean."""
     kind = _sections()[name]
     declared, explained = typing.get_type_hints(kind, include_extras=True), field_docstrings(kind)
-    lines = [f"--{name}.FIELD=VALUE", "", *textwrap.wrap(inspect.getdoc(kind), WIDTH), ""]
+    lines = [f"--{name}.FIELD=VALUE", "", *textwrap.wrap(inspect.getdoc(kind) or "", WIDTH), ""]
     for field in dataclasses.fields(kind):
         default = field.default
         written = str(default).lower() if isinstance(default, bool) else repr(default)
@@ -120,8 +121,9 @@ def describe_section(name: str) -> str:
 def field_docstrings(kind: type) -> dict[str, str]:
     """Returns the text below each field of a class, which Python does not keep, from its source."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    body = node.body if isinstance(node, ast.ClassDef) else []
     return {
-        field.target.id: inspect.cleandoc(text.value.value)
-        for field, text in zip(node.body, node.body[1:], strict=False)
+        ast.unparse(field.target): inspect.cleandoc(str(text.value.value))
+        for field, text in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
     }

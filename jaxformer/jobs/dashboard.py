@@ -1,11 +1,10 @@
 """What a person sees of a queue: a table that is drawn anew, or a line for each change."""
 
-import datetime
 import shutil
 import sys
 from collections.abc import Sequence
 
-from jaxformer.host.console import format_table, printable, say
+from jaxformer.host.console import format_duration, format_table, printable, say
 from jaxformer.jobs.queue import OVER, State, Status
 
 
@@ -26,7 +25,7 @@ def status_table(statuses: Sequence[Status], *, parallel: int = 1, price_per_hou
                 f"{status.step:,}/{job.steps:,}" if has_begun else f"-/{job.steps:,}",
                 f"{status.loss:.3f}" if status.loss == status.loss else "-",
                 f"{status.tokens_per_second:,.0f}" if status.tokens_per_second == status.tokens_per_second else "-",
-                "" if status.state in OVER else _clock(status.seconds_left),
+                "" if status.state in OVER else format_duration(status.seconds_left),
                 f"{status.device_hours:.2f}" if status.device_hours else "-",
                 printable(status.note),
             )
@@ -43,7 +42,7 @@ def totals(statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: flo
     to_come = sum(status.seconds_left * status.job.devices for status in statuses) / 3600
     parts = [f"{len(statuses)} jobs: {counts}", f"{spent:.2f} device hours spent"]
     if to_come:
-        parts.append(f"about {to_come:.2f} to come, over in {_clock(_seconds_until_over(statuses, parallel))}")
+        parts.append(f"about {to_come:.2f} to come, over in {format_duration(_seconds_until_over(statuses, parallel))}")
     if price_per_hour is not None:
         parts.append(f"price {spent * price_per_hour:,.2f} + {to_come * price_per_hour:,.2f}")
     return "; ".join(parts)
@@ -82,7 +81,3 @@ def _seconds_until_over(statuses: Sequence[Status], parallel: int) -> float:
     for status in sorted(statuses, key=lambda status: status.state not in runs):
         slots[slots.index(min(slots))] += status.seconds_left
     return max(slots)
-
-
-def _clock(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))

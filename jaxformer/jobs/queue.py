@@ -218,11 +218,11 @@ class Queue:
         def running():
             return [run.handle for run in self._runs.values() if run.handle and run.handle.poll() is None]
 
+        signals = len(self._received)  # Before they are asked to end: a second one may come at once.
         if handles := running():
             note(f"{len(handles)} running: they save and end; a second signal kills them")
         for handle in handles:
             handle.terminate()
-        signals = len(self._received)
         while handles := running():
             if len(self._received) > signals:
                 signals = len(self._received)

@@ -353,7 +353,7 @@ def test_a_folder_without_a_tfds_dataset_is_refused_by_name(tmp_path, name):
     [
         ("text", "a.txt", b"caf\xe9 au lait", 3),
         ("jsonl", "a.jsonl", b'{"text": "\xc3\xbc"}\n{"text": "caf\xe9"}\n', 28),
-        ("jsonl", "a.jsonl.gz", gzip.compress(b'{"text": "\xc3\xbc"}\n{"text": "caf\xe9"}\n'), 28),
+        ("jsonl", "a.jsonl.gz", gzip.compress(b'{"text": "\xc3\xbc"}\n{"text": "caf\xe9"}\n', mtime=0), 28),
         ("jsonl", "a.jsonl.zst", zstd(b'{"text": "\xc3\xbc"}\n') + zstd(b'{"text": "caf\xe9"}\n'), 28),
     ],
 )

@@ -391,7 +391,7 @@ def test_table_tells_states_progress_and_totals(tmp_path):
     assert status_table(statuses_to_show(tmp_path), parallel=2, price_per_hour=2.0).splitlines() == [
         "experiment  seed  state      step   loss  tokens/s     left  device h",
         "fake           2  finished  12/12  3.142    98,765               0.50",
-        "fake           1  running    6/12  3.500     1,234  0:30:00      0.25  is stopped: \\x1b[31m",
+        "fake           1  running    6/12  3.500     1,234    30:00      0.25  is stopped: \\x1b[31m",
         "fake           0  waiting    -/12      -         -  1:00:00         -",
         "3 jobs: 1 waiting, 1 running, 1 finished; 0.75 device hours spent; about 1.50 to come, over in 1:00:00; "
         "price 1.50 + 3.00",
