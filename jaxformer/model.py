@@ -171,6 +171,7 @@ class RMSNorm(nnx.Module):
         self.scale = Scale(jnp.ones(width, jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns x, of any shape (..., width), normalised along its last axis."""
         return _rms_norm(x, self.scale[...])
 
 
@@ -178,6 +179,7 @@ class LayerNorm(RMSNorm):
     """Subtracts the last axis's mean, in float32, and goes on as RMSNorm; the paper's bias is left out."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns x, of any shape (..., width), normalised along its last axis."""
         x_float = x.astype(jnp.float32)
         return super().__call__(x_float - jnp.mean(x_float, axis=-1, keepdims=True)).astype(x.dtype)
 

@@ -179,7 +179,6 @@ def gradients(state: TrainState, batch: Batch) -> tuple[nnx.State, LossSums]:
 
     It is the same, up to rounding, whatever the micro-batches.
     """
-
     merge = _merging(state)
 
     def objective(params, micro_batch):

@@ -130,7 +130,6 @@ def decision(folder: Path) -> dict:
 
 def run_campaign(folder: Path, *, trials: int, kills: int, seed: int) -> list[str]:
     """Runs a campaign in an empty folder, and returns a line on each thing that differs."""
-
     (folder / "experiments").mkdir()
     write_experiments(folder / "experiments")
     (folder / "experiments" / f"{VARIANT}.py").write_text(GATED)
@@ -161,6 +160,7 @@ def run_campaign(folder: Path, *, trials: int, kills: int, seed: int) -> list[st
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=5, help="studies that are disturbed")
     parser.add_argument("--kills", type=int, default=4, help="in each of them, at most")

@@ -1,4 +1,4 @@
-"""Measures the scoring of tasks beside the plain forward pass of the same model, in turn:
+"""Measures the scoring of tasks beside the plain forward pass of the same model, in turn.
 
     python tools/bench_evaluate.py --workdir=RUN --data=FOLDER [--task=NAME,...] [--parts=8] [--json=RESULT.json]
 

@@ -1,5 +1,6 @@
-"""Scores tasks by lm-evaluation-harness and by jaxformer, and compares: `python tools/check_harness.py --workdir=RUN
---data=FOLDER [--task=NAME,...]`, with the extra `lm-eval`.
+"""Scores tasks by lm-evaluation-harness, with the extra `lm-eval`, and by jaxformer, and compares.
+
+    python tools/check_harness.py --workdir=RUN --data=FOLDER [--task=NAME,...]
 
 Requests must be equal as text, log-likelihoods within 1e-3 nats, and accuracies the same, item by item. The data are
 the official rows in files named after the tasks (`hellaswag.jsonl`, ...), of JSON lines or Parquet.
@@ -42,7 +43,7 @@ def ask_harness(model: LM, data: TaskData) -> dict:
         "dataset_kwargs": {"data_files": {split: data.source for split in ("train", "validation", "test")}},
     }
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "task.yaml").write_text(json.dumps(task))
+        Path(folder, "task.yaml").write_text(json.dumps(task), encoding="utf-8")
         found = lm_eval.simple_evaluate(
             model=model,
             tasks=[task["task"]],
@@ -104,6 +105,7 @@ def _scores(sample: dict) -> list[tuple]:
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="run folder")
     parser.add_argument("--data", type=Path, required=True, help="folder with a file named after each task")

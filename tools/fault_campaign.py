@@ -289,6 +289,7 @@ def run_campaign(folder: Path, *, kills: int, flips: int, seed: int, names: list
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40, help="over all configurations")
     parser.add_argument("--flips", type=int, default=200, help="of single bits of a checkpoint")

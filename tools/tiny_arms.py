@@ -50,7 +50,7 @@ ARCHITECTURES = {
 def write_corpus(path: Path) -> None:
     """Writes pieces of the standard library's documents: many short documents, as of a corpus of text."""
     left = PIECES
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for document in load_documents(CorpusConfig(kind="pystdlib")):
             part, number = "", 0
             for line in document.text.splitlines(keepends=True)[:LINES]:
@@ -88,6 +88,7 @@ class Arm(NamedTuple):
 
     @property
     def bits_per_byte(self) -> np.ndarray:
+        """Validation bits per byte of each seed, (S,)."""
         return self.bits_SI.sum(1) / self.bytes_I.sum()
 
     @property

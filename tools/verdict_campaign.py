@@ -150,6 +150,7 @@ def rate(counts: Counter, word: Word) -> dict[str, float]:
 
 
 def print_table(title: str, names: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Prints a table in Markdown."""
     print(f"\n{title}\n\n| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}")
     for row in rows:
         print("| " + " | ".join("-" if value is None else str(value) for value in row) + " |")
@@ -217,6 +218,7 @@ def report(arms: dict[str, Arm], data: Data, *, pairs: int, simulated: int, draw
 
 
 def main() -> int:
+    """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="of each arm; at least 8")
     parser.add_argument("--pairs", type=int, default=20, help="of equal arms of 3 trained runs each")

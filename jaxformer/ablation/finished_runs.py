@@ -94,10 +94,12 @@ class Evidence(NamedTuple):
 
     @property
     def seed(self) -> int:
+        """The run's seed."""
         return self.record["seed"]
 
     @property
     def device_hours(self) -> float:
+        """Hours that the run took, times its devices."""
         return float(self.summary["device_hours"])
 
     @property
@@ -199,5 +201,5 @@ def _read_items(path: Path) -> Items:
 
 
 def _read_lines(path: Path) -> list[dict]:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]

@@ -127,7 +127,8 @@ def worse_at_a_task(found: Findings, rule: Rule) -> Verdict | None:
 
 def cheaper(found: Findings, rule: Rule) -> Verdict | None:
     """EQUIVALENT BUT CHEAPER: the interval lies within {within}, not all of it below 0, and {rule.cheaper:.0%} of the
-    time per token is surely saved, or of the parameters without surely taking more time."""
+    time per token is surely saved, or of the parameters without surely taking more time.
+    """
     saving = _saving(found.cost, rule)
     if _is_within_margin(found, rule) and _interval(found, rule)[1] >= 0 and saving:
         return Verdict(Word.CHEAPER, f"{_shown(found, rule)} is equal, {saving}")
@@ -148,7 +149,8 @@ def worse(found: Findings, rule: Rule) -> Verdict | None:
 
 def not_worth_its_time(found: Findings, rule: Rule) -> Verdict | None:
     """UNDECIDED: the interval lies below 0, but a token surely takes longer than the gain is worth: than the parent
-    would take longer to the same loss, or by more than {rule.cheaper:.0%} where that is not known."""
+    would take longer to the same loss, or by more than {rule.cheaper:.0%} where that is not known.
+    """
     is_unknown = math.isnan(found.worth)
     is_slower = found.cost.time_interval[0] > (1 + rule.cheaper if is_unknown else found.worth)
     if is_slower and (verdict := better(found, rule)):
@@ -174,7 +176,8 @@ def after_the_last_analysis(found: Findings, rule: Rule) -> Verdict | None:
 
 def more_seeds(found: Findings, rule: Rule) -> Verdict:
     """UNDECIDED: otherwise, until the interim analysis that would decide with a probability of {rule.power:.0%} if the
-    difference is as large as it seems; the parent stays if none would."""
+    difference is as large as it seems; the parent stays if none would.
+    """
     shown, needed = _shown(found, rule), _seeds_to_decide(found, rule)
     if needed is None:
         reason = f"{shown}: not even {_MOST_SEEDS} seeds would distinguish it from 0 or from the margin"

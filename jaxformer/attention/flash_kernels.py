@@ -177,13 +177,13 @@ def keys_kernel(
 
 
 def _visible_TS(block, tile: Tile, queries_T, starts_T):
-    """start <= key <= query, in one comparison: below the start the difference wraps around to a huge number."""
+    """Start <= key <= query, in one comparison: below the start the difference wraps around to a huge number."""
     keys_1S = (block * tile.keys + jnp.arange(tile.keys, dtype=jnp.int32))[None, :]
     return _unsigned(keys_1S - starts_T[:, None]) <= _unsigned(queries_T - starts_T)[:, None]
 
 
 def _visible_ST(block, tile: Tile, keys_S, ends_S):
-    """key <= query < end, likewise."""
+    """Key <= query < end, likewise."""
     queries_1T = (block * tile.queries + jnp.arange(tile.queries, dtype=jnp.int32))[None, :]
     return _unsigned(queries_1T - keys_S[:, None]) < _unsigned(ends_S - keys_S)[:, None]
 

@@ -116,6 +116,8 @@ class RemoteFile(io.RawIOBase):
         return self._file
 
     def readinto(self, buffer) -> int:
+        """Reads into a buffer; returns the bytes that were read, 0 at the end."""
+
         def read() -> bytes:
             try:
                 file = self._opened()
@@ -135,19 +137,24 @@ class RemoteFile(io.RawIOBase):
         return len(data)
 
     def readable(self) -> bool:
+        """Returns True."""
         return True
 
     def seekable(self) -> bool:
+        """Returns True."""
         return True
 
     def tell(self) -> int:
+        """Returns the position, bytes."""
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to a position; returns it, bytes from the start."""
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         return self._at
 
     def close(self) -> None:
+        """Closes the connection."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -49,6 +49,7 @@ class Selection:
 
     @property
     def is_full(self) -> bool:
+        """Whether the budget of training tokens is reached."""
         return self.training_tokens >= self._budget
 
     @property

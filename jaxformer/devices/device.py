@@ -55,7 +55,7 @@ def keep_compiled(cache: Path) -> None:
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         features = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):  # Not Linux.
         features = platform.processor()

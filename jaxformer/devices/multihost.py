@@ -78,7 +78,7 @@ def first_speaks() -> Iterator[None]:
     """Silences this process within the block unless it is the first."""
     with contextlib.ExitStack() as stack:
         if jax.distributed.is_initialized() and not is_first():
-            silence = stack.enter_context(open(os.devnull, "w"))
+            silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(silence))
             stack.enter_context(contextlib.redirect_stderr(silence))
         yield

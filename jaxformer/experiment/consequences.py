@@ -47,6 +47,7 @@ class SolvedWidth:
     paths: ClassVar[tuple[str, ...]] = ("model.width", "model.heads")
 
     def __call__(self, parent: Experiment, child: Experiment) -> dict[str, Any]:
+        """Returns the width and heads, by dotted path."""
         model = child.model
         step = model.key_value_heads or 1  # A number of heads that groups can share.
 

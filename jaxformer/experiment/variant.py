@@ -112,6 +112,7 @@ class Resolved(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The experiment's name."""
         return self.experiment.name
 
 

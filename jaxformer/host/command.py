@@ -16,7 +16,9 @@ from jaxformer.host.signals import Stopped
 class Command(Protocol):
     """A command: a function of its arguments, or of those of the process, to its exit status."""
 
-    def __call__(self, arguments: list[str] | None = None) -> int: ...
+    def __call__(self, arguments: list[str] | None = None) -> int:
+        """Returns the exit status."""
+        ...
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +33,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False, **options)
 
     def error(self, message):
+        """Raises `UserError` in place of ending the process."""
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 

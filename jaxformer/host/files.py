@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict | None:
         UserError: it is unreadable, or holds something else.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("not an object")
         return value

@@ -34,7 +34,7 @@ def hold(lock: Path, *, wait: str | None = None) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         while True:
-            file = stack.enter_context(lock.open("a+"))
+            file = stack.enter_context(lock.open("a+", encoding="utf-8"))
             if not take(file):
                 if wait is None:
                     raise Held(holder(lock))
@@ -80,4 +80,4 @@ def is_held(lock: Path) -> bool:
 def holder(lock: Path) -> str:
     """Returns the name of the process that holds a lock, in words."""
     # It may not have written its name yet.
-    return lock.read_text().strip() or "another process"
+    return lock.read_text(encoding="utf-8").strip() or "another process"

@@ -113,7 +113,7 @@ def _start_process(command: Sequence[str], log: Path, environment: dict[str, str
         wait: for the process that holds it; otherwise that raises `Held`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         while not take(file):
             if not wait:
                 raise Held(f"a process that writes to {log}")

@@ -51,6 +51,7 @@ class Finding(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The variant's name."""
         return self.resolved.name
 
     @property
@@ -60,18 +61,22 @@ class Finding(NamedTuple):
 
     @property
     def is_merge(self) -> bool:
+        """Whether it joins several variants."""
         return len(self.resolved.parents) > 1
 
     @property
     def word(self) -> Word:
+        """What was decided."""
         return self.comparison.verdict.word if self.comparison else Word.NOT_COMPARED
 
     @property
     def difference(self) -> Difference | None:
+        """Of validation bits per byte, variant minus parent; None where they were not compared."""
         return self.comparison.difference if self.comparison else None
 
     @property
     def expected(self) -> tuple[float, float]:
+        """The interval that was expected of the difference."""
         low, high = self.lineage["expected"]
         return float(low), float(high)
 
@@ -181,8 +186,10 @@ def task_scores(finding: Finding, task: str) -> tuple[str, ...]:
 
 
 def ratios(finding: Finding) -> tuple[str, str, str]:
-    """Returns the tokens that the parent needs for the same loss beside the variant's; and the variant's time per token
-    and parameters beside the parent's."""
+    """Returns the worth in tokens, the time per token and the parameters of a variant, each beside its parent's.
+
+    The first is how many times the variant's tokens the parent needs for the same loss.
+    """
     comparison = finding.comparison
     if comparison is None or comparison.cost is None:
         return NOTHING, NOTHING, NOTHING

@@ -53,6 +53,7 @@ class Difference(NamedTuple):
 
     @property
     def standard_error(self) -> float:
+        """Root of both variances together."""
         return math.sqrt(self.seed_variance + self.item_variance)
 
     @property
