@@ -24,7 +24,7 @@ from jaxformer.evaluation.task_scores import EncodedTask, score_task
 from jaxformer.evaluation.tasks import fixed_choice
 from jaxformer.evaluation.validation import validate, validation_scalars
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.host.console import format_duration, note, say
+from jaxformer.host.console import format_duration, print_line, print_notice
 from jaxformer.host.files import write_json, write_whole
 from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.run.failed_step import diagnose, write_fault
@@ -100,8 +100,8 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             except NonFiniteSteps as failure:
                 raise keep_fault(run, state, batches, failure) from failure
             if is_due:
-                note(save(run.checkpoints, state, data_state, run.record_now()))
-            note(run.checkpoints.check())
+                print_notice(save(run.checkpoints, state, data_state, run.record_now()))
+            print_notice(run.checkpoints.check())
             received = agreed_stop.answer(run.signals.received)
             if received or step + 1 == steps:
                 save_now(run, state, data_state)
@@ -116,7 +116,7 @@ def save_now(run: Run, state: TrainState, data_state: dict) -> None:
     """Saves a state, unless it is the one before the first step, and waits until it is on the disk."""
     if int(state.step):
         for line in save_and_wait(run.checkpoints, state, data_state, run.record_now()):
-            note(line)
+            print_notice(line)
 
 
 def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] | None:
@@ -136,7 +136,7 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
             if jax.process_count() > 1:  # The others wait for this one within the evaluation.
                 raise
             is_whole = False
-            note(
+            print_notice(
                 f"{what} at step {step} failed ({type(error).__name__}: {error}); while its checkpoint is kept, "
                 f"`jaxformer evaluate --workdir={run.workdir} --step={step}` does it later"
             )
@@ -229,7 +229,7 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
         ) from error
     validation = {name.removeprefix("validation/"): value for name, value in evaluation.items()}
     taken = format_duration(record["seconds"])
-    say(f"finished in {taken}: validation {describe_validation(validation)}; results in {workdir}")
+    print_line(f"finished in {taken}: validation {describe_validation(validation)}; results in {workdir}")
     return summary
 
 
@@ -240,6 +240,6 @@ def try_to_sample(run: Run, state: TrainState, seed: int) -> None:
         text = sample_text(state.model, run.data.tokenizer, tokens=length, seed=seed)
         write_whole(path, text.encode())
     except Exception as error:
-        note(f"no sample could be written ({type(error).__name__}: {error})")
+        print_notice(f"no sample could be written ({type(error).__name__}: {error})")
     else:
-        say(f"a sample ({path}):\n{text}\n")
+        print_line(f"a sample ({path}):\n{text}\n")

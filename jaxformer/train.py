@@ -22,16 +22,16 @@ from jaxformer.checkpoint.store import hush
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.config import to_dict
 from jaxformer.data.packing import Batch, make_batches, seek
-from jaxformer.devices.device import choose_device, keep_compiled, too_little_memory_told
+from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
 from jaxformer.devices.mesh import rows_here
 from jaxformer.devices.multihost import (
-    agreed_arrays,
-    first_speaks,
+    arrays_from_first,
     folder_to_write,
     join_processes,
     leave,
-    lost_process_told,
-    require_agreed,
+    lost_process_reported,
+    require_same_everywhere,
+    silence_all_but_first,
     wait_for_all,
 )
 from jaxformer.experiment.command_line import parse_arguments
@@ -39,7 +39,7 @@ from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.experiment.variant import Lineage, resolve
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import command, flush_streams
-from jaxformer.host.console import note, say
+from jaxformer.host.console import print_line, print_notice
 from jaxformer.host.files import read_json
 from jaxformer.host.signals import StopSignals
 from jaxformer.loop import Run, finish, run_steps
@@ -57,7 +57,7 @@ from jaxformer.run.identity import check_folder, check_kin, check_tasks, code_di
 from jaxformer.run.inputs import Data, digests, prepare_data, task_digests
 from jaxformer.run.metrics import open_writer, validation_losses
 from jaxformer.run.progress import describe, make_progress
-from jaxformer.run.sanity_check import batch_to_prove, prove
+from jaxformer.run.sanity_check import batch_to_check, check_sanity
 from jaxformer.step import TrainState
 
 
@@ -85,13 +85,15 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
             return summary
         own = stack.enter_context(folder_to_write(workdir))  # Several processes read one folder, and the first writes.
         stack.enter_context(hold_folder(own))
-        say(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
-        require_agreed([to_dict(experiment), code_digest(), jax.__version__], "other settings or another version")
+        print_line(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
+        require_same_everywhere(
+            [to_dict(experiment), code_digest(), jax.__version__], "other settings or another version"
+        )
 
         # What is refused is refused before the run's first file is written.
         experiment, fit = fit_to_device(experiment, read_json(workdir / "config.json"))
         data, batches = prepare_inputs(experiment, seed, workdir, mesh)
-        batch = agreed_arrays(batch_to_prove(batches))
+        batch = arrays_from_first(batch_to_check(batches))
         seek(batches, 0)
         attention = choose_attention(experiment, batch, workdir, mesh.size)
         state = make_state(experiment, seed, attention.implementation, mesh)
@@ -100,7 +102,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
         if experiment.training.startup_proof:
             vocabulary_size, is_masked = experiment.model.vocabulary_size, experiment.packing.document_mask
-            say(f"proof       {prove(state, batch, vocabulary_size, document_mask=is_masked)}")
+            print_line(f"proof       {check_sanity(state, batch, vocabulary_size, document_mask=is_masked)}")
 
         belongs_to = {"identity": identity, "digests": digests(data)}
         checkpoints = stack.enter_context(open_checkpoints(workdir / "checkpoints", experiment.checkpoint))
@@ -115,7 +117,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         write_config(own, experiment, lineage or Lineage(), belongs_to, environment, data.tokenizer, first_step)
         writer, tensorboard = open_writer(own, first_step=first_step)
         stack.enter_context(writer)
-        say(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
+        print_line(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
         progress = make_progress(experiment, writer, device.device_kind, mesh.size)
         run = Run(experiment, own, data, checkpoints, progress, signals, mesh, record, time.perf_counter())
         state = run_steps(run, state, batches)
@@ -131,7 +133,7 @@ def prepare_inputs(
         UserError: the data are not there, or not those that the folder's run, or another process, began with.
     """
     data = prepare_data(experiment, seed)
-    require_agreed(digests(data), "other data")
+    require_same_everywhere(digests(data), "other data")
     check_folder(workdir, digests(data), "digests")
     check_tasks(workdir, task_digests(data))
     rows = experiment.training.rows_per_step
@@ -160,9 +162,9 @@ def resume(
     """
     restored = restore(checkpoints, state, belongs_to=belongs_to)
     for line in restored.damaged:
-        note(line)
+        print_notice(line)
     batches.set_state(restored.data_state)
-    say(f"resumed from step {int(restored.state.step)}")
+    print_line(f"resumed from step {int(restored.state.step)}")
     return restored.state, restored.record
 
 
@@ -177,13 +179,13 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(to_dict(experiment), indent=2))
     elif options.plan is not None:
         choose_device(experiment.training.device)
-        with too_little_memory_told():
+        with out_of_memory_reported():
             print_plan(experiment, options.plan)
     else:
         workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
         join_processes(experiment.mesh.processes)
         advice = functools.partial(advise_here, experiment)
-        with lost_process_told(), too_little_memory_told(advice), first_speaks():
+        with lost_process_reported(), out_of_memory_reported(advice), silence_all_but_first():
             choose_device(experiment.training.device)  # Before anything looks for devices.
             if workdir.parent.name == experiment.name:
                 check_kin(workdir.parent.parent, resolved)

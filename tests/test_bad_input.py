@@ -24,7 +24,7 @@ from jaxformer.config import UserError, flatten
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.variant import load_experiment
 from jaxformer.run.folder import hold_folder
-from jaxformer.train import main, too_little_memory_told
+from jaxformer.train import main, out_of_memory_reported
 
 BASELINE = "--experiment=baseline"
 
@@ -601,7 +601,7 @@ def test_step_too_large_for_the_device_is_refused_with_what_to_lower():
     # 1 PiB: more than any machine's addresses.
     with (
         pytest.raises(UserError, match=r"too little memory .*; raise training\.micro_batches"),
-        too_little_memory_told(),
+        out_of_memory_reported(),
     ):
         jnp.zeros((1 << 24, 1 << 24)).block_until_ready()
 

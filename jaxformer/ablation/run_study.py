@@ -10,7 +10,7 @@ from jaxformer.ablation.early_stopping import clearly_worse, may_stop
 from jaxformer.ablation.study import Study, estimate_seconds, resolve_study
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment.variant import Lineage
-from jaxformer.host.console import format_duration, note, say
+from jaxformer.host.console import format_duration, print_line, print_notice
 from jaxformer.host.files import require_json
 from jaxformer.jobs.dashboard import Board
 from jaxformer.jobs.launch import Job, Launch, launch_local
@@ -49,11 +49,11 @@ def print_plan(jobs: list[Job], parallel: int, price: float | None) -> None:
         ours = [job for job in jobs if job.name == name]
         todo = sum(job in waiting for job in ours)
         each = format_duration(ours[0].estimated_seconds)
-        say(f"{name:40}  {len(ours)} seeds, {len(ours) - todo} over  {ours[0].steps:,} steps  {each} each")
+        print_line(f"{name:40}  {len(ours)} seeds, {len(ours) - todo} over  {ours[0].steps:,} steps  {each} each")
     hours = sum(job.estimated_seconds * job.devices for job in waiting) / 3600
     costs = "" if price is None else f", price {hours * price:,.2f}"
     left = format_duration(seconds / parallel)
-    say(f"{len(waiting)} runs to go, {hours:.2f} device hours{costs}, over in about {left}")
+    print_line(f"{len(waiting)} runs to go, {hours:.2f} device hours{costs}, over in about {left}")
 
 
 def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str, Lineage]) -> None:
@@ -102,5 +102,5 @@ def run_jobs(
                 compared = time.monotonic()
     for status in statuses:
         if status.state in (State.FAILED, State.REFUSED):
-            note(f"{status.job}: {status.note}")
+            print_notice(f"{status.job}: {status.note}")
     return statuses

@@ -167,7 +167,7 @@ def _items(checkpoints: Checkpoints, step: int, items: dict) -> Any:
     try:
         return checkpoints.restore(step, items)
     except Exception as error:  # Orbax and TensorStore raise many kinds.
-        if any(_says_nothing_of_the_step(each) for each in chain(error)):
+        if any(_is_of_the_machine(each) for each in chain(error)):
             raise UserError(
                 f"checkpoint {step} in {checkpoints.folder} cannot be read ({first_line(error)}); it is left as it is, "
                 "and the same command tries again"
@@ -175,7 +175,7 @@ def _items(checkpoints: Checkpoints, step: int, items: dict) -> Any:
         raise _Damaged(first_line(error)) from error
 
 
-def _says_nothing_of_the_step(error: BaseException) -> bool:
+def _is_of_the_machine(error: BaseException) -> bool:
     """Returns whether reading failed for what is short or forbidden, and not for what the files hold."""
     if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
         return True

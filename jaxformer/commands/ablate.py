@@ -16,7 +16,7 @@ from jaxformer.ablation.run_study import estimate_runs, print_plan, run_jobs
 from jaxformer.ablation.study import choose_study, make_jobs
 from jaxformer.config import require
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import say
+from jaxformer.host.console import print_line
 from jaxformer.jobs.launch import launch_local, launch_submitit
 from jaxformer.jobs.queue import State
 from jaxformer.report.text import decision_table
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     statuses = run_jobs(
         study, jobs, launch, parallel=options.parallel, price_per_hour=options.price, stop_worse=options.stop_worse
     )
-    say(decision_table(judge_study(study, options.runs, allow=allow)))
+    print_line(decision_table(judge_study(study, options.runs, allow=allow)))
     return 1 if any(status.state in (State.FAILED, State.REFUSED) for status in statuses) else 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # A run may be training on the same device.
 
 from jaxformer.config import check_same, require
-from jaxformer.devices.device import keep_compiled, too_little_memory_told
+from jaxformer.devices.device import keep_compiled, out_of_memory_reported
 from jaxformer.evaluation.config import EvaluationConfig, task_names
 from jaxformer.evaluation.result_files import (
     describe_scores,
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     keep_compiled(cache_folder())
     require(options.limit is None or options.limit > 0, f"--limit ({options.limit}) must be positive")
-    with too_little_memory_told():
+    with out_of_memory_reported():
         trained = load_trained(options.workdir, options.step)
         given = {"tasks": options.task, "task_data": options.data}
         given = {name: value for name, value in given.items() if value is not None}

@@ -19,7 +19,7 @@ from jaxformer.experiment.command_line import parse_overrides
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import say
+from jaxformer.host.console import print_line
 from jaxformer.run.inputs import open_corpora
 
 
@@ -41,5 +41,5 @@ def main(arguments: list[str]) -> int:
         folder = prepare(documents, tokenizer, cache_folder(), beam=beam)
         manifest = open_shards(folder, "train").manifest
         train, validation = (f"{manifest.tokens[split]:,} tokens" for split in SPLITS)
-        say(f"{name}: {train} to train on, {validation} to validate, from {documents.origin}, in {folder}")
+        print_line(f"{name}: {train} to train on, {validation} to validate, from {documents.origin}, in {folder}")
     return 0

@@ -22,11 +22,11 @@ from jaxformer.data import shards
 from jaxformer.data.chunks import Stored, open_chunks, stored_chunks, tokenise, tokenise_part
 from jaxformer.data.corpus import Documents, Part, load_documents
 from jaxformer.data.selection import Selected, Selection
-from jaxformer.data.shard_writer import pipeline_options, told_in_one_line, write_shard_files
+from jaxformer.data.shard_writer import in_one_line, pipeline_options, write_shard_files
 from jaxformer.data.shards import FORMAT_VERSION, SPLITS, Manifest, id_dtype, shard_digests
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.cache import make_once
-from jaxformer.host.console import format_size, note, progress_bar
+from jaxformer.host.console import format_size, print_notice, progress_bar
 from jaxformer.host.files import sync_tree, write_whole
 from jaxformer.host.lock import is_held
 
@@ -114,7 +114,7 @@ def _tell_others(folder: Path) -> None:
     others = [each for each in others if not is_held(each.with_suffix(".lock"))]
     if others:
         size = sum(path.stat().st_size for each in others for path in each.rglob("*") if path.is_file())
-        note(
+        print_notice(
             f"unfinished preparations besides this one take {format_size(size)} in {folder.parent}: "
             f"{', '.join(sorted(each.name for each in others))}; delete those that nobody will go on with"
         )
@@ -211,7 +211,7 @@ def _tokenise_over_beam(
         if not wave:
             return
         work = partial(_tokenise_numbered, documents, tokenizer.model, chunks)
-        with told_in_one_line(), beam.Pipeline(options=options) as pipeline:
+        with in_one_line(), beam.Pipeline(options=options) as pipeline:
             _ = pipeline | beam.Create(wave) | beam.Reshuffle() | beam.Map(work)
         for number, part in wave:
             stored = stored_chunks(part, number, chunks)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from jaxformer.config import UserError, require
-from jaxformer.host.console import note, say
+from jaxformer.host.console import print_line, print_notice
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ def pinned(path: str, what: str) -> tuple[str, str]:
     commit = patiently(
         lambda: HfApi().dataset_info(name, revision=branch).sha, f"{what} {path}: branch {branch!r} cannot be resolved"
     )
-    say(f"corpus      hf://datasets/{name}: {branch} is commit {commit}")
+    print_line(f"corpus      hf://datasets/{name}: {branch} is commit {commit}")
     return f"hf://datasets/{name}@{commit}{rest}", commit
 
 
@@ -174,7 +174,7 @@ def patiently(attempt: Callable[[], T], where: str, waits: Sequence[float] = WAI
                 raise UserError(f"{where}: {reason}") from error
             if wait is None:
                 raise UserError(f"{where}: given up after {len(waits) + 1} attempts ({reason})") from error
-            note(f"{where}: {reason}; trying again in {wait} s")
+            print_notice(f"{where}: {reason}; trying again in {wait} s")
             time.sleep(wait)
     raise AssertionError
 

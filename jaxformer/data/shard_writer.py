@@ -81,7 +81,7 @@ def write_shard_files(
     config = tfds.download.DownloadConfig(try_download_gcs=False, **_beam_options(beam))
     with bar, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads; there are none.
         builder = TokenShards(data_dir=str(folder), file_format="array_record")
-        with _full_disk_told(folder) if beam is None else told_in_one_line():
+        with _full_disk_reported(folder) if beam is None else in_one_line():
             builder.download_and_prepare(download_config=config)
     shutil.rmtree(folder / "downloads", ignore_errors=True)
     for path in (folder / "token_shards").rglob("*.shard_infos.json"):
@@ -109,7 +109,7 @@ def pipeline_options(beam: Sequence[str]):
 
 
 @contextlib.contextmanager
-def _full_disk_told(folder: Path) -> Iterator[None]:
+def _full_disk_reported(folder: Path) -> Iterator[None]:
     """Raises `OSError`, as anything else that writes does, in place of what ArrayRecord raises."""
     try:
         yield
@@ -121,7 +121,7 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_in_one_line() -> Iterator[None]:
+def in_one_line() -> Iterator[None]:
     """Raises the error of a Beam pipeline, which holds its worker's traceback, as a `UserError` of one line."""
     try:
         yield

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jaxformer.config import UserError, require
 from jaxformer.data.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, is_remote
 from jaxformer.host.cache import cache_folder
-from jaxformer.host.console import format_size, note
+from jaxformer.host.console import format_size, print_notice
 from jaxformer.host.digests import file_digests
 from jaxformer.host.files import read_remembered, write_remembered
 
@@ -100,7 +100,7 @@ def content_digests(files: Sequence[SourceFile], what: str) -> list[str]:
     known = read_remembered(memory)
     new = sum(file.size for file in files if os.path.abspath(file.path) in local.keys() - known.keys())
     if new > _NOTABLE_BYTES:
-        note(f"{what}s: reading {format_size(new)} once, for their digests")
+        print_notice(f"{what}s: reading {format_size(new)} once, for their digests")
 
     def is_worth(status: os.stat_result) -> bool:
         is_settled = time.time_ns() - status.st_mtime_ns > _SETTLED_NANOSECONDS
@@ -120,7 +120,7 @@ def content_digests(files: Sequence[SourceFile], what: str) -> list[str]:
 
 def _remote_digest(url: str, what: str) -> str:
     """Returns what tells the content of a remote file where its store does not."""
-    note(f"{what} {url}: its store tells no digest, ETag or time; reading all of it to know it again")
+    print_notice(f"{what} {url}: its store tells no digest, ETag or time; reading all of it to know it again")
     with open_file(url, what) as file:
         return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
 

@@ -83,7 +83,7 @@ def device_memory() -> int:
 
 
 @contextlib.contextmanager
-def too_little_memory_told(advice: Callable[[], str] | None = None) -> Iterator[None]:
+def out_of_memory_reported(advice: Callable[[], str] | None = None) -> Iterator[None]:
     """Raises `UserError` in place of JAX's error where the device has too little memory.
 
     Args:

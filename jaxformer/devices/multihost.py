@@ -74,7 +74,7 @@ def folder_to_write(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def first_speaks() -> Iterator[None]:
+def silence_all_but_first() -> Iterator[None]:
     """Silences this process within the block unless it is the first."""
     with contextlib.ExitStack() as stack:
         if jax.distributed.is_initialized() and not is_first():
@@ -85,7 +85,7 @@ def first_speaks() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lost_process_told() -> Iterator[None]:
+def lost_process_reported() -> Iterator[None]:
     """Raises `TrainingFailure` in place of JAX's error where another process of the run is gone."""
     try:
         yield
@@ -113,7 +113,7 @@ def wait_for_all(where: str) -> None:
         multihost_utils.sync_global_devices(where)
 
 
-def agreed(value: Any) -> Any:
+def from_first(value: Any) -> Any:
     """Returns the first process's value, of JSON, in all of them."""
     if jax.process_count() == 1:
         return value
@@ -123,13 +123,13 @@ def agreed(value: Any) -> Any:
     return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)))
 
 
-def require_agreed(value: Any, other: str) -> None:
+def require_same_everywhere(value: Any, other: str) -> None:
     """Raises `UserError` in a process whose value, of JSON, is not the first one's."""
     value = json.loads(json.dumps(value))
-    require(agreed(value) == value, f"process {jax.process_index()} of the run has {other} than the first")
+    require(from_first(value) == value, f"process {jax.process_index()} of the run has {other} than the first")
 
 
-def least(value: int) -> int:
+def all_min(value: int) -> int:
     """Returns the smallest of all processes' numbers, which lie below 2**63."""
     if jax.process_count() == 1:
         return value
@@ -137,7 +137,7 @@ def least(value: int) -> int:
     return min((high << 32) + low for high, low in multihost_utils.process_allgather(halves).tolist())
 
 
-def agreed_arrays(tree: Any) -> Any:
+def arrays_from_first(tree: Any) -> Any:
     """Returns the first process's arrays in all of them; the others' are of the same shapes."""
     if jax.process_count() == 1:
         return tree
@@ -151,7 +151,7 @@ def all_rows(tree: Any) -> Any:
     return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
 
 
-def summed(values: list[int], modulus: int) -> list[int]:
+def all_sum(values: list[int], modulus: int) -> list[int]:
     """Returns the sum over all processes of each number below a modulus of at most 2**63, modulo that."""
     if jax.process_count() == 1:
         return values

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from jaxformer.config import TrainingFailure, UserError
-from jaxformer.host.console import note
+from jaxformer.host.console import print_notice
 from jaxformer.host.signals import Stopped
 
 
@@ -51,16 +51,16 @@ def command(main: Callable[[list[str]], int]) -> Command:
         try:
             return main(sys.argv[1:] if arguments is None else arguments)
         except TrainingFailure as error:
-            note(str(error))
+            print_notice(str(error))
             return 1
         except (UserError, OSError) as error:
-            note(str(error))
+            print_notice(str(error))
             return 2
         except Stopped as error:
-            note(str(error))
+            print_notice(str(error))
             return 128 + error.number
         except KeyboardInterrupt:
-            note("interrupted")
+            print_notice("interrupted")
             return 130
 
     return wrapped

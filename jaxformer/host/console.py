@@ -11,24 +11,24 @@ from tqdm import tqdm
 _LOG_SECONDS = 30
 
 
-def say(text: str, *, is_error: bool = False, end: str = "\n") -> None:
+def print_line(text: str, *, is_error: bool = False, end: str = "\n") -> None:
     """Prints a text at once. What cannot be written is kept by the stream, which tries again with the next."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=sys.stderr if is_error else sys.stdout, flush=True)
 
 
-def say_progress(text: str, *, keep: bool = False) -> None:
+def print_progress(text: str, *, keep: bool = False) -> None:
     """Prints a progress line; on a terminal the next one replaces it unless it is kept."""
     if sys.stdout.isatty():
-        say(f"\r\033[K{text}", end="\n" if keep else "")
+        print_line(f"\r\033[K{text}", end="\n" if keep else "")
     else:
-        say(text)
+        print_line(text)
 
 
 def end_progress() -> None:
     """Leaves the progress line that stands on a terminal, so that what follows does not overwrite it."""
     if sys.stdout.isatty():
-        say("")
+        print_line("")
 
 
 def progress_bar(**options) -> tqdm:
@@ -44,14 +44,14 @@ class _Lines(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None:  # Else it is '', which on a terminal clears the bar.
-            say(str(self), is_error=True)
+            print_line(str(self), is_error=True)
 
 
-def note(text: str | None) -> None:
+def print_notice(text: str | None) -> None:
     """Prints a line that stays on standard error, beside the progress lines; nothing for None."""
     if text:
         end_progress()
-        say(f"jaxformer: {printable(' '.join(text.split()))}", is_error=True)
+        print_line(f"jaxformer: {printable(' '.join(text.split()))}", is_error=True)
 
 
 def printable(text: str) -> str:

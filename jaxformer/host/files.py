@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 from jaxformer.config import UserError
-from jaxformer.host.console import note
+from jaxformer.host.console import print_notice
 
 
 def sync_tree(folder: Path) -> None:
@@ -55,7 +55,7 @@ class Closing:
         try:
             self.close()
         except Exception as second:
-            note(str(second))
+            print_notice(str(second))
 
 
 def read_json(path: Path) -> dict | None:

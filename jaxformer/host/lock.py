@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from jaxformer.host.console import say
+from jaxformer.host.console import print_line
 
 # In a run folder, who runs in it.
 LOCK = ".lock"
@@ -38,7 +38,7 @@ def hold(lock: Path, *, wait: str | None = None) -> Iterator[None]:
             if not take(file):
                 if wait is None:
                     raise Held(holder(lock))
-                say(f"waiting for {holder(lock)}, which is {wait}")
+                print_line(f"waiting for {holder(lock)}, which is {wait}")
                 fcntl.flock(file, fcntl.LOCK_EX)
             # Who held it may have removed it, and another may hold a new one of the same name.
             if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):

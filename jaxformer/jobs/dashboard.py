@@ -4,7 +4,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from jaxformer.host.console import format_duration, format_table, printable, say
+from jaxformer.host.console import format_duration, format_table, print_line, printable
 from jaxformer.jobs.queue import OVER, State, Status
 
 
@@ -62,7 +62,9 @@ class Board:
                 change = status.state, status.note
                 if self._shown.get(status.job.workdir, (State.WAITING, "")) != change:
                     self._shown[status.job.workdir] = change
-                    say(f"{status.job}: {status.state.value}" + (f": {printable(status.note)}" if status.note else ""))
+                    print_line(
+                        f"{status.job}: {status.state.value}" + (f": {printable(status.note)}" if status.note else "")
+                    )
             return
         width, height = shutil.get_terminal_size()
         *rows, total = status_table(statuses, parallel=parallel, price_per_hour=price_per_hour).splitlines()
@@ -70,7 +72,7 @@ class Board:
             is_kept = [True, *(status.state not in (State.FINISHED, State.WAITING) for status in statuses)]
             rows = [row for row, kept in zip(rows, is_kept, strict=True) if kept][: max(1, height - 2)]
         lines = [line[: width - 1] for line in (*rows, total)]
-        say((f"\033[{self._height}A" if self._height else "") + "\r\033[J" + "\n".join(lines))
+        print_line((f"\033[{self._height}A" if self._height else "") + "\r\033[J" + "\n".join(lines))
         self._height = len(lines)
 
 

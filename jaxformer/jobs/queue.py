@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxformer.config import require
-from jaxformer.host.console import note
+from jaxformer.host.console import print_notice
 from jaxformer.host.files import read_remembered, write_whole
 from jaxformer.host.lock import LOCK, Held, holder, is_held
 from jaxformer.host.signals import SIGNALS, Stopped
@@ -220,7 +220,7 @@ class Queue:
 
         signals = len(self._received)  # Before they are asked to end: a second one may come at once.
         if handles := running():
-            note(f"{len(handles)} running: they save and end; a second signal kills them")
+            print_notice(f"{len(handles)} running: they save and end; a second signal kills them")
         for handle in handles:
             handle.terminate()
         while handles := running():

@@ -19,7 +19,7 @@ from jaxformer.config import UserError, did_you_mean, replace
 from jaxformer.data.packing import Batch
 from jaxformer.devices.device import MEMORY_GB, device_memory, memory_gigabytes
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
-from jaxformer.devices.multihost import agreed, least
+from jaxformer.devices.multihost import all_min, from_first
 from jaxformer.experiment.experiment import Experiment, attention_shape, run_mesh
 from jaxformer.flops import matmul_parameters, training_flops_per_token
 from jaxformer.host.console import format_size
@@ -126,7 +126,7 @@ def fit_to_device(experiment: Experiment, record: dict | None = None) -> tuple[E
         record: the `config.json` of the run so far: on the same device it goes on as it began, if that fits.
     """
     target = device_at_hand(experiment)
-    target = target._replace(memory=least(target.memory))  # Each process has a device of its own.
+    target = target._replace(memory=all_min(target.memory))  # Each process has a device of its own.
     reason = "as configured"
     if experiment.model.remat == "auto" or not experiment.training.micro_batches:
         reason = "the cheapest that fits" if target.memory else "since its memory is the host's"
@@ -135,7 +135,7 @@ def fit_to_device(experiment: Experiment, record: dict | None = None) -> tuple[E
             as_before = _recorded(experiment, record)
             if not target.memory or fits(choose_fit(as_before, target), target):
                 experiment, reason = as_before, "as the run began"
-    remat, micro_batches = agreed(choose_fit(experiment, target)[:2])  # The first one's record is read by all.
+    remat, micro_batches = from_first(choose_fit(experiment, target)[:2])  # The first one's record is read by all.
     fit = choose_fit(computed_with(experiment, remat, micro_batches), target)
     text = f"remat {fit.remat}, {fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''}, {reason}"
     if target.memory:
@@ -248,4 +248,4 @@ def choose_attention(experiment: Experiment, batch: Batch, workdir: Path, device
         raise UserError(f"{path}: not the record of a run ({error!r}); move the run folder away") from error
     choice = choose_implementation(experiment.attention, shape, starts_BT, ends_BT, recorded=recorded)
     # Each process has timed by itself.
-    return choice._replace(implementation=implementation_from(agreed(dataclasses.asdict(choice.implementation))))
+    return choice._replace(implementation=implementation_from(from_first(dataclasses.asdict(choice.implementation))))

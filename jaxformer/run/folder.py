@@ -22,7 +22,7 @@ from jaxformer.evaluation.config import task_names
 from jaxformer.evaluation.result_files import describe_validation
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.variant import Lineage
-from jaxformer.host.console import format_size, note, say
+from jaxformer.host.console import format_size, print_line, print_notice
 from jaxformer.host.files import for_json, read_json, require_json, write_json, write_whole
 from jaxformer.host.lock import LOCK, Held, hold
 from jaxformer.run.identity import code_digest, git_state
@@ -232,10 +232,10 @@ def finished(workdir: Path, experiment: Experiment) -> dict | None:
         validation = {name: float(summary[f"validation/{name}"]) for name in ("loss", "bits_per_byte")}
         error = "bits_per_byte_standard_error"
         validation[error] = float(summary.get(f"validation/{error}", math.nan))
-        say(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
+        print_line(f"{workdir}: finished, {summary['steps']} steps, validation {describe_validation(validation)}")
         wanted = task_names(experiment.evaluation.tasks) if experiment.evaluation.task_data else []
         if missing := ",".join(name for name in wanted if f"{name}/acc" not in summary):
-            note(
+            print_notice(
                 f"it has no scores of {missing}: `jaxformer evaluate --workdir={workdir} --task={missing} "
                 f"--data={experiment.evaluation.task_data}` makes them"
             )

@@ -13,10 +13,10 @@ from jaxformer.attention.dispatch import Choice
 from jaxformer.config import TrainingFailure
 from jaxformer.data.packing import DIGESTS, packing_report
 from jaxformer.devices.device import peak_tflops
-from jaxformer.devices.multihost import summed
+from jaxformer.devices.multihost import all_sum
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import embedding_parameters, training_flops_per_token
-from jaxformer.host.console import format_duration, note, say, say_progress
+from jaxformer.host.console import format_duration, print_line, print_notice, print_progress
 from jaxformer.optimizer import make_schedule
 from jaxformer.run.inputs import Data
 from jaxformer.run.metrics import BATCH, Writer
@@ -163,7 +163,7 @@ class Progress:
         self._waiting.append((step, metrics))
         if self._untimed is None:
             jax.block_until_ready(metrics)
-            say(f"first step  after {time.perf_counter() - self._since:.1f} s, compilation included")
+            print_line(f"first step  after {time.perf_counter() - self._since:.1f} s, compilation included")
             self._untimed = 1
             self._since = time.perf_counter()
 
@@ -176,18 +176,18 @@ class Progress:
         if not self._waiting:
             return
         window = [(step, jax.device_get(metrics)) for step, metrics in self._waiting]
-        batches = summed([m["batch"] for _, m in window], DIGESTS)
+        batches = all_sum([m["batch"] for _, m in window], DIGESTS)
         timed = [m for _, m in window[self._untimed :]]
         pace = measure_pace(timed, time.perf_counter() - self._since, self._flops_per_token) if timed else None
         last, _ = window[-1]
         for (step, m), batch in zip(window, batches, strict=True):
             scalars = step_scalars(step, m, batch, self._learning_rates)
-            note(self._writer.write(step, scalars | (pace.scalars() if pace and step == last else {})))
+            print_notice(self._writer.write(step, scalars | (pace.scalars() if pace and step == last else {})))
         if line := spike_line(self._steps, window):
-            say_progress(line, keep=True)
+            print_progress(line, keep=True)
         self._stop_if_frozen(window)
         if pace:
-            say_progress(progress_line(last, self._steps, [m for _, m in window], pace, self._peak))
+            print_progress(progress_line(last, self._steps, [m for _, m in window], pace, self._peak))
         self._waiting, self._untimed = [], 0
         self._since = time.perf_counter()
 
@@ -203,8 +203,8 @@ class Progress:
 
     def add_evaluation(self, step: int, scalars: dict[str, float], text: str) -> None:
         """Writes an evaluation and prints a text about it; flush first, lest its time be taken for a step's."""
-        note(self._writer.write(step, scalars))
-        say_progress(f"step {step}/{self._steps}  {text}", keep=True)
+        print_notice(self._writer.write(step, scalars))
+        print_progress(f"step {step}/{self._steps}  {text}", keep=True)
         self._since = time.perf_counter()
 
 
@@ -216,29 +216,31 @@ def describe(experiment: Experiment, state: TrainState, data: Data, attention: C
     tokens_per_step = training.rows_per_step * row_length
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     flops = training_flops_per_token(experiment.model, row_length)
-    say(f"device      {devices} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
+    print_line(f"device      {devices} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
     if state.mesh is not None:
         parts = ", ".join(f"{name} {size}" for name, size in state.mesh.shape.items())
-        say(f"mesh        {parts}; {jax.process_count()} processes; {training.rows_per_step // devices} rows a device")
-    say(f"attention   {attention}")
-    say(f"memory      {fit}")
-    say(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
+        print_line(
+            f"mesh        {parts}; {jax.process_count()} processes; {training.rows_per_step // devices} rows a device"
+        )
+    print_line(f"attention   {attention}")
+    print_line(f"memory      {fit}")
+    print_line(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
     for shards, plan, weight in zip(data.shards, data.plans, data.weights, strict=True):
         m = shards.manifest
         share = f", {weight / sum(data.weights):.0%} of the rows" if len(data.shards) > 1 else ""
-        say(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
-        say(
+        print_line(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
+        print_line(
             f"            {m.documents['train']:,} documents, {m.tokens['train']:,} tokens to train on, "
             f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed"
         )
-        say(f"packing     {packing_report(plan, shards.tokens)}")
+        print_line(f"packing     {packing_report(plan, shards.tokens)}")
     for task, encoded in data.tasks:
         cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""
         count = f"{len(task.items):,} of {task.task.official_items:,} official items"
-        say(f"task        {task.task.name}: {count}, {task.source}, digest {task.digest[:12]}{cut}")
+        print_line(f"task        {task.task.name}: {count}, {task.source}, digest {task.digest[:12]}{cut}")
     embeddings = embedding_parameters(experiment.model)
-    say(f"model       {parameters:,} parameters, {parameters - embeddings:,} without embeddings")
-    say(
+    print_line(f"model       {parameters:,} parameters, {parameters - embeddings:,} without embeddings")
+    print_line(
         f"training    {training.steps:,} steps of {training.rows_per_step} rows x {row_length} = {tokens_per_step:,} "
         f"tokens, {training.steps * tokens_per_step:,} in all; {flops / 1e6:,.1f} MFLOPs per token"
     )

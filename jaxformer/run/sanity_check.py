@@ -50,14 +50,14 @@ class Proof(NamedTuple):
         return f"{text}; all ids lie in the vocabulary; the loss is {self.loss:.3f}"
 
 
-def batch_to_prove(batches: Iterator[Batch]) -> Batch:
+def batch_to_check(batches: Iterator[Batch]) -> Batch:
     """Returns the first of the next batches in which a row holds two documents, or the first of all if none does."""
     first = next(batches)
     others = (next(batches) for _ in range(_BATCHES - 1))
     return next((batch for batch in itertools.chain([first], others) if batch.segment_ids_BT.max() > 1), first)
 
 
-def prove(state: TrainState, batch: Batch, vocabulary_size: int, *, document_mask: bool = True) -> Proof:
+def check_sanity(state: TrainState, batch: Batch, vocabulary_size: int, *, document_mask: bool = True) -> Proof:
     """Returns what holds of a state and a batch, with the attention that the state's model computes.
 
     The ids lie in the vocabulary; the loss of every other document of a row has no gradient at all, bit by bit, in the

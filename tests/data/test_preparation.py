@@ -443,7 +443,7 @@ def test_what_goes_wrong_over_beam_is_one_line(tokenizer, tmp_path):
     ],
 )
 def test_of_a_traceback_of_a_worker_its_reason_is_told(text, line):
-    with pytest.raises(UserError, match=f"^Apache Beam: {line}"), shard_writer.told_in_one_line():
+    with pytest.raises(UserError, match=f"^Apache Beam: {line}"), shard_writer.in_one_line():
         raise RuntimeError(text)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from jaxformer.host import console
-from jaxformer.host.console import format_table, note, printable, progress_bar, say, say_progress
+from jaxformer.host.console import format_table, print_line, print_notice, print_progress, printable, progress_bar
 
 
 def test_note_is_one_printable_line_on_standard_error(capsys):
-    note(None)
-    note("a line\nand another \x1b[31m")
+    print_notice(None)
+    print_notice("a line\nand another \x1b[31m")
     assert capsys.readouterr() == ("", "jaxformer: a line and another \\x1b[31m\n")
 
 
@@ -40,21 +40,22 @@ def test_progress_lines_follow_each_other_in_a_file_and_replace_each_other_on_a_
 
     for stream, expected in ((io.StringIO(), "1\n2\n"), (Terminal(), "\r\x1b[K1\r\x1b[K2\n")):
         monkeypatch.setattr(sys, "stdout", stream)
-        say_progress("1")
-        say_progress("2", keep=True)
+        print_progress("1")
+        print_progress("2", keep=True)
         assert stream.getvalue() == expected
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_stream_that_is_full_stops_nothing():
-    code = "import os; from jaxformer.host.console import say, note; say('a' * 99_999); note('b'); os._exit(7)"
+    code = "import os; from jaxformer.host.console import *; print_line('a' * 99_999); print_notice('b'); os._exit(7)"
     with open("/dev/full", "w") as full:
         ended = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full)
     assert ended.returncode == 7
 
 
 def test_stream_that_is_closed_at_the_other_end_stops_nothing():
-    code = "import os, sys; from jaxformer.host.console import say; sys.stdin.read(); say('a'); say('b'); os._exit(7)"
+    code = "import os, sys; from jaxformer.host.console import *; sys.stdin.read(); "
+    code += "print_line('a'); print_line('b'); os._exit(7)"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.close()
         process.stdin.close()
@@ -62,7 +63,7 @@ def test_stream_that_is_closed_at_the_other_end_stops_nothing():
 
 
 def test_what_is_said_is_there_at_once(capfd):
-    say("now", end="")
+    print_line("now", end="")
     assert capfd.readouterr().out == "now"
 
 

@@ -10,7 +10,7 @@ from jaxformer.attention import dispatch
 from jaxformer.config import UserError
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
-from jaxformer.run.sanity_check import batch_to_prove, prove
+from jaxformer.run.sanity_check import batch_to_check, check_sanity
 from jaxformer.step import init_state
 
 V, T = 37, 12
@@ -32,7 +32,7 @@ def state():
 
 
 def test_right_model_is_proved_on_the_rows_with_the_most_documents(state, batch):
-    proof = prove(state, batch, V)
+    proof = check_sanity(state, batch, V)
     assert proof.documents == [5, 3]
     assert proof.loss == pytest.approx(np.log(V), rel=0.05)
     assert str(proof).startswith("no gradient flows between the 5 + 3 documents of 2 rows; all ids lie in")
@@ -40,26 +40,28 @@ def test_right_model_is_proved_on_the_rows_with_the_most_documents(state, batch)
 
 def test_batch_to_prove_is_the_first_with_two_documents_in_a_row(make_batch):
     one, two = make_batch([[9], [5]], T, V), make_batch([[9], [5, 2]], T, V)
-    assert batch_to_prove(iter([one, two, one])) is two
-    assert batch_to_prove(iter([one] + [make_batch([[3]], T, V)] * 99)) is one
+    assert batch_to_check(iter([one, two, one])) is two
+    assert batch_to_check(iter([one] + [make_batch([[3]], T, V)] * 99)) is one
 
 
 def test_no_more_rows_are_looked_at_than_a_step_computes_at_once(state, batch):
-    assert prove(state.replace(micro_batches=4), batch, V).documents == [5]
+    assert check_sanity(state.replace(micro_batches=4), batch, V).documents == [5]
 
 
 def test_row_of_one_document_has_nothing_to_leak(state, make_batch):
-    assert str(prove(state, make_batch([[9]], T, V), V)).startswith("no row that was looked at holds two documents")
+    assert str(check_sanity(state, make_batch([[9]], T, V), V)).startswith(
+        "no row that was looked at holds two documents"
+    )
 
 
 def test_rows_without_a_document_mask_are_proved_but_for_the_documents_and_the_proof_says_so(state, make_batch):
     batch = make_batch([[9], [12]], T, V)
-    proof = prove(state, batch, V, document_mask=False)
+    proof = check_sanity(state, batch, V, document_mask=False)
     assert str(proof).startswith("the documents of a row see one another, as configured (packing.document_mask=false);")
     assert "all ids lie in the vocabulary; the loss is 3.6" in str(proof)
     batch.tokens_BT[0, 3] = V
     with pytest.raises(UserError, match="token ids of a batch"):
-        prove(state, batch, V, document_mask=False)
+        check_sanity(state, batch, V, document_mask=False)
 
 
 # The mask that one sees instead of the right one: too early a start, or too late an end.
@@ -78,14 +80,14 @@ def test_attention_that_sees_a_neighbour_is_found(wrong, state, batch, monkeypat
     monkeypatch.setattr(model, "attend", leaking)
     jax.clear_caches()
     with pytest.raises(UserError, match=r"a gradient of .* flows between documents of a row; report it"):
-        prove(state, batch, V)
+        check_sanity(state, batch, V)
     jax.clear_caches()
 
 
 def test_no_gradient_at_all_is_not_taken_for_one_that_does_not_leak(state, batch):
     is_even = (batch.segment_ids_BT % 2 == 0).astype(np.float32)
     with pytest.raises(UserError, match="no gradient flows within the documents"):
-        prove(state, batch._replace(loss_weights_BT=batch.loss_weights_BT * is_even), V)
+        check_sanity(state, batch._replace(loss_weights_BT=batch.loss_weights_BT * is_even), V)
 
 
 @pytest.mark.parametrize(("field", "value"), [("tokens_BT", V), ("tokens_BT", -1), ("targets_BT", V)])
@@ -93,17 +95,17 @@ def test_id_outside_of_the_vocabulary_is_found(field, value, state, batch):
     ids = getattr(batch, field).copy()
     ids[0, 3] = value
     with pytest.raises(UserError, match=f"ids of a batch, .* do not lie in the vocabulary of {V}"):
-        prove(state, batch._replace(**{field: ids}), V)
+        check_sanity(state, batch._replace(**{field: ids}), V)
 
 
 def test_loss_far_from_that_of_a_uniform_guess_is_found_before_the_first_step_only(state, batch):
     params = jax.tree.map(lambda x: 40 * x, state.params)
     with pytest.raises(UserError, match=f"and a uniform guess has ln {V} = 3.611"):
-        prove(state.replace(params=params), batch, V)
-    prove(state.replace(params=params, step=jnp.int32(5)), batch, V)
+        check_sanity(state.replace(params=params), batch, V)
+    check_sanity(state.replace(params=params, step=jnp.int32(5)), batch, V)
 
 
 def test_loss_that_is_not_finite_is_found_at_any_step(state, batch):
     params = jax.tree.map(lambda x: x.at[..., 0].set(jnp.nan), state.params)
     with pytest.raises(UserError, match="proof: "):
-        prove(state.replace(params=params, step=jnp.int32(5)), batch, V)
+        check_sanity(state.replace(params=params, step=jnp.int32(5)), batch, V)
