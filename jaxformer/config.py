@@ -2,7 +2,7 @@
 
 A configuration is a tree of frozen dataclasses, one beside the code that uses it. Fields that change the
 science (what is learned) and fields that change only the execution (how it is computed: workers, logging,
-micro-batches) are told apart by `execution`, because only the first identify a run.
+micro-batches) are distinguished by `execution`, because only the first identify a run.
 """
 
 import dataclasses

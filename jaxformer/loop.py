@@ -79,7 +79,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             if step > 0 and step % validate_every == 0:
                 with run.signals.at_once() if jax.process_count() == 1 else contextlib.nullcontext():
                     try_to_evaluate(run, state, step)
-            asked = time.perf_counter()
+            before = time.perf_counter()
             try:
                 batch = next(batches)
             except Exception:  # The data are at fault, and what was learned from them so far is not.
@@ -87,7 +87,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
                     run.progress.flush()
                     save_now(run, state, data_state)
                 raise
-            waited = time.perf_counter() - asked
+            waited = time.perf_counter() - before
             data_state, digest = batches.get_state(), batch_digest(batch, first_row)
             state, metrics = jitted_step(state, put_rows(state.mesh, batch))
             agreed_stop.ask(run.signals.received, metrics["loss"])
@@ -122,7 +122,7 @@ def save_now(run: Run, state: TrainState, data_state: dict) -> None:
 def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] | None:
     """Validates a state, which is saved, and scores its tasks; returns the scalars, or None if something failed.
 
-    A failure is told, and never ends the run.
+    A failure is reported, and never ends the run.
     """
     is_last = step == run.experiment.training.steps
     evaluations = {"validation": validate_now}
@@ -144,7 +144,7 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
 
 
 def validate_now(run: Run, state: TrainState, step: int, *, is_last: bool) -> dict[str, float]:
-    """Validates a state and tells the result; after the last step, with a file of all documents."""
+    """Validates a state and prints the result; after the last step, with a file of all documents."""
     losses = validate(state, run.data.validation, run.experiment.evaluation)
     validation = validation_scalars(losses)
     run.checkpoints.validation_losses[step] = validation["loss"]
@@ -234,7 +234,7 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
 
 
 def try_to_sample(run: Run, state: TrainState, seed: int) -> None:
-    """Writes and prints a text that the model writes; a failure is told, and never ends the run."""
+    """Writes and prints a text that the model writes; a failure is reported, and never ends the run."""
     try:
         length, path = run.experiment.evaluation.sample_tokens, run.workdir / "sample.txt"
         text = sample_text(state.model, run.data.tokenizer, tokens=length, seed=seed)

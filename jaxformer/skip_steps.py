@@ -1,4 +1,4 @@
-"""Which steps count: those whose loss and gradient are finite and, if asked for, whose loss is no spike.
+"""Which steps count: those whose loss and gradient are finite and, if so configured, whose loss is no spike.
 
 A step that does not count leaves parameters and optimizer state as they are. The new values are selected, never
 multiplied by 0, since 0 x NaN is NaN. The guard is part of the training state and saved with it, so that a resumed run
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 # Losses in the window, and the fewest that give a score.
 WINDOW, ENOUGH = 128, 64
 
-# Score from which a loss is told as a spike.
+# Score from which a loss is reported as a spike.
 SPIKE = 6.0
 
 # Non-finite steps in a row after which nothing changes any more, until the host notices and stops the run.

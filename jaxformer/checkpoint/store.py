@@ -56,9 +56,9 @@ class Checkpoints(Closing):
         Raises:
             TrainingFailure: it is the second failure in a row.
         """
-        told = self.check(wait=True)
+        line = self.check(wait=True)
         if step in self.steps():
-            return told
+            return line
         self._remove_leftovers()
         self._saving = step
         try:
@@ -66,7 +66,7 @@ class Checkpoints(Closing):
                 raise RuntimeError(f"Orbax saves no step before {self.steps()[-1]}")
         except Exception as error:  # Orbax and TensorStore raise many kinds.
             return self._failed(error)
-        return told
+        return line
 
     def check(self, *, wait: bool = False) -> str | None:
         """Returns None, or a line on a save that failed in the background; `wait` waits for the one under way.

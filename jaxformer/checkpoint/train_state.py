@@ -70,12 +70,12 @@ def save_and_wait(checkpoints: Checkpoints, state: TrainState, data_state: dict,
     Raises:
         TrainingFailure: the second save in a row failed.
     """
-    told = []
+    lines = []
     while True:
-        told += [save(checkpoints, state, data_state, record), checkpoints.check(wait=True)]
+        lines += [save(checkpoints, state, data_state, record), checkpoints.check(wait=True)]
         if int(state.step) in checkpoints.steps():
             break
-    return [line for line in told if line]
+    return [line for line in lines if line]
 
 
 def restore(
@@ -97,12 +97,12 @@ def restore(
     state = abstract(state)
     like = {"params": _named(state.params), "rest": _named(state.replace(params=None))}
     found, damaged = _newest(checkpoints, step, like, belongs_to)
-    told = [_set_aside(checkpoints, bad, reason) for bad, reason in damaged.items()]
+    lines = [_set_aside(checkpoints, bad, reason) for bad, reason in damaged.items()]
     arrays, record = found
     state = _unnamed(arrays["rest"], state.replace(params=None)).replace(
         params=_unnamed(arrays["params"], state.params)
     )
-    return Restored(state, record["data"], record["record"], told)
+    return Restored(state, record["data"], record["record"], lines)
 
 
 def restore_params(checkpoints: Checkpoints, params: nnx.State, step: int | None = None) -> nnx.State:

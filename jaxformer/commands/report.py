@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     """Prints what a study decided, and writes its report; returns the exit status."""
     parser = Parser("jaxformer report", __doc__)
     parser.add_argument("--study", metavar="NAME", help="a file in experiments/studies/, or a path to one")
-    parser.add_argument("--parent", help="in place of a study: the experiment that questions are asked of")
+    parser.add_argument("--parent", help="in place of a study: the experiment that the variants change")
     parser.add_argument("--variants", help="with --parent: names, separated by commas")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders (default: runs)")
     parser.add_argument("--output", type=Path, help="folder of the report (default: RUNS/reports/NAME)")

@@ -1,4 +1,4 @@
-"""Files elsewhere, through fsspec: found, told apart by what their store says, and read with patience."""
+"""Files elsewhere, through fsspec: found, distinguished by what their store says, and read with patience."""
 
 import glob
 import io
@@ -18,10 +18,10 @@ T = TypeVar("T")
 WAITS = (1, 2, 4, 8, 15, 30)
 READING_WAITS = (*WAITS, *(60,) * 29)
 
-# Bytes of a remote file that are asked for at once, at least.
+# Bytes of a remote file that are requested at once, at least.
 REQUEST_BYTES = 4 << 20
 
-# Of an error's text that are told.
+# Of an error's text that are printed.
 _REASON_CHARACTERS = 300
 
 _PACKAGES = {"hf": "'jaxformer[hub]'", "gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp"}

@@ -85,7 +85,7 @@ def write_shard_files(
             builder.download_and_prepare(download_config=config)
     shutil.rmtree(folder / "downloads", ignore_errors=True)
     for path in (folder / "token_shards").rglob("*.shard_infos.json"):
-        path.unlink()  # By which Beam's workers told their counts.
+        path.unlink()  # With the counts of Beam's workers.
 
 
 def pipeline_options(beam: Sequence[str]):

@@ -1,4 +1,4 @@
-"""The files of a corpus, here or elsewhere: found in a fixed order, told apart by digests, and opened.
+"""The files of a corpus, here or elsewhere: found in a fixed order, distinguished by digests, and opened.
 
 A path with a protocol (`hf://`, `gs://`, `s3://`, `memory://`) is opened through fsspec; any other is a local one.
 """
@@ -86,7 +86,7 @@ def open_file(path: str | os.PathLike, what: str) -> io.BufferedReader:
 
 
 def content_digests(files: Sequence[SourceFile], what: str) -> list[str]:
-    """Returns what tells the content of each file from any other.
+    """Returns what distinguishes the content of each file from any other.
 
     Of a local file it is the SHA-256, remembered in the cache by path, size and time of change: a large file is read
     when it is new or was written to, not at each start. Of a remote file it is its size and what the store says of its

@@ -1,4 +1,4 @@
-"""The device that a run was asked to compute on, its memory, and what is compiled for it."""
+"""The device that a run computes on, its memory, and what is compiled for it."""
 
 import contextlib
 import hashlib
@@ -47,7 +47,7 @@ def choose_device(name: str) -> jax.Device:  # pyright: ignore[reportInvalidType
 def keep_compiled(cache: Path) -> None:
     """Keeps in a cache folder what JAX compiles, so that the next start of the same configuration only reads it.
 
-    Call it before anything is compiled. What was kept a month ago is removed. A folder that JAX was told of
+    Call it before anything is compiled. What was kept a month ago is removed. A folder that JAX was given
     (`JAX_COMPILATION_CACHE_DIR`) stays, and so does that no cache is wanted (`JAX_ENABLE_COMPILATION_CACHE=false`).
     Each kind of processor has a folder of its own: a home folder may be shared by machines of which one lacks the
     instructions of the other.
@@ -87,7 +87,7 @@ def out_of_memory_reported(advice: Callable[[], str] | None = None) -> Iterator[
     """Raises `UserError` in place of JAX's error where the device has too little memory.
 
     Args:
-        advice: returns what would fit, or '' where it is not known; it is asked once the memory was too little.
+        advice: returns what would fit, or '' where it is not known; it is called once the memory was too little.
     """
     try:
         yield

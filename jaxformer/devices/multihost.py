@@ -175,7 +175,7 @@ class AgreedStop:
         self._answer: int | None = None
 
     def ask(self, received: int | None, step: jax.Array) -> None:
-        """Asks all processes, and takes the answer to what was asked the call before.
+        """Asks all processes, and takes the answer to the question of the call before.
 
         Args:
             received: the signal that this process has received, or None.

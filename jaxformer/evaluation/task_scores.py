@@ -132,8 +132,8 @@ def score_task(
         vocabulary_size=vocabulary_size,
         label=label,
     )
-    asked = [data.items[i] for i in chosen.tolist()]
-    begins = np.cumsum([0] + [len(item.options) for item in asked])
+    scored = [data.items[i] for i in chosen.tolist()]
+    begins = np.cumsum([0] + [len(item.options) for item in scored])
     log_likelihoods = np.split(nats, begins[1:-1])
-    gold = begins[:-1] + [item.gold for item in asked]
-    return TaskScores(task, chosen, log_likelihoods, score_items(asked, log_likelihoods, is_greedy[gold]))
+    gold = begins[:-1] + [item.gold for item in scored]
+    return TaskScores(task, chosen, log_likelihoods, score_items(scored, log_likelihoods, is_greedy[gold]))

@@ -57,9 +57,9 @@ class TaskData(NamedTuple):
     """Hexadecimal SHA-256 of the file, or of the dataset's files."""
 
     def items_digest(self, chosen: np.ndarray) -> str:
-        """Returns the hexadecimal SHA-256 of some items: equal where the very same questions were asked."""
-        asked = [[self.items[i].options, self.items[i].gold] for i in chosen.tolist()]
-        return hashlib.sha256(json.dumps([self.task.name, self.task.version, asked]).encode()).hexdigest()
+        """Returns the hexadecimal SHA-256 of some items: equal where the very same questions are put."""
+        questions = [[self.items[i].options, self.items[i].gold] for i in chosen.tolist()]
+        return hashlib.sha256(json.dumps([self.task.name, self.task.version, questions]).encode()).hexdigest()
 
 
 def fixed_choice(total: int, count: int | None) -> np.ndarray:

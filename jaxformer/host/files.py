@@ -39,7 +39,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 class Closing:
-    """Closes itself at the end of its block. An error that ended the block goes on, and one of closing is told."""
+    """Closes itself at the end of its block. An error that ended the block goes on, and one of closing is printed."""
 
     def close(self) -> None:
         """Closes; what is inherited from this says how."""

@@ -1,7 +1,7 @@
 """Many runs, one after another or several at once: each a process of its own, resumed after crashes, started once.
 
-What a job has come to is told by its run folder and by locks, and by nothing that the queue keeps, so that a queue
-which was killed is simply started again. The log beside the run folder is locked by the job's process from before its
+What a job has come to is read from its run folder and from locks, and from nothing that the queue keeps, so that a
+queue which was killed is simply started again. The log beside the run folder is locked by the job's process from before its
 first line until it is gone, however it and its queue end: two queues never start one job twice.
 
     with Queue(jobs, parallel=2) as queue:
@@ -65,7 +65,7 @@ class Status(NamedTuple):
     """The last with metrics, 0 if there is none; `loss` is its training loss, NaN if there is none."""
     loss: float
     tokens_per_second: float
-    """Tokens per second as the run last told, NaN if it has not."""
+    """Tokens per second as the run last reported, NaN if it has not."""
     seconds_left: float
     """Seconds left until it is over, if nothing else had to be waited for."""
     device_hours: float
@@ -256,9 +256,9 @@ class Queue:
         is_running = state in (State.RUNNING, State.ELSEWHERE)
         left = 0.0 if state in OVER else _seconds_left(run, step, now if is_running else None)
         hours = (run.seconds + (now - run.since if run.handle else 0)) / 3600 * job.devices
-        told = "summary.json" if state is State.FINISHED else STOPPED_EARLY
+        file = "summary.json" if state is State.FINISHED else STOPPED_EARLY
         if state in (State.FINISHED, State.STOPPED_EARLY):
-            hours = read_remembered(job.workdir / told).get("device_hours", hours)
+            hours = read_remembered(job.workdir / file).get("device_hours", hours)
         status = Status(job, state, step, loss, speed, left, hours, why)
         if state in OVER:
             run.final = status
@@ -287,7 +287,7 @@ def last_line(log: Path) -> str:
 
 
 def _progress(workdir: Path) -> tuple[int, float, float]:
-    """Returns the last step with metrics, its training loss, and the tokens per second that were last told."""
+    """Returns the last step with metrics, its training loss, and the tokens per second that were last reported."""
     step, scalars = 0, {}
     for line in _tail(workdir / "metrics.jsonl").splitlines():
         try:

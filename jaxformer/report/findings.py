@@ -282,7 +282,7 @@ def describe_interaction(interaction: Difference | None, alpha: float) -> str:
     if interaction is None:
         return "Interaction: not known; it takes two seeds that all arms share."
     low, high = interaction.interval(1 - alpha)
-    conclusion = "the gains add up, as far as can be told"
+    conclusion = "the gains add up, as far as can be seen"
     if high < 0:
         conclusion = "together they gain more than apart"
     elif low > 0:

@@ -1,6 +1,6 @@
 """How pictures look: their style and colours, what keeps labels apart, and how they become PNG and SVG.
 
-Drawn by matplotlib, which is imported when it is needed; the colours are told apart by the colour-blind (Okabe and Ito
+Drawn by matplotlib, which is imported when it is needed; the colour-blind can distinguish the colours (Okabe and Ito
 2008), and no colour stands without its word. The same picture gives the same bytes.
 """
 

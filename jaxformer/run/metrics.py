@@ -37,17 +37,17 @@ class Writer(Closing):
         values = {name: float(value) for name, value in scalars.items()}
         self._waiting += (json.dumps({"step": step, **for_json(values)}) + "\n").encode()
         failure = self._write_waiting()
-        told = None
+        notices = []
         if failure and not self._is_behind:
-            told = f"{self._path}: {failure.strerror}; what it does not take is kept and written later"
+            notices.append(f"{self._path}: {failure.strerror}; what it does not take is kept and written later")
         self._is_behind = failure is not None
         if self._tensorboard:
             try:
                 self._tensorboard.write_scalars(step, {name: x for name, x in values.items() if name != BATCH})
             except Exception as error:  # clu's writer works in a thread, and raises what went wrong there later.
                 self._tensorboard = None
-                told = f"no more TensorBoard events ({type(error).__name__}: {error}); {told or ''}".removesuffix("; ")
-        return told
+                notices.insert(0, f"no more TensorBoard events ({type(error).__name__}: {error})")
+        return "; ".join(notices) or None
 
     def close(self) -> None:
         """Flushes and closes.
