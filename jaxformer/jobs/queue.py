@@ -1,8 +1,8 @@
 """Many runs, one after another or several at once: each a process of its own, resumed after crashes, started once.
 
 What a job has come to is read from its run folder and from locks, and from nothing that the queue keeps, so that a
-queue which was killed is simply started again. The log beside the run folder is locked by the job's process from before its
-first line until it is gone, however it and its queue end: two queues never start one job twice.
+queue which was killed is simply started again. The log beside the run folder is locked by the job's process from before
+its first line until it is gone, however it and its queue end: two queues never start one job twice.
 
     with Queue(jobs, parallel=2) as queue:
         for statuses in queue.watch():
