@@ -1,16 +1,12 @@
 """The installed program: `jaxformer COMMAND [ARGUMENTS]`."""
 
-import signal
-
-if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    # Ctrl-C ends the process as the system does while a command is imported, which would be left with a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import ast
 import importlib
 import importlib.metadata
+import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from jaxformer.config import UserError, did_you_mean
 from jaxformer.host.command import command, flush_streams
@@ -48,10 +44,18 @@ def main(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; see `jaxformer --help`")
+    return _load(name).main(rest)
+
+
+def _load(name: str) -> ModuleType:
+    """Returns the module of a command. Ctrl-C ends the process as the system does meanwhile, without a traceback."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     module = importlib.import_module(f"jaxformer.commands.{name.replace('-', '_')}")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return module.main(rest)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, handler)
+    return module
 
 
 def run() -> None:
