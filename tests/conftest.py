@@ -30,6 +30,8 @@ SMOKE = (
     "ablation/", "data/test_packing", "evaluation/test_scores", "experiment/", "host/", "statistics/", "test_config",
     "test_imports", "test_messages",
 )  # fmt: skip
+# What shares a fixture that takes long to make: its tests stay in one process.
+ONE_PROCESS = ("devices/test_mesh", "evaluation/test_result_files", "test_bad_input", "tools/test_fault_campaign")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -43,6 +45,8 @@ def pytest_collection_modifyitems(items):
         place = item.path.relative_to(TESTS).as_posix()
         if place.startswith(DEVICE_FREE):
             item.add_marker("device_free")
+        if place.startswith(ONE_PROCESS):
+            item.add_marker(pytest.mark.xdist_group(place))
         if place.startswith(SMOKE) and item.get_closest_marker("slow") is None:
             item.add_marker("smoke")
 
