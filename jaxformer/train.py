@@ -18,9 +18,10 @@ import grain
 import jax
 from jax.sharding import Mesh
 
+from jaxformer.attention.dispatch import Choice
 from jaxformer.checkpoint.store import hush
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
-from jaxformer.config import to_dict
+from jaxformer.config import TrainingFailure, to_dict
 from jaxformer.data.packing import Batch, make_batches, seek
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
 from jaxformer.devices.mesh import rows_here
@@ -40,7 +41,6 @@ from jaxformer.experiment.variant import Lineage, resolve
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import command, flush_streams
 from jaxformer.host.console import print_line, print_notice
-from jaxformer.host.files import read_json
 from jaxformer.host.signals import StopSignals
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.plan.device_fit import advise_here, choose_attention, fit_to_device
@@ -53,7 +53,7 @@ from jaxformer.run.folder import (
     hold_folder,
     write_config,
 )
-from jaxformer.run.identity import check_folder, check_kin, check_tasks, code_digest, identify
+from jaxformer.run.identity import check_folder, check_kin, check_tasks, code_digest, identify, read_config
 from jaxformer.run.inputs import Data, digests, prepare_data, task_digests
 from jaxformer.run.metrics import open_writer, validation_losses
 from jaxformer.run.progress import describe, make_progress
@@ -91,19 +91,9 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         )
 
         # What is refused is refused before the run's first file is written.
-        experiment, fit = fit_to_device(experiment, read_json(workdir / "config.json"))
+        experiment, fit = fit_to_device(experiment, read_config(workdir))
         data, batches = prepare_inputs(experiment, seed, workdir, mesh)
-        batch = arrays_from_first(batch_to_check(batches))
-        seek(batches, 0)
-        attention = choose_attention(experiment, batch, workdir, mesh.size)
-        state = make_state(experiment, seed, attention.implementation, mesh)
-        describe(experiment, state, data, attention, fit)
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
-        if experiment.training.startup_proof:
-            vocabulary_size, is_masked = experiment.model.vocabulary_size, experiment.packing.document_mask
-            print_line(f"proof       {check_sanity(state, batch, vocabulary_size, document_mask=is_masked)}")
-
+        state, attention = make_checked_state(experiment, seed, data, batches, workdir, mesh, fit)
         belongs_to = {"identity": identity, "digests": digests(data)}
         checkpoints = stack.enter_context(open_checkpoints(workdir / "checkpoints", experiment.checkpoint))
         record = {**belongs_to, "seconds": 0.0}
@@ -113,8 +103,8 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         checkpoints.validation_losses = validation_losses(workdir)
         wait_for_all("the folder is read")
         environment = describe_environment(attention.implementation, device.device_kind, mesh.size)
-        belongs_to["tasks"] = task_digests(data)
-        write_config(own, experiment, lineage or Lineage(), belongs_to, environment, data.tokenizer, first_step)
+        own_record = belongs_to | {"tasks": task_digests(data)}
+        write_config(own, experiment, lineage or Lineage(), own_record, environment, data.tokenizer, first_step)
         writer, tensorboard = open_writer(own, first_step=first_step)
         stack.enter_context(writer)
         print_line(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
@@ -149,6 +139,37 @@ def prepare_inputs(
     return data, batches
 
 
+def make_checked_state(
+    experiment: Experiment,
+    seed: int,
+    data: Data,
+    batches: grain.DatasetIterator[Batch],
+    workdir: Path,
+    mesh: Mesh,
+    fit: str,
+) -> tuple[TrainState, Choice]:
+    """Returns the state before the first step and its attention, both checked on the first batch; prints what will run.
+
+    Args:
+        batches: at their beginning, where they are left.
+        fit: what `fit_to_device` says.
+
+    Raises:
+        UserError: the attention cannot run here, the disk is too small, or a document sees another.
+    """
+    batch = arrays_from_first(batch_to_check(batches))
+    seek(batches, 0)
+    attention = choose_attention(experiment, batch, workdir, mesh.size)
+    state = make_state(experiment, seed, attention.implementation, mesh)
+    describe(experiment, state, data, attention, fit)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
+    if experiment.training.startup_proof:
+        vocabulary_size, is_masked = experiment.model.vocabulary_size, experiment.packing.document_mask
+        print_line(f"proof       {check_sanity(state, batch, vocabulary_size, document_mask=is_masked)}")
+    return state, attention
+
+
 def resume(
     checkpoints: Checkpoints, state: TrainState, batches: grain.DatasetIterator, belongs_to: dict[str, dict]
 ) -> tuple[TrainState, dict]:
@@ -171,7 +192,6 @@ def resume(
 @command
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status: 0 done, 1 a failed training, 2 what the user can put right."""
-    keep_compiled(cache_folder())
     options, overrides = parse_arguments(arguments)
     resolved = resolve(options.experiment, overrides, parent=options.parent)
     experiment = resolved.experiment
@@ -189,13 +209,17 @@ def main(arguments: list[str]) -> int:
             choose_device(experiment.training.device)  # Before anything looks for devices.
             if workdir.parent.name == experiment.name:
                 check_kin(workdir.parent.parent, resolved)
-            train(experiment, workdir, seed=options.seed, lineage=resolved.lineage)
+            try:
+                train(experiment, workdir, seed=options.seed, lineage=resolved.lineage)
+            except OSError as error:  # A disk or a store that fails: what the user can put right is a `UserError`.
+                raise TrainingFailure(f"{error}; the same command goes on from what is saved") from error
     return 0
 
 
 def run_command(arguments: list[str] | None = None) -> int:
     """Runs the command as a process of its own, which is to end with the status that this returns."""
     hush()
+    keep_compiled(cache_folder())
     status = main(arguments)
     flush_streams()
     leave(status)

@@ -129,8 +129,11 @@ def tokenizer(tokenizer_path):
 
 @pytest.fixture(scope="session")
 def compiled_folder(shared):
-    """A folder that keeps compiled programs for all tests: tiny runs compile the same few."""
-    return str(shared / "compiled")
+    """A folder that keeps compiled programs for the tests of a process: tiny runs compile the same few.
+
+    Of its own for each process, since JAX writes what another may be reading.
+    """
+    return str(shared / f"compiled_{os.environ.get('PYTEST_XDIST_WORKER', '')}")
 
 
 @pytest.fixture(scope="module")

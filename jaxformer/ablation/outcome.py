@@ -23,8 +23,6 @@ from jaxformer.statistics.significance import INTERIM_ALPHA, benjamini_hochberg
 
 # In the folder of an experiment's runs.
 NOISE = "noise.json"
-
-
 COMPARISON = "comparison.json"
 
 

@@ -125,7 +125,7 @@ def open_shards(folder: Path, split: str) -> Shards:
     """
     advice = "delete the folder and run again to prepare it anew"
     try:
-        manifest = Manifest(**json.loads((folder / "manifest.json").read_text()))
+        manifest = Manifest(**json.loads((folder / "manifest.json").read_bytes()))
         index_bytes = (folder / "index.npz").read_bytes()
         digests = shard_digests(folder, split)
     except (OSError, ValueError, TypeError) as error:

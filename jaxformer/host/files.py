@@ -58,8 +58,12 @@ class Closing:
             print_notice(str(second))
 
 
-def read_json(path: Path) -> dict | None:
+def read_json(path: Path, advice: str = "") -> dict | None:
     """Returns the object that a JSON file holds, or None where there is no file.
+
+    Args:
+        path: of the file.
+        advice: what to do about one that is damaged.
 
     Raises:
         UserError: it is unreadable, or holds something else.
@@ -72,9 +76,7 @@ def read_json(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: unreadable ({error}); remove it: the same command writes it anew, and checks the checkpoints"
-        ) from error
+        raise UserError(f"{path}: unreadable ({error}){advice and '; '}{advice}") from error
 
 
 def require_json(path: Path, refusal: str = "") -> dict:

@@ -21,6 +21,7 @@ from flax import nnx
 
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.attention.reference import rows_at_once
+from jaxformer.data.packing import Batch
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import embedding_parameters, matmul_parameters, parameter_count
 from jaxformer.loss import default_chunk_tokens
@@ -154,7 +155,7 @@ def step_memory(experiment: Experiment, target: Target) -> StepMemory:
 
 def _batch(step: _Step) -> int:
     angles = 0 if step.model.learned_positions else step.tokens * step.model.K * 4
-    return step.rows_per_step * step.row_length * 7 * 4 + angles
+    return step.rows_per_step * step.row_length * len(Batch._fields) * 4 + angles  # int32 and float32.
 
 
 def _kernels(step: _Step) -> int:

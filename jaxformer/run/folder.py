@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,11 @@ from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import format_size, print_line, print_notice
 from jaxformer.host.files import for_json, read_json, require_json, write_json, write_whole
 from jaxformer.host.lock import LOCK, Held, hold
-from jaxformer.run.identity import code_digest, git_state
+from jaxformer.run.identity import ADVICE, CONFIG, code_digest, git_state, read_config
 from jaxformer.run.metrics import recent_loss
 
 # In a run folder: what is run, and the tokenizer, so that the folder is all that a trained model needs.
 TOKENIZER = "tokenizer.model"
-CONFIG = "config.json"
 
 
 def check_disk(workdir: Path, needed_bytes: int, what: str) -> None:
@@ -62,31 +61,39 @@ def hold_folder(workdir: Path) -> Iterator[None]:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold(lock))
-            _require_writable(workdir)
         except Held as error:
             raise UserError(
                 f"run folder {workdir}: {error} is running in it; wait for it, or choose another --workdir or --seed"
             ) from error
         except OSError as error:
+            _remove_empty(created)
             raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
         try:
+            _require_writable(workdir)
             yield
         except BaseException as error:
             if is_new and (isinstance(error, UserError) or not (workdir / CONFIG).exists()):
-                lock.unlink()
-                for folder in created:
-                    with contextlib.suppress(OSError):  # Something else has come into it.
-                        folder.rmdir()
+                lock.unlink(missing_ok=True)
+                _remove_empty(created)
             raise
 
 
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Removes folders, the innermost first, as far as they are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def _require_writable(folder: Path) -> None:
-    """Raises `OSError` where a file of some size cannot be written to a folder."""
+    """Raises `UserError` where a file of some size cannot be written to a run folder."""
     probe = folder / "probe.unfinished"
     try:
         with probe.open("wb") as file:
             file.write(bytes(4096))
             os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"run folder {folder}: {error.strerror}; choose another --workdir") from error
     finally:
         probe.unlink(missing_ok=True)
 
@@ -129,7 +136,7 @@ def write_config(
         UserError: it cannot be written.
     """
     path = workdir / CONFIG
-    before = read_json(path) or {}
+    before = read_config(workdir) or {}
     starts = [start for start in before.get("starts", []) if start["step"] < step]
     start = {"step": step, **{name: environment[name] for name in ("code", "git", "device", "devices", "versions")}}
     record = {
@@ -225,7 +232,7 @@ def summarise(
 def finished(workdir: Path, experiment: Experiment) -> dict | None:
     """Returns the summary of a run that is finished, and says so, and which of its tasks have no scores."""
     path = workdir / "summary.json"
-    summary = read_json(path)
+    summary = read_json(path, ADVICE)
     if summary is None:
         return None
     try:

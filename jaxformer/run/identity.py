@@ -19,6 +19,19 @@ from jaxformer.experiment.variant import Resolved
 from jaxformer.host.files import read_json
 from jaxformer.step import compute_dtype
 
+# In a run folder, what is run; and what to do where a file that a run writes is damaged.
+CONFIG = "config.json"
+ADVICE = "remove it: the same command writes it anew, and checks the checkpoints"
+
+
+def read_config(workdir: Path) -> dict | None:
+    """Returns the `config.json` of a run folder, or None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return read_json(workdir / CONFIG, ADVICE)
+
 
 def identify(experiment: Experiment, seed: int) -> dict:
     """Returns what a run learns from, by dotted path: its science, its seed and the precision on this device."""
@@ -33,18 +46,18 @@ def check_folder(workdir: Path, ours: dict, key: str) -> None:
     except OSError as error:
         raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
     require(is_possible, f"run folder {workdir}: not a folder; choose another --workdir")
-    stored = read_json(workdir / "config.json")
+    stored = read_config(workdir)
     if stored is None:
         return
     theirs = stored.get(key)
     if not isinstance(theirs, dict):
-        raise UserError(f"{workdir / 'config.json'}: it has no {key}; move the run folder away")
+        raise UserError(f"{workdir / CONFIG}: it has no {key}; move the run folder away")
     check_same(f"run folder {workdir} belongs", ours, theirs)
 
 
 def check_tasks(workdir: Path, ours: dict[str, str]) -> None:
     """Raises `UserError` if a run folder has scores of a task on other data, which would be taken for the same."""
-    theirs = (read_json(workdir / "config.json") or {}).get("tasks", {})
+    theirs = (read_config(workdir) or {}).get("tasks", {})
     changed = [name for name, digest in ours.items() if theirs.get(name, digest) != digest]
     require(
         not changed,
@@ -138,7 +151,7 @@ def _path(name: str) -> Path:
 
 
 def _parse(name: str) -> ast.Module:
-    return ast.parse(_path(name).read_text())
+    return ast.parse(_path(name).read_bytes())
 
 
 @functools.cache  # As of the code that runs.
