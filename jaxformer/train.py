@@ -49,14 +49,14 @@ from jaxformer.run.folder import (
     check_disk,
     checkpoints_to_come,
     describe_environment,
-    finished,
+    finished_summary,
     hold_folder,
     write_config,
 )
 from jaxformer.run.identity import check_folder, check_kin, check_tasks, code_digest, identify, read_config
 from jaxformer.run.inputs import Data, digests, prepare_data, task_digests
 from jaxformer.run.metrics import open_writer, validation_losses
-from jaxformer.run.progress import describe, make_progress
+from jaxformer.run.progress import make_progress, print_overview
 from jaxformer.run.sanity_check import batch_to_check, check_sanity
 from jaxformer.step import TrainState
 
@@ -81,7 +81,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         mesh = run_mesh(experiment)
         identity = identify(experiment, seed)
         check_folder(workdir, identity, "identity")
-        if summary := finished(workdir, experiment):
+        if summary := finished_summary(workdir, experiment):
             return summary
         own = stack.enter_context(folder_to_write(workdir))  # Several processes read one folder, and the first writes.
         stack.enter_context(hold_folder(own))
@@ -161,7 +161,7 @@ def make_checked_state(
     seek(batches, 0)
     attention = choose_attention(experiment, batch, workdir, mesh.size)
     state = make_state(experiment, seed, attention.implementation, mesh)
-    describe(experiment, state, data, attention, fit)
+    print_overview(experiment, state, data, attention, fit)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
     if experiment.training.startup_proof:

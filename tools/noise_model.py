@@ -15,7 +15,7 @@ from tqdm import tqdm
 from jaxformer.ablation.comparison import compare_runs
 from jaxformer.ablation.cost import Cost
 from jaxformer.ablation.noise_floor import NoiseFloor
-from jaxformer.ablation.verdict import Findings, Rule, Word, decide
+from jaxformer.ablation.verdict import Measured, Rule, Word, decide
 from jaxformer.run.inputs import Data
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
 from jaxformer.statistics.significance import INTERIM_SEEDS
@@ -56,7 +56,7 @@ class Drawn(NamedTuple):
         low, high = difference.interval(1 - RULE.alpha)
         if low <= 0 <= high and not (-margin < low and high < margin):
             return Word.UNDECIDED  # As `decide` says, after it has worked out how many seeds to advise.
-        return decide(Findings(difference, seeds, margin, SAME_COST, WORTH), RULE).word
+        return decide(Measured(difference, seeds, margin, SAME_COST, WORTH), RULE).word
 
 
 def first_word(words: Iterable[Word]) -> Word:

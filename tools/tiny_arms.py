@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxformer.ablation.finished_runs import Documents, Evidence
+from jaxformer.ablation.finished_runs import Documents, FinishedRun
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.config import replace, to_dict
@@ -156,7 +156,7 @@ def plant(parent: Arm, low: Arm, high: Arm, floors: Sequence[float]) -> list[flo
     return rates
 
 
-def make_evidence(arm: Arm, data: Data, seeds: Iterable[int]) -> list[Evidence]:
+def make_evidence(arm: Arm, data: Data, seeds: Iterable[int]) -> list[FinishedRun]:
     """Returns runs of an arm as a comparison reads them from their folders.
 
     The seeds are called 0, 1, ..., so that runs of other seeds are paired; they saw other batches, which are not told.
@@ -180,7 +180,7 @@ def make_evidence(arm: Arm, data: Data, seeds: Iterable[int]) -> list[Evidence]:
         digest = corpus.shards.manifest.corpus_digest
         documents = Documents(corpus.documents, arm.bits_SI[seed], arm.bytes_I, digest, identity={})
         evidence.append(
-            Evidence(
+            FinishedRun(
                 workdir=Path(f"seed_{label}"),
                 record=record,
                 summary={"steps": steps, "tokens": steps * ROWS * 64, "device_hours": 0.0},

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from jaxformer.ablation.finished_runs import Evidence
+from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.config import require_one_of
 
 # Changes of these make another order of the data, so that batches cannot be the same.
@@ -34,7 +34,7 @@ def parse_allowed(text: str) -> tuple[str, ...]:
 
 
 def check_comparable(
-    parents: Sequence[Evidence], variants: Sequence[Evidence], *, allow: Collection[str] = ()
+    parents: Sequence[FinishedRun], variants: Sequence[FinishedRun], *, allow: Collection[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns (flags, notes) on the runs of two arms: why they are not compared, and what to keep in mind.
 
@@ -63,7 +63,7 @@ def check_comparable(
     return kept, (*dict.fromkeys(notes), *waived)
 
 
-def _check_arm(runs: Sequence[Evidence]) -> list[str]:
+def _check_arm(runs: Sequence[FinishedRun]) -> list[str]:
     """Returns flags on the runs of one experiment, which must differ by their seeds alone."""
     flags, first = [], runs[0]
     for run in runs:
@@ -80,7 +80,7 @@ def _check_arm(runs: Sequence[Evidence]) -> list[str]:
     return flags
 
 
-def _provenance(run: Evidence) -> dict[str, set]:
+def _provenance(run: FinishedRun) -> dict[str, set]:
     """Returns what a run was made with, by the kind of difference that another would be."""
     starts, digests = run.record["starts"], run.record["digests"]
     return {
@@ -92,7 +92,7 @@ def _provenance(run: Evidence) -> dict[str, set]:
     }
 
 
-def _check_change(parent: Evidence, variant: Evidence, declared: Mapping) -> list[str]:
+def _check_change(parent: FinishedRun, variant: FinishedRun, declared: Mapping) -> list[str]:
     """Returns a flag where two runs differ by anything but the declared change, from and to the declared values."""
     ours, theirs = variant.record["identity"], parent.record["identity"]
     found = {
@@ -105,7 +105,7 @@ def _check_change(parent: Evidence, variant: Evidence, declared: Mapping) -> lis
     return [f"change: {', '.join(wrong)} differ otherwise than {name} declares"] if wrong else []
 
 
-def _check_provenance(parent: Evidence, variant: Evidence, declared: Mapping, moves_data: bool) -> list[str]:
+def _check_provenance(parent: FinishedRun, variant: FinishedRun, declared: Mapping, moves_data: bool) -> list[str]:
     """Returns flags on what a pair of runs should have been made with, and was not."""
     ours, theirs = _provenance(variant), _provenance(parent)
     moves_tokens = any(path.startswith(("tokenizer.", "corpus.")) and not path.endswith(".weight") for path in declared)
@@ -117,7 +117,7 @@ def _check_provenance(parent: Evidence, variant: Evidence, declared: Mapping, mo
     return flags
 
 
-def _check_evaluations(parent: Evidence, variant: Evidence, declared: Mapping) -> list[str]:
+def _check_evaluations(parent: FinishedRun, variant: FinishedRun, declared: Mapping) -> list[str]:
     """Returns flags on what a pair of runs should have been evaluated on and with, and was not."""
     flags, where = [], _where(parent, variant)
     shared = [name for name in parent.validation if name in variant.validation]
@@ -138,14 +138,14 @@ def _check_evaluations(parent: Evidence, variant: Evidence, declared: Mapping) -
     return flags
 
 
-def _where(parent: Evidence, variant: Evidence) -> str:
+def _where(parent: FinishedRun, variant: FinishedRun) -> str:
     return f"differ between {parent.workdir} and {variant.workdir}"
 
 
-def _commits(one: Evidence, other: Evidence) -> str:
+def _commits(one: FinishedRun, other: FinishedRun) -> str:
     """Returns the git commits that two runs were made with, and the digests of changes that were not committed."""
 
-    def described(run: Evidence) -> str:
+    def described(run: FinishedRun) -> str:
         states = [start.get("git") or {"commit": "unknown", "changes": None} for start in run.record["starts"]]
         names = [
             f"commit {state['commit'][:10]}" + (f" with changes {state['changes'][:10]}" if state["changes"] else "")
@@ -156,18 +156,18 @@ def _commits(one: Evidence, other: Evidence) -> str:
     return f" ({described(one)}; {described(other)})"
 
 
-def _plans(run: Evidence) -> dict[str, str]:
+def _plans(run: FinishedRun) -> dict[str, str]:
     """Returns the digests of a run's packing, by corpus."""
     return {name: digest for name, digest in run.record["digests"].items() if name.startswith("plan.")}
 
 
-def _same_batches(parent: Evidence, variant: Evidence) -> bool:
+def _same_batches(parent: FinishedRun, variant: FinishedRun) -> bool:
     shared = min(len(variant.batches), len(parent.batches))
     ours, theirs = variant.batches[:shared], parent.batches[:shared]
     return shared > 0 and bool((ours == theirs).all()) and bool((ours >= 0).all())
 
 
-def _same_documents(parent: Evidence, variant: Evidence, name: str) -> bool:
+def _same_documents(parent: FinishedRun, variant: FinishedRun, name: str) -> bool:
     ours, theirs = variant.validation[name], parent.validation[name]
     return (
         ours.digest == theirs.digest

@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxformer.ablation.comparability import check_comparable
 from jaxformer.ablation.cost import Cost, compare_costs, mean_worth
-from jaxformer.ablation.finished_runs import Evidence, find_runs, load_evidence, paired_seeds, stack
+from jaxformer.ablation.finished_runs import FinishedRun, find_runs, load_finished_run, paired_seeds, stack
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.verdict import Findings, Rule, Verdict, Word, decide
+from jaxformer.ablation.verdict import Measured, Rule, Verdict, Word, decide
 from jaxformer.config import require
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
 from jaxformer.statistics.significance import INTERIM_SEEDS, holm, mcnemar
@@ -78,14 +78,14 @@ class Comparison(NamedTuple):
     """What the gain is worth in tokens: the parent needs so many times the variant's."""
 
 
-def load_runs(runs: Path, experiment: str) -> list[Evidence]:
+def load_runs(runs: Path, experiment: str) -> list[FinishedRun]:
     """Returns the finished runs of an experiment, by seed."""
-    return [load_evidence(folder) for folder in find_runs(runs, experiment)]
+    return [load_finished_run(folder) for folder in find_runs(runs, experiment)]
 
 
 def compare_runs(
-    parents: Sequence[Evidence],
-    variants: Sequence[Evidence],
+    parents: Sequence[FinishedRun],
+    variants: Sequence[FinishedRun],
     *,
     variant: str = "",
     rule: Rule | None = None,
@@ -129,7 +129,7 @@ def compare_runs(
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
     found = _compare_pairs(pairs[:analysed], floor.prior(name, analysed), rule)
     tasks = found["tasks"].items()
-    findings = Findings(
+    findings = Measured(
         found["difference"],
         analysed,
         margin,
@@ -147,7 +147,7 @@ def _by_seed(failures: Mapping[int, str] | None) -> list[str]:
     return [f"seed {seed} {why}" for seed, why in sorted((failures or {}).items())]
 
 
-def _compare_pairs(pairs: Sequence[tuple[Evidence, Evidence]], prior: VariancePrior | None, rule: Rule) -> dict:
+def _compare_pairs(pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: VariancePrior | None, rule: Rule) -> dict:
     """Returns what pairs of runs (parent, variant) say, as fields of a `Comparison`."""
     ours, theirs = [variant for _, variant in pairs], [parent for parent, _ in pairs]
     corpora = [name for name in theirs[0].validation if name in ours[0].validation]
@@ -172,7 +172,7 @@ def _compare_pairs(pairs: Sequence[tuple[Evidence, Evidence]], prior: VariancePr
     }
 
 
-def compare_tasks(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> dict[str, TaskDifference]:
+def compare_tasks(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[str, TaskDifference]:
     """Returns the differences of each task, with accuracies' p-values adjusted for their number."""
     found = {}
     for name, first in theirs[0].tasks.items():
@@ -206,7 +206,7 @@ def compare_tasks(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> dict[
 
 
 def interaction(
-    merge: Sequence[Evidence], parents: Sequence[Sequence[Evidence]], ancestor: Sequence[Evidence]
+    merge: Sequence[FinishedRun], parents: Sequence[Sequence[FinishedRun]], ancestor: Sequence[FinishedRun]
 ) -> Difference | None:
     """Returns by how much the joint change exceeds the sum of its parts, bits per byte: 0 where gains add up.
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.finished_runs import Evidence
+from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.config import from_dict
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import parameter_count
@@ -27,7 +27,7 @@ class Cost(NamedTuple):
     """Device hours of one run of the parent."""
 
 
-def compare_costs(ours: Sequence[Evidence], theirs: Sequence[Evidence], alpha: float) -> Cost:
+def compare_costs(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], alpha: float) -> Cost:
     """Returns what the variant's runs took, relative to the parent's of the same seeds, with an interval at a level.
 
     Nothing is known of the time where runs had different numbers of cores or devices, or were too short to measure
@@ -52,7 +52,7 @@ def compare_costs(ours: Sequence[Evidence], theirs: Sequence[Evidence], alpha: f
     )
 
 
-def mean_worth(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> float:
+def mean_worth(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> float:
     """Returns the mean of what the variants are worth in tokens, over the seeds where their curves say it.
 
     NaN where none does, and where the change is of the schedule, the optimizer or the batch: it shapes the very curve
@@ -66,7 +66,7 @@ def mean_worth(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def worth_in_tokens(variant: Evidence, parent: Evidence) -> float:
+def worth_in_tokens(variant: FinishedRun, parent: FinishedRun) -> float:
     """Returns how many times the variant's tokens the parent needs for the same validation loss.
 
     Read off the curve of the better one, where it reaches what the other ends with, between evaluations in the

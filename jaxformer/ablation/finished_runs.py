@@ -71,7 +71,7 @@ class Documents(NamedTuple):
     """What the losses depend on beside the model and the text."""
 
 
-class Evidence(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run."""
 
     workdir: Path
@@ -115,7 +115,7 @@ def find_runs(runs: Path, experiment: str) -> list[Path]:
     return sorted((f for f in folders if _SEED.fullmatch(f.name)), key=lambda f: int(f.name.removeprefix("seed_")))
 
 
-def load_evidence(workdir: Path) -> Evidence:
+def load_finished_run(workdir: Path) -> FinishedRun:
     """Returns what a run left.
 
     Raises:
@@ -138,7 +138,7 @@ def load_evidence(workdir: Path) -> Evidence:
         )
         speeds = [line["train/tokens_per_second"] for line in training.values() if "train/tokens_per_second" in line]
         curve = {line["step"]: float(line[BITS]) for line in lines if BITS in line}
-        return Evidence(
+        return FinishedRun(
             workdir,
             record,
             summary,
@@ -155,13 +155,15 @@ def load_evidence(workdir: Path) -> Evidence:
         raise UserError(f"run folder {workdir}: damaged ({type(error).__name__}: {error}); train it anew") from error
 
 
-def paired_seeds(parents: Iterable[Evidence], variants: Iterable[Evidence]) -> list[tuple[Evidence, Evidence]]:
+def paired_seeds(
+    parents: Iterable[FinishedRun], variants: Iterable[FinishedRun]
+) -> list[tuple[FinishedRun, FinishedRun]]:
     """Returns (parent, variant) of each seed that both have, by seed."""
     by_seed = {run.seed: run for run in parents}
     return [(by_seed[run.seed], run) for run in sorted(variants, key=lambda run: run.seed) if run.seed in by_seed]
 
 
-def stack(runs: Sequence[Evidence], corpora: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def stack(runs: Sequence[FinishedRun], corpora: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns (bits_SI, text_bytes_I, corpora_I) of the documents of some corpora, one after another."""
     bits_SI = np.stack([np.concatenate([run.validation[name].bits for name in corpora]) for run in runs])
     documents = [runs[0].validation[name] for name in corpora]

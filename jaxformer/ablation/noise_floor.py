@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.finished_runs import Evidence
+from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.statistics.significance import INTERIM_SEEDS
 from jaxformer.statistics.variance_prior import VariancePrior, fit_prior
 
@@ -44,7 +44,7 @@ class NoiseFloor(NamedTuple):
         return VariancePrior(2 * self.standard_deviation**2, df, df)
 
 
-def noise_floor(parents: Sequence[Evidence]) -> NoiseFloor:
+def noise_floor(parents: Sequence[FinishedRun]) -> NoiseFloor:
     """Returns the noise of runs of one experiment, of whose comparisons nothing is known yet."""
     parents = sorted(parents, key=lambda run: run.seed)
     return NoiseFloor(tuple(run.seed for run in parents), tuple(run.bits_per_byte for run in parents), {})

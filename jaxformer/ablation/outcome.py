@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction, load_runs
-from jaxformer.ablation.finished_runs import Evidence
+from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.study import Study, resolve_study
 from jaxformer.ablation.verdict import Rule, Word, kept_by_chance
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     study: Study
     experiments: list[Resolved]
     """The parent and the variants, resolved."""
-    evidence: dict[str, list[Evidence]]
+    runs: dict[str, list[FinishedRun]]
     """The finished runs of each, by name."""
     comparisons: list[Comparison]
     """Comparisons of each variant with its own parent, in the order of the study."""
@@ -52,15 +52,15 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
         UserError: the parent has no finished run, or files are damaged.
     """
     experiments = resolve_study(study)
-    evidence = {one.name: load_runs(runs, one.name) for one in experiments}
+    finished = {one.name: load_runs(runs, one.name) for one in experiments}
     failures = {one.name: _failures(runs / one.name) for one in experiments}
-    require(bool(evidence[study.parent]), f"{runs / study.parent}: no finished run of the parent; train it first")
-    variants = [one for one in experiments[1:] if evidence[one.name] or failures[one.name]]
+    require(bool(finished[study.parent]), f"{runs / study.parent}: no finished run of the parent; train it first")
+    variants = [one for one in experiments[1:] if finished[one.name] or failures[one.name]]
 
     def compare(one: Resolved, floor: NoiseFloor) -> Comparison:
         return compare_runs(
-            evidence[one.parents[0].name],
-            evidence[one.name],
+            finished[one.parents[0].name],
+            finished[one.name],
             variant=one.name,
             rule=study.rule,
             floor=floor,
@@ -70,22 +70,22 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
 
     floors = {}
     for parent in dict.fromkeys(one.parents[0].name for one in variants):
-        require(bool(evidence[parent]), f"{runs / parent}: no finished run of it to compare its variants with")
-        floor = noise_floor(evidence[parent])
+        require(bool(finished[parent]), f"{runs / parent}: no finished run of it to compare its variants with")
+        floor = noise_floor(finished[parent])
         ours = [compare(one, floor) for one in variants if one.parents[0].name == parent]
         variances = {one.variant: (one.seed_variance, len(one.seeds) - 1) for one in ours if len(one.seeds) > 1}
-        floors[parent] = _reuse(runs / parent / NOISE, floor._replace(variances=variances), evidence[parent][0])
+        floors[parent] = _reuse(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
     comparisons = [compare(one, floors[one.parents[0].name]) for one in variants]
     comparisons = _with_q_values(comparisons, study.rule)
     for one in comparisons:
         write_json(runs / one.variant / COMPARISON, to_json(one))
     lost_hours = {one.name: hours for one in experiments if (hours := _lost_hours(runs / one.name))}
-    interactions = _interactions(experiments, evidence, comparisons)
-    return Outcome(study, experiments, evidence, comparisons, interactions, lost_hours)
+    interactions = _interactions(experiments, finished, comparisons)
+    return Outcome(study, experiments, finished, comparisons, interactions, lost_hours)
 
 
 def _interactions(
-    experiments: Sequence[Resolved], evidence: Mapping[str, list[Evidence]], comparisons: Sequence[Comparison]
+    experiments: Sequence[Resolved], finished: Mapping[str, list[FinishedRun]], comparisons: Sequence[Comparison]
 ) -> dict[str, Difference]:
     """Returns the interaction of each merge that was compared, and both of whose parents were."""
     compared, found = {one.variant for one in comparisons if one.difference is not None}, {}
@@ -93,8 +93,8 @@ def _interactions(
         parents = [parent.name for parent in one.parents]
         # What was flagged on the way to the common ancestor is not joined either.
         if len(parents) > 1 and {one.name, *parents} <= compared:
-            ancestor = evidence.get(common_ancestor(one).name, [])
-            found[one.name] = interaction(evidence[one.name], [evidence[name] for name in parents], ancestor)
+            ancestor = finished.get(common_ancestor(one).name, [])
+            found[one.name] = interaction(finished[one.name], [finished[name] for name in parents], ancestor)
     return {name: difference for name, difference in found.items() if difference}
 
 
@@ -118,7 +118,7 @@ def _lost_hours(folder: Path) -> float:
     return sum(float(require_json(one / STOPPED_EARLY).get("device_hours", 0.0)) for one in stopped)
 
 
-def _reuse(path: Path, floor: NoiseFloor, run: Evidence) -> NoiseFloor:
+def _reuse(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloor:
     """Returns a noise floor with what earlier studies found of the same parent, and stores it."""
     shared = {name: run.record[name] for name in ("code", "versions", "device")}
     digests = {name: d for name, d in run.record["digests"].items() if not name.startswith("plan.")}

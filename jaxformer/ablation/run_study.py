@@ -12,7 +12,7 @@ from jaxformer.devices.device import choose_device
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import format_duration, print_line, print_notice
 from jaxformer.host.files import require_json
-from jaxformer.jobs.dashboard import Board
+from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job, Launch, launch_local
 from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
 from jaxformer.plan.estimate import estimate_run_seconds
@@ -41,7 +41,7 @@ def _estimate_runs(study: Study, runs: Path) -> dict[str, float]:
     return estimate_seconds(resolved, runs, None if is_known else estimate_run_seconds(resolved[0].experiment))
 
 
-def print_plan(jobs: list[Job], parallel: int, price: float | None) -> None:
+def print_study_plan(jobs: list[Job], parallel: int, price: float | None) -> None:
     """Prints what is to be run, and what it will cost."""
     waiting = [job for job in jobs if state_on_disk(job.workdir)[0] not in OVER]
     seconds = sum(job.estimated_seconds for job in waiting)
@@ -92,7 +92,7 @@ def run_jobs(
         stop_worse: ends variants early that are clearly worse than their parents.
     """
     lineages = {one.name: one.lineage for one in resolve_study(study)[1:] if len(one.parents) == 1}
-    board, compared = Board(), time.monotonic()
+    board, compared = Dashboard(), time.monotonic()
     statuses = []
     with Queue(jobs, parallel=parallel, launch=launch) as queue:
         for statuses in queue.watch():

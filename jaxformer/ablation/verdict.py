@@ -63,7 +63,7 @@ class Rule:
         return f"{preface} {' '.join(rules.format(rule=self, within=within).split())}"
 
 
-class Findings(NamedTuple):
+class Measured(NamedTuple):
     """What is known of a variant beside its parent."""
 
     difference: Difference
@@ -97,7 +97,7 @@ class Verdict(NamedTuple):
     """Device hours of those."""
 
 
-def decide(found: Findings, rule: Rule) -> Verdict:
+def decide(found: Measured, rule: Rule) -> Verdict:
     """Returns the verdict of the first of `RULES` that holds."""
     return next(verdict for each in RULES if (verdict := each(found, rule)))
 
@@ -105,27 +105,27 @@ def decide(found: Findings, rule: Rule) -> Verdict:
 # The rules. Each returns a verdict where it holds and None elsewhere, and its docstring is what `Rule.describe` prints.
 
 
-def failed(found: Findings, rule: Rule) -> Verdict | None:
+def failed(found: Measured, rule: Rule) -> Verdict | None:
     """REVERT: a run of the variant failed."""
     if found.failures:
         return Verdict(Word.REVERT, f"{found.difference.mean:+.4f}, but {found.failures}")
 
 
-def too_few_seeds(found: Findings, rule: Rule) -> Verdict | None:
+def too_few_seeds(found: Measured, rule: Rule) -> Verdict | None:
     """UNDECIDED: there are fewer seeds than the first interim analysis takes."""
     if found.seeds < INTERIM_SEEDS[0]:
         reason = f"{_shown(found, rule)}: the first interim analysis is after {INTERIM_SEEDS[0]} seeds"
         return Verdict(Word.UNDECIDED, reason, *_until(INTERIM_SEEDS[0], found))
 
 
-def worse_at_a_task(found: Findings, rule: Rule) -> Verdict | None:
+def worse_at_a_task(found: Measured, rule: Rule) -> Verdict | None:
     """UNDECIDED: equivalent but cheaper, or better, as below, but worse at a task (Holm, {rule.guard_alpha:g})."""
     if found.worse_tasks and (verdict := cheaper(found, rule) or better(found, rule)):
         tasks = " and ".join(found.worse_tasks)
         return Verdict(Word.UNDECIDED, f"{verdict.reason}, but worse at {tasks}: look at the items", None)
 
 
-def cheaper(found: Findings, rule: Rule) -> Verdict | None:
+def cheaper(found: Measured, rule: Rule) -> Verdict | None:
     """EQUIVALENT BUT CHEAPER: the interval lies within {within}, not all of it below 0, and {rule.cheaper:.0%} of the
     time per token is surely saved, or of the parameters without surely taking more time.
     """
@@ -134,20 +134,20 @@ def cheaper(found: Findings, rule: Rule) -> Verdict | None:
         return Verdict(Word.CHEAPER, f"{_shown(found, rule)} is equal, {saving}")
 
 
-def equivalent(found: Findings, rule: Rule) -> Verdict | None:
+def equivalent(found: Measured, rule: Rule) -> Verdict | None:
     """EQUIVALENT: the interval lies within {within} and contains 0."""
     low, high = _interval(found, rule)
     if _is_within_margin(found, rule) and low <= 0 <= high:
         return Verdict(Word.EQUIVALENT, f"{_shown(found, rule)} is equal, and not cheaper: the parent stays")
 
 
-def worse(found: Findings, rule: Rule) -> Verdict | None:
+def worse(found: Measured, rule: Rule) -> Verdict | None:
     """REVERT: the interval lies above 0."""
     if _interval(found, rule)[0] > 0:
         return Verdict(Word.REVERT, f"{_shown(found, rule)} is worse")
 
 
-def not_worth_its_time(found: Findings, rule: Rule) -> Verdict | None:
+def not_worth_its_time(found: Measured, rule: Rule) -> Verdict | None:
     """UNDECIDED: the interval lies below 0, but a token surely takes longer than the gain is worth: than the parent
     would take longer to the same loss, or by more than {rule.cheaper:.0%} where that is not known.
     """
@@ -161,20 +161,20 @@ def not_worth_its_time(found: Findings, rule: Rule) -> Verdict | None:
         return Verdict(Word.UNDECIDED, f"{verdict.reason}, {times}: train the parent as long to decide", None)
 
 
-def better(found: Findings, rule: Rule) -> Verdict | None:
+def better(found: Measured, rule: Rule) -> Verdict | None:
     """KEEP: the interval lies below 0."""
     if _interval(found, rule)[1] < 0:
         return Verdict(Word.KEEP, f"{_shown(found, rule)} is better")
 
 
-def after_the_last_analysis(found: Findings, rule: Rule) -> Verdict | None:
+def after_the_last_analysis(found: Measured, rule: Rule) -> Verdict | None:
     """UNDECIDED: there is no further interim analysis, and the parent stays."""
     if found.seeds >= INTERIM_SEEDS[-1]:
         reason = f"{_shown(found, rule)} after {found.seeds} seeds, the last analysis: the parent stays"
         return Verdict(Word.UNDECIDED, reason, None)
 
 
-def more_seeds(found: Findings, rule: Rule) -> Verdict:
+def more_seeds(found: Measured, rule: Rule) -> Verdict:
     """UNDECIDED: otherwise, until the interim analysis that would decide with a probability of {rule.power:.0%} if the
     difference is as large as it seems; the parent stays if none would.
     """
@@ -189,7 +189,7 @@ def more_seeds(found: Findings, rule: Rule) -> Verdict:
     return Verdict(Word.UNDECIDED, shown, *_until(later, found))
 
 
-RULES: tuple[Callable[[Findings, Rule], Verdict | None], ...] = (
+RULES: tuple[Callable[[Measured, Rule], Verdict | None], ...] = (
     failed,
     too_few_seeds,
     worse_at_a_task,
@@ -210,15 +210,15 @@ def kept_by_chance(verdict: Verdict, q_value: float, rule: Rule) -> Verdict | No
         return Verdict(Word.UNDECIDED, reason, None)
 
 
-def _interval(found: Findings, rule: Rule) -> tuple[float, float]:
+def _interval(found: Measured, rule: Rule) -> tuple[float, float]:
     return found.difference.interval(1 - rule.alpha)
 
 
-def _is_within_margin(found: Findings, rule: Rule) -> bool:
+def _is_within_margin(found: Measured, rule: Rule) -> bool:
     return found.difference.lies_within(found.margin, 1 - rule.alpha)
 
 
-def _shown(found: Findings, rule: Rule) -> str:
+def _shown(found: Measured, rule: Rule) -> str:
     low, high = _interval(found, rule)
     return f"{found.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
@@ -233,7 +233,7 @@ def _saving(cost: Cost, rule: Rule) -> str:
     return ""
 
 
-def _seeds_to_decide(found: Findings, rule: Rule) -> int | None:
+def _seeds_to_decide(found: Measured, rule: Rule) -> int | None:
     """Returns the fewest seeds that would probably show a difference, or that there is none; None if too many."""
     difference = found.difference
     variance = difference.seed_variance * found.seeds
@@ -251,7 +251,7 @@ def _seeds_to_decide(found: Findings, rule: Rule) -> int | None:
     return min((n for n in (different, equal) if n is not None), default=None)
 
 
-def _until(seeds: int, found: Findings) -> tuple[int, float]:
+def _until(seeds: int, found: Measured) -> tuple[int, float]:
     """Returns how many more seeds there are to a number, and the device hours of both arms' missing runs."""
     more = max(1, seeds - found.seeds)
     missing_parents = max(0, found.seeds + more - found.parent_seeds)

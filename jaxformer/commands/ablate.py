@@ -12,7 +12,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # The runs need
 
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.run_study import estimate_runs, print_plan, run_jobs
+from jaxformer.ablation.run_study import estimate_runs, print_study_plan, run_jobs
 from jaxformer.ablation.study import choose_study, make_jobs
 from jaxformer.config import require
 from jaxformer.host.command import Parser, command
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     study = choose_study(options.study, options.parent, options.variants, **seeds)
     allow = parse_allowed(options.allow)
     jobs = make_jobs(study, options.runs, estimate_runs(study, options.runs))
-    print_plan(jobs, options.parallel, options.price)
+    print_study_plan(jobs, options.parallel, options.price)
     if options.plan:
         return 0
     launch = launch_local

@@ -237,5 +237,5 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _mark(info: dict[str, Any]) -> str:
-    facts = {**info, **(info.get("lfs") or {})}
-    return next((f"{name} {facts[name]}" for name in _MARKS if facts.get(name)), "")
+    known = {**info, **(info.get("lfs") or {})}
+    return next((f"{name} {known[name]}" for name in _MARKS if known.get(name)), "")

@@ -19,7 +19,7 @@ from jaxformer.data.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, 
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import format_size, print_notice
 from jaxformer.host.digests import file_digests
-from jaxformer.host.files import read_remembered, write_remembered
+from jaxformer.host.files import read_json_or_empty, write_remembered
 
 # A smaller file is read for its digest at every start.
 _REMEMBERED_BYTES = 1 << 20
@@ -97,7 +97,7 @@ def content_digests(files: Sequence[SourceFile], what: str) -> list[str]:
     """
     local = {os.path.abspath(file.path): Path(file.path) for file in files if not is_remote(file.path)}
     memory = cache_folder() / "digests" / f"{_short_digest([file.path for file in files])}.json"
-    known = read_remembered(memory)
+    known = read_json_or_empty(memory)
     new = sum(file.size for file in files if os.path.abspath(file.path) in local.keys() - known.keys())
     if new > _NOTABLE_BYTES:
         print_notice(f"{what}s: reading {format_size(new)} once, for their digests")
@@ -129,7 +129,7 @@ def _find_remote(url: str, suffixes: tuple[str, ...], what: str) -> tuple[Source
     pin = re.match(r"hf://datasets/[^@]+@[0-9a-f]{40}(/|$)", url)
     memory = cache_folder() / "digests" / f"{_short_digest([url, suffixes])}.json"
     # A commit's files never change: a later start asks nobody.
-    if pin and (known := read_remembered(memory).get("files")):
+    if pin and (known := read_json_or_empty(memory).get("files")):
         return tuple(SourceFile(*fields) for fields in known)
     files = tuple(SourceFile(*found) for found in find(url, suffixes, what))
     if pin:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jaxformer.host.files import read_remembered, write_remembered
+from jaxformer.host.files import read_json_or_empty, write_remembered
 
 
 def file_digest(path: str | os.PathLike) -> str:
@@ -35,7 +35,7 @@ def file_digests(
     Raises:
         OSError: a file cannot be read.
     """
-    known = read_remembered(memory)
+    known = read_json_or_empty(memory)
 
     def digest(name: str) -> tuple[str, list | None]:
         status = paths[name].stat()

@@ -100,7 +100,7 @@ def for_json(values: dict) -> dict:
     }
 
 
-def read_remembered(path: Path) -> dict:
+def read_json_or_empty(path: Path) -> dict:
     """Returns the object of a JSON file, or an empty one where there is none or it is damaged."""
     try:
         value = json.loads(path.read_bytes())

@@ -48,7 +48,7 @@ def totals(statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: flo
     return "; ".join(parts)
 
 
-class Board:
+class Dashboard:
     """Shows statuses: on a terminal a table in place of the last one, elsewhere a line for each change of state."""
 
     def __init__(self):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from jaxformer.config import UserError, require
-from jaxformer.host.files import read_remembered, write_whole
+from jaxformer.host.files import read_json_or_empty, write_whole
 from jaxformer.host.gpu_memory import share_of_memory
 from jaxformer.host.lock import Held, take
 
@@ -157,7 +157,7 @@ def launch_submitit(
 
     def launch(job: Job, slot: int, slots: int) -> _Submitted:
         path = job.log.with_suffix(".job")
-        record = read_remembered(path)
+        record = read_json_or_empty(path)
         if record:
             kind = submitit.LocalJob if record["cluster"] == "local" else submitit.SlurmJob
             found = kind(folder=record["folder"], job_id=record["id"])

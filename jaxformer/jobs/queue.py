@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from jaxformer.config import require
 from jaxformer.host.console import print_notice
-from jaxformer.host.files import read_remembered, write_whole
+from jaxformer.host.files import read_json_or_empty, write_whole
 from jaxformer.host.lock import LOCK, Held, holder, is_held
 from jaxformer.host.signals import SIGNALS, Stopped
 from jaxformer.jobs.launch import HEADER, Handle, Job, Launch, launch_local
@@ -258,7 +258,7 @@ class Queue:
         hours = (run.seconds + (now - run.since if run.handle else 0)) / 3600 * job.devices
         file = "summary.json" if state is State.FINISHED else STOPPED_EARLY
         if state in (State.FINISHED, State.STOPPED_EARLY):
-            hours = read_remembered(job.workdir / file).get("device_hours", hours)
+            hours = read_json_or_empty(job.workdir / file).get("device_hours", hours)
         status = Status(job, state, step, loss, speed, left, hours, why)
         if state in OVER:
             run.final = status
@@ -270,11 +270,11 @@ def state_on_disk(workdir: Path, log: Path | None = None) -> tuple[State, str]:
     # A process that has written its summary keeps the device until it is gone.
     if log and is_held(log):
         return State.ELSEWHERE, "as another queue started it"
-    if read_remembered(workdir / "summary.json").get("status") == "finished":
+    if read_json_or_empty(workdir / "summary.json").get("status") == "finished":
         return State.FINISHED, ""
     if is_held(workdir / LOCK):
         return State.ELSEWHERE, holder(workdir / LOCK)
-    if early := read_remembered(workdir / STOPPED_EARLY):
+    if early := read_json_or_empty(workdir / STOPPED_EARLY):
         return State.STOPPED_EARLY, str(early.get("reason", ""))
     return State.WAITING, ""
 

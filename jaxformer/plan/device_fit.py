@@ -220,10 +220,10 @@ def advise(experiment: Experiment, target: Target) -> str:
     better = next((fit for fit in open_ways if fit.memory.peak <= bound), None)
     if better is not None:
         return f"set {_settings(better)}: an estimated {format_size(better.memory.peak)} {has}"
-    least = min(open_ways, key=lambda fit: fit.memory.peak)
+    smallest = min(open_ways, key=lambda fit: fit.memory.peak)
     return (
-        f"the least that it needs is {format_size(least.memory.peak / _MARGIN)} {has}, with {_settings(least)}; lower "
-        "packing.row_length or the size of the model, or take a larger device"
+        f"the least that it needs is {format_size(smallest.memory.peak / _MARGIN)} {has}, with {_settings(smallest)}; "
+        "lower packing.row_length or the size of the model, or take a larger device"
     )
 
 

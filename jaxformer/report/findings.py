@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxformer.ablation.comparison import Comparison
-from jaxformer.ablation.finished_runs import Evidence
+from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
 from jaxformer.experiment.variant import Resolved
@@ -42,7 +42,7 @@ class Finding(NamedTuple):
     """
     comparison: Comparison | None
     """None where no run of it has ended."""
-    runs: list[Evidence]
+    runs: list[FinishedRun]
     """Runs that are finished."""
     interaction: Difference | None
     """Interaction of a merge."""
@@ -86,7 +86,7 @@ def collect_findings(outcome: Outcome) -> list[Finding]:
     comparisons = {one.variant: one for one in outcome.comparisons}
     findings = []
     for one in outcome.experiments[1:]:
-        runs = outcome.evidence.get(one.name, [])
+        runs = outcome.runs.get(one.name, [])
         recorded = runs[0].record if runs else {}
         lineage = recorded.get("lineage", {})
         lineage = lineage if lineage.get("expected") else vars(one.lineage)
@@ -98,23 +98,23 @@ def collect_findings(outcome: Outcome) -> list[Finding]:
 
 def device_hours(outcome: Outcome, name: str) -> float:
     """Returns the device hours of an experiment's runs that are finished or were stopped early."""
-    return sum((run.device_hours for run in outcome.evidence.get(name, [])), outcome.lost_hours.get(name, 0.0))
+    return sum((run.device_hours for run in outcome.runs.get(name, [])), outcome.lost_hours.get(name, 0.0))
 
 
-def mean_accuracies(runs: Sequence[Evidence]) -> dict[str, float]:
+def mean_accuracies(runs: Sequence[FinishedRun]) -> dict[str, float]:
     """Returns the mean accuracy of each task that all runs have."""
     names = [name for name in (runs[0].tasks if runs else ()) if all(name in run.tasks for run in runs)]
     return {name: float(np.mean([run.tasks[name].accuracy.mean() for run in runs])) for name in names}
 
 
-def mean_bits_per_byte(runs: Sequence[Evidence]) -> str:
+def mean_bits_per_byte(runs: Sequence[FinishedRun]) -> str:
     """Returns the mean of runs."""
     return f"{float(np.mean([run.bits_per_byte for run in runs])):.4f}"
 
 
 def task_names(outcome: Outcome) -> list[str]:
     """Returns the tasks of the study's parent, and others that were compared."""
-    names = dict.fromkeys(mean_accuracies(outcome.evidence[outcome.study.parent]))
+    names = dict.fromkeys(mean_accuracies(outcome.runs[outcome.study.parent]))
     for one in outcome.comparisons:
         names |= dict.fromkeys(one.tasks)
     return list(names)
@@ -135,7 +135,7 @@ class Column(NamedTuple):
 
 def decision_columns(outcome: Outcome) -> list[Column]:
     """Returns the columns between the verdict of a variant and its reason."""
-    alpha, runs = outcome.study.rule.alpha, outcome.evidence[outcome.study.parent]
+    alpha, runs = outcome.study.rule.alpha, outcome.runs[outcome.study.parent]
     accuracies, parent_hours = mean_accuracies(runs), device_hours(outcome, outcome.study.parent)
     return [
         Column(

@@ -106,7 +106,7 @@ def draw_graph(outcome: Outcome):
     for (_, child), route in routes.items():
         colour = COLOURS[findings[child].word]
         axes.add_patch(PathPatch(edge_path(route), fc="none", ec=colour, lw=1.3, alpha=0.75, zorder=1))
-    tasks = list(mean_accuracies(outcome.evidence[outcome.study.parent]))
+    tasks = list(mean_accuracies(outcome.runs[outcome.study.parent]))
     for name, place in places.items():
         finding = findings.get(name)
         _draw_box(axes, place, name, finding, box_lines(outcome, name, finding, tasks))
@@ -120,7 +120,7 @@ def draw_graph(outcome: Outcome):
 
 def box_lines(outcome: Outcome, name: str, finding: Finding | None, tasks: Sequence[str]) -> list[str]:
     """Returns the lines in an experiment's box of the graph: change, difference, scores, and cost."""
-    runs = outcome.evidence.get(name, [])
+    runs = outcome.runs.get(name, [])
     cost = f"{device_hours(outcome, name):.3g} device h, {len(runs)} seed{'s' * (len(runs) != 1)}"
     if finding is None:
         scores = mean_accuracies(runs)

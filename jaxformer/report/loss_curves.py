@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.finished_runs import Evidence, paired_seeds
+from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.report.findings import Finding, collect_findings
 from jaxformer.report.formatting import plain
@@ -24,7 +24,7 @@ def draw_losses(outcome: Outcome):
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
 
-    groups = [(one.name, outcome.evidence.get(one.name, [])) for one in outcome.experiments]
+    groups = [(one.name, outcome.runs.get(one.name, [])) for one in outcome.experiments]
     groups = [(name, runs) for name, runs in groups if runs]
     rows = math.ceil(len(groups) / 4)
     figure = make_figure(11.5, 4.2 + 0.19 * rows)
@@ -105,7 +105,7 @@ def _late_scatter(values_SN: np.ndarray) -> float:
     return float(np.nanmean(np.nanstd(values_SN[:, values_SN.shape[1] // 2 :], axis=1)))
 
 
-def paired_curve(parents: Sequence[Evidence], variants: Sequence[Evidence]) -> PairedCurve | None:
+def paired_curve(parents: Sequence[FinishedRun], variants: Sequence[FinishedRun]) -> PairedCurve | None:
     """Returns the paired differences of training loss; None where no seed saw the same batches in both arms."""
     pairs = []
     for parent, variant in paired_seeds(parents, variants):
@@ -124,7 +124,7 @@ def paired_curve(parents: Sequence[Evidence], variants: Sequence[Evidence]) -> P
 def draw_paired(outcome: Outcome):
     """Returns a panel for each variant with the difference of training loss on the same batches; None without any."""
     findings = collect_findings(outcome)
-    curves = [(one, paired_curve(outcome.evidence.get(one.parent, []), one.runs)) for one in findings]
+    curves = [(one, paired_curve(outcome.runs.get(one.parent, []), one.runs)) for one in findings]
     curves = [(finding, curve) for finding, curve in curves if curve is not None]
     if not curves:
         return None

@@ -12,8 +12,8 @@ from jaxformer.report.findings import collect_findings, mean_bits_per_byte
 
 def summarise_study(outcome: Outcome) -> list[tuple[str, str]]:
     """Returns what holds for the whole study, as (name, value)."""
-    study, runs = outcome.study, [run for runs in outcome.evidence.values() for run in runs]
-    parents = outcome.evidence[study.parent]
+    study, runs = outcome.study, [run for runs in outcome.runs.values() for run in runs]
+    parents = outcome.runs[study.parent]
     newest = max((run.workdir / "summary.json").stat().st_mtime for run in runs)
     date = datetime.datetime.fromtimestamp(int(newest), datetime.UTC)
     seeds = sorted({run.seed for run in runs})
@@ -44,13 +44,13 @@ def count_verdicts(outcome: Outcome) -> str:
 
 def describe_rule(outcome: Outcome) -> str:
     """Returns the rule of the study in words."""
-    floor = noise_floor(outcome.evidence[outcome.study.parent])
+    floor = noise_floor(outcome.runs[outcome.study.parent])
     return outcome.study.rule.describe(outcome.study.rule.margin or floor.standard_deviation)
 
 
 def describe_noise_floor(outcome: Outcome) -> str:
     """Returns how much the runs of the study's parent differ by their seeds alone."""
-    floor = noise_floor(outcome.evidence[outcome.study.parent])
+    floor = noise_floor(outcome.runs[outcome.study.parent])
     noise = "not known with one seed of the parent"
     if math.isfinite(floor.standard_deviation):
         seeds = f"of {len(floor.seeds)} seeds: {', '.join(map(str, floor.seeds))}"
@@ -60,8 +60,8 @@ def describe_noise_floor(outcome: Outcome) -> str:
 
 def describe_device_hours(outcome: Outcome) -> str:
     """Returns how much device time the study took."""
-    finished = sum(run.device_hours for runs in outcome.evidence.values() for run in runs)
-    parents = sum(run.device_hours for run in outcome.evidence[outcome.study.parent])
+    finished = sum(run.device_hours for runs in outcome.runs.values() for run in runs)
+    parents = sum(run.device_hours for run in outcome.runs[outcome.study.parent])
     lost = sum(outcome.lost_hours.values())
     stopped_early = f"; {lost:.2f} of runs that were stopped early" if lost else ""
     return f"{finished:.2f} of finished runs, {parents:.2f} of them the parent's{stopped_early}"

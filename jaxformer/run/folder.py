@@ -229,7 +229,7 @@ def summarise(
     return for_json(summary)
 
 
-def finished(workdir: Path, experiment: Experiment) -> dict | None:
+def finished_summary(workdir: Path, experiment: Experiment) -> dict | None:
     """Returns the summary of a run that is finished, and says so, and which of its tasks have no scores."""
     path = workdir / "summary.json"
     summary = read_json(path, ADVICE)

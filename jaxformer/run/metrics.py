@@ -90,14 +90,14 @@ def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
         from clu import metric_writers
 
         tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
-        note = f"tensorboard --logdir {folder}"
+        line = f"tensorboard --logdir {folder}"
     except ImportError as error:
         tensorboard = None
-        note = f"no TensorBoard events ({error.name} is not installed: pip install 'jaxformer[tensorboard]')"
+        line = f"no TensorBoard events ({error.name} is not installed: pip install 'jaxformer[tensorboard]')"
     except Exception as error:  # A TensorFlow that does not fit its libraries fails in many ways; training needs none.
         tensorboard = None
-        note = f"no TensorBoard events (clu's writer cannot be imported: {type(error).__name__})"
-    return Writer(folder, first_step, tensorboard), note
+        line = f"no TensorBoard events (clu's writer cannot be imported: {type(error).__name__})"
+    return Writer(folder, first_step, tensorboard), line
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -208,7 +208,7 @@ class Progress:
         self._since = time.perf_counter()
 
 
-def describe(experiment: Experiment, state: TrainState, data: Data, attention: Choice, fit: str) -> None:
+def print_overview(experiment: Experiment, state: TrainState, data: Data, attention: Choice, fit: str) -> None:
     """Prints, once at the start, what will run on what; fit is what `fit_to_device` says."""
     training, row_length = experiment.training, experiment.packing.row_length
     device = jax.devices()[0]

@@ -11,7 +11,7 @@ import pytest
 from jaxformer.ablation.comparability import ALLOWABLE, parse_allowed
 from jaxformer.ablation.comparison import compare_runs, interaction, load_runs
 from jaxformer.ablation.cost import worth_in_tokens
-from jaxformer.ablation.finished_runs import load_evidence
+from jaxformer.ablation.finished_runs import load_finished_run
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError
@@ -106,7 +106,7 @@ def spoilt(arms, tmp_path):
             path.write_text("".join(change(line) for line in path.read_text().splitlines(keepends=True)))
         else:
             write_json(path, change(read_json(path)))
-        return [load_evidence(copy), *others]
+        return [load_finished_run(copy), *others]
 
     return spoil
 
@@ -306,15 +306,15 @@ def test_damaged_runs_are_refused_in_one_line(arms, spoilt, name, text, message)
     run = spoilt("config.json", lambda record: record)[0]
     (run.workdir / name).write_text(text)
     with pytest.raises(UserError, match=message) as refused:
-        load_evidence(run.workdir)
+        load_finished_run(run.workdir)
     assert "\n" not in str(refused.value)
     record = read_json(run.workdir / "config.json")
     write_json(run.workdir / "config.json", {name: record[name] for name in record if name != "lineage"})
     with pytest.raises(UserError, match="an older version made it, without lineage"):
-        load_evidence(run.workdir)
+        load_finished_run(run.workdir)
     (run.workdir / "summary.json").unlink()
     with pytest.raises(UserError, match="not finished"):
-        load_evidence(run.workdir)
+        load_finished_run(run.workdir)
 
 
 def test_a_merge_is_resolved_as_its_runs_say(folder, arms, monkeypatch):

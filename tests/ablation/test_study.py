@@ -103,7 +103,7 @@ def test_what_came_out_is_kept_beside_the_runs(folder):
         assert stored["difference"]["mean"] == one.difference.mean and stored["q_value"] == one.q_value
     noise = json.loads((folder / "runs" / "root" / "noise.json").read_text())
     assert noise["seeds"] == [0, 1, 2, 3] and set(noise["variances"]) == set(CHANGES)
-    bits = [run.bits_per_byte for run in outcome.evidence["root"]]
+    bits = [run.bits_per_byte for run in outcome.runs["root"]]
     assert noise["bits_per_byte"] == bits and noise["standard_deviation"] == pytest.approx(np.std(bits, ddof=1))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxformer.ablation import verdict as rules
 from jaxformer.ablation.cost import Cost
-from jaxformer.ablation.verdict import RULES, Findings, Rule, Verdict, Word, decide, kept_by_chance
+from jaxformer.ablation.verdict import RULES, Measured, Rule, Verdict, Word, decide, kept_by_chance
 from jaxformer.config import UserError
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.power import seeds_needed
@@ -16,7 +16,7 @@ SAME = Cost(1.0, (0.99, 1.01), 1.0, 0.5, 0.4)
 
 
 def findings(mean, error=0.001, *, df=30.0, cost=SAME, worth=1.2, margin=0.004, seeds=3, **options):
-    return Findings(Difference(mean, error**2, df), seeds, margin, cost, worth, **options)
+    return Measured(Difference(mean, error**2, df), seeds, margin, cost, worth, **options)
 
 
 def verdict(mean, error=0.001, **options):
@@ -77,7 +77,7 @@ def test_what_is_undecided_states_how_many_more_seeds_would_decide_and_their_cos
 
 def test_effects_that_no_number_of_seeds_would_show_are_said_to_be_so():
     wide = Difference(-0.001, 0.0, math.inf, 0.01**2, 10.0)
-    found = decide(Findings(wide, 3, 0.002, SAME, 1.0), Rule())
+    found = decide(Measured(wide, 3, 0.002, SAME, 1.0), Rule())
     assert found.word is Word.UNDECIDED and found.more_seeds is None and "not even 100 seeds" in found.reason
 
 
@@ -93,7 +93,7 @@ def test_after_the_last_analysis_the_parent_stays():
 
 def test_one_seed_of_which_nothing_is_known_decides_nothing():
     alone = Difference(-1.0, 0.0, math.inf, 1e-6, 20.0, seeds_counted=False)
-    found = decide(Findings(alone, 1, 0.01, SAME, 1.0), Rule())
+    found = decide(Measured(alone, 1, 0.01, SAME, 1.0), Rule())
     assert found.word is Word.UNDECIDED and found.more_seeds == 2 and "first interim analysis" in found.reason
 
 

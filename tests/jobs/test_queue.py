@@ -18,7 +18,7 @@ from jaxformer.config import UserError
 from jaxformer.host.lock import LOCK, hold
 from jaxformer.host.signals import Stopped
 from jaxformer.jobs import queue
-from jaxformer.jobs.dashboard import Board, status_table
+from jaxformer.jobs.dashboard import Dashboard, status_table
 from jaxformer.jobs.launch import HEADER, Job, launch_local, launch_submitit
 from jaxformer.jobs.queue import Queue, State, Status
 
@@ -407,7 +407,7 @@ class Terminal(io.StringIO):
 def test_board_draws_in_place_on_a_terminal_and_clips_what_would_not_fit(tmp_path, monkeypatch):
     statuses, terminal = statuses_to_show(tmp_path), Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    board = Board()
+    board = Dashboard()
     for columns, lines in ((40, 24), (40, 4)):
         monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setenv("LINES", str(lines))
@@ -419,7 +419,7 @@ def test_board_draws_in_place_on_a_terminal_and_clips_what_would_not_fit(tmp_pat
 
 
 def test_board_prints_elsewhere_only_what_has_changed(tmp_path, capsys):
-    waiting, board = statuses_to_show(tmp_path)[2:], Board()
+    waiting, board = statuses_to_show(tmp_path)[2:], Dashboard()
     for status in (waiting, waiting, [waiting[0]._replace(state=State.FAILED, note="no disk")]):
         board.draw(status)
     assert capsys.readouterr().out == "fake seed 0: failed: no disk\n", "that all wait is no news"

@@ -74,7 +74,7 @@ def test_the_numbers_of_the_page_are_those_of_the_comparison(outcome, page, repo
             gold = task.gold_bits_per_byte
             assert f"{signed(100 * task.accuracy.mean, 1)} ± {100 * task.accuracy.standard_error:.1f}" in page.text
             assert f"{signed(gold.mean, 3)} ± {gold.standard_error:.3f}" in page.text
-    hours = sum(run.device_hours for runs in outcome.evidence.values() for run in runs)
+    hours = sum(run.device_hours for runs in outcome.runs.values() for run in runs)
     assert f"{hours:.2f} of finished runs" in page.text and "2023-11-14" in page.text
 
 

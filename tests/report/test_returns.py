@@ -17,7 +17,7 @@ def test_returns_count_all_hours_and_the_kept_changes_once(outcome):
     kept = {each.name: -each.difference.mean for each in collect_findings(outcome) if each.word is Word.KEEP}
     assert {"muon", "swiglu"} <= set(kept)
     last = list(points.values())[-1]
-    everything = sum(run.device_hours for runs in outcome.evidence.values() for run in runs)
+    everything = sum(run.device_hours for runs in outcome.runs.values() for run in runs)
     assert last.hours == pytest.approx(everything)
     assert last.added == pytest.approx(sum(gain for name, gain in kept.items() if name != "joined"))
     findings = {finding.name: finding for finding in collect_findings(outcome)}

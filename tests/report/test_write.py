@@ -34,5 +34,5 @@ def test_without_a_library_one_line_says_what_to_install(outcome, tmp_path, monk
 
 
 def test_fake_runs_end_at_the_time_that_is_asked_for(outcome):
-    first = outcome.evidence["root"][0].workdir / "summary.json"
+    first = outcome.runs["root"][0].workdir / "summary.json"
     assert first.stat().st_mtime == FIRST_ENDS
