@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import random
-from pathlib import Path
 
 import hypothesis
 import jax
@@ -18,37 +17,10 @@ from jaxformer.data.tokenizer import TokenizerConfig, load_tokenizer, train_toke
 from jaxformer.host.lock import hold
 from jaxformer.train import main
 
-TESTS = Path(__file__).parent
-# What depends on no version of JAX, or on nothing of it that other tests do not test: one environment suffices.
-DEVICE_FREE = (
-    "ablation/", "commands/", "data/", "evaluation/", "experiment/", "host/", "jobs/", "plan/", "report/", "run/",
-    "statistics/", "test_bad_input", "test_config", "test_imports", "test_messages", "test_security",
-    "tools/test_verdict_campaign",
-)  # fmt: skip
-# What is fast and finds most faults: besides, single tests are marked, which compile a step and make a tiny run.
-SMOKE = (
-    "ablation/", "data/test_packing", "evaluation/test_scores", "experiment/", "host/", "statistics/", "test_config",
-    "test_imports", "test_messages",
-)  # fmt: skip
-# What shares a fixture that takes long to make: its tests stay in one process.
-ONE_PROCESS = ("devices/test_mesh", "evaluation/test_result_files", "test_bad_input", "tools/test_fault_campaign")
-
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("jaxformer", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("jaxformer")
-
-
-@pytest.hookimpl(tryfirst=True)  # Before tests are chosen by their markers.
-def pytest_collection_modifyitems(items):
-    for item in items:
-        place = item.path.relative_to(TESTS).as_posix()
-        if place.startswith(DEVICE_FREE):
-            item.add_marker("device_free")
-        if place.startswith(ONE_PROCESS):
-            item.add_marker(pytest.mark.xdist_group(place))
-        if place.startswith(SMOKE) and item.get_closest_marker("slow") is None:
-            item.add_marker("smoke")
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ from jaxformer.experiment.variant import load_experiment
 from jaxformer.run.folder import hold_folder
 from jaxformer.train import main, out_of_memory_reported
 
+pytestmark = [pytest.mark.device_free, pytest.mark.xdist_group("bad_input")]
+
 BASELINE = "--experiment=baseline"
 
 # Paths are relative, so that a copy of the folder that they lie in is complete.

@@ -24,6 +24,8 @@ from jaxformer.config import (
     to_dict,
 )
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 
 @dataclass(frozen=True)
 class Model:

@@ -10,6 +10,8 @@ import pytest
 
 import jaxformer
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 ROOT = Path(jaxformer.__file__).parents[1]
 PATHS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -5,8 +5,12 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
 import jaxformer
 from jaxformer.commands.program import COMMANDS
+
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
 ROOT = Path(jaxformer.__file__).parents[1]
 TREES = {

@@ -16,6 +16,8 @@ from jaxformer.data.packing import Batch
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.variant import load_experiment, resolve
 
+pytestmark = pytest.mark.device_free
+
 ROOT = Path(__file__).parent.parent
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()

@@ -17,6 +17,8 @@ from jaxformer.config import UserError
 from jaxformer.experiment.variant import load_experiment
 from jaxformer.train import main
 
+pytestmark = pytest.mark.device_free
+
 REPOSITORY = Path(jaxformer.train.__file__).parents[1]
 SOURCES = sorted([*REPOSITORY.glob("jaxformer/**/*.py"), *REPOSITORY.glob("tools/**/*.py")])
 

@@ -1,6 +1,7 @@
 """Whole runs of a tiny experiment: what a run leaves behind, and whose folder it is."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import subprocess
@@ -91,6 +92,18 @@ def test_finished_run_says_so_and_does_not_train(experiment_files, uninterrupted
     )
     assert captured.err == ""
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_a_disk_that_fails_is_a_failed_training_and_no_mistake_of_the_user(
+    experiment_files, tmp_path, monkeypatch, capsys
+):
+    def fail(*arguments):
+        raise OSError(errno.EIO, "Input/output error", "shards/0")
+
+    monkeypatch.setattr(jaxformer.train, "prepare_data", fail)
+    assert main(command(experiment_files["best_fit"], tmp_path / "run")) == 1
+    line = "jaxformer: [Errno 5] Input/output error: 'shards/0'; the same command goes on from what is saved\n"
+    assert capsys.readouterr().err == line
 
 
 def test_run_folder_holds_its_files_and_no_others(uninterrupted):

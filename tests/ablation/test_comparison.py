@@ -19,6 +19,8 @@ from jaxformer.experiment.variant import resolve
 from jaxformer.host.files import read_json, write_json
 from jaxformer.statistics.variance_prior import fit_prior
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 NAMES = ("root", "deep", "short", "gated", "both")
 EFFECTS = {"deep": -0.03, "gated": -0.01, "both": -0.05, "short": 0.01}
 

@@ -5,6 +5,8 @@ import pytest
 
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 STEPS = 1000
 
 

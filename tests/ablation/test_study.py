@@ -13,6 +13,8 @@ from jaxformer.config import UserError
 from jaxformer.jobs.launch import Job
 from jaxformer.report.text import decision_table
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 CHANGES = {
     "deep": {"model.depth": 6},
     "gated": {"model.activation": "swiglu"},

@@ -12,6 +12,8 @@ from jaxformer.config import UserError
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.power import seeds_needed
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 SAME = Cost(1.0, (0.99, 1.01), 1.0, 0.5, 0.4)
 
 

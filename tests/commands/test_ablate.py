@@ -13,7 +13,7 @@ from jaxformer.experiment.variant import resolve
 from jaxformer.jobs.queue import Status
 from jaxformer.run.metrics import training_losses
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.device_free]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from jaxformer.evaluation.tasks import load_task
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 is_installed = importlib.util.find_spec("lm_eval") is not None
 needs_harness = pytest.mark.skipif(not is_installed, reason="needs the extra lm-eval")
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
 
 ROWS = {
     "hellaswag": [

@@ -8,6 +8,8 @@ from jaxformer.config import UserError
 from jaxformer.experiment.variant import resolve
 from jaxformer.run.inputs import prepare_data
 
+pytestmark = pytest.mark.device_free
+
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ from jaxformer.config import TrainingFailure, UserError
 from jaxformer.host.command import Parser, command
 from jaxformer.host.signals import Stopped
 
+pytestmark = pytest.mark.device_free
+
 
 def test_help_fits_a_terminal_and_explains_every_command(capsys):
     assert main(["--help"]) == main([]) == main(["help"]) == 0

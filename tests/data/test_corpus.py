@@ -24,6 +24,8 @@ from jaxformer.data.corpus import (
     unique_documents,
 )
 
+pytestmark = pytest.mark.device_free
+
 TEXTS = ["plain", "", "  \n", "ünï \u2028 \u2581 \U0001f9ea", "two\nlines\r\n", "plain", "tail"]
 
 

@@ -21,6 +21,8 @@ from jaxformer.data.packing import (
     read_rows,
 )
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 BOS, EOS = 1, 2
 METHODS = ("best_fit", "concat_and_split")
 

@@ -28,6 +28,8 @@ from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.evaluation.validation import select_validation
 from jaxformer.host import digests
 
+pytestmark = pytest.mark.device_free
+
 SHARE = 0.15
 
 

@@ -19,6 +19,8 @@ from jaxformer.data.corpus import CorpusConfig, key_fraction, load_documents
 from jaxformer.data.preparation import prepare
 from jaxformer.data.shards import SPLITS, open_shards
 
+pytestmark = pytest.mark.device_free
+
 SHARE = 0.2
 
 

@@ -17,6 +17,8 @@ from jaxformer.data.remote import pinned
 from jaxformer.data.source_files import content_digests, find_files, open_file
 from jaxformer.host import digests as host_digests
 
+pytestmark = pytest.mark.device_free
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = COMMIT[::-1]
 

@@ -13,6 +13,8 @@ from jaxformer.data import tokenizer as tokenizer_module
 from jaxformer.data.corpus import CorpusConfig, Document, Documents, key_fraction, load_documents
 from jaxformer.data.tokenizer import TokenizerConfig, load_tokenizer, prepare_tokenizer, sample_texts, train_tokenizer
 
+pytestmark = pytest.mark.device_free
+
 CONFIG = TokenizerConfig(vocabulary_size=400, threads=1)
 
 ODD_TEXTS = [

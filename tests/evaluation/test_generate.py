@@ -10,6 +10,8 @@ from flax import nnx
 from jaxformer.evaluation.generate import generate
 from jaxformer.model import ModelConfig, Transformer
 
+pytestmark = pytest.mark.device_free
+
 B, P, LENGTH, V = 2, 3, 9, 37
 OPTIONS = {
     "rotary": {"tied_embeddings": False},

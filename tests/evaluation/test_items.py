@@ -9,6 +9,8 @@ from jaxformer.config import UserError
 from jaxformer.evaluation import items
 from jaxformer.evaluation.items import Item, Option, checked
 
+pytestmark = pytest.mark.device_free
+
 HELLASWAG_ROWS = Path(__file__).parents[3] / "shared" / "data" / "evals" / "hellaswag_val_raw1000.jsonl"
 
 HELLASWAG = {

@@ -28,7 +28,7 @@ NATS = 1e-4
 T, V, MODEL_V = 13, 29, 440
 PACKING = PackingConfig(row_length=T)
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
 
 
 MODEL = ModelConfig(vocabulary_size=MODEL_V, width=12, depth=2, heads=2, feed_forward_width=20)

@@ -12,6 +12,8 @@ from jaxformer.evaluation.items import Item, Option
 from jaxformer.evaluation.scores import chance, estimate, estimate_ratio, score_items
 from jaxformer.evaluation.tasks import load_task
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 FLOAT64 = 1e-12
 
 

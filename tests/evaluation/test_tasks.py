@@ -18,6 +18,8 @@ from jaxformer.evaluation import items
 from jaxformer.evaluation.items import Item, Option
 from jaxformer.evaluation.tasks import TASKS, TaskData, fixed_choice, load_task
 
+pytestmark = pytest.mark.device_free
+
 
 def scene(number: int) -> dict:
     """Returns an official row of HellaSwag."""

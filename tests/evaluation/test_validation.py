@@ -17,6 +17,8 @@ from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.step import init_state
 
+pytestmark = pytest.mark.device_free
+
 FLOAT32 = 1e-5
 T, V, BOS, EOS = 11, 37, 1, 2
 PACKING = PackingConfig(row_length=T)

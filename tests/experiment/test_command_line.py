@@ -9,6 +9,8 @@ from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import list_experiments
 from jaxformer.train import run_command
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 SECTIONS = {f.name: f.type for f in dataclasses.fields(Experiment) if dataclasses.is_dataclass(f.type)}
 
 

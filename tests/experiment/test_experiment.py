@@ -14,6 +14,8 @@ from jaxformer.experiment.experiment import Experiment, make_state, science
 from jaxformer.experiment.files import list_experiments
 from jaxformer.experiment.variant import load_experiment
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 BASELINE = Path(__file__).parents[2] / "experiments" / "baseline.py"
 
 

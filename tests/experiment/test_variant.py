@@ -13,6 +13,8 @@ from jaxformer.experiment.variant import common_ancestor, resolve
 from jaxformer.flops import parameter_count
 from jaxformer.run.identity import check_kin, identify
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 HEADER = """
 import dataclasses
 from jaxformer.config import replace

@@ -13,6 +13,8 @@ import pytest
 from jaxformer.config import UserError
 from jaxformer.host.cache import cache_folder, make_once
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 MAKE_IN_STEPS = """
 import os, signal, sys
 from pathlib import Path

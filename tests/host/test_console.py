@@ -10,6 +10,8 @@ import pytest
 from jaxformer.host import console
 from jaxformer.host.console import format_table, print_line, print_notice, print_progress, printable, progress_bar
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 
 def test_note_is_one_printable_line_on_standard_error(capsys):
     print_notice(None)

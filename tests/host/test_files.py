@@ -6,6 +6,8 @@ import pytest
 
 from jaxformer.host.files import write_whole
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 
 def test_file_holds_what_was_written_and_nothing_else_is_left(tmp_path):
     path = tmp_path / "a.json"

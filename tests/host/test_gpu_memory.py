@@ -7,6 +7,8 @@ import pytest
 
 from jaxformer.host.gpu_memory import memory_fraction, share_of_memory
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):

@@ -11,6 +11,8 @@ import pytest
 
 from jaxformer.host.lock import Held, hold, holder, is_held, take
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 HOLD = """
 import sys, time
 from pathlib import Path

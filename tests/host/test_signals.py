@@ -7,6 +7,8 @@ import pytest
 
 from jaxformer.host.signals import SIGNALS, Stopped, StopSignals
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signal_stops_at_once_outside_of_a_deferred_block(number):

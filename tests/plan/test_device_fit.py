@@ -11,6 +11,8 @@ from jaxformer.experiment.variant import load_experiment
 from jaxformer.plan.device_fit import Target, advise, choose_fit, fit_to_device, fits, named_device, ways
 from jaxformer.train import main
 
+pytestmark = pytest.mark.device_free
+
 
 def gpu(gigabytes):
     return Target("a GPU", "gpu", int(gigabytes * 1e9), "pallas", jnp.bfloat16)

@@ -7,6 +7,8 @@ from jaxformer.config import UserError
 from jaxformer.experiment.variant import load_experiment
 from jaxformer.plan.estimate import estimate_run_seconds, print_plan
 
+pytestmark = pytest.mark.device_free
+
 
 @pytest.fixture
 def no_step(monkeypatch):

@@ -14,6 +14,8 @@ from jaxformer.plan.estimate import random_batch
 from jaxformer.plan.memory import Target, saved_activations, step_memory
 from jaxformer.step import train_step
 
+pytestmark = pytest.mark.device_free
+
 # What XLA needs on an H100, or on each of several, for a step of a size, bytes: rows of 2,048, remat, micro-batches,
 # and what differs from pallas on one device (`tools/check_memory.py`).
 COMPILED = [

@@ -5,7 +5,7 @@ import pytest
 from jaxformer.report.findings import collect_findings, compare_with_expectation
 from jaxformer.statistics.paired_difference import Difference
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.device_free
 
 
 def test_an_outcome_is_compared_with_its_expectation(outcome):

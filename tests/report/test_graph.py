@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from jaxformer.report.graph import HEIGHT, WIDTH, edge_path, lay_out
 
+pytestmark = pytest.mark.device_free
+
 pytest.importorskip("matplotlib")
 networkx = pytest.importorskip("networkx")
 

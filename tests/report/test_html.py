@@ -23,7 +23,8 @@ from jaxformer.report.text import decision_table
 from jaxformer.report.write import write_report
 from jaxformer.statistics.paired_difference import Difference
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.device_free
+
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("networkx")

@@ -4,7 +4,7 @@ import pytest
 
 from jaxformer.report.loss_curves import paired_curve
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.device_free
 
 
 def test_pairing_leaves_what_the_batches_do_not_explain(outcome):

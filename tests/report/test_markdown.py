@@ -8,7 +8,8 @@ from fake_runs import HOSTILE
 
 from jaxformer.report.graph import study_graph
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.device_free
+
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("networkx")

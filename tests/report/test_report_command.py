@@ -4,7 +4,7 @@ import pytest
 
 import jaxformer.commands.report
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.device_free
 
 
 def test_the_command_prints_the_decisions_and_where_the_page_is(folder, capsys, monkeypatch):

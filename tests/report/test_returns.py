@@ -7,7 +7,8 @@ from jaxformer.report.findings import collect_findings
 from jaxformer.report.returns import returns
 from jaxformer.report.summary import describe_device_hours, summarise_study
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.device_free
+
 
 pytest.importorskip("networkx")
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxformer.report.text import decision_table
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.device_free
 
 
 def test_a_table_in_a_terminal_has_150_columns_and_ascii_minus_signs(outcome):

@@ -8,7 +8,8 @@ from fake_runs import FIRST_ENDS
 from jaxformer.config import UserError
 from jaxformer.report.write import LIBRARIES, write_report
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.device_free
+
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("networkx")

@@ -1,10 +1,16 @@
 """The run folder: its files are whole or absent."""
 
+import errno
+import os
+import shutil
+
 import pytest
 
 from jaxformer.config import UserError
 from jaxformer.host.files import read_json, write_json
 from jaxformer.run.folder import CONFIG, hold_folder, peak_memory
+
+pytestmark = pytest.mark.device_free
 
 
 def test_json_is_written_whole_and_damage_is_named(tmp_path):
@@ -40,6 +46,23 @@ def test_what_ends_after_a_run_began_leaves_its_folder(tmp_path):
     with pytest.raises(KeyboardInterrupt), hold_folder(tmp_path / "run"):
         raise KeyboardInterrupt
     assert {path.name for path in (tmp_path / "run").iterdir()} == {CONFIG, ".lock"}
+
+
+def test_a_disk_that_takes_no_file_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused = pytest.raises(UserError, match=r"runs/a: No space left on device; choose another --workdir")
+    with refused, hold_folder(tmp_path / "runs" / "a"):
+        pytest.fail("the folder is held")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_ended_a_run_is_raised_though_its_folder_is_gone(tmp_path):
+    with pytest.raises(KeyboardInterrupt), hold_folder(tmp_path / "run"):
+        shutil.rmtree(tmp_path / "run")
+        raise KeyboardInterrupt
 
 
 def test_peak_memory_is_that_of_a_python_process_with_jax():

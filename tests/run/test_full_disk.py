@@ -12,7 +12,7 @@ from tiny_run import assert_same_run, command
 
 from jaxformer.train import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
 
 # Runs the command with a disk that fails from the step FIRST on, and no more from the step LAST on.
 FAILING = """

@@ -12,6 +12,8 @@ from jaxformer.host.files import write_json
 from jaxformer.run import identity
 from jaxformer.run.identity import check_folder, identify
 
+pytestmark = pytest.mark.device_free
+
 
 def test_a_new_folder_belongs_to_anyone_and_a_used_one_to_its_run(tmp_path):
     ours = {"model.width": 8, "seed": 0}

@@ -12,6 +12,8 @@ from jaxformer.run.metrics import Writer
 from jaxformer.run.progress import NonFiniteSteps, Progress
 from jaxformer.skip_steps import MOST_IN_A_ROW
 
+pytestmark = pytest.mark.device_free
+
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (7384, "2:03:04")]

@@ -15,7 +15,7 @@ import jaxformer.train
 from jaxformer.config import UserError
 from jaxformer.train import main
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
 
 
 # Checkpoints are saved after steps 4, 8 and 12, each before the validation of the step.

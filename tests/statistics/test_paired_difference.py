@@ -15,6 +15,8 @@ from jaxformer.statistics.paired_difference import OWN_LEVEL, Difference, crosse
 from jaxformer.statistics.significance import INTERIM_ALPHA
 from jaxformer.statistics.variance_prior import VariancePrior
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 FLOAT64 = 1e-10
 SEEDS_AGREE = Difference(mean=1.0, seed_variance=0.01, seed_degrees_of_freedom=1.0, item_variance=0.09)
 

@@ -11,6 +11,8 @@ from jaxformer.statistics.paired_difference import crossed_difference, paired_di
 from jaxformer.statistics.power import power, seeds_needed
 from jaxformer.statistics.variance_prior import VariancePrior
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 8, 30])
 @pytest.mark.parametrize("paired", [True, False])

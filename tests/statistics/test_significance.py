@@ -10,6 +10,8 @@ from simulated_studies import about, at_most
 
 from jaxformer.statistics.significance import INTERIM_ALPHA, INTERIM_SEEDS, benjamini_hochberg, holm, mcnemar
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 
 @pytest.mark.parametrize(("b", "c", "p"), [(0, 0, 1.0), (3, 0, 0.25), (0, 5, 0.0625), (1, 3, 0.625), (4, 4, 1.0)])
 def test_mcnemar_equals_coin_tosses_counted_by_hand(b, c, p):

@@ -9,6 +9,8 @@ from simulated_studies import at_most
 
 from jaxformer.statistics.variance_prior import VariancePrior, fit_prior, moderate
 
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
 
 @pytest.mark.parametrize("prior_df", [3.0, 10.0])
 @pytest.mark.parametrize("df", [2, 7])

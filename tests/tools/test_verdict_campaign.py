@@ -9,6 +9,8 @@ import pytest
 
 from jaxformer.ablation.verdict import Word
 
+pytestmark = pytest.mark.device_free
+
 TOOLS = Path(__file__).parents[2] / "tools"
 SEEDS, DOCUMENTS = 300, 60
 
