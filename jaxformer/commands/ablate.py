@@ -1,4 +1,4 @@
-"""Runs a study and prints what it decided: `jaxformer ablate --study=NAME`.
+"""Runs a study and prints what it decided.
 
 Each run is a process of its own, `python -m jaxformer.train ...`, so that one that crashes harms no other. Finished
 runs are skipped: the same command resumes a study that was stopped. A study is a file, or a parent and its variants:

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: `jaxformer evaluate --workdir=RUN`.
+"""Evaluates a checkpoint on validation data and tasks.
 
 Without --task and --data it validates the checkpoint and scores the tasks that the run's configuration names. With
 them it only scores tasks, and needs nothing but the run folder. The results are written to RUN/evaluations/step_N. GPU

@@ -1,4 +1,4 @@
-r"""Scores a run on any task of lm-evaluation-harness: `jaxformer harness run`.
+r"""Scores a run on any task of lm-evaluation-harness.
 
 It takes the arguments of `lm-eval`, and needs the extra lm-eval (pip install 'jaxformer[lm-eval]'):
 

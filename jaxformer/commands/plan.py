@@ -1,7 +1,7 @@
-"""Prints what a run will take, before anything is read: `jaxformer plan --experiment=NAME`.
+"""Prints what a run will take, before anything is read.
 
-That is parameters, operations, memory, disk and time, on the device at hand, or on a GPU that is not here by its data
-sheet. `--SECTION.FIELD=VALUE` sets fields, as for training.
+Prints parameters, operations, memory, disk space and time, on the device at hand or, by its data sheet, on a GPU that
+is not here. `--SECTION.FIELD=VALUE` sets fields, as for training.
 """
 
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported

@@ -1,4 +1,4 @@
-"""Prepares the data of an experiment without training: `jaxformer prepare --experiment=NAME`.
+"""Prepares the data of an experiment without training.
 
 Trains the tokenizer and tokenises the corpora into the cache, where a training command finds them. The same command
 resumes a preparation that was stopped. `--SECTION.FIELD=VALUE` sets fields, as for training.

@@ -32,7 +32,8 @@ def describe() -> str:
     lines = []
     for name in COMMANDS:
         module = ast.parse((_FOLDER / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))
-        lines.append(f"  {name:12} {(ast.get_docstring(module) or '').partition(':')[0]}")
+        first_line, *_ = (ast.get_docstring(module) or "").split("\n")
+        lines.append(f"  {name:12} {first_line.removesuffix('.')}")
     return "\n".join(
         [
             "usage: jaxformer COMMAND [ARGUMENTS]",

@@ -1,4 +1,4 @@
-"""Replays a step whose loss or gradient was not finite: `jaxformer replay-step FILE`.
+"""Replays a step whose loss or gradient was not finite.
 
 Restores the state before the step from the run's checkpoint, computes loss and gradient of the batch in the file
 again, on as many devices as the run had, and prints the norm of each parameter's gradient, layer by layer. The exit

@@ -1,4 +1,4 @@
-"""Reports a study: `jaxformer report --study=NAME`.
+"""Reports a study as text and pictures.
 
 Prints the decisions, and writes a page with pictures, `report.md` and PNG files to RUNS/reports/NAME. Runs that are not
 finished are shown as such. A study is a file, or a parent and its variants:
