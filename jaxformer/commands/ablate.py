@@ -1,15 +1,14 @@
-"""Runs a study: `jaxformer ablate --study=NAME [--parallel=N] [--plan]`.
+"""Runs a study and prints what it decided.
 
-Every run is an ordinary command of its own, `python -m jaxformer.train ...`: one that crashes harms no other, and what
-is finished is skipped, so that the same command goes on wherever it was stopped. Instead of a file, a study can be
-given as --parent=NAME --variants=A,B --seeds=N. At the end stands what was decided; `jaxformer report` draws it.
+Each run is a process of its own, `python -m jaxformer.train ...`, so that one that crashes harms no other. Finished
+runs are skipped: the same command resumes a study that was stopped. A study is a file, or a parent and its variants:
+
+  jaxformer ablate --parent=NAME --variants=A,B --seeds=N
+
+`jaxformer report` draws the result.
 """
 
-import os
-from pathlib import Path
-
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # The runs need the device.
-
+from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.run_study import estimate_runs, print_study_plan, run_jobs
@@ -26,18 +25,20 @@ from jaxformer.report.text import decision_table
 def main(arguments: list[str]) -> int:
     """Runs a study and prints what it decided; returns the exit status."""
     parser = Parser("jaxformer ablate", __doc__)
-    parser.add_argument("--study", metavar="NAME", help="a file in experiments/studies/, or a path to one")
-    parser.add_argument("--parent", help="in place of a file: the experiment that is changed")
-    parser.add_argument("--variants", help="and its variants, separated by commas")
-    parser.add_argument("--seeds", type=int, default=3, help="of each experiment (default: 3)")
-    parser.add_argument("--parent_seeds", type=int, help="of the parent, if more: its noise is better known then")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at once (default: 1)")
-    parser.add_argument("--plan", action="store_true", help="print what is to be run and what it costs, and exit")
-    parser.add_argument("--stop_worse", action="store_true", help="end variants early that are clearly worse")
-    parser.add_argument("--allow", default="", help="compare in spite of such differences: code, versions, device, ...")
-    parser.add_argument("--price", type=float, help="of a device hour, to tell costs in money")
-    parser.add_argument("--slurm", metavar="KEY=VALUE,...", help="submit to Slurm, with these parameters of submitit")
+    add = parser.add_argument
+    add_study_options(parser)
+    add("--seeds", type=int, default=3, metavar="N", help="with --parent: seeds of each experiment (default: 3)")
+    add(
+        "--parent_seeds",
+        type=int,
+        metavar="N",
+        help="with --parent: seeds of the parent, at least --seeds; more make its noise better known",
+    )
+    add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
+    add("--plan", action="store_true", help="print the runs that are left and what they cost, and exit")
+    add("--stop_worse", action="store_true", help="stop the runs of a variant once it is clearly worse than its parent")
+    add("--price", type=float, metavar="PRICE", help="price of a device hour: costs are printed in money too")
+    add("--slurm", metavar="KEY=VALUE,...", help="submit the runs to Slurm, with these parameters of submitit")
     options = parser.parse_args(arguments)
     require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}

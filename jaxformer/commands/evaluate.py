@@ -1,16 +1,13 @@
-"""Evaluates a checkpoint: `jaxformer evaluate --workdir=RUN [--step=N] [--task=NAME] [--data=PATH] [--limit=N]`.
+"""Evaluates a checkpoint on validation data and tasks.
 
-Without --task and --data it validates the newest checkpoint, or step N, and scores the tasks that the run names. With
-them it scores tasks alone, for which the run folder is all that it takes. The files are RUN/evaluations/step_N/*.
-Memory of a GPU is taken only as it is needed.
+Without --task and --data it validates the checkpoint and scores the tasks that the run's configuration names. With
+them it only scores tasks, and needs nothing but the run folder. The results are written to RUN/evaluations/step_N. GPU
+memory is not preallocated, so that a run can be evaluated while it trains.
 """
 
 import dataclasses
-import os
 import time
 from pathlib import Path
-
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # A run may be training on the same device.
 
 from jaxformer.config import check_same, require
 from jaxformer.devices.device import keep_compiled, out_of_memory_reported
@@ -76,15 +73,19 @@ def identify(trained: Trained) -> dict:
 def main(arguments: list[str]) -> int:
     """Evaluates a checkpoint; returns the exit status."""
     parser = Parser("jaxformer evaluate", __doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="run folder")
-    parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
-    parser.add_argument("--task", help=f"tasks, separated by commas, of {', '.join(TASKS)} (default: the run's)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--workdir", type=Path, required=True, metavar="RUN", help="run folder")
+    add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
+    tasks = ", ".join(TASKS)
+    add("--task", metavar="NAME,...", help=f"tasks, separated by commas: {tasks} (default: those of the run)")
+    add(
         "--data",
-        help="a folder with a file named after each task (hellaswag.jsonl, arc_easy.parquet, ...), the file of the one "
-        "task that is given, or 'tfds' for what is prepared there (default: the run's)",
+        metavar="PATH",
+        help="where the tasks' data are: a folder with a file named after each task (hellaswag.jsonl, "
+        "arc_easy.parquet, ...), the file of a single task, or 'tfds' for what TensorFlow Datasets has prepared "
+        "(default: that of the run)",
     )
-    parser.add_argument("--limit", type=int, help="score a fixed choice of so many items of each task (default: all)")
+    add("--limit", type=int, metavar="N", help="score only N items of each task, always the same (default: all)")
     options = parser.parse_args(arguments)
     keep_compiled(cache_folder())
     require(options.limit is None or options.limit > 0, f"--limit ({options.limit}) must be positive")
@@ -96,7 +97,7 @@ def main(arguments: list[str]) -> int:
         has_tasks = bool(config.task_data and task_names(config.tasks))
         require(bool(config.task_data) or not given, "--task needs --data: where its data are")
         require(has_tasks or not given, "--task names no task")
-        require(has_tasks or options.limit is None, "--limit is of tasks: give --data, and --task")
+        require(has_tasks or options.limit is None, "--limit limits tasks: give --data, and --task")
         if not given:
             validate_run(trained, config)
         if has_tasks:

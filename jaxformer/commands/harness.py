@@ -1,13 +1,15 @@
-"""Scores a run on any task of lm-evaluation-harness: `jaxformer harness run --tasks lambada_openai ...`.
+r"""Scores a run on any task of lm-evaluation-harness.
 
-`jaxformer harness run --model jaxformer --model_args workdir=RUN,step=N --tasks lambada_openai` takes the arguments of
-`lm-eval`, and needs the extra `lm-eval`.
+It takes the arguments of `lm-eval`, and needs the extra lm-eval (pip install 'jaxformer[lm-eval]'):
+
+  jaxformer harness run --model jaxformer \
+      --model_args workdir=RUN,step=N --tasks lambada_openai
 """
 
 import sys
 
 from jaxformer.config import UserError
-from jaxformer.host.command import command
+from jaxformer.host.command import Parser, command
 
 
 @command
@@ -16,6 +18,9 @@ def main(arguments: list[str]) -> int:
     try:
         import jaxformer.run.lm_eval_model  # noqa: F401  Registers the model.
     except ImportError as error:
+        if not {"-h", "--help"}.isdisjoint(arguments):  # Else the harness explains itself.
+            Parser("jaxformer harness", __doc__, usage="%(prog)s ARGUMENTS", add_help=False).print_help()
+            return 0
         raise UserError(str(error)) from error
     from lm_eval.__main__ import cli_evaluate
 

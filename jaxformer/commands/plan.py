@@ -1,18 +1,27 @@
-"""Prints what a run will take, before anything is read: `jaxformer plan --experiment=NAME [--on=H100]`.
+"""Prints what a run will take, before anything is read.
 
-Parameters, operations, memory, disk and time, on the device at hand or on a GPU that is not here, by its data sheet.
-The other options are those of `jaxformer train`: `--parent=NAME`, `--section.field=value`.
+Prints parameters, operations, memory, disk space and time, on the device at hand or, by its data sheet, on a GPU that
+is not here. `--SECTION.FIELD=VALUE` sets fields, as for training.
 """
 
-import jaxformer.train
+from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
+from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
+from jaxformer.experiment.variant import resolve
+from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import Parser, command
+from jaxformer.plan.estimate import print_plan
 
 
 @command
 def main(arguments: list[str]) -> int:
     """Prints the plan of a run; returns the exit status."""
     parser = Parser("jaxformer plan", __doc__)
+    add_experiment_options(parser)
     parser.add_argument("--on", default="here", metavar="GPU", help="a GPU such as H100 (default: the device at hand)")
-    parser.add_argument("--experiment", required=True, help="a file in experiments/, or a path to one")
     options, rest = parser.parse_known_args(arguments)
-    return jaxformer.train.main([f"--experiment={options.experiment}", f"--plan={options.on}", *rest])
+    experiment = resolve(options.experiment, parse_overrides(parser, rest), parent=options.parent).experiment
+    keep_compiled(cache_folder())
+    choose_device(experiment.training.device)
+    with out_of_memory_reported():
+        print_plan(experiment, options.on)
+    return 0

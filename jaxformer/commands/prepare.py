@@ -1,21 +1,21 @@
-"""Prepares the data of an experiment without training: `jaxformer prepare --experiment=NAME`.
+"""Prepares the data of an experiment without training.
 
 Trains the tokenizer and tokenises the corpora into the cache, where a training command finds them. The same command
-goes on where it was stopped. `--beam=OPTIONS` has the workers of an Apache Beam pipeline tokenise and write: options as
-on Beam's command line in one argument, such as `--beam="--runner=FlinkRunner --flink_master=HOST:8081"`; the workers
-need the corpus and $JAXFORMER_CACHE at the same paths. `--section.field=value` sets fields, as for training.
+resumes a preparation that was stopped. `--SECTION.FIELD=VALUE` sets fields, as for training.
+
+With --beam the workers of an Apache Beam pipeline tokenise and write. Its options are those of Beam's command line, in
+one argument; the workers need the corpus and $JAXFORMER_CACHE at the same paths:
+
+  --beam="--runner=FlinkRunner --flink_master=HOST:8081"
 """
 
-import os
 import shlex
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Nothing is computed on a device.
 
 from jaxformer.data.corpus import part_names
 from jaxformer.data.preparation import prepare
 from jaxformer.data.shard_writer import pipeline_options
 from jaxformer.data.shards import SPLITS, open_shards
-from jaxformer.experiment.command_line import parse_overrides
+from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import Parser, command
@@ -27,12 +27,10 @@ from jaxformer.run.inputs import open_corpora
 def main(arguments: list[str]) -> int:
     """Prepares the data of an experiment; returns the exit status."""
     parser = Parser("jaxformer prepare", __doc__)
-    parser.add_argument("--experiment", required=True, help="a file in experiments/, or a path to one")
-    parser.add_argument("--parent", default="", help="of a variant: this experiment instead of its own parent")
-    parser.add_argument("--beam", help="options of an Apache Beam pipeline; needs the extra beam")
+    add_experiment_options(parser)
+    parser.add_argument("--beam", metavar="OPTIONS", help="options of an Apache Beam pipeline; needs the extra beam")
     options, rest = parser.parse_known_args(arguments)
-    overrides = parse_overrides(rest, ["experiment", "parent", "beam", "help"])
-    experiment = resolve(options.experiment, overrides, parent=options.parent).experiment
+    experiment = resolve(options.experiment, parse_overrides(parser, rest), parent=options.parent).experiment
     beam = None if options.beam is None else shlex.split(options.beam)
     if beam is not None:
         pipeline_options(beam)  # Refused before hours of preparation.

@@ -3,16 +3,28 @@
 import ast
 import importlib
 import importlib.metadata
-import signal
-import sys
+import os
 from pathlib import Path
 from types import ModuleType
 
 from jaxformer.config import UserError, did_you_mean
-from jaxformer.host.command import command, flush_streams
+from jaxformer.host.command import command
+from jaxformer.host.signals import ended_by_interrupt
 
 _FOLDER = Path(__file__).parent
-COMMANDS = tuple(sorted(path.stem.replace("_", "-") for path in _FOLDER.glob("[a-z]*.py") if path != Path(__file__)))
+_FOUND = {path.stem.replace("_", "-") for path in _FOLDER.glob("[a-z]*.py") if path != Path(__file__)}
+_FIRST = ("train", "plan", "prepare", "evaluate", "ablate", "report", "replay-step", "harness")
+# In the order in which a user meets them.
+COMMANDS = (*_FIRST, *sorted(_FOUND.difference(_FIRST)))
+
+# What is set before a command is imported, unless the user has set it. A module must not do so by itself: who imports
+# `jaxformer.commands.report` into a notebook keeps the GPU.
+ENVIRONMENT = {
+    "prepare": {"JAX_PLATFORMS": "cpu"},  # Nothing is computed on a device.
+    "report": {"JAX_PLATFORMS": "cpu"},  # A run may be training on the device.
+    "evaluate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # A run may be training on the same device.
+    "ablate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # The runs need the device.
+}
 
 
 def describe() -> str:
@@ -20,14 +32,16 @@ def describe() -> str:
     lines = []
     for name in COMMANDS:
         module = ast.parse((_FOLDER / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))
-        lines.append(f"  {name:12} {(ast.get_docstring(module) or '').partition(':')[0]}")
+        first_line, *_ = (ast.get_docstring(module) or "").split("\n")
+        lines.append(f"  {name:12} {first_line.removesuffix('.')}")
     return "\n".join(
         [
             "usage: jaxformer COMMAND [ARGUMENTS]",
             "",
             *lines,
             "",
-            "`jaxformer COMMAND --help` explains one. Start with `jaxformer train --experiment=baseline`.",
+            "`jaxformer COMMAND --help` explains a command.",
+            "Start with `jaxformer train --experiment=baseline`.",
         ]
     )
 
@@ -48,18 +62,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _load(name: str) -> ModuleType:
-    """Returns the module of a command. Ctrl-C ends the process as the system does meanwhile, without a traceback."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    module = importlib.import_module(f"jaxformer.commands.{name.replace('-', '_')}")
-    if handler is signal.default_int_handler:
-        signal.signal(signal.SIGINT, handler)
-    return module
-
-
-def run() -> None:
-    """Runs the command of this process, and ends the process with its status."""
-    status = main()
-    flush_streams()
-    sys.exit(status)
+    """Returns the module of a command, once its environment is set."""
+    for variable, value in ENVIRONMENT.get(name, {}).items():
+        os.environ.setdefault(variable, value)
+    with ended_by_interrupt():
+        return importlib.import_module(f"jaxformer.commands.{name.replace('-', '_')}")

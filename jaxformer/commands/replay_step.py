@@ -1,8 +1,8 @@
-"""Replays a step whose loss or gradient was not finite: `jaxformer replay-step RUN/faults/step_N.npz`.
+"""Replays a step whose loss or gradient was not finite.
 
-Restores the parameters that made it from the run's checkpoint, computes loss and gradient of the batch in the file
-again, on as many devices as the run had, and prints the norm of each parameter's gradient, layer by layer. Exit status
-1 if they are not those that were recorded, bit by bit.
+Restores the state before the step from the run's checkpoint, computes loss and gradient of the batch in the file
+again, on as many devices as the run had, and prints the norm of each parameter's gradient, layer by layer. The exit
+status is 1 if they differ in any bit from those that were recorded.
 """
 
 from pathlib import Path
@@ -51,7 +51,7 @@ def same_bits(a: Fault, b: Fault) -> bool:
 def main(arguments: list[str]) -> int:
     """Replays a step that failed; returns the exit status."""
     parser = Parser("jaxformer replay-step", __doc__)
-    parser.add_argument("file", type=Path, help="RUN/faults/step_N.npz")
+    parser.add_argument("file", type=Path, metavar="FILE", help="record of the step, RUN/faults/step_N.npz")
     recorded, again = replay(parser.parse_args(arguments).file)
     print(f"step {again.step}: loss {again.loss}, gradient norm {again.gradient_norm}")
     for name, norms in again.gradient_norms.items():

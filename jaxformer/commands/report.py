@@ -1,14 +1,14 @@
-"""Reports a study: `jaxformer report --study=NAME [--runs=runs] [--output=DIR]`.
+"""Reports a study as text and pictures.
 
-Prints the decisions, and writes a page with pictures, `report.md` and PNG files to RUNS/reports/NAME. Without a study
-file, `--parent=NAME --variants=A,B` reports what was run of these. Runs that are still to come are shown as such.
+Prints the decisions, and writes a page with pictures, `report.md` and PNG files to RUNS/reports/NAME. Runs that are not
+finished are shown as such. A study is a file, or a parent and its variants:
+
+  jaxformer report --parent=NAME --variants=A,B
 """
 
-import os
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # A run may be training on the device.
-
+from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import choose_study
@@ -21,14 +21,8 @@ from jaxformer.report.write import write_report
 def main(arguments: list[str]) -> int:
     """Prints what a study decided, and writes its report; returns the exit status."""
     parser = Parser("jaxformer report", __doc__)
-    parser.add_argument("--study", metavar="NAME", help="a file in experiments/studies/, or a path to one")
-    parser.add_argument("--parent", help="in place of a study: the experiment that the variants change")
-    parser.add_argument("--variants", help="with --parent: names, separated by commas")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders (default: runs)")
-    parser.add_argument("--output", type=Path, help="folder of the report (default: RUNS/reports/NAME)")
-    parser.add_argument(
-        "--allow", default="", help="kinds of differences that shall not forbid a comparison: code, ..."
-    )
+    add_study_options(parser)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (default: RUNS/reports/NAME)")
     options = parser.parse_args(arguments)
     study = choose_study(options.study, options.parent, options.variants)
     name = Path(options.study).stem if options.study else study.parent

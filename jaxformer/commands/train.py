@@ -1,4 +1,4 @@
-"""Trains an experiment, or resumes it where it stopped: `jaxformer train --experiment=NAME [--workdir=DIR] [--seed=N]`.
+"""Trains an experiment, or resumes it where it stopped.
 
 The same as `python -m jaxformer.train`.
 """

@@ -1,41 +1,41 @@
-"""The command line of `python -m jaxformer.train`: options, overrides of any field, and `--help`."""
+"""The command line of `jaxformer train`, and what others share with it: an experiment and overrides of its fields."""
 
 import argparse
 import ast
 import dataclasses
 import inspect
 import itertools
+import sys
 import textwrap
 import typing
 from pathlib import Path
 from typing import Any
 
-from jaxformer.config import describe_type, did_you_mean, is_unicode, require, require_one_of
+from jaxformer.config import describe_type, did_you_mean, require, require_one_of
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import list_experiments
-from jaxformer.host.command import Parser
+from jaxformer.host.command import WIDTH, Parser
 
-# Columns of what `--help` prints.
-WIDTH = 80
+# Column in which the explanations of the options of training begin.
 _INDENT = 21
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Returns the options and the overrides `--section.field=value` by dotted path."""
     sections = [f"  {name:10}  {_first_clause(kind)}" for name, kind in _sections().items()]
+    is_module = Path(sys.argv[0]).parts[-2:] == ("jaxformer", "train.py")
     parser = Parser(
-        "python -m jaxformer.train",
+        "python -m jaxformer.train" if is_module else "jaxformer train",
         "Trains an experiment, or resumes it where it stopped.",
         usage="%(prog)s --experiment=NAME [--SECTION.FIELD=VALUE ...]",
         epilog="\n".join(["sections, explained by --help=SECTION:", *sections]),
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=_INDENT, width=WIDTH),
         add_help=False,
     )
-    add = parser.add_argument_group().add_argument
-    add("--experiment", required=True, metavar="NAME", help=f"{_first_experiments(WIDTH - _INDENT - 11)}, or a path")
-    add("--parent", default="", metavar="NAME", help="ask a variant of this experiment instead of its own parent")
+    group = parser.add_argument_group()  # Without a title.
+    add_experiment_options(group, f"{_first_experiments(WIDTH - _INDENT - 11)}, or a path")
+    add = group.add_argument
     add("--workdir", type=Path, metavar="DIR", help="run folder (default: runs/EXPERIMENT/seed_SEED)")
-    add("--seed", type=int, default=0, metavar="N", help="of initialisation and data order (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of initialisation and data order (default: 0)")
     add("--print_config", action="store_true", help="print the resolved configuration and exit")
     add(
         "--plan",
@@ -44,24 +44,39 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         metavar="GPU",
         help="print size, memory and time, here or on an H100, and exit",
     )
-    add("--help", action=_Help, nargs="?", const="", metavar="SECTION", help="explain a section's fields, or this")
+    add("--help", action=_Help, nargs="?", const="", metavar="SECTION", help="explain the fields of a section")
     add("-h", action="help", help=argparse.SUPPRESS)
-    for argument in arguments:
-        require(is_unicode(argument), f"argument {argument!r} is not UTF-8")
     options, rest = parser.parse_known_args(arguments)
     require(0 <= options.seed < 2**20, f"--seed ({options.seed}) must lie in [0, {2**20})")
-    return options, parse_overrides(rest, ["experiment", "parent", "workdir", "seed", "print_config", "plan", "help"])
+    return options, parse_overrides(parser, rest)
 
 
-def parse_overrides(arguments: list[str], known: list[str]) -> dict[str, str]:
-    """Returns the values of `--section.field=value` by dotted path; for a misspelt option, the nearest known one."""
+def add_experiment_options(
+    parser: argparse._ActionsContainer, names: str = "the name of a file in experiments/, or a path"
+) -> None:
+    """Adds `--experiment` and `--parent`; `names` explains what the former takes."""
+    parser.add_argument("--experiment", required=True, metavar="NAME", help=names)
+    parser.add_argument(
+        "--parent", default="", metavar="NAME", help="apply a variant to this parent instead of its own"
+    )
+
+
+def parse_overrides(parser: Parser, arguments: list[str]) -> dict[str, str]:
+    """Returns the values of `--section.field=value` by dotted path.
+
+    Args:
+        parser: of the command; for an argument that it does not know, the error names the nearest that it does.
+        arguments: those that are none of its options.
+
+    Raises:
+        UserError: one of them is no override.
+    """
+    known = [name.removeprefix("--") for name in parser._option_string_actions]
     overrides = {}
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
-        require(
-            argument.startswith("--") and "." in name,
-            f"unknown argument {argument!r}{did_you_mean(name, known)}; see --help",
-        )
+        if not (argument.startswith("--") and "." in name):
+            parser.error(f"unknown argument {argument!r}{did_you_mean(name, known)}")
         require(bool(equals), f"--{name} needs a value: --{name}=VALUE")
         overrides[name] = value
     return overrides

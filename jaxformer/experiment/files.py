@@ -89,7 +89,8 @@ def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:
         frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = getattr(error, "lineno", None) or (frames[-1] if frames else "?")
         moved = isinstance(error, ImportError) and (error.name or "").startswith("jaxformer.")
-        hint = "; such a file imports all that it needs from jaxformer.experiment" if moved else ""
+        public = "jaxformer" if what == "study" else "jaxformer.experiment"
+        hint = f"; such a file imports all that it needs from {public}" if moved else ""
         raise UserError(f"{what} {path}, line {line}: {type(error).__name__}: {error}{hint}") from error
     wanted = " or ".join(kind.__name__ for kind in kinds)
     article = "an" if wanted[0] in "AEIOU" else "a"

@@ -2,15 +2,21 @@
 
 import argparse
 import functools
+import itertools
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Protocol
 
-from jaxformer.config import TrainingFailure, UserError
+from jaxformer.config import TrainingFailure, UserError, is_unicode, require
 from jaxformer.host.console import print_notice
 from jaxformer.host.signals import Stopped
+
+# Columns of a page of help, in a terminal of at least one more.
+WIDTH = 79
 
 
 class Command(Protocol):
@@ -21,16 +27,37 @@ class Command(Protocol):
         ...
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Fills paragraphs to the width of the terminal; indented lines, such as code, stay as they are."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, width=min(WIDTH, shutil.get_terminal_size().columns - 1))
+
+    def _fill_text(self, text, width, indent):
+        lines = []
+        for is_kept, group in itertools.groupby(text.splitlines(), lambda line: line[:1] in ("", " ")):
+            block = list(group)
+            lines += block if is_kept else textwrap.wrap(" ".join(block), width, break_on_hyphens=False)
+        return "\n".join(lines)
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that takes no abbreviations, keeps the lines of its description, and raises what is wrong.
+    """A parser that takes no abbreviations, and raises what is wrong with the arguments.
 
     Raises:
         UserError: the arguments are not of the command.
     """
 
     def __init__(self, prog: str, description: str | None, **options):
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(prog=prog, description=description, allow_abbrev=False, **options)
+        super().__init__(
+            prog=prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter, **options
+        )
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Returns the options and the arguments that are none."""
+        for argument in args or []:
+            require(is_unicode(argument), f"argument {argument!r} is not UTF-8")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         """Raises `UserError` in place of ending the process."""

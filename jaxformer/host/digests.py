@@ -40,9 +40,9 @@ def file_digests(
     def digest(name: str) -> tuple[str, list | None]:
         status = paths[name].stat()
         state = [status.st_size, status.st_mtime_ns]
-        before = known.get(name)
-        if isinstance(before, list) and before[:2] == state:
-            return before[2], before
+        match known.get(name):
+            case [*before, str(remembered)] if before == state:
+                return remembered, [*state, remembered]
         found = file_digest(paths[name])
         return found, [*state, found] if is_worth(status) else None
 

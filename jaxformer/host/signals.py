@@ -75,3 +75,20 @@ class StopSignals:
 
     def _raise(self, number: int) -> None:
         raise Stopped(number, "the same command goes on from what is saved")
+
+
+@contextlib.contextmanager
+def ended_by_interrupt() -> Iterator[None]:
+    """Within the block Ctrl-C ends the process as the system does: imports would be left with a traceback.
+
+    This holds in the main thread, and where Python's own handler stands; another's stays, and so an ignored signal.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

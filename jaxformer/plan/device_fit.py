@@ -105,9 +105,7 @@ def named_device(experiment: Experiment, kind: str) -> Target:
     """
     gigabytes = memory_gigabytes(kind)
     if gigabytes is None:
-        raise UserError(
-            f"--plan={kind}: no such GPU is known{did_you_mean(kind, MEMORY_GB)}; choose from {', '.join(MEMORY_GB)}"
-        )
+        raise UserError(f"unknown GPU {kind!r}{did_you_mean(kind, MEMORY_GB)}; known are {', '.join(MEMORY_GB)}")
     named = experiment.training.compute_dtype
     dtype = jnp.dtype("bfloat16" if named == "auto" else named)
     attention = experiment.attention.implementation

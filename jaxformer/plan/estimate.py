@@ -172,7 +172,7 @@ def _speed_here(experiment: Experiment, target: Target, fit: Fit) -> Speed:
 def _speed_of(experiment: Experiment, target: Target, fit: Fit) -> Speed:
     tflops = peak_tflops(target.kind)
     if tflops is None:
-        raise UserError(f"--plan={target.kind}: the peak of this GPU is not known")
+        raise UserError(f"the peak of GPU {target.kind!r} is not known")
     peak = tflops * 1e12 * target.devices
     seconds = _step_flops(experiment) * (1 + fit.cost) / (peak * _UTILISATION)
     return Speed(seconds, 0.0, f"an estimate: {_UTILISATION:.0%} of the peak, {_teraflops(peak)}; nothing was run")

@@ -1,14 +1,17 @@
 """The installed program: it names its commands, runs one by its name, and ends as that does."""
 
+import importlib.util
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 import jaxformer
-from jaxformer.commands.program import COMMANDS, describe, main
+from jaxformer.commands.program import COMMANDS, ENVIRONMENT, _load, describe, main
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.host.command import Parser, command
 from jaxformer.host.signals import Stopped
@@ -20,10 +23,12 @@ def test_help_fits_a_terminal_and_explains_every_command(capsys):
     assert main(["--help"]) == main([]) == main(["help"]) == 0
     printed = capsys.readouterr().out
     assert printed == 3 * (describe() + "\n")
-    assert {"train", "prepare", "evaluate", "ablate", "report", "replay-step", "harness", "plan"} <= set(COMMANDS)
+    assert COMMANDS[:6] == ("train", "plan", "prepare", "evaluate", "ablate", "report")
+    assert {"replay-step", "harness"} < set(COMMANDS) and len(set(COMMANDS)) == len(COMMANDS)
+    assert max(map(len, describe().splitlines())) <= 79
     for name in COMMANDS:
         (line,) = [line for line in describe().splitlines() if line.startswith(f"  {name} ")]
-        assert len(line.split()) > 2 and len(line) <= 79
+        assert len(line.split()) > 2
 
 
 def test_the_version_is_printed(capsys):
@@ -41,13 +46,49 @@ def test_a_misspelt_command_is_one_line_with_the_nearest(capsys):
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "harness"])
 def test_every_command_explains_itself_and_refuses_an_unknown_option_in_one_line(name):
     def run(*arguments):
-        done = subprocess.run([sys.executable, "-m", "jaxformer", name, *arguments], capture_output=True, text=True)
+        command = [sys.executable, "-m", "jaxformer", name, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
         return done.returncode, done.stdout, done.stderr
 
     status, printed, errors = run("--help")
-    assert (status, errors) == (0, "") and "usage: " in printed and "--help" in printed
+    assert (status, errors) == (0, "") and printed.startswith(f"usage: jaxformer {name} ") and "--help" in printed
+    assert max(map(len, printed.splitlines())) <= 79
     status, printed, errors = run("--no_such_option=1")
     assert (status, printed) == (2, "") and errors.startswith("jaxformer: ") and errors.count("\n") == 1
+    assert f"see `jaxformer {name} --help`" in errors
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="the harness explains itself")
+def test_the_harness_command_is_explained_where_the_harness_is_not_installed(capsys):
+    assert main(["harness", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: jaxformer harness ") and "jaxformer[lm-eval]" in printed
+    assert max(map(len, printed.splitlines())) <= 79
+    assert main(["harness", "run"]) == 2
+    assert "pip install 'jaxformer[lm-eval]'" in capsys.readouterr().err
+
+
+def test_training_as_a_module_explains_itself_as_such():
+    done = subprocess.run([sys.executable, "-m", "jaxformer.train", "--help"], capture_output=True, text=True)
+    assert done.stdout.startswith("usage: python -m jaxformer.train ")
+
+
+def test_only_the_program_sets_the_environment_of_a_command():
+    def variables(code):
+        environment = {name: value for name, value in os.environ.items() if name not in names}
+        code = (
+            f"import os\n{code}\nprint(*sorted(f'{{n}}={{os.environ[n]}}' for n in {sorted(names)} if n in os.environ))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        return done.stdout.split()
+
+    names = {name for variables in ENVIRONMENT.values() for name in variables}
+    modules = ", ".join(f"jaxformer.commands.{name.replace('-', '_')}" for name in COMMANDS)
+    assert variables(f"import {modules}") == []
+    load = "from jaxformer.commands.program import _load"
+    assert variables(f"{load}; _load('report')") == ["JAX_PLATFORMS=cpu"]
+    assert variables(f"{load}; _load('ablate')") == ["XLA_PYTHON_CLIENT_PREALLOCATE=false"]
+    assert variables(f"{load}; os.environ['JAX_PLATFORMS'] = 'cuda'; _load('report')") == ["JAX_PLATFORMS=cuda"]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +119,24 @@ def test_a_fault_of_the_program_keeps_its_traceback():
         fail([])
 
 
+def test_a_description_is_filled_to_the_terminal_and_its_code_is_kept(monkeypatch):
+    code = "  jaxformer boil --degrees=100 --water=a_litre   --pot=large"
+    parser = Parser("jaxformer boil", f"Boils {'water ' * 30}.\nAnd\nmore.\n\n{code}\n\nEnd.")
+    for columns, widest in ((60, 59), (80, 79), (200, 79)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = parser.format_help().splitlines()
+        assert code in lines and "End." in lines
+        others = [line for line in lines if line != code]
+        assert widest - 6 < max(map(len, others)) <= widest and "And" not in lines
+
+
+def test_an_argument_that_is_not_utf_8_is_refused():
+    parser = Parser("jaxformer boil", "Boils.")
+    parser.add_argument("--water")
+    with pytest.raises(UserError, match="not UTF-8"):
+        parser.parse_args(["--water=caf\udce9"])
+
+
 def test_a_parser_takes_no_abbreviation_and_names_its_help():
     parser = Parser("jaxformer boil", "Boils.")
     parser.add_argument("--degrees", type=int)
@@ -86,17 +145,23 @@ def test_a_parser_takes_no_abbreviation_and_names_its_help():
             parser.parse_args(arguments)
 
 
-def test_an_interruption_while_a_command_is_imported_leaves_no_traceback():
+@pytest.mark.parametrize(
+    ("module", "start"),
+    [
+        ("jaxformer.commands.evaluate", "from jaxformer.commands.program import main; main(['evaluate'])"),
+        ("jaxformer.commands.program", "from jaxformer.__main__ import run; run()"),
+    ],
+)
+def test_an_interruption_while_a_command_is_imported_leaves_no_traceback(module, start):
     code = (
         "import sys, importlib.abc\n"
         "class Slow(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'jaxformer.commands.evaluate':\n"
+        f"        if name == '{module}':\n"
         "            print('importing', flush=True)\n"
         "            import time; time.sleep(60)\n"
         "sys.meta_path.insert(0, Slow())\n"
-        "from jaxformer.commands.program import main\n"
-        "main(['evaluate'])\n"
+        f"{start}\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"importing\n"
@@ -104,3 +169,22 @@ def test_an_interruption_while_a_command_is_imported_leaves_no_traceback():
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (-signal.SIGINT, b"")
+
+
+def test_a_command_is_loaded_outside_of_the_main_thread():
+    loaded = []
+    thread = threading.Thread(target=lambda: loaded.append(_load("plan")))
+    thread.start()
+    thread.join()
+    assert [module.__name__ for module in loaded] == ["jaxformer.commands.plan"]
+
+
+def test_a_command_that_cannot_be_imported_leaves_the_handler_of_interruptions(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setitem(sys.modules, "jaxformer.commands.plan", None)
+        with pytest.raises(ImportError):
+            _load("plan")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

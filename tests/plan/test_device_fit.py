@@ -112,5 +112,5 @@ def test_first_step_without_memory_is_answered_with_settings_that_fit(experiment
 
 
 def test_unknown_gpu_is_refused_with_those_that_are_known():
-    with pytest.raises(UserError, match=r"--plan=H10: no such GPU is known; did you mean H100\?.*RTX 4090"):
+    with pytest.raises(UserError, match=r"unknown GPU 'H10'; did you mean H100\?; known are .*RTX 4090"):
         named_device(small(), "H10")
