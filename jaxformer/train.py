@@ -53,7 +53,7 @@ from jaxformer.run.folder import (
     hold_folder,
     write_config,
 )
-from jaxformer.run.identity import check_folder, check_kin, check_tasks, code_digest, identify, read_config
+from jaxformer.run.identity import check_folder, check_kin, check_tasks, code_digest, git_state, identify, read_config
 from jaxformer.run.inputs import Data, digests, prepare_data, task_digests
 from jaxformer.run.metrics import open_writer, validation_losses
 from jaxformer.run.progress import make_progress, print_overview
@@ -76,7 +76,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         Stopped: a signal ended the run, once its state was saved.
     """
     with StopSignals() as signals, contextlib.ExitStack() as stack:
-        code_digest()  # Of the sources as they are now, while they are imported.
+        code_digest(), git_state()  # Of the sources as they are now, while they are imported.
         device = choose_device(experiment.training.device)
         mesh = run_mesh(experiment)
         identity = identify(experiment, seed)
