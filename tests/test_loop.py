@@ -71,7 +71,7 @@ def test_where_a_run_stops_by_its_numbers_does_not_depend_on_how_often_it_looks(
     assert [line["train/skipped_steps"] for line in lines] == [0, *range(1, 9), 8, 8, 8]
 
 
-def test_failure_by_the_numbers_is_told_though_it_cannot_be_kept(experiment_files, tmp_path, monkeypatch, capfd):
+def test_failure_by_the_numbers_is_reported_though_it_cannot_be_kept(experiment_files, tmp_path, monkeypatch, capfd):
     poison(monkeypatch, range(3, 13))
 
     def fail(path, fault):

@@ -116,7 +116,7 @@ def test_run_folder_holds_its_files_and_no_others(uninterrupted):
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"8", "12"}
 
 
-def test_config_file_tells_what_was_run(experiment_files, uninterrupted):
+def test_config_file_reports_what_was_run(experiment_files, uninterrupted):
     config = json.loads((uninterrupted("best_fit") / "config.json").read_text())
     experiment = load_experiment(str(experiment_files["best_fit"]))
     keys = {"experiment", "seed", "config", "identity", "digests", "tasks", "code", "versions", "attention", "device"}
@@ -139,7 +139,7 @@ def test_config_file_tells_what_was_run(experiment_files, uninterrupted):
     assert config["attention"]["name"] == "xla"
 
 
-def test_summary_tells_the_result(uninterrupted):
+def test_summary_reports_the_result(uninterrupted):
     workdir = uninterrupted("best_fit")
     summary = json.loads((workdir / "summary.json").read_text())
     losses = [line["train/loss"] for line in read_metrics(workdir) if "train/loss" in line]
@@ -192,7 +192,7 @@ def test_printed_config_is_the_experiments(experiment_files, capsys):
     assert json.loads(capsys.readouterr().out) == to_dict(load_experiment(path, overrides))
 
 
-def test_plan_tells_size_and_cost_and_leaves_nothing(experiment_files, tmp_path, monkeypatch, capsys):
+def test_plan_reports_size_and_cost_and_leaves_nothing(experiment_files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([f"--experiment={experiment_files['best_fit']}", "--plan"]) == 0
     printed = capsys.readouterr().out

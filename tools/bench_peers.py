@@ -8,7 +8,7 @@ the same width, depth, heads and vocabulary; ours masks attention by document on
 rotary positions. Ours and each peer take turns, so that a change of the machine's speed meets both, and each runs in a
 process of its own, so that neither's threads are in the other's way. nanoGPT runs eager and by torch.compile. nanodo
 runs on the JAX that is installed here; it needs absl-py, clu, flax, grain, ml_collections, optax, orbax-checkpoint,
-sentencepiece and tensorflow-datasets. A peer that cannot run is told in a line.
+sentencepiece and tensorflow-datasets. A peer that cannot run is named in a line.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python tools/bench_step.py [--sizes=1m,27m,100m,500m] [--remat=NAME] [--micro_batches=N] [--json=RESULT.json]
 
 Each size runs in a process of its own, on random tokens in rows of several documents and, in turns, of one each: what
-the document mask costs is the ratio. Model FLOPs utilisation is told by the formula for plain causal rows, which other
+the document mask costs is the ratio. Model FLOPs utilisation is given by the formula for plain causal rows, which other
 libraries can be compared with, and by the documents' own FLOPs; a device whose peak is not known has TFLOP/s alone.
 """
 

@@ -159,10 +159,10 @@ def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:  # py
     rows = alone if state.mesh is None else batch_sharding(mesh)
     state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
-    # What asks for the device while it is traced is told of the one that is compiled for.
+    # What asks for the device while it is traced is given the one that is compiled for.
     there = AbstractMesh((1,), ("device",), abstract_device=AbstractDevice(DEVICE, None, "cuda"))
-    told = jax.sharding.use_abstract_mesh(there) if is_gpu and state.mesh is None else contextlib.nullcontext()
-    with told, mock.patch("jax.default_backend", return_value=platform):
+    reported = jax.sharding.use_abstract_mesh(there) if is_gpu and state.mesh is None else contextlib.nullcontext()
+    with reported, mock.patch("jax.default_backend", return_value=platform):
         m = compile_step(state).lower(state, batch).compile().memory_analysis()
     compiled = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
     target = Target(DEVICE, platform, 0, attention, jnp.dtype(dtype), step.data, step.fsdp)

@@ -257,7 +257,7 @@ def resume_damaged(campaign: Campaign, name: str, expected: Path, seed: int) -> 
         process.wait()
     log = workdir.with_suffix(".log").read_text()
     if f"checkpoint {newest.name} in {workdir}/checkpoints is damaged" not in log:
-        return [f"{workdir}: the damage was not told"]
+        return [f"{workdir}: the damage was not reported"]
     return [f"{workdir}: {difference}" for difference in differences(workdir, expected)]
 
 

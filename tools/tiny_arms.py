@@ -159,7 +159,7 @@ def plant(parent: Arm, low: Arm, high: Arm, floors: Sequence[float]) -> list[flo
 def make_evidence(arm: Arm, data: Data, seeds: Iterable[int]) -> list[FinishedRun]:
     """Returns runs of an arm as a comparison reads them from their folders.
 
-    The seeds are called 0, 1, ..., so that runs of other seeds are paired; they saw other batches, which are not told.
+    The seeds are called 0, 1, ..., so that runs of other seeds are paired; their batches are not recorded.
     """
     steps, corpus = arm.experiment.training.steps, data.validation[0]
     evidence = []

@@ -79,7 +79,7 @@ def test_what_was_planted_is_found(arms, name, word):
     )
 
 
-def test_time_and_parameters_are_told_beside(arms):
+def test_time_and_parameters_are_reported_beside(arms):
     cost = compare_runs(arms["root"], arms["deep"]).cost
     assert cost.time_per_token == pytest.approx(1.25, rel=0.02) and cost.time_interval[0] < 1.25 < cost.time_interval[1]
     assert cost.parameters > 1.1 and cost.device_hours == pytest.approx(1.25 * cost.parent_device_hours, rel=0.05)
@@ -162,7 +162,7 @@ def test_runs_that_do_not_share_what_they_should_are_flagged_and_not_compared(ar
         assert allowed.difference is not None and any(note.startswith(f"allowed: {kind}: ") for note in allowed.notes)
 
 
-def test_runs_of_other_code_are_told_apart_by_their_commits(arms, spoilt):
+def test_runs_of_other_code_are_reported_apart_by_their_commits(arms, spoilt):
     def other(record):
         record["starts"][0] |= {"code": "other", "git": {"commit": "a" * 40, "changes": "b" * 64}}
         return record
@@ -212,7 +212,7 @@ def test_runs_of_an_arm_that_differ_among_themselves_are_not_compared(arms, spoi
     assert found.flags[0].startswith("change: configurations differ among the runs of root")
 
 
-def test_failures_of_the_parent_are_told(arms):
+def test_failures_of_the_parent_are_reported(arms):
     found = compare_runs(arms["root"], arms["gated"], parent_failures={7: "diverged"})
     assert any("the parent failed: seed 7 diverged" in note for note in found.notes)
 

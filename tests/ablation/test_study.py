@@ -132,7 +132,7 @@ def test_what_may_be_chance_among_so_many_questions_is_not_kept(folder):
     assert judged["deep"].word is Word.REVERT
 
 
-def test_failures_on_disk_are_told_and_revert(folder, tmp_path):
+def test_failures_on_disk_are_reported_and_revert(folder, tmp_path):
     root, gated, capped = resolve_study(Study(parent="root", variants=("gated", "capped")))
     for seed in range(3):
         fake_runs.write_run(tmp_path, root, seed)

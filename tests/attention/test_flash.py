@@ -432,7 +432,7 @@ def test_loops_of_the_kernels_have_known_ends_so_that_their_loads_are_pipelined(
 
 
 @ignore_deprecation
-def test_loop_with_an_unknown_end_is_told_from_one_with_a_known_end():
+def test_loop_with_an_unknown_end_is_reported_from_one_with_a_known_end():
     def kernel(x_ref, out_ref):
         out_ref[...] = jax.lax.while_loop(lambda x: jnp.sum(x) > 1.0, lambda x: x * 0.5, x_ref[...])
 

@@ -50,7 +50,7 @@ def test_two_high_bits_and_zeroed_words_do_not_cancel():
     assert fingerprint(zeroed) != fingerprint(ones)
 
 
-def test_a_sealed_record_tells_any_change_and_takes_an_old_seal_off():
+def test_a_sealed_record_reports_any_change_and_takes_an_old_seal_off():
     record = {"step": 3, "seconds": 0.1, "data": {"next_index": 3, "nested": [1, None, "a"]}}
     whole = sealed(record)
     assert {name: value for name, value in whole.items() if name != "digest"} == record

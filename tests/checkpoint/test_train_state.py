@@ -197,7 +197,7 @@ def replace(path, old, new):
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damaged_step_is_told_in_a_line_and_set_aside_and_the_older_one_is_used(damage, folder, capfd):
+def test_damaged_step_is_reported_in_a_line_and_set_aside_and_the_older_one_is_used(damage, folder, capfd):
     damage(folder / "12")
     with open_checkpoints(folder, CheckpointConfig()) as checkpoints:
         restored = restore(checkpoints, initial_state())
@@ -272,13 +272,13 @@ def fail_to_write(monkeypatch, error):
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_failed_save_is_told_at_the_next_look_and_leaves_what_was_there(folder, monkeypatch):
+def test_failed_save_is_reported_at_the_next_look_and_leaves_what_was_there(folder, monkeypatch):
     with open_checkpoints(folder, CheckpointConfig(keep=1)) as checkpoints:
         with monkeypatch.context() as patch:
             fail_to_write(patch, NO_SPACE)
             assert save(checkpoints, make_state(20), DATA_STATE, RECORD) is None
-            told = checkpoints.check(wait=True)
-        assert told == (
+            reported = checkpoints.check(wait=True)
+        assert reported == (
             f"saving step 20 in {folder} failed (no space left on the disk); step 12 is the newest that is kept; "
             "the next save tries again"
         )
@@ -354,11 +354,11 @@ def test_damaged_step_is_never_deleted_also_where_one_of_its_number_was_set_asid
 
 def test_step_before_the_newest_is_not_saved_in_silence(folder):
     with open_checkpoints(folder, CheckpointConfig()) as checkpoints:
-        told = save(checkpoints, make_state(7), DATA_STATE, RECORD)
-    assert "saving step 7" in told and "Orbax saves no step before 12" in told
+        reported = save(checkpoints, make_state(7), DATA_STATE, RECORD)
+    assert "saving step 7" in reported and "Orbax saves no step before 12" in reported
 
 
-def test_failed_save_is_told_though_something_else_ends_the_run(folder, monkeypatch, capfd):
+def test_failed_save_is_reported_though_something_else_ends_the_run(folder, monkeypatch, capfd):
     fail_to_write(monkeypatch, NO_SPACE)
     with pytest.raises(KeyError), open_checkpoints(folder, CheckpointConfig()) as checkpoints:
         save(checkpoints, make_state(20), DATA_STATE, RECORD)

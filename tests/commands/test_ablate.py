@@ -35,8 +35,8 @@ def test_a_study_is_run_to_its_end_once_and_judged(command, monkeypatch, capsys,
     runs = {name: tmp_path / "runs" / name / "seed_0" for name in ("root", "normed")}
     monkeypatch.setattr(ablate, "estimate_runs", lambda study, runs: {"root": 9.0, "normed": 9.0})
     assert ablate.main([*command, "--parallel=2", "--price=2"]) == 0
-    told = capsys.readouterr().out
-    assert "2 runs to go, 0.01 device hours, price 0.01" in told and "UNDECIDED" in told
+    reported = capsys.readouterr().out
+    assert "2 runs to go, 0.01 device hours, price 0.01" in reported and "UNDECIDED" in reported
 
     configs = {name: json.loads((run / "config.json").read_text()) for name, run in runs.items()}
     assert configs["normed"]["lineage"]["change"] == {"model.qk_norm": [False, True]}
@@ -55,10 +55,10 @@ def test_a_study_is_run_to_its_end_once_and_judged(command, monkeypatch, capsys,
     assert all(path.stat().st_mtime_ns == at for path, at in before.items() if path.name not in written)
 
 
-def test_the_plan_is_told_and_nothing_is_started(command, capsys, tmp_path):
+def test_the_plan_is_reported_and_nothing_is_started(command, capsys, tmp_path):
     assert ablate.main([*command, "--plan"]) == 0
-    told = capsys.readouterr().out
-    assert "2 runs to go" in told and "1 seeds, 0 over  12 steps" in told
+    reported = capsys.readouterr().out
+    assert "2 runs to go" in reported and "1 seeds, 0 over  12 steps" in reported
     assert not (tmp_path / "runs").exists()
 
 

@@ -447,7 +447,7 @@ def test_the_document_mask_changes_what_sees_what_and_not_the_rows(parts):
     assert most == 1 < most_masked
 
 
-def test_a_batch_digest_tells_what_was_trained_on_and_nothing_else():
+def test_a_batch_digest_reports_what_was_trained_on_and_nothing_else():
     masked, unmasked, other = (
         [batch_digest(batch) for batch in islice(batches_of("best_fit", 1, **options), 5)]
         for options in ({}, {"document_mask": False}, {"seed": 1})

@@ -147,7 +147,7 @@ def test_the_selection_is_that_of_one_pass_over_all_documents(runs, budget):
             assert [list(each) for each in zip(*(x.tolist() for x in selected), strict=True)] == of_split
 
 
-def test_many_digests_are_told_apart_whether_recent_or_not(monkeypatch):
+def test_many_digests_are_reported_apart_whether_recent_or_not(monkeypatch):
     monkeypatch.setattr("jaxformer.data.selection._RECENT", 50)
     selection, seen = Selection(SHARE, 0), set()
     rng = np.random.default_rng(0)
@@ -182,7 +182,7 @@ def test_a_budget_takes_documents_in_order_until_training_has_so_many_tokens(fol
     assert sum(tokens[:-1]) < budget <= sum(tokens)
 
 
-def test_a_budget_too_small_for_two_documents_is_told(folder, tokenizer, tmp_path):
+def test_a_budget_too_small_for_two_documents_is_reported(folder, tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"1 documents with text cannot be split .*; raise corpus\.tokens \(1\)"):
         prepare(load_documents(config(folder, tokens=1)), tokenizer, tmp_path, progress=False)
 
@@ -286,7 +286,9 @@ def test_stopped_while_shards_are_written_it_goes_on_to_the_same_bytes(folder, k
     assert files_of(prepare(documents, tokenizer, tmp_path / "stopped", progress=False)) == whole
 
 
-def test_full_disk_under_the_shards_is_told_and_what_was_tokenised_stays(documents, tokenizer, tmp_path, monkeypatch):
+def test_full_disk_under_the_shards_is_reported_and_what_was_tokenised_stays(
+    documents, tokenizer, tmp_path, monkeypatch
+):
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
     with monkeypatch.context() as patch:
         patch.setattr(preparation.shutil, "disk_usage", lambda _: mock.Mock(free=1000))
@@ -336,7 +338,7 @@ def test_files_that_change_while_they_are_read_are_refused_and_nothing_of_them_s
     prepare(load_documents(settings), tokenizer, tmp_path, progress=False)
 
 
-def test_preparations_that_were_left_are_told_with_their_room(folder, tokenizer, tmp_path, monkeypatch, capsys):
+def test_preparations_that_were_left_are_reported_with_their_room(folder, tokenizer, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "write_shard_files", stop)
         for _ in range(2):
@@ -364,7 +366,7 @@ def test_a_damaged_chunk_is_made_again(documents, tokenizer, tmp_path):
     assert {path: path.read_bytes() for path in whole} == whole
 
 
-def test_ids_that_were_damaged_before_they_were_written_are_told_and_made_again(documents, tokenizer, tmp_path):
+def test_ids_that_were_damaged_before_they_were_written_are_reported_and_made_again(documents, tokenizer, tmp_path):
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
 
     def damage(folder, paths, *args, **kwargs):
@@ -389,7 +391,7 @@ def test_a_chunk_depends_on_its_documents_alone(documents, tokenizer, tmp_path):
     assert int(chunk.read) == 10 and len(chunk.tokens) == 9, "one of them is empty"
 
 
-def test_progress_tells_tokens_share_and_rate_and_counts_what_was_there_as_no_work(
+def test_progress_reports_tokens_share_and_rate_and_counts_what_was_there_as_no_work(
     documents, tokenizer, tmp_path, monkeypatch
 ):
     bars = []
@@ -444,7 +446,7 @@ def test_what_goes_wrong_over_beam_is_one_line(tokenizer, tmp_path):
         ("", "RuntimeError"),
     ],
 )
-def test_of_a_traceback_of_a_worker_its_reason_is_told(text, line):
+def test_of_a_traceback_of_a_worker_its_reason_is_reported(text, line):
     with pytest.raises(UserError, match=f"^Apache Beam: {line}"), shard_writer.in_one_line():
         raise RuntimeError(text)
 
@@ -525,7 +527,7 @@ def test_a_shard_file_is_read_to_verify_it_once_and_again_when_it_changed(docume
     assert len(read) == 1 + len(list(folder.rglob("*-train.array_record*")))
 
 
-def test_rot_that_keeps_size_and_time_of_a_verified_file_is_told_where_it_is_read(documents, tokenizer, tmp_path):
+def test_rot_that_keeps_size_and_time_of_a_verified_file_is_reported_where_it_is_read(documents, tokenizer, tmp_path):
     folder = prepare(documents, tokenizer, tmp_path, progress=False)
     path = sorted(folder.rglob("*-train.array_record*"))[0]
     status = path.stat()

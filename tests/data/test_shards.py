@@ -410,7 +410,7 @@ def test_damage_is_a_user_error_that_names_the_folder_and_says_what_to_do(folder
         read_all(open_shards(copy, "train"))
 
 
-def test_damage_that_comes_after_the_shards_were_opened_is_told_where_they_are_read(folder, tmp_path):
+def test_damage_that_comes_after_the_shards_were_opened_is_reported_where_they_are_read(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     training = open_shards(copy, "train")
@@ -419,7 +419,7 @@ def test_damage_that_comes_after_the_shards_were_opened_is_told_where_they_are_r
         read_all(training)
 
 
-def test_damage_of_either_split_is_told_before_anything_is_read(folder, tmp_path):
+def test_damage_of_either_split_is_reported_before_anything_is_read(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (path,) = copy.rglob("*-validation.array_record-*")

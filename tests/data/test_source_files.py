@@ -176,7 +176,7 @@ def test_only_answers_of_a_server_that_may_change_are_asked_for_again(status, at
     assert len(asked) == attempts
 
 
-def test_all_that_an_error_says_is_told_in_one_line_and_what_opens_a_closed_dataset():
+def test_all_that_an_error_says_is_reported_in_one_line_and_what_opens_a_closed_dataset():
     closed = type("GatedRepoError", (OSError,), {"__module__": "huggingface_hub.errors"})
     error = closed(
         "403 Client Error. (Request ID: 1)\n\nCannot access gated repo for url u.\nVisit u to ask for access."
@@ -219,7 +219,9 @@ def test_only_connections_and_answers_that_may_change_are_tried_again(error, may
     assert remote._may_pass(error) is may_pass
 
 
-def test_a_file_of_which_its_store_says_nothing_is_read_for_its_digest_and_this_is_told(bucket, monkeypatch, capsys):
+def test_a_file_of_which_its_store_says_nothing_is_read_for_its_digest_and_this_is_reported(
+    bucket, monkeypatch, capsys
+):
     monkeypatch.setattr(remote, "_MARKS", ())
     found = []
     for data in (b"one", b"two", b"two"):
@@ -253,7 +255,7 @@ def test_a_read_that_ends_too_early_is_an_error_and_no_end_of_the_file(bucket, m
     assert "bytes came in place of" in capsys.readouterr().err
 
 
-def test_damage_of_a_remote_file_is_told_as_that_of_a_local_one(bucket):
+def test_damage_of_a_remote_file_is_reported_as_that_of_a_local_one(bucket):
     bucket({"a.parquet": parquet(["a", "b"])[:-9]})
     with pytest.raises(UserError, match=r"memory:///bucket/a\.parquet: damaged or not Parquet"):
         read("parquet", "memory://bucket/a.parquet")
@@ -323,7 +325,7 @@ def hub(bucket, monkeypatch):
     fsspec.register_implementation("hf", "huggingface_hub.HfFileSystem", clobber=True)
 
 
-def test_a_branch_is_pinned_to_its_commit_told_and_recorded(hub, capsys):
+def test_a_branch_is_pinned_to_its_commit_reported_and_recorded(hub, capsys):
     assert pinned("hf://datasets/me/texts/data/*.parquet", "corpus.path") == (
         f"hf://datasets/me/texts@{COMMIT}/data/*.parquet",
         COMMIT,

@@ -35,7 +35,7 @@ def test_programs_are_kept_in_the_cache_by_kind_of_processor(tmp_path, restored,
     assert jax.config.jax_compilation_cache_dir != here
 
 
-def test_a_folder_that_jax_was_told_of_stays(tmp_path, restored):
+def test_a_folder_that_jax_was_reported_of_stays(tmp_path, restored):
     jax.config.update(NAMES[0], str(tmp_path / "mine"))
     keep_compiled(tmp_path)
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")

@@ -96,7 +96,9 @@ def test_functions_take_turns(machine):
         ("", "ValueError: -"),
     ],
 )
-def test_a_function_that_raises_is_told_with_its_reason_in_a_line_and_the_others_are_timed(machine, message, reason):
+def test_a_function_that_raises_is_reported_with_its_reason_in_a_line_and_the_others_are_timed(
+    machine, message, reason
+):
     def refuses():
         machine.calls.append("refuses")
         raise ValueError(message)
@@ -107,7 +109,7 @@ def test_a_function_that_raises_is_told_with_its_reason_in_a_line_and_the_others
     assert milliseconds({"refuses": refuses}) == ({}, {"refuses": reason})
 
 
-def test_a_function_that_fails_only_when_its_result_is_waited_for_is_told_too(machine):
+def test_a_function_that_fails_only_when_its_result_is_waited_for_is_reported_too(machine):
     class Failed:
         def block_until_ready(self):
             raise RuntimeError("illegal address")

@@ -1,4 +1,4 @@
-"""Tasks and validation in a run and by jaxformer evaluate: what is told, what is written, and what is refused."""
+"""Tasks and validation in a run and by `jaxformer evaluate`: what is printed, what is written, and what is refused."""
 
 import json
 import math
@@ -155,7 +155,7 @@ def test_run_that_was_stopped_ends_with_the_same_scores(scored, experiment_files
         assert (tmp_path / "run" / path).read_bytes() == (scored / path).read_bytes()
 
 
-def test_scoring_that_fails_is_told_and_the_same_command_does_it(
+def test_scoring_that_fails_is_reported_and_the_same_command_does_it(
     experiment_files, tmp_path, task_data, monkeypatch, capfd
 ):
     arguments = with_tasks(experiment_files["best_fit"], tmp_path / "run", task_data)

@@ -38,7 +38,7 @@ def test_help_is_a_page_of_a_terminal_with_every_section(capsys, arguments):
 
 
 @pytest.mark.parametrize("arguments", [["--help=optimizer"], ["--help", "optimizer"]])
-def test_help_of_a_section_tells_type_bounds_default_and_meaning(capsys, arguments):
+def test_help_of_a_section_reports_type_bounds_default_and_meaning(capsys, arguments):
     page = printed(capsys, *arguments)
     assert page == describe_section("optimizer") + "\n"
     assert "  learning_rate: a number, above 0; no default\n      Peak.\n" in page

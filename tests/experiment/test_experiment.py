@@ -1,4 +1,4 @@
-"""Experiments: found, overridden, checked as a whole, and told apart by their science."""
+"""Experiments: found, overridden, checked as a whole, and distinguished by their science."""
 
 import ast
 import dataclasses

@@ -1,4 +1,4 @@
-"""The share of a GPU's memory that JAX is told to take."""
+"""The share of a GPU's memory that JAX may take."""
 
 import subprocess
 import sys

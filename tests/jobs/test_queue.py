@@ -196,7 +196,7 @@ def test_failed_training_is_not_tried_again_and_stops_no_other(tmp_path):
     assert starts(jobs[0]) == 1 and statuses[0].step == 5
 
 
-def test_refused_job_tells_why_and_the_same_experiment_is_not_started_again(tmp_path):
+def test_refused_job_reports_why_and_the_same_experiment_is_not_started_again(tmp_path):
     jobs = [fake_job(tmp_path, 0, mode="refuse"), fake_job(tmp_path, 1), fake_job(tmp_path, 0, name="other")]
     statuses = run_to_the_end(jobs, fake_launch(tmp_path))
     assert states(statuses) == [State.REFUSED, State.REFUSED, State.FINISHED]
@@ -219,12 +219,12 @@ def test_job_that_is_stopped_early_saves_and_is_left_alone_from_then_on(tmp_path
         running.stop(jobs[0], "worse than its parent")
         *_, statuses = watching
         running.stop(jobs[1], "it is finished, so that this does nothing")
-    told = json.loads((jobs[0].workdir / "stopped_early.json").read_text())
-    assert (told["step"], told["reason"]) == (1, "worse than its parent")
+    reported = json.loads((jobs[0].workdir / "stopped_early.json").read_text())
+    assert (reported["step"], reported["reason"]) == (1, "worse than its parent")
     assert json.loads((jobs[0].workdir / "state.json").read_text())["step"] == 1
     for _ in range(2):
         assert states(statuses) == [State.STOPPED_EARLY, State.FINISHED]
-        assert statuses[0].note == "worse than its parent" and statuses[0].device_hours == told["device_hours"] > 0
+        assert statuses[0].note == "worse than its parent" and statuses[0].device_hours == reported["device_hours"] > 0
         statuses = run_to_the_end(jobs, fake_launch(tmp_path))
     assert starts(jobs[0]) == 1
 
@@ -315,8 +315,8 @@ def processes(folder):
 def test_queue_and_jobs_that_are_killed_at_random_compute_the_same(tmp_path, undisturbed):
     fake_launch(tmp_path)
     jobs = fake_jobs(tmp_path, 4, pause=0.08)
-    told = json.dumps([(job.seed, job.arguments, str(job.workdir)) for job in jobs])
-    command = [sys.executable, "-c", RUN_QUEUE, str(tmp_path / "fake.py"), told]
+    reported = json.dumps([(job.seed, job.arguments, str(job.workdir)) for job in jobs])
+    command = [sys.executable, "-c", RUN_QUEUE, str(tmp_path / "fake.py"), reported]
     choices, returned, kills = random.Random(0), None, 0
     while returned != 0:
         assert kills < 50
@@ -389,7 +389,7 @@ def statuses_to_show(folder):
     ]
 
 
-def test_table_tells_states_progress_and_totals(tmp_path):
+def test_table_reports_states_progress_and_totals(tmp_path):
     assert status_table(statuses_to_show(tmp_path), parallel=2, price_per_hour=2.0).splitlines() == [
         "experiment  seed  state      step   loss  tokens/s     left  device h",
         "fake           2  finished  12/12  3.142    98,765               0.50",
@@ -470,7 +470,7 @@ def test_what_was_submitted_by_a_queue_that_was_killed_is_found_again(tmp_path, 
     assert handle.poll() is None and asked == ["7", "7"] and not job.log.exists()
 
 
-def test_missing_submitit_is_told_with_the_remedy(tmp_path, monkeypatch):
+def test_missing_submitit_is_reported_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install 'jaxformer\[slurm\]'"):
         launch_submitit(tmp_path, {})

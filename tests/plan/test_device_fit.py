@@ -61,7 +61,7 @@ def test_on_a_cpu_nothing_is_recomputed():
     assert text.startswith("remat none, 1 micro-batch,")
 
 
-def test_resumed_run_computes_as_it_began_on_the_same_device_and_as_it_is_told(monkeypatch):
+def test_resumed_run_computes_as_it_began_on_the_same_device_and_as_it_is_reported(monkeypatch):
     monkeypatch.setattr(jaxformer.plan.device_fit, "device_memory", lambda: 10**12)
     record = {
         "device": jax.devices()[0].device_kind,

@@ -104,8 +104,8 @@ def test_disk_that_is_full_for_a_while_costs_one_save_and_nothing_else(disk, run
     ended = run_on("full", 6, 10, disk, command(experiment_files["best_fit"], workdir))
     assert ended.returncode == 0, ended.stderr
     # The page that the metrics end on may hold a few lines more.
-    told = [line for line in ended.stderr.splitlines() if "metrics.jsonl: No space left on device" not in line]
-    assert told == [
+    reported = [line for line in ended.stderr.splitlines() if "metrics.jsonl: No space left on device" not in line]
+    assert reported == [
         f"jaxformer: saving step 8 in {workdir}/checkpoints failed (no space left on the disk); step 4 is the newest "
         "that is kept; the next save tries again"
     ]

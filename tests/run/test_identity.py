@@ -24,7 +24,7 @@ def test_a_new_folder_belongs_to_anyone_and_a_used_one_to_its_run(tmp_path):
         check_folder(tmp_path, ours | {"seed": 1}, "identity")
 
 
-def test_many_differences_are_told_in_one_short_line():
+def test_many_differences_are_reported_in_one_short_line():
     ours, theirs = ({f"key{i}": value for i in range(8)} for value in (1, 2))
     with pytest.raises(UserError, match=r"key4: 2 -> 1 and 3 more\)"):
         check_same("this belongs", ours, theirs)
@@ -64,7 +64,7 @@ def digest_with(monkeypatch, name, before, after):
         ("jaxformer.optimizer", "_MUON_RMS = 0.2", "_MUON_RMS = 0.3"),
     ],
 )
-def test_the_code_digest_tells_what_computes(monkeypatch, name, before, after):
+def test_the_code_digest_reports_what_computes(monkeypatch, name, before, after):
     assert digest_with(monkeypatch, name, before, after) != identity.code_digest()
 
 

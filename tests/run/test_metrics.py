@@ -95,9 +95,9 @@ def test_lines_that_a_full_disk_does_not_take_are_written_later_in_order(tmp_pat
     writer = Writer(tmp_path, first_step=0)
     file = writer._file
     writer._file = FullDisk(file)
-    told = [writer.write(step, {"a": float(step)}) for step in (1, 2, 3)]
-    assert told[0].endswith("No space left on device; what it does not take is kept and written later")
-    assert told[1:] == [None, None]
+    reported = [writer.write(step, {"a": float(step)}) for step in (1, 2, 3)]
+    assert reported[0].endswith("No space left on device; what it does not take is kept and written later")
+    assert reported[1:] == [None, None]
     writer._file = file
     assert writer.write(4, {"a": 4.0}) is None
     writer.close()
@@ -132,15 +132,15 @@ class FullDisk:
         return self._file.closed
 
 
-def test_tensorboard_writer_that_fails_is_told_once_and_left(tmp_path):
+def test_tensorboard_writer_that_fails_is_reported_once_and_left(tmp_path):
     class Failing:
         def write_scalars(self, step, values):
             raise RuntimeError("its thread is gone")
 
     writer = Writer(tmp_path, first_step=0, tensorboard=Failing())
-    told = [writer.write(step, {"a": 1.0}) for step in (1, 2)]
+    reported = [writer.write(step, {"a": 1.0}) for step in (1, 2)]
     writer.close()
-    assert told == ["no more TensorBoard events (RuntimeError: its thread is gone)", None]
+    assert reported == ["no more TensorBoard events (RuntimeError: its thread is gone)", None]
     assert [line["step"] for line in read_lines(tmp_path)] == [1, 2]
 
 

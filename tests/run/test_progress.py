@@ -18,7 +18,7 @@ pytestmark = pytest.mark.device_free
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3600, "1:00:00"), (7384, "2:03:04")]
 )
-def test_duration_is_told_in_minutes_or_hours(seconds, text):
+def test_duration_is_reported_in_minutes_or_hours(seconds, text):
     assert format_duration(seconds) == text
 
 
@@ -61,7 +61,7 @@ def test_progress_line_names_step_loss_and_utilisation(tmp_path, capsys):
     assert len(printed) == 2
 
 
-def test_waiting_for_data_is_measured_and_told(tmp_path, capsys):
+def test_waiting_for_data_is_measured_and_reported(tmp_path, capsys):
     writer = Writer(tmp_path, first_step=0)
     progress = make_progress(writer)
     for step in range(1, 8):  # The clock stands still beside these waits.
@@ -100,7 +100,7 @@ def test_progress_stops_once_too_many_in_a_row_were_not_finite_and_names_the_fir
     assert len(read_lines(tmp_path)) == 3 + MOST_IN_A_ROW + 2
 
 
-def test_progress_tells_the_largest_spike_of_its_steps(tmp_path, capsys):
+def test_progress_reports_the_largest_spike_of_its_steps(tmp_path, capsys):
     progress = make_progress(Writer(tmp_path, first_step=0))
     progress.add(1, metrics(2.0, spike_score=5.9))
     progress.add(2, metrics(7.0, spike_score=6.1))
@@ -120,6 +120,6 @@ def test_evaluation_is_a_line_of_its_own(tmp_path, capsys):
     assert capsys.readouterr().out == "step 6/9  validation: 1.5000 nats per token, 0.7500 ± 0.1250 bits per byte\n"
 
 
-def test_error_that_one_document_cannot_have_is_not_told():
+def test_error_that_one_document_cannot_have_is_not_reported():
     validation = {"loss": 1.5, "bits_per_byte": 0.75, "bits_per_byte_standard_error": float("nan")}
     assert describe_validation(validation) == "1.5000 nats per token, 0.7500 bits per byte"

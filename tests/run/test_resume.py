@@ -164,7 +164,7 @@ def test_run_that_was_stopped_says_so_and_resumed_equals_the_uninterrupted_one(
     assert_same_run(tmp_path / "run", uninterrupted("best_fit"))
 
 
-def test_validation_that_fails_is_told_and_the_run_goes_on(run_into, experiment_files, uninterrupted, tmp_path):
+def test_validation_that_fails_is_reported_and_the_run_goes_on(run_into, experiment_files, uninterrupted, tmp_path):
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
     ended = run_into("fail_in_validation", arguments)
     assert ended.returncode == 0
@@ -196,7 +196,7 @@ def test_run_whose_last_validation_fails_is_finished_by_the_same_command(
     assert summaries[0]["validation/loss"] == summaries[1]["validation/loss"]
 
 
-def test_sample_that_fails_is_told_and_the_run_is_finished(run_into, experiment_files, tmp_path):
+def test_sample_that_fails_is_reported_and_the_run_is_finished(run_into, experiment_files, tmp_path):
     ended = run_into("fail_in_sample", command(experiment_files["best_fit"], tmp_path / "run"))
     assert (ended.returncode, ended.stderr) == (0, "jaxformer: no sample could be written (MemoryError: )\n")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
@@ -241,7 +241,7 @@ def test_data_that_fail_in_the_middle_end_the_run_with_what_was_learned_saved(
     assert_same_run(tmp_path / "run", uninterrupted("best_fit"))
 
 
-def test_damaged_newest_checkpoint_is_told_and_the_run_ends_as_the_uninterrupted_one(
+def test_damaged_newest_checkpoint_is_reported_and_the_run_ends_as_the_uninterrupted_one(
     experiment_files, uninterrupted, tmp_path, capsys
 ):
     arguments = command(experiment_files["best_fit"], tmp_path / "run")

@@ -50,7 +50,7 @@ def test_folder_of_a_run_on_a_gpu_is_read_without_one(run):
     assert load_trained(run).state.model.attention.name == "xla"
 
 
-def test_record_that_lacks_something_is_told(run):
+def test_record_that_lacks_something_is_reported(run):
     path = run / "config.json"
     config = json.loads(path.read_text())
     del config["device"]
@@ -59,7 +59,7 @@ def test_record_that_lacks_something_is_told(run):
         load_trained(run)
 
 
-def test_step_that_is_not_there_is_told_with_those_that_are(run):
+def test_step_that_is_not_there_is_reported_with_those_that_are(run):
     with pytest.raises(UserError, match=r"no checkpoint of step 5 in .*checkpoints; there are \[8, 12\]"):
         load_trained(run, 5)
 

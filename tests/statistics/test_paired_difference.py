@@ -179,7 +179,7 @@ def test_scale_and_order_do_not_matter():
     assert scaled.standard_error == pytest.approx(8 * difference.standard_error, rel=FLOAT64)
 
 
-def test_one_seed_counts_items_alone_unless_a_prior_tells_of_seeds():
+def test_one_seed_counts_items_alone_unless_a_prior_reports_of_seeds():
     # Of light tails, so that no item counts for more than one.
     differences_SI = np.random.default_rng(0).uniform(-1, 2, (1, 30))
     alone = crossed_difference(differences_SI)

@@ -91,7 +91,7 @@ def test_a_line_holds_times_errors_and_what_failed(bench):
     assert "torch_varlen           failed: E: no" in text
 
 
-def test_speed_is_told_against_plain_causal_cudnn(bench):
+def test_speed_is_reported_against_plain_causal_cudnn(bench):
     times = {"cudnn_causal": 3.0, "pallas": 2.0, "cudnn_packed": 1.6}
     line = bench.Case("500m", 32, 2048, 490)._asdict() | {
         "segments_per_row": 4.0,

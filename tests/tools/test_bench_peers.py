@@ -74,7 +74,7 @@ def test_nanogpt_takes_the_shapes_and_steps(bench, checkout):
     run()
 
 
-def test_our_step_has_as_many_parameters_as_told(bench):
+def test_our_step_has_as_many_parameters_as_reported(bench):
     run, parameters = bench.step_cases.jaxformer_step(bench.case_of("tiny"), turn=2)
     assert parameters == 320 * 8 + (8 * 24 + 8 * 8 + 2 * 8 * 32 + 2 * 8) + 8
     run()
@@ -106,7 +106,7 @@ def test_a_line_holds_both_in_turns_and_their_ratio(bench, monkeypatch):
     assert "3.00 x nanodo (2.00 to 4.00)" in bench.describe({"peer": "nanodo", **line})
 
 
-def test_a_peer_that_cannot_be_built_is_told_in_a_line(bench):
+def test_a_peer_that_cannot_be_built_is_reported_in_a_line(bench):
     served = bench.Served(functools.partial(fake_step, "broken"))
     with pytest.raises(bench.PeerFailed, match=r"^ImportError: no module$"):
         served.parameters()
@@ -122,7 +122,7 @@ def test_a_step_is_served_from_another_process(bench):
     served.stop()
 
 
-def test_the_commit_of_a_checkout_is_told(bench, tmp_path):
+def test_the_commit_of_a_checkout_is_reported(bench, tmp_path):
     assert bench.commit(tmp_path / "none") is None
     for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a", "commit", "-qm", "a", "--allow-empty"]):
         subprocess.run(["git", "-C", tmp_path, *words], check=True)
