@@ -23,6 +23,12 @@ hypothesis.settings.register_profile("jaxformer", deadline=None, derandomize=Tru
 hypothesis.settings.load_profile("jaxformer")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Returns one process for each core, up to eight: each takes a GB of memory."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """A folder that all processes of a test session share: what is expensive is made there once, under a lock."""

@@ -26,7 +26,7 @@ from jaxformer.experiment.variant import load_experiment
 from jaxformer.run.folder import hold_folder
 from jaxformer.train import main, out_of_memory_reported
 
-pytestmark = [pytest.mark.device_free, pytest.mark.xdist_group("bad_input")]
+pytestmark = pytest.mark.device_free
 
 BASELINE = "--experiment=baseline"
 

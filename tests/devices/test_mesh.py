@@ -19,7 +19,7 @@ from jaxformer.data.packing import DIGESTS, Batch, batch_digest
 from jaxformer.devices.mesh import MeshConfig, check_rows, make_mesh
 from jaxformer.train import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mesh")]
+pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-5
 TESTS = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from jaxformer.commands.evaluate import main as evaluate_command
 from jaxformer.config import TrainingFailure
 from jaxformer.train import main
 
-pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free, pytest.mark.xdist_group("result_files")]
+pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.device_free, pytest.mark.xdist_group("fault_campaign")]
+pytestmark = [pytest.mark.slow, pytest.mark.device_free]
 
 SPEC = importlib.util.spec_from_file_location(
     "fault_campaign", Path(__file__).parents[2] / "tools" / "fault_campaign.py"
