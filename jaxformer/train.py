@@ -76,7 +76,9 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         Stopped: a signal ended the run, once its state was saved.
     """
     with StopSignals() as signals, contextlib.ExitStack() as stack:
-        code_digest(), git_state()  # Of the sources as they are now, while they are imported.
+        # Of the sources as they are now, while they are imported.
+        code_digest()
+        git_state()
         device = choose_device(experiment.training.device)
         mesh = run_mesh(experiment)
         identity = identify(experiment, seed)
