@@ -122,6 +122,12 @@ def test_the_library_imports_no_experiment_no_tool_and_no_test(module):
     assert not {name.split(".")[0] for name in imports_of(module)} & {"experiments", "tools", "tests"}
 
 
+@pytest.mark.parametrize("path", [*PATHS.values(), *sorted(ROOT.glob("tools/*.py"))], ids=lambda path: path.stem)
+def test_no_function_is_longer_than_60_lines(path):
+    functions = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.FunctionDef)]
+    assert [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 60] == []
+
+
 def test_the_public_face_is_lazy_and_whole():
     code = "import sys, jaxformer; print('jax' in sys.modules); from jaxformer import *; print(Study, train_step)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
