@@ -1,0 +1,101 @@
+"""A user with an empty folder, a small corpus and an experiment file, who types commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+EXPERIMENT = """
+from jaxformer.attention.dispatch import AttentionConfig
+from jaxformer.checkpoint.train_state import CheckpointConfig
+from jaxformer.data.corpus import CorpusConfig
+from jaxformer.data.packing import PackingConfig
+from jaxformer.data.tokenizer import TokenizerConfig
+from jaxformer.evaluation.config import EvaluationConfig
+from jaxformer.experiment.experiment import Experiment
+from jaxformer.model import ModelConfig
+from jaxformer.optimizer import OptimizerConfig
+from jaxformer.step import TrainingConfig
+
+EXPERIMENT = Experiment(
+    question="Does a user meet here what others met elsewhere?",
+    model=ModelConfig(vocabulary_size=400, width=16, depth=1, heads=2),
+    corpus=CorpusConfig(kind="jsonl", path="texts.jsonl", validation_share=0.1),
+    tokenizer=TokenizerConfig(vocabulary_size=400, threads=1),
+    packing=PackingConfig(row_length=32, minimum_fill=0.5),
+    attention=AttentionConfig(),
+    optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
+    training=TrainingConfig(steps=4, rows_per_step=4, log_every_steps=1, startup_proof=False),
+    checkpoint=CheckpointConfig(every_steps=2, keep=2),
+    evaluation=EvaluationConfig(every_steps=4, validation_bytes=200, rows_per_batch=2, sample_tokens=5),
+)
+"""
+# From a checkout, as the README's first minute does it.
+REPOSITORY = Path(__file__).parents[1]
+
+
+class Ended(NamedTuple):
+    """A process that ended: its exit status, and what it wrote to standard output and standard error."""
+
+    status: int
+    out: str
+    err: str
+
+
+class User:
+    """Types commands in a folder that holds `tiny.py`, `texts.jsonl`, the cache, and what a test puts there.
+
+    Args:
+        folder: an empty one.
+        texts: of the corpus.
+        environment: variables that differ from those of the tests.
+    """
+
+    def __init__(self, folder: Path, texts: list[str], environment: dict[str, str]):
+        self.folder = folder
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+        self.environment |= {"PYTHONPATH": str(REPOSITORY), "JAXFORMER_CACHE": str(folder / "cache"), **environment}
+        self.write("tiny.py", EXPERIMENT)
+        self.write("texts.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Writes a file below the folder, and the folders above it; returns its path."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    def start(self, *words: str, python: tuple[str, ...] = (), environment=(), **options) -> subprocess.Popen:
+        """Starts `jaxformer WORD...` and returns its process.
+
+        Args:
+            words: the command and its arguments.
+            python: options of the interpreter.
+            environment: a mapping of variables that are set, or removed where they are None.
+            options: of `subprocess.Popen`.
+        """
+        changed = self.environment | dict(environment)
+        options = {"cwd": self.folder, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | options
+        options = {"stderr": subprocess.PIPE} | options
+        variables = {name: value for name, value in changed.items() if value is not None}
+        return subprocess.Popen([sys.executable, *python, "-m", "jaxformer", *words], env=variables, **options)
+
+    def run(self, *words: str, timeout: float = 240, **options) -> Ended:
+        """Runs `jaxformer WORD...` to its end; options are those of `start`, `timeout` is in seconds."""
+        with self.start(*words, **options) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            finally:
+                process.kill()
+        return Ended(process.returncode, *((text or b"").decode(errors="backslashreplace") for text in (out, err)))
+
+    def train(self, *words: str, workdir: str = "run", experiment: str = "tiny.py", **options) -> Ended:
+        """Runs `jaxformer train` on an experiment file in a run folder."""
+        return self.run("train", f"--experiment={experiment}", f"--workdir={workdir}", *words, **options)
+
+    def summary(self, workdir: str = "run") -> dict:
+        """Returns the results of a finished run, without what depends on the clock."""
+        summary = json.loads((self.folder / workdir / "summary.json").read_bytes())
+        return {name: value for name, value in summary.items() if not name.endswith(("seconds", "per_second"))}
