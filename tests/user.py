@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 EXPERIMENT = """
-from jaxformer.attention.dispatch import AttentionConfig
-from jaxformer.checkpoint.train_state import CheckpointConfig
-from jaxformer.data.corpus import CorpusConfig
-from jaxformer.data.packing import PackingConfig
-from jaxformer.data.tokenizer import TokenizerConfig
-from jaxformer.evaluation.config import EvaluationConfig
-from jaxformer.experiment.experiment import Experiment
-from jaxformer.model import ModelConfig
-from jaxformer.optimizer import OptimizerConfig
-from jaxformer.step import TrainingConfig
+from jaxformer.experiment import (
+    AttentionConfig, CheckpointConfig, CorpusConfig, EvaluationConfig, Experiment, ModelConfig, OptimizerConfig,
+    PackingConfig, TokenizerConfig, TrainingConfig
+)
 
 EXPERIMENT = Experiment(
     question="Does a user meet here what others met elsewhere?",
