@@ -46,8 +46,9 @@ class CorpusConfig:
     """
     path: str = ""
     """A file, a folder or a glob (`**` enters folders), here or at hf://datasets/OWNER/NAME@REVISION/, gs:// or s3://;
-    for 'tfds' a dataset's name or the folder of a prepared one. Without a commit as its revision, that of the branch is
-    looked up at each start, and a branch that moved is another corpus.
+    what is hidden is taken only where a glob names its dot. For 'tfds' a dataset's name or the folder of a prepared
+    one. Without a commit as its revision, that of the branch is looked up at each start, and a branch that moved is
+    another corpus.
     """
     split: str = "train"
     """The split of a 'tfds' dataset that is read, or a slice of one."""
@@ -120,6 +121,8 @@ class Documents:
     """The source files, in reading order."""
     source_bytes: int
     """Bytes of the files together, compressed where they are."""
+    passed_over: str
+    """What lies beside the files and was not taken, and which of them are empty; '' for nothing."""
 
     def __iter__(self) -> Iterator[Document]:
         for part in self.parts():
@@ -214,7 +217,7 @@ def load_documents(config: CorpusConfig) -> Documents:
         UserError: nothing is found at the path.
     """
     origin, licence = config.origin, config.licence
-    extra = commit = ""
+    extra = commit = passed_over = ""
     if config.kind == "pystdlib":
         files = pystdlib_files()
         origin = origin or f"standard library of Python {sys.version.split()[0]}"
@@ -228,7 +231,8 @@ def load_documents(config: CorpusConfig) -> Documents:
         licence = licence or str(builder.info.redistribution_info.license or "")
     else:
         path, commit = pinned(config.path, "corpus.path")
-        files = find_files(path, SUFFIXES[config.kind], "corpus.path")
+        listing = find_files(path, SUFFIXES[config.kind], "corpus.path")
+        files, passed_over = listing.files, str(listing)
         origin, extra = origin or path, commit
     reading = [READER_VERSION, config.kind, config.split, config.text_field, config.key_field]
     digest = hashlib.sha256(json.dumps([reading, extra]).encode())
@@ -237,7 +241,7 @@ def load_documents(config: CorpusConfig) -> Documents:
     sources = digest.hexdigest()
     whole = hashlib.sha256(json.dumps([sources, config.tokens]).encode()).hexdigest() if config.tokens else sources
     source_bytes = sum(file.size for file in files)
-    return Documents(config, whole, sources, origin, licence or "not stated", commit, files, source_bytes)
+    return Documents(config, whole, sources, origin, licence or "not stated", commit, files, source_bytes, passed_over)
 
 
 def _first(documents: Iterator[Document], limit_bytes: int) -> Iterator[Document]:

@@ -75,6 +75,8 @@ def _write(
         with contextlib.suppress(OSError):  # One of them may end meanwhile.
             _tell_others(folder)
         open_chunks(chunks)
+        if documents.passed_over:
+            print_notice(f"corpus {documents.config.path}: passed over {documents.passed_over}")
         selection = _select(documents, tokenizer, chunks, progress, beam)
         if not _is_unchanged(documents):
             shutil.rmtree(folder)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.config import UserError, require
+from jaxformer.data.globs import has_suffix
 from jaxformer.data.source_files import open_file
 
 SUFFIXES = {"text": (".txt",), "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz"), "parquet": (".parquet",)}
@@ -175,9 +176,9 @@ def _lines(file: io.BufferedIOBase, path: str | os.PathLike, what: str) -> Itera
 
 def _open_compressed(path: str | os.PathLike, what: str) -> io.BufferedIOBase:
     file = open_file(path, what)
-    if os.fspath(path).endswith(".gz"):
+    if has_suffix(os.fspath(path), (".gz",)):
         return gzip.open(file, "rb")
-    if os.fspath(path).endswith(".zst"):
+    if has_suffix(os.fspath(path), (".zst",)):
         import pyarrow
 
         return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"), 1 << 20)

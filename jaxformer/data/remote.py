@@ -50,11 +50,11 @@ class Found(NamedTuple):
     """What its store says of its content: a digest, an ETag, else a time; '' for nothing."""
 
 
-def find(url: str, suffixes: tuple[str, ...], what: str) -> list[Found]:
-    """Returns the files at a URL, ordered by their names: the file itself, the matches of a glob, or a folder's.
+def find(url: str, what: str) -> tuple[list[Found], bool]:
+    """Returns the file at a URL, or all that match a glob or lie in a folder; and whether it is the file.
 
     Raises:
-        UserError: there is none, or the place cannot be reached.
+        UserError: the place cannot be reached, or is not there.
     """
     filesystem, path = _filesystem(url, f"{what} {url}")
 
@@ -63,19 +63,19 @@ def find(url: str, suffixes: tuple[str, ...], what: str) -> list[Found]:
             found = filesystem.glob(path, detail=True)
         elif filesystem.isdir(path):
             found = filesystem.find(path, detail=True)
-            return {name: info for name, info in found.items() if name.endswith(suffixes)}
         else:
             found = {path: filesystem.info(path)}
         return {name: info for name, info in found.items() if info["type"] == "file"}
 
     found = patiently(look, f"{what} {url}")
-    require(bool(found), f"{what} {url}: no such file, and no {' or '.join(suffixes)} file as a folder or glob")
-    is_folder = not glob.has_magic(path) and path not in found
+    is_file = path in found and not glob.has_magic(path)
+    is_folder = not is_file and not glob.has_magic(path)
     root = path if is_folder else "/".join(fixed_parts(path.split("/")[:-1]))
-    return [
+    files = [
         Found(filesystem.unstrip_protocol(name), name.removeprefix(root).lstrip("/"), info["size"], _mark(info))
-        for name, info in sorted(found.items(), key=lambda item: item[0].split("/"))
+        for name, info in found.items()
     ]
+    return files, is_file
 
 
 def pinned(path: str, what: str) -> tuple[str, str]:

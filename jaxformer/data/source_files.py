@@ -3,6 +3,7 @@
 A path with a protocol (`hf://`, `gs://`, `s3://`, `memory://`) is opened through fsspec; any other is a local one.
 """
 
+import dataclasses
 import glob
 import hashlib
 import io
@@ -10,11 +11,12 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.config import UserError, require
+from jaxformer.data.globs import FOLDER, choose, in_any_case, walk
 from jaxformer.data.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, is_remote
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import format_size, print_notice
@@ -23,6 +25,9 @@ from jaxformer.host.files import read_json_or_empty, write_remembered
 
 # A smaller file is read for its digest at every start.
 _REMEMBERED_BYTES = 1 << 20
+
+# Bump when other files would be found, so that none listed before are taken for them.
+_LISTING_VERSION = 2
 
 # To read more than this for digests is worth a line.
 _NOTABLE_BYTES = 10 << 30
@@ -49,8 +54,24 @@ def expanded(path: str) -> Path:
     return Path(os.path.expanduser(path))  # Unlike pathlib's, it takes the name of a user who is not there.
 
 
-def find_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[SourceFile, ...]:
-    """Returns the files at a path in sorted order: the file itself, the matches of a glob, or a folder's by suffix.
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The files of a corpus, in reading order, and what lies among them and was passed over."""
+
+    files: tuple[SourceFile, ...]
+    passed_over: dict[str, list[str]]
+    """The names of files and hidden folders (with a '/'), by the reason; those of empty files are in `files` too."""
+
+    def __str__(self) -> str:
+        """What was passed over, or '' for nothing: '2 hidden (.cache/, .a.txt), 1 of another kind (README.md)'."""
+        return ", ".join(
+            f"{len(names):,} {reason} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+            for reason, names in self.passed_over.items()
+        )
+
+
+def find_files(path: str, suffixes: tuple[str, ...], what: str) -> Listing:
+    """Returns the files at a path: the file itself, the matches of a glob, or a folder's by suffix.
 
     A URL of the Hugging Face Hub must name a commit (`pinned`).
 
@@ -60,19 +81,52 @@ def find_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[SourceF
     if is_remote(path):
         return _find_remote(path, suffixes, what)
     try:
-        target = expanded(path)
-        if target.is_file():
-            files = [target]
-        elif target.is_dir():
-            files = sorted(p for p in target.rglob("*") if p.is_file() and p.name.endswith(suffixes))
-            require(bool(files), f"{what} {path}: the folder holds no {' or '.join(suffixes)} file")
-        else:
-            files = sorted(Path(p) for p in glob.glob(str(target), recursive=True) if Path(p).is_file())
-            require(bool(files), f"{what} {path}: no such file or folder, and as a glob it matches none")
-        root = target if target.is_dir() else Path(*fixed_parts(target.parts[:-1]))
-        return tuple(SourceFile(str(p), p.relative_to(root).as_posix(), p.stat().st_size) for p in files)
+        return _find_local(path, suffixes, what)
     except OSError as error:
-        raise UserError(f"{what} {path}: {error.strerror}") from error
+        inside = f" ({error.filename})" if error.filename not in (None, path) else ""
+        raise UserError(f"{what} {path}: {error.strerror}{inside}") from error
+
+
+def _find_local(path: str, suffixes: tuple[str, ...], what: str) -> Listing:
+    target = expanded(path)
+    is_folder = target.is_dir()
+    root = target if is_folder else Path(*fixed_parts(target.parts[:-1]))
+    if target.is_file():
+        name = target.relative_to(root).as_posix()
+        return Listing((SourceFile(str(target), name, target.stat().st_size),), {})
+    pattern = FOLDER if is_folder else in_any_case(target.relative_to(root).parts, suffixes)
+    found = {each.name: each for each in walk(root, pattern)} if root.is_dir() else {}
+    # Where a link leads to nothing, it may have been to a folder.
+    gone = [name for name, entry in found.items() if entry.is_linked and not os.path.exists(entry.real)]
+    names, passed_over = choose([name for name in found if name not in gone], pattern, suffixes if is_folder else ("",))
+    files, again, taken = [], [], set()
+    for entry in sorted((found[name] for name in names), key=lambda entry: entry.is_linked):
+        if entry.real in taken:
+            again.append(entry.name)
+        elif os.path.isfile(entry.real):
+            taken.add(entry.real)
+            files.append(SourceFile(str(root / entry.name), entry.name, os.stat(entry.real).st_size))
+    passed_over |= {"linked to nothing": gone, "linked to what is read already": again}
+    return _listing(files, passed_over, path, suffixes if is_folder else (), what)
+
+
+def _listing(
+    found: Iterable[SourceFile], passed_over: dict[str, list[str]], path: str, suffixes: tuple[str, ...], what: str
+) -> Listing:
+    """Returns the listing of some files; raises `UserError` where there is none.
+
+    Args:
+        suffixes: of a folder's files; none where the path is a glob.
+    """
+    files = tuple(sorted(found, key=lambda file: file.name.split("/")))
+    passed_over = passed_over | {"empty": [file.name for file in files if not file.size]}
+    listing = Listing(files, {reason: names for reason, names in passed_over.items() if names})
+    rest = f"; passed over: {listing}" if listing.passed_over else ""
+    nothing = f"the folder holds no {' or '.join(suffixes)} file"
+    if not suffixes:
+        nothing = "no such file or folder, and as a glob it matches none"
+    require(bool(files), f"{what} {path}: {nothing}{rest}")
+    return listing
 
 
 def open_file(path: str | os.PathLike, what: str) -> io.BufferedReader:
@@ -125,16 +179,26 @@ def _remote_digest(url: str, what: str) -> str:
         return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def _find_remote(url: str, suffixes: tuple[str, ...], what: str) -> tuple[SourceFile, ...]:
+def _find_remote(url: str, suffixes: tuple[str, ...], what: str) -> Listing:
     pin = re.match(r"hf://datasets/[^@]+@[0-9a-f]{40}(/|$)", url)
-    memory = cache_folder() / "digests" / f"{_short_digest([url, suffixes])}.json"
+    memory = cache_folder() / "digests" / f"{_short_digest([_LISTING_VERSION, url, suffixes])}.json"
     # A commit's files never change: a later start asks nobody.
-    if pin and (known := read_json_or_empty(memory).get("files")):
-        return tuple(SourceFile(*fields) for fields in known)
-    files = tuple(SourceFile(*found) for found in find(url, suffixes, what))
+    if pin and (known := read_json_or_empty(memory)).get("files"):
+        return Listing(tuple(SourceFile(*fields) for fields in known["files"]), known.get("passed_over", {}))
+    is_glob = glob.has_magic(url)
+    folder, slash, last = url.rpartition("/")
+    found, is_file = find(folder + slash + in_any_case((last,), suffixes)[0] if is_glob else url, what)
+    by_name = {each.name: each for each in found}
+    names, passed_over = list(by_name), {}
+    if not is_file:
+        parts = url.split("/")
+        pattern = in_any_case(parts[len(fixed_parts(parts[:-1])) :], suffixes) if is_glob else FOLDER
+        names, passed_over = choose(by_name, pattern, suffixes if not is_glob else ("",))
+    files = (SourceFile(*by_name[name]) for name in names)
+    listing = _listing(files, passed_over, url, () if is_glob else suffixes, what)
     if pin:
-        write_remembered(memory, json.dumps({"files": files}).encode())
-    return files
+        write_remembered(memory, json.dumps(dataclasses.asdict(listing)).encode())
+    return listing
 
 
 def _short_digest(value: Any) -> str:

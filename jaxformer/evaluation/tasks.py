@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxformer.config import UserError, require, require_one_of
+from jaxformer.data.globs import has_suffix
 from jaxformer.data.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds
 from jaxformer.data.source_files import expanded
 from jaxformer.evaluation import items
@@ -135,10 +136,10 @@ def _open(task: Task, data: str):
         require(len(found) == 1, f"{what} {data}: {' and '.join(p.name for p in found)} are one too many; keep one")
         target = found[0]
     require(
-        target.name.endswith(suffixes),
+        has_suffix(target.name, suffixes),
         f"{what} {target}: of no known kind; give a file that ends with {', '.join(suffixes)}",
     )
-    read = read_parquet if target.suffix == ".parquet" else read_jsonl
+    read = read_parquet if has_suffix(target.name, SUFFIXES["parquet"]) else read_jsonl
     return read([target], what), str(target), _digest(target, what)
 
 

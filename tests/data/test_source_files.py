@@ -80,10 +80,97 @@ def test_remote_files_are_read_in_the_order_of_their_names_as_local_ones_are(tmp
     assert read(kind, f"memory://bucket/b{suffix}") == [text for text in local if text[0] == "b"]
 
 
+FILES = ("a.txt", "B.TXT", "c.md", "in/d.txt", "in/.e.txt", ".hid/f.txt", ".hid/g.txt", ".dotted", "in/deep/h.tXt")
+
+
+@pytest.mark.parametrize("place", ["here", "memory://bucket"])
+@pytest.mark.parametrize(
+    ("path", "names", "passed_over"),
+    [
+        ("", ["B.TXT", "a.txt", "in/d.txt", "in/deep/h.tXt"], "2 hidden (.hid/, in/.e.txt), 1 of another kind (c.md)"),
+        ("/**/*.txt", ["B.TXT", "a.txt", "in/d.txt", "in/deep/h.tXt"], "2 hidden (.hid/, in/.e.txt)"),
+        ("/*.txt", ["B.TXT", "a.txt"], ""),
+        ("/*/*.txt", ["in/d.txt"], "2 hidden (.hid/, in/.e.txt)"),
+        ("/in/**", ["d.txt", "deep/h.tXt"], "1 hidden (.e.txt)"),
+        ("/.hid", ["f.txt", "g.txt"], ""),
+        ("/.hid/*.txt", ["f.txt", "g.txt"], ""),
+        ("/.*/[fg].txt", [".hid/f.txt", ".hid/g.txt"], ""),
+        ("/in/.e.txt", [".e.txt"], ""),
+        ("/*.md", ["c.md"], ""),
+    ],
+)
+def test_a_folder_and_a_glob_follow_one_convention_wherever_the_files_lie(
+    tmp_path, monkeypatch, bucket, place, path, names, passed_over
+):
+    bucket({name: b"x" for name in FILES})
+    for name in FILES:
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).write_text("x")
+    monkeypatch.chdir(tmp_path)
+    listing = find_files(place + path, (".txt",), "corpus.path")
+    assert [file.name for file in listing.files] == names
+    assert str(listing) == passed_over
+    assert [open_file(file.path, "corpus file").read() for file in listing.files] == [b"x"] * len(names)
+
+
+def test_links_are_followed_and_a_file_is_taken_once_by_its_own_name(tmp_path):
+    for name in ("texts/real/x.txt", "texts/y.txt", "elsewhere/z.txt", "elsewhere/deep/w.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for name, to in {
+        "texts/0.txt": "y.txt",
+        "texts/a_link": "real",
+        "texts/outside": "../elsewhere",
+        "texts/real/up": "..",
+        "elsewhere/deep/back": "../../texts",
+        "texts/gone.txt": "nowhere",
+        "texts/itself.txt": "itself.txt",
+        "texts/unmounted": "../nowhere",
+    }.items():
+        (tmp_path / name).symlink_to(to)
+    for path in ("texts", "texts/**/*.txt"):
+        listing = find_files(str(tmp_path / path), (".txt",), "corpus.path")
+        assert [file.name for file in listing.files] == ["outside/deep/w.txt", "outside/z.txt", "real/x.txt", "y.txt"]
+        assert listing.passed_over["linked to nothing"] == ["gone.txt", "itself.txt", "unmounted"]
+        assert {"0.txt", "a_link/x.txt"} <= set(listing.passed_over["linked to what is read already"])
+    (linked,) = find_files(str(tmp_path / "texts" / "a_link" / "*.txt"), (".txt",), "corpus.path").files
+    assert linked.name == "x.txt"
+
+
+def test_what_was_passed_over_is_part_of_the_refusal_where_nothing_is_left(tmp_path):
+    (tmp_path / "a.JSON").write_text("{}")
+    (tmp_path / "gone.jsonl").symlink_to("nowhere")
+    message = r"no \.jsonl file; passed over: 1 of another kind \(a\.JSON\), 1 linked to nothing \(gone\.jsonl\)$"
+    with pytest.raises(UserError, match=message):
+        find_files(str(tmp_path), (".jsonl",), "corpus.path")
+
+
+def test_an_empty_file_is_reported_and_stays_part_of_the_corpus(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b.txt").write_text("")
+    listing = find_files(str(tmp_path), (".txt",), "corpus.path")
+    assert [file.name for file in listing.files] == ["a.txt", "b.txt"]
+    assert str(listing) == "1 empty (b.txt)"
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/in/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", lambda path: refuse(f"{path}/"))
+    with pytest.raises(UserError, match=r"corpus\.path .*: Permission denied \(.*/in/\)"):
+        find_files(str(tmp_path), (".txt",), "corpus.path")
+
+
 def test_names_are_relative_to_the_fixed_part_of_a_remote_path(bucket):
     bucket({"a/x.txt": b"x", "a/b/y.txt": b"y"})
     for path in ("memory://bucket/a", "memory://bucket/a/**/*.txt"):
-        assert [file.name for file in find_files(path, (".txt",), "corpus.path")] == ["b/y.txt", "x.txt"]
+        assert [file.name for file in find_files(path, (".txt",), "corpus.path").files] == ["b/y.txt", "x.txt"]
 
 
 def test_the_digest_of_remote_files_reads_none_of_them_and_changes_with_them(bucket, monkeypatch):
@@ -226,7 +313,7 @@ def test_a_file_of_which_its_store_says_nothing_is_read_for_its_digest_and_this_
     found = []
     for data in (b"one", b"two", b"two"):
         bucket({"a.txt": data})
-        found += content_digests(find_files("memory://bucket/a.txt", (".txt",), "corpus.path"), "corpus file")
+        found += content_digests(find_files("memory://bucket/a.txt", (".txt",), "corpus.path").files, "corpus file")
     assert found[0] != found[1] == found[2]
     assert "a.txt: its store tells no digest, ETag or time; reading all of it" in capsys.readouterr().err
 
@@ -390,7 +477,7 @@ def digests(path, monkeypatch) -> tuple[list[str], int]:
 
     with monkeypatch.context() as patch:
         patch.setattr(host_digests, "file_digest", counted)
-        return content_digests(find_files(str(path), (".txt",), "corpus.path"), "corpus file"), count
+        return content_digests(find_files(str(path), (".txt",), "corpus.path").files, "corpus file"), count
 
 
 def test_a_large_file_is_read_for_its_digest_when_it_is_new_or_changed_and_a_small_one_always(tmp_path, monkeypatch):
