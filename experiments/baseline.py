@@ -49,6 +49,7 @@ EXPERIMENT = Experiment(
         tokens=0,  # training tokens to prepare, in reading order; 0: all
         weight=1.0,  # share of the rows, relative to the other parts of a mixture
         parts=(),  # corpora of a mixture
+        skip_bad_records=0.0,  # share of the records that may be bad and left out; 0: the first ends it
     ),
     tokenizer=TokenizerConfig(
         path="",  # a SentencePiece .model; '': train one

@@ -3,9 +3,12 @@
 Each names the report, what its user did, and what must happen. Whoever finds another adds it.
 """
 
+import io
 import json
 import re
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from user import Ended, User
 
@@ -47,6 +50,12 @@ def as_lines(texts) -> bytes:
     return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
 
 
+def as_parquet(names: list[str], columns: list[list]) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(each) for each in columns], names=names), file)
+    return file.getvalue()
+
+
 @report(
     "https://github.com/huggingface/datasets/issues/6764",
     did="gave a folder, and then a glob, of files of which some are linked, hidden, or end in capital letters",
@@ -68,6 +77,117 @@ def test_a_folder_and_a_glob_read_the_same_files_and_name_what_they_pass_over(us
     assert "passed over 1 hidden (.ipynb_checkpoints/), 1 of another kind (README.md)" in said
     assert "1 linked to nothing (gone.jsonl)" in said
     assert prepared(user, "--corpus.path=texts/**/*.jsonl") == (0, expected, ""), "it is the same corpus"
+
+
+@report(
+    "https://github.com/huggingface/datasets/issues/3630",
+    did="split by a field that does not identify a record",
+    must="refuse a split without a document to train on, and report one that is far from its share, with numbers",
+)
+def test_keys_that_repeat_are_reported_with_what_they_do_to_the_split(user, make_texts):
+    def write(keys: int) -> None:
+        records = ({"text": text, "source": f"site {i % keys}"} for i, text in enumerate(make_texts(120)))
+        user.write("texts.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+    keyed = ("--corpus.key_field=source", "--corpus.validation_share=0.05")
+    write(keys=1)
+    status, _, said = user.train(*keyed)
+    assert status == 2
+    assert "all have one key" in said and "corpus.key_field ('source')" in said
+    assert "row_length" not in said
+    write(keys=2)
+    status, _, said = user.run("prepare", "--experiment=tiny.py", *keyed)
+    assert status == 0
+    assert "the 120 documents have 2 keys (corpus.key_field 'source')" in said
+    assert "validation got 50.0% of them (60), where corpus.validation_share is 5.0%" in said
+
+
+@report(
+    "https://github.com/huggingface/datasets/issues/8241",
+    did="saved texts and JSON lines on Windows, with a byte order mark, and joined such files",
+    must="read them as if it were not there",
+)
+def test_a_byte_order_mark_is_no_text(user, make_texts):
+    texts, mark = make_texts(120), b"\xef\xbb\xbf"
+    expected = prepared(user).out
+    user.write("marked.jsonl", mark + as_lines(texts[:50]) + mark + as_lines(texts[50:]))
+    assert prepared(user, "--corpus.path=marked.jsonl")[:2] == (0, expected)
+    for number, text in enumerate(texts):
+        user.write(f"plain/{number}.txt", text)
+        user.write(f"marked/{number}.txt", mark + text.encode())
+    plain, marked = (prepared(user, "--corpus.kind=text", f"--corpus.path={path}") for path in ("plain", "marked"))
+    assert (plain.status, plain.out) == (marked.status, marked.out)
+
+
+@report(
+    "https://github.com/wonderwhy-er/DesktopCommanderMCP/issues/610",
+    did="gave what PowerShell wrote (UTF-16), and a JSON array for JSON lines",
+    must="name the true cause in one line, and what converts the file; zeros between letters are no text",
+)
+def test_a_file_of_another_form_is_named_as_what_it_is(user, make_texts):
+    texts = make_texts(120)
+    user.write("wide.jsonl", as_lines(texts).decode().encode("utf-16"))
+    user.write("wide.txt", "\n".join(texts).encode("utf-16-le"))
+    user.write("array.jsonl", json.dumps([{"text": text} for text in texts], indent=1))
+    for path, kind, cause in (
+        ("wide.jsonl", "jsonl", "UTF-16"),
+        ("wide.txt", "text", "UTF-16"),
+        ("array.jsonl", "jsonl", "one JSON array, not JSON lines"),
+    ):
+        status, _, said = prepared(user, f"--corpus.kind={kind}", f"--corpus.path={path}")
+        assert status == 2
+        assert path in said and cause in said and said.count("\n") == 1
+
+
+@report(
+    "https://github.com/apache/datafusion/issues/24381",
+    did="joined two tables, which gave two columns of one name, and gave records in which a name stands twice",
+    must="refuse them, since either may be meant, in place of reading the last",
+)
+def test_two_fields_of_one_name_are_refused(user, make_texts):
+    texts = make_texts(120)
+    user.write("two.parquet", as_parquet(["text", "text"], [texts, [text[::-1] for text in texts]]))
+    user.write("two.jsonl", "".join(f'{{"text": {json.dumps(text)}, "text": "another"}}\n' for text in texts))
+    for kind in ("parquet", "jsonl"):
+        status, _, said = prepared(user, f"--corpus.kind={kind}", f"--corpus.path=two.{kind}")
+        assert status == 2
+        assert f"two.{kind}" in said and "2 fields are named 'text'" in said
+
+
+@report(
+    "https://github.com/apache/spark/pull/1855",
+    did="gave a Parquet file of Impala or Hive, which do not mark the bytes of a text as text",
+    must="read them as UTF-8",
+)
+def test_a_column_of_bytes_is_read_as_text(user, make_texts):
+    texts = make_texts(120)
+    user.write("texts.parquet", as_parquet(["text"], [[text.encode() for text in texts]]))
+    expected = prepared(user).out
+    assert prepared(user, "--corpus.kind=parquet", "--corpus.path=texts.parquet")[:2] == (0, expected)
+
+
+@report(
+    "https://github.com/NVIDIA-NeMo/Automodel/pull/1694",
+    did="prepared JSON lines of which a few are torn, not UTF-8, or hold half of a surrogate pair",
+    must="end at the first, unless a share may be left out; then count them, name the first, and record both",
+)
+def test_a_share_of_bad_records_is_left_out_on_demand(user, make_texts):
+    texts = make_texts(120)
+    expected = prepared(user).out
+    bad = [b'{"text": "torn', b'{"text": "caf\xe9"}', b'{"text": "half \\ud83d"}']
+    lines = as_lines(texts).splitlines()
+    for place, line in zip((100, 50, 7), bad, strict=True):
+        lines.insert(place, line)
+    user.write("torn.jsonl", b"\n".join(lines))
+    torn = "--corpus.path=torn.jsonl"
+    status, _, said = prepared(user, torn)
+    assert status == 2 and "torn.jsonl, line 8" in said and "corpus.skip_bad_records" in said
+    status, counts, said = prepared(user, torn, "--corpus.skip_bad_records=0.03")
+    assert (status, counts) == (0, expected)
+    assert "left out 3 of 123 records" in said and "torn.jsonl, line 8: a lone surrogate" in said
+    manifests = [json.loads(path.read_bytes()) for path in user.folder.glob("cache/shards/*/manifest.json")]
+    assert sorted(manifest["bad"] for manifest in manifests) == [0, 3]
+    assert len({manifest["corpus_digest"] for manifest in manifests}) == 2
 
 
 # The Hub.

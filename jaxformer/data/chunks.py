@@ -27,6 +27,12 @@ from jaxformer.host.files import write_whole
 # Text of a chunk, characters: enough for all threads, little enough that a killed preparation loses seconds.
 CHUNK_CHARACTERS = 8_000_000
 
+# Bump when the same documents would be cut in another way.
+_LAYOUT_VERSION = 1
+
+# Bad records that are reported one by one.
+FIRST_BAD = 3
+
 
 class Chunk(NamedTuple):
     """The documents of a run that hold text, tokenised."""
@@ -41,9 +47,13 @@ class Chunk(NamedTuple):
     fractions: np.ndarray
     """float64 (documents,), the hash of its key, which decides its split."""
     read: np.ndarray
-    """Documents of the run, also those that hold nothing but whitespace."""
+    """Documents of the run, also those that hold nothing but whitespace, and bad records."""
     is_last: np.ndarray
     """Whether it ends its part."""
+    bad: np.ndarray = np.array(0)
+    """Records of the run that are left out, as they are bad."""
+    first_bad: np.ndarray = np.empty(0, np.str_)
+    """What is wrong with the first few of them, and where."""
 
 
 def encode_chunk(documents: list[Document], tokenizer: Tokenizer, is_last: bool) -> Chunk:
@@ -53,6 +63,7 @@ def encode_chunk(documents: list[Document], tokenizer: Tokenizer, is_last: bool)
     for document, ids in zip(chosen, encoded, strict=True):
         if ids.size == 0 or ids.min() < 0 or ids.max() >= tokenizer.vocabulary_size:
             raise AssertionError(f"document {document.key!r} has ids outside of the tokenizer's vocabulary")
+    bad = [document.bad for document in documents if document.bad]
     bytes_of = [document.text.encode() for document in chosen]
     return Chunk(
         ids=np.concatenate([np.empty(0, np.int32), *encoded]).astype(id_dtype(tokenizer.vocabulary_size)),
@@ -62,13 +73,15 @@ def encode_chunk(documents: list[Document], tokenizer: Tokenizer, is_last: bool)
         fractions=np.array([key_fraction(document.key) for document in chosen], np.float64),
         read=np.array(len(documents)),
         is_last=np.array(is_last),
+        bad=np.array(len(bad)),
+        first_bad=np.array(bad[:FIRST_BAD], np.str_),
     )
 
 
 def open_chunks(folder: Path) -> None:
     """Creates a folder of chunks, or empties one whose chunks are cut in another way, as by code of another day."""
     layout = folder / "layout.json"
-    cut = [corpus.READER_VERSION, corpus.PART_BYTES, corpus.PART_RECORDS, CHUNK_CHARACTERS]
+    cut = [_LAYOUT_VERSION, corpus.PART_BYTES, corpus.PART_RECORDS, CHUNK_CHARACTERS]
     content = json.dumps(cut).encode()
     if not (layout.exists() and layout.read_bytes() == content):
         if folder.exists():
@@ -94,6 +107,7 @@ def read_chunk(path: Path, *, with_ids: bool) -> Chunk | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             wanted = [name for name in Chunk._fields if with_ids or name != "ids"]
+            wanted = [name for name in wanted if name in file or name not in Chunk._field_defaults]
             return Chunk(**{"ids": np.empty(0), **{name: file[name] for name in wanted}})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

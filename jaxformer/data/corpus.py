@@ -14,16 +14,25 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from jaxformer.config import Bounds, NonNegativeInt, OneOf, PositiveFloat, check_fields, execution, require
+from jaxformer.config import Bounds, NonNegativeInt, OneOf, PositiveFloat, UserError, check_fields, execution, require
 from jaxformer.data.documents import Document, help_topics, pystdlib_files, read_pystdlib, read_text, to_document
-from jaxformer.data.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds, row_group_bytes
-from jaxformer.data.remote import fixed_parts, pinned
-from jaxformer.data.source_files import SourceFile, content_digests, find_files
+from jaxformer.data.records import (
+    SUFFIXES,
+    BadRecord,
+    Record,
+    open_tfds,
+    read_jsonl,
+    read_parquet,
+    read_tfds,
+    row_group_bytes,
+)  # fmt: skip
+from jaxformer.data.remote import fixed_parts, is_remote, pinned
+from jaxformer.data.source_files import SourceFile, content_digests, find_files, has_byte_order_mark
 
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
 
 # Bump when the same files would give other documents, so that nothing prepared before is taken for the new.
-READER_VERSION = 1
+READER_VERSION = 2
 
 # Text of a part, bytes: enough that opening its file is nothing beside reading it.
 PART_BYTES = 128 << 20
@@ -72,6 +81,10 @@ class CorpusConfig:
     """Share of the training rows, in proportion to the other parts' weights, as a part of a mixture."""
     parts: tuple["CorpusConfig", ...] = ()
     """The corpora of a 'mixture'."""
+    skip_bad_records: Annotated[float, Bounds(at_least=0, below=1)] = execution(0.0)
+    """Share of the records that may be bad (not UTF-8, not JSON, without the field, with a lone surrogate) and are then
+    left out, counted and reported; 0 stops at the first. Of a 'text' file that is not UTF-8 the rest is left out.
+    """
 
     def __post_init__(self):
         check_fields(self, "corpus")
@@ -81,6 +94,10 @@ class CorpusConfig:
             require(not self.path, f"a corpus of kind 'mixture' takes no path ({self.path!r}); set it on the parts")
             require(
                 not self.tokens, f"a corpus of kind 'mixture' takes no tokens ({self.tokens}); set them on the parts"
+            )
+            require(
+                not self.skip_bad_records,
+                f"a corpus of kind 'mixture' takes no skip_bad_records ({self.skip_bad_records}); set it on the parts",
             )
         else:
             require(not self.parts, f"corpus.parts need corpus.kind 'mixture', not {self.kind!r}")
@@ -153,7 +170,30 @@ class Documents:
                     yield Part(0, first, stop, size)
 
     def read(self, part: Part) -> Iterator[Document]:
-        """Yields the documents of a part."""
+        """Yields the documents of a part.
+
+        Raises:
+            UserError: a file is damaged, or a record is bad and `skip_bad_records` is 0.
+        """
+        hint = ""
+        for found in self._outcomes(part):
+            try:
+                yield self._to_document(found)
+            except BadRecord as error:
+                if not self.config.skip_bad_records:
+                    raise UserError(f"{error}{hint}") from error
+                yield Document("", "", bad=str(error))
+            hint = " (corpus.skip_bad_records leaves out a share of bad records)"  # Of the first, all may be like it.
+
+    def _to_document(self, found: Document | Record | BadRecord) -> Document:
+        if isinstance(found, BadRecord):
+            raise found
+        if isinstance(found, Record):
+            return to_document(found, self.config.text_field, self.config.key_field)
+        return found
+
+    def _outcomes(self, part: Part) -> Iterator[Document | Record | BadRecord]:
+        """Returns what the files hold: documents where there are no records, records, and what is bad among them."""
         config, what, path = self.config, "corpus file", self.files[part.file].path
         columns = [config.text_field, *([config.key_field] if config.key_field else [])]
         match self.config.kind:
@@ -162,15 +202,14 @@ class Documents:
             case "text":
                 return read_text(self.files[part.first : part.stop])
             case "jsonl":
-                records = read_jsonl([path], what)
+                return read_jsonl([path], what, columns)
             case "parquet":
-                records = read_parquet([path], what, columns, (part.first, part.stop))
+                return read_parquet([path], what, columns, (part.first, part.stop))
             case "tfds":
                 builder = open_tfds(config.path, config.split, "corpus.path")
-                records = read_tfds(builder, config.split, what, columns, (part.first, part.stop))
+                return read_tfds(builder, config.split, what, columns, (part.first, part.stop))
             case _:
                 raise AssertionError(config.kind)
-        return (to_document(record, config.text_field, config.key_field) for record in records)
 
     def sample(self, limit_bytes: int) -> Iterator[Document]:
         """Yields documents of about so much text, bytes, reading no more; all of a corpus that holds no more.
@@ -234,7 +273,9 @@ def load_documents(config: CorpusConfig) -> Documents:
         listing = find_files(path, SUFFIXES[config.kind], "corpus.path")
         files, passed_over = listing.files, str(listing)
         origin, extra = origin or path, commit
-    reading = [READER_VERSION, config.kind, config.split, config.text_field, config.key_field]
+    reading = [_reader_version(config, files), config.kind, config.split, config.text_field, config.key_field]
+    if config.skip_bad_records:
+        reading.append(config.skip_bad_records)
     digest = hashlib.sha256(json.dumps([reading, extra]).encode())
     for file, content in zip(files, content_digests(files, "corpus file"), strict=True):
         digest.update(json.dumps([file.name, content]).encode())
@@ -242,6 +283,15 @@ def load_documents(config: CorpusConfig) -> Documents:
     whole = hashlib.sha256(json.dumps([sources, config.tokens]).encode()).hexdigest() if config.tokens else sources
     source_bytes = sum(file.size for file in files)
     return Documents(config, whole, sources, origin, licence or "not stated", commit, files, source_bytes, passed_over)
+
+
+def _reader_version(config: CorpusConfig, files: Sequence[SourceFile]) -> int:
+    """Returns the version of the reader; since 2 a byte order mark of a text file is no text.
+
+    A corpus in which this changes nothing keeps the digest that it had; at a remote place nobody has looked.
+    """
+    is_changed = config.kind == "text" and (is_remote(config.path) or any(map(has_byte_order_mark, files)))
+    return READER_VERSION if is_changed else 1
 
 
 def _first(documents: Iterator[Document], limit_bytes: int) -> Iterator[Document]:
@@ -277,10 +327,13 @@ def part_names(config: CorpusConfig) -> list[str]:
 def unique_documents(documents: Iterable[Document], counts: Counter) -> Iterator[Document]:
     """Yields each distinct non-empty text once, the first to come; counts what it leaves out.
 
-    Adds to `counts`: 'duplicates' (exact repetitions) and 'empty' (nothing but whitespace).
+    Adds to `counts`: 'bad' (records), 'duplicates' (exact repetitions) and 'empty' (nothing but whitespace).
     """
     seen = set()
     for document in documents:
+        if document.bad:
+            counts["bad"] += 1
+            continue
         if not document.text.strip():
             counts["empty"] += 1
             continue

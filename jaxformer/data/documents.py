@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxformer.config import UserError, require
-from jaxformer.data.records import Record, decode, require_fields
+from jaxformer.config import UserError
+from jaxformer.data.records import BadRecord, Record, decode, not_utf8, require_no_utf16
 from jaxformer.data.source_files import SourceFile, open_file
 
 # A longer text file is several documents, so that a single file can be split into training and validation.
@@ -24,6 +24,8 @@ class Document(NamedTuple):
 
     key: str
     text: str
+    bad: str = ""
+    """Why there is no text: what is wrong with the record, which is left out, and where it stands."""
 
 
 def _pystdlib_root() -> Path:
@@ -69,35 +71,43 @@ def read_pystdlib(files: Sequence[SourceFile]) -> Iterator[Document]:
         yield Document(f"topic/{name}", text)
 
 
-def read_text(files: Sequence[SourceFile]) -> Iterator[Document]:
-    """Yields each file as a document, or as several of at most `TEXT_CHARACTERS` if it is long."""
+def read_text(files: Sequence[SourceFile]) -> Iterator[Document | BadRecord]:
+    """Yields each file as a document, or as several of at most `TEXT_CHARACTERS` if it is long.
+
+    A byte order mark at its start is no part of the text. Of a file that is not UTF-8 what is wrong is yielded in the
+    place of the document in which it stands, and nothing behind it.
+    """
     for file in files:
         # A file's name may be no Unicode text; what it cannot say is written as escapes.
         key = file.name.encode("utf-8", "backslashreplace").decode()
-        for number, text in enumerate(_cut_text(_read_blocks(file.path))):
-            yield Document(f"{key}#{number}" if number else key, text)
+        try:
+            for number, text in enumerate(_cut_text(_read_blocks(file.path))):
+                yield Document(f"{key}#{number}" if number else key, text)
+        except BadRecord as error:
+            yield error
 
 
 def _read_blocks(path: str) -> Iterator[str]:
     """Yields the text of a file, a block at a time."""
-    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+    decoder, read, where = codecs.getincrementaldecoder("utf-8")(), 0, f"corpus file {path}"
+    is_start = True
     try:
         with open_file(path, "corpus file") as file:
+            require_no_utf16(file.peek(4)[:4], where)
             while block := file.read(_BLOCK_BYTES):
                 begun = len(decoder.getstate()[0])  # Bytes of a character that ends in this block.
                 try:
-                    yield decoder.decode(block)
+                    text = decoder.decode(block)
                 except UnicodeDecodeError as error:
-                    raise _not_utf8(path, read - begun + error.start, error.object[error.start]) from error
+                    place = read - begun + error.start
+                    raise BadRecord(not_utf8(where, place, error.object[error.start])) from error
+                yield text.removeprefix("\ufeff") if is_start else text
+                is_start = is_start and not text
                 read += len(block)
     except OSError as error:
-        raise UserError(f"corpus file {path}: {error.strerror}") from error
+        raise UserError(f"{where}: {error.strerror}") from error
     if begun := decoder.getstate()[0]:
-        raise _not_utf8(path, read - len(begun), begun[0])
-
-
-def _not_utf8(path: str, place: int, byte: int) -> UserError:
-    return UserError(f"corpus file {path}: not UTF-8 at byte {place} (0x{byte:02x}); convert or remove it")
+        raise BadRecord(not_utf8(where, read - len(begun), begun[0]))
 
 
 def _cut_text(blocks: Iterable[str]) -> Iterator[str]:
@@ -118,17 +128,23 @@ def to_document(record: Record, text_field: str, key_field: str) -> Document:
     """Returns the document of a record; without a key field its key is a digest of its text. A null is no text.
 
     Raises:
-        UserError: a field is missing, or is not what it must be.
+        BadRecord: a field is missing, or is not what it must be.
     """
     where, fields = record
-    require_fields([text_field, *([key_field] if key_field else [])], fields, where)
+    for name in (text_field, key_field):
+        if name and name not in fields:
+            raise BadRecord(f"{where}: no field {name!r}; it has {', '.join(map(str, fields))}")
     text = "" if fields[text_field] is None else fields[text_field]
-    require(isinstance(text, str), f"{where}: field {text_field!r} must be text, not {text!r:.40}")
+    if isinstance(text, bytes):  # A column of Parquet that its writer did not mark as text.
+        text = decode(text, f"{where}, field {text_field!r}")
+    if not isinstance(text, str):
+        raise BadRecord(f"{where}: field {text_field!r} must be text, not {text!r:.40}")
     encoded = _encode(text, text_field, where)
     if not key_field:
         return Document(hashlib.blake2b(encoded, digest_size=16).hexdigest(), text)
     key = fields[key_field]
-    require(key is not None, f"{where}: field {key_field!r} must identify the record; it is null")
+    if key is None:
+        raise BadRecord(f"{where}: field {key_field!r} must identify the record; it is null")
     _encode(str(key), key_field, where)
     return Document(str(key), text)
 
@@ -145,6 +161,6 @@ def _encode(text: str, field: str, where: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(
+        raise BadRecord(
             f"{where}: a lone surrogate at character {error.start} of field {field!r} is no Unicode text"
         ) from error

@@ -21,7 +21,7 @@ from jaxformer.config import UserError
 from jaxformer.data import shards
 from jaxformer.data.chunks import Stored, open_chunks, stored_chunks, tokenise, tokenise_part
 from jaxformer.data.corpus import Documents, Part, load_documents
-from jaxformer.data.selection import Selected, Selection
+from jaxformer.data.selection import Selected, Selection, check_count, check_split, split_notice
 from jaxformer.data.shard_writer import in_one_line, pipeline_options, write_shard_files
 from jaxformer.data.shards import FORMAT_VERSION, SPLITS, Manifest, id_dtype, shard_digests
 from jaxformer.data.tokenizer import Tokenizer
@@ -32,6 +32,9 @@ from jaxformer.host.lock import is_held
 
 # Tokens of a byte of text, at most, where nothing has been tokenised yet.
 _TOKENS_PER_BYTE = 0.25
+
+# Records of which a share may be judged before all are read.
+_ENOUGH_RECORDS = 1000
 
 
 def prepare(
@@ -77,18 +80,9 @@ def _write(
         open_chunks(chunks)
         if documents.passed_over:
             print_notice(f"corpus {documents.config.path}: passed over {documents.passed_over}")
-        selection = _select(documents, tokenizer, chunks, progress, beam)
-        if not _is_unchanged(documents):
-            shutil.rmtree(folder)
-            raise UserError(f"corpus {documents.origin}: its files changed while they were read; run again")
-        if selection.documents < 2 or not selection.training_tokens:
-            shutil.rmtree(folder)
-            budget = documents.config.tokens
-            raise UserError(
-                f"corpus {documents.origin}: {selection.documents} documents with text cannot be split into training "
-                f"and validation; it takes two or more{f'; raise corpus.tokens ({budget})' if budget else ''}"
-            )
-        selected = selection.finish()
+        with _refusing(documents, folder):
+            selection = _select(documents, tokenizer, chunks, progress, beam)
+            selected = _split(documents, selection)
         _check_room(folder, selected, tokenizer)
         write_shard_files(
             folder,
@@ -103,6 +97,56 @@ def _write(
         sync_tree(folder / "token_shards")  # Before anything of it counts, and the chunks go.
         _write_manifest(folder, documents, tokenizer, selection, selected)
     shutil.rmtree(chunks, ignore_errors=True)
+
+
+class _Refused(UserError):
+    """Of a corpus no shards can be made, and what is tokenised of it is not kept."""
+
+
+@contextlib.contextmanager
+def _refusing(documents: Documents, folder: Path) -> Iterator[None]:
+    """Removes a folder where its corpus is refused in the block, or changed in it, whatever error that led to."""
+    error = None
+    try:
+        yield
+    except UserError as caught:
+        error = caught
+    if not _is_unchanged(documents):
+        sign = f" ({error})" if error else ""
+        error = _Refused(f"corpus {documents.origin}: its files changed while they were read{sign}; run again")
+    if isinstance(error, _Refused):
+        shutil.rmtree(folder)
+    if error:
+        raise error
+
+
+def _split(documents: Documents, selection: Selection) -> dict[str, Selected]:
+    """Returns the documents of each split, and prints what of them a user may not expect."""
+    config, origin = documents.config, documents.origin
+    _check_bad_records(documents, selection)
+    try:
+        check_count(config, origin, selection)
+        selected = selection.finish()
+        check_split(config, origin, selection.keys, selected)
+    except UserError as error:
+        raise _Refused(str(error)) from error
+    if selection.bad:
+        print_notice(f"corpus {origin}: left out {_bad_records(selection)}")
+    print_notice(split_notice(config, origin, selection.keys, {split: len(selected[split].tokens) for split in SPLITS}))
+    return selected
+
+
+def _check_bad_records(documents: Documents, selection: Selection) -> None:
+    share = documents.config.skip_bad_records
+    if selection.bad > share * selection.read:
+        raise _Refused(
+            f"corpus {documents.origin}: {_bad_records(selection)}; more than corpus.skip_bad_records ({share}) allows"
+        )
+
+
+def _bad_records(selection: Selection) -> str:
+    more = "; ..." if selection.bad > len(selection.first_bad) else ""
+    return f"{selection.bad:,} of {selection.read:,} records, as they are bad: {'; '.join(selection.first_bad)}{more}"
 
 
 def _is_unchanged(documents: Documents) -> bool:
@@ -136,6 +180,8 @@ def _select(
         for each in stored:
             selection.add(each)
             bar.update(each, selection)
+            if selection.read >= _ENOUGH_RECORDS:
+                _check_bad_records(documents, selection)
             if selection.is_full:
                 break
     return selection
@@ -188,6 +234,9 @@ def _write_manifest(
         index_digest=hashlib.sha256((folder / "index.npz").read_bytes()).hexdigest(),
         shard_digests={split: shard_digests(folder, split) for split in SPLITS},
         format_version=FORMAT_VERSION,
+        keys=selection.keys,
+        bad=selection.bad,
+        first_bad=selection.first_bad,
     )
     write_whole(folder / "manifest.json", json.dumps(dataclasses.asdict(manifest), indent=2).encode())
 

@@ -1,15 +1,18 @@
 """Records of JSON lines, Parquet files and TFDS datasets, each with the place where it stands.
 
-Everywhere `what` begins the message of an error: 'corpus file', or the data of a task.
+Everywhere `what` begins the message of an error: 'corpus file', or the data of a task. In place of a record that is bad
+by itself a `BadRecord` is yielded, so that it can be left out; what is wrong with a whole file is raised.
 """
 
+import codecs
 import contextlib
 import gzip
 import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,41 +30,128 @@ class Record(NamedTuple):
     fields: Mapping[str, Any]
 
 
+class BadRecord(UserError):
+    """What is wrong with one record of many, and where it stands."""
+
+
+def good_records(records: Iterable[Record | BadRecord]) -> Iterator[Record]:
+    """Yields records; raises the first that is bad."""
+    for record in records:
+        if isinstance(record, BadRecord):
+            raise record
+        yield record
+
+
 def decode(data: bytes, where: str) -> str:
-    """Returns the text of UTF-8 bytes."""
+    """Returns the text of UTF-8 bytes.
+
+    Raises:
+        BadRecord: they are not UTF-8.
+    """
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: not UTF-8 at byte {error.start} (0x{data[error.start]:02x}); convert or remove it"
-        ) from error
+        raise BadRecord(not_utf8(where, error.start, data[error.start])) from error
 
 
-def read_jsonl(files: Iterable[str | os.PathLike], what: str) -> Iterator[Record]:
-    """Yields the objects of JSON lines: plain, gzip (.gz) or Zstandard (.zst); blank lines are passed over."""
+def not_utf8(where: str, place: int, byte: int) -> str:
+    """Returns the message about a byte that is not UTF-8."""
+    return f"{where}: not UTF-8 at byte {place} (0x{byte:02x}); convert or remove it"
+
+
+def require_no_utf16(start: bytes, where: str) -> None:
+    """Raises `BadRecord` where the first bytes of a file are those of UTF-16 or UTF-32.
+
+    That is their byte order mark, or zeros in the place of every other byte, which are characters of UTF-8 too.
+    """
+    has_mark = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    if has_mark or (len(start) > 3 and b"\0\0" in (start[:3:2], start[1:4:2])):
+        raise BadRecord(f"{where}: UTF-16 or UTF-32, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
+
+
+def read_jsonl(
+    files: Iterable[str | os.PathLike], what: str, fields: Iterable[str] = ()
+) -> Iterator[Record | BadRecord]:
+    """Yields the objects of JSON lines: plain, gzip (.gz) or Zstandard (.zst).
+
+    Blank lines are passed over, and so is a byte order mark at the start of any line, as files that were joined have
+    it: JSON has none.
+
+    Args:
+        fields: those that must not be there twice; none for all.
+    """
     for path in files:
         offset = 0
         with _open_compressed(path, what) as file:
             for number, line in enumerate(_lines(file, path, what), start=1):
                 where = f"{what} {path}, line {number}"
+                if number == 1:
+                    _require_lines(line, f"{what} {path}")
                 try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{where}: not UTF-8 at byte {offset + error.start} "
-                        f"(0x{line[error.start]:02x}); convert or remove it"
-                    ) from error
+                    found = _parse(line, offset, where)
+                    if isinstance(found, _Object) and (repeated := _repeated(fields or found, found.names)):
+                        raise BadRecord(f"{where}: {repeated}")
+                    if found is not None:
+                        yield Record(where, found)
+                except BadRecord as error:
+                    yield error
                 offset += len(line)
-                if text.strip():
-                    try:
-                        fields = json.loads(text)
-                    except (ValueError, RecursionError) as error:
-                        is_syntax = isinstance(error, json.JSONDecodeError)
-                        reason = f"{error.msg} at column {error.colno}" if is_syntax else str(error)
-                        raise UserError(f"{where}: not JSON: {reason}") from error
-                    is_object = isinstance(fields, dict)
-                    require(is_object, f"{where}: a record must be an object, not {type(fields).__name__}")
-                    yield Record(where, fields)
+
+
+def _require_lines(line: bytes, where: str) -> None:
+    """Raises `UserError` where the first line of a file shows that its lines are no records."""
+    try:
+        require_no_utf16(line, where)
+    except BadRecord as error:
+        raise UserError(str(error)) from error
+    text = line.removeprefix(codecs.BOM_UTF8).strip()
+    require(
+        text != b"{" and not text.startswith(b"["),
+        f"{where}: one JSON {'object over several lines' if text == b'{' else 'array'}, not JSON lines; write each "
+        "record on a line of its own (jq -c '.[]' FILE, or jq -c . FILE where it holds objects)",
+    )
+
+
+class _Object(dict):
+    """A JSON object in which a name stands twice, of which the last value is here."""
+
+    names: tuple[str, ...]
+    """All names, as they stand."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    found = _Object(found)
+    found.names = tuple(name for name, _ in pairs)
+    return found
+
+
+def _parse(line: bytes, offset: int, where: str) -> dict[str, Any] | None:
+    """Returns the object of a line, or None for a blank one.
+
+    Args:
+        offset: bytes of the file before the line.
+
+    Raises:
+        BadRecord: the line holds none.
+    """
+    try:
+        text = line.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise BadRecord(not_utf8(where, offset + error.start, line[error.start])) from error
+    if not text.strip():
+        return None
+    try:
+        found = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        is_syntax = isinstance(error, json.JSONDecodeError)
+        reason = f"{error.msg} at column {error.colno}" if is_syntax else str(error)
+        raise BadRecord(f"{where}: not JSON: {reason}") from error
+    if not isinstance(found, dict):
+        raise BadRecord(f"{where}: a record must be an object, not {type(found).__name__}")
+    return found
 
 
 def read_parquet(
@@ -69,7 +159,7 @@ def read_parquet(
     what: str,
     columns: list[str] | None = None,
     row_groups: tuple[int, int] | None = None,
-) -> Iterator[Record]:
+) -> Iterator[Record | BadRecord]:
     """Yields the rows of Parquet files, with some columns or all, a row group at a time.
 
     Args:
@@ -77,14 +167,31 @@ def read_parquet(
     """
     for path in files:
         with _parquet(path, what) as table:
-            require_fields(columns or [], table.schema_arrow.names, f"{what} {path}")
+            names = table.schema_arrow.names
+            require_fields(columns or [], names, f"{what} {path}")
+            repeated = _repeated(columns or names, names)
+            require(not repeated, f"{what} {path}: {repeated}")
             first, stop = row_groups or (0, table.metadata.num_row_groups)
             row = sum(table.metadata.row_group(i).num_rows for i in range(first))
             for group in range(first, stop):
                 for rows in table.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
-                    for fields in rows.to_pylist():
+                    for fields in _rows(rows):
                         row += 1
-                        yield Record(f"{what} {path}, row {row}", fields)
+                        where = f"{what} {path}, row {row}"
+                        is_bad = isinstance(fields, UnicodeDecodeError)
+                        yield BadRecord(f"{where}: not UTF-8 ({fields.reason})") if is_bad else Record(where, fields)
+
+
+def _rows(batch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """Yields the rows of a batch of Arrow; of one with a text that is not UTF-8, the error."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for row in range(len(batch)):
+            try:
+                yield from batch.slice(row, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield error
 
 
 def row_group_bytes(path: str | os.PathLike, what: str) -> list[int]:
@@ -102,15 +209,13 @@ def _parquet(path: str | os.PathLike, what: str):
     try:
         with open_file(path, what) as file, pyarrow.parquet.ParquetFile(file) as table:
             yield table
-    except UnicodeDecodeError as error:
-        raise UserError(f"{what} {path}: a text is not UTF-8 ({error.reason}); convert or remove it") from error
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{what} {path}: damaged or not Parquet: {error}") from error
 
 
 def read_tfds(
     builder, split: str, what: str, columns: list[str] | None = None, rows: tuple[int, int] | None = None
-) -> Iterator[Record]:
+) -> Iterator[Record | BadRecord]:
     """Yields the records of a TFDS dataset, with some features or all; texts are `str`, a class label is its number.
 
     Args:
@@ -131,7 +236,10 @@ def read_tfds(
     for row in range(*(rows or (0, read(len, source)))):
         fields, where = read(source.__getitem__, row), f"{what} {builder.info.full_name}, {split}, record {row}"
         require_fields(columns or [], fields, where)
-        yield Record(where, _plain({name: fields[name] for name in columns or fields}, where))
+        try:
+            yield Record(where, _plain({name: fields[name] for name in columns or fields}, where))
+        except BadRecord as error:
+            yield error
 
 
 def open_tfds(name_or_folder: str, split: str, what: str):
@@ -165,6 +273,13 @@ def require_fields(wanted: Iterable[str], present: Iterable[str], where: str) ->
     """Raises `UserError` with what is present unless all fields are."""
     for name in wanted:
         require(name in present, f"{where}: no field {name!r}; it has {', '.join(map(str, present))}")
+
+
+def _repeated(wanted: Iterable[str], present: Sequence[str]) -> str:
+    """Returns the message about a field of which there are several, any of which might be meant; '' for none."""
+    counts = Counter(present)
+    name = next((name for name in wanted if counts[name] > 1), None)
+    return "" if name is None else f"{counts[name]} fields are named {name!r}; keep one, or rename the others"
 
 
 def _lines(file: io.BufferedIOBase, path: str | os.PathLike, what: str) -> Iterator[bytes]:

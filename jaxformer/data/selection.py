@@ -4,10 +4,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.data.chunks import Stored
+from jaxformer.config import UserError, require
+from jaxformer.data.chunks import FIRST_BAD, Stored
+from jaxformer.data.corpus import CorpusConfig
 
 # Sorted as bytes; one that ends in zeros equals no other of its length.
 _DIGEST = np.dtype("S16")
+
+# A split is far from its share by more than half of it, and by so many standard deviations of independent draws.
+_FAR_DEVIATIONS = 5
 
 # Digests that are kept apart, so that all of them are not sorted anew for each chunk.
 _RECENT = 1 << 17
@@ -33,7 +38,10 @@ class Selection:
 
     Attributes:
         paths: of the chunks so far.
-        duplicates, empty: documents left out so far.
+        read: documents and bad records so far.
+        duplicates, empty, bad: those left out so far.
+        first_bad: what is wrong with the first few bad records, and where.
+        keys: how many the documents kept have; known once finished.
         training_tokens: of the documents kept for training so far.
         is_full: whether the budget is reached.
     """
@@ -45,7 +53,8 @@ class Selection:
         self._kept: list[Selected] = []
         self._fractions: list[np.ndarray] = []
         self.paths = []
-        self.duplicates = self.empty = self.training_tokens = 0
+        self.first_bad: list[str] = []
+        self.read = self.duplicates = self.empty = self.bad = self.training_tokens = self.keys = 0
 
     @property
     def is_full(self) -> bool:
@@ -68,7 +77,10 @@ class Selection:
         chosen = np.flatnonzero(is_new & is_taken)
         self.training_tokens += int(tokens[is_training & is_taken].sum())
         self.duplicates += int((~is_new & is_taken).sum())
-        self.empty += int(chunk.read) - len(tokens)
+        self.read += int(chunk.read)
+        self.bad += int(chunk.bad)
+        self.empty += int(chunk.read) - len(tokens) - int(chunk.bad)
+        self.first_bad = [*self.first_bad, *chunk.first_bad.tolist()][:FIRST_BAD]
         starts = np.cumsum(tokens) - tokens
         chunk_of = np.full(len(chosen), len(self.paths), np.int32)
         self._kept.append(Selected(chunk_of, starts[chosen], chunk.tokens[chosen], chunk.text_bytes[chosen]))
@@ -83,6 +95,7 @@ class Selection:
         fractions = np.concatenate([np.empty(0), *self._fractions])
         whole = Selected(*(np.concatenate(each) for each in zip(*self._kept, strict=True)))
         self._kept, self._fractions, self._seen = [], [], self._seen[:0]  # 60 bytes of each document.
+        self.keys = len(np.unique(fractions))
         is_validation = fractions < max(self._share, np.nextafter(fractions.min(initial=1.0), 1.0))
         return {
             "train": Selected(*(each[~is_validation] for each in whole)),
@@ -100,6 +113,57 @@ class Selection:
         is_new = np.zeros(len(digests), bool)
         is_new[first[~known]] = True
         return is_new
+
+
+def check_count(config: CorpusConfig, origin: str, selection: Selection) -> None:
+    """Raises `UserError` where the documents are too few for two splits."""
+    left_out = f" ({selection.empty:,} are empty and {selection.bad:,} bad)" if selection.empty or selection.bad else ""
+    more = f"; raise corpus.tokens ({config.tokens})" if config.tokens else ""
+    require(
+        selection.documents > 1,
+        f"corpus {origin}: {selection.documents} documents with text cannot be split into training and validation; "
+        f"it takes two or more{left_out}{more}",
+    )
+
+
+def check_split(config: CorpusConfig, origin: str, keys: int, selected: dict[str, Selected]) -> None:
+    """Raises `UserError` with the cause where no document is left to train on; at least one is for validation."""
+    if len(selected["train"].tokens):
+        return
+    cannot = f"corpus {origin}: its {len(selected['validation'].tokens):,} documents cannot be split; "
+    require(
+        keys > 1,
+        f"{cannot}all have one key, and documents of one key stay together; set corpus.key_field "
+        f"({config.key_field!r}) to a field that identifies a record, or to '' for a digest of its text",
+    )
+    raise UserError(
+        f"{cannot}the hashes of all {keys:,} keys lie below corpus.validation_share ({config.validation_share}); "
+        "lower it, or take more documents"
+    )
+
+
+def split_notice(config: CorpusConfig, origin: str, keys: int, documents: dict[str, int]) -> str | None:
+    """Returns a line about keys that repeat and a validation split that is far from its share, or None for neither.
+
+    Args:
+        keys: how many the documents have.
+        documents: their number by split.
+    """
+    count = sum(documents.values())
+    wanted, validation = config.validation_share, documents["validation"]
+    deviation = (count * wanted * (1 - wanted)) ** 0.5
+    difference = abs(validation - count * wanted)
+    is_far = difference > max(1, _FAR_DEVIATIONS * deviation, count * wanted / 2)
+    repeats = (
+        f"the {count:,} documents have {keys:,} keys (corpus.key_field {config.key_field!r}), and documents of one key "
+        "stay together"
+    )
+    share = (
+        f"validation got {validation / count:.1%} of them ({validation:,}), where corpus.validation_share is "
+        f"{wanted:.1%}"
+    )
+    notes = [*([repeats] if keys < count else []), *([share] if is_far else [])]
+    return f"corpus {origin}: {'; '.join(notes)}" if notes else None
 
 
 def _is_in(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ and digests). `preparation` makes it.
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,12 @@ class Manifest:
     shard_digests: dict[str, dict[str, str]]
     """Hexadecimal SHA-256 of each shard file, by split and name."""
     format_version: int
+    keys: int = 0
+    """How many the documents have, by which they are split; 0 where nobody has counted."""
+    bad: int = 0
+    """Records left out because they are bad (`corpus.skip_bad_records`)."""
+    first_bad: list[str] = field(default_factory=list)
+    """What is wrong with the first few of them, and where."""
 
 
 class Shards:

@@ -3,6 +3,7 @@
 A path with a protocol (`hf://`, `gs://`, `s3://`, `memory://`) is opened through fsspec; any other is a local one.
 """
 
+import codecs
 import dataclasses
 import glob
 import hashlib
@@ -137,6 +138,15 @@ def open_file(path: str | os.PathLike, what: str) -> io.BufferedReader:
         return io.BufferedReader(RemoteFile(os.fspath(path), f"{what} {path}"), REQUEST_BYTES)
     except OSError as error:
         raise UserError(f"{what} {path}: {error.strerror or error}") from error
+
+
+def has_byte_order_mark(file: SourceFile) -> bool:
+    """Returns whether a file begins with the byte order mark of UTF-8; False for one that cannot be read."""
+    try:
+        with open(file.path, "rb") as opened:
+            return opened.read(3) == codecs.BOM_UTF8
+    except OSError:
+        return False  # Reading it for its digest says why.
 
 
 def content_digests(files: Sequence[SourceFile], what: str) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxformer.config import UserError, require, require_one_of
 from jaxformer.data.globs import has_suffix
-from jaxformer.data.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds
+from jaxformer.data.records import SUFFIXES, good_records, open_tfds, read_jsonl, read_parquet, read_tfds
 from jaxformer.data.source_files import expanded
 from jaxformer.evaluation import items
 from jaxformer.evaluation.items import Item, checked
@@ -87,7 +87,7 @@ def load_task(name: str, data: str) -> TaskData:
     task = TASKS[name]
     records, source, digest = _open(task, data)
     found = []
-    for where, fields in records:
+    for where, fields in good_records(records):
         try:
             found.append(_of_task(task, checked(task.to_item(fields))))
         except UserError as error:

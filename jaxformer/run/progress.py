@@ -229,9 +229,11 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
         m = shards.manifest
         share = f", {weight / sum(data.weights):.0%} of the rows" if len(data.shards) > 1 else ""
         print_line(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
+        bad = f"; {m.bad:,} bad records left out" if m.bad else ""
+        keys = f" ({m.keys:,} keys)" if 0 < m.keys < sum(m.documents.values()) else ""
         print_line(
-            f"            {m.documents['train']:,} documents, {m.tokens['train']:,} tokens to train on, "
-            f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed"
+            f"            {m.documents['train']:,} documents{keys}, {m.tokens['train']:,} tokens to train on, "
+            f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed{bad}"
         )
         print_line(f"packing     {packing_report(plan, shards.tokens)}")
     for task, encoded in data.tasks:

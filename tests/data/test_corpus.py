@@ -38,6 +38,11 @@ def texts_of(documents) -> list[str]:
     return [document.text for document in documents]
 
 
+def pairs_of(documents) -> list[tuple[str, str]]:
+    """Returns the keys and texts."""
+    return [(document.key, document.text) for document in documents]
+
+
 def digest_of(path, kind="text", **fields) -> str:
     return load_documents(CorpusConfig(kind=kind, path=str(path), **fields)).digest
 
@@ -95,18 +100,18 @@ def test_each_text_file_of_a_folder_is_a_document_in_the_order_of_the_names(tmp_
     files = {"b.txt": b"two\r\n", "a/z.txt": "ü".encode(), "c.md": b"not text", "a.txt": b"\xef\xbb\xbfone"}
     write_tree(tmp_path, files)
     documents = read("text", tmp_path)
-    assert [tuple(d) for d in documents] == [("a/z.txt", "ü"), ("a.txt", "\ufeffone"), ("b.txt", "two\r\n")]
+    assert pairs_of(documents) == [("a/z.txt", "ü"), ("a.txt", "one"), ("b.txt", "two\r\n")]
 
 
 def test_a_text_file_of_any_suffix_is_a_document(tmp_path):
     write_tree(tmp_path, {"code.py": b"x = 1\n", "other.py": b"y"})
-    assert [tuple(d) for d in read("text", tmp_path / "code.py")] == [("code.py", "x = 1\n")]
+    assert pairs_of(read("text", tmp_path / "code.py")) == [("code.py", "x = 1\n")]
 
 
 def test_a_glob_enters_folders_and_keys_are_relative_to_its_fixed_part(tmp_path):
     write_tree(tmp_path, {"in/x.py": b"x", "in/deep/y.py": b"y", "in/z.txt": b"z", "out.py": b"out"})
     documents = read("text", tmp_path / "in" / "**" / "*.py")
-    assert [tuple(d) for d in documents] == [("deep/y.py", "y"), ("x.py", "x")]
+    assert pairs_of(documents) == [("deep/y.py", "y"), ("x.py", "x")]
 
 
 def test_a_relative_path_gives_the_same_documents_and_digest(tmp_path, monkeypatch):
@@ -166,7 +171,7 @@ def test_each_record_of_a_tfds_split_is_a_document(tmp_path):
     features = {"body": tfds.features.Text(), "id": np.int64}
     folder = write_tfds(tmp_path, [{"body": text, "id": 7 + i} for i, text in enumerate(TEXTS)], features)
     corpus = load_documents(CorpusConfig(kind="tfds", path=str(folder), text_field="body", key_field="id"))
-    assert [tuple(d) for d in corpus] == [(str(7 + i), text) for i, text in enumerate(TEXTS)]
+    assert pairs_of(corpus) == [(str(7 + i), text) for i, text in enumerate(TEXTS)]
     assert corpus.origin == "TFDS tiny/1.0.0"
     assert corpus.digest != digest_of(folder, "tfds", text_field="body")
     with pytest.raises(UserError, match=r"split 'test' is not prepared here; prepared: train"):
@@ -248,7 +253,7 @@ def test_keyless_records_keep_keys_and_split_when_files_are_renamed_and_lines_re
 
 def test_a_key_field_identifies_a_record_whatever_its_text(tmp_path):
     write_tree(tmp_path, {"a.jsonl": b'{"text": "a", "id": 5}\n{"text": "b", "id": "5x"}\n'})
-    assert [tuple(d) for d in read("jsonl", tmp_path, key_field="id")] == [("5", "a"), ("5x", "b")]
+    assert pairs_of(read("jsonl", tmp_path, key_field="id")) == [("5", "a"), ("5x", "b")]
 
 
 def test_the_key_of_a_text_file_does_not_depend_on_where_its_folder_lies(tmp_path):
@@ -370,7 +375,6 @@ def test_what_is_not_utf8_is_named_by_file_and_byte(tmp_path, kind, name, data, 
     [
         (b"{'text': 1}", "line 3: not JSON: .* at column 2"),
         (b'{"text": "a"', "line 3: not JSON"),
-        (b'\xef\xbb\xbf{"text": "a"}', "line 3: not JSON"),
         (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "line 3: not JSON"),
         (b'{"body": "a", "id": 1}', "line 3: no field 'text'; it has body, id"),
         (b'["text"]', "line 3: a record must be an object, not list"),
@@ -384,6 +388,116 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
     path = write_tree(tmp_path, {"a.jsonl": to_lines(["a", "b"]) + line + b"\n"}) / "a.jsonl"
     with pytest.raises(UserError, match=rf"corpus file {re.escape(str(path))}, {message}"):
         read("jsonl", path)
+
+
+def test_a_byte_order_mark_at_the_start_of_a_line_is_passed_over_and_one_in_a_text_stays(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.jsonl").write_bytes(mark + to_lines(["a", "\ufeffb"]) + mark + b"\n" + mark + to_lines(["c"]))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(mark + to_lines(["d"])) + gzip.compress(mark + to_lines(["e"])))
+    assert texts_of(read("jsonl", tmp_path)) == ["a", "\ufeffb", "c", "d", "e"]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 4, 100])
+def test_a_text_begins_behind_its_byte_order_mark(tmp_path, monkeypatch, block):
+    (tmp_path / "a.txt").write_text("\ufeff\ufeffone\ufeff", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("\ufeff", encoding="utf-8")
+    monkeypatch.setattr("jaxformer.data.documents._BLOCK_BYTES", block)
+    assert texts_of(read("text", tmp_path)) == ["\ufeffone\ufeff", ""]
+
+
+def test_a_byte_order_mark_changes_the_digest_of_a_text_corpus_and_nothing_else_does(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "a.jsonl").write_bytes(to_lines(["one"]))
+    before = [digest_of(tmp_path), digest_of(tmp_path, "jsonl"), digest_of(tmp_path, key_field="text")]
+    monkeypatch.setattr("jaxformer.data.corpus.READER_VERSION", 3)
+    assert before == [digest_of(tmp_path), digest_of(tmp_path, "jsonl"), digest_of(tmp_path, key_field="text")]
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    marked = digest_of(tmp_path)
+    monkeypatch.setattr("jaxformer.data.corpus.READER_VERSION", 1)
+    assert digest_of(tmp_path) != marked
+
+
+def test_the_digest_of_an_existing_corpus_is_as_it_was(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "a.jsonl").write_bytes(to_lines(["one"]))
+    message = "what was prepared of every such corpus is prepared anew: is its content another?"
+    assert digest_of(tmp_path)[:16] == "cf8bbd773c8b69f3", message
+    assert digest_of(tmp_path, "jsonl")[:16] == "8a53281cf773300a", message
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_another_encoding_of_unicode_is_named(tmp_path, kind, encoding):
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(to_lines(["caf\u00e9"]).decode().encode(encoding))
+    with pytest.raises(UserError, match=r"UTF-16 or UTF-32, not UTF-8; convert it \(iconv"):
+        read(kind, path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'[\n{"text": "a"}\n]', "one JSON array, not JSON lines"),
+        (b'\xef\xbb\xbf[{"text": "a"}]\n', "one JSON array, not JSON lines"),
+        (b'{\r\n "text": "a"\r\n}', "one JSON object over several lines, not JSON lines"),
+    ],
+)
+def test_a_file_of_one_json_value_is_named_as_that_and_never_skipped(tmp_path, data, message):
+    (tmp_path / "a.jsonl").write_bytes(data)
+    for share in (0.0, 0.99):
+        with pytest.raises(UserError, match=message):
+            read("jsonl", tmp_path / "a.jsonl", skip_bad_records=share)
+
+
+def test_a_name_that_stands_twice_is_refused_where_it_is_read(tmp_path):
+    write_tree(tmp_path, {"a.jsonl": b'{"text": "a", "n": 1, "n": {"m": 1, "m": 2}, "id": 1, "id": 2}\n'})
+    assert pairs_of(read("jsonl", tmp_path, key_field="text")) == [("a", "a")]
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: 2 fields are named 'id'"):
+        read("jsonl", tmp_path, key_field="id")
+
+
+def test_a_parquet_column_is_read_whatever_form_its_text_has(tmp_path):
+    texts = ["a", None, "\u00fc", "a"]
+    encoded = [text and text.encode() for text in texts]
+    forms = {
+        "dictionary": pyarrow.array(texts).dictionary_encode(),
+        "large": pyarrow.array(texts, pyarrow.large_string()),
+        "view": pyarrow.array(texts, pyarrow.string_view()),
+        "bytes": pyarrow.array(encoded, pyarrow.binary()),
+        "large_bytes": pyarrow.array(encoded, pyarrow.large_binary()),
+    }
+    for name, column in forms.items():
+        pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / f"{name}.parquet")
+        assert texts_of(read("parquet", tmp_path / f"{name}.parquet")) == ["a", "", "\u00fc", "a"], name
+
+
+def not_utf8() -> pyarrow.Array:
+    """Returns a column of three texts, of which the second is not UTF-8."""
+    offsets = pyarrow.py_buffer(np.arange(4, dtype=np.int32).tobytes())
+    return pyarrow.StringArray.from_buffers(3, offsets, pyarrow.py_buffer(b"a\xe9b"))
+
+
+def test_bad_records_are_left_out_up_to_a_share_with_their_places(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": not_utf8()}), tmp_path / "a.parquet")
+    lines = to_lines(["a"]) + b'{"text": "caf\xe9"}\n{"text": 7}\n{"body": "a"}\n["a"]\n{"text": "b\\ud800"}\n{"te'
+    write_tree(tmp_path, {"a.jsonl": lines + b"\n" + to_lines(["c"]), "a.txt": b"caf\xe9", "b.txt": b"b"})
+    for kind, texts in (("parquet", ["a", "b"]), ("jsonl", ["a", "c"]), ("text", ["b"])):
+        documents = read(kind, tmp_path, skip_bad_records=0.5)
+        assert [document.text for document in documents if not document.bad] == texts
+        bad = [document for document in documents if document.bad]
+        assert not any(document.text for document in bad)
+        assert len(bad) == (6 if kind == "jsonl" else 1)
+        with pytest.raises(UserError, match=re.escape(bad[0].bad)):
+            read(kind, tmp_path)
+        counts = Counter()
+        assert texts_of(unique_documents(documents, counts)) == texts
+        assert counts == {"bad": len(bad)}
+
+
+def test_a_share_of_bad_records_is_part_of_the_digest_and_none_is_as_it_was(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(to_lines(["a"]))
+    digests = [digest_of(tmp_path, "jsonl", skip_bad_records=share) for share in (0.0, 0.1, 0.2)]
+    assert len(set(digests)) == 3 and digests[0] == digest_of(tmp_path, "jsonl")
 
 
 def test_a_missing_key_field_is_named(tmp_path):
@@ -480,6 +594,10 @@ PART = CorpusConfig(kind="text", path="a")
         ({"kind": "mixture"}, "needs two parts or more, not 0"),
         ({"kind": "mixture", "parts": (PART,)}, "needs two parts or more, not 1"),
         ({"kind": "mixture", "parts": (PART, PART), "path": "a"}, r"takes no path \('a'\)"),
+        (
+            {"kind": "mixture", "parts": (PART, PART), "skip_bad_records": 0.1},
+            r"takes no skip_bad_records \(0\.1\); set it on the parts",
+        ),
         (
             {"kind": "text", "path": "a", "parts": (PART, PART)},
             r"corpus\.parts need corpus\.kind 'mixture', not 'text'",

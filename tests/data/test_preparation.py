@@ -22,7 +22,7 @@ from jaxformer.data.chunks import Chunk, Stored, encode_chunk, read_chunk, token
 from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
 from jaxformer.data.packing import PackingConfig
 from jaxformer.data.preparation import prepare
-from jaxformer.data.selection import Selection
+from jaxformer.data.selection import Selection, split_notice
 from jaxformer.data.shards import SPLITS, open_shards
 from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.evaluation.validation import select_validation
@@ -336,6 +336,98 @@ def test_files_that_change_while_they_are_read_are_refused_and_nothing_of_them_s
             prepare(load_documents(settings), tokenizer, tmp_path, progress=False)
     assert not list(tmp_path.rglob("chunks"))
     prepare(load_documents(settings), tokenizer, tmp_path, progress=False)
+
+
+def test_a_file_that_is_still_being_written_is_named_as_that_and_not_as_damaged(tokenizer, tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n{"te')
+    documents = load_documents(CorpusConfig(kind="jsonl", path=str(path)))
+    with pytest.raises(UserError, match="line 3: not JSON"):
+        prepare(documents, tokenizer, tmp_path, progress=False)
+    path.write_text('{"text": "one"}\n{"text": "two"}\n{"text": "thr')
+    with pytest.raises(UserError, match=r"its files changed while they were read \(.*\); run again"):
+        prepare(documents, tokenizer, tmp_path, progress=False)
+    assert not list(tmp_path.rglob("chunks"))
+
+
+# Bad records, and splits that are not what was meant.
+
+
+def write_torn(path: Path, texts: list[str], every: int) -> CorpusConfig:
+    """Writes JSON lines in which one is torn after every so many; returns a corpus that leaves them out."""
+    lines = [json.dumps({"text": text}) for text in texts]
+    for place in range(len(lines), 0, -every):
+        lines.insert(place, '{"text": "torn')
+    path.write_text("\n".join(lines))
+    return CorpusConfig(kind="jsonl", path=str(path), validation_share=SHARE, skip_bad_records=0.5)
+
+
+def test_without_bad_records_the_shards_are_those_of_the_good_ones_however_it_was_stopped(
+    make_texts, tokenizer, tmp_path, monkeypatch, capsys
+):
+    texts = make_texts(60)
+    torn = load_documents(write_torn(tmp_path / "torn.jsonl", texts, every=4))
+    (tmp_path / "good.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    good = load_documents(replace(torn.config, path=str(tmp_path / "good.jsonl")))
+    expected = contents(prepare(good, tokenizer, tmp_path / "good", progress=False))
+    whole = prepare(torn, tokenizer, tmp_path / "whole", progress=False)
+    assert contents(whole) == expected
+    manifest = open_shards(whole, "train").manifest
+    assert (manifest.bad, manifest.empty, manifest.keys) == (15, 0, 60)
+    assert len(manifest.first_bad) == 3 and manifest.first_bad[0].startswith(
+        f"corpus file {tmp_path}/torn.jsonl, line 5"
+    )
+    assert "left out 15 of 75 records, as they are bad: corpus file" in capsys.readouterr().err
+    write = chunks.write_chunk
+    for stop_at in (1, 2, 3):
+        writes = mock.Mock(side_effect=[*[mock.DEFAULT] * stop_at, Stop], wraps=write)
+        monkeypatch.setattr(chunks, "write_chunk", writes)
+        with pytest.raises(Stop):
+            prepare(torn, tokenizer, tmp_path / "stopped", progress=False)
+    monkeypatch.setattr(chunks, "write_chunk", write)
+    assert files_of(prepare(torn, tokenizer, tmp_path / "stopped", progress=False)) == files_of(whole)
+
+
+def test_too_many_bad_records_end_a_preparation_before_all_are_read(make_texts, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "_ENOUGH_RECORDS", 30)
+    config = replace(write_torn(tmp_path / "torn.jsonl", make_texts(200), every=4), skip_bad_records=0.1)
+    with pytest.raises(
+        UserError, match=r"of (\d\d) records, as they are bad: .* more than corpus.skip_bad_records \(0.1\)"
+    ):
+        prepare(load_documents(config), tokenizer, tmp_path, progress=False)
+    assert not list(tmp_path.rglob("chunks"))
+
+
+def write_keyed(path: Path, texts: list[str], keys: int) -> CorpusConfig:
+    records = ({"text": text, "source": f"site {i % keys}"} for i, text in enumerate(texts))
+    path.write_text("\n".join(map(json.dumps, records)))
+    return CorpusConfig(kind="jsonl", path=str(path), key_field="source", validation_share=0.05)
+
+
+def test_one_key_for_all_documents_is_refused_by_that_name(make_texts, tokenizer, tmp_path):
+    documents = load_documents(write_keyed(tmp_path / "a.jsonl", make_texts(60), keys=1))
+    with pytest.raises(
+        UserError, match=r"its 60 documents cannot be split; all have one key, .*key_field \('source'\)"
+    ):
+        prepare(documents, tokenizer, tmp_path, progress=False)
+    assert not list(tmp_path.rglob("chunks"))
+
+
+@pytest.mark.parametrize(
+    ("share", "keys", "documents", "message"),
+    [
+        (0.05, 120, {"train": 114, "validation": 6}, None),
+        (0.02, 10, {"train": 9, "validation": 1}, None),
+        (0.05, 100, {"train": 114, "validation": 6}, "the 120 documents have 100 keys (corpus.key_field 'id')"),
+        (0.05, 2, {"train": 60, "validation": 60}, "validation got 50.0% of them (60), where"),
+        (0.05, 9, {"train": 9_990, "validation": 10}, "validation got 0.1% of them (10), where"),
+        (0.05, 10**7, {"train": 9_490_000, "validation": 510_000}, None),
+    ],
+)
+def test_a_split_that_is_far_from_its_share_is_reported(share, keys, documents, message):
+    settings = CorpusConfig(kind="jsonl", path="a", key_field="id", validation_share=share)
+    notice = split_notice(settings, "a", keys, documents)
+    assert notice is None if message is None else message in notice
 
 
 def test_preparations_that_were_left_are_reported_with_their_room(folder, tokenizer, tmp_path, monkeypatch, capsys):
