@@ -103,6 +103,22 @@ def test_keys_that_repeat_are_reported_with_what_they_do_to_the_split(user, make
 
 
 @report(
+    "https://github.com/huggingface/trl/issues/1337",
+    did="trained on a handful of texts, in rows longer than all of them together",
+    must="name the true cause, too little text, before the share of the rows that it fills",
+)
+def test_too_few_documents_are_named_as_the_cause_of_rows_that_are_not_filled(user, make_texts):
+    user.write("texts.jsonl", as_lines(make_texts(40)))
+    few = ("--packing.row_length=8192", "--tokenizer.vocabulary_size=300")
+    status, _, said = user.train(*few)
+    assert status == 2
+    assert "1 rows of 8192 tokens are fewer than training.rows_per_step (4)" in said
+    status, _, said = user.train(*few, "--training.rows_per_step=1", "--packing.minimum_fill=0.9")
+    assert status == 2
+    assert "training documents" in said and "are too few" in said and "shorten" not in said
+
+
+@report(
     "https://github.com/huggingface/datasets/issues/8241",
     did="saved texts and JSON lines on Windows, with a byte order mark, and joined such files",
     must="read them as if it were not there",
@@ -164,6 +180,23 @@ def test_a_column_of_bytes_is_read_as_text(user, make_texts):
     user.write("texts.parquet", as_parquet(["text"], [[text.encode() for text in texts]]))
     expected = prepared(user).out
     assert prepared(user, "--corpus.kind=parquet", "--corpus.path=texts.parquet")[:2] == (0, expected)
+
+
+@report(
+    "https://github.com/google/sentencepiece/issues/727",
+    did="trained a tokenizer on too little text, and then did as the message said",
+    must="advise what is possible, or name the true cause",
+)
+def test_the_advice_on_a_vocabulary_can_be_followed(user):
+    user.write("texts.jsonl", as_lines(["ab", "ba", "aab"]))
+    status, _, said = prepared(user)
+    assert status == 2
+    assert "its text is too little" in said and not re.search(r"(<=|set) \d", said)
+    user.write("texts.jsonl", as_lines(["a few words", "a few other words", "and these"]))
+    status, _, said = prepared(user)
+    assert status == 2
+    (advised,) = re.findall(r"set (\d+) or less", said)
+    assert prepared(user, f"--tokenizer.vocabulary_size={advised}").status == 0
 
 
 @report(

@@ -9,6 +9,7 @@ import heapq
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from jaxformer.host.cache import make_once
 SPACE_MARK = "\u2581"
 
 
+# Specials, 256 bytes, and room for characters.
+_FEWEST_PIECES = 300
+
 # Bump when the same corpora would give another sample, so that no tokenizer trained before is taken for the new.
 SAMPLE_VERSION = 3
 
@@ -35,7 +39,7 @@ class TokenizerConfig:
 
     path: str = ""
     """A SentencePiece .model file to use; '' trains one on the training documents of the corpus."""
-    vocabulary_size: Annotated[int, Bounds(at_least=300)] = 4096
+    vocabulary_size: Annotated[int, Bounds(at_least=_FEWEST_PIECES)] = 4096
     """Pieces to train, specials and 256 bytes among them, and so at least 300."""
     model_type: Annotated[str, OneOf("bpe", "unigram")] = "bpe"
     """'bpe' or 'unigram'."""
@@ -108,7 +112,7 @@ def prepare_tokenizer(corpora: Sequence[Documents], config: TokenizerConfig, cac
         texts = []
         for documents in corpora:
             sample = sample_texts(documents, limit)
-            require(bool(sample), f"corpus {documents.origin}: no document with text to train the tokenizer on")
+            require(bool(sample), f"corpus {documents.origin}: {_no_sample(documents, limit)}")
             texts += sample
         path.write_bytes(train_tokenizer(texts, config))
 
@@ -117,6 +121,20 @@ def prepare_tokenizer(corpora: Sequence[Documents], config: TokenizerConfig, cac
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     path = make_once(cache / "tokenizers" / f"{name}.model", train, "training the tokenizer")
     return load_tokenizer(path, threads=config.threads)
+
+
+def _no_sample(documents: Documents, limit_bytes: int) -> str:
+    """Returns why a sample is empty."""
+    config = documents.config
+    counts = Counter()
+    if count := sum(1 for _ in unique_documents(documents.sample(limit_bytes), counts)):
+        return (
+            f"no document to train the tokenizer on; all {count:,} that were read are for validation, by their keys "
+            f"(corpus.key_field {config.key_field!r}, corpus.validation_share {config.validation_share})"
+        )
+    bad = next((document.bad for document in documents.sample(limit_bytes) if document.bad), "")
+    left_out = f"; {counts['bad']:,} records are bad: {bad}" if bad else ""
+    return f"no document with text to train the tokenizer on{left_out}"
 
 
 def sample_texts(documents: Documents, limit_bytes: int) -> list[str]:
@@ -173,12 +191,23 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
             minloglevel=2,
         )
     except (RuntimeError, ValueError) as error:
-        # "INTERNAL: src/file.cc(123) [condition] What is wrong."
-        reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
         raise UserError(
-            f"the tokenizer could not be trained with tokenizer.vocabulary_size {config.vocabulary_size}: {reason}"
+            f"the tokenizer could not be trained with tokenizer.vocabulary_size {config.vocabulary_size}: "
+            f"{_cause(str(error))}"
         ) from error
     return model.getvalue()
+
+
+def _cause(error: str) -> str:
+    """Returns what is wrong and what to do, from an error of SentencePiece: 'INTERNAL: a.cc(1) [condition] text'."""
+    if most := re.search(r"size too high .* value <= (\d+)", error):
+        text = f"its text is too little, and gives {most[1]} pieces"
+        return f"{text}; {f'set {most[1]} or less, or ' if int(most[1]) >= _FEWEST_PIECES else ''}give it more text"
+    if fewest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
+        return f"its text has more characters than that; set {fewest[1]} or more, and model.vocabulary_size as large"
+    if "!sentences_.empty()" in error:
+        return "it has no text"
+    return error.strip().splitlines()[-1].rpartition("] ")[2]
 
 
 def load_tokenizer(path: str | os.PathLike, *, threads: int = 0) -> Tokenizer:

@@ -81,28 +81,34 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
                 f"token shards {folder}: made with another {what} ({theirs!s:.12}, not {ours!s:.12}); delete the "
                 "folder and run again to prepare it anew",
             )
-        plan = plan_rows(training.tokens, packing, seed=seed)
-        fill = packing_report(plan, training.tokens).fill
-        require(
-            fill >= packing.minimum_fill,
-            f"corpus {documents.origin}: packing fills {fill:.1%} of the rows, less than packing.minimum_fill "
-            f"({packing.minimum_fill:.0%}); {_fuller(packing)}, or lower the minimum",
-        )
         shards.append(training)
-        plans.append(plan)
+        plans.append(plan_rows(training.tokens, packing, seed=seed))
         validation.append(select_validation(open_shards(folder, "validation"), experiment.evaluation, packing, name))
     rows = sum(map(len, plans))
     require(
         rows >= experiment.training.rows_per_step,
         f"corpus {experiment.corpus.path or experiment.corpus.kind}: {rows} rows of {packing.row_length} tokens "
-        f"are fewer than training.rows_per_step ({experiment.training.rows_per_step})",
+        f"are fewer than training.rows_per_step ({experiment.training.rows_per_step}); give it more text",
     )
+    for training, plan in zip(shards, plans, strict=True):
+        _check_fill(training, plan, packing)
     weights = [config.weight for config in parts_of(experiment.corpus)]
     return Data(tokenizer, shards, plans, weights, validation, encoded_tasks)
 
 
-def _fuller(packing: PackingConfig) -> str:
-    """Returns what fills the rows better."""
-    if packing.documents_per_row:
-        return f"raise packing.documents_per_row ({packing.documents_per_row})"
-    return f"shorten packing.row_length ({packing.row_length})"
+def _check_fill(training: Shards, plan: Plan, packing: PackingConfig) -> None:
+    """Raises `UserError` with the cause where the rows are filled too little."""
+    report = packing_report(plan, training.tokens)
+    inputs = int(plan.lengths.sum(dtype=np.int64))
+    if packing.documents_per_row and report.documents_per_row > 0.9 * packing.documents_per_row:
+        cause = f"raise packing.documents_per_row ({packing.documents_per_row})"
+    elif len(plan) == -(-inputs // packing.row_length):  # No packing takes fewer rows.
+        cause = f"{report.documents:,} training documents of {inputs:,} tokens are too few; give it more text"
+    else:
+        cause = f"shorten packing.row_length ({packing.row_length})"
+    require(
+        report.fill >= packing.minimum_fill,
+        f"corpus {training.manifest.origin}: packing fills {report.fill:.1%} of the rows ({report.rows:,} of "
+        f"{packing.row_length} tokens), less than packing.minimum_fill ({packing.minimum_fill:.0%}); {cause}, or lower "
+        "the minimum",
+    )

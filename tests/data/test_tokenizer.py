@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from jaxformer.config import UserError
 from jaxformer.data import tokenizer as tokenizer_module
 from jaxformer.data.corpus import CorpusConfig, Document, Documents, key_fraction, load_documents
-from jaxformer.data.tokenizer import TokenizerConfig, load_tokenizer, prepare_tokenizer, sample_texts, train_tokenizer
+from jaxformer.data.tokenizer import (
+    Tokenizer,
+    TokenizerConfig,
+    load_tokenizer,
+    prepare_tokenizer,
+    sample_texts,
+    train_tokenizer,
+)  # fmt: skip
 
 pytestmark = pytest.mark.device_free
 
@@ -315,6 +322,38 @@ def test_a_missing_file_and_a_file_that_is_no_model_are_named(tmp_path, tokenize
 def test_a_vocabulary_too_large_for_the_text_is_a_user_error_that_names_it(texts):
     with pytest.raises(UserError, match=r"tokenizer\.vocabulary_size 400"):
         train_tokenizer(texts, CONFIG)
+
+
+def test_the_cause_and_the_advice_are_in_the_users_terms():
+    with pytest.raises(UserError, match=r"400: its text is too little, and gives 2\d\d pieces; give it more text$"):
+        train_tokenizer(["baba dodo"], CONFIG)
+    with pytest.raises(UserError, match=r"it has no text$"):
+        train_tokenizer([""], CONFIG)
+    rare = ["".join(chr(0x4E00 + i) for i in range(start, start + 50)) for start in range(0, 500, 50)]
+    with pytest.raises(
+        UserError, match=r"its text has more characters than that; set 7\d\d or more, and model\."
+    ) as raised:
+        train_tokenizer(rare, CONFIG)
+    fewest = int(str(raised.value).partition("set ")[2].split()[0])
+    train_tokenizer(rare * 3, replace(CONFIG, vocabulary_size=fewest))
+
+
+def test_the_largest_vocabulary_that_is_advised_can_be_trained(make_texts):
+    for model_type in ("bpe", "unigram"):
+        config = replace(CONFIG, vocabulary_size=4000, model_type=model_type)
+        with pytest.raises(UserError, match=r"; set \d+ or less, or give it more text$") as raised:
+            train_tokenizer(make_texts(20), config)
+        most = int(str(raised.value).partition("set ")[2].split()[0])
+        assert Tokenizer(train_tokenizer(make_texts(20), replace(config, vocabulary_size=most))).vocabulary_size == most
+
+
+def test_why_there_is_no_sample_is_named(tmp_path):
+    blank = write_corpus(tmp_path / "blank", ["", " "])
+    with pytest.raises(UserError, match=r"no document with text to train the tokenizer on$"):
+        prepare_tokenizer([blank], CONFIG, tmp_path / "cache")
+    held = write_corpus(tmp_path / "held", ["a", "b"], validation_share=0.9999999)
+    with pytest.raises(UserError, match=r"all 2 that were read are for validation, by their keys"):
+        prepare_tokenizer([held], CONFIG, tmp_path / "cache")
 
 
 def test_a_failed_training_leaves_no_tokenizer_in_the_cache(tmp_path):
