@@ -3,6 +3,7 @@
 Each names the report, what its user did, and what must happen. Whoever finds another adds it.
 """
 
+import gzip
 import io
 import json
 import re
@@ -137,7 +138,7 @@ def test_a_byte_order_mark_is_no_text(user, make_texts):
 
 @report(
     "https://github.com/wonderwhy-er/DesktopCommanderMCP/issues/610",
-    did="gave what PowerShell wrote (UTF-16), and a JSON array for JSON lines",
+    did="gave what PowerShell wrote (UTF-16), a JSON array for JSON lines, and packed lines under a plain name",
     must="name the true cause in one line, and what converts the file; zeros between letters are no text",
 )
 def test_a_file_of_another_form_is_named_as_what_it_is(user, make_texts):
@@ -145,14 +146,44 @@ def test_a_file_of_another_form_is_named_as_what_it_is(user, make_texts):
     user.write("wide.jsonl", as_lines(texts).decode().encode("utf-16"))
     user.write("wide.txt", "\n".join(texts).encode("utf-16-le"))
     user.write("array.jsonl", json.dumps([{"text": text} for text in texts], indent=1))
+    user.write("packed.jsonl", gzip.compress(as_lines(texts)))
     for path, kind, cause in (
         ("wide.jsonl", "jsonl", "UTF-16"),
         ("wide.txt", "text", "UTF-16"),
         ("array.jsonl", "jsonl", "one JSON array, not JSON lines"),
+        ("packed.jsonl", "jsonl", "gzip data"),
     ):
         status, _, said = prepared(user, f"--corpus.kind={kind}", f"--corpus.path={path}")
         assert status == 2
         assert path in said and cause in said and said.count("\n") == 1
+
+
+@report(
+    "https://github.com/InertExpert2911/Mutual_Fund_Data/issues/1",
+    did="cloned a repository of texts without Git LFS, and trained on what lay there",
+    must="name the pointers as what they are, and train on none",
+)
+def test_a_pointer_of_git_lfs_is_no_text(user):
+    for number in range(120):
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{number:064x}\nsize 146946961\n"
+        user.write(f"cloned/{number}.txt", pointer)
+    user.write("cloned.parquet", pointer)
+    for kind, path in (("text", "cloned"), ("parquet", "cloned.parquet")):
+        status, _, said = prepared(user, f"--corpus.kind={kind}", f"--corpus.path={path}")
+        assert status == 2
+        assert "a pointer of Git LFS" in said and "git lfs pull" in said
+
+
+@report(
+    "https://github.com/indygreg/python-zstandard/issues/157",
+    did="gave JSON lines that were packed with `zstd --long=31`, as the archives of Reddit are",
+    must="name the window as the cause, and not call the file damaged",
+)
+def test_a_window_of_zstandard_that_is_too_large_is_named(user):
+    user.write("long.jsonl.zst", bytes.fromhex("28b52ffd04a87100007b2274657874223a202261227d0afc0c4858"))
+    status, _, said = prepared(user, "--corpus.path=long.jsonl.zst")
+    assert status == 2
+    assert "a window above 128 MB" in said and "damaged" not in said
 
 
 @report(

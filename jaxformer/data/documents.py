@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxformer.config import UserError
-from jaxformer.data.records import BadRecord, Record, decode, not_utf8, require_no_utf16
+from jaxformer.data.records import BadRecord, Record, decode, not_utf8, require_content, require_text
 from jaxformer.data.source_files import SourceFile, open_file
 
 # A longer text file is several documents, so that a single file can be split into training and validation.
@@ -93,7 +93,8 @@ def _read_blocks(path: str) -> Iterator[str]:
     is_start = True
     try:
         with open_file(path, "corpus file") as file:
-            require_no_utf16(file.peek(4)[:4], where)
+            require_content(file.peek(), where)
+            require_text(file.peek(), where)
             while block := file.read(_BLOCK_BYTES):
                 begun = len(decoder.getstate()[0])  # Bytes of a character that ends in this block.
                 try:

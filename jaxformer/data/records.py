@@ -59,11 +59,27 @@ def not_utf8(where: str, place: int, byte: int) -> str:
     return f"{where}: not UTF-8 at byte {place} (0x{byte:02x}); convert or remove it"
 
 
-def require_no_utf16(start: bytes, where: str) -> None:
-    """Raises `BadRecord` where the first bytes of a file are those of UTF-16 or UTF-32.
+# What files of other forms begin with, and no text does.
+_FORMS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
-    That is their byte order mark, or zeros in the place of every other byte, which are characters of UTF-8 too.
+
+def require_content(start: bytes, where: str) -> None:
+    """Raises `UserError` where the first bytes of a file are those of a pointer that stands for its content."""
+    require(
+        not start.startswith(_POINTER),
+        f"{where}: a pointer of Git LFS, without what it stands for; fetch that with `git lfs pull`",
+    )
+
+
+def require_text(start: bytes, where: str) -> None:
+    """Raises `BadRecord` where the first bytes of a file are those of another form than UTF-8 text.
+
+    Of UTF-16 and UTF-32 they are a byte order mark, or zeros in every other place, which are characters of UTF-8 too.
     """
+    form = next((form for mark, form in _FORMS.items() if start.startswith(mark)), None)
+    if form:
+        raise BadRecord(f"{where}: {form} data, not UTF-8 text; unpack it, or give it the name and kind of what it is")
     has_mark = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
     if has_mark or (len(start) > 3 and b"\0\0" in (start[:3:2], start[1:4:2])):
         raise BadRecord(f"{where}: UTF-16 or UTF-32, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
@@ -101,7 +117,7 @@ def read_jsonl(
 def _require_lines(line: bytes, where: str) -> None:
     """Raises `UserError` where the first line of a file shows that its lines are no records."""
     try:
-        require_no_utf16(line, where)
+        require_text(line, where)
     except BadRecord as error:
         raise UserError(str(error)) from error
     text = line.removeprefix(codecs.BOM_UTF8).strip()
@@ -210,6 +226,8 @@ def _parquet(path: str | os.PathLike, what: str):
         with open_file(path, what) as file, pyarrow.parquet.ParquetFile(file) as table:
             yield table
     except (pyarrow.ArrowException, OSError) as error:
+        with open_file(path, what) as file:
+            require_content(file.read(len(_POINTER)), f"{what} {path}")
         raise UserError(f"{what} {path}: damaged or not Parquet: {error}") from error
 
 
@@ -286,11 +304,17 @@ def _lines(file: io.BufferedIOBase, path: str | os.PathLike, what: str) -> Itera
     try:
         yield from file
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{what} {path}: damaged or not {os.path.splitext(path)[1]} data: {error}") from error
+        form = f"{what} {path}: damaged or not {os.path.splitext(path)[1]} data"
+        if "too much memory" in str(error):
+            form = (
+                f"{what} {path}: packed with a window above 128 MB; pack it without --long (zstd -dc --long=31 | zstd)"
+            )
+        raise UserError(f"{form}: {error}") from error
 
 
 def _open_compressed(path: str | os.PathLike, what: str) -> io.BufferedIOBase:
     file = open_file(path, what)
+    require_content(file.peek(), f"{what} {path}")
     if has_suffix(os.fspath(path), (".gz",)):
         return gzip.open(file, "rb")
     if has_suffix(os.fspath(path), (".zst",)):

@@ -95,7 +95,7 @@ class Selection:
         fractions = np.concatenate([np.empty(0), *self._fractions])
         whole = Selected(*(np.concatenate(each) for each in zip(*self._kept, strict=True)))
         self._kept, self._fractions, self._seen = [], [], self._seen[:0]  # 60 bytes of each document.
-        self.keys = len(np.unique(fractions))
+        self.keys = _keys(fractions)
         is_validation = fractions < max(self._share, np.nextafter(fractions.min(initial=1.0), 1.0))
         return {
             "train": Selected(*(each[~is_validation] for each in whole)),
@@ -164,6 +164,15 @@ def split_notice(config: CorpusConfig, origin: str, keys: int, documents: dict[s
     )
     notes = [*([repeats] if keys < count else []), *([share] if is_far else [])]
     return f"corpus {origin}: {'; '.join(notes)}" if notes else None
+
+
+def _keys(fractions: np.ndarray) -> int:
+    """Returns how many keys have these hashes; what little repeats by chance, as hashes have 53 bits, is taken as none.
+
+    Of n keys about n^2 / 2^54 repeat so: one in 10^8. A thousand times as many are no chance.
+    """
+    count, distinct = len(fractions), len(np.unique(fractions))
+    return distinct if count - distinct > 1000 * count**2 / 2**54 else count
 
 
 def _is_in(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:

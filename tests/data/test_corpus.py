@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import lzma
 import os
 import random
 import re
@@ -432,6 +433,35 @@ def test_another_encoding_of_unicode_is_named(tmp_path, kind, encoding):
     path.write_bytes(to_lines(["caf\u00e9"]).decode().encode(encoding))
     with pytest.raises(UserError, match=r"UTF-16 or UTF-32, not UTF-8; convert it \(iconv"):
         read(kind, path)
+
+
+@pytest.mark.parametrize(
+    ("pack", "form"),
+    [(gzip.compress, "gzip"), (zstd, "Zstandard"), (lzma.compress, "xz"), (lambda data: b"PK\3\4" + data, "zip")],
+)
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_a_packed_file_of_another_name_is_named(tmp_path, kind, pack, form):
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(pack(to_lines(["a"])))
+    with pytest.raises(UserError, match=rf"{form} data, not UTF-8 text; unpack it"):
+        read(kind, path)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_pointer_of_git_lfs_is_no_content_and_never_skipped(tmp_path, name):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:665232916d127eb726be0e\nsize 146946961\n"
+    kind = {"a.txt": "text", "a.parquet": "parquet"}.get(name, "jsonl")
+    (tmp_path / name).write_bytes(pointer)
+    for share in (0.0, 0.99):
+        with pytest.raises(UserError, match=rf"{re.escape(name)}: a pointer of Git LFS, .*`git lfs pull`"):
+            read(kind, tmp_path / name, skip_bad_records=share)
+
+
+def test_a_window_that_is_too_large_is_named_and_is_no_damage(tmp_path):
+    # printf '{"text": "a"}\n' | zstd --long=31
+    (tmp_path / "a.jsonl.zst").write_bytes(bytes.fromhex("28b52ffd04a87100007b2274657874223a202261227d0afc0c4858"))
+    with pytest.raises(UserError, match=r"a\.jsonl\.zst: packed with a window above 128 MB; pack it without --long"):
+        read("jsonl", tmp_path)
 
 
 @pytest.mark.parametrize(

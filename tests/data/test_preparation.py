@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from jaxformer.config import UserError
-from jaxformer.data import chunks, preparation, shard_writer
+from jaxformer.data import chunks, preparation, selection, shard_writer
 from jaxformer.data import corpus as corpus_module
 from jaxformer.data.chunks import Chunk, Stored, encode_chunk, read_chunk, tokenise, write_chunk
 from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
@@ -411,6 +411,13 @@ def test_one_key_for_all_documents_is_refused_by_that_name(make_texts, tokenizer
     ):
         prepare(documents, tokenizer, tmp_path, progress=False)
     assert not list(tmp_path.rglob("chunks"))
+
+
+def test_keys_are_counted_but_for_what_repeats_by_chance():
+    fractions = np.random.default_rng(0).random(1000)
+    assert selection._keys(fractions) == 1000
+    assert selection._keys(np.concatenate([fractions, fractions[:1]])) == 1000
+    assert selection._keys(np.repeat(fractions[:2], 500)) == 2
 
 
 @pytest.mark.parametrize(
