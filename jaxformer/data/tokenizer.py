@@ -201,7 +201,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
 def _cause(error: str) -> str:
     """Returns what is wrong and what to do, from an error of SentencePiece: 'INTERNAL: a.cc(1) [condition] text'."""
     if most := re.search(r"size too high .* value <= (\d+)", error):
-        text = f"its text is too little, and gives {most[1]} pieces"
+        text = f"its text is too little, or too uniform, and gives {most[1]} pieces"
         return f"{text}; {f'set {most[1]} or less, or ' if int(most[1]) >= _FEWEST_PIECES else ''}give it more text"
     if fewest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
         return f"its text has more characters than that; set {fewest[1]} or more, and model.vocabulary_size as large"
