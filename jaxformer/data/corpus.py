@@ -25,7 +25,7 @@ from jaxformer.data.records import (
     read_parquet,
     read_tfds,
     row_group_bytes,
-)  # fmt: skip
+)
 from jaxformer.data.remote import fixed_parts, is_remote, pinned
 from jaxformer.data.source_files import SourceFile, content_digests, find_files, has_byte_order_mark
 

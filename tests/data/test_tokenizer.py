@@ -18,7 +18,7 @@ from jaxformer.data.tokenizer import (
     prepare_tokenizer,
     sample_texts,
     train_tokenizer,
-)  # fmt: skip
+)
 
 pytestmark = pytest.mark.device_free
 
@@ -325,7 +325,9 @@ def test_a_vocabulary_too_large_for_the_text_is_a_user_error_that_names_it(texts
 
 
 def test_the_cause_and_the_advice_are_in_the_users_terms():
-    with pytest.raises(UserError, match=r"400: its text is too little, or too uniform, and gives 2\d\d pieces; give it more text$"):
+    with pytest.raises(
+        UserError, match=r"400: its text is too little, or too uniform, and gives 2\d\d pieces; give it more text$"
+    ):
         train_tokenizer(["baba dodo"], CONFIG)
     with pytest.raises(UserError, match=r"it has no text$"):
         train_tokenizer([""], CONFIG)
