@@ -6,12 +6,15 @@ Each names the report, what its user did, and what must happen. Whoever finds an
 import gzip
 import io
 import json
+import os
 import re
+import shutil
+import subprocess
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from user import Ended, User
+from user import REPOSITORY, Ended, User, wait_until
 
 pytestmark = pytest.mark.device_free
 
@@ -261,6 +264,87 @@ def test_a_share_of_bad_records_is_left_out_on_demand(user, make_texts):
 # Studies.
 
 # Evaluation.
+
+# What a command is given, and where it runs.
+
+
+@report(
+    "Lightning-AI/pytorch-lightning#19058",
+    did="names a run folder by `--workdir=~/runs`, which no shell expands",
+    must="the run lies in the home folder, and no folder named `~` is made",
+)
+def test_tilde_of_an_option_is_the_home_folder(user):
+    home = {"HOME": str(user.folder / "home")}
+    ended = user.train(workdir="~/runs/a", environment=home)
+    assert ended.status == 0, ended.err
+    assert (user.folder / "home" / "runs" / "a" / "summary.json").exists()
+    assert not (user.folder / "~").exists()
+    evaluated = user.run("evaluate", "--workdir=~/runs/a", environment=home)
+    assert evaluated.status == 0, evaluated.err
+
+
+@report(
+    "Homebrew/legacy-homebrew#46408",
+    did="pastes a command from a page that prints two hyphens as a dash",
+    must="one line that names the dash and what to type, exit status 2",
+)
+@pytest.mark.parametrize("dashes", ["\u2014", "\u2013-"])
+def test_dash_in_place_of_hyphens_is_named(user, dashes):
+    ended = user.run("train", f"{dashes}experiment=tiny.py")
+    assert ended.status == 2
+    assert ended.err.count("\n") == 1 and "type --experiment=tiny.py" in ended.err
+
+
+@report(
+    "VundleVim/Vundle.vim#807",
+    did="trains within a hook of git, which sets GIT_DIR to the repository of the hook",
+    must="the run records the commit of the code, as without",
+)
+def test_repository_of_a_hook_is_not_taken_for_that_of_the_code(user):
+    git = ("git", "-C", REPOSITORY, "rev-parse", "HEAD")
+    if shutil.which("git") is None or subprocess.run(git, capture_output=True).returncode:
+        pytest.skip("the tests are not in a git repository")
+    subprocess.run(["git", "init", "-q", user.folder / "other"], check=True)
+    folder = str(user.folder / "other")
+    assert user.train().status == 0
+    assert user.train(workdir="hook", environment={"GIT_DIR": f"{folder}/.git", "GIT_WORK_TREE": folder}).status == 0
+    plain, hook = (json.loads((user.folder / name / "config.json").read_bytes()) for name in ("run", "hook"))
+    assert hook["git"]["commit"] == plain["git"]["commit"]
+
+
+@report(
+    "tox-dev/filelock#67",
+    did="trains on a file system without locks, such as Lustre mounted without them",
+    must="one line that names the folder and the cause, exit status 2, and nothing is left behind",
+)
+def test_file_system_without_locks_is_named(user):
+    module = "import errno, fcntl, os\ndef flock(*_):\n    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))\n"
+    user.write("site/sitecustomize.py", f"{module}fcntl.flock = flock\n")
+    path = os.pathsep.join([str(user.folder / "site"), user.environment["PYTHONPATH"]])
+    before = sorted(user.folder.rglob("*"))
+    for words in (["train", "--experiment=tiny.py", "--workdir=run"], ["prepare", "--experiment=tiny.py"]):
+        ended = user.run(*words, environment={"PYTHONPATH": path})
+        assert ended.status == 2
+        assert ended.err.count("\n") == 1 and "has no file locks" in ended.err
+    assert not (user.folder / "run").exists() and before
+
+
+@report(
+    "PrimeIntellect-ai/prime-rl#1585",
+    did="evaluates a run that trains, and deletes its older checkpoints, at the same time",
+    must="the newest checkpoint at that time is evaluated; none is called damaged",
+)
+def test_run_is_evaluated_while_it_trains(user):
+    options = ["--checkpoint.every_steps=3", "--checkpoint.keep=1", "--training.steps=100000"]
+    with user.start("train", "--experiment=tiny.py", "--workdir=run", *options) as process:
+        try:
+            wait_until(lambda: list((user.folder / "run" / "checkpoints").glob("[0-9]*[0-9]")), process)
+            for _ in range(2):
+                ended = user.run("evaluate", "--workdir=run")
+                assert ended.status == 0, ended.err
+        finally:
+            process.kill()
+
 
 # The table itself.
 

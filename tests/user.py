@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,19 @@ EXPERIMENT = Experiment(
 """
 # From a checkout, as the README's first minute does it.
 REPOSITORY = Path(__file__).parents[1]
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 240) -> None:
+    """Waits until a condition holds while a process runs.
+
+    Raises:
+        AssertionError: the process ended before, or the time is over.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"it ended with {process.returncode}"
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
 
 
 class Ended(NamedTuple):

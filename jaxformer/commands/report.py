@@ -12,7 +12,7 @@ from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import choose_study
-from jaxformer.host.command import Parser, command
+from jaxformer.host.command import Parser, command, user_path
 from jaxformer.report.text import decision_table
 from jaxformer.report.write import write_report
 
@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> int:
     """Prints what a study decided, and writes its report; returns the exit status."""
     parser = Parser("jaxformer report", __doc__)
     add_study_options(parser)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (default: RUNS/reports/NAME)")
+    parser.add_argument(
+        "--output", type=user_path, metavar="DIR", help="folder of the report (default: RUNS/reports/NAME)"
+    )
     options = parser.parse_args(arguments)
     study = choose_study(options.study, options.parent, options.variants)
     name = Path(options.study).stem if options.study else study.parent

@@ -9,6 +9,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from jaxformer.config import TrainingFailure, UserError, is_unicode, require
@@ -17,6 +18,11 @@ from jaxformer.host.signals import Stopped
 
 # Columns of a page of help, in a terminal of at least one more.
 WIDTH = 79
+
+
+def user_path(text: str) -> Path:
+    """Returns a path that a user gives: a leading `~`, which no shell expands in `--workdir=~/runs`, is their home."""
+    return Path(os.path.expanduser(text))  # Unlike pathlib's, it takes the name of a user who is not there.
 
 
 class Command(Protocol):
@@ -57,6 +63,10 @@ class Parser(argparse.ArgumentParser):
         """Returns the options and the arguments that are none."""
         for argument in args or []:
             require(is_unicode(argument), f"argument {argument!r} is not UTF-8")
+            # Pages and word processors print two hyphens as a dash.
+            rest = argument.lstrip("-\u2010\u2011\u2012\u2013\u2014\u2015\u2212")
+            dashes = argument.removesuffix(rest)
+            require(not dashes.strip("-"), f"argument {argument!r} begins with {dashes!r}: type --{rest}")
         return super().parse_known_args(args, namespace)
 
     def error(self, message):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from jaxformer.config import UserError
 from jaxformer.host.console import print_line
 
 # In a run folder, who runs in it.
@@ -31,6 +32,7 @@ def hold(lock: Path, *, wait: str | None = None) -> Iterator[None]:
 
     Raises:
         Held: another process holds it, and none is waited for.
+        UserError: the file system has no locks.
     """
     with contextlib.ExitStack() as stack:
         while True:
@@ -53,6 +55,9 @@ def take(file: IO) -> bool:
     """Takes the exclusive lock on an open file, or returns False where another process holds it.
 
     It is held until this process and all that inherited the open file have closed it or have ended.
+
+    Raises:
+        UserError: the file system has no locks.
     """
     give_up = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -63,6 +68,11 @@ def take(file: IO) -> bool:
             if time.monotonic() > give_up:
                 return False
             time.sleep(0.01)
+        except OSError as error:  # Lustre and FUSE without locks answer so, and NFS without its lock service.
+            raise UserError(
+                f"{Path(file.name).parent}: its file system has no file locks ({error.strerror}), which keep two "
+                "processes from writing the same files; choose a folder on another"
+            ) from error
 
 
 def is_held(lock: Path) -> bool:

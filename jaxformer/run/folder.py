@@ -65,21 +65,25 @@ def hold_folder(workdir: Path) -> Iterator[None]:
             raise UserError(
                 f"run folder {workdir}: {error} is running in it; wait for it, or choose another --workdir or --seed"
             ) from error
-        except OSError as error:
-            _remove_empty(created)
+        except (OSError, UserError) as error:
+            if is_new:
+                _remove_new(lock, created)
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"run folder {workdir}: {error.strerror}; choose another --workdir") from error
         try:
             _require_writable(workdir)
             yield
         except BaseException as error:
             if is_new and (isinstance(error, UserError) or not (workdir / CONFIG).exists()):
-                lock.unlink(missing_ok=True)
-                _remove_empty(created)
+                _remove_new(lock, created)
             raise
 
 
-def _remove_empty(folders: Iterable[Path]) -> None:
-    """Removes folders, the innermost first, as far as they are empty."""
+def _remove_new(lock: Path, folders: Iterable[Path]) -> None:
+    """Removes a lock, and folders, the innermost first, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        lock.unlink(missing_ok=True)
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()

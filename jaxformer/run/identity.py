@@ -162,10 +162,12 @@ def git_state() -> dict[str, str | None] | None:
     none. The whole is None where the package is no part of a git checkout.
     """
     folder = _ROOT / "jaxformer"
+    # Within a hook of git, GIT_DIR and its kin name the repository of the hook; GIT_CONFIG_... may admit this one.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith("GIT_CONFIG")}
 
     def git(*arguments: str) -> bytes:
         command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+        return subprocess.run(command, check=True, capture_output=True, timeout=60, env=environment).stdout
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # An installed package may lie in a folder that git ignores.

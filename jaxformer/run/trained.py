@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from jaxformer.attention.dispatch import AttentionConfig, choose_implementation, implementation_from
 from jaxformer.checkpoint.train_state import abstract, open_checkpoints, restore_params
@@ -15,6 +16,9 @@ from jaxformer.experiment.experiment import Experiment, attention_shape, make_st
 from jaxformer.run.folder import load_run, run_tokenizer
 from jaxformer.skip_steps import init_guard
 from jaxformer.step import TrainState
+
+# So often a step is looked for anew where the run has saved others while it was read.
+_ATTEMPTS = 10
 
 
 class Trained(NamedTuple):
@@ -45,12 +49,25 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
         attention = implementation_from(record["attention"])
     else:
         attention = choose_implementation(AttentionConfig(), attention_shape(experiment)).implementation
-    with open_checkpoints(workdir / "checkpoints") as checkpoints:
-        steps = checkpoints.steps()
-        step = max(steps, default=None) if step is None else step
-        if step not in steps:
-            raise UserError(f"no checkpoint of step {step} in {checkpoints.folder}; there are {steps or 'none'}")
-        state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention))
-        params = restore_params(checkpoints, abstract(state.params), step)
+    state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention))
+    step, params = _restore(workdir / "checkpoints", abstract(state.params), step)
     state = state.replace(step=jnp.asarray(step, jnp.int32), params=params, opt_state=None, guard=init_guard())
     return Trained(workdir, experiment, record, step, state, tokenizer)
+
+
+def _restore(folder: Path, params: nnx.State, step: int | None) -> tuple[int, nnx.State]:
+    """Returns a step, or the newest, and its parameters; a run that goes on may delete what is being read."""
+    attempts = 0
+    while True:
+        attempts += 1
+        with open_checkpoints(folder) as checkpoints:
+            steps = checkpoints.steps()
+            chosen = max(steps, default=None) if step is None else step
+            if chosen is None or chosen not in steps:
+                raise UserError(f"no checkpoint of step {chosen} in {folder}; there are {steps or 'none'}")
+            try:
+                return chosen, restore_params(checkpoints, params, chosen)
+            except UserError:
+                with open_checkpoints(folder) as now:
+                    if now.steps() == steps or attempts == _ATTEMPTS:
+                        raise
