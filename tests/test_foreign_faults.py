@@ -4,6 +4,7 @@ Each names the report, what its user did, and what must happen. Whoever finds an
 """
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import subprocess
 import pyarrow
 import pyarrow.parquet
 import pytest
-from user import REPOSITORY, Ended, User, wait_until
+from user import EXPERIMENT, REPOSITORY, Ended, User, wait_until
 
 pytestmark = pytest.mark.device_free
 
@@ -255,6 +256,54 @@ def test_a_share_of_bad_records_is_left_out_on_demand(user, make_texts):
     manifests = [json.loads(path.read_bytes()) for path in user.folder.glob("cache/shards/*/manifest.json")]
     assert sorted(manifest["bad"] for manifest in manifests) == [0, 3]
     assert len({manifest["corpus_digest"] for manifest in manifests}) == 2
+
+
+PART = 'CorpusConfig(kind="jsonl", path="texts.jsonl", validation_share=0.1)'
+MIXTURE = f"""CorpusConfig(kind="mixture", parts=(
+    {PART},
+    CorpusConfig(kind="jsonl", path="keyed.jsonl", key_field="id", validation_share=0.3),
+    CorpusConfig(kind="text", path="files/", validation_share=0.2, weight=3.0),
+))"""
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """Returns whether a document of a corpus is validated on, by the hash of its key."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64 < share
+
+
+@report(
+    "https://github.com/openai/parameter-golf/issues/2127",
+    did="mixed corpora that share documents, each of which was split by itself",
+    must="no text that one of them is validated on is trained on in another; what is removed is counted and recorded",
+)
+def test_what_one_part_of_a_mixture_is_validated_on_is_not_trained_on_in_another(user):
+    texts = [json.loads(line)["text"] for line in (user.folder / "texts.jsonl").read_text().splitlines()]
+    keyed, filed = texts[40:], texts[20:70]
+    user.write("keyed.jsonl", "".join(json.dumps({"id": f"{i}", "text": text}) + "\n" for i, text in enumerate(keyed)))
+    for number, text in enumerate(filed):
+        user.write(f"files/{number}.txt", text)
+    user.write("mixture.py", EXPERIMENT.replace(PART, MIXTURE))
+    digests = {text: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in texts}
+    validation = [
+        {text for text in texts if is_held_out(digests[text], 0.1)},
+        {text for i, text in enumerate(keyed) if is_held_out(f"{i}", 0.3)},
+        {text for i, text in enumerate(filed) if is_held_out(f"{i}.txt", 0.2)},
+    ]
+    parts = (set(texts), set(keyed), set(filed))
+    removed = [(part - own) & set.union(*validation) for part, own in zip(parts, validation, strict=True)]
+    assert all(map(len, removed)), "a mixture without what this is about"
+
+    prepared = user.run("prepare", "--experiment=mixture.py")
+    trained = user.train(experiment="mixture.py")
+    assert (prepared.status, trained.status) == (0, 0), prepared.err + trained.err
+    planned = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) documents split", trained.out)]
+    assert planned == [len(part - own - gone) for part, own, gone in zip(parts, validation, removed, strict=True)]
+    for out in (prepared.out, trained.out):
+        told = re.findall(r"(\d+) of (\d+) training documents .* removed: other corpora are validated on them", out)
+        expected = [(len(gone), len(part - own)) for part, own, gone in zip(parts, validation, removed, strict=True)]
+        assert [(int(some), int(of)) for some, of in told] == expected
+    config = json.loads((user.folder / "run" / "config.json").read_bytes())
+    assert [each["documents"] for each in config["removed"].values()] == [len(gone) for gone in removed]
 
 
 # The Hub.

@@ -11,16 +11,13 @@ one argument; the workers need the corpus and $JAXFORMER_CACHE at the same paths
 
 import shlex
 
-from jaxformer.data.corpus import part_names
-from jaxformer.data.preparation import prepare
 from jaxformer.data.shard_writer import pipeline_options
-from jaxformer.data.shards import SPLITS, open_shards
+from jaxformer.data.shards import SPLITS
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
 from jaxformer.experiment.variant import resolve
-from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line
-from jaxformer.run.inputs import open_corpora
+from jaxformer.run.inputs import open_corpora, prepare_corpora
 
 
 @command
@@ -35,9 +32,10 @@ def main(arguments: list[str]) -> int:
     if beam is not None:
         pipeline_options(beam)  # Refused before hours of preparation.
     corpora, tokenizer = open_corpora(experiment)
-    for name, documents in zip(part_names(experiment.corpus), corpora, strict=True):
-        folder = prepare(documents, tokenizer, cache_folder(), beam=beam)
-        manifest = open_shards(folder, "train").manifest
+    for corpus in prepare_corpora(experiment, corpora, tokenizer, beam=beam):
+        manifest, folder = corpus.training.manifest, corpus.training.folder
         train, validation = (f"{manifest.tokens[split]:,} tokens" for split in SPLITS)
-        print_line(f"{name}: {train} to train on, {validation} to validate, from {documents.origin}, in {folder}")
+        print_line(f"{corpus.name}: {train} to train on, {validation} to validate, from {manifest.origin}, in {folder}")
+        if removed := corpus.describe_removed():
+            print_line(f"{corpus.name}: {removed}")
     return 0

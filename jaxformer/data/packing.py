@@ -17,6 +17,7 @@ A plan makes every row readable by its number, so the pipeline (Grain) only shuf
 number, and resuming is exact by construction.
 """
 
+import dataclasses
 import hashlib
 import zlib
 from dataclasses import dataclass
@@ -109,11 +110,19 @@ class Plan:
         return hashlib.sha256(b"".join(np.ascontiguousarray(a, "<i8").tobytes() for a in arrays)).hexdigest()
 
 
-def plan_rows(document_tokens: np.ndarray, config: PackingConfig, *, seed: int) -> Plan:
+def plan_rows(
+    document_tokens: np.ndarray, config: PackingConfig, *, seed: int, documents: np.ndarray | None = None
+) -> Plan:
     """Returns the plan for documents of these lengths (tokens without BOS and EOS); each token is in it once.
 
     The seed decides which of equally long pieces share a row (best-fit), or the order of the documents (concat).
+
+    Args:
+        documents: indices of those that are planned; None for all.
     """
+    if documents is not None:
+        plan = plan_rows(document_tokens[documents], config, seed=seed)
+        return dataclasses.replace(plan, documents=documents[plan.documents])
     random = np.random.default_rng([seed, len(document_tokens)])
     order = random.permutation(len(document_tokens))
     inputs = document_tokens[order] + 1  # BOS and the ids; EOS is only ever a target.
@@ -152,16 +161,21 @@ class PackingReport(NamedTuple):
         )
 
 
-def packing_report(plan: Plan, document_tokens: np.ndarray) -> PackingReport:
-    """Returns the report on a plan for documents of these lengths."""
+def packing_report(plan: Plan, document_tokens: np.ndarray, documents: np.ndarray | None = None) -> PackingReport:
+    """Returns the report on a plan for documents of these lengths.
+
+    Args:
+        documents: as in `plan_rows`.
+    """
+    planned_tokens = document_tokens if documents is None else document_tokens[documents]
     pieces_of = np.bincount(plan.documents, minlength=len(document_tokens))
     return PackingReport(
         rows=len(plan),
         fill=float(plan.lengths.sum() / max(1, len(plan) * plan.row_length)),
-        documents=len(document_tokens),
+        documents=len(planned_tokens),
         documents_per_row=len(plan.documents) / max(1, len(plan)),
         split_documents=int((pieces_of > 1).sum()),
-        tokens_dropped=int((document_tokens + 1).sum() - plan.lengths.sum(dtype=np.int64)),
+        tokens_dropped=int((planned_tokens + 1).sum() - plan.lengths.sum(dtype=np.int64)),
     )
 
 

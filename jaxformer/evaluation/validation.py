@@ -57,8 +57,8 @@ def select_validation(shards: Shards, config: EvaluationConfig, packing: Packing
     if config.validation_bytes:
         enough = np.searchsorted(np.cumsum(shards.text_bytes[order]), config.validation_bytes) + 1
         order = order[:enough]
-    plan = plan_rows(shards.tokens[order], dataclasses.replace(packing, method="best_fit"), seed=0)
-    return ValidationSet(name, shards, order, dataclasses.replace(plan, documents=order[plan.documents]))
+    plan = plan_rows(shards.tokens, dataclasses.replace(packing, method="best_fit"), seed=0, documents=order)
+    return ValidationSet(name, shards, order, plan)
 
 
 def validate(state: TrainState, sets: Sequence[ValidationSet], config: EvaluationConfig) -> list[DocumentLosses]:

@@ -225,9 +225,9 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
     print_line(f"attention   {attention}")
     print_line(f"memory      {fit}")
     print_line(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
-    for shards, plan, weight in zip(data.shards, data.plans, data.weights, strict=True):
-        m = shards.manifest
-        share = f", {weight / sum(data.weights):.0%} of the rows" if len(data.shards) > 1 else ""
+    for corpus, plan, weight in zip(data.corpora, data.plans, data.weights, strict=True):
+        m = corpus.training.manifest
+        share = f", {weight / sum(data.weights):.0%} of the rows" if len(data.corpora) > 1 else ""
         print_line(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
         bad = f"; {m.bad:,} bad records left out" if m.bad else ""
         keys = f" ({m.keys:,} keys)" if 0 < m.keys < sum(m.documents.values()) else ""
@@ -235,7 +235,9 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
             f"            {m.documents['train']:,} documents{keys}, {m.tokens['train']:,} tokens to train on, "
             f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed{bad}"
         )
-        print_line(f"packing     {packing_report(plan, shards.tokens)}")
+        if removed := corpus.describe_removed():
+            print_line(f"            {removed}")
+        print_line(f"packing     {packing_report(plan, corpus.training.tokens, corpus.documents)}")
     for task, encoded in data.tasks:
         cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""
         count = f"{len(task.items):,} of {task.task.official_items:,} official items"

@@ -136,6 +136,7 @@ LAST = "evaluations/step_40"
         ("change", "config.json", put(["identity", "model.width"], 64)),
         ("change", "config.json", put(["lineage", "overrides"], {"model.width": [128, 64]})),
         ("data", "config.json", put(["digests", "corpus.0"], "other")),
+        ("data", "config.json", put(["digests", "corpus.0.removed"], "other")),
         ("data", "config.json", put(["digests", "plan.0"], "other")),
         ("tokenizer", "config.json", put(["digests", "tokenizer"], "other")),
         ("versions", "config.json", put(["starts", 0, "versions"], {"jax": "0.0.1"})),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections import Counter
 from itertools import islice, pairwise
@@ -66,6 +67,17 @@ def pieces_of_row(plan: Plan, row: int) -> list[tuple[int, int, int]]:
 
 
 # Plans.
+
+
+@given(document_lengths, row_lengths, methods, seeds)
+def test_chosen_documents_are_planned_as_if_there_were_no_others(lengths, T, method, seed):
+    config = PackingConfig(row_length=T, method=method)
+    tokens, chosen = np.array(lengths, np.int64), np.arange(len(lengths))[1::2]
+    plan = plan_rows(tokens, config, seed=seed, documents=chosen)
+    alone = plan_rows(tokens[chosen], config, seed=seed)
+    assert plan.documents.tolist() == chosen[alone.documents].tolist()
+    assert dataclasses.replace(plan, documents=alone.documents).digest() == alone.digest()
+    assert packing_report(plan, tokens, chosen) == packing_report(alone, tokens[chosen])
 
 
 @given(document_lengths | short_lengths, row_lengths, methods, seeds, st.just(0) | bounds)

@@ -1,0 +1,97 @@
+"""Training documents of one corpus that are validation documents of another: not to be trained on in a mixture.
+
+Each corpus of a mixture is split and kept in the cache by itself. What two of them share may be held out by one and
+trained on by the other, and validation would measure memory. What two of them share for training stays: how often a
+text is trained on is what the weights say, and counting it would take reading all text again.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxformer.config import UserError
+from jaxformer.data.shards import Shards
+from jaxformer.host.cache import make_once
+from jaxformer.host.console import progress_bar
+from jaxformer.host.files import write_whole
+
+# Bump when the same shards would give other documents.
+_VERSION = 1
+
+
+def held_out_elsewhere(training: Shards, validation: Sequence[Shards], cache: Path) -> np.ndarray:
+    """Returns the training documents of a corpus whose text is a validation document of another, by their indices.
+
+    Texts are the same where they are so byte by byte, as for duplicates within a corpus. It is found once: documents
+    are read that have as many tokens and bytes as one on the other side, in a mixture of web pages one in a hundred.
+
+    Args:
+        training: of one corpus.
+        validation: of the others, with the same tokenizer.
+        cache: where what was found is kept.
+
+    Returns:
+        int64 (documents,), ascending.
+    """
+
+    def find() -> np.ndarray:
+        others = [(shards, _same_size(shards, [training])) for shards in validation]
+        held_out = {_text_digest(shards, i) for shards, candidates in others for i in candidates.tolist()}
+        candidates = _same_size(training, validation)
+        # Only a large mixture takes long enough for its bar to be seen.
+        description = f"comparing {training.manifest.origin} with the validation of the others"
+        with progress_bar(desc=description, unit=" documents", total=len(candidates)) as bar:
+            found = []
+            for i in candidates.tolist():
+                if _text_digest(training, i) in held_out:
+                    found.append(i)
+                bar.update()
+        return np.array(found, np.int64)
+
+    identity = [_VERSION, shards_identity(training), sorted(map(shards_identity, validation))]
+    return remembered(cache / "overlaps", identity, find)
+
+
+def remembered(folder: Path, identity: list, find: Callable[[], np.ndarray]) -> np.ndarray:
+    """Returns the array that `find` returns, which is called once for what `identity`, as JSON, identifies.
+
+    Raises:
+        UserError: what is kept in the folder is damaged.
+    """
+
+    def write(path: Path) -> None:
+        file = io.BytesIO()
+        np.save(file, find())
+        write_whole(path, file.getvalue())
+
+    name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    path = make_once(folder / f"{name}.npy", write, "comparing documents")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: damaged; delete it, and the same command makes it anew") from error
+
+
+def shards_identity(shards: Shards) -> list:
+    """Returns what identifies the documents of one split of a corpus, their order and their ids."""
+    return [shards.split, shards.manifest.index_digest, shards.manifest.shard_digests[shards.split]]
+
+
+def _same_size(shards: Shards, others: Sequence[Shards]) -> np.ndarray:
+    """Returns the documents that have as many tokens and as many bytes as one of others."""
+    return np.flatnonzero(np.isin(_sizes(shards), np.concatenate([_sizes(other) for other in others])))
+
+
+def _sizes(shards: Shards) -> np.ndarray:
+    """Returns the tokens and the bytes of each document as one number; both fit in 31 bits."""
+    return (shards.tokens << 31) + shards.text_bytes
+
+
+def _text_digest(shards: Shards, document: int) -> bytes:
+    """Returns 16 bytes that identify a document's text: the tokenizer loses nothing, so equal ids are equal texts."""
+    ids = shards.read(document, 0, int(shards.tokens[document]))
+    return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
