@@ -47,6 +47,7 @@ EXPERIMENT = Experiment(
         licence="",  # '': as the corpus states
         validation_share=0.05,  # share of the documents
         tokens=0,  # training tokens to prepare, in reading order; 0: all
+        decontaminate=False,  # True: without documents that contain items of the tasks
         weight=1.0,  # share of the rows, relative to the other parts of a mixture
         parts=(),  # corpora of a mixture
         skip_bad_records=0.0,  # share of the records that may be bad and left out; 0: the first ends it

@@ -54,7 +54,7 @@ from jaxformer.run.folder import (
     write_config,
 )
 from jaxformer.run.identity import check_folder, check_kin, check_tasks, code_digest, git_state, identify, read_config
-from jaxformer.run.inputs import Data, digests, prepare_data, removals, task_digests
+from jaxformer.run.inputs import Data, contents, digests, prepare_data, task_digests
 from jaxformer.run.metrics import open_writer, validation_losses
 from jaxformer.run.progress import make_progress, print_overview
 from jaxformer.run.sanity_check import batch_to_check, check_sanity
@@ -105,7 +105,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         checkpoints.validation_losses = validation_losses(workdir)
         wait_for_all("the folder is read")
         environment = describe_environment(attention.implementation, device.device_kind, mesh.size)
-        own_record = belongs_to | {"tasks": task_digests(data), "removed": removals(data)}
+        own_record = belongs_to | {"tasks": task_digests(data), "corpora": contents(data)}
         write_config(own, experiment, lineage or Lineage(), own_record, environment, data.tokenizer, first_step)
         writer, tensorboard = open_writer(own, first_step=first_step)
         stack.enter_context(writer)

@@ -303,7 +303,42 @@ def test_what_one_part_of_a_mixture_is_validated_on_is_not_trained_on_in_another
         expected = [(len(gone), len(part - own)) for part, own, gone in zip(parts, validation, removed, strict=True)]
         assert [(int(some), int(of)) for some, of in told] == expected
     config = json.loads((user.folder / "run" / "config.json").read_bytes())
-    assert [each["documents"] for each in config["removed"].values()] == [len(gone) for gone in removed]
+    assert [each["removed_documents"] for each in config["corpora"].values()] == [len(gone) for gone in removed]
+
+
+@report(
+    "https://github.com/EleutherAI/lm-evaluation-harness/issues/231",
+    did="trained on a corpus that holds items of the tasks on which the run is scored",
+    must="items and documents are counted at preparation and recorded; on demand the documents are removed",
+)
+def test_training_documents_that_contain_items_of_a_task_are_counted_and_removed_on_demand(user):
+    texts = [json.loads(line)["text"] for line in (user.folder / "texts.jsonl").read_text().splitlines()]
+    trained_on = [
+        text for text in texts if not is_held_out(hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), 0.1)
+    ]
+    questions = [" ".join(text.split()[-14:]) for text in sorted(trained_on, key=len)[-4:]]
+    asked = [
+        *(f"{question.upper()}?" for question in questions),
+        "Does any document here hold this question, word by word?",
+    ]
+    choices = {"label": ["A", "B"], "text": ["yes, it seems so to me", "no"]}
+    rows = [{"question": question, "choices": choices, "answerKey": "A"} for question in asked]
+    user.write("tasks/arc_easy.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    tasks = ("--evaluation.task_data=tasks", "--evaluation.tasks=arc_easy", "--packing.row_length=128")
+    counted = f"arc_easy: 4 of 5 items share a 13-gram with 4 of {len(trained_on)} training documents"
+    prepared = user.run("prepare", "--experiment=tiny.py", *tasks)
+    assert counted in prepared.out, prepared.err
+    for removes in (False, True):
+        ended = user.train(*tasks, f"--corpus.decontaminate={removes}", workdir=f"{removes}")
+        assert ended.status == 0 and counted in ended.out, ended.err
+        (planned,) = re.findall(r"([\d,]+) documents split", ended.out)
+        assert int(planned) == len(trained_on) - 4 * removes
+        config = json.loads((user.folder / f"{removes}" / "config.json").read_bytes())
+        (corpus,) = config["corpora"].values()
+        assert corpus["contamination"] == {"arc_easy": {"ngram_words": 13, "items": 4, "documents": 4}}
+        assert ("corpus.0.removed" in config["digests"], corpus["removed_documents"]) == (removes, 4 * removes)
+    needs_tasks = user.train("--corpus.decontaminate=true", workdir="none")
+    assert needs_tasks.status == 2 and "set evaluation.task_data" in needs_tasks.err
 
 
 # The Hub.

@@ -120,7 +120,7 @@ def test_config_file_reports_what_was_run(experiment_files, uninterrupted):
     config = json.loads((uninterrupted("best_fit") / "config.json").read_text())
     experiment = load_experiment(str(experiment_files["best_fit"]))
     keys = {"experiment", "seed", "config", "identity", "digests", "tasks", "code", "versions", "attention", "device"}
-    assert set(config) == keys | {"question", "lineage", "starts", "cores", "devices", "git", "removed"}
+    assert set(config) == keys | {"question", "lineage", "starts", "cores", "devices", "git", "corpora"}
     assert (config["experiment"], config["seed"]) == ("best_fit", 3)
     # As it was computed: with what it left open for the device.
     computed = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat="none"))
@@ -129,7 +129,9 @@ def test_config_file_reports_what_was_run(experiment_files, uninterrupted):
     assert config["identity"]["seed"] == 3 and config["identity"]["model.width"] == 16
     execution = {"training.micro_batches", "checkpoint.keep", "question", "attention.implementation"}
     assert not execution & set(config["identity"])
-    assert set(config["digests"]) == {"tokenizer", "corpus.0", "plan.0"} and config["removed"] == {}
+    assert set(config["digests"]) == {"tokenizer", "corpus.0", "plan.0"}
+    (corpus,) = config["corpora"].values()
+    assert (corpus["removed_documents"], corpus["contamination"]) == (0, {})
     assert {len(digest) for digest in [config["code"], *config["digests"].values()]} == {64}
     assert config["versions"]["jax"] == jax.__version__
     assert config["starts"] == [

@@ -12,7 +12,7 @@ one argument; the workers need the corpus and $JAXFORMER_CACHE at the same paths
 import shlex
 
 from jaxformer.data.shard_writer import pipeline_options
-from jaxformer.data.shards import SPLITS
+from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.command import Parser, command
@@ -31,11 +31,12 @@ def main(arguments: list[str]) -> int:
     beam = None if options.beam is None else shlex.split(options.beam)
     if beam is not None:
         pipeline_options(beam)  # Refused before hours of preparation.
+    tasks = load_tasks(experiment.evaluation)
     corpora, tokenizer = open_corpora(experiment)
-    for corpus in prepare_corpora(experiment, corpora, tokenizer, beam=beam):
+    for corpus in prepare_corpora(experiment, corpora, tokenizer, tasks, beam=beam):
         manifest, folder = corpus.training.manifest, corpus.training.folder
-        train, validation = (f"{manifest.tokens[split]:,} tokens" for split in SPLITS)
+        train, validation = (f"{tokens:,} tokens" for tokens in (corpus.tokens, manifest.tokens["validation"]))
         print_line(f"{corpus.name}: {train} to train on, {validation} to validate, from {manifest.origin}, in {folder}")
-        if removed := corpus.describe_removed():
-            print_line(f"{corpus.name}: {removed}")
+        for line in corpus.describe():
+            print_line(f"{corpus.name}: {line}")
     return 0

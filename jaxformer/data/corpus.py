@@ -77,6 +77,10 @@ class CorpusConfig:
     """Training tokens that are prepared, without BOS and EOS: documents are taken in reading order until those for
     training hold so many, the last one whole; 0 takes all.
     """
+    decontaminate: bool = False
+    """Whether training documents that share an n-gram with an item of the tasks in `evaluation.task_data` are removed;
+    of a mixture, those of all its parts.
+    """
     weight: PositiveFloat = 1.0
     """Share of the training rows, in proportion to the other parts' weights, as a part of a mixture."""
     parts: tuple["CorpusConfig", ...] = ()

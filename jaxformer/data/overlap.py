@@ -6,18 +6,16 @@ text is trained on is what the weights say, and counting it would take reading a
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxformer.config import UserError
 from jaxformer.data.shards import Shards
 from jaxformer.host.cache import make_once
 from jaxformer.host.console import progress_bar
-from jaxformer.host.files import write_whole
+from jaxformer.host.files import read_json, write_json
 
 # Bump when the same shards would give other documents.
 _VERSION = 1
@@ -38,7 +36,7 @@ def held_out_elsewhere(training: Shards, validation: Sequence[Shards], cache: Pa
         int64 (documents,), ascending.
     """
 
-    def find() -> np.ndarray:
+    def find() -> dict:
         others = [(shards, _same_size(shards, [training])) for shards in validation]
         held_out = {_text_digest(shards, i) for shards, candidates in others for i in candidates.tolist()}
         candidates = _same_size(training, validation)
@@ -50,30 +48,21 @@ def held_out_elsewhere(training: Shards, validation: Sequence[Shards], cache: Pa
                 if _text_digest(training, i) in held_out:
                     found.append(i)
                 bar.update()
-        return np.array(found, np.int64)
+        return {"documents": found}
 
     identity = [_VERSION, shards_identity(training), sorted(map(shards_identity, validation))]
-    return remembered(cache / "overlaps", identity, find)
+    return np.array(remembered(cache / "overlaps", identity, find)["documents"], np.int64)
 
 
-def remembered(folder: Path, identity: list, find: Callable[[], np.ndarray]) -> np.ndarray:
-    """Returns the array that `find` returns, which is called once for what `identity`, as JSON, identifies.
+def remembered(folder: Path, identity: list, find: Callable[[], dict]) -> dict:
+    """Returns what `find` returns, as JSON holds it; it is called once for what `identity` identifies.
 
     Raises:
         UserError: what is kept in the folder is damaged.
     """
-
-    def write(path: Path) -> None:
-        file = io.BytesIO()
-        np.save(file, find())
-        write_whole(path, file.getvalue())
-
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    path = make_once(folder / f"{name}.npy", write, "comparing documents")
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: damaged; delete it, and the same command makes it anew") from error
+    path = make_once(folder / f"{name}.json", lambda path: write_json(path, find()), "comparing documents")
+    return read_json(path, "delete it, and the same command makes it anew") or {}
 
 
 def shards_identity(shards: Shards) -> list:

@@ -93,6 +93,18 @@ class Tokenizer:
             encoded[i] = np.array(self.encode(texts[i]), np.int32)
         return encoded
 
+    def pieces(self) -> list[bytes]:
+        """Returns the UTF-8 bytes that each id stands for; none for marks such as BOS."""
+        processor, found = self._processor, []
+        for i in range(self.vocabulary_size):
+            piece = processor.id_to_piece(i)
+            if processor.is_byte(i):
+                found.append(bytes([int(piece[3:-1], 16)]))
+            else:
+                is_mark = processor.is_control(i) or processor.is_unknown(i)
+                found.append(b"" if is_mark else piece.replace(SPACE_MARK, " ").encode())
+        return found
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids; BOS and EOS are left out, and bytes that form no character become U+FFFD."""
         return self._processor.decode([int(i) for i in ids])

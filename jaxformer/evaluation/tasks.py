@@ -5,6 +5,7 @@ Another task takes a function from a row to an `Item`, in `items.py`, and a line
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,11 @@ class TaskData(NamedTuple):
     """The file or the TFDS dataset that they were read from."""
     digest: str
     """Hexadecimal SHA-256 of the file, or of the dataset's files."""
+
+    def texts(self) -> list[str]:
+        """Returns each item's question and right answer, without what the cloze form adds: as others may publish it."""
+        answered = ("".join(item.options[item.gold]) for item in self.items)
+        return [re.sub(r"(^|\n)Question: |\nAnswer:", "\n", text) for text in answered]
 
     def items_digest(self, chosen: np.ndarray) -> str:
         """Returns the hexadecimal SHA-256 of some items: equal where the very same questions are put."""

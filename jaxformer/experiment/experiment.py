@@ -46,6 +46,11 @@ class Experiment:
             f"tokenizer.vocabulary_size ({self.tokenizer.vocabulary_size}) must not exceed "
             f"model.vocabulary_size ({self.model.vocabulary_size})",
         )
+        require(
+            bool(self.evaluation.task_data)
+            or not any(each.decontaminate for each in (self.corpus, *self.corpus.parts)),
+            "corpus.decontaminate needs tasks to remove from the corpus; set evaluation.task_data",
+        )
         check_schedule(self.optimizer, self.training.steps)
         require(
             self.model.learned_positions == 0 or self.model.learned_positions >= self.packing.row_length,

@@ -132,7 +132,7 @@ def write_config(
     """Writes the tokenizer, and `config.json`: the configuration, what it is run with, and, by step, its starts.
 
     Args:
-        belongs_to: what identifies the run: `identity`, `digests` and `tasks`; and what is `removed` from its data.
+        belongs_to: what identifies the run: `identity`, `digests` and `tasks`; and what is known of its `corpora`.
         environment: of `describe_environment`.
         step: at which the run starts or goes on.
 

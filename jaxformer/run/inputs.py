@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.config import require
+from jaxformer.data.contamination import Contamination, find_contamination
 from jaxformer.data.corpus import Documents, load_documents, part_names, parts_of
 from jaxformer.data.overlap import held_out_elsewhere
 from jaxformer.data.packing import PackingConfig, Plan, packing_report, plan_rows
@@ -14,39 +15,53 @@ from jaxformer.data.preparation import prepare
 from jaxformer.data.shards import Shards, open_shards
 from jaxformer.data.tokenizer import Tokenizer, prepare_tokenizer
 from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_tasks
+from jaxformer.evaluation.tasks import TaskData
 from jaxformer.evaluation.validation import ValidationSet, select_validation
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.cache import cache_folder
 
 
 class PreparedCorpus(NamedTuple):
-    """A corpus as token shards, and what of it is trained on."""
+    """A corpus as token shards, and which of its documents no row holds."""
 
     name: str
     training: Shards
     validation: Shards
     held_out_elsewhere: np.ndarray
-    """int64, indices of the training documents that are validation documents of another corpus: no row holds them."""
+    """int64, indices of the training documents that another corpus is validated on; they are removed."""
+    contamination: dict[str, Contamination]
+    """What the training documents share with each task."""
+    decontaminate: bool
+    """Whether those that share something are removed."""
+
+    @property
+    def removed(self) -> np.ndarray:
+        """The indices of the training documents that are removed, int64, ascending."""
+        found = [each.documents for each in self.contamination.values()] if self.decontaminate else []
+        return np.unique(np.concatenate([self.held_out_elsewhere, *found]))
 
     @property
     def documents(self) -> np.ndarray:
         """The indices of the documents that are trained on, int64, ascending."""
-        return np.delete(np.arange(len(self.training)), self.held_out_elsewhere)
+        return np.delete(np.arange(len(self.training)), self.removed)
 
-    def removed(self) -> dict[str, int]:
-        """Returns the documents and tokens that are not trained on."""
-        tokens = self.training.tokens[self.held_out_elsewhere]
-        return {"documents": len(tokens), "tokens": int(tokens.sum())}
+    @property
+    def tokens(self) -> int:
+        """The tokens that are trained on, without BOS and EOS."""
+        return int(self.training.tokens[self.documents].sum())
 
-    def describe_removed(self) -> str:
-        """Returns what is not trained on and why, as text; '' where there is none of it."""
-        if not len(self.held_out_elsewhere):
-            return ""
-        removed = self.removed()
-        return (
-            f"{removed['documents']:,} of {len(self.training):,} training documents ({removed['tokens']:,} tokens) "
-            "removed: other corpora are validated on them"
-        )
+    def describe(self) -> list[str]:
+        """Returns a line on each reason to remove training documents, whether they are or not."""
+        lines, held_out = [], self.held_out_elsewhere
+        if len(held_out):
+            lines.append(
+                f"{len(held_out):,} of {len(self.training):,} training documents "
+                f"({int(self.training.tokens[held_out].sum()):,} tokens) removed: other corpora are validated on them"
+            )
+        for name, task in self.contamination.items():
+            how = "removed" if self.decontaminate else "to remove them, set corpus.decontaminate"
+            lines.append(f"{name}: {task}{f'; {how}' if len(task.documents) else ''}")
+        return lines
 
 
 class Data(NamedTuple):
@@ -73,14 +88,26 @@ def digests(data: Data) -> dict[str, str]:
         found |= {f"corpus.{i}": manifest.corpus_digest, f"plan.{i}": plan.digest()}
         if manifest.commit:
             found[f"commit.{i}"] = manifest.commit
-        if len(corpus.held_out_elsewhere):
-            found[f"corpus.{i}.removed"] = hashlib.sha256(corpus.held_out_elsewhere.astype("<i8").tobytes()).hexdigest()
+        if len(corpus.removed):
+            found[f"corpus.{i}.removed"] = hashlib.sha256(corpus.removed.astype("<i8").tobytes()).hexdigest()
     return found
 
 
-def removals(data: Data) -> dict[str, dict[str, int]]:
-    """Returns the documents and tokens of each corpus that are not trained on, where there are any, by its name."""
-    return {corpus.name: corpus.removed() for corpus in data.corpora if len(corpus.held_out_elsewhere)}
+def contents(data: Data) -> dict[str, dict]:
+    """Returns, by the corpus's name, what is removed from its training documents, and what they share with tasks."""
+    found = {}
+    for corpus in data.corpora:
+        found[corpus.name] = {
+            "training_documents": len(corpus.documents),
+            "training_tokens": corpus.tokens,
+            "removed_documents": len(corpus.removed),
+            "held_out_elsewhere": len(corpus.held_out_elsewhere),
+            "contamination": {
+                name: {"ngram_words": task.ngram_words, "items": task.shared_items, "documents": len(task.documents)}
+                for name, task in corpus.contamination.items()
+            },
+        }
+    return found
 
 
 def task_digests(data: Data) -> dict[str, str]:
@@ -105,31 +132,45 @@ def open_corpora(experiment: Experiment) -> tuple[list[Documents], Tokenizer]:
 
 
 def prepare_corpora(
-    experiment: Experiment, corpora: Sequence[Documents], tokenizer: Tokenizer, *, beam: Sequence[str] | None = None
+    experiment: Experiment,
+    corpora: Sequence[Documents],
+    tokenizer: Tokenizer,
+    tasks: Sequence[TaskData],
+    *,
+    beam: Sequence[str] | None = None,
 ) -> list[PreparedCorpus]:
-    """Returns the corpora of an experiment as token shards; prepares what is not in the cache.
+    """Returns the corpora of an experiment as token shards, and what must be known of their documents.
 
     Args:
+        tasks: those that are searched for in the training documents.
         beam: as in `prepare`.
 
     Raises:
-        UserError: as of `prepare`; or shards are damaged, or others are validated on all that a corpus trains on.
+        UserError: as of `prepare`; shards are damaged; or nothing is left to train on.
     """
-    folders = [prepare(documents, tokenizer, cache_folder(), beam=beam) for documents in corpora]
+    cache = cache_folder()
+    folders = [prepare(documents, tokenizer, cache, beam=beam) for documents in corpora]
     training = [open_shards(folder, "train") for folder in folders]
     validation = [open_shards(folder, "validation") for folder in folders]
-    for documents, shards in zip(corpora, training, strict=True):
-        _check_shards(documents, tokenizer, shards)
+    texts = {task.task.name: task.texts() for task in tasks}
     prepared = []
-    for i, name in enumerate(part_names(experiment.corpus)):
+    for i, (name, documents, shards) in enumerate(zip(part_names(experiment.corpus), corpora, training, strict=True)):
+        _check_shards(documents, tokenizer, shards)
         others = validation[:i] + validation[i + 1 :]
-        removed = held_out_elsewhere(training[i], others, cache_folder()) if others else np.empty(0, np.int64)
-        require(
-            len(removed) < len(training[i]),
-            f"corpus {training[i].manifest.origin}: other corpora of the mixture are validated on all "
-            f"{len(removed):,} documents to train on; leave it out, or lower their validation_share",
+        corpus = PreparedCorpus(
+            name,
+            shards,
+            validation[i],
+            held_out_elsewhere(shards, others, cache) if others else np.empty(0, np.int64),
+            find_contamination(shards, tokenizer, texts, cache) if texts else {},
+            experiment.corpus.decontaminate or documents.config.decontaminate,
         )
-        prepared.append(PreparedCorpus(name, training[i], validation[i], removed))
+        require(
+            len(corpus.removed) < len(shards),
+            f"corpus {shards.manifest.origin}: all {len(shards):,} training documents are removed, since other corpora "
+            "are validated on them or tasks contain them; lower the others' validation_share, or leave the corpus out",
+        )
+        prepared.append(corpus)
     return prepared
 
 
@@ -156,7 +197,7 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
     tasks = load_tasks(experiment.evaluation)  # Refused before hours of preparation.
     documents, tokenizer = open_corpora(experiment)
     encoded_tasks = [encode_task(task, tokenizer, packing.row_length) for task in tasks]
-    corpora = prepare_corpora(experiment, documents, tokenizer)
+    corpora = prepare_corpora(experiment, documents, tokenizer, tasks)
     plans = [plan_rows(each.training.tokens, packing, seed=seed, documents=each.documents) for each in corpora]
     rows = sum(map(len, plans))
     require(

@@ -232,11 +232,11 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
         bad = f"; {m.bad:,} bad records left out" if m.bad else ""
         keys = f" ({m.keys:,} keys)" if 0 < m.keys < sum(m.documents.values()) else ""
         print_line(
-            f"            {m.documents['train']:,} documents{keys}, {m.tokens['train']:,} tokens to train on, "
+            f"            {len(corpus.documents):,} documents{keys}, {corpus.tokens:,} tokens to train on, "
             f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed{bad}"
         )
-        if removed := corpus.describe_removed():
-            print_line(f"            {removed}")
+        for line in corpus.describe():
+            print_line(f"            {line}")
         print_line(f"packing     {packing_report(plan, corpus.training.tokens, corpus.documents)}")
     for task, encoded in data.tasks:
         cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""

@@ -41,7 +41,7 @@ def test_training_documents_are_found_that_another_corpus_is_validated_on(tmp_pa
     assert found.tolist() == [i for i, text in enumerate(training) if any(text in each for each in validation)]
     again = held_out_elsewhere(ArrayShards("train", training), others[::-1], cache)
     assert again.tolist() == found.tolist()
-    assert len(list(cache.glob("overlaps/*.npy"))) == 1, "whatever the order of the others"
+    assert len(list(cache.glob("overlaps/*.json"))) == 1, "whatever the order of the others"
 
 
 def test_only_documents_of_the_size_of_another_are_read_and_those_once(tmp_path):
@@ -55,7 +55,7 @@ def test_only_documents_of_the_size_of_another_are_read_and_those_once(tmp_path)
 def test_what_was_found_and_is_damaged_is_refused(tmp_path):
     training, validation = ArrayShards("train", ["a", "b"]), ArrayShards("validation", ["b"])
     held_out_elsewhere(training, [validation], tmp_path)
-    (path,) = tmp_path.glob("overlaps/*.npy")
+    (path,) = tmp_path.glob("overlaps/*.json")
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(UserError, match=r"overlaps/\w+\.npy: damaged; delete it"):
+    with pytest.raises(UserError, match=r"overlaps/\w+\.json: unreadable .* delete it"):
         held_out_elsewhere(training, [validation], tmp_path)

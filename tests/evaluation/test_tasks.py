@@ -218,6 +218,21 @@ def test_every_task_loads_a_row_of_its_official_format(tmp_path, task, suffix):
     assert data.items[0].options[0].text
 
 
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        ("piqa", "Sit. On a chair."),
+        ("boolq", "Ice is frozen. is ice cold? yes"),
+        ("lambada", "He lit the candle"),
+        ("openbookqa", "Ice is solid"),
+    ],
+)
+def test_the_text_of_an_item_is_its_question_and_right_answer_alone(tmp_path, task, text):
+    row = ONE_ROW[task] | ({"choices": {"label": ["A", "B"], "text": ["solid", "hot"]}} if task == "openbookqa" else {})
+    (found,) = load_task(task, str(write_file(tmp_path / f"{task}.jsonl", [row]))).texts()
+    assert " ".join(found.split()) == text
+
+
 def test_tasks_have_their_own_names_splits_and_metrics():
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in ONE_ROW}
     assert len({task.tfds for task in TASKS.values()}) == len(TASKS)
