@@ -24,8 +24,8 @@ _VERSION = 1
 def held_out_elsewhere(training: Shards, validation: Sequence[Shards], cache: Path) -> np.ndarray:
     """Returns the training documents of a corpus whose text is a validation document of another, by their indices.
 
-    Texts are the same where they are so byte by byte, as for duplicates within a corpus. It is found once: documents
-    are read that have as many tokens and bytes as one on the other side, in a mixture of web pages one in a hundred.
+    Texts are the same where they are so byte by byte, as for duplicates within a corpus. They are found once for the
+    same shards; only documents that have as many tokens and bytes as one on the other side are read.
 
     Args:
         training: of one corpus.
@@ -50,7 +50,7 @@ def held_out_elsewhere(training: Shards, validation: Sequence[Shards], cache: Pa
                 bar.update()
         return {"documents": found}
 
-    identity = [_VERSION, shards_identity(training), sorted(map(shards_identity, validation))]
+    identity = [_VERSION, shards_identity(training), sorted(map(shards_identity, validation), key=json.dumps)]
     return np.array(remembered(cache / "overlaps", identity, find)["documents"], np.int64)
 
 
