@@ -68,12 +68,14 @@ class Contamination(NamedTuple):
         """The indices of the documents that share an n-gram with an item, int64, ascending."""
         return np.unique(self.pairs[:, 1])
 
-    def __str__(self) -> str:
-        short = f"; {self.short_items:,} are shorter, and not compared" if self.short_items else ""
+    def describe(self, *, is_removed: bool) -> str:
+        """Returns the counts as text, and whether the documents are removed from training."""
+        how = (", removed" if is_removed else "; corpus.decontaminate removes them") if len(self.documents) else ""
+        short = f"; {self.short_items:,} shorter items are not compared" if self.short_items else ""
         article = "an" if self.ngram_words in (8, 11) else "a"
         return (
             f"{self.shared_items:,} of {self.items:,} items share {article} {self.ngram_words}-gram with "
-            f"{len(self.documents):,} of {self.searched_documents:,} training documents{short}"
+            f"{len(self.documents):,} of {self.searched_documents:,} training documents{how}{short}"
         )
 
 
@@ -193,10 +195,8 @@ def _search(training: Shards, reader: WordReader, indexes: Sequence["_Index"]) -
         return [pairs + np.array([0, documents.start]) for pairs in _collisions(words, indexes)]
 
     found = [[np.empty((0, 2), np.int64) for _ in indexes]]
-    description = f"searching {training.manifest.origin} for tasks"
-    total = int(training.tokens.sum())
     with (
-        progress_bar(desc=description, unit=" tokens", total=total) as bar,
+        progress_bar(desc="searching for items of tasks", unit=" tokens", total=int(training.tokens.sum())) as bar,
         ThreadPoolExecutor(os.cpu_count()) as executor,
     ):
         batches = _batches(training.tokens)

@@ -40,9 +40,7 @@ def held_out_elsewhere(training: Shards, validation: Sequence[Shards], cache: Pa
         others = [(shards, _same_size(shards, [training])) for shards in validation]
         held_out = {_text_digest(shards, i) for shards, candidates in others for i in candidates.tolist()}
         candidates = _same_size(training, validation)
-        # Only a large mixture takes long enough for its bar to be seen.
-        description = f"comparing {training.manifest.origin} with the validation of the others"
-        with progress_bar(desc=description, unit=" documents", total=len(candidates)) as bar:
+        with progress_bar(desc="comparing with other corpora", unit=" documents", total=len(candidates)) as bar:
             found = []
             for i in candidates.tolist():
                 if _text_digest(training, i) in held_out:

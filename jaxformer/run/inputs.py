@@ -59,8 +59,7 @@ class PreparedCorpus(NamedTuple):
                 f"({int(self.training.tokens[held_out].sum()):,} tokens) removed: other corpora are validated on them"
             )
         for name, task in self.contamination.items():
-            how = "removed" if self.decontaminate else "to remove them, set corpus.decontaminate"
-            lines.append(f"{name}: {task}{f'; {how}' if len(task.documents) else ''}")
+            lines.append(f"{name}: {task.describe(is_removed=self.decontaminate)}")
         return lines
 
 
