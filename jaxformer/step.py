@@ -28,6 +28,7 @@ from jaxformer.devices.mesh import (
     state_sharding,
     whole,
 )
+from jaxformer.devices.options import fixed_options
 from jaxformer.loss import LossSums, cross_entropy, token_scores
 from jaxformer.model import SAVED, Kernel, ModelConfig, Transformer
 from jaxformer.skip_steps import Guard, init_guard, judge
@@ -95,6 +96,7 @@ class TrainState(flax.struct.PyTreeNode):
         return nnx.merge(self.graphdef, copied(self.mesh, cast_kernels(self.params, self.compute_dtype)))
 
 
+@fixed_options()
 def init_state(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,

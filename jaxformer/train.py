@@ -35,6 +35,7 @@ from jaxformer.devices.multihost import (
     silence_all_but_first,
     wait_for_all,
 )
+from jaxformer.devices.options import fixed_options, recorded_options
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.experiment.variant import Lineage, resolve
@@ -61,6 +62,7 @@ from jaxformer.run.sanity_check import batch_to_check, check_sanity
 from jaxformer.step import TrainState
 
 
+@fixed_options()
 def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage | None = None) -> dict:
     """Runs an experiment in a folder, or resumes it there; returns its summary.
 
@@ -88,9 +90,8 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         own = stack.enter_context(folder_to_write(workdir))  # Several processes read one folder, and the first writes.
         stack.enter_context(hold_folder(own))
         print_line(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
-        require_same_everywhere(
-            [to_dict(experiment), code_digest(), jax.__version__], "other settings or another version"
-        )
+        settings = [to_dict(experiment), code_digest(), jax.__version__, recorded_options()]
+        require_same_everywhere(settings, "other settings or another version")
 
         # What is refused is refused before the run's first file is written.
         experiment, fit = fit_to_device(experiment, read_config(workdir))

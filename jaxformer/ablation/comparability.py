@@ -1,5 +1,6 @@
 """Whether runs can be compared: what they should share, and what they do not."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ DATA_FIELDS = (
 )
 
 # Kinds of differences that one may choose to ignore.
-ALLOWABLE = ("batches", "code", "device", "versions")
+ALLOWABLE = ("batches", "code", "device", "environment", "versions")
 
 
 def parse_allowed(text: str) -> tuple[str, ...]:
@@ -38,7 +39,8 @@ def check_comparable(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns (flags, notes) on the runs of two arms: why they are not compared, and what to keep in mind.
 
-    A flag begins with its kind: change, code, data, batches, tokenizer, evaluation, versions or device.
+    A flag begins with its kind: change, code, data, batches, tokenizer, evaluation, versions,
+    device or environment.
     """
     flags, notes = [*_check_arm(parents), *_check_arm(variants)], []
     by_seed = {run.seed: run for run in parents}
@@ -73,10 +75,11 @@ def _check_arm(runs: Sequence[FinishedRun]) -> list[str]:
         if {**run.record["identity"], "seed": 0} != {**first.record["identity"], "seed": 0}:
             flags.append(f"change: configurations differ {where}")
         ours, theirs = _provenance(run), _provenance(first)
-        how = {"code": _commits(first, run)}
+        how = {"code": _commits(first, run), "environment": _options(first, run)}
         flags += [f"{kind}: it differs {where}{how.get(kind, '')}" for kind in ours if ours[kind] != theirs[kind]]
-        if len(ours["code"]) > 1:
-            flags.append(f"code: it changed while {run.workdir} was trained")
+        for kind in ("code", "environment"):
+            if len(ours[kind]) > 1:
+                flags.append(f"{kind}: it changed while {run.workdir} was trained")
     return flags
 
 
@@ -86,6 +89,7 @@ def _provenance(run: FinishedRun) -> dict[str, set]:
     return {
         "code": {start["code"] for start in starts},
         "versions": {str(start["versions"]) for start in starts},
+        "environment": {json.dumps(start.get("environment", {}), sort_keys=True) for start in starts},
         "device": {start["device"] for start in starts},
         "tokenizer": {digests["tokenizer"]},
         "data": {f"{name} {digest}" for name, digest in digests.items() if name.startswith("corpus.")},
@@ -109,8 +113,8 @@ def _check_provenance(parent: FinishedRun, variant: FinishedRun, declared: Mappi
     """Returns flags on what a pair of runs should have been made with, and was not."""
     ours, theirs = _provenance(variant), _provenance(parent)
     moves_tokens = any(path.startswith(("tokenizer.", "corpus.")) and not path.endswith(".weight") for path in declared)
-    must_agree = ("code", "versions", "device", *(() if moves_tokens else ("tokenizer", "data")))
-    where, how = _where(parent, variant), {"code": _commits(parent, variant)}
+    must_agree = ("code", "versions", "device", "environment", *(() if moves_tokens else ("tokenizer", "data")))
+    where, how = _where(parent, variant), {"code": _commits(parent, variant), "environment": _options(parent, variant)}
     flags = [f"{kind}: they {where}{how.get(kind, '')}" for kind in must_agree if ours[kind] != theirs[kind]]
     if _plans(parent) != _plans(variant) and not moves_data:
         flags.append(f"data: the packing of documents {where}")
@@ -133,7 +137,7 @@ def _check_evaluations(parent: FinishedRun, variant: FinishedRun, declared: Mapp
     for name, one, other in results:
         differing = {key for key in one.identity if one.identity[key] != other.identity.get(key)} - may_differ
         for key in sorted(differing):
-            kind = key if key in ("code", "versions", "device") else "evaluation"
+            kind = key if key in ("code", "versions", "device", "environment") else "evaluation"
             flags.append(f"{kind}: evaluations of {name} {where} ({key})")
     return flags
 
@@ -154,6 +158,20 @@ def _commits(one: FinishedRun, other: FinishedRun) -> str:
         return ", then ".join(dict.fromkeys(names))
 
     return f" ({described(one)}; {described(other)})"
+
+
+def _options(one: FinishedRun, other: FinishedRun) -> str:
+    """Returns the options of JAX and XLA that two runs were not both made with, with both values."""
+
+    def by_name(run: FinishedRun) -> dict[str, list[str]]:
+        starts = [start.get("environment", {}) for start in run.record["starts"]]
+        names = sorted({name for start in starts for name in start})
+        return {name: list(dict.fromkeys(start.get(name, "not set") for start in starts)) for name in names}
+
+    ours, theirs, unset = by_name(one), by_name(other), ["not set"]
+    pairs = {name: (ours.get(name, unset), theirs.get(name, unset)) for name in sorted({*ours, *theirs})}
+    parts = [f"{name}: {', then '.join(a)}; {', then '.join(b)}" for name, (a, b) in pairs.items() if a != b]
+    return f" ({', '.join(parts)})"
 
 
 def _plans(run: FinishedRun) -> dict[str, str]:

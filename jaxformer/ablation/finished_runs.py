@@ -184,7 +184,7 @@ def _read_validation(folder: Path) -> dict[str, Documents]:
             np.array([row["nats"] for row in ours], np.float64) / np.log(2),
             np.array([row["text_bytes"] for row in ours], np.int64),
             corpus["digest"],
-            {key: record[key] for key in _EVALUATED_WITH},
+            _evaluated_with(record),
         )
     return validation
 
@@ -198,8 +198,13 @@ def _read_items(path: Path) -> Items:
     }
     labels = [f"group {row['group']}" if row["group"] else f"item {row['item']}" for row in rows]
     groups = np.unique(labels, return_inverse=True)[1]
-    identity = {name: record[name] for name in ("task", "version", "items_digest", *_EVALUATED_WITH)}
+    identity = {name: record[name] for name in ("task", "version", "items_digest")} | _evaluated_with(record)
     return Items(record["primary"], **columns, groups=groups, identity=identity)
+
+
+def _evaluated_with(record: dict) -> dict:
+    """Returns what a result depends on beside the model and the data; what older versions left out is as JAX has it."""
+    return {name: record[name] for name in _EVALUATED_WITH} | {"environment": record.get("environment", {})}
 
 
 def _read_lines(path: Path) -> list[dict]:

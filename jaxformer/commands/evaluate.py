@@ -10,6 +10,7 @@ import time
 
 from jaxformer.config import check_same, require
 from jaxformer.devices.device import keep_compiled, out_of_memory_reported
+from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.config import EvaluationConfig, task_names
 from jaxformer.evaluation.result_files import (
     describe_scores,
@@ -69,6 +70,7 @@ def identify(trained: Trained) -> dict:
 
 
 @command
+@fixed_options()
 def main(arguments: list[str]) -> int:
     """Evaluates a checkpoint; returns the exit status."""
     parser = Parser("jaxformer evaluate", __doc__)

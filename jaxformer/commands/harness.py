@@ -9,10 +9,12 @@ It takes the arguments of `lm-eval`, and needs the extra lm-eval (pip install 'j
 import sys
 
 from jaxformer.config import UserError
+from jaxformer.devices.options import fixed_options
 from jaxformer.host.command import Parser, command
 
 
 @command
+@fixed_options()
 def main(arguments: list[str]) -> int:
     """Runs lm-evaluation-harness, which then knows the model `jaxformer`; returns the exit status."""
     try:

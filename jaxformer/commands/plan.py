@@ -5,6 +5,7 @@ is not here. `--SECTION.FIELD=VALUE` sets fields, as for training.
 """
 
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
+from jaxformer.devices.options import fixed_options
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.cache import cache_folder
@@ -13,6 +14,7 @@ from jaxformer.plan.estimate import print_plan
 
 
 @command
+@fixed_options()
 def main(arguments: list[str]) -> int:
     """Prints the plan of a run; returns the exit status."""
     parser = Parser("jaxformer plan", __doc__)

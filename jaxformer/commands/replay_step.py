@@ -14,6 +14,7 @@ from jaxformer.checkpoint.train_state import open_checkpoints, restore
 from jaxformer.config import require
 from jaxformer.devices.device import choose_device
 from jaxformer.devices.mesh import put_rows
+from jaxformer.devices.options import fixed_options
 from jaxformer.experiment.experiment import make_state, run_mesh
 from jaxformer.host.command import Parser, command, user_path
 from jaxformer.run.failed_step import Fault, diagnose, read_fault
@@ -48,6 +49,7 @@ def same_bits(a: Fault, b: Fault) -> bool:
 
 
 @command
+@fixed_options()
 def main(arguments: list[str]) -> int:
     """Replays a step that failed; returns the exit status."""
     parser = Parser("jaxformer replay-step", __doc__)

@@ -36,6 +36,13 @@ def choose_device(name: str) -> jax.Device:  # pyright: ignore[reportInvalidType
             f"no device of JAX_PLATFORMS={platforms} was found ({reason[:120]}); unset it, or install its plugin "
             "(jaxformer[gpu])"
         ) from error
+    default = jax.config.values["jax_default_device"]
+    computes_on = getattr(default, "platform", default) or device.platform
+    require(
+        computes_on == device.platform,
+        f"JAX_DEFAULT_DEVICE={default}, and the first device of JAX is a {device.platform}; unset it, and choose by "
+        "training.device",
+    )
     require(
         name in ("auto", device.platform),
         f"training.device = {name!r}, and JAX sees {device.platform} only; install jaxformer[gpu] and a driver, or set "

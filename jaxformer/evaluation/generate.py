@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxformer.attention.reference import MASKED
 from jaxformer.data.tokenizer import Tokenizer
+from jaxformer.devices.options import fixed_options
 from jaxformer.model import Transformer, soft_cap, unembed
 
 
@@ -47,6 +48,7 @@ def generate(
     return _generate(graphdef, params, prompt_BP, lengths_B, key, length, float(temperature), top_k)
 
 
+@fixed_options()
 def sample_text(model: Transformer, tokenizer: Tokenizer, *, tokens: int, seed: int) -> str:
     """Returns a text that the model writes from BOS on at temperature 0.8, up to its EOS or a number of tokens."""
     limit = model.config.learned_positions or math.inf

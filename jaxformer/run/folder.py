@@ -18,6 +18,7 @@ from jaxformer.attention.dispatch import Implementation
 from jaxformer.checkpoint.retention import most_kept
 from jaxformer.config import UserError, from_dict, require, to_dict
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
+from jaxformer.devices.options import recorded_options
 from jaxformer.evaluation.config import task_names
 from jaxformer.evaluation.result_files import describe_validation
 from jaxformer.experiment.experiment import Experiment
@@ -30,6 +31,9 @@ from jaxformer.run.metrics import recent_loss
 
 # In a run folder: what is run, and the tokenizer, so that the folder is all that a trained model needs.
 TOKENIZER = "tokenizer.model"
+
+# Of `describe_environment`, what is kept of each start of a run.
+_OF_A_START = ("code", "git", "device", "devices", "versions", "environment")
 
 
 def check_disk(workdir: Path, needed_bytes: int, what: str) -> None:
@@ -113,6 +117,7 @@ def describe_environment(attention: Implementation, device_kind: str, devices: i
         "code": code_digest(),
         "git": git_state(),
         "versions": {"python": sys.version.split()[0], **versions},
+        "environment": recorded_options(),
         "attention": dataclasses.asdict(attention),
         "device": device_kind,
         "devices": devices,
@@ -142,7 +147,7 @@ def write_config(
     path = workdir / CONFIG
     before = read_config(workdir) or {}
     starts = [start for start in before.get("starts", []) if start["step"] < step]
-    start = {"step": step, **{name: environment[name] for name in ("code", "git", "device", "devices", "versions")}}
+    start = {"step": step, **{name: environment[name] for name in _OF_A_START}}
     record = {
         "experiment": experiment.name,
         "seed": belongs_to["identity"]["seed"],

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxformer.config import UserError, check_same, differences, require
 from jaxformer.data.tokenizer import Tokenizer
+from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.variant import Resolved
 from jaxformer.host.files import read_json
@@ -104,6 +105,7 @@ def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer:
         "device": jax.devices()[0].device_kind,
         "code": code_digest(),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
+        "environment": recorded_options(),
     }
 
 

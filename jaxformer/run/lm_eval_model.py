@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxformer.config import UserError, require
+from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.generate import generate
 from jaxformer.evaluation.loglikelihood import Request, score
 from jaxformer.run.trained import load_trained
@@ -118,6 +119,7 @@ class JaxformerLM(TemplateLM):
         nats = np.array([value for value, _ in self._loglikelihood_tokens(windows, disable_tqdm)])
         return [float(part.sum()) for part in np.split(nats, np.cumsum(counts)[:-1])]
 
+    @fixed_options()
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Returns the text that follows each context, up to a stop sequence, EOS or the number of tokens.
 

@@ -14,6 +14,7 @@ from jaxformer.config import TrainingFailure
 from jaxformer.data.packing import DIGESTS, packing_report
 from jaxformer.devices.device import peak_tflops
 from jaxformer.devices.multihost import all_sum
+from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import embedding_parameters, training_flops_per_token
 from jaxformer.host.console import format_duration, print_line, print_notice, print_progress
@@ -217,6 +218,8 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     flops = training_flops_per_token(experiment.model, row_length)
     print_line(f"device      {devices} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
+    if options := ", ".join(f"{name}={value}" for name, value in recorded_options().items()):
+        print_line(f"options     {options}: compared with runs that have the same alone")
     if state.mesh is not None:
         parts = ", ".join(f"{name} {size}" for name, size in state.mesh.shape.items())
         print_line(

@@ -141,11 +141,13 @@ LAST = "evaluations/step_40"
         ("tokenizer", "config.json", put(["digests", "tokenizer"], "other")),
         ("versions", "config.json", put(["starts", 0, "versions"], {"jax": "0.0.1"})),
         ("device", "config.json", put(["starts", 0, "device"], "TPU v9")),
+        ("environment", "config.json", put(["starts", 0, "environment"], {"JAX_DISABLE_JIT": "True"})),
         # A variant of 8e-3 that was applied to 4e-3 is another question to 1e-2.
         ("change", "config.json", put(["lineage", "change", "model.activation"], ["relu2", "swiglu"])),
         ("change", "config.json", put(["lineage", "change", "model.qk_norm"], [False, True])),
         ("code", f"{LAST}/validation.json", put(["code"], "other")),
         ("code", f"{LAST}/arc_easy.json", put(["code"], "other")),
+        ("environment", f"{LAST}/arc_easy.json", put(["environment"], {"XLA_FLAGS": "--xla_a=1"})),
         ("evaluation", f"{LAST}/arc_easy.json", put(["row_length"], 7)),
         ("evaluation", f"{LAST}/validation.json", put(["corpora", "pystdlib", "digest"], "other")),
         ("evaluation", f"{LAST}/arc_easy.json", put(["items_digest"], "other")),
@@ -171,6 +173,22 @@ def test_runs_of_other_code_are_reported_apart_by_their_commits(arms, spoilt):
     found = compare_runs(arms["root"], spoilt("config.json", other))
     pairs = [flag for flag in found.flags if "differ between" in flag]
     assert pairs and all(flag.endswith(f"commit {'a' * 10} with changes {'b' * 10})") for flag in pairs)
+
+
+def test_options_of_jax_that_differ_are_named_with_both_values(arms, spoilt):
+    found = compare_runs(arms["root"], spoilt("config.json", put(["starts", 0, "environment"], {"JAX_X": "1"})))
+    pairs = [flag for flag in found.flags if "differ between" in flag]
+    assert pairs and all(flag.endswith("(JAX_X: not set; 1)") for flag in pairs)
+
+
+def test_runs_of_versions_that_recorded_no_options_are_compared(arms, spoilt):
+    def older(record):
+        for each in (record, *record.get("starts", [])):
+            del each["environment"]
+        return record
+
+    assert not compare_runs(arms["root"], spoilt("config.json", older)).flags
+    assert not compare_runs(arms["root"], spoilt(f"{LAST}/validation.json", older)).flags
 
 
 def test_only_what_leaves_a_comparison_a_meaning_may_be_allowed():
