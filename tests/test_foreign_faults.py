@@ -5,6 +5,7 @@ Each names the report, what its user did, and what must happen. Whoever finds an
 
 import gzip
 import hashlib
+import html
 import io
 import json
 import os
@@ -38,6 +39,90 @@ def user(tmp_path, make_texts, compiled):
 # Signals and processes.
 
 # What the environment sets for JAX.
+
+
+def numbers(user, workdir):
+    """Returns what a run learned: its losses, the text that it wrote, and the fingerprints of its last state."""
+    summary = {name: value for name, value in user.summary(workdir).items() if "/" in name}
+    folder = user.folder / workdir
+    record = json.loads((folder / "checkpoints/4/record/metadata").read_bytes())
+    losses = [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()[:4]]
+    return summary, losses, record["fingerprints"], (folder / "sample.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory, make_texts, compiled):
+    """A user who has trained a run without anything set."""
+    user = User(tmp_path_factory.mktemp("ordinary"), make_texts(120), compiled)
+    assert user.train(workdir="ordinary").status == 0
+    return user
+
+
+@report(
+    "google/flax#924, jax-ml/jax#13346",
+    did="trained where the shell sets an option of JAX or Flax for something else",
+    must="the same numbers, bit by bit",
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        "JAX_ENABLE_X64=1",
+        "JAX_NUMPY_DTYPE_PROMOTION=strict",
+        "JAX_DEFAULT_PRNG_IMPL=rbg",
+        "JAX_THREEFRY_PARTITIONABLE=0",
+        "NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false OMP_NUM_THREADS=1 PYTHONHASHSEED=7",
+    ],
+)
+def test_option_that_is_not_the_runs_changes_none_of_its_numbers(ordinary, options):
+    environment = dict(option.split("=") for option in options.split())
+    workdir, *_ = environment
+    ended = ordinary.train(workdir=workdir, environment=environment)
+    assert ended.status == 0, ended.err
+    assert numbers(ordinary, workdir) == numbers(ordinary, "ordinary")
+
+
+@report(
+    "jax-ml/jax#13346",
+    did="compared a run with one whose shell had set flags of XLA and options of JAX that change rounding",
+    must="not compared, and each option named with both values",
+)
+def test_options_that_change_rounding_are_recorded_and_not_compared(user):
+    options = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    parent = user.write("experiments/tiny.py", (user.folder / "tiny.py").read_bytes())
+    change = "change={'model.activation': 'relu2'}, expected=(-1.0, 1.0), source='a guess'"
+    variant = f"EXPERIMENT = Variant(parent='tiny', question='?', {change})"
+    child = user.write("experiments/child.py", f"from jaxformer.experiment import Variant\n{variant}\n")
+    assert user.train(experiment=str(parent), workdir="runs/tiny/seed_0").status == 0
+    ended = user.train(experiment=str(child), workdir="runs/child/seed_0", environment=options)
+    assert ended.status == 0 and all(f"{name}={value}" in ended.out for name, value in options.items()), ended.err
+    ended = user.run("report", "--parent=tiny", "--variants=child")
+    assert ended.status == 0 and "NOT COMPARED" in ended.out, ended.err
+    report = html.unescape((user.folder / "runs/reports/tiny/report.md").read_text())
+    assert "environment: they differ between runs/tiny/seed_0 and runs/child/seed_0" in report
+    assert all(f"{name}: not set; {value}" in report for name, value in options.items())
+
+
+@report(
+    "jax-ml/jax#8300",
+    did="trained where a shell had left an option of a debugging session with which JAX cannot train",
+    must="refused in one line, and nothing is written",
+)
+@pytest.mark.parametrize(
+    "option",
+    [
+        "FLAX_HIJAX_VARIABLE=true",
+        "JAX_DEFAULT_DEVICE=tpu",
+        "JAX_ENABLE_X64=maybe",
+        "JAX_NO_TRACING=1",
+        "JAX_TRANSFER_GUARD=disallow",
+    ],
+)
+def test_option_with_which_jax_cannot_train_is_refused(user, option):
+    name, value = option.split("=")
+    ended = user.train(environment={name: value})
+    assert ended.status == 2 and len(ended.err.splitlines()) == 1 and name in ended.err, ended.err
+    assert not (user.folder / "run").exists()
+
 
 # Corpora.
 

@@ -66,4 +66,7 @@ def _load(name: str) -> ModuleType:
     for variable, value in ENVIRONMENT.get(name, {}).items():
         os.environ.setdefault(variable, value)
     with ended_by_interrupt():
-        return importlib.import_module(f"jaxformer.commands.{name.replace('-', '_')}")
+        try:
+            return importlib.import_module(f"jaxformer.commands.{name.replace('-', '_')}")
+        except ValueError as error:  # JAX or Flax does not understand what the environment sets for it.
+            raise UserError(f"{error}; correct or unset it") from error

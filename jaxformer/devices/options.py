@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from flax.configurations import config as flax_config
 
 from jaxformer.config import UserError, require
 
@@ -61,8 +62,9 @@ VARIABLES = (
     "NVIDIA_TF32_OVERRIDE",
 )
 
-# Options of JAX, and values of theirs, with which it fails at the first transfer, compilation or masked logit.
+# Options of JAX and Flax, and values of theirs, with which they fail at the first transfer, compilation or parameter.
 _UNFIT = {
+    "flax_hijax_variable": (True,),
     "jax_error_checking_behavior_divide": ("raise",),
     "jax_error_checking_behavior_nan": ("raise",),
     "jax_error_checking_behavior_oob": ("raise",),
@@ -87,9 +89,10 @@ def fixed_options() -> Iterator[None]:
     Raises:
         UserError: an option is set with which JAX cannot train.
     """
-    for name, values in _UNFIT.items():
-        value = jax.config.values.get(name)
-        require(value not in values, f"{name.upper()}={value}: JAX cannot train with it; unset it")
+    set_here = jax.config.values | {"flax_hijax_variable": flax_config.flax_hijax_variable}
+    for name, unfit in _UNFIT.items():
+        value = set_here.get(name)
+        require(value not in unfit, f"{name.upper()}={value}: JAX cannot train with it; unset it")
     with (
         jax.enable_x64(False),
         jax.numpy_dtype_promotion("standard"),  # Optax multiplies floats by counts.
