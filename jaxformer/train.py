@@ -56,7 +56,7 @@ from jaxformer.run.folder import (
 )
 from jaxformer.run.identity import check_folder, check_kin, check_tasks, code_digest, git_state, identify, read_config
 from jaxformer.run.inputs import Data, contents, digests, prepare_data, task_digests
-from jaxformer.run.metrics import open_writer, validation_losses
+from jaxformer.run.metrics import check_recorded, open_writer, validation_losses
 from jaxformer.run.progress import make_progress, print_overview
 from jaxformer.run.sanity_check import batch_to_check, check_sanity
 from jaxformer.step import TrainState
@@ -103,6 +103,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         if checkpoints.steps():
             state, record = resume(checkpoints, abstract(state), batches, belongs_to)
         first_step = int(state.step)
+        print_notice(check_recorded(workdir, first_step))
         checkpoints.validation_losses = validation_losses(workdir)
         wait_for_all("the folder is read")
         environment = describe_environment(attention.implementation, device.device_kind, mesh.size)

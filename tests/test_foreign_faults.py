@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 
 import pyarrow
@@ -59,7 +60,7 @@ def ordinary(tmp_path_factory, make_texts, compiled):
 
 
 @report(
-    "google/flax#924, jax-ml/jax#13346",
+    "google/flax#924, jax-ml/jax#4827, jax-ml/jax#13346",
     did="trained where the shell sets an option of JAX or Flax for something else",
     must="the same numbers, bit by bit",
 )
@@ -82,7 +83,7 @@ def test_option_that_is_not_the_runs_changes_none_of_its_numbers(ordinary, optio
 
 
 @report(
-    "jax-ml/jax#13346",
+    "jax-ml/jax#14022",
     did="compared a run with one whose shell had set flags of XLA and options of JAX that change rounding",
     must="not compared, and each option named with both values",
 )
@@ -103,7 +104,7 @@ def test_options_that_change_rounding_are_recorded_and_not_compared(user):
 
 
 @report(
-    "jax-ml/jax#8300",
+    "jax-ml/jax#16602",
     did="trained where a shell had left an option of a debugging session with which JAX cannot train",
     must="refused in one line, and nothing is written",
 )
@@ -429,6 +430,32 @@ def test_training_documents_that_contain_items_of_a_task_are_counted_and_removed
 # The Hub.
 
 # Runs and checkpoints.
+
+
+@report(
+    "roboflow/rf-detr#1321",
+    did="compressed the log of a stopped run, and went on with it",
+    must="refused in one line until the log is back, not finished with half of its steps recorded",
+)
+def test_run_whose_metrics_are_gone_is_not_resumed_until_they_are_back(user):
+    steps = "--training.steps=300", "--checkpoint.every_steps=300", "--evaluation.every_steps=300"
+    metrics = user.folder / "run/metrics.jsonl"
+    with user.start("train", "--experiment=tiny.py", "--workdir=run", *steps) as process:
+        wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 3, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=240)
+    assert process.returncode == 128 + signal.SIGTERM
+    written = metrics.read_bytes()
+    for content in (gzip.compress(written), b""):
+        metrics.write_bytes(content)
+        ended = user.train(*steps)
+        assert ended.status == 2 and len(ended.err.splitlines()) == 1 and "metrics.jsonl" in ended.err, ended.err
+        assert metrics.read_bytes() == content
+    metrics.write_bytes(written)
+    assert user.train(*steps).status == 0
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 301))
+
 
 # Studies.
 

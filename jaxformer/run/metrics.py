@@ -1,15 +1,19 @@
 """Scalars by step to a file of JSON lines and, where clu's writer can be imported, to TensorBoard."""
 
 import contextlib
+import functools
+import itertools
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from jaxformer.config import TrainingFailure, UserError
+from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.host.files import Closing, for_json, write_whole
+from jaxformer.run.events import open_events
 
 # The metric that tells what a step was trained on: no curve for TensorBoard.
 BATCH = "train/batch"
@@ -86,17 +90,17 @@ def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
     # TensorFlow greets on standard error otherwise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    is_kept = functools.partial(_is_kept, first_step)
+    lines = [{name: x for name, x in line.items() if name != BATCH} for line in _kept_lines(folder, first_step)]
     try:
-        from clu import metric_writers
-
-        tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+        tensorboard = open_events(folder, lines, is_kept)
         line = f"tensorboard --logdir {folder}"
     except ImportError as error:
         tensorboard = None
         line = f"no TensorBoard events ({error.name} is not installed: pip install 'jaxformer[tensorboard]')"
     except Exception as error:  # A TensorFlow that does not fit its libraries fails in many ways; training needs none.
         tensorboard = None
-        line = f"no TensorBoard events (clu's writer cannot be imported: {type(error).__name__})"
+        line = f"no TensorBoard events ({type(error).__name__}: {error})"
     return Writer(folder, first_step, tensorboard), line
 
 
@@ -115,16 +119,37 @@ def read_metrics(folder: Path) -> list[dict]:
 
 
 def training_losses(folder: Path) -> np.ndarray:
-    """Returns the training losses of a run so far, float64 nats per target, by step from 0."""
-    losses = {line["step"]: float(line["train/loss"]) for line in read_metrics(folder) if "train/loss" in line}
-    return np.array([losses[step] for step in sorted(losses)])
+    """Returns the training losses of a run, float64 nats per target, by step from 0 up to the first that is missing."""
+    losses = _losses_by_step(folder)
+    return np.array([losses[step] for step in itertools.takewhile(losses.__contains__, itertools.count(1))])
 
 
 def recent_loss(folder: Path, steps: int = 100) -> float:
     """Returns the mean of the finite training losses of a run's last steps, nats per target; NaN where none is."""
-    losses = training_losses(folder)[-steps:]
+    losses = np.array([loss for _, loss in sorted(_losses_by_step(folder).items())][-steps:])
     finite = losses[np.isfinite(losses)]
     return float(finite.mean()) if len(finite) else math.nan
+
+
+def check_recorded(folder: Path, first_step: int) -> str | None:
+    """Returns a line on the steps up to the one that a run resumes at that `metrics.jsonl` lacks; None where all stand.
+
+    Raises:
+        UserError: it has none of them, such as a file that was compressed or emptied since.
+    """
+    path, recorded = folder / "metrics.jsonl", _losses_by_step(folder)
+    missing = first_step - sum(1 <= step <= first_step for step in recorded)
+    require(
+        missing < first_step or first_step == 0,
+        f"{path}: none of the {first_step} steps so far is there; put back what it was, or choose another --workdir",
+    )
+    if not missing:
+        return None
+    return f"{path}: {missing} of the {first_step} steps so far are missing; the run cannot be compared with others"
+
+
+def _losses_by_step(folder: Path) -> dict[int, float]:
+    return {line["step"]: float(line["train/loss"]) for line in read_metrics(folder) if "train/loss" in line}
 
 
 def validation_losses(folder: Path) -> dict[int, float]:
@@ -146,10 +171,14 @@ def _parse(line: str) -> dict | None:
 
 def _truncate(path: Path, first_step: int) -> None:
     """Removes the lines after a step, and what is not a whole line."""
-    # The validation at the first step itself is repeated.
-    kept = [
-        line
-        for line in read_metrics(path.parent)
-        if line["step"] < first_step or (line["step"] == first_step and "train/loss" in line)
-    ]
-    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in _kept_lines(path.parent, first_step)).encode())
+
+
+def _kept_lines(folder: Path, first_step: int) -> list[dict]:
+    return [line for line in read_metrics(folder) if _is_kept(first_step, line["step"], line)]
+
+
+def _is_kept(first_step: int, step: int, names: Iterable[str]) -> bool:
+    """Returns whether scalars of a step stay where a run goes on from `first_step`, whose validation is repeated."""
+    is_of_training = all(name == "step" or name.startswith("train/") for name in names)
+    return step < first_step or (step == first_step and is_of_training)

@@ -9,8 +9,16 @@ import sys
 import clu
 import pytest
 
-from jaxformer.config import TrainingFailure
-from jaxformer.run.metrics import Writer, open_writer, read_metrics, recent_loss, validation_losses
+from jaxformer.config import TrainingFailure, UserError
+from jaxformer.run.metrics import (
+    Writer,
+    check_recorded,
+    open_writer,
+    read_metrics,
+    recent_loss,
+    training_losses,
+    validation_losses,
+)
 
 
 def read_lines(folder):
@@ -75,6 +83,21 @@ def test_recent_loss_is_the_mean_of_the_last_training_losses(tmp_path):
     writer.close()
     assert recent_loss(tmp_path, 2) == 5.5
     assert recent_loss(tmp_path) == 7.0
+
+
+def test_training_losses_end_where_a_step_is_missing(tmp_path):
+    write_steps(tmp_path, [1, 2, 4])
+    assert training_losses(tmp_path).tolist() == [9.0, 8.0]
+    assert recent_loss(tmp_path, 2) == 7.0
+
+
+def test_steps_that_are_missing_are_reported_and_a_run_without_any_is_refused(tmp_path):
+    assert check_recorded(tmp_path, 0) is None
+    with pytest.raises(UserError, match=r"metrics.jsonl: none of the 4 steps so far is there; put back what it was"):
+        check_recorded(tmp_path, 4)
+    write_steps(tmp_path, [1, 2, 4, 5])
+    assert check_recorded(tmp_path, 2) is None
+    assert "1 of the 4 steps so far are missing" in (check_recorded(tmp_path, 4) or "")
 
 
 def test_run_without_tensorflow_says_in_one_line_that_it_writes_no_tensorboard(tmp_path, monkeypatch):
