@@ -90,17 +90,17 @@ def test_option_that_is_not_the_runs_changes_none_of_its_numbers(ordinary, optio
 def test_options_that_change_rounding_are_recorded_and_not_compared(user):
     options = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     parent = user.write("experiments/tiny.py", (user.folder / "tiny.py").read_bytes())
+    ended = user.train(experiment=str(parent), workdir="runs/tiny/seed_0", environment=options)
+    assert ended.status == 0 and all(f"{name}={value}" in ended.out for name, value in options.items()), ended.err
     change = "change={'model.activation': 'relu2'}, expected=(-1.0, 1.0), source='a guess'"
     variant = f"EXPERIMENT = Variant(parent='tiny', question='?', {change})"
     child = user.write("experiments/child.py", f"from jaxformer.experiment import Variant\n{variant}\n")
-    assert user.train(experiment=str(parent), workdir="runs/tiny/seed_0").status == 0
-    ended = user.train(experiment=str(child), workdir="runs/child/seed_0", environment=options)
-    assert ended.status == 0 and all(f"{name}={value}" in ended.out for name, value in options.items()), ended.err
+    assert user.train(experiment=str(child), workdir="runs/child/seed_0").status == 0
     ended = user.run("report", "--parent=tiny", "--variants=child")
     assert ended.status == 0 and "NOT COMPARED" in ended.out, ended.err
     report = html.unescape((user.folder / "runs/reports/tiny/report.md").read_text())
     assert "environment: they differ between runs/tiny/seed_0 and runs/child/seed_0" in report
-    assert all(f"{name}: not set; {value}" in report for name, value in options.items())
+    assert all(f"{name}: {value}; not set" in report for name, value in options.items())
 
 
 @report(
@@ -455,6 +455,27 @@ def test_run_whose_metrics_are_gone_is_not_resumed_until_they_are_back(user):
     assert user.train(*steps).status == 0
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 301))
+
+
+@report(
+    "lanpa/tensorboardX#185, tensorflow/tensorboard#3732",
+    did="looked at TensorBoard after a run was killed twice",
+    must="each step once, as in the run's own log",
+)
+def test_tensorboard_has_each_step_once_after_two_kills(user):
+    pytest.importorskip("tensorflow")
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    steps = "--training.steps=300", "--checkpoint.every_steps=40", "--evaluation.every_steps=300"
+    metrics = user.folder / "run/metrics.jsonl"
+    for lines in (75, 175):
+        with user.start("train", "--experiment=tiny.py", "--workdir=run", *steps) as process:
+            wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= lines, process)
+            process.kill()
+            process.communicate()
+    assert user.train(*steps).status == 0
+    events = event_accumulator.EventAccumulator(str(metrics.parent), {"tensors": 0}, purge_orphaned_data=False)
+    events.Reload()
+    assert [event.step for event in events.Tensors("train/loss")] == list(range(1, 301))
 
 
 # Studies.

@@ -4,7 +4,7 @@ import pytest
 
 from jaxformer.run.metrics import Writer, open_writer
 
-pytest.importorskip("tensorflow")
+tensorflow = pytest.importorskip("tensorflow")
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
 
@@ -13,7 +13,7 @@ def read_events(folder):
     events = event_accumulator.EventAccumulator(str(folder), size_guidance={"tensors": 0}, purge_orphaned_data=False)
     events.Reload()
     return {
-        name: [(event.step, float(event.tensor_proto.float_val[0])) for event in events.Tensors(name)]
+        name: [(event.step, float(tensorflow.make_ndarray(event.tensor_proto))) for event in events.Tensors(name)]
         for name in events.Tags()["tensors"]
     }
 
@@ -43,8 +43,8 @@ def test_run_that_was_stopped_twice_has_each_step_once_with_its_last_value(tmp_p
 def test_what_a_killed_process_did_not_write_is_written_when_the_run_goes_on(tmp_path):
     write_steps(tmp_path, 0, 6, attempt=1)
     (path,) = tmp_path.glob("*tfevents*")
-    path.write_bytes(path.read_bytes()[:-70])  # The last event, and a part of the one before it.
-    assert read_events(tmp_path)["train/loss"][-1] == (5, 1)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 5])  # It ends within an event.
+    assert read_events(tmp_path)["train/loss"][-1][0] < 6
     write_steps(tmp_path, 6, 7, attempt=2)
     assert read_events(tmp_path) == {
         "train/loss": [(step, 1) for step in range(1, 7)] + [(7, 2)],
