@@ -3,6 +3,7 @@
 Each names the report, what its user did, and what must happen. Whoever finds another adds it.
 """
 
+import functools
 import gzip
 import hashlib
 import html
@@ -432,6 +433,11 @@ def test_training_documents_that_contain_items_of_a_task_are_counted_and_removed
 # Runs and checkpoints.
 
 
+def has_lines(path, number):
+    """Returns whether a file is there and has so many lines."""
+    return path.exists() and path.read_bytes().count(b"\n") >= number
+
+
 @report(
     "roboflow/rf-detr#1321",
     did="compressed the log of a stopped run, and went on with it",
@@ -441,7 +447,7 @@ def test_run_whose_metrics_are_gone_is_not_resumed_until_they_are_back(user):
     steps = "--training.steps=300", "--checkpoint.every_steps=300", "--evaluation.every_steps=300"
     metrics = user.folder / "run/metrics.jsonl"
     with user.start("train", "--experiment=tiny.py", "--workdir=run", *steps) as process:
-        wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 3, process)
+        wait_until(functools.partial(has_lines, metrics, 4), process)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=240)
     assert process.returncode == 128 + signal.SIGTERM
@@ -466,14 +472,14 @@ def test_tensorboard_has_each_step_once_after_two_kills(user):
     pytest.importorskip("tensorflow")
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     steps = "--training.steps=300", "--checkpoint.every_steps=40", "--evaluation.every_steps=300"
-    metrics = user.folder / "run/metrics.jsonl"
     for lines in (75, 175):
         with user.start("train", "--experiment=tiny.py", "--workdir=run", *steps) as process:
-            wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= lines, process)
+            wait_until(functools.partial(has_lines, user.folder / "run/metrics.jsonl", lines), process)
             process.kill()
             process.communicate()
     assert user.train(*steps).status == 0
-    events = event_accumulator.EventAccumulator(str(metrics.parent), {"tensors": 0}, purge_orphaned_data=False)
+    folder = str(user.folder / "run")
+    events = event_accumulator.EventAccumulator(folder, {"tensors": 0}, purge_orphaned_data=False)
     events.Reload()
     assert [event.step for event in events.Tensors("train/loss")] == list(range(1, 301))
 
