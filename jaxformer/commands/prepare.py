@@ -28,13 +28,14 @@ def main(arguments: list[str]) -> int:
     """Prepares the data of an experiment; returns the exit status."""
     parser = Parser("jaxformer prepare", __doc__)
     add_experiment_options(parser)
+    parser.add_argument("--newest", action="store_true", help="look up the commits of Hub branches again")
     parser.add_argument("--beam", metavar="OPTIONS", help="options of an Apache Beam pipeline; needs the extra beam")
     options, rest = parser.parse_known_args(arguments)
     experiment = resolve(options.experiment, parse_overrides(parser, rest), parent=options.parent).experiment
     beam = None if options.beam is None else shlex.split(options.beam)
     if beam is not None:
         pipeline_options(beam)  # Refused before hours of preparation.
-    corpora, tokenizer = open_corpora(experiment)
+    corpora, tokenizer = open_corpora(experiment, newest=options.newest)
     for name, documents in zip(part_names(experiment.corpus), corpora, strict=True):
         folder = prepare(documents, tokenizer, cache_folder(), beam=beam)
         manifest = open_shards(folder, "train").manifest

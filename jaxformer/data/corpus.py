@@ -17,8 +17,8 @@ import numpy as np
 from jaxformer.config import Bounds, NonNegativeInt, OneOf, PositiveFloat, check_fields, execution, require
 from jaxformer.data.documents import Document, help_topics, pystdlib_files, read_pystdlib, read_text, to_document
 from jaxformer.data.records import SUFFIXES, open_tfds, read_jsonl, read_parquet, read_tfds, row_group_bytes
-from jaxformer.data.remote import fixed_parts, pinned
-from jaxformer.data.source_files import SourceFile, content_digests, find_files
+from jaxformer.data.remote import fixed_parts
+from jaxformer.data.source_files import SourceFile, content_digests, find_files, pinned
 
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
 
@@ -47,7 +47,8 @@ class CorpusConfig:
     path: str = ""
     """A file, a folder or a glob (`**` enters folders), here or at hf://datasets/OWNER/NAME@REVISION/, gs:// or s3://;
     for 'tfds' a dataset's name or the folder of a prepared one. Without a commit as its revision, that of the branch is
-    looked up at each start, and a branch that moved is another corpus.
+    looked up once and remembered in the cache; `jaxformer prepare --newest` looks it up again, and a branch that moved
+    is another corpus.
     """
     split: str = "train"
     """The split of a 'tfds' dataset that is read, or a slice of one."""
@@ -205,10 +206,13 @@ class Documents:
             first = stop
 
 
-def load_documents(config: CorpusConfig) -> Documents:
+def load_documents(config: CorpusConfig, *, newest: bool = False) -> Documents:
     """Opens a corpus that is not a mixture (open its parts one by one).
 
     Local files that are new or were written to are read once for the digest (`source_files.content_digests`).
+
+    Args:
+        newest: looks up again at which commit a branch of the Hub stands.
 
     Raises:
         UserError: nothing is found at the path.
@@ -227,7 +231,7 @@ def load_documents(config: CorpusConfig) -> Documents:
         origin = origin or f"TFDS {builder.info.full_name}"
         licence = licence or str(builder.info.redistribution_info.license or "")
     else:
-        path, commit = pinned(config.path, "corpus.path")
+        path, commit = pinned(config.path, "corpus.path", newest=newest)
         files = find_files(path, SUFFIXES[config.kind], "corpus.path")
         origin, extra = origin or path, commit
     reading = [READER_VERSION, config.kind, config.split, config.text_field, config.key_field]

@@ -42,13 +42,16 @@ def task_digests(data: Data) -> dict[str, str]:
     return {task.task.name: task.items_digest(np.arange(len(task.items))) for task, _ in data.tasks}
 
 
-def open_corpora(experiment: Experiment) -> tuple[list[Documents], Tokenizer]:
+def open_corpora(experiment: Experiment, *, newest: bool = False) -> tuple[list[Documents], Tokenizer]:
     """Returns the corpora of an experiment and their tokenizer, which is trained if it is not in the cache.
+
+    Args:
+        newest: looks up again at which commits branches of the Hub stand.
 
     Raises:
         UserError: a corpus is not there, or the tokenizer does not fit the model.
     """
-    corpora = [load_documents(config) for config in parts_of(experiment.corpus)]
+    corpora = [load_documents(config, newest=newest) for config in parts_of(experiment.corpus)]
     tokenizer = prepare_tokenizer(corpora, experiment.tokenizer, cache_folder())
     require(
         tokenizer.vocabulary_size <= experiment.model.vocabulary_size,
