@@ -195,12 +195,16 @@ def read_rows(shards: Shards, plan: Plan, rows: np.ndarray, *, document_mask: bo
     targets_BT = np.zeros((B, T), np.int32)
     flat_tokens, flat_targets = tokens_BT.reshape(-1), targets_BT.reshape(-1)
     places = row_of * T + offsets
-    fields = (plan.documents[pieces], plan.starts[pieces], lengths, shards.tokens[plan.documents[pieces]], places)
-    for document, start, length, document_tokens, place in zip(*(field.tolist() for field in fields), strict=True):
-        # In BOS + ids + EOS, token i of the ids is input i + 1 and target i.
-        stop = start + length
-        ids = shards.read(document, max(0, start - 1), min(stop, document_tokens))
-        is_first, is_last = start == 0, stop > document_tokens
+    documents, starts, document_tokens = (
+        plan.documents[pieces],
+        plan.starts[pieces],
+        shards.tokens[plan.documents[pieces]],
+    )
+    # In BOS + ids + EOS, token i of the ids is input i + 1 and target i.
+    ids_of = shards.read_pieces(documents, np.maximum(0, starts - 1), np.minimum(starts + lengths, document_tokens))
+    fields = (starts, lengths, document_tokens, places)
+    for ids, start, length, tokens, place in zip(ids_of, *(field.tolist() for field in fields), strict=True):
+        is_first, is_last = start == 0, start + length > tokens
         flat_tokens[place + is_first : place + length] = ids if is_last else ids[:-1]
         flat_targets[place : place + length - is_last] = ids if is_first else ids[1:]
         if is_first:
