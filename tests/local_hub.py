@@ -312,21 +312,21 @@ class _Handler(BaseHTTPRequestHandler):
         if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
         self.end_headers()
-        self._note(status, self._write(body, fault))
+        cut = getattr(fault, "after", None)
+        self._note(status, len(body) if cut is None else cut)  # Before the client has it.
+        self._write(body, fault)
 
-    def _write(self, body: bytes, fault: Fault | None) -> int:
-        """Writes a body, or what a fault leaves of it; returns the bytes that were written."""
+    def _write(self, body: bytes, fault: Fault | None) -> None:
+        """Writes a body, or what a fault leaves of it."""
         match fault:
             case Reset(int(after)):
                 self.wfile.write(body[:after])
                 self.wfile.flush()
                 sleep(0.05)
                 self._reset()
-                return after
             case Truncated(after):
                 self.wfile.write(body[:after])
                 self.close_connection = True
-                return after
             case Stall(seconds, int(after)):
                 self.wfile.write(body[:after])
                 sleep(seconds)
@@ -337,7 +337,6 @@ class _Handler(BaseHTTPRequestHandler):
                     sleep(pause)
             case _:
                 self.wfile.write(body)
-        return len(body)
 
     def _reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -349,10 +348,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
+        self._note(status, len(body))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-        self._note(status, len(body))
 
     def _note(self, status: int, sent: int) -> None:
         token = self.headers.get("Authorization", "")

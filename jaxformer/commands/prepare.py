@@ -12,14 +12,14 @@ one argument; the workers need the corpus and $JAXFORMER_CACHE at the same paths
 import shlex
 
 from jaxformer.data.corpus import part_names
-from jaxformer.data.preparation import prepare
+from jaxformer.data.preparation import prepare, unfilled_budget
 from jaxformer.data.shard_writer import pipeline_options
 from jaxformer.data.shards import SPLITS, open_shards
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import print_line
+from jaxformer.host.console import print_line, print_notice
 from jaxformer.run.inputs import open_corpora
 
 
@@ -41,4 +41,5 @@ def main(arguments: list[str]) -> int:
         manifest = open_shards(folder, "train").manifest
         train, validation = (f"{manifest.tokens[split]:,} tokens" for split in SPLITS)
         print_line(f"{name}: {train} to train on, {validation} to validate, from {documents.origin}, in {folder}")
+        print_notice(unfilled_budget(manifest))
     return 0

@@ -6,7 +6,6 @@ makes it, when, or after how many that were killed. Chunks of a part are numbere
 
 import hashlib
 import io
-import itertools
 import json
 import shutil
 import zipfile
@@ -20,6 +19,7 @@ import numpy as np
 
 from jaxformer.data import corpus
 from jaxformer.data.corpus import Document, Documents, Part, key_fraction
+from jaxformer.data.remote import DamagedTransfer
 from jaxformer.data.shards import id_dtype
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.files import write_whole
@@ -156,10 +156,15 @@ def _chunks_of(
     yield from found
     if found and found[-1].chunk.is_last:
         return
-    rest = itertools.islice(documents.read(part), sum(int(each.chunk.read) for each in found), None)
-    for count, (run, is_last) in enumerate(_runs(rest), start=len(found)):
-        path = chunk_path(folder, number, count)
-        yield _Coming(path, part, executor.submit(encode_chunk, run, tokenizer, is_last))
+    rest = documents.read(part, skip=sum(int(each.chunk.read) for each in found))
+    try:
+        for count, (run, is_last) in enumerate(_runs(rest), start=len(found)):
+            path = chunk_path(folder, number, count)
+            yield _Coming(path, part, executor.submit(encode_chunk, run, tokenizer, is_last))
+    except DamagedTransfer:  # Noticed at the end of a file: which of its bytes are wrong, nobody knows.
+        for path in folder.glob(f"{number:06d}_*.npz"):
+            path.unlink()
+        raise
 
 
 class _Coming(NamedTuple):

@@ -59,7 +59,7 @@ class CorpusConfig:
     origin: str = execution("")
     """Where the corpus comes from, recorded with every run; '' for the path."""
     licence: str = execution("")
-    """Its licence, recorded with every run."""
+    """Its licence, recorded with every run. Whoever sets another path or kind states origin and licence anew."""
     validation_share: Annotated[float, Bounds(above=0, below=1)] = 0.02
     """Share of the documents, those with the smallest hashes of their keys, that is kept for validation; at least one
     document is.
@@ -150,22 +150,26 @@ class Documents:
                     size = self.source_bytes * stop // rows - self.source_bytes * first // rows
                     yield Part(0, first, stop, size)
 
-    def read(self, part: Part) -> Iterator[Document]:
-        """Yields the documents of a part."""
+    def read(self, part: Part, skip: int = 0) -> Iterator[Document]:
+        """Yields the documents of a part, without the first `skip`.
+
+        What holds none of the others is not read, of Parquet files and TFDS datasets. Other files are read from their
+        start: what a line of them begins at is known only then, and a compressed file cannot be entered elsewhere.
+        """
         config, what, path = self.config, "corpus file", self.files[part.file].path
         columns = [config.text_field, *([config.key_field] if config.key_field else [])]
         match self.config.kind:
             case "pystdlib":
-                return read_pystdlib(self.files)
+                return itertools.islice(read_pystdlib(self.files), skip, None)
             case "text":
-                return read_text(self.files[part.first : part.stop])
+                return itertools.islice(read_text(self.files[part.first : part.stop]), skip, None)
             case "jsonl":
-                records = read_jsonl([path], what)
+                records = itertools.islice(read_jsonl([path], what), skip, None)
             case "parquet":
-                records = read_parquet([path], what, columns, (part.first, part.stop))
+                records = read_parquet([path], what, columns, (part.first, part.stop), skip)
             case "tfds":
                 builder = open_tfds(config.path, config.split, "corpus.path")
-                records = read_tfds(builder, config.split, what, columns, (part.first, part.stop))
+                records = read_tfds(builder, config.split, what, columns, (part.first + skip, part.stop))
             case _:
                 raise AssertionError(config.kind)
         return (to_document(record, config.text_field, config.key_field) for record in records)

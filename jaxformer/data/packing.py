@@ -191,15 +191,36 @@ def read_rows(shards: Shards, plan: Plan, rows: np.ndarray, *, document_mask: bo
     ends_BT.reshape(-1)[at] = np.repeat(offsets + lengths if document_mask else used_B[row_of], lengths)
     segment_ids_BT.reshape(-1)[at] = np.repeat(ordinals + 1, lengths) if document_mask else 1
 
-    tokens_BT = np.zeros((B, T), np.int32)
-    targets_BT = np.zeros((B, T), np.int32)
-    flat_tokens, flat_targets = tokens_BT.reshape(-1), targets_BT.reshape(-1)
     places = row_of * T + offsets
-    documents, starts, document_tokens = (
-        plan.documents[pieces],
-        plan.starts[pieces],
-        shards.tokens[plan.documents[pieces]],
+    tokens_BT, targets_BT = _read_pieces(shards, (B, T), plan.documents[pieces], plan.starts[pieces], lengths, places)
+    return Batch(
+        tokens_BT=tokens_BT,
+        targets_BT=targets_BT,
+        loss_weights_BT=(segment_ids_BT > 0).astype(np.float32),
+        segment_ids_BT=segment_ids_BT,
+        positions_BT=np.arange(T, dtype=np.int32)[None, :] - starts_BT,
+        document_starts_BT=starts_BT,
+        document_ends_BT=ends_BT,
     )
+
+
+def _read_pieces(
+    shards: Shards,
+    shape: tuple[int, int],
+    documents: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    places: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns inputs and targets, int32 (B, T), with pieces of documents at their places and 0 elsewhere.
+
+    Args:
+        documents, starts, lengths: int64 (pieces,), as in a `Plan`.
+        places: int64 (pieces,), where each begins in the flattened rows.
+    """
+    tokens_BT, targets_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    flat_tokens, flat_targets = tokens_BT.reshape(-1), targets_BT.reshape(-1)
+    document_tokens = shards.tokens[documents]
     # In BOS + ids + EOS, token i of the ids is input i + 1 and target i.
     ids_of = shards.read_pieces(documents, np.maximum(0, starts - 1), np.minimum(starts + lengths, document_tokens))
     fields = (starts, lengths, document_tokens, places)
@@ -217,15 +238,7 @@ def read_rows(shards: Shards, plan: Plan, rows: np.ndarray, *, document_mask: bo
             f"token shards {shards.folder}: ids beyond the vocabulary of {shards.manifest.vocabulary_size}; "
             "delete the folder and run again to prepare it anew"
         )
-    return Batch(
-        tokens_BT=tokens_BT,
-        targets_BT=targets_BT,
-        loss_weights_BT=(segment_ids_BT > 0).astype(np.float32),
-        segment_ids_BT=segment_ids_BT,
-        positions_BT=np.arange(T, dtype=np.int32)[None, :] - starts_BT,
-        document_starts_BT=starts_BT,
-        document_ends_BT=ends_BT,
-    )
+    return tokens_BT, targets_BT
 
 
 def pad_rows(batch: Batch, rows: int) -> Batch:

@@ -7,13 +7,14 @@ import numpy as np
 from jaxformer.config import require
 from jaxformer.data.corpus import Documents, load_documents, part_names, parts_of
 from jaxformer.data.packing import PackingConfig, Plan, packing_report, plan_rows
-from jaxformer.data.preparation import prepare
+from jaxformer.data.preparation import prepare, unfilled_budget
 from jaxformer.data.shards import Shards, open_shards
 from jaxformer.data.tokenizer import Tokenizer, prepare_tokenizer
 from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_tasks
 from jaxformer.evaluation.validation import ValidationSet, select_validation
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.cache import cache_folder
+from jaxformer.host.console import print_notice
 
 
 class Data(NamedTuple):
@@ -91,6 +92,7 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
             f"corpus {documents.origin}: packing fills {fill:.1%} of the rows, less than packing.minimum_fill "
             f"({packing.minimum_fill:.0%}); {_fuller(packing)}, or lower the minimum",
         )
+        print_notice(unfilled_budget(manifest))
         shards.append(training)
         plans.append(plan)
         validation.append(select_validation(open_shards(folder, "validation"), experiment.evaluation, packing, name))

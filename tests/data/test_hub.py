@@ -1,11 +1,14 @@
 """The Hub's protocol and its faults, on a hub on the loopback; no test waits."""
 
 import email.utils
+import io
+import json
 import re
 import sys
 import time
 import types
 
+import pyarrow.parquet
 import pytest
 from local_hub import (
     Answer,
@@ -23,9 +26,11 @@ from local_hub import (
 )
 
 from jaxformer.config import UserError
+from jaxformer.data import chunks, remote, source_files
 from jaxformer.data import hub as hub_module
-from jaxformer.data import remote, source_files
+from jaxformer.data.chunks import write_chunk
 from jaxformer.data.corpus import CorpusConfig, load_documents
+from jaxformer.data.preparation import prepare
 from jaxformer.data.remote import DamagedTransfer
 from jaxformer.data.source_files import find_files, open_file, pinned
 
@@ -331,3 +336,79 @@ def test_a_file_that_vanished_is_one_line(hub, path, waits):
     with pytest.raises(UserError, match="404 Client Error"):
         texts_at(path)
     assert not waits
+
+
+# Preparation.
+
+
+def test_a_preparation_of_parquet_files_goes_on_near_to_where_it_was_stopped(
+    hub, tokenizer, make_texts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 7500)
+    for name, value in {"_FIRST_BYTES": 4000, "_MOST_BYTES": 4000, "_GAP_BYTES": 0}.items():
+        monkeypatch.setattr(remote, name, value)
+    commit = hub.commit("me/texts", {"a.parquet": fineweb_edu(make_texts(1500), row_group=25)})
+    config = CorpusConfig(kind="parquet", path=f"hf://datasets/me/texts@{commit}/a.parquet", validation_share=0.2)
+    documents = load_documents(config)
+    hub.behave()
+    data = hub.files("me/texts", commit)["a.parquet"]
+    footer = len(data) - 8 - pyarrow.parquet.read_metadata(io.BytesIO(data)).serialized_size
+
+    def rows_sent() -> int:
+        """Returns the bytes that were sent of what lies before the end of the file."""
+        ranges = [
+            re.fullmatch(r"bytes=(\d+)-(\d+)", request.range) for request in hub.requests if "/cdn/" in request.line
+        ]
+        return sum(int(each[2]) + 1 - int(each[1]) for each in ranges if int(each[1]) < footer - 65536)
+
+    whole = prepare(documents, tokenizer, tmp_path / "whole", progress=False)
+    at_once = rows_sent()
+    hub.behave()
+    written = []
+
+    def write_some(path, chunk):
+        written.append(path)
+        if len(written) % 5 == 0:
+            raise UserError("stopped")
+        write_chunk(path, chunk)
+
+    monkeypatch.setattr(chunks, "write_chunk", write_some)
+    starts, folder = 1, None
+    while folder is None:
+        try:
+            folder = prepare(documents, tokenizer, tmp_path / "stopped", progress=False)
+        except UserError:
+            starts += 1
+    # Each start reads the row groups of three chunks that were not stored, and those of a chunk that ends within one.
+    assert starts > 5
+    assert rows_sent() < at_once + (starts - 1) * at_once / 4
+    assert {path.name: path.read_bytes() for path in (folder / "token_shards").rglob("*.array_record*")} == {
+        path.name: path.read_bytes() for path in (whole / "token_shards").rglob("*.array_record*")
+    }
+
+
+def test_what_was_made_of_bytes_that_are_not_those_of_the_digest_is_deleted(
+    hub, tokenizer, make_texts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 1500)
+    monkeypatch.setattr(remote, "_MOST_BYTES", 10_000)
+    commit = hub.commit(
+        "me/texts", {"a.jsonl": "".join(json.dumps({"text": t}) + "\n" for t in make_texts(300)).encode()}
+    )
+    documents = load_documents(CorpusConfig(kind="jsonl", path=f"hf://datasets/me/texts@{commit}/a.jsonl"))
+    whole = prepare(documents, tokenizer, tmp_path / "whole", progress=False)
+    hub.misbehave(Corrupted(at=20))
+    with pytest.raises(DamagedTransfer, match="what was made of them is deleted, run again"):
+        prepare(documents, tokenizer, tmp_path / "damaged", progress=False)
+    assert not list((tmp_path / "damaged").rglob("*.npz"))
+    folder = prepare(documents, tokenizer, tmp_path / "damaged", progress=False)
+    digests = [json.loads((each / "manifest.json").read_bytes())["shard_digests"] for each in (whole, folder)]
+    assert digests[0] == digests[1]
+
+
+def test_a_preparation_that_is_refused_at_its_first_request_leaves_nothing(hub, path, tokenizer, tmp_path):
+    documents = load_documents(CorpusConfig(kind="jsonl", path=path))
+    hub.misbehave(Answer(403))
+    with pytest.raises(UserError, match="403"):
+        prepare(documents, tokenizer, tmp_path, progress=False)
+    assert not list(tmp_path.rglob("*.unfinished"))
