@@ -19,7 +19,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from time import sleep
+from time import monotonic, sleep
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -110,14 +110,15 @@ class Request(NamedTuple):
     """A request that was answered."""
 
     line: str
-    """'GET /api/...'."""
+    """'GET /api/...', and the range as in 'bytes=0-99'; what the pattern of a fault is searched in."""
     range: str
     """As it was requested; '' for none."""
     has_token: bool
     status: int
     sent: int
     """Bytes of the body."""
-    host: str
+    at: float
+    """When it came, seconds of a clock that only runs forward."""
 
 
 @dataclass
@@ -233,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bytes) -> None:
         url = urlsplit(self.path)
-        fault = self.hub.fault_of(f"{self.command} {self.path}")
+        fault = self.hub.fault_of(self._line())
         match fault:
             case Answer(status, headers):
                 return self._send(status, {"error": "as planned"}, headers)
@@ -262,6 +263,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_data((self.hub.files(f"{owner}/{name}", commit) or {})["/".join(path)], fault)
             case _:
                 self._send(404, {"error": "Not Found"})
+
+    def _line(self) -> str:
+        return f"{self.command} {self.path} {self.headers.get('Range', '')}".strip()
 
     def _has(self, repository: str, revision: str) -> bool:
         """Returns whether a revision is there; answers that it is not."""
@@ -355,14 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _note(self, status: int, sent: int) -> None:
         token = self.headers.get("Authorization", "")
-        request = Request(
-            f"{self.command} {self.path}",
-            self.headers.get("Range", ""),
-            TOKEN in token,
-            status,
-            sent,
-            self.headers.get("Host", ""),
-        )
+        request = Request(self._line(), self.headers.get("Range", ""), TOKEN in token, status, sent, monotonic())
         self.hub.requests.append(request)
 
 
