@@ -144,9 +144,10 @@ def test_each_failed_request_is_one_line(hub, hub_user):
 @report(
     "https://github.com/tqdm/tqdm/issues/941",
     did="watched a preparation on a terminal of 80 columns",
-    must="the bar fits, and shows how much is done",
+    must="the bar fits and shows how much is done, and a line about a failed request stands by itself",
 )
 def test_the_bar_of_a_preparation_fits_a_terminal(hub, hub_user):
+    hub.misbehave(Answer(503), on="/cdn/")
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with hub_user.start(*parquet(), stderr=theirs) as process:
@@ -158,7 +159,9 @@ def test_the_bar_of_a_preparation_fits_a_terminal(hub, hub_user):
         os.close(ours)
         process.communicate()
     assert process.returncode == 0
-    bars = [line for line in re.split(r"[\r\n]+", written.decode()) if line.startswith("tokenising")]
+    lines = re.split(r"[\r\n]+", written.decode())
+    assert sum(line.startswith("jaxformer: corpus file") for line in lines) == 1
+    bars = [line for line in lines if line.startswith(("tokenising", "sampling"))]
     assert bars and all(len(bar) <= 80 and re.search(r"\d+(%|.*tokens)", bar) for bar in bars)
 
 

@@ -238,7 +238,8 @@ def _tokenise_numbered(documents: Documents, model: bytes, chunks: Path, numbere
 def unfilled_budget(manifest: Manifest) -> str:
     """Returns a line on a corpus that holds fewer training tokens than its budget; '' for any other."""
     tokens = manifest.tokens["train"]
-    if tokens >= manifest.budget:
+    # Validation may have taken a document that had filled the budget (`Selection.finish`).
+    if tokens + manifest.tokens["validation"] >= manifest.budget:
         return ""
     return (
         f"corpus {manifest.origin} holds {tokens:,} tokens to train on, {tokens / manifest.budget:.1%} of the "

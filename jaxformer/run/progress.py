@@ -233,7 +233,8 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
             f"            {m.documents['train']:,} documents, {m.tokens['train']:,} tokens to train on, "
             f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed"
         )
-        print_line(f"packing     {packing_report(plan, shards.tokens)}")
+        passes = training.steps * training.rows_per_step * weight / sum(data.weights) / len(plan)
+        print_line(f"packing     {packing_report(plan, shards.tokens)}; each row is read {passes:.3g} times")
     for task, encoded in data.tasks:
         cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""
         count = f"{len(task.items):,} of {task.task.official_items:,} official items"
