@@ -19,9 +19,10 @@ import numpy as np
 
 from jaxformer.data import corpus
 from jaxformer.data.corpus import Document, Documents, Part, key_fraction
-from jaxformer.data.remote import DamagedTransfer
+from jaxformer.data.remote import DamagedTransfer, is_remote
 from jaxformer.data.shards import id_dtype
 from jaxformer.data.tokenizer import Tokenizer
+from jaxformer.host.console import format_size, print_notice
 from jaxformer.host.files import write_whole
 
 # Text of a chunk, characters: enough for all threads, little enough that a killed preparation loses seconds.
@@ -156,7 +157,13 @@ def _chunks_of(
     yield from found
     if found and found[-1].chunk.is_last:
         return
-    rest = documents.read(part, skip=sum(int(each.chunk.read) for each in found))
+    done, file = sum(int(each.chunk.read) for each in found), documents.files[part.file]
+    if done and documents.config.kind == "jsonl" and is_remote(file.path):
+        print_notice(
+            f"corpus file {file.path}: {done:,} documents of it are tokenised; those are read again, not tokenised "
+            f"again, from its start ({format_size(file.size)} in all)"
+        )
+    rest = documents.read(part, skip=done)
     try:
         for count, (run, is_last) in enumerate(_runs(rest), start=len(found)):
             path = chunk_path(folder, number, count)
