@@ -330,6 +330,15 @@ def test_a_closed_dataset_is_one_line_with_what_opens_it(hub, path, waits, statu
     assert not waits
 
 
+def test_a_file_that_is_not_as_long_as_listed_is_refused(hub, path, waits):
+    documents = load_documents(CorpusConfig(kind="jsonl", path=path))
+    reader = iter(documents)
+    assert next(reader).text == TEXTS[0]
+    hub.commit("me/texts", {"a.jsonl": lines([*TEXTS, "one more"])}, commit=documents.commit)
+    with pytest.raises(UserError, match=r"given up after 7 attempts .*Content-Range 'bytes 10000-19999/36651'"):
+        list(reader)
+
+
 def test_a_file_that_vanished_is_one_line(hub, path, waits):
     assert texts_at(path) == TEXTS
     hub._repositories.clear()
