@@ -11,12 +11,13 @@ one argument; the workers need the corpus and $JAXFORMER_CACHE at the same paths
 
 import shlex
 
+from jaxformer.data.preparation import unfilled_budget
 from jaxformer.data.shard_writer import pipeline_options
 from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import print_line
+from jaxformer.host.console import print_line, print_notice
 from jaxformer.run.inputs import open_corpora, prepare_corpora
 
 
@@ -25,6 +26,7 @@ def main(arguments: list[str]) -> int:
     """Prepares the data of an experiment; returns the exit status."""
     parser = Parser("jaxformer prepare", __doc__)
     add_experiment_options(parser)
+    parser.add_argument("--newest", action="store_true", help="look up the commits of Hub branches again")
     parser.add_argument("--beam", metavar="OPTIONS", help="options of an Apache Beam pipeline; needs the extra beam")
     options, rest = parser.parse_known_args(arguments)
     experiment = resolve(options.experiment, parse_overrides(parser, rest), parent=options.parent).experiment
@@ -32,11 +34,12 @@ def main(arguments: list[str]) -> int:
     if beam is not None:
         pipeline_options(beam)  # Refused before hours of preparation.
     tasks = load_tasks(experiment.evaluation)
-    corpora, tokenizer = open_corpora(experiment)
+    corpora, tokenizer = open_corpora(experiment, newest=options.newest)
     for corpus in prepare_corpora(experiment, corpora, tokenizer, tasks, beam=beam):
         manifest, folder = corpus.training.manifest, corpus.training.folder
         train, validation = (f"{tokens:,} tokens" for tokens in (corpus.tokens, manifest.tokens["validation"]))
         print_line(f"{corpus.name}: {train} to train on, {validation} to validate, from {manifest.origin}, in {folder}")
         for line in corpus.describe():
             print_line(f"{corpus.name}: {line}")
+        print_notice(unfilled_budget(manifest))
     return 0

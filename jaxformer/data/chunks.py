@@ -6,7 +6,6 @@ makes it, when, or after how many that were killed. Chunks of a part are numbere
 
 import hashlib
 import io
-import itertools
 import json
 import shutil
 import zipfile
@@ -20,8 +19,10 @@ import numpy as np
 
 from jaxformer.data import corpus
 from jaxformer.data.corpus import Document, Documents, Part, key_fraction
+from jaxformer.data.remote import DamagedTransfer, is_remote
 from jaxformer.data.shards import id_dtype
 from jaxformer.data.tokenizer import Tokenizer
+from jaxformer.host.console import format_size, print_notice
 from jaxformer.host.files import write_whole
 
 # Text of a chunk, characters: enough for all threads, little enough that a killed preparation loses seconds.
@@ -170,10 +171,21 @@ def _chunks_of(
     yield from found
     if found and found[-1].chunk.is_last:
         return
-    rest = itertools.islice(documents.read(part), sum(int(each.chunk.read) for each in found), None)
-    for count, (run, is_last) in enumerate(_runs(rest), start=len(found)):
-        path = chunk_path(folder, number, count)
-        yield _Coming(path, part, executor.submit(encode_chunk, run, tokenizer, is_last))
+    done, file = sum(int(each.chunk.read) for each in found), documents.files[part.file]
+    if done and documents.config.kind == "jsonl" and is_remote(file.path):
+        print_notice(
+            f"corpus file {file.path}: {done:,} documents of it are tokenised; those are read again, not tokenised "
+            f"again, from its start ({format_size(file.size)} in all)"
+        )
+    rest = documents.read(part, skip=done)
+    try:
+        for count, (run, is_last) in enumerate(_runs(rest), start=len(found)):
+            path = chunk_path(folder, number, count)
+            yield _Coming(path, part, executor.submit(encode_chunk, run, tokenizer, is_last))
+    except DamagedTransfer:  # Noticed at the end of a file: which of its bytes are wrong, nobody knows.
+        for path in folder.glob(f"{number:06d}_*.npz"):
+            path.unlink()
+        raise
 
 
 class _Coming(NamedTuple):

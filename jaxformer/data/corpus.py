@@ -26,8 +26,8 @@ from jaxformer.data.records import (
     read_tfds,
     row_group_bytes,
 )
-from jaxformer.data.remote import fixed_parts, is_remote, pinned
-from jaxformer.data.source_files import SourceFile, content_digests, find_files, has_byte_order_mark
+from jaxformer.data.remote import fixed_parts, is_remote
+from jaxformer.data.source_files import SourceFile, content_digests, find_files, has_byte_order_mark, pinned
 
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
 
@@ -56,8 +56,8 @@ class CorpusConfig:
     path: str = ""
     """A file, a folder or a glob (`**` enters folders), here or at hf://datasets/OWNER/NAME@REVISION/, gs:// or s3://;
     what is hidden is taken only where a glob names its dot. For 'tfds' a dataset's name or the folder of a prepared
-    one. Without a commit as its revision, that of the branch is looked up at each start, and a branch that moved is
-    another corpus.
+    one. Without a commit as its revision, that of the branch is looked up once and remembered in the cache; `jaxformer
+    prepare --newest` looks it up again, and a branch that moved is another corpus.
     """
     split: str = "train"
     """The split of a 'tfds' dataset that is read, or a slice of one."""
@@ -68,7 +68,7 @@ class CorpusConfig:
     origin: str = execution("")
     """Where the corpus comes from, recorded with every run; '' for the path."""
     licence: str = execution("")
-    """Its licence, recorded with every run."""
+    """Its licence, recorded with every run. Whoever sets another path or kind states origin and licence anew."""
     validation_share: Annotated[float, Bounds(above=0, below=1)] = 0.02
     """Share of the documents, those with the smallest hashes of their keys, that is kept for validation; at least one
     document is.
@@ -173,14 +173,17 @@ class Documents:
                     size = self.source_bytes * stop // rows - self.source_bytes * first // rows
                     yield Part(0, first, stop, size)
 
-    def read(self, part: Part) -> Iterator[Document]:
-        """Yields the documents of a part.
+    def read(self, part: Part, skip: int = 0) -> Iterator[Document]:
+        """Yields the documents of a part, without the first `skip`, bad ones among them.
+
+        What holds none of the others is not read, of Parquet files and TFDS datasets. Other files are read from their
+        start: what a line of them begins at is known only then, and a compressed file cannot be entered elsewhere.
 
         Raises:
             UserError: a file is damaged, or a record is bad and `skip_bad_records` is 0.
         """
         hint = ""
-        for found in self._outcomes(part):
+        for found in self._outcomes(part, skip):
             try:
                 yield self._to_document(found)
             except BadRecord as error:
@@ -196,22 +199,22 @@ class Documents:
             return to_document(found, self.config.text_field, self.config.key_field)
         return found
 
-    def _outcomes(self, part: Part) -> Iterator[Document | Record | BadRecord]:
+    def _outcomes(self, part: Part, skip: int) -> Iterator[Document | Record | BadRecord]:
         """Returns what the files hold: documents where there are no records, records, and what is bad among them."""
         config, what, path = self.config, "corpus file", self.files[part.file].path
         columns = [config.text_field, *([config.key_field] if config.key_field else [])]
         match self.config.kind:
             case "pystdlib":
-                return read_pystdlib(self.files)
+                return itertools.islice(read_pystdlib(self.files), skip, None)
             case "text":
-                return read_text(self.files[part.first : part.stop])
+                return itertools.islice(read_text(self.files[part.first : part.stop]), skip, None)
             case "jsonl":
-                return read_jsonl([path], what, columns)
+                return itertools.islice(read_jsonl([path], what, columns), skip, None)
             case "parquet":
-                return read_parquet([path], what, columns, (part.first, part.stop))
+                return read_parquet([path], what, columns, (part.first, part.stop), skip)
             case "tfds":
                 builder = open_tfds(config.path, config.split, "corpus.path")
-                return read_tfds(builder, config.split, what, columns, (part.first, part.stop))
+                return read_tfds(builder, config.split, what, columns, (part.first + skip, part.stop))
             case _:
                 raise AssertionError(config.kind)
 
@@ -251,10 +254,13 @@ class Documents:
             first = stop
 
 
-def load_documents(config: CorpusConfig) -> Documents:
+def load_documents(config: CorpusConfig, *, newest: bool = False) -> Documents:
     """Opens a corpus that is not a mixture (open its parts one by one).
 
     Local files that are new or were written to are read once for the digest (`source_files.content_digests`).
+
+    Args:
+        newest: looks up again at which commit a branch of the Hub stands.
 
     Raises:
         UserError: nothing is found at the path.
@@ -273,7 +279,7 @@ def load_documents(config: CorpusConfig) -> Documents:
         origin = origin or f"TFDS {builder.info.full_name}"
         licence = licence or str(builder.info.redistribution_info.license or "")
     else:
-        path, commit = pinned(config.path, "corpus.path")
+        path, commit = pinned(config.path, "corpus.path", newest=newest)
         listing = find_files(path, SUFFIXES[config.kind], "corpus.path")
         files, passed_over = listing.files, str(listing)
         origin, extra = origin or path, commit

@@ -205,16 +205,41 @@ def read_rows(shards: Shards, plan: Plan, rows: np.ndarray, *, document_mask: bo
     ends_BT.reshape(-1)[at] = np.repeat(offsets + lengths if document_mask else used_B[row_of], lengths)
     segment_ids_BT.reshape(-1)[at] = np.repeat(ordinals + 1, lengths) if document_mask else 1
 
-    tokens_BT = np.zeros((B, T), np.int32)
-    targets_BT = np.zeros((B, T), np.int32)
-    flat_tokens, flat_targets = tokens_BT.reshape(-1), targets_BT.reshape(-1)
     places = row_of * T + offsets
-    fields = (plan.documents[pieces], plan.starts[pieces], lengths, shards.tokens[plan.documents[pieces]], places)
-    for document, start, length, document_tokens, place in zip(*(field.tolist() for field in fields), strict=True):
-        # In BOS + ids + EOS, token i of the ids is input i + 1 and target i.
-        stop = start + length
-        ids = shards.read(document, max(0, start - 1), min(stop, document_tokens))
-        is_first, is_last = start == 0, stop > document_tokens
+    tokens_BT, targets_BT = _read_pieces(shards, (B, T), plan.documents[pieces], plan.starts[pieces], lengths, places)
+    return Batch(
+        tokens_BT=tokens_BT,
+        targets_BT=targets_BT,
+        loss_weights_BT=(segment_ids_BT > 0).astype(np.float32),
+        segment_ids_BT=segment_ids_BT,
+        positions_BT=np.arange(T, dtype=np.int32)[None, :] - starts_BT,
+        document_starts_BT=starts_BT,
+        document_ends_BT=ends_BT,
+    )
+
+
+def _read_pieces(
+    shards: Shards,
+    shape: tuple[int, int],
+    documents: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    places: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns inputs and targets, int32 (B, T), with pieces of documents at their places and 0 elsewhere.
+
+    Args:
+        documents, starts, lengths: int64 (pieces,), as in a `Plan`.
+        places: int64 (pieces,), where each begins in the flattened rows.
+    """
+    tokens_BT, targets_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    flat_tokens, flat_targets = tokens_BT.reshape(-1), targets_BT.reshape(-1)
+    document_tokens = shards.tokens[documents]
+    # In BOS + ids + EOS, token i of the ids is input i + 1 and target i.
+    ids_of = shards.read_pieces(documents, np.maximum(0, starts - 1), np.minimum(starts + lengths, document_tokens))
+    fields = (starts, lengths, document_tokens, places)
+    for ids, start, length, tokens, place in zip(ids_of, *(field.tolist() for field in fields), strict=True):
+        is_first, is_last = start == 0, start + length > tokens
         flat_tokens[place + is_first : place + length] = ids if is_last else ids[:-1]
         flat_targets[place : place + length - is_last] = ids if is_first else ids[1:]
         if is_first:
@@ -227,15 +252,7 @@ def read_rows(shards: Shards, plan: Plan, rows: np.ndarray, *, document_mask: bo
             f"token shards {shards.folder}: ids beyond the vocabulary of {shards.manifest.vocabulary_size}; "
             "delete the folder and run again to prepare it anew"
         )
-    return Batch(
-        tokens_BT=tokens_BT,
-        targets_BT=targets_BT,
-        loss_weights_BT=(segment_ids_BT > 0).astype(np.float32),
-        segment_ids_BT=segment_ids_BT,
-        positions_BT=np.arange(T, dtype=np.int32)[None, :] - starts_BT,
-        document_starts_BT=starts_BT,
-        document_ends_BT=ends_BT,
-    )
+    return tokens_BT, targets_BT
 
 
 def pad_rows(batch: Batch, rows: int) -> Batch:

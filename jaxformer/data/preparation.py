@@ -20,7 +20,7 @@ import numpy as np
 from jaxformer.config import UserError
 from jaxformer.data import shards
 from jaxformer.data.chunks import Stored, open_chunks, stored_chunks, tokenise, tokenise_part
-from jaxformer.data.corpus import Documents, Part, load_documents
+from jaxformer.data.corpus import Documents, Part, load_documents, part_names
 from jaxformer.data.selection import Selected, Selection, check_count, check_split, split_notice
 from jaxformer.data.shard_writer import in_one_line, pipeline_options, write_shard_files
 from jaxformer.data.shards import FORMAT_VERSION, SPLITS, Manifest, id_dtype, shard_digests
@@ -111,13 +111,23 @@ def _refusing(documents: Documents, folder: Path) -> Iterator[None]:
         yield
     except UserError as caught:
         error = caught
+    except BaseException:
+        _remove_unless_begun(folder)
+        raise
     if not _is_unchanged(documents):
         sign = f" ({error})" if error else ""
         error = _Refused(f"corpus {documents.origin}: its files changed while they were read{sign}; run again")
     if isinstance(error, _Refused):
         shutil.rmtree(folder)
     if error:
+        _remove_unless_begun(folder)
         raise error
+
+
+def _remove_unless_begun(folder: Path) -> None:
+    """Removes a folder in which there is nothing to go on with."""
+    if not any((folder / "chunks").glob("*.npz")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _split(documents: Documents, selection: Selection) -> dict[str, Selected]:
@@ -281,6 +291,18 @@ def _tokenise_numbered(documents: Documents, model: bytes, chunks: Path, numbere
     tokenise_part(documents, part, number, Tokenizer(model, threads=1), chunks)
 
 
+def unfilled_budget(manifest: Manifest) -> str:
+    """Returns a line on a corpus that holds fewer training tokens than its budget; '' for any other."""
+    tokens = manifest.tokens["train"]
+    # Validation may have taken a document that had filled the budget (`Selection.finish`).
+    if tokens + manifest.tokens["validation"] >= manifest.budget:
+        return ""
+    return (
+        f"corpus {manifest.origin} holds {tokens:,} tokens to train on, {tokens / manifest.budget:.1%} of the "
+        f"{manifest.budget:,} of corpus.tokens: longer training repeats its documents"
+    )
+
+
 class _Progress:
     """A line with the tokens so far, their rate, share and remaining time, by the budget or by the source's bytes."""
 
@@ -289,7 +311,7 @@ class _Progress:
         self._part = None
         self._finished_bytes = self._finished_text = self._text = self._tokens = 0
         self._bar = progress_bar(
-            desc=f"tokenising {documents.origin}",
+            desc=f"tokenising {part_names(documents.config)[0]}",
             unit=" tokens",
             disable=not shown,
             total=documents.config.tokens or None,
@@ -312,10 +334,13 @@ class _Progress:
             self._finished_bytes += stored.part.size
             self._finished_text += self._text
             self._text, done = 0, self._finished_bytes
-        tokens = selection.training_tokens
-        if not self._documents.config.tokens:
-            tokens = self._tokens
-            self._bar.total = round(tokens * max(1.0, self._documents.source_bytes / max(1, done)))
+        budget = self._documents.config.tokens
+        tokens = selection.training_tokens if budget else self._tokens
+        expected = round(tokens * max(1.0, self._documents.source_bytes / max(1, done)))
+        if not budget:
+            self._bar.total = expected
+        elif self._finished_text:  # Else how much text a byte holds is not known yet.
+            self._bar.total = min(budget, expected)
         if stored.is_new:
             self._bar.update(tokens - self._bar.n)
         else:  # The rate is that of the work that is done now.

@@ -175,11 +175,13 @@ def read_parquet(
     what: str,
     columns: list[str] | None = None,
     row_groups: tuple[int, int] | None = None,
+    skip: int = 0,
 ) -> Iterator[Record | BadRecord]:
     """Yields the rows of Parquet files, with some columns or all, a row group at a time.
 
     Args:
         row_groups: of each file those in [first, stop); None for all.
+        skip: rows that are left out at the start; a row group without any other is not read.
     """
     for path in files:
         with _parquet(path, what) as table:
@@ -190,8 +192,14 @@ def read_parquet(
             first, stop = row_groups or (0, table.metadata.num_row_groups)
             row = sum(table.metadata.row_group(i).num_rows for i in range(first))
             for group in range(first, stop):
+                rows_of_group = table.metadata.row_group(group).num_rows
+                if skip >= rows_of_group:
+                    row, skip = row + rows_of_group, skip - rows_of_group
+                    continue
                 for rows in table.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
-                    for fields in _rows(rows):
+                    left_out = min(skip, len(rows))
+                    row, skip = row + left_out, skip - left_out
+                    for fields in _rows(rows.slice(left_out)):
                         row += 1
                         where = f"{what} {path}, row {row}"
                         is_bad = isinstance(fields, UnicodeDecodeError)

@@ -1,36 +1,47 @@
-"""Files elsewhere, through fsspec: found, distinguished by what their store says, and read with patience."""
+"""Files elsewhere, on the Hub or through fsspec: found, distinguished by what their store says, read with patience."""
 
+import email.utils
 import glob
+import hashlib
 import io
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from jaxformer.config import UserError, require
-from jaxformer.host.console import print_line, print_notice
+from jaxformer.data import hub
+from jaxformer.data.hub import HubPath, WrongAnswer
+from jaxformer.host.console import print_notice
 
 T = TypeVar("T")
 
 # Waits between attempts to reach a remote file, seconds: a minute in all, as long as a server's hiccup; and half an
-# hour once it was opened, since nobody may be there to start a preparation again.
+# hour once it was opened, or where the server counts requests, since nobody may be there to start again.
 WAITS = (1, 2, 4, 8, 15, 30)
 READING_WAITS = (*WAITS, *(60,) * 29)
 
-# Bytes of a remote file that are requested at once, at least.
-REQUEST_BYTES = 4 << 20
+# A server that requests a longer wait, seconds, is left to the user.
+_LONGEST_WAIT = 3600
+
+# Bytes that are requested at once: first, and at most. A reader that goes on gets twice as many each time,
+# so that a sample or the end of a file costs little and a long file few requests.
+_FIRST_BYTES, _MOST_BYTES = 1 << 20, 8 << 20
+
+# A reader that leaves out fewer bytes goes on, as one of some columns of a Parquet file does.
+_GAP_BYTES = 1 << 20
 
 # Of an error's text that are printed.
 _REASON_CHARACTERS = 300
 
-_PACKAGES = {"hf": "'jaxformer[hub]'", "gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp"}
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp"}
 
 # Names of errors of a connection.
 _OF_CONNECTIONS = re.compile("Timeout|Connect|Disconnected|Transport|Payload|IncompleteRead|ProtocolError")
 
 # What a store says of a file's content, the strongest first.
-_MARKS = ("blob_id", "sha256", "md5Hash", "ETag", "etag", "generation", "mtime", "LastModified", "updated", "created")
+_MARKS = ("sha256", "md5Hash", "ETag", "etag", "generation", "mtime", "LastModified", "updated", "created")
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -56,85 +67,144 @@ def find(url: str, what: str) -> tuple[list[Found], bool]:
     Raises:
         UserError: the place cannot be reached, or is not there.
     """
-    filesystem, path = _filesystem(url, f"{what} {url}")
-
-    def look() -> dict[str, dict[str, Any]]:
-        if glob.has_magic(path):
-            found = filesystem.glob(path, detail=True)
-        elif filesystem.isdir(path):
-            found = filesystem.find(path, detail=True)
-        else:
-            found = {path: filesystem.info(path)}
-        return {name: info for name, info in found.items() if info["type"] == "file"}
-
-    found = patiently(look, f"{what} {url}")
-    is_file = path in found and not glob.has_magic(path)
-    is_folder = not is_file and not glob.has_magic(path)
-    root = path if is_folder else "/".join(fixed_parts(path.split("/")[:-1]))
-    files = [
-        Found(filesystem.unstrip_protocol(name), name.removeprefix(root).lstrip("/"), info["size"], _mark(info))
-        for name, info in found.items()
-    ]
+    where = f"{what} {url}"
+    if url.startswith("hf://"):
+        hub.require_hub_package(where)
+        place = hub.parse_hub_url(url, what)
+        require(place.is_pinned, f"{where}: a commit must be named")
+        found, root, is_file = patiently(lambda: _find_on_hub(place), where)
+    else:
+        filesystem, path = _filesystem(url, where)
+        found, root, is_file = patiently(lambda: _find_by_fsspec(filesystem, path), where)
+    files = [Found(each.url, each.name.removeprefix(root).lstrip("/"), each.size, each.mark) for each in found]
     return files, is_file
 
 
-def pinned(path: str, what: str) -> tuple[str, str]:
-    """Returns a path with the commit that its branch stands for, and the commit; '' for what has no commits.
+def _find_on_hub(place: HubPath) -> tuple[list[Found], str, bool]:
+    """Returns the files at a place of the Hub, with their whole paths, the fixed part of its path, and if it is one."""
+    is_file = False
+    if glob.has_magic(place.path):
+        from fsspec.utils import glob_translate
 
-    Of `hf://datasets/OWNER/NAME/...` that is the default branch, of `...NAME@BRANCH/...` that branch; a commit stays.
+        parts = place.path.split("/")
+        root, pattern = "/".join(fixed_parts(parts[:-1])), re.compile(glob_translate(place.path))
+        is_deep = "**" in place.path or len(parts) > len(fixed_parts(parts[:-1])) + 1
+        files = hub.list_files(place._replace(path=root), recursive=is_deep)
+        found = [file for file in files if pattern.match(file.path)]
+    elif file := hub.file_or_folder(place):
+        root, found, is_file = place.path.rpartition("/")[0], [file], True
+    else:
+        root, found = place.path, hub.list_files(place, recursive=True)
+    files = [Found(str(place._replace(path=f.path)), f.path, f.size, f"blob_id {f.blob_id}") for f in found]
+    return files, root, is_file
+
+
+def _find_by_fsspec(filesystem: Any, path: str) -> tuple[list[Found], str, bool]:
+    """Returns the files at a path of an fsspec filesystem, the fixed part of the path, and whether it is a file."""
+    root, is_file = "/".join(fixed_parts(path.split("/")[:-1])), False
+    if glob.has_magic(path):
+        found = filesystem.glob(path, detail=True)
+    elif filesystem.isdir(path):
+        found, root = filesystem.find(path, detail=True), path
+    else:
+        found, is_file = {path: filesystem.info(path)}, True
+    infos = ((name, info) for name, info in found.items() if info["type"] == "file")
+    files = [Found(filesystem.unstrip_protocol(name), name, info["size"], _mark(info)) for name, info in infos]
+    return files, root, is_file
+
+
+def branch_commit(place: HubPath, what: str) -> str:
+    """Returns the commit at which the branch of a place of the Hub stands.
+
+    Raises:
+        UserError: it cannot be resolved.
     """
-    match = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(/.*)?", path)
-    if not match:
-        require(not path.startswith("hf://"), f"{what} {path}: write hf://datasets/OWNER/NAME@REVISION/FILES")
-        return path, ""
-    name, revision, rest = match[1], match[2], match[3] or ""
-    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
-        return path, revision
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise UserError(f"{what} {path}: hf:// needs huggingface_hub; pip install {_PACKAGES['hf']}") from error
-    branch = (revision or "main").replace("%2F", "/")
-    commit = patiently(
-        lambda: HfApi().dataset_info(name, revision=branch).sha, f"{what} {path}: branch {branch!r} cannot be resolved"
-    )
-    print_line(f"corpus      hf://datasets/{name}: {branch} is commit {commit}")
-    return f"hf://datasets/{name}@{commit}{rest}", commit
+    where, branch = f"{what} {place}", place.revision or "main"
+    hub.require_hub_package(where)
+    return patiently(lambda: hub.commit_of(place.repository, branch), f"{where}: branch {branch!r} cannot be resolved")
+
+
+class RemoteContent(NamedTuple):
+    """What can be read of a remote file."""
+
+    size: int
+    """Bytes."""
+    read_range: Callable[[int, int], bytes]
+    """Returns bytes [start, stop)."""
+    digest: str
+    """The kind of digest that its store gives, and the hexadecimal digest: 'sha256 ...', 'blob_id ...', or ''."""
+
+
+class DamagedTransfer(UserError):
+    """A file that was read from its start to its end is not what its store says."""
+
+
+def _content(url: str, where: str) -> RemoteContent:
+    """Returns what can be read of the file at a URL."""
+    if not url.startswith("hf://"):
+        filesystem, path = _filesystem(url, where)
+        size = filesystem.info(path)["size"]
+        return RemoteContent(size, lambda start, stop: filesystem.cat_file(path, start=start, end=stop), "")
+    hub.require_hub_package(where)
+    place = hub.parse_hub_url(url, where)
+    file = hub.file_or_folder(place)
+    if file is None:
+        raise IsADirectoryError("it is a folder")
+    digest = f"sha256 {file.sha256}" if file.sha256 else f"blob_id {file.blob_id}"
+    return RemoteContent(file.size, lambda start, stop: hub.read_range(place, file.size, start, stop), digest)
 
 
 class RemoteFile(io.RawIOBase):
-    """A remote file, opened to be read, and again where it was after an error that may pass."""
+    """A remote file, opened to be read; a request whose error may pass is made again.
+
+    Every answer has just the bytes that were requested. A file that is read from its start to its end is compared with
+    its store's digest, if there is one.
+
+    Raises:
+        UserError: an error that does not pass.
+        DamagedTransfer: the digest is another.
+    """
 
     def __init__(self, url: str, where: str):
-        self._url, self._where, self._at, self._file = url, where, 0, None
-        self._size = patiently(lambda: self._opened().size, self._where)
-
-    def _opened(self):
-        if self._file is None:
-            filesystem, path = _filesystem(self._url, self._where)
-            self._file = filesystem.open(path, "rb")
-        return self._file
+        self._where, self._at = where, 0
+        self._content = patiently(lambda: _content(url, where), where)
+        self._block, self._start, self._window = b"", 0, 0
+        self._digest, self._digested = _digest_of(self._content), 0
 
     def readinto(self, buffer) -> int:
         """Reads into a buffer; returns the bytes that were read, 0 at the end."""
-
-        def read() -> bytes:
-            try:
-                file = self._opened()
-                file.seek(self._at)
-                data = file.read(len(buffer))
-                # Of a connection that was cut: an end here would lose documents and look like the file's own.
-                if len(data) < min(len(buffer), self._size - self._at):
-                    raise OSError(f"{len(data)} bytes came in place of {len(buffer)}")
-                return data
-            except Exception:
-                self._file = None
-                raise
-
-        data = patiently(read, self._where, READING_WAITS)
+        if self._at >= self._content.size or not len(buffer):
+            return 0
+        if not self._start <= self._at < self._start + len(self._block):
+            self._fetch(len(buffer))
+        first = self._at - self._start
+        data = self._block[first : first + len(buffer)]
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+    def _fetch(self, length: int) -> None:
+        """Takes the block at the position, of so many bytes if it may be so large."""
+        goes_on = self._start <= self._at <= self._start + len(self._block) + _GAP_BYTES
+        self._window = min(max(2 * self._window if goes_on else 0, _FIRST_BYTES), _MOST_BYTES)
+        start, stop = self._at, min(self._content.size, self._at + min(max(length, self._window), _MOST_BYTES))
+
+        def read() -> bytes:
+            data = self._content.read_range(start, stop)
+            if len(data) != stop - start:
+                raise WrongAnswer(f"{len(data)} bytes came in place of {stop - start}")
+            return data
+
+        self._block, self._start = patiently(read, self._where, READING_WAITS), start
+        if self._digest is not None and self._digested == start:
+            self._digest.update(self._block)
+            self._digested = stop
+            given, found = self._content.digest.partition(" ")[2], self._digest.hexdigest()
+            if stop == self._content.size and found != given:
+                raise DamagedTransfer(
+                    f"{self._where}: its bytes have the digest {found:.16}, where its store says {given:.16}; what "
+                    "was made of them is deleted, run again"
+                )
 
     def readable(self) -> bool:
         """Returns True."""
@@ -150,33 +220,75 @@ class RemoteFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Moves to a position; returns it, bytes from the start."""
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._content.size}[whence]
         return self._at
 
-    def close(self) -> None:
-        """Closes the connection."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        super().close()
+
+def _digest_of(content: RemoteContent):
+    """Returns what takes the digest of a file as its store does; None where that gives none."""
+    kind = content.digest.partition(" ")[0]
+    if kind == "blob_id":  # Of Git.
+        return hashlib.sha1(b"blob %d\0" % content.size, usedforsecurity=False)
+    return hashlib.sha256() if kind == "sha256" else None
 
 
 def patiently(attempt: Callable[[], T], where: str, waits: Sequence[float] = WAITS) -> T:
-    """Returns what `attempt` returns, which is tried again after some waits, seconds, where its error may pass."""
-    for wait in (*waits, None):
+    """Returns what `attempt` returns, which is tried again after some waits, seconds, where its error may pass.
+
+    A server that counts requests (status 429) is waited for longer, and as long as it requests; one that answers
+    another question is not. Each failure is a line.
+    """
+    attempts = 0
+    while True:
         try:
             return attempt()
         except Exception as error:  # Each store raises kinds of its own.
-            reason = _reason(error)
+            attempts += 1
             if isinstance(error, UserError):
                 raise
+            reason = _reason(error)
             if not _may_pass(error):
                 raise UserError(f"{where}: {reason}") from error
-            if wait is None:
-                raise UserError(f"{where}: given up after {len(waits) + 1} attempts ({reason})") from error
-            print_notice(f"{where}: {reason}; trying again in {wait} s")
+            requested = _requested_wait(error)
+            allowed = WAITS if isinstance(error, WrongAnswer) else READING_WAITS if _status(error) == 429 else waits
+            if attempts > len(allowed) or requested > _LONGEST_WAIT:
+                asks = f", the server requests to wait {requested:.0f} s" if requested > _LONGEST_WAIT else ""
+                raise UserError(f"{where}: given up after {_times(attempts)} ({reason}{asks})") from error
+            wait = max(allowed[attempts - 1], requested)
+            asks = ", as the server requests" if requested >= wait else ""
+            print_notice(f"{where}: {reason}; trying again in {wait:.0f} s{asks}")
             time.sleep(wait)
-    raise AssertionError
+
+
+def _times(attempts: int) -> str:
+    return "1 attempt" if attempts == 1 else f"{attempts} attempts"
+
+
+def _requested_wait(error: Exception) -> float:
+    """Returns for how long a server that refused a request wants none, seconds; 0 where it does not say.
+
+    From `RateLimit` (draft-ietf-httpapi-ratelimit-headers, as of the Hub: `"api";r=0;t=250`) or `Retry-After` (RFC
+    9110, 10.2.3: seconds or a date).
+    """
+    headers = {name.lower(): str(value) for name, value in _headers(error).items()}
+    limit = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("ratelimit", ""))
+    if limit and _status(error) == 429:
+        return float(limit[1])
+    after = headers.get("retry-after", "").strip()
+    if after.isdecimal():
+        return float(after)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _headers(error: Exception) -> Mapping[str, Any]:
+    """Returns the headers of the answer that an error is about; none where it has none."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # Of botocore.
+        return response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return getattr(response, "headers", None) or {}
 
 
 def _reason(error: Exception) -> str:
@@ -226,6 +338,8 @@ def _filesystem(url: str, where: str):
 
 def _may_pass(error: Exception) -> bool:
     """Returns whether the same request may succeed later: not where something is absent, forbidden or wrong."""
+    if type(error).__name__ == "OfflineModeIsEnabled":  # Of huggingface_hub, with HF_HUB_OFFLINE=1.
+        return False
     status = _status(error)
     if status is not None:
         return status >= 500 or status in (408, 429)
@@ -237,5 +351,4 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _mark(info: dict[str, Any]) -> str:
-    known = {**info, **(info.get("lfs") or {})}
-    return next((f"{name} {known[name]}" for name in _MARKS if known.get(name)), "")
+    return next((f"{name} {info[name]}" for name in _MARKS if info.get(name)), "")

@@ -90,29 +90,45 @@ class Shards:
         return len(self.tokens)
 
     def read(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Returns ids [start, stop) of a document, without BOS and EOS.
+        """Returns ids [start, stop) of a document, without BOS and EOS."""
+        return self.read_pieces(*(np.array([each]) for each in (document, start, stop)))[0]
+
+    def read_pieces(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """Returns ids [start, stop) of each of some documents, without BOS and EOS.
+
+        All records are read by one call: each call of ArrayRecord's costs time in proportion to the records of a file,
+        3 to 17 ms where these are 1.6 million short documents, whether it reads one record or thousands.
+
+        Args:
+            documents, starts, stops: int64 (pieces,).
 
         Raises:
             UserError: a shard file is damaged or missing.
         """
         dtype = id_dtype(self.manifest.vocabulary_size)
-        if start >= stop:
-            return np.empty(0, dtype)
-        first, last = start // RECORD_TOKENS, (stop - 1) // RECORD_TOKENS
-        base = int(self._first_record[document])
+        first = starts // RECORD_TOKENS
+        counts = np.where(stops > starts, (stops - 1) // RECORD_TOKENS + 1 - first, 0)
+        begins = np.cumsum(counts) - counts
+        of_piece = np.arange(counts.sum()) - np.repeat(begins, counts)
+        numbers = np.repeat(self._first_record[documents] + first, counts) + of_piece
         try:
             if self._source is None:
                 self._source = _open_source(self.folder, self.split)
-            records = [_parse(self._source[base + i], dtype) for i in range(first, last + 1)]
-            ids = records[0] if len(records) == 1 else np.concatenate(records)
-            if len(ids) != min((last + 1) * RECORD_TOKENS, int(self.tokens[document])) - first * RECORD_TOKENS:
-                raise ValueError(f"document {document} is not as long as the index says")
+            records = [_parse(record, dtype) for record in self._source.__getitems__(numbers.tolist())]
+            pieces = []
+            columns = (documents, first * RECORD_TOKENS, starts, stops, begins, counts)
+            for document, origin, start, stop, begin, count in zip(*(each.tolist() for each in columns), strict=True):
+                read = records[begin : begin + count]
+                ids = read[0] if count == 1 else np.concatenate([np.empty(0, dtype), *read])
+                if count and len(ids) != min(origin + count * RECORD_TOKENS, int(self.tokens[document])) - origin:
+                    raise ValueError(f"document {document} is not as long as the index says")
+                pieces.append(ids[start - origin : stop - origin])
         except Exception as error:  # ArrayRecord, TFDS and protobuf each raise kinds of their own.
             raise UserError(
                 f"token shards {self.folder}: split {self.split!r} cannot be read ({one_line(error)}); "
                 "delete the folder and run again to prepare it anew"
             ) from error
-        return ids[start - first * RECORD_TOKENS : stop - first * RECORD_TOKENS]
+        return pieces
 
     def __getstate__(self):
         return {**self.__dict__, "_source": None}

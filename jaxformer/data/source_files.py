@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import Any, NamedTuple
 
 from jaxformer.config import UserError, require
 from jaxformer.data.globs import FOLDER, choose, in_any_case, walk
-from jaxformer.data.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, is_remote
+from jaxformer.data.hub import parse_hub_url
+from jaxformer.data.remote import RemoteFile, branch_commit, find, fixed_parts, is_remote
 from jaxformer.host.cache import cache_folder
-from jaxformer.host.console import format_size, print_notice
+from jaxformer.host.console import format_size, print_line, print_notice
 from jaxformer.host.digests import file_digests
 from jaxformer.host.files import read_json_or_empty, write_remembered
 
@@ -32,6 +32,9 @@ _LISTING_VERSION = 2
 
 # To read more than this for digests is worth a line.
 _NOTABLE_BYTES = 10 << 30
+
+# Copied at a time from what was received of a remote file.
+_BUFFER_BYTES = 1 << 16
 
 # A file that changed so shortly before it was read may change again within the same time stamp.
 _SETTLED_NANOSECONDS = 2_000_000_000
@@ -135,7 +138,7 @@ def open_file(path: str | os.PathLike, what: str) -> io.BufferedReader:
     try:
         if not is_remote(path):
             return open(path, "rb")
-        return io.BufferedReader(RemoteFile(os.fspath(path), f"{what} {path}"), REQUEST_BYTES)
+        return io.BufferedReader(RemoteFile(os.fspath(path), f"{what} {path}"), _BUFFER_BYTES)
     except OSError as error:
         raise UserError(f"{what} {path}: {error.strerror or error}") from error
 
@@ -189,11 +192,41 @@ def _remote_digest(url: str, what: str) -> str:
         return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
+def pinned(path: str, what: str, *, newest: bool = False) -> tuple[str, str]:
+    """Returns a path with the commit that its branch stands for, and the commit; '' for what has no commits.
+
+    Of `hf://datasets/OWNER/NAME/...` that is the default branch, of `...NAME@BRANCH/...` that branch; a commit stays.
+    A branch is looked up once and its commit is remembered in the cache: a later start needs no network, and reads the
+    same files.
+
+    Args:
+        newest: looks it up again.
+    """
+    if not path.startswith("hf://"):
+        return path, ""
+    place = parse_hub_url(path, what)
+    if place.is_pinned:
+        return path, place.revision
+    branch, name = place.revision or "main", f"hf://datasets/{place.repository}"
+    memory = cache_folder() / "digests" / f"{_short_digest([place.repository, branch])}.json"
+    known = {} if newest else read_json_or_empty(memory)
+    if "commit" not in known:
+        known = {"commit": branch_commit(place, what), "looked_up": time.strftime("%Y-%m-%d")}
+        write_remembered(memory, json.dumps(known).encode())
+        print_line(f"corpus      {name}: {branch} is commit {known['commit']}")
+    else:
+        print_line(
+            f"corpus      {name}: {branch} was commit {known['commit']} on {known['looked_up']}; `jaxformer prepare "
+            "--newest` looks it up again"
+        )
+    return str(place._replace(revision=known["commit"])), known["commit"]
+
+
 def _find_remote(url: str, suffixes: tuple[str, ...], what: str) -> Listing:
-    pin = re.match(r"hf://datasets/[^@]+@[0-9a-f]{40}(/|$)", url)
+    is_pinned = url.startswith("hf://") and parse_hub_url(url, what).is_pinned
     memory = cache_folder() / "digests" / f"{_short_digest([_LISTING_VERSION, url, suffixes])}.json"
     # A commit's files never change: a later start asks nobody.
-    if pin and (known := read_json_or_empty(memory)).get("files"):
+    if is_pinned and (known := read_json_or_empty(memory)).get("files"):
         return Listing(tuple(SourceFile(*fields) for fields in known["files"]), known.get("passed_over", {}))
     is_glob = glob.has_magic(url)
     folder, slash, last = url.rpartition("/")
@@ -206,7 +239,7 @@ def _find_remote(url: str, suffixes: tuple[str, ...], what: str) -> Listing:
         names, passed_over = choose(by_name, pattern, suffixes if not is_glob else ("",))
     files = (SourceFile(*by_name[name]) for name in names)
     listing = _listing(files, passed_over, url, () if is_glob else suffixes, what)
-    if pin:
+    if is_pinned:
         write_remembered(memory, json.dumps(dataclasses.asdict(listing)).encode())
     return listing
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,8 +20,10 @@ import numpy as np
 import sentencepiece
 
 from jaxformer.config import Bounds, OneOf, PositiveInt, UserError, check_fields, execution, flatten, require
-from jaxformer.data.corpus import Documents, key_fraction, unique_documents
+from jaxformer.data.corpus import Documents, key_fraction, part_names, unique_documents
+from jaxformer.data.documents import Document
 from jaxformer.host.cache import make_once
+from jaxformer.host.console import progress_bar
 
 SPACE_MARK = "\u2581"
 
@@ -157,7 +159,7 @@ def sample_texts(documents: Documents, limit_bytes: int) -> list[str]:
     heap: list[tuple[float, str]] = []
     total = 0
     bound = (-1.0, "")  # the smallest hash that has been dropped, negated: nothing at or beyond it fits
-    for document in unique_documents(documents.sample(limit_bytes), Counter()):
+    for document in unique_documents(_shown(documents, limit_bytes), Counter()):
         fraction = key_fraction(document.key)
         entry = (-fraction, document.text)
         if fraction < documents.config.validation_share or entry <= bound:
@@ -168,6 +170,15 @@ def sample_texts(documents: Documents, limit_bytes: int) -> list[str]:
             bound = heapq.heappop(heap)
             total -= len(bound[1].encode())
     return [text for _, text in sorted(heap, reverse=True)]
+
+
+def _shown(documents: Documents, limit_bytes: int) -> Iterator[Document]:
+    """Yields the documents of `Documents.sample`, and shows how much text they hold so far."""
+    name, total = part_names(documents.config)[0], min(limit_bytes, documents.source_bytes)
+    with progress_bar(desc=f"sampling {name} for the tokenizer", unit="B", total=total) as bar:
+        for document in documents.sample(limit_bytes):
+            bar.update(len(document.text.encode()))
+            yield document
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxformer.config import UserError, check_fields, override, replace, require
+from jaxformer.config import UserError, check_fields, flatten, override, replace, require
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.files import find_experiment, run_experiment_file
 
@@ -137,7 +137,7 @@ def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, pa
     """
     resolved = _resolve(name_or_path, None, parent, ())
     base = resolved.experiment
-    changed = override(base, overrides or {})
+    changed = override(base, _without_licence_of_another(base, overrides or {}))
     ad_hoc = _differences(base, changed)
     lineage = dataclasses.replace(resolved.lineage, overrides=ad_hoc)
     return resolved._replace(experiment=dataclasses.replace(changed, name=base.name + _mark(ad_hoc)), lineage=lineage)
@@ -181,7 +181,7 @@ def _applied(variant: Variant, parent: Resolved, name: str) -> Resolved:
             replace(base, {path: value})  # Tells the nearest path that there is.
         is_function = callable(value) and not isinstance(value, type)
         values[path] = _call(f"the change of {path}", value, sections[path], base) if is_function else value
-    child = replace(base, values)
+    child = replace(base, _without_licence_of_another(base, values))
     declared = _differences(base, child)
     learned, differs = science(base) | science(child), _differences(_effective(base), _effective(child))
     for path in values:
@@ -299,6 +299,16 @@ def _differences(before: Experiment, after: Experiment) -> dict[str, tuple[Any, 
     ours, theirs = science(after), science(before)
     paths = dict.fromkeys([*theirs, *ours])
     return {path: (theirs.get(path), ours.get(path)) for path in paths if theirs.get(path) != ours.get(path)}
+
+
+def _without_licence_of_another(base: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values by path that also reset the origin and the licence of each corpus whose source they change."""
+    known, result = flatten(base.corpus, _prefix="corpus."), dict(values)
+    for path, value in values.items():
+        section, _, name = path.rpartition(".")
+        if name in ("path", "kind") and path in known and value != known[path]:
+            result = {f"{section}.origin": "", f"{section}.licence": ""} | result
+    return result
 
 
 def _is_within(leaf: str, path: str) -> bool:

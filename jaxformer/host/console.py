@@ -50,8 +50,10 @@ class _Lines(tqdm):
 def print_notice(text: str | None) -> None:
     """Prints a line that stays on standard error, beside the progress lines; nothing for None."""
     if text:
-        end_progress()
-        print_line(f"jaxformer: {printable(' '.join(text.split()))}", is_error=True)
+        with tqdm.external_write_mode(file=sys.stderr):  # Bars are taken off the screen, and shown again below it.
+            if not getattr(tqdm, "_instances", None):
+                end_progress()
+            print_line(f"jaxformer: {printable(' '.join(text.split()))}", is_error=True)
 
 
 def printable(text: str) -> str:

@@ -11,7 +11,7 @@ from jaxformer.data.contamination import Contamination, find_contamination
 from jaxformer.data.corpus import Documents, load_documents, part_names, parts_of
 from jaxformer.data.overlap import held_out_elsewhere
 from jaxformer.data.packing import PackingConfig, Plan, packing_report, plan_rows
-from jaxformer.data.preparation import prepare
+from jaxformer.data.preparation import prepare, unfilled_budget
 from jaxformer.data.shards import Shards, open_shards
 from jaxformer.data.tokenizer import Tokenizer, prepare_tokenizer
 from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_tasks
@@ -19,6 +19,7 @@ from jaxformer.evaluation.tasks import TaskData
 from jaxformer.evaluation.validation import ValidationSet, select_validation
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.cache import cache_folder
+from jaxformer.host.console import print_notice
 
 
 class PreparedCorpus(NamedTuple):
@@ -114,13 +115,16 @@ def task_digests(data: Data) -> dict[str, str]:
     return {task.task.name: task.items_digest(np.arange(len(task.items))) for task, _ in data.tasks}
 
 
-def open_corpora(experiment: Experiment) -> tuple[list[Documents], Tokenizer]:
+def open_corpora(experiment: Experiment, *, newest: bool = False) -> tuple[list[Documents], Tokenizer]:
     """Returns the corpora of an experiment and their tokenizer, which is trained if it is not in the cache.
+
+    Args:
+        newest: looks up again at which commits branches of the Hub stand.
 
     Raises:
         UserError: a corpus is not there, or the tokenizer does not fit the model.
     """
-    corpora = [load_documents(config) for config in parts_of(experiment.corpus)]
+    corpora = [load_documents(config, newest=newest) for config in parts_of(experiment.corpus)]
     tokenizer = prepare_tokenizer(corpora, experiment.tokenizer, cache_folder())
     require(
         tokenizer.vocabulary_size <= experiment.model.vocabulary_size,
@@ -206,6 +210,7 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
     )
     for corpus, plan in zip(corpora, plans, strict=True):
         _check_fill(corpus, plan, packing)
+        print_notice(unfilled_budget(corpus.training.manifest))
     weights = [config.weight for config in parts_of(experiment.corpus)]
     validation = [select_validation(each.validation, experiment.evaluation, packing, each.name) for each in corpora]
     return Data(tokenizer, corpora, plans, weights, validation, encoded_tasks)

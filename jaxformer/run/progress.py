@@ -240,7 +240,9 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
         )
         for line in corpus.describe():
             print_line(f"            {line}")
-        print_line(f"packing     {packing_report(plan, corpus.training.tokens, corpus.documents)}")
+        passes = training.steps * training.rows_per_step * weight / sum(data.weights) / len(plan)
+        report = packing_report(plan, corpus.training.tokens, corpus.documents)
+        print_line(f"packing     {report}; each row is read {passes:.3g} times")
     for task, encoded in data.tasks:
         cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""
         count = f"{len(task.items):,} of {task.task.official_items:,} official items"

@@ -1,11 +1,16 @@
+import random
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from local_hub import LocalHub, dclm, fineweb_edu
+from user import User
 
 from jaxformer.commands.prepare import main
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import resolve
+from jaxformer.data.hub import parse_hub_url
+from jaxformer.experiment.variant import load_experiment, resolve
 from jaxformer.run.inputs import prepare_data
 
 pytestmark = pytest.mark.device_free
@@ -65,3 +70,54 @@ def test_options_that_beam_does_not_know_are_refused_before_anything_is_tokenise
 
     with pytest.raises(UserError, match="no options of an Apache Beam pipeline"):
         pipeline_options(["--direct_num_workers=many"])
+
+
+# The experiments at scale, as they are written.
+
+
+def made_up(number: int, seed: int) -> list[str]:
+    """Returns texts of so many different words that a tokenizer of 32,768 pieces can be trained on them."""
+    words = random.Random(0)
+    syllables = [a + b + c for a in "bdfgklmnprstvz" for b in "aeiou" for c in ("", "n", "r", "s")]
+    lexicon = ["".join(words.choices(syllables, k=words.randint(2, 5))) for _ in range(24_000)]
+    choices = random.Random(seed)
+    return [" ".join(choices.choices(lexicon, k=choices.randint(20, 300))) for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def large_hub():
+    """The datasets of `baseline_27m` and `mixture_100m` at the commits that these name."""
+    pytest.importorskip("huggingface_hub")
+    with LocalHub() as hub:
+        parts = (load_experiment("baseline_27m").corpus, load_experiment("mixture_100m").corpus.parts[1])
+        for part, suffix, pack in zip(parts, (".parquet", ".jsonl.zst"), (fineweb_edu, dclm), strict=True):
+            place = parse_hub_url(part.path, "corpus.path")
+            folder = place.path.rpartition("/")[0]
+            files = {f"{folder}/{i:03}{suffix}": pack(made_up(600, i + len(suffix))) for i in range(3)}
+            hub.commit(place.repository, {**files, "README.md": b"no data"}, commit=place.revision)
+        yield hub
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "budgets"),
+    [
+        ("baseline_27m", ["--corpus.tokens=90_000"]),
+        ("mixture_100m", ["--corpus.parts.0.tokens=90_000", "--corpus.parts.1.tokens=60_000"]),
+    ],
+)
+def test_the_experiments_at_scale_are_prepared_from_the_hub_and_then_need_it_no_more(
+    large_hub, tmp_path, experiment, budgets
+):
+    user = User(tmp_path, [], large_hub.environment)
+    large_hub.behave()
+    first = user.run("prepare", f"--experiment={experiment}", *budgets)
+    assert first.status == 0, first.err
+    found = [int(each.replace(",", "")) for each in re.findall(r": ([\d,]+) tokens to train on", first.out)]
+    wanted = [int(budget.partition("=")[2].replace("_", "")) for budget in budgets]
+    assert [abs(tokens - want) < 2000 for tokens, want in zip(found, wanted, strict=True)] == [True] * len(budgets)
+    files = [request.line for request in large_hub.requests if "/cdn/" in request.line]
+    assert files and not any("README" in line for line in files)
+    large_hub.behave()
+    again = user.run("prepare", f"--experiment={experiment}", *budgets)
+    assert (again.status, again.out, large_hub.requests) == (0, first.out, [])

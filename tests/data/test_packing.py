@@ -49,9 +49,10 @@ class FakeShards:
     def __len__(self):
         return len(self.tokens)
 
-    def read(self, document, start, stop):
-        assert 0 <= start < stop <= self.tokens[document]
-        return self.documents[document][start:stop]
+    def read_pieces(self, documents, starts, stops):
+        assert np.all((starts >= 0) & (starts < stops) & (stops <= self.tokens[documents]))
+        pieces = zip(documents, starts, stops, strict=True)
+        return [self.documents[document][start:stop] for document, start, stop in pieces]
 
 
 def make_plan(lengths, T, method="best_fit", seed=0, bound=0) -> Plan:

@@ -187,6 +187,18 @@ def test_a_budget_too_small_for_two_documents_is_reported(folder, tokenizer, tmp
         prepare(load_documents(config(folder, tokens=1)), tokenizer, tmp_path, progress=False)
 
 
+def test_a_budget_that_the_corpus_cannot_fill_is_reported_with_numbers(folder, tokenizer, tmp_path):
+    tokens = {}
+    for budget in (0, 2000, 10**9):
+        documents = load_documents(config(folder, tokens=budget))
+        manifest = open_shards(prepare(documents, tokenizer, tmp_path, progress=False), "train").manifest
+        tokens[budget] = manifest.tokens["train"]
+        line = preparation.unfilled_budget(manifest)
+        assert bool(line) is (budget == 10**9)
+    assert f"holds {tokens[0]:,} tokens to train on, 0.0% of the 1,000,000,000 of corpus.tokens" in line
+    assert tokens[10**9] == tokens[0]
+
+
 @pytest.mark.parametrize("wanted", [600, 0])
 def test_two_budgets_of_a_corpus_are_validated_on_the_same_documents(folder, tokenizer, tmp_path, wanted):
     found = []

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -102,6 +103,19 @@ def test_pieces_that_begin_or_end_at_a_record_are_right(training, training_ids):
             for stop in edges:
                 if start < stop:
                     np.testing.assert_array_equal(training.read(document, start, stop), ids[start:stop])
+
+
+@given(st.data())
+def test_many_pieces_are_read_by_one_call_and_are_those_read_one_by_one(training, training_ids, data):
+    documents = np.array(data.draw(st.lists(st.integers(0, len(training) - 1), max_size=9)), np.int64)
+    lengths = [len(training_ids[document]) for document in documents]
+    stops = np.array([data.draw(st.integers(0, length)) for length in lengths], np.int64)
+    starts = np.array([data.draw(st.integers(0, stop)) for stop in stops], np.int64)
+    training.read(0, 0, 1)  # Opens the files.
+    with mock.patch.object(type(training._source), "__getitem__", None):
+        pieces = training.read_pieces(documents, starts, stops)
+    for ids, document, start, stop in zip(pieces, documents, starts, stops, strict=True):
+        np.testing.assert_array_equal(ids, training_ids[document][start:stop])
 
 
 def test_an_empty_piece_is_empty_also_at_the_end_of_a_document_that_fills_its_records(folder):

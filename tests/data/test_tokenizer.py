@@ -205,6 +205,7 @@ class FakeDocuments:
     def __init__(self, documents, validation_share=0.2):
         self.config = CorpusConfig(kind="text", path="nowhere", validation_share=validation_share)
         self._documents = documents
+        self.source_bytes = 1
 
     def sample(self, limit_bytes):
         return iter(self._documents)

@@ -37,8 +37,9 @@ class ArrayShards(Shards):
         super().__init__(None, "validation", Manifest(**marks), tokens, np.array(text_bytes))
         self.documents = documents
 
-    def read(self, document, start, stop):
-        return self.documents[document][start:stop]
+    def read_pieces(self, documents, starts, stops):
+        pieces = zip(documents, starts, stops, strict=True)
+        return [self.documents[document][start:stop] for document, start, stop in pieces]
 
 
 @pytest.fixture(scope="module")

@@ -247,3 +247,23 @@ def test_two_parents_at_once_are_refused():
 
 def test_times_keeps_whole_numbers_whole():
     assert times(0.5)(4, None) == 2 and isinstance(times(0.5)(4, None), int) and times(0.5)(3.0, None) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("values", "licence"),
+    [
+        ({"corpus.path": "own/*.parquet"}, ""),
+        ({"corpus.path": "own/*.parquet", "corpus.licence": "CC0-1.0"}, "CC0-1.0"),
+        ({"corpus.tokens": "1000"}, "ODC-By 1.0"),
+    ],
+)
+def test_another_source_does_not_keep_the_licence_of_the_one_before(write, values, licence):
+    assert resolve("baseline_27m", values).experiment.corpus.licence == licence
+    if len(values) == 1 and "corpus.path" in values:
+        child = resolve(write("own", variant(repr(values), parent="baseline_27m")))
+        assert child.experiment.corpus.licence == licence
+
+
+def test_another_source_of_a_part_keeps_the_licences_of_the_other_parts():
+    resolved = resolve("mixture_100m", {"corpus.parts.1.path": "own/*.jsonl"}).experiment
+    assert [part.licence for part in resolved.corpus.parts] == ["ODC-By 1.0", ""]
