@@ -1,5 +1,6 @@
 """Several variants of one parent, on the same seeds: what is to be run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.files import find_study, run_file
 from jaxformer.experiment.variant import OF, Resolved, resolve
 from jaxformer.flops import training_flops_per_token
-from jaxformer.host.files import require_json
+from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.launch import Job
 
 
@@ -79,18 +80,39 @@ def resolve_study(study: Study) -> list[Resolved]:
     Raises:
         UserError: one is none.
     """
-    parent = resolve(study.parent)
-    variants = []
+    experiments, refused = resolve_what_can_be(study)
+    for error in refused.values():
+        raise error
+    return experiments
+
+
+def resolve_what_can_be(study: Study) -> tuple[list[Resolved], dict[str, UserError]]:
+    """Returns the parent and the variants that are one change each, and of the others, by name, why they are none.
+
+    Raises:
+        UserError: the parent is none, or no variant is one.
+    """
+    experiments, refused = [resolve(study.parent)], {}
     for name in study.variants:
-        one = resolve(name)
-        if OF not in name and study.parent not in {each.name for each in _ancestors(one)}:
-            one = resolve(name, parent=study.parent)
-        variants.append(one)
-    names = [one.name for one in (parent, *variants)]
-    for one in variants:
-        missing = [each.name for each in one.parents if each.name not in names]
-        require(not missing, f"{one.name} is compared with {', '.join(missing)}: add it to the study")
-    return [parent, *variants]
+        try:
+            one = resolve(name)
+            if OF not in name and study.parent not in {each.name for each in _ancestors(one)}:
+                one = resolve(name, parent=study.parent)
+            experiments.append(one)
+        except UserError as error:
+            refused[name] = error
+    while orphans := {one.name: missing for one in experiments if (missing := _missing_parents(one, experiments))}:
+        experiments = [one for one in experiments if one.name not in orphans]
+        for name, missing in orphans.items():
+            refused[name] = UserError(f"{name} is compared with {', '.join(missing)}: add it to the study")
+    if len(experiments) == 1:
+        raise next(iter(refused.values()))
+    return experiments, refused
+
+
+def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str]:
+    names = [each.name for each in experiments]
+    return [each.name for each in one.parents if each.name not in names] if one is not experiments[0] else []
 
 
 def _ancestors(resolved: Resolved) -> list[Resolved]:
@@ -137,5 +159,7 @@ def _flops(resolved: Resolved) -> float:
 
 
 def _mean_seconds(folder: Path) -> float | None:
-    seconds = [float(require_json(path)["seconds"]) for path in folder.glob("seed_*/summary.json")]
-    return float(np.mean(seconds)) if seconds else None
+    """Returns the mean over the runs whose summary tells; a damaged one is for the run itself to refuse."""
+    seconds = [read_json_or_empty(path).get("seconds") for path in folder.glob("seed_*/summary.json")]
+    known = [each for each in seconds if isinstance(each, int | float) and 0 < each < math.inf]
+    return float(np.mean(known)) if known else None

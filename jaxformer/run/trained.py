@@ -41,15 +41,16 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
     experiment, record = load_run(workdir)
     tokenizer = run_tokenizer(workdir, record)
     device = choose_device("auto")  # It need not be evaluated where it was trained.
-    if device.device_kind == record["device"]:
-        attention = implementation_from(record["attention"])
-    else:
-        attention = choose_implementation(AttentionConfig(), attention_shape(experiment)).implementation
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
         step = max(steps, default=None) if step is None else step
         if step not in steps:
-            raise UserError(f"no checkpoint of step {step} in {checkpoints.folder}; there are {steps or 'none'}")
+            wanted = "" if step is None else f" of step {step}"
+            raise UserError(f"no checkpoint{wanted} in {checkpoints.folder}; there are {steps or 'none'}")
+        if device.device_kind == record["device"]:
+            attention = implementation_from(record["attention"])
+        else:
+            attention = choose_implementation(AttentionConfig(), attention_shape(experiment)).implementation
         state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention))
         params = restore_params(checkpoints, abstract(state.params), step)
     state = state.replace(step=jnp.asarray(step, jnp.int32), params=params, opt_state=None, guard=init_guard())
