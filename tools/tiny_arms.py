@@ -18,7 +18,7 @@ from tqdm import tqdm
 from jaxformer.ablation.finished_runs import Documents, FinishedRun
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
-from jaxformer.config import replace, to_dict
+from jaxformer.config import replace
 from jaxformer.data.corpus import CorpusConfig, load_documents
 from jaxformer.data.packing import PackingConfig, make_batches, plan_rows
 from jaxformer.data.tokenizer import TokenizerConfig

@@ -122,10 +122,13 @@ def _ancestors(resolved: Resolved) -> list[Resolved]:
 def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Job]:
     """Returns the runs of a study: seed by seed, and of each seed the parents first.
 
+    Nothing begins before the first seed of the study's parent is seen to train; a variant, not before the first and the
+    same seed of the one that it changes are.
+
     Args:
         seconds: of a run of each experiment, estimated.
     """
-    resolved = resolve_study(study)
+    resolved = _parents_first(resolve_study(study))
     jobs = []
     for seed in range(study.parent_seeds):
         for one in resolved if seed < study.seeds else resolved[:1]:
@@ -134,8 +137,21 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Jo
             workdir = runs / one.name / f"seed_{seed}"
             arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={workdir}")
             steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
-            jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name], devices=devices))
+            needed = [(study.parent, 0), *((each.name, s) for each in one.parents[:1] for s in (0, seed))]
+            needs = dict.fromkeys(runs / name / f"seed_{s}" for name, s in needed if (name, s) != (one.name, seed))
+            jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name], tuple(needs), devices))
     return jobs
+
+
+def _parents_first(resolved: Sequence[Resolved]) -> list[Resolved]:
+    """Returns experiments in their order, but each behind those of its parents that are among them."""
+    waiting, ordered = list(resolved), []
+    while waiting:
+        names = {one.name for one in waiting}
+        one = next(one for one in waiting if not names & {each.name for each in one.parents})
+        ordered.append(one)
+        waiting.remove(one)
+    return ordered
 
 
 def estimate_seconds(resolved: Sequence[Resolved], runs: Path, parent_seconds: float | None = None) -> dict[str, float]:
@@ -144,7 +160,7 @@ def estimate_seconds(resolved: Sequence[Resolved], runs: Path, parent_seconds: f
     Args:
         parent_seconds: of the parent, where none of its runs is finished.
     """
-    known = {one.name: _mean_seconds(runs / one.name) for one in resolved}
+    known = {one.name: mean_seconds(runs / one.name) for one in resolved}
     parent, *_ = resolved
     base = known[parent.name] or parent_seconds
     if base is None:
@@ -158,7 +174,7 @@ def _flops(resolved: Resolved) -> float:
     return tokens * training_flops_per_token(experiment.model, experiment.packing.row_length)
 
 
-def _mean_seconds(folder: Path) -> float | None:
+def mean_seconds(folder: Path) -> float | None:
     """Returns the mean over the runs whose summary tells; a damaged one is for the run itself to refuse."""
     seconds = [read_json_or_empty(path).get("seconds") for path in folder.glob("seed_*/summary.json")]
     known = [each for each in seconds if isinstance(each, int | float) and 0 < each < math.inf]

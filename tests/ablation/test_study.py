@@ -58,7 +58,11 @@ def test_jobs_are_ordinary_commands_seed_by_seed_and_parents_first(tmp_path):
     assert order == [(name, seed) for seed in (0, 1) for name in seconds] + [("root", 2)]
     workdir = tmp_path / "gated" / "seed_1"
     arguments = ("--experiment=gated", "--seed=1", f"--workdir={workdir}")
-    assert jobs[4] == Job("gated", 1, arguments, workdir, 40, 70.0)
+    parents = (tmp_path / "root" / "seed_0", tmp_path / "root" / "seed_1")
+    assert jobs[4] == Job("gated", 1, arguments, workdir, 40, 70.0, parents)
+    assert [len(job.needs) for job in jobs] == [0, 1, 2, 1, 2, 3, 1]
+    turned = make_jobs(Study(parent="root", variants=("gated_deep", "gated"), seeds=1), tmp_path, seconds)
+    assert [job.name for job in turned][:3] == ["root", "gated", "gated_deep"], "a parent comes before its variants"
 
 
 def test_variants_are_asked_of_the_studys_parent():

@@ -115,7 +115,7 @@ def test_a_variant_that_is_clearly_worse_is_stopped_with_all_its_seeds(command, 
 
     monkeypatch.setattr(run_study, "training_losses", losses)
     monkeypatch.setattr(
-        run_study, "require_json", lambda path: {"validation/loss": curves["root", int(path.parent.name[-1])]}
+        run_study, "read_json_or_empty", lambda path: {"validation/loss": curves["root", int(path.parent.name[-1])]}
     )
     lineages = {"normed": resolve("normed").lineage}
     run_study.stop_what_is_worse(Stopping(), statuses, lineages)
