@@ -33,7 +33,7 @@ from jaxformer.jobs.launch import HEADER, Handle, Job, Launch, launch_local
 # In a run folder, why a queue ended the run before its last step.
 STOPPED_EARLY = "stopped_early.json"
 
-# Share of its steps, with a finite loss, by which a run is seen to train: warmups are mostly shorter.
+# Share of its steps, with a finite loss and gradient, by which a run is seen to train: warmups are mostly shorter.
 _PROOF = 0.1
 
 # How often a job that crashed is started again: the first may be bad luck, the third is not.
@@ -260,8 +260,9 @@ class Queue:
         """Returns whether a run that others need is finished, or was seen to train."""
         if states.get(path, State.FINISHED) is State.FINISHED:
             return True
-        step, loss, _ = _progress(path)
-        return step >= max(1.0, _PROOF * self._runs[path].job.steps) and math.isfinite(loss)
+        step, scalars = _last_metrics(path)
+        numbers = scalars.get("train/loss", math.nan), scalars.get("train/gradient_norm", 0.0)
+        return step >= max(1.0, _PROOF * self._runs[path].job.steps) and all(map(math.isfinite, numbers))
 
     def _stop_all(self) -> None:
         def running():
@@ -346,6 +347,12 @@ def last_line(log: Path) -> str:
 
 def _progress(workdir: Path) -> tuple[int, float, float]:
     """Returns the last step with metrics, its training loss, and the tokens per second that were last reported."""
+    step, scalars = _last_metrics(workdir)
+    return step, scalars.get("train/loss", math.nan), scalars.get("train/tokens_per_second", math.nan)
+
+
+def _last_metrics(workdir: Path) -> tuple[int, dict[str, float]]:
+    """Returns the last step with metrics, and what was last reported of its training, by name."""
     step, scalars = 0, {}
     for line in _tail(workdir / "metrics.jsonl").splitlines():
         try:
@@ -355,7 +362,7 @@ def _progress(workdir: Path) -> tuple[int, float, float]:
                 step, scalars = int(values["step"]), scalars | numbers
         except (ValueError, TypeError, KeyError):
             continue  # Half of a line, at either end of what was read.
-    return step, scalars.get("train/loss", float("nan")), scalars.get("train/tokens_per_second", float("nan"))
+    return step, scalars
 
 
 def _mark(run: _Run, step: int, now: float) -> None:

@@ -196,7 +196,11 @@ def test_what_runs_is_saved_and_ended_when_the_job_that_it_needs_fails(tmp_path,
     fail_once_the_child_runs = f"""
 import pathlib, sys, time
 pathlib.Path({str(parent.workdir)!r}).mkdir(parents=True)
-pathlib.Path({str(parent.workdir / "metrics.jsonl")!r}).write_text('{{"step": 2, "train/loss": 1.0}}\\n')
+metrics = pathlib.Path({str(parent.workdir / "metrics.jsonl")!r})
+metrics.write_text('{{"step": 2, "train/loss": 1.0, "train/gradient_norm": "nan"}}\\n')
+time.sleep(0.3)
+assert not pathlib.Path({str(child.log)!r}).exists(), "it does not train yet"
+metrics.write_text('{{"step": 2, "train/loss": 1.0, "train/gradient_norm": 1.0}}\\n')
 while not pathlib.Path({str(child.workdir / "starts")!r}).exists():
     time.sleep(0.01)
 sys.exit("jaxformer: 8 steps in a row had a loss that is not finite")
