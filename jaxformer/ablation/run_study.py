@@ -129,6 +129,6 @@ def describe_failures(statuses: Sequence[Status]) -> list[str]:
             cause = f"{status.job} {status.state.value}: {status.note}"
             blocked = sum(other.state is State.BLOCKED and other.note == cause for other in statuses)
             log = "" if str(status.job.log) in cause else f"; see {status.job.log}"
-            others = f"; {blocked} runs that need it are not trained" if blocked else ""
+            others = f"; not trained, since they need it: {blocked}" if blocked else ""
             lines.append((blocked, cause + others + log))
     return [line for _, line in sorted(lines, key=lambda each: each[0])]
