@@ -47,7 +47,7 @@ def write_variant(user: User, name: str, change: dict, parent: str = "root") -> 
     options = f"parent={parent!r}, question='Why?', change={change!r}, expected=(-1, 1), source='a test'"
     user.write(
         f"experiments/{name}.py",
-        f"from jaxformer.experiment.variant import Variant\nEXPERIMENT = Variant({options})\n",
+        f"from jaxformer.experiment import Variant\nEXPERIMENT = Variant({options})\n",
     )
 
 
@@ -257,6 +257,36 @@ def test_a_job_that_cannot_be_started_stops_no_other(researcher):
     assert "normed seed 1 failed: it could not be started (" in ended.err.splitlines()[-1]
 
 
+@report(
+    "ShapeWorks#2621; wandb#749",
+    did="started a study where the process that estimates it is killed, as when memory runs out",
+    must="one line says so; no traceback, status 1",
+)
+def test_an_estimate_that_is_killed_ends_in_one_line(researcher):
+    path = researcher.folder / "experiments/root.py"
+    kill = "import multiprocessing, os, signal\nif multiprocessing.parent_process():\n"
+    path.write_text(f"{kill}    os.kill(os.getpid(), signal.SIGKILL)\n{path.read_text()}")
+    ended = researcher.run("ablate", *STUDY)
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.splitlines()[-1].startswith("jaxformer: the process that estimates what the runs will take")
+    assert "Traceback" not in ended.err
+
+
+@report(
+    "mlflow#15535; fasttrackml#489",
+    did="reported a study of which one run had skipped steps that were not finite",
+    must="it is compared and drawn as the others are",
+)
+def test_a_run_that_skipped_steps_is_reported_with_the_others(researcher):
+    path = researcher.folder / "runs/normed/seed_0/metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    skipped = {"train/loss": "nan", "train/gradient_norm": "inf", "train/spike_score": "nan"}
+    path.write_text("".join(json.dumps(line | (skipped if line["step"] == 2 else {})) + "\n" for line in lines))
+    ended = researcher.run("report", *STUDY)
+    assert ended.status == 0 and is_reported(ended, "normed") and is_reported(ended, "warm"), ended.err
+    assert ended.err == ""
+
+
 def is_compared_over(ended, name: str, seeds: int) -> bool:
     """Returns whether a variant was compared, over so many seeds."""
     return "[" in (line := verdicts(ended).get(name, "")) and f" {seeds} " in line
@@ -345,19 +375,33 @@ def test_questions_without_a_single_answer_are_refused(evaluator, row, message):
 
 
 @report(
-    "hellaswag#8; deepeval#3070; lm-evaluation-harness#1395",
-    did="scored a single question, of numbers for labels, that has the same option twice",
-    must="labels are one thing whether written as number or text; equals are counted in a line and in the record; no "
-    "'± nan' is printed",
+    "lm-evaluation-harness#1395; hellaswag#8",
+    did="scored a single question, which has the same option twice",
+    must="no '± nan' is printed; equal options are counted in a line and in the record",
 )
-def test_one_question_with_equal_options_and_numbers_for_labels(evaluator):
-    write_task(evaluator, "tasks", [arc("go", texts=("ba", "ba", "fi"), labels=("1", "2", "3"), answer=3)])
+def test_one_question_with_equal_options_is_scored_and_told(evaluator):
+    write_task(evaluator, "tasks", [arc("go", texts=("ba", "ba", "fi"))])
     ended = evaluator.run("evaluate", "--workdir=run", "--task=arc_easy", "--data=tasks")
     assert ended.status == 0, ended.err
+    assert "arc_easy" in ended.out and "nan" not in ended.out
     assert "1 of 1 items have the same option twice (items 0, from 0)" in ended.err
-    assert "nan" not in ended.out and "arc_easy" in ended.out
     record = json.loads((evaluator.folder / "run/evaluations/step_4/arc_easy.json").read_text())
     assert record["items_with_equal_options"] == 1
+
+
+@report(
+    "deepeval#3070; evalscope#1516; HRM-Text#2",
+    did="scored questions whose labels or answers another program had written as numbers",
+    must="a number and the text that reads as it are one label",
+)
+def test_numbers_and_texts_are_the_same_labels(evaluator):
+    rows = [arc("go", labels=("1", "2", "3"), answer=3), arc("ki", labels=(1, 2, 3), answer="1")]
+    write_task(evaluator, "tasks", rows)
+    write_task(evaluator, "tasks", [winogrande("go") | {"answer": 2}, winogrande("ki")], "winogrande")
+    ended = evaluate(evaluator, "--data=tasks")
+    assert ended.status == 0, ended.err
+    items = (evaluator.folder / "run/evaluations/step_4/arc_easy.items.jsonl").read_text().splitlines()
+    assert [json.loads(line)["gold"] for line in items] == [2, 0]
 
 
 @report(
