@@ -213,15 +213,15 @@ def load_finished_run(workdir: Path) -> FinishedRun:
 
 
 def _check_shape(record: dict, summary: dict) -> None:
-    """Raises `KeyError`, `TypeError` or so where a record or a summary is not of the shape that a comparison reads."""
-    lineage = record["lineage"]
-    for name in ("change", "consequences", "overrides"):
-        lineage[name].keys()
-    for start in record["starts"]:
-        start["code"].encode(), start["versions"].keys(), start["device"].encode()
-    record["versions"].keys(), record["identity"].keys(), record["digests"]["tokenizer"].encode()
-    for name in ("steps", "tokens", "device_hours"):
-        require(math.isfinite(float(summary[name])), f"its {name} ({summary[name]}) are no number")
+    """Raises `KeyError`, `TypeError` or `ValueError` unless a record and a summary hold what a comparison reads."""
+    lineage, starts = record["lineage"], record["starts"]
+    objects = [record["versions"], record["identity"], *(start["versions"] for start in starts)]
+    objects += [lineage[name] for name in ("change", "consequences", "overrides")]
+    texts = [record["digests"]["tokenizer"], *(start[name] for start in starts for name in ("code", "device"))]
+    numbers = [float(summary[name]) for name in ("steps", "tokens", "device_hours")]
+    is_whole = all(isinstance(each, dict) for each in objects) and all(isinstance(each, str) for each in texts)
+    if not (is_whole and all(map(math.isfinite, numbers))):
+        raise ValueError("a field of its record or summary is not of its kind")
 
 
 def paired_seeds(

@@ -124,3 +124,8 @@ def test_a_variant_that_is_clearly_worse_is_stopped_with_all_its_seeds(command, 
     curves["normed", 0], stopped[:] = 2.0, []
     run_study.stop_what_is_worse(Stopping(), statuses, lineages)
     assert not stopped
+    # Of a parent whose summaries are damaged nothing is known, and nothing is stopped.
+    curves["normed", 0] = 4.0
+    monkeypatch.setattr(run_study, "read_json_or_empty", lambda path: {})
+    run_study.stop_what_is_worse(Stopping(), statuses, lineages)
+    assert not stopped
