@@ -379,7 +379,7 @@ def test_questions_without_a_single_answer_are_refused(evaluator, row, message):
     did="scored a single question, which has the same option twice",
     must="no '± nan' is printed; equal options are counted in a line and in the record",
 )
-def test_one_question_with_equal_options_is_scored_and_told(evaluator):
+def test_one_question_with_equal_options_is_scored_and_they_are_counted(evaluator):
     write_task(evaluator, "tasks", [arc("go", texts=("ba", "ba", "fi"))])
     ended = evaluator.run("evaluate", "--workdir=run", "--task=arc_easy", "--data=tasks")
     assert ended.status == 0, ended.err

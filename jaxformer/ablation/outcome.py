@@ -51,8 +51,8 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
     `runs/VARIANT/comparison.json` keeps each comparison, `runs/PARENT/noise.json` the noise floor, which the next study
     of the same parent takes up.
 
-    What cannot be read, a run folder as well as a variant whose file is not there any more, is told in `Outcome.unread`
-    and spoils nothing else.
+    What cannot be read, a run folder as well as a variant whose file is not there any more, is named in
+    `Outcome.unread`, and all else is judged without it.
 
     Raises:
         UserError: the parent has no finished run that can be read, or no variant of the study is one change.

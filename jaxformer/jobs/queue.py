@@ -331,7 +331,7 @@ def state_on_disk(workdir: Path, log: Path | None = None) -> tuple[State, str]:
 
 
 def _is_held(lock: Path) -> bool:
-    """Returns whether a process is seen to hold a lock; what cannot be opened, starting the job will tell."""
+    """Returns whether a process is seen to hold a lock; one that cannot be opened is left to the job, which fails."""
     try:
         return is_held(lock)
     except OSError:

@@ -208,7 +208,7 @@ def test_a_study_without_a_finished_parent_is_refused(tmp_path):
         judge_study(Study(parent="root", variants=("gated",)), tmp_path)
 
 
-def test_a_run_that_cannot_be_read_is_left_out_and_told_everywhere(folder, tmp_path):
+def test_a_run_that_cannot_be_read_is_left_out_and_named_everywhere(folder, tmp_path):
     root, gated = resolve_study(Study(parent="root", variants=("gated",)))
     for seed in range(3):
         fake_runs.write_run(tmp_path, root, seed)
@@ -227,7 +227,7 @@ def test_a_run_that_cannot_be_read_is_left_out_and_told_everywhere(folder, tmp_p
     assert dict(summarise_study(outcome))["Not read"] == "; ".join(outcome.unread)
 
 
-def test_a_variant_of_a_variant_that_has_no_runs_is_told_why(folder, tmp_path):
+def test_a_variant_of_a_variant_without_runs_is_not_compared_and_the_reason_is_given(folder, tmp_path):
     study = Study(parent="root", variants=("gated", "gated_deep", "nowhere"))
     root, gated, gated_deep = resolve_what_can_be(study)[0]
     fake_runs.write_run(tmp_path, root, 0)
