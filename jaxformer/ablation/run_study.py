@@ -80,7 +80,7 @@ def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str,
             ends = [loss for loss in ends if math.isfinite(loss)]
             try:
                 ours, theirs = training_losses(status.job.workdir), training_losses(parents[seed])
-            except UserError:  # Where it cannot be told, nothing is stopped.
+            except UserError:  # What is not known stops nothing.
                 continue
             if behind := clearly_worse(ours, theirs, ends, status.job.steps):
                 for other in statuses:
@@ -89,7 +89,7 @@ def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str,
 
 
 def _last_validation_loss(workdir: Path) -> float:
-    """Returns the validation loss that a run ended with, nats per target; NaN where its summary does not tell."""
+    """Returns the validation loss that a run ended with, nats per target; NaN where its summary lacks it."""
     loss = read_json_or_empty(workdir / "summary.json").get("validation/loss")
     return loss if isinstance(loss, float) else math.nan
 

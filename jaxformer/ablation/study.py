@@ -175,7 +175,7 @@ def _flops(resolved: Resolved) -> float:
 
 
 def mean_seconds(folder: Path) -> float | None:
-    """Returns the mean over the runs whose summary tells; a damaged one is for the run itself to refuse."""
+    """Returns the mean over the runs whose summary holds it, or None; a damaged one is for the run to refuse."""
     seconds = [read_json_or_empty(path).get("seconds") for path in folder.glob("seed_*/summary.json")]
     known = [each for each in seconds if isinstance(each, int | float) and 0 < each < math.inf]
     return float(np.mean(known)) if known else None

@@ -75,7 +75,7 @@ def check_kin(runs: Path, resolved: Resolved) -> None:
     for path in sorted((runs / resolved.name).glob("seed_*/config.json")):
         try:
             record = read_json(path) or {}
-        except UserError as error:  # That run will be refused, or left out of what is compared; it tells nothing here.
+        except UserError as error:  # That run will be refused, or left out of what is compared; here it shows nothing.
             print_notice(str(error))
             continue
         theirs = record.get("identity", {})
