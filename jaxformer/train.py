@@ -16,6 +16,7 @@ from pathlib import Path
 
 import grain
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxformer.attention.dispatch import Choice
@@ -36,6 +37,7 @@ from jaxformer.devices.multihost import (
     wait_for_all,
 )
 from jaxformer.devices.options import fixed_options, recorded_options
+from jaxformer.evaluation.result_files import check_scores
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.experiment.variant import Lineage, resolve
@@ -50,6 +52,7 @@ from jaxformer.run.folder import (
     check_disk,
     checkpoints_to_come,
     describe_environment,
+    evaluations_folder,
     finished_summary,
     hold_folder,
     write_config,
@@ -130,6 +133,10 @@ def prepare_inputs(
     require_same_everywhere(digests(data), "other data")
     check_folder(workdir, digests(data), "digests")
     check_tasks(workdir, task_digests(data))
+    last = evaluations_folder(workdir, experiment.training.steps)
+    for task in data.tasks:  # What the last evaluation writes, it must be able to write.
+        check_scores(last, task.data, np.arange(len(task.data.items)))
+        print_notice(task.data.describe_equal_options())
     rows = experiment.training.rows_per_step
     batches = make_batches(
         data.shards,

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from jaxformer.ablation.finished_runs import Documents, FinishedRun
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.train_state import CheckpointConfig
-from jaxformer.config import replace, to_dict
+from jaxformer.config import replace
 from jaxformer.data.corpus import CorpusConfig, load_documents
 from jaxformer.data.packing import PackingConfig, make_batches, plan_rows
 from jaxformer.data.tokenizer import TokenizerConfig
@@ -170,7 +170,6 @@ def make_evidence(arm: Arm, data: Data, seeds: Iterable[int]) -> list[FinishedRu
             "seed": label,
             "lineage": {"change": {}, "consequences": {}, "overrides": {}},
             "identity": science(arm.experiment),
-            "config": to_dict(arm.experiment),
             "starts": [{"code": "", "versions": {}, "device": ""}],
             "versions": {},
             "digests": {"tokenizer": data.tokenizer.digest},
@@ -182,6 +181,7 @@ def make_evidence(arm: Arm, data: Data, seeds: Iterable[int]) -> list[FinishedRu
         evidence.append(
             FinishedRun(
                 workdir=Path(f"seed_{label}"),
+                experiment=arm.experiment,
                 record=record,
                 summary={"steps": steps, "tokens": steps * ROWS * 64, "device_hours": 0.0},
                 validation={corpus.name: documents},

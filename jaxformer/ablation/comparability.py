@@ -1,7 +1,7 @@
 """Whether runs can be compared: what they should share, and what they do not."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -50,10 +50,12 @@ def check_comparable(
     moves_data = any(path.startswith(DATA_FIELDS) for path in declared)
     if moves_data:
         notes.append("the change moves the data: pairs share seeds and documents, but no batches")
+    compared = shared_tasks([*parents, *variants])
+    notes += _describe_other_tasks([*parents, *variants])
     for parent, variant in pairs:
         flags += _check_change(parent, variant, declared)
         flags += _check_provenance(parent, variant, declared, moves_data)
-        flags += _check_evaluations(parent, variant, declared)
+        flags += _check_evaluations(parent, variant, declared, compared)
         if not moves_data and not _same_batches(parent, variant):
             flags.append(f"batches: {parent.workdir} and {variant.workdir} saw other batches")
         if variant.summary["tokens"] != parent.summary["tokens"]:
@@ -77,10 +79,37 @@ def _check_arm(runs: Sequence[FinishedRun]) -> list[str]:
         ours, theirs = _provenance(run), _provenance(first)
         how = {"code": _commits(first, run), "environment": _options(first, run)}
         flags += [f"{kind}: it differs {where}{how.get(kind, '')}" for kind in ours if ours[kind] != theirs[kind]]
+        if not have_same_documents([first, run], first.validation):
+            flags.append(f"evaluation: validation documents differ {where}")
         for kind in ("code", "environment"):
             if len(ours[kind]) > 1:
                 flags.append(f"{kind}: it changed while {run.workdir} was trained")
     return flags
+
+
+def shared_tasks(runs: Sequence[FinishedRun]) -> list[str]:
+    """Returns the tasks of which all runs have the scores, on the same items."""
+    first, *others = runs
+    return [
+        name
+        for name, task in first.tasks.items()
+        if all(
+            name in run.tasks and run.tasks[name].identity["items_digest"] == task.identity["items_digest"]
+            for run in others
+        )
+    ]
+
+
+def _own_tasks(run: FinishedRun) -> set[str]:
+    """Returns the tasks that a run scores by itself at its end; others were evaluated beside it."""
+    return set(run.record.get("tasks") or ())
+
+
+def _describe_other_tasks(runs: Sequence[FinishedRun]) -> list[str]:
+    """Returns a note where only some runs were evaluated on a task, or on its same items, beside their own tasks."""
+    own, shared = set[str]().union(*map(_own_tasks, runs)), shared_tasks(runs)
+    others = sorted({name for run in runs for name in run.tasks if name not in own and name not in shared})
+    return [f"{', '.join(others)}: not compared, since not all runs have scores on the same items"] if others else []
 
 
 def _provenance(run: FinishedRun) -> dict[str, set]:
@@ -121,18 +150,26 @@ def _check_provenance(parent: FinishedRun, variant: FinishedRun, declared: Mappi
     return flags
 
 
-def _check_evaluations(parent: FinishedRun, variant: FinishedRun, declared: Mapping) -> list[str]:
-    """Returns flags on what a pair of runs should have been evaluated on and with, and was not."""
+def _check_evaluations(
+    parent: FinishedRun, variant: FinishedRun, declared: Mapping, compared: Collection[str]
+) -> list[str]:
+    """Returns flags on what a pair of runs should have been evaluated on and with, and was not.
+
+    Args:
+        compared: the tasks that all runs share.
+    """
     flags, where = [], _where(parent, variant)
     shared = [name for name in parent.validation if name in variant.validation]
     if not shared or not all(_same_documents(parent, variant, name) for name in shared):
         flags.append(f"evaluation: validation documents {where}")
     if any(len(parent.validation[name].documents) < 2 for name in shared):
         flags.append("evaluation: a corpus with one validation document; raise evaluation.validation_bytes")
-    if parent.tasks.keys() != variant.tasks.keys():
+    own = _own_tasks(parent) | _own_tasks(variant)
+    if own & parent.tasks.keys() != own & variant.tasks.keys():
         flags.append(f"evaluation: tasks {where}")
     results = [(name, parent.validation[name], variant.validation[name]) for name in shared]
-    results += [(name, task, variant.tasks[name]) for name, task in parent.tasks.items() if name in variant.tasks]
+    tasks = [name for name in parent.tasks if name in own & variant.tasks.keys() or name in compared]
+    results += [(name, parent.tasks[name], variant.tasks[name]) for name in tasks]
     may_differ = {path.partition(".")[2] for path in {"packing.row_length", "training.compute_dtype"} & {*declared}}
     for name, one, other in results:
         differing = {key for key in one.identity if one.identity[key] != other.identity.get(key)} - may_differ
@@ -183,6 +220,12 @@ def _same_batches(parent: FinishedRun, variant: FinishedRun) -> bool:
     shared = min(len(variant.batches), len(parent.batches))
     ours, theirs = variant.batches[:shared], parent.batches[:shared]
     return shared > 0 and bool((ours == theirs).all()) and bool((ours >= 0).all())
+
+
+def have_same_documents(runs: Sequence[FinishedRun], corpora: Iterable[str]) -> bool:
+    """Returns whether runs were validated on the same documents of some corpora."""
+    first, *others = runs
+    return all(name in run.validation and _same_documents(first, run, name) for name in corpora for run in others)
 
 
 def _same_documents(parent: FinishedRun, variant: FinishedRun, name: str) -> bool:

@@ -6,14 +6,13 @@ move more by chance than by what is compared; they stand guard, and the bits per
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.comparability import check_comparable
+from jaxformer.ablation.comparability import check_comparable, have_same_documents, shared_tasks
 from jaxformer.ablation.cost import Cost, compare_costs, mean_worth
-from jaxformer.ablation.finished_runs import FinishedRun, find_runs, load_finished_run, paired_seeds, stack
+from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds, stack
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.verdict import Measured, Rule, Verdict, Word, decide
 from jaxformer.config import require
@@ -78,11 +77,6 @@ class Comparison(NamedTuple):
     """What the gain is worth in tokens: the parent needs so many times the variant's."""
 
 
-def load_runs(runs: Path, experiment: str) -> list[FinishedRun]:
-    """Returns the finished runs of an experiment, by seed."""
-    return [load_finished_run(folder) for folder in find_runs(runs, experiment)]
-
-
 def compare_runs(
     parents: Sequence[FinishedRun],
     variants: Sequence[FinishedRun],
@@ -112,7 +106,7 @@ def compare_runs(
     parent = parents[0].record["experiment"]
     failed = "; ".join(_by_seed(failures))
     if not variants:
-        verdict = Verdict(Word.REVERT, failed) if failed else Verdict(Word.NOT_COMPARED, "no run of it is finished")
+        verdict = Verdict(Word.REVERT, failed) if failed else Verdict(Word.NOT_COMPARED, "no run of it can be read")
         return Comparison(parent, variant, verdict, margin, {})
     name, lineage, question = (variants[0].record[key] for key in ("experiment", "lineage", "question"))
     flags, notes = check_comparable(parents, variants, allow=allow)
@@ -175,7 +169,8 @@ def _compare_pairs(pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: Vari
 def compare_tasks(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[str, TaskDifference]:
     """Returns the differences of each task, with accuracies' p-values adjusted for their number."""
     found = {}
-    for name, first in theirs[0].tasks.items():
+    for name in shared_tasks([*theirs, *ours]):
+        first = theirs[0].tasks[name]
         if len(set(first.groups.tolist())) < 2:  # One source shows nothing of how sources vary.
             continue
         variant, parent = ([run.tasks[name] for run in runs] for runs in (ours, theirs))
@@ -218,6 +213,8 @@ def interaction(
     if len(seeds) < 2:
         return None
     corpora = list(arms[-1][seeds[0]].validation)
+    if not have_same_documents([arm[seed] for arm in arms[::-1] for seed in seeds], corpora):
+        return None
     joint_SI, *parts_SI, base_SI = (stack([arm[seed] for seed in seeds], corpora)[0] for arm in arms)
     _, bytes_I, strata_I = stack([arms[0][seed] for seed in seeds], corpora)
     return crossed_difference(joint_SI - sum(parts_SI) + (len(parts_SI) - 1) * base_SI, bytes_I, strata_I=strata_I)

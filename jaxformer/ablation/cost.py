@@ -7,8 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.ablation.finished_runs import FinishedRun
-from jaxformer.config import from_dict
-from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import parameter_count
 from jaxformer.statistics.paired_difference import paired_difference
 
@@ -42,7 +40,7 @@ def compare_costs(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], al
         if len(ours) > 1:  # One pair shows no spread.
             low, high = paired_difference(*logs_AS).interval(1 - alpha)
             interval = (math.exp(max(low, -700.0)), math.exp(min(high, 700.0)))
-    models = [from_dict(Experiment, runs[0].record["config"]).model for runs in (ours, theirs)]
+    models = [runs[0].experiment.model for runs in (ours, theirs)]
     return Cost(
         ratio,
         interval,

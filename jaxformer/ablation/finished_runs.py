@@ -1,6 +1,7 @@
-"""What runs leave for a comparison, read back from their folders."""
+"""What runs leave for a comparison, read back from their folders; one that cannot be read spoils no other."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.config import UserError, require
+from jaxformer.config import UserError, from_dict, require
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.files import require_json
 from jaxformer.run.folder import evaluations_folder
+from jaxformer.run.identity import CONFIG
 from jaxformer.run.metrics import BATCH, read_metrics
 
 BITS = "validation/bits_per_byte"
@@ -28,6 +31,9 @@ _RECORDED = (
     "device",
     "versions",
 )
+
+# What puts a damaged record right.
+_TRAIN_ON = "remove it and start the run again, which goes on from its checkpoints"
 
 # The name of a run folder.
 _SEED = re.compile(r"seed_\d+")
@@ -75,6 +81,8 @@ class FinishedRun(NamedTuple):
     """A finished run."""
 
     workdir: Path
+    experiment: Experiment
+    """What was run."""
     record: dict
     """Its `config.json`."""
     summary: dict
@@ -109,10 +117,52 @@ class FinishedRun(NamedTuple):
         return sum(one.bits.sum() for one in parts) / sum(one.text_bytes.sum() for one in parts)
 
 
-def find_runs(runs: Path, experiment: str) -> list[Path]:
-    """Returns the finished run folders of an experiment, by seed."""
-    folders = [path.parent for path in (runs / experiment).glob("seed_*/summary.json")]
-    return sorted((f for f in folders if _SEED.fullmatch(f.name)), key=lambda f: int(f.name.removeprefix("seed_")))
+class Runs(NamedTuple):
+    """The runs of an experiment."""
+
+    folders: list[Path]
+    """Folders that can be read, finished or not, by seed."""
+    finished: list[FinishedRun]
+    """By seed."""
+    unreadable: tuple[str, ...]
+    """A line on each folder that cannot be read, and why; it begins with the path."""
+
+
+def read_runs(runs: Path, experiment: str) -> Runs:
+    """Returns the runs of an experiment, and which folders could not be read."""
+    folder, readable, finished, unreadable = runs / experiment, [], [], []
+    try:
+        folders = [path for path in folder.iterdir() if _SEED.fullmatch(path.name)]
+    except FileNotFoundError:
+        folders = []
+    except OSError as error:
+        folders, unreadable = [], [f"{folder}: {error.strerror}"]
+    for workdir in sorted(folders, key=seed_of):
+        try:
+            if _is_finished(workdir):
+                finished.append(load_finished_run(workdir))
+            readable.append(workdir)
+        except UserError as error:
+            unreadable.append(str(error))
+    return Runs(readable, finished, tuple(unreadable))
+
+
+def seed_of(workdir: Path) -> int:
+    """Returns the seed that a run folder is named after."""
+    return int(workdir.name.removeprefix("seed_"))
+
+
+def _is_finished(workdir: Path) -> bool:
+    """Returns whether a folder has the summary of a run; raises `UserError` where that cannot be seen."""
+    is_dead_link = workdir.is_symlink() and not workdir.exists()
+    require(not is_dead_link, f"run folder {workdir}: a link to what is not there")
+    try:
+        (workdir / "summary.json").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"run folder {workdir}: {error.strerror}") from error
+    return True
 
 
 def load_finished_run(workdir: Path) -> FinishedRun:
@@ -122,12 +172,17 @@ def load_finished_run(workdir: Path) -> FinishedRun:
         UserError: it is not finished, or its files are damaged.
     """
     unfinished = f"run folder {workdir}: not finished; train it to its end"
-    record, summary = (require_json(workdir / name, unfinished) for name in ("config.json", "summary.json"))
+    record, summary = (require_json(workdir / name, unfinished, _TRAIN_ON) for name in (CONFIG, "summary.json"))
     lacking = [name for name in _RECORDED if name not in record]
     require(not lacking, f"run folder {workdir}: an older version made it, without {', '.join(lacking)}; train it anew")
     is_ours = (workdir.parent.name, workdir.name) == (record["experiment"], f"seed_{record['seed']}")
     require(is_ours, f"run folder {workdir}: it holds {record['experiment']}, seed {record['seed']}; move it back")
     try:
+        experiment = from_dict(Experiment, record["config"])
+    except (TypeError, AttributeError, UserError) as error:
+        raise UserError(f"run folder {workdir}: another version made it ({error}); train it anew") from error
+    try:
+        _check_shape(record, summary)
         folder = evaluations_folder(workdir, int(summary["steps"]))
         lines = read_metrics(workdir)
         training = {line["step"]: line for line in lines if "train/loss" in line}
@@ -136,10 +191,12 @@ def load_finished_run(workdir: Path) -> FinishedRun:
             steps == list(range(1, len(steps) + 1)) and len(steps) == summary["steps"],
             f"{workdir / 'metrics.jsonl'}: steps are missing; train the run anew",
         )
-        speeds = [line["train/tokens_per_second"] for line in training.values() if "train/tokens_per_second" in line]
+        speeds = [float(line.get("train/tokens_per_second", math.nan)) for line in training.values()]
+        speeds = [speed for speed in speeds if 0 < speed < math.inf]
         curve = {line["step"]: float(line[BITS]) for line in lines if BITS in line}
         return FinishedRun(
             workdir,
+            experiment,
             record,
             summary,
             _read_validation(folder),
@@ -149,10 +206,22 @@ def load_finished_run(workdir: Path) -> FinishedRun:
             np.array(sorted(curve.items()), np.float64).reshape(-1, 2),
             float(np.median(speeds)) if speeds else float("nan"),
         )
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"run folder {workdir}: damaged ({type(error).__name__}: {error}); train it anew") from error
+
+
+def _check_shape(record: dict, summary: dict) -> None:
+    """Raises `KeyError`, `TypeError` or `ValueError` unless a record and a summary hold what a comparison reads."""
+    lineage, starts = record["lineage"], record["starts"]
+    objects = [record["versions"], record["identity"], *(start["versions"] for start in starts)]
+    objects += [lineage[name] for name in ("change", "consequences", "overrides")]
+    texts = [record["digests"]["tokenizer"], *(start[name] for start in starts for name in ("code", "device"))]
+    numbers = [float(summary[name]) for name in ("steps", "tokens", "device_hours")]
+    is_whole = all(isinstance(each, dict) for each in objects) and all(isinstance(each, str) for each in texts)
+    if not (is_whole and all(map(math.isfinite, numbers))):
+        raise ValueError("a field of its record or summary is not of its kind")
 
 
 def paired_seeds(
@@ -171,14 +240,20 @@ def stack(runs: Sequence[FinishedRun], corpora: Sequence[str]) -> tuple[np.ndarr
     return bits_SI, np.concatenate([one.text_bytes for one in documents]).astype(np.float64), strata
 
 
+def _evaluate_anew(path: Path) -> str:
+    return f"`jaxformer evaluate --workdir={path.parents[2]}` makes it anew"
+
+
 def _read_validation(folder: Path) -> dict[str, Documents]:
     path = folder / "validation.json"
-    record = require_json(path, f"{path}: missing; `jaxformer evaluate --workdir={folder.parents[1]}` makes it")
+    record = require_json(path, f"{path}: missing; {_evaluate_anew(path)}", _evaluate_anew(path))
     rows = _read_lines(path.with_suffix(".documents.jsonl"))
     validation = {}
     for name, corpus in record["corpora"].items():
         ours = sorted((row for row in rows if row["corpus"] == name), key=lambda row: row["document"])
-        require(len(ours) == corpus["documents"], f"{path}: documents of {name} are missing; evaluate the run anew")
+        require(len(ours) == corpus["documents"], f"{path}: documents of {name} are missing; {_evaluate_anew(path)}")
+        are_losses = all(0 <= float(row["nats"]) < math.inf and row["text_bytes"] > 0 for row in ours)
+        require(are_losses, f"{path}: losses of {name} are not finite; {_evaluate_anew(path)}")
         validation[name] = Documents(
             np.array([row["document"] for row in ours], np.int64),
             np.array([row["nats"] for row in ours], np.float64) / np.log(2),
@@ -190,8 +265,11 @@ def _read_validation(folder: Path) -> dict[str, Documents]:
 
 
 def _read_items(path: Path) -> Items:
-    record, rows = require_json(path), _read_lines(path.with_suffix(".items.jsonl"))
-    require(len(rows) == record["items"], f"{path}: items are missing; evaluate the run anew")
+    record = require_json(path, advice=_evaluate_anew(path))
+    rows = _read_lines(path.with_suffix(".items.jsonl"))
+    require(len(rows) == record["items"], f"{path}: items are missing; {_evaluate_anew(path)}")
+    are_scores = all(row["acc"] in (0, 1) and row["acc_norm"] in (0, 1) for row in rows)
+    require(are_scores, f"{path}: the scores of its items are not 0 or 1; {_evaluate_anew(path)}")
     columns = {
         name: np.array([np.nan if row[name] is None else row[name] for row in rows], np.float64)
         for name in ("acc", "acc_norm", "gold_bits_per_byte", "margin")
@@ -208,5 +286,8 @@ def _evaluated_with(record: dict) -> dict:
 
 
 def _read_lines(path: Path) -> list[dict]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}); {_evaluate_anew(path)}") from error

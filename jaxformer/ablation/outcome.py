@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.comparison import Comparison, compare_runs, interaction, load_runs
-from jaxformer.ablation.finished_runs import FinishedRun
+from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
+from jaxformer.ablation.finished_runs import FinishedRun, Runs, read_runs, seed_of
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.study import Study, resolve_study
-from jaxformer.ablation.verdict import Rule, Word, kept_by_chance
+from jaxformer.ablation.study import Study, resolve_what_can_be
+from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
 from jaxformer.config import require
 from jaxformer.experiment.variant import Resolved, common_ancestor
-from jaxformer.host.files import for_json, read_json, require_json, write_json
+from jaxformer.host.console import print_notice
+from jaxformer.host.files import for_json, read_json, read_json_or_empty, write_json
 from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.significance import INTERIM_ALPHA, benjamini_hochberg
@@ -33,13 +34,15 @@ class Outcome(NamedTuple):
     experiments: list[Resolved]
     """The parent and the variants, resolved."""
     runs: dict[str, list[FinishedRun]]
-    """The finished runs of each, by name."""
+    """The finished runs of each that can be read, by name."""
     comparisons: list[Comparison]
     """Comparisons of each variant with its own parent, in the order of the study."""
     interactions: dict[str, Difference]
     """Interactions of each merge, bits per byte by which the whole exceeds the sum of its parts."""
     lost_hours: dict[str, float]
     """Device hours of runs that were stopped early, by name of the experiment."""
+    unread: tuple[str, ...] = ()
+    """A line on each run folder, and each variant of the study, that could not be read; the rest is judged without."""
 
 
 def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outcome:
@@ -48,40 +51,78 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
     `runs/VARIANT/comparison.json` keeps each comparison, `runs/PARENT/noise.json` the noise floor, which the next study
     of the same parent takes up.
 
+    What cannot be read, a run folder as well as a variant whose file is not there any more, is named in
+    `Outcome.unread`, and all else is judged without it.
+
     Raises:
-        UserError: the parent has no finished run, or files are damaged.
+        UserError: the parent has no finished run that can be read, or no variant of the study is one change.
     """
-    experiments = resolve_study(study)
-    finished = {one.name: load_runs(runs, one.name) for one in experiments}
-    failures = {one.name: _failures(runs / one.name) for one in experiments}
-    require(bool(finished[study.parent]), f"{runs / study.parent}: no finished run of the parent; train it first")
-    variants = [one for one in experiments[1:] if finished[one.name] or failures[one.name]]
+    experiments, refused = resolve_what_can_be(study)
+    read = {one.name: read_runs(runs, one.name) for one in experiments}
+    finished = {name: each.finished for name, each in read.items()}
+    failures = {name: _failures(each.folders) for name, each in read.items()}
+    _require_runs(runs / study.parent, read[study.parent], failures[study.parent])
+    ended = {name for name, each in read.items() if each.finished or each.unreadable or failures[name]}
+    variants = [one for one in experiments[1:] if one.name in ended]
 
     def compare(one: Resolved, floor: NoiseFloor) -> Comparison:
-        return compare_runs(
-            finished[one.parents[0].name],
+        parent = one.parents[0].name
+        found = compare_runs(
+            finished[parent],
             finished[one.name],
             variant=one.name,
             rule=study.rule,
             floor=floor,
             failures=failures[one.name],
+            parent_failures=failures[parent],
             allow=allow,
         )
+        return found._replace(notes=(*found.notes, *(f"not read: {line}" for line in read[one.name].unreadable)))
 
     floors = {}
-    for parent in dict.fromkeys(one.parents[0].name for one in variants):
-        require(bool(finished[parent]), f"{runs / parent}: no finished run of it to compare its variants with")
+    for parent in dict.fromkeys(one.parents[0].name for one in variants if finished[one.parents[0].name]):
         floor = noise_floor(finished[parent])
         ours = [compare(one, floor) for one in variants if one.parents[0].name == parent]
         variances = {one.variant: (one.seed_variance, len(one.seeds) - 1) for one in ours if len(one.seeds) > 1}
         floors[parent] = _reuse(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
-    comparisons = [compare(one, floors[one.parents[0].name]) for one in variants]
+    comparisons = [
+        compare(one, floors[one.parents[0].name]) if one.parents[0].name in floors else _without_parent(one, failures)
+        for one in variants
+    ]
     comparisons = _with_q_values(comparisons, study.rule)
     for one in comparisons:
-        write_json(runs / one.variant / COMPARISON, to_json(one))
-    lost_hours = {one.name: hours for one in experiments if (hours := _lost_hours(runs / one.name))}
+        _keep(runs / one.variant / COMPARISON, to_json(one))
+    lost_hours = {name: hours for name, each in read.items() if (hours := _lost_hours(each.folders))}
     interactions = _interactions(experiments, finished, comparisons)
-    return Outcome(study, experiments, finished, comparisons, interactions, lost_hours)
+    unread = (*(line for each in read.values() for line in each.unreadable), *map(str, refused.values()))
+    return Outcome(study, experiments, finished, comparisons, interactions, lost_hours, unread)
+
+
+def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:
+    """Raises `UserError` unless a run of the study's parent is finished and can be read: with what became of them."""
+    ended = [*(f"seed {seed} {why}; see {folder / f'seed_{seed}'}.log" for seed, why in sorted(failures.items()))]
+    ended += read.unreadable
+    require(
+        bool(read.finished),
+        f"{folder}: no finished run of the parent{' can be read' * bool(read.unreadable)}"
+        + (f": {'; '.join(ended)}" if ended else "; train it first"),
+    )
+
+
+def _without_parent(one: Resolved, failures: Mapping[str, Mapping[int, str]]) -> Comparison:
+    """Returns what is known of a variant whose parent has no finished run."""
+    parent = one.parents[0].name
+    ended = "".join(f"; its seed {seed} {why}" for seed, why in sorted(failures[parent].items()))
+    verdict = Verdict(Word.NOT_COMPARED, f"{parent}, which it changes, has no finished run that can be read{ended}")
+    return Comparison(parent, one.name, verdict, math.nan, {})
+
+
+def _keep(path: Path, record: dict) -> None:
+    """Writes a record beside the runs; where that cannot be done, a line says so."""
+    try:
+        write_json(path, record)
+    except OSError as error:
+        print_notice(f"{path}: {error.strerror}; it is not kept, and the report is made without")
 
 
 def _interactions(
@@ -98,24 +139,23 @@ def _interactions(
     return {name: difference for name, difference in found.items() if difference}
 
 
-def _failures(folder: Path) -> dict[int, str]:
+def _failures(folders: Sequence[Path]) -> dict[int, str]:
     """Returns, by seed, how runs of an experiment ended without a result."""
     failures = {}
-    for path in sorted(folder.glob("seed_*/")):
-        seed = int(path.name.removeprefix("seed_")) if path.name.removeprefix("seed_").isdigit() else None
-        state, reason = state_on_disk(path)
-        if seed is not None and state is State.STOPPED_EARLY:
-            failures[seed] = f"stopped early at step {require_json(path / STOPPED_EARLY)['step']}: {reason}"
-        elif seed is not None and state is State.WAITING and any((path / "faults").glob("*.npz")):
+    for path in folders:
+        seed, (state, reason) = seed_of(path), state_on_disk(path)
+        if state is State.STOPPED_EARLY:
+            step = read_json_or_empty(path / STOPPED_EARLY).get("step", "?")
+            failures[seed] = f"stopped early at step {step}: {reason}"
+        elif state is State.WAITING and any((path / "faults").glob("*.npz")):
             failures[seed] = "diverged: its loss or gradient is not finite"
     return failures
 
 
-def _lost_hours(folder: Path) -> float:
+def _lost_hours(folders: Sequence[Path]) -> float:
     """Returns the device hours of an experiment's runs that were stopped early."""
-    stopped = [path.parent for path in sorted(folder.glob(f"seed_*/{STOPPED_EARLY}"))]
-    stopped = [one for one in stopped if state_on_disk(one)[0] is State.STOPPED_EARLY]
-    return sum(float(require_json(one / STOPPED_EARLY).get("device_hours", 0.0)) for one in stopped)
+    stopped = [one for one in folders if state_on_disk(one)[0] is State.STOPPED_EARLY]
+    return sum(float(read_json_or_empty(one / STOPPED_EARLY).get("device_hours", 0.0)) for one in stopped)
 
 
 def _reuse(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloor:
@@ -123,12 +163,15 @@ def _reuse(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloor:
     shared = {name: run.record[name] for name in ("code", "versions", "device")}
     digests = {name: d for name, d in run.record["digests"].items() if not name.startswith("plan.")}
     made_with = {"identity": {**run.record["identity"], "seed": None}, "digests": digests, **shared}
-    stored = read_json(path) or {}
-    if stored.get("made_with") == json.loads(json.dumps(made_with)):
-        earlier = {name: (float(variance), int(df)) for name, (variance, df) in stored["variances"].items()}
-        floor = floor._replace(variances={**earlier, **floor.variances})
+    try:
+        stored = read_json(path) or {}
+        if stored.get("made_with") == json.loads(json.dumps(made_with)):
+            earlier = {name: (float(variance), int(df)) for name, (variance, df) in stored["variances"].items()}
+            floor = floor._replace(variances={**earlier, **floor.variances})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        print_notice(f"{path}: damaged ({error}); what earlier studies of the same parent found is not used")
     record = {**floor._asdict(), "standard_deviation": floor.standard_deviation, "made_with": made_with}
-    write_json(path, for_json(record))
+    _keep(path, for_json(record))
     return floor
 
 

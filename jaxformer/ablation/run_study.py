@@ -1,17 +1,20 @@
 """A study from its plan to its verdicts: what it will cost, its runs as a queue, and the early end of what is worse."""
 
 import concurrent.futures
+import concurrent.futures.process
+import math
 import multiprocessing
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop
-from jaxformer.ablation.study import Study, estimate_seconds, resolve_study
+from jaxformer.ablation.study import Study, estimate_seconds, mean_seconds, resolve_study
+from jaxformer.config import TrainingFailure, UserError
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment.variant import Lineage
-from jaxformer.host.console import format_duration, print_line, print_notice
-from jaxformer.host.files import require_json
+from jaxformer.host.console import format_duration, print_line
+from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job, Launch, launch_local
 from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
@@ -29,7 +32,12 @@ def estimate_runs(study: Study, runs: Path) -> dict[str, float]:
     A process of its own does it, which gives the device back.
     """
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_estimate_runs, study, runs).result()
+        try:
+            return pool.submit(_estimate_runs, study, runs).result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise TrainingFailure(
+                "the process that estimates what the runs will take was killed, as when memory runs out"
+            ) from error
 
 
 def _estimate_runs(study: Study, runs: Path) -> dict[str, float]:
@@ -37,7 +45,7 @@ def _estimate_runs(study: Study, runs: Path) -> dict[str, float]:
     choose_device(resolved[0].experiment.training.device)  # Before anything looks for devices.
     for one in resolved:
         check_kin(runs, one)
-    is_known = any((runs / study.parent).glob("seed_*/summary.json"))
+    is_known = mean_seconds(runs / study.parent) is not None
     return estimate_seconds(resolved, runs, None if is_known else estimate_run_seconds(resolved[0].experiment))
 
 
@@ -68,12 +76,22 @@ def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str,
             continue
         parents = {s: job.workdir for (n, s), job in finished.items() if n == lineage.parents[0]}
         if seed in parents:
-            ends = [require_json(folder / "summary.json")["validation/loss"] for folder in parents.values()]
-            ours, theirs = training_losses(status.job.workdir), training_losses(parents[seed])
+            ends = [_last_validation_loss(folder) for folder in parents.values()]
+            ends = [loss for loss in ends if math.isfinite(loss)]
+            try:
+                ours, theirs = training_losses(status.job.workdir), training_losses(parents[seed])
+            except UserError:  # What is not known stops nothing.
+                continue
             if behind := clearly_worse(ours, theirs, ends, status.job.steps):
                 for other in statuses:
                     if other.job.name == name:
                         queue.stop(other.job, str(behind))
+
+
+def _last_validation_loss(workdir: Path) -> float:
+    """Returns the validation loss that a run ended with, nats per target; NaN where its summary lacks it."""
+    loss = read_json_or_empty(workdir / "summary.json").get("validation/loss")
+    return loss if isinstance(loss, float) else math.nan
 
 
 def run_jobs(
@@ -100,7 +118,17 @@ def run_jobs(
             if stop_worse and time.monotonic() > compared + _COMPARE_EVERY:
                 stop_what_is_worse(queue, statuses, lineages)
                 compared = time.monotonic()
+    return statuses
+
+
+def describe_failures(statuses: Sequence[Status]) -> list[str]:
+    """Returns a line on each run that failed or was refused, and where its log is; last, those that blocked others."""
+    lines = []
     for status in statuses:
         if status.state in (State.FAILED, State.REFUSED):
-            print_notice(f"{status.job}: {status.note}")
-    return statuses
+            cause = f"{status.job} {status.state.value}: {status.note}"
+            blocked = sum(other.state is State.BLOCKED and other.note == cause for other in statuses)
+            log = "" if str(status.job.log) in cause else f"; see {status.job.log}"
+            others = f"; not trained, since they need it: {blocked}" if blocked else ""
+            lines.append((blocked, cause + others + log))
+    return [line for _, line in sorted(lines, key=lambda each: each[0])]

@@ -1,5 +1,6 @@
 """Several variants of one parent, on the same seeds: what is to be run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.files import find_study, run_file
 from jaxformer.experiment.variant import OF, Resolved, resolve
 from jaxformer.flops import training_flops_per_token
-from jaxformer.host.files import require_json
+from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.launch import Job
 
 
@@ -79,18 +80,39 @@ def resolve_study(study: Study) -> list[Resolved]:
     Raises:
         UserError: one is none.
     """
-    parent = resolve(study.parent)
-    variants = []
+    experiments, refused = resolve_what_can_be(study)
+    for error in refused.values():
+        raise error
+    return experiments
+
+
+def resolve_what_can_be(study: Study) -> tuple[list[Resolved], dict[str, UserError]]:
+    """Returns the parent and the variants that are one change each, and of the others, by name, why they are none.
+
+    Raises:
+        UserError: the parent is none, or no variant is one.
+    """
+    experiments, refused = [resolve(study.parent)], {}
     for name in study.variants:
-        one = resolve(name)
-        if OF not in name and study.parent not in {each.name for each in _ancestors(one)}:
-            one = resolve(name, parent=study.parent)
-        variants.append(one)
-    names = [one.name for one in (parent, *variants)]
-    for one in variants:
-        missing = [each.name for each in one.parents if each.name not in names]
-        require(not missing, f"{one.name} is compared with {', '.join(missing)}: add it to the study")
-    return [parent, *variants]
+        try:
+            one = resolve(name)
+            if OF not in name and study.parent not in {each.name for each in _ancestors(one)}:
+                one = resolve(name, parent=study.parent)
+            experiments.append(one)
+        except UserError as error:
+            refused[name] = error
+    while orphans := {one.name: missing for one in experiments if (missing := _missing_parents(one, experiments))}:
+        experiments = [one for one in experiments if one.name not in orphans]
+        for name, missing in orphans.items():
+            refused[name] = UserError(f"{name} is compared with {', '.join(missing)}: add it to the study")
+    if len(experiments) == 1:
+        raise next(iter(refused.values()))
+    return experiments, refused
+
+
+def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str]:
+    names = [each.name for each in experiments]
+    return [each.name for each in one.parents if each.name not in names] if one is not experiments[0] else []
 
 
 def _ancestors(resolved: Resolved) -> list[Resolved]:
@@ -100,10 +122,13 @@ def _ancestors(resolved: Resolved) -> list[Resolved]:
 def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Job]:
     """Returns the runs of a study: seed by seed, and of each seed the parents first.
 
+    Nothing begins before the first seed of the study's parent is seen to train; a variant, not before the first and the
+    same seed of the one that it changes are.
+
     Args:
         seconds: of a run of each experiment, estimated.
     """
-    resolved = resolve_study(study)
+    resolved = _parents_first(resolve_study(study))
     jobs = []
     for seed in range(study.parent_seeds):
         for one in resolved if seed < study.seeds else resolved[:1]:
@@ -112,8 +137,21 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Jo
             workdir = runs / one.name / f"seed_{seed}"
             arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={workdir}")
             steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
-            jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name], devices=devices))
+            needed = [(study.parent, 0), *((each.name, s) for each in one.parents[:1] for s in (0, seed))]
+            needs = dict.fromkeys(runs / name / f"seed_{s}" for name, s in needed if (name, s) != (one.name, seed))
+            jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name], tuple(needs), devices))
     return jobs
+
+
+def _parents_first(resolved: Sequence[Resolved]) -> list[Resolved]:
+    """Returns experiments in their order, but each behind those of its parents that are among them."""
+    waiting, ordered = list(resolved), []
+    while waiting:
+        names = {one.name for one in waiting}
+        one = next(one for one in waiting if not names & {each.name for each in one.parents})
+        ordered.append(one)
+        waiting.remove(one)
+    return ordered
 
 
 def estimate_seconds(resolved: Sequence[Resolved], runs: Path, parent_seconds: float | None = None) -> dict[str, float]:
@@ -122,7 +160,7 @@ def estimate_seconds(resolved: Sequence[Resolved], runs: Path, parent_seconds: f
     Args:
         parent_seconds: of the parent, where none of its runs is finished.
     """
-    known = {one.name: _mean_seconds(runs / one.name) for one in resolved}
+    known = {one.name: mean_seconds(runs / one.name) for one in resolved}
     parent, *_ = resolved
     base = known[parent.name] or parent_seconds
     if base is None:
@@ -136,6 +174,8 @@ def _flops(resolved: Resolved) -> float:
     return tokens * training_flops_per_token(experiment.model, experiment.packing.row_length)
 
 
-def _mean_seconds(folder: Path) -> float | None:
-    seconds = [float(require_json(path)["seconds"]) for path in folder.glob("seed_*/summary.json")]
-    return float(np.mean(seconds)) if seconds else None
+def mean_seconds(folder: Path) -> float | None:
+    """Returns the mean over the runs whose summary holds it, or None; a damaged one is for the run to refuse."""
+    seconds = [read_json_or_empty(path).get("seconds") for path in folder.glob("seed_*/summary.json")]
+    known = [each for each in seconds if isinstance(each, int | float) and 0 < each < math.inf]
+    return float(np.mean(known)) if known else None

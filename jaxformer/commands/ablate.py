@@ -8,16 +8,17 @@ runs are skipped: the same command resumes a study that was stopped. A study is 
 `jaxformer report` draws the result.
 """
 
+import math
+
 from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.run_study import estimate_runs, print_study_plan, run_jobs
+from jaxformer.ablation.run_study import describe_failures, estimate_runs, print_study_plan, run_jobs
 from jaxformer.ablation.study import choose_study, make_jobs
-from jaxformer.config import require
+from jaxformer.config import UserError, require
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import print_line
+from jaxformer.host.console import print_line, print_notice
 from jaxformer.jobs.launch import launch_local, launch_submitit
-from jaxformer.jobs.queue import State
 from jaxformer.report.text import decision_table
 
 
@@ -41,6 +42,8 @@ def main(arguments: list[str]) -> int:
     add("--slurm", metavar="KEY=VALUE,...", help="submit the runs to Slurm, with these parameters of submitit")
     options = parser.parse_args(arguments)
     require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
+    is_price = options.price is None or 0 <= options.price < math.inf
+    require(is_price, f"--price ({options.price}) must be a price: a number that is not negative")
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
     study = choose_study(options.study, options.parent, options.variants, **seeds)
     allow = parse_allowed(options.allow)
@@ -54,8 +57,20 @@ def main(arguments: list[str]) -> int:
     statuses = run_jobs(
         study, jobs, launch, parallel=options.parallel, price_per_hour=options.price, stop_worse=options.stop_worse
     )
-    print_line(decision_table(judge_study(study, options.runs, allow=allow)))
-    return 1 if any(status.state in (State.FAILED, State.REFUSED) for status in statuses) else 0
+    failures = describe_failures(statuses)
+    try:
+        outcome = judge_study(study, options.runs, allow=allow)
+    except UserError as error:
+        if not failures:
+            raise
+        print_notice(str(error))
+    else:
+        print_line(decision_table(outcome))
+        for line in outcome.unread:
+            print_notice(f"not compared: {line}")
+    for line in failures:
+        print_notice(line)
+    return 1 if failures else 0
 
 
 def _parameters(text: str) -> dict[str, str | int]:

@@ -7,24 +7,27 @@ memory is not preallocated, so that a run can be evaluated while it trains.
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 from jaxformer.config import check_same, require
 from jaxformer.devices.device import keep_compiled, out_of_memory_reported
 from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.config import EvaluationConfig, task_names
 from jaxformer.evaluation.result_files import (
+    check_results,
     describe_scores,
     describe_validation,
     score_table,
     write_scores,
     write_validation,
 )
-from jaxformer.evaluation.task_scores import encode_task, load_tasks, score_task
+from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_tasks, score_task
 from jaxformer.evaluation.tasks import TASKS
 from jaxformer.evaluation.validation import validate, validation_scalars
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import Parser, command, user_path
-from jaxformer.run.folder import evaluations_folder
+from jaxformer.host.console import print_notice
+from jaxformer.run.folder import evaluations_folder, load_run
 from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.inputs import digests, prepare_data
 from jaxformer.run.trained import Trained, load_trained
@@ -43,19 +46,19 @@ def validate_run(trained: Trained, config: EvaluationConfig) -> None:
             print(f"  {one.name}: {describe_validation(validation_scalars([one]))}")
 
 
-def score_tasks(trained: Trained, config: EvaluationConfig, limit: int | None) -> None:
-    """Scores the tasks of a configuration, and writes and prints the results, each as soon as it is there."""
-    packing, folder = trained.experiment.packing, evaluations_folder(trained.workdir, trained.step)
+def score_tasks(trained: Trained, tasks: Sequence[EncodedTask], rows_per_batch: int, limit: int | None) -> None:
+    """Scores tasks, and writes and prints the results, each as soon as it is there."""
+    folder = evaluations_folder(trained.workdir, trained.step)
     parts, started = [], time.perf_counter()
-    for data in load_tasks(config):
+    for task in tasks:
         scores = score_task(
             trained.state,
-            encode_task(data, trained.tokenizer, packing.row_length),
-            packing,
-            rows_per_batch=config.rows_per_batch,
+            task,
+            trained.experiment.packing,
+            rows_per_batch=rows_per_batch,
             vocabulary_size=trained.tokenizer.vocabulary_size,
             items=limit,
-            label=data.task.name,
+            label=task.data.task.name,
         )
         path = write_scores(folder, scores, identify(trained))
         print(f"step {trained.step}: {describe_scores(scores)}; written to {path}", flush=True)
@@ -91,16 +94,22 @@ def main(arguments: list[str]) -> int:
     keep_compiled(cache_folder())
     require(options.limit is None or options.limit > 0, f"--limit ({options.limit}) must be positive")
     with out_of_memory_reported():
-        trained = load_trained(options.workdir, options.step)
         given = {"tasks": options.task, "task_data": options.data}
         given = {name: value for name, value in given.items() if value is not None}
-        config = dataclasses.replace(trained.experiment.evaluation, **given)
+        config = dataclasses.replace(load_run(options.workdir)[0].evaluation, **given)
         has_tasks = bool(config.task_data and task_names(config.tasks))
         require(bool(config.task_data) or not given, "--task needs --data: where its data are")
         require(has_tasks or not given, "--task names no task")
         require(has_tasks or options.limit is None, "--limit limits tasks: give --data, and --task")
+        # What is refused is refused before anything is computed.
+        data = load_tasks(config)
+        trained = load_trained(options.workdir, options.step)
+        tasks = [encode_task(each, trained.tokenizer, trained.experiment.packing.row_length) for each in data]
+        check_results(evaluations_folder(trained.workdir, trained.step), data, options.limit)
+        for each in data:
+            print_notice(each.describe_equal_options())
         if not given:
             validate_run(trained, config)
-        if has_tasks:
-            score_tasks(trained, config, options.limit)
+        if tasks:
+            score_tasks(trained, tasks, config.rows_per_batch, options.limit)
     return 0

@@ -13,8 +13,9 @@ from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import choose_study
 from jaxformer.host.command import Parser, command, user_path
+from jaxformer.host.console import print_notice
 from jaxformer.report.text import decision_table
-from jaxformer.report.write import write_report
+from jaxformer.report.write import check_report, write_report
 
 
 @command
@@ -28,8 +29,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     study = choose_study(options.study, options.parent, options.variants)
     name = Path(options.study).stem if options.study else study.parent
-    outcome = judge_study(study, options.runs, allow=parse_allowed(options.allow))
+    allow, folder = parse_allowed(options.allow), options.output or options.runs / "reports" / name
+    check_report(folder)
+    outcome = judge_study(study, options.runs, allow=allow)
     print(decision_table(outcome), flush=True)
-    page = write_report(outcome, options.output or options.runs / "reports" / name)
-    print(f"\n{page}")
+    print(f"\n{write_report(outcome, folder)}", flush=True)
+    for line in outcome.unread:
+        print_notice(f"not reported: {line}")
     return 0

@@ -34,6 +34,11 @@ class Item(NamedTuple):
     group: str = ""
     """Items with the same are not independent, as they share their source; '' for none."""
 
+    @property
+    def has_equal_options(self) -> bool:
+        """Whether two of its options are the same text, so that no model can tell them apart."""
+        return len(set(self.options)) < len(self.options)
+
 
 def checked(item: Item) -> Item:
     """Returns the item; raises `UserError` unless it can be scored."""
@@ -43,7 +48,7 @@ def checked(item: Item) -> Item:
         f"its answer ({item.gold!s:.20}) is not one of {len(item.options)} options from 0",
     )
     for number, option in enumerate(item.options):
-        require(bool(option.text), f"option {number} is empty")
+        require(bool(option.text.strip()), f"option {number} is {'blank' if option.text else 'empty'}")
         for text in option:
             require(not re.search("[\ud800-\udfff]", text), f"option {number} holds a lone surrogate: no Unicode text")
     return item
@@ -120,7 +125,7 @@ def winogrande(row: Mapping[str, Any]) -> Item:
     sentence, options = _text(row, "sentence"), (_text(row, "option1"), _text(row, "option2"))
     before, blank, after = sentence.partition("_")
     require(bool(blank), f"field 'sentence' has no blank '_': {sentence!r:.60}")
-    gold = _position(["1", "2"], str(row["answer"])) if "answer" in row else _number(row, "label")
+    gold = _position(["1", "2"], row["answer"]) if "answer" in row else _number(row, "label")
     # Twins differ in a word that turns the answer round.
     twins = "|".join([*sorted(option.lower() for option in options), *sentence.lower().split()[:3]])
     return Item(tuple(Option(before + option, " " + after.strip()) for option in options), gold, _short_digest(twins))
@@ -156,8 +161,12 @@ def _joined(context: str, texts: tuple[str, ...]) -> tuple[Option, ...]:
 
 
 def _position(labels: list, answer: Any) -> int:
-    require(answer in labels, f"its answer ({answer!r:.40}) is none of {', '.join(map(str, labels))}")
-    return labels.index(answer)
+    """Returns which label an answer is. Both are taken as text: files that passed through pandas have 1 beside '1'."""
+    names = [str(label) for label in labels]
+    repeated = [name for name in names if names.count(name) > 1]
+    require(not repeated, f"the label {repeated[0] if repeated else ''} stands for {len(repeated)} options")
+    require(str(answer) in names, f"its answer ({answer!r:.40}) is none of {', '.join(names)}")
+    return names.index(str(answer))
 
 
 def _field(row: Mapping[str, Any], name: str) -> Any:

@@ -3,14 +3,16 @@
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxformer.config import require
+from jaxformer.config import UserError, require
 from jaxformer.evaluation.scores import flatten_estimates
 from jaxformer.evaluation.task_scores import TaskScores
+from jaxformer.evaluation.tasks import TaskData, fixed_choice
 from jaxformer.evaluation.validation import DocumentLosses, validation_scalars
 from jaxformer.host.console import format_table
 from jaxformer.host.files import for_json, read_json, write_json, write_whole
@@ -49,6 +51,33 @@ def score_table(scores: Sequence[TaskScores]) -> str:
     return "\n".join([*format_table(rows), "± one standard error; * the accuracy to report"])
 
 
+def check_results(folder: Path, tasks: Sequence[TaskData], items: int | None = None) -> None:
+    """Raises `UserError` where the scores of tasks could not be written to a folder, before they are computed.
+
+    Args:
+        folder: it is created, with those above it, unless it exists.
+        tasks: of each so many items, or all, will be scored.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"results {folder}: {error.strerror}") from error
+    for data in tasks:
+        check_scores(folder, data, fixed_choice(len(data.items), items))
+
+
+def check_scores(folder: Path, data: TaskData, chosen: np.ndarray) -> Path:
+    """Returns the file for the scores of items; raises `UserError` where it holds those of others."""
+    path, digest = folder / f"{data.result_name(chosen)}.json", data.items_digest(chosen)
+    before = str((read_json(path, "move it away") or {}).get("items_digest", digest))
+    require(
+        before == digest, f"{path}: it holds the scores of other items ({before:.12}, not {digest:.12}); move it away"
+    )
+    return path
+
+
 def write_scores(folder: Path, scores: TaskScores, about: dict) -> Path:
     """Writes `TASK.json`, the scores and all that they depend on, and `TASK.items.jsonl`; returns the first.
 
@@ -60,11 +89,7 @@ def write_scores(folder: Path, scores: TaskScores, about: dict) -> Path:
     """
     data, encoded = scores.task
     requests, digest = scores.task.requests(scores.chosen), data.items_digest(scores.chosen)
-    path = folder / f"{scores.name}.json"
-    before = (read_json(path) or {}).get("items_digest", digest)
-    require(
-        before == digest, f"{path}: it holds the scores of other items ({before:.12}, not {digest:.12}); move it away"
-    )
+    path = check_scores(folder, data, scores.chosen)
     record = {
         "task": data.task.name,
         "version": data.task.version,
@@ -74,6 +99,7 @@ def write_scores(folder: Path, scores: TaskScores, about: dict) -> Path:
         "official_items": data.task.official_items,
         "items_digest": digest,
         "data": {"source": data.source, "digest": data.digest, "items": len(data.items)},
+        "items_with_equal_options": sum(data.items[i].has_equal_options for i in scores.chosen.tolist()),
         "truncated_requests": int(encoded.is_truncated[requests].sum()),
         "shifted_requests": int(encoded.is_shifted[requests].sum()),
         "primary": data.task.primary,
@@ -123,16 +149,20 @@ def _write(path: Path, record: dict, kind: str, lines: Iterable[dict]) -> Path:
 
 
 def _percent(mean: float, error: float) -> str:
-    return f"{100 * mean:.2f} ± {100 * error:.2f}"
+    return f"{100 * mean:.2f}{_spread(100 * error, 2)}"
 
 
 def _number(mean: float, error: float) -> str:
     digits = 4 if not np.isfinite(error) or error < 0.01 else 3
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+    return f"{mean:.{digits}f}{_spread(error, digits)}"
+
+
+def _spread(error: float, digits: int) -> str:
+    """Returns ' ± error', or nothing where a single item or document shows none."""
+    return f" ± {error:.{digits}f}" if math.isfinite(error) else ""
 
 
 def describe_validation(validation: dict[str, float]) -> str:
     """Returns what `validate` found, in words."""
-    error = validation.get("bits_per_byte_standard_error", math.nan)
-    spread = "" if math.isnan(error) else f" ± {error:.4f}"
+    spread = _spread(validation.get("bits_per_byte_standard_error", math.nan), 4)
     return f"{validation['loss']:.4f} nats per token, {validation['bits_per_byte']:.4f}{spread} bits per byte"

@@ -47,8 +47,7 @@ class TaskScores(NamedTuple):
     @property
     def name(self) -> str:
         """The task's name, and how many items were scored unless all were."""
-        data = self.task.data
-        return data.task.name if len(self.chosen) == len(data.items) else f"{data.task.name}_{len(self.chosen)}"
+        return self.task.data.result_name(self.chosen)
 
     def among(self, chosen: np.ndarray) -> "TaskScores":
         """Returns the scores of some of these items."""

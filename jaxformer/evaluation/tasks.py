@@ -68,6 +68,21 @@ class TaskData(NamedTuple):
         questions = [[self.items[i].options, self.items[i].gold] for i in chosen.tolist()]
         return hashlib.sha256(json.dumps([self.task.name, self.task.version, questions]).encode()).hexdigest()
 
+    def result_name(self, chosen: np.ndarray) -> str:
+        """Returns the name of the results of some items: the task's, and how many they are unless they are all."""
+        return self.task.name if len(chosen) == len(self.items) else f"{self.task.name}_{len(chosen)}"
+
+    def describe_equal_options(self) -> str | None:
+        """Returns a line on the items that have the same option twice; None where there are none."""
+        equal = [number for number, item in enumerate(self.items) if item.has_equal_options]
+        if not equal:
+            return None
+        numbers = ", ".join(map(str, equal[:5])) + (", ..." if len(equal) > 5 else "")
+        return (
+            f"{self.task.name} data {self.source}: {len(equal)} of {len(self.items)} items have the same option twice "
+            f"(items {numbers}, from 0); of equals the first counts as chosen"
+        )
+
 
 def fixed_choice(total: int, count: int | None) -> np.ndarray:
     """Returns the indices of a choice that is always the same, in order; all if `count` is None or too many.

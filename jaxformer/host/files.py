@@ -79,9 +79,14 @@ def read_json(path: Path, advice: str = "") -> dict | None:
         raise UserError(f"{path}: unreadable ({error}){advice and '; '}{advice}") from error
 
 
-def require_json(path: Path, refusal: str = "") -> dict:
-    """Returns the object that a JSON file holds; where there is no file, raises `UserError` with a refusal."""
-    value = read_json(path)
+def require_json(path: Path, refusal: str = "", advice: str = "") -> dict:
+    """Returns the object that a JSON file holds; where there is no file, raises `UserError` with a refusal.
+
+    Args:
+        path, advice: as of `read_json`.
+        refusal: what is said where there is no file.
+    """
+    value = read_json(path, advice)
     if value is None:
         raise UserError(refusal or f"{path}: no such file")
     return value

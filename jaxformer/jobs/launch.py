@@ -41,7 +41,7 @@ class Job:
     estimated_seconds: float
     """Estimated seconds of the whole run, until its own speed is known."""
     needs: tuple[Path, ...] = ()
-    """Run folders of jobs that come before this one and must be over first, whatever they end with."""
+    """Run folders of jobs that come before this one: it begins once each is seen to train, and not if one fails."""
     devices: int = 1
     """Devices that the run takes at a time."""
 
@@ -71,7 +71,8 @@ class Handle(Protocol):
         """Ends it at once."""
 
 
-# (job, slot, slots) -> its process, or `Held` where another process runs it. Jobs at once have different slots.
+# (job, slot, slots) -> its process, `Held` where another process runs it, or `OSError` where it cannot be started. Jobs
+# at once have different slots.
 Launch = Callable[[Job, int, int], Handle]
 
 
@@ -158,14 +159,17 @@ def launch_submitit(
     def launch(job: Job, slot: int, slots: int) -> _Submitted:
         path = job.log.with_suffix(".job")
         record = read_json_or_empty(path)
-        if record:
+        if record.keys() >= {"cluster", "folder", "id"}:
             kind = submitit.LocalJob if record["cluster"] == "local" else submitit.SlurmJob
             found = kind(folder=record["folder"], job_id=record["id"])
             if not found.done(force_check=True):
                 return _Submitted(found)
         path.parent.mkdir(parents=True, exist_ok=True)
         executor.update_parameters(name=f"{job.name}_{job.seed}")
-        submitted = executor.submit(run_command, [*program, *job.arguments], str(job.log))
+        try:
+            submitted = executor.submit(run_command, [*program, *job.arguments], str(job.log))
+        except RuntimeError as error:  # Of submitit: that Slurm refused it.
+            raise OSError(f"submitit: {' '.join(str(error).split())[:200]}") from error
         record = {"cluster": cluster, "folder": str(submitted.paths.folder), "id": submitted.job_id}
         write_whole(path, (json.dumps(record) + "\n").encode())
         return _Submitted(submitted)

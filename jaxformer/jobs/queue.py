@@ -11,10 +11,10 @@ its first line until it is gone, however it and its queue end: two queues never 
 The module imports no jax: a process that only waits holds no device.
 """
 
-import contextlib
 import dataclasses
 import enum
 import json
+import math
 import os
 import signal
 import threading
@@ -32,6 +32,9 @@ from jaxformer.jobs.launch import HEADER, Handle, Job, Launch, launch_local
 
 # In a run folder, why a queue ended the run before its last step.
 STOPPED_EARLY = "stopped_early.json"
+
+# Share of its steps, with a finite loss and gradient, by which a run is seen to train: warmups are mostly shorter.
+_PROOF = 0.1
 
 # How often a job that crashed is started again: the first may be bad luck, the third is not.
 RETRIES = 2
@@ -51,9 +54,12 @@ class State(enum.Enum):
     STOPPED_EARLY = "stopped early"
     FAILED = "failed"
     REFUSED = "refused"
+    BLOCKED = "blocked"
 
 
-OVER = {State.FINISHED, State.STOPPED_EARLY, State.FAILED, State.REFUSED}
+# What is over, and of that what no other job can be compared with.
+OVER = {State.FINISHED, State.STOPPED_EARLY, State.FAILED, State.REFUSED, State.BLOCKED}
+_WITHOUT_RESULT = OVER - {State.FINISHED}
 
 
 class Status(NamedTuple):
@@ -87,6 +93,8 @@ class _Run:
     crash: str = ""
     ended: tuple[State, str] | None = None
     stop_reason: str | None = None
+    # Why it is not to run, or to run on: another that it needs has no result.
+    obstacle: str = ""
     # (time, step) when a step was first and last seen to be done by the process that runs.
     marks: tuple[tuple[float, int], tuple[float, int]] | None = None
     final: Status | None = None
@@ -144,6 +152,7 @@ class Queue:
                 self._collect(run)
             if self._received:
                 raise Stopped(self._received[0], "the same command goes on with what is not finished")
+            self._block()
             self._start()
             statuses = self.statuses()
             yield statuses
@@ -176,18 +185,24 @@ class Queue:
                 "reason": run.stop_reason,
                 "device_hours": run.seconds / 3600 * run.job.devices,
             }
-            run.job.workdir.mkdir(parents=True, exist_ok=True)
-            write_whole(run.job.workdir / STOPPED_EARLY, (json.dumps(record, indent=2) + "\n").encode())
+            try:
+                run.job.workdir.mkdir(parents=True, exist_ok=True)
+                write_whole(run.job.workdir / STOPPED_EARLY, (json.dumps(record, indent=2) + "\n").encode())
+            except OSError as error:
+                run.ended = State.STOPPED_EARLY, run.stop_reason
+                print_notice(f"{run.job.workdir / STOPPED_EARLY}: {error.strerror}; the next queue will start it again")
 
     def _judge(self, run: _Run, status: int) -> None:
         job = run.job
-        if status == 0:
+        if run.obstacle:
+            run.ended = State.BLOCKED, run.obstacle
+        elif status == 0:
             run.ended = State.FAILED, f"it ended well without a summary.json; see {job.log}"
         elif status == 1:
             run.ended = State.FAILED, last_line(job.log)
         elif status == 2:
             # Another process may have begun in the folder in the meantime: its end tells.
-            if not is_held(job.workdir / LOCK):
+            if not _is_held(job.workdir / LOCK):
                 run.ended = State.REFUSED, last_line(job.log)
         else:
             run.crashes += 1
@@ -195,24 +210,59 @@ class Queue:
             if run.crashes > RETRIES:
                 run.ended = State.FAILED, f"crashed {run.crashes} times, the last by {run.crash}; see {job.log}"
 
+    def _block(self) -> None:
+        """Ends what needs a job without a result: what runs saves, and what waits is not started."""
+        for run in self._runs.values():
+            can_be_ended = run.handle or self._state(run)[0] in (State.WAITING, State.CRASHED)
+            if run.obstacle or run.stop_reason is not None or not can_be_ended:
+                continue
+            needed = [self._runs[path] for path in run.job.needs if path in self._runs]
+            ended = [(each, *self._state(each)) for each in needed]
+            lacking = [(each, state, why) for each, state, why in ended if state in _WITHOUT_RESULT]
+            if lacking:
+                each, state, why = lacking[0]
+                # What blocks the one that is needed blocks this one.
+                run.obstacle = why if state is State.BLOCKED else f"{each.job} {state.value}: {why}"
+                if run.handle:
+                    run.handle.terminate()
+                else:
+                    run.ended = State.BLOCKED, run.obstacle
+
     def _start(self) -> None:
         """Starts what can be started. What runs elsewhere, such as jobs of a queue that was killed, has its slot."""
         states = {path: self._state(run)[0] for path, run in self._runs.items()}
-        refused = {run.job.name: run.job for path, run in self._runs.items() if states[path] is State.REFUSED}
+        # A refusal that names the run folder is that folder's fault alone, and any other that of the experiment.
+        refused = {
+            run.job.name: run.job
+            for run in self._runs.values()
+            if run.ended and run.ended[0] is State.REFUSED and str(run.job.workdir) not in run.ended[1]
+        }
         free = self._parallel - sum(state in (State.RUNNING, State.ELSEWHERE) for state in states.values())
         for path, run in self._runs.items():
             if states[path] not in (State.WAITING, State.CRASHED) or run.stop_reason is not None:
                 continue
             if run.job.name in refused:
                 run.ended = State.REFUSED, f"as {refused[run.job.name]} is"
-            elif free > 0 and all(states.get(need, State.FINISHED) in OVER for need in run.job.needs):
+            elif free > 0 and all(self._trains(path, states) for path in run.job.needs):
                 used = {other.slot for other in self._runs.values() if other.handle}
                 run.slot = min(set(range(self._parallel)) - used)
-                # Another queue may be faster.
-                with contextlib.suppress(Held):
+                try:
                     run.handle = self._launch(run.job, run.slot, self._parallel)
                     run.since, run.marks = time.monotonic(), None
+                except Held:  # Another queue was faster.
+                    pass
+                except OSError as error:
+                    run.ended = State.FAILED, f"it could not be started ({error})"
+                    continue
                 free -= 1
+
+    def _trains(self, path: Path, states: dict[Path, State]) -> bool:
+        """Returns whether a run that others need is finished, or was seen to train."""
+        if states.get(path, State.FINISHED) is State.FINISHED:
+            return True
+        step, scalars = _last_metrics(path)
+        numbers = scalars.get("train/loss", math.nan), scalars.get("train/gradient_norm", 0.0)
+        return step >= max(1.0, _PROOF * self._runs[path].job.steps) and all(map(math.isfinite, numbers))
 
     def _stop_all(self) -> None:
         def running():
@@ -236,7 +286,8 @@ class Queue:
                 self._collect(run)  # What was to be stopped early is.
 
     def _state(self, run: _Run) -> tuple[State, str]:
-        stopping = f"is stopped: {run.stop_reason}" if run.stop_reason is not None else ""
+        why = run.obstacle or run.stop_reason
+        stopping = f"is stopped: {why}" if why else ""
         if run.handle:
             return State.RUNNING, stopping
         if run.ended:
@@ -268,15 +319,23 @@ class Queue:
 def state_on_disk(workdir: Path, log: Path | None = None) -> tuple[State, str]:
     """Returns what a run folder, and the lock on the job's log, say of a run, and why."""
     # A process that has written its summary keeps the device until it is gone.
-    if log and is_held(log):
+    if log and _is_held(log):
         return State.ELSEWHERE, "as another queue started it"
     if read_json_or_empty(workdir / "summary.json").get("status") == "finished":
         return State.FINISHED, ""
-    if is_held(workdir / LOCK):
+    if _is_held(workdir / LOCK):
         return State.ELSEWHERE, holder(workdir / LOCK)
     if early := read_json_or_empty(workdir / STOPPED_EARLY):
         return State.STOPPED_EARLY, str(early.get("reason", ""))
     return State.WAITING, ""
+
+
+def _is_held(lock: Path) -> bool:
+    """Returns whether a process is seen to hold a lock; one that cannot be opened is left to the job, which fails."""
+    try:
+        return is_held(lock)
+    except OSError:
+        return False
 
 
 def last_line(log: Path) -> str:
@@ -288,6 +347,12 @@ def last_line(log: Path) -> str:
 
 def _progress(workdir: Path) -> tuple[int, float, float]:
     """Returns the last step with metrics, its training loss, and the tokens per second that were last reported."""
+    step, scalars = _last_metrics(workdir)
+    return step, scalars.get("train/loss", math.nan), scalars.get("train/tokens_per_second", math.nan)
+
+
+def _last_metrics(workdir: Path) -> tuple[int, dict[str, float]]:
+    """Returns the last step with metrics, and what was last reported of its training, by name."""
     step, scalars = 0, {}
     for line in _tail(workdir / "metrics.jsonl").splitlines():
         try:
@@ -297,7 +362,7 @@ def _progress(workdir: Path) -> tuple[int, float, float]:
                 step, scalars = int(values["step"]), scalars | numbers
         except (ValueError, TypeError, KeyError):
             continue  # Half of a line, at either end of what was read.
-    return step, scalars.get("train/loss", float("nan")), scalars.get("train/tokens_per_second", float("nan"))
+    return step, scalars
 
 
 def _mark(run: _Run, step: int, now: float) -> None:
@@ -326,7 +391,8 @@ def _seconds_left(run: _Run, step: int, now: float | None) -> float:
 def _describe_exit(status: int) -> str:
     number = -status if status < 0 else status - 128
     try:
-        return signal.Signals(number).name
+        name = signal.Signals(number).name
+        return f"{name} (as when memory runs out)" if number == signal.SIGKILL else name
     except ValueError:
         return f"exit status {status}"
 
@@ -336,5 +402,5 @@ def _tail(path: Path) -> str:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
             return file.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return ""

@@ -28,6 +28,7 @@ def summarise_study(outcome: Outcome) -> list[tuple[str, str]]:
         ("Code", _distinct([start["code"][:12] for run in runs for start in run.record["starts"]])),
         ("Versions", versions),
         ("Newest run", f"{date:%Y-%m-%d %H:%M} UTC"),
+        *([("Not read", "; ".join(outcome.unread))] if outcome.unread else []),
     ]
 
 

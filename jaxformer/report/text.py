@@ -32,6 +32,7 @@ def decision_table(outcome: Outcome) -> str:
         describe_rule(outcome),
         f"Noise floor of {plain(outcome.study.parent)}: {describe_noise_floor(outcome)}.",
         "Tokens: times the variant's that the parent needs for the same loss. Time: of a token, beside the parent's.",
+        *(f"Not read, and left out: {plain(line)}" for line in outcome.unread),
     ]
     text = "\n".join(["", *(textwrap.fill(paragraph, 120) for paragraph in introduction), "", *table])
     return text.replace(MINUS, "-").replace(NOTHING, "-")

@@ -3,6 +3,7 @@
 The same outcome gives the same bytes: the only dates are those of the runs.
 """
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,14 +21,28 @@ MARKDOWN = "report.md"
 LIBRARIES = ("matplotlib", "networkx", "jinja2")
 
 
+def check_report(folder: Path) -> None:
+    """Raises `UserError` where a report could not be written, before anything is read for it.
+
+    A library of the extra `report` is not installed, or the folder, which need not exist, cannot be written.
+    """
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    require(not missing, f"the report needs {' and '.join(missing)}: pip install 'jaxformer[report]'")
+    try:
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise UserError(f"report {folder}: {error.strerror}; choose another --output") from error
+    is_possible = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    require(is_possible, f"report {folder}: {place} is no folder that can be written; choose another --output")
+
+
 def write_report(outcome: Outcome, folder: Path) -> Path:
     """Writes `index.html`, `report.md` and a PNG of each picture to a folder; returns the page.
 
     Raises:
-        UserError: a library of the extra `report` is not installed, or the folder cannot be written.
+        UserError: as of `check_report`, or the disk does not take it.
     """
-    missing = [name for name in LIBRARIES if find_spec(name) is None]
-    require(not missing, f"the report needs {' and '.join(missing)}: pip install 'jaxformer[report]'")
+    check_report(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         pictures = draw_pictures(outcome, folder)

@@ -17,6 +17,7 @@ from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.variant import Resolved
+from jaxformer.host.console import print_notice
 from jaxformer.host.files import read_json
 from jaxformer.step import compute_dtype
 
@@ -73,7 +74,11 @@ def check_kin(runs: Path, resolved: Resolved) -> None:
     A variant is compared with the runs of its parent: one that has moved since would make it more than one change.
     """
     for path in sorted((runs / resolved.name).glob("seed_*/config.json")):
-        record = read_json(path) or {}
+        try:
+            record = read_json(path) or {}
+        except UserError as error:  # That run will be refused, or left out of what is compared; here it shows nothing.
+            print_notice(str(error))
+            continue
         theirs = record.get("identity", {})
         ours = json.loads(json.dumps(identify(resolved.experiment, theirs.get("seed", 0))))
         missing = sorted(ours.keys() - theirs.keys())

@@ -64,7 +64,8 @@ def _restore(folder: Path, params: nnx.State, step: int | None) -> tuple[int, nn
             steps = checkpoints.steps()
             chosen = max(steps, default=None) if step is None else step
             if chosen is None or chosen not in steps:
-                raise UserError(f"no checkpoint of step {chosen} in {folder}; there are {steps or 'none'}")
+                wanted = "" if step is None else f" of step {step}"
+                raise UserError(f"no checkpoint{wanted} in {folder}; there are {steps or 'none'}")
             try:
                 return chosen, restore_params(checkpoints, params, chosen)
             except UserError:

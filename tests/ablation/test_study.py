@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.study import Study, estimate_seconds, load_study, make_jobs, resolve_study
+from jaxformer.ablation.study import (
+    Study,
+    estimate_seconds,
+    load_study,
+    make_jobs,
+    resolve_study,
+    resolve_what_can_be,
+)
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
 from jaxformer.jobs.launch import Job
+from jaxformer.report.findings import expectation_rows
+from jaxformer.report.summary import summarise_study
 from jaxformer.report.text import decision_table
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
@@ -58,7 +67,11 @@ def test_jobs_are_ordinary_commands_seed_by_seed_and_parents_first(tmp_path):
     assert order == [(name, seed) for seed in (0, 1) for name in seconds] + [("root", 2)]
     workdir = tmp_path / "gated" / "seed_1"
     arguments = ("--experiment=gated", "--seed=1", f"--workdir={workdir}")
-    assert jobs[4] == Job("gated", 1, arguments, workdir, 40, 70.0)
+    parents = (tmp_path / "root" / "seed_0", tmp_path / "root" / "seed_1")
+    assert jobs[4] == Job("gated", 1, arguments, workdir, 40, 70.0, parents)
+    assert [len(job.needs) for job in jobs] == [0, 1, 2, 1, 2, 3, 1]
+    turned = make_jobs(Study(parent="root", variants=("gated_deep", "gated"), seeds=1), tmp_path, seconds)
+    assert [job.name for job in turned][:3] == ["root", "gated", "gated_deep"], "a parent comes before its variants"
 
 
 def test_variants_are_asked_of_the_studys_parent():
@@ -193,3 +206,58 @@ def test_files_that_are_no_study_are_refused(tmp_path, text, message):
 def test_a_study_without_a_finished_parent_is_refused(tmp_path):
     with pytest.raises(UserError, match="no finished run of the parent"):
         judge_study(Study(parent="root", variants=("gated",)), tmp_path)
+
+
+def test_a_run_that_cannot_be_read_is_left_out_and_named_everywhere(folder, tmp_path):
+    root, gated = resolve_study(Study(parent="root", variants=("gated",)))
+    for seed in range(3):
+        fake_runs.write_run(tmp_path, root, seed)
+        fake_runs.write_run(tmp_path, gated, seed, effect=-0.02)
+    (tmp_path / "gated" / "seed_1" / "summary.json").write_text("{")
+    (tmp_path / "root" / "seed_4").symlink_to(tmp_path / "nowhere")
+    outcome = judge_study(Study(parent="root", variants=("gated",)), tmp_path)
+    (found,) = outcome.comparisons
+    assert found.seeds == (0, 2)
+    assert [line.split(":")[0] for line in outcome.unread] == [
+        f"run folder {tmp_path}/root/seed_4",
+        f"{tmp_path}/gated/seed_1/summary.json",
+    ]
+    assert found.notes == (f"not read: {outcome.unread[1]}",)
+    assert all(line in " ".join(decision_table(outcome).split()) for line in outcome.unread)
+    assert dict(summarise_study(outcome))["Not read"] == "; ".join(outcome.unread)
+
+
+def test_a_variant_of_a_variant_without_runs_is_not_compared_and_the_reason_is_given(folder, tmp_path):
+    study = Study(parent="root", variants=("gated", "gated_deep", "nowhere"))
+    root, gated, gated_deep = resolve_what_can_be(study)[0]
+    fake_runs.write_run(tmp_path, root, 0)
+    fake_runs.write_diverged(tmp_path, gated, 0)
+    fake_runs.write_run(tmp_path, gated_deep, 0)
+    outcome = judge_study(study, tmp_path)
+    words = {one.variant: (one.verdict.word, one.verdict.reason) for one in outcome.comparisons}
+    assert words["gated"][0] is Word.REVERT
+    word, reason = words["gated_deep"]
+    assert word is Word.NOT_COMPARED and reason.startswith("gated, which it changes, has no finished run")
+    assert "its seed 0 diverged" in reason
+    assert len(outcome.unread) == 1 and "unknown experiment 'nowhere'" in outcome.unread[0]
+    assert decision_table(outcome) and expectation_rows(outcome)
+
+
+def test_a_parent_without_a_run_that_can_be_read_is_refused_with_what_became_of_its_runs(folder, tmp_path):
+    study = Study(parent="root", variants=("gated",))
+    root, _ = resolve_study(study)
+    with pytest.raises(UserError, match=r"root: no finished run of the parent; train it first$"):
+        judge_study(study, tmp_path)
+    fake_runs.write_diverged(tmp_path, root, 0)
+    with pytest.raises(UserError, match=r"no finished run of the parent: seed 0 diverged.*; see .*root/seed_0.log$"):
+        judge_study(study, tmp_path)
+    (fake_runs.write_run(tmp_path, root, 1) / "summary.json").write_text("")
+    with pytest.raises(
+        UserError, match=r"no finished run of the parent can be read: seed 0 .*seed_1/summary.json: unr"
+    ):
+        judge_study(study, tmp_path)
+
+
+def test_a_study_of_a_variant_alone_that_is_not_there_is_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="unknown experiment 'gatd'; did you mean gated"):
+        judge_study(Study(parent="root", variants=("gatd",)), tmp_path)

@@ -115,12 +115,17 @@ def test_a_variant_that_is_clearly_worse_is_stopped_with_all_its_seeds(command, 
 
     monkeypatch.setattr(run_study, "training_losses", losses)
     monkeypatch.setattr(
-        run_study, "require_json", lambda path: {"validation/loss": curves["root", int(path.parent.name[-1])]}
+        run_study, "read_json_or_empty", lambda path: {"validation/loss": curves["root", int(path.parent.name[-1])]}
     )
     lineages = {"normed": resolve("normed").lineage}
     run_study.stop_what_is_worse(Stopping(), statuses, lineages)
     assert [(name, seed) for name, seed, _ in stopped] == [("normed", 0), ("normed", 1)]
     assert "nats above its parent's" in stopped[0][2]
     curves["normed", 0], stopped[:] = 2.0, []
+    run_study.stop_what_is_worse(Stopping(), statuses, lineages)
+    assert not stopped
+    # Of a parent whose summaries are damaged nothing is known, and nothing is stopped.
+    curves["normed", 0] = 4.0
+    monkeypatch.setattr(run_study, "read_json_or_empty", lambda path: {})
     run_study.stop_what_is_worse(Stopping(), statuses, lineages)
     assert not stopped

@@ -49,6 +49,9 @@ BOOLQ = {"question": "is ice cold", "passage": "Ice is frozen water.", "answer":
 LAMBADA = {"text": "He lit the candle and then blew out the candle"}
 
 
+LABELLED_TWICE = {"text": ["ice", "steam", "sand"], "label": ["A", "A", "B"]}
+
+
 def without(row: dict, name: str) -> dict:
     return {key: value for key, value in row.items() if key != name}
 
@@ -303,6 +306,28 @@ def test_lambada_asks_for_the_last_word(text, pair):
     assert items.lambada({"text": text}) == Item((Option(*pair),), 0)
 
 
+# Rows as other programs write them.
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "answer", "gold"),
+    [
+        ("question_and_answer", ARC | {"choices": {"text": ["a", "b"], "label": ["1", "2"]}}, {"answerKey": 2}, 1),
+        ("question_and_answer", ARC | {"choices": {"text": ["a", "b"], "label": [1, 2]}}, {"answerKey": "2"}, 1),
+        ("winogrande", WINOGRANDE, {"answer": 2}, 1),
+    ],
+)
+def test_a_number_and_a_text_that_reads_as_it_are_the_same_label(task, row, answer, gold):
+    assert getattr(items, task)(row | answer).gold == gold
+
+
+def test_an_item_knows_that_it_has_an_option_twice():
+    twice, once = (items.piqa(PIQA | {"sol2": text}) for text in (PIQA["sol1"], "Sing."))
+    assert checked(twice).has_equal_options and not checked(once).has_equal_options
+    same_text_behind_other_contexts = items.winogrande(WINOGRANDE)
+    assert not same_text_behind_other_contexts.has_equal_options
+
+
 # Rows that are not the task's.
 
 
@@ -335,6 +360,9 @@ def test_lambada_asks_for_the_last_word(text, pair):
         ("question_and_answer", ARC | {"question": {"stem": "?"}}, r"no field 'choices'; it has stem"),
         ("question_and_answer", ARC | {"answerKey": "D"}, r"its answer \('D'\) is none of A, B, C"),
         ("question_and_answer", ARC | {"answerKey": 1}, r"its answer \(1\) is none of A, B, C"),
+        ("question_and_answer", ARC | {"answerKey": 1.0}, r"its answer \(1.0\) is none of A, B, C"),
+        ("question_and_answer", ARC | {"choices": LABELLED_TWICE}, r"the label A stands for 2 options"),
+        ("question_and_answer", ARC | {"choices": {"text": ["a", " "], "label": ["A", "B"]}}, r"option 1 is blank"),
         ("question_and_answer", ARC | {"answerKey": ""}, r"its answer \(''\) is none of A, B, C"),
         ("question_and_answer", ARC | {"choices": "ABC"}, r"field 'choices' must be an object, not 'ABC'"),
         ("question_and_answer", ARC | {"choices": ["ice"]}, r"field 'choices' must hold objects, not \['ice'\]"),
@@ -402,5 +430,5 @@ def test_a_value_of_a_foreign_type_is_a_user_error_unless_the_field_is_not_read(
 
 @pytest.mark.parametrize("text", ["a", " ", "\U0001f9ea \u00e9\n", "\ud7ff\ue000"])
 def test_any_unicode_text_can_be_scored(text):
-    item = Item((Option("", " a"), Option(text, " " + text)), 1)
+    item = Item((Option("", " a"), Option(text, " x" + text)), 1)
     assert checked(item) is item

@@ -165,22 +165,89 @@ def test_jobs_are_run_once_and_a_finished_queue_starts_nothing(tmp_path, undistu
     assert jobs[2].log.read_text().count(HEADER) == 1
 
 
-def test_job_waits_for_what_it_needs_while_others_overtake_it(tmp_path):
-    parent = fake_job(tmp_path, 0, mode="wait")
+def test_job_waits_until_what_it_needs_is_seen_to_train_while_others_overtake_it(tmp_path):
+    parent = fake_job(tmp_path, 0, mode="wait", prepare=1)
     jobs = [parent, fake_job(tmp_path, 1, needs=(parent.workdir,)), fake_job(tmp_path, 2)]
     with Queue(jobs, parallel=2, launch=fake_launch(tmp_path)) as running:
         watching = running.watch(0.02)
         watch_until(watching, lambda s: states(s) == [State.RUNNING, State.WAITING, State.FINISHED])
+        parent.workdir.mkdir(parents=True, exist_ok=True)
         (parent.workdir / "go").touch()
         *_, statuses = watching
     assert states(statuses) == [State.FINISHED] * 3
+
+
+@pytest.mark.parametrize(("mode", "end"), [("fail", "failed"), ("refuse", "refused")])
+def test_nothing_is_started_that_needs_a_job_without_a_result(tmp_path, mode, end):
+    parent, other = fake_job(tmp_path, 0, mode=mode), fake_job(tmp_path, 0, name="other")
+    child = fake_job(tmp_path, 0, name="child", needs=(parent.workdir,))
+    grandchild = fake_job(tmp_path, 0, name="grandchild", needs=(child.workdir,))
+    statuses = run_to_the_end([parent, child, grandchild, other], fake_launch(tmp_path))
+    assert statuses[0].state.value == end
+    assert states(statuses[1:]) == [State.BLOCKED, State.BLOCKED, State.FINISHED]
+    assert {status.note for status in statuses[1:3]} == {f"fake seed 0 {end}: {statuses[0].note}"}
+    assert not child.log.exists() and not grandchild.log.exists()
+
+
+def test_what_runs_is_saved_and_ended_when_the_job_that_it_needs_fails(tmp_path, undisturbed):
+    parent = fake_job(tmp_path, 0, name="parent")
+    child = fake_job(tmp_path, 0, mode="wait", needs=(parent.workdir,))
+    launch = fake_launch(tmp_path)
+    fail_once_the_child_runs = f"""
+import pathlib, sys, time
+pathlib.Path({str(parent.workdir)!r}).mkdir(parents=True)
+metrics = pathlib.Path({str(parent.workdir / "metrics.jsonl")!r})
+metrics.write_text('{{"step": 2, "train/loss": 1.0, "train/gradient_norm": "nan"}}\\n')
+time.sleep(0.3)
+assert not pathlib.Path({str(child.log)!r}).exists(), "it does not train yet"
+metrics.write_text('{{"step": 2, "train/loss": 1.0, "train/gradient_norm": 1.0}}\\n')
+while not pathlib.Path({str(child.workdir / "starts")!r}).exists():
+    time.sleep(0.01)
+sys.exit("jaxformer: 8 steps in a row had a loss that is not finite")
+"""
+
+    def start(job, slot, slots):
+        if job is child:
+            return launch(job, slot, slots)
+        return launch_local(job, slot, slots, program=(sys.executable, "-c", fail_once_the_child_runs))
+
+    statuses = run_to_the_end([parent, child], start, parallel=2)
+    assert states(statuses) == [State.FAILED, State.BLOCKED]
+    assert starts(child) == 1 and json.loads((child.workdir / "state.json").read_text())["step"] == 1
+    # Once the parent is put right, the same queue goes on with it.
+    (parent.workdir / "metrics.jsonl").unlink()
+    jobs = [parent, fake_job(tmp_path, 0, needs=(parent.workdir,))]
+    assert states(run_to_the_end(jobs, launch, parallel=2)) == [State.FINISHED] * 2
+    assert records(jobs[1:]) == undisturbed[:1]
+
+
+def test_a_job_that_cannot_be_started_stops_no_other(tmp_path):
+    jobs = [fake_job(tmp_path, 0, name="blocked"), fake_job(tmp_path, 1)]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "blocked").write_text("a file where the folder of its log should be")
+    statuses = run_to_the_end(jobs, fake_launch(tmp_path))
+    assert states(statuses) == [State.FAILED, State.FINISHED]
+    assert statuses[0].note.startswith("it could not be started ([Errno")
+
+
+def test_a_refusal_that_names_the_run_folder_is_that_folders_alone(tmp_path):
+    jobs = fake_jobs(tmp_path, 2)
+    launch = fake_launch(tmp_path)
+
+    def start(job, slot, slots):
+        if job.seed == 1:
+            return launch(job, slot, slots)
+        code = f"import sys; print('jaxformer: {job.workdir}/config.json: unreadable'); sys.exit(2)"
+        return launch_local(job, slot, slots, program=(sys.executable, "-c", code))
+
+    assert states(run_to_the_end(jobs, start)) == [State.REFUSED, State.FINISHED]
 
 
 def test_crashed_job_is_resumed_twice_and_then_given_up(tmp_path, undisturbed):
     jobs = [fake_job(tmp_path, 0, mode="crash2"), fake_job(tmp_path, 1, mode="crash3"), fake_job(tmp_path, 2)]
     statuses = run_to_the_end(jobs, fake_launch(tmp_path))
     assert states(statuses) == [State.FINISHED, State.FAILED, State.FINISHED]
-    assert statuses[1].note == f"crashed 3 times, the last by SIGKILL; see {jobs[1].log}"
+    assert statuses[1].note == f"crashed 3 times, the last by SIGKILL (as when memory runs out); see {jobs[1].log}"
     assert [starts(job) for job in jobs] == [3, 3, 1]
     assert records(jobs[:1]) == undisturbed[:1]
     # A new queue tries again: the cause may be gone.
