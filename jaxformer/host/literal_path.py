@@ -1,0 +1,55 @@
+"""Paths for libraries that read more than a name in one: a folder's name is its user's, and means nothing else."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxformer.config import UserError, is_unicode
+
+# Links to what a process has opened, by number; Linux has them.
+_OPENED = Path("/proc/self/fd")
+
+
+def is_literal(folder: Path) -> bool:
+    """Returns whether Orbax, TensorStore and etils (which TFDS uses) take an absolute path for what it is.
+
+    Measured with Orbax 0.12, TensorStore 0.1.86 and etils 1.14: etils globs the whole path, and takes `/gs`, `/s3`,
+    `/az` and `/hf` for stores; TensorStore takes a backslash for a slash, and no text that is not UTF-8; Orbax takes
+    `gs:/` for a URL, and `link/..` for nothing.
+    """
+    text, parts = str(folder), folder.parts
+    return (
+        is_unicode(text)
+        and not any(character in text for character in "*?[\\")
+        and "gs:/" not in f"{text}/"
+        and not text.startswith("//")
+        and ".." not in parts
+        and parts[1:2] not in (("gs",), ("s3",), ("az",), ("hf",))
+    )
+
+
+@contextlib.contextmanager
+def literal_path(folder: Path) -> Iterator[Path]:
+    """Yields an absolute path of an existing folder that no library takes for another, valid within the block.
+
+    That is its own wherever it is literal, and else the one of its descriptor, in this process alone.
+
+    Raises:
+        OSError: the folder cannot be opened.
+        UserError: its path is not literal, and this system has no paths of descriptors.
+    """
+    own = folder.absolute()
+    if is_literal(own):
+        yield own
+        return
+    if not _OPENED.is_dir():
+        raise UserError(
+            f"folder {folder}: libraries read a pattern or a store in its path; choose one without '*', '?', '[', "
+            "'\\', '..' and 'gs:'"
+        )
+    descriptor = os.open(own, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield _OPENED / str(descriptor)
+    finally:
+        os.close(descriptor)
