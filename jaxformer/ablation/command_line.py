@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from jaxformer.ablation.comparability import ALLOWABLE
+from jaxformer.host.paths import expanded
 
 
 def add_study_options(parser: argparse.ArgumentParser) -> None:
@@ -12,6 +13,6 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     add("--study", metavar="NAME", help="the name of a file in experiments/studies/, or a path")
     add("--parent", metavar="NAME", help="instead of --study: the experiment that the variants change")
     add("--variants", metavar="NAME,...", help="with --parent: the variants, separated by commas")
-    add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all run folders (default: runs)")
+    add("--runs", type=expanded, default=Path("runs"), metavar="DIR", help="folder of all run folders (default: runs)")
     kinds = ", ".join(ALLOWABLE)
     add("--allow", default="", metavar="KIND,...", help=f"compare runs in spite of these kinds of differences: {kinds}")

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxformer.config import UserError, require
 from jaxformer.host.files import require_json
+from jaxformer.host.paths import shell_word
 from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.metrics import BATCH, read_metrics
 
@@ -173,7 +174,8 @@ def stack(runs: Sequence[FinishedRun], corpora: Sequence[str]) -> tuple[np.ndarr
 
 def _read_validation(folder: Path) -> dict[str, Documents]:
     path = folder / "validation.json"
-    record = require_json(path, f"{path}: missing; `jaxformer evaluate --workdir={folder.parents[1]}` makes it")
+    command = f"jaxformer evaluate --workdir={shell_word(folder.parents[1])}"
+    record = require_json(path, f"{path}: missing; `{command}` makes it")
     rows = _read_lines(path.with_suffix(".documents.jsonl"))
     validation = {}
     for name, corpus in record["corpora"].items():

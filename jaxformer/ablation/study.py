@@ -13,6 +13,7 @@ from jaxformer.experiment.files import find_study, run_file
 from jaxformer.experiment.variant import OF, Resolved, resolve
 from jaxformer.flops import training_flops_per_token
 from jaxformer.host.files import require_json
+from jaxformer.host.paths import typed
 from jaxformer.jobs.launch import Job
 
 
@@ -110,7 +111,7 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Jo
             processes = one.experiment.mesh.processes
             require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a study starts one for each run")
             workdir = runs / one.name / f"seed_{seed}"
-            arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={workdir}")
+            arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={typed(workdir)}")
             steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
             jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name], devices=devices))
     return jobs

@@ -23,7 +23,7 @@ from jaxformer.checkpoint.retention import CheckpointConfig, steps_to_keep
 from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.devices.multihost import is_first, wait_for_all
 from jaxformer.host.files import Closing
-from jaxformer.host.literal_path import literal_path
+from jaxformer.host.paths import literal_path
 
 # Failed saves in a row that end a run. Of several processes the first does: the others do not know of it.
 _MOST_FAILURES = 2

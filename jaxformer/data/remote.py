@@ -34,8 +34,8 @@ _MARKS = ("blob_id", "sha256", "md5Hash", "ETag", "etag", "generation", "mtime",
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Returns whether a path is a URL."""
-    return "://" in os.fspath(path)
+    """Returns whether a path is a URL; `./x://y` is none."""
+    return re.match(r"\w[\w+.:-]*://", os.fspath(path)) is not None
 
 
 class Found(NamedTuple):

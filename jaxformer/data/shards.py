@@ -5,6 +5,7 @@ the splits `train` and `validation`, beside `index.npz` (tokens and bytes of eve
 and digests). `preparation` makes it.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import numpy as np
 
 from jaxformer.config import UserError, require
 from jaxformer.host.digests import file_digests
+from jaxformer.host.paths import literal_path
 
 SPLITS = ("train", "validation")
 
@@ -79,6 +81,7 @@ class Shards:
         records = -(-tokens // RECORD_TOKENS)
         self._first_record = np.cumsum(records) - records
         self._source = None
+        self._opened = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -96,7 +99,9 @@ class Shards:
         base = int(self._first_record[document])
         try:
             if self._source is None:
-                self._source = _open_source(self.folder, self.split)
+                self._opened = contextlib.ExitStack()  # As long as it is read.
+                place = self._opened.enter_context(literal_path(self.folder))
+                self._source = _open_source(place, self.split)
             records = [_parse(self._source[base + i], dtype) for i in range(first, last + 1)]
             ids = records[0] if len(records) == 1 else np.concatenate(records)
             if len(ids) != min((last + 1) * RECORD_TOKENS, int(self.tokens[document])) - first * RECORD_TOKENS:
@@ -109,7 +114,7 @@ class Shards:
         return ids[start - first * RECORD_TOKENS : stop - first * RECORD_TOKENS]
 
     def __getstate__(self):
-        return {**self.__dict__, "_source": None}
+        return {**self.__dict__, "_source": None, "_opened": None}
 
 
 def open_shards(folder: Path, split: str) -> Shards:

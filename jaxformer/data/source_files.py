@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.config import UserError, require
-from jaxformer.data.remote import REQUEST_BYTES, RemoteFile, find, fixed_parts, is_remote
+from jaxformer.data.remote import REQUEST_BYTES, RemoteFile, find, is_remote
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import format_size, print_notice
 from jaxformer.host.digests import file_digests
 from jaxformer.host.files import read_json_or_empty, write_remembered
+from jaxformer.host.paths import expanded
 
 # A smaller file is read for its digest at every start.
 _REMEMBERED_BYTES = 1 << 20
@@ -44,15 +45,11 @@ class SourceFile(NamedTuple):
     """What a remote store says of its content (a digest, an ETag, else a time); '' for a local file."""
 
 
-def expanded(path: str) -> Path:
-    """Returns a local path with `~` replaced by a home folder, if there is one."""
-    return Path(os.path.expanduser(path))  # Unlike pathlib's, it takes the name of a user who is not there.
-
-
 def find_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[SourceFile, ...]:
     """Returns the files at a path in sorted order: the file itself, the matches of a glob, or a folder's by suffix.
 
-    A URL of the Hugging Face Hub must name a commit (`pinned`).
+    Of a local path, what exists is taken literally whatever its characters, and a glob begins behind it. A URL of the
+    Hugging Face Hub must name a commit (`pinned`).
 
     Raises:
         UserError: there is none, or the place cannot be reached.
@@ -61,18 +58,26 @@ def find_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[SourceF
         return _find_remote(path, suffixes, what)
     try:
         target = expanded(path)
+        root, pattern = _existing(target)
         if target.is_file():
             files = [target]
         elif target.is_dir():
             files = sorted(p for p in target.rglob("*") if p.is_file() and p.name.endswith(suffixes))
             require(bool(files), f"{what} {path}: the folder holds no {' or '.join(suffixes)} file")
         else:
-            files = sorted(Path(p) for p in glob.glob(str(target), recursive=True) if Path(p).is_file())
+            found = (root / name for name in glob.glob(pattern, root_dir=root, recursive=True))
+            files = sorted(path for path in found if path.is_file())
             require(bool(files), f"{what} {path}: no such file or folder, and as a glob it matches none")
-        root = target if target.is_dir() else Path(*fixed_parts(target.parts[:-1]))
         return tuple(SourceFile(str(p), p.relative_to(root).as_posix(), p.stat().st_size) for p in files)
     except OSError as error:
         raise UserError(f"{what} {path}: {error.strerror}") from error
+
+
+def _existing(target: Path) -> tuple[Path, str]:
+    """Returns the folder that exists of a path, as far as it does, and the rest."""
+    parts = target.parts
+    depth = next(i for i in range(len(parts), -1, -1) if Path(*parts[:i]).is_dir())
+    return Path(*parts[:depth]), os.path.join("", *parts[depth:])
 
 
 def open_file(path: str | os.PathLike, what: str) -> io.BufferedReader:

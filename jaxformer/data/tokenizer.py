@@ -21,6 +21,7 @@ import sentencepiece
 from jaxformer.config import Bounds, OneOf, PositiveInt, UserError, check_fields, execution, flatten, require
 from jaxformer.data.corpus import Documents, key_fraction, unique_documents
 from jaxformer.host.cache import make_once
+from jaxformer.host.paths import expanded
 
 SPACE_MARK = "\u2581"
 
@@ -189,7 +190,7 @@ def load_tokenizer(path: str | os.PathLike, *, threads: int = 0) -> Tokenizer:
             fallback, and no normalisation.
     """
     try:
-        tokenizer = Tokenizer(Path(path).read_bytes(), threads=threads)
+        tokenizer = Tokenizer(expanded(os.fspath(path)).read_bytes(), threads=threads)
     except OSError as error:
         raise UserError(f"tokenizer.path {path}: {error.strerror}") from error
     except RuntimeError as error:

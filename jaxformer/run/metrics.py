@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.host.files import Closing, for_json, write_whole
+from jaxformer.host.paths import shell_word
 
 # The metric that tells what a step was trained on: no curve for TensorBoard.
 BATCH = "train/batch"
@@ -90,7 +91,7 @@ def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
         from clu import metric_writers
 
         tensorboard = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
-        line = f"tensorboard --logdir {folder}"
+        line = f"tensorboard --logdir {shell_word(folder)}"
     except ImportError as error:
         tensorboard = None
         line = f"no TensorBoard events ({error.name} is not installed: pip install 'jaxformer[tensorboard]')"

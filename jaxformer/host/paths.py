@@ -1,7 +1,8 @@
-"""Paths for libraries that read more than a name in one: a folder's name is its user's, and means nothing else."""
+"""Paths as users type them, and as libraries take them that read more than a name in one."""
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,21 @@ from jaxformer.config import UserError, is_unicode
 
 # Links to what a process has opened, by number; Linux has them.
 _OPENED = Path("/proc/self/fd")
+
+
+def expanded(path: str) -> Path:
+    """Returns a local path with `~` replaced by a home folder, if there is one; no shell does it behind `--option=`."""
+    return Path(os.path.expanduser(path))  # Unlike pathlib's, it takes the name of a user who is not there.
+
+
+def typed(path: Path) -> str:
+    """Returns the text of a path that `expanded` takes for it."""
+    return f"./{path}" if str(path).startswith("~") else str(path)
+
+
+def shell_word(path: Path) -> str:
+    """Returns a path as it is typed in a shell, also behind `--option=`."""
+    return shlex.quote(typed(path))
 
 
 def is_literal(folder: Path) -> bool:
