@@ -13,7 +13,7 @@ from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import choose_study
 from jaxformer.host.command import Parser, command
-from jaxformer.host.paths import expanded
+from jaxformer.host.paths import local_path
 from jaxformer.report.text import decision_table
 from jaxformer.report.write import write_report
 
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     parser = Parser("jaxformer report", __doc__)
     add_study_options(parser)
     text = "folder of the report (default: RUNS/reports/NAME)"
-    parser.add_argument("--output", type=expanded, metavar="DIR", help=text)
+    parser.add_argument("--output", type=local_path, metavar="DIR", help=text)
     options = parser.parse_args(arguments)
     study = choose_study(options.study, options.parent, options.variants)
     name = Path(options.study).stem if options.study else study.parent

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from jaxformer.config import UserError, require
 from jaxformer.host.console import print_line, print_notice
+from jaxformer.host.paths import URL
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ _MARKS = ("blob_id", "sha256", "md5Hash", "ETag", "etag", "generation", "mtime",
 
 def is_remote(path: str | os.PathLike) -> bool:
     """Returns whether a path is a URL; `./x://y` is none."""
-    return re.match(r"\w[\w+.:-]*://", os.fspath(path)) is not None
+    return URL.match(os.fspath(path)) is not None
 
 
 class Found(NamedTuple):

@@ -1,12 +1,17 @@
 """Paths as users type them, and as libraries take them that read more than a name in one."""
 
+import argparse
 import contextlib
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxformer.config import UserError, is_unicode
+
+# How a URL begins.
+URL = re.compile(r"\w[\w+.:-]*://")
 
 # Links to what a process has opened, by number; Linux has them.
 _OPENED = Path("/proc/self/fd")
@@ -15,6 +20,17 @@ _OPENED = Path("/proc/self/fd")
 def expanded(path: str) -> Path:
     """Returns a local path with `~` replaced by a home folder, if there is one; no shell does it behind `--option=`."""
     return Path(os.path.expanduser(path))  # Unlike pathlib's, it takes the name of a user who is not there.
+
+
+def local_path(path: str) -> Path:
+    """Returns the path of an option that takes a file or folder of this machine alone; the type of its argument.
+
+    Raises:
+        argparse.ArgumentTypeError: it is a URL, which would be taken for a folder named like `gs:`.
+    """
+    if URL.match(path):
+        raise argparse.ArgumentTypeError(f"{path!r} is a URL; give a folder of this machine, such as one of a mount")
+    return expanded(path)
 
 
 def typed(path: Path) -> str:
