@@ -83,7 +83,7 @@ def _read_back(checkpoints: Checkpoints, step: int, saved: dict[str, dict[str, j
         if found["fingerprints"] != record["fingerprints"]:
             problem = "its arrays are others"
     except (_Damaged, UserError) as error:
-        problem = str(error)
+        problem = first_line(error)
     finally:
         undo()
     if all_min(not problem):

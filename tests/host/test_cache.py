@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 MAKE_IN_STEPS = """
 import os, signal, sys
 from pathlib import Path
-from jaxformer.host.cache import cache_folder, make_once
+from jaxformer.host.cache import make_once
 
 def make(folder):
     folder.mkdir()
@@ -180,7 +180,7 @@ def test_a_full_disk_while_making_is_a_user_error_that_says_so(tmp_path):
 
 
 def test_a_cache_whose_name_is_too_long_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="File name too long; .* set JAXFORMER_CACHE to another folder"):
+    with pytest.raises(UserError, match=r"File name too long; .* set JAXFORMER_CACHE to another folder"):
         make_once(tmp_path / ("x" * 300) / "file", lambda path: path.write_text(""), "a file")
 
 
