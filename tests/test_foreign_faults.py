@@ -69,7 +69,7 @@ def test_names_that_are_patterns_elsewhere_are_names(user, name):
     shutil.copytree(package, folder / "checkout" / "jaxformer", ignore=shutil.ignore_patterns("__pycache__"))
     user.write(f"{name}/corpus/texts.jsonl", (user.folder / "texts.jsonl").read_bytes())
     user.environment |= {"PYTHONPATH": str(folder / "checkout"), "JAXFORMER_CACHE": str(folder / "cache")}
-    words = (f"--corpus.path={folder}/corpus/*.jsonl", *steps)
+    words = (f"--corpus.path={folder}/corpus", *steps)
     before = {path.name for path in user.folder.iterdir()}
 
     arguments = ("train", "--experiment=tiny.py", f"--workdir={name}/run", *words)

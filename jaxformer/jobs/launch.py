@@ -144,8 +144,9 @@ def launch_submitit(
         cluster: or "local", for tests.
 
     Raises:
-        UserError: submitit is not installed, or knows no such cluster or parameter.
+        UserError: submitit is not installed, or knows no such cluster or parameter, or takes the folder for a pattern.
     """
+    require("%" not in str(folder.absolute()), f"folder {folder}: Slurm takes '%' in it for a pattern; choose another")
     try:
         import submitit
     except ImportError as error:
