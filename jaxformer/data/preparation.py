@@ -29,7 +29,7 @@ from jaxformer.host.cache import make_once
 from jaxformer.host.console import format_size, print_notice, progress_bar
 from jaxformer.host.files import sync_tree, write_whole
 from jaxformer.host.lock import is_held
-from jaxformer.host.paths import is_literal
+from jaxformer.host.paths import check_literal, is_literal
 
 # Tokens of a byte of text, at most, where nothing has been tokenised yet.
 _TOKENS_PER_BYTE = 0.25
@@ -57,6 +57,7 @@ def prepare(
         UserError: the corpus leaves no document in one of the splits, its files changed while they were read, or the
             pipeline failed.
     """
+    check_literal(cache)
     require(
         beam is None or is_literal(cache.absolute()),
         f"cache {cache}: Apache Beam's workers take its path for a pattern or a store; set JAXFORMER_CACHE to another",

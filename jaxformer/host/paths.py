@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxformer.config import UserError, is_unicode
+from jaxformer.config import is_unicode, require
 
 # How a URL begins.
 URL = re.compile(r"\w[\w+.:-]*://")
@@ -61,6 +61,15 @@ def is_literal(folder: Path) -> bool:
     )
 
 
+def check_literal(folder: Path) -> None:
+    """Raises `UserError` if a path is not literal and this system has none of descriptors, which would be."""
+    require(
+        is_literal(folder.absolute()) or _OPENED.is_dir(),
+        f"folder {folder}: libraries read a pattern or a store in its path; choose one without '*', '?', '[', '\\', "
+        "'..' and 'gs:'",
+    )
+
+
 @contextlib.contextmanager
 def literal_path(folder: Path) -> Iterator[Path]:
     """Yields an absolute path of an existing folder that no library takes for another, valid within the block.
@@ -69,17 +78,13 @@ def literal_path(folder: Path) -> Iterator[Path]:
 
     Raises:
         OSError: the folder cannot be opened.
-        UserError: its path is not literal, and this system has no paths of descriptors.
+        UserError: as of `check_literal`.
     """
+    check_literal(folder)
     own = folder.absolute()
     if is_literal(own):
         yield own
         return
-    if not _OPENED.is_dir():
-        raise UserError(
-            f"folder {folder}: libraries read a pattern or a store in its path; choose one without '*', '?', '[', "
-            "'\\', '..' and 'gs:'"
-        )
     descriptor = os.open(own, os.O_PATH | os.O_DIRECTORY)
     try:
         yield _OPENED / str(descriptor)
