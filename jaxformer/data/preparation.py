@@ -59,7 +59,7 @@ def prepare(
     """
     check_literal(cache)
     require(
-        beam is None or is_literal(cache.absolute()),
+        beam is None or is_literal(cache),
         f"cache {cache}: Apache Beam's workers take its path for a pattern or a store; set JAXFORMER_CACHE to another",
     )
     identity = [FORMAT_VERSION, documents.digest, documents.config.validation_share, tokenizer.digest]

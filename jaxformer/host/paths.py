@@ -43,30 +43,36 @@ def shell_word(path: Path) -> str:
     return shlex.quote(typed(path))
 
 
+def _absolute(folder: Path) -> Path:
+    """Returns the absolute path of a folder; one with `..` as the system finds it, since Orbax drops `link/..`."""
+    own = folder.absolute()
+    return own.resolve() if ".." in own.parts else own
+
+
 def is_literal(folder: Path) -> bool:
-    """Returns whether Orbax, TensorStore and etils (which TFDS uses) take an absolute path for what it is.
+    """Returns whether Orbax, TensorStore and etils (which TFDS uses) take the path of a folder for what it is.
 
     Measured with Orbax 0.12, TensorStore 0.1.86 and etils 1.14: etils globs the whole path, and takes `/gs`, `/s3`,
     `/az` and `/hf` for stores; TensorStore takes a backslash for a slash, and no text that is not UTF-8; Orbax takes
-    `gs:/` for a URL, and `link/..` for nothing.
+    `gs:/` for a URL.
     """
-    text, parts = str(folder), folder.parts
+    own = _absolute(folder)
+    text = str(own)
     return (
         is_unicode(text)
         and not any(character in text for character in "*?[\\")
         and "gs:/" not in f"{text}/"
         and not text.startswith("//")
-        and ".." not in parts
-        and parts[1:2] not in (("gs",), ("s3",), ("az",), ("hf",))
+        and own.parts[1:2] not in (("gs",), ("s3",), ("az",), ("hf",))
     )
 
 
 def check_literal(folder: Path) -> None:
     """Raises `UserError` if a path is not literal and this system has none of descriptors, which would be."""
     require(
-        is_literal(folder.absolute()) or _OPENED.is_dir(),
-        f"folder {folder}: libraries read a pattern or a store in its path; choose one without '*', '?', '[', '\\', "
-        "'..' and 'gs:'",
+        is_literal(folder) or _OPENED.is_dir(),
+        f"folder {folder}: libraries read a pattern or a store in its path; choose one without '*', '?', '[', '\\' and "
+        "'gs:'",
     )
 
 
@@ -81,7 +87,7 @@ def literal_path(folder: Path) -> Iterator[Path]:
         UserError: as of `check_literal`.
     """
     check_literal(folder)
-    own = folder.absolute()
+    own = _absolute(folder)
     if is_literal(own):
         yield own
         return
