@@ -81,7 +81,6 @@ class Shards:
         records = -(-tokens // RECORD_TOKENS)
         self._first_record = np.cumsum(records) - records
         self._source = None
-        self._opened = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -98,11 +97,9 @@ class Shards:
         first, last = start // RECORD_TOKENS, (stop - 1) // RECORD_TOKENS
         base = int(self._first_record[document])
         try:
-            if self._source is None:
-                self._opened = contextlib.ExitStack()  # As long as it is read.
-                place = self._opened.enter_context(literal_path(self.folder))
-                self._source = _open_source(place, self.split)
-            records = [_parse(self._source[base + i], dtype) for i in range(first, last + 1)]
+            # Several threads may open it, and each reads what it has opened or found.
+            source, _ = self._source = self._source or _open_source(self.folder, self.split)
+            records = [_parse(source[base + i], dtype) for i in range(first, last + 1)]
             ids = records[0] if len(records) == 1 else np.concatenate(records)
             if len(ids) != min((last + 1) * RECORD_TOKENS, int(self.tokens[document])) - first * RECORD_TOKENS:
                 raise ValueError(f"document {document} is not as long as the index says")
@@ -114,7 +111,7 @@ class Shards:
         return ids[start - first * RECORD_TOKENS : stop - first * RECORD_TOKENS]
 
     def __getstate__(self):
-        return {**self.__dict__, "_source": None, "_opened": None}
+        return {**self.__dict__, "_source": None}
 
 
 def open_shards(folder: Path, split: str) -> Shards:
@@ -165,12 +162,15 @@ def shard_digests(folder: Path, split: str) -> dict[str, str]:
 
 
 def _open_source(folder: Path, split: str):
-    """Returns the split's records by number, as serialised bytes."""
+    """Returns the split's records by number, as serialised bytes, and what keeps their path open."""
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(folder / "token_shards" / "1.0.0"))
+    path = contextlib.ExitStack()
+    place = path.enter_context(literal_path(folder))
+    builder = tfds.builder_from_directory(str(place / "token_shards" / "1.0.0"))
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    return builder.as_data_source(split=split, deserialize_method=raw)  # pyright: ignore[reportCallIssue]  # Decorated.
+    source = builder.as_data_source(split=split, deserialize_method=raw)  # pyright: ignore[reportCallIssue]  # Decorated.
+    return source, path
 
 
 def _parse(record: bytes, dtype: type) -> np.ndarray:
