@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -427,3 +429,22 @@ def test_damage_of_either_split_is_reported_before_anything_is_read(folder, tmp_
     open_shards(copy, "train")
     with pytest.raises(UserError, match=f"^token shards {copy}: a file of split 'validation' is damaged"):
         open_shards(copy, "validation")
+
+
+@pytest.mark.parametrize("name", ["x[1]", "a\\b", "**"])
+def test_shards_are_the_same_below_any_name_and_read_by_many_threads_at_once(
+    name, corpus, tokenizer, training, tmp_path
+):
+    (tmp_path / name).mkdir()
+    opened = open_shards(prepare(corpus, tokenizer, tmp_path / name / "cache", progress=False), "train")
+    assert opened.manifest == training.manifest
+    expected = read_all(training)
+    begin = threading.Barrier(8)
+
+    def read(_):
+        begin.wait()
+        return read_all(opened)
+
+    with ThreadPoolExecutor(8) as executor:
+        assert all(ids == expected for ids in executor.map(read, range(8)))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
