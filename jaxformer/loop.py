@@ -26,6 +26,7 @@ from jaxformer.evaluation.validation import validate, validation_scalars
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.console import format_duration, print_line, print_notice
 from jaxformer.host.files import write_json, write_whole
+from jaxformer.host.paths import shell_word
 from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.run.failed_step import diagnose, write_fault
 from jaxformer.run.folder import evaluations_folder, summarise
@@ -138,7 +139,7 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
             is_whole = False
             print_notice(
                 f"{what} at step {step} failed ({type(error).__name__}: {error}); while its checkpoint is kept, "
-                f"`jaxformer evaluate --workdir={run.workdir} --step={step}` does it later"
+                f"`jaxformer evaluate --workdir={shell_word(run.workdir)} --step={step}` does it later"
             )
     return scalars if is_whole else None
 
@@ -201,7 +202,7 @@ def keep_fault(run: Run, state: TrainState, batches: grain.DatasetIterator, fail
         write_fault(path, fault._replace(batch=all_rows(batch)))
     except Exception as error:
         return TrainingFailure(f"{failure}; they could not be kept for a replay ({type(error).__name__}: {error})")
-    return TrainingFailure(f"{failure}; `jaxformer replay-step {path}` replays it")
+    return TrainingFailure(f"{failure}; `jaxformer replay-step {shell_word(path)}` replays it")
 
 
 def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:

@@ -227,11 +227,17 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+@command
+def _main(arguments: list[str]) -> int:
+    """Runs the command with what was compiled before."""
+    keep_compiled(cache_folder())
+    return main(arguments)
+
+
 def run_command(arguments: list[str] | None = None) -> int:
     """Runs the command as a process of its own, which is to end with the status that this returns."""
     hush()
-    keep_compiled(cache_folder())
-    status = main(arguments)
+    status = _main(arguments)
     flush_streams()
     leave(status)
     return status

@@ -61,13 +61,17 @@ EXPERIMENT = Experiment(
     evaluation=EvaluationConfig(every_steps=20, validation_bytes=200, rows_per_batch=2, sample_tokens=5),
 )
 """
-PLAIN = {"corpus": "one", "method": "best_fit", "reader_threads": 1, "micro_batches": 1, "spikes": 0.0}
+# A folder whose name means something to a shell, a pattern, a format and a URL.
+ODD = "x[1]*?\\'\"$%#~ é\n"
+# Corpora, cache and run folders lie `below` a folder of this name.
+PLAIN = {"corpus": "one", "method": "best_fit", "reader_threads": 1, "micro_batches": 1, "spikes": 0.0, "below": ""}
 CONFIGURATIONS = {
     "best_fit": PLAIN,
     "concat_and_split": PLAIN | {"method": "concat_and_split"},
     "mixture_in_micro_batches": PLAIN | {"corpus": "two", "micro_batches": 2},
     "three_readers_skipping_spikes": PLAIN | {"reader_threads": 3, "spikes": 1.5},
     "mixture_split_without_readers": PLAIN | {"corpus": "two", "method": "concat_and_split", "reader_threads": 0},
+    "mixture_below_an_odd_name": PLAIN | {"corpus": "two", "reader_threads": 3, "below": ODD},
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # Share of a run's time after which its first step is done: what comes before is imports and preparation.
@@ -76,7 +80,19 @@ RESULTS = ("status", "steps", "tokens", "train/loss", "validation/loss", "valida
 
 
 def write_experiments(folder: Path) -> dict[str, Path]:
-    """Writes two corpora of made-up words and the experiment files; returns these by name."""
+    """Writes the experiment files, and two corpora of made-up words for each place; returns the files by name."""
+    for place in {fields["below"] for fields in CONFIGURATIONS.values()}:
+        (folder / place).mkdir(exist_ok=True)
+        texts = write_corpora(folder / place)
+        for name, fields in CONFIGURATIONS.items():
+            if fields["below"] == place:
+                text = EXPERIMENT.format(**fields | {"corpus": texts[fields["corpus"]]})
+                (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return {name: folder / f"{name}.py" for name in CONFIGURATIONS}
+
+
+def write_corpora(folder: Path) -> dict[str, str]:
+    """Writes two corpora; returns the configuration of the first, and that of their mixture."""
     choices = random.Random(0)
     lexicon = ["".join(choices.choices("bdfgklmnprstaeiou", k=choices.randint(2, 9))) for _ in range(300)]
     corpora = []
@@ -85,10 +101,12 @@ def write_experiments(folder: Path) -> dict[str, Path]:
         texts = (" ".join(choices.choices(lexicon, k=choices.randint(2, 16))) for _ in range(documents))
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         corpora.append(f"CorpusConfig(kind='jsonl', path={str(path)!r}, validation_share=0.1, weight={1 + 2 * part})")
-    texts = {"one": corpora[0], "two": f"CorpusConfig(kind='mixture', parts=({', '.join(corpora)}))"}
-    for name, fields in CONFIGURATIONS.items():
-        (folder / f"{name}.py").write_text(EXPERIMENT.format(**fields | {"corpus": texts[fields["corpus"]]}))
-    return {name: folder / f"{name}.py" for name in CONFIGURATIONS}
+    return {"one": corpora[0], "two": f"CorpusConfig(kind='mixture', parts=({', '.join(corpora)}))"}
+
+
+def place_of(folder: Path, name: str) -> Path:
+    """Returns the folder for the runs of a configuration, in that of a campaign."""
+    return folder / CONFIGURATIONS[name]["below"] / name
 
 
 class Campaign:
@@ -98,7 +116,6 @@ class Campaign:
         self.folder = folder
         self.experiments = write_experiments(folder)
         self._environment = os.environ | {
-            "JAXFORMER_CACHE": str(folder / "cache"),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
@@ -107,10 +124,11 @@ class Campaign:
     def start(self, name: str, workdir: Path):
         """Starts the command of a configuration in a run folder; what it prints is appended to `WORKDIR.log`."""
         command = [sys.executable, "-m", "jaxformer.train", f"--experiment={self.experiments[name]}", "--seed=3"]
+        cache = {"JAXFORMER_CACHE": str(place_of(self.folder, name).with_name("cache"))}
         with (
             workdir.with_suffix(".log").open("a") as log,
             subprocess.Popen(
-                [*command, f"--workdir={workdir}"], env=self._environment, stdout=log, stderr=log
+                [*command, f"--workdir={workdir}"], env=self._environment | cache, stdout=log, stderr=log
             ) as process,
         ):
             try:
@@ -122,7 +140,7 @@ class Campaign:
         """Returns the folder of a run that nothing stopped, and its seconds once everything was prepared."""
         seconds = 0.0
         for attempt in ("prepared", "left_alone"):
-            workdir = self.folder / name / attempt
+            workdir = place_of(self.folder, name) / attempt
             workdir.parent.mkdir(exist_ok=True)
             started = time.perf_counter()
             with self.start(name, workdir) as process:
@@ -139,7 +157,7 @@ class Campaign:
         begin = seconds * TRAINS_FROM
         while killed < kills:
             number += 1
-            workdir = self.folder / name / f"killed_{number}"
+            workdir = place_of(self.folder, name) / f"killed_{number}"
             while not (workdir / "summary.json").exists():
                 with self.start(name, workdir) as process:
                     moment = choices.uniform(0 if choices.random() < 0.25 else begin, seconds)
@@ -246,7 +264,7 @@ def flip_bits(workdir: Path, flips: int, seed: int) -> tuple[dict[str, int], lis
 
 def resume_damaged(campaign: Campaign, name: str, expected: Path, seed: int) -> list[str]:
     """Flips a bit in the arrays of a run's last checkpoint and runs the command; returns what differs in the end."""
-    workdir = shutil.copytree(expected, campaign.folder / name / f"damaged_{seed}")
+    workdir = shutil.copytree(expected, place_of(campaign.folder, name) / f"damaged_{seed}")
     (workdir / "summary.json").unlink()
     newest = max((path for path in (workdir / "checkpoints").iterdir()), key=lambda path: int(path.name))
     path = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
@@ -272,13 +290,14 @@ def run_campaign(folder: Path, *, kills: int, flips: int, seed: int, names: list
         }
         found = {name: task.result() for name, task in tasks.items()}
     for name, share in zip(names, shares, strict=True):
-        runs, resumed = len(list((folder / name).glob("killed_*.log"))), times_resumed(folder / name)
+        place = place_of(folder, name)
+        runs, resumed = len(list(place.glob("killed_*.log"))), times_resumed(place)
         print(f"{name:30} {share:3} kills, {runs} runs, {resumed:2} times resumed: {len(found[name])} differences")
     problems = [line for lines in found.values() for line in lines]
-    if kills and not any(times_resumed(folder / name) for name in names):
+    if kills and not any(times_resumed(place_of(folder, name)) for name in names):
         problems.append("no run was resumed from a checkpoint, so that nothing was proved")
     if flips:
-        expected = folder / names[0] / "left_alone"
+        expected = place_of(folder, names[0]) / "left_alone"
         counts, unnoticed = flip_bits(shutil.copytree(expected, folder / "flipped"), flips, seed)
         resumed = [line for number in range(3) for line in resume_damaged(campaign, names[0], expected, seed + number)]
         print(f"{flips} bits flipped, each alone: " + ", ".join(f"{count} {what}" for what, count in counts.items()))

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from jaxformer.ablation.comparability import ALLOWABLE
-from jaxformer.host.command import user_path
+from jaxformer.host.paths import local_path
 
 
 def add_study_options(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +13,8 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     add("--study", metavar="NAME", help="the name of a file in experiments/studies/, or a path")
     add("--parent", metavar="NAME", help="instead of --study: the experiment that the variants change")
     add("--variants", metavar="NAME,...", help="with --parent: the variants, separated by commas")
-    add("--runs", type=user_path, default=Path("runs"), metavar="DIR", help="folder of all run folders (default: runs)")
+    add(
+        "--runs", type=local_path, default=Path("runs"), metavar="DIR", help="folder of all run folders (default: runs)"
+    )
     kinds = ", ".join(ALLOWABLE)
     add("--allow", default="", metavar="KIND,...", help=f"compare runs in spite of these kinds of differences: {kinds}")

@@ -12,6 +12,7 @@ import numpy as np
 from jaxformer.config import UserError, from_dict, require
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.files import require_json
+from jaxformer.host.paths import shell_word
 from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.identity import CONFIG
 from jaxformer.run.metrics import BATCH, read_metrics
@@ -241,7 +242,7 @@ def stack(runs: Sequence[FinishedRun], corpora: Sequence[str]) -> tuple[np.ndarr
 
 
 def _evaluate_anew(path: Path) -> str:
-    return f"`jaxformer evaluate --workdir={path.parents[2]}` makes it anew"
+    return f"`jaxformer evaluate --workdir={shell_word(path.parents[2])}` makes it anew"
 
 
 def _read_validation(folder: Path) -> dict[str, Documents]:

@@ -14,6 +14,7 @@ from jaxformer.experiment.files import find_study, run_file
 from jaxformer.experiment.variant import OF, Resolved, resolve
 from jaxformer.flops import training_flops_per_token
 from jaxformer.host.files import read_json_or_empty
+from jaxformer.host.paths import typed
 from jaxformer.jobs.launch import Job
 
 
@@ -135,7 +136,7 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Jo
             processes = one.experiment.mesh.processes
             require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a study starts one for each run")
             workdir = runs / one.name / f"seed_{seed}"
-            arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={workdir}")
+            arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={typed(workdir)}")
             steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
             needed = [(study.parent, 0), *((each.name, s) for each in one.parents[:1] for s in (0, seed))]
             needs = dict.fromkeys(runs / name / f"seed_{s}" for name, s in needed if (name, s) != (one.name, seed))

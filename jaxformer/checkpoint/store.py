@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxformer.checkpoint.retention import CheckpointConfig, steps_to_keep
 from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.devices.multihost import is_first, wait_for_all
 from jaxformer.host.files import Closing
+from jaxformer.host.paths import literal_path
 
 # Failed saves in a row that end a run. Of several processes the first does: the others do not know of it.
 _MOST_FAILURES = 2
@@ -34,16 +35,20 @@ class Checkpoints(Closing):
     Attributes:
         folder: where they are.
         is_read_only: whether nothing in it is to be changed.
+        is_proven: whether a step that this process saved was read back (`prove`).
         validation_losses: by step, what decides which one is the best.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig | None):
         self.folder = folder
         self.is_read_only = config is None
+        self.is_proven = False
         self.validation_losses: dict[int, float] = {}
         self._config = config
         self._saving: int | None = None
         self._failures = 0
+        self._stack = contextlib.ExitStack()
+        self._literal = self._stack.enter_context(literal_path(folder))
         self._manager = self._open()
 
     def steps(self) -> list[int]:
@@ -87,6 +92,13 @@ class Checkpoints(Closing):
         """Returns the items of a step."""
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
+    def prove(self) -> None:
+        """Takes note that a step which this process saved was read back; before that no other is deleted."""
+        self.is_proven = True
+        steps = self.steps()
+        for step in sorted(set(steps) - self._kept(steps)):
+            self._manager.delete(step)
+
     def set_aside(self, step: int) -> Path:
         """Renames a damaged step, so that it can be saved again; returns its new place."""
         names = (f"{step}.damaged{number or ''}" for number in itertools.count())
@@ -109,24 +121,28 @@ class Checkpoints(Closing):
             self._manager.close()
         if not self.is_read_only:
             self._remove_leftovers()
+        self._stack.close()
         if failure:
             raise TrainingFailure(failure)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Answers Orbax, which asks when it saves, and deletes the others once that is done."""
-        if self._config is None:  # Opened to read: nothing is deleted.
-            return [True] * len(checkpoints)
-        kept = steps_to_keep((info.step for info in checkpoints), self._config, self.validation_losses)
+        kept = self._kept([info.step for info in checkpoints])
         return [info.step in kept for info in checkpoints]
+
+    def _kept(self, steps: Sequence[int]) -> set[int]:
+        if self._config is None or not self.is_proven:
+            return set(steps)
+        return steps_to_keep(steps, self._config, self.validation_losses)
 
     def _open(self) -> ocp.CheckpointManager:
         if self.is_read_only:
             return ocp.CheckpointManager(
-                self.folder.absolute(), options=ocp.CheckpointManagerOptions(create=False, read_only=True)
+                self._literal, options=ocp.CheckpointManagerOptions(create=False, read_only=True)
             )
         self._remove_leftovers()
         return ocp.CheckpointManager(
-            self.folder.absolute(),
+            self._literal,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self,
                 # Created in the background, a folder that cannot be written blocks for 300 s before it fails.
@@ -182,6 +198,10 @@ def open_checkpoints(folder: Path, config: CheckpointConfig | None = None) -> Ch
     require(not folder.exists() or folder.is_dir(), f"checkpoints {folder}: not a folder; move it away")
     require(config is not None or folder.is_dir(), f"checkpoints {folder}: no such folder")
     try:
+        if config is not None:
+            if is_first():
+                folder.mkdir(parents=True, exist_ok=True)
+            wait_for_all("the folder of checkpoints is there")
         return Checkpoints(folder, config)
     except OSError as error:
         raise UserError(f"checkpoints {folder}: {error.strerror}") from error

@@ -2,7 +2,8 @@
 
 A step holds the parameters, the rest of the state, and a record: the position in the data, what identifies the run, and
 a fingerprint of every array. All of it is compared when the step is restored, since Orbax notices a truncated file but
-not a flipped bit; a step that fails is set aside, and the next older one is taken.
+not a flipped bit; a step that fails is set aside, and the next older one is taken. The first step that a process saves
+is read back at once: where a library writes elsewhere, or nothing, without an error, nothing is trained in vain.
 """
 
 import errno
@@ -17,7 +18,8 @@ from flax import nnx
 from jaxformer.checkpoint.fingerprint import fingerprints, sealed
 from jaxformer.checkpoint.retention import CheckpointConfig
 from jaxformer.checkpoint.store import Checkpoints, chain, first_line, hush, open_checkpoints
-from jaxformer.config import UserError, check_same
+from jaxformer.config import TrainingFailure, UserError, check_same
+from jaxformer.devices.multihost import all_min
 from jaxformer.step import TrainState
 
 __all__ = [
@@ -44,24 +46,66 @@ class Restored(NamedTuple):
 def save(checkpoints: Checkpoints, state: TrainState, data_state: dict, record: dict) -> str | None:
     """Saves a state in the background, unless its step is saved already; returns None, or a line on a failed save.
 
+    The first of a process is waited for, and counts as saved once it is read back.
+
     Args:
         data_state: `get_state()` of the batch iterator, taken after the batch of the state's last step.
         record: flat records, by name, that identify the run, and other values; JSON.
 
     Raises:
-        TrainingFailure: the second save in a row failed.
+        TrainingFailure: the second save in a row failed, or what was saved cannot be read back.
     """
     step = int(state.step)
     params, rest = _named(state.params), _named(state.replace(params=None))
     record = sealed({"step": step, "data": data_state, "record": record, "fingerprints": fingerprints(params | rest)})
-    return checkpoints.save(
-        step,
-        {
-            "params": ocp.args.StandardSave(params),
-            "rest": ocp.args.StandardSave(rest),
-            "record": ocp.args.JsonSave(record),
-        },
-    )
+    items = {
+        "params": ocp.args.StandardSave(params),
+        "rest": ocp.args.StandardSave(rest),
+        "record": ocp.args.JsonSave(record),
+    }
+    line = checkpoints.save(step, items)
+    if line or checkpoints.is_proven:
+        return line
+    line = checkpoints.check(wait=True)
+    if line is None:
+        _read_back(checkpoints, step, {"params": params, "rest": rest}, record)
+        checkpoints.prove()
+    return line
+
+
+def _read_back(checkpoints: Checkpoints, step: int, saved: dict[str, dict[str, jax.Array]], record: dict) -> None:
+    """Raises `TrainingFailure` unless a step is restored as what was saved, in all processes; sets it aside then."""
+    problem = ""
+    undo = hush()
+    try:
+        _, found = _read(checkpoints, step, _on_host(saved), {})
+        # Not all of the record, which is the first process's.
+        if found["fingerprints"] != record["fingerprints"]:
+            problem = "its arrays are others"
+    except (_Damaged, UserError) as error:
+        problem = first_line(error)
+    finally:
+        undo()
+    if all_min(not problem):
+        return
+    text = f"step {step} was saved and cannot be read back ({problem or 'in another process'})"
+    try:
+        text += f"; it is set aside as {checkpoints.set_aside(step).name}"
+    except OSError as error:
+        text += f", nor set aside ({error.strerror})"
+    raise TrainingFailure(f"checkpoints {checkpoints.folder}: {text}; choose another --workdir")
+
+
+def _on_host(tree: Any) -> Any:
+    """Returns the abstract arrays of a tree, placed where a second state leaves the memory of the device alone.
+
+    Where JAX was given no platform for the host (`JAX_PLATFORMS=cuda`), they keep their places.
+    """
+    try:
+        host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return abstract(tree)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), tree)
 
 
 def save_and_wait(checkpoints: Checkpoints, state: TrainState, data_state: dict, record: dict) -> list[str]:

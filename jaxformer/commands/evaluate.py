@@ -25,8 +25,9 @@ from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_task
 from jaxformer.evaluation.tasks import TASKS
 from jaxformer.evaluation.validation import validate, validation_scalars
 from jaxformer.host.cache import cache_folder
-from jaxformer.host.command import Parser, command, user_path
+from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_notice
+from jaxformer.host.paths import local_path
 from jaxformer.run.folder import evaluations_folder, load_run
 from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.inputs import digests, prepare_data
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> int:
     """Evaluates a checkpoint; returns the exit status."""
     parser = Parser("jaxformer evaluate", __doc__)
     add = parser.add_argument
-    add("--workdir", type=user_path, required=True, metavar="RUN", help="run folder")
+    add("--workdir", type=local_path, required=True, metavar="RUN", help="run folder")
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
     tasks = ", ".join(TASKS)
     add("--task", metavar="NAME,...", help=f"tasks, separated by commas: {tasks} (default: those of the run)")

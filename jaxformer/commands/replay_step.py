@@ -16,7 +16,8 @@ from jaxformer.devices.device import choose_device
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.options import fixed_options
 from jaxformer.experiment.experiment import make_state, run_mesh
-from jaxformer.host.command import Parser, command, user_path
+from jaxformer.host.command import Parser, command
+from jaxformer.host.paths import local_path
 from jaxformer.run.failed_step import Fault, diagnose, read_fault
 from jaxformer.run.folder import load_run
 
@@ -53,7 +54,7 @@ def same_bits(a: Fault, b: Fault) -> bool:
 def main(arguments: list[str]) -> int:
     """Replays a step that failed; returns the exit status."""
     parser = Parser("jaxformer replay-step", __doc__)
-    parser.add_argument("file", type=user_path, metavar="FILE", help="record of the step, RUN/faults/step_N.npz")
+    parser.add_argument("file", type=local_path, metavar="FILE", help="record of the step, RUN/faults/step_N.npz")
     recorded, again = replay(parser.parse_args(arguments).file)
     print(f"step {again.step}: loss {again.loss}, gradient norm {again.gradient_norm}")
     for name, norms in again.gradient_norms.items():

@@ -12,8 +12,9 @@ from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import choose_study
-from jaxformer.host.command import Parser, command, user_path
+from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_notice
+from jaxformer.host.paths import local_path
 from jaxformer.report.text import decision_table
 from jaxformer.report.write import check_report, write_report
 
@@ -23,9 +24,8 @@ def main(arguments: list[str]) -> int:
     """Prints what a study decided, and writes its report; returns the exit status."""
     parser = Parser("jaxformer report", __doc__)
     add_study_options(parser)
-    parser.add_argument(
-        "--output", type=user_path, metavar="DIR", help="folder of the report (default: RUNS/reports/NAME)"
-    )
+    text = "folder of the report (default: RUNS/reports/NAME)"
+    parser.add_argument("--output", type=local_path, metavar="DIR", help=text)
     options = parser.parse_args(arguments)
     study = choose_study(options.study, options.parent, options.variants)
     name = Path(options.study).stem if options.study else study.parent

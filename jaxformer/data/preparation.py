@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxformer.config import UserError
+from jaxformer.config import UserError, require
 from jaxformer.data import shards
 from jaxformer.data.chunks import Stored, open_chunks, stored_chunks, tokenise, tokenise_part
 from jaxformer.data.corpus import Documents, Part, load_documents, part_names
@@ -29,6 +29,7 @@ from jaxformer.host.cache import make_once
 from jaxformer.host.console import format_size, print_notice, progress_bar
 from jaxformer.host.files import sync_tree, write_whole
 from jaxformer.host.lock import is_held
+from jaxformer.host.paths import check_literal, is_literal
 
 # Tokens of a byte of text, at most, where nothing has been tokenised yet.
 _TOKENS_PER_BYTE = 0.25
@@ -59,6 +60,11 @@ def prepare(
         UserError: the corpus leaves no document in one of the splits, its files changed while they were read, or the
             pipeline failed.
     """
+    check_literal(cache)
+    require(
+        beam is None or is_literal(cache),
+        f"cache {cache}: Apache Beam's workers take its path for a pattern or a store; set JAXFORMER_CACHE to another",
+    )
     identity = [FORMAT_VERSION, documents.digest, documents.config.validation_share, tokenizer.digest]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     return make_once(

@@ -13,12 +13,12 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.config import UserError, require
 from jaxformer.data.globs import has_suffix
 from jaxformer.data.source_files import open_file
+from jaxformer.host.paths import expanded
 
 SUFFIXES = {"text": (".txt",), "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz"), "parquet": (".parquet",)}
 
@@ -278,8 +278,8 @@ def open_tfds(name_or_folder: str, split: str, what: str):
     from tensorflow_datasets.core import read_only_builder, registered
 
     try:
-        if Path(name_or_folder).is_dir():
-            builder = tfds.builder_from_directory(name_or_folder)
+        if expanded(name_or_folder).is_dir():
+            builder = tfds.builder_from_directory(str(expanded(name_or_folder)))
         else:
             try:  # What is prepared can be read without the code that prepared it, which may need TensorFlow.
                 builder = read_only_builder.builder_from_files(name_or_folder)

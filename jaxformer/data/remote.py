@@ -14,6 +14,7 @@ from jaxformer.config import UserError, require
 from jaxformer.data import hub
 from jaxformer.data.hub import HubPath, WrongAnswer
 from jaxformer.host.console import print_notice
+from jaxformer.host.paths import URL
 
 T = TypeVar("T")
 
@@ -45,8 +46,8 @@ _MARKS = ("sha256", "md5Hash", "ETag", "etag", "generation", "mtime", "LastModif
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Returns whether a path is a URL."""
-    return "://" in os.fspath(path)
+    """Returns whether a path is a URL; `./x://y` is none."""
+    return URL.match(os.fspath(path)) is not None
 
 
 class Found(NamedTuple):

@@ -22,6 +22,7 @@ from jaxformer.data.chunks import read_chunk
 from jaxformer.data.selection import Selected
 from jaxformer.data.shards import id_dtype
 from jaxformer.host.console import progress_bar
+from jaxformer.host.paths import literal_path
 
 # Ids of one shard file, bytes: what a writer holds in memory.
 _SHARD_BYTES = 128 << 20
@@ -79,8 +80,9 @@ def write_shard_files(
 
     shutil.rmtree(folder / "token_shards", ignore_errors=True)  # Of an attempt that was killed.
     config = tfds.download.DownloadConfig(try_download_gcs=False, **_beam_options(beam))
-    with bar, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about downloads; there are none.
-        builder = TokenShards(data_dir=str(folder), file_format="array_record")
+    # TFDS prints about downloads; there are none.
+    with bar, literal_path(folder) as place, contextlib.redirect_stdout(io.StringIO()):
+        builder = TokenShards(data_dir=str(place), file_format="array_record")
         with _full_disk_reported(folder) if beam is None else in_one_line():
             builder.download_and_prepare(download_config=config)
     shutil.rmtree(folder / "downloads", ignore_errors=True)

@@ -5,6 +5,7 @@ the splits `train` and `validation`, beside `index.npz` (tokens and bytes of eve
 and digests). `preparation` makes it.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import numpy as np
 
 from jaxformer.config import UserError, require
 from jaxformer.host.digests import file_digests
+from jaxformer.host.paths import literal_path
 
 SPLITS = ("train", "validation")
 
@@ -112,9 +114,9 @@ class Shards:
         of_piece = np.arange(counts.sum()) - np.repeat(begins, counts)
         numbers = np.repeat(self._first_record[documents] + first, counts) + of_piece
         try:
-            if self._source is None:
-                self._source = _open_source(self.folder, self.split)
-            records = [_parse(record, dtype) for record in self._source.__getitems__(numbers.tolist())]
+            # Several threads may open it, and each reads what it has opened or found.
+            source, _ = self._source = self._source or _open_source(self.folder, self.split)
+            records = [_parse(record, dtype) for record in source.__getitems__(numbers.tolist())]
             pieces = []
             columns = (documents, first * RECORD_TOKENS, starts, stops, begins, counts)
             for document, origin, start, stop, begin, count in zip(*(each.tolist() for each in columns), strict=True):
@@ -182,12 +184,15 @@ def shard_digests(folder: Path, split: str) -> dict[str, str]:
 
 
 def _open_source(folder: Path, split: str):
-    """Returns the split's records by number, as serialised bytes."""
+    """Returns the split's records by number, as serialised bytes, and what keeps their path open."""
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(folder / "token_shards" / "1.0.0"))
+    path = contextlib.ExitStack()
+    place = path.enter_context(literal_path(folder))
+    builder = tfds.builder_from_directory(str(place / "token_shards" / "1.0.0"))
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    return builder.as_data_source(split=split, deserialize_method=raw)  # pyright: ignore[reportCallIssue]  # Decorated.
+    source = builder.as_data_source(split=split, deserialize_method=raw)  # pyright: ignore[reportCallIssue]  # Decorated.
+    return source, path
 
 
 def _parse(record: bytes, dtype: type) -> np.ndarray:

@@ -23,6 +23,7 @@ from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import format_size, print_line, print_notice
 from jaxformer.host.digests import file_digests
 from jaxformer.host.files import read_json_or_empty, write_remembered
+from jaxformer.host.paths import expanded
 
 # A smaller file is read for its digest at every start.
 _REMEMBERED_BYTES = 1 << 20
@@ -53,11 +54,6 @@ class SourceFile(NamedTuple):
     """What a remote store says of its content (a digest, an ETag, else a time); '' for a local file."""
 
 
-def expanded(path: str) -> Path:
-    """Returns a local path with `~` replaced by a home folder, if there is one."""
-    return Path(os.path.expanduser(path))  # Unlike pathlib's, it takes the name of a user who is not there.
-
-
 @dataclasses.dataclass(frozen=True)
 class Listing:
     """The files of a corpus, in reading order, and what lies among them and was passed over."""
@@ -77,7 +73,8 @@ class Listing:
 def find_files(path: str, suffixes: tuple[str, ...], what: str) -> Listing:
     """Returns the files at a path: the file itself, the matches of a glob, or a folder's by suffix.
 
-    A URL of the Hugging Face Hub must name a commit (`pinned`).
+    Of a local path, what exists is taken literally whatever its characters, and a glob begins behind it. A URL of the
+    Hugging Face Hub must name a commit (`pinned`).
 
     Raises:
         UserError: there is none, or the place cannot be reached.
@@ -94,11 +91,11 @@ def find_files(path: str, suffixes: tuple[str, ...], what: str) -> Listing:
 def _find_local(path: str, suffixes: tuple[str, ...], what: str) -> Listing:
     target = expanded(path)
     is_folder = target.is_dir()
-    root = target if is_folder else Path(*fixed_parts(target.parts[:-1]))
+    root, rest = _existing(target)
     if target.is_file():
         name = target.relative_to(root).as_posix()
         return Listing((SourceFile(str(target), name, target.stat().st_size),), {})
-    pattern = FOLDER if is_folder else in_any_case(target.relative_to(root).parts, suffixes)
+    pattern = FOLDER if is_folder else in_any_case(rest, suffixes)
     found = {each.name: each for each in walk(root, pattern)} if root.is_dir() else {}
     # Where a link leads to nothing, it may have been to a folder.
     gone = [name for name, entry in found.items() if entry.is_linked and not os.path.exists(entry.real)]
@@ -131,6 +128,13 @@ def _listing(
         nothing = "no such file or folder, and as a glob it matches none"
     require(bool(files), f"{what} {path}: {nothing}{rest}")
     return listing
+
+
+def _existing(target: Path) -> tuple[Path, tuple[str, ...]]:
+    """Returns the folder that exists of a path, as far as it does, and the parts of the rest."""
+    parts = target.parts
+    depth = next(i for i in range(len(parts), -1, -1) if Path(*parts[:i]).is_dir())
+    return Path(*parts[:depth]), parts[depth:]
 
 
 def open_file(path: str | os.PathLike, what: str) -> io.BufferedReader:

@@ -24,6 +24,7 @@ from jaxformer.data.corpus import Documents, key_fraction, part_names, unique_do
 from jaxformer.data.documents import Document
 from jaxformer.host.cache import make_once
 from jaxformer.host.console import progress_bar
+from jaxformer.host.paths import expanded
 
 SPACE_MARK = "\u2581"
 
@@ -241,7 +242,7 @@ def load_tokenizer(path: str | os.PathLike, *, threads: int = 0) -> Tokenizer:
             fallback, and no normalisation.
     """
     try:
-        tokenizer = Tokenizer(Path(path).read_bytes(), threads=threads)
+        tokenizer = Tokenizer(expanded(os.fspath(path)).read_bytes(), threads=threads)
     except OSError as error:
         raise UserError(f"tokenizer.path {path}: {error.strerror}") from error
     except RuntimeError as error:

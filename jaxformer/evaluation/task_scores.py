@@ -18,6 +18,7 @@ from jaxformer.evaluation.scores import (
     score_items,
 )
 from jaxformer.evaluation.tasks import TaskData, fixed_choice, load_task
+from jaxformer.host.paths import expanded
 from jaxformer.step import TrainState
 
 
@@ -79,7 +80,7 @@ def load_tasks(config: EvaluationConfig) -> list[TaskData]:
         UserError: as of `load_task`.
     """
     names = task_names(config.tasks) if config.task_data else []
-    data, is_file = config.task_data, os.path.isfile(os.path.expanduser(config.task_data))
+    data, is_file = config.task_data, os.path.isfile(expanded(config.task_data))
     require(
         not is_file or len(names) <= 1,
         f"task data {data}: one file for {len(names)} tasks ({', '.join(names)}); give a folder, or a task",

@@ -16,10 +16,10 @@ import numpy as np
 from jaxformer.config import UserError, require, require_one_of
 from jaxformer.data.globs import has_suffix
 from jaxformer.data.records import SUFFIXES, good_records, open_tfds, read_jsonl, read_parquet, read_tfds
-from jaxformer.data.source_files import expanded
 from jaxformer.evaluation import items
 from jaxformer.evaluation.items import Item, checked
 from jaxformer.host.digests import file_digest
+from jaxformer.host.paths import expanded
 
 # In place of a path: a dataset of TFDS that is prepared under the task's own name.
 TFDS = "tfds"

@@ -14,7 +14,8 @@ from typing import Any
 from jaxformer.config import describe_type, did_you_mean, require, require_one_of
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import list_experiments
-from jaxformer.host.command import WIDTH, Parser, user_path
+from jaxformer.host.command import WIDTH, Parser
+from jaxformer.host.paths import local_path
 
 # Column in which the explanations of the options of training begin.
 _INDENT = 21
@@ -34,7 +35,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     group = parser.add_argument_group()  # Without a title.
     add_experiment_options(group, f"{_first_experiments(WIDTH - _INDENT - 11)}, or a path")
     add = group.add_argument
-    add("--workdir", type=user_path, metavar="DIR", help="run folder (default: runs/EXPERIMENT/seed_SEED)")
+    add("--workdir", type=local_path, metavar="DIR", help="run folder (default: runs/EXPERIMENT/seed_SEED)")
     add("--seed", type=int, default=0, metavar="N", help="seed of initialisation and data order (default: 0)")
     add("--print_config", action="store_true", help="print the resolved configuration and exit")
     add(

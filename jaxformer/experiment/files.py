@@ -1,6 +1,5 @@
 """Files of experiments: found by name or path, and run for the one value that each assigns."""
 
-import os
 import re
 import runpy
 import traceback
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.config import UserError, did_you_mean, require
+from jaxformer.host.paths import expanded
 
 # In a file, the name of its value.
 VALUE = "EXPERIMENT"
@@ -41,7 +41,7 @@ def find_study(name_or_path: str) -> Path:
 
 def _find(what: str, name_or_path: str, folders: list[Path]) -> Path:
     if name_or_path.endswith(".py") or "/" in name_or_path:
-        path = Path(os.path.expanduser(name_or_path))
+        path = expanded(name_or_path)
         require(_is_file(path), f"{what} file {path}: no such file")
         return path
     for folder in folders:

@@ -6,13 +6,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxformer.config import UserError
+from jaxformer.config import UserError, require
 from jaxformer.host.lock import hold
+from jaxformer.host.paths import URL
 
 
 def cache_folder() -> Path:
-    """Returns the folder for tokenizers and token shards: $JAXFORMER_CACHE, or ~/.cache/jaxformer."""
-    return Path(os.environ.get("JAXFORMER_CACHE") or "~/.cache/jaxformer").expanduser()
+    """Returns the folder for tokenizers and token shards: $JAXFORMER_CACHE, or ~/.cache/jaxformer.
+
+    Raises:
+        UserError: it is a URL.
+    """
+    folder = os.environ.get("JAXFORMER_CACHE") or "~/.cache/jaxformer"
+    require(not URL.match(folder), f"JAXFORMER_CACHE ({folder}) is a URL; set it to a folder of this machine")
+    return Path(folder).expanduser()
 
 
 def make_once(path: Path, make: Callable[[Path], None], what: str, *, resume: bool = False) -> Path:
@@ -28,9 +35,9 @@ def make_once(path: Path, make: Callable[[Path], None], what: str, *, resume: bo
         make: creates a file or a folder at the path that it is given.
         what: what is being made, for the line that a waiting process prints.
     """
-    if path.exists():
-        return path
     try:
+        if path.exists():
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with hold(path.with_name(path.name + ".lock"), wait=what):
             if not path.exists():

@@ -9,7 +9,6 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 from jaxformer.config import TrainingFailure, UserError, is_unicode, require
@@ -18,11 +17,6 @@ from jaxformer.host.signals import Stopped
 
 # Columns of a page of help, in a terminal of at least one more.
 WIDTH = 79
-
-
-def user_path(text: str) -> Path:
-    """Returns a path that a user gives: a leading `~`, which no shell expands in `--workdir=~/runs`, is their home."""
-    return Path(os.path.expanduser(text))  # Unlike pathlib's, it takes the name of a user who is not there.
 
 
 class Command(Protocol):

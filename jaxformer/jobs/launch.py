@@ -19,6 +19,7 @@ from jaxformer.config import UserError, require
 from jaxformer.host.files import read_json_or_empty, write_whole
 from jaxformer.host.gpu_memory import share_of_memory
 from jaxformer.host.lock import Held, take
+from jaxformer.host.paths import typed
 
 TRAIN = (sys.executable, "-m", "jaxformer.train")
 
@@ -46,7 +47,7 @@ class Job:
     """Devices that the run takes at a time."""
 
     def __post_init__(self):
-        workdir = f"--workdir={self.workdir}"
+        workdir = f"--workdir={typed(self.workdir)}"
         require(workdir in self.arguments, f"{self}: its arguments {shlex.join(self.arguments)} lack {workdir}")
 
     def __str__(self):
@@ -144,8 +145,9 @@ def launch_submitit(
         cluster: or "local", for tests.
 
     Raises:
-        UserError: submitit is not installed, or knows no such cluster or parameter.
+        UserError: submitit is not installed, or knows no such cluster or parameter, or takes the folder for a pattern.
     """
+    require("%" not in str(folder.absolute()), f"folder {folder}: Slurm takes '%' in it for a pattern; choose another")
     try:
         import submitit
     except ImportError as error:

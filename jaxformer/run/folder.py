@@ -26,6 +26,7 @@ from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import format_size, print_line, print_notice
 from jaxformer.host.files import for_json, read_json, require_json, write_json, write_whole
 from jaxformer.host.lock import LOCK, Held, hold
+from jaxformer.host.paths import check_literal, shell_word
 from jaxformer.run.identity import ADVICE, CONFIG, code_digest, git_state, read_config
 from jaxformer.run.metrics import recent_loss
 
@@ -56,13 +57,14 @@ def hold_folder(workdir: Path) -> Iterator[None]:
     What is refused, or ends before the run's first file is written, leaves nothing behind.
 
     Raises:
-        UserError: another process runs in it, or the folder cannot be written.
+        UserError: another process runs in it, or the folder cannot be written, or its path is taken for another.
     """
     created = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     lock = workdir / LOCK
     is_new = not lock.exists()
     with contextlib.ExitStack() as stack:
         try:
+            check_literal(workdir)
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold(lock))
         except Held as error:
@@ -252,8 +254,8 @@ def finished_summary(workdir: Path, experiment: Experiment) -> dict | None:
         wanted = task_names(experiment.evaluation.tasks) if experiment.evaluation.task_data else []
         if missing := ",".join(name for name in wanted if f"{name}/acc" not in summary):
             print_notice(
-                f"it has no scores of {missing}: `jaxformer evaluate --workdir={workdir} --task={missing} "
-                f"--data={experiment.evaluation.task_data}` makes them"
+                f"it has no scores of {missing}: `jaxformer evaluate --workdir={shell_word(workdir)} --task={missing} "
+                f"--data={shell_word(Path(experiment.evaluation.task_data))}` makes them"
             )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not the summary of a run; remove it to validate the last checkpoint again") from error

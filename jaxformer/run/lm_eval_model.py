@@ -15,6 +15,7 @@ from jaxformer.config import UserError, require
 from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.generate import generate
 from jaxformer.evaluation.loglikelihood import Request, score
+from jaxformer.host.paths import expanded
 from jaxformer.run.trained import load_trained
 
 try:
@@ -59,7 +60,7 @@ class JaxformerLM(TemplateLM):
         for name, value in numbers.items():
             is_number = value is None or str(value).isdecimal()
             require(is_number, f"{name} ({value}) must be a whole number, not negative")
-        self.trained = load_trained(Path(str(workdir)), None if step is None else int(step))
+        self.trained = load_trained(expanded(str(workdir)), None if step is None else int(step))
         self.max_length = self.trained.experiment.packing.row_length
         self.max_gen_toks, self.seed = int(max_gen_toks), int(seed)
         self._rows = int(numbers.get("batch_size", self.trained.experiment.evaluation.rows_per_batch))

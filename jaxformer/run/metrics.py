@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.host.files import Closing, for_json, write_whole
+from jaxformer.host.paths import shell_word
 from jaxformer.run.events import open_events
 
 # The metric that tells what a step was trained on: no curve for TensorBoard.
@@ -94,7 +95,7 @@ def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
     lines = [{name: x for name, x in line.items() if name != BATCH} for line in _kept_lines(folder, first_step)]
     try:
         tensorboard = open_events(folder, lines, is_kept)
-        line = f"tensorboard --logdir {folder}"
+        line = f"tensorboard --logdir {shell_word(folder)}"
     except ImportError as error:
         tensorboard = None
         line = f"no TensorBoard events ({error.name} is not installed: pip install 'jaxformer[tensorboard]')"

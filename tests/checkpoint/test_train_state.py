@@ -4,12 +4,14 @@ import errno
 import functools
 import os
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from jaxformer.checkpoint.train_state import (
     CheckpointConfig,
@@ -269,11 +271,18 @@ def fail_to_write(monkeypatch, error):
     monkeypatch.setattr(ocp.StandardCheckpointHandler, "finalize", failing)
 
 
+def open_proven(folder, config):
+    """Opens checkpoints of which one was read back: what is saved next is not waited for."""
+    checkpoints = open_checkpoints(folder, config)
+    checkpoints.prove()
+    return checkpoints
+
+
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_failed_save_is_reported_at_the_next_look_and_leaves_what_was_there(folder, monkeypatch):
-    with open_checkpoints(folder, CheckpointConfig(keep=1)) as checkpoints:
+    with open_proven(folder, CheckpointConfig(keep=2)) as checkpoints:
         with monkeypatch.context() as patch:
             fail_to_write(patch, NO_SPACE)
             assert save(checkpoints, make_state(20), DATA_STATE, RECORD) is None
@@ -286,7 +295,7 @@ def test_failed_save_is_reported_at_the_next_look_and_leaves_what_was_there(fold
         assert checkpoints.check() is None
         assert save_and_wait(checkpoints, make_state(24), DATA_STATE, RECORD) == []
         assert_equal(restore(checkpoints, initial_state()).state, make_state(24))
-    assert [path.name for path in folder.iterdir()] == ["24"]
+    assert sorted(path.name for path in folder.iterdir()) == ["12", "24"]
 
 
 def test_second_failed_save_in_a_row_ends_the_run(folder, monkeypatch):
@@ -299,7 +308,7 @@ def test_second_failed_save_in_a_row_ends_the_run(folder, monkeypatch):
 
 
 def test_save_that_succeeds_between_two_failures_forgives_the_first(folder, monkeypatch):
-    with open_checkpoints(folder, CheckpointConfig()) as checkpoints:
+    with open_proven(folder, CheckpointConfig()) as checkpoints:
         for step in (20, 28):
             with monkeypatch.context() as patch:
                 fail_to_write(patch, NO_SPACE)
@@ -309,7 +318,7 @@ def test_save_that_succeeds_between_two_failures_forgives_the_first(folder, monk
 
 
 def test_closing_after_a_failed_save_says_so(folder, monkeypatch):
-    checkpoints = open_checkpoints(folder, CheckpointConfig())
+    checkpoints = open_proven(folder, CheckpointConfig())
     fail_to_write(monkeypatch, NO_SPACE)
     save(checkpoints, make_state(20), DATA_STATE, RECORD)
     with pytest.raises(TrainingFailure, match="saving step 20"):
@@ -360,7 +369,72 @@ def test_step_before_the_newest_is_not_saved_in_silence(folder):
 
 def test_failed_save_is_reported_though_something_else_ends_the_run(folder, monkeypatch, capfd):
     fail_to_write(monkeypatch, NO_SPACE)
-    with pytest.raises(KeyError), open_checkpoints(folder, CheckpointConfig()) as checkpoints:
+    with pytest.raises(KeyError), open_proven(folder, CheckpointConfig()) as checkpoints:
         save(checkpoints, make_state(20), DATA_STATE, RECORD)
         raise KeyError
     assert capfd.readouterr().err.startswith(f"jaxformer: saving step 20 in {folder} failed (no space left")
+
+
+def test_first_save_that_writes_nothing_without_an_error_ends_the_run(folder, monkeypatch):
+    # As Orbax did below a folder named like `[1]`, whose files it found by a pattern.
+    monkeypatch.setattr(type(epath.Path()), "glob", lambda self, pattern: iter(()))
+    with open_checkpoints(folder, CheckpointConfig(keep=1)) as checkpoints:
+        with pytest.raises(TrainingFailure) as failure:
+            save_and_wait(checkpoints, make_state(20), DATA_STATE, RECORD)
+        text = str(failure.value)
+        assert text.startswith(f"checkpoints {folder}: step 20 was saved and cannot be read back (")
+        assert text.endswith("); it is set aside as 20.damaged; choose another --workdir")
+        assert checkpoints.steps() == [4, 12]
+
+
+@pytest.mark.parametrize("item", ["params", "rest"])
+def test_first_save_that_holds_other_numbers_ends_the_run(item, tmp_path, monkeypatch):
+    kept = ocp.args.StandardSave
+
+    def change(arrays):
+        name = next(iter(arrays))
+        is_item = (item == "rest") == ("step" in arrays)
+        return kept(arrays | {name: arrays[name] + 1} if is_item else arrays)
+
+    monkeypatch.setattr(ocp.args, "StandardSave", change)
+    with (
+        open_checkpoints(tmp_path, CheckpointConfig()) as checkpoints,
+        pytest.raises(TrainingFailure, match=r"is not what was saved\); it is set aside"),
+    ):
+        save(checkpoints, make_state(2), DATA_STATE, RECORD)
+    assert [path.name for path in tmp_path.iterdir()] == ["2.damaged"]
+
+
+def test_first_save_of_a_process_is_waited_for_and_those_after_it_are_not(folder, monkeypatch):
+    with open_checkpoints(folder, CheckpointConfig(keep=2)) as checkpoints:
+        monkeypatch.setattr(ocp.StandardCheckpointHandler, "finalize", wait_a_moment(ocp.StandardCheckpointHandler))
+        save(checkpoints, make_state(20), DATA_STATE, RECORD)
+        assert checkpoints.steps() == [12, 20] and not checkpoints._manager.is_saving_in_progress()
+        save(checkpoints, make_state(21), DATA_STATE, RECORD)
+        assert checkpoints._manager.is_saving_in_progress()
+    assert sorted(path.name for path in folder.iterdir()) == ["20", "21"]
+
+
+def wait_a_moment(handler):
+    finalize = handler.finalize
+
+    def slow(self, directory, *arguments, **options):
+        time.sleep(0.2)
+        return finalize(self, directory, *arguments, **options)
+
+    return slow
+
+
+@pytest.mark.parametrize("name", ["x[1]", "x*", "x?", "a\\b", "**", "gs:", "link/..", "\udcff"])
+def test_checkpoints_lie_in_their_folder_whatever_its_name(name, tmp_path):
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    # What a pattern would find besides.
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "xy")
+    folder = tmp_path / name / "checkpoints"
+    for step in (1, 2):
+        with open_checkpoints(folder, CheckpointConfig(keep=1)) as checkpoints:
+            assert save_and_wait(checkpoints, make_state(step), DATA_STATE, RECORD) == []
+    with open_checkpoints(folder) as checkpoints:
+        assert_equal(restore(checkpoints, initial_state()).state, make_state(2))
+    assert os.listdir(folder) == ["2"]

@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -112,7 +114,7 @@ def test_many_pieces_are_read_by_one_call_and_are_those_read_one_by_one(training
     stops = np.array([data.draw(st.integers(0, length)) for length in lengths], np.int64)
     starts = np.array([data.draw(st.integers(0, stop)) for stop in stops], np.int64)
     training.read(0, 0, 1)  # Opens the files.
-    with mock.patch.object(type(training._source), "__getitem__", None):
+    with mock.patch.object(type(training._source[0]), "__getitem__", None):
         pieces = training.read_pieces(documents, starts, stops)
     for ids, document, start, stop in zip(pieces, documents, starts, stops, strict=True):
         np.testing.assert_array_equal(ids, training_ids[document][start:stop])
@@ -441,3 +443,22 @@ def test_damage_of_either_split_is_reported_before_anything_is_read(folder, tmp_
     open_shards(copy, "train")
     with pytest.raises(UserError, match=f"^token shards {copy}: a file of split 'validation' is damaged"):
         open_shards(copy, "validation")
+
+
+@pytest.mark.parametrize("name", ["x[1]", "a\\b", "**"])
+def test_shards_are_the_same_below_any_name_and_read_by_many_threads_at_once(
+    name, corpus, tokenizer, training, tmp_path
+):
+    (tmp_path / name).mkdir()
+    opened = open_shards(prepare(corpus, tokenizer, tmp_path / name / "cache", progress=False), "train")
+    assert opened.manifest == training.manifest
+    expected = read_all(training)
+    begin = threading.Barrier(8)
+
+    def read(_):
+        begin.wait()
+        return read_all(opened)
+
+    with ThreadPoolExecutor(8) as executor:
+        assert all(ids == expected for ids in executor.map(read, range(8)))
+    assert [path.name for path in tmp_path.iterdir()] == [name]

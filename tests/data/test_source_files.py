@@ -172,6 +172,28 @@ def test_names_are_relative_to_the_fixed_part_of_a_remote_path(bucket):
         assert [file.name for file in find_files(path, (".txt",), "corpus.path").files] == ["b/y.txt", "x.txt"]
 
 
+@pytest.mark.parametrize("folder", ["plain", "a[1]", "a*", "a?b", "a://b", "#%20"])
+def test_folders_that_exist_are_taken_literally_and_a_glob_begins_behind_them(tmp_path, folder):
+    for name in ("x.txt", "b/y.txt", "b/[z].txt"):
+        path = tmp_path / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    # What a pattern would find besides.
+    (tmp_path / "a1").mkdir()
+    (tmp_path / "a1" / "x.txt").write_bytes(b"another")
+
+    def names(path):
+        found = find_files(str(tmp_path / folder / path), (".txt",), "corpus.path").files
+        for file in found:
+            assert open_file(file.path, "corpus file").read().decode() in file.path
+        return [file.name for file in found]
+
+    assert names("") == names("**/*.txt") == ["b/[z].txt", "b/y.txt", "x.txt"]
+    assert names("*.txt") == names("x.txt") == ["x.txt"]
+    assert names("b/[z].txt") == ["[z].txt"]
+    assert names("[b]/y.txt") == ["b/y.txt"]
+
+
 def test_the_digest_of_remote_files_reads_none_of_them_and_changes_with_them(bucket, monkeypatch):
     config = CorpusConfig(kind="text", path="memory://bucket")
     bucket({"a.txt": b"one"})

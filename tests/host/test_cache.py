@@ -177,3 +177,14 @@ def test_a_full_disk_while_making_is_a_user_error_that_says_so(tmp_path):
     with pytest.raises(UserError, match="No space left on device; free space there or set JAXFORMER_CACHE"):
         make_once(tmp_path / "file", make, "a file")
     assert not (tmp_path / "file").exists()
+
+
+def test_a_cache_whose_name_is_too_long_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"File name too long; .* set JAXFORMER_CACHE to another folder"):
+        make_once(tmp_path / ("x" * 300) / "file", lambda path: path.write_text(""), "a file")
+
+
+def test_a_cache_is_no_url(monkeypatch):
+    monkeypatch.setenv("JAXFORMER_CACHE", "gs://bucket/cache")
+    with pytest.raises(UserError, match=r"JAXFORMER_CACHE \(gs://bucket/cache\) is a URL"):
+        cache_folder()

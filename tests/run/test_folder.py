@@ -3,10 +3,12 @@
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from jaxformer.config import UserError
+from jaxformer.host import paths
 from jaxformer.host.files import read_json, write_json
 from jaxformer.run.folder import CONFIG, hold_folder, peak_memory
 
@@ -67,3 +69,19 @@ def test_what_ended_a_run_is_raised_though_its_folder_is_gone(tmp_path):
 
 def test_peak_memory_is_that_of_a_python_process_with_jax():
     assert 50e6 < peak_memory() < 100e9
+
+
+def test_path_that_libraries_would_take_for_another_is_refused_where_there_is_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "_OPENED", tmp_path / "none")
+    with pytest.raises(UserError, match="libraries read a pattern"), hold_folder(tmp_path / "x*" / "run"):
+        pytest.fail("the folder is held")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_relative_folder_is_refused_where_the_working_directory_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    refused = pytest.raises(UserError, match="run folder run: No such file or directory; choose another --workdir")
+    with refused, hold_folder(Path("run")):
+        pytest.fail("the folder is held")
