@@ -107,7 +107,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
 
 
 def next_batch(run: Run, state: TrainState, batches: grain.DatasetIterator, data_state: dict) -> Batch:
-    """Returns the next batch. Where none comes, since the data are at fault or a signal ends the wait, the state is saved.
+    """Returns the next batch. Where the data are at fault, or a signal ends the wait, the state is saved.
 
     Args:
         data_state: of the batches now.

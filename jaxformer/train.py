@@ -37,7 +37,6 @@ from jaxformer.devices.multihost import (
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.experiment.variant import Lineage, resolve
-from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import command, end_process, flush_streams
 from jaxformer.host.console import print_line, print_notice
 from jaxformer.host.signals import stop_signals
@@ -58,7 +57,6 @@ from jaxformer.run.metrics import open_writer, validation_losses
 from jaxformer.run.progress import make_progress, print_overview
 from jaxformer.run.sanity_check import batch_to_check, check_sanity
 from jaxformer.step import TrainState
-
 
 _ADVICE = "the same command goes on from what is saved"
 
@@ -224,7 +222,7 @@ def main(arguments: list[str]) -> int:
 def run_command(arguments: list[str]) -> int:
     """Runs the command as a process of its own, which is to end with the status that this returns."""
     hush()
-    keep_compiled(cache_folder())
+    keep_compiled()
     status = main(arguments)
     flush_streams()
     leave(status)

@@ -2,6 +2,9 @@
 
 import concurrent.futures
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +15,8 @@ from jaxformer.devices.device import choose_device
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import format_duration, print_line, print_notice
 from jaxformer.host.files import require_json
+from jaxformer.host.signals import Stopped
+from jaxformer.host.waiting import waiting
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job, Launch, launch_local
 from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
@@ -28,8 +33,23 @@ def estimate_runs(study: Study, runs: Path) -> dict[str, float]:
 
     A process of its own does it, which gives the device back.
     """
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_estimate_runs, study, runs).result()
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_end_with_parent) as pool:
+        process = pool.submit(os.getpid).result()
+        try:
+            with waiting("an estimate of what the runs take"):
+                return pool.submit(_estimate_runs, study, runs).result()
+        except Stopped:
+            os.kill(process, signal.SIGKILL)
+            raise
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent does; Ctrl-C, which a terminal sends to both, is left to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _estimate_runs(study: Study, runs: Path) -> dict[str, float]:

@@ -6,6 +6,7 @@ finished are shown as such. A study is a file, or a parent and its variants:
   jaxformer report --parent=NAME --variants=A,B
 """
 
+import logging
 from pathlib import Path
 
 from jaxformer.ablation.command_line import add_study_options
@@ -26,6 +27,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     study = choose_study(options.study, options.parent, options.variants)
     name = Path(options.study).stem if options.study else study.parent
+    # Without a home folder it tells where it keeps its fonts.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     outcome = judge_study(study, options.runs, allow=parse_allowed(options.allow))
     print(decision_table(outcome), flush=True)
     page = write_report(outcome, options.output or options.runs / "reports" / name)

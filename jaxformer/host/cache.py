@@ -6,13 +6,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxformer.config import UserError
+from jaxformer.config import UserError, require
 from jaxformer.host.lock import hold
 
 
 def cache_folder() -> Path:
-    """Returns the folder for tokenizers and token shards: $JAXFORMER_CACHE, or ~/.cache/jaxformer."""
-    return Path(os.environ.get("JAXFORMER_CACHE") or "~/.cache/jaxformer").expanduser()
+    """Returns the folder for tokenizers and token shards: $JAXFORMER_CACHE, or ~/.cache/jaxformer.
+
+    Raises:
+        UserError: there is no such home folder, as for a user of a container that no passwd file knows.
+    """
+    given = os.environ.get("JAXFORMER_CACHE") or "~/.cache/jaxformer"
+    path = os.path.expanduser(given)
+    require(not path.startswith("~"), f"cache {given}: there is no such home folder; set JAXFORMER_CACHE to a folder")
+    return Path(path)
 
 
 def make_once(path: Path, make: Callable[[Path], None], what: str, *, resume: bool = False) -> Path:
