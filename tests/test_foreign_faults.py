@@ -3,6 +3,7 @@
 Each names the report, what its user did, and what must happen. Whoever finds another adds it.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import user as user_module
@@ -73,7 +75,7 @@ def test_signal_in_a_garbage_collection_stops_the_process(user, words, number):
 
 
 @report(
-    "second sweep of this project, entry 15: `ulimit -v 2000000`, a reader's thread that never ends",
+    "https://github.com/mosaicml/composer/pull/52; here under `ulimit -v 2000000`",
     did="sent SIGTERM to a run in which a library's thread hangs",
     must="once it has said that it is stopped, it is gone; and a run that is finished ends as well",
 )
@@ -92,6 +94,61 @@ def test_process_ends_though_a_thread_of_a_library_hangs(user):
             process.kill()
     assert process.returncode == 143 and b"jaxformer: stopped by SIGTERM; step " in out
     assert user.train(workdir="another", timeout=120).status == 0
+
+
+# What an experiment does in the process that estimates a study, and there alone: it names itself, and takes its time.
+ESTIMATES_SLOWLY = """
+import multiprocessing, os, pathlib, time
+if multiprocessing.parent_process() is not None:
+    pathlib.Path("estimating.unfinished").write_text(str(os.getpid()))
+    pathlib.Path("estimating.unfinished").rename("estimating")
+    time.sleep(3600)
+"""
+
+
+@report(
+    "https://github.com/python/cpython/issues/125886",
+    did="pressed Ctrl-C, or killed the study, while a process of its own estimated what the runs take",
+    must="that process is gone at once, and prints no traceback",
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_study_that_is_stopped_takes_its_estimating_process_along(user, number):
+    user.write("experiments/tiny.py", EXPERIMENT + ESTIMATES_SLOWLY)
+    variant = 'parent="tiny", question="Is it?", change={"optimizer.learning_rate": 2e-2}, expected=(0, 1), source="x"'
+    user.write("experiments/faster.py", f"from jaxformer.experiment import Variant\nEXPERIMENT = Variant({variant})\n")
+    words = ("ablate", "--parent=tiny", "--variants=faster", "--seeds=1")
+    with user.start(*words, start_new_session=True) as process:
+        try:
+            while not (user.folder / "estimating").exists():
+                assert process.poll() is None
+                time.sleep(0.1)
+            estimating = int((user.folder / "estimating").read_text())
+            if number == signal.SIGINT:  # As a terminal sends it, to all that runs in it.
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+            _, err = process.communicate(timeout=30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert (process.returncode, err.decode()) == (128 + number, f"jaxformer: stopped by {number.name}\n")
+    assert is_gone(estimating)
+
+
+def is_gone(process: int, seconds: float = 30) -> bool:
+    """Returns whether a process ends within a time, also one that nobody asks for its status."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @report(
@@ -118,7 +175,7 @@ def test_user_without_passwd_entry_and_home(user):
 
 
 @report(
-    "first sweep of this project, entry 10",
+    "https://github.com/jax-ml/jax/issues/38503; here nothing was printed in 100 s",
     did="started one of the two processes of a run, and wondered whether it hangs",
     must="within seconds it says what it waits for, and a signal ends it",
 )

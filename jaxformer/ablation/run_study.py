@@ -33,20 +33,24 @@ def estimate_runs(study: Study, runs: Path) -> dict[str, float]:
 
     A process of its own does it, which gives the device back.
     """
+    others = multiprocessing.active_children()
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_end_with_parent) as pool:
-        process = pool.submit(os.getpid).result()
+        # Ctrl-C, which a terminal sends to both, is left to this process: the other inherits that it is blocked.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        estimate = pool.submit(_estimate_runs, study, runs)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
             with waiting("an estimate of what the runs take"):
-                return pool.submit(_estimate_runs, study, runs).result()
+                return estimate.result()
         except Stopped:
-            os.kill(process, signal.SIGKILL)
+            for process in set(multiprocessing.active_children()).difference(others):
+                process.kill()
             raise
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent does; Ctrl-C, which a terminal sends to both, is left to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ends this process when its parent does, however that ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
