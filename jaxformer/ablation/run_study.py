@@ -41,7 +41,7 @@ def estimate_runs(study: Study, runs: Path) -> dict[str, float]:
         estimate = pool.submit(_estimate_runs, study, runs)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
-            with waiting("an estimate of what the runs take"):
+            with waiting("an estimate of what the runs take", after=20):
                 return estimate.result()
         except Stopped:
             for process in set(multiprocessing.active_children()).difference(others):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -216,8 +217,28 @@ def test_screen_that_cannot_be_written_to_costs_nothing(experiment_files, uninte
     assert_same_run(tmp_path / "run", uninterrupted("best_fit"))
 
 
-def test_data_that_fail_in_the_middle_end_the_run_with_what_was_learned_saved(
-    experiment_files, uninterrupted, tmp_path, monkeypatch, capsys
+def raise_at_once():
+    raise UserError("token shards: gone")
+
+
+def hang_until_a_signal_comes():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("happens", "status", "line"),
+    [
+        (raise_at_once, 2, "token shards: gone"),
+        (
+            hang_until_a_signal_comes,
+            143,
+            "stopped by SIGTERM; step 7 is saved, and the same command goes on from there",
+        ),
+    ],
+)
+def test_data_that_do_not_come_end_the_run_with_what_was_learned_saved(
+    happens, status, line, experiment_files, uninterrupted, tmp_path, monkeypatch, capsys
 ):
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
     make = jaxformer.train.make_batches
@@ -228,7 +249,7 @@ def test_data_that_fail_in_the_middle_end_the_run_with_what_was_learned_saved(
 
         def __next__(self):
             if self._batches.get_state()["next_index"] == 7:
-                raise UserError("token shards: gone")
+                happens()
             return next(self._batches)
 
         def __getattr__(self, name):
@@ -236,8 +257,8 @@ def test_data_that_fail_in_the_middle_end_the_run_with_what_was_learned_saved(
 
     with monkeypatch.context() as patch:
         patch.setattr(jaxformer.train, "make_batches", lambda *args, **options: Ending(make(*args, **options)))
-        assert main(arguments) == 2
-    assert capsys.readouterr().err == "jaxformer: token shards: gone\n"
+        assert main(arguments) == status
+    assert capsys.readouterr().err == f"jaxformer: {line}\n"
     assert main(arguments) == 0
     assert "resumed from step 7\n" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", uninterrupted("best_fit"))
