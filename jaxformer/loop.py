@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxformer.checkpoint.retention import best_step
 from jaxformer.checkpoint.train_state import Checkpoints, save, save_and_wait
 from jaxformer.config import TrainingFailure
-from jaxformer.data.packing import batch_digest, seek
+from jaxformer.data.packing import Batch, batch_digest, seek
 from jaxformer.devices.mesh import put_rows, rows_here
 from jaxformer.devices.multihost import AgreedStop, all_rows
 from jaxformer.evaluation.generate import sample_text
@@ -81,13 +81,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
                 with run.signals.at_once() if jax.process_count() == 1 else contextlib.nullcontext():
                     try_to_evaluate(run, state, step)
             before = time.perf_counter()
-            try:
-                batch = next(batches)
-            except Exception:  # The data are at fault, and what was learned from them so far is not.
-                if jax.process_count() == 1:  # The others would have to save as well, and do not know of it.
-                    run.progress.flush()
-                    save_now(run, state, data_state)
-                raise
+            batch = next_batch(run, state, batches, data_state)
             waited = time.perf_counter() - before
             data_state, digest = batches.get_state(), batch_digest(batch, first_row)
             state, metrics = jitted_step(state, put_rows(state.mesh, batch))
@@ -109,8 +103,39 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
                 agreed_stop.settle(run.signals.received, metrics["loss"])
                 received = agreed_stop.answer(run.signals.received)
             if received:
-                raise Stopped(received, f"step {step + 1} is saved, and the same command goes on from there")
+                raise stopped_after(step + 1, received)
     return state
+
+
+def next_batch(run: Run, state: TrainState, batches: grain.DatasetIterator, data_state: dict) -> Batch:
+    """Returns the next batch. Where the data are at fault, or a signal ends the wait, the state is saved.
+
+    Args:
+        data_state: of the batches now.
+
+    Raises:
+        Stopped: by a signal.
+    """
+    is_alone = jax.process_count() == 1  # Others would have to save as well, and do not know of it.
+    try:
+        with run.signals.at_once() if is_alone else contextlib.nullcontext():
+            return next(batches)
+    except (Exception, Stopped) as error:
+        if is_alone:
+            try:
+                run.progress.flush()
+            except NonFiniteSteps as failure:
+                raise keep_fault(run, state, batches, failure) from failure
+            save_now(run, state, data_state)
+        if isinstance(error, Stopped):
+            raise stopped_after(int(state.step), error.number) from None
+        raise
+
+
+def stopped_after(step: int, number: int) -> Stopped:
+    """Returns what ends a run that a signal stops after a step that is saved, if it is not before the first."""
+    text = f"step {step} is saved, and the same command goes on from there"
+    return Stopped(number, text if step else "nothing is trained yet, and the same command begins anew")
 
 
 def save_now(run: Run, state: TrainState, data_state: dict) -> None:

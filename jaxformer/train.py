@@ -3,14 +3,13 @@
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    # Until `StopSignals` takes it, Ctrl-C ends the process as the system does: imports would be left with a traceback.
+    # Until `stop_signals` takes it, Ctrl-C ends the process as the system does: imports would be left with a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
 import functools
 import importlib.metadata
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -41,10 +40,9 @@ from jaxformer.evaluation.result_files import check_scores
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.experiment.variant import Lineage, resolve
-from jaxformer.host.cache import cache_folder
-from jaxformer.host.command import command, flush_streams
+from jaxformer.host.command import command, end_process, flush_streams
 from jaxformer.host.console import print_line, print_notice
-from jaxformer.host.signals import StopSignals
+from jaxformer.host.signals import stop_signals
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.plan.device_fit import advise_here, choose_attention, fit_to_device
 from jaxformer.plan.estimate import print_plan
@@ -64,6 +62,8 @@ from jaxformer.run.progress import make_progress, print_overview
 from jaxformer.run.sanity_check import batch_to_check, check_sanity
 from jaxformer.step import TrainState
 
+_ADVICE = "the same command goes on from what is saved"
+
 
 @fixed_options()
 def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage | None = None) -> dict:
@@ -80,7 +80,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         TrainingFailure: the numbers, the disk or the validation end the run; what was saved stays.
         Stopped: a signal ended the run, once its state was saved.
     """
-    with StopSignals() as signals, contextlib.ExitStack() as stack:
+    with stop_signals(_ADVICE) as signals, contextlib.ExitStack() as stack:
         # Of the sources as they are now, while they are imported.
         code_digest()
         git_state()
@@ -228,20 +228,15 @@ def main(arguments: list[str]) -> int:
 
 
 @command
-def _main(arguments: list[str]) -> int:
-    """Runs the command with what was compiled before."""
-    keep_compiled(cache_folder())
-    return main(arguments)
-
-
-def run_command(arguments: list[str] | None = None) -> int:
+def run_command(arguments: list[str]) -> int:
     """Runs the command as a process of its own, which is to end with the status that this returns."""
     hush()
-    status = _main(arguments)
+    keep_compiled()
+    status = main(arguments)
     flush_streams()
     leave(status)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(run_command())
+    end_process(run_command())

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import signal
 
 import hypothesis
 import jax
@@ -15,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxformer.data.packing import Batch
 from jaxformer.data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from jaxformer.host.lock import hold
+from jaxformer.host.signals import SIGNALS
 from jaxformer.train import main
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -44,6 +46,19 @@ def cache(shared):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXFORMER_CACHE", str(shared / "cache"))
         yield shared / "cache"
+
+
+@pytest.fixture
+def default_signals():
+    """Sets what SIGINT, SIGTERM and SIGHUP do by default, here and in what is started: a shell's background ignores."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @pytest.fixture(scope="session")

@@ -76,11 +76,12 @@ class User:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
-    def start(self, *words: str, python: tuple[str, ...] = (), environment=(), **options) -> subprocess.Popen:
+    def start(self, *words: str, prefix=(), python=(), environment=(), **options) -> subprocess.Popen:
         """Starts `jaxformer WORD...` and returns its process.
 
         Args:
             words: the command and its arguments.
+            prefix: words before the interpreter, such as `nohup`.
             python: options of the interpreter.
             environment: a mapping of variables that are set, or removed where they are None.
             options: of `subprocess.Popen`.
@@ -89,7 +90,8 @@ class User:
         options = {"cwd": self.folder, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | options
         options = {"stderr": subprocess.PIPE} | options
         variables = {name: value for name, value in changed.items() if value is not None}
-        return subprocess.Popen([sys.executable, *python, "-m", "jaxformer", *words], env=variables, **options)
+        command = [*prefix, sys.executable, *python, "-m", "jaxformer", *words]
+        return subprocess.Popen(command, env=variables, **options)
 
     def run(self, *words: str, timeout: float = 240, **options) -> Ended:
         """Runs `jaxformer WORD...` to its end; options are those of `start`, `timeout` is in seconds."""

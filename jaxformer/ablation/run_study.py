@@ -4,6 +4,9 @@ import concurrent.futures
 import concurrent.futures.process
 import math
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +18,8 @@ from jaxformer.devices.device import choose_device
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import format_duration, print_line
 from jaxformer.host.files import read_json_or_empty
+from jaxformer.host.signals import Stopped
+from jaxformer.host.waiting import waiting
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job, Launch, launch_local
 from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
@@ -31,13 +36,31 @@ def estimate_runs(study: Study, runs: Path) -> dict[str, float]:
 
     A process of its own does it, which gives the device back.
     """
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    others = multiprocessing.active_children()
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_end_with_parent) as pool:
+        # Ctrl-C, which a terminal sends to both, is left to this process: the other inherits that it is blocked.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        estimate = pool.submit(_estimate_runs, study, runs)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
-            return pool.submit(_estimate_runs, study, runs).result()
+            with waiting("an estimate of what the runs take", after=20):
+                return estimate.result()
         except concurrent.futures.process.BrokenProcessPool as error:
             raise TrainingFailure(
                 "the process that estimates what the runs will take was killed, as when memory runs out"
             ) from error
+        except Stopped:
+            for process in set(multiprocessing.active_children()).difference(others):
+                process.kill()
+            raise
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent does, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _estimate_runs(study: Study, runs: Path) -> dict[str, float]:

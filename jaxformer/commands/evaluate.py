@@ -24,7 +24,6 @@ from jaxformer.evaluation.result_files import (
 from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_tasks, score_task
 from jaxformer.evaluation.tasks import TASKS
 from jaxformer.evaluation.validation import validate, validation_scalars
-from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_notice
 from jaxformer.host.paths import local_path
@@ -92,7 +91,7 @@ def main(arguments: list[str]) -> int:
     )
     add("--limit", type=int, metavar="N", help="score only N items of each task, always the same (default: all)")
     options = parser.parse_args(arguments)
-    keep_compiled(cache_folder())
+    keep_compiled()
     require(options.limit is None or options.limit > 0, f"--limit ({options.limit}) must be positive")
     with out_of_memory_reported():
         given = {"tasks": options.task, "task_data": options.data}

@@ -8,7 +8,6 @@ from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory
 from jaxformer.devices.options import fixed_options
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
 from jaxformer.experiment.variant import resolve
-from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import Parser, command
 from jaxformer.plan.estimate import print_plan
 
@@ -22,7 +21,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--on", default="here", metavar="GPU", help="a GPU such as H100 (default: the device at hand)")
     options, rest = parser.parse_known_args(arguments)
     experiment = resolve(options.experiment, parse_overrides(parser, rest), parent=options.parent).experiment
-    keep_compiled(cache_folder())
+    keep_compiled()
     choose_device(experiment.training.device)
     with out_of_memory_reported():
         print_plan(experiment, options.on)

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from jaxformer.config import UserError, did_you_mean
 from jaxformer.host.command import command
-from jaxformer.host.signals import ended_by_interrupt
+from jaxformer.host.signals import ended_by_signals
 
 _FOLDER = Path(__file__).parent
 _FOUND = {path.stem.replace("_", "-") for path in _FOLDER.glob("[a-z]*.py") if path != Path(__file__)}
@@ -65,7 +65,7 @@ def _load(name: str) -> ModuleType:
     """Returns the module of a command, once its environment is set."""
     for variable, value in ENVIRONMENT.get(name, {}).items():
         os.environ.setdefault(variable, value)
-    with ended_by_interrupt():
+    with ended_by_signals():
         try:
             return importlib.import_module(f"jaxformer.commands.{name.replace('-', '_')}")
         except ValueError as error:  # JAX or Flax does not understand what the environment sets for it.

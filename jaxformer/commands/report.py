@@ -6,6 +6,7 @@ finished are shown as such. A study is a file, or a parent and its variants:
   jaxformer report --parent=NAME --variants=A,B
 """
 
+import logging
 from pathlib import Path
 
 from jaxformer.ablation.command_line import add_study_options
@@ -32,6 +33,8 @@ def main(arguments: list[str]) -> int:
     allow, folder = parse_allowed(options.allow), options.output or options.runs / "reports" / name
     check_report(folder)
     outcome = judge_study(study, options.runs, allow=allow)
+    # Without a home folder it tells where it keeps its fonts.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     print(decision_table(outcome), flush=True)
     print(f"\n{write_report(outcome, folder)}", flush=True)
     for line in outcome.unread:

@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -83,7 +84,7 @@ def write_shard_files(
     # TFDS prints about downloads; there are none.
     with bar, literal_path(folder) as place, contextlib.redirect_stdout(io.StringIO()):
         builder = TokenShards(data_dir=str(place), file_format="array_record")
-        with _full_disk_reported(folder) if beam is None else in_one_line():
+        with _files_without_owners(), _full_disk_reported(folder) if beam is None else in_one_line():
             builder.download_and_prepare(download_config=config)
     shutil.rmtree(folder / "downloads", ignore_errors=True)
     for path in (folder / "token_shards").rglob("*.shard_infos.json"):
@@ -108,6 +109,28 @@ def pipeline_options(beam: Sequence[str]):
     except (SystemExit, ValueError, TypeError) as error:
         raise UserError(f"{' '.join(beam)}: these are no options of an Apache Beam pipeline") from error
     return options
+
+
+@contextlib.contextmanager
+def _files_without_owners() -> Iterator[None]:
+    """Within the block `etils.epath`, of which TFDS asks the sizes of files, looks up no names of their owners.
+
+    A user of a container has none in its passwd file, and that is an error there.
+    """
+    from etils.epath import backend, stat_utils
+
+    def stat_without_owner(path) -> stat_utils.StatResult:
+        found = os.stat(path)
+        return stat_utils.StatResult(
+            stat.S_ISDIR(found.st_mode), found.st_size, int(found.st_mtime), mode=found.st_mode
+        )
+
+    files = backend.os_backend
+    files.stat = stat_without_owner
+    try:
+        yield
+    finally:
+        del files.stat
 
 
 @contextlib.contextmanager

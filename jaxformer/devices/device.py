@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from jaxformer.config import UserError, require
+from jaxformer.host.cache import cache_folder
 from jaxformer.host.gpu_memory import share_of_memory
 
 # Days after which a compiled program is removed from the cache; JAX by itself keeps it forever.
@@ -51,8 +52,8 @@ def choose_device(name: str) -> jax.Device:  # pyright: ignore[reportInvalidType
     return device
 
 
-def keep_compiled(cache: Path) -> None:
-    """Keeps in a cache folder what JAX compiles, so that the next start of the same configuration only reads it.
+def keep_compiled() -> None:
+    """Keeps in the cache what JAX compiles, so that the next start of the same configuration only reads it.
 
     Call it before anything is compiled. What was kept a month ago is removed. A folder that JAX was given
     (`JAX_COMPILATION_CACHE_DIR`) stays, and so does that no cache is wanted (`JAX_ENABLE_COMPILATION_CACHE=false`).
@@ -66,11 +67,12 @@ def keep_compiled(cache: Path) -> None:
         features = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):  # Not Linux.
         features = platform.processor()
-    folder = cache / "compiled" / f"{platform.machine()}_{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+    name = f"{platform.machine()}_{hashlib.sha256(features.encode()).hexdigest()[:8]}"
     try:
+        folder = cache_folder() / "compiled" / name
         folder.mkdir(parents=True, exist_ok=True)
         _remove_older(folder, time.time() - _KEPT_DAYS * 86_400)
-    except OSError:  # What needs the cache for more says so.
+    except (OSError, UserError):  # What needs the cache for more says so.
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # A start compiles many small programs.

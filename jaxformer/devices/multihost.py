@@ -20,6 +20,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxformer.config import TrainingFailure, UserError, require
+from jaxformer.host.signals import ended_by_signals
+from jaxformer.host.waiting import waiting
 
 # In JAX's errors where another process is gone: codes of the coordination service, and the libraries that send.
 _OF_CONNECTIONS = re.compile(
@@ -38,19 +40,21 @@ def join_processes(count: int) -> None:
     """
     if count == 1 or jax.distributed.is_initialized():
         return
-    number = os.environ.get("JAX_PROCESS_ID")
+    number, address = os.environ.get("JAX_PROCESS_ID"), os.environ.get("JAX_COORDINATOR_ADDRESS")
+    where = f", at JAX_COORDINATOR_ADDRESS={address}" if address else ""
     require(number is None or number.isdigit(), f"JAX_PROCESS_ID ({number}) must be a whole number from 0")
     # JAX would stop on SIGTERM by itself; `agreed_stop` does, once the state is saved.
     jax.config.update("jax_enable_preemption_service", False)
     # A GPU runs one program after another. On CPUs two could run at once, and the sums of one meet those of the other.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
-        jax.distributed.initialize(
-            num_processes=count if number else None,
-            process_id=int(number) if number else None,
-            cluster_detection_method="deactivate" if number else None,
-            shutdown_timeout_seconds=60,  # So long a process that ends waits for the others, before they are ended.
-        )
+        with ended_by_signals(), waiting(f"the other processes of the run, {count} in all{where}"):
+            jax.distributed.initialize(
+                num_processes=count if number else None,
+                process_id=int(number) if number else None,
+                cluster_detection_method="deactivate" if number else None,
+                shutdown_timeout_seconds=60,  # So long a process that ends waits for the others, before they are ended.
+            )
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"mesh.processes = {count}, and they do not find each other ({' '.join(str(error).split())[:160]}); start "
@@ -107,10 +111,15 @@ def leave(status: int) -> None:
         os._exit(status)
 
 
+def _waiting_for_others() -> contextlib.AbstractContextManager:
+    return waiting("the other processes of the run")
+
+
 def wait_for_all(where: str) -> None:
     """Returns once all processes have come here."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+        with _waiting_for_others():
+            multihost_utils.sync_global_devices(where)
 
 
 def from_first(value: Any) -> Any:
@@ -118,9 +127,10 @@ def from_first(value: Any) -> Any:
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    padded = np.resize(text, size)
-    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)))
+    with _waiting_for_others():
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+        padded = np.resize(text, size)
+        return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)))
 
 
 def require_same_everywhere(value: Any, other: str) -> None:

@@ -15,11 +15,13 @@ def cache_folder() -> Path:
     """Returns the folder for tokenizers and token shards: $JAXFORMER_CACHE, or ~/.cache/jaxformer.
 
     Raises:
-        UserError: it is a URL.
+        UserError: it is a URL, or there is no such home folder, as for a user of a container that no passwd file knows.
     """
-    folder = os.environ.get("JAXFORMER_CACHE") or "~/.cache/jaxformer"
-    require(not URL.match(folder), f"JAXFORMER_CACHE ({folder}) is a URL; set it to a folder of this machine")
-    return Path(folder).expanduser()
+    given = os.environ.get("JAXFORMER_CACHE") or "~/.cache/jaxformer"
+    require(not URL.match(given), f"JAXFORMER_CACHE ({given}) is a URL; set it to a folder of this machine")
+    path = os.path.expanduser(given)
+    require(not path.startswith("~"), f"cache {given}: there is no such home folder; set JAXFORMER_CACHE to a folder")
+    return Path(path)
 
 
 def make_once(path: Path, make: Callable[[Path], None], what: str, *, resume: bool = False) -> Path:

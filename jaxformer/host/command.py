@@ -1,6 +1,8 @@
 """What all commands share: how arguments are parsed, and what ends a command with which line and status."""
 
 import argparse
+import atexit
+import contextlib
 import functools
 import itertools
 import logging
@@ -8,15 +10,19 @@ import os
 import shutil
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from jaxformer.config import TrainingFailure, UserError, is_unicode, require
 from jaxformer.host.console import print_notice
-from jaxformer.host.signals import Stopped
+from jaxformer.host.signals import Stopped, stop_signals
 
 # Columns of a page of help, in a terminal of at least one more.
 WIDTH = 79
+
+# So long an end may take at most; processes of one run wait 60 s for each other.
+_END_SECONDS = 90
 
 
 class Command(Protocol):
@@ -80,7 +86,8 @@ def command(main: Callable[[list[str]], int]) -> Command:
         # Orbax and TFDS tell at length, through absl, what they do, and the traces of what they raise as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         try:
-            return main(sys.argv[1:] if arguments is None else arguments)
+            with stop_signals():
+                return main(sys.argv[1:] if arguments is None else arguments)
         except TrainingFailure as error:
             print_notice(str(error))
             return 1
@@ -95,6 +102,22 @@ def command(main: Callable[[list[str]], int]) -> Command:
             return 130
 
     return wrapped
+
+
+def end_process(status: int) -> NoReturn:
+    """Ends this process with a status, once what others have registered for its end is done; no thread is waited for.
+
+    A reader that waits for a disk, or a library that ran out of memory, would else keep alive for ever what has told
+    that it is over.
+    """
+    with contextlib.suppress(RuntimeError):  # There may be no memory for a thread.
+        timer = threading.Timer(_END_SECONDS, os._exit, (status,))
+        timer.daemon = True
+        timer.start()
+    flush_streams()
+    atexit._run_exitfuncs()
+    flush_streams()
+    os._exit(status)
 
 
 def flush_streams() -> None:

@@ -11,6 +11,7 @@ from typing import IO
 
 from jaxformer.config import UserError
 from jaxformer.host.console import print_line
+from jaxformer.host.waiting import waiting
 
 # In a run folder, who runs in it.
 LOCK = ".lock"
@@ -40,8 +41,10 @@ def hold(lock: Path, *, wait: str | None = None) -> Iterator[None]:
             if not take(file):
                 if wait is None:
                     raise Held(holder(lock))
-                print_line(f"waiting for {holder(lock)}, which is {wait}")
-                fcntl.flock(file, fcntl.LOCK_EX)
+                what = f"{holder(lock)}, which is {wait}"
+                print_line(f"waiting for {what}")
+                with waiting(what, after=60):
+                    fcntl.flock(file, fcntl.LOCK_EX)
             # Who held it may have removed it, and another may hold a new one of the same name.
             if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 break

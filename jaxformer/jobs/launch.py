@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import os
 import shlex
@@ -20,6 +21,7 @@ from jaxformer.host.files import read_json_or_empty, write_whole
 from jaxformer.host.gpu_memory import share_of_memory
 from jaxformer.host.lock import Held, take
 from jaxformer.host.paths import typed
+from jaxformer.host.waiting import waiting
 
 TRAIN = (sys.executable, "-m", "jaxformer.train")
 
@@ -116,9 +118,11 @@ def _start_process(command: Sequence[str], log: Path, environment: dict[str, str
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
-        while not take(file):
+        if not take(file):
             if not wait:
                 raise Held(f"a process that writes to {log}")
+            with waiting(f"a process that writes to {log}"):
+                fcntl.flock(file, fcntl.LOCK_EX)
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         file.write(f"{HEADER}{now} on {socket.gethostname()}: {shlex.join(command)}\n")
         file.flush()

@@ -11,13 +11,13 @@ its first line until it is gone, however it and its queue end: two queues never 
 The module imports no jax: a process that only waits holds no device.
 """
 
+import contextlib
 import dataclasses
 import enum
 import json
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from jaxformer.config import require
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import read_json_or_empty, write_whole
 from jaxformer.host.lock import LOCK, Held, holder, is_held
-from jaxformer.host.signals import SIGNALS, Stopped
+from jaxformer.host.signals import Stopped, noted_signals
 from jaxformer.jobs.launch import HEADER, Handle, Job, Launch, launch_local
 
 # In a run folder, why a queue ended the run before its last step.
@@ -123,23 +123,16 @@ class Queue:
         self._parallel = parallel
         self._launch = launch or launch_local
         self._received: list[int] = []
-        self._handlers = {}
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            taken = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            # Noted, and looked at between two jobs: a process that was just started is never forgotten.
-            self._handlers = {
-                number: signal.signal(number, lambda number, _: self._received.append(number)) for number in taken
-            }
+        # Looked at between two jobs: a process that was just started is never forgotten.
+        self._received = self._stack.enter_context(noted_signals())
         return self
 
     def __exit__(self, kind, error, trace):
-        try:
+        with self._stack:
             self._stop_all()
-        finally:
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
 
     def watch(self, every_seconds: float = 0.5) -> Iterator[list[Status]]:
         """Starts jobs as they can be started, and yields all statuses every so often, until all jobs are over.

@@ -16,7 +16,7 @@ from jaxformer.config import TrainingFailure, UserError
 from jaxformer.host.command import Parser, command
 from jaxformer.host.signals import Stopped
 
-pytestmark = pytest.mark.device_free
+pytestmark = [pytest.mark.device_free, pytest.mark.usefixtures("default_signals")]
 
 
 def test_help_fits_a_terminal_and_explains_every_command(capsys):

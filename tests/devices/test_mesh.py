@@ -19,7 +19,7 @@ from jaxformer.data.packing import DIGESTS, Batch, batch_digest
 from jaxformer.devices.mesh import MeshConfig, check_rows, make_mesh
 from jaxformer.train import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("default_signals")]
 
 TOLERANCE = 1e-5
 TESTS = Path(__file__).parents[1]

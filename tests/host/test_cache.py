@@ -61,6 +61,13 @@ def test_the_cache_is_where_the_environment_says_else_in_the_home(monkeypatch):
         assert cache_folder() == Path("/home/me/.cache/jaxformer")
 
 
+@pytest.mark.parametrize("given", ["~nobody_at_all/cache", "~nobody_at_all"])
+def test_a_home_that_there_is_not_is_refused(given, monkeypatch):
+    monkeypatch.setenv("JAXFORMER_CACHE", given)
+    with pytest.raises(UserError, match=f"cache {given}: there is no such home folder; set JAXFORMER_CACHE"):
+        cache_folder()
+
+
 def test_a_file_is_made_once(tmp_path):
     calls = []
 

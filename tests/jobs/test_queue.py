@@ -22,7 +22,7 @@ from jaxformer.jobs.dashboard import Dashboard, status_table
 from jaxformer.jobs.launch import HEADER, Job, launch_local, launch_submitit
 from jaxformer.jobs.queue import Queue, State, Status
 
-pytestmark = pytest.mark.device_free
+pytestmark = [pytest.mark.device_free, pytest.mark.usefixtures("default_signals")]
 
 # A job that saves every third step, keeps a lock, and does what `mode` says at step 5 of its first processes.
 FAKE = """

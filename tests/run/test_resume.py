@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import jaxformer.train
 from jaxformer.config import UserError
 from jaxformer.train import main
 
-pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
+pytestmark = [pytest.mark.usefixtures("compiled", "default_signals"), pytest.mark.device_free]
 
 
 # Checkpoints are saved after steps 4, 8 and 12, each before the validation of the step.
@@ -64,6 +65,7 @@ def terminate(self, step, metrics):
 
 def terminate_twice(self, step, metrics):
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 
@@ -139,7 +141,7 @@ ACCIDENTS = {
         SAVING.format("SIGTERM") + "step 12 is saved, and the same command goes on from there\n",
         12,
     ),
-    "terminate_twice": (-signal.SIGTERM, SAVING.format("SIGTERM").split("jaxformer: stopped")[0], 4),
+    "terminate_twice": (143, SAVING.format("SIGTERM").split("jaxformer: stopped")[0], 4),
     "terminate_in_validation": (
         143,
         "jaxformer: stopped by SIGTERM; the same command goes on from what is saved\n",
@@ -160,7 +162,8 @@ def test_run_that_was_stopped_says_so_and_resumed_equals_the_uninterrupted_one(
     assert main(arguments) == 0
     # The checkpoint of step 4 may not have been whole when the process died.
     printed = capsys.readouterr().out
-    assert f"resumed from step {step}\n" in printed or (status < 0 and "resumed" not in printed)
+    is_killed = accident in ("kill", "terminate_twice")
+    assert f"resumed from step {step}\n" in printed or (is_killed and "resumed" not in printed)
     assert_same_run(tmp_path / "run", uninterrupted("best_fit"))
 
 
@@ -214,8 +217,28 @@ def test_screen_that_cannot_be_written_to_costs_nothing(experiment_files, uninte
     assert_same_run(tmp_path / "run", uninterrupted("best_fit"))
 
 
-def test_data_that_fail_in_the_middle_end_the_run_with_what_was_learned_saved(
-    experiment_files, uninterrupted, tmp_path, monkeypatch, capsys
+def raise_at_once():
+    raise UserError("token shards: gone")
+
+
+def hang_until_a_signal_comes():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("happens", "status", "line"),
+    [
+        (raise_at_once, 2, "token shards: gone"),
+        (
+            hang_until_a_signal_comes,
+            143,
+            "stopped by SIGTERM; step 7 is saved, and the same command goes on from there",
+        ),
+    ],
+)
+def test_data_that_do_not_come_end_the_run_with_what_was_learned_saved(
+    happens, status, line, experiment_files, uninterrupted, tmp_path, monkeypatch, capsys
 ):
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
     make = jaxformer.train.make_batches
@@ -226,7 +249,7 @@ def test_data_that_fail_in_the_middle_end_the_run_with_what_was_learned_saved(
 
         def __next__(self):
             if self._batches.get_state()["next_index"] == 7:
-                raise UserError("token shards: gone")
+                happens()
             return next(self._batches)
 
         def __getattr__(self, name):
@@ -234,8 +257,8 @@ def test_data_that_fail_in_the_middle_end_the_run_with_what_was_learned_saved(
 
     with monkeypatch.context() as patch:
         patch.setattr(jaxformer.train, "make_batches", lambda *args, **options: Ending(make(*args, **options)))
-        assert main(arguments) == 2
-    assert capsys.readouterr().err == "jaxformer: token shards: gone\n"
+        assert main(arguments) == status
+    assert capsys.readouterr().err == f"jaxformer: {line}\n"
     assert main(arguments) == 0
     assert "resumed from step 7\n" in capsys.readouterr().out
     assert_same_run(tmp_path / "run", uninterrupted("best_fit"))
