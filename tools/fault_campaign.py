@@ -83,11 +83,13 @@ def write_experiments(folder: Path) -> dict[str, Path]:
     for part, documents in enumerate((900, 400)):
         path = folder / f"corpus_{part}.jsonl"
         texts = (" ".join(choices.choices(lexicon, k=choices.randint(2, 16))) for _ in range(documents))
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
         corpora.append(f"CorpusConfig(kind='jsonl', path={str(path)!r}, validation_share=0.1, weight={1 + 2 * part})")
     texts = {"one": corpora[0], "two": f"CorpusConfig(kind='mixture', parts=({', '.join(corpora)}))"}
     for name, fields in CONFIGURATIONS.items():
-        (folder / f"{name}.py").write_text(EXPERIMENT.format(**fields | {"corpus": texts[fields["corpus"]]}))
+        (folder / f"{name}.py").write_text(
+            EXPERIMENT.format(**fields | {"corpus": texts[fields["corpus"]]}), encoding="utf-8"
+        )
     return {name: folder / f"{name}.py" for name in CONFIGURATIONS}
 
 
@@ -108,7 +110,7 @@ class Campaign:
         """Starts the command of a configuration in a run folder; what it prints is appended to `WORKDIR.log`."""
         command = [sys.executable, "-m", "jaxformer.train", f"--experiment={self.experiments[name]}", "--seed=3"]
         with (
-            workdir.with_suffix(".log").open("a") as log,
+            workdir.with_suffix(".log").open("a", encoding="utf-8") as log,
             subprocess.Popen(
                 [*command, f"--workdir={workdir}"], env=self._environment, stdout=log, stderr=log
             ) as process,
@@ -161,7 +163,7 @@ class Campaign:
 
 def times_resumed(folder: Path) -> int:
     """Returns how often the killed runs of a configuration went on from a checkpoint."""
-    logs = [path.read_text() for path in folder.glob("killed_*.log")]
+    logs = [path.read_text(encoding="utf-8") for path in folder.glob("killed_*.log")]
     return sum(line.startswith("resumed from step") for log in logs for line in log.splitlines())
 
 
@@ -191,7 +193,7 @@ def differences(workdir: Path, expected: Path) -> list[str]:
     ]
     if lines[0] != lines[1]:
         found.append("metrics.jsonl")
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (workdir, expected)]
+    summaries = [json.loads((folder / "summary.json").read_text(encoding="utf-8")) for folder in (workdir, expected)]
     found += [f"summary's {name}" for name in RESULTS if summaries[0][name] != summaries[1][name]]
     if (workdir / "sample.txt").read_bytes() != (expected / "sample.txt").read_bytes():
         found.append("sample.txt")
@@ -255,7 +257,7 @@ def resume_damaged(campaign: Campaign, name: str, expected: Path, seed: int) -> 
     path.write_bytes(content)
     with campaign.start(name, workdir) as process:
         process.wait()
-    log = workdir.with_suffix(".log").read_text()
+    log = workdir.with_suffix(".log").read_text(encoding="utf-8")
     if f"checkpoint {newest.name} in {workdir}/checkpoints is damaged" not in log:
         return [f"{workdir}: the damage was not reported"]
     return [f"{workdir}: {difference}" for difference in differences(workdir, expected)]
