@@ -9,7 +9,7 @@ def run() -> None:
     """Runs the command of this process, and ends the process with its status."""
     with ended_by_interrupt():
         from jaxformer.commands.program import main
-        from jaxformer.host.command import flush_streams
+        from jaxformer.host.console import flush_streams
     status = main()
     flush_streams()
     sys.exit(status)

@@ -8,6 +8,8 @@ runs are skipped: the same command resumes a study that was stopped. A study is 
 `jaxformer report` draws the result.
 """
 
+import sys
+
 from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
@@ -15,7 +17,8 @@ from jaxformer.ablation.run_study import estimate_runs, print_study_plan, run_jo
 from jaxformer.ablation.study import choose_study, make_jobs
 from jaxformer.config import require
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import print_line
+from jaxformer.host.console import output_columns, print_line
+from jaxformer.host.docstrings import docstring
 from jaxformer.jobs.launch import launch_local, launch_submitit
 from jaxformer.jobs.queue import State
 from jaxformer.report.text import decision_table
@@ -24,7 +27,7 @@ from jaxformer.report.text import decision_table
 @command
 def main(arguments: list[str]) -> int:
     """Runs a study and prints what it decided; returns the exit status."""
-    parser = Parser("jaxformer ablate", __doc__)
+    parser = Parser("jaxformer ablate", docstring(sys.modules[__name__]))
     add = parser.add_argument
     add_study_options(parser)
     add("--seeds", type=int, default=3, metavar="N", help="with --parent: seeds of each experiment (default: 3)")
@@ -54,7 +57,7 @@ def main(arguments: list[str]) -> int:
     statuses = run_jobs(
         study, jobs, launch, parallel=options.parallel, price_per_hour=options.price, stop_worse=options.stop_worse
     )
-    print_line(decision_table(judge_study(study, options.runs, allow=allow)))
+    print_line(decision_table(judge_study(study, options.runs, allow=allow), output_columns()))
     return 1 if any(status.state in (State.FAILED, State.REFUSED) for status in statuses) else 0
 
 

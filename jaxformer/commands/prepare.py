@@ -10,6 +10,7 @@ one argument; the workers need the corpus and $JAXFORMER_CACHE at the same paths
 """
 
 import shlex
+import sys
 
 from jaxformer.data.corpus import part_names
 from jaxformer.data.preparation import prepare
@@ -20,13 +21,14 @@ from jaxformer.experiment.variant import resolve
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line
+from jaxformer.host.docstrings import docstring
 from jaxformer.run.inputs import open_corpora
 
 
 @command
 def main(arguments: list[str]) -> int:
     """Prepares the data of an experiment; returns the exit status."""
-    parser = Parser("jaxformer prepare", __doc__)
+    parser = Parser("jaxformer prepare", docstring(sys.modules[__name__]))
     add_experiment_options(parser)
     parser.add_argument("--beam", metavar="OPTIONS", help="options of an Apache Beam pipeline; needs the extra beam")
     options, rest = parser.parse_known_args(arguments)

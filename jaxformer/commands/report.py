@@ -6,6 +6,7 @@ finished are shown as such. A study is a file, or a parent and its variants:
   jaxformer report --parent=NAME --variants=A,B
 """
 
+import sys
 from pathlib import Path
 
 from jaxformer.ablation.command_line import add_study_options
@@ -13,6 +14,8 @@ from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import choose_study
 from jaxformer.host.command import Parser, command
+from jaxformer.host.console import output_columns, print_line
+from jaxformer.host.docstrings import docstring
 from jaxformer.report.text import decision_table
 from jaxformer.report.write import write_report
 
@@ -20,14 +23,14 @@ from jaxformer.report.write import write_report
 @command
 def main(arguments: list[str]) -> int:
     """Prints what a study decided, and writes its report; returns the exit status."""
-    parser = Parser("jaxformer report", __doc__)
+    parser = Parser("jaxformer report", docstring(sys.modules[__name__]))
     add_study_options(parser)
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (default: RUNS/reports/NAME)")
     options = parser.parse_args(arguments)
     study = choose_study(options.study, options.parent, options.variants)
     name = Path(options.study).stem if options.study else study.parent
     outcome = judge_study(study, options.runs, allow=parse_allowed(options.allow))
-    print(decision_table(outcome), flush=True)
+    print_line(decision_table(outcome, output_columns()))
     page = write_report(outcome, options.output or options.runs / "reports" / name)
-    print(f"\n{page}")
+    print_line(f"\n{page}")
     return 0

@@ -4,15 +4,13 @@ import argparse
 import functools
 import itertools
 import logging
-import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable
 from typing import Protocol
 
 from jaxformer.config import TrainingFailure, UserError, is_unicode, require
-from jaxformer.host.console import print_notice
+from jaxformer.host.console import prepare_streams, print_line, print_notice, terminal_size
 from jaxformer.host.signals import Stopped
 
 # Columns of a page of help, in a terminal of at least one more.
@@ -31,7 +29,7 @@ class _HelpFormatter(argparse.HelpFormatter):
     """Fills paragraphs to the width of the terminal; indented lines, such as code, stay as they are."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, width=min(WIDTH, shutil.get_terminal_size().columns - 1))
+        super().__init__(prog, width=min(WIDTH, terminal_size(sys.stdout).columns - 1))
 
     def _fill_text(self, text, width, indent):
         lines = []
@@ -39,6 +37,16 @@ class _HelpFormatter(argparse.HelpFormatter):
             block = list(group)
             lines += block if is_kept else textwrap.wrap(" ".join(block), width, break_on_hyphens=False)
         return "\n".join(lines)
+
+
+def _encoding_advice(text: str) -> str:
+    """Returns what to do about a text with a name that the encoding of file names does not have; nothing for others."""
+    encoding = sys.getfilesystemencoding()
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return "" if encoding == "utf-8" else f"; the encoding of file names is {encoding}: set PYTHONUTF8=1"
+    return ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,8 +64,12 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         """Returns the options and the arguments that are none."""
         for argument in args or []:
-            require(is_unicode(argument), f"argument {argument!r} is not UTF-8")
+            require(is_unicode(argument), f"argument {argument!r} is not UTF-8{_encoding_advice(argument)}")
         return super().parse_known_args(args, namespace)
+
+    def _print_message(self, message, file=None):
+        """Prints a page of help."""
+        print_line(message, end="")
 
     def error(self, message):
         """Raises `UserError` in place of ending the process."""
@@ -73,6 +85,7 @@ def command(main: Callable[[list[str]], int]) -> Command:
 
     @functools.wraps(main)
     def wrapped(arguments: list[str] | None = None) -> int:
+        prepare_streams()
         # Orbax and TFDS tell at length, through absl, what they do, and the traces of what they raise as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         try:
@@ -81,7 +94,12 @@ def command(main: Callable[[list[str]], int]) -> Command:
             print_notice(str(error))
             return 1
         except (UserError, OSError) as error:
-            print_notice(str(error))
+            print_notice(f"{error}{_encoding_advice(str(error))}")
+            return 2
+        except UnicodeEncodeError as error:  # Of a file's name: what is printed or written has an encoding of ours.
+            if not (advice := _encoding_advice(error.object)):
+                raise
+            print_notice(f"{error.object!r:.200} names no file here{advice}")
             return 2
         except Stopped as error:
             print_notice(str(error))
@@ -91,12 +109,3 @@ def command(main: Callable[[list[str]], int]) -> Command:
             return 130
 
     return wrapped
-
-
-def flush_streams() -> None:
-    """Writes out what was printed; what cannot be written is dropped, so that it does not change the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:  # Python would try again at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
