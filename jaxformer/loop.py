@@ -157,7 +157,7 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
     scalars, is_whole = {}, True
     for what, evaluate in evaluations.items():
         try:
-            scalars |= evaluate(run, state, step, is_last=is_last)
+            found, text = evaluate(run, state, step, is_last=is_last)
         except Exception as error:
             if jax.process_count() > 1:  # The others wait for this one within the evaluation.
                 raise
@@ -166,24 +166,28 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
                 f"{what} at step {step} failed ({type(error).__name__}: {error}); while its checkpoint is kept, "
                 f"`jaxformer evaluate --workdir={shell_word(run.workdir)} --step={step}` does it later"
             )
+        else:
+            run.progress.add_evaluation(step, found, text)
+            scalars |= found
     return scalars if is_whole else None
 
 
-def validate_now(run: Run, state: TrainState, step: int, *, is_last: bool) -> dict[str, float]:
-    """Validates a state and prints the result; after the last step, with a file of all documents."""
+def validate_now(run: Run, state: TrainState, step: int, *, is_last: bool) -> tuple[dict[str, float], str]:
+    """Validates a state; returns the scalars, and a text about them. The last step's leave a file of all documents."""
     losses = validate(state, run.data.validation, run.experiment.evaluation)
     validation = validation_scalars(losses)
     run.checkpoints.validation_losses[step] = validation["loss"]
     scalars = {f"validation/{name}": value for name, value in validation.items()}
     parts = [f"{one.name} {validation[f'{one.name}/bits_per_byte']:.4f}" for one in losses if len(losses) > 1]
-    run.progress.add_evaluation(step, scalars, "; ".join([f"validation: {describe_validation(validation)}", *parts]))
     if is_last:
         write_validation(evaluations_folder(run.workdir, step), losses, _identify(run, step))
-    return scalars
+    return scalars, "; ".join([f"validation: {describe_validation(validation)}", *parts])
 
 
-def score_now(run: Run, state: TrainState, step: int, *, task: EncodedTask, is_last: bool) -> dict[str, float]:
-    """Scores a fixed choice of a task's items, or after the last step all, with a file of all items."""
+def score_now(
+    run: Run, state: TrainState, step: int, *, task: EncodedTask, is_last: bool
+) -> tuple[dict[str, float], str]:
+    """Scores a fixed choice of a task's items, or after the last step all; returns as `validate_now` does."""
     evaluation = run.experiment.evaluation
     scores = score_task(
         state,
@@ -198,11 +202,9 @@ def score_now(run: Run, state: TrainState, step: int, *, task: EncodedTask, is_l
     if is_last and 0 < evaluation.task_items < len(scores.chosen):  # The curve of the fixed choice ends here too.
         parts.append(scores.among(fixed_choice(len(scores.chosen), evaluation.task_items)))
     estimates = {f"{each.name}/{name}": value for each in parts for name, value in each.estimates().items()}
-    scalars = flatten_estimates(estimates)
-    run.progress.add_evaluation(step, scalars, describe_scores(scores))
     if is_last:
         write_scores(evaluations_folder(run.workdir, step), scores, _identify(run, step))
-    return scalars
+    return flatten_estimates(estimates), describe_scores(scores)
 
 
 def _identify(run: Run, step: int) -> dict:

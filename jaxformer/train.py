@@ -40,8 +40,8 @@ from jaxformer.evaluation.result_files import check_scores
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.experiment.variant import Lineage, resolve
-from jaxformer.host.command import command, end_process, flush_streams
-from jaxformer.host.console import print_line, print_notice
+from jaxformer.host.command import command, end_process
+from jaxformer.host.console import flush_streams, print_line, print_notice, print_wrapped
 from jaxformer.host.signals import stop_signals
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.plan.device_fit import advise_here, choose_attention, fit_to_device
@@ -114,7 +114,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         write_config(own, experiment, lineage or Lineage(), own_record, environment, data.tokenizer, first_step)
         writer, tensorboard = open_writer(own, first_step=first_step)
         stack.enter_context(writer)
-        print_line(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
+        print_wrapped(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
         progress = make_progress(experiment, writer, device.device_kind, mesh.size)
         run = Run(experiment, own, data, checkpoints, progress, signals, mesh, record, time.perf_counter())
         state = run_steps(run, state, batches)
@@ -177,7 +177,7 @@ def make_checked_state(
     check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
     if experiment.training.startup_proof:
         vocabulary_size, is_masked = experiment.model.vocabulary_size, experiment.packing.document_mask
-        print_line(f"proof       {check_sanity(state, batch, vocabulary_size, document_mask=is_masked)}")
+        print_wrapped(f"proof       {check_sanity(state, batch, vocabulary_size, document_mask=is_masked)}")
     return state, attention
 
 
@@ -207,7 +207,7 @@ def main(arguments: list[str]) -> int:
     resolved = resolve(options.experiment, overrides, parent=options.parent)
     experiment = resolved.experiment
     if options.print_config:
-        print(json.dumps(to_dict(experiment), indent=2))
+        print_line(json.dumps(to_dict(experiment), indent=2))
     elif options.plan is not None:
         choose_device(experiment.training.device)
         with out_of_memory_reported():

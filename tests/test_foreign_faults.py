@@ -72,7 +72,7 @@ def interrupt(process: subprocess.Popen, until) -> Ended:
 
 
 @report(
-    "https://github.com/tensorflow/tensorflow/issues/34290",
+    "tensorflow/tensorflow#34290",
     did="kept the checkout, the corpus, the cache and the run folder below a folder whose name is a pattern",
     must="train, stop, resume and evaluate there as anywhere, and write nowhere else",
 )
@@ -104,7 +104,7 @@ def test_names_that_are_patterns_elsewhere_are_names(user, name):
 
 
 @report(
-    "https://github.com/tensorflow/tensorflow/issues/34290",
+    "tensorflow/tensorflow#34290",
     did="named the run folder by way of the folder above a link",
     must="save where the system finds the folder, and read it from there",
 )
@@ -119,7 +119,7 @@ def test_run_folder_beside_the_target_of_a_link_is_read_again(user):
 
 
 @report(
-    "https://github.com/tensorflow/tensorflow/issues/34290",
+    "tensorflow/tensorflow#34290",
     did="trained where checkpoints are written without an error and hold nothing",
     must="end at the first of them with status 1 and one line, whether it is due or a signal asks for it",
 )
@@ -140,7 +140,7 @@ def test_first_checkpoint_that_holds_nothing_ends_the_run(user):
 
 
 @report(
-    "https://github.com/huggingface/datasets/issues/7468",
+    "huggingface/datasets#7468",
     did="gave a glob below a folder with brackets in its name, and the files of such a folder as its own parts",
     must="take the folder's name literally, and call the documents the same wherever the folder lies",
 )
@@ -157,7 +157,7 @@ def test_folder_with_brackets_is_no_pattern_of_a_corpus(user):
 
 
 @report(
-    "https://github.com/huggingface/transformers/issues/10628",
+    "huggingface/transformers#10628",
     did="gave a run folder as --workdir=~/run, which no shell expands there",
     must="run in the home folder, and make no folder named ~",
 )
@@ -170,7 +170,7 @@ def test_tilde_is_the_home_folder(user):
 
 
 @report(
-    "https://github.com/whylabs/whylogs/issues/107",
+    "whylabs/whylogs#107",
     did="gave a bucket for the run folder or the cache",
     must="say in one line that it is no folder, and make none that is named like the bucket",
 )
@@ -186,6 +186,215 @@ def test_bucket_is_not_made_a_folder_of_its_name(user):
 
 
 # Streams, terminals and locales.
+
+
+# A locale whose encoding is ASCII, without Python's own remedies; and such streams alone.
+ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+GREEK = str.maketrans("abdefgiklmnoprstu", "αβδεφγικλμνοπρστυ")
+
+
+def write_greek(user):
+    """Gives a user a corpus that neither ASCII nor Latin-1 can show."""
+    lines = (user.folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"].translate(GREEK) for line in lines]
+    user.write("texts.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def results(user, workdir):
+    """Returns what a run came to, and the digest of the code at each of its starts."""
+    summary, record = (
+        json.loads((user.folder / workdir / name).read_bytes()) for name in ("summary.json", "config.json")
+    )
+    numbers = {name: value for name, value in summary.items() if "/" in name or name in ("status", "steps", "tokens")}
+    return numbers, [start["code"] for start in record["starts"]]
+
+
+def run_in_terminal(user, columns, *words, lines=24):
+    """Runs `jaxformer WORD...` in a terminal of so many columns; returns its exit status, and what it wrote there."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    environment = {"TERM": "xterm", "COLUMNS": None, "LINES": None}
+    written = b""
+    with user.start(*words, stdout=theirs, stderr=theirs, environment=environment) as process:
+        os.close(theirs)
+        try:
+            with contextlib.suppress(OSError):  # The other end is closed.
+                while block := os.read(ours, 65536):
+                    written += block
+        finally:
+            process.kill()
+    os.close(ours)
+    return process.returncode, written.decode().replace("\r\n", "\n")
+
+
+def read_metrics(user, name, workdir="run"):
+    """Returns the values of a metric, in the order of the steps."""
+    lines = map(json.loads, (user.folder / workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line[name] for line in lines if name in line]
+
+
+@report(
+    "minimaxir/gpt-2-simple#192",
+    did="trains where standard output can show ASCII only",
+    must="the run ends as elsewhere; what the stream cannot show is replaced",
+)
+def test_stream_of_ascii_changes_nothing_but_what_is_shown(user):
+    write_greek(user)
+    assert user.train("--seed=1", workdir="utf8").status == 0
+    ended = user.train("--seed=1", workdir="ascii", environment={"PYTHONIOENCODING": "ascii"})
+    assert ended.status == 0 and "failed" not in ended.err
+    assert results(user, "ascii") == results(user, "utf8")
+    assert (user.folder / "ascii/sample.txt").read_bytes() == (user.folder / "utf8/sample.txt").read_bytes()
+
+
+@report(
+    "python-jsonschema/jsonschema#299",
+    did="trains in a container without a locale, with files that are UTF-8 in every locale",
+    must="numbers, the digest of the code and the exit status are those of any other locale",
+)
+def test_locale_changes_neither_numbers_nor_digests(user):
+    write_greek(user)
+    environments = {
+        "utf8": {"LC_ALL": "C.UTF-8"},
+        "c": ASCII_LOCALE,
+        "posix": {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"},
+    }
+    for workdir, environment in environments.items():
+        ended = user.train("--seed=1", workdir=workdir, environment=environment)
+        assert ended.status == 0 and "Traceback" not in ended.err
+        assert results(user, workdir) == results(user, "utf8")
+
+
+@report(
+    "theskumar/python-dotenv#74",
+    did="trains in a Latin-1 locale",
+    must="as in any other locale",
+)
+def test_latin_1_locale_changes_neither_numbers_nor_digests(user):
+    make = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(user.folder / "en_US.ISO-8859-1")]
+    if shutil.which("localedef") is None or subprocess.run(make, capture_output=True).returncode:
+        pytest.skip("this system cannot make a Latin-1 locale")
+    latin_1 = {"LOCPATH": str(user.folder), "LC_ALL": "en_US.ISO-8859-1", "PYTHONUTF8": "0"}
+    write_greek(user)
+    for workdir, environment in {"utf8": {}, "latin1": latin_1}.items():
+        assert user.train("--seed=1", workdir=workdir, environment=environment).status == 0
+    assert results(user, "latin1") == results(user, "utf8")
+
+
+@report(
+    "aboutcode-org/scancode-toolkit#688",
+    did="names an experiment, or a corpus, with a letter that the locale's encoding of file names does not have",
+    must="one line that says so and what to set, and exit status 2; with that set it works",
+)
+def test_name_that_the_locale_cannot_encode_is_refused_in_one_line(user):
+    user.write("tiny_é.py", (user.folder / "tiny.py").read_text(encoding="utf-8"))
+    user.write("other.py", (user.folder / "tiny.py").read_text(encoding="utf-8").replace("texts.jsonl", "téxts.jsonl"))
+    for experiment in ("tiny_é.py", "other.py"):
+        ended = user.train(experiment=experiment, environment=ASCII_LOCALE)
+        assert ended.status == 2 and len(ended.err.splitlines()) == 1
+        assert "encoding of file names is ascii: set PYTHONUTF8=1" in ended.err
+    (user.folder / "texts.jsonl").rename(user.folder / "téxts.jsonl")
+    assert user.train(experiment="other.py", environment=ASCII_LOCALE | {"PYTHONUTF8": "1"}).status == 0
+
+
+@report(
+    "tqdm/tqdm#1593",
+    did="trains with standard output closed, or all streams, as some job systems start processes",
+    must="the run ends as with them; no file takes the number of a stream, and what is written to it",
+)
+def test_closed_streams_change_nothing(user):
+    for workdir, numbers in {"open": (), "output": (1,), "all": (0, 1, 2)}.items():
+        ended = user.train(
+            "--seed=1", workdir=workdir, preexec_fn=lambda numbers=numbers: [os.close(n) for n in numbers]
+        )
+        assert ended.status == 0 and ended.err == ""
+        assert results(user, workdir) == results(user, "open")
+        assert len(read_metrics(user, "train/loss", workdir)) == 4
+    assert user.run("train", "--help", preexec_fn=lambda: os.close(1)).status == 0
+
+
+@report(
+    "console-rs/indicatif#218",
+    did="trains in a terminal that is narrower than the progress line",
+    must="each line that the next one replaces fits, and keeps the step and the time that is left",
+)
+def test_progress_line_fits_a_narrow_terminal(user):
+    # So many that they take more than the second that a pace is measured over.
+    words = "train", "--experiment=tiny.py", "--workdir=run", "--training.steps=2000", "--evaluation.every_steps=2000"
+    status, written = run_in_terminal(user, 44, *words, "--checkpoint.every_steps=2000")
+    lines = [line for line in re.findall(r"\r\x1b\[K([^\r\n]*)", written) if "/2000  loss" in line]
+    assert status == 0 and len(lines) > 1900 and max(map(len, lines)) < 44
+    assert re.fullmatch(r"step 1999/2000  loss \S+ .*ETA \d+:\d\d", lines[-2])
+
+
+@report(
+    "karpathy/nanoGPT#527",
+    did="trains small steps and reads the rate of each",
+    must="rates are of times long enough to mean something, and no share of the time passes 1",
+)
+def test_rates_and_shares_can_be(user):
+    steps = "--training.steps=60", "--checkpoint.every_steps=20", "--evaluation.every_steps=60"
+    assert user.train(*steps).status == 0
+    tokens = user.summary()["tokens"]
+    # Within any second there is at most the whole run.
+    assert max(read_metrics(user, "train/tokens_per_second"), default=0) <= tokens
+    assert max(read_metrics(user, "train/waiting_for_data"), default=0) <= 1
+
+
+@report(
+    "googlecolab/colabtools#5148",
+    did="writes a report from a notebook's shell, which inherits MPLBACKEND, with a library that is not installed",
+    must="the pictures are drawn: they need no backend",
+)
+def test_report_is_drawn_whatever_backend_is_inherited(user):
+    study = write_pair(user)
+    for name in ("parent", "variant"):
+        assert user.train(experiment=name, workdir=f"runs/{name}/seed_0").status == 0
+    ended = user.run("report", *study, environment={"MPLBACKEND": "no_such_backend"})
+    assert ended.status == 0 and ended.err == ""
+    assert (user.folder / "runs/reports/parent/index.html").exists()
+
+
+@report(
+    "huggingface/transformers#36045",
+    did="asks for help with PYTHONOPTIMIZE=2, which drops docstrings",
+    must="the same text",
+)
+def test_help_is_the_same_without_docstrings(user):
+    for words in (("prepare", "--help"), ("train", "--help=model")):
+        pages = [user.run(*words, environment={"PYTHONOPTIMIZE": level}) for level in (None, "2")]
+        assert pages[0] == pages[1] and pages[0].status == 0 and pages[0].out
+
+
+@pytest.mark.slow
+@report(
+    "visionmedia/node-progress#184",
+    did="runs a study in a terminal of 60 columns, and again with standard output closed",
+    must="the table is drawn in place, and keeps states, steps and what is left; the study ends as elsewhere",
+)
+def test_study_in_a_narrow_terminal_is_drawn_in_place(user):
+    words = "ablate", *write_pair(user), "--seeds=1"
+    status, written = run_in_terminal(user, 60, *words)
+    drawn = re.findall(r"\r\x1b\[J([^\x1b]*)", written)
+    assert status == 0 and len(drawn) > 2
+    for table in drawn[:-1]:
+        assert max(map(len, table.splitlines())) < 60
+        assert all(word in table for word in ("parent", "variant", "running", "/4"))
+    assert "finished" in drawn[-1] and "verdict" in drawn[-1]
+    ended = user.run(*words, preexec_fn=lambda: os.close(1))
+    assert ended.status == 0 and "Traceback" not in ended.err
+
+
+def write_pair(user):
+    """Writes a parent and a variant of it; returns the arguments that name them."""
+    user.write("experiments/parent.py", (user.folder / "tiny.py").read_bytes())
+    user.write(
+        "experiments/variant.py",
+        "from jaxformer.experiment import Variant\n\nEXPERIMENT = Variant(parent='parent', question='Is it better?', "
+        "change={'optimizer.learning_rate': 2e-2}, expected=(-1.0, 1.0), source='none')\n",
+    )
+    return "--parent=parent", "--variants=variant"
+
 
 # Signals and processes.
 
@@ -206,7 +415,7 @@ gc.callbacks.append(callback)
 
 
 @report(
-    "https://github.com/jax-ml/jax/issues/18246",
+    "jax-ml/jax#18246",
     did="pressed Ctrl-C, or was preempted, while Python collected garbage: 'Exception ignored in _xla_gc_callback'",
     must="the process stops all the same, says so in one line, and ends with 128 + the signal",
 )
@@ -258,7 +467,7 @@ if multiprocessing.parent_process() is not None:
 
 
 @report(
-    "https://github.com/python/cpython/issues/125886",
+    "python/cpython#125886",
     did="pressed Ctrl-C, or killed the study, while a process of its own estimated what the runs take",
     must="that process is gone at once, and prints no traceback",
 )
@@ -304,7 +513,7 @@ def is_gone(process: int, seconds: float = 30) -> bool:
 
 
 @report(
-    "https://github.com/Deep-MI/FastSurfer/issues/286",
+    "Deep-MI/FastSurfer#286",
     did="ran in a container as `docker run --user 4711`: without an entry in its passwd file, and without HOME",
     must="it works with JAXFORMER_CACHE set, and one line says what to set where it is not; git's commit is recorded",
 )
@@ -478,7 +687,7 @@ def as_parquet(names: list[str], columns: list[list]) -> bytes:
 
 
 @report(
-    "https://github.com/huggingface/datasets/issues/6764",
+    "huggingface/datasets#6764",
     did="gave a folder, and then a glob, of files of which some are linked, hidden, or end in capital letters",
     must="read the same files by both, follow links once, leave hidden files out, and name what was passed over",
 )
@@ -501,7 +710,7 @@ def test_a_folder_and_a_glob_read_the_same_files_and_name_what_they_pass_over(us
 
 
 @report(
-    "https://github.com/huggingface/datasets/issues/3630",
+    "huggingface/datasets#3630",
     did="split by a field that does not identify a record",
     must="refuse a split without a document to train on, and report one that is far from its share, with numbers",
 )
@@ -524,7 +733,7 @@ def test_keys_that_repeat_are_reported_with_what_they_do_to_the_split(user, make
 
 
 @report(
-    "https://github.com/huggingface/trl/issues/1337",
+    "huggingface/trl#1337",
     did="trained on a handful of texts, in rows longer than all of them together",
     must="name the true cause, too little text, before the share of the rows that it fills",
 )
@@ -540,7 +749,7 @@ def test_too_few_documents_are_named_as_the_cause_of_rows_that_are_not_filled(us
 
 
 @report(
-    "https://github.com/huggingface/datasets/issues/8241",
+    "huggingface/datasets#8241",
     did="saved texts and JSON lines on Windows, with a byte order mark, and joined such files",
     must="read them as if it were not there",
 )
@@ -557,7 +766,7 @@ def test_a_byte_order_mark_is_no_text(user, make_texts):
 
 
 @report(
-    "https://github.com/wonderwhy-er/DesktopCommanderMCP/issues/610",
+    "wonderwhy-er/DesktopCommanderMCP#610",
     did="gave what PowerShell wrote (UTF-16), a JSON array for JSON lines, and packed lines under a plain name",
     must="name the true cause in one line, and what converts the file; zeros between letters are no text",
 )
@@ -579,7 +788,7 @@ def test_a_file_of_another_form_is_named_as_what_it_is(user, make_texts):
 
 
 @report(
-    "https://github.com/InertExpert2911/Mutual_Fund_Data/issues/1",
+    "InertExpert2911/Mutual_Fund_Data#1",
     did="cloned a repository of texts without Git LFS, and trained on what lay there",
     must="name the pointers as what they are, and train on none",
 )
@@ -595,7 +804,7 @@ def test_a_pointer_of_git_lfs_is_no_text(user):
 
 
 @report(
-    "https://github.com/indygreg/python-zstandard/issues/157",
+    "indygreg/python-zstandard#157",
     did="gave JSON lines that were packed with `zstd --long=31`, as the archives of Reddit are",
     must="name the window as the cause, and not call the file damaged",
 )
@@ -607,7 +816,7 @@ def test_a_window_of_zstandard_that_is_too_large_is_named(user):
 
 
 @report(
-    "https://github.com/apache/datafusion/issues/24381",
+    "apache/datafusion#24381",
     did="joined two tables, which gave two columns of one name, and gave records in which a name stands twice",
     must="refuse them, since either may be meant, in place of reading the last",
 )
@@ -622,7 +831,7 @@ def test_two_fields_of_one_name_are_refused(user, make_texts):
 
 
 @report(
-    "https://github.com/apache/spark/pull/1855",
+    "apache/spark#1855",
     did="gave a Parquet file of Impala or Hive, which do not mark the bytes of a text as text",
     must="read them as UTF-8",
 )
@@ -634,7 +843,7 @@ def test_a_column_of_bytes_is_read_as_text(user, make_texts):
 
 
 @report(
-    "https://github.com/google/sentencepiece/issues/727",
+    "google/sentencepiece#727",
     did="trained a tokenizer on too little text, and then did as the message said",
     must="advise what is possible, or name the true cause",
 )
@@ -651,7 +860,7 @@ def test_the_advice_on_a_vocabulary_can_be_followed(user):
 
 
 @report(
-    "https://github.com/NVIDIA-NeMo/Automodel/pull/1694",
+    "NVIDIA-NeMo/Automodel#1694",
     did="prepared JSON lines of which a few are torn, not UTF-8, or hold half of a surrogate pair",
     must="end at the first, unless a share may be left out; then count them, name the first, and record both",
 )
@@ -688,7 +897,7 @@ def is_held_out(key: str, share: float) -> bool:
 
 
 @report(
-    "https://github.com/openai/parameter-golf/issues/2127",
+    "openai/parameter-golf#2127",
     did="mixed corpora that share documents, each of which was split by itself",
     must="no text that one of them is validated on is trained on in another; what is removed is counted and recorded",
 )
@@ -723,7 +932,7 @@ def test_what_one_part_of_a_mixture_is_validated_on_is_not_trained_on_in_another
 
 
 @report(
-    "https://github.com/EleutherAI/lm-evaluation-harness/issues/231",
+    "EleutherAI/lm-evaluation-harness#231",
     did="trained on a corpus that holds items of the tasks on which the run is scored",
     must="items and documents are counted at preparation and recorded; on demand the documents are removed",
 )
@@ -795,7 +1004,7 @@ def shard_digests(user: User) -> list[dict]:
 
 
 @report(
-    "https://github.com/fsspec/filesystem_spec/issues/1140",
+    "fsspec/filesystem_spec#1140",
     did="read files over a proxy that answers requests for a range with the whole file",
     must="other bytes than the requested ones are noticed and requested again, and the shards are the same",
 )
@@ -816,7 +1025,7 @@ def test_a_proxy_that_ignores_ranges_changes_nothing(hub, hub_user, make_texts, 
 
 
 @report(
-    "https://github.com/huggingface/datasets/issues/7506",
+    "huggingface/datasets#7506",
     did="started while the Hub's rate limit was reached",
     must="the wait that the Hub requests is kept, and one line says how long it is and why",
 )
@@ -831,7 +1040,7 @@ def test_a_rate_limit_at_the_start_is_waited_out(hub, hub_user):
 
 
 @report(
-    "https://github.com/huggingface/datasets/issues/1939",
+    "huggingface/datasets#1939",
     did="set HF_HUB_OFFLINE=1 where nothing was prepared yet",
     must="it ends in one line that names the variable, and nothing is tried again",
 )
@@ -843,7 +1052,7 @@ def test_offline_by_choice_ends_at_once(hub, hub_user):
 
 
 @report(
-    "https://github.com/huggingface/datasets/issues/5374",
+    "huggingface/datasets#5374",
     did="streamed a dataset while the connection failed now and then",
     must="each failure is one line of the program's own, at once, and the shards are those without failures",
 )
@@ -859,7 +1068,7 @@ def test_each_failed_request_is_one_line(hub, hub_user):
 
 
 @report(
-    "https://github.com/tqdm/tqdm/issues/941",
+    "tqdm/tqdm#941",
     did="watched a preparation on a terminal of 80 columns",
     must="the bar fits and shows how much is done, and a line about a failed request stands by itself",
 )
@@ -883,7 +1092,7 @@ def test_the_bar_of_a_preparation_fits_a_terminal(hub, hub_user):
 
 
 @report(
-    "https://github.com/decoderesearch/SAELens/pull/207",
+    "decoderesearch/SAELens#207",
     did="set a budget of tokens that the dataset cannot fill",
     must="a line says how many tokens there are, of how many, and that they repeat",
 )
@@ -895,7 +1104,7 @@ def test_a_budget_that_a_dataset_cannot_fill_is_reported(hub, hub_user):
 
 
 @report(
-    "https://github.com/huggingface/datasets/issues/5572",
+    "huggingface/datasets#5572",
     did="prepared from a branch of the Hub, and started again without a network",
     must="what was prepared is used without a request, until the newest is requested",
 )
@@ -911,7 +1120,7 @@ def test_a_branch_is_looked_up_once(hub, hub_user):
 
 
 @report(
-    "https://github.com/huggingface/datasets/pull/241",
+    "huggingface/datasets#241",
     did="was refused by a gated dataset",
     must="one line says what opens it, and nothing half made is left in the cache",
 )
@@ -925,7 +1134,7 @@ def test_a_refused_preparation_leaves_nothing_behind(hub, hub_user):
 
 
 @report(
-    "https://github.com/huggingface/datasets/issues/3499",
+    "huggingface/datasets#3499",
     did="streamed a few documents of large files",
     must="of each file little more is downloaded than is used",
 )
@@ -945,7 +1154,7 @@ def test_a_sample_of_large_files_downloads_little(hub, hub_user, make_texts):
 
 
 @report(
-    "https://github.com/osulp/Scholars-Archive/pull/2452",
+    "osulp/Scholars-Archive#2452",
     did="trained an experiment on a path of their own",
     must="the licence of the experiment's corpus is not recorded for it",
 )
@@ -1268,71 +1477,6 @@ def is_compared_over(ended, name: str, seeds: int) -> bool:
 
 # Evaluation.
 
-# What a command is given, and where it runs.
-
-
-@report(
-    "Homebrew/legacy-homebrew#46408",
-    did="pastes a command from a page that prints two hyphens as a dash",
-    must="one line that names the dash and what to type, exit status 2",
-)
-@pytest.mark.parametrize("dashes", ["\u2014", "\u2013-"])
-def test_dash_in_place_of_hyphens_is_named(user, dashes):
-    ended = user.run("train", f"{dashes}experiment=tiny.py")
-    assert ended.status == 2
-    assert ended.err.count("\n") == 1 and "type --experiment=tiny.py" in ended.err
-
-
-@report(
-    "VundleVim/Vundle.vim#807",
-    did="trains within a hook of git, which sets GIT_DIR to the repository of the hook",
-    must="the run records the commit of the code, as without",
-)
-def test_repository_of_a_hook_is_not_taken_for_that_of_the_code(user):
-    git = ("git", "-C", REPOSITORY, "rev-parse", "HEAD")
-    if shutil.which("git") is None or subprocess.run(git, capture_output=True).returncode:
-        pytest.skip("the tests are not in a git repository")
-    subprocess.run(["git", "init", "-q", user.folder / "other"], check=True)
-    folder = str(user.folder / "other")
-    assert user.train().status == 0
-    assert user.train(workdir="hook", environment={"GIT_DIR": f"{folder}/.git", "GIT_WORK_TREE": folder}).status == 0
-    plain, hook = (json.loads((user.folder / name / "config.json").read_bytes()) for name in ("run", "hook"))
-    assert hook["git"]["commit"] == plain["git"]["commit"]
-
-
-@report(
-    "tox-dev/filelock#67",
-    did="trains on a file system without locks, such as Lustre mounted without them",
-    must="one line that names the folder and the cause, exit status 2, and nothing is left behind",
-)
-def test_file_system_without_locks_is_named(user):
-    module = "import errno, fcntl, os\ndef flock(*_):\n    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))\n"
-    user.write("site/sitecustomize.py", f"{module}fcntl.flock = flock\n")
-    path = os.pathsep.join([str(user.folder / "site"), user.environment["PYTHONPATH"]])
-    before = sorted(user.folder.rglob("*"))
-    for words in (["train", "--experiment=tiny.py", "--workdir=run"], ["prepare", "--experiment=tiny.py"]):
-        ended = user.run(*words, environment={"PYTHONPATH": path})
-        assert ended.status == 2
-        assert ended.err.count("\n") == 1 and "has no file locks" in ended.err
-    assert not (user.folder / "run").exists() and before
-
-
-@report(
-    "PrimeIntellect-ai/prime-rl#1585",
-    did="evaluates a run that trains, and deletes its older checkpoints, at the same time",
-    must="the newest checkpoint at that time is evaluated; none is called damaged",
-)
-def test_run_is_evaluated_while_it_trains(user):
-    options = ["--checkpoint.every_steps=3", "--checkpoint.keep=1", "--training.steps=100000"]
-    with user.start("train", "--experiment=tiny.py", "--workdir=run", *options) as process:
-        try:
-            wait_until(lambda: list((user.folder / "run" / "checkpoints").glob("[0-9]*[0-9]")), process)
-            for _ in range(2):
-                ended = user.run("evaluate", "--workdir=run")
-                assert ended.status == 0, ended.err
-        finally:
-            process.kill()
-
 
 def write_task(user: User, name: str, rows: list[dict], task: str = "arc_easy") -> None:
     """Writes the file of a task to a folder."""
@@ -1458,6 +1602,72 @@ def test_scores_in_the_way_of_the_last_evaluation_are_refused_before_training(ev
     ended = evaluator.train(*options)
     assert ended.status == 2 and "arc_easy.json: it holds the scores of other items" in ended.err
     assert "resumed" not in ended.out and len(ended.err.splitlines()) == 1
+
+
+# What a command is given, and where it runs.
+
+
+@report(
+    "Homebrew/legacy-homebrew#46408",
+    did="pastes a command from a page that prints two hyphens as a dash",
+    must="one line that names the dash and what to type, exit status 2",
+)
+@pytest.mark.parametrize("dashes", ["\u2014", "\u2013-"])
+def test_dash_in_place_of_hyphens_is_named(user, dashes):
+    ended = user.run("train", f"{dashes}experiment=tiny.py")
+    assert ended.status == 2
+    assert ended.err.count("\n") == 1 and "type --experiment=tiny.py" in ended.err
+
+
+@report(
+    "VundleVim/Vundle.vim#807",
+    did="trains within a hook of git, which sets GIT_DIR to the repository of the hook",
+    must="the run records the commit of the code, as without",
+)
+def test_repository_of_a_hook_is_not_taken_for_that_of_the_code(user):
+    git = ("git", "-C", REPOSITORY, "rev-parse", "HEAD")
+    if shutil.which("git") is None or subprocess.run(git, capture_output=True).returncode:
+        pytest.skip("the tests are not in a git repository")
+    subprocess.run(["git", "init", "-q", user.folder / "other"], check=True)
+    folder = str(user.folder / "other")
+    assert user.train().status == 0
+    assert user.train(workdir="hook", environment={"GIT_DIR": f"{folder}/.git", "GIT_WORK_TREE": folder}).status == 0
+    plain, hook = (json.loads((user.folder / name / "config.json").read_bytes()) for name in ("run", "hook"))
+    assert hook["git"]["commit"] == plain["git"]["commit"]
+
+
+@report(
+    "tox-dev/filelock#67",
+    did="trains on a file system without locks, such as Lustre mounted without them",
+    must="one line that names the folder and the cause, exit status 2, and nothing is left behind",
+)
+def test_file_system_without_locks_is_named(user):
+    module = "import errno, fcntl, os\ndef flock(*_):\n    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))\n"
+    user.write("site/sitecustomize.py", f"{module}fcntl.flock = flock\n")
+    path = os.pathsep.join([str(user.folder / "site"), user.environment["PYTHONPATH"]])
+    before = sorted(user.folder.rglob("*"))
+    for words in (["train", "--experiment=tiny.py", "--workdir=run"], ["prepare", "--experiment=tiny.py"]):
+        ended = user.run(*words, environment={"PYTHONPATH": path})
+        assert ended.status == 2
+        assert ended.err.count("\n") == 1 and "has no file locks" in ended.err
+    assert not (user.folder / "run").exists() and before
+
+
+@report(
+    "PrimeIntellect-ai/prime-rl#1585",
+    did="evaluates a run that trains, and deletes its older checkpoints, at the same time",
+    must="the newest checkpoint at that time is evaluated; none is called damaged",
+)
+def test_run_is_evaluated_while_it_trains(user):
+    options = ["--checkpoint.every_steps=3", "--checkpoint.keep=1", "--training.steps=100000"]
+    with user.start("train", "--experiment=tiny.py", "--workdir=run", *options) as process:
+        try:
+            wait_until(lambda: list((user.folder / "run" / "checkpoints").glob("[0-9]*[0-9]")), process)
+            for _ in range(2):
+                ended = user.run("evaluate", "--workdir=run")
+                assert ended.status == 0, ended.err
+        finally:
+            process.kill()
 
 
 # The table itself.

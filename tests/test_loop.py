@@ -43,7 +43,7 @@ def test_steps_that_are_not_finite_are_counted_and_the_run_goes_on(experiment_fi
     # The schedule waits with the optimizer state.
     rates = [line["train/learning_rate"] for line in lines]
     assert rates[2] == rates[3] and rates[6] == rates[7] == rates[8]
-    assert "step 12/12  loss " in (printed := capsys.readouterr().out) and "  3 skipped  " in printed
+    assert "step 12/12  loss " in (printed := capsys.readouterr().out) and "  3 skipped" in printed
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary["status"] == "finished"
     assert summary["train/loss"] == pytest.approx(np.mean([float(x) for x in losses_of(lines) if x != "nan"]))

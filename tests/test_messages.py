@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
 ROOT = Path(jaxformer.__file__).parents[1]
 TREES = {
-    str(path.relative_to(ROOT)): ast.parse(path.read_text())
+    str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8"))
     for path in [*ROOT.glob("jaxformer/**/*.py"), *ROOT.glob("tools/*.py")]
 }
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.device_free
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
-    str(path.relative_to(ROOT)): path.read_text()
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
 }
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES["README.md"], re.S)
@@ -58,7 +58,7 @@ def check_options(arguments: list[str], known: str) -> None:
 
 def test_the_example_of_a_variant_is_one_of_the_experiments():
     variant, _ = EXAMPLES
-    assert variant in (ROOT / "experiments" / "swiglu.py").read_text()
+    assert variant in (ROOT / "experiments" / "swiglu.py").read_text(encoding="utf-8")
 
 
 def test_the_library_example_runs_a_step():
@@ -104,7 +104,7 @@ def test_tools_exist_and_have_the_options_that_are_named():
     found = commands(r"python (tools/\w+\.py)")
     assert found
     for path, arguments in found:
-        check_options(arguments, (ROOT / path).read_text())
+        check_options(arguments, (ROOT / path).read_text(encoding="utf-8"))
 
 
 def test_options_that_are_named_alone_belong_to_a_command(capsys):

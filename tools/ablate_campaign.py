@@ -57,7 +57,7 @@ def start_study(place: Path, folder: Path) -> subprocess.Popen:
     }
     study = [f"--parent={PARENT}", f"--variants={VARIANT}", f"--seeds={SEEDS}", f"--runs={folder}", "--parallel=2"]
     command = [sys.executable, "-m", "jaxformer", "ablate", *study]
-    with (folder / "queue.log").open("a") as log:
+    with (folder / "queue.log").open("a", encoding="utf-8") as log:
         return subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=log)
 
 
@@ -123,7 +123,7 @@ def disturb(place: Path, folder: Path, kills: int, seconds: float, choices: rand
 
 def decision(folder: Path) -> dict:
     """Returns what a study found, but for what depends on the clock."""
-    found = json.loads((folder / VARIANT / "comparison.json").read_text())
+    found = json.loads((folder / VARIANT / "comparison.json").read_text(encoding="utf-8"))
     word = found["verdict"]["word"]
     return {name: value for name, value in found.items() if name not in ("cost", "verdict")} | {"word": word}
 
@@ -132,7 +132,7 @@ def run_campaign(folder: Path, *, trials: int, kills: int, seed: int) -> list[st
     """Runs a campaign in an empty folder, and returns a line on each thing that differs."""
     (folder / "experiments").mkdir()
     write_experiments(folder / "experiments")
-    (folder / "experiments" / f"{VARIANT}.py").write_text(GATED)
+    (folder / "experiments" / f"{VARIANT}.py").write_text(GATED, encoding="utf-8")
     for name in ("prepared", "left_alone"):
         started = time.perf_counter()
         if (returned := start_study(folder, folder / name).wait()) != 0:
@@ -145,7 +145,7 @@ def run_campaign(folder: Path, *, trials: int, kills: int, seed: int) -> list[st
         killed = folder / f"trial_{trial}"
         found = disturb(folder, killed, kills, seconds, random.Random(f"{seed} {trial}"))
         runs = run_folders(killed)
-        logs = [log.read_text() for run in runs if (log := run.with_name(run.name + ".log")).exists()]
+        logs = [log.read_text(encoding="utf-8") for run in runs if (log := run.with_name(run.name + ".log")).exists()]
         resumed += sum(log.count("\nresumed from step") for log in logs)
         for run, other in zip(runs, undisturbed, strict=True):
             found += [f"{run}: {line}" for line in differences(run, other)]

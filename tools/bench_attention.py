@@ -74,7 +74,7 @@ def main() -> None:
         line = measure(case, seed=number, torch_times=torch_times)
         result["lines"].append(line)
         print(f"[{number + 1}/{len(cases)}] {describe(line)}", flush=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -93,7 +93,9 @@ def main() -> None:
     if options.json:
         where = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "model": options.model}
         packages = versions("jax", "orbax-checkpoint", "tensorstore")
-        options.json.write_text(json.dumps({**where, "versions": packages, **result}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({**where, "versions": packages, **result}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ def main() -> None:
     if options.json:
         where = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "model": trained.experiment.name}
         packages = versions("jax", "flax")
-        options.json.write_text(json.dumps({**where, "versions": packages, "tasks": tasks}, indent=2) + "\n")
+        options.json.write_text(
+            json.dumps({**where, "versions": packages, "tasks": tasks}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def main() -> None:
             "reading": reading,
             "waiting": waiting,
         }
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def corpus_config(path: str | None) -> CorpusConfig:
@@ -106,7 +106,9 @@ def measure_memory(path: str | None, tokenizer, scratch: Path) -> float:
     model.write_bytes(tokenizer.model)
     command = [sys.executable, "-c", PREPARE, path or "", str(model), str(scratch / "memory")]
     places = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     return int(done.stdout.split()[-1]) / 1000
 
 

@@ -53,7 +53,7 @@ def main() -> None:
             line = {**case._asdict(), "peer": name, **compare(case, peer, options.rounds, options.turn)}
             result["lines"].append(line)
             print(describe(line), flush=True)
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
+            options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -90,7 +90,9 @@ def checkouts(options) -> dict[str, Path]:
 
 def commit(checkout: Path) -> str | None:
     """Returns the git commit of a checkout, or None where there is none."""
-    done = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, encoding="utf-8"
+    )
     return done.stdout.strip() or None
 
 

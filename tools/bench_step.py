@@ -59,7 +59,7 @@ def main() -> None:
             line["first_step_seconds"] = first_step_seconds(case)
         result["lines"].append(line)
         print(describe(line), flush=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -185,7 +185,9 @@ def first_step_seconds(case: Case) -> dict[str, float]:
         settings = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         for name in ("cold", "warm"):
             begun = time.time()
-            done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, env=os.environ | settings, capture_output=True, text=True, check=True, encoding="utf-8"
+            )
             seconds[name] = float(done.stdout.split()[-1]) - begun
     return seconds
 

@@ -115,7 +115,7 @@ def main() -> int:
         results.append({**step._asdict(), "compiled_bytes": compiled, "formula_bytes": formula})
     if options.json:
         record = {"device": devices[0].device_kind, "versions": versions("jax", "jaxlib"), "steps": results}
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return int(any(abs(each["formula_bytes"] / each["compiled_bytes"] - 1) > 0.1 for each in results))
 
 

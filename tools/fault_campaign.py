@@ -99,7 +99,7 @@ def write_corpora(folder: Path) -> dict[str, str]:
     for part, documents in enumerate((900, 400)):
         path = folder / f"corpus_{part}.jsonl"
         texts = (" ".join(choices.choices(lexicon, k=choices.randint(2, 16))) for _ in range(documents))
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
         corpora.append(f"CorpusConfig(kind='jsonl', path={str(path)!r}, validation_share=0.1, weight={1 + 2 * part})")
     return {"one": corpora[0], "two": f"CorpusConfig(kind='mixture', parts=({', '.join(corpora)}))"}
 
@@ -126,7 +126,7 @@ class Campaign:
         command = [sys.executable, "-m", "jaxformer.train", f"--experiment={self.experiments[name]}", "--seed=3"]
         cache = {"JAXFORMER_CACHE": str(place_of(self.folder, name).with_name("cache"))}
         with (
-            workdir.with_suffix(".log").open("a") as log,
+            workdir.with_suffix(".log").open("a", encoding="utf-8") as log,
             subprocess.Popen(
                 [*command, f"--workdir={workdir}"], env=self._environment | cache, stdout=log, stderr=log
             ) as process,
@@ -179,7 +179,7 @@ class Campaign:
 
 def times_resumed(folder: Path) -> int:
     """Returns how often the killed runs of a configuration went on from a checkpoint."""
-    logs = [path.read_text() for path in folder.glob("killed_*.log")]
+    logs = [path.read_text(encoding="utf-8") for path in folder.glob("killed_*.log")]
     return sum(line.startswith("resumed from step") for log in logs for line in log.splitlines())
 
 
@@ -209,7 +209,7 @@ def differences(workdir: Path, expected: Path) -> list[str]:
     ]
     if lines[0] != lines[1]:
         found.append("metrics.jsonl")
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (workdir, expected)]
+    summaries = [json.loads((folder / "summary.json").read_text(encoding="utf-8")) for folder in (workdir, expected)]
     found += [f"summary's {name}" for name in RESULTS if summaries[0][name] != summaries[1][name]]
     if (workdir / "sample.txt").read_bytes() != (expected / "sample.txt").read_bytes():
         found.append("sample.txt")
@@ -273,7 +273,7 @@ def resume_damaged(campaign: Campaign, name: str, expected: Path, seed: int) -> 
     path.write_bytes(content)
     with campaign.start(name, workdir) as process:
         process.wait()
-    log = workdir.with_suffix(".log").read_text()
+    log = workdir.with_suffix(".log").read_text(encoding="utf-8")
     if f"checkpoint {newest.name} in {workdir}/checkpoints is damaged" not in log:
         return [f"{workdir}: the damage was not reported"]
     return [f"{workdir}: {difference}" for difference in differences(workdir, expected)]

@@ -251,7 +251,7 @@ def main() -> int:
         **numbers,
     }
     options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(to_json(record), indent=2) + "\n")
+    options.output.write_text(json.dumps(to_json(record), indent=2) + "\n", encoding="utf-8")
     print(f"\n{record['runs']} runs, {record['seconds']:.0f} s, {trained:.0f} of them training")
     for line in problems:
         print(line, file=sys.stderr)

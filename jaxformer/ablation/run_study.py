@@ -16,7 +16,7 @@ from jaxformer.ablation.study import Study, estimate_seconds, mean_seconds, reso
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment.variant import Lineage
-from jaxformer.host.console import format_duration, print_line
+from jaxformer.host.console import format_duration, print_line, print_wrapped
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.signals import Stopped
 from jaxformer.host.waiting import waiting
@@ -58,9 +58,8 @@ def estimate_runs(study: Study, runs: Path) -> dict[str, float]:
 
 def _end_with_parent() -> None:
     """Ends this process when its parent does, however that ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _estimate_runs(study: Study, runs: Path) -> dict[str, float]:
@@ -76,11 +75,13 @@ def print_study_plan(jobs: list[Job], parallel: int, price: float | None) -> Non
     """Prints what is to be run, and what it will cost."""
     waiting = [job for job in jobs if state_on_disk(job.workdir)[0] not in OVER]
     seconds = sum(job.estimated_seconds for job in waiting)
+    width = max((len(job.name) for job in jobs), default=0)
     for name in dict.fromkeys(job.name for job in jobs):
         ours = [job for job in jobs if job.name == name]
         todo = sum(job in waiting for job in ours)
         each = format_duration(ours[0].estimated_seconds)
-        print_line(f"{name:40}  {len(ours)} seeds, {len(ours) - todo} over  {ours[0].steps:,} steps  {each} each")
+        line = f"{name:{width}}  {len(ours)} seeds, {len(ours) - todo} over  {ours[0].steps:,} steps  {each} each"
+        print_wrapped(line, indent=4)
     hours = sum(job.estimated_seconds * job.devices for job in waiting) / 3600
     costs = "" if price is None else f", price {hours * price:,.2f}"
     left = format_duration(seconds / parallel)

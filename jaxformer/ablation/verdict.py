@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 
 from jaxformer.ablation.cost import Cost
 from jaxformer.config import Bounds, NonNegativeFloat, check_fields
+from jaxformer.host.docstrings import docstring
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.power import seeds_needed
 from jaxformer.statistics.significance import INTERIM_ALPHA, INTERIM_SEEDS
@@ -59,7 +60,7 @@ class Rule:
             f"over seeds and documents, analysed after {', '.join(map(str, INTERIM_SEEDS))} seeds. The first that "
             "holds decides."
         )
-        rules = " ".join(each.__doc__ or "" for each in (*RULES, kept_by_chance))
+        rules = " ".join(map(docstring, (*RULES, kept_by_chance)))
         return f"{preface} {' '.join(rules.format(rule=self, within=within).split())}"
 
 

@@ -9,6 +9,7 @@ runs are skipped: the same command resumes a study that was stopped. A study is 
 """
 
 import math
+import sys
 
 from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.comparability import parse_allowed
@@ -17,7 +18,8 @@ from jaxformer.ablation.run_study import describe_failures, estimate_runs, print
 from jaxformer.ablation.study import choose_study, make_jobs
 from jaxformer.config import UserError, require
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import print_line, print_notice
+from jaxformer.host.console import output_columns, print_line, print_notice
+from jaxformer.host.docstrings import docstring
 from jaxformer.jobs.launch import launch_local, launch_submitit
 from jaxformer.report.text import decision_table
 
@@ -25,7 +27,7 @@ from jaxformer.report.text import decision_table
 @command
 def main(arguments: list[str]) -> int:
     """Runs a study and prints what it decided; returns the exit status."""
-    parser = Parser("jaxformer ablate", __doc__)
+    parser = Parser("jaxformer ablate", docstring(sys.modules[__name__]))
     add = parser.add_argument
     add_study_options(parser)
     add("--seeds", type=int, default=3, metavar="N", help="with --parent: seeds of each experiment (default: 3)")
@@ -65,7 +67,7 @@ def main(arguments: list[str]) -> int:
             raise
         print_notice(str(error))
     else:
-        print_line(decision_table(outcome))
+        print_line(decision_table(outcome, output_columns()))
         for line in outcome.unread:
             print_notice(f"not compared: {line}")
     for line in failures:

@@ -6,6 +6,7 @@ memory is not preallocated, so that a run can be evaluated while it trains.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Sequence
 
@@ -25,7 +26,8 @@ from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_task
 from jaxformer.evaluation.tasks import TASKS
 from jaxformer.evaluation.validation import validate, validation_scalars
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import print_notice
+from jaxformer.host.console import output_columns, print_line, print_notice
+from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
 from jaxformer.run.folder import evaluations_folder, load_run
 from jaxformer.run.identity import identify_evaluation
@@ -40,10 +42,10 @@ def validate_run(trained: Trained, config: EvaluationConfig) -> None:
     losses = validate(trained.state, data.validation, config)
     path = write_validation(evaluations_folder(trained.workdir, trained.step), losses, identify(trained))
     scalars = validation_scalars(losses)
-    print(f"step {trained.step}: {describe_validation(scalars)}; written to {path}")
+    print_line(f"step {trained.step}: {describe_validation(scalars)}; written to {path}")
     if len(losses) > 1:
         for one in losses:
-            print(f"  {one.name}: {describe_validation(validation_scalars([one]))}")
+            print_line(f"  {one.name}: {describe_validation(validation_scalars([one]))}")
 
 
 def score_tasks(trained: Trained, tasks: Sequence[EncodedTask], rows_per_batch: int, limit: int | None) -> None:
@@ -61,10 +63,12 @@ def score_tasks(trained: Trained, tasks: Sequence[EncodedTask], rows_per_batch: 
             label=task.data.task.name,
         )
         path = write_scores(folder, scores, identify(trained))
-        print(f"step {trained.step}: {describe_scores(scores)}; written to {path}", flush=True)
+        print_line(f"step {trained.step}: {describe_scores(scores)}; written to {path}")
         parts.append(scores)
     requests = sum(len(nats) for scores in parts for nats in scores.log_likelihoods)
-    print(f"{requests:,} requests in {time.perf_counter() - started:.1f} s\n\n{score_table(parts)}")
+    print_line(
+        f"{requests:,} requests in {time.perf_counter() - started:.1f} s\n\n{score_table(parts, output_columns())}"
+    )
 
 
 def identify(trained: Trained) -> dict:
@@ -76,7 +80,7 @@ def identify(trained: Trained) -> dict:
 @fixed_options()
 def main(arguments: list[str]) -> int:
     """Evaluates a checkpoint; returns the exit status."""
-    parser = Parser("jaxformer evaluate", __doc__)
+    parser = Parser("jaxformer evaluate", docstring(sys.modules[__name__]))
     add = parser.add_argument
     add("--workdir", type=local_path, required=True, metavar="RUN", help="run folder")
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")

@@ -11,6 +11,7 @@ import sys
 from jaxformer.config import UserError
 from jaxformer.devices.options import fixed_options
 from jaxformer.host.command import Parser, command
+from jaxformer.host.docstrings import docstring
 
 
 @command
@@ -21,7 +22,9 @@ def main(arguments: list[str]) -> int:
         import jaxformer.run.lm_eval_model  # noqa: F401  Registers the model.
     except ImportError as error:
         if not {"-h", "--help"}.isdisjoint(arguments):  # Else the harness explains itself.
-            Parser("jaxformer harness", __doc__, usage="%(prog)s ARGUMENTS", add_help=False).print_help()
+            Parser(
+                "jaxformer harness", docstring(sys.modules[__name__]), usage="%(prog)s ARGUMENTS", add_help=False
+            ).print_help()
             return 0
         raise UserError(str(error)) from error
     from lm_eval.__main__ import cli_evaluate

@@ -4,11 +4,14 @@ Prints parameters, operations, memory, disk space and time, on the device at han
 is not here. `--SECTION.FIELD=VALUE` sets fields, as for training.
 """
 
+import sys
+
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
 from jaxformer.devices.options import fixed_options
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.command import Parser, command
+from jaxformer.host.docstrings import docstring
 from jaxformer.plan.estimate import print_plan
 
 
@@ -16,7 +19,7 @@ from jaxformer.plan.estimate import print_plan
 @fixed_options()
 def main(arguments: list[str]) -> int:
     """Prints the plan of a run; returns the exit status."""
-    parser = Parser("jaxformer plan", __doc__)
+    parser = Parser("jaxformer plan", docstring(sys.modules[__name__]))
     add_experiment_options(parser)
     parser.add_argument("--on", default="here", metavar="GPU", help="a GPU such as H100 (default: the device at hand)")
     options, rest = parser.parse_known_args(arguments)

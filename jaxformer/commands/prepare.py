@@ -10,6 +10,7 @@ one argument; the workers need the corpus and $JAXFORMER_CACHE at the same paths
 """
 
 import shlex
+import sys
 
 from jaxformer.data.preparation import unfilled_budget
 from jaxformer.data.shard_writer import pipeline_options
@@ -18,13 +19,14 @@ from jaxformer.experiment.command_line import add_experiment_options, parse_over
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line, print_notice
+from jaxformer.host.docstrings import docstring
 from jaxformer.run.inputs import open_corpora, prepare_corpora
 
 
 @command
 def main(arguments: list[str]) -> int:
     """Prepares the data of an experiment; returns the exit status."""
-    parser = Parser("jaxformer prepare", __doc__)
+    parser = Parser("jaxformer prepare", docstring(sys.modules[__name__]))
     add_experiment_options(parser)
     parser.add_argument("--newest", action="store_true", help="look up the commits of Hub branches again")
     parser.add_argument("--beam", metavar="OPTIONS", help="options of an Apache Beam pipeline; needs the extra beam")

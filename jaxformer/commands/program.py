@@ -9,6 +9,7 @@ from types import ModuleType
 
 from jaxformer.config import UserError, did_you_mean
 from jaxformer.host.command import command
+from jaxformer.host.console import print_line
 from jaxformer.host.signals import ended_by_signals
 
 _FOLDER = Path(__file__).parent
@@ -51,10 +52,10 @@ def main(arguments: list[str]) -> int:
     """Runs a command by its name; returns its exit status."""
     name, *rest = arguments or ["--help"]
     if name in ("--help", "-h", "help"):
-        print(describe())
+        print_line(describe())
         return 0
     if name == "--version":
-        print(f"jaxformer {importlib.metadata.version('jaxformer')}")
+        print_line(f"jaxformer {importlib.metadata.version('jaxformer')}")
         return 0
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; see `jaxformer --help`")

@@ -5,6 +5,7 @@ again, on as many devices as the run had, and prints the norm of each parameter'
 status is 1 if they differ in any bit from those that were recorded.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.options import fixed_options
 from jaxformer.experiment.experiment import make_state, run_mesh
 from jaxformer.host.command import Parser, command
+from jaxformer.host.console import print_line
+from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
 from jaxformer.run.failed_step import Fault, diagnose, read_fault
 from jaxformer.run.folder import load_run
@@ -53,13 +56,13 @@ def same_bits(a: Fault, b: Fault) -> bool:
 @fixed_options()
 def main(arguments: list[str]) -> int:
     """Replays a step that failed; returns the exit status."""
-    parser = Parser("jaxformer replay-step", __doc__)
+    parser = Parser("jaxformer replay-step", docstring(sys.modules[__name__]))
     parser.add_argument("file", type=local_path, metavar="FILE", help="record of the step, RUN/faults/step_N.npz")
     recorded, again = replay(parser.parse_args(arguments).file)
-    print(f"step {again.step}: loss {again.loss}, gradient norm {again.gradient_norm}")
+    print_line(f"step {again.step}: loss {again.loss}, gradient norm {again.gradient_norm}")
     for name, norms in again.gradient_norms.items():
-        print(f"{name:40} {' '.join(f'{norm:10.3e}' for norm in np.atleast_1d(norms))}")
+        print_line(f"{name:40} {' '.join(f'{norm:10.3e}' for norm in np.atleast_1d(norms))}")
     is_same = same_bits(recorded, again)
     same = "the same, bit by bit, as" if is_same else "not the same, bit by bit, as"
-    print(f"{same} when it failed (loss {recorded.loss}, gradient norm {recorded.gradient_norm})")
+    print_line(f"{same} when it failed (loss {recorded.loss}, gradient norm {recorded.gradient_norm})")
     return 0 if is_same else 1

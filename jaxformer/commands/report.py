@@ -7,6 +7,7 @@ finished are shown as such. A study is a file, or a parent and its variants:
 """
 
 import logging
+import sys
 from pathlib import Path
 
 from jaxformer.ablation.command_line import add_study_options
@@ -14,7 +15,8 @@ from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import choose_study
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import print_notice
+from jaxformer.host.console import output_columns, print_line, print_notice
+from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
 from jaxformer.report.text import decision_table
 from jaxformer.report.write import check_report, write_report
@@ -23,7 +25,7 @@ from jaxformer.report.write import check_report, write_report
 @command
 def main(arguments: list[str]) -> int:
     """Prints what a study decided, and writes its report; returns the exit status."""
-    parser = Parser("jaxformer report", __doc__)
+    parser = Parser("jaxformer report", docstring(sys.modules[__name__]))
     add_study_options(parser)
     text = "folder of the report (default: RUNS/reports/NAME)"
     parser.add_argument("--output", type=local_path, metavar="DIR", help=text)
@@ -35,8 +37,8 @@ def main(arguments: list[str]) -> int:
     outcome = judge_study(study, options.runs, allow=allow)
     # Without a home folder it tells where it keeps its fonts.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    print(decision_table(outcome), flush=True)
-    print(f"\n{write_report(outcome, folder)}", flush=True)
+    print_line(decision_table(outcome, output_columns()))
+    print_line(f"\n{write_report(outcome, folder)}")
     for line in outcome.unread:
         print_notice(f"not reported: {line}")
     return 0

@@ -14,7 +14,7 @@ from jaxformer.evaluation.scores import flatten_estimates
 from jaxformer.evaluation.task_scores import TaskScores
 from jaxformer.evaluation.tasks import TaskData, fixed_choice
 from jaxformer.evaluation.validation import DocumentLosses, validation_scalars
-from jaxformer.host.console import format_table
+from jaxformer.host.console import format_rows
 from jaxformer.host.files import for_json, read_json, write_json, write_whole
 
 
@@ -25,8 +25,13 @@ def describe_scores(scores: TaskScores) -> str:
     return f"{scores.name}: {primary} {_percent(*estimates[primary])} %, {bits} gold bits per byte"
 
 
-def score_table(scores: Sequence[TaskScores]) -> str:
-    """Returns a table with one task a line; of its accuracies, the one to report is marked."""
+def score_table(scores: Sequence[TaskScores], columns: int | None = None) -> str:
+    """Returns a table with one task a line; of its accuracies, the one to report is marked.
+
+    Args:
+        scores: of each task.
+        columns: what a line may have, None for any number.
+    """
     rows: list[tuple[str, ...]] = [
         ("task", "items", "acc %", "acc_norm %", "chance", "gold bits/byte", "margin, nats/character")
     ]
@@ -48,7 +53,7 @@ def score_table(scores: Sequence[TaskScores]) -> str:
                 _number(*estimates["margin"]) if "margin" in estimates else "-",
             )
         )
-    return "\n".join([*format_table(rows), "± one standard error; * the accuracy to report"])
+    return "\n".join([*format_rows(rows, columns), "± one standard error; * the accuracy to report"])
 
 
 def check_results(folder: Path, tasks: Sequence[TaskData], items: int | None = None) -> None:
@@ -60,7 +65,7 @@ def check_results(folder: Path, tasks: Sequence[TaskData], items: int | None = N
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile("wb", dir=folder):
             pass
     except OSError as error:
         raise UserError(f"results {folder}: {error.strerror}") from error

@@ -15,6 +15,8 @@ from jaxformer.config import describe_type, did_you_mean, require, require_one_o
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import list_experiments
 from jaxformer.host.command import WIDTH, Parser
+from jaxformer.host.console import print_line
+from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
 
 # Column in which the explanations of the options of training begin.
@@ -93,7 +95,7 @@ class _Help(argparse.Action):
         else:
             require_one_of("--help", page, [*_sections(), "experiments"])
             names = textwrap.fill(", ".join(list_experiments()) or "none", WIDTH)
-            print(names if page == "experiments" else describe_section(page))
+            print_line(names if page == "experiments" else describe_section(page))
         parser.exit()
 
 
@@ -104,7 +106,7 @@ def _sections() -> dict[str, Any]:
 
 def _first_clause(kind: type) -> str:
     """Returns the first clause of a class's docstring."""
-    return (inspect.getdoc(kind) or "").partition("\n")[0].partition(";")[0].removesuffix(".")
+    return docstring(kind).partition("\n")[0].partition(";")[0].removesuffix(".")
 
 
 def _first_experiments(width: int) -> str:
@@ -117,7 +119,7 @@ def describe_section(name: str) -> str:
     """Returns what a section's fields take, their defaults and what they mean."""
     kind = _sections()[name]
     declared, explained = typing.get_type_hints(kind, include_extras=True), field_docstrings(kind)
-    lines = [f"--{name}.FIELD=VALUE", "", *textwrap.wrap(inspect.getdoc(kind) or "", WIDTH), ""]
+    lines = [f"--{name}.FIELD=VALUE", "", *textwrap.wrap(docstring(kind), WIDTH), ""]
     for field in dataclasses.fields(kind):
         default = field.default
         written = str(default).lower() if isinstance(default, bool) else repr(default)

@@ -7,7 +7,6 @@ import functools
 import itertools
 import logging
 import os
-import shutil
 import sys
 import textwrap
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from typing import NoReturn, Protocol
 
 from jaxformer.config import TrainingFailure, UserError, is_unicode, require
-from jaxformer.host.console import print_notice
+from jaxformer.host.console import flush_streams, prepare_streams, print_line, print_notice, terminal_size
 from jaxformer.host.signals import Stopped, stop_signals
 
 # Columns of a page of help, in a terminal of at least one more.
@@ -37,7 +36,7 @@ class _HelpFormatter(argparse.HelpFormatter):
     """Fills paragraphs to the width of the terminal; indented lines, such as code, stay as they are."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, width=min(WIDTH, shutil.get_terminal_size().columns - 1))
+        super().__init__(prog, width=min(WIDTH, terminal_size(sys.stdout).columns - 1))
 
     def _fill_text(self, text, width, indent):
         lines = []
@@ -45,6 +44,16 @@ class _HelpFormatter(argparse.HelpFormatter):
             block = list(group)
             lines += block if is_kept else textwrap.wrap(" ".join(block), width, break_on_hyphens=False)
         return "\n".join(lines)
+
+
+def _encoding_advice(text: str) -> str:
+    """Returns what to do about a text with a name that the encoding of file names does not have; nothing for others."""
+    encoding = sys.getfilesystemencoding()
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return "" if encoding == "utf-8" else f"; the encoding of file names is {encoding}: set PYTHONUTF8=1"
+    return ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,12 +71,16 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         """Returns the options and the arguments that are none."""
         for argument in args or []:
-            require(is_unicode(argument), f"argument {argument!r} is not UTF-8")
+            require(is_unicode(argument), f"argument {argument!r} is not UTF-8{_encoding_advice(argument)}")
             # Pages and word processors print two hyphens as a dash.
             rest = argument.lstrip("-\u2010\u2011\u2012\u2013\u2014\u2015\u2212")
             dashes = argument.removesuffix(rest)
             require(not dashes.strip("-"), f"argument {argument!r} begins with {dashes!r}: type --{rest}")
         return super().parse_known_args(args, namespace)
+
+    def _print_message(self, message, file=None):
+        """Prints a page of help."""
+        print_line(message, end="")
 
     def error(self, message):
         """Raises `UserError` in place of ending the process."""
@@ -83,6 +96,7 @@ def command(main: Callable[[list[str]], int]) -> Command:
 
     @functools.wraps(main)
     def wrapped(arguments: list[str] | None = None) -> int:
+        prepare_streams()
         # Orbax and TFDS tell at length, through absl, what they do, and the traces of what they raise as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         try:
@@ -92,7 +106,12 @@ def command(main: Callable[[list[str]], int]) -> Command:
             print_notice(str(error))
             return 1
         except (UserError, OSError) as error:
-            print_notice(str(error))
+            print_notice(f"{error}{_encoding_advice(str(error))}")
+            return 2
+        except UnicodeEncodeError as error:  # Of a file's name: what is printed or written has an encoding of ours.
+            if not (advice := _encoding_advice(error.object)):
+                raise
+            print_notice(f"{error.object!r:.200} names no file here{advice}")
             return 2
         except Stopped as error:
             print_notice(str(error))
@@ -118,12 +137,3 @@ def end_process(status: int) -> NoReturn:
     atexit._run_exitfuncs()
     flush_streams()
     os._exit(status)
-
-
-def flush_streams() -> None:
-    """Writes out what was printed; what cannot be written is dropped, so that it does not change the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:  # Python would try again at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,9 +1,14 @@
-"""Lines for a person, on standard output and standard error; a terminal or log that is gone or full stops no run."""
+"""Lines for a person, on standard output and standard error: what these cannot take or show stops no run."""
 
 import contextlib
 import io
+import os
+import shutil
 import sys
+import textwrap
+import unicodedata
 from collections.abc import Collection, Sequence
+from typing import NamedTuple, TextIO
 
 from tqdm import tqdm
 
@@ -11,29 +16,154 @@ from tqdm import tqdm
 _LOG_SECONDS = 30
 
 
+class Field(NamedTuple):
+    """A part of a line of a terminal."""
+
+    text: str
+    rank: int = 0
+    """Where the line is too long, the field of the highest rank is left out first, and one of rank 0 never."""
+
+
+def prepare_streams() -> None:
+    """Readies the standard streams of a process for whatever is printed, by other libraries too.
+
+    Those that the process was started without are opened on the null device: else the next file that is opened takes
+    the number of the stream, and what is written to the stream by its number. What they cannot show is escaped.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # The lowest free number: this one.
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush_streams() -> None:
+    """Writes out what was printed; what cannot be written is dropped, so that it does not change the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, ValueError):  # There is none, or it is closed.
+            pass
+        except OSError:  # Python would try again at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def print_line(text: str, *, is_error: bool = False, end: str = "\n") -> None:
-    """Prints a text at once. What cannot be written is kept by the stream, which tries again with the next."""
-    with contextlib.suppress(OSError):
-        print(text, end=end, file=sys.stderr if is_error else sys.stdout, flush=True)
+    """Prints a text at once, with escapes for what the stream cannot show; nothing where there is no stream.
+
+    What cannot be written is kept by the stream, which tries again with the next.
+    """
+    stream = sys.stderr if is_error else sys.stdout
+    if stream is None:
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError, ValueError):  # It is full, gone or closed.
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)
 
 
-def print_progress(text: str, *, keep: bool = False) -> None:
-    """Prints a progress line; on a terminal the next one replaces it unless it is kept."""
-    if sys.stdout.isatty():
-        print_line(f"\r\033[K{text}", end="\n" if keep else "")
+def print_wrapped(text: str, indent: int = 12) -> None:
+    """Prints a line of a report; on a terminal that is too narrow as several, of which the later ones are indented."""
+    print_line("\n".join(wrap(text, output_columns(), indent)))
+
+
+def output_columns() -> int | None:
+    """Returns the columns that a line on standard output may have; None where it is no terminal."""
+    return terminal_size(sys.stdout).columns - 1 if is_terminal(sys.stdout) else None
+
+
+def wrap(text: str, columns: int | None, indent: int = 0) -> list[str]:
+    """Returns a text in lines of so many columns, broken between words; None leaves it as it is."""
+    if columns is None:
+        return [text]
+    options = {"subsequent_indent": " " * indent, "break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(text, max(columns, indent + 20), **options)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Returns whether a stream is a terminal on which what was printed can be replaced."""
+    try:
+        return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+    except (AttributeError, ValueError):  # It is no file, or it is closed.
+        return False
+
+
+def terminal_size(stream: TextIO | None) -> os.terminal_size:
+    """Returns the columns and lines of a stream's terminal now; where it does not tell, $COLUMNS or 80, and 24."""
+    try:
+        size = os.get_terminal_size(stream.fileno()) if stream else os.terminal_size((0, 0))
+    except (OSError, ValueError, AttributeError):
+        size = os.terminal_size((0, 0))
+    return size if all(size) else shutil.get_terminal_size()
+
+
+def columns_of(text: str) -> int:
+    """Returns the columns that a terminal needs for a text: two for a wide character, as of Chinese."""
+    return sum(2 if unicodedata.east_asian_width(each) in "WF" else not unicodedata.combining(each) for each in text)
+
+
+def shorten(text: str, columns: int) -> str:
+    """Returns a text of so many columns at most: of one that is longer both ends, with dots between them."""
+    if columns_of(text) <= columns:
+        return text
+    for kept in range(min(len(text), columns), 3, -1):
+        short = f"{text[: (kept - 2) // 2]}...{text[len(text) - (kept - 3) // 2 :]}"
+        if columns_of(short) <= columns:
+            return short
+    return ""
+
+
+def join_fields(fields: Sequence[Field], columns: int | None = None) -> str:
+    """Returns the fields that are not empty as one line, of so many columns at most; None leaves out none."""
+    kept = [field for field in fields if field.text]
+    while True:
+        line = "  ".join(field.text for field in kept)
+        if columns is None or columns_of(line) <= columns:
+            return line
+        last = max(kept, key=lambda field: field.rank)
+        if not last.rank:
+            return shorten(line, columns)
+        kept.remove(last)
+
+
+def print_progress(*fields: Field) -> None:
+    """Prints a progress line, whole in a log; on a terminal what fits its width, which the next line replaces."""
+    if is_terminal(sys.stdout):
+        print_line(f"\r\033[K{join_fields(fields, terminal_size(sys.stdout).columns - 1)}", end="")
     else:
-        print_line(text)
+        print_line(join_fields(fields))
+
+
+def print_above_progress(text: str) -> None:
+    """Prints a line that stays, in place of the progress line that stands on a terminal."""
+    print_line(f"\r\033[K{text}" if is_terminal(sys.stdout) else text)
 
 
 def end_progress() -> None:
     """Leaves the progress line that stands on a terminal, so that what follows does not overwrite it."""
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         print_line("")
 
 
 def progress_bar(**options) -> tqdm:
     """Returns a bar on standard error; where that is no terminal, a line every half minute. Options are tqdm's."""
-    return (tqdm if sys.stderr.isatty() else _Lines)(leave=False, unit_scale=True, **options)
+    return (_Bar if is_terminal(sys.stderr) else _Lines)(leave=False, unit_scale=True, **options)
+
+
+class _Bar(tqdm):
+    """A bar on a terminal: where that is narrow, the description is shortened and the numbers stay."""
+
+    @property
+    def format_dict(self) -> dict:
+        values, columns = dict(super().format_dict), terminal_size(sys.stderr).columns - 1
+        numbers = self.format_meter(**values | {"ncols": None, "prefix": "", "bar_format": "{l_bar} {r_bar}"})
+        prefix = shorten(values["prefix"], columns - len(numbers) - len(": "))
+        return values | {"ncols": columns, "prefix": prefix}
 
 
 class _Lines(tqdm):
@@ -69,6 +199,22 @@ def format_table(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,))
         cells = enumerate(zip(row, widths, strict=True))
         lines.append("  ".join(cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in cells))
     return [line.rstrip() for line in lines]
+
+
+def format_rows(
+    rows: Sequence[Sequence[str]], columns: int | None = None, *, left: Collection[int] = (0,)
+) -> list[str]:
+    """Returns a table with a heading as lines; where it is too wide, each row as a paragraph that names its columns."""
+    table = format_table(rows, left=left)
+    if columns is None or max(map(len, table)) <= columns:
+        return table
+    return [line for row in rows[1:] for line in wrap(name_cells(rows[0], row), columns, indent=4)]
+
+
+def name_cells(headings: Sequence[str], row: Sequence[str]) -> str:
+    """Returns a row of a table in one line, each of its cells but the first and the empty ones behind its heading."""
+    cells = [(heading, cell.strip()) for heading, cell in zip(headings, row, strict=True)]
+    return f"{row[0]}: " + ", ".join(f"{heading} {cell}" for heading, cell in cells[1:] if cell)
 
 
 def format_size(size: float) -> str:

@@ -1,25 +1,59 @@
 """What a person sees of a queue: a table that is drawn anew, or a line for each change."""
 
-import shutil
+import itertools
 import sys
+import textwrap
 from collections.abc import Sequence
 
-from jaxformer.host.console import format_duration, format_table, print_line, printable
+from jaxformer.host.console import (
+    format_duration,
+    format_table,
+    is_terminal,
+    print_line,
+    printable,
+    shorten,
+    terminal_size,
+)
 from jaxformer.jobs.queue import OVER, State, Status
 
+# Columns that a narrow terminal goes without, the first of them first, once names are as short as this.
+_OPTIONAL, _NAME_COLUMNS = ("device h", "tokens/s", "loss"), 20
 
-def status_table(statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: float | None = None) -> str:
-    """Returns a table with one job a line, and a line of totals.
+
+def status_table(
+    statuses: Sequence[Status],
+    *,
+    parallel: int = 1,
+    price_per_hour: float | None = None,
+    columns: int | None = None,
+    lines: int | None = None,
+) -> str:
+    """Returns a table with a job a line, a line below it for a note that does not fit, and the totals.
 
     Args:
         price_per_hour: of a device, in whatever currency.
+        columns: of the terminal; None leaves nothing out.
+        lines: of the terminal; jobs that are finished or wait are left out first where it has fewer.
     """
-    rows = [("experiment", "seed", "state", "step", "loss", "tokens/s", "left", "device h", "")]
+    heading, *jobs = _job_lines(statuses, columns)
+    total = totals(statuses, parallel=parallel, price_per_hour=price_per_hour)
+    ends = textwrap.wrap(total, columns, break_on_hyphens=False) if columns else [total]
+    if lines is not None and sum(map(len, jobs)) + 1 + len(ends) > lines:
+        ends = ends[: max(1, lines - 2)]
+        room = max(1, lines - 1 - len(ends))
+        is_kept = [status.state not in (State.FINISHED, State.WAITING) for status in statuses]
+        jobs = [[line for job, kept in zip(jobs, is_kept, strict=True) if kept for line in job][:room]]
+    return "\n".join([*heading, *itertools.chain(*jobs), *ends])
+
+
+def _job_lines(statuses: Sequence[Status], columns: int | None) -> list[list[str]]:
+    """Returns the lines of the heading and those of each job."""
+    rows = [["experiment", "seed", "state", "step", "loss", "tokens/s", "left", "device h"]]
     for status in statuses:
         job, has_begun = status.job, status.step > 0
         rows.append(
-            (
-                job.name,
+            [
+                printable(job.name),
                 str(job.seed),
                 status.state.value,
                 f"{status.step:,}/{job.steps:,}" if has_begun else f"-/{job.steps:,}",
@@ -27,11 +61,32 @@ def status_table(statuses: Sequence[Status], *, parallel: int = 1, price_per_hou
                 f"{status.tokens_per_second:,.0f}" if status.tokens_per_second == status.tokens_per_second else "-",
                 "" if status.state in OVER else format_duration(status.seconds_left),
                 f"{status.device_hours:.2f}" if status.device_hours else "-",
-                printable(status.note),
-            )
+            ]
         )
-    total = totals(statuses, parallel=parallel, price_per_hour=price_per_hour)
-    return "\n".join([*format_table(rows, left=(0, 2, 8)), total])
+    if columns:
+        rows = _narrowed(rows, columns)
+    table = format_table(rows, left=(0, 2))
+    width = max(map(len, table))
+    lines = [[table[0]]]
+    for line, status in zip(table[1:], statuses, strict=True):
+        note = printable(status.note)
+        if not columns or width + 2 + len(note) <= columns:
+            lines.append([f"{line:{width}}  {note}".rstrip()])
+        else:
+            lines.append([shorten(line, columns), *([f"  {shorten(note, columns - 2)}"] if note else [])])
+    return lines
+
+
+def _narrowed(rows: list[list[str]], columns: int) -> list[list[str]]:
+    """Returns a table that fits: with shorter names, then without optional columns."""
+    while True:
+        names, *others = zip(*rows, strict=True)
+        room = columns - sum(2 + max(map(len, column)) for column in others)
+        left_out = next((name for name in _OPTIONAL if name in rows[0]), None)
+        if room >= min(_NAME_COLUMNS, max(map(len, names))) or left_out is None:
+            return [[shorten(name, max(room, 0)), *row] for name, *row in rows]
+        number = rows[0].index(left_out)
+        rows = [[*row[:number], *row[number + 1 :]] for row in rows]
 
 
 def totals(statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: float | None = None) -> str:
@@ -57,7 +112,7 @@ class Dashboard:
 
     def draw(self, statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: float | None = None) -> None:
         """Shows the statuses; the arguments are those of `status_table`."""
-        if not sys.stdout.isatty():
+        if not is_terminal(sys.stdout):
             for status in statuses:
                 change = status.state, status.note
                 if self._shown.get(status.job.workdir, (State.WAITING, "")) != change:
@@ -66,14 +121,12 @@ class Dashboard:
                         f"{status.job}: {status.state.value}" + (f": {printable(status.note)}" if status.note else "")
                     )
             return
-        width, height = shutil.get_terminal_size()
-        *rows, total = status_table(statuses, parallel=parallel, price_per_hour=price_per_hour).splitlines()
-        if len(rows) + 2 > height:  # What has scrolled away cannot be drawn over.
-            is_kept = [True, *(status.state not in (State.FINISHED, State.WAITING) for status in statuses)]
-            rows = [row for row, kept in zip(rows, is_kept, strict=True) if kept][: max(1, height - 2)]
-        lines = [line[: width - 1] for line in (*rows, total)]
-        print_line((f"\033[{self._height}A" if self._height else "") + "\r\033[J" + "\n".join(lines))
-        self._height = len(lines)
+        columns, lines = terminal_size(sys.stdout)
+        # The last column and line stay free: what has scrolled away cannot be drawn over.
+        room = {"columns": columns - 1, "lines": lines - 1}
+        table = status_table(statuses, parallel=parallel, price_per_hour=price_per_hour, **room)
+        print_line((f"\033[{self._height}A" if self._height else "") + f"\r\033[J{table}")
+        self._height = table.count("\n") + 1
 
 
 def _seconds_until_over(statuses: Sequence[Status], parallel: int) -> float:

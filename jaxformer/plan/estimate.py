@@ -19,7 +19,7 @@ from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.flops import embedding_parameters, parameter_count, training_flops_per_token
-from jaxformer.host.console import format_duration, format_size
+from jaxformer.host.console import format_duration, format_size, print_line, print_wrapped
 from jaxformer.model import Transformer
 from jaxformer.plan.device_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
 from jaxformer.step import TrainState, compile_step
@@ -68,13 +68,15 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     fit = choose_fit(experiment, target)
     model, training, T = experiment.model, experiment.training, experiment.packing.row_length
     params = nnx.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0))))
-    print(parameter_overview.get_parameter_overview(nnx.to_pure_dict(params), include_stats=False))
+    print_line(parameter_overview.get_parameter_overview(nnx.to_pure_dict(params), include_stats=False))
     parameters = parameter_count(model)
-    print(f"parameters  {parameters:,}, {parameters - embedding_parameters(experiment.model):,} without embeddings")
+    print_wrapped(
+        f"parameters  {parameters:,}, {parameters - embedding_parameters(experiment.model):,} without embeddings"
+    )
     tokens_per_step = training.rows_per_step * T
     tokens, flops = tokens_per_step * training.steps, training_flops_per_token(model, T)
-    print(f"compute     {flops / 1e6:,.1f} MFLOPs per token, {flops * tokens:.3g} FLOPs in all")
-    print(
+    print_wrapped(f"compute     {flops / 1e6:,.1f} MFLOPs per token, {flops * tokens:.3g} FLOPs in all")
+    print_wrapped(
         f"tokens      {tokens_per_step:,} a step, {tokens:,} in {training.steps:,} steps{_passes(experiment, tokens)}"
     )
     _print_memory(experiment, target, fit)
@@ -82,12 +84,12 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     speed = _speed_here(experiment, target, fit) if is_here else _speed_of(experiment, target, fit)
     seconds = _run_seconds(experiment, speed)
     hours = seconds * target.devices / 3600
-    print(
+    print_wrapped(
         f"time        {format_duration(seconds)}, {hours:.2f} device hours, validation included "
         f"({target.devices} x {target.kind})"
     )
-    print(f"            {tokens_per_step / speed.step_seconds:,.0f} tokens/s, {speed.how}")
-    print("            preparing the corpus and scoring the tasks come on top")
+    print_wrapped(f"            {tokens_per_step / speed.step_seconds:,.0f} tokens/s, {speed.how}")
+    print_wrapped("            preparing the corpus and scoring the tasks come on top")
 
 
 def _passes(experiment: Experiment, tokens: int) -> str:
@@ -101,29 +103,31 @@ def _print_memory(experiment: Experiment, target: Target, fit: Fit) -> None:
     limit = f"; JAX may take {format_size(target.memory)} ({target.kind})" if target.memory else ""
     # There the blocks stand one after another, and XLA finds more room: up to a quarter is saved.
     about = "at most about " if target.platform == "cpu" else ""
-    print(f"memory      {about}{format_size(m.peak)} on each device at a step's peak, by formula{limit}")
+    print_wrapped(f"memory      {about}{format_size(m.peak)} on each device at a step's peak, by formula{limit}")
     state, gradients = m.parameters + m.optimizer, m.gradients + m.kernels + m.batch
-    print(f"            {format_size(state)} of state: {format_size(m.parameters)} parameters, the rest moments")
-    print(f"            {format_size(gradients)} of gradients and of kernels in {jnp.dtype(target.dtype).name}")
-    print(
+    print_wrapped(
+        f"            {format_size(state)} of state: {format_size(m.parameters)} parameters, the rest moments"
+    )
+    print_wrapped(f"            {format_size(gradients)} of gradients and of kernels in {jnp.dtype(target.dtype).name}")
+    print_wrapped(
         f"            {format_size(m.saved)} kept for the backward pass: {format_size(m.attention)} by attention, "
         f"{format_size(m.feed_forward)} by feed-forwards, {format_size(m.stream)} of the stream"
     )
     most = "logits" if m.loss > m.backward else "a block's backward pass"
-    print(f"            {format_size(max(m.loss, m.backward))} at the peak alone: {most}")
+    print_wrapped(f"            {format_size(max(m.loss, m.backward))} at the peak alone: {most}")
     parts = f"{fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''} of {rows} row{'s' * (rows > 1)}"
-    print(f"recompute   remat {fit.remat}, {parts}{_why(experiment, target, fit)}")
+    print_wrapped(f"recompute   remat {fit.remat}, {parts}{_why(experiment, target, fit)}")
 
 
 def _why(experiment: Experiment, target: Target, fit: Fit) -> str:
     fastest = next(ways(experiment, target))
     if target.memory and not fits(fit, target):
-        return f": too much;\n            {advise(experiment, target)}"
+        return f": too much; {advise(experiment, target)}"
     if (fit.remat, fit.micro_batches) == (fastest.remat, fastest.micro_batches):
         return ""
     return (
-        f": the cheapest that fits, at an estimated {fit.cost:.1%} more time;\n"
-        f"            the fastest, remat {fastest.remat} in {fastest.micro_batches}, would take "
+        f": the cheapest that fits, at an estimated {fit.cost:.1%} more time; "
+        f"the fastest, remat {fastest.remat} in {fastest.micro_batches}, would take "
         f"{format_size(fastest.memory.peak)}"
     )
 
@@ -137,8 +141,8 @@ def _print_disk(experiment: Experiment, target: Target, fit: Fit) -> None:
     )
     checkpoint = (fit.memory.parameters + fit.memory.optimizer) * target.fsdp
     most = most_kept(experiment.checkpoint, experiment.training.steps)
-    print(f"disk        the corpus as tokens: {size}")
-    print(
+    print_wrapped(f"disk        the corpus as tokens: {size}")
+    print_wrapped(
         f"            {format_size(checkpoint * most)} of checkpoints at most, for {most} of {format_size(checkpoint)}"
     )
 

@@ -7,14 +7,18 @@ Drawn by matplotlib, which is imported when it is needed; the colour-blind can d
 import contextlib
 import io
 import math
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 
 from jaxformer.ablation.verdict import Word
+from jaxformer.config import UserError
 
 COLOURS = {
     Word.KEEP: "#0072B2",
@@ -56,14 +60,34 @@ BEHIND = {"fc": "white", "ec": "none", "pad": 0.6}
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """The style of the pictures, whatever the user's own is."""
-    import matplotlib
+    """The style of the pictures, whatever the user's own is.
 
+    Raises:
+        UserError: matplotlib cannot be imported.
+    """
+    matplotlib = _import_matplotlib()
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
+
+
+def _import_matplotlib() -> ModuleType:
+    """Returns matplotlib. Pictures need none of its windows, and a backend that is not installed fails the import."""
+    backend = os.environ.pop("MPLBACKEND", "")  # A notebook leaves its own to all that it starts.
+    is_new = "matplotlib" not in sys.modules
+    try:
+        import matplotlib
+    except Exception as error:  # What it reads in the folder and for the user may be damaged.
+        raise UserError(f"matplotlib cannot be imported ({type(error).__name__}: {error})") from error
+    finally:
+        if backend:
+            os.environ["MPLBACKEND"] = backend
+    if backend and is_new:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # For what else the process draws.
+    return matplotlib
 
 
 def save_png(figure, path: Path) -> None:

@@ -4,38 +4,59 @@ import re
 import textwrap
 
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.host.console import format_table
+from jaxformer.host.console import format_table, name_cells, wrap
 from jaxformer.report.findings import Finding, collect_findings, decision_columns, notes, reason
 from jaxformer.report.formatting import MINUS, NOTHING, plain
 from jaxformer.report.summary import describe_noise_floor, describe_rule
 
-# Columns of a terminal; and the fewest for a reason beside its numbers, which stands below them otherwise.
+# Columns of a line where it is no terminal's; and the fewest for a reason beside its numbers, which stands below them
+# otherwise.
 _WIDTH, _REASON_WIDTH = 150, 40
 
 
-def decision_table(outcome: Outcome) -> str:
-    """Returns the rule, the noise floor, and a table with one variant a line, in the order of the study."""
-    findings, columns = collect_findings(outcome), decision_columns(outcome)
-    rows = [["variant", "verdict", *(heading for column in columns for heading in column.terminal if heading)]]
-    for finding in findings:
-        lines = [pair for column in columns for pair in zip(column.terminal, column.cell(finding), strict=False)]
-        rows.append([plain(finding.name), finding.word.value, *(text for heading, text in lines if heading)])
-    heading, *lines = format_table(rows, left=(0, 1))
-    table = [heading]
-    is_beside = len(heading) + 2 + _REASON_WIDTH <= _WIDTH
-    for line, finding in zip(lines, findings, strict=True):
-        first, indent = (f"{line}  ", " " * (len(line) + 2)) if is_beside else ("    ", "    ")
-        options = {"initial_indent": first, "subsequent_indent": indent, "break_on_hyphens": False}
-        wrapped = textwrap.wrap(_reason(finding), _WIDTH, break_long_words=False, **options)
-        table += wrapped if is_beside and wrapped else [line, *wrapped]
+def decision_table(outcome: Outcome, columns: int | None = None) -> str:
+    """Returns the rule, the noise floor, and a table with one variant a line, in the order of the study.
+
+    Args:
+        outcome: of the study.
+        columns: of the terminal, None for a file. Where the table does not fit, a variant is a paragraph.
+    """
+    findings, width = collect_findings(outcome), columns or _WIDTH
     introduction = [
         describe_rule(outcome),
         f"Noise floor of {plain(outcome.study.parent)}: {describe_noise_floor(outcome)}.",
         "Tokens: times the variant's that the parent needs for the same loss. Time: of a token, beside the parent's.",
         *(f"Not read, and left out: {plain(line)}" for line in outcome.unread),
     ]
-    text = "\n".join(["", *(textwrap.fill(paragraph, 120) for paragraph in introduction), "", *table])
+    paragraphs = [textwrap.fill(paragraph, min(120, width)) for paragraph in introduction]
+    text = "\n".join(["", *paragraphs, "", *_table(_rows(outcome, findings), findings, columns)])
     return text.replace(MINUS, "-").replace(NOTHING, "-")
+
+
+def _rows(outcome: Outcome, findings: list[Finding]) -> list[list[str]]:
+    """Returns the heading and the cells of each variant."""
+    columns = decision_columns(outcome)
+    rows = [["variant", "verdict", *(heading for column in columns for heading in column.terminal if heading)]]
+    for finding in findings:
+        lines = [pair for column in columns for pair in zip(column.terminal, column.cell(finding), strict=False)]
+        rows.append([plain(finding.name), finding.word.value, *(text for heading, text in lines if heading)])
+    return rows
+
+
+def _table(rows: list[list[str]], findings: list[Finding], columns: int | None) -> list[str]:
+    """Returns the lines of the table, with the reasons of what was found."""
+    heading, *lines = format_table(rows, left=(0, 1))
+    width, is_wide = columns or _WIDTH, columns is not None and len(heading) > columns
+    table = [] if is_wide else [heading]
+    is_beside = len(heading) + 2 + _REASON_WIDTH <= width
+    for row, line, finding in zip(rows[1:], lines, findings, strict=True):
+        first, indent = (f"{line}  ", " " * (len(line) + 2)) if is_beside else ("    ", "    ")
+        options = {"initial_indent": first, "subsequent_indent": indent, "break_on_hyphens": False}
+        reason = textwrap.wrap(_reason(finding), width, break_long_words=False, **options)
+        known = ["" if cell == NOTHING else cell for cell in row]
+        numbers = wrap(name_cells(rows[0], known), width, indent=4) if is_wide else [line]
+        table += reason if is_beside and reason else [*numbers, *reason]
+    return table
 
 
 def _reason(finding: Finding) -> str:

@@ -113,7 +113,7 @@ def read_metrics(folder: Path) -> list[dict]:
     """
     path = folder / "metrics.jsonl"
     try:
-        written = path.read_text(errors="replace").splitlines() if path.exists() else []
+        written = path.read_text(errors="replace", encoding="utf-8").splitlines() if path.exists() else []
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; move it away") from error
     return [values for line in written if (values := _parse(line))]

@@ -1,5 +1,6 @@
 """What a person sees of a run: a line every so many steps, and what went wrong."""
 
+import collections
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,15 @@ from jaxformer.devices.multihost import all_sum
 from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import embedding_parameters, training_flops_per_token
-from jaxformer.host.console import format_duration, print_line, print_notice, print_progress
+from jaxformer.host.console import (
+    Field,
+    format_duration,
+    print_above_progress,
+    print_line,
+    print_notice,
+    print_progress,
+    print_wrapped,
+)
 from jaxformer.optimizer import make_schedule
 from jaxformer.run.inputs import Data
 from jaxformer.run.metrics import BATCH, Writer
@@ -26,6 +35,11 @@ from jaxformer.step import TrainState
 
 # What the clock decides, and no run repeats.
 TIMES = ("train/tokens_per_second", "train/tflops", "train/waiting_for_data")
+
+# The pace is that of the last steps that took so many seconds together and are so many, as far as there are: the end of
+# a step is seen late where the host was waiting for data, and nearly at once where it waited for the step.
+_PACE_SECONDS = 1.0
+_PACE_STEPS = 4
 
 # Share of the time that the loop waits for batches from which on the progress line names it.
 _NOTABLE_WAITING = 0.01
@@ -65,11 +79,22 @@ class Pace(NamedTuple):
         return dict(zip(TIMES, self[: len(TIMES)], strict=True))
 
 
-def measure_pace(metrics: Sequence[Mapping], seconds: float, flops_per_token: float) -> Pace:
-    """Returns the pace of steps that took so many seconds together, from their metrics."""
-    rate = sum(float(m["targets"]) for m in metrics) / seconds
-    waited = sum(m["waited"] for m in metrics)
-    return Pace(rate, rate * flops_per_token / 1e12, waited / seconds, seconds / len(metrics))
+class Mark(NamedTuple):
+    """A moment at which the end of a step was seen, and what had been done until then."""
+
+    seconds: float
+    """Time of training, without evaluations."""
+    steps: int
+    targets: float
+    waited: float
+    """Seconds of the time that the loop waited for batches."""
+
+
+def measure_pace(first: Mark, last: Mark, flops_per_token: float) -> Pace:
+    """Returns the pace between two moments."""
+    seconds, steps, targets, waited = (b - a for a, b in zip(first, last, strict=True))
+    rate = targets / seconds
+    return Pace(rate, rate * flops_per_token / 1e12, waited / seconds, seconds / steps)
 
 
 def step_scalars(step: int, metrics: Mapping, batch: int, learning_rates: np.ndarray) -> dict[str, float]:
@@ -92,26 +117,33 @@ def step_scalars(step: int, metrics: Mapping, batch: int, learning_rates: np.nda
     }
 
 
-def progress_line(step: int, steps: int, metrics: Sequence[Mapping], pace: Pace, peak: float | None) -> str:
-    """Returns the line on the steps up to one of all: loss, pace, and the time that remains.
+def progress_fields(
+    step: int, steps: int, metrics: Sequence[Mapping], pace: Pace | None, peak: float | None
+) -> list[Field]:
+    """Returns the fields of the line on the steps up to one of all: loss, pace, and the time that remains.
 
     Args:
         metrics: of these steps.
+        pace: None where it is not known yet.
         peak: TFLOP/s of all devices, or None where it is not known.
     """
     losses = [m["loss"] for m in metrics if math.isfinite(m["loss"])]
     skipped = metrics[-1]["skipped"]
-    waiting = pace.waiting_for_data
-    parts = [
-        f"step {step}/{steps}",
-        f"loss {np.mean(losses):.3f}" if losses else "loss not finite",
-        f"{skipped} skipped" if skipped else "",
-        f"{pace.tokens_per_second:,.0f} tokens/s",
-        f"MFU {pace.tflops / peak:.1%}" if peak else f"{pace.tflops:.3f} TFLOP/s",
-        f"waiting for data {waiting:.0%}" if waiting > _NOTABLE_WAITING else "",
-        f"ETA {format_duration(pace.seconds_per_step * (steps - step))}",
+    fields = [
+        Field(f"step {step}/{steps}"),
+        Field(f"loss {np.mean(losses):.3f}" if losses else "loss not finite", rank=1),
+        Field(f"{skipped} skipped" if skipped else "", rank=3),
     ]
-    return "  ".join(part for part in parts if part)
+    if pace is None:
+        return fields
+    waiting = pace.waiting_for_data
+    return [
+        *fields,
+        Field(f"{pace.tokens_per_second:,.0f} tokens/s", rank=2),
+        Field(f"MFU {pace.tflops / peak:.1%}" if peak else f"{pace.tflops:.3f} TFLOP/s", rank=5),
+        Field(f"waiting for data {waiting:.0%}" if waiting > _NOTABLE_WAITING else "", rank=4),
+        Field(f"ETA {format_duration(pace.seconds_per_step * (steps - step))}"),
+    ]
 
 
 def spike_line(steps: int, window: Sequence[tuple[int, Mapping]]) -> str | None:
@@ -147,8 +179,9 @@ class Progress:
         self._flops_per_token = flops_per_token
         self._peak = peak
         self._waiting: list[tuple[int, dict]] = []
-        self._since = time.perf_counter()
-        self._untimed: int | None = None  # Steps of those waiting that the clock does not cover; None before the first.
+        self._started = time.perf_counter()  # Moved on by what is no time of training.
+        self._total = Mark(0.0, 0, 0.0, 0.0)
+        self._marks: collections.deque[Mark] = collections.deque()  # Those that a pace may begin at.
         self._first_bad: tuple[int, float, float] | None = None
 
     def add(self, step: int, metrics: dict) -> None:
@@ -159,14 +192,16 @@ class Progress:
             metrics: of `train_step`, and `batch`, the digest of its batch, and `waited`, the seconds that it took to
                 come from the reader.
         """
+        self._total = self._total._replace(waited=self._total.waited + metrics["waited"])
         if self._waiting and self._waiting[-1][0] % self._every == 0:
             self.flush()
         self._waiting.append((step, metrics))
-        if self._untimed is None:
+        if not self._marks:
             jax.block_until_ready(metrics)
-            print_line(f"first step  after {time.perf_counter() - self._since:.1f} s, compilation included")
-            self._untimed = 1
-            self._since = time.perf_counter()
+            seconds = time.perf_counter() - self._started
+            print_line(f"first step  after {seconds:.1f} s, compilation included")
+            # Compilation is no part of any pace.
+            self._marks.append(Mark(seconds, 1, float(metrics["targets"]), self._total.waited))
 
     def flush(self) -> None:
         """Waits for the steps so far, writes their metrics and prints a line.
@@ -178,19 +213,38 @@ class Progress:
             return
         window = [(step, jax.device_get(metrics)) for step, metrics in self._waiting]
         batches = all_sum([m["batch"] for _, m in window], DIGESTS)
-        timed = [m for _, m in window[self._untimed :]]
-        pace = measure_pace(timed, time.perf_counter() - self._since, self._flops_per_token) if timed else None
+        pace = self._measure([m for _, m in window])
         last, _ = window[-1]
         for (step, m), batch in zip(window, batches, strict=True):
             scalars = step_scalars(step, m, batch, self._learning_rates)
             print_notice(self._writer.write(step, scalars | (pace.scalars() if pace and step == last else {})))
         if line := spike_line(self._steps, window):
-            print_progress(line, keep=True)
+            print_above_progress(line)
         self._stop_if_frozen(window)
-        if pace:
-            print_progress(progress_line(last, self._steps, [m for _, m in window], pace, self._peak))
-        self._waiting, self._untimed = [], 0
-        self._since = time.perf_counter()
+        if self._total.steps > 1:
+            print_progress(*progress_fields(last, self._steps, [m for _, m in window], pace, self._peak))
+        self._waiting = []
+
+    def _measure(self, metrics: Sequence[Mapping]) -> Pace | None:
+        """Takes the metrics of steps that have just ended; returns the pace, or None where it is not known yet."""
+        before = self._total
+        now = Mark(
+            time.perf_counter() - self._started,
+            before.steps + len(metrics),
+            before.targets + sum(float(m["targets"]) for m in metrics),
+            before.waited,
+        )
+        self._total = now
+        while len(self._marks) > 1:
+            seconds, steps = now.seconds - self._marks[1].seconds, now.steps - self._marks[1].steps
+            if seconds < _PACE_SECONDS or steps < _PACE_STEPS:
+                break
+            self._marks.popleft()
+        first = self._marks[0]
+        if now.steps == first.steps:  # Of the first step alone.
+            return None
+        self._marks.append(now)
+        return measure_pace(first, now, self._flops_per_token) if now.seconds - first.seconds >= _PACE_SECONDS else None
 
     def _stop_if_frozen(self, window: Sequence[tuple[int, Mapping]]) -> None:
         """Remembers the first of the non-finite steps in a row, and raises once they are too many."""
@@ -205,8 +259,8 @@ class Progress:
     def add_evaluation(self, step: int, scalars: dict[str, float], text: str) -> None:
         """Writes an evaluation and prints a text about it; flush first, lest its time be taken for a step's."""
         print_notice(self._writer.write(step, scalars))
-        print_progress(f"step {step}/{self._steps}  {text}", keep=True)
-        self._since = time.perf_counter()
+        print_above_progress(f"step {step}/{self._steps}  {text}")
+        self._started = time.perf_counter() - self._total.seconds
 
 
 def print_overview(experiment: Experiment, state: TrainState, data: Data, attention: Choice, fit: str) -> None:
@@ -217,39 +271,39 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
     tokens_per_step = training.rows_per_step * row_length
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     flops = training_flops_per_token(experiment.model, row_length)
-    print_line(f"device      {devices} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
+    print_wrapped(f"device      {devices} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
     if options := ", ".join(f"{name}={value}" for name, value in recorded_options().items()):
-        print_line(f"options     {options}: compared with runs that have the same alone")
+        print_wrapped(f"options     {options}: compared with runs that have the same alone")
     if state.mesh is not None:
         parts = ", ".join(f"{name} {size}" for name, size in state.mesh.shape.items())
-        print_line(
+        print_wrapped(
             f"mesh        {parts}; {jax.process_count()} processes; {training.rows_per_step // devices} rows a device"
         )
-    print_line(f"attention   {attention}")
-    print_line(f"memory      {fit}")
-    print_line(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
+    print_wrapped(f"attention   {attention}")
+    print_wrapped(f"memory      {fit}")
+    print_wrapped(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
     for corpus, plan, weight in zip(data.corpora, data.plans, data.weights, strict=True):
         m = corpus.training.manifest
         share = f", {weight / sum(data.weights):.0%} of the rows" if len(data.corpora) > 1 else ""
-        print_line(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
+        print_wrapped(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
         bad = f"; {m.bad:,} bad records left out" if m.bad else ""
         keys = f" ({m.keys:,} keys)" if 0 < m.keys < sum(m.documents.values()) else ""
-        print_line(
+        print_wrapped(
             f"            {len(corpus.documents):,} documents{keys}, {corpus.tokens:,} tokens to train on, "
             f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed{bad}"
         )
         for line in corpus.describe():
-            print_line(f"            {line}")
+            print_wrapped(f"            {line}")
         passes = training.steps * training.rows_per_step * weight / sum(data.weights) / len(plan)
         report = packing_report(plan, corpus.training.tokens, corpus.documents)
-        print_line(f"packing     {report}; each row is read {passes:.3g} times")
+        print_wrapped(f"packing     {report}; each row is read {passes:.3g} times")
     for task, encoded in data.tasks:
         cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""
         count = f"{len(task.items):,} of {task.task.official_items:,} official items"
-        print_line(f"task        {task.task.name}: {count}, {task.source}, digest {task.digest[:12]}{cut}")
+        print_wrapped(f"task        {task.task.name}: {count}, {task.source}, digest {task.digest[:12]}{cut}")
     embeddings = embedding_parameters(experiment.model)
-    print_line(f"model       {parameters:,} parameters, {parameters - embeddings:,} without embeddings")
-    print_line(
+    print_wrapped(f"model       {parameters:,} parameters, {parameters - embeddings:,} without embeddings")
+    print_wrapped(
         f"training    {training.steps:,} steps of {training.rows_per_step} rows x {row_length} = {tokens_per_step:,} "
         f"tokens, {training.steps * tokens_per_step:,} in all; {flops / 1e6:,.1f} MFLOPs per token"
     )

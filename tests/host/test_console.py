@@ -1,14 +1,32 @@
 """Lines for a person: one at a time, harmless to a terminal, and no reason to stop."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxformer.host import console
-from jaxformer.host.console import format_table, print_line, print_notice, print_progress, printable, progress_bar
+from jaxformer.host.console import (
+    Field,
+    columns_of,
+    end_progress,
+    flush_streams,
+    format_table,
+    is_terminal,
+    join_fields,
+    print_above_progress,
+    print_line,
+    print_notice,
+    print_progress,
+    printable,
+    progress_bar,
+    shorten,
+)
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -35,16 +53,106 @@ def test_escapes_are_shown_and_letters_of_any_language_stay():
     assert printable("caf\u00e9 \u4e2d \x07\x9b") == "caf\u00e9 \u4e2d \\x07\\x9b"
 
 
-def test_progress_lines_follow_each_other_in_a_file_and_replace_each_other_on_a_terminal(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_progress_lines_follow_each_other_in_a_file_and_replace_each_other_on_a_terminal(monkeypatch):
     for stream, expected in ((io.StringIO(), "1\n2\n"), (Terminal(), "\r\x1b[K1\r\x1b[K2\n")):
         monkeypatch.setattr(sys, "stdout", stream)
-        print_progress("1")
-        print_progress("2", keep=True)
+        print_progress(Field("1"))
+        print_above_progress("2")
         assert stream.getvalue() == expected
+
+
+def test_terminal_that_obeys_no_escapes_is_none(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert not is_terminal(Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    assert is_terminal(Terminal()) and not is_terminal(None) and not is_terminal(object())
+
+
+def test_line_leaves_out_the_fields_of_the_highest_rank_and_then_is_shortened():
+    fields = [Field("step 5"), Field("loss 3.2", 1), Field(""), Field("speed 7", 2), Field("ETA 0:10")]
+    for columns, line in (
+        (None, "step 5  loss 3.2  speed 7  ETA 0:10"),
+        (35, "step 5  loss 3.2  speed 7  ETA 0:10"),
+        (34, "step 5  loss 3.2  ETA 0:10"),
+        (16, "step 5  ETA 0:10"),
+        (12, "step ...0:10"),
+        (3, ""),
+    ):
+        assert join_fields(fields, columns) == line
+
+
+@given(st.text(max_size=20), st.integers(0, 30))
+def test_shortened_text_fits_and_one_that_fits_stays(text, columns):
+    short = shorten(text, columns)
+    assert columns_of(short) <= columns and (short == text or columns_of(text) > columns)
+
+
+def test_wide_characters_take_two_columns():
+    assert columns_of("a\u4e2d\u6587e\u0301") == 6
+    assert shorten("\u4e2d\u6587\u4e2d\u6587\u4e2d\u6587", 9) == "\u4e2d\u6587...\u6587"
+
+
+@pytest.mark.parametrize("total", [3_000_000, None])
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_bar_on_a_terminal_shortens_its_description_and_keeps_its_numbers(monkeypatch, columns, total):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with progress_bar(desc=f"tokenising hf://{'x' * 100}", unit=" tokens", total=total) as bar:
+        bar.update(2_000_000)
+        bar.refresh()
+        line = str(bar)
+    assert len(line) < columns and line.startswith("tok") and "2.00M" in line and " tokens/s]" in line
+    assert total is None or ("67%" in line and "<" in line)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252"])
+def test_what_a_stream_cannot_show_is_escaped(monkeypatch, encoding):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, errors="strict"))
+    print_line("\xb1 \u2013 \U0001f600 \udcff")
+    shown = written.getvalue().decode(encoding)
+    assert (
+        shown
+        == {
+            "ascii": "\\xb1 \\u2013 \\U0001f600 \\udcff\n",
+            "latin-1": "\xb1 \\u2013 \\U0001f600 \\udcff\n",
+            "cp1252": "\xb1 \u2013 \\U0001f600 \\udcff\n",
+            "utf-8": "\xb1 \u2013 \U0001f600 \\udcff\n",
+        }[encoding]
+    )
+
+
+def test_stream_that_is_absent_or_closed_stops_nothing(monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    for stream in (None, closed):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        print_line("a")
+        print_line("a", is_error=True)
+        print_progress(Field("a"))
+        end_progress()
+        print_notice("a")
+        with progress_bar(total=1) as bar:
+            bar.update(1)
+        flush_streams()
+
+
+def test_no_file_takes_the_number_of_a_stream_that_was_closed(tmp_path):
+    code = (
+        "import os, sys; from jaxformer.host.console import *; prepare_streams(); file = open('file', 'w')\n"
+        "os.write(1, b'to the stream'); os.write(2, b'to the stream'); print('a'); sys.stderr.write('b')\n"
+        "file.write(f'{file.fileno()}'); file.close(); os._exit(0 if os.get_inheritable(1) else 1)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(console.__file__).parents[2])}
+    command = ["sh", "-c", 'exec "$0" "$@" 0<&- 1>&- 2>&-', sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=tmp_path, env=environment).returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

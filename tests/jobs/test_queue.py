@@ -1,6 +1,7 @@
 """A queue runs every job once to its end, whoever dies on the way; its jobs here are a script that trains nothing."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -473,7 +474,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_board_draws_in_place_on_a_terminal_and_clips_what_would_not_fit(tmp_path, monkeypatch):
+def test_board_draws_in_place_on_a_terminal_and_fits_it(tmp_path, monkeypatch):
     statuses, terminal = statuses_to_show(tmp_path), Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     board = Dashboard()
@@ -481,10 +482,40 @@ def test_board_draws_in_place_on_a_terminal_and_clips_what_would_not_fit(tmp_pat
         monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setenv("LINES", str(lines))
         board.draw(statuses)
-    first, second = terminal.getvalue().split("\033[5A")
-    assert first.startswith("\r\033[J") and first.count("\n") == 5 and second.count("\n") == 3
-    assert "finished" not in second.split("\n")[1] and "running" in second.split("\n")[1]
-    assert max(map(len, first.removeprefix("\r\033[J").split("\n"))) == 39
+    first, second = terminal.getvalue().split("\033[8A")
+    assert first.removeprefix("\r\033[J").splitlines() == [
+        "ex...nt  seed  state      step     left",
+        "fake        2  finished  12/12",
+        "fake        1  running    6/12    30:00",
+        "  is stopped: \\x1b[31m",
+        "fake        0  waiting    -/12  1:00:00",
+        "3 jobs: 1 waiting, 1 running, 1",
+        "finished; 0.75 device hours spent;",
+        "about 1.50 to come, over in 1:30:00",
+    ]
+    assert second.removeprefix("\r\033[J").splitlines() == [
+        "ex...nt  seed  state      step     left",
+        "fake        1  running    6/12    30:00",
+        "3 jobs: 1 waiting, 1 running, 1",
+    ]
+
+
+@pytest.mark.parametrize("columns", [59, 79, 119, 199])
+def test_table_fits_and_keeps_state_step_and_time_left(tmp_path, columns):
+    nan = float("nan")
+    name, note = "mixture_100m_gated_attention_without_bias", f"crashed 3 times, see {tmp_path}/seed_0.log"
+    jobs = [dataclasses.replace(fake_job(tmp_path, seed, name=name), steps=610_352) for seed in range(2)]
+    statuses = [
+        Status(jobs[0], State.RUNNING, 123_456, 3.5, 1_234_567.0, 360_000.0, 123.25, ""),
+        Status(jobs[1], State.FAILED, 0, nan, nan, 0.0, 0.0, note),
+    ]
+    lines = status_table(statuses, columns=columns).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert all(word in lines[1] for word in ("running", "123,456/610,352", "100:00:00"))
+    assert ("1,234,567" in lines[1], "123.25" in lines[1]) == {59: (False, False), 79: (False, False)}.get(
+        columns, (True, True)
+    )
+    assert any("crashed 3" in line for line in lines)
 
 
 def test_board_prints_elsewhere_only_what_has_changed(tmp_path, capsys):

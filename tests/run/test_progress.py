@@ -2,14 +2,19 @@
 
 import json
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import jaxformer.run.progress as progress_module
 from jaxformer.evaluation.result_files import describe_validation
-from jaxformer.host.console import format_duration
+from jaxformer.host.console import format_duration, join_fields
 from jaxformer.run.metrics import Writer
-from jaxformer.run.progress import NonFiniteSteps, Progress
+from jaxformer.run.progress import NonFiniteSteps, Pace, Progress, progress_fields
 from jaxformer.skip_steps import MOST_IN_A_ROW
 
 pytestmark = pytest.mark.device_free
@@ -20,6 +25,21 @@ pytestmark = pytest.mark.device_free
 )
 def test_duration_is_reported_in_minutes_or_hours(seconds, text):
     assert format_duration(seconds) == text
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still; `clock.pass_seconds(x)` moves it on."""
+
+    class Clock:
+        now = 0.0
+
+        def pass_seconds(self, seconds):
+            self.now += seconds
+
+    one = Clock()
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: one.now)
+    return one
 
 
 def make_progress(writer, **options):
@@ -51,26 +71,93 @@ def test_progress_writes_every_step_with_the_rate_that_it_was_taken_at(tmp_path)
     assert [line["train/learning_rate"] for line in lines] == [0.0, 0.1, 0.2, 0.3, 0.4]
 
 
-def test_progress_line_names_step_loss_and_utilisation(tmp_path, capsys):
-    progress = make_progress(Writer(tmp_path, first_step=0), peak=50.0)
+def test_progress_line_names_step_loss_and_utilisation(tmp_path, capsys, clock):
+    progress = make_progress(Writer(tmp_path, first_step=0), peak=5e-4)
     for step in range(1, 5):
         progress.add(step, metrics(10.0 - step))
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("first step")
-    assert printed[1].startswith("step 3/9  loss 8.000") and "MFU" in printed[1] and "ETA" in printed[1]
-    assert len(printed) == 2
+        clock.pass_seconds(1.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "first step  after 0.0 s, compilation included",
+        "step 3/9  loss 8.000  43 tokens/s  MFU 8.5%  ETA 0:09",  # Steps 2 and 3, of 64 targets, in 3 s.
+    ]
 
 
-def test_waiting_for_data_is_measured_and_reported(tmp_path, capsys):
-    writer = Writer(tmp_path, first_step=0)
-    progress = make_progress(writer)
-    for step in range(1, 8):  # The clock stands still beside these waits.
-        progress.add(step, metrics(1.0, waited=1e3 if step > 4 else 0.0))
-    writer.close()
-    shares = [line["train/waiting_for_data"] for line in read_lines(tmp_path) if "train/waiting_for_data" in line]
-    assert shares[0] == 0 and shares[1] > 1
-    first, second = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
-    assert "waiting" not in first and "waiting for data" in second
+def read_times(folder, name):
+    return [line[f"train/{name}"] for line in read_lines(folder) if f"train/{name}" in line]
+
+
+def test_wait_counts_in_the_time_in_which_it_passed(tmp_path, clock):
+    """The wait for a batch lies before its step, and the end of the step before is seen after it."""
+    with Writer(tmp_path, first_step=0) as writer:
+        progress = make_progress(writer, every_steps=1)
+        progress.add(1, metrics(1.0))
+        for step, waited in ((2, 3.0), (3, 5.0), (4, 0.0)):
+            clock.pass_seconds(waited + 1.0)
+            progress.add(step, metrics(1.0, waited=waited))
+    # The end of step 2 is seen 10 s after that of step 1, of which 8 were waits; that of step 3 one second later.
+    assert read_times(tmp_path, "waiting_for_data") == [pytest.approx(8 / 10), pytest.approx(8 / 11)]
+    assert read_times(tmp_path, "tokens_per_second") == [pytest.approx(64 / 10), pytest.approx(128 / 11)]
+
+
+@given(
+    every=st.integers(1, 3),
+    steps=st.lists(st.tuples(st.floats(0, 9), st.floats(0, 3), st.booleans(), st.booleans()), min_size=2, max_size=40),
+)
+def test_share_of_waiting_never_passes_one_and_no_rate_is_of_less_than_a_second(every, steps):
+    now = 0.0
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress_module.time, "perf_counter", lambda: now)
+        with Writer(Path(folder), first_step=0) as writer:
+            progress = make_progress(writer, every_steps=every, steps=40, learning_rates=np.zeros(40))
+            for step, (waited, computed, is_due, is_evaluated) in enumerate(steps, 1):
+                now += waited
+                progress.add(step, metrics(1.0, waited=waited))
+                now += computed
+                if is_due or is_evaluated:
+                    progress.flush()
+                if is_evaluated:
+                    now += 100.0
+                    progress.add_evaluation(step, {}, "")
+            progress.flush()
+        assert all(share <= 1 + 1e-9 for share in read_times(Path(folder), "waiting_for_data"))
+        # As many tokens in a second as all steps have.
+        assert all(rate <= 64 * (len(steps) - 1) for rate in read_times(Path(folder), "tokens_per_second"))
+
+
+def test_pace_is_that_of_the_last_second_and_steps_without_evaluations(tmp_path, clock):
+    with Writer(tmp_path, first_step=0) as writer:
+        progress = make_progress(writer, every_steps=1, steps=99, learning_rates=np.zeros(99))
+        for step in range(1, 61):
+            progress.add(step, metrics(1.0))
+            clock.pass_seconds(0.125 if step < 30 else 0.0625)
+            if step % 5 == 0:
+                progress.flush()
+                clock.pass_seconds(60.0)
+                progress.add_evaluation(step, {}, "")
+    rates = read_times(tmp_path, "tokens_per_second")
+    assert rates[0] == pytest.approx(64 / 0.125, rel=0.2) and rates[-1] == pytest.approx(64 / 0.0625, rel=0.2)
+    assert len(rates) == 60 - 7  # None within the first second.
+
+
+PACE = Pace(tokens_per_second=1_234_567.0, tflops=212.3, waiting_for_data=0.27, seconds_per_step=3.5)
+WHOLE = "step 12345/610352  loss 2.987  31 skipped  1,234,567 tokens/s  MFU 21.5%  waiting for data 27%  ETA 581:23:44"
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (None, WHOLE),
+        (len(WHOLE), WHOLE),
+        (100, WHOLE.replace("  MFU 21.5%", "")),
+        (79, "step 12345/610352  loss 2.987  31 skipped  1,234,567 tokens/s  ETA 581:23:44"),
+        (60, "step 12345/610352  loss 2.987  ETA 581:23:44"),
+        (40, "step 12345/610352  ETA 581:23:44"),
+        (20, "step 1234...81:23:44"),
+    ],
+)
+def test_progress_line_fits_and_keeps_step_and_eta(columns, line):
+    ours = [metrics(2.987, skipped=31)]
+    assert join_fields(progress_fields(12345, 610352, ours, PACE, 989.0), columns) == line
 
 
 def test_progress_goes_on_over_a_loss_that_is_not_finite_and_counts_it(tmp_path, capsys):
@@ -84,7 +171,7 @@ def test_progress_goes_on_over_a_loss_that_is_not_finite_and_counts_it(tmp_path,
     assert [line["train/skipped_steps"] for line in lines] == [0.0, 1.0, 1.0]
     # The step that was skipped did not move the schedule.
     assert [line["train/learning_rate"] for line in lines] == [0.0, 0.1, 0.1]
-    assert "step 3/9  loss 3.000  1 skipped  " in capsys.readouterr().out
+    assert "step 3/9  loss 3.000  1 skipped\n" in capsys.readouterr().out
 
 
 def test_progress_stops_once_too_many_in_a_row_were_not_finite_and_names_the_first(tmp_path):

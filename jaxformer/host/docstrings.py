@@ -1,0 +1,14 @@
+"""Docstrings that are printed, from the source: `python -OO` and PYTHONOPTIMIZE=2 keep none."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from types import ModuleType
+
+
+def docstring(thing: ModuleType | type | Callable) -> str:
+    """Returns the docstring of a module, class or function, or nothing where it has none."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    node = tree if inspect.ismodule(thing) else tree.body[0]
+    return ast.get_docstring(node) or "" if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) else ""
