@@ -58,10 +58,16 @@ class StopSignals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within the block a signal is only noted in `received`: look at it where the run can be stopped."""
+        """Within the block a signal is only noted in `received`: look at it where the run can be stopped.
+
+        An exception that leaves the block ends the run, with its own text, whether a signal came or not.
+        """
         before, self._is_deferred = self._is_deferred, True
         try:
             yield
+        except BaseException:
+            self._is_seen |= self.received is not None and self._raised is None
+            raise
         finally:
             self._is_deferred = before
 

@@ -56,6 +56,12 @@ def test_signal_that_came_before_stops_what_would_run_at_once():
             pytest.fail("not stopped")
 
 
+def test_error_that_ends_a_deferred_block_is_what_ends_it_though_a_signal_came():
+    with pytest.raises(RuntimeError, match="the save failed"), stop_signals() as signals, signals.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("the save failed")
+
+
 def test_deferred_block_goes_on_after_what_ran_at_once():
     with pytest.raises(Stopped), stop_signals() as signals, signals.deferred():
         with signals.at_once():
