@@ -29,7 +29,7 @@ from jaxformer.host.files import write_json, write_whole
 from jaxformer.host.paths import shell_word
 from jaxformer.host.signals import Stopped, StopSignals
 from jaxformer.run.failed_step import diagnose, write_fault
-from jaxformer.run.folder import evaluations_folder, summarise
+from jaxformer.run.folder import check_still_there, evaluations_folder, summarise
 from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.inputs import Data
 from jaxformer.run.metrics import Writer
@@ -95,6 +95,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             except NonFiniteSteps as failure:
                 raise keep_fault(run, state, batches, failure) from failure
             if is_due:
+                check_still_there(run.workdir)
                 print_notice(save(run.checkpoints, state, data_state, run.record_now()))
             print_notice(run.checkpoints.check())
             received = agreed_stop.answer(run.signals.received)
@@ -141,6 +142,7 @@ def stopped_after(step: int, number: int) -> Stopped:
 def save_now(run: Run, state: TrainState, data_state: dict) -> None:
     """Saves a state, unless it is the one before the first step, and waits until it is on the disk."""
     if int(state.step):
+        check_still_there(run.workdir)
         for line in save_and_wait(run.checkpoints, state, data_state, run.record_now()):
             print_notice(line)
 

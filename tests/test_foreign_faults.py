@@ -578,6 +578,23 @@ def test_tests_of_signals_pass_where_signals_are_ignored():
     assert ended.returncode == 0, ended.stdout.decode()
 
 
+@report(
+    "Lightning-AI/pytorch-lightning#1455",
+    did="had Slurm send SIGUSR1 some time before the end of the job",
+    must="the step is saved, and the exit status is 128 + the signal's number",
+)
+def test_signal_of_a_batch_system_saves_the_run(user):
+    with user.start("train", "--experiment=tiny.py", "--workdir=run", "--training.steps=100000") as process:
+        try:
+            wait_until(lambda: (user.folder / "run" / "checkpoints" / "2").exists(), process)
+            process.send_signal(signal.SIGUSR1)
+            _, err = process.communicate(timeout=240)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGUSR1
+    assert b"is saved, and the same command goes on from there" in err
+
+
 # What the environment sets for JAX.
 
 
@@ -1218,6 +1235,28 @@ def test_tensorboard_has_each_step_once_after_two_kills(user):
     events = event_accumulator.EventAccumulator(folder, {"tensors": 0}, purge_orphaned_data=False)
     events.Reload()
     assert [event.step for event in events.Tensors("train/loss")] == list(range(1, 301))
+
+
+@report(
+    "facebookresearch/fairseq#4748",
+    did="moved the run folder while the run went on",
+    must="the run ends with status 1 and one line, and no second folder is begun",
+)
+def test_run_whose_folder_is_moved_ends(user):
+    options = ("--training.steps=100000", "--checkpoint.every_steps=50", "--evaluation.every_steps=100000")
+    with user.start("train", "--experiment=tiny.py", "--workdir=run", *options) as process:
+        try:
+            # The one before has been read back.
+            wait_until(lambda: (user.folder / "run" / "checkpoints" / "100").exists(), process)
+            (user.folder / "run").rename(user.folder / "moved")
+            _, err = process.communicate(timeout=240)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert b"moved or removed while the run went on" in err
+    assert not (user.folder / "run" / "summary.json").exists()
+    ended = user.run("evaluate", "--workdir=moved")
+    assert ended.status == 0, ended.err
 
 
 # Studies.

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP: they end what runs at once or after what must not be interrupted; a second one at once.
+"""SIGINT, SIGTERM and their kin: they end what runs at once, or after what must not be interrupted.
 
 Python runs a handler between two instructions of the main thread. What it raises there may be lost: an exception in the
 middle of a garbage collection or of a `__del__` is discarded (jax#18246), and some libraries in C++ turn one into
@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
-# SIGHUP is what a lost terminal sends.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# SIGHUP is what a lost terminal sends; SIGUSR1 and SIGUSR2, what Slurm and Grid Engine are asked to send in advance.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 # How the watching thread has the main thread raise again; the system ignores it where there is no handler.
 _AGAIN = signal.SIGURG

@@ -16,7 +16,7 @@ import jax
 
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.checkpoint.retention import most_kept
-from jaxformer.config import UserError, from_dict, require, to_dict
+from jaxformer.config import TrainingFailure, UserError, from_dict, require, to_dict
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.devices.options import recorded_options
 from jaxformer.evaluation.config import task_names
@@ -84,6 +84,18 @@ def hold_folder(workdir: Path) -> Iterator[None]:
             if is_new and (isinstance(error, UserError) or not (workdir / CONFIG).exists()):
                 _remove_new(lock, created)
             raise
+
+
+def check_still_there(workdir: Path) -> None:
+    """Raises `TrainingFailure` where a run folder was moved or removed since the run began.
+
+    Orbax would create it again, and the run would end in a folder without its configuration and metrics.
+    """
+    if not (workdir / CONFIG).exists():
+        raise TrainingFailure(
+            f"run folder {workdir}: moved or removed while the run went on; put it back, and the same command goes on "
+            "from what is saved in it"
+        )
 
 
 def _remove_new(lock: Path, folders: Iterable[Path]) -> None:
