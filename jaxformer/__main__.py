@@ -1,14 +1,16 @@
 """The installed program, and `python -m jaxformer COMMAND [ARGUMENTS]`."""
 
+from typing import NoReturn
+
 from jaxformer.host.signals import ended_by_signals
 
 
-def run() -> None:
-    """Runs the command of this process, and ends the process with its status."""
+def run(arguments: list[str] | None = None) -> NoReturn:
+    """Runs a command, that of this process by default, and ends the process with its status."""
     with ended_by_signals():
         from jaxformer.commands.program import main
         from jaxformer.host.command import end_process
-    end_process(main())
+    end_process(main(arguments))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The run of an experiment, and the command `python -m jaxformer.train --experiment=NAME`."""
 
-import signal
+if __name__ == "__main__":
+    import sys
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    # Until `stop_signals` takes it, Ctrl-C ends the process as the system does: imports would be left with a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from jaxformer.__main__ import run
+
+    run(["train", *sys.argv[1:]])  # It ends the process, and takes signals before what is below is imported.
 
 import contextlib
 import functools
@@ -40,7 +41,7 @@ from jaxformer.evaluation.result_files import check_scores
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.experiment.variant import Lineage, resolve
-from jaxformer.host.command import command, end_process
+from jaxformer.host.command import command
 from jaxformer.host.console import flush_streams, print_line, print_notice, print_wrapped
 from jaxformer.host.signals import stop_signals
 from jaxformer.loop import Run, finish, run_steps
@@ -236,7 +237,3 @@ def run_command(arguments: list[str]) -> int:
     flush_streams()
     leave(status)
     return status
-
-
-if __name__ == "__main__":
-    end_process(run_command())
