@@ -97,6 +97,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             if is_due:
                 check_still_there(run.workdir)
                 print_notice(save(run.checkpoints, state, data_state, run.record_now()))
+                run.progress.resume_clock()
             print_notice(run.checkpoints.check())
             received = agreed_stop.answer(run.signals.received)
             if received or step + 1 == steps:

@@ -1,5 +1,6 @@
 """A study from its plan to its verdicts: what it will cost, its runs as a queue, and the early end of what is worse."""
 
+import collections
 import concurrent.futures
 import concurrent.futures.process
 import math
@@ -39,11 +40,13 @@ def estimate_runs(study: Study, runs: Path) -> dict[str, float]:
     others = multiprocessing.active_children()
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_end_with_parent) as pool:
-        # Ctrl-C, which a terminal sends to both, is left to this process: the other inherits that it is blocked.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        estimate = pool.submit(_estimate_runs, study, runs)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
+            # Ctrl-C, which a terminal sends to both, is left to this process: the other inherits that it is blocked.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                estimate = pool.submit(_estimate_runs, study, runs)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             with waiting("an estimate of what the runs take", after=20):
                 return estimate.result()
         except concurrent.futures.process.BrokenProcessPool as error:
@@ -147,12 +150,17 @@ def run_jobs(
 
 def describe_failures(statuses: Sequence[Status]) -> list[str]:
     """Returns a line on each run that failed or was refused, and where its log is; last, those that blocked others."""
+    blocked_by = collections.Counter(status.note for status in statuses if status.state is State.BLOCKED)
     lines = []
     for status in statuses:
         if status.state in (State.FAILED, State.REFUSED):
             cause = f"{status.job} {status.state.value}: {status.note}"
-            blocked = sum(other.state is State.BLOCKED and other.note == cause for other in statuses)
             log = "" if str(status.job.log) in cause else f"; see {status.job.log}"
-            others = f"; not trained, since they need it: {blocked}" if blocked else ""
-            lines.append((blocked, cause + others + log))
+            lines.append((blocked_by[cause], f"{cause}{_not_trained(blocked_by.pop(cause, 0))}{log}"))
+    # What ended early by design blocks others too.
+    lines += [(number, f"{cause}{_not_trained(number)}") for cause, number in blocked_by.items()]
     return [line for _, line in sorted(lines, key=lambda each: each[0])]
+
+
+def _not_trained(number: int) -> str:
+    return f"; not trained, since they need it: {number}" if number else ""

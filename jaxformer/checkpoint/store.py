@@ -116,12 +116,14 @@ class Checkpoints(Closing):
         Raises:
             TrainingFailure: it failed.
         """
-        failure = self.check(wait=True)
-        with contextlib.suppress(Exception):
-            self._manager.close()
-        if not self.is_read_only:
-            self._remove_leftovers()
-        self._stack.close()
+        with self._stack:
+            try:
+                failure = self.check(wait=True)
+            finally:
+                with contextlib.suppress(Exception):
+                    self._manager.close()
+                if not self.is_read_only:
+                    self._remove_leftovers()
         if failure:
             raise TrainingFailure(failure)
 

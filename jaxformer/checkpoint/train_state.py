@@ -82,7 +82,7 @@ def _read_back(checkpoints: Checkpoints, step: int, saved: dict[str, dict[str, j
         # Not all of the record, which is the first process's.
         if found["fingerprints"] != record["fingerprints"]:
             problem = "its arrays are others"
-    except (_Damaged, UserError) as error:
+    except Exception as error:  # Whatever it is, the other processes wait for an answer.
         problem = first_line(error)
     finally:
         undo()

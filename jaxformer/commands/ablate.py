@@ -21,6 +21,7 @@ from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice
 from jaxformer.host.docstrings import docstring
 from jaxformer.jobs.launch import launch_local, launch_submitit
+from jaxformer.jobs.queue import State
 from jaxformer.report.text import decision_table
 
 
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> int:
             print_notice(f"not compared: {line}")
     for line in failures:
         print_notice(line)
-    return 1 if failures else 0
+    return 1 if any(status.state in (State.FAILED, State.REFUSED) for status in statuses) else 0
 
 
 def _parameters(text: str) -> dict[str, str | int]:

@@ -7,7 +7,6 @@ is not here. `--SECTION.FIELD=VALUE` sets fields, as for training.
 import sys
 
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
-from jaxformer.devices.options import fixed_options
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.command import Parser, command
@@ -16,7 +15,6 @@ from jaxformer.plan.estimate import print_plan
 
 
 @command
-@fixed_options()
 def main(arguments: list[str]) -> int:
     """Prints the plan of a run; returns the exit status."""
     parser = Parser("jaxformer plan", docstring(sys.modules[__name__]))

@@ -39,6 +39,7 @@ def choose_device(name: str) -> jax.Device:  # pyright: ignore[reportInvalidType
         ) from error
     default = jax.config.values["jax_default_device"]
     computes_on = getattr(default, "platform", default) or device.platform
+    computes_on = {"cuda": "gpu", "rocm": "gpu"}.get(computes_on, computes_on)  # Names that JAX takes besides.
     require(
         computes_on == device.platform,
         f"JAX_DEFAULT_DEVICE={default}, and the first device of JAX is a {device.platform}; unset it, and choose by "

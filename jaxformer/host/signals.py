@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
+from jaxformer.config import TrainingFailure, UserError
+
 # SIGHUP is what a lost terminal sends; SIGUSR1 and SIGUSR2, what Slurm and Grid Engine are asked to send in advance.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -28,6 +30,9 @@ _SAME_SECONDS = 0.2
 
 # After this time without an answer of the main thread a line says that the signal has come.
 _SILENT_SECONDS = 1.0
+
+# Errors that no library has made of `Stopped`: they say what became of the run, whatever a signal began.
+_VERDICTS = (TrainingFailure, UserError)
 
 _Handler = Callable[[int, FrameType | None], None]
 
@@ -65,8 +70,9 @@ class StopSignals:
         before, self._is_deferred = self._is_deferred, True
         try:
             yield
-        except BaseException:
-            self._is_seen |= self.received is not None and self._raised is None
+        except BaseException as error:
+            is_own = self._raised is None or isinstance(error, _VERDICTS)
+            self._is_seen |= self.received is not None and is_own
             raise
         finally:
             self._is_deferred = before
@@ -107,6 +113,7 @@ class StopSignals:
                 finally:
                     _active = None
         finally:
+            writing.shutdown(socket.SHUT_WR)  # A close alone is not seen while a forked process has it too.
             writing.close()
             watching.join()
             reading.close()
@@ -173,7 +180,7 @@ def stop_signals(advice: str = "") -> Iterator[StopSignals]:
     try:
         with signals._taken() if is_main and signals is not _active else contextlib.nullcontext():
             yield signals
-    except Stopped:
+    except (Stopped, *_VERDICTS):
         signals._is_seen = True
         raise
     except Exception as error:

@@ -16,6 +16,7 @@ from jaxformer.data.corpus import parts_of
 from jaxformer.data.packing import Batch
 from jaxformer.devices.device import peak_tflops
 from jaxformer.devices.mesh import put_rows
+from jaxformer.devices.options import fixed_options
 from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.flops import embedding_parameters, parameter_count, training_flops_per_token
@@ -47,6 +48,7 @@ class Speed(NamedTuple):
     """Where the numbers come from."""
 
 
+@fixed_options()
 def estimate_run_seconds(experiment: Experiment) -> float:
     """Returns how long a run will take here: compilation, steps and validations.
 
@@ -57,6 +59,7 @@ def estimate_run_seconds(experiment: Experiment) -> float:
     return _run_seconds(experiment, _speed_here(experiment, target, choose_fit(experiment, target)))
 
 
+@fixed_options()
 def print_plan(experiment: Experiment, where: str = "here") -> None:
     """Prints what a run will take, on the device at hand or on a GPU by its name.
 

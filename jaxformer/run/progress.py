@@ -260,6 +260,10 @@ class Progress:
         """Writes an evaluation and prints a text about it; flush first, lest its time be taken for a step's."""
         print_notice(self._writer.write(step, scalars))
         print_above_progress(f"step {step}/{self._steps}  {text}")
+        self.resume_clock()
+
+    def resume_clock(self) -> None:
+        """Takes what passed since the last flush, such as a save that was waited for, for no time of training."""
         self._started = time.perf_counter() - self._total.seconds
 
 

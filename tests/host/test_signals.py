@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from jaxformer.config import TrainingFailure
 from jaxformer.host.signals import SIGNALS, Stopped, noted_signals, stop_signals
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke, pytest.mark.usefixtures("default_signals")]
@@ -60,6 +61,16 @@ def test_error_that_ends_a_deferred_block_is_what_ends_it_though_a_signal_came()
     with pytest.raises(RuntimeError, match="the save failed"), stop_signals() as signals, signals.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("the save failed")
+
+
+def test_failure_of_what_a_signal_began_is_what_ends_the_block():
+    with pytest.raises(TrainingFailure, match="the save failed"), stop_signals() as signals, signals.deferred():
+        try:
+            with signals.at_once():
+                os.kill(os.getpid(), signal.SIGTERM)
+                wait_to_be_stopped()
+        except Stopped:
+            raise TrainingFailure("the save failed") from None
 
 
 def test_deferred_block_goes_on_after_what_ran_at_once():
@@ -256,10 +267,22 @@ def test_signal_during_a_computation_is_announced_before_that_ends():
 def test_signals_within_a_moment_are_one():
     with started("time.sleep(1)") as process:
         # As `timeout` sends them, to the process and to its group.
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)
+        subprocess.run(["sh", "-c", f"kill -TERM {process.pid}; kill -TERM {process.pid}"], check=True)
         _, errors = process.communicate(timeout=30)
         assert b"Stopped: stopped by SIGTERM" in errors and process.returncode == 1
+
+
+def test_block_ends_though_a_forked_process_outlives_it():
+    begin = time.monotonic()
+    with stop_signals():
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+    took = time.monotonic() - begin
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert took < 20
 
 
 def test_signals_of_a_forked_process_are_its_own():
