@@ -159,6 +159,7 @@ class LocalHub:
         return {
             "HF_ENDPOINT": f"http://127.0.0.1:{self.port}",
             "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
             "HF_HUB_DOWNLOAD_TIMEOUT": "2",
             "NO_PROXY": "*",
         }

@@ -20,8 +20,9 @@ from jaxformer.config import UserError
 from jaxformer.evaluation.loglikelihood import encode
 from jaxformer.evaluation.tasks import load_task
 
-os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 is_installed = importlib.util.find_spec("lm_eval") is not None
+if is_installed:  # Before it is imported.
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 needs_harness = pytest.mark.skipif(not is_installed, reason="needs the extra lm-eval")
 pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
 

@@ -64,6 +64,7 @@ def hub(running, tmp_path, monkeypatch, waits):
     running.page_entries = 1000
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "ENDPOINT", running.environment["HF_ENDPOINT"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
     for name in ("HF_TOKEN", "NO_PROXY"):
         monkeypatch.setenv(name, running.environment[name])
