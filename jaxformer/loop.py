@@ -122,16 +122,17 @@ def next_batch(run: Run, state: TrainState, batches: grain.DatasetIterator, data
     try:
         with run.signals.at_once() if is_alone else contextlib.nullcontext():
             return next(batches)
-    except (Exception, Stopped) as error:
-        if is_alone:
-            try:
-                run.progress.flush()
-            except NonFiniteSteps as failure:
-                raise keep_fault(run, state, batches, failure) from failure
-            save_now(run, state, data_state)
-        if isinstance(error, Stopped):
-            raise stopped_after(int(state.step), error.number) from None
-        raise
+    except (Exception, Stopped) as raised:
+        error = raised  # Handled below, so that what fails there does not seem to come from it.
+    if is_alone:
+        try:
+            run.progress.flush()
+        except NonFiniteSteps as failure:
+            raise keep_fault(run, state, batches, failure) from failure
+        save_now(run, state, data_state)
+    if isinstance(error, Stopped):
+        raise stopped_after(int(state.step), error.number)
+    raise error
 
 
 def stopped_after(step: int, number: int) -> Stopped:

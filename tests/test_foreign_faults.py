@@ -77,7 +77,7 @@ def interrupt(process: subprocess.Popen, until) -> Ended:
     must="train, stop, resume and evaluate there as anywhere, and write nowhere else",
 )
 @pytest.mark.parametrize(
-    "name", [ODD, *(pytest.param(f"x{each}y", marks=pytest.mark.slow) for each in "[]*?\\'\"$%#~ é\n")]
+    "name", [ODD, *(pytest.param(f"x{each}y", marks=pytest.mark.slow) for each in "[*?\\")]
 )
 def test_names_that_are_patterns_elsewhere_are_names(user, name):
     steps = ("--training.steps=40", "--evaluation.every_steps=40")
