@@ -198,7 +198,6 @@ def score_now(
         task,
         run.experiment.packing,
         rows_per_batch=evaluation.rows_per_batch,
-        vocabulary_size=run.data.tokenizer.vocabulary_size,
         items=None if is_last else evaluation.task_items,
         label=task.data.task.name,
     )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.model import soft_cap, unembed
+from jaxformer.model import unembed
 
 
 class LossSums(NamedTuple):
@@ -40,13 +40,14 @@ class TokenScores(NamedTuple):
 
 
 def token_scores(
-    features_ND, unembedding_VD, targets_N, *, count=None, logit_soft_cap=0.0, chunk_tokens=0
+    features_ND, unembedding_VD, targets_N, *, count=None, logit_soft_cap=0.0, token_count=None, chunk_tokens=0
 ) -> TokenScores:
     """Returns the scores of the first `count` targets, or of all; for evaluation.
 
     Args:
         count: how many of the targets are wanted; the work grows with it, and it may differ from call to call of one
             compiled function. What stands behind them is not to be read.
+        logit_soft_cap, token_count: as of `unembed`.
     """
     N = targets_N.shape[0]
     chunk_tokens = chunk_tokens or _default_chunk(unembedding_VD.shape[0])
@@ -56,7 +57,7 @@ def token_scores(
     X, C = targets_XC.shape
 
     def add(chunk, scores):
-        logits_CV = soft_cap(unembed(features_XCD[chunk], unembedding_VD), logit_soft_cap)
+        logits_CV = unembed(features_XCD[chunk], unembedding_VD, logit_soft_cap, token_count)
         target_logits_C = jnp.take_along_axis(logits_CV, targets_XC[chunk][:, None], axis=1)[:, 0]
         nats_C = jax.nn.logsumexp(logits_CV, axis=1) - target_logits_C
         return TokenScores(
@@ -77,45 +78,46 @@ def cross_entropy(
     weights_N: jax.Array | np.ndarray,
     *,
     logit_soft_cap: float = 0.0,
+    token_count: int | None = None,
     z_loss_coefficient: float = 0.0,
     chunk_tokens: int = 0,
 ) -> LossSums:
     """Returns the sums of `weights_N`-weighted cross-entropy in nats; differentiable in features and unembedding.
 
     Args:
-        targets_N: int32 ids in [0, V).
+        targets_N: int32 ids in [0, V), below `token_count`.
         weights_N: float32; 0 excludes a token.
+        logit_soft_cap, token_count: as of `unembed`.
         chunk_tokens: tokens whose logits exist at once; 0 chooses for the device.
     """
     chunk_tokens = chunk_tokens or _default_chunk(unembedding_VD.shape[0])
-    sums = _cross_entropy(
-        features_ND, unembedding_VD, targets_N, weights_N, logit_soft_cap, z_loss_coefficient, chunk_tokens
-    )
+    options = (logit_soft_cap, token_count, z_loss_coefficient, chunk_tokens)
+    sums = _cross_entropy(features_ND, unembedding_VD, targets_N, weights_N, *options)
     return LossSums(sums.objective, jax.lax.stop_gradient(sums.nats), jax.lax.stop_gradient(sums.weight))
 
 
-def _sums(features_ND, unembedding_VD, targets_N, weights_N, cap, z_coefficient, chunk_tokens):
+def _sums(features_ND, unembedding_VD, targets_N, weights_N, cap, token_count, z_coefficient, chunk_tokens):
     def accumulate(sums, chunk):
-        return _add(sums, _chunk_sums(chunk, unembedding_VD, cap, z_coefficient)[0]), None
+        return _add(sums, _chunk_sums(chunk, unembedding_VD, cap, token_count, z_coefficient)[0]), None
 
     sums, _ = jax.lax.scan(accumulate, _zero_sums(), _chunks((features_ND, targets_N, weights_N), chunk_tokens))
     return sums
 
 
-def _forward(features_ND, unembedding_VD, targets_N, weights_N, cap, z_coefficient, chunk_tokens):
+def _forward(features_ND, unembedding_VD, targets_N, weights_N, cap, token_count, z_coefficient, chunk_tokens):
     """Returns the sums, and as residual the gradients of `objective` by features and unembedding."""
     V = unembedding_VD.shape[0]
 
     def accumulate(carry, chunk):
         sums, gradient_DV = carry
         features_CD, targets_C, weights_C = chunk
-        chunk_sums, (logits_CV, log_partition_C) = _chunk_sums(chunk, unembedding_VD, cap, z_coefficient)
+        chunk_sums, (logits_CV, log_partition_C) = _chunk_sums(chunk, unembedding_VD, cap, token_count, z_coefficient)
         probabilities_CV = jnp.exp(logits_CV - log_partition_C[:, None])
         is_target_CV = targets_C[:, None] == jnp.arange(V)[None, :]
         slope_C1 = (weights_C * (1.0 + 2.0 * z_coefficient * log_partition_C))[:, None]
         d_logits_CV = probabilities_CV * slope_C1 - jnp.where(is_target_CV, weights_C[:, None], 0.0)
-        if cap:
-            d_logits_CV = d_logits_CV * (1.0 - jnp.square(logits_CV / cap))
+        if cap:  # Clipped, as NO_TOKEN squared is infinite; the gradient there is 0.
+            d_logits_CV = d_logits_CV * (1.0 - jnp.square(jnp.maximum(logits_CV / cap, -1.0)))
         d_logits_CV = d_logits_CV.astype(features_CD.dtype)
         d_features_CD = d_logits_CV @ unembedding_VD
         # A CPU's matmul turns its left operand round, and features are smaller than logits: a fifth less time.
@@ -129,20 +131,20 @@ def _forward(features_ND, unembedding_VD, targets_N, weights_N, cap, z_coefficie
     return sums, (gradient_ND, gradient_DV.T.astype(unembedding_VD.dtype))
 
 
-def _backward(cap, z_coefficient, chunk_tokens, residual, cotangent: LossSums):
+def _backward(cap, token_count, z_coefficient, chunk_tokens, residual, cotangent: LossSums):
     gradient_ND, gradient_VD = residual
     scale = cotangent.objective
     return gradient_ND * scale.astype(gradient_ND.dtype), gradient_VD * scale.astype(gradient_VD.dtype), None, None
 
 
-_cross_entropy = jax.custom_vjp(_sums, nondiff_argnums=(4, 5, 6))
+_cross_entropy = jax.custom_vjp(_sums, nondiff_argnums=(4, 5, 6, 7))
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _chunk_sums(chunk, unembedding_VD, cap, z_coefficient):
+def _chunk_sums(chunk, unembedding_VD, cap, token_count, z_coefficient):
     """Returns the sums of (features_CD, targets_C, weights_C) and, for its gradient, (logits_CV, log_partition_C)."""
     features_CD, targets_C, weights_C = chunk
-    logits_CV = soft_cap(unembed(features_CD, unembedding_VD), cap)
+    logits_CV = unembed(features_CD, unembedding_VD, cap, token_count)
     log_partition_C = jax.nn.logsumexp(logits_CV, axis=1)
     target_logits_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]
     nats = jnp.sum(weights_C * (log_partition_C - target_logits_C))

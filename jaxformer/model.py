@@ -62,6 +62,9 @@ REMATS = ("auto", "none", *SAVED)
 # than 1 / sqrt(fan-in).
 INITIAL_SCALE = 0.02
 
+# The logit of an id that stands for no token: its probability is 0, and arithmetic with it stays finite.
+NO_TOKEN = -1e30
+
 # Depth up to which a CPU unrolls all blocks, which saves it an eighth of a step and costs compile time with each.
 MOST_UNROLLED = 16
 
@@ -71,7 +74,9 @@ class ModelConfig:
     """The shape of the model and its options."""
 
     vocabulary_size: PositiveInt32
-    """Rows of the embedding table, tokens; at least the tokenizer's, a multiple of 128 is fastest."""
+    """Rows of the embedding table, tokens; at least the tokenizer's, a multiple of 128 is fastest. Rows beyond the
+    tokenizer's stand for no token and have no probability, in training, validation, tasks and samples alike.
+    """
     width: PositiveInt32
     """D, of the residual stream."""
     depth: PositiveInt32
@@ -224,14 +229,32 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """The decoder. `attention` is the implementation that `attend` uses, or its name."""
+    """The decoder.
+
+    Args:
+        attention: the implementation that `attend` uses, or its name.
+        token_count: ids that stand for a token, the first rows of the table; None for all. The others have no
+            probability.
+    """
 
     merge_layer: Callable = staticmethod(nnx.merge)
     """Makes a layer's block of its graph definition and parameters, which may be parts (`mesh.Parts`)."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, attention: str | Implementation = "xla"):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        attention: str | Implementation = "xla",
+        token_count: int | None = None,
+    ):
         self.config = config
         self.attention = attention
+        self.token_count = config.vocabulary_size if token_count is None else token_count
+        require(
+            0 < self.token_count <= config.vocabulary_size,
+            f"the tokens ({token_count}) must not exceed model.vocabulary_size ({config.vocabulary_size})",
+        )
         # The final norm has unit size, so logits start with a deviation of this times sqrt(D): held at 0.45 or less, it
         # keeps the first loss within 2 % of ln V at any width.
         table_scale = min(INITIAL_SCALE, 0.45 * config.width**-0.5)
@@ -264,8 +287,11 @@ class Transformer(nnx.Module):
         """
         starts_BT, ends_BT = document_bounds(segment_ids_BT)
         features_ND = self.features(tokens_BT, positions_BT, starts_BT, ends_BT)
-        logits_NV = soft_cap(unembed(features_ND, self.unembedding_VD), self.config.logit_soft_cap)
-        return logits_NV.reshape(*tokens_BT.shape, -1)
+        return self.logits(features_ND).reshape(*tokens_BT.shape, -1)
+
+    def logits(self, features_ND: jax.Array) -> jax.Array:
+        """Returns float32 `logits_NV` of features, NO_TOKEN at ids that stand for no token."""
+        return unembed(features_ND, self.unembedding_VD, self.config.logit_soft_cap, self.token_count)
 
     @property
     def unembedding_VD(self) -> jax.Array:
@@ -376,14 +402,22 @@ def rotate(x_NHK: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> ja
     return turned.astype(x_NHK.dtype)
 
 
-def unembed(features_ND: jax.Array, unembedding_VD: jax.Array) -> jax.Array:
-    """Returns float32 `logits_NV`."""
-    return jnp.einsum("ND,VD->NV", features_ND, unembedding_VD, preferred_element_type=jnp.float32)
+def unembed(
+    features_ND: jax.Array, unembedding_VD: jax.Array, soft_cap: float = 0.0, token_count: int | None = None
+) -> jax.Array:
+    """Returns float32 `logits_NV`.
 
-
-def soft_cap(logits: jax.Array, cap: float) -> jax.Array:
-    """Returns `cap * tanh(logits / cap)`, or the logits where cap is 0."""
-    return cap * jnp.tanh(logits / cap) if cap else logits
+    Args:
+        soft_cap: c in c * tanh(logit / c); 0 for none.
+        token_count: ids at and beyond it have the logit NO_TOKEN, and so no probability; None for all. They are
+            computed all the same, since a matmul of a multiple of 128 columns is the fastest.
+    """
+    logits_NV = jnp.einsum("ND,VD->NV", features_ND, unembedding_VD, preferred_element_type=jnp.float32)
+    logits_NV = soft_cap * jnp.tanh(logits_NV / soft_cap) if soft_cap else logits_NV
+    V = unembedding_VD.shape[0]
+    if token_count is None or token_count == V:
+        return logits_NV
+    return jnp.where(jnp.arange(V)[None, :] < token_count, logits_NV, NO_TOKEN)
 
 
 def _norm(config: ModelConfig) -> RMSNorm:

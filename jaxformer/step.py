@@ -107,6 +107,7 @@ def init_state(
     micro_batches: int = 1,
     skip_spikes_above: float = 0.0,
     mesh: Mesh | None = None,
+    token_count: int | None = None,
 ) -> TrainState:
     """Returns the state before step 0; parameters and optimizer state are float32.
 
@@ -116,11 +117,13 @@ def init_state(
         micro_batches: parts of the batch, a divisor of its rows, whose gradients are summed before the update.
         skip_spikes_above: score of a loss, in standard deviations, above which a step changes nothing; 0 for none.
         mesh: of several devices, which hold the state and compute it together; the values are those of one device.
+        token_count: ids that the tokenizer has; None for all of `config.vocabulary_size`.
     """
     mesh = None if mesh is None or mesh.size == 1 else mesh
 
     def init():
-        graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(params=seed), attention=attention))
+        rngs = nnx.Rngs(params=seed)
+        graphdef, params = nnx.split(Transformer(config, rngs=rngs, attention=attention, token_count=token_count))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -248,6 +251,7 @@ def _token_nats(model: Transformer, batch: Batch) -> jax.Array:
         model.unembedding_VD,
         batch.targets_BT.reshape(-1),
         logit_soft_cap=model.config.logit_soft_cap,
+        token_count=model.token_count,
         chunk_tokens=model.config.loss_chunk_tokens,
     )
     return scores.nats_N.reshape(batch.targets_BT.shape) * batch.loss_weights_BT
@@ -269,6 +273,7 @@ def _batch_loss(model: Transformer, batch: Batch) -> LossSums:
         batch.targets_BT.reshape(-1),
         batch.loss_weights_BT.reshape(-1),
         logit_soft_cap=model.config.logit_soft_cap,
+        token_count=model.token_count,
         z_loss_coefficient=model.config.z_loss,
         chunk_tokens=model.config.loss_chunk_tokens,
     )

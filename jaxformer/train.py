@@ -172,13 +172,14 @@ def make_checked_state(
     batch = arrays_from_first(batch_to_check(batches))
     seek(batches, 0)
     attention = choose_attention(experiment, batch, workdir, mesh.size)
-    state = make_state(experiment, seed, attention.implementation, mesh)
+    token_count = data.tokenizer.vocabulary_size
+    state = make_state(experiment, seed, attention.implementation, mesh, token_count=token_count)
     print_overview(experiment, state, data, attention, fit)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
     if experiment.training.startup_proof:
-        vocabulary_size, is_masked = experiment.model.vocabulary_size, experiment.packing.document_mask
-        print_wrapped(f"proof       {check_sanity(state, batch, vocabulary_size, document_mask=is_masked)}")
+        proof = check_sanity(state, batch, token_count, document_mask=experiment.packing.document_mask)
+        print_wrapped(f"proof       {proof}")
     return state, attention
 
 

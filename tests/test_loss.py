@@ -12,20 +12,21 @@ FLOAT32 = 1e-5
 BFLOAT16 = 2**-7
 N, D, V = 37, 6, 53
 SOFT_CAP, Z_LOSS = {"logit_soft_cap": 1.5}, {"z_loss_coefficient": 0.1}
+TOKENS = {"token_count": 41}  # of V rows
 
 
 def make_inputs():
     rng = np.random.default_rng(0)
     features = rng.standard_normal((N, D)).astype(np.float32)
     unembedding = rng.standard_normal((V, D)).astype(np.float32)
-    targets = rng.integers(0, V, N, dtype=np.int32)
+    targets = rng.integers(0, TOKENS["token_count"], N, dtype=np.int32)
     weights = rng.choice([0.0, 0.3, 1.0, 2.0], N).astype(np.float32)
     return features, unembedding, targets, weights
 
 
-def oracle(features, unembedding, targets, weights, logit_soft_cap=0.0, z_loss_coefficient=0.0):
+def oracle(features, unembedding, targets, weights, logit_soft_cap=0.0, token_count=V, z_loss_coefficient=0.0):
     """(objective, nats, weight) with all logits at once."""
-    logits = features.astype(jnp.float32) @ unembedding.astype(jnp.float32).T
+    logits = features.astype(jnp.float32) @ unembedding[:token_count].astype(jnp.float32).T
     if logit_soft_cap:
         logits = logit_soft_cap * jnp.tanh(logits / logit_soft_cap)
     log_partition = jax.nn.logsumexp(logits, axis=1)
@@ -53,7 +54,10 @@ def mean_and_gradients(loss, *inputs):
 # N is 37: 1 and 37 divide it, 4 and 10 do not, 100 exceeds it, and at 0 the library chooses.
 @pytest.mark.parametrize(
     ("options", "chunk_tokens"),
-    [({}, 1), ({}, 10), ({}, 37), (SOFT_CAP, 4), (Z_LOSS, 100), (SOFT_CAP | Z_LOSS, 10), (SOFT_CAP | Z_LOSS, 0)],
+    [
+        *[({}, 1), ({}, 10), ({}, 37), (SOFT_CAP, 4), (Z_LOSS, 100), (SOFT_CAP | Z_LOSS, 10), (SOFT_CAP | Z_LOSS, 0)],
+        *[(TOKENS, 10), (TOKENS | SOFT_CAP | Z_LOSS, 0)],
+    ],
 )
 def test_sums_and_gradients_equal_those_of_full_logits(options, chunk_tokens):
     inputs = make_inputs()
@@ -103,6 +107,16 @@ def test_token_scores_are_each_tokens_own_and_sum_to_the_cross_entropy(cap, chun
     np.testing.assert_array_equal(scores.is_likeliest_N, logits_NV.argmax(axis=1) == targets)
     likeliest = token_scores(features, unembedding, logits_NV.argmax(axis=1), chunk_tokens=chunk_tokens)
     assert likeliest.is_likeliest_N.all() and not scores.is_likeliest_N.all()
+
+
+def test_rows_that_stand_for_no_token_are_as_if_they_were_not_there():
+    features, unembedding, targets, _ = make_inputs()
+    scores = token_scores(features, unembedding, targets, **TOKENS, **SOFT_CAP)
+    same = token_scores(features, unembedding[: TOKENS["token_count"]], targets, **SOFT_CAP)
+    np.testing.assert_array_equal(scores.is_likeliest_N, same.is_likeliest_N)
+    assert_close(scores.nats_N, same.nats_N, FLOAT32)
+    everything = token_scores(features, unembedding, targets, **SOFT_CAP)
+    assert np.min(everything.nats_N - scores.nats_N) > 0, "a share of the probability goes to the other rows"
 
 
 @pytest.mark.parametrize("chunk_tokens", [0, 1, 10, N])

@@ -46,7 +46,6 @@ def measure(trained: Trained, requests: list, parts: int) -> dict[str, float]:
             part,
             experiment.packing,
             rows_per_batch=experiment.evaluation.rows_per_batch,
-            vocabulary_size=trained.tokenizer.vocabulary_size,
         )
         return sum(len(request.tokens) - 1 for request in part) / (time.perf_counter() - started)
 

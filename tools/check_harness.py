@@ -123,7 +123,6 @@ def main() -> int:
                 encode_task(data, trained.tokenizer, config.packing.row_length),
                 config.packing,
                 rows_per_batch=config.evaluation.rows_per_batch,
-                vocabulary_size=trained.tokenizer.vocabulary_size,
                 label=name,
             )
             problems += compare(ours, ask_harness(model, data))

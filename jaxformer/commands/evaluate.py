@@ -58,7 +58,6 @@ def score_tasks(trained: Trained, tasks: Sequence[EncodedTask], rows_per_batch: 
             task,
             trained.experiment.packing,
             rows_per_batch=rows_per_batch,
-            vocabulary_size=trained.tokenizer.vocabulary_size,
             items=limit,
             label=task.data.task.name,
         )

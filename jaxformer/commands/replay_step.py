@@ -22,7 +22,7 @@ from jaxformer.host.console import print_line
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
 from jaxformer.run.failed_step import Fault, diagnose, read_fault
-from jaxformer.run.folder import load_run
+from jaxformer.run.folder import load_run, run_tokenizer
 
 
 def replay(path: Path) -> tuple[Fault, Fault]:
@@ -32,7 +32,8 @@ def replay(path: Path) -> tuple[Fault, Fault]:
     experiment, record = load_run(workdir)
     choose_device(experiment.training.device)
     mesh = run_mesh(experiment)
-    state = make_state(experiment, record["seed"], implementation_from(record["attention"]), mesh)
+    attention, token_count = implementation_from(record["attention"]), run_tokenizer(workdir, record).vocabulary_size
+    state = make_state(experiment, record["seed"], attention, mesh, token_count=token_count)
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
         require(

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxformer.attention.reference import MASKED
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.options import fixed_options
-from jaxformer.model import Transformer, soft_cap, unembed
+from jaxformer.model import Transformer
 
 
 def generate(
@@ -56,7 +56,7 @@ def sample_text(model: Transformer, tokenizer: Tokenizer, *, tokens: int, seed: 
     length = int(min(tokens, limit - 1))
     ids = generate(model, prompt, length=length, key=jax.random.key(seed), temperature=0.8)[0, 1:].tolist()
     ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
-    return tokenizer.decode([i for i in ids if i < tokenizer.vocabulary_size])
+    return tokenizer.decode(ids)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
@@ -99,8 +99,7 @@ def _decode(model: Transformer, tokens_B, index, caches):
         return block.residuals(x_BD, attended_BHK), (k_BSGK, v_BSGK)
 
     x_BD, caches = jax.lax.scan(layer, x_BD, (stacked, *caches))
-    logits_BV = unembed(model.final_norm(x_BD), model.unembedding_VD)
-    return soft_cap(logits_BV, model.config.logit_soft_cap), caches
+    return model.logits(model.final_norm(x_BD)), caches
 
 
 def _attend_cached(q_BHK, k_BSGK, v_BSGK, index, window):

@@ -6,7 +6,6 @@ each masked from its neighbours, so that next to nothing is padding and one comp
 logits are made for the continuations alone. Softmax and sums are float32, over the ids that the tokenizer has.
 """
 
-import functools
 import itertools
 from collections import deque
 from collections.abc import Sequence
@@ -102,14 +101,12 @@ def score(
     packing: PackingConfig,
     *,
     rows_per_batch: int,
-    vocabulary_size: int,
     label: str | None = None,
 ) -> LogLikelihoods:
     """Returns the log-likelihoods of requests, in their order.
 
     Args:
         packing: its `row_length` and `documents_per_row` bound the rows.
-        vocabulary_size: of the tokenizer; ids of the model beyond it take no part in the softmax.
         label: of a progress bar, on a terminal; None shows none.
 
     Raises:
@@ -146,7 +143,7 @@ def score(
                 for first in range(0, rows_per_batch, rows_of_device)
             ]
             packed = _Rows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-            computing.append((members, counts, packed.count_X, _score_rows(state, packed, vocabulary_size)))
+            computing.append((members, counts, packed.count_X, _score_rows(state, packed)))
             if len(computing) > _AHEAD:
                 collect()
         while computing:
@@ -200,19 +197,20 @@ def _pack(rows: list[list[Request]], B: int, T: int) -> _Rows:
     return _Rows(tokens_BT, positions_BT, starts_BT, ends_BT, places_N, targets_N, np.array([count], np.int32))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _score_rows(state: TrainState, rows: _Rows, vocabulary_size: int) -> TokenScores:
-    return with_model(state, functools.partial(_score_places, vocabulary_size=vocabulary_size), rows)
+@jax.jit
+def _score_rows(state: TrainState, rows: _Rows) -> TokenScores:
+    return with_model(state, _score_places, rows)
 
 
-def _score_places(model: Transformer, rows: _Rows, *, vocabulary_size: int) -> TokenScores:
+def _score_places(model: Transformer, rows: _Rows) -> TokenScores:
     features_ND = model.features(rows.tokens_BT, rows.positions_BT, rows.document_starts_BT, rows.document_ends_BT)
     return token_scores(
         features_ND[rows.places_N],
-        model.unembedding_VD[:vocabulary_size],
+        model.unembedding_VD,
         rows.targets_N,
         count=rows.count_X[0],
         logit_soft_cap=model.config.logit_soft_cap,
+        token_count=model.token_count,
         chunk_tokens=model.config.loss_chunk_tokens,
     )
 

@@ -110,14 +110,13 @@ def score_task(
     packing: PackingConfig,
     *,
     rows_per_batch: int,
-    vocabulary_size: int,
     items: int | None = None,
     label: str | None = None,
 ) -> TaskScores:
     """Returns the scores of a fixed choice of so many items of a task, or of all.
 
     Args:
-        packing, vocabulary_size, label: as in `cloze.score`.
+        packing, label: as in `loglikelihood.score`.
 
     Raises:
         TrainingFailure: a log-likelihood is not finite.
@@ -129,7 +128,6 @@ def score_task(
         [task.encoded.requests[number] for number in task.requests(chosen).tolist()],
         packing,
         rows_per_batch=rows_per_batch,
-        vocabulary_size=vocabulary_size,
         label=label,
     )
     scored = [data.items[i] for i in chosen.tolist()]

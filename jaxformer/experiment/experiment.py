@@ -88,11 +88,19 @@ def attention_shape(experiment: Experiment, devices: int = 1) -> AttentionShape:
 
 
 def make_state(
-    experiment: Experiment, seed: int, attention: Implementation | None = None, mesh: Mesh | None = None
+    experiment: Experiment,
+    seed: int,
+    attention: Implementation | None = None,
+    mesh: Mesh | None = None,
+    *,
+    token_count: int | None = None,
 ) -> TrainState:
     """Returns the state before the first step; attention is what suits the device and the shapes if it is not given.
 
     It lies on one device, or on a mesh.
+
+    Args:
+        token_count: ids that the tokenizer has; None for all of `model.vocabulary_size`.
     """
     if attention is None:
         shape = attention_shape(experiment, mesh.size if mesh else 1)
@@ -106,6 +114,7 @@ def make_state(
         micro_batches=experiment.training.micro_batches or 1,
         skip_spikes_above=experiment.training.skip_spikes_above,
         mesh=mesh,
+        token_count=token_count,
     )
 
 

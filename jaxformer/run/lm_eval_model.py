@@ -102,7 +102,6 @@ class JaxformerLM(TemplateLM):
             encoded,
             self.trained.experiment.packing,
             rows_per_batch=self._rows,
-            vocabulary_size=self.trained.tokenizer.vocabulary_size,
             label=None if disable_tqdm else "requests",
         )
         return list(zip(results.nats.tolist(), results.is_greedy.tolist(), strict=True))
@@ -181,7 +180,7 @@ class JaxformerLM(TemplateLM):
         for row, prompt in zip(np.asarray(tokens_BS), prompts, strict=False):
             ids = row[len(prompt) : len(prompt) + length].tolist()
             ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
-            yield tokenizer.decode([i for i in ids if i < tokenizer.vocabulary_size])
+            yield tokenizer.decode(ids)
 
 
 class _Generation(NamedTuple):

@@ -19,7 +19,7 @@ from jaxformer.step import TrainState, with_model
 # Rows of the batch that are looked at, those with the most documents.
 _ROWS = 2
 
-# Share by which the loss before the first step may differ from ln V; ours is within 2 % of it.
+# Share by which the loss before the first step may differ from that of a uniform guess; ours is within 2 % of it.
 _FROM_UNIFORM = 0.1
 
 _ADVICE = "report it; --attention.implementation=xla may avoid it, --training.startup_proof=false looks away"
@@ -57,13 +57,14 @@ def batch_to_check(batches: Iterator[Batch]) -> Batch:
     return next((batch for batch in itertools.chain([first], others) if batch.segment_ids_BT.max() > 1), first)
 
 
-def check_sanity(state: TrainState, batch: Batch, vocabulary_size: int, *, document_mask: bool = True) -> Proof:
+def check_sanity(state: TrainState, batch: Batch, token_count: int, *, document_mask: bool = True) -> Proof:
     """Returns what holds of a state and a batch, with the attention that the state's model computes.
 
-    The ids lie in the vocabulary; the loss of every other document of a row has no gradient at all, bit by bit, in the
-    stream of those between them; and before the first step the loss is near ln V, that of a uniform guess.
+    The ids are the tokenizer's; the loss of every other document of a row has no gradient at all, bit by bit, in the
+    stream of those between them; and before the first step the loss is near that of a uniform guess.
 
     Args:
+        token_count: ids that the tokenizer has.
         document_mask: whether the batch was packed with one; without, its rows are one document each, which is kept
             from the padding alone, and the proof says so.
 
@@ -73,9 +74,9 @@ def check_sanity(state: TrainState, batch: Batch, vocabulary_size: int, *, docum
     for name, ids_BT in (("token", batch.tokens_BT), ("target", batch.targets_BT)):
         low, high = int(ids_BT.min()), int(ids_BT.max())
         require(
-            low >= 0 and high < vocabulary_size,
+            low >= 0 and high < token_count,
             f"proof: {name} ids of a batch, {low} to {high}, do not lie in the vocabulary of "
-            f"{vocabulary_size}; delete the token shards and run again to prepare them anew",
+            f"{token_count}; delete the token shards and run again to prepare them anew",
         )
     # No more rows than a device computes at once in a step, so that memory is enough.
     devices = len(state.mesh.local_devices) if state.mesh else 1
@@ -94,11 +95,11 @@ def check_sanity(state: TrainState, batch: Batch, vocabulary_size: int, *, docum
             not is_ours.any() or bool(largest_BT[is_ours].max() > 0),
             f"proof: no gradient flows within the documents of a row; {_ADVICE}",
         )
-    uniform = math.log(vocabulary_size)
+    uniform = math.log(token_count)
     is_near = abs(loss - uniform) <= _FROM_UNIFORM * uniform
     require(
         bool(is_near) if int(state.step) == 0 else math.isfinite(loss),
-        f"proof: the loss of a batch is {loss:.4g}, and a uniform guess has ln {vocabulary_size} = "
+        f"proof: the loss of a batch is {loss:.4g}, and a uniform guess has ln {token_count} = "
         f"{uniform:.4g}; {_ADVICE}",
     )
     return Proof(rows.segment_ids_BT.max(axis=1).tolist(), float(loss), document_mask)
@@ -122,6 +123,7 @@ def _largest_gradients(model: Transformer, rows: Batch):
             rows.targets_BT.reshape(-1),
             rows.loss_weights_BT.reshape(-1),
             logit_soft_cap=model.config.logit_soft_cap,
+            token_count=model.token_count,
             chunk_tokens=model.config.loss_chunk_tokens,
         )
         return sums.objective, sums

@@ -49,7 +49,8 @@ def load_trained(workdir: Path, step: int | None = None) -> Trained:
         attention = implementation_from(record["attention"])
     else:
         attention = choose_implementation(AttentionConfig(), attention_shape(experiment)).implementation
-    state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention))
+    token_count = tokenizer.vocabulary_size
+    state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention, token_count=token_count))
     step, params = _restore(workdir / "checkpoints", abstract(state.params), step)
     state = state.replace(step=jnp.asarray(step, jnp.int32), params=params, opt_state=None, guard=init_guard())
     return Trained(workdir, experiment, record, step, state, tokenizer)

@@ -97,7 +97,6 @@ def test_requests_and_scores_of_every_task_are_those_of_the_harness(model, data,
         encode_task(task, trained.tokenizer, 32),
         trained.experiment.packing,
         rows_per_batch=3,
-        vocabulary_size=trained.tokenizer.vocabulary_size,
     )
     theirs = tool.ask_harness(model, task)
     assert tool.compare(ours, theirs) == []

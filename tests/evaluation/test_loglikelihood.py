@@ -42,16 +42,21 @@ def noise_like(params, scale: float):
 
 @pytest.fixture(scope="module")
 def state(compiled):
-    """A model of more ids than either tokenizer has."""
-    state = init_state(MODEL, make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=0), 1), seed=0)
+    """A model with more rows than there are tokens."""
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=0), 1)
+    state = init_state(MODEL, optimizer, seed=0, token_count=V)
     return state.replace(params=jax.tree.map(jnp.add, state.params, noise_like(state.params, 0.25)))
+
+
+def graph(token_count: int = V, **fields):
+    """Returns the graph definition and the parameters' shapes of a model."""
+    model = dataclasses.replace(MODEL, **fields)
+    return nnx.split(nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(params=0), token_count=token_count)))
 
 
 def variant(state, **fields):
     """Returns a state of a model with other fields."""
-    model = dataclasses.replace(MODEL, **fields)
-    abstract = nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(params=0), attention="xla"))
-    graphdef, params = nnx.split(abstract)
+    graphdef, params = graph(**fields)
     return state.replace(graphdef=graphdef, params=noise_like(params, 0.5))
 
 
@@ -127,7 +132,7 @@ def test_packed_requests_score_as_each_alone_whatever_the_rows_and_batches(
     nats, is_greedy = alone(state, requests)
     assert len({len(tokens) for tokens, _ in requests}) > 6
     packing = PackingConfig(row_length=row_length, documents_per_row=documents_per_row)
-    found = score(state, requests, packing, rows_per_batch=rows_per_batch, vocabulary_size=V)
+    found = score(state, requests, packing, rows_per_batch=rows_per_batch)
     np.testing.assert_allclose(found.nats, nats, atol=NATS)
     np.testing.assert_array_equal(found.is_greedy, is_greedy)
     assert found.nats.dtype == np.float64
@@ -136,7 +141,7 @@ def test_packed_requests_score_as_each_alone_whatever_the_rows_and_batches(
 def test_the_soft_cap_and_the_chunks_of_logits_are_those_of_training(state):
     capped, requests = variant(state, logit_soft_cap=0.5, loss_chunk_tokens=5), make_requests()
     nats, is_greedy = alone(capped, requests)
-    found = score(capped, requests, PACKING, rows_per_batch=4, vocabulary_size=V)
+    found = score(capped, requests, PACKING, rows_per_batch=4)
     np.testing.assert_allclose(found.nats, nats, atol=NATS)
     np.testing.assert_array_equal(found.is_greedy, is_greedy)
     uncapped = alone(capped.replace(graphdef=state.graphdef), requests)[0]
@@ -146,33 +151,34 @@ def test_the_soft_cap_and_the_chunks_of_logits_are_those_of_training(state):
 def test_windows_positions_and_the_unembedding_are_those_of_training(state):
     other, requests = variant(state, sliding_window=3, learned_positions=2 * T, tied_embeddings=False), make_requests()
     nats, is_greedy = alone(other, requests)
-    found = score(other, requests, PackingConfig(row_length=2 * T), rows_per_batch=3, vocabulary_size=V)
+    found = score(other, requests, PackingConfig(row_length=2 * T), rows_per_batch=3)
     np.testing.assert_allclose(found.nats, nats, atol=NATS)
     np.testing.assert_array_equal(found.is_greedy, is_greedy)
 
 
-def test_ids_that_only_the_model_has_take_no_part(state):
+def test_rows_that_stand_for_no_token_take_no_part(state):
     requests = make_requests()
     params = jax.tree.map(lambda x: x.at[V:].set(50.0) if x.shape == (MODEL_V, 12) else x, state.params)
-    assert (alone(state, requests)[0] - alone(state, requests, MODEL_V)[0]).min() > 10 * NATS, "they matter"
-    found = score(state.replace(params=params), requests, PACKING, rows_per_batch=4, vocabulary_size=V)
-    same = score(state, requests, PACKING, rows_per_batch=4, vocabulary_size=V)
+    all_rows = state.replace(graphdef=graph(MODEL_V)[0])
+    assert (alone(state, requests)[0] - alone(all_rows, requests, MODEL_V)[0]).min() > 10 * NATS, "they matter"
+    found = score(state.replace(params=params), requests, PACKING, rows_per_batch=4)
+    same = score(state, requests, PACKING, rows_per_batch=4)
     np.testing.assert_allclose(found.nats, same.nats, atol=NATS)
     np.testing.assert_array_equal(found.is_greedy, same.is_greedy)
 
 
 def test_scores_follow_the_requests_in_any_order(state):
     requests = make_requests()
-    found = score(state, requests, PACKING, rows_per_batch=4, vocabulary_size=V)
+    found = score(state, requests, PACKING, rows_per_batch=4)
     order = np.random.default_rng(1).permutation(len(requests))
-    shuffled = score(state, [requests[i] for i in order], PACKING, rows_per_batch=4, vocabulary_size=V)
+    shuffled = score(state, [requests[i] for i in order], PACKING, rows_per_batch=4)
     np.testing.assert_allclose(shuffled.nats, found.nats[order], atol=NATS)
     np.testing.assert_array_equal(shuffled.is_greedy, found.is_greedy[order])
 
 
 def test_a_request_is_greedy_where_every_scored_token_is_the_likeliest(state):
     requests = greedy_requests(state)
-    found = score(state, requests, PACKING, rows_per_batch=4, vocabulary_size=V)
+    found = score(state, requests, PACKING, rows_per_batch=4)
     np.testing.assert_array_equal(found.is_greedy, alone(state, requests)[1])
     assert found.is_greedy.sum() == 6 < len(requests)
 
@@ -188,12 +194,12 @@ def test_a_row_holds_no_more_requests_than_the_bound(state, monkeypatch):
     monkeypatch.setattr(loglikelihood, "best_fit_decreasing", spy)
     for bound in (2, 0):
         packing = PackingConfig(row_length=5 * T, documents_per_row=bound)
-        score(state, make_requests(), packing, rows_per_batch=3, vocabulary_size=V)
+        score(state, make_requests(), packing, rows_per_batch=3)
     assert held[0] == 2 < held[1]
 
 
 def test_no_requests_have_no_scores(state):
-    found = score(state, [], PACKING, rows_per_batch=4, vocabulary_size=V)
+    found = score(state, [], PACKING, rows_per_batch=4)
     assert found.nats.shape == found.is_greedy.shape == (0,)
     assert (found.nats.dtype, found.is_greedy.dtype) == (np.float64, np.bool_)
 
@@ -202,11 +208,11 @@ def test_no_requests_have_no_scores(state):
 def test_parameters_that_are_not_finite_are_a_failure_not_a_score(state, value):
     params = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(value), state.params)
     with pytest.raises(TrainingFailure, match="log-likelihoods are not finite"):
-        score(state.replace(params=params), make_requests(), PACKING, rows_per_batch=4, vocabulary_size=V)
+        score(state.replace(params=params), make_requests(), PACKING, rows_per_batch=4)
 
 
 def test_a_label_shows_nothing_where_there_is_no_terminal(state, capsys):
-    score(state, make_requests(), PACKING, rows_per_batch=4, vocabulary_size=V, label="my task")
+    score(state, make_requests(), PACKING, rows_per_batch=4, label="my task")
     assert capsys.readouterr() == ("", "")
 
 
@@ -347,17 +353,23 @@ def make_task(name: str = "hellaswag", count: int = 10) -> TaskData:
 ROWS = PackingConfig(row_length=64)
 
 
-def scored(state, tokenizer, data: TaskData, items: int | None = None) -> TaskScores:
+@pytest.fixture(scope="module")
+def text_state(state, tokenizer):
+    """The same model of the tokenizer's ids."""
+    return state.replace(graphdef=graph(tokenizer.vocabulary_size)[0])
+
+
+def scored(text_state, tokenizer, data: TaskData, items: int | None = None) -> TaskScores:
     task = encode_task(data, tokenizer, ROWS.row_length)
-    return score_task(state, task, ROWS, rows_per_batch=2, vocabulary_size=tokenizer.vocabulary_size, items=items)
+    return score_task(text_state, task, ROWS, rows_per_batch=2, items=items)
 
 
-def test_the_scores_of_a_task_are_those_of_each_option_alone(state, tokenizer):
+def test_the_scores_of_a_task_are_those_of_each_option_alone(text_state, tokenizer):
     data = make_task()
-    found = scored(state, tokenizer, data)
+    found = scored(text_state, tokenizer, data)
     np.testing.assert_array_equal(found.chosen, np.arange(10))
     each = [encode([option], tokenizer, ROWS.row_length).requests[0] for item in data.items for option in item.options]
-    nats, _ = alone(state, each, tokenizer.vocabulary_size)
+    nats, _ = alone(text_state, each, tokenizer.vocabulary_size)
     np.testing.assert_allclose(np.concatenate(found.log_likelihoods), nats, atol=NATS)
     assert [len(nats) for nats in found.log_likelihoods] == [len(item.options) for item in data.items]
     expected = score_items(data.items, found.log_likelihoods, [False] * 10)
@@ -366,9 +378,9 @@ def test_the_scores_of_a_task_are_those_of_each_option_alone(state, tokenizer):
     assert len(np.unique(found.items.acc)) == 2
 
 
-def test_a_part_of_a_task_is_scored_as_among_all_of_it(state, tokenizer):
+def test_a_part_of_a_task_is_scored_as_among_all_of_it(text_state, tokenizer):
     data = make_task()
-    everything, some = scored(state, tokenizer, data), scored(state, tokenizer, data, 3)
+    everything, some = scored(text_state, tokenizer, data), scored(text_state, tokenizer, data, 3)
     np.testing.assert_array_equal(some.chosen, fixed_choice(10, 3))
     among = everything.among(some.chosen)
     np.testing.assert_array_equal(among.chosen, some.chosen)
@@ -383,11 +395,11 @@ def test_a_part_of_a_task_is_scored_as_among_all_of_it(state, tokenizer):
     )
 
 
-def test_scores_of_a_part_have_its_size_in_their_name(state, tokenizer):
+def test_scores_of_a_part_have_its_size_in_their_name(text_state, tokenizer):
     data = make_task()
-    everything = scored(state, tokenizer, data)
-    assert everything.name == scored(state, tokenizer, data, 99).name == "hellaswag"
-    assert scored(state, tokenizer, data, 3).name == everything.among(fixed_choice(10, 3)).name == "hellaswag_3"
+    everything = scored(text_state, tokenizer, data)
+    assert everything.name == scored(text_state, tokenizer, data, 99).name == "hellaswag"
+    assert scored(text_state, tokenizer, data, 3).name == everything.among(fixed_choice(10, 3)).name == "hellaswag_3"
 
 
 @pytest.mark.parametrize(
@@ -399,11 +411,11 @@ def test_scores_of_a_part_have_its_size_in_their_name(state, tokenizer):
         ("lambada", ["acc", "gold_bits_per_byte"]),
     ],
 )
-def test_estimates_are_those_of_use_for_the_task(state, tokenizer, name, names):
+def test_estimates_are_those_of_use_for_the_task(text_state, tokenizer, name, names):
     data = make_task(name)
     if name == "lambada":
         data = data._replace(items=[items.lambada({"text": f"{i} ba dofi rostuke"}) for i in range(10)])
-    found = scored(state, tokenizer, data)
+    found = scored(text_state, tokenizer, data)
     estimates = found.estimates()
     assert sorted(estimates) == names
     for metric, (mean, standard_error) in estimates.items():
@@ -413,17 +425,17 @@ def test_estimates_are_those_of_use_for_the_task(state, tokenizer, name, names):
     assert (found.chance() is None) == (name == "lambada")
 
 
-def test_a_single_option_is_right_where_the_model_would_write_it(state, tokenizer):
+def test_a_single_option_is_right_where_the_model_would_write_it(text_state, tokenizer):
     data = make_task("lambada")._replace(items=[Item((Option("", "ba" * n),), 0) for n in range(1, 8)])
     task = encode_task(data, tokenizer, ROWS.row_length)
-    _, is_greedy = alone(state, task.encoded.requests, tokenizer.vocabulary_size)
+    _, is_greedy = alone(text_state, task.encoded.requests, tokenizer.vocabulary_size)
     # The likeliest first token of all becomes a request of its own.
-    best = likeliest(state, [tokenizer.bos_id], tokenizer.vocabulary_size)
+    best = likeliest(text_state, [tokenizer.bos_id], tokenizer.vocabulary_size)
     requests = [*task.encoded.requests[:-1], Request(np.array([tokenizer.bos_id, best], np.int32), 1)]
     task = task._replace(encoded=task.encoded._replace(requests=requests))
-    found = score_task(state, task, ROWS, rows_per_batch=2, vocabulary_size=tokenizer.vocabulary_size)
+    found = score_task(text_state, task, ROWS, rows_per_batch=2)
     np.testing.assert_array_equal(found.items.acc, [*is_greedy[:-1], True])
-    part = score_task(state, task, ROWS, rows_per_batch=2, vocabulary_size=tokenizer.vocabulary_size, items=4)
+    part = score_task(text_state, task, ROWS, rows_per_batch=2, items=4)
     np.testing.assert_array_equal(part.items.acc, found.items.acc[part.chosen])
 
 
@@ -440,7 +452,7 @@ def test_a_continuation_longer_than_a_row_is_a_user_error_that_names_task_source
 @pytest.mark.parametrize("rows_per_batch", [0, -1])
 def test_batches_of_no_rows_are_refused(state, rows_per_batch):
     with pytest.raises(UserError, match=r"rows_per_batch \(-?\d\) must be at least 1"):
-        score(state, [], PACKING, rows_per_batch=rows_per_batch, vocabulary_size=V)
+        score(state, [], PACKING, rows_per_batch=rows_per_batch)
 
 
 def test_a_task_knows_where_the_requests_of_each_item_begin(tokenizer):
