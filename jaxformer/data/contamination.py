@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.data.overlap import remembered, shards_identity
-from jaxformer.data.shards import Shards
+from jaxformer.data.shards import Shards, batches_of_documents
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.console import progress_bar
 
@@ -106,7 +106,15 @@ class WordReader:
     def read(self, documents: Sequence[np.ndarray]) -> Words:
         """Returns the words of documents, each of which is its ids."""
         ids = np.concatenate([np.empty(0, np.int64), *documents])
-        sizes = np.array([len(document) for document in documents], np.int64)
+        return self.read_joined(ids, np.array([len(document) for document in documents], np.int64))
+
+    def read_joined(self, ids: np.ndarray, sizes: np.ndarray) -> Words:
+        """Returns the words of documents whose ids stand one after another.
+
+        Args:
+            ids: int64 (tokens,).
+            sizes: int64 (documents,), the tokens of each.
+        """
         fragments, sizes = self._cut(ids, sizes)
         if not len(fragments):
             return Words(np.empty(0, np.uint64), np.empty(0, np.int64))
@@ -191,7 +199,8 @@ def _search(training: Shards, reader: WordReader, indexes: Sequence["_Index"]) -
     """Returns the pairs of an item and a document for each of the indexes, each once and in ascending order."""
 
     def search(documents: range) -> list[np.ndarray]:
-        words = reader.read([training.read(i, 0, int(training.tokens[i])) for i in documents])
+        numbers = np.arange(documents.start, documents.stop)
+        words = reader.read_joined(training.read_documents(numbers).astype(np.int64), training.tokens[numbers])
         return [pairs + np.array([0, documents.start]) for pairs in _collisions(words, indexes)]
 
     found = [[np.empty((0, 2), np.int64) for _ in indexes]]
@@ -199,19 +208,12 @@ def _search(training: Shards, reader: WordReader, indexes: Sequence["_Index"]) -
         progress_bar(desc="searching for items of tasks", unit=" tokens", total=int(training.tokens.sum())) as bar,
         ThreadPoolExecutor(os.cpu_count()) as executor,
     ):
-        batches = _batches(training.tokens)
+        batches = batches_of_documents(training.tokens, _BATCH_TOKENS)
         while some := list(itertools.islice(batches, _BATCHES_AHEAD)):
             for documents, pairs in zip(some, executor.map(search, some), strict=True):
                 found.append(pairs)
                 bar.update(int(training.tokens[documents.start : documents.stop].sum()))
     return [np.unique(np.concatenate(pairs), axis=0) for pairs in zip(*found, strict=True)]
-
-
-def _batches(tokens: np.ndarray) -> Iterator[range]:
-    """Yields runs of documents of about `_BATCH_TOKENS` tokens, or of one longer document."""
-    numbers = (np.cumsum(tokens) - tokens) // _BATCH_TOKENS
-    borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(tokens)]
-    return itertools.starmap(range, itertools.pairwise(borders))
 
 
 class _Index(NamedTuple):

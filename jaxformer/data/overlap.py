@@ -7,18 +7,21 @@ text is trained on is what the weights say, and counting it would take reading a
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from jaxformer.data.shards import Shards
+from jaxformer.data.shards import Shards, batches_of_documents
 from jaxformer.host.cache import make_once
 from jaxformer.host.console import progress_bar
 from jaxformer.host.files import read_json, write_json
 
 # Bump when the same shards would give other documents.
 _VERSION = 1
+
+# Tokens of documents that are read at once.
+_BATCH_TOKENS = 1 << 16
 
 
 def held_out_elsewhere(training: Shards, validation: Sequence[Shards], cache: Path) -> np.ndarray:
@@ -38,13 +41,13 @@ def held_out_elsewhere(training: Shards, validation: Sequence[Shards], cache: Pa
 
     def find() -> dict:
         others = [(shards, _same_size(shards, [training])) for shards in validation]
-        held_out = {_text_digest(shards, i) for shards, candidates in others for i in candidates.tolist()}
+        held_out = {digest for shards, candidates in others for _, digest in _text_digests(shards, candidates)}
         candidates = _same_size(training, validation)
         with progress_bar(desc="comparing with other corpora", unit=" documents", total=len(candidates)) as bar:
             found = []
-            for i in candidates.tolist():
-                if _text_digest(training, i) in held_out:
-                    found.append(i)
+            for document, digest in _text_digests(training, candidates):
+                if digest in held_out:
+                    found.append(document)
                 bar.update()
         return {"documents": found}
 
@@ -78,7 +81,13 @@ def _sizes(shards: Shards) -> np.ndarray:
     return (shards.tokens << 31) + shards.text_bytes
 
 
-def _text_digest(shards: Shards, document: int) -> bytes:
-    """Returns 16 bytes that identify a document's text: the tokenizer loses nothing, so equal ids are equal texts."""
-    ids = shards.read(document, 0, int(shards.tokens[document]))
-    return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+def _text_digests(shards: Shards, documents: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """Yields some documents, each with 16 bytes that identify its ids.
+
+    The tokenizer loses nothing, so equal ids are equal texts.
+    """
+    for batch in batches_of_documents(shards.tokens[documents], _BATCH_TOKENS):
+        some = documents[batch.start : batch.stop]
+        each = np.split(shards.read_documents(some), np.cumsum(shards.tokens[some])[:-1])
+        for document, ids in zip(some.tolist(), each, strict=True):
+            yield document, hashlib.blake2b(ids.tobytes(), digest_size=16).digest()

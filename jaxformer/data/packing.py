@@ -205,8 +205,9 @@ def read_rows(shards: Shards, plan: Plan, rows: np.ndarray, *, document_mask: bo
     ends_BT.reshape(-1)[at] = np.repeat(offsets + lengths if document_mask else used_B[row_of], lengths)
     segment_ids_BT.reshape(-1)[at] = np.repeat(ordinals + 1, lengths) if document_mask else 1
 
-    places = row_of * T + offsets
-    tokens_BT, targets_BT = _read_pieces(shards, (B, T), plan.documents[pieces], plan.starts[pieces], lengths, places)
+    tokens_BT, targets_BT = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
+    inputs, targets = _read_pieces(shards, plan.documents[pieces], plan.starts[pieces], lengths)
+    tokens_BT.reshape(-1)[at], targets_BT.reshape(-1)[at] = inputs, targets
     return Batch(
         tokens_BT=tokens_BT,
         targets_BT=targets_BT,
@@ -219,40 +220,31 @@ def read_rows(shards: Shards, plan: Plan, rows: np.ndarray, *, document_mask: bo
 
 
 def _read_pieces(
-    shards: Shards,
-    shape: tuple[int, int],
-    documents: np.ndarray,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    places: np.ndarray,
+    shards: Shards, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns inputs and targets, int32 (B, T), with pieces of documents at their places and 0 elsewhere.
+    """Returns the inputs of pieces of documents, one piece after another, and the target of each; int32 (inputs,).
 
     Args:
         documents, starts, lengths: int64 (pieces,), as in a `Plan`.
-        places: int64 (pieces,), where each begins in the flattened rows.
     """
-    tokens_BT, targets_BT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    flat_tokens, flat_targets = tokens_BT.reshape(-1), targets_BT.reshape(-1)
     document_tokens = shards.tokens[documents]
     # In BOS + ids + EOS, token i of the ids is input i + 1 and target i.
-    ids_of = shards.read_pieces(documents, np.maximum(0, starts - 1), np.minimum(starts + lengths, document_tokens))
-    fields = (starts, lengths, document_tokens, places)
-    for ids, start, length, tokens, place in zip(ids_of, *(field.tolist() for field in fields), strict=True):
-        is_first, is_last = start == 0, start + length > tokens
-        flat_tokens[place + is_first : place + length] = ids if is_last else ids[:-1]
-        flat_targets[place : place + length - is_last] = ids if is_first else ids[1:]
-        if is_first:
-            flat_tokens[place] = shards.manifest.bos_id
-        if is_last:
-            flat_targets[place + length - 1] = shards.manifest.eos_id
+    ids = shards.read_pieces(documents, np.maximum(0, starts - 1), np.minimum(starts + lengths, document_tokens))
     # Damage that left a record readable: an id beyond the vocabulary makes the loss NaN.
-    if targets_BT.max(initial=0) >= shards.manifest.vocabulary_size:
+    if ids.max(initial=0) >= shards.manifest.vocabulary_size:
         raise UserError(
             f"token shards {shards.folder}: ids beyond the vocabulary of {shards.manifest.vocabulary_size}; "
             "delete the folder and run again to prepare it anew"
         )
-    return tokens_BT, targets_BT
+    # A piece's tokens are its inputs and the one that follows them.
+    lasts = np.cumsum(lengths + 1) - 1
+    firsts = lasts - lengths
+    begins, ends = firsts[starts == 0], lasts[starts + lengths > document_tokens]
+    tokens = np.empty(lengths.sum() + len(lengths), np.int32)
+    is_id = np.ones(len(tokens), bool)
+    is_id[begins] = is_id[ends] = False
+    tokens[begins], tokens[ends], tokens[is_id] = shards.manifest.bos_id, shards.manifest.eos_id, ids
+    return np.delete(tokens, lasts), np.delete(tokens, firsts)
 
 
 def pad_rows(batch: Batch, rows: int) -> Batch:

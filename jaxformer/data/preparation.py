@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.config import UserError, require
-from jaxformer.data import shards
 from jaxformer.data.chunks import Stored, open_chunks, stored_chunks, tokenise, tokenise_part
 from jaxformer.data.corpus import Documents, Part, load_documents, part_names
 from jaxformer.data.selection import Selected, Selection, check_count, check_split, split_notice
@@ -95,7 +94,6 @@ def _write(
             selection.paths,
             selected,
             vocabulary_size=tokenizer.vocabulary_size,
-            record_tokens=shards.RECORD_TOKENS,
             beam=beam,
             progress=progress,
         )

@@ -7,6 +7,7 @@ TFDS calls these functions in turn, or has Beam's workers call them. The files a
 import contextlib
 import errno
 import io
+import itertools
 import logging
 import os
 import shutil
@@ -19,14 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxformer.config import UserError
+from jaxformer.data import shards
 from jaxformer.data.chunks import read_chunk
 from jaxformer.data.selection import Selected
 from jaxformer.data.shards import id_dtype
 from jaxformer.host.console import progress_bar
 from jaxformer.host.paths import literal_path
-
-# Ids of one shard file, bytes: what a writer holds in memory.
-_SHARD_BYTES = 128 << 20
 
 
 def write_shard_files(
@@ -35,15 +34,13 @@ def write_shard_files(
     selected: dict[str, Selected],
     *,
     vocabulary_size: int,
-    record_tokens: int,
     beam: Sequence[str] | None = None,
     progress: bool = False,
 ) -> None:
-    """Writes each split's documents in order, in records, as a TFDS dataset in `folder`.
+    """Writes each split's stream of ids (see `shards`) as a TFDS dataset in `folder`.
 
     Args:
         paths: of the chunks that hold them.
-        record_tokens: of each record; a document's last one may hold fewer.
         beam: options of an Apache Beam pipeline, as on a command line; None to write here.
         progress: whether a line tells the tokens written here.
     """
@@ -58,9 +55,9 @@ def write_shard_files(
     )
 
     dtype = id_dtype(vocabulary_size)
-    shards = {
+    records = {
         # Beam runs what is written first once more with what is written second: the small split comes first.
-        split: [partial(_records, paths, shard, record_tokens) for shard in _cut(selected[split], np.dtype(dtype))]
+        split: [partial(_records, paths, *cut) for cut in _files(selected[split])]
         for split in ("validation", "train")
     }
     with registered.skip_registration():
@@ -77,7 +74,7 @@ def write_shard_files(
                 return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
             def _shard_iterators_per_split(self, dl_manager):
-                return shards if beam is not None else _counted(shards, bar)
+                return records if beam is not None else _counted(records, bar)
 
     shutil.rmtree(folder / "token_shards", ignore_errors=True)  # Of an attempt that was killed.
     config = tfds.download.DownloadConfig(try_download_gcs=False, **_beam_options(beam))
@@ -164,27 +161,42 @@ def _beam_options(beam: Sequence[str] | None) -> dict:
     return {"beam_options": options, "beam_runner": options.get_all_options()["runner"] or "DirectRunner"}
 
 
-def _cut(selected: Selected, dtype: np.dtype) -> list[Selected]:
-    """Returns the documents of each shard file: as many as begin within its bytes."""
-    sizes = selected.tokens.astype(np.int64) * dtype.itemsize
-    numbers = (np.cumsum(sizes) - sizes) // _SHARD_BYTES
-    borders = np.flatnonzero(np.diff(numbers)) + 1
-    first_and_stop = zip([0, *borders.tolist()], [*borders.tolist(), len(sizes)], strict=True)
-    return [Selected(*(each[first:stop] for each in selected)) for first, stop in first_and_stop]
+def _files(selected: Selected) -> Iterator[tuple[Selected, int, int]]:
+    """Yields for each file of a split the documents that it holds any of, and the range of their ids that it holds."""
+    ends = np.cumsum(selected.tokens, dtype=np.int64)
+    file_tokens = shards.FILE_RECORDS * shards.RECORD_TOKENS
+    for start in range(0, int(ends[-1]), file_tokens):
+        stop = min(start + file_tokens, int(ends[-1]))
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right").tolist()
+        before = int(ends[first] - selected.tokens[first])
+        yield Selected(*(each[first : last + 1] for each in selected)), start - before, stop - before
 
 
-def _records(paths: Sequence[Path], shard: Selected, record_tokens: int) -> Iterator[tuple[int, dict]]:
-    """Yields the records of a shard, numbered."""
-    number, chunk_of, ids = 0, -1, np.empty(0)
-    for chunk, start, tokens in zip(*(each.tolist() for each in shard[:3]), strict=True):
-        if chunk != chunk_of:
-            chunk_of, ids = chunk, _ids(paths[chunk])
-        for first in range(start, start + tokens, record_tokens):
-            yield number, {"ids": ids[first : min(first + record_tokens, start + tokens)]}
+def _records(paths: Sequence[Path], documents: Selected, start: int, stop: int) -> Iterator[tuple[int, dict]]:
+    """Yields ids [start, stop) of the stream of some documents in records, numbered."""
+    number, waiting, at = 0, np.empty(0, np.int32), 0
+    for ids in _stream(paths, documents):
+        chosen = ids[max(0, start - at) : max(0, stop - at)]
+        at += len(ids)
+        waiting = np.concatenate([waiting, chosen]) if len(waiting) else chosen
+        whole = len(waiting) if at >= stop else len(waiting) // shards.RECORD_TOKENS * shards.RECORD_TOKENS
+        for first in range(0, whole, shards.RECORD_TOKENS):
+            yield number, {"ids": waiting[first : min(first + shards.RECORD_TOKENS, whole)]}
             number += 1
+        waiting = waiting[whole:]
 
 
-def _counted(shards: dict[str, list[partial]], bar: tqdm) -> dict[str, list[Callable]]:
+def _stream(paths: Sequence[Path], documents: Selected) -> Iterator[np.ndarray]:
+    """Yields the ids of some documents end to end, those of a chunk at a time."""
+    borders = np.flatnonzero(np.diff(documents.chunk_of, prepend=-1, append=-1))
+    for first, stop in itertools.pairwise(borders.tolist()):
+        lengths = documents.tokens[first:stop].astype(np.int64)
+        before = np.cumsum(lengths) - lengths
+        ids = _ids(paths[int(documents.chunk_of[first])])
+        yield ids[np.repeat(documents.starts[first:stop] - before, lengths) + np.arange(lengths.sum())]
+
+
+def _counted(files: dict[str, list[partial]], bar: tqdm) -> dict[str, list[Callable]]:
     """Returns functions that yield the same records and show their tokens."""
 
     def count(records: partial) -> Iterator[tuple[int, dict]]:
@@ -192,7 +204,7 @@ def _counted(shards: dict[str, list[partial]], bar: tqdm) -> dict[str, list[Call
             bar.update(len(example["ids"]))
             yield number, example
 
-    return {split: [partial(count, records) for records in each] for split, each in shards.items()}
+    return {split: [partial(count, records) for records in each] for split, each in files.items()}
 
 
 def _ids(path: Path) -> np.ndarray:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from jaxformer.config import UserError
-from jaxformer.data import chunks, preparation, selection, shard_writer
+from jaxformer.data import chunks, preparation, selection, shard_writer, shards
 from jaxformer.data import corpus as corpus_module
 from jaxformer.data.chunks import Chunk, Stored, encode_chunk, read_chunk, tokenise, write_chunk
 from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
@@ -38,7 +38,8 @@ def small_chunks(monkeypatch):
     """Chunks and shard files of a few documents, and parts of a few row groups."""
     monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 1500)
     monkeypatch.setattr(corpus_module, "PART_BYTES", 4000)
-    monkeypatch.setattr(shard_writer, "_SHARD_BYTES", 6000)
+    monkeypatch.setattr(shards, "RECORD_TOKENS", 64)
+    monkeypatch.setattr(shards, "FILE_RECORDS", 40)
 
 
 def write_parquet(path: Path, texts: list[str]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxformer.config import UserError
-from jaxformer.data import chunks, preparation, shard_writer, shards
+from jaxformer.data import chunks, preparation, shards
 from jaxformer.data.corpus import CorpusConfig, key_fraction, load_documents
 from jaxformer.data.preparation import prepare
 from jaxformer.data.shards import SPLITS, open_shards
@@ -99,8 +99,11 @@ def test_a_piece_of_a_document_is_the_slice_of_the_whole(training, training_ids,
 
 
 def test_pieces_that_begin_or_end_at_a_record_are_right(training, training_ids):
+    begin = 0
     for document, ids in enumerate(training_ids[:12]):
-        edges = {e for edge in range(0, len(ids) + 1, 16) for e in (edge - 1, edge, edge + 1) if 0 <= e <= len(ids)}
+        near = range(-begin % 16, len(ids) + 2, 16)
+        edges = {0, len(ids), *(e for edge in near for e in (edge - 1, edge, edge + 1) if 0 <= e <= len(ids))}
+        begin += len(ids)
         for start in edges:
             for stop in edges:
                 if start < stop:
@@ -108,29 +111,37 @@ def test_pieces_that_begin_or_end_at_a_record_are_right(training, training_ids):
 
 
 @given(st.data())
-def test_many_pieces_are_read_by_one_call_and_are_those_read_one_by_one(training, training_ids, data):
+def test_many_pieces_are_those_read_one_by_one_and_no_record_is_read_twice(training, training_ids, data):
     documents = np.array(data.draw(st.lists(st.integers(0, len(training) - 1), max_size=9)), np.int64)
     lengths = [len(training_ids[document]) for document in documents]
     stops = np.array([data.draw(st.integers(0, length)) for length in lengths], np.int64)
     starts = np.array([data.draw(st.integers(0, stop)) for stop in stops], np.int64)
-    training.read(0, 0, 1)  # Opens the files.
-    with mock.patch.object(type(training._source[0]), "__getitem__", None):
-        pieces = training.read_pieces(documents, starts, stops)
-    for ids, document, start, stop in zip(pieces, documents, starts, stops, strict=True):
-        np.testing.assert_array_equal(ids, training_ids[document][start:stop])
+    with mock.patch.object(shards._Files, "read", autospec=True, side_effect=shards._Files.read) as read:
+        ids = training.read_pieces(documents, starts, stops)
+    records = [record for call in read.call_args_list for record in call.args[1].tolist()]
+    assert len(set(records)) == len(records)
+    expected = [training_ids[i][start:stop] for i, start, stop in zip(documents, starts, stops, strict=True)]
+    np.testing.assert_array_equal(ids, np.concatenate([np.empty(0, np.int64), *expected]))
 
 
-def test_an_empty_piece_is_empty_also_at_the_end_of_a_document_that_fills_its_records(folder):
-    full = [
-        (opened, int(document))
-        for opened in (open_shards(folder, split) for split in SPLITS)
-        for document in np.flatnonzero(opened.tokens % shards.RECORD_TOKENS == 0)
-    ]
-    assert len(full) >= 2
-    for opened, document in full:
+def test_an_empty_piece_is_empty_also_at_the_end_of_a_record_and_of_the_split(folder):
+    opened = open_shards(folder, "train")
+    at_border = np.flatnonzero(np.cumsum(opened.tokens) % shards.RECORD_TOKENS == 0).tolist()
+    assert at_border, "no document ends with a record"
+    for document in [*at_border, len(opened) - 1]:
         tokens = int(opened.tokens[document])
         for at in (0, 5, tokens):
             assert opened.read(document, at, at).tolist() == []
+
+
+def test_tfds_reads_the_records_which_are_the_stream_of_all_ids_cut_at_every_16(folder, texts_of_split, tokenizer):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(folder / "token_shards" / "1.0.0"))
+    for split in SPLITS:
+        records = [record["ids"].tolist() for record in builder.as_data_source(split=split)]
+        stream = [i for text in texts_of_split[split] for i in tokenizer.encode(text)]
+        assert records == [stream[first : first + 16] for first in range(0, len(stream), 16)]
 
 
 def test_the_manifest_and_the_index_count_what_is_there(folder, corpus, tokenizer, texts_of_split):
@@ -155,14 +166,17 @@ def train_files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*train.array_record*"))
 
 
-@pytest.mark.parametrize("shard_bytes", [400, 2000])
-def test_several_shard_files_read_the_same_as_one(corpus, tokenizer, folder, tmp_path, monkeypatch, shard_bytes):
-    monkeypatch.setattr(shard_writer, "_SHARD_BYTES", shard_bytes)
+@pytest.mark.parametrize("file_records", [1, 13])
+def test_several_shard_files_read_the_same_as_one(corpus, tokenizer, folder, tmp_path, monkeypatch, file_records):
+    expected = {split: read_all(open_shards(folder, split)) for split in SPLITS}
+    monkeypatch.setattr(shards, "FILE_RECORDS", file_records)
     monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 500)
     many = prepare(corpus, tokenizer, tmp_path, progress=False)
     assert len(train_files(many)) > 3 and len(train_files(folder)) == 1
     for split in SPLITS:
-        assert read_all(open_shards(many, split)) == read_all(open_shards(folder, split))
+        opened = open_shards(many, split)
+        assert read_all(opened) == expected[split]
+        assert opened.read_documents(np.arange(len(opened))).tolist() == [i for ids in expected[split] for i in ids]
 
 
 def test_a_split_read_before_can_be_pickled_and_reads_the_same(training):
@@ -382,9 +396,6 @@ def edit_manifest(folder: Path, **changes) -> None:
         lambda folder: train_files(folder)[0].write_bytes(train_files(folder)[0].read_bytes()[:-100]),
         lambda folder: train_files(folder)[0].write_bytes(train_files(folder)[0].read_bytes()[:1000]),
         lambda folder: invert(train_files(folder)[0], 2000),  # amid the ids; most of so small a file is padding
-        lambda folder: next(folder.rglob("dataset_info.json")).unlink(),
-        lambda folder: next(folder.rglob("dataset_info.json")).write_text("{"),
-        lambda folder: next(folder.rglob("features.json")).unlink(),
         lambda folder: shutil.rmtree(folder / "token_shards"),
         lambda folder: (folder / "index.npz").unlink(),
         lambda folder: (folder / "index.npz").write_bytes((folder / "index.npz").read_bytes()[:-10]),
@@ -402,9 +413,6 @@ def edit_manifest(folder: Path, **changes) -> None:
         "shard end missing",
         "shard truncated",
         "shard bytes changed",
-        "dataset info missing",
-        "dataset info damaged",
-        "features missing",
         "dataset missing",
         "index missing",
         "index truncated",
@@ -426,13 +434,17 @@ def test_damage_is_a_user_error_that_names_the_folder_and_says_what_to_do(folder
         read_all(open_shards(copy, "train"))
 
 
-def test_damage_that_comes_after_the_shards_were_opened_is_reported_where_they_are_read(folder, tmp_path):
+def test_a_bit_that_rots_after_the_shards_were_opened_is_reported_where_they_are_read(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    training = open_shards(copy, "train")
-    invert(train_files(copy)[0], 2000)
-    with pytest.raises(UserError, match=rf"^token shards {copy}: split 'train' cannot be read .*; delete the folder"):
-        read_all(training)
+    (path,) = train_files(copy)
+    whole = path.read_bytes()
+    for at in range(500, 4000, 250):
+        training = open_shards(copy, "train")
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(UserError, match=rf"^token shards {copy}: split 'train' cannot be read .*; delete the fold"):
+            read_all(training)
+        path.write_bytes(whole)
 
 
 def test_damage_of_either_split_is_reported_before_anything_is_read(folder, tmp_path):

@@ -39,7 +39,7 @@ class ArrayShards(Shards):
 
     def read_pieces(self, documents, starts, stops):
         pieces = zip(documents, starts, stops, strict=True)
-        return [self.documents[document][start:stop] for document, start, stop in pieces]
+        return np.concatenate([self.documents[document][start:stop] for document, start, stop in pieces])
 
 
 @pytest.fixture(scope="module")
