@@ -1,13 +1,20 @@
 """Measures the input side: preparing token shards against SentencePiece alone, reading and packing them, and waiting.
 
     python tools/bench_input.py [--path=FILE.jsonl or FOLDER_OF_PARQUET] [--tokenizer=FILE.model] [--json=RESULT.json]
+    python tools/bench_input.py --lengths
 
 Reading runs in one thread on one core. Each figure is the median of several rounds. The memory is the peak of a process
 that does nothing but prepare; `recombine_texts.py` makes a folder like a part of FineWeb-EDU. Waiting is what a loop
 waits for its batches that takes so many tokens a second and otherwise leaves the processor alone, as on a GPU.
+
+With --lengths only reading is measured, of 64 million tokens in random documents of 40, 400 and 4,000 tokens: batches
+as a run reads them, rows alone, and rows whose files are not in the system's cache, where the disk counts. What a busy
+machine takes away is told by the rate of batches per second of the processor's time.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -17,11 +24,17 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from jaxformer.data.chunks import Chunk, write_chunk
 from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
-from jaxformer.data.packing import PackingConfig, batch_digest, make_batches, packing_report, plan_rows
+from jaxformer.data.packing import PackingConfig, batch_digest, make_batches, packing_report, plan_rows, read_rows
 from jaxformer.data.preparation import prepare
-from jaxformer.data.shards import open_shards
+from jaxformer.data.selection import Selected
+from jaxformer.data.shard_writer import write_shard_files
+from jaxformer.data.shards import Manifest, Shards, open_shards, shard_paths
 from jaxformer.data.tokenizer import TokenizerConfig, prepare_tokenizer
 
 ROUNDS = 5
@@ -31,6 +44,9 @@ METHODS = ("best_fit", "concat_and_split")
 # Tokens per second on four cores, of the smallest model on the fastest device; fewer cores are asked for less.
 PACE, CORES = 2e6, 4
 WAITING_STEPS = 200
+# Tokens of a document, of all documents, and of the vocabulary of random ones.
+LENGTHS, LENGTHS_TOKENS, LENGTHS_VOCABULARY = (40, 400, 4000), 64_000_000, 32_768
+COLD_BATCHES = 20
 
 
 def main() -> None:
@@ -41,7 +57,11 @@ def main() -> None:
     parser.add_argument("--vocabulary_size", type=int, default=4096, help="of the one that is trained")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of preparation")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--lengths", action="store_true", help="measure only rows of documents of three lengths")
     options = parser.parse_args()
+    if options.lengths:
+        measure_lengths(options.json)
+        return
     documents = load_documents(corpus_config(options.path))
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -137,20 +157,85 @@ def measure_reading(shards, rows: int, row_length: int, method: str) -> dict:
     config = PackingConfig(row_length=row_length, method=method, reader_threads=0)
     plan = plan_rows(shards.tokens, config, seed=0)
     batches = make_batches([shards], [plan], [1.0], config, rows_per_step=rows, seed=0)
-    next(batches)
-    rates = []
-    for _ in range(ROUNDS):
-        started, tokens = time.perf_counter(), 0.0
-        while time.perf_counter() - started < SECONDS:
-            tokens += float(next(batches).loss_weights_BT.sum())
-        rates.append(tokens / (time.perf_counter() - started))
     return {
         "rows": rows,
         "row_length": row_length,
         "method": method,
-        "tokens_per_second": statistics.median(rates),
+        "tokens_per_second": tokens_per_second(batches),
         "packing": str(packing_report(plan, shards.tokens)),
     }
+
+
+def tokens_per_second(batches, clock=time.perf_counter) -> float:
+    """Returns the median rate of text tokens of some batches that come without end."""
+    next(batches)
+    rates = []
+    for _ in range(ROUNDS):
+        started, tokens = clock(), 0.0
+        while clock() - started < SECONDS:
+            tokens += float(next(batches).loss_weights_BT.sum())
+        rates.append(tokens / (clock() - started))
+    return statistics.median(rates)
+
+
+def measure_lengths(json_path: Path | None) -> None:
+    """Measures reading rows of documents of a few lengths on one core, and prints a table."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    measured = []
+    for length in LENGTHS:
+        with tempfile.TemporaryDirectory() as scratch:
+            shards = write_documents(length, Path(scratch))
+            measured += [measure_length(shards, length, method) for method in METHODS]
+    for row in measured:
+        print(
+            f"{row['method']:16s} documents of {row['length']:>5,} tokens: "
+            f"{row['batches'] / 1e6:6.2f} million tokens/s ({row['of_processor_time'] / 1e6:.2f} of processor time), "
+            f"{row['rows_alone'] / 1e6:6.2f} of rows alone, {row['cold'] / 1e6:6.2f} from the disk"
+        )
+    if json_path:
+        json_path.write_text(json.dumps({"cores": 1, "lengths": measured}, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_length(shards: Shards, length: int, method: str) -> dict:
+    """Returns the text tokens per second of batches of 32 rows of 2,048 tokens, in three ways."""
+    rows, config = 32, PackingConfig(row_length=2048, method=method, reader_threads=0)
+    plan = plan_rows(shards.tokens, config, seed=0)
+    numbers = np.random.default_rng(0).permutation(len(plan))
+    alone = (
+        read_rows(shards, plan, np.take(numbers, range(i, i + rows), mode="wrap")) for i in itertools.count(0, rows)
+    )
+    batches = make_batches([shards], [plan], [1.0], config, rows_per_step=rows, seed=0)
+    result = {
+        "length": length,
+        "method": method,
+        "batches": tokens_per_second(batches),
+        "of_processor_time": tokens_per_second(batches, time.process_time),
+        "rows_alone": tokens_per_second(alone),
+    }
+    for path in shard_paths(shards.folder, shards.split):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    started = time.perf_counter()
+    batches = (read_rows(shards, plan, numbers[i * rows : (i + 1) * rows]) for i in range(COLD_BATCHES))
+    tokens = sum(float(batch.loss_weights_BT.sum()) for batch in batches)
+    return result | {"cold": tokens / (time.perf_counter() - started)}
+
+
+def write_documents(length: int, folder: Path) -> Shards:
+    """Returns shards of random documents of about so many tokens, half to one and a half times as many."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(length // 2, length * 3 // 2 + 1, LENGTHS_TOKENS // length).astype(np.int32)
+    ids = random.integers(3, LENGTHS_VOCABULARY, tokens.sum(), np.uint16)
+    none = np.empty(0)
+    chunk = Chunk(ids, tokens, 4 * tokens, none, none, read=np.array(len(tokens)), is_last=np.array(True))
+    write_chunk(folder / "chunk.npz", chunk)
+    whole = Selected(np.zeros(len(tokens), np.int32), np.cumsum(tokens) - tokens, tokens, 4 * tokens)
+    selected = {"train": whole, "validation": Selected(*(each[:1] for each in whole))}
+    write_shard_files(folder, [folder / "chunk.npz"], selected, vocabulary_size=LENGTHS_VOCABULARY)
+    os.sync()
+    marks: dict[str, Any] = {field.name: None for field in dataclasses.fields(Manifest)}
+    marks |= {"vocabulary_size": LENGTHS_VOCABULARY, "bos_id": 1, "eos_id": 2}
+    return Shards(folder, "train", Manifest(**marks), tokens.astype(np.int64), 4 * tokens.astype(np.int64))
 
 
 def measure_waiting(shards, rows: int, row_length: int, method: str, pace: float) -> dict:
