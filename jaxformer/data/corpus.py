@@ -43,6 +43,10 @@ PART_RECORDS = 1 << 16
 # Files of a corpus that a sample is taken from, at least: of a larger number as many as hold the sample.
 _SAMPLE_FILES = 64
 
+# Of Parquet files only so many that each gives as much text, bytes, but some at least: their pages are read whole, and
+# the first one of a text column holds the text of about 1024 rows, 1 or 2 MB when packed.
+_PARQUET_SAMPLE_BYTES, _PARQUET_SAMPLE_FILES = 1 << 20, 4
+
 
 @dataclass(frozen=True)
 class CorpusConfig:
@@ -173,17 +177,21 @@ class Documents:
                     size = self.source_bytes * stop // rows - self.source_bytes * first // rows
                     yield Part(0, first, stop, size)
 
-    def read(self, part: Part, skip: int = 0) -> Iterator[Document]:
+    def read(self, part: Part, skip: int = 0, text_bytes: int = 0) -> Iterator[Document]:
         """Yields the documents of a part, without the first `skip`, bad ones among them.
 
         What holds none of the others is not read, of Parquet files and TFDS datasets. Other files are read from their
         start: what a line of them begins at is known only then, and a compressed file cannot be entered elsewhere.
 
+        Args:
+            text_bytes: about how much text is taken, if it is little, so that little more of a file of records is read;
+                0 for all.
+
         Raises:
             UserError: a file is damaged, or a record is bad and `skip_bad_records` is 0.
         """
         hint = ""
-        for found in self._outcomes(part, skip):
+        for found in self._outcomes(part, skip, text_bytes):
             try:
                 yield self._to_document(found)
             except BadRecord as error:
@@ -199,7 +207,7 @@ class Documents:
             return to_document(found, self.config.text_field, self.config.key_field)
         return found
 
-    def _outcomes(self, part: Part, skip: int) -> Iterator[Document | Record | BadRecord]:
+    def _outcomes(self, part: Part, skip: int, text_bytes: int) -> Iterator[Document | Record | BadRecord]:
         """Returns what the files hold: documents where there are no records, records, and what is bad among them."""
         config, what, path = self.config, "corpus file", self.files[part.file].path
         columns = [config.text_field, *([config.key_field] if config.key_field else [])]
@@ -209,9 +217,9 @@ class Documents:
             case "text":
                 return itertools.islice(read_text(self.files[part.first : part.stop]), skip, None)
             case "jsonl":
-                return itertools.islice(read_jsonl([path], what, columns), skip, None)
+                return itertools.islice(read_jsonl([path], what, columns, text_bytes), skip, None)
             case "parquet":
-                return read_parquet([path], what, columns, (part.first, part.stop), skip)
+                return read_parquet([path], what, columns, (part.first, part.stop), skip, text_bytes)
             case "tfds":
                 builder = open_tfds(config.path, config.split, "corpus.path")
                 return read_tfds(builder, config.split, what, columns, (part.first + skip, part.stop))
@@ -219,7 +227,7 @@ class Documents:
                 raise AssertionError(config.kind)
 
     def sample(self, limit_bytes: int) -> Iterator[Document]:
-        """Yields documents of about so much text, bytes, reading no more; all of a corpus that holds no more.
+        """Yields documents of about so much text, bytes, reading little more; all of a corpus that holds no more.
 
         They are the first of each file, and of the larger files more, where the smaller ones have not enough; of very
         many files some are left out, evenly; of a TFDS dataset they are the first.
@@ -227,14 +235,21 @@ class Documents:
         if self.config.kind in ("pystdlib", "tfds"):
             yield from _first(iter(self), limit_bytes)
             return
-        count = len(self.files)
-        count = min(count, max(_SAMPLE_FILES, math.ceil(count * limit_bytes / max(1, self.source_bytes))))
+        count, most = len(self.files), _SAMPLE_FILES
+        if self.config.kind == "parquet":
+            most = min(most, max(_PARQUET_SAMPLE_FILES, limit_bytes // _PARQUET_SAMPLE_BYTES))
+        count = min(count, max(most, math.ceil(count * limit_bytes / max(1, self.source_bytes))))
         chosen = [i * len(self.files) // count for i in range(count)]
         for rank, i in enumerate(sorted(chosen, key=lambda i: self.files[i].size)):
             share = limit_bytes // (count - rank)
-            for document in _first(itertools.chain.from_iterable(map(self.read, self.parts(i))), share):
+            for document in _first(self.read(self._whole(i), text_bytes=max(1, share)), share):
                 limit_bytes -= len(document.text.encode())
                 yield document
+
+    def _whole(self, file: int) -> Part:
+        """Returns a whole file as one part, without opening it."""
+        first, stop = (0, sys.maxsize) if self.config.kind == "parquet" else (file, file + 1)
+        return Part(file, first, stop, self.files[file].size)
 
     def _runs_of_files(self, chosen: Sequence[int]) -> Iterator[Part]:
         first, size = chosen[0], 0

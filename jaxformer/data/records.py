@@ -85,8 +85,16 @@ def require_text(start: bytes, where: str) -> None:
         raise BadRecord(f"{where}: UTF-16 or UTF-32, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
 
 
+# Bytes that are unpacked at a time of a file that is read whole; and, of one of which little is, that are read and
+# unpacked at a time.
+_UNPACKED_BYTES, _SMALL_BYTES = 1 << 20, 1 << 13
+
+# Of a Parquet file, rows that are made at a time.
+_ROWS, _FEW_ROWS = 1024, 16
+
+
 def read_jsonl(
-    files: Iterable[str | os.PathLike], what: str, fields: Iterable[str] = ()
+    files: Iterable[str | os.PathLike], what: str, fields: Iterable[str] = (), text_bytes: int = 0
 ) -> Iterator[Record | BadRecord]:
     """Yields the objects of JSON lines: plain, gzip (.gz) or Zstandard (.zst).
 
@@ -95,10 +103,11 @@ def read_jsonl(
 
     Args:
         fields: those that must not be there twice; none for all.
+        text_bytes: about how many are read of a file, if few are, so that little more of it is; 0 for all.
     """
     for path in files:
         offset = 0
-        with _open_compressed(path, what) as file:
+        with _open_compressed(path, what, text_bytes) as file:
             for number, line in enumerate(_lines(file, path, what), start=1):
                 where = f"{what} {path}, line {number}"
                 if number == 1:
@@ -176,27 +185,31 @@ def read_parquet(
     columns: list[str] | None = None,
     row_groups: tuple[int, int] | None = None,
     skip: int = 0,
+    text_bytes: int = 0,
 ) -> Iterator[Record | BadRecord]:
     """Yields the rows of Parquet files, with some columns or all, a row group at a time.
 
     Args:
         row_groups: of each file those in [first, stop); None for all.
         skip: rows that are left out at the start; a row group without any other is not read.
+        text_bytes: as of `read_jsonl`; what is read of a file are its footer and whole pages.
     """
     for path in files:
-        with _parquet(path, what) as table:
+        with _parquet(path, what, text_bytes) as table:
             names = table.schema_arrow.names
             require_fields(columns or [], names, f"{what} {path}")
             repeated = _repeated(columns or names, names)
             require(not repeated, f"{what} {path}: {repeated}")
             first, stop = row_groups or (0, table.metadata.num_row_groups)
+            stop = min(stop, table.metadata.num_row_groups)
             row = sum(table.metadata.row_group(i).num_rows for i in range(first))
             for group in range(first, stop):
                 rows_of_group = table.metadata.row_group(group).num_rows
                 if skip >= rows_of_group:
                     row, skip = row + rows_of_group, skip - rows_of_group
                     continue
-                for rows in table.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
+                batch_size = _FEW_ROWS if text_bytes else _ROWS
+                for rows in table.iter_batches(batch_size=batch_size, row_groups=[group], columns=columns):
                     left_out = min(skip, len(rows))
                     row, skip = row + left_out, skip - left_out
                     for fields in _rows(rows.slice(left_out)):
@@ -225,13 +238,18 @@ def row_group_bytes(path: str | os.PathLike, what: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def _parquet(path: str | os.PathLike, what: str):
+def _parquet(path: str | os.PathLike, what: str, text_bytes: int = 0):
     """Opens a Parquet file for a `with` block, and tells what is wrong with it there as one line."""
     import pyarrow
     import pyarrow.parquet
 
+    # Without a buffer a column of a row group is read at once, and with one by its pages.
+    buffer = _SMALL_BYTES if text_bytes else 0
     try:
-        with open_file(path, what) as file, pyarrow.parquet.ParquetFile(file) as table:
+        with (
+            open_file(path, what, 2 * buffer) as file,
+            pyarrow.parquet.ParquetFile(file, buffer_size=buffer, pre_buffer=not buffer) as table,
+        ):
             yield table
     except (pyarrow.ArrowException, OSError) as error:
         with open_file(path, what) as file:
@@ -320,16 +338,38 @@ def _lines(file: io.BufferedIOBase, path: str | os.PathLike, what: str) -> Itera
         raise UserError(f"{form}: {error}") from error
 
 
-def _open_compressed(path: str | os.PathLike, what: str) -> io.BufferedIOBase:
-    file = open_file(path, what)
+def _open_compressed(path: str | os.PathLike, what: str, text_bytes: int = 0) -> io.BufferedIOBase:
+    """Opens a file of lines, and unpacks it by its name's end."""
+    is_packed = has_suffix(os.fspath(path), (".gz", ".zst"))
+    # Text is packed to a third or more of its size.
+    file = open_file(path, what, -(-text_bytes // 3) if is_packed else text_bytes)
     require_content(file.peek(), f"{what} {path}")
+    if not is_packed:
+        return file
+    packed = _ShortReads(file) if text_bytes else file
     if has_suffix(os.fspath(path), (".gz",)):
-        return gzip.open(file, "rb")
-    if has_suffix(os.fspath(path), (".zst",)):
-        import pyarrow
+        return gzip.open(packed, "rb")
+    import pyarrow
 
-        return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"), 1 << 20)
-    return file
+    unpacked = pyarrow.CompressedInputStream(packed, "zstd")
+    return io.BufferedReader(unpacked, _SMALL_BYTES if text_bytes else _UNPACKED_BYTES)
+
+
+class _ShortReads(io.RawIOBase):
+    """A file that returns little at a time, whatever a library wants to read ahead of what it unpacks."""
+
+    def __init__(self, file: io.BufferedReader):
+        self._file = file
+
+    def readable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def readinto(self, buffer) -> int:
+        """Reads into a buffer; returns the bytes that were read, 0 at the end."""
+        data = self._file.read1(min(len(buffer), _SMALL_BYTES))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -26,8 +26,8 @@ READING_WAITS = (*WAITS, *(60,) * 29)
 # A server that requests a longer wait, seconds, is left to the user.
 _LONGEST_WAIT = 3600
 
-# Bytes that are requested at once: first, and at most. A reader that goes on gets twice as many each time,
-# so that a sample or the end of a file costs little and a long file few requests.
+# Bytes that are requested at once: first, and at most. A reader that goes on gets twice as many each time, so that the
+# end of a file costs little and a long file few requests.
 _FIRST_BYTES, _MOST_BYTES = 1 << 20, 8 << 20
 
 # A reader that leaves out fewer bytes goes on, as one of some columns of a Parquet file does.
@@ -161,15 +161,20 @@ class RemoteFile(io.RawIOBase):
     Every answer has just the bytes that were requested. A file that is read from its start to its end is compared with
     its store's digest, if there is one.
 
+    Args:
+        first_bytes: of a file of which little will be read, the bytes of a first request and of one elsewhere in the
+            file. A reader that goes on gets a quarter of what it has read, and no more than these, so that little is
+            requested in vain. 0 for a file that will be read whole.
+
     Raises:
         UserError: an error that does not pass.
         DamagedTransfer: the digest is another.
     """
 
-    def __init__(self, url: str, where: str):
-        self._where, self._at = where, 0
+    def __init__(self, url: str, where: str, first_bytes: int = 0):
+        self._where, self._at, self._first_bytes = where, 0, first_bytes
         self._content = patiently(lambda: _content(url, where), where)
-        self._block, self._start, self._window = b"", 0, 0
+        self._block, self._start, self._window, self._run = b"", 0, 0, 0
         self._digest, self._digested = _digest_of(self._content), 0
 
     def readinto(self, buffer) -> int:
@@ -186,9 +191,7 @@ class RemoteFile(io.RawIOBase):
 
     def _fetch(self, length: int) -> None:
         """Takes the block at the position, of so many bytes if it may be so large."""
-        goes_on = self._start <= self._at <= self._start + len(self._block) + _GAP_BYTES
-        self._window = min(max(2 * self._window if goes_on else 0, _FIRST_BYTES), _MOST_BYTES)
-        start, stop = self._at, min(self._content.size, self._at + min(max(length, self._window), _MOST_BYTES))
+        start, stop = self._at, min(self._content.size, self._at + min(max(length, self._next_bytes()), _MOST_BYTES))
 
         def read() -> bytes:
             data = self._content.read_range(start, stop)
@@ -206,6 +209,16 @@ class RemoteFile(io.RawIOBase):
                     f"{self._where}: its bytes have the digest {found:.16}, where its store says {given:.16}; what "
                     "was made of them is deleted, run again"
                 )
+
+    def _next_bytes(self) -> int:
+        """Returns how many bytes are requested next, if the reader wants no more than that."""
+        ahead = self._at - self._start - len(self._block)
+        if self._first_bytes:
+            self._run = self._run + len(self._block) if ahead == 0 else 0
+            return min(max(self._run, self._first_bytes) // 4, self._first_bytes) if self._run else self._first_bytes
+        goes_on = -len(self._block) <= ahead <= _GAP_BYTES
+        self._window = min(max(2 * self._window if goes_on else 0, _FIRST_BYTES), _MOST_BYTES)
+        return self._window
 
     def readable(self) -> bool:
         """Returns True."""

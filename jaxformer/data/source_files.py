@@ -34,8 +34,8 @@ _LISTING_VERSION = 2
 # To read more than this for digests is worth a line.
 _NOTABLE_BYTES = 10 << 30
 
-# Copied at a time from what was received of a remote file.
-_BUFFER_BYTES = 1 << 16
+# Copied at a time from what was received of a remote file, and of one of which little is read.
+_BUFFER_BYTES, _SMALL_BUFFER_BYTES = 1 << 16, 1 << 13
 
 # A file that changed so shortly before it was read may change again within the same time stamp.
 _SETTLED_NANOSECONDS = 2_000_000_000
@@ -137,12 +137,17 @@ def _existing(target: Path) -> tuple[Path, tuple[str, ...]]:
     return Path(*parts[:depth]), parts[depth:]
 
 
-def open_file(path: str | os.PathLike, what: str) -> io.BufferedReader:
-    """Returns an open file; reading a remote one is tried again after an error that may pass."""
+def open_file(path: str | os.PathLike, what: str, first_bytes: int = 0) -> io.BufferedReader:
+    """Returns an open file; reading a remote one is tried again after an error that may pass.
+
+    Args:
+        first_bytes: as of `RemoteFile`; a local file is read a few kilobytes at a time anyhow.
+    """
     try:
         if not is_remote(path):
             return open(path, "rb")
-        return io.BufferedReader(RemoteFile(os.fspath(path), f"{what} {path}"), _BUFFER_BYTES)
+        file = RemoteFile(os.fspath(path), f"{what} {path}", first_bytes)
+        return io.BufferedReader(file, _SMALL_BUFFER_BYTES if first_bytes else _BUFFER_BYTES)
     except OSError as error:
         raise UserError(f"{what} {path}: {error.strerror or error}") from error
 

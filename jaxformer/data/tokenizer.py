@@ -33,7 +33,7 @@ SPACE_MARK = "\u2581"
 _FEWEST_PIECES = 300
 
 # Bump when the same corpora would give another sample, so that no tokenizer trained before is taken for the new.
-SAMPLE_VERSION = 3
+SAMPLE_VERSION = 4
 
 
 @dataclass(frozen=True)
