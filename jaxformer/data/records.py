@@ -85,9 +85,8 @@ def require_text(start: bytes, where: str) -> None:
         raise BadRecord(f"{where}: UTF-16 or UTF-32, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
 
 
-# Bytes that are unpacked at a time of a file that is read whole; and, of one of which little is, that are read and
-# unpacked at a time.
-_UNPACKED_BYTES, _SMALL_BYTES = 1 << 20, 1 << 13
+# Bytes that are unpacked at a time, at most and at least: less of a file of which little text is read.
+_MOST_UNPACKED, _LEAST_UNPACKED = 1 << 20, 1 << 13
 
 # Of a Parquet file, rows that are made at a time.
 _ROWS, _FEW_ROWS = 1024, 16
@@ -244,7 +243,7 @@ def _parquet(path: str | os.PathLike, what: str, text_bytes: int = 0):
     import pyarrow.parquet
 
     # Without a buffer a column of a row group is read at once, and with one by its pages.
-    buffer = _SMALL_BYTES if text_bytes else 0
+    buffer = _buffer_bytes(text_bytes) if text_bytes else 0
     try:
         with (
             open_file(path, what, 2 * buffer) as file,
@@ -346,20 +345,25 @@ def _open_compressed(path: str | os.PathLike, what: str, text_bytes: int = 0) ->
     require_content(file.peek(), f"{what} {path}")
     if not is_packed:
         return file
-    packed = _ShortReads(file) if text_bytes else file
+    size = _buffer_bytes(text_bytes)
+    packed = _ShortReads(file, size) if text_bytes else file
     if has_suffix(os.fspath(path), (".gz",)):
         return gzip.open(packed, "rb")
     import pyarrow
 
-    unpacked = pyarrow.CompressedInputStream(packed, "zstd")
-    return io.BufferedReader(unpacked, _SMALL_BYTES if text_bytes else _UNPACKED_BYTES)
+    return io.BufferedReader(pyarrow.CompressedInputStream(packed, "zstd"), size)
+
+
+def _buffer_bytes(text_bytes: int) -> int:
+    """Returns how many bytes are read ahead at a time where about so much text is read, or all (0)."""
+    return min(max(text_bytes // 64, _LEAST_UNPACKED), _MOST_UNPACKED) if text_bytes else _MOST_UNPACKED
 
 
 class _ShortReads(io.RawIOBase):
-    """A file that returns little at a time, whatever a library wants to read ahead of what it unpacks."""
+    """A file that returns at most so many bytes at a time, whatever a library would read ahead of what it unpacks."""
 
-    def __init__(self, file: io.BufferedReader):
-        self._file = file
+    def __init__(self, file: io.BufferedReader, most: int):
+        self._file, self._most = file, most
 
     def readable(self) -> bool:
         """Returns True."""
@@ -367,7 +371,7 @@ class _ShortReads(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         """Reads into a buffer; returns the bytes that were read, 0 at the end."""
-        data = self._file.read1(min(len(buffer), _SMALL_BYTES))
+        data = self._file.read1(min(len(buffer), self._most))
         buffer[: len(data)] = data
         return len(data)
 
