@@ -36,7 +36,7 @@ FIRST_BAD = 3
 
 
 class Chunk(NamedTuple):
-    """The documents of a run that hold text, tokenised."""
+    """The documents of a run that hold text of which the tokenizer keeps something, tokenised."""
 
     ids: np.ndarray
     """Ids of all of them, one after another."""
@@ -48,7 +48,7 @@ class Chunk(NamedTuple):
     fractions: np.ndarray
     """float64 (documents,), the hash of its key, which decides its split."""
     read: np.ndarray
-    """Documents of the run, also those that hold nothing but whitespace, and bad records."""
+    """Documents of the run, also those that hold no text, and bad records."""
     is_last: np.ndarray
     """Whether it ends its part."""
     bad: np.ndarray = np.array(0)
@@ -61,6 +61,9 @@ def encode_chunk(documents: list[Document], tokenizer: Tokenizer, is_last: bool)
     """Returns the chunk of some documents."""
     chosen = [document for document in documents if document.text.strip()]
     encoded = tokenizer.encode_batch([document.text for document in chosen])
+    if not tokenizer.is_lossless:  # One may keep nothing of a text, as of control characters.
+        chosen = [document for document, ids in zip(chosen, encoded, strict=True) if ids.size]
+        encoded = [ids for ids in encoded if ids.size]
     for document, ids in zip(chosen, encoded, strict=True):
         if ids.size == 0 or ids.min() < 0 or ids.max() >= tokenizer.vocabulary_size:
             raise AssertionError(f"document {document.key!r} has ids outside of the tokenizer's vocabulary")

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub over HTTP: the commit of a branch, the files of a commit, ranges of their bytes.
+"""Repositories of the Hugging Face Hub over HTTP: the commit of a branch, the files of a commit, ranges of their bytes.
 
 Each request is made once, and its answer is compared with what was requested. `huggingface_hub` gives the address, the
 token and the kinds of error; its own files are not used, because they try again by themselves without a line, and take
@@ -17,7 +17,12 @@ from jaxformer.config import UserError
 # A slower answer is taken for a stalled one, bytes per second: the data of a day's training would take months.
 _SLOWEST = 10_000
 
-_URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(/.*)?")
+_REVISION = r"(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(/.*)?"
+_URLS = {
+    "datasets": re.compile(r"hf://datasets/([^/@]+/[^/@]+)" + _REVISION),
+    # Some models of the first days have no owner.
+    "models": re.compile(r"hf://(?!(?:datasets|spaces)/)([^/@]+(?:/[^/@]+)?)" + _REVISION),
+}
 
 
 class WrongAnswer(OSError):
@@ -25,14 +30,16 @@ class WrongAnswer(OSError):
 
 
 class HubPath(NamedTuple):
-    """A place in a dataset of the Hub."""
+    """A place in a dataset or a model of the Hub."""
 
     repository: str
-    """OWNER/NAME."""
+    """OWNER/NAME; of some models NAME."""
     revision: str
     """A commit, a branch, or '' for the default branch."""
     path: str
     """Of a file, a folder or a glob; '' for all."""
+    kind: str = "datasets"
+    """'datasets' or 'models'."""
 
     @property
     def is_pinned(self) -> bool:
@@ -41,7 +48,17 @@ class HubPath(NamedTuple):
 
     def __str__(self) -> str:
         revision = self.revision and f"@{self.revision}"
-        return f"hf://datasets/{self.repository}{revision}{self.path and '/' + self.path}"
+        return f"{self.repository_url}{revision}{self.path and '/' + self.path}"
+
+    @property
+    def repository_url(self) -> str:
+        """The URL of the repository."""
+        return f"hf://{'datasets/' if self.kind == 'datasets' else ''}{self.repository}"
+
+    @property
+    def api(self) -> str:
+        """Where the Hub answers questions about the repository."""
+        return f"api/{self.kind}/{self.repository}"
 
 
 class HubFile(NamedTuple):
@@ -57,16 +74,22 @@ class HubFile(NamedTuple):
     """Hexadecimal SHA-256 of a large file; '' for one that Git itself keeps."""
 
 
-def parse_hub_url(url: str, what: str) -> HubPath:
-    """Returns the place that a URL of the form `hf://datasets/OWNER/NAME@REVISION/FILES` names.
+def parse_hub_url(url: str, what: str, kind: str = "") -> HubPath:
+    """Returns the place that a URL names: `hf://datasets/OWNER/NAME@REVISION/FILES`, without `datasets/` in a model.
+
+    Args:
+        url: of the place.
+        what: it is for.
+        kind: of the repository, 'datasets' or 'models'; '' for either.
 
     Raises:
         UserError: it is of another form.
     """
-    match = _URL.fullmatch(url)
-    if match is None:
-        raise UserError(f"{what} {url}: write hf://datasets/OWNER/NAME@REVISION/FILES")
-    return HubPath(match[1], (match[2] or "").replace("%2F", "/"), (match[3] or "").strip("/"))
+    for each, form in _URLS.items():
+        if kind in ("", each) and (match := form.fullmatch(url)):
+            return HubPath(match[1], (match[2] or "").replace("%2F", "/"), (match[3] or "").strip("/"), each)
+    form = "hf://OWNER/NAME@REVISION" if kind == "models" else "hf://datasets/OWNER/NAME@REVISION/FILES"
+    raise UserError(f"{what} {url}: write {form}")
 
 
 def require_hub_package(where: str) -> None:
@@ -77,9 +100,9 @@ def require_hub_package(where: str) -> None:
         raise UserError(f"{where}: hf:// needs huggingface_hub; pip install 'jaxformer[hub]'") from error
 
 
-def commit_of(repository: str, branch: str) -> str:
-    """Returns the commit at which a branch of a dataset stands."""
-    return _json("GET", f"api/datasets/{repository}/revision/{quote(branch, safe='')}")[0]["sha"]
+def commit_of(place: HubPath, branch: str) -> str:
+    """Returns the commit at which a branch of the repository of a place stands."""
+    return _json("GET", f"{place.api}/revision/{quote(branch, safe='')}")[0]["sha"]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -91,7 +114,7 @@ def file_or_folder(place: HubPath) -> HubFile | None:
     """
     if not place.path:
         return None
-    url = f"api/datasets/{place.repository}/paths-info/{place.revision}"
+    url = f"{place.api}/paths-info/{place.revision}"
     found, _ = _json("POST", url, data={"paths": [place.path], "expand": False})
     if not found:
         raise FileNotFoundError(f"{place.path} is not in it")
@@ -100,7 +123,7 @@ def file_or_folder(place: HubPath) -> HubFile | None:
 
 def list_files(place: HubPath, *, recursive: bool) -> Iterator[HubFile]:
     """Yields the files of a folder of a commit, and of the folders below it."""
-    url = f"api/datasets/{place.repository}/tree/{place.revision}"
+    url = f"{place.api}/tree/{place.revision}"
     url += place.path and f"/{quote(place.path, safe='')}"
     page: dict[str, str] = {"recursive": str(recursive), "expand": "False"}
     while page:
@@ -115,7 +138,7 @@ def read_range(place: HubPath, size: int, start: int, stop: int) -> bytes:
         WrongAnswer: other bytes came, or fewer, or more.
         TimeoutError: they came too slowly.
     """
-    url = f"datasets/{place.repository}/resolve/{place.revision}/{quote(place.path)}"
+    url = f"{place.repository_url.removeprefix('hf://')}/resolve/{place.revision}/{quote(place.path)}"
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     data = bytearray()
     with _session().stream("GET", **_request(url, headers)) as response:

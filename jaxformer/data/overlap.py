@@ -82,10 +82,7 @@ def _sizes(shards: Shards) -> np.ndarray:
 
 
 def _text_digests(shards: Shards, documents: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """Yields some documents, each with 16 bytes that identify its ids.
-
-    The tokenizer loses nothing, so equal ids are equal texts.
-    """
+    """Yields some documents, each with 16 bytes that identify its text, as far as the tokenizer keeps it."""
     for batch in batches_of_documents(shards.tokens[documents], _BATCH_TOKENS):
         some = documents[batch.start : batch.stop]
         each = np.split(shards.read_documents(some), np.cumsum(shards.tokens[some])[:-1])

@@ -275,7 +275,7 @@ def _tokenise_over_beam(
             expected += numbered_part[1].size * rate
         if not wave:
             return
-        work = partial(_tokenise_numbered, documents, tokenizer.model, chunks)
+        work = partial(_tokenise_numbered, documents, tokenizer, chunks)
         with in_one_line(), beam.Pipeline(options=options) as pipeline:
             _ = pipeline | beam.Create(wave) | beam.Reshuffle() | beam.Map(work)
         for number, part in wave:
@@ -289,10 +289,12 @@ def _tokenise_over_beam(
             yield from stored
 
 
-def _tokenise_numbered(documents: Documents, model: bytes, chunks: Path, numbered_part: tuple[int, Part]) -> None:
+def _tokenise_numbered(
+    documents: Documents, tokenizer: Tokenizer, chunks: Path, numbered_part: tuple[int, Part]
+) -> None:
     """Does what a worker of a Beam pipeline does; a worker is one of many on its machine, and uses one thread."""
     number, part = numbered_part
-    tokenise_part(documents, part, number, Tokenizer(model, threads=1), chunks)
+    tokenise_part(documents, part, number, tokenizer.with_threads(1), chunks)
 
 
 def unfilled_budget(manifest: Manifest) -> str:

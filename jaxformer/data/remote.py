@@ -122,7 +122,7 @@ def branch_commit(place: HubPath, what: str) -> str:
     """
     where, branch = f"{what} {place}", place.revision or "main"
     hub.require_hub_package(where)
-    return patiently(lambda: hub.commit_of(place.repository, branch), f"{where}: branch {branch!r} cannot be resolved")
+    return patiently(lambda: hub.commit_of(place, branch), f"{where}: branch {branch!r} cannot be resolved")
 
 
 class RemoteContent(NamedTuple):

@@ -54,7 +54,7 @@ class Manifest:
     duplicates: int
     """Documents left out as exact repetitions of another."""
     empty: int
-    """Documents left out because they hold nothing but whitespace."""
+    """Documents left out because they hold nothing but whitespace, or nothing that the tokenizer keeps."""
     vocabulary_size: int
     """Vocabulary size of the tokenizer; every id lies in [0, vocabulary_size)."""
     bos_id: int

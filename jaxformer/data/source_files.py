@@ -201,7 +201,7 @@ def _remote_digest(url: str, what: str) -> str:
         return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def pinned(path: str, what: str, *, newest: bool = False) -> tuple[str, str]:
+def pinned(path: str, what: str, *, kind: str = "datasets", newest: bool = False) -> tuple[str, str]:
     """Returns a path with the commit that its branch stands for, and the commit; '' for what has no commits.
 
     Of `hf://datasets/OWNER/NAME/...` that is the default branch, of `...NAME@BRANCH/...` that branch; a commit stays.
@@ -209,23 +209,27 @@ def pinned(path: str, what: str, *, newest: bool = False) -> tuple[str, str]:
     same files.
 
     Args:
+        path: a local path, or a URL.
+        what: it is for, as 'corpus.path'.
+        kind: of the repository, 'datasets' or 'models'.
         newest: looks it up again.
     """
     if not path.startswith("hf://"):
         return path, ""
-    place = parse_hub_url(path, what)
+    place = parse_hub_url(path, what, kind)
     if place.is_pinned:
         return path, place.revision
-    branch, name = place.revision or "main", f"hf://datasets/{place.repository}"
-    memory = cache_folder() / "digests" / f"{_short_digest([place.repository, branch])}.json"
+    branch, name, label = place.revision or "main", place.repository_url, what.partition(".")[0]
+    identity = [place.repository, branch, *([] if kind == "datasets" else [kind])]
+    memory = cache_folder() / "digests" / f"{_short_digest(identity)}.json"
     known = {} if newest else read_json_or_empty(memory)
     if "commit" not in known:
         known = {"commit": branch_commit(place, what), "looked_up": time.strftime("%Y-%m-%d")}
         write_remembered(memory, json.dumps(known).encode())
-        print_line(f"corpus      {name}: {branch} is commit {known['commit']}")
+        print_line(f"{label:<11} {name}: {branch} is commit {known['commit']}")
     else:
         print_line(
-            f"corpus      {name}: {branch} was commit {known['commit']} on {known['looked_up']}; `jaxformer prepare "
+            f"{label:<11} {name}: {branch} was commit {known['commit']} on {known['looked_up']}; `jaxformer prepare "
             "--newest` looks it up again"
         )
     return str(place._replace(revision=known["commit"])), known["commit"]

@@ -1,36 +1,27 @@
-"""Text to ids and back with SentencePiece (Kudo & Richardson 2018, arXiv 1808.06226), without loss.
-
-`decode(encode(text)) == text` for every Unicode text: no normalisation, whitespace kept, byte fallback for what the
-vocabulary lacks. SentencePiece writes a space as U+2581; that character itself is therefore encoded as its bytes.
-"""
+"""The tokenizer of a run: trained on its corpus, or given as a file, a folder, or a model of the Hugging Face Hub."""
 
 import hashlib
 import heapq
-import io
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import numpy as np
-import sentencepiece
 
 from jaxformer.config import Bounds, OneOf, PositiveInt, UserError, check_fields, execution, flatten, require
 from jaxformer.data.corpus import Documents, key_fraction, part_names, unique_documents
 from jaxformer.data.documents import Document
+from jaxformer.data.json_tokenizer import JsonTokenizer
+from jaxformer.data.sentencepiece_tokenizer import FEWEST_PIECES, SentencePieceTokenizer, train_sentencepiece
+from jaxformer.data.tokenizer_files import TOKENIZER_FILES, local_tokenizer
 from jaxformer.host.cache import make_once
 from jaxformer.host.console import progress_bar
+from jaxformer.host.files import require_json
 from jaxformer.host.paths import expanded
-
-SPACE_MARK = "\u2581"
-
-
-# Specials, 256 bytes, and room for characters.
-_FEWEST_PIECES = 300
 
 # Bump when the same corpora would give another sample, so that no tokenizer trained before is taken for the new.
 SAMPLE_VERSION = 4
@@ -41,8 +32,12 @@ class TokenizerConfig:
     """A tokenizer to train on the corpus, or a given one."""
 
     path: str = ""
-    """A SentencePiece .model file to use; '' trains one on the training documents of the corpus."""
-    vocabulary_size: Annotated[int, Bounds(at_least=_FEWEST_PIECES)] = 4096
+    """A tokenizer to use: a SentencePiece .model file, a tokenizer.json of Hugging Face tokenizers, a folder that holds
+    one of them, or a model of the Hugging Face Hub as hf://OWNER/NAME@REVISION or by its name, such as gpt2, where no
+    file or folder has that name; its branch is looked up once, as that of a corpus. '' trains one on the training
+    documents of the corpus.
+    """
+    vocabulary_size: Annotated[int, Bounds(at_least=FEWEST_PIECES)] = 4096
     """Pieces to train, specials and 256 bytes among them, and so at least 300."""
     model_type: Annotated[str, OneOf("bpe", "unigram")] = "bpe"
     """'bpe' or 'unigram'."""
@@ -55,72 +50,71 @@ class TokenizerConfig:
         check_fields(self, "tokenizer")
 
 
-class Tokenizer:
-    """A SentencePiece model that loses nothing.
+class Tokenizer(Protocol):
+    """Text to ids and back. It can be pickled, and two of the same digest do the same.
 
     Attributes:
-        vocabulary_size: ids lie in [0, vocabulary_size).
-        bos_id, eos_id: the marks of a document's beginning and end, never produced by `encode`.
+        kind: 'sentencepiece' or 'tokenizer.json'.
+        is_lossless: whether `decode(encode(text)) == text` for every text; if not, it is for most texts or for few.
+        vocabulary_size: ids lie in [0, vocabulary_size), and not each of them need have a token.
+        bos_id, eos_id: the marks of a document's beginning and end, never produced by `encode`; both may be one.
+        bos, eos: how they are spelled.
         model: the bytes of the model file.
-        digest: hexadecimal SHA-256 of them.
+        digest: hexadecimal SHA-256 of what decides the ids.
     """
 
-    def __init__(self, model: bytes, *, threads: int = 0):
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self._threads = threads or os.cpu_count() or 1
-        self.model = model
-        self.digest = hashlib.sha256(model).hexdigest()
-        self.vocabulary_size = self._processor.vocab_size()
-        self.bos_id = self._processor.bos_id()
-        self.eos_id = self._processor.eos_id()
-        self._space_mark_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+    kind: str
+    is_lossless: bool
+    vocabulary_size: int
+    bos_id: int
+    eos_id: int
+    bos: str
+    eos: str
+    model: bytes
+    digest: str
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without BOS and EOS."""
-        if SPACE_MARK not in text:
-            return self._processor.encode(text)
-        first, *rest = text.split(SPACE_MARK)
-        ids = self._processor.encode(first)
-        for part in rest:
-            ids += self._space_mark_ids + self._processor.encode(part)
-        return ids
+        ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text, int32 (tokens,), computed by several threads outside of Python's lock."""
-        marked = [i for i, text in enumerate(texts) if SPACE_MARK in text]
-        plain = list(texts)
-        for i in marked:
-            plain[i] = ""
-        encoded = self._processor.encode(plain, return_type="numpy", num_threads=self._threads)
-        for i in marked:
-            encoded[i] = np.array(self.encode(texts[i]), np.int32)
-        return encoded
+        ...
 
     def pieces(self) -> list[bytes]:
         """Returns the UTF-8 bytes that each id stands for; none for marks such as BOS."""
-        processor, found = self._processor, []
-        for i in range(self.vocabulary_size):
-            piece = processor.id_to_piece(i)
-            if processor.is_byte(i):
-                found.append(bytes([int(piece[3:-1], 16)]))
-            else:
-                is_mark = processor.is_control(i) or processor.is_unknown(i)
-                found.append(b"" if is_mark else piece.replace(SPACE_MARK, " ").encode())
-        return found
+        ...
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids; BOS and EOS are left out, and bytes that form no character become U+FFFD."""
-        return self._processor.decode([int(i) for i in ids])
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """Returns the files of a folder that `load_tokenizer` takes, by name."""
+        ...
+
+    def with_threads(self, threads: int) -> "Tokenizer":
+        """Returns the same tokenizer with another number of threads to encode with."""
+        ...
 
 
-def prepare_tokenizer(corpora: Sequence[Documents], config: TokenizerConfig, cache: Path) -> Tokenizer:
+def prepare_tokenizer(
+    corpora: Sequence[Documents], config: TokenizerConfig, cache: Path, *, newest: bool = False
+) -> Tokenizer:
     """Returns the given tokenizer, or the one trained on the training documents of some corpora, trained once.
 
     Each corpus gives an equal share of the text whatever its weight in a mixture, so that runs which differ only in
     the weights share a tokenizer.
+
+    Args:
+        corpora: those to train on.
+        config: what is given, or trained.
+        cache: where one that was trained or fetched is kept.
+        newest: looks up again at which commit a branch of the Hub stands.
     """
     if config.path:
-        return load_tokenizer(config.path, threads=config.threads)
+        path = local_tokenizer(config.path, cache, newest=newest)
+        return load_tokenizer(path, threads=config.threads, name=config.path)
 
     def train(path: Path) -> None:
         limit = max(1, config.training_bytes // len(corpora))
@@ -136,6 +130,44 @@ def prepare_tokenizer(corpora: Sequence[Documents], config: TokenizerConfig, cac
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     path = make_once(cache / "tokenizers" / f"{name}.model", train, "training the tokenizer")
     return load_tokenizer(path, threads=config.threads)
+
+
+def load_tokenizer(path: str | os.PathLike, *, threads: int = 0, name: str = "") -> Tokenizer:
+    """Returns the tokenizer of a file, or of a folder: its tokenizer.json, else its tokenizer.model.
+
+    Args:
+        path: a SentencePiece model, or a tokenizer.json, beside which tokenizer_config.json may name BOS and EOS.
+        threads: to encode with; 0 for one per processor.
+        name: what a user knows it by; '' for the path.
+
+    Raises:
+        UserError: it is missing, is no tokenizer, or lacks what jaxformer needs: BOS and EOS, and of a SentencePiece
+            model byte fallback, and no normalisation.
+    """
+    what, target = f"tokenizer.path {name or path}", expanded(os.fspath(path))
+    if target.is_dir():
+        names = [each for each in TOKENIZER_FILES if (target / each).is_file()]
+        require(bool(names), f"{what}: the folder holds no {' or '.join(TOKENIZER_FILES)}")
+        target = target / names[0]
+    try:
+        model = target.read_bytes()
+        if target.suffix != ".json" and not model.startswith(b"{"):
+            return SentencePieceTokenizer(model, threads)
+        beside = target.with_name("tokenizer_config.json")
+        return JsonTokenizer(model, require_json(beside) if beside.is_file() else {}, threads)
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror}") from error
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
+    """Returns the SentencePiece model trained on some texts, as its file's bytes.
+
+    Raises:
+        UserError: the text is too little for the vocabulary.
+    """
+    return train_sentencepiece(texts, vocabulary_size=config.vocabulary_size, model_type=config.model_type)
 
 
 def _no_sample(documents: Documents, limit_bytes: int) -> str:
@@ -180,85 +212,3 @@ def _shown(documents: Documents, limit_bytes: int) -> Iterator[Document]:
         for document in documents.sample(limit_bytes):
             bar.update(len(document.text.encode()))
             yield document
-
-
-def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
-    """Returns the SentencePiece model trained on some texts, as its file's bytes.
-
-    Raises:
-        UserError: the text is too little for the vocabulary.
-    """
-    lines = (line for text in texts for line in text.split("\n"))
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_cut(lines, 4000),
-            model_writer=model,
-            model_type=config.model_type,
-            vocab_size=config.vocabulary_size,
-            # Losslessness.
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            byte_fallback=True,
-            user_defined_symbols=["\n"],
-            character_coverage=0.9999,
-            split_digits=True,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            max_sentence_length=1 << 20,
-            # Constant, because it is written into the model: the digest must not depend on the machine.
-            num_threads=16,
-            minloglevel=2,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the tokenizer could not be trained with tokenizer.vocabulary_size {config.vocabulary_size}: "
-            f"{_cause(str(error))}"
-        ) from error
-    return model.getvalue()
-
-
-def _cause(error: str) -> str:
-    """Returns what is wrong and what to do, from an error of SentencePiece: 'INTERNAL: a.cc(1) [condition] text'."""
-    if most := re.search(r"size too high .* value <= (\d+)", error):
-        text = f"its text is too little, or too uniform, and gives {most[1]} pieces"
-        return f"{text}; {f'set {most[1]} or less, or ' if int(most[1]) >= _FEWEST_PIECES else ''}give it more text"
-    if fewest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
-        return f"its text has more characters than that; set {fewest[1]} or more, and model.vocabulary_size as large"
-    if "!sentences_.empty()" in error:
-        return "it has no text"
-    return error.strip().splitlines()[-1].rpartition("] ")[2]
-
-
-def load_tokenizer(path: str | os.PathLike, *, threads: int = 0) -> Tokenizer:
-    """Returns the tokenizer of a SentencePiece .model file.
-
-    Raises:
-        UserError: the file is missing, is no SentencePiece model, or lacks what jaxformer needs: BOS, EOS, byte
-            fallback, and no normalisation.
-    """
-    try:
-        tokenizer = Tokenizer(expanded(os.fspath(path)).read_bytes(), threads=threads)
-    except OSError as error:
-        raise UserError(f"tokenizer.path {path}: {error.strerror}") from error
-    except RuntimeError as error:
-        raise UserError(f"tokenizer.path {path}: not a SentencePiece model") from error
-    require(tokenizer.bos_id >= 0 and tokenizer.eos_id >= 0, f"tokenizer.path {path}: it has no BOS or no EOS piece")
-    probe = "  a\tb\n\n\u0000 ¼ﬁ \u2581\U0001f9ea e\u0301  "
-    require(
-        tokenizer.decode(tokenizer.encode(probe)) == probe,
-        f"tokenizer.path {path}: it loses text (train it with byte_fallback, normalization_rule_name=identity, "
-        "add_dummy_prefix=false and remove_extra_whitespaces=false)",
-    )
-    return tokenizer
-
-
-def _cut(lines: Iterable[str], length: int) -> Iterable[str]:
-    """Yields the non-empty lines, long ones in pieces: the trainer's cost grows with the length of a line."""
-    for line in lines:
-        for first in range(0, len(line), length):
-            yield line[first : first + length]

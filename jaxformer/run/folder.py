@@ -18,6 +18,7 @@ from jaxformer.attention.dispatch import Implementation
 from jaxformer.checkpoint.retention import most_kept
 from jaxformer.config import TrainingFailure, UserError, from_dict, require, to_dict
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
+from jaxformer.data.tokenizer_files import TOKENIZER_FILES
 from jaxformer.devices.options import recorded_options
 from jaxformer.evaluation.config import task_names
 from jaxformer.evaluation.result_files import describe_validation
@@ -29,9 +30,6 @@ from jaxformer.host.lock import LOCK, Held, hold
 from jaxformer.host.paths import check_literal, shell_word
 from jaxformer.run.identity import ADVICE, CONFIG, code_digest, git_state, read_config
 from jaxformer.run.metrics import recent_loss
-
-# In a run folder: what is run, and the tokenizer, so that the folder is all that a trained model needs.
-TOKENIZER = "tokenizer.model"
 
 # Of `describe_environment`, what is kept of each start of a run.
 _OF_A_START = ("code", "git", "device", "devices", "versions", "environment")
@@ -175,7 +173,8 @@ def write_config(
         "starts": [*starts, start],
     }
     try:
-        write_whole(workdir / TOKENIZER, tokenizer.model)
+        for name, content in tokenizer.files().items():
+            write_whole(workdir / name, content)
         write_json(path, record)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; free space, or choose another --workdir") from error
@@ -217,8 +216,9 @@ def run_tokenizer(workdir: Path, record: dict) -> Tokenizer:
     Raises:
         UserError: it is missing, or not the one that the run began with.
     """
-    path = workdir / TOKENIZER
-    require(path.is_file(), f"{path}: missing; put back a copy of the tokenizer")
+    names = [name for name in TOKENIZER_FILES if (workdir / name).is_file()]
+    require(bool(names), f"run folder {workdir}: no {' or '.join(TOKENIZER_FILES)}; put back a copy of the tokenizer")
+    path = workdir / names[0]
     tokenizer = load_tokenizer(path)
     is_same = tokenizer.digest == record["digests"]["tokenizer"]
     require(is_same, f"{path}: not the tokenizer of this run; put back a copy of that")

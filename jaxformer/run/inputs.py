@@ -1,5 +1,6 @@
 """The data of a run: prepared, planned into rows and checked against the configuration."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from jaxformer.data.overlap import held_out_elsewhere
 from jaxformer.data.packing import PackingConfig, Plan, packing_report, plan_rows
 from jaxformer.data.preparation import prepare, unfilled_budget
 from jaxformer.data.shards import Shards, open_shards
+from jaxformer.data.text_loss import TextLoss, find_text_loss
 from jaxformer.data.tokenizer import Tokenizer, prepare_tokenizer
 from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_tasks
 from jaxformer.evaluation.tasks import TaskData
@@ -34,6 +36,8 @@ class PreparedCorpus(NamedTuple):
     """What the training documents share with each task."""
     decontaminate: bool
     """Whether those that share something are removed."""
+    text_loss: TextLoss | None
+    """What of its text the tokenizer loses; None where that loses no text at all."""
 
     @property
     def removed(self) -> np.ndarray:
@@ -94,7 +98,7 @@ def digests(data: Data) -> dict[str, str]:
 
 
 def contents(data: Data) -> dict[str, dict]:
-    """Returns, by the corpus's name, what is removed from its training documents, and what they share with tasks."""
+    """Returns, by the corpus's name, what is removed from it, what it shares with tasks, what the tokenizer loses."""
     found = {}
     for corpus in data.corpora:
         found[corpus.name] = {
@@ -106,6 +110,7 @@ def contents(data: Data) -> dict[str, dict]:
                 name: {"ngram_words": task.ngram_words, "items": task.shared_items, "documents": len(task.documents)}
                 for name, task in corpus.contamination.items()
             },
+            "text_loss": corpus.text_loss and dataclasses.asdict(corpus.text_loss),
         }
     return found
 
@@ -125,11 +130,12 @@ def open_corpora(experiment: Experiment, *, newest: bool = False) -> tuple[list[
         UserError: a corpus is not there, or the tokenizer does not fit the model.
     """
     corpora = [load_documents(config, newest=newest) for config in parts_of(experiment.corpus)]
-    tokenizer = prepare_tokenizer(corpora, experiment.tokenizer, cache_folder())
+    tokenizer = prepare_tokenizer(corpora, experiment.tokenizer, cache_folder(), newest=newest)
+    most = -(-tokenizer.vocabulary_size // 128) * 128  # Rows in multiples of 128 are the fastest.
     require(
         tokenizer.vocabulary_size <= experiment.model.vocabulary_size,
         f"the tokenizer's vocabulary ({tokenizer.vocabulary_size}) must not exceed "
-        f"model.vocabulary_size ({experiment.model.vocabulary_size})",
+        f"model.vocabulary_size ({experiment.model.vocabulary_size}); set that to {most} or more",
     )
     return corpora, tokenizer
 
@@ -152,6 +158,9 @@ def prepare_corpora(
         UserError: as of `prepare`; shards are damaged; or nothing is left to train on.
     """
     cache = cache_folder()
+    losses = [find_text_loss(documents, tokenizer, cache) for documents in corpora]
+    for name, loss in zip(part_names(experiment.corpus), losses, strict=True):
+        print_notice(f"corpus {name}: {loss}" if str(loss or "") else None)  # Before hours of preparation.
     folders = [prepare(documents, tokenizer, cache, beam=beam) for documents in corpora]
     training = [open_shards(folder, "train") for folder in folders]
     validation = [open_shards(folder, "validation") for folder in folders]
@@ -167,6 +176,7 @@ def prepare_corpora(
             held_out_elsewhere(shards, others, cache) if others else np.empty(0, np.int64),
             find_contamination(shards, tokenizer, texts, cache) if texts else {},
             experiment.corpus.decontaminate or documents.config.decontaminate,
+            losses[i],
         )
         require(
             len(corpus.removed) < len(shards),

@@ -285,7 +285,9 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
         )
     print_wrapped(f"attention   {attention}")
     print_wrapped(f"memory      {fit}")
-    print_wrapped(f"tokenizer   {data.tokenizer.vocabulary_size} pieces, digest {data.tokenizer.digest[:12]}")
+    given = data.tokenizer
+    marks = f"BOS {given.bos}, EOS {given.eos}"
+    print_wrapped(f"tokenizer   {given.kind}, {given.vocabulary_size} pieces, {marks}, digest {given.digest[:12]}")
     for corpus, plan, weight in zip(data.corpora, data.plans, data.weights, strict=True):
         m = corpus.training.manifest
         share = f", {weight / sum(data.weights):.0%} of the rows" if len(data.corpora) > 1 else ""

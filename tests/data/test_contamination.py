@@ -13,8 +13,8 @@ from jaxformer.data import contamination
 from jaxformer.data.contamination import WordReader, find_contamination
 from jaxformer.data.corpus import CorpusConfig, load_documents
 from jaxformer.data.preparation import prepare
+from jaxformer.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from jaxformer.data.shards import open_shards
-from jaxformer.data.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.device_free
 
@@ -35,7 +35,7 @@ def spaced_tokenizer(make_texts):
         split_by_whitespace=False, normalization_rule_name="identity", add_dummy_prefix=False, byte_fallback=True,
         remove_extra_whitespaces=False, minloglevel=2,
     )  # fmt: skip
-    return Tokenizer(model.getvalue(), threads=1)
+    return SentencePieceTokenizer(model.getvalue(), threads=1)
 
 
 @pytest.fixture(scope="module", params=["within words", "across words"])

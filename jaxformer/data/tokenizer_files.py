@@ -1,0 +1,56 @@
+"""Where a given tokenizer lies: here, or on the Hugging Face Hub, from where it is fetched once."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from jaxformer.config import require
+from jaxformer.data.hub import parse_hub_url
+from jaxformer.data.remote import find, is_remote
+from jaxformer.data.source_files import open_file, pinned
+from jaxformer.host.cache import make_once
+from jaxformer.host.paths import expanded
+
+# Of a folder or a model of the Hub, the first that there is.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+# NAME or OWNER/NAME; a name with the suffix of a file is one.
+_HUB_NAME = re.compile(r"(?!.*\.(?:model|json)$)[\w-][\w.-]*(?:/[\w-][\w.-]*)?")
+
+
+def local_tokenizer(path: str, cache: Path, *, newest: bool = False) -> Path:
+    """Returns the file or folder of a tokenizer on this machine; one of the Hub is fetched into the cache once.
+
+    Args:
+        path: of a file or folder, or `hf://OWNER/NAME@REVISION`, or the name of a model of the Hub.
+        cache: where those of the Hub are kept, by their commits.
+        newest: looks up again at which commit a branch stands.
+
+    Raises:
+        UserError: the Hub has no such tokenizer, or cannot be reached.
+    """
+    target, what = expanded(path), "tokenizer.path"
+    if not is_remote(path):
+        if target.exists() or not _HUB_NAME.fullmatch(path):
+            return target
+        path, what = f"hf://{path}", f"tokenizer.path {path}, which is no file or folder here:"
+    require(path.startswith("hf://"), f"{what} {path}: give a file or folder of this machine, or hf://OWNER/NAME")
+    url, _ = pinned(path, what, kind="models", newest=newest)
+
+    def fetch(folder: Path) -> None:
+        place = parse_hub_url(url, what, kind="models")
+        if place.path.endswith((".json", ".model")):
+            place, wanted = place._replace(path=place.path.rpartition("/")[0]), [Path(place.path).name]
+        else:
+            wanted = list(TOKENIZER_FILES)
+        found = {each.name: each.url for each in find(str(place), what)[0]}
+        name = next((each for each in wanted if each in found), None)
+        require(name is not None, f"{what} {path}: it has no {' or '.join(wanted)}")
+        folder.mkdir()
+        for each in (name, "tokenizer_config.json"):
+            if each in found:
+                with open_file(found[each], what) as file:
+                    (folder / each).write_bytes(file.read())
+
+    short = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return make_once(cache / "tokenizers" / short, fetch, f"fetching {path}")
