@@ -133,11 +133,13 @@ class LocalHub:
     Attributes:
         requests: those that were answered so far.
         page_entries: entries of a page of a listing.
+        moved: the new name of each model that has another.
     """
 
     def __init__(self):
         self.requests: list[Request] = []
         self.page_entries = 1000
+        self.moved: dict[str, str] = {}
         self._repositories: dict[str, _Repository] = {}
         self._planned: list[_Planned] = []
         self._lock = threading.Lock()
@@ -245,25 +247,32 @@ class _Handler(BaseHTTPRequestHandler):
                 sleep(seconds)
         # A path within a path of the address has its slashes escaped.
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        if moved := self._moved(parts):  # A model of the first days, by its name alone.
+            return self._send(307, {}, {"Location": self.path.replace(*moved, 1)})
         match parts:
-            case ["api", "datasets", owner, name, "revision", revision]:
+            case ["api", "datasets" | "models", owner, name, "revision", revision]:
                 if self._has(f"{owner}/{name}", revision):
                     commit = self.hub.commit_of(f"{owner}/{name}", revision)
                     self._send(200, {"id": f"{owner}/{name}", "sha": commit, "siblings": []})
-            case ["api", "datasets", owner, name, "tree", revision, *path]:
+            case ["api", "datasets" | "models", owner, name, "tree", revision, *path]:
                 if self._has(f"{owner}/{name}", revision):
                     files = self.hub.files(f"{owner}/{name}", revision) or {}
                     self._send_tree(files, "/".join(path), parse_qs(url.query), url.path)
-            case ["api", "datasets", owner, name, "paths-info", revision]:
+            case ["api", "datasets" | "models", owner, name, "paths-info", revision]:
                 if self._has(f"{owner}/{name}", revision):
                     entries = _entries(self.hub.files(f"{owner}/{name}", revision) or {})
                     self._send(200, [entries[path] for path in _wanted_paths(body) if path in entries])
-            case ["datasets", owner, name, "resolve", revision, *path]:
+            case ["datasets", owner, name, "resolve", revision, *path] | [owner, name, "resolve", revision, *path]:
                 self._redirect(f"{owner}/{name}", revision, "/".join(path))
             case ["cdn", owner, name, commit, *path]:
                 self._send_data((self.hub.files(f"{owner}/{name}", commit) or {})["/".join(path)], fault)
             case _:
                 self._send(404, {"error": "Not Found"})
+
+    def _moved(self, parts: list[str]) -> tuple[str, str] | None:
+        """Returns the old and the new name of a model in a path, where it has moved."""
+        old = parts[2] if parts[:2] == ["api", "models"] else parts[0]
+        return (f"/{old}/", f"/{self.hub.moved[old]}/") if old in self.hub.moved else None
 
     def _line(self) -> str:
         return f"{self.command} {self.path} {self.headers.get('Range', '')}".strip()
