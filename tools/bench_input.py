@@ -1,6 +1,6 @@
-"""Measures the input side: preparing token shards against SentencePiece alone, reading and packing them, and waiting.
+"""Measures the input side: preparing token shards against the tokenizer alone, reading and packing them, and waiting.
 
-    python tools/bench_input.py [--path=FILE.jsonl or FOLDER_OF_PARQUET] [--tokenizer=FILE.model] [--json=RESULT.json]
+    python tools/bench_input.py [--path=FILE.jsonl or FOLDER_OF_PARQUET] [--tokenizer=PATH] [--json=RESULT.json]
     python tools/bench_input.py --lengths
 
 Reading runs in one thread on one core. Each figure is the median of several rounds. The memory is the peak of a process
@@ -53,7 +53,7 @@ def main() -> None:
     """Measures, prints a table and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", help="a JSON lines or Parquet corpus instead of the standard library")
-    parser.add_argument("--tokenizer", default="", help="a SentencePiece .model in place of one trained on the corpus")
+    parser.add_argument("--tokenizer", default="", help="a given one in place of one trained on the corpus")
     parser.add_argument("--vocabulary_size", type=int, default=4096, help="of the one that is trained")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of preparation")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -69,7 +69,7 @@ def main() -> None:
         tokenizer = prepare_tokenizer([documents], config, Path(scratch))
         preparation = measure_preparation(documents, tokenizer, Path(scratch), options.rounds)
         preparation["peak_megabytes"] = measure_memory(options.path, tokenizer, Path(scratch))
-        print(f"SentencePiece alone        {preparation['sentencepiece_mb_per_second']:8.2f} MB/s")
+        print(f"the tokenizer alone        {preparation['sentencepiece_mb_per_second']:8.2f} MB/s")
         print(f"preparing token shards     {preparation['prepare_mb_per_second']:8.2f} MB/s")
         print(f"ratio                      {preparation['ratio']:8.2f}")
         print(f"peak memory of preparing   {preparation['peak_megabytes']:8.0f} MB")
@@ -122,9 +122,11 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 def measure_memory(path: str | None, tokenizer, scratch: Path) -> float:
     """Returns the largest resident memory of a process that prepares, MB; Linux tells it."""
-    model = scratch / "tokenizer.model"
-    model.write_bytes(tokenizer.model)
-    command = [sys.executable, "-c", PREPARE, path or "", str(model), str(scratch / "memory")]
+    folder = scratch / "tokenizer"
+    folder.mkdir()
+    for name, content in tokenizer.files().items():
+        (folder / name).write_bytes(content)
+    command = [sys.executable, "-c", PREPARE, path or "", str(folder), str(scratch / "memory")]
     places = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True, check=True, encoding="utf-8"

@@ -33,6 +33,7 @@ from jaxformer.data.corpus import CorpusConfig, load_documents
 from jaxformer.data.preparation import prepare
 from jaxformer.data.remote import DamagedTransfer
 from jaxformer.data.source_files import find_files, open_file, pinned
+from jaxformer.data.tokenizer import TokenizerConfig, prepare_tokenizer
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -61,7 +62,7 @@ def hub(running, tmp_path, monkeypatch, waits):
     """An empty hub that `huggingface_hub` uses."""
     running.behave()
     running._repositories.clear()
-    running.page_entries = 1000
+    running.page_entries, running.moved = 1000, {}
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "ENDPOINT", running.environment["HF_ENDPOINT"])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -422,3 +423,66 @@ def test_a_preparation_that_is_refused_at_its_first_request_leaves_nothing(hub, 
     with pytest.raises(UserError, match="403"):
         prepare(documents, tokenizer, tmp_path, progress=False)
     assert not list(tmp_path.rglob("*.unfinished"))
+
+
+# Tokenizers.
+
+
+def tokenizer_of(path: str, cache, **options):
+    return prepare_tokenizer([], TokenizerConfig(path=path, threads=1), cache, **options)
+
+
+@pytest.fixture
+def gpt2(hub, make_texts):
+    """A repository of a model that was known by its name alone once, and its commit."""
+    tokenizers = pytest.importorskip("json_tokenizers")
+    file = tokenizers.gpt2(make_texts(200)).to_str().encode()
+    files = {"tokenizer.json": file, "README.md": b"no tokenizer", "onnx/tokenizer.json": b"another"}
+    hub.moved = {"gpt2": "openai-community/gpt2"}
+    return hub.commit("openai-community/gpt2", files, commit=COMMIT)
+
+
+@pytest.mark.parametrize("path", ["gpt2", "openai-community/gpt2", "hf://openai-community/gpt2", "hf://gpt2@main"])
+def test_a_tokenizer_of_the_hub_is_fetched_once_and_pinned_to_its_commit(hub, gpt2, tmp_path, capsys, path):
+    found = tokenizer_of(path, tmp_path)
+    assert (found.kind, found.bos, found.model) == (
+        "tokenizer.json",
+        "<|endoftext|>",
+        hub.files("openai-community/gpt2", COMMIT)["tokenizer.json"],
+    )
+    assert re.search(rf"^tokenizer   hf://[\w/-]*gpt2: main is commit {COMMIT}$", capsys.readouterr().out, re.MULTILINE)
+    config = b'{"bos_token": "b", "eos_token": "o", "chat_template": "..."}'
+    hub.commit("openai-community/gpt2", {"tokenizer.json": found.model, "tokenizer_config.json": config}, commit=OTHER)
+    hub.behave()
+    assert tokenizer_of(path, tmp_path).digest == found.digest and not hub.requests
+    newest = tokenizer_of(path, tmp_path, newest=True)
+    assert newest.digest != found.digest and (newest.bos, newest.eos) == ("b", "o")
+    (tmp_path / "own").mkdir()
+    for name, content in found.files().items():
+        (tmp_path / "own" / name).write_bytes(content)
+    assert tokenizer_of(str(tmp_path / "own"), tmp_path).digest == found.digest
+
+
+def test_a_sentencepiece_model_of_the_hub_and_a_file_in_a_folder_of_it_are_taken(hub, tokenizer_path, tmp_path):
+    hub.commit("me/small", {"spm/tokenizer.model": tokenizer_path.read_bytes()}, commit=COMMIT)
+    for path in ("hf://me/small/spm", f"hf://me/small@{COMMIT}/spm/tokenizer.model"):
+        assert tokenizer_of(path, tmp_path).model == tokenizer_path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nobody/nothing", "which is no file or folder here: hf://nobody/nothing: branch 'main' cannot be resolved"),
+        ("me/empty", "which is no file or folder here: hf://me/empty: it has no tokenizer.json or tokenizer.model"),
+        ("hf://datasets/me/texts", "hf://datasets/me/texts: write hf://OWNER/NAME@REVISION"),
+        ("s3://me/gpt2", "s3://me/gpt2: give a file or folder of this machine, or hf://OWNER/NAME"),
+        ("me/missing.json", "me/missing.json: No such file or directory"),
+    ],
+)
+def test_a_tokenizer_that_is_not_there_is_one_line(hub, tmp_path, path, message):
+    hub.commit("me/empty", {"README.md": b"no tokenizer"})
+    with pytest.raises(UserError) as raised:
+        tokenizer_of(path, tmp_path)
+    line = str(raised.value)
+    assert line.startswith(f"tokenizer.path {path}") and message in line and "\n" not in line
+    assert not list(tmp_path.glob("tokenizers/*/*"))
