@@ -53,7 +53,7 @@ EXPERIMENT = Experiment(
         skip_bad_records=0.0,  # share of the records that may be bad and left out; 0: the first ends it
     ),
     tokenizer=TokenizerConfig(
-        path="",  # a SentencePiece .model; '': train one
+        path="",  # a SentencePiece .model, a tokenizer.json or a model of the Hub; '': train one
         vocabulary_size=4096,  # tokens
         model_type="bpe",  # bpe or unigram
         training_bytes=50_000_000,  # bytes of text

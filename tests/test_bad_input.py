@@ -236,8 +236,11 @@ CASES = {
     "text_for_a_tokenizer": tokenizer("words.txt", "not a SentencePiece model"),
     "garbage_for_a_tokenizer": tokenizer("garbage.model", "not a SentencePiece model"),
     "truncated_tokenizer": tokenizer("cut.model", "not a SentencePiece model"),
+    "folder_without_a_tokenizer": tokenizer("empty", "the folder holds no tokenizer.json or tokenizer.model"),
+    "torn_tokenizer_json": tokenizer("torn.jsonl", "not a tokenizer.json of Hugging Face tokenizers (JSONDecodeError"),
+    "tokenizer_json_without_marks": tokenizer("marks/tokenizer.json", "it has no BOS and no EOS", "eos_token"),
     "given_tokenizer_larger_than_the_model": tiny(
-        "--model.vocabulary_size=384", words=["(400)", "model.vocabulary_size (384)"]
+        "--model.vocabulary_size=384", words=["(400)", "model.vocabulary_size (384); set that to 512 or more"]
     ),
     "too_few_rows": tiny("--training.rows_per_step=100000", words=["texts.jsonl", "training.rows_per_step (100000)"]),
     "too_little_fill": tiny("--packing.minimum_fill=1.0", words=["texts.jsonl", "packing.minimum_fill (100%)"]),
@@ -378,6 +381,9 @@ def template(tmp_path_factory, make_texts, tokenizer_path, compiled_folder):
     }.items():
         (folder / name).write_bytes(content)
     (folder / "empty").mkdir()
+    (folder / "marks").mkdir()
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+    (folder / "marks" / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     (folder / "folder.py").mkdir()
     (folder / "link").symlink_to("nowhere")
     texts = make_texts(120)
