@@ -53,7 +53,7 @@ class JsonTokenizer:
         self.bos, self.eos = find_marks(definition, config)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         for name, mark in (("bos_token", self.bos), ("eos_token", self.eos)):
-            require(mark in vocabulary, f"{name} {mark!r} of tokenizer_config.json is no token of tokenizer.json")
+            require(mark in vocabulary, f"{name} {mark!r} is no token of it; name one in tokenizer_config.json")
         # Also where the file does not call them special.
         tokenizer.add_special_tokens([self.bos, self.eos])
         self.bos_id, self.eos_id = vocabulary[self.bos], vocabulary[self.eos]

@@ -157,6 +157,9 @@ def write_config(
         UserError: it cannot be written.
     """
     path = workdir / CONFIG
+    if tokenizer.kind == "tokenizer.json":
+        versions = {**environment["versions"], "tokenizers": importlib.metadata.version("tokenizers")}
+        environment = {**environment, "versions": versions}
     before = read_config(workdir) or {}
     starts = [start for start in before.get("starts", []) if start["step"] < step]
     start = {"step": step, **{name: environment[name] for name in _OF_A_START}}

@@ -13,8 +13,8 @@ from jaxformer.data.corpus import Documents, load_documents, part_names, parts_o
 from jaxformer.data.overlap import held_out_elsewhere
 from jaxformer.data.packing import PackingConfig, Plan, packing_report, plan_rows
 from jaxformer.data.preparation import prepare, unfilled_budget
+from jaxformer.data.round_trip import RoundTrip, find_round_trip
 from jaxformer.data.shards import Shards, open_shards
-from jaxformer.data.text_loss import TextLoss, find_text_loss
 from jaxformer.data.tokenizer import Tokenizer, prepare_tokenizer
 from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_tasks
 from jaxformer.evaluation.tasks import TaskData
@@ -36,7 +36,7 @@ class PreparedCorpus(NamedTuple):
     """What the training documents share with each task."""
     decontaminate: bool
     """Whether those that share something are removed."""
-    text_loss: TextLoss | None
+    round_trip: RoundTrip | None
     """What of its text the tokenizer loses; None where that loses no text at all."""
 
     @property
@@ -110,7 +110,7 @@ def contents(data: Data) -> dict[str, dict]:
                 name: {"ngram_words": task.ngram_words, "items": task.shared_items, "documents": len(task.documents)}
                 for name, task in corpus.contamination.items()
             },
-            "text_loss": corpus.text_loss and dataclasses.asdict(corpus.text_loss),
+            "round_trip": corpus.round_trip and dataclasses.asdict(corpus.round_trip),
         }
     return found
 
@@ -158,9 +158,9 @@ def prepare_corpora(
         UserError: as of `prepare`; shards are damaged; or nothing is left to train on.
     """
     cache = cache_folder()
-    losses = [find_text_loss(documents, tokenizer, cache) for documents in corpora]
-    for name, loss in zip(part_names(experiment.corpus), losses, strict=True):
-        print_notice(f"corpus {name}: {loss}" if str(loss or "") else None)  # Before hours of preparation.
+    round_trips = [find_round_trip(documents, tokenizer, cache) for documents in corpora]
+    for name, trip in zip(part_names(experiment.corpus), round_trips, strict=True):
+        print_notice(f"corpus {name}: {trip}" if trip and trip.changed_documents else None)
     folders = [prepare(documents, tokenizer, cache, beam=beam) for documents in corpora]
     training = [open_shards(folder, "train") for folder in folders]
     validation = [open_shards(folder, "validation") for folder in folders]
@@ -176,7 +176,7 @@ def prepare_corpora(
             held_out_elsewhere(shards, others, cache) if others else np.empty(0, np.int64),
             find_contamination(shards, tokenizer, texts, cache) if texts else {},
             experiment.corpus.decontaminate or documents.config.decontaminate,
-            losses[i],
+            round_trips[i],
         )
         require(
             len(corpus.removed) < len(shards),

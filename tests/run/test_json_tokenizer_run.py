@@ -36,7 +36,7 @@ def test_a_run_with_a_tokenizer_json_needs_nothing_but_its_folder(
     options = [f"--tokenizer.path={place}", f"--evaluation.task_data={tmp_path}", "--evaluation.tasks=lambada"]
     assert main([*tiny_run.command(experiment_files["best_fit"], run), *options]) == 0
     summary, record = (json.loads((run / name).read_text()) for name in ("summary.json", "config.json"))
-    assert_reported(capsys.readouterr().err, record["corpora"]["corpus_0"]["text_loss"], shape)
+    assert_reported(capsys.readouterr().err, record["corpora"]["corpus_0"]["round_trip"], shape)
     assert np.isfinite(summary["validation/bits_per_byte"]) and 0 <= summary["lambada/acc"] <= 1
     assert not (run / "tokenizer.model").exists()
 

@@ -27,7 +27,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class TextLoss:
+class RoundTrip:
     """What of a sample of a corpus does not come back."""
 
     documents: int
@@ -43,9 +43,7 @@ class TextLoss:
     """`before` and `after`: a place that is changed, in ASCII; '' where there is none."""
 
     def __str__(self) -> str:
-        """The shares that are changed, and the example; '' where nothing is."""
-        if not self.changed_documents:
-            return ""
+        """The shares that are changed, and the example."""
         return (
             f"the tokenizer loses text: {self.changed_documents:,} of {self.documents:,} sampled documents come back "
             f"changed, and {self.changed_bytes / max(1, self.bytes):.2%} of the bytes of their words; "
@@ -53,7 +51,7 @@ class TextLoss:
         )
 
 
-def find_text_loss(documents: Documents, tokenizer: Tokenizer, cache: Path) -> TextLoss | None:
+def find_round_trip(documents: Documents, tokenizer: Tokenizer, cache: Path) -> RoundTrip | None:
     """Returns what of a corpus a tokenizer loses, found once on a sample; None for one that loses no text at all."""
     if tokenizer.is_lossless:
         return None
@@ -62,17 +60,17 @@ def find_text_loss(documents: Documents, tokenizer: Tokenizer, cache: Path) -> T
         with progress_bar(desc="testing what the tokenizer loses", unit="B", total=SAMPLE_BYTES) as bar:
             texts = []
             for document in documents.sample(SAMPLE_BYTES):
-                texts.append(document.text)
+                texts += [] if document.bad else [document.text]
                 bar.update(len(document.text.encode()))
-        write_json(path, dataclasses.asdict(measure_text_loss(texts, tokenizer)))
+        write_json(path, dataclasses.asdict(measure_round_trip(texts, tokenizer)))
 
     identity = [_VERSION, documents.source_digest, tokenizer.digest]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    path = make_once(cache / "text_losses" / f"{name}.json", find, "testing what the tokenizer loses")
-    return TextLoss(**require_json(path, advice="delete it, and the same command makes it anew"))
+    path = make_once(cache / "round_trips" / f"{name}.json", find, "testing what the tokenizer loses")
+    return RoundTrip(**require_json(path, advice="delete it, and the same command makes it anew"))
 
 
-def measure_text_loss(texts: list[str], tokenizer: Tokenizer) -> TextLoss:
+def measure_round_trip(texts: list[str], tokenizer: Tokenizer) -> RoundTrip:
     """Returns what of some texts does not come back."""
     changed = total = lost = 0
     example = ("", "")
@@ -83,7 +81,7 @@ def measure_text_loss(texts: list[str], tokenizer: Tokenizer) -> TextLoss:
             changed += 1
             lost += _bytes_of(words - Counter(returned.split()))
             example = example if any(example) else _first_change(text, returned)
-    return TextLoss(len(texts), changed, total, lost, *example)
+    return RoundTrip(len(texts), changed, total, lost, *example)
 
 
 def _bytes_of(words: Counter) -> int:
