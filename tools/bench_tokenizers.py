@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def in_new_process(own_threads: str, function: Callable[..., dict], *arguments) -> dict:
-    """Returns, and prints, what a function returns in a new process, where `tokenizers` has threads of its own or not."""
+    """Returns, and prints, what a function returns in a new process, with `tokenizers`' own threads or without."""
     os.environ["TOKENIZERS_PARALLELISM"] = own_threads
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         row = process.submit(function, *arguments).result()
@@ -127,8 +127,12 @@ def make_tokenizer(trainer: str, vocabulary_size: int, texts: list[str], threads
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    settings = {"special_tokens": ["<|endoftext|>"], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
-    bpe = trainers.BpeTrainer(vocab_size=vocabulary_size, show_progress=False, **settings)
+    bpe = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        show_progress=False,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(texts, bpe)
     return JsonTokenizer(tokenizer.to_str().encode(), {}, threads)
 
