@@ -189,6 +189,8 @@ class FakeTokenizer:
 
     vocabulary_size, bos_id, eos_id, digest = 70_000, 1, 2, "fake"
 
+    is_lossless = True
+
     def __init__(self, ids):
         self.ids = ids
 
