@@ -236,6 +236,7 @@ CASES = {
     "text_for_a_tokenizer": tokenizer("words.txt", "not a SentencePiece model"),
     "garbage_for_a_tokenizer": tokenizer("garbage.model", "not a SentencePiece model"),
     "truncated_tokenizer": tokenizer("cut.model", "not a SentencePiece model"),
+    "tokenizer_of_a_long_name": tokenizer("a" * 300, "name too long"),
     "folder_without_a_tokenizer": tokenizer("empty", "the folder holds no tokenizer.json or tokenizer.model"),
     "torn_tokenizer_json": tokenizer("torn.jsonl", "not a tokenizer.json of Hugging Face tokenizers (JSONDecodeError"),
     "tokenizer_json_without_marks": tokenizer("marks/tokenizer.json", "it has no BOS and no EOS", "eos_token"),

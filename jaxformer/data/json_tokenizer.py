@@ -118,13 +118,17 @@ class JsonTokenizer:
         """Returns the ids of a text that has special tokens among them, without those that it spells.
 
         `tokenizers` finds none in a text, but a model does that has their spelling in its vocabulary, as those of
-        Unigram. A text is cut within such a spelling. What stays is what no text spells, as for an unknown character.
+        Unigram. A text is cut within such a spelling. What stays is what no text spells, as for an unknown character;
+        BOS and EOS never stay, as where a normalizer spells them.
         """
-        spelled = {self._spelling[i] for i in ids[self._is_special[ids]].tolist()}
-        borders = [f"(?<={re.escape(each[0])})(?={re.escape(each[1:])})" for each in spelled if each[1:]]
-        parts = [part for part in re.split("|".join(borders), text) if part] if borders else [text]
-        encoded = self._tokenizer.encode_batch_fast(parts, add_special_tokens=False)
-        return np.concatenate([np.array(each.ids, np.int32) for each in encoded])
+        found = {self._spelling[i] for i in ids[self._is_special[ids]].tolist()}
+        spelled = [each for each in found if each[1:] and each in text]
+        borders = [f"(?<={re.escape(each[0])})(?={re.escape(each[1:])})" for each in spelled]
+        if borders:
+            parts = [part for part in re.split("|".join(borders), text) if part]
+            encoded = self._tokenizer.encode_batch_fast(parts, add_special_tokens=False)
+            ids = np.concatenate([np.array(each.ids, np.int32) for each in encoded])
+        return ids[(ids != self.bos_id) & (ids != self.eos_id)]
 
 
 def find_marks(definition: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, str]:

@@ -145,7 +145,7 @@ def load_tokenizer(path: str | os.PathLike, *, threads: int = 0, name: str = "")
             model byte fallback, and no normalisation.
     """
     what, target = f"tokenizer.path {name or path}", expanded(os.fspath(path))
-    if target.is_dir():
+    if os.path.isdir(target):
         names = [each for each in TOKENIZER_FILES if (target / each).is_file()]
         require(bool(names), f"{what}: the folder holds no {' or '.join(TOKENIZER_FILES)}")
         target = target / names[0]

@@ -1,6 +1,7 @@
 """Where a given tokenizer lies: here, or on the Hugging Face Hub, from where it is fetched once."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from jaxformer.host.paths import expanded
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 # NAME or OWNER/NAME; a name with the suffix of a file is one.
-_HUB_NAME = re.compile(r"(?!.*\.(?:model|json)$)[\w-][\w.-]*(?:/[\w-][\w.-]*)?")
+_HUB_NAME = re.compile(r"(?!.*\.(?:model|json)$)[\w-][\w.-]{0,95}(?:/[\w-][\w.-]{0,95})?")
 
 
 def local_tokenizer(path: str, cache: Path, *, newest: bool = False) -> Path:
@@ -31,7 +32,7 @@ def local_tokenizer(path: str, cache: Path, *, newest: bool = False) -> Path:
     """
     target, what = expanded(path), "tokenizer.path"
     if not is_remote(path):
-        if target.exists() or not _HUB_NAME.fullmatch(path):
+        if os.path.exists(target) or not _HUB_NAME.fullmatch(path):
             return target
         path, what = f"hf://{path}", f"tokenizer.path {path}, which is no file or folder here:"
     require(path.startswith("hf://"), f"{what} {path}: give a file or folder of this machine, or hf://OWNER/NAME")

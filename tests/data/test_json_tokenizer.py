@@ -62,6 +62,16 @@ def test_a_text_that_spells_a_special_token_is_a_text(opened, shape):
     assert not {tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode_batch([SPELLED])[0].tolist())
 
 
+def test_a_mark_that_a_normalizer_spells_is_no_mark(make_texts, tmp_path):
+    from tokenizers import normalizers
+
+    tokenizer = json_tokenizers.t5(make_texts(200))
+    tokenizer.normalizer = normalizers.NFKC()
+    opened = load_tokenizer(json_tokenizers.save(tokenizer, tmp_path))
+    ids = opened.encode("ba \uff1c/s\uff1e</s> du")
+    assert opened.eos_id not in ids and opened.decode(ids).startswith("ba") and opened.decode(ids).endswith("du")
+
+
 def test_a_mark_that_the_file_does_not_call_special_is_one(folders, tmp_path):
     file = json.loads((folders["gpt2"] / "tokenizer.json").read_text())
     file["added_tokens"][0]["special"] = False
