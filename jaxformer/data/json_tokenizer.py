@@ -48,7 +48,7 @@ class JsonTokenizer:
         """
         definition = _definition(model)
         self._tokenizer = tokenizer = _open(definition)
-        self._threads = threads or os.cpu_count() or 1
+        self.threads = threads or os.cpu_count() or 1
         self.model = model
         self.bos, self.eos = find_marks(definition, config)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -64,7 +64,7 @@ class JsonTokenizer:
         self._is_special[list(self._spelling)] = True
 
     def __reduce__(self):
-        return type(self), (self.model, self._config(), self._threads)
+        return type(self), (self.model, self._config(), self.threads)
 
     def with_threads(self, threads: int) -> "JsonTokenizer":
         """Returns the same tokenizer with another number of threads."""
@@ -81,9 +81,9 @@ class JsonTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text, int32 (tokens,), computed by several threads outside of Python's lock."""
         batches = [texts[first : first + _BATCH_TEXTS] for first in range(0, len(texts), _BATCH_TEXTS)]
-        if min(self._threads, len(batches)) < 2:
+        if min(self.threads, len(batches)) < 2:
             return [ids for batch in batches for ids in self._encode(batch)]
-        with ThreadPoolExecutor(min(self._threads, len(batches))) as executor:
+        with ThreadPoolExecutor(min(self.threads, len(batches))) as executor:
             return [ids for encoded in executor.map(self._encode, batches) for ids in encoded]
 
     def pieces(self) -> list[bytes]:

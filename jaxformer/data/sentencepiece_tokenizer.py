@@ -36,7 +36,7 @@ class SentencePieceTokenizer:
             self._processor = processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise UserError("not a SentencePiece model") from error
-        self._threads = threads or os.cpu_count() or 1
+        self.threads = threads or os.cpu_count() or 1
         self.model = model
         self.digest = hashlib.sha256(model).hexdigest()
         self.vocabulary_size = processor.vocab_size()
@@ -52,7 +52,7 @@ class SentencePieceTokenizer:
         )
 
     def __reduce__(self):
-        return type(self), (self.model, self._threads)
+        return type(self), (self.model, self.threads)
 
     def with_threads(self, threads: int) -> "SentencePieceTokenizer":
         """Returns the same tokenizer with another number of threads."""
@@ -78,7 +78,7 @@ class SentencePieceTokenizer:
         plain = list(texts)
         for i in marked:
             plain[i] = ""
-        encoded = self._processor.encode(plain, return_type="numpy", num_threads=self._threads)
+        encoded = self._processor.encode(plain, return_type="numpy", num_threads=self.threads)
         for i in marked:
             encoded[i] = np.array(self.encode(texts[i]), np.int32)
         return encoded

@@ -61,6 +61,7 @@ class Tokenizer(Protocol):
         bos, eos: how they are spelled.
         model: the bytes of the model file.
         digest: hexadecimal SHA-256 of what decides the ids.
+        threads: with which `encode_batch` encodes.
     """
 
     kind: str
@@ -72,6 +73,7 @@ class Tokenizer(Protocol):
     eos: str
     model: bytes
     digest: str
+    threads: int
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without BOS and EOS."""
