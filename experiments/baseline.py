@@ -26,6 +26,7 @@ EXPERIMENT = Experiment(
         feed_forward_width=0,  # features; 0: 4 x width
         activation="gelu",  # gelu, swiglu or relu2
         norm="rmsnorm",  # rmsnorm or layernorm
+        norm_epsilon=1e-6,  # mean square
         rope_base=10_000.0,  # base of the rotary wavelengths, positions
         learned_positions=0,  # positions; 0: rotary
         sliding_window=0,  # tokens; 0: all of the document so far

@@ -39,6 +39,7 @@ from jaxformer.config import (
     NonNegativeFloat,
     NonNegativeInt,
     OneOf,
+    PositiveFloat,
     PositiveInt32,
     check_fields,
     execution,
@@ -93,6 +94,8 @@ class ModelConfig:
     """'gelu', 'swiglu' (three matrices instead of two: equal parameters need 2/3 of the width) or 'relu2'."""
     norm: Annotated[str, OneOf(*NORMS)] = "rmsnorm"
     """'rmsnorm' or 'layernorm', of the stream; queries and keys have RMSNorm, if any, whatever it is."""
+    norm_epsilon: PositiveFloat = 1e-6
+    """Added to the mean square of every norm, those of queries and keys too, under the root."""
     rope_base: Annotated[float, Bounds(above=1)] = 10_000.0
     """Base of the rotary wavelengths."""
     learned_positions: NonNegativeInt = 0
@@ -169,15 +172,16 @@ class Scale(nnx.Param):
 class RMSNorm(nnx.Module):
     """Divides the last axis by its root mean square, in float32, and scales it by a learned gain.
 
-    An epsilon of 1e-6 is added to the mean square, under the root.
+    An epsilon is added to the mean square, under the root.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, epsilon: float):
+        self.epsilon = epsilon
         self.scale = Scale(jnp.ones(width, jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns x, of any shape (..., width), normalised along its last axis."""
-        return _rms_norm(x, self.scale[...])
+        return _rms_norm(x, self.scale[...], self.epsilon)
 
 
 class LayerNorm(RMSNorm):
@@ -198,8 +202,8 @@ class Block(nnx.Module):
         self.attention_norm = _norm(config)
         self.qkv = _kernel(rngs, D, (H + 2 * G) * K)
         if config.qk_norm:
-            self.q_norm = RMSNorm(K)
-            self.k_norm = RMSNorm(K)
+            self.q_norm = RMSNorm(K, config.norm_epsilon)
+            self.k_norm = RMSNorm(K, config.norm_epsilon)
         residual_scale = (2 * config.depth) ** -0.5
         self.attention_out = _kernel(rngs, H * K, D, residual_scale)
         self.feed_forward_norm = _norm(config)
@@ -371,10 +375,10 @@ class Transformer(nnx.Module):
 _from_inputs = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
-@_from_inputs
-def _rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+@functools.partial(_from_inputs, static_argnums=2)
+def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     x_float = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(x_float * x_float, axis=-1, keepdims=True) + 1e-6)
+    inverse = jax.lax.rsqrt(jnp.mean(x_float * x_float, axis=-1, keepdims=True) + epsilon)
     return (x_float * inverse * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
@@ -421,7 +425,7 @@ def unembed(
 
 
 def _norm(config: ModelConfig) -> RMSNorm:
-    return {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[config.norm](config.width)
+    return {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[config.norm](config.width, config.norm_epsilon)
 
 
 def _kernel(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> Kernel:

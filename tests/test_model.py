@@ -23,10 +23,10 @@ OPTIONS = {
     "baseline": {},
     "grouped_query": {"key_value_heads": 2},
     "head_width": {"head_width": 10},
-    "qk_norm": {"qk_norm": True},
+    "qk_norm": {"qk_norm": True, "norm_epsilon": 0.03},
     "swiglu": {"activation": "swiglu"},
     "relu2": {"activation": "relu2"},
-    "layernorm": {"norm": "layernorm"},
+    "layernorm": {"norm": "layernorm", "norm_epsilon": 0.03},
     "untied": {"tied_embeddings": False},
     "soft_cap": {"logit_soft_cap": 0.5},
     "learned_positions": {"learned_positions": 13},
@@ -74,10 +74,12 @@ def numpy_transformer(params, config, tokens, positions, starts):
     K, R = config.K, config.heads // config.G
 
     def rms_norm(x, scale):
-        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale
+        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.norm_epsilon) * scale
 
     def layer_norm(x, scale):
-        return (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6) * scale
+        return (
+            (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + config.norm_epsilon) * scale
+        )
 
     norm = layer_norm if config.norm == "layernorm" else rms_norm
 
@@ -346,6 +348,7 @@ def test_derived_sizes_are_what_is_left_at_zero():
         ({"sliding_window": -1}, r"model.sliding_window \(-1\) must be at least 0"),
         ({"activation": "gelo"}, r"model.activation = 'gelo' is unknown; did you mean gelu\?"),
         ({"norm": "layer_norm"}, r"model.norm = 'layer_norm' is unknown; did you mean layernorm\?"),
+        ({"norm_epsilon": 0.0}, r"norm_epsilon \(0.0\) must be above 0"),
         ({"rope_base": 1.0}, r"rope_base \(1.0\) must be above 1"),
         ({"logit_soft_cap": -1.0}, r"logit_soft_cap \(-1.0\) must be at least 0"),
         ({"logit_soft_cap": math.nan}, r"logit_soft_cap \(nan\) must be finite"),
