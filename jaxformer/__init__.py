@@ -22,6 +22,7 @@ What serves it lies in packages; none imports from one that is listed below it:
     attention    document-masked causal attention, one contract
     evaluation   validation, tasks and samples
     checkpoint   training states saved, verified and restored
+    huggingface  models as folders of Hugging Face transformers, both ways
     experiment   questions as files
     plan         what a run takes, and how it fits a device
     run          the folder of a run, and what it reads, writes and prints

@@ -1,0 +1,136 @@
+"""A folder with a model of Hugging Face transformers, read: which model of ours it is, and its parameters."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxformer.config import UserError, flatten, require
+from jaxformer.host.files import read_json, require_json
+from jaxformer.huggingface.forms import Form, read_config_json
+from jaxformer.huggingface.tensors import from_tensors
+from jaxformer.model import ModelConfig
+
+CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def read_model(folder: Path) -> ModelConfig:
+    """Returns the model that a folder's config.json describes; what that leaves open (z-loss, execution) is default.
+
+    Raises:
+        UserError: there is none, or it is none of ours.
+    """
+    return _read_form(folder)[1]
+
+
+def read_pretrained(folder: Path, model: ModelConfig) -> dict[str, np.ndarray]:
+    """Returns the float32 parameters of a folder by dotted path, in the shapes that a model of ours has.
+
+    The tables may have more rows than the folder's: those, ids that its tokenizer does not have, are 0.
+
+    Args:
+        folder: with config.json and model.safetensors, or its parts and their index; float32, bfloat16 or float16.
+        model: the configuration that the parameters are for.
+
+    Raises:
+        UserError: the folder is no model of ours, is damaged, or differs from the model in what it computes.
+    """
+    form, theirs = _read_form(folder)
+    check_same_model(folder, theirs, model)
+    with _open_tensors(folder) as tensors:
+        return from_tensors(form, model, tensors, theirs.vocabulary_size, folder)
+
+
+def check_same_model(folder: Path, theirs: ModelConfig, ours: ModelConfig) -> None:
+    """Raises `UserError` where the model of a folder differs from a configuration, with each field that does."""
+    there, here = (flatten(model.effective(), science_only=True) for model in (theirs, ours))
+    free = {"z_loss", "rope_base"} if ours.learned_positions else {"z_loss"}
+    if ours.vocabulary_size >= theirs.vocabulary_size:
+        free.add("vocabulary_size")
+    differing = [
+        f"model.{name} is {value}, and {there[name]} there"
+        for name, value in here.items()
+        if value != there[name] and name not in free
+    ]
+    require(not differing, f"{folder} does not fit the experiment: {'; '.join(differing)}")
+
+
+def _read_form(folder: Path) -> tuple[Form, ModelConfig]:
+    path = folder / CONFIG
+    config = require_json(path, f"{folder}: no {CONFIG}; give a folder with a model of Hugging Face transformers")
+    try:
+        return read_config_json(config, path)
+    except UserError as error:
+        # What `ModelConfig` itself refuses does not name the file.
+        raise error if str(error).startswith(str(path)) else UserError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _open_tensors(folder: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """Opens the tensors of a folder, each of which is read from the disk when it is taken."""
+    with contextlib.ExitStack() as stack:
+        files = {name: _open_file(stack, folder / name) for name in _file_names(folder)}
+        places = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118  It is no dict.
+        for name, file in _weight_map(folder).items():
+            is_there = files[file] is places.get(name)
+            require(is_there, f"{folder / file}: it has no tensor {name}, which {INDEX} says it has; download it again")
+        yield _Tensors(folder, places)
+
+
+class _Tensors(Mapping):
+    """Tensors by name, read when they are taken."""
+
+    def __init__(self, folder: Path, places: Mapping):
+        self._folder, self._places = folder, places
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        file = self._places[name]
+        dtype = file.get_slice(name).get_dtype()
+        require(
+            dtype in _DTYPES,
+            f"{self._folder}: {name} is of dtype {dtype}; jaxformer reads {', '.join(_DTYPES.values())}",
+        )
+        return file.get_tensor(name)
+
+    def __iter__(self):
+        return iter(self._places)
+
+    def __len__(self):
+        return len(self._places)
+
+
+def _file_names(folder: Path) -> list[str]:
+    """Returns the files that hold the tensors."""
+    if names := sorted(set(_weight_map(folder).values())):
+        return names
+    others = sorted(path.name for path in folder.glob("*.bin"))
+    instead = f" ({others[0]} is a pickle, which could run any code: save the model with safetensors)" if others else ""
+    require((folder / TENSORS).is_file(), f"{folder}: no {TENSORS}{instead}")
+    return [TENSORS]
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Returns the file of each tensor by an index; empty where there is one file without an index."""
+    path = folder / INDEX
+    index = None if (folder / TENSORS).is_file() else read_json(path, "download it again")
+    if index is None:
+        return {}
+    places = index.get("weight_map")
+    is_map = isinstance(places, dict) and all(isinstance(file, str) and file for file in places.values())
+    if not is_map or not places:
+        raise UserError(f"{path}: it has no weight_map; download it again")
+    for file in places.values():
+        require(Path(file).name == file, f"{path}: {file!r} is no file of the folder")
+    return places
+
+
+def _open_file(stack: contextlib.ExitStack, path: Path):
+    try:
+        return stack.enter_context(safe_open(path, framework="numpy"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; download it again") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not whole, or no file of safetensors ({error}); download it again") from error

@@ -1,0 +1,129 @@
+"""Which model of transformers a configuration is, and its config.json, both ways."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from huggingface_forms import BASE, FORMS
+
+from jaxformer.config import UserError
+from jaxformer.huggingface.forms import config_json, form_of, read_config_json
+from jaxformer.model import ACTIVATIONS, NORMS
+
+pytestmark = pytest.mark.device_free
+SOURCE = Path("folder/config.json")
+
+
+def write(model, **changes):
+    config = config_json(model, vocabulary_size=90, row_length=64, bos_id=1, eos_id=2, dtype="float32")
+    return {key: value for key, value in (config | changes).items() if value != "absent"}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_config_json_comes_back_as_the_same_model(name):
+    model = FORMS[name]
+    form, back = read_config_json(write(model), SOURCE)
+    assert form.model_type == name.partition(" ")[0]
+    assert back == dataclasses.replace(model, vocabulary_size=90).effective()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_keys_of_version_4_describe_the_same_model(name):
+    version_4 = {"rope_parameters": "absent", "dtype": "absent", "rope_scaling": None, "layer_types": "absent"}
+    assert read_config_json(write(FORMS[name], **version_4), SOURCE) == read_config_json(write(FORMS[name]), SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"logit_soft_cap": 30.0}, "ArceeForCausalLM, but for model.logit_soft_cap = 30.0"),
+        (
+            {"qk_norm": True},
+            "Qwen3ForCausalLM, but for model.activation = gelu; ArceeForCausalLM, but for model.qk_norm = True",
+        ),
+        ({"sliding_window": 8}, "ArceeForCausalLM, but for model.sliding_window = 8"),
+        ({"learned_positions": 64}, "GPT2LMHeadModel, but for model.norm = rmsnorm"),
+        ({"norm": "layernorm", "qk_norm": True}, "Starcoder2ForCausalLM, but for model.qk_norm = True"),
+        (
+            {"norm": "layernorm", "activation": "swiglu", "sliding_window": 8},
+            "StableLmForCausalLM, but for model.sliding_window = 8",
+        ),
+        ({"norm": "layernorm", "head_width": 10}, "Starcoder2ForCausalLM, but for model.head_width = 10"),
+        (
+            {"norm": "layernorm", "learned_positions": 64, "key_value_heads": 2, "logit_soft_cap": 2.0},
+            "GPT2LMHeadModel, but for model.key_value_heads = 2 and model.logit_soft_cap = 2.0",
+        ),
+        ({"width": 26, "head_width": 10}, "ArceeForCausalLM, but for model.head_width = 10"),
+    ],
+)
+def test_model_without_a_form_is_refused_with_the_option(changes, options):
+    with pytest.raises(UserError, match=options):
+        form_of(dataclasses.replace(BASE, **changes))
+
+
+def test_every_model_has_a_form_that_has_its_options_or_is_refused():
+    found = {}
+    for norm in NORMS:
+        for activation in ACTIVATIONS:
+            for options in ({}, {"qk_norm": True}, {"sliding_window": 8}, {"learned_positions": 64}):
+                model = dataclasses.replace(BASE, norm=norm, activation=activation, **options)
+                try:
+                    found.setdefault(form_of(model).model_type, []).append(model)
+                except UserError:
+                    continue
+                assert read_config_json(write(model), SOURCE)[1].effective().norm == norm
+    assert {name: len(models) for name, models in found.items()} == {
+        "llama": 1, "mistral": 1, "qwen3": 1, "arcee": 2, "starcoder2": 4, "stablelm": 1, "gpt2": 2,
+    }  # fmt: skip
+
+
+def test_llama_with_a_head_width_that_it_would_refuse_is_mistral_without_a_window():
+    model = dataclasses.replace(BASE, width=26, head_width=10, activation="swiglu")
+    assert write(model)["model_type"] == "mistral" and write(model)["sliding_window"] is None
+    assert read_config_json(write(model), SOURCE)[1].sliding_window == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama", {"model_type": "absent"}, "model_type = 'None': not a model that jaxformer has; it has llama, "),
+        ("llama", {"model_type": "lama"}, "'lama': not a model that jaxformer has; did you mean llama?"),
+        ("llama", {"model_type": "gemma2"}, "model_type = 'gemma2'"),
+        ("llama", {"architectures": ["LlamaModel"]}, "architectures = ['LlamaModel']: must be ['LlamaForCausalLM']"),
+        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4}"),
+        ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0: jaxformer has no such option"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act = 'gelu': jaxformer has silu, swish there"),
+        ("arcee", {"hidden_act": "silu"}, "hidden_act = 'silu': jaxformer has gelu_pytorch_tanh, gelu_new, relu2"),
+        ("gpt2", {"activation_function": "gelu"}, "activation_function = 'gelu'"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
+        ("stablelm", {"use_parallel_residual": True}, "use_parallel_residual = True: jaxformer has False only"),
+        ("stablelm", {"rope_parameters": "absent", "partial_rotary_factor": "absent"}, "partial_rotary_factor = 0.25"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_parameters.rope_type = 'llama3'"),
+        ("llama", {"rope_parameters": "absent", "rope_scaling": {"type": "linear", "factor": 2.0}}, "= 'linear'"),
+        ("llama", {"rope_parameters": {"full_attention": {}}}, "rope_parameters.full_attention"),
+        ("llama", {"rope_parameters": [1]}, "rope_parameters = [1]: must be an object"),
+        ("llama", {"rope_parameters": {"rope_theta": -1.0}}, "rope_theta = -1.0: must be a number above 0"),
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "one kind of attention, in all 2 layers"),
+        ("qwen3", {"layer_types": "absent", "max_window_layers": 1}, "['full_attention', 'sliding_attention']"),
+        ("llama", {"hidden_size": "absent"}, "config.json: no hidden_size"),
+        ("llama", {"hidden_size": "24"}, "hidden_size = '24': must be a number above 0"),
+        ("llama", {"num_hidden_layers": True}, "num_hidden_layers = True"),
+        ("gpt2", {"n_head": 5}, "model.heads (5) must divide model.width (24)"),
+        ("mistral", {"sliding_window": 0}, "sliding_window = 0: must be a number above 0"),
+    ],
+)
+def test_foreign_config_is_refused_with_its_key_and_value(name, changes, message):
+    with pytest.raises(UserError) as refusal:
+        read_config_json(write(FORMS[name], **changes), SOURCE)
+    assert message in str(refusal.value)
+
+
+def test_absent_keys_are_read_as_transformers_reads_them():
+    # As SmolLM2-135M and Mistral-7B-v0.1 write them.
+    sizes = {"hidden_size": 32, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 8}
+    sizes |= {"vocab_size": 97, "architectures": ["MistralForCausalLM"]}
+    model = read_config_json({"model_type": "mistral", **sizes, "head_dim": 8}, SOURCE)[1]
+    assert (model.sliding_window, model.G, model.norm_epsilon, model.tied_embeddings) == (4096, 8, 1e-6, False)
+    sizes |= {"architectures": None, "rope_theta": 100_000, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
+    model = read_config_json({"model_type": "llama", **sizes, "head_dim": None}, SOURCE)[1]
+    assert (model.rope_base, model.G, model.K, model.norm_epsilon, model.tied_embeddings) == (1e5, 8, 4, 1e-5, True)
