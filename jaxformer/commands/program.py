@@ -14,7 +14,7 @@ from jaxformer.host.signals import ended_by_signals
 
 _FOLDER = Path(__file__).parent
 _FOUND = {path.stem.replace("_", "-") for path in _FOLDER.glob("[a-z]*.py") if path != Path(__file__)}
-_FIRST = ("train", "plan", "prepare", "evaluate", "ablate", "report", "replay-step", "harness")
+_FIRST = ("train", "plan", "prepare", "evaluate", "export", "ablate", "report", "replay-step", "harness")
 # In the order in which a user meets them.
 COMMANDS = (*_FIRST, *sorted(_FOUND.difference(_FIRST)))
 
@@ -22,6 +22,7 @@ COMMANDS = (*_FIRST, *sorted(_FOUND.difference(_FIRST)))
 # `jaxformer.commands.report` into a notebook keeps the GPU.
 ENVIRONMENT = {
     "prepare": {"JAX_PLATFORMS": "cpu"},  # Nothing is computed on a device.
+    "export": {"JAX_PLATFORMS": "cpu"},  # It is compared in the CPU's float32.
     "report": {"JAX_PLATFORMS": "cpu"},  # A run may be training on the device.
     "evaluate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # A run may be training on the same device.
     "ablate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # The runs need the device.

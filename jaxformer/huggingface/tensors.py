@@ -4,7 +4,7 @@ Kernels are (in, out) here and (out, in) there, GPT-2's apart; queries, keys and
 the gate and the value of SwiGLU; the layers are stacked here. Nothing is permuted within a head.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,9 +118,19 @@ def flat_parameters(params: nnx.State) -> dict[str, np.ndarray]:
     return {name: np.asarray(jax.device_get(leaf)) for name, leaf in _leaves(params)}
 
 
+def as_state(abstract: nnx.State, params: Mapping[str, np.ndarray]) -> nnx.State:
+    """Returns parameters by dotted path as the state of a model, given that with shapes or values of its own."""
+    leaves = [(path, variable.replace(params[_name(path)])) for path, variable in nnx.to_flat_state(abstract)]
+    return nnx.from_flat_state(leaves)
+
+
 def _leaves(params: nnx.State) -> Iterator[tuple[str, jax.Array]]:
     for path, variable in nnx.to_flat_state(params):
-        yield ".".join(map(str, path)), variable.get_value()
+        yield _name(path), variable.get_value()
+
+
+def _name(path: Sequence) -> str:
+    return ".".join(map(str, path))
 
 
 def to_tensors(

@@ -98,10 +98,17 @@ def digests(data: Data) -> dict[str, str]:
 
 
 def contents(data: Data) -> dict[str, dict]:
-    """Returns, by the corpus's name, what is removed from it, what it shares with tasks, what the tokenizer loses."""
+    """Returns what is known of each corpus, by its name.
+
+    Where it comes from, what is removed of its training documents, what it shares with tasks and what the tokenizer
+    loses of it.
+    """
     found = {}
     for corpus in data.corpora:
         found[corpus.name] = {
+            "origin": corpus.training.manifest.origin,
+            "licence": corpus.training.manifest.licence,
+            "commit": corpus.training.manifest.commit,
             "training_documents": len(corpus.documents),
             "training_tokens": corpus.tokens,
             "removed_documents": len(corpus.removed),

@@ -1,0 +1,142 @@
+"""The card of an exported model: README.md, as the Hugging Face Hub shows it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxformer.huggingface.proof import Proof
+
+_HEAD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- jaxformer
+---
+"""
+_USE = """\
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = (each.from_pretrained("FOLDER") for each in (AutoModelForCausalLM, AutoTokenizer))
+inputs = tokenizer("Once", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_special_tokens=True))
+```
+
+The tokenizer puts BOS before a text, as before each document in training; without it the model is another.
+"""
+NOT_CHECKED = (
+    "The folder was not compared with the run in transformers, because torch or transformers was not installed where "
+    "it was written; its tensors were read back and are the run's."
+)
+
+
+def model_card(
+    record: Mapping[str, Any],
+    *,
+    step: int,
+    architecture: str,
+    parameters: int,
+    dtype: str,
+    commands: Sequence[str],
+    validation: Mapping[str, Any] | None,
+    tasks: Sequence[Mapping[str, Any]],
+    proof: Proof | None,
+    ambiguity: str,
+) -> str:
+    """Returns the card of a run's model in Markdown.
+
+    Args:
+        record: the run's `config.json`.
+        step: of the checkpoint.
+        architecture: of transformers.
+        parameters: how many were exported.
+        dtype: of the tensors.
+        commands: that made it, in order.
+        validation: what `validation.json` holds of the step, None where it was not validated.
+        tasks: what the files of the tasks' scores hold.
+        proof: the comparison with transformers, None where there was none.
+        ambiguity: as of `tokenizer_json.ambiguity`.
+    """
+    config = record["config"]
+    tokens = step * config["training"]["rows_per_step"] * config["packing"]["row_length"]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    commit = (record.get("git") or {}).get("commit")
+    sections = [
+        _HEAD,
+        f"# {_text(record['experiment'])}, seed {record['seed']}, step {step:,}\n",
+        f"{_text(record['question'])}\n",
+        f"A decoder of {parameters:,} parameters ({architecture}, {dtype}), trained from {tokens:,} tokens with "
+        "jaxformer. No licence of the weights is stated here: state one, as `license:` above, before you publish "
+        "them. The licences of the data are below.\n",
+        "## Data\n",
+        _data(record),
+        "## Results\n",
+        _results(step, validation, tasks),
+        "## Configuration\n",
+        _table(("option", "value"), [(f"`{name}`", f"`{value}`") for name, value in _identity(record).items()]),
+        "## How it was made\n",
+        "\n".join(["```", *commands, "```\n"]),
+        f"Trained with {versions}{f', git commit {commit}' if commit else ''}, on {record['device']}.\n",
+        " ".join([proof.describe() if proof else NOT_CHECKED, ambiguity]).strip() + "\n",
+        _USE,
+    ]
+    return "\n".join(sections)
+
+
+def _data(record: Mapping[str, Any]) -> str:
+    """Returns a table of the corpora: origin, licence and size."""
+    rows = []
+    for name, corpus in record.get("corpora", {}).items():
+        commit = f" at commit {corpus['commit']}" if corpus.get("commit") else ""
+        rows.append(
+            (
+                _text(name),
+                _text(corpus.get("origin", "not recorded")) + commit,
+                _text(corpus.get("licence", "not recorded")),
+                f"{corpus['training_documents']:,}",
+                f"{corpus['training_tokens']:,}",
+            )
+        )
+    return _table(("corpus", "origin", "licence", "training documents", "training tokens"), rows)
+
+
+def _results(step: int, validation: Mapping[str, Any] | None, tasks: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the validation loss with its standard error, and the scores of tasks."""
+    if validation is None:
+        found = f"There is no validation of step {step:,} among the run's evaluations.\n"
+    else:
+        bits = _estimate(validation, "validation/bits_per_byte", 4)
+        documents = sum(corpus["documents"] for corpus in validation["corpora"].values())
+        found = f"Validation: **{bits} bits per byte** over {documents:,} documents (± one standard error).\n"
+    if not tasks:
+        return found
+    rows = [
+        (task["task"], f"{task['items']:,} of {task['official_items']:,}", _estimate(task, task["primary"], 2, 100))
+        for task in tasks
+    ]
+    return f"{found}\n{_table(('task, 0-shot', 'items', 'accuracy, %'), rows)}"
+
+
+def _estimate(values: Mapping[str, Any], name: str, digits: int, scale: float = 1) -> str:
+    """Returns a mean and its standard error."""
+    error = values.get(f"{name}_standard_error")
+    spread = f" ± {scale * error:.{digits}f}" if isinstance(error, float) else ""
+    return f"{scale * values[name]:.{digits}f}{spread}"
+
+
+def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what decided what the run learned, without the empty."""
+    return {name: _text(json.dumps(value)) for name, value in record["identity"].items() if value not in ("", [])}
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _text(text: str) -> str:
+    """Returns a text in one line, with what would end a cell of a table or begin a tag escaped."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,215 @@
+"""A tokenizer as the files that transformers loads: tokenizer.json and tokenizer_config.json.
+
+A SentencePiece model is written anew, so that ids and texts are the same for every Unicode text. Its pieces hold a
+plain space where SentencePiece has U+2581; nothing is normalised then, and U+2581 in a text is a character like any
+other, encoded as its bytes. transformers' own reading of such a model (`LlamaTokenizer`) puts a space before each text.
+
+A tokenizer.json that was given stays as it is, apart from what no run uses: truncation, padding, dropout and the
+clean-up of spaces. In both, BOS stands before each text, as before each document in training, and a text that spells a
+special token is a text: only the post-processor writes BOS.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sentencepiece import sentencepiece_model_pb2
+
+from jaxformer.config import require
+from jaxformer.data.tokenizer import SPACE_MARK, Tokenizer
+
+# Types of SentencePiece's pieces: of a piece of text, and of one that is cut out of a text first, as "\n".
+_NORMAL, _USER_DEFINED, _UNUSED = 1, 4, 5
+# Types of its models.
+_UNIGRAM, _BPE = 1, 2
+# Below any sum of log-probabilities of a spelled mark's characters: it is never the likeliest reading of them.
+_NEVER = -1e4
+
+
+def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
+    """Returns the files of a tokenizer by name; of a SentencePiece model itself as well.
+
+    Args:
+        tokenizer: of a run.
+        row_length: tokens of a row in training, which transformers takes for the longest text.
+
+    Raises:
+        UserError: it is a SentencePiece model that tokenizer.json has no words for.
+    """
+    if _is_json(tokenizer.model):
+        definition, files = _tidied(json.loads(tokenizer.model)), {}
+    else:
+        definition, files = from_sentencepiece(tokenizer.model), {"tokenizer.model": tokenizer.model}
+    marks = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+    marks = {name: _spelling(definition, i) for name, i in marks.items()}
+    definition = _with_marks(definition, {marks["bos_token"]: tokenizer.bos_id, marks["eos_token"]: tokenizer.eos_id})
+    definition["post_processor"] = _bos_before(marks["bos_token"], tokenizer.bos_id)
+    config = {
+        # Not LlamaTokenizer or another of a model: those bring steps of their own.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **_unknown(definition["model"]),
+        **marks,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "split_special_tokens": True,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": row_length,
+    }
+    return {"tokenizer.json": _to_json(definition), "tokenizer_config.json": _to_json(config), **files}
+
+
+def ambiguity(tokenizer: Tokenizer) -> str:
+    """Returns in a sentence where the files of a tokenizer may give other ids than it does; '' for nowhere."""
+    if _is_json(tokenizer.model) or _proto(tokenizer.model).trainer_spec.model_type != _UNIGRAM:
+        return ""
+    return (
+        "The tokenizer is a unigram model: where two readings of a text are equally likely up to the rounding of "
+        "float32, transformers may choose the other."
+    )
+
+
+def from_sentencepiece(model: bytes) -> dict[str, Any]:
+    """Returns what tokenizer.json holds of a SentencePiece model that loses nothing, without a post-processor.
+
+    Of a BPE model the ids are the same. Of a unigram model they may differ where two readings of a text are equally
+    likely up to the rounding of float32, in which SentencePiece adds.
+
+    Raises:
+        UserError: it normalises its text, has no byte fallback, or is neither BPE nor unigram.
+    """
+    proto = _proto(model)
+    spec, normalizer = proto.trainer_spec, proto.normalizer_spec
+    changes_text = normalizer.precompiled_charsmap or normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces
+    require(not changes_text, "the tokenizer normalises its text: tokenizer.json cannot do the same")
+    require(spec.byte_fallback, "the tokenizer has no byte fallback: tokenizer.json cannot do the same")
+    require(
+        not any(piece.type == _UNUSED for piece in proto.pieces),
+        "the tokenizer has pieces that are marked as unused: tokenizer.json cannot do the same",
+    )
+    require(
+        spec.model_type in (_BPE, _UNIGRAM),
+        "the tokenizer is neither BPE nor unigram: tokenizer.json cannot do the same",
+    )
+    pieces = [piece.piece.replace(SPACE_MARK, " ") for piece in proto.pieces]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added_token(i, pieces[i], special=piece.type != _USER_DEFINED)
+            for i, piece in enumerate(proto.pieces)
+            if piece.type == _USER_DEFINED or i in (spec.unk_id, spec.bos_id, spec.eos_id)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": _bpe(proto, pieces) if spec.model_type == _BPE else _unigram(proto, pieces),
+    }
+
+
+def _proto(model: bytes) -> Any:
+    return sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _bpe(proto, pieces: list[str]) -> dict[str, Any]:
+    # Of all neighbours those are merged first whose whole has the best score, and of the same the leftmost.
+    mergeable = {
+        text: (-piece.score, i)
+        for i, (text, piece) in enumerate(zip(pieces, proto.pieces, strict=True))
+        if piece.type == _NORMAL
+    }
+    ranked = sorted(
+        (*rank, whole[:cut], whole[cut:])
+        for whole, rank in mergeable.items()
+        for cut in range(1, len(whole))
+        if whole[:cut] in mergeable and whole[cut:] in mergeable
+    )
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": pieces[proto.trainer_spec.unk_id],
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": True,
+        "ignore_merges": False,
+        "vocab": {piece: i for i, piece in enumerate(pieces)},
+        "merges": [[left, right] for *_, left, right in ranked],
+    }
+
+
+def _unigram(proto, pieces: list[str]) -> dict[str, Any]:
+    scores = [piece.score if piece.type == _NORMAL else _NEVER for piece in proto.pieces]
+    return {
+        "type": "Unigram",
+        "unk_id": proto.trainer_spec.unk_id,
+        "vocab": [list(entry) for entry in zip(pieces, scores, strict=True)],
+        "byte_fallback": True,
+    }
+
+
+def _is_json(model: bytes) -> bool:
+    """Returns whether a tokenizer's model is a tokenizer.json, as opposed to a SentencePiece model."""
+    return model[:1] != b"\n" and model.lstrip()[:1] == b"{"  # A SentencePiece model begins with the tag of a piece.
+
+
+def _tidied(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a given tokenizer.json without what changes a text beyond its tokens."""
+    definition = dict(definition) | {"truncation": None, "padding": None}
+    if "dropout" in definition["model"]:
+        definition["model"] = definition["model"] | {"dropout": None}
+    if decoder := definition.get("decoder"):
+        decoders = [each | ({"cleanup": False} if "cleanup" in each else {}) for each in decoder.get("decoders") or []]
+        changed = {"decoders": decoders} if decoders else {"cleanup": False} if "cleanup" in decoder else {}
+        definition["decoder"] = decoder | changed
+    return definition
+
+
+def _spelling(definition: Mapping[str, Any], token_id: int) -> str:
+    """Returns how a token is spelled."""
+    added = {token["id"]: token["content"] for token in definition.get("added_tokens") or []}
+    if token_id in added:
+        return added[token_id]
+    vocabulary = definition["model"]["vocab"]
+    if isinstance(vocabulary, list):  # Of Unigram: [piece, score] in the order of ids.
+        return vocabulary[token_id][0]
+    return next(token for token, i in vocabulary.items() if i == token_id)
+
+
+def _unknown(model: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the token for unknown characters, as tokenizer_config.json has it; nothing where there is none."""
+    if model.get("unk_id") is not None:  # Of Unigram.
+        return {"unk_token": model["vocab"][model["unk_id"]][0]}
+    return {"unk_token": model["unk_token"]} if model.get("unk_token") else {}
+
+
+def _with_marks(definition: Mapping[str, Any], marks: Mapping[str, int]) -> dict[str, Any]:
+    """Returns a definition in which the marks of a document are special tokens."""
+    others = [token for token in definition.get("added_tokens") or [] if token["content"] not in marks]
+    tokens = [*others, *(_added_token(i, mark, special=True) for mark, i in marks.items())]
+    return {**definition, "added_tokens": sorted(tokens, key=lambda token: token["id"])}
+
+
+def _bos_before(bos: str, bos_id: int) -> dict[str, Any]:
+    """Returns a post-processor that puts BOS before a text, and nothing else."""
+    start, first, second = {"SpecialToken": {"id": bos, "type_id": 0}}, _sequence("A"), _sequence("B")
+    return {
+        "type": "TemplateProcessing",
+        "single": [start, first],
+        "pair": [start, first, second],
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+    }
+
+
+def _sequence(name: str) -> dict[str, Any]:
+    return {"Sequence": {"id": name, "type_id": 0}}
+
+
+def _added_token(token_id: int, content: str, *, special: bool) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+    return {"id": token_id, "content": content, **flags}
+
+
+def _to_json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,116 @@
+"""A folder with a model for Hugging Face transformers, written whole or not at all."""
+
+import contextlib
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from jaxformer.config import UserError, require
+from jaxformer.data.tokenizer import Tokenizer
+from jaxformer.host.files import sync_tree
+from jaxformer.huggingface.forms import config_json, form_of
+from jaxformer.huggingface.reading import CONFIG, TENSORS, read_pretrained
+from jaxformer.huggingface.tensors import to_tensors
+from jaxformer.huggingface.tokenizer_json import tokenizer_files
+from jaxformer.model import ModelConfig
+
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yields an empty folder that is renamed to another at the end of its block, once it is on the disk.
+
+    Whatever ends the block early leaves nothing.
+
+    Raises:
+        UserError: there is something already, or it cannot be written.
+    """
+    target = out.resolve()
+    created = [folder for folder in target.parents if not folder.exists()]
+    unfinished = target.with_name(f"{target.name}.{secrets.token_hex(4)}.unfinished")
+    try:
+        is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+        require(is_free, f"--out {out}: it exists and is not an empty folder; choose another, or remove it")
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        sync_tree(unfinished)
+        unfinished.replace(target)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in created:
+                folder.rmdir()
+        if isinstance(error, OSError | SafetensorError):
+            raise UserError(f"--out {out}: {getattr(error, 'strerror', None) or error}; choose another") from error
+        raise
+
+
+def write_model(
+    folder: Path,
+    model: ModelConfig,
+    params: Mapping[str, np.ndarray],
+    tokenizer: Tokenizer,
+    *,
+    row_length: int,
+    keep_padding: bool = False,
+    dtype: str = "float32",
+) -> int:
+    """Writes config.json, the tensors, generation_config.json and the tokenizer's files, and reads the tensors back.
+
+    Returns how many parameters were written.
+
+    Args:
+        folder: an empty one.
+        model: the configuration.
+        params: float32, by dotted path.
+        tokenizer: whose ids the tables have rows for.
+        row_length: tokens of a row in training.
+        keep_padding: keep the rows of the tables beyond the tokenizer's ids; else only those ids have logits.
+        dtype: of the tensors.
+
+    Raises:
+        UserError: transformers has no such model or tokenizer, or a parameter is too large for the dtype.
+    """
+    form, rows = form_of(model), model.vocabulary_size if keep_padding else tokenizer.vocabulary_size
+    marks = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
+    config = config_json(model, vocabulary_size=rows, row_length=row_length, dtype=dtype, **marks)
+    files = tokenizer_files(tokenizer, row_length)  # What is refused is refused before anything large is written.
+    params = {name: _cast(name, value, dtype) for name, value in params.items()}
+    tensors = to_tensors(form, model, params, rows)
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    generation: dict[str, Any] = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    generation["pad_token_id"] = tokenizer.eos_id  # Of rows of several lengths; masked, so that any would do.
+    if padding := list(range(tokenizer.vocabulary_size, rows)):
+        generation["suppress_tokens"] = padding
+    _write_json(folder / CONFIG, config)
+    _write_json(folder / "generation_config.json", generation)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / TENSORS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets no other user read it.
+    back = read_pretrained(folder, model)
+    for name, value in params.items():
+        kept = slice(rows if name in ("embedding", "unembedding") else None)
+        is_same = np.array_equal(back[name][kept], value[kept].astype(np.float32))
+        require(is_same, f"{folder / TENSORS}: {name} is not what was written; is the disk damaged?")
+    return sum(tensor.size for name, tensor in tensors.items() if not name.endswith(".bias"))
+
+
+def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        cast = value.astype(DTYPES[dtype])
+    is_finite = bool(np.isfinite(cast).all())
+    require(is_finite, f"{name} has values beyond {dtype}, or that are not finite; choose another --dtype")
+    return cast
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,96 @@
+"""A trained model as a folder for Hugging Face transformers, with its card."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxformer.config import require
+from jaxformer.host.files import read_json
+from jaxformer.host.paths import shell_word
+from jaxformer.huggingface.forms import form_of
+from jaxformer.huggingface.model_card import model_card
+from jaxformer.huggingface.proof import Proof, prove
+from jaxformer.huggingface.tensors import flat_parameters
+from jaxformer.huggingface.tokenizer_json import ambiguity
+from jaxformer.huggingface.writing import DTYPES, new_folder, write_model
+from jaxformer.run.folder import evaluations_folder
+from jaxformer.run.trained import Trained
+
+
+class Exported(NamedTuple):
+    """What an export wrote."""
+
+    architecture: str
+    """Of transformers."""
+    parameters: int
+    proof: Proof | None
+    """The comparison with transformers, None where that or torch is not installed."""
+
+
+def export_run(trained: Trained, out: Path, *, keep_padding: bool = False, dtype: str = "float32") -> Exported:
+    """Writes a trained model as a folder that `transformers` loads, proved there where it is installed.
+
+    Args:
+        trained: the model.
+        out: a folder that does not exist, or is empty; whatever ends the export early leaves it so.
+        keep_padding: keep the rows of the tables beyond the tokenizer's ids; else only those ids have logits.
+        dtype: of the tensors: 'float32', 'bfloat16' or 'float16'.
+
+    Raises:
+        UserError: transformers has no such model, what it computes is not the same, or `out` cannot be written.
+    """
+    require(dtype in DTYPES, f"dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    model, row_length = trained.experiment.model, trained.experiment.packing.row_length
+    architecture = form_of(model).architecture
+    validation, tasks = _evaluations(evaluations_folder(trained.workdir, trained.step))
+    with new_folder(out) as folder:
+        parameters = write_model(
+            folder,
+            model,
+            flat_parameters(trained.state.params),
+            trained.tokenizer,
+            row_length=row_length,
+            keep_padding=keep_padding,
+            dtype=dtype,
+        )
+        proof = prove(folder, model, trained.tokenizer, row_length)
+        card = model_card(
+            trained.record,
+            step=trained.step,
+            architecture=architecture,
+            parameters=parameters,
+            dtype=dtype,
+            commands=[_train_command(trained.record), _export_command(trained, out, keep_padding, dtype)],
+            validation=validation,
+            tasks=tasks,
+            proof=proof,
+            ambiguity=ambiguity(trained.tokenizer),
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return Exported(architecture, parameters, proof)
+
+
+def _evaluations(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Returns the validation of a step, None where there is none, and the scores of its tasks."""
+    records = [record for path in sorted(folder.glob("*.json")) if (record := read_json(path)) is not None]
+    validations = [record for record in records if "validation/bits_per_byte" in record]
+    return next(iter(validations), None), [record for record in records if "primary" in record]
+
+
+def _train_command(record: dict[str, Any]) -> str:
+    """Returns the command by which a run began, without what changes how it is computed."""
+    overrides = record["lineage"].get("overrides", {})
+    # A run with such has a name of its own behind that of its file.
+    words = [f"--experiment={record['experiment'].partition('~')[0]}", f"--seed={record['seed']}"]
+    words += [f"--{path}={_word(after)}" for path, (_, after) in overrides.items()]
+    return " ".join(["jaxformer train", *words])
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _export_command(trained: Trained, out: Path, keep_padding: bool, dtype: str) -> str:
+    words = [f"--workdir={shell_word(trained.workdir)}", f"--out={shell_word(out)}", f"--step={trained.step}"]
+    words += ["--keep_padding"] if keep_padding else []
+    words += [f"--dtype={dtype}"] if dtype != "float32" else []
+    return " ".join(["jaxformer export", *words])
