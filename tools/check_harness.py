@@ -1,9 +1,10 @@
 """Scores tasks by lm-evaluation-harness, with the extra `lm-eval`, and by jaxformer, and compares.
 
-    python tools/check_harness.py --workdir=RUN --data=FOLDER [--task=NAME,...]
+    python tools/check_harness.py --workdir=RUN --data=FOLDER [--task=NAME,...] [--exported=FOLDER]
 
 Requests must be equal as text, log-likelihoods within 1e-3 nats, and accuracies the same, item by item. The data are
-the official rows in files named after the tasks (`hellaswag.jsonl`, ...), of JSON lines or Parquet.
+the official rows in files named after the tasks (`hellaswag.jsonl`, ...), of JSON lines or Parquet. With --exported
+the harness scores what `jaxformer export` wrote of the run, by its own `hf` model, which needs torch and transformers.
 """
 
 import argparse
@@ -67,6 +68,11 @@ def _index() -> dict:
     return TaskManager().task_index
 
 
+def open_exported(folder: Path) -> LM:
+    """Returns the harness's own model of a folder for Hugging Face transformers."""
+    return get_model("hf")(pretrained=str(folder), device="cpu", dtype="float32", batch_size=8)
+
+
 def compare(ours: TaskScores, theirs: dict) -> list[str]:
     """Returns what differs, in words, after a line with the largest difference."""
     data = ours.task.data
@@ -110,12 +116,14 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, required=True, help="run folder")
     parser.add_argument("--data", type=Path, required=True, help="folder with a file named after each task")
     parser.add_argument("--task", default="hellaswag,arc_easy,winogrande", help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--exported", type=Path, help="folder of `jaxformer export`, scored in place of the run")
     options = parser.parse_args()
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     problems = []
     try:
         model = JaxformerLM(options.workdir, batch_size=5)  # Other batches than below: other rounding.
         trained, config = model.trained, model.trained.experiment
+        asked = open_exported(options.exported) if options.exported else model
         for name in task_names(options.task):
             data = load_task(name, str(options.data))
             ours = score_task(
@@ -125,7 +133,7 @@ def main() -> int:
                 rows_per_batch=config.evaluation.rows_per_batch,
                 label=name,
             )
-            problems += compare(ours, ask_harness(model, data))
+            problems += compare(ours, ask_harness(asked, data))
     except (UserError, OSError) as error:
         print(f"check_harness: {error}", file=sys.stderr)
         return 2

@@ -54,6 +54,7 @@ def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": row_length,
+        "model_input_names": ["input_ids", "attention_mask"],  # No token types, which `generate` of 4.57 refuses.
     }
     return {"tokenizer.json": _to_json(definition), "tokenizer_config.json": _to_json(config), **files}
 

@@ -95,6 +95,7 @@ def test_configuration_names_no_tokenizer_with_steps_of_its_own(tokenizer):
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 64,
+        "model_input_names": ["input_ids", "attention_mask"],
     }
     added = json.loads(files["tokenizer.json"])["added_tokens"]
     assert {token["content"]: token["special"] for token in added} == {

@@ -1,0 +1,84 @@
+"""A run folder exported by the command, where neither torch nor transformers is installed."""
+
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from jaxformer.commands.export import main
+from jaxformer.huggingface.model_card import NOT_CHECKED
+from jaxformer.huggingface.reading import read_pretrained
+from jaxformer.huggingface.tensors import flat_parameters
+from jaxformer.run.trained import load_trained
+
+pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
+
+
+@pytest.fixture
+def run(uninterrupted, tmp_path, monkeypatch):
+    for name in ("torch", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(uninterrupted("best_fit"), tmp_path / "run", ignore=lambda *_: [".lock"])
+    return tmp_path / "run"
+
+
+def test_command_writes_the_parameters_and_the_card_of_a_step(run, tmp_path, capsys):
+    assert main(["--workdir=run", "--out=new/out", "--step=12"]) == 0
+    printed = capsys.readouterr()
+    assert re.match(
+        r"run, step 12: ArceeForCausalLM of [\d,]+ parameters in float32, written to new/out\n", printed.out
+    )
+    assert NOT_CHECKED in printed.out and printed.err == ""
+    out, trained = tmp_path / "new" / "out", load_trained(run)
+    back = read_pretrained(out, trained.experiment.model)
+    for name, value in flat_parameters(trained.state.params).items():
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer.model", "tokenizer_config.json",
+    }  # fmt: skip
+    card = (out / "README.md").read_text()
+    assert NOT_CHECKED in card and trained.experiment.question in card
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"**{summary['validation/bits_per_byte']:.4f} ± " in card
+    assert "jaxformer train --experiment=best_fit --seed=3\n" in card
+    assert "jaxformer export --workdir=run --out=new/out --step=12\n" in card
+    assert re.search(r"\| corpus_0.*corpus_0\.jsonl \| not stated \| \d+ \|", card)
+
+
+def option_without_a_form(run):
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    config["config"]["model"]["logit_soft_cap"] = 30.0
+    path.write_text(json.dumps(config))
+
+
+def taken(run):
+    (run.parent / "out").mkdir()
+    (run.parent / "out" / "file").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("arrange", "options", "words"),
+    [
+        (option_without_a_form, [], "ArceeForCausalLM, but for model.logit_soft_cap = 30.0"),
+        (taken, [], "--out out: it exists and is not an empty folder; choose another, or remove it"),
+        (lambda run: (run.parent / "out").write_text(""), [], "--out out: it exists and is not an empty folder"),
+        (lambda run: shutil.rmtree(run / "checkpoints" / "12"), ["--step=12"], "no checkpoint of step 12"),
+        (lambda run: (run / "tokenizer.model").unlink(), [], "tokenizer.model: missing"),
+        (lambda run: shutil.rmtree(run), [], "run folder run: no config.json; give the folder of a run"),
+        (lambda run: None, ["--dtype=int8"], "invalid choice: 'int8'"),
+        (lambda run: None, ["--out=hf://a/b"], "is a URL; give a folder of this machine"),
+    ],
+)
+def test_what_cannot_be_exported_ends_in_one_line_and_writes_nothing(arrange, options, words, run, capsys):
+    arrange(run)
+    before = sorted(path for path in run.parent.rglob("*") if "checkpoints" not in path.parts)
+    assert main(["--workdir=run", "--out=out", *options]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert sorted(path for path in run.parent.rglob("*") if "checkpoints" not in path.parts) == before
