@@ -73,8 +73,14 @@ def open_exported(folder: Path) -> LM:
     return get_model("hf")(pretrained=str(folder), device="cpu", dtype="float32", batch_size=8)
 
 
-def compare(ours: TaskScores, theirs: dict) -> list[str]:
-    """Returns what differs, in words, after a line with the largest difference."""
+def compare(ours: TaskScores, theirs: dict, tolerance: float = TOLERANCE) -> list[str]:
+    """Returns what differs, in words, after a line with the largest difference.
+
+    Args:
+        ours: the scores.
+        theirs: of `ask_harness`.
+        tolerance: of log-likelihoods, nats.
+    """
     data = ours.task.data
     problems, largest = [], 0.0
     if len(theirs["samples"]) != len(data.items):
@@ -87,7 +93,7 @@ def compare(ours: TaskScores, theirs: dict) -> list[str]:
         else:
             difference = max(abs(float(each[0]) - value) for each, value in zip(_scores(sample), nats, strict=True))
             largest = max(largest, difference)
-            if not difference <= TOLERANCE:
+            if not difference <= tolerance:
                 problems.append(f"item {number}: log-likelihoods differ by {difference:.2e} nats")
         for name in ("acc", "acc_norm"):
             if name in sample and float(sample[name]) != getattr(ours.items, name)[number]:

@@ -18,7 +18,9 @@ from tiny_run import REPOSITORY
 from jaxformer.commands.harness import main
 from jaxformer.config import UserError
 from jaxformer.evaluation.loglikelihood import encode
+from jaxformer.evaluation.task_scores import encode_task, score_task
 from jaxformer.evaluation.tasks import load_task
+from jaxformer.run.export import export_run
 
 is_installed = importlib.util.find_spec("lm_eval") is not None
 if is_installed:  # Before it is imported.
@@ -88,8 +90,6 @@ def requests(*arguments):
 @needs_harness
 @pytest.mark.parametrize("name", ROWS)
 def test_requests_and_scores_of_every_task_are_those_of_the_harness(model, data, name, capsys):
-    from jaxformer.evaluation.task_scores import encode_task, score_task
-
     tool, task = load_tool(), load_task(name, str(data))
     trained = model.trained
     ours = score_task(
@@ -111,6 +111,25 @@ def test_requests_and_scores_of_every_task_are_those_of_the_harness(model, data,
         ]  # fmt: skip
         other = ours._replace(items=ours.items._replace(acc=1 - ours.items.acc))
         assert len(tool.compare(other, theirs)) == 2 + (ours.items.acc.mean() != 0.5)
+
+
+@needs_harness
+def test_exported_run_is_scored_alike_by_the_harness_own_model(model, data, tmp_path):
+    for package in ("torch", "transformers"):
+        pytest.importorskip(package)
+    tool, trained = load_tool(), model.trained
+    export_run(trained, tmp_path / "out")
+    theirs = tool.open_exported(tmp_path / "out")
+    for name in ("hellaswag", "arc_easy", "winogrande"):
+        task = load_task(name, str(data))
+        ours = score_task(
+            trained.state,
+            encode_task(task, trained.tokenizer, 32),
+            trained.experiment.packing,
+            rows_per_batch=3,
+            vocabulary_size=trained.tokenizer.vocabulary_size,
+        )
+        assert tool.compare(ours, tool.ask_harness(theirs, task), tolerance=1e-4) == []
 
 
 @needs_harness

@@ -20,6 +20,7 @@ from jaxformer.huggingface.tensors import flat_parameters  # noqa: E402
 from jaxformer.huggingface.writing import write_model  # noqa: E402
 
 pytestmark = pytest.mark.device_free
+torch.set_num_threads(1)  # Of tiny models; more would wait for each other.
 FLOAT32 = 5e-5
 PROMPT, NEW = "0 ba du\nka", 200
 TEXTS = ("", "\t\ta  b \r\n\n", "<s>baba</s> <unk> <0x41>", "\u2581 \U0001f9ea e\u0301 ﬁ", "def f(x):\n    return x\n")
