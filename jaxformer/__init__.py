@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from jaxformer.evaluation.generate import sample_text
     from jaxformer.experiment.experiment import Experiment, make_state
     from jaxformer.experiment.variant import Merge, Variant, load_experiment
+    from jaxformer.run.export import export_run
     from jaxformer.run.inputs import prepare_data
     from jaxformer.run.trained import load_trained
     from jaxformer.step import train_step
@@ -57,6 +58,7 @@ __all__ = [
     "Variant",
     "__version__",
     "compare_runs",
+    "export_run",
     "load_experiment",
     "load_trained",
     "make_batches",
@@ -73,6 +75,7 @@ _MODULES = {
     "Study": "ablation.study",
     "Variant": "experiment.variant",
     "compare_runs": "ablation.comparison",
+    "export_run": "run.export",
     "load_experiment": "experiment.variant",
     "load_trained": "run.trained",
     "make_batches": "data.packing",

@@ -15,6 +15,7 @@ from jaxformer.config import flatten
 from jaxformer.data.packing import Batch
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.variant import load_experiment, resolve
+from jaxformer.huggingface.model_card import USE
 
 pytestmark = pytest.mark.device_free
 
@@ -74,9 +75,10 @@ def test_the_library_example_runs_a_step():
     assert jax.tree.leaves(state.params)
 
 
-def test_examples_of_the_documentation_are_those_of_the_readme():
+def test_examples_of_the_documentation_are_those_of_the_readme_and_of_model_cards():
     examples = [code for text in PAGES.values() for code in re.findall(r"```python\n(.*?)```", text, re.S)]
-    assert len(examples) > 2 and set(examples) == set(EXAMPLES)
+    (of_cards,) = re.findall(r"```python\n(.*?)```", USE, re.S)  # Which is run in tests/huggingface.
+    assert len(examples) > 2 and set(examples) == {*EXAMPLES, of_cards}
 
 
 def test_the_readme_is_short():
@@ -137,7 +139,7 @@ def test_fields_that_are_named_exist():
     sections = "|".join({name.partition(".")[0] for name in FIELDS if "." in name})
     for page, code in CODE:
         field = re.fullmatch(rf"((?:{sections})\.\w+)(?:=.*)?", code)
-        if field and not (code.endswith(".py") or code in ("tokenizer.model", "tokenizer.json")):
+        if field and not code.endswith((".py", ".model", ".json", ".safetensors")):
             assert field[1] in FIELDS, f"{page}: {code}"
 
 

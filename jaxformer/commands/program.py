@@ -14,7 +14,7 @@ from jaxformer.host.signals import ended_by_signals
 
 _FOLDER = Path(__file__).parent
 _FOUND = {path.stem.replace("_", "-") for path in _FOLDER.glob("[a-z]*.py") if path != Path(__file__)}
-_FIRST = ("train", "plan", "prepare", "evaluate", "export", "ablate", "report", "replay-step", "harness")
+_FIRST = ("train", "plan", "prepare", "evaluate", "ablate", "report", "export", "replay-step", "harness")
 # In the order in which a user meets them.
 COMMANDS = (*_FIRST, *sorted(_FOUND.difference(_FIRST)))
 

@@ -14,14 +14,14 @@ tags:
 - jaxformer
 ---
 """
-_USE = """\
+USE = """\
 ## Use
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = (each.from_pretrained("FOLDER") for each in (AutoModelForCausalLM, AutoTokenizer))
-inputs = tokenizer("Once", return_tensors="pt")
+inputs = tokenizer("The ", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_special_tokens=True))
 ```
 
@@ -81,7 +81,7 @@ def model_card(
         "\n".join(["```", *commands, "```\n"]),
         f"Trained with {versions}{f', git commit {commit}' if commit else ''}, on {record['device']}.\n",
         " ".join([proof.describe() if proof else NOT_CHECKED, ambiguity]).strip() + "\n",
-        _USE,
+        USE,
     ]
     return "\n".join(sections)
 

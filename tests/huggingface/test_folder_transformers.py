@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -101,10 +102,17 @@ def test_proof_notices_another_epsilon_another_kernel_and_another_tokenizer(toke
         prove(tmp_path, model, tokenizer, 64)
 
 
-def test_command_proves_what_it_writes(uninterrupted, compiled, tmp_path, capsys):
+def test_command_proves_what_it_writes_and_the_example_of_the_card_runs(
+    uninterrupted, compiled, tmp_path, monkeypatch, capsys
+):
     assert main([f"--workdir={uninterrupted('best_fit')}", f"--out={tmp_path / 'out'}"]) == 0
     sentence = capsys.readouterr().out.splitlines()[-1]
     assert (
         f"With transformers {transformers.__version__} and torch {torch.__version__}, the logits of 4 rows" in sentence
     )
-    assert sentence in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert sentence in card
+    (example,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("FOLDER", "out"))
+    assert capsys.readouterr().out.startswith("The ")
