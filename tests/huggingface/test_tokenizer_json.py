@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxformer.config import UserError
 from jaxformer.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from jaxformer.huggingface.tokenizer_json import ambiguity, tokenizer_files
+from jaxformer.huggingface.tokenizer_json import ambiguity, from_sentencepiece, tokenizer_files
 
 tokenizers = pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.device_free
@@ -111,7 +111,7 @@ def test_configuration_names_no_tokenizer_with_steps_of_its_own(tokenizer):
         ({"model_type": "char"}, "neither BPE nor unigram"),
     ],
 )
-def test_model_that_the_format_has_no_words_for_is_refused(options, message, tmp_path):
+def test_model_that_the_format_has_no_words_for_is_refused(options, message):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         **{
@@ -122,7 +122,7 @@ def test_model_that_the_format_has_no_words_for_is_refused(options, message, tmp
         }
     )  # fmt: skip
     with pytest.raises(UserError, match=message):
-        tokenizer_files(Tokenizer(model.getvalue()), 64)
+        from_sentencepiece(model.getvalue())
 
 
 def test_given_tokenizer_json_keeps_its_ids_and_gains_a_bos():

@@ -69,7 +69,7 @@ def taken(run):
         (taken, [], "--out out: it exists and is not an empty folder; choose another, or remove it"),
         (lambda run: (run.parent / "out").write_text(""), [], "--out out: it exists and is not an empty folder"),
         (lambda run: shutil.rmtree(run / "checkpoints" / "12"), ["--step=12"], "no checkpoint of step 12"),
-        (lambda run: (run / "tokenizer.model").unlink(), [], "tokenizer.model: missing"),
+        (lambda run: (run / "tokenizer.model").unlink(), [], "put back a copy of the tokenizer"),
         (lambda run: shutil.rmtree(run), [], "run folder run: no config.json; give the folder of a run"),
         (lambda run: None, ["--dtype=int8"], "invalid choice: 'int8'"),
         (lambda run: None, ["--out=hf://a/b"], "is a URL; give a folder of this machine"),
