@@ -99,14 +99,14 @@ def write_model(
     back = read_pretrained(folder, model)
     for name, value in params.items():
         kept = slice(rows if name in ("embedding", "unembedding") else None)
-        is_same = np.array_equal(back[name][kept], value[kept].astype(np.float32))
+        is_same = np.array_equal(back[name][kept], value[kept].astype(np.float32, copy=False))
         require(is_same, f"{folder / TENSORS}: {name} is not what was written; is the disk damaged?")
     return sum(tensor.size for name, tensor in tensors.items() if not name.endswith(".bias"))
 
 
 def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        cast = value.astype(DTYPES[dtype])
+        cast = value.astype(DTYPES[dtype], copy=False)
     is_finite = bool(np.isfinite(cast).all())
     require(is_finite, f"{name} has values beyond {dtype}, or that are not finite; choose another --dtype")
     return cast

@@ -102,6 +102,15 @@ def test_proof_notices_another_epsilon_another_kernel_and_another_tokenizer(toke
         prove(tmp_path, model, tokenizer, 64)
 
 
+def test_transformers_that_does_not_know_the_model_is_one_line(tokenizer, tmp_path):
+    model, _ = write(tmp_path, "arcee", tokenizer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "newer"}))
+    with pytest.raises(UserError, match=r"transformers [\d.]+ cannot load it \(.*newer.*\); update it") as refusal:
+        prove(tmp_path, model, tokenizer, 64)
+    assert "\n" not in str(refusal.value)
+
+
 def test_command_proves_what_it_writes_and_the_example_of_the_card_runs(
     uninterrupted, compiled, tmp_path, monkeypatch, capsys
 ):
