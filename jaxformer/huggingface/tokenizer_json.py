@@ -16,7 +16,8 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 
 from jaxformer.config import require
-from jaxformer.data.tokenizer import SPACE_MARK, Tokenizer
+from jaxformer.data.sentencepiece_tokenizer import SPACE_MARK
+from jaxformer.data.tokenizer import Tokenizer
 
 # Types of SentencePiece's pieces: of a piece of text, and of one that is cut out of a text first, as "\n".
 _NORMAL, _USER_DEFINED, _UNUSED = 1, 4, 5
@@ -36,14 +37,13 @@ def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
     Raises:
         UserError: it is a SentencePiece model that tokenizer.json has no words for.
     """
-    if _is_json(tokenizer.model):
-        definition, files = _tidied(json.loads(tokenizer.model)), {}
-    else:
+    if tokenizer.kind == "sentencepiece":
         definition, files = from_sentencepiece(tokenizer.model), {"tokenizer.model": tokenizer.model}
-    marks = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
-    marks = {name: _spelling(definition, i) for name, i in marks.items()}
-    definition = _with_marks(definition, {marks["bos_token"]: tokenizer.bos_id, marks["eos_token"]: tokenizer.eos_id})
-    definition["post_processor"] = _bos_before(marks["bos_token"], tokenizer.bos_id)
+    else:
+        definition, files = _tidied(json.loads(tokenizer.model)), {}
+    marks = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
+    definition = _with_marks(definition, {tokenizer.bos: tokenizer.bos_id, tokenizer.eos: tokenizer.eos_id})
+    definition["post_processor"] = _bos_before(tokenizer.bos, tokenizer.bos_id)
     config = {
         # Not LlamaTokenizer or another of a model: those bring steps of their own.
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -61,7 +61,7 @@ def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
 
 def ambiguity(tokenizer: Tokenizer) -> str:
     """Returns in a sentence where the files of a tokenizer may give other ids than it does; '' for nowhere."""
-    if _is_json(tokenizer.model) or _proto(tokenizer.model).trainer_spec.model_type != _UNIGRAM:
+    if tokenizer.kind != "sentencepiece" or _proto(tokenizer.model).trainer_spec.model_type != _UNIGRAM:
         return ""
     return (
         "The tokenizer is a unigram model: where two readings of a text are equally likely up to the rounding of "
@@ -150,11 +150,6 @@ def _unigram(proto, pieces: list[str]) -> dict[str, Any]:
     }
 
 
-def _is_json(model: bytes) -> bool:
-    """Returns whether a tokenizer's model is a tokenizer.json, as opposed to a SentencePiece model."""
-    return model[:1] != b"\n" and model.lstrip()[:1] == b"{"  # A SentencePiece model begins with the tag of a piece.
-
-
 def _tidied(definition: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a given tokenizer.json without what changes a text beyond its tokens."""
     definition = dict(definition) | {"truncation": None, "padding": None}
@@ -165,17 +160,6 @@ def _tidied(definition: Mapping[str, Any]) -> dict[str, Any]:
         changed = {"decoders": decoders} if decoders else {"cleanup": False} if "cleanup" in decoder else {}
         definition["decoder"] = decoder | changed
     return definition
-
-
-def _spelling(definition: Mapping[str, Any], token_id: int) -> str:
-    """Returns how a token is spelled."""
-    added = {token["id"]: token["content"] for token in definition.get("added_tokens") or []}
-    if token_id in added:
-        return added[token_id]
-    vocabulary = definition["model"]["vocab"]
-    if isinstance(vocabulary, list):  # Of Unigram: [piece, score] in the order of ids.
-        return vocabulary[token_id][0]
-    return next(token for token, i in vocabulary.items() if i == token_id)
 
 
 def _unknown(model: Mapping[str, Any]) -> dict[str, str]:

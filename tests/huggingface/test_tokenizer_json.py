@@ -5,7 +5,6 @@ import json
 import os
 import string
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -13,7 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxformer.config import UserError
-from jaxformer.data.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from jaxformer.data.json_tokenizer import JsonTokenizer
+from jaxformer.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from jaxformer.data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from jaxformer.huggingface.tokenizer_json import ambiguity, from_sentencepiece, tokenizer_files
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -49,7 +50,7 @@ def loaded(files):
 def pair(request):
     """Our tokenizer and that of its files."""
     config = TokenizerConfig(vocabulary_size=600, model_type=request.param, threads=1)
-    ours = Tokenizer(train_tokenizer([SOURCE], config))
+    ours = SentencePieceTokenizer(train_tokenizer([SOURCE], config))
     return ours, loaded(tokenizer_files(ours, 64))
 
 
@@ -125,7 +126,7 @@ def test_model_that_the_format_has_no_words_for_is_refused(options, message):
         from_sentencepiece(model.getvalue())
 
 
-def test_given_tokenizer_json_keeps_its_ids_and_gains_a_bos():
+def test_given_tokenizer_json_keeps_its_ids_and_gains_a_bos(tmp_path):
     """As GPT-2's: byte-level BPE, with one mark for both ends and a post-processor that adds none."""
     from tokenizers import Tokenizer as Fast
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -141,13 +142,14 @@ def test_given_tokenizer_json_keeps_its_ids_and_gains_a_bos():
     given.train_from_iterator([SOURCE], trainer)
     given.enable_truncation(5)
     end = given.token_to_id("<|endoftext|>")
-    ours = SimpleNamespace(model=given.to_str().encode(), bos_id=end, eos_id=end)
+    ours = JsonTokenizer(given.to_str().encode(), {})
     files = tokenizer_files(ours, 64)
-    given.no_truncation()
-    given.encode_special_tokens = True
     theirs = loaded(files)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert load_tokenizer(tmp_path).encode(SOURCE) == ours.encode(SOURCE)
     for text in ("", SOURCE, "a<|endoftext|>b", "\u2581 \U0001f9ea  \t\n"):
-        assert theirs.encode(text).ids == [end, *given.encode(text).ids]
+        assert theirs.encode(text).ids == [end, *ours.encode(text)]
         assert theirs.decode(theirs.encode(text).ids) == text
     config = json.loads(files["tokenizer_config.json"])
     assert (config["bos_token"], config["eos_token"]) == ("<|endoftext|>", "<|endoftext|>")
