@@ -1,0 +1,205 @@
+"""Worker processes: a function computed of many arguments on several processors, with the results in order.
+
+A worker is a fresh interpreter that imports the function's module and nothing of the main program, so that a script or
+a notebook that has no `if __name__ == "__main__"` can have some. Each one is served by a thread. A worker ends with the
+process that started it, however that ends: its end of the pipe is closed then. Signals that a terminal or a scheduler
+sends to the whole group leave it alone; the process that started it decides what becomes of it.
+"""
+
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection, Pipe
+from typing import Generic, TypeVar
+
+from jaxformer.config import UserError
+from jaxformer.host.signals import SIGNALS
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_SERVE = "import sys; sys.path[:] = {path}; from jaxformer.host.workers import serve; serve({descriptor})"
+
+# A worker is one of as many as there are processors: libraries start no further threads in it.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+
+
+def usable_processors() -> int:
+    """Returns how many processors this process may use, where the system tells, else how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers(Generic[T, R]):
+    """So many processes that compute a function; with one, it is this process that does. To be used in a `with` block.
+
+    At the end of the block they are killed: who wants a result waits for it before.
+
+    Attributes:
+        ahead: how many arguments are well submitted before the first result is waited for.
+    """
+
+    def __init__(self, function: Callable[[T], R], count: int, *, advice: str = ""):
+        """Starts none yet: a process is started for a result that no other is free to compute.
+
+        Args:
+            function: what is computed; it, its arguments and its results can be pickled.
+            count: of the processes.
+            advice: what to do where the system has killed one of them.
+        """
+        self.ahead = 2 * count if count > 1 else 0
+        self._function, self._advice = function, advice
+        self._pickled = pickle.dumps(function, pickle.HIGHEST_PROTOCOL) if count > 1 else b""
+        self._threads = ThreadPoolExecutor(count) if count > 1 else None
+        self._of_thread = threading.local()
+        self._lock = threading.Lock()
+        self._started: list[_Worker] | None = []
+
+    def __enter__(self) -> "Workers[T, R]":
+        return self
+
+    def __exit__(self, *_):
+        with self._lock:
+            started, self._started = self._started or [], None
+        for worker in started:
+            worker.process.kill()
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
+        for worker in started:
+            worker.close()
+
+    def submit(self, argument: T) -> Future[R]:
+        """Returns what will hold the function's result, or the error that it raised."""
+        if self._threads:
+            return self._threads.submit(self._compute, [argument])
+        return finished(self._function(argument))
+
+    def _compute(self, arguments: list[T]) -> R:
+        """Returns the function's result; a thread runs this. It takes the argument out of a list to let go of it."""
+        is_new = not hasattr(self._of_thread, "worker")
+        worker = self._of_thread.worker = self._start() if is_new else self._of_thread.worker
+        try:
+            if is_new:
+                worker.pipe.send_bytes(self._pickled)
+            worker.pipe.send_bytes(pickle.dumps(arguments.pop(), pickle.HIGHEST_PROTOCOL))
+            answer = worker.pipe.recv_bytes()
+        except (EOFError, OSError) as lost:
+            raise UserError(f"a worker process {worker.end()}{self._advice and '; '}{self._advice}") from lost
+        result, error = pickle.loads(answer)
+        if error is not None:
+            raise error
+        return result
+
+    def _start(self) -> "_Worker":
+        """Starts the process of this thread."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # Of this thread, and of the process that it starts.
+        with self._lock:
+            if self._started is None:
+                raise CancelledError
+            self._started.append(_Worker())
+            return self._started[-1]
+
+
+class _Worker:
+    """A process that computes the function that it is sent first, and what connects it to this one."""
+
+    def __init__(self):
+        self.pipe, theirs = Pipe()
+        path, descriptor = ascii([os.fspath(each) for each in sys.path]), theirs.fileno()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _SERVE.format(path=path, descriptor=descriptor)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[descriptor],
+                env={**os.environ, **_ONE_THREAD},
+            )
+
+    def end(self) -> str:
+        """Waits for the end of the process, whose pipe is closed; returns how it ended."""
+        status = self.process.wait()
+        if status >= 0:
+            return f"ended with status {status}"
+        memory = ", as the system does where memory runs out" if status == -signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-status).name}{memory}"
+
+    def close(self) -> None:
+        """Waits for the end of the process, and closes what belongs to it."""
+        self.process.wait()
+        self.pipe.close()
+
+
+def finished(result: R) -> Future[R]:
+    """Returns a future that holds a result already."""
+    future = Future()
+    future.set_result(result)
+    return future
+
+
+def in_order(futures: Iterable[Future[R]], ahead: int) -> Iterator[R]:
+    """Yields the results of futures in order, while so many more of them are made.
+
+    An error of the one who makes them is raised in its place: behind all results, and errors, of those that it made.
+    """
+    waiting: deque[Future[R]] = deque()
+    for future in _with_error_last(futures):
+        waiting.append(future)
+        while len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _with_error_last(futures: Iterable[Future[R]]) -> Iterator[Future[R]]:
+    """Yields futures, and one that holds the error of the one who makes them."""
+    try:
+        yield from futures
+    except Exception as error:
+        failed = Future()
+        failed.set_exception(error)
+        yield failed
+
+
+def serve(descriptor: int) -> None:
+    """Computes, in a worker, what comes through a pipe, until that is closed; the function comes first."""
+    pipe = Connection(descriptor)
+    received: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def receive() -> None:
+        try:
+            while True:
+                received.put(pipe.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)  # In the middle of whatever it is: nobody waits for it.
+
+    threading.Thread(target=receive, daemon=True).start()
+    first, function = received.get(), None
+    while True:
+        argument = received.get()
+        try:
+            function = function or pickle.loads(first)
+            answer = pickle.dumps((function(pickle.loads(argument)), None), pickle.HIGHEST_PROTOCOL)
+        except Exception as error:
+            answer = _pickled(error)
+        del argument
+        pipe.send_bytes(answer)
+
+
+def _pickled(error: Exception) -> bytes:
+    """Returns the answer of a worker to what raised an error, with where it was raised for one that is a fault."""
+    if not isinstance(error, (UserError, OSError)):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        answer = pickle.dumps((None, error))
+        pickle.loads(answer)  # Some can be pickled and not be built again.
+        return answer
+    except Exception:
+        return pickle.dumps((None, RuntimeError("".join(traceback.format_exception(error)))))

@@ -1,0 +1,123 @@
+"""Worker processes give what one process gives, and end with it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from jaxformer.config import UserError
+from jaxformer.host.workers import Workers, in_order
+
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
+
+def waited(argument: float) -> float:
+    """Returns the argument after so many seconds: the first of some is not the first to be done."""
+    time.sleep(argument)
+    return argument
+
+
+def refused_at(number: int, argument: int) -> int:
+    if argument == number:
+        raise UserError(f"{argument} is refused")
+    return argument
+
+
+def own_process(argument: int) -> int:
+    return os.getpid()
+
+
+def killed(argument: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wrong(argument: int) -> float:
+    return argument / 0
+
+
+def computed(function, arguments, count: int) -> list:
+    """Returns the results in order up to the first error, and that."""
+    found = []
+    try:
+        with Workers(function, count, advice="try less") as workers:
+            found.extend(in_order(map(workers.submit, arguments), workers.ahead))
+    except (UserError, ArithmeticError) as error:
+        found.append(error)
+    return found
+
+
+def test_results_come_in_order_whichever_is_done_first():
+    arguments = [0.2, 0.0, 0.1, 0.0, 0.0]
+    assert computed(waited, arguments, 3) == computed(waited, arguments, 1) == arguments
+
+
+def broken_off(numbers):
+    """Yields numbers, and then raises what a reader raises."""
+    yield from numbers
+    raise UserError("the file ends here")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("number", "last"), [(2, "2 is refused"), (6, "6 is refused"), (9, "the file ends here")])
+def test_the_first_error_in_order_ends_them_whoever_raises_it(number, last, count):
+    *results, error = computed(partial(refused_at, number), broken_off(range(8)), count)
+    assert results == list(range(min(number, 8))) and str(error) == last
+
+
+def test_a_fault_of_a_worker_is_raised_with_its_kind_and_place():
+    (error,) = computed(wrong, [1], 2)
+    assert isinstance(error, ZeroDivisionError) and "in wrong" in error.__notes__[0]
+
+
+def test_a_worker_that_the_system_kills_ends_them_in_one_line():
+    (error,) = computed(killed, [1], 2)
+    assert str(error) == "a worker process was killed by SIGKILL, as the system does where memory runs out; try less"
+
+
+PARENT = """
+import os, sys, time
+from jaxformer.host.workers import Workers
+from test_workers import own_process, waited
+with Workers(own_process, 2) as idle, Workers(waited, 2) as busy:
+    busy.submit(60)
+    print(idle.submit(0).result(), flush=True)
+    time.sleep(60)
+"""
+
+
+def state_and_parent(process: int) -> tuple[str, int]:
+    """Returns the letter of a process's state, 'Z' for one that has ended, and the process that started it."""
+    try:
+        state, parent, *_ = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return state, int(parent)
+    except OSError:
+        return "Z", 0
+
+
+def is_running(process: int) -> bool:
+    return state_and_parent(process)[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes as Linux shows them")
+def test_workers_ignore_the_signals_of_their_group_and_end_with_who_started_them():
+    places = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, env=places) as parent:
+        assert parent.stdout and int(parent.stdout.readline())
+        processes = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
+        workers = [each for each in processes if state_and_parent(each)[1] == parent.pid]
+        assert len(workers) == 2
+        for each in workers:
+            os.kill(each, signal.SIGINT)
+            os.kill(each, signal.SIGTERM)
+        time.sleep(0.2)
+        assert all(map(is_running, workers))
+        parent.kill()
+    end = time.monotonic() + 30
+    while any(map(is_running, workers)):
+        assert time.monotonic() < end, "a worker outlives the process that started it"
+        time.sleep(0.05)
