@@ -9,11 +9,11 @@ import io
 import json
 import shutil
 import zipfile
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -24,15 +24,30 @@ from jaxformer.data.shards import id_dtype
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.console import format_size, print_notice
 from jaxformer.host.files import write_whole
+from jaxformer.host.workers import Workers, finished, in_order
 
-# Text of a chunk, characters: enough for all threads, little enough that a killed preparation loses seconds.
-CHUNK_CHARACTERS = 8_000_000
+# Text of a chunk, characters: it takes one processor a second, which is what a killed preparation loses of each.
+CHUNK_CHARACTERS = 4_000_000
 
 # Bump when the same documents would be cut in another way.
-_LAYOUT_VERSION = 1
+_LAYOUT_VERSION = 2
 
 # Bad records that are reported one by one.
 FIRST_BAD = 3
+
+
+class Run(NamedTuple):
+    """The documents that become a chunk, in columns, which go through a pipe several times as fast as rows."""
+
+    texts: list[str]
+    keys: list[str]
+    """`texts` and `keys`: of those that hold more than whitespace."""
+    bad: list[str]
+    """What is wrong with the bad records, and where."""
+    read: int
+    """Documents, and bad records."""
+    is_last: bool
+    """Whether it ends its part."""
 
 
 class Chunk(NamedTuple):
@@ -57,29 +72,37 @@ class Chunk(NamedTuple):
     """What is wrong with the first few of them, and where."""
 
 
-def encode_chunk(documents: list[Document], tokenizer: Tokenizer, is_last: bool) -> Chunk:
+def encode_chunk(run: Run, tokenizer: Tokenizer) -> Chunk:
     """Returns the chunk of some documents."""
-    chosen = [document for document in documents if document.text.strip()]
-    encoded = tokenizer.encode_batch([document.text for document in chosen])
+    encoded = tokenizer.encode_batch(run.texts)
     if not tokenizer.is_lossless:  # One may keep nothing of a text, as of control characters.
-        chosen = [document for document, ids in zip(chosen, encoded, strict=True) if ids.size]
-        encoded = [ids for ids in encoded if ids.size]
-    for document, ids in zip(chosen, encoded, strict=True):
-        if ids.size == 0 or ids.min() < 0 or ids.max() >= tokenizer.vocabulary_size:
-            raise AssertionError(f"document {document.key!r} has ids outside of the tokenizer's vocabulary")
-    bad = [document.bad for document in documents if document.bad]
-    bytes_of = [document.text.encode() for document in chosen]
+        kept = [i for i, ids in enumerate(encoded) if ids.size]
+        run = run._replace(texts=[run.texts[i] for i in kept], keys=[run.keys[i] for i in kept])
+        encoded = [encoded[i] for i in kept]
+    tokens = np.array([len(ids) for ids in encoded], np.int32)
+    ids = np.concatenate([np.empty(0, np.int32), *encoded])
+    if not tokens.all() or ids.min(initial=0) < 0 or ids.max(initial=0) >= tokenizer.vocabulary_size:
+        _refuse_ids(run, encoded, tokenizer.vocabulary_size)
+    bytes_of = [text.encode() for text in run.texts]
     return Chunk(
-        ids=np.concatenate([np.empty(0, np.int32), *encoded]).astype(id_dtype(tokenizer.vocabulary_size)),
-        tokens=np.array([len(ids) for ids in encoded], np.int32),
+        ids=ids.astype(id_dtype(tokenizer.vocabulary_size)),
+        tokens=tokens,
         text_bytes=np.array([len(each) for each in bytes_of], np.int32),
         digests=np.array([hashlib.blake2b(each, digest_size=16).digest() for each in bytes_of], "V16"),
-        fractions=np.array([key_fraction(document.key) for document in chosen], np.float64),
-        read=np.array(len(documents)),
-        is_last=np.array(is_last),
-        bad=np.array(len(bad)),
-        first_bad=np.array(bad[:FIRST_BAD], np.str_),
+        fractions=np.array([key_fraction(key) for key in run.keys], np.float64),
+        read=np.array(run.read),
+        is_last=np.array(run.is_last),
+        bad=np.array(len(run.bad)),
+        first_bad=np.array(run.bad[:FIRST_BAD], np.str_),
     )
+
+
+def _refuse_ids(run: Run, encoded: list[np.ndarray], vocabulary_size: int) -> NoReturn:
+    """Raises the error of ids that no shard may hold, with the key of the first document that has some."""
+    for key, ids in zip(run.keys, encoded, strict=True):
+        if ids.size == 0 or ids.min() < 0 or ids.max() >= vocabulary_size:
+            raise AssertionError(f"document {key!r} has ids outside of the tokenizer's vocabulary")
+    raise AssertionError("the tokenizer returned other ids for a document when they were looked at again")
 
 
 def open_chunks(folder: Path) -> None:
@@ -129,29 +152,28 @@ class Stored(NamedTuple):
     """Whether it was made just now."""
 
 
-def tokenise(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Iterator[Stored]:
+def tokenise(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Generator[Stored, None, None]:
     """Yields the chunks of a corpus in reading order, once each is stored; makes those that are not.
 
-    Two chunks are tokenised at a time, each by all threads, so that no processor waits for the slowest thread of one,
-    while another is read and yet another is stored. Threads do as well as processes here (6.7 against 6.3 MB/s on two
-    cores), and share their memory.
+    This process reads, and as many workers as the tokenizer has threads tokenise and store: reading takes a fiftieth of
+    the time of tokenising, and a corpus may be one file that can be read only from its start.
     """
-    with ThreadPoolExecutor(max_workers=2) as executor:
-        waiting: deque[Stored | _Coming] = deque()
-        for number, part in enumerate(documents.parts()):
-            for task in _chunks_of(documents, part, number, tokenizer, folder, executor):
-                waiting.append(task)
-                while len(waiting) > 2:
-                    yield _stored(waiting.popleft())
-        while waiting:
-            yield _stored(waiting.popleft())
+    function = partial(_store, tokenizer.with_threads(1))
+    advice = "the same command goes on where it stopped, and fewer tokenizer.threads take less memory"
+    with Workers(function, tokenizer.threads, advice=advice) as workers:
+        chunks = (
+            chunk
+            for number, part in enumerate(documents.parts())
+            for chunk in _chunks_of(documents, part, number, folder, workers)
+        )
+        yield from in_order(chunks, workers.ahead)
 
 
 def tokenise_part(documents: Documents, part: Part, number: int, tokenizer: Tokenizer, folder: Path) -> None:
-    """Stores the chunks of one part that are not stored yet."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        for task in _chunks_of(documents, part, number, tokenizer, folder, executor):
-            _stored(task)
+    """Stores the chunks of one part that are not stored yet, in this process."""
+    with Workers(partial(_store, tokenizer), 1) as worker:
+        for _ in _chunks_of(documents, part, number, folder, worker):
+            pass
 
 
 def stored_chunks(part: Part, number: int, folder: Path) -> list[Stored]:
@@ -166,12 +188,10 @@ def stored_chunks(part: Part, number: int, folder: Path) -> list[Stored]:
     return found
 
 
-def _chunks_of(
-    documents: Documents, part: Part, number: int, tokenizer: Tokenizer, folder: Path, executor: ThreadPoolExecutor
-) -> Iterator["Stored | _Coming"]:
-    """Yields the chunks of a part: those that are stored, and the others as they are being made."""
+def _chunks_of(documents: Documents, part: Part, number: int, folder: Path, workers: Workers) -> Iterator[Future]:
+    """Yields what holds, or will hold, the chunks of a part: those that are stored, and the others, which are made."""
     found = stored_chunks(part, number, folder)
-    yield from found
+    yield from map(finished, found)
     if found and found[-1].chunk.is_last:
         return
     done, file = sum(int(each.chunk.read) for each in found), documents.files[part.file]
@@ -180,41 +200,39 @@ def _chunks_of(
             f"corpus file {file.path}: {done:,} documents of it are tokenised; those are read again, not tokenised "
             f"again, from its start ({format_size(file.size)} in all)"
         )
-    rest = documents.read(part, skip=done)
+    coming: list[Future] = []
     try:
-        for count, (run, is_last) in enumerate(_runs(rest), start=len(found)):
-            path = chunk_path(folder, number, count)
-            yield _Coming(path, part, executor.submit(encode_chunk, run, tokenizer, is_last))
+        for count, run in enumerate(_runs(documents.read(part, skip=done)), start=len(found)):
+            coming = [each for each in coming if not each.done()]
+            coming.append(workers.submit((chunk_path(folder, number, count), part, run)))
+            yield coming[-1]
     except DamagedTransfer:  # Noticed at the end of a file: which of its bytes are wrong, nobody knows.
+        wait(coming)
         for path in folder.glob(f"{number:06d}_*.npz"):
             path.unlink()
         raise
 
 
-class _Coming(NamedTuple):
-    """A chunk that is being made."""
-
-    path: Path
-    part: Part
-    chunk: Future
-
-
-def _stored(task: Stored | _Coming) -> Stored:
-    """Returns a chunk once it is stored."""
-    if isinstance(task, Stored):
-        return task
-    chunk = task.chunk.result()
-    write_chunk(task.path, chunk)
-    return Stored(task.path, task.part, chunk._replace(ids=None), is_new=True)
+def _store(tokenizer: Tokenizer, to_make: tuple[Path, Part, Run]) -> Stored:
+    """Makes the chunk of a run of documents, and stores it; this is what a worker does."""
+    path, part, run = to_make
+    chunk = encode_chunk(run, tokenizer)
+    write_chunk(path, chunk)
+    return Stored(path, part, chunk._replace(ids=np.empty(0)), is_new=True)
 
 
-def _runs(documents: Iterable[Document]) -> Iterator[tuple[list[Document], bool]]:
-    """Yields the runs of documents that become chunks, and whether each is the last; at least one, if an empty one."""
-    run, size = [], 0
+def _runs(documents: Iterable[Document]) -> Iterator[Run]:
+    """Yields the runs of documents that become chunks; at least one, if an empty one."""
+    texts, keys, bad, read, size = [], [], [], 0, 0
     for document in documents:
         if size >= CHUNK_CHARACTERS:
-            yield run, False
-            run, size = [], 0
-        run.append(document)
+            yield Run(texts, keys, bad, read, False)
+            texts, keys, bad, read, size = [], [], [], 0, 0
+        read += 1
         size += len(document.text)
-    yield run, True
+        if document.bad:
+            bad.append(document.bad)
+        elif document.text and not document.text.isspace():
+            texts.append(document.text)
+            keys.append(document.key)
+    yield Run(texts, keys, bad, read, True)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxformer.config import UserError, require
+from jaxformer.host.workers import usable_processors
 
 # What the letters of BOS and EOS spell, the surest first: `<|begin_of_text|>` is "beginoftext", `</s>` is "/s".
 _BOS_NAMES = ("s", "bos", "beginoftext", "startoftext", "beginofsentence", "startofsentence", "sos", "cls")
@@ -48,7 +49,7 @@ class JsonTokenizer:
         """
         definition = _definition(model)
         self._tokenizer = tokenizer = _open(definition)
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or usable_processors()
         self.model = model
         self.bos, self.eos = find_marks(definition, config)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)

@@ -2,7 +2,8 @@
 
 A preparation that was stopped, however it was, goes on where it stopped, and ends with the same shards: a chunk depends
 on its own documents alone, and everything that depends on all documents (duplicates, the splits, the budget) is decided
-over the chunks in reading order. Apache Beam's workers make the same chunks and shard files, by the same code.
+over the chunks in reading order. The worker processes of this machine, and Apache Beam's, make the same chunks and
+shard files, by the same code.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def prepare(
 
     Of several processes that prepare the same corpus, one works and the others wait for it. What it has done stays on
     the disk until the shards are complete, which takes the room of the ids twice for a while. Memory does not grow with
-    the text, but by 100 bytes for each document.
+    the text, but by 140 bytes for each document.
 
     Args:
         beam: options of an Apache Beam pipeline, as on a command line, whose workers tokenise and write; they need the
@@ -94,6 +95,7 @@ def _write(
             selection.paths,
             selected,
             vocabulary_size=tokenizer.vocabulary_size,
+            workers=tokenizer.threads,
             beam=beam,
             progress=progress,
         )
@@ -190,7 +192,8 @@ def _select(
         stored = tokenise(documents, tokenizer, chunks)
     else:
         stored = _tokenise_over_beam(documents, tokenizer, chunks, selection, pipeline_options(beam))
-    with _Progress(documents, shown=progress) as bar:
+    processes = f" by {tokenizer.threads} processes" if beam is None and tokenizer.threads > 1 else ""
+    with _Progress(documents, processes, shown=progress) as bar, contextlib.closing(stored):
         for each in stored:
             selection.add(each)
             bar.update(each, selection)
@@ -257,7 +260,7 @@ def _write_manifest(
 
 def _tokenise_over_beam(
     documents: Documents, tokenizer: Tokenizer, chunks: Path, selection: Selection, options
-) -> Iterator[Stored]:
+) -> Generator[Stored, None, None]:
     """Yields the chunks of a corpus in reading order, made by the workers of a Beam pipeline.
 
     With a budget it is one pipeline after another, each for as many parts as the rest of the budget probably takes.
@@ -312,12 +315,12 @@ def unfilled_budget(manifest: Manifest) -> str:
 class _Progress:
     """A line with the tokens so far, their rate, share and remaining time, by the budget or by the source's bytes."""
 
-    def __init__(self, documents: Documents, *, shown: bool):
+    def __init__(self, documents: Documents, processes: str, *, shown: bool):
         self._documents = documents
         self._part = None
         self._finished_bytes = self._finished_text = self._text = self._tokens = 0
         self._bar = progress_bar(
-            desc=f"tokenising {part_names(documents.config)[0]}",
+            desc=f"tokenising {part_names(documents.config)[0]}{processes}",
             unit=" tokens",
             disable=not shown,
             total=documents.config.tokens or None,

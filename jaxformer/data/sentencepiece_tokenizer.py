@@ -6,7 +6,6 @@ vocabulary lacks. SentencePiece writes a space as U+2581; that character itself 
 
 import hashlib
 import io
-import os
 import re
 from collections.abc import Iterable, Sequence
 
@@ -14,6 +13,7 @@ import numpy as np
 import sentencepiece
 
 from jaxformer.config import UserError, require
+from jaxformer.host.workers import usable_processors
 
 SPACE_MARK = "\u2581"
 
@@ -36,7 +36,7 @@ class SentencePieceTokenizer:
             self._processor = processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise UserError("not a SentencePiece model") from error
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or usable_processors()
         self.model = model
         self.digest = hashlib.sha256(model).hexdigest()
         self.vocabulary_size = processor.vocab_size()

@@ -44,7 +44,7 @@ class TokenizerConfig:
     training_bytes: PositiveInt = 50_000_000
     """Text to train on, bytes; of a larger corpus the first documents of its files, and nothing else is read."""
     threads: Annotated[int, Bounds(at_least=0, at_most=1024)] = execution(0)
-    """Threads to encode with; 0 for one per processor."""
+    """Processes to tokenise a corpus with, each of one thread; 0 for one per processor that this one may use."""
 
     def __post_init__(self):
         check_fields(self, "tokenizer")
@@ -61,7 +61,7 @@ class Tokenizer(Protocol):
         bos, eos: how they are spelled.
         model: the bytes of the model file.
         digest: hexadecimal SHA-256 of what decides the ids.
-        threads: with which `encode_batch` encodes.
+        threads: that `encode_batch` encodes with, and processes that a corpus is tokenised by.
     """
 
     kind: str

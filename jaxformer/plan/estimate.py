@@ -33,8 +33,8 @@ _TIMED_SECONDS = 5.0
 # reach 0.25 to 0.5 of an H100's peak (llm.c, nanochat, TorchTitan), the small ones least.
 _UTILISATION = 0.4
 
-# Bytes of a token in the shards: two, and what ArrayRecord's compression leaves of them (measured on prose).
-_SHARD_BYTES = 1.7
+# Bytes of a token in the shards: two, of which compression saves what the frames of records take (measured on prose).
+_SHARD_BYTES = 2.0
 
 
 class Speed(NamedTuple):

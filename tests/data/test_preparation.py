@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import signal
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -242,6 +243,53 @@ def test_another_budget_is_another_corpus_of_the_same_sources_and_no_budget_is_a
 def test_a_budget_that_means_nothing_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         CorpusConfig(**{"kind": "text", "path": "a", **fields})
+
+
+# Several processes.
+
+
+def test_any_number_of_processes_makes_the_same_bytes(documents, tokenizer, tmp_path):
+    whole = files_of(prepare(documents, tokenizer, tmp_path / "one", progress=False))
+    for count in (2, 4):
+        made = prepare(documents, tokenizer.with_threads(count), tmp_path / str(count), progress=False)
+        assert files_of(made) == whole
+
+
+def test_a_bad_record_ends_several_processes_as_it_ends_one_and_what_stood_before_it_is_kept(
+    make_texts, tokenizer, tmp_path
+):
+    documents = load_documents(replace(write_torn(tmp_path / "torn.jsonl", make_texts(60), 50), skip_bad_records=0))
+    found = []
+    for count in (1, 3):
+        with pytest.raises(UserError) as caught:
+            prepare(documents, tokenizer.with_threads(count), tmp_path / str(count), progress=False)
+        (folder,) = tmp_path.glob(f"{count}/shards/*/chunks")
+        found.append((str(caught.value), files_of(folder)))
+    assert found[0] == found[1] and "line 11: not JSON" in found[0][0] and len(found[0][1]) > 1
+
+
+def test_a_worker_that_is_killed_ends_a_preparation_in_one_line_and_it_goes_on_to_the_same_bytes(
+    documents, tokenizer, tmp_path
+):
+    whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
+    with pytest.raises(UserError, match=r"killed by SIGKILL.*goes on where it stopped, and fewer tokenizer\.threads"):
+        prepare(documents, Deadly(tokenizer), tmp_path / "killed", progress=False)
+    assert files_of(prepare(documents, tokenizer, tmp_path / "killed", progress=False)) == whole
+
+
+class Deadly:
+    """A tokenizer whose process the system kills."""
+
+    threads = 2
+
+    def __init__(self, tokenizer):
+        self.digest, self.tokenizer = tokenizer.digest, tokenizer
+
+    def with_threads(self, threads):
+        return self
+
+    def encode_batch(self, texts):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 # Stopped and gone on with.
@@ -495,9 +543,11 @@ def test_ids_that_were_damaged_before_they_were_written_are_reported_and_made_ag
     assert files_of(prepare(documents, tokenizer, tmp_path / "damaged", progress=False)) == whole
 
 
-def test_a_chunk_depends_on_its_documents_alone(documents, tokenizer, tmp_path):
+def test_a_chunk_depends_on_its_documents_alone(documents, tokenizer, tmp_path, monkeypatch):
     run = list(documents)[30:40]
-    write_chunk(tmp_path / "a.npz", encode_chunk(run, tokenizer, False))
+    monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 10**6)
+    (whole,) = chunks._runs(run)
+    write_chunk(tmp_path / "a.npz", encode_chunk(whole, tokenizer))
     chunk = read_chunk(tmp_path / "a.npz", with_ids=True)
     assert np.split(chunk.ids, np.cumsum(chunk.tokens)[:-1])[0].tolist() == tokenizer.encode(run[0].text)
     assert int(chunk.read) == 10 and len(chunk.tokens) == 9, "one of them is empty"

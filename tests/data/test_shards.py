@@ -187,12 +187,15 @@ def test_a_split_read_before_can_be_pickled_and_reads_the_same(training):
 class FakeTokenizer:
     """A tokenizer of a large vocabulary, with the ids that it is told to give."""
 
-    vocabulary_size, bos_id, eos_id, digest = 70_000, 1, 2, "fake"
+    vocabulary_size, bos_id, eos_id, digest, threads = 70_000, 1, 2, "fake", 1
 
     is_lossless = True
 
     def __init__(self, ids):
         self.ids = ids
+
+    def with_threads(self, threads):
+        return self
 
     def encode_batch(self, texts):
         return [np.array(self.ids, np.int32) for _ in texts]
@@ -270,7 +273,7 @@ write_chunk = chunks.write_chunk
 if fate == "die while tokenising":
     chunks.write_chunk = die_at_tenth
 elif fate == "die while writing shard files":
-    shard_writer._records = die
+    shard_writer.write_file = die
 elif fate == "die before the manifest":
     preparation.Manifest = die
 elif fate == "die before the end":
@@ -312,11 +315,11 @@ def test_a_killed_preparation_leaves_nothing_finished_and_goes_on_to_the_same_by
     encoded = []
     encode = chunks.encode_chunk
     monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 500)
-    monkeypatch.setattr(chunks, "encode_chunk", lambda run, *rest: encoded.append(len(run)) or encode(run, *rest))
+    monkeypatch.setattr(chunks, "encode_chunk", lambda run, *rest: encoded.append(run.read) or encode(run, *rest))
     redone = prepare(corpus, tokenizer, tmp_path, progress=False)
     assert finished(tmp_path) == [redone.name]
     assert files_of(redone) == files_of(folder)
-    documents_kept = sum(len(run) for run, _ in itertools.islice(chunks._runs(corpus), len(kept)))
+    documents_kept = sum(run.read for run in itertools.islice(chunks._runs(corpus), len(kept)))
     assert sum(encoded) == 84 - documents_kept, "what was tokenised is not tokenised again"
     assert (sum(encoded) > 0) == (fate == "die while tokenising")
 
