@@ -152,6 +152,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+# `json.loads` makes a new one for each line, which takes as long as to parse a short one.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _parse(line: bytes, offset: int, where: str) -> dict[str, Any] | None:
     """Returns the object of a line, or None for a blank one.
 
@@ -168,7 +172,7 @@ def _parse(line: bytes, offset: int, where: str) -> dict[str, Any] | None:
     if not text.strip():
         return None
     try:
-        found = json.loads(text, object_pairs_hook=_object)
+        found = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         is_syntax = isinstance(error, json.JSONDecodeError)
         reason = f"{error.msg} at column {error.colno}" if is_syntax else str(error)
