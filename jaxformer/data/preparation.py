@@ -50,7 +50,7 @@ def prepare(
 
     Of several processes that prepare the same corpus, one works and the others wait for it. What it has done stays on
     the disk until the shards are complete, which takes the room of the ids twice for a while. Memory does not grow with
-    the text, but by 140 bytes for each document.
+    the text, but by 120 bytes for each document.
 
     Args:
         beam: options of an Apache Beam pipeline, as on a command line, whose workers tokenise and write; they need the
