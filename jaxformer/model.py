@@ -24,7 +24,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -321,16 +321,17 @@ class Transformer(nnx.Module):
 
     def transform(self, x_ND, positions_BT, document_starts_BT, document_ends_BT) -> jax.Array:
         """Returns `features_ND` of the stream at the first block, N = B x T."""
-        B, T = positions_BT.shape
+        attention = self.attend_documents(document_starts_BT, document_ends_BT)
+        return self.apply_blocks(x_ND, positions_BT.reshape(-1), attention, unroll=self._unroll())[0]
+
+    def attend_documents(self, document_starts_BT, document_ends_BT) -> Callable:
+        """Returns the attention, for `apply_blocks`, of rows of documents; it keeps nothing."""
+        B, T = document_starts_BT.shape
         if self.config.sliding_window:
             window = self.config.sliding_window
             document_starts_BT, document_ends_BT = limit_window(document_starts_BT, document_ends_BT, window)
-        rotation_N1K = self.rotation(positions_BT.reshape(-1))
-        graphdef, stacked = nnx.split(self.blocks)
 
-        def layer(x_ND, params):
-            block = self.merge_layer(graphdef, params)
-            q, k, v = block.queries_keys_values(x_ND, rotation_N1K)
+        def attention(q, k, v, _):
             attended_BTHK = attend(
                 q.reshape(B, T, *q.shape[1:]),
                 k.reshape(B, T, *k.shape[1:]),
@@ -339,10 +340,32 @@ class Transformer(nnx.Module):
                 document_ends_BT,
                 implementation=self.attention,
             )
-            return block.residuals(x_ND, attended_BTHK.reshape(B * T, *q.shape[1:])), None
+            return attended_BTHK.reshape(B * T, *q.shape[1:]), None
 
-        x_ND, _ = jax.lax.scan(self._remat(layer), x_ND, stacked, unroll=self._unroll())
-        return self.final_norm(x_ND)
+        return attention
+
+    def apply_blocks(
+        self, x_ND, positions_N, attention: Callable, inputs: Any = None, *, unroll: int = 1
+    ) -> tuple[jax.Array, Any]:
+        """Returns the normed stream after the last block, and what the attention of each layer kept.
+
+        Args:
+            attention: `(q_NHK, k_NGK, v_NGK, inputs of the layer) -> (attended_NHK, kept)`.
+            inputs: a tree of arrays with an axis of the layers in front, as what was kept has.
+            unroll: blocks per iteration of the scan.
+        """
+        rotation_N1K = self.rotation(positions_N)
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def layer(x_ND, params_and_inputs):
+            params, inputs = params_and_inputs
+            block = self.merge_layer(graphdef, params)
+            q, k, v = block.queries_keys_values(x_ND, rotation_N1K)
+            attended_NHK, kept = attention(q, k, v, inputs)
+            return block.residuals(x_ND, attended_NHK), kept
+
+        x_ND, kept = jax.lax.scan(self._remat(layer), x_ND, (stacked, inputs), unroll=unroll)
+        return self.final_norm(x_ND), kept
 
     def rotation(self, positions_N: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """Returns float32 (cos, sin) of shape (N, 1, K / 2), or None where positions are learned."""
