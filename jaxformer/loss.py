@@ -116,7 +116,7 @@ def _forward(features_ND, unembedding_VD, targets_N, weights_N, cap, token_count
         is_target_CV = targets_C[:, None] == jnp.arange(V)[None, :]
         slope_C1 = (weights_C * (1.0 + 2.0 * z_coefficient * log_partition_C))[:, None]
         d_logits_CV = probabilities_CV * slope_C1 - jnp.where(is_target_CV, weights_C[:, None], 0.0)
-        if cap:  # Clipped, as NO_TOKEN squared is infinite; the gradient there is 0.
+        if cap:  # Clipped, as MASKED squared is infinite; the gradient there is 0.
             d_logits_CV = d_logits_CV * (1.0 - jnp.square(jnp.maximum(logits_CV / cap, -1.0)))
         d_logits_CV = d_logits_CV.astype(features_CD.dtype)
         d_features_CD = d_logits_CV @ unembedding_VD

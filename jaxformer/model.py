@@ -34,6 +34,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer.attention.dispatch import Implementation, attend
 from jaxformer.attention.document_mask import document_bounds, limit_window
+from jaxformer.attention.reference import MASKED
 from jaxformer.config import (
     Bounds,
     NonNegativeFloat,
@@ -62,9 +63,6 @@ REMATS = ("auto", "none", *SAVED)
 # stream are divided by the root of their number. At width 128 and 200 steps this validated 0.15 bits per byte better
 # than 1 / sqrt(fan-in).
 INITIAL_SCALE = 0.02
-
-# The logit of an id that stands for no token: its probability is 0, and arithmetic with it stays finite.
-NO_TOKEN = -1e30
 
 # Depth up to which a CPU unrolls all blocks, which saves it an eighth of a step and costs compile time with each.
 MOST_UNROLLED = 16
@@ -294,7 +292,7 @@ class Transformer(nnx.Module):
         return self.logits(features_ND).reshape(*tokens_BT.shape, -1)
 
     def logits(self, features_ND: jax.Array) -> jax.Array:
-        """Returns float32 `logits_NV` of features, NO_TOKEN at ids that stand for no token."""
+        """Returns float32 `logits_NV` of features, MASKED at ids that stand for no token."""
         return unembed(features_ND, self.unembedding_VD, self.config.logit_soft_cap, self.token_count)
 
     @property
@@ -436,7 +434,7 @@ def unembed(
 
     Args:
         soft_cap: c in c * tanh(logit / c); 0 for none.
-        token_count: ids at and beyond it have the logit NO_TOKEN, and so no probability; None for all. They are
+        token_count: ids at and beyond it have the logit MASKED, and so no probability; None for all. They are
             computed all the same, since a matmul of a multiple of 128 columns is the fastest.
     """
     logits_NV = jnp.einsum("ND,VD->NV", features_ND, unembedding_VD, preferred_element_type=jnp.float32)
@@ -444,7 +442,7 @@ def unembed(
     V = unembedding_VD.shape[0]
     if token_count is None or token_count == V:
         return logits_NV
-    return jnp.where(jnp.arange(V)[None, :] < token_count, logits_NV, NO_TOKEN)
+    return jnp.where(jnp.arange(V)[None, :] < token_count, logits_NV, MASKED)
 
 
 def _norm(config: ModelConfig) -> RMSNorm:

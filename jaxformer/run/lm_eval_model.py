@@ -3,7 +3,7 @@
 On the command line: `jaxformer harness`. It needs the extra `lm-eval`.
 """
 
-from collections.abc import Iterator
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from jaxformer.config import UserError, require
 from jaxformer.devices.options import fixed_options
-from jaxformer.evaluation.generate import generate
+from jaxformer.evaluation.generate import Sampling, bucket, generate, text_after
 from jaxformer.evaluation.loglikelihood import Request, score
-from jaxformer.host.paths import expanded
 from jaxformer.run.trained import load_trained
 
 try:
@@ -25,9 +24,6 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise ImportError("the harness command needs lm-evaluation-harness: pip install 'jaxformer[lm-eval]'") from error
-
-# Prompts are padded to a multiple of this many tokens, so that few shapes are compiled.
-_PROMPT_BUCKET = 64
 
 
 @register_model("jaxformer")
@@ -60,12 +56,11 @@ class JaxformerLM(TemplateLM):
         for name, value in numbers.items():
             is_number = value is None or str(value).isdecimal()
             require(is_number, f"{name} ({value}) must be a whole number, not negative")
-        self.trained = load_trained(expanded(str(workdir)), None if step is None else int(step))
+        self.trained = load_trained(str(workdir), None if step is None else int(step))
         self.max_length = self.trained.experiment.packing.row_length
         self.max_gen_toks, self.seed = int(max_gen_toks), int(seed)
         self._rows = int(numbers.get("batch_size", self.trained.experiment.evaluation.rows_per_batch))
         require(self._rows >= 1, f"batch_size ({self._rows}) must be at least 1")
-        self._model = self.trained.state.model
 
     @property
     def eot_token_id(self) -> int:
@@ -126,17 +121,20 @@ class JaxformerLM(TemplateLM):
         It is sampled where a task asks for it, or for a temperature above 0, and the likeliest otherwise.
 
         Raises:
-            UserError: the tokens to generate leave no room for a context in a row, or an option is not known.
+            UserError: the tokens to generate leave no room for a context in a row, or an option is not known or has no
+                such value.
         """
         wanted = [self._generation(*request.args) for request in requests]
+        # Rows of a batch share the options, and the length to which prompts are padded.
+        groups = [(bucket(len(each.prompt)), each.tokens, dataclasses.astuple(each.sampling)) for each in wanted]
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="generating", disable=disable_tqdm or None, leave=False) as bar:
-            for shape in sorted({each.shape for each in wanted}):
-                alike = [number for number, each in enumerate(wanted) if each.shape == shape]
+            for group in sorted(set(groups)):
+                alike = [number for number, each in enumerate(groups) if each == group]
                 for first in range(0, len(alike), self._rows):
                     numbers = alike[first : first + self._rows]
                     key = jax.random.fold_in(jax.random.key(self.seed), numbers[0])
-                    generated = self._generate([wanted[number].prompt for number in numbers], shape, key)
+                    generated = self._generate([wanted[number] for number in numbers], key)
                     for number, text in zip(numbers, generated, strict=True):
                         texts[number] = _until(text, wanted[number].until)
                     bar.update(len(numbers))
@@ -145,50 +143,49 @@ class JaxformerLM(TemplateLM):
     def _generation(self, context: str, options: dict) -> "_Generation":
         options = dict(options)
         until = options.pop("until", None) or []
-        length = options.pop("max_gen_toks", options.pop("max_new_tokens", self.max_gen_toks))
+        length = int(options.pop("max_gen_toks", options.pop("max_new_tokens", self.max_gen_toks)))
         temperature, top_k = float(options.pop("temperature", None) or 0), int(options.pop("top_k", None) or 0)
-        is_sampled = options.pop("do_sample", None)
+        top_p, is_sampled = options.pop("top_p", None), options.pop("do_sample", None)
         temperature = 0.0 if is_sampled is False else temperature or float(is_sampled or 0)
         unknown = [name for name, value in options.items() if value is not None]
         require(
-            not unknown or not temperature, f"cannot sample with {', '.join(unknown)}; with temperature and top_k only"
+            not unknown or not temperature,
+            f"cannot sample with {', '.join(unknown)}; with temperature, top_k and top_p only",
         )
-        length, room = int(length), self.max_length - int(length)
+        room = self.max_length - length
         require(
             length > 0 and room > 0,
             f"max_gen_toks ({length}) leaves no room for a context in a row of {self.max_length} tokens; "
             f"give a smaller one: --gen_kwargs max_gen_toks={self.max_length // 4}",
         )
-        prompt = self.tok_encode(context)[-room:]
-        padded = min(-(-len(prompt) // _PROMPT_BUCKET) * _PROMPT_BUCKET, room)
-        return _Generation(prompt, [until] if isinstance(until, str) else until, (padded, length, temperature, top_k))
-
-    def _generate(self, prompts: list[list[int]], shape: tuple, key: jax.Array) -> Iterator[str]:
-        tokenizer, (padded, length, temperature, top_k) = self.trained.tokenizer, shape
-        prompt_BP, lengths_B = np.zeros((self._rows, padded), np.int32), np.ones(self._rows, np.int32)
-        for row, prompt in enumerate(prompts):
-            prompt_BP[row, : len(prompt)], lengths_B[row] = prompt, len(prompt)
-        tokens_BS = generate(
-            self._model,
-            prompt_BP,
-            length=length,
-            key=key,
-            temperature=temperature,
-            top_k=top_k,
-            prompt_lengths_B=lengths_B,
+        sampling = Sampling(temperature, top_k, 1.0 if top_p is None else float(top_p)) if temperature else _GREEDY
+        return _Generation(
+            self.tok_encode(context)[-room:], [until] if isinstance(until, str) else until, length, sampling
         )
-        for row, prompt in zip(np.asarray(tokens_BS), prompts, strict=False):
-            ids = row[len(prompt) : len(prompt) + length].tolist()
-            ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
-            yield tokenizer.decode(ids)
+
+    def _generate(self, wanted: "list[_Generation]", key: jax.Array) -> list[str]:
+        tokenizer, prompts = self.trained.tokenizer, [each.prompt for each in wanted]
+        generated = generate(
+            self.trained.model,
+            prompts + [[self.prefix_token_id]] * (self._rows - len(prompts)),  # Fewer rows would be another shape.
+            tokens=wanted[0].tokens,
+            key=key,
+            sampling=wanted[0].sampling,
+            eos_id=tokenizer.eos_id,
+        )
+        return [text_after(tokenizer, prompt, ids) for prompt, ids in zip(prompts, generated, strict=False)]
+
+
+_GREEDY = Sampling(temperature=0)
 
 
 class _Generation(NamedTuple):
-    """What is to be generated; `shape` is (padded prompt, tokens to generate, temperature, top k), what is compiled."""
+    """What is to be generated."""
 
     prompt: list[int]
     until: list[str]
-    shape: tuple[int, int, float, int]
+    tokens: int
+    sampling: Sampling
 
 
 def _until(text: str, stops: list[str]) -> str:

@@ -127,7 +127,6 @@ def test_exported_run_is_scored_alike_by_the_harness_own_model(model, data, tmp_
             encode_task(task, trained.tokenizer, 32),
             trained.experiment.packing,
             rows_per_batch=3,
-            vocabulary_size=trained.tokenizer.vocabulary_size,
         )
         assert tool.compare(ours, tool.ask_harness(theirs, task), tolerance=1e-4) == []
 
@@ -217,7 +216,8 @@ def test_text_is_sampled_where_it_is_asked_for_and_anew_for_each_request(model):
     assert len(set(ask())) == len(set(ask(do_sample=False, temperature=1.0, top_p=0.9))) == 1
     sampled = ask(temperature=1.0)
     assert len(set(sampled)) == 5 and sampled == ask(do_sample=True)
-    assert ask(temperature=1.0, top_k=1) == ask()
+    assert ask(temperature=1.0, top_k=1) == ask(temperature=1.0, top_p=1e-6) == ask()
+    assert len(set(ask(temperature=1.0, top_p=0.9))) == 5
 
 
 @needs_harness
@@ -241,8 +241,10 @@ def test_wrong_arguments_of_the_model_are_refused_in_words(model, options, messa
 def test_what_cannot_be_asked_is_refused_in_words(model):
     with pytest.raises(UserError, match=r"max_gen_toks \(32\) leaves no room for a context in a row of 32"):
         model.generate_until(requests(("ba", {"until": [], "max_gen_toks": 32})))
-    with pytest.raises(UserError, match="cannot sample with top_p; with temperature and top_k only"):
-        model.generate_until(requests(("ba", {"max_gen_toks": 2, "temperature": 1.0, "top_p": 0.9})))
+    with pytest.raises(UserError, match="cannot sample with min_p; with temperature, top_k and top_p only"):
+        model.generate_until(requests(("ba", {"max_gen_toks": 2, "temperature": 1.0, "min_p": 0.1})))
+    with pytest.raises(UserError, match=r"top_p \(2.0\) must be above 0 and at most 1"):
+        model.generate_until(requests(("ba", {"max_gen_toks": 2, "temperature": 1.0, "top_p": 2})))
     with pytest.raises(UserError, match=r"cannot be scored in rows of 32: ' du du"):
         model.loglikelihood(requests(("ba", " du" * 60)), disable_tqdm=True)
 

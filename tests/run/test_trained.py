@@ -6,9 +6,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import scipy.special
 
 from jaxformer.checkpoint.train_state import open_checkpoints
 from jaxformer.config import UserError
+from jaxformer.evaluation.loglikelihood import encode
 from jaxformer.run.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -38,6 +40,59 @@ def test_folder_alone_gives_the_model_that_was_saved(run, cache):
     assert earlier.step == 8
     pairs = zip(*(jax.tree.leaves(each.state.params) for each in (trained, earlier)), strict=True)
     assert any(not np.array_equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_it_is_printed_on_one_screen(run):
+    trained = load_trained(str(run))
+    parameters = sum(x.size for x in jax.tree.leaves(trained.state.params))
+    lines = repr(trained).splitlines()
+    assert lines[0] == "best_fit, seed 3, step 12 of 12" and lines[1] == f"folder      {run}"
+    assert lines[2:5] == [
+        f"model       {parameters:,} parameters: 2 blocks, width 16, 2 heads",
+        "rows        32 tokens",
+        f"tokenizer   400 tokens, {trained.tokenizer.digest[:12]}",
+    ]
+    summary = json.loads((run / "summary.json").read_text())
+    assert lines[5].startswith(f"validation  {summary['validation/loss']:.4f} nats per token, ")
+    (run / "metrics.jsonl").unlink()
+    assert repr(load_trained(run, 8)).splitlines()[::5] == [
+        "best_fit, seed 3, step 8 of 12", "validation  none at this step"
+    ]  # fmt: skip
+
+
+def test_it_writes_and_scores_text_as_its_model_does(run):
+    trained = load_trained(run)
+    tokenizer, V = trained.tokenizer, trained.tokenizer.vocabulary_size
+    text = trained.generate("ba du", tokens=20)
+    assert text and trained.generate("ba du", tokens=20) == text != trained.generate("ba du", tokens=20, seed=1)
+    assert "".join(trained.stream("ba du", tokens=20)) == text
+    several = trained.generate("ba du", tokens=20, count=3)
+    assert len(set(several)) == 3 and several[0] == text
+    for context, continuation in (("ba du", " ka"), ("", "ba"), ("be ", "fo fu")):
+        (request,) = encode([(context, continuation)], tokenizer, 32).requests
+        logits_TV = trained.logits(context + continuation)
+        assert logits_TV.shape == (len(request.tokens), V) and logits_TV.dtype == np.float32
+        log_softmax_TV = logits_TV - scipy.special.logsumexp(np.float64(logits_TV), axis=1, keepdims=True)
+        places = np.arange(len(request.tokens) - 1)[-request.scored :]
+        targets = request.tokens[-request.scored :]
+        is_greedy = bool((logits_TV[places].argmax(axis=1) == targets).all())
+        nats = pytest.approx(log_softmax_TV[places, targets].sum(), abs=1e-4)
+        assert trained.log_likelihood(context, continuation) == (nats, is_greedy)
+    likeliest = tokenizer.decode([int(logits_TV[-1].argmax())])
+    assert trained.generate("be fo fu", tokens=1, temperature=0) == likeliest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 0}, r"count \(0\) must be at least 1"),
+        ({"seed": -1}, r"seed \(-1\) must be at least 0 and below 2\*\*32"),
+        ({"top_k": 401}, r"top_k \(401\) must be at most the 400 tokens"),
+    ],
+)
+def test_options_of_a_text_that_mean_nothing_are_refused(run, options, message):
+    with pytest.raises(UserError, match=message):
+        load_trained(run).generate("ba", **options)
 
 
 def test_folder_of_a_run_on_a_gpu_is_read_without_one(run):
