@@ -67,6 +67,23 @@ def print_line(text: str, *, is_error: bool = False, end: str = "\n") -> None:
         print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)
 
 
+def print_text(text: str) -> None:
+    """Prints a piece of a text at once, as it is; on a terminal with escapes for what it would obey.
+
+    Raises:
+        OSError: it cannot be written; `BrokenPipeError` where nobody reads any more.
+    """
+    stream = sys.stdout
+    if is_terminal(stream):
+        text = "".join(printable(each) if _is_control(each) and each not in "\n\t" else each for each in text)
+    stream.write(text)
+    stream.flush()
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) == "Cc"
+
+
 def print_wrapped(text: str, indent: int = 12) -> None:
     """Prints a line of a report; on a terminal that is too narrow as several, of which the later ones are indented."""
     print_line("\n".join(wrap(text, output_columns(), indent)))

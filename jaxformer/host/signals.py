@@ -205,6 +205,17 @@ def noted_signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the block SIGINT raises `KeyboardInterrupt`, in the main thread, and does not end the command."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.SIGINT in _taken_by_default():
+        with _handled({signal.SIGINT: signal.default_int_handler}, -1):
+            yield
+    else:
+        yield
+
+
+@contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Within the block signals end the process as the system does, in the main thread: nothing is there to be saved.
 

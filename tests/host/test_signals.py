@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from jaxformer.config import TrainingFailure
-from jaxformer.host.signals import SIGNALS, Stopped, noted_signals, stop_signals
+from jaxformer.host.signals import SIGNALS, Stopped, interruptible, noted_signals, stop_signals
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke, pytest.mark.usefixtures("default_signals")]
 
@@ -288,3 +288,13 @@ def test_block_ends_though_a_forked_process_outlives_it():
 def test_signals_of_a_forked_process_are_its_own():
     with started("pass", forks=True) as process:
         assert process.wait(30) == 0
+
+
+def test_interruption_is_for_the_block_that_takes_it_and_the_next_one_stops():
+    with pytest.raises(Stopped, match="SIGINT"), stop_signals():
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt), interruptible():
+                signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(Stopped, match="SIGTERM"), stop_signals(), interruptible():
+        signal.raise_signal(signal.SIGTERM)
