@@ -24,7 +24,14 @@ PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
 }
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES["README.md"], re.S)
+
+
+def examples_of(page: str) -> list[str]:
+    """Returns the Python code of a page."""
+    return re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
+
+
+EXAMPLES = examples_of("README.md")
 # The changelog also names what was.
 CODE = [
     (page, line.strip())
@@ -75,10 +82,18 @@ def test_the_library_example_runs_a_step():
     assert jax.tree.leaves(state.params)
 
 
-def test_examples_of_the_documentation_are_those_of_the_readme_and_of_model_cards():
-    examples = [code for text in PAGES.values() for code in re.findall(r"```python\n(.*?)```", text, re.S)]
+def test_the_example_of_a_trained_model_writes_and_scores(uninterrupted, compiled, capsys):
+    names, (example,) = {}, examples_of("docs/evaluation.md")
+    run = uninterrupted("best_fit")
+    capsys.readouterr()
+    exec(example.replace("runs/baseline/seed_0", str(run)), names)
+    assert capsys.readouterr().out == names["trained"].generate("class Reader:")
+
+
+def test_examples_of_the_documentation_are_tested():
+    examples = [example for page in PAGES for example in examples_of(page)]
     (of_cards,) = re.findall(r"```python\n(.*?)```", USE, re.S)  # Which is run in tests/huggingface.
-    assert len(examples) > 2 and set(examples) == {*EXAMPLES, of_cards}
+    assert len(examples) > 4 and set(examples) == {*EXAMPLES, *examples_of("docs/evaluation.md"), of_cards}
 
 
 def test_the_readme_is_short():

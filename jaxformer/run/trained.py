@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxformer.attention.dispatch import AttentionConfig, choose_implementation, implementation_from
-from jaxformer.checkpoint.train_state import abstract, open_checkpoints, restore_params
+from jaxformer.checkpoint.train_state import open_checkpoints, restore_params
 from jaxformer.config import UserError, require
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.device import choose_device
@@ -237,7 +237,10 @@ def load_trained(workdir: str | Path, step: int | None = None) -> Trained:
         attention = choose_implementation(AttentionConfig(), attention_shape(experiment)).implementation
     token_count = tokenizer.vocabulary_size
     state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention, token_count=token_count))
-    step, params = _restore(workdir / "checkpoints", abstract(state.params), step)
+    # Where it lies here: a run on several devices has saved where its parts lay there.
+    here = jax.sharding.SingleDeviceSharding(device)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state.params)
+    step, params = _restore(workdir / "checkpoints", params, step)
     state = state.replace(step=jnp.asarray(step, jnp.int32), params=params, opt_state=None, guard=init_guard())
     return Trained(workdir, experiment, record, step, state, tokenizer)
 

@@ -17,6 +17,7 @@ from jaxformer.checkpoint.train_state import open_checkpoints
 from jaxformer.config import UserError
 from jaxformer.data.packing import DIGESTS, Batch, batch_digest
 from jaxformer.devices.mesh import MeshConfig, check_rows, make_mesh
+from jaxformer.run.trained import load_trained
 from jaxformer.train import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("default_signals")]
@@ -200,6 +201,9 @@ def test_run_on_a_mesh_with_all_that_a_run_does_is_that_of_one_device(experiment
     for line, expected in zip(*map(tiny_run.read_metrics, (tmp_path / "eight", tmp_path / "one")), strict=True):
         for key, value in expected.items():
             assert line[key] == pytest.approx(value, abs=1e-4 if "norm" in key or "score" in key else TOLERANCE), key
+    # Its folder is all that its model needs, here on one device.
+    sample = (tmp_path / "eight" / "sample.txt").read_text(encoding="utf-8")
+    assert load_trained(tmp_path / "eight").generate(tokens=5, seed=3) == sample
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from jaxformer.host.console import (
     print_line,
     print_notice,
     print_progress,
+    print_text,
     printable,
     progress_bar,
     shorten,
@@ -184,3 +185,12 @@ def test_table_aligns_its_columns_and_ends_no_line_with_blanks():
         "arc            9  a note",
         "winogrande  10.5",
     ]
+
+
+def test_text_is_printed_as_it_is_and_on_a_terminal_without_what_that_would_obey(monkeypatch, capsys):
+    text = "é\u3000\U0001f9ea\ta\n\x1b[2J\x07\x9b\r"
+    print_text(text)
+    assert capsys.readouterr().out == text
+    monkeypatch.setattr("jaxformer.host.console.is_terminal", lambda stream: True)
+    print_text(text)
+    assert capsys.readouterr().out == "é\u3000\U0001f9ea\ta\n\\x1b[2J\\x07\\x9b\\r"
