@@ -16,6 +16,7 @@ from jaxformer.experiment import (
 
 EXPERIMENT = Experiment(
     question="How well does a plain decoder of 1.3 million parameters learn Python from the standard library?",
+    init_from="",  # trained weights to start from: a run, RUN/checkpoints/STEP or a Hugging Face folder; '': drawn
     model=ModelConfig(
         vocabulary_size=4096,  # tokens
         width=128,  # features of the residual stream

@@ -76,8 +76,9 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
     first_row = rows_here(run.mesh, run.experiment.training.rows_per_step).start
     with run.signals.deferred():
         for step in range(int(state.step), steps):
-            # Validated after it was saved, and again if the run stopped in between.
-            if step > 0 and step % validate_every == 0:
+            # Validated after it was saved, and again if the run stopped in between; before the first step, what was
+            # trained before.
+            if step % validate_every == 0 and (step > 0 or run.experiment.init_from):
                 with run.signals.at_once() if jax.process_count() == 1 else contextlib.nullcontext():
                     try_to_evaluate(run, state, step)
             before = time.perf_counter()

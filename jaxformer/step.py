@@ -108,6 +108,7 @@ def init_state(
     skip_spikes_above: float = 0.0,
     mesh: Mesh | None = None,
     token_count: int | None = None,
+    params: nnx.State | None = None,
 ) -> TrainState:
     """Returns the state before step 0; parameters and optimizer state are float32.
 
@@ -118,12 +119,14 @@ def init_state(
         skip_spikes_above: score of a loss, in standard deviations, above which a step changes nothing; 0 for none.
         mesh: of several devices, which hold the state and compute it together; the values are those of one device.
         token_count: ids that the tokenizer has; None for all of `config.vocabulary_size`.
+        params: parameters to begin with, which are donated; None draws them by the seed.
     """
     mesh = None if mesh is None or mesh.size == 1 else mesh
 
-    def init():
+    def init(params):
         rngs = nnx.Rngs(params=seed)
-        graphdef, params = nnx.split(Transformer(config, rngs=rngs, attention=attention, token_count=token_count))
+        graphdef, drawn = nnx.split(Transformer(config, rngs=rngs, attention=attention, token_count=token_count))
+        params = drawn if params is None else params
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -138,7 +141,8 @@ def init_state(
         )
 
     # Made where it stays: no device ever holds all of it.
-    return jax.jit(init, out_shardings=mesh and state_sharding(mesh, jax.eval_shape(init)))()
+    shardings = mesh and state_sharding(mesh, jax.eval_shape(init, params))
+    return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -8,6 +8,7 @@ if __name__ == "__main__":
     run(["train", *sys.argv[1:]])  # It ends the process, and takes signals before what is below is imported.
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -20,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxformer.attention.dispatch import Choice
-from jaxformer.checkpoint.store import hush
+from jaxformer.checkpoint.store import hush, saved_steps
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.config import TrainingFailure, to_dict
 from jaxformer.data.packing import Batch, make_batches, seek
@@ -47,6 +48,7 @@ from jaxformer.host.signals import stop_signals
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.plan.device_fit import advise_here, choose_attention, fit_to_device
 from jaxformer.plan.estimate import print_plan
+from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.folder import (
     check_disk,
     checkpoints_to_come,
@@ -56,7 +58,8 @@ from jaxformer.run.folder import (
     hold_folder,
     write_config,
 )
-from jaxformer.run.identity import check_folder, check_kin, check_tasks, code_digest, git_state, identify, read_config
+from jaxformer.run.identity import check_folder, check_tasks, code_digest, git_state, identify, read_config
+from jaxformer.run.init_from import InitialWeights, check_fits, find_weights, load_params, with_tokenizer
 from jaxformer.run.inputs import Data, contents, digests, prepare_data, task_digests
 from jaxformer.run.metrics import check_recorded, open_writer, validation_losses
 from jaxformer.run.progress import make_progress, print_overview
@@ -87,7 +90,8 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         git_state()
         device = choose_device(experiment.training.device)
         mesh = run_mesh(experiment)
-        identity = identify(experiment, seed)
+        initial = find_weights(experiment.init_from, workdir)
+        identity = identify(experiment, seed, initial.digest if initial else "")
         check_folder(workdir, identity, "identity")
         if summary := finished_summary(workdir, experiment):
             return summary
@@ -99,12 +103,14 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
 
         # What is refused is refused before the run's first file is written.
         experiment, fit = fit_to_device(experiment, read_config(workdir))
-        data, batches = prepare_inputs(experiment, seed, workdir, mesh)
-        state, attention = make_checked_state(experiment, seed, data, batches, workdir, mesh, fit)
+        data, batches = prepare_inputs(experiment, seed, workdir, mesh, initial)
+        is_begun = bool(saved_steps(workdir / "checkpoints"))
+        to_load = None if is_begun else initial
+        state, attention = make_checked_state(experiment, seed, data, batches, workdir, mesh, fit, to_load)
         belongs_to = {"identity": identity, "digests": digests(data)}
         checkpoints = stack.enter_context(open_checkpoints(workdir / "checkpoints", experiment.checkpoint))
         record = {**belongs_to, "seconds": 0.0}
-        if checkpoints.steps():
+        if is_begun:
             state, record = resume(checkpoints, abstract(state), batches, belongs_to)
         first_step = int(state.step)
         print_notice(check_recorded(workdir, first_step))
@@ -112,7 +118,8 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         wait_for_all("the folder is read")
         environment = describe_environment(attention.implementation, device.device_kind, mesh.size)
         own_record = belongs_to | {"tasks": task_digests(data), "corpora": contents(data)}
-        write_config(own, experiment, lineage or Lineage(), own_record, environment, data.tokenizer, first_step)
+        lineage = dataclasses.replace(lineage or Lineage(), init_from=initial and initial.record)
+        write_config(own, experiment, lineage, own_record, environment, data.tokenizer, first_step)
         writer, tensorboard = open_writer(own, first_step=first_step)
         stack.enter_context(writer)
         print_wrapped(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
@@ -123,13 +130,20 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
 
 
 def prepare_inputs(
-    experiment: Experiment, seed: int, workdir: Path, mesh: Mesh
+    experiment: Experiment, seed: int, workdir: Path, mesh: Mesh, initial: InitialWeights | None
 ) -> tuple[Data, grain.DatasetIterator[Batch]]:
     """Returns the data of a run, and the batches of this process's rows from the first step on.
 
+    Args:
+        initial: what the run starts from.
+
     Raises:
-        UserError: the data are not there, or not those that the folder's run, or another process, began with.
+        UserError: the data are not there, or not those that the folder's run, or another process, began with; or the
+            weights that the run starts from do not fit it.
     """
+    if initial:
+        check_fits(experiment, initial)
+        experiment = with_tokenizer(experiment, initial.tokenizer)
     data = prepare_data(experiment, seed)
     require_same_everywhere(digests(data), "other data")
     check_folder(workdir, digests(data), "digests")
@@ -159,12 +173,14 @@ def make_checked_state(
     workdir: Path,
     mesh: Mesh,
     fit: str,
+    initial: InitialWeights | None,
 ) -> tuple[TrainState, Choice]:
     """Returns the state before the first step and its attention, both checked on the first batch; prints what will run.
 
     Args:
         batches: at their beginning, where they are left.
         fit: what `fit_to_device` says.
+        initial: the weights to start from; None where the seed draws them, or the run goes on from its own.
 
     Raises:
         UserError: the attention cannot run here, the disk is too small, or a document sees another.
@@ -173,12 +189,16 @@ def make_checked_state(
     seek(batches, 0)
     attention = choose_attention(experiment, batch, workdir, mesh.size)
     token_count = data.tokenizer.vocabulary_size
-    state = make_state(experiment, seed, attention.implementation, mesh, token_count=token_count)
+    params = initial and load_params(initial, experiment, attention.implementation, mesh)
+    state = make_state(experiment, seed, attention.implementation, mesh, token_count=token_count, params=params)
     print_overview(experiment, state, data, attention, fit)
+    if initial:
+        print_wrapped(f"start       from {initial}")
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
     if experiment.training.startup_proof:
-        proof = check_sanity(state, batch, token_count, document_mask=experiment.packing.document_mask)
+        is_masked, is_drawn = experiment.packing.document_mask, initial is None
+        proof = check_sanity(state, batch, token_count, document_mask=is_masked, is_drawn=is_drawn)
         print_wrapped(f"proof       {proof}")
     return state, attention
 
@@ -221,7 +241,7 @@ def main(arguments: list[str]) -> int:
         with lost_process_reported(), out_of_memory_reported(advice), silence_all_but_first():
             choose_device(experiment.training.device)  # Before anything looks for devices.
             if workdir.parent.name == experiment.name:
-                check_kin(workdir.parent.parent, resolved)
+                check_earlier_runs(workdir.parent.parent, resolved)
             try:
                 train(experiment, workdir, seed=options.seed, lineage=resolved.lineage)
             except OSError as error:  # A disk or a store that fails: what the user can put right is a `UserError`.

@@ -7,6 +7,7 @@ What a run scores is drawn from a seeded model, so that what a comparison finds 
 `document` and `residue` are of the document, `seed` is shared by all experiments of a seed, and `run` is the run's own.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -219,9 +220,13 @@ def _begin(runs: Path, resolved: Resolved, seed: int, tasks: Sequence[str], item
         packed = {path: value for path, value in _data(experiment).items() if not path.startswith("training.")}
         digests |= {f"corpus.{i}": _digest("corpus", name), f"plan.{i}": _digest("plan", name, packed, seed)}
     tasks = {name: _task(name, items).items_digest(np.arange(items)) for name in tasks}
-    belongs_to = {"identity": identify(experiment, seed), "digests": digests, "tasks": tasks}
+    initial = {"path": experiment.init_from, "params": _digest("params", experiment.init_from)}
+    initial = initial if experiment.init_from else None
+    identity = identify(experiment, seed, initial["params"] if initial else "")
+    belongs_to = {"identity": identity, "digests": digests, "tasks": tasks}
     environment = describe_environment(Implementation("xla"), device or jax.devices()[0].device_kind, 1)
-    write_config(workdir, experiment, resolved.lineage, belongs_to, environment, tokenizer, 0)
+    lineage = dataclasses.replace(resolved.lineage, init_from=initial)
+    write_config(workdir, experiment, lineage, belongs_to, environment, tokenizer, 0)
     return workdir, experiment
 
 

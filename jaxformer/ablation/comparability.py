@@ -47,6 +47,11 @@ def check_comparable(
     pairs = [(by_seed[run.seed], run) for run in variants if run.seed in by_seed]
     lineage = variants[0].record["lineage"]
     declared = {**lineage["change"], **lineage["consequences"]}
+    are_trained = {bool(run.record["identity"].get("init_from")) for run in (*parents, *variants)}
+    if len(are_trained) > 1:
+        flags.append("change: some start from trained weights and others from scratch")
+    elif are_trained == {True}:
+        notes.append("all runs start from trained weights: their seeds order the data alone, and not the first values")
     moves_data = any(path.startswith(DATA_FIELDS) for path in declared)
     if moves_data:
         notes.append("the change moves the data: pairs share seeds and documents, but no batches")
@@ -133,6 +138,8 @@ def _check_change(parent: FinishedRun, variant: FinishedRun, declared: Mapping) 
         for path in {*ours, *theirs} - {"seed"}
         if ours.get(path) != theirs.get(path)
     }
+    if "init_from" in found:  # The parameters are others, and so the paths are, by which a change is declared.
+        found["init_from"] = [(run.record["lineage"].get("init_from") or {}).get("path") for run in (parent, variant)]
     wrong = sorted(path for path in {*found, *declared} if found.get(path) != list(declared.get(path, ())))
     name = variant.record["experiment"]
     return [f"change: {', '.join(wrong)} differ otherwise than {name} declares"] if wrong else []

@@ -69,10 +69,12 @@ def worth_in_tokens(variant: FinishedRun, parent: FinishedRun) -> float:
 
     Read off the curve of the better one, where it reaches what the other ends with, between evaluations in the
     logarithm of the tokens. That curve was still to be annealed there, so the worth is understated; so it is where the
-    first evaluation is beyond the other's end already. NaN where the curve has too few evaluations to say.
+    first evaluation is beyond the other's end already. NaN where the curve has too few evaluations to say; what was
+    validated before the first step is none.
     """
     better, other = (variant, parent) if variant.bits_per_byte <= parent.bits_per_byte else (parent, variant)
-    steps, bits = better.curve[:, 0], np.minimum.accumulate(better.curve[:, 1])
+    curve = better.curve[better.curve[:, 0] > 0]
+    steps, bits = curve[:, 0], np.minimum.accumulate(curve[:, 1])
     target = other.curve[-1, 1]
     if len(bits) < 2 or target < bits[-1]:
         return math.nan

@@ -25,7 +25,7 @@ from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job, Launch, launch_local
 from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
 from jaxformer.plan.estimate import estimate_run_seconds
-from jaxformer.run.identity import check_kin
+from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.metrics import training_losses
 
 # Seconds between two comparisons of the training losses of what runs.
@@ -69,7 +69,7 @@ def _estimate_runs(study: Study, runs: Path) -> dict[str, float]:
     resolved = resolve_study(study)
     choose_device(resolved[0].experiment.training.device)  # Before anything looks for devices.
     for one in resolved:
-        check_kin(runs, one)
+        check_earlier_runs(runs, one)
     is_known = mean_seconds(runs / study.parent) is not None
     return estimate_seconds(resolved, runs, None if is_known else estimate_run_seconds(resolved[0].experiment))
 

@@ -99,6 +99,7 @@ def resolve_what_can_be(study: Study) -> tuple[list[Resolved], dict[str, UserErr
             one = resolve(name)
             if OF not in name and study.parent not in {each.name for each in _ancestors(one)}:
                 one = resolve(name, parent=study.parent)
+            _check_beginning(experiments[0], one)
             experiments.append(one)
         except UserError as error:
             refused[name] = error
@@ -109,6 +110,19 @@ def resolve_what_can_be(study: Study) -> tuple[list[Resolved], dict[str, UserErr
     if len(experiments) == 1:
         raise next(iter(refused.values()))
     return experiments, refused
+
+
+def _check_beginning(parent: Resolved, one: Resolved) -> None:
+    """Raises `UserError` where one of two experiments starts from trained weights, and the other from scratch.
+
+    Their difference would be that of the training before, and their seeds draw unlike things.
+    """
+    trained, drawn = (parent, one) if parent.experiment.init_from else (one, parent)
+    require(
+        bool(trained.experiment.init_from) == bool(drawn.experiment.init_from),
+        f"{trained.name} starts from trained weights ({trained.experiment.init_from}) and {drawn.name} from scratch: "
+        "they are not compared; give all of a study the same init_from, or none",
+    )
 
 
 def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str]:

@@ -38,6 +38,11 @@ def _fingerprints(arrays: list[jax.Array]) -> jax.Array:
     return jnp.stack([fingerprint(x) for x in arrays])
 
 
+def digest_of(fingerprints: Mapping[str, int]) -> str:
+    """Returns one hexadecimal digest of the fingerprints of named arrays."""
+    return hashlib.sha256(json.dumps(dict(fingerprints), sort_keys=True).encode()).hexdigest()
+
+
 def sealed(record: dict) -> dict:
     """Returns a record of JSON values with a digest of all its others; an old digest is replaced."""
     text = json.dumps({name: value for name, value in record.items() if name != "digest"}, sort_keys=True)

@@ -209,6 +209,14 @@ def open_checkpoints(folder: Path, config: CheckpointConfig | None = None) -> Ch
         raise UserError(f"checkpoints {folder}: {error.strerror}") from error
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """Returns the steps that are saved in a folder, which need not exist, oldest first; nothing in it is changed."""
+    if not folder.is_dir():
+        return []
+    with open_checkpoints(folder) as checkpoints:
+        return checkpoints.steps()
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first line of what went wrong, at its origin."""
     errors = chain(error)

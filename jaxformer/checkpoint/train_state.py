@@ -15,10 +15,10 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from jaxformer.checkpoint.fingerprint import fingerprints, sealed
+from jaxformer.checkpoint.fingerprint import digest_of, fingerprints, sealed
 from jaxformer.checkpoint.retention import CheckpointConfig
 from jaxformer.checkpoint.store import Checkpoints, chain, first_line, hush, open_checkpoints
-from jaxformer.config import TrainingFailure, UserError, check_same
+from jaxformer.config import TrainingFailure, UserError, check_same, require
 from jaxformer.devices.multihost import all_min
 from jaxformer.step import TrainState
 
@@ -27,10 +27,12 @@ __all__ = [
     "Checkpoints",
     "Restored",
     "open_checkpoints",
+    "params_digest",
     "restore",
     "restore_params",
     "save",
     "save_and_wait",
+    "saved_params_digest",
 ]
 
 
@@ -153,6 +155,27 @@ def restore_params(checkpoints: Checkpoints, params: nnx.State, step: int | None
     """Returns the parameters alone of a step, or of the newest that is not damaged; nothing is set aside."""
     (arrays, _), _ = _newest(checkpoints, step, {"params": _named(abstract(params))}, {})
     return _unnamed(arrays["params"], params)
+
+
+def params_digest(params: nnx.State) -> str:
+    """Returns a hexadecimal digest of parameters, the same wherever their names and values are the same."""
+    return digest_of(fingerprints(_named(params)))
+
+
+def saved_params_digest(checkpoints: Checkpoints, params: nnx.State, step: int) -> str:
+    """Returns the digest of the parameters of a step, which are not read.
+
+    Args:
+        params: of the same model; their names are used, and they may be abstract.
+
+    Raises:
+        UserError: the step has no record that is whole, or not of these parameters.
+    """
+    (_, record), _ = _newest(checkpoints, step, {}, {})
+    saved = record["fingerprints"]
+    lacking = [name for name in _named(params) if name not in saved]
+    require(not lacking, f"checkpoint {step} in {checkpoints.folder}: another version made it, without {lacking[:1]}")
+    return digest_of({name: saved[name] for name in _named(params)})
 
 
 def abstract(tree: Any) -> Any:

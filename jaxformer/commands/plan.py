@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     add_experiment_options(parser)
     parser.add_argument("--on", default="here", metavar="GPU", help="a GPU such as H100 (default: the device at hand)")
     options, rest = parser.parse_known_args(arguments)
-    experiment = resolve(options.experiment, parse_overrides(parser, rest), parent=options.parent).experiment
+    experiment = resolve(options.experiment, parse_overrides(parser, options, rest), parent=options.parent).experiment
     keep_compiled()
     choose_device(experiment.training.device)
     with out_of_memory_reported():

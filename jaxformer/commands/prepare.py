@@ -14,12 +14,14 @@ import sys
 
 from jaxformer.data.preparation import unfilled_budget
 from jaxformer.data.shard_writer import pipeline_options
+from jaxformer.devices.device import choose_device
 from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line, print_notice
 from jaxformer.host.docstrings import docstring
+from jaxformer.run.init_from import check_fits, open_weights, with_tokenizer
 from jaxformer.run.inputs import open_corpora, prepare_corpora
 
 
@@ -31,11 +33,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--newest", action="store_true", help="look up the commits of Hub branches again")
     parser.add_argument("--beam", metavar="OPTIONS", help="options of an Apache Beam pipeline; needs the extra beam")
     options, rest = parser.parse_known_args(arguments)
-    experiment = resolve(options.experiment, parse_overrides(parser, rest), parent=options.parent).experiment
+    experiment = resolve(options.experiment, parse_overrides(parser, options, rest), parent=options.parent).experiment
     beam = None if options.beam is None else shlex.split(options.beam)
     if beam is not None:
         pipeline_options(beam)  # Refused before hours of preparation.
     tasks = load_tasks(experiment.evaluation)
+    if experiment.init_from:
+        choose_device("cpu")  # Of the weights no more is read than what they are.
+        initial = open_weights(experiment.init_from)
+        check_fits(experiment, initial)
+        experiment = with_tokenizer(experiment, initial.tokenizer)
     corpora, tokenizer = open_corpora(experiment, newest=options.newest)
     for corpus in prepare_corpora(experiment, corpora, tokenizer, tasks, beam=beam):
         manifest, folder = corpus.training.manifest, corpus.training.folder

@@ -51,31 +51,37 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     add("-h", action="help", help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args(arguments)
     require(0 <= options.seed < 2**20, f"--seed ({options.seed}) must lie in [0, {2**20})")
-    return options, parse_overrides(parser, rest)
+    return options, parse_overrides(parser, options, rest)
 
 
 def add_experiment_options(
     parser: argparse._ActionsContainer, names: str = "the name of a file in experiments/, or a path"
 ) -> None:
-    """Adds `--experiment` and `--parent`; `names` explains what the former takes."""
+    """Adds `--experiment`, `--parent` and `--init_from`; `names` explains what the first takes."""
     parser.add_argument("--experiment", required=True, metavar="NAME", help=names)
     parser.add_argument(
         "--parent", default="", metavar="NAME", help="apply a variant to this parent instead of its own"
     )
+    parser.add_argument(
+        "--init_from",
+        metavar="DIR",
+        help="start from the weights of a run or Hugging Face folder",
+    )
 
 
-def parse_overrides(parser: Parser, arguments: list[str]) -> dict[str, str]:
-    """Returns the values of `--section.field=value` by dotted path.
+def parse_overrides(parser: Parser, options: argparse.Namespace, arguments: list[str]) -> dict[str, str]:
+    """Returns the values of `--section.field=value` by dotted path, and that of `--init_from`.
 
     Args:
         parser: of the command; for an argument that it does not know, the error names the nearest that it does.
+        options: what it knows, `init_from` among it.
         arguments: those that are none of its options.
 
     Raises:
         UserError: one of them is no override.
     """
     known = [name.removeprefix("--") for name in parser._option_string_actions]
-    overrides = {}
+    overrides = {} if options.init_from is None else {"init_from": options.init_from}
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
         if not (argument.startswith("--") and "." in name):

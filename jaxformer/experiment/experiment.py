@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
 from jaxformer.attention.dispatch import AttentionConfig, Implementation, choose_implementation
@@ -28,6 +29,10 @@ class Experiment:
     """What the run is to tell."""
     name: str = execution("")
     """Name of the experiment; set from its file when it is loaded."""
+    init_from: str = ""
+    """Trained weights to start from, on which all else begins anew: RUN, the folder of a finished run;
+    RUN/checkpoints/STEP; or a folder in the form of Hugging Face's transformers. '': the seed draws the weights.
+    """
     model: ModelConfig
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
@@ -42,7 +47,7 @@ class Experiment:
     def __post_init__(self):
         check_fields(self)
         require(
-            bool(self.tokenizer.path) or self.tokenizer.vocabulary_size <= self.model.vocabulary_size,
+            bool(self.tokenizer.path or self.init_from) or self.tokenizer.vocabulary_size <= self.model.vocabulary_size,
             f"tokenizer.vocabulary_size ({self.tokenizer.vocabulary_size}) must not exceed "
             f"model.vocabulary_size ({self.model.vocabulary_size})",
         )
@@ -94,6 +99,7 @@ def make_state(
     mesh: Mesh | None = None,
     *,
     token_count: int | None = None,
+    params: nnx.State | None = None,
 ) -> TrainState:
     """Returns the state before the first step; attention is what suits the device and the shapes if it is not given.
 
@@ -101,6 +107,8 @@ def make_state(
 
     Args:
         token_count: ids that the tokenizer has; None for all of `model.vocabulary_size`.
+        params: parameters to begin with, whose memory it takes over; None draws them by the seed, whatever `init_from`
+            names.
     """
     if attention is None:
         shape = attention_shape(experiment, mesh.size if mesh else 1)
@@ -115,6 +123,7 @@ def make_state(
         skip_spikes_above=experiment.training.skip_spikes_above,
         mesh=mesh,
         token_count=token_count,
+        params=params,
     )
 
 

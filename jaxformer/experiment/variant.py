@@ -99,6 +99,8 @@ class Lineage:
     """`bundle`, `expected` and `source`: as of the `Variant`."""
     overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Scientific fields that the command line set: such a run is ad hoc, and no part of the graph."""
+    init_from: Mapping[str, Any] | None = None
+    """The trained weights that a run started from, as of `Start.record`; None where the seed drew them."""
 
 
 class Resolved(NamedTuple):

@@ -4,7 +4,6 @@ import ast
 import functools
 import hashlib
 import importlib.metadata
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -12,12 +11,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxformer.config import UserError, check_same, differences, require
+from jaxformer.config import UserError, check_same, require
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.experiment import Experiment, science
-from jaxformer.experiment.variant import Resolved
-from jaxformer.host.console import print_notice
 from jaxformer.host.files import read_json
 from jaxformer.step import compute_dtype
 
@@ -35,10 +32,17 @@ def read_config(workdir: Path) -> dict | None:
     return read_json(workdir / CONFIG, ADVICE)
 
 
-def identify(experiment: Experiment, seed: int) -> dict:
-    """Returns what a run learns from, by dotted path: its science, its seed and the precision on this device."""
+def identify(experiment: Experiment, seed: int, initial_params: str = "") -> dict:
+    """Returns what a run learns from, by dotted path: its science, its seed and the precision on this device.
+
+    Args:
+        initial_params: digest of the parameters that `init_from` names, which stands in place of their path.
+    """
+    if bool(experiment.init_from) != bool(initial_params):
+        raise ValueError("the digest of the parameters that init_from names, and of no others, identifies a run")
     precision = jnp.dtype(compute_dtype(experiment.training)).name
-    return {**science(experiment), "training.compute_dtype": precision, "seed": seed}
+    own = {"init_from": initial_params, "training.compute_dtype": precision, "seed": seed}
+    return {**science(experiment), **own}
 
 
 def check_folder(workdir: Path, ours: dict, key: str) -> None:
@@ -66,36 +70,6 @@ def check_tasks(workdir: Path, ours: dict[str, str]) -> None:
         f"run folder {workdir}: the data of {', '.join(changed)} have changed since it was begun; put back what they "
         "were, leave the task out with --evaluation.tasks, or choose another --workdir",
     )
-
-
-def check_kin(runs: Path, resolved: Resolved) -> None:
-    """Raises `UserError` if runs of an experiment, or of an ancestor, were made with what it no longer is.
-
-    A variant is compared with the runs of its parent: one that has moved since would make it more than one change.
-    """
-    for path in sorted((runs / resolved.name).glob("seed_*/config.json")):
-        try:
-            record = read_json(path) or {}
-        except UserError as error:  # That run will be refused, or left out of what is compared; here it shows nothing.
-            print_notice(str(error))
-            continue
-        theirs = record.get("identity", {})
-        ours = json.loads(json.dumps(identify(resolved.experiment, theirs.get("seed", 0))))
-        missing = sorted(ours.keys() - theirs.keys())
-        require(
-            not missing,
-            f"{path.parent} was trained by another version, without {', '.join(missing[:3])}; move it away",
-        )
-        changes = differences(ours, theirs)
-        before = record.get("lineage", {}).get("change", {})
-        changes = changes or differences(json.loads(json.dumps(dict(resolved.lineage.change))), before)
-        require(
-            not changes,
-            f"{resolved.name} has moved since {path.parent} was trained ({'; '.join(changes[:5])}); put it back, move "
-            "its runs away, or write the new one in a file of its own",
-        )
-    for parent in resolved.parents:
-        check_kin(runs, parent)
 
 
 def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer: Tokenizer) -> dict:

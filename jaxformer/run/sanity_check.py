@@ -57,16 +57,20 @@ def batch_to_check(batches: Iterator[Batch]) -> Batch:
     return next((batch for batch in itertools.chain([first], others) if batch.segment_ids_BT.max() > 1), first)
 
 
-def check_sanity(state: TrainState, batch: Batch, token_count: int, *, document_mask: bool = True) -> Proof:
+def check_sanity(
+    state: TrainState, batch: Batch, token_count: int, *, document_mask: bool = True, is_drawn: bool = True
+) -> Proof:
     """Returns what holds of a state and a batch, with the attention that the state's model computes.
 
     The ids are the tokenizer's; the loss of every other document of a row has no gradient at all, bit by bit, in the
-    stream of those between them; and before the first step the loss is near that of a uniform guess.
+    stream of those between them; and the loss of parameters that were drawn, before the first step, is near that of a
+    uniform guess.
 
     Args:
         token_count: ids that the tokenizer has.
         document_mask: whether the batch was packed with one; without, its rows are one document each, which is kept
             from the padding alone, and the proof says so.
+        is_drawn: whether a state before its first step has parameters that were drawn, and not trained before.
 
     Raises:
         UserError: one of them does not hold.
@@ -98,7 +102,7 @@ def check_sanity(state: TrainState, batch: Batch, token_count: int, *, document_
     uniform = math.log(token_count)
     is_near = abs(loss - uniform) <= _FROM_UNIFORM * uniform
     require(
-        bool(is_near) if int(state.step) == 0 else math.isfinite(loss),
+        bool(is_near) if int(state.step) == 0 and is_drawn else math.isfinite(loss),
         f"proof: the loss of a batch is {loss:.4g}, and a uniform guess has ln {token_count} = "
         f"{uniform:.4g}; {_ADVICE}",
     )

@@ -309,6 +309,9 @@ def test_worth_is_where_the_better_curve_reaches_the_others_end(arms):
     assert worth_in_tokens(better, other) == pytest.approx(40 / math.sqrt(20 * 40))
     assert worth_in_tokens(other, better) == pytest.approx(math.sqrt(20 * 40) / 40)
     assert math.isnan(worth_in_tokens(better._replace(curve=curve[-1:]), other))
+    # Before the first step no token was read, and so the logarithm has no place for it.
+    started = np.concatenate([[[0.0, 9.0]], curve])
+    assert worth_in_tokens(better._replace(curve=started), other) == worth_in_tokens(better, other)
     # Better from the first evaluation on: worth at least as much as that shows.
     assert worth_in_tokens(better, parent._replace(curve=curve + np.array([0, 3.0]))) == pytest.approx(40 / 10)
 
@@ -336,6 +339,23 @@ def test_damaged_runs_are_refused_in_one_line(arms, spoilt, name, text, message)
     (run.workdir / "summary.json").unlink()
     with pytest.raises(UserError, match="not finished"):
         load_finished_run(run.workdir)
+
+
+def test_runs_from_trained_weights_are_compared_with_each_other_and_not_with_one_from_scratch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_runs.write_root(tmp_path / "experiments", init_from="runs/other/seed_0")
+    fake_runs.write_variant(tmp_path / "experiments", "deep", {"model.depth": 6})
+    fake_runs.write_variant(tmp_path / "experiments", "later", {"init_from": "runs/other/seed_1"})
+    fake_runs.write_variant(tmp_path / "experiments", "drawn", {"init_from": ""})
+    fake_runs.write_study(tmp_path / "runs", ("root", "deep", "later", "drawn"), items=4)
+    root, deep, later, drawn = (read_runs(tmp_path / "runs", n).finished for n in ("root", "deep", "later", "drawn"))
+    assert not compare_runs(root, deep).flags and not compare_runs(root, later).flags
+    assert any("seeds order the data alone" in note for note in compare_runs(root, deep).notes)
+    assert "change: some start from trained weights and others from scratch" in compare_runs(root, drawn).flags
+    moved = [
+        run._replace(record=run.record | {"identity": run.record["identity"] | {"init_from": "other"}}) for run in deep
+    ]
+    assert compare_runs(root, moved).flags == ("change: init_from differ otherwise than deep declares",)
 
 
 def test_a_merge_is_resolved_as_its_runs_say(folder, arms, monkeypatch):

@@ -83,6 +83,23 @@ def test_variants_are_asked_of_the_studys_parent():
         resolve_study(Study(parent="root", variants=("gated_deep",)))
 
 
+def test_a_study_does_not_mix_trained_weights_with_scratch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiments = tmp_path / "experiments"
+    fake_runs.write_root(experiments)
+    fake_runs.write_variant(experiments, "deep", {"model.depth": 6})
+    fake_runs.write_variant(experiments, "warm", {"init_from": "runs/root/seed_0"})
+    fake_runs.write_variant(experiments, "later", {"init_from": "runs/root/seed_1"}, parent="warm")
+    with pytest.raises(
+        UserError, match=r"warm starts from trained weights \(runs/root/seed_0\) and root from scratch: "
+    ):
+        resolve_study(Study(parent="root", variants=("deep", "warm")))
+    with pytest.raises(UserError, match=r"warm starts from trained weights .* and root from scratch"):
+        make_jobs(Study(parent="root", variants=("deep", "warm")), tmp_path, {})
+    same = resolve_study(Study(parent="warm", variants=("deep", "later")))
+    assert [one.experiment.init_from for one in same] == [f"runs/root/seed_{seed}" for seed in (0, 0, 1)]
+
+
 def test_expected_seconds_are_those_of_finished_runs_and_else_by_flops(tmp_path):
     resolved = resolve_study(Study(parent="root", variants=("gated", "deep")))
     fake_runs.write_run(tmp_path, resolved[0], 0, speed=2.0)

@@ -58,10 +58,10 @@ def test_programs_of_more_than_a_month_ago_are_removed(tmp_path, restored):
 def test_the_device_is_chosen_before_anything_looks_for_one(experiment_files, tmp_path, monkeypatch):
     """A backend takes its memory, and its platform, when it is first looked for."""
     done = []
-    for name in ("choose_device", "check_kin", "train"):
+    for name in ("choose_device", "check_earlier_runs", "train"):
         monkeypatch.setattr(jaxformer.train, name, lambda *_, name=name, **__: done.append(name))
     assert jaxformer.train.main([f"--experiment={experiment_files['best_fit']}"]) == 0
-    assert done == ["choose_device", "check_kin", "train"]
+    assert done == ["choose_device", "check_earlier_runs", "train"]
 
 
 def test_memory_is_asked_of_a_device_of_this_process(monkeypatch):

@@ -11,7 +11,8 @@ from jaxformer.experiment.experiment import science
 from jaxformer.experiment.files import list_experiments
 from jaxformer.experiment.variant import common_ancestor, resolve
 from jaxformer.flops import parameter_count
-from jaxformer.run.identity import check_kin, identify
+from jaxformer.run.earlier_runs import check_earlier_runs
+from jaxformer.run.identity import identify
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -209,18 +210,18 @@ def test_a_variant_of_a_variant_whose_parent_moved_since_it_was_trained_is_refus
     other = write("deep_fast", variant("{'optimizer.learning_rate': times(2)}", parent="deep"))
     for resolved in (resolve(path), resolve(path).parents[0]):
         record(runs, resolved)
-    check_kin(runs, resolve(other))
+    check_earlier_runs(runs, resolve(other))
     write("deep", variant("{'model.depth': 8}"))
     with pytest.raises(UserError, match=r"deep has moved since .*deep/seed_0 was trained \(model.depth: 7 -> 8\)"):
-        check_kin(runs, resolve(other))
+        check_earlier_runs(runs, resolve(other))
     # The same value, of a parent that was another: no longer what was asked.
     write("root", "replace(load_experiment('baseline'), {'training.steps': 900, 'model.depth': 5})")
     write("deep", variant("{'model.depth': 7}"))
     with pytest.raises(UserError, match=r"deep has moved since .* \(.*4.*7.*5.*7.*"):
-        check_kin(runs, resolve(path)._replace(parents=()))
+        check_earlier_runs(runs, resolve(path)._replace(parents=()))
     write("root", "replace(load_experiment('baseline'), {'training.steps': 901})")
     with pytest.raises(UserError, match=r"has moved since .* \(training.steps: 900 -> 901\)"):
-        check_kin(runs, resolve(other))
+        check_earlier_runs(runs, resolve(other))
 
 
 @pytest.mark.parametrize("name", list_experiments())

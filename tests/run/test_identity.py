@@ -36,6 +36,14 @@ def test_the_identity_names_the_seed_and_the_precision_of_the_device():
     assert json.loads(json.dumps(baseline)) == baseline
 
 
+def test_what_a_run_starts_from_is_identified_by_its_parameters_and_not_by_its_path():
+    here, there = (load_experiment("baseline", {"init_from": path}) for path in ("runs/a", "/elsewhere/a"))
+    assert identify(here, 0, "digest") == identify(there, 0, "digest") != identify(here, 0, "other")
+    for experiment, digest in ((here, ""), (load_experiment("baseline"), "digest")):
+        with pytest.raises(ValueError, match="and of no others"):
+            identify(experiment, 0, digest)
+
+
 def digest_with(monkeypatch, name, before, after):
     """Returns the digest of the sources if one of them had another text."""
 

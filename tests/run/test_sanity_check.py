@@ -103,6 +103,7 @@ def test_loss_far_from_that_of_a_uniform_guess_is_found_before_the_first_step_on
     with pytest.raises(UserError, match=f"and a uniform guess has ln {V} = 3.611"):
         check_sanity(state.replace(params=params), batch, V)
     check_sanity(state.replace(params=params, step=jnp.int32(5)), batch, V)
+    check_sanity(state.replace(params=params), batch, V, is_drawn=False)
 
 
 def test_loss_that_is_not_finite_is_found_at_any_step(state, batch):

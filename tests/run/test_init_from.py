@@ -1,0 +1,178 @@
+"""A run from trained weights starts exactly there, and from no others, and ends the same however it was stopped."""
+
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import assert_same_run, command, read_metrics, run_until
+
+from jaxformer.config import UserError
+from jaxformer.experiment.experiment import make_state
+from jaxformer.experiment.variant import load_experiment
+from jaxformer.run.init_from import check_fits, open_weights, with_tokenizer
+from jaxformer.run.trained import load_trained
+from jaxformer.train import main
+
+pytestmark = [pytest.mark.usefixtures("compiled", "default_signals"), pytest.mark.device_free]
+
+
+@pytest.fixture(scope="module")
+def source(uninterrupted, tmp_path_factory):
+    """The folder of a finished run, with checkpoints of steps 8 and 12."""
+    folder = tmp_path_factory.mktemp("trained") / "source"
+    return shutil.copytree(uninterrupted("best_fit"), folder, ignore=lambda *_: [".lock"])
+
+
+def starting_from(source, experiment_files, workdir, *options):
+    return [*command(experiment_files["best_fit"], workdir), f"--init_from={source}", *options]
+
+
+def read_lineage(workdir):
+    return json.loads((workdir / "config.json").read_text())["lineage"]["init_from"]
+
+
+def paths(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def warm(source, experiment_files, tmp_path_factory):
+    """A run that started from the source and ended."""
+    workdir = tmp_path_factory.mktemp("warm") / "run"
+    assert main(starting_from(source, experiment_files, workdir)) == 0
+    return workdir
+
+
+def test_it_starts_where_the_source_ended_and_all_but_the_parameters_begins_anew(source, warm):
+    ours, theirs = read_metrics(warm), read_metrics(source)
+    (at_the_end,) = (line for line in theirs if line["step"] == 12 and "validation/loss" in line)
+    assert ours[0] == {**at_the_end, "step": 0}, "the loss of the same documents, to the last bit"
+    steps = [[line for line in lines if "train/loss" in line] for lines in (ours, theirs)]
+    for mine, before in zip(*steps, strict=True):
+        assert mine["train/loss"] < before["train/loss"]
+        for name in ("step", "train/batch", "train/learning_rate"):
+            assert mine[name] == before[name], "the schedule and the order of the data, which are of the seed"
+
+
+def test_lineage_tells_what_it_started_from_and_the_folder_alone_gives_the_model(source, warm):
+    own = open_weights(str(warm)).record
+    record = {"form": "jaxformer", "experiment": "best_fit", "seed": 3, "step": 12, "tokens": 12 * 4 * 32}
+    assert read_lineage(warm) == {
+        "path": str(source),
+        **record,
+        "params": own["init_from"]["params"],
+        "init_from": None,
+    }
+    assert own["init_from"] == read_lineage(warm) and own["params"] != own["init_from"]["params"]
+    identity = json.loads((warm / "config.json").read_text())["identity"]
+    assert identity["init_from"] == open_weights(str(source)).digest == own["init_from"]["params"]
+    assert load_trained(warm).step == 12
+
+
+def test_parameters_are_taken_over_and_the_optimizer_begins_anew(source, experiment_files):
+    trained = load_trained(source)
+    expected = jax.tree.map(np.asarray, trained.state.params)
+    state = make_state(load_experiment(str(experiment_files["best_fit"])), seed=5, params=trained.state.params)
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected)
+    fresh = make_state(load_experiment(str(experiment_files["best_fit"])), seed=5)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
+
+
+def test_stopped_and_resumed_without_its_source_it_equals_the_uninterrupted_one(
+    source, warm, experiment_files, tmp_path, capsys
+):
+    arguments = starting_from(source, experiment_files, tmp_path / "run")
+    run_until("step", 2, arguments)
+    run_until("step", 7, arguments)
+    hidden = source.rename(source.with_name("hidden"))
+    try:
+        assert main(arguments) == 0
+        assert "resumed from step 4\n" in capsys.readouterr().out
+        assert main(arguments) == 0
+        assert ": finished, 12 steps" in capsys.readouterr().out
+        assert_same_run(tmp_path / "run", warm)
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+        (tmp_path / "run" / "summary.json").unlink()
+        assert main(arguments) == 2
+        assert capsys.readouterr().err == f"jaxformer: init_from {source}: no such folder\n"
+    finally:
+        hidden.rename(source)
+    assert read_lineage(tmp_path / "run") == read_lineage(warm)
+
+
+def test_the_same_weights_elsewhere_are_the_same_run_and_others_are_refused(
+    source, warm, experiment_files, tmp_path, capsys
+):
+    shutil.copytree(source, tmp_path / "copy")
+    before = paths(warm)
+    assert main(starting_from(tmp_path / "copy" / "checkpoints" / "12", experiment_files, warm)) == 0
+    assert ": finished, 12 steps" in capsys.readouterr().out
+    for other, words in (
+        (source / "checkpoints" / "8", f"run folder {warm} belongs to another configuration (init_from: "),
+        (tmp_path / "gone", f"init_from {tmp_path / 'gone'}: no such folder"),
+    ):
+        assert main(starting_from(other, experiment_files, warm)) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith(f"jaxformer: {words}") and errors.count("\n") == 1
+    assert main(command(experiment_files["best_fit"], warm)) == 2
+    assert paths(warm) == before
+
+
+@pytest.mark.parametrize(
+    ("where", "options", "message"),
+    [
+        ("", ["--model.depth=3"], "another model (model.depth 3 here, 2 there); set the fields to what they are there"),
+        (
+            "",
+            ["--model.norm=layernorm", "--model.width=32"],
+            "model.norm layernorm here, rmsnorm there); set",
+        ),
+        ("", ["--tokenizer.path=TOKENIZER"], "its tokenizer is not the one of tokenizer.path ("),
+        ("checkpoints/5", [], "no checkpoint of step 5; there are [8, 12]"),
+        ("checkpoints", [], "no config.json; give RUN, the folder of a run, RUN/checkpoints/STEP or a Hugging Face"),
+        ("config.json", [], "no such folder"),
+        (
+            "unfinished",
+            [],
+            "the run has not reached its last step, 12; name one that is saved, ",
+        ),
+        ("damaged", [], "no step can be used (12: "),
+        ("damaged/checkpoints/8", [], "no step can be used (8: "),
+    ],
+)
+def test_what_cannot_be_started_from_ends_in_one_line_and_writes_nothing(
+    where, options, message, source, experiment_files, tokenizer_path, tmp_path, capsys
+):
+    if where == "unfinished":
+        shutil.copytree(source, tmp_path / where, ignore=lambda folder, _: ["12"] if folder.endswith("points") else [])
+    elif where.startswith("damaged"):
+        shutil.copytree(source, tmp_path / "damaged")
+        for path in (tmp_path / "damaged" / "checkpoints").glob("*/params/**/d/*"):
+            path.write_bytes(path.read_bytes()[:-9])
+        for path in (tmp_path / "damaged" / "checkpoints" / "8" / "record").rglob("*"):
+            path.write_bytes(path.read_bytes()[:-9])
+    path = source / where if (source / where).exists() or where.endswith("5") else tmp_path / where
+    options = [option.replace("TOKENIZER", str(tokenizer_path)) for option in options]
+    before = paths(tmp_path)
+    assert main(starting_from(path, experiment_files, tmp_path / "run", *options)) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and errors.startswith(f"jaxformer: init_from {path}: ") and errors.count("\n") == 1, errors
+    assert paths(tmp_path) == before
+
+
+def test_other_rotations_are_reported_since_rows_may_grow(source, experiment_files, capsys):
+    overrides = {"model.rope_base": "50000", "model.z_loss": "1e-4"}
+    check_fits(load_experiment(str(experiment_files["best_fit"]), overrides), open_weights(str(source)))
+    assert re.fullmatch(r"jaxformer: .*: model.rope_base 50000.0 here, 10000.0 there; .*\n", capsys.readouterr().err)
+
+
+def test_the_tokenizer_is_that_of_the_weights_where_none_is_named(source, experiment_files, tokenizer_path):
+    experiment, initial = load_experiment(str(experiment_files["best_fit"])), open_weights(str(source))
+    assert with_tokenizer(experiment, initial.tokenizer).tokenizer.path == str(source / "tokenizer.model")
+    given = load_experiment(str(experiment_files["best_fit"]), {"tokenizer.path": str(tokenizer_path)})
+    assert with_tokenizer(given, initial.tokenizer) == given
+    with pytest.raises(UserError, match="its tokenizer is not the one"):
+        check_fits(given, initial)
