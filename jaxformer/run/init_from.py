@@ -5,24 +5,29 @@ identifies a run is the digest of its first parameters, not where they lay; and 
 those, whether what it started from is still there or not.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from jaxformer.attention.dispatch import Implementation
-from jaxformer.checkpoint.train_state import open_checkpoints, restore_params, saved_params_digest
+from jaxformer.checkpoint.train_state import open_checkpoints, params_digest, restore_params, saved_params_digest
 from jaxformer.config import UserError, flatten, replace, require
-from jaxformer.data.tokenizer import load_tokenizer
+from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.devices.mesh import state_sharding
 from jaxformer.experiment.experiment import Experiment, make_state
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import require_json
 from jaxformer.host.paths import URL, expanded, typed
 from jaxformer.host.waiting import waiting
+from jaxformer.huggingface.reading import read_model, read_pretrained
 from jaxformer.model import ModelConfig, Transformer
 from jaxformer.run.folder import TOKENIZER, load_run, run_tokenizer
 from jaxformer.run.identity import CONFIG, read_config
@@ -32,6 +37,12 @@ _MAY_CHANGE = ("rope_base", "sliding_window", "logit_soft_cap")
 
 # No part of what the model computes.
 _OBJECTIVE = ("z_loss",)
+
+# The form of what a run of ours has saved, in its record.
+_OWN = "jaxformer"
+
+# Files of a tokenizer in a Hugging Face folder, the one that is taken first.
+_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
 class InitialWeights(NamedTuple):
@@ -71,13 +82,14 @@ def open_weights(path: str) -> InitialWeights:
     folder = expanded(path)
     try:
         require(not URL.match(path), "a URL; give a folder of this machine")
-        require(folder.is_dir(), "no such folder")
         if folder.name.isdigit() and folder.parent.name == "checkpoints":
             return _of_run(path, folder.parent.parent, int(folder.name))
+        require(folder.is_dir(), "no such folder")
         advice = "no config.json; give RUN, the folder of a run, RUN/checkpoints/STEP or a Hugging Face folder"
-        if "identity" in require_json(folder / CONFIG, advice):
+        config = require_json(folder / CONFIG, advice)
+        if "identity" in config:
             return _of_run(path, folder, None)
-        raise UserError("not a run's folder")
+        return _of_huggingface(path, folder, str(config.get("model_type")))
     except OSError as error:
         raise UserError(f"init_from {path}: {error.strerror}") from error
     except UserError as error:
@@ -88,7 +100,7 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
     """Returns the weights of a step of a run of ours, or of its last."""
     experiment, config = load_run(workdir)
     run_tokenizer(workdir, config)  # Refused here if it is another.
-    params = nnx.eval_shape(lambda: nnx.state(Transformer(experiment.model, rngs=nnx.Rngs(params=0))))
+    params = _abstract_params(experiment.model)
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
         if step is None:
@@ -102,7 +114,7 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
         digest = saved_params_digest(checkpoints, params, step)
     record = {
         "path": path,
-        "form": "jaxformer",
+        "form": _OWN,
         "experiment": experiment.name,
         "seed": config["seed"],
         "step": step,
@@ -116,6 +128,52 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
             return restore_params(checkpoints, params, step)
 
     return InitialWeights(record, experiment.model, workdir / TOKENIZER, load)
+
+
+def _of_huggingface(path: str, folder: Path, form: str) -> InitialWeights:
+    """Returns the weights of a folder that Hugging Face transformers loads; for their digest they are read once."""
+    model = read_model(folder)
+    found = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
+    if not found:
+        raise UserError(
+            f"no {' and no '.join(_TOKENIZERS)}, so that what its ids mean is not known; copy the model's there"
+        )
+
+    def load(params: nnx.State) -> nnx.State:
+        rows = dict(nnx.to_flat_state(params))[("embedding",)].get_value().shape[0]
+        arrays = read_pretrained(folder, dataclasses.replace(model, vocabulary_size=rows))
+        return _placed(arrays, params)
+
+    with waiting(f"the parameters of {path}"):
+        files = sorted((file.name, file.stat()) for file in folder.glob("model*.safetensors*"))
+        state = tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)
+        digest = _digest_of_files(folder.absolute(), state, model)
+    return InitialWeights({"path": path, "form": form, "params": digest}, model, found[0], load)
+
+
+@functools.lru_cache(
+    maxsize=8
+)  # One command asks several times, and gigabytes are read; changed files are another key.
+def _digest_of_files(folder: Path, state: tuple, model: ModelConfig) -> str:
+    """Returns the digest of the parameters in a folder, whose files have a state: names, sizes, times of change."""
+    return params_digest(_placed(read_pretrained(folder, model), _abstract_params(model)))
+
+
+def _abstract_params(model: ModelConfig) -> nnx.State:
+    return nnx.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0))))
+
+
+def _placed(arrays: dict[str, np.ndarray], params: nnx.State) -> nnx.State:
+    """Returns parameters with the values of arrays of the host by dotted path, each of which is let go once copied."""
+
+    def put(path: tuple, like: jax.ShapeDtypeStruct) -> jax.Array:
+        array = arrays.pop(".".join(map(str, path)))
+        if like.sharding is None:
+            return jnp.array(array)
+        return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
+
+    leaves = [(path, variable.replace(put(path, variable.get_value()))) for path, variable in nnx.to_flat_state(params)]
+    return nnx.from_flat_state(leaves)
 
 
 def find_weights(path: str, workdir: Path) -> InitialWeights | None:
@@ -152,10 +210,13 @@ def check_fits(experiment: Experiment, initial: InitialWeights) -> None:
     path = initial.record["path"]
     if initial.model is not None:
         ours, theirs = (flatten(model.effective(), science_only=True) for model in (experiment.model, initial.model))
+        unused = {*_OBJECTIVE, *(["rope_base"] if experiment.model.learned_positions else [])}
+        if initial.record["form"] != _OWN and ours["vocabulary_size"] > theirs["vocabulary_size"]:
+            unused.add("vocabulary_size")  # The rows that such a folder lacks are of ids that no tokenizer has.
         differing = {
             name: f"model.{name} {value} here, {theirs[name]} there"
             for name, value in ours.items()
-            if value != theirs[name] and name not in _OBJECTIVE
+            if value != theirs[name] and name not in unused
         }
         refused = [text for name, text in differing.items() if name not in _MAY_CHANGE]
         require(
@@ -164,12 +225,18 @@ def check_fits(experiment: Experiment, initial: InitialWeights) -> None:
         )
         for text in differing.values():
             print_notice(f"init_from {path}: {text}; the run goes on otherwise than its weights were trained")
-    given = experiment.tokenizer.path
-    if given and load_tokenizer(given).digest != load_tokenizer(initial.tokenizer).digest:
-        raise UserError(
+    if given := experiment.tokenizer.path:
+        ours, theirs = load_tokenizer(given), load_tokenizer(initial.tokenizer)
+        require(
+            ours.digest == theirs.digest or (initial.record["form"] != _OWN and _have_same_ids(ours, theirs)),
             f"init_from {path}: its tokenizer is not the one of tokenizer.path ({given}), so that ids would mean other "
-            "text; leave tokenizer.path out, and the run takes that of its weights"
+            "text; leave tokenizer.path out, and the run takes that of its weights",
         )
+
+
+def _have_same_ids(one: Tokenizer, other: Tokenizer) -> bool:
+    """Returns whether each id stands for the same bytes in two tokenizers, which may come from files of two kinds."""
+    return (one.bos_id, one.eos_id, one.pieces()) == (other.bos_id, other.eos_id, other.pieces())
 
 
 def load_params(

@@ -7,12 +7,16 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiny_run import assert_same_run, command, read_metrics, run_until
 
+from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.variant import load_experiment
-from jaxformer.run.init_from import check_fits, open_weights, with_tokenizer
+from jaxformer.huggingface.forms import config_json, form_of
+from jaxformer.huggingface.tensors import flat_parameters, to_tensors
+from jaxformer.run.init_from import check_fits, load_params, open_weights, with_tokenizer
 from jaxformer.run.trained import load_trained
 from jaxformer.train import main
 
@@ -147,7 +151,7 @@ def test_what_cannot_be_started_from_ends_in_one_line_and_writes_nothing(
     where, options, message, source, experiment_files, tokenizer_path, tmp_path, capsys
 ):
     if where == "unfinished":
-        shutil.copytree(source, tmp_path / where, ignore=lambda folder, _: ["12"] if folder.endswith("points") else [])
+        shutil.copytree(source, tmp_path / where, ignore=lambda folder, _: ["12"] if "points" in str(folder) else [])
     elif where.startswith("damaged"):
         shutil.copytree(source, tmp_path / "damaged")
         for path in (tmp_path / "damaged" / "checkpoints").glob("*/params/**/d/*"):
@@ -176,3 +180,84 @@ def test_the_tokenizer_is_that_of_the_weights_where_none_is_named(source, experi
     assert with_tokenizer(given, initial.tokenizer) == given
     with pytest.raises(UserError, match="its tokenizer is not the one"):
         check_fits(given, initial)
+
+
+@pytest.fixture
+def exported(source, tmp_path):
+    """The source as a folder of Hugging Face transformers."""
+    trained, folder = load_trained(source), tmp_path / "exported"
+    model, tokenizer = trained.experiment.model, trained.tokenizer
+    config = config_json(
+        model,
+        vocabulary_size=tokenizer.vocabulary_size,
+        row_length=32,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        dtype="float32",
+    )
+    tensors = to_tensors(form_of(model), model, flat_parameters(trained.state.params), tokenizer.vocabulary_size)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    shutil.copy(source / "tokenizer.model", folder)
+    return folder
+
+
+def test_a_hugging_face_folder_of_the_same_weights_starts_the_same_run(
+    source, warm, exported, experiment_files, capsys
+):
+    initial = open_weights(str(exported))
+    assert initial.digest == open_weights(str(source)).digest, "the form is nothing of the parameters"
+    assert initial.record == {"path": str(exported), "form": "arcee", "params": initial.digest}
+    assert main(starting_from(exported, experiment_files, warm)) == 0
+    assert ": finished, 12 steps" in capsys.readouterr().out
+    workdir = exported.parent / "run"
+    run_until("step", 1, starting_from(exported, experiment_files, workdir))
+    assert read_metrics(workdir)[0] == read_metrics(warm)[0]
+    assert read_lineage(workdir) == initial.record
+
+
+def test_tables_may_have_rows_that_a_hugging_face_folder_lacks(exported, experiment_files):
+    experiment = load_experiment(str(experiment_files["best_fit"]), {"model.vocabulary_size": "512"})
+    initial = open_weights(str(exported))
+    check_fits(experiment, initial)
+    params = load_params(initial, experiment, Implementation("xla"), None)
+    embedding = np.asarray(flat_parameters(params)["embedding"])
+    assert embedding.shape == (512, 16) and embedding[:400].all() and not embedding[400:].any()
+    smaller = load_experiment(
+        str(experiment_files["best_fit"]), {"model.vocabulary_size": "384", "init_from": str(exported)}
+    )
+    with pytest.raises(UserError, match=r"model\.vocabulary_size 384 here, 400 there"):
+        check_fits(smaller, initial)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "tokenizer.model").unlink(), "no tokenizer.model and no tokenizer.json, so that"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "not whole, or no file of safetensors"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
+            "model_type = 'bert': not a model",
+        ),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: unreadable (not an object)"),
+    ],
+)
+def test_hugging_face_folder_that_lacks_something_is_refused_in_one_line(
+    change, message, exported, experiment_files, tmp_path, capsys
+):
+    change(exported)
+    before = paths(tmp_path)
+    assert main(starting_from(exported, experiment_files, tmp_path / "run")) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and errors.startswith(f"jaxformer: init_from {exported}: ") and errors.count("\n") == 1
+    assert paths(tmp_path) == before
+
+
+def test_weights_that_changed_in_place_are_read_anew(exported):
+    before = open_weights(str(exported)).digest
+    tensors = load_file(exported / "model.safetensors")
+    tensors["model.norm.weight"][3] += 1
+    save_file(tensors, exported / "model.safetensors")
+    assert open_weights(str(exported)).digest != before
