@@ -11,7 +11,14 @@ import jax
 import numpy as np
 
 from jaxformer.checkpoint.fingerprint import fingerprints
-from jaxformer.checkpoint.train_state import CheckpointConfig, abstract, open_checkpoints, restore, save_and_wait
+from jaxformer.checkpoint.train_state import (
+    CheckpointConfig,
+    abstract,
+    open_checkpoints,
+    restore,
+    restore_params,
+    save_and_wait,
+)
 from jaxformer.data.packing import Batch, PackingConfig
 from jaxformer.devices.mesh import MeshConfig, make_mesh, put_rows
 from jaxformer.evaluation.loglikelihood import Request, score
@@ -124,6 +131,10 @@ def main(folder: Path) -> dict:
             state = restore(checkpoints, like[after]).state
         out["restored"][name] = bits(state)
         out["resumed"][name] = train(state, begun[after][1], first=MIDDLE)[0]
+    with open_checkpoints(folder / "1x1") as checkpoints:
+        params = restore_params(checkpoints, like["1x8"].params)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8), jax.devices())
+    out["started"] = bits(init_state(MODEL, OPTIMIZER, seed=5, mesh=mesh, params=params))
     return out
 
 

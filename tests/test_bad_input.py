@@ -317,6 +317,14 @@ CASES = {
         words=["runs/tiny", "GB are free", "checkpoint.keep"],
     ),
     "read_only_run_folder": tiny("--workdir=/proc/self/fdinfo", words=["run folder /proc/self/fdinfo", "--workdir"]),
+    # Weights to start from; more of them in `run/test_init_from.py`.
+    "missing_weights": tiny("--init_from=nowhere", words=["init_from nowhere: no such folder"]),
+    "weights_of_another_model": tiny(
+        "--init_from=run", "--model.depth=2", words=["init_from run: another model (model.depth 2 here, 1 there)"]
+    ),
+    "damaged_weights": tiny(
+        "--init_from=run", words=["init_from run: ", "no step can be used (4: "], arrange=cut_all_checkpoints
+    ),
     # The device.
     "no_gpu": tiny("--training.device=gpu", words=["training.device = 'gpu'", "cpu"], environment=NO_GPU),
     "no_gpu_for_jax": tiny(words=["JAX_PLATFORMS=cuda", "unset it"], environment={**NO_GPU, "JAX_PLATFORMS": "cuda"}),

@@ -205,10 +205,8 @@ def _newest(checkpoints: Checkpoints, step: int | None, like: dict[str, dict], b
     finally:
         undo()
     reasons = "; ".join(f"{bad}: {reason}" for bad, reason in list(damaged.items())[:3])
-    raise UserError(
-        f"checkpoints {checkpoints.folder}: no step can be used ({reasons}); restore a copy of them, or choose "
-        "another --workdir to start anew"
-    )
+    anew = "" if checkpoints.is_read_only else ", or choose another --workdir to start anew"
+    raise UserError(f"checkpoints {checkpoints.folder}: no step can be used ({reasons}); restore a copy of them{anew}")
 
 
 def _read(checkpoints: Checkpoints, step: int, like: dict[str, dict], belongs_to: Mapping[str, dict]):
@@ -222,6 +220,8 @@ def _read(checkpoints: Checkpoints, step: int, like: dict[str, dict], belongs_to
         raise _Damaged(f"it holds step {record['step']}")
     for name, ours in belongs_to.items():
         check_same(f"checkpoints in {checkpoints.folder} belong", ours, record["record"].get(name, {}))
+    if not like:  # Orbax takes no items for all.
+        return {}, record
     arrays = _items(checkpoints, step, {item: ocp.args.StandardRestore(named) for item, named in like.items()})
     for item in like:
         for name, value in fingerprints(arrays[item]).items():

@@ -5,9 +5,10 @@ identifies a run is the digest of its first parameters, not where they lay; and 
 those, whether what it started from is still there or not.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -80,7 +81,7 @@ def open_weights(path: str) -> InitialWeights:
         UserError: there are none, or they are damaged or of a form that is not known.
     """
     folder = expanded(path)
-    try:
+    with _path_in_errors(path):
         require(not URL.match(path), "a URL; give a folder of this machine")
         if folder.name.isdigit() and folder.parent.name == "checkpoints":
             return _of_run(path, folder.parent.parent, int(folder.name))
@@ -90,6 +91,13 @@ def open_weights(path: str) -> InitialWeights:
         if "identity" in config:
             return _of_run(path, folder, None)
         return _of_huggingface(path, folder, str(config.get("model_type")))
+
+
+@contextlib.contextmanager
+def _path_in_errors(path: str) -> Iterator[None]:
+    """Raises what is wrong with weights as `UserError` that begins with their path, as it was given."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"init_from {path}: {error.strerror}") from error
     except UserError as error:
@@ -124,7 +132,7 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
     }
 
     def load(params: nnx.State) -> nnx.State:
-        with open_checkpoints(workdir / "checkpoints") as checkpoints:
+        with _path_in_errors(path), open_checkpoints(workdir / "checkpoints") as checkpoints:
             return restore_params(checkpoints, params, step)
 
     return InitialWeights(record, experiment.model, workdir / TOKENIZER, load)
@@ -141,7 +149,8 @@ def _of_huggingface(path: str, folder: Path, form: str) -> InitialWeights:
 
     def load(params: nnx.State) -> nnx.State:
         rows = dict(nnx.to_flat_state(params))[("embedding",)].get_value().shape[0]
-        arrays = read_pretrained(folder, dataclasses.replace(model, vocabulary_size=rows))
+        with _path_in_errors(path):
+            arrays = read_pretrained(folder, dataclasses.replace(model, vocabulary_size=rows))
         return _placed(arrays, params)
 
     with waiting(f"the parameters of {path}"):

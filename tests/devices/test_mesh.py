@@ -93,6 +93,12 @@ def test_a_checkpoint_goes_on_on_other_devices(eight, name):
     np.testing.assert_allclose(eight["resumed"][name], eight["losses"]["1x1"][-8:], rtol=0, atol=TOLERANCE)
 
 
+def test_a_mesh_starts_from_the_bits_of_given_parameters_and_new_moments(eight):
+    begun, trained = eight["initial"]["1x1"], eight["saved"]["1x1"]
+    expected = {name: (trained if name.startswith("[0]") else begun)[name] for name in begun}
+    assert eight["started"] == expected != trained
+
+
 def test_a_device_holds_its_share_of_every_matrix_and_of_its_moments(eight):
     shares = eight["shares"]
     assert {name for name, share in shares.items() if share == 1} == {name for name in shares if "norm" in name}

@@ -11,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_run import assert_same_run, command, read_metrics, run_until
 
 from jaxformer.attention.dispatch import Implementation
+from jaxformer.commands.evaluate import main as evaluate
+from jaxformer.commands.prepare import main as prepare
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.variant import load_experiment
@@ -98,6 +100,7 @@ def test_stopped_and_resumed_without_its_source_it_equals_the_uninterrupted_one(
         assert main(arguments) == 0
         assert ": finished, 12 steps" in capsys.readouterr().out
         assert_same_run(tmp_path / "run", warm)
+        assert evaluate([f"--workdir={tmp_path / 'run'}"]) == 0
         shutil.rmtree(tmp_path / "run" / "checkpoints")
         (tmp_path / "run" / "summary.json").unlink()
         assert main(arguments) == 2
@@ -180,6 +183,12 @@ def test_the_tokenizer_is_that_of_the_weights_where_none_is_named(source, experi
     assert with_tokenizer(given, initial.tokenizer) == given
     with pytest.raises(UserError, match="its tokenizer is not the one"):
         check_fits(given, initial)
+
+
+def test_preparing_takes_that_tokenizer_and_trains_none(source, experiment_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    assert prepare([f"--experiment={experiment_files['best_fit']}", f"--init_from={source}"]) == 0
+    assert (tmp_path / "cache" / "shards").is_dir() and not (tmp_path / "cache" / "tokenizers").exists()
 
 
 @pytest.fixture
