@@ -144,6 +144,7 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Jo
         seconds: of a run of each experiment, estimated.
     """
     resolved = _parents_first(resolve_study(study))
+    names = {one.name for one in resolved}  # The study's parent may change another, which is no part of the study.
     jobs = []
     for seed in range(study.parent_seeds):
         for one in resolved if seed < study.seeds else resolved[:1]:
@@ -152,7 +153,8 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Jo
             workdir = runs / one.name / f"seed_{seed}"
             arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={typed(workdir)}")
             steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
-            needed = [(study.parent, 0), *((each.name, s) for each in one.parents[:1] for s in (0, seed))]
+            changed = [each.name for each in one.parents[:1] if each.name in names]
+            needed = [(study.parent, 0), *((name, s) for name in changed for s in (0, seed))]
             needs = dict.fromkeys(runs / name / f"seed_{s}" for name, s in needed if (name, s) != (one.name, seed))
             jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name], tuple(needs), devices))
     return jobs

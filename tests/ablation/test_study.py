@@ -72,6 +72,11 @@ def test_jobs_are_ordinary_commands_seed_by_seed_and_parents_first(tmp_path):
     assert [len(job.needs) for job in jobs] == [0, 1, 2, 1, 2, 3, 1]
     turned = make_jobs(Study(parent="root", variants=("gated_deep", "gated"), seeds=1), tmp_path, seconds)
     assert [job.name for job in turned][:3] == ["root", "gated", "gated_deep"], "a parent comes before its variants"
+    kept = make_jobs(Study(parent="gated", variants=("gated_deep",), seeds=1, parent_seeds=1), tmp_path, seconds)
+    gated = tmp_path / "gated" / "seed_0"
+    assert [(job.name, job.needs) for job in kept] == [("gated", ()), ("gated_deep", (gated,))], (
+        "root was decided before"
+    )
 
 
 def test_variants_are_asked_of_the_studys_parent():
