@@ -51,7 +51,7 @@ def check_comparable(
     if len(are_trained) > 1:
         flags.append("change: some start from trained weights and others from scratch")
     elif are_trained == {True}:
-        notes.append("all runs start from trained weights: their seeds order the data alone, and not the first values")
+        notes.append("from trained weights: seeds vary the order of the data alone")
     moves_data = any(path.startswith(DATA_FIELDS) for path in declared)
     if moves_data:
         notes.append("the change moves the data: pairs share seeds and documents, but no batches")
