@@ -143,7 +143,7 @@ def prepare_inputs(
     """
     if initial:
         check_fits(experiment, initial)
-        experiment = with_tokenizer(experiment, initial.tokenizer)
+        experiment = with_tokenizer(experiment, initial.folder)
     data = prepare_data(experiment, seed)
     require_same_everywhere(digests(data), "other data")
     check_folder(workdir, digests(data), "digests")

@@ -29,7 +29,7 @@ from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
-from jaxformer.run.folder import TOKENIZER, evaluations_folder, load_run
+from jaxformer.run.folder import evaluations_folder, load_run
 from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.init_from import with_tokenizer
 from jaxformer.run.inputs import digests, prepare_data
@@ -40,7 +40,7 @@ def validate_run(trained: Trained, config: EvaluationConfig) -> None:
     """Validates on the run's own corpus, and writes and prints the result."""
     experiment = trained.experiment
     if experiment.init_from:  # What it started from need not be there any more.
-        experiment = with_tokenizer(experiment, trained.workdir / TOKENIZER)
+        experiment = with_tokenizer(experiment, trained.workdir)
     data = prepare_data(experiment, trained.record["seed"])
     check_same(f"run folder {trained.workdir} belongs", digests(data), trained.record["digests"])
     losses = validate(trained.state, data.validation, config)

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         choose_device("cpu")  # Of the weights no more is read than what they are.
         initial = open_weights(experiment.init_from)
         check_fits(experiment, initial)
-        experiment = with_tokenizer(experiment, initial.tokenizer)
+        experiment = with_tokenizer(experiment, initial.folder)
     corpora, tokenizer = open_corpora(experiment, newest=options.newest)
     for corpus in prepare_corpora(experiment, corpora, tokenizer, tasks, beam=beam):
         manifest, folder = corpus.training.manifest, corpus.training.folder

@@ -8,7 +8,7 @@ those, whether what it started from is still there or not.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,16 +21,17 @@ from jax.sharding import Mesh
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.checkpoint.train_state import open_checkpoints, params_digest, restore_params, saved_params_digest
 from jaxformer.config import UserError, flatten, replace, require
-from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
+from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
 from jaxformer.devices.mesh import state_sharding
 from jaxformer.experiment.experiment import Experiment, make_state
+from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import require_json
 from jaxformer.host.paths import URL, expanded, typed
 from jaxformer.host.waiting import waiting
 from jaxformer.huggingface.reading import read_model, read_pretrained
 from jaxformer.model import ModelConfig, Transformer
-from jaxformer.run.folder import TOKENIZER, load_run, run_tokenizer
+from jaxformer.run.folder import load_run, run_tokenizer
 from jaxformer.run.identity import CONFIG, read_config
 
 # Fields of the model that a run may continue with otherwise: parameters keep their meaning, as when rows grow longer.
@@ -42,7 +43,7 @@ _OBJECTIVE = ("z_loss",)
 # The form of what a run of ours has saved, in its record.
 _OWN = "jaxformer"
 
-# Files of a tokenizer in a Hugging Face folder, the one that is taken first.
+# Files of a tokenizer; of both in a folder they are one tokenizer, and the first is the one that a run keeps.
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
@@ -55,8 +56,8 @@ class InitialWeights(NamedTuple):
     """
     model: ModelConfig | None
     """The model that they are of; None where they are not there any more."""
-    tokenizer: Path
-    """File of the tokenizer that their ids are of."""
+    folder: Path
+    """Where the tokenizer lies that their ids are of."""
     load: Callable[[nnx.State], nnx.State]
     """Returns the parameters, in the places of abstract ones; raises `UserError` where they are damaged or gone."""
 
@@ -72,7 +73,7 @@ class InitialWeights(NamedTuple):
 
 
 def open_weights(path: str) -> InitialWeights:
-    """Returns the trained weights at a path, whose parameters are not read yet.
+    """Returns the trained weights at a path; their parameters are read no further than for their digest.
 
     Args:
         path: RUN, the folder of a finished run; RUN/checkpoints/STEP; or a Hugging Face folder.
@@ -135,17 +136,13 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
         with _path_in_errors(path), open_checkpoints(workdir / "checkpoints") as checkpoints:
             return restore_params(checkpoints, params, step)
 
-    return InitialWeights(record, experiment.model, workdir / TOKENIZER, load)
+    return InitialWeights(record, experiment.model, workdir, load)
 
 
 def _of_huggingface(path: str, folder: Path, form: str) -> InitialWeights:
     """Returns the weights of a folder that Hugging Face transformers loads; for their digest they are read once."""
     model = read_model(folder)
-    found = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
-    if not found:
-        raise UserError(
-            f"no {' and no '.join(_TOKENIZERS)}, so that what its ids mean is not known; copy the model's there"
-        )
+    tokenizer_in(folder)  # Refused here if there is none.
 
     def load(params: nnx.State) -> nnx.State:
         rows = dict(nnx.to_flat_state(params))[("embedding",)].get_value().shape[0]
@@ -154,15 +151,14 @@ def _of_huggingface(path: str, folder: Path, form: str) -> InitialWeights:
         return _placed(arrays, params)
 
     with waiting(f"the parameters of {path}"):
-        files = sorted((file.name, file.stat()) for file in folder.glob("model*.safetensors*"))
+        files = sorted((file.name, file.stat()) for file in folder.glob("*.safetensors*"))
         state = tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)
         digest = _digest_of_files(folder.absolute(), state, model)
-    return InitialWeights({"path": path, "form": form, "params": digest}, model, found[0], load)
+    return InitialWeights({"path": path, "form": form, "params": digest}, model, folder, load)
 
 
-@functools.lru_cache(
-    maxsize=8
-)  # One command asks several times, and gigabytes are read; changed files are another key.
+# A command asks for each seed, and gigabytes are read; files that changed are asked for by another state.
+@functools.lru_cache(maxsize=8)
 def _digest_of_files(folder: Path, state: tuple, model: ModelConfig) -> str:
     """Returns the digest of the parameters in a folder, whose files have a state: names, sizes, times of change."""
     return params_digest(_placed(read_pretrained(folder, model), _abstract_params(model)))
@@ -206,41 +202,66 @@ def find_weights(path: str, workdir: Path) -> InitialWeights | None:
     def load(params: nnx.State) -> NoReturn:
         raise gone
 
-    return InitialWeights(record, None, workdir / TOKENIZER, load)
+    return InitialWeights(record, None, workdir, load)
 
 
-def with_tokenizer(experiment: Experiment, file: Path) -> Experiment:
-    """Returns an experiment that reads a tokenizer where it would train one."""
-    return experiment if experiment.tokenizer.path else replace(experiment, {"tokenizer.path": typed(file)})
+def tokenizer_in(folder: Path) -> Path:
+    """Returns the file of the tokenizer of a run or of a Hugging Face folder, the first that can be used.
+
+    Raises:
+        UserError: there is none.
+    """
+    refusal = f"no {' and no '.join(_TOKENIZERS)}, so that what its ids mean is not known; copy the model's there"
+    for file in (folder / name for name in _TOKENIZERS if (folder / name).is_file()):
+        try:
+            load_tokenizer(file)
+            return file
+        except UserError as error:
+            refusal = str(error)
+    raise UserError(refusal)
+
+
+def with_tokenizer(experiment: Experiment, folder: Path) -> Experiment:
+    """Returns an experiment that takes the tokenizer of a folder where it would train one."""
+    if experiment.tokenizer.path:
+        return experiment
+    return replace(experiment, {"tokenizer.path": typed(tokenizer_in(folder))})
 
 
 def check_fits(experiment: Experiment, initial: InitialWeights) -> None:
     """Raises `UserError` unless weights are of an experiment's model and tokenizer; reports what may differ."""
-    path = initial.record["path"]
     if initial.model is not None:
-        ours, theirs = (flatten(model.effective(), science_only=True) for model in (experiment.model, initial.model))
-        unused = {*_OBJECTIVE, *(["rope_base"] if experiment.model.learned_positions else [])}
-        if initial.record["form"] != _OWN and ours["vocabulary_size"] > theirs["vocabulary_size"]:
-            unused.add("vocabulary_size")  # The rows that such a folder lacks are of ids that no tokenizer has.
-        differing = {
-            name: f"model.{name} {value} here, {theirs[name]} there"
-            for name, value in ours.items()
-            if value != theirs[name] and name not in unused
-        }
-        refused = [text for name, text in differing.items() if name not in _MAY_CHANGE]
-        require(
-            not refused,
-            f"init_from {path}: another model ({'; '.join(refused)}); set the fields to what they are there",
-        )
-        for text in differing.values():
-            print_notice(f"init_from {path}: {text}; the run goes on otherwise than its weights were trained")
-    if given := experiment.tokenizer.path:
-        ours, theirs = load_tokenizer(given), load_tokenizer(initial.tokenizer)
-        require(
-            ours.digest == theirs.digest or (initial.record["form"] != _OWN and _have_same_ids(ours, theirs)),
-            f"init_from {path}: its tokenizer is not the one of tokenizer.path ({given}), so that ids would mean other "
-            "text; leave tokenizer.path out, and the run takes that of its weights",
-        )
+        _check_model(experiment.model, initial.model, initial.record)
+    if not experiment.tokenizer.path:
+        return
+    ours = prepare_tokenizer((), experiment.tokenizer, cache_folder())  # It is given, and so nothing is trained.
+    theirs = load_tokenizer(tokenizer_in(initial.folder))
+    require(
+        ours.digest == theirs.digest or (initial.record["form"] != _OWN and _have_same_ids(ours, theirs)),
+        f"init_from {initial.record['path']}: its tokenizer is not the one of tokenizer.path "
+        f"({experiment.tokenizer.path}), so that ids would mean other text; leave that out, and the run takes the "
+        "one of its weights",
+    )
+
+
+def _check_model(here: ModelConfig, there: ModelConfig, record: Mapping[str, Any]) -> None:
+    """Raises `UserError` where weights with a record are of another model; reports what may differ."""
+    ours, theirs = (flatten(model.effective(), science_only=True) for model in (here, there))
+    unused = {*_OBJECTIVE, *(["rope_base"] if here.learned_positions else [])}
+    if record["form"] != _OWN and here.vocabulary_size > there.vocabulary_size:
+        unused.add("vocabulary_size")  # The rows that such a folder lacks are of ids that no tokenizer has.
+    differing = {
+        name: f"model.{name} {value} here, {theirs[name]} there"
+        for name, value in ours.items()
+        if value != theirs[name] and name not in unused
+    }
+    refused = [text for name, text in differing.items() if name not in _MAY_CHANGE]
+    require(
+        not refused,
+        f"init_from {record['path']}: another model ({'; '.join(refused)}); set the fields to what they are there",
+    )
+    for text in differing.values():
+        print_notice(f"init_from {record['path']}: {text}; the run goes on otherwise than its weights were trained")
 
 
 def _have_same_ids(one: Tokenizer, other: Tokenizer) -> bool:

@@ -178,9 +178,9 @@ def test_other_rotations_are_reported_since_rows_may_grow(source, experiment_fil
 
 def test_the_tokenizer_is_that_of_the_weights_where_none_is_named(source, experiment_files, tokenizer_path):
     experiment, initial = load_experiment(str(experiment_files["best_fit"])), open_weights(str(source))
-    assert with_tokenizer(experiment, initial.tokenizer).tokenizer.path == str(source / "tokenizer.model")
+    assert with_tokenizer(experiment, initial.folder).tokenizer.path == str(source / "tokenizer.model")
     given = load_experiment(str(experiment_files["best_fit"]), {"tokenizer.path": str(tokenizer_path)})
-    assert with_tokenizer(given, initial.tokenizer) == given
+    assert with_tokenizer(given, initial.folder) == given
     with pytest.raises(UserError, match="its tokenizer is not the one"):
         check_fits(given, initial)
 
