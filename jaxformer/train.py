@@ -98,8 +98,8 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         own = stack.enter_context(folder_to_write(workdir))  # Several processes read one folder, and the first writes.
         stack.enter_context(hold_folder(own))
         print_line(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
-        settings = [to_dict(experiment), code_digest(), jax.__version__, recorded_options()]
-        require_same_everywhere(settings, "other settings or another version")
+        settings = [to_dict(experiment), identity["init_from"], code_digest(), jax.__version__, recorded_options()]
+        require_same_everywhere(settings, "other settings, other weights or another version")
 
         # What is refused is refused before the run's first file is written.
         experiment, fit = fit_to_device(experiment, read_config(workdir))
