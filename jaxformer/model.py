@@ -370,7 +370,8 @@ class Transformer(nnx.Module):
         if self.config.learned_positions:
             return None
         half = self.config.K // 2
-        frequencies_1k = self.config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)[None, :]
+        # Rounded once, and so the same on every device: a float32 power is off by 4e-7, and each device has its own.
+        frequencies_1k = np.float32(self.config.rope_base ** (-np.arange(half) / half))[None, :]
         angles_N1k = (positions_N.astype(jnp.float32)[:, None] * frequencies_1k)[:, None, :]
         return jnp.cos(angles_N1k), jnp.sin(angles_N1k)
 

@@ -224,6 +224,18 @@ def test_rotary_attention_depends_on_relative_positions_only():
     assert np.abs(stretched - logits).max() > 100 * FLOAT32
 
 
+def test_rotary_frequencies_are_rounded_once():
+    """A power in float32 is off by 4e-7, which position 4,096 makes 1e-4 of."""
+    config = ModelConfig(vocabulary_size=8, width=48, depth=1, heads=1)
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(params=0)))
+    positions = np.array([1, 511, 4096])
+    cos, sin = jax.jit(model.rotation)(positions)
+    frequencies = np.float32(config.rope_base ** (-np.arange(24) / 24))
+    angles = np.float64(np.float32(positions)[:, None] * frequencies)[:, None]
+    np.testing.assert_allclose(cos, np.cos(angles), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(sin, np.sin(angles), rtol=0, atol=1e-6)
+
+
 def test_rotation_multiplies_pairs_of_features_by_unit_complex_numbers():
     model = make_model("head_width")
     positions = np.array([0, 1, 7, 300])
