@@ -293,8 +293,9 @@ def _scores(name: str, items: int, shift: float, own: np.random.Generator) -> Ta
 
 
 def _tokenizer(experiment) -> SimpleNamespace:
-    model = f"no model: {experiment.tokenizer}".encode()
-    return SimpleNamespace(model=model, digest=_digest("tokenizer", str(experiment.tokenizer)))
+    files = {"tokenizer.model": f"no model: {experiment.tokenizer}".encode()}
+    digest = _digest("tokenizer", str(experiment.tokenizer))
+    return SimpleNamespace(kind="sentencepiece", digest=digest, files=lambda: files)
 
 
 def _data(experiment) -> dict:

@@ -107,9 +107,15 @@ class JsonTokenizer:
     def _config(self) -> dict[str, str]:
         return {"bos_token": self.bos, "eos_token": self.eos}
 
+    def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        try:
+            encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # It raises no kind of its own: for a character without a token, as a rule.
+            raise UserError(f"the tokenizer cannot encode a text ({_reason(error)})") from error
+        return [np.array(each.ids, np.int32) for each in encoded]
+
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        found = [np.array(each.ids, np.int32) for each in encoded]
+        found = self._ids(texts)
         for i, ids in enumerate(found):
             if self._is_special[ids].any():
                 found[i] = self._encode_apart(texts[i], ids)
@@ -127,8 +133,7 @@ class JsonTokenizer:
         borders = [f"(?<={re.escape(each[0])})(?={re.escape(each[1:])})" for each in spelled]
         if borders:
             parts = [part for part in re.split("|".join(borders), text) if part]
-            encoded = self._tokenizer.encode_batch_fast(parts, add_special_tokens=False)
-            ids = np.concatenate([np.array(each.ids, np.int32) for each in encoded])
+            ids = np.concatenate(self._ids(parts))
         return ids[(ids != self.bos_id) & (ids != self.eos_id)]
 
 

@@ -173,6 +173,8 @@ class _Files:
         starts = np.flatnonzero(is_first)
         stops = np.append(starts[1:], len(records))
         files, begins = np.divmod(records[starts], FILE_RECORDS)
+        if files.max(initial=0) >= len(self._paths):
+            raise ValueError("a file is missing")
         found = []
         for file, begin, length in zip(files.tolist(), begins.tolist(), (stops - starts).tolist(), strict=True):
             found += (self._readers[file] or self._open(file)).read(begin, begin + length)
@@ -243,11 +245,12 @@ def open_shards(folder: Path, split: str) -> Shards:
     advice = "delete the folder and run again to prepare it anew"
     try:
         manifest = Manifest(**json.loads((folder / "manifest.json").read_bytes()))
+        is_current = manifest.format_version == FORMAT_VERSION
         index_bytes = (folder / "index.npz").read_bytes()
-        digests = shard_digests(folder, split)
+        digests = shard_digests(folder, split) if is_current else {}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"token shards {folder}: a file is unreadable ({one_line(error)}); {advice}") from error
-    require(manifest.format_version == FORMAT_VERSION, f"token shards {folder}: of another version; {advice}")
+    require(is_current, f"token shards {folder}: of another version; {advice}")
     require(
         hashlib.sha256(index_bytes).hexdigest() == manifest.index_digest,
         f"token shards {folder}: index.npz is damaged; {advice}",

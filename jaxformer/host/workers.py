@@ -12,12 +12,14 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from jaxformer.config import UserError
@@ -26,24 +28,49 @@ from jaxformer.host.signals import SIGNALS
 T = TypeVar("T")
 R = TypeVar("R")
 
-_SERVE = "import sys; sys.path[:] = {path}; from jaxformer.host.workers import serve; serve({descriptor})"
+# This package first, whatever else of its name the path may hold: it is what the results are of.
+_SERVE = (
+    "import sys; sys.path.insert(0, {root}); import jaxformer; sys.path[:] = {path}; "
+    "from jaxformer.host.workers import serve; serve()"
+)
+_ROOT = Path(__file__).parents[2]
+
+
+def _folder_of_start() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # It was removed: nothing is imported from there either.
+        return os.sep
+
+
+# What the relative entries of `sys.path` were of.
+_STARTED_IN = _folder_of_start()
 
 # A worker is one of as many as there are processors: libraries start no further threads in it.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
 
+# The processor time that a container of Linux may use of each period: "200000 100000" is that of two processors.
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
 def usable_processors() -> int:
-    """Returns how many processors this process may use, where the system tells, else how many there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns how many processors this process may use, where the system has that, else how many there are."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, _QUOTA.read_text(encoding="ascii").split())
+    except (OSError, ValueError):  # There is no such file, or no limit in it.
+        return count
+    return max(1, min(count, -(-quota // period)))
 
 
 class Workers(Generic[T, R]):
     """So many processes that compute a function; with one, it is this process that does. To be used in a `with` block.
 
-    At the end of the block they are killed: who wants a result waits for it before.
+    At the end of the block they are killed: results are waited for inside of it.
 
     Attributes:
-        ahead: how many arguments are well submitted before the first result is waited for.
+        ahead: how many arguments to submit before the first result is waited for.
     """
 
     def __init__(self, function: Callable[[T], R], count: int, *, advice: str = ""):
@@ -91,7 +118,7 @@ class Workers(Generic[T, R]):
             worker.pipe.send_bytes(pickle.dumps(arguments.pop(), pickle.HIGHEST_PROTOCOL))
             answer = worker.pipe.recv_bytes()
         except (EOFError, OSError) as lost:
-            raise UserError(f"a worker process {worker.end()}{self._advice and '; '}{self._advice}") from lost
+            raise UserError(f"a worker process {worker.end(self._advice)}") from lost
         result, error = pickle.loads(answer)
         if error is not None:
             raise error
@@ -111,30 +138,36 @@ class _Worker:
     """A process that computes the function that it is sent first, and what connects it to this one."""
 
     def __init__(self):
+        path = [os.path.join(_STARTED_IN, each) for each in sys.path]
+        program = _SERVE.format(root=ascii(os.fspath(_ROOT)), path=ascii(path))
+        # As multiprocessing does: -X utf8, -O, -W and the like hold for what a worker computes too.
+        flags = subprocess._args_from_interpreter_flags()  # pyright: ignore[reportAttributeAccessIssue]
         self.pipe, theirs = Pipe()
-        path, descriptor = ascii([os.fspath(each) for each in sys.path]), theirs.fileno()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  Read when the process has ended, and closed then.
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE.format(path=path, descriptor=descriptor)],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, *flags, "-c", program],
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[descriptor],
+                stderr=self._errors,
                 env={**os.environ, **_ONE_THREAD},
             )
 
-    def end(self) -> str:
-        """Waits for the end of the process, whose pipe is closed; returns how it ended."""
+    def end(self, advice: str) -> str:
+        """Waits for the end of the process, whose pipe is closed; returns how it ended, and what to do."""
         status = self.process.wait()
-        if status >= 0:
-            return f"ended with status {status}"
-        memory = ", as the system does where memory runs out" if status == -signal.SIGKILL else ""
-        return f"was killed by {signal.Signals(-status).name}{memory}"
+        if status < 0:
+            memory = ", as the system does where memory runs out" if status == -signal.SIGKILL else ""
+            return f"was killed by {signal.Signals(-status).name}{memory}{advice and '; '}{advice}"
+        self._errors.seek(0)
+        last_line = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+        return f"ended with status {status}{last_line and f' ({last_line:.200})'}"
 
     def close(self) -> None:
         """Waits for the end of the process, and closes what belongs to it."""
         self.process.wait()
         self.pipe.close()
+        self._errors.close()
 
 
 def finished(result: R) -> Future[R]:
@@ -168,9 +201,12 @@ def _with_error_last(futures: Iterable[Future[R]]) -> Iterator[Future[R]]:
         yield failed
 
 
-def serve(descriptor: int) -> None:
-    """Computes, in a worker, what comes through a pipe, until that is closed; the function comes first."""
-    pipe = Connection(descriptor)
+def serve() -> None:
+    """Computes, in a worker, what comes through a pipe, its standard input, until that is closed.
+
+    The function comes first.
+    """
+    pipe = Connection(os.dup(sys.__stdin__.fileno() if sys.__stdin__ else 0))
     received: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def receive() -> None:
@@ -179,6 +215,8 @@ def serve(descriptor: int) -> None:
                 received.put(pipe.recv_bytes())
         except (EOFError, OSError):
             os._exit(0)  # In the middle of whatever it is: nobody waits for it.
+        finally:
+            os._exit(1)  # As for want of memory: else both processes would wait for each other.
 
     threading.Thread(target=receive, daemon=True).start()
     first, function = received.get(), None

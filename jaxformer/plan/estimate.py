@@ -14,6 +14,7 @@ from jaxformer.checkpoint.retention import most_kept
 from jaxformer.config import UserError, require
 from jaxformer.data.corpus import parts_of
 from jaxformer.data.packing import Batch
+from jaxformer.data.shards import id_dtype
 from jaxformer.devices.device import peak_tflops
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.options import fixed_options
@@ -32,9 +33,6 @@ _TIMED_SECONDS = 5.0
 # Of a device's peak, or of the rate of its large matmuls, where no step is timed: assumed. Trainings of such models
 # reach 0.25 to 0.5 of an H100's peak (llm.c, nanochat, TorchTitan), the small ones least.
 _UTILISATION = 0.4
-
-# Bytes of a token in the shards: two, of which compression saves what the frames of records take (measured on prose).
-_SHARD_BYTES = 2.0
 
 
 class Speed(NamedTuple):
@@ -137,8 +135,10 @@ def _why(experiment: Experiment, target: Target, fit: Fit) -> str:
 
 def _print_disk(experiment: Experiment, target: Target, fit: Fit) -> None:
     known = [part.tokens for part in parts_of(experiment.corpus)]
+    # Compression saves what the frames of records take (measured on prose).
+    token_bytes = np.dtype(id_dtype(experiment.model.vocabulary_size)).itemsize
     size = (
-        f"{format_size(sum(known) * _SHARD_BYTES)}, {sum(known):,} tokens at most, twice that while preparing"
+        f"{format_size(sum(known) * token_bytes)}, {sum(known):,} tokens at most, twice that while preparing"
         if all(known)
         else "by its length"
     )

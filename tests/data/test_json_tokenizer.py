@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxformer.config import UserError
 from jaxformer.data.corpus import CorpusConfig, load_documents
-from jaxformer.data.json_tokenizer import find_marks
+from jaxformer.data.json_tokenizer import JsonTokenizer, find_marks
 from jaxformer.data.preparation import prepare
 from jaxformer.data.round_trip import find_round_trip, measure_round_trip
 from jaxformer.data.shards import open_shards
@@ -297,3 +297,14 @@ def test_the_loss_is_found_once_on_a_sample_and_what_is_wholly_lost_is_left_out(
     manifest = open_shards(prepare(documents, opened["bert"], tmp_path, progress=False), "train").manifest
     assert (manifest.empty, sum(manifest.documents.values())) == (2, 60)
     assert sum(manifest.text_bytes.values()) == sum(len(text.encode()) for text in texts)
+
+
+def test_text_with_a_character_that_the_tokenizer_has_no_token_for_is_refused_in_one_line():
+    from tokenizers import Tokenizer, models
+
+    given = Tokenizer(models.WordLevel({"a": 0, "<s>": 1}, unk_token="[UNK]"))
+    given.add_special_tokens(["<s>"])
+    tokenizer = JsonTokenizer(given.to_str().encode(), {})
+    for texts in (["b"], ["a", "b"] * 40):
+        with pytest.raises(UserError, match=r"^the tokenizer cannot encode a text \(.*UNK.*\)$"):
+            tokenizer.with_threads(2).encode_batch(texts)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import jaxformer
 from jaxformer.config import UserError
-from jaxformer.host.workers import Workers, in_order
+from jaxformer.host import workers as module
+from jaxformer.host.workers import Workers, in_order, usable_processors
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -121,3 +123,48 @@ def test_workers_ignore_the_signals_of_their_group_and_end_with_who_started_them
     while any(map(is_running, workers)):
         assert time.monotonic() < end, "a worker outlives the process that started it"
         time.sleep(0.05)
+
+
+def test_worker_computes_with_this_package_whatever_the_path_and_the_folder_hold(tmp_path):
+    """As of a notebook that has changed its folder, where another version is installed."""
+    decoy = tmp_path / "decoy" / "jaxformer"
+    decoy.mkdir(parents=True)
+    (decoy / "__init__.py").write_text("raise SystemExit('the decoy')")
+    package = Path(jaxformer.__file__).parents[1]
+    program = f"""
+import os, sys
+decoy, package = {os.fspath(tmp_path / "decoy")!r}, {os.fspath(package)!r}
+sys.path[:] = ["", decoy, *[each for each in sys.path if each not in ("", package)]]
+import jaxformer
+os.chdir({os.fspath(tmp_path)!r})
+from jaxformer.host.workers import Workers
+with Workers(len, 2) as workers:
+    print(workers.submit([1, 2]).result())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-"], input=program, cwd=package, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+def test_worker_that_cannot_start_is_reported_with_its_reason(monkeypatch):
+    monkeypatch.setattr("jaxformer.host.workers._SERVE", "raise SystemExit('no such library')")
+    (error,) = computed(waited, [0.0], 2)
+    assert str(error) == "a worker process ended with status 1 (no such library)"
+
+
+def test_worker_whose_memory_does_not_hold_an_argument_ends(monkeypatch):
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20)); "
+    monkeypatch.setattr("jaxformer.host.workers._SERVE", limited + module._SERVE)
+    (error,) = computed(len, [bytes(500 << 20)], 2)
+    assert str(error).startswith("a worker process ended with status 1")
+
+
+def test_processors_are_no_more_than_the_quota_of_a_container(monkeypatch, tmp_path):
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr("jaxformer.host.workers._QUOTA", quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    for text, expected in (("max 100000", 64), ("150000 100000", 2), ("1000 100000", 1), ("9900000 100000", 64)):
+        quota.write_text(text)
+        assert usable_processors() == expected
