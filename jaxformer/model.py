@@ -371,7 +371,7 @@ class Transformer(nnx.Module):
             return None
         half = self.config.K // 2
         # Rounded once, and so the same on every device: a float32 power is off by 4e-7, and each device has its own.
-        frequencies_1k = np.float32(self.config.rope_base ** (-np.arange(half) / half))[None, :]
+        frequencies_1k = np.asarray(self.config.rope_base ** (-np.arange(half) / half), np.float32)[None, :]
         angles_N1k = (positions_N.astype(jnp.float32)[:, None] * frequencies_1k)[:, None, :]
         return jnp.cos(angles_N1k), jnp.sin(angles_N1k)
 
