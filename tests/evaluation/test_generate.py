@@ -76,7 +76,7 @@ def forward(graphdef, params, tokens_BT):
     return nnx.merge(graphdef, params)(tokens_BT, np.ones_like(positions_BT), positions_BT)
 
 
-@pytest.mark.parametrize(("option", "window"), [("rotary", 0), ("rotary", 4), ("learned", 0), ("modern", 4)])
+@pytest.mark.parametrize(("option", "window"), [("rotary", 4), ("learned", 0), ("modern", 4)])
 def test_logits_from_the_cache_are_those_of_the_full_forward_pass(option, window):
     model = make_model(option, window)
     graphdef, params = nnx.split(model)
