@@ -13,7 +13,6 @@ from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line, print_notice, print_wrapped
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
-from jaxformer.huggingface.model_card import NOT_CHECKED
 from jaxformer.huggingface.tokenizer_json import ambiguity
 from jaxformer.huggingface.writing import DTYPES
 from jaxformer.run.export import export_run
@@ -42,6 +41,6 @@ def main(arguments: Sequence[str]) -> int:
         f"{options.workdir}, step {trained.step:,}: {exported.architecture} of {exported.parameters:,} parameters in "
         f"{options.dtype}, written to {options.out}"
     )
-    print_wrapped(exported.proof.describe() if exported.proof else NOT_CHECKED, indent=0)
+    print_wrapped(exported.proof.describe(options.dtype), indent=0)
     print_notice(ambiguity(trained.tokenizer))
     return 0

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxformer.huggingface.proof import Proof
+from jaxformer.huggingface.proof import Proof, Unchecked
 
 _HEAD = """\
 ---
@@ -27,10 +27,6 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_spec
 
 The tokenizer puts BOS before a text, as before each document in training; without it the model is another.
 """
-NOT_CHECKED = (
-    "The folder was not compared with the run in transformers, because torch or transformers was not installed where "
-    "it was written; its tensors were read back and are the run's."
-)
 
 
 def model_card(
@@ -43,7 +39,7 @@ def model_card(
     commands: Sequence[str],
     validation: Mapping[str, Any] | None,
     tasks: Sequence[Mapping[str, Any]],
-    proof: Proof | None,
+    proof: Proof | Unchecked,
     ambiguity: str,
 ) -> str:
     """Returns the card of a run's model in Markdown.
@@ -57,7 +53,7 @@ def model_card(
         commands: that made it, in order.
         validation: what `validation.json` holds of the step, None where it was not validated.
         tasks: what the files of the tasks' scores hold.
-        proof: the comparison with transformers, None where there was none.
+        proof: the comparison with transformers, or why there was none.
         ambiguity: as of `tokenizer_json.ambiguity`.
     """
     config = record["config"]
@@ -80,7 +76,7 @@ def model_card(
         "## How it was made\n",
         "\n".join(["```", *commands, "```\n"]),
         f"Trained with {versions}{f', git commit {commit}' if commit else ''}, on {record['device']}.\n",
-        " ".join([proof.describe() if proof else NOT_CHECKED, ambiguity]).strip() + "\n",
+        " ".join([proof.describe(dtype), ambiguity]).strip() + "\n",
         USE,
     ]
     return "\n".join(sections)

@@ -1,7 +1,8 @@
 """The proof that a folder is the model it was made of: both models' logits, and both tokenizers' ids, on real text."""
 
+import contextlib
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from jaxformer.config import UserError, require
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.huggingface.reading import read_pretrained
 from jaxformer.huggingface.tensors import as_state
+from jaxformer.huggingface.tokenizer_json import ambiguity
 from jaxformer.model import ModelConfig, Transformer
 
 # Rows that are compared, and the most tokens of each that it takes to see every kind of difference.
@@ -21,7 +23,7 @@ ROWS, MOST_TOKENS = 4, 512
 # 1e-5 (deviation 2.45), and of random models with large weights by up to 5e-5 (2). An epsilon of 1e-5 for 1e-6 changes
 # the baseline's by 0.017, and GELU by the error function for its tanh approximation by 0.013.
 LIMIT = 2e-4
-# Of lines of text, the share that another tokenizer may read otherwise: where two readings are equally likely.
+# Of lines of text, the share that may have other ids where the tokenizer is ambiguous; else none may.
 MOST_LINES = 0.01
 # Real text of every installation, code and prose.
 _MODULES = ("difflib", "heapq", "statistics", "textwrap")
@@ -46,27 +48,61 @@ class Proof(NamedTuple):
     deviation: float
     """Standard deviation of the logits."""
     lines: int
-    """Of text whose ids, and the text of those, were compared."""
-    differing_lines: int
+    """Of text that both tokenizers encoded."""
+    other_ids: int
+    """How many of those have other ids in transformers."""
+    other_texts: int
+    """Of how many of those the run's ids are decoded to another text in transformers."""
     versions: dict[str, str]
 
-    def describe(self) -> str:
-        """Returns the result in a sentence."""
+    def describe(self, dtype: str) -> str:
+        """Returns the result in words.
+
+        Args:
+            dtype: of the folder's tensors.
+        """
         with_what = " and ".join(f"{name} {version}" for name, version in self.versions.items())
         tokens = (
-            f"the ids of {self.lines:,} lines of text are equal"
-            if not self.differing_lines
-            else f"the ids of {self.differing_lines:,} of {self.lines:,} lines of text differ"
+            f"of {self.lines:,} lines of text the ids of {self.other_ids:,} differ, and the texts decoded from the "
+            f"run's ids of {self.other_texts:,}"
+            if self.other_ids or self.other_texts
+            else f"the ids of {self.lines:,} lines of text, and the texts decoded from them, are equal"
+        )
+        rounding = (
+            ""
+            if dtype == "float32"
+            else f" Both models had the parameters rounded to {dtype}: what that rounding changes is not in the figure."
         )
         return (
             f"With {with_what}, the logits of {self.rows} rows of {self.row_tokens} tokens of real text differ by at "
             f"most {self.largest_difference:.1e} (float32; their standard deviation is {self.deviation:.2f}), and "
-            f"{tokens}."
+            f"{tokens}.{rounding}"
         )
 
 
-def prove(folder: Path, model: ModelConfig, tokenizer: Tokenizer, row_length: int) -> Proof | None:
-    """Returns how far a folder's model in transformers is from ours; None where that or torch is not installed.
+class Unchecked(NamedTuple):
+    """Why there was no comparison with transformers."""
+
+    reason: str
+
+    def describe(self, dtype: str) -> str:
+        """Returns so in a sentence.
+
+        Args:
+            dtype: of the folder's tensors.
+        """
+        rounded = "" if dtype == "float32" else f", rounded to {dtype}"
+        return (
+            f"The folder was not compared with the run in transformers, because {self.reason}; its tensors were read "
+            f"back and are the run's{rounded}."
+        )
+
+
+NOT_INSTALLED = Unchecked("torch or transformers was not installed where it was written")
+
+
+def prove(folder: Path, model: ModelConfig, tokenizer: Tokenizer, row_length: int) -> Proof | Unchecked:
+    """Returns how far a folder's model in transformers is from ours, or why that or torch cannot be used.
 
     Both compute in float32, on the CPU, with the parameters of the folder, whatever their dtype.
 
@@ -82,28 +118,31 @@ def prove(folder: Path, model: ModelConfig, tokenizer: Tokenizer, row_length: in
     try:
         import torch
         import transformers
-    except ImportError:
-        return None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except Exception as error:  # Also of any kind where a library is missing that they load.
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers")
+        return NOT_INSTALLED if is_missing else Unchecked(f"torch or transformers fails to import ({_reason(error)})")
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     lines = _lines()
-    try:
-        theirs = transformers.AutoTokenizer.from_pretrained(folder)
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
-    except (ImportError, KeyError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"transformers {transformers.__version__} cannot load it ({reason:.200}); update it") from error
-    differing = _differing(lines, tokenizer, theirs)
-    require(
-        len(differing) <= MOST_LINES * len(lines),
-        f"transformers {transformers.__version__} reads {len(differing):,} of {len(lines):,} lines of text as other "
-        f"ids than the run's tokenizer, such as {differing[:1]}; try another version",
-    )
     row_tokens = min(row_length, max(MOST_TOKENS, 2 * model.sliding_window))
     tokens_BT = _rows(lines, tokenizer, row_tokens)
-    with torch.no_grad():
+    with _quiet(transformers.logging), torch.no_grad():
+        try:
+            theirs = AutoTokenizer.from_pretrained(folder)
+            loaded = AutoModelForCausalLM.from_pretrained(folder).float().eval()
+        except ImportError as error:  # A version of torch that this one of transformers does not take.
+            return Unchecked(f"transformers {transformers.__version__} could not be used ({_reason(error)})")
+        except (KeyError, OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"transformers {transformers.__version__} cannot load it ({_reason(error)}); update it"
+            ) from error
+        other_ids, other_texts = _differing(lines, tokenizer, theirs)
         theirs_BTV = loaded(torch.tensor(tokens_BT, dtype=torch.long)).logits.numpy()
+    require(
+        len(other_ids) <= (MOST_LINES * len(lines) if ambiguity(tokenizer) else 0),
+        f"transformers {transformers.__version__} reads {len(other_ids):,} of {len(lines):,} lines of text as other "
+        f"ids than the run's tokenizer, such as {other_ids[:1]}; try another version",
+    )
     ours_BTV = logits(model, read_pretrained(folder, model), tokens_BT)[..., : theirs_BTV.shape[-1]]
     difference, deviation = float(np.abs(ours_BTV - theirs_BTV).max()), float(ours_BTV.std())
     require(
@@ -111,18 +150,43 @@ def prove(folder: Path, model: ModelConfig, tokenizer: Tokenizer, row_length: in
         f"transformers {transformers.__version__} computes logits that differ by {difference:.1e} from the run's "
         f"(their standard deviation is {deviation:.2f}); try another version",
     )
-    return Proof(len(tokens_BT), row_tokens, difference, deviation, len(lines), len(differing), versions)
+    return Proof(
+        len(tokens_BT), row_tokens, difference, deviation, len(lines), len(other_ids), len(other_texts), versions
+    )
 
 
-def _differing(lines: list[str], ours: Tokenizer, theirs) -> list[str]:
-    """Returns the lines whose ids, or the text of those, are not the same by both tokenizers."""
+def _reason(error: Exception) -> str:
+    """Returns what an error says, in one line of bounded length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+
+
+@contextlib.contextmanager
+def _quiet(logging) -> Iterator[None]:
+    """Leaves out what transformers reports short of errors, and its progress bars."""
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def _differing(lines: list[str], ours: Tokenizer, theirs) -> tuple[list[str], list[str]]:
+    """Returns the lines that have other ids by their tokenizer, and those whose ids are another text by it."""
     ids_of_lines = [ids.tolist() for ids in ours.encode_batch(lines)]
-    pairs = zip(theirs(lines)["input_ids"], theirs.batch_decode(ids_of_lines), ids_of_lines, lines, strict=True)
-    return [
-        line
-        for their_ids, their_text, ids, line in pairs
-        if their_ids != [ours.bos_id, *ids] or their_text != ours.decode(ids)
+    their_ids = theirs(lines)["input_ids"]
+    # As ours decodes: without special tokens, such as that of unknown characters.
+    their_texts = theirs.batch_decode(ids_of_lines, skip_special_tokens=True)
+    other_ids = [
+        line for line, ids, found in zip(lines, ids_of_lines, their_ids, strict=True) if found != [ours.bos_id, *ids]
     ]
+    other_texts = [
+        line for line, ids, text in zip(lines, ids_of_lines, their_texts, strict=True) if text != ours.decode(ids)
+    ]
+    return other_ids, other_texts
 
 
 def _lines() -> list[str]:

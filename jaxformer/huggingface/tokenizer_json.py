@@ -47,7 +47,7 @@ def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
     config = {
         # Not LlamaTokenizer or another of a model: those bring steps of their own.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **_unknown(definition["model"]),
+        **_unknown(definition),
         **marks,
         "add_bos_token": True,
         "add_eos_token": False,
@@ -61,7 +61,14 @@ def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
 
 def ambiguity(tokenizer: Tokenizer) -> str:
     """Returns in a sentence where the files of a tokenizer may give other ids than it does; '' for nowhere."""
-    if tokenizer.kind != "sentencepiece" or _proto(tokenizer.model).trainer_spec.model_type != _UNIGRAM:
+    if tokenizer.kind == "tokenizer.json":
+        return (
+            "The tokenizer is a unigram model: a text that spells one of its special tokens may have other ids in "
+            "transformers."
+            if json.loads(tokenizer.model)["model"].get("type") == "Unigram"
+            else ""
+        )
+    if _proto(tokenizer.model).trainer_spec.model_type != _UNIGRAM:
         return ""
     return (
         "The tokenizer is a unigram model: where two readings of a text are equally likely up to the rounding of "
@@ -162,11 +169,15 @@ def _tidied(definition: Mapping[str, Any]) -> dict[str, Any]:
     return definition
 
 
-def _unknown(model: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the token for unknown characters, as tokenizer_config.json has it; nothing where there is none."""
-    if model.get("unk_id") is not None:  # Of Unigram.
-        return {"unk_token": model["vocab"][model["unk_id"]][0]}
-    return {"unk_token": model["unk_token"]} if model.get("unk_token") else {}
+def _unknown(definition: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the token for unknown characters, as tokenizer_config.json has it; nothing where none is special.
+
+    transformers takes what is named there for special: it would leave it out of texts, and find it in them.
+    """
+    model = definition["model"]
+    unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else model.get("unk_token")
+    special = [token["content"] for token in definition.get("added_tokens") or [] if token["special"]]
+    return {"unk_token": unknown} if unknown in special else {}
 
 
 def _with_marks(definition: Mapping[str, Any], marks: Mapping[str, int]) -> dict[str, Any]:

@@ -26,6 +26,15 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.f
 
 
 @contextlib.contextmanager
+def errors_of_writing(out: Path) -> Iterator[None]:
+    """Raises what the system or safetensors cannot write below a folder as `UserError` that names it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--out {out}: {getattr(error, 'strerror', None) or error}; choose another") from error
+
+
+@contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yields an empty folder that is renamed to another at the end of its block, once it is on the disk.
 
@@ -38,19 +47,19 @@ def new_folder(out: Path) -> Iterator[Path]:
     created = [folder for folder in target.parents if not folder.exists()]
     unfinished = target.with_name(f"{target.name}.{secrets.token_hex(4)}.unfinished")
     try:
-        is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
-        require(is_free, f"--out {out}: it exists and is not an empty folder; choose another, or remove it")
-        unfinished.mkdir(parents=True)
+        with errors_of_writing(out):
+            is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+            require(is_free, f"--out {out}: it exists and is not an empty folder; choose another, or remove it")
+            unfinished.mkdir(parents=True)
         yield unfinished
-        sync_tree(unfinished)
-        unfinished.replace(target)
-    except BaseException as error:
+        with errors_of_writing(out):
+            sync_tree(unfinished)
+            unfinished.replace(target)
+    except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         with contextlib.suppress(OSError):
             for folder in created:
                 folder.rmdir()
-        if isinstance(error, OSError | SafetensorError):
-            raise UserError(f"--out {out}: {getattr(error, 'strerror', None) or error}; choose another") from error
         raise
 
 

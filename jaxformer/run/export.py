@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 from jaxformer.config import require
 from jaxformer.host.files import read_json
-from jaxformer.host.paths import shell_word
+from jaxformer.host.paths import expanded, shell_word
 from jaxformer.huggingface.forms import form_of
 from jaxformer.huggingface.model_card import model_card
-from jaxformer.huggingface.proof import Proof, prove
+from jaxformer.huggingface.proof import Proof, Unchecked, prove
 from jaxformer.huggingface.tensors import flat_parameters
 from jaxformer.huggingface.tokenizer_json import ambiguity
-from jaxformer.huggingface.writing import DTYPES, new_folder, write_model
+from jaxformer.huggingface.writing import DTYPES, errors_of_writing, new_folder, write_model
 from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.trained import Trained
 
@@ -22,11 +22,11 @@ class Exported(NamedTuple):
     architecture: str
     """Of transformers."""
     parameters: int
-    proof: Proof | None
-    """The comparison with transformers, None where that or torch is not installed."""
+    proof: Proof | Unchecked
+    """The comparison with transformers, or why there was none."""
 
 
-def export_run(trained: Trained, out: Path, *, keep_padding: bool = False, dtype: str = "float32") -> Exported:
+def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False, dtype: str = "float32") -> Exported:
     """Writes a trained model as a folder that `transformers` loads, proved there where it is installed.
 
     Args:
@@ -39,19 +39,21 @@ def export_run(trained: Trained, out: Path, *, keep_padding: bool = False, dtype
         UserError: transformers has no such model, what it computes is not the same, or `out` cannot be written.
     """
     require(dtype in DTYPES, f"dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    out = expanded(out) if isinstance(out, str) else out
     model, row_length = trained.experiment.model, trained.experiment.packing.row_length
     architecture = form_of(model).architecture
     validation, tasks = _evaluations(evaluations_folder(trained.workdir, trained.step))
     with new_folder(out) as folder:
-        parameters = write_model(
-            folder,
-            model,
-            flat_parameters(trained.state.params),
-            trained.tokenizer,
-            row_length=row_length,
-            keep_padding=keep_padding,
-            dtype=dtype,
-        )
+        with errors_of_writing(out):
+            parameters = write_model(
+                folder,
+                model,
+                flat_parameters(trained.state.params),
+                trained.tokenizer,
+                row_length=row_length,
+                keep_padding=keep_padding,
+                dtype=dtype,
+            )
         proof = prove(folder, model, trained.tokenizer, row_length)
         card = model_card(
             trained.record,
@@ -65,7 +67,8 @@ def export_run(trained: Trained, out: Path, *, keep_padding: bool = False, dtype
             proof=proof,
             ambiguity=ambiguity(trained.tokenizer),
         )
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        with errors_of_writing(out):
+            (folder / "README.md").write_text(card, encoding="utf-8")
     return Exported(architecture, parameters, proof)
 
 

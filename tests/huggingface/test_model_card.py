@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxformer.huggingface.model_card import NOT_CHECKED, model_card
-from jaxformer.huggingface.proof import Proof
+from jaxformer.huggingface.model_card import model_card
+from jaxformer.huggingface.proof import NOT_INSTALLED, Proof
 
 pytestmark = pytest.mark.device_free
 RECORD = {
@@ -29,7 +29,7 @@ VALIDATION = {
     "corpora": {"x": {"documents": 40}, "y": {"documents": 2}},
 }
 TASK = {"task": "piqa", "items": 10, "official_items": 1838, "primary": "acc", "acc": 0.5, "acc_standard_error": 0.1}
-PROOF = Proof(4, 256, 1.1e-5, 2.45, 1000, 0, {"transformers": "5.24.0", "torch": "2.13.0"})
+PROOF = Proof(4, 256, 1.1e-5, 2.45, 1000, 0, 0, {"transformers": "5.24.0", "torch": "2.13.0"})
 
 
 def card(**changes):
@@ -55,23 +55,26 @@ def test_card_holds_what_the_run_was_and_what_it_reached():
         "| `model.width` | `16` |",
         "```\njaxformer train\njaxformer export\n```",
         "jax 0.10.2, git commit abcd, on cpu",
-        PROOF.describe(),
+        PROOF.describe("float32"),
     ):
         assert part in text
     assert "corpus.path" not in text
 
 
 def test_card_says_what_was_not_done():
-    text = card(validation=None, tasks=[], proof=None, ambiguity="Ties.")
+    text = card(validation=None, tasks=[], proof=NOT_INSTALLED, ambiguity="Ties.")
     assert "There is no validation of step 100 among the run's evaluations." in text
-    assert f"{NOT_CHECKED} Ties." in text and "| piqa" not in text
+    assert f"{NOT_INSTALLED.describe('float32')} Ties." in text and "| piqa" not in text
     one_document = VALIDATION | {"validation/bits_per_byte_standard_error": "nan"}
     assert "**1.2346 bits per byte**" in card(validation=one_document)
 
 
 def test_proof_is_a_sentence():
-    assert PROOF.describe() == (
+    assert PROOF.describe("float32") == (
         "With transformers 5.24.0 and torch 2.13.0, the logits of 4 rows of 256 tokens of real text differ by at most "
-        "1.1e-05 (float32; their standard deviation is 2.45), and the ids of 1,000 lines of text are equal."
+        "1.1e-05 (float32; their standard deviation is 2.45), and the ids of 1,000 lines of text, and the texts "
+        "decoded from them, are equal."
     )
-    assert "the ids of 3 of 1,000 lines of text differ." in PROOF._replace(differing_lines=3).describe()
+    differing = PROOF._replace(other_ids=3).describe("bfloat16")
+    assert "of 1,000 lines of text the ids of 3 differ, and the texts decoded from the run's ids of 0. " in differing
+    assert differing.endswith("rounded to bfloat16: what that rounding changes is not in the figure.")

@@ -18,6 +18,8 @@ from jaxformer.data.tokenizer import TokenizerConfig, load_tokenizer, train_toke
 from jaxformer.huggingface.tokenizer_json import ambiguity, from_sentencepiece, tokenizer_files
 
 tokenizers = pytest.importorskip("tokenizers")
+import json_tokenizers  # noqa: E402
+
 pytestmark = pytest.mark.device_free
 
 SOURCE = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (string, os))
@@ -81,6 +83,13 @@ def test_real_text_has_the_same_ids(pair):
         assert len(differing) < 0.01 * len(lines)  # Two readings that are equally likely in float32.
     else:
         assert differing == [] and theirs.encode(SOURCE).ids[1:] == ours.encode(SOURCE)
+
+
+def test_unigram_of_a_tokenizer_json_is_ambiguous_where_a_text_spells_its_tokens():
+    ours = JsonTokenizer(json_tokenizers.t5([SOURCE]).to_str().encode(), {})
+    theirs = loaded(tokenizer_files(ours, 64))
+    assert "spells one of its special tokens" in ambiguity(ours)
+    assert theirs.encode("a <unk>").ids != [ours.bos_id, *ours.encode("a <unk>")]
 
 
 def test_configuration_names_no_tokenizer_with_steps_of_its_own(tokenizer):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file
 from jaxformer.config import UserError
 from jaxformer.huggingface.reading import read_model, read_pretrained
 from jaxformer.huggingface.tensors import flat_parameters
-from jaxformer.huggingface.writing import new_folder, write_model
+from jaxformer.huggingface.writing import errors_of_writing, new_folder, write_model
 
 pytestmark = pytest.mark.device_free
 MODEL = dataclasses.replace(FORMS["arcee"], vocabulary_size=416)  # The tokenizer has 400 ids.
@@ -65,7 +66,7 @@ def test_parameter_beyond_the_dtype_is_refused_and_leaves_nothing(value, params,
 
 
 def test_what_ends_the_writing_leaves_nothing(tmp_path):
-    for error in (KeyboardInterrupt, RuntimeError):
+    for error in (KeyboardInterrupt, RuntimeError, OSError):  # Not of writing: another's, as of a library.
         with pytest.raises(error), new_folder(tmp_path / "new" / "out") as folder:
             (folder / "file").write_text("")
             raise error
@@ -82,6 +83,11 @@ def test_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
         with pytest.raises(UserError, match="it exists and is not an empty folder"), new_folder(tmp_path / taken):
             raise AssertionError
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+
+
+def test_error_of_writing_names_the_folder():
+    with pytest.raises(UserError, match="--out out: No space left; choose another"), errors_of_writing(Path("out")):
+        raise OSError(28, "No space left")
 
 
 def test_folder_that_cannot_be_made_is_refused(tmp_path):

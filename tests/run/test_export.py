@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jaxformer.commands.export import main
-from jaxformer.huggingface.model_card import NOT_CHECKED
+from jaxformer.huggingface.proof import NOT_INSTALLED
 from jaxformer.huggingface.reading import read_pretrained
 from jaxformer.huggingface.tensors import flat_parameters
+from jaxformer.run.export import export_run
 from jaxformer.run.trained import load_trained
 
 pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
@@ -32,7 +33,7 @@ def test_command_writes_the_parameters_and_the_card_of_a_step(run, tmp_path, cap
     assert re.match(
         r"run, step 12: ArceeForCausalLM of [\d,]+ parameters in float32, written to new/out\n", printed.out
     )
-    assert NOT_CHECKED in printed.out and printed.err == ""
+    assert NOT_INSTALLED.describe("float32") in printed.out and printed.err == ""
     out, trained = tmp_path / "new" / "out", load_trained(run)
     back = read_pretrained(out, trained.experiment.model)
     for name, value in flat_parameters(trained.state.params).items():
@@ -42,12 +43,23 @@ def test_command_writes_the_parameters_and_the_card_of_a_step(run, tmp_path, cap
         "tokenizer.model", "tokenizer_config.json",
     }  # fmt: skip
     card = (out / "README.md").read_text()
-    assert NOT_CHECKED in card and trained.experiment.question in card
+    assert NOT_INSTALLED.describe("float32") in card and trained.experiment.question in card
     summary = json.loads((run / "summary.json").read_text())
     assert f"**{summary['validation/bits_per_byte']:.4f} ± " in card
     assert "jaxformer train --experiment=best_fit --seed=3\n" in card
     assert "jaxformer export --workdir=run --out=new/out --step=12\n" in card
     assert re.search(r"\| corpus_0.*corpus_0\.jsonl \| not stated \| \d+ \|", card)
+
+
+def test_broken_torch_leaves_the_folder_unchecked_and_text_is_a_path(run, tmp_path, monkeypatch):
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open\\nit')")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.delitem(sys.modules, "torch")
+    found = export_run(load_trained(run), "out", dtype="bfloat16").proof.describe("bfloat16")
+    assert "because torch or transformers fails to import (OSError: libcudart.so.12: cannot open it); " in found
+    assert found.endswith(" are the run's, rounded to bfloat16.")
+    assert found in (tmp_path / "out" / "README.md").read_text()
 
 
 def option_without_a_form(run):
