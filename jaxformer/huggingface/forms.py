@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxformer.config import UserError, did_you_mean, require
+from jaxformer.config import UserError, require
 from jaxformer.model import ModelConfig
 
 # The names that transformers has for our activations; the first is the one written.
@@ -298,8 +298,8 @@ def read_config_json(config: Mapping[str, Any], source: Path) -> tuple[Form, Mod
 
     model_type = str(config.get("model_type"))
     if model_type not in BY_TYPE:
-        hint = did_you_mean(model_type, BY_TYPE)
-        raise refuse("model_type", model_type, f"not a model that jaxformer has{hint}; it has {', '.join(BY_TYPE)}")
+        # Without a hint: a type that looks alike is another model, and no misspelling to be put right.
+        raise refuse("model_type", model_type, f"not a model that jaxformer has; it has {', '.join(BY_TYPE)}")
     form = BY_TYPE[model_type]
     architectures = config.get("architectures") or [form.architecture]
     if architectures != [form.architecture]:

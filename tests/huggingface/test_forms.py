@@ -87,7 +87,7 @@ def test_llama_with_a_head_width_that_it_would_refuse_is_mistral_without_a_windo
     ("name", "changes", "message"),
     [
         ("llama", {"model_type": "absent"}, "model_type = 'None': not a model that jaxformer has; it has llama, "),
-        ("llama", {"model_type": "lama"}, "'lama': not a model that jaxformer has; did you mean llama?"),
+        ("llama", {"model_type": "qwen2"}, "'qwen2': not a model that jaxformer has; it has llama, "),
         ("llama", {"model_type": "gemma2"}, "model_type = 'gemma2'"),
         ("llama", {"architectures": ["LlamaModel"]}, "architectures = ['LlamaModel']: must be ['LlamaForCausalLM']"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4}"),
