@@ -1,6 +1,7 @@
 """The card of an exported model: README.md, as the Hugging Face Hub shows it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def model_card(
         parameters: how many were exported.
         dtype: of the tensors.
         commands: that made it, in order.
-        validation: what `validation.json` holds of the step, None where it was not validated.
+        validation: what `validation.json` holds of the step, or as much of it as `metrics.jsonl` has; None where it was
+            not validated.
         tasks: what the files of the tasks' scores hold.
         proof: the comparison with transformers, or why there was none.
         ambiguity: as of `tokenizer_json.ambiguity`.
@@ -65,10 +67,11 @@ def model_card(
         f"# {_text(record['experiment'])}, seed {record['seed']}, step {step:,}\n",
         f"{_text(record['question'])}\n",
         f"A decoder of {parameters:,} parameters ({architecture}, {dtype}), trained from {tokens:,} tokens with "
-        "jaxformer. No licence of the weights is stated here: state one, as `license:` above, before you publish "
-        "them. The licences of the data are below.\n",
+        f"jaxformer. {_beginning(record, tokens)}No licence of the weights is stated here: state one, as `license:` "
+        "above, before you publish them. The licences of the data are below.\n",
         "## Data\n",
         _data(record),
+        *_losses(record),
         "## Results\n",
         _results(step, validation, tasks),
         "## Configuration\n",
@@ -80,6 +83,35 @@ def model_card(
         USE,
     ]
     return "\n".join(sections)
+
+
+def _beginning(record: Mapping[str, Any], tokens: int) -> str:
+    """Returns in sentences which weights a run of some tokens began from, and those from which ones; '' for none."""
+    initial, sentences = record.get("lineage", {}).get("init_from"), []
+    while initial:
+        known = {name: initial[name] for name in ("experiment", "seed", "step") if name in initial}
+        what = ", ".join([f"{initial['form']}", *(f"{name} {value}" for name, value in known.items())])
+        had_read = f"had read {initial['tokens']:,} tokens" if "tokens" in initial else "had read what is not recorded"
+        subject, these = ("Those", "those") if sentences else ("It", "these")
+        sentences.append(
+            f"{subject} began from the weights of {_text(initial['path'])} ({_text(what)}), which {had_read}; "
+            f"{these} {tokens:,} come on top. "
+        )
+        tokens, initial = initial.get("tokens", 0), initial.get("init_from")
+    return "".join(sentences)
+
+
+def _losses(record: Mapping[str, Any]) -> list[str]:
+    """Returns what the tokenizer loses of the corpora, a paragraph; none where it loses nothing."""
+    found = [
+        f"of {_text(name)}, {trip['changed_documents']:,} of {trip['documents']:,} sampled documents come back "
+        f"changed, and {trip['changed_bytes'] / max(1, trip['bytes']):.2%} of the bytes of their words"
+        for name, corpus in record.get("corpora", {}).items()
+        if (trip := corpus.get("round_trip")) and trip["changed_documents"]
+    ]
+    if not found:
+        return []
+    return [f"The tokenizer loses text: {'; '.join(found)}. The bits per byte below are of what it kept.\n"]
 
 
 def _data(record: Mapping[str, Any]) -> str:
@@ -102,11 +134,13 @@ def _data(record: Mapping[str, Any]) -> str:
 def _results(step: int, validation: Mapping[str, Any] | None, tasks: Sequence[Mapping[str, Any]]) -> str:
     """Returns the validation loss with its standard error, and the scores of tasks."""
     if validation is None:
-        found = f"There is no validation of step {step:,} among the run's evaluations.\n"
+        found = f"There is no validation of step {step:,}.\n"
     else:
         bits = _estimate(validation, "validation/bits_per_byte", 4)
-        documents = sum(corpus["documents"] for corpus in validation["corpora"].values())
-        found = f"Validation: **{bits} bits per byte** over {documents:,} documents (± one standard error).\n"
+        documents = sum(corpus["documents"] for corpus in validation.get("corpora", {}).values())
+        over = f" over {documents:,} {'document' if documents == 1 else 'documents'}" if documents else ""
+        error = " (± one standard error)" if "±" in bits else ""
+        found = f"Validation: **{bits} bits per byte**{over}{error}.\n"
     if not tasks:
         return found
     rows = [
@@ -119,13 +153,14 @@ def _results(step: int, validation: Mapping[str, Any] | None, tasks: Sequence[Ma
 def _estimate(values: Mapping[str, Any], name: str, digits: int, scale: float = 1) -> str:
     """Returns a mean and its standard error."""
     error = values.get(f"{name}_standard_error")
-    spread = f" ± {scale * error:.{digits}f}" if isinstance(error, float) else ""
+    spread = f" ± {scale * error:.{digits}f}" if isinstance(error, float) and math.isfinite(error) else ""
     return f"{scale * values[name]:.{digits}f}{spread}"
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what decided what the run learned, without the empty."""
-    return {name: _text(json.dumps(value)) for name, value in record["identity"].items() if value not in ("", [])}
+    """Returns what decided what the run learned, without the empty, and the digest of what it began from."""
+    options = {name: value for name, value in record["identity"].items() if name != "init_from"}
+    return {name: _text(json.dumps(value)) for name, value in options.items() if value not in ("", [])}
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

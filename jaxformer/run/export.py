@@ -1,5 +1,6 @@
 """A trained model as a folder for Hugging Face transformers, with its card."""
 
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False,
     out = expanded(out) if isinstance(out, str) else out
     model, row_length = trained.experiment.model, trained.experiment.packing.row_length
     architecture = form_of(model).architecture
-    validation, tasks = _evaluations(evaluations_folder(trained.workdir, trained.step))
+    validation, tasks = _evaluations(trained)
     with new_folder(out) as folder:
         with errors_of_writing(out):
             parameters = write_model(
@@ -72,10 +73,12 @@ def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False,
     return Exported(architecture, parameters, proof)
 
 
-def _evaluations(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+def _evaluations(trained: Trained) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Returns the validation of a step, None where there is none, and the scores of its tasks."""
+    folder = evaluations_folder(trained.workdir, trained.step)
     records = [record for path in sorted(folder.glob("*.json")) if (record := read_json(path)) is not None]
-    validations = [record for record in records if "validation/bits_per_byte" in record]
+    during_training = {f"validation/{name}": value for name, value in trained.validation().items()}
+    validations = [each for each in (*records, during_training) if "validation/bits_per_byte" in each]
     return next(iter(validations), None), [record for record in records if "primary" in record]
 
 
@@ -83,13 +86,13 @@ def _train_command(record: dict[str, Any]) -> str:
     """Returns the command by which a run began, without what changes how it is computed."""
     overrides = record["lineage"].get("overrides", {})
     # A run with such has a name of its own behind that of its file.
-    words = [f"--experiment={record['experiment'].partition('~')[0]}", f"--seed={record['seed']}"]
+    words = [f"--experiment={shlex.quote(record['experiment'].partition('~')[0])}", f"--seed={record['seed']}"]
     words += [f"--{path}={_word(after)}" for path, (_, after) in overrides.items()]
     return " ".join(["jaxformer train", *words])
 
 
 def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else shlex.quote(str(value))
 
 
 def _export_command(trained: Trained, out: Path, keep_padding: bool, dtype: str) -> str:

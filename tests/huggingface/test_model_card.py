@@ -32,13 +32,13 @@ TASK = {"task": "piqa", "items": 10, "official_items": 1838, "primary": "acc", "
 PROOF = Proof(4, 256, 1.1e-5, 2.45, 1000, 0, 0, {"transformers": "5.24.0", "torch": "2.13.0"})
 
 
-def card(**changes):
+def card(record=RECORD, **changes):
     options = {
         "step": 100, "architecture": "LlamaForCausalLM", "parameters": 123456, "dtype": "float32",
         "commands": ["jaxformer train", "jaxformer export"], "validation": VALIDATION, "tasks": [TASK], "proof": PROOF,
         "ambiguity": "",
     }  # fmt: skip
-    return model_card(RECORD, **(options | changes))
+    return model_card(record, **(options | changes))
 
 
 def test_card_holds_what_the_run_was_and_what_it_reached():
@@ -63,10 +63,45 @@ def test_card_holds_what_the_run_was_and_what_it_reached():
 
 def test_card_says_what_was_not_done():
     text = card(validation=None, tasks=[], proof=NOT_INSTALLED, ambiguity="Ties.")
-    assert "There is no validation of step 100 among the run's evaluations." in text
+    assert "There is no validation of step 100." in text
     assert f"{NOT_INSTALLED.describe('float32')} Ties." in text and "| piqa" not in text
-    one_document = VALIDATION | {"validation/bits_per_byte_standard_error": "nan"}
-    assert "**1.2346 bits per byte**" in card(validation=one_document)
+
+
+@pytest.mark.parametrize("error", ["nan", float("nan")])
+def test_one_document_has_no_standard_error(error):
+    one = VALIDATION | {"validation/bits_per_byte_standard_error": error, "corpora": {"x": {"documents": 1}}}
+    assert "**1.2346 bits per byte** over 1 document.\n" in card(validation=one)
+
+
+def test_validation_of_the_metrics_has_no_count_of_documents():
+    text = card(validation={name: value for name, value in VALIDATION.items() if name != "corpora"})
+    assert "**1.2346 ± 0.0123 bits per byte** (± one standard error).\n" in text
+
+
+def test_card_names_the_weights_that_a_run_began_from_and_what_those_began_from():
+    base = {"path": "models/base", "form": "llama", "params": "d1d1"}
+    first = {
+        "path": "runs/a|b", "form": "jaxformer", "experiment": "base", "seed": 0, "step": 7, "tokens": 5000,
+        "params": "d2d2", "init_from": base,
+    }  # fmt: skip
+    text = card(RECORD | {"lineage": {"init_from": first}, "identity": {"init_from": "d2d2", "seed": 3}})
+    assert (
+        "trained from 12,800 tokens with jaxformer. It began from the weights of runs/a\\|b (jaxformer, experiment "
+        "base, seed 0, step 7), which had read 5,000 tokens; these 12,800 come on top. Those began from the weights of "
+        "models/base (llama), which had read what is not recorded; those 5,000 come on top. No licence"
+    ) in text
+    assert "d2d2" not in text and "began from" not in card()
+
+
+def test_card_says_what_the_tokenizer_loses():
+    trip = {"documents": 300, "changed_documents": 12, "bytes": 1000, "changed_bytes": 32, "before": "", "after": ""}
+    corpora = {name: {**corpus, "round_trip": None} for name, corpus in RECORD["corpora"].items()}
+    assert "loses text" not in card(RECORD | {"corpora": corpora})
+    corpora["fineweb"]["round_trip"] = trip
+    assert (
+        "The tokenizer loses text: of fineweb, 12 of 300 sampled documents come back changed, and 3.20% of the bytes "
+        "of their words. The bits per byte below are of what it kept."
+    ) in card(RECORD | {"corpora": corpora})
 
 
 def test_proof_is_a_sentence():

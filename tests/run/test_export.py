@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,19 @@ def test_broken_torch_leaves_the_folder_unchecked_and_text_is_a_path(run, tmp_pa
     assert "because torch or transformers fails to import (OSError: libcudart.so.12: cannot open it); " in found
     assert found.endswith(" are the run's, rounded to bfloat16.")
     assert found in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_card_has_the_validation_of_a_step_in_training_and_a_command_that_can_be_typed(run):
+    path = run / "config.json"
+    config = json.loads(path.read_text())
+    config["lineage"]["overrides"] = {"corpus.path": ["", "my notes.txt"], "model.qk_norm": [False, True]}
+    path.write_text(json.dumps(config))
+    shutil.rmtree(run / "evaluations", ignore_errors=True)
+    trained = load_trained(run)
+    export_run(trained, Path("out"))
+    card = Path("out", "README.md").read_text()
+    assert f"**{trained.validation()['bits_per_byte']:.4f} ± " in card
+    assert "jaxformer train --experiment=best_fit --seed=3 --corpus.path='my notes.txt' --model.qk_norm=true\n" in card
 
 
 def option_without_a_form(run):
