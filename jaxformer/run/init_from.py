@@ -84,7 +84,8 @@ def open_weights(path: str) -> InitialWeights:
     folder = expanded(path)
     with _path_in_errors(path):
         require(not URL.match(path), "a URL; give a folder of this machine")
-        if folder.name.isdigit() and folder.parent.name == "checkpoints":
+        is_step = folder.name.isdecimal() and folder.parent.name == "checkpoints"
+        if is_step and not (folder / CONFIG).exists():  # Those who train with others keep whole models there.
             return _of_run(path, folder.parent.parent, int(folder.name))
         require(folder.is_dir(), "no such folder")
         advice = "no config.json; give RUN, the folder of a run, RUN/checkpoints/STEP or a Hugging Face folder"
@@ -142,7 +143,12 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
 def _of_huggingface(path: str, folder: Path, form: str) -> InitialWeights:
     """Returns the weights of a folder that Hugging Face transformers loads; for their digest they are read once."""
     model = read_model(folder)
-    tokenizer_in(folder)  # Refused here if there is none.
+    ids = load_tokenizer(tokenizer_in(folder)).vocabulary_size
+    require(
+        ids <= model.vocabulary_size,
+        f"its tokenizer has {ids} ids and its embedding {model.vocabulary_size} rows, so that what the last ids mean "
+        "was never learned; copy the model's own tokenizer there",
+    )
 
     def load(params: nnx.State) -> nnx.State:
         rows = dict(nnx.to_flat_state(params))[("embedding",)].get_value().shape[0]
@@ -237,7 +243,7 @@ def check_fits(experiment: Experiment, initial: InitialWeights) -> None:
     ours = prepare_tokenizer((), experiment.tokenizer, cache_folder())  # It is given, and so nothing is trained.
     theirs = load_tokenizer(tokenizer_in(initial.folder))
     require(
-        ours.digest == theirs.digest or (initial.record["form"] != _OWN and _have_same_ids(ours, theirs)),
+        ours.digest == theirs.digest or _have_same_ids(ours, theirs),
         f"init_from {initial.record['path']}: its tokenizer is not the one of tokenizer.path "
         f"({experiment.tokenizer.path}), so that ids would mean other text; leave that out, and the run takes the "
         "one of its weights",
@@ -255,10 +261,11 @@ def _check_model(here: ModelConfig, there: ModelConfig, record: Mapping[str, Any
         for name, value in ours.items()
         if value != theirs[name] and name not in unused
     }
-    refused = [text for name, text in differing.items() if name not in _MAY_CHANGE]
+    refused = [name for name in differing if name not in _MAY_CHANGE]
     require(
         not refused,
-        f"init_from {record['path']}: another model ({'; '.join(refused)}); set the fields to what they are there",
+        f"init_from {record['path']}: another model ({'; '.join(differing[name] for name in refused)}); give "
+        f"{' '.join(f'--model.{name}={theirs[name]}' for name in refused)}",
     )
     for text in differing.values():
         print_notice(f"init_from {record['path']}: {text}; the run goes on otherwise than its weights were trained")
@@ -278,12 +285,11 @@ def load_params(
         UserError: they are damaged, or not there any more.
     """
     state = jax.eval_shape(lambda: make_state(experiment, 0, attention, mesh))
-    params = state.params
-    if state.mesh is not None:
-        params = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            params,
-            state_sharding(state.mesh, params),
-        )
+    if state.mesh is None:  # Named as well: a run on other devices has saved where its parts lay there.
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        places = jax.tree.map(lambda _: here, state.params)
+    else:
+        places = state_sharding(state.mesh, state.params)
+    params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state.params, places)
     with waiting(f"the parameters of {initial.record['path']}"):
         return initial.load(params)

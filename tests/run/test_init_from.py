@@ -18,6 +18,7 @@ from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.variant import load_experiment
 from jaxformer.huggingface.forms import config_json, form_of
 from jaxformer.huggingface.tensors import flat_parameters, to_tensors
+from jaxformer.huggingface.tokenizer_json import tokenizer_files
 from jaxformer.run.init_from import check_fits, load_params, open_weights, with_tokenizer
 from jaxformer.run.trained import load_trained
 from jaxformer.train import main
@@ -131,16 +132,17 @@ def test_the_same_weights_elsewhere_are_the_same_run_and_others_are_refused(
 @pytest.mark.parametrize(
     ("where", "options", "message"),
     [
-        ("", ["--model.depth=3"], "another model (model.depth 3 here, 2 there); set the fields to what they are there"),
+        ("", ["--model.depth=3"], "another model (model.depth 3 here, 2 there); give --model.depth=2\n"),
         (
             "",
             ["--model.norm=layernorm", "--model.width=32"],
-            "model.norm layernorm here, rmsnorm there); set",
+            "model.norm layernorm here, rmsnorm there); give --model.width=16 --model.head_width=8 ",
         ),
         ("", ["--tokenizer.path=TOKENIZER"], "its tokenizer is not the one of tokenizer.path ("),
         ("checkpoints/5", [], "no checkpoint of step 5; there are [8, 12]"),
         ("checkpoints", [], "no config.json; give RUN, the folder of a run, RUN/checkpoints/STEP or a Hugging Face"),
         ("config.json", [], "no such folder"),
+        ("checkpoints/\u00b2", [], "no such folder"),
         (
             "unfinished",
             [],
@@ -170,6 +172,17 @@ def test_what_cannot_be_started_from_ends_in_one_line_and_writes_nothing(
     assert paths(tmp_path) == before
 
 
+def test_weights_that_were_saved_on_other_devices_are_read_onto_those_here(source, experiment_files, tmp_path):
+    elsewhere = shutil.copytree(source, tmp_path / "elsewhere")
+    for path in elsewhere.glob("checkpoints/*/params/_sharding"):
+        path.write_text(path.read_text().replace("cpu:0", "cuda:0"))
+    assert "cuda:0" in (elsewhere / "checkpoints" / "12" / "params" / "_sharding").read_text()
+    experiment = load_experiment(str(experiment_files["best_fit"]))
+    read = load_params(open_weights(str(elsewhere)), experiment, Implementation("xla"), None)
+    jax.tree.map(np.testing.assert_array_equal, read, load_trained(source).state.params)
+    assert {leaf.device for leaf in jax.tree.leaves(read)} == {jax.devices()[0]}
+
+
 def test_other_rotations_are_reported_since_rows_may_grow(source, experiment_files, capsys):
     overrides = {"model.rope_base": "50000", "model.z_loss": "1e-4"}
     check_fits(load_experiment(str(experiment_files["best_fit"]), overrides), open_weights(str(source)))
@@ -183,6 +196,13 @@ def test_the_tokenizer_is_that_of_the_weights_where_none_is_named(source, experi
     assert with_tokenizer(given, initial.folder) == given
     with pytest.raises(UserError, match="its tokenizer is not the one"):
         check_fits(given, initial)
+
+
+def test_the_tokenizer_of_an_export_stands_for_the_same_text_and_is_enough(source, experiment_files, tmp_path):
+    for name, content in tokenizer_files(load_trained(source).tokenizer, row_length=32).items():
+        (tmp_path / name).write_bytes(content)
+    given = {"tokenizer.path": str(tmp_path / "tokenizer.json")}
+    check_fits(load_experiment(str(experiment_files["best_fit"]), given), open_weights(str(source)))
 
 
 def test_preparing_takes_that_tokenizer_and_trains_none(source, experiment_files, tmp_path, monkeypatch):
@@ -221,9 +241,19 @@ def test_a_hugging_face_folder_of_the_same_weights_starts_the_same_run(
     assert main(starting_from(exported, experiment_files, warm)) == 0
     assert ": finished, 12 steps" in capsys.readouterr().out
     workdir = exported.parent / "run"
-    run_until("step", 1, starting_from(exported, experiment_files, workdir))
-    assert read_metrics(workdir)[0] == read_metrics(warm)[0]
+    run_until("step", 5, starting_from(exported, experiment_files, workdir))
+    ours, theirs = read_metrics(workdir), read_metrics(warm)
+    assert ours[0] == theirs[0]
+    losses = [[line["train/loss"] for line in lines if "train/loss" in line] for lines in (ours, theirs)]
+    assert len(losses[0]) > 1 and losses[0] == losses[1][: len(losses[0])]
     assert read_lineage(workdir) == initial.record
+
+
+def test_a_folder_of_others_may_be_named_as_a_step_is(exported, tmp_path):
+    (tmp_path / "hfx").mkdir()
+    digest = open_weights(str(exported)).digest
+    moved = shutil.copytree(exported, tmp_path / "hfx" / "checkpoints" / "500")
+    assert open_weights(str(moved)).digest == digest
 
 
 def test_tables_may_have_rows_that_a_hugging_face_folder_lacks(exported, experiment_files):
@@ -240,9 +270,20 @@ def test_tables_may_have_rows_that_a_hugging_face_folder_lacks(exported, experim
         check_fits(smaller, initial)
 
 
+def with_fewer_rows(folder, rows=399):
+    """Cuts the tables of a folder, as of a model to whose tokenizer ids were added and that was not resized."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "embed_tokens" in name or "lm_head" in name]:
+        tensors[name] = tensors[name][:rows].copy()
+    save_file(tensors, folder / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (with_fewer_rows, "its tokenizer has 400 ids and its embedding 399 rows, so that"),
         (lambda folder: (folder / "tokenizer.model").unlink(), "no tokenizer.model and no tokenizer.json, so that"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "not whole, or no file of safetensors"),
