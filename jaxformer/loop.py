@@ -151,9 +151,9 @@ def save_now(run: Run, state: TrainState, data_state: dict) -> None:
 
 
 def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] | None:
-    """Validates a state, which is saved, and scores its tasks; returns the scalars, or None if something failed.
+    """Validates a state and scores its tasks; returns the scalars, or None if something failed.
 
-    A failure is reported, and never ends the run.
+    The state is saved, unless it is that before the first step. A failure is reported, and never ends the run.
     """
     is_last = step == run.experiment.training.steps
     evaluations = {"validation": validate_now}
@@ -167,10 +167,9 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
             if jax.process_count() > 1:  # The others wait for this one within the evaluation.
                 raise
             is_whole = False
-            print_notice(
-                f"{what} at step {step} failed ({type(error).__name__}: {error}); while its checkpoint is kept, "
-                f"`jaxformer evaluate --workdir={shell_word(run.workdir)} --step={step}` does it later"
-            )
+            again = f"`jaxformer evaluate --workdir={shell_word(run.workdir)} --step={step}` does it later"
+            advice = f"; while its checkpoint is kept, {again}" if step else ""  # Before the first step none is saved.
+            print_notice(f"{what} at step {step} failed ({type(error).__name__}: {error}){advice}")
         else:
             run.progress.add_evaluation(step, found, text)
             scalars |= found

@@ -228,14 +228,16 @@ def main(arguments: list[str]) -> int:
     options, overrides = parse_arguments(arguments)
     resolved = resolve(options.experiment, overrides, parent=options.parent)
     experiment = resolved.experiment
+    workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
     if options.print_config:
         print_line(json.dumps(to_dict(experiment), indent=2))
     elif options.plan is not None:
         choose_device(experiment.training.device)
         with out_of_memory_reported():
+            if initial := find_weights(experiment.init_from, workdir):
+                check_fits(experiment, initial)
             print_plan(experiment, options.plan)
     else:
-        workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
         join_processes(experiment.mesh.processes)
         advice = functools.partial(advise_here, experiment)
         with lost_process_reported(), out_of_memory_reported(advice), silence_all_but_first():

@@ -12,6 +12,7 @@ from jaxformer.experiment.variant import resolve
 from jaxformer.host.command import Parser, command
 from jaxformer.host.docstrings import docstring
 from jaxformer.plan.estimate import print_plan
+from jaxformer.run.init_from import check_fits, open_weights
 
 
 @command
@@ -25,5 +26,7 @@ def main(arguments: list[str]) -> int:
     keep_compiled()
     choose_device(experiment.training.device)
     with out_of_memory_reported():
+        if experiment.init_from:
+            check_fits(experiment, open_weights(experiment.init_from))
         print_plan(experiment, options.on)
     return 0

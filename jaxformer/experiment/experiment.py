@@ -103,7 +103,8 @@ def make_state(
 ) -> TrainState:
     """Returns the state before the first step; attention is what suits the device and the shapes if it is not given.
 
-    It lies on one device, or on a mesh.
+    It lies on one device, or on a mesh. It reads nothing: what a run takes from its tokenizer and from the weights that
+    `init_from` names is for the caller to give.
 
     Args:
         token_count: ids that the tokenizer has; None for all of `model.vocabulary_size`.

@@ -100,7 +100,7 @@ class Lineage:
     overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Scientific fields that the command line set: such a run is ad hoc, and no part of the graph."""
     init_from: Mapping[str, Any] | None = None
-    """The trained weights that a run started from, as of `Start.record`; None where the seed drew them."""
+    """The trained weights that a run started from, as of `InitialWeights.record`; None where the seed drew them."""
 
 
 class Resolved(NamedTuple):

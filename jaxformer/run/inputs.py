@@ -134,8 +134,14 @@ def open_corpora(experiment: Experiment, *, newest: bool = False) -> tuple[list[
         newest: looks up again at which commits branches of the Hub stand.
 
     Raises:
-        UserError: a corpus is not there, or the tokenizer does not fit the model.
+        UserError: a corpus is not there, or the tokenizer does not fit the model; or one would be trained for weights
+            that have one.
     """
+    require(
+        not experiment.init_from or bool(experiment.tokenizer.path),
+        f"init_from {experiment.init_from}: tokenizer.path is empty, and another tokenizer would be trained; take that "
+        "of the weights, jaxformer.run.init_from.with_tokenizer(experiment, folder)",
+    )
     corpora = [load_documents(config, newest=newest) for config in parts_of(experiment.corpus)]
     tokenizer = prepare_tokenizer(corpora, experiment.tokenizer, cache_folder(), newest=newest)
     most = -(-tokenizer.vocabulary_size // 128) * 128  # Rows in multiples of 128 are the fastest.
@@ -212,7 +218,11 @@ def _check_shards(documents: Documents, tokenizer: Tokenizer, shards: Shards) ->
 
 
 def prepare_data(experiment: Experiment, seed: int) -> Data:
-    """Returns the data of a run, tokenised and planned; prepares what is not in the cache."""
+    """Returns the data of a run, tokenised and planned; prepares what is not in the cache.
+
+    Raises:
+        UserError: as of `open_corpora` and `prepare_corpora`, or there is too little text for the rows.
+    """
     packing = experiment.packing
     tasks = load_tasks(experiment.evaluation)  # Refused before hours of preparation.
     documents, tokenizer = open_corpora(experiment)

@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_run import assert_same_run, command, read_metrics, run_until
 
+import jaxformer.loop
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.commands.evaluate import main as evaluate
+from jaxformer.commands.plan import main as plan
 from jaxformer.commands.prepare import main as prepare
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import make_state
@@ -20,6 +22,7 @@ from jaxformer.huggingface.forms import config_json, form_of
 from jaxformer.huggingface.tensors import flat_parameters, to_tensors
 from jaxformer.huggingface.tokenizer_json import tokenizer_files
 from jaxformer.run.init_from import check_fits, load_params, open_weights, with_tokenizer
+from jaxformer.run.inputs import prepare_data
 from jaxformer.run.trained import load_trained
 from jaxformer.train import main
 
@@ -203,6 +206,35 @@ def test_the_tokenizer_of_an_export_stands_for_the_same_text_and_is_enough(sourc
         (tmp_path / name).write_bytes(content)
     given = {"tokenizer.path": str(tmp_path / "tokenizer.json")}
     check_fits(load_experiment(str(experiment_files["best_fit"]), given), open_weights(str(source)))
+
+
+def test_data_are_not_prepared_with_a_tokenizer_that_would_be_trained_anew(source, experiment_files):
+    experiment = load_experiment(str(experiment_files["best_fit"]), {"init_from": str(source)})
+    with pytest.raises(UserError, match=r"tokenizer\.path is empty, .*with_tokenizer\(experiment, folder\)"):
+        prepare_data(experiment, seed=0)
+
+
+@pytest.mark.parametrize("main", [plan, lambda options: main([*options[:-1], "--plan"])])
+def test_a_plan_is_refused_as_the_run_would_be(main, source, experiment_files, capsys):
+    arguments = [f"--experiment={experiment_files['best_fit']}", f"--init_from={source}", "--model.depth=3"]
+    assert main([*arguments, "--on=H100"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"jaxformer: init_from {source}: another model (model.depth 3 here, 2 there); give --model.depth=2\n",
+    )
+
+
+def test_validation_that_fails_before_the_first_step_names_no_checkpoint(
+    source, experiment_files, tmp_path, monkeypatch, capsys
+):
+    def fail(state, *_):
+        raise RuntimeError(f"out of luck at {int(state.step)}")
+
+    monkeypatch.setattr(jaxformer.loop, "validate", fail)
+    assert main(starting_from(source, experiment_files, tmp_path / "run")) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "out of luck" in line]
+    assert lines[0] == "jaxformer: validation at step 0 failed (RuntimeError: out of luck at 0)"
+    assert lines[1].endswith(" --step=4` does it later")
 
 
 def test_preparing_takes_that_tokenizer_and_trains_none(source, experiment_files, tmp_path, monkeypatch):
