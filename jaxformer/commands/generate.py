@@ -14,7 +14,7 @@ import io
 import sys
 from collections.abc import Iterator
 
-from jaxformer.config import UserError, is_unicode, require
+from jaxformer.config import UserError, require
 from jaxformer.devices.device import keep_compiled, out_of_memory_reported
 from jaxformer.evaluation.generate import Sampling, encode_prompt
 from jaxformer.host.command import Parser, command
@@ -80,11 +80,11 @@ def write_for_each_line(trained: Trained, options: argparse.Namespace) -> None:
     if asks:
         print_line(f"{trained}\n\nType how a text begins. Ctrl-C stops a text, Ctrl-D ends.", is_error=True)
     for number, prompt in enumerate(filter(None, prompts(asks))):
-        if not number:
-            note_length(trained, prompt, options)
-        elif not asks:
+        if number and not asks:
             print_text("\n")
         try:
+            if not number:
+                note_length(trained, prompt, options)
             with interruptible() if asks else contextlib.nullcontext():
                 write_texts(trained, prompt, options, number)
         except KeyboardInterrupt:
@@ -121,7 +121,6 @@ def write_texts(trained: Trained, prompt: str, options: argparse.Namespace, numb
     Args:
         number: of the prompt, which is added to the seed.
     """
-    require(is_unicode(prompt), "the prompt is not UTF-8")
     names = ("tokens", "temperature", "top_k", "top_p")
     sampling = {**{name: getattr(options, name) for name in names}, "seed": options.seed + number}
     if options.count == 1:
@@ -137,7 +136,7 @@ def write_texts(trained: Trained, prompt: str, options: argparse.Namespace, numb
 
 def note_length(trained: Trained, prompt: str, options: argparse.Namespace) -> None:
     """Prints a line if a text is to be longer than those that the model has seen."""
-    prompt_tokens = len(encode_prompt(trained.tokenizer, prompt)) if is_unicode(prompt) else 0
+    prompt_tokens = len(encode_prompt(trained.tokenizer, prompt))
     longest, row_length = prompt_tokens + (options.tokens or 0), trained.experiment.packing.row_length
     if longest > row_length:
         print_notice(f"trained on rows of {row_length} tokens; a text of {longest} may become poor")

@@ -10,6 +10,7 @@ Axes: B row, P place in the padded prompt, C place in the cache, and as in `mode
 """
 
 import functools
+import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from jaxformer.attention.reference import MASKED
-from jaxformer.config import require
+from jaxformer.config import is_unicode, require
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.options import fixed_options
 from jaxformer.host.console import progress_bar
@@ -32,11 +33,17 @@ _COLDEST, _HOTTEST = 1e-3, 1e3
 # The shortest prompt and cache that is compiled.
 _SMALLEST_BUCKET = 32
 
-# Of a model of 500 million parameters the keys and values of so many take 21 GB in bfloat16.
+# Of a prompt and its text; of a model of 500 million parameters the keys and values of so many take 21 GB in bfloat16.
 _MOST_TOKENS = 1 << 17
 
 # Tokens between two looks at the texts of a batch, which are a step of its bar.
 _TOKENS_AT_ONCE = 16
+
+
+def require_whole(**values: object) -> None:
+    """Raises `UserError` unless each value, given by its name, is a whole number."""
+    for name, value in values.items():
+        require(isinstance(value, numbers.Integral), f"{name} ({value}) must be a whole number")
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Sampling:
             f"temperature ({self.temperature}) must be 0, for the likeliest token, or between {_COLDEST} and "
             f"{_HOTTEST:.0f}",
         )
+        require_whole(top_k=self.top_k)
         require(self.top_k >= 0, f"top_k ({self.top_k}) must be at least 1, or 0 to draw among all tokens")
         require(0 < self.top_p <= 1, f"top_p ({self.top_p}) must be above 0 and at most 1")
 
@@ -83,8 +91,8 @@ def generate(
         label: of a progress bar; None shows none.
 
     Raises:
-        UserError: an empty prompt, no tokens, more of them than a learned position table holds, or a top_k beyond the
-            vocabulary.
+        UserError: an empty prompt, no tokens, more of them than a learned position table or a cache holds, or a top_k
+            beyond the vocabulary.
     """
     texts: list[list[int]] = [[] for _ in prompts]
     options = {"tokens": tokens, "key": key, "sampling": sampling, "eos_id": eos_id}
@@ -137,7 +145,12 @@ def sample_text(model: Transformer, tokenizer: Tokenizer, *, tokens: int, seed: 
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Returns the ids of a prompt, which begins a document: those of its text behind BOS."""
+    """Returns the ids of a prompt, which begins a document: those of its text behind BOS.
+
+    Raises:
+        UserError: it holds a lone surrogate, as which Python reads a byte that is not UTF-8.
+    """
+    require(is_unicode(prompt), "the prompt is not UTF-8")
     return [tokenizer.bos_id, *tokenizer.encode(prompt)]
 
 
@@ -204,7 +217,12 @@ def decode(
     count, limit = model.token_count, model.config.learned_positions
     longest = max(map(len, prompts), default=0)
     require(bool(prompts) and min(map(len, prompts)) > 0, "a prompt needs at least one token: BOS")
-    require(0 < tokens <= _MOST_TOKENS, f"tokens ({tokens}) must be at least 1 and at most {_MOST_TOKENS}")
+    require_whole(tokens=tokens)
+    require(tokens > 0, f"tokens ({tokens}) must be at least 1")
+    require(
+        longest + tokens <= _MOST_TOKENS,
+        f"a prompt of {longest} tokens and tokens ({tokens}) must be at most {_MOST_TOKENS} together",
+    )
     require(
         not limit or longest + tokens <= limit,
         f"a prompt of {longest} tokens and tokens ({tokens}) exceed the {limit} positions that the model has learned",

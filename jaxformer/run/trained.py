@@ -22,6 +22,7 @@ from jaxformer.evaluation.generate import (
     encode_prompt,
     generate,
     next_token_logits,
+    require_whole,
     stream_text,
     text_after,
 )
@@ -161,8 +162,10 @@ class Trained:
             label: of a progress bar; None shows none.
 
         Raises:
-            UserError: an argument has no such value, or the prompt is longer than the positions that were learned.
+            UserError: an argument has no such value, or the prompt is longer than the positions that were learned, or
+                no Unicode text.
         """
+        require_whole(count=1 if count is None else count)
         require(count is None or count >= 1, f"count ({count}) must be at least 1")
         ids = encode_prompt(self.tokenizer, prompt)
         written = generate(
@@ -183,7 +186,7 @@ class Trained:
         V is the number of the tokenizer's ids.
 
         Raises:
-            UserError: the text is longer than the positions that were learned.
+            UserError: the text is longer than the positions that were learned, or no Unicode text.
         """
         return next_token_logits(self.model, encode_prompt(self.tokenizer, text))
 
@@ -215,6 +218,7 @@ class Trained:
 
 @fixed_options()
 def _key(seed: int) -> jax.Array:
+    require_whole(seed=seed)
     require(0 <= seed < 1 << 32, f"seed ({seed}) must be at least 0 and below 2**32")
     return jax.random.key(seed)
 

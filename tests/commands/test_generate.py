@@ -8,6 +8,7 @@ import pytest
 
 import jaxformer.commands.generate as module
 from jaxformer.commands.generate import main
+from jaxformer.evaluation.generate import encode_prompt
 from jaxformer.run.trained import Trained, load_trained
 
 pytestmark = [pytest.mark.usefixtures("compiled", "default_signals"), pytest.mark.device_free]
@@ -56,10 +57,15 @@ def test_on_a_terminal_ctrl_c_stops_a_text_and_a_prompt_that_is_refused_is_asked
     generate, monkeypatch, capsys
 ):
     def stream(self, prompt, **options):
-        yield f" and {options['seed']}"
-        if prompt == "stop":
-            signal.raise_signal(signal.SIGINT)
-        yield " more"
+        encode_prompt(self.tokenizer, prompt)
+
+        def write():
+            yield f" and {options['seed']}"
+            if prompt == "stop":
+                signal.raise_signal(signal.SIGINT)
+            yield " more"
+
+        return write()
 
     def read(asked):
         assert asked == "\n> "
@@ -75,6 +81,9 @@ def test_on_a_terminal_ctrl_c_stops_a_text_and_a_prompt_that_is_refused_is_asked
     printed, errors = capsys.readouterr()
     assert printed == "one and 0 more\nstop and 1\ntwo and 3 more\n"
     assert "Ctrl-D ends" in errors and "jaxformer: the prompt is not UTF-8\n" in errors
+    lines[:] = ["caf\udce9", "two"]
+    assert generate() == 0
+    assert capsys.readouterr().out == "two and 1 more\n"
     lines[:] = ["one"]
     monkeypatch.setattr("builtins.input", lambda _: signal.raise_signal(signal.SIGINT))
     assert generate() == 130

@@ -267,6 +267,7 @@ def test_options_that_mean_nothing_are_refused(options, message):
         ([[1], []], 1, "needs at least one token: BOS"),
         ([], 1, "needs at least one token: BOS"),
         ([[1]], 0, r"tokens \(0\) must be at least 1"),
+        ([[1] * 6, [1]], (1 << 17) - 5, r"a prompt of 6 tokens and tokens \(131067\) must be at most 131072 together"),
         ([[1] * 6, [1]], LENGTH, r"a prompt of 6 tokens and tokens \(40\) exceed the 45 positions"),
     ],
 )

@@ -86,13 +86,18 @@ def test_it_writes_and_scores_text_as_its_model_does(run):
     ("options", "message"),
     [
         ({"count": 0}, r"count \(0\) must be at least 1"),
+        ({"count": 1.5}, r"count \(1\.5\) must be a whole number"),
+        ({"tokens": 2.5}, r"tokens \(2\.5\) must be a whole number"),
+        ({"seed": 1.5}, r"seed \(1\.5\) must be a whole number"),
+        ({"top_k": 1.5}, r"top_k \(1\.5\) must be a whole number"),
+        ({"prompt": "caf\udce9"}, "the prompt is not UTF-8"),
         ({"seed": -1}, r"seed \(-1\) must be at least 0 and below 2\*\*32"),
         ({"top_k": 401}, r"top_k \(401\) must be at most the 400 tokens"),
     ],
 )
 def test_options_of_a_text_that_mean_nothing_are_refused(run, options, message):
     with pytest.raises(UserError, match=message):
-        load_trained(run).generate("ba", **options)
+        load_trained(run).generate(**{"prompt": "ba", **options})
 
 
 def test_folder_of_a_run_on_a_gpu_is_read_without_one(run):
