@@ -237,7 +237,7 @@ CASES = {
     "garbage_for_a_tokenizer": tokenizer("garbage.model", "not a SentencePiece model"),
     "truncated_tokenizer": tokenizer("cut.model", "not a SentencePiece model"),
     "tokenizer_of_a_long_name": tokenizer("a" * 300, "name too long"),
-    "folder_without_a_tokenizer": tokenizer("empty", "the folder holds no tokenizer.json or tokenizer.model"),
+    "folder_without_a_tokenizer": tokenizer("empty", "the folder holds no tokenizer.model or tokenizer.json"),
     "torn_tokenizer_json": tokenizer("torn.jsonl", "not a tokenizer.json of Hugging Face tokenizers (JSONDecodeError"),
     "tokenizer_json_without_marks": tokenizer("marks/tokenizer.json", "it has no BOS and no EOS", "eos_token"),
     "given_tokenizer_larger_than_the_model": tiny(

@@ -135,7 +135,7 @@ def prepare_tokenizer(
 
 
 def load_tokenizer(path: str | os.PathLike, *, threads: int = 0, name: str = "") -> Tokenizer:
-    """Returns the tokenizer of a file, or of a folder: its tokenizer.json, else its tokenizer.model.
+    """Returns the tokenizer of a file, or of a folder, as of `tokenizer_file`.
 
     Args:
         path: a SentencePiece model, or a tokenizer.json, beside which tokenizer_config.json may name BOS and EOS.
@@ -148,9 +148,10 @@ def load_tokenizer(path: str | os.PathLike, *, threads: int = 0, name: str = "")
     """
     what, target = f"tokenizer.path {name or path}", expanded(os.fspath(path))
     if os.path.isdir(target):
-        names = [each for each in TOKENIZER_FILES if (target / each).is_file()]
-        require(bool(names), f"{what}: the folder holds no {' or '.join(TOKENIZER_FILES)}")
-        target = target / names[0]
+        found = tokenizer_file(target)
+        if found is None:
+            raise UserError(f"{what}: the folder holds no {' or '.join(TOKENIZER_FILES)}")
+        target = found
     try:
         model = target.read_bytes()
         if target.suffix != ".json" and not model.startswith(b"{"):
@@ -161,6 +162,18 @@ def load_tokenizer(path: str | os.PathLike, *, threads: int = 0, name: str = "")
         raise UserError(f"{what}: {error.strerror}") from error
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
+
+
+def tokenizer_file(folder: Path) -> Path | None:
+    """Returns the file of a folder's tokenizer: tokenizer.model where it can be used, else tokenizer.json, if any."""
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    for file in files[:-1]:
+        try:
+            load_tokenizer(file)
+        except UserError:  # As Llama 2's, which loses text.
+            continue
+        return file
+    return files[-1] if files else None  # The last is refused where it is loaded, in words.
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:

@@ -12,8 +12,9 @@ from jaxformer.data.source_files import open_file, pinned
 from jaxformer.host.cache import make_once
 from jaxformer.host.paths import expanded
 
-# Of a folder or a model of the Hub, the first that there is.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+# Of a folder or a model of the Hub, the first that can be used. A tokenizer.json beside a SentencePiece model was made
+# of it: where the model loses no text, a run of it and one from its export have the same tokenizer by its digest.
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 # NAME or OWNER/NAME; a name with the suffix of a file is one.
 _HUB_NAME = re.compile(r"(?!.*\.(?:model|json)$)[\w-][\w.-]{0,95}(?:/[\w-][\w.-]{0,95})?")
@@ -45,10 +46,10 @@ def local_tokenizer(path: str, cache: Path, *, newest: bool = False) -> Path:
         else:
             wanted = list(TOKENIZER_FILES)
         found = {each.name: each.url for each in find(str(place), what)[0]}
-        name = next((each for each in wanted if each in found), None)
-        require(name is not None, f"{what} {path}: it has no {' or '.join(wanted)}")
+        names = [each for each in wanted if each in found]
+        require(bool(names), f"{what} {path}: it has no {' or '.join(wanted)}")
         folder.mkdir()
-        for each in (name, "tokenizer_config.json"):
+        for each in (*names, "tokenizer_config.json"):
             if each in found:
                 with open_file(found[each], what) as file:
                     (folder / each).write_bytes(file.read())

@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.checkpoint.train_state import open_checkpoints, params_digest, restore_params, saved_params_digest
 from jaxformer.config import UserError, flatten, replace, require
-from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer
+from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer, tokenizer_file
+from jaxformer.data.tokenizer_files import TOKENIZER_FILES
 from jaxformer.devices.mesh import state_sharding
 from jaxformer.experiment.experiment import Experiment, make_state
 from jaxformer.host.cache import cache_folder
@@ -42,9 +43,6 @@ _OBJECTIVE = ("z_loss",)
 
 # The form of what a run of ours has saved, in its record.
 _OWN = "jaxformer"
-
-# Files of a tokenizer; of both in a folder they are one tokenizer, and the first is the one that a run keeps.
-_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
 class InitialWeights(NamedTuple):
@@ -212,19 +210,15 @@ def find_weights(path: str, workdir: Path) -> InitialWeights | None:
 
 
 def tokenizer_in(folder: Path) -> Path:
-    """Returns the file of the tokenizer of a run or of a Hugging Face folder, the first that can be used.
+    """Returns the file of the tokenizer of a run or of a Hugging Face folder, as `tokenizer.path` takes it.
 
     Raises:
         UserError: there is none.
     """
-    refusal = f"no {' and no '.join(_TOKENIZERS)}, so that what its ids mean is not known; copy the model's there"
-    for file in (folder / name for name in _TOKENIZERS if (folder / name).is_file()):
-        try:
-            load_tokenizer(file)
-            return file
-        except UserError as error:
-            refusal = str(error)
-    raise UserError(refusal)
+    if (file := tokenizer_file(folder)) is None:
+        files = " and no ".join(TOKENIZER_FILES)
+        raise UserError(f"no {files}, so that what its ids mean is not known; copy the model's there")
+    return file
 
 
 def with_tokenizer(experiment: Experiment, folder: Path) -> Experiment:

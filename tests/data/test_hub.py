@@ -473,7 +473,7 @@ def test_a_sentencepiece_model_of_the_hub_and_a_file_in_a_folder_of_it_are_taken
     ("path", "message"),
     [
         ("nobody/nothing", "which is no file or folder here: hf://nobody/nothing: branch 'main' cannot be resolved"),
-        ("me/empty", "which is no file or folder here: hf://me/empty: it has no tokenizer.json or tokenizer.model"),
+        ("me/empty", "which is no file or folder here: hf://me/empty: it has no tokenizer.model or tokenizer.json"),
         ("hf://datasets/me/texts", "hf://datasets/me/texts: write hf://OWNER/NAME@REVISION"),
         ("s3://me/gpt2", "s3://me/gpt2: give a file or folder of this machine, or hf://OWNER/NAME"),
         ("me/missing.json", "me/missing.json: No such file or directory"),

@@ -311,7 +311,7 @@ def test_a_given_model_without_bos_or_eos_is_refused(tmp_path, make_texts, setti
 def test_a_missing_file_and_a_file_that_is_no_model_are_named(tmp_path, tokenizer_path):
     with pytest.raises(UserError, match=r"tokenizer\.path .*missing\.model: No such file"):
         load_tokenizer(tmp_path / "missing.model")
-    with pytest.raises(UserError, match=r"tokenizer\.path .*: the folder holds no tokenizer\.json or tokenizer\.model"):
+    with pytest.raises(UserError, match=r"tokenizer\.path .*: the folder holds no tokenizer\.model or tokenizer\.json"):
         load_tokenizer(tmp_path)
     for data in (b"no model at all", tokenizer_path.read_bytes()[:-2000]):
         (tmp_path / "bad.model").write_bytes(data)

@@ -16,12 +16,13 @@ from jaxformer.commands.evaluate import main as evaluate
 from jaxformer.commands.plan import main as plan
 from jaxformer.commands.prepare import main as prepare
 from jaxformer.config import UserError
+from jaxformer.data.tokenizer import load_tokenizer
 from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.variant import load_experiment
 from jaxformer.huggingface.forms import config_json, form_of
 from jaxformer.huggingface.tensors import flat_parameters, to_tensors
 from jaxformer.huggingface.tokenizer_json import tokenizer_files
-from jaxformer.run.init_from import check_fits, load_params, open_weights, with_tokenizer
+from jaxformer.run.init_from import check_fits, load_params, open_weights, tokenizer_in, with_tokenizer
 from jaxformer.run.inputs import prepare_data
 from jaxformer.run.trained import load_trained
 from jaxformer.train import main
@@ -204,6 +205,8 @@ def test_the_tokenizer_is_that_of_the_weights_where_none_is_named(source, experi
 def test_the_tokenizer_of_an_export_stands_for_the_same_text_and_is_enough(source, experiment_files, tmp_path):
     for name, content in tokenizer_files(load_trained(source).tokenizer, row_length=32).items():
         (tmp_path / name).write_bytes(content)
+    assert load_tokenizer(tmp_path).digest == load_trained(source).tokenizer.digest
+    assert tokenizer_in(tmp_path) == tmp_path / "tokenizer.model"
     given = {"tokenizer.path": str(tmp_path / "tokenizer.json")}
     check_fits(load_experiment(str(experiment_files["best_fit"]), given), open_weights(str(source)))
 

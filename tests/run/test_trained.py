@@ -133,7 +133,7 @@ def test_missing_or_other_tokenizer_is_refused(run, tokenizer_path):
     with pytest.raises(UserError, match=r"tokenizer\.model: not a SentencePiece model"):
         load_trained(run)
     path.unlink()
-    with pytest.raises(UserError, match=r"no tokenizer\.json or tokenizer\.model; put back a copy"):
+    with pytest.raises(UserError, match=r"no tokenizer\.model or tokenizer\.json; put back a copy"):
         load_trained(run)
 
 
