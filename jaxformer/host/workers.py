@@ -143,7 +143,7 @@ class _Worker:
         # As multiprocessing does: -X utf8, -O, -W and the like hold for what a worker computes too.
         flags = subprocess._args_from_interpreter_flags()  # pyright: ignore[reportAttributeAccessIssue]
         self.pipe, theirs = Pipe()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  Read when the process has ended, and closed then.
+        self._errors = tempfile.TemporaryFile("w+b")  # noqa: SIM115  Read when the process has ended, and closed then.
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, *flags, "-c", program],

@@ -22,7 +22,7 @@ def campaign(tmp_path_factory):
     """A campaign that is over: its folder, and what it found to differ."""
     folder = tmp_path_factory.mktemp("campaign")
     names = ["best_fit", "mixture_below_an_odd_name"]
-    return folder, fault_campaign.run_campaign(folder, kills=6, flips=0, seed=0, names=names, jobs=2)
+    return folder, fault_campaign.run_campaign(folder, kills=4, flips=0, seed=0, names=names, jobs=2)
 
 
 def test_runs_that_were_killed_at_random_end_as_those_left_alone(campaign):
