@@ -28,8 +28,8 @@ from jaxformer.step import compile_step, eval_step, init_state
 
 STEPS, MIDDLE = 20, 12
 ROWS, T, V = 16, 12, 40
-# Layers one after another, as on a GPU.
-MODEL = ModelConfig(vocabulary_size=V, width=16, depth=3, heads=2, feed_forward_width=24, scan_unroll=1)
+# Layers one after another, as on a GPU; and ids that the tokenizer does not have.
+MODEL = ModelConfig(vocabulary_size=V + 8, width=16, depth=3, heads=2, feed_forward_width=24, scan_unroll=1)
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=2), STEPS)
 
 
@@ -52,9 +52,8 @@ def make_batch(step: int) -> Batch:
 def begin(data: int, fsdp: int, micro_batches: int = 1, remat: str = "none"):
     """Returns the first state on a mesh of the first devices, and the compiled step."""
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp), jax.devices())
-    state = init_state(
-        dataclasses.replace(MODEL, remat=remat), OPTIMIZER, seed=0, micro_batches=micro_batches, mesh=mesh
-    )
+    model = dataclasses.replace(MODEL, remat=remat)
+    state = init_state(model, OPTIMIZER, seed=0, micro_batches=micro_batches, mesh=mesh, token_count=V)
     return state, compile_step(state).lower(state, put_rows(state.mesh, make_batch(0))).compile()
 
 
@@ -90,10 +89,8 @@ def collectives_by_loop(compiled) -> dict[str, dict[str, int]]:
 def evaluations(state) -> dict:
     """Returns the nats of a batch's targets, and of continuations, more than the rows of a device."""
     rng = np.random.default_rng(0)
-    requests = [
-        Request(rng.integers(0, V - 1, n + 2, dtype=np.int32), 1 + int(n) % 3) for n in rng.integers(2, T - 1, 37)
-    ]
-    scores = score(state, requests, PackingConfig(row_length=T), rows_per_batch=3, vocabulary_size=V - 1)
+    requests = [Request(rng.integers(0, V, n + 2, dtype=np.int32), 1 + int(n) % 3) for n in rng.integers(2, T - 1, 37)]
+    scores = score(state, requests, PackingConfig(row_length=T), rows_per_batch=3)
     nats_BT = jax.jit(eval_step)(state, make_batch(0))
     return {"validation": np.asarray(nats_BT).ravel().tolist(), "cloze": scores.nats.tolist()}
 
@@ -134,7 +131,7 @@ def main(folder: Path) -> dict:
     with open_checkpoints(folder / "1x1") as checkpoints:
         params = restore_params(checkpoints, like["1x8"].params)
     mesh = make_mesh(MeshConfig(data=1, fsdp=8), jax.devices())
-    out["started"] = bits(init_state(MODEL, OPTIMIZER, seed=5, mesh=mesh, params=params))
+    out["started"] = bits(init_state(MODEL, OPTIMIZER, seed=5, mesh=mesh, token_count=V, params=params))
     return out
 
 
