@@ -31,6 +31,23 @@ def pytest_xdist_auto_num_workers():
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
+# The files that take longest, of all and of those with slow tests: a process is given whole files.
+_LONGEST = (
+    "test_foreign_faults.py",
+    "test_fault_campaign.py",
+    "test_step.py",
+    "test_mesh.py",
+    "test_bad_input.py",
+    "test_full_disk.py",
+    "test_ablate.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with the longest files, so that none of them is left for one process when the others are done."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """A folder that all processes of a test session share: what is expensive is made there once, under a lock."""

@@ -55,7 +55,7 @@ EXPERIMENT = Experiment(
     attention=AttentionConfig(),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=5),
     training=TrainingConfig(
-        steps=80, rows_per_step=4, micro_batches={micro_batches}, log_every_steps=5, skip_spikes_above={spikes}
+        steps={steps}, rows_per_step=4, micro_batches={micro_batches}, log_every_steps=5, skip_spikes_above={spikes}
     ),
     checkpoint=CheckpointConfig(every_steps=8, keep=2, keep_every_steps=32),
     evaluation=EvaluationConfig(every_steps=20, validation_bytes=200, rows_per_batch=2, sample_tokens=5),
@@ -74,8 +74,7 @@ CONFIGURATIONS = {
     "mixture_below_an_odd_name": PLAIN | {"corpus": "two", "reader_threads": 3, "below": ODD},
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-# Share of a run's time after which its first step is done: what comes before is imports and preparation.
-TRAINS_FROM = 0.6
+STEPS = 80
 RESULTS = ("status", "steps", "tokens", "train/loss", "validation/loss", "validation/bits_per_byte", "best_checkpoint")
 
 
@@ -86,7 +85,7 @@ def write_experiments(folder: Path) -> dict[str, Path]:
         texts = write_corpora(folder / place)
         for name, fields in CONFIGURATIONS.items():
             if fields["below"] == place:
-                text = EXPERIMENT.format(**fields | {"corpus": texts[fields["corpus"]]})
+                text = EXPERIMENT.format(**fields | {"corpus": texts[fields["corpus"]], "steps": STEPS})
                 (folder / f"{name}.py").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.py" for name in CONFIGURATIONS}
 
@@ -153,28 +152,43 @@ class Campaign:
         """Kills runs of a configuration so many times; returns a line on each thing that differs."""
         expected, seconds = self.leave_alone(name)
         choices, problems, killed, number = random.Random(f"{name} {seed}"), [], 0, 0
-        # One in four at any time, and the others while something is trained.
-        begin = seconds * TRAINS_FROM
         while killed < kills:
             number += 1
             workdir = place_of(self.folder, name) / f"killed_{number}"
             while not (workdir / "summary.json").exists():
                 with self.start(name, workdir) as process:
-                    moment = choices.uniform(0 if choices.random() < 0.25 else begin, seconds)
-                    sent = choices.choice(SIGNALS)
-                    try:
-                        process.wait(moment if killed < kills else None)
-                    except subprocess.TimeoutExpired:
+                    if killed < kills and wait_for_moment(process, workdir, choices, seconds):
+                        sent = choices.choice(SIGNALS)
                         process.send_signal(sent)
                         killed += 1
                         bar.update()
-                        problems += died_otherwise(process, sent, f"{workdir} after {moment:.2f} s")
-                        continue
-                    if process.returncode != 0:
+                        problems += died_otherwise(process, sent, str(workdir))
+                    elif process.wait() != 0:
                         problems.append(f"{workdir} ended with {process.returncode}; see its log")
                         break
             problems += [f"{workdir}: {difference}" for difference in differences(workdir, expected)]
         return problems
+
+
+def wait_for_moment(process: subprocess.Popen, workdir: Path, choices: random.Random, seconds: float) -> bool:
+    """Waits until a random moment of a run; returns whether it was still going on then.
+
+    One in four is at any time within its seconds, also before anything is trained; the others are soon after a step
+    that it has not written yet, so that it does not matter how fast it is now.
+    """
+    if choices.random() < 0.25:
+        time.sleep(choices.uniform(0, seconds))
+        return process.poll() is None
+    step = choices.randint(min(steps_written(workdir) + 1, STEPS), STEPS)
+    while process.poll() is None and steps_written(workdir) < step:
+        time.sleep(0.005)
+    time.sleep(choices.uniform(0, seconds / STEPS))
+    return process.poll() is None
+
+
+def steps_written(workdir: Path) -> int:
+    """Returns the last step in the metrics of a run; 0 for none."""
+    return max((line["step"] for line in read_metrics(workdir)), default=0)
 
 
 def times_resumed(folder: Path) -> int:
