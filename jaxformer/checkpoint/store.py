@@ -139,9 +139,9 @@ class Checkpoints(Closing):
 
     def _open(self) -> ocp.CheckpointManager:
         if self.is_read_only:
-            return ocp.CheckpointManager(
-                self._literal, options=ocp.CheckpointManagerOptions(create=False, read_only=True)
-            )
+            # Not `read_only`, which warns of itself each time: nothing else here writes when nothing is saved.
+            options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
+            return ocp.CheckpointManager(self._literal, options=options)
         self._remove_leftovers()
         return ocp.CheckpointManager(
             self._literal,

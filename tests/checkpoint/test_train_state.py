@@ -164,6 +164,14 @@ def test_leftovers_of_interrupted_saves_are_removed_by_who_writes_and_left_by_wh
         assert checkpoints.steps() == [4, 12] and not leftover.exists()
 
 
+def test_reading_reports_nothing_and_changes_nothing(folder, capfd, caplog):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with open_checkpoints(folder) as checkpoints:
+        restore_params(checkpoints, initial_state().params)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert caplog.records == [] and capfd.readouterr() == ("", "")
+
+
 def test_checkpoints_of_another_run_are_refused_with_the_differing_keys_and_left_as_they_are(checkpoints, folder):
     before = {path: path.read_bytes() for path in files_of(folder)}
     with pytest.raises(UserError, match=r"belong to another configuration \(name: tiny~12ab34 -> huge\)"):
