@@ -64,6 +64,9 @@ REMATS = ("auto", "none", *SAVED)
 # than 1 / sqrt(fan-in).
 INITIAL_SCALE = 0.02
 
+# The parameters with a row for each id.
+VOCABULARY_TABLES = ("embedding", "unembedding")
+
 # Depth up to which a CPU unrolls all blocks, which saves it an eighth of a step and costs compile time with each.
 MOST_UNROLLED = 16
 
@@ -74,7 +77,8 @@ class ModelConfig:
 
     vocabulary_size: PositiveInt32
     """Rows of the embedding table, tokens; at least the tokenizer's, a multiple of 128 is fastest. Rows beyond the
-    tokenizer's stand for no token and have no probability, in training, validation, tasks and samples alike.
+    tokenizer's stand for no token and have no probability, in training, validation, tasks and samples alike; without a
+    gradient they stay the zeros that they begin with.
     """
     width: PositiveInt32
     """D, of the residual stream."""
@@ -261,7 +265,12 @@ class Transformer(nnx.Module):
         # keeps the first loss within 2 % of ln V at any width.
         table_scale = min(INITIAL_SCALE, 0.45 * config.width**-0.5)
         table_shape = (config.vocabulary_size, config.width)
-        self.embedding = Table(table_scale * jax.random.normal(rngs.params(), table_shape))
+        is_token_V1 = jnp.arange(config.vocabulary_size)[:, None] < self.token_count
+
+        def drawn_table(key):
+            return Table(jnp.where(is_token_V1, table_scale * jax.random.normal(key, table_shape), 0))
+
+        self.embedding = drawn_table(rngs.params())
 
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -274,7 +283,7 @@ class Transformer(nnx.Module):
         # changes what another parameter begins with.
         unembedding_key, positions_key = rngs.params(), rngs.params()
         if not config.tied_embeddings:
-            self.unembedding = Table(table_scale * jax.random.normal(unembedding_key, table_shape))
+            self.unembedding = drawn_table(unembedding_key)
         if config.learned_positions:
             shape = (config.learned_positions, config.width)
             self.position_embedding = Table(INITIAL_SCALE * jax.random.normal(positions_key, shape))
