@@ -189,7 +189,7 @@ def make_checked_state(
     seek(batches, 0)
     attention = choose_attention(experiment, batch, workdir, mesh.size)
     token_count = data.tokenizer.vocabulary_size
-    params = initial and load_params(initial, experiment, attention.implementation, mesh)
+    params = initial and load_params(initial, experiment.model, mesh)
     state = make_state(experiment, seed, attention.implementation, mesh, token_count=token_count, params=params)
     print_overview(experiment, state, data, attention, fit)
     if initial:

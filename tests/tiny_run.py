@@ -23,7 +23,7 @@ from jaxformer.experiment import (
 
 EXPERIMENT = Experiment(
     question="Does a run that was stopped end as if it had not been?",
-    model=ModelConfig(vocabulary_size=400, width=16, depth=2, heads=2),
+    model=ModelConfig(vocabulary_size=416, width=16, depth=2, heads=2),
     corpus={corpus},
     tokenizer=TokenizerConfig(vocabulary_size=400, threads=1),
     packing=PackingConfig(row_length=32, method={method!r}, minimum_fill=0.5),

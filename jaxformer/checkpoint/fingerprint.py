@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def fingerprints(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
+def fingerprints(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, int]:
     """Returns 32 bits for each array that tell it from any other of its shape.
 
     They are the sum, modulo 2**32, of each word and its place mixed by MurmurHash3's finaliser (Appleby 2011). For its
@@ -19,7 +20,7 @@ def fingerprints(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
 
 
 @jax.jit
-def _fingerprints(arrays: list[jax.Array]) -> jax.Array:
+def _fingerprints(arrays: list[jax.Array | np.ndarray]) -> jax.Array:
     def mixed(h):
         h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
         h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
@@ -36,6 +37,12 @@ def _fingerprints(arrays: list[jax.Array]) -> jax.Array:
         return jnp.sum(mixed(words + places * jnp.uint32(0x9E3779B9)), dtype=jnp.uint32)
 
     return jnp.stack([fingerprint(x) for x in arrays])
+
+
+def of_first_rows(fingerprint: int, shape: tuple[int, ...], rows: int) -> int:
+    """Returns the fingerprint of the first rows of a float32 array, by that of the whole: all other rows are zeros."""
+    zeros = fingerprints({"whole": jnp.zeros(shape, jnp.float32), "first": jnp.zeros((rows, *shape[1:]), jnp.float32)})
+    return (fingerprint - zeros["whole"] + zeros["first"]) % (1 << 32)
 
 
 def digest_of(fingerprints: Mapping[str, int]) -> str:

@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from jaxformer.checkpoint.fingerprint import digest_of, fingerprints, sealed
+from jaxformer.checkpoint.fingerprint import digest_of, fingerprints, of_first_rows, sealed
 from jaxformer.checkpoint.retention import CheckpointConfig
 from jaxformer.checkpoint.store import Checkpoints, chain, first_line, hush, open_checkpoints
 from jaxformer.config import TrainingFailure, UserError, check_same, require
 from jaxformer.devices.multihost import all_min
+from jaxformer.model import VOCABULARY_TABLES
 from jaxformer.step import TrainState
 
 __all__ = [
@@ -157,25 +159,35 @@ def restore_params(checkpoints: Checkpoints, params: nnx.State, step: int | None
     return _unnamed(arrays["params"], params)
 
 
-def params_digest(params: nnx.State) -> str:
-    """Returns a hexadecimal digest of parameters, the same wherever their names and values are the same."""
-    return digest_of(fingerprints(_named(params)))
+def params_digest(params: Mapping[str, np.ndarray]) -> str:
+    """Returns a hexadecimal digest of parameters by dotted path, of their names and values alone."""
+    return digest_of(fingerprints(params))
 
 
-def saved_params_digest(checkpoints: Checkpoints, params: nnx.State, step: int) -> str:
-    """Returns the digest of the parameters of a step, which are not read.
+def saved_params_digest(checkpoints: Checkpoints, params: nnx.State, step: int, token_count: int) -> str:
+    """Returns the `params_digest` of a step, whose parameters are not read, with the tables cut to the tokens' rows.
+
+    The other rows influence nothing: they have no gradient, and so no part in its norm or in an update of others. They
+    are zeros in every run that was begun with zeros there.
 
     Args:
-        params: of the same model; their names are used, and they may be abstract.
+        params: of the same model; their names and shapes are used, and they may be abstract.
+        token_count: ids that the run's tokenizer has.
 
     Raises:
         UserError: the step has no record that is whole, or not of these parameters.
     """
     (_, record), _ = _newest(checkpoints, step, {}, {})
-    saved = record["fingerprints"]
-    lacking = [name for name in _named(params) if name not in saved]
+    saved, named = record["fingerprints"], _named(params)
+    lacking = [name for name in named if name not in saved]
     require(not lacking, f"checkpoint {step} in {checkpoints.folder}: another version made it, without {lacking[:1]}")
-    return digest_of({name: saved[name] for name in _named(params)})
+    found = {name.removesuffix(".value"): (saved[name], array.shape) for name, array in named.items()}
+    return digest_of(
+        {
+            name: of_first_rows(value, shape, token_count) if name in VOCABULARY_TABLES else value
+            for name, (value, shape) in found.items()
+        }
+    )
 
 
 def abstract(tree: Any) -> Any:

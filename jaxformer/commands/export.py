@@ -41,6 +41,6 @@ def main(arguments: Sequence[str]) -> int:
         f"{options.workdir}, step {trained.step:,}: {exported.architecture} of {exported.parameters:,} parameters in "
         f"{options.dtype}, written to {options.out}"
     )
-    print_wrapped(exported.proof.describe(options.dtype), indent=0)
+    print_wrapped(exported.comparison.describe(options.dtype), indent=0)
     print_notice(ambiguity(trained.tokenizer))
     return 0

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxformer.huggingface.proof import Proof, Unchecked
+from jaxformer.huggingface.comparison import Comparison, NotCompared
 
 _HEAD = """\
 ---
@@ -40,7 +40,7 @@ def model_card(
     commands: Sequence[str],
     validation: Mapping[str, Any] | None,
     tasks: Sequence[Mapping[str, Any]],
-    proof: Proof | Unchecked,
+    comparison: Comparison | NotCompared,
     ambiguity: str,
 ) -> str:
     """Returns the card of a run's model in Markdown.
@@ -55,7 +55,7 @@ def model_card(
         validation: what `validation.json` holds of the step, or as much of it as `metrics.jsonl` has; None where it was
             not validated.
         tasks: what the files of the tasks' scores hold.
-        proof: the comparison with transformers, or why there was none.
+        comparison: with transformers, or why there was none.
         ambiguity: as of `tokenizer_json.ambiguity`.
     """
     config = record["config"]
@@ -79,7 +79,7 @@ def model_card(
         "## How it was made\n",
         "\n".join(["```", *commands, "```\n"]),
         f"Trained with {versions}{f', git commit {commit}' if commit else ''}, on {record['device']}.\n",
-        " ".join([proof.describe(dtype), ambiguity]).strip() + "\n",
+        " ".join([comparison.describe(dtype), ambiguity]).strip() + "\n",
         USE,
     ]
     return "\n".join(sections)
@@ -90,7 +90,7 @@ def _beginning(record: Mapping[str, Any], tokens: int) -> str:
     initial, sentences = record.get("lineage", {}).get("init_from"), []
     while initial:
         known = {name: initial[name] for name in ("experiment", "seed", "step") if name in initial}
-        what = ", ".join([f"{initial['form']}", *(f"{name} {value}" for name, value in known.items())])
+        what = ", ".join([initial["model_type"], *(f"{name} {value}" for name, value in known.items())])
         had_read = f"had read {initial['tokens']:,} tokens" if "tokens" in initial else "had read what is not recorded"
         subject, these = ("Those", "those") if sentences else ("It", "these")
         sentences.append(

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxformer.config import UserError, flatten, require
+from jaxformer.config import UserError, require
 from jaxformer.host.files import read_json, require_json
-from jaxformer.huggingface.forms import Form, read_config_json
+from jaxformer.huggingface.architectures import Architecture
+from jaxformer.huggingface.config_json import read_config_json
 from jaxformer.huggingface.tensors import from_tensors
 from jaxformer.model import ModelConfig
 
@@ -23,42 +24,24 @@ def read_model(folder: Path) -> ModelConfig:
     Raises:
         UserError: there is none, or it is none of ours.
     """
-    return _read_form(folder)[1]
+    return _read_config(folder)[1]
 
 
-def read_pretrained(folder: Path, model: ModelConfig) -> dict[str, np.ndarray]:
-    """Returns the float32 parameters of a folder by dotted path, in the shapes that a model of ours has.
-
-    The tables may have more rows than the folder's: those, ids that its tokenizer does not have, are 0.
+def read_pretrained(folder: Path) -> dict[str, np.ndarray]:
+    """Returns the float32 parameters of a folder by dotted path.
 
     Args:
         folder: with config.json and model.safetensors, or its parts and their index; float32, bfloat16 or float16.
-        model: the configuration that the parameters are for.
 
     Raises:
-        UserError: the folder is no model of ours, is damaged, or differs from the model in what it computes.
+        UserError: the folder is no model of ours, or is damaged.
     """
-    form, theirs = _read_form(folder)
-    check_same_model(folder, theirs, model)
+    architecture, model = _read_config(folder)
     with _open_tensors(folder) as tensors:
-        return from_tensors(form, model, tensors, theirs.vocabulary_size, folder)
+        return from_tensors(architecture, model, tensors, folder)
 
 
-def check_same_model(folder: Path, theirs: ModelConfig, ours: ModelConfig) -> None:
-    """Raises `UserError` where the model of a folder differs from a configuration, with each field that does."""
-    there, here = (flatten(model.effective(), science_only=True) for model in (theirs, ours))
-    free = {"z_loss", "rope_base"} if ours.learned_positions else {"z_loss"}
-    if ours.vocabulary_size >= theirs.vocabulary_size:
-        free.add("vocabulary_size")
-    differing = [
-        f"model.{name} is {value}, and {there[name]} there"
-        for name, value in here.items()
-        if value != there[name] and name not in free
-    ]
-    require(not differing, f"{folder} does not fit the experiment: {'; '.join(differing)}")
-
-
-def _read_form(folder: Path) -> tuple[Form, ModelConfig]:
+def _read_config(folder: Path) -> tuple[Architecture, ModelConfig]:
     path = folder / CONFIG
     config = require_json(path, f"{folder}: no {CONFIG}; give a folder with a model of Hugging Face transformers")
     try:

@@ -23,7 +23,7 @@ from jaxformer.data.tokenizer import Tokenizer
 _NORMAL, _USER_DEFINED, _UNUSED = 1, 4, 5
 # Types of its models.
 _UNIGRAM, _BPE = 1, 2
-# Below any sum of log-probabilities of a spelled mark's characters: it is never the likeliest reading of them.
+# Below any sum of log-probabilities of a spelled special token's characters: it is never the likeliest reading of them.
 _NEVER = -1e4
 
 
@@ -41,14 +41,14 @@ def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
         definition, files = from_sentencepiece(tokenizer.model), {"tokenizer.model": tokenizer.model}
     else:
         definition, files = _tidied(json.loads(tokenizer.model)), {}
-    marks = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
-    definition = _with_marks(definition, {tokenizer.bos: tokenizer.bos_id, tokenizer.eos: tokenizer.eos_id})
+    definition = _with_special(definition, {tokenizer.bos: tokenizer.bos_id, tokenizer.eos: tokenizer.eos_id})
     definition["post_processor"] = _bos_before(tokenizer.bos, tokenizer.bos_id)
     config = {
         # Not LlamaTokenizer or another of a model: those bring steps of their own.
         "tokenizer_class": "PreTrainedTokenizerFast",
         **_unknown(definition),
-        **marks,
+        "bos_token": tokenizer.bos,
+        "eos_token": tokenizer.eos,
         "add_bos_token": True,
         "add_eos_token": False,
         "split_special_tokens": True,
@@ -180,10 +180,10 @@ def _unknown(definition: Mapping[str, Any]) -> dict[str, str]:
     return {"unk_token": unknown} if unknown in special else {}
 
 
-def _with_marks(definition: Mapping[str, Any], marks: Mapping[str, int]) -> dict[str, Any]:
-    """Returns a definition in which the marks of a document are special tokens."""
-    others = [token for token in definition.get("added_tokens") or [] if token["content"] not in marks]
-    tokens = [*others, *(_added_token(i, mark, special=True) for mark, i in marks.items())]
+def _with_special(definition: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
+    """Returns a definition in which some tokens, with their ids, are special ones."""
+    others = [token for token in definition.get("added_tokens") or [] if token["content"] not in ids]
+    tokens = [*others, *(_added_token(i, content, special=True) for content, i in ids.items())]
     return {**definition, "added_tokens": sorted(tokens, key=lambda token: token["id"])}
 
 

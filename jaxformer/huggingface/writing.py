@@ -1,6 +1,7 @@
 """A folder with a model for Hugging Face transformers, written whole or not at all."""
 
 import contextlib
+import dataclasses
 import json
 import secrets
 import shutil
@@ -16,9 +17,10 @@ from safetensors.numpy import save_file
 from jaxformer.config import UserError, require
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.files import sync_tree
-from jaxformer.huggingface.forms import config_json, form_of
+from jaxformer.huggingface.architectures import architecture_of
+from jaxformer.huggingface.config_json import config_json
 from jaxformer.huggingface.reading import CONFIG, TENSORS, read_pretrained
-from jaxformer.huggingface.tensors import to_tensors
+from jaxformer.huggingface.tensors import to_tensors, with_vocabulary
 from jaxformer.huggingface.tokenizer_json import tokenizer_files
 from jaxformer.model import ModelConfig
 
@@ -89,28 +91,29 @@ def write_model(
     Raises:
         UserError: transformers has no such model or tokenizer, or a parameter is too large for the dtype.
     """
-    form, rows = form_of(model), model.vocabulary_size if keep_padding else tokenizer.vocabulary_size
-    marks = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
-    config = config_json(model, vocabulary_size=rows, row_length=row_length, dtype=dtype, **marks)
+    architecture, count = architecture_of(model), tokenizer.vocabulary_size
+    if not keep_padding:
+        model, params = dataclasses.replace(model, vocabulary_size=count), with_vocabulary(params, count)
+    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
+    config = config_json(model, row_length=row_length, dtype=dtype, **ids)
     files = tokenizer_files(tokenizer, row_length)  # What is refused is refused before anything large is written.
     params = {name: _cast(name, value, dtype) for name, value in params.items()}
-    tensors = to_tensors(form, model, params, rows)
+    tensors = to_tensors(architecture, model, params)
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     generation: dict[str, Any] = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     generation["pad_token_id"] = tokenizer.eos_id  # Of rows of several lengths; masked, so that any would do.
-    if padding := list(range(tokenizer.vocabulary_size, rows)):
+    if padding := list(range(count, model.vocabulary_size)):
         generation["suppress_tokens"] = padding
     _write_json(folder / CONFIG, config)
     _write_json(folder / "generation_config.json", generation)
     for name, content in files.items():
         (folder / name).write_bytes(content)
     (folder / TENSORS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets no other user read it.
-    back = read_pretrained(folder, model)
+    back = read_pretrained(folder)
     for name, value in params.items():
-        kept = slice(rows if name in ("embedding", "unembedding") else None)
-        is_same = np.array_equal(back[name][kept], value[kept].astype(np.float32, copy=False))
+        is_same = np.array_equal(back[name], value.astype(np.float32, copy=False))
         require(is_same, f"{folder / TENSORS}: {name} is not what was written; is the disk damaged?")
-    return sum(tensor.size for name, tensor in tensors.items() if not name.endswith(".bias"))
+    return sum(value.size for value in params.values())
 
 
 def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from jaxformer.config import require
 from jaxformer.host.files import read_json
 from jaxformer.host.paths import expanded, shell_word
-from jaxformer.huggingface.forms import form_of
+from jaxformer.huggingface.architectures import architecture_of
+from jaxformer.huggingface.comparison import Comparison, NotCompared, compare_with_transformers
 from jaxformer.huggingface.model_card import model_card
-from jaxformer.huggingface.proof import Proof, Unchecked, prove
 from jaxformer.huggingface.tensors import flat_parameters
 from jaxformer.huggingface.tokenizer_json import ambiguity
 from jaxformer.huggingface.writing import DTYPES, errors_of_writing, new_folder, write_model
@@ -23,12 +23,12 @@ class Exported(NamedTuple):
     architecture: str
     """Of transformers."""
     parameters: int
-    proof: Proof | Unchecked
-    """The comparison with transformers, or why there was none."""
+    comparison: Comparison | NotCompared
+    """With transformers, or why there was none."""
 
 
 def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False, dtype: str = "float32") -> Exported:
-    """Writes a trained model as a folder that `transformers` loads, proved there where it is installed.
+    """Writes a trained model as a folder that `transformers` loads, and compares them where it is installed.
 
     Args:
         trained: the model.
@@ -42,7 +42,7 @@ def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False,
     require(dtype in DTYPES, f"dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     out = expanded(out) if isinstance(out, str) else out
     model, row_length = trained.experiment.model, trained.experiment.packing.row_length
-    architecture = form_of(model).architecture
+    architecture = architecture_of(model).name
     validation, tasks = _evaluations(trained)
     with new_folder(out) as folder:
         with errors_of_writing(out):
@@ -55,7 +55,7 @@ def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False,
                 keep_padding=keep_padding,
                 dtype=dtype,
             )
-        proof = prove(folder, model, trained.tokenizer, row_length)
+        comparison = compare_with_transformers(folder, model, trained.tokenizer, row_length)
         card = model_card(
             trained.record,
             step=trained.step,
@@ -65,12 +65,12 @@ def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False,
             commands=[_train_command(trained.record), _export_command(trained, out, keep_padding, dtype)],
             validation=validation,
             tasks=tasks,
-            proof=proof,
+            comparison=comparison,
             ambiguity=ambiguity(trained.tokenizer),
         )
         with errors_of_writing(out):
             (folder / "README.md").write_text(card, encoding="utf-8")
-    return Exported(architecture, parameters, proof)
+    return Exported(architecture, parameters, comparison)
 
 
 def _evaluations(trained: Trained) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:

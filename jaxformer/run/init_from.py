@@ -13,25 +13,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxformer.attention.dispatch import Implementation
 from jaxformer.checkpoint.train_state import open_checkpoints, params_digest, restore_params, saved_params_digest
 from jaxformer.config import UserError, flatten, replace, require
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer, tokenizer_file
 from jaxformer.data.tokenizer_files import TOKENIZER_FILES
 from jaxformer.devices.mesh import state_sharding
-from jaxformer.experiment.experiment import Experiment, make_state
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import require_json
 from jaxformer.host.paths import URL, expanded, typed
 from jaxformer.host.waiting import waiting
 from jaxformer.huggingface.reading import read_model, read_pretrained
-from jaxformer.model import ModelConfig, Transformer
+from jaxformer.huggingface.tensors import abstract_parameters, as_state, by_path, with_vocabulary
+from jaxformer.model import ModelConfig
 from jaxformer.run.folder import load_run, run_tokenizer
 from jaxformer.run.identity import CONFIG, read_config
 
@@ -41,7 +40,7 @@ _MAY_CHANGE = ("rope_base", "sliding_window", "logit_soft_cap")
 # No part of what the model computes.
 _OBJECTIVE = ("z_loss",)
 
-# The form of what a run of ours has saved, in its record.
+# In place of a model type of transformers, in the record of what a run of ours has saved.
 _OWN = "jaxformer"
 
 
@@ -49,8 +48,8 @@ class InitialWeights(NamedTuple):
     """Trained weights that a run starts from."""
 
     record: dict[str, Any]
-    """What the run's lineage keeps of them: `path` as it was given, `form`, `params` (their digest) and, of a run of
-    ours, its experiment, seed, step and tokens, and the weights that it started from itself.
+    """What the run's lineage keeps of them: `path` as it was given, `model_type`, `params` (their digest) and, of a run
+    of ours, its experiment, seed, step and tokens, and the weights that it started from itself.
     """
     model: ModelConfig | None
     """The model that they are of; None where they are not there any more."""
@@ -61,12 +60,12 @@ class InitialWeights(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """The digest of the parameters."""
+        """The digest of the parameters, without the tables' rows that no token has; see `saved_params_digest`."""
         return self.record["params"]
 
     def __str__(self) -> str:
         known = {name: self.record[name] for name in ("experiment", "seed", "step") if name in self.record}
-        what = ", ".join([self.record["form"], *(f"{name} {value}" for name, value in known.items())])
+        what = ", ".join([self.record["model_type"], *(f"{name} {value}" for name, value in known.items())])
         return f"{self.record['path']} ({what}), parameters {self.digest[:12]}"
 
 
@@ -77,7 +76,7 @@ def open_weights(path: str) -> InitialWeights:
         path: RUN, the folder of a finished run; RUN/checkpoints/STEP; or a Hugging Face folder.
 
     Raises:
-        UserError: there are none, or they are damaged or of a form that is not known.
+        UserError: there are none, or they are damaged or of an architecture that is not known.
     """
     folder = expanded(path)
     with _path_in_errors(path):
@@ -107,8 +106,8 @@ def _path_in_errors(path: str) -> Iterator[None]:
 def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
     """Returns the weights of a step of a run of ours, or of its last."""
     experiment, config = load_run(workdir)
-    run_tokenizer(workdir, config)  # Refused here if it is another.
-    params = _abstract_params(experiment.model)
+    token_count = run_tokenizer(workdir, config).vocabulary_size  # Refused here if it is another.
+    params = abstract_parameters(experiment.model)
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
         if step is None:
@@ -119,10 +118,10 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
                 f"with STEP of {steps or 'none yet'}",
             )
         require(step in steps, f"no checkpoint of step {step}; there are {steps or 'none'}")
-        digest = saved_params_digest(checkpoints, params, step)
+        digest = saved_params_digest(checkpoints, params, step, token_count)
     record = {
         "path": path,
-        "form": _OWN,
+        "model_type": _OWN,
         "experiment": experiment.name,
         "seed": config["seed"],
         "step": step,
@@ -138,10 +137,9 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
     return InitialWeights(record, experiment.model, workdir, load)
 
 
-def _of_huggingface(path: str, folder: Path, form: str) -> InitialWeights:
+def _of_huggingface(path: str, folder: Path, model_type: str) -> InitialWeights:
     """Returns the weights of a folder that Hugging Face transformers loads; for their digest they are read once."""
-    model = read_model(folder)
-    ids = load_tokenizer(tokenizer_in(folder)).vocabulary_size
+    model, ids = read_model(folder), load_tokenizer(tokenizer_in(folder)).vocabulary_size
     require(
         ids <= model.vocabulary_size,
         f"its tokenizer has {ids} ids and its embedding {model.vocabulary_size} rows, so that what the last ids mean "
@@ -149,40 +147,29 @@ def _of_huggingface(path: str, folder: Path, form: str) -> InitialWeights:
     )
 
     def load(params: nnx.State) -> nnx.State:
-        rows = dict(nnx.to_flat_state(params))[("embedding",)].get_value().shape[0]
+        like = by_path(params)
         with _path_in_errors(path):
-            arrays = read_pretrained(folder, dataclasses.replace(model, vocabulary_size=rows))
-        return _placed(arrays, params)
+            arrays = with_vocabulary(with_vocabulary(read_pretrained(folder), ids), len(like["embedding"]))
+        # Each array is let go once it lies where it is to lie.
+        return as_state({name: _placed(arrays.pop(name), leaf) for name, leaf in like.items()}, params)
 
     with waiting(f"the parameters of {path}"):
         files = sorted((file.name, file.stat()) for file in folder.glob("*.safetensors*"))
         state = tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)
-        digest = _digest_of_files(folder.absolute(), state, model)
-    return InitialWeights({"path": path, "form": form, "params": digest}, model, folder, load)
+        digest = _digest_of_files(folder.absolute(), state, ids)
+    record = {"path": path, "model_type": model_type, "params": digest}
+    return InitialWeights(record, dataclasses.replace(model, vocabulary_size=ids), folder, load)
 
 
 # A command asks for each seed, and gigabytes are read; files that changed are asked for by another state.
 @functools.lru_cache(maxsize=8)
-def _digest_of_files(folder: Path, state: tuple, model: ModelConfig) -> str:
+def _digest_of_files(folder: Path, state: tuple, ids: int) -> str:
     """Returns the digest of the parameters in a folder, whose files have a state: names, sizes, times of change."""
-    return params_digest(_placed(read_pretrained(folder, model), _abstract_params(model)))
+    return params_digest(with_vocabulary(read_pretrained(folder), ids))
 
 
-def _abstract_params(model: ModelConfig) -> nnx.State:
-    return nnx.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0))))
-
-
-def _placed(arrays: dict[str, np.ndarray], params: nnx.State) -> nnx.State:
-    """Returns parameters with the values of arrays of the host by dotted path, each of which is let go once copied."""
-
-    def put(path: tuple, like: jax.ShapeDtypeStruct) -> jax.Array:
-        array = arrays.pop(".".join(map(str, path)))
-        if like.sharding is None:
-            return jnp.array(array)
-        return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
-
-    leaves = [(path, variable.replace(put(path, variable.get_value()))) for path, variable in nnx.to_flat_state(params)]
-    return nnx.from_flat_state(leaves)
+def _placed(array: np.ndarray, like: jax.Array) -> jax.Array:
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
 
 
 def find_weights(path: str, workdir: Path) -> InitialWeights | None:
@@ -248,8 +235,8 @@ def _check_model(here: ModelConfig, there: ModelConfig, record: Mapping[str, Any
     """Raises `UserError` where weights with a record are of another model; reports what may differ."""
     ours, theirs = (flatten(model.effective(), science_only=True) for model in (here, there))
     unused = {*_OBJECTIVE, *(["rope_base"] if here.learned_positions else [])}
-    if record["form"] != _OWN and here.vocabulary_size > there.vocabulary_size:
-        unused.add("vocabulary_size")  # The rows that such a folder lacks are of ids that no tokenizer has.
+    if record["model_type"] != _OWN and here.vocabulary_size > there.vocabulary_size:
+        unused.add("vocabulary_size")  # Rows for the tokenizer's ids are all that is taken of such a folder.
     differing = {
         name: f"model.{name} {value} here, {theirs[name]} there"
         for name, value in ours.items()
@@ -270,20 +257,18 @@ def _have_same_ids(one: Tokenizer, other: Tokenizer) -> bool:
     return (one.bos_id, one.eos_id, one.pieces()) == (other.bos_id, other.eos_id, other.pieces())
 
 
-def load_params(
-    initial: InitialWeights, experiment: Experiment, attention: Implementation, mesh: Mesh | None
-) -> nnx.State:
-    """Returns the parameters that a run starts from, where its state is to lie.
+def load_params(initial: InitialWeights, model: ModelConfig, mesh: Mesh | None) -> nnx.State:
+    """Returns the parameters that a run starts from, where those of its state are to lie.
 
     Raises:
         UserError: they are damaged, or not there any more.
     """
-    state = jax.eval_shape(lambda: make_state(experiment, 0, attention, mesh))
-    if state.mesh is None:  # Named as well: a run on other devices has saved where its parts lay there.
+    params = abstract_parameters(model)
+    if mesh is None or mesh.size == 1:  # Named as well: a run on other devices has saved where its parts lay there.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        places = jax.tree.map(lambda _: here, state.params)
+        places = jax.tree.map(lambda _: here, params)
     else:
-        places = state_sharding(state.mesh, state.params)
-    params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state.params, places)
+        places = state_sharding(mesh, params)
+    params = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), params, places)
     with waiting(f"the parameters of {initial.record['path']}"):
         return initial.load(params)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.checkpoint.fingerprint import fingerprints, sealed
+from jaxformer.checkpoint.fingerprint import fingerprints, of_first_rows, sealed
 
 ARRAYS = {
     "float32": np.linspace(-1, 1, 35, dtype=np.float32).reshape(5, 7),
@@ -48,6 +48,12 @@ def test_two_high_bits_and_zeroed_words_do_not_cancel():
     zeroed = ones.copy()
     zeroed[8:24] = 0
     assert fingerprint(zeroed) != fingerprint(ones)
+
+
+def test_fingerprint_of_the_first_rows_follows_from_the_whole_where_the_others_are_zeros():
+    first = np.linspace(-1, 1, 35, dtype=np.float32).reshape(5, 7)
+    whole = np.concatenate([first, np.zeros((3, 7), np.float32)])
+    assert of_first_rows(fingerprint(whole), whole.shape, 5) == fingerprint(first) != fingerprint(whole)
 
 
 def test_a_sealed_record_reports_any_change_and_takes_an_old_seal_off():

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from huggingface_forms import FORMS, random_parameters
+from huggingface_models import MODELS, random_parameters
 from safetensors.numpy import load_file, save_file
 
 torch = pytest.importorskip("torch")
@@ -17,8 +17,8 @@ import json_tokenizers  # noqa: E402
 from jaxformer.commands.export import main  # noqa: E402
 from jaxformer.config import UserError  # noqa: E402
 from jaxformer.data.json_tokenizer import JsonTokenizer  # noqa: E402
-from jaxformer.huggingface import proof as proof_module  # noqa: E402
-from jaxformer.huggingface.proof import logits, prove  # noqa: E402
+from jaxformer.huggingface import comparison  # noqa: E402
+from jaxformer.huggingface.comparison import compare_with_transformers, logits  # noqa: E402
 from jaxformer.huggingface.reading import read_pretrained  # noqa: E402
 from jaxformer.huggingface.tensors import flat_parameters  # noqa: E402
 from jaxformer.huggingface.writing import write_model  # noqa: E402
@@ -32,7 +32,7 @@ TEXTS = ("", "\t\ta  b \r\n\n", "<s>baba</s> <unk> <0x41>", "\u2581 \U0001f9ea e
 
 def model_of(name):
     positions = {"learned_positions": 256} if name.startswith("gpt2") else {}
-    return dataclasses.replace(FORMS[name], vocabulary_size=416, **positions)
+    return dataclasses.replace(MODELS[name], vocabulary_size=416, **positions)
 
 
 def write(folder, name, tokenizer, **options):
@@ -42,10 +42,10 @@ def write(folder, name, tokenizer, **options):
     return model, params
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_form_gives_the_same_logits_and_the_same_text(name, tokenizer, tmp_path):
+@pytest.mark.parametrize("name", MODELS)
+def test_architecture_gives_the_same_logits_and_the_same_text(name, tokenizer, tmp_path):
     model, params = write(tmp_path, name, tokenizer)
-    found = prove(tmp_path, model, tokenizer, 64)
+    found = compare_with_transformers(tmp_path, model, tokenizer, 64)
     assert found.largest_difference <= FLOAT32 and found.deviation > 0.5 and found.other_ids == found.other_texts == 0
     theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
@@ -60,18 +60,18 @@ def test_form_gives_the_same_logits_and_the_same_text(name, tokenizer, tmp_path)
 
 def test_folder_that_transformers_saves_is_read(tokenizer, tmp_path):
     """Its own keys, in several files."""
-    model, params = write(tmp_path, "qwen3", tokenizer, keep_padding=True)
+    _, params = write(tmp_path, "qwen3", tokenizer, keep_padding=True)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
-    back = read_pretrained(tmp_path / "theirs", model)
+    back = read_pretrained(tmp_path / "theirs")
     for path, value in params.items():
         np.testing.assert_array_equal(back[path], value, err_msg=path)
 
 
-def test_half_precision_is_proved_by_the_values_that_it_holds(tokenizer, tmp_path):
+def test_half_precision_is_compared_by_the_values_that_it_holds(tokenizer, tmp_path):
     model, _ = write(tmp_path, "llama", tokenizer, dtype="bfloat16")
-    assert prove(tmp_path, model, tokenizer, 64).largest_difference <= FLOAT32
+    assert compare_with_transformers(tmp_path, model, tokenizer, 64).largest_difference <= FLOAT32
 
 
 def test_tokenizer_gives_the_same_ids_and_texts(tokenizer, tmp_path):
@@ -83,29 +83,29 @@ def test_tokenizer_gives_the_same_ids_and_texts(tokenizer, tmp_path):
         assert theirs.decode(ids, skip_special_tokens=True) == theirs.decode(ids[1:]) == text
 
 
-def test_proof_notices_another_epsilon_another_kernel_and_another_tokenizer(tokenizer, tmp_path, monkeypatch):
+def test_comparison_notices_another_epsilon_another_kernel_and_another_tokenizer(tokenizer, tmp_path, monkeypatch):
     model, _ = write(tmp_path, "arcee", tokenizer)
     config = json.loads((tmp_path / "config.json").read_text())
     changed = config | {"rms_norm_eps": 1e-3}
-    monkeypatch.setattr(proof_module, "read_pretrained", lambda folder, model: params)
-    params = read_pretrained(tmp_path, model)
+    monkeypatch.setattr(comparison, "read_pretrained", lambda folder: params)
+    params = read_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(changed))
     with pytest.raises(UserError, match=r"computes logits that differ by .* from the run's"):
-        prove(tmp_path, model, tokenizer, 64)
+        compare_with_transformers(tmp_path, model, tokenizer, 64)
     (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"] *= 1.01
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"computes logits that differ by .* from the run's"):
-        prove(tmp_path, model, tokenizer, 64)
+        compare_with_transformers(tmp_path, model, tokenizer, 64)
     definition = json.loads((tmp_path / "tokenizer.json").read_text())
     definition["model"]["merges"] = definition["model"]["merges"][:-1]
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     with pytest.raises(UserError, match=r"of [0-9,]+ lines of text as other ids than the run's tokenizer"):
-        prove(tmp_path, model, tokenizer, 64)
+        compare_with_transformers(tmp_path, model, tokenizer, 64)
 
 
-def test_tokenizer_that_does_not_know_most_characters_is_proved(tmp_path):
+def test_tokenizer_that_does_not_know_most_characters_is_compared(tmp_path):
     """As BERT's; also where its token of them is not called special."""
     file = json.loads(json_tokenizers.bert(["the quick brown fox", "jumps over lazy dogs"]).to_str())
     for is_special in (True, False):
@@ -113,15 +113,15 @@ def test_tokenizer_that_does_not_know_most_characters_is_proved(tmp_path):
         ours = JsonTokenizer(json.dumps(file).encode(), {})
         (tmp_path / str(is_special)).mkdir()
         model, _ = write(tmp_path / str(is_special), "llama", ours)
-        found = prove(tmp_path / str(is_special), model, ours, 64)
+        found = compare_with_transformers(tmp_path / str(is_special), model, ours, 64)
         assert (found.other_ids, found.other_texts) == (0, 0)
 
 
-def test_proof_leaves_what_transformers_reports_as_it_was(tokenizer, tmp_path):
+def test_comparison_leaves_what_transformers_reports_as_it_was(tokenizer, tmp_path):
     model, _ = write(tmp_path, "arcee", tokenizer)
     transformers.logging.set_verbosity_info()
     try:
-        prove(tmp_path, model, tokenizer, 64)
+        compare_with_transformers(tmp_path, model, tokenizer, 64)
         assert transformers.logging.get_verbosity() == transformers.logging.INFO
         assert transformers.logging.is_progress_bar_enabled()
     finally:
@@ -133,11 +133,11 @@ def test_transformers_that_does_not_know_the_model_is_one_line(tokenizer, tmp_pa
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "newer"}))
     with pytest.raises(UserError, match=r"transformers [\d.]+ cannot load it \(.*newer.*\); update it") as refusal:
-        prove(tmp_path, model, tokenizer, 64)
+        compare_with_transformers(tmp_path, model, tokenizer, 64)
     assert "\n" not in str(refusal.value)
 
 
-def test_command_proves_what_it_writes_and_the_example_of_the_card_runs(
+def test_command_compares_what_it_writes_and_the_example_of_the_card_runs(
     uninterrupted, compiled, tmp_path, monkeypatch, capsys
 ):
     assert main([f"--workdir={uninterrupted('best_fit')}", f"--out={tmp_path / 'out'}"]) == 0

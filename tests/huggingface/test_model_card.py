@@ -2,8 +2,8 @@
 
 import pytest
 
+from jaxformer.huggingface.comparison import NOT_INSTALLED, Comparison
 from jaxformer.huggingface.model_card import model_card
-from jaxformer.huggingface.proof import NOT_INSTALLED, Proof
 
 pytestmark = pytest.mark.device_free
 RECORD = {
@@ -29,14 +29,14 @@ VALIDATION = {
     "corpora": {"x": {"documents": 40}, "y": {"documents": 2}},
 }
 TASK = {"task": "piqa", "items": 10, "official_items": 1838, "primary": "acc", "acc": 0.5, "acc_standard_error": 0.1}
-PROOF = Proof(4, 256, 1.1e-5, 2.45, 1000, 0, 0, {"transformers": "5.24.0", "torch": "2.13.0"})
+COMPARISON = Comparison(4, 256, 1.1e-5, 2.45, 1000, 0, 0, {"transformers": "5.24.0", "torch": "2.13.0"})
 
 
 def card(record=RECORD, **changes):
     options = {
         "step": 100, "architecture": "LlamaForCausalLM", "parameters": 123456, "dtype": "float32",
-        "commands": ["jaxformer train", "jaxformer export"], "validation": VALIDATION, "tasks": [TASK], "proof": PROOF,
-        "ambiguity": "",
+        "commands": ["jaxformer train", "jaxformer export"], "validation": VALIDATION, "tasks": [TASK],
+        "comparison": COMPARISON, "ambiguity": "",
     }  # fmt: skip
     return model_card(record, **(options | changes))
 
@@ -55,14 +55,14 @@ def test_card_holds_what_the_run_was_and_what_it_reached():
         "| `model.width` | `16` |",
         "```\njaxformer train\njaxformer export\n```",
         "jax 0.10.2, git commit abcd, on cpu",
-        PROOF.describe("float32"),
+        COMPARISON.describe("float32"),
     ):
         assert part in text
     assert "corpus.path" not in text
 
 
 def test_card_says_what_was_not_done():
-    text = card(validation=None, tasks=[], proof=NOT_INSTALLED, ambiguity="Ties.")
+    text = card(validation=None, tasks=[], comparison=NOT_INSTALLED, ambiguity="Ties.")
     assert "There is no validation of step 100." in text
     assert f"{NOT_INSTALLED.describe('float32')} Ties." in text and "| piqa" not in text
 
@@ -79,9 +79,9 @@ def test_validation_of_the_metrics_has_no_count_of_documents():
 
 
 def test_card_names_the_weights_that_a_run_began_from_and_what_those_began_from():
-    base = {"path": "models/base", "form": "llama", "params": "d1d1"}
+    base = {"path": "models/base", "model_type": "llama", "params": "d1d1"}
     first = {
-        "path": "runs/a|b", "form": "jaxformer", "experiment": "base", "seed": 0, "step": 7, "tokens": 5000,
+        "path": "runs/a|b", "model_type": "jaxformer", "experiment": "base", "seed": 0, "step": 7, "tokens": 5000,
         "params": "d2d2", "init_from": base,
     }  # fmt: skip
     text = card(RECORD | {"lineage": {"init_from": first}, "identity": {"init_from": "d2d2", "seed": 3}})
@@ -104,12 +104,12 @@ def test_card_says_what_the_tokenizer_loses():
     ) in card(RECORD | {"corpora": corpora})
 
 
-def test_proof_is_a_sentence():
-    assert PROOF.describe("float32") == (
+def test_comparison_is_a_sentence():
+    assert COMPARISON.describe("float32") == (
         "With transformers 5.24.0 and torch 2.13.0, the logits of 4 rows of 256 tokens of real text differ by at most "
         "1.1e-05 (float32; their standard deviation is 2.45), and the ids of 1,000 lines of text, and the texts "
         "decoded from them, are equal."
     )
-    differing = PROOF._replace(other_ids=3).describe("bfloat16")
+    differing = COMPARISON._replace(other_ids=3).describe("bfloat16")
     assert "of 1,000 lines of text the ids of 3 differ, and the texts decoded from the run's ids of 0. " in differing
     assert differing.endswith("rounded to bfloat16: what that rounding changes is not in the figure.")

@@ -136,7 +136,7 @@ def test_model_that_the_format_has_no_words_for_is_refused(options, message):
 
 
 def test_given_tokenizer_json_keeps_its_ids_and_gains_a_bos(tmp_path):
-    """As GPT-2's: byte-level BPE, with one mark for both ends and a post-processor that adds none."""
+    """As GPT-2's: byte-level BPE, with one special token for both ends and a post-processor that adds none."""
     from tokenizers import Tokenizer as Fast
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from huggingface_forms import FORMS, random_parameters
+from huggingface_models import MODELS, random_parameters
 from safetensors.numpy import load_file
 
 from jaxformer.config import UserError
@@ -16,7 +16,7 @@ from jaxformer.huggingface.tensors import flat_parameters
 from jaxformer.huggingface.writing import errors_of_writing, new_folder, write_model
 
 pytestmark = pytest.mark.device_free
-MODEL = dataclasses.replace(FORMS["arcee"], vocabulary_size=416)  # The tokenizer has 400 ids.
+MODEL = dataclasses.replace(MODELS["arcee"], vocabulary_size=416)  # The tokenizer has 400 ids.
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_tables_have_rows_for_the_tokenizers_ids_and_no_more(params, tokenizer, 
 
 def test_padding_that_is_kept_comes_back_and_is_never_sampled(params, tokenizer, tmp_path):
     write(tmp_path / "out", params, tokenizer, keep_padding=True)
-    back = read_pretrained(tmp_path / "out", MODEL)
+    back = read_pretrained(tmp_path / "out")
     assert all(np.array_equal(back[name], value) for name, value in params.items())
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation["suppress_tokens"] == list(range(400, 416))
@@ -54,7 +54,7 @@ def test_other_dtype_is_that_of_all_tensors(params, tokenizer, tmp_path):
     }
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     rounded = params["blocks.up"].astype(ml_dtypes.bfloat16).astype(np.float32)
-    np.testing.assert_array_equal(read_pretrained(tmp_path / "out", MODEL)["blocks.up"], rounded)
+    np.testing.assert_array_equal(read_pretrained(tmp_path / "out")["blocks.up"], rounded)
 
 
 @pytest.mark.parametrize("value", [7e4, np.inf, np.nan])

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxformer.commands.export import main
-from jaxformer.huggingface.proof import NOT_INSTALLED
+from jaxformer.huggingface.comparison import NOT_INSTALLED
 from jaxformer.huggingface.reading import read_pretrained
-from jaxformer.huggingface.tensors import flat_parameters
+from jaxformer.huggingface.tensors import flat_parameters, with_vocabulary
 from jaxformer.run.export import export_run
 from jaxformer.run.trained import load_trained
 
@@ -36,8 +36,8 @@ def test_command_writes_the_parameters_and_the_card_of_a_step(run, tmp_path, cap
     )
     assert NOT_INSTALLED.describe("float32") in printed.out and printed.err == ""
     out, trained = tmp_path / "new" / "out", load_trained(run)
-    back = read_pretrained(out, trained.experiment.model)
-    for name, value in flat_parameters(trained.state.params).items():
+    back = read_pretrained(out)
+    for name, value in with_vocabulary(flat_parameters(trained.state.params), 400).items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
     assert {path.name for path in out.iterdir()} == {
         "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
@@ -52,12 +52,12 @@ def test_command_writes_the_parameters_and_the_card_of_a_step(run, tmp_path, cap
     assert re.search(r"\| corpus_0.*corpus_0\.jsonl \| not stated \| \d+ \|", card)
 
 
-def test_broken_torch_leaves_the_folder_unchecked_and_text_is_a_path(run, tmp_path, monkeypatch):
+def test_broken_torch_leaves_the_folder_uncompared_and_text_is_a_path(run, tmp_path, monkeypatch):
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open\\nit')")
     monkeypatch.syspath_prepend(tmp_path / "modules")
     monkeypatch.delitem(sys.modules, "torch")
-    found = export_run(load_trained(run), "out", dtype="bfloat16").proof.describe("bfloat16")
+    found = export_run(load_trained(run), "out", dtype="bfloat16").comparison.describe("bfloat16")
     assert "because torch or transformers fails to import (OSError: libcudart.so.12: cannot open it); " in found
     assert found.endswith(" are the run's, rounded to bfloat16.")
     assert found in (tmp_path / "out" / "README.md").read_text()
@@ -76,7 +76,7 @@ def test_card_has_the_validation_of_a_step_in_training_and_a_command_that_can_be
     assert "jaxformer train --experiment=best_fit --seed=3 --corpus.path='my notes.txt' --model.qk_norm=true\n" in card
 
 
-def option_without_a_form(run):
+def option_without_an_architecture(run):
     path = run / "config.json"
     config = json.loads(path.read_text())
     config["config"]["model"]["logit_soft_cap"] = 30.0
@@ -91,7 +91,7 @@ def taken(run):
 @pytest.mark.parametrize(
     ("arrange", "options", "words"),
     [
-        (option_without_a_form, [], "ArceeForCausalLM, but for model.logit_soft_cap = 30.0"),
+        (option_without_an_architecture, [], "ArceeForCausalLM, but for model.logit_soft_cap = 30.0"),
         (taken, [], "--out out: it exists and is not an empty folder; choose another, or remove it"),
         (lambda run: (run.parent / "out").write_text(""), [], "--out out: it exists and is not an empty folder"),
         (lambda run: shutil.rmtree(run / "checkpoints" / "12"), ["--step=12"], "no checkpoint of step 12"),

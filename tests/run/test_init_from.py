@@ -11,7 +11,6 @@ from safetensors.numpy import load_file, save_file
 from tiny_run import assert_same_run, command, read_metrics, run_until
 
 import jaxformer.loop
-from jaxformer.attention.dispatch import Implementation
 from jaxformer.commands.evaluate import main as evaluate
 from jaxformer.commands.plan import main as plan
 from jaxformer.commands.prepare import main as prepare
@@ -19,9 +18,9 @@ from jaxformer.config import UserError
 from jaxformer.data.tokenizer import load_tokenizer
 from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.variant import load_experiment
-from jaxformer.huggingface.forms import config_json, form_of
-from jaxformer.huggingface.tensors import flat_parameters, to_tensors
+from jaxformer.huggingface.tensors import flat_parameters, with_vocabulary
 from jaxformer.huggingface.tokenizer_json import tokenizer_files
+from jaxformer.huggingface.writing import write_model
 from jaxformer.run.init_from import check_fits, load_params, open_weights, tokenizer_in, with_tokenizer
 from jaxformer.run.inputs import prepare_data
 from jaxformer.run.trained import load_trained
@@ -70,7 +69,7 @@ def test_it_starts_where_the_source_ended_and_all_but_the_parameters_begins_anew
 
 def test_lineage_tells_what_it_started_from_and_the_folder_alone_gives_the_model(source, warm):
     own = open_weights(str(warm)).record
-    record = {"form": "jaxformer", "experiment": "best_fit", "seed": 3, "step": 12, "tokens": 12 * 4 * 32}
+    record = {"model_type": "jaxformer", "experiment": "best_fit", "seed": 3, "step": 12, "tokens": 12 * 4 * 32}
     assert read_lineage(warm) == {
         "path": str(source),
         **record,
@@ -182,7 +181,7 @@ def test_weights_that_were_saved_on_other_devices_are_read_onto_those_here(sourc
         path.write_text(path.read_text().replace("cpu:0", "cuda:0"))
     assert "cuda:0" in (elsewhere / "checkpoints" / "12" / "params" / "_sharding").read_text()
     experiment = load_experiment(str(experiment_files["best_fit"]))
-    read = load_params(open_weights(str(elsewhere)), experiment, Implementation("xla"), None)
+    read = load_params(open_weights(str(elsewhere)), experiment.model, None)
     jax.tree.map(np.testing.assert_array_equal, read, load_trained(source).state.params)
     assert {leaf.device for leaf in jax.tree.leaves(read)} == {jax.devices()[0]}
 
@@ -246,33 +245,27 @@ def test_preparing_takes_that_tokenizer_and_trains_none(source, experiment_files
     assert (tmp_path / "cache" / "shards").is_dir() and not (tmp_path / "cache" / "tokenizers").exists()
 
 
+def export(source, folder, **options):
+    """Writes a run as a folder of Hugging Face transformers; returns the folder."""
+    trained = load_trained(source)
+    folder.mkdir()
+    params = flat_parameters(trained.state.params)
+    write_model(folder, trained.experiment.model, params, trained.tokenizer, row_length=32, **options)
+    return folder
+
+
 @pytest.fixture
 def exported(source, tmp_path):
     """The source as a folder of Hugging Face transformers."""
-    trained, folder = load_trained(source), tmp_path / "exported"
-    model, tokenizer = trained.experiment.model, trained.tokenizer
-    config = config_json(
-        model,
-        vocabulary_size=tokenizer.vocabulary_size,
-        row_length=32,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        dtype="float32",
-    )
-    tensors = to_tensors(form_of(model), model, flat_parameters(trained.state.params), tokenizer.vocabulary_size)
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors")
-    shutil.copy(source / "tokenizer.model", folder)
-    return folder
+    return export(source, tmp_path / "exported")
 
 
 def test_a_hugging_face_folder_of_the_same_weights_starts_the_same_run(
     source, warm, exported, experiment_files, capsys
 ):
     initial = open_weights(str(exported))
-    assert initial.digest == open_weights(str(source)).digest, "the form is nothing of the parameters"
-    assert initial.record == {"path": str(exported), "form": "arcee", "params": initial.digest}
+    assert initial.digest == open_weights(str(source)).digest, "the model type is nothing of the parameters"
+    assert initial.record == {"path": str(exported), "model_type": "arcee", "params": initial.digest}
     assert main(starting_from(exported, experiment_files, warm)) == 0
     assert ": finished, 12 steps" in capsys.readouterr().out
     workdir = exported.parent / "run"
@@ -282,6 +275,25 @@ def test_a_hugging_face_folder_of_the_same_weights_starts_the_same_run(
     losses = [[line["train/loss"] for line in lines if "train/loss" in line] for lines in (ours, theirs)]
     assert len(losses[0]) > 1 and losses[0] == losses[1][: len(losses[0])]
     assert read_lineage(workdir) == initial.record
+
+
+def test_rows_that_no_token_has_are_no_part_of_the_weights(source, experiment_files, tmp_path):
+    """They are zeros in a run, and may be anything in a folder of others."""
+    padded = export(source, tmp_path / "padded", keep_padding=True)
+    tensors = load_file(padded / "model.safetensors")
+    assert (
+        tensors["model.embed_tokens.weight"].shape == (416, 16) and not tensors["model.embed_tokens.weight"][400:].any()
+    )
+    tensors["model.embed_tokens.weight"][400:] = 5
+    save_file(tensors, padded / "model.safetensors")
+    initial = open_weights(str(padded))
+    assert initial.digest == open_weights(str(source)).digest
+    for rows in ("400", "416"):
+        experiment = load_experiment(str(experiment_files["best_fit"]), {"model.vocabulary_size": rows})
+        check_fits(experiment, initial)
+        found = flat_parameters(load_params(initial, experiment.model, None))
+        expected = with_vocabulary(flat_parameters(load_trained(source).state.params), int(rows))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_folder_of_others_may_be_named_as_a_step_is(exported, tmp_path):
@@ -295,7 +307,7 @@ def test_tables_may_have_rows_that_a_hugging_face_folder_lacks(exported, experim
     experiment = load_experiment(str(experiment_files["best_fit"]), {"model.vocabulary_size": "512"})
     initial = open_weights(str(exported))
     check_fits(experiment, initial)
-    params = load_params(initial, experiment, Implementation("xla"), None)
+    params = load_params(initial, experiment.model, None)
     embedding = np.asarray(flat_parameters(params)["embedding"])
     assert embedding.shape == (512, 16) and embedding[:400].all() and not embedding[400:].any()
     smaller = load_experiment(
@@ -319,7 +331,10 @@ def with_fewer_rows(folder, rows=399):
     ("change", "message"),
     [
         (with_fewer_rows, "its tokenizer has 400 ids and its embedding 399 rows, so that"),
-        (lambda folder: (folder / "tokenizer.model").unlink(), "no tokenizer.model and no tokenizer.json, so that"),
+        (
+            lambda folder: [file.unlink() for file in folder.glob("tokenizer.*")],
+            "no tokenizer.model and no tokenizer.json, so that",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "not whole, or no file of safetensors"),
         (

@@ -1,13 +1,14 @@
-"""Which model of transformers a configuration is, and its config.json, both ways."""
+"""The config.json of a model, both ways."""
 
 import dataclasses
 from pathlib import Path
 
 import pytest
-from huggingface_forms import BASE, FORMS
+from huggingface_models import BASE, MODELS
 
 from jaxformer.config import UserError
-from jaxformer.huggingface.forms import config_json, form_of, read_config_json
+from jaxformer.huggingface.architectures import architecture_of
+from jaxformer.huggingface.config_json import config_json, read_config_json
 from jaxformer.model import ACTIVATIONS, NORMS
 
 pytestmark = pytest.mark.device_free
@@ -15,60 +16,32 @@ SOURCE = Path("folder/config.json")
 
 
 def write(model, **changes):
-    config = config_json(model, vocabulary_size=90, row_length=64, bos_id=1, eos_id=2, dtype="float32")
+    config = config_json(model, row_length=64, bos_id=1, eos_id=2, dtype="float32")
     return {key: value for key, value in (config | changes).items() if value != "absent"}
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", MODELS)
 def test_config_json_comes_back_as_the_same_model(name):
-    model = FORMS[name]
-    form, back = read_config_json(write(model), SOURCE)
-    assert form.model_type == name.partition(" ")[0]
-    assert back == dataclasses.replace(model, vocabulary_size=90).effective()
+    model = MODELS[name]
+    architecture, back = read_config_json(write(model), SOURCE)
+    assert architecture.model_type == name.partition(" ")[0]
+    assert back == model.effective()
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", MODELS)
 def test_keys_of_version_4_describe_the_same_model(name):
     version_4 = {"rope_parameters": "absent", "dtype": "absent", "rope_scaling": None, "layer_types": "absent"}
-    assert read_config_json(write(FORMS[name], **version_4), SOURCE) == read_config_json(write(FORMS[name]), SOURCE)
+    assert read_config_json(write(MODELS[name], **version_4), SOURCE) == read_config_json(write(MODELS[name]), SOURCE)
 
 
-@pytest.mark.parametrize(
-    ("changes", "options"),
-    [
-        ({"logit_soft_cap": 30.0}, "ArceeForCausalLM, but for model.logit_soft_cap = 30.0"),
-        (
-            {"qk_norm": True},
-            "Qwen3ForCausalLM, but for model.activation = gelu; ArceeForCausalLM, but for model.qk_norm = True",
-        ),
-        ({"sliding_window": 8}, "ArceeForCausalLM, but for model.sliding_window = 8"),
-        ({"learned_positions": 64}, "GPT2LMHeadModel, but for model.norm = rmsnorm"),
-        ({"norm": "layernorm", "qk_norm": True}, "Starcoder2ForCausalLM, but for model.qk_norm = True"),
-        (
-            {"norm": "layernorm", "activation": "swiglu", "sliding_window": 8},
-            "StableLmForCausalLM, but for model.sliding_window = 8",
-        ),
-        ({"norm": "layernorm", "head_width": 10}, "Starcoder2ForCausalLM, but for model.head_width = 10"),
-        (
-            {"norm": "layernorm", "learned_positions": 64, "key_value_heads": 2, "logit_soft_cap": 2.0},
-            "GPT2LMHeadModel, but for model.key_value_heads = 2 and model.logit_soft_cap = 2.0",
-        ),
-        ({"width": 26, "head_width": 10}, "ArceeForCausalLM, but for model.head_width = 10"),
-    ],
-)
-def test_model_without_a_form_is_refused_with_the_option(changes, options):
-    with pytest.raises(UserError, match=options):
-        form_of(dataclasses.replace(BASE, **changes))
-
-
-def test_every_model_has_a_form_that_has_its_options_or_is_refused():
+def test_every_model_has_an_architecture_with_its_options_or_is_refused():
     found = {}
     for norm in NORMS:
         for activation in ACTIVATIONS:
             for options in ({}, {"qk_norm": True}, {"sliding_window": 8}, {"learned_positions": 64}):
                 model = dataclasses.replace(BASE, norm=norm, activation=activation, **options)
                 try:
-                    found.setdefault(form_of(model).model_type, []).append(model)
+                    found.setdefault(architecture_of(model).model_type, []).append(model)
                 except UserError:
                     continue
                 assert read_config_json(write(model), SOURCE)[1].effective().norm == norm
@@ -114,7 +87,7 @@ def test_llama_with_a_head_width_that_it_would_refuse_is_mistral_without_a_windo
 )
 def test_foreign_config_is_refused_with_its_key_and_value(name, changes, message):
     with pytest.raises(UserError) as refusal:
-        read_config_json(write(FORMS[name], **changes), SOURCE)
+        read_config_json(write(MODELS[name], **changes), SOURCE)
     assert message in str(refusal.value)
 
 

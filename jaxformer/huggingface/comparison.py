@@ -1,6 +1,7 @@
-"""The proof that a folder is the model it was made of: both models' logits, and both tokenizers' ids, on real text."""
+"""A folder compared in transformers with the model it was made of: logits and token ids of real text."""
 
 import contextlib
+import dataclasses
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ _HARD_LINES = (
 )
 
 
-class Proof(NamedTuple):
+class Comparison(NamedTuple):
     """What a comparison with transformers found."""
 
     rows: int
@@ -80,7 +81,7 @@ class Proof(NamedTuple):
         )
 
 
-class Unchecked(NamedTuple):
+class NotCompared(NamedTuple):
     """Why there was no comparison with transformers."""
 
     reason: str
@@ -98,10 +99,12 @@ class Unchecked(NamedTuple):
         )
 
 
-NOT_INSTALLED = Unchecked("torch or transformers was not installed where it was written")
+NOT_INSTALLED = NotCompared("torch or transformers was not installed where it was written")
 
 
-def prove(folder: Path, model: ModelConfig, tokenizer: Tokenizer, row_length: int) -> Proof | Unchecked:
+def compare_with_transformers(
+    folder: Path, model: ModelConfig, tokenizer: Tokenizer, row_length: int
+) -> Comparison | NotCompared:
     """Returns how far a folder's model in transformers is from ours, or why that or torch cannot be used.
 
     Both compute in float32, on the CPU, with the parameters of the folder, whatever their dtype.
@@ -121,7 +124,7 @@ def prove(folder: Path, model: ModelConfig, tokenizer: Tokenizer, row_length: in
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except Exception as error:  # Also of any kind where a library is missing that they load.
         is_missing = isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers")
-        return NOT_INSTALLED if is_missing else Unchecked(f"torch or transformers fails to import ({_reason(error)})")
+        return NOT_INSTALLED if is_missing else NotCompared(f"torch or transformers fails to import ({_reason(error)})")
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     lines = _lines()
     row_tokens = min(row_length, max(MOST_TOKENS, 2 * model.sliding_window))
@@ -131,7 +134,7 @@ def prove(folder: Path, model: ModelConfig, tokenizer: Tokenizer, row_length: in
             theirs = AutoTokenizer.from_pretrained(folder)
             loaded = AutoModelForCausalLM.from_pretrained(folder).float().eval()
         except ImportError as error:  # A version of torch that this one of transformers does not take.
-            return Unchecked(f"transformers {transformers.__version__} could not be used ({_reason(error)})")
+            return NotCompared(f"transformers {transformers.__version__} could not be used ({_reason(error)})")
         except (KeyError, OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"transformers {transformers.__version__} cannot load it ({_reason(error)}); update it"
@@ -143,14 +146,14 @@ def prove(folder: Path, model: ModelConfig, tokenizer: Tokenizer, row_length: in
         f"transformers {transformers.__version__} reads {len(other_ids):,} of {len(lines):,} lines of text as other "
         f"ids than the run's tokenizer, such as {other_ids[:1]}; try another version",
     )
-    ours_BTV = logits(model, read_pretrained(folder, model), tokens_BT)[..., : theirs_BTV.shape[-1]]
+    ours_BTV = logits(model, read_pretrained(folder), tokens_BT)
     difference, deviation = float(np.abs(ours_BTV - theirs_BTV).max()), float(ours_BTV.std())
     require(
         difference <= LIMIT * max(1, deviation),
         f"transformers {transformers.__version__} computes logits that differ by {difference:.1e} from the run's "
         f"(their standard deviation is {deviation:.2f}); try another version",
     )
-    return Proof(
+    return Comparison(
         len(tokens_BT), row_tokens, difference, deviation, len(lines), len(other_ids), len(other_texts), versions
     )
 
@@ -204,10 +207,11 @@ def _rows(lines: Sequence[str], tokenizer: Tokenizer, row_tokens: int) -> np.nda
 
 
 def logits(model: ModelConfig, params: dict[str, np.ndarray], tokens_BT: np.ndarray) -> np.ndarray:
-    """Returns float32 `logits_BTV` of our model on the CPU."""
+    """Returns float32 `logits_BTV` of our model on the CPU, of as many ids as its tables have rows."""
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
+        model = dataclasses.replace(model, vocabulary_size=len(params["embedding"]))
         graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(params=0))))
-        state = as_state(abstract, params)
+        state = as_state(params, abstract)
         positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
 
         @jax.jit

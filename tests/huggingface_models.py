@@ -1,4 +1,4 @@
-"""A small model of each form that transformers has."""
+"""A small model of each architecture that transformers has."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from jaxformer.model import ModelConfig, Transformer
 
 BASE = ModelConfig(97, 24, 2, 4, feed_forward_width=20, rope_base=500.0, norm_epsilon=2e-5)
 _LAYERNORM = {"norm": "layernorm"}
-FORMS = {
+MODELS = {
     name: dataclasses.replace(BASE, **options)
     for name, options in {
         "llama": {"activation": "swiglu", "key_value_heads": 2, "head_width": 10, "tied_embeddings": False},

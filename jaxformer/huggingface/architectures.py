@@ -1,0 +1,224 @@
+"""The architectures of Hugging Face transformers that compute what a `ModelConfig` describes, as one table.
+
+All of them are pre-norm decoders that share our conventions: rotary pairs (i, i + K / 2), logits scaled by K ** -0.5,
+query head h reading key/value head h // (H / G), a window that counts the token itself, an epsilon under the root.
+Biases, where they have them, are zero.
+
+    norm       positions  feed-forward   options               model_type
+    rmsnorm    rotary     swiglu         G, K                  llama
+    rmsnorm    rotary     swiglu         G, K, window          mistral
+    rmsnorm    rotary     swiglu         G, K, window          qwen3, with QK-norm
+    rmsnorm    rotary     gelu, relu2    G, K                  arcee
+    layernorm  rotary     gelu, relu2    G, window             starcoder2
+    layernorm  rotary     swiglu         G                     stablelm
+    layernorm  learned    gelu, relu2                          gpt2
+
+Keys and their defaults are those of transformers 4.57 and 5.24.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxformer.config import require
+from jaxformer.model import ModelConfig
+
+# The names that transformers has for our activations; the first is the one written.
+_GATED = {"swiglu": ("silu", "swish")}
+_PLAIN = {"gelu": ("gelu_pytorch_tanh", "gelu_new"), "relu2": ("relu2",)}
+
+# Keys of config.json, to fields of `ModelConfig`.
+_KEYS = {
+    "vocab_size": "vocabulary_size",
+    "hidden_size": "width",
+    "intermediate_size": "feed_forward_width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "key_value_heads",
+    "hidden_act": "activation",
+    "rope_theta": "rope_base",
+    "tie_word_embeddings": "tied_embeddings",
+}
+_LLAMA_KEYS = _KEYS | {"head_dim": "head_width", "rms_norm_eps": "norm_epsilon"}
+_WINDOW = {"sliding_window": "sliding_window"}
+
+# Modules of transformers, to our parameters, or the columns of one that they hold: `parameter/columns`.
+_MODULES = {
+    "model.embed_tokens": "embedding",
+    "model.layers.{}.input_layernorm": "blocks.attention_norm.scale",
+    "model.layers.{}.self_attn.q_proj": "blocks.qkv/queries",
+    "model.layers.{}.self_attn.k_proj": "blocks.qkv/keys",
+    "model.layers.{}.self_attn.v_proj": "blocks.qkv/values",
+    "model.layers.{}.self_attn.o_proj": "blocks.attention_out",
+    "model.layers.{}.post_attention_layernorm": "blocks.feed_forward_norm.scale",
+    "model.norm": "final_norm.scale",
+    "lm_head": "unembedding",
+}
+_GATED_MODULES = _MODULES | {
+    "model.layers.{}.mlp.gate_proj": "blocks.up/gate",
+    "model.layers.{}.mlp.up_proj": "blocks.up/value",
+    "model.layers.{}.mlp.down_proj": "blocks.down",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """A model of transformers, as data."""
+
+    name: str
+    model_type: str
+    norm: str
+    activations: Mapping[str, tuple[str, ...]]
+    """Ours, to their names of each."""
+    keys: Mapping[str, str]
+    """Of its config.json, to fields of `ModelConfig`; it does not have the options that are not among these."""
+    modules: Mapping[str, str]
+    """That have weights, `{}` standing for the layer, to our parameters; GPT-2's kernels apart, theirs are transposed.
+    """
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What transformers takes where a key is absent, apart from those of all."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Options of theirs with the only value that computes ours."""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """What is written beside; what is read need not say so: tensors show whether there are biases."""
+    has_whole_heads: bool = False
+    """Whether it takes no width that is no multiple of its heads, even where their width is given."""
+    is_conv1d: bool = False
+    """Whether its kernels are (in, out) as ours, with biases."""
+
+    @property
+    def has_qk_norm(self) -> bool:
+        """Whether it has norms of queries and keys."""
+        return "blocks.q_norm.scale" in self.modules.values()
+
+    def lacks(self, model: ModelConfig) -> list[str]:
+        """Returns the options of a model that this architecture does not have, as `model.field = value`."""
+        fields = self.keys.values()
+        is_divided = model.width % model.heads == 0 or not self.has_whole_heads
+        checks = {
+            "norm": model.norm == self.norm,
+            "activation": model.activation in self.activations,
+            "learned_positions": bool(model.learned_positions) == ("learned_positions" in fields),
+            "qk_norm": model.qk_norm == self.has_qk_norm,
+            "sliding_window": not model.sliding_window or "sliding_window" in fields,
+            "key_value_heads": model.heads == model.G or "key_value_heads" in fields,
+            "head_width": model.K * model.heads == model.width or ("head_width" in fields and is_divided),
+            "logit_soft_cap": not model.logit_soft_cap,
+        }
+        return [f"model.{name} = {getattr(model, name)}" for name, is_there in checks.items() if not is_there]
+
+
+# Of two that fit, the first is taken: the plainer one.
+ARCHITECTURES = (
+    Architecture(
+        "LlamaForCausalLM",
+        "llama",
+        norm="rmsnorm",
+        activations=_GATED,
+        keys=_LLAMA_KEYS,
+        modules=_GATED_MODULES,
+        has_whole_heads=True,
+    ),
+    Architecture(
+        "MistralForCausalLM",
+        "mistral",
+        norm="rmsnorm",
+        activations=_GATED,
+        keys=_LLAMA_KEYS | _WINDOW,
+        modules=_GATED_MODULES,
+        defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+    ),
+    Architecture(
+        "Qwen3ForCausalLM",
+        "qwen3",
+        norm="rmsnorm",
+        activations=_GATED,
+        keys=_LLAMA_KEYS | _WINDOW,
+        modules=_GATED_MODULES
+        | {f"model.layers.{{}}.self_attn.{each}_norm": f"blocks.{each}_norm.scale" for each in "qk"},
+        defaults={"num_key_value_heads": 32, "head_dim": 128},
+    ),
+    Architecture(
+        "ArceeForCausalLM",
+        "arcee",
+        norm="rmsnorm",
+        activations=_PLAIN,
+        keys=_LLAMA_KEYS,
+        modules=_MODULES | {"model.layers.{}.mlp.up_proj": "blocks.up", "model.layers.{}.mlp.down_proj": "blocks.down"},
+        defaults={"rms_norm_eps": 1e-5, "hidden_act": "relu2"},
+        has_whole_heads=True,
+    ),
+    Architecture(
+        "Starcoder2ForCausalLM",
+        "starcoder2",
+        norm="layernorm",
+        activations=_PLAIN,
+        keys=_KEYS | _WINDOW | {"norm_epsilon": "norm_epsilon"},
+        modules=_MODULES | {"model.layers.{}.mlp.c_fc": "blocks.up", "model.layers.{}.mlp.c_proj": "blocks.down"},
+        defaults={
+            "num_key_value_heads": 2,
+            "norm_epsilon": 1e-5,
+            "hidden_act": "gelu_pytorch_tanh",
+            "tie_word_embeddings": True,
+        },
+        written={"use_bias": False},
+    ),
+    Architecture(
+        "StableLmForCausalLM",
+        "stablelm",
+        norm="layernorm",
+        activations=_GATED,
+        keys=_KEYS | {"layer_norm_eps": "norm_epsilon"},
+        modules=_GATED_MODULES,
+        defaults={"num_key_value_heads": 32, "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25},
+        constants={"qk_layernorm": False, "use_parallel_residual": False},
+        written={"partial_rotary_factor": 1.0},
+    ),
+    Architecture(
+        "GPT2LMHeadModel",
+        "gpt2",
+        norm="layernorm",
+        activations=_PLAIN | {"gelu": ("gelu_new", "gelu_pytorch_tanh")},
+        keys={
+            "vocab_size": "vocabulary_size",
+            "n_embd": "width",
+            "n_inner": "feed_forward_width",
+            "n_layer": "depth",
+            "n_head": "heads",
+            "n_positions": "learned_positions",
+            "activation_function": "activation",
+            "layer_norm_epsilon": "norm_epsilon",
+            "tie_word_embeddings": "tied_embeddings",
+        },
+        modules={
+            "transformer.wte": "embedding",
+            "transformer.wpe": "position_embedding",
+            "transformer.h.{}.ln_1": "blocks.attention_norm.scale",
+            "transformer.h.{}.attn.c_attn": "blocks.qkv",
+            "transformer.h.{}.attn.c_proj": "blocks.attention_out",
+            "transformer.h.{}.ln_2": "blocks.feed_forward_norm.scale",
+            "transformer.h.{}.mlp.c_fc": "blocks.up",
+            "transformer.h.{}.mlp.c_proj": "blocks.down",
+            "transformer.ln_f": "final_norm.scale",
+            "lm_head": "unembedding",
+        },
+        defaults={"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": True},
+        constants={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        written={"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        is_conv1d=True,
+    ),
+)
+
+
+def architecture_of(model: ModelConfig) -> Architecture:
+    """Returns the architecture that computes what a model does.
+
+    Raises:
+        UserError: there is none; it names the options that the nearest lack.
+    """
+    missing = {each: each.lacks(model) for each in ARCHITECTURES}
+    nearest = min(ARCHITECTURES, key=lambda each: len(missing[each]))
+    near = [each for each in ARCHITECTURES if len(missing[each]) == len(missing[nearest])]
+    what = "; ".join(f"{each.name}, but for {' and '.join(missing[each])}" for each in near)
+    require(not missing[nearest], f"Hugging Face transformers has no model like this one; the nearest: {what}")
+    return nearest

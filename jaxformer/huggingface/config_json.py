@@ -1,0 +1,158 @@
+"""The config.json of a model for Hugging Face transformers, written and read by the table of architectures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxformer.config import UserError, require
+from jaxformer.huggingface.architectures import ARCHITECTURES, Architecture, architecture_of
+from jaxformer.model import ModelConfig
+
+_BY_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
+# Null, or absent without another default, they are derived from the others, as a 0 of ours is.
+_DERIVED = ("num_key_value_heads", "head_dim", "n_inner")
+# Where a key is absent; a key that is neither here nor among an architecture's own is required.
+_DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "rope_theta": 10_000.0,
+    "partial_rotary_factor": 1.0,
+    "sliding_window": None,
+    "max_window_layers": 28,
+    **dict.fromkeys(_DERIVED),
+}
+# What some code beside transformers reads of a config.json and would compute otherwise.
+_NEVER = ("quantization_config", "auto_map", "attn_logit_softcapping", "final_logit_softcapping", "logits_soft_cap")
+
+
+def config_json(model: ModelConfig, *, row_length: int, bos_id: int, eos_id: int, dtype: str) -> dict[str, Any]:
+    """Returns the config.json of a model.
+
+    Args:
+        model: the configuration.
+        row_length: tokens of a row in training, which transformers takes for the longest text; rotary positions know
+            no limit.
+        bos_id, eos_id: the tokenizer's.
+        dtype: of the tensors: 'float32', 'bfloat16' or 'float16'.
+
+    Raises:
+        UserError: transformers has no such model.
+    """
+    architecture, model = architecture_of(model), model.effective()
+    config = {
+        "architectures": [architecture.name],
+        "model_type": architecture.model_type,
+        **{key: getattr(model, name) for key, name in architecture.keys.items()},
+        **architecture.constants,
+        **architecture.written,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # Transformers before 5, and other readers.
+    }
+    activation = next(key for key, name in architecture.keys.items() if name == "activation")
+    config[activation] = architecture.activations[model.activation][0]
+    if not model.learned_positions:
+        # Since version 5 they are here; before, and for other readers, beside each other.
+        rope = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if key in config}
+        config |= {"max_position_embeddings": row_length, "rope_parameters": {"rope_type": "default", **rope}}
+    if "sliding_window" in config:
+        config["sliding_window"] = model.sliding_window or None
+    if architecture.model_type == "qwen3":
+        kind = "sliding_attention" if model.sliding_window else "full_attention"
+        config |= {"use_sliding_window": bool(model.sliding_window), "max_window_layers": 0}
+        config |= {"layer_types": [kind] * model.depth}
+    return config
+
+
+def read_config_json(config: Mapping[str, Any], source: Path) -> tuple[Architecture, ModelConfig]:
+    """Returns the architecture of a config.json, and the model that it describes.
+
+    What the model leaves open (z-loss, and all that is execution) has its default.
+
+    Args:
+        config: the content.
+        source: its file, for errors.
+
+    Raises:
+        UserError: it describes what is not one of ours; it names the key and its value.
+    """
+
+    def accept(is_ours: bool, key: str, value: Any, why: str) -> None:
+        require(is_ours, f"{source}: {key} = {value!r}: {why}")
+
+    model_type = str(config.get("model_type"))
+    # Without a hint: a type that looks alike is another model, and no misspelling to be put right.
+    types = ", ".join(_BY_TYPE)
+    accept(model_type in _BY_TYPE, "model_type", model_type, f"not a model that jaxformer has; it has {types}")
+    architecture = _BY_TYPE[model_type]
+    names = config.get("architectures") or [architecture.name]
+    accept(names == [architecture.name], "architectures", names, f"must be {[architecture.name]}")
+    for key in _NEVER:
+        accept(not config.get(key), key, config.get(key), "jaxformer has no such option")
+    values = {**_DEFAULTS, **architecture.constants, **architecture.defaults, **config}
+    for key, value in architecture.constants.items():
+        accept(values[key] == value, key, values[key], f"jaxformer has {value} only")
+    fields: dict[str, Any] = {}
+    for key, name in architecture.keys.items():
+        match name:
+            case "activation":
+                ours = {theirs: ours for ours, all_theirs in architecture.activations.items() for theirs in all_theirs}
+                activation = str(values[key])
+                accept(activation in ours, key, activation, f"jaxformer has {', '.join(ours)} there")
+                fields[name] = ours[activation]
+            case "rope_base":
+                fields[name] = _rope_base(values, source)
+            case "sliding_window":
+                fields[name] = _window(values, fields["depth"], source)
+            case "tied_embeddings":
+                fields[name] = bool(values[key])
+            case "norm_epsilon":
+                fields[name] = float(_number(values, key, source, (int, float)))
+            case _:
+                is_derived = key in _DERIVED and values[key] is None
+                fields[name] = 0 if is_derived else _number(values, key, source)
+    return architecture, ModelConfig(**fields, norm=architecture.norm, qk_norm=architecture.has_qk_norm).effective()
+
+
+def _number(values: Mapping[str, Any], key: str, source: Path, kinds: type | tuple[type, ...] = int) -> Any:
+    require(key in values, f"{source}: no {key}")
+    value = values[key]
+    if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
+        raise UserError(f"{source}: {key} = {value!r}: must be a number above 0")
+    return value
+
+
+def _rope_base(values: Mapping[str, Any], source: Path) -> float:
+    """Returns the base of the rotary wavelengths, which all of a head's features have, unscaled."""
+    name = "rope_parameters" if values.get("rope_parameters") else "rope_scaling"
+    parameters = values.get(name) or {}
+    require(isinstance(parameters, dict), f"{source}: {name} = {parameters!r}: must be an object")
+    parameters = {key: values[key] for key in ("rope_theta", "partial_rotary_factor")} | parameters
+    kind = parameters.pop("type", "default")
+    kind = parameters.pop("rope_type", kind)
+    require(kind == "default", f"{source}: {name}.rope_type = {kind!r}: jaxformer scales no rotary positions")
+    factor, base = parameters.pop("partial_rotary_factor"), parameters.pop("rope_theta")
+    require(
+        factor == 1, f"{source}: partial_rotary_factor = {factor!r}: jaxformer rotates all features of a head, 1.0 only"
+    )
+    require(not parameters, f"{source}: {name}.{next(iter(parameters), '')}: jaxformer scales no rotary positions")
+    return float(_number({"rope_theta": base}, "rope_theta", source, (int, float)))
+
+
+def _window(values: Mapping[str, Any], depth: int, source: Path) -> int:
+    """Returns the window that all layers have, 0 for none."""
+    window = values["sliding_window"]
+    if values["model_type"] == "qwen3":
+        window = window if values.get("use_sliding_window") else None
+        kinds = values.get("layer_types")
+        if kinds is None:
+            full = values["max_window_layers"] if window else depth
+            kinds = ["full_attention" if layer < full else "sliding_attention" for layer in range(depth)]
+        require(
+            kinds in ([kind] * depth for kind in ("full_attention", "sliding_attention")),
+            f"{source}: layer_types = {kinds}: jaxformer has one kind of attention, in all {depth} layers",
+        )
+        window = window if kinds[0] == "sliding_attention" else None
+    return 0 if window is None else _number({"sliding_window": window}, "sliding_window", source)
