@@ -93,7 +93,7 @@ def measure(case: Case, rounds: int, how: dict) -> dict:
     """Returns the line of a case, as the JSON file holds it; `how` its step is computed is of `experiment_of`."""
     experiment = experiment_of(case, **how)
     batches = {"several_documents": random_batch(case), "one_document": random_batch(case._replace(documents=1))}
-    state = make_state(experiment, seed=0)
+    state = make_state(experiment, seed=0, token_count=experiment.model.vocabulary_size)
     started = time.perf_counter()
     lowered = jax.jit(train_step, donate_argnums=0).lower(state, batches["several_documents"])
     lowered_at = time.perf_counter()
@@ -154,7 +154,8 @@ def peak_memory() -> dict:
 def measure_overhead(rounds: int = 100) -> dict:
     """Returns the median milliseconds of a call of a deep and tiny step, without and with its computation."""
     experiment = experiment_of(OVERHEAD_CASE, **OVERHEAD_MODEL)
-    step, state = jax.jit(train_step, donate_argnums=0), make_state(experiment, seed=0)
+    step = jax.jit(train_step, donate_argnums=0)
+    state = make_state(experiment, seed=0, token_count=experiment.model.vocabulary_size)
     batch = jax.device_put(random_batch(OVERHEAD_CASE, vocabulary_size=512))
     called, done = [], []
     for _ in range(rounds + 3):
@@ -171,7 +172,9 @@ def measure_overhead(rounds: int = 100) -> dict:
 
 def first_step(case: Case) -> float:
     """Makes a step and returns the time of day when it is done, in seconds."""
-    state, metrics = jax.jit(train_step, donate_argnums=0)(make_state(experiment_of(case), seed=0), random_batch(case))
+    experiment = experiment_of(case)
+    state = make_state(experiment, seed=0, token_count=experiment.model.vocabulary_size)
+    state, metrics = jax.jit(train_step, donate_argnums=0)(state, random_batch(case))
     jax.block_until_ready((state, metrics))
     return time.time()
 

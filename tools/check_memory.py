@@ -152,7 +152,7 @@ def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:  # py
     }
     experiment = replace(baseline, values)
     mesh = Mesh(np.array(devices[: step.data * step.fsdp]).reshape(step.data, step.fsdp), (DATA, FSDP))
-    state = jax.eval_shape(lambda: make_state(experiment, 0, Implementation(attention), mesh))
+    state = jax.eval_shape(lambda: make_state(experiment, 0, Implementation(attention), mesh, token_count=V))
     batch = random_batch(step.rows, T, V)
     alone = jax.sharding.SingleDeviceSharding(devices[0])
     places = jax.tree.map(lambda _: alone, state) if state.mesh is None else state_sharding(mesh, state)

@@ -30,7 +30,7 @@ from jaxformer.attention.dispatch import implementation_from
 from jaxformer.checkpoint.train_state import open_checkpoints, restore
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import make_state
-from jaxformer.run.folder import load_run
+from jaxformer.run.folder import load_run, run_tokenizer
 from jaxformer.run.metrics import read_metrics
 from jaxformer.run.progress import TIMES
 
@@ -242,7 +242,8 @@ def last_state(workdir: Path) -> dict[str, np.ndarray]:
 def empty_state(workdir: Path):
     """Returns the state of a run before its first step."""
     experiment, record = load_run(workdir)
-    return make_state(experiment, record["seed"], implementation_from(record["attention"]))
+    token_count = run_tokenizer(workdir, record).vocabulary_size
+    return make_state(experiment, record["seed"], implementation_from(record["attention"]), token_count=token_count)
 
 
 def flip_bits(workdir: Path, flips: int, seed: int) -> tuple[dict[str, int], list[str]]:

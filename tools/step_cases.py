@@ -100,7 +100,7 @@ def jaxformer_step(case: Case, turn: int = 1) -> tuple[Callable[[], None], int]:
     """Returns a function that makes `turn` steps and waits for them, and the model's parameters."""
     experiment = experiment_of(case)
     batch, step = random_batch(case), jax.jit(train_step, donate_argnums=0)
-    state = make_state(experiment, seed=0)
+    state = make_state(experiment, seed=0, token_count=experiment.model.vocabulary_size)
 
     def run():
         nonlocal state

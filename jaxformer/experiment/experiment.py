@@ -98,7 +98,7 @@ def make_state(
     attention: Implementation | None = None,
     mesh: Mesh | None = None,
     *,
-    token_count: int | None = None,
+    token_count: int,
     params: nnx.State | None = None,
 ) -> TrainState:
     """Returns the state before the first step; attention is what suits the device and the shapes if it is not given.
@@ -107,7 +107,7 @@ def make_state(
     `init_from` names is for the caller to give.
 
     Args:
-        token_count: ids that the tokenizer has; None for all of `model.vocabulary_size`.
+        token_count: ids that the tokenizer has, which may be fewer than `model.vocabulary_size`.
         params: parameters to begin with, whose memory it takes over; None draws them by the seed, whatever `init_from`
             names.
     """

@@ -168,9 +168,10 @@ def _speed_here(experiment: Experiment, target: Target, fit: Fit) -> Speed:
     estimated = _step_flops(experiment) * (1 + fit.cost) / (rate * target.devices * _UTILISATION)
     is_alone = experiment.mesh.processes == 1
     if is_alone and estimated <= _TIMED_SECONDS and (not target.memory or fits(fit, target)):
-        training = experiment.training
-        batch = random_batch(training.rows_per_step, experiment.packing.row_length, experiment.model.vocabulary_size)
-        compiled, seconds = _time_steps(make_state(fit.applied(experiment), seed=0, mesh=run_mesh(experiment)), batch)
+        training, V = experiment.training, experiment.model.vocabulary_size
+        batch = random_batch(training.rows_per_step, experiment.packing.row_length, V)
+        state = make_state(fit.applied(experiment), seed=0, mesh=run_mesh(experiment), token_count=V)
+        compiled, seconds = _time_steps(state, batch)
         how = f"in {_TIMED_STEPS} steps on random tokens, after {compiled:.0f} s of compilation"
         return Speed(seconds, compiled, how)
     return Speed(estimated, 0.0, f"an estimate: {_UTILISATION:.0%} of what matmuls reach here, {_teraflops(rate)}")

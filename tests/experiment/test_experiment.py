@@ -77,7 +77,8 @@ def test_configurations_that_do_not_fit_each_other_are_refused(overrides, messag
 
 def test_the_state_follows_the_experiment():
     overrides = {"model.width": "16", "model.depth": "2", "training.compute_dtype": "bfloat16"}
-    state = make_state(load_experiment("baseline", overrides | {"training.micro_batches": "2"}), seed=0)
-    assert state.params["embedding"].shape == (4096, 16)
+    experiment = load_experiment("baseline", overrides | {"training.micro_batches": "2"})
+    state = make_state(experiment, seed=0, token_count=4000)
+    assert state.params["embedding"].shape == (4096, 16) and state.model.token_count == 4000
     assert (state.compute_dtype, state.micro_batches, int(state.step)) == (jnp.bfloat16, 2, 0)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))

@@ -85,9 +85,10 @@ def test_lineage_tells_what_it_started_from_and_the_folder_alone_gives_the_model
 def test_parameters_are_taken_over_and_the_optimizer_begins_anew(source, experiment_files):
     trained = load_trained(source)
     expected = jax.tree.map(np.asarray, trained.state.params)
-    state = make_state(load_experiment(str(experiment_files["best_fit"])), seed=5, params=trained.state.params)
+    experiment = load_experiment(str(experiment_files["best_fit"]))
+    state = make_state(experiment, seed=5, token_count=400, params=trained.state.params)
     jax.tree.map(np.testing.assert_array_equal, state.params, expected)
-    fresh = make_state(load_experiment(str(experiment_files["best_fit"])), seed=5)
+    fresh = make_state(experiment, seed=5, token_count=400)
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
 
 
