@@ -61,7 +61,8 @@ def model_card(
     config = record["config"]
     tokens = step * config["training"]["rows_per_step"] * config["packing"]["row_length"]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    commit = (record.get("git") or {}).get("commit")
+    git = record.get("git") or {}
+    commit = f", git commit {git['commit']}{' with uncommitted changes' if git['changes'] else ''}" if git else ""
     sections = [
         _HEAD,
         f"# {_text(record['experiment'])}, seed {record['seed']}, step {step:,}\n",
@@ -78,7 +79,7 @@ def model_card(
         _table(("option", "value"), [(f"`{name}`", f"`{value}`") for name, value in _identity(record).items()]),
         "## How it was made\n",
         "\n".join(["```", *commands, "```\n"]),
-        f"Trained with {versions}{f', git commit {commit}' if commit else ''}, on {record['device']}.\n",
+        f"Trained with {versions}{commit}, on {record['device']}.\n",
         " ".join([comparison.describe(dtype), ambiguity]).strip() + "\n",
         USE,
     ]
@@ -158,9 +159,19 @@ def _estimate(values: Mapping[str, Any], name: str, digits: int, scale: float = 
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what decided what the run learned, without the empty, and the digest of what it began from."""
-    options = {name: value for name, value in record["identity"].items() if name != "init_from"}
-    return {name: _text(json.dumps(value)) for name, value in options.items() if value not in ("", [])}
+    """Returns what decided what the run learned, without the empty, and the digest of what it began from.
+
+    Of a tokenizer that was given, by its path or with the first weights, it has no options of training one.
+    """
+    identity = record["identity"]
+    is_trained = not identity.get("tokenizer.path") and not identity.get("init_from")
+    return {
+        name: _text(json.dumps(value))
+        for name, value in identity.items()
+        if value not in ("", [])
+        and name != "init_from"
+        and (is_trained or name == "tokenizer.path" or not name.startswith("tokenizer."))
+    }
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,7 +11,10 @@ RECORD = {
     "seed": 3,
     "question": "Is SwiGLU better\nthan GELU?",
     "config": {"training": {"rows_per_step": 4}, "packing": {"row_length": 32}},
-    "identity": {"model.width": 16, "model.qk_norm": False, "corpus.path": "", "seed": 3},
+    "identity": {
+        "model.width": 16, "model.qk_norm": False, "corpus.path": "", "seed": 3, "tokenizer.path": "",
+        "tokenizer.vocabulary_size": 400,
+    },
     "corpora": {
         "fineweb": {
             "origin": "hf://datasets/a/b", "commit": "c0ffee", "licence": "ODC-By 1.0", "training_documents": 1234,
@@ -55,10 +58,26 @@ def test_card_holds_what_the_run_was_and_what_it_reached():
         "| `model.width` | `16` |",
         "```\njaxformer train\njaxformer export\n```",
         "jax 0.10.2, git commit abcd, on cpu",
+        "| `tokenizer.vocabulary_size` | `400` |",
         COMPARISON.describe("float32"),
     ):
         assert part in text
     assert "corpus.path" not in text
+
+
+def test_card_says_that_the_code_was_changed_since_its_commit():
+    assert "git commit abcd with uncommitted changes, on cpu" in card(
+        RECORD | {"git": RECORD["git"] | {"changes": "d"}}
+    )
+    assert "jax 0.10.2, on cpu" in card(RECORD | {"git": None})
+
+
+@pytest.mark.parametrize("given", [{"tokenizer.path": "gpt2"}, {"init_from": "d2d2"}])
+def test_options_of_a_tokenizer_that_was_not_trained_are_left_out(given):
+    text = card(RECORD | {"identity": RECORD["identity"] | given})
+    assert "tokenizer.vocabulary_size" not in text and ('`tokenizer.path` | `"gpt2"`' in text) == (
+        "gpt2" in given.values()
+    )
 
 
 def test_card_says_what_was_not_done():
