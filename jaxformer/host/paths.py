@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxformer.config import is_unicode, require
+from jaxformer.config import UserError, is_unicode, require
 
 # How a URL begins.
 URL = re.compile(r"\w[\w+.:-]*://")
@@ -22,15 +22,24 @@ def expanded(path: str) -> Path:
     return Path(os.path.expanduser(path))  # Unlike pathlib's, it takes the name of a user who is not there.
 
 
-def local_path(path: str) -> Path:
-    """Returns the path of an option that takes a file or folder of this machine alone; the type of its argument.
+def on_this_machine(path: str | Path) -> Path:
+    """Returns a path of this machine alone, a text with `~` replaced.
 
     Raises:
-        argparse.ArgumentTypeError: it is a URL, which would be taken for a folder named like `gs:`.
+        UserError: a text is a URL, which would be taken for a folder named like `gs:`.
     """
-    if URL.match(path):
-        raise argparse.ArgumentTypeError(f"{path!r} is a URL; give a folder of this machine, such as one of a mount")
+    if isinstance(path, Path):
+        return path
+    require(not URL.match(path), f"{path!r} is a URL; give a folder of this machine, such as one of a mount")
     return expanded(path)
+
+
+def local_path(path: str) -> Path:
+    """Returns `on_this_machine(path)`, as the type of an option's argument."""
+    try:
+        return on_this_machine(path)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def typed(path: Path) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxformer.config import require
 from jaxformer.host.files import read_json
-from jaxformer.host.paths import expanded, shell_word
+from jaxformer.host.paths import on_this_machine, shell_word
 from jaxformer.huggingface.architectures import architecture_of
 from jaxformer.huggingface.comparison import Comparison, NotCompared, compare_with_transformers
 from jaxformer.huggingface.model_card import model_card
@@ -37,10 +37,11 @@ def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False,
         dtype: of the tensors: 'float32', 'bfloat16' or 'float16'.
 
     Raises:
-        UserError: transformers has no such model, what it computes is not the same, or `out` cannot be written.
+        UserError: transformers has no such model, what it computes is not the same, or `out` cannot be written or is
+            a URL.
     """
     require(dtype in DTYPES, f"dtype {dtype!r}: choose from {', '.join(DTYPES)}")
-    out = expanded(out) if isinstance(out, str) else out
+    out = on_this_machine(out)
     model, row_length = trained.experiment.model, trained.experiment.packing.row_length
     architecture = architecture_of(model).name
     validation, tasks = _evaluations(trained)

@@ -26,7 +26,7 @@ from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import require_json
-from jaxformer.host.paths import URL, expanded, typed
+from jaxformer.host.paths import on_this_machine, typed
 from jaxformer.host.waiting import waiting
 from jaxformer.huggingface.reading import read_model, read_pretrained
 from jaxformer.huggingface.tensors import abstract_parameters, as_state, by_path, with_vocabulary
@@ -78,9 +78,8 @@ def open_weights(path: str) -> InitialWeights:
     Raises:
         UserError: there are none, or they are damaged or of an architecture that is not known.
     """
-    folder = expanded(path)
     with _path_in_errors(path):
-        require(not URL.match(path), "a URL; give a folder of this machine")
+        folder = on_this_machine(path)
         is_step = folder.name.isdecimal() and folder.parent.name == "checkpoints"
         if is_step and not (folder / CONFIG).exists():  # Those who train with others keep whole models there.
             return _of_run(path, folder.parent.parent, int(folder.name))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer.commands.export import main
+from jaxformer.config import UserError
 from jaxformer.huggingface.comparison import NOT_INSTALLED
 from jaxformer.huggingface.reading import read_pretrained
 from jaxformer.huggingface.tensors import flat_parameters, with_vocabulary
@@ -61,6 +62,12 @@ def test_broken_torch_leaves_the_folder_uncompared_and_text_is_a_path(run, tmp_p
     assert "because torch or transformers fails to import (OSError: libcudart.so.12: cannot open it); " in found
     assert found.endswith(" are the run's, rounded to bfloat16.")
     assert found in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_url_in_place_of_a_folder_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match=r"^'hf://a/b' is a URL; give a folder of this machine"):
+        export_run(load_trained(run), "hf://a/b")
+    assert not (tmp_path / "hf:").exists()
 
 
 def test_card_has_the_validation_of_a_step_in_training_and_a_command_that_can_be_typed(run):
