@@ -401,6 +401,11 @@ class Transformer(nnx.Module):
         return depth if jax.default_backend() == "cpu" and is_unrolled else 1
 
 
+def abstract_model(config: ModelConfig, **options) -> Transformer:
+    """Returns a model with shapes and dtypes in place of its parameters; the options are those of `Transformer`."""
+    return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(params=0), **options))
+
+
 # The backward pass makes the insides of these again from their inputs. Kept by the scan they were half of the memory of
 # a step: 24 of 49 GB at 500 million parameters and 16,384 tokens. Between unrolled blocks XLA may keep them still.
 _from_inputs = functools.partial(jax.checkpoint, prevent_cse=False)

@@ -4,15 +4,6 @@ All of them are pre-norm decoders that share our conventions: rotary pairs (i, i
 query head h reading key/value head h // (H / G), a window that counts the token itself, an epsilon under the root.
 Biases, where they have them, are zero.
 
-    norm       positions  feed-forward   options               model_type
-    rmsnorm    rotary     swiglu         G, K                  llama
-    rmsnorm    rotary     swiglu         G, K, window          mistral
-    rmsnorm    rotary     swiglu         G, K, window          qwen3, with QK-norm
-    rmsnorm    rotary     gelu, relu2    G, K                  arcee
-    layernorm  rotary     gelu, relu2    G, window             starcoder2
-    layernorm  rotary     swiglu         G                     stablelm
-    layernorm  learned    gelu, relu2                          gpt2
-
 Keys and their defaults are those of transformers 4.57 and 5.24.
 """
 

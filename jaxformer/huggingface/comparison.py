@@ -16,7 +16,7 @@ from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.huggingface.reading import read_pretrained
 from jaxformer.huggingface.tensors import as_state
 from jaxformer.huggingface.tokenizer_json import ambiguity
-from jaxformer.model import ModelConfig, Transformer
+from jaxformer.model import ModelConfig, abstract_model
 
 # Rows that are compared, and the most tokens of each that it takes to see every kind of difference.
 ROWS, MOST_TOKENS = 4, 512
@@ -210,7 +210,7 @@ def logits(model: ModelConfig, params: dict[str, np.ndarray], tokens_BT: np.ndar
     """Returns float32 `logits_BTV` of our model on the CPU, of as many ids as its tables have rows."""
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
         model = dataclasses.replace(model, vocabulary_size=len(params["embedding"]))
-        graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(params=0))))
+        graphdef, abstract = nnx.split(abstract_model(model))
         state = as_state(params, abstract)
         positions_BT = np.broadcast_to(np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape)
 

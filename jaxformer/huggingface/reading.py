@@ -1,7 +1,7 @@
 """A folder with a model of Hugging Face transformers, read: which model of ours it is, and its parameters."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,13 @@ def read_pretrained(folder: Path) -> dict[str, np.ndarray]:
         UserError: the folder is no model of ours, or is damaged.
     """
     architecture, model = _read_config(folder)
-    with _open_tensors(folder) as tensors:
+    with contextlib.ExitStack() as stack:
+        files = {name: _open_file(stack, folder / name) for name in _file_names(folder)}
+        places = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118  It is no dict.
+        for name, file in _weight_map(folder).items():
+            is_there = files[file] is places.get(name)
+            require(is_there, f"{folder / file}: it has no tensor {name}, which {INDEX} says it has; download it again")
+        tensors = {name: functools.partial(_read_tensor, folder, file, name) for name, file in places.items()}
         return from_tensors(architecture, model, tensors, folder)
 
 
@@ -51,38 +57,11 @@ def _read_config(folder: Path) -> tuple[Architecture, ModelConfig]:
         raise error if str(error).startswith(str(path)) else UserError(f"{path}: {error}") from error
 
 
-@contextlib.contextmanager
-def _open_tensors(folder: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    """Opens the tensors of a folder, each of which is read from the disk when it is taken."""
-    with contextlib.ExitStack() as stack:
-        files = {name: _open_file(stack, folder / name) for name in _file_names(folder)}
-        places = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118  It is no dict.
-        for name, file in _weight_map(folder).items():
-            is_there = files[file] is places.get(name)
-            require(is_there, f"{folder / file}: it has no tensor {name}, which {INDEX} says it has; download it again")
-        yield _Tensors(folder, places)
-
-
-class _Tensors(Mapping):
-    """Tensors by name, read when they are taken."""
-
-    def __init__(self, folder: Path, places: Mapping):
-        self._folder, self._places = folder, places
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        file = self._places[name]
-        dtype = file.get_slice(name).get_dtype()
-        require(
-            dtype in _DTYPES,
-            f"{self._folder}: {name} is of dtype {dtype}; jaxformer reads {', '.join(_DTYPES.values())}",
-        )
-        return file.get_tensor(name)
-
-    def __iter__(self):
-        return iter(self._places)
-
-    def __len__(self):
-        return len(self._places)
+def _read_tensor(folder: Path, file, name: str) -> np.ndarray:
+    """Returns a tensor of an open file."""
+    dtype = file.get_slice(name).get_dtype()
+    require(dtype in _DTYPES, f"{folder}: {name} is of dtype {dtype}; jaxformer reads {', '.join(_DTYPES.values())}")
+    return file.get_tensor(name)
 
 
 def _file_names(folder: Path) -> list[str]:

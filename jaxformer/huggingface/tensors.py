@@ -4,7 +4,7 @@ Kernels are (in, out) here and (out, in) there, GPT-2's apart; queries, keys and
 the gate and the value of SwiGLU; the layers are stacked here. Nothing is permuted within a head.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -13,15 +13,10 @@ from flax import nnx
 
 from jaxformer.config import require
 from jaxformer.huggingface.architectures import Architecture
-from jaxformer.model import VOCABULARY_TABLES, ModelConfig, Transformer
+from jaxformer.model import VOCABULARY_TABLES, ModelConfig, abstract_model
 
 # Computed from the configuration and stored by old versions of transformers.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
-
-
-def abstract_parameters(model: ModelConfig) -> nnx.State:
-    """Returns the parameters of a model with shapes in place of values."""
-    return nnx.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0)), nnx.Param))
 
 
 def by_path(params: nnx.State) -> dict[str, jax.Array]:
@@ -69,20 +64,20 @@ def to_tensors(
 
 
 def from_tensors(
-    architecture: Architecture, model: ModelConfig, tensors: Mapping[str, np.ndarray], source: Path
+    architecture: Architecture, model: ModelConfig, tensors: Mapping[str, Callable[[], np.ndarray]], source: Path
 ) -> dict[str, np.ndarray]:
     """Returns the float32 parameters of a model by dotted path, the inverse of `to_tensors`.
 
     Args:
         architecture: of the model.
         model: the configuration.
-        tensors: float, by name; each is read once, so they may be loaded when they are taken.
+        tensors: functions by name that read them, each called once, since they may be larger than the memory together.
         source: the folder, for errors.
 
     Raises:
         UserError: a tensor is missing, unknown, of another shape or not finite, or a bias is not 0.
     """
-    shapes = by_path(abstract_parameters(model))
+    shapes = by_path(nnx.state(abstract_model(model)))
     params = {name: np.zeros(leaf.shape, np.float32) for name, leaf in shapes.items()}
     views = {module: view for module, view, _ in _views(architecture, model, params)}
     missing = [name for module in views if (name := f"{module}.weight") not in tensors]
@@ -93,17 +88,17 @@ def from_tensors(
     require(not unknown, f"{source}: {what}")
     for module, view in views.items():
         name, bias = f"{module}.weight", f"{module}.bias"
-        tensor = tensors[name]
+        tensor = tensors[name]()
         require(
             tensor.shape == view.shape,
             f"{source}: {name} has shape {_shape(tensor)}, not {_shape(view)} as its config.json says",
         )
         view[...] = tensor
         require(bool(np.isfinite(view).all()), f"{source}: {name} has values that are not finite")
-        is_without = bias not in tensors or not np.any(tensors[bias])
+        is_without = bias not in tensors or not np.any(tensors[bias]())
         require(is_without, f"{source}: {bias} is not 0: jaxformer has no biases")
     if model.tied_embeddings and "lm_head.weight" in tensors:
-        is_same = np.array_equal(tensors["lm_head.weight"].astype(np.float32), params["embedding"])
+        is_same = np.array_equal(tensors["lm_head.weight"]().astype(np.float32), params["embedding"])
         require(is_same, f"{source}: lm_head.weight is not the embedding, to which tie_word_embeddings ties it")
     return params
 

@@ -22,7 +22,7 @@ from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
 from jaxformer.flops import embedding_parameters, parameter_count, training_flops_per_token
 from jaxformer.host.console import format_duration, format_size, print_line, print_wrapped
-from jaxformer.model import Transformer
+from jaxformer.model import abstract_model
 from jaxformer.plan.device_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
 from jaxformer.step import TrainState, compile_step
 
@@ -68,7 +68,7 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     target = device_to_come(experiment) if is_here else named_device(experiment, where)
     fit = choose_fit(experiment, target)
     model, training, T = experiment.model, experiment.training, experiment.packing.row_length
-    params = nnx.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0))))
+    params = nnx.state(abstract_model(model))
     print_line(parameter_overview.get_parameter_overview(nnx.to_pure_dict(params), include_stats=False))
     parameters = parameter_count(model)
     print_wrapped(

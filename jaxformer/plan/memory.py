@@ -25,7 +25,7 @@ from jaxformer.data.packing import Batch
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import embedding_parameters, matmul_parameters, parameter_count
 from jaxformer.loss import default_chunk_tokens
-from jaxformer.model import ModelConfig, Transformer
+from jaxformer.model import ModelConfig, abstract_model
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.step import cast_kernels
 
@@ -239,8 +239,7 @@ def _kind(leaf: jax.ShapeDtypeStruct, F: int) -> str:
 def _residuals(model: ModelConfig, row_length: int, attention: str, dtype: Any) -> list[jax.ShapeDtypeStruct]:
     """Returns what the gradient of one row through the blocks keeps, each array stacked over the blocks."""
     implementation = Implementation("xla" if attention == "xla" else "pallas")
-    transformer = nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(params=0), attention=implementation))
-    graphdef, params = nnx.split(transformer)
+    graphdef, params = nnx.split(abstract_model(model, attention=implementation))
     integers_1T = jax.ShapeDtypeStruct((1, row_length), jnp.int32)
     x_ND = jax.ShapeDtypeStruct((row_length, model.width), dtype)
 
@@ -260,6 +259,6 @@ def _residuals(model: ModelConfig, row_length: int, attention: str, dtype: Any) 
 @functools.cache
 def _optimizer_bytes(model: ModelConfig, config: OptimizerConfig, steps: int) -> int:
     """Returns the bytes of the optimizer's state: AdamW keeps two moments, Muon one of the kernels."""
-    params = nnx.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0))))
+    params = nnx.state(abstract_model(model))
     leaves = jax.tree.leaves(jax.eval_shape(make_optimizer(config, steps).init, params))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

@@ -29,16 +29,13 @@ from jaxformer.host.files import require_json
 from jaxformer.host.paths import on_this_machine, typed
 from jaxformer.host.waiting import waiting
 from jaxformer.huggingface.reading import read_model, read_pretrained
-from jaxformer.huggingface.tensors import abstract_parameters, as_state, by_path, with_vocabulary
-from jaxformer.model import ModelConfig
+from jaxformer.huggingface.tensors import as_state, by_path, with_vocabulary
+from jaxformer.model import ModelConfig, abstract_model
 from jaxformer.run.folder import load_run, run_tokenizer
 from jaxformer.run.identity import CONFIG, read_config
 
 # Fields of the model that a run may continue with otherwise: parameters keep their meaning, as when rows grow longer.
 _MAY_CHANGE = ("rope_base", "sliding_window", "logit_soft_cap")
-
-# No part of what the model computes.
-_OBJECTIVE = ("z_loss",)
 
 # In place of a model type of transformers, in the record of what a run of ours has saved.
 _OWN = "jaxformer"
@@ -106,7 +103,7 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
     """Returns the weights of a step of a run of ours, or of its last."""
     experiment, config = load_run(workdir)
     token_count = run_tokenizer(workdir, config).vocabulary_size  # Refused here if it is another.
-    params = abstract_parameters(experiment.model)
+    params = nnx.state(abstract_model(experiment.model))
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
         if step is None:
@@ -155,16 +152,16 @@ def _of_huggingface(path: str, folder: Path, model_type: str) -> InitialWeights:
     with waiting(f"the parameters of {path}"):
         files = sorted((file.name, file.stat()) for file in folder.glob("*.safetensors*"))
         state = tuple((name, status.st_size, status.st_mtime_ns) for name, status in files)
-        digest = _digest_of_files(folder.absolute(), state, ids)
-    record = {"path": path, "model_type": model_type, "params": digest}
-    return InitialWeights(record, dataclasses.replace(model, vocabulary_size=ids), folder, load)
+        model = dataclasses.replace(model, vocabulary_size=ids)
+        digest = _digest_of_files(folder.absolute(), state, model)
+    return InitialWeights({"path": path, "model_type": model_type, "params": digest}, model, folder, load)
 
 
 # A command asks for each seed, and gigabytes are read; files that changed are asked for by another state.
 @functools.lru_cache(maxsize=8)
-def _digest_of_files(folder: Path, state: tuple, ids: int) -> str:
+def _digest_of_files(folder: Path, state: tuple, model: ModelConfig) -> str:
     """Returns the digest of the parameters in a folder, whose files have a state: names, sizes, times of change."""
-    return params_digest(with_vocabulary(read_pretrained(folder), ids))
+    return params_digest(with_vocabulary(read_pretrained(folder), model.vocabulary_size))
 
 
 def _placed(array: np.ndarray, like: jax.Array) -> jax.Array:
@@ -233,7 +230,7 @@ def check_fits(experiment: Experiment, initial: InitialWeights) -> None:
 def _check_model(here: ModelConfig, there: ModelConfig, record: Mapping[str, Any]) -> None:
     """Raises `UserError` where weights with a record are of another model; reports what may differ."""
     ours, theirs = (flatten(model.effective(), science_only=True) for model in (here, there))
-    unused = {*_OBJECTIVE, *(["rope_base"] if here.learned_positions else [])}
+    unused = {"z_loss"} | ({"rope_base"} if here.learned_positions else set())  # No part of what it computes.
     if record["model_type"] != _OWN and here.vocabulary_size > there.vocabulary_size:
         unused.add("vocabulary_size")  # Rows for the tokenizer's ids are all that is taken of such a folder.
     differing = {
@@ -262,7 +259,7 @@ def load_params(initial: InitialWeights, model: ModelConfig, mesh: Mesh | None) 
     Raises:
         UserError: they are damaged, or not there any more.
     """
-    params = abstract_parameters(model)
+    params = nnx.state(abstract_model(model))
     if mesh is None or mesh.size == 1:  # Named as well: a run on other devices has saved where its parts lay there.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         places = jax.tree.map(lambda _: here, params)
