@@ -167,8 +167,8 @@ def params_digest(params: Mapping[str, np.ndarray]) -> str:
 def saved_params_digest(checkpoints: Checkpoints, params: nnx.State, step: int, token_count: int) -> str:
     """Returns the `params_digest` of a step, whose parameters are not read, with the tables cut to the tokens' rows.
 
-    The other rows influence nothing: they have no gradient, and so no part in its norm or in an update of others. They
-    are zeros in every run that was begun with zeros there.
+    The other rows influence nothing: they have no gradient, and so no part in its norm, in a moment or in an update of
+    any other parameter; weight decay alone changes them, and keeps the zeros that a run begins with.
 
     Args:
         params: of the same model; their names and shapes are used, and they may be abstract.

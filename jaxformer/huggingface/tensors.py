@@ -71,7 +71,7 @@ def from_tensors(
     Args:
         architecture: of the model.
         model: the configuration.
-        tensors: functions by name that read them, each called once, since they may be larger than the memory together.
+        tensors: by name, functions that read one each, so that not all of them are in memory at once.
         source: the folder, for errors.
 
     Raises:
