@@ -71,9 +71,11 @@ class Architecture:
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Options of theirs with the only value that computes ours."""
     written: Mapping[str, Any] = field(default_factory=dict)
-    """What is written beside; what is read need not say so: tensors show whether there are biases."""
+    """What is written since their default is another, and may be otherwise in what is read, as dropout may: biases are
+    checked in the tensors, a partial rotation with the rotary positions.
+    """
     has_whole_heads: bool = False
-    """Whether it takes no width that is no multiple of its heads, even where their width is given."""
+    """Whether its width must be a multiple of its heads, even where the width of a head is given."""
     is_conv1d: bool = False
     """Whether its kernels are (in, out) as ours, with biases."""
 

@@ -62,7 +62,7 @@ def model_card(
     tokens = step * config["training"]["rows_per_step"] * config["packing"]["row_length"]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     git = record.get("git") or {}
-    commit = f", git commit {git['commit']}{' with uncommitted changes' if git['changes'] else ''}" if git else ""
+    commit = f", git commit {git['commit']}{' with uncommitted changes' if git.get('changes') else ''}" if git else ""
     sections = [
         _HEAD,
         f"# {_text(record['experiment'])}, seed {record['seed']}, step {step:,}\n",
