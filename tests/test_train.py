@@ -197,8 +197,8 @@ def test_plan_reports_size_and_cost_and_leaves_nothing(experiment_files, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert main([f"--experiment={experiment_files['best_fit']}", "--plan"]) == 0
     printed = capsys.readouterr().out
-    # 400 x 16 of embedding; twice two norms and 12 x 16 x 16 of matrices; the last norm.
-    assert f"parameters  {6400 + 2 * (32 + 3072) + 16:,}, {2 * (32 + 3072) + 16:,} without embeddings\n" in printed
+    # 416 x 16 of embedding; twice two norms and 12 x 16 x 16 of matrices; the last norm.
+    assert f"parameters  {6656 + 2 * (32 + 3072) + 16:,}, {2 * (32 + 3072) + 16:,} without embeddings\n" in printed
     assert "128 a step, 1,536 in 12 steps" in printed
     for word in ("MFLOPs per token", "memory", "disk", "time"):
         assert word in printed
