@@ -193,6 +193,22 @@ def test_other_rotations_are_reported_since_rows_may_grow(source, experiment_fil
     assert re.fullmatch(r"jaxformer: .*: model.rope_base 50000.0 here, 10000.0 there; .*\n", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("name", "here", "there"),
+    [
+        ("norm_epsilon", "1e-05", "1e-06"),
+        ("activation", "relu2", "gelu"),
+        ("tied_embeddings", "False", "True"),
+        ("vocabulary_size", "512", "416"),
+    ],
+)
+def test_another_model_is_refused_with_the_field_and_both_values(name, here, there, source, experiment_files):
+    experiment = load_experiment(str(experiment_files["best_fit"]), {f"model.{name}": here})
+    message = rf"another model \(model\.{name} {here} here, {there} there\); give --model\.{name}={there}$"
+    with pytest.raises(UserError, match=message):
+        check_fits(experiment, open_weights(str(source)))
+
+
 def test_the_tokenizer_is_that_of_the_weights_where_none_is_named(source, experiment_files, tokenizer_path):
     experiment, initial = load_experiment(str(experiment_files["best_fit"])), open_weights(str(source))
     assert with_tokenizer(experiment, initial.folder).tokenizer.path == str(source / "tokenizer.model")
