@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from jaxformer.ablation.study import Study
     from jaxformer.data.packing import Batch, make_batches
     from jaxformer.evaluation.generate import sample_text
+    from jaxformer.evaluation.sampling import Sampling
     from jaxformer.experiment.experiment import Experiment, make_state
     from jaxformer.experiment.variant import Merge, Variant, load_experiment
     from jaxformer.run.export import export_run
@@ -54,6 +55,7 @@ __all__ = [
     "Batch",
     "Experiment",
     "Merge",
+    "Sampling",
     "Study",
     "Variant",
     "__version__",
@@ -72,6 +74,7 @@ _MODULES = {
     "Batch": "data.packing",
     "Experiment": "experiment.experiment",
     "Merge": "experiment.variant",
+    "Sampling": "evaluation.sampling",
     "Study": "ablation.study",
     "Variant": "experiment.variant",
     "compare_runs": "ablation.comparison",

@@ -253,6 +253,11 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def require_unicode(text: str) -> None:
+    """Raises `UserError` unless a text can be written, which no tokenizer can encode else."""
+    require(is_unicode(text), "the text is not UTF-8")
+
+
 def to_dict(config: Any) -> dict:
     """Returns the dataclass tree as plain dicts, lists and values: what JSON can hold."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -87,7 +87,7 @@ def test_the_example_of_a_trained_model_writes_and_scores(uninterrupted, compile
     run = uninterrupted("best_fit")
     capsys.readouterr()
     exec(example.replace("runs/baseline/seed_0", str(run)), names)
-    assert capsys.readouterr().out == names["trained"].generate("class Reader:")
+    assert capsys.readouterr().out == names["trained"].generate("class Reader:", names["sampling"])
 
 
 def test_examples_of_the_documentation_are_tested():

@@ -1,34 +1,37 @@
-"""Writes text with a trained model.
+"""Generates text with a trained model.
 
-It prints --prompt and what the model writes after it, token by token, up to the end of the text or --tokens. Without
---prompt it asks for prompts and continues each, a line of the input at a time: Ctrl-C stops a text, Ctrl-D ends the
-command. Each next prompt takes the next seed. GPU memory is not preallocated, so that a run can be tried while it
-trains.
+It prints --prompt and the text that the model puts after it, token by token, up to the end of the document or --tokens.
+Without --prompt it asks for prompts and continues each, one a line: Ctrl-C stops a text, Ctrl-D ends the command. Each
+next prompt takes the next seed. GPU memory is not preallocated, so that a run can be tried while it trains.
 
   jaxformer generate --workdir=runs/baseline/seed_0 --prompt="def read("
 """
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import sys
 from collections.abc import Iterator
 
-from jaxformer.config import UserError, require
+from jaxformer.config import UserError, override, require
 from jaxformer.devices.device import keep_compiled, out_of_memory_reported
-from jaxformer.evaluation.generate import Sampling, encode_prompt
+from jaxformer.evaluation.decoding import longest_text
+from jaxformer.evaluation.generate import encode_text, generate_texts
+from jaxformer.evaluation.sampling import Sampling
+from jaxformer.experiment.command_line import field_docstrings
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import is_terminal, print_line, print_notice, print_text
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
 from jaxformer.host.signals import interruptible
-from jaxformer.run.trained import DEFAULT_TOKENS, Trained, load_trained
+from jaxformer.run.trained import Trained, load_trained
 
 
 @command
 def main(arguments: list[str]) -> int:
-    """Writes text with a trained model; returns the exit status."""
-    options = parse(arguments)
+    """Generates text with a trained model; returns the exit status."""
+    options, sampling = parse(arguments)
     keep_compiled()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # What is not UTF-8 is refused as a prompt, in words.
@@ -36,16 +39,16 @@ def main(arguments: list[str]) -> int:
         trained = load_trained(options.workdir, options.step)
         with contextlib.suppress(BrokenPipeError):  # Whoever reads has read enough.
             if options.prompt is None:
-                write_for_each_line(trained, options)
+                continue_lines(trained, sampling, options.count)
             else:
                 prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-                note_length(trained, prompt, options)
-                write_texts(trained, prompt, options)
+                print_notice(length_notice(trained, prompt, sampling))
+                print_texts(trained, prompt, sampling, options.count)
     return 0
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Returns the options.
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, Sampling]:
+    """Returns the options, and those of them that are fields of `Sampling`.
 
     Raises:
         UserError: one has no such value.
@@ -55,26 +58,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--workdir", type=local_path, required=True, metavar="RUN", help="run folder")
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
     add("--prompt", metavar="TEXT", help="the beginning of the text; '-' reads it from the input (default: asks)")
-    add("--tokens", type=int, metavar="N", help=f"the most tokens to write (default: {DEFAULT_TOKENS})")
-    text = "divides the logits before a token is drawn; 0 takes the likeliest (default: %(default)s)"
-    add("--temperature", type=float, default=Sampling.temperature, metavar="X", help=text)
-    text = "draws among the K likeliest tokens; 0 among all (default: %(default)s)"
-    add("--top_k", type=int, default=Sampling.top_k, metavar="K", help=text)
-    text = "draws among the fewest likeliest tokens whose probabilities sum to P (default: %(default)s)"
-    add("--top_p", type=float, default=Sampling.top_p, metavar="P", help=text)
-    add("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
-    text = "how many texts to write, all at once, after each prompt (default: %(default)s)"
-    add("--count", type=int, default=1, metavar="N", help=text)
+    add("--count", type=int, default=1, metavar="N", help="texts to generate at once for each prompt (default: 1)")
+    fields, explained = dataclasses.fields(Sampling), field_docstrings(Sampling)
+    for field in fields:
+        text = explained[field.name]
+        add(f"--{field.name}", metavar="X", help=f"{text[0].lower()}{text[1:].rstrip('.')} (default: {field.default})")
     options = parser.parse_args(arguments)
-    # What is refused is refused before anything is read.
-    Sampling(options.temperature, options.top_k, options.top_p)
-    for name in ("tokens", "count"):
-        value = getattr(options, name)
-        require(value is None or value >= 1, f"{name} ({value}) must be at least 1")
-    return options
+    require(options.count >= 1, f"count ({options.count}) must be at least 1")
+    given = {field.name: getattr(options, field.name) for field in fields}
+    return options, override(Sampling(), {name: text for name, text in given.items() if text is not None})
 
 
-def write_for_each_line(trained: Trained, options: argparse.Namespace) -> None:
+def continue_lines(trained: Trained, sampling: Sampling, count: int) -> None:
     """Continues each line of the input, and on a terminal asks for them."""
     asks = is_terminal(sys.stdin)
     if asks:
@@ -84,9 +79,9 @@ def write_for_each_line(trained: Trained, options: argparse.Namespace) -> None:
             print_text("\n")
         try:
             if not number:
-                note_length(trained, prompt, options)
+                print_notice(length_notice(trained, prompt, sampling))
             with interruptible() if asks else contextlib.nullcontext():
-                write_texts(trained, prompt, options, number)
+                print_texts(trained, prompt, dataclasses.replace(sampling, seed=sampling.seed + number), count)
         except KeyboardInterrupt:
             print_text("\n")
         except UserError as error:
@@ -115,28 +110,27 @@ def prompts(asks: bool) -> Iterator[str]:
             return
 
 
-def write_texts(trained: Trained, prompt: str, options: argparse.Namespace, number: int = 0) -> None:
-    """Prints what the model writes after a prompt, behind the prompt; several texts each under a heading.
-
-    Args:
-        number: of the prompt, which is added to the seed.
-    """
-    names = ("tokens", "temperature", "top_k", "top_p")
-    sampling = {**{name: getattr(options, name) for name in names}, "seed": options.seed + number}
-    if options.count == 1:
-        pieces = trained.stream(prompt, **sampling)
+def print_texts(trained: Trained, prompt: str, sampling: Sampling, count: int) -> None:
+    """Prints a prompt and the text that follows it; several texts each under a heading."""
+    if count == 1:
+        pieces = trained.stream(prompt, sampling)
         print_text(prompt)
         for piece in pieces:
             print_text(piece)
         print_text("\n")
         return
-    for i, text in enumerate(trained.generate(prompt, count=options.count, label="generating", **sampling)):
-        print_text(f"--- {i + 1} of {options.count} ---\n{prompt}{text}\n")
+    ids = encode_text(trained.tokenizer, prompt)
+    texts = generate_texts(trained.model, trained.tokenizer, [ids] * count, sampling, label="generating")
+    for number, text in enumerate(texts, 1):
+        print_text(f"--- {number} of {count} ---\n{prompt}{text}\n")
 
 
-def note_length(trained: Trained, prompt: str, options: argparse.Namespace) -> None:
-    """Prints a line if a text is to be longer than those that the model has seen."""
-    prompt_tokens = len(encode_prompt(trained.tokenizer, prompt))
-    longest, row_length = prompt_tokens + (options.tokens or 0), trained.experiment.packing.row_length
-    if longest > row_length:
-        print_notice(f"trained on rows of {row_length} tokens; a text of {longest} may become poor")
+def length_notice(trained: Trained, prompt: str, sampling: Sampling) -> str | None:
+    """Returns a line on a text that may become longer than those that the model has seen, or than it can be."""
+    tokens = len(encode_text(trained.tokenizer, prompt)) + sampling.tokens
+    limit, row_length = longest_text(trained.model), trained.experiment.packing.row_length
+    if tokens > limit:
+        return f"a text of this model ends at {limit} tokens"
+    if tokens > row_length:
+        return f"trained on rows of {row_length} tokens; a text of {tokens} may become poor"
+    return None

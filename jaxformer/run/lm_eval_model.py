@@ -7,14 +7,14 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from jaxformer.config import UserError, require
-from jaxformer.devices.options import fixed_options
-from jaxformer.evaluation.generate import Sampling, bucket, generate, text_after
+from jaxformer.evaluation.decoding import bucket
+from jaxformer.evaluation.generate import encode_text, generate_texts
 from jaxformer.evaluation.loglikelihood import Request, score
+from jaxformer.evaluation.sampling import Sampling
 from jaxformer.run.trained import load_trained
 
 try:
@@ -34,9 +34,9 @@ class JaxformerLM(TemplateLM):
         workdir: the run folder.
         step: of the checkpoint.
         batch_size: rows that are computed at once; 'auto' for the run's own choice.
-        max_gen_toks: tokens to generate where a task does not say.
-        seed: of what is sampled.
-        max_batch_size, device: what the harness always gives; without effect, since the device is JAX's.
+        max_gen_toks: tokens to generate where a task gives no number.
+        seed: of the random draws.
+        max_batch_size, device: passed by the harness always; without effect, since the device is JAX's.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class JaxformerLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
         """Returns the ids of a text, behind BOS unless `add_special_tokens` is false."""
-        ids = self.trained.tokenizer.encode(string)
-        return ids if add_special_tokens is False else [self.prefix_token_id, *ids]
+        ids = encode_text(self.trained.tokenizer, string)
+        return ids[1:] if add_special_tokens is False else ids
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
         encoded = []
@@ -114,78 +114,64 @@ class JaxformerLM(TemplateLM):
         nats = np.array([value for value, _ in self._loglikelihood_tokens(windows, disable_tqdm)])
         return [float(part.sum()) for part in np.split(nats, np.cumsum(counts)[:-1])]
 
-    @fixed_options()
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Returns the text that follows each context, up to a stop sequence, EOS or the number of tokens.
 
-        It is sampled where a task asks for it, or for a temperature above 0, and the likeliest otherwise.
+        It is sampled where a task says so, or gives a temperature above 0, and the likeliest otherwise.
 
         Raises:
             UserError: the tokens to generate leave no room for a context in a row, or an option is not known or has no
                 such value.
         """
         wanted = [self._generation(*request.args) for request in requests]
-        # Rows of a batch share the options, and the length to which prompts are padded.
-        groups = [(bucket(len(each.prompt)), each.tokens, dataclasses.astuple(each.sampling)) for each in wanted]
-        texts = [""] * len(requests)
+        alike = {}  # Rows of a batch share the options, and the length to which prompts are padded.
+        for number, each in enumerate(wanted):
+            alike.setdefault((bucket(len(each.prompt)), each.sampling), []).append(number)
+        rows, texts = self._rows, [""] * len(requests)
+        batches = [numbers[i : i + rows] for numbers in alike.values() for i in range(0, len(numbers), rows)]
         with tqdm(total=len(requests), desc="generating", disable=disable_tqdm or None, leave=False) as bar:
-            for group in sorted(set(groups)):
-                alike = [number for number, each in enumerate(groups) if each == group]
-                for first in range(0, len(alike), self._rows):
-                    numbers = alike[first : first + self._rows]
-                    key = jax.random.fold_in(jax.random.key(self.seed), numbers[0])
-                    generated = self._generate([wanted[number] for number in numbers], key)
-                    for number, text in zip(numbers, generated, strict=True):
-                        texts[number] = _until(text, wanted[number].until)
-                    bar.update(len(numbers))
+            for numbers in batches:
+                prompts = [wanted[number].prompt for number in numbers]
+                prompts += [[self.prefix_token_id]] * (rows - len(prompts))  # Fewer rows would be another shape.
+                sampling = dataclasses.replace(wanted[numbers[0]].sampling, seed=self.seed + numbers[0])
+                generated = generate_texts(self.trained.model, self.trained.tokenizer, prompts, sampling)
+                for number, text in zip(numbers, generated, strict=False):
+                    texts[number] = _until(text, wanted[number].stops)
+                bar.update(len(numbers))
         return texts
 
     def _generation(self, context: str, options: dict) -> "_Generation":
-        options = dict(options)
-        until = options.pop("until", None) or []
-        length = int(options.pop("max_gen_toks", options.pop("max_new_tokens", self.max_gen_toks)))
-        temperature, top_k = float(options.pop("temperature", None) or 0), int(options.pop("top_k", None) or 0)
-        top_p, is_sampled = options.pop("top_p", None), options.pop("do_sample", None)
-        temperature = 0.0 if is_sampled is False else temperature or float(is_sampled or 0)
-        unknown = [name for name, value in options.items() if value is not None]
+        options = {name: value for name, value in options.items() if value is not None}
+        stops = options.pop("until", [])
+        tokens = int(options.pop("max_gen_toks", options.pop("max_new_tokens", self.max_gen_toks)))
+        room = self.max_length - tokens
         require(
-            not unknown or not temperature,
-            f"cannot sample with {', '.join(unknown)}; with temperature, top_k and top_p only",
-        )
-        room = self.max_length - length
-        require(
-            length > 0 and room > 0,
-            f"max_gen_toks ({length}) leaves no room for a context in a row of {self.max_length} tokens; "
+            room > 0,
+            f"max_gen_toks ({tokens}) leaves no room for a context in a row of {self.max_length} tokens; "
             f"give a smaller one: --gen_kwargs max_gen_toks={self.max_length // 4}",
         )
-        sampling = Sampling(temperature, top_k, 1.0 if top_p is None else float(top_p)) if temperature else _GREEDY
         return _Generation(
-            self.tok_encode(context)[-room:], [until] if isinstance(until, str) else until, length, sampling
+            self.tok_encode(context)[-room:], [stops] if isinstance(stops, str) else stops, _sampling(tokens, options)
         )
-
-    def _generate(self, wanted: "list[_Generation]", key: jax.Array) -> list[str]:
-        tokenizer, prompts = self.trained.tokenizer, [each.prompt for each in wanted]
-        generated = generate(
-            self.trained.model,
-            prompts + [[self.prefix_token_id]] * (self._rows - len(prompts)),  # Fewer rows would be another shape.
-            tokens=wanted[0].tokens,
-            key=key,
-            sampling=wanted[0].sampling,
-            eos_id=tokenizer.eos_id,
-        )
-        return [text_after(tokenizer, prompt, ids) for prompt, ids in zip(prompts, generated, strict=False)]
-
-
-_GREEDY = Sampling(temperature=0)
 
 
 class _Generation(NamedTuple):
     """What is to be generated."""
 
     prompt: list[int]
-    until: list[str]
-    tokens: int
+    stops: list[str]
     sampling: Sampling
+
+
+def _sampling(tokens: int, options: dict) -> Sampling:
+    """Returns how tokens are drawn by the options of a task, which are those of transformers' `generate`."""
+    is_sampled = options.pop("do_sample", None)
+    temperature = float(options.pop("temperature", 1 if is_sampled else 0))
+    if is_sampled is False or temperature == 0:
+        return Sampling(tokens=tokens, temperature=0)
+    given = {name: kind(options.pop(name)) for name, kind in (("top_k", int), ("top_p", float)) if name in options}
+    require(not options, f"cannot sample with {', '.join(options)}; with temperature, top_k and top_p only")
+    return Sampling(tokens=tokens, temperature=temperature, **given)
 
 
 def _until(text: str, stops: list[str]) -> str:

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,21 +13,15 @@ from flax import nnx
 
 from jaxformer.attention.dispatch import AttentionConfig, choose_implementation, implementation_from
 from jaxformer.checkpoint.train_state import open_checkpoints, restore_params
-from jaxformer.config import UserError, require
+from jaxformer.config import UserError, require, require_unicode
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.device import choose_device
 from jaxformer.devices.options import fixed_options
-from jaxformer.evaluation.generate import (
-    Sampling,
-    encode_prompt,
-    generate,
-    next_token_logits,
-    require_whole,
-    stream_text,
-    text_after,
-)
+from jaxformer.evaluation.decoding import next_token_logits
+from jaxformer.evaluation.generate import encode_text, stream_text
 from jaxformer.evaluation.loglikelihood import encode, score
 from jaxformer.evaluation.result_files import describe_validation
+from jaxformer.evaluation.sampling import Sampling
 from jaxformer.experiment.experiment import Experiment, attention_shape, make_state
 from jaxformer.flops import parameter_count
 from jaxformer.host.paths import expanded
@@ -37,15 +31,12 @@ from jaxformer.run.metrics import read_metrics
 from jaxformer.skip_steps import init_guard
 from jaxformer.step import TrainState
 
-# Tokens that are written where no number is given.
-DEFAULT_TOKENS = 200
-
-# So often a step is looked for anew where the run has saved others while it was read.
+# How often the newest step is looked up where a run that goes on deletes it while it is read.
 _ATTEMPTS = 10
 
 
 class LogLikelihood(NamedTuple):
-    """What a model makes of a continuation."""
+    """Log-likelihood of a continuation under the model."""
 
     nats: float
     """Sum of the log-probabilities of its tokens."""
@@ -92,93 +83,21 @@ class Trained:
         names = {name: name.removeprefix("validation/") for line in lines for name in line}
         return {short: float(lines[-1][name]) for name, short in names.items() if name != short}
 
-    def stream(
-        self,
-        prompt: str = "",
-        *,
-        tokens: int | None = None,
-        temperature: float = Sampling.temperature,
-        top_k: int = Sampling.top_k,
-        top_p: float = Sampling.top_p,
-        seed: int = 0,
-    ) -> Iterator[str]:
-        """Yields what the model writes after a prompt while it is written, in whole characters; see `generate`."""
-        ids = encode_prompt(self.tokenizer, prompt)
-        sampling = Sampling(temperature, top_k, top_p)
-        return stream_text(
-            self.model, self.tokenizer, ids, tokens=self._length(ids, tokens), key=_key(seed), sampling=sampling
-        )
+    def stream(self, prompt: str = "", sampling: Sampling = Sampling()) -> Iterator[str]:
+        """Yields what `generate` returns while it is generated, in whole characters."""
+        return stream_text(self.model, self.tokenizer, encode_text(self.tokenizer, prompt), sampling)
 
-    @overload
-    def generate(
-        self,
-        prompt: str = "",
-        *,
-        count: None = None,
-        tokens: int | None = None,
-        temperature: float = Sampling.temperature,
-        top_k: int = Sampling.top_k,
-        top_p: float = Sampling.top_p,
-        seed: int = 0,
-        label: str | None = None,
-    ) -> str: ...
-
-    @overload
-    def generate(
-        self,
-        prompt: str = "",
-        *,
-        count: int,
-        tokens: int | None = None,
-        temperature: float = Sampling.temperature,
-        top_k: int = Sampling.top_k,
-        top_p: float = Sampling.top_p,
-        seed: int = 0,
-        label: str | None = None,
-    ) -> list[str]: ...
-
-    def generate(
-        self,
-        prompt: str = "",
-        *,
-        count: int | None = None,
-        tokens: int | None = None,
-        temperature: float = Sampling.temperature,
-        top_k: int = Sampling.top_k,
-        top_p: float = Sampling.top_p,
-        seed: int = 0,
-        label: str | None = None,
-    ) -> str | list[str]:
-        """Returns what the model writes after a prompt, up to its EOS, without the prompt.
+    def generate(self, prompt: str = "", sampling: Sampling = Sampling()) -> str:
+        """Returns the text that follows a prompt, up to EOS, without the prompt.
 
         Args:
             prompt: the beginning of a document; '' for a text of its own.
-            count: how many texts to return, as a list; the first is what is returned for None.
-            tokens: the most to write; None for 200, or as many as learned positions leave room for.
-            temperature: divides the logits; 0 takes the likeliest token.
-            top_k: draws among the k likeliest tokens; 0 among all.
-            top_p: draws among the fewest likeliest tokens whose probabilities sum to p; 1 among all.
-            seed: of the random draws; the same seed gives the same text.
-            label: of a progress bar; None shows none.
+            sampling: how its tokens are drawn, and how many.
 
         Raises:
-            UserError: an argument has no such value, or the prompt is longer than the positions that were learned, or
-                no Unicode text.
+            UserError: the prompt is not Unicode or leaves no room for a token, or top_k exceeds the vocabulary.
         """
-        require_whole(count=1 if count is None else count)
-        require(count is None or count >= 1, f"count ({count}) must be at least 1")
-        ids = encode_prompt(self.tokenizer, prompt)
-        written = generate(
-            self.model,
-            [ids] * (count or 1),
-            tokens=self._length(ids, tokens),
-            key=_key(seed),
-            sampling=Sampling(temperature, top_k, top_p),
-            eos_id=self.tokenizer.eos_id,
-            label=label,
-        )
-        texts = [text_after(self.tokenizer, ids, each) for each in written]
-        return texts[0] if count is None else texts
+        return "".join(self.stream(prompt, sampling))
 
     def logits(self, text: str) -> np.ndarray:
         """Returns the logits of the next token after BOS and after each token of a text, float32 (T, V).
@@ -186,41 +105,29 @@ class Trained:
         V is the number of the tokenizer's ids.
 
         Raises:
-            UserError: the text is longer than the positions that were learned, or no Unicode text.
+            UserError: the text is not Unicode, or has more tokens than the model takes.
         """
-        return next_token_logits(self.model, encode_prompt(self.tokenizer, text))
+        return next_token_logits(self.model, encode_text(self.tokenizer, text))
 
     @fixed_options()
     def log_likelihood(self, context: str, continuation: str) -> LogLikelihood:
         """Returns the log-likelihood of a continuation of a context, which may be '', as tasks are scored.
 
-        White space that ends the context is scored too, for it may be of the continuation's first token.
+        White space that ends the context is scored too, for it may belong to the continuation's first token.
 
         Raises:
-            UserError: the continuation has no token, or more than a row.
+            UserError: a text is not Unicode, the continuation has no token, or the two do not fit in a row.
         """
+        require_unicode(context + continuation)
         packing = self.experiment.packing
-        scores = score(
-            self.state,
-            encode([(context, continuation)], self.tokenizer, packing.row_length).requests,
-            packing,
-            rows_per_batch=1,
+        encoded = encode([(context, continuation)], self.tokenizer, packing.row_length)
+        require(
+            not encoded.is_truncated[0],
+            f"context and continuation have more than {packing.row_length} tokens, the length of the rows that are "
+            "scored; shorten the context",
         )
+        scores = score(self.state, encoded.requests, packing, rows_per_batch=1)
         return LogLikelihood(float(scores.nats[0]), bool(scores.is_greedy[0]))
-
-    def _length(self, prompt: list[int], tokens: int | None) -> int:
-        """Returns how many tokens to write after a prompt."""
-        limit = self.experiment.model.learned_positions
-        room = limit - len(prompt) if limit else DEFAULT_TOKENS
-        require(room > 0, f"a prompt of {len(prompt)} tokens leaves no room in the {limit} positions that were learned")
-        return min(DEFAULT_TOKENS, room) if tokens is None else tokens
-
-
-@fixed_options()
-def _key(seed: int) -> jax.Array:
-    require_whole(seed=seed)
-    require(0 <= seed < 1 << 32, f"seed ({seed}) must be at least 0 and below 2**32")
-    return jax.random.key(seed)
 
 
 def load_trained(workdir: str | Path, step: int | None = None) -> Trained:

@@ -8,7 +8,8 @@ import pytest
 
 import jaxformer.commands.generate as module
 from jaxformer.commands.generate import main
-from jaxformer.evaluation.generate import encode_prompt
+from jaxformer.evaluation.generate import encode_text, generate_texts
+from jaxformer.evaluation.sampling import Sampling
 from jaxformer.run.trained import Trained, load_trained
 
 pytestmark = [pytest.mark.usefixtures("compiled", "default_signals"), pytest.mark.device_free]
@@ -30,7 +31,9 @@ def give(monkeypatch):
 
 def test_prompt_is_printed_with_what_follows_it(generate, give, uninterrupted, capsys):
     trained = load_trained(uninterrupted("best_fit"))
-    texts = trained.generate("ba du", tokens=20, temperature=0.9, top_p=0.95, seed=4, count=2)
+    sampling, prompt = Sampling(tokens=20, temperature=0.9, top_p=0.95, seed=4), encode_text(trained.tokenizer, "ba du")
+    texts = generate_texts(trained.model, trained.tokenizer, [prompt] * 2, sampling)
+    assert trained.generate("ba du", sampling) == texts[0] != texts[1]
     options = ("--temperature=0.9", "--top_p=0.95", "--seed=4")
     assert generate("--prompt=ba du", *options) == 0
     assert capsys.readouterr() == (f"ba du{texts[0]}\n", "")
@@ -39,14 +42,15 @@ def test_prompt_is_printed_with_what_follows_it(generate, give, uninterrupted, c
     assert capsys.readouterr() == (printed, "")
     give(b"ba\ndu\n")
     assert generate("--prompt=-") == 0
-    assert capsys.readouterr().out == f"ba\ndu\n{trained.generate('ba' + chr(10) + 'du' + chr(10), tokens=20)}\n"
+    assert capsys.readouterr().out == "ba\ndu\n" + trained.generate("ba\ndu\n", Sampling(tokens=20)) + "\n"
 
 
 def test_each_line_of_the_input_is_a_prompt_with_a_seed_of_its_own(generate, give, uninterrupted, capsys):
     trained = load_trained(uninterrupted("best_fit"))
     give("ba \r\n\nda é\nba ".encode())
     assert generate() == 0
-    texts = [f"{p}{trained.generate(p, tokens=20, seed=i)}\n" for i, p in enumerate(["ba ", "da é", "ba "])]
+    prompts = enumerate(["ba ", "da é", "ba "])
+    texts = [f"{prompt}{trained.generate(prompt, Sampling(tokens=20, seed=seed))}\n" for seed, prompt in prompts]
     assert capsys.readouterr() == ("\n".join(texts), "")
     give(b"")
     assert generate() == 0
@@ -56,11 +60,11 @@ def test_each_line_of_the_input_is_a_prompt_with_a_seed_of_its_own(generate, giv
 def test_on_a_terminal_ctrl_c_stops_a_text_and_a_prompt_that_is_refused_is_asked_for_again(
     generate, monkeypatch, capsys
 ):
-    def stream(self, prompt, **options):
-        encode_prompt(self.tokenizer, prompt)
+    def stream(self, prompt, sampling):
+        encode_text(self.tokenizer, prompt)
 
         def write():
-            yield f" and {options['seed']}"
+            yield f" and {sampling.seed}"
             if prompt == "stop":
                 signal.raise_signal(signal.SIGINT)
             yield " more"
@@ -80,7 +84,7 @@ def test_on_a_terminal_ctrl_c_stops_a_text_and_a_prompt_that_is_refused_is_asked
     assert generate() == 0
     printed, errors = capsys.readouterr()
     assert printed == "one and 0 more\nstop and 1\ntwo and 3 more\n"
-    assert "Ctrl-D ends" in errors and "jaxformer: the prompt is not UTF-8\n" in errors
+    assert "Ctrl-D ends" in errors and "jaxformer: the text is not UTF-8\n" in errors
     lines[:] = ["caf\udce9", "two"]
     assert generate() == 0
     assert capsys.readouterr().out == "two and 1 more\n"
@@ -108,10 +112,11 @@ def test_reader_that_has_enough_ends_it_in_silence(generate, monkeypatch, capsys
     ("argument", "line"),
     [
         ("--temperature=-1", "temperature (-1.0) must be 0, for the likeliest token, or between 0.001 and 1000"),
-        ("--top_k=-1", "top_k (-1) must be at least 1, or 0 to draw among all tokens"),
+        ("--top_k=-1", "top_k (-1) must be at least 0 and below 2**31"),
         ("--top_k=401", "top_k (401) must be at most the 400 tokens there are"),
-        ("--top_p=nan", "top_p (nan) must be above 0 and at most 1"),
-        ("--tokens=0", "tokens (0) must be at least 1"),
+        ("--top_p=nan", "top_p (nan) must be finite"),
+        ("--tokens=0", "tokens (0) must be at least 1 and at most 2**17"),
+        ("--tokens=many", "tokens must be a whole number, not 'many'"),
         ("--count=0", "count (0) must be at least 1"),
         ("--seed=-1", "seed (-1) must be at least 0 and below 2**32"),
         ("--prompt=caf\udce9", r"argument '--prompt=caf\udce9' is not UTF-8"),
@@ -125,7 +130,7 @@ def test_argument_that_means_nothing_is_one_line(generate, argument, line, capsy
 def test_input_that_is_not_utf_8_is_one_line(generate, give, capsys):
     give(b"caf\xe9\n")
     assert generate() == 2
-    assert capsys.readouterr() == ("", "jaxformer: the prompt is not UTF-8\n")
+    assert capsys.readouterr() == ("", "jaxformer: the text is not UTF-8\n")
 
 
 def test_text_longer_than_the_rows_of_training_is_noted(generate, capsys):

@@ -17,6 +17,7 @@ from jaxformer.checkpoint.train_state import open_checkpoints
 from jaxformer.config import UserError
 from jaxformer.data.packing import DIGESTS, Batch, batch_digest
 from jaxformer.devices.mesh import MeshConfig, check_rows, make_mesh
+from jaxformer.evaluation.sampling import Sampling
 from jaxformer.run.trained import load_trained
 from jaxformer.train import main
 
@@ -209,7 +210,7 @@ def test_run_on_a_mesh_with_all_that_a_run_does_is_that_of_one_device(experiment
             assert line[key] == pytest.approx(value, abs=1e-4 if "norm" in key or "score" in key else TOLERANCE), key
     # Its folder is all that its model needs, here on one device.
     sample = (tmp_path / "eight" / "sample.txt").read_text(encoding="utf-8")
-    assert load_trained(tmp_path / "eight").generate(tokens=5, seed=3) == sample
+    assert load_trained(tmp_path / "eight").generate("", Sampling(tokens=5, seed=3)) == sample
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import scipy.special
 from jaxformer.checkpoint.train_state import open_checkpoints
 from jaxformer.config import UserError
 from jaxformer.evaluation.loglikelihood import encode
+from jaxformer.evaluation.sampling import Sampling
 from jaxformer.run.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -63,11 +64,10 @@ def test_it_is_printed_on_one_screen(run):
 def test_it_writes_and_scores_text_as_its_model_does(run):
     trained = load_trained(run)
     tokenizer, V = trained.tokenizer, trained.tokenizer.vocabulary_size
-    text = trained.generate("ba du", tokens=20)
-    assert text and trained.generate("ba du", tokens=20) == text != trained.generate("ba du", tokens=20, seed=1)
-    assert "".join(trained.stream("ba du", tokens=20)) == text
-    several = trained.generate("ba du", tokens=20, count=3)
-    assert len(set(several)) == 3 and several[0] == text
+    sampling = Sampling(tokens=20)
+    text = trained.generate("ba du", sampling)
+    assert text and trained.generate("ba du", sampling) == text != trained.generate("ba du", Sampling(20, seed=1))
+    assert "".join(trained.stream("ba du", sampling)) == text
     for context, continuation in (("ba du", " ka"), ("", "ba"), ("be ", "fo fu")):
         (request,) = encode([(context, continuation)], tokenizer, 32).requests
         logits_TV = trained.logits(context + continuation)
@@ -79,25 +79,20 @@ def test_it_writes_and_scores_text_as_its_model_does(run):
         nats = pytest.approx(log_softmax_TV[places, targets].sum(), abs=1e-4)
         assert trained.log_likelihood(context, continuation) == (nats, is_greedy)
     likeliest = tokenizer.decode([int(logits_TV[-1].argmax())])
-    assert trained.generate("be fo fu", tokens=1, temperature=0) == likeliest
+    assert trained.generate("be fo fu", Sampling(tokens=1, temperature=0)) == likeliest
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"count": 0}, r"count \(0\) must be at least 1"),
-        ({"count": 1.5}, r"count \(1\.5\) must be a whole number"),
-        ({"tokens": 2.5}, r"tokens \(2\.5\) must be a whole number"),
-        ({"seed": 1.5}, r"seed \(1\.5\) must be a whole number"),
-        ({"top_k": 1.5}, r"top_k \(1\.5\) must be a whole number"),
-        ({"prompt": "caf\udce9"}, "the prompt is not UTF-8"),
-        ({"seed": -1}, r"seed \(-1\) must be at least 0 and below 2\*\*32"),
-        ({"top_k": 401}, r"top_k \(401\) must be at most the 400 tokens"),
-    ],
-)
-def test_options_of_a_text_that_mean_nothing_are_refused(run, options, message):
-    with pytest.raises(UserError, match=message):
-        load_trained(run).generate(**{"prompt": "ba", **options})
+def test_texts_and_options_that_mean_nothing_are_refused(run):
+    trained = load_trained(run)
+    for take in (trained.generate, trained.logits, lambda text: trained.log_likelihood(text, "ba")):
+        with pytest.raises(UserError, match="the text is not UTF-8"):
+            take("caf\udce9")
+    with pytest.raises(UserError, match=r"top_k \(401\) must be at most the 400 tokens"):
+        trained.generate("ba", Sampling(top_k=401))
+    with pytest.raises(UserError, match="context and continuation have more than 32 tokens, the length of the rows"):
+        trained.log_likelihood("ba " * 40, "du")
+    with pytest.raises(UserError, match="a continuation of 0 tokens cannot be scored"):
+        trained.log_likelihood("ba", "")
 
 
 def test_folder_of_a_run_on_a_gpu_is_read_without_one(run):

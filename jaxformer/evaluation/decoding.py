@@ -1,0 +1,202 @@
+"""Tokens generated after prompts, one at a time, with a key/value cache.
+
+The prompts go through the model in one pass (`_prefill`), which fills the cache and draws the first token of each; from
+then on only the last token of each row is computed (`_extend`). The prompts of a batch end at the same place of the
+cache, and the padding before a shorter one is a document of its own, which it never sees. Lengths of prompts and caches
+are rounded up to a few, and all options are arrays, so that another prompt or temperature compiles nothing.
+
+Axes: B row, P place in the padded prompt, C place in the cache, and as in `model`.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxformer.attention.reference import MASKED
+from jaxformer.config import require
+from jaxformer.devices.options import fixed_options
+from jaxformer.evaluation.sampling import MOST_TOKENS, Sampling, Traced, draw
+from jaxformer.model import Transformer
+
+# The shortest prompt and cache that is compiled.
+_SMALLEST_BUCKET = 32
+
+
+def decode(
+    model: Transformer, prompts: Sequence[Sequence[int]], sampling: Sampling, *, eos_id: int = -1
+) -> Iterator[np.ndarray]:
+    """Yields the next token of each prompt, int32 (B,), again and again, until each has had its EOS.
+
+    It ends after `sampling.tokens`, too, or where the longest prompt reaches the last of the learned positions. What a
+    row has after its EOS, while others go on, means nothing.
+
+    Args:
+        prompts: ids, one or more each; a text of its own begins with BOS.
+        sampling: how the tokens are drawn.
+        eos_id: the id that ends a text; -1 for none.
+
+    Raises:
+        UserError: an empty prompt, one that leaves no room for a token, or a top_k beyond the vocabulary.
+    """
+    longest, limit = max(map(len, prompts), default=0), longest_text(model)
+    require(bool(prompts) and min(map(len, prompts)) > 0, "a prompt needs at least one token: BOS")
+    require(longest < limit, f"a prompt of {longest} tokens leaves no room in a text of at most {limit}")
+    require(
+        sampling.top_k <= model.token_count,
+        f"top_k ({sampling.top_k}) must be at most the {model.token_count} tokens there are",
+    )
+    return _decode(model, *_padded(prompts), sampling.traced(), min(sampling.tokens, limit - longest), eos_id)
+
+
+def _decode(
+    model: Transformer, prompt_BP: np.ndarray, offsets_B: np.ndarray, options: Traced, tokens: int, eos_id: int
+) -> Iterator[np.ndarray]:
+    graphdef, params = nnx.split(model)
+    B, P = prompt_BP.shape
+    cache, next_B = _prefill(graphdef, params, prompt_BP, offsets_B, options, bucket(P + tokens))
+    is_done_B = np.zeros(B, bool)
+    for number in range(tokens):
+        last_B = next_B
+        # Begun before the last tokens are waited for, so that the device does not wait for the host.
+        cache, next_B = _extend(graphdef, params, cache, last_B, offsets_B, options, np.int32(P), np.int32(number))
+        tokens_B = np.asarray(last_B)
+        yield tokens_B
+        is_done_B |= tokens_B == eos_id
+        if is_done_B.all():
+            return
+
+
+@fixed_options()
+def next_token_logits(model: Transformer, ids: Sequence[int]) -> np.ndarray:
+    """Returns the logits of the token after each of some ids, float32 (T, V), of the ids that stand for a token.
+
+    Raises:
+        UserError: no ids, or more than a text may have.
+    """
+    limit = longest_text(model)
+    require(len(ids) > 0, "a text needs at least one token: BOS")
+    require(len(ids) <= limit, f"a text of {len(ids)} tokens is too long; it may have at most {limit}")
+    prompt_BP, offsets_B = _padded([ids])
+    logits_NV = _prompt_logits(*nnx.split(model), prompt_BP, offsets_B)
+    return np.asarray(logits_NV)[offsets_B[0] :, : model.token_count]
+
+
+def longest_text(model: Transformer) -> int:
+    """Returns the most tokens of a text: the learned positions, or what a cache may take."""
+    return min(model.config.learned_positions or MOST_TOKENS, MOST_TOKENS)
+
+
+def bucket(length: int) -> int:
+    """Returns the least length that is compiled and holds `length`: 2^n or 3 x 2^n."""
+    power = max(_SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+    return power * 3 // 4 if length <= power * 3 // 4 and power > _SMALLEST_BUCKET else power
+
+
+def _padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns prompts as rows of one length, `prompt_BP`, that end together, and where they begin, `offsets_B`."""
+    P = bucket(max(map(len, prompts)))
+    prompt_BP = np.zeros((len(prompts), P), np.int32)
+    offsets_B = np.array([P - len(prompt) for prompt in prompts], np.int32)
+    for row, prompt in enumerate(prompts):
+        prompt_BP[row, offsets_B[row] :] = prompt
+    return prompt_BP, offsets_B
+
+
+class _Cache(NamedTuple):
+    """Keys and values of all tokens but the last of each row."""
+
+    keys_LBGCK: jax.Array
+    values_LBGCK: jax.Array
+
+
+@fixed_options()
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _prefill(graphdef, params, prompt_BP, offsets_B, options: Traced, C: int) -> tuple[_Cache, jax.Array]:
+    """Returns a cache of C places after the prompts, whose rows begin at `offsets_B`, and the next tokens, (B,)."""
+    model = nnx.merge(graphdef, params)
+    B, P = prompt_BP.shape
+    features_ND, kept = _read(model, prompt_BP, offsets_B)
+
+    def cached(kept_LNGK):
+        kept_LBGPK = jnp.swapaxes(kept_LNGK.reshape(-1, B, P, *kept_LNGK.shape[2:]), 2, 3)
+        return jnp.pad(kept_LBGPK, ((0, 0), (0, 0), (0, 0), (0, C - P), (0, 0)))
+
+    features_BD = features_ND.reshape(B, P, -1)[:, -1]
+    return _Cache(*map(cached, kept)), draw(model.logits(features_BD), 0, options)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prompt_logits(graphdef, params, prompt_BP, offsets_B) -> jax.Array:
+    model = nnx.merge(graphdef, params)
+    return model.logits(_read(model, prompt_BP, offsets_B)[0])
+
+
+def _read(model: Transformer, prompt_BP, offsets_B) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Returns the features after each token of the prompts, and the keys and values of each layer, `kept_LNGK`."""
+    # The attention that was chosen for training was measured on its rows alone, and may need their length.
+    model.attention = "xla"
+    P = prompt_BP.shape[1]
+    places_BP, offsets_B1 = jnp.arange(P)[None, :], offsets_B[:, None]
+    is_prompt_BP = places_BP >= offsets_B1
+    starts_BP, ends_BP = jnp.where(is_prompt_BP, offsets_B1, 0), jnp.where(is_prompt_BP, P, offsets_B1)
+    attend_documents = model.attend_documents(starts_BP, ends_BP)
+    positions_N = jnp.maximum(places_BP - offsets_B1, 0).reshape(-1)
+
+    def attention(q, k, v, _):
+        return attend_documents(q, k, v, None)[0], (k, v)
+
+    return model.apply_blocks(model.embed(prompt_BP.reshape(-1), positions_N), positions_N, attention)
+
+
+@fixed_options()
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _extend(
+    graphdef, params, cache: _Cache, tokens_B, offsets_B, options: Traced, P, number
+) -> tuple[_Cache, jax.Array]:
+    """Returns the cache with the last tokens of the rows, of which `number` stand behind the prompts, and the next."""
+    model = nnx.merge(graphdef, params)
+    cache, features_BD = _read_last(model, cache, tokens_B, P + number, offsets_B)
+    return cache, draw(model.logits(features_BD), number + 1, options)
+
+
+def _read_last(model: Transformer, cache: _Cache, tokens_B, place, offsets_B) -> tuple[_Cache, jax.Array]:
+    """Returns the cache with one more token of each row, at a place that all share, and the features after it."""
+    C = cache.keys_LBGCK.shape[3]
+    places_1C = jnp.arange(C)[None, :]
+    first_B1 = jnp.maximum(offsets_B[:, None], place + 1 - (model.config.sliding_window or C))
+    is_visible_BC = (places_1C >= first_B1) & (places_1C < place)
+    positions_B = place - offsets_B
+
+    def attention(q_BHK, k_BGK, v_BGK, cached):
+        k_BGCK, v_BGCK = cached
+        return _attend_cached(q_BHK, k_BGK, v_BGK, k_BGCK, v_BGCK, is_visible_BC), (k_BGK, v_BGK)
+
+    features_BD, (k_LBGK, v_LBGK) = model.apply_blocks(
+        model.embed(tokens_B, positions_B), positions_B, attention, tuple(cache)
+    )
+
+    def put(cache_LBGCK, new_LBGK):
+        return jax.lax.dynamic_update_slice(cache_LBGCK, new_LBGK[:, :, :, None], (0, 0, 0, place, 0))
+
+    return _Cache(put(cache.keys_LBGCK, k_LBGK), put(cache.values_LBGCK, v_LBGK)), features_BD
+
+
+def _attend_cached(q_BHK, k_BGK, v_BGK, k_BGCK, v_BGCK, is_visible_BC):
+    """Returns the attention of one query of each row over its own token and what is visible of the cache."""
+    B, H, K = q_BHK.shape
+    q_BGRK = q_BHK.reshape(B, k_BGK.shape[1], -1, K)
+    cached_BGRC = _einsum("BGRK,BGCK->BGRC", q_BGRK, k_BGCK)
+    own_BGR1 = _einsum("BGRK,BGK->BGR", q_BGRK, k_BGK)[..., None]
+    logits_BGRS = jnp.concatenate([jnp.where(is_visible_BC[:, None, None], cached_BGRC, MASKED), own_BGR1], axis=3)
+    weights_BGRS = jax.nn.softmax(logits_BGRS * K**-0.5, axis=3).astype(v_BGK.dtype)
+    attended_BGRK = _einsum("BGRC,BGCK->BGRK", weights_BGRS[..., :-1], v_BGCK)
+    attended_BGRK += weights_BGRS[..., -1:] * v_BGK[:, :, None]
+    return attended_BGRK.astype(q_BHK.dtype).reshape(B, H, K)
+
+
+_einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
