@@ -41,7 +41,9 @@ def main(arguments: list[str]) -> int:
             if options.prompt is None:
                 continue_lines(trained, sampling, options.count)
             else:
-                prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+                prompt = options.prompt
+                if prompt == "-":
+                    prompt = sys.stdin.read() if sys.stdin else ""
                 print_notice(length_notice(trained, prompt, sampling))
                 print_texts(trained, prompt, sampling, options.count)
     return 0
@@ -70,32 +72,36 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Sampling]:
 
 
 def continue_lines(trained: Trained, sampling: Sampling, count: int) -> None:
-    """Continues each line of the input, and on a terminal asks for them."""
+    """Continues each line of the input; on a terminal it asks for them, and Ctrl-C ends neither it nor the command."""
     asks = is_terminal(sys.stdin)
     if asks:
         print_line(f"{trained}\n\nType how a text begins. Ctrl-C stops a text, Ctrl-D ends.", is_error=True)
-    for number, prompt in enumerate(filter(None, prompts(asks))):
-        if number and not asks:
-            print_text("\n")
-        try:
-            if not number:
-                print_notice(length_notice(trained, prompt, sampling))
-            with interruptible() if asks else contextlib.nullcontext():
+    with interruptible() if asks else contextlib.nullcontext():
+        for number, prompt in enumerate(filter(None, asked_lines() if asks else input_lines())):
+            if number and not asks:
+                print_text("\n")
+            try:
+                if not number:
+                    print_notice(length_notice(trained, prompt, sampling))
                 print_texts(trained, prompt, dataclasses.replace(sampling, seed=sampling.seed + number), count)
-        except KeyboardInterrupt:
-            print_text("\n")
-        except UserError as error:
-            if not asks:
-                raise
-            print_notice(str(error))
+            except KeyboardInterrupt:
+                if not asks:
+                    raise
+                print_text("\n")
+            except UserError as error:
+                if not asks:
+                    raise
+                print_notice(str(error))
 
 
-def prompts(asks: bool) -> Iterator[str]:
-    """Yields the lines of the input, which may be empty, without their ends; on a terminal it asks for each."""
-    if not asks:
-        for line in sys.stdin:
-            yield line.rstrip("\r\n")
-        return
+def input_lines() -> Iterator[str]:
+    """Yields the lines of the input without their ends."""
+    for line in sys.stdin or ():
+        yield line.rstrip("\r\n")
+
+
+def asked_lines() -> Iterator[str]:
+    """Yields the lines that are typed on a terminal, which it asks for, until Ctrl-D."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  With it `input` has the keys of an editor, and remembers lines.
     while True:
@@ -105,6 +111,8 @@ def prompts(asks: bool) -> Iterator[str]:
             else:  # `input` would print to it.
                 print_line("\n> ", is_error=True, end="")
                 yield input()
+        except KeyboardInterrupt:  # At the prompt it drops the line.
+            print_line("", is_error=True)
         except EOFError:
             print_line("", is_error=True)
             return
@@ -127,10 +135,13 @@ def print_texts(trained: Trained, prompt: str, sampling: Sampling, count: int) -
 
 def length_notice(trained: Trained, prompt: str, sampling: Sampling) -> str | None:
     """Returns a line on a text that may become longer than those that the model has seen, or than it can be."""
-    tokens = len(encode_text(trained.tokenizer, prompt)) + sampling.tokens
-    limit, row_length = longest_text(trained.model), trained.experiment.packing.row_length
+    prompt_tokens = len(encode_text(trained.tokenizer, prompt))
+    tokens, limit = prompt_tokens + sampling.tokens, longest_text(trained.model)
+    row_length = trained.experiment.packing.row_length
+    if prompt_tokens >= limit:  # Which is refused.
+        return None
     if tokens > limit:
-        return f"a text of this model ends at {limit} tokens"
+        return f"the model has {limit} positions; a text of {tokens} tokens would end there"
     if tokens > row_length:
         return f"trained on rows of {row_length} tokens; a text of {tokens} may become poor"
     return None

@@ -169,9 +169,9 @@ def _sampling(tokens: int, options: dict) -> Sampling:
     temperature = float(options.pop("temperature", 1 if is_sampled else 0))
     if is_sampled is False or temperature == 0:
         return Sampling(tokens=tokens, temperature=0)
-    given = {name: kind(options.pop(name)) for name, kind in (("top_k", int), ("top_p", float)) if name in options}
+    top_k, top_p = int(options.pop("top_k", Sampling.top_k)), float(options.pop("top_p", Sampling.top_p))
     require(not options, f"cannot sample with {', '.join(options)}; with temperature, top_k and top_p only")
-    return Sampling(tokens=tokens, temperature=temperature, **given)
+    return Sampling(tokens, temperature, top_k, top_p)
 
 
 def _until(text: str, stops: list[str]) -> str:
