@@ -139,9 +139,8 @@ class Checkpoints(Closing):
 
     def _open(self) -> ocp.CheckpointManager:
         if self.is_read_only:
-            # Not `read_only`, which warns of itself each time: nothing else here writes when nothing is saved.
-            options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
-            return ocp.CheckpointManager(self._literal, options=options)
+            # Nothing is saved or deleted, and so Orbax changes nothing; of `read_only` it warns the user, twice.
+            return ocp.CheckpointManager(self._literal, options=ocp.CheckpointManagerOptions(create=False))
         self._remove_leftovers()
         return ocp.CheckpointManager(
             self._literal,

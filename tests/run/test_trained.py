@@ -1,6 +1,7 @@
 """A run folder is all that its model needs."""
 
 import json
+import logging
 import shutil
 
 import jax
@@ -29,8 +30,10 @@ def run(uninterrupted, tmp_path, monkeypatch):
     return tmp_path / "moved"
 
 
-def test_folder_alone_gives_the_model_that_was_saved(run, cache):
-    trained = load_trained(run)
+def test_folder_alone_gives_the_model_that_was_saved_without_a_warning(run, caplog):
+    with caplog.at_level(logging.WARNING, logger="absl"):  # Orbax's, which a command silences.
+        trained = load_trained(run)
+    assert not caplog.records
     assert (trained.step, trained.experiment.name, trained.state.opt_state) == (12, "best_fit", None)
     text = "ba be\n\nbi"
     assert int(trained.state.step) == 12 and int(trained.state.guard.skipped) == 0
