@@ -24,7 +24,7 @@ from jaxformer.evaluation.result_files import describe_validation
 from jaxformer.evaluation.sampling import Sampling
 from jaxformer.experiment.experiment import Experiment, attention_shape, make_state
 from jaxformer.flops import parameter_count
-from jaxformer.host.paths import expanded
+from jaxformer.host.paths import on_this_machine
 from jaxformer.model import Transformer
 from jaxformer.run.folder import load_run, run_tokenizer
 from jaxformer.run.metrics import read_metrics
@@ -138,7 +138,7 @@ def load_trained(workdir: str | Path, step: int | None = None) -> Trained:
     Raises:
         UserError: there is no such run or step, or the checkpoint is damaged.
     """
-    workdir = expanded(workdir) if isinstance(workdir, str) else workdir
+    workdir = on_this_machine(workdir)
     experiment, record = load_run(workdir)
     tokenizer = run_tokenizer(workdir, record)
     device = choose_device("auto")  # It need not be evaluated where it was trained.
