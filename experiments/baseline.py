@@ -59,7 +59,7 @@ EXPERIMENT = Experiment(
         vocabulary_size=4096,  # tokens
         model_type="bpe",  # bpe or unigram
         training_bytes=50_000_000,  # bytes of text
-        threads=0,  # processes to tokenise with, each of one thread; 0: one per processor
+        processes=0,  # that tokenise and write shards; 0: one per processor
     ),
     packing=PackingConfig(
         row_length=256,  # tokens

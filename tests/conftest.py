@@ -127,14 +127,14 @@ def make_batch():
 def tokenizer_path(tmp_path_factory, make_texts):
     """The file of a tokenizer of 400 pieces."""
     path = tmp_path_factory.mktemp("tokenizer") / "small.model"
-    path.write_bytes(train_tokenizer(make_texts(200), TokenizerConfig(vocabulary_size=400, threads=1)))
+    path.write_bytes(train_tokenizer(make_texts(200), TokenizerConfig(vocabulary_size=400, processes=1)))
     return path
 
 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_path):
     """A tokenizer of 400 pieces."""
-    return load_tokenizer(tokenizer_path, threads=1)
+    return load_tokenizer(tokenizer_path)
 
 
 @pytest.fixture(scope="session")

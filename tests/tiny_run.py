@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
     question="Does a run that was stopped end as if it had not been?",
     model=ModelConfig(vocabulary_size=416, width=16, depth=2, heads=2),
     corpus={corpus},
-    tokenizer=TokenizerConfig(vocabulary_size=400, threads=1),
+    tokenizer=TokenizerConfig(vocabulary_size=400, processes=1),
     packing=PackingConfig(row_length=32, method={method!r}, minimum_fill=0.5),
     attention=AttentionConfig(),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),

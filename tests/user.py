@@ -19,7 +19,7 @@ EXPERIMENT = Experiment(
     question="Does a user meet here what others met elsewhere?",
     model=ModelConfig(vocabulary_size=400, width=16, depth=1, heads=2),
     corpus=CorpusConfig(kind="jsonl", path="texts.jsonl", validation_share=0.1),
-    tokenizer=TokenizerConfig(vocabulary_size=400, threads=1),
+    tokenizer=TokenizerConfig(vocabulary_size=400, processes=1),
     packing=PackingConfig(row_length=32, minimum_fill=0.5),
     attention=AttentionConfig(),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),

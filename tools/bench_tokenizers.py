@@ -75,7 +75,7 @@ def train(trainer: str, vocabulary_size: int, cores: int, folder: Path, path: st
     bind(cores)
     texts = sample_texts(load_documents(corpus_config(path)), training_bytes)
     begun, began = time.perf_counter(), time.process_time()
-    tokenizer = make_tokenizer(trainer, vocabulary_size, texts, cores)
+    tokenizer = make_tokenizer(trainer, vocabulary_size, texts)
     seconds, processor_seconds = time.perf_counter() - begun, time.process_time() - began
     folder.mkdir(exist_ok=True)
     for name, content in tokenizer.files().items():
@@ -92,14 +92,14 @@ def train(trainer: str, vocabulary_size: int, cores: int, folder: Path, path: st
 def encode(folder: Path, cores: int, path: str) -> dict:
     """Returns how fast a tokenizer encodes the held-out text of a corpus, and in how many tokens."""
     bind(cores)
-    tokenizer, config = load_tokenizer(folder, threads=cores), corpus_config(path)
+    tokenizer, config = load_tokenizer(folder), corpus_config(path)
     held_out = (d.text for d in load_documents(config) if key_fraction(d.key) < config.validation_share)
     texts = list(itertools.islice(held_out, HELD_OUT_DOCUMENTS))
     size, rates, processor_rates = sum(len(text.encode()) for text in texts) / 1e6, [], []
-    tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    tokens = sum(map(len, tokenizer.encode_batch(texts, threads=cores)))
     for _ in range(ROUNDS):
         begun, began = time.perf_counter(), time.process_time()
-        tokenizer.encode_batch(texts)
+        tokenizer.encode_batch(texts, threads=cores)
         rates.append(size / (time.perf_counter() - begun))
         processor_rates.append(size / (time.process_time() - began))
     return {
@@ -116,10 +116,10 @@ def corpus_config(path: str) -> CorpusConfig:
     return CorpusConfig(kind="jsonl", path=path, validation_share=0.1)
 
 
-def make_tokenizer(trainer: str, vocabulary_size: int, texts: list[str], threads: int) -> Tokenizer:
+def make_tokenizer(trainer: str, vocabulary_size: int, texts: list[str]) -> Tokenizer:
     """Returns a tokenizer that is trained on some texts."""
     if trainer == "sentencepiece":
-        return SentencePieceTokenizer(train_tokenizer(texts, TokenizerConfig(vocabulary_size=vocabulary_size)), threads)
+        return SentencePieceTokenizer(train_tokenizer(texts, TokenizerConfig(vocabulary_size=vocabulary_size)))
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -134,7 +134,7 @@ def make_tokenizer(trainer: str, vocabulary_size: int, texts: list[str], threads
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts, bpe)
-    return JsonTokenizer(tokenizer.to_str().encode(), {}, threads)
+    return JsonTokenizer(tokenizer.to_str().encode(), {})
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def make_parent(corpus: Path, steps: int) -> Experiment:
         name="parent",
         model=ModelConfig(vocabulary_size=512, width=32, depth=2, heads=2),
         corpus=CorpusConfig(kind="jsonl", path=str(corpus), key_field="key", validation_share=0.05),
-        tokenizer=TokenizerConfig(vocabulary_size=512, threads=1),
+        tokenizer=TokenizerConfig(vocabulary_size=512, processes=1),
         packing=PackingConfig(row_length=64, reader_threads=0, minimum_fill=0.5),
         attention=AttentionConfig(),
         optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, warmup_steps=min(20, steps // 2)),

@@ -10,7 +10,6 @@ import json
 import shutil
 import zipfile
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,10 +23,11 @@ from jaxformer.data.shards import id_dtype
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.console import format_size, print_notice
 from jaxformer.host.files import write_whole
-from jaxformer.host.workers import Workers, finished, in_order
+from jaxformer.host.workers import Ready, Workers
 
-# Text of a chunk, characters: it takes one processor a second, which is what a killed preparation loses of each.
-CHUNK_CHARACTERS = 4_000_000
+# Text of a chunk, characters: it takes a processor a quarter of a second. That is what a killed preparation loses of
+# each, and at most what all but one wait at the end.
+CHUNK_CHARACTERS = 1_000_000
 
 # Bump when the same documents would be cut in another way.
 _LAYOUT_VERSION = 2
@@ -117,10 +117,10 @@ def chunk_path(folder: Path, part: int, number: int) -> Path:
 
 
 def write_chunk(path: Path, chunk: Chunk) -> None:
-    """Writes a chunk, whole or not at all."""
+    """Writes a chunk, whole or not at all; after the power failed it may be damaged, which `read_chunk` notices."""
     file = io.BytesIO()
     np.savez(file, **chunk._asdict())
-    write_whole(path, file.getvalue())
+    write_whole(path, file.getvalue(), sync=False)
 
 
 def read_chunk(path: Path, *, with_ids: bool) -> Chunk | None:
@@ -146,28 +146,27 @@ class Stored(NamedTuple):
     """Whether it was made just now."""
 
 
-def tokenise(documents: Documents, tokenizer: Tokenizer, folder: Path) -> Generator[Stored, None, None]:
-    """Yields the chunks of a corpus in reading order, once each is stored; makes those that are not.
+def tokenise(
+    documents: Documents, parts: Iterable[tuple[int, Part]], tokenizer: Tokenizer, folder: Path, workers: Workers
+) -> Generator[Stored, None, None]:
+    """Yields the chunks of some parts of a corpus in reading order, once each is stored; makes those that are not.
 
-    This process reads, and as many workers as the tokenizer has threads tokenise and store: reading takes a thirtieth
-    of the time of tokenising, and a corpus may be one file that can be read only from its start.
+    This process reads, and the workers tokenise and store: reading takes a thirtieth of the time of tokenising, and a
+    corpus may be one file that can be read only from its start.
+
+    Args:
+        parts: with their numbers.
     """
-    function = partial(_store, tokenizer.with_threads(1))
-    advice = "the same command goes on where it stopped, and fewer tokenizer.threads take less memory"
-    with Workers(function, tokenizer.threads, advice=advice) as workers:
-        chunks = (
-            chunk
-            for number, part in enumerate(documents.parts())
-            for chunk in _chunks_of(documents, part, number, folder, workers)
-        )
-        yield from in_order(chunks, workers.ahead)
-
-
-def tokenise_part(documents: Documents, part: Part, number: int, tokenizer: Tokenizer, folder: Path) -> None:
-    """Stores the chunks of one part that are not stored yet, in this process."""
-    with Workers(partial(_store, tokenizer), 1) as worker:
-        for _ in _chunks_of(documents, part, number, folder, worker):
-            pass
+    damaged: list[int] = []
+    to_make = (each for number, part in parts for each in _chunks_of(documents, part, number, folder, damaged))
+    try:
+        yield from workers.map(partial(_store, tokenizer), to_make)
+    finally:
+        if damaged:
+            workers.close()  # Nobody writes any more of them.
+        for number in damaged:
+            for path in folder.glob(f"{number:06d}_*.npz"):
+                path.unlink()
 
 
 def stored_chunks(part: Part, number: int, folder: Path) -> list[Stored]:
@@ -182,10 +181,16 @@ def stored_chunks(part: Part, number: int, folder: Path) -> list[Stored]:
     return found
 
 
-def _chunks_of(documents: Documents, part: Part, number: int, folder: Path, workers: Workers) -> Iterator[Future]:
-    """Yields what holds, or will hold, the chunks of a part: those that are stored, and the others, which are made."""
+def _chunks_of(
+    documents: Documents, part: Part, number: int, folder: Path, damaged: list[int]
+) -> Iterator[Ready | tuple[Path, Part, Run]]:
+    """Yields the chunks of a part: those that are stored, and of the others what they are to be made of.
+
+    Args:
+        damaged: is given the number of the part where its file is found to be damaged.
+    """
     found = stored_chunks(part, number, folder)
-    yield from map(finished, found)
+    yield from map(Ready, found)
     if found and found[-1].chunk.is_last:
         return
     done, file = sum(int(each.chunk.read) for each in found), documents.files[part.file]
@@ -194,16 +199,11 @@ def _chunks_of(documents: Documents, part: Part, number: int, folder: Path, work
             f"corpus file {file.path}: {done:,} documents of it are tokenised; those are read again, not tokenised "
             f"again, from its start ({format_size(file.size)} in all)"
         )
-    coming: list[Future] = []
     try:
         for count, run in enumerate(_runs(documents.read(part, skip=done)), start=len(found)):
-            coming = [each for each in coming if not each.done()]
-            coming.append(workers.submit((chunk_path(folder, number, count), part, run)))
-            yield coming[-1]
+            yield chunk_path(folder, number, count), part, run
     except DamagedTransfer:  # Noticed at the end of a file: which of its bytes are wrong, nobody knows.
-        wait(coming)
-        for path in folder.glob(f"{number:06d}_*.npz"):
-            path.unlink()
+        damaged.append(number)
         raise
 
 

@@ -24,6 +24,7 @@ from jaxformer.data.overlap import remembered, shards_identity
 from jaxformer.data.shards import Shards, batches_of_documents
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.console import progress_bar
+from jaxformer.host.workers import usable_processors
 
 # Bump when the same shards and items would give other collisions.
 _VERSION = 1
@@ -173,7 +174,7 @@ def find_contamination(
 
     def find() -> dict:
         reader = WordReader(tokenizer)
-        words = [reader.read(tokenizer.encode_batch(texts)) for texts in tasks.values()]
+        words = [reader.read(tokenizer.encode_batch(texts, threads=usable_processors())) for texts in tasks.values()]
         counts = [
             np.bincount(each.document_of, minlength=len(texts))
             for each, texts in zip(words, tasks.values(), strict=True)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from jaxformer.config import UserError, require
-from jaxformer.host.workers import usable_processors
 
 # What the letters of BOS and EOS spell, the surest first: `<|begin_of_text|>` is "beginoftext", `</s>` is "/s".
 _BOS_NAMES = ("s", "bos", "beginoftext", "startoftext", "beginofsentence", "startofsentence", "sos", "cls")
@@ -39,17 +38,15 @@ class JsonTokenizer:
     kind = "tokenizer.json"
     is_lossless = False
 
-    def __init__(self, model: bytes, config: Mapping[str, Any], threads: int = 0):
+    def __init__(self, model: bytes, config: Mapping[str, Any]):
         """Opens a tokenizer.
 
         Args:
             model: the content of the file.
             config: what `tokenizer_config.json` beside it holds; nothing of it but BOS and EOS is read.
-            threads: to encode with; 0 for one per processor.
         """
         definition = _definition(model)
         self._tokenizer = tokenizer = _open(definition)
-        self.threads = threads or usable_processors()
         self.model = model
         self.bos, self.eos = find_marks(definition, config)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -65,11 +62,7 @@ class JsonTokenizer:
         self._is_special[list(self._spelling)] = True
 
     def __reduce__(self):
-        return type(self), (self.model, self._config(), self.threads)
-
-    def with_threads(self, threads: int) -> "JsonTokenizer":
-        """Returns the same tokenizer with another number of threads."""
-        return JsonTokenizer(self.model, self._config(), threads)
+        return type(self), (self.model, self._config())
 
     def files(self) -> dict[str, bytes]:
         """Returns the files of a folder that `load_tokenizer` takes, by name."""
@@ -79,12 +72,12 @@ class JsonTokenizer:
         """Returns the ids of a text, without BOS and EOS."""
         return self.encode_batch([text])[0].tolist()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text, int32 (tokens,), computed by several threads outside of Python's lock."""
+    def encode_batch(self, texts: Sequence[str], *, threads: int = 1) -> list[np.ndarray]:
+        """Returns the ids of each text, int32 (tokens,), computed by some threads outside of Python's lock."""
         batches = [texts[first : first + _BATCH_TEXTS] for first in range(0, len(texts), _BATCH_TEXTS)]
-        if min(self.threads, len(batches)) < 2:
+        if min(threads, len(batches)) < 2:
             return [ids for batch in batches for ids in self._encode(batch)]
-        with ThreadPoolExecutor(min(self.threads, len(batches))) as executor:
+        with ThreadPoolExecutor(min(threads, len(batches))) as executor:
             return [ids for encoded in executor.map(self._encode, batches) for ids in encoded]
 
     def pieces(self) -> list[bytes]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.config import UserError, require
-from jaxformer.data.chunks import Stored, open_chunks, stored_chunks, tokenise, tokenise_part
+from jaxformer.data.chunks import Stored, open_chunks, stored_chunks, tokenise
 from jaxformer.data.corpus import Documents, Part, load_documents, part_names
 from jaxformer.data.selection import Selected, Selection, check_count, check_split, split_notice
 from jaxformer.data.shard_writer import in_one_line, pipeline_options, write_shard_files
@@ -27,12 +27,19 @@ from jaxformer.data.shards import FORMAT_VERSION, SPLITS, Manifest, id_dtype, sh
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.cache import make_once
 from jaxformer.host.console import format_size, print_notice, progress_bar
-from jaxformer.host.files import sync_tree, write_whole
+from jaxformer.host.files import read_json_or_empty, sync_tree, write_whole
 from jaxformer.host.lock import is_held
 from jaxformer.host.paths import check_literal, is_literal
+from jaxformer.host.workers import Workers, usable_memory, usable_processors
 
 # Tokens of a byte of text, at most, where nothing has been tokenised yet.
 _TOKENS_PER_BYTE = 0.25
+
+# Processes that tokenise about as fast as one reads, and the memory of one with a tokenizer of 130,000 pieces, bytes.
+_MOST_PROCESSES, _PROCESS_BYTES = 32, 1 << 28
+
+# What to do where a process was killed.
+_ADVICE = "the same command goes on where it stopped, and fewer tokenizer.processes take less memory"
 
 # Records of which a share may be judged before all are read.
 _ENOUGH_RECORDS = 1000
@@ -43,6 +50,7 @@ def prepare(
     tokenizer: Tokenizer,
     cache: Path,
     *,
+    processes: int = 1,
     progress: bool = True,
     beam: Sequence[str] | None = None,
 ) -> Path:
@@ -53,8 +61,9 @@ def prepare(
     the text, but by 120 bytes for each document.
 
     Args:
+        processes: that tokenise and write; 0 for `default_processes`.
         beam: options of an Apache Beam pipeline, as on a command line, whose workers tokenise and write; they need the
-            sources and the cache at the same paths. None uses the processors of this machine.
+            sources and the cache at the same paths. None uses the processes.
 
     Raises:
         UserError: the corpus leaves no document in one of the splits, its files changed while they were read, or the
@@ -69,36 +78,47 @@ def prepare(
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     return make_once(
         cache / "shards" / name,
-        lambda folder: _write(documents, tokenizer, folder, progress, beam),
+        lambda folder: _write(documents, tokenizer, folder, processes or default_processes(), progress, beam),
         f"preparing {documents.origin}",
         resume=True,
     )
 
 
+def default_processes() -> int:
+    """Returns one per processor, but at most 32, and no more than the memory holds at 256 MiB each."""
+    return max(1, min(usable_processors(), usable_memory() // _PROCESS_BYTES, _MOST_PROCESSES))
+
+
 def _write(
-    documents: Documents, tokenizer: Tokenizer, folder: Path, progress: bool, beam: Sequence[str] | None
+    documents: Documents,
+    tokenizer: Tokenizer,
+    folder: Path,
+    processes: int,
+    progress: bool,
+    beam: Sequence[str] | None,
 ) -> None:
     """Writes shards, index and manifest into a new folder, or into what a stopped attempt left of one."""
     chunks = folder / "chunks"
     if not (folder / "manifest.json").exists():
         with contextlib.suppress(OSError):  # One of them may end meanwhile.
-            _tell_others(folder)
+            _print_leftovers(folder)
         open_chunks(chunks)
         if documents.passed_over:
             print_notice(f"corpus {documents.config.path}: passed over {documents.passed_over}")
-        with _refusing(documents, folder):
-            selection = _select(documents, tokenizer, chunks, progress, beam)
+        with _refusing(documents, folder), Workers(1 if beam else processes, advice=_ADVICE) as workers:
+            selection = _select(documents, tokenizer, chunks, workers, progress, beam)
             selected = _split(documents, selection)
-        _check_room(folder, selected, tokenizer)
-        write_shard_files(
-            folder,
-            selection.paths,
-            selected,
-            vocabulary_size=tokenizer.vocabulary_size,
-            workers=tokenizer.threads,
-            beam=beam,
-            progress=progress,
-        )
+            _check_unchanged(documents)
+            _check_room(folder, selected, tokenizer)
+            write_shard_files(
+                folder,
+                selection.paths,
+                selected,
+                workers,
+                vocabulary_size=tokenizer.vocabulary_size,
+                beam=beam,
+                progress=progress,
+            )
         _write_index(folder, selected)
         sync_tree(folder / "token_shards")  # Before anything of it counts, and the chunks go.
         _write_manifest(folder, documents, tokenizer, selection, selected)
@@ -111,23 +131,25 @@ class _Refused(UserError):
 
 @contextlib.contextmanager
 def _refusing(documents: Documents, folder: Path) -> Iterator[None]:
-    """Removes a folder where its corpus is refused in the block, or changed in it, whatever error that led to."""
-    error = None
+    """Removes a folder where its corpus is refused in the block, or an error of it comes from files that changed."""
     try:
-        yield
-    except UserError as caught:
-        error = caught
+        try:
+            yield
+        except UserError as error:
+            _check_unchanged(documents, f" ({error})")
+            raise
+    except _Refused:
+        shutil.rmtree(folder)
+        raise
     except BaseException:
         _remove_unless_begun(folder)
         raise
-    if not _is_unchanged(documents):
-        sign = f" ({error})" if error else ""
-        error = _Refused(f"corpus {documents.origin}: its files changed while they were read{sign}; run again")
-    if isinstance(error, _Refused):
-        shutil.rmtree(folder)
-    if error:
-        _remove_unless_begun(folder)
-        raise error
+
+
+def _check_unchanged(documents: Documents, sign: str = "") -> None:
+    """Raises `_Refused` unless the files of a corpus are those that were opened; a commit's always are."""
+    if not documents.commit and load_documents(documents.config).source_digest != documents.source_digest:
+        raise _Refused(f"corpus {documents.origin}: its files changed while they were read{sign}; run again")
 
 
 def _remove_unless_begun(folder: Path) -> None:
@@ -165,34 +187,39 @@ def _bad_records(selection: Selection) -> str:
     return f"{selection.bad:,} of {selection.read:,} records, as they are bad: {'; '.join(selection.first_bad)}{more}"
 
 
-def _is_unchanged(documents: Documents) -> bool:
-    """Returns whether the files of a corpus are those that were opened; a commit's always are."""
-    return bool(documents.commit) or load_documents(documents.config).source_digest == documents.source_digest
-
-
-def _tell_others(folder: Path) -> None:
-    """Tells the preparations that were stopped and that nobody goes on with now, and the room that they take."""
-    others = [each for each in folder.parent.glob("*.unfinished") if each != folder]
-    others = [each for each in others if not is_held(each.with_suffix(".lock"))]
-    if others:
-        size = sum(path.stat().st_size for each in others for path in each.rglob("*") if path.is_file())
-        print_notice(
-            f"unfinished preparations besides this one take {format_size(size)} in {folder.parent}: "
-            f"{', '.join(sorted(each.name for each in others))}; delete those that nobody will go on with"
-        )
+def _print_leftovers(folder: Path) -> None:
+    """Prints which other folders of shards nobody works on or reads, and the room that they take."""
+    others = [each for each in folder.parent.iterdir() if each.is_dir() and each != folder]
+    unfinished = [each for each in others if each.suffix == ".unfinished"]
+    finished = [(each, read_json_or_empty(each / "manifest.json")) for each in others if each not in unfinished]
+    stopped = [each for each in unfinished if not is_held(each.with_suffix(".lock"))]
+    outdated = [each for each, manifest in finished if manifest.get("format_version") != FORMAT_VERSION]
+    for found, what, unused in (
+        (stopped, "unfinished preparations besides this one", "nobody will go on with"),
+        (outdated, "token shards of another format than this version reads", "no other version reads"),
+    ):
+        if found:
+            size = sum(path.stat().st_size for each in found for path in each.rglob("*") if path.is_file())
+            names = ", ".join(sorted(each.name for each in found))
+            print_notice(f"{what} take {format_size(size)} in {folder.parent}: {names}; delete those that {unused}")
 
 
 def _select(
-    documents: Documents, tokenizer: Tokenizer, chunks: Path, progress: bool, beam: Sequence[str] | None
+    documents: Documents,
+    tokenizer: Tokenizer,
+    chunks: Path,
+    workers: Workers,
+    progress: bool,
+    beam: Sequence[str] | None,
 ) -> Selection:
     """Returns the selection over the chunks of a corpus, all of which are stored then, up to the budget."""
     config = documents.config
     selection = Selection(config.validation_share, config.tokens)
     if beam is None:
-        stored = tokenise(documents, tokenizer, chunks)
+        stored = tokenise(documents, enumerate(documents.parts()), tokenizer, chunks, workers)
     else:
         stored = _tokenise_over_beam(documents, tokenizer, chunks, selection, pipeline_options(beam))
-    processes = f" by {tokenizer.threads} processes" if beam is None and tokenizer.threads > 1 else ""
+    processes = f" by {workers.count} processes" if workers.count > 1 else ""
     with _Progress(documents, processes, shown=progress) as bar, contextlib.closing(stored):
         for each in stored:
             selection.add(each)
@@ -295,9 +322,9 @@ def _tokenise_over_beam(
 def _tokenise_numbered(
     documents: Documents, tokenizer: Tokenizer, chunks: Path, numbered_part: tuple[int, Part]
 ) -> None:
-    """Does what a worker of a Beam pipeline does; a worker is one of many on its machine, and uses one thread."""
-    number, part = numbered_part
-    tokenise_part(documents, part, number, tokenizer.with_threads(1), chunks)
+    """Stores the chunks of a part; this is what a worker of a Beam pipeline does, one of many on its machine."""
+    for _ in tokenise(documents, [numbered_part], tokenizer, chunks, Workers(1)):
+        pass
 
 
 def unfilled_budget(manifest: Manifest) -> str:

@@ -114,15 +114,18 @@ def _find_by_fsspec(filesystem: Any, path: str) -> tuple[list[Found], str, bool]
     return files, root, is_file
 
 
-def branch_commit(place: HubPath, what: str) -> str:
+def branch_commit(place: HubPath, what: str, waits: Sequence[float] = WAITS) -> str:
     """Returns the commit at which the branch of a place of the Hub stands.
+
+    Args:
+        waits: as of `patiently`.
 
     Raises:
         UserError: it cannot be resolved.
     """
     where, branch = f"{what} {place}", place.revision or "main"
     hub.require_hub_package(where)
-    return patiently(lambda: hub.commit_of(place, branch), f"{where}: branch {branch!r} cannot be resolved")
+    return patiently(lambda: hub.commit_of(place, branch), f"{where}: branch {branch!r} cannot be resolved", waits)
 
 
 class RemoteContent(NamedTuple):

@@ -13,7 +13,6 @@ import numpy as np
 import sentencepiece
 
 from jaxformer.config import UserError, require
-from jaxformer.host.workers import usable_processors
 
 SPACE_MARK = "\u2581"
 
@@ -31,12 +30,11 @@ class SentencePieceTokenizer:
     kind = "sentencepiece"
     is_lossless = True
 
-    def __init__(self, model: bytes, threads: int = 0):
+    def __init__(self, model: bytes):
         try:
             self._processor = processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise UserError("not a SentencePiece model") from error
-        self.threads = threads or usable_processors()
         self.model = model
         self.digest = hashlib.sha256(model).hexdigest()
         self.vocabulary_size = processor.vocab_size()
@@ -52,11 +50,7 @@ class SentencePieceTokenizer:
         )
 
     def __reduce__(self):
-        return type(self), (self.model, self.threads)
-
-    def with_threads(self, threads: int) -> "SentencePieceTokenizer":
-        """Returns the same tokenizer with another number of threads."""
-        return SentencePieceTokenizer(self.model, threads)
+        return type(self), (self.model,)
 
     def files(self) -> dict[str, bytes]:
         """Returns the files of a folder that `load_tokenizer` takes, by name."""
@@ -72,13 +66,13 @@ class SentencePieceTokenizer:
             ids += self._space_mark_ids + self._processor.encode(part)
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text, int32 (tokens,), computed by several threads outside of Python's lock."""
+    def encode_batch(self, texts: Sequence[str], *, threads: int = 1) -> list[np.ndarray]:
+        """Returns the ids of each text, int32 (tokens,), computed by some threads outside of Python's lock."""
         marked = [i for i, text in enumerate(texts) if SPACE_MARK in text]
         plain = list(texts)
         for i in marked:
             plain[i] = ""
-        encoded = self._processor.encode(plain, return_type="numpy", num_threads=self.threads)
+        encoded = self._processor.encode(plain, return_type="numpy", num_threads=threads)
         for i in marked:
             encoded[i] = np.array(self.encode(texts[i]), np.int32)
         return encoded

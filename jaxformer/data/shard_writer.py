@@ -7,6 +7,7 @@ it, or when: a worker here, or one of Apache Beam's.
 import contextlib
 import errno
 import itertools
+import json
 import logging
 import os
 import shutil
@@ -23,7 +24,7 @@ from jaxformer.data.selection import Selected
 from jaxformer.data.shards import id_dtype, record_head
 from jaxformer.host.console import progress_bar
 from jaxformer.host.paths import literal_path
-from jaxformer.host.workers import Workers, in_order
+from jaxformer.host.workers import Workers
 
 _NAME, _VERSION = "token_shards", "1.0.0"
 # Every record by itself. Zstandard, ArrayRecord's default, makes ids of 16 bits a seventh smaller than Snappy does
@@ -54,9 +55,9 @@ def write_shard_files(
     folder: Path,
     paths: Sequence[Path],
     selected: dict[str, Selected],
+    workers: Workers,
     *,
     vocabulary_size: int,
-    workers: int = 1,
     beam: Sequence[str] | None = None,
     progress: bool = False,
 ) -> None:
@@ -64,7 +65,7 @@ def write_shard_files(
 
     Args:
         paths: of the chunks that hold them.
-        workers: processes that write, here.
+        workers: that write, here.
         beam: options of an Apache Beam pipeline, as on a command line; None to write here.
         progress: whether a line tells the tokens written here.
     """
@@ -105,13 +106,13 @@ def _files(place: Path, split: str, paths: Sequence[Path], selected: Selected) -
     return files
 
 
-def _write_here(files: Sequence[ShardFile], workers: int, progress: bool) -> None:
+def _write_here(files: Sequence[ShardFile], workers: Workers, progress: bool) -> None:
     """Writes files by workers of this machine, and shows how many tokens are written."""
     bar = progress_bar(
         desc="writing token shards", unit=" tokens", total=sum(file.count for file in files), disable=not progress
     )
-    with bar, Workers(write_file, min(workers, len(files)), advice="the same command goes on") as writers:
-        for written in in_order(map(writers.submit, files), writers.ahead):
+    with bar:
+        for written in workers.map(write_file, files):
             bar.update(written)
 
 
@@ -167,32 +168,26 @@ def _record(ids: np.ndarray) -> bytes:
 
 
 def _write_metadata(place: Path, files: dict[str, list[ShardFile]], vocabulary_size: int) -> None:
-    """Writes what TFDS must know of the files that lie at a place."""
-    import tensorflow_datasets as tfds
-    from etils import epath
-
-    ids = tfds.features.Tensor(shape=(None,), dtype=id_dtype(vocabulary_size), encoding="bytes")
-    with literal_path(place) as literal:
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=epath.Path(literal), dataset_name=_NAME, filetype_suffix="array_record", template=_TEMPLATE
-        )
-        splits = [
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[-(-file.count // file.record_tokens) for file in of_split],
-                num_bytes=sum(file.path.stat().st_size for file in of_split),
-                filename_template=template.replace(split=split),
-            )
-            for split, of_split in files.items()
-        ]
-        tfds.folder_dataset.write_metadata(
-            data_dir=str(literal),
-            features=tfds.features.FeaturesDict({"ids": ids}),
-            version=_VERSION,
-            split_infos=splits,
-            filename_template=template,
-            check_data=False,  # It reads by TensorFlow.
-        )
+    """Writes what TFDS must know of the files that lie at a place, as `tfds.folder_dataset.write_metadata` does."""
+    splits = [
+        {
+            "filepathTemplate": _TEMPLATE,
+            "name": split,
+            "numBytes": str(sum(file.path.stat().st_size for file in of_split)),
+            "shardLengths": [str(-(-file.count // file.record_tokens)) for file in of_split],
+        }
+        for split, of_split in files.items()
+    ]
+    info = {"fileFormat": "array_record", "name": _NAME, "splits": splits, "version": _VERSION}
+    dtype = np.dtype(id_dtype(vocabulary_size)).name
+    tensor = {"dtype": dtype, "encoding": "bytes", "shape": {"dimensions": ["-1"]}}
+    ids = {"pythonClassName": "tensorflow_datasets.core.features.tensor_feature.Tensor", "tensor": tensor}
+    features = {
+        "featuresDict": {"features": {"ids": ids}},
+        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+    }
+    (place / "dataset_info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
+    (place / "features.json").write_text(json.dumps(features, indent=4), encoding="utf-8")
 
 
 def pipeline_options(beam: Sequence[str]):

@@ -29,7 +29,7 @@ from jaxformer.host.digests import file_digests
 
 SPLITS = ("train", "validation")
 
-# Bump when the same documents and tokenizer would give other shards.
+# Bump when the same documents and tokenizer would give other shards, as with records or files of another size below.
 FORMAT_VERSION = 5
 
 # Tokens of a record. A document of 40 is read with the record around it, which takes 3 us, and 4 us from one of 2048;

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from jaxformer.config import UserError, require
 from jaxformer.data.globs import FOLDER, choose, in_any_case, walk
 from jaxformer.data.hub import parse_hub_url
-from jaxformer.data.remote import RemoteFile, branch_commit, find, fixed_parts, is_remote
+from jaxformer.data.remote import WAITS, RemoteFile, branch_commit, find, fixed_parts, is_remote
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import format_size, print_line, print_notice
 from jaxformer.host.digests import file_digests
@@ -201,7 +201,9 @@ def _remote_digest(url: str, what: str) -> str:
         return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def pinned(path: str, what: str, *, kind: str = "datasets", newest: bool = False) -> tuple[str, str]:
+def pinned(
+    path: str, what: str, *, kind: str = "datasets", newest: bool = False, waits: Sequence[float] = WAITS
+) -> tuple[str, str]:
     """Returns a path with the commit that its branch stands for, and the commit; '' for what has no commits.
 
     Of `hf://datasets/OWNER/NAME/...` that is the default branch, of `...NAME@BRANCH/...` that branch; a commit stays.
@@ -213,6 +215,7 @@ def pinned(path: str, what: str, *, kind: str = "datasets", newest: bool = False
         what: it is for, as 'corpus.path'.
         kind: of the repository, 'datasets' or 'models'.
         newest: looks it up again.
+        waits: between attempts to do so, seconds.
     """
     if not path.startswith("hf://"):
         return path, ""
@@ -224,7 +227,7 @@ def pinned(path: str, what: str, *, kind: str = "datasets", newest: bool = False
     memory = cache_folder() / "digests" / f"{_short_digest(identity)}.json"
     known = {} if newest else read_json_or_empty(memory)
     if "commit" not in known:
-        known = {"commit": branch_commit(place, what), "looked_up": time.strftime("%Y-%m-%d")}
+        known = {"commit": branch_commit(place, what, waits), "looked_up": time.strftime("%Y-%m-%d")}
         write_remembered(memory, json.dumps(known).encode())
         print_line(f"{label:<11} {name}: {branch} is commit {known['commit']}")
     else:

@@ -43,8 +43,10 @@ class TokenizerConfig:
     """'bpe' or 'unigram'."""
     training_bytes: PositiveInt = 50_000_000
     """Text to train on, bytes; of a larger corpus the first documents of its files, and nothing else is read."""
-    threads: Annotated[int, Bounds(at_least=0, at_most=1024)] = execution(0)
-    """Processes to tokenise a corpus with, each of one thread; 0 for one per processor that this one may use."""
+    processes: Annotated[int, Bounds(at_least=0, at_most=1024)] = execution(0)
+    """Processes that tokenise a corpus and write its shards; 0 for one per processor that this one may use, but at most
+    32, and no more than the memory holds at 256 MiB each.
+    """
 
     def __post_init__(self):
         check_fields(self, "tokenizer")
@@ -61,7 +63,6 @@ class Tokenizer(Protocol):
         bos, eos: how they are spelled.
         model: the bytes of the model file.
         digest: hexadecimal SHA-256 of what decides the ids.
-        threads: that `encode_batch` encodes with, and processes that a corpus is tokenised by.
     """
 
     kind: str
@@ -73,14 +74,13 @@ class Tokenizer(Protocol):
     eos: str
     model: bytes
     digest: str
-    threads: int
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without BOS and EOS."""
         ...
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text, int32 (tokens,), computed by several threads outside of Python's lock."""
+    def encode_batch(self, texts: Sequence[str], *, threads: int = 1) -> list[np.ndarray]:
+        """Returns the ids of each text, int32 (tokens,), computed by some threads outside of Python's lock."""
         ...
 
     def pieces(self) -> list[bytes]:
@@ -93,10 +93,6 @@ class Tokenizer(Protocol):
 
     def files(self) -> dict[str, bytes]:
         """Returns the files of a folder that `load_tokenizer` takes, by name."""
-        ...
-
-    def with_threads(self, threads: int) -> "Tokenizer":
-        """Returns the same tokenizer with another number of threads to encode with."""
         ...
 
 
@@ -116,7 +112,7 @@ def prepare_tokenizer(
     """
     if config.path:
         path = local_tokenizer(config.path, cache, newest=newest)
-        return load_tokenizer(path, threads=config.threads, name=config.path)
+        return load_tokenizer(path, name=config.path)
 
     def train(path: Path) -> None:
         limit = max(1, config.training_bytes // len(corpora))
@@ -131,15 +127,14 @@ def prepare_tokenizer(
     identity = [SAMPLE_VERSION, flatten(config, science_only=True), sources]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     path = make_once(cache / "tokenizers" / f"{name}.model", train, "training the tokenizer")
-    return load_tokenizer(path, threads=config.threads)
+    return load_tokenizer(path)
 
 
-def load_tokenizer(path: str | os.PathLike, *, threads: int = 0, name: str = "") -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike, *, name: str = "") -> Tokenizer:
     """Returns the tokenizer of a file, or of a folder, as of `tokenizer_file`.
 
     Args:
         path: a SentencePiece model, or a tokenizer.json, beside which tokenizer_config.json may name BOS and EOS.
-        threads: to encode with; 0 for one per processor.
         name: what a user knows it by; '' for the path.
 
     Raises:
@@ -155,9 +150,9 @@ def load_tokenizer(path: str | os.PathLike, *, threads: int = 0, name: str = "")
     try:
         model = target.read_bytes()
         if target.suffix != ".json" and not model.startswith(b"{"):
-            return SentencePieceTokenizer(model, threads)
+            return SentencePieceTokenizer(model)
         beside = target.with_name("tokenizer_config.json")
-        return JsonTokenizer(model, require_json(beside) if beside.is_file() else {}, threads)
+        return JsonTokenizer(model, require_json(beside) if beside.is_file() else {})
     except OSError as error:
         raise UserError(f"{what}: {error.strerror}") from error
     except UserError as error:

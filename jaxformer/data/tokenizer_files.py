@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxformer.config import require
 from jaxformer.data.hub import parse_hub_url
-from jaxformer.data.remote import find, is_remote
+from jaxformer.data.remote import WAITS, find, is_remote
 from jaxformer.data.source_files import open_file, pinned
 from jaxformer.host.cache import make_once
 from jaxformer.host.paths import expanded
@@ -31,13 +31,13 @@ def local_tokenizer(path: str, cache: Path, *, newest: bool = False) -> Path:
     Raises:
         UserError: the Hub has no such tokenizer, or cannot be reached.
     """
-    target, what = expanded(path), "tokenizer.path"
+    target, what, waits = expanded(path), "tokenizer.path", WAITS
     if not is_remote(path):
         if os.path.exists(target) or not _HUB_NAME.fullmatch(path):
             return target
-        path, what = f"hf://{path}", f"tokenizer.path {path}, which is no file or folder here:"
+        path, what, waits = f"hf://{path}", f"tokenizer.path {path}, which is no file or folder here:", ()
     require(path.startswith("hf://"), f"{what} {path}: give a file or folder of this machine, or hf://OWNER/NAME")
-    url, _ = pinned(path, what, kind="models", newest=newest)
+    url, _ = pinned(path, what, kind="models", newest=newest, waits=waits)  # A name may be mistyped.
 
     def fetch(folder: Path) -> None:
         place = parse_hub_url(url, what, kind="models")

@@ -20,6 +20,7 @@ from jaxformer.data.bin_packing import best_fit_decreasing
 from jaxformer.data.packing import PackingConfig
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.mesh import whole_rows
+from jaxformer.host.workers import usable_processors
 from jaxformer.loss import TokenScores, token_scores
 from jaxformer.model import Transformer
 from jaxformer.step import TrainState, with_model
@@ -79,8 +80,9 @@ def encode(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, row_length: i
         CannotBeScored: a continuation is empty, or is longer than a row.
     """
     contexts = list({context.rstrip(): None for context, _ in pairs})
-    ids_of = dict(zip(contexts, tokenizer.encode_batch(contexts), strict=True))
-    wholes = tokenizer.encode_batch([context + continuation for context, continuation in pairs])
+    threads = usable_processors()
+    ids_of = dict(zip(contexts, tokenizer.encode_batch(contexts, threads=threads), strict=True))
+    wholes = tokenizer.encode_batch([context + continuation for context, continuation in pairs], threads=threads)
     requests, is_truncated, is_shifted = [], [], []
     for number, ((context, continuation), whole) in enumerate(zip(pairs, wholes, strict=True)):
         before = ids_of[context.rstrip()]

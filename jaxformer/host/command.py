@@ -108,6 +108,11 @@ def command(main: Callable[[list[str]], int]) -> Command:
         except (UserError, OSError) as error:
             print_notice(f"{error}{_encoding_advice(str(error))}")
             return 2
+        except MemoryError as error:
+            print_notice(
+                f"memory ran out{f' ({error})' if str(error) else ''}; give this process more, or less to hold"
+            )
+            return 2
         except UnicodeEncodeError as error:  # Of a file's name: what is printed or written has an encoding of ours.
             if not (advice := _encoding_advice(error.object)):
                 raise

@@ -21,17 +21,21 @@ def sync_tree(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Writes a file under another name, waits until it is on the disk, and renames it.
 
     The other name is each writer's own: of several that write the same file at once, one stays, whole.
+
+    Args:
+        sync: False for what is checked when it is read: it may be damaged after the power failed.
     """
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.unfinished")
     try:
         with unfinished.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)

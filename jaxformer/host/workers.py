@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from jaxformer.config import UserError
 from jaxformer.host.signals import SIGNALS
@@ -53,6 +53,9 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_T
 # The processor time that a container of Linux may use of each period: "200000 100000" is that of two processors.
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
+# The bytes of memory that it may use, or "max".
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
 
 def usable_processors() -> int:
     """Returns how many processors this process may use, where the system has that, else how many there are."""
@@ -64,35 +67,52 @@ def usable_processors() -> int:
     return max(1, min(count, -(-quota // period)))
 
 
-class Workers(Generic[T, R]):
-    """So many processes that compute a function; with one, it is this process that does. To be used in a `with` block.
+def usable_memory() -> int:
+    """Returns how many bytes of memory this process may use, at most."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(_MEMORY_LIMIT.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # There is no such file, or no limit in it.
+        return total
 
-    At the end of the block they are killed: results are waited for inside of it.
+
+class Ready(NamedTuple):
+    """In the place of an argument of `Workers.map`: a result that is there already."""
+
+    result: Any
+
+
+class Workers:
+    """So many processes that compute functions; with one, it is this process that does. To be used in a `with` block.
+
+    A process is started when there is an argument that no other is free for, and all are killed at the end of the
+    block: results are waited for inside of it.
 
     Attributes:
-        ahead: how many arguments to submit before the first result is waited for.
+        count: of the processes.
     """
 
-    def __init__(self, function: Callable[[T], R], count: int, *, advice: str = ""):
-        """Starts none yet: a process is started for a result that no other is free to compute.
+    def __init__(self, count: int, *, advice: str = ""):
+        """Starts none yet.
 
         Args:
-            function: what is computed; it, its arguments and its results can be pickled.
             count: of the processes.
             advice: what to do where the system has killed one of them.
         """
-        self.ahead = 2 * count if count > 1 else 0
-        self._function, self._advice = function, advice
-        self._pickled = pickle.dumps(function, pickle.HIGHEST_PROTOCOL) if count > 1 else b""
+        self.count, self._advice = count, advice
         self._threads = ThreadPoolExecutor(count) if count > 1 else None
         self._of_thread = threading.local()
         self._lock = threading.Lock()
         self._started: list[_Worker] | None = []
 
-    def __enter__(self) -> "Workers[T, R]":
+    def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Kills the processes, whatever they compute."""
         with self._lock:
             started, self._started = self._started or [], None
         for worker in started:
@@ -102,20 +122,56 @@ class Workers(Generic[T, R]):
         for worker in started:
             worker.close()
 
-    def submit(self, argument: T) -> Future[R]:
-        """Returns what will hold the function's result, or the error that it raised."""
-        if self._threads:
-            return self._threads.submit(self._compute, [argument])
-        return finished(self._function(argument))
+    def map(self, function: Callable[[T], R], arguments: Iterable[T | Ready]) -> Iterator[R]:
+        """Yields the results of a function in the order of the arguments, of which it takes few before they are needed.
 
-    def _compute(self, arguments: list[T]) -> R:
-        """Returns the function's result; a thread runs this. It takes the argument out of a list to let go of it."""
-        is_new = not hasattr(self._of_thread, "worker")
-        worker = self._of_thread.worker = self._start() if is_new else self._of_thread.worker
+        An error, of the function or of who makes the arguments, is raised in its place: behind all results before it.
+
+        Args:
+            function: it, its arguments and its results can be pickled.
+            arguments: twice as many as there are processes are taken before the first result is yielded.
+        """
+        if self._threads is None:
+            for each in arguments:
+                yield each.result if isinstance(each, Ready) else function(each)
+            return
+        waiting: deque[Future[R]] = deque()
         try:
-            if is_new:
-                worker.pipe.send_bytes(self._pickled)
-            worker.pipe.send_bytes(pickle.dumps(arguments.pop(), pickle.HIGHEST_PROTOCOL))
+            for future in self._futures(self._threads, function, arguments):
+                waiting.append(future)
+                while len(waiting) > 2 * self.count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:  # Of one who takes no more results.
+                future.cancel()
+
+    def _futures(
+        self, threads: ThreadPoolExecutor, function: Callable[[T], R], arguments: Iterable[T | Ready]
+    ) -> Iterator[Future[R]]:
+        """Yields what holds, or will hold, each result; the last one an error of who makes the arguments."""
+        pickled = pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
+        try:
+            for each in arguments:
+                if isinstance(each, Ready):
+                    future = Future()
+                    future.set_result(each.result)
+                    yield future
+                else:
+                    yield threads.submit(self._compute, pickled, pickle.dumps(each, pickle.HIGHEST_PROTOCOL))
+        except Exception as error:
+            future = Future()
+            future.set_exception(error)
+            yield future
+
+    def _compute(self, function: bytes, argument: bytes) -> Any:
+        """Returns the result of a function; a thread runs this."""
+        worker = getattr(self._of_thread, "worker", None) or self._start()
+        try:
+            worker.pipe.send_bytes(b"" if worker.function is function else function)
+            worker.pipe.send_bytes(argument)
+            worker.function = function
             answer = worker.pipe.recv_bytes()
         except (EOFError, OSError) as lost:
             raise UserError(f"a worker process {worker.end(self._advice)}") from lost
@@ -130,14 +186,20 @@ class Workers(Generic[T, R]):
         with self._lock:
             if self._started is None:
                 raise CancelledError
-            self._started.append(_Worker())
-            return self._started[-1]
+            self._of_thread.worker = _Worker()
+            self._started.append(self._of_thread.worker)
+        return self._of_thread.worker
 
 
 class _Worker:
-    """A process that computes the function that it is sent first, and what connects it to this one."""
+    """A process that computes what it is sent, and what connects it to this one.
+
+    Attributes:
+        function: the one that it has been sent, pickled.
+    """
 
     def __init__(self):
+        self.function = b""
         path = [os.path.join(_STARTED_IN, each) for each in sys.path]
         program = _SERVE.format(root=ascii(os.fspath(_ROOT)), path=ascii(path))
         # As multiprocessing does: -X utf8, -O, -W and the like hold for what a worker computes too.
@@ -170,41 +232,10 @@ class _Worker:
         self._errors.close()
 
 
-def finished(result: R) -> Future[R]:
-    """Returns a future that holds a result already."""
-    future = Future()
-    future.set_result(result)
-    return future
-
-
-def in_order(futures: Iterable[Future[R]], ahead: int) -> Iterator[R]:
-    """Yields the results of futures in order, while so many more of them are made.
-
-    An error of the one who makes them is raised in its place: behind all results, and errors, of those that it made.
-    """
-    waiting: deque[Future[R]] = deque()
-    for future in _with_error_last(futures):
-        waiting.append(future)
-        while len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def _with_error_last(futures: Iterable[Future[R]]) -> Iterator[Future[R]]:
-    """Yields futures, and one that holds the error of the one who makes them."""
-    try:
-        yield from futures
-    except Exception as error:
-        failed = Future()
-        failed.set_exception(error)
-        yield failed
-
-
 def serve() -> None:
     """Computes, in a worker, what comes through a pipe, its standard input, until that is closed.
 
-    The function comes first.
+    It is a function, or nothing for the one before, and its argument; what goes back is the result and the error.
     """
     pipe = Connection(os.dup(sys.__stdin__.fileno() if sys.__stdin__ else 0))
     received: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -219,11 +250,11 @@ def serve() -> None:
             os._exit(1)  # As for want of memory: else both processes would wait for each other.
 
     threading.Thread(target=receive, daemon=True).start()
-    first, function = received.get(), None
+    function = None
     while True:
-        argument = received.get()
+        new_function, argument = received.get(), received.get()
         try:
-            function = function or pickle.loads(first)
+            function = pickle.loads(new_function) if new_function else function
             answer = pickle.dumps((function(pickle.loads(argument)), None), pickle.HIGHEST_PROTOCOL)
         except Exception as error:
             answer = _pickled(error)

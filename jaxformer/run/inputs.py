@@ -174,7 +174,8 @@ def prepare_corpora(
     round_trips = [find_round_trip(documents, tokenizer, cache) for documents in corpora]
     for name, trip in zip(part_names(experiment.corpus), round_trips, strict=True):
         print_notice(f"corpus {name}: {trip}" if trip and trip.changed_documents else None)
-    folders = [prepare(documents, tokenizer, cache, beam=beam) for documents in corpora]
+    processes = experiment.tokenizer.processes
+    folders = [prepare(documents, tokenizer, cache, processes=processes, beam=beam) for documents in corpora]
     training = [open_shards(folder, "train") for folder in folders]
     validation = [open_shards(folder, "validation") for folder in folders]
     texts = {task.task.name: task.texts() for task in tasks}

@@ -35,7 +35,7 @@ def spaced_tokenizer(make_texts):
         split_by_whitespace=False, normalization_rule_name="identity", add_dummy_prefix=False, byte_fallback=True,
         remove_extra_whitespaces=False, minloglevel=2,
     )  # fmt: skip
-    return SentencePieceTokenizer(model.getvalue(), threads=1)
+    return SentencePieceTokenizer(model.getvalue())
 
 
 @pytest.fixture(scope="module", params=["within words", "across words"])

@@ -429,7 +429,7 @@ def test_a_preparation_that_is_refused_at_its_first_request_leaves_nothing(hub, 
 
 
 def tokenizer_of(path: str, cache, **options):
-    return prepare_tokenizer([], TokenizerConfig(path=path, threads=1), cache, **options)
+    return prepare_tokenizer([], TokenizerConfig(path=path, processes=1), cache, **options)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A tokenizer.json of any shape is a tokenizer: texts alone are encoded, BOS and EOS are found, and losses are told."""
 
+import itertools
 import json
 import pickle
 import sys
@@ -37,7 +38,7 @@ def folders(tmp_path_factory, make_texts):
 @pytest.fixture(scope="session")
 def opened(folders):
     """A tokenizer of each shape."""
-    return {name: load_tokenizer(folder, threads=1) for name, folder in folders.items()}
+    return {name: load_tokenizer(folder) for name, folder in folders.items()}
 
 
 # Texts.
@@ -87,8 +88,8 @@ def test_a_mark_that_the_file_does_not_call_special_is_one(folders, tmp_path):
 def test_encode_batch_is_encode_of_each_whatever_the_threads_and_after_pickling(opened, shape, make_texts):
     texts = [*make_texts(70, seed=2), *ODD_TEXTS]
     expected = [opened[shape].encode(text) for text in texts]
-    for tokenizer in (opened[shape], opened[shape].with_threads(3), pickle.loads(pickle.dumps(opened[shape]))):
-        encoded = tokenizer.encode_batch(texts)
+    for tokenizer, threads in itertools.product((opened[shape], pickle.loads(pickle.dumps(opened[shape]))), (1, 3)):
+        encoded = tokenizer.encode_batch(texts, threads=threads)
         assert [ids.tolist() for ids in encoded] == expected
         assert {ids.dtype for ids in encoded} == {np.dtype(np.int32)}
     assert opened[shape].encode_batch([]) == []
@@ -307,4 +308,4 @@ def test_text_with_a_character_that_the_tokenizer_has_no_token_for_is_refused_in
     tokenizer = JsonTokenizer(given.to_str().encode(), {})
     for texts in (["b"], ["a", "b"] * 40):
         with pytest.raises(UserError, match=r"^the tokenizer cannot encode a text \(.*UNK.*\)$"):
-            tokenizer.with_threads(2).encode_batch(texts)
+            tokenizer.encode_batch(texts, threads=2)

@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -28,6 +29,7 @@ from jaxformer.data.shards import SPLITS, open_shards
 from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.evaluation.validation import select_validation
 from jaxformer.host import digests
+from jaxformer.host.workers import Workers
 
 pytestmark = pytest.mark.device_free
 
@@ -251,7 +253,7 @@ def test_a_budget_that_means_nothing_is_refused(fields, message):
 def test_any_number_of_processes_makes_the_same_bytes(documents, tokenizer, tmp_path):
     whole = files_of(prepare(documents, tokenizer, tmp_path / "one", progress=False))
     for count in (2, 4):
-        made = prepare(documents, tokenizer.with_threads(count), tmp_path / str(count), progress=False)
+        made = prepare(documents, tokenizer, tmp_path / str(count), processes=count, progress=False)
         assert files_of(made) == whole
 
 
@@ -262,7 +264,7 @@ def test_a_bad_record_ends_several_processes_as_it_ends_one_and_what_stood_befor
     found = []
     for count in (1, 3):
         with pytest.raises(UserError) as caught:
-            prepare(documents, tokenizer.with_threads(count), tmp_path / str(count), progress=False)
+            prepare(documents, tokenizer, tmp_path / str(count), processes=count, progress=False)
         (folder,) = tmp_path.glob(f"{count}/shards/*/chunks")
         found.append((str(caught.value), files_of(folder)))
     assert found[0] == found[1] and "line 11: not JSON" in found[0][0] and len(found[0][1]) > 1
@@ -272,21 +274,16 @@ def test_a_worker_that_is_killed_ends_a_preparation_in_one_line_and_it_goes_on_t
     documents, tokenizer, tmp_path
 ):
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
-    with pytest.raises(UserError, match=r"killed by SIGKILL.*goes on where it stopped, and fewer tokenizer\.threads"):
-        prepare(documents, Deadly(tokenizer), tmp_path / "killed", progress=False)
+    with pytest.raises(UserError, match=r"killed by SIGKILL.*goes on where it stopped, and fewer tokenizer\.processes"):
+        prepare(documents, Deadly(tokenizer), tmp_path / "killed", processes=2, progress=False)
     assert files_of(prepare(documents, tokenizer, tmp_path / "killed", progress=False)) == whole
 
 
 class Deadly:
     """A tokenizer whose process the system kills."""
 
-    threads = 2
-
     def __init__(self, tokenizer):
         self.digest, self.tokenizer = tokenizer.digest, tokenizer
-
-    def with_threads(self, threads):
-        return self
 
     def encode_batch(self, texts):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -498,7 +495,7 @@ def test_a_split_that_is_far_from_its_share_is_reported(share, keys, documents, 
     assert notice is None if message is None else message in notice
 
 
-def test_preparations_that_were_left_are_reported_with_their_room(folder, tokenizer, tmp_path, monkeypatch, capsys):
+def test_what_was_left_of_others_is_reported_with_its_room(folder, tokenizer, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "write_shard_files", stop)
         for _ in range(2):
@@ -509,19 +506,25 @@ def test_preparations_that_were_left_are_reported_with_their_room(folder, tokeni
     (line,) = capsys.readouterr().err.splitlines()
     (left,) = tmp_path.glob("shards/*.unfinished")
     assert f"besides this one take 0.0 MB in {left.parent}: {left.name}; delete" in line
+    shutil.rmtree(left)
+    monkeypatch.setattr(preparation, "FORMAT_VERSION", 99)
+    other = prepare(load_documents(config(folder)), tokenizer, tmp_path, progress=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    (old,) = {each.name for each in other.parent.iterdir() if each.is_dir()} - {other.name}
+    assert "token shards of another format than this version reads take" in line and f": {old}; delete" in line
 
 
 def test_a_damaged_chunk_is_made_again(documents, tokenizer, tmp_path):
     folder = tmp_path / "chunks"
     folder.mkdir()
-    stored = list(tokenise(documents, tokenizer, folder))
+    stored = list(tokenise(documents, enumerate(documents.parts()), tokenizer, folder, Workers(1)))
     whole = {each.path: each.path.read_bytes() for each in stored}
     for each in (stored[1], stored[-1]):
         data = bytearray(whole[each.path])
         data[data.index(each.chunk.tokens.tobytes())] ^= 1
         each.path.write_bytes(data)
         assert read_chunk(each.path, with_ids=False) is None
-    again = list(tokenise(documents, tokenizer, folder))
+    again = list(tokenise(documents, enumerate(documents.parts()), tokenizer, folder, Workers(1)))
     assert [each.path for each in again] == [each.path for each in stored]
     assert {path: path.read_bytes() for path in whole} == whole
 

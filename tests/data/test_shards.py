@@ -187,15 +187,12 @@ def test_a_split_read_before_can_be_pickled_and_reads_the_same(training):
 class FakeTokenizer:
     """A tokenizer of a large vocabulary, with the ids that it is told to give."""
 
-    vocabulary_size, bos_id, eos_id, digest, threads = 70_000, 1, 2, "fake", 1
+    vocabulary_size, bos_id, eos_id, digest = 70_000, 1, 2, "fake"
 
     is_lossless = True
 
     def __init__(self, ids):
         self.ids = ids
-
-    def with_threads(self, threads):
-        return self
 
     def encode_batch(self, texts):
         return [np.array(self.ids, np.int32) for _ in texts]
@@ -282,7 +279,7 @@ elif fate == "die before the end":
 else:
     sys.meta_path[:] = map(WithoutTensorFlow, sys.meta_path)
 documents = load_documents(CorpusConfig(kind="text", path=corpus, validation_share=float(share), licence="CC0-1.0"))
-folder = preparation.prepare(documents, load_tokenizer(model, threads=1), Path(cache), progress=False)
+folder = preparation.prepare(documents, load_tokenizer(model), Path(cache), progress=False)
 opened = shards.open_shards(folder, "train")
 print(opened.read(0, 0, int(opened.tokens[0])).tolist(), "tensorflow" in sys.modules)
 """

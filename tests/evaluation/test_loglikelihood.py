@@ -227,7 +227,7 @@ class Letters:
     def __init__(self, *pieces: str):
         self.pieces = pieces
 
-    def encode_batch(self, texts):
+    def encode_batch(self, texts, *, threads):
         return [np.array(self._ids(text), np.int32) for text in texts]
 
     def _ids(self, text):

@@ -13,7 +13,7 @@ import pytest
 import jaxformer
 from jaxformer.config import UserError
 from jaxformer.host import workers as module
-from jaxformer.host.workers import Workers, in_order, usable_processors
+from jaxformer.host.workers import Ready, Workers, usable_memory, usable_processors
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -46,16 +46,32 @@ def computed(function, arguments, count: int) -> list:
     """Returns the results in order up to the first error, and that."""
     found = []
     try:
-        with Workers(function, count, advice="try less") as workers:
-            found.extend(in_order(map(workers.submit, arguments), workers.ahead))
+        with Workers(count, advice="try less") as workers:
+            found.extend(workers.map(function, arguments))
     except (UserError, ArithmeticError) as error:
         found.append(error)
     return found
 
 
-def test_results_come_in_order_whichever_is_done_first():
-    arguments = [0.2, 0.0, 0.1, 0.0, 0.0]
-    assert computed(waited, arguments, 3) == computed(waited, arguments, 1) == arguments
+def test_results_come_in_order_whichever_is_done_first_and_whether_they_are_there_already():
+    arguments = [0.2, 0.0, Ready(5), 0.1, 0.0, Ready(6), 0.0]
+    assert computed(waited, arguments, 3) == computed(waited, arguments, 1) == [0.2, 0.0, 5, 0.1, 0.0, 6, 0.0]
+
+
+def test_several_functions_are_computed_by_the_same_processes():
+    with Workers(2) as workers:
+        first = set(workers.map(own_process, range(20)))
+        assert list(workers.map(waited, [0.0])) == [0.0]
+        assert first >= set(workers.map(own_process, range(20))) and os.getpid() not in first
+
+
+def test_arguments_are_taken_a_few_ahead_and_none_for_one_who_takes_no_more_results():
+    taken = []
+    with Workers(2) as workers:
+        results = workers.map(waited, (taken.append(i) or 0.0 for i in range(99)))
+        next(results)
+        results.close()
+        assert len(taken) == 5
 
 
 def broken_off(numbers):
@@ -85,10 +101,11 @@ PARENT = """
 import os, sys, time
 from jaxformer.host.workers import Workers
 from test_workers import own_process, waited
-with Workers(own_process, 2) as idle, Workers(waited, 2) as busy:
-    busy.submit(60)
-    print(idle.submit(0).result(), flush=True)
-    time.sleep(60)
+with Workers(2) as idle, Workers(2) as busy:
+    results = busy.map(waited, [0, 60])
+    next(results)
+    print(next(idle.map(own_process, [0])), flush=True)
+    next(results)
 """
 
 
@@ -112,7 +129,7 @@ def test_workers_ignore_the_signals_of_their_group_and_end_with_who_started_them
         assert parent.stdout and int(parent.stdout.readline())
         processes = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
         workers = [each for each in processes if state_and_parent(each)[1] == parent.pid]
-        assert len(workers) == 2
+        assert len(workers) == 3
         for each in workers:
             os.kill(each, signal.SIGINT)
             os.kill(each, signal.SIGTERM)
@@ -138,8 +155,8 @@ sys.path[:] = ["", decoy, *[each for each in sys.path if each not in ("", packag
 import jaxformer
 os.chdir({os.fspath(tmp_path)!r})
 from jaxformer.host.workers import Workers
-with Workers(len, 2) as workers:
-    print(workers.submit([1, 2]).result())
+with Workers(2) as workers:
+    print(*workers.map(len, [[1, 2]]))
 """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
@@ -161,10 +178,16 @@ def test_worker_whose_memory_does_not_hold_an_argument_ends(monkeypatch):
     assert str(error).startswith("a worker process ended with status 1")
 
 
-def test_processors_are_no_more_than_the_quota_of_a_container(monkeypatch, tmp_path):
+def test_processors_and_memory_are_no_more_than_a_container_has(monkeypatch, tmp_path):
     quota = tmp_path / "cpu.max"
     monkeypatch.setattr("jaxformer.host.workers._QUOTA", quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     for text, expected in (("max 100000", 64), ("150000 100000", 2), ("1000 100000", 1), ("9900000 100000", 64)):
         quota.write_text(text)
         assert usable_processors() == expected
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr("jaxformer.host.workers._MEMORY_LIMIT", limit)
+    whole = usable_memory()
+    for text, expected in (("max", whole), ("1000000", 1_000_000), (str(2**60), whole)):
+        limit.write_text(text)
+        assert usable_memory() == expected

@@ -51,7 +51,7 @@ def loaded(files):
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def pair(request):
     """Our tokenizer and that of its files."""
-    config = TokenizerConfig(vocabulary_size=600, model_type=request.param, threads=1)
+    config = TokenizerConfig(vocabulary_size=600, model_type=request.param, processes=1)
     ours = SentencePieceTokenizer(train_tokenizer([SOURCE], config))
     return ours, loaded(tokenizer_files(ours, 64))
 
