@@ -3,8 +3,10 @@
     python tools/bench_input.py [--path=FILE.jsonl or FOLDER_OF_PARQUET] [--tokenizer=PATH] [--json=RESULT.json]
     python tools/bench_input.py --lengths
 
-Reading runs in one thread on one core. Each figure is the median of several rounds. The memory is the peak of a process
-that does nothing but prepare; `recombine_texts.py` makes a folder like a part of FineWeb-EDU. Waiting is what a loop
+Reading runs in one thread on one core. Each figure is the median of several rounds; preparing and the tokenizer alone
+take turns, by as many processes as threads. Their ratio is that of seconds, and that of the processors' seconds, which
+counts where others use the machine. The memory is the peak of a preparation and its worker processes together (Linux's
+proportional set size, sampled); `recombine_texts.py` makes a folder like a part of FineWeb-EDU. Waiting is what a loop
 waits for its batches that takes so many tokens a second and otherwise leaves the processor alone, as on a GPU.
 
 With --lengths only reading is measured, of 64 million tokens in random documents of 40, 400 and 4,000 tokens: batches
@@ -17,6 +19,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -31,14 +34,17 @@ import numpy as np
 from jaxformer.data.chunks import Chunk, write_chunk
 from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
 from jaxformer.data.packing import PackingConfig, batch_digest, make_batches, packing_report, plan_rows, read_rows
-from jaxformer.data.preparation import prepare
+from jaxformer.data.preparation import default_processes, prepare
 from jaxformer.data.selection import Selected
 from jaxformer.data.shard_writer import write_shard_files
 from jaxformer.data.shards import Manifest, Shards, open_shards, shard_paths
 from jaxformer.data.tokenizer import TokenizerConfig, prepare_tokenizer
+from jaxformer.host.workers import Workers
 
 ROUNDS = 5
 SECONDS = 1.0
+# Between samples of memory.
+MEMORY_SECONDS = 0.02
 SHAPES = ((8, 256), (32, 1024), (32, 2048))
 METHODS = ("best_fit", "concat_and_split")
 # Tokens per second on four cores, of the smallest model on the fastest device; fewer cores are asked for less.
@@ -69,9 +75,10 @@ def main() -> None:
         tokenizer = prepare_tokenizer([documents], config, Path(scratch))
         preparation = measure_preparation(documents, tokenizer, Path(scratch), options.rounds)
         preparation["peak_megabytes"] = measure_memory(options.path, tokenizer, Path(scratch))
-        print(f"the tokenizer alone        {preparation['sentencepiece_mb_per_second']:8.2f} MB/s")
+        print(f"the tokenizer alone        {preparation['tokenizer_mb_per_second']:8.2f} MB/s")
         print(f"preparing token shards     {preparation['prepare_mb_per_second']:8.2f} MB/s")
         print(f"ratio                      {preparation['ratio']:8.2f}")
+        print(f"ratio of processor time    {preparation['processor_ratio']:8.2f}")
         print(f"peak memory of preparing   {preparation['peak_megabytes']:8.0f} MB")
         shards = open_shards(prepare(documents, tokenizer, Path(scratch), progress=False), "train")
         pace = PACE * min(1.0, (os.cpu_count() or 1) / CORES)
@@ -112,46 +119,78 @@ import sys
 from pathlib import Path
 from bench_input import corpus_config
 from jaxformer.data.corpus import load_documents
-from jaxformer.data.preparation import prepare
+from jaxformer.data.preparation import default_processes, prepare
 from jaxformer.data.tokenizer import load_tokenizer
-prepare(load_documents(corpus_config(sys.argv[1])), load_tokenizer(sys.argv[2]), Path(sys.argv[3]), progress=False)
-# Not ru_maxrss: that begins with the memory of the process that started this one.
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+documents, tokenizer = load_documents(corpus_config(sys.argv[1])), load_tokenizer(sys.argv[2])
+prepare(documents, tokenizer, Path(sys.argv[3]), processes=0, progress=False)
 """
 
 
 def measure_memory(path: str | None, tokenizer, scratch: Path) -> float:
-    """Returns the largest resident memory of a process that prepares, MB; Linux tells it."""
+    """Returns the peak memory, MB, of a process that does nothing but prepare, and of its workers."""
     folder = scratch / "tokenizer"
     folder.mkdir()
     for name, content in tokenizer.files().items():
         (folder / name).write_bytes(content)
     command = [sys.executable, "-c", PREPARE, path or "", str(folder), str(scratch / "memory")]
     places = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True, check=True, encoding="utf-8"
-    )
-    return int(done.stdout.split()[-1]) / 1000
+    peak = 0
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": places}) as process:
+        while process.poll() is None:
+            peak = max(peak, sum(map(memory_of, [process.pid, *children_of(process.pid)])))
+            time.sleep(MEMORY_SECONDS)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return peak / 1e6
+
+
+def children_of(process: int) -> list[int]:
+    """Returns the processes that the threads of a process have started and that have not ended."""
+    lists = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(each) for path in lists for each in text_of(path).split()]
+
+
+def memory_of(process: int) -> int:
+    """Returns the bytes of memory of a process: its own, and its share of what several hold; 0 for one that ended."""
+    found = re.search(r"^Pss:\s+(\d+) kB", text_of(Path(f"/proc/{process}/smaps_rollup")), re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
+
+
+def text_of(path: Path) -> str:
+    """Returns what a file of a process says, or nothing where the process has ended."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def measure_preparation(documents, tokenizer, scratch: Path, rounds: int) -> dict:
-    """Returns the rates of tokenising alone and of `prepare`, in turn, with the same threads."""
+    """Returns the rates of tokenising alone and of `prepare`, in turn, by as many threads as processes."""
     texts = [document.text for document in unique_documents(documents, Counter())]
     size = sum(len(text.encode()) for text in texts) / 1e6
+    processes = default_processes()
     alone, whole = [], []
     for i in range(rounds):
-        started = time.perf_counter()
-        tokenizer.encode_batch(texts)
-        alone.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        prepare(documents, tokenizer, scratch / str(i), progress=False)
-        whole.append(time.perf_counter() - started)
+        alone.append(seconds(lambda: tokenizer.encode_batch(texts, threads=processes)))
+        place = scratch / str(i)
+        whole.append(seconds(lambda place=place: prepare(documents, tokenizer, place, processes=0, progress=False)))
+    ratio, processor_ratio = np.median(np.array(alone) / np.array(whole), axis=0).tolist()
     return {
         "megabytes": size,
-        "sentencepiece_mb_per_second": size / statistics.median(alone),
-        "prepare_mb_per_second": size / statistics.median(whole),
-        "ratio": statistics.median(a / w for a, w in zip(alone, whole, strict=True)),
+        "processes": processes,
+        "tokenizer_mb_per_second": size / statistics.median(wall for wall, _ in alone),
+        "prepare_mb_per_second": size / statistics.median(wall for wall, _ in whole),
+        "ratio": ratio,
+        "processor_ratio": processor_ratio,
     }
+
+
+def seconds(function) -> tuple[float, float]:
+    """Returns the seconds that a function takes, and those of the processors, of other processes that it ends too."""
+    begun, before = time.perf_counter(), os.times()
+    function()
+    after = os.times()
+    return time.perf_counter() - begun, sum(after[:4]) - sum(before[:4])
 
 
 def measure_reading(shards, rows: int, row_length: int, method: str) -> dict:
@@ -233,7 +272,7 @@ def write_documents(length: int, folder: Path) -> Shards:
     write_chunk(folder / "chunk.npz", chunk)
     whole = Selected(np.zeros(len(tokens), np.int32), np.cumsum(tokens) - tokens, tokens, 4 * tokens)
     selected = {"train": whole, "validation": Selected(*(each[:1] for each in whole))}
-    write_shard_files(folder, [folder / "chunk.npz"], selected, vocabulary_size=LENGTHS_VOCABULARY)
+    write_shard_files(folder, [folder / "chunk.npz"], selected, Workers(1), vocabulary_size=LENGTHS_VOCABULARY)
     os.sync()
     marks: dict[str, Any] = {field.name: None for field in dataclasses.fields(Manifest)}
     marks |= {"vocabulary_size": LENGTHS_VOCABULARY, "bos_id": 1, "eos_id": 2}

@@ -12,8 +12,8 @@ one argument; the workers need the corpus and $JAXFORMER_CACHE at the same paths
 import shlex
 import sys
 
+from jaxformer.data.beam import pipeline_options
 from jaxformer.data.preparation import unfilled_budget
-from jaxformer.data.shard_writer import pipeline_options
 from jaxformer.devices.device import choose_device
 from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides

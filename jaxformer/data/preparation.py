@@ -12,17 +12,17 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Generator, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxformer.config import UserError, require
-from jaxformer.data.chunks import Stored, open_chunks, stored_chunks, tokenise
-from jaxformer.data.corpus import Documents, Part, load_documents, part_names
+from jaxformer.data.beam import tokenise_over_beam
+from jaxformer.data.chunks import Stored, open_chunks, tokenise
+from jaxformer.data.corpus import Documents, load_documents, part_names
 from jaxformer.data.selection import Selected, Selection, check_count, check_split, split_notice
-from jaxformer.data.shard_writer import in_one_line, pipeline_options, write_shard_files
+from jaxformer.data.shard_writer import write_shard_files
 from jaxformer.data.shards import FORMAT_VERSION, SPLITS, Manifest, id_dtype, shard_digests
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.cache import make_once
@@ -31,9 +31,6 @@ from jaxformer.host.files import read_json_or_empty, sync_tree, write_whole
 from jaxformer.host.lock import is_held
 from jaxformer.host.paths import check_literal, is_literal
 from jaxformer.host.workers import Workers, usable_memory, usable_processors
-
-# Tokens of a byte of text, at most, where nothing has been tokenised yet.
-_TOKENS_PER_BYTE = 0.25
 
 # Processes that tokenise about as fast as one reads, and the memory of one with a tokenizer of 130,000 pieces, bytes.
 _MOST_PROCESSES, _PROCESS_BYTES = 32, 1 << 28
@@ -105,7 +102,7 @@ def _write(
         open_chunks(chunks)
         if documents.passed_over:
             print_notice(f"corpus {documents.config.path}: passed over {documents.passed_over}")
-        with _refusing(documents, folder), Workers(1 if beam else processes, advice=_ADVICE) as workers:
+        with _refusing(documents, folder), Workers(processes if beam is None else 1, advice=_ADVICE) as workers:
             selection = _select(documents, tokenizer, chunks, workers, progress, beam)
             selected = _split(documents, selection)
             _check_unchanged(documents)
@@ -218,7 +215,7 @@ def _select(
     if beam is None:
         stored = tokenise(documents, enumerate(documents.parts()), tokenizer, chunks, workers)
     else:
-        stored = _tokenise_over_beam(documents, tokenizer, chunks, selection, pipeline_options(beam))
+        stored = tokenise_over_beam(documents, tokenizer, chunks, selection, beam)
     processes = f" by {workers.count} processes" if workers.count > 1 else ""
     with _Progress(documents, processes, shown=progress) as bar, contextlib.closing(stored):
         for each in stored:
@@ -283,48 +280,6 @@ def _write_manifest(
         first_bad=selection.first_bad,
     )
     write_whole(folder / "manifest.json", json.dumps(dataclasses.asdict(manifest), indent=2).encode())
-
-
-def _tokenise_over_beam(
-    documents: Documents, tokenizer: Tokenizer, chunks: Path, selection: Selection, options
-) -> Generator[Stored, None, None]:
-    """Yields the chunks of a corpus in reading order, made by the workers of a Beam pipeline.
-
-    With a budget it is one pipeline after another, each for as many parts as the rest of the budget probably takes.
-    """
-    import apache_beam as beam
-
-    left = enumerate(documents.parts())
-    text_bytes = tokens = 0
-    while True:
-        wave, expected = [], 0.0
-        rate = tokens / text_bytes if text_bytes else _TOKENS_PER_BYTE
-        wanted = documents.config.tokens - selection.training_tokens if documents.config.tokens else np.inf
-        while expected < wanted and (numbered_part := next(left, None)):
-            wave.append(numbered_part)
-            expected += numbered_part[1].size * rate
-        if not wave:
-            return
-        work = partial(_tokenise_numbered, documents, tokenizer, chunks)
-        with in_one_line(), beam.Pipeline(options=options) as pipeline:
-            _ = pipeline | beam.Create(wave) | beam.Reshuffle() | beam.Map(work)
-        for number, part in wave:
-            stored = stored_chunks(part, number, chunks)
-            if not (stored and stored[-1].chunk.is_last):
-                raise UserError(
-                    f"token shards {chunks}: Beam's workers left no chunks there; they need the same folder"
-                )
-            text_bytes += part.size
-            tokens += sum(int(each.chunk.tokens.sum()) for each in stored)
-            yield from stored
-
-
-def _tokenise_numbered(
-    documents: Documents, tokenizer: Tokenizer, chunks: Path, numbered_part: tuple[int, Part]
-) -> None:
-    """Stores the chunks of a part; this is what a worker of a Beam pipeline does, one of many on its machine."""
-    for _ in tokenise(documents, [numbered_part], tokenizer, chunks, Workers(1)):
-        pass
 
 
 def unfilled_budget(manifest: Manifest) -> str:

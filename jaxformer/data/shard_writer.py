@@ -8,7 +8,6 @@ import contextlib
 import errno
 import itertools
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from jaxformer.config import UserError
 from jaxformer.data import shards
+from jaxformer.data.beam import run_pipeline
 from jaxformer.data.chunks import read_chunk
 from jaxformer.data.selection import Selected
 from jaxformer.data.shards import id_dtype, record_head
@@ -75,9 +75,12 @@ def write_shard_files(
     files = {split: _files(place, split, paths, selected[split]) for split in selected}
     in_all = list(itertools.chain.from_iterable(files.values()))
     if beam is None:
-        _write_here(in_all, workers, progress)
+        tokens = sum(file.count for file in in_all)
+        with progress_bar(desc="writing token shards", unit=" tokens", total=tokens, disable=not progress) as bar:
+            for written in workers.map(write_file, in_all):
+                bar.update(written)
     else:
-        _write_over_beam(in_all, beam)
+        run_pipeline(write_file, in_all, beam)
     _write_metadata(place, files, vocabulary_size)
 
 
@@ -104,28 +107,6 @@ def _files(place: Path, split: str, paths: Sequence[Path], selected: Selected) -
             )
         )
     return files
-
-
-def _write_here(files: Sequence[ShardFile], workers: Workers, progress: bool) -> None:
-    """Writes files by workers of this machine, and shows how many tokens are written."""
-    bar = progress_bar(
-        desc="writing token shards", unit=" tokens", total=sum(file.count for file in files), disable=not progress
-    )
-    with bar:
-        for written in workers.map(write_file, files):
-            bar.update(written)
-
-
-def _write_over_beam(files: Sequence[ShardFile], options: Sequence[str]) -> None:
-    """Writes files by the workers of a Beam pipeline."""
-    import apache_beam as beam
-
-    with in_one_line(), beam.Pipeline(options=pipeline_options(options)) as pipeline:
-        _ = pipeline | beam.Create(list(enumerate(files))) | beam.Reshuffle() | beam.Map(_write_numbered)
-
-
-def _write_numbered(numbered_file: tuple[int, ShardFile]) -> None:
-    write_file(numbered_file[1])
 
 
 def write_file(file: ShardFile) -> int:
@@ -190,26 +171,6 @@ def _write_metadata(place: Path, files: dict[str, list[ShardFile]], vocabulary_s
     (place / "features.json").write_text(json.dumps(features, indent=4), encoding="utf-8")
 
 
-def pipeline_options(beam: Sequence[str]):
-    """Returns the options of a Beam pipeline.
-
-    Raises:
-        UserError: Beam is not installed, or the options are not Beam's, or it knows no such runner.
-    """
-    try:
-        from apache_beam.options.pipeline_options import PipelineOptions
-        from apache_beam.runners import create_runner
-    except ImportError as error:
-        raise UserError("preparing over Apache Beam needs it; pip install 'jaxformer[beam]'") from error
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    try:
-        options = PipelineOptions(list(beam))
-        create_runner(options.get_all_options()["runner"] or "DirectRunner")
-    except (SystemExit, ValueError, TypeError) as error:
-        raise UserError(f"{' '.join(beam)}: these are no options of an Apache Beam pipeline") from error
-    return options
-
-
 @contextlib.contextmanager
 def _full_disk_reported(folder: Path) -> Iterator[None]:
     """Raises `OSError`, as anything else that writes does, in place of what ArrayRecord raises."""
@@ -220,18 +181,6 @@ def _full_disk_reported(folder: Path) -> Iterator[None]:
         if full not in str(error):
             raise
         raise OSError(errno.ENOSPC, full, str(folder)) from error
-
-
-@contextlib.contextmanager
-def in_one_line() -> Iterator[None]:
-    """Raises the error of a Beam pipeline, which holds its worker's traceback, as a `UserError` of one line."""
-    try:
-        yield
-    except Exception as error:  # Each runner raises kinds of its own.
-        text = str(error).partition(" [while running")[0]
-        lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
-        theirs = [line.partition("UserError: ")[2] for line in lines if "UserError: " in line]
-        raise UserError(f"Apache Beam: {(theirs or lines)[-1]}") from error
 
 
 def _ids(path: Path) -> np.ndarray:

@@ -109,9 +109,8 @@ def command(main: Callable[[list[str]], int]) -> Command:
             print_notice(f"{error}{_encoding_advice(str(error))}")
             return 2
         except MemoryError as error:
-            print_notice(
-                f"memory ran out{f' ({error})' if str(error) else ''}; give this process more, or less to hold"
-            )
+            reason = f" ({error})" if str(error) else ""
+            print_notice(f"memory ran out{reason}; free some, or set smaller sizes")
             return 2
         except UnicodeEncodeError as error:  # Of a file's name: what is printed or written has an encoding of ours.
             if not (advice := _encoding_advice(error.object)):

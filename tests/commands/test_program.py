@@ -97,6 +97,12 @@ def test_only_the_program_sets_the_environment_of_a_command():
         (UserError("a is wrong"), 2, "a is wrong"),
         (FileNotFoundError(2, "No such file or directory", "a.txt"), 2, "[Errno 2] No such file or directory: 'a.txt'"),
         (TrainingFailure("it diverged"), 1, "it diverged"),
+        (MemoryError(), 2, "memory ran out; free some, or set smaller sizes"),
+        (
+            MemoryError("Unable to allocate 9 TiB"),
+            2,
+            "memory ran out (Unable to allocate 9 TiB); free some, or set smaller sizes",
+        ),
         (Stopped(signal.SIGTERM, "saved"), 143, "stopped by SIGTERM; saved"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

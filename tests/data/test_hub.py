@@ -486,3 +486,10 @@ def test_a_tokenizer_that_is_not_there_is_one_line(hub, tmp_path, path, message)
     line = str(raised.value)
     assert line.startswith(f"tokenizer.path {path}") and message in line and "\n" not in line
     assert not list(tmp_path.glob("tokenizers/*/*"))
+
+
+def test_a_name_that_may_be_mistyped_is_looked_up_once_where_nothing_answers(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote.time, "sleep", lambda _: pytest.fail("it waits"))
+    hub.misbehave(Answer(503), on="revision", times=9)
+    with pytest.raises(UserError, match=r"^tokenizer.path gtp2, which is no file .*given up after 1 attempt \("):
+        tokenizer_of("gtp2", tmp_path)

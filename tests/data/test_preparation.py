@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from jaxformer.config import UserError
-from jaxformer.data import chunks, preparation, selection, shard_writer, shards
+from jaxformer.data import beam, chunks, preparation, selection, shard_writer, shards
 from jaxformer.data import corpus as corpus_module
 from jaxformer.data.chunks import Chunk, Stored, encode_chunk, read_chunk, tokenise, write_chunk
 from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
@@ -612,7 +612,7 @@ def test_what_goes_wrong_over_beam_is_one_line(tokenizer, tmp_path):
     ],
 )
 def test_of_a_traceback_of_a_worker_its_reason_is_reported(text, line):
-    with pytest.raises(UserError, match=f"^Apache Beam: {line}"), shard_writer.in_one_line():
+    with pytest.raises(UserError, match=f"^Apache Beam: {line}"), beam._in_one_line():
         raise RuntimeError(text)
 
 
