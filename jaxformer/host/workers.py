@@ -1,9 +1,9 @@
 """Worker processes: a function computed of many arguments on several processors, with the results in order.
 
-A worker is a fresh interpreter that imports the function's module and nothing of the main program, so that a script or
-a notebook that has no `if __name__ == "__main__"` can have some. Each one is served by a thread. A worker ends with the
-process that started it, however that ends: its end of the pipe is closed then. Signals that a terminal or a scheduler
-sends to the whole group leave it alone; the process that started it decides what becomes of it.
+Unlike one of `concurrent.futures.ProcessPoolExecutor`, a worker is a fresh interpreter that imports the function's
+module and nothing of the main program, so that a script or a notebook without `if __name__ == "__main__"` can have
+some; it ends with the process that started it, however that ends, as its end of the pipe is closed then; and signals
+that a terminal or a scheduler sends to the whole group leave it alone. Each one is served by a thread.
 """
 
 import os
@@ -16,7 +16,7 @@ import tempfile
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -48,7 +48,6 @@ _STARTED_IN = _folder_of_start()
 
 # A worker is one of as many as there are processors: libraries start no further threads in it.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
-
 
 # The processor time that a container of Linux may use of each period: "200000 100000" is that of two processors.
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -93,12 +92,7 @@ class Workers:
     """
 
     def __init__(self, count: int, *, advice: str = ""):
-        """Starts none yet.
-
-        Args:
-            count: of the processes.
-            advice: what to do where the system has killed one of them.
-        """
+        """Starts none yet; the advice is what to do where the system has killed one."""
         self.count, self._advice = count, advice
         self._threads = ThreadPoolExecutor(count) if count > 1 else None
         self._of_thread = threading.local()
@@ -122,14 +116,11 @@ class Workers:
         for worker in started:
             worker.close()
 
-    def map(self, function: Callable[[T], R], arguments: Iterable[T | Ready]) -> Iterator[R]:
-        """Yields the results of a function in the order of the arguments, of which it takes few before they are needed.
+    def map(self, function: Callable[[T], R], arguments: Iterable[T | Ready]) -> Generator[R, None, None]:
+        """Yields the results of a function in the order of its arguments; all of them can be pickled.
 
-        An error, of the function or of who makes the arguments, is raised in its place: behind all results before it.
-
-        Args:
-            function: it, its arguments and its results can be pickled.
-            arguments: twice as many as there are processes are taken before the first result is yielded.
+        As many arguments are taken ahead as keep the processes busy. An error, of the function or of who makes the
+        arguments, is raised in its place: behind all results before it.
         """
         if self._threads is None:
             for each in arguments:
@@ -154,12 +145,12 @@ class Workers:
         pickled = pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
         try:
             for each in arguments:
+                future = Future()
                 if isinstance(each, Ready):
-                    future = Future()
                     future.set_result(each.result)
-                    yield future
                 else:
-                    yield threads.submit(self._compute, pickled, pickle.dumps(each, pickle.HIGHEST_PROTOCOL))
+                    future = threads.submit(self._compute, pickled, pickle.dumps(each, pickle.HIGHEST_PROTOCOL))
+                yield future
         except Exception as error:
             future = Future()
             future.set_exception(error)
@@ -250,7 +241,7 @@ def serve() -> None:
             os._exit(1)  # As for want of memory: else both processes would wait for each other.
 
     threading.Thread(target=receive, daemon=True).start()
-    function = None
+    function: Any = None
     while True:
         new_function, argument = received.get(), received.get()
         try:
