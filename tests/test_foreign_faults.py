@@ -409,6 +409,7 @@ def callback(phase, info):
             pass
 
 gc.callbacks.append(callback)
+gc.set_threshold(50)  # So that one happens, however little is allocated.
 """
 
 
