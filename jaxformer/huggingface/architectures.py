@@ -64,13 +64,14 @@ class Architecture:
     keys: Mapping[str, str]
     """Of its config.json, to fields of `ModelConfig`; it does not have the options that are not among these."""
     modules: Mapping[str, str]
-    """That have weights, `{}` standing for the layer, to our parameters; GPT-2's kernels apart, theirs are transposed.
+    """Those of its modules that have weights, `{}` standing for the layer, to our parameters; apart from GPT-2's, its
+    kernels are transposed.
     """
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What transformers takes where a key is absent, apart from those of all."""
-    constants: Mapping[str, Any] = field(default_factory=dict)
+    required_values: Mapping[str, Any] = field(default_factory=dict)
     """Options of theirs with the only value that computes ours."""
-    written: Mapping[str, Any] = field(default_factory=dict)
+    written_only: Mapping[str, Any] = field(default_factory=dict)
     """What is written since their default is another, and may be otherwise in what is read, as dropout may: biases are
     checked in the tensors, a partial rotation with the rotary positions.
     """
@@ -154,7 +155,7 @@ ARCHITECTURES = (
             "hidden_act": "gelu_pytorch_tanh",
             "tie_word_embeddings": True,
         },
-        written={"use_bias": False},
+        written_only={"use_bias": False},
     ),
     Architecture(
         "StableLmForCausalLM",
@@ -164,8 +165,8 @@ ARCHITECTURES = (
         keys=_KEYS | {"layer_norm_eps": "norm_epsilon"},
         modules=_GATED_MODULES,
         defaults={"num_key_value_heads": 32, "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25},
-        constants={"qk_layernorm": False, "use_parallel_residual": False},
-        written={"partial_rotary_factor": 1.0},
+        required_values={"qk_layernorm": False, "use_parallel_residual": False},
+        written_only={"partial_rotary_factor": 1.0},
     ),
     Architecture(
         "GPT2LMHeadModel",
@@ -196,8 +197,12 @@ ARCHITECTURES = (
             "lm_head": "unembedding",
         },
         defaults={"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": True},
-        constants={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-        written={"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        required_values={
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "add_cross_attention": False,
+        },
+        written_only={"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
         is_conv1d=True,
     ),
 )

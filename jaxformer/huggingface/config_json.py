@@ -22,8 +22,16 @@ _DEFAULTS = {
     "max_window_layers": 28,
     **dict.fromkeys(_DERIVED),
 }
+# Of sizes, and of other numbers; no model has larger ones.
+_SIZE_LIMIT, _LIMIT = 2**31, 1e30
 # What some code beside transformers reads of a config.json and would compute otherwise.
-_NEVER = ("quantization_config", "auto_map", "attn_logit_softcapping", "final_logit_softcapping", "logits_soft_cap")
+_UNSUPPORTED_KEYS = (
+    "quantization_config",
+    "auto_map",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "logits_soft_cap",
+)
 
 
 def config_json(model: ModelConfig, *, row_length: int, bos_id: int, eos_id: int, dtype: str) -> dict[str, Any]:
@@ -44,8 +52,8 @@ def config_json(model: ModelConfig, *, row_length: int, bos_id: int, eos_id: int
         "architectures": [architecture.name],
         "model_type": architecture.model_type,
         **{key: getattr(model, name) for key, name in architecture.keys.items()},
-        **architecture.constants,
-        **architecture.written,
+        **architecture.required_values,
+        **architecture.written_only,
         "bos_token_id": bos_id,
         "eos_token_id": eos_id,
         "dtype": dtype,
@@ -89,10 +97,10 @@ def read_config_json(config: Mapping[str, Any], source: Path) -> tuple[Architect
     architecture = _BY_TYPE[model_type]
     names = config.get("architectures") or [architecture.name]
     accept(names == [architecture.name], "architectures", names, f"must be {[architecture.name]}")
-    for key in _NEVER:
+    for key in _UNSUPPORTED_KEYS:
         accept(not config.get(key), key, config.get(key), "jaxformer has no such option")
-    values = {**_DEFAULTS, **architecture.constants, **architecture.defaults, **config}
-    for key, value in architecture.constants.items():
+    values = {**_DEFAULTS, **architecture.required_values, **architecture.defaults, **config}
+    for key, value in architecture.required_values.items():
         accept(values[key] == value, key, values[key], f"jaxformer has {value} only")
     fields: dict[str, Any] = {}
     for key, name in architecture.keys.items():
@@ -118,9 +126,9 @@ def read_config_json(config: Mapping[str, Any], source: Path) -> tuple[Architect
 
 def _number(values: Mapping[str, Any], key: str, source: Path, kinds: type | tuple[type, ...] = int) -> Any:
     require(key in values, f"{source}: no {key}")
-    value = values[key]
-    if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
-        raise UserError(f"{source}: {key} = {value!r}: must be a number above 0")
+    value, limit = values[key], _SIZE_LIMIT if kinds is int else _LIMIT
+    if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < limit:
+        raise UserError(f"{source}: {key} = {value!r:.100}: must be a number above 0 and below {limit:,}")
     return value
 
 
@@ -143,16 +151,20 @@ def _rope_base(values: Mapping[str, Any], source: Path) -> float:
 
 def _window(values: Mapping[str, Any], depth: int, source: Path) -> int:
     """Returns the window that all layers have, 0 for none."""
-    window = values["sliding_window"]
+    window, why = values["sliding_window"], f"jaxformer has one kind of attention, in all {depth} layers"
     if values["model_type"] == "qwen3":
         window = window if values.get("use_sliding_window") else None
         kinds = values.get("layer_types")
         if kinds is None:
-            full = values["max_window_layers"] if window else depth
-            kinds = ["full_attention" if layer < full else "sliding_attention" for layer in range(depth)]
-        require(
-            kinds in ([kind] * depth for kind in ("full_attention", "sliding_attention")),
-            f"{source}: layer_types = {kinds}: jaxformer has one kind of attention, in all {depth} layers",
-        )
+            # Layers from this one on have the window.
+            first = values["max_window_layers"] if window else depth
+            is_all_or_none = isinstance(first, int) and (first == 0 or first >= depth)
+            require(
+                is_all_or_none, f"{source}: max_window_layers = {first!r:.100}: must be 0, or {depth} or more: {why}"
+            )
+            return _number(values, "sliding_window", source) if first == 0 else 0
+        is_one_kind = isinstance(kinds, list) and len(kinds) == depth and kinds == kinds[:1] * depth
+        is_known = is_one_kind and kinds[0] in ("full_attention", "sliding_attention")
+        require(is_known, f"{source}: layer_types = {kinds}: {why}")
         window = window if kinds[0] == "sliding_attention" else None
     return 0 if window is None else _number({"sliding_window": window}, "sliding_window", source)

@@ -1,7 +1,6 @@
 """A folder with a model of Hugging Face transformers, read: which model of ours it is, and its parameters."""
 
 import contextlib
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from jaxformer.config import UserError, require
 from jaxformer.host.files import read_json, require_json
 from jaxformer.huggingface.architectures import Architecture
 from jaxformer.huggingface.config_json import read_config_json
-from jaxformer.huggingface.tensors import from_tensors
+from jaxformer.huggingface.tensors import StoredTensor, from_tensors
 from jaxformer.model import ModelConfig
 
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -43,7 +42,7 @@ def read_pretrained(folder: Path) -> dict[str, np.ndarray]:
         for name, file in _weight_map(folder).items():
             is_there = files[file] is places.get(name)
             require(is_there, f"{folder / file}: it has no tensor {name}, which {INDEX} says it has; download it again")
-        tensors = {name: functools.partial(_read_tensor, folder, file, name) for name, file in places.items()}
+        tensors = {name: _stored_tensor(folder, file, name) for name, file in places.items()}
         return from_tensors(architecture, model, tensors, folder)
 
 
@@ -57,11 +56,17 @@ def _read_config(folder: Path) -> tuple[Architecture, ModelConfig]:
         raise error if str(error).startswith(str(path)) else UserError(f"{path}: {error}") from error
 
 
-def _read_tensor(folder: Path, file, name: str) -> np.ndarray:
-    """Returns a tensor of an open file."""
-    dtype = file.get_slice(name).get_dtype()
-    require(dtype in _DTYPES, f"{folder}: {name} is of dtype {dtype}; jaxformer reads {', '.join(_DTYPES.values())}")
-    return file.get_tensor(name)
+def _stored_tensor(folder: Path, file, name: str) -> StoredTensor:
+    """Returns a tensor of an open file, which reads it when it is asked to."""
+    header = file.get_slice(name)
+
+    def read() -> np.ndarray:
+        dtype = header.get_dtype()
+        is_known = dtype in _DTYPES
+        require(is_known, f"{folder}: {name} is of dtype {dtype}; jaxformer reads {', '.join(_DTYPES.values())}")
+        return file.get_tensor(name)
+
+    return StoredTensor(tuple(header.get_shape()), read)
 
 
 def _file_names(folder: Path) -> list[str]:

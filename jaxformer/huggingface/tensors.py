@@ -4,8 +4,10 @@ Kernels are (in, out) here and (out, in) there, GPT-2's apart; queries, keys and
 the gate and the value of SwiGLU; the layers are stacked here. Nothing is permuted within a head.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,8 +17,17 @@ from jaxformer.config import require
 from jaxformer.huggingface.architectures import Architecture
 from jaxformer.model import VOCABULARY_TABLES, ModelConfig, abstract_model
 
+# Values of one parameter beyond which numpy cannot even describe it.
+_SIZE_LIMIT = 2**60
 # Computed from the configuration and stored by old versions of transformers.
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a file."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
 
 def by_path(params: nnx.State) -> dict[str, jax.Array]:
@@ -64,43 +75,69 @@ def to_tensors(
 
 
 def from_tensors(
-    architecture: Architecture, model: ModelConfig, tensors: Mapping[str, Callable[[], np.ndarray]], source: Path
+    architecture: Architecture, model: ModelConfig, tensors: Mapping[str, StoredTensor], source: Path
 ) -> dict[str, np.ndarray]:
     """Returns the float32 parameters of a model by dotted path, the inverse of `to_tensors`.
 
     Args:
         architecture: of the model.
         model: the configuration.
-        tensors: by name, functions that read one each, so that not all of them are in memory at once.
+        tensors: by name; they are read one by one, so that not all of them are in memory at once. Where no name begins
+            as the architecture's do ('transformer.'), as a model without its head is saved, that is put before them.
         source: the folder, for errors.
 
     Raises:
         UserError: a tensor is missing, unknown, of another shape or not finite, or a bias is not 0.
     """
-    shapes = by_path(nnx.state(abstract_model(model)))
-    params = {name: np.zeros(leaf.shape, np.float32) for name, leaf in shapes.items()}
+    tensors = _with_prefix(architecture, tensors)
+    params = _empty_parameters(architecture, model, tensors, source)
     views = {module: view for module, view, _ in _views(architecture, model, params)}
-    missing = [name for module in views if (name := f"{module}.weight") not in tensors]
-    require(not missing, f"{source}: it has no tensor {_first(missing, ', nor')}")
     known = {f"{module}.{kind}" for module in views for kind in ("weight", "bias")} | {"lm_head.weight"}
     unknown = [name for name in tensors if name not in known and not name.endswith(_BUFFERS)]
     what = f"jaxformer has no parameter for {_first(unknown, ' and')}, a tensor of {architecture.name}"
     require(not unknown, f"{source}: {what}")
     for module, view in views.items():
         name, bias = f"{module}.weight", f"{module}.bias"
-        tensor = tensors[name]()
-        require(
-            tensor.shape == view.shape,
-            f"{source}: {name} has shape {_shape(tensor)}, not {_shape(view)} as its config.json says",
-        )
-        view[...] = tensor
+        view[...] = tensors[name].read()
         require(bool(np.isfinite(view).all()), f"{source}: {name} has values that are not finite")
-        is_without = bias not in tensors or not np.any(tensors[bias]())
+        is_without = bias not in tensors or not np.any(tensors[bias].read())
         require(is_without, f"{source}: {bias} is not 0: jaxformer has no biases")
     if model.tied_embeddings and "lm_head.weight" in tensors:
-        is_same = np.array_equal(tensors["lm_head.weight"]().astype(np.float32), params["embedding"])
+        is_same = np.array_equal(tensors["lm_head.weight"].read().astype(np.float32), params["embedding"])
         require(is_same, f"{source}: lm_head.weight is not the embedding, to which tie_word_embeddings ties it")
     return params
+
+
+def _with_prefix(architecture: Architecture, tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """Returns tensors by the names that they have in a model with its head."""
+    prefix = next(iter(architecture.modules)).partition(".")[0] + "."
+    if any(name.startswith(prefix) for name in tensors):
+        return tensors
+    return {name if name.startswith("lm_head.") else prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def _empty_parameters(
+    architecture: Architecture, model: ModelConfig, tensors: Mapping[str, StoredTensor], source: Path
+) -> dict[str, np.ndarray]:
+    """Returns zeros for the parameters of a model, once the shapes of its tensors are known to be as large.
+
+    Raises:
+        UserError: a tensor is missing or of another shape.
+    """
+    shapes = {name: leaf.shape for name, leaf in by_path(nnx.state(abstract_model(model))).items()}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    largest = max(sizes, key=lambda name: sizes[name])
+    require(sizes[largest] < _SIZE_LIMIT, f"{source}: its config.json describes {largest} of {sizes[largest]:,} values")
+    without_memory = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    for module, view, _ in _views(architecture, model, without_memory):
+        name = f"{module}.weight"
+        require(name in tensors, f"{source}: it has no tensor {name}")
+        shape = tensors[name].shape
+        require(
+            shape == view.shape,
+            f"{source}: {name} has shape {_shape(shape)}, not {_shape(view.shape)} as its config.json says",
+        )
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
 
 def _views(
@@ -135,5 +172,5 @@ def _first(names: list[str], word: str) -> str:
     return f"{''.join(names[:1])}{f'{word} {len(names) - 1} more' if len(names) > 1 else ''}"
 
 
-def _shape(array: np.ndarray) -> str:
-    return " x ".join(map(str, array.shape)) or "()"
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "()"

@@ -143,6 +143,10 @@ def test_incomplete_folder_is_refused_with_the_file(damage, message, in_two_file
     [
         ("llama", {"model.norm.weight": None}, "it has no tensor model.norm.weight"),
         ("llama", {"lm_head.weight": None}, "it has no tensor lm_head.weight"),
+        ("llama", {"vocab_size": 2_000_000_000}, "weight has shape 97 x 24, not 2000000000 x 24 as its config"),
+        ("llama", {"hidden_size": 10_000_000}, "weight has shape 97 x 24, not 97 x 10000000 as"),
+        ("llama", {"num_hidden_layers": 2_000_000_000}, r"it has no tensor model\.layers\.2\."),
+        ("llama", {"hidden_size": 2**31 - 1, "intermediate_size": 2**31 - 1}, "describes blocks.up of 18,446,"),
         ("llama", {"model.layers.2.mlp.up_proj.weight": np.ones(2)}, "no parameter for model.layers.2.mlp.up_proj"),
         ("llama", {"model.layers.0.self_attn.q_norm.weight": np.ones(10)}, "no parameter for .*q_norm.weight"),
         ("llama", {"model.norm.weight": np.ones(23, np.float32)}, "norm.weight has shape 23, not 24 as its config"),
@@ -164,6 +168,24 @@ def test_foreign_tensor_is_refused_by_its_name(name, changes, message, parameter
     with pytest.raises(UserError, match=message) as refusal:
         read_pretrained(folder)
     assert str(folder) in str(refusal.value)
+
+
+def without_prefix(folder):
+    """Names the tensors of GPT-2 as a model without its head does; returns the folder."""
+    tensors = load_file(folder / TENSORS)
+    save_file({name.removeprefix("transformer."): value for name, value in tensors.items()}, folder / TENSORS)
+    return folder
+
+
+def test_tensors_of_a_model_without_its_head_are_read(parameters, tmp_path):
+    """As the Hub's GPT-2 names them, whose biases are what jaxformer lacks."""
+    buffer = {"transformer.h.0.attn.bias": np.ones((64, 64), np.float32)}
+    back = read_pretrained(without_prefix(write(tmp_path, "gpt2", parameters["gpt2"], **buffer)))
+    for name, value in parameters["gpt2"].items():
+        np.testing.assert_array_equal(back[name], value, err_msg=name)
+    bias = {"transformer.h.1.mlp.c_fc.bias": np.ones(20, np.float32)}
+    with pytest.raises(UserError, match=r"h\.1\.mlp\.c_fc\.bias is not 0: jaxformer has no biases"):
+        read_pretrained(without_prefix(write(tmp_path, "gpt2", parameters["gpt2"], **bias)))
 
 
 def test_what_transformers_may_add_changes_nothing(parameters, tmp_path):
