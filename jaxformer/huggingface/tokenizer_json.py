@@ -24,7 +24,7 @@ _NORMAL, _USER_DEFINED, _UNUSED = 1, 4, 5
 # Types of its models.
 _UNIGRAM, _BPE = 1, 2
 # Below any sum of log-probabilities of a spelled special token's characters: it is never the likeliest reading of them.
-_NEVER = -1e4
+_SPECIAL_SCORE = -1e4
 
 
 def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
@@ -49,6 +49,9 @@ def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
         **_unknown(definition),
         "bos_token": tokenizer.bos,
         "eos_token": tokenizer.eos,
+        # Prompts of several lengths are filled up before them, so that all are continued at their ends.
+        "pad_token": tokenizer.eos,
+        "padding_side": "left",
         "add_bos_token": True,
         "add_eos_token": False,
         "split_special_tokens": True,
@@ -148,7 +151,7 @@ def _bpe(proto, pieces: list[str]) -> dict[str, Any]:
 
 
 def _unigram(proto, pieces: list[str]) -> dict[str, Any]:
-    scores = [piece.score if piece.type == _NORMAL else _NEVER for piece in proto.pieces]
+    scores = [piece.score if piece.type == _NORMAL else _SPECIAL_SCORE for piece in proto.pieces]
     return {
         "type": "Unigram",
         "unk_id": proto.trainer_spec.unk_id,

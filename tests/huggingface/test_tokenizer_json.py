@@ -100,6 +100,8 @@ def test_configuration_names_no_tokenizer_with_steps_of_its_own(tokenizer):
         "unk_token": "<unk>",
         "bos_token": "<s>",
         "eos_token": "</s>",
+        "pad_token": "</s>",
+        "padding_side": "left",
         "add_bos_token": True,
         "add_eos_token": False,
         "split_special_tokens": True,
