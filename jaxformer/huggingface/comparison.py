@@ -24,8 +24,10 @@ ROWS, MOST_TOKENS = 4, 512
 # 1e-5 (deviation 2.45), and of random models with large weights by up to 5e-5 (2). An epsilon of 1e-5 for 1e-6 changes
 # the baseline's by 0.017, and GELU by the error function for its tanh approximation by 0.013.
 LIMIT = 2e-4
-# Of lines of text, the share that may have other ids where the tokenizer is ambiguous; else none may.
-MOST_LINES = 0.01
+# Of lines of text, the share that may have other ids where the tokenizer is ambiguous, as any document may; else none.
+MAX_LINES = 0.01
+# Characters of a document that are encoded as one text, since tokens may reach across the ends of lines.
+MAX_CHARACTERS = 20_000
 # Real text of every installation, code and prose.
 _MODULES = ("difflib", "heapq", "statistics", "textwrap")
 # What tokenizers differ in.
@@ -49,9 +51,10 @@ class Comparison(NamedTuple):
     deviation: float
     """Standard deviation of the logits."""
     lines: int
-    """Of text that both tokenizers encoded."""
+    documents: int
+    """Texts that both tokenizers encoded: lines, and documents of many of them."""
     other_ids: int
-    """How many of those have other ids in transformers."""
+    """How many of both have other ids in transformers."""
     other_texts: int
     """Of how many of those the run's ids are decoded to another text in transformers."""
     versions: dict[str, str]
@@ -63,11 +66,12 @@ class Comparison(NamedTuple):
             dtype: of the folder's tensors.
         """
         with_what = " and ".join(f"{name} {version}" for name, version in self.versions.items())
+        texts = f"{self.lines:,} lines and {self.documents:,} documents"
         tokens = (
-            f"of {self.lines:,} lines of text the ids of {self.other_ids:,} differ, and the texts decoded from the "
-            f"run's ids of {self.other_texts:,}"
+            f"of {texts} the ids of {self.other_ids:,} differ, and the texts decoded from the run's ids of "
+            f"{self.other_texts:,}"
             if self.other_ids or self.other_texts
-            else f"the ids of {self.lines:,} lines of text, and the texts decoded from them, are equal"
+            else f"the ids of {texts}, and the texts decoded from them, are equal"
         )
         rounding = (
             ""
@@ -126,9 +130,9 @@ def compare_with_transformers(
         is_missing = isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers")
         return NOT_INSTALLED if is_missing else NotCompared(f"torch or transformers fails to import ({_reason(error)})")
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    lines = _lines()
+    lines, documents = _texts()
     row_tokens = min(row_length, max(MOST_TOKENS, 2 * model.sliding_window))
-    tokens_BT = _rows(lines, tokenizer, row_tokens)
+    tokens_BT = _rows(documents, tokenizer, row_tokens)
     with _quiet(transformers.logging), torch.no_grad():
         try:
             theirs = AutoTokenizer.from_pretrained(folder)
@@ -139,12 +143,12 @@ def compare_with_transformers(
             raise UserError(
                 f"transformers {transformers.__version__} cannot load it ({_reason(error)}); update it"
             ) from error
-        other_ids, other_texts = _differing(lines, tokenizer, theirs)
+        other_ids, other_texts = _differing([*lines, *(text[:MAX_CHARACTERS] for text in documents)], tokenizer, theirs)
         theirs_BTV = loaded(torch.tensor(tokens_BT, dtype=torch.long)).logits.numpy()
     require(
-        len(other_ids) <= (MOST_LINES * len(lines) if ambiguity(tokenizer) else 0),
-        f"transformers {transformers.__version__} reads {len(other_ids):,} of {len(lines):,} lines of text as other "
-        f"ids than the run's tokenizer, such as {other_ids[:1]}; try another version",
+        len(other_ids) <= (MAX_LINES * len(lines) + len(documents) if ambiguity(tokenizer) else 0),
+        f"transformers {transformers.__version__} reads {len(other_ids):,} of {len(lines) + len(documents):,} texts as "
+        f"other ids than the run's tokenizer, such as {other_ids[:1]!r:.200}; try another version",
     )
     ours_BTV = logits(model, read_pretrained(folder), tokens_BT)
     difference, deviation = float(np.abs(ours_BTV - theirs_BTV).max()), float(ours_BTV.std())
@@ -154,7 +158,15 @@ def compare_with_transformers(
         f"(their standard deviation is {deviation:.2f}); try another version",
     )
     return Comparison(
-        len(tokens_BT), row_tokens, difference, deviation, len(lines), len(other_ids), len(other_texts), versions
+        len(tokens_BT),
+        row_tokens,
+        difference,
+        deviation,
+        len(lines),
+        len(documents),
+        len(other_ids),
+        len(other_texts),
+        versions,
     )
 
 
@@ -177,31 +189,35 @@ def _quiet(logging) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _differing(lines: list[str], ours: Tokenizer, theirs) -> tuple[list[str], list[str]]:
-    """Returns the lines that have other ids by their tokenizer, and those whose ids are another text by it."""
-    ids_of_lines = [ids.tolist() for ids in ours.encode_batch(lines)]
-    their_ids = theirs(lines)["input_ids"]
+def _differing(texts: list[str], ours: Tokenizer, theirs) -> tuple[list[str], list[str]]:
+    """Returns the texts that have other ids by their tokenizer, and those whose ids are another text by it."""
+    ids_of_texts = [ids.tolist() for ids in ours.encode_batch(texts)]
+    their_ids = theirs(texts)["input_ids"]
     # As ours decodes: without special tokens, such as that of unknown characters.
-    their_texts = theirs.batch_decode(ids_of_lines, skip_special_tokens=True)
+    their_texts = theirs.batch_decode(ids_of_texts, skip_special_tokens=True)
     other_ids = [
-        line for line, ids, found in zip(lines, ids_of_lines, their_ids, strict=True) if found != [ours.bos_id, *ids]
+        text for text, ids, found in zip(texts, ids_of_texts, their_ids, strict=True) if found != [ours.bos_id, *ids]
     ]
     other_texts = [
-        line for line, ids, text in zip(lines, ids_of_lines, their_texts, strict=True) if text != ours.decode(ids)
+        text for text, ids, found in zip(texts, ids_of_texts, their_texts, strict=True) if found != ours.decode(ids)
     ]
     return other_ids, other_texts
 
 
-def _lines() -> list[str]:
-    """Returns lines of real text, and of text that is hard to encode; each with the break that ends it."""
+def _texts() -> tuple[list[str], list[str]]:
+    """Returns lines, each with the break that ends it, and documents: of real text, and of text that is hard to encode.
+
+    The hard text comes first in both.
+    """
     folder = Path(sysconfig.get_paths()["stdlib"])
-    texts = [path.read_text(encoding="utf-8") for name in _MODULES if (path := folder / f"{name}.py").is_file()]
-    return [f"{line}\n" for line in [*_HARD_LINES, *"\n".join(texts).split("\n")]]
+    documents = ["\n".join(_HARD_LINES)]
+    documents += [path.read_text(encoding="utf-8") for name in _MODULES if (path := folder / f"{name}.py").is_file()]
+    return [f"{line}\n" for line in "\n".join(documents).split("\n")], documents
 
 
-def _rows(lines: Sequence[str], tokenizer: Tokenizer, row_tokens: int) -> np.ndarray:
-    """Returns int32 `tokens_BT` of one text, each row with BOS before its part."""
-    ids = np.array(tokenizer.encode("".join(lines[len(_HARD_LINES) :])), np.int32)
+def _rows(documents: Sequence[str], tokenizer: Tokenizer, row_tokens: int) -> np.ndarray:
+    """Returns int32 `tokens_BT` of the documents but the first as one text, each row with BOS before its part."""
+    ids = np.array(tokenizer.encode("".join(f"{text}\n" for text in documents[1:])), np.int32)
     parts_BT = np.resize(ids, (ROWS, row_tokens - 1))  # Rows that are longer than the text begin it anew.
     return np.concatenate([np.full((ROWS, 1), tokenizer.bos_id, np.int32), parts_BT], axis=1)
 

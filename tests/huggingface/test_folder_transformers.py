@@ -101,8 +101,38 @@ def test_comparison_notices_another_epsilon_another_kernel_and_another_tokenizer
     definition = json.loads((tmp_path / "tokenizer.json").read_text())
     definition["model"]["merges"] = definition["model"]["merges"][:-1]
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
-    with pytest.raises(UserError, match=r"of [0-9,]+ lines of text as other ids than the run's tokenizer"):
+    with pytest.raises(UserError, match=r"of [0-9,]+ texts as other ids than the run's tokenizer"):
         compare_with_transformers(tmp_path, model, tokenizer, 64)
+
+
+def test_comparison_notices_tokens_that_reach_across_lines(tmp_path):
+    """Such as of a break and the indentation behind it, which no line alone has."""
+    ours = JsonTokenizer(json_tokenizers.gpt2(["if a:\n    b\n    c\n        d\n" * 9]).to_str().encode(), {})
+    model, _ = write(tmp_path, "arcee", ours)
+    compare_with_transformers(tmp_path, model, ours, 64)
+    path = tmp_path / "tokenizer.json"
+    definition = json.loads(path.read_text())
+    merges = definition["model"]["merges"]
+    kept = [merge for merge in merges if "\u010a" not in "".join(merge)[:-1]]  # A break, and more behind it.
+    assert len(kept) < len(merges)
+    definition["model"]["merges"] = kept
+    path.write_text(json.dumps(definition))
+    with pytest.raises(UserError, match=r"reads \d of [0-9,]+ texts as other ids than the run's tokenizer"):
+        compare_with_transformers(tmp_path, model, ours, 64)
+
+
+def test_batch_of_prompts_is_continued_as_each_alone(tokenizer, tmp_path):
+    write(tmp_path, "llama", tokenizer)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    prompts = [PROMPT, "ba"]
+
+    def continued(texts):
+        ids = theirs(texts, return_tensors="pt", padding=True)
+        written = model.generate(**ids, max_new_tokens=20, min_new_tokens=20, do_sample=False)
+        return theirs.batch_decode(written, skip_special_tokens=True)
+
+    assert continued(prompts) == [text for prompt in prompts for text in continued([prompt])]
 
 
 def test_tokenizer_that_does_not_know_most_characters_is_compared(tmp_path):
