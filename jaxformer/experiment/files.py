@@ -30,6 +30,11 @@ def find_experiment(name_or_path: str, *, near: Path | None = None) -> Path:
     return _find("experiment", name_or_path, [*([near] if near else []), *_folders()])
 
 
+def comes_with_package(name: str) -> bool:
+    """Returns whether an experiment of a name came with the package; one of a user's own may have the same name."""
+    return _is_file(_folders()[-1] / f"{name}.py")
+
+
 def find_study(name_or_path: str) -> Path:
     """Returns the file of a study: at a path, or of a name in `studies/` of the folders of experiments.
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxformer.huggingface.comparison import Comparison, NotCompared
@@ -26,7 +28,8 @@ inputs = tokenizer("The ", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_special_tokens=True))
 ```
 
-The tokenizer puts BOS before a text, as before each document in training; without it the model is another.
+The tokenizer puts BOS before a text, as before each document in training; without it the predictions are not those of
+the trained model.
 """
 
 
@@ -38,6 +41,7 @@ def model_card(
     parameters: int,
     dtype: str,
     commands: Sequence[str],
+    notes: Sequence[str],
     validation: Mapping[str, Any] | None,
     tasks: Sequence[Mapping[str, Any]],
     comparison: Comparison | NotCompared,
@@ -52,6 +56,7 @@ def model_card(
         parameters: how many were exported.
         dtype: of the tensors.
         commands: that made it, in order.
+        notes: sentences on how those are to be read.
         validation: what `validation.json` holds of the step, or as much of it as `metrics.jsonl` has; None where it was
             not validated.
         tasks: what the files of the tasks' scores hold.
@@ -67,7 +72,7 @@ def model_card(
         _HEAD,
         f"# {_text(record['experiment'])}, seed {record['seed']}, step {step:,}\n",
         f"{_text(record['question'])}\n",
-        f"A decoder of {parameters:,} parameters ({architecture}, {dtype}), trained from {tokens:,} tokens with "
+        f"A decoder of {parameters:,} parameters ({architecture}, {dtype}), trained on {tokens:,} tokens with "
         f"jaxformer. {_beginning(record, tokens)}No licence of the weights is stated here: state one, as `license:` "
         "above, before you publish them. The licences of the data are below.\n",
         "## Data\n",
@@ -76,9 +81,10 @@ def model_card(
         "## Results\n",
         _results(step, validation, tasks),
         "## Configuration\n",
-        _table(("option", "value"), [(f"`{name}`", f"`{value}`") for name, value in _identity(record).items()]),
+        _table(("option", "value"), [(f"`{name}`", value) for name, value in _identity(record).items()]),
         "## How it was made\n",
         "\n".join(["```", *commands, "```\n"]),
+        *(["".join(f"{_text(note)} " for note in notes).strip() + "\n"] if notes else []),
         f"Trained with {versions}{commit}, on {record['device']}.\n",
         " ".join([comparison.describe(dtype), ambiguity]).strip() + "\n",
         USE,
@@ -92,11 +98,11 @@ def _beginning(record: Mapping[str, Any], tokens: int) -> str:
     while initial:
         known = {name: initial[name] for name in ("experiment", "seed", "step") if name in initial}
         what = ", ".join([initial["model_type"], *(f"{name} {value}" for name, value in known.items())])
-        had_read = f"had read {initial['tokens']:,} tokens" if "tokens" in initial else "had read what is not recorded"
-        subject, these = ("Those", "those") if sentences else ("It", "these")
+        before = f"{initial['tokens']:,} tokens" if "tokens" in initial else "what is not recorded"
+        subject, adds = ("That one", "it added") if sentences else ("It", "this run adds")
         sentences.append(
-            f"{subject} began from the weights of {_text(initial['path'])} ({_text(what)}), which {had_read}; "
-            f"{these} {tokens:,} come on top. "
+            f"{subject} began from the weights of {_text(without_folders(initial['path']))} ({_text(what)}), which was "
+            f"trained on {before}; {adds} {tokens:,}. "
         )
         tokens, initial = initial.get("tokens", 0), initial.get("init_from")
     return "".join(sentences)
@@ -123,7 +129,7 @@ def _data(record: Mapping[str, Any]) -> str:
         rows.append(
             (
                 _text(name),
-                _text(corpus.get("origin", "not recorded")) + commit,
+                _text(without_folders(corpus.get("origin", "not recorded"))) + commit,
                 _text(corpus.get("licence", "not recorded")),
                 f"{corpus['training_documents']:,}",
                 f"{corpus['training_tokens']:,}",
@@ -166,7 +172,7 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     identity = record["identity"]
     is_trained = not identity.get("tokenizer.path") and not identity.get("init_from")
     return {
-        name: _text(json.dumps(value))
+        name: _text(json.dumps(without_folders(value) if isinstance(value, str) else value))
         for name, value in identity.items()
         if value not in ("", [])
         and name != "init_from"
@@ -179,6 +185,15 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def without_folders(text: str) -> str:
+    """Returns the name alone of an absolute path, whose folders are those of one machine; any other text as it is."""
+    return Path(text).name or text if text.startswith(("/", "~")) else text
+
+
 def _text(text: str) -> str:
-    """Returns a text in one line, with what would end a cell of a table or begin a tag escaped."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """Returns a text in one line that Markdown shows as it is, also in the cell of a table.
+
+    An underscore between letters or digits is left: it begins no emphasis, and may be of a link.
+    """
+    line = " ".join(text.split()).replace("<", "&lt;")
+    return re.sub(r"[\\*`\[|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.config import require
+from jaxformer.experiment.files import comes_with_package
+from jaxformer.experiment.variant import OF
 from jaxformer.host.files import read_json
 from jaxformer.host.paths import on_this_machine, shell_word
 from jaxformer.huggingface.architectures import architecture_of
 from jaxformer.huggingface.comparison import Comparison, NotCompared, compare_with_transformers
-from jaxformer.huggingface.model_card import model_card
+from jaxformer.huggingface.model_card import model_card, without_folders
 from jaxformer.huggingface.tensors import flat_parameters
 from jaxformer.huggingface.tokenizer_json import ambiguity
 from jaxformer.huggingface.writing import DTYPES, errors_of_writing, new_folder, write_model
@@ -64,6 +66,7 @@ def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False,
             parameters=parameters,
             dtype=dtype,
             commands=[_train_command(trained.record), _export_command(trained, out, keep_padding, dtype)],
+            notes=_notes(trained.record),
             validation=validation,
             tasks=tasks,
             comparison=comparison,
@@ -86,18 +89,31 @@ def _evaluations(trained: Trained) -> tuple[dict[str, Any] | None, list[dict[str
 def _train_command(record: dict[str, Any]) -> str:
     """Returns the command by which a run began, without what changes how it is computed."""
     overrides = record["lineage"].get("overrides", {})
-    # A run with such has a name of its own behind that of its file.
-    words = [f"--experiment={shlex.quote(record['experiment'].partition('~')[0])}", f"--seed={record['seed']}"]
+    words = [f"--experiment={shlex.quote(_experiment_name(record))}", f"--seed={record['seed']}"]
     words += [f"--{path}={_word(after)}" for path, (_, after) in overrides.items()]
     return " ".join(["jaxformer train", *words])
 
 
+def _experiment_name(record: dict[str, Any]) -> str:
+    """Returns the name of a run's experiment, without the mark of what the command line changed."""
+    return record["experiment"].partition("~")[0]
+
+
+def _notes(record: dict[str, Any]) -> list[str]:
+    """Returns in sentences what the commands do not show."""
+    own = [name for name in _experiment_name(record).split(OF) if not comes_with_package(name)]
+    if not own:
+        return []
+    return [f"{' and '.join(own)} did not come with jaxformer: --experiment takes the path of the author's own file."]
+
+
 def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else shlex.quote(str(value))
+    return str(value).lower() if isinstance(value, bool) else shlex.quote(without_folders(str(value)))
 
 
 def _export_command(trained: Trained, out: Path, keep_padding: bool, dtype: str) -> str:
-    words = [f"--workdir={shell_word(trained.workdir)}", f"--out={shell_word(out)}", f"--step={trained.step}"]
+    workdir, out = (Path(without_folders(str(path))) for path in (trained.workdir, out))
+    words = [f"--workdir={shell_word(workdir)}", f"--out={shell_word(out)}", f"--step={trained.step}"]
     words += ["--keep_padding"] if keep_padding else []
     words += [f"--dtype={dtype}"] if dtype != "float32" else []
     return " ".join(["jaxformer export", *words])

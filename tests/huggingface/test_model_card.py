@@ -32,13 +32,13 @@ VALIDATION = {
     "corpora": {"x": {"documents": 40}, "y": {"documents": 2}},
 }
 TASK = {"task": "piqa", "items": 10, "official_items": 1838, "primary": "acc", "acc": 0.5, "acc_standard_error": 0.1}
-COMPARISON = Comparison(4, 256, 1.1e-5, 2.45, 1000, 0, 0, {"transformers": "5.24.0", "torch": "2.13.0"})
+COMPARISON = Comparison(4, 256, 1.1e-5, 2.45, 1000, 5, 0, 0, {"transformers": "5.24.0", "torch": "2.13.0"})
 
 
 def card(record=RECORD, **changes):
     options = {
         "step": 100, "architecture": "LlamaForCausalLM", "parameters": 123456, "dtype": "float32",
-        "commands": ["jaxformer train", "jaxformer export"], "validation": VALIDATION, "tasks": [TASK],
+        "commands": ["jaxformer train", "jaxformer export"], "notes": [], "validation": VALIDATION, "tasks": [TASK],
         "comparison": COMPARISON, "ambiguity": "",
     }  # fmt: skip
     return model_card(record, **(options | changes))
@@ -50,15 +50,15 @@ def test_card_holds_what_the_run_was_and_what_it_reached():
     for part in (
         "# swiglu, seed 3, step 100",
         "Is SwiGLU better than GELU?",
-        "123,456 parameters (LlamaForCausalLM, float32), trained from 12,800 tokens",
+        "123,456 parameters (LlamaForCausalLM, float32), trained on 12,800 tokens",
         "| fineweb | hf://datasets/a/b at commit c0ffee | ODC-By 1.0 | 1,234 | 56,789 |",
         "| a\\|b | not recorded | not recorded | 1 | 2 |",
         "**1.2346 ± 0.0123 bits per byte** over 42 documents",
         "| piqa | 10 of 1,838 | 50.00 ± 10.00 |",
-        "| `model.width` | `16` |",
+        "| `model.width` | 16 |",
         "```\njaxformer train\njaxformer export\n```",
         "jax 0.10.2, git commit abcd, on cpu",
-        "| `tokenizer.vocabulary_size` | `400` |",
+        "| `tokenizer.vocabulary_size` | 400 |",
         COMPARISON.describe("float32"),
     ):
         assert part in text
@@ -75,9 +75,35 @@ def test_card_says_that_the_code_was_changed_since_its_commit():
 @pytest.mark.parametrize("given", [{"tokenizer.path": "gpt2"}, {"init_from": "d2d2"}])
 def test_options_of_a_tokenizer_that_was_not_trained_are_left_out(given):
     text = card(RECORD | {"identity": RECORD["identity"] | given})
-    assert "tokenizer.vocabulary_size" not in text and ('`tokenizer.path` | `"gpt2"`' in text) == (
+    assert "tokenizer.vocabulary_size" not in text and ('`tokenizer.path` | "gpt2"' in text) == (
         "gpt2" in given.values()
     )
+
+
+def test_folders_of_a_machine_are_left_out():
+    identity = {"corpus.path": "/home/me/secret/notes.txt", "tokenizer.path": "~/secret/t.json", "seed": 3}
+    corpora = {"notes": RECORD["corpora"]["a|b"] | {"origin": "/home/me/secret/notes.txt"}}
+    start = {"path": "/home/me/secret/base", "model_type": "llama"}
+    text = card(RECORD | {"identity": identity, "corpora": corpora, "lineage": {"init_from": start}})
+    assert "/home" not in text and "secret" not in text
+    for part in (
+        "| notes | notes.txt | ",
+        '| `corpus.path` | "notes.txt" |',
+        '"t.json"',
+        "the weights of base (llama)",
+    ):
+        assert part in text
+
+
+def test_what_markdown_would_read_is_shown_as_it_is():
+    question = "Is *this* _it_, [a](b) `c` <d> \\ e|f of snake_case?"
+    assert "Is \\*this\\* \\_it\\_, \\[a](b) \\`c\\` &lt;d> \\\\ e\\|f of snake_case?\n" in card(
+        RECORD | {"question": question}
+    )
+
+
+def test_notes_stand_below_the_commands():
+    assert "jaxformer export\n```\n\nOne. Two.\n\nTrained with" in card(notes=["One.", "Two."])
 
 
 def test_card_says_what_was_not_done():
@@ -105,9 +131,9 @@ def test_card_names_the_weights_that_a_run_began_from_and_what_those_began_from(
     }  # fmt: skip
     text = card(RECORD | {"lineage": {"init_from": first}, "identity": {"init_from": "d2d2", "seed": 3}})
     assert (
-        "trained from 12,800 tokens with jaxformer. It began from the weights of runs/a\\|b (jaxformer, experiment "
-        "base, seed 0, step 7), which had read 5,000 tokens; these 12,800 come on top. Those began from the weights of "
-        "models/base (llama), which had read what is not recorded; those 5,000 come on top. No licence"
+        "trained on 12,800 tokens with jaxformer. It began from the weights of runs/a\\|b (jaxformer, experiment "
+        "base, seed 0, step 7), which was trained on 5,000 tokens; this run adds 12,800. That one began from the "
+        "weights of models/base (llama), which was trained on what is not recorded; it added 5,000. No licence"
     ) in text
     assert "d2d2" not in text and "began from" not in card()
 
@@ -126,9 +152,12 @@ def test_card_says_what_the_tokenizer_loses():
 def test_comparison_is_a_sentence():
     assert COMPARISON.describe("float32") == (
         "With transformers 5.24.0 and torch 2.13.0, the logits of 4 rows of 256 tokens of real text differ by at most "
-        "1.1e-05 (float32; their standard deviation is 2.45), and the ids of 1,000 lines of text, and the texts "
-        "decoded from them, are equal."
+        "1.1e-05 (float32; their standard deviation is 2.45), and the ids of 1,000 lines and 5 documents, "
+        "and the texts decoded from them, are equal."
     )
     differing = COMPARISON._replace(other_ids=3).describe("bfloat16")
-    assert "of 1,000 lines of text the ids of 3 differ, and the texts decoded from the run's ids of 0. " in differing
+    assert (
+        "of 1,000 lines and 5 documents the ids of 3 differ, and the texts decoded from the run's ids of 0. "
+        in differing
+    )
     assert differing.endswith("rounded to bfloat16: what that rounding changes is not in the figure.")
