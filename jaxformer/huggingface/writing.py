@@ -33,7 +33,7 @@ def errors_of_writing(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise UserError(f"--out {out}: {getattr(error, 'strerror', None) or error}; choose another") from error
+        raise UserError(f"folder {out}: {getattr(error, 'strerror', None) or error}; choose another") from error
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         with errors_of_writing(out):
             is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
-            require(is_free, f"--out {out}: it exists and is not an empty folder; choose another, or remove it")
+            require(is_free, f"folder {out}: it exists and is not an empty folder; choose another, or remove it")
             unfinished.mkdir(parents=True)
         yield unfinished
         with errors_of_writing(out):
@@ -120,7 +120,7 @@ def _cast(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         cast = value.astype(DTYPES[dtype], copy=False)
     is_finite = bool(np.isfinite(cast).all())
-    require(is_finite, f"{name} has values beyond {dtype}, or that are not finite; choose another --dtype")
+    require(is_finite, f"{name} has values beyond {dtype}, or that are not finite; choose another dtype")
     return cast
 
 

@@ -86,7 +86,7 @@ def test_empty_folder_is_filled_and_any_other_is_refused(tmp_path):
 
 
 def test_error_of_writing_names_the_folder():
-    with pytest.raises(UserError, match="--out out: No space left; choose another"), errors_of_writing(Path("out")):
+    with pytest.raises(UserError, match="folder out: No space left; choose another"), errors_of_writing(Path("out")):
         raise OSError(28, "No space left")
 
 

@@ -49,6 +49,7 @@ def test_command_writes_the_parameters_and_the_card_of_a_step(run, tmp_path, cap
     summary = json.loads((run / "summary.json").read_text())
     assert f"**{summary['validation/bits_per_byte']:.4f} ± " in card
     assert "jaxformer train --experiment=best_fit --seed=3\n" in card
+    assert "\nbest_fit did not come with jaxformer: --experiment takes the path of the" in card
     assert "jaxformer export --workdir=run --out=new/out --step=12\n" in card
     assert re.search(r"\| corpus_0.*corpus_0\.jsonl \| not stated \| \d+ \|", card)
 
@@ -73,14 +74,20 @@ def test_url_in_place_of_a_folder_is_refused(run, tmp_path):
 def test_card_has_the_validation_of_a_step_in_training_and_a_command_that_can_be_typed(run):
     path = run / "config.json"
     config = json.loads(path.read_text())
-    config["lineage"]["overrides"] = {"corpus.path": ["", "my notes.txt"], "model.qk_norm": [False, True]}
+    config["experiment"] = "baseline~1a2b3c"
+    config["lineage"]["overrides"] = {
+        "init_from": ["", "/home/me/base"],
+        "corpus.path": ["", "my notes.txt"],
+        "model.qk_norm": [False, True],
+    }
     path.write_text(json.dumps(config))
     shutil.rmtree(run / "evaluations", ignore_errors=True)
     trained = load_trained(run)
     export_run(trained, Path("out"))
     card = Path("out", "README.md").read_text()
     assert f"**{trained.validation()['bits_per_byte']:.4f} ± " in card
-    assert "jaxformer train --experiment=best_fit --seed=3 --corpus.path='my notes.txt' --model.qk_norm=true\n" in card
+    overrides = "--init_from=base --corpus.path='my notes.txt' --model.qk_norm=true"
+    assert f"jaxformer train --experiment=baseline --seed=3 {overrides}\n" in card and "did not come with" not in card
 
 
 def option_without_an_architecture(run):
@@ -99,8 +106,8 @@ def taken(run):
     ("arrange", "options", "words"),
     [
         (option_without_an_architecture, [], "ArceeForCausalLM, but for model.logit_soft_cap = 30.0"),
-        (taken, [], "--out out: it exists and is not an empty folder; choose another, or remove it"),
-        (lambda run: (run.parent / "out").write_text(""), [], "--out out: it exists and is not an empty folder"),
+        (taken, [], "folder out: it exists and is not an empty folder; choose another, or remove it"),
+        (lambda run: (run.parent / "out").write_text(""), [], "folder out: it exists and is not an empty folder"),
         (lambda run: shutil.rmtree(run / "checkpoints" / "12"), ["--step=12"], "no checkpoint of step 12"),
         (lambda run: (run / "tokenizer.model").unlink(), [], "put back a copy of the tokenizer"),
         (lambda run: shutil.rmtree(run), [], "run folder run: no config.json; give the folder of a run"),
