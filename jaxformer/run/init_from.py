@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxformer.checkpoint.train_state import open_checkpoints, params_digest, restore_params, saved_params_digest
 from jaxformer.config import UserError, flatten, replace, require
@@ -30,7 +30,7 @@ from jaxformer.host.paths import on_this_machine, typed
 from jaxformer.host.waiting import waiting
 from jaxformer.huggingface.reading import read_model, read_pretrained
 from jaxformer.huggingface.tensors import as_state, by_path, with_vocabulary
-from jaxformer.model import ModelConfig, abstract_model
+from jaxformer.model import VOCABULARY_TABLES, ModelConfig, abstract_model
 from jaxformer.run.folder import load_run, run_tokenizer
 from jaxformer.run.identity import CONFIG, read_config
 
@@ -49,7 +49,9 @@ class InitialWeights(NamedTuple):
     of ours, its experiment, seed, step and tokens, and the weights that it started from itself.
     """
     model: ModelConfig | None
-    """The model that they are of; None where they are not there any more."""
+    """The model that they are of, with the ids of its tokenizer for its vocabulary; None where they are not there any
+    more.
+    """
     folder: Path
     """Where the tokenizer lies that their ids are of."""
     load: Callable[[nnx.State], nnx.State]
@@ -96,14 +98,17 @@ def _path_in_errors(path: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"init_from {path}: {error.strerror}") from error
     except UserError as error:
-        raise UserError(f"init_from {path}: {error}") from error
+        text, folder = str(error), on_this_machine(path)
+        for same in (folder, folder.absolute()):  # It is named already.
+            text = text.removeprefix(f"{same}: ").removeprefix(f"{same}/")
+        raise UserError(f"init_from {path}: {text}") from error
 
 
 def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
     """Returns the weights of a step of a run of ours, or of its last."""
     experiment, config = load_run(workdir)
-    token_count = run_tokenizer(workdir, config).vocabulary_size  # Refused here if it is another.
-    params = nnx.state(abstract_model(experiment.model))
+    ids = run_tokenizer(workdir, config).vocabulary_size  # Refused here if it is another.
+    saved = nnx.state(abstract_model(experiment.model))
     with open_checkpoints(workdir / "checkpoints") as checkpoints:
         steps = checkpoints.steps()
         if step is None:
@@ -114,7 +119,7 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
                 f"with STEP of {steps or 'none yet'}",
             )
         require(step in steps, f"no checkpoint of step {step}; there are {steps or 'none'}")
-        digest = saved_params_digest(checkpoints, params, step, token_count)
+        digest = saved_params_digest(checkpoints, saved, step, ids)
     record = {
         "path": path,
         "model_type": _OWN,
@@ -127,10 +132,32 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
     }
 
     def load(params: nnx.State) -> nnx.State:
+        like, shapes = by_path(params), by_path(saved)
+        as_saved = {
+            name: _unsplit(leaf, shapes[name].shape) if name in VOCABULARY_TABLES else leaf
+            for name, leaf in like.items()
+        }
         with _path_in_errors(path), open_checkpoints(workdir / "checkpoints") as checkpoints:
-            return restore_params(checkpoints, params, step)
+            arrays = by_path(restore_params(checkpoints, as_state(as_saved, params), step))
+        tables = {name: np.asarray(arrays[name]) for name in arrays if name in VOCABULARY_TABLES}
+        tables = _with_rows_of(like, tables, ids)
+        return as_state(arrays | {name: _placed(table, like[name]) for name, table in tables.items()}, params)
 
-    return InitialWeights(record, experiment.model, workdir, load)
+    model = dataclasses.replace(experiment.model, vocabulary_size=ids)
+    return InitialWeights(record, model, workdir, load)
+
+
+def _unsplit(like: jax.Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """Returns an abstract array of a shape, whole on each device on which another has a part."""
+    place = like.sharding
+    if isinstance(place, NamedSharding):
+        place = NamedSharding(place.mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, like.dtype, sharding=place)
+
+
+def _with_rows_of(like: Mapping[str, jax.Array], params: Mapping[str, np.ndarray], ids: int) -> dict[str, np.ndarray]:
+    """Returns parameters whose tables have the rows of a tokenizer's ids, and zeros up to as many as others have."""
+    return with_vocabulary(with_vocabulary(params, ids), len(like["embedding"]))
 
 
 def _of_huggingface(path: str, folder: Path, model_type: str) -> InitialWeights:
@@ -145,7 +172,7 @@ def _of_huggingface(path: str, folder: Path, model_type: str) -> InitialWeights:
     def load(params: nnx.State) -> nnx.State:
         like = by_path(params)
         with _path_in_errors(path):
-            arrays = with_vocabulary(with_vocabulary(read_pretrained(folder), ids), len(like["embedding"]))
+            arrays = _with_rows_of(like, read_pretrained(folder), ids)
         # Each array is let go once it lies where it is to lie.
         return as_state({name: _placed(arrays.pop(name), leaf) for name, leaf in like.items()}, params)
 
@@ -231,8 +258,8 @@ def _check_model(here: ModelConfig, there: ModelConfig, record: Mapping[str, Any
     """Raises `UserError` where weights with a record are of another model; reports what may differ."""
     ours, theirs = (flatten(model.effective(), science_only=True) for model in (here, there))
     unused = {"z_loss"} | ({"rope_base"} if here.learned_positions else set())  # No part of what it computes.
-    if record["model_type"] != _OWN and here.vocabulary_size > there.vocabulary_size:
-        unused.add("vocabulary_size")  # Rows for the tokenizer's ids are all that is taken of such a folder.
+    if here.vocabulary_size > there.vocabulary_size:
+        unused.add("vocabulary_size")  # Rows for the tokenizer's ids are all that is taken.
     differing = {
         name: f"model.{name} {value} here, {theirs[name]} there"
         for name, value in ours.items()

@@ -199,7 +199,6 @@ def test_other_rotations_are_reported_since_rows_may_grow(source, experiment_fil
         ("norm_epsilon", "1e-05", "1e-06"),
         ("activation", "relu2", "gelu"),
         ("tied_embeddings", "False", "True"),
-        ("vocabulary_size", "512", "416"),
     ],
 )
 def test_another_model_is_refused_with_the_field_and_both_values(name, here, there, source, experiment_files):
@@ -320,18 +319,19 @@ def test_a_folder_of_others_may_be_named_as_a_step_is(exported, tmp_path):
     assert open_weights(str(moved)).digest == digest
 
 
-def test_tables_may_have_rows_that_a_hugging_face_folder_lacks(exported, experiment_files):
-    experiment = load_experiment(str(experiment_files["best_fit"]), {"model.vocabulary_size": "512"})
-    initial = open_weights(str(exported))
-    check_fits(experiment, initial)
-    params = load_params(initial, experiment.model, None)
-    embedding = np.asarray(flat_parameters(params)["embedding"])
-    assert embedding.shape == (512, 16) and embedding[:400].all() and not embedding[400:].any()
-    smaller = load_experiment(
-        str(experiment_files["best_fit"]), {"model.vocabulary_size": "384", "init_from": str(exported)}
-    )
-    with pytest.raises(UserError, match=r"model\.vocabulary_size 384 here, 400 there"):
-        check_fits(smaller, initial)
+def test_tables_may_have_other_rows_than_those_of_a_run_and_of_its_export(source, exported, experiment_files):
+    expected = flat_parameters(load_trained(source).state.params)
+    for path in (source, exported):
+        initial = open_weights(str(path))
+        for rows in (400, 512):
+            experiment = load_experiment(str(experiment_files["best_fit"]), {"model.vocabulary_size": str(rows)})
+            check_fits(experiment, initial)
+            found = flat_parameters(load_params(initial, experiment.model, None))
+            jax.tree.map(np.testing.assert_array_equal, found, with_vocabulary(expected, rows))
+        options = {"model.vocabulary_size": "384", "init_from": str(path)}
+        smaller = load_experiment(str(experiment_files["best_fit"]), options)
+        with pytest.raises(UserError, match=r"model\.vocabulary_size 384 here, 400 there"):
+            check_fits(smaller, initial)
 
 
 def with_fewer_rows(folder, rows=399):
@@ -369,6 +369,7 @@ def test_hugging_face_folder_that_lacks_something_is_refused_in_one_line(
     assert main(starting_from(exported, experiment_files, tmp_path / "run")) == 2
     errors = capsys.readouterr().err
     assert message in errors and errors.startswith(f"jaxformer: init_from {exported}: ") and errors.count("\n") == 1
+    assert errors.count(str(exported)) == 1
     assert paths(tmp_path) == before
 
 
