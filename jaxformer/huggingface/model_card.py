@@ -98,7 +98,7 @@ def _beginning(record: Mapping[str, Any], tokens: int) -> str:
     while initial:
         known = {name: initial[name] for name in ("experiment", "seed", "step") if name in initial}
         what = ", ".join([initial["model_type"], *(f"{name} {value}" for name, value in known.items())])
-        before = f"{initial['tokens']:,} tokens" if "tokens" in initial else "what is not recorded"
+        before = f"{initial['tokens']:,} tokens" if "tokens" in initial else "a number of tokens that is not recorded"
         subject, adds = ("That one", "it added") if sentences else ("It", "this run adds")
         sentences.append(
             f"{subject} began from the weights of {_text(without_folders(initial['path']))} ({_text(what)}), which was "

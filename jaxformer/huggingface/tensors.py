@@ -40,8 +40,8 @@ def flat_parameters(params: nnx.State) -> dict[str, np.ndarray]:
     return {name: np.asarray(jax.device_get(leaf)) for name, leaf in by_path(params).items()}
 
 
-def as_state(params: Mapping[str, jax.Array | np.ndarray], like: nnx.State) -> nnx.State:
-    """Returns parameters by dotted path as the state of a model, given one with shapes or values of its own."""
+def as_state(params: Mapping[str, jax.Array | np.ndarray | jax.ShapeDtypeStruct], like: nnx.State) -> nnx.State:
+    """Returns parameters by dotted path, which may be abstract, as the state of a model like another."""
     leaves = [(path, variable.replace(params[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(like)]
     return nnx.from_flat_state(leaves)
 

@@ -133,7 +133,8 @@ def test_card_names_the_weights_that_a_run_began_from_and_what_those_began_from(
     assert (
         "trained on 12,800 tokens with jaxformer. It began from the weights of runs/a\\|b (jaxformer, experiment "
         "base, seed 0, step 7), which was trained on 5,000 tokens; this run adds 12,800. That one began from the "
-        "weights of models/base (llama), which was trained on what is not recorded; it added 5,000. No licence"
+        "weights of models/base (llama), which was trained on a number of tokens that is not recorded; it added "
+        "5,000. No licence"
     ) in text
     assert "d2d2" not in text and "began from" not in card()
 
