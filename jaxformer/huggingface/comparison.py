@@ -145,8 +145,9 @@ def compare_with_transformers(
             ) from error
         other_ids, other_texts = _differing([*lines, *(text[:MAX_CHARACTERS] for text in documents)], tokenizer, theirs)
         theirs_BTV = loaded(torch.tensor(tokens_BT, dtype=torch.long)).logits.numpy()
+    allowed = MAX_LINES * len(lines) + len(documents) if ambiguity(tokenizer) else 0
     require(
-        len(other_ids) <= (MAX_LINES * len(lines) + len(documents) if ambiguity(tokenizer) else 0),
+        len(other_ids) <= allowed,
         f"transformers {transformers.__version__} reads {len(other_ids):,} of {len(lines) + len(documents):,} texts as "
         f"other ids than the run's tokenizer, such as {other_ids[:1]!r:.200}; try another version",
     )
@@ -157,17 +158,8 @@ def compare_with_transformers(
         f"transformers {transformers.__version__} computes logits that differ by {difference:.1e} from the run's "
         f"(their standard deviation is {deviation:.2f}); try another version",
     )
-    return Comparison(
-        len(tokens_BT),
-        row_tokens,
-        difference,
-        deviation,
-        len(lines),
-        len(documents),
-        len(other_ids),
-        len(other_texts),
-        versions,
-    )
+    texts = (len(lines), len(documents), len(other_ids), len(other_texts))
+    return Comparison(len(tokens_BT), row_tokens, difference, deviation, *texts, versions)
 
 
 def _reason(error: Exception) -> str:

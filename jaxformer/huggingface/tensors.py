@@ -127,7 +127,8 @@ def _empty_parameters(
     shapes = {name: leaf.shape for name, leaf in by_path(nnx.state(abstract_model(model))).items()}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     largest = max(sizes, key=lambda name: sizes[name])
-    require(sizes[largest] < _SIZE_LIMIT, f"{source}: its config.json describes {largest} of {sizes[largest]:,} values")
+    what = f"its config.json describes {largest} of {sizes[largest]:,} values, more than any memory holds"
+    require(sizes[largest] < _SIZE_LIMIT, f"{source}: {what}")
     without_memory = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     for module, view, _ in _views(architecture, model, without_memory):
         name = f"{module}.weight"

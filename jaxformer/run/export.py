@@ -66,7 +66,7 @@ def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False,
             parameters=parameters,
             dtype=dtype,
             commands=[_train_command(trained.record), _export_command(trained, out, keep_padding, dtype)],
-            notes=_notes(trained.record),
+            notes=_notes(trained, out),
             validation=validation,
             tasks=tasks,
             comparison=comparison,
@@ -99,12 +99,16 @@ def _experiment_name(record: dict[str, Any]) -> str:
     return record["experiment"].partition("~")[0]
 
 
-def _notes(record: dict[str, Any]) -> list[str]:
+def _notes(trained: Trained, out: Path) -> list[str]:
     """Returns in sentences what the commands do not show."""
-    own = [name for name in _experiment_name(record).split(OF) if not comes_with_package(name)]
-    if not own:
-        return []
-    return [f"{' and '.join(own)} did not come with jaxformer: --experiment takes the path of the author's own file."]
+    own = [name for name in _experiment_name(trained.record).split(OF) if not comes_with_package(name)]
+    values = [after for _, after in trained.record["lineage"].get("overrides", {}).values()]
+    paths = [str(value) for value in (trained.workdir, out, *values)]
+    notes = {
+        f"{' and '.join(own)} did not come with jaxformer: --experiment takes the path of the author's own file.": own,
+        "Of absolute paths the last name is given.": any(without_folders(path) != path for path in paths),
+    }
+    return [note for note, holds in notes.items() if holds]
 
 
 def _word(value: Any) -> str:
