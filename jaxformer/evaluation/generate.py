@@ -68,7 +68,7 @@ def decode_text(tokenizer: Tokenizer, before: Sequence[int], ids: Iterable[int])
     Args:
         before: ids of the prompt, whose last may decide about a space; their text is not yielded.
     """
-    shown, waiting = list(before[-1:]), []
+    shown, waiting = _whole_end(tokenizer, list(before)), []
     for i in ids:
         if i == tokenizer.eos_id:
             break
@@ -76,9 +76,18 @@ def decode_text(tokenizer: Tokenizer, before: Sequence[int], ids: Iterable[int])
         text = _text_after(tokenizer, shown, waiting)
         if text and not text.endswith("\ufffd"):
             yield text
-            shown, waiting = waiting[-1:], []
+            shown, waiting = _whole_end(tokenizer, [*shown, *waiting]), []
     if waiting and (text := _text_after(tokenizer, shown, waiting)):
         yield text
+
+
+def _whole_end(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """Returns the fewest last ids that have a text which does not begin within a character, of at most four bytes.
+
+    Where bytes begin within one, a decoder with byte fallback turns all that follow them into U+FFFD.
+    """
+    ends = (ids[-n:] for n in range(1, 5))
+    return next((end for end in ends if (text := tokenizer.decode(end)) and text[0] != "\ufffd"), ids)
 
 
 def _text_after(tokenizer: Tokenizer, last: list[int], ids: list[int]) -> str:

@@ -1,14 +1,16 @@
 """Texts in whole characters, up to their EOS."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jaxformer.config import UserError
+from jaxformer.data.tokenizer import load_tokenizer
 from jaxformer.evaluation.decoding import decode
 from jaxformer.evaluation.generate import decode_text, encode_text, generate_texts, sample_text, stream_text
 from jaxformer.evaluation.sampling import Sampling
@@ -29,6 +31,32 @@ def test_streamed_text_is_the_text_and_no_character_comes_in_parts(tokenizer, te
     pieces = list(decode_text(tokenizer, [tokenizer.bos_id], [*ids, tokenizer.eos_id, *ids]))
     assert "".join(pieces) == text and all(pieces)
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.fixture(scope="module")
+def json_tokenizer_of(make_texts, tmp_path_factory):
+    """A function from the name of a shape to a `tokenizer.json` of it."""
+    pytest.importorskip("tokenizers")
+    shapes, texts = pytest.importorskip("json_tokenizers"), make_texts(200)
+
+    @functools.cache
+    def load(shape):
+        return load_tokenizer(shapes.save(shapes.SHAPES[shape](texts), tmp_path_factory.mktemp(shape)))
+
+    return load
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "qwen", "llama3", "llama2", "bert", "t5"])
+@given(st.text(min_size=1), st.text())
+@example("\u65e5", "\u672c\u8a9e")
+@example("\ufffd\ufffd", "\u65e5\u65e5 a")
+def test_text_streamed_after_a_prompt_is_what_it_adds_to_the_text_of_all_ids(json_tokenizer_of, shape, before, text):
+    tokenizer = json_tokenizer_of(shape)
+    prompt, ids = encode_text(tokenizer, before), tokenizer.encode(text)
+    pieces = list(decode_text(tokenizer, prompt, ids))
+    whole = tokenizer.decode([*prompt, *ids])
+    assert tokenizer.decode(prompt) + "".join(pieces) == whole
+    assert "\ufffd" in whole or not any("\ufffd" in piece for piece in pieces)
 
 
 def test_character_comes_with_its_last_byte_and_one_that_is_cut_off_at_the_end(tokenizer):
