@@ -1,11 +1,12 @@
 """Tokens generated after prompts, one at a time, with a key/value cache.
 
 The prompts go through the model in one pass (`_prefill`), which fills the cache and draws the first token of each; from
-then on only the last token of each row is computed (`_extend`). The prompts of a batch end at the same place of the
+then on only the last token of each row is computed (`_decode_step`). The prompts of a batch end at the same slot of the
 cache, and the padding before a shorter one is a document of its own, which it never sees. Lengths of prompts and caches
 are rounded up to a few, and all options are arrays, so that another prompt or temperature compiles nothing.
 
-Axes: B row, P place in the padded prompt, C place in the cache, and as in `model`.
+Axes: B row, P slot of the padded prompt, Q one of a slice of it, C slot of the cache, R query heads of a key/value
+head, and as in `model`.
 """
 
 import functools
@@ -20,15 +21,24 @@ from flax import nnx
 from jaxformer.attention.reference import MASKED
 from jaxformer.config import require
 from jaxformer.devices.options import fixed_options
-from jaxformer.evaluation.sampling import MOST_TOKENS, Sampling, Traced, draw
+from jaxformer.evaluation.sampling import MAX_TOKENS, Sampling, SamplingArrays, draw
 from jaxformer.model import Transformer
 
 # The shortest prompt and cache that is compiled.
 _SMALLEST_BUCKET = 32
 
+# A longer prompt attends in slices of so many queries, which divide every length that is compiled beyond it. The
+# attention of a whole prompt computes half as much, and takes 600 MB for 16 heads at this length.
+_WHOLE_PROMPT, _SLICE = 4096, 512
+
 
 def decode(
-    model: Transformer, prompts: Sequence[Sequence[int]], sampling: Sampling, *, eos_id: int = -1
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    eos_id: int = -1,
+    first_row: int = 0,
 ) -> Iterator[np.ndarray]:
     """Yields the next token of each prompt, int32 (B,), again and again, until each has had its EOS.
 
@@ -39,6 +49,7 @@ def decode(
         prompts: ids, one or more each; a text of its own begins with BOS.
         sampling: how the tokens are drawn.
         eos_id: the id that ends a text; -1 for none.
+        first_row: number of the first prompt, where these are a part of those of one seed: each row has its own draws.
 
     Raises:
         UserError: an empty prompt, one that leaves no room for a token, or a top_k beyond the vocabulary.
@@ -50,24 +61,27 @@ def decode(
         sampling.top_k <= model.token_count,
         f"top_k ({sampling.top_k}) must be at most the {model.token_count} tokens there are",
     )
-    return _decode(model, *_padded(prompts), sampling.traced(), min(sampling.tokens, limit - longest), eos_id)
+    return _decode(model, *_padded(prompts), sampling.arrays(first_row), min(sampling.tokens, limit - longest), eos_id)
 
 
 def _decode(
-    model: Transformer, prompt_BP: np.ndarray, offsets_B: np.ndarray, options: Traced, tokens: int, eos_id: int
+    model: Transformer, prompt_BP: np.ndarray, offsets_B: np.ndarray, options: SamplingArrays, tokens: int, eos_id: int
 ) -> Iterator[np.ndarray]:
     graphdef, params = nnx.split(model)
     B, P = prompt_BP.shape
     cache, next_B = _prefill(graphdef, params, prompt_BP, offsets_B, options, bucket(P + tokens))
-    is_done_B = np.zeros(B, bool)
+    ended_B = np.zeros(B, bool)
     for number in range(tokens):
         last_B = next_B
-        # Begun before the last tokens are waited for, so that the device does not wait for the host.
-        cache, next_B = _extend(graphdef, params, cache, last_B, offsets_B, options, np.int32(P), np.int32(number))
+        if number + 1 < tokens:
+            # Begun before the last tokens are waited for, so that the device does not wait for the host.
+            cache, next_B = _decode_step(
+                graphdef, params, cache, last_B, offsets_B, options, np.int32(P), np.int32(number)
+            )
         tokens_B = np.asarray(last_B)
         yield tokens_B
-        is_done_B |= tokens_B == eos_id
-        if is_done_B.all():
+        ended_B |= tokens_B == eos_id
+        if ended_B.all():
             return
 
 
@@ -88,7 +102,7 @@ def next_token_logits(model: Transformer, ids: Sequence[int]) -> np.ndarray:
 
 def longest_text(model: Transformer) -> int:
     """Returns the most tokens of a text: the learned positions, or what a cache may take."""
-    return min(model.config.learned_positions or MOST_TOKENS, MOST_TOKENS)
+    return min(model.config.learned_positions or MAX_TOKENS, MAX_TOKENS)
 
 
 def bucket(length: int) -> int:
@@ -116,11 +130,11 @@ class _Cache(NamedTuple):
 
 @fixed_options()
 @functools.partial(jax.jit, static_argnums=(0, 5))
-def _prefill(graphdef, params, prompt_BP, offsets_B, options: Traced, C: int) -> tuple[_Cache, jax.Array]:
-    """Returns a cache of C places after the prompts, whose rows begin at `offsets_B`, and the next tokens, (B,)."""
+def _prefill(graphdef, params, prompt_BP, offsets_B, options: SamplingArrays, C: int) -> tuple[_Cache, jax.Array]:
+    """Returns a cache of C slots after the prompts, whose rows begin at `offsets_B`, and the next tokens, (B,)."""
     model = nnx.merge(graphdef, params)
     B, P = prompt_BP.shape
-    features_ND, kept = _read(model, prompt_BP, offsets_B)
+    features_ND, kept = _forward_prompt(model, prompt_BP, offsets_B)
 
     def cached(kept_LNGK):
         kept_LBGPK = jnp.swapaxes(kept_LNGK.reshape(-1, B, P, *kept_LNGK.shape[2:]), 2, 3)
@@ -133,44 +147,76 @@ def _prefill(graphdef, params, prompt_BP, offsets_B, options: Traced, C: int) ->
 @functools.partial(jax.jit, static_argnums=0)
 def _prompt_logits(graphdef, params, prompt_BP, offsets_B) -> jax.Array:
     model = nnx.merge(graphdef, params)
-    return model.logits(_read(model, prompt_BP, offsets_B)[0])
+    return model.logits(_forward_prompt(model, prompt_BP, offsets_B)[0])
 
 
-def _read(model: Transformer, prompt_BP, offsets_B) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward_prompt(model: Transformer, prompt_BP, offsets_B) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Returns the features after each token of the prompts, and the keys and values of each layer, `kept_LNGK`."""
     # The attention that was chosen for training was measured on its rows alone, and may need their length.
     model.attention = "xla"
-    P = prompt_BP.shape[1]
-    places_BP, offsets_B1 = jnp.arange(P)[None, :], offsets_B[:, None]
-    is_prompt_BP = places_BP >= offsets_B1
+    P, window = prompt_BP.shape[1], model.config.sliding_window
+    slots_BP, offsets_B1 = jnp.arange(P)[None, :], offsets_B[:, None]
+    is_prompt_BP = slots_BP >= offsets_B1
     starts_BP, ends_BP = jnp.where(is_prompt_BP, offsets_B1, 0), jnp.where(is_prompt_BP, P, offsets_B1)
     attend_documents = model.attend_documents(starts_BP, ends_BP)
-    positions_N = jnp.maximum(places_BP - offsets_B1, 0).reshape(-1)
+    first_BP = jnp.maximum(offsets_B1, slots_BP + 1 - (window or P))
+    positions_N = jnp.maximum(slots_BP - offsets_B1, 0).reshape(-1)
 
     def attention(q, k, v, _):
-        return attend_documents(q, k, v, None)[0], (k, v)
+        if P <= _WHOLE_PROMPT:
+            return attend_documents(q, k, v, None)[0], (k, v)
+        q_BPHK, k_BPGK, v_BPGK = (x.reshape(*prompt_BP.shape, *x.shape[1:]) for x in (q, k, v))
+        return _attend_in_slices(q_BPHK, k_BPGK, v_BPGK, first_BP).reshape(q.shape), (k, v)
 
     return model.apply_blocks(model.embed(prompt_BP.reshape(-1), positions_N), positions_N, attention)
 
 
+def _attend_in_slices(q_BPHK, k_BPGK, v_BPGK, first_BP):
+    """Returns the attention of prompts, of a slice of the queries of one row at a time.
+
+    Logits of Q x P exist at once: the memory of a prompt grows with its length, not with its square.
+
+    Args:
+        first_BP: the first slot that each query sees; those before a prompt see none, and what they get means nothing.
+    """
+    P, H, K = q_BPHK.shape[1:]
+    G, Q = k_BPGK.shape[2], _SLICE
+    slots_1P = jnp.arange(P)[None, :]
+
+    def attend_row(row):
+        q_PHK, k_PGK, v_PGK, first_P = row
+
+        def attend_slice(queries):
+            q_QGRK, first_Q1, slots_Q1 = queries
+            is_visible_QP = (slots_1P >= first_Q1) & (slots_1P <= slots_Q1)
+            logits_GRQP = _einsum("QGRK,PGK->GRQP", q_QGRK, k_PGK) * K**-0.5
+            weights_GRQP = jax.nn.softmax(jnp.where(is_visible_QP[None, None], logits_GRQP, MASKED), axis=3)
+            return _einsum("GRQP,PGK->QGRK", weights_GRQP.astype(v_PGK.dtype), v_PGK).astype(q_PHK.dtype)
+
+        slices = (q_PHK.reshape(-1, Q, G, H // G, K), first_P.reshape(-1, Q, 1), jnp.arange(P).reshape(-1, Q, 1))
+        return jax.lax.map(attend_slice, slices).reshape(P, H, K)
+
+    return jax.lax.map(attend_row, (q_BPHK, k_BPGK, v_BPGK, first_BP))
+
+
 @fixed_options()
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _extend(
-    graphdef, params, cache: _Cache, tokens_B, offsets_B, options: Traced, P, number
+def _decode_step(
+    graphdef, params, cache: _Cache, tokens_B, offsets_B, options: SamplingArrays, P, number
 ) -> tuple[_Cache, jax.Array]:
     """Returns the cache with the last tokens of the rows, of which `number` stand behind the prompts, and the next."""
     model = nnx.merge(graphdef, params)
-    cache, features_BD = _read_last(model, cache, tokens_B, P + number, offsets_B)
+    cache, features_BD = _forward_last_token(model, cache, tokens_B, P + number, offsets_B)
     return cache, draw(model.logits(features_BD), number + 1, options)
 
 
-def _read_last(model: Transformer, cache: _Cache, tokens_B, place, offsets_B) -> tuple[_Cache, jax.Array]:
-    """Returns the cache with one more token of each row, at a place that all share, and the features after it."""
+def _forward_last_token(model: Transformer, cache: _Cache, tokens_B, slot, offsets_B) -> tuple[_Cache, jax.Array]:
+    """Returns the cache with one more token of each row, at a slot that all share, and the features after it."""
     C = cache.keys_LBGCK.shape[3]
-    places_1C = jnp.arange(C)[None, :]
-    first_B1 = jnp.maximum(offsets_B[:, None], place + 1 - (model.config.sliding_window or C))
-    is_visible_BC = (places_1C >= first_B1) & (places_1C < place)
-    positions_B = place - offsets_B
+    slots_1C = jnp.arange(C)[None, :]
+    first_B1 = jnp.maximum(offsets_B[:, None], slot + 1 - (model.config.sliding_window or C))
+    is_visible_BC = (slots_1C >= first_B1) & (slots_1C < slot)
+    positions_B = slot - offsets_B
 
     def attention(q_BHK, k_BGK, v_BGK, cached):
         k_BGCK, v_BGCK = cached
@@ -181,7 +227,7 @@ def _read_last(model: Transformer, cache: _Cache, tokens_B, place, offsets_B) ->
     )
 
     def put(cache_LBGCK, new_LBGK):
-        return jax.lax.dynamic_update_slice(cache_LBGCK, new_LBGK[:, :, :, None], (0, 0, 0, place, 0))
+        return jax.lax.dynamic_update_slice(cache_LBGCK, new_LBGK[:, :, :, None], (0, 0, 0, slot, 0))
 
     return _Cache(put(cache.keys_LBGCK, k_LBGK), put(cache.values_LBGCK, v_LBGK)), features_BD
 

@@ -3,6 +3,7 @@
 Axes: B row, V vocabulary.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -15,17 +16,19 @@ from jaxformer.config import Bounds, NonNegativeInt32, check_fields, require
 
 # The most tokens of a text, prompt included: the keys and values of so many take 21 GB in bfloat16 in a model of 500
 # million parameters.
-MOST_TOKENS = 1 << 17
+MAX_TOKENS = 1 << 17
 
 # Between these, logits divided by a temperature stay well within float32.
 _COLDEST, _HOTTEST = 1e-3, 1e3
+
+_SEEDS = 1 << 32
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How a text is generated; top_p limits what top_k leaves."""
 
-    tokens: Annotated[int, Bounds(at_least=1, at_most=MOST_TOKENS)] = 200
+    tokens: Annotated[int, Bounds(at_least=1, at_most=MAX_TOKENS)] = 200
     """The most tokens to generate; a text ends earlier with EOS, or with the learned positions of the model."""
     temperature: float = 0.8
     """Divides the logits before a token is drawn; 0 takes the likeliest token."""
@@ -35,7 +38,7 @@ class Sampling:
     """Draws among the fewest likeliest tokens whose probabilities sum to p or more, and those as likely as the last of
     them (nucleus sampling, Holtzman et al. 2019, arXiv 1904.09751); 1 among all.
     """
-    seed: Annotated[int, Bounds(at_least=0, below=1 << 32)] = 0
+    seed: Annotated[int, Bounds(at_least=0, below=_SEEDS)] = 0
     """Of the random draws: the same seed gives the same text."""
 
     def __post_init__(self):
@@ -46,24 +49,36 @@ class Sampling:
             f"{_HOTTEST:.0f}",
         )
 
-    def traced(self) -> "Traced":
-        """Returns what a compiled function takes."""
-        return Traced(np.uint32(self.seed), np.float32(self.temperature), np.int32(self.top_k), np.float32(self.top_p))
+    def arrays(self, first_row: int = 0) -> "SamplingArrays":
+        """Returns what a compiled function takes; `first_row` is the number of the first row among all of a seed."""
+        return SamplingArrays(
+            np.uint32(self.seed),
+            np.float32(self.temperature),
+            np.int32(self.top_k),
+            np.float32(self.top_p),
+            np.int32(first_row),
+        )
+
+    def reseeded(self, number: int) -> "Sampling":
+        """Returns the same with a seed that is so much larger; after the largest comes 0."""
+        return dataclasses.replace(self, seed=(self.seed + number) % _SEEDS)
 
 
-class Traced(NamedTuple):
+class SamplingArrays(NamedTuple):
     """The options of `Sampling` as arrays, so that other values compile nothing."""
 
     seed: np.uint32
     temperature: np.float32
     top_k: np.int32
     top_p: np.float32
+    first_row: np.int32
 
 
-def draw(logits_BV: jax.Array, number: jax.Array | int, options: Traced) -> jax.Array:
+def draw(logits_BV: jax.Array, number: jax.Array | int, options: SamplingArrays) -> jax.Array:
     """Returns a token of each row, int32 (B,); what an option does not need is not computed.
 
-    Each row has a random key of its own, so that its draws do not depend on the other rows.
+    Each row has a random key of its own, made of the seed and its number, so that its draws do not depend on the other
+    rows.
 
     Args:
         logits_BV: float32.
@@ -75,7 +90,7 @@ def draw(logits_BV: jax.Array, number: jax.Array | int, options: Traced) -> jax.
         scaled_BV = logits_BV / options.temperature
         is_truncated = (options.top_k > 0) | (options.top_p < 1)
         scaled_BV = jax.lax.cond(is_truncated, lambda: _truncate(scaled_BV, options), lambda: scaled_BV)
-        key, rows_B = jax.random.key(options.seed), jnp.arange(logits_BV.shape[0])
+        key, rows_B = jax.random.key(options.seed), options.first_row + jnp.arange(logits_BV.shape[0])
         keys_B = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), number))(rows_B)
         return jax.vmap(jax.random.categorical)(keys_B, scaled_BV)
 
@@ -83,7 +98,7 @@ def draw(logits_BV: jax.Array, number: jax.Array | int, options: Traced) -> jax.
     return tokens_B.astype(jnp.int32)
 
 
-def _truncate(logits_BV, options: Traced) -> jax.Array:
+def _truncate(logits_BV, options: SamplingArrays) -> jax.Array:
     """Returns the logits, with those masked that top_k or top_p leaves out."""
     V = logits_BV.shape[1]
     is_kept_BV = _likeliest(logits_BV, jnp.ones_like(logits_BV), jnp.where(options.top_k > 0, options.top_k, V))

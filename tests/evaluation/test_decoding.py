@@ -66,13 +66,13 @@ def test_logits_from_the_cache_are_those_of_the_full_forward_pass(option, window
     model, rng = make_model(option, window), np.random.default_rng(0)
     graphdef, params = nnx.split(model)
     prompt_BP, offsets_B = module._padded(PROMPTS)
-    cache, first_B = module._prefill(graphdef, params, prompt_BP, offsets_B, Sampling(temperature=0).traced(), 96)
+    cache, first_B = module._prefill(graphdef, params, prompt_BP, offsets_B, Sampling(temperature=0).arrays(), 96)
     texts = [full_logits(model, prompt)[-1].argmax() for prompt in PROMPTS]
     assert first_B.tolist() == texts
     new_BN = rng.integers(0, V, (len(PROMPTS), 40))
-    read_last = jax.jit(lambda *inputs: module._read_last(nnx.merge(graphdef, params), *inputs))
+    forward_last_token = jax.jit(lambda *inputs: module._forward_last_token(nnx.merge(graphdef, params), *inputs))
     for n in range(40):
-        cache, features_BD = read_last(cache, new_BN[:, n], np.int32(prompt_BP.shape[1] + n), offsets_B)
+        cache, features_BD = forward_last_token(cache, new_BN[:, n], np.int32(prompt_BP.shape[1] + n), offsets_B)
         for row, prompt in enumerate(PROMPTS) if n in (0, 1, 39) else ():
             text = [*prompt, *new_BN[row, : n + 1].tolist()]
             expected_TV = full_logits(model, text)
@@ -89,6 +89,47 @@ def test_greedy_text_of_200_tokens_takes_the_likeliest_of_the_full_forward_pass(
         assert likeliest[len(prompt) - 1 : -1].tolist() == text
 
 
+@pytest.mark.parametrize(("option", "window"), [("modern", 0), ("modern", 40), ("rotary", 11)])
+def test_long_prompt_in_slices_has_the_features_and_the_cache_of_one_in_one_piece(monkeypatch, option, window):
+    model, rng = make_model(option, window), np.random.default_rng(0)
+    prompt_BP, offsets_B = module._padded([rng.integers(0, V, length).tolist() for length in (96, 3, 70)])
+    is_prompt_BP = np.arange(96)[None] >= offsets_B[:, None]
+
+    def forward():
+        features_ND, kept = nnx.jit(lambda model: module._forward_prompt(model, prompt_BP, offsets_B))(model)
+        return [np.asarray(features_ND)[is_prompt_BP.reshape(-1)]] + [
+            np.asarray(x)[:, is_prompt_BP.reshape(-1)] for x in kept
+        ]
+
+    whole = forward()
+    monkeypatch.setattr(module, "_WHOLE_PROMPT", 64)
+    monkeypatch.setattr(module, "_SLICE", 16)
+    for ours, theirs in zip(forward(), whole, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+def test_memory_of_a_prompt_grows_with_its_length_and_not_with_its_square():
+    graphdef, params = nnx.split(make_model("modern"))
+
+    def memory(P):
+        prompt_BP, offsets_B = jax.ShapeDtypeStruct((2, P), np.int32), jax.ShapeDtypeStruct((2,), np.int32)
+        lowered = module._prefill.__wrapped__.lower(graphdef, params, prompt_BP, offsets_B, Sampling().arrays(), P)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    lengths = [8192, 32_768, 131_072]
+    sizes = [memory(P) for P in lengths]
+    assert sizes[1] < 5 * sizes[0] and sizes[2] < 5 * sizes[1] < 5e9, sizes
+    assert all(bucket(length) % module._SLICE == 0 for length in range(module._WHOLE_PROMPT, 131_073, 512))
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_no_step_is_computed_after_the_last_token(monkeypatch, tokens):
+    steps, step = [], module._decode_step
+    monkeypatch.setattr(module, "_decode_step", lambda *inputs: steps.append(1) or step(*inputs))
+    assert len(generate(make_model(), tokens=tokens)[0]) == tokens
+    assert len(steps) == tokens - 1
+
+
 def compilations(caplog):
     return [record for record in caplog.records if "ompil" in record.getMessage()]
 
@@ -96,7 +137,7 @@ def compilations(caplog):
 def test_other_options_seeds_and_prompts_compile_nothing(caplog):
     model = make_model()
     generate(model)
-    compiled = [each.__wrapped__._cache_size() for each in (module._prefill, module._extend)]
+    compiled = [each.__wrapped__._cache_size() for each in (module._prefill, module._decode_step)]
     with jax.log_compiles():
         generate(model, temperature=0)
         generate(model, temperature=0.3, top_k=4, top_p=0.9, eos_id=3)
@@ -105,7 +146,7 @@ def test_other_options_seeds_and_prompts_compile_nothing(caplog):
         assert not compilations(caplog)
         generate(model, PROMPTS[:1])  # Another number of rows is another shape: the log would show it.
         assert compilations(caplog)
-    after = [each.__wrapped__._cache_size() for each in (module._prefill, module._extend)]
+    after = [each.__wrapped__._cache_size() for each in (module._prefill, module._decode_step)]
     assert after == [count + 1 for count in compiled]
 
 
@@ -121,6 +162,8 @@ def test_texts_depend_on_seed_and_row_and_not_on_the_other_rows():
     assert len({tuple(text) for text in [*first, *generate(make_model(), [[5, 2]] * 3, temperature=2.0, seed=1)]}) == 6
     for prompts in ([[5, 2]], [[5, 2], [1, 2, 3, 4], [1]]):
         assert generate(make_model(), prompts, temperature=2.0)[0] == first[0]
+    steps = decode(make_model(), [[5, 2]] * 2, Sampling(tokens=40, temperature=2.0), first_row=1)
+    assert np.stack(list(steps), axis=1).tolist() == first[1:]
 
 
 def test_ids_beyond_the_tokenizers_are_never_drawn():

@@ -21,7 +21,7 @@ LOGITS_V = 2 * np.random.default_rng(0).standard_normal(V).astype(np.float32)
 
 def draws(logits_V, rows, number=0, **options):
     """Returns a token of each of so many rows of the same logits."""
-    return np.asarray(compiled_draw(np.tile(logits_V, (rows, 1)), number, Sampling(**options).traced()))
+    return np.asarray(compiled_draw(np.tile(logits_V, (rows, 1)), number, Sampling(**options).arrays()))
 
 
 def truncated_softmax(logits_V, sampling):
