@@ -27,6 +27,9 @@ from jaxformer.host.paths import local_path
 from jaxformer.host.signals import interruptible
 from jaxformer.run.trained import Trained, load_trained
 
+# The most texts of a prompt, and how many of them are generated at once, and then printed.
+_MAX_COUNT, _BATCH_TEXTS = 1_000_000, 64
+
 
 @command
 def main(arguments: list[str]) -> int:
@@ -35,7 +38,7 @@ def main(arguments: list[str]) -> int:
     keep_compiled()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # What is not UTF-8 is refused as a prompt, in words.
-    with out_of_memory_reported(lambda: "lower --count or --tokens"):
+    with out_of_memory_reported(lambda: "shorten the prompt, or lower --count or --tokens"):
         trained = load_trained(options.workdir, options.step)
         with contextlib.suppress(BrokenPipeError):  # Whoever reads has read enough.
             if options.prompt is None:
@@ -60,20 +63,20 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Sampling]:
     add("--workdir", type=local_path, required=True, metavar="RUN", help="run folder")
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
     add("--prompt", metavar="TEXT", help="the beginning of the text; '-' reads it from the input (default: asks)")
-    add("--count", type=int, default=1, metavar="N", help="texts to generate at once for each prompt (default: 1)")
+    add("--count", type=int, default=1, metavar="N", help="texts to generate for each prompt (default: 1)")
     fields, explained = dataclasses.fields(Sampling), field_docstrings(Sampling)
     for field in fields:
         text = explained[field.name]
         add(f"--{field.name}", metavar="X", help=f"{text[0].lower()}{text[1:].rstrip('.')} (default: {field.default})")
     options = parser.parse_args(arguments)
-    require(options.count >= 1, f"count ({options.count}) must be at least 1")
+    require(1 <= options.count <= _MAX_COUNT, f"count ({options.count}) must be at least 1 and at most {_MAX_COUNT:,}")
     given = {field.name: getattr(options, field.name) for field in fields}
     return options, override(Sampling(), {name: text for name, text in given.items() if text is not None})
 
 
 def continue_lines(trained: Trained, sampling: Sampling, count: int) -> None:
     """Continues each line of the input; on a terminal it asks for them, and Ctrl-C ends neither it nor the command."""
-    asks = is_terminal(sys.stdin)
+    asks, notice = is_terminal(sys.stdin), None
     if asks:
         print_line(f"{trained}\n\nType how a text begins. Ctrl-C stops a text, Ctrl-D ends.", is_error=True)
     with interruptible() if asks else contextlib.nullcontext():
@@ -81,9 +84,10 @@ def continue_lines(trained: Trained, sampling: Sampling, count: int) -> None:
             if number and not asks:
                 print_text("\n")
             try:
-                if not number:
-                    print_notice(length_notice(trained, prompt, sampling))
-                print_texts(trained, prompt, dataclasses.replace(sampling, seed=sampling.seed + number), count)
+                if notice is None:  # Once is enough.
+                    notice = length_notice(trained, prompt, sampling)
+                    print_notice(notice)
+                print_texts(trained, prompt, sampling.reseeded(number), count)
             except KeyboardInterrupt:
                 if not asks:
                     raise
@@ -128,9 +132,12 @@ def print_texts(trained: Trained, prompt: str, sampling: Sampling, count: int) -
         print_text("\n")
         return
     ids = encode_text(trained.tokenizer, prompt)
-    texts = generate_texts(trained.model, trained.tokenizer, [ids] * count, sampling, label="generating")
-    for number, text in enumerate(texts, 1):
-        print_text(f"--- {number} of {count} ---\n{prompt}{text}\n")
+    for first in range(0, count, _BATCH_TEXTS):
+        prompts = [ids] * min(_BATCH_TEXTS, count - first)
+        label = f"texts {first + 1:,} to {first + len(prompts):,} of {count:,}"
+        texts = generate_texts(trained.model, trained.tokenizer, prompts, sampling, first_row=first, label=label)
+        for number, text in enumerate(texts, first + 1):
+            print_text(f"--- {number} of {count} ---\n{prompt}{text}\n")
 
 
 def length_notice(trained: Trained, prompt: str, sampling: Sampling) -> str | None:

@@ -11,6 +11,9 @@ from jaxformer.evaluation.sampling import Sampling
 from jaxformer.host.console import progress_bar
 from jaxformer.model import Transformer
 
+# Tokens after which stop sequences are looked for again.
+_STOP_TOKENS = 16
+
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Returns the ids of a text that begins a document: BOS, and those of its characters.
@@ -38,23 +41,45 @@ def generate_texts(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
+    first_row: int = 0,
+    stops: Sequence[Sequence[str]] | None = None,
     label: str | None = None,
 ) -> list[str]:
     """Returns the text that follows the ids of each prompt, up to EOS; all are generated at once.
 
     Args:
+        first_row: as of `decode`.
+        stops: stop sequences of each text, before the first of which it is cut; nothing more is generated soon after
+            each of these texts has ended. Prompts beyond them fill the batch: their texts are not returned.
         label: of a progress bar; None shows none.
 
     Raises:
         UserError: as of `decode`.
     """
-    steps = []
+    steps, going_on = [], set(range(len(stops or ())))
     with progress_bar(desc=label, unit=" tokens", total=sampling.tokens, disable=label is None) as bar:
-        for tokens_B in decode(model, prompts, sampling, eos_id=tokenizer.eos_id):
+        for tokens_B in decode(model, prompts, sampling, eos_id=tokenizer.eos_id, first_row=first_row):
             steps.append(tokens_B)
             bar.update()
+            if stops and len(steps) % _STOP_TOKENS == 0:
+                rows = np.stack(steps, axis=1).tolist()
+                going_on = {i for i in going_on if not _has_ended(tokenizer, prompts[i], rows[i], stops[i])}
+                if not going_on:
+                    break
     rows = np.stack(steps, axis=1).tolist()
-    return ["".join(decode_text(tokenizer, prompt, ids)) for prompt, ids in zip(prompts, rows, strict=True)]
+    texts = ["".join(decode_text(tokenizer, prompt, ids)) for prompt, ids in zip(prompts, rows, strict=True)]
+    return texts if stops is None else [_cut(text, of_text) for text, of_text in zip(texts, stops, strict=False)]
+
+
+def _has_ended(tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], stops: Sequence[str]) -> bool:
+    """Returns whether EOS or a stop sequence is among what follows a prompt."""
+    text = _text_after(tokenizer, _whole_end(tokenizer, list(prompt)), ids)
+    return tokenizer.eos_id in ids or _cut(text, stops) != text
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """Returns a text up to the first of some stop sequences."""
+    return text[: min((text.index(stop) for stop in stops if stop and stop in text), default=len(text))]
 
 
 def sample_text(model: Transformer, tokenizer: Tokenizer, *, tokens: int, seed: int) -> str:

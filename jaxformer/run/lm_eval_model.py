@@ -58,7 +58,7 @@ class JaxformerLM(TemplateLM):
             require(is_number, f"{name} ({value}) must be a whole number, not negative")
         self.trained = load_trained(str(workdir), None if step is None else int(step))
         self.max_length = self.trained.experiment.packing.row_length
-        self.max_gen_toks, self.seed = int(max_gen_toks), int(seed)
+        self.max_gen_toks, self.seed = int(max_gen_toks), Sampling(seed=int(seed)).seed  # Within its bounds.
         self._rows = int(numbers.get("batch_size", self.trained.experiment.evaluation.rows_per_batch))
         require(self._rows >= 1, f"batch_size ({self._rows}) must be at least 1")
 
@@ -133,10 +133,11 @@ class JaxformerLM(TemplateLM):
             for numbers in batches:
                 prompts = [wanted[number].prompt for number in numbers]
                 prompts += [[self.prefix_token_id]] * (rows - len(prompts))  # Fewer rows would be another shape.
-                sampling = dataclasses.replace(wanted[numbers[0]].sampling, seed=self.seed + numbers[0])
-                generated = generate_texts(self.trained.model, self.trained.tokenizer, prompts, sampling)
-                for number, text in zip(numbers, generated, strict=False):
-                    texts[number] = _until(text, wanted[number].stops)
+                sampling = dataclasses.replace(wanted[numbers[0]].sampling, seed=self.seed).reseeded(numbers[0])
+                stops = [wanted[number].stops for number in numbers]
+                generated = generate_texts(self.trained.model, self.trained.tokenizer, prompts, sampling, stops=stops)
+                for number, text in zip(numbers, generated, strict=True):
+                    texts[number] = text
                 bar.update(len(numbers))
         return texts
 
@@ -172,8 +173,3 @@ def _sampling(tokens: int, options: dict) -> Sampling:
     top_k, top_p = int(options.pop("top_k", Sampling.top_k)), float(options.pop("top_p", Sampling.top_p))
     require(not options, f"cannot sample with {', '.join(options)}; with temperature, top_k and top_p only")
     return Sampling(tokens, temperature, top_k, top_p)
-
-
-def _until(text: str, stops: list[str]) -> str:
-    """Returns a text up to the first of some stop sequences."""
-    return text[: min((text.index(stop) for stop in stops if stop and stop in text), default=len(text))]

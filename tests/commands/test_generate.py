@@ -29,6 +29,19 @@ def give(monkeypatch):
     return lambda content: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
+class Closed(io.StringIO):
+    """A stream that nobody reads beyond its first characters."""
+
+    def __init__(self, limit=5):
+        super().__init__()
+        self.limit = limit
+
+    def write(self, text):
+        if self.tell() >= self.limit:
+            raise BrokenPipeError
+        return super().write(text)
+
+
 def test_prompt_is_printed_with_what_follows_it(generate, give, uninterrupted, capsys):
     trained = load_trained(uninterrupted("best_fit"))
     sampling, prompt = Sampling(tokens=20, temperature=0.9, top_p=0.95, seed=4), encode_text(trained.tokenizer, "ba du")
@@ -43,6 +56,32 @@ def test_prompt_is_printed_with_what_follows_it(generate, give, uninterrupted, c
     give(b"ba\ndu\n")
     assert generate("--prompt=-") == 0
     assert capsys.readouterr().out == "ba\ndu\n" + trained.generate("ba\ndu\n", Sampling(tokens=20)) + "\n"
+
+
+def test_many_texts_are_printed_batch_by_batch_and_are_those_of_one_batch(generate, monkeypatch, capsys):
+    assert generate("--prompt=ba du", "--count=5") == 0
+    at_once = capsys.readouterr().out
+    assert at_once.count("--- ") == 5
+    monkeypatch.setattr(module, "_BATCH_TEXTS", 2)
+    assert generate("--prompt=ba du", "--count=5") == 0
+    assert capsys.readouterr().out == at_once
+    monkeypatch.setattr(sys, "stdout", out := Closed(limit=at_once.index("--- 3")))
+    assert generate("--prompt=ba du", "--count=1000000") == 0
+    assert out.getvalue().count(" of 1000000 ---\n") == 2
+
+
+def test_after_the_largest_seed_comes_0(generate, give, capsys):
+    give(b"ba\nba\n")
+    assert generate("--seed=4294967295") == 0
+    second = capsys.readouterr().out.partition("\n\n")[2]
+    assert generate("--seed=0", "--prompt=ba") == 0
+    assert capsys.readouterr().out == second
+
+
+def test_length_is_noted_once_with_the_first_prompt_that_is_too_long(generate, give, capsys):
+    give(f"ba\n{'ba ' * 40}\n{'du ' * 40}\n".encode())
+    assert generate("--tokens=2") == 0
+    assert capsys.readouterr().err.count("trained on rows of 32 tokens") == 1
 
 
 def test_each_line_of_the_input_is_a_prompt_with_a_seed_of_its_own(generate, give, uninterrupted, monkeypatch, capsys):
@@ -94,15 +133,6 @@ def test_on_a_terminal_ctrl_c_stops_a_text_or_drops_a_line_and_a_refused_prompt_
     assert capsys.readouterr().out == "two and 1 more\n"
 
 
-class Closed(io.StringIO):
-    """A stream that nobody reads beyond its first bytes."""
-
-    def write(self, text):
-        if self.tell() > 4:
-            raise BrokenPipeError
-        return super().write(text)
-
-
 def test_reader_that_has_enough_ends_it_in_silence(generate, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", out := Closed())
     assert generate("--prompt=ba du") == 0
@@ -118,7 +148,8 @@ def test_reader_that_has_enough_ends_it_in_silence(generate, monkeypatch, capsys
         ("--top_p=nan", "top_p (nan) must be finite"),
         ("--tokens=0", "tokens (0) must be at least 1 and at most 2**17"),
         ("--tokens=many", "tokens must be a whole number, not 'many'"),
-        ("--count=0", "count (0) must be at least 1"),
+        ("--count=0", "count (0) must be at least 1 and at most 1,000,000"),
+        ("--count=1000001", "count (1000001) must be at least 1 and at most 1,000,000"),
         ("--seed=-1", "seed (-1) must be at least 0 and below 2**32"),
         ("--prompt=caf\udce9", r"argument '--prompt=caf\udce9' is not UTF-8"),
     ],

@@ -207,6 +207,35 @@ def test_text_ends_before_the_first_stop_sequence(model):
 
 
 @needs_harness
+def test_nothing_more_is_generated_once_each_request_of_a_batch_has_its_stop_sequence(model, monkeypatch):
+    import jaxformer.evaluation.generate as generate
+
+    steps, decode = [], generate.decode
+    monkeypatch.setattr(generate, "decode", lambda *inputs, **options: map(each(steps), decode(*inputs, **options)))
+    options = {"until": [], "max_gen_toks": 24}
+    (whole,) = model.generate_until(requests(("ba du", options)))
+    assert len(steps) == 24
+    steps.clear()
+    model.generate_until(requests(("ba du", options | {"until": [whole[3]]})))
+    assert len(steps) == 16
+
+
+def each(steps):
+    return lambda tokens_B: steps.append(1) or tokens_B
+
+
+@needs_harness
+def test_after_the_largest_seed_comes_0(model):
+    from jaxformer.run.lm_eval_model import JaxformerLM
+
+    last = JaxformerLM(model.trained.workdir, batch_size=1, seed=(1 << 32) - 1)
+    first = JaxformerLM(model.trained.workdir, batch_size=1, seed=0)
+    options = {"until": [], "max_gen_toks": 8, "temperature": 1.0}
+    texts = last.generate_until(requests(*[("ba du", options)] * 2), disable_tqdm=True)
+    assert texts[1:] == first.generate_until(requests(("ba du", options)), disable_tqdm=True) != texts[:1]
+
+
+@needs_harness
 def test_text_is_sampled_where_it_is_asked_for_and_anew_for_each_request(model):
     greedy = {"until": [], "max_gen_toks": 8}
 
@@ -227,6 +256,7 @@ def test_text_is_sampled_where_it_is_asked_for_and_anew_for_each_request(model):
         ({"batch_size": 0}, r"batch_size \(0\) must be at least 1"),
         ({"batch_size": -1}, r"batch_size \(-1\) must be a whole number"),
         ({"step": "last"}, r"step \(last\) must be a whole number"),
+        ({"seed": 1 << 32}, r"seed \(4294967296\) must be at least 0 and below 2\*\*32"),
         ({"step": 5}, "no checkpoint of step 5"),
     ],
 )

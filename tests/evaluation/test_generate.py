@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jaxformer.config import UserError
 from jaxformer.data.tokenizer import load_tokenizer
+from jaxformer.evaluation import generate as module
 from jaxformer.evaluation.decoding import decode
 from jaxformer.evaluation.generate import decode_text, encode_text, generate_texts, sample_text, stream_text
 from jaxformer.evaluation.sampling import Sampling
@@ -77,6 +78,29 @@ def test_texts_are_those_of_the_tokens_and_the_same_streamed_and_in_a_batch(mode
             tokenizer.decode(prompt) + text
         )
     assert "".join(stream_text(model, tokenizer, prompts[0], sampling)) == texts[0]
+
+
+def test_texts_are_cut_before_their_stop_sequences_and_no_more_is_generated_once_each_is(model, tokenizer, monkeypatch):
+    drawn = []
+
+    def counted(*inputs, **options):
+        for tokens_B in decode(*inputs, **options):
+            drawn.append(tokens_B)
+            yield tokens_B
+
+    monkeypatch.setattr(module, "decode", counted)
+    prompts, sampling = [encode_text(tokenizer, "ba du")] * 3, Sampling(tokens=36, temperature=3.0, seed=2)
+    whole = generate_texts(model, tokenizer, prompts, sampling)
+    assert len(drawn) == 36
+    stops = [["nowhere", whole[0][4:6]], ["", whole[1][2]]]
+    for wanted, count in ((stops, 16), ([*stops[:1], []], 36)):
+        drawn.clear()
+        cut = [
+            text[: min((text.index(s) for s in some if s and s in text), default=99_999)]
+            for text, some in zip(whole, wanted, strict=False)
+        ]
+        assert generate_texts(model, tokenizer, prompts, sampling, stops=wanted) == cut
+        assert len(drawn) == count
 
 
 def test_sample_repeats_with_the_seed_and_ends_where_the_learned_positions_do(model, tokenizer):
