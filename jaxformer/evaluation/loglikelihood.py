@@ -60,6 +60,8 @@ class CannotBeScored(UserError):
     def __init__(self, number: int, tokens: int, row_length: int, continuation: str):
         super().__init__(
             f"a continuation of {tokens} tokens cannot be scored in rows of {row_length}: {continuation[:60]!r}"
+            if tokens
+            else f"the continuation has no token: {continuation[:60]!r}"
         )
         self.number = number
 

@@ -201,7 +201,12 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    record = require_json(workdir / CONFIG, f"run folder {workdir}: no config.json; give the folder of a run")
+    advice = "give the folder of a run"
+    if workdir.name.isdecimal() and workdir.parent.name == "checkpoints":
+        advice = f"give {workdir.parent.parent} and step {workdir.name} (--step={workdir.name})"
+    record = require_json(workdir / CONFIG, f"run folder {workdir}: no config.json; {advice}")
+    is_huggingface = "model_type" in record and "config" not in record
+    require(not is_huggingface, f"{workdir}: a Hugging Face folder, not a run; give the folder of a run")
     try:
         for name in ("seed", "digests", "attention", "device"):
             record[name]

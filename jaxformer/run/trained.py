@@ -1,6 +1,7 @@
 """A trained model, from its run folder alone."""
 
 import functools
+import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,8 @@ def load_trained(workdir: str | Path, step: int | None = None) -> Trained:
     Raises:
         UserError: there is no such run or step, or the checkpoint is damaged.
     """
+    is_step = step is None or (isinstance(step, numbers.Integral) and not isinstance(step, bool))
+    require(is_step, f"step ({step!r}) must be a whole number, as in load_trained(run, step=10)")
     workdir = on_this_machine(workdir)
     experiment, record = load_run(workdir)
     tokenizer = run_tokenizer(workdir, record)
@@ -151,7 +154,7 @@ def load_trained(workdir: str | Path, step: int | None = None) -> Trained:
     # Where it lies here: a run on several devices has saved where its parts lay there.
     here = jax.sharding.SingleDeviceSharding(device)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state.params)
-    step, params = _restore(workdir / "checkpoints", params, step)
+    step, params = _restore(workdir / "checkpoints", params, None if step is None else int(step))
     state = state.replace(step=jnp.asarray(step, jnp.int32), params=params, opt_state=None, guard=init_guard())
     return Trained(workdir, experiment, record, step, state, tokenizer)
 

@@ -94,7 +94,7 @@ def test_texts_and_options_that_mean_nothing_are_refused(run):
         trained.generate("ba", Sampling(top_k=401))
     with pytest.raises(UserError, match="context and continuation have more than 32 tokens, the length of the rows"):
         trained.log_likelihood("ba " * 40, "du")
-    with pytest.raises(UserError, match="a continuation of 0 tokens cannot be scored"):
+    with pytest.raises(UserError, match="the continuation has no token"):
         trained.log_likelihood("ba", "")
 
 
@@ -120,6 +120,10 @@ def test_record_that_lacks_something_is_reported(run):
 def test_step_that_is_not_there_is_reported_with_those_that_are(run):
     with pytest.raises(UserError, match=r"no checkpoint of step 5 in .*checkpoints; there are \[8, 12\]"):
         load_trained(run, 5)
+    for step in ("8", 8.0, True):
+        with pytest.raises(UserError, match=rf"step \({step!r}\) must be a whole number"):
+            load_trained(run, step)
+    assert load_trained(run, np.int64(8)).step == 8
 
 
 def test_missing_or_other_tokenizer_is_refused(run, tokenizer_path):
@@ -138,3 +142,11 @@ def test_missing_or_other_tokenizer_is_refused(run, tokenizer_path):
 def test_folder_of_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no config.json; give the folder of a run"):
         load_trained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(UserError, match="a Hugging Face folder, not a run; give the folder of a run"):
+        load_trained(tmp_path)
+
+
+def test_folder_of_a_checkpoint_is_answered_with_its_run_and_step(run):
+    with pytest.raises(UserError, match=rf"no config.json; give {run} and step 8 \(--step=8\)"):
+        load_trained(run / "checkpoints" / "8")
