@@ -76,7 +76,7 @@ def interrupt(process: subprocess.Popen, until) -> Ended:
     did="kept the checkout, the corpus, the cache and the run folder below a folder whose name is a pattern",
     must="train, stop, resume and evaluate there as anywhere, and write nowhere else",
 )
-@pytest.mark.parametrize("name", [ODD, *(pytest.param(f"x{each}y", marks=pytest.mark.slow) for each in "[*?\\")])
+@pytest.mark.parametrize("name", [ODD, *(pytest.param(f"x{each}y", marks=pytest.mark.slow) for each in "[\\")])
 def test_names_that_are_patterns_elsewhere_are_names(user, name):
     steps = ("--training.steps=40", "--evaluation.every_steps=40")
     assert user.train(*steps).status == 0
