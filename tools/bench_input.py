@@ -25,14 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxformer.data.chunks import Chunk, write_chunk
-from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
+from jaxformer.data.corpus import CorpusConfig, load_documents
 from jaxformer.data.packing import PackingConfig, batch_digest, make_batches, packing_report, plan_rows, read_rows
 from jaxformer.data.preparation import default_processes, prepare
 from jaxformer.data.selection import Selected
@@ -111,7 +110,9 @@ def corpus_config(path: str | None) -> CorpusConfig:
     """Returns the corpus at a path, or the standard library."""
     if not path:
         return CorpusConfig(kind="pystdlib")
-    return CorpusConfig(kind="jsonl" if ".jsonl" in path else "parquet", path=path)
+    if ".jsonl" in path:
+        return CorpusConfig(kind="jsonl", path=path)
+    return CorpusConfig(kind="parquet", path=path, key_field="id")  # As FineWeb-EDU's.
 
 
 PREPARE = """
@@ -166,7 +167,7 @@ def text_of(path: Path) -> str:
 
 def measure_preparation(documents, tokenizer, scratch: Path, rounds: int) -> dict:
     """Returns the rates of tokenising alone and of `prepare`, in turn, by as many threads as processes."""
-    texts = [document.text for document in unique_documents(documents, Counter())]
+    texts = [document.text for document in documents if document.text.strip()]
     size = sum(len(text.encode()) for text in texts) / 1e6
     processes = default_processes()
     alone, whole = [], []
