@@ -7,11 +7,13 @@ rate, a larger batch, another schedule, more blocks or a penalty all look worse 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
+
+from jaxformer.statistics.variance_prior import fit_prior, moderate
 
 # Changes of these may be ahead only at the end, or move the data, whose batches then cannot be paired.
 EXEMPT = (
@@ -33,11 +35,8 @@ WINDOW = 0.05
 # How many standard errors of the paired difference within a window it must exceed, in both windows.
 STANDARD_ERRORS = 6.0
 
-# And at which one-sided level, by the t distribution, what two runs differ by that do not even share the seed.
+# And at which one-sided level, by the t distribution, what variant and parent differ by on one seed.
 LEVEL = 1e-3
-
-# Finished runs of the parent, by which that is known.
-FEWEST_SEEDS = 3
 
 _BLOCKS = 8
 
@@ -54,34 +53,65 @@ class Behind(NamedTuple):
         return f"{above} on the same batches, more than {self.threshold:.3f}"
 
 
+class Spread(NamedTuple):
+    """How much variant and parent differ on one seed by chance, at their ends."""
+
+    standard_deviation: float
+    """Nats per target."""
+    degrees_of_freedom: float
+
+
+def spread_of_differences(ends: Mapping[str, Mapping[int, float]], parent: str, variant: str) -> Spread | None:
+    """Returns the spread of a variant's differences from its parent, or None where too little is known.
+
+    That of the paired differences of all variants of the parent that have two seeds, if there are three others, or that
+    of two runs which share nothing, by three runs of the parent: whichever has more degrees of freedom.
+
+    Args:
+        ends: last validation loss, nats per target, by experiment and seed, of the parent and its variants.
+    """
+    losses, found = ends.get(parent, {}), []
+    if len(losses) > 2:
+        found.append(Spread(math.sqrt(2) * float(np.std(list(losses.values()), ddof=1)), len(losses) - 1))
+    variances = {}
+    for name, theirs in ends.items():
+        differences = [loss - losses[seed] for seed, loss in theirs.items() if seed in losses]
+        if name != parent and len(differences) > 1:
+            variances[name] = float(np.var(differences, ddof=1)), len(differences) - 1
+    own = variances.pop(variant, (0.0, 0))
+    known = [(variance, df) for variance, df in variances.values() if variance > 0]
+    if len(known) > 2:
+        prior = fit_prior(*np.array(known).T)
+        variance, df = moderate(own[0], own[1], prior)
+        found.append(Spread(math.sqrt(variance), df))
+    return max(found, key=lambda spread: spread.degrees_of_freedom, default=None)
+
+
 def may_stop(changed_paths: Iterable[str]) -> bool:
     """Returns whether a change of these fields may be judged before its end."""
     return not any(path.startswith(EXEMPT) for path in changed_paths)
 
 
-def clearly_worse(
-    variant_losses: np.ndarray, parent_losses: np.ndarray, parent_ends: Sequence[float], steps: int
-) -> Behind | None:
+def clearly_worse(variant_losses: np.ndarray, parent_losses: np.ndarray, spread: Spread, steps: int) -> Behind | None:
     """Returns by how much a variant is behind if it is clearly worse by now, else None.
 
     Args:
         variant_losses: training losses so far, nats per target by step from 0.
         parent_losses: of the parent's finished run of the same seed.
-        parent_ends: the last validation loss, nats per target, of each finished run of the parent: their spread is what
-            a seed does.
+        spread: of what the two differ by on one seed by chance.
         steps: of the whole run.
     """
     window = max(_BLOCKS, int(WINDOW * steps))
-    done, seeds = min(len(variant_losses), len(parent_losses)), len(parent_ends)
-    if done < max(EARLIEST * steps, 2 * window) or seeds < FEWEST_SEEDS:
+    done = min(len(variant_losses), len(parent_losses))
+    if done < max(EARLIEST * steps, 2 * window):
         return None
-    between_runs = math.sqrt(2) * float(np.std(parent_ends, ddof=1))
+    by_chance = -stdtrit(spread.degrees_of_freedom, LEVEL) * spread.standard_deviation
     found = []
     for last in (done - window, done):
         difference = variant_losses[last - window : last] - parent_losses[last - window : last]
         blocks = np.array([block.mean() for block in np.array_split(difference, _BLOCKS)])
         error = blocks.std(ddof=1) / math.sqrt(_BLOCKS)
-        threshold = max(STANDARD_ERRORS * error, -stdtrit(seeds - 1, LEVEL) * between_runs)
+        threshold = max(STANDARD_ERRORS * error, by_chance)
         # What is not finite is for the guard of the step to judge.
         if not difference.mean() > threshold:
             return None

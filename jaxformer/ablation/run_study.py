@@ -9,10 +9,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxformer.ablation.early_stopping import clearly_worse, may_stop
+from jaxformer.ablation.early_stopping import clearly_worse, may_stop, spread_of_differences
 from jaxformer.ablation.study import Study, estimate_seconds, mean_seconds, resolve_study
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.devices.device import choose_device
@@ -103,22 +103,27 @@ def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str,
             continue
         parents = {s: job.workdir for (n, s), job in finished.items() if n == lineage.parents[0]}
         if seed in parents:
-            ends = [_last_validation_loss(folder) for folder in parents.values()]
-            ends = [loss for loss in ends if math.isfinite(loss)]
+            siblings = {n for n, each in lineages.items() if each.parents[0] == lineage.parents[0]}
+            ends = _last_validation_losses(finished, {lineage.parents[0], *siblings})
+            spread = spread_of_differences(ends, lineage.parents[0], name)
             try:
                 ours, theirs = training_losses(status.job.workdir), training_losses(parents[seed])
             except UserError:  # What is not known stops nothing.
                 continue
-            if behind := clearly_worse(ours, theirs, ends, status.job.steps):
+            if spread and (behind := clearly_worse(ours, theirs, spread, status.job.steps)):
                 for other in statuses:
                     if other.job.name == name:
                         queue.stop(other.job, str(behind))
 
 
-def _last_validation_loss(workdir: Path) -> float:
-    """Returns the validation loss that a run ended with, nats per target; NaN where its summary lacks it."""
-    loss = read_json_or_empty(workdir / "summary.json").get("validation/loss")
-    return loss if isinstance(loss, float) else math.nan
+def _last_validation_losses(finished: Mapping[tuple[str, int], Job], names: set[str]) -> dict[str, dict[int, float]]:
+    """Returns the validation loss that runs ended with, nats per target, by experiment and seed, where it is known."""
+    ends = collections.defaultdict(dict)
+    for (name, seed), job in finished.items():
+        loss = read_json_or_empty(job.workdir / "summary.json").get("validation/loss")
+        if name in names and isinstance(loss, float) and math.isfinite(loss):
+            ends[name][seed] = loss
+    return ends
 
 
 def run_jobs(
