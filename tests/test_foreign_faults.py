@@ -1412,11 +1412,14 @@ def test_a_task_of_some_runs_alone_leaves_the_rest_compared(researcher):
     must="the report is made, and a line says what is not kept or used",
 )
 def test_a_record_beside_the_runs_that_is_damaged_ends_no_report(researcher):
+    assert researcher.run("report", *STUDY).status == 0
+    (kept,) = (researcher.folder / "runs/normed").glob("comparison_*.json")
+    kept.unlink()
+    kept.mkdir()
     researcher.write("runs/root/noise.json", '{"seeds": [0, 1')
-    (researcher.folder / "runs/normed/comparison.json").mkdir()
     ended = researcher.run("report", *STUDY)
     assert ended.status == 0 and is_reported(ended, "normed") and is_reported(ended, "warm"), ended.err
-    assert "noise.json: " in ended.err and "normed/comparison.json: Is a directory; it is not kept" in ended.err
+    assert "noise.json: " in ended.err and f"normed/{kept.name}: Is a directory; it is not kept" in ended.err
 
 
 @report(

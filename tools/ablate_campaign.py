@@ -123,9 +123,11 @@ def disturb(place: Path, folder: Path, kills: int, seconds: float, choices: rand
 
 def decision(folder: Path) -> dict:
     """Returns what a study found, but for what depends on the clock."""
-    found = json.loads((folder / VARIANT / "comparison.json").read_text(encoding="utf-8"))
+    found = json.loads(next((folder / VARIANT).glob("comparison_*.json")).read_text(encoding="utf-8"))
     word = found["verdict"]["word"]
-    return {name: value for name, value in found.items() if name not in ("cost", "verdict")} | {"word": word}
+    return {name: value for name, value in found.items() if name not in ("cost", "until_next", "verdict")} | {
+        "word": word
+    }
 
 
 def run_campaign(folder: Path, *, trials: int, kills: int, seed: int) -> list[str]:

@@ -9,21 +9,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from simulated_rule import RULE, SAME_COST, judge
 from tiny_arms import Arm, make_evidence
 from tqdm import tqdm
 
 from jaxformer.ablation.comparison import compare_runs
-from jaxformer.ablation.cost import Cost
 from jaxformer.ablation.noise_floor import NoiseFloor
-from jaxformer.ablation.verdict import Measured, Rule, Word, decide
+from jaxformer.ablation.verdict import Measured, Word
 from jaxformer.run.inputs import Data
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
 from jaxformer.statistics.significance import INTERIM_SEEDS
 from jaxformer.statistics.variance_prior import VariancePrior
 
-RULE = Rule()
-# Arms that take the same time and parameters: their losses alone decide.
-SAME_COST, WORTH = Cost(1.0, (1.0, 1.0), 1.0, 1.0, 1.0), 1.0
 # By how much more a simulated arm scatters than the arms of its prior.
 SPREAD = 5.0
 
@@ -41,7 +38,7 @@ class Drawn(NamedTuple):
     """Differences of other arms of the same parent, bits per byte; no columns where a prior is not wanted."""
 
     def prior(self, seeds: int) -> VariancePrior | None:
-        """Returns the rule's prior, by other arms' differences of the first seeds; none after the first analysis."""
+        """Returns the rule's prior, by other arms' differences of the first seeds."""
         variances = {str(n): (one, seeds - 1) for n, one in enumerate(self.others_SN[:seeds].var(0, ddof=1))}
         floor = NoiseFloor(tuple(range(seeds)), tuple(self.parent_S[:seeds]), variances)
         return floor.prior("", seeds)
@@ -51,12 +48,9 @@ class Drawn(NamedTuple):
         return crossed_difference(self.bits_SI[:seeds], self.bytes_I, prior=self.prior(seeds))
 
     def judge(self, seeds: int) -> Word:
-        """Returns what the rule says after the first seeds."""
-        difference, margin = self.difference(seeds), float(self.parent_S[:seeds].std(ddof=1))
-        low, high = difference.interval(1 - RULE.alpha)
-        if low <= 0 <= high and not (-margin < low and high < margin):
-            return Word.UNDECIDED  # As `decide` says, after it has worked out how many seeds to advise.
-        return decide(Measured(difference, seeds, margin, SAME_COST, WORTH), RULE).word
+        """Returns what the rule says after the first seeds, with the parent's noise for a margin."""
+        margin, prior = float(self.parent_S[:seeds].std(ddof=1)), self.prior(seeds)
+        return judge(Measured(self.difference(seeds), seeds, margin, SAME_COST, 1.0, prior))
 
 
 def first_word(words: Iterable[Word]) -> Word:
@@ -226,7 +220,7 @@ def judge_equals(
         ),
     }
     trained = {}
-    for number in INTERIM_SEEDS:
+    for number in (INTERIM_SEEDS[0], last):
         trained |= pair_equals(parent, data, number, pairs)
     found = {"other seeds, trained": trained}
     for kind, draw in tqdm(kinds.items(), desc="equals", leave=False, disable=None):

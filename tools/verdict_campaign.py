@@ -1,14 +1,16 @@
-"""Puts verdicts to the proof: `python tools/verdict_campaign.py [--seeds=20] [--pairs=20] [--simulated=2000]`.
+"""Puts verdicts to the proof: `python tools/verdict_campaign.py [--seeds=24] [--pairs=20] [--equals=2000]`.
 
-Small models are trained on pieces of the standard library, hundreds of runs of about a second, and their comparisons
-go through the whole rule:
+With `--simulated` nothing is trained: differences are drawn from models of which the truth is known, and a table shows
+what the rule promises and what was counted (`simulated_rule.py`; ten minutes on a core). Otherwise small models are
+trained on pieces of the standard library, hundreds of runs of about a second, and their comparisons go through the
+whole rule:
 
 1. Equals: arms that differ by their seeds alone, really trained, redrawn and simulated, at each analysis and up to the
    first decision; and arms whose mean is moved to the parent's, with the prior that other arms give, among them such as
    scatter far more than those. A true rule keeps at most 5 % of them, and reverts at most 5 %.
-2. Planted effects: the parent at learning rates that make it worse or better by about 1, 2 and 4 noise floors. How
-   often the interval finds them is held against `power`.
-3. Pairing: how many runs the same seeds and documents save.
+2. Planted effects: the parent at learning rates that make it worse or better by about 1, 2 and 4 noise floors, and how
+   often the interval finds them.
+3. Pairing: how much less the differences scatter for the same seeds and documents.
 
 An effect is the mean over all seeds of an arm; a draw takes K of them without replacement, and documents with. Drawn
 means therefore spread by sqrt(1 - K / seeds) of what the rule counts on, and errors of rates that are redrawn from the
@@ -31,67 +33,47 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from noise_model import RULE, judge_equals, measure, redraw
+from noise_model import judge_equals, measure, redraw
 from scipy import stats
+from simulated_rule import simulate
 from tiny_arms import PILOT_SEEDS, PLANTED, STEPS, Arm, make_parent, train_arms, write_corpus
 from tqdm import tqdm
 from versions import versions
 
 from jaxformer.ablation.outcome import to_json
 from jaxformer.ablation.verdict import Word
-from jaxformer.evaluation.scores import estimate_ratio
 from jaxformer.run.inputs import Data
-from jaxformer.statistics.power import power, seeds_needed
-from jaxformer.statistics.significance import INTERIM_SEEDS
+from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level
 
 RESULTS = Path(__file__).parent / "results" / "verdicts_cpu.json"
 # Share of equals that may be kept, and that may be reverted.
 MOST = 0.05
-# Of each arm, that are tried to find an effect.
-MOST_SEEDS = 200
+# Seeds at which it is shown how often effects are found.
+SHOWN = (3, 5, 8)
 
 
 class Found(NamedTuple):
-    """How often an effect is found, of all draws, beside what the power analysis predicts."""
+    """How often an effect is found, of all draws."""
 
     arm: str
     effect_in_floors: float
     seeds: int
     moderated: bool
     """With the prior that the other arms give."""
-    predicted: float
     seen: float
-    """`predicted` and `seen`: that the interval excludes 0 on the right side; predicted as if the prior's variance were
-    the arm's own, so that less is seen where the other arms scatter more.
-    """
     wrong: float
-    """That it does on the other."""
+    """`seen` and `wrong`: that the interval excludes 0 on the right side, and on the other."""
 
 
 def find_effect(arms: dict[str, Arm], name: str, draws: int, random: np.random.Generator) -> list[Found]:
-    """Returns how often an arm's effect is found at each interim analysis, and at the first with the prior."""
+    """Returns how often an arm's effect is found at some analyses, without the prior and with it."""
     truth, found = measure(arms["parent"], arms[name]), []
-    for seeds, moderated in [*((seeds, False) for seeds in INTERIM_SEEDS), (INTERIM_SEEDS[0], True)]:
+    for seeds, moderated in [(seeds, moderated) for moderated in (False, True) for seeds in SHOWN]:
         drawn = [redraw(arms, name, seeds, random, moderated=moderated) for _ in range(draws)]
-        ends = np.array([one.difference(seeds).interval(1 - RULE.alpha) for one in drawn]) + truth.effect
+        ends = np.array([one.difference(seeds).interval(1 - interim_level(seeds)) for one in drawn]) + truth.effect
         above, below = float((ends[:, 0] > 0).mean()), float((ends[:, 1] < 0).mean())
-        priors = [one.prior(seeds) for one in drawn] if moderated else [None]
-        predicted = np.mean(
-            [
-                power(
-                    truth.effect,
-                    truth.standard_deviation,
-                    seeds,
-                    alpha=RULE.alpha,
-                    # All degrees of freedom together are at most those of the variances that made the prior.
-                    prior_df=min(one.degrees_of_freedom, one.pooled_degrees_of_freedom - (seeds - 1)) if one else 0.0,
-                    item_variance=truth.item_variance,
-                )
-                for one in priors
-            ]
-        )
         seen, wrong = (above, below) if truth.effect > 0 else (below, above)
-        found.append(Found(name, truth.effect / arms["parent"].noise, seeds, moderated, float(predicted), seen, wrong))
+        found.append(Found(name, truth.effect / arms["parent"].noise, seeds, moderated, seen, wrong))
     return found
 
 
@@ -105,42 +87,15 @@ class Pairing(NamedTuple):
     """Correlation of the arm's and the parent's bits per byte over seeds."""
     noise_ratio: float
     """Standard deviation of paired differences, divided by that of differences of unpaired runs."""
-    paired: int | None
-    unpaired: int | None
-    other_documents: int | None
-    """`paired`, `unpaired` and `other_documents`: runs of both arms together that find an effect of one floor with 80 %
-    power, where the seeds and documents are the same, the documents only, and neither; None where 400 do not.
-    """
+    runs_ratio: float
+    """Runs that find the same effect without pairing by seed, divided by those that do with it: its inverse square."""
 
 
 def measure_pairing(name: str, parent: Arm, arm: Arm) -> Pairing:
-    """Returns what pairing saves at an effect of one noise floor."""
+    """Returns what pairing saves."""
     truth, floor = measure(parent, arm), parent.noise
-    unpaired = math.hypot(truth.noise, floor)
-    of_documents = [estimate_ratio([(one.bits_SI.mean(0), one.bytes_I)]).standard_error ** 2 for one in (parent, arm)]
-
-    def runs(deviation: float, item_variance: float, *, paired: bool) -> int | None:
-        seeds = seeds_needed(
-            floor,
-            deviation,
-            alpha=RULE.alpha,
-            wanted_power=RULE.power,
-            item_variance=item_variance,
-            paired=paired,
-            most=MOST_SEEDS,
-        )
-        return None if seeds is None else 2 * seeds
-
-    return Pairing(
-        name,
-        truth.effect / floor,
-        truth.correlation,
-        truth.standard_deviation / unpaired,
-        runs(truth.standard_deviation, truth.item_variance, paired=True),
-        # Of one run, where the two arms are taken to scatter alike.
-        runs(unpaired / math.sqrt(2), truth.item_variance, paired=False),
-        runs(unpaired / math.sqrt(2), sum(of_documents), paired=False),
-    )
+    ratio = truth.standard_deviation / math.hypot(truth.noise, floor)
+    return Pairing(name, truth.effect / floor, truth.correlation, ratio, ratio**-2)
 
 
 def rate(counts: Counter, word: Word) -> dict[str, float]:
@@ -156,17 +111,28 @@ def print_table(title: str, names: Sequence[str], rows: Iterable[Sequence]) -> N
         print("| " + " | ".join("-" if value is None else str(value) for value in row) + " |")
 
 
-def report(arms: dict[str, Arm], data: Data, *, pairs: int, simulated: int, draws: int) -> tuple[dict, list[str]]:
+def print_simulated(studies: int) -> int:
+    """Prints what the rule promises beside what is counted, a line each; returns the exit status."""
+    print("| of the rule | counted | |\n| --- | ---: | --- |", flush=True)
+    broken = 0
+    for line in simulate(studies):
+        note = f"known: {line.why_not}" if line.why_not else "" if line.holds else "broken"
+        broken += not line.holds and not line.why_not
+        print(f"| {line.model} | {line.found} | {note} |", flush=True)
+    return 1 if broken else 0
+
+
+def report(arms: dict[str, Arm], data: Data, *, pairs: int, equals: int, draws: int) -> tuple[dict, list[str]]:
     """Prints the tables; returns all numbers, and a line on each rate of wrong decisions that is too high."""
     random, parent = np.random.default_rng(0), arms["parent"]
     names = [name for name in arms if name != "parent"]
     print(f"noise floor {parent.noise:.4f} bits per byte of {parent.bits_per_byte.mean():.4f}")
 
-    equals, rows, problems = {}, [], []
-    for name, counts in judge_equals(arms, data, pairs, simulated, random).items():
+    judged, rows, problems = {}, [], []
+    for name, counts in judge_equals(arms, data, pairs, equals, random).items():
         rates = {word.value: rate(counts, word) for word in (Word.KEEP, Word.REVERT)}
         words = {word.value: count for word, count in counts.items()}
-        equals[name] = {"comparisons": counts.total(), "words": words, **rates}
+        judged[name] = {"comparisons": counts.total(), "words": words, **rates}
         cells = [f"{one['rate']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in rates.values()]
         rows.append((name, counts.total(), *cells, f"{counts[Word.EQUIVALENT] / counts.total():.1%}"))
         # A few real seeds of the widest arm are no normal distribution: with one that ends badly, an arm that is equal
@@ -184,33 +150,23 @@ def report(arms: dict[str, Arm], data: Data, *, pairs: int, simulated: int, draw
         (
             name,
             f"{found[0].effect_in_floors:+.2f}",
-            *(f"{one.predicted:.0%} / {one.seen:.0%}" for one in found),
+            *(f"{one.seen:.0%}" for one in found),
             f"{max(one.wrong for one in found):.1%}",
         )
         for name, found in effects.items()
     ]
-    analyses = [f"{seeds} seeds" for seeds in INTERIM_SEEDS]
-    columns = ("arm", "floors", *analyses, f"{INTERIM_SEEDS[0]} seeds, prior", "wrong side")
-    print_table("Effects: found as predicted / as seen", columns, rows)
+    analyses = [f"{seeds} seeds{', prior' * moderated}" for moderated in (False, True) for seeds in SHOWN]
+    print_table("Effects: found", ("arm", "floors", *analyses, "wrong side"), rows)
 
     pairing = [measure_pairing(name, parent, arms[name]) for name in names]
-    columns = (
-        "arm",
-        "floors",
-        "correlation",
-        "noise of pairs / of others",
-        "runs, paired",
-        "unpaired",
-        "and documents",
-    )
-    rows = [(one.arm, *(f"{value:.3f}" for value in one[1:4]), *one[4:]) for one in pairing]
-    print_table("Pairing: runs for 80 % power at one floor", columns, rows)
+    columns = ("arm", "floors", "correlation", "noise of pairs / of others", "runs of others / of pairs")
+    print_table("Pairing", columns, [(one.arm, *(f"{value:.3f}" for value in one[1:])) for one in pairing])
     numbers = {
         "noise_floor": parent.noise,
         "bits_per_byte": float(parent.bits_per_byte.mean()),
         "learning_rates": {name: arm.experiment.optimizer.learning_rate for name, arm in arms.items()},
         "arms": {name: measure(parent, arms[name])._asdict() for name in names},
-        "equals": equals,
+        "equals": judged,
         "effects": [one._asdict() for found in effects.values() for one in found],
         "pairing": [one._asdict() for one in pairing],
     }
@@ -220,14 +176,19 @@ def report(arms: dict[str, Arm], data: Data, *, pairs: int, simulated: int, draw
 def main() -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20, help="of each arm; at least 8")
+    parser.add_argument("--seeds", type=int, default=24, help="of each arm; at least 24")
     parser.add_argument("--pairs", type=int, default=20, help="of equal arms of 3 trained runs each")
-    parser.add_argument("--simulated", type=int, default=2000, help="comparisons of equals of each kind")
+    parser.add_argument("--equals", type=int, default=2000, help="comparisons of equals of each kind")
+    parser.add_argument(
+        "--simulated", type=int, nargs="?", const=6000, metavar="STUDIES", help="train nothing: of each model"
+    )
     parser.add_argument("--draws", type=int, default=500, help="of seeds and documents for each rate of effects found")
     parser.add_argument("--steps", type=int, default=STEPS, help="of a run")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.simulated:
+        return print_simulated(options.simulated)
     if options.seeds < INTERIM_SEEDS[-1]:
         parser.error(f"--seeds ({options.seeds}) must be at least {INTERIM_SEEDS[-1]}")
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -240,7 +201,7 @@ def main() -> int:
         parent = make_parent(corpus, options.steps)
         data, arms = train_arms(parent, seeds=options.seeds, runs=runs, jobs=options.jobs)
         trained = time.perf_counter() - started
-        numbers, problems = report(arms, data, pairs=options.pairs, simulated=options.simulated, draws=options.draws)
+        numbers, problems = report(arms, data, pairs=options.pairs, equals=options.equals, draws=options.draws)
     record = {
         "device": jax.default_backend(),
         "versions": versions("jax", "flax", "optax", "numpy", "scipy"),

@@ -5,7 +5,7 @@ move more by chance than by what is compared; they stand guard, and the bits per
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +13,12 @@ import numpy as np
 from jaxformer.ablation.comparability import check_comparable, have_same_documents, shared_tasks
 from jaxformer.ablation.cost import Cost, compare_costs, mean_worth
 from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds, stack
+from jaxformer.ablation.margin import margin_of_tokens
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.verdict import Measured, Rule, Verdict, Word, decide
 from jaxformer.config import require
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
-from jaxformer.statistics.significance import INTERIM_SEEDS, holm, mcnemar
+from jaxformer.statistics.significance import INTERIM_SEEDS, holm, interim_level, mcnemar, next_analysis
 from jaxformer.statistics.variance_prior import VariancePrior
 
 
@@ -61,7 +62,9 @@ class Comparison(NamedTuple):
     difference: Difference | None = None
     """Difference of them, which decides."""
     q_value: float = math.nan
-    """Q-value of that difference, among all of a study."""
+    """Q-value of an improvement, among all of a study."""
+    until_next: tuple[int | None, float] = (None, 0.0)
+    """More seeds, and their device hours, to the next interim analysis; None after the last."""
     corpora: Mapping[str, Difference] = {}
     """The difference for each corpus."""
     tasks: Mapping[str, TaskDifference] = {}
@@ -70,8 +73,8 @@ class Comparison(NamedTuple):
     """Variance of one seed's difference, by these seeds alone."""
     noise: float = math.nan
     """Standard deviation of the parent's bits per byte over its seeds."""
-    correlation: float = math.nan
-    """Correlation of the two arms' bits per byte over seeds."""
+    pairing: float = math.nan
+    """Standard deviation of a seed's difference, divided by that of the difference of two runs that share no seed."""
     cost: Cost | None = None
     worth: float = math.nan
     """What the gain is worth in tokens: the parent needs so many times the variant's."""
@@ -93,7 +96,7 @@ def compare_runs(
     Args:
         variant: its name, where there may be no finished run that records it.
         floor: the parent's noise; that of its runs here if it is not given.
-        failures: by seed, how runs of the variant failed; one is enough to revert it.
+        failures: by seed, how runs of the variant failed; one is enough to revert it, if the parent's did not fail.
         parent_failures: by seed, how runs of the parent failed: noted, since no pair shows them.
         allow: kinds of differences that shall not keep runs from being compared, such as 'code' or 'versions'.
 
@@ -102,46 +105,51 @@ def compare_runs(
     """
     require(bool(parents), "there is no finished run of the parent to compare with; train it first")
     rule, floor = rule or Rule(), floor or noise_floor(parents)
-    margin = rule.margin or floor.standard_deviation
+    margin = rule.margin or margin_of_tokens(parents, rule.equal_tokens).bits_per_byte
     parent = parents[0].record["experiment"]
-    failed = "; ".join(_by_seed(failures))
+    failures, parent_failures = failures or {}, parent_failures or {}
+    failed = "; ".join(f"seed {seed} {why}" for seed, why in sorted(failures.items()) if seed not in parent_failures)
+    failure_notes = tuple(_describe_parent_failures(failures, parent_failures))
     if not variants:
-        verdict = Verdict(Word.REVERT, failed) if failed else Verdict(Word.NOT_COMPARED, "no run of it can be read")
-        return Comparison(parent, variant, verdict, margin, {})
+        verdict = Verdict(Word.NOT_COMPARED, "; ".join(("no run of it can be read", *failure_notes)))
+        return Comparison(parent, variant, Verdict(Word.REVERT, failed) if failed else verdict, margin, {})
     name, lineage, question = (variants[0].record[key] for key in ("experiment", "lineage", "question"))
     flags, notes = check_comparable(parents, variants, allow=allow)
-    for failure in _by_seed(parent_failures):
-        notes = (*notes, f"the parent failed: {failure}; what the variant does there is not in the difference")
     pairs = paired_seeds(parents, variants)
     analysed = max((seeds for seeds in INTERIM_SEEDS if seeds <= len(pairs)), default=len(pairs))
-    if analysed < len(pairs):
-        notes = (*notes, f"{len(pairs) - analysed} more seeds than the last interim analysis takes wait for the next")
+    notes = (*notes, *failure_notes, *_describe_seeds_left(len(pairs), analysed))
     if not pairs:
         flags = (*flags, f"seeds: {parent} and {name} share none; train both with the same --seed")
     if flags:
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(flags))
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
-    found = _compare_pairs(pairs[:analysed], floor.prior(name, analysed), rule)
+    prior = floor.prior(name, analysed)
+    found = _compare_pairs(pairs[:analysed], prior)
     tasks = found["tasks"].items()
-    findings = Measured(
-        found["difference"],
-        analysed,
-        margin,
-        found["cost"],
-        found["worth"],
-        worse_tasks=tuple(name for name, t in tasks if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0),
-        failures=failed,
-        parent_seeds=len(parents),
-    )
+    worse_tasks = tuple(name for name, t in tasks if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0)
+    costs = found["cost"], found["worth"]
+    findings = Measured(found["difference"], analysed, margin, *costs, prior, worse_tasks, failed, len(parents))
     known = {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
-    return Comparison(parent, name, decide(findings, rule), margin, **known, **found)
+    return Comparison(parent, name, decide(findings, rule), margin, until_next=findings.until_next(), **known, **found)
 
 
-def _by_seed(failures: Mapping[int, str] | None) -> list[str]:
-    return [f"seed {seed} {why}" for seed, why in sorted((failures or {}).items())]
+def _describe_parent_failures(failures: Mapping[int, str], parent_failures: Mapping[int, str]) -> Iterator[str]:
+    for seed, why in sorted(parent_failures.items()):
+        if seed in failures:
+            yield f"seed {seed} failed in both: the parent {why}; the variant {failures[seed]}; it decides nothing"
+        else:
+            yield f"the parent failed: seed {seed} {why}; what the variant does there is not in the difference"
 
 
-def _compare_pairs(pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: VariancePrior | None, rule: Rule) -> dict:
+def _describe_seeds_left(seeds: int, analysed: int) -> list[str]:
+    """Returns a note where there are more seeds than the interim analysis takes."""
+    later = next_analysis(analysed)
+    use = f", left for that after {later}" if later else ", the last, left out"
+    number = f"{seeds - analysed} more seed{'s' * (seeds - analysed > 1)}"
+    return [f"{number} than the interim analysis after {analysed} takes{use}"] if analysed < seeds else []
+
+
+def _compare_pairs(pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: VariancePrior | None) -> dict:
     """Returns what pairs of runs (parent, variant) say, as fields of a `Comparison`."""
     ours, theirs = [variant for _, variant in pairs], [parent for parent, _ in pairs]
     corpora = [name for name in theirs[0].validation if name in ours[0].validation]
@@ -160,10 +168,15 @@ def _compare_pairs(pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: Vari
         },
         "tasks": compare_tasks(ours, theirs),
         "seed_variance": float(np.var(bits_S - parent_S, ddof=1)) if len(pairs) > 1 else math.nan,
-        "correlation": float(np.corrcoef(bits_S, parent_S)[0, 1]) if len(pairs) > 2 else math.nan,
-        "cost": compare_costs(ours, theirs, rule.alpha),
+        "pairing": _pairing(bits_S, parent_S),
+        "cost": compare_costs(ours, theirs, interim_level(len(pairs))),
         "worth": mean_worth(ours, theirs),
     }
+
+
+def _pairing(bits_S: np.ndarray, parent_S: np.ndarray) -> float:
+    unpaired = math.hypot(*(float(np.std(arm_S, ddof=1)) for arm_S in (bits_S, parent_S))) if len(bits_S) > 2 else 0.0
+    return float(np.std(bits_S - parent_S, ddof=1)) / unpaired if unpaired else math.nan
 
 
 def compare_tasks(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[str, TaskDifference]:

@@ -1,7 +1,7 @@
 """What a variant costs beside its parent, and what its gain is worth."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,12 +56,16 @@ def mean_worth(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> fl
     NaN where none does, and where the change is of the schedule, the optimizer or the batch: it shapes the very curve
     off which the worth would be read.
     """
-    lineage = ours[0].record["lineage"]
-    if any(path.startswith(("optimizer.", "training.")) for path in lineage["change"]):
+    if shapes_the_curve(ours[0].record["lineage"]):
         return math.nan
     known = [worth_in_tokens(one, other) for one, other in zip(ours, theirs, strict=True)]
     known = [worth for worth in known if math.isfinite(worth)]
     return float(np.mean(known)) if known else math.nan
+
+
+def shapes_the_curve(lineage: Mapping) -> bool:
+    """Returns whether a change is one of the schedule, the optimizer or the batch."""
+    return any(path.startswith(("optimizer.", "training.")) for path in lineage.get("change", ()))
 
 
 def worth_in_tokens(variant: FinishedRun, parent: FinishedRun) -> float:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.ablation.finished_runs import FinishedRun
-from jaxformer.statistics.significance import INTERIM_SEEDS
 from jaxformer.statistics.variance_prior import VariancePrior, fit_prior
 
 
@@ -29,12 +28,9 @@ class NoiseFloor(NamedTuple):
     def prior(self, variant: str, seeds: int) -> VariancePrior | None:
         """Returns what is known of the variance of a variant's difference beside its own seeds.
 
-        Up to the first interim analysis it is fitted to the variances of the parent's other comparisons, if there are
-        three; later ones have enough seeds of their own. Otherwise one seed alone has the variance of two runs that
-        share nothing, and more have their own.
+        It is fitted to the variances of the parent's other comparisons, if there are three. Otherwise one seed alone
+        has the variance of two runs that share nothing, and more have their own.
         """
-        if seeds > INTERIM_SEEDS[0]:
-            return None
         known = [(variance, df) for name, (variance, df) in self.variances.items() if name != variant and variance > 0]
         if len(known) >= 3:
             return fit_prior(*np.array(known, np.float64).T)

@@ -1,6 +1,7 @@
 """What came out of a study: its runs read, compared, judged and recorded."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,16 @@ from jaxformer.host.console import print_notice
 from jaxformer.host.files import for_json, read_json, read_json_or_empty, write_json
 from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
 from jaxformer.statistics.paired_difference import Difference
-from jaxformer.statistics.significance import INTERIM_ALPHA, benjamini_hochberg
+from jaxformer.statistics.significance import benjamini_hochberg, interim_level
 
 # In the folder of an experiment's runs.
 NOISE = "noise.json"
-COMPARISON = "comparison.json"
+
+
+def comparison_file(study: Study) -> str:
+    """Returns the name of the file that keeps a comparison of a study: another for other questions or another rule."""
+    what = repr((study.parent, study.variants, study.rule))
+    return f"comparison_{hashlib.sha256(what.encode()).hexdigest()[:8]}.json"
 
 
 class Outcome(NamedTuple):
@@ -48,8 +54,8 @@ class Outcome(NamedTuple):
 def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outcome:
     """Returns what came out of a study so far, and writes it beside the runs.
 
-    `runs/VARIANT/comparison.json` keeps each comparison, `runs/PARENT/noise.json` the noise floor, which the next study
-    of the same parent takes up.
+    `runs/VARIANT/comparison_DIGEST.json` keeps each comparison, DIGEST being that of the study's questions and rule,
+    and `runs/PARENT/noise.json` the noise floor, which the next study of the same parent takes up.
 
     What cannot be read, a run folder as well as a variant whose file is not there any more, is named in
     `Outcome.unread`, and all else is judged without it.
@@ -89,9 +95,10 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
         compare(one, floors[one.parents[0].name]) if one.parents[0].name in floors else _without_parent(one, failures)
         for one in variants
     ]
-    comparisons = _with_q_values(comparisons, study.rule)
+    comparisons = with_q_values(comparisons, study.rule)
     for one in comparisons:
-        _keep(runs / one.variant / COMPARISON, to_json(one))
+        asked = {"study": {"parent": study.parent, "variants": study.variants}}
+        _keep(runs / one.variant / comparison_file(study), to_json({**asked, **one._asdict()}))
     lost_hours = {name: hours for name, each in read.items() if (hours := _lost_hours(each.folders))}
     interactions = _interactions(experiments, finished, comparisons)
     unread = (*(line for each in read.values() for line in each.unreadable), *map(str, refused.values()))
@@ -175,17 +182,22 @@ def _reuse(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloor:
     return floor
 
 
-def _with_q_values(comparisons: Sequence[Comparison], rule: Rule) -> list[Comparison]:
+def with_q_values(comparisons: Sequence[Comparison], rule: Rule) -> list[Comparison]:
     """Returns comparisons with the q-value of each over all, and none kept that has too large a one."""
     differences = {i: one.difference for i, one in enumerate(comparisons) if one.difference is not None}
     compared = {i: difference for i, difference in differences.items() if difference.seeds_counted}
-    # The level of an interim analysis is smaller than that of all together, 0.05, and so is its p-value.
-    p_values = [min(1.0, 0.05 / INTERIM_ALPHA * difference.p_value) for difference in compared.values()]
+    # One-sided, since of all that is found only what is kept counts; and larger by as much as all interim analyses
+    # together err more often than this one.
+    p_values = [
+        min(1.0, 0.05 / interim_level(len(comparisons[i].seeds)) * difference.p_value_below)
+        for i, difference in compared.items()
+    ]
     q_values = benjamini_hochberg(np.array(p_values))
     judged = list(comparisons)
     for i, q in zip(compared, q_values, strict=True):
         one = comparisons[i]._replace(q_value=float(q))
-        judged[i] = one._replace(verdict=kept_by_chance(one.verdict, float(q), rule) or one.verdict)
+        demoted = kept_by_chance(one.verdict, float(q), rule, *one.until_next)
+        judged[i] = one._replace(verdict=demoted or one.verdict)
     return judged
 
 

@@ -10,11 +10,9 @@ from jaxformer.ablation.cost import Cost
 from jaxformer.config import Bounds, NonNegativeFloat, check_fields
 from jaxformer.host.docstrings import docstring
 from jaxformer.statistics.paired_difference import Difference
-from jaxformer.statistics.power import seeds_needed
-from jaxformer.statistics.significance import INTERIM_ALPHA, INTERIM_SEEDS
-
-# Seeds beyond which none are searched for.
-_MOST_SEEDS = 100
+from jaxformer.statistics.prediction import predict
+from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level, next_analysis
+from jaxformer.statistics.variance_prior import VariancePrior
 
 Share = Annotated[float, Bounds(above=0, below=1)]
 
@@ -34,14 +32,14 @@ class Word(enum.Enum):
 class Rule:
     """Thresholds of the decision."""
 
-    alpha: Share = INTERIM_ALPHA
-    """Two-sided level of each interim analysis; the default is that of at most three, after 3, 5 and 8 seeds."""
+    equal_tokens: Share = 0.02
+    """Two models are called equal within what this share of the tokens is worth, on the parent's own loss curve."""
     margin: NonNegativeFloat = 0.0
-    """Bits per byte within which two models are called equal; 0 for the noise floor, the standard deviation of the
-    parent's own seeds.
-    """
+    """Bits per byte within which two models are called equal instead; 0 for what `equal_tokens` are worth."""
     power: Share = 0.8
-    """Probability with which the further seeds that are advised would decide an effect as large as the estimate."""
+    """Probability of a decision for which the number of seeds is named, by what is known so far."""
+    least_power: Share = 0.2
+    """Probability of KEEP by the last interim analysis below which no further seeds are advised."""
     guard_alpha: Share = 0.05
     """Level, over all tasks together (Holm 1979), at which a task that is worse speaks against a change."""
     cheaper: Share = 0.02
@@ -53,15 +51,18 @@ class Rule:
         check_fields(self, "rule")
 
     def describe(self, margin: float) -> str:
-        """Returns the rule in words, with the margin that it comes to; NaN where it is a noise floor not known yet."""
-        within = "the noise floor, which one seed does not show" if math.isnan(margin) else f"±{margin:.4f}"
+        """Returns the rule in words, with the margin that it comes to; NaN where it is not known."""
+        worth = "" if self.margin else f", worth {self.equal_tokens:.0%} of the tokens on the parent's curve"
+        margin_text = (
+            "not known, since no curve of the parent shows it" if math.isnan(margin) else f"±{margin:.4f}{worth}"
+        )
         preface = (
-            f"Difference of validation bits per byte, variant minus parent, with its {1 - self.alpha:.1%} interval "
-            f"over seeds and documents, analysed after {', '.join(map(str, INTERIM_SEEDS))} seeds. The first that "
-            "holds decides."
+            "Difference of validation bits per byte, variant minus parent, with an interval over seeds and documents, "
+            f"analysed after {', '.join(map(str, INTERIM_SEEDS))} seeds; the intervals of all analyses hold the truth "
+            f"together in 95 %. The margin is {margin_text}. The first rule that holds decides."
         )
         rules = " ".join(map(docstring, (*RULES, kept_by_chance)))
-        return f"{preface} {' '.join(rules.format(rule=self, within=within).split())}"
+        return f"{preface} {' '.join(rules.format(rule=self).split())}"
 
 
 class Measured(NamedTuple):
@@ -78,12 +79,40 @@ class Measured(NamedTuple):
     """What the gain is worth in tokens: the parent needs so many times the variant's for the same loss; NaN where that
     is not known.
     """
+    prior: VariancePrior | None = None
+    """Prior by which the difference is moderated."""
     worse_tasks: tuple[str, ...] = ()
     """Names of those at which the variant is worse, at `Rule.guard_alpha`."""
     failures: str = ""
-    """How runs of the variant failed, in words; '' where none did."""
+    """How runs of the variant failed where the parent's did not, in words; '' where none did."""
     parent_seeds: int = 0
     """Runs of the parent that there are."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval of the difference at the level of this interim analysis."""
+        return self.difference.interval(1 - interim_level(self.seeds))
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the two differ by less than the margin, or the variant is better, but by less than that."""
+        low, high = self.interval
+        return (-self.margin < low and high < self.margin) or (high < 0 and self.difference.mean > -self.margin)
+
+    def until(self, seeds: int | None) -> tuple[int | None, float]:
+        """Returns how many more seeds there are to a number, and the device hours of both arms' missing runs."""
+        if seeds is None:
+            return None, 0.0
+        more, missing_parents = seeds - self.seeds, max(0, seeds - self.parent_seeds)
+        return more, more * self.cost.device_hours + missing_parents * self.cost.parent_device_hours
+
+    def until_next(self) -> tuple[int | None, float]:
+        """Returns the same to the next interim analysis; (None, 0) after the last."""
+        return self.until(next_analysis(self.seeds))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 class Verdict(NamedTuple):
@@ -93,7 +122,7 @@ class Verdict(NamedTuple):
     reason: str
     """One sentence."""
     more_seeds: int | None = 0
-    """More seeds that would probably decide, where it is undecided; None where no number within reach would."""
+    """More seeds that may decide, where it is undecided; None where the reason advises something else."""
     more_hours: float = 0.0
     """Device hours of those."""
 
@@ -107,7 +136,7 @@ def decide(found: Measured, rule: Rule) -> Verdict:
 
 
 def failed(found: Measured, rule: Rule) -> Verdict | None:
-    """REVERT: a run of the variant failed."""
+    """REVERT: a run of the variant failed on a seed on which the parent's did not."""
     if found.failures:
         return Verdict(Word.REVERT, f"{found.difference.mean:+.4f}, but {found.failures}")
 
@@ -115,37 +144,40 @@ def failed(found: Measured, rule: Rule) -> Verdict | None:
 def too_few_seeds(found: Measured, rule: Rule) -> Verdict | None:
     """UNDECIDED: there are fewer seeds than the first interim analysis takes."""
     if found.seeds < INTERIM_SEEDS[0]:
-        reason = f"{_shown(found, rule)}: the first interim analysis is after {INTERIM_SEEDS[0]} seeds"
-        return Verdict(Word.UNDECIDED, reason, *_until(INTERIM_SEEDS[0], found))
+        reason = f"{found}: the first interim analysis is after {INTERIM_SEEDS[0]} seeds"
+        return Verdict(Word.UNDECIDED, reason, *found.until_next())
 
 
 def worse_at_a_task(found: Measured, rule: Rule) -> Verdict | None:
     """UNDECIDED: equivalent but cheaper, or better, as below, but worse at a task (Holm, {rule.guard_alpha:g})."""
     if found.worse_tasks and (verdict := cheaper(found, rule) or better(found, rule)):
         tasks = " and ".join(found.worse_tasks)
-        return Verdict(Word.UNDECIDED, f"{verdict.reason}, but worse at {tasks}: look at the items", None)
+        advice = "look at the items, and train more seeds to see whether it is chance"
+        if next_analysis(found.seeds) is None:
+            advice = "look at the items, and keep it by hand if they are no loss"
+        reason = f"{verdict.reason}, but worse at {tasks}: {advice}"
+        return Verdict(Word.UNDECIDED, reason, *found.until_next())
 
 
 def cheaper(found: Measured, rule: Rule) -> Verdict | None:
-    """EQUIVALENT BUT CHEAPER: the interval lies within {within}, not all of it below 0, and {rule.cheaper:.0%} of the
-    time per token is surely saved, or of the parameters without surely taking more time.
+    """EQUIVALENT BUT CHEAPER: the interval lies within the margin, or below 0 with a difference within the margin, and
+    {rule.cheaper:.0%} of the time per token is surely saved, or of the parameters without surely taking more time.
     """
-    saving = _saving(found.cost, rule)
-    if _is_within_margin(found, rule) and _interval(found, rule)[1] >= 0 and saving:
-        return Verdict(Word.CHEAPER, f"{_shown(found, rule)} is equal, {saving}")
-
-
-def equivalent(found: Measured, rule: Rule) -> Verdict | None:
-    """EQUIVALENT: the interval lies within {within} and contains 0."""
-    low, high = _interval(found, rule)
-    if _is_within_margin(found, rule) and low <= 0 <= high:
-        return Verdict(Word.EQUIVALENT, f"{_shown(found, rule)} is equal, and not cheaper: the parent stays")
+    if found.is_equal and (saving := _saving(found.cost, rule)):
+        return Verdict(Word.CHEAPER, f"{found} is equal, {saving}")
 
 
 def worse(found: Measured, rule: Rule) -> Verdict | None:
     """REVERT: the interval lies above 0."""
-    if _interval(found, rule)[0] > 0:
-        return Verdict(Word.REVERT, f"{_shown(found, rule)} is worse")
+    if found.interval[0] > 0:
+        return Verdict(Word.REVERT, f"{found} is worse")
+
+
+def equivalent(found: Measured, rule: Rule) -> Verdict | None:
+    """EQUIVALENT: as before, but not cheaper."""
+    if found.is_equal:
+        what = "is better by too little to matter" if found.interval[1] < 0 else "is equal"
+        return Verdict(Word.EQUIVALENT, f"{found} {what}, and not cheaper: the parent stays")
 
 
 def not_worth_its_time(found: Measured, rule: Rule) -> Verdict | None:
@@ -159,35 +191,38 @@ def not_worth_its_time(found: Measured, rule: Rule) -> Verdict | None:
         times = f"worth {found.worth:.2f} x the tokens, but {ratio}"
         if is_unknown:
             times = f"in {ratio}, and what it is worth is not known"
-        return Verdict(Word.UNDECIDED, f"{verdict.reason}, {times}: train the parent as long to decide", None)
+        advice = f"compare it with a parent of {found.cost.time_per_token:.2f} x the steps, which takes as long"
+        return Verdict(Word.UNDECIDED, f"{verdict.reason}, {times}: {advice}", None)
 
 
 def better(found: Measured, rule: Rule) -> Verdict | None:
     """KEEP: the interval lies below 0."""
-    if _interval(found, rule)[1] < 0:
-        return Verdict(Word.KEEP, f"{_shown(found, rule)} is better")
+    if found.interval[1] < 0 and not found.is_equal:
+        return Verdict(Word.KEEP, f"{found} is better")
 
 
 def after_the_last_analysis(found: Measured, rule: Rule) -> Verdict | None:
     """UNDECIDED: there is no further interim analysis, and the parent stays."""
-    if found.seeds >= INTERIM_SEEDS[-1]:
-        reason = f"{_shown(found, rule)} after {found.seeds} seeds, the last analysis: the parent stays"
+    if next_analysis(found.seeds) is None:
+        reason = f"{found} after {found.seeds} seeds, the last analysis: the parent stays"
         return Verdict(Word.UNDECIDED, reason, None)
 
 
 def more_seeds(found: Measured, rule: Rule) -> Verdict:
-    """UNDECIDED: otherwise, until the interim analysis that would decide with a probability of {rule.power:.0%} if the
-    difference is as large as it seems; the parent stays if none would.
+    """UNDECIDED: otherwise, until the next interim analysis. By what is known so far, the seeds are named that decide
+    with a probability of {rule.power:.0%}; and the parent stays where the last analysis ends with KEEP, or of what
+    saves time or parameters with any decision, in less than {rule.least_power:.0%}.
     """
-    shown, needed = _shown(found, rule), _seeds_to_decide(found, rule)
-    if needed is None:
-        reason = f"{shown}: not even {_MOST_SEEDS} seeds would distinguish it from 0 or from the margin"
+    prospects = predict(found.difference, found.seeds, found.margin, found.prior)
+    following, last = prospects[0], prospects[-1]
+    useful, end = (last.decided, "a decision") if _saving(found.cost, rule) else (last.kept, "KEEP")
+    if useful < rule.least_power:
+        reason = f"{found}: even {last.seeds} seeds end with {end} in {useful:.0%} only: the parent stays"
         return Verdict(Word.UNDECIDED, reason, None)
-    if needed > INTERIM_SEEDS[-1]:
-        reason = f"{shown}: it would take about {needed} seeds, beyond the last analysis: the parent stays"
-        return Verdict(Word.UNDECIDED, reason, None)
-    later = next(seeds for seeds in INTERIM_SEEDS if seeds > found.seeds and seeds >= needed)
-    return Verdict(Word.UNDECIDED, shown, *_until(later, found))
+    likely = next((one for one in prospects if one.decided >= rule.power), last)
+    chances = [f"after {one.seeds} seeds {one.decided:.0%}" for one in dict.fromkeys((following, likely))]
+    reason = f"{found}: probability of a decision {', '.join(chances)}; of {end} in the end {useful:.0%}"
+    return Verdict(Word.UNDECIDED, reason, *found.until_next())
 
 
 RULES: tuple[Callable[[Measured, Rule], Verdict | None], ...] = (
@@ -195,8 +230,8 @@ RULES: tuple[Callable[[Measured, Rule], Verdict | None], ...] = (
     too_few_seeds,
     worse_at_a_task,
     cheaper,
-    equivalent,
     worse,
+    equivalent,
     not_worth_its_time,
     better,
     after_the_last_analysis,
@@ -204,24 +239,17 @@ RULES: tuple[Callable[[Measured, Rule], Verdict | None], ...] = (
 )
 
 
-def kept_by_chance(verdict: Verdict, q_value: float, rule: Rule) -> Verdict | None:
-    """UNDECIDED instead of KEEP: the q-value among all comparisons of the study is above {rule.q:g}."""
+def kept_by_chance(
+    verdict: Verdict, q_value: float, rule: Rule, more_seeds: int | None, more_hours: float
+) -> Verdict | None:
+    """UNDECIDED instead of KEEP, until the next interim analysis: the q-value among all comparisons of the study is
+    above {rule.q:g}.
+    """
     if verdict.word is Word.KEEP and q_value > rule.q:
         reason = f"{verdict.reason}, but among so many questions it may be chance (q = {q_value:.2f})"
-        return Verdict(Word.UNDECIDED, reason, None)
-
-
-def _interval(found: Measured, rule: Rule) -> tuple[float, float]:
-    return found.difference.interval(1 - rule.alpha)
-
-
-def _is_within_margin(found: Measured, rule: Rule) -> bool:
-    return found.difference.lies_within(found.margin, 1 - rule.alpha)
-
-
-def _shown(found: Measured, rule: Rule) -> str:
-    low, high = _interval(found, rule)
-    return f"{found.difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+        if more_seeds is None:
+            reason += ", and this was the last analysis: the parent stays, until a study of this question alone"
+        return Verdict(Word.UNDECIDED, reason, more_seeds, more_hours)
 
 
 def _saving(cost: Cost, rule: Rule) -> str:
@@ -232,28 +260,3 @@ def _saving(cost: Cost, rule: Rule) -> str:
     if 1 - cost.parameters >= rule.cheaper and low <= 1 and math.isfinite(high):
         return f"with {cost.parameters:.3f} x the parameters"
     return ""
-
-
-def _seeds_to_decide(found: Measured, rule: Rule) -> int | None:
-    """Returns the fewest seeds that would probably show a difference, or that there is none; None if too many."""
-    difference = found.difference
-    variance = difference.seed_variance * found.seeds
-    different = seeds_needed(
-        difference.mean,
-        math.sqrt(variance),
-        alpha=rule.alpha,
-        wanted_power=rule.power,
-        item_variance=difference.item_variance,
-        most=_MOST_SEEDS,
-    )
-    # If the mean stays.
-    narrowed = ((n, difference._replace(seed_variance=variance / n)) for n in range(2, _MOST_SEEDS + 1))
-    equal = next((n for n, each in narrowed if each.lies_within(found.margin, 1 - rule.alpha)), None)
-    return min((n for n in (different, equal) if n is not None), default=None)
-
-
-def _until(seeds: int, found: Measured) -> tuple[int, float]:
-    """Returns how many more seeds there are to a number, and the device hours of both arms' missing runs."""
-    more = max(1, seeds - found.seeds)
-    missing_parents = max(0, found.seeds + more - found.parent_seeds)
-    return more, more * found.cost.device_hours + missing_parents * found.cost.parent_device_hours

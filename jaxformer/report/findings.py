@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxformer.ablation.comparison import Comparison
+from jaxformer.ablation.cost import shapes_the_curve
 from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
@@ -27,6 +28,7 @@ from jaxformer.report.formatting import (
     with_error,
 )
 from jaxformer.statistics.paired_difference import Difference
+from jaxformer.statistics.significance import interim_level
 
 EXPECTATION_HEADINGS = ("variant", "question", "expected", "source", "found", "outcome")
 
@@ -73,6 +75,11 @@ class Finding(NamedTuple):
     def difference(self) -> Difference | None:
         """Of validation bits per byte, variant minus parent; None where they were not compared."""
         return self.comparison.difference if self.comparison else None
+
+    @property
+    def level(self) -> float:
+        """The level of its interim analysis, at which its intervals are shown."""
+        return interim_level(len(self.comparison.seeds) if self.comparison else 0)
 
     @property
     def expected(self) -> tuple[float, float]:
@@ -135,12 +142,12 @@ class Column(NamedTuple):
 
 def decision_columns(outcome: Outcome) -> list[Column]:
     """Returns the columns between the verdict of a variant and its reason."""
-    alpha, runs = outcome.study.rule.alpha, outcome.runs[outcome.study.parent]
+    runs = outcome.runs[outcome.study.parent]
     accuracies, parent_hours = mean_accuracies(runs), device_hours(outcome, outcome.study.parent)
     return [
         Column(
-            ("bits per byte ± error", f"{1 - alpha:.1%} interval"),
-            partial(difference_and_interval, alpha=alpha),
+            ("bits per byte ± error", "interval"),
+            difference_and_interval,
             mean_bits_per_byte(runs),
             ("difference", "interval"),
         ),
@@ -155,11 +162,11 @@ def decision_columns(outcome: Outcome) -> list[Column]:
     ]
 
 
-def difference_and_interval(finding: Finding, alpha: float) -> tuple[str, str]:
+def difference_and_interval(finding: Finding) -> tuple[str, str]:
     """Returns the difference with its standard error, and its interval."""
     if finding.difference is None:
         return NOTHING, NOTHING
-    return with_error(finding.difference), interval_of(finding.difference, alpha)
+    return with_error(finding.difference), interval_of(finding.difference, finding.level)
 
 
 def p_and_q(finding: Finding) -> tuple[str, str]:
@@ -199,24 +206,23 @@ def ratios(finding: Finding) -> tuple[str, str, str]:
 
 def expectation_rows(outcome: Outcome) -> list[tuple[str, ...]]:
     """Returns what was expected and what came out, a variant a row, in the order of `EXPECTATION_HEADINGS`."""
-    alpha = outcome.study.rule.alpha
     return [
         (
             finding.name,
             finding.question,
             expectation(finding.expected),
             finding.lineage["source"],
-            difference_and_interval(finding, alpha)[0],
-            compare_with_expectation(finding.difference, finding.expected, alpha),
+            difference_and_interval(finding)[0],
+            compare_with_expectation(finding.difference, finding.expected, finding.level),
         )
         for finding in collect_findings(outcome)
     ]
 
 
-def corpus_rows(finding: Finding, alpha: float) -> list[tuple[str, str, str]]:
+def corpus_rows(finding: Finding) -> list[tuple[str, str, str]]:
     """Returns (corpus, difference, interval) where there are several corpora."""
     corpora = finding.comparison.corpora if finding.comparison else {}
-    rows = [(name, with_error(one), interval_of(one, alpha)) for name, one in corpora.items()]
+    rows = [(name, with_error(one), interval_of(one, finding.level)) for name, one in corpora.items()]
     return rows if len(rows) > 1 else []
 
 
@@ -229,7 +235,7 @@ def compare_with_expectation(difference: Difference | None, expected: tuple[floa
         return "inside"
     word = "better" if difference.mean < low else "worse"
     lower, upper = difference.interval(1 - alpha)
-    return f"{word} than expected" + (", within its error" if lower <= high and upper >= low else "")
+    return f"{word} than expected" + (", but not surely" if lower <= high and upper >= low else "")
 
 
 def reason(finding: Finding) -> str:
@@ -239,7 +245,7 @@ def reason(finding: Finding) -> str:
     verdict = finding.comparison.verdict
     if verdict.word is Word.UNDECIDED and verdict.more_seeds:
         seeds = f"{verdict.more_seeds} more seed{'s' * (verdict.more_seeds > 1)}"
-        return f"{verdict.reason}; {seeds} ({verdict.more_hours:.2f} device hours) may decide"
+        return f"{verdict.reason}; {seeds} (the missing runs take {verdict.more_hours:.2f} device hours)"
     return verdict.reason
 
 
@@ -261,8 +267,11 @@ def equal_budget_readings(finding: Finding) -> list[str]:
         return []
     worth, time = comparison.worth, comparison.cost.time_per_token
     if not math.isfinite(worth):
+        why = "the curves have too few evaluations to say what the difference is worth"
+        if shapes_the_curve(comparison.lineage):
+            why = "what the difference is worth is not read off curves that the change itself shapes"
         return [
-            "At equal tokens: the curves have too few evaluations to say what the difference is worth.",
+            f"At equal tokens: {why}.",
             f"A token takes {number(time, 3)} x the parent's time.",
         ]
     return [
@@ -271,10 +280,24 @@ def equal_budget_readings(finding: Finding) -> list[str]:
     ]
 
 
-def points(finding: Finding, alpha: float) -> list[str]:
+def describe_pairing(finding: Finding) -> list[str]:
+    """Returns what the shared seeds saved, where there are enough of them to see."""
+    pairing = finding.comparison.pairing if finding.comparison else math.nan
+    text = (
+        f"Pairing: from seed to seed the difference scatters {number(pairing, 2)} x as much as that of unpaired runs."
+    )
+    return [text] if math.isfinite(pairing) else []
+
+
+def points(finding: Finding) -> list[str]:
     """Returns what there is beside the reason: how the result reads, whether a merge adds up, and notes."""
-    interaction = [describe_interaction(finding.interaction, alpha)] if finding.is_merge else []
-    return [*equal_budget_readings(finding), *interaction, *(f"Note: {note}" for note in notes(finding))]
+    interaction = [describe_interaction(finding.interaction, finding.level)] if finding.is_merge else []
+    return [
+        *equal_budget_readings(finding),
+        *describe_pairing(finding),
+        *interaction,
+        *(f"Note: {note}" for note in notes(finding)),
+    ]
 
 
 def describe_interaction(interaction: Difference | None, alpha: float) -> str:

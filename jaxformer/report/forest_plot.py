@@ -14,12 +14,11 @@ _BAND = "#DCEAF5"
 
 def draw_forest(outcome: Outcome):
     """Returns the differences with their intervals, the band of equals, and what was expected."""
-    rule = outcome.study.rule
     findings = collect_findings(outcome)
     rows = len(findings)
     figure = make_figure(11.5, 1.1 + 0.5 * rows)
     left, axes, right = figure.subplots(1, 3, width_ratios=(3.4, 5.2, 2.5), sharey=True)
-    limit = _forest_limit(findings, rule.alpha)
+    limit = _forest_limit(findings)
     for y, finding in enumerate(findings):
         colour = COLOURS[finding.word]
         if finding.comparison and math.isfinite(margin := min(finding.comparison.margin, limit)):
@@ -32,8 +31,8 @@ def draw_forest(outcome: Outcome):
         if finding.difference is None:
             summary = "no finished run" if not finding.runs else "see the table"
         else:
-            _forest_row(axes, y, finding.difference, rule.alpha, limit, colour)
-            comparison = compare_with_expectation(finding.difference, finding.expected, rule.alpha)
+            _forest_row(axes, y, finding.difference, finding.level, limit, colour)
+            comparison = compare_with_expectation(finding.difference, finding.expected, finding.level)
             summary = f"{with_error(finding.difference)}  {comparison}"
         right.text(0, y + 0.22, summary, va="center", fontsize=7.5)
     axes.axvline(0, color=INK, lw=1)
@@ -46,7 +45,7 @@ def draw_forest(outcome: Outcome):
     for side in (left, right):
         side.axis("off")
         side.set_xlim(0, 1)
-    figure.legend(handles=_forest_legend(rule.alpha), loc="outside upper center", ncols=4, fontsize=7.5)
+    figure.legend(handles=_forest_legend(), loc="outside upper center", ncols=4, fontsize=7.5)
     return figure
 
 
@@ -67,24 +66,24 @@ def _forest_row(axes, y: int, difference: Difference, alpha: float, limit: float
         axes.plot([difference.mean], [y], "o", color=colour, mfc=face, ms=6.5, mew=1.4, zorder=4)
 
 
-def _forest_legend(alpha: float) -> list:
+def _forest_legend() -> list:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     return [
-        Line2D([], [], color=INK, marker="o", lw=1.3, label=f"difference, ±1 standard error, {1 - alpha:.1%} interval"),
+        Line2D([], [], color=INK, marker="o", lw=1.3, label="difference, ±1 standard error, interval"),
         Line2D([], [], color=INK, marker="o", mfc="white", lw=1.3, label="one seed: by documents alone"),
         Patch(fc=_BAND, label="counts as equal"),
         Patch(fc="none", ec="#9CA0A6", hatch="////", label="expected beforehand"),
     ]
 
 
-def _forest_limit(findings: Sequence[Finding], alpha: float) -> float:
+def _forest_limit(findings: Sequence[Finding]) -> float:
     """Returns the end of the axis: all that is not far beyond the rest."""
     ends = [max(map(abs, finding.expected)) for finding in findings]
     for finding in findings:
         if finding.difference:
-            reach = max(map(abs, finding.difference.interval(1 - alpha)))
+            reach = max(map(abs, finding.difference.interval(1 - finding.level)))
             ends += [reach if math.isfinite(reach) else abs(finding.difference.mean)]
     ends = sorted(end for end in ends if math.isfinite(end))
     return 1.06 * min(ends[-1], 4 * ends[int(0.75 * (len(ends) - 1))])

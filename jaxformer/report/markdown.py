@@ -15,7 +15,6 @@ from jaxformer.report.summary import count_verdicts, summarise_study
 
 def make_markdown(outcome: Outcome, pictures: Sequence[Picture]) -> str:
     """Returns the file. Args: pictures: those that stand beside it as PNG."""
-    alpha = outcome.study.rule.alpha
     parts = [f"# Study of {_escape(outcome.study.parent)}", _escape(count_verdicts(outcome))]
     parts.append("\n".join(f"- **{name}**: {_escape(value)}" for name, value in summarise_study(outcome)))
     parts += ["## Decisions", _decisions(outcome)]
@@ -27,8 +26,8 @@ def make_markdown(outcome: Outcome, pictures: Sequence[Picture]) -> str:
     parts.append("## Question by question")
     for finding in collect_findings(outcome):
         parts += [f"### {_escape(finding.name)}", _escape(finding.question)]
-        points = [findings.reason(finding), *findings.points(finding, alpha)]
-        points += [f"{name}: {difference}" for name, difference, _ in findings.corpus_rows(finding, alpha)]
+        points = [findings.reason(finding), *findings.points(finding)]
+        points += [f"{name}: {difference}" for name, difference, _ in findings.corpus_rows(finding)]
         parts.append("\n".join(f"- {_escape(point)}" for point in points))
     return "\n\n".join(parts) + "\n"
 

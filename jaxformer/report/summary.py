@@ -4,6 +4,7 @@ import datetime
 import math
 from collections.abc import Sequence
 
+from jaxformer.ablation.margin import Margin, margin_of_tokens
 from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
@@ -21,6 +22,7 @@ def summarise_study(outcome: Outcome) -> list[tuple[str, str]]:
     return [
         ("Parent", f"{study.parent}, {mean_bits_per_byte(parents)} bits per byte: {parents[0].record['question']}"),
         ("Rule", describe_rule(outcome)),
+        ("Margin", describe_margin(outcome)),
         ("Noise floor", describe_noise_floor(outcome)),
         ("Seeds", f"{', '.join(map(str, seeds))}; {len(runs)} finished runs"),
         ("Device", _distinct([run.record["device"] for run in runs])),
@@ -45,8 +47,22 @@ def count_verdicts(outcome: Outcome) -> str:
 
 def describe_rule(outcome: Outcome) -> str:
     """Returns the rule of the study in words."""
-    floor = noise_floor(outcome.runs[outcome.study.parent])
-    return outcome.study.rule.describe(outcome.study.rule.margin or floor.standard_deviation)
+    rule = outcome.study.rule
+    return rule.describe(rule.margin or _margin(outcome).bits_per_byte)
+
+
+def describe_margin(outcome: Outcome) -> str:
+    """Returns within what two models count as equal, and how well that is known."""
+    rule, margin = outcome.study.rule, _margin(outcome)
+    if rule.margin:
+        return f"±{rule.margin:g} bits per byte, as the study sets it"
+    error = f" ± {margin.standard_error:.4f} over its seeds" if math.isfinite(margin.standard_error) else ""
+    known = f"{margin.bits_per_byte:.4f} bits per byte{error}" if math.isfinite(margin.bits_per_byte) else "not known"
+    return f"{known} (what {rule.equal_tokens:.0%} of the tokens are worth on the parent's curve)"
+
+
+def _margin(outcome: Outcome) -> Margin:
+    return margin_of_tokens(outcome.runs[outcome.study.parent], outcome.study.rule.equal_tokens)
 
 
 def describe_noise_floor(outcome: Outcome) -> str:
@@ -56,7 +72,8 @@ def describe_noise_floor(outcome: Outcome) -> str:
     if math.isfinite(floor.standard_deviation):
         seeds = f"of {len(floor.seeds)} seeds: {', '.join(map(str, floor.seeds))}"
         noise = f"{floor.standard_deviation:.4f} bits per byte, {seeds}"
-    return f"{noise} (standard deviation of the parent's runs)"
+    shared = "all questions share these runs, and where their seeds are lucky all variants look worse together"
+    return f"{noise} (standard deviation of the parent's runs; {shared})"
 
 
 def describe_device_hours(outcome: Outcome) -> str:

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-from jaxformer.statistics.variance_prior import VariancePrior, moderate
+from jaxformer.statistics.variance_prior import VariancePrior, exceeds, moderate
 
 # By how much wider than the level of an interim analysis that of a comparison's own variance may be where a prior
 # moderates it. A prior controls errors on average over comparisons, and too many of one that varies more than the
-# others. Its own variance, held against this multiple, bounds those as well: 0.019 x 3.15 / 2 = 3.0 % on a side at the
+# others. Its own variance, held against this multiple, bounds those as well: 0.0135 x 3.15 / 2 = 2.1 % on a side at the
 # first analysis.
 OWN_LEVEL = 3.15
 
@@ -91,6 +91,11 @@ class Difference(NamedTuple):
         log_p = optimize.brentq(excess, math.log(_SMALLEST_P_VALUE), 0.0)
         return math.exp(log_p)  # pyright: ignore[reportArgumentType]  # A float, without full_output.
 
+    @property
+    def p_value_below(self) -> float:
+        """The one-sided p-value of a difference that is not below 0."""
+        return self.p_value / 2 if self.mean < 0 else 1 - self.p_value / 2
+
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Returns the two-sided confidence interval (low, high)."""
         if not 0 < confidence < 1:
@@ -129,7 +134,7 @@ def t_quantile(degrees_of_freedom: float, alpha: float) -> float:
 
 
 def paired_difference(variant_S: np.ndarray, parent_S: np.ndarray, prior: VariancePrior | None = None) -> Difference:
-    """Returns the paired t-test over seeds, its variance moderated by a prior if there is one.
+    """Returns the paired t-test over seeds, its variance moderated by a prior if there is one that it does not exceed.
 
     Args:
         variant_S: a number of each seed's run of the variant.
@@ -143,6 +148,7 @@ def paired_difference(variant_S: np.ndarray, parent_S: np.ndarray, prior: Varian
         raise ValueError(f"variant_S {variant_S.shape} and parent_S {parent_S.shape} must have one value per seed")
     difference_S = variant_S - parent_S
     _check_finite("the values of a paired difference", difference_S)
+    prior = _fitting(prior, difference_S)
     known = _seed_variance(difference_S, prior)
     if known is None:
         raise ValueError(f"a paired difference over seeds ({len(difference_S)}) takes at least 2, or a prior")
@@ -173,7 +179,7 @@ def crossed_difference(
         weights_I: for validation the bytes of a document, whence the mean is in bits per byte; by default 1.
         groups_I: a label per item, equal where items do not vary independently (a common passage, twins); by default
             each item is a group.
-        prior: of the variance of r_s.
+        prior: of the variance of r_s; not used where that exceeds it.
         strata_I: a label per item of the corpus from which it was drawn, where several were drawn from separately.
 
     Raises:
@@ -184,6 +190,7 @@ def crossed_difference(
     difference_S = items.differences_SI.sum(1) / items.weights_I.sum()
     mean = float(difference_S.mean())
     item, item_df, interaction = _variances(items, difference_S)
+    prior = _fitting(prior, difference_S)
     known = _seed_variance(difference_S, prior)
     if known is None:
         return Difference(mean, 0.0, math.inf, item, item_df, seeds_counted=False)
@@ -266,14 +273,23 @@ def _check_finite(what: str, values: np.ndarray) -> None:
         raise ValueError(f"{what} must be finite, but {np.count_nonzero(~np.isfinite(values))} are not")
 
 
+def _fitting(prior: VariancePrior | None, difference_S: np.ndarray) -> VariancePrior | None:
+    """Returns the prior, or None where the seeds' own variance exceeds it."""
+    own, df = _own_variance(difference_S)
+    return None if prior is None or exceeds(own, df, prior) else prior
+
+
+def _own_variance(difference_S: np.ndarray) -> tuple[float, float]:
+    S = len(difference_S)
+    return float(difference_S.var(ddof=1)) if S > 1 else 0.0, float(max(S - 1, 0))
+
+
 def _seed_variance(difference_S: np.ndarray, prior: VariancePrior | None) -> tuple[float, float] | None:
     """Returns the variance of the mean over seeds and its degrees of freedom; None if nothing estimates them."""
-    S = len(difference_S)
-    variance = float(difference_S.var(ddof=1)) if S > 1 else 0.0
-    df = float(max(S - 1, 0))
+    variance, df = _own_variance(difference_S)
     if prior is not None:
         variance, df = moderate(variance, df, prior)
-    return (variance / S, df) if df > 0 else None
+    return (variance / len(difference_S), df) if df > 0 else None
 
 
 def _codes(what: str, labels_I: np.ndarray | None, default_I: np.ndarray) -> np.ndarray:

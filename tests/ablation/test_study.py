@@ -6,7 +6,7 @@ import fake_runs
 import numpy as np
 import pytest
 
-from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.outcome import comparison_file, judge_study
 from jaxformer.ablation.study import (
     Study,
     estimate_seconds,
@@ -21,6 +21,7 @@ from jaxformer.jobs.launch import Job
 from jaxformer.report.findings import expectation_rows
 from jaxformer.report.summary import summarise_study
 from jaxformer.report.text import decision_table
+from jaxformer.statistics.significance import interim_level
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -127,21 +128,30 @@ def test_a_study_is_judged_as_it_was_planted(folder):
     assert whole.mean == pytest.approx(0.0, abs=4 * whole.standard_error), "its effect is the sum of both"
     both = next(one for one in outcome.comparisons if one.variant == "both")
     assert both.parent == "deep" and both.difference.mean == pytest.approx(-0.03, abs=0.01)
-    q_values = [one.q_value for one in outcome.comparisons]
-    p_values = [one.difference.p_value for one in outcome.comparisons]
-    assert all(q >= p for q, p in zip(q_values, p_values, strict=True)) and np.argmin(q_values) == np.argmin(p_values)
+    q_values = {one.variant: one.q_value for one in outcome.comparisons}
+    assert q_values["gated"] < 0.05 < 0.9 < q_values["deep"], "what is worse is no discovery"
 
 
 def test_what_came_out_is_kept_beside_the_runs(folder):
     outcome = judge_study(ALL, folder / "runs")
     for one in outcome.comparisons:
-        stored = json.loads((folder / "runs" / one.variant / "comparison.json").read_text())
+        stored = json.loads((folder / "runs" / one.variant / comparison_file(ALL)).read_text())
+        assert stored["study"] == {"parent": "root", "variants": list(ALL.variants)}
         assert stored["verdict"]["word"] == one.verdict.word.value
         assert stored["difference"]["mean"] == one.difference.mean and stored["q_value"] == one.q_value
     noise = json.loads((folder / "runs" / "root" / "noise.json").read_text())
     assert noise["seeds"] == [0, 1, 2, 3] and set(noise["variances"]) == set(CHANGES)
     bits = [run.bits_per_byte for run in outcome.runs["root"]]
     assert noise["bits_per_byte"] == bits and noise["standard_deviation"] == pytest.approx(np.std(bits, ddof=1))
+
+
+def test_studies_that_ask_the_same_question_keep_their_comparisons_apart(folder):
+    judge_study(ALL, folder / "runs")
+    kept = folder / "runs" / "gated" / comparison_file(ALL)
+    before, other = kept.read_bytes(), Study(parent="root", variants=("gated",))
+    judge_study(other, folder / "runs")
+    assert kept.read_bytes() == before and (kept.parent / comparison_file(other)).exists()
+    assert comparison_file(other) == comparison_file(Study(parent="root", variants=("gated",), seeds=2))
 
 
 def test_the_noise_floor_of_an_earlier_study_is_used_again_unless_the_parent_is_another(folder):
@@ -164,6 +174,7 @@ def test_what_may_be_chance_among_so_many_questions_is_not_kept(folder):
     strict = Study(parent="root", variants=tuple(CHANGES), parent_seeds=4, rule=Rule(q=1e-12))
     judged = {one.variant: one.verdict for one in judge_study(strict, folder / "runs").comparisons}
     assert judged["gated"].word is Word.UNDECIDED and "may be chance" in judged["gated"].reason
+    assert judged["gated"].more_seeds == 1 and judged["gated"].more_hours > 0, "it goes on to the next analysis"
     assert judged["deep"].word is Word.REVERT
 
 
@@ -190,12 +201,12 @@ def test_the_table_shows_the_rule_the_noise_and_every_decision(folder):
     text = decision_table(outcome)
     lines = {line.split()[0]: line for line in text.splitlines() if line}
     for one in outcome.comparisons:
-        low, high = one.difference.interval(1 - ALL.rule.alpha)
+        low, high = one.difference.interval(1 - interim_level(len(one.seeds)))
         shown = f"{one.difference.mean:+.4f} ± {one.difference.standard_error:.4f}  [{low:+.4f}, {high:+.4f}]"
         assert shown in lines[one.variant] and one.verdict.word.value in lines[one.variant]
         assert f"{one.worth:.2f} x" in lines[one.variant] and f"{one.cost.time_per_token:.3f} x" in lines[one.variant]
         if one.verdict.more_seeds:
-            assert f"{one.verdict.more_seeds} more seed" in lines[one.variant]
+            assert f"{one.verdict.more_seeds} more seed" in " ".join(text.split())
     assert f"±{outcome.comparisons[0].margin:.4f}" in text and "Noise floor of root" in text
 
 

@@ -45,14 +45,14 @@ def test_a_study_is_run_to_its_end_once_and_judged(command, monkeypatch, capsys,
     batches = {name: [line["train/batch"] for line in lines[name]] for name in runs}
     assert batches["root"] == batches["normed"] and len(set(batches["root"])) == tiny_run.STEPS
     assert not np.array_equal(training_losses(runs["root"]), training_losses(runs["normed"]))
-    comparison = json.loads((tmp_path / "runs" / "normed" / "comparison.json").read_text())
+    comparison = json.loads(next((tmp_path / "runs" / "normed").glob("comparison_*.json")).read_text())
     assert comparison["flags"] == [] and comparison["seeds"] == [0]
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     assert ablate.main(command) == 0
     assert "0 runs to go" in capsys.readouterr().out
-    written = {"comparison.json", "noise.json"}
-    assert all(path.stat().st_mtime_ns == at for path, at in before.items() if path.name not in written)
+    trained = {path: at for path, at in before.items() if not path.name.startswith(("comparison_", "noise."))}
+    assert all(path.stat().st_mtime_ns == at for path, at in trained.items())
 
 
 def test_the_plan_is_reported_and_nothing_is_started(command, capsys, tmp_path):

@@ -13,7 +13,7 @@ from scipy import special, stats
 from simulated_studies import at_most, model_SI, rates
 
 from jaxformer.statistics.paired_difference import OWN_LEVEL, Difference, crossed_difference, paired_difference
-from jaxformer.statistics.significance import INTERIM_ALPHA
+from jaxformer.statistics.significance import interim_level
 from jaxformer.statistics.variance_prior import VariancePrior
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
@@ -282,7 +282,7 @@ def test_intervals_cover_as_often_as_they_say(regime, S):
 def test_two_parts_keep_their_level_where_one_t_by_satterthwaite_does_not(df, share):
     """By integration over the seeds' estimated variance, which is a share of the whole; the items' is known."""
     chi_squares = stats.chi2.ppf((np.arange(400) + 0.5) / 400, df) / df
-    for alpha in (0.05, INTERIM_ALPHA):
+    for alpha in (0.05, interim_level(3)):
         level = 0.0
         for multiple in chi_squares:
             half_width = Difference(0.0, share * multiple, df, 1 - share).interval(1 - alpha)[1]
@@ -379,15 +379,25 @@ def test_prior_moderates_the_paired_difference():
 
 
 def test_a_prior_that_is_far_too_small_is_held_in_check_by_the_comparisons_own_variance():
-    rng, alpha = np.random.default_rng(0), INTERIM_ALPHA
+    rng, alpha = np.random.default_rng(0), interim_level(3)
     for S in (2, 3):
         found = [paired_difference(rng.normal(0, 30.0, S), np.zeros(S), VariancePrior(1.0, 8.0)) for _ in range(2000)]
         below, above = (np.mean([each.p_value <= alpha and side * each.mean > 0 for each in found]) for side in (-1, 1))
         # Without it, nearly all would be called different.
         assert max(below, above) <= 0.03 + 3 * math.sqrt(0.03 / 2000)
-    one = paired_difference(np.array([1.0, 2.0, 6.0]), np.zeros(3), VariancePrior(0.1, 50.0))
+    one = paired_difference(np.array([1.0, 2.0, 6.0]), np.zeros(3), VariancePrior(4.0, 50.0))
     alone = paired_difference(np.array([1.0, 2.0, 6.0]), np.zeros(3))
     assert one.own == (alone.seed_variance, 2)
     assert one.interval(1 - alpha) == pytest.approx(alone.interval(1 - OWN_LEVEL * alpha))
+    far = paired_difference(np.array([1.0, 2.0, 6.0]), np.zeros(3), VariancePrior(0.1, 50.0))
+    assert far == alone, "a variance that exceeds the prior is not drawn towards it"
     usual = paired_difference(np.array([1.0, 2.0, 6.0]), np.zeros(3), VariancePrior(1e6, 50.0))
     assert usual.interval() == pytest.approx(usual._replace(own=None).interval())
+
+
+def test_the_one_sided_p_value_is_that_of_the_one_sided_t_test():
+    rng = np.random.default_rng(0)
+    for shift in (-0.5, 0.5):
+        values = rng.normal(shift, 1.0, 6)
+        expected = stats.ttest_1samp(values, 0.0, alternative="less").pvalue
+        assert paired_difference(values, np.zeros(6)).p_value_below == pytest.approx(expected)

@@ -8,7 +8,14 @@ import pytest
 from scipy import special
 from simulated_studies import about, at_most
 
-from jaxformer.statistics.significance import INTERIM_ALPHA, INTERIM_SEEDS, benjamini_hochberg, holm, mcnemar
+from jaxformer.statistics.significance import (
+    INTERIM_SEEDS,
+    benjamini_hochberg,
+    holm,
+    interim_level,
+    mcnemar,
+    next_analysis,
+)
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -62,7 +69,7 @@ def test_holm_controls_any_error_and_benjamini_hochberg_the_share_of_errors():
     assert np.mean(any_error_of_bh) > 0.06
 
 
-def test_three_interim_analyses_call_equals_different_at_most_5_times_in_200_on_a_side():
+def test_interim_analyses_call_equals_different_at_most_5_times_in_200_on_a_side():
     rng = np.random.default_rng(0)
     studies = 400_000
     differences_RS = rng.normal(size=(studies, INTERIM_SEEDS[-1]))
@@ -70,8 +77,13 @@ def test_three_interim_analyses_call_equals_different_at_most_5_times_in_200_on_
     for seeds in INTERIM_SEEDS:
         seen_RS = differences_RS[:, :seeds]
         t_R = seen_RS.mean(1) / (seen_RS.std(1, ddof=1) / math.sqrt(seeds))
-        called_R = 2 * special.stdtr(seeds - 1, -abs(t_R)) <= INTERIM_ALPHA
+        called_R = 2 * special.stdtr(seeds - 1, -abs(t_R)) <= interim_level(seeds)
         ended_R = np.where((ended_R == 0) & called_R, np.sign(t_R), ended_R)
-    # The next constant of two digits, 0.020, is above on both sides together: 0.0252.
     for side in (-1, 1):
-        assert 0.0230 < (ended_R == side).mean() <= 0.025
+        assert 0.0240 < (ended_R == side).mean() <= 0.025
+
+
+def test_the_next_analysis_is_the_first_with_more_seeds():
+    assert [next_analysis(seeds) for seeds in (0, 2, 3, 7, 16, 23, 24, 30)] == [3, 3, 4, 8, 24, 24, None, None]
+    levels = [interim_level(seeds) for seeds in (1, 2, *INTERIM_SEEDS)]
+    assert levels[0] == levels[1] == levels[2] and levels == sorted(levels, reverse=True)

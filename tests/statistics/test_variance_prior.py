@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 from simulated_studies import at_most
 
-from jaxformer.statistics.variance_prior import VariancePrior, fit_prior, moderate
+from jaxformer.statistics.variance_prior import VariancePrior, exceeds, fit_prior, moderate
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -78,3 +78,13 @@ def test_variances_that_make_no_prior_are_refused(variances):
         fit_prior(variances, 2)
     with pytest.raises(ValueError, match="degrees of freedom above 0"):
         fit_prior([1.0, 2.0, 3.0], [2, 0, 2])
+
+
+def test_a_variance_exceeds_its_prior_as_often_as_an_f_test_says():
+    rng = np.random.default_rng(0)
+    true_N = 3.0 * 8 / rng.chisquare(8, 20000)
+    drawn_N = true_N * rng.chisquare(2, 20000) / 2
+    assert exceeds(drawn_N, 2, VariancePrior(3.0, 8.0)).mean() == pytest.approx(0.05, abs=0.006)
+    assert exceeds(25 * drawn_N, 2, VariancePrior(3.0, 8.0)).mean() > 0.7
+    assert not exceeds(1e9, 0, VariancePrior(3.0, 8.0)) and not exceeds(1e9, 2, VariancePrior(3.0, 0.0))
+    assert exceeds(12.0, 2, VariancePrior(3.0, math.inf)) == (math.exp(-4.0) < 0.05)
