@@ -214,14 +214,14 @@ def more_seeds(found: Measured, rule: Rule) -> Verdict:
     saves time or parameters with any decision, in less than {rule.least_power:.0%}.
     """
     prospects = predict(found.difference, found.seeds, found.margin, found.prior)
-    following, last = prospects[0], prospects[-1]
-    useful, end = (last.decided, "a decision") if _saving(found.cost, rule) else (last.kept, "KEEP")
+    last, saving = prospects[-1], _saving(found.cost, rule)
+    end, useful = ("a decision", last.decided) if saving else ("KEEP", last.kept)
     if useful < rule.least_power:
-        reason = f"{found}: even {last.seeds} seeds end with {end} in {useful:.0%} only: the parent stays"
+        reason = f"{found}: even with {last.seeds} seeds {end} has a probability of {useful:.0%}: the parent stays"
         return Verdict(Word.UNDECIDED, reason, None)
     likely = next((one for one in prospects if one.decided >= rule.power), last)
-    chances = [f"after {one.seeds} seeds {one.decided:.0%}" for one in dict.fromkeys((following, likely))]
-    reason = f"{found}: probability of a decision {', '.join(chances)}; of {end} in the end {useful:.0%}"
+    decided = f"a decision by {likely.seeds} seeds has a probability of {likely.decided:.0%}"
+    reason = f"{found}: {decided}, KEEP by {last.seeds} one of {last.kept:.0%}"
     return Verdict(Word.UNDECIDED, reason, *found.until_next())
 
 

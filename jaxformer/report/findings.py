@@ -245,7 +245,7 @@ def reason(finding: Finding) -> str:
     verdict = finding.comparison.verdict
     if verdict.word is Word.UNDECIDED and verdict.more_seeds:
         seeds = f"{verdict.more_seeds} more seed{'s' * (verdict.more_seeds > 1)}"
-        return f"{verdict.reason}; {seeds} (the missing runs take {verdict.more_hours:.2f} device hours)"
+        return f"{verdict.reason}; the next analysis takes {seeds} ({verdict.more_hours:.2f} device hours)"
     return verdict.reason
 
 

@@ -61,9 +61,7 @@ def test_the_rule_decides(found, word, reason):
     assert found.word is word and reason in found.reason
     assert word is Word.UNDECIDED or not found.more_seeds
     # Further seeds are advised only where they would help.
-    assert not found.more_seeds or any(
-        why in found.reason for why in ("probability of a decision", "first interim", "more seeds")
-    )
+    assert not found.more_seeds or any(why in found.reason for why in ("a decision by", "first interim", "more seeds"))
 
 
 def test_a_mirrored_difference_is_judged_by_the_mirrored_word():
@@ -80,8 +78,8 @@ def test_what_is_undecided_goes_on_to_the_next_analysis_and_states_how_probably_
     likely = next(one for one in prospects if one.decided >= 0.8)
     assert found.word is Word.UNDECIDED and found.more_seeds == 2
     assert found.more_hours == pytest.approx(2 * 0.5 + 5 * 0.4), "the parent has three of the eight"
-    chances = f"after 8 seeds {prospects[0].decided:.0%}, after {likely.seeds} seeds {likely.decided:.0%}"
-    assert found.reason.endswith(f"{chances}; of KEEP in the end {prospects[-1].kept:.0%}")
+    decided = f"a decision by {likely.seeds} seeds has a probability of {likely.decided:.0%}"
+    assert found.reason.endswith(f"{decided}, KEEP by 24 one of {prospects[-1].kept:.0%}")
 
 
 def test_where_hardly_any_number_of_seeds_would_keep_it_the_parent_stays():
@@ -89,14 +87,15 @@ def test_where_hardly_any_number_of_seeds_would_keep_it_the_parent_stays():
     for difference in (wide, Difference(0.004, 0.003**2, 20.0)):
         found = decide(Measured(difference, 3, 0.002, SAME, 1.0), Rule())
         assert found.word is Word.UNDECIDED and found.more_seeds is None
-        assert "even 24 seeds end with KEEP in " in found.reason and found.reason.endswith("only: the parent stays")
+        assert "even with 24 seeds KEEP has a probability of " in found.reason
+        assert found.reason.endswith("%: the parent stays")
 
 
 def test_of_what_saves_time_a_decision_for_its_equality_is_worth_the_seeds():
     difference = Difference(0.0005, 0.003**2, 20.0)
     assert decide(Measured(difference, 3, 0.008, SAME, 1.0), Rule()).more_seeds is None
     found = decide(Measured(difference, 3, 0.008, SAVING, 1.0), Rule())
-    assert found.more_seeds == 1 and "of a decision in the end" in found.reason
+    assert found.more_seeds == 1 and "a decision by" in found.reason
 
 
 def test_after_the_last_analysis_the_parent_stays():
