@@ -99,16 +99,15 @@ class Measured(NamedTuple):
         low, high = self.interval
         return (-self.margin < low and high < self.margin) or (high < 0 and self.difference.mean > -self.margin)
 
-    def until(self, seeds: int | None) -> tuple[int | None, float]:
-        """Returns how many more seeds there are to a number, and the device hours of both arms' missing runs."""
-        if seeds is None:
+    def until_next(self) -> tuple[int | None, float]:
+        """Returns how many more seeds the next interim analysis takes, and the device hours of both arms' missing runs.
+
+        (None, 0) after the last.
+        """
+        if (seeds := next_analysis(self.seeds)) is None:
             return None, 0.0
         more, missing_parents = seeds - self.seeds, max(0, seeds - self.parent_seeds)
         return more, more * self.cost.device_hours + missing_parents * self.cost.parent_device_hours
-
-    def until_next(self) -> tuple[int | None, float]:
-        """Returns the same to the next interim analysis; (None, 0) after the last."""
-        return self.until(next_analysis(self.seeds))
 
     def __str__(self) -> str:
         low, high = self.interval
