@@ -134,7 +134,7 @@ def report(arms: dict[str, Arm], data: Data, *, pairs: int, equals: int, draws: 
         words = {word.value: count for word, count in counts.items()}
         judged[name] = {"comparisons": counts.total(), "words": words, **rates}
         cells = [f"{one['rate']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in rates.values()]
-        rows.append((name, counts.total(), *cells, f"{counts[Word.EQUIVALENT] / counts.total():.1%}"))
+        rows.append((name, counts.total(), *cells))
         # A few real seeds of the widest arm are no normal distribution: with one that ends badly, an arm that is equal
         # in the mean is better in most draws without it. That is reported; what the rule promises is held to.
         is_of_one_arm = name.startswith("prior, redrawn, ") and name.count(", ") == 3
@@ -142,7 +142,7 @@ def report(arms: dict[str, Arm], data: Data, *, pairs: int, equals: int, draws: 
             problems += [
                 f"{name}: {word} of equals in {one['rate']:.1%}" for word, one in rates.items() if one["low"] > MOST
             ]
-    print_table("Equals", ("arms", "comparisons", "KEEP", "REVERT", "EQUIVALENT"), rows)
+    print_table("Equals", ("arms", "comparisons", "KEEP", "REVERT"), rows)
 
     planted = [f"planted {number:+d}" for number in PLANTED]
     effects = {name: find_effect(arms, name, draws, random) for name in tqdm(planted, desc="effects", disable=None)}
