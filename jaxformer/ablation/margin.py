@@ -9,10 +9,10 @@ import numpy as np
 from jaxformer.ablation.finished_runs import FinishedRun
 
 # Shares of the steps between which the curve is fitted. The warmup is over then, and the decay of the rate, which makes
-# the end of a curve no slope along the tokens, has hardly begun. Small models (32 wide, 300 and 600 steps, cosine and
-# WSD, two rates, four seeds) were trained anew at half and twice the tokens: the fall of their annealed loss for each
-# factor e of the tokens was met by 0.91 to 1.28 times that between these shares, and by 0.54 to 1.06 times that in the
-# second half.
+# the end of a curve no slope along the tokens, has hardly begun. Small models (32 wide, 300 and 600 steps, a cosine at
+# two rates and WSD at one, four seeds) were trained anew at half and twice the tokens: the slope between these shares
+# is 0.91 to 1.28 times the fall of the annealed loss for each factor e of the tokens, that in the second half 0.54 to
+# 1.06 times.
 _BEGIN, _END = 0.3, 0.6
 
 
