@@ -13,6 +13,7 @@ from jaxformer.config import UserError, from_dict, require
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.files import require_json
 from jaxformer.host.paths import shell_word
+from jaxformer.jobs.queue import State, state_on_disk
 from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.identity import CONFIG
 from jaxformer.run.metrics import BATCH, read_metrics
@@ -151,6 +152,11 @@ def read_runs(runs: Path, experiment: str) -> Runs:
 def seed_of(workdir: Path) -> int:
     """Returns the seed that a run folder is named after."""
     return int(workdir.name.removeprefix("seed_"))
+
+
+def has_diverged(workdir: Path) -> bool:
+    """Returns whether a run that is not finished ended because its loss or gradient was not finite."""
+    return any((workdir / "faults").glob("*.npz")) and state_on_disk(workdir)[0] is State.WAITING
 
 
 def _is_finished(workdir: Path) -> bool:

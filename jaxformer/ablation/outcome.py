@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
-from jaxformer.ablation.finished_runs import FinishedRun, Runs, read_runs, seed_of
+from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.study import Study, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
@@ -154,7 +154,7 @@ def _failures(folders: Sequence[Path]) -> dict[int, str]:
         if state is State.STOPPED_EARLY:
             step = read_json_or_empty(path / STOPPED_EARLY).get("step", "?")
             failures[seed] = f"stopped early at step {step}: {reason}"
-        elif state is State.WAITING and any((path / "faults").glob("*.npz")):
+        elif has_diverged(path):
             failures[seed] = "diverged: its loss or gradient is not finite"
     return failures
 

@@ -9,14 +9,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop, spread_of_differences
 from jaxformer.ablation.study import Study, estimate_seconds, mean_seconds, resolve_study
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.devices.device import choose_device
-from jaxformer.experiment.variant import Lineage
+from jaxformer.experiment.variant import Lineage, resolve
 from jaxformer.host.console import format_duration, print_line, print_wrapped
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.signals import Stopped
@@ -28,15 +29,24 @@ from jaxformer.plan.estimate import estimate_run_seconds
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.metrics import training_losses
 
+T = TypeVar("T")
+
 # Seconds between two comparisons of the training losses of what runs.
 _COMPARE_EVERY = 10
 
 
 def estimate_runs(study: Study, runs: Path) -> dict[str, float]:
-    """Returns the seconds that a run of each experiment will take; refuses runs that belong to what has moved.
+    """Returns the seconds that a run of each experiment will take; refuses runs that belong to what has moved."""
+    return _in_another_process(_estimate_runs, study, runs)
 
-    A process of its own does it, which gives the device back.
-    """
+
+def estimate_experiment(name: str, parent: str, runs: Path) -> float:
+    """Returns the seconds that a run of an experiment, perhaps asked of a parent, will take; refuses as above."""
+    return _in_another_process(_estimate_experiment, name, parent, runs)
+
+
+def _in_another_process(function: Callable[..., T], *arguments) -> T:
+    """Returns what a function returns in a process of its own, which gives the device back."""
     others = multiprocessing.active_children()
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_end_with_parent) as pool:
@@ -44,7 +54,7 @@ def estimate_runs(study: Study, runs: Path) -> dict[str, float]:
             # Ctrl-C, which a terminal sends to both, is left to this process: the other inherits that it is blocked.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             try:
-                estimate = pool.submit(_estimate_runs, study, runs)
+                estimate = pool.submit(function, *arguments)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             with waiting("an estimate of what the runs take", after=20):
@@ -72,6 +82,13 @@ def _estimate_runs(study: Study, runs: Path) -> dict[str, float]:
         check_earlier_runs(runs, one)
     is_known = mean_seconds(runs / study.parent) is not None
     return estimate_seconds(resolved, runs, None if is_known else estimate_run_seconds(resolved[0].experiment))
+
+
+def _estimate_experiment(name: str, parent: str, runs: Path) -> float:
+    one = resolve(name, parent=parent)
+    choose_device(one.experiment.training.device)
+    check_earlier_runs(runs, one)
+    return mean_seconds(runs / one.name) or estimate_run_seconds(one.experiment)
 
 
 def print_study_plan(jobs: list[Job], parallel: int, price: float | None) -> None:

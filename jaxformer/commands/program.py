@@ -14,7 +14,19 @@ from jaxformer.host.signals import ended_by_signals
 
 _FOLDER = Path(__file__).parent
 _FOUND = {path.stem.replace("_", "-") for path in _FOLDER.glob("[a-z]*.py") if path != Path(__file__)}
-_FIRST = ("train", "plan", "prepare", "evaluate", "generate", "ablate", "report", "export", "replay-step", "harness")
+_FIRST = (
+    "train",
+    "plan",
+    "prepare",
+    "evaluate",
+    "generate",
+    "tune",
+    "ablate",
+    "report",
+    "export",
+    "replay-step",
+    "harness",
+)
 # In the order in which a user meets them.
 COMMANDS = (*_FIRST, *sorted(_FOUND.difference(_FIRST)))
 
@@ -26,7 +38,8 @@ ENVIRONMENT = {
     "report": {"JAX_PLATFORMS": "cpu"},  # A run may be training on the device.
     "evaluate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # A run may be training on the same device.
     "generate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
-    "ablate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # The runs need the device.
+    "tune": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # The runs need the device.
+    "ablate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
 }
 
 

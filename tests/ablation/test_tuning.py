@@ -1,0 +1,118 @@
+"""The walk over learning rates, on curves that are known, and what is read off its end."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxformer.ablation import tuning
+from jaxformer.ablation.tuning import Ladder, fit, tune, wanted
+from jaxformer.config import TrainingFailure, UserError
+from jaxformer.jobs.queue import State, Status
+
+pytestmark = pytest.mark.device_free
+
+
+def walk(curve, seeds=3) -> dict[tuple[int, int], float]:
+    """Returns the trials of a walk, each of which comes to `curve(octave, seed)`."""
+    trials = {}
+    while missing := wanted(trials, seeds):
+        assert not set(missing) & set(trials) and len(set(missing)) == len(missing)
+        trials |= {(octave, seed): curve(octave, seed) for octave, seed in missing}
+    return trials
+
+
+@pytest.mark.parametrize("best", [-4.3, -1, 0, 0.4, 2.2, 5])
+def test_the_best_rate_of_a_parabola_is_found_from_anywhere(best):
+    trials = walk(lambda octave, seed: 3 + 0.1 * (octave - best) ** 2 + 0.01 * seed)
+    found = fit("small", 1e-3, trials, 3)
+    assert found.mean.place == pytest.approx(best) and found.mean.curvature == pytest.approx(0.1)
+    assert found.best == pytest.approx(1e-3 * 2**best, rel=0.05)
+    assert found.excess == pytest.approx(0.1 * best**2, abs=0.011)
+    assert len(trials) <= 3 * 3 + abs(best) + 2, "one seed walks"
+
+
+def test_seeds_that_move_the_mean_take_the_walk_on():
+    trials = walk(lambda octave, seed: 3 + 0.1 * (octave - (0 if seed == 0 else 3)) ** 2)
+    assert fit("small", 1e-3, trials, 3).mean.place == pytest.approx(2)
+
+
+def test_rates_that_diverge_bound_the_walk():
+    trials = walk(lambda octave, seed: 3 - 0.1 * octave if octave < 2 else math.inf)
+    found = fit("small", 1e-3, trials, 3)
+    assert found.bracket == (0, 1, 2) and found.mean is None and found.best == 2e-3
+    assert found.excess == pytest.approx(0.1) and math.isnan(found.excess_error)
+    with pytest.raises(UserError, match="diverges at every learning rate"):
+        fit("small", 1e-3, walk(lambda octave, seed: math.inf), 3)
+
+
+def test_a_walk_ends_where_the_curve_never_turns():
+    trials = walk(lambda octave, seed: 3 - 0.1 * octave, seeds=1)
+    assert len(trials) < 20
+    with pytest.raises(UserError, match=r"best at the end of the walk, 0\.256"):
+        fit("small", 1e-3, trials, 1)
+
+
+def test_the_error_of_the_own_rate_is_paired_over_seeds():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 1, 5)
+    bits = {(o, s): 3 + 0.1 * (o - 0.5) ** 2 + shared[s] for o in (-1, 0, 1, 2) for s in range(5)}
+    found = fit("small", 1e-3, bits, 5)
+    assert found.excess == pytest.approx(0.025) and found.excess_error == pytest.approx(0, abs=1e-9)
+    noisy = {key: value + rng.normal(0, 0.01) for key, value in bits.items()}
+    assert 0.001 < fit("small", 1e-3, noisy, 5).excess_error < 0.02
+
+
+def test_where_seeds_scatter_more_the_rate_to_take_is_lower():
+    bits = {(o, s): 3 + 0.1 * o**2 + (s - 1) * 0.05 * 4.0**o for o in (-1, 0, 1) for s in range(3)}
+    found = fit("small", 1e-3, bits, 3)
+    assert found.mean.place == pytest.approx(0) and found.cautious.place == pytest.approx(-0.3) and found.best == 8.1e-4
+
+
+@pytest.fixture
+def ladder(tmp_path, experiment_files, monkeypatch):
+    """A ladder over a tiny experiment, whose runs all fail."""
+
+    class FakeQueue:
+        def __init__(self, jobs, parallel):
+            self.jobs = jobs
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def watch(self):
+            yield [Status(job, State.FAILED, 1, 3.0, 1.0, 0.0, 0.0, "why") for job in self.jobs]
+
+    monkeypatch.setattr(tuning, "Queue", FakeQueue)
+    return Ladder(str(experiment_files["best_fit"]), "", tmp_path / "runs")
+
+
+def test_runs_are_those_of_the_command_and_its_own_rate_is_that_of_the_experiment(ladder):
+    job = ladder.job(0, 2, 9.0)
+    assert job.workdir.parts[-2:] == (ladder.at(0).name, "seed_2") and job.estimated_seconds == 9
+    assert not [each for each in job.arguments if "learning_rate" in each]
+    above = ladder.job(1, 2, 9.0)
+    assert "--optimizer.learning_rate=0.02" in above.arguments and above.workdir.parent != job.workdir.parent
+
+
+def test_a_run_that_failed_otherwise_ends_the_walk(ladder):
+    with pytest.raises(TrainingFailure, match=r"learning rate 0\.005 seed 0 failed: why; see .*\.log"):
+        tune(ladder, 1, 9.0)
+
+
+def test_what_is_trained_already_is_taken_up(ladder, monkeypatch):
+    trials = walk(lambda octave, seed: 3 + octave**2)
+    monkeypatch.setattr(Ladder, "trials", lambda self, seeds: trials)
+    monkeypatch.setattr(tuning, "Queue", None)
+    assert tune(ladder, 3, 9.0).excess == 0
+
+
+def test_a_run_that_diverged_counts_as_one(ladder, tmp_path):
+    folder = tmp_path / "runs" / ladder.at(2).name / "seed_1"
+    (folder / "faults").mkdir(parents=True)
+    assert ladder.trials(3) == {}
+    (folder / "faults" / "step_3.npz").write_bytes(b"")
+    assert ladder.trials(3) == {(2, 1): math.inf} and ladder.trials(1) == {}
