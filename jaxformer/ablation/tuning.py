@@ -134,15 +134,13 @@ class Ladder(NamedTuple):
 
     def job(self, octave: int, seed: int, seconds: float) -> Job:
         """Returns the run at an octave, of which a run takes so many seconds by an estimate."""
-        one = self.at(octave)
-        workdir = self.runs / one.name / f"seed_{seed}"
+        one = self.at(octave).experiment
+        rate, workdir = one.optimizer.learning_rate, self.runs / one.name / f"seed_{seed}"
         arguments = [f"--experiment={self.experiment}", f"--seed={seed}", f"--workdir={typed(workdir)}"]
         arguments += [f"--parent={self.parent}"] if self.parent else []
-        arguments += [f"--{RATE}={one.experiment.optimizer.learning_rate!r}"] if octave else []
-        experiment = one.experiment
-        return Job(
-            one.name, seed, tuple(arguments), workdir, experiment.training.steps, seconds, (), experiment.mesh.devices
-        )
+        arguments += [f"--{RATE}={rate!r}"] if octave else []
+        name = f"learning rate {rate:g}"
+        return Job(name, seed, tuple(arguments), workdir, one.training.steps, seconds, devices=one.mesh.devices)
 
     def trials(self, seeds: int) -> dict[tuple[int, int], float]:
         """Returns the trials of the first seeds that are over, from earlier ones too."""

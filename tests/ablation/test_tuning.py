@@ -107,7 +107,7 @@ def test_what_is_trained_already_is_taken_up(ladder, monkeypatch):
     trials = walk(lambda octave, seed: 3 + octave**2)
     monkeypatch.setattr(Ladder, "trials", lambda self, seeds: trials)
     monkeypatch.setattr(tuning, "Queue", None)
-    assert tune(ladder, 3, 9.0).excess == 0
+    assert tune(ladder, 3, 9.0).excess == pytest.approx(0)
 
 
 def test_a_run_that_diverged_counts_as_one(ladder, tmp_path):

@@ -23,6 +23,7 @@ def place(tmp_path, experiment_files, monkeypatch):
 
 
 def test_table_picture_record_and_the_tuned_file_are_written(place, capsys):
+    (place / "runs/small").mkdir(parents=True)
     assert tune.main(["--experiment=small", "--write=experiments/small_tuned.py"]) == 0
     out = capsys.readouterr().out
     assert "0.01*" in out and "runs/small/tuning.png" in out
