@@ -7,8 +7,8 @@ from jaxformer.ablation.comparability import ALLOWABLE
 from jaxformer.host.paths import local_path
 
 
-def add_study_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `--study`, or `--parent` and `--variants` in its place, `--runs` and `--allow`."""
+def add_study_options(parser: argparse.ArgumentParser, *, compares: bool = True) -> None:
+    """Adds `--study`, or `--parent` and `--variants` in its place, `--runs`, and for what compares runs `--allow`."""
     add = parser.add_argument
     add("--study", metavar="NAME", help="the name of a file in experiments/studies/, or a path")
     add("--parent", metavar="NAME", help="instead of --study: the experiment that the variants change")
@@ -16,5 +16,6 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--runs", type=local_path, default=Path("runs"), metavar="DIR", help="folder of all run folders (default: runs)"
     )
-    kinds = ", ".join(ALLOWABLE)
-    add("--allow", default="", metavar="KIND,...", help=f"compare runs in spite of these kinds of differences: {kinds}")
+    if compares:
+        text = f"compare runs in spite of these kinds of differences: {', '.join(ALLOWABLE)}"
+        add("--allow", default="", metavar="KIND,...", help=text)

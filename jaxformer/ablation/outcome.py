@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
 from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
+from jaxformer.ablation.ledger import append_verdicts, file_digest, verdict_line
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.study import Study, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
@@ -27,10 +28,14 @@ from jaxformer.statistics.significance import benjamini_hochberg, interim_level
 NOISE = "noise.json"
 
 
+def study_digest(study: Study) -> str:
+    """Returns eight digits that tell a study from one of other questions or another rule."""
+    return hashlib.sha256(repr((study.parent, study.variants, study.rule)).encode()).hexdigest()[:8]
+
+
 def comparison_file(study: Study) -> str:
-    """Returns the name of the file that keeps a comparison of a study: another for other questions or another rule."""
-    what = repr((study.parent, study.variants, study.rule))
-    return f"comparison_{hashlib.sha256(what.encode()).hexdigest()[:8]}.json"
+    """Returns the name of the file that keeps a comparison of a study."""
+    return f"comparison_{study_digest(study)}.json"
 
 
 class Outcome(NamedTuple):
@@ -55,7 +60,8 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
     """Returns what came out of a study so far, and writes it beside the runs.
 
     `runs/VARIANT/comparison_DIGEST.json` keeps each comparison, DIGEST being that of the study's questions and rule,
-    and `runs/PARENT/noise.json` the noise floor, which the next study of the same parent takes up.
+    `runs/PARENT/noise.json` the noise floor, which the next study of the same parent takes up, and the ledger
+    `runs/decisions.jsonl` each verdict that it does not have yet.
 
     What cannot be read, a run folder as well as a variant whose file is not there any more, is named in
     `Outcome.unread`, and all else is judged without it.
@@ -96,10 +102,8 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
         for one in variants
     ]
     comparisons = with_q_values(comparisons, study.rule)
-    for one in comparisons:
-        asked = {"study": {"parent": study.parent, "variants": study.variants}}
-        _keep(runs / one.variant / comparison_file(study), to_json({**asked, **one._asdict()}))
     lost_hours = {name: hours for name, each in read.items() if (hours := _lost_hours(each.folders))}
+    _record(study, runs, experiments, comparisons, finished, lost_hours)
     interactions = _interactions(experiments, finished, comparisons)
     unread = (*(line for each in read.values() for line in each.unreadable), *map(str, refused.values()))
     return Outcome(study, experiments, finished, comparisons, interactions, lost_hours, unread)
@@ -122,6 +126,26 @@ def _without_parent(one: Resolved, failures: Mapping[str, Mapping[int, str]]) ->
     ended = "".join(f"; its seed {seed} {why}" for seed, why in sorted(failures[parent].items()))
     verdict = Verdict(Word.NOT_COMPARED, f"{parent}, which it changes, has no finished run that can be read{ended}")
     return Comparison(parent, one.name, verdict, math.nan, {})
+
+
+def _record(
+    study: Study,
+    runs: Path,
+    experiments: Sequence[Resolved],
+    comparisons: Sequence[Comparison],
+    finished: Mapping[str, Sequence[FinishedRun]],
+    lost_hours: Mapping[str, float],
+) -> None:
+    """Writes each comparison beside the runs of its variant, and appends the new verdicts to the ledger."""
+    by_name, verdicts = {one.name: one for one in experiments}, []
+    for one in comparisons:
+        asked, path = {"parent": study.parent, "variants": study.variants}, runs / one.variant / comparison_file(study)
+        _keep(path, to_json({"study": asked, **one._asdict()}))
+        ours = finished[one.variant]
+        hours = sum((run.device_hours for run in ours), lost_hours.get(one.variant, 0.0))
+        line = verdict_line(one, by_name[one.variant], hours, ours[-1].record["starts"][-1]["code"] if ours else "")
+        verdicts.append({**line, "study": study_digest(study), "comparison": file_digest(path)})
+    append_verdicts(runs, verdicts)
 
 
 def _keep(path: Path, record: dict) -> None:

@@ -157,6 +157,11 @@ class Resolved(NamedTuple):
         return self.experiment.name
 
     @property
+    def generation(self) -> int:
+        """How many promoted variants stand in its line of first parents, itself left out."""
+        return sum(one.promoted is not None for one in _line(self)[1:])
+
+    @property
     def first_seed(self) -> int:
         """The first seed of its runs: that of the nearest promoted variant in its line of first parents, else 0."""
         return next((one.promoted.first_seed for one in _line(self) if one.promoted), 0)

@@ -1,0 +1,220 @@
+"""The ledger of all questions: `decisions.jsonl` beside the runs, one line a decision, which is only ever appended to.
+
+A line is an object with `kind`, `time` (UTC), `parent`, `variant` and what its kind adds; keys that are not known are
+left alone. A verdict counts until the next of the same question and study.
+"""
+
+import datetime
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxformer.ablation.comparison import Comparison
+from jaxformer.ablation.verdict import Word
+from jaxformer.experiment.variant import Resolved
+from jaxformer.host.console import print_notice
+from jaxformer.statistics.shrinkage import shrink, spread_of_effects
+from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level
+
+LEDGER = "decisions.jsonl"
+
+VERDICT, PROMOTION, CONFIRMATION = "verdict", "promotion", "confirmation"
+
+# Probability that a question about an equal variant, followed to its last analysis, ends as KEEP: see `interim_level`.
+FALSE_KEEP = 0.025
+
+# What makes a verdict another one than that before it.
+_DECIDED = ("verdict", "reason", "seeds", "difference", "q")
+
+Line = dict[str, Any]
+
+
+def append(runs: Path, line: Mapping[str, Any]) -> None:
+    """Appends a line to the ledger of a folder of runs, with the time; returns once it is on the disk.
+
+    It is one write, so that several processes may append, and a process that is killed leaves all of it or none. Behind
+    an end that a failing machine tore off it begins a line of its own.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    content = json.dumps({**line, "time": now}, allow_nan=False).encode() + b"\n"
+    runs.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(runs / LEDGER, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        content = b"\n" * is_torn + content
+        written = os.write(descriptor, content)
+        if written < len(content):
+            raise OSError(f"{runs / LEDGER}: only {written} of {len(content)} bytes could be written; free space")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_ledger(runs: Path) -> list[Line]:
+    """Returns the lines of the ledger of a folder of runs, in their order; one that is damaged is named and left out.
+
+    Raises:
+        OSError: there is a ledger that cannot be read.
+    """
+    path, lines = runs / LEDGER, []
+    if not path.exists():
+        return []
+    for number, text in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            if not all(isinstance(line[name], str) for name in ("kind", "time", "parent", "variant")):
+                raise ValueError("no decision")
+            lines.append(line)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            print_notice(f"{path}, line {number}: damaged, and left out")
+    return lines
+
+
+def latest_verdicts(lines: Iterable[Line]) -> dict[tuple[str, str], Line]:
+    """Returns the last verdict on each question, by (parent, variant), in the order in which they were first asked."""
+    found = {}
+    for line in lines:
+        if line["kind"] == VERDICT:
+            key = line["parent"], line["variant"]
+            found[key] = line
+    return found
+
+
+def last_of(lines: Sequence[Line], kind: str, **values: str) -> Line | None:
+    """Returns the last line of a kind that has these values; None where there is none."""
+    ours = (line for line in reversed(lines) if line["kind"] == kind)
+    return next((line for line in ours if all(line.get(name) == value for name, value in values.items())), None)
+
+
+def verdict_line(comparison: Comparison, resolved: Resolved, device_hours: float, code: str) -> Line:
+    """Returns what the ledger keeps of a comparison.
+
+    Args:
+        device_hours: of all runs of the variant.
+        code: digest of the code that they were trained by.
+    """
+    seeds, difference = len(comparison.seeds), comparison.difference
+    lineage = comparison.lineage if comparison.lineage.get("expected") else vars(resolved.lineage)
+    return {
+        "kind": VERDICT,
+        "parent": comparison.parent,
+        "variant": comparison.variant,
+        "parents": [parent.name for parent in resolved.parents],
+        "generation": resolved.generation,
+        "question": comparison.question or resolved.experiment.question,
+        "expected": list(lineage["expected"]),
+        "source": lineage["source"],
+        "verdict": comparison.verdict.word.value,
+        "reason": comparison.verdict.reason,
+        "difference": describe_difference(difference, interim_level(seeds)) if difference else None,
+        "seeds": list(comparison.seeds),
+        "level": interim_level(seeds),
+        "q": comparison.q_value if math.isfinite(comparison.q_value) else None,
+        "learning_rates": {
+            "parent": resolved.parents[0].experiment.optimizer.learning_rate,
+            "variant": resolved.experiment.optimizer.learning_rate,
+        },
+        "device_hours": device_hours,
+        "code": code,
+    }
+
+
+def describe_difference(difference, level: float) -> Line | None:
+    """Returns a difference as the ledger keeps it, with its interval at a two-sided level."""
+    low, high = difference.interval(1 - level)
+    error = difference.standard_error if difference.seeds_counted else math.nan
+    values = {"mean": difference.mean, "standard_error": error, "low": low, "high": high}
+    return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+
+
+def file_digest(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file; '' where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def append_verdicts(runs: Path, verdicts: Sequence[Line]) -> None:
+    """Appends those verdicts of a study that are not those that the ledger has; where that fails, a line says so."""
+    try:
+        lines = read_ledger(runs)
+        spread = spread_of_gains([*lines, *verdicts])
+        for line in verdicts:
+            names = ("parent", "variant", "study")
+            before = last_of(lines, VERDICT, **{name: line[name] for name in names}) or {}
+            if any(before.get(name) != line[name] for name in _DECIDED):
+                append(runs, {**line, "shrunken": _finite(shrunken_gain(line, spread))})
+    except OSError as error:
+        print_notice(f"{runs / LEDGER}: {error.strerror or error}; the decisions are not recorded")
+
+
+def spread_of_gains(lines: Iterable[Line]) -> float:
+    """Returns the spread of the true differences of all questions, bits per byte: see `spread_of_effects`."""
+    found = [measured for line in latest_verdicts(lines).values() if (measured := _measured(line))]
+    effects_N, errors_N = np.array(found, np.float64).reshape(-1, 2).T
+    return spread_of_effects(effects_N, errors_N)
+
+
+def shrunken_gain(line: Line, spread: float) -> float:
+    """Returns a line's difference shrunken by the spread of all, bits per byte; NaN where it is not known."""
+    measured = _measured(line)
+    return shrink(*measured, spread) if measured and math.isfinite(spread) else math.nan
+
+
+def _measured(line: Line) -> tuple[float, float] | None:
+    """Returns (difference, standard error) of a line; None where it has none."""
+    difference = line.get("difference") or {}
+    mean, error = difference.get("mean"), difference.get("standard_error")
+    return (mean, error) if mean is not None and error else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def beside_expectation(line: Line) -> str:
+    """Returns how a verdict's difference came out beside what was expected: 'inside', 'better' or 'worse', or ''."""
+    mean, (low, high) = (line.get("difference") or {}).get("mean"), line["expected"]
+    if mean is None:
+        return ""
+    return "better" if mean < low else "worse" if mean > high else "inside"
+
+
+class Account(NamedTuple):
+    """What all questions of a ledger amount to."""
+
+    asked: int
+    """Questions with as many seeds as the first analysis takes."""
+    kept: int
+    """Of those, KEEP."""
+    false_keeps: float
+    """As many would be kept on average if all variants were equal to their parents, and each were followed to its last
+    analysis.
+    """
+    expectations: dict[str, int]
+    """How many came out inside, better or worse than expected."""
+
+
+def account(lines: Iterable[Line]) -> Account:
+    """Returns what the questions of a ledger amount to."""
+    asked = [line for line in latest_verdicts(lines).values() if len(line["seeds"]) >= INTERIM_SEEDS[0]]
+    outcomes = [beside_expectation(line) for line in asked]
+    return Account(
+        len(asked),
+        sum(line["verdict"] == Word.KEEP.value for line in asked),
+        FALSE_KEEP * len(asked),
+        {word: outcomes.count(word) for word in ("inside", "better", "worse")},
+    )

@@ -1,0 +1,50 @@
+"""Makes a kept change the parent of the next questions.
+
+Reads what a study decided on VARIANT, and writes experiments/NAME.py: what was kept, with its evidence and what was
+tuned for it. What was not kept is refused; `--by_hand` promotes it anyway, and records why. The ledger
+RUNS/decisions.jsonl gets a line. `jaxformer ablate` must have judged it:
+
+  jaxformer promote VARIANT --study=NAME
+"""
+
+import sys
+
+from jaxformer.ablation.command_line import add_study_options
+from jaxformer.ablation.promotion import find_comparison, promote
+from jaxformer.ablation.study import Study, choose_study
+from jaxformer.config import require
+from jaxformer.host.command import Parser, command
+from jaxformer.host.console import print_line
+from jaxformer.host.docstrings import docstring
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Promotes a variant; returns the exit status."""
+    parser = Parser("jaxformer promote", docstring(sys.modules[__name__]))
+    parser.add_argument("variant", metavar="VARIANT", help="the variant, by name")
+    add_study_options(parser, compares=False)
+    add = parser.add_argument
+    add("--name", default="", metavar="NAME", help="of the new experiment (default: PARENT_genN, by its generation)")
+    add("--by_hand", default="", metavar="WHY", help="promote a variant that was not kept, and record why")
+    options = parser.parse_args(arguments)
+    require(not (options.study and options.parent), "give --study or --parent, not both")
+    has_study = options.study or options.variants
+    study = choose_study(options.study, options.parent, options.variants) if has_study else None
+    judged = find_comparison(options.runs, options.variant, parent=options.parent or "", study=study)
+    made = promote(judged, options.runs, name=options.name, by_hand=options.by_hand)
+    tuned = "".join(f", {path} {value:g}" for path, value in made.tuned.items())
+    print_line(f"{made.path}: {judged.record['variant']}{tuned}, {judged.word}: {judged.record['verdict']['reason']}")
+    print_line("\n".join(next_commands(made.name, made.first_seed)))
+    return 0
+
+
+def next_commands(name: str, first_seed: int) -> list[str]:
+    """Returns the lines that say what comes after a promotion."""
+    last = first_seed + Study.parent_seeds - 1
+    return [
+        f"It is measured on seeds that did not choose it: {first_seed} to {last}, which the next study trains itself.",
+        "Ask it the next questions, and whether its gain holds on those seeds:",
+        f"  jaxformer ablate --parent={name} --variants=A,B",
+        f"  jaxformer confirm {name}",
+    ]

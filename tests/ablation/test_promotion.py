@@ -1,0 +1,139 @@
+"""A kept change becomes the next parent, once, with its evidence; what was not kept does so by hand alone."""
+
+import json
+
+import fake_runs
+import pytest
+
+from jaxformer.ablation.ledger import PROMOTION, VERDICT, append, read_ledger
+from jaxformer.ablation.outcome import comparison_file, judge_study
+from jaxformer.ablation.promotion import find_comparison, promote
+from jaxformer.ablation.study import Study, resolve_study
+from jaxformer.commands.promote import main
+from jaxformer.config import UserError
+from jaxformer.experiment.experiment import science
+from jaxformer.experiment.variant import resolve
+
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
+STUDY = Study(parent="root", variants=("gated", "normed"))
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """A folder with a study that kept `gated`, whose question would break out of a docstring."""
+    folder = tmp_path_factory.mktemp("promotion")
+    experiments = folder / "experiments"
+    fake_runs.write_root(experiments)
+    question = 'Why?""" + __import__("os").getcwd() \\ ' + fake_runs.HOSTILE
+    fake_runs.write_variant(experiments, "gated", {"model.activation": "swiglu"}, question=question, source='"""\\')
+    fake_runs.write_variant(experiments, "normed", {"model.qk_norm": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fake_runs.write_study(folder / "runs", ("root", "gated", "normed"), effects={"gated": -0.05}, tasks=())
+        judge_study(STUDY, folder / "runs")
+    return folder
+
+
+@pytest.fixture
+def runs(judged, monkeypatch):
+    monkeypatch.chdir(judged)
+    before = (judged / "runs" / "decisions.jsonl").read_bytes()
+    yield judged / "runs"
+    (judged / "runs" / "decisions.jsonl").write_bytes(before)
+    for path in (judged / "experiments").glob("*gen*"):
+        path.unlink()
+
+
+def test_what_was_kept_is_the_parent_of_the_next_study(runs, capsys):
+    assert main(["gated", "--parent=root", "--variants=gated,normed"]) == 0
+    printed = capsys.readouterr().out
+    assert "KEEP" in printed and "jaxformer ablate --parent=root_gen1" in printed and "1000 to 1002" in printed
+    parent, variant = resolve_study(Study(parent="root_gen1", variants=("normed",)))
+    comparison = runs / "gated" / comparison_file(STUDY)
+    assert parent.lineage.evidence == find_comparison(runs, "gated").digest and comparison.is_file()
+    assert science(parent.experiment) == science(resolve("gated").experiment) and variant.first_seed == 1000
+    assert variant.experiment.model.qk_norm and variant.experiment.model.activation == "swiglu"
+    (line,) = [line for line in read_ledger(runs) if line["kind"] == PROMOTION]
+    assert (line["name"], line["generation"], line["evidence"]) == ("root_gen1", 1, parent.lineage.evidence)
+    # A command that was killed between the file and the ledger is repeated; one that was not changes nothing.
+    before = (runs / "decisions.jsonl").read_bytes()
+    assert main(["gated"]) == 0 and (runs / "decisions.jsonl").read_bytes() == before
+
+
+def test_what_was_not_kept_is_promoted_by_hand_alone(runs, capsys):
+    assert main(["normed"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "normed is not promoted: " in error and "--by_hand" in error
+    assert main(["normed", "--by_hand=it is simpler", "--name=simple_gen"]) == 0
+    assert resolve("simple_gen").promoted.verdict.startswith("by hand (it is simpler); ")
+    assert read_ledger(runs)[-1]["by_hand"] == "it is simpler"
+
+
+def test_the_rate_that_was_tuned_for_a_variant_goes_with_it(runs):
+    judged = find_comparison(runs, "gated")
+    judged = judged._replace(record={**judged.record, "best_rates": {"parent": 0.004, "variant": 0.008}})
+    made = promote(judged, runs)
+    assert resolve(made.name).experiment.optimizer.learning_rate == 0.008
+    assert made.tuned == {"optimizer.learning_rate": 0.008} == read_ledger(runs)[-1]["change"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none"], "no study has judged none"),
+        (["gated", "--parent=other"], "no study of other has judged gated"),
+        (["gated", "--name=normed"], "normed.py: it exists, and is never overwritten"),
+        (["gated", "--name=baseline"], "has that name; give another"),
+        (["gated", "--name=../gen"], "must be a name of letters"),
+        (["gated", "--study=laptop", "--parent=root"], "not both"),
+    ],
+)
+def test_what_cannot_be_promoted_is_one_line_and_nothing_is_written(runs, arguments, message, capsys):
+    before = sorted(runs.parent.rglob("*")), (runs / "decisions.jsonl").read_bytes()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert (sorted(runs.parent.rglob("*")), (runs / "decisions.jsonl").read_bytes()) == before
+
+
+def test_a_variant_that_moved_since_it_was_judged_is_not_promoted(runs):
+    path = runs.parent / "experiments" / "root.py"
+    before = path.read_text()
+    path.write_text(before.replace("'training.steps': 40", "'training.steps': 50"))
+    try:
+        with pytest.raises(UserError, match=r"gated has moved since it was judged \(training.steps: 40 -> 50\)"):
+            promote(find_comparison(runs, "gated"), runs)
+    finally:
+        path.write_text(before)
+
+
+def test_studies_that_disagree_are_told_apart_by_name(runs):
+    path = runs / "gated" / comparison_file(STUDY)
+    other = runs / "gated" / "comparison_00000000.json"
+    record = json.loads(path.read_text())
+    other.write_text(json.dumps({**record, "verdict": {**record["verdict"], "word": "UNDECIDED"}}))
+    with pytest.raises(UserError, match=r"studies disagree on gated: .*; name one by --study"):
+        find_comparison(runs, "gated")
+    assert find_comparison(runs, "gated", study=STUDY).word == "KEEP"
+    other.write_text(json.dumps({**record, "seeds": [0]}))
+    assert find_comparison(runs, "gated").path == path, "that of the most seeds"
+    other.write_text("{")
+    with pytest.raises(UserError, match=r"comparison_00000000\.json: damaged"):
+        find_comparison(runs, "gated")
+    other.unlink()
+
+
+def test_a_verdict_is_appended_where_it_is_new(runs):
+    lines = read_ledger(runs)
+    assert [(line["kind"], line["variant"]) for line in lines] == [(VERDICT, "gated"), (VERDICT, "normed")]
+    assert lines[0]["verdict"] == "KEEP" and lines[0]["seeds"] == [0, 1, 2] and lines[0]["parents"] == ["root"]
+    assert lines[0]["difference"]["low"] < lines[0]["difference"]["mean"] < lines[0]["difference"]["high"] < 0
+    judge_study(STUDY, runs)
+    assert read_ledger(runs) == lines
+    judge_study(Study(parent="root", variants=("gated",)), runs)
+    (new,) = read_ledger(runs)[2:]
+    assert new["variant"] == "gated" and new["study"] != lines[0]["study"]
+    append(runs, {**lines[0], "verdict": "UNDECIDED"})
+    judge_study(STUDY, runs)
+    assert read_ledger(runs)[-1]["verdict"] == "KEEP"
