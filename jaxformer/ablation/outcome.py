@@ -96,7 +96,7 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
         floor = noise_floor(finished[parent])
         ours = [compare(one, floor) for one in variants if one.parents[0].name == parent]
         variances = {one.variant: (one.seed_variance, len(one.seeds) - 1) for one in ours if len(one.seeds) > 1}
-        floors[parent] = _reuse(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
+        floors[parent] = remember_noise(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
     comparisons = [
         compare(one, floors[one.parents[0].name]) if one.parents[0].name in floors else _without_parent(one, failures)
         for one in variants
@@ -189,8 +189,13 @@ def _lost_hours(folders: Sequence[Path]) -> float:
     return sum(float(read_json_or_empty(one / STOPPED_EARLY).get("device_hours", 0.0)) for one in stopped)
 
 
-def _reuse(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloor:
-    """Returns a noise floor with what earlier studies found of the same parent, and stores it."""
+def remember_noise(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloor:
+    """Returns a noise floor with what earlier studies found of the same parent, and stores it.
+
+    Args:
+        path: `NOISE` in the folder of the parent's runs.
+        run: one of them.
+    """
     shared = {name: run.record[name] for name in ("code", "versions", "device")}
     digests = {name: d for name, d in run.record["digests"].items() if not name.startswith("plan.")}
     made_with = {"identity": {**run.record["identity"], "seed": None}, "digests": digests, **shared}

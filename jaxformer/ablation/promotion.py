@@ -225,7 +225,7 @@ def promoted_file(judged: Judged, tuned: Mapping[str, float], first_seed: int, b
     seeds = len(record["seeds"])
     sentences = [f"{verdict[:1].upper()}{verdict[1:]} (bits per byte, {seeds} seed{'s' * (seeds != 1)})."]
     if low is not None:
-        sentences.append(f"Expected was [{low:+g}, {high:+g}]: {record['lineage'].get('source')}.")
+        sentences.append(f"Expected was [{low:g}, {high:g}]: {record['lineage'].get('source')}.")
     sentences += [f"Tuned for it: {path} = {value!r}." for path, value in tuned.items()]
     paragraphs = [f"{variant} of {parent}, promoted: the parent of the next questions.", record["question"]]
     paragraphs.append(" ".join(sentences))

@@ -43,6 +43,7 @@ ENVIRONMENT = {
     "generate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
     "tune": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # The runs need the device.
     "ablate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
+    "confirm": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
 }
 
 

@@ -318,6 +318,13 @@ def _merged(merge: Merge, parents: list[Resolved], name: str) -> Resolved:
     return Resolved(child, Lineage(names, change, consequences, bundle, merge.expected, merge.source), tuple(parents))
 
 
+def promoted_variant(resolved: Resolved) -> Resolved:
+    """Returns the variant that was promoted to an experiment, as it was judged: without what was tuned for it."""
+    if resolved.promoted is None:
+        raise UserError(f"{resolved.name} is no promoted variant; `jaxformer promote` makes one")
+    return _judged(resolved.promoted, None, ())
+
+
 def _judged(promoted: Promoted, near: Path, above: tuple[tuple[str, str], ...]) -> Resolved:
     """Returns the variant that was promoted, of the parent that it was compared with."""
     one = _resolve(promoted.variant, near, "", above)

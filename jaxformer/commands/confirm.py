@@ -1,0 +1,51 @@
+"""Confirms a promoted variant, once.
+
+Trains what is missing of the new parent and of the one before it on the seeds of the new parent, which its next study
+takes up, validates both on documents that no verdict has read, and answers whether the gain holds. The answer is
+appended to RUNS/decisions.jsonl, and from then on it is printed, whatever is asked. The same command resumes.
+"""
+
+import sys
+from pathlib import Path
+
+from jaxformer.ablation.confirmation import ask, confirm, make_jobs, recorded_answer, train
+from jaxformer.ablation.run_study import estimate_runs, print_study_plan
+from jaxformer.ablation.study import Study
+from jaxformer.config import require
+from jaxformer.experiment.variant import resolve
+from jaxformer.host.command import Parser, command
+from jaxformer.host.console import print_line
+from jaxformer.host.docstrings import docstring
+from jaxformer.host.paths import local_path
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Confirms a promoted variant; returns the exit status."""
+    parser = Parser("jaxformer confirm", docstring(sys.modules[__name__]))
+    add = parser.add_argument
+    add("experiment", metavar="NAME", help="the promoted variant, by name")
+    add("--seeds", type=int, default=5, metavar="N", help="seeds of each arm (default: 5)")
+    add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
+    add("--plan", action="store_true", help="print the runs that are left and what they cost, and exit")
+    add("--price", type=float, metavar="PRICE", help="price of a device hour: costs are printed in money too")
+    add(
+        "--runs", type=local_path, default=Path("runs"), metavar="DIR", help="folder of all run folders (default: runs)"
+    )
+    options = parser.parse_args(arguments)
+    require(2 <= options.seeds <= 100, f"--seeds ({options.seeds}) must lie in [2, 100]")
+    require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
+    question = ask(resolve(options.experiment), options.seeds)
+    line, when = recorded_answer(question, options.runs), ""
+    if line:
+        when = f" (answered {line['time']}, once)"
+    else:
+        seconds = estimate_runs(Study(parent=question.parent.name, variants=(question.promoted.name,)), options.runs)
+        jobs = make_jobs(question, options.runs, seconds)
+        print_study_plan(jobs, options.parallel, options.price)
+        if options.plan:
+            return 0
+        train(jobs, parallel=options.parallel)
+        line = confirm(question, options.runs)
+    print_line(f"{question.promoted.name}, {question.variant}: {line['answer']}: {line['reason']}{when}")
+    return 0
