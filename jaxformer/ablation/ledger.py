@@ -147,8 +147,12 @@ def file_digest(path: Path) -> str:
         return ""
 
 
-def append_verdicts(runs: Path, verdicts: Sequence[Line]) -> None:
-    """Appends those verdicts of a study that are not those that the ledger has; where that fails, a line says so."""
+def append_verdicts(runs: Path, verdicts: Sequence[Line]) -> list[Line]:
+    """Appends those verdicts of a study that the ledger does not have, and returns all lines with them.
+
+    Where the ledger cannot be read or written, a line says so.
+    """
+    lines = []
     try:
         lines = read_ledger(runs)
         spread = spread_of_gains([*lines, *verdicts])
@@ -159,6 +163,7 @@ def append_verdicts(runs: Path, verdicts: Sequence[Line]) -> None:
                 append(runs, {**line, "shrunken": _finite(shrunken_gain(line, spread))})
     except OSError as error:
         print_notice(f"{runs / LEDGER}: {error.strerror or error}; the decisions are not recorded")
+    return [*lines, *verdicts]
 
 
 def spread_of_gains(lines: Iterable[Line]) -> float:

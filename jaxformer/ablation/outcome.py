@@ -12,7 +12,14 @@ import numpy as np
 
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
 from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
-from jaxformer.ablation.ledger import append_verdicts, file_digest, verdict_line
+from jaxformer.ablation.ledger import (
+    CONFIRMATION,
+    Line,
+    append_verdicts,
+    file_digest,
+    spread_of_gains,
+    verdict_line,
+)
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.study import Study, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
@@ -54,6 +61,12 @@ class Outcome(NamedTuple):
     """Device hours of runs that were stopped early, by name of the experiment."""
     unread: tuple[str, ...] = ()
     """A line on each run folder, and each variant of the study, that could not be read; the rest is judged without."""
+    spread: float = math.nan
+    """Spread of the true differences of all questions of the ledger, bits per byte, by which gains are shrunken; NaN
+    where they are too few to tell.
+    """
+    confirmations: Mapping[str, str] = {}
+    """What `jaxformer confirm` answered of a variant, by its name."""
 
 
 def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outcome:
@@ -103,10 +116,20 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
     ]
     comparisons = with_q_values(comparisons, study.rule)
     lost_hours = {name: hours for name, each in read.items() if (hours := _lost_hours(each.folders))}
-    _record(study, runs, experiments, comparisons, finished, lost_hours)
+    lines = _record(study, runs, experiments, comparisons, finished, lost_hours)
     interactions = _interactions(experiments, finished, comparisons)
     unread = (*(line for each in read.values() for line in each.unreadable), *map(str, refused.values()))
-    return Outcome(study, experiments, finished, comparisons, interactions, lost_hours, unread)
+    return Outcome(
+        study,
+        experiments,
+        finished,
+        comparisons,
+        interactions,
+        lost_hours,
+        unread,
+        spread_of_gains(lines),
+        {line["variant"]: line["answer"] for line in lines if line["kind"] == CONFIRMATION},
+    )
 
 
 def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:
@@ -135,8 +158,8 @@ def _record(
     comparisons: Sequence[Comparison],
     finished: Mapping[str, Sequence[FinishedRun]],
     lost_hours: Mapping[str, float],
-) -> None:
-    """Writes each comparison beside the runs of its variant, and appends the new verdicts to the ledger."""
+) -> list[Line]:
+    """Writes each comparison beside its variant's runs, and appends new verdicts to the ledger; returns its lines."""
     by_name, verdicts = {one.name: one for one in experiments}, []
     for one in comparisons:
         asked, path = {"parent": study.parent, "variants": study.variants}, runs / one.variant / comparison_file(study)
@@ -145,7 +168,7 @@ def _record(
         hours = sum((run.device_hours for run in ours), lost_hours.get(one.variant, 0.0))
         line = verdict_line(one, by_name[one.variant], hours, ours[-1].record["starts"][-1]["code"] if ours else "")
         verdicts.append({**line, "study": study_digest(study), "comparison": file_digest(path)})
-    append_verdicts(runs, verdicts)
+    return append_verdicts(runs, verdicts)
 
 
 def _keep(path: Path, record: dict) -> None:

@@ -54,7 +54,8 @@ PLOTS = (
         draw_returns,
         "What the study returned",
         "Left, in the order of the study: the line is the measured improvement of the best experiment kept so far "
-        "on the study's parent; the dashed one adds up all kept changes, merges left out. Each mark is a variant, "
+        "on the study's parent, on the seeds that both have; the dashed one adds up all kept changes, merges left out, "
+        "each shrunken by what all comparisons owe to chance. Each mark is a variant, "
         "at the hours after its runs. Right: the improvement of every variant against the fields that it changes.",
     ),
     Plot(

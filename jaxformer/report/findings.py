@@ -28,6 +28,7 @@ from jaxformer.report.formatting import (
     with_error,
 )
 from jaxformer.statistics.paired_difference import Difference
+from jaxformer.statistics.shrinkage import shrink
 from jaxformer.statistics.significance import interim_level
 
 EXPECTATION_HEADINGS = ("variant", "question", "expected", "source", "found", "outcome")
@@ -50,6 +51,10 @@ class Finding(NamedTuple):
     """Interaction of a merge."""
     hours: float
     """Device hours of all its runs that are finished or were stopped early."""
+    shrunken: float = math.nan
+    """Difference shrunken by what all comparisons owe to chance; NaN where that is not known."""
+    confirmation: str = ""
+    """What was answered when it was confirmed; '' where it was not."""
 
     @property
     def name(self) -> str:
@@ -99,8 +104,18 @@ def collect_findings(outcome: Outcome) -> list[Finding]:
         lineage = lineage if lineage.get("expected") else vars(one.lineage)
         question = recorded.get("question") or one.experiment.question
         interaction, hours = outcome.interactions.get(one.name), device_hours(outcome, one.name)
-        findings.append(Finding(one, question, lineage, comparisons.get(one.name), runs, interaction, hours))
+        comparison = comparisons.get(one.name)
+        shrunken = shrink_difference(comparison.difference if comparison else None, outcome.spread)
+        confirmation = outcome.confirmations.get(one.name, "")
+        findings.append(Finding(one, question, lineage, comparison, runs, interaction, hours, shrunken, confirmation))
     return findings
+
+
+def shrink_difference(difference: Difference | None, spread: float) -> float:
+    """Returns a difference shrunken by the spread of all; NaN where one of them is not known."""
+    if difference is None or not difference.seeds_counted or not math.isfinite(spread):
+        return math.nan
+    return shrink(difference.mean, difference.standard_error, spread)
 
 
 def device_hours(outcome: Outcome, name: str) -> float:
@@ -253,6 +268,8 @@ def notes(finding: Finding) -> list[str]:
     """Returns what to keep in mind: of flags only those that are not in the reason."""
     comparison = finding.comparison
     notes = [*comparison.flags, *comparison.notes] if comparison else []
+    if finding.word in (Word.KEEP, Word.CHEAPER):
+        notes.append(f"on fresh seeds: {finding.confirmation}" if finding.confirmation else "kept, not confirmed yet")
     current = finding.resolved.lineage.expected
     if current and finding.expected != tuple(map(float, current)):
         recorded = expectation(finding.expected)
@@ -289,10 +306,19 @@ def describe_pairing(finding: Finding) -> list[str]:
     return [text] if math.isfinite(pairing) else []
 
 
+def describe_shrunken(finding: Finding) -> list[str]:
+    """Returns what is left of a difference that may have been chosen because it looked good."""
+    if finding.difference is None or not math.isfinite(finding.shrunken):
+        return []
+    raw = signed(finding.difference.mean)
+    return [f"Shrunken: {signed(finding.shrunken)} in place of {raw}, by what all comparisons owe to chance."]
+
+
 def points(finding: Finding) -> list[str]:
     """Returns what there is beside the reason: how the result reads, whether a merge adds up, and notes."""
     interaction = [describe_interaction(finding.interaction, finding.level)] if finding.is_merge else []
     return [
+        *describe_shrunken(finding),
         *equal_budget_readings(finding),
         *describe_pairing(finding),
         *interaction,

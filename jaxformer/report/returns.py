@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxformer.ablation.comparability import have_same_documents
+from jaxformer.ablation.finished_runs import paired_seeds
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
-from jaxformer.report.findings import collect_findings, device_hours
+from jaxformer.report.findings import Finding, collect_findings, device_hours
 from jaxformer.report.formatting import plain, signed
 from jaxformer.report.graph import study_graph
 from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure, spread
@@ -22,15 +24,17 @@ class Return(NamedTuple):
     hours: float
     """Device hours of all runs up to it, those that were stopped early among them."""
     best: float
-    """Improvement of the best experiment that was kept so far on the study's parent, bits per byte: measured, along its
-    line of parents.
-    """
+    """Improvement of the best experiment that was kept so far on the study's parent, bits per byte: its `total`."""
     added: float
-    """Improvement of all changes that were kept so far if they added up; merges, which change nothing new, are left
-    out.
+    """Improvement of all changes that were kept so far if they added up, each shrunken; merges, which change nothing
+    new, are left out. NaN where too few comparisons tell how much they owe to chance.
     """
     total: float
-    """Total of this one, kept or not, along its line of parents; NaN where it is not known."""
+    """Improvement of this one, kept or not, on the study's parent; NaN where it is not known."""
+    is_measured: bool
+    """Whether `total` was measured beside the study's parent, on the seeds that both have; else it is the sum of the
+    shrunken gains along the line of parents.
+    """
     fields: int
     """Fields in which it was declared to differ along that line."""
 
@@ -41,21 +45,39 @@ def returns(outcome: Outcome) -> list[Return]:
 
     spent = device_hours(outcome, outcome.study.parent)
     best = added = 0.0
-    totals, paths, points = {outcome.study.parent: 0.0}, {outcome.study.parent: frozenset()}, []
+    sums, paths, points = {outcome.study.parent: 0.0}, {outcome.study.parent: frozenset()}, []
     graph = study_graph(outcome)
     order = list(nx.lexicographical_topological_sort(graph, key=list(graph).index))
     for finding in sorted(collect_findings(outcome), key=lambda finding: order.index(finding.name)):
-        gain = -finding.difference.mean if finding.difference else math.nan
-        totals[finding.name] = totals.get(finding.parent, math.nan) + gain
+        measured = measured_gain(outcome, finding)
+        is_measured = math.isfinite(measured)
+        sums[finding.name] = sums.get(finding.parent, math.nan) - finding.shrunken
+        total = measured if is_measured else sums[finding.name]
         joined = [paths.get(parent.name, frozenset()) for parent in finding.resolved.parents]
         paths[finding.name] = frozenset(finding.lineage["change"]).union(*joined)
         spent += finding.hours
         if finding.word is Word.KEEP:
-            best = max(best, totals[finding.name]) if math.isfinite(totals[finding.name]) else best
-            added += 0.0 if finding.is_merge else gain
+            best = max(best, total) if math.isfinite(total) else best
+            added -= 0.0 if finding.is_merge else finding.shrunken
         fields = len(paths[finding.name])
-        points.append(Return(finding.name, finding.word, spent, best, added, totals[finding.name], fields))
+        points.append(Return(finding.name, finding.word, spent, best, added, total, is_measured, fields))
     return points
+
+
+def measured_gain(outcome: Outcome, finding: Finding) -> float:
+    """Returns by how much a variant is better than the study's parent, measured on the seeds that both have.
+
+    NaN where it was not compared, where they share no seed, or not the documents.
+    """
+    if finding.difference is None:
+        return math.nan
+    if finding.parent == outcome.study.parent:
+        return -finding.difference.mean
+    pairs = paired_seeds(outcome.runs[outcome.study.parent], finding.runs)
+    runs = [run for pair in pairs for run in pair]
+    if not pairs or not have_same_documents(runs, runs[0].validation):
+        return math.nan
+    return float(np.mean([parent.bits_per_byte - variant.bits_per_byte for parent, variant in pairs]))
 
 
 def draw_returns(outcome: Outcome):
@@ -66,8 +88,8 @@ def draw_returns(outcome: Outcome):
     spent, fields = figure.subplots(1, 2, width_ratios=(1.15, 1))
     at = [0.0, base, *(one.hours for one in points)]
     for key, style, label in (
-        ("added", {"ls": (0, (2, 1.5)), "color": GREY}, "kept changes, if they added up"),
-        ("best", {"ls": "-", "color": COLOURS[Word.KEEP]}, "best kept experiment, measured"),
+        ("added", {"ls": (0, (2, 1.5)), "color": GREY}, "kept changes, shrunken, if they added up"),
+        ("best", {"ls": "-", "color": COLOURS[Word.KEEP]}, describe_best(points)),
     ):
         spent.step(at, [0.0, 0.0, *(getattr(one, key) for one in points)], where="post", lw=1.8, label=label, **style)
     for one in points:
@@ -77,7 +99,7 @@ def draw_returns(outcome: Outcome):
     spent.set(title="Returned for the compute", xlim=(0, max(at) * 1.03 or 1))
     spent.set_xlabel("device hours of all runs, parents' and rejected ones' among them")
     spent.set_ylabel("bits per byte saved on the study's parent")
-    top = max([*(max(one.best, one.added) for one in points), 1e-4])
+    top = max([value for one in points for value in (one.best, one.added) if math.isfinite(value)] + [1e-4])
     spent.set_ylim(-0.06 * top, 1.18 * top)
     spent.legend(loc="upper left", fontsize=7.5)
     kept = [one for one in points if one.word is Word.KEEP]
@@ -86,6 +108,13 @@ def draw_returns(outcome: Outcome):
         spent.annotate(plain(one.name, 22), (one.hours, one.best), fontsize=7, color=COLOURS[one.word], **beside)
     _draw_fields(fields, [one for one in points if math.isfinite(one.total)])
     return figure
+
+
+def describe_best(points: Sequence[Return]) -> str:
+    """Returns what the line of the best kept experiment is made of."""
+    kept = [one for one in points if one.word is Word.KEEP and math.isfinite(one.total)]
+    is_measured = all(one.is_measured for one in kept)
+    return f"best kept experiment, {'measured' if is_measured else 'measured or a sum of shrunken gains'}"
 
 
 def _largest_column(points: Sequence[Return]) -> int:
