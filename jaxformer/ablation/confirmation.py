@@ -45,8 +45,6 @@ from jaxformer.run.inputs import open_corpora, prepare_corpora
 from jaxformer.run.trained import load_trained
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
 
-CONFIRMED, NOT_CONFIRMED = "CONFIRMED", "NOT CONFIRMED"
-
 # Of the single analysis that there is: two-sided, so that an equal is confirmed in 2.5 %.
 LEVEL = 0.05
 
@@ -121,7 +119,7 @@ def confirm(question: Question, runs: Path) -> ledger.Line:
     parents, ours, failed = _collect(question, runs)
     pairs, difference, documents = paired_seeds(parents, ours), None, {}
     if failed:
-        answer, reason = NOT_CONFIRMED, failed
+        answer, reason = ledger.NOT_CONFIRMED, failed
     else:
         require(len(pairs) > 1, f"{question.promoted.name}: two seeds of both arms are needed, not {len(pairs)}")
         flags, _ = check_comparable(parents, ours)
@@ -176,8 +174,8 @@ def _decide(
     if documents:
         where = f"on {sum(documents.values()):,} documents that no verdict has read"
     if high < limit:
-        return CONFIRMED, f"{measured} is {what}, {where}"
-    return NOT_CONFIRMED, f"{measured} is not surely {what}, {where}"
+        return ledger.CONFIRMED, f"{measured} is {what}, {where}"
+    return ledger.NOT_CONFIRMED, f"{measured} is not surely {what}, {where}"
 
 
 def _measure(

@@ -26,6 +26,9 @@ LEDGER = "decisions.jsonl"
 
 VERDICT, PROMOTION, CONFIRMATION = "verdict", "promotion", "confirmation"
 
+# What a confirmation answers.
+CONFIRMED, NOT_CONFIRMED = "CONFIRMED", "NOT CONFIRMED"
+
 # Probability that a question about an equal variant, followed to its last analysis, ends as KEEP: see `interim_level`.
 FALSE_KEEP = 0.025
 

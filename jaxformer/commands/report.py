@@ -4,6 +4,10 @@ Prints the decisions, and writes a page with pictures, `report.md` and PNG files
 finished are shown as such. A study is a file, or a parent and its variants:
 
   jaxformer report --parent=NAME --variants=A,B
+
+One page over all studies, from the ledger RUNS/decisions.jsonl:
+
+  jaxformer report --all
 """
 
 import logging
@@ -14,12 +18,14 @@ from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import choose_study
+from jaxformer.config import require
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import output_columns, print_line, print_notice
+from jaxformer.host.console import output_columns, print_line, print_notice, print_wrapped
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
+from jaxformer.report.history import collect_history, summarise_history
 from jaxformer.report.text import decision_table
-from jaxformer.report.write import check_report, write_report
+from jaxformer.report.write import check_report, write_history, write_report
 
 
 @command
@@ -29,16 +35,31 @@ def main(arguments: list[str]) -> int:
     add_study_options(parser)
     text = "folder of the report (default: RUNS/reports/NAME)"
     parser.add_argument("--output", type=local_path, metavar="DIR", help=text)
+    parser.add_argument("--all", action="store_true", help="one page over all studies, in RUNS/reports/all")
     options = parser.parse_args(arguments)
+    # Without a home folder it tells where it keeps its fonts.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    if options.all:
+        is_alone = not (options.study or options.parent or options.variants or options.allow)
+        require(is_alone, "--all reports all studies: give no --study, --parent, --variants or --allow with it")
+        return report_all(options.runs, options.output or options.runs / "reports" / "all")
     study = choose_study(options.study, options.parent, options.variants)
     name = Path(options.study).stem if options.study else study.parent
     allow, folder = parse_allowed(options.allow), options.output or options.runs / "reports" / name
     check_report(folder)
     outcome = judge_study(study, options.runs, allow=allow)
-    # Without a home folder it tells where it keeps its fonts.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     print_line(decision_table(outcome, output_columns()))
     print_line(f"\n{write_report(outcome, folder)}")
     for line in outcome.unread:
         print_notice(f"not reported: {line}")
+    return 0
+
+
+def report_all(runs: Path, folder: Path) -> int:
+    """Prints what all studies of a folder of runs amount to, and writes their page; returns the exit status."""
+    check_report(folder)
+    history = collect_history(runs)
+    for name, value in summarise_history(history):
+        print_wrapped(f"{name}: {value}", indent=4)
+    print_line(f"\n{write_history(history, folder)}")
     return 0

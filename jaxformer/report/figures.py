@@ -1,12 +1,13 @@
-"""The pictures of a study, each with its heading and caption."""
+"""The pictures of a study, and of all studies, each with its heading and caption."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.report.forest_plot import draw_forest
 from jaxformer.report.graph import draw_graph
+from jaxformer.report.history import History, draw_expectations, draw_history
 from jaxformer.report.loss_curves import draw_losses, draw_paired
 from jaxformer.report.returns import draw_returns
 from jaxformer.report.style import drawing, save_png, to_svg
@@ -17,7 +18,7 @@ class Plot(NamedTuple):
 
     name: str
     draw: Callable
-    """Returns a matplotlib figure of an outcome, or None where there is nothing to draw."""
+    """Returns a matplotlib figure of what was found, or None where there is nothing to draw."""
     heading: str
     caption: str
 
@@ -77,14 +78,31 @@ PLOTS = (
 )
 
 
-def draw_pictures(outcome: Outcome, folder: Path) -> list[Picture]:
-    """Writes a PNG of each picture to a folder; returns the pictures."""
+HISTORY_PLOTS = (
+    Plot(
+        "graph",
+        draw_history,
+        "All questions",
+        "From what was changed to its changes. A promoted change is the parent of the next generation.",
+    ),
+    Plot(
+        "expectations",
+        draw_expectations,
+        "Expected and found",
+        "Hatched: what was expected before it was measured. The dot and its line: what was measured, with its "
+        "interval. Arrows lead to what lies beyond the axis. The number is the generation.",
+    ),
+)
+
+
+def draw_pictures(found: Outcome | History, folder: Path, plots: Sequence[Plot] = PLOTS) -> list[Picture]:
+    """Writes a PNG of each picture of a study, or of all, to a folder; returns the pictures."""
     pictures = []
     with drawing():
-        for name, draw, heading, caption in PLOTS:
+        for name, draw, heading, caption in plots:
             path = folder / f"{name}.png"
             path.unlink(missing_ok=True)
-            if (figure := draw(outcome)) is not None:
+            if (figure := draw(found)) is not None:
                 save_png(figure, path)
                 pictures.append(Picture(name, heading, caption, to_svg(figure), figure.get_figwidth()))
     return pictures

@@ -268,8 +268,10 @@ def notes(finding: Finding) -> list[str]:
     """Returns what to keep in mind: of flags only those that are not in the reason."""
     comparison = finding.comparison
     notes = [*comparison.flags, *comparison.notes] if comparison else []
-    if finding.word in (Word.KEEP, Word.CHEAPER):
-        notes.append(f"on fresh seeds: {finding.confirmation}" if finding.confirmation else "kept, not confirmed yet")
+    if finding.confirmation:
+        notes.append(f"on fresh seeds: {finding.confirmation}")
+    elif finding.word is Word.KEEP:
+        notes.append("kept, not confirmed yet")
     current = finding.resolved.lineage.expected
     if current and finding.expected != tuple(map(float, current)):
         recorded = expectation(finding.expected)

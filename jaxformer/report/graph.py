@@ -1,7 +1,7 @@
 """The graph of ablations: from what is changed to its changes, coloured by verdict."""
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -89,33 +89,69 @@ def edge_path(route: Sequence[Place]):
     return Path([*points, (route[-1].x, route[-1].y)], [*codes, Path.LINETO])
 
 
+class Box(NamedTuple):
+    """An experiment in the graph."""
+
+    title: str
+    word: Word | None
+    """What was decided of it; None for one that no question led to."""
+    change: str
+    difference: str
+    scores: str
+    cost: str
+    is_flagged: bool = False
+    """Drawn with a broken line: nothing, or not enough, is known of it."""
+    is_parent: bool = False
+    """Drawn with a thick line: it is the parent of a generation."""
+
+
 def draw_graph(outcome: Outcome):
     """Returns the graph of ablations, from what is changed to its changes, coloured by verdict."""
-    from matplotlib.patches import PathPatch
-
     findings = {finding.name: finding for finding in collect_findings(outcome)}
-    places, routes = lay_out(study_graph(outcome))
-    border, head = 0.15, 0.5
-    width = max(place.right for place in places.values())
-    top = min(place.y for place in places.values()) - HEIGHT / 2
-    bottom = max(place.y for place in places.values()) + HEIGHT / 2
-    figure = make_figure(width + 2 * border, bottom - top + 2 * border + head, layout=None)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-border, width + border), ylim=(bottom + border, top - border - head))
-    axes.axis("off")
-    for (_, child), route in routes.items():
-        colour = COLOURS[findings[child].word]
-        axes.add_patch(PathPatch(edge_path(route), fc="none", ec=colour, lw=1.3, alpha=0.75, zorder=1))
-    tasks = list(mean_accuracies(outcome.runs[outcome.study.parent]))
-    for name, place in places.items():
-        finding = findings.get(name)
-        _draw_box(axes, place, name, finding, box_lines(outcome, name, finding, tasks))
+    tasks, boxes = list(mean_accuracies(outcome.runs[outcome.study.parent])), {}
+    for one in outcome.experiments:
+        finding = findings.get(one.name)
+        word = finding.word if finding else None
+        lines = box_lines(outcome, one.name, finding, tasks)
+        boxes[one.name] = Box(one.name, word, *lines, is_flagged=word is Word.NOT_COMPARED)
     legend = "Each box: the change; bits per byte against its parent ± standard error; "
     legend += f"accuracy in % and its change: {' · '.join(tasks)}" if tasks else "no tasks"
-    for i, text in enumerate((legend, "Left: what is changed. Right: its changes. A merge has two parents.")):
+    return draw_boxes(
+        study_graph(outcome), boxes, (legend, "Left: what is changed. Right: its changes. A merge has two parents.")
+    )
+
+
+def draw_boxes(graph, boxes: Mapping[str, Box], legend: Sequence[str]):
+    """Returns the drawing of a directed acyclic graph.
+
+    Args:
+        boxes: of each node.
+        legend: lines above it.
+    """
+    from matplotlib.patches import PathPatch
+
+    places, routes = lay_out(graph)
+    border, head = 0.15, 0.1 + 0.2 * len(legend)
+    right = max(place.right for place in places.values())
+    top = min(place.y for place in places.values()) - HEIGHT / 2
+    bottom = max(place.y for place in places.values()) + HEIGHT / 2
+    figure = make_figure(right + 2 * border, bottom - top + 2 * border + head, layout=None)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-border, right + border), ylim=(bottom + border, top - border - head))
+    axes.axis("off")
+    for (_, child), route in routes.items():
+        colour, width = _colour(boxes[child]), 2.8 if boxes[child].is_parent else 1.3
+        axes.add_patch(PathPatch(edge_path(route), fc="none", ec=colour, lw=width, alpha=0.75, zorder=1))
+    for name, place in places.items():
+        _draw_box(axes, place, boxes[name])
+    for i, text in enumerate(legend):
         y = top - head + 0.05 + 0.2 * i
-        axes.text(0, y, plain(text, int(width * 16)), fontsize=7.8, color=GREY, va="center")
+        axes.text(0, y, plain(text, int(right * 16)), fontsize=7.8, color=GREY, va="center")
     return figure
+
+
+def _colour(box: Box) -> str:
+    return COLOURS[box.word] if box.word else INK
 
 
 def box_lines(outcome: Outcome, name: str, finding: Finding | None, tasks: Sequence[str]) -> list[str]:
@@ -140,35 +176,34 @@ def box_lines(outcome: Outcome, name: str, finding: Finding | None, tasks: Seque
     return [change, difference, shown, cost]
 
 
-def _draw_box(axes, place: Place, name: str, finding: Finding | None, lines: Sequence[str]) -> None:
+def _draw_box(axes, place: Place, box: Box) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    colour, word = (COLOURS[finding.word], finding.word.value) if finding else (INK, "")
-    word = "CHEAPER" if word == Word.CHEAPER.value else word
-    box = FancyBboxPatch(
+    colour, word = _colour(box), box.word.value if box.word else ""
+    word = "CHEAPER" if box.word is Word.CHEAPER else word
+    patch = FancyBboxPatch(
         (place.x + 0.05, place.y - HEIGHT / 2 + 0.05),
         WIDTH - 0.1,
         HEIGHT - 0.1,
         boxstyle="round,pad=0.05,rounding_size=0.07",
         fc=_tint(colour),
         ec=colour,
-        lw=1.4,
-        ls="--" if word == Word.NOT_COMPARED.value else "-",
+        lw=2.8 if box.is_parent else 1.4,
+        ls="--" if box.is_flagged else "-",
         zorder=2,
     )
-    axes.add_patch(box)
-    change, difference, scores, cost = lines
+    axes.add_patch(patch)
     texts = (
-        (plain(name, 34), {"weight": "bold", "fontsize": 9}),
-        (plain(change, 46), {"color": GREY, "fontsize": 7.2}),
-        (f"{word}  {difference}".strip(), {"color": colour, "weight": "bold"}),
-        (plain(scores, 46), {}),
-        (cost, {"color": GREY}),
+        (plain(box.title, 34), {"weight": "bold", "fontsize": 9}),
+        (plain(box.change, 46), {"color": GREY, "fontsize": 7.2}),
+        (f"{word}  {box.difference}".strip(), {"color": colour, "weight": "bold"}),
+        (plain(box.scores, 46), {}),
+        (box.cost, {"color": GREY}),
     )
     for i, (text, style) in enumerate(texts):
         style = {"fontsize": 7.8, "color": INK} | style
         line = axes.text(place.x + 0.1, place.y - 0.36 + 0.185 * i, text, va="center", zorder=3, **style)
-        line.set_clip_path(box)
+        line.set_clip_path(patch)
 
 
 def _tint(colour: str, share: float = 0.1) -> str:

@@ -1,4 +1,4 @@
-"""A study as one HTML page that loads nothing and runs nothing; whatever a text holds is shown as it is."""
+"""A study, or all of them, as an HTML page that loads nothing and runs nothing; texts are shown as they are."""
 
 import base64
 from collections.abc import Sequence
@@ -7,12 +7,50 @@ from pathlib import Path
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.report import findings, formatting
 from jaxformer.report.figures import Picture
+from jaxformer.report.history import (
+    HEADINGS,
+    History,
+    generation_rows,
+    question_rows,
+    summarise_history,
+)
 from jaxformer.report.style import COLOURS
 from jaxformer.report.summary import count_verdicts, summarise_study
 
 
 def make_page(outcome: Outcome, pictures: Sequence[Picture]) -> str:
-    """Returns the page. Args: pictures: those that it shows, in order."""
+    """Returns the page of a study. Args: pictures: those that it shows, in order."""
+    return _render(
+        "page.html.jinja",
+        outcome=outcome,
+        rule=outcome.study.rule,
+        parent=outcome.study.parent,
+        findings=findings.collect_findings(outcome),
+        summary=summarise_study(outcome),
+        counts=count_verdicts(outcome),
+        columns=findings.decision_columns(outcome),
+        pictures=pictures,
+        text=findings,
+        formatting=formatting,
+    )
+
+
+def make_history_page(history: History, pictures: Sequence[Picture]) -> str:
+    """Returns the page of all studies. Args: pictures: those that it shows, in order."""
+    is_number = {"generation", "bits per byte ± error", "shrunken", "expected", "q", "seeds", "device hours"}
+    return _render(
+        "history.html.jinja",
+        summary=summarise_history(history),
+        pictures=pictures,
+        generations=generation_rows(history),
+        headings=HEADINGS,
+        classes=["number" if heading in is_number else "text" for heading in HEADINGS],
+        rows=question_rows(history),
+        words=[one.word for one in history.questions],
+    )
+
+
+def _render(template: str, **values) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -26,16 +64,4 @@ def make_page(outcome: Outcome, pictures: Sequence[Picture]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["base64"] = lambda file: base64.b64encode(file).decode()
-    return environment.get_template("page.html.jinja").render(
-        outcome=outcome,
-        rule=outcome.study.rule,
-        parent=outcome.study.parent,
-        findings=findings.collect_findings(outcome),
-        summary=summarise_study(outcome),
-        counts=count_verdicts(outcome),
-        columns=findings.decision_columns(outcome),
-        pictures=pictures,
-        colours=COLOURS,
-        text=findings,
-        formatting=formatting,
-    )
+    return environment.get_template(template).render(colours=COLOURS, **values)

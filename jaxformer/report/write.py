@@ -1,17 +1,20 @@
-"""The report of a study: a page to read, pictures to show, and a Markdown file to keep.
+"""The report of a study, or of all: a page to read, pictures to show, and a Markdown file to keep.
 
 The same outcome gives the same bytes: the only dates are those of the runs.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.config import UserError, require
 from jaxformer.host.files import write_whole
-from jaxformer.report.figures import draw_pictures
-from jaxformer.report.html import make_page
+from jaxformer.report.figures import HISTORY_PLOTS, draw_pictures
+from jaxformer.report.history import History
+from jaxformer.report.html import make_history_page, make_page
 from jaxformer.report.markdown import make_markdown
 
 PAGE = "index.html"
@@ -42,12 +45,31 @@ def write_report(outcome: Outcome, folder: Path) -> Path:
     Raises:
         UserError: as of `check_report`, or the disk does not take it.
     """
-    check_report(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _written(folder):
         pictures = draw_pictures(outcome, folder)
         write_whole(folder / MARKDOWN, make_markdown(outcome, pictures).encode())
         write_whole(folder / PAGE, make_page(outcome, pictures).encode())
+    return folder / PAGE
+
+
+def write_history(history: History, folder: Path) -> Path:
+    """Writes `index.html` and a PNG of each picture of all studies to a folder; returns the page.
+
+    Raises:
+        UserError: as of `write_report`.
+    """
+    with _written(folder):
+        pictures = draw_pictures(history, folder, HISTORY_PLOTS)
+        write_whole(folder / PAGE, make_history_page(history, pictures).encode())
+    return folder / PAGE
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Creates the folder of a report; raises `UserError` where that, or what is written to it, fails."""
+    check_report(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise UserError(f"report {folder}: {error.strerror}; choose another --output") from error
-    return folder / PAGE

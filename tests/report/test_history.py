@@ -1,0 +1,94 @@
+"""One page over all studies: every question in its generation, whatever its texts hold, and the same bytes again."""
+
+import fake_runs
+import pytest
+
+from jaxformer.ablation.ledger import CONFIRMATION, PROMOTION, VERDICT, append
+from jaxformer.commands import report
+from jaxformer.report.history import collect_history, history_graph, question_rows, summarise_history
+
+pytestmark = pytest.mark.device_free
+
+for name in ("matplotlib", "networkx", "jinja2"):
+    pytest.importorskip(name)
+
+
+def verdict(parent, variant, generation, mean, word, parents=()):
+    difference = {"mean": mean, "standard_error": 0.005, "low": mean - 0.02, "high": mean + 0.02}
+    return {
+        "kind": VERDICT,
+        "parent": parent,
+        "variant": variant,
+        "parents": list(parents) or [parent],
+        "generation": generation,
+        "question": fake_runs.HOSTILE,
+        "expected": [-0.03, 0.0],
+        "source": fake_runs.HOSTILE,
+        "verdict": word,
+        "reason": "so",
+        "difference": difference,
+        "seeds": [0, 1, 2],
+        "q": 0.01,
+        "device_hours": 0.5,
+        "study": "a",
+    }
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder of runs with a ledger of three generations."""
+    for i in range(15):
+        append(tmp_path, verdict("root", f"change_{i}", 0, 0.01 * (i - 7), "KEEP" if i < 3 else "UNDECIDED"))
+    append(tmp_path, verdict("change_0", "joined", 0, 0.0, "EQUIVALENT", ("change_0", "change_1")))
+    names = {"parent": "root", "variant": "change_0", "name": "root_gen1"}
+    append(tmp_path, {"kind": PROMOTION, **names})
+    append(tmp_path, {"kind": CONFIRMATION, "answer": "CONFIRMED", **names})
+    append(tmp_path, verdict("root_gen1", "change_1@root_gen1", 1, -0.05, "KEEP"))
+    names = {"parent": "root_gen1", "variant": "change_1@root_gen1", "name": fake_runs.HOSTILE}
+    append(tmp_path, {"kind": PROMOTION, **names})
+    append(tmp_path, verdict(fake_runs.HOSTILE, "last", 2, 0.01, "REVERT"))
+    return tmp_path
+
+
+def test_generations_hang_together_by_what_was_promoted(runs):
+    history = collect_history(runs)
+    edges = set(history_graph(history).edges)
+    assert {("root", f"change_{i}") for i in range(15)} <= edges
+    assert {("change_0", "joined"), ("change_1", "joined")} <= edges
+    assert {("change_0", "change_1@root_gen1"), ("change_1@root_gen1", "last")} <= edges and len(edges) == 19
+    became = {row[1].partition(" of ")[0]: row[-1] for row in question_rows(history)}
+    assert became["change_0"] == "root_gen1, CONFIRMED" and became["change_2"] == "not confirmed yet"
+    assert became["change_7"] == "" and became["change_1@root_gen1"].endswith("not confirmed yet")
+    summary = dict(summarise_history(history))
+    assert "18 in 3 generations: 4 KEEP" in summary["Questions"] and "0.45 of these 18" in summary["Chance"]
+    assert summary["Kept, not confirmed"] == "change_1, change_2, change_1@root_gen1"
+    assert summary["Expectations"] == "5 as expected, 5 better than expected, 8 worse than expected"
+
+
+def test_the_page_is_the_same_again_and_shows_texts_as_they_are(runs, tmp_path, capsys):
+    pages = []
+    for name in ("one", "two"):
+        assert report.main(["--all", f"--runs={runs}", f"--output={tmp_path / name}"]) == 0
+        pages.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert pages[0] == pages[1] and pages[0].keys() == {"index.html", "graph.png", "expectations.png"}
+    assert "4 KEEP" in capsys.readouterr().out
+    page = pages[0]["index.html"].decode()
+    assert "<script>" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_a_verdict_that_is_not_whole_is_named_and_a_circle_is_drawn(runs, capsys):
+    append(runs, {"kind": VERDICT, "parent": "root", "variant": "torn"})
+    append(runs, verdict("last", "root", 3, 0.0, "EQUIVALENT"))
+    history = collect_history(runs)
+    assert "a verdict on torn is not whole" in capsys.readouterr().err
+    assert "root" in history_graph(history) and ("last", "root") not in history_graph(history).edges
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--all", "--runs=none"], "no verdict is recorded"), (["--all", "--study=laptop"], "--all reports all studies")],
+)
+def test_what_cannot_be_reported_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert report.main(arguments) == 2
+    assert message in (error := capsys.readouterr().err) and error.count("\n") == 1 and not list(tmp_path.iterdir())
