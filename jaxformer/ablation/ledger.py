@@ -95,6 +95,11 @@ def latest_verdicts(lines: Iterable[Line]) -> dict[tuple[str, str], Line]:
     return found
 
 
+def answers(lines: Iterable[Line]) -> dict[str, str]:
+    """Returns what the confirmation of each promoted variant answered, by the name under which it was judged."""
+    return {line["variant"]: line["answer"] for line in lines if line["kind"] == CONFIRMATION}
+
+
 def last_of(lines: Sequence[Line], kind: str, **values: str) -> Line | None:
     """Returns the last line of a kind that has these values; None where there is none."""
     ours = (line for line in reversed(lines) if line["kind"] == kind)
@@ -121,6 +126,7 @@ def verdict_line(comparison: Comparison, resolved: Resolved, device_hours: float
         "source": lineage["source"],
         "verdict": comparison.verdict.word.value,
         "reason": comparison.verdict.reason,
+        "bits_per_byte": {"parent": _finite(comparison.parent_bits), "variant": _finite(comparison.variant_bits)},
         "difference": describe_difference(difference, interim_level(seeds)) if difference else None,
         "seeds": list(comparison.seeds),
         "level": interim_level(seeds),

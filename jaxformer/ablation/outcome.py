@@ -13,8 +13,8 @@ import numpy as np
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
 from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
 from jaxformer.ablation.ledger import (
-    CONFIRMATION,
     Line,
+    answers,
     append_verdicts,
     file_digest,
     spread_of_gains,
@@ -119,17 +119,8 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
     lines = _record(study, runs, experiments, comparisons, finished, lost_hours)
     interactions = _interactions(experiments, finished, comparisons)
     unread = (*(line for each in read.values() for line in each.unreadable), *map(str, refused.values()))
-    return Outcome(
-        study,
-        experiments,
-        finished,
-        comparisons,
-        interactions,
-        lost_hours,
-        unread,
-        spread_of_gains(lines),
-        {line["variant"]: line["answer"] for line in lines if line["kind"] == CONFIRMATION},
-    )
+    found = study, experiments, finished, comparisons, interactions, lost_hours, unread
+    return Outcome(*found, spread_of_gains(lines), answers(lines))
 
 
 def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:

@@ -54,6 +54,7 @@ def find_comparison(runs: Path, variant: str, *, parent: str = "", study: Study 
     Raises:
         UserError: there is none, or there are several and they disagree.
     """
+    require(bool(variant) and "/" not in variant, f"variant {variant!r}: give its name, as the study has it")
     parent = study.parent if study else parent
     folders = [runs / variant, *sorted(runs.glob(f"{variant}{OF}*"))]
     pattern = comparison_file(study) if study else "comparison_*.json"
@@ -82,7 +83,8 @@ def _read(path: Path) -> Judged:
         record = json.loads(content)
         fields = (record["study"]["parent"], record["parent"], record["variant"], record["question"])
         fields = (*fields, record["verdict"]["word"], record["verdict"]["reason"])
-        if not (all(isinstance(each, str) for each in fields) and isinstance(record["seeds"], list)):
+        is_whole = isinstance(record["seeds"], list) and isinstance(record["lineage"], dict)
+        if not (is_whole and all(isinstance(each, str) for each in fields)):
             raise ValueError("a field is not of its kind")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); {advice}") from error
@@ -153,6 +155,7 @@ def promote(
 def _check_unmoved(judged: Judged, one: Resolved, runs: Path) -> None:
     """Raises `UserError` where an experiment is no longer what was judged."""
     record, skipped = judged.record, ("init_from", "training.compute_dtype", "seed")
+    require(bool(record["lineage"]), f"{one.name}: no run of it could be compared, and none tells what was judged")
     changes = differences(_as_json(one.lineage.change), record["lineage"].get("change", {}))
     for seed in record["seeds"][:1]:
         theirs = read_json_or_empty(runs / one.name / f"seed_{seed}" / CONFIG).get("identity")

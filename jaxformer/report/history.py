@@ -131,12 +131,12 @@ def summarise_history(history: History) -> list[tuple[str, str]]:
         ("Questions", f"{len(questions)} in {generations} generation{'s' * (generations > 1)}: {counts}"),
         (
             "Chance",
-            f"an equal is kept with at most {ledger.FALSE_KEEP:.1%}: {found.false_keeps:.2g} of these {found.asked} "
-            f"questions, if no change had an effect; {found.kept} were",
+            f"a change without effect is kept with at most {ledger.FALSE_KEEP:.1%}: {found.false_keeps:.2g} of the "
+            f"{found.asked} questions that have enough seeds, if all were without; kept: {found.kept}",
         ),
         ("Expectations", ", ".join(f"{count} {words_of[word]}" for word, count in found.expectations.items())),
         ("Shrinking", shrunken),
-        ("Kept, not confirmed", ", ".join(unconfirmed) or "none"),
+        ("Not confirmed", ", ".join(unconfirmed) or "none"),
         ("Device hours", f"{history.device_hours:.2f} of all runs in the folder"),
         ("Time", f"{min(times)} to {max(times)}"),
     ]
@@ -213,7 +213,7 @@ def draw_history(history: History):
     for name in graph:
         one = by_name.get(name)
         if one is None:
-            boxes[name] = Box(name, None, "where it began", "", "", "", is_parent=True)
+            boxes[name] = Box(name, None, "where it began", _bits_of_root(history, name), "", "", is_parent=True)
             continue
         line = one.line
         scores = f"shrunken {signed(one.shrunken)}; expected {expectation(line['expected'])}"
@@ -226,12 +226,17 @@ def draw_history(history: History):
         texts = line["question"], difference, scores, cost
         boxes[name] = Box(title, one.word, *texts, is_flagged=one.is_unconfirmed, is_parent=bool(one.promoted))
     legend = (
-        "Each box: the question; bits per byte against what it changes ± standard error, and what is left of it when "
-        "chance is taken off; what was expected; its cost.",
-        "Left: what is changed. Right: its changes. A promoted change is the parent of the next generation. A broken "
-        "line: kept, not confirmed.",
+        "Bits per byte against what is changed ± standard error; shrunken; expected; cost.",
+        "Left: what is changed. Right: its changes. Thick: promoted. Broken: kept or promoted, not confirmed.",
     )
     return draw_boxes(graph, boxes, legend)
+
+
+def _bits_of_root(history: History, name: str) -> str:
+    """Returns the mean of an experiment that no question led to, as its last comparison had it; '' if unknown."""
+    found = [one.line.get("bits_per_byte") for one in history.questions if one.line["parent"] == name]
+    bits = (found[-1] or {}).get("parent") if found else None
+    return "" if bits is None else f"{bits:.4f} bits per byte"
 
 
 def draw_expectations(history: History):

@@ -82,6 +82,7 @@ def test_the_rate_that_was_tuned_for_a_variant_goes_with_it(runs):
     ("arguments", "message"),
     [
         (["none"], "no study has judged none"),
+        (["/etc"], "variant '/etc': give its name"),
         (["gated", "--parent=other"], "no study of other has judged gated"),
         (["gated", "--name=normed"], "normed.py: it exists, and is never overwritten"),
         (["gated", "--name=baseline"], "has that name; give another"),

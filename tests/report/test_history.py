@@ -60,8 +60,8 @@ def test_generations_hang_together_by_what_was_promoted(runs):
     assert became["change_0"] == "root_gen1, CONFIRMED" and became["change_2"] == "not confirmed yet"
     assert became["change_7"] == "" and became["change_1@root_gen1"].endswith("not confirmed yet")
     summary = dict(summarise_history(history))
-    assert "18 in 3 generations: 4 KEEP" in summary["Questions"] and "0.45 of these 18" in summary["Chance"]
-    assert summary["Kept, not confirmed"] == "change_1, change_2, change_1@root_gen1"
+    assert "18 in 3 generations: 4 KEEP" in summary["Questions"] and "0.45 of the 18" in summary["Chance"]
+    assert summary["Not confirmed"] == "change_1, change_2, change_1@root_gen1"
     assert summary["Expectations"] == "5 as expected, 5 better than expected, 8 worse than expected"
 
 
