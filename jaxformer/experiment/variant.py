@@ -325,7 +325,7 @@ def promoted_variant(resolved: Resolved) -> Resolved:
     return _judged(resolved.promoted, None, ())
 
 
-def _judged(promoted: Promoted, near: Path, above: tuple[tuple[str, str], ...]) -> Resolved:
+def _judged(promoted: Promoted, near: Path | None, above: tuple[tuple[str, str], ...]) -> Resolved:
     """Returns the variant that was promoted, of the parent that it was compared with."""
     one = _resolve(promoted.variant, near, "", above)
     if promoted.parent in (each.name for each in ancestors(one)):

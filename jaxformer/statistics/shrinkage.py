@@ -1,8 +1,16 @@
 """Effects shrunken towards 0, as far as all that were measured together say that they owe to chance.
 
-What is kept was chosen because it looked good, and so looks better than it is: by 1.38 times where all true effects
-are one standard deviation of a seed's difference. The mean of its posterior has no such bias, whatever was chosen and
-whenever the seeds stopped, where the prior is right.
+What is kept was chosen because it looked good, and so looks better than it is. The mean of its posterior has no such
+bias, whatever was chosen and whenever the seeds stopped, where the prior is right. Simulated, 13 questions a study, in
+units of the standard deviation of one seed's difference; what kept effects look like, as a multiple of what they are:
+
+| true effects | raw | shrunken | raw, of three seeds | shrunken |
+| --- | ---: | ---: | ---: | ---: |
+| normal, 0.5 | 1.53 | 1.13 | 2.35 | 1.43 |
+| normal, 1 | 1.19 | 1.01 | 1.34 | 1.05 |
+| normal, 2 | 1.07 | 1.00 | 1.08 | 1.00 |
+| all 1 better | 1.21 | 1.09 | 1.95 | 1.53 |
+| 30 % 1 better, others 0 | 1.23 | 0.90 | 2.01 | 1.26 |
 
 Axes: N effect.
 """
