@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from jaxformer.evaluation.generate import sample_text
     from jaxformer.evaluation.sampling import Sampling
     from jaxformer.experiment.experiment import Experiment, make_state
-    from jaxformer.experiment.variant import Merge, Variant, load_experiment
+    from jaxformer.experiment.variant import Merge, Promoted, Variant, load_experiment
     from jaxformer.run.export import export_run
     from jaxformer.run.inputs import prepare_data
     from jaxformer.run.trained import load_trained
@@ -55,6 +55,7 @@ __all__ = [
     "Batch",
     "Experiment",
     "Merge",
+    "Promoted",
     "Sampling",
     "Study",
     "Variant",
@@ -74,6 +75,7 @@ _MODULES = {
     "Batch": "data.packing",
     "Experiment": "experiment.experiment",
     "Merge": "experiment.variant",
+    "Promoted": "experiment.variant",
     "Sampling": "evaluation.sampling",
     "Study": "ablation.study",
     "Variant": "experiment.variant",

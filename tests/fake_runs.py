@@ -48,7 +48,7 @@ HEADER = """
 from jaxformer.config import replace
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth, times
 from jaxformer.data.corpus import CorpusConfig
-from jaxformer.experiment.variant import Merge, Variant, load_experiment
+from jaxformer.experiment.variant import Merge, Promoted, Variant, load_experiment
 """
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxformer.ablation.verdict import Rule
 from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.files import find_study, run_file
-from jaxformer.experiment.variant import OF, Resolved, resolve
+from jaxformer.experiment.variant import OF, Resolved, ancestors, resolve
 from jaxformer.flops import training_flops_per_token
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.paths import typed
@@ -27,7 +27,7 @@ class Study:
     variants: tuple[str, ...]
     """Names; one whose file has another parent is applied to this one: `swiglu` of `laptop` is `swiglu@laptop`."""
     seeds: Annotated[int, Bounds(at_least=1, at_most=1000)] = 3
-    """Seeds of each variant, from 0 on."""
+    """Seeds of each variant, from 0 on, or from the `first_seed` of a promoted parent."""
     parent_seeds: int = 3
     """Seeds of the parent, at least as many: more make its noise better known."""
     rule: Rule = field(default_factory=Rule)
@@ -97,7 +97,7 @@ def resolve_what_can_be(study: Study) -> tuple[list[Resolved], dict[str, UserErr
     for name in study.variants:
         try:
             one = resolve(name)
-            if OF not in name and study.parent not in {each.name for each in _ancestors(one)}:
+            if OF not in name and study.parent not in {each.name for each in ancestors(one)}:
                 one = resolve(name, parent=study.parent)
             _check_beginning(experiments[0], one)
             experiments.append(one)
@@ -130,10 +130,6 @@ def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str
     return [each.name for each in one.parents if each.name not in names] if one is not experiments[0] else []
 
 
-def _ancestors(resolved: Resolved) -> list[Resolved]:
-    return [each for parent in resolved.parents for each in (parent, *_ancestors(parent))]
-
-
 def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Job]:
     """Returns the runs of a study: seed by seed, and of each seed the parents first.
 
@@ -144,17 +140,18 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Jo
         seconds: of a run of each experiment, estimated.
     """
     resolved = _parents_first(resolve_study(study))
+    first = resolved[0].first_seed
     names = {one.name for one in resolved}  # The study's parent may change another, which is no part of the study.
     jobs = []
-    for seed in range(study.parent_seeds):
-        for one in resolved if seed < study.seeds else resolved[:1]:
+    for seed in range(first, first + study.parent_seeds):
+        for one in resolved if seed < first + study.seeds else resolved[:1]:
             processes = one.experiment.mesh.processes
             require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a study starts one for each run")
             workdir = runs / one.name / f"seed_{seed}"
             arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={typed(workdir)}")
             steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
             changed = [each.name for each in one.parents[:1] if each.name in names]
-            needed = [(study.parent, 0), *((name, s) for name in changed for s in (0, seed))]
+            needed = [(study.parent, first), *((name, s) for name in changed for s in (first, seed))]
             needs = dict.fromkeys(runs / name / f"seed_{s}" for name, s in needed if (name, s) != (one.name, seed))
             jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name], tuple(needs), devices))
     return jobs

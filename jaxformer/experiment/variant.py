@@ -1,18 +1,20 @@
 """Questions: an experiment as one change of another, checked to be that and no more.
 
 A file in `experiments/` assigns an `Experiment`, which stands alone, a `Variant`, which writes its change of a parent
-only, or a `Merge` of variants. The links to the parents are the edges of the graph of ablations.
+only, a `Merge` of variants, or a `Promoted` variant, which was kept and is the next parent. The links to the parents
+are the edges of the graph of ablations.
 """
 
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from jaxformer.config import UserError, check_fields, flatten, override, replace, require
+from jaxformer.config import Bounds, UserError, check_fields, flatten, override, replace, require
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.files import find_experiment, run_experiment_file
 
@@ -76,6 +78,39 @@ class Merge:
         _check_expectation(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Promoted:
+    """A variant that was kept, as the parent of the next questions."""
+
+    variant: str
+    """Its name, without that of its parent."""
+    parent: str
+    """The experiment that it was compared with; of a merge, the one that its parts change."""
+    change: Mapping[str, Any] = field(default_factory=dict)
+    """Values by dotted path of what was tuned for the variant, such as its learning rate; of the optimizer alone."""
+    evidence: str
+    """The hexadecimal SHA-256 of the comparison that it was kept by."""
+    verdict: str
+    """What was decided, and the numbers."""
+    first_seed: Annotated[int, Bounds(at_least=1)]
+    """Where its seeds begin, and those of its variants: it is measured on none that chose it."""
+
+    def __post_init__(self):
+        check_fields(self)
+        require(bool(self.parent), "a promoted variant must name the parent that it was compared with")
+        require(OF not in self.variant, f"variant ({self.variant}) must be the name of a file; its parent has a field")
+        require(
+            re.fullmatch("[0-9a-f]{64}", self.evidence) is not None,
+            f"evidence ({self.evidence}) must be the SHA-256 of a comparison, 64 hexadecimal digits",
+        )
+        for path in self.change:
+            require(
+                isinstance(path, str) and path.startswith("optimizer."),
+                f"the change of {path} is more than was tuned: a promoted variant may set fields of the optimizer "
+                "alone; ask what else it shall change as a variant of it",
+            )
+
+
 def _check_expectation(question: Variant | Merge) -> None:
     require(bool(question.question.strip()), "a variant must ask a question")
     require(bool(question.source.strip()), "a variant must say where its expectation comes from: source")
@@ -97,6 +132,8 @@ class Lineage:
     expected: tuple[float, float] | None = None
     source: str = ""
     """`bundle`, `expected` and `source`: as of the `Variant`."""
+    evidence: str = ""
+    """As of the `Promoted`, where it is one; what was tuned for it is a part of `change`."""
     overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Scientific fields that the command line set: such a run is ad hoc, and no part of the graph."""
     init_from: Mapping[str, Any] | None = None
@@ -110,12 +147,19 @@ class Resolved(NamedTuple):
     lineage: Lineage
     parents: tuple["Resolved", ...] = ()
     variant: Variant | None = None
-    """Variant as its file has it; None where it is none."""
+    """Variant as its file has it, with what was tuned for it since; None where it is none."""
+    promoted: Promoted | None = None
+    """Promoted variant as its file has it; None where it is none."""
 
     @property
     def name(self) -> str:
         """The experiment's name."""
         return self.experiment.name
+
+    @property
+    def first_seed(self) -> int:
+        """The first seed of its runs: that of the nearest promoted variant in its line of first parents, else 0."""
+        return next((one.promoted.first_seed for one in _line(self) if one.promoted), 0)
 
 
 def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Experiment:
@@ -145,32 +189,39 @@ def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, pa
     return resolved._replace(experiment=dataclasses.replace(changed, name=base.name + _mark(ad_hoc)), lineage=lineage)
 
 
-def _resolve(name_or_path: str, near: Path | None, asked_of: str, above: tuple[str, ...]) -> Resolved:
-    """Args: near: the folder of the file that names this one; above: the names on the way here."""
+def _resolve(name_or_path: str, near: Path | None, asked_of: str, above: tuple[tuple[str, str], ...]) -> Resolved:
+    """Args: near: the folder of the file that names this one; above: (name, asked_of) of each on the way here."""
     is_path = name_or_path.endswith(".py") or "/" in name_or_path
     if not is_path and OF in name_or_path:
         require(not asked_of, f"--parent={asked_of}: {name_or_path} has a parent in its name; give one of them")
         name_or_path, _, asked_of = name_or_path.partition(OF)
         require(bool(asked_of), f"the name of a parent must follow '{OF}' in {name_or_path}{OF}")
     path = find_experiment(name_or_path, near=near)
-    value = run_experiment_file(path, (Experiment, Variant, Merge))
+    value = run_experiment_file(path, (Experiment, Variant, Merge, Promoted))
     name = path.stem
-    require(name not in above, f"experiment {path}: it descends from itself ({' of '.join([*above, name])})")
+    way = " of ".join([*(each for each, _ in above), name])
+    require((name, asked_of) not in above, f"experiment {path}: it descends from itself ({way})")
+    above = (*above, (name, asked_of))
     if isinstance(value, Experiment):
         require(not asked_of, f"{name} stands alone: it cannot be asked of {asked_of}")
         return Resolved(dataclasses.replace(value, name=name), Lineage())
-    above = (*above, name)
+    is_promoted = isinstance(value, Promoted)
+    require(
+        not (is_promoted and asked_of), f"{name} was promoted with its own parent: it cannot be asked of {asked_of}"
+    )
     if asked_of and asked_of != getattr(value, "parent", None):
         name += OF + asked_of.removesuffix(".py").rpartition("/")[2]
     try:
         if isinstance(value, Variant):
-            return _applied(value, _resolve(asked_of or value.parent, path.parent, "", above), name)
+            beside = near if asked_of and near else path.parent  # Of the file that names the parent.
+            return _applied(value, _resolve(asked_of or value.parent, beside, "", above), name)
+        if isinstance(value, Promoted):
+            return _promoted(value, _judged(value, path.parent, above), name)
         parents = [_resolve(parent, path.parent, asked_of, above) for parent in value.parents]
         return _merged(value, parents, name)
     except UserError as error:
-        raise UserError(
-            str(error) if str(error).startswith("experiment ") else f"experiment {path}: {error}"
-        ) from error
+        is_prefixed = str(error).startswith("experiment ") and not isinstance(value, Promoted)
+        raise UserError(str(error) if is_prefixed else f"experiment {path}: {error}") from error
 
 
 def _applied(variant: Variant, parent: Resolved, name: str) -> Resolved:
@@ -260,6 +311,44 @@ def _merged(merge: Merge, parents: list[Resolved], name: str) -> Resolved:
     names = tuple(parent.name for parent in parents)
     bundle = f"the changes of {' and '.join(names)}, joined"
     return Resolved(child, Lineage(names, change, consequences, bundle, merge.expected, merge.source), tuple(parents))
+
+
+def _judged(promoted: Promoted, near: Path, above: tuple[tuple[str, str], ...]) -> Resolved:
+    """Returns the variant that was promoted, of the parent that it was compared with."""
+    one = _resolve(promoted.variant, near, "", above)
+    if promoted.parent in (each.name for each in ancestors(one)):
+        return one
+    return _resolve(promoted.variant, near, promoted.parent, above)
+
+
+def _promoted(promoted: Promoted, one: Resolved, name: str) -> Resolved:
+    """Returns a variant under another name, with what was tuned for it."""
+    require(bool(one.parents), f"{one.name} stands alone, and is no variant that could have been kept")
+    child = dataclasses.replace(replace(one.experiment, promoted.change), name=name)
+    tuned = _differences(one.experiment, child)
+    for path in promoted.change:
+        require(
+            any(_is_within(leaf, path) for leaf in tuned),
+            f"the change of {path} changes nothing: {one.name} has it already; leave it out",
+        )
+    everything = _differences(one.parents[0].experiment, child)
+    solved = one.lineage.consequences.keys() - tuned.keys()
+    lineage = dataclasses.replace(
+        one.lineage,
+        change={path: values for path, values in everything.items() if path not in solved},
+        consequences={path: values for path, values in everything.items() if path in solved},
+        bundle=one.lineage.bundle or ("the change, and what was tuned for it" if tuned else ""),
+        evidence=promoted.evidence,
+    )
+    variant = one.variant and dataclasses.replace(
+        one.variant, change={**one.variant.change, **promoted.change}, bundle=lineage.bundle
+    )
+    return Resolved(child, lineage, one.parents, variant, promoted)
+
+
+def ancestors(resolved: Resolved) -> list[Resolved]:
+    """Returns the parents of an experiment, and theirs, the nearest of each line first."""
+    return [each for parent in resolved.parents for each in (parent, *ancestors(parent))]
 
 
 def _line(resolved: Resolved) -> list[Resolved]:

@@ -20,7 +20,7 @@ HEADER = """
 import dataclasses
 from jaxformer.config import replace
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth, times
-from jaxformer.experiment.variant import Merge, Variant, load_experiment
+from jaxformer.experiment.variant import Merge, Promoted, Variant, load_experiment
 ABOUT = dict(question="Why?", expected=(-0.1, 0.1), source="a test")
 """
 
@@ -41,6 +41,13 @@ def write(tmp_path):
 def variant(change, parent="root", **others):
     more = "".join(f", {name}={value}" for name, value in others.items())
     return f"Variant(parent={parent!r}, change={change}{more}, **ABOUT)"
+
+
+def promoted(change=None, variant="swiglu", parent="root", evidence="0" * 64, first_seed=1000):
+    return (
+        f"Promoted(variant={variant!r}, parent={parent!r}, change={change or '{}'}, evidence={evidence!r}, "
+        f"verdict='KEEP: -0.03', first_seed={first_seed})"
+    )
 
 
 def test_a_variant_is_its_parent_but_for_the_change(write):
@@ -99,6 +106,14 @@ def test_a_variant_is_its_parent_but_for_the_change(write):
         ),
         ("Variant(parent='root', change={'model.depth': 7}, question='?', expected=(0, 1), source='')", "source"),
         ("Merge(parents=('root',), **ABOUT)", "two different parents"),
+        (promoted("{'model.depth': 7}"), "model.depth is more than was tuned"),
+        (promoted("{'optimizer.b1': 0.9}"), "optimizer.b1 changes nothing"),
+        (promoted(evidence="abc"), "evidence .abc. must be the SHA-256"),
+        (promoted(first_seed=0), "first_seed"),
+        (promoted(variant="root2"), "root2 stands alone"),
+        (promoted(variant="swiglu@root"), "must be the name of a file"),
+        (promoted(parent="rot"), "unknown experiment 'rot'"),
+        (promoted(variant="wrong"), "it descends from itself"),
         ("Merge(parents=('root', 'root2'), **ABOUT)", "no ancestor in common"),
     ],
 )
@@ -188,6 +203,34 @@ def test_a_merge_joins_what_its_parents_changed(write):
     write("deeper", variant("{'model.depth': 9}"))
     with pytest.raises(UserError, match=r"deep and deeper both change model\.depth"):
         resolve(write("both", "Merge(parents=('deep', 'deeper'), **ABOUT)"))
+
+
+def test_a_promoted_variant_is_the_variant_of_its_parent_and_what_was_tuned_for_it(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(tmp_path)
+    write("again", variant("{'optimizer.learning_rate': times(2)}"))
+    write("first", promoted("{'optimizer.learning_rate': 0.002}"))
+    write("second", promoted(variant="again", parent="first", first_seed=2000))
+    found, swiglu = resolve("first"), resolve("swiglu", parent="root")
+    expected = science(swiglu.experiment) | {"optimizer.learning_rate": 0.002}
+    assert science(found.experiment) == expected and found.lineage.parents == ("root",) and found.name == "first"
+    tuned = {"optimizer.learning_rate": (0.004, 0.002)}
+    assert found.lineage.change == {**swiglu.lineage.change, **tuned}
+    assert found.lineage.consequences == swiglu.lineage.consequences and found.lineage.evidence == "0" * 64
+    assert (found.lineage.expected, found.lineage.source) == (swiglu.lineage.expected, swiglu.lineage.source)
+
+    # What was kept is changed again, by the same change too; and seeds begin where no run chose it.
+    later = resolve("again@second")
+    assert (later.name, later.experiment.optimizer.learning_rate) == ("again@second", 0.008)
+    names = ("root", "first", "again@first", "second", "again@second")
+    assert [resolve(name).first_seed for name in names] == [0, 1000, 1000, 2000, 2000]
+    write("joined", "Merge(parents=('again@first', 'qk_norm@first'), **ABOUT)")
+    assert resolve("joined").experiment.model.activation == "swiglu" and resolve("joined").first_seed == 1000
+    with pytest.raises(UserError, match="first was promoted with its own parent: it cannot be asked of second"):
+        resolve("first", parent="second")
+    write("root", "replace(load_experiment('baseline'), {'model.activation': 'swiglu'})")
+    with pytest.raises(UserError, match=r"swiglu\.py: the change of model\.activation changes nothing: root has"):
+        resolve("second")
 
 
 def test_overrides_of_science_make_a_variant_ad_hoc(write):
