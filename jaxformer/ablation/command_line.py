@@ -1,4 +1,4 @@
-"""The options by which a command is given a study and its runs."""
+"""The options by which a command is given a study, its runs, and what may differ between them."""
 
 import argparse
 from pathlib import Path
@@ -13,6 +13,12 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     add("--study", metavar="NAME", help="the name of a file in experiments/studies/, or a path")
     add("--parent", metavar="NAME", help="instead of --study: the experiment that the variants change")
     add("--variants", metavar="NAME,...", help="with --parent: the variants, separated by commas")
+    add_comparison_options(parser)
+
+
+def add_comparison_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--runs` and `--allow`."""
+    add = parser.add_argument
     add(
         "--runs", type=local_path, default=Path("runs"), metavar="DIR", help="folder of all run folders (default: runs)"
     )

@@ -23,6 +23,7 @@ _FIRST = (
     "tune",
     "ablate",
     "report",
+    "judge",
     "export",
     "replay-step",
     "harness",
@@ -36,6 +37,7 @@ ENVIRONMENT = {
     "prepare": {"JAX_PLATFORMS": "cpu"},  # Nothing is computed on a device.
     "export": {"JAX_PLATFORMS": "cpu"},  # It is compared in the CPU's float32.
     "report": {"JAX_PLATFORMS": "cpu"},  # A run may be training on the device.
+    "judge": {"JAX_PLATFORMS": "cpu"},  # As above.
     "evaluate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # A run may be training on the same device.
     "generate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
     "tune": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # The runs need the device.
