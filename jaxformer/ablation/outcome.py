@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
 from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
+from jaxformer.ablation.leave_one_out import Composition, composition
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.study import Study, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
@@ -52,6 +53,8 @@ class Outcome(NamedTuple):
     """Device hours of runs that were stopped early, by name of the experiment."""
     unread: tuple[str, ...] = ()
     """A line on each run folder, and each variant of the study, that could not be read; the rest is judged without."""
+    composition: Composition | None = None
+    """What the gain of the parent is made of, where the study leaves its changes out."""
 
 
 def judge_study(
@@ -111,7 +114,8 @@ def judge_study(
     lost_hours = {name: hours for name, each in read.items() if (hours := _lost_hours(each.folders))}
     interactions = _interactions(experiments, finished, comparisons)
     unread = (*(line for each in read.values() for line in each.unreadable), *map(str, refused.values()))
-    return Outcome(study, experiments, finished, comparisons, interactions, lost_hours, unread)
+    made_of = composition(experiments, comparisons, finished, runs)
+    return Outcome(study, experiments, finished, comparisons, interactions, lost_hours, unread, made_of)
 
 
 def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:

@@ -4,16 +4,16 @@ Prints the decisions, and writes a page with pictures, `report.md` and PNG files
 finished are shown as such. A study is a file, or a parent and its variants:
 
   jaxformer report --parent=NAME --variants=A,B
+  jaxformer report --leave_one_out=NAME
 """
 
 import logging
 import sys
 from pathlib import Path
 
-from jaxformer.ablation.command_line import add_study_options
+from jaxformer.ablation.command_line import add_study_options, chosen_study
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.study import choose_study
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice
 from jaxformer.host.docstrings import docstring
@@ -30,8 +30,9 @@ def main(arguments: list[str]) -> int:
     text = "folder of the report (default: RUNS/reports/NAME)"
     parser.add_argument("--output", type=local_path, metavar="DIR", help=text)
     options = parser.parse_args(arguments)
-    study = choose_study(options.study, options.parent, options.variants)
+    study = chosen_study(options)
     name = Path(options.study).stem if options.study else study.parent
+    name += "_leave_one_out" * bool(options.leave_one_out)
     allow, folder = parse_allowed(options.allow), options.output or options.runs / "reports" / name
     check_report(folder)
     outcome = judge_study(study, options.runs, allow=allow)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.report import findings, formatting
+from jaxformer.report import findings, formatting, leave_one_out
 from jaxformer.report.figures import Picture
 from jaxformer.report.style import COLOURS
 from jaxformer.report.summary import count_verdicts, summarise_study
@@ -37,5 +37,6 @@ def make_page(outcome: Outcome, pictures: Sequence[Picture]) -> str:
         pictures=pictures,
         colours=COLOURS,
         text=findings,
+        composition=leave_one_out,
         formatting=formatting,
     )
