@@ -21,10 +21,10 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="instead of --study: a promoted experiment, of which each change that it keeps is left out in turn",
     )
-    add_comparison_options(parser)
+    add_run_options(parser)
 
 
-def add_comparison_options(parser: argparse.ArgumentParser) -> None:
+def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Adds `--runs` and `--allow`."""
     add = parser.add_argument
     add(

@@ -19,7 +19,7 @@ import json
 import shlex
 import sys
 
-from jaxformer.ablation.command_line import add_comparison_options
+from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.judge import Judgement, judge, locate, train_arguments
 from jaxformer.host.command import Parser, command
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     parser = Parser("jaxformer judge", docstring(sys.modules[__name__]))
     parser.add_argument("parent", metavar="PARENT", help="the experiment that is changed, or the folder of its runs")
     parser.add_argument("variant", metavar="VARIANT", help="the change of it, or the folder of its runs")
-    add_comparison_options(parser)
+    add_run_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
     options = parser.parse_args(arguments)
     parent, variant, runs = locate(options.parent, options.variant, options.runs)

@@ -1,7 +1,10 @@
 """The command that judges from finished runs: what it prints, its statuses, and that its documentation is true."""
 
 import json
+import re
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_runs
 import pytest
@@ -10,6 +13,8 @@ import jaxformer
 from jaxformer.ablation.judge import STATUS
 from jaxformer.ablation.verdict import Word
 from jaxformer.commands import judge
+from jaxformer.experiment.command_line import parse_arguments
+from jaxformer.experiment.variant import resolve
 from jaxformer.host.docstrings import docstring
 
 pytestmark = pytest.mark.device_free
@@ -55,6 +60,39 @@ def test_a_person_reads_the_verdict_the_reason_and_the_commands(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "UNDECIDED  small, beside root" and "KEEP by 24" in lines[1]
     assert lines[-1] == "    jaxformer train --experiment=small --seed=3 --workdir=runs/small/seed_3"
+
+
+def test_the_loop_of_the_documentation_keeps_what_is_better_and_drops_the_rest(tmp_path, monkeypatch, capsys):
+    """With runs that are written in place of being trained; nothing else is replaced."""
+    monkeypatch.chdir(tmp_path)
+    fake_runs.write_root(tmp_path / "experiments")
+    effects = {"root": 0.0, "try_0": 0.01, "try_1": -0.03, "try_1_kept": -0.03, "try_2": -0.0301}
+    trained = []
+
+    def run(command, **_):
+        program, name, *arguments = command
+        assert program == "jaxformer"
+        if name == "judge":
+            judge.main(arguments)
+            return SimpleNamespace(stdout=capsys.readouterr().out)
+        if name == "train":
+            options, _ = parse_arguments(arguments)
+            trained.append((options.experiment, options.seed))
+            effect = effects[options.experiment]
+            return fake_runs.write_run(Path("runs"), resolve(options.experiment), options.seed, effect=effect, tasks=())
+        promoted = "variant='try_1', parent='root', evidence='0' * 64, verdict='KEEP', first_seed=1000"
+        assert (name, arguments) == ("promote", ["try_1", "--parent=root", "--name=try_1_kept"])
+        return fake_runs.write_experiment(Path("experiments"), "try_1_kept", f"Promoted({promoted})")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/agents.md").read_text(), re.S)
+    exec(code, names := {})
+    changes = {"model.depth": 6}, {"model.qk_norm": True}, {"model.z_loss": 1e-4}
+    proposals = [{"question": "Why?", "change": change, "expected": (-0.1, 0.1)} for change in changes]
+    assert names["improve"]("root", proposals) == "try_1_kept"
+    assert {name for name, _ in trained} == set(effects) and len(set(trained)) == len(trained)
+    assert min(seed for name, seed in trained if name in ("try_1_kept", "try_2")) == 1000
+    assert max(seed for name, seed in trained if name == "try_2") <= 1007
 
 
 def test_the_statuses_are_those_that_help_and_documentation_show():
