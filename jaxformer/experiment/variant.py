@@ -376,23 +376,35 @@ def _has_file(name: str, near: Path | None) -> bool:
 def kept_changes(whole: Resolved) -> tuple[Resolved, list[Kept]]:
     """Returns where the line of promoted experiments begins, and the changes that they keep since, in order.
 
+    What was promoted without a change does not keep it any more.
+
     Raises:
         UserError: an experiment was not promoted, or what was promoted joins merges, or was tuned as a whole.
     """
     require(whole.promoted is not None, f"{whole.name} is not a promoted variant, and keeps no changes that are known")
-    root, kept = whole, []
+    root, kept, left_out = whole, [], set()
     while promoted := root.promoted:
-        one, parts = root, [(promoted.variant, root)]
-        root = _shared_ancestor(one.parents)
-        if one.variant is None:
-            lines = [itertools.takewhile(lambda each, end=root: each.name != end.name, _line(p)) for p in one.parents]
-            parts = [(each.name.partition(OF)[0], each) for line in lines for each in [*line][::-1]]
-        for name, each in parts[::-1]:
-            if each.variant is None or (one.variant is None and promoted.change):
-                raise UserError(f"{one.name} joins changes that cannot be told apart: {promoted.variant}")
-            kept.insert(0, (one.name, Kept(name, each.variant, name, each.lineage, root.name)))
+        one, root = root, _shared_ancestor(root.parents)
+        is_tuned = one.variant is None and bool(promoted.change)
+        require(not is_tuned, f"{one.name} was tuned as a whole: its changes cannot be told apart")
+        if one.variant is None and len(one.parents) == 1:
+            left_out.add(promoted.variant.rpartition(WITHOUT)[2])
+            continue
+        for name, each in _promoted_changes(one, promoted, root)[::-1]:
+            if each.variant is None:
+                raise UserError(f"{one.name} joins {each.name}, which joins others: its changes cannot be told apart")
+            if not left_out & {name, one.name}:
+                kept.insert(0, (one.name, Kept(name, each.variant, name, each.lineage, root.name)))
     names = [each.name for _, each in kept]
     return root, [each._replace(name=one) if names.count(each.name) > 1 else each for one, each in kept]
+
+
+def _promoted_changes(one: Resolved, promoted: Promoted, root: Resolved) -> list[tuple[str, Resolved]]:
+    """Returns the variants by name that a promoted experiment applies to another: itself, or those that it joins."""
+    if one.variant is not None:
+        return [(promoted.variant, one)]
+    lines = [itertools.takewhile(lambda each: each.name != root.name, _line(parent)) for parent in one.parents]
+    return [(each.name.partition(OF)[0], each) for line in lines for each in [*line][::-1]]
 
 
 def _without(whole: Resolved, left_out: str, name: str) -> Resolved:

@@ -271,6 +271,13 @@ def test_a_change_is_left_out_and_the_others_follow_in_order(write, tmp_path, mo
     assert resolve("gen4_without_wsd").lineage.change == {"optimizer.schedule": ("wsd", "cosine")}
     assert resolve("gen3_without_wsd").lineage.expected == (-0.1, 0.1)
 
+    # What was left out and promoted is kept no more.
+    write("gen5", promoted(variant="gen4_without_normed", parent="gen4", first_seed=5000))
+    root, kept = kept_changes(resolve("gen5"))
+    assert [one.name for one in kept] == ["swiglu", "gen2", "wsd", "gen4"]
+    assert resolve("gen5_without_wsd").lineage.change == {"optimizer.schedule": ("wsd", "cosine")}
+    assert not resolve("gen5_without_wsd").experiment.model.qk_norm
+
     write("gen4_without_wsd", variant("{'model.depth': 7}"))
     assert resolve("gen4_without_wsd").experiment.model.depth == 7, "a file of that name comes first"
 
@@ -290,6 +297,9 @@ def test_what_cannot_be_left_out_is_refused(write, tmp_path, monkeypatch, names,
         resolve(f"gen2_without_{left_out}")
     with pytest.raises(UserError, match="root is not a promoted variant"):
         resolve("root_without_wsd")
+    write("whole", promoted("{'optimizer.learning_rate': 0.003}", variant="joined", first_seed=1000))
+    with pytest.raises(UserError, match="whole was tuned as a whole: its changes cannot be told apart"):
+        resolve("whole_without_wsd")
 
 
 def test_overrides_of_science_make_a_variant_ad_hoc(write):
