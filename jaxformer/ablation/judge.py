@@ -138,12 +138,11 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
     for name in (parent, variant):
         if _AD_HOC in name:
             reason = (
-                f"{name} is ad hoc, with fields set on the command line, and no evidence: write a file of the change"
+                f"{name} is ad hoc, with fields set on the command line, and no evidence: write the change as a file"
             )
             return Judgement(Comparison(parent, variant, Verdict(Word.NOT_COMPARED, reason), math.nan, {}), (), ())
     study = Study(parent=parent, variants=(variant,))
     base, one = resolve_study(study)
-    require(one.parents[0].name == base.name, f"{one.name} changes {one.parents[0].name}, and not {base.name}")
     parents, variants = (read_runs(runs, each.name) for each in (base, one))
     _check_not_moved(base, parents.finished)
     _check_not_moved(one, variants.finished)
@@ -192,7 +191,7 @@ def _in_order(
         if seed in ours and seed in theirs:
             counted.append(ours[seed])
         seed += 1
-    left = [run.seed for run in variants if run not in counted and run.seed not in passed_over]
+    left = [each for each in ours if each not in passed_over and each not in {run.seed for run in counted}]
     numbers, lacks = ", ".join(map(str, left)), "the variant" if seed in theirs else "the parent"
     why = f"seeds count in order from {first} on, and {lacks} has no finished run of seed {seed}"
     return counted, [f"not counted: seed{'s' * (len(left) > 1)} {numbers} of the variant, since {why}"] if left else []

@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from jaxformer.ablation.comparability import have_same_documents
-from jaxformer.ablation.comparison import Comparison
-from jaxformer.ablation.finished_runs import FinishedRun, read_runs, stack
+from jaxformer.ablation.comparison import Comparison, contrast
+from jaxformer.ablation.finished_runs import FinishedRun, read_runs
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, require
@@ -19,7 +16,7 @@ from jaxformer.host.console import print_notice
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.paths import typed
 from jaxformer.jobs.launch import Job
-from jaxformer.statistics.paired_difference import Difference, crossed_difference
+from jaxformer.statistics.paired_difference import Difference
 
 STAYS, DROP = "STAYS", "DROP"
 
@@ -47,10 +44,11 @@ class Composition(NamedTuple):
     parts: tuple[Part, ...]
     """In the order in which they were kept."""
     total: Difference | None
-    """The experiment minus its root, on the seeds that both have; None with fewer than two."""
-    total_seeds: tuple[int, ...]
+    """The experiment minus its root, on the seeds that both have."""
     overlap: Difference | None
-    """Total minus the sum of the parts now: what no part would take along alone. None unless two seeds have all."""
+    """Total minus the sum of the parts now: what no part would take along alone; None unless two seeds have all."""
+    why_not: str
+    """Why the total is not known; '' where it is."""
 
 
 def leave_one_out(name: str, seeds: int, parent_seeds: int) -> Study:
@@ -110,25 +108,38 @@ def composition(
     root, kept = kept_changes(whole)
     compared = {one.variant: one for one in comparisons}
     parts = tuple(_part(each, compared.get(without.get(each.name, "")), runs) for each in kept)
-    arms = [_by_seed(runs) for runs in (finished[whole.name], read_runs(runs, root.name).finished)]
-    total, seeds = _contrast(arms, (1, -1))
+    arms = [finished[whole.name], read_runs(runs, root.name).finished]
+    total, why_not = _total(arms, whole, root)
     overlap = None
-    if all(part.now for part in parts):
+    if total and all(part.now for part in parts):
         # (whole - root) - sum over parts of (whole - without it)
-        arms += [_by_seed(finished[without[part.name]]) for part in parts]
-        overlap, _ = _contrast(arms, (1 - len(parts), -1, *(1 for _ in parts)))
-    return Composition(whole.name, root.name, parts, total, seeds, overlap)
+        arms += [finished[without[part.name]] for part in parts]
+        overlap = contrast(arms, [1 - len(parts), -1, *(1 for _ in parts)])
+    return Composition(whole.name, root.name, parts, total, overlap, why_not)
+
+
+def _total(arms: Sequence[Sequence[FinishedRun]], whole: Resolved, root: Resolved) -> tuple[Difference | None, str]:
+    """Returns an experiment minus its root, from the runs of both; and why it is not known."""
+    seeds = set.intersection(*({run.seed for run in arm} for arm in arms))
+    starts = [start for arm in arms for run in arm if run.seed in seeds for start in run.record["starts"]]
+    if len({(start["code"], str(start["versions"]), start["device"]) for start in starts}) > 1:
+        return None, f"runs of {whole.name} and {root.name} were made with other code, versions or devices"
+    why_not = (
+        f"it takes two seeds that {whole.name} and {root.name} both have, on the same validation documents; "
+        f"`jaxformer ablate --leave_one_out={whole.name}` trains them"
+    )
+    total = contrast(arms, [1, -1])
+    return total, "" if total else why_not
 
 
 def _part(kept: Kept, removal: Comparison | None, runs: Path) -> Part:
     """Args: removal: the comparison of the experiment without the change, with the experiment."""
-    when_kept = _when_kept(kept, runs)
-    if removal is None or removal.difference is None:
-        return Part(kept.name, when_kept, None, 0, removal.verdict.word.value if removal else Word.NOT_COMPARED.value)
-    word = removal.verdict.word
+    word = removal.verdict.word if removal else Word.NOT_COMPARED
     decision = {Word.REVERT: STAYS, Word.UNDECIDED: word.value, Word.NOT_COMPARED: word.value}.get(word, DROP)
-    now = removal.difference._replace(mean=-removal.difference.mean)
-    return Part(kept.name, when_kept, now, len(removal.seeds), decision)
+    now, seeds = None, 0
+    if removal and removal.difference:
+        now, seeds = removal.difference._replace(mean=-removal.difference.mean), len(removal.seeds)
+    return Part(kept.name, _when_kept(kept, runs), now, seeds, decision)
 
 
 def _when_kept(kept: Kept, runs: Path) -> Difference | None:
@@ -150,23 +161,3 @@ def _difference(record: Mapping) -> Difference:
         for name in ("mean", "seed_variance", "seed_degrees_of_freedom", "item_variance", "item_degrees_of_freedom")
     )
     return Difference(mean, *variances, seeds_counted=bool(record["seeds_counted"]))
-
-
-def _by_seed(runs: Sequence[FinishedRun]) -> dict[int, FinishedRun]:
-    return {run.seed: run for run in runs}
-
-
-def _contrast(
-    arms: Sequence[Mapping[int, FinishedRun]], factors: Sequence[int]
-) -> tuple[Difference | None, tuple[int, ...]]:
-    """Returns the sum of arms times factors, bits per byte, and the seeds that all have; None with fewer than two."""
-    seeds = tuple(sorted(set.intersection(*(set(arm) for arm in arms))))
-    if len(seeds) < 2:
-        return None, seeds
-    corpora = list(arms[0][seeds[0]].validation)
-    if not have_same_documents([arm[seed] for arm in arms for seed in seeds], corpora):
-        return None, seeds
-    stacked = [stack([arm[seed] for seed in seeds], corpora) for arm in arms]
-    _, bytes_I, strata_I = stacked[0]
-    contrast_SI = np.tensordot(factors, np.stack([bits_SI for bits_SI, _, _ in stacked]), 1)
-    return crossed_difference(contrast_SI, bytes_I, strata_I=strata_I), seeds

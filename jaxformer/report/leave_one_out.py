@@ -36,11 +36,8 @@ def describe_composition(made_of: Composition) -> list[str]:
         "undecided stays until it is decided. When it was kept, a change was chosen for its difference, which is "
         "therefore too large on average, and must not be added up."
     ]
-    if made_of.total is None:
-        sentences.append(
-            f"The total is not known: it takes two seeds that {made_of.name} and {made_of.root} both have, such as "
-            f"`jaxformer ablate --leave_one_out={made_of.name}` trains."
-        )
+    if made_of.why_not:
+        sentences.append(f"The total is not known: {made_of.why_not}.")
     if made_of.overlap is not None:
         low, high = made_of.overlap.interval(1 - _LEVEL)
         meaning = "the parts add up to the total, as far as can be seen"

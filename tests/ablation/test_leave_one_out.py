@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shutil
 
 import fake_runs
 import numpy as np
@@ -66,7 +68,7 @@ def test_parts_total_and_overlap_are_those_that_were_planted(outcome, folder):
     assert (wsd.name, wsd.decision, normed.name, normed.decision) == ("wsd", STAYS, "normed", DROP)
     assert wsd.now.mean == pytest.approx(-0.02, abs=0.003) and normed.now.mean == pytest.approx(0, abs=0.003)
     assert wsd.when_kept.mean == pytest.approx(-0.04, abs=0.003) and normed.when_kept is None
-    assert (made_of.root, made_of.total_seeds) == ("root", SEEDS)
+    assert (made_of.root, made_of.why_not) == ("root", "")
     assert made_of.total.mean == pytest.approx(-0.06, abs=0.003)
     assert made_of.overlap.mean == pytest.approx(made_of.total.mean - wsd.now.mean - normed.now.mean, abs=1e-12)
 
@@ -104,6 +106,22 @@ def test_what_is_made_of_what_is_shown_everywhere(outcome):
     with drawing():
         assert draw_composition(outcome) is not None
     assert "overlap" in text and "The total is not known" not in text
+
+
+def test_what_cannot_be_known_is_not_shown_and_a_removal_that_fails_means_that_the_change_stays(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    runs = shutil.copytree(folder / "runs", tmp_path / "runs")
+    shutil.rmtree(runs / "gen2_without_normed")
+    fake_runs.write_diverged(runs, resolve("gen2_without_normed"), 2000)
+    record = runs / "root" / "seed_2001" / "config.json"
+    record.write_text(re.sub(r'"code": "\w+"', '"code": "other"', record.read_text()))
+    outcome = judge_study(leave_one_out("gen2", 3, 3), runs)
+    made_of = outcome.composition
+    assert (made_of.parts[1].now, made_of.parts[1].decision) == (None, STAYS)
+    assert made_of.total is made_of.overlap is None and "were made with other code" in made_of.why_not
+    assert "The total is not known: runs of gen2 and root" in " ".join(decision_table(outcome).split())
 
 
 def test_one_kept_change_is_no_question_and_what_is_needed_is_named_and_left_in(folder, monkeypatch, capsys):
