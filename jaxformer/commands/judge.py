@@ -52,8 +52,8 @@ def _print(judgement: Judgement) -> None:
     print_wrapped(f"  {printable(one.verdict.reason)}", indent=2)
     if one.difference:
         seeds, number = ", ".join(map(str, one.seeds)), len(judgement.questions)
-        questions = f"{number} variants" if number > 1 else "no other variant"
-        print_wrapped(f"  seeds {seeds}; q {probability(one.q_value)} among {questions} of {one.parent}", indent=2)
+        questions = f"{number} variant{'s' * (number > 1)} of {printable(one.parent)}"
+        print_wrapped(f"  seeds {seeds}; q {probability(one.q_value)}, over {questions}", indent=2)
     for note in one.notes:
         print_wrapped(f"  note: {printable(note)}", indent=2)
     if judgement.missing:
