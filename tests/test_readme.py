@@ -93,7 +93,8 @@ def test_the_example_of_a_trained_model_writes_and_scores(uninterrupted, compile
 def test_examples_of_the_documentation_are_tested():
     examples = [example for page in PAGES for example in examples_of(page)]
     (of_cards,) = re.findall(r"```python\n(.*?)```", USE, re.S)  # Which is run in tests/huggingface.
-    assert len(examples) > 4 and set(examples) == {*EXAMPLES, *examples_of("docs/evaluation.md"), of_cards}
+    tested = {*EXAMPLES, *examples_of("docs/evaluation.md"), *examples_of("docs/agents.md"), of_cards}
+    assert len(examples) > 5 and set(examples) == tested  # That of agents.md in tests/commands/test_judge.py.
 
 
 def test_the_readme_is_short():

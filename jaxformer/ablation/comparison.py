@@ -221,13 +221,23 @@ def interaction(
     With two parents A and B of a common ancestor P: (AB - P) - (A - P) - (B - P), paired by seed and by document; None
     without a seed that all have, or with one alone.
     """
-    arms = [{run.seed: run for run in runs} for runs in (merge, *parents, ancestor)]
-    seeds = sorted(set.intersection(*(set(arm) for arm in arms)))
+    return contrast([merge, *parents, ancestor], [1, *(-1 for _ in parents), len(parents) - 1])
+
+
+def contrast(arms: Sequence[Sequence[FinishedRun]], factors: Sequence[float]) -> Difference | None:
+    """Returns the sum of experiments' bits per byte times factors, whose own sum is 0, paired by seed and by document.
+
+    Its error counts that all share seeds and documents. None where they share fewer than two seeds, or were validated
+    on other documents.
+    """
+    by_seed = [{run.seed: run for run in arm} for arm in arms]
+    seeds = sorted(set.intersection(*(set(arm) for arm in by_seed)))
     if len(seeds) < 2:
         return None
-    corpora = list(arms[-1][seeds[0]].validation)
-    if not have_same_documents([arm[seed] for arm in arms[::-1] for seed in seeds], corpora):
+    corpora = list(by_seed[-1][seeds[0]].validation)
+    if not have_same_documents([arm[seed] for arm in by_seed[::-1] for seed in seeds], corpora):
         return None
-    joint_SI, *parts_SI, base_SI = (stack([arm[seed] for seed in seeds], corpora)[0] for arm in arms)
-    _, bytes_I, strata_I = stack([arms[0][seed] for seed in seeds], corpora)
-    return crossed_difference(joint_SI - sum(parts_SI) + (len(parts_SI) - 1) * base_SI, bytes_I, strata_I=strata_I)
+    stacked = [stack([arm[seed] for seed in seeds], corpora) for arm in by_seed]
+    _, bytes_I, strata_I = stacked[0]
+    contrast_SI = np.tensordot(factors, np.stack([bits_SI for bits_SI, _, _ in stacked]), 1)
+    return crossed_difference(contrast_SI, bytes_I, strata_I=strata_I)

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
 from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
+from jaxformer.ablation.leave_one_out import Composition, composition
 from jaxformer.ablation.ledger import (
     Line,
     answers,
@@ -33,6 +34,9 @@ from jaxformer.statistics.significance import benjamini_hochberg, interim_level
 
 # In the folder of an experiment's runs.
 NOISE = "noise.json"
+
+# (folder of all run folders, name of an experiment) -> its runs.
+Reader = Callable[[Path, str], Runs]
 
 
 def study_digest(study: Study) -> str:
@@ -67,9 +71,13 @@ class Outcome(NamedTuple):
     """
     confirmations: Mapping[str, str] = {}
     """What `jaxformer confirm` answered of a variant, by its name."""
+    composition: Composition | None = None
+    """What the gain of the parent is made of, where the study leaves its changes out."""
 
 
-def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outcome:
+def judge_study(
+    study: Study, runs: Path, *, allow: Sequence[str] = (), reader: Reader = read_runs, others: Sequence[float] = ()
+) -> Outcome:
     """Returns what came out of a study so far, and writes it beside the runs.
 
     `runs/VARIANT/comparison_DIGEST.json` keeps each comparison, DIGEST being that of the study's questions and rule,
@@ -79,13 +87,17 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
     What cannot be read, a run folder as well as a variant whose file is not there any more, is named in
     `Outcome.unread`, and all else is judged without it.
 
+    Args:
+        reader: returns the runs of an experiment that count.
+        others: p-values of what else counts in the q-values, as of `p_value_of_improvement`.
+
     Raises:
         UserError: the parent has no finished run that can be read, or no variant of the study is one change.
     """
     experiments, refused = resolve_what_can_be(study)
-    read = {one.name: read_runs(runs, one.name) for one in experiments}
+    read = {one.name: reader(runs, one.name) for one in experiments}
     finished = {name: each.finished for name, each in read.items()}
-    failures = {name: _failures(each.folders) for name, each in read.items()}
+    failures = {name: failures_of(each.folders) for name, each in read.items()}
     _require_runs(runs / study.parent, read[study.parent], failures[study.parent])
     ended = {name for name, each in read.items() if each.finished or each.unreadable or failures[name]}
     variants = [one for one in experiments[1:] if one.name in ended]
@@ -114,13 +126,14 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
         compare(one, floors[one.parents[0].name]) if one.parents[0].name in floors else _without_parent(one, failures)
         for one in variants
     ]
-    comparisons = with_q_values(comparisons, study.rule)
+    comparisons = with_q_values(comparisons, study.rule, others)
     lost_hours = {name: hours for name, each in read.items() if (hours := _lost_hours(each.folders))}
     lines = _record(study, runs, experiments, comparisons, finished, lost_hours)
     interactions = _interactions(experiments, finished, comparisons)
     unread = (*(line for each in read.values() for line in each.unreadable), *map(str, refused.values()))
+    made_of = composition(experiments, comparisons, finished, runs)
     found = study, experiments, finished, comparisons, interactions, lost_hours, unread
-    return Outcome(*found, spread_of_gains(lines), answers(lines))
+    return Outcome(*found, spread_of_gains(lines), answers(lines), made_of)
 
 
 def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:
@@ -184,7 +197,7 @@ def _interactions(
     return {name: difference for name, difference in found.items() if difference}
 
 
-def _failures(folders: Sequence[Path]) -> dict[int, str]:
+def failures_of(folders: Sequence[Path]) -> dict[int, str]:
     """Returns, by seed, how runs of an experiment ended without a result."""
     failures = {}
     for path in folders:
@@ -225,17 +238,28 @@ def remember_noise(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloo
     return floor
 
 
-def with_q_values(comparisons: Sequence[Comparison], rule: Rule) -> list[Comparison]:
-    """Returns comparisons with the q-value of each over all, and none kept that has too large a one."""
+def p_value_of_improvement(p_value_below: float, seeds: int) -> float:
+    """Returns the p-value of a comparison after so many seeds that its q-value is made of.
+
+    One-sided, since of all that is found only what is kept counts; and larger by as much as all interim analyses
+    together err more often than this one.
+    """
+    return min(1.0, 0.05 / interim_level(seeds) * p_value_below)
+
+
+def with_q_values(comparisons: Sequence[Comparison], rule: Rule, others: Sequence[float] = ()) -> list[Comparison]:
+    """Returns comparisons with the q-value of each over all, and none kept that has too large a one.
+
+    Args:
+        others: p-values of what counts beside them, as of `p_value_of_improvement`.
+    """
     differences = {i: one.difference for i, one in enumerate(comparisons) if one.difference is not None}
     compared = {i: difference for i, difference in differences.items() if difference.seeds_counted}
-    # One-sided, since of all that is found only what is kept counts; and larger by as much as all interim analyses
-    # together err more often than this one.
     p_values = [
-        min(1.0, 0.05 / interim_level(len(comparisons[i].seeds)) * difference.p_value_below)
+        p_value_of_improvement(difference.p_value_below, len(comparisons[i].seeds))
         for i, difference in compared.items()
     ]
-    q_values = benjamini_hochberg(np.array(p_values))
+    q_values = benjamini_hochberg(np.array([*p_values, *others]))[: len(p_values)]
     judged = list(comparisons)
     for i, q in zip(compared, q_values, strict=True):
         one = comparisons[i]._replace(q_value=float(q))

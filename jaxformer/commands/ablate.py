@@ -5,17 +5,22 @@ runs are skipped: the same command resumes a study that was stopped. A study is 
 
   jaxformer ablate --parent=NAME --variants=A,B --seeds=N
 
+What the gain of a promoted experiment is made of is the study that leaves each of its changes out:
+
+  jaxformer ablate --leave_one_out=NAME --seeds=N
+
 `jaxformer report` draws the result.
 """
 
 import math
 import sys
 
-from jaxformer.ablation.command_line import add_study_options
+from jaxformer.ablation.command_line import add_study_options, chosen_study
 from jaxformer.ablation.comparability import parse_allowed
+from jaxformer.ablation.leave_one_out import root_jobs
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.run_study import describe_failures, estimate_runs, print_study_plan, run_jobs
-from jaxformer.ablation.study import choose_study, make_jobs
+from jaxformer.ablation.study import make_jobs
 from jaxformer.config import UserError, require
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice
@@ -48,9 +53,11 @@ def main(arguments: list[str]) -> int:
     is_price = options.price is None or 0 <= options.price < math.inf
     require(is_price, f"--price ({options.price}) must be a price: a number that is not negative")
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
-    study = choose_study(options.study, options.parent, options.variants, **seeds)
+    study = chosen_study(options, **seeds)
     allow = parse_allowed(options.allow)
     jobs = make_jobs(study, options.runs, estimate_runs(study, options.runs))
+    if options.leave_one_out:
+        jobs += root_jobs(jobs, study, options.runs)
     print_study_plan(jobs, options.parallel, options.price)
     if options.plan:
         return 0

@@ -25,6 +25,7 @@ _FIRST = (
     "report",
     "promote",
     "confirm",
+    "judge",
     "export",
     "replay-step",
     "harness",
@@ -39,6 +40,7 @@ ENVIRONMENT = {
     "export": {"JAX_PLATFORMS": "cpu"},  # It is compared in the CPU's float32.
     "report": {"JAX_PLATFORMS": "cpu"},  # A run may be training on the device.
     "promote": {"JAX_PLATFORMS": "cpu"},  # As above.
+    "judge": {"JAX_PLATFORMS": "cpu"},  # As above.
     "evaluate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # A run may be training on the same device.
     "generate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
     "tune": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # The runs need the device.

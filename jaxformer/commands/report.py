@@ -4,6 +4,7 @@ Prints the decisions, and writes a page with pictures, `report.md` and PNG files
 finished are shown as such. A study is a file, or a parent and its variants:
 
   jaxformer report --parent=NAME --variants=A,B
+  jaxformer report --leave_one_out=NAME
 
 One page over all studies, from the ledger RUNS/decisions.jsonl:
 
@@ -14,10 +15,9 @@ import logging
 import sys
 from pathlib import Path
 
-from jaxformer.ablation.command_line import add_study_options
+from jaxformer.ablation.command_line import add_study_options, chosen_study
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.study import choose_study
 from jaxformer.config import require
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice, print_wrapped
@@ -40,11 +40,12 @@ def main(arguments: list[str]) -> int:
     # Without a home folder it tells where it keeps its fonts.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if options.all:
-        is_alone = not (options.study or options.parent or options.variants or options.allow)
-        require(is_alone, "--all reports all studies: give no --study, --parent, --variants or --allow with it")
+        is_alone = not (options.study or options.parent or options.variants or options.leave_one_out or options.allow)
+        require(is_alone, "--all reports all studies: give no other study and no --allow with it")
         return report_all(options.runs, options.output or options.runs / "reports" / "all")
-    study = choose_study(options.study, options.parent, options.variants)
+    study = chosen_study(options)
     name = Path(options.study).stem if options.study else study.parent
+    name += "_leave_one_out" * bool(options.leave_one_out)
     allow, folder = parse_allowed(options.allow), options.output or options.runs / "reports" / name
     check_report(folder)
     outcome = judge_study(study, options.runs, allow=allow)

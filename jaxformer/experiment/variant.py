@@ -7,6 +7,7 @@ are the edges of the graph of ablations.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,13 @@ from typing import Annotated, Any, NamedTuple
 
 from jaxformer.config import Bounds, UserError, check_fields, flatten, override, replace, require
 from jaxformer.experiment.experiment import Experiment, science
-from jaxformer.experiment.files import find_experiment, run_experiment_file
+from jaxformer.experiment.files import find_experiment, list_experiments, run_experiment_file
 
 # Between the name of a variant and that of another parent than its own.
 OF = "@"
+
+# Between the name of a promoted experiment and that of a change that it keeps: what it is without that change.
+WITHOUT = "_without_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +154,8 @@ class Resolved(NamedTuple):
     """Variant as its file has it, with what was tuned for it since; None where it is none."""
     promoted: Promoted | None = None
     """Promoted variant as its file has it; None where it is none."""
+    without: str = ""
+    """Name of the kept change that is left out of the parent; '' where none is."""
 
     @property
     def name(self) -> str:
@@ -165,6 +171,19 @@ class Resolved(NamedTuple):
     def first_seed(self) -> int:
         """The first seed of its runs: that of the nearest promoted variant in its line of first parents, else 0."""
         return next((one.promoted.first_seed for one in _line(self) if one.promoted), 0)
+
+
+class Kept(NamedTuple):
+    """A change that a promoted experiment keeps."""
+
+    name: str
+    """That of the variant; where the same one is kept twice, of the promoted experiment."""
+    variant: Variant
+    """Variant with what was tuned for it."""
+    variant_name: str
+    lineage: Lineage
+    parent: str
+    """The experiment that it was compared with."""
 
 
 def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Experiment:
@@ -201,6 +220,10 @@ def _resolve(name_or_path: str, near: Path | None, asked_of: str, above: tuple[t
         require(not asked_of, f"--parent={asked_of}: {name_or_path} has a parent in its name; give one of them")
         name_or_path, _, asked_of = name_or_path.partition(OF)
         require(bool(asked_of), f"the name of a parent must follow '{OF}' in {name_or_path}{OF}")
+    if not is_path and WITHOUT in name_or_path and not _has_file(name_or_path, near):
+        require(not asked_of, f"{name_or_path} has no parent but its own: it cannot be asked of {asked_of}")
+        whole, _, left_out = name_or_path.rpartition(WITHOUT)
+        return _without(_resolve(whole, near, "", above), left_out, name_or_path)
     path = find_experiment(name_or_path, near=near)
     value = run_experiment_file(path, (Experiment, Variant, Merge, Promoted))
     name = path.stem
@@ -356,6 +379,67 @@ def _promoted(promoted: Promoted, one: Resolved, name: str) -> Resolved:
         one.variant, change={**one.variant.change, **promoted.change}, bundle=lineage.bundle
     )
     return Resolved(child, lineage, one.parents, variant, promoted)
+
+
+def _has_file(name: str, near: Path | None) -> bool:
+    return name in list_experiments() or (near is not None and (near / f"{name}.py").is_file())
+
+
+def kept_changes(whole: Resolved) -> tuple[Resolved, list[Kept]]:
+    """Returns where the line of promoted experiments begins, and the changes that they keep since, in order.
+
+    What was promoted without a change does not keep it any more.
+
+    Raises:
+        UserError: an experiment was not promoted, or what was promoted joins merges, or was tuned as a whole.
+    """
+    require(whole.promoted is not None, f"{whole.name} is not a promoted variant, and keeps no changes that are known")
+    root, kept, left_out = whole, [], set()
+    while promoted := root.promoted:
+        one, root = root, _shared_ancestor(root.parents)
+        is_tuned = one.variant is None and bool(promoted.change)
+        require(not is_tuned, f"{one.name} was tuned as a whole: its changes cannot be told apart")
+        if one.variant is None and len(one.parents) == 1:
+            left_out.add(promoted.variant.rpartition(WITHOUT)[2])
+            continue
+        for name, each in _promoted_changes(one, promoted, root)[::-1]:
+            if each.variant is None:
+                raise UserError(f"{one.name} joins {each.name}, which joins others: its changes cannot be told apart")
+            if not left_out & {name, one.name}:
+                kept.insert(0, (one.name, Kept(name, each.variant, name, each.lineage, root.name)))
+    names = [each.name for _, each in kept]
+    return root, [each._replace(name=one) if names.count(each.name) > 1 else each for one, each in kept]
+
+
+def _promoted_changes(one: Resolved, promoted: Promoted, root: Resolved) -> list[tuple[str, Resolved]]:
+    """Returns the variants by name that a promoted experiment applies to another: itself, or those that it joins."""
+    if one.variant is not None:
+        return [(promoted.variant, one)]
+    lines = [itertools.takewhile(lambda each: each.name != root.name, _line(parent)) for parent in one.parents]
+    return [(each.name.partition(OF)[0], each) for line in lines for each in [*line][::-1]]
+
+
+def _without(whole: Resolved, left_out: str, name: str) -> Resolved:
+    """Returns what a promoted experiment is without one of the changes that it keeps; the others follow in order."""
+    root, kept = kept_changes(whole)
+    by_name = {each.name: each for each in kept}
+    require(left_out in by_name, f"{whole.name} keeps {', '.join(by_name)}, and no {left_out}")
+    removed, result = by_name.pop(left_out), root
+    for each, one in by_name.items():
+        try:
+            result = _applied(one.variant, result, name)
+        except UserError as error:
+            raise UserError(f"{whole.name} cannot be without {left_out}, since {each} needs it: {error}") from error
+    question = f"What does {whole.name} lose without {left_out}?"
+    child = dataclasses.replace(result.experiment, name=name, question=question)
+    everything = _differences(whole.experiment, child)
+    require(bool(everything), f"{whole.name} is the same without {left_out}: a later change replaced it")
+    change = {path: values for path, values in everything.items() if path in removed.lineage.change}
+    consequences = {path: values for path, values in everything.items() if path not in change}
+    low, high = removed.variant.expected
+    source = f"what was expected of {left_out}, turned round ({removed.variant.source})"
+    lineage = Lineage((whole.name,), change, consequences, f"without {left_out}", (0 - high, 0 - low), source)
+    return Resolved(child, lineage, (whole,), without=left_out)
 
 
 def ancestors(resolved: Resolved) -> list[Resolved]:

@@ -8,6 +8,7 @@ from jaxformer.ablation.outcome import Outcome
 from jaxformer.report.forest_plot import draw_forest
 from jaxformer.report.graph import draw_graph
 from jaxformer.report.history import History, draw_expectations, draw_history
+from jaxformer.report.leave_one_out import draw_composition
 from jaxformer.report.loss_curves import draw_losses, draw_paired
 from jaxformer.report.returns import draw_returns
 from jaxformer.report.style import drawing, save_png, to_svg
@@ -42,6 +43,13 @@ PLOTS = (
         "Differences and expectations",
         "Each dot is a difference, with its standard error and its interval; the hatched box is what was expected "
         "before it was measured, the blue band what counts as equal. Arrows lead to what lies beyond the axis.",
+    ),
+    Plot(
+        "composition",
+        draw_composition,
+        "Each change, in the end and when it was kept",
+        "Filled: the final experiment minus what it is without the change, with its interval. Hollow: the difference "
+        "by which the change was kept, with its standard error. The overlap is the total minus the sum of the parts.",
     ),
     Plot(
         "graph",

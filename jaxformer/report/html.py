@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.report import findings, formatting
+from jaxformer.report import findings, formatting, leave_one_out
 from jaxformer.report.figures import Picture
 from jaxformer.report.history import (
     HEADINGS,
@@ -31,6 +31,7 @@ def make_page(outcome: Outcome, pictures: Sequence[Picture]) -> str:
         columns=findings.decision_columns(outcome),
         pictures=pictures,
         text=findings,
+        composition=leave_one_out,
         formatting=formatting,
     )
 

@@ -9,6 +9,7 @@ from jaxformer.report.figures import Picture
 from jaxformer.report.findings import collect_findings, decision_columns, task_names
 from jaxformer.report.formatting import MINUS, describe_change, plain
 from jaxformer.report.graph import box_lines, study_graph
+from jaxformer.report.leave_one_out import COMPOSITION_HEADINGS, HEADING, composition_rows, describe_composition
 from jaxformer.report.style import COLOURS
 from jaxformer.report.summary import count_verdicts, summarise_study
 
@@ -17,6 +18,9 @@ def make_markdown(outcome: Outcome, pictures: Sequence[Picture]) -> str:
     """Returns the file. Args: pictures: those that stand beside it as PNG."""
     parts = [f"# Study of {_escape(outcome.study.parent)}", _escape(count_verdicts(outcome))]
     parts.append("\n".join(f"- **{name}**: {_escape(value)}" for name, value in summarise_study(outcome)))
+    if made_of := outcome.composition:
+        table = _table([COMPOSITION_HEADINGS, *composition_rows(made_of)])
+        parts += [f"## {HEADING}", table, *map(_escape, describe_composition(made_of))]
     parts += ["## Decisions", _decisions(outcome)]
     parts += ["## Expectations", _table([findings.EXPECTATION_HEADINGS, *findings.expectation_rows(outcome)])]
     parts += ["## The graph of ablations", _mermaid(outcome)]

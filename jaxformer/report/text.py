@@ -7,6 +7,7 @@ from jaxformer.ablation.outcome import Outcome
 from jaxformer.host.console import format_table, name_cells, wrap
 from jaxformer.report.findings import Finding, collect_findings, decision_columns, notes, reason
 from jaxformer.report.formatting import MINUS, NOTHING, plain
+from jaxformer.report.leave_one_out import COMPOSITION_HEADINGS, HEADING, composition_rows, describe_composition
 from jaxformer.report.summary import describe_noise_floor, describe_rule
 
 # Columns of a line where it is no terminal's; and the fewest for a reason beside its numbers, which stands below them
@@ -29,8 +30,18 @@ def decision_table(outcome: Outcome, columns: int | None = None) -> str:
         *(f"Not read, and left out: {plain(line)}" for line in outcome.unread),
     ]
     paragraphs = [textwrap.fill(paragraph, min(120, width)) for paragraph in introduction]
-    text = "\n".join(["", *paragraphs, "", *_table(_rows(outcome, findings), findings, columns)])
+    table = [*_table(_rows(outcome, findings), findings, columns), *_composition(outcome, min(120, width))]
+    text = "\n".join(["", *paragraphs, "", *table])
     return text.replace(MINUS, "-").replace(NOTHING, "-")
+
+
+def _composition(outcome: Outcome, width: int) -> list[str]:
+    """Returns the lines on what the gain of the parent is made of, where the study leaves its changes out."""
+    if outcome.composition is None:
+        return []
+    rows = [[*COMPOSITION_HEADINGS], *([plain(cell) for cell in row] for row in composition_rows(outcome.composition))]
+    sentences = (textwrap.fill(each, width) for each in describe_composition(outcome.composition))
+    return ["", f"{HEADING}:", "", *format_table(rows, left=(0, 4)), "", *sentences]
 
 
 def _rows(outcome: Outcome, findings: list[Finding]) -> list[list[str]]:

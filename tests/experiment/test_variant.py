@@ -9,7 +9,7 @@ from jaxformer.config import UserError
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth, SolvedWidth, times
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.files import list_experiments
-from jaxformer.experiment.variant import common_ancestor, resolve
+from jaxformer.experiment.variant import common_ancestor, kept_changes, resolve
 from jaxformer.flops import parameter_count
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.identity import identify
@@ -231,6 +231,75 @@ def test_a_promoted_variant_is_the_variant_of_its_parent_and_what_was_tuned_for_
     write("root", "replace(load_experiment('baseline'), {'model.activation': 'swiglu'})")
     with pytest.raises(UserError, match=r"swiglu\.py: the change of model\.activation changes nothing: root has"):
         resolve("second")
+
+
+def chain(write, folder, monkeypatch, *names):
+    """Writes variants of these names and changes, and promotes them one after another, as gen1, gen2 and so on."""
+    monkeypatch.chdir(folder)
+    (folder / "experiments").symlink_to(folder)
+    changes = {
+        "wsd": "{'optimizer.schedule': 'wsd'}",
+        "faster": "{'optimizer.learning_rate': times(2)}",
+        "fixed": "{'optimizer.learning_rate': 0.02}",
+        "share": "{'optimizer.decay_share': 0.3}",
+        "share_half": "{'optimizer.decay_share': 0.5}",
+        "normed": "{'model.qk_norm': True}",
+    }
+    for name, change in changes.items():
+        write(name, variant(change, parent="wsd" if name.startswith("share") else "root"))
+    write("joined", "Merge(parents=('wsd', 'normed'), **ABOUT)")
+    for i, name in enumerate(names, 1):
+        parent = f"gen{i - 1}" if i > 1 else "root"
+        write(f"gen{i}", promoted(variant=name, parent=parent, first_seed=1000 * i))
+
+
+def test_a_change_is_left_out_and_the_others_follow_in_order(write, tmp_path, monkeypatch):
+    chain(write, tmp_path, monkeypatch, "swiglu", "faster", "joined", "faster")
+    root, kept = kept_changes(resolve("gen4"))
+    assert [one.name for one in kept] == ["swiglu", "gen2", "wsd", "normed", "gen4"] and root.name == "root"
+    assert [one.parent for one in kept] == ["root", "gen1", "gen2", "gen2", "gen3"]
+
+    # What follows from a change goes with it.
+    found = resolve("gen4_without_swiglu")
+    expected = {"optimizer.learning_rate": 4 * 4e-3, "optimizer.schedule": "wsd", "model.qk_norm": True}
+    assert science(found.experiment) == science(root.experiment) | expected
+    assert found.lineage.change == {"model.activation": ("swiglu", "gelu")}
+    assert found.lineage.consequences.keys() == {"model.feed_forward_width"}
+    assert (found.name, found.lineage.parents, found.first_seed) == ("gen4_without_swiglu", ("gen4",), 4000)
+    assert (found.without, found.lineage.bundle) == ("swiglu", "without swiglu")
+    assert resolve("gen4_without_gen2").experiment.optimizer.learning_rate == 2 * 4e-3
+    assert resolve("gen4_without_wsd").lineage.change == {"optimizer.schedule": ("wsd", "cosine")}
+    assert resolve("gen3_without_wsd").lineage.expected == (-0.1, 0.1)
+
+    # What was left out and promoted is kept no more.
+    write("gen5", promoted(variant="gen4_without_normed", parent="gen4", first_seed=5000))
+    root, kept = kept_changes(resolve("gen5"))
+    assert [one.name for one in kept] == ["swiglu", "gen2", "wsd", "gen4"]
+    assert resolve("gen5_without_wsd").lineage.change == {"optimizer.schedule": ("wsd", "cosine")}
+    assert not resolve("gen5_without_wsd").experiment.model.qk_norm
+
+    write("gen4_without_wsd", variant("{'model.depth': 7}"))
+    assert resolve("gen4_without_wsd").experiment.model.depth == 7, "a file of that name comes first"
+
+
+@pytest.mark.parametrize(
+    ("names", "left_out", "message"),
+    [
+        (("wsd", "share"), "wsd", "gen2 cannot be without wsd, since share needs it: .* takes no notice of it"),
+        (("faster", "fixed"), "faster", "gen2 is the same without faster: a later change replaced it"),
+        (("wsd", "faster"), "muon", "gen2 keeps wsd, faster, and no muon"),
+        (("wsd", "faster"), "wsd@root", "it cannot be asked of root"),
+    ],
+)
+def test_what_cannot_be_left_out_is_refused(write, tmp_path, monkeypatch, names, left_out, message):
+    chain(write, tmp_path, monkeypatch, *names)
+    with pytest.raises(UserError, match=message):
+        resolve(f"gen2_without_{left_out}")
+    with pytest.raises(UserError, match="root is not a promoted variant"):
+        resolve("root_without_wsd")
+    write("whole", promoted("{'optimizer.learning_rate': 0.003}", variant="joined", first_seed=1000))
+    with pytest.raises(UserError, match="whole was tuned as a whole: its changes cannot be told apart"):
+        resolve("whole_without_wsd")
 
 
 def test_overrides_of_science_make_a_variant_ad_hoc(write):

@@ -1,0 +1,244 @@
+"""The verdict on one variant from its finished runs, for programs that decide by it: nothing is trained.
+
+A program that tries changes until one looks better finds a lucky one. So nothing is left to its choice: neither the
+seeds, nor when there are enough of them, nor the rule; and whatever else was asked of the same parent counts.
+"""
+
+import collections
+import dataclasses
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxformer.ablation.comparison import Comparison
+from jaxformer.ablation.finished_runs import FinishedRun, read_runs
+from jaxformer.ablation.outcome import failures_of, judge_study, p_value_of_improvement, to_json
+from jaxformer.ablation.study import Study, make_jobs, resolve_study
+from jaxformer.ablation.verdict import Verdict, Word
+from jaxformer.config import differences, require
+from jaxformer.experiment.experiment import science
+from jaxformer.experiment.variant import Resolved
+from jaxformer.host.files import read_json_or_empty
+from jaxformer.host.paths import on_this_machine
+from jaxformer.jobs.launch import Job
+from jaxformer.jobs.queue import OVER, state_on_disk
+from jaxformer.run.identity import CONFIG
+from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level
+
+# Exit status of the command by verdict; 1 and 2 are a failure and bad input, as of every command.
+STATUS = {
+    Word.KEEP: 0,
+    Word.CHEAPER: 0,
+    Word.REVERT: 3,
+    Word.EQUIVALENT: 4,
+    Word.UNDECIDED: 5,
+    Word.NOT_COMPARED: 6,
+}
+
+# In the name of a run whose fields were set on the command line.
+_AD_HOC = "~"
+
+
+class Judgement(NamedTuple):
+    """What is decided of a variant, and what is missing."""
+
+    comparison: Comparison
+    questions: tuple[str, ...]
+    """Variants of the parent that count in the q-value, this one among them."""
+    missing: tuple[Job, ...]
+    """Runs to train next, in order; none where no further seed would be used."""
+
+    @property
+    def status(self) -> int:
+        """The exit status of the command."""
+        return STATUS[self.comparison.verdict.word]
+
+    def record(self) -> dict:
+        """Returns it as plain values for JSON; what is not known is None or empty."""
+        one, difference = self.comparison, self.comparison.difference
+        level = interim_level(len(one.seeds))
+        low, high = difference.interval(1 - level) if difference else (math.nan, math.nan)
+        values = {
+            "parent": one.parent,
+            "variant": one.variant,
+            "verdict": one.verdict.word.value,
+            "status": self.status,
+            "reason": one.verdict.reason,
+            "difference": difference.mean if difference else math.nan,
+            "standard_error": difference.standard_error if difference else math.nan,
+            "interval": [low, high],
+            "confidence": 1 - level,
+            "margin": one.margin,
+            "q_value": one.q_value,
+            "questions": list(self.questions),
+            "seeds": list(one.seeds),
+            "parent_bits_per_byte": one.parent_bits,
+            "variant_bits_per_byte": one.variant_bits,
+            "tokens_worth": one.worth,
+            "time_per_token": one.cost.time_per_token if one.cost else math.nan,
+            "parameters": one.cost.parameters if one.cost else math.nan,
+            "flags": list(one.flags),
+            "notes": list(one.notes),
+            "missing": [
+                {"experiment": job.name, "seed": job.seed, "command": list(train_arguments(job))}
+                for job in self.missing
+            ],
+            "missing_device_hours": one.verdict.more_hours if self.missing else 0.0,
+        }
+        return {name: to_json(value) for name, value in values.items()}
+
+
+def train_arguments(job: Job) -> tuple[str, ...]:
+    """Returns the command that makes a run."""
+    return ("jaxformer", "train", *job.arguments)
+
+
+def locate(parent: str, variant: str, runs: Path) -> tuple[str, str, Path]:
+    """Returns the names of two experiments, and the folder that holds the folders of their runs.
+
+    Args:
+        parent, variant: each a name, or the path of the folder of its runs, such as `runs/baseline`.
+        runs: where a name is looked up.
+
+    Raises:
+        UserError: a path is no folder of an experiment's runs, or the two lie in different folders.
+    """
+    names, folders = [], []
+    for text in (parent, variant):
+        if "/" not in text:
+            names.append(text)
+            continue
+        path = on_this_machine(text)
+        require(path.is_dir(), f"{path}: no such folder; give an experiment, or the folder of its runs")
+        require(not path.name.startswith("seed_"), f"{path} is one run; give the folder of all, {path.parent}")
+        names.append(path.name)
+        folders.append(path.parent)
+    require(len({path.absolute() for path in folders}) < 2, f"{parent} and {variant} lie in different folders")
+    require(names[0] != names[1], f"{names[0]} cannot be judged against itself")
+    return names[0], names[1], folders[0] if folders else runs
+
+
+def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -> Judgement:
+    """Returns the verdict on a variant of a parent from their finished runs, and records it as a study does.
+
+    Pairs of seeds count from the parent's first on, up to the first that is missing; one on which a run failed is
+    passed over. The q-value is over all variants of the parent that have a finished run, and one that was never judged
+    counts as if it had a p-value of 1.
+
+    Args:
+        runs: the folder of all run folders.
+        allow: as of `judge_study`.
+
+    Raises:
+        UserError: an experiment is not found, is not what its runs were made with any more, or is no variant of the
+            parent.
+    """
+    for name in (parent, variant):
+        if _AD_HOC in name:
+            reason = (
+                f"{name} is ad hoc, with fields set on the command line, and no evidence: write the change as a file"
+            )
+            return Judgement(Comparison(parent, variant, Verdict(Word.NOT_COMPARED, reason), math.nan, {}), (), ())
+    study = Study(parent=parent, variants=(variant,))
+    base, one = resolve_study(study)
+    parents, variants = (read_runs(runs, each.name) for each in (base, one))
+    _check_not_moved(base, parents.finished)
+    _check_not_moved(one, variants.finished)
+    failures = failures_of(variants.folders)
+    passed_over = {*failures, *failures_of(parents.folders)}
+    counted, note = _in_order(parents.finished, variants.finished, base.first_seed, passed_over)
+    others = _other_questions(runs, base.name, one.name)
+    if parents.finished and (counted or failures):
+        read = {base.name: parents, one.name: variants._replace(finished=counted)}
+        (found,) = judge_study(
+            study, runs, allow=allow, reader=lambda _, name: read[name], others=tuple(others.values())
+        ).comparisons
+        comparison = found._replace(notes=(*found.notes, *note))
+    else:
+        unread = (f"not read: {line}" for line in (*parents.unreadable, *variants.unreadable))
+        reason = "; ".join([f"{base.name} and {one.name} have no finished run of a seed that counts", *note, *unread])
+        verdict = Verdict(Word.NOT_COMPARED, reason)
+        comparison = Comparison(base.name, one.name, verdict, math.nan, {}, one.experiment.question)
+    missing = _missing(study, runs, comparison, base.first_seed, passed_over)
+    return Judgement(comparison, (one.name, *others), tuple(missing))
+
+
+def _check_not_moved(resolved: Resolved, runs: Sequence[FinishedRun]) -> None:
+    """Raises `UserError` where an experiment is another now than when its runs were made."""
+    for run in runs:
+        changes = differences(science(resolved.experiment), science(run.experiment))
+        require(
+            not changes,
+            f"{resolved.name} has moved since {run.workdir} was trained ({'; '.join(changes[:5])}); put it back, or "
+            "write the new one in a file of its own",
+        )
+
+
+def _in_order(
+    parents: Sequence[FinishedRun], variants: Sequence[FinishedRun], first: int, passed_over: Collection[int]
+) -> tuple[list[FinishedRun], list[str]]:
+    """Returns the runs of the variant that count, and a note on others: those of the first seeds that both arms have.
+
+    Args:
+        first: the seed that comes first.
+        passed_over: seeds on which a run failed.
+    """
+    ours, theirs = ({run.seed: run for run in runs} for runs in (variants, parents))
+    seed, counted = first, []
+    while seed in passed_over or (seed in ours and seed in theirs):
+        if seed in ours and seed in theirs:
+            counted.append(ours[seed])
+        seed += 1
+    left = [each for each in ours if each not in passed_over and each not in {run.seed for run in counted}]
+    numbers, lacks = ", ".join(map(str, left)), "the variant" if seed in theirs else "the parent"
+    why = f"seeds count in order from {first} on, and {lacks} has no finished run of seed {seed}"
+    return counted, [f"not counted: seed{'s' * (len(left) > 1)} {numbers} of the variant, since {why}"] if left else []
+
+
+def _other_questions(runs: Path, parent: str, variant: str) -> dict[str, float]:
+    """Returns the other variants of a parent that have a finished run, with the p-value of an improvement of each."""
+    questions = {}
+    for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
+        summary = next(iter(sorted(folder.glob("seed_*/summary.json"))), None)
+        if summary is None or folder.name == variant or _AD_HOC in folder.name:
+            continue
+        lineage = read_json_or_empty(summary.with_name(CONFIG)).get("lineage")
+        lineage = lineage if isinstance(lineage, dict) else {}
+        # A promoted variant was a question under its first name.
+        if list(lineage.get("parents") or ())[:1] == [parent] and not lineage.get("evidence"):
+            questions[folder.name] = _recorded_p_value(folder, parent)
+    return questions
+
+
+def _recorded_p_value(folder: Path, parent: str) -> float:
+    """Returns the p-value of the comparison with a parent, of those in a folder, that has the most seeds; else 1."""
+    found = [(0, 1.0)]
+    for path in folder.glob("comparison_*.json"):
+        record = read_json_or_empty(path)
+        try:
+            seeds, difference = len(record["seeds"]), record["difference"]
+            below = difference["p_value"] / 2 if difference["mean"] < 0 else 1 - difference["p_value"] / 2
+            if record["parent"] == parent and difference["seeds_counted"]:
+                found.append((seeds, p_value_of_improvement(below, seeds)))
+        except (KeyError, TypeError):  # It was not compared, or the record is damaged.
+            continue
+    return max(found)[1]
+
+
+def _missing(study: Study, runs: Path, comparison: Comparison, first: int, passed_over: Collection[int]) -> list[Job]:
+    """Returns the runs that the next interim analysis takes, and are not finished, where further seeds are of use."""
+    verdict = comparison.verdict
+    if verdict.word is Word.UNDECIDED and verdict.more_seeds:
+        pairs = len(comparison.seeds) + verdict.more_seeds
+    elif verdict.word is Word.NOT_COMPARED and not comparison.flags:
+        pairs = INTERIM_SEEDS[0]
+    else:
+        return []
+    counting = (seed for seed in itertools.count(first) if seed not in passed_over)
+    *_, last = itertools.islice(counting, pairs)
+    seeds = last - first + 1
+    longer = dataclasses.replace(study, seeds=seeds, parent_seeds=seeds)
+    jobs = make_jobs(longer, runs, collections.defaultdict(float))
+    return [job for job in jobs if job.seed not in passed_over and state_on_disk(job.workdir)[0] not in OVER]
