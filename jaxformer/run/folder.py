@@ -162,7 +162,7 @@ def write_config(
         environment = {**environment, "versions": versions}
     before = read_config(workdir) or {}
     starts = [start for start in before.get("starts", []) if start["step"] < step]
-    start = {"step": step, **{name: environment[name] for name in _OF_A_START}}
+    start = {"step": step, **{name: environment[name] for name in _OF_A_START}, "own_code": dict(lineage.own_code)}
     record = {
         "experiment": experiment.name,
         "seed": belongs_to["identity"]["seed"],

@@ -16,6 +16,7 @@ from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.host.files import read_json
+from jaxformer.host.syntax import without_documentation
 from jaxformer.step import compute_dtype
 
 # In a run folder, what is run; and what to do where a file that a run writes is damaged.
@@ -100,12 +101,7 @@ def code_digest() -> str:
     """
     digest = hashlib.sha256()
     for name in sorted({"jaxformer.loop"} | _imported_by("jaxformer.run.inputs")):
-        tree = _parse(name)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                is_text = [isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) for s in node.body]
-                node.body = [s for s, text in zip(node.body, is_text, strict=True) if not text]
-        digest.update(f"{name}: {ast.dump(tree)}\n".encode())
+        digest.update(f"{name}: {ast.dump(without_documentation(_parse(name)))}\n".encode())
     return digest.hexdigest()
 
 
