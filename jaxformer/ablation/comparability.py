@@ -193,7 +193,7 @@ def _check_evaluations(
     shared = [name for name in parent.validation if name in variant.validation]
     if not shared or not all(_same_documents(parent, variant, name) for name in shared):
         flags.append(f"evaluation: validation documents {where}")
-    if any(len(parent.validation[name].documents) < 2 for name in shared):
+    if any(len(np.unique(parent.validation[name].sources)) < 2 for name in shared):
         flags.append("evaluation: a corpus with one validation document; raise evaluation.validation_bytes")
     own = _own_tasks(parent) | _own_tasks(variant)
     if own & parent.tasks.keys() != own & variant.tasks.keys():
@@ -264,5 +264,6 @@ def _same_documents(parent: FinishedRun, variant: FinishedRun, name: str) -> boo
     return (
         ours.digest == theirs.digest
         and np.array_equal(ours.documents, theirs.documents)
+        and np.array_equal(ours.sources, theirs.sources)
         and np.array_equal(ours.text_bytes, theirs.text_bytes)
     )

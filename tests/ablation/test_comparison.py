@@ -188,6 +188,22 @@ def test_code_of_a_parents_files_must_be_the_same_and_a_variant_may_have_its_own
         assert moved.flags and all(flag.startswith("code: root differ between ") for flag in moved.flags)
 
 
+def test_documents_of_one_source_count_as_one(arms):
+    def relabelled(runs, divisor):
+        (name, one), *_ = runs[0].validation.items()
+        return [
+            run._replace(validation={name: run.validation[name]._replace(sources=one.documents // divisor)})
+            for run in runs
+        ]
+
+    apart, paired = (compare_runs(*(relabelled(arms[name], n) for name in ("root", "gated"))) for n in (1, 2))
+    assert apart.difference == compare_runs(arms["root"], arms["gated"]).difference
+    assert paired.difference.mean == apart.difference.mean
+    assert paired.difference.item_degrees_of_freedom < apart.difference.item_degrees_of_freedom
+    one = compare_runs(*(relabelled(arms[name], 1000) for name in ("root", "gated")))
+    assert "evaluation: a corpus with one validation document; raise evaluation.validation_bytes" in one.flags
+
+
 def test_options_of_jax_that_differ_are_named_with_both_values(arms, spoilt):
     found = compare_runs(arms["root"], spoilt("config.json", put(["starts", 0, "environment"], {"JAX_X": "1"})))
     pairs = [flag for flag in found.flags if "differ between" in flag]
