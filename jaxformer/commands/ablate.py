@@ -11,10 +11,11 @@ runs are skipped: the same command resumes a study that was stopped. A study is 
 import math
 import sys
 
+from jaxformer.ablation.again import evaluate_again, move_aside
 from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.run_study import describe_failures, estimate_runs, print_study_plan, run_jobs
+from jaxformer.ablation.run_study import check_study, describe_failures, print_study_plan, run_jobs
 from jaxformer.ablation.study import choose_study, make_jobs
 from jaxformer.config import UserError, require
 from jaxformer.host.command import Parser, command
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
     )
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     add("--plan", action="store_true", help="print the runs that are left and what they cost, and exit")
+    add("--retrain", action="store_true", help="keep runs of other code, data or versions aside, and train them anew")
     add("--stop_worse", action="store_true", help="stop the runs of a variant once it is clearly worse than its parent")
     add("--price", type=float, metavar="PRICE", help="price of a device hour: costs are printed in money too")
     add("--slurm", metavar="KEY=VALUE,...", help="submit the runs to Slurm, with these parameters of submitit")
@@ -50,7 +52,17 @@ def main(arguments: list[str]) -> int:
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
     study = choose_study(options.study, options.parent, options.variants, **seeds)
     allow = parse_allowed(options.allow)
-    jobs = make_jobs(study, options.runs, estimate_runs(study, options.runs))
+    # Where the runs go to a cluster, this machine's device is not theirs.
+    ignored = (*allow, "device") if options.slurm is not None else allow
+    checked = check_study(study, options.runs, allow=ignored, retrain=options.retrain, prepare=not options.plan)
+    trained_otherwise, evaluated_otherwise = checked.earlier
+    if options.plan:
+        again = f"trained anew: {len(trained_otherwise)}; evaluated again: {len(evaluated_otherwise)}"
+        print_notice(f"earlier runs {again}" if any(checked.earlier) else None)
+    else:
+        move_aside(trained_otherwise)
+        evaluate_again(evaluated_otherwise)
+    jobs = make_jobs(study, options.runs, checked.seconds)
     print_study_plan(jobs, options.parallel, options.price)
     if options.plan:
         return 0
