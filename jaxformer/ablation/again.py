@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxformer.config import TrainingFailure
+from jaxformer.ablation.checks import EarlierRuns
+from jaxformer.config import TrainingFailure, require
 from jaxformer.host.console import print_line, progress_bar
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.paths import shell_word, typed
@@ -14,6 +15,30 @@ from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.identity import CONFIG
 
 _EVALUATE = (sys.executable, "-m", "jaxformer", "evaluate")
+
+
+def describe_again(earlier: EarlierRuns) -> str:
+    """Returns a line on the earlier runs that a study makes again; '' where there are none."""
+    trained, evaluated = map(len, earlier)
+    parts = [f"{trained} trained anew"] * bool(trained) + [f"{evaluated} evaluated again"] * bool(evaluated)
+    return f"of the earlier runs {' and '.join(parts)}, as other code made them" if parts else ""
+
+
+def make_again(earlier: EarlierRuns, *, on_a_cluster: bool = False) -> None:
+    """Moves aside what is to be trained anew, and evaluates again here what is to be evaluated again.
+
+    Raises:
+        UserError: the runs are on a cluster, whose nodes evaluate.
+        TrainingFailure: as of `evaluate_again`.
+    """
+    number, first = len(earlier.evaluated_otherwise), earlier.evaluated_otherwise[:1]
+    require(
+        not (on_a_cluster and first),
+        f"{number} finished runs were evaluated by other code: evaluate them again on a node, "
+        f"`jaxformer evaluate --workdir={' '.join(shell_word(path) for path in first)}` and so on",
+    )
+    move_aside(earlier.trained_otherwise)
+    evaluate_again(earlier.evaluated_otherwise)
 
 
 def move_aside(workdirs: Sequence[Path]) -> None:

@@ -52,9 +52,9 @@ def prepare_study(resolved: Sequence[Resolved], runs: Path) -> dict[str, dict[st
         UserError: they cannot be trained on, or a corpus has a single independent validation document.
     """
 
-    def read_by(experiment: Experiment) -> tuple:
-        e = experiment
-        return e.corpus, e.tokenizer, e.packing, e.evaluation, e.training.rows_per_step, e.model, e.init_from
+    def read_by(e: Experiment) -> tuple:
+        model = e.model if e.init_from else e.model.vocabulary_size
+        return e.corpus, e.tokenizer, e.packing, e.evaluation, e.training.rows_per_step, model, e.init_from
 
     found = {}
     for one in _distinct(resolved, read_by):
@@ -124,8 +124,8 @@ def _refusal(differing: Mapping[Job, Mapping[str, str]]) -> str:
     what = ", ".join(f"other {kind} ({how})" for kind, how in kinds.items())
     names = [str(job) for job in differing]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    allowable = ",".join(kind for kind in kinds if kind in ALLOWABLE)
-    as_they_are = f"; --allow={allowable} compares them as they are" if len(kinds) == allowable.count(",") + 1 else ""
+    is_allowable = all(kind in ALLOWABLE for kind in kinds)
+    as_they_are = f"; --allow={','.join(kinds)} compares them as they are" if is_allowable else ""
     return (
         f"{', '.join(names[:_NAMED])}{more}: trained with {what}, so that runs that start now would not be compared "
         f"with them; put that back, or --retrain keeps them aside and trains them anew{as_they_are}"

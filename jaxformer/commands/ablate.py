@@ -11,7 +11,7 @@ runs are skipped: the same command resumes a study that was stopped. A study is 
 import math
 import sys
 
-from jaxformer.ablation.again import evaluate_again, move_aside
+from jaxformer.ablation.again import describe_again, make_again
 from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.outcome import judge_study
@@ -55,13 +55,10 @@ def main(arguments: list[str]) -> int:
     # Where the runs go to a cluster, this machine's device is not theirs.
     ignored = (*allow, "device") if options.slurm is not None else allow
     checked = check_study(study, options.runs, allow=ignored, retrain=options.retrain, prepare=not options.plan)
-    trained_otherwise, evaluated_otherwise = checked.earlier
     if options.plan:
-        again = f"trained anew: {len(trained_otherwise)}; evaluated again: {len(evaluated_otherwise)}"
-        print_notice(f"earlier runs {again}" if any(checked.earlier) else None)
+        print_notice(describe_again(checked.earlier))
     else:
-        move_aside(trained_otherwise)
-        evaluate_again(evaluated_otherwise)
+        make_again(checked.earlier, on_a_cluster=options.slurm is not None)
     jobs = make_jobs(study, options.runs, checked.seconds)
     print_study_plan(jobs, options.parallel, options.price)
     if options.plan:
