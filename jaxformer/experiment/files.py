@@ -2,7 +2,6 @@
 
 import re
 import runpy
-import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,6 @@ def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:
         UserError: it fails, at which line, assigns nothing of these kinds, or changes the package in place.
     """
     import_what_it_may_patch(path)
-    loaded_before = set(sys.modules)
     try:
         with refuse_patches("it"):
             value = runpy.run_path(str(path)).get(name)
@@ -106,7 +104,7 @@ def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:
     wanted = " or ".join(kind.__name__ for kind in kinds)
     article = "an" if wanted[0] in "AEIOU" else "a"
     require(isinstance(value, kinds), f"{what} {path}: it must assign {article} {wanted} to {name}")
-    record_own_code(path, name, loaded_before)
+    record_own_code(path, name)
     return value
 
 

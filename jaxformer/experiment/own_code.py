@@ -6,7 +6,9 @@ an experiment, and those of its parent, are known to have been made with the sam
 
 import ast
 import contextlib
+import functools
 import hashlib
+import importlib.util
 import site
 import sys
 import sysconfig
@@ -38,22 +40,23 @@ def collect_own_code() -> Iterator[dict[str, str]]:
             outer.update(inner)
 
 
-def record_own_code(path: Path, assigned: str, loaded_before: set[str]) -> None:
+def record_own_code(path: Path, assigned: str) -> None:
     """Adds to what is collected the code of a file that has run, and of the local modules that it imports.
 
+    Modules are found in the code: one of a computed name is not. So it does not matter what this process has loaded.
+
     Args:
+        path: of the file.
         assigned: the name whose assignment is no code, since its value is recorded.
-        loaded_before: names of the modules that were loaded before the file ran.
     """
     found = _collected.get()
     if found is None:
         return
     tree = parse_code(path.read_bytes())
-    imported = _imported_by(tree, "") | (set(sys.modules) - loaded_before)
-    found |= {f"module {name}": digest for name, digest in _local_modules(imported).items()}
-    if not all(_is_declaration(statement) for statement in tree.body):
-        tree.body = [statement for statement in tree.body if not _assigns(statement, assigned)]
-        found[f"experiment {path.stem}"] = _digest(ast.dump(tree).encode())
+    found |= {f"module {name}": digest for name, digest in _local_modules(_imported_by(tree, "")).items()}
+    others = [statement for statement in tree.body if not _assigns(statement, assigned)]
+    if not all(map(_is_declaration, others)):
+        found[f"experiment {path.stem}"] = _digest("".join(map(ast.dump, others)).encode())
 
 
 def _local_modules(names: set[str]) -> dict[str, str]:
@@ -67,22 +70,36 @@ def _local_modules(names: set[str]) -> dict[str, str]:
         if path.suffix == ".py":
             tree = parse_code(path.read_bytes())
             found[name] = _digest(ast.dump(tree).encode())
-            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            waiting += _imported_by(tree, package)
+            waiting += _imported_by(tree, name if path.name == "__init__.py" else name.rpartition(".")[0])
         else:
             found[name] = _digest(path.read_bytes())
     return found
 
 
 def _local_file(name: str) -> Path | None:
-    """Returns the file of a module that is loaded, if it belongs neither to Python nor to an installed package."""
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if name == "__main__" or not isinstance(file, str) or not Path(file).is_file():
+    """Returns the file of a module, if it has one and belongs neither to Python nor to an installed package."""
+    top, *rest = name.split(".")
+    if top in sys.stdlib_module_names or top == "jaxformer":
         return None
-    path = Path(file).resolve()
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if rest:  # Found without importing what is around it.
+        folders = (Path(folder, *rest[:-1]) for folder in spec.submodule_search_locations or ())
+        files = [path for folder in folders for path in (folder / rest[-1] / "__init__.py", folder / f"{rest[-1]}.py")]
+        path = next((path for path in files if path.is_file()), None)
+    else:
+        path = Path(spec.origin) if spec.origin else None
+    if path is None or not path.is_file():
+        return None
+    path = path.resolve()
     return None if any(path.is_relative_to(folder) for folder in _installed_folders()) else path
 
 
+@functools.cache
 def _installed_folders() -> list[Path]:
     """Returns where Python, installed packages and this one lie."""
     kinds = ("stdlib", "platstdlib", "purelib", "platlib")
@@ -91,9 +108,10 @@ def _installed_folders() -> list[Path]:
 
 
 def _imported_by(tree: ast.Module, package: str) -> set[str]:
-    """Returns the modules that code may import: each with the packages around it.
+    """Returns the modules that code may import, by statements and by names in `import_module`, and those around them.
 
     Args:
+        tree: of the code.
         package: that relative imports start from; '' for a file that is in none.
     """
     names = set()
@@ -101,16 +119,21 @@ def _imported_by(tree: ast.Module, package: str) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            parts = package.split(".")
+            parents = parts[: len(parts) - node.level + 1] if node.level else []
             module = ".".join([*parents, *([node.module] if node.module else [])])
             names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-    return {
-        ".".join(parts[:count]) for parts in (name.split(".") for name in names) for count in range(1, len(parts) + 1)
-    }
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            names |= {str(node.args[0].value)} if called in ("import_module", "__import__") else set()
+    chains = [name.split(".") for name in names if name]
+    return {".".join(chain[:count]) for chain in chains for count in range(1, len(chain) + 1)}
 
 
 def _is_declaration(statement: ast.stmt) -> bool:
-    """Returns whether a statement imports, or gives a name to a value."""
+    """Returns whether a statement imports, or gives a name to a value that is no function."""
+    if any(isinstance(node, ast.Lambda) for node in ast.walk(statement)):
+        return False
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     is_assignment = isinstance(statement, ast.Assign | ast.AnnAssign)
     is_plain = is_assignment and all(isinstance(target, ast.Name) for target in targets)

@@ -143,7 +143,7 @@ def _restore(before: _State) -> list[str]:
 def _restore_attributes(name: str, owner: ModuleType | type, before: dict[str, Any], *, with_new: bool) -> list[str]:
     now, changed, new = vars(owner), [], []
     for key, value in before.items():
-        if now.get(key) is not value and key not in _SET_BY_PYTHON:
+        if now.get(key, now) is not value and key not in _SET_BY_PYTHON:
             changed.append(key)
     if with_new and len(now) != len(before):
         new = sorted(key for key in now.keys() - before.keys() - _SET_BY_PYTHON)

@@ -1,5 +1,6 @@
 """Code that an experiment file runs beyond assigning values is known by its digest, whoever imports it."""
 
+import importlib
 import sys
 
 import pytest
@@ -20,7 +21,7 @@ def own_code(tmp_path, monkeypatch):
     def find(code="", module="RATE = 0.95", **options):
         (tmp_path / "rates_of_a_test.py").write_text(module)
         for name in set(sys.modules) - before:
-            if name.endswith("_of_a_test"):
+            if "_of_a_test" in name:
                 del sys.modules[name]
         fields = {"parent": "swiglu", "question": "Why?", "change": "0.95"} | options
         (tmp_path / "b1.py").write_text(
@@ -28,11 +29,12 @@ def own_code(tmp_path, monkeypatch):
             f" question={fields['question']!r}, change={{'optimizer.b1': {fields['change']}}}, expected=(-1, 1),"
             " source='a test')\n"
         )
+        importlib.invalidate_caches()
         return resolve(str(tmp_path / "b1.py")).lineage.own_code
 
     yield find
     for name in set(sys.modules) - before:
-        if name.endswith("_of_a_test"):
+        if "_of_a_test" in name:
             del sys.modules[name]
 
 
@@ -49,10 +51,21 @@ def test_functions_of_a_file_and_local_modules_are_known_by_what_they_do(own_cod
     assert own_code(code + "    # why\n    return 0.9", change="rate")["experiment b1"] != first["experiment b1"]
 
 
-def test_what_a_local_module_imports_and_what_is_imported_by_a_computed_name_is_known(own_code, tmp_path):
+def test_what_a_local_module_imports_and_what_is_imported_by_a_function_is_known_each_time(own_code, tmp_path):
     (tmp_path / "more_of_a_test.py").write_text("RATE = 0.95")
-    found = own_code("import importlib\nm = importlib.import_module('rates_of_' + 'a_test')", "import more_of_a_test")
-    assert set(found) == {"module rates_of_a_test", "module more_of_a_test"}
+    (tmp_path / "parts_of_a_test").mkdir()
+    (tmp_path / "parts_of_a_test" / "__init__.py").write_text("")
+    (tmp_path / "parts_of_a_test" / "part.py").write_text("from . import other\nfrom .other import RATE")
+    (tmp_path / "parts_of_a_test" / "other.py").write_text("RATE = 0.95")
+    code = "import importlib\nm = importlib.import_module('rates_of_a_test')\nfrom parts_of_a_test import part"
+    found = own_code(code, "import more_of_a_test")
+    names = ("rates_of_a_test", "more_of_a_test", "parts_of_a_test", "parts_of_a_test.part", "parts_of_a_test.other")
+    assert set(found) == {f"module {name}" for name in names}
+    assert resolve(str(tmp_path / "b1.py")).lineage.own_code == found, "now that all are loaded"
+
+
+def test_a_function_without_a_name_is_code_of_its_own(own_code):
+    assert set(own_code("RATE = lambda value, parent: 0.95", change="RATE")) == {"experiment b1"}
 
 
 def test_a_variant_has_its_ancestors_code_too_and_they_have_not_that_of_the_variant(own_code, tmp_path):
