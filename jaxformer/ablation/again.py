@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxformer.ablation.checks import EarlierRuns
+from jaxformer.ablation.checks import EarlierRuns, own_results
 from jaxformer.config import TrainingFailure, require
 from jaxformer.host.console import print_line, progress_bar
 from jaxformer.host.files import read_json_or_empty
@@ -90,7 +90,7 @@ def keep_evaluation(workdir: Path) -> None:
     """Moves the last evaluation of a run, of its own tasks too, into `step_N.before_CODE`; other tasks stay besides."""
     record, summary = (read_json_or_empty(workdir / name) for name in (CONFIG, "summary.json"))
     folder = evaluations_folder(workdir, summary.get("steps", 0))
-    names = ("validation", *record.get("tasks", {}))
+    names = own_results(record)
     code = next((code for name in names if (code := read_json_or_empty(folder / f"{name}.json").get("code"))), None)
     if code is None:  # They are moved already.
         return

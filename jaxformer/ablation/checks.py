@@ -9,6 +9,7 @@ import numpy as np
 from jaxformer.ablation.comparability import ALLOWABLE
 from jaxformer.config import UserError, require
 from jaxformer.data.corpus import check_sources
+from jaxformer.evaluation.config import task_names
 from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.evaluation.validation import ValidationSet
 from jaxformer.experiment.experiment import Experiment
@@ -144,11 +145,21 @@ def _evaluated_otherwise(finished: Sequence[Path], allow: Collection[str], *, al
     return [workdir for workdir, found in evaluations.items() if must_agree and any(each != now for each in found)]
 
 
+def own_results(record: Mapping) -> list[str]:
+    """Returns the names of the results that a run makes at its end, and `jaxformer evaluate` again.
+
+    Args:
+        record: the run's `config.json`.
+    """
+    config = record.get("config", {}).get("evaluation", {})
+    return ["validation", *(task_names(config.get("tasks", "")) if config.get("task_data") else [])]
+
+
 def _evaluations(workdir: Path, allow: Collection[str]) -> list[dict]:
     """Returns what the evaluations of a finished run, of its own tasks too, were made with; {} of one that is gone."""
     record, summary = (read_json_or_empty(workdir / name) for name in (CONFIG, "summary.json"))
     folder = evaluations_folder(workdir, summary.get("steps", 0))
-    found = [read_json_or_empty(folder / f"{name}.json") for name in ("validation", *record.get("tasks", {}))]
+    found = [read_json_or_empty(folder / f"{name}.json") for name in own_results(record)]
     kinds = [name for name in evaluated_with() if name not in allow]
     distinct = []
     for each in ({name: each.get(name, {}) for name in kinds} if each else {} for each in found):

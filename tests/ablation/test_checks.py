@@ -129,6 +129,10 @@ def test_runs_that_other_code_evaluated_are_evaluated_again_and_nothing_is_lost(
     workdir = folder / "runs" / "root" / "seed_1"
     path = workdir / LAST / "arc_easy.json"
     change(path, code="0123456789")
+    assert earlier(folder) == EarlierRuns([], []), "no task of its own"
+    for config in (folder / "runs").glob("*/seed_*/config.json"):
+        record = read_json(config)["config"]
+        change(config, config={**record, "evaluation": {**record["evaluation"], "tasks": "arc_easy", "task_data": "."}})
     found = earlier(folder)
     assert found == EarlierRuns([], [workdir]) and earlier(folder, allow=("code",)) == EarlierRuns([], [])
     (workdir / LAST / "lambada.json").write_text(path.read_text())
