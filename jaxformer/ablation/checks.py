@@ -1,6 +1,6 @@
 """What can be known before the first step of a study, checked before it: its files, its data and its earlier runs."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,9 +74,12 @@ def prepare_study(resolved: Sequence[Resolved], runs: Path) -> dict[str, dict[st
     return {one.name: found[read_by(one.experiment)] for one in resolved}
 
 
-def _distinct(resolved: Sequence[Resolved], key) -> list[Resolved]:
-    """Returns the first of the experiments of each key."""
-    return list({key(one.experiment): one for one in reversed(resolved)}.values())[::-1]
+def _distinct(resolved: Sequence[Resolved], key: Callable[[Experiment], tuple]) -> list[Resolved]:
+    """Returns of the experiments of each key the first."""
+    first = {}
+    for one in resolved:
+        first.setdefault(key(one.experiment), one)
+    return list(first.values())
 
 
 def _check_validation(validation: ValidationSet) -> None:

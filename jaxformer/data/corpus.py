@@ -40,7 +40,7 @@ from jaxformer.data.source_files import SourceFile, content_digests, find_files,
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
 
 # Bump when the same files would give other documents, so that nothing prepared before is taken for the new.
-READER_VERSION = 3
+MARKS_VERSION, PIECES_VERSION = 2, 3
 
 # Text of a part, bytes: enough that opening its file is nothing beside reading it.
 PART_BYTES = 128 << 20
@@ -331,16 +331,16 @@ def load_documents(config: CorpusConfig, *, newest: bool = False) -> Documents:
 
 
 def _reader_version(config: CorpusConfig, files: Sequence[SourceFile]) -> int:
-    """Returns the version of the reader.
+    """Returns the version of the reader that was the last to change something in a corpus, which keeps its digest else.
 
-    Since 2 a byte order mark of a text file is no text; since 3 the pieces of one of several files have one key. A
-    corpus in which this changes nothing keeps the digest that it had; at a remote place nobody has looked for marks.
+    Since `MARKS_VERSION` a byte order mark of a text file is no text, for which nobody has looked at a remote place;
+    since `PIECES_VERSION` the pieces of one of several files have one key.
     """
     if config.kind != "text":
         return 1
     if len(files) > 1 and any(may_be_cut(file) for file in files):
-        return READER_VERSION
-    return 2 if is_remote(config.path) or any(map(has_byte_order_mark, files)) else 1
+        return PIECES_VERSION
+    return MARKS_VERSION if is_remote(config.path) or any(map(has_byte_order_mark, files)) else 1
 
 
 def _first(documents: Iterator[Document], limit_bytes: int) -> Iterator[Document]:

@@ -738,6 +738,6 @@ def test_pieces_of_one_file_lie_in_one_split_and_are_known_to_belong_together(tm
     alone = open_shards(prepare(load_documents(only), tokenizer, tmp_path), "validation")
     assert alone.sources.tolist() == list(range(len(alone))) and len(load_documents(only).files) == 1
     # What was prepared when each piece had a key of its own is another corpus; the file that is alone is the same.
-    monkeypatch.setattr(corpus_module, "READER_VERSION", 9)
+    monkeypatch.setattr(corpus_module, "PIECES_VERSION", 9)
     after = [load_documents(each).digest for each in (several, only)]
     assert (before[0] != after[0], before[1] != after[1]) == (True, False)
