@@ -18,10 +18,10 @@ _EVALUATE = (sys.executable, "-m", "jaxformer", "evaluate")
 
 
 def describe_again(earlier: EarlierRuns) -> str:
-    """Returns a line on the earlier runs that a study makes again; '' where there are none."""
+    """Returns a line on the earlier runs that a study will make again; '' where there are none."""
     trained, evaluated = map(len, earlier)
-    parts = [f"{trained} trained anew"] * bool(trained) + [f"{evaluated} evaluated again"] * bool(evaluated)
-    return f"of the earlier runs {' and '.join(parts)}, as other code made them" if parts else ""
+    parts = [f"{trained} to be trained anew"] * bool(trained) + [f"{evaluated} to be evaluated again"] * bool(evaluated)
+    return f"earlier runs that other code made: {' and '.join(parts)}" if parts else ""
 
 
 def make_again(earlier: EarlierRuns, *, on_a_cluster: bool = False) -> None:
@@ -45,7 +45,7 @@ def move_aside(workdirs: Sequence[Path]) -> None:
     """Moves run folders, and their logs, into a folder beside them that is named after the code that made them."""
     for workdir in workdirs:
         starts = read_json_or_empty(workdir / CONFIG).get("starts") or [{}]
-        folder = _free(workdir.parent / f"before_{starts[-1].get('code', 'unknown'):.8}", workdir.name)
+        folder = _free(workdir.parent / f"before_{starts[-1].get('code')!s:.8}", workdir.name)
         folder.mkdir(exist_ok=True)
         workdir.rename(folder / workdir.name)
         for path in (workdir.with_name(f"{workdir.name}{suffix}") for suffix in (".log", ".job")):
@@ -94,7 +94,7 @@ def keep_evaluation(workdir: Path) -> None:
     code = next((code for name in names if (code := read_json_or_empty(folder / f"{name}.json").get("code"))), None)
     if code is None:  # They are moved already.
         return
-    kept = folder.with_name(f"{folder.name}.before_{code:.8}")
+    kept = folder.with_name(f"{folder.name}.before_{code!s:.8}")
     if not kept.exists():
         copy = kept.with_name(f"{kept.name}.unfinished")
         shutil.rmtree(copy, ignore_errors=True)

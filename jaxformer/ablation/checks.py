@@ -69,8 +69,8 @@ def prepare_study(resolved: Sequence[Resolved], runs: Path) -> dict[str, dict[st
                 _check_validation(validation)
         except UserError as error:
             raise UserError(f"{one.name}: {error}") from error
-        drawn = {name: digest for name, digest in digests(data).items() if not name.startswith("plan.")}
-        found[read_by(one.experiment)] = drawn
+        fixed = {name: digest for name, digest in digests(data).items() if not name.startswith("plan.")}
+        found[read_by(one.experiment)] = fixed
     return {one.name: found[read_by(one.experiment)] for one in resolved}
 
 
@@ -142,8 +142,8 @@ def _evaluated_otherwise(finished: Sequence[Path], allow: Collection[str], *, al
     Args:
         always: they must agree with runs to come; otherwise with each other.
     """
-    evaluations = {workdir: _evaluations(workdir, allow) for workdir in finished}
     now = {name: value for name, value in evaluated_with().items() if name not in allow}
+    evaluations = {workdir: _evaluations(workdir, now.keys()) for workdir in finished}
     must_agree = always or any(each != found for found in evaluations.values() for each in evaluations.values())
     return [workdir for workdir, found in evaluations.items() if must_agree and any(each != now for each in found)]
 
@@ -158,12 +158,16 @@ def own_results(record: Mapping) -> list[str]:
     return ["validation", *(task_names(config.get("tasks", "")) if config.get("task_data") else [])]
 
 
-def _evaluations(workdir: Path, allow: Collection[str]) -> list[dict]:
-    """Returns what the evaluations of a finished run, of its own tasks too, were made with; {} of one that is gone."""
+def _evaluations(workdir: Path, kinds: Collection[str]) -> list[dict]:
+    """Returns what the evaluations of a finished run, of its own tasks too, were made with; {} of one that is gone.
+
+    Args:
+        workdir: of the run.
+        kinds: of what it may be made with, those that count.
+    """
     record, summary = (read_json_or_empty(workdir / name) for name in (CONFIG, "summary.json"))
     folder = evaluations_folder(workdir, summary.get("steps", 0))
     found = [read_json_or_empty(folder / f"{name}.json") for name in own_results(record)]
-    kinds = [name for name in evaluated_with() if name not in allow]
     distinct = []
     for each in ({name: each.get(name, {}) for name in kinds} if each else {} for each in found):
         distinct += [each] if each not in distinct else []

@@ -52,13 +52,14 @@ def main(arguments: list[str]) -> int:
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
     study = choose_study(options.study, options.parent, options.variants, **seeds)
     allow = parse_allowed(options.allow)
-    # Where the runs go to a cluster, this machine's device is not theirs.
-    ignored = (*allow, "device") if options.slurm is not None else allow
-    checked = check_study(study, options.runs, allow=ignored, retrain=options.retrain, prepare=not options.plan)
+    # Where the runs go to a cluster, this machine's device is not theirs, and others prepare.
+    is_here = options.slurm is None
+    ignored, prepare = allow if is_here else (*allow, "device"), is_here and not options.plan
+    checked = check_study(study, options.runs, allow=ignored, retrain=options.retrain, prepare=prepare)
     if options.plan:
         print_notice(describe_again(checked.earlier))
     else:
-        make_again(checked.earlier, on_a_cluster=options.slurm is not None)
+        make_again(checked.earlier, on_a_cluster=not is_here)
     jobs = make_jobs(study, options.runs, checked.seconds)
     print_study_plan(jobs, options.parallel, options.price)
     if options.plan:

@@ -86,6 +86,7 @@ def differences_from_now(workdir: Path, now: Mapping[str, Any]) -> dict[str, str
             if changed:
                 each = (f"{n} {was.get(n, 'not set')}, now {is_now.get(n, 'not set')}" for n in changed[:3])
                 found[kind] = "; ".join(each)
-    digests = record.get("digests", {})
-    moved = [name for name, digest in now.get("digests", {}).items() if digests.get(name) not in (digest, None)]
+    is_now = now.get("digests", {})
+    was = {name: digest for name, digest in record.get("digests", {}).items() if not name.startswith("plan.")}
+    moved = sorted(name for name in {*was, *is_now} if was.get(name) != is_now.get(name)) if was and is_now else []
     return found | ({"data": ", ".join(moved)} if moved else {})
