@@ -58,7 +58,15 @@ from jaxformer.run.folder import (
     hold_folder,
     write_config,
 )
-from jaxformer.run.identity import check_folder, check_tasks, code_digest, git_state, identify, read_config
+from jaxformer.run.identity import (
+    check_folder,
+    check_tasks,
+    code_digest,
+    evaluation_code_digest,
+    git_state,
+    identify,
+    read_config,
+)
 from jaxformer.run.init_from import InitialWeights, check_fits, find_weights, load_params, with_tokenizer
 from jaxformer.run.inputs import Data, contents, digests, prepare_data, task_digests
 from jaxformer.run.metrics import check_recorded, open_writer, validation_losses
@@ -87,6 +95,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
     with stop_signals(_ADVICE) as signals, contextlib.ExitStack() as stack:
         # Of the sources as they are now, while they are imported.
         code_digest()
+        evaluation_code_digest()
         git_state()
         device = choose_device(experiment.training.device)
         mesh = run_mesh(experiment)

@@ -264,7 +264,13 @@ def _document_losses(name, documents, shift, effect, noise, experiment, own) -> 
     )
     nats = np.maximum(bits, 0.01) * text_bytes * np.log(2)
     return DocumentLosses(
-        name, np.arange(documents), nats, np.maximum(text_bytes // 4, 1), text_bytes, _digest("corpus", name)
+        name,
+        np.arange(documents),
+        nats,
+        np.maximum(text_bytes // 4, 1),
+        text_bytes,
+        _digest("corpus", name),
+        np.arange(documents),
     )
 
 

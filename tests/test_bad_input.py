@@ -339,6 +339,9 @@ CASES = {
     "EXPERIMENT_of_another_kind": experiment("./dictionary.py", "EXPERIMENT"),
     "unknown_field": experiment("./field.py", "line 3", "'dropout'"),
     "error_of_two_lines": experiment("./lines.py", "line 1", "first line"),
+    "file_that_patches_the_package": experiment(
+        "./patch.py", "it changes jaxformer.model.activate in place", "change fields of the experiment"
+    ),
     "name_that_leaves_the_folder": experiment("./...py", "a run folder is named after it"),
     "name_with_a_space": experiment("./a b.py", "a run folder is named after it"),
     "folder_for_an_experiment": experiment("./folder.py", "no such file"),
@@ -382,6 +385,7 @@ def template(tmp_path_factory, make_texts, tokenizer_path, compiled_folder):
         "field.py": b"from jaxformer.model import ModelConfig\n\n"
         b"MODEL = ModelConfig(\n    vocabulary_size=300, width=32, depth=2, heads=2, dropout=0.1\n)\n",
         "lines.py": b"raise ValueError('first line\\nsecond line')\n",
+        "patch.py": b"import jaxformer.model\njaxformer.model.activate = None\n" + TINY.encode(),
         "...py": TINY.encode(),
         "a b.py": TINY.encode(),
         "tiny.py": TINY.encode(),

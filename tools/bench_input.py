@@ -277,7 +277,7 @@ def write_documents(length: int, folder: Path) -> Shards:
     os.sync()
     marks: dict[str, Any] = {field.name: None for field in dataclasses.fields(Manifest)}
     marks |= {"vocabulary_size": LENGTHS_VOCABULARY, "bos_id": 1, "eos_id": 2}
-    return Shards(folder, "train", Manifest(**marks), tokens.astype(np.int64), 4 * tokens.astype(np.int64))
+    return Shards(folder, "train", Manifest(**marks), tokens.astype(np.int64), 4 * tokens.astype(np.int64), np.empty(0))
 
 
 def measure_waiting(shards, rows: int, row_length: int, method: str, pace: float) -> dict:

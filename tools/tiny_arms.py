@@ -177,7 +177,9 @@ def make_evidence(arm: Arm, data: Data, seeds: Iterable[int]) -> list[FinishedRu
             "cores": 1,
         }
         digest = corpus.shards.manifest.corpus_digest
-        documents = Documents(corpus.documents, arm.bits_SI[seed], arm.bytes_I, digest, identity={})
+        documents = Documents(
+            corpus.documents, arm.bits_SI[seed], arm.bytes_I, digest, identity={}, sources=corpus.documents
+        )
         evidence.append(
             FinishedRun(
                 workdir=Path(f"seed_{label}"),

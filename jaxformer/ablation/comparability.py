@@ -60,6 +60,8 @@ def check_comparable(
     for parent, variant in pairs:
         flags += _check_change(parent, variant, declared)
         flags += _check_provenance(parent, variant, declared, moves_data)
+        own_flags, own_notes = _check_own_code(parent, variant)
+        flags, notes = [*flags, *own_flags], [*notes, *own_notes]
         flags += _check_evaluations(parent, variant, declared, compared)
         if not moves_data and not _same_batches(parent, variant):
             flags.append(f"batches: {parent.workdir} and {variant.workdir} saw other batches")
@@ -86,10 +88,32 @@ def _check_arm(runs: Sequence[FinishedRun]) -> list[str]:
         flags += [f"{kind}: it differs {where}{how.get(kind, '')}" for kind in ours if ours[kind] != theirs[kind]]
         if not have_same_documents([first, run], first.validation):
             flags.append(f"evaluation: validation documents differ {where}")
+        if moved := _differing([*own_code(first), *own_code(run)]):
+            flags.append(f"code: {', '.join(moved)} differ {where}")
         for kind in ("code", "environment"):
             if len(ours[kind]) > 1:
                 flags.append(f"{kind}: it changed while {run.workdir} was trained")
     return flags
+
+
+def own_code(run: FinishedRun) -> list[dict[str, str]]:
+    """Returns the digests, by name, of the code of its own that an experiment ran at each start of a run."""
+    return [start.get("own_code", {}) for start in run.record["starts"]]
+
+
+def _differing(codes: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns the names of what is not the same in all."""
+    return sorted(name for name in set().union(*codes) if len({code.get(name) for code in codes}) > 1)
+
+
+def _check_own_code(parent: FinishedRun, variant: FinishedRun) -> tuple[list[str], list[str]]:
+    """Returns (flags, notes) on code that experiment files ran: the parent's must be the same in both."""
+    shared = set().union(*own_code(parent))
+    moved = _differing([{name: code.get(name, "") for name in shared} for code in own_code(parent) + own_code(variant)])
+    added = sorted(set().union(*own_code(variant)) - shared)
+    name = variant.record["experiment"]
+    flags = [f"code: {', '.join(moved)} {_where(parent, variant)}"] if moved else []
+    return flags, [f"{name} runs code of its own: {', '.join(added)}"] if added else []
 
 
 def shared_tasks(runs: Sequence[FinishedRun]) -> list[str]:
@@ -169,7 +193,7 @@ def _check_evaluations(
     shared = [name for name in parent.validation if name in variant.validation]
     if not shared or not all(_same_documents(parent, variant, name) for name in shared):
         flags.append(f"evaluation: validation documents {where}")
-    if any(len(parent.validation[name].documents) < 2 for name in shared):
+    if any(len(np.unique(parent.validation[name].sources)) < 2 for name in shared):
         flags.append("evaluation: a corpus with one validation document; raise evaluation.validation_bytes")
     own = _own_tasks(parent) | _own_tasks(variant)
     if own & parent.tasks.keys() != own & variant.tasks.keys():
@@ -240,5 +264,6 @@ def _same_documents(parent: FinishedRun, variant: FinishedRun, name: str) -> boo
     return (
         ours.digest == theirs.digest
         and np.array_equal(ours.documents, theirs.documents)
+        and np.array_equal(ours.sources, theirs.sources)
         and np.array_equal(ours.text_bytes, theirs.text_bytes)
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxformer.ablation.comparability import check_comparable, have_same_documents, shared_tasks
 from jaxformer.ablation.cost import Cost, compare_costs, mean_worth
-from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds, stack
+from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds, stack, stack_sources
 from jaxformer.ablation.margin import margin_of_tokens
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.verdict import Measured, Rule, Verdict, Word, decide
@@ -155,15 +155,15 @@ def _compare_pairs(pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: Vari
     corpora = [name for name in theirs[0].validation if name in ours[0].validation]
     bits_SI, bytes_I, strata_I = stack(ours, corpora)
     parent_SI, _, _ = stack(theirs, corpora)
-    differences_SI = bits_SI - parent_SI
+    differences_SI, sources_I = bits_SI - parent_SI, stack_sources(theirs[0], corpora)
     bits_S, parent_S = bits_SI.sum(1) / bytes_I.sum(), parent_SI.sum(1) / bytes_I.sum()
     return {
         "seeds": tuple(run.seed for run in ours),
         "parent_bits": float(parent_S.mean()),
         "variant_bits": float(bits_S.mean()),
-        "difference": crossed_difference(differences_SI, bytes_I, strata_I=strata_I, prior=prior),
+        "difference": crossed_difference(differences_SI, bytes_I, sources_I, strata_I=strata_I, prior=prior),
         "corpora": {
-            name: crossed_difference(differences_SI[:, strata_I == i], bytes_I[strata_I == i])
+            name: crossed_difference(differences_SI[:, strata_I == i], bytes_I[strata_I == i], sources_I[strata_I == i])
             for i, name in enumerate(corpora)
         },
         "tasks": compare_tasks(ours, theirs),
@@ -240,4 +240,5 @@ def contrast(arms: Sequence[Sequence[FinishedRun]], factors: Sequence[float]) ->
     stacked = [stack([arm[seed] for seed in seeds], corpora) for arm in by_seed]
     _, bytes_I, strata_I = stacked[0]
     contrast_SI = np.tensordot(factors, np.stack([bits_SI for bits_SI, _, _ in stacked]), 1)
-    return crossed_difference(contrast_SI, bytes_I, strata_I=strata_I)
+    sources_I = stack_sources(by_seed[0][seeds[0]], corpora)
+    return crossed_difference(contrast_SI, bytes_I, sources_I, strata_I=strata_I)

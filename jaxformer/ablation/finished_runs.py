@@ -77,6 +77,8 @@ class Documents(NamedTuple):
     """Digest of the corpus's sources."""
     identity: dict
     """What the losses depend on beside the model and the text."""
+    sources: np.ndarray
+    """A label for each, equal where documents are not independent, such as pieces of one file."""
 
 
 class FinishedRun(NamedTuple):
@@ -247,6 +249,13 @@ def stack(runs: Sequence[FinishedRun], corpora: Sequence[str]) -> tuple[np.ndarr
     return bits_SI, np.concatenate([one.text_bytes for one in documents]).astype(np.float64), strata
 
 
+def stack_sources(run: FinishedRun, corpora: Sequence[str]) -> np.ndarray:
+    """Returns a label for each document (I,), in the order of `stack`: equal where they are not independent."""
+    labels = [run.validation[name].sources for name in corpora]
+    firsts = np.cumsum([0, *(each.max(initial=0) + 1 for each in labels[:-1])])
+    return np.concatenate([each + first for each, first in zip(labels, firsts, strict=True)])
+
+
 def _evaluate_anew(path: Path) -> str:
     return f"`jaxformer evaluate --workdir={shell_word(path.parents[2])}` makes it anew"
 
@@ -267,6 +276,7 @@ def _read_validation(folder: Path) -> dict[str, Documents]:
             np.array([row["text_bytes"] for row in ours], np.int64),
             corpus["digest"],
             _evaluated_with(record),
+            np.array([row.get("source", row["document"]) for row in ours], np.int64),  # Older versions had no labels.
         )
     return validation
 

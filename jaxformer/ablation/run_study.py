@@ -9,14 +9,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from jaxformer.ablation.checks import EarlierRuns, check_earlier, check_files, describe_now, prepare_study
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop, spread_of_differences
-from jaxformer.ablation.study import Study, estimate_seconds, mean_seconds, resolve_study
+from jaxformer.ablation.study import Study, estimate_seconds, make_jobs, mean_seconds, resolve_study
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.devices.device import choose_device
+from jaxformer.devices.options import fixed_options
 from jaxformer.experiment.variant import Lineage, resolve
 from jaxformer.host.console import format_duration, print_line, print_wrapped
 from jaxformer.host.files import read_json_or_empty
@@ -35,9 +37,30 @@ T = TypeVar("T")
 _COMPARE_EVERY = 10
 
 
-def estimate_runs(study: Study, runs: Path) -> dict[str, float]:
-    """Returns the seconds that a run of each experiment will take; refuses runs that belong to what has moved."""
-    return _in_another_process(_estimate_runs, study, runs)
+class Checked(NamedTuple):
+    """A study that can be run."""
+
+    seconds: dict[str, float]
+    """Seconds that a run of each experiment will take, estimated."""
+    earlier: EarlierRuns
+
+
+def check_study(
+    study: Study, runs: Path, *, allow: Collection[str] = (), retrain: bool = False, prepare: bool = True
+) -> Checked:
+    """Returns what the runs of a study will take, once all that can be known before the first step is checked.
+
+    Args:
+        runs: folder of all run folders.
+        allow: kinds of differences from earlier runs that do not count.
+        retrain: earlier runs that were made otherwise will be moved aside.
+        prepare: prepares the data, which are checked then too.
+
+    Raises:
+        UserError: an experiment has moved since runs of it were trained, its files or data are missing or cannot be
+            compared on, or runs to come could not be compared with earlier ones.
+    """
+    return _in_another_process(_check_study, study, runs, tuple(allow), retrain, prepare)
 
 
 def estimate_experiment(name: str, parent: str, runs: Path) -> float:
@@ -45,7 +68,7 @@ def estimate_experiment(name: str, parent: str, runs: Path) -> float:
     return _in_another_process(_estimate_experiment, name, parent, runs)
 
 
-def _in_another_process(function: Callable[..., T], *arguments) -> T:
+def _in_another_process(function: Callable[..., T], *arguments: Any) -> T:
     """Returns what a function returns in a process of its own, which gives the device back."""
     others = multiprocessing.active_children()
     spawn = multiprocessing.get_context("spawn")
@@ -57,7 +80,7 @@ def _in_another_process(function: Callable[..., T], *arguments) -> T:
                 estimate = pool.submit(function, *arguments)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            with waiting("an estimate of what the runs take", after=20):
+            with waiting("the checks before the first step", after=60):
                 return estimate.result()
         except concurrent.futures.process.BrokenProcessPool as error:
             raise TrainingFailure(
@@ -75,13 +98,23 @@ def _end_with_parent() -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _estimate_runs(study: Study, runs: Path) -> dict[str, float]:
+@fixed_options()
+def _check_study(study: Study, runs: Path, allow: tuple[str, ...], retrain: bool, prepare: bool) -> Checked:
     resolved = resolve_study(study)
-    choose_device(resolved[0].experiment.training.device)  # Before anything looks for devices.
+    device = choose_device(resolved[0].experiment.training.device)  # Before anything looks for devices.
     for one in resolved:
         check_earlier_runs(runs, one)
+    check_files(resolved)
+    jobs = make_jobs(study, runs, collections.defaultdict(float))
+    now = describe_now(resolved, device.device_kind)
+    earlier = check_earlier(jobs, now, allow=allow, retrain=retrain)
+    if prepare:
+        for name, digests in prepare_study(resolved, runs).items():
+            now[name]["digests"] = digests
+        earlier = check_earlier(jobs, now, allow=allow, retrain=retrain)
     is_known = mean_seconds(runs / study.parent) is not None
-    return estimate_seconds(resolved, runs, None if is_known else estimate_run_seconds(resolved[0].experiment))
+    seconds = estimate_seconds(resolved, runs, None if is_known else estimate_run_seconds(resolved[0].experiment))
+    return Checked(seconds, earlier)
 
 
 def _estimate_experiment(name: str, parent: str, runs: Path) -> float:

@@ -15,11 +15,12 @@ What the gain of a promoted experiment is made of is the study that leaves each 
 import math
 import sys
 
+from jaxformer.ablation.again import describe_again, make_again
 from jaxformer.ablation.command_line import add_study_options, chosen_study
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.leave_one_out import root_jobs
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.run_study import describe_failures, estimate_runs, print_study_plan, run_jobs
+from jaxformer.ablation.run_study import check_study, describe_failures, print_study_plan, run_jobs
 from jaxformer.ablation.study import make_jobs
 from jaxformer.config import UserError, require
 from jaxformer.host.command import Parser, command
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> int:
     )
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     add("--plan", action="store_true", help="print the runs that are left and what they cost, and exit")
+    add("--retrain", action="store_true", help="keep runs of other code, data or versions aside, and train them anew")
     add("--stop_worse", action="store_true", help="stop the runs of a variant once it is clearly worse than its parent")
     add("--price", type=float, metavar="PRICE", help="price of a device hour: costs are printed in money too")
     add("--slurm", metavar="KEY=VALUE,...", help="submit the runs to Slurm, with these parameters of submitit")
@@ -55,7 +57,15 @@ def main(arguments: list[str]) -> int:
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
     study = chosen_study(options, **seeds)
     allow = parse_allowed(options.allow)
-    jobs = make_jobs(study, options.runs, estimate_runs(study, options.runs))
+    # Where the runs go to a cluster, this machine's device is not theirs, and others prepare.
+    is_here = options.slurm is None
+    ignored, prepare = allow if is_here else (*allow, "device"), is_here and not options.plan
+    checked = check_study(study, options.runs, allow=ignored, retrain=options.retrain, prepare=prepare)
+    if options.plan:
+        print_notice(describe_again(checked.earlier))
+    else:
+        make_again(checked.earlier, on_a_cluster=not is_here)
+    jobs = make_jobs(study, options.runs, checked.seconds)
     if options.leave_one_out:
         jobs += root_jobs(jobs, study, options.runs)
     print_study_plan(jobs, options.parallel, options.price)

@@ -15,7 +15,15 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from jaxformer.config import Bounds, NonNegativeInt, OneOf, PositiveFloat, UserError, check_fields, execution, require
-from jaxformer.data.documents import Document, help_topics, pystdlib_files, read_pystdlib, read_text, to_document
+from jaxformer.data.documents import (
+    Document,
+    help_topics,
+    may_be_cut,
+    pystdlib_files,
+    read_pystdlib,
+    read_text,
+    to_document,
+)
 from jaxformer.data.records import (
     SUFFIXES,
     BadRecord,
@@ -32,7 +40,7 @@ from jaxformer.data.source_files import SourceFile, content_digests, find_files,
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
 
 # Bump when the same files would give other documents, so that nothing prepared before is taken for the new.
-READER_VERSION = 2
+MARKS_VERSION, PIECES_VERSION = 2, 3
 
 # Text of a part, bytes: enough that opening its file is nothing beside reading it.
 PART_BYTES = 128 << 20
@@ -215,7 +223,8 @@ class Documents:
             case "pystdlib":
                 return itertools.islice(read_pystdlib(self.files), skip, None)
             case "text":
-                return itertools.islice(read_text(self.files[part.first : part.stop]), skip, None)
+                pieces = read_text(self.files[part.first : part.stop], is_only=len(self.files) == 1)
+                return itertools.islice(pieces, skip, None)
             case "jsonl":
                 return itertools.islice(read_jsonl([path], what, columns, text_bytes), skip, None)
             case "parquet":
@@ -269,6 +278,17 @@ class Documents:
             first = stop
 
 
+def check_sources(config: CorpusConfig) -> None:
+    """Raises `UserError` unless there are files of each part of a corpus; remote places are not looked at."""
+    for part in parts_of(config):
+        if part.kind == "pystdlib":
+            pystdlib_files()
+        elif part.kind == "tfds":
+            open_tfds(part.path, part.split, "corpus.path")
+        elif not is_remote(part.path):
+            find_files(part.path, SUFFIXES[part.kind], "corpus.path")
+
+
 def load_documents(config: CorpusConfig, *, newest: bool = False) -> Documents:
     """Opens a corpus that is not a mixture (open its parts one by one).
 
@@ -311,12 +331,16 @@ def load_documents(config: CorpusConfig, *, newest: bool = False) -> Documents:
 
 
 def _reader_version(config: CorpusConfig, files: Sequence[SourceFile]) -> int:
-    """Returns the version of the reader; since 2 a byte order mark of a text file is no text.
+    """Returns the version of the reader that was the last to change something in a corpus, which keeps its digest else.
 
-    A corpus in which this changes nothing keeps the digest that it had; at a remote place nobody has looked.
+    Since `MARKS_VERSION` a byte order mark of a text file is no text, for which nobody has looked at a remote place;
+    since `PIECES_VERSION` the pieces of one of several files have one key.
     """
-    is_changed = config.kind == "text" and (is_remote(config.path) or any(map(has_byte_order_mark, files)))
-    return READER_VERSION if is_changed else 1
+    if config.kind != "text":
+        return 1
+    if len(files) > 1 and any(may_be_cut(file) for file in files):
+        return PIECES_VERSION
+    return MARKS_VERSION if is_remote(config.path) or any(map(has_byte_order_mark, files)) else 1
 
 
 def _first(documents: Iterator[Document], limit_bytes: int) -> Iterator[Document]:

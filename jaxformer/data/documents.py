@@ -12,7 +12,8 @@ from jaxformer.config import UserError
 from jaxformer.data.records import BadRecord, Record, decode, not_utf8, require_content, require_text
 from jaxformer.data.source_files import SourceFile, open_file
 
-# A longer text file is several documents, so that a single file can be split into training and validation.
+# A longer text file is several documents. Those of one file stay together, as they are about one thing, unless there
+# is no other file: then they are what can be split into training and validation.
 TEXT_CHARACTERS = 1 << 16
 
 # Of a text file that are read at a time.
@@ -20,7 +21,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 class Document(NamedTuple):
-    """A text with a key that stays the same when files are reordered."""
+    """A text with a key that stays the same when files are reordered; what has the same key stays together."""
 
     key: str
     text: str
@@ -71,8 +72,15 @@ def read_pystdlib(files: Sequence[SourceFile]) -> Iterator[Document]:
         yield Document(f"topic/{name}", text)
 
 
-def read_text(files: Sequence[SourceFile]) -> Iterator[Document | BadRecord]:
+def may_be_cut(file: SourceFile) -> bool:
+    """Returns whether a text file may be several documents, by its size."""
+    return file.size > TEXT_CHARACTERS
+
+
+def read_text(files: Sequence[SourceFile], *, is_only: bool = False) -> Iterator[Document | BadRecord]:
     """Yields each file as a document, or as several of at most `TEXT_CHARACTERS` if it is long.
+
+    Those of one file have one key, unless it is the only file of its corpus.
 
     A byte order mark at its start is no part of the text. Of a file that is not UTF-8 what is wrong is yielded in the
     place of the document in which it stands, and nothing behind it.
@@ -82,7 +90,7 @@ def read_text(files: Sequence[SourceFile]) -> Iterator[Document | BadRecord]:
         key = file.name.encode("utf-8", "backslashreplace").decode()
         try:
             for number, text in enumerate(_cut_text(_read_blocks(file.path))):
-                yield Document(f"{key}#{number}" if number else key, text)
+                yield Document(f"{key}#{number}" if number and is_only else key, text)
         except BadRecord as error:
             yield error
 

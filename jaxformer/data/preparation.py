@@ -116,7 +116,7 @@ def _write(
                 beam=beam,
                 progress=progress,
             )
-        _write_index(folder, selected)
+        _write_index(folder, selected, selection.validation_sources)
         sync_tree(folder / "token_shards")  # Before anything of it counts, and the chunks go.
         _write_manifest(folder, documents, tokenizer, selection, selected)
     shutil.rmtree(chunks, ignore_errors=True)
@@ -239,8 +239,9 @@ def _check_room(folder: Path, selected: dict[str, Selected], tokenizer: Tokenize
         )
 
 
-def _write_index(folder: Path, selected: dict[str, Selected]) -> None:
+def _write_index(folder: Path, selected: dict[str, Selected], validation_sources: np.ndarray) -> None:
     index = {}
+    index["validation_sources"] = validation_sources
     for split in SPLITS:
         index[f"{split}_tokens"] = selected[split].tokens.astype(np.int64)
         index[f"{split}_text_bytes"] = selected[split].text_bytes.astype(np.int64)

@@ -42,6 +42,8 @@ class Selection:
         duplicates, empty, bad: those left out so far.
         first_bad: what is wrong with the first few bad records, and where.
         keys: how many the documents kept have; known once finished.
+        validation_sources: of each validation document the first one of the same key, by its number among them, int64;
+            known once finished.
         training_tokens: of the documents kept for training so far.
         is_full: whether the budget is reached.
     """
@@ -54,6 +56,7 @@ class Selection:
         self._fractions: list[np.ndarray] = []
         self.paths = []
         self.first_bad: list[str] = []
+        self.validation_sources = np.empty(0, np.int64)
         self.read = self.duplicates = self.empty = self.bad = self.training_tokens = self.keys = 0
 
     @property
@@ -97,6 +100,8 @@ class Selection:
         self._kept, self._fractions, self._seen = [], [], self._seen[:0]  # 60 bytes of each document.
         self.keys = _keys(fractions)
         is_validation = fractions < max(self._share, np.nextafter(fractions.min(initial=1.0), 1.0))
+        _, first, keys = np.unique(fractions[is_validation], return_index=True, return_inverse=True)
+        self.validation_sources = first[keys].astype(np.int64)
         return {
             "train": Selected(*(each[~is_validation] for each in whole)),
             "validation": Selected(*(each[is_validation] for each in whole)),
@@ -133,7 +138,10 @@ def check_split(config: CorpusConfig, origin: str, keys: int, selected: dict[str
     cannot = f"corpus {origin}: its {len(selected['validation'].tokens):,} documents cannot be split; "
     require(
         keys > 1,
-        f"{cannot}all have one key, and documents of one key stay together; set corpus.key_field "
+        f"{cannot}all are pieces of one file, and those stay together where there are others; give it alone, or with "
+        "more files"
+        if config.kind == "text"
+        else f"{cannot}all have one key, and documents of one key stay together; set corpus.key_field "
         f"({config.key_field!r}) to a field that identifies a record, or to '' for a digest of its text",
     )
     raise UserError(
@@ -155,8 +163,10 @@ def split_notice(config: CorpusConfig, origin: str, keys: int, documents: dict[s
     difference = abs(validation - count * wanted)
     is_far = difference > max(1, _FAR_DEVIATIONS * deviation, count * wanted / 2)
     repeats = (
-        f"the {count:,} documents have {keys:,} keys (corpus.key_field {config.key_field!r}), and documents of one key "
-        "stay together"
+        f"the {count:,} documents are pieces of {keys:,} files, and those of one file stay together"
+        if config.kind == "text"
+        else f"the {count:,} documents have {keys:,} keys (corpus.key_field {config.key_field!r}), and documents of "
+        "one key stay together"
     )
     share = (
         f"validation got {validation / count:.1%} of them ({validation:,}), where corpus.validation_share is "

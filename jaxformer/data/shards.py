@@ -1,7 +1,8 @@
 """Token shards: the ids of every document on disk, written once and verified.
 
 A folder of shards is a TFDS dataset in ArrayRecord form (random access, a checksum per record, no TensorFlow), with
-the splits `train` and `validation`, beside `index.npz` (tokens and bytes of every document) and `manifest.json` (counts
+the splits `train` and `validation`, beside `index.npz` (tokens and bytes of every document, and which belong
+together) and `manifest.json` (counts
 and digests). `preparation` makes it.
 
 The documents of a split are one stream of ids, end to end in the order of the index, which is cut into records of
@@ -30,7 +31,7 @@ from jaxformer.host.digests import file_digests
 SPLITS = ("train", "validation")
 
 # Bump when the same documents and tokenizer would give other shards, as with records or files of another size below.
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 # Tokens of a record. A document of 40 is read with the record around it, which takes 3 us, and 4 us from one of 2048;
 # what ArrayRecord puts around each record, 80 bytes, is 4 % of it.
@@ -90,14 +91,25 @@ class Shards:
         manifest: of the folder.
         tokens: int64 (documents,), tokens of each document without BOS and EOS.
         text_bytes: int64 (documents,), UTF-8 bytes of each document's text.
+        sources: int64 (documents,), the first document of the same key, such as the file that both are pieces of; of
+            the validation split, and empty for training.
     """
 
-    def __init__(self, folder: Path, split: str, manifest: Manifest, tokens: np.ndarray, text_bytes: np.ndarray):
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        manifest: Manifest,
+        tokens: np.ndarray,
+        text_bytes: np.ndarray,
+        sources: np.ndarray,
+    ):
         self.folder = folder
         self.split = split
         self.manifest = manifest
         self.tokens = tokens
         self.text_bytes = text_bytes
+        self.sources = sources
         self._ends = np.cumsum(tokens)  # Of the documents, in the stream.
         self._files: _Files | None = None
 
@@ -260,7 +272,8 @@ def open_shards(folder: Path, split: str) -> Shards:
         f"token shards {folder}: a file of split {split!r} is damaged or missing; {advice}",
     )
     with np.load(io.BytesIO(index_bytes), allow_pickle=False) as index:
-        return Shards(folder, split, manifest, index[f"{split}_tokens"], index[f"{split}_text_bytes"])
+        sources = index["validation_sources"] if split == "validation" else np.empty(0, np.int64)
+        return Shards(folder, split, manifest, index[f"{split}_tokens"], index[f"{split}_text_bytes"], sources)
 
 
 def batches_of_documents(tokens: np.ndarray, batch_tokens: int) -> Iterator[range]:

@@ -136,9 +136,18 @@ def write_validation(folder: Path, losses: Sequence[DocumentLosses], about: dict
         for one in losses
     }
     documents = (
-        {"corpus": one.name, "document": int(i), "nats": float(nats), "targets": int(targets), "text_bytes": int(size)}
+        {
+            "corpus": one.name,
+            "document": int(i),
+            "source": int(source),
+            "nats": float(nats),
+            "targets": int(targets),
+            "text_bytes": int(size),
+        }
         for one in losses
-        for i, nats, targets, size in zip(one.documents, one.nats, one.targets, one.text_bytes, strict=True)
+        for i, source, nats, targets, size in zip(
+            one.documents, one.sources, one.nats, one.targets, one.text_bytes, strict=True
+        )
     )
     return _write(folder / "validation.json", {**about, "corpora": corpora, **scalars}, "documents", documents)
 

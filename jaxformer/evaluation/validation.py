@@ -42,6 +42,8 @@ class DocumentLosses(NamedTuple):
     """int64, UTF-8 bytes of its text."""
     digest: str
     """Digest of the corpus's sources."""
+    sources: np.ndarray
+    """int64, equal where documents are pieces of one file, or have one key: they do not vary independently."""
 
 
 def select_validation(shards: Shards, config: EvaluationConfig, packing: PackingConfig, name: str) -> ValidationSet:
@@ -75,16 +77,27 @@ def validation_scalars(losses: Sequence[DocumentLosses]) -> dict[str, float]:
 
     Of several corpora it gives those of each too, behind its name: `wiki/loss`. Bits per byte are the bits that the
     model needs for the documents' text and the EOS that ends each, divided by the text's UTF-8 bytes; unlike nats per
-    token they compare models with different tokenizers. Standard errors are those of documents drawn independently.
+    token they compare models with different tokenizers. Standard errors are those of sources drawn independently, each
+    with all of its documents.
     """
     scalars = {}
     for prefix, chosen in [("", losses), *((f"{one.name}/", [one]) for one in losses if len(losses) > 1)]:
         estimates = {
-            "loss": estimate_ratio([(one.nats, one.targets) for one in chosen]),
-            "bits_per_byte": estimate_ratio([(one.nats / math.log(2), one.text_bytes) for one in chosen]),
+            "loss": estimate_ratio([_by_source(one, one.nats, one.targets) for one in chosen]),
+            "bits_per_byte": estimate_ratio(
+                [_by_source(one, one.nats / math.log(2), one.text_bytes) for one in chosen]
+            ),
         }
         scalars |= flatten_estimates({prefix + name: value for name, value in estimates.items()})
     return scalars
+
+
+def _by_source(losses: DocumentLosses, above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the parts of a ratio, summed over the documents of each source; as they are where none has two."""
+    distinct, source_of = np.unique(losses.sources, return_inverse=True)
+    if len(distinct) == len(losses.sources):
+        return above, below
+    return np.bincount(source_of, above), np.bincount(source_of, below)
 
 
 def _document_losses(state: TrainState, chosen: ValidationSet, rows_per_batch: int) -> DocumentLosses:
@@ -110,6 +123,7 @@ def _document_losses(state: TrainState, chosen: ValidationSet, rows_per_batch: i
         shards.tokens[documents] + 1,
         shards.text_bytes[documents],
         shards.manifest.source_digest,
+        shards.sources[documents],
     )
 
 

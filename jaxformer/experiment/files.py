@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxformer.config import UserError, did_you_mean, require
+from jaxformer.experiment.own_code import record_own_code
+from jaxformer.experiment.patches import import_what_it_may_patch, refuse_patches
 from jaxformer.host.paths import expanded
 
 # In a file, the name of its value.
@@ -84,10 +86,12 @@ def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:
         what: the file is, for errors.
 
     Raises:
-        UserError: it fails, at which line, or assigns nothing of these kinds.
+        UserError: it fails, at which line, assigns nothing of these kinds, or changes the package in place.
     """
+    import_what_it_may_patch(path)
     try:
-        value = runpy.run_path(str(path)).get(name)
+        with refuse_patches("it"):
+            value = runpy.run_path(str(path)).get(name)
     except UserError as error:
         raise UserError(f"{what} {path}: {error}") from error
     except (Exception, SystemExit) as error:
@@ -100,6 +104,7 @@ def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:
     wanted = " or ".join(kind.__name__ for kind in kinds)
     article = "an" if wanted[0] in "AEIOU" else "a"
     require(isinstance(value, kinds), f"{what} {path}: it must assign {article} {wanted} to {name}")
+    record_own_code(path, name)
     return value
 
 

@@ -18,6 +18,8 @@ from typing import Annotated, Any, NamedTuple
 from jaxformer.config import Bounds, UserError, check_fields, flatten, override, replace, require
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.files import find_experiment, list_experiments, run_experiment_file
+from jaxformer.experiment.own_code import collect_own_code
+from jaxformer.experiment.patches import refuse_patches
 
 # Between the name of a variant and that of another parent than its own.
 OF = "@"
@@ -142,6 +144,10 @@ class Lineage:
     """Scientific fields that the command line set: such a run is ad hoc, and no part of the graph."""
     init_from: Mapping[str, Any] | None = None
     """The trained weights that a run started from, as of `InitialWeights.record`; None where the seed drew them."""
+    own_code: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the code that its file and those of its ancestors run beyond assigning values, by 'experiment NAME' or
+    'module NAME'.
+    """
 
 
 class Resolved(NamedTuple):
@@ -215,6 +221,12 @@ def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, pa
 
 def _resolve(name_or_path: str, near: Path | None, asked_of: str, above: tuple[tuple[str, str], ...]) -> Resolved:
     """Args: near: the folder of the file that names this one; above: (name, asked_of) of each on the way here."""
+    with collect_own_code() as own_code:
+        resolved = _resolve_files(name_or_path, near, asked_of, above)
+    return resolved._replace(lineage=dataclasses.replace(resolved.lineage, own_code=own_code))
+
+
+def _resolve_files(name_or_path: str, near: Path | None, asked_of: str, above: tuple[tuple[str, str], ...]) -> Resolved:
     is_path = name_or_path.endswith(".py") or "/" in name_or_path
     if not is_path and OF in name_or_path:
         require(not asked_of, f"--parent={asked_of}: {name_or_path} has a parent in its name; give one of them")
@@ -299,7 +311,8 @@ def _applied(variant: Variant, parent: Resolved, name: str) -> Resolved:
 def _call(what: str, function: Callable, *arguments: Any) -> Any:
     """Returns what a function of an experiment file returns; its failure is the file's."""
     try:
-        return function(*arguments)
+        with refuse_patches(what):
+            return function(*arguments)
     except UserError:
         raise
     except Exception as error:

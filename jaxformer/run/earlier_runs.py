@@ -1,13 +1,17 @@
 """The earlier runs of an experiment and of its ancestors, which must have been made with what it still is."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxformer.config import UserError, differences, require
+from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.variant import Resolved
 from jaxformer.host.console import print_notice
-from jaxformer.host.files import read_json
-from jaxformer.run.identity import CONFIG, identify
+from jaxformer.host.files import read_json, read_json_or_empty
+from jaxformer.run.folder import recorded_versions
+from jaxformer.run.identity import CONFIG, code_digest, identify
 from jaxformer.run.init_from import find_weights
 
 
@@ -41,3 +45,48 @@ def check_earlier_runs(runs: Path, resolved: Resolved) -> None:
         )
     for parent in resolved.parents:
         check_earlier_runs(runs, parent)
+
+
+def made_with(device_kind: str) -> dict[str, Any]:
+    """Returns what a run that starts now is made with, by the kind of difference that another would be."""
+    return {
+        "code": code_digest(),
+        "versions": recorded_versions(),
+        "device": device_kind,
+        "environment": recorded_options(),
+    }
+
+
+def differences_from_now(workdir: Path, now: Mapping[str, Any]) -> dict[str, str]:
+    """Returns, by kind, what a run was made with otherwise than one that would start now, in words.
+
+    Args:
+        now: of `made_with`, and where they are known the `own_code` of the experiment and the `digests` of its data,
+            without those that depend on the seed.
+    """
+    record, found = read_json_or_empty(workdir / CONFIG), {}
+    for start in record.get("starts", []):
+        then, commit = start.get("code"), (start.get("git") or {}).get("commit")
+        own = start.get("own_code", {})
+        own_now = now.get("own_code", own)
+        if then != now["code"]:
+            found["code"] = f"of commit {commit[:10]}" if commit else f"{then!s:.8}, now {now['code']:.8}"
+        elif own != own_now:
+            found["code"] = ", ".join(sorted(name for name in {*own, *own_now} if own.get(name) != own_now.get(name)))
+        if start.get("device") != now["device"]:
+            found["device"] = f"{start.get('device')}, now {now['device']}"
+        # What only one of them names, as of a package that is new, is no difference of versions.
+        versions = start.get("versions", {})
+        known = {name: now["versions"].get(name, version) for name, version in versions.items()}
+        for kind, was, is_now in (
+            ("versions", versions, known),
+            ("environment", start.get("environment", {}), now["environment"]),
+        ):
+            changed = sorted(name for name in {*was, *is_now} if was.get(name) != is_now.get(name))
+            if changed:
+                each = (f"{n} {was.get(n, 'not set')}, now {is_now.get(n, 'not set')}" for n in changed[:3])
+                found[kind] = "; ".join(each)
+    is_now = now.get("digests", {})
+    was = {name: digest for name, digest in record.get("digests", {}).items() if not name.startswith("plan.")}
+    moved = sorted(name for name in {*was, *is_now} if was.get(name) != is_now.get(name)) if was and is_now else []
+    return found | ({"data": ", ".join(moved)} if moved else {})

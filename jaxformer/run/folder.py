@@ -118,17 +118,21 @@ def _require_writable(folder: Path) -> None:
         probe.unlink(missing_ok=True)
 
 
-def describe_environment(attention: Implementation, device_kind: str, devices: int) -> dict:
-    """Returns what a start of a run computes with, for its `config.json`: code, versions, devices and attention."""
+def recorded_versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that a start of a run records."""
     packages = (
         "jaxformer", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets",
         "sentencepiece",
     )  # fmt: skip
-    versions = {package: importlib.metadata.version(package) for package in packages}
+    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def describe_environment(attention: Implementation, device_kind: str, devices: int) -> dict:
+    """Returns what a start of a run computes with, for its `config.json`: code, versions, devices and attention."""
     return {
         "code": code_digest(),
         "git": git_state(),
-        "versions": {"python": sys.version.split()[0], **versions},
+        "versions": recorded_versions(),
         "environment": recorded_options(),
         "attention": dataclasses.asdict(attention),
         "device": device_kind,
@@ -162,7 +166,7 @@ def write_config(
         environment = {**environment, "versions": versions}
     before = read_config(workdir) or {}
     starts = [start for start in before.get("starts", []) if start["step"] < step]
-    start = {"step": step, **{name: environment[name] for name in _OF_A_START}}
+    start = {"step": step, **{name: environment[name] for name in _OF_A_START}, "own_code": dict(lineage.own_code)}
     record = {
         "experiment": experiment.name,
         "seed": belongs_to["identity"]["seed"],

@@ -16,6 +16,7 @@ from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.host.files import read_json
+from jaxformer.host.syntax import without_documentation
 from jaxformer.step import compute_dtype
 
 # In a run folder, what is run; and what to do where a file that a run writes is damaged.
@@ -81,8 +82,15 @@ def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer:
         "tokenizer": tokenizer.digest,
         "row_length": experiment.packing.row_length,
         "compute_dtype": jnp.dtype(compute_dtype(experiment.training)).name,
+        **evaluated_with(),
+    }
+
+
+def evaluated_with() -> dict:
+    """Returns what an evaluation that is made now is made with, as it lies in its files."""
+    return {
         "device": jax.devices()[0].device_kind,
-        "code": code_digest(),
+        "code": evaluation_code_digest(),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
         "environment": recorded_options(),
     }
@@ -91,30 +99,44 @@ def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer:
 _ROOT = Path(__file__).parents[2]
 
 
+# What decides how a model is evaluated, and nothing of what it learns.
+_EVALUATION = "jaxformer.evaluation"
+
+
 @functools.cache  # The code that runs is that of the start, whatever is edited since.
 def code_digest() -> str:
-    """Returns the hexadecimal SHA-256 of what decides a run's numbers: the loop, and all that the data and model take.
+    """Returns the hexadecimal SHA-256 of what decides what a run learns: the loop, and all that data and model take.
 
     It is of the syntax without documentation, so that comments, docstrings, reports and commands may change between
-    runs that are compared.
+    runs that are compared. What evaluates has a digest of its own. Tasks may decide which documents are trained on,
+    which the digests of the data know.
     """
+    return _digest({"jaxformer.loop"} | _imported_by("jaxformer.run.inputs", without=_EVALUATION))
+
+
+@functools.cache
+def evaluation_code_digest() -> str:
+    """Returns the same of what decides an evaluation's numbers: validation, tasks, and the model that they take."""
+    return _digest(_imported_by(f"{_EVALUATION}.validation") | _imported_by(f"{_EVALUATION}.task_scores"))
+
+
+def _digest(modules: set[str]) -> str:
     digest = hashlib.sha256()
-    for name in sorted({"jaxformer.loop"} | _imported_by("jaxformer.run.inputs")):
-        tree = _parse(name)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                is_text = [isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) for s in node.body]
-                node.body = [s for s, text in zip(node.body, is_text, strict=True) if not text]
-        digest.update(f"{name}: {ast.dump(tree)}\n".encode())
+    for name in sorted(modules):
+        digest.update(f"{name}: {ast.dump(without_documentation(_parse(name)))}\n".encode())
     return digest.hexdigest()
 
 
-def _imported_by(name: str) -> set[str]:
-    """Returns a module of this package and all that it imports from it, directly or not."""
+def _imported_by(name: str, without: str = "-") -> set[str]:
+    """Returns a module of this package and all that it imports from it, directly or not.
+
+    Args:
+        without: a package whose modules are left out, and what only they import.
+    """
     waiting, seen = [name], set()
     while waiting:
         name = waiting.pop()
-        if name in seen:
+        if name in seen or f"{name}.".startswith(f"{without}."):
             continue
         seen.add(name)
         for node in ast.walk(_parse(name)):

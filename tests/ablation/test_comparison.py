@@ -144,6 +144,7 @@ LAST = "evaluations/step_40"
         # A variant of 8e-3 that was applied to 4e-3 is another question to 1e-2.
         ("change", "config.json", put(["lineage", "change", "model.activation"], ["relu2", "swiglu"])),
         ("change", "config.json", put(["lineage", "change", "model.qk_norm"], [False, True])),
+        ("code", "config.json", put(["starts", 0, "own_code"], {"experiment gated": "other"})),
         ("code", f"{LAST}/validation.json", put(["code"], "other")),
         ("code", f"{LAST}/arc_easy.json", put(["code"], "other")),
         ("environment", f"{LAST}/arc_easy.json", put(["environment"], {"XLA_FLAGS": "--xla_a=1"})),
@@ -172,6 +173,35 @@ def test_runs_of_other_code_are_reported_apart_by_their_commits(arms, spoilt):
     found = compare_runs(arms["root"], spoilt("config.json", other))
     pairs = [flag for flag in found.flags if "differ between" in flag]
     assert pairs and all(flag.endswith(f"commit {'a' * 10} with changes {'b' * 10})") for flag in pairs)
+
+
+def test_code_of_a_parents_files_must_be_the_same_and_a_variant_may_have_its_own(arms):
+    def with_code(runs, **own_code):
+        record = {**runs[0].record, "starts": [{**runs[0].record["starts"][0], "own_code": own_code}]}
+        return [run._replace(record={**run.record, "starts": record["starts"]}) for run in runs]
+
+    root, gated = (arms[name] for name in ("root", "gated"))
+    found = compare_runs(with_code(root, root="a"), with_code(gated, root="a", gated="b"))
+    assert not found.flags and "gated runs code of its own: gated" in found.notes
+    for theirs in ({"root": "b", "gated": "b"}, {"gated": "b"}):
+        moved = compare_runs(with_code(root, root="a"), with_code(gated, **theirs))
+        assert moved.flags and all(flag.startswith("code: root differ between ") for flag in moved.flags)
+
+
+def test_documents_of_one_source_count_as_one(arms):
+    def relabelled(runs, divisor):
+        (name, one), *_ = runs[0].validation.items()
+        return [
+            run._replace(validation={name: run.validation[name]._replace(sources=one.documents // divisor)})
+            for run in runs
+        ]
+
+    apart, paired = (compare_runs(*(relabelled(arms[name], n) for name in ("root", "gated"))) for n in (1, 2))
+    assert apart.difference == compare_runs(arms["root"], arms["gated"]).difference
+    assert paired.difference.mean == apart.difference.mean
+    assert paired.difference.item_degrees_of_freedom < apart.difference.item_degrees_of_freedom
+    one = compare_runs(*(relabelled(arms[name], 1000) for name in ("root", "gated")))
+    assert "evaluation: a corpus with one validation document; raise evaluation.validation_bytes" in one.flags
 
 
 def test_options_of_jax_that_differ_are_named_with_both_values(arms, spoilt):

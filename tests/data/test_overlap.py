@@ -25,7 +25,7 @@ class ArrayShards(Shards):
             "shard_digests": {split: {"0": repr(texts)}},
         }
         tokens = np.array([len(text) for text in texts], np.int64)
-        super().__init__(Path("nowhere"), split, Manifest(**marks), tokens, tokens)
+        super().__init__(Path("nowhere"), split, Manifest(**marks), tokens, tokens, np.arange(len(tokens)))
         self.texts, self.reads = texts, 0
 
     def read_pieces(self, documents, starts, stops):

@@ -713,3 +713,31 @@ def test_a_budget_changes_what_is_prepared_and_not_the_tokenizer(folder, tmp_pat
     assert prepare_tokenizer([of_some], settings, tmp_path).digest == first.digest
     assert len(list((tmp_path / "tokenizers").glob("*.model"))) == 1
     assert prepare_tokenizer([of_all], replace(settings, training_bytes=6000), tmp_path).digest != first.digest
+
+
+def test_pieces_of_one_file_lie_in_one_split_and_are_known_to_belong_together(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("jaxformer.data.documents.TEXT_CHARACTERS", 60)
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for number in range(8):
+        lines = (f"book {number} has a line {i} of some length\n\n" for i in range(4))
+        (folder / f"{number}.txt").write_text("".join(lines))
+    several = CorpusConfig(kind="text", path=str(folder), validation_share=0.4)
+    only = replace(several, path=str(folder / "0.txt"))
+    before = [load_documents(each).digest for each in (several, only)]
+    shards_of = {split: open_shards(prepare(load_documents(several), tokenizer, tmp_path), split) for split in SPLITS}
+    books = {
+        split: [int(tokenizer.decode(read.read_documents(np.array([i])).tolist())[5]) for i in range(len(read))]
+        for split, read in shards_of.items()
+    }
+    assert not set(books["train"]) & set(books["validation"]) and min(map(len, books.values())) > 4
+    validation = shards_of["validation"]
+    assert len(validation.sources) == len(validation) and len(shards_of["train"].sources) == 0
+    assert validation.sources.tolist() == [books["validation"].index(book) for book in books["validation"]]
+    # A file that is alone can be split in no other way.
+    alone = open_shards(prepare(load_documents(only), tokenizer, tmp_path), "validation")
+    assert alone.sources.tolist() == list(range(len(alone))) and len(load_documents(only).files) == 1
+    # What was prepared when each piece had a key of its own is another corpus; the file that is alone is the same.
+    monkeypatch.setattr(corpus_module, "PIECES_VERSION", 9)
+    after = [load_documents(each).digest for each in (several, only)]
+    assert (before[0] != after[0], before[1] != after[1]) == (True, False)

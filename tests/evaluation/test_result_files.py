@@ -13,6 +13,7 @@ from tiny_run import REPOSITORY, command, read_metrics
 import jaxformer.loop
 from jaxformer.commands.evaluate import main as evaluate_command
 from jaxformer.config import TrainingFailure
+from jaxformer.run.identity import evaluation_code_digest
 from jaxformer.train import main
 
 pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
@@ -98,7 +99,7 @@ def test_files_hold_each_item_and_the_means_are_theirs(scored, task_data):
     config = read(scored / "config.json")
     assert (record["task"], record["version"], record["step"], record["items"]) == ("arc_easy", 1, 12, 30)
     assert record["equals"] == "lm-evaluation-harness arc_easy 1.0, 0-shot" and record["chance"] == 0.25
-    assert (record["tokenizer"], record["code"]) == (config["digests"]["tokenizer"], config["code"])
+    assert (record["tokenizer"], record["code"]) == (config["digests"]["tokenizer"], evaluation_code_digest())
     assert record["data"]["source"] == str(task_data / "arc_easy.jsonl")
     assert {len(record["items_digest"]), len(record["data"]["digest"]), len(record["items_file_digest"])} == {64}
 

@@ -34,7 +34,7 @@ class ArrayShards(Shards):
             "vocabulary_size": 1 << 16,
         }
         tokens = np.array([len(document) for document in documents])
-        super().__init__(None, "validation", Manifest(**marks), tokens, np.array(text_bytes))
+        super().__init__(None, "validation", Manifest(**marks), tokens, np.array(text_bytes), np.arange(len(tokens)))
         self.documents = documents
 
     def read_pieces(self, documents, starts, stops):
@@ -133,12 +133,26 @@ def nats_of_piece(state, document, first, T):
     return -log_probabilities[0, np.arange(len(outputs)), outputs].sum()
 
 
+def made_up_losses(name, n, rng):
+    ids = np.arange(n)
+    return DocumentLosses(name, ids, rng.uniform(1, 9, n), rng.integers(2, 9, n), rng.integers(8, 30, n), name, ids)
+
+
+def test_pieces_of_one_source_count_once_in_the_errors():
+    one = made_up_losses("wiki", 40, np.random.default_rng(0))
+    # Twins tell nothing new, in whatever order they are read.
+    order = np.random.default_rng(1).permutation(80)
+    fields = {name: np.tile(getattr(one, name), 2)[order] for name in ("nats", "targets", "text_bytes", "sources")}
+    twins = one._replace(documents=np.arange(80), **fields)
+    assert validation_scalars([twins]) == pytest.approx(validation_scalars([one]))
+    apart = validation_scalars([twins._replace(sources=np.arange(80))])
+    error = "bits_per_byte_standard_error"
+    assert apart[error] == pytest.approx(validation_scalars([one])[error] / math.sqrt(2), rel=0.02)
+
+
 def test_each_corpus_of_several_has_its_own_loss_and_errors_are_those_of_documents():
     rng = np.random.default_rng(0)
-    losses = [
-        DocumentLosses(name, np.arange(n), rng.uniform(1, 9, n), rng.integers(2, 9, n), rng.integers(8, 30, n), name)
-        for name, n in (("wiki", 40), ("books", 25))
-    ]
+    losses = [made_up_losses(name, n, rng) for name, n in (("wiki", 40), ("books", 25))]
     scalars = validation_scalars(losses)
     for one in losses:
         alone = validation_scalars([one])

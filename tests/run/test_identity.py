@@ -44,8 +44,8 @@ def test_what_a_run_starts_from_is_identified_by_its_parameters_and_not_by_its_p
             identify(experiment, 0, digest)
 
 
-def digest_with(monkeypatch, name, before, after):
-    """Returns the digest of the sources if one of them had another text."""
+def digests_with(monkeypatch, name, before, after):
+    """Returns the digests of what trains and of what evaluates if one of the sources had another text."""
 
     def parse(module):
         source = identity._path(module).read_text()
@@ -56,7 +56,7 @@ def digest_with(monkeypatch, name, before, after):
 
     with monkeypatch.context() as patch:
         patch.setattr(identity, "_parse", parse)
-        return identity.code_digest.__wrapped__()
+        return identity.code_digest.__wrapped__(), identity.evaluation_code_digest.__wrapped__()
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,27 @@ def digest_with(monkeypatch, name, before, after):
         ("jaxformer.attention.flash_kernels", "jnp.", "np."),
         ("jaxformer.attention.cudnn", "jnp.", "np."),
         ("jaxformer.data.packing", "DIGESTS = 1 << 48", "DIGESTS = 1 << 40"),
-        ("jaxformer.evaluation.scores", "math.log(2)", "math.log(3)"),
         ("jaxformer.loop", "step + 1", "step + 2"),
         ("jaxformer.data.packing", "    document_mask: bool = True", "    document_mask: bool = False"),
         ("jaxformer.optimizer", "_MUON_RMS = 0.2", "_MUON_RMS = 0.3"),
     ],
 )
 def test_the_code_digest_reports_what_computes(monkeypatch, name, before, after):
-    assert digest_with(monkeypatch, name, before, after) != identity.code_digest()
+    assert digests_with(monkeypatch, name, before, after)[0] != identity.code_digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "decides"),
+    [
+        ("jaxformer.evaluation.scores", "math.log(2)", "math.log(3)", (False, True)),
+        ("jaxformer.evaluation.tasks", "jsonl", "json", (False, True)),
+        ("jaxformer.model", "INITIAL_SCALE = 0.02", "INITIAL_SCALE = 0.03", (True, True)),
+        ("jaxformer.optimizer", "_MUON_RMS = 0.2", "_MUON_RMS = 0.3", (True, False)),
+    ],
+)
+def test_what_only_evaluates_decides_no_training(monkeypatch, name, before, after, decides):
+    found = digests_with(monkeypatch, name, before, after)
+    assert decides == (found[0] != identity.code_digest(), found[1] != identity.evaluation_code_digest())
 
 
 @pytest.mark.parametrize(
@@ -89,7 +102,8 @@ def test_the_code_digest_reports_what_computes(monkeypatch, name, before, after)
     ],
 )
 def test_the_code_digest_looks_past_words_and_what_only_tells(monkeypatch, name, before, after):
-    assert digest_with(monkeypatch, name, before, after) == identity.code_digest()
+    found = digests_with(monkeypatch, name, before, after)
+    assert found == (identity.code_digest(), identity.evaluation_code_digest())
 
 
 def test_the_git_state_names_the_commit_and_every_change_of_the_package(tmp_path, monkeypatch):
