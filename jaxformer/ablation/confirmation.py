@@ -265,7 +265,9 @@ def _validated_on(arms: Sequence[tuple[Sequence[FinishedRun], Sequence[Validatio
                 state = load_trained(run.workdir, int(run.summary["steps"])).state
                 losses = validate(state, sets, run.experiment.evaluation)
                 found = {
-                    one.name: Documents(one.documents, one.nats / math.log(2), one.text_bytes, one.digest, {})
+                    one.name: Documents(
+                        one.documents, one.nats / math.log(2), one.text_bytes, one.digest, {}, one.sources
+                    )
                     for one in losses
                 }
                 result[-1].append(run._replace(validation=found))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from jaxformer.ablation.confirmation import ask, confirm, make_jobs, recorded_answer, train
-from jaxformer.ablation.run_study import estimate_runs, print_study_plan
+from jaxformer.ablation.run_study import check_study, print_study_plan
 from jaxformer.ablation.study import Study
 from jaxformer.config import require
 from jaxformer.experiment.variant import resolve
@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> int:
     if line:
         when = f" (answered {line['time']}, once)"
     else:
-        seconds = estimate_runs(Study(parent=question.parent.name, variants=(question.promoted.name,)), options.runs)
-        jobs = make_jobs(question, options.runs, seconds)
+        study = Study(parent=question.parent.name, variants=(question.promoted.name,))
+        jobs = make_jobs(question, options.runs, check_study(study, options.runs).seconds)
         print_study_plan(jobs, options.parallel, options.price)
         if options.plan:
             return 0
