@@ -39,7 +39,8 @@ from jaxformer.data.source_files import SourceFile, content_digests, find_files,
 
 KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
 
-# Bump when the same files would give other documents, so that nothing prepared before is taken for the new.
+# Versions of the reader, by what they changed. Add one where the same files would give other documents, so that nothing
+# prepared before is taken for the new.
 MARKS_VERSION, PIECES_VERSION = 2, 3
 
 # Text of a part, bytes: enough that opening its file is nothing beside reading it.

@@ -1,9 +1,8 @@
 """Token shards: the ids of every document on disk, written once and verified.
 
 A folder of shards is a TFDS dataset in ArrayRecord form (random access, a checksum per record, no TensorFlow), with
-the splits `train` and `validation`, beside `index.npz` (tokens and bytes of every document, and which belong
-together) and `manifest.json` (counts
-and digests). `preparation` makes it.
+the splits `train` and `validation`, beside `index.npz` (tokens and bytes of every document, and which belong together)
+and `manifest.json` (counts and digests). `preparation` makes it.
 
 The documents of a split are one stream of ids, end to end in the order of the index, which is cut into records of
 `RECORD_TOKENS` and files of `FILE_RECORDS` wherever that falls; only the last record and the last file are shorter. So
