@@ -173,6 +173,8 @@ def _decide(
     where = "by fresh seeds alone, since no validation documents are left that no verdict has read"
     if documents:
         where = f"on {sum(documents.values()):,} documents that no verdict has read"
+    if question.promoted.promoted and question.promoted.promoted.change:
+        where += f"; {question.parent.name} at its own learning rate"
     if high < limit:
         return ledger.CONFIRMED, f"{measured} is {what}, {where}"
     return ledger.NOT_CONFIRMED, f"{measured} is not surely {what}, {where}"

@@ -173,10 +173,19 @@ def _as_json(values: Mapping) -> dict:
 
 
 def _tuned(record: Mapping[str, Any], one: Resolved) -> dict[str, float]:
-    """Returns the best rate of the variant, by path, where an envelope found another than its own."""
-    rate = (record.get("best_rates") or {}).get("variant")
-    own = one.experiment.optimizer.learning_rate
-    return {_RATE: float(rate)} if rate and float(rate) != own else {}
+    """Returns the rate to take for a variant, by path, where it was compared at its best and that is not its own.
+
+    Raises:
+        UserError: the record does not hold what it should.
+    """
+    rates = record.get("best_rates")  # Of the parent and of the variant; none where both were compared at their own.
+    if not rates:
+        return {}
+    try:
+        rate = float(rates[1]["to_take"])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the comparison of {one.name}: damaged (best_rates); judge the study again") from error
+    return {} if rate == one.experiment.optimizer.learning_rate else {_RATE: rate}
 
 
 def _check_name(name: str, path: Path) -> None:

@@ -391,7 +391,7 @@ def _promoted(promoted: Promoted, one: Resolved, name: str) -> Resolved:
     variant = one.variant and dataclasses.replace(
         one.variant, change={**one.variant.change, **promoted.change}, bundle=lineage.bundle
     )
-    return Resolved(child, lineage, one.parents, variant, promoted)
+    return one._replace(experiment=child, lineage=lineage, variant=variant, promoted=promoted)
 
 
 def _has_file(name: str, near: Path | None) -> bool:

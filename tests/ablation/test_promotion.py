@@ -72,7 +72,8 @@ def test_what_was_not_kept_is_promoted_by_hand_alone(runs, capsys):
 
 def test_the_rate_that_was_tuned_for_a_variant_goes_with_it(runs):
     judged = find_comparison(runs, "gated")
-    judged = judged._replace(record={**judged.record, "best_rates": {"parent": 0.004, "variant": 0.008}})
+    rates = [{"own": 0.004, "compared": 0.006, "to_take": 0.005}, {"own": 0.004, "compared": 0.009, "to_take": 0.008}]
+    judged = judged._replace(record={**judged.record, "best_rates": rates})
     made = promote(judged, runs)
     assert resolve(made.name).experiment.optimizer.learning_rate == 0.008
     assert made.tuned == {"optimizer.learning_rate": 0.008} == read_ledger(runs)[-1]["change"]
