@@ -90,6 +90,7 @@ def compare_runs(
     failures: Mapping[int, str] | None = None,
     parent_failures: Mapping[int, str] | None = None,
     allow: Collection[str] = (),
+    leaves_out: bool = False,
 ) -> Comparison:
     """Returns the comparison of a variant's runs with its parent's.
 
@@ -99,6 +100,7 @@ def compare_runs(
         failures: by seed, how runs of the variant failed; one is enough to revert it, if the parent's did not fail.
         parent_failures: by seed, how runs of the parent failed: noted, since no pair shows them.
         allow: kinds of differences that shall not keep runs from being compared, such as 'code' or 'versions'.
+        leaves_out: whether the variant leaves out a change that the parent keeps.
 
     Raises:
         UserError: there is no run of one of them.
@@ -128,7 +130,9 @@ def compare_runs(
     tasks = found["tasks"].items()
     worse_tasks = tuple(name for name, t in tasks if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0)
     costs = found["cost"], found["worth"]
-    findings = Measured(found["difference"], analysed, margin, *costs, prior, worse_tasks, failed, len(parents))
+    findings = Measured(
+        found["difference"], analysed, margin, *costs, prior, worse_tasks, failed, len(parents), leaves_out=leaves_out
+    )
     known = {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
     return Comparison(parent, name, decide(findings, rule), margin, until_next=findings.until_next(), **known, **found)
 

@@ -113,6 +113,7 @@ def judge_study(
             failures=failures[one.name],
             parent_failures=failures[parent],
             allow=allow,
+            leaves_out=bool(one.without),
         )
         return found._replace(notes=(*found.notes, *(f"not read: {line}" for line in read[one.name].unreadable)))
 

@@ -87,6 +87,8 @@ class Measured(NamedTuple):
     """How runs of the variant failed where the parent's did not, in words; '' where none did."""
     parent_seeds: int = 0
     """Runs of the parent that there are."""
+    leaves_out: bool = False
+    """Whether a change that was kept is left out, so that it is of use to know that this is worse."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -210,11 +212,11 @@ def after_the_last_analysis(found: Measured, rule: Rule) -> Verdict | None:
 def more_seeds(found: Measured, rule: Rule) -> Verdict:
     """UNDECIDED: otherwise, until the next interim analysis. By what is known so far, the seeds are named that decide
     with a probability of {rule.power:.0%}; and the parent stays where the last analysis ends with KEEP, or of what
-    saves time or parameters with any decision, in less than {rule.least_power:.0%}.
+    saves time or parameters or leaves a kept change out with any decision, in less than {rule.least_power:.0%}.
     """
     prospects = predict(found.difference, found.seeds, found.margin, found.prior)
-    last, saving = prospects[-1], _saving(found.cost, rule)
-    end, useful = ("a decision", last.decided) if saving else ("KEEP", last.kept)
+    last, is_open = prospects[-1], found.leaves_out or bool(_saving(found.cost, rule))
+    end, useful = ("a decision", last.decided) if is_open else ("KEEP", last.kept)
     if useful < rule.least_power:
         reason = f"{found}: even with {last.seeds} seeds {end} has a probability of {useful:.0%}: the parent stays"
         return Verdict(Word.UNDECIDED, reason, None)

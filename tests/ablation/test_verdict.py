@@ -91,11 +91,14 @@ def test_where_hardly_any_number_of_seeds_would_keep_it_the_parent_stays():
         assert found.reason.endswith("%: the parent stays")
 
 
-def test_of_what_saves_time_a_decision_for_its_equality_is_worth_the_seeds():
+def test_of_what_saves_time_or_leaves_a_change_out_any_decision_is_worth_the_seeds():
     difference = Difference(0.0005, 0.003**2, 20.0)
     assert decide(Measured(difference, 3, 0.008, SAME, 1.0), Rule()).more_seeds is None
     found = decide(Measured(difference, 3, 0.008, SAVING, 1.0), Rule())
     assert found.more_seeds == 1 and "a decision by" in found.reason
+    worse = Measured(Difference(0.1, 0.02**2, 2.0), 3, 0.01, SAME, 1.0)
+    assert decide(worse, Rule()).more_seeds is None
+    assert decide(worse._replace(leaves_out=True), Rule()).more_seeds == 1, "it may show that the change stays"
 
 
 def test_after_the_last_analysis_the_parent_stays():
