@@ -4,14 +4,15 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxformer.ablation.clock import read_clock
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
-from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
+from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, paired_seeds, read_runs, seed_of
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.study import Study, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
@@ -25,6 +26,9 @@ from jaxformer.statistics.significance import benjamini_hochberg, interim_level
 
 # In the folder of an experiment's runs.
 NOISE = "noise.json"
+
+# Measures the times per token of pairs of run folders (parent, variant).
+MeasureClocks = Callable[[Sequence[tuple[Path, Path]]], None]
 
 
 def comparison_file(study: Study) -> str:
@@ -51,7 +55,9 @@ class Outcome(NamedTuple):
     """A line on each run folder, and each variant of the study, that could not be read; the rest is judged without."""
 
 
-def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outcome:
+def judge_study(
+    study: Study, runs: Path, *, allow: Sequence[str] = (), measure_clocks: MeasureClocks | None = None
+) -> Outcome:
     """Returns what came out of a study so far, and writes it beside the runs.
 
     `runs/VARIANT/comparison_DIGEST.json` keeps each comparison, DIGEST being that of the study's questions and rule,
@@ -59,6 +65,8 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
 
     What cannot be read, a run folder as well as a variant whose file is not there any more, is named in
     `Outcome.unread`, and all else is judged without it.
+
+    `measure_clocks` is called with what a verdict depends on and was not measured; None leaves it so.
 
     Raises:
         UserError: the parent has no finished run that can be read, or no variant of the study is one change.
@@ -81,28 +89,56 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
             floor=floor,
             failures=failures[one.name],
             parent_failures=failures[parent],
+            clock=read_clock(finished[parent], finished[one.name]),
             allow=allow,
         )
         return found._replace(notes=(*found.notes, *(f"not read: {line}" for line in read[one.name].unreadable)))
 
+    floors = _noise_floors(variants, finished, compare, runs)
+
+    def compare_all() -> list[Comparison]:
+        parents = {one.name: one.parents[0].name for one in variants if one.parents[0].name in floors}
+        return [
+            compare(one, floors[parents[one.name]]) if one.name in parents else _without_parent(one, failures)
+            for one in variants
+        ]
+
+    comparisons = compare_all()
+    if measure_clocks and (untimed := _untimed_pairs(comparisons, finished)):
+        measure_clocks(untimed)
+        comparisons = compare_all()
+    comparisons = with_q_values(comparisons, study.rule)
+    asked = {"study": {"parent": study.parent, "variants": study.variants}}
+    for one in comparisons:
+        _keep(runs / one.variant / comparison_file(study), to_json({**asked, **one._asdict()}))
+    lost_hours = {name: hours for name, each in read.items() if (hours := _lost_hours(each.folders))}
+    interactions = _interactions(experiments, finished, comparisons)
+    unread = (*(line for each in read.values() for line in each.unreadable), *map(str, refused.values()))
+    return Outcome(study, experiments, finished, comparisons, interactions, lost_hours, unread)
+
+
+def _noise_floors(
+    variants: Sequence[Resolved],
+    finished: Mapping[str, list[FinishedRun]],
+    compare: Callable[[Resolved, NoiseFloor], Comparison],
+    runs: Path,
+) -> dict[str, NoiseFloor]:
+    """Returns the noise floor of each parent that has runs, with what earlier studies found of it, and keeps it."""
     floors = {}
     for parent in dict.fromkeys(one.parents[0].name for one in variants if finished[one.parents[0].name]):
         floor = noise_floor(finished[parent])
         ours = [compare(one, floor) for one in variants if one.parents[0].name == parent]
         variances = {one.variant: (one.seed_variance, len(one.seeds) - 1) for one in ours if len(one.seeds) > 1}
         floors[parent] = _reuse(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
-    comparisons = [
-        compare(one, floors[one.parents[0].name]) if one.parents[0].name in floors else _without_parent(one, failures)
-        for one in variants
-    ]
-    comparisons = with_q_values(comparisons, study.rule)
-    for one in comparisons:
-        asked = {"study": {"parent": study.parent, "variants": study.variants}}
-        _keep(runs / one.variant / comparison_file(study), to_json({**asked, **one._asdict()}))
-    lost_hours = {name: hours for name, each in read.items() if (hours := _lost_hours(each.folders))}
-    interactions = _interactions(experiments, finished, comparisons)
-    unread = (*(line for each in read.values() for line in each.unreadable), *map(str, refused.values()))
-    return Outcome(study, experiments, finished, comparisons, interactions, lost_hours, unread)
+    return floors
+
+
+def _untimed_pairs(
+    comparisons: Sequence[Comparison], finished: Mapping[str, list[FinishedRun]]
+) -> list[tuple[Path, Path]]:
+    """Returns run folders (parent, variant) of one seed, of each comparison that needs a measurement of its times."""
+    arms = [(finished[one.parent], finished[one.variant]) for one in comparisons if one.needs_clock]
+    return [(parent.workdir, variant.workdir) for parent, variant in (paired_seeds(*each)[0] for each in arms)]
 
 
 def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:
