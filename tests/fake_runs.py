@@ -9,6 +9,7 @@ What a run scores is drawn from a seeded model, so that what a comparison finds 
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,10 @@ from zlib import crc32
 import jax
 import numpy as np
 
+from jaxformer.ablation.clock import CLOCK, Clock
+from jaxformer.ablation.clock import write_clock as write_clock_of
 from jaxformer.ablation.comparability import DATA_FIELDS
+from jaxformer.ablation.finished_runs import read_runs
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.data.corpus import part_names
 from jaxformer.evaluation.items import Item, Option
@@ -178,6 +182,14 @@ def write_stopped_early(runs: Path, resolved: Resolved, seed: int, *, step: int 
     _write_metrics(workdir, experiment, seed, 0.5, 1.0, Noise(), _rng("run", resolved.name, seed), {}, steps=step)
     write_json(workdir / STOPPED_EARLY, {"step": step, "reason": reason, "device_hours": 0.01})
     return workdir
+
+
+def write_clock(runs: Path, parent: str, variant: str, ratio: float, *, error: float = 0.004) -> Path:
+    """Writes what the clock would have measured of two experiments; returns the file."""
+    arms = [read_runs(runs, name).finished[0] for name in (parent, variant)]
+    log_ratios = math.log(ratio) + error * np.linspace(-1, 1, 24)
+    write_clock_of(Clock(tuple(log_ratios)), *arms)
+    return runs / variant / CLOCK
 
 
 def write_study(

@@ -1377,7 +1377,7 @@ def test_a_variant_whose_file_is_gone_leaves_the_others_their_report(researcher)
     assert ended.status == 0 and is_reported(ended, "warm"), ended.err
     assert "not reported: unknown experiment 'normed'" in ended.err
     # What is to be trained is complete before anything is.
-    refused = researcher.run("ablate", *STUDY)
+    refused = researcher.run("ablate", *STUDY, "--clock=off")
     assert refused.status == 2 and refused.err.startswith("jaxformer: unknown experiment 'normed'")
 
 
@@ -1440,7 +1440,7 @@ def test_a_report_that_cannot_be_written_is_refused_at_once(researcher):
 )
 def test_a_parent_that_diverges_ends_its_study(user):
     write_study(user, ("learning_rate=1e-2", "learning_rate=1e38"), ("(steps=4", "(steps=24"))
-    ended = user.run("ablate", *STUDY, "--seeds=1")
+    ended = user.run("ablate", *STUDY, "--clock=off", "--seeds=1")
     assert ended.status == 1, ended.err
     last = ended.err.splitlines()[-1]
     assert last.startswith("jaxformer: root seed 0 failed: 8 steps in a row had a loss or a gradient")
@@ -1461,7 +1461,7 @@ def test_a_damaged_run_does_not_stop_a_resumed_study(researcher):
     runs = researcher.folder / "runs"
     (runs / "normed/seed_2/config.json").write_text('{"experiment": ')
     (runs / "warm/seed_1/summary.json").write_text('{"status": ')
-    ended = researcher.run("ablate", *STUDY)
+    ended = researcher.run("ablate", *STUDY, "--clock=off")
     assert ended.status == 1, ended.err
     assert is_compared_over(ended, "normed", 2) and is_compared_over(ended, "warm", 2)
     assert "runs/normed/seed_2/config.json: unreadable" in ended.err
@@ -1477,7 +1477,7 @@ def test_a_job_that_cannot_be_started_stops_no_other(researcher):
     runs = researcher.folder / "runs"
     shutil.rmtree(runs / "normed/seed_1")
     (runs / "normed/seed_1.log").mkdir()
-    ended = researcher.run("ablate", *STUDY)
+    ended = researcher.run("ablate", *STUDY, "--clock=off")
     assert ended.status == 1, ended.err
     assert is_reported(ended, "warm") and is_compared_over(ended, "normed", 2)
     assert "normed seed 1 failed: it could not be started (" in ended.err.splitlines()[-1]
@@ -1492,7 +1492,7 @@ def test_an_estimate_that_is_killed_ends_in_one_line(researcher):
     path = researcher.folder / "experiments/root.py"
     kill = "import multiprocessing, os, signal\nif multiprocessing.parent_process():\n"
     path.write_text(f"{kill}    os.kill(os.getpid(), signal.SIGKILL)\n{path.read_text()}")
-    ended = researcher.run("ablate", *STUDY)
+    ended = researcher.run("ablate", *STUDY, "--clock=off")
     assert (ended.status, ended.out) == (1, "")
     assert ended.err.splitlines()[-1].startswith("jaxformer: the process that estimates what the runs will take")
     assert "Traceback" not in ended.err

@@ -191,7 +191,6 @@ def make_evidence(arm: Arm, data: Data, seeds: Iterable[int]) -> list[FinishedRu
                 losses=np.zeros(0),
                 batches=np.zeros(0),
                 curve=np.array([[steps, arm.bits_per_byte[seed]]]),
-                tokens_per_second=1.0,
             )
         )
     return evidence

@@ -1,7 +1,9 @@
 """Puts verdicts to the proof: `python tools/verdict_campaign.py [--seeds=24] [--pairs=20] [--equals=2000]`.
 
 With `--simulated` nothing is trained: differences are drawn from models of which the truth is known, and a table shows
-what the rule promises and what was counted (`simulated_rule.py`; ten minutes on a core). Otherwise small models are
+what the rule promises and what was counted (`simulated_rule.py`; ten minutes on a core). With `--clock` the paired
+clock times small models beside themselves, one of them compiled and run first, and beside some that take longer, each
+pair in a process of its own: it also is to be run on a busy machine. Otherwise small models are
 trained on pieces of the standard library, hundreds of runs of about a second, and their comparisons go through the
 whole rule:
 
@@ -33,6 +35,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from bench_step import in_a_process
 from noise_model import judge_equals, measure, redraw
 from scipy import stats
 from simulated_rule import simulate
@@ -40,9 +43,15 @@ from tiny_arms import PILOT_SEEDS, PLANTED, STEPS, Arm, make_parent, train_arms,
 from tqdm import tqdm
 from versions import versions
 
+from jaxformer.ablation.clock import Clock
+from jaxformer.ablation.cost import Cost
 from jaxformer.ablation.outcome import to_json
-from jaxformer.ablation.verdict import Word
+from jaxformer.ablation.timing import make_arm, time_in_turns
+from jaxformer.ablation.verdict import Measured, Rule, Word, decide
+from jaxformer.config import replace
+from jaxformer.experiment.experiment import Experiment
 from jaxformer.run.inputs import Data
+from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level
 
 RESULTS = Path(__file__).parent / "results" / "verdicts_cpu.json"
@@ -50,6 +59,8 @@ RESULTS = Path(__file__).parent / "results" / "verdicts_cpu.json"
 MOST = 0.05
 # Seeds at which it is shown how often effects are found.
 SHOWN = (3, 5, 8)
+# Changes that take longer.
+SLOWER = {"3 blocks for 2": {"model.depth": 3}, "LayerNorm": {"model.norm": "layernorm"}}
 
 
 class Found(NamedTuple):
@@ -173,6 +184,49 @@ def report(arms: dict[str, Arm], data: Data, *, pairs: int, equals: int, draws: 
     return numbers, problems
 
 
+class Timed(NamedTuple):
+    """What the paired clock found of a pair."""
+
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+    seconds: float
+    word: Word
+    """What is decided where the losses are equal."""
+
+
+def time_pair(parent: Experiment, variant: Experiment) -> Timed:
+    """Returns what the paired clock finds; the parent's steps are compiled, and run for a while, before the other's."""
+    first = make_arm(parent, 0)
+    first.take(200)
+    arms, started = (first, make_arm(variant, 0)), time.perf_counter()
+    clock = Clock(tuple(time_in_turns(arms)))
+    seconds = time.perf_counter() - started
+    cost = Cost(clock.ratio, clock.interval, 1.0, 1.0, 1.0)
+    equal = Measured(Difference(0.0, 1e-8, math.inf), INTERIM_SEEDS[0], 0.01, cost, 1.0)
+    return Timed(clock.ratio, *clock.interval, len(clock.log_ratios), seconds, decide(equal, Rule()).word)
+
+
+def print_clock(trials: int) -> int:
+    """Prints what the paired clock finds, a line a trial; returns the exit status: 1 where equals are not equal."""
+    columns, wrong = ("arm", "ratio", "99 % interval", "rounds", "seconds", "at equal losses"), 0
+    print(f"| {' | '.join(columns)} |\n| --- |{' ---: |' * (len(columns) - 1)}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="verdict_campaign_") as folder:
+        os.environ["JAXFORMER_CACHE"] = folder
+        corpus = Path(folder) / "pieces.jsonl"
+        write_corpus(corpus)
+        parent = make_parent(corpus, STEPS)
+        for name, values in [("itself", {})] * trials + [*SLOWER.items()]:
+            found = in_a_process(time_pair, parent, replace(parent, values))
+            interval = f"[{found.low:.3f}, {found.high:.3f}]"
+            cells = (name, f"{found.ratio:.3f}", interval, str(found.rounds), f"{found.seconds:.0f}", found.word.value)
+            print(f"| {' | '.join(cells)} |", flush=True)
+            wrong += not values and (abs(found.ratio - 1) > 0.03 or found.word is Word.CHEAPER)
+    print(f"{wrong} of {trials} pairs of equals are not within 3 %, or called cheaper; load {os.getloadavg()[1]:.1f}")
+    return 1 if wrong else 0
+
+
 def main() -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -182,11 +236,14 @@ def main() -> int:
     parser.add_argument(
         "--simulated", type=int, nargs="?", const=6000, metavar="STUDIES", help="train nothing: of each model"
     )
+    parser.add_argument("--clock", type=int, nargs="?", const=20, metavar="TRIALS", help="train nothing: time steps")
     parser.add_argument("--draws", type=int, default=500, help="of seeds and documents for each rate of effects found")
     parser.add_argument("--steps", type=int, default=STEPS, help="of a run")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.clock:
+        return print_clock(options.clock)
     if options.simulated:
         return print_simulated(options.simulated)
     if options.seeds < INTERIM_SEEDS[-1]:

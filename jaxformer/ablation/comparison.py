@@ -10,16 +10,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxformer.ablation.clock import Clock
 from jaxformer.ablation.comparability import check_comparable, have_same_documents, shared_tasks
 from jaxformer.ablation.cost import Cost, compare_costs, mean_worth
 from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds, stack, stack_sources
 from jaxformer.ablation.margin import margin_of_tokens
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.verdict import Measured, Rule, Verdict, Word, decide
+from jaxformer.ablation.verdict import Measured, Rule, Verdict, Word, decide, depends_on_time
 from jaxformer.config import require
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
-from jaxformer.statistics.significance import INTERIM_SEEDS, holm, interim_level, mcnemar, next_analysis
+from jaxformer.statistics.significance import INTERIM_SEEDS, holm, mcnemar, next_analysis
 from jaxformer.statistics.variance_prior import VariancePrior
+
+_UNTIMED = (
+    "the time per token was not measured, and counts for nothing here; `jaxformer ablate` measures it where the runs "
+    "were trained"
+)
 
 
 class TaskDifference(NamedTuple):
@@ -78,6 +84,8 @@ class Comparison(NamedTuple):
     cost: Cost | None = None
     worth: float = math.nan
     """What the gain is worth in tokens: the parent needs so many times the variant's."""
+    needs_clock: bool = False
+    """Whether the time per token could change the verdict, and was not measured."""
 
 
 def compare_runs(
@@ -89,6 +97,7 @@ def compare_runs(
     floor: NoiseFloor | None = None,
     failures: Mapping[int, str] | None = None,
     parent_failures: Mapping[int, str] | None = None,
+    clock: Clock | None = None,
     allow: Collection[str] = (),
     leaves_out: bool = False,
 ) -> Comparison:
@@ -99,6 +108,7 @@ def compare_runs(
         floor: the parent's noise; that of its runs here if it is not given.
         failures: by seed, how runs of the variant failed; one is enough to revert it, if the parent's did not fail.
         parent_failures: by seed, how runs of the parent failed: noted, since no pair shows them.
+        clock: the time per token of both, if it was measured.
         allow: kinds of differences that shall not keep runs from being compared, such as 'code' or 'versions'.
         leaves_out: whether the variant leaves out a change that the parent keeps.
 
@@ -126,14 +136,17 @@ def compare_runs(
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(flags))
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
     prior = floor.prior(name, analysed)
-    found = _compare_pairs(pairs[:analysed], prior)
+    found = _compare_pairs(pairs[:analysed], prior, clock)
     tasks = found["tasks"].items()
     worse_tasks = tuple(name for name, t in tasks if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0)
     costs = found["cost"], found["worth"]
     findings = Measured(
         found["difference"], analysed, margin, *costs, prior, worse_tasks, failed, len(parents), leaves_out=leaves_out
     )
+    if needs_clock := clock is None and depends_on_time(findings, rule):
+        notes = (*notes, _UNTIMED)
     known = {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
+    known |= {"needs_clock": needs_clock}
     return Comparison(parent, name, decide(findings, rule), margin, until_next=findings.until_next(), **known, **found)
 
 
@@ -153,7 +166,9 @@ def _describe_seeds_left(seeds: int, analysed: int) -> list[str]:
     return [f"{number} than the interim analysis after {analysed} takes{use}"] if analysed < seeds else []
 
 
-def _compare_pairs(pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: VariancePrior | None) -> dict:
+def _compare_pairs(
+    pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: VariancePrior | None, clock: Clock | None
+) -> dict:
     """Returns what pairs of runs (parent, variant) say, as fields of a `Comparison`."""
     ours, theirs = [variant for _, variant in pairs], [parent for parent, _ in pairs]
     corpora = [name for name in theirs[0].validation if name in ours[0].validation]
@@ -173,7 +188,7 @@ def _compare_pairs(pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: Vari
         "tasks": compare_tasks(ours, theirs),
         "seed_variance": float(np.var(bits_S - parent_S, ddof=1)) if len(pairs) > 1 else math.nan,
         "pairing": _pairing(bits_S, parent_S),
-        "cost": compare_costs(ours, theirs, interim_level(len(pairs))),
+        "cost": compare_costs(ours, theirs, clock),
         "worth": mean_worth(ours, theirs),
     }
 

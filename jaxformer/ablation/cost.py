@@ -6,17 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxformer.ablation.clock import Clock
 from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.flops import parameter_count
-from jaxformer.statistics.paired_difference import paired_difference
 
 
 class Cost(NamedTuple):
     """What the variant takes, relative to its parent."""
 
     time_per_token: float
-    """Ratio, NaN where it is not known; `time_interval` at the rule's level."""
+    """Ratio, NaN where it was not measured."""
     time_interval: tuple[float, float]
+    """Interval of that ratio; (0, infinity) where it was not measured."""
     parameters: float
     """Ratio."""
     device_hours: float
@@ -24,26 +25,22 @@ class Cost(NamedTuple):
     parent_device_hours: float
     """Device hours of one run of the parent."""
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether the time per token was measured."""
+        return math.isfinite(self.time_per_token)
 
-def compare_costs(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], alpha: float) -> Cost:
-    """Returns what the variant's runs took, relative to the parent's of the same seeds, with an interval at a level.
 
-    Nothing is known of the time where runs had different numbers of cores or devices, or were too short to measure
-    their speed.
+def compare_costs(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], clock: Clock | None) -> Cost:
+    """Returns what the variant's runs took, relative to the parent's of the same seeds.
+
+    Args:
+        clock: what was measured of the two arms in turns, if they were: the runs' own speeds show no ratio.
     """
-    machines = {(run.record.get("cores"), run.record.get("devices", 1)) for run in (*ours, *theirs)}
-    speeds_AS = np.array([[run.tokens_per_second for run in runs] for runs in (ours, theirs)])
-    ratio, interval = math.nan, (0.0, math.inf)
-    if len(machines) == 1 and np.isfinite(speeds_AS).all():
-        logs_AS = -np.log(speeds_AS)
-        ratio = math.exp((logs_AS[0] - logs_AS[1]).mean())
-        if len(ours) > 1:  # One pair shows no spread.
-            low, high = paired_difference(*logs_AS).interval(1 - alpha)
-            interval = (math.exp(max(low, -700.0)), math.exp(min(high, 700.0)))
     models = [runs[0].experiment.model for runs in (ours, theirs)]
     return Cost(
-        ratio,
-        interval,
+        clock.ratio if clock else math.nan,
+        clock.interval if clock else (0.0, math.inf),
         parameter_count(models[0]) / parameter_count(models[1]),
         float(np.mean([run.device_hours for run in ours])),
         float(np.mean([run.device_hours for run in theirs])),

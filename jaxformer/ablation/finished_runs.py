@@ -101,8 +101,6 @@ class FinishedRun(NamedTuple):
     """The digest of each step's batch."""
     curve: np.ndarray
     """(step, validation bits per byte) of each evaluation."""
-    tokens_per_second: float
-    """The median over the run."""
 
     @property
     def seed(self) -> int:
@@ -200,8 +198,6 @@ def load_finished_run(workdir: Path) -> FinishedRun:
             steps == list(range(1, len(steps) + 1)) and len(steps) == summary["steps"],
             f"{workdir / 'metrics.jsonl'}: steps are missing; train the run anew",
         )
-        speeds = [float(line.get("train/tokens_per_second", math.nan)) for line in training.values()]
-        speeds = [speed for speed in speeds if 0 < speed < math.inf]
         curve = {line["step"]: float(line[BITS]) for line in lines if BITS in line}
         return FinishedRun(
             workdir,
@@ -213,7 +209,6 @@ def load_finished_run(workdir: Path) -> FinishedRun:
             np.array([float(training[step]["train/loss"]) for step in steps]),
             np.array([int(training[step].get(BATCH, -1)) for step in steps]),
             np.array(sorted(curve.items()), np.float64).reshape(-1, 2),
-            float(np.median(speeds)) if speeds else float("nan"),
         )
     except UserError:
         raise

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxformer.ablation.clock import read_clock
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
-from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
+from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, paired_seeds, read_runs, seed_of
 from jaxformer.ablation.leave_one_out import Composition, composition
 from jaxformer.ablation.ledger import (
     Line,
@@ -37,6 +38,9 @@ NOISE = "noise.json"
 
 # (folder of all run folders, name of an experiment) -> its runs.
 Reader = Callable[[Path, str], Runs]
+
+# Measures the times per token of pairs of run folders (parent, variant).
+MeasureClocks = Callable[[Sequence[tuple[Path, Path]]], None]
 
 
 def study_digest(study: Study) -> str:
@@ -76,7 +80,13 @@ class Outcome(NamedTuple):
 
 
 def judge_study(
-    study: Study, runs: Path, *, allow: Sequence[str] = (), reader: Reader = read_runs, others: Sequence[float] = ()
+    study: Study,
+    runs: Path,
+    *,
+    allow: Sequence[str] = (),
+    reader: Reader = read_runs,
+    others: Sequence[float] = (),
+    measure_clocks: MeasureClocks | None = None,
 ) -> Outcome:
     """Returns what came out of a study so far, and writes it beside the runs.
 
@@ -90,6 +100,7 @@ def judge_study(
     Args:
         reader: returns the runs of an experiment that count.
         others: p-values of what else counts in the q-values, as of `p_value_of_improvement`.
+        measure_clocks: is called with what a verdict depends on and was not measured; None leaves it so.
 
     Raises:
         UserError: the parent has no finished run that can be read, or no variant of the study is one change.
@@ -112,21 +123,25 @@ def judge_study(
             floor=floor,
             failures=failures[one.name],
             parent_failures=failures[parent],
+            clock=read_clock(finished[parent], finished[one.name]),
             allow=allow,
             leaves_out=bool(one.without),
         )
         return found._replace(notes=(*found.notes, *(f"not read: {line}" for line in read[one.name].unreadable)))
 
-    floors = {}
-    for parent in dict.fromkeys(one.parents[0].name for one in variants if finished[one.parents[0].name]):
-        floor = noise_floor(finished[parent])
-        ours = [compare(one, floor) for one in variants if one.parents[0].name == parent]
-        variances = {one.variant: (one.seed_variance, len(one.seeds) - 1) for one in ours if len(one.seeds) > 1}
-        floors[parent] = remember_noise(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
-    comparisons = [
-        compare(one, floors[one.parents[0].name]) if one.parents[0].name in floors else _without_parent(one, failures)
-        for one in variants
-    ]
+    floors = _noise_floors(variants, finished, compare, runs)
+
+    def compare_all() -> list[Comparison]:
+        parents = {one.name: one.parents[0].name for one in variants if one.parents[0].name in floors}
+        return [
+            compare(one, floors[parents[one.name]]) if one.name in parents else _without_parent(one, failures)
+            for one in variants
+        ]
+
+    comparisons = compare_all()
+    if measure_clocks and (untimed := _untimed_pairs(comparisons, finished)):
+        measure_clocks(untimed)
+        comparisons = compare_all()
     comparisons = with_q_values(comparisons, study.rule, others)
     lost_hours = {name: hours for name, each in read.items() if (hours := _lost_hours(each.folders))}
     lines = _record(study, runs, experiments, comparisons, finished, lost_hours)
@@ -135,6 +150,30 @@ def judge_study(
     made_of = composition(experiments, comparisons, finished, runs)
     found = study, experiments, finished, comparisons, interactions, lost_hours, unread
     return Outcome(*found, spread_of_gains(lines), answers(lines), made_of)
+
+
+def _noise_floors(
+    variants: Sequence[Resolved],
+    finished: Mapping[str, list[FinishedRun]],
+    compare: Callable[[Resolved, NoiseFloor], Comparison],
+    runs: Path,
+) -> dict[str, NoiseFloor]:
+    """Returns the noise floor of each parent that has runs, with what earlier studies found of it, and keeps it."""
+    floors = {}
+    for parent in dict.fromkeys(one.parents[0].name for one in variants if finished[one.parents[0].name]):
+        floor = noise_floor(finished[parent])
+        ours = [compare(one, floor) for one in variants if one.parents[0].name == parent]
+        variances = {one.variant: (one.seed_variance, len(one.seeds) - 1) for one in ours if len(one.seeds) > 1}
+        floors[parent] = remember_noise(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
+    return floors
+
+
+def _untimed_pairs(
+    comparisons: Sequence[Comparison], finished: Mapping[str, list[FinishedRun]]
+) -> list[tuple[Path, Path]]:
+    """Returns run folders (parent, variant) of one seed, of each comparison that needs a measurement of its times."""
+    arms = [(finished[one.parent], finished[one.variant]) for one in comparisons if one.needs_clock]
+    return [(parent.workdir, variant.workdir) for parent, variant in (paired_seeds(*each)[0] for each in arms)]
 
 
 def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from jaxformer.ablation.checks import EarlierRuns, check_earlier, check_files, describe_now, prepare_study
+from jaxformer.ablation.clock import CLOCK
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop, spread_of_differences
 from jaxformer.ablation.study import Study, estimate_seconds, make_jobs, mean_seconds, resolve_study
+from jaxformer.ablation.timing import clock_seconds, measure_clock
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.devices.device import choose_device
 from jaxformer.devices.options import fixed_options
 from jaxformer.experiment.variant import Lineage, resolve
-from jaxformer.host.console import format_duration, print_line, print_wrapped
+from jaxformer.host.console import format_duration, print_line, print_notice, print_wrapped, progress_bar
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.signals import Stopped
 from jaxformer.host.waiting import waiting
@@ -32,6 +34,8 @@ from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.metrics import training_losses
 
 T = TypeVar("T")
+
+_ESTIMATE = "estimates what the runs will take"
 
 # Seconds between two comparisons of the training losses of what runs.
 _COMPARE_EVERY = 10
@@ -60,16 +64,31 @@ def check_study(
         UserError: an experiment has moved since runs of it were trained, its files or data are missing or cannot be
             compared on, or runs to come could not be compared with earlier ones.
     """
-    return _in_another_process(_check_study, study, runs, tuple(allow), retrain, prepare)
+    return _in_another_process(_ESTIMATE, _check_study, study, runs, tuple(allow), retrain, prepare)
 
 
 def estimate_experiment(name: str, parent: str, runs: Path) -> float:
     """Returns the seconds that a run of an experiment, perhaps asked of a parent, will take; refuses as above."""
-    return _in_another_process(_estimate_experiment, name, parent, runs)
+    return _in_another_process(_ESTIMATE, _estimate_experiment, name, parent, runs)
 
 
-def _in_another_process(function: Callable[..., T], *arguments: Any) -> T:
-    """Returns what a function returns in a process of its own, which gives the device back."""
+def measure_clocks(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Measures the times per token of pairs of run folders (parent, variant); what cannot be measured is named."""
+    with progress_bar(desc="measuring the time per token", unit=" pairs", total=len(pairs)) as bar:
+        for parent, variant in pairs:
+            try:
+                _in_another_process("times the training steps", measure_clock, parent, variant)
+            except (UserError, TrainingFailure, OSError) as error:
+                print_notice(f"{variant.parent.name}: the time per token was not measured: {error}")
+            bar.update()
+
+
+def _in_another_process(what: str, function: Callable[..., T], *arguments) -> T:
+    """Returns what a function returns in a process of its own, which gives the device back.
+
+    Args:
+        what: what the process does, in words.
+    """
     others = multiprocessing.active_children()
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_end_with_parent) as pool:
@@ -80,12 +99,10 @@ def _in_another_process(function: Callable[..., T], *arguments: Any) -> T:
                 estimate = pool.submit(function, *arguments)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            with waiting("the checks before the first step", after=60):
+            with waiting(f"the process that {what}", after=60):
                 return estimate.result()
         except concurrent.futures.process.BrokenProcessPool as error:
-            raise TrainingFailure(
-                "the process that estimates what the runs will take was killed, as when memory runs out"
-            ) from error
+            raise TrainingFailure(f"the process that {what} was killed, as when memory runs out") from error
         except Stopped:
             for process in set(multiprocessing.active_children()).difference(others):
                 process.kill()
@@ -124,8 +141,12 @@ def _estimate_experiment(name: str, parent: str, runs: Path) -> float:
     return mean_seconds(runs / one.name) or estimate_run_seconds(one.experiment)
 
 
-def print_study_plan(jobs: list[Job], parallel: int, price: float | None) -> None:
-    """Prints what is to be run, and what it will cost."""
+def print_study_plan(jobs: list[Job], parallel: int, price: float | None, untimed: Sequence[Job] = ()) -> None:
+    """Prints what is to be run, and what it will cost.
+
+    Args:
+        untimed: a run of each variant whose time per token may then be measured.
+    """
     waiting = [job for job in jobs if state_on_disk(job.workdir)[0] not in OVER]
     seconds = sum(job.estimated_seconds for job in waiting)
     width = max((len(job.name) for job in jobs), default=0)
@@ -139,6 +160,27 @@ def print_study_plan(jobs: list[Job], parallel: int, price: float | None) -> Non
     costs = "" if price is None else f", price {hours * price:,.2f}"
     left = format_duration(seconds / parallel)
     print_line(f"{len(waiting)} runs to go, {hours:.2f} device hours{costs}, over in about {left}")
+    if untimed:
+        most = format_duration(sum(clock_seconds(job.estimated_seconds / job.steps) for job in untimed))
+        text = f"then the times per token that verdicts depend on, of at most {len(untimed)} variants: up to {most}"
+        print_wrapped(f"{text}, besides compiling their steps", indent=4)
+
+
+def clock_jobs(jobs: Sequence[Job], clock: str) -> list[Job]:
+    """Returns a run of each variant of a study whose time per token may be measured.
+
+    Args:
+        jobs: of which the first is the study's parent's.
+        clock: 'missing' for those of which nothing was measured, or 'again'.
+    """
+    first = {job.name: job for job in reversed(jobs) if job.name != jobs[0].name}
+    return [job for job in first.values() if clock == "again" or not (job.workdir.parent / CLOCK).exists()]
+
+
+def forget_clocks(jobs: Sequence[Job]) -> None:
+    """Removes what was measured of the times per token of a study's variants."""
+    for job in clock_jobs(jobs, "again"):
+        (job.workdir.parent / CLOCK).unlink(missing_ok=True)
 
 
 def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str, Lineage]) -> None:

@@ -133,6 +133,14 @@ def decide(found: Measured, rule: Rule) -> Verdict:
     return next(verdict for each in RULES if (verdict := each(found, rule)))
 
 
+def depends_on_time(found: Measured, rule: Rule) -> bool:
+    """Returns whether there are times per token with which the verdict, or the seeds it asks for, would be others."""
+    ratios = (1e-3, 1.0, 1e3)
+    costs = [found.cost._replace(time_per_token=ratio, time_interval=(ratio, ratio)) for ratio in ratios]
+    verdicts = [decide(found._replace(cost=cost), rule) for cost in costs]
+    return len({(one.word, one.more_seeds) for one in verdicts}) > 1
+
+
 # The rules. Each returns a verdict where it holds and None elsewhere, and its docstring is what `Rule.describe` prints.
 
 
@@ -162,7 +170,8 @@ def worse_at_a_task(found: Measured, rule: Rule) -> Verdict | None:
 
 def cheaper(found: Measured, rule: Rule) -> Verdict | None:
     """EQUIVALENT BUT CHEAPER: the interval lies within the margin, or below 0 with a difference within the margin, and
-    {rule.cheaper:.0%} of the time per token is surely saved, or of the parameters without surely taking more time.
+    {rule.cheaper:.0%} of the time per token is surely saved, or of the parameters without surely taking more time; not
+    where its time was not measured.
     """
     if found.is_equal and (saving := _saving(found.cost, rule)):
         return Verdict(Word.CHEAPER, f"{found} is equal, {saving}")
@@ -178,21 +187,24 @@ def equivalent(found: Measured, rule: Rule) -> Verdict | None:
     """EQUIVALENT: as before, but not cheaper."""
     if found.is_equal:
         what = "is better by too little to matter" if found.interval[1] < 0 else "is equal"
-        return Verdict(Word.EQUIVALENT, f"{found} {what}, and not cheaper: the parent stays")
+        cost = "not cheaper" if found.cost.is_timed else "its time per token was not measured"
+        return Verdict(Word.EQUIVALENT, f"{found} {what}, and {cost}: the parent stays")
 
 
 def not_worth_its_time(found: Measured, rule: Rule) -> Verdict | None:
     """UNDECIDED: the interval lies below 0, but a token surely takes longer than the gain is worth: than the parent
-    would take longer to the same loss, or by more than {rule.cheaper:.0%} where that is not known.
+    would take longer to the same loss, or by more than {rule.cheaper:.0%} where that is not known. It takes a
+    measurement of both arms in turns, whose whole interval lies above.
     """
-    is_unknown = math.isnan(found.worth)
-    is_slower = found.cost.time_interval[0] > (1 + rule.cheaper if is_unknown else found.worth)
+    is_unknown, (low, high) = math.isnan(found.worth), found.cost.time_interval
+    is_slower = low > (1 + rule.cheaper if is_unknown else found.worth)
     if is_slower and (verdict := better(found, rule)):
-        ratio = f"{found.cost.time_per_token:.2f} x the time"
-        times = f"worth {found.worth:.2f} x the tokens, but {ratio}"
+        ratio = f"{found.cost.time_per_token:.2f}"
+        longer = f"{ratio} x the time [{low:.2f}, {high:.2f}]"
+        times = f"worth {found.worth:.2f} x the tokens, but {longer}"
         if is_unknown:
-            times = f"in {ratio}, and what it is worth is not known"
-        advice = f"compare it with a parent of {found.cost.time_per_token:.2f} x the steps, which takes as long"
+            times = f"in {longer}, and what it is worth is not known"
+        advice = f"train the parent {ratio} x the steps, which takes as long, and keep the change if it is better still"
         return Verdict(Word.UNDECIDED, f"{verdict.reason}, {times}: {advice}", None)
 
 

@@ -20,7 +20,15 @@ from jaxformer.ablation.command_line import add_study_options, chosen_study
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.leave_one_out import root_jobs
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.run_study import check_study, describe_failures, print_study_plan, run_jobs
+from jaxformer.ablation.run_study import (
+    check_study,
+    clock_jobs,
+    describe_failures,
+    forget_clocks,
+    measure_clocks,
+    print_study_plan,
+    run_jobs,
+)
 from jaxformer.ablation.study import make_jobs
 from jaxformer.config import UserError, require
 from jaxformer.host.command import Parser, command
@@ -49,6 +57,13 @@ def main(arguments: list[str]) -> int:
     add("--retrain", action="store_true", help="keep runs of other code, data or versions aside, and train them anew")
     add("--stop_worse", action="store_true", help="stop the runs of a variant once it is clearly worse than its parent")
     add("--price", type=float, metavar="PRICE", help="price of a device hour: costs are printed in money too")
+    add(
+        "--clock",
+        choices=("missing", "again", "off"),
+        default="missing",
+        help="times per token that verdicts depend on: measure those that were not, measure all again, or measure none "
+        "(default: missing; with --slurm: off)",
+    )
     add("--slurm", metavar="KEY=VALUE,...", help="submit the runs to Slurm, with these parameters of submitit")
     options = parser.parse_args(arguments)
     require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
@@ -68,7 +83,8 @@ def main(arguments: list[str]) -> int:
     jobs = make_jobs(study, options.runs, checked.seconds)
     if options.leave_one_out:
         jobs += root_jobs(jobs, study, options.runs)
-    print_study_plan(jobs, options.parallel, options.price)
+    is_timed = options.clock != "off" and is_here  # Where Slurm runs them is another machine.
+    print_study_plan(jobs, options.parallel, options.price, clock_jobs(jobs, options.clock) if is_timed else ())
     if options.plan:
         return 0
     launch = launch_local
@@ -79,7 +95,9 @@ def main(arguments: list[str]) -> int:
     )
     failures = describe_failures(statuses)
     try:
-        outcome = judge_study(study, options.runs, allow=allow)
+        if options.clock == "again":
+            forget_clocks(jobs)
+        outcome = judge_study(study, options.runs, allow=allow, measure_clocks=measure_clocks if is_timed else None)
     except UserError as error:
         if not failures:
             raise

@@ -284,18 +284,22 @@ def equal_budget_readings(finding: Finding) -> list[str]:
     comparison = finding.comparison
     if comparison is None or comparison.cost is None:
         return []
-    worth, time = comparison.worth, comparison.cost.time_per_token
+    worth, cost = comparison.worth, comparison.cost
+    low, high = cost.time_interval
+    time = f"{cost.time_per_token:.3f} [{low:.3f}, {high:.3f}]"
     if not math.isfinite(worth):
         why = "the curves have too few evaluations to say what the difference is worth"
         if shapes_the_curve(comparison.lineage):
             why = "what the difference is worth is not read off curves that the change itself shapes"
-        return [
-            f"At equal tokens: {why}.",
-            f"A token takes {number(time, 3)} x the parent's time.",
-        ]
+        known = [f"A token takes {time} x the parent's time."] if cost.is_timed else []
+        return [f"At equal tokens, and at equal time: {why}.", *known]
+    gain = "not known, since the time per token was not measured"
+    if cost.is_timed:
+        ends = f"{worth / cost.time_per_token:.2f} x [{worth / high:.2f}, {worth / low:.2f}]"
+        gain = f"{worth:.2f} / {time} = {ends}, of which more than 1 is a gain; the interval is that of the time alone"
     return [
         f"At equal tokens: the parent needs {worth:.2f} x the variant's tokens for the same loss.",
-        f"At equal time: {worth:.2f} / {time:.3f} = {worth / time:.2f} x, of which more than 1 is a gain.",
+        f"At equal time: {gain}.",
     ]
 
 

@@ -217,7 +217,7 @@ def test_the_table_shows_the_rule_the_noise_and_every_decision(folder):
         low, high = one.difference.interval(1 - interim_level(len(one.seeds)))
         shown = f"{one.difference.mean:+.4f} ± {one.difference.standard_error:.4f}  [{low:+.4f}, {high:+.4f}]"
         assert shown in lines[one.variant] and one.verdict.word.value in lines[one.variant]
-        assert f"{one.worth:.2f} x" in lines[one.variant] and f"{one.cost.time_per_token:.3f} x" in lines[one.variant]
+        assert f"{one.worth:.2f} x" in lines[one.variant]
         if one.verdict.more_seeds:
             assert f"{one.verdict.more_seeds} more seed" in " ".join(text.split())
     assert f"±{outcome.comparisons[0].margin:.4f}" in text and "Noise floor of root" in text

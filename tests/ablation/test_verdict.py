@@ -7,7 +7,7 @@ import pytest
 
 from jaxformer.ablation import verdict as rules
 from jaxformer.ablation.cost import Cost
-from jaxformer.ablation.verdict import RULES, Measured, Rule, Verdict, Word, decide, kept_by_chance
+from jaxformer.ablation.verdict import RULES, Measured, Rule, Verdict, Word, decide, depends_on_time, kept_by_chance
 from jaxformer.config import UserError
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.prediction import predict
@@ -15,6 +15,7 @@ from jaxformer.statistics.prediction import predict
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
 SAME = Cost(1.0, (0.99, 1.01), 1.0, 0.5, 0.4)
+UNTIMED = Cost(math.nan, (0.0, math.inf), 1.0, 0.5, 0.4)
 SAVING = Cost(0.9, (0.88, 0.92), 1.0, 0.5, 0.5)
 
 
@@ -45,7 +46,11 @@ def verdict(mean, error=0.001, **options):
         (verdict(0.0, cost=Cost(0.9, (0.88, 0.92), 1.0, 0.5, 0.5)), Word.CHEAPER, "0.900 x the time"),
         (verdict(0.0, cost=Cost(0.9, (0.7, 1.1), 1.0, 0.5, 0.5)), Word.EQUIVALENT, ""),
         (verdict(0.0, cost=Cost(1.0, (0.9, 1.1), 0.8, 0.5, 0.5)), Word.CHEAPER, "0.800 x the parameters"),
-        (verdict(0.0, cost=Cost(1.2, (1.1, 1.3), 0.8, 0.5, 0.5)), Word.EQUIVALENT, ""),
+        (verdict(0.0, cost=Cost(1.2, (1.1, 1.3), 0.8, 0.5, 0.5)), Word.EQUIVALENT, "not cheaper"),
+        # Of a time that was not measured nothing is concluded, neither with fewer parameters.
+        (verdict(0.0, cost=UNTIMED), Word.EQUIVALENT, "its time per token was not measured"),
+        (verdict(0.0, cost=UNTIMED._replace(parameters=0.5)), Word.EQUIVALENT, "its time per token was not measured"),
+        (verdict(-0.01, worth=0.5, cost=UNTIMED), Word.KEEP, "is better"),
         (verdict(-0.01, worse_tasks=["arc_easy"]), Word.UNDECIDED, "worse at arc_easy"),
         (verdict(0.01, worse_tasks=["arc_easy"]), Word.REVERT, ""),
         (verdict(-0.01, cost=Cost(1.4, (1.3, 1.5), 1.0, 0.5, 0.5)), Word.UNDECIDED, "1.20 x the tokens, but 1.40 x"),
@@ -112,7 +117,23 @@ def test_what_a_task_or_the_clock_blocks_comes_with_what_to_do():
     last = verdict(-0.01, worse_tasks=["arc_easy"], seeds=24)
     assert last.more_seeds is None and "keep it by hand if they are no loss" in last.reason
     slow = verdict(-0.01, cost=Cost(1.4, (1.3, 1.5), 1.0, 0.5, 0.5))
-    assert "compare it with a parent of 1.40 x the steps" in slow.reason
+    assert "1.40 x the time [1.30, 1.50]: train the parent 1.40 x the steps, which takes as long" in slow.reason
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "options", "depends"),
+    [
+        (-0.01, 0.001, {}, True),  # KEEP, if it is worth its time.
+        (0.0, 0.001, {}, True),  # EQUIVALENT, and perhaps cheaper.
+        (0.01, 0.001, {}, False),
+        (-0.01, 0.001, {"failures": "seed 0 diverged"}, False),
+        (-0.01, 0.001, {"seeds": 2}, False),
+        (-0.01, 0.001, {"worse_tasks": ("boolq",)}, False),
+        (-0.01, 0.01, {"df": 2.0}, False),  # More seeds, whatever it costs.
+    ],
+)
+def test_time_is_measured_where_the_verdict_depends_on_it(mean, error, options, depends):
+    assert depends_on_time(findings(mean, error, cost=UNTIMED, **options), Rule()) is depends
 
 
 def test_one_seed_of_which_nothing_is_known_decides_nothing():

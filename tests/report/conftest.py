@@ -1,7 +1,7 @@
 """A study of every kind of variant, and its report."""
 
 import pytest
-from fake_runs import HOSTILE, write_diverged, write_merge, write_root, write_study, write_variant
+from fake_runs import HOSTILE, write_clock, write_diverged, write_merge, write_root, write_study, write_variant
 
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import Study
@@ -44,6 +44,8 @@ def outcome(study_folder):
         effects = {"muon": -0.05, "swiglu": -0.03, "slow": 0.04, "long": -0.01, "muon_deep": -0.05, "joined": -0.09}
         write_study(runs, names, effects=effects, seeds=3, items=20)
         write_diverged(runs, resolve("deep"), 0)
+        for name, ratio in {"swiglu": 1.07, "slow": 1.01}.items():
+            write_clock(runs, "root", name, ratio)
         return judge_study(Study(parent="root", variants=(*names[1:], "deep", "later")), runs)
 
 

@@ -27,7 +27,8 @@ def test_an_outcome_is_compared_with_its_expectation(outcome):
 def test_a_worth_that_is_not_known_comes_with_its_own_reason_and_pairing_with_what_it_saved(outcome):
     found = {each.name: each for each in collect_findings(outcome)}
     texts = {name: " ".join(points(each)) for name, each in found.items()}
-    assert "not read off curves that the change itself shapes" in texts["muon"] + texts["slow"]
+    assert all("equal time: what the difference is worth is not read off curves" in texts[n] for n in ("muon", "slow"))
+    assert "A token takes 1.010 [1.008, 1.012] x the parent's time" in texts["slow"]
     assert "too few evaluations" not in texts["muon"] + texts["slow"]
     blank = found["swiglu"].comparison._replace(worth=math.nan)
     assert "the curves have too few evaluations" in " ".join(points(found["swiglu"]._replace(comparison=blank)))

@@ -62,7 +62,7 @@ def test_the_numbers_of_the_page_are_those_of_the_comparison(outcome, page, repo
         shown = [
             f"{signed(one.difference.mean)} ± {one.difference.standard_error:.4f}",
             f"[{signed(low)}, {signed(high)}]",
-            f"{one.cost.time_per_token:.3f}",
+            f"{one.cost.time_per_token:.3f}" if one.cost.is_timed else "",
             one.verdict.word.value,
             one.verdict.reason,
         ]
@@ -145,7 +145,11 @@ def test_the_readings_at_equal_tokens_and_at_equal_time_are_reported(page, outco
     assert compared
     for one in compared:
         assert f"the parent needs {one.worth:.2f} x the variant's tokens" in page.text
-        assert f"= {one.worth / one.cost.time_per_token:.2f} x" in page.text
+    assert "At equal time: not known, since the time per token was not measured." in page.text
+    (timed,) = (one for one in compared if one.cost.is_timed)
+    (low, high), worth = timed.cost.time_interval, timed.worth
+    assert low < 1.07 < high and f"1.070 [{low:.3f}, {high:.3f}]" in page.text
+    assert f"= {worth / 1.07:.2f} x [{worth / high:.2f}, {worth / low:.2f}]" in page.text
 
 
 @pytest.mark.usefixtures("without_png")

@@ -1,0 +1,149 @@
+"""Measures how much longer a variant's token takes than its parent's: the steps of both in turns, on one device.
+
+In turns whatever slows the machine meets both. What is timed is the compiled training step on real batches of each
+arm; reading data, validation and checkpoints are not.
+"""
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxformer.ablation.clock import LEVEL, Clock, median_interval, write_clock
+from jaxformer.ablation.finished_runs import FinishedRun, load_finished_run
+from jaxformer.attention.dispatch import Implementation, implementation_from
+from jaxformer.config import require
+from jaxformer.data.packing import make_batches
+from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
+from jaxformer.devices.mesh import put_rows
+from jaxformer.devices.options import fixed_options
+from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
+from jaxformer.run.folder import describe_environment
+from jaxformer.run.init_from import with_tokenizer
+from jaxformer.run.inputs import prepare_data
+from jaxformer.step import compile_step
+
+# About how long a turn is, in seconds: long beside what it takes to wait for the device.
+_TURN_SECONDS = 0.05
+
+# Rounds that are measured at least, and seconds after which no further one is. A round is four turns.
+_FEWEST_ROUNDS, _MOST_SECONDS = 12, 40.0
+
+# Half-width of the interval of the ratio at which it is known well enough.
+_PRECISION = 0.01
+
+# Batches that the steps of an arm take in turn: how long attention takes may depend on the documents.
+_BATCHES = 8
+
+# Of a run's record, what must be the same here: `cores` too on a CPU.
+_SAME_HERE = ("code", "device", "devices", "environment")
+
+
+class Arm(NamedTuple):
+    """The training steps of an experiment."""
+
+    take: Callable[[int], None]
+    """Takes so many, and returns when the device is done."""
+    tokens: int
+    """Tokens of a step."""
+
+
+def measure_clock(parent_run: Path, variant_run: Path) -> None:
+    """Measures two arms, given by run folders of one seed, and keeps what it found beside the variant's runs.
+
+    To be called in a process of its own: it takes the number of cores that the runs had, and the device.
+
+    Raises:
+        UserError: their data are gone, or this is not the device or the code that they ran with.
+    """
+    parent, variant = load_finished_run(parent_run), load_finished_run(variant_run)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: parent.record["cores"]])
+    keep_compiled()
+    choose_device(parent.experiment.training.device)
+    with fixed_options(), out_of_memory_reported(lambda: "it must hold the states of both at once"):
+        arms = [_arm_of(run) for run in (parent, variant)]
+        write_clock(Clock(tuple(time_in_turns(arms))), parent, variant)
+
+
+def clock_seconds(step_seconds: float) -> float:
+    """Returns the most seconds that measuring two arms takes beside compiling their steps."""
+    return max(_MOST_SECONDS, 4 * _FEWEST_ROUNDS * max(step_seconds, _TURN_SECONDS))
+
+
+def _arm_of(run: FinishedRun) -> Arm:
+    experiment, record = run.experiment, run.record
+    attention = implementation_from(record["attention"])
+    here = describe_environment(attention, jax.devices()[0].device_kind, run_mesh(experiment).size)
+    names = (*_SAME_HERE, *(["cores"] if jax.default_backend() == "cpu" else []))
+    for name in names:
+        require(record.get(name) == here[name], f"{run.workdir} ran with {name} {record.get(name)}, here: {here[name]}")
+    if experiment.init_from:  # Whatever its weights are: only the tokenizer is needed, which the run has kept.
+        experiment = with_tokenizer(experiment, run.workdir)
+    return make_arm(experiment, run.seed, attention)
+
+
+def make_arm(experiment: Experiment, seed: int, attention: Implementation | None = None) -> Arm:
+    """Returns the training steps of an experiment, compiled, from values that the seed draws.
+
+    Raises:
+        UserError: its data cannot be prepared, or its device is not there.
+    """
+    data, rows = prepare_data(experiment, seed), experiment.training.rows_per_step
+    state = make_state(experiment, seed, attention, run_mesh(experiment), token_count=data.tokenizer.vocabulary_size)
+    batches = make_batches(data.shards, data.plans, data.weights, experiment.packing, rows_per_step=rows, seed=seed)
+    ready = [jax.device_put(put_rows(state.mesh, batch)) for batch in itertools.islice(batches, _BATCHES)]
+    step = compile_step(state).lower(state, ready[0]).compile()
+    turn = itertools.cycle(ready)
+
+    def take(steps: int) -> None:
+        nonlocal state
+        for batch in itertools.islice(turn, steps):
+            state, _ = step(state, batch)
+        jax.block_until_ready(state)
+
+    return Arm(take, rows * experiment.packing.row_length)
+
+
+def time_in_turns(arms: Sequence[Arm], seconds: Callable[[], float] = time.perf_counter) -> list[float]:
+    """Returns, of each round, the logarithm of how many times the first arm's time per token the second's is.
+
+    A round is ABBA or BAAB: a machine that speeds up or slows down evenly meets both alike. Which of them is drawn, so
+    that nothing periodic, as a limit of processor time, keeps step with the turns. Rounds follow until the interval of
+    their median is narrow, wherever it lies, or time is up; a wide interval then decides nothing.
+
+    A turn is as many tokens of either: of a short one the median is less disturbed than of a long one, which would
+    make equals unlike. (With turns of as many seconds, by an estimate for each arm, two pairs of equals differed by 6
+    and 8 % on a machine with ten processes for each core.)
+
+    Args:
+        arms: the parent's and the variant's.
+        seconds: the clock.
+    """
+
+    def time_of(arm: Arm, steps: int) -> float:
+        before = seconds()
+        arm.take(steps)
+        return seconds() - before
+
+    # The first call of a compiled step is slower.
+    slowest = max(min([time_of(arm, 1) for _ in range(6)][1:]) / arm.tokens for arm in arms)
+    tokens = max(_TURN_SECONDS / slowest, *(arm.tokens for arm in arms))
+    counts = [round(tokens / arm.tokens) for arm in arms]
+    random, started, found = np.random.default_rng(0), seconds(), []
+    while True:
+        outer = int(random.integers(2))
+        logs = [0.0, 0.0]
+        for i in (outer, 1 - outer, 1 - outer, outer):
+            logs[i] += math.log(time_of(arms[i], counts[i]) / (counts[i] * arms[i].tokens))
+        found.append((logs[1] - logs[0]) / 2)
+        if len(found) >= _FEWEST_ROUNDS and len(found) % 4 == 0:
+            low, high = median_interval(found, LEVEL)
+            if high - low <= 2 * _PRECISION or seconds() - started >= _MOST_SECONDS:
+                return found
