@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from jaxformer.ablation.checks import EarlierRuns, check_earlier, check_files, describe_now, prepare_study
 from jaxformer.ablation.clock import CLOCK
