@@ -1,7 +1,7 @@
 """Finds the best learning rate of an experiment.
 
-The peak learning rate is walked by octaves, one seed first, until the best has a worse one on either side; those three
-are trained on the other seeds, and a parabola through them tells where the best lies and what the experiment's own rate
+The peak learning rate is walked by octaves and at last by half of one, one seed first, until the best has a worse one
+on either side; those three are trained on the other seeds, and a parabola through them tells where the best lies and what the experiment's own rate
 costs. Runs that are finished are taken up: the same command resumes. Tune a parent before you change it.
 """
 

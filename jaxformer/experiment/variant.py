@@ -137,9 +137,17 @@ def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, pa
         UserError: no such experiment, a configuration that is not valid, or a variant that differs from its parent by
             another change than it declares.
     """
-    resolved = _resolve(name_or_path, None, parent, ())
+    return with_overrides(_resolve(name_or_path, None, parent, ()), overrides or {})
+
+
+def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved:
+    """Returns a resolved experiment with overrides applied, as `resolve` does.
+
+    Raises:
+        UserError: the configuration is not valid.
+    """
     base = resolved.experiment
-    changed = override(base, _without_licence_of_another(base, overrides or {}))
+    changed = override(base, _without_licence_of_another(base, overrides))
     ad_hoc = _differences(base, changed)
     lineage = dataclasses.replace(resolved.lineage, overrides=ad_hoc)
     return resolved._replace(experiment=dataclasses.replace(changed, name=base.name + _mark(ad_hoc)), lineage=lineage)
