@@ -38,6 +38,23 @@ class TaskDifference(NamedTuple):
     """P-value of the accuracy, adjusted for all tasks (Holm); by McNemar's exact test where there is one seed."""
 
 
+class BestRate(NamedTuple):
+    """The learning rates of an experiment that was compared at its best one."""
+
+    own: float
+    """The experiment's own."""
+    compared: float
+    """That of the lowest mean, to two digits, at which it is compared."""
+    to_take: float
+    """That of the lowest mean and one standard deviation over seeds, to two digits: what most runs reach."""
+    tried: tuple[float, ...]
+    bits_per_byte: tuple[float, ...]
+    """`tried` and `bits_per_byte`: the three rates that surround it, and their means; infinite where one diverged."""
+    excess: float
+    excess_error: float
+    """`excess` and `excess_error`: what its own rate costs, bits per byte; NaN where that is not known."""
+
+
 class Comparison(NamedTuple):
     """All that is known of a variant beside its parent; what is not is NaN, None or empty."""
 
@@ -78,6 +95,8 @@ class Comparison(NamedTuple):
     cost: Cost | None = None
     worth: float = math.nan
     """What the gain is worth in tokens: the parent needs so many times the variant's."""
+    best_rates: tuple[BestRate, BestRate] | None = None
+    """Of the parent and of the variant, where each is compared at its best; None where both have their own."""
 
 
 def compare_runs(
@@ -90,6 +109,8 @@ def compare_runs(
     failures: Mapping[int, str] | None = None,
     parent_failures: Mapping[int, str] | None = None,
     allow: Collection[str] = (),
+    runs_per_seed: int = 1,
+    further_variance: float = 0.0,
 ) -> Comparison:
     """Returns the comparison of a variant's runs with its parent's.
 
@@ -99,6 +120,8 @@ def compare_runs(
         failures: by seed, how runs of the variant failed; one is enough to revert it, if the parent's did not fail.
         parent_failures: by seed, how runs of the parent failed: noted, since no pair shows them.
         allow: kinds of differences that shall not keep runs from being compared, such as 'code' or 'versions'.
+        runs_per_seed: that a further seed takes of each arm.
+        further_variance: of the difference, (bits per byte)^2, that is neither the seeds' nor the documents'.
 
     Raises:
         UserError: there is no run of one of them.
@@ -124,11 +147,13 @@ def compare_runs(
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(flags))
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
     prior = floor.prior(name, analysed)
-    found = _compare_pairs(pairs[:analysed], prior)
+    found = _compare_pairs(pairs[:analysed], prior, further_variance)
     tasks = found["tasks"].items()
     worse_tasks = tuple(name for name, t in tasks if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0)
     costs = found["cost"], found["worth"]
-    findings = Measured(found["difference"], analysed, margin, *costs, prior, worse_tasks, failed, len(parents))
+    findings = Measured(
+        found["difference"], analysed, margin, *costs, prior, worse_tasks, failed, len(parents), runs_per_seed
+    )
     known = {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
     return Comparison(parent, name, decide(findings, rule), margin, until_next=findings.until_next(), **known, **found)
 
@@ -149,7 +174,9 @@ def _describe_seeds_left(seeds: int, analysed: int) -> list[str]:
     return [f"{number} than the interim analysis after {analysed} takes{use}"] if analysed < seeds else []
 
 
-def _compare_pairs(pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: VariancePrior | None) -> dict:
+def _compare_pairs(
+    pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: VariancePrior | None, further_variance: float
+) -> dict:
     """Returns what pairs of runs (parent, variant) say, as fields of a `Comparison`."""
     ours, theirs = [variant for _, variant in pairs], [parent for parent, _ in pairs]
     corpora = [name for name in theirs[0].validation if name in ours[0].validation]
@@ -157,11 +184,13 @@ def _compare_pairs(pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: Vari
     parent_SI, _, _ = stack(theirs, corpora)
     differences_SI = bits_SI - parent_SI
     bits_S, parent_S = bits_SI.sum(1) / bytes_I.sum(), parent_SI.sum(1) / bytes_I.sum()
+    difference = crossed_difference(differences_SI, bytes_I, strata_I=strata_I, prior=prior)
     return {
         "seeds": tuple(run.seed for run in ours),
         "parent_bits": float(parent_S.mean()),
         "variant_bits": float(bits_S.mean()),
-        "difference": crossed_difference(differences_SI, bytes_I, strata_I=strata_I, prior=prior),
+        # With the documents' part, which further seeds do not lessen either.
+        "difference": difference._replace(item_variance=difference.item_variance + further_variance),
         "corpora": {
             name: crossed_difference(differences_SI[:, strata_I == i], bytes_I[strata_I == i])
             for i, name in enumerate(corpora)

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
+from jaxformer.ablation.envelope import Trained, compare_retuned, flag_untuned, make_arm, shared_seeds
 from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.study import Study, resolve_what_can_be
+from jaxformer.ablation.study import Study, ladders, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
 from jaxformer.config import require
 from jaxformer.experiment.variant import Resolved, common_ancestor
@@ -49,6 +50,8 @@ class Outcome(NamedTuple):
     """Device hours of runs that were stopped early, by name of the experiment."""
     unread: tuple[str, ...] = ()
     """A line on each run folder, and each variant of the study, that could not be read; the rest is judged without."""
+    tried: Mapping[str, list[FinishedRun]] = {}
+    """The finished runs at other learning rates than an experiment's own, by its name."""
 
 
 def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outcome:
@@ -71,6 +74,9 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
     ended = {name for name, each in read.items() if each.finished or each.unreadable or failures[name]}
     variants = [one for one in experiments[1:] if one.name in ended]
 
+    trained = {ladder.experiment: ladder.read()[0] for ladder in ladders(study, experiments, runs)}
+    at_best, why_not = compare_retuned(study, variants, trained, allow)
+
     def compare(one: Resolved, floor: NoiseFloor) -> Comparison:
         parent = one.parents[0].name
         found = compare_runs(
@@ -83,26 +89,28 @@ def judge_study(study: Study, runs: Path, *, allow: Sequence[str] = ()) -> Outco
             parent_failures=failures[parent],
             allow=allow,
         )
-        return found._replace(notes=(*found.notes, *(f"not read: {line}" for line in read[one.name].unreadable)))
+        notes = [f"at the parent's learning rate: {why_not[one.name]}"] if one.name in why_not else []
+        notes += [*found.notes, *(f"not read: {line}" for line in read[one.name].unreadable)]
+        return found._replace(notes=tuple(notes))
 
-    floors = {}
-    for parent in dict.fromkeys(one.parents[0].name for one in variants if finished[one.parents[0].name]):
+    floors, at_own = {}, [one for one in variants if one.name not in at_best]
+    for parent in dict.fromkeys(one.parents[0].name for one in at_own if finished[one.parents[0].name]):
         floor = noise_floor(finished[parent])
-        ours = [compare(one, floor) for one in variants if one.parents[0].name == parent]
+        ours = [compare(one, floor) for one in at_own if one.parents[0].name == parent]
         variances = {one.variant: (one.seed_variance, len(one.seeds) - 1) for one in ours if len(one.seeds) > 1}
         floors[parent] = _reuse(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
-    comparisons = [
-        compare(one, floors[one.parents[0].name]) if one.parents[0].name in floors else _without_parent(one, failures)
-        for one in variants
-    ]
-    comparisons = with_q_values(comparisons, study.rule)
+    at_own = [one for one in at_own if one.parents[0].name in floors]
+    compared = at_best | {one.name: compare(one, floors[one.parents[0].name]) for one in at_own}
+    comparisons = [compared.get(one.name) or _without_parent(one, failures) for one in variants]
+    comparisons = flag_untuned(with_q_values(comparisons, study.rule), finished, runs)
     for one in comparisons:
         asked = {"study": {"parent": study.parent, "variants": study.variants}}
         _keep(runs / one.variant / comparison_file(study), to_json({**asked, **one._asdict()}))
     lost_hours = {name: hours for name, each in read.items() if (hours := _lost_hours(each.folders))}
-    interactions = _interactions(experiments, finished, comparisons)
+    interactions = _interactions(experiments, finished, trained, comparisons)
     unread = (*(line for each in read.values() for line in each.unreadable), *map(str, refused.values()))
-    return Outcome(study, experiments, finished, comparisons, interactions, lost_hours, unread)
+    tried = {name: [run for (octave, _), run in each.items() if run and octave] for name, each in trained.items()}
+    return Outcome(study, experiments, finished, comparisons, interactions, lost_hours, unread, tried)
 
 
 def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:
@@ -133,16 +141,27 @@ def _keep(path: Path, record: dict) -> None:
 
 
 def _interactions(
-    experiments: Sequence[Resolved], finished: Mapping[str, list[FinishedRun]], comparisons: Sequence[Comparison]
+    experiments: Sequence[Resolved],
+    finished: Mapping[str, list[FinishedRun]],
+    trained: Mapping[str, Trained],
+    comparisons: Sequence[Comparison],
 ) -> dict[str, Difference]:
-    """Returns the interaction of each merge that was compared, and both of whose parents were."""
+    """Returns the interaction of each merge that was compared, and both of whose parents were.
+
+    At each arm's best learning rate where all were compared so, and else at their own.
+    """
     compared, found = {one.variant for one in comparisons if one.difference is not None}, {}
+    at_best, resolved = {one.variant for one in comparisons if one.best_rates}, {one.name: one for one in experiments}
     for one in experiments:
         parents = [parent.name for parent in one.parents]
         # What was flagged on the way to the common ancestor is not joined either.
         if len(parents) > 1 and {one.name, *parents} <= compared:
-            ancestor = finished.get(common_ancestor(one).name, [])
-            found[one.name] = interaction(finished[one.name], [finished[name] for name in parents], ancestor)
+            names = [one.name, *parents, common_ancestor(one).name]
+            arms = [finished.get(name, []) for name in names]
+            if {one.name, *parents} <= at_best and names[-1] in trained:
+                seeds = shared_seeds([trained[name] for name in names])
+                arms = [make_arm(resolved[name], trained[name], seeds).at_best() if seeds else [] for name in names]
+            found[one.name] = interaction(arms[0], arms[1:-1], arms[-1])
     return {name: difference for name, difference in found.items() if difference}
 
 

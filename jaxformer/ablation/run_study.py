@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop, spread_of_differences
-from jaxformer.ablation.study import Study, estimate_seconds, mean_seconds, resolve_study
+from jaxformer.ablation.finished_runs import has_diverged
+from jaxformer.ablation.study import Jobs, Study, estimate_seconds, is_retuned, make_jobs, mean_seconds, resolve_study
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.devices.device import choose_device
 from jaxformer.experiment.variant import Lineage, resolve
@@ -91,8 +92,9 @@ def _estimate_experiment(name: str, parent: str, runs: Path) -> float:
     return mean_seconds(runs / one.name) or estimate_run_seconds(one.experiment)
 
 
-def print_study_plan(jobs: list[Job], parallel: int, price: float | None) -> None:
+def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None) -> None:
     """Prints what is to be run, and what it will cost."""
+    jobs = [*study_jobs.now, *study_jobs.later]
     waiting = [job for job in jobs if state_on_disk(job.workdir)[0] not in OVER]
     seconds = sum(job.estimated_seconds for job in waiting)
     width = max((len(job.name) for job in jobs), default=0)
@@ -100,12 +102,19 @@ def print_study_plan(jobs: list[Job], parallel: int, price: float | None) -> Non
         ours = [job for job in jobs if job.name == name]
         todo = sum(job in waiting for job in ours)
         each = format_duration(ours[0].estimated_seconds)
-        line = f"{name:{width}}  {len(ours)} seeds, {len(ours) - todo} over  {ours[0].steps:,} steps  {each} each"
+        seeds = f"{len(ours)} seed{'s' * (len(ours) > 1)}, {len(ours) - todo} over"
+        line = f"{name:{width}}  {seeds}  {ours[0].steps:,} steps  {each} each"
         print_wrapped(line, indent=4)
     hours = sum(job.estimated_seconds * job.devices for job in waiting) / 3600
     costs = "" if price is None else f", price {hours * price:,.2f}"
     left = format_duration(seconds / parallel)
     print_line(f"{len(waiting)} runs to go, {hours:.2f} device hours{costs}, over in about {left}")
+    if study_jobs.later:
+        print_wrapped(
+            "What changes the best learning rate is compared with its parent each at its best: at three rates or more, "
+            "which are those above if the best so far is the best.",
+            indent=0,
+        )
 
 
 def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str, Lineage]) -> None:
@@ -145,29 +154,51 @@ def _last_validation_losses(finished: Mapping[tuple[str, int], Job], names: set[
 
 def run_jobs(
     study: Study,
-    jobs: Sequence[Job],
+    runs: Path,
+    seconds: Mapping[str, float],
     launch: Launch = launch_local,
     *,
     parallel: int = 1,
     price_per_hour: float | None = None,
     stop_worse: bool = False,
 ) -> list[Status]:
-    """Runs the jobs of a study, showing what they do; returns what became of each.
+    """Runs a study, showing what it does; returns what became of each run.
+
+    What is retuned is wanted in rounds, each by what came out of the last one. A learning rate at which it diverges is
+    an answer, and none of those that are returned.
 
     Args:
+        seconds: of a run of each experiment, estimated.
         price_per_hour: of a device, to give costs in money.
-        stop_worse: ends variants early that are clearly worse than their parents.
+        stop_worse: ends variants early that are clearly worse than their parents at the same learning rate.
     """
-    lineages = {one.name: one.lineage for one in resolve_study(study)[1:] if len(one.parents) == 1}
-    board, compared = Dashboard(), time.monotonic()
-    statuses = []
-    with Queue(jobs, parallel=parallel, launch=launch) as queue:
-        for statuses in queue.watch():
-            board.draw(statuses, parallel=parallel, price_per_hour=price_per_hour)
-            if stop_worse and time.monotonic() > compared + _COMPARE_EVERY:
-                stop_what_is_worse(queue, statuses, lineages)
-                compared = time.monotonic()
-    return statuses
+    resolved = resolve_study(study)[1:]
+    lineages = {one.name: one.lineage for one in resolved if len(one.parents) == 1 and not is_retuned(study, one)}
+    board, compared, over = Dashboard(), time.monotonic(), dict[Path, Status]()
+    while True:
+        jobs = make_jobs(study, runs, seconds)
+        now = [job for job in jobs.now if job.workdir not in over]
+        if not now:
+            return [status for status in over.values() if not _is_diverged_trial(status)]
+        later = [_not_begun(job) for job in jobs.later]
+        statuses = []
+        with Queue(now, parallel=parallel, launch=launch) as queue:
+            for statuses in queue.watch():
+                board.draw([*over.values(), *statuses, *later], parallel=parallel, price_per_hour=price_per_hour)
+                if stop_worse and time.monotonic() > compared + _COMPARE_EVERY:
+                    stop_what_is_worse(queue, statuses, lineages)
+                    compared = time.monotonic()
+        over |= {status.job.workdir: status for status in statuses}
+
+
+def _not_begun(job: Job) -> Status:
+    return Status(job, State.WAITING, 0, math.nan, math.nan, job.estimated_seconds, 0.0, "")
+
+
+def _is_diverged_trial(status: Status) -> bool:
+    """Returns whether a run diverged at a learning rate that was only tried: such runs are named after their rate."""
+    is_tried = f"--experiment={status.job.name}" not in status.job.arguments
+    return is_tried and status.state is State.FAILED and has_diverged(status.job.workdir)
 
 
 def describe_failures(statuses: Sequence[Status]) -> list[str]:

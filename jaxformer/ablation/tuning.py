@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxformer.ablation.finished_runs import FinishedRun, has_diverged, read_runs, seed_of
 from jaxformer.config import TrainingFailure, require
+from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.variant import Resolved, resolve, with_overrides
 from jaxformer.host.paths import typed
 from jaxformer.jobs.dashboard import Dashboard
@@ -24,7 +25,8 @@ from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import Queue
 from jaxformer.statistics.optimum import Parabola, fit_parabola, interpolation_weights
 
-RATE = "optimizer.learning_rate"
+# In the folder of an experiment's runs, what its tuning found.
+TUNING = "tuning.json"
 
 # The walk ends this many octaves from where it began.
 FARTHEST = 8
@@ -59,8 +61,23 @@ class Tuning(NamedTuple):
     @property
     def best(self) -> float:
         """The rate to take, to two digits: the best for most runs, where there is more than one seed."""
-        (low, middle, high), parabola = self.bracket, self.cautious or self.mean
-        octave = middle if parabola is None else min(max(parabola.place, low), high)
+        return self._rate(self._within_bracket(self.cautious or self.mean))
+
+    @property
+    def lowest(self) -> float:
+        """The rate of the lowest mean, to two digits."""
+        return self._rate(self.place)
+
+    @property
+    def place(self) -> float:
+        """Octaves from its own rate to that of the lowest mean, within the three: the best of those if none bends."""
+        return self._within_bracket(self.mean)
+
+    def _within_bracket(self, parabola: Parabola | None) -> float:
+        low, middle, high = self.bracket
+        return middle if parabola is None else min(max(parabola.place, low), high)
+
+    def _rate(self, octave: float) -> float:
         return float(f"{self.learning_rate * 2**octave:.1e}")
 
 
@@ -128,8 +145,8 @@ def fit(experiment: str, learning_rate: float, trials: Trials, seeds: int) -> Tu
     lowest = mean.value if mean else means[best]
     excess, error = means.get(0, trials.get((0, 0), math.nan)) - lowest, math.nan
     if mean and seeds > 1 and math.isfinite(means.get(0, math.inf)):
-        at_lowest_S = values_SP @ interpolation_weights(np.array(bracket), mean.place)
-        differences_S = np.array([trials[0, seed] for seed in range(seeds)]) - at_lowest_S
+        lowest_S = values_SP @ interpolation_weights(np.array(bracket), mean.place)
+        differences_S = np.array([trials[0, seed] for seed in range(seeds)]) - lowest_S
         error = float(differences_S.std(ddof=1)) / math.sqrt(seeds)
     return Tuning(experiment, learning_rate, trials, bracket, mean, cautious, excess, error)
 
@@ -161,7 +178,7 @@ class Ladder(NamedTuple):
         name = f"{own.name} at {rate:.3g}"
         return Job(name, seed, tuple(arguments), workdir, one.training.steps, seconds, devices=one.mesh.devices)
 
-    def read(self, seeds: int) -> tuple[dict[tuple[float, int], FinishedRun | None], list[str]]:
+    def read(self, seeds: float = math.inf) -> tuple[dict[tuple[float, int], FinishedRun | None], list[str]]:
         """Returns the trials of the first seeds that are over, None for one that diverged, and what is unreadable."""
         own, found, unreadable = self.own(), {}, []
         for octave in np.arange(-FARTHEST, FARTHEST + STEP, STEP).tolist():

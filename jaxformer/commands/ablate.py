@@ -50,16 +50,15 @@ def main(arguments: list[str]) -> int:
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
     study = choose_study(options.study, options.parent, options.variants, **seeds)
     allow = parse_allowed(options.allow)
-    jobs = make_jobs(study, options.runs, estimate_runs(study, options.runs))
-    print_study_plan(jobs, options.parallel, options.price)
+    seconds = estimate_runs(study, options.runs)
+    print_study_plan(make_jobs(study, options.runs, seconds), options.parallel, options.price)
     if options.plan:
         return 0
     launch = launch_local
     if options.slurm is not None:
         launch = launch_submitit(options.runs / "submitit", _parameters(options.slurm))
-    statuses = run_jobs(
-        study, jobs, launch, parallel=options.parallel, price_per_hour=options.price, stop_worse=options.stop_worse
-    )
+    shown = {"parallel": options.parallel, "price_per_hour": options.price}
+    statuses = run_jobs(study, options.runs, seconds, launch, **shown, stop_worse=options.stop_worse)
     failures = describe_failures(statuses)
     try:
         outcome = judge_study(study, options.runs, allow=allow)

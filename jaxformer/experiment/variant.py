@@ -10,9 +10,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from jaxformer.config import UserError, check_fields, flatten, override, replace, require
+from jaxformer.config import OneOf, UserError, check_fields, flatten, override, replace, require
+from jaxformer.experiment.best_rate import RATE, RETUNE, moves_best_rate
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.files import find_experiment, run_experiment_file
 
@@ -42,6 +43,10 @@ class Variant:
     """
     source: str
     """Who found so, and where."""
+    retune: Annotated[str, OneOf(*RETUNE)] = "auto"
+    """'learning_rate' compares the variant and its parent each at its best learning rate, found by runs at three rates
+    or more; 'off' compares them at the parent's; 'auto' retunes where the change moves the best rate (`best_rate.py`).
+    """
 
     def __post_init__(self):
         check_fields(self)
@@ -67,7 +72,8 @@ class Merge:
     question: str
     expected: tuple[float, float]
     source: str
-    """`question`, `expected` and `source`: as of a `Variant`, the expectation against the first parent."""
+    retune: Annotated[str, OneOf(*RETUNE)] = "auto"
+    """`question`, `expected`, `source` and `retune`: as of a `Variant`, against the first parent."""
 
     def __post_init__(self):
         check_fields(self)
@@ -111,11 +117,27 @@ class Resolved(NamedTuple):
     parents: tuple["Resolved", ...] = ()
     variant: Variant | None = None
     """Variant as its file has it; None where it is none."""
+    retune: str = "off"
+    """As of the variant or the merge."""
 
     @property
     def name(self) -> str:
         """The experiment's name."""
         return self.experiment.name
+
+    @property
+    def is_retuned(self) -> bool:
+        """Whether it and its first parent are compared each at its best learning rate."""
+        if self.retune != "auto":
+            return self.retune == "learning_rate"
+        return self.moves_best_rate
+
+    @property
+    def moves_best_rate(self) -> bool:
+        """Whether its change moves the best learning rate, and is not of that."""
+        paths = {**self.lineage.change, **self.lineage.consequences}
+        is_of_rate = not self.parents or RATE in paths
+        return not is_of_rate and moves_best_rate(paths, self.parents[0].experiment, self.experiment)
 
 
 def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Experiment:
@@ -222,7 +244,15 @@ def _applied(variant: Variant, parent: Resolved, name: str) -> Resolved:
     )
     consequences = {path: values for path, values in everything.items() if path not in declared}
     lineage = Lineage((base.name,), declared, consequences, variant.bundle, variant.expected, variant.source)
-    return Resolved(child, lineage, (parent,), variant)
+    _check_retune(variant, everything)
+    return Resolved(child, lineage, (parent,), variant, variant.retune)
+
+
+def _check_retune(question: Variant | Merge, everything: Mapping[str, Any]) -> None:
+    require(
+        question.retune != "learning_rate" or RATE not in everything,
+        f"a change of {RATE} is compared at the rates that it names: leave out retune",
+    )
 
 
 def _call(what: str, function: Callable, *arguments: Any) -> Any:
@@ -267,7 +297,9 @@ def _merged(merge: Merge, parents: list[Resolved], name: str) -> Resolved:
     consequences = {path: values for path, values in everything.items() if path not in joined}
     names = tuple(parent.name for parent in parents)
     bundle = f"the changes of {' and '.join(names)}, joined"
-    return Resolved(child, Lineage(names, change, consequences, bundle, merge.expected, merge.source), tuple(parents))
+    _check_retune(merge, everything)
+    lineage = Lineage(names, change, consequences, bundle, merge.expected, merge.source)
+    return Resolved(child, lineage, tuple(parents), retune=merge.retune)
 
 
 def _line(resolved: Resolved) -> list[Resolved]:
