@@ -210,7 +210,9 @@ def _tried_jobs(
     """Returns the runs of what is retuned, at any rate: those that are wanted now, and later."""
     now, later = {}, {}
     for ladder in ladders(study, resolved, runs):
-        name, trials = ladder.experiment, bits_of(ladder.read(study.seeds)[0])
+        name, (trained, _) = ladder.experiment, ladder.read(study.seeds)
+        ladder.check(trained)
+        trials = bits_of(trained)
         missing = wanted(trials, study.seeds)
         for octave, seed in foreseen(trials, study.seeds):
             jobs = now if (octave, seed) in missing else later

@@ -9,7 +9,7 @@ three of ten decisive verdicts had the wrong sign in simulation. So a parent is 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from jaxformer.host.paths import typed
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import Queue
+from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.statistics.optimum import Parabola, fit_parabola, interpolation_weights
 
 # In the folder of an experiment's runs, what its tuning found.
@@ -159,7 +160,6 @@ class Ladder(NamedTuple):
     parent: str
     """Of a variant that is asked of another than its own; else ''."""
     runs: Path
-
     first_seed: int = 0
     """What the first seed of a trial is; trials count their seeds from 0."""
 
@@ -193,11 +193,18 @@ class Ladder(NamedTuple):
         """Returns the bits per byte of the trials of the first seeds that are over, from earlier ones too.
 
         Raises:
-            UserError: a run cannot be read.
+            UserError: a run cannot be read, or belongs to what the experiment no longer is.
         """
         runs, unreadable = self.read(seeds)
         require(not unreadable, "; ".join(unreadable))
+        self.check(runs)
         return bits_of(runs)
+
+    def check(self, trials: Collection[tuple[float, int]]) -> None:
+        """Raises `UserError` if runs at the rates of trials were made with what the experiment no longer is."""
+        own = self.own()
+        for octave in {octave for octave, _ in trials}:
+            check_earlier_runs(self.runs, at_octave(own, octave))
 
 
 def at_octave(own: Resolved, octave: float) -> Resolved:

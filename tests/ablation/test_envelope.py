@@ -14,6 +14,7 @@ from jaxformer.ablation.run_study import run_jobs
 from jaxformer.ablation.study import Study, make_jobs
 from jaxformer.ablation.tuning import Ladder, at_octave
 from jaxformer.ablation.verdict import Rule, Word
+from jaxformer.config import UserError
 from jaxformer.experiment.variant import resolve, with_overrides
 from jaxformer.host.files import read_json, write_json
 from jaxformer.report.findings import collect_findings, device_hours, notes
@@ -198,4 +199,7 @@ def test_runs_at_other_rates_must_share_all_but_the_rate(rates, trained):
         (found,) = judge_study(study, rates / "runs").comparisons
         assert found.verdict.word is Word.NOT_COMPARED and found.best_rates
         assert {flag.partition(":")[0] for flag in found.flags} == {kind}
+        if kind == "change":
+            with pytest.raises(UserError, match=r"constant~.* has moved since .*seed_1 was trained"):
+                make_jobs(study, rates / "runs", SECONDS)
     write_json(path, record)
