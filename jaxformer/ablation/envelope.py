@@ -5,12 +5,13 @@ seeds. The parabola through their means is lowest at some rate, and there each s
 document, by the same weights for all. These runs are compared like any others. The seeds' scatter is then that of all
 three rates, and that of the place counts for nothing to first order (the envelope theorem).
 
-Two errors are left. Curves are no parabolas: `reading_variance` counts by how much the lowest value is read wrong, and
-without it equals on a steep curve were kept in 3.1 % and reverted in 3.0 %, on a parabola in 2.7 %. And the lowest of
-three noisy values is too low by curvature x Var(place): the same for arms that scatter alike, and 0.003 to 0.007 bits
-per byte after three seeds where one scatters three or nine times as much, of which 1.8 % and 0.9 % are kept with the
-variance above. A jackknife over seeds takes that away, but where the curve is flat beside the noise it calls 5 % of
-equals different at 0.5 %, and weights fitted on the other seeds revert 11 %. `tools/simulated_rule.py` counts.
+Two errors are left. Curves are no parabolas: `reading_variance` counts by how much the lowest value is read wrong, so
+that of equals whose best rates differ, on a curve that is steep above them, 1.8 % are kept and 1.5 % reverted, which
+were 3.1 % and 2.8 % without. And the lowest of three noisy values is too low by curvature x Var(place). For arms that
+scatter alike that is the same. A variant that scatters nine times as much above its best rate is so 0.005 bits per byte
+too good after three seeds, and 1.8 % of such equals are kept; one that scatters three times as much at all rates, 0.007
+and 2.8 %. A jackknife over seeds takes that away, but where the curve is flat beside the noise it calls 5 % of equals
+different at 0.5 %, and weights that are fitted on the other seeds revert 11 %. `tools/simulated_rule.py` counts.
 """
 
 import collections
