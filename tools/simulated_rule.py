@@ -7,7 +7,7 @@ Axes: S seed, N variant, I document.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,10 @@ from scipy import stats
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.cost import Cost
+from jaxformer.ablation.envelope import reading_variance, weights_at_best
 from jaxformer.ablation.noise_floor import NoiseFloor
 from jaxformer.ablation.outcome import with_q_values
+from jaxformer.ablation.tuning import Tuning, fit, wanted
 from jaxformer.ablation.verdict import Measured, Rule, Verdict, Word, decide
 from jaxformer.statistics.paired_difference import crossed_difference, paired_difference
 from jaxformer.statistics.prediction import predict
@@ -312,6 +314,139 @@ def follow_advice(studies: int) -> Iterator[Line]:
         yield Line(name, f"{seeds.sum() / kept.sum():.1f}, {fewer:.0%} fewer; {share}", fewer >= 0.2)
 
 
+# Learning rates. By the audit of small models: bits per byte for an octave from the best rate, half the second
+# derivative; the standard deviation of one seed's difference, and the correlation of two runs of a seed; and how much
+# the best rates of variants and their effects vary.
+CURVATURE, SD_BITS, CORRELATION, SHIFT, EFFECT = 0.154 / 2, 0.015, 0.8, 0.5, 0.04
+
+
+def parabola(octaves: float) -> float:
+    """Returns what it costs to be so many octaves from the best rate."""
+    return CURVATURE * octaves**2
+
+
+def steep(octaves: float) -> float:
+    """Returns the same of a curve that is three times as steep far above the best rate as far below it."""
+    return CURVATURE * octaves**2 * (1 + 0.5 * math.tanh(octaves))
+
+
+def even(octaves: float) -> float:
+    """Returns by how much more runs scatter so many octaves from the best rate: no more."""
+    return 1.0
+
+
+def edge_above(octaves: float) -> float:
+    """Returns the same where runs scatter nine times as much an octave above it, at the edge of stability."""
+    return 9.0 ** min(max(octaves, 0.0), 1.0)
+
+
+def edge_at_best(octaves: float) -> float:
+    """Returns the same where they do so at the best rate, against an octave below it."""
+    return 9.0 ** min(max(octaves + 1, 0.0), 1.0)
+
+
+class Learner:
+    """An experiment whose runs cost what their learning rate does, beside what all runs of a seed share."""
+
+    def __init__(self, random, shared_S, level, best, curve=parabola, scatter=even):
+        """Args: level: bits per byte at the best rate, which lies so many octaves above its own."""
+        self._random, self._shared_S, self._level, self._best = random, shared_S, level, best
+        self._curve, self._scatter, self.trials = curve, scatter, {}
+
+    def run(self, octave: float, seed: int) -> float:
+        """Returns the bits per byte of a run."""
+        if (octave, seed) not in self.trials:
+            away = octave - self._best
+            noise = self._random.standard_normal() * SD_BITS / math.sqrt(2) * self._scatter(away)
+            self.trials[octave, seed] = self._level + self._curve(away) + self._shared_S[seed] + noise
+        return self.trials[octave, seed]
+
+    def tune(self, seeds: int) -> Tuning:
+        """Returns its tuning on the first seeds."""
+        while missing := wanted(self.trials, seeds):
+            for octave, seed in missing:
+                self.run(octave, seed)
+        return fit("simulated", 1.0, self.trials, seeds)
+
+    def at(self, octave: float, seeds: int) -> np.ndarray:
+        """Returns the bits per byte (S,) at a rate."""
+        return np.array([self.run(octave, seed) for seed in range(seeds)])
+
+    def at_best(self, seeds: int) -> np.ndarray:
+        """Returns the bits per byte (S,) at the best rate, as an envelope reads them."""
+        tuning = self.tune(seeds)
+        return np.stack([self.at(octave, seeds) for octave in tuning.bracket], 1) @ weights_at_best(tuning)
+
+
+def make_learners(random, best: float, shift: float, effect: float, curve, scatters) -> tuple[Learner, Learner]:
+    """Returns a parent whose best rate lies so many octaves above its own, and a variant."""
+    shared_S = random.standard_normal(LAST) * SD_BITS / math.sqrt(2) * math.sqrt(CORRELATION / (1 - CORRELATION))
+    parent = Learner(random, shared_S, 0.0, best, curve, scatters[0])
+    return parent, Learner(random, shared_S, effect, best + random.normal(0, shift), curve, scatters[1])
+
+
+def compare_learners(parent: Learner, variant: Learner, how: str, analyses: Sequence[int]) -> Word:
+    """Returns the first decision: at the parent's own rate, at its tuned one, or each at its best."""
+    for seeds in analyses:
+        misread = 0.0
+        if how == "envelope":
+            difference_S = variant.at_best(seeds) - parent.at_best(seeds)
+            misread = reading_variance(parent.tune(seeds), variant.tune(seeds))
+        else:
+            octave = parent.tune(seeds).place if how == "tuned parent" else 0.0
+            difference_S = variant.at(octave, seeds) - parent.at(octave, seeds)
+        difference = paired_difference(difference_S, np.zeros(seeds), None)._replace(item_variance=misread)
+        word = judge(Measured(difference, seeds, 0.0, SAME_COST, 1.0, parent_seeds=seeds))
+        if word is not Word.UNDECIDED:
+            return word
+    return Word.UNDECIDED
+
+
+def count_wrong_signs(studies: int) -> Iterator[Line]:
+    """Yields which share of decisive verdicts has the wrong sign where the parent's best rate is another than its own.
+
+    Three of ten at a parent one octave off, by the audit's model; and by envelope also where runs scatter more.
+    """
+    for best in (0.0, 0.5, 1.0, 1.5):
+        for how, most in (("own rate", 1.0), ("tuned parent", 0.12), ("envelope", 0.03)):
+            shares, counts = [], []
+            for analyses in (INTERIM_SEEDS[:1], INTERIM_SEEDS):
+                random, wrong = np.random.default_rng(5), []
+                for _ in range(studies):
+                    effect = random.normal(0, EFFECT)
+                    learners = make_learners(random, best, SHIFT, effect, parabola, (even, even))
+                    word = compare_learners(*learners, how, analyses)
+                    if word is not Word.UNDECIDED:
+                        wrong.append((word is Word.KEEP) is not (effect < 0))
+                shares.append(f"{np.mean(wrong):.1%} of {len(wrong) / studies:.0%}")
+                counts.append(stats.binomtest(int(sum(wrong)), len(wrong)).proportion_ci(0.995).low)
+            bound = f", at most {most:.0%}" if most < 1 else ""
+            name = f"parent {best:g} octaves off, {how}: wrong signs of decisions after 3 seeds{bound}; at all analyses"
+            yield Line(name, "; ".join(shares), bool(counts[0] <= most))
+
+
+def count_errors_at_best(studies: int) -> Iterator[Line]:
+    """Yields how often equals are kept and reverted by envelope, at most 2.5 % a side."""
+    for name, curve, scatters in (
+        ("parabola", parabola, (even, even)),
+        ("steep above the best rate", steep, (even, even)),
+        ("scatter x 9 above the best rate", parabola, (edge_above, edge_above)),
+        ("scatter x 9 at the best rate", parabola, (edge_at_best, edge_at_best)),
+        ("scatter x 9 above, variant", parabola, (even, edge_above)),
+        ("scatter x 9 above, parent", parabola, (edge_above, even)),
+        ("scatter x 9 above, steep, variant", steep, (even, edge_above)),
+    ):
+        random, words = np.random.default_rng(6), []
+        for _ in range(studies):
+            best = random.uniform(-1, 1)
+            learners = make_learners(random, best, SHIFT, 0.0, curve, scatters)
+            words.append(compare_learners(*learners, "envelope", INTERIM_SEEDS))
+        counts = [words.count(word) for word in (Word.KEEP, Word.REVERT)]
+        low = max(stats.binomtest(count, studies).proportion_ci(0.995).low for count in counts)
+        found = " / ".join(f"{count / studies:.1%}" for count in counts)
+        yield Line(f"equals by envelope, {name}: KEEP / REVERT, at most 2.5 %", found, low <= 0.025)
+
+
 def simulate(studies: int) -> Iterator[Line]:
     """Yields each property of the rule, as counted on so many studies of each model."""
     yield from count_errors(studies)
@@ -319,3 +454,5 @@ def simulate(studies: int) -> Iterator[Line]:
     yield from count_discoveries(max(1, studies // 40))
     yield from check_predictions(max(1, studies // 10))
     yield from follow_advice(max(1, studies // 5))
+    yield from count_wrong_signs(max(1, studies // 6))
+    yield from count_errors_at_best(max(1, studies // 3))

@@ -108,7 +108,7 @@ def check_earlier(
     """
     differing = {}
     for job in jobs:
-        found = differences_from_now(job.workdir, now[job.name]) if job.name in now else {}
+        found = differences_from_now(job.workdir, now[job.experiment])
         if kinds := {kind: how for kind, how in found.items() if kind not in allow}:
             differing[job] = kinds
     states = {job: state_on_disk(job.workdir, job.log)[0] for job in jobs}

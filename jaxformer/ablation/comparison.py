@@ -44,6 +44,23 @@ class TaskDifference(NamedTuple):
     """P-value of the accuracy, adjusted for all tasks (Holm); by McNemar's exact test where there is one seed."""
 
 
+class BestRate(NamedTuple):
+    """The learning rates of an experiment that was compared at its best one."""
+
+    own: float
+    """The experiment's own."""
+    compared: float
+    """That of the lowest mean, to two digits, at which it is compared."""
+    to_take: float
+    """That of the lowest mean and one standard deviation over seeds, to two digits: what most runs reach."""
+    tried: tuple[float, ...]
+    bits_per_byte: tuple[float, ...]
+    """`tried` and `bits_per_byte`: the three rates that surround it, and their means; infinite where one diverged."""
+    excess: float
+    excess_error: float
+    """`excess` and `excess_error`: what its own rate costs, bits per byte; NaN where that is not known."""
+
+
 class Comparison(NamedTuple):
     """All that is known of a variant beside its parent; what is not is NaN, None or empty."""
 
@@ -84,8 +101,10 @@ class Comparison(NamedTuple):
     cost: Cost | None = None
     worth: float = math.nan
     """What the gain is worth in tokens: the parent needs so many times the variant's."""
-    needs_clock: bool = False
-    """Whether the time per token could change the verdict, and was not measured."""
+    to_time: tuple[str, str] | None = None
+    """Run folders (parent, variant) whose time per token could change the verdict, and was not measured; else None."""
+    best_rates: tuple[BestRate, BestRate] | None = None
+    """Of the parent and of the variant, where each is compared at its best; None where both have their own."""
 
 
 def compare_runs(
@@ -100,6 +119,8 @@ def compare_runs(
     clock: Clock | None = None,
     allow: Collection[str] = (),
     leaves_out: bool = False,
+    runs_per_seed: int = 1,
+    further_variance: float = 0.0,
 ) -> Comparison:
     """Returns the comparison of a variant's runs with its parent's.
 
@@ -111,6 +132,8 @@ def compare_runs(
         clock: the time per token of both, if it was measured.
         allow: kinds of differences that shall not keep runs from being compared, such as 'code' or 'versions'.
         leaves_out: whether the variant leaves out a change that the parent keeps.
+        runs_per_seed: that a further seed takes of each arm.
+        further_variance: of the difference, (bits per byte)^2, that is neither the seeds' nor the documents'.
 
     Raises:
         UserError: there is no run of one of them.
@@ -136,17 +159,27 @@ def compare_runs(
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(flags))
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
     prior = floor.prior(name, analysed)
-    found = _compare_pairs(pairs[:analysed], prior, clock)
+    found = _compare_pairs(pairs[:analysed], prior, clock, further_variance)
     tasks = found["tasks"].items()
     worse_tasks = tuple(name for name, t in tasks if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0)
     costs = found["cost"], found["worth"]
     findings = Measured(
-        found["difference"], analysed, margin, *costs, prior, worse_tasks, failed, len(parents), leaves_out=leaves_out
+        found["difference"],
+        analysed,
+        margin,
+        *costs,
+        prior,
+        worse_tasks,
+        failed,
+        len(parents),
+        runs_per_seed=runs_per_seed,
+        leaves_out=leaves_out,
     )
-    if needs_clock := clock is None and depends_on_time(findings, rule):
-        notes = (*notes, _UNTIMED)
+    to_time = None
+    if clock is None and depends_on_time(findings, rule):
+        notes, to_time = (*notes, _UNTIMED), tuple(str(run.workdir) for run in pairs[0])
     known = {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
-    known |= {"needs_clock": needs_clock}
+    known |= {"to_time": to_time}
     return Comparison(parent, name, decide(findings, rule), margin, until_next=findings.until_next(), **known, **found)
 
 
@@ -167,7 +200,10 @@ def _describe_seeds_left(seeds: int, analysed: int) -> list[str]:
 
 
 def _compare_pairs(
-    pairs: Sequence[tuple[FinishedRun, FinishedRun]], prior: VariancePrior | None, clock: Clock | None
+    pairs: Sequence[tuple[FinishedRun, FinishedRun]],
+    prior: VariancePrior | None,
+    clock: Clock | None,
+    further_variance: float,
 ) -> dict:
     """Returns what pairs of runs (parent, variant) say, as fields of a `Comparison`."""
     ours, theirs = [variant for _, variant in pairs], [parent for parent, _ in pairs]
@@ -176,11 +212,13 @@ def _compare_pairs(
     parent_SI, _, _ = stack(theirs, corpora)
     differences_SI, sources_I = bits_SI - parent_SI, stack_sources(theirs[0], corpora)
     bits_S, parent_S = bits_SI.sum(1) / bytes_I.sum(), parent_SI.sum(1) / bytes_I.sum()
+    difference = crossed_difference(differences_SI, bytes_I, sources_I, strata_I=strata_I, prior=prior)
     return {
         "seeds": tuple(run.seed for run in ours),
         "parent_bits": float(parent_S.mean()),
         "variant_bits": float(bits_S.mean()),
-        "difference": crossed_difference(differences_SI, bytes_I, sources_I, strata_I=strata_I, prior=prior),
+        # With the documents' part, which further seeds do not lessen either.
+        "difference": difference._replace(item_variance=difference.item_variance + further_variance),
         "corpora": {
             name: crossed_difference(differences_SI[:, strata_I == i], bytes_I[strata_I == i], sources_I[strata_I == i])
             for i, name in enumerate(corpora)

@@ -240,5 +240,5 @@ def _missing(study: Study, runs: Path, comparison: Comparison, first: int, passe
     *_, last = itertools.islice(counting, pairs)
     seeds = last - first + 1
     longer = dataclasses.replace(study, seeds=seeds, parent_seeds=seeds)
-    jobs = make_jobs(longer, runs, collections.defaultdict(float))
+    jobs = make_jobs(longer, runs, collections.defaultdict(float)).now
     return [job for job in jobs if job.seed not in passed_over and state_on_disk(job.workdir)[0] not in OVER]

@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxformer.ablation.clock import read_clock
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
-from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, paired_seeds, read_runs, seed_of
+from jaxformer.ablation.envelope import Trained, compare_retuned, flag_untuned, make_arm, shared_seeds
+from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
 from jaxformer.ablation.leave_one_out import Composition, composition
 from jaxformer.ablation.ledger import (
     Line,
@@ -23,9 +24,9 @@ from jaxformer.ablation.ledger import (
     verdict_line,
 )
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.study import Study, resolve_what_can_be
+from jaxformer.ablation.study import Study, ladders, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
-from jaxformer.config import require
+from jaxformer.config import UserError, require
 from jaxformer.experiment.variant import Resolved, common_ancestor
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import for_json, read_json, read_json_or_empty, write_json
@@ -40,7 +41,7 @@ NOISE = "noise.json"
 Reader = Callable[[Path, str], Runs]
 
 # Measures the times per token of pairs of run folders (parent, variant).
-MeasureClocks = Callable[[Sequence[tuple[Path, Path]]], None]
+MeasureClocks = Callable[[Sequence[tuple[str, str]]], None]
 
 
 def study_digest(study: Study) -> str:
@@ -69,6 +70,8 @@ class Outcome(NamedTuple):
     """Device hours of runs that were stopped early, by name of the experiment."""
     unread: tuple[str, ...] = ()
     """A line on each run folder, and each variant of the study, that could not be read; the rest is judged without."""
+    tried: Mapping[str, list[FinishedRun]] = {}
+    """The finished runs at other learning rates than an experiment's own, by its name."""
     spread: float = math.nan
     """Spread of the true differences of all questions of the ledger, bits per byte, by which gains are shrunken; NaN
     where they are too few to tell.
@@ -105,17 +108,77 @@ def judge_study(
     Raises:
         UserError: the parent has no finished run that can be read, or no variant of the study is one change.
     """
+    found = _collect(study, runs, reader)
+    comparisons = _compare(study, found, runs, allow)
+    if measure_clocks and (untimed := [one.to_time for one in comparisons if one.to_time]):
+        measure_clocks(untimed)
+        comparisons = _compare(study, found, runs, allow)
+    comparisons = flag_untuned(with_q_values(comparisons, study.rule, others), found.finished, runs)
+    lost_hours = {name: hours for name, each in found.read.items() if (hours := _lost_hours(each.folders))}
+    lines = _record(study, runs, found, comparisons, lost_hours)
+    return Outcome(
+        study,
+        found.experiments,
+        found.finished,
+        comparisons,
+        _interactions(found, comparisons),
+        lost_hours,
+        (*(line for each in found.read.values() for line in each.unreadable), *map(str, found.refused.values())),
+        found.tried,
+        spread_of_gains(lines),
+        answers(lines),
+        composition(found.experiments, comparisons, found.finished, runs),
+    )
+
+
+class _Found(NamedTuple):
+    """The experiments of a study, and what became of their runs."""
+
+    experiments: list[Resolved]
+    refused: Mapping[str, UserError]
+    """Why other variants are none, by name."""
+    read: Mapping[str, Runs]
+    failures: Mapping[str, Mapping[int, str]]
+    """How runs ended without a result, by name and seed."""
+    trained: Mapping[str, Trained]
+    """Runs of what is retuned, at all learning rates, by name."""
+
+    @property
+    def finished(self) -> dict[str, list[FinishedRun]]:
+        """The finished runs of each experiment, by name."""
+        return {name: each.finished for name, each in self.read.items()}
+
+    @property
+    def tried(self) -> dict[str, list[FinishedRun]]:
+        """The finished runs at other learning rates than an experiment's own, by its name."""
+        return {
+            name: [run for (octave, _), run in each.items() if run and octave] for name, each in self.trained.items()
+        }
+
+    @property
+    def variants(self) -> list[Resolved]:
+        """The variants of which a run has ended."""
+        ended = {name for name, each in self.read.items() if each.finished or each.unreadable or self.failures[name]}
+        return [one for one in self.experiments[1:] if one.name in ended]
+
+
+def _collect(study: Study, runs: Path, reader: Reader) -> _Found:
     experiments, refused = resolve_what_can_be(study)
     read = {one.name: reader(runs, one.name) for one in experiments}
-    finished = {name: each.finished for name, each in read.items()}
     failures = {name: failures_of(each.folders) for name, each in read.items()}
     _require_runs(runs / study.parent, read[study.parent], failures[study.parent])
-    ended = {name for name, each in read.items() if each.finished or each.unreadable or failures[name]}
-    variants = [one for one in experiments[1:] if one.name in ended]
+    trained = {ladder.experiment: ladder.read()[0] for ladder in ladders(study, experiments, runs)}
+    return _Found(experiments, refused, read, failures, trained)
+
+
+def _compare(study: Study, found: _Found, runs: Path, allow: Sequence[str]) -> list[Comparison]:
+    """Returns the comparison of each variant with its own parent; keeps the noise floor of each parent."""
+    finished, failures = found.finished, found.failures
+    at_best, why_not = compare_retuned(study, found.variants, found.trained, allow)
 
     def compare(one: Resolved, floor: NoiseFloor) -> Comparison:
         parent = one.parents[0].name
-        found = compare_runs(
+        compared = compare_runs(
             finished[parent],
             finished[one.name],
             variant=one.name,
@@ -127,53 +190,18 @@ def judge_study(
             allow=allow,
             leaves_out=bool(one.without),
         )
-        return found._replace(notes=(*found.notes, *(f"not read: {line}" for line in read[one.name].unreadable)))
+        notes = [f"at the parent's learning rate: {why_not[one.name]}"] if one.name in why_not else []
+        notes += [*compared.notes, *(f"not read: {line}" for line in found.read[one.name].unreadable)]
+        return compared._replace(notes=tuple(notes))
 
-    floors = _noise_floors(variants, finished, compare, runs)
-
-    def compare_all() -> list[Comparison]:
-        parents = {one.name: one.parents[0].name for one in variants if one.parents[0].name in floors}
-        return [
-            compare(one, floors[parents[one.name]]) if one.name in parents else _without_parent(one, failures)
-            for one in variants
-        ]
-
-    comparisons = compare_all()
-    if measure_clocks and (untimed := _untimed_pairs(comparisons, finished)):
-        measure_clocks(untimed)
-        comparisons = compare_all()
-    comparisons = with_q_values(comparisons, study.rule, others)
-    lost_hours = {name: hours for name, each in read.items() if (hours := _lost_hours(each.folders))}
-    lines = _record(study, runs, experiments, comparisons, finished, lost_hours)
-    interactions = _interactions(experiments, finished, comparisons)
-    unread = (*(line for each in read.values() for line in each.unreadable), *map(str, refused.values()))
-    made_of = composition(experiments, comparisons, finished, runs)
-    found = study, experiments, finished, comparisons, interactions, lost_hours, unread
-    return Outcome(*found, spread_of_gains(lines), answers(lines), made_of)
-
-
-def _noise_floors(
-    variants: Sequence[Resolved],
-    finished: Mapping[str, list[FinishedRun]],
-    compare: Callable[[Resolved, NoiseFloor], Comparison],
-    runs: Path,
-) -> dict[str, NoiseFloor]:
-    """Returns the noise floor of each parent that has runs, with what earlier studies found of it, and keeps it."""
-    floors = {}
-    for parent in dict.fromkeys(one.parents[0].name for one in variants if finished[one.parents[0].name]):
-        floor = noise_floor(finished[parent])
-        ours = [compare(one, floor) for one in variants if one.parents[0].name == parent]
-        variances = {one.variant: (one.seed_variance, len(one.seeds) - 1) for one in ours if len(one.seeds) > 1}
-        floors[parent] = remember_noise(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
-    return floors
-
-
-def _untimed_pairs(
-    comparisons: Sequence[Comparison], finished: Mapping[str, list[FinishedRun]]
-) -> list[tuple[Path, Path]]:
-    """Returns run folders (parent, variant) of one seed, of each comparison that needs a measurement of its times."""
-    arms = [(finished[one.parent], finished[one.variant]) for one in comparisons if one.needs_clock]
-    return [(parent.workdir, variant.workdir) for parent, variant in (paired_seeds(*each)[0] for each in arms)]
+    compared, at_own = dict(at_best), [one for one in found.variants if one.name not in at_best]
+    for parent in dict.fromkeys(one.parents[0].name for one in at_own if finished[one.parents[0].name]):
+        ours, floor = [one for one in at_own if one.parents[0].name == parent], noise_floor(finished[parent])
+        alone = [compare(one, floor) for one in ours]
+        variances = {one.variant: (one.seed_variance, len(one.seeds) - 1) for one in alone if len(one.seeds) > 1}
+        floor = remember_noise(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
+        compared |= {one.name: compare(one, floor) for one in ours}
+    return [compared.get(one.name) or _without_parent(one, failures) for one in found.variants]
 
 
 def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:
@@ -196,19 +224,14 @@ def _without_parent(one: Resolved, failures: Mapping[str, Mapping[int, str]]) ->
 
 
 def _record(
-    study: Study,
-    runs: Path,
-    experiments: Sequence[Resolved],
-    comparisons: Sequence[Comparison],
-    finished: Mapping[str, Sequence[FinishedRun]],
-    lost_hours: Mapping[str, float],
+    study: Study, runs: Path, found: _Found, comparisons: Sequence[Comparison], lost_hours: Mapping[str, float]
 ) -> list[Line]:
     """Writes each comparison beside its variant's runs, and appends new verdicts to the ledger; returns its lines."""
-    by_name, verdicts = {one.name: one for one in experiments}, []
+    by_name, finished, verdicts = {one.name: one for one in found.experiments}, found.finished, []
     for one in comparisons:
         asked, path = {"parent": study.parent, "variants": study.variants}, runs / one.variant / comparison_file(study)
         _keep(path, to_json({"study": asked, **one._asdict()}))
-        ours = finished[one.variant]
+        ours = [*finished[one.variant], *found.tried.get(one.variant, ())]
         hours = sum((run.device_hours for run in ours), lost_hours.get(one.variant, 0.0))
         line = verdict_line(one, by_name[one.variant], hours, ours[-1].record["starts"][-1]["code"] if ours else "")
         verdicts.append({**line, "study": study_digest(study), "comparison": file_digest(path)})
@@ -223,18 +246,28 @@ def _keep(path: Path, record: dict) -> None:
         print_notice(f"{path}: {error.strerror}; it is not kept, and the report is made without")
 
 
-def _interactions(
-    experiments: Sequence[Resolved], finished: Mapping[str, list[FinishedRun]], comparisons: Sequence[Comparison]
-) -> dict[str, Difference]:
-    """Returns the interaction of each merge that was compared, and both of whose parents were."""
-    compared, found = {one.variant for one in comparisons if one.difference is not None}, {}
-    for one in experiments:
+def _interactions(found: _Found, comparisons: Sequence[Comparison]) -> dict[str, Difference]:
+    """Returns the interaction of each merge that was compared, and both of whose parents were.
+
+    At each arm's best learning rate where all were compared so, and else at their own.
+    """
+    by_name, finished, interactions = {one.name: one for one in found.experiments}, found.finished, {}
+    compared = {one.variant for one in comparisons if one.difference is not None}
+    at_best = {one.variant for one in comparisons if one.best_rates}
+    for one in found.experiments:
         parents = [parent.name for parent in one.parents]
         # What was flagged on the way to the common ancestor is not joined either.
         if len(parents) > 1 and {one.name, *parents} <= compared:
-            ancestor = finished.get(common_ancestor(one).name, [])
-            found[one.name] = interaction(finished[one.name], [finished[name] for name in parents], ancestor)
-    return {name: difference for name, difference in found.items() if difference}
+            names = [one.name, *parents, common_ancestor(one).name]
+            arms = [finished.get(name, []) for name in names]
+            if {one.name, *parents} <= at_best and names[-1] in found.trained:
+                trained = [found.trained[name] for name in names]
+                seeds = shared_seeds(trained)
+                pairs = zip(names, trained, strict=True)
+                arms = [make_arm(by_name[name], each, seeds).at_best() if seeds else [] for name, each in pairs]
+            if difference := interaction(arms[0], arms[1:-1], arms[-1]):
+                interactions[one.name] = difference
+    return interactions
 
 
 def failures_of(folders: Sequence[Path]) -> dict[int, str]:

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import concurrent.futures.process
+import glob
 import math
 import multiprocessing
 import os
@@ -16,7 +17,17 @@ from typing import NamedTuple, TypeVar
 from jaxformer.ablation.checks import EarlierRuns, check_earlier, check_files, describe_now, prepare_study
 from jaxformer.ablation.clock import CLOCK
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop, spread_of_differences
-from jaxformer.ablation.study import Study, estimate_seconds, make_jobs, mean_seconds, resolve_study
+from jaxformer.ablation.finished_runs import has_diverged
+from jaxformer.ablation.study import (
+    Jobs,
+    Study,
+    all_jobs,
+    estimate_seconds,
+    is_retuned,
+    make_jobs,
+    mean_seconds,
+    resolve_study,
+)
 from jaxformer.ablation.timing import clock_seconds, measure_clock
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.devices.device import choose_device
@@ -72,10 +83,10 @@ def estimate_experiment(name: str, parent: str, runs: Path) -> float:
     return _in_another_process(_ESTIMATE, _estimate_experiment, name, parent, runs)
 
 
-def measure_clocks(pairs: Sequence[tuple[Path, Path]]) -> None:
+def measure_clocks(pairs: Sequence[tuple[str, str]]) -> None:
     """Measures the times per token of pairs of run folders (parent, variant); what cannot be measured is named."""
     with progress_bar(desc="measuring the time per token", unit=" pairs", total=len(pairs)) as bar:
-        for parent, variant in pairs:
+        for parent, variant in (map(Path, pair) for pair in pairs):
             try:
                 _in_another_process("times the training steps", measure_clock, parent, variant)
             except (UserError, TrainingFailure, OSError) as error:
@@ -122,7 +133,7 @@ def _check_study(study: Study, runs: Path, allow: tuple[str, ...], retrain: bool
     for one in resolved:
         check_earlier_runs(runs, one)
     check_files(resolved)
-    jobs = make_jobs(study, runs, collections.defaultdict(float))
+    jobs = all_jobs(study, runs)
     now = describe_now(resolved, device.device_kind)
     earlier = check_earlier(jobs, now, allow=allow, retrain=retrain)
     if prepare:
@@ -141,12 +152,13 @@ def _estimate_experiment(name: str, parent: str, runs: Path) -> float:
     return mean_seconds(runs / one.name) or estimate_run_seconds(one.experiment)
 
 
-def print_study_plan(jobs: list[Job], parallel: int, price: float | None, untimed: Sequence[Job] = ()) -> None:
+def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clocks: Sequence[float] = ()) -> None:
     """Prints what is to be run, and what it will cost.
 
     Args:
-        untimed: a run of each variant whose time per token may then be measured.
+        clocks: of each variant whose time per token may then be measured, the most seconds that takes.
     """
+    jobs = [*study_jobs.now, *study_jobs.later]
     waiting = [job for job in jobs if state_on_disk(job.workdir)[0] not in OVER]
     seconds = sum(job.estimated_seconds for job in waiting)
     width = max((len(job.name) for job in jobs), default=0)
@@ -154,33 +166,45 @@ def print_study_plan(jobs: list[Job], parallel: int, price: float | None, untime
         ours = [job for job in jobs if job.name == name]
         todo = sum(job in waiting for job in ours)
         each = format_duration(ours[0].estimated_seconds)
-        line = f"{name:{width}}  {len(ours)} seeds, {len(ours) - todo} over  {ours[0].steps:,} steps  {each} each"
+        seeds = f"{len(ours)} seed{'s' * (len(ours) > 1)}, {len(ours) - todo} over"
+        line = f"{name:{width}}  {seeds}  {ours[0].steps:,} steps  {each} each"
         print_wrapped(line, indent=4)
     hours = sum(job.estimated_seconds * job.devices for job in waiting) / 3600
     costs = "" if price is None else f", price {hours * price:,.2f}"
     left = format_duration(seconds / parallel)
     print_line(f"{len(waiting)} runs to go, {hours:.2f} device hours{costs}, over in about {left}")
-    if untimed:
-        most = format_duration(sum(clock_seconds(job.estimated_seconds / job.steps) for job in untimed))
-        text = f"then the times per token that verdicts depend on, of at most {len(untimed)} variants: up to {most}"
-        print_wrapped(f"{text}, besides compiling their steps", indent=4)
+    if study_jobs.later:
+        print_wrapped(
+            "What changes the best learning rate is compared with its parent each at its best: at three rates or more, "
+            "which are those above if the best so far is the best.",
+            indent=0,
+        )
+    if clocks:
+        text = f"then the times per token that verdicts depend on, of at most {len(clocks)} variants: up to "
+        print_wrapped(f"{text}{format_duration(sum(clocks))}, besides compiling their steps", indent=4)
 
 
-def clock_jobs(jobs: Sequence[Job], clock: str) -> list[Job]:
-    """Returns a run of each variant of a study whose time per token may be measured.
+def clocks_to_come(study: Study, runs: Path, seconds: Mapping[str, float], *, again: bool = False) -> list[float]:
+    """Returns, of each variant whose time per token may be measured, the most seconds that takes.
 
     Args:
-        jobs: of which the first is the study's parent's.
-        clock: 'missing' for those of which nothing was measured, or 'again'.
+        seconds: of a run of each experiment, estimated.
+        again: of those that were measured too.
     """
-    first = {job.name: job for job in reversed(jobs) if job.name != jobs[0].name}
-    return [job for job in first.values() if clock == "again" or not (job.workdir.parent / CLOCK).exists()]
+    variants = [one for one in resolve_study(study)[1:] if again or not _clock_files(one.name, runs)]
+    return [clock_seconds(seconds[one.name] / one.experiment.training.steps) for one in variants]
 
 
-def forget_clocks(jobs: Sequence[Job]) -> None:
+def forget_clocks(study: Study, runs: Path) -> None:
     """Removes what was measured of the times per token of a study's variants."""
-    for job in clock_jobs(jobs, "again"):
-        (job.workdir.parent / CLOCK).unlink(missing_ok=True)
+    for one in resolve_study(study)[1:]:
+        for path in _clock_files(one.name, runs):
+            path.unlink(missing_ok=True)
+
+
+def _clock_files(name: str, runs: Path) -> list[Path]:
+    """Returns what was measured of a variant, at its own learning rate and at others."""
+    return [*runs.glob(f"{glob.escape(name)}/{CLOCK}"), *runs.glob(f"{glob.escape(name)}~*/{CLOCK}")]
 
 
 def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str, Lineage]) -> None:
@@ -220,29 +244,53 @@ def _last_validation_losses(finished: Mapping[tuple[str, int], Job], names: set[
 
 def run_jobs(
     study: Study,
-    jobs: Sequence[Job],
+    runs: Path,
+    seconds: Mapping[str, float],
     launch: Launch = launch_local,
     *,
+    further: Sequence[Job] = (),
     parallel: int = 1,
     price_per_hour: float | None = None,
     stop_worse: bool = False,
 ) -> list[Status]:
-    """Runs the jobs of a study, showing what they do; returns what became of each.
+    """Runs a study, showing what it does; returns what became of each run.
+
+    What is retuned is wanted in rounds, each by what came out of the last one. A learning rate at which it diverges is
+    an answer, and none of those that are returned.
 
     Args:
+        seconds: of a run of each experiment, estimated.
+        further: runs beside those of the study.
         price_per_hour: of a device, to give costs in money.
-        stop_worse: ends variants early that are clearly worse than their parents.
+        stop_worse: ends variants early that are clearly worse than their parents at the same learning rate.
     """
-    lineages = {one.name: one.lineage for one in resolve_study(study)[1:] if len(one.parents) == 1}
-    board, compared = Dashboard(), time.monotonic()
-    statuses = []
-    with Queue(jobs, parallel=parallel, launch=launch) as queue:
-        for statuses in queue.watch():
-            board.draw(statuses, parallel=parallel, price_per_hour=price_per_hour)
-            if stop_worse and time.monotonic() > compared + _COMPARE_EVERY:
-                stop_what_is_worse(queue, statuses, lineages)
-                compared = time.monotonic()
-    return statuses
+    resolved = resolve_study(study)[1:]
+    lineages = {one.name: one.lineage for one in resolved if len(one.parents) == 1 and not is_retuned(study, one)}
+    board, compared, over = Dashboard(), time.monotonic(), dict[Path, Status]()
+    while True:
+        jobs = make_jobs(study, runs, seconds)
+        now = [job for job in (*jobs.now, *further) if job.workdir not in over]
+        if not now:
+            return [status for status in over.values() if not _is_diverged_trial(status)]
+        later = [_not_begun(job) for job in jobs.later]
+        statuses = []
+        with Queue(now, parallel=parallel, launch=launch) as queue:
+            for statuses in queue.watch():
+                board.draw([*over.values(), *statuses, *later], parallel=parallel, price_per_hour=price_per_hour)
+                if stop_worse and time.monotonic() > compared + _COMPARE_EVERY:
+                    stop_what_is_worse(queue, statuses, lineages)
+                    compared = time.monotonic()
+        over |= {status.job.workdir: status for status in statuses}
+
+
+def _not_begun(job: Job) -> Status:
+    return Status(job, State.WAITING, 0, math.nan, math.nan, job.estimated_seconds, 0.0, "")
+
+
+def _is_diverged_trial(status: Status) -> bool:
+    """Returns whether a run diverged at a learning rate that was only tried: such runs are named after their rate."""
+    is_tried = status.job.name != status.job.experiment
+    return is_tried and status.state is State.FAILED and has_diverged(status.job.workdir)
 
 
 def describe_failures(statuses: Sequence[Status]) -> list[str]:

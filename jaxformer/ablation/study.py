@@ -1,13 +1,16 @@
 """Several variants of one parent, on the same seeds: what is to be run."""
 
+import collections
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
+from jaxformer.ablation.tuning import Ladder, bits_of, foreseen, wanted
 from jaxformer.ablation.verdict import Rule
 from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.files import find_study, run_file
@@ -25,7 +28,9 @@ class Study:
     parent: str
     """The experiment that each variant changes."""
     variants: tuple[str, ...]
-    """Names; one whose file has another parent is applied to this one: `swiglu` of `laptop` is `swiglu@laptop`."""
+    """Names; one whose file has another parent is applied to this one: `swiglu` of `laptop` is `swiglu@laptop`. Those
+    that are retuned (`Variant.retune`) are compared with their parent each at its best learning rate.
+    """
     seeds: Annotated[int, Bounds(at_least=1, at_most=1000)] = 3
     """Seeds of each variant, from 0 on, or from the `first_seed` of a promoted parent."""
     parent_seeds: int = 3
@@ -130,31 +135,112 @@ def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str
     return [each.name for each in one.parents if each.name not in names] if one is not experiments[0] else []
 
 
-def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> list[Job]:
-    """Returns the runs of a study: seed by seed, and of each seed the parents first.
+class Jobs(NamedTuple):
+    """The runs of a study, seed by seed, of each seed the parents first, and of each experiment its own rate."""
 
-    Nothing begins before the first seed of the study's parent is seen to train; a variant, not before the first and the
-    same seed of the one that it changes are.
+    now: list[Job]
+    """Those that are wanted by what is known."""
+    later: list[Job]
+    """Those that will be wanted of what is retuned, if the best learning rates so far turn out to be the best."""
+
+
+# (seed, name of the experiment, octaves from its own learning rate).
+_Key = tuple[int, str, float]
+
+
+def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> Jobs:
+    """Returns the runs of a study: of what is retuned, those that `tuning.wanted` asks for after what is finished.
+
+    Nothing begins before the first seed of the study's parent is seen to train; what is compared at its parent's rate,
+    not before the first and the same seed of that parent are.
 
     Args:
         seconds: of a run of each experiment, estimated.
     """
     resolved = _parents_first(resolve_study(study))
     first = resolved[0].first_seed
-    names = {one.name for one in resolved}  # The study's parent may change another, which is no part of the study.
-    jobs = []
-    for seed in range(first, first + study.parent_seeds):
-        for one in resolved if seed < first + study.seeds else resolved[:1]:
-            processes = one.experiment.mesh.processes
-            require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a study starts one for each run")
-            workdir = runs / one.name / f"seed_{seed}"
-            arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={typed(workdir)}")
-            steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
-            changed = [each.name for each in one.parents[:1] if each.name in names]
-            needed = [(study.parent, first), *((name, s) for name in changed for s in (first, seed))]
-            needs = dict.fromkeys(runs / name / f"seed_{s}" for name, s in needed if (name, s) != (one.name, seed))
-            jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name], tuple(needs), devices))
+    order = {one.name: place for place, one in enumerate(resolved)}
+    own = _own_jobs(study, resolved, runs, seconds)
+    tried, later = _tried_jobs(study, resolved, runs, seconds)
+    now = tried | own
+
+    def place(key: _Key) -> tuple:
+        seed, name, octave = key
+        return seed, order[name], octave != 0, octave
+
+    def needs(key: _Key) -> tuple[Path, ...]:
+        seed, name, _ = key
+        # The study's parent may change another, which is no part of the study.
+        changed = [each.name for each in resolved[order[name]].parents[:1] if each.name in order and key in own]
+        needed = [(study.parent, first), *((each, s) for each in changed for s in (first, seed))]
+        folders = dict.fromkeys(runs / each / f"seed_{s}" for each, s in needed)
+        return tuple(folder for folder in folders if folder != now[key].workdir)
+
+    return Jobs(
+        [dataclasses.replace(now[key], needs=needs(key)) for key in sorted(now, key=place)],
+        [later[key] for key in sorted(later.keys() - now.keys(), key=place)],
+    )
+
+
+def all_jobs(study: Study, runs: Path) -> list[Job]:
+    """Returns the runs of a study, and those that are over of what is retuned; how long each takes is not known."""
+    seconds = collections.defaultdict(float)
+    jobs = make_jobs(study, runs, seconds)
+    found = [*jobs.now, *jobs.later]
+    for ladder in ladders(study, resolve_study(study), runs):
+        found += [ladder.job(octave, seed, 0.0) for octave, seed in ladder.read(study.seeds)[0]]
+    return list({job.workdir: job for job in found}.values())
+
+
+def _own_jobs(study: Study, resolved: Sequence[Resolved], runs: Path, seconds: Mapping[str, float]) -> dict[_Key, Job]:
+    """Returns the runs at an experiment's own rate, of all that is compared there; the study's parent for its noise."""
+    names = {study.parent}
+    for one in resolved:
+        if not is_retuned(study, one):
+            names |= {one.name, *(each.name for each in one.parents[:1])}
+    jobs = {}
+    for one in resolved:
+        processes = one.experiment.mesh.processes
+        require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a study starts one for each run")
+        steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
+        seeds = study.parent_seeds if one.name == study.parent else study.seeds
+        for seed in range(resolved[0].first_seed, resolved[0].first_seed + seeds):
+            if one.name in names:
+                workdir = runs / one.name / f"seed_{seed}"
+                arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={typed(workdir)}")
+                job = Job(one.name, seed, arguments, workdir, steps, seconds[one.name], devices=devices)
+                jobs[seed, one.name, 0.0] = job
     return jobs
+
+
+def _tried_jobs(
+    study: Study, resolved: Sequence[Resolved], runs: Path, seconds: Mapping[str, float]
+) -> tuple[dict[_Key, Job], dict[_Key, Job]]:
+    """Returns the runs of what is retuned, at any rate: those that are wanted now, and later."""
+    now, later = {}, {}
+    for ladder in ladders(study, resolved, runs):
+        name, (trained, _) = ladder.experiment, ladder.read(study.seeds)
+        ladder.check(trained)
+        trials = bits_of(trained)
+        missing = wanted(trials, study.seeds)
+        for octave, seed in foreseen(trials, study.seeds):
+            jobs = now if (octave, seed) in missing else later
+            job = ladder.job(octave, seed, seconds[name])
+            jobs[job.seed, name, octave] = job
+    return now, later
+
+
+def is_retuned(study: Study, one: Resolved) -> bool:
+    """Returns whether a variant of a study is compared with its parent each at its best learning rate."""
+    return one.name != study.parent and one.is_retuned
+
+
+def ladders(study: Study, resolved: Sequence[Resolved], runs: Path) -> list[Ladder]:
+    """Returns the learning rates of each variant that is retuned, and of each parent of one."""
+    retuned = [one for one in resolved if is_retuned(study, one)]
+    names = {each.name for one in retuned for each in (one, one.parents[0])}
+    first = resolved[0].first_seed
+    return [Ladder(one.name, "", runs, first) for one in resolved if one.name in names]
 
 
 def _parents_first(resolved: Sequence[Resolved]) -> list[Resolved]:

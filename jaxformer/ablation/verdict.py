@@ -57,7 +57,8 @@ class Rule:
             "not known, since no curve of the parent shows it" if math.isnan(margin) else f"±{margin:.4f}{worth}"
         )
         preface = (
-            "Difference of validation bits per byte, variant minus parent, with an interval over seeds and documents, "
+            "Difference of validation bits per byte, variant minus parent, at the parent's learning rate or, where a "
+            "note says so, each at its best one, with an interval over seeds and documents, "
             f"analysed after {', '.join(map(str, INTERIM_SEEDS))} seeds; the intervals of all analyses hold the truth "
             f"together in 95 %. The margin is {margin_text}. The first rule that holds decides."
         )
@@ -86,7 +87,9 @@ class Measured(NamedTuple):
     failures: str = ""
     """How runs of the variant failed where the parent's did not, in words; '' where none did."""
     parent_seeds: int = 0
-    """Runs of the parent that there are."""
+    """Seeds of the parent that there are."""
+    runs_per_seed: int = 1
+    """Runs that a further seed takes of each arm."""
     leaves_out: bool = False
     """Whether a change that was kept is left out, so that it is of use to know that this is worse."""
 
@@ -109,7 +112,8 @@ class Measured(NamedTuple):
         if (seeds := next_analysis(self.seeds)) is None:
             return None, 0.0
         more, missing_parents = seeds - self.seeds, max(0, seeds - self.parent_seeds)
-        return more, more * self.cost.device_hours + missing_parents * self.cost.parent_device_hours
+        hours = more * self.cost.device_hours + missing_parents * self.cost.parent_device_hours
+        return more, self.runs_per_seed * hours
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -22,7 +22,7 @@ from jaxformer.ablation.leave_one_out import root_jobs
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.run_study import (
     check_study,
-    clock_jobs,
+    clocks_to_come,
     describe_failures,
     forget_clocks,
     measure_clocks,
@@ -80,23 +80,24 @@ def main(arguments: list[str]) -> int:
         print_notice(describe_again(checked.earlier))
     else:
         make_again(checked.earlier, on_a_cluster=not is_here)
-    jobs = make_jobs(study, options.runs, checked.seconds)
+    jobs, further = make_jobs(study, options.runs, checked.seconds), []
     if options.leave_one_out:
-        jobs += root_jobs(jobs, study, options.runs)
-    is_timed = options.clock != "off" and is_here  # Where Slurm runs them is another machine.
-    print_study_plan(jobs, options.parallel, options.price, clock_jobs(jobs, options.clock) if is_timed else ())
+        further = root_jobs(jobs.now, study, options.runs)
+    is_timed, again = options.clock != "off" and is_here, options.clock == "again"
+    clocks = clocks_to_come(study, options.runs, checked.seconds, again=again) if is_timed else []
+    print_study_plan(jobs._replace(now=[*jobs.now, *further]), options.parallel, options.price, clocks)
     if options.plan:
         return 0
     launch = launch_local
     if options.slurm is not None:
         launch = launch_submitit(options.runs / "submitit", _parameters(options.slurm))
-    statuses = run_jobs(
-        study, jobs, launch, parallel=options.parallel, price_per_hour=options.price, stop_worse=options.stop_worse
-    )
+    shown = {"parallel": options.parallel, "price_per_hour": options.price}
+    shown |= {"further": further, "stop_worse": options.stop_worse}
+    statuses = run_jobs(study, options.runs, checked.seconds, launch, **shown)
     failures = describe_failures(statuses)
     try:
-        if options.clock == "again":
-            forget_clocks(jobs)
+        if again and is_timed:
+            forget_clocks(study, options.runs)
         outcome = judge_study(study, options.runs, allow=allow, measure_clocks=measure_clocks if is_timed else None)
     except UserError as error:
         if not failures:

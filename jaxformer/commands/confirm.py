@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxformer.ablation.confirmation import ask, confirm, make_jobs, recorded_answer, train
 from jaxformer.ablation.run_study import check_study, print_study_plan
-from jaxformer.ablation.study import Study
+from jaxformer.ablation.study import Jobs, Study
 from jaxformer.config import require
 from jaxformer.experiment.variant import resolve
 from jaxformer.host.command import Parser, command
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     else:
         study = Study(parent=question.parent.name, variants=(question.promoted.name,))
         jobs = make_jobs(question, options.runs, check_study(study, options.runs).seconds)
-        print_study_plan(jobs, options.parallel, options.price)
+        print_study_plan(Jobs(jobs, []), options.parallel, options.price)
         if options.plan:
             return 0
         train(jobs, parallel=options.parallel)

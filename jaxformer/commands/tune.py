@@ -1,8 +1,9 @@
 """Finds the best learning rate of an experiment.
 
-The peak learning rate is walked by octaves, one seed first, until the best has a worse one on either side; those three
-are trained on the other seeds, and a parabola through them tells where the best lies and what the experiment's own rate
-costs. Runs that are finished are taken up: the same command resumes. Tune a parent before you change it.
+The peak learning rate is walked by octaves and at last by half of one, one seed first, until the best has a worse one
+on either side; those three are trained on the other seeds, and a parabola through them tells where the best lies and
+what the experiment's own rate costs. Runs that are finished are taken up: the same command resumes. Tune a parent
+before you change it.
 """
 
 import shlex
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from jaxformer.ablation.outcome import to_json
 from jaxformer.ablation.run_study import estimate_experiment
-from jaxformer.ablation.tuning import Ladder, tune
+from jaxformer.ablation.tuning import TUNING, Ladder, tune
 from jaxformer.config import require
 from jaxformer.experiment.files import find_experiment
 from jaxformer.host.command import Parser, command
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
     folder = options.runs / tuning.experiment
     trials = [{"octave": o, "seed": s, "bits_per_byte": bits} for (o, s), bits in sorted(tuning.trials.items())]
     record = {name: to_json(value) for name, value in (tuning._asdict() | {"trials": trials}).items()}
-    write_json(folder / "tuning.json", record | {"best": tuning.best})
+    write_json(folder / TUNING, record | {"best": tuning.best})
     with drawing():
         save_png(draw_tuning(tuning), folder / "tuning.png")
     print_line("\n".join(rate_table(tuning)))

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from jaxformer.config import Bounds, UserError, check_fields, flatten, override, replace, require
+from jaxformer.config import Bounds, OneOf, UserError, check_fields, flatten, override, replace, require
+from jaxformer.experiment.best_rate import RATE, RETUNE, moves_best_rate
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.files import find_experiment, list_experiments, run_experiment_file
 from jaxformer.experiment.own_code import collect_own_code
@@ -50,6 +51,10 @@ class Variant:
     """
     source: str
     """Who found so, and where."""
+    retune: Annotated[str, OneOf(*RETUNE)] = "auto"
+    """'learning_rate' compares the variant and its parent each at its best learning rate, found by runs at three rates
+    or more; 'off' compares them at the parent's; 'auto' retunes where the change moves the best rate (`best_rate.py`).
+    """
 
     def __post_init__(self):
         check_fields(self)
@@ -75,7 +80,8 @@ class Merge:
     question: str
     expected: tuple[float, float]
     source: str
-    """`question`, `expected` and `source`: as of a `Variant`, the expectation against the first parent."""
+    retune: Annotated[str, OneOf(*RETUNE)] = "auto"
+    """`question`, `expected`, `source` and `retune`: as of a `Variant`, against the first parent."""
 
     def __post_init__(self):
         check_fields(self)
@@ -158,6 +164,8 @@ class Resolved(NamedTuple):
     parents: tuple["Resolved", ...] = ()
     variant: Variant | None = None
     """Variant as its file has it, with what was tuned for it since; None where it is none."""
+    retune: str = "off"
+    """As of the variant or the merge."""
     promoted: Promoted | None = None
     """Promoted variant as its file has it; None where it is none."""
     without: str = ""
@@ -177,6 +185,20 @@ class Resolved(NamedTuple):
     def first_seed(self) -> int:
         """The first seed of its runs: that of the nearest promoted variant in its line of first parents, else 0."""
         return next((one.promoted.first_seed for one in _line(self) if one.promoted), 0)
+
+    @property
+    def is_retuned(self) -> bool:
+        """Whether it and its first parent are compared each at its best learning rate."""
+        if self.retune != "auto":
+            return self.retune == "learning_rate"
+        return self.moves_best_rate
+
+    @property
+    def moves_best_rate(self) -> bool:
+        """Whether its change moves the best learning rate, and is not of that."""
+        paths = {**self.lineage.change, **self.lineage.consequences}
+        is_of_rate = not self.parents or RATE in paths
+        return not is_of_rate and moves_best_rate(paths, self.parents[0].experiment, self.experiment)
 
 
 class Kept(NamedTuple):
@@ -211,9 +233,17 @@ def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, pa
         UserError: no such experiment, a configuration that is not valid, or a variant that differs from its parent by
             another change than it declares.
     """
-    resolved = _resolve(name_or_path, None, parent, ())
+    return with_overrides(_resolve(name_or_path, None, parent, ()), overrides or {})
+
+
+def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved:
+    """Returns a resolved experiment with overrides applied, as `resolve` does.
+
+    Raises:
+        UserError: the configuration is not valid.
+    """
     base = resolved.experiment
-    changed = override(base, _without_licence_of_another(base, overrides or {}))
+    changed = override(base, _without_licence_of_another(base, overrides))
     ad_hoc = _differences(base, changed)
     lineage = dataclasses.replace(resolved.lineage, overrides=ad_hoc)
     return resolved._replace(experiment=dataclasses.replace(changed, name=base.name + _mark(ad_hoc)), lineage=lineage)
@@ -305,7 +335,15 @@ def _applied(variant: Variant, parent: Resolved, name: str) -> Resolved:
     )
     consequences = {path: values for path, values in everything.items() if path not in declared}
     lineage = Lineage((base.name,), declared, consequences, variant.bundle, variant.expected, variant.source)
-    return Resolved(child, lineage, (parent,), variant)
+    _check_retune(variant, everything)
+    return Resolved(child, lineage, (parent,), variant, variant.retune)
+
+
+def _check_retune(question: Variant | Merge, everything: Mapping[str, Any]) -> None:
+    require(
+        question.retune != "learning_rate" or RATE not in everything,
+        f"a change of {RATE} is compared at the rates that it names: leave out retune",
+    )
 
 
 def _call(what: str, function: Callable, *arguments: Any) -> Any:
@@ -351,7 +389,9 @@ def _merged(merge: Merge, parents: list[Resolved], name: str) -> Resolved:
     consequences = {path: values for path, values in everything.items() if path not in joined}
     names = tuple(parent.name for parent in parents)
     bundle = f"the changes of {' and '.join(names)}, joined"
-    return Resolved(child, Lineage(names, change, consequences, bundle, merge.expected, merge.source), tuple(parents))
+    _check_retune(merge, everything)
+    lineage = Lineage(names, change, consequences, bundle, merge.expected, merge.source)
+    return Resolved(child, lineage, tuple(parents), retune=merge.retune)
 
 
 def promoted_variant(resolved: Resolved) -> Resolved:
@@ -452,7 +492,7 @@ def _without(whole: Resolved, left_out: str, name: str) -> Resolved:
     low, high = removed.variant.expected
     source = f"what was expected of {left_out}, turned round ({removed.variant.source})"
     lineage = Lineage((whole.name,), change, consequences, f"without {left_out}", (0 - high, 0 - low), source)
-    return Resolved(child, lineage, (whole,), without=left_out)
+    return Resolved(child, lineage, (whole,), retune=removed.variant.retune, without=left_out)
 
 
 def ancestors(resolved: Resolved) -> list[Resolved]:

@@ -34,7 +34,7 @@ class Job:
     """A run to be made."""
 
     name: str
-    """Name of the experiment."""
+    """Name of the experiment, or of that and the learning rate that is tried."""
     seed: int
     arguments: tuple[str, ...]
     """Arguments of `python -m jaxformer.train`, `--workdir` among them."""
@@ -54,6 +54,11 @@ class Job:
 
     def __str__(self):
         return f"{self.name} seed {self.seed}"
+
+    @property
+    def experiment(self) -> str:
+        """The experiment, as its arguments name it."""
+        return next(each for each in self.arguments if each.startswith("--experiment=")).removeprefix("--experiment=")
 
     @property
     def log(self) -> Path:

@@ -119,8 +119,9 @@ def shrink_difference(difference: Difference | None, spread: float) -> float:
 
 
 def device_hours(outcome: Outcome, name: str) -> float:
-    """Returns the device hours of an experiment's runs that are finished or were stopped early."""
-    return sum((run.device_hours for run in outcome.runs.get(name, [])), outcome.lost_hours.get(name, 0.0))
+    """Returns the device hours of an experiment's runs, at all rates, that are finished or were stopped early."""
+    runs = [*outcome.runs.get(name, []), *outcome.tried.get(name, [])]
+    return sum((run.device_hours for run in runs), outcome.lost_hours.get(name, 0.0))
 
 
 def mean_accuracies(runs: Sequence[FinishedRun]) -> dict[str, float]:

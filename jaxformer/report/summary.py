@@ -13,7 +13,10 @@ from jaxformer.report.findings import collect_findings, mean_bits_per_byte
 
 def summarise_study(outcome: Outcome) -> list[tuple[str, str]]:
     """Returns what holds for the whole study, as (name, value)."""
-    study, runs = outcome.study, [run for runs in outcome.runs.values() for run in runs]
+    study, runs = (
+        outcome.study,
+        [run for each in (outcome.runs, outcome.tried) for runs in each.values() for run in runs],
+    )
     parents = outcome.runs[study.parent]
     newest = max((run.workdir / "summary.json").stat().st_mtime for run in runs)
     date = datetime.datetime.fromtimestamp(int(newest), datetime.UTC)
@@ -78,8 +81,8 @@ def describe_noise_floor(outcome: Outcome) -> str:
 
 def describe_device_hours(outcome: Outcome) -> str:
     """Returns how much device time the study took."""
-    finished = sum(run.device_hours for runs in outcome.runs.values() for run in runs)
-    parents = sum(run.device_hours for run in outcome.runs[outcome.study.parent])
-    lost = sum(outcome.lost_hours.values())
+    parent, tried, lost = outcome.study.parent, outcome.tried, sum(outcome.lost_hours.values())
+    finished = sum(run.device_hours for each in (outcome.runs, tried) for runs in each.values() for run in runs)
+    parents = sum(run.device_hours for run in (*outcome.runs[parent], *tried.get(parent, ())))
     stopped_early = f"; {lost:.2f} of runs that were stopped early" if lost else ""
     return f"{finished:.2f} of finished runs, {parents:.2f} of them the parent's{stopped_early}"

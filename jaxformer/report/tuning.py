@@ -5,8 +5,9 @@ import textwrap
 
 import numpy as np
 
-from jaxformer.ablation.tuning import RATE, Tuning
+from jaxformer.ablation.tuning import Tuning
 from jaxformer.ablation.verdict import Word
+from jaxformer.experiment.best_rate import RATE
 from jaxformer.host.console import format_table
 from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
 

@@ -33,7 +33,9 @@ def fit_parabola(places_P: np.ndarray, values_P: np.ndarray) -> Parabola | None:
     curvature, slope, level = np.polyfit(places_P - places_P[1], values_P, 2)
     if curvature <= 0:
         return None
-    return Parabola(float(places_P[1] - slope / (2 * curvature)), float(level - slope**2 / (4 * curvature)), curvature)
+    return Parabola(
+        float(places_P[1] - slope / (2 * curvature)), float(level - slope**2 / (4 * curvature)), float(curvature)
+    )
 
 
 def interpolation_weights(places_P: np.ndarray, place: float) -> np.ndarray:

@@ -241,9 +241,9 @@ def test_a_corpus_of_one_document_cannot_be_compared(arms):
 def test_the_runs_own_speeds_decide_nothing(arms):
     found = compare_runs(arms["root"], arms["deep"])  # Whose runs were slower by a quarter.
     assert math.isnan(found.cost.time_per_token) and found.cost.time_interval == (0.0, math.inf)
-    assert found.needs_clock and found.verdict.word is Word.KEEP and "time" not in found.verdict.reason
+    assert found.to_time and found.verdict.word is Word.KEEP and "time" not in found.verdict.reason
     timed = compare_runs(arms["root"], arms["deep"], clock=Clock((0.0,) * 12))
-    assert not timed.needs_clock and timed.notes == found.notes[:-1] and "was not measured" in found.notes[-1]
+    assert not timed.to_time and timed.notes == found.notes[:-1] and "was not measured" in found.notes[-1]
 
 
 def test_seeds_between_two_interim_analyses_wait(arms):

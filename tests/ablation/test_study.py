@@ -42,8 +42,8 @@ def folder(tmp_path_factory):
     fake_runs.write_root(experiments)
     fake_runs.write_root(experiments, "other", model__width=64)
     for name, change in CHANGES.items():
-        fake_runs.write_variant(experiments, name, change)
-    fake_runs.write_variant(experiments, "gated_deep", {"model.depth": 6}, parent="gated")
+        fake_runs.write_variant(experiments, name, change, retune="off")
+    fake_runs.write_variant(experiments, "gated_deep", {"model.depth": 6}, parent="gated", retune="off")
     fake_runs.write_merge(experiments, "both", ("deep", "gated"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -63,7 +63,7 @@ ALL = Study(parent="root", variants=(*CHANGES, "both"), parent_seeds=4)
 def test_jobs_are_ordinary_commands_seed_by_seed_and_parents_first(tmp_path):
     study = Study(parent="root", variants=("gated", "gated_deep"), seeds=2, parent_seeds=3)
     seconds = {"root": 60.0, "gated": 70.0, "gated_deep": 80.0}
-    jobs = make_jobs(study, tmp_path, seconds)
+    jobs = make_jobs(study, tmp_path, seconds).now
     order = [(job.name, job.seed) for job in jobs]
     assert order == [(name, seed) for seed in (0, 1) for name in seconds] + [("root", 2)]
     workdir = tmp_path / "gated" / "seed_1"
@@ -71,9 +71,9 @@ def test_jobs_are_ordinary_commands_seed_by_seed_and_parents_first(tmp_path):
     parents = (tmp_path / "root" / "seed_0", tmp_path / "root" / "seed_1")
     assert jobs[4] == Job("gated", 1, arguments, workdir, 40, 70.0, parents)
     assert [len(job.needs) for job in jobs] == [0, 1, 2, 1, 2, 3, 1]
-    turned = make_jobs(Study(parent="root", variants=("gated_deep", "gated"), seeds=1), tmp_path, seconds)
+    turned = make_jobs(Study(parent="root", variants=("gated_deep", "gated"), seeds=1), tmp_path, seconds).now
     assert [job.name for job in turned][:3] == ["root", "gated", "gated_deep"], "a parent comes before its variants"
-    kept = make_jobs(Study(parent="gated", variants=("gated_deep",), seeds=1, parent_seeds=1), tmp_path, seconds)
+    kept = make_jobs(Study(parent="gated", variants=("gated_deep",), seeds=1, parent_seeds=1), tmp_path, seconds).now
     gated = tmp_path / "gated" / "seed_0"
     assert [(job.name, job.needs) for job in kept] == [("gated", ()), ("gated_deep", (gated,))], (
         "root was decided before"

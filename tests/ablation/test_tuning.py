@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxformer.ablation import tuning
-from jaxformer.ablation.tuning import Ladder, fit, tune, wanted
+from jaxformer.ablation.tuning import Ladder, at_octave, fit, foreseen, tune, wanted
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.jobs.queue import State, Status
 
@@ -29,7 +29,7 @@ def test_the_best_rate_of_a_parabola_is_found_from_anywhere(best):
     assert found.mean.place == pytest.approx(best) and found.mean.curvature == pytest.approx(0.1)
     assert found.best == pytest.approx(1e-3 * 2**best, rel=0.05)
     assert found.excess == pytest.approx(0.1 * best**2, abs=0.011)
-    assert len(trials) <= 3 * 3 + abs(best) + 2, "one seed walks"
+    assert len(trials) <= 3 * 3 + abs(best) + 4, "one seed walks"
 
 
 def test_seeds_that_move_the_mean_take_the_walk_on():
@@ -40,8 +40,8 @@ def test_seeds_that_move_the_mean_take_the_walk_on():
 def test_rates_that_diverge_bound_the_walk():
     trials = walk(lambda octave, seed: 3 - 0.1 * octave if octave < 2 else math.inf)
     found = fit("small", 1e-3, trials, 3)
-    assert found.bracket == (0, 1, 2) and found.mean is None and found.best == 2e-3
-    assert found.excess == pytest.approx(0.1) and math.isnan(found.excess_error)
+    assert found.bracket == (1, 1.5, 2) and found.mean is None and found.best == 2.8e-3
+    assert found.excess == pytest.approx(0.15) and math.isnan(found.excess_error)
     with pytest.raises(UserError, match="diverges at every learning rate"):
         fit("small", 1e-3, walk(lambda octave, seed: math.inf), 3)
 
@@ -69,6 +69,30 @@ def test_where_seeds_scatter_more_the_rate_to_take_is_lower():
     assert found.mean.place == pytest.approx(0) and found.cautious.place == pytest.approx(-0.3) and found.best == 8.1e-4
 
 
+def test_the_walk_ends_half_an_octave_from_its_best_rate_and_what_it_will_take_is_foreseen():
+    curve = lambda octave, seed: 3 + 0.1 * (octave - 1.2) ** 2  # noqa: E731
+    trials = walk(curve)
+    assert fit("small", 1e-3, trials, 3).bracket == (0.5, 1.0, 1.5)
+    assert sorted(octave for octave, seed in trials if seed == 0) == [-1, 0, 0.5, 1, 1.5, 2]
+    assert sorted(octave for octave, seed in trials if seed == 2) == [0.5, 1, 1.5]
+    assert len(foreseen({}, 3)) == 5 + 2 * 3 and foreseen(trials, 3) == []
+    first = {trial: bits for trial, bits in trials.items() if trial[1] == 0}
+    assert sorted(foreseen(first, 3)) == sorted(trial for trial in trials if trial[1]), "as the first seed has it"
+
+
+def test_a_curve_that_is_steep_above_its_best_rate_is_read_where_that_is():
+    def steep(octave, best):
+        return 3 + 0.077 * (octave - best) ** 2 * (1 + 0.5 * np.tanh(octave - best))
+
+    by_octaves = []
+    for best in np.linspace(-0.5, 0.5, 9):
+        found = fit("small", 1e-3, walk(lambda octave, seed, best=best: steep(octave, best), 1), 1)
+        assert found.mean.value == pytest.approx(3, abs=0.002)
+        octaves = {(octave, 0): steep(octave, best) for octave in range(-3, 4)}
+        by_octaves.append(abs(fit("small", 1e-3, octaves, 1).mean.value - 3))
+    assert max(by_octaves) > 0.006
+
+
 @pytest.fixture
 def ladder(tmp_path, experiment_files, monkeypatch):
     """A ladder over a tiny experiment, whose runs all fail."""
@@ -92,14 +116,14 @@ def ladder(tmp_path, experiment_files, monkeypatch):
 
 def test_runs_are_those_of_the_command_and_its_own_rate_is_that_of_the_experiment(ladder):
     job = ladder.job(0, 2, 9.0)
-    assert job.workdir.parts[-2:] == (ladder.at(0).name, "seed_2") and job.estimated_seconds == 9
+    assert job.workdir.parts[-2:] == (ladder.own().name, "seed_2") and job.estimated_seconds == 9
     assert not [each for each in job.arguments if "learning_rate" in each]
     above = ladder.job(1, 2, 9.0)
     assert "--optimizer.learning_rate=0.02" in above.arguments and above.workdir.parent != job.workdir.parent
 
 
 def test_a_run_that_failed_otherwise_ends_the_walk(ladder):
-    with pytest.raises(TrainingFailure, match=r"learning rate 0\.005 seed 0 failed: why; see .*\.log"):
+    with pytest.raises(TrainingFailure, match=r"best_fit at 0\.005 seed 0 failed: why; see .*\.log"):
         tune(ladder, 1, 9.0)
 
 
@@ -111,7 +135,7 @@ def test_what_is_trained_already_is_taken_up(ladder, monkeypatch):
 
 
 def test_a_run_that_diverged_counts_as_one(ladder, tmp_path):
-    folder = tmp_path / "runs" / ladder.at(2).name / "seed_1"
+    folder = tmp_path / "runs" / at_octave(ladder.own(), 2).name / "seed_1"
     (folder / "faults").mkdir(parents=True)
     assert ladder.trials(3) == {}
     (folder / "faults" / "step_3.npz").write_bytes(b"")

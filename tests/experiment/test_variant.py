@@ -60,12 +60,34 @@ def test_a_variant_is_its_parent_but_for_the_change(write):
 
 
 @pytest.mark.parametrize(
+    ("change", "retune", "is_retuned"),
+    [
+        ("{'optimizer.schedule': 'wsd'}", "auto", True),
+        ("{'training.rows_per_step': times(2)}", "auto", True),
+        ("{'packing.row_length': times(2), 'training.rows_per_step': times(0.5)}", "auto", False),
+        ("{'optimizer.learning_rate': times(2), 'optimizer.b2': 0.9}", "auto", False),
+        ("{'model.qk_norm': True}", "auto", False),
+        ("{'model.qk_norm': True}", "learning_rate", True),
+        ("{'optimizer.schedule': 'wsd'}", "off", False),
+    ],
+)
+def test_what_moves_the_best_learning_rate_is_retuned_unless_it_says_otherwise(write, change, retune, is_retuned):
+    name = write("one", variant(change, retune=repr(retune), bundle="'one idea'"))
+    assert resolve(name).is_retuned is is_retuned and not resolve("baseline").is_retuned
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (
             variant("{'model.depth': 7, 'model.qk_norm': True}"),
             "changes 2 fields .*model.qk_norm.*one question at a time",
         ),
+        (
+            variant("{'optimizer.learning_rate': 1e-3}", retune="'learning_rate'"),
+            "a change of optimizer.learning_rate is compared at the rates that it names: leave out retune",
+        ),
+        (variant("{'model.depth': 7}", retune="'learning_rte'"), "retune = 'learning_rte' is unknown"),
         (variant("{'model.dept': 7}"), "unknown key model.dept; did you mean model.depth?"),
         (variant("{'modle.depth': times(2)}"), "unknown key modle; did you mean model?"),
         (variant("{'model.depth': 4}"), "the change of model.depth changes nothing: root has 4"),

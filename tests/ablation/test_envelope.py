@@ -1,0 +1,205 @@
+"""Arms at their own best learning rate: the rounds that find it, and the comparison there."""
+
+import json
+import math
+
+import fake_runs
+import numpy as np
+import pytest
+
+from jaxformer.ablation import run_study
+from jaxformer.ablation.envelope import make_arm, shared_seeds, weights_at_best
+from jaxformer.ablation.outcome import comparison_file, judge_study
+from jaxformer.ablation.run_study import run_jobs
+from jaxformer.ablation.study import Study, make_jobs
+from jaxformer.ablation.tuning import Ladder, at_octave
+from jaxformer.ablation.verdict import Rule, Word
+from jaxformer.config import UserError
+from jaxformer.experiment.variant import resolve, with_overrides
+from jaxformer.host.files import read_json, write_json
+from jaxformer.report.findings import collect_findings, device_hours, notes
+from jaxformer.report.text import decision_table
+
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
+# Best octaves of each, and what it is better by there: at the parent's own rate `constant` looks worse than it is.
+BEST = {"root": 1.0, "constant": 0.5, "gated": 1.0}
+EFFECTS = {"constant": -0.03, "gated": -0.02}
+SECONDS = {"root": 10.0, "constant": 10.0, "gated": 10.0}
+STUDY = Study(parent="root", variants=("constant", "gated"), rule=Rule(margin=0.001))
+NOISE = fake_runs.Noise(effect=0.0)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path)
+    return tmp_path
+
+
+def write_files(folder):
+    fake_runs.write_root(folder / "experiments")
+    fake_runs.write_variant(folder / "experiments", "constant", {"optimizer.schedule": "wsd"})
+    fake_runs.write_variant(folder / "experiments", "gated", {"model.activation": "swiglu"})
+
+
+class Done:
+    """The process of a run that is over."""
+
+    def __init__(self, status=0):
+        self.status = status
+
+    def poll(self):
+        return self.status
+
+    terminate = kill = lambda self: None
+
+
+def fake_launch(runs, started, *, diverges_from=math.inf, dies_after=math.inf):
+    """Returns a launch that writes a finished run at once, of a loss that is a parabola of the octave."""
+
+    def launch(job, slot, slots):
+        if len(started) >= dies_after:
+            raise KeyboardInterrupt
+        options = dict(argument[2:].split("=", 1) for argument in job.arguments)
+        own = resolve(options.pop("experiment"))
+        seed = int(options.pop("seed"))
+        del options["workdir"]
+        one = with_overrides(own, options)
+        octave = math.log2(one.experiment.optimizer.learning_rate / own.experiment.optimizer.learning_rate)
+        started.append((own.name, seed, round(octave, 6)))
+        if octave >= diverges_from:
+            fake_runs.write_diverged(runs, one, seed)
+            return Done(1)
+        effect = EFFECTS.get(own.name, 0.0) + 0.1 * (octave - BEST[own.name]) ** 2
+        assert fake_runs.write_run(runs, one, seed, effect=effect, noise=NOISE, items=4) == job.workdir
+        return Done()
+
+    return launch
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(run_study.Queue.watch, "__defaults__", (0.0,))
+
+
+def test_a_study_goes_on_in_rounds_until_each_arm_has_its_best_rate_between_two_others(folder, at_once):
+    runs, started = folder / "runs", []
+    jobs = make_jobs(STUDY, runs, SECONDS)
+    assert [job.seed for job in jobs.now] == sorted(job.seed for job in jobs.now)
+    assert len(jobs.now) + len(jobs.later) == 3 + 3 + 2 * (5 + 2 * 3) - 3, "three rates each, five on the first seed"
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(STUDY, runs, SECONDS, fake_launch(runs, started, dies_after=12))
+    statuses = run_jobs(STUDY, runs, SECONDS, fake_launch(runs, started))
+    assert len(set(started)) == len(started), "what is finished is not trained again"
+    assert {status.state.value for status in statuses} == {"finished"}
+    assert started[0] == ("root", 0, 0)
+    tried = {name: sorted({o for n, seed, o in started if n == name and seed == 2}) for name in SECONDS}
+    assert tried == {"root": [0, 0.5, 1, 1.5], "constant": [0, 0.5, 1], "gated": [0]}
+    assert not any(make_jobs(STUDY, runs, SECONDS).later)
+
+    outcome = judge_study(STUDY, runs)
+    constant, gated = outcome.comparisons
+    assert constant.verdict.word is Word.KEEP and constant.difference.mean == pytest.approx(-0.03, abs=0.006)
+    parent, variant = constant.best_rates
+    own = resolve("root").experiment.optimizer.learning_rate
+    assert parent.compared == pytest.approx(2 * own, rel=0.1) and variant.compared == pytest.approx(1.41 * own, rel=0.1)
+    assert parent.excess == pytest.approx(0.1, abs=0.01) and variant.tried == tuple(own * 2**o for o in (0, 0.5, 1))
+    assert constant.until_next[1] == pytest.approx(3 * (constant.cost.device_hours + constant.cost.parent_device_hours))
+    assert gated.best_rates is None and any("costs 0.1" in note for note in gated.notes), gated.notes
+    finding = collect_findings(outcome)[0]
+    assert notes(finding)[0].startswith("each at its best learning rate: root at ") and finding.hours > 0
+    assert device_hours(outcome, "root") > 10 * outcome.runs["root"][0].device_hours
+    assert "each at its best learning rate: root at" in " ".join(decision_table(outcome).split())
+    kept = json.loads((runs / "constant" / comparison_file(STUDY)).read_text())
+    assert kept["best_rates"][1]["compared"] == variant.compared and kept["best_rates"][1]["to_take"] == variant.to_take
+
+
+def test_a_rate_that_diverges_is_an_answer_and_no_failure(folder, at_once):
+    study, runs = Study(parent="root", variants=("constant",)), folder / "runs"
+    statuses = run_jobs(study, runs, SECONDS, fake_launch(runs, [], diverges_from=1))
+    assert {status.state.value for status in statuses} == {"finished"}
+    (found,) = judge_study(study, runs).comparisons
+    assert found.verdict.word is not Word.REVERT and found.best_rates[0].bits_per_byte[2] == math.inf
+    assert any("root is taken at" in note and "a neighbour diverged" in note for note in found.notes)
+
+
+def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):
+    fake_runs.write_variant(folder / "experiments", "fixed", {"optimizer.b2": 0.9}, retune="off")
+    effects = EFFECTS | {"fixed": -0.03}
+    fake_runs.write_study(
+        folder / "runs", ("root", "constant", "fixed", "gated"), effects=effects, noise=NOISE, items=4
+    )
+    study = Study(parent="root", variants=("constant", "fixed", "gated"), rule=Rule(margin=0.001))
+    constant, fixed, gated = judge_study(study, folder / "runs").comparisons
+    assert constant.notes[0].startswith("at the parent's learning rate: 16 runs at other rates are missing")
+    assert fixed.notes[0] == "at the parent's learning rate: the change moves the best one, but retune is off"
+    assert all(one.verdict.word is Word.KEEP for one in (constant, fixed, gated))
+    assert gated.notes[-1].endswith(
+        "was not tuned, and the gain may be one at that rate alone: `jaxformer tune --experiment=root`"
+    )
+    own = resolve("root").experiment.optimizer.learning_rate
+    for excess, is_flagged in ((0.0004, False), (0.0234, True)):
+        write_json(folder / "runs/root/tuning.json", {"learning_rate": own, "excess": excess, "best": 2 * own})
+        gated = judge_study(study, folder / "runs").comparisons[-1]
+        assert any("costs 0.0234 bits per byte beside its best" in note for note in gated.notes) is is_flagged
+        assert not any("was not tuned" in note for note in gated.notes)
+
+
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory):
+    """A folder with the runs of both arms at rates around the best ones."""
+    folder = tmp_path_factory.mktemp("rates")
+    write_files(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("root", "constant"):
+            own = resolve(name)
+            for octave in (-1, -0.5, 0, 0.5, 1):
+                for seed in range(3 if abs(octave) < 1 else 1):
+                    options = {"effect": EFFECTS.get(name, 0.0) + 0.1 * (octave - 0.2) ** 2, "noise": NOISE, "items": 4}
+                    fake_runs.write_run(folder / "runs", at_octave(own, octave), seed, **options)
+    return folder
+
+
+@pytest.fixture
+def trained(rates, monkeypatch):
+    """The runs of both arms, as a ladder reads them."""
+    monkeypatch.chdir(rates)
+    return {name: Ladder(name, "", rates / "runs").read()[0] for name in ("root", "constant")}
+
+
+def test_the_run_at_the_best_rate_is_the_parabola_through_each_document(trained):
+    arm = make_arm(resolve("constant"), trained["constant"], 3)
+    assert arm.tuning.bracket == (-0.5, 0.0, 0.5) and weights_at_best(arm.tuning).sum() == pytest.approx(1)
+    best, place = arm.at_best(), arm.tuning.place
+    for seed in range(3):
+        three = [trained["constant"][octave, seed] for octave in arm.tuning.bracket]
+        for name, one in best[seed].validation.items():
+            bits_PI = np.stack([run.validation[name].bits for run in three])
+            parabolas = np.polynomial.polynomial.polyfit(arm.tuning.bracket, bits_PI, 2)
+            np.testing.assert_allclose(one.bits, np.polynomial.polynomial.polyval(place, parabolas), rtol=1e-9)
+    assert np.mean([run.bits_per_byte for run in best]) == pytest.approx(arm.tuning.mean.value, abs=1e-9)
+    assert shared_seeds(list(trained.values())) == 3
+    fewer = {trial: run for trial, run in trained["root"].items() if trial != (0.5, 2)}
+    assert shared_seeds([fewer, trained["constant"]]) == 2
+
+
+def test_runs_at_other_rates_must_share_all_but_the_rate(rates, trained):
+    study = Study(parent="root", variants=("constant",))
+    compared = judge_study(study, rates / "runs").comparisons[0]
+    assert compared.flags == () and compared.difference is not None
+    path = rates / "runs" / at_octave(resolve("constant"), 0.5).name / "seed_1" / "config.json"
+    record = read_json(path)
+    for change, kind in (
+        ({"identity": record["identity"] | {"optimizer.b1": 0.5}}, "change"),
+        ({"starts": [record["starts"][0] | {"code": "other"}]}, "code"),
+    ):
+        write_json(path, record | change)
+        (found,) = judge_study(study, rates / "runs").comparisons
+        assert found.verdict.word is Word.NOT_COMPARED and found.best_rates
+        assert {flag.partition(":")[0] for flag in found.flags} == {kind}
+        if kind == "change":
+            with pytest.raises(UserError, match=r"constant~.* has moved since .*seed_1 was trained"):
+                make_jobs(study, rates / "runs", SECONDS)
+    write_json(path, record)
