@@ -131,13 +131,17 @@ def verdict_line(comparison: Comparison, resolved: Resolved, device_hours: float
         "seeds": list(comparison.seeds),
         "level": interim_level(seeds),
         "q": comparison.q_value if math.isfinite(comparison.q_value) else None,
-        "learning_rates": {
-            "parent": resolved.parents[0].experiment.optimizer.learning_rate,
-            "variant": resolved.experiment.optimizer.learning_rate,
-        },
+        "learning_rates": dict(zip(("parent", "variant"), _learning_rates(comparison, resolved), strict=True)),
         "device_hours": device_hours,
         "code": code,
     }
+
+
+def _learning_rates(comparison: Comparison, resolved: Resolved) -> list[float]:
+    """Returns those at which the parent and the variant were compared."""
+    if comparison.best_rates:
+        return [best.compared for best in comparison.best_rates]
+    return [one.experiment.optimizer.learning_rate for one in (resolved.parents[0], resolved)]
 
 
 def describe_difference(difference, level: float) -> Line | None:

@@ -428,10 +428,12 @@ def _promoted(promoted: Promoted, one: Resolved, name: str) -> Resolved:
         bundle=one.lineage.bundle or ("the change, and what was tuned for it" if tuned else ""),
         evidence=promoted.evidence,
     )
+    # What was tuned for it has the best rate, and is compared at that.
+    retune = "off" if RATE in promoted.change else one.retune
     variant = one.variant and dataclasses.replace(
-        one.variant, change={**one.variant.change, **promoted.change}, bundle=lineage.bundle
+        one.variant, change={**one.variant.change, **promoted.change}, bundle=lineage.bundle, retune=retune
     )
-    return one._replace(experiment=child, lineage=lineage, variant=variant, promoted=promoted)
+    return one._replace(experiment=child, lineage=lineage, variant=variant, retune=retune, promoted=promoted)
 
 
 def _has_file(name: str, near: Path | None) -> bool:
