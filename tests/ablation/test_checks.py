@@ -42,7 +42,7 @@ def folder(template, tmp_path, monkeypatch):
     """A copy of it, whose evaluations are those of here."""
     shutil.copytree(template, tmp_path / "study")
     monkeypatch.chdir(tmp_path / "study")
-    monkeypatch.setattr(run_study, "_in_another_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(run_study, "_in_another_process", lambda what, function, *arguments: function(*arguments))
     return tmp_path / "study"
 
 
@@ -57,7 +57,7 @@ def change_start(folder, **changes):
 
 def earlier(folder, **options):
     resolved = resolve_study(STUDY)
-    jobs = make_jobs(STUDY, folder / "runs", dict.fromkeys(("root", "normed"), 9.0))
+    jobs = make_jobs(STUDY, folder / "runs", dict.fromkeys(("root", "normed"), 9.0)).now
     return check_earlier(jobs, describe_now(resolved, DEVICE), **options)
 
 
@@ -101,7 +101,7 @@ def test_runs_that_could_not_be_compared_with_those_to_come_are_refused_unless_a
 
 
 def test_data_that_moved_cannot_be_allowed(folder):
-    jobs = make_jobs(STUDY, folder / "runs", dict.fromkeys(("root", "normed"), 9.0))
+    jobs = make_jobs(STUDY, folder / "runs", dict.fromkeys(("root", "normed"), 9.0)).now
     now = describe_now(resolve_study(STUDY), DEVICE)
     now["root"]["digests"] = {"corpus.0": "other"}
     with pytest.raises(

@@ -90,7 +90,7 @@ def test_the_study_has_a_run_of_the_root_for_each_seed_of_the_removals(folder, m
     monkeypatch.chdir(folder)
     study = leave_one_out("gen2", 2, 3)
     assert (study.parent, study.variants) == ("gen2", ("gen2_without_wsd", "gen2_without_normed"))
-    jobs = make_jobs(study, folder / "runs", dict.fromkeys(EFFECTS, 1.0))
+    jobs = make_jobs(study, folder / "runs", dict.fromkeys(EFFECTS, 1.0)).now
     found = root_jobs(jobs, study, folder / "runs")
     assert [(job.name, job.seed) for job in found] == [("root", 2000), ("root", 2001)]
     assert found[0].arguments[:2] == ("--experiment=root", "--seed=2000")
