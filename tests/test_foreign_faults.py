@@ -1657,14 +1657,14 @@ def test_dash_in_place_of_hyphens_is_named(user, dashes):
 )
 def test_repository_of_a_hook_is_not_taken_for_that_of_the_code(ordinary):
     git = ("git", "-C", REPOSITORY, "rev-parse", "HEAD")
-    if shutil.which("git") is None or subprocess.run(git, capture_output=True).returncode:
+    if shutil.which("git") is None or (head := subprocess.run(git, capture_output=True, text=True)).returncode:
         pytest.skip("the tests are not in a git repository")
     folder = str(ordinary.folder / "other")
     subprocess.run(["git", "init", "-q", folder], check=True)
     of_a_hook = {"GIT_DIR": f"{folder}/.git", "GIT_WORK_TREE": folder}
     assert ordinary.train(workdir="hook", environment=of_a_hook).status == 0
-    plain, hook = (json.loads((ordinary.folder / name / "config.json").read_bytes()) for name in ("ordinary", "hook"))
-    assert hook["git"]["commit"] == plain["git"]["commit"]
+    record = json.loads((ordinary.folder / "hook" / "config.json").read_bytes())
+    assert record["git"]["commit"] == head.stdout.strip()
 
 
 @report(
