@@ -1,7 +1,9 @@
 """The baseline at a size for studies on a laptop: 0.3 million parameters, two corpora of prose, a minute a run.
 
-`data/` is yours: `first.jsonl` and `second.jsonl` with a field `text`, and `tasks/` with the rows of the tasks. The
-study in the README used OpenStax textbooks, Standard Ebooks, and 300, 500 and 1,267 rows.
+The data are yours, below the folder in which you work: `data/first.jsonl` and `data/second.jsonl` with a field `text`,
+and `data/tasks/` with the rows of HellaSwag, ARC easy and WinoGrande. The published study used textbooks of OpenStax,
+novels of Standard Ebooks, and 300, 500 and 1,267 rows. Without data, `first` is as large and trains on the embedded
+corpus: `jaxformer ablate --study=first`.
 """
 
 import dataclasses

@@ -45,6 +45,14 @@ def user(tmp_path, make_texts, compiled, default_signals):
     return User(tmp_path, make_texts(120), compiled)
 
 
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory, make_texts, compiled):
+    """A user who has trained a run without anything set; tests add run folders of other names."""
+    user = User(tmp_path_factory.mktemp("ordinary"), make_texts(120), compiled)
+    assert user.train(workdir="ordinary").status == 0
+    return user
+
+
 # Paths.
 
 # A folder that holds what a user owns; each character means something to a shell, a pattern, a format or a URL.
@@ -146,12 +154,11 @@ def test_folder_with_brackets_is_no_pattern_of_a_corpus(user):
     text = (user.folder / "texts.jsonl").read_bytes()
     for folder in ("plain", "corpus [v1]"):
         user.write(f"{folder}/a.jsonl", text)
-    digests = set()
-    for workdir, path in (("run", "plain/*.jsonl"), ("other", "corpus [v1]/*.jsonl"), ("third", "corpus [v1]/a.jsonl")):
-        ended = user.train(f"--corpus.path={path}", workdir=workdir)
+    for path in ("plain/*.jsonl", "corpus [v1]/*.jsonl", "corpus [v1]/a.jsonl"):
+        ended = prepared(user, f"--corpus.path={path}")
         assert ended.status == 0, ended.err
-        digests.add(json.loads((user.folder / workdir / "config.json").read_bytes())["digests"]["corpus.0"])
-    assert len(digests) == 1
+    manifests = [json.loads(path.read_bytes()) for path in user.folder.glob("cache/shards/*/manifest.json")]
+    assert len({manifest["corpus_digest"] for manifest in manifests}) == 1
 
 
 @report(
@@ -191,11 +198,12 @@ ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 GREEK = str.maketrans("abdefgiklmnoprstu", "αβδεφγικλμνοπρστυ")
 
 
-def write_greek(user):
-    """Gives a user a corpus that neither ASCII nor Latin-1 can show."""
-    lines = (user.folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["text"].translate(GREEK) for line in lines]
-    user.write("texts.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
+@pytest.fixture(scope="module")
+def greek(tmp_path_factory, make_texts, compiled):
+    """A user with a corpus that neither ASCII nor Latin-1 can show, who has trained in a locale of UTF-8."""
+    user = User(tmp_path_factory.mktemp("greek"), [text.translate(GREEK) for text in make_texts(120)], compiled)
+    assert user.train(workdir="utf8", environment={"LC_ALL": "C.UTF-8"}).status == 0
+    return user
 
 
 def results(user, workdir):
@@ -236,13 +244,11 @@ def read_metrics(user, name, workdir="run"):
     did="trains where standard output can show ASCII only",
     must="the run ends as elsewhere; what the stream cannot show is replaced",
 )
-def test_stream_of_ascii_changes_nothing_but_what_is_shown(user):
-    write_greek(user)
-    assert user.train("--seed=1", workdir="utf8").status == 0
-    ended = user.train("--seed=1", workdir="ascii", environment={"PYTHONIOENCODING": "ascii"})
+def test_stream_of_ascii_changes_nothing_but_what_is_shown(greek):
+    ended = greek.train(workdir="ascii", environment={"PYTHONIOENCODING": "ascii"})
     assert ended.status == 0 and "failed" not in ended.err
-    assert results(user, "ascii") == results(user, "utf8")
-    assert (user.folder / "ascii/sample.txt").read_bytes() == (user.folder / "utf8/sample.txt").read_bytes()
+    assert results(greek, "ascii") == results(greek, "utf8")
+    assert (greek.folder / "ascii/sample.txt").read_bytes() == (greek.folder / "utf8/sample.txt").read_bytes()
 
 
 @report(
@@ -250,17 +256,15 @@ def test_stream_of_ascii_changes_nothing_but_what_is_shown(user):
     did="trains in a container without a locale, with files that are UTF-8 in every locale",
     must="numbers, the digest of the code and the exit status are those of any other locale",
 )
-def test_locale_changes_neither_numbers_nor_digests(user):
-    write_greek(user)
+def test_locale_changes_neither_numbers_nor_digests(greek):
     environments = {
-        "utf8": {"LC_ALL": "C.UTF-8"},
         "c": ASCII_LOCALE,
         "posix": {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"},
     }
     for workdir, environment in environments.items():
-        ended = user.train("--seed=1", workdir=workdir, environment=environment)
+        ended = greek.train(workdir=workdir, environment=environment)
         assert ended.status == 0 and "Traceback" not in ended.err
-        assert results(user, workdir) == results(user, "utf8")
+        assert results(greek, workdir) == results(greek, "utf8")
 
 
 @report(
@@ -268,15 +272,13 @@ def test_locale_changes_neither_numbers_nor_digests(user):
     did="trains in a Latin-1 locale",
     must="as in any other locale",
 )
-def test_latin_1_locale_changes_neither_numbers_nor_digests(user):
-    make = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(user.folder / "en_US.ISO-8859-1")]
+def test_latin_1_locale_changes_neither_numbers_nor_digests(greek):
+    make = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(greek.folder / "en_US.ISO-8859-1")]
     if shutil.which("localedef") is None or subprocess.run(make, capture_output=True).returncode:
         pytest.skip("this system cannot make a Latin-1 locale")
-    latin_1 = {"LOCPATH": str(user.folder), "LC_ALL": "en_US.ISO-8859-1", "PYTHONUTF8": "0"}
-    write_greek(user)
-    for workdir, environment in {"utf8": {}, "latin1": latin_1}.items():
-        assert user.train("--seed=1", workdir=workdir, environment=environment).status == 0
-    assert results(user, "latin1") == results(user, "utf8")
+    latin_1 = {"LOCPATH": str(greek.folder), "LC_ALL": "en_US.ISO-8859-1", "PYTHONUTF8": "0"}
+    assert greek.train(workdir="latin1", environment=latin_1).status == 0
+    assert results(greek, "latin1") == results(greek, "utf8")
 
 
 @report(
@@ -300,15 +302,24 @@ def test_name_that_the_locale_cannot_encode_is_refused_in_one_line(user):
     did="trains with standard output closed, or all streams, as some job systems start processes",
     must="the run ends as with them; no file takes the number of a stream, and what is written to it",
 )
-def test_closed_streams_change_nothing(user):
-    for workdir, numbers in {"open": (), "output": (1,), "all": (0, 1, 2)}.items():
-        ended = user.train(
-            "--seed=1", workdir=workdir, preexec_fn=lambda numbers=numbers: [os.close(n) for n in numbers]
-        )
+def test_closed_streams_change_nothing(ordinary):
+    for workdir, numbers in {"output": (1,), "all": (0, 1, 2)}.items():
+        ended = ordinary.train(workdir=workdir, preexec_fn=lambda numbers=numbers: [os.close(n) for n in numbers])
         assert ended.status == 0 and ended.err == ""
-        assert results(user, workdir) == results(user, "open")
-        assert len(read_metrics(user, "train/loss", workdir)) == 4
-    assert user.run("train", "--help", preexec_fn=lambda: os.close(1)).status == 0
+        assert results(ordinary, workdir) == results(ordinary, "ordinary")
+        assert len(read_metrics(ordinary, "train/loss", workdir)) == 4
+    assert ordinary.run("train", "--help", preexec_fn=lambda: os.close(1)).status == 0
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory, make_texts, compiled):
+    """A user who has trained 2000 steps in a terminal of 44 columns, and what was written there."""
+    user = User(tmp_path_factory.mktemp("long"), make_texts(120), compiled)
+    # So many that they take more than the second that a pace is measured over.
+    steps = [f"--{name}=2000" for name in ("training.steps", "evaluation.every_steps", "checkpoint.every_steps")]
+    status, written = run_in_terminal(user, 44, "train", "--experiment=tiny.py", "--workdir=run", *steps)
+    assert status == 0, written
+    return user, written
 
 
 @report(
@@ -316,12 +327,10 @@ def test_closed_streams_change_nothing(user):
     did="trains in a terminal that is narrower than the progress line",
     must="each line that the next one replaces fits, and keeps the step and the time that is left",
 )
-def test_progress_line_fits_a_narrow_terminal(user):
-    # So many that they take more than the second that a pace is measured over.
-    words = "train", "--experiment=tiny.py", "--workdir=run", "--training.steps=2000", "--evaluation.every_steps=2000"
-    status, written = run_in_terminal(user, 44, *words, "--checkpoint.every_steps=2000")
+def test_progress_line_fits_a_narrow_terminal(long_run):
+    _, written = long_run
     lines = [line for line in re.findall(r"\r\x1b\[K([^\r\n]*)", written) if "/2000  loss" in line]
-    assert status == 0 and len(lines) > 1900 and max(map(len, lines)) < 44
+    assert len(lines) > 1900 and max(map(len, lines)) < 44
     assert re.fullmatch(r"step 1999/2000  loss \S+ .*ETA \d+:\d\d", lines[-2])
 
 
@@ -330,9 +339,8 @@ def test_progress_line_fits_a_narrow_terminal(user):
     did="trains small steps and reads the rate of each",
     must="rates are of times long enough to mean something, and no share of the time passes 1",
 )
-def test_rates_and_shares_can_be(user):
-    steps = "--training.steps=3000", "--checkpoint.every_steps=3000", "--evaluation.every_steps=3000"
-    assert user.train(*steps).status == 0
+def test_rates_and_shares_can_be(long_run):
+    user, _ = long_run
     tokens = user.summary()["tokens"]
     # Within any second there is at most the whole run.
     assert 0 < max(read_metrics(user, "train/tokens_per_second")) <= tokens
@@ -344,13 +352,10 @@ def test_rates_and_shares_can_be(user):
     did="writes a report from a notebook's shell, which inherits MPLBACKEND, with a library that is not installed",
     must="the pictures are drawn: they need no backend",
 )
-def test_report_is_drawn_whatever_backend_is_inherited(user):
-    study = write_pair(user)
-    for name in ("parent", "variant"):
-        assert user.train(experiment=name, workdir=f"runs/{name}/seed_0").status == 0
-    ended = user.run("report", *study, environment={"MPLBACKEND": "no_such_backend"})
+def test_report_is_drawn_whatever_backend_is_inherited(researcher):
+    ended = researcher.run("report", *STUDY, environment={"MPLBACKEND": "no_such_backend"})
     assert ended.status == 0 and ended.err == ""
-    assert (user.folder / "runs/reports/parent/index.html").exists()
+    assert (researcher.folder / "runs/reports/root/index.html").exists()
 
 
 @report(
@@ -517,12 +522,14 @@ def is_gone(process: int, seconds: float = 30) -> bool:
     must="it works with JAXFORMER_CACHE set, and one line says what to set where it is not; git's commit is recorded",
 )
 @pytest.mark.skipif(not shutil.which("setpriv") or os.getuid() != 0, reason="needs to be root, and setpriv")
-def test_user_without_passwd_entry_and_home(user):
+def test_user_without_passwd_entry_and_home(user, compiled_folder):
+    shutil.copytree(compiled_folder, user.folder / "compiled")
+    user.environment["JAX_COMPILATION_CACHE_DIR"] = str(user.folder / "compiled")
     subprocess.run(["chown", "-R", "4711:4711", user.folder], check=True)
     # It may read all, such as an interpreter in root's home.
     can_read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
     prefix = ("setpriv", "--reuid=4711", "--regid=4711", "--clear-groups", *can_read)
-    nothing = dict.fromkeys(("HOME", "USER", "LOGNAME", "JAX_COMPILATION_CACHE_DIR"))
+    nothing = dict.fromkeys(("HOME", "USER", "LOGNAME"))
     ended = user.train(prefix=prefix, environment=nothing)
     assert (ended.status, ended.err) == (0, "")
     config = json.loads((user.folder / "run" / "config.json").read_bytes())
@@ -606,14 +613,6 @@ def numbers(user, workdir):
     return summary, losses, record["fingerprints"], (folder / "sample.txt").read_text()
 
 
-@pytest.fixture(scope="module")
-def ordinary(tmp_path_factory, make_texts, compiled):
-    """A user who has trained a run without anything set."""
-    user = User(tmp_path_factory.mktemp("ordinary"), make_texts(120), compiled)
-    assert user.train(workdir="ordinary").status == 0
-    return user
-
-
 @report(
     "google/flax#924, jax-ml/jax#4827, jax-ml/jax#13346",
     did="trained where the shell sets an option of JAX or Flax for something else",
@@ -642,19 +641,15 @@ def test_option_that_is_not_the_runs_changes_none_of_its_numbers(ordinary, optio
     did="compared a run with one whose shell had set flags of XLA and options of JAX that change rounding",
     must="not compared, and each option named with both values",
 )
-def test_options_that_change_rounding_are_recorded_and_not_compared(user):
+def test_options_that_change_rounding_are_recorded_and_not_compared(researcher):
     options = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-    parent = user.write("experiments/tiny.py", (user.folder / "tiny.py").read_bytes())
-    ended = user.train(experiment=str(parent), workdir="runs/tiny/seed_0", environment=options)
+    shutil.rmtree(researcher.folder / "runs/root")
+    ended = researcher.train(experiment="root", workdir="runs/root/seed_0", environment=options)
     assert ended.status == 0 and all(f"{name}={value}" in ended.out for name, value in options.items()), ended.err
-    change = "change={'model.activation': 'relu2'}, expected=(-1.0, 1.0), source='a guess'"
-    variant = f"EXPERIMENT = Variant(parent='tiny', question='?', {change})"
-    child = user.write("experiments/child.py", f"from jaxformer.experiment import Variant\n{variant}\n")
-    assert user.train(experiment=str(child), workdir="runs/child/seed_0").status == 0
-    ended = user.run("report", "--parent=tiny", "--variants=child")
+    ended = researcher.run("report", "--parent=root", "--variants=normed")
     assert ended.status == 0 and "NOT COMPARED" in ended.out, ended.err
-    report = html.unescape((user.folder / "runs/reports/tiny/report.md").read_text())
-    assert "environment: they differ between runs/tiny/seed_0 and runs/child/seed_0" in report
+    report = html.unescape((researcher.folder / "runs/reports/root/report.md").read_text())
+    assert "environment: they differ between runs/root/seed_0 and runs/normed/seed_0" in report
     assert all(f"{name}: {value}; not set" in report for name, value in options.items())
 
 
@@ -1536,18 +1531,11 @@ def winogrande(word: str, tail: str = "go") -> dict:
     return {"sentence": f"{word} _ {tail}.", "option1": "ba", "option2": "de", "answer": "2"}
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, make_texts, compiled):
-    """The folder of a user who has trained a model."""
-    user = User(tmp_path_factory.mktemp("trained"), make_texts(120), compiled)
-    assert user.train().status == 0
-    return user.folder
-
-
 @pytest.fixture
-def evaluator(trained, tmp_path, make_texts, compiled):
-    """A user with a copy of that folder."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+def evaluator(ordinary, tmp_path, make_texts, compiled):
+    """A user with a copy of the ordinary run."""
+    for name in ("cache", "ordinary"):
+        shutil.copytree(ordinary.folder / name, tmp_path / name.replace("ordinary", "run"))
     return User(tmp_path, make_texts(120), compiled)
 
 
@@ -1667,16 +1655,16 @@ def test_dash_in_place_of_hyphens_is_named(user, dashes):
     did="trains within a hook of git, which sets GIT_DIR to the repository of the hook",
     must="the run records the commit of the code, as without",
 )
-def test_repository_of_a_hook_is_not_taken_for_that_of_the_code(user):
+def test_repository_of_a_hook_is_not_taken_for_that_of_the_code(ordinary):
     git = ("git", "-C", REPOSITORY, "rev-parse", "HEAD")
-    if shutil.which("git") is None or subprocess.run(git, capture_output=True).returncode:
+    if shutil.which("git") is None or (head := subprocess.run(git, capture_output=True, text=True)).returncode:
         pytest.skip("the tests are not in a git repository")
-    subprocess.run(["git", "init", "-q", user.folder / "other"], check=True)
-    folder = str(user.folder / "other")
-    assert user.train().status == 0
-    assert user.train(workdir="hook", environment={"GIT_DIR": f"{folder}/.git", "GIT_WORK_TREE": folder}).status == 0
-    plain, hook = (json.loads((user.folder / name / "config.json").read_bytes()) for name in ("run", "hook"))
-    assert hook["git"]["commit"] == plain["git"]["commit"]
+    folder = str(ordinary.folder / "other")
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    of_a_hook = {"GIT_DIR": f"{folder}/.git", "GIT_WORK_TREE": folder}
+    assert ordinary.train(workdir="hook", environment=of_a_hook).status == 0
+    record = json.loads((ordinary.folder / "hook" / "config.json").read_bytes())
+    assert record["git"]["commit"] == head.stdout.strip()
 
 
 @report(

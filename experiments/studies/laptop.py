@@ -1,4 +1,7 @@
-"""The first study: twelve questions to the laptop's baseline, and whether two of the changes add up."""
+"""A larger study: twelve questions to the laptop's baseline, and whether two of the changes add up.
+
+Its data are yours, as `experiments/laptop.py` says; `--study=first` needs none.
+"""
 
 from jaxformer import Study
 

@@ -153,6 +153,7 @@ def _path(name: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+@functools.cache  # Parsing is most of what a digest takes.
 def _parse(name: str) -> ast.Module:
     return ast.parse(_path(name).read_bytes())
 

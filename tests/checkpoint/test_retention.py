@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from jaxformer.checkpoint.retention import CheckpointConfig, best_step, most_kept, steps_to_keep
 from jaxformer.config import UserError
 
+pytestmark = pytest.mark.device_free
+
 LOSSES = {2: 3.0, 4: 1.5, 6: math.nan, 8: 1.5, 10: -math.inf, 12: 2.0}
 
 

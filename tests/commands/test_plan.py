@@ -4,6 +4,8 @@ import pytest
 
 from jaxformer.commands.plan import main
 
+pytestmark = pytest.mark.device_free
+
 SMALL = ["--experiment=baseline", "--model.width=64", "--model.depth=2", "--model.heads=2"]
 
 

@@ -8,6 +8,8 @@ import pytest
 import jaxformer.devices.timing
 from jaxformer.devices.timing import milliseconds
 
+pytestmark = pytest.mark.device_free
+
 
 class Machine:
     """A clock in seconds, and a device that works off what it is given while the host goes on."""

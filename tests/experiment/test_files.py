@@ -8,6 +8,8 @@ from jaxformer.config import UserError
 from jaxformer.experiment import files
 from jaxformer.experiment.files import find_experiment, find_study, list_experiments, run_file
 
+pytestmark = pytest.mark.device_free
+
 CHECKOUT = Path(__file__).parents[2] / "experiments"
 
 

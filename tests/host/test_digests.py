@@ -9,6 +9,8 @@ import pytest
 from jaxformer.host import digests
 from jaxformer.host.digests import file_digests
 
+pytestmark = pytest.mark.device_free
+
 
 @pytest.fixture
 def memory(tmp_path):

@@ -20,6 +20,8 @@ from jaxformer.run.metrics import (
     validation_losses,
 )
 
+pytestmark = pytest.mark.device_free
+
 
 def read_lines(folder):
     return [

@@ -15,7 +15,7 @@ from jaxformer.evaluation.loglikelihood import encode
 from jaxformer.evaluation.sampling import Sampling
 from jaxformer.run.trained import load_trained
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
 
 
 @pytest.fixture

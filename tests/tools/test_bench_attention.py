@@ -16,6 +16,8 @@ from jaxformer.attention.flash import Tiles
 from jaxformer.attention.flash_kernels import Tile
 from jaxformer.attention.trial import forward_backward, random_inputs
 
+pytestmark = pytest.mark.device_free
+
 TOOLS = Path(__file__).parents[2] / "tools"
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.device_free
+
 TOOLS = Path(__file__).parents[2] / "tools"
 
 # As much of nanoGPT's model.py as the benchmark touches; it is to be found by its path, with what it was given.

@@ -9,6 +9,8 @@ import pytest
 
 from jaxformer.attention.document_mask import document_bounds
 
+pytestmark = pytest.mark.device_free
+
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
