@@ -5,7 +5,7 @@ move more by chance than by what is compared; they stand guard, and the bits per
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -142,9 +142,7 @@ def compare_runs(
     rule, floor = rule or Rule(), floor or noise_floor(parents)
     margin = rule.margin or margin_of_tokens(parents, rule.equal_tokens).bits_per_byte
     parent = parents[0].record["experiment"]
-    failures, parent_failures = failures or {}, parent_failures or {}
-    failed = "; ".join(f"seed {seed} {why}" for seed, why in sorted(failures.items()) if seed not in parent_failures)
-    failure_notes = tuple(_describe_parent_failures(failures, parent_failures))
+    failed, failure_notes = _describe_failures(failures or {}, parent_failures or {})
     if not variants:
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(("no run of it can be read", *failure_notes)))
         return Comparison(parent, variant, Verdict(Word.REVERT, failed) if failed else verdict, margin, {})
@@ -162,33 +160,28 @@ def compare_runs(
     found = _compare_pairs(pairs[:analysed], prior, clock, further_variance)
     tasks = found["tasks"].items()
     worse_tasks = tuple(name for name, t in tasks if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0)
-    costs = found["cost"], found["worth"]
-    findings = Measured(
-        found["difference"],
-        analysed,
-        margin,
-        *costs,
-        prior,
-        worse_tasks,
-        failed,
-        len(parents),
-        runs_per_seed=runs_per_seed,
-        leaves_out=leaves_out,
-    )
+    known = found["difference"], analysed, margin, found["cost"], found["worth"], prior, worse_tasks, failed
+    findings = Measured(*known, len(parents), runs_per_seed, leaves_out)
     to_time = None
     if clock is None and depends_on_time(findings, rule):
         notes, to_time = (*notes, _UNTIMED), tuple(str(run.workdir) for run in pairs[0])
-    known = {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
-    known |= {"to_time": to_time}
-    return Comparison(parent, name, decide(findings, rule), margin, until_next=findings.until_next(), **known, **found)
+    found |= {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
+    return Comparison(
+        parent, name, decide(findings, rule), margin, until_next=findings.until_next(), to_time=to_time, **found
+    )
 
 
-def _describe_parent_failures(failures: Mapping[int, str], parent_failures: Mapping[int, str]) -> Iterator[str]:
+def _describe_failures(failures: Mapping[int, str], parent_failures: Mapping[int, str]) -> tuple[str, list[str]]:
+    """Returns how the variant failed where its parent did not, and notes on the seeds on which the parent failed."""
+    failed = "; ".join(f"seed {seed} {why}" for seed, why in sorted(failures.items()) if seed not in parent_failures)
+    notes = []
     for seed, why in sorted(parent_failures.items()):
         if seed in failures:
-            yield f"seed {seed} failed in both: the parent {why}; the variant {failures[seed]}; it decides nothing"
+            both = f"seed {seed} failed in both: the parent {why}; the variant {failures[seed]}"
+            notes.append(f"{both}; it decides nothing")
         else:
-            yield f"the parent failed: seed {seed} {why}; what the variant does there is not in the difference"
+            notes.append(f"the parent failed: seed {seed} {why}; what the variant does there is not in the difference")
+    return failed, notes
 
 
 def _describe_seeds_left(seeds: int, analysed: int) -> list[str]:

@@ -12,6 +12,7 @@ What the gain of a promoted experiment is made of is the study that leaves each 
 `jaxformer report` draws the result.
 """
 
+import argparse
 import math
 import sys
 
@@ -42,33 +43,7 @@ from jaxformer.report.text import decision_table
 @command
 def main(arguments: list[str]) -> int:
     """Runs a study and prints what it decided; returns the exit status."""
-    parser = Parser("jaxformer ablate", docstring(sys.modules[__name__]))
-    add = parser.add_argument
-    add_study_options(parser)
-    add("--seeds", type=int, default=3, metavar="N", help="with --parent: seeds of each experiment (default: 3)")
-    add(
-        "--parent_seeds",
-        type=int,
-        metavar="N",
-        help="with --parent: seeds of the parent, at least --seeds; more make its noise better known",
-    )
-    add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
-    add("--plan", action="store_true", help="print the runs that are left and what they cost, and exit")
-    add("--retrain", action="store_true", help="keep runs of other code, data or versions aside, and train them anew")
-    add("--stop_worse", action="store_true", help="stop the runs of a variant once it is clearly worse than its parent")
-    add("--price", type=float, metavar="PRICE", help="price of a device hour: costs are printed in money too")
-    add(
-        "--clock",
-        choices=("missing", "again", "off"),
-        default="missing",
-        help="times per token that verdicts depend on: measure those that were not, measure all again, or measure none "
-        "(default: missing; with --slurm: off)",
-    )
-    add("--slurm", metavar="KEY=VALUE,...", help="submit the runs to Slurm, with these parameters of submitit")
-    options = parser.parse_args(arguments)
-    require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
-    is_price = options.price is None or 0 <= options.price < math.inf
-    require(is_price, f"--price ({options.price}) must be a price: a number that is not negative")
+    options = _parse(arguments)
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
     study = chosen_study(options, **seeds)
     allow = parse_allowed(options.allow)
@@ -110,6 +85,37 @@ def main(arguments: list[str]) -> int:
     for line in failures:
         print_notice(line)
     return 1 if any(status.state in (State.FAILED, State.REFUSED) for status in statuses) else 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("jaxformer ablate", docstring(sys.modules[__name__]))
+    add = parser.add_argument
+    add_study_options(parser)
+    add("--seeds", type=int, default=3, metavar="N", help="with --parent: seeds of each experiment (default: 3)")
+    add(
+        "--parent_seeds",
+        type=int,
+        metavar="N",
+        help="with --parent: seeds of the parent, at least --seeds; more make its noise better known",
+    )
+    add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
+    add("--plan", action="store_true", help="print the runs that are left and what they cost, and exit")
+    add("--retrain", action="store_true", help="keep runs of other code, data or versions aside, and train them anew")
+    add("--stop_worse", action="store_true", help="stop the runs of a variant once it is clearly worse than its parent")
+    add("--price", type=float, metavar="PRICE", help="price of a device hour: costs are printed in money too")
+    add(
+        "--clock",
+        choices=("missing", "again", "off"),
+        default="missing",
+        help="times per token that verdicts depend on: measure those that were not, measure all again, or measure none "
+        "(default: missing; with --slurm: off)",
+    )
+    add("--slurm", metavar="KEY=VALUE,...", help="submit the runs to Slurm, with these parameters of submitit")
+    options = parser.parse_args(arguments)
+    require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
+    is_price = options.price is None or 0 <= options.price < math.inf
+    require(is_price, f"--price ({options.price}) must be a price: a number that is not negative")
+    return options
 
 
 def _parameters(text: str) -> dict[str, str | int]:

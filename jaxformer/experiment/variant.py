@@ -494,7 +494,7 @@ def _without(whole: Resolved, left_out: str, name: str) -> Resolved:
     low, high = removed.variant.expected
     source = f"what was expected of {left_out}, turned round ({removed.variant.source})"
     lineage = Lineage((whole.name,), change, consequences, f"without {left_out}", (0 - high, 0 - low), source)
-    return Resolved(child, lineage, (whole,), retune=removed.variant.retune, without=left_out)
+    return Resolved(child, lineage, (whole,), without=left_out)
 
 
 def ancestors(resolved: Resolved) -> list[Resolved]:

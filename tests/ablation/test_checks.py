@@ -105,7 +105,7 @@ def test_data_that_moved_cannot_be_allowed(folder):
     now = describe_now(resolve_study(STUDY), DEVICE)
     now["root"]["digests"] = {"corpus.0": "other"}
     with pytest.raises(
-        UserError, match=r"root seed 0, root seed 1, root seed 2: trained with other data \(corpus.0\)"
+        UserError, match=r"root seed 0, root seed 1, root seed 2: trained with other data \(corpus.0, tokenizer\)"
     ) as e:
         check_earlier(jobs, now)
     assert "--allow" not in str(e.value)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import fake_runs
 import numpy as np
@@ -130,8 +131,9 @@ def test_only_what_a_verdict_depends_on_is_measured_once_and_then_decides(runs):
 
     def judge(ratios):
         def measure(pairs):
-            asked.append([(parent.parent.name, variant.parent.name) for parent, variant in pairs])
-            for parent, variant in pairs:
+            folders = [(Path(parent), Path(variant)) for parent, variant in pairs]
+            asked.append([(parent.parent.name, variant.parent.name) for parent, variant in folders])
+            for parent, variant in folders:
                 assert parent.name == variant.name == "seed_0"
                 if ratio := ratios.get(variant.parent.name):
                     fake_runs.write_clock(runs, "root", variant.parent.name, ratio)

@@ -6,8 +6,10 @@ import fake_runs
 import numpy as np
 import pytest
 
+from jaxformer.ablation.checks import EarlierRuns
 from jaxformer.ablation.confirmation import _window, ask, make_jobs
 from jaxformer.ablation.ledger import CONFIRMATION, read_ledger
+from jaxformer.ablation.run_study import Checked
 from jaxformer.commands import confirm
 from jaxformer.evaluation.validation import select_validation
 from jaxformer.experiment.variant import load_experiment, resolve
@@ -25,7 +27,8 @@ def runs(tmp_path, monkeypatch):
     text = f"Promoted(variant='gated', parent='root', evidence={'0' * 64!r}, verdict='KEEP: -0.1', first_seed=1000)"
     fake_runs.write_experiment(experiments, "next", text)
     fake_runs.write_experiment(experiments, "alias", text)
-    monkeypatch.setattr(confirm, "estimate_runs", lambda study, runs: {"root": 9.0, "next": 9.0, "alias": 9.0})
+    seconds = dict.fromkeys(("root", "next", "alias"), 9.0)
+    monkeypatch.setattr(confirm, "check_study", lambda study, runs: Checked(seconds, EarlierRuns([], [])))
     return tmp_path / "runs"
 
 
