@@ -164,7 +164,7 @@ def compare_runs(
     findings = Measured(*known, len(parents), runs_per_seed, leaves_out)
     to_time = None
     if clock is None and depends_on_time(findings, rule):
-        notes, to_time = (*notes, _UNTIMED), tuple(str(run.workdir) for run in pairs[0])
+        notes, to_time = (*notes, _UNTIMED), (str(pairs[0][0].workdir), str(pairs[0][1].workdir))
     found |= {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
     return Comparison(
         parent, name, decide(findings, rule), margin, until_next=findings.until_next(), to_time=to_time, **found
