@@ -9,14 +9,14 @@ whole rule:
 
 1. Equals: arms that differ by their seeds alone, really trained, redrawn and simulated, at each analysis and up to the
    first decision; and arms whose mean is moved to the parent's, with the prior that other arms give, among them such as
-   scatter far more than those. A true rule keeps at most 5 % of them, and reverts at most 5 %.
+   scatter far more than those. The rule is to keep at most 2.5 % of them, and to revert at most 2.5 %.
 2. Planted effects: the parent at learning rates that make it worse or better by about 1, 2 and 4 noise floors, and how
    often the interval finds them.
 3. Pairing: how much less the differences scatter for the same seeds and documents.
 
 An effect is the mean over all seeds of an arm; a draw takes K of them without replacement, and documents with. Drawn
 means therefore spread by sqrt(1 - K / seeds) of what the rule counts on, and errors of rates that are redrawn from the
-same runs are larger than binomial ones. Exit status 1 if equals are kept or reverted in more than 5 % for certain,
+same runs are larger than binomial ones. Exit status 1 if equals are kept or reverted in more than 2.5 % for certain,
 but for those of one arm that are redrawn: its few seeds are reported as what they are.
 """
 
@@ -56,7 +56,7 @@ from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level
 
 RESULTS = Path(__file__).parent / "results" / "verdicts_cpu.json"
 # Share of equals that may be kept, and that may be reverted.
-MOST = 0.05
+MOST = 0.025
 # Seeds at which it is shown how often effects are found.
 SHOWN = (3, 5, 8)
 # Changes that take longer.

@@ -81,7 +81,10 @@ def read_clock(parents: Sequence[FinishedRun], variants: Sequence[FinishedRun]) 
         ratios = tuple(map(float, record["log_ratios"]))
         if not ratios or not all(map(math.isfinite, ratios)):
             raise ValueError("its ratios are not finite")
-        return Clock(ratios)
+        clock = Clock(ratios)
+        if math.isinf(clock.interval[1]):
+            raise ValueError("it has too few rounds")
+        return clock
     except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
         print_notice(f"{path}: damaged ({error}); `jaxformer ablate` measures it anew")
         return None

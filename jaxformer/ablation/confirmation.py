@@ -23,6 +23,7 @@ from jaxformer.ablation.finished_runs import (
     read_runs,
     seed_of,
     stack,
+    stack_sources,
 )
 from jaxformer.ablation.margin import margin_of_tokens
 from jaxformer.ablation.noise_floor import noise_floor
@@ -48,7 +49,7 @@ from jaxformer.statistics.paired_difference import Difference, crossed_differenc
 # Of the single analysis that there is: two-sided, so that an equal is confirmed in 2.5 %.
 LEVEL = 0.05
 
-# Documents of a corpus from which something can be learnt of how they vary.
+# Independent documents of a corpus from which something can be learnt of how they vary.
 _FEWEST_DOCUMENTS = 2
 
 
@@ -198,7 +199,8 @@ def _measure(
         theirs, ours = _validated_on([(theirs, sets), (ours, other_sets)])
     corpora = [name for name in theirs[0].validation if name in ours[0].validation]
     (parent_SI, bytes_I, strata_I), (bits_SI, _, _) = stack(theirs, corpora), stack(ours, corpora)
-    return crossed_difference(bits_SI - parent_SI, bytes_I, strata_I=strata_I, prior=prior), documents
+    sources_I = stack_sources(theirs[0], corpora)
+    return crossed_difference(bits_SI - parent_SI, bytes_I, sources_I, strata_I=strata_I, prior=prior), documents
 
 
 def _locked_sets(run: FinishedRun, question: Question) -> list[ValidationSet]:
@@ -224,17 +226,22 @@ def _locked_sets(run: FinishedRun, question: Question) -> list[ValidationSet]:
         _window(each.validation, experiment, each.name, question.promoted.generation + 1, max(sizes))
         for each in corpora
     ]
-    return found if all(len(one.documents) >= _FEWEST_DOCUMENTS for one in found) else []
+    independent = [len(np.unique(one.shards.sources[one.documents])) for one in found]
+    return found if min(independent) >= _FEWEST_DOCUMENTS else []
 
 
 def _window(shards: Shards, experiment: Experiment, name: str, number: int, size: int) -> ValidationSet:
-    """Returns the documents behind those of `number` windows of so many bytes, the first of which validates runs."""
+    """Returns the documents behind those of `number` windows of so many bytes, the first of which validates runs.
+
+    Without pieces of a file of which another piece lies before them.
+    """
     packing = experiment.packing
     everything = dataclasses.replace(experiment.evaluation, validation_bytes=0)
     order = select_validation(shards, everything, packing, name).documents
     ends = np.cumsum(shards.text_bytes[order])
     begin, end = np.searchsorted(ends, [number * size, (number + 1) * size]) + 1
     chosen = order[begin:end]
+    chosen = chosen[~np.isin(shards.sources[chosen], shards.sources[order[:begin]])]
     plan = plan_rows(shards.tokens, dataclasses.replace(packing, method="best_fit"), seed=0, documents=chosen)
     return ValidationSet(name, shards, chosen, plan)
 

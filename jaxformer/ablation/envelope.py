@@ -225,10 +225,13 @@ def flag_untuned(
             best = known.get(one.parent)
             excess, to_take = (best.excess, best.to_take) if best else _tuned(runs / one.parent / TUNING, rate)
             note, alone = "", "and the gain may be one at that rate alone"
-            if math.isnan(to_take):
+            lineage = finished[one.parent][0].record["lineage"]
+            is_promoted_at_best = bool(lineage.get("evidence")) and RATE in lineage["change"]
+            if math.isnan(to_take) and not is_promoted_at_best:
                 command = f"`jaxformer tune --experiment={one.parent}`"
-                note = f"the learning rate of {one.parent}, {rate:.3g}, was not tuned, {alone}: {command}"
-            elif not excess <= (0.0 if math.isnan(one.margin) else one.margin):
+                known_of = f"no tuning of {one.parent} at {rate:.3g} is recorded in {runs}"
+                note = f"{known_of}, {alone}: {command}"
+            elif math.isfinite(to_take) and not excess <= (0.0 if math.isnan(one.margin) else one.margin):
                 costs = f"costs {excess:.4f} bits per byte beside its best, {to_take:.2g}"
                 note = f"the learning rate of {one.parent}, {rate:.3g}, {costs}, {alone}"
             one = one._replace(notes=(*one.notes, *([note] if note else [])))

@@ -24,7 +24,7 @@ from jaxformer.ablation.ledger import (
     verdict_line,
 )
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.study import Study, ladders, resolve_what_can_be
+from jaxformer.ablation.study import Study, is_retuned, ladders, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
 from jaxformer.config import UserError, require
 from jaxformer.experiment.variant import Resolved, common_ancestor
@@ -184,7 +184,8 @@ def _compare(study: Study, found: _Found, runs: Path, allow: Sequence[str]) -> l
             variant=one.name,
             rule=study.rule,
             floor=floor,
-            failures=failures[one.name],
+            # A rate at which what is retuned diverges is an answer about that rate.
+            failures={} if is_retuned(study, one) else failures[one.name],
             parent_failures=failures[parent],
             clock=read_clock(finished[parent], finished[one.name]),
             allow=allow,

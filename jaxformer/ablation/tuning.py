@@ -143,13 +143,18 @@ def fit(experiment: str, learning_rate: float, trials: Trials, seeds: int) -> Tu
     cautious = None
     if seeds > 1 and np.isfinite(values_SP).all():
         cautious = fit_parabola(np.array(bracket), values_SP.mean(0) + values_SP.std(0, ddof=1))
-    lowest = mean.value if mean else means[best]
-    excess, error = means.get(0, trials.get((0, 0), math.nan)) - lowest, math.nan
-    if mean and seeds > 1 and math.isfinite(means.get(0, math.inf)):
-        lowest_S = values_SP @ interpolation_weights(np.array(bracket), mean.place)
-        differences_S = np.array([trials[0, seed] for seed in range(seeds)]) - lowest_S
-        error = float(differences_S.std(ddof=1)) / math.sqrt(seeds)
+    lowest_S = values_SP @ interpolation_weights(np.array(bracket), mean.place) if mean else values_SP[:, 1]
+    excess, error = _excess(trials, lowest_S)
     return Tuning(experiment, learning_rate, trials, bracket, mean, cautious, excess, error)
+
+
+def _excess(trials: Trials, lowest_S: np.ndarray) -> tuple[float, float]:
+    """Returns what the own rate costs beside the best one, over the seeds that were trained at it, and its error."""
+    own = [seed for seed in range(len(lowest_S)) if (0, seed) in trials]
+    costs_S = np.array([trials[0, seed] - lowest_S[seed] for seed in own])
+    if not (own and np.isfinite(costs_S).all()):
+        return (math.inf if own else math.nan), math.nan
+    return float(costs_S.mean()), float(costs_S.std(ddof=1)) / math.sqrt(len(own)) if len(own) > 1 else math.nan
 
 
 class Ladder(NamedTuple):

@@ -174,8 +174,8 @@ def worse_at_a_task(found: Measured, rule: Rule) -> Verdict | None:
 
 def cheaper(found: Measured, rule: Rule) -> Verdict | None:
     """EQUIVALENT BUT CHEAPER: the interval lies within the margin, or below 0 with a difference within the margin, and
-    {rule.cheaper:.0%} of the time per token is surely saved, or of the parameters without surely taking more time; not
-    where its time was not measured.
+    {rule.cheaper:.0%} of the time per token is surely saved, or of the parameters in a time that is surely not more by
+    as much; not where its time was not measured.
     """
     if found.is_equal and (saving := _saving(found.cost, rule)):
         return Verdict(Word.CHEAPER, f"{found} is equal, {saving}")
@@ -274,6 +274,6 @@ def _saving(cost: Cost, rule: Rule) -> str:
     if 1 - cost.time_interval[1] >= rule.cheaper:
         return f"in {cost.time_per_token:.3f} x the time per token"
     low, high = cost.time_interval
-    if 1 - cost.parameters >= rule.cheaper and low <= 1 and math.isfinite(high):
+    if 1 - cost.parameters >= rule.cheaper and low <= 1 and high < 1 + rule.cheaper:
         return f"with {cost.parameters:.3f} x the parameters"
     return ""

@@ -15,6 +15,7 @@ from jaxformer.ablation.run_study import estimate_experiment
 from jaxformer.ablation.tuning import TUNING, Ladder, tune
 from jaxformer.config import require
 from jaxformer.experiment.files import find_experiment
+from jaxformer.experiment.variant import resolve
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line, print_wrapped
 from jaxformer.host.docstrings import docstring
@@ -44,11 +45,14 @@ def main(arguments: list[str]) -> int:
         require(options.write.suffix == ".py", f"--write={options.write}: an experiment is a Python file, NAME.py")
         require(not options.write.exists(), f"--write={options.write}: it exists; give another name")
     find_experiment(options.experiment)
-    ladder = Ladder(options.experiment, options.parent, options.runs)
+    first_seed = resolve(options.experiment, parent=options.parent).first_seed
+    ladder = Ladder(options.experiment, options.parent, options.runs, first_seed)
     seconds = estimate_experiment(options.experiment, options.parent, options.runs)
     tuning = tune(ladder, options.seeds, seconds, parallel=options.parallel)
     folder = options.runs / tuning.experiment
-    trials = [{"octave": o, "seed": s, "bits_per_byte": bits} for (o, s), bits in sorted(tuning.trials.items())]
+    trials = [
+        {"octave": o, "seed": first_seed + s, "bits_per_byte": bits} for (o, s), bits in sorted(tuning.trials.items())
+    ]
     record = {name: to_json(value) for name, value in (tuning._asdict() | {"trials": trials}).items()}
     write_json(folder / TUNING, record | {"best": tuning.best})
     with drawing():

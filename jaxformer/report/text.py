@@ -4,7 +4,7 @@ import re
 import textwrap
 
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.host.console import format_table, name_cells, wrap
+from jaxformer.host.console import format_rows, format_table, name_cells, wrap
 from jaxformer.report.findings import Finding, collect_findings, decision_columns, notes, reason
 from jaxformer.report.formatting import MINUS, NOTHING, plain
 from jaxformer.report.leave_one_out import COMPOSITION_HEADINGS, HEADING, composition_rows, describe_composition
@@ -41,7 +41,7 @@ def _composition(outcome: Outcome, width: int) -> list[str]:
         return []
     rows = [[*COMPOSITION_HEADINGS], *([plain(cell) for cell in row] for row in composition_rows(outcome.composition))]
     sentences = (textwrap.fill(each, width) for each in describe_composition(outcome.composition))
-    return ["", f"{HEADING}:", "", *format_table(rows, left=(0, 4)), "", *sentences]
+    return ["", f"{HEADING}:", "", *format_rows(rows, width, left=(0, 4)), "", *sentences]
 
 
 def _rows(outcome: Outcome, findings: list[Finding]) -> list[list[str]]:
