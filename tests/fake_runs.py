@@ -107,7 +107,8 @@ def write_variant(
     **more,
 ) -> Path:
     """Writes an experiment that is one change of a parent."""
-    options = {"parent": parent, "question": question, "change": change, "expected": expected, "source": source, **more}
+    options = {"parent": parent, "question": question, "change": change, "expected": expected, "source": source}
+    options |= {"retune": "off", **more}
     return write_experiment(folder, name, f"Variant({', '.join(f'{key}={value!r}' for key, value in options.items())})")
 
 

@@ -1262,7 +1262,7 @@ STUDY = ("--parent=root", "--variants=normed,warm")
 
 def write_variant(user: User, name: str, change: dict, parent: str = "root") -> None:
     """Writes the experiment file of one change."""
-    options = f"parent={parent!r}, question='Why?', change={change!r}, expected=(-1, 1), source='a test'"
+    options = f"parent={parent!r}, question='Why?', change={change!r}, expected=(-1, 1), source='a test', retune='off'"
     user.write(
         f"experiments/{name}.py",
         f"from jaxformer.experiment import Variant\nEXPERIMENT = Variant({options})\n",

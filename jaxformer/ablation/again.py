@@ -76,7 +76,8 @@ def evaluate_again(workdirs: Sequence[Path], program: Sequence[str] = _EVALUATE)
         for workdir in workdirs:
             keep_evaluation(workdir)
             command = [*program, f"--workdir={typed(workdir)}"]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "encoding": "utf-8", "errors": "replace"}
+            done = subprocess.run(command, **streams, check=False)
             if done.returncode:
                 reason = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
                 raise TrainingFailure(

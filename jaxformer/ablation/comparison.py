@@ -43,6 +43,10 @@ class TaskDifference(NamedTuple):
     p_value: float
     """P-value of the accuracy, adjusted for all tasks (Holm); by McNemar's exact test where there is one seed."""
 
+    def is_worse(self, alpha: float) -> bool:
+        """Returns whether the variant is worse at it, at a level."""
+        return self.p_value <= alpha and self.accuracy.mean < 0
+
 
 class BestRate(NamedTuple):
     """The learning rates of an experiment that was compared at its best one."""
@@ -139,9 +143,8 @@ def compare_runs(
         UserError: there is no run of one of them.
     """
     require(bool(parents), "there is no finished run of the parent to compare with; train it first")
-    rule, floor = rule or Rule(), floor or noise_floor(parents)
+    rule, floor, parent = rule or Rule(), floor or noise_floor(parents), parents[0].record["experiment"]
     margin = rule.margin or margin_of_tokens(parents, rule.equal_tokens).bits_per_byte
-    parent = parents[0].record["experiment"]
     failed, failure_notes = _describe_failures(failures or {}, parent_failures or {})
     if not variants:
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(("no run of it can be read", *failure_notes)))
@@ -158,17 +161,19 @@ def compare_runs(
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
     prior = floor.prior(name, analysed)
     found = _compare_pairs(pairs[:analysed], prior, clock, further_variance)
-    tasks = found["tasks"].items()
-    worse_tasks = tuple(name for name, t in tasks if t.p_value <= rule.guard_alpha and t.accuracy.mean < 0)
+    worse_tasks = tuple(name for name, task in found["tasks"].items() if task.is_worse(rule.guard_alpha))
     known = found["difference"], analysed, margin, found["cost"], found["worth"], prior, worse_tasks, failed
     findings = Measured(*known, len(parents), runs_per_seed, leaves_out)
     to_time = None
     if clock is None and depends_on_time(findings, rule):
-        notes, to_time = (*notes, _UNTIMED), (str(pairs[0][0].workdir), str(pairs[0][1].workdir))
+        notes, to_time = (*notes, _UNTIMED), _folders(pairs[0])
     found |= {"lineage": lineage, "question": question, "notes": notes, "noise": floor.standard_deviation}
-    return Comparison(
-        parent, name, decide(findings, rule), margin, until_next=findings.until_next(), to_time=to_time, **found
-    )
+    found |= {"until_next": findings.until_next(), "to_time": to_time}
+    return Comparison(parent, name, decide(findings, rule), margin, **found)
+
+
+def _folders(pair: tuple[FinishedRun, FinishedRun]) -> tuple[str, str]:
+    return str(pair[0].workdir), str(pair[1].workdir)
 
 
 def _describe_failures(failures: Mapping[int, str], parent_failures: Mapping[int, str]) -> tuple[str, list[str]]:

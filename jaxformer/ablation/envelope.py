@@ -127,9 +127,12 @@ def shared_seeds(arms: Collection[Trained]) -> int:
 
 def compare_retuned(
     study: Study, variants: Sequence[Resolved], trained: Mapping[str, Trained], allow: Collection[str] = ()
-) -> tuple[dict[str, Comparison], dict[str, str]]:
-    """Returns (the comparisons of what is retuned, by name; why others whose change moves the best rate are not)."""
-    arms, why_not = collections.defaultdict(dict), {}
+) -> tuple[dict[str, Comparison], dict[str, str], dict[str, int]]:
+    """Returns the comparisons of what is retuned, why others whose change moves the best rate are not, and what lacks.
+
+    All by name; the last is how many runs at other rates must be trained before what is retuned can be compared.
+    """
+    arms, why_not, to_train = collections.defaultdict(dict), {}, {}
     for one in variants:
         if not is_retuned(study, one):
             if one.moves_best_rate:
@@ -137,8 +140,7 @@ def compare_retuned(
             continue
         pair = [(each, trained[each.name]) for each in (one.parents[0], one)]
         if not (seeds := shared_seeds([theirs for _, theirs in pair])):
-            missing = sum(len(foreseen(bits_of(theirs), study.seeds)) for _, theirs in pair)
-            why_not[one.name] = f"{missing} runs at other rates are missing; `jaxformer ablate` trains them"
+            to_train[one.name] = sum(len(foreseen(bits_of(theirs), study.seeds)) for _, theirs in pair)
             continue
         try:
             parent, variant = (make_arm(each, theirs, seeds) for each, theirs in pair)
@@ -147,7 +149,7 @@ def compare_retuned(
         else:
             arms[one.parents[0].name][one.name] = parent, variant
     compared = [compare_all_at_best(ours, rule=study.rule, allow=allow) for ours in arms.values()]
-    return {name: one for ours in compared for name, one in ours.items()}, why_not
+    return {name: one for ours in compared for name, one in ours.items()}, why_not, to_train
 
 
 def compare_all_at_best(

@@ -82,7 +82,7 @@ class Judgement(NamedTuple):
             "flags": list(one.flags),
             "notes": list(one.notes),
             "missing": [
-                {"experiment": job.name, "seed": job.seed, "command": list(train_arguments(job))}
+                {"experiment": job.experiment, "seed": job.seed, "command": list(train_arguments(job))}
                 for job in self.missing
             ],
             "missing_device_hours": one.verdict.more_hours if self.missing else 0.0,
@@ -231,6 +231,8 @@ def _recorded_p_value(folder: Path, parent: str) -> float:
 def _missing(study: Study, runs: Path, comparison: Comparison, first: int, passed_over: Collection[int]) -> list[Job]:
     """Returns the runs that the next interim analysis takes, and are not finished, where further seeds are of use."""
     verdict = comparison.verdict
+    if resolve_study(study)[1].is_retuned and not comparison.best_rates:
+        return [job for job in make_jobs(study, runs, collections.defaultdict(float)).now if not _is_over(job)]
     if verdict.word is Word.UNDECIDED and verdict.more_seeds:
         pairs = len(comparison.seeds) + verdict.more_seeds
     elif verdict.word is Word.NOT_COMPARED and not comparison.flags:
@@ -242,4 +244,8 @@ def _missing(study: Study, runs: Path, comparison: Comparison, first: int, passe
     seeds = last - first + 1
     longer = dataclasses.replace(study, seeds=seeds, parent_seeds=seeds)
     jobs = make_jobs(longer, runs, collections.defaultdict(float)).now
-    return [job for job in jobs if job.seed not in passed_over and state_on_disk(job.workdir)[0] not in OVER]
+    return [job for job in jobs if job.seed not in passed_over and not _is_over(job)]
+
+
+def _is_over(job: Job) -> bool:
+    return state_on_disk(job.workdir)[0] in OVER

@@ -146,7 +146,7 @@ def _when_kept(kept: Kept, runs: Path) -> Difference | None:
     """Returns the difference that a change was kept by: that of the evidence, else of the comparison of most seeds."""
     found = []
     for folder in (runs / kept.variant_name, runs / f"{kept.variant_name}{OF}{kept.parent}"):
-        for path in sorted(folder.glob("comparison_*.json")):
+        for path in sorted([*folder.glob("comparison_*.json"), *folder.glob("evidence_*.json")]):
             record = read_json_or_empty(path)
             if record.get("parent") == kept.parent and isinstance(record.get("difference"), dict):
                 is_evidence = hashlib.sha256(path.read_bytes()).hexdigest() == kept.lineage.evidence

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from jaxformer.ablation.ledger import (
     verdict_line,
 )
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.study import Study, is_retuned, ladders, resolve_what_can_be
+from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study, is_retuned, ladders, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
 from jaxformer.config import UserError, require
 from jaxformer.experiment.variant import Resolved, common_ancestor
@@ -164,17 +164,31 @@ class _Found(NamedTuple):
 
 def _collect(study: Study, runs: Path, reader: Reader) -> _Found:
     experiments, refused = resolve_what_can_be(study)
-    read = {one.name: reader(runs, one.name) for one in experiments}
+    # The next generations train seeds of their own, of the same experiments too.
+    first = experiments[0].first_seed
+    ours = range(first, first + SEEDS_OF_A_GENERATION)
+    read = {one.name: _of_seeds(reader(runs, one.name), ours) for one in experiments}
     failures = {name: failures_of(each.folders) for name, each in read.items()}
     _require_runs(runs / study.parent, read[study.parent], failures[study.parent])
-    trained = {ladder.experiment: ladder.read()[0] for ladder in ladders(study, experiments, runs)}
+    trained = {}
+    for ladder in ladders(study, experiments, runs):
+        trained[ladder.experiment], unreadable = ladder.read(SEEDS_OF_A_GENERATION)
+        known = read[ladder.experiment]
+        more = tuple(line for line in unreadable if line not in known.unreadable)
+        read[ladder.experiment] = known._replace(unreadable=(*known.unreadable, *more))
     return _Found(experiments, refused, read, failures, trained)
+
+
+def _of_seeds(read: Runs, seeds: Collection[int]) -> Runs:
+    """Returns the runs of some seeds."""
+    folders = [path for path in read.folders if seed_of(path) in seeds]
+    return read._replace(folders=folders, finished=[run for run in read.finished if run.seed in seeds])
 
 
 def _compare(study: Study, found: _Found, runs: Path, allow: Sequence[str]) -> list[Comparison]:
     """Returns the comparison of each variant with its own parent; keeps the noise floor of each parent."""
     finished, failures = found.finished, found.failures
-    at_best, why_not = compare_retuned(study, found.variants, found.trained, allow)
+    at_best, why_not, to_train = compare_retuned(study, found.variants, found.trained, allow)
 
     def compare(one: Resolved, floor: NoiseFloor) -> Comparison:
         parent = one.parents[0].name
@@ -193,6 +207,8 @@ def _compare(study: Study, found: _Found, runs: Path, allow: Sequence[str]) -> l
         )
         notes = [f"at the parent's learning rate: {why_not[one.name]}"] if one.name in why_not else []
         notes += [*compared.notes, *(f"not read: {line}" for line in found.read[one.name].unreadable)]
+        if one.name in to_train and not compared.flags:
+            compared = compared._replace(verdict=_wait_for_rates(compared, to_train[one.name]))
         return compared._replace(notes=tuple(notes))
 
     compared, at_own = dict(at_best), [one for one in found.variants if one.name not in at_best]
@@ -203,6 +219,13 @@ def _compare(study: Study, found: _Found, runs: Path, allow: Sequence[str]) -> l
         floor = remember_noise(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
         compared |= {one.name: compare(one, floor) for one in ours}
     return [compared.get(one.name) or _without_parent(one, failures) for one in found.variants]
+
+
+def _wait_for_rates(compared: Comparison, runs: int) -> Verdict:
+    """Returns the verdict on what is to be compared at its best learning rate, before the runs at others are there."""
+    at_one = f"{compared.difference.mean:+.4f} at the parent's learning rate; " if compared.difference else ""
+    reason = f"{at_one}each is compared at its best rate, of which about {runs} runs are missing: `jaxformer ablate`"
+    return Verdict(Word.UNDECIDED, f"{reason} trains them", None)
 
 
 def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:

@@ -12,21 +12,18 @@ from typing import Any, NamedTuple
 
 from jaxformer.ablation import ledger
 from jaxformer.ablation.outcome import comparison_file
-from jaxformer.ablation.study import Study
+from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, differences, require
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.files import find_experiment
 from jaxformer.experiment.variant import OF, Resolved, resolve
 from jaxformer.host.console import printable
-from jaxformer.host.files import read_json_or_empty
+from jaxformer.host.files import read_json_or_empty, write_whole
 from jaxformer.run.identity import CONFIG
 
 # What may be promoted without a word of its user's.
 PROMOTABLE = (Word.KEEP.value, Word.CHEAPER.value)
-
-# Seeds of a parent that are set aside for each generation.
-SEEDS_OF_A_GENERATION = 1000
 
 _RATE = "optimizer.learning_rate"
 
@@ -133,6 +130,7 @@ def promote(
     if is_new:
         _check_name(name, path)
         _check_resolves(name, text)
+        write_whole(judged.path.with_name(f"evidence_{judged.digest[:8]}.json"), judged.path.read_bytes())
         _write_new(path, text)
     line = {
         "kind": ledger.PROMOTION,

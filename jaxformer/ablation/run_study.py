@@ -61,7 +61,13 @@ class Checked(NamedTuple):
 
 
 def check_study(
-    study: Study, runs: Path, *, allow: Collection[str] = (), retrain: bool = False, prepare: bool = True
+    study: Study,
+    runs: Path,
+    *,
+    allow: Collection[str] = (),
+    retrain: bool = False,
+    prepare: bool = True,
+    jobs: Sequence[Job] | None = None,
 ) -> Checked:
     """Returns what the runs of a study will take, once all that can be known before the first step is checked.
 
@@ -70,12 +76,13 @@ def check_study(
         allow: kinds of differences from earlier runs that do not count.
         retrain: earlier runs that were made otherwise will be moved aside.
         prepare: prepares the data, which are checked then too.
+        jobs: the runs of its experiments that are to be made; those of the study if they are not given.
 
     Raises:
         UserError: an experiment has moved since runs of it were trained, its files or data are missing or cannot be
             compared on, or runs to come could not be compared with earlier ones.
     """
-    return _in_another_process(_ESTIMATE, _check_study, study, runs, tuple(allow), retrain, prepare)
+    return _in_another_process(_ESTIMATE, _check_study, study, runs, tuple(allow), retrain, prepare, jobs)
 
 
 def estimate_experiment(name: str, parent: str, runs: Path) -> float:
@@ -127,13 +134,15 @@ def _end_with_parent() -> None:
 
 
 @fixed_options()
-def _check_study(study: Study, runs: Path, allow: tuple[str, ...], retrain: bool, prepare: bool) -> Checked:
+def _check_study(
+    study: Study, runs: Path, allow: tuple[str, ...], retrain: bool, prepare: bool, jobs: Sequence[Job] | None
+) -> Checked:
     resolved = resolve_study(study)
     device = choose_device(resolved[0].experiment.training.device)  # Before anything looks for devices.
     for one in resolved:
         check_earlier_runs(runs, one)
     check_files(resolved)
-    jobs = all_jobs(study, runs)
+    jobs = all_jobs(study, runs) if jobs is None else jobs
     now = describe_now(resolved, device.device_kind)
     earlier = check_earlier(jobs, now, allow=allow, retrain=retrain)
     if prepare:

@@ -144,6 +144,9 @@ class Jobs(NamedTuple):
     """Those that will be wanted of what is retuned, if the best learning rates so far turn out to be the best."""
 
 
+# Seeds that are set aside for each generation of parents: its studies use those from `first_seed` on.
+SEEDS_OF_A_GENERATION = 1000
+
 # (seed, name of the experiment, octaves from its own learning rate).
 _Key = tuple[int, str, float]
 
@@ -219,7 +222,8 @@ def _tried_jobs(
     """Returns the runs of what is retuned, at any rate: those that are wanted now, and later."""
     now, later = {}, {}
     for ladder in ladders(study, resolved, runs):
-        name, (trained, _) = ladder.experiment, ladder.read(study.seeds)
+        name, (trained, unreadable) = ladder.experiment, ladder.read(study.seeds)
+        require(not unreadable, "; ".join(unreadable))
         ladder.check(trained)
         trials = bits_of(trained)
         missing = wanted(trials, study.seeds)

@@ -5,9 +5,11 @@ takes up, validates both on documents that no verdict has read, and answers whet
 appended to RUNS/decisions.jsonl, and from then on it is printed, whatever is asked. The same command resumes.
 """
 
+import collections
 import sys
 from pathlib import Path
 
+from jaxformer.ablation.again import make_again
 from jaxformer.ablation.confirmation import ask, confirm, make_jobs, recorded_answer, train
 from jaxformer.ablation.run_study import check_study, print_study_plan
 from jaxformer.ablation.study import Jobs, Study
@@ -41,10 +43,13 @@ def main(arguments: list[str]) -> int:
         when = f" (answered {line['time']}, once)"
     else:
         study = Study(parent=question.parent.name, variants=(question.promoted.name,))
-        jobs = make_jobs(question, options.runs, check_study(study, options.runs).seconds)
+        jobs = make_jobs(question, options.runs, collections.defaultdict(float))
+        checked = check_study(study, options.runs, jobs=jobs, prepare=not options.plan)
+        jobs = make_jobs(question, options.runs, checked.seconds)
         print_study_plan(Jobs(jobs, []), options.parallel, options.price)
         if options.plan:
             return 0
+        make_again(checked.earlier)
         train(jobs, parallel=options.parallel)
         line = confirm(question, options.runs)
     print_line(f"{question.promoted.name}, {question.variant}: {line['answer']}: {line['reason']}{when}")

@@ -37,9 +37,10 @@ def describe(tuning: Tuning) -> str:
     low, _, high = tuning.bracket
     error = f" ± {tuning.excess_error:.4f}" if math.isfinite(tuning.excess_error) else ""
     lowest = tuning.learning_rate * 2.0 ** float(np.clip(tuning.mean.place, low, high))
+    costs = f"costs {tuning.excess:.4f}{error} bits per byte" if math.isfinite(tuning.excess) else "diverges"
     sentences = [
-        f"The mean is lowest at {lowest:.2g}, {tuning.mean.place:+.2f} octaves from {own}, which costs "
-        f"{tuning.excess:.4f}{error} bits per byte; {tuning.mean.curvature:.3f} for an octave from the best."
+        f"The mean is lowest at {lowest:.2g}, {tuning.mean.place:+.2f} octaves from {own}, which {costs}; "
+        f"{tuning.mean.curvature:.3f} for an octave from the best."
     ]
     if tuning.cautious:
         sentences.append(f"What most runs reach, the mean and one standard deviation, is lowest at {tuning.best:g}.")
@@ -85,7 +86,8 @@ def draw_tuning(tuning: Tuning):
 
 def tuned_file(tuning: Tuning, command: str) -> str:
     """Returns the file of a variant that is the experiment at its best rate."""
-    expected = (round(-2 * abs(tuning.excess) - 0.001, 4), 0.001)
+    excess = tuning.excess if math.isfinite(tuning.excess) else 0.1  # Its own rate diverges.
+    expected = (round(-2 * abs(excess) - 0.001, 4), 0.001)
     question = f"What does the best learning rate give {tuning.experiment}?"
     text = f'''
 """{tuning.experiment} at its best learning rate, found by `{command}`."""

@@ -164,7 +164,13 @@ def _restore(folder: Path, params: nnx.State, step: int | None) -> tuple[int, nn
     attempts = 0
     while True:
         attempts += 1
-        with open_checkpoints(folder) as checkpoints:
+        try:
+            opened = open_checkpoints(folder)
+        except UserError as error:  # What was listed was deleted before it was looked at.
+            if isinstance(error.__cause__, FileNotFoundError) and folder.is_dir() and attempts < _ATTEMPTS:
+                continue
+            raise
+        with opened as checkpoints:
             steps = checkpoints.steps()
             chosen = max(steps, default=None) if step is None else step
             if chosen is None or chosen not in steps:

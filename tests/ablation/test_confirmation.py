@@ -28,7 +28,7 @@ def runs(tmp_path, monkeypatch):
     fake_runs.write_experiment(experiments, "next", text)
     fake_runs.write_experiment(experiments, "alias", text)
     seconds = dict.fromkeys(("root", "next", "alias"), 9.0)
-    monkeypatch.setattr(confirm, "check_study", lambda study, runs: Checked(seconds, EarlierRuns([], [])))
+    monkeypatch.setattr(confirm, "check_study", lambda study, runs, **_: Checked(seconds, EarlierRuns([], [])))
     return tmp_path / "runs"
 
 
@@ -94,7 +94,8 @@ def test_documents_of_a_confirmation_are_none_that_validate_runs_nor_those_of_an
         def __len__(self):
             return len(self.tokens)
 
-    shards = Fake(tokens=sizes // 4, text_bytes=sizes, manifest=SimpleNamespace(budget=budget))
+    manifest, sources = SimpleNamespace(budget=budget), np.arange(300)
+    shards = Fake(tokens=sizes // 4, text_bytes=sizes, manifest=manifest, sources=sources)
     experiment = load_experiment("baseline", {"evaluation.validation_bytes": "9000"})
     read = select_validation(shards, experiment.evaluation, experiment.packing, "a").documents
     windows = [_window(shards, experiment, "a", number, 9000).documents for number in range(1, 10)]

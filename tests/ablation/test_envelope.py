@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
 
 def write_files(folder):
     fake_runs.write_root(folder / "experiments")
-    fake_runs.write_variant(folder / "experiments", "constant", {"optimizer.schedule": "wsd"})
+    fake_runs.write_variant(folder / "experiments", "constant", {"optimizer.schedule": "wsd"}, retune="auto")
     fake_runs.write_variant(folder / "experiments", "gated", {"model.activation": "swiglu"})
 
 
@@ -132,18 +132,21 @@ def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):
     )
     study = Study(parent="root", variants=("constant", "fixed", "gated"), rule=Rule(margin=0.001))
     constant, fixed, gated = judge_study(study, folder / "runs").comparisons
-    assert constant.notes[0].startswith("at the parent's learning rate: 16 runs at other rates are missing")
+    assert (
+        "at the parent's learning rate; each is compared at its best rate, of which about 16" in constant.verdict.reason
+    )
+    assert constant.verdict.word is Word.UNDECIDED
     assert fixed.notes[0] == "at the parent's learning rate: the change moves the best one, but retune is off"
-    assert all(one.verdict.word is Word.KEEP for one in (constant, fixed, gated))
-    assert gated.notes[-1].endswith(
-        "was not tuned, and the gain may be one at that rate alone: `jaxformer tune --experiment=root`"
+    assert all(one.verdict.word is Word.KEEP for one in (fixed, gated))
+    assert gated.notes[-1].startswith("no tuning of root at ") and gated.notes[-1].endswith(
+        "and the gain may be one at that rate alone: `jaxformer tune --experiment=root`"
     )
     own = resolve("root").experiment.optimizer.learning_rate
     for excess, is_flagged in ((0.0004, False), (0.0234, True)):
         write_json(folder / "runs/root/tuning.json", {"learning_rate": own, "excess": excess, "best": 2 * own})
         gated = judge_study(study, folder / "runs").comparisons[-1]
         assert any("costs 0.0234 bits per byte beside its best" in note for note in gated.notes) is is_flagged
-        assert not any("was not tuned" in note for note in gated.notes)
+        assert not any("no tuning" in note for note in gated.notes)
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,8 @@ def verdict(mean, error=0.001, **options):
         (verdict(0.0, cost=Cost(0.9, (0.88, 0.92), 1.0, 0.5, 0.5), worse_tasks=["boolq"]), Word.UNDECIDED, "at boolq"),
         (verdict(0.0, cost=Cost(0.9, (0.88, 0.92), 1.0, 0.5, 0.5)), Word.CHEAPER, "0.900 x the time"),
         (verdict(0.0, cost=Cost(0.9, (0.7, 1.1), 1.0, 0.5, 0.5)), Word.EQUIVALENT, ""),
-        (verdict(0.0, cost=Cost(1.0, (0.9, 1.1), 0.8, 0.5, 0.5)), Word.CHEAPER, "0.800 x the parameters"),
+        (verdict(0.0, cost=Cost(1.0, (0.99, 1.01), 0.8, 0.5, 0.5)), Word.CHEAPER, "0.800 x the parameters"),
+        (verdict(0.0, cost=Cost(1.6, (0.98, 2.6), 0.8, 0.5, 0.5)), Word.EQUIVALENT, ""),
         (verdict(0.0, cost=Cost(1.2, (1.1, 1.3), 0.8, 0.5, 0.5)), Word.EQUIVALENT, "not cheaper"),
         # Of a time that was not measured nothing is concluded, neither with fewer parameters.
         (verdict(0.0, cost=UNTIMED), Word.EQUIVALENT, "its time per token was not measured"),

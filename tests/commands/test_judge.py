@@ -88,7 +88,7 @@ def test_the_loop_of_the_documentation_keeps_what_is_better_and_drops_the_rest(t
     monkeypatch.setattr(subprocess, "run", run)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/agents.md").read_text(), re.S)
     exec(code, names := {})
-    changes = {"model.depth": 6}, {"model.qk_norm": True}, {"model.z_loss": 1e-4}
+    changes = {"model.norm": "layernorm"}, {"model.qk_norm": True}, {"model.z_loss": 1e-4}
     proposals = [{"question": "Why?", "change": change, "expected": (-0.1, 0.1)} for change in changes]
     assert names["improve"]("root", proposals) == "try_1_kept"
     assert {name for name, _ in trained} == set(effects) and len(set(trained)) == len(trained)
