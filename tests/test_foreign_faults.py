@@ -390,7 +390,7 @@ def test_study_in_a_narrow_terminal_is_drawn_in_place(user):
 
 def write_pair(user):
     """Writes a parent and a variant of it; returns the arguments that name them."""
-    user.write("experiments/parent.py", (user.folder / "tiny.py").read_bytes())
+    user.write("experiments/parent.py", EXPERIMENT.replace("validation_bytes=200", "validation_bytes=3000"))
     user.write(
         "experiments/variant.py",
         "from jaxformer.experiment import Variant\n\nEXPERIMENT = Variant(parent='parent', question='Is it better?', "

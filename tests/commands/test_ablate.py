@@ -63,7 +63,7 @@ def test_a_study_is_run_to_its_end_once_and_judged(command, monkeypatch, capsys,
 def test_the_plan_is_reported_and_nothing_is_started(command, capsys, tmp_path):
     assert ablate.main([*command, "--plan"]) == 0
     reported = capsys.readouterr().out
-    assert "2 runs to go" in reported and "1 seeds, 0 over  12 steps" in reported
+    assert "2 runs to go" in reported and "1 seed, 0 over  12 steps" in reported
     assert not (tmp_path / "runs").exists()
 
 
