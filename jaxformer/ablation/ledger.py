@@ -1,7 +1,7 @@
 """The ledger of all questions: `decisions.jsonl` beside the runs, one line a decision, which is only ever appended to.
 
 A line is an object with `kind`, `time` (UTC), `parent`, `variant` and what its kind adds; keys that are not known are
-left alone. A verdict counts until the next of the same question and study.
+left alone. A verdict counts until the next on the same question.
 """
 
 import datetime
@@ -19,6 +19,7 @@ from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.verdict import Word
 from jaxformer.experiment.variant import Resolved
 from jaxformer.host.console import print_notice
+from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.shrinkage import shrink, spread_of_effects
 from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level
 
@@ -144,7 +145,7 @@ def _learning_rates(comparison: Comparison, resolved: Resolved) -> list[float]:
     return [one.experiment.optimizer.learning_rate for one in (resolved.parents[0], resolved)]
 
 
-def describe_difference(difference, level: float) -> Line | None:
+def describe_difference(difference: Difference, level: float) -> Line:
     """Returns a difference as the ledger keeps it, with its interval at a two-sided level."""
     low, high = difference.interval(1 - level)
     error = difference.standard_error if difference.seeds_counted else math.nan

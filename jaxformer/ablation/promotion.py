@@ -15,6 +15,7 @@ from jaxformer.ablation.outcome import comparison_file
 from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, differences, require
+from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.files import find_experiment
 from jaxformer.experiment.variant import OF, Resolved, resolve
@@ -24,8 +25,6 @@ from jaxformer.run.identity import CONFIG
 
 # What may be promoted without a word of its user's.
 PROMOTABLE = (Word.KEEP.value, Word.CHEAPER.value)
-
-_RATE = "optimizer.learning_rate"
 
 
 class Judged(NamedTuple):
@@ -183,7 +182,7 @@ def _tuned(record: Mapping[str, Any], one: Resolved) -> dict[str, float]:
         rate = float(rates[1]["to_take"])
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the comparison of {one.name}: damaged (best_rates); judge the study again") from error
-    return {} if rate == one.experiment.optimizer.learning_rate else {_RATE: rate}
+    return {} if rate == one.experiment.optimizer.learning_rate else {RATE: rate}
 
 
 def _check_name(name: str, path: Path) -> None:
