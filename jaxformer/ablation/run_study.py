@@ -190,7 +190,9 @@ def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clock
         )
     if clocks:
         text = f"then the times per token that verdicts depend on, of at most {len(clocks)} variants: up to "
-        print_wrapped(f"{text}{format_duration(sum(clocks))}, besides compiling their steps", indent=4)
+        print_wrapped(
+            f"{text}{format_duration(sum(clocks))}, on a quiet machine, besides compiling their steps", indent=4
+        )
 
 
 def clocks_to_come(study: Study, runs: Path, seconds: Mapping[str, float], *, again: bool = False) -> list[float]:

@@ -74,9 +74,12 @@ def test_equal_arms_are_equal_and_a_tenth_more_is_found_whatever_the_machine_doe
 def test_rounds_end_when_the_ratio_is_known_or_time_is_up():
     quiet = Machine(lambda now, random: random.lognormal(0, 0.005))
     assert len(quiet.time(0.004, 0.004).log_ratios) == 12 and quiet.now < 4
+    loaded = Machine(lambda now, random: random.lognormal(0, 0.25))
+    low, high = loaded.time(0.004, 0.004).interval
+    assert 1.02 < high / low < 1.063 and 40 <= loaded.now < 160, "known within 3 %"
     noisy = Machine(lambda now, random: random.lognormal(0, 1.0))
     low, high = noisy.time(0.004, 0.004).interval
-    assert high / low > 1.1 and 40 <= noisy.now < 44
+    assert high / low > 1.1 and 160 <= noisy.now < 170
     slow = Machine(lambda now, random: 1.0)
     assert len(slow.time(2.0, 2.0).log_ratios) == 12 and slow.now < 1.5 * clock_seconds(2.0)
 
