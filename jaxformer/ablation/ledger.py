@@ -1,11 +1,11 @@
 """The ledger of all questions: `decisions.jsonl` beside the runs, one line a decision, which is only ever appended to.
 
-A line is an object with `kind`, `time` (UTC), `parent`, `variant` and what its kind adds; keys that are not known are
-left alone. A verdict counts until the next on the same question.
+A line is an object with `kind`, `time` (UTC), `parent`, `variant` and what its kind adds. A study that is judged again
+adds a verdict on a variant where it is another than its last; of all verdicts on a variant of a parent, by whichever
+studies, the last counts.
 """
 
 import datetime
-import hashlib
 import json
 import math
 import os
@@ -146,20 +146,12 @@ def _learning_rates(comparison: Comparison, resolved: Resolved) -> list[float]:
     return [one.experiment.optimizer.learning_rate for one in (resolved.parents[0], resolved)]
 
 
-def describe_difference(difference: Difference, level: float) -> Line:
+def describe_difference(difference: Difference, level: float) -> dict[str, float | None]:
     """Returns a difference as the ledger keeps it, with its interval at a two-sided level."""
     low, high = difference.interval(1 - level)
     error = difference.standard_error if difference.seeds_counted else math.nan
     values = {"mean": difference.mean, "standard_error": error, "low": low, "high": high}
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-
-
-def file_digest(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file; '' where it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
 
 
 def append_verdicts(runs: Path, verdicts: Sequence[Line]) -> list[Line]:
