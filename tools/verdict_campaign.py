@@ -45,7 +45,7 @@ from versions import versions
 
 from jaxformer.ablation.clock import Clock
 from jaxformer.ablation.cost import Cost
-from jaxformer.ablation.outcome import to_json
+from jaxformer.ablation.records import to_json
 from jaxformer.ablation.timing import make_arm, time_in_turns
 from jaxformer.ablation.verdict import Measured, Rule, Word, decide
 from jaxformer.config import replace

@@ -1,20 +1,23 @@
 """Whether the gain of a promoted variant holds: asked once, on seeds and documents that no verdict has read.
 
 What was kept was chosen by its seeds and by its validation documents, and looks better on them than it is. The new
-parent and the one before it are trained on the new parent's own seeds, which its next study takes up, and both are
-validated on the next documents of the validation share, one window of `evaluation.validation_bytes` a generation.
+parent and the one before it are trained on the new parent's own seeds, which its next study takes up, each at the
+learning rate that was found for it when they were compared. Both are validated on documents of the validation share
+that no verdict and no other confirmation has read, as many as validate runs (`evaluation.validation_bytes`).
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxformer.ablation import ledger
 from jaxformer.ablation.comparability import check_comparable
+from jaxformer.ablation.envelope import run_at_own_rate
 from jaxformer.ablation.finished_runs import (
     Documents,
     FinishedRun,
@@ -25,22 +28,25 @@ from jaxformer.ablation.finished_runs import (
     stack,
     stack_sources,
 )
-from jaxformer.ablation.margin import margin_of_tokens
 from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.outcome import NOISE, remember_noise
-from jaxformer.ablation.verdict import Rule, Word
+from jaxformer.ablation.promotion import evidence_of
+from jaxformer.ablation.records import Record
+from jaxformer.ablation.verdict import Word
 from jaxformer.config import TrainingFailure, check_same, require
 from jaxformer.data.packing import plan_rows
 from jaxformer.data.shards import Shards
 from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.validation import ValidationSet, select_validation, validate
+from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.experiment.variant import Resolved, ancestors, promoted_variant
+from jaxformer.experiment.variant import Resolved, ancestors, promoted_variant, with_overrides
 from jaxformer.host.console import progress_bar
 from jaxformer.host.paths import typed
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import Queue
+from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.init_from import with_tokenizer
 from jaxformer.run.inputs import open_corpora, prepare_corpora
 from jaxformer.run.trained import load_trained
@@ -53,45 +59,56 @@ LEVEL = 0.05
 _FEWEST_DOCUMENTS = 2
 
 
-class Question(NamedTuple):
-    """A promoted variant, and what its gain is asked of again."""
+class Confirmation(NamedTuple):
+    """A promoted variant, and what it is compared with once more."""
 
     promoted: Resolved
-    variant: str
-    """Name under which it was judged."""
-    seeds: Sequence[int]
+    parent: Resolved
+    """The parent before, at the learning rate that was found for it."""
+    evidence: Record
+    """The comparison that the variant was promoted by."""
+    seeds: range
 
     @property
-    def parent(self) -> Resolved:
-        """The parent before."""
+    def own_parent(self) -> Resolved:
+        """The parent before, at its own learning rate."""
         return self.promoted.parents[0]
 
 
-def ask(promoted: Resolved, seeds: int) -> Question:
-    """Returns the question that confirms a promoted variant.
+def find_answer(promoted: Resolved, runs: Path) -> ledger.Line | None:
+    """Returns the ledger's answer on a promoted variant, whatever it was named; None where there is none yet.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not promoted.
     """
-    return Question(promoted, promoted_variant(promoted).name, range(promoted.first_seed, promoted.first_seed + seeds))
+    variant, parent = promoted_variant(promoted).name, promoted.parents[0].name
+    return ledger.last_of(ledger.read_ledger(runs), ledger.CONFIRMATION, parent=parent, variant=variant)
 
 
-def recorded_answer(question: Question, runs: Path) -> ledger.Line | None:
-    """Returns the answer that the ledger has, under whatever name the variant was promoted; None where it has none."""
-    names = {"parent": question.parent.name, "variant": question.variant}
-    return ledger.last_of(ledger.read_ledger(runs), ledger.CONFIRMATION, **names)
+def plan_confirmation(promoted: Resolved, seeds: int, runs: Path) -> Confirmation:
+    """Returns what confirms a promoted variant on so many seeds.
+
+    Raises:
+        UserError: it is not promoted, what it was promoted by is not in the folder of runs, or its parent has moved.
+    """
+    evidence, parent = evidence_of(promoted, runs), promoted.parents[0]
+    rate, _ = evidence.rates_to_take or (parent.experiment.optimizer.learning_rate, None)
+    if rate != parent.experiment.optimizer.learning_rate:
+        parent = with_overrides(parent, {RATE: repr(rate)})
+        check_earlier_runs(runs, parent)
+    return Confirmation(promoted, parent, evidence, range(promoted.first_seed, promoted.first_seed + seeds))
 
 
-def make_jobs(question: Question, runs: Path, seconds: Mapping[str, float]) -> list[Job]:
-    """Returns the runs of both arms, seed by seed. Args: seconds: of a run of each, estimated."""
-    jobs = []
-    for seed in question.seeds:
-        for one in (question.promoted, question.parent):
-            workdir = runs / one.name / f"seed_{seed}"
-            arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={typed(workdir)}")
-            experiment = one.experiment
-            steps, devices = experiment.training.steps, experiment.mesh.devices
-            jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name], devices=devices))
+def make_jobs(confirmation: Confirmation, runs: Path, seconds: Mapping[str, float]) -> list[Job]:
+    """Returns the runs of both arms, seed by seed. Args: seconds: of a run of each experiment, estimated."""
+    arms, jobs = ((confirmation.promoted, confirmation.promoted), (confirmation.own_parent, confirmation.parent)), []
+    for seed, (own, one) in itertools.product(confirmation.seeds, arms):
+        workdir, experiment = runs / one.name / f"seed_{seed}", one.experiment
+        arguments = [f"--experiment={own.name}", f"--seed={seed}", f"--workdir={typed(workdir)}"]
+        arguments += [f"--{path}={after!r}" for path, (_, after) in one.lineage.overrides.items()]
+        steps, devices = experiment.training.steps, experiment.mesh.devices
+        name = own.name if one is own else f"{own.name} at {experiment.optimizer.learning_rate:.3g}"
+        jobs.append(Job(name, seed, tuple(arguments), workdir, steps, seconds[own.name], devices=devices))
     return jobs
 
 
@@ -111,106 +128,110 @@ def train(jobs: Sequence[Job], *, parallel: int = 1) -> None:
             raise TrainingFailure(f"{status.job} {status.state.value}: {status.note}; see {status.job.log}")
 
 
-def confirm(question: Question, runs: Path) -> ledger.Line:
-    """Returns the answer, which is appended to the ledger: of all runs of both arms on the question's seeds.
+def confirm(confirmation: Confirmation, runs: Path) -> ledger.Line:
+    """Returns the answer, which is appended to the ledger: of all runs of both arms on the confirmation's seeds.
 
     Raises:
         UserError: the runs cannot be compared.
     """
-    parents, ours, failed = _collect(question, runs)
-    pairs, difference, documents = paired_seeds(parents, ours), None, {}
+    promoted, parent = confirmation.promoted, confirmation.own_parent
+    parents, ours, failed = _collect(confirmation, runs)
+    pairs, difference, locked = paired_seeds(parents, ours), None, []
     if failed:
         answer, reason = ledger.NOT_CONFIRMED, failed
     else:
-        require(len(pairs) > 1, f"{question.promoted.name}: two seeds of both arms are needed, not {len(pairs)}")
-        flags, _ = check_comparable(parents, ours)
-        names = f"{question.promoted.name} cannot be compared with {question.parent.name}"
-        require(not flags, f"{names}: {'; '.join(flags)}")
-        difference, documents = _measure(question, pairs, runs)
-        answer, reason = _decide(difference, parents, question, documents)
+        require(len(pairs) > 1, f"{promoted.name}: two seeds of both arms are needed, not {len(pairs)}")
+        at_own_rate = [run_at_own_rate(run, parent.name, parent.experiment.optimizer.learning_rate) for run in parents]
+        flags, _ = check_comparable(at_own_rate, ours)
+        require(not flags, f"{promoted.name} cannot be compared with {parent.name}: {'; '.join(flags)}")
+        difference, locked = _measure(confirmation, pairs, runs)
+        answer, reason = _decide(confirmation, difference, locked)
     line = {
         "kind": ledger.CONFIRMATION,
-        "parent": question.parent.name,
-        "variant": question.variant,
-        "name": question.promoted.name,
+        "parent": parent.name,
+        "variant": confirmation.evidence.variant,
+        "name": promoted.name,
         "answer": answer,
         "reason": reason,
         "difference": ledger.describe_difference(difference, LEVEL) if difference else None,
         "level": LEVEL,
         "seeds": [run.seed for run, _ in pairs],
-        "locked_documents": documents,
+        "learning_rates": {
+            "parent": confirmation.parent.experiment.optimizer.learning_rate,
+            "variant": promoted.experiment.optimizer.learning_rate,
+        },
+        "locked": {
+            one.name: {"data": one.shards.manifest.source_digest, "documents": one.documents.tolist()} for one in locked
+        },
         "device_hours": sum(run.device_hours for run in parents),
-        "evidence": question.promoted.lineage.evidence,
+        "evidence": confirmation.evidence.digest,
     }
     ledger.append(runs, line)
     return line
 
 
-def _collect(question: Question, runs: Path) -> tuple[list[FinishedRun], list[FinishedRun], str]:
+def _collect(confirmation: Confirmation, runs: Path) -> tuple[list[FinishedRun], list[FinishedRun], str]:
     """Returns the finished runs of the parent and of the promoted variant, and how the latter failed; '' if it did not.
 
     Raises:
         UserError: a run cannot be read.
     """
     arms, diverged = [], []
-    for one in (question.parent, question.promoted):
+    for one in (confirmation.parent, confirmation.promoted):
         read = read_runs(runs, one.name)
         require(not read.unreadable, "; ".join(read.unreadable))
-        arms.append([run for run in read.finished if run.seed in question.seeds])
-        diverged.append({seed_of(path) for path in read.folders if has_diverged(path)}.intersection(question.seeds))
+        arms.append([run for run in read.finished if run.seed in confirmation.seeds])
+        diverged.append({seed_of(path) for path in read.folders if has_diverged(path)}.intersection(confirmation.seeds))
     alone = ", ".join(map(str, sorted(diverged[1] - diverged[0])))
-    return arms[0], arms[1], f"it diverged on seed {alone}, where {question.parent.name} did not" if alone else ""
+    parent = confirmation.own_parent.name
+    return arms[0], arms[1], f"it diverged on seed {alone}, where {parent} did not" if alone else ""
 
 
-def _decide(
-    difference: Difference, parents: Sequence[FinishedRun], question: Question, documents: Mapping[str, int]
-) -> tuple[str, str]:
+def _decide(confirmation: Confirmation, difference: Difference, locked: Sequence[ValidationSet]) -> tuple[str, str]:
     """Returns the answer and why."""
     low, high = difference.interval(1 - LEVEL)
     measured = f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
     limit, what = 0.0, "better"
-    if question.promoted.promoted and question.promoted.promoted.verdict.startswith(Word.CHEAPER.value):
-        limit, what = margin_of_tokens(parents, Rule.equal_tokens).bits_per_byte, "equal, or better"
+    if confirmation.evidence.word is Word.CHEAPER:
+        limit, what = confirmation.evidence.margin, "equal, or better"
     where = "by fresh seeds alone, since no validation documents are left that no verdict has read"
-    if documents:
-        where = f"on {sum(documents.values()):,} documents that no verdict has read"
-    if question.promoted.promoted and question.promoted.promoted.change:
-        where += f"; {question.parent.name} at its own learning rate"
+    if locked:
+        where = f"on {sum(len(one.documents) for one in locked):,} documents that no verdict has read"
+    if confirmation.evidence.rates_to_take:
+        rate = confirmation.parent.experiment.optimizer.learning_rate
+        where += f"; {confirmation.own_parent.name} at {rate:.3g}, the learning rate that was found for it"
     if high < limit:
         return ledger.CONFIRMED, f"{measured} is {what}, {where}"
     return ledger.NOT_CONFIRMED, f"{measured} is not surely {what}, {where}"
 
 
 def _measure(
-    question: Question, pairs: Sequence[tuple[FinishedRun, FinishedRun]], runs: Path
-) -> tuple[Difference, dict[str, int]]:
-    """Returns the difference over pairs of runs (parent, promoted), and the number of locked documents by corpus.
+    confirmation: Confirmation, pairs: Sequence[tuple[FinishedRun, FinishedRun]], runs: Path
+) -> tuple[Difference, list[ValidationSet]]:
+    """Returns the difference over pairs of runs (parent, promoted), and the documents that it is measured on.
 
-    Where there are none, the difference is that of the documents that verdicts have read, and there is no number.
+    Where there are none that no verdict has read, it is that of the documents that validate runs.
     """
-    theirs, ours = [parent for parent, _ in pairs], [promoted for _, promoted in pairs]
-    prior = remember_noise(runs / question.parent.name / NOISE, noise_floor(theirs), theirs[0]).prior(
-        question.variant, len(pairs)
-    )
-    sets, other_sets = (_locked_sets(arm[0], question) for arm in (theirs, ours))
-    documents = {}
-    if sets and _are_same(sets, other_sets):
-        documents = {one.name: len(one.documents) for one in sets}
-        theirs, ours = _validated_on([(theirs, sets), (ours, other_sets)])
+    theirs, ours = zip(*pairs, strict=True)
+    noise = remember_noise(runs / confirmation.parent.name / NOISE, noise_floor(theirs), theirs[0])
+    prior = noise.prior(confirmation.evidence.variant, len(pairs))
+    sets, other_sets = (_locked_sets(arm[0], confirmation.promoted, runs) for arm in (theirs, ours))
+    locked = sets if _texts(sets) == _texts(other_sets) else []
+    if locked:
+        theirs, ours = (_validated_on(arm, each) for arm, each in ((theirs, sets), (ours, other_sets)))
     corpora = [name for name in theirs[0].validation if name in ours[0].validation]
     (parent_SI, bytes_I, strata_I), (bits_SI, _, _) = stack(theirs, corpora), stack(ours, corpora)
     sources_I = stack_sources(theirs[0], corpora)
-    return crossed_difference(bits_SI - parent_SI, bytes_I, sources_I, strata_I=strata_I, prior=prior), documents
+    return crossed_difference(bits_SI - parent_SI, bytes_I, sources_I, strata_I=strata_I, prior=prior), locked
 
 
-def _locked_sets(run: FinishedRun, question: Question) -> list[ValidationSet]:
-    """Returns the validation documents of each corpus that are set aside for a generation; nothing where one has none.
+def _locked_sets(run: FinishedRun, promoted: Resolved, runs: Path) -> list[ValidationSet]:
+    """Returns documents of each corpus that neither a verdict nor a confirmation has read; nothing where one has none.
 
     Raises:
         UserError: the corpora or their tokenizer are no longer those of the run.
     """
-    line = (question.promoted, *ancestors(question.promoted))
-    sizes = [one.experiment.evaluation.validation_bytes for one in line]
+    sizes = [one.experiment.evaluation.validation_bytes for one in (promoted, *ancestors(promoted))]
     if not all(sizes):  # A verdict reads all documents.
         return []
     experiment = with_tokenizer(run.experiment, run.workdir) if run.experiment.init_from else run.experiment
@@ -222,63 +243,56 @@ def _locked_sets(run: FinishedRun, question: Question) -> list[ValidationSet]:
         now | {"tokenizer": tokenizer.digest},
         {name: run.record["digests"].get(name) for name in (*now, "tokenizer")},
     )
-    found = [
-        _window(each.validation, experiment, each.name, question.promoted.generation + 1, max(sizes))
-        for each in corpora
-    ]
+    lines = [line for line in ledger.read_ledger(runs) if line["kind"] == ledger.CONFIRMATION]
+    read = [each for line in lines for each in line.get("locked", {}).values()]
+    found = [_locked_set(each.validation, experiment, each.name, max(sizes), read) for each in corpora]
     independent = [len(np.unique(one.shards.sources[one.documents])) for one in found]
     return found if min(independent) >= _FEWEST_DOCUMENTS else []
 
 
-def _window(shards: Shards, experiment: Experiment, name: str, number: int, size: int) -> ValidationSet:
-    """Returns the documents behind those of `number` windows of so many bytes, the first of which validates runs.
+def _locked_set(
+    shards: Shards, experiment: Experiment, name: str, size: int, read: Sequence[Mapping[str, Any]]
+) -> ValidationSet:
+    """Returns the first documents of so many bytes, in the order of validation, that have not been read.
 
-    Without pieces of a file of which another piece lies before them.
+    Nor pieces of a file of which another piece has been read.
+
+    Args:
+        size: bytes that validate runs, and that are returned; fewer where no more are left.
+        read: what confirmations have read, as the ledger has it.
     """
-    packing = experiment.packing
-    everything = dataclasses.replace(experiment.evaluation, validation_bytes=0)
-    order = select_validation(shards, everything, packing, name).documents
-    ends = np.cumsum(shards.text_bytes[order])
-    begin, end = np.searchsorted(ends, [number * size, (number + 1) * size]) + 1
-    chosen = order[begin:end]
-    chosen = chosen[~np.isin(shards.sources[chosen], shards.sources[order[:begin]])]
+    packing, options = experiment.packing, experiment.evaluation
+    order, validating = (
+        select_validation(shards, dataclasses.replace(options, validation_bytes=each), packing, name).documents
+        for each in (0, size)
+    )
+    ours = [one["documents"] for one in read if one["data"] == shards.manifest.source_digest]
+    known = np.intersect1d(np.concatenate([validating, *ours]), order).astype(np.int64)
+    left = order[~np.isin(shards.sources[order], shards.sources[known])]
+    chosen = left[: np.searchsorted(np.cumsum(shards.text_bytes[left]), size) + 1]
     plan = plan_rows(shards.tokens, dataclasses.replace(packing, method="best_fit"), seed=0, documents=chosen)
     return ValidationSet(name, shards, chosen, plan)
 
 
-def _are_same(ours: Sequence[ValidationSet], theirs: Sequence[ValidationSet]) -> bool:
-    """Returns whether two arms are validated on the same text."""
-
-    def describe(sets: Sequence[ValidationSet]) -> list:
-        return [
-            (
-                one.name,
-                one.shards.manifest.source_digest,
-                one.documents.tolist(),
-                one.shards.text_bytes[one.documents].tolist(),
-            )
-            for one in sets
-        ]
-
-    return describe(ours) == describe(theirs)
+def _texts(sets: Sequence[ValidationSet]) -> list[tuple]:
+    """Returns what is the same of sets of the same text."""
+    documents = [(one.documents.tolist(), one.shards.text_bytes[one.documents].tolist()) for one in sets]
+    return [(one.name, one.shards.manifest.source_digest, each) for one, each in zip(sets, documents, strict=True)]
 
 
 @fixed_options()
-def _validated_on(arms: Sequence[tuple[Sequence[FinishedRun], Sequence[ValidationSet]]]) -> list[list[FinishedRun]]:
-    """Returns the runs of each arm with the losses of other documents in place of their own validation."""
+def _validated_on(runs: Sequence[FinishedRun], sets: Sequence[ValidationSet]) -> list[FinishedRun]:
+    """Returns the runs of an arm with the losses of other documents in place of their own validation."""
     result = []
-    with progress_bar(desc="locked documents", total=sum(len(runs) for runs, _ in arms)) as bar:
-        for runs, sets in arms:
-            result.append([])
-            for run in runs:
-                state = load_trained(run.workdir, int(run.summary["steps"])).state
-                losses = validate(state, sets, run.experiment.evaluation)
-                found = {
-                    one.name: Documents(
-                        one.documents, one.nats / math.log(2), one.text_bytes, one.digest, {}, one.sources
-                    )
-                    for one in losses
-                }
-                result[-1].append(run._replace(validation=found))
-                bar.update()
+    with progress_bar(desc=f"locked documents, {runs[0].record['experiment']}", total=len(runs)) as bar:
+        for run in runs:
+            state = load_trained(run.workdir, int(run.summary["steps"])).state
+            losses = validate(state, sets, run.experiment.evaluation)
+            bits = {one.name: one.nats / math.log(2) for one in losses}
+            found = {
+                one.name: Documents(one.documents, bits[one.name], one.text_bytes, one.digest, {}, one.sources)
+                for one in losses
+            }
+            result.append(run._replace(validation=found))
+            bar.update()
     return result

@@ -105,10 +105,10 @@ def make_arm(one: Resolved, trained: Trained, seeds: int) -> Arm:
     ours = {trial: run for trial, run in trained.items() if trial[1] < seeds}
     tuning = fit(name, learning_rate, bits_of(ours), seeds)
     by_rate = [[ours[octave, seed] for seed in range(seeds)] for octave in tuning.bracket]
-    return Arm(tuning, tuple([_at_own_rate(run, name, learning_rate) for run in runs if run] for runs in by_rate))
+    return Arm(tuning, tuple([run_at_own_rate(run, name, learning_rate) for run in runs if run] for runs in by_rate))
 
 
-def _at_own_rate(run: FinishedRun, name: str, learning_rate: float) -> FinishedRun:
+def run_at_own_rate(run: FinishedRun, name: str, learning_rate: float) -> FinishedRun:
     """Returns a run as if it had been trained at the experiment's own rate, where it differs by the rate alone."""
     lineage, identity = run.record["lineage"], run.record["identity"]
     if set(lineage["overrides"]) != {RATE}:

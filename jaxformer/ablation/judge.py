@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
-from jaxformer.ablation.outcome import failures_of, judge_study, p_value_of_improvement, to_json
+from jaxformer.ablation.outcome import failures_of, judge_study, p_value_of_improvement
+from jaxformer.ablation.records import read_records, to_json
 from jaxformer.ablation.study import Study, make_jobs, resolve_study
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
@@ -215,17 +216,9 @@ def _other_questions(runs: Path, parent: str, variant: str) -> dict[str, float]:
 
 def _recorded_p_value(folder: Path, parent: str) -> float:
     """Returns the p-value of the comparison with a parent, of those in a folder, that has the most seeds; else 1."""
-    found = [(0, 1.0)]
-    for path in folder.glob("comparison_*.json"):
-        record = read_json_or_empty(path)
-        try:
-            seeds, difference = len(record["seeds"]), record["difference"]
-            below = difference["p_value"] / 2 if difference["mean"] < 0 else 1 - difference["p_value"] / 2
-            if record["parent"] == parent and difference["seeds_counted"]:
-                found.append((seeds, p_value_of_improvement(below, seeds)))
-        except (KeyError, TypeError):  # It was not compared, or the record is damaged.
-            continue
-    return max(found)[1]
+    ours = [one for one in read_records(folder) if one.parent == parent and one.difference]
+    last = ours[-1].difference if ours else None
+    return p_value_of_improvement(last.p_value_below, len(ours[-1].seeds)) if last and last.seeds_counted else 1.0
 
 
 def _missing(study: Study, runs: Path, comparison: Comparison, first: int, passed_over: Collection[int]) -> list[Job]:

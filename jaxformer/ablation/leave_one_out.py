@@ -1,19 +1,17 @@
 """What the gain of a promoted experiment is made of: each change that it keeps, left out of it on its own seeds."""
 
-import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxformer.ablation.comparison import Comparison, contrast
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
+from jaxformer.ablation.records import find_evidence, read_records
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, require
 from jaxformer.experiment.variant import OF, WITHOUT, Kept, Resolved, kept_changes, resolve
 from jaxformer.host.console import print_notice
-from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.paths import typed
 from jaxformer.jobs.launch import Job
 from jaxformer.statistics.paired_difference import Difference
@@ -144,20 +142,7 @@ def _part(kept: Kept, removal: Comparison | None, runs: Path) -> Part:
 
 def _when_kept(kept: Kept, runs: Path) -> Difference | None:
     """Returns the difference that a change was kept by: that of the evidence, else of the comparison of most seeds."""
-    found = []
-    for folder in (runs / kept.variant_name, runs / f"{kept.variant_name}{OF}{kept.parent}"):
-        for path in sorted([*folder.glob("comparison_*.json"), *folder.glob("evidence_*.json")]):
-            record = read_json_or_empty(path)
-            if record.get("parent") == kept.parent and isinstance(record.get("difference"), dict):
-                is_evidence = hashlib.sha256(path.read_bytes()).hexdigest() == kept.lineage.evidence
-                found.append((is_evidence, len(record["seeds"]), str(path), record["difference"]))
-    return _difference(max(found)[-1]) if found else None
-
-
-def _difference(record: Mapping) -> Difference:
-    """Returns a difference from its record, with what its standard error is made of."""
-    mean, *variances = (
-        math.inf if record[name] is None else float(record[name])
-        for name in ("mean", "seed_variance", "seed_degrees_of_freedom", "item_variance", "item_degrees_of_freedom")
-    )
-    return Difference(mean, *variances, seeds_counted=bool(record["seeds_counted"]))
+    folders = [runs / name for name in (kept.variant_name, f"{kept.variant_name}{OF}{kept.parent}")]
+    found = [find_evidence(folder, kept.lineage.evidence) for folder in folders]
+    found += [record for folder in folders for record in read_records(folder)[::-1]]
+    return next((one.difference for one in found if one and one.parent == kept.parent and one.difference), None)

@@ -1,11 +1,11 @@
 """The ledger of all questions: `decisions.jsonl` beside the runs, one line a decision, which is only ever appended to.
 
-A line is an object with `kind`, `time` (UTC), `parent`, `variant` and what its kind adds; keys that are not known are
-left alone. A verdict counts until the next on the same question.
+A line is an object with `kind`, `time` (UTC), `parent`, `variant` and what its kind adds. A study that is judged again
+adds a verdict on a variant where it is another than its last; of all verdicts on a variant of a parent, by whichever
+studies, the last counts.
 """
 
 import datetime
-import hashlib
 import json
 import math
 import os
@@ -121,6 +121,7 @@ def verdict_line(comparison: Comparison, resolved: Resolved, device_hours: float
         "parent": comparison.parent,
         "variant": comparison.variant,
         "parents": [parent.name for parent in resolved.parents],
+        "leaves_out": resolved.without,
         "generation": resolved.generation,
         "question": comparison.question or resolved.experiment.question,
         "expected": list(lineage["expected"]),
@@ -145,20 +146,12 @@ def _learning_rates(comparison: Comparison, resolved: Resolved) -> list[float]:
     return [one.experiment.optimizer.learning_rate for one in (resolved.parents[0], resolved)]
 
 
-def describe_difference(difference: Difference, level: float) -> Line:
+def describe_difference(difference: Difference, level: float) -> dict[str, float | None]:
     """Returns a difference as the ledger keeps it, with its interval at a two-sided level."""
     low, high = difference.interval(1 - level)
     error = difference.standard_error if difference.seeds_counted else math.nan
     values = {"mean": difference.mean, "standard_error": error, "low": low, "high": high}
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-
-
-def file_digest(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file; '' where it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
 
 
 def append_verdicts(runs: Path, verdicts: Sequence[Line]) -> list[Line]:
@@ -181,7 +174,10 @@ def append_verdicts(runs: Path, verdicts: Sequence[Line]) -> list[Line]:
 
 
 def spread_of_gains(lines: Iterable[Line]) -> float:
-    """Returns the spread of the true differences of all questions, bits per byte: see `spread_of_effects`."""
+    """Returns the spread of the true differences of all questions, bits per byte: see `spread_of_effects`.
+
+    What leaves out a change that was kept is none.
+    """
     found = [measured for line in latest_verdicts(lines).values() if (measured := _measured(line))]
     effects_N, errors_N = np.array(found, np.float64).reshape(-1, 2).T
     return spread_of_effects(effects_N, errors_N)
@@ -194,10 +190,10 @@ def shrunken_gain(line: Line, spread: float) -> float:
 
 
 def _measured(line: Line) -> tuple[float, float] | None:
-    """Returns (difference, standard error) of a line; None where it has none."""
+    """Returns (difference, standard error) of a line; None where it has none, or leaves out a change that was kept."""
     difference = line.get("difference") or {}
     mean, error = difference.get("mean"), difference.get("standard_error")
-    return (mean, error) if mean is not None and error else None
+    return (mean, error) if mean is not None and error and not line.get("leaves_out") else None
 
 
 def _finite(value: float) -> float | None:
@@ -216,7 +212,7 @@ class Account(NamedTuple):
     """What all questions of a ledger amount to."""
 
     asked: int
-    """Questions with as many seeds as the first analysis takes."""
+    """Questions with as many seeds as the first analysis takes; what leaves out a change that was kept is none."""
     kept: int
     """Of those, KEEP."""
     false_keeps: float
@@ -229,7 +225,8 @@ class Account(NamedTuple):
 
 def account(lines: Iterable[Line]) -> Account:
     """Returns what the questions of a ledger amount to."""
-    asked = [line for line in latest_verdicts(lines).values() if len(line["seeds"]) >= INTERIM_SEEDS[0]]
+    verdicts = [line for line in latest_verdicts(lines).values() if not line.get("leaves_out")]
+    asked = [line for line in verdicts if len(line["seeds"]) >= INTERIM_SEEDS[0]]
     outcomes = [beside_expectation(line) for line in asked]
     return Account(
         len(asked),

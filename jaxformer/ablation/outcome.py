@@ -1,7 +1,5 @@
 """What came out of a study: its runs read, compared, judged and recorded."""
 
-import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,17 +17,19 @@ from jaxformer.ablation.ledger import (
     Line,
     answers,
     append_verdicts,
-    file_digest,
+    latest_verdicts,
+    shrunken_gain,
     spread_of_gains,
     verdict_line,
 )
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
+from jaxformer.ablation.records import study_digest, write_or_notice, write_record
 from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study, is_retuned, ladders, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
 from jaxformer.config import UserError, require
 from jaxformer.experiment.variant import Resolved, common_ancestor
 from jaxformer.host.console import print_notice
-from jaxformer.host.files import for_json, read_json, read_json_or_empty, write_json
+from jaxformer.host.files import for_json, read_json, read_json_or_empty
 from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.significance import benjamini_hochberg, interim_level
@@ -42,16 +42,6 @@ Reader = Callable[[Path, str], Runs]
 
 # Measures the times per token of pairs of run folders (parent, variant).
 MeasureClocks = Callable[[Sequence[tuple[str, str]]], None]
-
-
-def study_digest(study: Study) -> str:
-    """Returns eight digits that tell a study from one of other questions or another rule."""
-    return hashlib.sha256(repr((study.parent, study.variants, study.rule)).encode()).hexdigest()[:8]
-
-
-def comparison_file(study: Study) -> str:
-    """Returns the name of the file that keeps a comparison of a study."""
-    return f"comparison_{study_digest(study)}.json"
 
 
 class Outcome(NamedTuple):
@@ -72,9 +62,9 @@ class Outcome(NamedTuple):
     """A line on each run folder, and each variant of the study, that could not be read; the rest is judged without."""
     tried: Mapping[str, list[FinishedRun]] = {}
     """The finished runs at other learning rates than an experiment's own, by its name."""
-    spread: float = math.nan
-    """Spread of the true differences of all questions of the ledger, bits per byte, by which gains are shrunken; NaN
-    where they are too few to tell.
+    shrunken: Mapping[str, float] = {}
+    """Difference of each variant, shrunken by the spread of those of all questions of the ledger, bits per byte; NaN
+    where they are too few to tell, or it was not compared.
     """
     confirmations: Mapping[str, str] = {}
     """What `jaxformer confirm` answered of a variant, by its name."""
@@ -116,6 +106,7 @@ def judge_study(
     comparisons = flag_untuned(with_q_values(comparisons, study.rule, others), found.finished, runs)
     lost_hours = {name: hours for name, each in found.read.items() if (hours := _lost_hours(each.folders))}
     lines = _record(study, runs, found, comparisons, lost_hours)
+    spread, verdicts = spread_of_gains(lines), latest_verdicts(lines)
     return Outcome(
         study,
         found.experiments,
@@ -125,7 +116,7 @@ def judge_study(
         lost_hours,
         (*(line for each in found.read.values() for line in each.unreadable), *map(str, found.refused.values())),
         found.tried,
-        spread_of_gains(lines),
+        {one.variant: shrunken_gain(verdicts[one.parent, one.variant], spread) for one in comparisons},
         answers(lines),
         composition(found.experiments, comparisons, found.finished, runs),
     )
@@ -253,21 +244,12 @@ def _record(
     """Writes each comparison beside its variant's runs, and appends new verdicts to the ledger; returns its lines."""
     by_name, finished, verdicts = {one.name: one for one in found.experiments}, found.finished, []
     for one in comparisons:
-        asked, path = {"parent": study.parent, "variants": study.variants}, runs / one.variant / comparison_file(study)
-        _keep(path, to_json({"study": asked, **one._asdict()}))
+        digest = write_record(runs, study, one)
         ours = [*finished[one.variant], *found.tried.get(one.variant, ())]
         hours = sum((run.device_hours for run in ours), lost_hours.get(one.variant, 0.0))
         line = verdict_line(one, by_name[one.variant], hours, ours[-1].record["starts"][-1]["code"] if ours else "")
-        verdicts.append({**line, "study": study_digest(study), "comparison": file_digest(path)})
+        verdicts.append({**line, "study": study_digest(study), "comparison": digest})
     return append_verdicts(runs, verdicts)
-
-
-def _keep(path: Path, record: dict) -> None:
-    """Writes a record beside the runs; where that cannot be done, a line says so."""
-    try:
-        write_json(path, record)
-    except OSError as error:
-        print_notice(f"{path}: {error.strerror}; it is not kept, and the report is made without")
 
 
 def _interactions(found: _Found, comparisons: Sequence[Comparison]) -> dict[str, Difference]:
@@ -331,7 +313,7 @@ def remember_noise(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloo
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         print_notice(f"{path}: damaged ({error}); what earlier studies of the same parent found is not used")
     record = {**floor._asdict(), "standard_deviation": floor.standard_deviation, "made_with": made_with}
-    _keep(path, for_json(record))
+    write_or_notice(path, for_json(record))
     return floor
 
 
@@ -363,22 +345,3 @@ def with_q_values(comparisons: Sequence[Comparison], rule: Rule, others: Sequenc
         demoted = kept_by_chance(one.verdict, float(q), rule, *one.until_next)
         judged[i] = one._replace(verdict=demoted or one.verdict)
     return judged
-
-
-def to_json(value):
-    """Returns a comparison as plain values that JSON can hold; NaN and infinity as None."""
-    if isinstance(value, Difference):
-        low, high = value.interval()
-        own = {"standard_error": value.standard_error, "p_value": value.p_value, "low_95": low, "high_95": high}
-        return to_json({**value._asdict(), **own})
-    if isinstance(value, Word):
-        return value.value
-    if hasattr(value, "_asdict"):
-        return to_json(value._asdict())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_json(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
-        return {str(name): to_json(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,39 +8,26 @@ import tempfile
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxformer.ablation import ledger
-from jaxformer.ablation.outcome import comparison_file
+from jaxformer.ablation.records import Record, comparison_file, find_evidence, keep_evidence, read_records
 from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, differences, require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.experiment import science
-from jaxformer.experiment.files import find_experiment
-from jaxformer.experiment.variant import OF, Resolved, resolve
+from jaxformer.experiment.files import find_experiment, run_experiment_file
+from jaxformer.experiment.variant import OF, Promoted, Resolved, promoted_variant, resolve
 from jaxformer.host.console import printable
-from jaxformer.host.files import read_json_or_empty, write_whole
+from jaxformer.host.files import read_json_or_empty
 from jaxformer.run.identity import CONFIG
 
 # What may be promoted without a word of its user's.
-PROMOTABLE = (Word.KEEP.value, Word.CHEAPER.value)
+PROMOTABLE = (Word.KEEP, Word.CHEAPER)
 
 
-class Judged(NamedTuple):
-    """A comparison as it is kept beside the runs."""
-
-    path: Path
-    record: dict[str, Any]
-    digest: str
-
-    @property
-    def word(self) -> str:
-        """What was decided."""
-        return self.record["verdict"]["word"]
-
-
-def find_comparison(runs: Path, variant: str, *, parent: str = "", study: Study | None = None) -> Judged:
+def find_comparison(runs: Path, variant: str, *, parent: str = "", study: Study | None = None) -> Record:
     """Returns the comparison of a variant: of a study, else of all studies that of the most seeds.
 
     Args:
@@ -54,37 +41,19 @@ def find_comparison(runs: Path, variant: str, *, parent: str = "", study: Study 
     parent = study.parent if study else parent
     folders = [runs / variant, *sorted(runs.glob(f"{variant}{OF}*"))]
     pattern = comparison_file(study) if study else "comparison_*.json"
-    found = [_read(path) for folder in folders for path in sorted(folder.glob(pattern))]
-    found = [one for one in found if parent in ("", one.record["parent"], one.record["study"]["parent"])]
+    found = [one for folder in folders for one in read_records(folder, pattern)]
+    found = [one for one in found if parent in ("", one.parent, one.study_parent)]
     of = f" of {parent}" * bool(parent)
     require(bool(found), f"{runs}: no study{of} has judged {variant}; `jaxformer ablate` does")
-    names = sorted({one.record["variant"] for one in found})
+    names = sorted({one.variant for one in found})
     require(len(names) == 1, f"{variant} was judged as {' and '.join(names)}; name one of them")
-    most = max(len(one.record["seeds"]) for one in found)
-    latest = sorted(
-        (one for one in found if len(one.record["seeds"]) == most), key=lambda one: one.path.stat().st_mtime
-    )
-    words = dict.fromkeys(one.word for one in latest)
+    latest = [one for one in found if len(one.seeds) == len(found[-1].seeds)]
+    words = dict.fromkeys(one.word.value for one in latest)
     require(
         len(words) == 1,
         f"studies disagree on {names[0]}: {' and '.join(words)}; name one by --study, or by --parent and --variants",
     )
     return latest[-1]
-
-
-def _read(path: Path) -> Judged:
-    advice = "judge the study again: `jaxformer report`"
-    try:
-        content = path.read_bytes()
-        record = json.loads(content)
-        fields = (record["study"]["parent"], record["parent"], record["variant"], record["question"])
-        fields = (*fields, record["verdict"]["word"], record["verdict"]["reason"])
-        is_whole = isinstance(record["seeds"], list) and isinstance(record["lineage"], dict)
-        if not (is_whole and all(isinstance(each, str) for each in fields)):
-            raise ValueError("a field is not of its kind")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({error}); {advice}") from error
-    return Judged(path, record, ledger.file_digest(path))
 
 
 class Promotion(NamedTuple):
@@ -93,15 +62,19 @@ class Promotion(NamedTuple):
     path: Path
     """File of the experiment."""
     name: str
-    first_seed: int
-    tuned: Mapping[str, float]
-    """What was tuned for it, by path."""
+    promoted: Promoted
+    """What the file holds."""
+    evidence: Record
+    """The comparison that it was promoted by."""
 
 
 def promote(
-    judged: Judged, runs: Path, *, name: str = "", by_hand: str = "", folder: Path = Path("experiments")
+    found: Record, runs: Path, *, name: str = "", by_hand: str = "", folder: Path = Path("experiments")
 ) -> Promotion:
-    """Writes the experiment of a kept variant, and the ledger's line on it; the same promotion again changes nothing.
+    """Writes the experiment of a kept variant, and the ledger's line on it.
+
+    Where the file is there already, of the same variant and parent, it stays, with the comparison that it names, and
+    only a line that the ledger lacks is added.
 
     Args:
         name: of the new experiment; by default after the first ancestor and the generation.
@@ -111,50 +84,77 @@ def promote(
     Raises:
         UserError: it was not kept, it has moved since it was judged, or there is another experiment of that name.
     """
-    record = judged.record
+    one = resolve(found.variant)
+    generation = one.generation + 1
+    name = name or re.sub(r"_gen\d+$", "", found.study_parent.replace(OF, "_")) + f"_gen{generation}"
+    path = folder / f"{name}.py"
+    if is_written := _promotes(path, found):
+        found = evidence_of(resolve(str(path)), runs)
     require(
-        judged.word in PROMOTABLE or bool(by_hand.strip()),
-        f"{record['variant']} is not promoted: {judged.word}: {record['verdict']['reason']}; "
+        found.word in PROMOTABLE or bool(by_hand.strip()),
+        f"{found.variant} is not promoted: {found.word.value}: {found.reason}; "
         '--by_hand="why" promotes it anyway, and is recorded',
     )
-    one = resolve(record["variant"])
     require(one.promoted is None, f"{one.name} is a parent already: `jaxformer ablate --parent={one.name}`")
-    _check_unmoved(judged, one, runs)
-    generation, tuned = one.generation + 1, _tuned(record, one)
-    name = name or re.sub(r"_gen\d+$", "", record["study"]["parent"].replace(OF, "_")) + f"_gen{generation}"
-    first_seed = SEEDS_OF_A_GENERATION * generation
-    text = promoted_file(judged, tuned, first_seed, by_hand)
-    path = folder / f"{name}.py"
-    is_new = not (path.is_file() and path.read_text(encoding="utf-8") == text)
-    if is_new:
+    _check_unmoved(found, one, runs)
+    if not is_written:
         _check_name(name, path)
+        text = promoted_file(found, _tuned(found, one), SEEDS_OF_A_GENERATION * generation, by_hand)
         _check_resolves(name, text)
-        write_whole(judged.path.with_name(f"evidence_{judged.digest[:8]}.json"), judged.path.read_bytes())
+        keep_evidence(found)
         _write_new(path, text)
-    line = {
-        "kind": ledger.PROMOTION,
-        "parent": record["parent"],
-        "variant": record["variant"],
-        "name": name,
-        "generation": generation,
-        "verdict": judged.word,
-        "by_hand": by_hand,
-        "change": dict(tuned),
-        "first_seed": first_seed,
-        "evidence": judged.digest,
-    }
-    before = ledger.last_of(ledger.read_ledger(runs), ledger.PROMOTION, name=name) or {}
-    if any(before.get(key) != value for key, value in line.items()):
+    promoted = run_experiment_file(path, (Promoted,))
+    before = ledger.last_of(ledger.read_ledger(runs), ledger.PROMOTION, name=name, evidence=found.digest)
+    if before is None:
+        line = {
+            "kind": ledger.PROMOTION,
+            "parent": found.parent,
+            "variant": found.variant,
+            "name": name,
+            "generation": generation,
+            "verdict": found.word.value,
+            "by_hand": by_hand,
+            "change": dict(promoted.change),
+            "first_seed": promoted.first_seed,
+            "evidence": found.digest,
+        }
         ledger.append(runs, line)
-    return Promotion(path, name, first_seed, tuned)
+    return Promotion(path, name, promoted, found)
 
 
-def _check_unmoved(judged: Judged, one: Resolved, runs: Path) -> None:
+def _promotes(path: Path, found: Record) -> bool:
+    """Returns whether a file is there that promotes the variant of a comparison."""
+    if not path.is_file():
+        return False
+    try:
+        written = resolve(str(path))
+        return (promoted_variant(written).name, written.parents[0].name) == (found.variant, found.parent)
+    except UserError:
+        return False
+
+
+def evidence_of(promoted: Resolved, runs: Path) -> Record:
+    """Returns the comparison that a promoted variant was kept by.
+
+    Raises:
+        UserError: it is not promoted, or its comparison is not in the folder of all run folders.
+    """
+    variant, digest = promoted_variant(promoted).name, promoted.lineage.evidence
+    found = find_evidence(runs / variant, digest)
+    if found is None:
+        raise UserError(
+            f"{runs / variant}: the comparison that {promoted.name} was promoted by (evidence {digest[:8]}) is not "
+            "there; give the --runs in which it was promoted, or promote it anew by another --name"
+        )
+    return found
+
+
+def _check_unmoved(found: Record, one: Resolved, runs: Path) -> None:
     """Raises `UserError` where an experiment is no longer what was judged."""
-    record, skipped = judged.record, ("init_from", "training.compute_dtype", "seed")
-    require(bool(record["lineage"]), f"{one.name}: no run of it could be compared, and none tells what was judged")
-    changes = differences(_as_json(one.lineage.change), record["lineage"].get("change", {}))
-    for seed in record["seeds"][:1]:
+    skipped = "init_from", "training.compute_dtype", "seed"
+    require(bool(found.lineage), f"{one.name}: no run of it could be compared, and none tells what was judged")
+    changes = differences(_as_json(one.lineage.change), found.lineage.get("change", {}))
+    for seed in found.seeds[:1]:
         theirs = read_json_or_empty(runs / one.name / f"seed_{seed}" / CONFIG).get("identity")
         if theirs:
             ours = {path: value for path, value in _as_json(science(one.experiment)).items() if path not in skipped}
@@ -169,20 +169,10 @@ def _as_json(values: Mapping) -> dict:
     return json.loads(json.dumps(dict(values)))
 
 
-def _tuned(record: Mapping[str, Any], one: Resolved) -> dict[str, float]:
-    """Returns the rate to take for a variant, by path, where it was compared at its best and that is not its own.
-
-    Raises:
-        UserError: the record does not hold what it should.
-    """
-    rates = record.get("best_rates")  # Of the parent and of the variant; none where both were compared at their own.
-    if not rates:
-        return {}
-    try:
-        rate = float(rates[1]["to_take"])
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the comparison of {one.name}: damaged (best_rates); judge the study again") from error
-    return {} if rate == one.experiment.optimizer.learning_rate else {RATE: rate}
+def _tuned(found: Record, one: Resolved) -> dict[str, float]:
+    """Returns the rate to take for a variant, by path, where it was compared at its best and that is not its own."""
+    rates = found.rates_to_take
+    return {RATE: rates[1]} if rates and rates[1] != one.experiment.optimizer.learning_rate else {}
 
 
 def _check_name(name: str, path: Path) -> None:
@@ -221,26 +211,24 @@ def _write_new(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def promoted_file(judged: Judged, tuned: Mapping[str, float], first_seed: int, by_hand: str) -> str:
+def promoted_file(found: Record, tuned: Mapping[str, float], first_seed: int, by_hand: str) -> str:
     """Returns the file of the experiment that a variant becomes."""
-    record = judged.record
-    low, high = record["lineage"].get("expected") or (None, None)
-    variant, _, parent = record["variant"].partition(OF)
-    parent = parent or record["parent"]
-    verdict = f"{judged.word}: {record['verdict']['reason']}"
-    verdict = (
-        f"by hand ({by_hand.strip()}); {verdict}" if by_hand.strip() and judged.word not in PROMOTABLE else verdict
-    )
-    seeds = len(record["seeds"])
+    variant, _, parent = found.variant.partition(OF)
+    parent = parent or found.parent
+    lineage, seeds = found.lineage, len(found.seeds)
+    verdict = f"{found.word.value}: {found.reason}"
+    if by_hand.strip() and found.word not in PROMOTABLE:
+        verdict = f"by hand ({by_hand.strip()}); {verdict}"
     sentences = [f"{verdict[:1].upper()}{verdict[1:]} (bits per byte, {seeds} seed{'s' * (seeds != 1)})."]
-    if low is not None:
-        sentences.append(f"Expected was [{low:g}, {high:g}]: {record['lineage'].get('source')}.")
+    if lineage.get("expected"):
+        low, high = lineage["expected"]
+        sentences.append(f"Expected was [{low:g}, {high:g}]: {lineage.get('source')}.")
     sentences += [f"Tuned for it: {path} = {value!r}." for path, value in tuned.items()]
-    paragraphs = [f"{variant} of {parent}, promoted: the parent of the next questions.", record["question"]]
+    paragraphs = [f"{variant} of {parent}, promoted: the parent of the next questions.", found.question]
     paragraphs.append(" ".join(sentences))
     about = "\n\n".join(_for_docstring(paragraph) for paragraph in paragraphs)
     fields = {"variant": variant, "parent": parent, **({"change": dict(tuned)} if tuned else {})}
-    fields |= {"evidence": judged.digest, "verdict": verdict, "first_seed": first_seed}
+    fields |= {"evidence": found.digest, "verdict": verdict, "first_seed": first_seed}
     lines = "".join(f"    {name}={value!r},\n" for name, value in fields.items())
     return f'"""{about}\n"""\n\nfrom jaxformer.experiment import Promoted\n\nEXPERIMENT = Promoted(\n{lines})\n'
 

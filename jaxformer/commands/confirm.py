@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from jaxformer.ablation.again import make_again
-from jaxformer.ablation.confirmation import ask, confirm, make_jobs, recorded_answer, train
+from jaxformer.ablation.confirmation import confirm, find_answer, make_jobs, plan_confirmation, train
 from jaxformer.ablation.run_study import check_study, print_study_plan
 from jaxformer.ablation.study import Jobs, Study
 from jaxformer.config import require
@@ -37,20 +37,21 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     require(2 <= options.seeds <= 100, f"--seeds ({options.seeds}) must lie in [2, 100]")
     require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
-    question = ask(resolve(options.experiment), options.seeds)
-    line, when = recorded_answer(question, options.runs), ""
+    promoted = resolve(options.experiment)
+    line, when = find_answer(promoted, options.runs), ""
     if line:
         when = f" (answered {line['time']}, once)"
     else:
-        study = Study(parent=question.parent.name, variants=(question.promoted.name,))
-        jobs = make_jobs(question, options.runs, collections.defaultdict(float))
+        confirmation = plan_confirmation(promoted, options.seeds, options.runs)
+        study = Study(parent=confirmation.own_parent.name, variants=(promoted.name,))
+        jobs = make_jobs(confirmation, options.runs, collections.defaultdict(float))
         checked = check_study(study, options.runs, jobs=jobs, prepare=not options.plan)
-        jobs = make_jobs(question, options.runs, checked.seconds)
+        jobs = make_jobs(confirmation, options.runs, checked.seconds)
         print_study_plan(Jobs(jobs, []), options.parallel, options.price)
         if options.plan:
             return 0
         make_again(checked.earlier)
         train(jobs, parallel=options.parallel)
-        line = confirm(question, options.runs)
-    print_line(f"{question.promoted.name}, {question.variant}: {line['answer']}: {line['reason']}{when}")
+        line = confirm(confirmation, options.runs)
+    print_line(f"{promoted.name}, {line['variant']}: {line['answer']}: {line['reason']}{when}")
     return 0

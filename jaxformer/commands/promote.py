@@ -31,11 +31,13 @@ def main(arguments: list[str]) -> int:
     require(not (options.study and options.parent), "give --study or --parent, not both")
     has_study = options.study or options.variants
     study = choose_study(options.study, options.parent, options.variants) if has_study else None
-    judged = find_comparison(options.runs, options.variant, parent=options.parent or "", study=study)
-    made = promote(judged, options.runs, name=options.name, by_hand=options.by_hand)
-    tuned = "".join(f", {path} {value:g}" for path, value in made.tuned.items())
-    print_line(f"{made.path}: {judged.record['variant']}{tuned}, {judged.word}: {judged.record['verdict']['reason']}")
-    print_line("\n".join(next_commands(made.name, made.first_seed)))
+    found = find_comparison(options.runs, options.variant, parent=options.parent or "", study=study)
+    made = promote(found, options.runs, name=options.name, by_hand=options.by_hand)
+    kept, tuned = made.evidence, "".join(f", {path} {value}" for path, value in made.promoted.change.items())
+    print_line(f"{made.path}: {kept.variant}{tuned}, {kept.word.value}: {kept.reason}")
+    if kept.digest != found.digest:
+        print_line(f"It was promoted before {kept.variant} was judged again: {found.word.value}: {found.reason}")
+    print_line("\n".join(next_commands(made.name, made.promoted.first_seed)))
     return 0
 
 

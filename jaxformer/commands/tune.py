@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from jaxformer.ablation.outcome import to_json
+from jaxformer.ablation.records import to_json
 from jaxformer.ablation.run_study import estimate_experiment
 from jaxformer.ablation.tuning import TUNING, Ladder, tune
 from jaxformer.config import require

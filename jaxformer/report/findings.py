@@ -28,7 +28,6 @@ from jaxformer.report.formatting import (
     with_error,
 )
 from jaxformer.statistics.paired_difference import Difference
-from jaxformer.statistics.shrinkage import shrink
 from jaxformer.statistics.significance import interim_level
 
 EXPECTATION_HEADINGS = ("variant", "question", "expected", "source", "found", "outcome")
@@ -105,17 +104,10 @@ def collect_findings(outcome: Outcome) -> list[Finding]:
         question = recorded.get("question") or one.experiment.question
         interaction, hours = outcome.interactions.get(one.name), device_hours(outcome, one.name)
         comparison = comparisons.get(one.name)
-        shrunken = shrink_difference(comparison.difference if comparison else None, outcome.spread)
+        shrunken = outcome.shrunken.get(one.name, math.nan)
         confirmation = outcome.confirmations.get(one.name, "")
         findings.append(Finding(one, question, lineage, comparison, runs, interaction, hours, shrunken, confirmation))
     return findings
-
-
-def shrink_difference(difference: Difference | None, spread: float) -> float:
-    """Returns a difference shrunken by the spread of all; NaN where one of them is not known."""
-    if difference is None or not difference.seeds_counted or not math.isfinite(spread):
-        return math.nan
-    return shrink(difference.mean, difference.standard_error, spread)
 
 
 def device_hours(outcome: Outcome, name: str) -> float:

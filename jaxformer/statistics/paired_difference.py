@@ -103,14 +103,6 @@ class Difference(NamedTuple):
         half_width = self._half_width(1 - confidence)
         return self.mean - half_width, self.mean + half_width
 
-    def lies_within(self, margin: float, confidence: float = 0.9) -> bool:
-        """Returns whether the interval is inside (-margin, margin).
-
-        Two one-sided tests at level 0.05 are the interval at confidence 0.9 (Schuirmann 1987).
-        """
-        low, high = self.interval(confidence)
-        return -margin < low and high < margin
-
     def _parts(self) -> list[tuple[float, float]]:
         """Returns (variance, degrees of freedom) of what is not zero; 0 times an infinite quantile would be NaN."""
         parts = [

@@ -1,35 +1,53 @@
 """A promoted variant is confirmed once, on seeds and documents that no verdict has read."""
 
+import json
 from types import SimpleNamespace
 
 import fake_runs
 import numpy as np
 import pytest
 
+from jaxformer.ablation import confirmation
 from jaxformer.ablation.checks import EarlierRuns
-from jaxformer.ablation.confirmation import _window, ask, make_jobs
+from jaxformer.ablation.comparison import BestRate, Comparison
+from jaxformer.ablation.confirmation import make_jobs, plan_confirmation
 from jaxformer.ablation.ledger import CONFIRMATION, read_ledger
+from jaxformer.ablation.records import write_record
 from jaxformer.ablation.run_study import Checked
+from jaxformer.ablation.study import Study
+from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.commands import confirm
+from jaxformer.data.corpus import part_names
 from jaxformer.evaluation.validation import select_validation
-from jaxformer.experiment.variant import load_experiment, resolve
+from jaxformer.experiment.variant import load_experiment, resolve, with_overrides
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
+RATE = "optimizer.learning_rate"
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """A folder in which `gated` was promoted."""
     monkeypatch.chdir(tmp_path)
-    experiments = tmp_path / "experiments"
-    fake_runs.write_root(experiments, evaluation__validation_bytes=0)
-    fake_runs.write_variant(experiments, "gated", {"model.activation": "swiglu"})
-    text = f"Promoted(variant='gated', parent='root', evidence={'0' * 64!r}, verdict='KEEP: -0.1', first_seed=1000)"
-    fake_runs.write_experiment(experiments, "next", text)
-    fake_runs.write_experiment(experiments, "alias", text)
-    seconds = dict.fromkeys(("root", "next", "alias"), 9.0)
+    fake_runs.write_root(tmp_path / "experiments", evaluation__validation_bytes=0)
+    promote(tmp_path / "runs", "gated", {"model.activation": "swiglu"}, ("next", "alias"))
+    seconds = dict.fromkeys(("root", "next", "alias", "sibling"), 9.0)
     monkeypatch.setattr(confirm, "check_study", lambda study, runs, **_: Checked(seconds, EarlierRuns([], [])))
     return tmp_path / "runs"
+
+
+def promote(runs, variant, change, names, *, word=Word.KEEP, margin=0.004, rates=None, tuned=""):
+    """Writes a variant, the comparison that it was promoted by, and the experiments that it became."""
+    experiments, folder = runs.parent / "experiments", runs / variant
+    folder.mkdir(parents=True, exist_ok=True)
+    fake_runs.write_variant(experiments, variant, change)
+    best = rates and tuple(BestRate(0.01, rate, rate, (), (), 0.0, 0.0) for rate in rates)
+    compared = Comparison("root", variant, Verdict(word, "why"), margin, {}, "Is it?", best_rates=best)
+    digest = write_record(runs, Study(parent="root", variants=(variant,)), compared)
+    text = f"variant={variant!r}, parent='root', evidence={digest!r}, verdict='KEEP: -0.1', first_seed=1000{tuned}"
+    for name in names:
+        fake_runs.write_experiment(experiments, name, f"Promoted({text})")
 
 
 def write_arms(runs, effect, seeds=5, names=("root", "next")):
@@ -58,9 +76,8 @@ def test_a_promoted_variant_that_diverges_where_its_parent_does_not_is_not_confi
     write_arms(runs, -0.05, seeds=2)
     fake_runs.write_run(runs, resolve("root"), 1002, tasks=())
     fake_runs.write_diverged(runs, resolve("next"), 1002)
-    from jaxformer.ablation.confirmation import confirm as answer
-
-    assert answer(ask(resolve("next"), 3), runs)["reason"] == "it diverged on seed 1002, where root did not"
+    found = confirmation.confirm(plan_confirmation(resolve("next"), 3, runs), runs)
+    assert found["reason"] == "it diverged on seed 1002, where root did not"
 
 
 def test_what_cannot_be_confirmed_is_one_line_and_nothing_is_recorded(runs, capsys):
@@ -77,28 +94,84 @@ def test_what_cannot_be_confirmed_is_one_line_and_nothing_is_recorded(runs, caps
     )
     (runs / "next" / "seed_1002" / "metrics.jsonl").write_text("")
     assert confirm.main(["next"]) == 2 and not (runs / "decisions.jsonl").exists()
+    (record,) = (runs / "gated").glob("comparison_*.json")
+    record.unlink()
+    capsys.readouterr()
+    assert confirm.main(["next"]) == 2 and not (runs / "decisions.jsonl").exists()
+    assert "the comparison that next was promoted by (evidence " in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
 
 
-def test_both_arms_are_trained_on_the_seeds_of_the_new_parent(runs):
-    jobs = make_jobs(ask(resolve("next"), 2), runs, {"root": 1.0, "next": 2.0})
-    assert [(job.name, job.seed) for job in jobs] == [("next", 1000), ("root", 1000), ("next", 1001), ("root", 1001)]
-    assert jobs[1].arguments == ("--experiment=root", "--seed=1000", f"--workdir={runs / 'root' / 'seed_1000'}")
+def test_what_was_compared_at_its_best_rate_is_confirmed_at_that_of_each_arm(runs):
+    own = resolve("root").experiment.optimizer.learning_rate
+    rates, tuned = (2 * own, 3 * own), f", change={{{RATE!r}: {3 * own!r}}}"
+    promote(runs, "gated", {"model.activation": "swiglu"}, ("next",), rates=rates, tuned=tuned)
+    at_best = with_overrides(resolve("root"), {RATE: repr(2 * own)})
+    planned = plan_confirmation(resolve("next"), 3, runs)
+    jobs = make_jobs(planned, runs, {"root": 1.0, "next": 2.0})
+    assert [job.workdir for job in jobs[:2]] == [runs / "next/seed_1000", runs / at_best.name / "seed_1000"]
+    assert str(jobs[1]) == f"root at {2 * own:.3g} seed 1000" and jobs[1].experiment == "root"
+    assert jobs[1].arguments[-1] == f"--{RATE}={2 * own!r}"
+    for seed in planned.seeds:
+        fake_runs.write_run(runs, resolve("root"), seed, effect=0.05, tasks=())  # At its own rate, which is no arm.
+        fake_runs.write_run(runs, at_best, seed, effect=-0.05, tasks=())
+        fake_runs.write_run(runs, resolve("next"), seed, effect=-0.05, tasks=())
+    found = confirmation.confirm(planned, runs)
+    assert found["answer"] == "NOT CONFIRMED" and f"root at {2 * own:.3g}, the learning rate that" in found["reason"]
+    assert found["learning_rates"] == {"parent": 2 * own, "variant": 3 * own}
+    assert abs(found["difference"]["mean"]) < 0.01
 
 
-@pytest.mark.parametrize("budget", [0, 1])
-def test_documents_of_a_confirmation_are_none_that_validate_runs_nor_those_of_another_generation(budget):
-    rng = np.random.default_rng(0)
-    sizes = rng.integers(50, 400, 300)
+@pytest.mark.parametrize(("margin", "answer"), [(0.05, "CONFIRMED"), (0.001, "NOT CONFIRMED")])
+def test_what_was_equal_within_the_margin_of_its_study_is_confirmed_within_that(runs, margin, answer):
+    promote(runs, "gated", {"model.activation": "swiglu"}, ("next",), word=Word.CHEAPER, margin=margin)
+    write_arms(runs, 0.01)
+    assert confirmation.confirm(plan_confirmation(resolve("next"), 5, runs), runs)["answer"] == answer
 
+
+def test_siblings_are_confirmed_on_documents_that_neither_verdicts_nor_each_other_have_read(runs, monkeypatch):
+    fake_runs.write_root(runs.parent / "experiments", evaluation__validation_bytes=9000)
+    promote(runs, "normed", {"model.qk_norm": True}, ("sibling",))
+    for name in ("root", "next", "sibling"):
+        for seed in range(1000, 1003):
+            fake_runs.write_run(runs, resolve(name), seed, tasks=())
+    digests = json.loads((runs / "root/seed_1000/config.json").read_text())["digests"]
+    corpora = [
+        SimpleNamespace(name=name, validation=fake_shards(0, digests[f"corpus.{i}"]))
+        for i, name in enumerate(part_names(resolve("root").experiment.corpus))
+    ]
+    monkeypatch.setattr(confirmation, "open_corpora", lambda _: (None, SimpleNamespace(digest=digests["tokenizer"])))
+    monkeypatch.setattr(confirmation, "prepare_corpora", lambda *_: corpora)
+    monkeypatch.setattr(confirmation, "_validated_on", lambda runs, sets: runs)
+    for name in ("next", "sibling"):
+        found = confirmation.confirm(plan_confirmation(resolve(name), 3, runs), runs)
+        assert "documents that no verdict has read" in found["reason"]
+    first, second = (line["locked"] for line in read_ledger(runs) if line["kind"] == CONFIRMATION)
+    assert first.keys() == second.keys() == {each.name for each in corpora}
+    for each in corpora:
+        ours, theirs = (locked[each.name]["documents"] for locked in (first, second))
+        assert ours and theirs and not {*ours} & {*theirs}
+        assert first[each.name]["data"] == each.validation.manifest.source_digest
+
+
+def fake_shards(budget, digest="digest"):
     class Fake(SimpleNamespace):
         def __len__(self):
             return len(self.tokens)
 
-    manifest, sources = SimpleNamespace(budget=budget), np.arange(300)
-    shards = Fake(tokens=sizes // 4, text_bytes=sizes, manifest=manifest, sources=sources)
-    experiment = load_experiment("baseline", {"evaluation.validation_bytes": "9000"})
-    read = select_validation(shards, experiment.evaluation, experiment.packing, "a").documents
-    windows = [_window(shards, experiment, "a", number, 9000).documents for number in range(1, 10)]
-    assert all(9000 - 400 <= sizes[one].sum() <= 9000 + 400 for one in windows[:5]) and not len(windows[-1])
-    everything = np.concatenate([read, *windows])
-    assert len(set(everything.tolist())) == len(everything) == 300
+    sizes = np.random.default_rng(0).integers(50, 400, 300)
+    manifest = SimpleNamespace(budget=budget, source_digest=digest, corpus_digest=digest)
+    return Fake(tokens=sizes // 4, text_bytes=sizes, manifest=manifest, sources=np.arange(300) // 2 * 2)
+
+
+@pytest.mark.parametrize("budget", [0, 1])
+def test_locked_documents_are_used_up_each_once_without_pieces_of_what_was_read(budget):
+    shards, experiment = fake_shards(budget), load_experiment("baseline", {"evaluation.validation_bytes": "9000"})
+    validating = select_validation(shards, experiment.evaluation, experiment.packing, "a").documents
+    read, sizes = [{"data": "of other text", "documents": list(range(300))}], []
+    while len(chosen := confirmation._locked_set(shards, experiment, "a", 9000, read).documents):
+        before = np.concatenate([validating, *(one["documents"] for one in read[1:])]).astype(int)
+        assert not np.isin(shards.sources[chosen], shards.sources[before]).any()
+        read.append({"data": "digest", "documents": chosen.tolist()})
+        sizes.append(shards.text_bytes[chosen].sum())
+    assert len(sizes) > 3 and all(9000 <= size < 9400 for size in sizes[:-1]) and sizes[-1] < 9400

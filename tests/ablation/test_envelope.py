@@ -9,7 +9,8 @@ import pytest
 
 from jaxformer.ablation import run_study
 from jaxformer.ablation.envelope import make_arm, shared_seeds, weights_at_best
-from jaxformer.ablation.outcome import comparison_file, judge_study
+from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.run_study import run_jobs
 from jaxformer.ablation.study import Study, make_jobs
 from jaxformer.ablation.tuning import Ladder, at_octave

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from jaxformer.ablation.leave_one_out import DROP, STAYS, leave_one_out, root_jobs
-from jaxformer.ablation.outcome import comparison_file, judge_study
+from jaxformer.ablation.ledger import read_ledger
+from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import Study, make_jobs
 from jaxformer.config import UserError
 from jaxformer.experiment.variant import resolve
@@ -69,6 +71,8 @@ def test_parts_total_and_overlap_are_those_that_were_planted(outcome, folder):
     assert wsd.now.mean == pytest.approx(-0.02, abs=0.003) and normed.now.mean == pytest.approx(0, abs=0.003)
     assert wsd.when_kept.mean == pytest.approx(-0.04, abs=0.003) and normed.when_kept is None
     assert (made_of.root, made_of.why_not) == ("root", "")
+    recorded = {line["variant"]: line["leaves_out"] for line in read_ledger(folder / "runs")}
+    assert recorded == {"wsd": "", "gen2_without_wsd": "wsd", "gen2_without_normed": "normed"}
     assert made_of.total.mean == pytest.approx(-0.06, abs=0.003)
     assert made_of.overlap.mean == pytest.approx(made_of.total.mean - wsd.now.mean - normed.now.mean, abs=1e-12)
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from jaxformer.ablation.ledger import LEDGER, account, append, latest_verdicts, read_ledger
+from jaxformer.ablation.ledger import LEDGER, account, append, latest_verdicts, read_ledger, spread_of_gains
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -63,3 +63,10 @@ def test_questions_are_counted_once_with_their_last_verdict(tmp_path):
     found = account(lines)
     assert (found.asked, found.kept, found.false_keeps) == (3, 2, pytest.approx(0.075))
     assert found.expectations == {"inside": 1, "better": 1, "worse": 1}
+
+
+def test_what_leaves_out_a_kept_change_is_no_question():
+    lines = [line(name, mean=mean) for name, mean in (("a", -0.05), ("b", 0.01), ("c", -0.03), ("d", 0.02))]
+    removal = line("whole_without_a", mean=-0.04, leaves_out="a")
+    assert spread_of_gains([*lines, removal]) == spread_of_gains(lines) > 0
+    assert account([*lines, removal]) == account(lines)

@@ -6,7 +6,8 @@ import fake_runs
 import numpy as np
 import pytest
 
-from jaxformer.ablation.outcome import comparison_file, judge_study
+from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import (
     Study,
     estimate_seconds,

@@ -34,7 +34,7 @@ def test_returns_count_all_hours_and_the_kept_changes_once(outcome):
     apart = outcome._replace(runs={**outcome.runs, "joined": outcome.runs["joined"][:0]})
     alone = {one.name: one for one in returns(apart)}["joined"]
     assert not alone.is_measured and alone.total == pytest.approx(-muon.shrunken - joined.shrunken)
-    unknown = list(returns(outcome._replace(spread=math.nan)))[-1]
+    unknown = list(returns(outcome._replace(shrunken={})))[-1]
     assert math.isnan(unknown.added) and math.isfinite(unknown.best)
     assert (points["muon"].fields, points["joined"].fields, points["muon_deep"].fields) == (1, 2, 2)
 

@@ -31,3 +31,12 @@ def test_kept_effects_are_too_large_raw_and_not_shrunken():
         raw, true = raw + found[kept].sum(), true + effects[kept].sum()
         shrunken += sum(shrink(each, error, spread) for each in found[kept])
     assert raw / true > 1.25 and shrunken / true == pytest.approx(1, abs=0.07)
+
+
+def test_how_bad_some_changes_are_says_nothing_of_how_good_others_are():
+    effects, errors = np.array([-0.02, 0.01, -0.005, 0.015, -0.01, 0.0]), np.full(6, 0.005)
+    spread = spread_of_effects(effects, errors)
+    assert 0 < spread < 0.02
+    worse = np.array([0.5, 9.0])
+    assert spread_of_effects(np.append(effects, worse), np.full(8, 0.005)) == spread
+    assert spread_of_effects(np.abs(worse[[0, 1, 0, 1]]), np.ones(4)) == 0.0, "nothing is better"

@@ -1,0 +1,165 @@
+"""The record of a comparison beside its variant's runs, `runs/VARIANT/comparison_DIGEST.json`: written and read here.
+
+DIGEST is that of the study's questions and rule, and the file is written anew whenever the study is judged. What a
+variant was promoted by is therefore copied to `evidence_DIGEST.json`, named by its own digest.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxformer.ablation.comparison import Comparison
+from jaxformer.ablation.study import Study
+from jaxformer.ablation.verdict import Word
+from jaxformer.host.console import print_notice
+from jaxformer.host.files import write_json, write_whole
+from jaxformer.statistics.paired_difference import Difference
+
+
+class Record(NamedTuple):
+    """A comparison as it is kept beside the runs."""
+
+    path: Path
+    digest: str
+    """Hexadecimal SHA-256 of the file."""
+    study_parent: str
+    """The parent of the study that it was made for."""
+    parent: str
+    """The experiment that the variant was compared with."""
+    variant: str
+    question: str
+    lineage: dict[str, Any]
+    """Lineage of the variant, as its runs recorded it."""
+    word: Word
+    reason: str
+    """`word` and `reason`: the verdict."""
+    seeds: tuple[int, ...]
+    """Seeds that both had."""
+    margin: float
+    """Bits per byte within which they counted as equal; NaN where that was not known."""
+    rates_to_take: tuple[float, float] | None
+    """Learning rates to take of the parent and of the variant; None where each was compared at its own."""
+    difference: Difference | None
+    """Of bits per byte; None where they were not compared."""
+
+
+def study_digest(study: Study) -> str:
+    """Returns eight digits that tell a study from one of other questions or another rule."""
+    return hashlib.sha256(repr((study.parent, study.variants, study.rule)).encode()).hexdigest()[:8]
+
+
+def comparison_file(study: Study) -> str:
+    """Returns the name of the file that keeps a comparison of a study."""
+    return f"comparison_{study_digest(study)}.json"
+
+
+def write_record(runs: Path, study: Study, comparison: Comparison) -> str:
+    """Writes a comparison beside its variant's runs; returns the digest of the file, '' if it could not be written."""
+    path = runs / comparison.variant / comparison_file(study)
+    of = {"parent": study.parent, "variants": study.variants}
+    write_or_notice(path, to_json({"study": of, **comparison._asdict()}))
+    return _digest(path)
+
+
+def write_or_notice(path: Path, values: dict) -> None:
+    """Writes a JSON file beside the runs; where that cannot be done, a line says so."""
+    try:
+        write_json(path, values)
+    except OSError as error:
+        print_notice(f"{path}: {error.strerror}; it is not kept, and the report is made without")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def read_records(folder: Path, pattern: str = "comparison_*.json") -> list[Record]:
+    """Returns the records in the folder of a variant's runs, by the number of seeds, and those of as many by age.
+
+    One that is damaged is named and left out.
+
+    Args:
+        pattern: of the names of their files.
+    """
+    found = []
+    for path in folder.glob(pattern):
+        try:
+            record = _parse(path, path.read_bytes())
+            found.append((len(record.seeds), path.stat().st_mtime_ns, record))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            advice = "`jaxformer report` of the study writes it again"
+            print_notice(f"{path}: damaged ({type(error).__name__}: {error}), and left out; {advice}")
+    return [record for *_, record in sorted(found, key=lambda each: each[:2])]
+
+
+def _parse(path: Path, content: bytes) -> Record:
+    """Returns what a file holds; raises an error where it is not a comparison."""
+    values = json.loads(content)
+    verdict, margin, rates, difference = (values[name] for name in ("verdict", "margin", "best_rates", "difference"))
+    record = Record(
+        path=path,
+        digest=hashlib.sha256(content).hexdigest(),
+        study_parent=values["study"]["parent"],
+        parent=values["parent"],
+        variant=values["variant"],
+        question=values["question"],
+        lineage=dict(values["lineage"]),
+        word=Word(verdict["word"]),
+        reason=verdict["reason"],
+        seeds=tuple(values["seeds"]),
+        margin=math.nan if margin is None else float(margin),
+        rates_to_take=(float(rates[0]["to_take"]), float(rates[1]["to_take"])) if rates else None,
+        difference=_difference(difference) if difference else None,
+    )
+    texts = record.study_parent, record.parent, record.variant, record.question, record.reason
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name is no text")
+    return record
+
+
+def _difference(values: Mapping[str, Any]) -> Difference:
+    """Returns a difference; what is not finite was written as None."""
+    numbers = {name: _number(values[name]) for name in Difference._fields if name not in ("seeds_counted", "own")}
+    own = (_number(values["own"][0]), _number(values["own"][1])) if values["own"] else None
+    return Difference(**numbers, seeds_counted=bool(values["seeds_counted"]), own=own)
+
+
+def _number(value: float | None) -> float:
+    return math.inf if value is None else float(value)
+
+
+def keep_evidence(record: Record) -> None:
+    """Copies a record to where no study writes it anew."""
+    write_whole(record.path.with_name(f"evidence_{record.digest[:8]}.json"), record.path.read_bytes())
+
+
+def find_evidence(folder: Path, digest: str) -> Record | None:
+    """Returns the record in the folder of a variant's runs that has a digest; None where it is gone."""
+    records = [*read_records(folder, "evidence_*.json"), *read_records(folder)]
+    return next((record for record in records if record.digest == digest), None)
+
+
+def to_json(value):
+    """Returns a comparison as plain values that JSON can hold; NaN and infinity as None."""
+    if isinstance(value, Difference):
+        low, high = value.interval()
+        own = {"standard_error": value.standard_error, "p_value": value.p_value, "low_95": low, "high_95": high}
+        return to_json({**value._asdict(), **own})
+    if isinstance(value, Word):
+        return value.value
+    if hasattr(value, "_asdict"):
+        return to_json(value._asdict())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_json(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(name): to_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
