@@ -17,7 +17,7 @@ from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.cost import Cost
 from jaxformer.ablation.envelope import reading_variance, weights_at_best
 from jaxformer.ablation.noise_floor import NoiseFloor
-from jaxformer.ablation.outcome import with_q_values
+from jaxformer.ablation.q_values import with_q_values
 from jaxformer.ablation.tuning import Tuning, fit, wanted
 from jaxformer.ablation.verdict import Measured, Rule, Verdict, Word, decide
 from jaxformer.statistics.paired_difference import crossed_difference, paired_difference

@@ -14,17 +14,16 @@ from typing import NamedTuple
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
-from jaxformer.ablation.outcome import failures_of, judge_study, p_value_of_improvement, to_json
+from jaxformer.ablation.outcome import failures_of, judge_study, to_json
+from jaxformer.ablation.q_values import AD_HOC, other_questions
 from jaxformer.ablation.study import Study, make_jobs, resolve_study
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.variant import Resolved
-from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.paths import on_this_machine
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import OVER, state_on_disk
-from jaxformer.run.identity import CONFIG
 from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level
 
 # Exit status of the command by verdict; 1 and 2 are a failure and bad input, as of every command.
@@ -36,9 +35,6 @@ STATUS = {
     Word.UNDECIDED: 5,
     Word.NOT_COMPARED: 6,
 }
-
-# In the name of a run whose fields were set on the command line.
-_AD_HOC = "~"
 
 
 class Judgement(NamedTuple):
@@ -124,8 +120,7 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
     """Returns the verdict on a variant of a parent from their finished runs, and records it as a study does.
 
     Pairs of seeds count from the parent's first on, up to the first that is missing; one on which a run failed is
-    passed over. The q-value is over all variants of the parent that have a finished run, and one that was never judged
-    counts as if it had a p-value of 1.
+    passed over.
 
     Args:
         runs: the folder of all run folders.
@@ -136,7 +131,7 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
             parent.
     """
     for name in (parent, variant):
-        if _AD_HOC in name:
+        if AD_HOC in name:
             reason = (
                 f"{name} is ad hoc, with fields set on the command line, and no evidence: write the change as a file"
             )
@@ -150,12 +145,10 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
     # A rate at which what is retuned diverges is an answer about that rate.
     passed_over = set() if one.is_retuned else {*failures, *failures_of(parents.folders)}
     counted, note = _in_order(parents.finished, variants.finished, base.first_seed, passed_over)
-    others = _other_questions(runs, base.name, one.name)
+    others = other_questions(runs, base.name, {one.name}, leaves_out=bool(one.without))
     if parents.finished and (counted or failures):
         read = {base.name: parents, one.name: variants._replace(finished=counted)}
-        (found,) = judge_study(
-            study, runs, allow=allow, reader=lambda _, name: read[name], others=tuple(others.values())
-        ).comparisons
+        (found,) = judge_study(study, runs, allow=allow, reader=lambda _, name: read[name]).comparisons
         comparison = found._replace(notes=(*found.notes, *note))
     else:
         unread = (f"not read: {line}" for line in (*parents.unreadable, *variants.unreadable))
@@ -196,36 +189,6 @@ def _in_order(
     numbers, lacks = ", ".join(map(str, left)), "the variant" if seed in theirs else "the parent"
     why = f"seeds count in order from {first} on, and {lacks} has no finished run of seed {seed}"
     return counted, [f"not counted: seed{'s' * (len(left) > 1)} {numbers} of the variant, since {why}"] if left else []
-
-
-def _other_questions(runs: Path, parent: str, variant: str) -> dict[str, float]:
-    """Returns the other variants of a parent that have a finished run, with the p-value of an improvement of each."""
-    questions = {}
-    for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
-        summary = next(iter(sorted(folder.glob("seed_*/summary.json"))), None)
-        if summary is None or folder.name == variant or _AD_HOC in folder.name:
-            continue
-        lineage = read_json_or_empty(summary.with_name(CONFIG)).get("lineage")
-        lineage = lineage if isinstance(lineage, dict) else {}
-        # A promoted variant was a question under its first name.
-        if list(lineage.get("parents") or ())[:1] == [parent] and not lineage.get("evidence"):
-            questions[folder.name] = _recorded_p_value(folder, parent)
-    return questions
-
-
-def _recorded_p_value(folder: Path, parent: str) -> float:
-    """Returns the p-value of the comparison with a parent, of those in a folder, that has the most seeds; else 1."""
-    found = [(0, 1.0)]
-    for path in folder.glob("comparison_*.json"):
-        record = read_json_or_empty(path)
-        try:
-            seeds, difference = len(record["seeds"]), record["difference"]
-            below = difference["p_value"] / 2 if difference["mean"] < 0 else 1 - difference["p_value"] / 2
-            if record["parent"] == parent and difference["seeds_counted"]:
-                found.append((seeds, p_value_of_improvement(below, seeds)))
-        except (KeyError, TypeError):  # It was not compared, or the record is damaged.
-            continue
-    return max(found)[1]
 
 
 def _missing(study: Study, runs: Path, comparison: Comparison, first: int, passed_over: Collection[int]) -> list[Job]:

@@ -1,5 +1,6 @@
 """What came out of a study: its runs read, compared, judged and recorded."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -7,8 +8,6 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from jaxformer.ablation.clock import read_clock
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
@@ -24,15 +23,15 @@ from jaxformer.ablation.ledger import (
     verdict_line,
 )
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
+from jaxformer.ablation.q_values import other_questions, with_q_values
 from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study, is_retuned, ladders, resolve_what_can_be
-from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
+from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import UserError, require
 from jaxformer.experiment.variant import Resolved, common_ancestor
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import for_json, read_json, read_json_or_empty, write_json
 from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
 from jaxformer.statistics.paired_difference import Difference
-from jaxformer.statistics.significance import benjamini_hochberg, interim_level
 
 # In the folder of an experiment's runs.
 NOISE = "noise.json"
@@ -88,7 +87,6 @@ def judge_study(
     *,
     allow: Sequence[str] = (),
     reader: Reader = read_runs,
-    others: Sequence[float] = (),
     measure_clocks: MeasureClocks | None = None,
 ) -> Outcome:
     """Returns what came out of a study so far, and writes it beside the runs.
@@ -102,7 +100,6 @@ def judge_study(
 
     Args:
         reader: returns the runs of an experiment that count.
-        others: p-values of what else counts in the q-values, as of `p_value_of_improvement`.
         measure_clocks: is called with what a verdict depends on and was not measured; None leaves it so.
 
     Raises:
@@ -113,7 +110,7 @@ def judge_study(
     if measure_clocks and (untimed := [one.to_time for one in comparisons if one.to_time]):
         measure_clocks(untimed)
         comparisons = _compare(study, found, runs, allow)
-    comparisons = flag_untuned(with_q_values(comparisons, study.rule, others), found.finished, runs)
+    comparisons = flag_untuned(_with_q_values(comparisons, study, found, runs), found.finished, runs)
     lost_hours = {name: hours for name, each in found.read.items() if (hours := _lost_hours(each.folders))}
     lines = _record(study, runs, found, comparisons, lost_hours)
     return Outcome(
@@ -219,6 +216,20 @@ def _compare(study: Study, found: _Found, runs: Path, allow: Sequence[str]) -> l
         floor = remember_noise(runs / parent / NOISE, floor._replace(variances=variances), finished[parent][0])
         compared |= {one.name: compare(one, floor) for one in ours}
     return [compared.get(one.name) or _without_parent(one, failures) for one in found.variants]
+
+
+def _with_q_values(comparisons: Sequence[Comparison], study: Study, found: _Found, runs: Path) -> list[Comparison]:
+    """Returns comparisons with the q-value of each over all questions of its parent that have a finished run."""
+    asked, judged = collections.defaultdict(list), {one.variant: one for one in comparisons}
+    removals = {one.name for one in found.experiments if one.without}
+    for one in comparisons:
+        if found.finished[one.variant]:
+            asked[one.parent, one.variant in removals].append(one)
+    for (parent, leaves_out), ours in asked.items():
+        names = {one.variant for one in ours}
+        others = other_questions(runs, parent, names, leaves_out=leaves_out)
+        judged |= {one.variant: one for one in with_q_values(ours, study.rule, [*others.values()])}
+    return [judged[one.variant] for one in comparisons]
 
 
 def _wait_for_rates(compared: Comparison, runs: int) -> Verdict:
@@ -333,36 +344,6 @@ def remember_noise(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloo
     record = {**floor._asdict(), "standard_deviation": floor.standard_deviation, "made_with": made_with}
     _keep(path, for_json(record))
     return floor
-
-
-def p_value_of_improvement(p_value_below: float, seeds: int) -> float:
-    """Returns the p-value of a comparison after so many seeds that its q-value is made of.
-
-    One-sided, since of all that is found only what is kept counts; and larger by as much as all interim analyses
-    together err more often than this one.
-    """
-    return min(1.0, 0.05 / interim_level(seeds) * p_value_below)
-
-
-def with_q_values(comparisons: Sequence[Comparison], rule: Rule, others: Sequence[float] = ()) -> list[Comparison]:
-    """Returns comparisons with the q-value of each over all, and none kept that has too large a one.
-
-    Args:
-        others: p-values of what counts beside them, as of `p_value_of_improvement`.
-    """
-    differences = {i: one.difference for i, one in enumerate(comparisons) if one.difference is not None}
-    compared = {i: difference for i, difference in differences.items() if difference.seeds_counted}
-    p_values = [
-        p_value_of_improvement(difference.p_value_below, len(comparisons[i].seeds))
-        for i, difference in compared.items()
-    ]
-    q_values = benjamini_hochberg(np.array([*p_values, *others]))[: len(p_values)]
-    judged = list(comparisons)
-    for i, q in zip(compared, q_values, strict=True):
-        one = comparisons[i]._replace(q_value=float(q))
-        demoted = kept_by_chance(one.verdict, float(q), rule, *one.until_next)
-        judged[i] = one._replace(verdict=demoted or one.verdict)
-    return judged
 
 
 def to_json(value):
