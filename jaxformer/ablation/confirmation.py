@@ -25,6 +25,7 @@ from jaxformer.ablation.finished_runs import (
     stack,
     stack_sources,
 )
+from jaxformer.ablation.jobs import make_job
 from jaxformer.ablation.margin import margin_of_tokens
 from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.outcome import NOISE, remember_noise
@@ -37,7 +38,6 @@ from jaxformer.evaluation.validation import ValidationSet, select_validation, va
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.variant import Resolved, ancestors, promoted_variant
 from jaxformer.host.console import progress_bar
-from jaxformer.host.paths import typed
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import Queue
@@ -84,15 +84,8 @@ def recorded_answer(question: Question, runs: Path) -> ledger.Line | None:
 
 def make_jobs(question: Question, runs: Path, seconds: Mapping[str, float]) -> list[Job]:
     """Returns the runs of both arms, seed by seed. Args: seconds: of a run of each, estimated."""
-    jobs = []
-    for seed in question.seeds:
-        for one in (question.promoted, question.parent):
-            workdir = runs / one.name / f"seed_{seed}"
-            arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={typed(workdir)}")
-            experiment = one.experiment
-            steps, devices = experiment.training.steps, experiment.mesh.devices
-            jobs.append(Job(one.name, seed, arguments, workdir, steps, seconds[one.name], devices=devices))
-    return jobs
+    arms = question.promoted, question.parent
+    return [make_job(one, seed, runs, seconds[one.name]) for seed in question.seeds for one in arms]
 
 
 def train(jobs: Sequence[Job], *, parallel: int = 1) -> None:

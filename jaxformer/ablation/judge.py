@@ -4,7 +4,6 @@ A program that tries changes until one looks better finds a lucky one. So nothin
 seeds, nor when there are enough of them, nor the rule; and whatever else was asked of the same parent counts.
 """
 
-import collections
 import dataclasses
 import itertools
 import math
@@ -16,7 +15,7 @@ from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
 from jaxformer.ablation.outcome import failures_of, judge_study, to_json
 from jaxformer.ablation.q_values import AD_HOC, other_questions
-from jaxformer.ablation.study import Study, make_jobs, resolve_study
+from jaxformer.ablation.study import Study, estimate_seconds, make_jobs, resolve_study
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
 from jaxformer.experiment.experiment import science
@@ -51,6 +50,11 @@ class Judgement(NamedTuple):
         """The exit status of the command."""
         return STATUS[self.comparison.verdict.word]
 
+    @property
+    def missing_hours(self) -> float:
+        """Device hours of the missing runs, by how long others took; NaN where none is finished to tell."""
+        return sum(job.estimated_seconds * job.devices for job in self.missing) / 3600
+
     def record(self) -> dict:
         """Returns it as plain values for JSON; what is not known is None or empty."""
         one, difference = self.comparison, self.comparison.difference
@@ -81,7 +85,7 @@ class Judgement(NamedTuple):
                 {"experiment": job.experiment, "seed": job.seed, "command": list(train_arguments(job))}
                 for job in self.missing
             ],
-            "missing_device_hours": one.verdict.more_hours if self.missing else 0.0,
+            "missing_device_hours": self.missing_hours,
         }
         return {name: to_json(value) for name, value in values.items()}
 
@@ -155,7 +159,7 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
         reason = "; ".join([f"{base.name} and {one.name} have no finished run of a seed that counts", *note, *unread])
         verdict = Verdict(Word.NOT_COMPARED, reason)
         comparison = Comparison(base.name, one.name, verdict, math.nan, {}, one.experiment.question)
-    missing = _missing(study, runs, comparison, base.first_seed, passed_over)
+    missing = _missing(study, runs, comparison, passed_over)
     return Judgement(comparison, (one.name, *others), tuple(missing))
 
 
@@ -191,23 +195,29 @@ def _in_order(
     return counted, [f"not counted: seed{'s' * (len(left) > 1)} {numbers} of the variant, since {why}"] if left else []
 
 
-def _missing(study: Study, runs: Path, comparison: Comparison, first: int, passed_over: Collection[int]) -> list[Job]:
+def _missing(study: Study, runs: Path, comparison: Comparison, passed_over: Collection[int]) -> list[Job]:
     """Returns the runs that the next interim analysis takes, and are not finished, where further seeds are of use."""
-    verdict = comparison.verdict
-    if resolve_study(study)[1].is_retuned and not comparison.best_rates:
-        return [job for job in make_jobs(study, runs, collections.defaultdict(float)).now if not _is_over(job)]
-    if verdict.word is Word.UNDECIDED and verdict.more_seeds:
-        pairs = len(comparison.seeds) + verdict.more_seeds
+    verdict, arms = comparison.verdict, resolve_study(study)
+    first = arms[0].first_seed
+    if arms[1].is_retuned and not comparison.best_rates:
+        seeds = study.seeds
+    elif verdict.word is Word.UNDECIDED and verdict.more_seeds:
+        seeds = _number_of_seeds(first, len(comparison.seeds) + verdict.more_seeds, passed_over)
     elif verdict.word is Word.NOT_COMPARED and not comparison.flags:
-        pairs = INTERIM_SEEDS[0]
+        seeds = _number_of_seeds(first, INTERIM_SEEDS[0], passed_over)
     else:
         return []
+    longer = dataclasses.replace(study, seeds=seeds, parent_seeds=seeds)
+    jobs = make_jobs(longer, runs, estimate_seconds(arms, runs, math.nan)).now
+    names = {one.name for one in arms}
+    return [job for job in jobs if job.experiment in names and job.seed not in passed_over and not _is_over(job)]
+
+
+def _number_of_seeds(first: int, pairs: int, passed_over: Collection[int]) -> int:
+    """Returns the seeds from the first on that so many pairs take."""
     counting = (seed for seed in itertools.count(first) if seed not in passed_over)
     *_, last = itertools.islice(counting, pairs)
-    seeds = last - first + 1
-    longer = dataclasses.replace(study, seeds=seeds, parent_seeds=seeds)
-    jobs = make_jobs(longer, runs, collections.defaultdict(float)).now
-    return [job for job in jobs if job.seed not in passed_over and not _is_over(job)]
+    return last - first + 1
 
 
 def _is_over(job: Job) -> bool:

@@ -24,7 +24,14 @@ from jaxformer.ablation.ledger import (
 )
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.q_values import other_questions, with_q_values
-from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study, is_retuned, ladders, resolve_what_can_be
+from jaxformer.ablation.study import (
+    SEEDS_OF_A_GENERATION,
+    Study,
+    is_retuned,
+    rate_searches,
+    resolve_what_can_be,
+    seeds_of,
+)
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import UserError, require
 from jaxformer.experiment.variant import Resolved, common_ancestor
@@ -124,7 +131,7 @@ def judge_study(
         found.tried,
         spread_of_gains(lines),
         answers(lines),
-        composition(found.experiments, comparisons, found.finished, runs),
+        composition(found.experiments, comparisons, found.finished, runs, allow),
     )
 
 
@@ -161,18 +168,16 @@ class _Found(NamedTuple):
 
 def _collect(study: Study, runs: Path, reader: Reader) -> _Found:
     experiments, refused = resolve_what_can_be(study)
-    # The next generations train seeds of their own, of the same experiments too.
-    first = experiments[0].first_seed
-    ours = range(first, first + SEEDS_OF_A_GENERATION)
+    ours = seeds_of(experiments[0])  # The next generations train seeds of their own, of the same experiments too.
     read = {one.name: _of_seeds(reader(runs, one.name), ours) for one in experiments}
     failures = {name: failures_of(each.folders) for name, each in read.items()}
     _require_runs(runs / study.parent, read[study.parent], failures[study.parent])
     trained = {}
-    for ladder in ladders(study, experiments, runs):
-        trained[ladder.experiment], unreadable = ladder.read(SEEDS_OF_A_GENERATION)
-        known = read[ladder.experiment]
-        more = tuple(line for line in unreadable if line not in known.unreadable)
-        read[ladder.experiment] = known._replace(unreadable=(*known.unreadable, *more))
+    for search in rate_searches(study, experiments, runs):
+        name = search.own.name
+        trained[name], unreadable = search.read(SEEDS_OF_A_GENERATION)
+        more = tuple(line for line in unreadable if line not in read[name].unreadable)
+        read[name] = read[name]._replace(unreadable=(*read[name].unreadable, *more))
     return _Found(experiments, refused, read, failures, trained)
 
 

@@ -5,6 +5,7 @@ leaves a kept change out of an experiment (`NAME_without_CHANGE`) asks something
 counts among its like; a promoted variant was a question under its first name, and does not count again.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -38,22 +39,22 @@ def with_q_values(comparisons: Sequence[Comparison], rule: Rule, others: Sequenc
     Args:
         others: p-values of what counts beside them, as of `p_value_of_improvement`.
     """
-    p_values = [
-        p_value_of_improvement(one.difference.p_value_below, len(one.seeds)) if _has_p_value(one) else 1.0
-        for one in comparisons
-    ]
-    q_values = benjamini_hochberg(np.array([*p_values, *others])).tolist()
+    p_values = [*map(_p_value, comparisons), *others]
+    q_values = benjamini_hochberg(np.nan_to_num(p_values, nan=1.0)).tolist()
     judged = []
-    for one, q in zip(comparisons, q_values, strict=False):
-        if _has_p_value(one):
+    for one, p_value, q in zip(comparisons, p_values, q_values, strict=False):
+        if not math.isnan(p_value):
             demoted = kept_by_chance(one.verdict, q, rule, *one.until_next)
             one = one._replace(q_value=q, verdict=demoted or one.verdict)
         judged.append(one)
     return judged
 
 
-def _has_p_value(one: Comparison) -> bool:
-    return one.difference is not None and one.difference.seeds_counted
+def _p_value(one: Comparison) -> float:
+    """Returns the p-value of an improvement; NaN where a comparison shows no difference between seeds."""
+    if one.difference is None or not one.difference.seeds_counted:
+        return math.nan
+    return p_value_of_improvement(one.difference.p_value_below, len(one.seeds))
 
 
 def other_questions(runs: Path, parent: str, names: Collection[str], *, leaves_out: bool = False) -> dict[str, float]:

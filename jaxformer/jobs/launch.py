@@ -57,8 +57,8 @@ class Job:
 
     @property
     def experiment(self) -> str:
-        """The experiment, as its arguments name it."""
-        return next(each for each in self.arguments if each.startswith("--experiment=")).removeprefix("--experiment=")
+        """The experiment after which its folder is named, without the mark of fields that the command line sets."""
+        return self.workdir.parent.name.partition("~")[0]
 
     @property
     def log(self) -> Path:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import fake_runs
 import pytest
 
-from jaxformer.ablation import checks, run_study
+from jaxformer.ablation import checks
 from jaxformer.ablation.again import evaluate_again, make_again
 from jaxformer.ablation.checks import EarlierRuns, check_earlier, describe_now
 from jaxformer.ablation.finished_runs import load_finished_run
@@ -42,7 +42,7 @@ def folder(template, tmp_path, monkeypatch):
     """A copy of it, whose evaluations are those of here."""
     shutil.copytree(template, tmp_path / "study")
     monkeypatch.chdir(tmp_path / "study")
-    monkeypatch.setattr(run_study, "_in_another_process", lambda what, function, *arguments: function(*arguments))
+    monkeypatch.setattr(checks, "in_another_process", lambda what, function, *arguments: function(*arguments))
     return tmp_path / "study"
 
 

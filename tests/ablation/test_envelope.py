@@ -12,7 +12,7 @@ from jaxformer.ablation.envelope import make_arm, shared_seeds, weights_at_best
 from jaxformer.ablation.outcome import comparison_file, judge_study
 from jaxformer.ablation.run_study import run_jobs
 from jaxformer.ablation.study import Study, make_jobs
-from jaxformer.ablation.tuning import Ladder, at_octave
+from jaxformer.ablation.tuning import RateSearch, at_octave
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
 from jaxformer.experiment.variant import resolve, with_overrides
@@ -167,9 +167,9 @@ def rates(tmp_path_factory):
 
 @pytest.fixture
 def trained(rates, monkeypatch):
-    """The runs of both arms, as a ladder reads them."""
+    """The runs of both arms, as a search reads them."""
     monkeypatch.chdir(rates)
-    return {name: Ladder(name, "", rates / "runs").read()[0] for name in ("root", "constant")}
+    return {name: RateSearch(resolve(name), rates / "runs").read()[0] for name in ("root", "constant")}
 
 
 def test_the_run_at_the_best_rate_is_the_parabola_through_each_document(trained):

@@ -1,0 +1,38 @@
+"""A run of an experiment, as a job of a queue."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxformer.config import require
+from jaxformer.experiment.variant import Resolved
+from jaxformer.host.paths import typed
+from jaxformer.jobs.launch import Job
+
+
+def make_job(
+    one: Resolved,
+    seed: int,
+    runs: Path,
+    seconds: float,
+    *,
+    name: str = "",
+    needs: Sequence[Path] = (),
+    arguments: Sequence[str] = (),
+) -> Job:
+    """Returns the run of an experiment on a seed, in its folder `runs/EXPERIMENT/seed_N`.
+
+    Args:
+        seconds: that it takes, estimated; NaN where that is not known.
+        name: under which it is shown; that of the experiment by default.
+        needs: folders of the runs that must be seen to train before.
+        arguments: by which the command line has the experiment; its name by default.
+
+    Raises:
+        UserError: it takes several processes.
+    """
+    processes, devices = one.experiment.mesh.processes, one.experiment.mesh.devices
+    require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a queue starts one for each run")
+    workdir = runs / one.name / f"seed_{seed}"
+    arguments = (*(arguments or (f"--experiment={one.name}",)), f"--seed={seed}", f"--workdir={typed(workdir)}")
+    steps = one.experiment.training.steps
+    return Job(name or one.name, seed, arguments, workdir, steps, seconds, tuple(needs), devices)
