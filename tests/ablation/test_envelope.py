@@ -1,5 +1,6 @@
 """Arms at their own best learning rate: the rounds that find it, and the comparison there."""
 
+import collections
 import json
 import math
 
@@ -10,15 +11,17 @@ import pytest
 from jaxformer.ablation import run_study
 from jaxformer.ablation.envelope import make_arm, shared_seeds, weights_at_best
 from jaxformer.ablation.outcome import comparison_file, judge_study
-from jaxformer.ablation.run_study import run_jobs
+from jaxformer.ablation.run_study import describe_failures, run_jobs
 from jaxformer.ablation.study import Study, make_jobs
 from jaxformer.ablation.tuning import RateSearch, at_octave
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
 from jaxformer.experiment.variant import resolve, with_overrides
 from jaxformer.host.files import read_json, write_json
+from jaxformer.jobs.queue import State
 from jaxformer.report.findings import collect_findings, device_hours, notes
 from jaxformer.report.text import decision_table
+from jaxformer.run.metrics import Writer
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -51,6 +54,20 @@ class Done:
 
     def poll(self):
         return self.status
+
+    terminate = kill = lambda self: None
+
+
+class FailsLast:
+    """The process of a run that trains well until all others of its round are over, and fails then."""
+
+    def __init__(self, folder, started, others):
+        self.started, self.others = started, others
+        with Writer(folder, 0) as writer:
+            writer.write(20, {"train/loss": 3.0, "train/gradient_norm": 1.0})
+
+    def poll(self):
+        return 1 if len(self.started) >= self.others else None
 
     terminate = kill = lambda self: None
 
@@ -122,6 +139,27 @@ def test_a_rate_that_diverges_is_an_answer_and_no_failure(folder, at_once):
     (found,) = judge_study(study, runs).comparisons
     assert found.verdict.word is not Word.REVERT and found.best_rates[0].bits_per_byte[2] == math.inf
     assert any("root is taken at" in note and "a neighbour diverged" in note for note in found.notes)
+
+
+def test_where_the_parent_fails_after_others_of_its_round_no_further_round_begins_and_it_is_named(folder, at_once):
+    study, runs, started = Study(parent="root", variants=("constant",)), folder / "runs", []
+    others, first = len(make_jobs(study, runs).now) - 1, runs / "root" / "seed_0"
+
+    def launch(job, slot, slots):
+        if job.workdir == first:
+            first.mkdir(parents=True)
+            job.log.write_text("\n--- started\njaxformer: the disk is full\n")
+            return FailsLast(first, started, others)
+        return fake_launch(runs, started)(job, slot, slots)
+
+    statuses = run_jobs(study, runs, SECONDS, launch, parallel=2)
+    assert collections.Counter(status.state for status in statuses) == {
+        State.FINISHED: others,
+        State.FAILED: 1,
+        State.BLOCKED: 2,
+    }
+    (line,) = describe_failures(statuses)
+    assert line == f"root seed 0 failed: the disk is full; not trained, since they need it: 2; see {first}.log"
 
 
 def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):

@@ -70,6 +70,10 @@ def test_nothing_trained_is_not_compared_and_the_first_seeds_are_named(runs):
     found = judge("root", "good", runs)
     assert found.comparison.verdict.word is Word.NOT_COMPARED and found.status == 6
     assert [(job.name, job.seed) for job in found.missing] == [("root", 0), ("root", 2)]
+    hours = json.loads((runs / "root/seed_1/summary.json").read_text())["device_hours"]
+    assert found.record()["missing_device_hours"] == pytest.approx(2 * hours)
+    shutil.rmtree(runs)
+    assert judge("root", "good", runs).record()["missing_device_hours"] is None
 
 
 def test_picked_seeds_are_not_counted(runs):

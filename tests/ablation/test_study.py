@@ -1,11 +1,13 @@
 """A study: what is to be run, in which order; what came out, kept beside the runs and used again."""
 
 import json
+import math
 
 import fake_runs
 import numpy as np
 import pytest
 
+from jaxformer.ablation.jobs import make_job
 from jaxformer.ablation.outcome import comparison_file, judge_study
 from jaxformer.ablation.study import (
     Study,
@@ -17,7 +19,9 @@ from jaxformer.ablation.study import (
 )
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
+from jaxformer.experiment.variant import resolve, with_overrides
 from jaxformer.jobs.launch import Job
+from jaxformer.jobs.queue import Queue
 from jaxformer.report.findings import expectation_rows
 from jaxformer.report.summary import summarise_study
 from jaxformer.report.text import decision_table
@@ -78,6 +82,23 @@ def test_jobs_are_ordinary_commands_seed_by_seed_and_parents_first(tmp_path):
     assert [(job.name, job.needs) for job in kept] == [("gated", ()), ("gated_deep", (gated,))], (
         "root was decided before"
     )
+
+
+def test_no_run_needs_one_that_the_study_does_not_make(folder, tmp_path):
+    """`plain` is compared with `slower` at its own rate, which is compared with `slow` at other rates alone."""
+    experiments = folder / "experiments"
+    fake_runs.write_variant(experiments, "slow", {"optimizer.schedule": "wsd"})
+    fake_runs.write_variant(experiments, "slower", {"optimizer.b2": 0.9}, parent="slow")
+    fake_runs.write_variant(experiments, "plain", {"model.qk_norm": True}, parent="slower")
+    jobs = make_jobs(Study(parent="root", variants=("slow", "slower", "plain")), tmp_path).now
+    assert Queue(jobs) and {job.seed for job in jobs if job.name == "slower"} == {0, 1, 2}
+    assert all(math.isnan(job.estimated_seconds) for job in jobs)
+
+
+def test_an_experiment_of_several_processes_is_no_job(tmp_path):
+    spread = with_overrides(resolve("root"), {"mesh.processes": "2", "mesh.data": "2"})
+    with pytest.raises(UserError, match=r"root: mesh\.processes = 2, and a queue starts one for each run"):
+        make_job(spread, 0, tmp_path, 1.0)
 
 
 def test_seeds_begin_where_none_chose_the_promoted_parent(folder, tmp_path):
