@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
-from jaxformer.ablation.outcome import failures_of, judge_study, to_json
+from jaxformer.ablation.outcome import judge_study, to_json
 from jaxformer.ablation.q_values import AD_HOC, other_questions
 from jaxformer.ablation.study import Study, estimate_seconds, make_jobs, resolve_study
+from jaxformer.ablation.study_runs import failures_of
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
 from jaxformer.experiment.experiment import science

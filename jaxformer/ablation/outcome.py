@@ -5,14 +5,14 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxformer.ablation.clock import read_clock
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
-from jaxformer.ablation.envelope import Trained, compare_retuned, flag_untuned, make_arm, shared_seeds
-from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
+from jaxformer.ablation.envelope import compare_retuned, flag_untuned, make_arm, shared_seeds
+from jaxformer.ablation.finished_runs import FinishedRun, read_runs
 from jaxformer.ablation.leave_one_out import Composition, composition
 from jaxformer.ablation.ledger import (
     Line,
@@ -24,27 +24,16 @@ from jaxformer.ablation.ledger import (
 )
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.q_values import other_questions, with_q_values
-from jaxformer.ablation.study import (
-    SEEDS_OF_A_GENERATION,
-    Study,
-    is_retuned,
-    rate_searches,
-    resolve_what_can_be,
-    seeds_of,
-)
+from jaxformer.ablation.study import Study, is_retuned
+from jaxformer.ablation.study_runs import Reader, StudyRuns, collect_runs
 from jaxformer.ablation.verdict import Verdict, Word
-from jaxformer.config import UserError, require
 from jaxformer.experiment.variant import Resolved, common_ancestor
 from jaxformer.host.console import print_notice
-from jaxformer.host.files import for_json, read_json, read_json_or_empty, write_json
-from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
+from jaxformer.host.files import for_json, read_json, write_json
 from jaxformer.statistics.paired_difference import Difference
 
 # In the folder of an experiment's runs.
 NOISE = "noise.json"
-
-# (folder of all run folders, name of an experiment) -> its runs.
-Reader = Callable[[Path, str], Runs]
 
 # Measures the times per token of pairs of run folders (parent, variant).
 MeasureClocks = Callable[[Sequence[tuple[str, str]]], None]
@@ -112,22 +101,21 @@ def judge_study(
     Raises:
         UserError: the parent has no finished run that can be read, or no variant of the study is one change.
     """
-    found = _collect(study, runs, reader)
+    found = collect_runs(study, runs, reader)
     comparisons = _compare(study, found, runs, allow)
     if measure_clocks and (untimed := [one.to_time for one in comparisons if one.to_time]):
         measure_clocks(untimed)
         comparisons = _compare(study, found, runs, allow)
     comparisons = flag_untuned(_with_q_values(comparisons, study, found, runs), found.finished, runs)
-    lost_hours = {name: hours for name, each in found.read.items() if (hours := _lost_hours(each.folders))}
-    lines = _record(study, runs, found, comparisons, lost_hours)
+    lines = _record(study, runs, found, comparisons)
     return Outcome(
         study,
         found.experiments,
         found.finished,
         comparisons,
         _interactions(found, comparisons),
-        lost_hours,
-        (*(line for each in found.read.values() for line in each.unreadable), *map(str, found.refused.values())),
+        found.lost_hours,
+        found.unread,
         found.tried,
         spread_of_gains(lines),
         answers(lines),
@@ -135,59 +123,7 @@ def judge_study(
     )
 
 
-class _Found(NamedTuple):
-    """The experiments of a study, and what became of their runs."""
-
-    experiments: list[Resolved]
-    refused: Mapping[str, UserError]
-    """Why other variants are none, by name."""
-    read: Mapping[str, Runs]
-    failures: Mapping[str, Mapping[int, str]]
-    """How runs ended without a result, by name and seed."""
-    trained: Mapping[str, Trained]
-    """Runs of what is retuned, at all learning rates, by name."""
-
-    @property
-    def finished(self) -> dict[str, list[FinishedRun]]:
-        """The finished runs of each experiment, by name."""
-        return {name: each.finished for name, each in self.read.items()}
-
-    @property
-    def tried(self) -> dict[str, list[FinishedRun]]:
-        """The finished runs at other learning rates than an experiment's own, by its name."""
-        return {
-            name: [run for (octave, _), run in each.items() if run and octave] for name, each in self.trained.items()
-        }
-
-    @property
-    def variants(self) -> list[Resolved]:
-        """The variants of which a run has ended."""
-        ended = {name for name, each in self.read.items() if each.finished or each.unreadable or self.failures[name]}
-        return [one for one in self.experiments[1:] if one.name in ended]
-
-
-def _collect(study: Study, runs: Path, reader: Reader) -> _Found:
-    experiments, refused = resolve_what_can_be(study)
-    ours = seeds_of(experiments[0])  # The next generations train seeds of their own, of the same experiments too.
-    read = {one.name: _of_seeds(reader(runs, one.name), ours) for one in experiments}
-    failures = {name: failures_of(each.folders) for name, each in read.items()}
-    _require_runs(runs / study.parent, read[study.parent], failures[study.parent])
-    trained = {}
-    for search in rate_searches(study, experiments, runs):
-        name = search.own.name
-        trained[name], unreadable = search.read(SEEDS_OF_A_GENERATION)
-        more = tuple(line for line in unreadable if line not in read[name].unreadable)
-        read[name] = read[name]._replace(unreadable=(*read[name].unreadable, *more))
-    return _Found(experiments, refused, read, failures, trained)
-
-
-def _of_seeds(read: Runs, seeds: Collection[int]) -> Runs:
-    """Returns the runs of some seeds."""
-    folders = [path for path in read.folders if seed_of(path) in seeds]
-    return read._replace(folders=folders, finished=[run for run in read.finished if run.seed in seeds])
-
-
-def _compare(study: Study, found: _Found, runs: Path, allow: Sequence[str]) -> list[Comparison]:
+def _compare(study: Study, found: StudyRuns, runs: Path, allow: Sequence[str]) -> list[Comparison]:
     """Returns the comparison of each variant with its own parent; keeps the noise floor of each parent."""
     finished, failures = found.finished, found.failures
     at_best, why_not, to_train = compare_retuned(study, found.variants, found.trained, allow)
@@ -223,7 +159,7 @@ def _compare(study: Study, found: _Found, runs: Path, allow: Sequence[str]) -> l
     return [compared.get(one.name) or _without_parent(one, failures) for one in found.variants]
 
 
-def _with_q_values(comparisons: Sequence[Comparison], study: Study, found: _Found, runs: Path) -> list[Comparison]:
+def _with_q_values(comparisons: Sequence[Comparison], study: Study, found: StudyRuns, runs: Path) -> list[Comparison]:
     """Returns comparisons with the q-value of each over all questions of its parent that have a finished run."""
     asked, judged = collections.defaultdict(list), {one.variant: one for one in comparisons}
     removals = {one.name for one in found.experiments if one.without}
@@ -244,17 +180,6 @@ def _wait_for_rates(compared: Comparison, runs: int) -> Verdict:
     return Verdict(Word.UNDECIDED, f"{reason} trains them", None)
 
 
-def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:
-    """Raises `UserError` unless a run of the study's parent is finished and can be read: with what became of them."""
-    ended = [*(f"seed {seed} {why}; see {folder / f'seed_{seed}'}.log" for seed, why in sorted(failures.items()))]
-    ended += read.unreadable
-    require(
-        bool(read.finished),
-        f"{folder}: no finished run of the parent{' can be read' * bool(read.unreadable)}"
-        + (f": {'; '.join(ended)}" if ended else "; train it first"),
-    )
-
-
 def _without_parent(one: Resolved, failures: Mapping[str, Mapping[int, str]]) -> Comparison:
     """Returns what is known of a variant whose parent has no finished run."""
     parent = one.parents[0].name
@@ -263,15 +188,14 @@ def _without_parent(one: Resolved, failures: Mapping[str, Mapping[int, str]]) ->
     return Comparison(parent, one.name, verdict, math.nan, {})
 
 
-def _record(
-    study: Study, runs: Path, found: _Found, comparisons: Sequence[Comparison], lost_hours: Mapping[str, float]
-) -> list[Line]:
+def _record(study: Study, runs: Path, found: StudyRuns, comparisons: Sequence[Comparison]) -> list[Line]:
     """Writes each comparison beside its variant's runs, and appends new verdicts to the ledger; returns its lines."""
     by_name, finished, verdicts = {one.name: one for one in found.experiments}, found.finished, []
+    tried, lost_hours = found.tried, found.lost_hours
     for one in comparisons:
         asked, path = {"parent": study.parent, "variants": study.variants}, runs / one.variant / comparison_file(study)
         _keep(path, to_json({"study": asked, **one._asdict()}))
-        ours = [*finished[one.variant], *found.tried.get(one.variant, ())]
+        ours = [*finished[one.variant], *tried.get(one.variant, ())]
         hours = sum((run.device_hours for run in ours), lost_hours.get(one.variant, 0.0))
         line = verdict_line(one, by_name[one.variant], hours, ours[-1].record["starts"][-1]["code"] if ours else "")
         verdicts.append({**line, "study": study_digest(study), "comparison": file_digest(path)})
@@ -286,7 +210,7 @@ def _keep(path: Path, record: dict) -> None:
         print_notice(f"{path}: {error.strerror}; it is not kept, and the report is made without")
 
 
-def _interactions(found: _Found, comparisons: Sequence[Comparison]) -> dict[str, Difference]:
+def _interactions(found: StudyRuns, comparisons: Sequence[Comparison]) -> dict[str, Difference]:
     """Returns the interaction of each merge that was compared, and both of whose parents were.
 
     At each arm's best learning rate where all were compared so, and else at their own.
@@ -308,25 +232,6 @@ def _interactions(found: _Found, comparisons: Sequence[Comparison]) -> dict[str,
             if difference := interaction(arms[0], arms[1:-1], arms[-1]):
                 interactions[one.name] = difference
     return interactions
-
-
-def failures_of(folders: Sequence[Path]) -> dict[int, str]:
-    """Returns, by seed, how runs of an experiment ended without a result."""
-    failures = {}
-    for path in folders:
-        seed, (state, reason) = seed_of(path), state_on_disk(path)
-        if state is State.STOPPED_EARLY:
-            step = read_json_or_empty(path / STOPPED_EARLY).get("step", "?")
-            failures[seed] = f"stopped early at step {step}: {reason}"
-        elif has_diverged(path):
-            failures[seed] = "diverged: its loss or gradient is not finite"
-    return failures
-
-
-def _lost_hours(folders: Sequence[Path]) -> float:
-    """Returns the device hours of an experiment's runs that were stopped early."""
-    stopped = [one for one in folders if state_on_disk(one)[0] is State.STOPPED_EARLY]
-    return sum(float(read_json_or_empty(one / STOPPED_EARLY).get("device_hours", 0.0)) for one in stopped)
 
 
 def remember_noise(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloor:

@@ -8,13 +8,7 @@ from pathlib import Path
 
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop, spread_of_differences
 from jaxformer.ablation.finished_runs import has_diverged
-from jaxformer.ablation.study import (
-    Jobs,
-    Study,
-    is_retuned,
-    make_jobs,
-    resolve_study,
-)
+from jaxformer.ablation.study import Jobs, Study, is_retuned, make_jobs, resolve_study
 from jaxformer.config import UserError
 from jaxformer.experiment.variant import Lineage
 from jaxformer.host.console import format_duration, print_line, print_wrapped
