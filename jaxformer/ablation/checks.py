@@ -121,7 +121,7 @@ def _check_tuning(
 ) -> Checked:
     search = make_search(name_or_path, parent, runs)
     jobs = [search.job(octave, seed) for octave, seed in runs_to_come(search.trials(seeds), seeds)]
-    ended = search.ended_jobs(seeds_of(search.own))
+    ended = search.ended_jobs(seeds_of([search.own]))
     return _check([search.own], runs, jobs, ended, allow=allow, retrain=retrain, prepare=True)
 
 

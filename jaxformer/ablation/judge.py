@@ -15,7 +15,7 @@ from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
 from jaxformer.ablation.outcome import judge_study, to_json
 from jaxformer.ablation.q_values import AD_HOC, other_questions
-from jaxformer.ablation.study import Study, estimate_seconds, make_jobs, resolve_study
+from jaxformer.ablation.study import Study, estimate_seconds, make_jobs, resolve_study, seeds_of
 from jaxformer.ablation.study_runs import failures_of
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
@@ -149,7 +149,7 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
     failures = failures_of(variants.folders)
     # A rate at which what is retuned diverges is an answer about that rate.
     passed_over = set() if one.is_retuned else {*failures, *failures_of(parents.folders)}
-    counted, note = _in_order(parents.finished, variants.finished, base.first_seed, passed_over)
+    counted, note = _in_order(parents.finished, variants.finished, seeds_of((base, one)).start, passed_over)
     others = other_questions(runs, base.name, {one.name}, leaves_out=bool(one.without))
     if parents.finished and (counted or failures):
         read = {base.name: parents, one.name: variants._replace(finished=counted)}
@@ -199,7 +199,7 @@ def _in_order(
 def _missing(study: Study, runs: Path, comparison: Comparison, passed_over: Collection[int]) -> list[Job]:
     """Returns the runs that the next interim analysis takes, and are not finished, where further seeds are of use."""
     verdict, arms = comparison.verdict, resolve_study(study)
-    first = arms[0].first_seed
+    first = seeds_of(arms).start
     if arms[1].is_retuned and not comparison.best_rates:
         seeds = study.seeds
     elif verdict.word is Word.UNDECIDED and verdict.more_seeds:

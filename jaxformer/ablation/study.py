@@ -32,7 +32,7 @@ class Study:
     that are retuned (`Variant.retune`) are compared with their parent each at its best learning rate.
     """
     seeds: Annotated[int, Bounds(at_least=1, at_most=1000)] = 3
-    """Seeds of each variant, from 0 on, or from the `first_seed` of a promoted parent."""
+    """Seeds of each variant, from 0 on, or from the highest `first_seed` of what is promoted among them."""
     parent_seeds: int = 3
     """Seeds of the parent, at least as many: more make its noise better known."""
     rule: Rule = field(default_factory=Rule)
@@ -150,9 +150,10 @@ def measured_from(resolved: Sequence[Resolved]) -> list[Resolved]:
 SEEDS_OF_A_GENERATION = 1000
 
 
-def seeds_of(parent: Resolved) -> range:
-    """Returns the seeds that are set aside for the studies of a parent."""
-    return range(parent.first_seed, parent.first_seed + SEEDS_OF_A_GENERATION)
+def seeds_of(resolved: Sequence[Resolved]) -> range:
+    """Returns the seeds that are set aside for the comparison of experiments, none of which one was chosen by."""
+    first = max(one.first_seed for one in resolved)
+    return range(first, first + SEEDS_OF_A_GENERATION)
 
 
 class Jobs(NamedTuple):
@@ -174,7 +175,7 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float] = {}) -> Jo
         seconds: of a run of each experiment, estimated; NaN where it is left out.
     """
     resolved = resolve_study(study)
-    first = resolved[0].first_seed
+    first = seeds_of(resolved).start
     experiments = [*_parents_first(resolved), *measured_from(resolved)]
     seeds_at_own_rate = _seeds_at_own_rate(study, resolved)
     searches = {search.own.name: search for search in rate_searches(study, resolved, runs)}
@@ -216,7 +217,7 @@ def _seeds_at_own_rate(study: Study, resolved: Sequence[Resolved]) -> dict[str, 
 def ended_jobs(study: Study, runs: Path) -> list[Job]:
     """Returns the runs of a study's experiments that have a result: of all seeds that are compared, at any rate."""
     resolved = resolve_study(study)
-    seeds, at_any_rate = seeds_of(resolved[0]), rate_searches(study, resolved, runs)
+    seeds, at_any_rate = seeds_of(resolved), rate_searches(study, resolved, runs)
     found = [job for search in at_any_rate for job in search.ended_jobs(seeds)]
     for one in (*resolved, *measured_from(resolved)):
         found += [make_job(one, seed, runs, math.nan) for seed in ended_seeds(runs / one.name) if seed in seeds]
@@ -232,7 +233,7 @@ def rate_searches(study: Study, resolved: Sequence[Resolved], runs: Path) -> lis
     """Returns the search for the best learning rate of each variant that is retuned, and of each parent of one."""
     retuned = [one for one in resolved if is_retuned(study, one)]
     names = {each.name for one in retuned for each in (one, one.parents[0])}
-    return [RateSearch(one, runs, resolved[0].first_seed) for one in resolved if one.name in names]
+    return [RateSearch(one, runs, seeds_of(resolved).start) for one in resolved if one.name in names]
 
 
 def _parents_first(resolved: Sequence[Resolved]) -> list[Resolved]:

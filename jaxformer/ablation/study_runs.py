@@ -64,7 +64,7 @@ def collect_runs(study: Study, runs: Path, reader: Reader) -> StudyRuns:
         UserError: the parent has no finished run that can be read, or no variant of the study is one change.
     """
     experiments, refused = resolve_what_can_be(study)
-    ours = seeds_of(experiments[0])  # The next generations train seeds of their own, of the same experiments too.
+    ours = seeds_of(experiments)  # The next generations train seeds of their own, of the same experiments too.
     read = {one.name: _of_seeds(reader(runs, one.name), ours) for one in experiments}
     failures = {name: failures_of(each.folders) for name, each in read.items()}
     _require_runs(runs / study.parent, read[study.parent], failures[study.parent])

@@ -112,6 +112,8 @@ def test_seeds_begin_where_none_chose_the_promoted_parent(folder, tmp_path):
         ("next", 1001, (first,)),
         ("next", 1002, (first,)),
     ]
+    beside_root = make_jobs(Study(parent="root", variants=("next",), seeds=1, parent_seeds=1), tmp_path).now
+    assert [(job.name, job.seed) for job in beside_root] == [("root", 1000), ("next", 1000)]
 
 
 def test_variants_are_asked_of_the_studys_parent():
