@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxformer.ablation.checks import EarlierRuns, own_results
+from jaxformer.ablation.earlier import EarlierRuns, own_results
 from jaxformer.config import TrainingFailure, require
 from jaxformer.host.console import print_line, progress_bar
 from jaxformer.host.files import read_json_or_empty

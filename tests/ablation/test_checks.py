@@ -10,7 +10,7 @@ import pytest
 
 from jaxformer.ablation import checks
 from jaxformer.ablation.again import evaluate_again, make_again
-from jaxformer.ablation.checks import EarlierRuns, check_earlier, describe_now
+from jaxformer.ablation.earlier import EarlierRuns, check_earlier, describe_now
 from jaxformer.ablation.finished_runs import load_finished_run
 from jaxformer.ablation.study import Study, ended_jobs, make_jobs, resolve_study
 from jaxformer.commands import ablate, tune

@@ -6,8 +6,9 @@ import fake_runs
 import numpy as np
 import pytest
 
-from jaxformer.ablation.checks import Checked, EarlierRuns
+from jaxformer.ablation.checks import Checked
 from jaxformer.ablation.confirmation import _window, ask, make_jobs
+from jaxformer.ablation.earlier import EarlierRuns
 from jaxformer.ablation.ledger import CONFIRMATION, read_ledger
 from jaxformer.commands import confirm
 from jaxformer.evaluation.validation import select_validation

@@ -7,7 +7,8 @@ import pytest
 import tiny_run
 
 from jaxformer.ablation import run_study
-from jaxformer.ablation.checks import Checked, EarlierRuns
+from jaxformer.ablation.checks import Checked
+from jaxformer.ablation.earlier import EarlierRuns
 from jaxformer.ablation.study import resolve_study
 from jaxformer.commands import ablate
 from jaxformer.experiment.variant import resolve

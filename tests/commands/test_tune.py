@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from jaxformer.ablation.checks import Checked, EarlierRuns
+from jaxformer.ablation.checks import Checked
+from jaxformer.ablation.earlier import EarlierRuns
 from jaxformer.ablation.tuning import fit
 from jaxformer.commands import tune
 
