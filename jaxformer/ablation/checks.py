@@ -14,8 +14,8 @@ from jaxformer.ablation.study import (
     estimate_seconds,
     make_jobs,
     mean_seconds,
-    measured_from,
     resolve_study,
+    root_of_removals,
     seeds_of,
 )
 from jaxformer.ablation.tuning import make_search, runs_to_come
@@ -94,7 +94,7 @@ def _check_study(
     if jobs is None:
         now, later = make_jobs(study, runs)
         jobs, ended = [*now, *later], ended_jobs(study, runs)
-    experiments = [*resolved, *measured_from(resolved)]
+    experiments = [*resolved, *root_of_removals(resolved)]
     return _check(experiments, runs, jobs, ended, allow=allow, retrain=retrain, prepare=prepare)
 
 

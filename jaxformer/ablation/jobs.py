@@ -24,7 +24,7 @@ def make_job(
     Args:
         seconds: that it takes, estimated; NaN where that is not known.
         name: under which it is shown; that of the experiment by default.
-        needs: folders of the runs that must be seen to train before.
+        needs: folders of the runs that must be seen to train before; its own among them counts for nothing.
         arguments: by which the command line has the experiment; its name by default.
 
     Raises:
@@ -35,4 +35,5 @@ def make_job(
     workdir = runs / one.name / f"seed_{seed}"
     arguments = (*(arguments or (f"--experiment={one.name}",)), f"--seed={seed}", f"--workdir={typed(workdir)}")
     steps = one.experiment.training.steps
-    return Job(name or one.name, seed, arguments, workdir, steps, seconds, tuple(needs), devices)
+    others = tuple(path for path in dict.fromkeys(needs) if path != workdir)
+    return Job(name or one.name, seed, arguments, workdir, steps, seconds, others, devices)

@@ -135,7 +135,7 @@ def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str
     return [each.name for each in one.parents if each.name not in names] if one is not experiments[0] else []
 
 
-def measured_from(resolved: Sequence[Resolved]) -> list[Resolved]:
+def root_of_removals(resolved: Sequence[Resolved]) -> list[Resolved]:
     """Returns the experiment from which the whole gain is measured of a study that leaves changes out; else nothing.
 
     Args:
@@ -176,17 +176,16 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float] = {}) -> Jo
     """
     resolved = resolve_study(study)
     first = seeds_of(resolved).start
-    experiments = [*_parents_first(resolved), *measured_from(resolved)]
+    experiments = [*_parents_first(resolved), *root_of_removals(resolved)]
     seeds_at_own_rate = _seeds_at_own_rate(study, resolved)
     searches = {search.own.name: search for search in rate_searches(study, resolved, runs)}
     trials = {name: search.trials(study.seeds) for name, search in searches.items()}
     missing = {name: missing_runs(found, study.seeds) for name, found in trials.items()}
     to_come = {name: runs_to_come(found, study.seeds) for name, found in trials.items()}
 
-    def needs(one: Resolved, number: int, parents: Sequence[Resolved] = ()) -> list[Path]:
+    def needs(number: int, parents: Sequence[Resolved] = ()) -> list[Path]:
         needed = [(study.parent, 0), *((each.name, n) for each in parents for n in (0, number))]
-        folders = dict.fromkeys(runs / name / f"seed_{first + n}" for name, n in needed)
-        return [folder for folder in folders if folder != runs / one.name / f"seed_{first + number}"]
+        return [runs / name / f"seed_{first + n}" for name, n in needed]
 
     jobs = Jobs([], [])
     for number, one in itertools.product(range(study.parent_seeds), experiments):
@@ -195,10 +194,10 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float] = {}) -> Jo
         if at_own_rate:
             # The study's parent may change another, which is no part of the study.
             parents = [each for each in one.parents[:1] if each.name in seeds_at_own_rate]
-            jobs.now.append(make_job(one, first + number, runs, expected, needs=needs(one, number, parents)))
+            jobs.now.append(make_job(one, first + number, runs, expected, needs=needs(number, parents)))
         octaves = [octave for octave, n in to_come.get(name, ()) if n == number and not (at_own_rate and octave == 0)]
         for octave in sorted(octaves, key=lambda octave: (octave != 0, octave)):
-            job = searches[name].job(octave, number, expected, needs=needs(one, number))
+            job = searches[name].job(octave, number, expected, needs=needs(number))
             (jobs.now if (octave, number) in missing[name] else jobs.later).append(job)
     return jobs
 
@@ -211,7 +210,7 @@ def _seeds_at_own_rate(study: Study, resolved: Sequence[Resolved]) -> dict[str, 
     at_own_rate = [one for one in resolved if not is_retuned(study, one)]
     names = {each.name for one in at_own_rate for each in (one, *one.parents[:1])}
     seeds = {one.name: study.seeds for one in resolved if one.name in names}
-    return seeds | {one.name: study.seeds for one in measured_from(resolved)} | {study.parent: study.parent_seeds}
+    return seeds | {one.name: study.seeds for one in root_of_removals(resolved)} | {study.parent: study.parent_seeds}
 
 
 def ended_jobs(study: Study, runs: Path) -> list[Job]:
@@ -219,7 +218,7 @@ def ended_jobs(study: Study, runs: Path) -> list[Job]:
     resolved = resolve_study(study)
     seeds, at_any_rate = seeds_of(resolved), rate_searches(study, resolved, runs)
     found = [job for search in at_any_rate for job in search.ended_jobs(seeds)]
-    for one in (*resolved, *measured_from(resolved)):
+    for one in (*resolved, *root_of_removals(resolved)):
         found += [make_job(one, seed, runs, math.nan) for seed in ended_seeds(runs / one.name) if seed in seeds]
     return found
 

@@ -104,6 +104,7 @@ def test_a_study_goes_on_in_rounds_until_each_arm_has_its_best_rate_between_two_
     runs, started = folder / "runs", []
     jobs = make_jobs(STUDY, runs, SECONDS)
     assert [job.seed for job in jobs.now] == sorted(job.seed for job in jobs.now)
+    assert all(jobs.now[0].workdir in job.needs for job in jobs.now[1:]), "nothing begins before that trains"
     assert len(jobs.now) + len(jobs.later) == 3 + 3 + 2 * (5 + 2 * 3) - 3, "three rates each, five on the first seed"
     with pytest.raises(KeyboardInterrupt):
         run_jobs(STUDY, runs, SECONDS, fake_launch(runs, started, dies_after=12))
