@@ -232,7 +232,7 @@ def test_failures_on_disk_are_reported_and_revert(folder, tmp_path):
     assert "NOT COMPARED" in line and "no run of it has ended" in line
 
 
-def test_the_table_shows_the_rule_the_noise_and_every_decision(folder):
+def test_the_table_shows_the_margin_the_noise_and_every_decision(folder):
     outcome = judge_study(ALL, folder / "runs")
     text = decision_table(outcome)
     lines = {line.split()[0]: line for line in text.splitlines() if line}
@@ -243,7 +243,7 @@ def test_the_table_shows_the_rule_the_noise_and_every_decision(folder):
         assert f"{one.worth:.2f} x" in lines[one.variant]
         if one.verdict.more_seeds:
             assert f"{one.verdict.more_seeds} more seed" in " ".join(text.split())
-    assert f"±{outcome.comparisons[0].margin:.4f}" in text and "Noise floor of root" in text
+    assert f"Margin: {outcome.comparisons[0].margin:.4f}" in text and "Noise floor of root: 0." in text
 
 
 @pytest.mark.parametrize(
