@@ -29,11 +29,11 @@ def in_another_process(what: str, function: Callable[..., T], *arguments) -> T:
             # Ctrl-C, which a terminal sends to both, is left to this process: the other inherits that it is blocked.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             try:
-                estimate = pool.submit(function, *arguments)
+                future = pool.submit(function, *arguments)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             with waiting(f"the process that {what}", after=60):
-                return estimate.result()
+                return future.result()
         except concurrent.futures.process.BrokenProcessPool as error:
             raise TrainingFailure(f"the process that {what} was killed, as when memory runs out") from error
         except Stopped:

@@ -160,7 +160,7 @@ def prepare_study(resolved: Sequence[Resolved], runs: Path) -> dict[str, dict[st
     for one in _distinct(resolved, read_by):
         experiment = one.experiment
         try:
-            if initial := find_weights(experiment.init_from, runs / one.name / "seed_0"):
+            if initial := find_weights(experiment.init_from, runs / one.name / f"seed_{one.first_seed}"):
                 check_fits(experiment, initial)
                 experiment = with_tokenizer(experiment, initial.folder)
             data = prepare_data(experiment, seed=0)

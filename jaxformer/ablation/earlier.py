@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.ablation.comparability import ALLOWABLE
+from jaxformer.ablation.jobs import experiment_of
 from jaxformer.config import UserError, require
 from jaxformer.evaluation.config import task_names
 from jaxformer.experiment.variant import Resolved
@@ -50,7 +51,7 @@ def check_earlier(
     """
     everything, differing = {job.workdir: job for job in (*jobs, *ended)}.values(), {}
     for job in everything:
-        found = differences_from_now(job.workdir, now[job.experiment])
+        found = differences_from_now(job.workdir, now[experiment_of(job)])
         if kinds := {kind: how for kind, how in found.items() if kind not in allow}:
             differing[job] = kinds
     states = {job.workdir: state_on_disk(job.workdir, job.log)[0] for job in everything}

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
+from jaxformer.ablation.jobs import AD_HOC, experiment_of
 from jaxformer.ablation.outcome import judge_study, to_json
-from jaxformer.ablation.q_values import AD_HOC, other_questions
+from jaxformer.ablation.q_values import other_questions
 from jaxformer.ablation.study import Study, estimate_seconds, make_jobs, resolve_study, seeds_of
 from jaxformer.ablation.study_runs import failures_of
 from jaxformer.ablation.verdict import Verdict, Word
@@ -83,7 +84,7 @@ class Judgement(NamedTuple):
             "flags": list(one.flags),
             "notes": list(one.notes),
             "missing": [
-                {"experiment": job.experiment, "seed": job.seed, "command": list(train_arguments(job))}
+                {"experiment": experiment_of(job), "seed": job.seed, "command": list(train_arguments(job))}
                 for job in self.missing
             ],
             "missing_device_hours": self.missing_hours,
@@ -211,7 +212,7 @@ def _missing(study: Study, runs: Path, comparison: Comparison, passed_over: Coll
     longer = dataclasses.replace(study, seeds=seeds, parent_seeds=seeds)
     jobs = make_jobs(longer, runs, estimate_seconds(arms, runs, math.nan)).now
     names = {one.name for one in arms}
-    return [job for job in jobs if job.experiment in names and job.seed not in passed_over and not _is_over(job)]
+    return [job for job in jobs if experiment_of(job) in names and job.seed not in passed_over and not _is_over(job)]
 
 
 def _number_of_seeds(first: int, pairs: int, passed_over: Collection[int]) -> int:

@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.ablation.comparison import Comparison
+from jaxformer.ablation.jobs import AD_HOC
 from jaxformer.ablation.verdict import Rule, kept_by_chance
 from jaxformer.experiment.variant import WITHOUT
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.run.identity import CONFIG
 from jaxformer.statistics.significance import benjamini_hochberg, interim_level
-
-# In the name of a run whose fields were set on the command line.
-AD_HOC = "~"
 
 
 def p_value_of_improvement(p_value_below: float, seeds: int) -> float:

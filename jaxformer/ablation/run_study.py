@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop, spread_of_differences
 from jaxformer.ablation.finished_runs import has_diverged
+from jaxformer.ablation.jobs import experiment_of
 from jaxformer.ablation.study import Jobs, Study, is_retuned, make_jobs, resolve_study
 from jaxformer.config import UserError
 from jaxformer.experiment.variant import Lineage
@@ -134,7 +135,7 @@ def _not_begun(job: Job) -> Status:
 
 def _is_diverged_trial(status: Status) -> bool:
     """Returns whether a run diverged at a learning rate that was only tried: such runs are named after their rate."""
-    is_tried = status.job.name != status.job.experiment
+    is_tried = status.job.name != experiment_of(status.job)
     return is_tried and status.state is State.FAILED and has_diverged(status.job.workdir)
 
 

@@ -174,17 +174,9 @@ class RateSearch(NamedTuple):
     def job(self, octave: float, seed: int, seconds: float = math.nan, *, needs: Sequence[Path] = ()) -> Job:
         """Returns the run of a trial: `seconds` and `needs` as of `make_job`."""
         one = at_octave(self.own, octave)
-        rate = one.experiment.optimizer.learning_rate
-        arguments = self.arguments or (f"--experiment={self.own.name}",)
-        return make_job(
-            one,
-            self.first_seed + seed,
-            self.runs,
-            seconds,
-            name=f"{self.own.name} at {rate:.3g}",
-            needs=needs,
-            arguments=(*arguments, *([f"--{RATE}={rate!r}"] if octave else [])),
-        )
+        name = f"{self.own.name} at {one.experiment.optimizer.learning_rate:.3g}"
+        options = {"name": name, "needs": needs, "arguments": self.arguments}
+        return make_job(one, self.first_seed + seed, self.runs, seconds, **options)
 
     def read(self, seeds: float = math.inf) -> tuple[dict[tuple[float, int], FinishedRun | None], list[str]]:
         """Returns the trials of the first seeds that are over, None for one that diverged, and what is unreadable."""

@@ -56,11 +56,6 @@ class Job:
         return f"{self.name} seed {self.seed}"
 
     @property
-    def experiment(self) -> str:
-        """The experiment after which its folder is named, without the mark of fields that the command line sets."""
-        return self.workdir.parent.name.partition("~")[0]
-
-    @property
     def log(self) -> Path:
         """The file beside the run folder to which all that the job's processes print is appended."""
         return self.workdir.with_name(self.workdir.name + ".log")
