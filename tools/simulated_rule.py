@@ -17,8 +17,8 @@ from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.cost import Cost
 from jaxformer.ablation.envelope import reading_variance, weights_at_best
 from jaxformer.ablation.noise_floor import NoiseFloor
-from jaxformer.ablation.outcome import with_q_values
-from jaxformer.ablation.tuning import Tuning, fit, wanted
+from jaxformer.ablation.q_values import with_q_values
+from jaxformer.ablation.tuning import Tuning, fit, missing_runs
 from jaxformer.ablation.verdict import Measured, Rule, Verdict, Word, decide
 from jaxformer.statistics.paired_difference import crossed_difference, paired_difference
 from jaxformer.statistics.prediction import predict
@@ -363,7 +363,7 @@ class Learner:
 
     def tune(self, seeds: int) -> Tuning:
         """Returns its tuning on the first seeds."""
-        while missing := wanted(self.trials, seeds):
+        while missing := missing_runs(self.trials, seeds):
             for octave, seed in missing:
                 self.run(octave, seed)
         return fit("simulated", 1.0, self.trials, seeds)

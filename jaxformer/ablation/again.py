@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxformer.ablation.checks import EarlierRuns, own_results
+from jaxformer.ablation.earlier import EarlierRuns, own_results
 from jaxformer.config import TrainingFailure, require
 from jaxformer.host.console import print_line, progress_bar
 from jaxformer.host.files import read_json_or_empty
@@ -18,14 +18,14 @@ _EVALUATE = (sys.executable, "-m", "jaxformer", "evaluate")
 
 
 def describe_again(earlier: EarlierRuns) -> str:
-    """Returns a line on the earlier runs that a study will make again; '' where there are none."""
+    """Returns a line on the earlier runs that are made again; '' where there are none."""
     trained, evaluated = map(len, earlier)
-    parts = [f"{trained} to be trained anew"] * bool(trained) + [f"{evaluated} to be evaluated again"] * bool(evaluated)
+    parts = [f"{trained} to be kept aside"] * bool(trained) + [f"{evaluated} to be evaluated again"] * bool(evaluated)
     return f"earlier runs that other code made: {' and '.join(parts)}" if parts else ""
 
 
 def make_again(earlier: EarlierRuns, *, on_a_cluster: bool = False) -> None:
-    """Moves aside what is to be trained anew, and evaluates again here what is to be evaluated again.
+    """Moves aside what was trained otherwise, and evaluates again here what was evaluated otherwise.
 
     Raises:
         UserError: the runs are on a cluster, whose nodes evaluate.
@@ -51,7 +51,7 @@ def move_aside(workdirs: Sequence[Path]) -> None:
         for path in (workdir.with_name(f"{workdir.name}{suffix}") for suffix in (".log", ".job")):
             if path.exists():
                 path.rename(folder / path.name)
-        print_line(f"{workdir}: kept in {folder / workdir.name}, and trained anew")
+        print_line(f"{workdir}: kept in {folder / workdir.name}")
 
 
 def _free(folder: Path, name: str) -> Path:

@@ -1,39 +1,138 @@
 """What can be known before the first step of a study, checked before it: its files, its data and its earlier runs."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.comparability import ALLOWABLE
+from jaxformer.ablation.another_process import in_another_process
+from jaxformer.ablation.earlier import EarlierRuns, check_earlier, describe_now
+from jaxformer.ablation.study import (
+    Study,
+    ended_jobs,
+    estimate_seconds,
+    make_jobs,
+    mean_seconds,
+    resolve_study,
+    root_of_removals,
+    seeds_of,
+)
+from jaxformer.ablation.tuning import make_search, runs_to_come
 from jaxformer.config import UserError, require
 from jaxformer.data.corpus import check_sources
-from jaxformer.evaluation.config import task_names
+from jaxformer.devices.device import choose_device
+from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.evaluation.validation import ValidationSet
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.variant import Resolved
-from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.launch import Job
-from jaxformer.jobs.queue import OVER, State, state_on_disk
-from jaxformer.run.earlier_runs import differences_from_now, made_with
-from jaxformer.run.folder import evaluations_folder
-from jaxformer.run.identity import CONFIG, evaluated_with
+from jaxformer.plan.estimate import estimate_run_seconds
+from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.init_from import check_fits, find_weights, with_tokenizer
 from jaxformer.run.inputs import digests, prepare_data
 
-# Run folders that are named in one line.
-_NAMED = 3
+# What the process does that looks at the device.
+_ESTIMATES = "estimates what the runs will take"
 
 
-class EarlierRuns(NamedTuple):
-    """Run folders of a study that were made with something else than a run that would start now."""
+class Checked(NamedTuple):
+    """What can be run."""
 
-    trained_otherwise: list[Path]
-    """Trained with other code, data, versions, options or on another device."""
-    evaluated_otherwise: list[Path]
-    """Finished, and evaluated by other code than would evaluate now."""
+    seconds: dict[str, float]
+    """Seconds that a run of each experiment will take, estimated."""
+    earlier: EarlierRuns
+
+
+def check_study(
+    study: Study,
+    runs: Path,
+    *,
+    allow: Collection[str] = (),
+    retrain: bool = False,
+    prepare: bool = True,
+    jobs: Sequence[Job] | None = None,
+) -> Checked:
+    """Returns what the runs of a study will take, once all that can be known before the first step is checked.
+
+    Args:
+        runs: folder of all run folders.
+        allow: kinds of differences from earlier runs that do not count.
+        retrain: earlier runs that were made otherwise will be moved aside.
+        prepare: prepares the data, which are checked then too.
+        jobs: the runs of its experiments that are to be made; those of the study if they are not given.
+
+    Raises:
+        UserError: an experiment has moved since runs of it were trained, its files or data are missing or cannot be
+            compared on, or runs to come could not be compared with earlier ones.
+    """
+    return in_another_process(_ESTIMATES, _check_study, study, runs, tuple(allow), retrain, prepare, jobs)
+
+
+def check_tuning(
+    experiment: str, parent: str, runs: Path, seeds: int, *, allow: Collection[str] = (), retrain: bool = False
+) -> Checked:
+    """Returns what the runs will take by which an experiment is tuned, checked as those of a study are.
+
+    Args:
+        experiment, parent: as of `make_search`.
+        seeds: of each of the best rates.
+        runs, allow, retrain: as of `check_study`.
+
+    Raises:
+        UserError: as of `check_study`.
+    """
+    return in_another_process(_ESTIMATES, _check_tuning, experiment, parent, runs, seeds, tuple(allow), retrain)
+
+
+@fixed_options()
+def _check_study(
+    study: Study, runs: Path, allow: tuple[str, ...], retrain: bool, prepare: bool, jobs: Sequence[Job] | None
+) -> Checked:
+    resolved, ended = resolve_study(study), []
+    if jobs is None:
+        now, later = make_jobs(study, runs)
+        jobs, ended = [*now, *later], ended_jobs(study, runs)
+    experiments = [*resolved, *root_of_removals(resolved)]
+    return _check(experiments, runs, jobs, ended, allow=allow, retrain=retrain, prepare=prepare)
+
+
+@fixed_options()
+def _check_tuning(
+    name_or_path: str, parent: str, runs: Path, seeds: int, allow: tuple[str, ...], retrain: bool
+) -> Checked:
+    search = make_search(name_or_path, parent, runs)
+    jobs = [search.job(octave, seed) for octave, seed in runs_to_come(search.trials(seeds), seeds)]
+    ended = search.ended_jobs(seeds_of([search.own]))
+    return _check([search.own], runs, jobs, ended, allow=allow, retrain=retrain, prepare=True)
+
+
+def _check(
+    experiments: Sequence[Resolved],
+    runs: Path,
+    jobs: Sequence[Job],
+    ended: Sequence[Job],
+    *,
+    allow: Collection[str],
+    retrain: bool,
+    prepare: bool,
+) -> Checked:
+    """Args: experiments: the first is that by whose speed others are estimated; jobs and ended: of `check_earlier`."""
+    parent = experiments[0]
+    device = choose_device(parent.experiment.training.device)  # Before anything looks for devices.
+    for one in experiments:
+        check_earlier_runs(runs, one)
+    check_files(experiments)
+    now = describe_now(experiments, device.device_kind)
+    earlier = check_earlier(jobs, now, ended=ended, allow=allow, retrain=retrain)
+    if prepare:
+        for name, digests in prepare_study(experiments, runs).items():
+            now[name]["digests"] = digests
+        earlier = check_earlier(jobs, now, ended=ended, allow=allow, retrain=retrain)
+    is_known = mean_seconds(runs / parent.name) is not None
+    seconds = estimate_seconds(experiments, runs, None if is_known else estimate_run_seconds(parent.experiment))
+    return Checked(seconds, earlier)
 
 
 def check_files(resolved: Sequence[Resolved]) -> None:
@@ -61,7 +160,7 @@ def prepare_study(resolved: Sequence[Resolved], runs: Path) -> dict[str, dict[st
     for one in _distinct(resolved, read_by):
         experiment = one.experiment
         try:
-            if initial := find_weights(experiment.init_from, runs / one.name / "seed_0"):
+            if initial := find_weights(experiment.init_from, runs / one.name / f"seed_{one.first_seed}"):
                 check_fits(experiment, initial)
                 experiment = with_tokenizer(experiment, initial.folder)
             data = prepare_data(experiment, seed=0)
@@ -90,90 +189,3 @@ def _check_validation(validation: ValidationSet) -> None:
         "documents vary, so that nothing could be compared; raise evaluation.validation_bytes or "
         "corpus.validation_share, or give it more files",
     )
-
-
-def check_earlier(
-    jobs: Sequence[Job], now: Mapping[str, Mapping[str, Any]], *, allow: Collection[str] = (), retrain: bool = False
-) -> EarlierRuns:
-    """Returns which runs of a study were made otherwise than those that would start now.
-
-    Args:
-        jobs: the runs of the study.
-        now: by name of the experiment, as `differences_from_now` takes it.
-        allow: kinds of differences that do not count.
-        retrain: what was trained otherwise will be moved aside.
-
-    Raises:
-        UserError: runs that are to start could not be compared with earlier ones, and those are not to be moved aside.
-    """
-    differing = {}
-    for job in jobs:
-        found = differences_from_now(job.workdir, now[job.experiment])
-        if kinds := {kind: how for kind, how in found.items() if kind not in allow}:
-            differing[job] = kinds
-    states = {job: state_on_disk(job.workdir, job.log)[0] for job in jobs}
-    is_any_to_start = any(state not in OVER | {State.ELSEWHERE} for state in states.values())
-    if retrain:
-        running = [str(job) for job in differing if states[job] is State.ELSEWHERE]
-        require(not running, f"{', '.join(running)}: it runs, and cannot be moved aside; stop it first")
-    elif differing and is_any_to_start:
-        raise UserError(_refusal(differing))
-    moved = [job.workdir for job in differing] if retrain else []
-    finished = [job.workdir for job in jobs if states[job] is State.FINISHED and job.workdir not in moved]
-    return EarlierRuns(moved, _evaluated_otherwise(finished, allow, always=is_any_to_start or bool(moved)))
-
-
-def _refusal(differing: Mapping[Job, Mapping[str, str]]) -> str:
-    kinds = {kind: how for found in differing.values() for kind, how in found.items()}
-    what = ", ".join(f"other {kind} ({how})" for kind, how in kinds.items())
-    names = [str(job) for job in differing]
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    is_allowable = all(kind in ALLOWABLE for kind in kinds)
-    as_they_are = f"; --allow={','.join(kinds)} compares them as they are" if is_allowable else ""
-    return (
-        f"{', '.join(names[:_NAMED])}{more}: trained with {what}, so that runs that start now would not be compared "
-        f"with them; put that back, or --retrain keeps them aside and trains them anew{as_they_are}"
-    )
-
-
-def _evaluated_otherwise(finished: Sequence[Path], allow: Collection[str], *, always: bool) -> list[Path]:
-    """Returns the finished runs that were evaluated by something else than would evaluate now, if they must agree.
-
-    Args:
-        always: they must agree with runs to come; otherwise with each other.
-    """
-    now = {name: value for name, value in evaluated_with().items() if name not in allow}
-    evaluations = {workdir: _evaluations(workdir, now.keys()) for workdir in finished}
-    must_agree = always or any(each != found for found in evaluations.values() for each in evaluations.values())
-    return [workdir for workdir, found in evaluations.items() if must_agree and any(each != now for each in found)]
-
-
-def own_results(record: Mapping) -> list[str]:
-    """Returns the names of the results that a run makes at its end, and `jaxformer evaluate` again.
-
-    Args:
-        record: the run's `config.json`.
-    """
-    config = record.get("config", {}).get("evaluation", {})
-    return ["validation", *(task_names(config.get("tasks", "")) if config.get("task_data") else [])]
-
-
-def _evaluations(workdir: Path, kinds: Collection[str]) -> list[dict]:
-    """Returns what the evaluations of a finished run, of its own tasks too, were made with; {} of one that is gone.
-
-    Args:
-        workdir: of the run.
-        kinds: of what it may be made with, those that count.
-    """
-    record, summary = (read_json_or_empty(workdir / name) for name in (CONFIG, "summary.json"))
-    folder = evaluations_folder(workdir, summary.get("steps", 0))
-    found = [read_json_or_empty(folder / f"{name}.json") for name in own_results(record)]
-    distinct = []
-    for each in ({name: each.get(name, {}) for name in kinds} if each else {} for each in found):
-        distinct += [each] if each not in distinct else []
-    return distinct
-
-
-def describe_now(resolved: Sequence[Resolved], device_kind: str) -> dict[str, dict[str, Any]]:
-    """Returns, by name, what a run of each experiment that starts now is made with, without its data."""
-    return {one.name: made_with(device_kind) | {"own_code": dict(one.lineage.own_code)} for one in resolved}

@@ -35,18 +35,27 @@ def parse_allowed(text: str) -> tuple[str, ...]:
 
 
 def check_comparable(
-    parents: Sequence[FinishedRun], variants: Sequence[FinishedRun], *, allow: Collection[str] = ()
+    parents: Sequence[FinishedRun],
+    variants: Sequence[FinishedRun],
+    *,
+    allow: Collection[str] = (),
+    declared: Mapping[str, Sequence] | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns (flags, notes) on the runs of two arms: why they are not compared, and what to keep in mind.
 
     A flag begins with its kind: change, code, data, batches, tokenizer, evaluation, versions,
     device or environment.
+
+    Args:
+        allow: kinds of flags that are notes instead.
+        declared: (before, after) of the fields that differ, by path; those of the variant's lineage by default.
     """
     flags, notes = [*_check_arm(parents), *_check_arm(variants)], []
     by_seed = {run.seed: run for run in parents}
     pairs = [(by_seed[run.seed], run) for run in variants if run.seed in by_seed]
-    lineage = variants[0].record["lineage"]
-    declared = {**lineage["change"], **lineage["consequences"]}
+    if declared is None:
+        lineage = variants[0].record["lineage"]
+        declared = {**lineage["change"], **lineage["consequences"]}
     are_trained = {bool(run.record["identity"].get("init_from")) for run in (*parents, *variants)}
     if len(are_trained) > 1:
         flags.append("change: some start from trained weights and others from scratch")

@@ -28,6 +28,7 @@ from jaxformer.ablation.finished_runs import (
     stack,
     stack_sources,
 )
+from jaxformer.ablation.jobs import make_job
 from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.outcome import NOISE, remember_noise
 from jaxformer.ablation.promotion import evidence_of
@@ -42,7 +43,6 @@ from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.variant import Resolved, ancestors, promoted_variant, with_overrides
 from jaxformer.host.console import progress_bar
-from jaxformer.host.paths import typed
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import Queue
@@ -103,12 +103,8 @@ def make_jobs(confirmation: Confirmation, runs: Path, seconds: Mapping[str, floa
     """Returns the runs of both arms, seed by seed. Args: seconds: of a run of each experiment, estimated."""
     arms, jobs = ((confirmation.promoted, confirmation.promoted), (confirmation.own_parent, confirmation.parent)), []
     for seed, (own, one) in itertools.product(confirmation.seeds, arms):
-        workdir, experiment = runs / one.name / f"seed_{seed}", one.experiment
-        arguments = [f"--experiment={own.name}", f"--seed={seed}", f"--workdir={typed(workdir)}"]
-        arguments += [f"--{path}={after!r}" for path, (_, after) in one.lineage.overrides.items()]
-        steps, devices = experiment.training.steps, experiment.mesh.devices
-        name = own.name if one is own else f"{own.name} at {experiment.optimizer.learning_rate:.3g}"
-        jobs.append(Job(name, seed, tuple(arguments), workdir, steps, seconds[own.name], devices=devices))
+        name = own.name if one is own else f"{own.name} at {one.experiment.optimizer.learning_rate:.3g}"
+        jobs.append(make_job(one, seed, runs, seconds[own.name], name=name))
     return jobs
 
 

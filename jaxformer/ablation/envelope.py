@@ -1,9 +1,9 @@
 """A variant and its parent, each at its best learning rate: what both can do, beside what one rate does to them.
 
-Each arm is trained as `tuning.wanted` has it, so that three rates half an octave apart surround its best one on all
-seeds. The parabola through their means is lowest at some rate, and there each seed's run is interpolated, document by
-document, by the same weights for all. These runs are compared like any others. The seeds' scatter is then that of all
-three rates, and that of the place counts for nothing to first order (the envelope theorem).
+Each arm is trained as `tuning.missing_runs` has it, so that three rates half an octave apart surround its best one on
+all seeds. The parabola through their means is lowest at some rate, and there each seed's run is interpolated, document
+by document, by the same weights for all. These runs are compared like any others. The seeds' scatter is then that of
+all three rates, and that of the place counts for nothing to first order (the envelope theorem).
 
 Two errors are left. Curves are no parabolas: `reading_variance` counts by how much the lowest value is read wrong, so
 that of equals whose best rates differ, on a curve that is steep above them, 1.8 % are kept and 1.5 % reverted, which
@@ -28,7 +28,7 @@ from jaxformer.ablation.comparison import BestRate, Comparison, compare_runs
 from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.study import Study, is_retuned
-from jaxformer.ablation.tuning import TUNING, Tuning, bits_of, fit, foreseen, wanted
+from jaxformer.ablation.tuning import TUNING, Tuning, bits_of, fit, missing_runs, runs_to_come
 from jaxformer.ablation.verdict import Rule, Verdict, Word
 from jaxformer.config import UserError
 from jaxformer.experiment.best_rate import RATE
@@ -42,7 +42,7 @@ from jaxformer.statistics.significance import INTERIM_SEEDS
 # the laptop study's parent at four rates, and 0.013 on a curve three times as steep above its best as below.
 _MISREAD = 0.015
 
-# (octave, seed) -> the run, None where it diverged: as of `Ladder.read`.
+# (octave, seed) -> the run, None where it diverged: as of `RateSearch.read`.
 Trained = Mapping[tuple[float, int], FinishedRun | None]
 
 
@@ -96,7 +96,7 @@ def _interpolated(runs: Sequence[FinishedRun], weights_P: np.ndarray) -> Finishe
 
 
 def make_arm(one: Resolved, trained: Trained, seeds: int) -> Arm:
-    """Returns an experiment at its best rates on the first seeds, of which nothing may be missing (`tuning.wanted`).
+    """Returns an experiment at its best rates on the first seeds, on which no run may be missing (`missing_runs`).
 
     Raises:
         UserError: as of `tuning.fit`.
@@ -121,7 +121,7 @@ def shared_seeds(arms: Collection[Trained]) -> int:
     """Returns on how many seeds all arms have their best rate between two others: of an interim analysis, if any."""
     most = max((seed + 1 for trained in arms for _, seed in trained), default=0)
     bits = [bits_of(trained) for trained in arms]
-    complete = [seeds for seeds in range(1, most + 1) if not any(wanted(trials, seeds) for trials in bits)]
+    complete = [seeds for seeds in range(1, most + 1) if not any(missing_runs(trials, seeds) for trials in bits)]
     return max([seeds for seeds in complete if seeds in INTERIM_SEEDS] or complete, default=0)
 
 
@@ -140,7 +140,7 @@ def compare_retuned(
             continue
         pair = [(each, trained[each.name]) for each in (one.parents[0], one)]
         if not (seeds := shared_seeds([theirs for _, theirs in pair])):
-            to_train[one.name] = sum(len(foreseen(bits_of(theirs), study.seeds)) for _, theirs in pair)
+            to_train[one.name] = sum(len(runs_to_come(bits_of(theirs), study.seeds)) for _, theirs in pair)
             continue
         try:
             parent, variant = (make_arm(each, theirs, seeds) for each, theirs in pair)

@@ -13,7 +13,7 @@ from jaxformer.config import UserError, from_dict, require
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.files import require_json
 from jaxformer.host.paths import shell_word
-from jaxformer.jobs.queue import State, state_on_disk
+from jaxformer.jobs.queue import OVER, State, state_on_disk
 from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.identity import CONFIG
 from jaxformer.run.metrics import BATCH, read_metrics
@@ -157,6 +157,12 @@ def seed_of(workdir: Path) -> int:
 def has_diverged(workdir: Path) -> bool:
     """Returns whether a run that is not finished ended because its loss or gradient was not finite."""
     return any((workdir / "faults").glob("*.npz")) and state_on_disk(workdir)[0] is State.WAITING
+
+
+def ended_seeds(folder: Path) -> list[int]:
+    """Returns the seeds of an experiment, given by the folder of its runs, that have a result or are known to fail."""
+    found = [path for path in folder.glob("seed_*") if _SEED.fullmatch(path.name)]
+    return sorted(seed_of(path) for path in found if state_on_disk(path)[0] in OVER or has_diverged(path))
 
 
 def _is_finished(workdir: Path) -> bool:

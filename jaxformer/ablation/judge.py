@@ -4,7 +4,6 @@ A program that tries changes until one looks better finds a lucky one. So nothin
 seeds, nor when there are enough of them, nor the rule; and whatever else was asked of the same parent counts.
 """
 
-import collections
 import dataclasses
 import itertools
 import math
@@ -14,18 +13,19 @@ from typing import NamedTuple
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
-from jaxformer.ablation.outcome import failures_of, judge_study, p_value_of_improvement
-from jaxformer.ablation.records import read_records, to_json
-from jaxformer.ablation.study import Study, make_jobs, resolve_study
+from jaxformer.ablation.jobs import AD_HOC, experiment_of
+from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.q_values import other_questions
+from jaxformer.ablation.records import to_json
+from jaxformer.ablation.study import Study, estimate_seconds, make_jobs, resolve_study, seeds_of
+from jaxformer.ablation.study_runs import failures_of
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.variant import Resolved
-from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.paths import on_this_machine
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import OVER, state_on_disk
-from jaxformer.run.identity import CONFIG
 from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level
 
 # Exit status of the command by verdict; 1 and 2 are a failure and bad input, as of every command.
@@ -37,9 +37,6 @@ STATUS = {
     Word.UNDECIDED: 5,
     Word.NOT_COMPARED: 6,
 }
-
-# In the name of a run whose fields were set on the command line.
-_AD_HOC = "~"
 
 
 class Judgement(NamedTuple):
@@ -55,6 +52,11 @@ class Judgement(NamedTuple):
     def status(self) -> int:
         """The exit status of the command."""
         return STATUS[self.comparison.verdict.word]
+
+    @property
+    def missing_hours(self) -> float:
+        """Device hours of the missing runs, by how long others took; NaN where none is finished to tell."""
+        return sum(job.estimated_seconds * job.devices for job in self.missing) / 3600
 
     def record(self) -> dict:
         """Returns it as plain values for JSON; what is not known is None or empty."""
@@ -83,10 +85,10 @@ class Judgement(NamedTuple):
             "flags": list(one.flags),
             "notes": list(one.notes),
             "missing": [
-                {"experiment": job.experiment, "seed": job.seed, "command": list(train_arguments(job))}
+                {"experiment": experiment_of(job), "seed": job.seed, "command": list(train_arguments(job))}
                 for job in self.missing
             ],
-            "missing_device_hours": one.verdict.more_hours if self.missing else 0.0,
+            "missing_device_hours": self.missing_hours,
         }
         return {name: to_json(value) for name, value in values.items()}
 
@@ -125,8 +127,7 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
     """Returns the verdict on a variant of a parent from their finished runs, and records it as a study does.
 
     Pairs of seeds count from the parent's first on, up to the first that is missing; one on which a run failed is
-    passed over. The q-value is over all variants of the parent that have a finished run, and one that was never judged
-    counts as if it had a p-value of 1.
+    passed over.
 
     Args:
         runs: the folder of all run folders.
@@ -137,7 +138,7 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
             parent.
     """
     for name in (parent, variant):
-        if _AD_HOC in name:
+        if AD_HOC in name:
             reason = (
                 f"{name} is ad hoc, with fields set on the command line, and no evidence: write the change as a file"
             )
@@ -150,20 +151,18 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
     failures = failures_of(variants.folders)
     # A rate at which what is retuned diverges is an answer about that rate.
     passed_over = set() if one.is_retuned else {*failures, *failures_of(parents.folders)}
-    counted, note = _in_order(parents.finished, variants.finished, base.first_seed, passed_over)
-    others = _other_questions(runs, base.name, one.name)
+    counted, note = _in_order(parents.finished, variants.finished, seeds_of((base, one)).start, passed_over)
+    others = other_questions(runs, base.name, {one.name}, leaves_out=bool(one.without))
     if parents.finished and (counted or failures):
         read = {base.name: parents, one.name: variants._replace(finished=counted)}
-        (found,) = judge_study(
-            study, runs, allow=allow, reader=lambda _, name: read[name], others=tuple(others.values())
-        ).comparisons
+        (found,) = judge_study(study, runs, allow=allow, reader=lambda _, name: read[name]).comparisons
         comparison = found._replace(notes=(*found.notes, *note))
     else:
         unread = (f"not read: {line}" for line in (*parents.unreadable, *variants.unreadable))
         reason = "; ".join([f"{base.name} and {one.name} have no finished run of a seed that counts", *note, *unread])
         verdict = Verdict(Word.NOT_COMPARED, reason)
         comparison = Comparison(base.name, one.name, verdict, math.nan, {}, one.experiment.question)
-    missing = _missing(study, runs, comparison, base.first_seed, passed_over)
+    missing = _missing(study, runs, comparison, passed_over)
     return Judgement(comparison, (one.name, *others), tuple(missing))
 
 
@@ -199,45 +198,29 @@ def _in_order(
     return counted, [f"not counted: seed{'s' * (len(left) > 1)} {numbers} of the variant, since {why}"] if left else []
 
 
-def _other_questions(runs: Path, parent: str, variant: str) -> dict[str, float]:
-    """Returns the other variants of a parent that have a finished run, with the p-value of an improvement of each."""
-    questions = {}
-    for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
-        summary = next(iter(sorted(folder.glob("seed_*/summary.json"))), None)
-        if summary is None or folder.name == variant or _AD_HOC in folder.name:
-            continue
-        lineage = read_json_or_empty(summary.with_name(CONFIG)).get("lineage")
-        lineage = lineage if isinstance(lineage, dict) else {}
-        # A promoted variant was a question under its first name.
-        if list(lineage.get("parents") or ())[:1] == [parent] and not lineage.get("evidence"):
-            questions[folder.name] = _recorded_p_value(folder, parent)
-    return questions
-
-
-def _recorded_p_value(folder: Path, parent: str) -> float:
-    """Returns the p-value of the comparison with a parent, of those in a folder, that has the most seeds; else 1."""
-    ours = [one for one in read_records(folder) if one.parent == parent and one.difference]
-    last = ours[-1].difference if ours else None
-    return p_value_of_improvement(last.p_value_below, len(ours[-1].seeds)) if last and last.seeds_counted else 1.0
-
-
-def _missing(study: Study, runs: Path, comparison: Comparison, first: int, passed_over: Collection[int]) -> list[Job]:
+def _missing(study: Study, runs: Path, comparison: Comparison, passed_over: Collection[int]) -> list[Job]:
     """Returns the runs that the next interim analysis takes, and are not finished, where further seeds are of use."""
-    verdict = comparison.verdict
-    if resolve_study(study)[1].is_retuned and not comparison.best_rates:
-        return [job for job in make_jobs(study, runs, collections.defaultdict(float)).now if not _is_over(job)]
-    if verdict.word is Word.UNDECIDED and verdict.more_seeds:
-        pairs = len(comparison.seeds) + verdict.more_seeds
+    verdict, arms = comparison.verdict, resolve_study(study)
+    first = seeds_of(arms).start
+    if arms[1].is_retuned and not comparison.best_rates:
+        seeds = study.seeds
+    elif verdict.word is Word.UNDECIDED and verdict.more_seeds:
+        seeds = _number_of_seeds(first, len(comparison.seeds) + verdict.more_seeds, passed_over)
     elif verdict.word is Word.NOT_COMPARED and not comparison.flags:
-        pairs = INTERIM_SEEDS[0]
+        seeds = _number_of_seeds(first, INTERIM_SEEDS[0], passed_over)
     else:
         return []
+    longer = dataclasses.replace(study, seeds=seeds, parent_seeds=seeds)
+    jobs = make_jobs(longer, runs, estimate_seconds(arms, runs, math.nan)).now
+    names = {one.name for one in arms}
+    return [job for job in jobs if experiment_of(job) in names and job.seed not in passed_over and not _is_over(job)]
+
+
+def _number_of_seeds(first: int, pairs: int, passed_over: Collection[int]) -> int:
+    """Returns the seeds from the first on that so many pairs take."""
     counting = (seed for seed in itertools.count(first) if seed not in passed_over)
     *_, last = itertools.islice(counting, pairs)
-    seeds = last - first + 1
-    longer = dataclasses.replace(study, seeds=seeds, parent_seeds=seeds)
-    jobs = make_jobs(longer, runs, collections.defaultdict(float)).now
-    return [job for job in jobs if job.seed not in passed_over and not _is_over(job)]
+    return last - first + 1
 
 
 def _is_over(job: Job) -> bool:

@@ -1,19 +1,20 @@
 """What the gain of a promoted experiment is made of: each change that it keeps, left out of it on its own seeds."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxformer.ablation.comparability import check_comparable
 from jaxformer.ablation.comparison import Comparison, contrast
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
 from jaxformer.ablation.records import find_evidence, read_records
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, require
+from jaxformer.experiment.experiment import science
 from jaxformer.experiment.variant import OF, WITHOUT, Kept, Resolved, kept_changes, resolve
 from jaxformer.host.console import print_notice
-from jaxformer.host.paths import typed
-from jaxformer.jobs.launch import Job
 from jaxformer.statistics.paired_difference import Difference
 
 STAYS, DROP = "STAYS", "DROP"
@@ -69,27 +70,12 @@ def leave_one_out(name: str, seeds: int, parent_seeds: int) -> Study:
     return Study(parent=name, variants=tuple(variants), seeds=seeds, parent_seeds=parent_seeds)
 
 
-def root_jobs(jobs: Sequence[Job], study: Study, runs: Path) -> list[Job]:
-    """Returns the runs of the root on the seeds of a study that leaves out, from which the total gain is known.
-
-    Args:
-        jobs: of the study.
-    """
-    root, _ = kept_changes(resolve(study.parent))
-    found = []
-    for job in (job for job in jobs if job.name == study.variants[0]):
-        workdir = runs / root.name / f"seed_{job.seed}"
-        arguments = (f"--experiment={root.name}", f"--seed={job.seed}", f"--workdir={typed(workdir)}")
-        steps, devices = root.experiment.training.steps, root.experiment.mesh.devices
-        found.append(Job(root.name, job.seed, arguments, workdir, steps, job.estimated_seconds, job.needs, devices))
-    return found
-
-
 def composition(
     experiments: Sequence[Resolved],
     comparisons: Sequence[Comparison],
     finished: Mapping[str, Sequence[FinishedRun]],
     runs: Path,
+    allow: Collection[str] = (),
 ) -> Composition | None:
     """Returns what the gain of a study's parent is made of; None where the study leaves nothing out.
 
@@ -98,6 +84,7 @@ def composition(
         comparisons: of the latter with the former.
         finished: runs, by name.
         runs: the folder of all run folders.
+        allow: as of `check_comparable`.
     """
     whole, *others = experiments
     without = {one.without: one.name for one in others}
@@ -107,7 +94,7 @@ def composition(
     compared = {one.variant: one for one in comparisons}
     parts = tuple(_part(each, compared.get(without.get(each.name, "")), runs) for each in kept)
     arms = [finished[whole.name], read_runs(runs, root.name).finished]
-    total, why_not = _total(arms, whole, root)
+    total, why_not = _total(arms, whole, root, allow)
     overlap = None
     if total and all(part.now for part in parts):
         # (whole - root) - sum over parts of (whole - without it)
@@ -116,17 +103,24 @@ def composition(
     return Composition(whole.name, root.name, parts, total, overlap, why_not)
 
 
-def _total(arms: Sequence[Sequence[FinishedRun]], whole: Resolved, root: Resolved) -> tuple[Difference | None, str]:
+def _total(
+    arms: Sequence[Sequence[FinishedRun]], whole: Resolved, root: Resolved, allow: Collection[str]
+) -> tuple[Difference | None, str]:
     """Returns an experiment minus its root, from the runs of both; and why it is not known."""
     seeds = set.intersection(*({run.seed for run in arm} for arm in arms))
-    starts = [start for arm in arms for run in arm if run.seed in seeds for start in run.record["starts"]]
-    if len({(start["code"], str(start["versions"]), start["device"]) for start in starts}) > 1:
-        return None, f"runs of {whole.name} and {root.name} were made with other code, versions or devices"
+    wholes, roots = ([run for run in arm if run.seed in seeds] for arm in arms)
+    names = f"{whole.name} and {root.name}"
+    if seeds:
+        ours, theirs = (json.loads(json.dumps(science(one.experiment))) for one in (whole, root))
+        changed = {path: (theirs.get(path), ours.get(path)) for path in {*ours, *theirs}}
+        changed = {path: pair for path, pair in changed.items() if pair[0] != pair[1]}
+        if flags := check_comparable(roots, wholes, allow=allow, declared=changed)[0]:
+            return None, f"{names} are not compared: {'; '.join(flags)}"
+    total = contrast([wholes, roots], [1, -1])
     why_not = (
-        f"it takes two seeds that {whole.name} and {root.name} both have, on the same validation documents; "
+        f"it takes two seeds that {names} both have, on the same validation documents; "
         f"`jaxformer ablate --leave_one_out={whole.name}` trains them"
     )
-    total = contrast(arms, [1, -1])
     return total, "" if total else why_not
 
 

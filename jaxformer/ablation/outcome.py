@@ -1,17 +1,16 @@
 """What came out of a study: its runs read, compared, judged and recorded."""
 
+import collections
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from jaxformer.ablation.clock import read_clock
 from jaxformer.ablation.comparison import Comparison, compare_runs, interaction
-from jaxformer.ablation.envelope import Trained, compare_retuned, flag_untuned, make_arm, shared_seeds
-from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, read_runs, seed_of
+from jaxformer.ablation.envelope import compare_retuned, flag_untuned, make_arm, shared_seeds
+from jaxformer.ablation.finished_runs import FinishedRun, read_runs
 from jaxformer.ablation.leave_one_out import Composition, composition
 from jaxformer.ablation.ledger import (
     Line,
@@ -23,22 +22,18 @@ from jaxformer.ablation.ledger import (
     verdict_line,
 )
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
+from jaxformer.ablation.q_values import other_questions, with_q_values
 from jaxformer.ablation.records import study_digest, write_or_notice, write_record
-from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study, is_retuned, ladders, resolve_what_can_be
-from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
-from jaxformer.config import UserError, require
+from jaxformer.ablation.study import Study, is_retuned
+from jaxformer.ablation.study_runs import Reader, StudyRuns, collect_runs
+from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.experiment.variant import Resolved, common_ancestor
 from jaxformer.host.console import print_notice
-from jaxformer.host.files import for_json, read_json, read_json_or_empty
-from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
+from jaxformer.host.files import for_json, read_json
 from jaxformer.statistics.paired_difference import Difference
-from jaxformer.statistics.significance import benjamini_hochberg, interim_level
 
 # In the folder of an experiment's runs.
 NOISE = "noise.json"
-
-# (folder of all run folders, name of an experiment) -> its runs.
-Reader = Callable[[Path, str], Runs]
 
 # Measures the times per token of pairs of run folders (parent, variant).
 MeasureClocks = Callable[[Sequence[tuple[str, str]]], None]
@@ -78,7 +73,6 @@ def judge_study(
     *,
     allow: Sequence[str] = (),
     reader: Reader = read_runs,
-    others: Sequence[float] = (),
     measure_clocks: MeasureClocks | None = None,
 ) -> Outcome:
     """Returns what came out of a study so far, and writes it beside the runs.
@@ -92,20 +86,18 @@ def judge_study(
 
     Args:
         reader: returns the runs of an experiment that count.
-        others: p-values of what else counts in the q-values, as of `p_value_of_improvement`.
         measure_clocks: is called with what a verdict depends on and was not measured; None leaves it so.
 
     Raises:
         UserError: the parent has no finished run that can be read, or no variant of the study is one change.
     """
-    found = _collect(study, runs, reader)
+    found = collect_runs(study, runs, reader)
     comparisons = _compare(study, found, runs, allow)
     if measure_clocks and (untimed := [one.to_time for one in comparisons if one.to_time]):
         measure_clocks(untimed)
         comparisons = _compare(study, found, runs, allow)
-    comparisons = flag_untuned(with_q_values(comparisons, study.rule, others), found.finished, runs)
-    lost_hours = {name: hours for name, each in found.read.items() if (hours := _lost_hours(each.folders))}
-    lines = _record(study, runs, found, comparisons, lost_hours)
+    comparisons = flag_untuned(_with_q_values(comparisons, study, found, runs), found.finished, runs)
+    lines = _record(study, runs, found, comparisons)
     spread, verdicts = spread_of_gains(lines), latest_verdicts(lines)
     return Outcome(
         study,
@@ -113,70 +105,16 @@ def judge_study(
         found.finished,
         comparisons,
         _interactions(found, comparisons),
-        lost_hours,
-        (*(line for each in found.read.values() for line in each.unreadable), *map(str, found.refused.values())),
+        found.lost_hours,
+        found.unread,
         found.tried,
         {one.variant: shrunken_gain(verdicts[one.parent, one.variant], spread) for one in comparisons},
         answers(lines),
-        composition(found.experiments, comparisons, found.finished, runs),
+        composition(found.experiments, comparisons, found.finished, runs, allow),
     )
 
 
-class _Found(NamedTuple):
-    """The experiments of a study, and what became of their runs."""
-
-    experiments: list[Resolved]
-    refused: Mapping[str, UserError]
-    """Why other variants are none, by name."""
-    read: Mapping[str, Runs]
-    failures: Mapping[str, Mapping[int, str]]
-    """How runs ended without a result, by name and seed."""
-    trained: Mapping[str, Trained]
-    """Runs of what is retuned, at all learning rates, by name."""
-
-    @property
-    def finished(self) -> dict[str, list[FinishedRun]]:
-        """The finished runs of each experiment, by name."""
-        return {name: each.finished for name, each in self.read.items()}
-
-    @property
-    def tried(self) -> dict[str, list[FinishedRun]]:
-        """The finished runs at other learning rates than an experiment's own, by its name."""
-        return {
-            name: [run for (octave, _), run in each.items() if run and octave] for name, each in self.trained.items()
-        }
-
-    @property
-    def variants(self) -> list[Resolved]:
-        """The variants of which a run has ended."""
-        ended = {name for name, each in self.read.items() if each.finished or each.unreadable or self.failures[name]}
-        return [one for one in self.experiments[1:] if one.name in ended]
-
-
-def _collect(study: Study, runs: Path, reader: Reader) -> _Found:
-    experiments, refused = resolve_what_can_be(study)
-    # The next generations train seeds of their own, of the same experiments too.
-    first = experiments[0].first_seed
-    ours = range(first, first + SEEDS_OF_A_GENERATION)
-    read = {one.name: _of_seeds(reader(runs, one.name), ours) for one in experiments}
-    failures = {name: failures_of(each.folders) for name, each in read.items()}
-    _require_runs(runs / study.parent, read[study.parent], failures[study.parent])
-    trained = {}
-    for ladder in ladders(study, experiments, runs):
-        trained[ladder.experiment], unreadable = ladder.read(SEEDS_OF_A_GENERATION)
-        known = read[ladder.experiment]
-        more = tuple(line for line in unreadable if line not in known.unreadable)
-        read[ladder.experiment] = known._replace(unreadable=(*known.unreadable, *more))
-    return _Found(experiments, refused, read, failures, trained)
-
-
-def _of_seeds(read: Runs, seeds: Collection[int]) -> Runs:
-    """Returns the runs of some seeds."""
-    folders = [path for path in read.folders if seed_of(path) in seeds]
-    return read._replace(folders=folders, finished=[run for run in read.finished if run.seed in seeds])
-
-
-def _compare(study: Study, found: _Found, runs: Path, allow: Sequence[str]) -> list[Comparison]:
+def _compare(study: Study, found: StudyRuns, runs: Path, allow: Sequence[str]) -> list[Comparison]:
     """Returns the comparison of each variant with its own parent; keeps the noise floor of each parent."""
     finished, failures = found.finished, found.failures
     at_best, why_not, to_train = compare_retuned(study, found.variants, found.trained, allow)
@@ -212,22 +150,25 @@ def _compare(study: Study, found: _Found, runs: Path, allow: Sequence[str]) -> l
     return [compared.get(one.name) or _without_parent(one, failures) for one in found.variants]
 
 
+def _with_q_values(comparisons: Sequence[Comparison], study: Study, found: StudyRuns, runs: Path) -> list[Comparison]:
+    """Returns comparisons with the q-value of each over all questions of its parent that have a finished run."""
+    asked, judged = collections.defaultdict(list), {one.variant: one for one in comparisons}
+    removals = {one.name for one in found.experiments if one.without}
+    for one in comparisons:
+        if found.finished[one.variant]:
+            asked[one.parent, one.variant in removals].append(one)
+    for (parent, leaves_out), ours in asked.items():
+        names = {one.variant for one in ours}
+        others = other_questions(runs, parent, names, leaves_out=leaves_out)
+        judged |= {one.variant: one for one in with_q_values(ours, study.rule, [*others.values()])}
+    return [judged[one.variant] for one in comparisons]
+
+
 def _wait_for_rates(compared: Comparison, runs: int) -> Verdict:
     """Returns the verdict on what is to be compared at its best learning rate, before the runs at others are there."""
     at_one = f"{compared.difference.mean:+.4f} at the parent's learning rate; " if compared.difference else ""
     reason = f"{at_one}each is compared at its best rate, of which about {runs} runs are missing: `jaxformer ablate`"
     return Verdict(Word.UNDECIDED, f"{reason} trains them", None)
-
-
-def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:
-    """Raises `UserError` unless a run of the study's parent is finished and can be read: with what became of them."""
-    ended = [*(f"seed {seed} {why}; see {folder / f'seed_{seed}'}.log" for seed, why in sorted(failures.items()))]
-    ended += read.unreadable
-    require(
-        bool(read.finished),
-        f"{folder}: no finished run of the parent{' can be read' * bool(read.unreadable)}"
-        + (f": {'; '.join(ended)}" if ended else "; train it first"),
-    )
 
 
 def _without_parent(one: Resolved, failures: Mapping[str, Mapping[int, str]]) -> Comparison:
@@ -238,21 +179,20 @@ def _without_parent(one: Resolved, failures: Mapping[str, Mapping[int, str]]) ->
     return Comparison(parent, one.name, verdict, math.nan, {})
 
 
-def _record(
-    study: Study, runs: Path, found: _Found, comparisons: Sequence[Comparison], lost_hours: Mapping[str, float]
-) -> list[Line]:
+def _record(study: Study, runs: Path, found: StudyRuns, comparisons: Sequence[Comparison]) -> list[Line]:
     """Writes each comparison beside its variant's runs, and appends new verdicts to the ledger; returns its lines."""
     by_name, finished, verdicts = {one.name: one for one in found.experiments}, found.finished, []
+    tried, lost_hours = found.tried, found.lost_hours
     for one in comparisons:
         digest = write_record(runs, study, one)
-        ours = [*finished[one.variant], *found.tried.get(one.variant, ())]
+        ours = [*finished[one.variant], *tried.get(one.variant, ())]
         hours = sum((run.device_hours for run in ours), lost_hours.get(one.variant, 0.0))
         line = verdict_line(one, by_name[one.variant], hours, ours[-1].record["starts"][-1]["code"] if ours else "")
         verdicts.append({**line, "study": study_digest(study), "comparison": digest})
     return append_verdicts(runs, verdicts)
 
 
-def _interactions(found: _Found, comparisons: Sequence[Comparison]) -> dict[str, Difference]:
+def _interactions(found: StudyRuns, comparisons: Sequence[Comparison]) -> dict[str, Difference]:
     """Returns the interaction of each merge that was compared, and both of whose parents were.
 
     At each arm's best learning rate where all were compared so, and else at their own.
@@ -276,25 +216,6 @@ def _interactions(found: _Found, comparisons: Sequence[Comparison]) -> dict[str,
     return interactions
 
 
-def failures_of(folders: Sequence[Path]) -> dict[int, str]:
-    """Returns, by seed, how runs of an experiment ended without a result."""
-    failures = {}
-    for path in folders:
-        seed, (state, reason) = seed_of(path), state_on_disk(path)
-        if state is State.STOPPED_EARLY:
-            step = read_json_or_empty(path / STOPPED_EARLY).get("step", "?")
-            failures[seed] = f"stopped early at step {step}: {reason}"
-        elif has_diverged(path):
-            failures[seed] = "diverged: its loss or gradient is not finite"
-    return failures
-
-
-def _lost_hours(folders: Sequence[Path]) -> float:
-    """Returns the device hours of an experiment's runs that were stopped early."""
-    stopped = [one for one in folders if state_on_disk(one)[0] is State.STOPPED_EARLY]
-    return sum(float(read_json_or_empty(one / STOPPED_EARLY).get("device_hours", 0.0)) for one in stopped)
-
-
 def remember_noise(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloor:
     """Returns a noise floor with what earlier studies found of the same parent, and stores it.
 
@@ -315,33 +236,3 @@ def remember_noise(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloo
     record = {**floor._asdict(), "standard_deviation": floor.standard_deviation, "made_with": made_with}
     write_or_notice(path, for_json(record))
     return floor
-
-
-def p_value_of_improvement(p_value_below: float, seeds: int) -> float:
-    """Returns the p-value of a comparison after so many seeds that its q-value is made of.
-
-    One-sided, since of all that is found only what is kept counts; and larger by as much as all interim analyses
-    together err more often than this one.
-    """
-    return min(1.0, 0.05 / interim_level(seeds) * p_value_below)
-
-
-def with_q_values(comparisons: Sequence[Comparison], rule: Rule, others: Sequence[float] = ()) -> list[Comparison]:
-    """Returns comparisons with the q-value of each over all, and none kept that has too large a one.
-
-    Args:
-        others: p-values of what counts beside them, as of `p_value_of_improvement`.
-    """
-    differences = {i: one.difference for i, one in enumerate(comparisons) if one.difference is not None}
-    compared = {i: difference for i, difference in differences.items() if difference.seeds_counted}
-    p_values = [
-        p_value_of_improvement(difference.p_value_below, len(comparisons[i].seeds))
-        for i, difference in compared.items()
-    ]
-    q_values = benjamini_hochberg(np.array([*p_values, *others]))[: len(p_values)]
-    judged = list(comparisons)
-    for i, q in zip(compared, q_values, strict=True):
-        one = comparisons[i]._replace(q_value=float(q))
-        demoted = kept_by_chance(one.verdict, float(q), rule, *one.until_next)
-        judged[i] = one._replace(verdict=demoted or one.verdict)
-    return judged

@@ -1,164 +1,26 @@
 """A study from its plan to its verdicts: what it will cost, its runs as a queue, and the early end of what is worse."""
 
 import collections
-import concurrent.futures
-import concurrent.futures.process
-import glob
 import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
-from jaxformer.ablation.checks import EarlierRuns, check_earlier, check_files, describe_now, prepare_study
-from jaxformer.ablation.clock import CLOCK
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop, spread_of_differences
 from jaxformer.ablation.finished_runs import has_diverged
-from jaxformer.ablation.study import (
-    Jobs,
-    Study,
-    all_jobs,
-    estimate_seconds,
-    is_retuned,
-    make_jobs,
-    mean_seconds,
-    resolve_study,
-)
-from jaxformer.ablation.timing import clock_seconds, measure_clock
-from jaxformer.config import TrainingFailure, UserError
-from jaxformer.devices.device import choose_device
-from jaxformer.devices.options import fixed_options
-from jaxformer.experiment.variant import Lineage, resolve
-from jaxformer.host.console import format_duration, print_line, print_notice, print_wrapped, progress_bar
+from jaxformer.ablation.jobs import experiment_of
+from jaxformer.ablation.study import Jobs, Study, is_retuned, make_jobs, resolve_study
+from jaxformer.config import UserError
+from jaxformer.experiment.variant import Lineage
+from jaxformer.host.console import format_duration, print_line, print_wrapped
 from jaxformer.host.files import read_json_or_empty
-from jaxformer.host.signals import Stopped
-from jaxformer.host.waiting import waiting
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job, Launch, launch_local
 from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
-from jaxformer.plan.estimate import estimate_run_seconds
-from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.metrics import training_losses
-
-T = TypeVar("T")
-
-_ESTIMATE = "estimates what the runs will take"
 
 # Seconds between two comparisons of the training losses of what runs.
 _COMPARE_EVERY = 10
-
-
-class Checked(NamedTuple):
-    """A study that can be run."""
-
-    seconds: dict[str, float]
-    """Seconds that a run of each experiment will take, estimated."""
-    earlier: EarlierRuns
-
-
-def check_study(
-    study: Study,
-    runs: Path,
-    *,
-    allow: Collection[str] = (),
-    retrain: bool = False,
-    prepare: bool = True,
-    jobs: Sequence[Job] | None = None,
-) -> Checked:
-    """Returns what the runs of a study will take, once all that can be known before the first step is checked.
-
-    Args:
-        runs: folder of all run folders.
-        allow: kinds of differences from earlier runs that do not count.
-        retrain: earlier runs that were made otherwise will be moved aside.
-        prepare: prepares the data, which are checked then too.
-        jobs: the runs of its experiments that are to be made; those of the study if they are not given.
-
-    Raises:
-        UserError: an experiment has moved since runs of it were trained, its files or data are missing or cannot be
-            compared on, or runs to come could not be compared with earlier ones.
-    """
-    return _in_another_process(_ESTIMATE, _check_study, study, runs, tuple(allow), retrain, prepare, jobs)
-
-
-def estimate_experiment(name: str, parent: str, runs: Path) -> float:
-    """Returns the seconds that a run of an experiment, perhaps asked of a parent, will take; refuses as above."""
-    return _in_another_process(_ESTIMATE, _estimate_experiment, name, parent, runs)
-
-
-def measure_clocks(pairs: Sequence[tuple[str, str]]) -> None:
-    """Measures the times per token of pairs of run folders (parent, variant); what cannot be measured is named."""
-    with progress_bar(desc="measuring the time per token", unit=" pairs", total=len(pairs)) as bar:
-        for parent, variant in (map(Path, pair) for pair in pairs):
-            try:
-                _in_another_process("times the training steps", measure_clock, parent, variant)
-            except (UserError, TrainingFailure, OSError) as error:
-                print_notice(f"{variant.parent.name}: the time per token was not measured: {error}")
-            bar.update()
-
-
-def _in_another_process(what: str, function: Callable[..., T], *arguments) -> T:
-    """Returns what a function returns in a process of its own, which gives the device back.
-
-    Args:
-        what: what the process does, in words.
-    """
-    others = multiprocessing.active_children()
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_end_with_parent) as pool:
-        try:
-            # Ctrl-C, which a terminal sends to both, is left to this process: the other inherits that it is blocked.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-            try:
-                estimate = pool.submit(function, *arguments)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            with waiting(f"the process that {what}", after=60):
-                return estimate.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise TrainingFailure(f"the process that {what} was killed, as when memory runs out") from error
-        except Stopped:
-            for process in set(multiprocessing.active_children()).difference(others):
-                process.kill()
-            raise
-
-
-def _end_with_parent() -> None:
-    """Ends this process when its parent does, however that ends."""
-    if parent := multiprocessing.parent_process():
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-@fixed_options()
-def _check_study(
-    study: Study, runs: Path, allow: tuple[str, ...], retrain: bool, prepare: bool, jobs: Sequence[Job] | None
-) -> Checked:
-    resolved = resolve_study(study)
-    device = choose_device(resolved[0].experiment.training.device)  # Before anything looks for devices.
-    for one in resolved:
-        check_earlier_runs(runs, one)
-    check_files(resolved)
-    jobs = all_jobs(study, runs) if jobs is None else jobs
-    now = describe_now(resolved, device.device_kind)
-    earlier = check_earlier(jobs, now, allow=allow, retrain=retrain)
-    if prepare:
-        for name, digests in prepare_study(resolved, runs).items():
-            now[name]["digests"] = digests
-        earlier = check_earlier(jobs, now, allow=allow, retrain=retrain)
-    is_known = mean_seconds(runs / study.parent) is not None
-    seconds = estimate_seconds(resolved, runs, None if is_known else estimate_run_seconds(resolved[0].experiment))
-    return Checked(seconds, earlier)
-
-
-def _estimate_experiment(name: str, parent: str, runs: Path) -> float:
-    one = resolve(name, parent=parent)
-    choose_device(one.experiment.training.device)
-    check_earlier_runs(runs, one)
-    return mean_seconds(runs / one.name) or estimate_run_seconds(one.experiment)
 
 
 def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clocks: Sequence[float] = ()) -> None:
@@ -193,29 +55,6 @@ def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clock
         print_wrapped(
             f"{text}{format_duration(sum(clocks))}, on a quiet machine, besides compiling their steps", indent=4
         )
-
-
-def clocks_to_come(study: Study, runs: Path, seconds: Mapping[str, float], *, again: bool = False) -> list[float]:
-    """Returns, of each variant whose time per token may be measured, the most seconds that takes.
-
-    Args:
-        seconds: of a run of each experiment, estimated.
-        again: of those that were measured too.
-    """
-    variants = [one for one in resolve_study(study)[1:] if again or not _clock_files(one.name, runs)]
-    return [clock_seconds(seconds[one.name] / one.experiment.training.steps) for one in variants]
-
-
-def forget_clocks(study: Study, runs: Path) -> None:
-    """Removes what was measured of the times per token of a study's variants."""
-    for one in resolve_study(study)[1:]:
-        for path in _clock_files(one.name, runs):
-            path.unlink(missing_ok=True)
-
-
-def _clock_files(name: str, runs: Path) -> list[Path]:
-    """Returns what was measured of a variant, at its own learning rate and at others."""
-    return [*runs.glob(f"{glob.escape(name)}/{CLOCK}"), *runs.glob(f"{glob.escape(name)}~*/{CLOCK}")]
 
 
 def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str, Lineage]) -> None:
@@ -259,7 +98,6 @@ def run_jobs(
     seconds: Mapping[str, float],
     launch: Launch = launch_local,
     *,
-    further: Sequence[Job] = (),
     parallel: int = 1,
     price_per_hour: float | None = None,
     stop_worse: bool = False,
@@ -271,27 +109,26 @@ def run_jobs(
 
     Args:
         seconds: of a run of each experiment, estimated.
-        further: runs beside those of the study.
         price_per_hour: of a device, to give costs in money.
         stop_worse: ends variants early that are clearly worse than their parents at the same learning rate.
     """
     resolved = resolve_study(study)[1:]
     lineages = {one.name: one.lineage for one in resolved if len(one.parents) == 1 and not is_retuned(study, one)}
-    board, compared, over = Dashboard(), time.monotonic(), dict[Path, Status]()
-    while True:
-        jobs = make_jobs(study, runs, seconds)
-        now = [job for job in (*jobs.now, *further) if job.workdir not in over]
-        if not now:
-            return [status for status in over.values() if not _is_diverged_trial(status)]
-        later = [_not_begun(job) for job in jobs.later]
-        statuses = []
-        with Queue(now, parallel=parallel, launch=launch) as queue:
+    board, compared, jobs = Dashboard(), time.monotonic(), make_jobs(study, runs, seconds)
+    with Queue(jobs.now, parallel=parallel, launch=launch) as queue:
+        while True:
+            later = [_not_begun(job) for job in jobs.later]
             for statuses in queue.watch():
-                board.draw([*over.values(), *statuses, *later], parallel=parallel, price_per_hour=price_per_hour)
+                board.draw([*statuses, *later], parallel=parallel, price_per_hour=price_per_hour)
                 if stop_worse and time.monotonic() > compared + _COMPARE_EVERY:
                     stop_what_is_worse(queue, statuses, lineages)
                     compared = time.monotonic()
-        over |= {status.job.workdir: status for status in statuses}
+            jobs, queued = make_jobs(study, runs, seconds), {status.job.workdir for status in queue.statuses()}
+            further = [job for job in jobs.now if job.workdir not in queued]
+            queue.add(further)
+            if not further:
+                *_, statuses = queue.watch()  # A signal may have come meanwhile.
+                return [status for status in statuses if not _is_diverged_trial(status)]
 
 
 def _not_begun(job: Job) -> Status:
@@ -300,7 +137,7 @@ def _not_begun(job: Job) -> Status:
 
 def _is_diverged_trial(status: Status) -> bool:
     """Returns whether a run diverged at a learning rate that was only tried: such runs are named after their rate."""
-    is_tried = status.job.name != status.job.experiment
+    is_tried = status.job.name != experiment_of(status.job)
     return is_tried and status.state is State.FAILED and has_diverged(status.job.workdir)
 
 

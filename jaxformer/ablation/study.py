@@ -1,7 +1,6 @@
 """Several variants of one parent, on the same seeds: what is to be run."""
 
-import collections
-import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +9,15 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.tuning import Ladder, bits_of, foreseen, wanted
+from jaxformer.ablation.finished_runs import ended_seeds
+from jaxformer.ablation.jobs import make_job
+from jaxformer.ablation.tuning import RateSearch, missing_runs, runs_to_come
 from jaxformer.ablation.verdict import Rule
 from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.files import find_study, run_file
-from jaxformer.experiment.variant import OF, Resolved, ancestors, resolve
+from jaxformer.experiment.variant import OF, Resolved, ancestors, kept_changes, resolve
 from jaxformer.flops import training_flops_per_token
 from jaxformer.host.files import read_json_or_empty
-from jaxformer.host.paths import typed
 from jaxformer.jobs.launch import Job
 
 
@@ -32,7 +32,7 @@ class Study:
     that are retuned (`Variant.retune`) are compared with their parent each at its best learning rate.
     """
     seeds: Annotated[int, Bounds(at_least=1, at_most=1000)] = 3
-    """Seeds of each variant, from 0 on, or from the `first_seed` of a promoted parent."""
+    """Seeds of each variant, from 0 on, or from the highest `first_seed` of what is promoted among them."""
     parent_seeds: int = 3
     """Seeds of the parent, at least as many: more make its noise better known."""
     rule: Rule = field(default_factory=Rule)
@@ -135,103 +135,92 @@ def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str
     return [each.name for each in one.parents if each.name not in names] if one is not experiments[0] else []
 
 
-class Jobs(NamedTuple):
-    """The runs of a study, seed by seed, of each seed the parents first, and of each experiment its own rate."""
+def root_of_removals(resolved: Sequence[Resolved]) -> list[Resolved]:
+    """Returns the experiment from which the whole gain is measured of a study that leaves changes out; else nothing.
 
-    now: list[Job]
-    """Those that are wanted by what is known."""
-    later: list[Job]
-    """Those that will be wanted of what is retuned, if the best learning rates so far turn out to be the best."""
+    Args:
+        resolved: the study's parent and variants.
+    """
+    whole, *variants = resolved
+    leaves_out = all(one.without and one.promoted is None for one in variants)
+    return [kept_changes(whole)[0]] if leaves_out else []
 
 
 # Seeds that are set aside for each generation of parents: its studies use those from `first_seed` on.
 SEEDS_OF_A_GENERATION = 1000
 
-# (seed, name of the experiment, octaves from its own learning rate).
-_Key = tuple[int, str, float]
+
+def seeds_of(resolved: Sequence[Resolved]) -> range:
+    """Returns the seeds that are set aside for the comparison of experiments, none of which one was chosen by."""
+    first = max(one.first_seed for one in resolved)
+    return range(first, first + SEEDS_OF_A_GENERATION)
 
 
-def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> Jobs:
-    """Returns the runs of a study: of what is retuned, those that `tuning.wanted` asks for after what is finished.
+class Jobs(NamedTuple):
+    """The runs of a study, seed by seed, of each seed the parents first, and of each experiment its own rate."""
+
+    now: list[Job]
+    """Those that are to be trained by what is known."""
+    later: list[Job]
+    """Those of what is retuned that follow, if the best learning rates so far turn out to be the best."""
+
+
+def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float] = {}) -> Jobs:
+    """Returns the runs of a study: of what is retuned, those that `missing_runs` names after what is finished.
 
     Nothing begins before the first seed of the study's parent is seen to train; what is compared at its parent's rate,
     not before the first and the same seed of that parent are.
 
     Args:
-        seconds: of a run of each experiment, estimated.
+        seconds: of a run of each experiment, estimated; NaN where it is left out.
     """
-    resolved = _parents_first(resolve_study(study))
-    first = resolved[0].first_seed
-    order = {one.name: place for place, one in enumerate(resolved)}
-    own = _own_jobs(study, resolved, runs, seconds)
-    tried, later = _tried_jobs(study, resolved, runs, seconds)
-    now = tried | own
+    resolved = resolve_study(study)
+    first = seeds_of(resolved).start
+    experiments = [*_parents_first(resolved), *root_of_removals(resolved)]
+    seeds_at_own_rate = _seeds_at_own_rate(study, resolved)
+    searches = {search.own.name: search for search in rate_searches(study, resolved, runs)}
+    trials = {name: search.trials(study.seeds) for name, search in searches.items()}
+    missing = {name: missing_runs(found, study.seeds) for name, found in trials.items()}
+    to_come = {name: runs_to_come(found, study.seeds) for name, found in trials.items()}
 
-    def place(key: _Key) -> tuple:
-        seed, name, octave = key
-        return seed, order[name], octave != 0, octave
+    def needs(number: int, parents: Sequence[Resolved] = ()) -> list[Path]:
+        needed = [(study.parent, 0), *((each.name, n) for each in parents for n in (0, number))]
+        return [runs / name / f"seed_{first + n}" for name, n in needed]
 
-    def needs(key: _Key) -> tuple[Path, ...]:
-        seed, name, _ = key
-        # The study's parent may change another, which is no part of the study.
-        changed = [each.name for each in resolved[order[name]].parents[:1] if each.name in order and key in own]
-        needed = [(study.parent, first), *((each, s) for each in changed for s in (first, seed))]
-        folders = dict.fromkeys(runs / each / f"seed_{s}" for each, s in needed)
-        return tuple(folder for folder in folders if folder != now[key].workdir)
-
-    return Jobs(
-        [dataclasses.replace(now[key], needs=needs(key)) for key in sorted(now, key=place)],
-        [later[key] for key in sorted(later.keys() - now.keys(), key=place)],
-    )
-
-
-def all_jobs(study: Study, runs: Path) -> list[Job]:
-    """Returns the runs of a study, and those that are over of what is retuned; how long each takes is not known."""
-    seconds = collections.defaultdict(float)
-    jobs = make_jobs(study, runs, seconds)
-    found = [*jobs.now, *jobs.later]
-    for ladder in ladders(study, resolve_study(study), runs):
-        found += [ladder.job(octave, seed, 0.0) for octave, seed in ladder.read(study.seeds)[0]]
-    return list({job.workdir: job for job in found}.values())
-
-
-def _own_jobs(study: Study, resolved: Sequence[Resolved], runs: Path, seconds: Mapping[str, float]) -> dict[_Key, Job]:
-    """Returns the runs at an experiment's own rate, of all that is compared there; the study's parent for its noise."""
-    names = {study.parent}
-    for one in resolved:
-        if not is_retuned(study, one):
-            names |= {one.name, *(each.name for each in one.parents[:1])}
-    jobs = {}
-    for one in resolved:
-        processes = one.experiment.mesh.processes
-        require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a study starts one for each run")
-        steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
-        seeds = study.parent_seeds if one.name == study.parent else study.seeds
-        for seed in range(resolved[0].first_seed, resolved[0].first_seed + seeds):
-            if one.name in names:
-                workdir = runs / one.name / f"seed_{seed}"
-                arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={typed(workdir)}")
-                job = Job(one.name, seed, arguments, workdir, steps, seconds[one.name], devices=devices)
-                jobs[seed, one.name, 0.0] = job
+    jobs = Jobs([], [])
+    for number, one in itertools.product(range(study.parent_seeds), experiments):
+        name, expected = one.name, seconds.get(one.name, math.nan)
+        at_own_rate = number < seeds_at_own_rate.get(name, 0)
+        if at_own_rate:
+            # The study's parent may change another, which is no part of the study.
+            parents = [each for each in one.parents[:1] if each.name in seeds_at_own_rate]
+            jobs.now.append(make_job(one, first + number, runs, expected, needs=needs(number, parents)))
+        octaves = [octave for octave, n in to_come.get(name, ()) if n == number and not (at_own_rate and octave == 0)]
+        for octave in sorted(octaves, key=lambda octave: (octave != 0, octave)):
+            job = searches[name].job(octave, number, expected, needs=needs(number))
+            (jobs.now if (octave, number) in missing[name] else jobs.later).append(job)
     return jobs
 
 
-def _tried_jobs(
-    study: Study, resolved: Sequence[Resolved], runs: Path, seconds: Mapping[str, float]
-) -> tuple[dict[_Key, Job], dict[_Key, Job]]:
-    """Returns the runs of what is retuned, at any rate: those that are wanted now, and later."""
-    now, later = {}, {}
-    for ladder in ladders(study, resolved, runs):
-        name, (trained, unreadable) = ladder.experiment, ladder.read(study.seeds)
-        require(not unreadable, "; ".join(unreadable))
-        ladder.check(trained)
-        trials = bits_of(trained)
-        missing = wanted(trials, study.seeds)
-        for octave, seed in foreseen(trials, study.seeds):
-            jobs = now if (octave, seed) in missing else later
-            job = ladder.job(octave, seed, seconds[name])
-            jobs[job.seed, name, octave] = job
-    return now, later
+def _seeds_at_own_rate(study: Study, resolved: Sequence[Resolved]) -> dict[str, int]:
+    """Returns, by name, on how many seeds experiments are trained at their own rates: all that is compared there.
+
+    The study's parent is, whatever it is compared at, for its noise.
+    """
+    at_own_rate = [one for one in resolved if not is_retuned(study, one)]
+    names = {each.name for one in at_own_rate for each in (one, *one.parents[:1])}
+    seeds = {one.name: study.seeds for one in resolved if one.name in names}
+    return seeds | {one.name: study.seeds for one in root_of_removals(resolved)} | {study.parent: study.parent_seeds}
+
+
+def ended_jobs(study: Study, runs: Path) -> list[Job]:
+    """Returns the runs of a study's experiments that have a result: of all seeds that are compared, at any rate."""
+    resolved = resolve_study(study)
+    seeds, at_any_rate = seeds_of(resolved), rate_searches(study, resolved, runs)
+    found = [job for search in at_any_rate for job in search.ended_jobs(seeds)]
+    for one in (*resolved, *root_of_removals(resolved)):
+        found += [make_job(one, seed, runs, math.nan) for seed in ended_seeds(runs / one.name) if seed in seeds]
+    return found
 
 
 def is_retuned(study: Study, one: Resolved) -> bool:
@@ -239,12 +228,11 @@ def is_retuned(study: Study, one: Resolved) -> bool:
     return one.name != study.parent and one.is_retuned
 
 
-def ladders(study: Study, resolved: Sequence[Resolved], runs: Path) -> list[Ladder]:
-    """Returns the learning rates of each variant that is retuned, and of each parent of one."""
+def rate_searches(study: Study, resolved: Sequence[Resolved], runs: Path) -> list[RateSearch]:
+    """Returns the search for the best learning rate of each variant that is retuned, and of each parent of one."""
     retuned = [one for one in resolved if is_retuned(study, one)]
     names = {each.name for one in retuned for each in (one, one.parents[0])}
-    first = resolved[0].first_seed
-    return [Ladder(one.name, "", runs, first) for one in resolved if one.name in names]
+    return [RateSearch(one, runs, seeds_of(resolved).start) for one in resolved if one.name in names]
 
 
 def _parents_first(resolved: Sequence[Resolved]) -> list[Resolved]:

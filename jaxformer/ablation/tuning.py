@@ -9,17 +9,17 @@ three of ten decisive verdicts had the wrong sign in simulation. So a parent is 
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.finished_runs import FinishedRun, has_diverged, read_runs, seed_of
+from jaxformer.ablation.finished_runs import FinishedRun, ended_seeds, has_diverged, read_runs, seed_of
+from jaxformer.ablation.jobs import make_job
 from jaxformer.config import TrainingFailure, require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.variant import Resolved, resolve, with_overrides
-from jaxformer.host.paths import typed
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import Queue
@@ -34,6 +34,9 @@ FARTHEST = 8
 
 # Octaves between the three rates that it ends with.
 STEP = 0.5
+
+# Those at which there may be runs, in octaves from an experiment's own rate.
+_OCTAVES = tuple(np.arange(-FARTHEST, FARTHEST + STEP, STEP).tolist())
 
 # (octave, seed) -> final validation bits per byte; infinite for a run that diverged.
 Trials = Mapping[tuple[float, int], float]
@@ -82,7 +85,7 @@ class Tuning(NamedTuple):
         return float(f"{self.learning_rate * 2**octave:.1e}")
 
 
-def wanted(trials: Trials, seeds: int) -> list[tuple[float, int]]:
+def missing_runs(trials: Trials, seeds: int) -> list[tuple[float, int]]:
     """Returns the (octave, seed) that are to be trained next; none where the best rate is known on all seeds.
 
     One seed walks by octaves until the best has a neighbour on either side, and by `STEP` from there; the others then
@@ -99,11 +102,11 @@ def wanted(trials: Trials, seeds: int) -> list[tuple[float, int]]:
     return []
 
 
-def foreseen(trials: Trials, seeds: int) -> list[tuple[float, int]]:
-    """Returns all (octave, seed) that are yet to be trained if the best rate so far turns out to be the best."""
+def runs_to_come(trials: Trials, seeds: int) -> list[tuple[float, int]]:
+    """Returns all (octave, seed) that are to be trained yet, where the best rate so far turns out to be the best."""
     known, assumed = dict(trials), []
     best = _best(_means(trials, 1) or {0.0: 0.0})
-    while missing := wanted(known, seeds):
+    while missing := missing_runs(known, seeds):
         known |= {(octave, seed): known.get((best, 0), 0.0) + abs(octave - best) for octave, seed in missing}
         assumed += missing
     return assumed
@@ -124,7 +127,7 @@ def _best(means: Mapping[float, float]) -> float:
 
 
 def fit(experiment: str, learning_rate: float, trials: Trials, seeds: int) -> Tuning:
-    """Returns what trials that lack nothing (`wanted`) say.
+    """Returns what trials that lack nothing (`missing_runs`) say.
 
     Raises:
         UserError: every rate diverged, or the best is at the end of the walk.
@@ -157,37 +160,29 @@ def _excess(trials: Trials, lowest_S: np.ndarray) -> tuple[float, float]:
     return float(costs_S.mean()), float(costs_S.std(ddof=1)) / math.sqrt(len(own)) if len(own) > 1 else math.nan
 
 
-class Ladder(NamedTuple):
-    """An experiment at rates an octave apart, and where its runs lie."""
+class RateSearch(NamedTuple):
+    """An experiment at learning rates around its own, and where its runs lie."""
 
-    experiment: str
-    """Its name, as its file has it, or its path."""
-    parent: str
-    """Of a variant that is asked of another than its own; else ''."""
+    own: Resolved
+    """The experiment at its own rate."""
     runs: Path
     first_seed: int = 0
     """What the first seed of a trial is; trials count their seeds from 0."""
+    arguments: tuple[str, ...] = ()
+    """By which the command line has the experiment; its name where there are none."""
 
-    def own(self) -> Resolved:
-        """Returns the experiment at its own rate."""
-        return resolve(self.experiment, parent=self.parent)
-
-    def job(self, octave: float, seed: int, seconds: float) -> Job:
-        """Returns the run at an octave, of which a run takes so many seconds by an estimate."""
-        own, seed = self.own(), self.first_seed + seed
-        one = at_octave(own, octave).experiment
-        rate, workdir = one.optimizer.learning_rate, self.runs / one.name / f"seed_{seed}"
-        arguments = [f"--experiment={self.experiment}", f"--seed={seed}", f"--workdir={typed(workdir)}"]
-        arguments += [f"--parent={self.parent}"] if self.parent else []
-        arguments += [f"--{RATE}={rate!r}"] if octave else []
-        name = f"{own.name} at {rate:.3g}"
-        return Job(name, seed, tuple(arguments), workdir, one.training.steps, seconds, devices=one.mesh.devices)
+    def job(self, octave: float, seed: int, seconds: float = math.nan, *, needs: Sequence[Path] = ()) -> Job:
+        """Returns the run of a trial: `seconds` and `needs` as of `make_job`."""
+        one = at_octave(self.own, octave)
+        name = f"{self.own.name} at {one.experiment.optimizer.learning_rate:.3g}"
+        options = {"name": name, "needs": needs, "arguments": self.arguments}
+        return make_job(one, self.first_seed + seed, self.runs, seconds, **options)
 
     def read(self, seeds: float = math.inf) -> tuple[dict[tuple[float, int], FinishedRun | None], list[str]]:
         """Returns the trials of the first seeds that are over, None for one that diverged, and what is unreadable."""
-        own, found, unreadable = self.own(), {}, []
-        for octave in np.arange(-FARTHEST, FARTHEST + STEP, STEP).tolist():
-            read = read_runs(self.runs, at_octave(own, octave).name)
+        found, unreadable = {}, []
+        for octave in _OCTAVES:
+            read = read_runs(self.runs, at_octave(self.own, octave).name)
             unreadable += read.unreadable
             found |= {(octave, run.seed): run for run in read.finished}
             found |= {(octave, seed_of(folder)): None for folder in read.folders if has_diverged(folder)}
@@ -202,14 +197,26 @@ class Ladder(NamedTuple):
         """
         runs, unreadable = self.read(seeds)
         require(not unreadable, "; ".join(unreadable))
-        self.check(runs)
+        for octave in {octave for octave, _ in runs}:
+            check_earlier_runs(self.runs, at_octave(self.own, octave))
         return bits_of(runs)
 
-    def check(self, trials: Collection[tuple[float, int]]) -> None:
-        """Raises `UserError` if runs at the rates of trials were made with what the experiment no longer is."""
-        own = self.own()
-        for octave in {octave for octave, _ in trials}:
-            check_earlier_runs(self.runs, at_octave(own, octave))
+    def ended_jobs(self, seeds: Collection[int]) -> list[Job]:
+        """Returns the runs at any of the rates that have a result, of some seeds."""
+        rates = {octave: self.runs / at_octave(self.own, octave).name for octave in _OCTAVES}
+        ended = [(octave, seed) for octave, folder in rates.items() for seed in ended_seeds(folder) if seed in seeds]
+        return [self.job(octave, seed - self.first_seed) for octave, seed in ended]
+
+
+def make_search(name_or_path: str, parent: str, runs: Path) -> RateSearch:
+    """Returns the search for the best learning rate of an experiment on its own seeds.
+
+    Args:
+        parent: applies a variant to this one instead of its own; '' for its own.
+    """
+    own = resolve(name_or_path, parent=parent)
+    arguments = (f"--experiment={name_or_path}", *([f"--parent={parent}"] if parent else []))
+    return RateSearch(own, runs, own.first_seed, arguments)
 
 
 def at_octave(own: Resolved, octave: float) -> Resolved:
@@ -222,7 +229,7 @@ def bits_of(runs: Mapping[tuple[float, int], FinishedRun | None]) -> dict[tuple[
     return {trial: run.bits_per_byte if run else math.inf for trial, run in runs.items()}
 
 
-def tune(ladder: Ladder, seeds: int, seconds: float, *, parallel: int = 1) -> Tuning:
+def tune(search: RateSearch, seeds: int, seconds: float, *, parallel: int = 1) -> Tuning:
     """Trains what is missing, showing what it does, and returns what came out.
 
     Args:
@@ -232,15 +239,14 @@ def tune(ladder: Ladder, seeds: int, seconds: float, *, parallel: int = 1) -> Tu
         TrainingFailure: a run ended otherwise than by divergence.
         UserError: as of `fit`.
     """
-    board, trials = Dashboard(), ladder.trials(seeds)
-    while missing := wanted(trials, seeds):
-        jobs, statuses = [ladder.job(octave, seed, seconds) for octave, seed in missing], []
+    board, trials = Dashboard(), search.trials(seeds)
+    while missing := missing_runs(trials, seeds):
+        jobs, statuses = [search.job(octave, seed, seconds) for octave, seed in missing], []
         with Queue(jobs, parallel=parallel) as queue:
             for statuses in queue.watch():
                 board.draw(statuses, parallel=parallel)
-        trials = ladder.trials(seeds)
+        trials = search.trials(seeds)
         for trial, status in zip(missing, statuses, strict=True):
             if trial not in trials:
                 raise TrainingFailure(f"{status.job} {status.state.value}: {status.note}; see {status.job.log}")
-    base = ladder.own()
-    return fit(base.name, base.experiment.optimizer.learning_rate, trials, seeds)
+    return fit(search.own.name, search.own.experiment.optimizer.learning_rate, trials, seeds)

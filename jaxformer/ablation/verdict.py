@@ -45,7 +45,7 @@ class Rule:
     cheaper: Share = 0.02
     """Share of the time or of the parameters that an equal model must save to be worth its change."""
     q: Share = 0.05
-    """Share of false ones among a study's kept changes that is accepted (Benjamini & Hochberg 1995)."""
+    """Share of false ones among the kept changes of a parent that is accepted (Benjamini & Hochberg 1995)."""
 
     def __post_init__(self):
         check_fields(self, "rule")
@@ -259,13 +259,13 @@ RULES: tuple[Callable[[Measured, Rule], Verdict | None], ...] = (
 def kept_by_chance(
     verdict: Verdict, q_value: float, rule: Rule, more_seeds: int | None, more_hours: float
 ) -> Verdict | None:
-    """UNDECIDED instead of KEEP, until the next interim analysis: the q-value among all comparisons of the study is
+    """UNDECIDED instead of KEEP, until the next interim analysis: the q-value over all questions about the parent is
     above {rule.q:g}.
     """
     if verdict.word is Word.KEEP and q_value > rule.q:
         reason = f"{verdict.reason}, but among so many questions it may be chance (q = {q_value:.2f})"
         if more_seeds is None:
-            reason += ", and this was the last analysis: the parent stays, until a study of this question alone"
+            reason += ", and this was the last analysis: the parent stays"
         return Verdict(Word.UNDECIDED, reason, more_seeds, more_hours)
 
 

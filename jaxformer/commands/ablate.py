@@ -17,20 +17,17 @@ import math
 import sys
 
 from jaxformer.ablation.again import describe_again, make_again
+from jaxformer.ablation.checks import check_study
 from jaxformer.ablation.command_line import add_study_options, chosen_study
 from jaxformer.ablation.comparability import parse_allowed
-from jaxformer.ablation.leave_one_out import root_jobs
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.run_study import (
-    check_study,
-    clocks_to_come,
     describe_failures,
-    forget_clocks,
-    measure_clocks,
     print_study_plan,
     run_jobs,
 )
 from jaxformer.ablation.study import make_jobs
+from jaxformer.ablation.study_clocks import clocks_to_come, forget_clocks, measure_clocks
 from jaxformer.config import UserError, require
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice
@@ -55,19 +52,16 @@ def main(arguments: list[str]) -> int:
         print_notice(describe_again(checked.earlier))
     else:
         make_again(checked.earlier, on_a_cluster=not is_here)
-    jobs, further = make_jobs(study, options.runs, checked.seconds), []
-    if options.leave_one_out:
-        further = root_jobs(jobs.now, study, options.runs)
+    jobs = make_jobs(study, options.runs, checked.seconds)
     is_timed, again = options.clock != "off" and is_here, options.clock == "again"
     clocks = clocks_to_come(study, options.runs, checked.seconds, again=again) if is_timed else []
-    print_study_plan(jobs._replace(now=[*jobs.now, *further]), options.parallel, options.price, clocks)
+    print_study_plan(jobs, options.parallel, options.price, clocks)
     if options.plan:
         return 0
     launch = launch_local
     if options.slurm is not None:
         launch = launch_submitit(options.runs / "submitit", _parameters(options.slurm))
-    shown = {"parallel": options.parallel, "price_per_hour": options.price}
-    shown |= {"further": further, "stop_worse": options.stop_worse}
+    shown = {"parallel": options.parallel, "price_per_hour": options.price, "stop_worse": options.stop_worse}
     statuses = run_jobs(study, options.runs, checked.seconds, launch, **shown)
     failures = describe_failures(statuses)
     try:

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from jaxformer.ablation.again import make_again
+from jaxformer.ablation.checks import check_study
 from jaxformer.ablation.confirmation import confirm, find_answer, make_jobs, plan_confirmation, train
-from jaxformer.ablation.run_study import check_study, print_study_plan
+from jaxformer.ablation.run_study import print_study_plan
 from jaxformer.ablation.study import Jobs, Study
 from jaxformer.config import require
 from jaxformer.experiment.variant import resolve

@@ -16,6 +16,7 @@ q-value. Where UNDECIDED comes without missing runs, the parent stays.
 """
 
 import json
+import math
 import shlex
 import sys
 
@@ -57,7 +58,7 @@ def _print(judgement: Judgement) -> None:
     for note in one.notes:
         print_wrapped(f"  note: {printable(note)}", indent=2)
     if judgement.missing:
-        hours = one.verdict.more_hours
-        print_line(f"  missing{f' ({format_duration(3600 * hours)} of a device)' if hours else ''}:")
+        hours = judgement.missing_hours
+        print_line(f"  missing{f' ({format_duration(3600 * hours)} of a device)' if math.isfinite(hours) else ''}:")
     for job in judgement.missing:
         print_line(f"    {shlex.join(train_arguments(job))}")

@@ -8,14 +8,14 @@ before you change it.
 
 import shlex
 import sys
-from pathlib import Path
 
+from jaxformer.ablation.again import make_again
+from jaxformer.ablation.checks import check_tuning
+from jaxformer.ablation.command_line import add_run_options
+from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.records import to_json
-from jaxformer.ablation.run_study import estimate_experiment
-from jaxformer.ablation.tuning import TUNING, Ladder, tune
+from jaxformer.ablation.tuning import TUNING, make_search, tune
 from jaxformer.config import require
-from jaxformer.experiment.files import find_experiment
-from jaxformer.experiment.variant import resolve
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line, print_wrapped
 from jaxformer.host.docstrings import docstring
@@ -34,9 +34,8 @@ def main(arguments: list[str]) -> int:
     add("--parent", default="", metavar="NAME", help="apply a variant to this parent instead of its own")
     add("--seeds", type=int, default=3, metavar="N", help="seeds of the three best rates (default: 3)")
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
-    add(
-        "--runs", type=local_path, default=Path("runs"), metavar="DIR", help="folder of all run folders (default: runs)"
-    )
+    add_run_options(parser)
+    add("--retrain", action="store_true", help="keep runs of other code, data or versions aside, and train them anew")
     add("--write", type=local_path, metavar="FILE", help="write the tuned experiment to this file")
     options = parser.parse_args(arguments)
     require(1 <= options.seeds <= 100, f"--seeds ({options.seeds}) must lie in [1, 100]")
@@ -44,14 +43,15 @@ def main(arguments: list[str]) -> int:
     if options.write:
         require(options.write.suffix == ".py", f"--write={options.write}: an experiment is a Python file, NAME.py")
         require(not options.write.exists(), f"--write={options.write}: it exists; give another name")
-    find_experiment(options.experiment)
-    first_seed = resolve(options.experiment, parent=options.parent).first_seed
-    ladder = Ladder(options.experiment, options.parent, options.runs, first_seed)
-    seconds = estimate_experiment(options.experiment, options.parent, options.runs)
-    tuning = tune(ladder, options.seeds, seconds, parallel=options.parallel)
+    search = make_search(options.experiment, options.parent, options.runs)
+    checks = {"allow": parse_allowed(options.allow), "retrain": options.retrain}
+    checked = check_tuning(options.experiment, options.parent, options.runs, options.seeds, **checks)
+    make_again(checked.earlier)
+    tuning = tune(search, options.seeds, checked.seconds[search.own.name], parallel=options.parallel)
     folder = options.runs / tuning.experiment
     trials = [
-        {"octave": o, "seed": first_seed + s, "bits_per_byte": bits} for (o, s), bits in sorted(tuning.trials.items())
+        {"octave": octave, "seed": search.first_seed + seed, "bits_per_byte": bits}
+        for (octave, seed), bits in sorted(tuning.trials.items())
     ]
     record = {name: to_json(value) for name, value in (tuning._asdict() | {"trials": trials}).items()}
     write_json(folder / TUNING, record | {"best": tuning.best})

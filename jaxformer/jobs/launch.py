@@ -56,11 +56,6 @@ class Job:
         return f"{self.name} seed {self.seed}"
 
     @property
-    def experiment(self) -> str:
-        """The experiment, as its arguments name it."""
-        return next(each for each in self.arguments if each.startswith("--experiment=")).removeprefix("--experiment=")
-
-    @property
     def log(self) -> Path:
         """The file beside the run folder to which all that the job's processes print is appended."""
         return self.workdir.with_name(self.workdir.name + ".log")

@@ -110,20 +110,28 @@ class Queue:
         """Args: jobs; how many of them run at once; how one is started, `launch_local` by default.
 
         Raises:
-            UserError: two jobs share a folder, or one needs what does not come before it.
+            UserError: as of `add`.
         """
         require(parallel >= 1, f"jobs at once ({parallel}) must be at least 1")
         self._runs: dict[Path, _Run] = {}
+        self.add(jobs)
+        self._parallel = parallel
+        self._launch = launch or launch_local
+        self._received: list[int] = []
+        self._stack = contextlib.ExitStack()
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Puts further jobs behind those that there are; `watch` goes on with them.
+
+        Raises:
+            UserError: two jobs share a folder, or one needs what does not come before it.
+        """
         for job in jobs:
             require(job.workdir not in self._runs, f"two jobs have the run folder {job.workdir}")
             for path in job.needs:
                 is_there = path in self._runs or state_on_disk(path)[0] in OVER
                 require(is_there, f"{job} needs {path}, which no job before it makes")
             self._runs[job.workdir] = _Run(job)
-        self._parallel = parallel
-        self._launch = launch or launch_local
-        self._received: list[int] = []
-        self._stack = contextlib.ExitStack()
 
     def __enter__(self):
         # Looked at between two jobs: a process that was just started is never forgotten.

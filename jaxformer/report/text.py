@@ -3,29 +3,33 @@
 import re
 import textwrap
 
+from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.host.console import format_rows, format_table, name_cells, wrap
 from jaxformer.report.findings import Finding, collect_findings, decision_columns, notes, reason
-from jaxformer.report.formatting import MINUS, NOTHING, plain
+from jaxformer.report.formatting import MINUS, NOTHING, number, plain
 from jaxformer.report.leave_one_out import COMPOSITION_HEADINGS, HEADING, composition_rows, describe_composition
-from jaxformer.report.summary import describe_noise_floor, describe_rule
+from jaxformer.report.summary import describe_margin
 
 # Columns of a line where it is no terminal's; and the fewest for a reason beside its numbers, which stands below them
 # otherwise.
-_WIDTH, _REASON_WIDTH = 150, 40
+_WIDTH, _REASON_WIDTH = 150, 60
 
 
 def decision_table(outcome: Outcome, columns: int | None = None) -> str:
-    """Returns the rule, the noise floor, and a table with one variant a line, in the order of the study.
+    """Returns the margin, the noise floor, and a table with one variant a line, in the order of the study.
 
     Args:
         outcome: of the study.
         columns: of the terminal, None for a file. Where the table does not fit, a variant is a paragraph.
     """
     findings, width = collect_findings(outcome), columns or _WIDTH
+    floor = noise_floor(outcome.runs[outcome.study.parent])
     introduction = [
-        describe_rule(outcome),
-        f"Noise floor of {plain(outcome.study.parent)}: {describe_noise_floor(outcome)}.",
+        f"Bits per byte, variant minus parent: negative is better. Margin: {describe_margin(outcome)}. docs/studies.md "
+        "and `jaxformer report` have the rule.",
+        f"Noise floor of {plain(outcome.study.parent)}: {number(floor.standard_deviation, 4)}, over its "
+        f"{len(floor.seeds)} seed{'s' * (len(floor.seeds) > 1)}.",
         "Tokens: times the variant's that the parent needs for the same loss. Time: of a token, beside the parent's.",
         *(f"Not read, and left out: {plain(line)}" for line in outcome.unread),
     ]

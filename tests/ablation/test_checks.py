@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import fake_runs
 import pytest
 
-from jaxformer.ablation import checks, run_study
+from jaxformer.ablation import checks
 from jaxformer.ablation.again import evaluate_again, make_again
-from jaxformer.ablation.checks import EarlierRuns, check_earlier, describe_now
+from jaxformer.ablation.earlier import EarlierRuns, check_earlier, describe_now
 from jaxformer.ablation.finished_runs import load_finished_run
-from jaxformer.ablation.study import Study, make_jobs, resolve_study
-from jaxformer.commands import ablate
+from jaxformer.ablation.study import Study, ended_jobs, make_jobs, resolve_study
+from jaxformer.commands import ablate, tune
 from jaxformer.config import TrainingFailure, UserError
+from jaxformer.experiment.variant import resolve
 from jaxformer.host.files import read_json, write_json
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
@@ -42,7 +43,7 @@ def folder(template, tmp_path, monkeypatch):
     """A copy of it, whose evaluations are those of here."""
     shutil.copytree(template, tmp_path / "study")
     monkeypatch.chdir(tmp_path / "study")
-    monkeypatch.setattr(run_study, "_in_another_process", lambda what, function, *arguments: function(*arguments))
+    monkeypatch.setattr(checks, "in_another_process", lambda what, function, *arguments: function(*arguments))
     return tmp_path / "study"
 
 
@@ -50,8 +51,8 @@ def change(path, **changes):
     write_json(path, {**read_json(path), **changes})
 
 
-def change_start(folder, **changes):
-    path = folder / "runs" / "root" / "seed_1" / "config.json"
+def change_start(folder, *, seed=1, **changes):
+    path = folder / "runs" / "root" / f"seed_{seed}" / "config.json"
     change(path, starts=[{**start, **changes} for start in read_json(path)["starts"]])
 
 
@@ -98,6 +99,20 @@ def test_runs_that_could_not_be_compared_with_those_to_come_are_refused_unless_a
     assert earlier(folder, retrain=True).trained_otherwise == [folder / "runs" / "root" / "seed_1"]
     shutil.copytree(folder / "runs" / "normed" / "seed_1", folder / "runs" / "normed" / "seed_2")
     assert earlier(folder).trained_otherwise == [], "nothing is left to train, and the comparison flags what differs"
+
+
+def test_seeds_behind_those_of_the_study_are_checked_too_since_the_verdict_reads_them(folder):
+    """A study of two seeds, after one of three."""
+    few, runs = Study(parent="root", variants=("normed",), seeds=2, parent_seeds=2), folder / "runs"
+    change_start(folder, seed=2, code="other")
+    fake_runs.write_diverged(runs, resolve("normed"), 2)
+    jobs, now = make_jobs(few, runs).now, describe_now(resolve_study(few), DEVICE)
+    assert check_earlier(jobs, now, ended=ended_jobs(few, runs)).trained_otherwise == [], "nothing is to start"
+    shutil.rmtree(runs / "normed" / "seed_1")
+    with pytest.raises(UserError, match="root seed 2, normed seed 2: trained with other code"):
+        check_earlier(jobs, now, ended=ended_jobs(few, runs))
+    found = check_earlier(jobs, now, ended=ended_jobs(few, runs), retrain=True)
+    assert found.trained_otherwise == [runs / name / "seed_2" for name in ("root", "normed")]
 
 
 def test_data_that_moved_cannot_be_allowed(folder):
@@ -172,6 +187,18 @@ def test_a_file_that_patches_the_package_is_refused_by_the_command(folder, capsy
     path = folder / "experiments" / "normed.py"
     path.write_text(f"import jaxformer.model\njaxformer.model.activate = abs\n{path.read_text()}")
     assert "normed.py: it changes jaxformer.model.activate in place" in refusal(folder, capsys)
+
+
+def test_tuning_is_checked_before_its_first_step_as_a_study_is(folder, capsys):
+    change_start(folder, code="other", git=None)
+    before = contents(folder)
+    assert tune.main(["--experiment=root", "--allow=device"]) == 2
+    assert "root at 0.004 seed 1: trained with other code (other, now " in capsys.readouterr().err
+    fake_runs.write_root(folder / "experiments", corpus__kind="text", corpus__path="gone.txt")
+    shutil.rmtree(folder / "runs")
+    assert tune.main(["--experiment=root"]) == 2
+    assert "jaxformer: root: corpus.path gone.txt: no such file" in capsys.readouterr().err
+    assert not contents(folder).keys() - before.keys()
 
 
 @pytest.mark.parametrize("plan", [[], ["--plan"]])

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from jaxformer.ablation import confirmation
-from jaxformer.ablation.checks import EarlierRuns
+from jaxformer.ablation.checks import Checked
 from jaxformer.ablation.comparison import BestRate, Comparison
 from jaxformer.ablation.confirmation import make_jobs, plan_confirmation
+from jaxformer.ablation.earlier import EarlierRuns
 from jaxformer.ablation.ledger import CONFIRMATION, read_ledger
 from jaxformer.ablation.records import write_record
-from jaxformer.ablation.run_study import Checked
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.commands import confirm

@@ -1,5 +1,6 @@
 """Arms at their own best learning rate: the rounds that find it, and the comparison there."""
 
+import collections
 import json
 import math
 
@@ -11,15 +12,17 @@ from jaxformer.ablation import run_study
 from jaxformer.ablation.envelope import make_arm, shared_seeds, weights_at_best
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.records import comparison_file
-from jaxformer.ablation.run_study import run_jobs
+from jaxformer.ablation.run_study import describe_failures, run_jobs
 from jaxformer.ablation.study import Study, make_jobs
-from jaxformer.ablation.tuning import Ladder, at_octave
+from jaxformer.ablation.tuning import RateSearch, at_octave
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
 from jaxformer.experiment.variant import resolve, with_overrides
 from jaxformer.host.files import read_json, write_json
+from jaxformer.jobs.queue import State
 from jaxformer.report.findings import collect_findings, device_hours, notes
 from jaxformer.report.text import decision_table
+from jaxformer.run.metrics import Writer
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -56,6 +59,20 @@ class Done:
     terminate = kill = lambda self: None
 
 
+class FailsLast:
+    """The process of a run that trains well until all others of its round are over, and fails then."""
+
+    def __init__(self, folder, started, others):
+        self.started, self.others = started, others
+        with Writer(folder, 0) as writer:
+            writer.write(20, {"train/loss": 3.0, "train/gradient_norm": 1.0})
+
+    def poll(self):
+        return 1 if len(self.started) >= self.others else None
+
+    terminate = kill = lambda self: None
+
+
 def fake_launch(runs, started, *, diverges_from=math.inf, dies_after=math.inf):
     """Returns a launch that writes a finished run at once, of a loss that is a parabola of the octave."""
 
@@ -88,6 +105,7 @@ def test_a_study_goes_on_in_rounds_until_each_arm_has_its_best_rate_between_two_
     runs, started = folder / "runs", []
     jobs = make_jobs(STUDY, runs, SECONDS)
     assert [job.seed for job in jobs.now] == sorted(job.seed for job in jobs.now)
+    assert all(jobs.now[0].workdir in job.needs for job in jobs.now[1:]), "nothing begins before that trains"
     assert len(jobs.now) + len(jobs.later) == 3 + 3 + 2 * (5 + 2 * 3) - 3, "three rates each, five on the first seed"
     with pytest.raises(KeyboardInterrupt):
         run_jobs(STUDY, runs, SECONDS, fake_launch(runs, started, dies_after=12))
@@ -123,6 +141,27 @@ def test_a_rate_that_diverges_is_an_answer_and_no_failure(folder, at_once):
     (found,) = judge_study(study, runs).comparisons
     assert found.verdict.word is not Word.REVERT and found.best_rates[0].bits_per_byte[2] == math.inf
     assert any("root is taken at" in note and "a neighbour diverged" in note for note in found.notes)
+
+
+def test_where_the_parent_fails_after_others_of_its_round_no_further_round_begins_and_it_is_named(folder, at_once):
+    study, runs, started = Study(parent="root", variants=("constant",)), folder / "runs", []
+    others, first = len(make_jobs(study, runs).now) - 1, runs / "root" / "seed_0"
+
+    def launch(job, slot, slots):
+        if job.workdir == first:
+            first.mkdir(parents=True)
+            job.log.write_text("\n--- started\njaxformer: the disk is full\n")
+            return FailsLast(first, started, others)
+        return fake_launch(runs, started)(job, slot, slots)
+
+    statuses = run_jobs(study, runs, SECONDS, launch, parallel=2)
+    assert collections.Counter(status.state for status in statuses) == {
+        State.FINISHED: others,
+        State.FAILED: 1,
+        State.BLOCKED: 2,
+    }
+    (line,) = describe_failures(statuses)
+    assert line == f"root seed 0 failed: the disk is full; not trained, since they need it: 2; see {first}.log"
 
 
 def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):
@@ -168,9 +207,9 @@ def rates(tmp_path_factory):
 
 @pytest.fixture
 def trained(rates, monkeypatch):
-    """The runs of both arms, as a ladder reads them."""
+    """The runs of both arms, as a search reads them."""
     monkeypatch.chdir(rates)
-    return {name: Ladder(name, "", rates / "runs").read()[0] for name in ("root", "constant")}
+    return {name: RateSearch(resolve(name), rates / "runs").read()[0] for name in ("root", "constant")}
 
 
 def test_the_run_at_the_best_rate_is_the_parabola_through_each_document(trained):

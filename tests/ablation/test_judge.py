@@ -8,6 +8,7 @@ import pytest
 
 from jaxformer.ablation.judge import STATUS, judge
 from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError
@@ -70,6 +71,10 @@ def test_nothing_trained_is_not_compared_and_the_first_seeds_are_named(runs):
     found = judge("root", "good", runs)
     assert found.comparison.verdict.word is Word.NOT_COMPARED and found.status == 6
     assert [(job.name, job.seed) for job in found.missing] == [("root", 0), ("root", 2)]
+    hours = json.loads((runs / "root/seed_1/summary.json").read_text())["device_hours"]
+    assert found.record()["missing_device_hours"] == pytest.approx(2 * hours)
+    shutil.rmtree(runs)
+    assert judge("root", "good", runs).record()["missing_device_hours"] is None
 
 
 def test_picked_seeds_are_not_counted(runs):
@@ -106,11 +111,18 @@ def test_whatever_else_was_asked_of_the_parent_counts_judged_or_not(runs, tmp_pa
     one, of_three = judge("root", "good", alone), judge("root", "good", runs)
     assert one.questions == ("good",) and of_three.questions == ("good", "bad", "small")
     assert of_three.comparison.q_value == pytest.approx(3 * one.comparison.q_value, rel=1e-6)
-    # What was judged counts with its own p-value: the same as in one study of all.
-    others = [judge("root", name, runs) for name in ("bad", "small")]
-    study = judge_study(Study(parent="root", variants=tuple(EFFECTS)), runs).comparisons
-    assert judge("root", "good", runs).comparison.q_value == pytest.approx(study[0].q_value)
-    assert others[1].comparison.seeds == study[2].seeds
+
+
+def test_a_study_and_a_judge_say_the_same_and_record_it_alike(runs):
+    study = Study(parent="root", variants=tuple(EFFECTS))
+    for one in judge_study(study, runs).comparisons:
+        found = judge("root", one.variant, runs).comparison
+        assert (found.q_value, found.verdict) == (pytest.approx(one.q_value), one.verdict)
+        alone = Study(parent="root", variants=(one.variant,))
+        record = runs / one.variant / comparison_file(alone)
+        judged = record.read_text()
+        judge_study(alone, runs)
+        assert record.read_text() == judged
 
 
 def test_what_is_ad_hoc_is_no_evidence_and_what_moved_is_refused(runs, tmp_path):

@@ -2,18 +2,17 @@
 
 import hashlib
 import json
-import re
 import shutil
 
 import fake_runs
 import numpy as np
 import pytest
 
-from jaxformer.ablation.leave_one_out import DROP, STAYS, leave_one_out, root_jobs
+from jaxformer.ablation.leave_one_out import DROP, STAYS, leave_one_out
 from jaxformer.ablation.ledger import read_ledger
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.records import comparison_file
-from jaxformer.ablation.study import Study, make_jobs
+from jaxformer.ablation.study import Study, ended_jobs, make_jobs
 from jaxformer.config import UserError
 from jaxformer.experiment.variant import resolve
 from jaxformer.report.html import make_page
@@ -95,10 +94,12 @@ def test_the_study_has_a_run_of_the_root_for_each_seed_of_the_removals(folder, m
     study = leave_one_out("gen2", 2, 3)
     assert (study.parent, study.variants) == ("gen2", ("gen2_without_wsd", "gen2_without_normed"))
     jobs = make_jobs(study, folder / "runs", dict.fromkeys(EFFECTS, 1.0)).now
-    found = root_jobs(jobs, study, folder / "runs")
-    assert [(job.name, job.seed) for job in found] == [("root", 2000), ("root", 2001)]
+    found = [job for job in jobs if job.name == "root"]
+    assert [job.seed for job in found] == [2000, 2001] and found[0].estimated_seconds == 1
     assert found[0].arguments[:2] == ("--experiment=root", "--seed=2000")
     assert [job.seed for job in jobs if job.name == "gen2"] == [2000, 2001, 2002]
+    ended = {(job.name, job.seed) for job in ended_jobs(study, folder / "runs")}
+    assert ended == {(name, seed) for name in EFFECTS for seed in SEEDS}, "which are checked, those of the root too"
 
 
 def test_what_is_made_of_what_is_shown_everywhere(outcome):
@@ -119,13 +120,17 @@ def test_what_cannot_be_known_is_not_shown_and_a_removal_that_fails_means_that_t
     runs = shutil.copytree(folder / "runs", tmp_path / "runs")
     shutil.rmtree(runs / "gen2_without_normed")
     fake_runs.write_diverged(runs, resolve("gen2_without_normed"), 2000)
-    record = runs / "root" / "seed_2001" / "config.json"
-    record.write_text(re.sub(r'"code": "\w+"', '"code": "other"', record.read_text()))
+    path = runs / "root" / "seed_2001" / "config.json"
+    record = json.loads(path.read_text())
+    start = record["starts"][0] | {"environment": {"JAX_X": "1"}}
+    path.write_text(json.dumps(record | {"starts": [start]}))
     outcome = judge_study(leave_one_out("gen2", 3, 3), runs)
     made_of = outcome.composition
     assert (made_of.parts[1].now, made_of.parts[1].decision) == (None, STAYS)
-    assert made_of.total is made_of.overlap is None and "were made with other code" in made_of.why_not
-    assert "The total is not known: runs of gen2 and root" in " ".join(decision_table(outcome).split())
+    assert (
+        made_of.total is made_of.overlap is None and "gen2 and root are not compared: environment: " in made_of.why_not
+    )
+    assert "The total is not known: gen2 and root are not compared" in " ".join(decision_table(outcome).split())
 
 
 def test_one_kept_change_is_no_question_and_what_is_needed_is_named_and_left_in(folder, monkeypatch, capsys):

@@ -1,11 +1,13 @@
 """A study: what is to be run, in which order; what came out, kept beside the runs and used again."""
 
 import json
+import math
 
 import fake_runs
 import numpy as np
 import pytest
 
+from jaxformer.ablation.jobs import make_job
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import (
@@ -18,7 +20,9 @@ from jaxformer.ablation.study import (
 )
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
+from jaxformer.experiment.variant import resolve, with_overrides
 from jaxformer.jobs.launch import Job
+from jaxformer.jobs.queue import Queue
 from jaxformer.report.findings import expectation_rows
 from jaxformer.report.summary import summarise_study
 from jaxformer.report.text import decision_table
@@ -81,6 +85,23 @@ def test_jobs_are_ordinary_commands_seed_by_seed_and_parents_first(tmp_path):
     )
 
 
+def test_no_run_needs_one_that_the_study_does_not_make(folder, tmp_path):
+    """`plain` is compared with `slower` at its own rate, which is compared with `slow` at other rates alone."""
+    experiments = folder / "experiments"
+    fake_runs.write_variant(experiments, "slow", {"optimizer.schedule": "wsd"})
+    fake_runs.write_variant(experiments, "slower", {"optimizer.b2": 0.9}, parent="slow")
+    fake_runs.write_variant(experiments, "plain", {"model.qk_norm": True}, parent="slower")
+    jobs = make_jobs(Study(parent="root", variants=("slow", "slower", "plain")), tmp_path).now
+    assert Queue(jobs) and {job.seed for job in jobs if job.name == "slower"} == {0, 1, 2}
+    assert all(math.isnan(job.estimated_seconds) for job in jobs)
+
+
+def test_an_experiment_of_several_processes_is_no_job(tmp_path):
+    spread = with_overrides(resolve("root"), {"mesh.processes": "2", "mesh.data": "2"})
+    with pytest.raises(UserError, match=r"root: mesh\.processes = 2, and a queue starts one for each run"):
+        make_job(spread, 0, tmp_path, 1.0)
+
+
 def test_seeds_begin_where_none_chose_the_promoted_parent(folder, tmp_path):
     text = f"Promoted(variant='gated', parent='root', evidence={'0' * 64!r}, verdict='KEEP', first_seed=1000)"
     fake_runs.write_experiment(folder / "experiments", "next", text)
@@ -92,6 +113,8 @@ def test_seeds_begin_where_none_chose_the_promoted_parent(folder, tmp_path):
         ("next", 1001, (first,)),
         ("next", 1002, (first,)),
     ]
+    beside_root = make_jobs(Study(parent="root", variants=("next",), seeds=1, parent_seeds=1), tmp_path).now
+    assert [(job.name, job.seed) for job in beside_root] == [("root", 1000), ("next", 1000)]
 
 
 def test_variants_are_asked_of_the_studys_parent():
@@ -210,7 +233,7 @@ def test_failures_on_disk_are_reported_and_revert(folder, tmp_path):
     assert "NOT COMPARED" in line and "no run of it has ended" in line
 
 
-def test_the_table_shows_the_rule_the_noise_and_every_decision(folder):
+def test_the_table_shows_the_margin_the_noise_and_every_decision(folder):
     outcome = judge_study(ALL, folder / "runs")
     text = decision_table(outcome)
     lines = {line.split()[0]: line for line in text.splitlines() if line}
@@ -221,7 +244,7 @@ def test_the_table_shows_the_rule_the_noise_and_every_decision(folder):
         assert f"{one.worth:.2f} x" in lines[one.variant]
         if one.verdict.more_seeds:
             assert f"{one.verdict.more_seeds} more seed" in " ".join(text.split())
-    assert f"±{outcome.comparisons[0].margin:.4f}" in text and "Noise floor of root" in text
+    assert f"Margin: {outcome.comparisons[0].margin:.4f}" in text and "Noise floor of root: 0." in text
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxformer.ablation import tuning
-from jaxformer.ablation.tuning import Ladder, at_octave, fit, foreseen, tune, wanted
+from jaxformer.ablation.tuning import RateSearch, at_octave, fit, make_search, missing_runs, runs_to_come, tune
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.jobs.queue import State, Status
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.device_free
 def walk(curve, seeds=3) -> dict[tuple[int, int], float]:
     """Returns the trials of a walk, each of which comes to `curve(octave, seed)`."""
     trials = {}
-    while missing := wanted(trials, seeds):
+    while missing := missing_runs(trials, seeds):
         assert not set(missing) & set(trials) and len(set(missing)) == len(missing)
         trials |= {(octave, seed): curve(octave, seed) for octave, seed in missing}
     return trials
@@ -69,15 +69,15 @@ def test_where_seeds_scatter_more_the_rate_to_take_is_lower():
     assert found.mean.place == pytest.approx(0) and found.cautious.place == pytest.approx(-0.3) and found.best == 8.1e-4
 
 
-def test_the_walk_ends_half_an_octave_from_its_best_rate_and_what_it_will_take_is_foreseen():
+def test_the_walk_ends_half_an_octave_from_its_best_rate_and_what_it_will_take_is_runs_to_come():
     curve = lambda octave, seed: 3 + 0.1 * (octave - 1.2) ** 2  # noqa: E731
     trials = walk(curve)
     assert fit("small", 1e-3, trials, 3).bracket == (0.5, 1.0, 1.5)
     assert sorted(octave for octave, seed in trials if seed == 0) == [-1, 0, 0.5, 1, 1.5, 2]
     assert sorted(octave for octave, seed in trials if seed == 2) == [0.5, 1, 1.5]
-    assert len(foreseen({}, 3)) == 5 + 2 * 3 and foreseen(trials, 3) == []
+    assert len(runs_to_come({}, 3)) == 5 + 2 * 3 and runs_to_come(trials, 3) == []
     first = {trial: bits for trial, bits in trials.items() if trial[1] == 0}
-    assert sorted(foreseen(first, 3)) == sorted(trial for trial in trials if trial[1]), "as the first seed has it"
+    assert sorted(runs_to_come(first, 3)) == sorted(trial for trial in trials if trial[1]), "as the first seed has it"
 
 
 def test_a_curve_that_is_steep_above_its_best_rate_is_read_where_that_is():
@@ -94,8 +94,8 @@ def test_a_curve_that_is_steep_above_its_best_rate_is_read_where_that_is():
 
 
 @pytest.fixture
-def ladder(tmp_path, experiment_files, monkeypatch):
-    """A ladder over a tiny experiment, whose runs all fail."""
+def search(tmp_path, experiment_files, monkeypatch):
+    """The search of a tiny experiment, whose runs all fail."""
 
     class FakeQueue:
         def __init__(self, jobs, parallel):
@@ -111,32 +111,32 @@ def ladder(tmp_path, experiment_files, monkeypatch):
             yield [Status(job, State.FAILED, 1, 3.0, 1.0, 0.0, 0.0, "why") for job in self.jobs]
 
     monkeypatch.setattr(tuning, "Queue", FakeQueue)
-    return Ladder(str(experiment_files["best_fit"]), "", tmp_path / "runs")
+    return make_search(str(experiment_files["best_fit"]), "", tmp_path / "runs")
 
 
-def test_runs_are_those_of_the_command_and_its_own_rate_is_that_of_the_experiment(ladder):
-    job = ladder.job(0, 2, 9.0)
-    assert job.workdir.parts[-2:] == (ladder.own().name, "seed_2") and job.estimated_seconds == 9
+def test_runs_are_those_of_the_command_and_its_own_rate_is_that_of_the_experiment(search):
+    job = search.job(0, 2, 9.0)
+    assert job.workdir.parts[-2:] == (search.own.name, "seed_2") and job.estimated_seconds == 9
     assert not [each for each in job.arguments if "learning_rate" in each]
-    above = ladder.job(1, 2, 9.0)
+    above = search.job(1, 2, 9.0)
     assert "--optimizer.learning_rate=0.02" in above.arguments and above.workdir.parent != job.workdir.parent
 
 
-def test_a_run_that_failed_otherwise_ends_the_walk(ladder):
+def test_a_run_that_failed_otherwise_ends_the_walk(search):
     with pytest.raises(TrainingFailure, match=r"best_fit at 0\.005 seed 0 failed: why; see .*\.log"):
-        tune(ladder, 1, 9.0)
+        tune(search, 1, 9.0)
 
 
-def test_what_is_trained_already_is_taken_up(ladder, monkeypatch):
+def test_what_is_trained_already_is_taken_up(search, monkeypatch):
     trials = walk(lambda octave, seed: 3 + octave**2)
-    monkeypatch.setattr(Ladder, "trials", lambda self, seeds: trials)
+    monkeypatch.setattr(RateSearch, "trials", lambda self, seeds: trials)
     monkeypatch.setattr(tuning, "Queue", None)
-    assert tune(ladder, 3, 9.0).excess == pytest.approx(0)
+    assert tune(search, 3, 9.0).excess == pytest.approx(0)
 
 
-def test_a_run_that_diverged_counts_as_one(ladder, tmp_path):
-    folder = tmp_path / "runs" / at_octave(ladder.own(), 2).name / "seed_1"
+def test_a_run_that_diverged_counts_as_one(search, tmp_path):
+    folder = tmp_path / "runs" / at_octave(search.own, 2).name / "seed_1"
     (folder / "faults").mkdir(parents=True)
-    assert ladder.trials(3) == {}
+    assert search.trials(3) == {}
     (folder / "faults" / "step_3.npz").write_bytes(b"")
-    assert ladder.trials(3) == {(2, 1): math.inf} and ladder.trials(1) == {}
+    assert search.trials(3) == {(2, 1): math.inf} and search.trials(1) == {}

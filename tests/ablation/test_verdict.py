@@ -200,7 +200,7 @@ def test_only_a_change_that_is_kept_may_be_kept_by_chance():
 def test_what_may_be_chance_goes_on_to_the_next_analysis_and_after_the_last_says_what_is_left():
     kept = decide(DECIDED_BY["better"], Rule())
     assert kept_by_chance(kept, 0.06, Rule(), 2, 0.5)[2:] == (2, 0.5)
-    assert "a study of this question alone" in kept_by_chance(kept, 0.06, Rule(), None, 0.0).reason
+    assert "the last analysis: the parent stays" in kept_by_chance(kept, 0.06, Rule(), None, 0.0).reason
 
 
 @pytest.mark.parametrize("field", ["equal_tokens", "power", "least_power", "guard_alpha", "cheaper", "q"])

@@ -7,7 +7,8 @@ import pytest
 import tiny_run
 
 from jaxformer.ablation import run_study
-from jaxformer.ablation.checks import EarlierRuns
+from jaxformer.ablation.checks import Checked
+from jaxformer.ablation.earlier import EarlierRuns
 from jaxformer.ablation.study import resolve_study
 from jaxformer.commands import ablate
 from jaxformer.experiment.variant import resolve
@@ -33,7 +34,7 @@ def command(tmp_path, experiment_files, compiled, monkeypatch):
 
 
 def checked():
-    return run_study.Checked({"root": 9.0, "normed": 9.0}, EarlierRuns([], []))
+    return Checked({"root": 9.0, "normed": 9.0}, EarlierRuns([], []))
 
 
 def test_a_study_is_run_to_its_end_once_and_judged(command, monkeypatch, capsys, tmp_path):

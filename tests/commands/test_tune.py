@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from jaxformer.ablation.checks import Checked
+from jaxformer.ablation.earlier import EarlierRuns
 from jaxformer.ablation.tuning import fit
 from jaxformer.commands import tune
 
@@ -16,9 +18,10 @@ def place(tmp_path, experiment_files, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "small.py").write_text(experiment_files["best_fit"].read_text())
-    monkeypatch.setattr(tune, "estimate_experiment", lambda *_: 9.0)
+    checked = Checked({"small": 9.0}, EarlierRuns([], []))
+    monkeypatch.setattr(tune, "check_tuning", lambda *_, **options: checked)
     trials = {(octave, seed): 3 + 0.1 * octave**2 + 0.01 * seed for octave in (-1, 0, 1) for seed in range(3)}
-    monkeypatch.setattr(tune, "tune", lambda ladder, seeds, *_, **__: fit("small", 1e-2, trials, 3))
+    monkeypatch.setattr(tune, "tune", lambda search, seeds, *_, **__: fit("small", 1e-2, trials, 3))
     return tmp_path
 
 

@@ -1,0 +1,48 @@
+"""A call in a process of its own, for what takes the device: the runs of a queue find it free."""
+
+import concurrent.futures
+import concurrent.futures.process
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from jaxformer.config import TrainingFailure
+from jaxformer.host.signals import Stopped
+from jaxformer.host.waiting import waiting
+
+T = TypeVar("T")
+
+
+def in_another_process(what: str, function: Callable[..., T], *arguments) -> T:
+    """Returns what a function returns in a process of its own, which gives the device back.
+
+    Args:
+        what: what the process does, in words.
+    """
+    others = multiprocessing.active_children()
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_end_with_parent) as pool:
+        try:
+            # Ctrl-C, which a terminal sends to both, is left to this process: the other inherits that it is blocked.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                future = pool.submit(function, *arguments)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            with waiting(f"the process that {what}", after=60):
+                return future.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise TrainingFailure(f"the process that {what} was killed, as when memory runs out") from error
+        except Stopped:
+            for process in set(multiprocessing.active_children()).difference(others):
+                process.kill()
+            raise
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent does, however that ends."""
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

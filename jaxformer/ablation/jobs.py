@@ -1,0 +1,48 @@
+"""A run of an experiment, as a job of a queue."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxformer.config import require
+from jaxformer.experiment.variant import Resolved
+from jaxformer.host.paths import typed
+from jaxformer.jobs.launch import Job
+
+# In the name of an experiment whose fields were set on the command line: what it is without stands before.
+AD_HOC = "~"
+
+
+def make_job(
+    one: Resolved,
+    seed: int,
+    runs: Path,
+    seconds: float,
+    *,
+    name: str = "",
+    needs: Sequence[Path] = (),
+    arguments: Sequence[str] = (),
+) -> Job:
+    """Returns the run of an experiment on a seed, in its folder `runs/EXPERIMENT/seed_N`.
+
+    Args:
+        seconds: that it takes, estimated; NaN where that is not known.
+        name: under which it is shown; that of the experiment by default.
+        needs: folders of the runs that must be seen to train before; its own among them counts for nothing.
+        arguments: by which the command line has the experiment without its overrides; its name by default.
+
+    Raises:
+        UserError: it takes several processes.
+    """
+    processes, devices = one.experiment.mesh.processes, one.experiment.mesh.devices
+    require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a queue starts one for each run")
+    workdir = runs / one.name / f"seed_{seed}"
+    arguments = [*(arguments or [f"--experiment={one.name.partition(AD_HOC)[0]}"])]
+    arguments += [f"--seed={seed}", f"--workdir={typed(workdir)}"]
+    arguments += [f"--{path}={after}" for path, (_, after) in one.lineage.overrides.items()]
+    steps, others = one.experiment.training.steps, tuple(path for path in dict.fromkeys(needs) if path != workdir)
+    return Job(name or one.name, seed, tuple(arguments), workdir, steps, seconds, others, devices)
+
+
+def experiment_of(job: Job) -> str:
+    """Returns the name of the experiment of a job, without the mark of fields that its command line sets."""
+    return job.workdir.parent.name.partition(AD_HOC)[0]

@@ -1,0 +1,89 @@
+"""The q-value of a comparison: over all questions that were asked of the same parent, by whichever command.
+
+A question counts once a run of it is finished, whatever became of it: left to choose, one would count the fewest. What
+leaves a kept change out of an experiment (`NAME_without_CHANGE`) asks something else than a new change of it, and
+counts among its like; a promoted variant was a question under its first name, and does not count again.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxformer.ablation.comparison import Comparison
+from jaxformer.ablation.jobs import AD_HOC
+from jaxformer.ablation.records import read_records
+from jaxformer.ablation.verdict import Rule, kept_by_chance
+from jaxformer.experiment.variant import WITHOUT
+from jaxformer.host.files import read_json_or_empty
+from jaxformer.run.identity import CONFIG
+from jaxformer.statistics.significance import benjamini_hochberg, interim_level
+
+
+def p_value_of_improvement(p_value_below: float, seeds: int) -> float:
+    """Returns the p-value of a comparison after so many seeds that its q-value is made of.
+
+    One-sided, since of all that is found only what is kept counts; and larger by as much as all interim analyses
+    together err more often than this one.
+    """
+    return min(1.0, 0.05 / interim_level(seeds) * p_value_below)
+
+
+def with_q_values(comparisons: Sequence[Comparison], rule: Rule, others: Sequence[float] = ()) -> list[Comparison]:
+    """Returns comparisons with one parent with the q-value of each over all, and none kept that has too large a one.
+
+    One that shows no difference counts as if it had a p-value of 1, and has no q-value.
+
+    Args:
+        others: p-values of what counts beside them, as of `p_value_of_improvement`.
+    """
+    p_values = [*map(_p_value, comparisons), *others]
+    q_values = benjamini_hochberg(np.nan_to_num(p_values, nan=1.0)).tolist()
+    judged = []
+    for one, p_value, q in zip(comparisons, p_values, q_values, strict=False):
+        if not math.isnan(p_value):
+            demoted = kept_by_chance(one.verdict, q, rule, *one.until_next)
+            one = one._replace(q_value=q, verdict=demoted or one.verdict)
+        judged.append(one)
+    return judged
+
+
+def _p_value(one: Comparison) -> float:
+    """Returns the p-value of an improvement; NaN where a comparison shows no difference between seeds."""
+    if one.difference is None or not one.difference.seeds_counted:
+        return math.nan
+    return p_value_of_improvement(one.difference.p_value_below, len(one.seeds))
+
+
+def other_questions(runs: Path, parent: str, names: Collection[str], *, leaves_out: bool = False) -> dict[str, float]:
+    """Returns, by name, the p-value of an improvement of each other question that was asked of a parent.
+
+    By the comparison that is kept beside its runs, of several that of the most seeds and of those the last; 1 for one
+    that was trained and never compared.
+
+    Args:
+        runs: the folder of all run folders.
+        names: of the questions that are not other.
+        leaves_out: of what leaves a kept change of the parent out, instead of what changes it.
+    """
+    questions = {}
+    for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
+        summary = next(iter(sorted(folder.glob("seed_*/summary.json"))), None)
+        if summary is None or folder.name in names or AD_HOC in folder.name:
+            continue
+        lineage = read_json_or_empty(summary.with_name(CONFIG)).get("lineage")
+        lineage = lineage if isinstance(lineage, dict) else {}
+        left_out = folder.name.removeprefix(parent + WITHOUT)
+        is_removal = left_out != folder.name and lineage.get("bundle") == f"without {left_out}"
+        is_of_parent = list(lineage.get("parents") or ())[:1] == [parent] and not lineage.get("evidence")
+        if is_of_parent and is_removal == leaves_out:
+            questions[folder.name] = _recorded_p_value(folder, parent)
+    return questions
+
+
+def _recorded_p_value(folder: Path, parent: str) -> float:
+    """Returns the p-value of an improvement by the comparison with a parent that is kept in a folder; else 1."""
+    ours = [one for one in read_records(folder) if one.parent == parent and one.difference]
+    last = ours[-1].difference if ours else None
+    return p_value_of_improvement(last.p_value_below, len(ours[-1].seeds)) if last and last.seeds_counted else 1.0

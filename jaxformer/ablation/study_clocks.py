@@ -1,0 +1,46 @@
+"""The times per token of a study's variants beside their parents': to come, measured, and forgotten."""
+
+import glob
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxformer.ablation.another_process import in_another_process
+from jaxformer.ablation.clock import CLOCK
+from jaxformer.ablation.study import Study, resolve_study
+from jaxformer.ablation.timing import clock_seconds, measure_clock
+from jaxformer.config import TrainingFailure, UserError
+from jaxformer.host.console import print_notice, progress_bar
+
+
+def measure_clocks(pairs: Sequence[tuple[str, str]]) -> None:
+    """Measures the times per token of pairs of run folders (parent, variant); what cannot be measured is named."""
+    with progress_bar(desc="measuring the time per token", unit=" pairs", total=len(pairs)) as bar:
+        for parent, variant in (map(Path, pair) for pair in pairs):
+            try:
+                in_another_process("times the training steps", measure_clock, parent, variant)
+            except (UserError, TrainingFailure, OSError) as error:
+                print_notice(f"{variant.parent.name}: the time per token was not measured: {error}")
+            bar.update()
+
+
+def clocks_to_come(study: Study, runs: Path, seconds: Mapping[str, float], *, again: bool = False) -> list[float]:
+    """Returns, of each variant whose time per token may be measured, the most seconds that takes.
+
+    Args:
+        seconds: of a run of each experiment, estimated.
+        again: of those that were measured too.
+    """
+    variants = [one for one in resolve_study(study)[1:] if again or not _clock_files(one.name, runs)]
+    return [clock_seconds(seconds[one.name] / one.experiment.training.steps) for one in variants]
+
+
+def forget_clocks(study: Study, runs: Path) -> None:
+    """Removes what was measured of the times per token of a study's variants."""
+    for one in resolve_study(study)[1:]:
+        for path in _clock_files(one.name, runs):
+            path.unlink(missing_ok=True)
+
+
+def _clock_files(name: str, runs: Path) -> list[Path]:
+    """Returns what was measured of a variant, at its own learning rate and at others."""
+    return [*runs.glob(f"{glob.escape(name)}/{CLOCK}"), *runs.glob(f"{glob.escape(name)}~*/{CLOCK}")]
