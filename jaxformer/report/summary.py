@@ -78,7 +78,7 @@ def describe_noise_floor(outcome: Outcome) -> str:
     if (one := parent_at_best(outcome)) and math.isfinite(one.noise):
         text += f"; {one.noise:.4f} at the parent's best learning rate over {len(one.seeds)}"
     shared = "every comparison uses these runs: if they are lucky, all variants look worse"
-    return f"{text} (standard deviation of the runs of {outcome.study.parent}; {shared})"
+    return f"{text} (standard deviation of the parent's runs; {shared})"
 
 
 def describe_device_hours(outcome: Outcome) -> str:

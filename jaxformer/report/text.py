@@ -11,7 +11,7 @@ from jaxformer.report.summary import describe_margin, describe_noise_floor
 
 # Columns of a line where it is no terminal's; and the fewest for a reason beside its numbers, which stands below them
 # otherwise.
-_WIDTH, _REASON_WIDTH = 150, 40
+_WIDTH, _REASON_WIDTH = 150, 60
 
 
 def decision_table(outcome: Outcome, columns: int | None = None) -> str:
@@ -23,9 +23,9 @@ def decision_table(outcome: Outcome, columns: int | None = None) -> str:
     """
     findings, width = collect_findings(outcome), columns or _WIDTH
     introduction = [
-        outcome.study.rule.describe(),
+        "Validation bits per byte, variant minus parent: negative is better. `jaxformer report` writes the whole rule.",
         f"Margin: {plain(describe_margin(outcome))}.",
-        f"Noise floor: {plain(describe_noise_floor(outcome))}.",
+        f"Noise floor of {plain(outcome.study.parent)}: {plain(describe_noise_floor(outcome))}.",
         "q: of an improvement, adjusted for all questions about the parent. Tokens: the parent needs so many times the "
         "variant's for the same loss. Time: of a token, relative to the parent's.",
         *(f"Left out, since it cannot be read: {plain(line)}" for line in outcome.unread),

@@ -219,7 +219,7 @@ def test_the_table_shows_the_rule_the_noise_and_every_decision(folder):
         assert f"{one.worth:.2f} x" in lines[one.variant]
         if one.verdict.more_seeds:
             assert f"{one.verdict.more_seeds} more seed" in " ".join(text.split())
-    assert f"Margin: {outcome.comparisons[0].margin:.4f} bits" in text and "Noise floor: " in text
+    assert f"Margin: {outcome.comparisons[0].margin:.4f}" in text and "Noise floor of root: 0." in text
 
 
 @pytest.mark.parametrize(
