@@ -209,7 +209,7 @@ def check_arms(parent: Arm, variant: Arm, allow: Collection[str]) -> tuple[str, 
 def _describe(tuning: Tuning, best: BestRate) -> str:
     error = f" ± {best.excess_error:.4f}" if math.isfinite(best.excess_error) else ""
     costs = f"costs {best.excess:.4f}{error} more" if math.isfinite(best.excess) else "diverges"
-    return f"{tuning.experiment} at {best.compared:.2g}, where its own {best.own:.3g} {costs}"
+    return f"{tuning.experiment} at {best.compared:.2g} (its own, {best.own:.3g}, {costs})"
 
 
 def flag_untuned(
@@ -226,16 +226,15 @@ def flag_untuned(
             rate = finished[one.parent][0].experiment.optimizer.learning_rate
             best = known.get(one.parent)
             excess, to_take = (best.excess, best.to_take) if best else _tuned(runs / one.parent / TUNING, rate)
-            note, alone = "", "and the gain may be one at that rate alone"
+            note, alone = "", "the gain may hold at this rate only"
             lineage = finished[one.parent][0].record["lineage"]
             is_promoted_at_best = bool(lineage.get("evidence")) and RATE in lineage["change"]
             if math.isnan(to_take) and not is_promoted_at_best:
                 command = f"`jaxformer tune --experiment={one.parent}`"
-                known_of = f"no tuning of {one.parent} at {rate:.3g} is recorded in {runs}"
-                note = f"{known_of}, {alone}: {command}"
+                note = f"no tuning of {one.parent} at {rate:.3g} is recorded in {runs}: {alone}; see {command}"
             elif math.isfinite(to_take) and not excess <= (0.0 if math.isnan(one.margin) else one.margin):
                 costs = f"costs {excess:.4f} bits per byte beside its best, {to_take:.2g}"
-                note = f"the learning rate of {one.parent}, {rate:.3g}, {costs}, {alone}"
+                note = f"the learning rate of {one.parent}, {rate:.3g}, {costs}: {alone}"
             one = one._replace(notes=(*one.notes, *([note] if note else [])))
         flagged.append(one)
     return flagged

@@ -200,12 +200,24 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def beside_expectation(line: Line) -> str:
-    """Returns how a verdict's difference came out beside what was expected: 'inside', 'better' or 'worse', or ''."""
-    mean, (low, high) = (line.get("difference") or {}).get("mean"), line["expected"]
-    if mean is None:
+def beside_expectation(difference: Line | None, expected: Sequence[float]) -> str:
+    """Returns how a difference came out beside what was expected; '' where it is not known.
+
+    'as expected', 'better than expected' or 'worse than expected'; with 'perhaps' where its interval reaches into what
+    was expected.
+
+    Args:
+        difference: as of `describe_difference`.
+    """
+    found, (low, high) = difference or {}, expected
+    if (mean := found.get("mean")) is None:
         return ""
-    return "better" if mean < low else "worse" if mean > high else "inside"
+    if low <= mean <= high:
+        return "as expected"
+    word = "better than expected" if mean < low else "worse than expected"
+    begin, end = found.get("low"), found.get("high")
+    is_sure = (begin is not None and begin > high) or (end is not None and end < low)
+    return word if is_sure else f"perhaps {word}"
 
 
 class Account(NamedTuple):
@@ -220,17 +232,17 @@ class Account(NamedTuple):
     analysis.
     """
     expectations: dict[str, int]
-    """How many came out inside, better or worse than expected."""
+    """How many came out so, by the words of `beside_expectation`."""
 
 
 def account(lines: Iterable[Line]) -> Account:
     """Returns what the questions of a ledger amount to."""
     verdicts = [line for line in latest_verdicts(lines).values() if not line.get("leaves_out")]
     asked = [line for line in verdicts if len(line["seeds"]) >= INTERIM_SEEDS[0]]
-    outcomes = [beside_expectation(line) for line in asked]
+    outcomes = [beside_expectation(line.get("difference"), line["expected"]) for line in asked]
     return Account(
         len(asked),
         sum(line["verdict"] == Word.KEEP.value for line in asked),
         FALSE_KEEP * len(asked),
-        {word: outcomes.count(word) for word in ("inside", "better", "worse")},
+        {word: outcomes.count(word) for word in sorted({*outcomes} - {""})},
     )

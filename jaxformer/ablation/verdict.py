@@ -50,20 +50,19 @@ class Rule:
     def __post_init__(self):
         check_fields(self, "rule")
 
-    def describe(self, margin: float) -> str:
-        """Returns the rule in words, with the margin that it comes to; NaN where it is not known."""
-        worth = "" if self.margin else f", worth {self.equal_tokens:.0%} of the tokens on the parent's curve"
-        margin_text = (
-            "not known, since no curve of the parent shows it" if math.isnan(margin) else f"±{margin:.4f}{worth}"
+    def describe(self) -> str:
+        """Returns what is decided on, in words."""
+        margin = f"what {self.equal_tokens:.0%} of the tokens are worth on the parent's own loss curve"
+        return (
+            "The difference of validation bits per byte, variant minus parent, decides; negative is better. Both have "
+            "the parent's learning rate or, where a note says so, each its best one. The intervals, over seeds and "
+            f"documents, after {', '.join(map(str, INTERIM_SEEDS))} seeds contain the truth all together with 95%. "
+            f"Two models count as equal within the margin: {f'±{self.margin:g}' if self.margin else margin}."
         )
-        preface = (
-            "Difference of validation bits per byte, variant minus parent, at the parent's learning rate or, where a "
-            "note says so, each at its best one, with an interval over seeds and documents, "
-            f"analysed after {', '.join(map(str, INTERIM_SEEDS))} seeds; the intervals of all analyses hold the truth "
-            f"together in 95 %. The margin is {margin_text}. The first rule that holds decides."
-        )
-        rules = " ".join(map(docstring, (*RULES, kept_by_chance)))
-        return f"{preface} {' '.join(rules.format(rule=self).split())}"
+
+    def steps(self) -> list[str]:
+        """Returns the rules in words, of which the first that holds decides."""
+        return [" ".join(docstring(rule).format(rule=self).split()) for rule in (*RULES, kept_by_chance)]
 
 
 class Measured(NamedTuple):
@@ -162,20 +161,22 @@ def too_few_seeds(found: Measured, rule: Rule) -> Verdict | None:
 
 
 def worse_at_a_task(found: Measured, rule: Rule) -> Verdict | None:
-    """UNDECIDED: equivalent but cheaper, or better, as below, but worse at a task (Holm, {rule.guard_alpha:g})."""
+    """UNDECIDED: it would be EQUIVALENT BUT CHEAPER or KEEP, but is worse at a task (at the level
+    {rule.guard_alpha:g} over all tasks, by Holm's method).
+    """
     if found.worse_tasks and (verdict := cheaper(found, rule) or better(found, rule)):
         tasks = " and ".join(found.worse_tasks)
-        advice = "look at the items, and train more seeds to see whether it is chance"
+        advice = "read its items, and train more seeds to see whether it is chance"
         if next_analysis(found.seeds) is None:
-            advice = "look at the items, and keep it by hand if they are no loss"
+            advice = "read its items, and keep the change by hand if nothing is lost there"
         reason = f"{verdict.reason}, but worse at {tasks}: {advice}"
         return Verdict(Word.UNDECIDED, reason, *found.until_next())
 
 
 def cheaper(found: Measured, rule: Rule) -> Verdict | None:
-    """EQUIVALENT BUT CHEAPER: the interval lies within the margin, or below 0 with a difference within the margin, and
-    {rule.cheaper:.0%} of the time per token is surely saved, or of the parameters in a time that is surely not more by
-    as much; not where its time was not measured.
+    """EQUIVALENT BUT CHEAPER: the interval lies within the margin, or it lies below 0 and the difference is smaller
+    than the margin; and by a measurement, {rule.cheaper:.0%} of the time per token is surely saved, or as much of the
+    parameters without taking as much more time.
     """
     if found.is_equal and (saving := _saving(found.cost, rule)):
         return Verdict(Word.CHEAPER, f"{found} is equal, {saving}")
@@ -188,7 +189,7 @@ def worse(found: Measured, rule: Rule) -> Verdict | None:
 
 
 def equivalent(found: Measured, rule: Rule) -> Verdict | None:
-    """EQUIVALENT: as before, but not cheaper."""
+    """EQUIVALENT: the difference is as for EQUIVALENT BUT CHEAPER, but no saving is sure, or the time not measured."""
     if found.is_equal:
         what = "is better by too little to matter" if found.interval[1] < 0 else "is equal"
         cost = "not cheaper" if found.cost.is_timed else "its time per token was not measured"
@@ -196,49 +197,48 @@ def equivalent(found: Measured, rule: Rule) -> Verdict | None:
 
 
 def not_worth_its_time(found: Measured, rule: Rule) -> Verdict | None:
-    """UNDECIDED: the interval lies below 0, but a token surely takes longer than the gain is worth: than the parent
-    would take longer to the same loss, or by more than {rule.cheaper:.0%} where that is not known. It takes a
-    measurement of both arms in turns, whose whole interval lies above.
+    """UNDECIDED: the interval lies below 0, but by a measurement a token surely takes longer by a larger factor than
+    the gain is worth in tokens; or, where that worth is not known, by more than {rule.cheaper:.0%}.
     """
     is_unknown, (low, high) = math.isnan(found.worth), found.cost.time_interval
     is_slower = low > (1 + rule.cheaper if is_unknown else found.worth)
     if is_slower and (verdict := better(found, rule)):
         ratio = f"{found.cost.time_per_token:.2f}"
-        longer = f"{ratio} x the time [{low:.2f}, {high:.2f}]"
-        times = f"worth {found.worth:.2f} x the tokens, but {longer}"
-        if is_unknown:
-            times = f"in {longer}, and what it is worth is not known"
-        advice = f"train the parent {ratio} x the steps, which takes as long, and keep the change if it is better still"
-        return Verdict(Word.UNDECIDED, f"{verdict.reason}, {times}: {advice}", None)
+        times = f"takes {ratio} x the time [{low:.2f}, {high:.2f}]"
+        worth = "its worth in tokens is not known" if is_unknown else f"is worth {found.worth:.2f} x the tokens"
+        advice = f"train the parent for {ratio} x the steps, as long, and keep the change if it is still better"
+        return Verdict(Word.UNDECIDED, f"{verdict.reason}, but {times} and {worth}: {advice}", None)
 
 
 def better(found: Measured, rule: Rule) -> Verdict | None:
-    """KEEP: the interval lies below 0."""
+    """KEEP: the interval lies below 0, and the difference is larger than the margin."""
     if found.interval[1] < 0 and not found.is_equal:
         return Verdict(Word.KEEP, f"{found} is better")
 
 
 def after_the_last_analysis(found: Measured, rule: Rule) -> Verdict | None:
-    """UNDECIDED: there is no further interim analysis, and the parent stays."""
+    """UNDECIDED: this was the last analysis, and the parent stays."""
     if next_analysis(found.seeds) is None:
         reason = f"{found} after {found.seeds} seeds, the last analysis: the parent stays"
         return Verdict(Word.UNDECIDED, reason, None)
 
 
 def more_seeds(found: Measured, rule: Rule) -> Verdict:
-    """UNDECIDED: otherwise, until the next interim analysis. By what is known so far, the seeds are named that decide
-    with a probability of {rule.power:.0%}; and the parent stays where the last analysis ends with KEEP, or of what
-    saves time or parameters or leaves a kept change out with any decision, in less than {rule.least_power:.0%}.
+    """UNDECIDED: in all other cases, until the next analysis. The reason names the number of seeds by which it is
+    decided with a probability of {rule.power:.0%}. The parent stays where KEEP by the last analysis has a probability
+    below {rule.least_power:.0%}; for a variant that saves time or parameters, or that leaves out a kept change, the
+    same holds of any decision.
     """
     prospects = predict(found.difference, found.seeds, found.margin, found.prior)
     last, is_open = prospects[-1], found.leaves_out or bool(_saving(found.cost, rule))
     end, useful = ("a decision", last.decided) if is_open else ("KEEP", last.kept)
     if useful < rule.least_power:
-        reason = f"{found}: even with {last.seeds} seeds {end} has a probability of {useful:.0%}: the parent stays"
+        probability = f"of {useful:.0%}" if useful >= 0.005 else "below 1%"
+        reason = f"{found}: even with {last.seeds} seeds {end} has a probability {probability}: the parent stays"
         return Verdict(Word.UNDECIDED, reason, None)
     likely = next((one for one in prospects if one.decided >= rule.power), last)
-    decided = f"a decision by {likely.seeds} seeds has a probability of {likely.decided:.0%}"
-    reason = f"{found}: {decided}, KEEP by {last.seeds} one of {last.kept:.0%}"
+    reason = f"{found}: decided by {likely.seeds} seeds with a probability of {likely.decided:.0%}"
+    reason += f", and KEEP by {last.seeds} seeds with {last.kept:.0%}"
     return Verdict(Word.UNDECIDED, reason, *found.until_next())
 
 

@@ -5,7 +5,7 @@ runs are skipped: the same command resumes a study that was stopped. A study is 
 
   jaxformer ablate --parent=NAME --variants=A,B --seeds=N
 
-What the gain of a promoted experiment is made of is the study that leaves each of its changes out:
+To see what the gain of a promoted experiment is made of, leave out each of its changes in turn:
 
   jaxformer ablate --leave_one_out=NAME --seeds=N
 
@@ -94,14 +94,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     add("--plan", action="store_true", help="print the runs that are left and what they cost, and exit")
-    add("--retrain", action="store_true", help="keep runs of other code, data or versions aside, and train them anew")
+    add("--retrain", action="store_true", help="set runs of other code, data or versions aside, and train them again")
     add("--stop_worse", action="store_true", help="stop the runs of a variant once it is clearly worse than its parent")
     add("--price", type=float, metavar="PRICE", help="price of a device hour: costs are printed in money too")
     add(
         "--clock",
         choices=("missing", "again", "off"),
         default="missing",
-        help="times per token that verdicts depend on: measure those that were not, measure all again, or measure none "
+        help="the times per token that verdicts depend on: measure the missing ones, measure all again, or none "
         "(default: missing; with --slurm: off)",
     )
     add("--slurm", metavar="KEY=VALUE,...", help="submit the runs to Slurm, with these parameters of submitit")

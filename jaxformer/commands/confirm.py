@@ -1,8 +1,8 @@
 """Confirms a promoted variant, once.
 
-Trains what is missing of the new parent and of the one before it on the seeds of the new parent, which its next study
-takes up, validates both on documents that no verdict has read, and answers whether the gain holds. The answer is
-appended to RUNS/decisions.jsonl, and from then on it is printed, whatever is asked. The same command resumes.
+Trains the missing runs of the new parent and of the one before it, on the new parent's seeds, which its next study uses
+too. Validates both on documents that no verdict has read, and answers whether the gain holds. The answer is appended to
+RUNS/decisions.jsonl, and later calls print it again. The same command resumes what was stopped.
 """
 
 import collections

@@ -1,7 +1,7 @@
 """Judges one variant from its finished runs.
 
 PARENT and VARIANT are experiments, or folders of runs such as runs/baseline. Nothing is trained: the verdict is printed
-with its reason and the commands of the runs that are missing, and is recorded as that of a study is. Programs take
+with its reason and the commands of the runs that are missing, and is recorded like that of a study. Programs use
 --json and the exit status:
 
   0  KEEP or EQUIVALENT BUT CHEAPER

@@ -1,8 +1,8 @@
 """Makes a kept change the parent of the next questions.
 
-Reads what a study decided on VARIANT, and writes experiments/NAME.py: what was kept, with its evidence and what was
-tuned for it. What was not kept is refused; `--by_hand` promotes it anyway, and records why. The ledger
-RUNS/decisions.jsonl gets a line. `jaxformer ablate` must have judged it:
+Reads what `jaxformer ablate` decided on VARIANT, and writes experiments/NAME.py: the change, the digest of its evidence
+and the learning rate that was tuned for it, if any. Refuses what was not kept; `--by_hand` promotes it anyway, and
+records why. Appends a line to the ledger, RUNS/decisions.jsonl:
 
   jaxformer promote VARIANT --study=NAME
 """
@@ -25,7 +25,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("variant", metavar="VARIANT", help="the variant, by name")
     add_study_options(parser, compares=False)
     add = parser.add_argument
-    add("--name", default="", metavar="NAME", help="of the new experiment (default: PARENT_genN, by its generation)")
+    add(
+        "--name",
+        default="",
+        metavar="NAME",
+        help="name of the new experiment (default: PARENT_genN, N counts generations)",
+    )
     add("--by_hand", default="", metavar="WHY", help="promote a variant that was not kept, and record why")
     options = parser.parse_args(arguments)
     require(not (options.study and options.parent), "give --study or --parent, not both")
@@ -46,7 +51,7 @@ def next_commands(name: str, first_seed: int) -> list[str]:
     last = first_seed + Study.parent_seeds - 1
     return [
         f"It is measured on seeds that did not choose it: {first_seed} to {last}, which the next study trains itself.",
-        "Ask it the next questions, and whether its gain holds on those seeds:",
+        "Next, try changes of it, and confirm on those seeds that its gain holds:",
         f"  jaxformer ablate --parent={name} --variants=A,B",
         f"  jaxformer confirm {name}",
     ]

@@ -1,8 +1,8 @@
 """Finds the best learning rate of an experiment.
 
-The peak learning rate is walked by octaves and at last by half of one, one seed first, until the best has a worse one
-on either side; those three are trained on the other seeds, and a parabola through them tells where the best lies and
-what the experiment's own rate costs. Runs that are finished are taken up: the same command resumes. Tune a parent
+Tries the peak learning rate in octaves (factors of two), and near the best in half octaves, with one seed, until the
+best rate has a worse one on either side. Trains those three with the other seeds: a parabola through them tells where
+the best lies, and what the experiment's own rate costs. Finished runs are used: the same command resumes. Tune a parent
 before you change it.
 """
 

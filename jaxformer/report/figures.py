@@ -41,47 +41,49 @@ PLOTS = (
         "forest",
         draw_forest,
         "Differences and expectations",
-        "Each dot is a difference, with its standard error and its interval; the hatched box is what was expected "
-        "before it was measured, the blue band what counts as equal. Arrows lead to what lies beyond the axis.",
+        "Each dot is a difference, with its standard error and its interval. The hatched box is what was expected "
+        "before it was measured; the blue band is what counts as equal. Arrows point to what lies beyond the axis.",
     ),
     Plot(
         "composition",
         draw_composition,
         "Each change, in the end and when it was kept",
-        "Filled: the final experiment minus what it is without the change, with its interval. Hollow: the difference "
-        "by which the change was kept, with its standard error. The overlap is the total minus the sum of the parts.",
+        "Filled: the final experiment minus the same without the change, with its interval. Hollow: the difference by "
+        "which the change was kept, with its standard error. The overlap is the total minus the sum of the parts.",
     ),
     Plot(
         "graph",
         draw_graph,
         "The graph of ablations",
-        "What was changed from what. Differences are against the experiment on the left of an edge; a merge is "
-        "compared with the first of its parents.",
+        "Each line leads from an experiment to a change of it, and each difference is against the experiment on the "
+        "left. A merge joins several changes, and is compared with the first of them.",
     ),
     Plot(
         "returns",
         draw_returns,
         "What the study returned",
-        "Left, in the order of the study: the line is the measured improvement of the best experiment kept so far "
-        "on the study's parent, on the seeds that both have; the dashed one adds up all kept changes, merges left out, "
-        "each shrunken by what all comparisons owe to chance. Each mark is a variant, "
-        "at the hours after its runs. Right: the improvement of every variant against the fields that it changes.",
+        "Left, in the order of the study: the line is the improvement of the best experiment kept so far over the "
+        "study's parent. The dashed line adds up all kept changes except merges, each shrunken, which corrects for the "
+        "choice of what looked large. Each mark is a variant, at the device hours spent once its runs were over. "
+        "Right: the improvement of every variant, by the number of settings that it changes.",
     ),
     Plot(
         "losses",
         draw_losses,
         "Loss curves",
-        "A thin line for each run, coloured by experiment, and a thick one for the mean over its seeds. The "
-        "vertical axes begin after the first eighth of the training, and the first quarter of the evaluations.",
+        "A thin line for each run, coloured by experiment, and a thick one for the mean over its seeds. Runs have the "
+        "experiment's own learning rate; where it was compared at its best one, the best that was tried, which is "
+        "named. The vertical axes leave out the first eighth of the training and the first quarter of the evaluations.",
     ),
     Plot(
         "paired",
         draw_paired,
-        "What pairing pays",
+        "What pairing saves",
         "Training loss of a variant minus its parent's on the same batches, smoothed, mean over seeds with a band "
-        "of one standard error. Grey: the same beside the parent's run of another seed, which saw other batches. "
-        "The scatter is the standard deviation from step to step in the second half, not smoothed. Variants that "
-        "move the data have no batches in common with their parent, and no panel.",
+        "of one standard error. Grey: minus that of the parent's run of another seed, which saw other batches. "
+        "The scatter is the standard deviation from step to step in the second half, not smoothed. Both have the "
+        "parent's learning rate or, if compared so, each the best that was tried. Variants that change the data "
+        "share no batches with their parent, and have no panel.",
     ),
 )
 
@@ -91,14 +93,14 @@ HISTORY_PLOTS = (
         "graph",
         draw_history,
         "All questions",
-        "From what was changed to its changes. A promoted change is the parent of the next generation.",
+        "Each line leads from an experiment to a change of it. A promoted change is the parent of the next generation.",
     ),
     Plot(
         "expectations",
         draw_expectations,
         "Expected and found",
-        "Hatched: what was expected before it was measured. The dot and its line: what was measured, with its "
-        "interval. Arrows lead to what lies beyond the axis. The number is the generation.",
+        "Each dot is a difference, with its standard error and its interval. The hatched box is what was expected "
+        "before it was measured. Arrows point to what lies beyond the axis. The number is the generation.",
     ),
 )
 

@@ -4,13 +4,14 @@ The table in a terminal, the page and the Markdown file show the same columns an
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.comparison import Comparison
+from jaxformer.ablation import ledger
+from jaxformer.ablation.comparison import BestRate, Comparison
 from jaxformer.ablation.cost import shapes_the_curve
 from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.ablation.outcome import Outcome
@@ -30,7 +31,13 @@ from jaxformer.report.formatting import (
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.significance import interim_level
 
-EXPECTATION_HEADINGS = ("variant", "question", "expected", "source", "found", "outcome")
+NOT_KNOWN = "not known"
+
+# What the table of tasks shows.
+TASKS = (
+    "Of each task: the accuracy in %, its difference ± standard error, and that of the bits per byte of the right "
+    "answers (negative is better). The parent's own are at its own learning rate."
+)
 
 
 class Finding(NamedTuple):
@@ -45,7 +52,7 @@ class Finding(NamedTuple):
     comparison: Comparison | None
     """None where no run of it has ended."""
     runs: list[FinishedRun]
-    """Runs that are finished."""
+    """Finished runs at its own learning rate."""
     interaction: Difference | None
     """Interaction of a merge."""
     hours: float
@@ -84,6 +91,11 @@ class Finding(NamedTuple):
     def level(self) -> float:
         """The level of its interim analysis, at which its intervals are shown."""
         return interim_level(len(self.comparison.seeds) if self.comparison else 0)
+
+    @property
+    def seeds(self) -> int:
+        """The number of seeds of the difference, or of the finished runs where there is none."""
+        return len(self.comparison.seeds if self.comparison and self.difference else self.runs)
 
     @property
     def expected(self) -> tuple[float, float]:
@@ -127,6 +139,30 @@ def mean_bits_per_byte(runs: Sequence[FinishedRun]) -> str:
     return f"{float(np.mean([run.bits_per_byte for run in runs])):.4f}"
 
 
+def parent_at_best(outcome: Outcome) -> Comparison | None:
+    """Returns a comparison that has the study's parent at its best learning rate, of the most seeds; None without."""
+    found = [one for one in outcome.comparisons if one.parent == outcome.study.parent and one.best_rates]
+    found = [one for one in found if one.difference is not None]
+    return max(found, key=lambda one: len(one.seeds)) if found else None
+
+
+def describe_parent_at_best(outcome: Outcome) -> str:
+    """Returns what the study's parent reaches at its best learning rate; '' where nothing is compared there."""
+    one = parent_at_best(outcome)
+    best = one.best_rates[0].compared if one and one.best_rates else math.nan
+    return f"{one.parent_bits:.4f} at its best learning rate, {best:.2g}" if one else ""
+
+
+def runs_nearest_best(outcome: Outcome, name: str, best: BestRate | None) -> list[FinishedRun]:
+    """Returns an experiment's runs at the best learning rate that was tried; those at its own where `best` is None."""
+    runs = outcome.runs.get(name, [])
+    if best is None:
+        return runs
+    tried = [*runs, *outcome.tried.get(name, ())]
+    middle = best.tried[1]
+    return [run for run in tried if math.isclose(run.experiment.optimizer.learning_rate, middle, rel_tol=1e-3)]
+
+
 def task_names(outcome: Outcome) -> list[str]:
     """Returns the tasks of the study's parent, and others that were compared."""
     names = dict.fromkeys(mean_accuracies(outcome.runs[outcome.study.parent]))
@@ -151,23 +187,30 @@ class Column(NamedTuple):
 def decision_columns(outcome: Outcome) -> list[Column]:
     """Returns the columns between the verdict of a variant and its reason."""
     runs = outcome.runs[outcome.study.parent]
-    accuracies, parent_hours = mean_accuracies(runs), device_hours(outcome, outcome.study.parent)
+    bits, hours = mean_bits_per_byte(runs), device_hours(outcome, outcome.study.parent)
+    headings = ("bits per byte ± error", "interval"), ("difference", "interval")
     return [
-        Column(
-            ("bits per byte ± error", "interval"),
-            difference_and_interval,
-            mean_bits_per_byte(runs),
-            ("difference", "interval"),
-        ),
-        Column(("p", "q"), p_and_q, terminal=("", "q")),
-        Column(("seeds",), seed_count, str(len(runs)), ("seeds",)),
-        *(
-            Column((f"{task} %",), partial(task_scores, task=task), percent(accuracies.get(task, math.nan)))
-            for task in task_names(outcome)
-        ),
-        Column(("tokens", "time per token", "parameters"), ratios, "1 x", ("tokens", "time")),
-        Column(("device", "hours"), lambda finding: (f"{finding.hours:.2f}",), f"{parent_hours:.2f}"),
+        Column(headings[0], difference_and_interval, bits, headings[1]),
+        Column(("expected", "outcome"), lambda finding: (expectation(finding.expected), beside_expectation(finding))),
+        Column(("q",), q_value, terminal=("q",)),
+        Column(("seeds",), lambda finding: (str(finding.seeds),), str(len(runs)), ("seeds",)),
+        Column(("tokens",), lambda finding: (worth_in_tokens(finding),), "1 x", ("tokens",)),
+        Column(("time", "per token"), lambda finding: (cost_ratio(finding, "time_per_token"),), "1 x", ("time",)),
+        Column(("parameters",), lambda finding: (cost_ratio(finding, "parameters"),), "1 x"),
+        Column(("device", "hours"), lambda finding: (f"{finding.hours:.2f}",), f"{hours:.2f}"),
     ]
+
+
+def task_table(outcome: Outcome) -> list[tuple[str | tuple[str, ...], ...]]:
+    """Returns a row of headings, of the parent, and of each variant whose tasks were compared; empty without tasks."""
+    names, accuracies = task_names(outcome), mean_accuracies(outcome.runs[outcome.study.parent])
+    parent = outcome.study.parent, *(percent(accuracies.get(name, math.nan)) for name in names)
+    rows = [
+        (finding.name, *(task_scores(finding, name) for name in names))
+        for finding in collect_findings(outcome)
+        if finding.comparison and finding.comparison.tasks
+    ]
+    return [("variant", *(f"{name} %" for name in names)), parent, *rows] if names else []
 
 
 def difference_and_interval(finding: Finding) -> tuple[str, str]:
@@ -177,18 +220,9 @@ def difference_and_interval(finding: Finding) -> tuple[str, str]:
     return with_error(finding.difference), interval_of(finding.difference, finding.level)
 
 
-def p_and_q(finding: Finding) -> tuple[str, str]:
-    """Returns the probability of so large a difference by chance, and that adjusted for all questions."""
-    comparison, difference = finding.comparison, finding.difference
-    if comparison is None or difference is None:
-        return NOTHING, NOTHING
-    p = difference.p_value if math.isfinite(difference.mean) else math.nan
-    return probability(p), probability(comparison.q_value)
-
-
-def seed_count(finding: Finding) -> tuple[str]:
-    """Returns the number of seeds of the difference, or of the finished runs where there is none."""
-    return (str(len(finding.comparison.seeds if finding.comparison and finding.difference else finding.runs)),)
+def q_value(finding: Finding) -> tuple[str]:
+    """Returns the q-value of an improvement."""
+    return (probability(finding.comparison.q_value) if finding.comparison else NOTHING,)
 
 
 def task_scores(finding: Finding, task: str) -> tuple[str, ...]:
@@ -200,31 +234,15 @@ def task_scores(finding: Finding, task: str) -> tuple[str, ...]:
     return percent(scores.variant), accuracy, with_error(scores.gold_bits_per_byte, 3)
 
 
-def ratios(finding: Finding) -> tuple[str, str, str]:
-    """Returns the worth in tokens, the time per token and the parameters of a variant, each beside its parent's.
-
-    The first is how many times the variant's tokens the parent needs for the same loss.
-    """
-    comparison = finding.comparison
-    if comparison is None or comparison.cost is None:
-        return NOTHING, NOTHING, NOTHING
-    cost = comparison.cost
-    return ratio(comparison.worth, 2), ratio(cost.time_per_token, 3), ratio(cost.parameters, 3)
+def worth_in_tokens(finding: Finding) -> str:
+    """Returns how many times the variant's tokens the parent needs for the same loss."""
+    return ratio(finding.comparison.worth, 2) if finding.comparison else NOTHING
 
 
-def expectation_rows(outcome: Outcome) -> list[tuple[str, ...]]:
-    """Returns what was expected and what came out, a variant a row, in the order of `EXPECTATION_HEADINGS`."""
-    return [
-        (
-            finding.name,
-            finding.question,
-            expectation(finding.expected),
-            finding.lineage["source"],
-            difference_and_interval(finding)[0],
-            compare_with_expectation(finding.difference, finding.expected, finding.level),
-        )
-        for finding in collect_findings(outcome)
-    ]
+def cost_ratio(finding: Finding, name: str) -> str:
+    """Returns a field of what a variant costs, relative to its parent."""
+    cost = finding.comparison.cost if finding.comparison else None
+    return ratio(getattr(cost, name), 3) if cost else NOTHING
 
 
 def corpus_rows(finding: Finding) -> list[tuple[str, str, str]]:
@@ -234,16 +252,10 @@ def corpus_rows(finding: Finding) -> list[tuple[str, str, str]]:
     return rows if len(rows) > 1 else []
 
 
-def compare_with_expectation(difference: Difference | None, expected: tuple[float, float], alpha: float) -> str:
-    """Returns in words how a difference relates to the interval that it was expected in."""
-    if difference is None:
-        return "not known"
-    low, high = expected
-    if low <= difference.mean <= high:
-        return "inside"
-    word = "better" if difference.mean < low else "worse"
-    lower, upper = difference.interval(1 - alpha)
-    return f"{word} than expected" + (", but not surely" if lower <= high and upper >= low else "")
+def beside_expectation(finding: Finding) -> str:
+    """Returns in words how a difference came out beside what was expected."""
+    found = ledger.describe_difference(finding.difference, finding.level) if finding.difference else None
+    return ledger.beside_expectation(found, finding.expected) or NOT_KNOWN
 
 
 def reason(finding: Finding) -> str:
@@ -253,8 +265,14 @@ def reason(finding: Finding) -> str:
     verdict = finding.comparison.verdict
     if verdict.word is Word.UNDECIDED and verdict.more_seeds:
         seeds = f"{verdict.more_seeds} more seed{'s' * (verdict.more_seeds > 1)}"
-        return f"{verdict.reason}; the next analysis takes {seeds} ({verdict.more_hours:.2f} device hours)"
+        return f"{verdict.reason}; the next analysis needs {seeds} ({verdict.more_hours:.2f} device hours)"
     return verdict.reason
+
+
+def reason_beside_numbers(finding: Finding) -> str:
+    """Returns why it is decided so, without the difference and the interval, which the table has already."""
+    why = reason(finding)
+    return re.sub(r"^[-+]\S*( \[\S+ \S+\])?[:,;]* *(is )?", "", why) if finding.difference else why
 
 
 def notes(finding: Finding) -> list[str]:
@@ -281,15 +299,15 @@ def equal_budget_readings(finding: Finding) -> list[str]:
     low, high = cost.time_interval
     time = f"{cost.time_per_token:.3f} [{low:.3f}, {high:.3f}]"
     if not math.isfinite(worth):
-        why = "the curves have too few evaluations to say what the difference is worth"
+        why = "the loss curves have too few evaluations to tell what the difference is worth"
         if shapes_the_curve(comparison.lineage):
-            why = "what the difference is worth is not read off curves that the change itself shapes"
+            why = "the change shapes the loss curve itself, which cannot show what the difference is worth"
         known = [f"A token takes {time} x the parent's time."] if cost.is_timed else []
         return [f"At equal tokens, and at equal time: {why}.", *known]
     gain = "not known, since the time per token was not measured"
     if cost.is_timed:
         ends = f"{worth / cost.time_per_token:.2f} x [{worth / high:.2f}, {worth / low:.2f}]"
-        gain = f"{worth:.2f} / {time} = {ends}, of which more than 1 is a gain; the interval is that of the time alone"
+        gain = f"{worth:.2f} / {time} = {ends}; above 1 is a gain, and the interval is that of the time alone"
     return [
         f"At equal tokens: the parent needs {worth:.2f} x the variant's tokens for the same loss.",
         f"At equal time: {gain}.",
@@ -306,11 +324,18 @@ def describe_pairing(finding: Finding) -> list[str]:
 
 
 def describe_shrunken(finding: Finding) -> list[str]:
-    """Returns what is left of a difference that may have been chosen because it looked good."""
+    """Returns what is left of a difference without what chance added, if it was chosen for being large."""
     if finding.difference is None or not math.isfinite(finding.shrunken):
         return []
     raw = signed(finding.difference.mean)
-    return [f"Shrunken: {signed(finding.shrunken)} in place of {raw}, by what all comparisons owe to chance."]
+    return [f"Shrunken: {signed(finding.shrunken)} instead of {raw}, by the share of chance in all differences."]
+
+
+def describe_expectation(finding: Finding) -> str:
+    """Returns what was expected, by whom, and how it came out."""
+    expected = f"Expected {expectation(finding.expected)} ({finding.lineage['source']})"
+    found = " ".join(difference_and_interval(finding)) if finding.difference else "nothing yet"
+    return f"{expected}; found {found}: {beside_expectation(finding)}."
 
 
 def points(finding: Finding) -> list[str]:

@@ -1,89 +1,116 @@
-"""The forest plot: the differences of a study with their intervals, beside what was expected."""
+"""The forest plot: differences with their intervals, beside what was expected, of a study or of all questions."""
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.report.findings import Finding, collect_findings, compare_with_expectation
-from jaxformer.report.formatting import plain, with_error
+from jaxformer.ablation.verdict import Word
+from jaxformer.report.findings import Finding, beside_expectation, collect_findings
+from jaxformer.report.formatting import plain, two_lines, with_error
 from jaxformer.report.style import COLOURS, GREY, INK, make_figure
-from jaxformer.statistics.paired_difference import Difference
 
 _BAND = "#DCEAF5"
 
 
+class Row(NamedTuple):
+    """A question in the plot; differences are variant minus parent, bits per byte, and NaN where not known."""
+
+    name: str
+    question: str
+    word: Word
+    summary: str
+    """What was found, in words."""
+    expected: tuple[float, float]
+    mean: float = math.nan
+    error: float = math.nan
+    """Standard error; NaN where it is by documents alone."""
+    interval: tuple[float, float] = (math.nan, math.nan)
+    margin: float = math.nan
+
+
 def draw_forest(outcome: Outcome):
-    """Returns the differences with their intervals, the band of equals, and what was expected."""
-    findings = collect_findings(outcome)
-    rows = len(findings)
-    figure = make_figure(11.5, 1.1 + 0.5 * rows)
-    left, axes, right = figure.subplots(1, 3, width_ratios=(3.4, 5.2, 2.5), sharey=True)
-    limit = _forest_limit(findings)
-    for y, finding in enumerate(findings):
-        colour = COLOURS[finding.word]
-        if finding.comparison and math.isfinite(margin := min(finding.comparison.margin, limit)):
+    """Returns the differences of a study, the band of equals, and what was expected."""
+    return draw_rows([_row(finding) for finding in collect_findings(outcome)])
+
+
+def _row(finding: Finding) -> Row:
+    margin = finding.comparison.margin if finding.comparison else math.nan
+    about = finding.name, finding.question, finding.word
+    if (difference := finding.difference) is None:
+        summary = "no finished run" if not finding.runs else "see the table"
+        return Row(*about, summary, finding.expected, margin=margin)
+    summary = f"{with_error(difference)}  {beside_expectation(finding)}"
+    error = difference.standard_error if difference.seeds_counted else math.nan
+    interval = difference.interval(1 - finding.level)
+    return Row(*about, summary, finding.expected, difference.mean, error, interval, margin)
+
+
+def draw_rows(rows: Sequence[Row]):
+    """Returns the plot, a question a row."""
+    figure = make_figure(11.5, 1.1 + 0.5 * len(rows))
+    left, axes, right = figure.subplots(1, 3, width_ratios=(3.4, 5.2, 2.7), sharey=True)
+    limit = axis_limit(rows)
+    for y, row in enumerate(rows):
+        colour = COLOURS[row.word]
+        if math.isfinite(margin := min(row.margin, limit)):
             axes.barh(y, 2 * margin, 1, -margin, color=_BAND, lw=0, zorder=0)
-        low, high = (min(max(x, -limit), limit) for x in finding.expected)
+        low, high = (min(max(x, -limit), limit) for x in row.expected)
         axes.barh(y, high - low, 0.52, low, color="none", edgecolor="#9CA0A6", lw=0.9, hatch="////", alpha=0.55)
-        left.text(1, y - 0.16, plain(finding.name, 44), ha="right", va="center", weight="bold", fontsize=9)
-        left.text(1, y + 0.22, plain(finding.question, 68), ha="right", va="center", color=GREY, fontsize=7)
-        right.text(0, y - 0.16, finding.word.value, va="center", color=colour, weight="bold", fontsize=8.5)
-        if finding.difference is None:
-            summary = "no finished run" if not finding.runs else "see the table"
-        else:
-            _forest_row(axes, y, finding.difference, finding.level, limit, colour)
-            comparison = compare_with_expectation(finding.difference, finding.expected, finding.level)
-            summary = f"{with_error(finding.difference)}  {comparison}"
-        right.text(0, y + 0.22, summary, va="center", fontsize=7.5)
+        left.text(1, y - 0.18, plain(row.name, 44), ha="right", va="center", weight="bold", fontsize=9)
+        for i, line in enumerate(two_lines(row.question, 66)):
+            left.text(1, y + 0.14 + 0.24 * i, line, ha="right", va="center", color=GREY, fontsize=7)
+        right.text(0, y - 0.18, row.word.value, va="center", color=colour, weight="bold", fontsize=8.5)
+        right.text(0, y + 0.14, row.summary, va="center", fontsize=7.5)
+        if not math.isnan(row.mean):
+            _draw_difference(axes, y, row, limit, colour)
     axes.axvline(0, color=INK, lw=1)
-    axes.set(
-        xlim=(-limit, limit), ylim=(rows - 0.4, -0.6), xlabel="bits per byte, variant minus parent (left is better)"
-    )
+    xlabel = "bits per byte, variant minus parent (left is better)"
+    axes.set(xlim=(-limit, limit), ylim=(len(rows) - 0.4, -0.6), xlabel=xlabel)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0, labelleft=False)
     axes.spines["left"].set_visible(False)
     for side in (left, right):
         side.axis("off")
         side.set_xlim(0, 1)
-    figure.legend(handles=_forest_legend(), loc="outside upper center", ncols=4, fontsize=7.5)
+    figure.legend(handles=_legend(rows), loc="outside upper center", ncols=4, fontsize=7.5)
     return figure
 
 
-def _forest_row(axes, y: int, difference: Difference, alpha: float, limit: float, colour: str) -> None:
-    low, high = difference.interval(1 - alpha)
-    face = colour if difference.seeds_counted else "white"
+def _draw_difference(axes, y: int, row: Row, limit: float, colour: str) -> None:
+    low, high = row.interval
     if low < limit and high > -limit:
         axes.plot([max(low, -limit), min(high, limit)], [y, y], color=colour, lw=1.3, solid_capstyle="butt")
-    error = difference.standard_error
-    inner = [max(difference.mean - error, -limit), min(difference.mean + error, limit)]
-    if inner[0] < inner[1]:
+    inner = [max(row.mean - row.error, -limit), min(row.mean + row.error, limit)]
+    if inner[0] < inner[1] and math.isfinite(row.error):
         axes.plot(inner, [y, y], color=colour, lw=4, alpha=0.55, solid_capstyle="butt")
     if low < -limit:
         axes.plot([-limit], [y], "<", color=colour, ms=5, clip_on=False)
     if high > limit:
         axes.plot([limit], [y], ">", color=colour, ms=5, clip_on=False)
-    if abs(difference.mean) <= limit:
-        axes.plot([difference.mean], [y], "o", color=colour, mfc=face, ms=6.5, mew=1.4, zorder=4)
+    if abs(row.mean) <= limit:
+        face = colour if math.isfinite(row.error) else "white"
+        axes.plot([row.mean], [y], "o", color=colour, mfc=face, ms=6.5, mew=1.4, zorder=4)
 
 
-def _forest_legend() -> list:
+def _legend(rows: Sequence[Row]) -> list:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    band = [Patch(fc=_BAND, label="counts as equal")] if any(math.isfinite(row.margin) for row in rows) else []
     return [
         Line2D([], [], color=INK, marker="o", lw=1.3, label="difference, ±1 standard error, interval"),
         Line2D([], [], color=INK, marker="o", mfc="white", lw=1.3, label="one seed: by documents alone"),
-        Patch(fc=_BAND, label="counts as equal"),
+        *band,
         Patch(fc="none", ec="#9CA0A6", hatch="////", label="expected beforehand"),
     ]
 
 
-def _forest_limit(findings: Sequence[Finding]) -> float:
-    """Returns the end of the axis: all that is not far beyond the rest."""
-    ends = [max(map(abs, finding.expected)) for finding in findings]
-    for finding in findings:
-        if finding.difference:
-            reach = max(map(abs, finding.difference.interval(1 - finding.level)))
-            ends += [reach if math.isfinite(reach) else abs(finding.difference.mean)]
+def axis_limit(rows: Sequence[Row]) -> float:
+    """Returns the end of the axis: beyond all that is not far from the rest, whatever the order of the rows."""
+    ends = [max(map(abs, row.expected)) for row in rows]
+    for row in rows:
+        reach = max(map(abs, row.interval))
+        ends.append(reach if math.isfinite(reach) else abs(row.mean))
     ends = sorted(end for end in ends if math.isfinite(end))
-    return 1.06 * min(ends[-1], 4 * ends[int(0.75 * (len(ends) - 1))])
+    return 1.06 * (min(ends[-1], 4 * ends[int(0.75 * (len(ends) - 1))]) or 1e-4)

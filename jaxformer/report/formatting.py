@@ -1,6 +1,7 @@
 """How numbers, intervals and texts are written for a reader, in pictures as in tables."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,12 @@ def plain(text: object, limit: int = 0) -> str:
     """Returns a text on one line, shortened to so many characters if that is not 0."""
     line = printable(" ".join(str(text).split()))
     return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def two_lines(text: object, width: int) -> list[str]:
+    """Returns a text on at most two lines of so many characters; none for an empty one."""
+    first, *others = textwrap.wrap(plain(text), width) or [""]
+    return [line for line in (first, plain(" ".join(others), width)) if line]
 
 
 def describe_change(change: Mapping[str, Sequence]) -> list[str]:

@@ -1,6 +1,7 @@
 """The graph of ablations: from what is changed to its changes, coloured by verdict."""
 
 import itertools
+import textwrap
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,12 +9,20 @@ import numpy as np
 
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
-from jaxformer.report.findings import Finding, collect_findings, device_hours, mean_accuracies, mean_bits_per_byte
-from jaxformer.report.formatting import describe_change, percent, plain, signed, with_error
+from jaxformer.report.findings import (
+    Finding,
+    collect_findings,
+    describe_parent_at_best,
+    device_hours,
+    mean_accuracies,
+    mean_bits_per_byte,
+    task_names,
+)
+from jaxformer.report.formatting import describe_change, percent, plain, signed, two_lines, with_error
 from jaxformer.report.style import COLOURS, GREY, INK, make_figure, spread
 
 # Of a box, and between boxes of a column and columns, inches.
-WIDTH, HEIGHT, _GAP, _GUTTER = 2.75, 1.0, 0.22, 0.6
+WIDTH, HEIGHT, _GAP, _GUTTER = 2.75, 1.16, 0.2, 0.6
 
 # A layer of more boxes stands in two columns, the one between the gaps of the other.
 _COLUMN = 12
@@ -96,8 +105,9 @@ class Box(NamedTuple):
     word: Word | None
     """What was decided of it; None for one that no question led to."""
     change: str
+    """What is changed, or the question; shown on one line or two."""
     difference: str
-    scores: str
+    details: str
     cost: str
     is_flagged: bool = False
     """Drawn with a broken line: nothing, or not enough, is known of it."""
@@ -108,31 +118,30 @@ class Box(NamedTuple):
 def draw_graph(outcome: Outcome):
     """Returns the graph of ablations, from what is changed to its changes, coloured by verdict."""
     findings = {finding.name: finding for finding in collect_findings(outcome)}
-    tasks, boxes = list(mean_accuracies(outcome.runs[outcome.study.parent])), {}
+    tasks, boxes = task_names(outcome), {}
     for one in outcome.experiments:
         finding = findings.get(one.name)
         word = finding.word if finding else None
-        lines = box_lines(outcome, one.name, finding, tasks)
+        lines = box_lines(outcome, finding, tasks)
         boxes[one.name] = Box(one.name, word, *lines, is_flagged=word is Word.NOT_COMPARED)
-    legend = "Each box: the change; bits per byte against its parent ± standard error; "
-    legend += f"accuracy in % and its change: {' · '.join(tasks)}" if tasks else "no tasks"
-    return draw_boxes(
-        study_graph(outcome), boxes, (legend, "Left: what is changed. Right: its changes. A merge has two parents.")
-    )
+    legend = "In each box: the change; bits per byte, minus its parent's, ± standard error; "
+    legend += f"accuracy in % and its change ({' · '.join(tasks)}); " if tasks else ""
+    return draw_boxes(study_graph(outcome), boxes, legend + "device hours of all runs, and seeds of the difference.")
 
 
-def draw_boxes(graph, boxes: Mapping[str, Box], legend: Sequence[str]):
+def draw_boxes(graph, boxes: Mapping[str, Box], legend: str):
     """Returns the drawing of a directed acyclic graph.
 
     Args:
         boxes: of each node.
-        legend: lines above it.
+        legend: above it.
     """
     from matplotlib.patches import PathPatch
 
     places, routes = lay_out(graph)
-    border, head = 0.15, 0.1 + 0.2 * len(legend)
     right = max(place.right for place in places.values())
+    lines = textwrap.wrap(plain(legend), int(right * 15))
+    border, head = 0.15, 0.1 + 0.2 * len(lines)
     top = min(place.y for place in places.values()) - HEIGHT / 2
     bottom = max(place.y for place in places.values()) + HEIGHT / 2
     figure = make_figure(right + 2 * border, bottom - top + 2 * border + head, layout=None)
@@ -144,9 +153,8 @@ def draw_boxes(graph, boxes: Mapping[str, Box], legend: Sequence[str]):
         axes.add_patch(PathPatch(edge_path(route), fc="none", ec=colour, lw=width, alpha=0.75, zorder=1))
     for name, place in places.items():
         _draw_box(axes, place, boxes[name])
-    for i, text in enumerate(legend):
-        y = top - head + 0.05 + 0.2 * i
-        axes.text(0, y, plain(text, int(right * 16)), fontsize=7.8, color=GREY, va="center")
+    for i, text in enumerate(lines):
+        axes.text(0, top - head + 0.05 + 0.2 * i, text, fontsize=7.8, color=GREY, va="center")
     return figure
 
 
@@ -154,14 +162,15 @@ def _colour(box: Box) -> str:
     return COLOURS[box.word] if box.word else INK
 
 
-def box_lines(outcome: Outcome, name: str, finding: Finding | None, tasks: Sequence[str]) -> list[str]:
-    """Returns the lines in an experiment's box of the graph: change, difference, scores, and cost."""
-    runs = outcome.runs.get(name, [])
-    cost = f"{device_hours(outcome, name):.3g} device h, {len(runs)} seed{'s' * (len(runs) != 1)}"
+def box_lines(outcome: Outcome, finding: Finding | None, tasks: Sequence[str]) -> list[str]:
+    """Returns the lines in the box of a variant, None for the study's parent: change, difference, scores, and cost."""
     if finding is None:
+        runs = outcome.runs[outcome.study.parent]
         scores = mean_accuracies(runs)
         shown = " · ".join(percent(scores[task]) for task in tasks if task in scores)
-        return ["the parent of the study", f"{mean_bits_per_byte(runs)} bits per byte", shown, cost]
+        about = "; ".join(text for text in ("the parent of the study", describe_parent_at_best(outcome)) if text)
+        hours = device_hours(outcome, outcome.study.parent)
+        return [about, f"{mean_bits_per_byte(runs)} bits per byte", shown, describe_cost(hours, len(runs))]
     changes = describe_change(finding.lineage["change"])
     change = changes[0] + (f" (+{len(changes) - 1} more)" if len(changes) > 1 else "") if changes else ""
     if finding.is_merge:
@@ -173,7 +182,14 @@ def box_lines(outcome: Outcome, name: str, finding: Finding | None, tasks: Seque
         for task in tasks
         if task in compared
     )
+    cost = describe_cost(finding.hours, finding.seeds)
+    cost += "; each at its best rate" * bool(finding.comparison and finding.comparison.best_rates)
     return [change, difference, shown, cost]
+
+
+def describe_cost(hours: float, seeds: int) -> str:
+    """Returns the last line of a box."""
+    return f"{hours:.2f} device hours, {seeds} seed{'s' * (seeds != 1)}"
 
 
 def _draw_box(axes, place: Place, box: Box) -> None:
@@ -193,16 +209,18 @@ def _draw_box(axes, place: Place, box: Box) -> None:
         zorder=2,
     )
     axes.add_patch(patch)
+    change = two_lines(box.change, 47)
+    small = {"color": GREY, "fontsize": 7.2}
     texts = (
-        (plain(box.title, 34), {"weight": "bold", "fontsize": 9}),
-        (plain(box.change, 46), {"color": GREY, "fontsize": 7.2}),
-        (f"{word}  {box.difference}".strip(), {"color": colour, "weight": "bold"}),
-        (plain(box.scores, 46), {}),
-        (box.cost, {"color": GREY}),
+        (0.0, plain(box.title, 34), {"weight": "bold", "fontsize": 9}),
+        *((0.34 - 0.075 * len(change) + 0.15 * i, line, small) for i, line in enumerate(change)),
+        (0.51, f"{word}  {box.difference}".strip(), {"color": colour, "weight": "bold"}),
+        (0.69, plain(box.details, 46), {}),
+        (0.87, box.cost, small),
     )
-    for i, (text, style) in enumerate(texts):
+    for below, text, style in texts:
         style = {"fontsize": 7.8, "color": INK} | style
-        line = axes.text(place.x + 0.1, place.y - 0.36 + 0.185 * i, text, va="center", zorder=3, **style)
+        line = axes.text(place.x + 0.1, place.y - 0.43 + below, text, va="center", zorder=3, **style)
         line.set_clip_path(patch)
 
 

@@ -4,7 +4,7 @@ The ledger keeps what was decided; nothing here reads a run's results again.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,29 +15,30 @@ from jaxformer.experiment.variant import OF
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.queue import STOPPED_EARLY
-from jaxformer.report.formatting import NOTHING, expectation, number, plain, probability, signed
-from jaxformer.report.graph import Box, draw_boxes
-from jaxformer.report.style import COLOURS, GREY, INK, make_figure
+from jaxformer.report.findings import NOT_KNOWN
+from jaxformer.report.forest_plot import Row, draw_rows
+from jaxformer.report.formatting import NOTHING, expectation, number, probability, signed
+from jaxformer.report.graph import Box, describe_cost, draw_boxes
 
+# The lines of the heading of each column, and of each cell below it.
 HEADINGS = (
-    "generation",
-    "question",
-    "verdict",
-    "bits per byte ± error",
-    "shrunken",
-    "expected",
-    "outcome",
-    "q",
-    "seeds",
-    "device hours",
-    "became",
+    ("generation",),
+    ("variant", "question"),
+    ("verdict",),
+    ("bits per byte ± error", "shrunken"),
+    ("expected", "outcome"),
+    ("q",),
+    ("seeds", "device hours"),
+    ("became",),
 )
 
 # Keys of a verdict without which it cannot be shown.
 _NEEDED = ("parents", "generation", "question", "expected", "source", "verdict", "reason", "seeds", "device_hours")
 
+_OF_PARENT = ("bits_per_byte", "learning_rates")
 
-class Asked(NamedTuple):
+
+class Question(NamedTuple):
     """A question, its last verdict, and what became of it."""
 
     line: ledger.Line
@@ -60,6 +61,21 @@ class Asked(NamedTuple):
         return Word(self.line["verdict"])
 
     @property
+    def difference(self) -> ledger.Line:
+        """As of `ledger.describe_difference`; empty where it was not compared."""
+        return self.line["difference"] or {}
+
+    @property
+    def outcome(self) -> str:
+        """How the difference came out beside what was expected."""
+        return ledger.beside_expectation(self.difference, self.line["expected"]) or NOT_KNOWN
+
+    @property
+    def is_removal(self) -> bool:
+        """Whether it leaves out a change that was kept, so that it asks for no new one."""
+        return bool(self.line.get("leaves_out"))
+
+    @property
     def is_unconfirmed(self) -> bool:
         """Whether it was kept or promoted, and not confirmed."""
         return (self.word is Word.KEEP or bool(self.promoted)) and self.confirmation != ledger.CONFIRMED
@@ -68,8 +84,8 @@ class Asked(NamedTuple):
 class History(NamedTuple):
     """All studies of a folder of runs."""
 
-    questions: list[Asked]
-    """In the order in which they were first asked."""
+    questions: list[Question]
+    """In the order of their first verdicts."""
     account: ledger.Account
     spread: float
     """Spread of the true differences of all questions, bits per byte; NaN where they are too few to tell."""
@@ -98,7 +114,7 @@ def collect_history(runs: Path) -> History:
         names = dict.fromkeys(each["name"] for each in ours if each["kind"] == ledger.PROMOTION)
         answers = [each["answer"] for each in ours if each["kind"] == ledger.CONFIRMATION]
         shrunken = ledger.shrunken_gain(line, spread)
-        questions.append(Asked(line, shrunken, tuple(names), answers[-1] if answers else ""))
+        questions.append(Question(line, shrunken, tuple(names), answers[-1] if answers else ""))
     return History(questions, ledger.account(lines), spread, _device_hours(runs))
 
 
@@ -118,59 +134,67 @@ def _device_hours(runs: Path) -> float:
 def summarise_history(history: History) -> list[tuple[str, str]]:
     """Returns what all questions amount to, as (name, value)."""
     found, questions = history.account, history.questions
-    words = [one.word for one in questions]
-    generations = len({one.line["generation"] for one in questions})
-    counts = ", ".join(f"{words.count(word)} {word.value}" for word in Word if word in words)
-    shrunken = "not known with so few comparisons"
+    new, removals = ([one for one in questions if one.is_removal is each] for each in (False, True))
+    generations = len({one.line["generation"] for one in new})
+    spread = "not known with so few comparisons, so that no difference is shrunken"
     if math.isfinite(history.spread):
-        shrunken = f"true differences scatter by {history.spread:.4f} bits per byte, by what was measured of all"
-    times = [str(one.line["time"]) for one in questions]
-    unconfirmed = [one.name for one in questions if one.is_unconfirmed]
-    words_of = {"inside": "as expected", "better": "better than expected", "worse": "worse than expected"}
+        spread = f"{history.spread:.4f} bits per byte (standard deviation of the true differences, estimated from all)"
+    times = sorted(str(one.line["time"])[:16].replace("T", " ") for one in questions)
+    promoted = [f"{_own_name(one)} as {_became(one)}" for one in questions if one.promoted]
+    others = [one.name for one in questions if one.word is Word.KEEP and not one.promoted]
     return [
-        ("Questions", f"{len(questions)} in {generations} generation{'s' * (generations > 1)}: {counts}"),
+        ("Questions", f"{len(new)} in {generations} generation{'s' * (generations != 1)}: {_count(new)}"),
+        ("Left out again", f"{len(removals)}: {_count(removals)}" if removals else "none"),
         (
             "Chance",
-            f"a change without effect is kept with at most {ledger.FALSE_KEEP:.1%}: {found.false_keeps:.2g} of the "
-            f"{found.asked} questions that have enough seeds, if all were without; kept: {found.kept}",
+            f"{found.kept} of the {found.asked} questions with enough seeds are kept; if no change had any effect, "
+            f"about {found.false_keeps:.1f} would be ({ledger.FALSE_KEEP:.1%} of them)",
         ),
-        ("Expectations", ", ".join(f"{count} {words_of[word]}" for word, count in found.expectations.items())),
-        ("Shrinking", shrunken),
-        ("Not confirmed", ", ".join(unconfirmed) or "none"),
+        ("Expectations", ", ".join(f"{count} {word}" for word, count in found.expectations.items()) or NOT_KNOWN),
+        ("Spread", spread),
+        ("Promoted", "; ".join(promoted) or "none"),
+        ("Kept, not promoted", ", ".join(others) or "none"),
         ("Device hours", f"{history.device_hours:.2f} of all runs in the folder"),
-        ("Time", f"{min(times)} to {max(times)}"),
+        ("Verdicts", f"{times[0]} to {times[-1]} UTC"),
     ]
 
 
-def question_rows(history: History) -> list[tuple[str, ...]]:
-    """Returns a row for each question, in the order of `HEADINGS`."""
+def _count(questions: Sequence[Question]) -> str:
+    words = [one.word for one in questions]
+    return ", ".join(f"{words.count(word)} {word.value}" for word in Word if word in words) or "none"
+
+
+def question_rows(history: History) -> list[tuple[tuple[str, ...], ...]]:
+    """Returns a row for each question: the lines of each cell, as of `HEADINGS`."""
     rows = []
     for one in history.questions:
-        line, difference = one.line, one.line["difference"] or {}
-        q = line.get("q")
+        line, q = one.line, one.line.get("q")
         rows.append(
             (
-                str(line["generation"]),
-                f"{one.name} of {line['parent']}: {line['question']}",
-                one.word.value,
-                _with_error(difference),
-                signed(one.shrunken),
-                expectation(line["expected"]),
-                ledger.beside_expectation(line) or NOTHING,
-                NOTHING if q is None else probability(q),
-                str(len(line["seeds"])),
-                number(line["device_hours"], 2),
-                _became(one),
+                (str(line["generation"]),),
+                (f"{_own_name(one)} of {line['parent']}", line["question"]),
+                (one.word.value,),
+                (_with_error(one.difference), signed(one.shrunken)),
+                (expectation(line["expected"]), one.outcome),
+                (NOTHING if q is None else probability(q),),
+                (str(len(line["seeds"])), number(line["device_hours"], 2)),
+                (_became(one),),
             )
         )
     return rows
 
 
+def _own_name(one: Question) -> str:
+    """Returns the name of a variant without that of the parent, which is shown beside it."""
+    return one.name.removesuffix(f"{OF}{one.line['parent']}")
+
+
 def generation_rows(history: History) -> list[tuple[str, ...]]:
     """Returns (generation, questions, kept, device hours of the variants) for each generation."""
     rows = []
-    for generation in sorted({one.line["generation"] for one in history.questions}):
-        ours = [one for one in history.questions if one.line["generation"] == generation]
+    questions = [one for one in history.questions if not one.is_removal]
+    for generation in sorted({one.line["generation"] for one in questions}):
+        ours = [one for one in questions if one.line["generation"] == generation]
         kept = [one.name for one in ours if one.word is Word.KEEP]
         hours = math.fsum(one.line["device_hours"] for one in ours)
         rows.append((str(generation), str(len(ours)), ", ".join(kept) or NOTHING, number(hours, 2)))
@@ -182,9 +206,12 @@ def _with_error(difference: Mapping[str, Any]) -> str:
     return NOTHING if mean is None else f"{signed(mean)} ± {number(math.nan if error is None else error, 4)}"
 
 
-def _became(one: Asked) -> str:
-    parts = [*one.promoted, one.confirmation or ("not confirmed yet" if one.is_unconfirmed else "")]
-    return ", ".join(part for part in parts if part)
+def _confirmed(one: Question) -> str:
+    return one.confirmation or ("not confirmed yet" if one.is_unconfirmed else "")
+
+
+def _became(one: Question) -> str:
+    return ", ".join(part for part in (*one.promoted, _confirmed(one)) if part)
 
 
 def history_graph(history: History):
@@ -213,54 +240,37 @@ def draw_history(history: History):
     for name in graph:
         one = by_name.get(name)
         if one is None:
-            boxes[name] = Box(name, None, "where it began", _bits_of_root(history, name), "", "", is_parent=True)
+            boxes[name] = Box(name, None, "where the line begins", _bits_of_root(history, name), "", "", is_parent=True)
             continue
         line = one.line
-        scores = f"shrunken {signed(one.shrunken)}; expected {expectation(line['expected'])}"
-        seeds = len(line["seeds"])
-        cost = f"{line['device_hours']:.3g} device h, {seeds} seed{'s' * (seeds != 1)}"
-        own = name.partition(OF)[0]  # The edge shows what it was asked of.
-        title = f"{' and '.join(one.promoted)}: {own}" if one.promoted else own
-        cost += f"; {one.confirmation or 'not confirmed yet'}" * bool(one.confirmation or one.is_unconfirmed)
-        difference = _with_error(line["difference"] or {})
-        texts = line["question"], difference, scores, cost
+        details = f"expected {expectation(line['expected'])}"
+        details += f"; shrunken {signed(one.shrunken)}" * math.isfinite(one.shrunken)
+        cost = describe_cost(line["device_hours"], len(line["seeds"]))
+        title = ": ".join(part for part in (" and ".join(one.promoted), _own_name(one)) if part)
+        cost += f"; {_confirmed(one)}" * bool(_confirmed(one))
+        texts = line["question"], _with_error(one.difference), details, cost
         boxes[name] = Box(title, one.word, *texts, is_flagged=one.is_unconfirmed, is_parent=bool(one.promoted))
-    legend = (
-        "Bits per byte against what is changed ± standard error; shrunken; expected; cost.",
-        "Left: what is changed. Right: its changes. Thick: promoted. Broken: kept or promoted, not confirmed.",
-    )
+    legend = "In each box: the question; bits per byte, minus those of what is changed, ± standard error; expectation. "
+    legend += "A thick frame: promoted, and the parent of the next generation. A broken frame: not confirmed."
     return draw_boxes(graph, boxes, legend)
 
 
 def _bits_of_root(history: History, name: str) -> str:
     """Returns the mean of an experiment that no question led to, as its last comparison had it; '' if unknown."""
-    found = [one.line.get("bits_per_byte") for one in history.questions if one.line["parent"] == name]
-    bits = (found[-1] or {}).get("parent") if found else None
-    return "" if bits is None else f"{bits:.4f} bits per byte"
+    found = [one.line for one in history.questions if one.line["parent"] == name]
+    bits, rate = (((found[-1].get(key) or {}).get("parent") if found else None) for key in _OF_PARENT)
+    return "" if bits is None else f"{bits:.4f} bits per byte" + (f" at rate {rate:.2g}" if rate else "")
 
 
 def draw_expectations(history: History):
     """Returns what was measured of each question beside what was expected, or None where nothing was measured."""
-    measured = [one for one in history.questions if (one.line["difference"] or {}).get("mean") is not None]
-    if not measured:
-        return None
-    figure = make_figure(9.5, 1.1 + 0.24 * len(measured))
-    axes = figure.subplots()
-    middle = sorted(abs(one.line["difference"]["mean"]) for one in measured)[(3 * len(measured)) // 4]
-    reach = 2.5 * max(middle, *(max(map(abs, one.line["expected"])) for one in measured[:1]), 1e-4)
-    for i, one in enumerate(measured):
-        difference, (low, high) = one.line["difference"], one.line["expected"]
-        axes.barh(i, high - low, left=low, height=0.62, fc="#EDEFF1", ec="#B4B8BC", lw=0.6, hatch="////", zorder=1)
-        ends = [difference.get(name) for name in ("low", "high")]
-        if None not in ends:
-            axes.plot(ends, [i, i], color=COLOURS[one.word], lw=1.4, zorder=2)
-        place = min(max(difference["mean"], -reach), reach)
-        marker = "o" if place == difference["mean"] else ("<" if place < 0 else ">")
-        axes.plot([place], [i], marker, color=COLOURS[one.word], ms=5, zorder=3, clip_on=False)
-    axes.axvline(0, color=INK, lw=0.9)
-    labels = [plain(f"{one.line['generation']}  {one.name}", 34) for one in measured]
-    axes.set_yticks(range(len(measured)), labels, fontsize=7.5)
-    axes.set(xlim=(-reach, reach), ylim=(len(measured) - 0.4, -0.6), xlabel="bits per byte, variant minus parent")
-    axes.tick_params(axis="y", length=0, labelcolor=GREY)
-    axes.grid(visible=False, axis="y")
-    return figure
+    measured = [one for one in history.questions if one.difference.get("mean") is not None]
+    return draw_rows([_row(one) for one in measured]) if measured else None
+
+
+def _row(one: Question) -> Row:
+    unknown = {"mean": math.nan, "low": -math.inf, "high": math.inf, "standard_error": math.nan}
+    known = unknown | {name: value for name, value in one.difference.items() if value is not None}
+    name, summary = f"{one.line['generation']}  {one.name}", f"{_with_error(one.difference)}  {one.outcome}"
+    about = name, one.line["question"], one.word, summary, tuple(one.line["expected"])
+    return Row(*about, known["mean"], known["standard_error"], (known["low"], known["high"]))

@@ -29,6 +29,7 @@ def make_page(outcome: Outcome, pictures: Sequence[Picture]) -> str:
         summary=summarise_study(outcome),
         counts=count_verdicts(outcome),
         columns=findings.decision_columns(outcome),
+        tasks=findings.task_table(outcome),
         pictures=pictures,
         text=findings,
         composition=leave_one_out,
@@ -38,14 +39,14 @@ def make_page(outcome: Outcome, pictures: Sequence[Picture]) -> str:
 
 def make_history_page(history: History, pictures: Sequence[Picture]) -> str:
     """Returns the page of all studies. Args: pictures: those that it shows, in order."""
-    is_number = {"generation", "bits per byte ± error", "shrunken", "expected", "q", "seeds", "device hours"}
+    classes = {"variant": "text main", "verdict": "", "bits per byte ± error": "number main", "became": ""}
     return _render(
         "history.html.jinja",
         summary=summarise_history(history),
         pictures=pictures,
         generations=generation_rows(history),
         headings=HEADINGS,
-        classes=["number" if heading in is_number else "text" for heading in HEADINGS],
+        classes=[classes.get(heading[0], "number") for heading in HEADINGS],
         rows=question_rows(history),
         words=[one.word for one in history.questions],
     )

@@ -3,6 +3,7 @@
 from jaxformer.ablation.leave_one_out import DROP, STAYS, Composition
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
+from jaxformer.report.findings import NOT_KNOWN
 from jaxformer.report.formatting import NOTHING, interval_of, plain, with_error
 from jaxformer.report.style import COLOURS, GREY, INK, make_figure
 from jaxformer.statistics.paired_difference import Difference
@@ -19,34 +20,47 @@ _COLOURS = {STAYS: COLOURS[Word.KEEP], DROP: COLOURS[Word.REVERT]}
 
 def composition_rows(made_of: Composition) -> list[tuple[str, ...]]:
     """Returns a row for each change, the total and the overlap, in the order of `COMPOSITION_HEADINGS`."""
-    rows = [
-        (part.name, _error(part.when_kept), *_numbers(part.now, interim_level(part.seeds)), part.decision)
-        for part in made_of.parts
+    return [
+        (name, _error(when_kept), *_numbers(now, level), decision)
+        for name, when_kept, now, level, decision in _rows(made_of)
     ]
-    rows.append((f"all, beside {made_of.root}", NOTHING, *_numbers(made_of.total, _LEVEL), ""))
-    rows.append(("overlap", NOTHING, *_numbers(made_of.overlap, _LEVEL), ""))
-    return rows
+
+
+def _rows(made_of: Composition) -> list[tuple[str, Difference | None, Difference | None, float, str]]:
+    """Returns (name, difference when it was kept, and now, level of its interval, decision) of all that is shown."""
+    rows = [(part.name, part.when_kept, part.now, interim_level(part.seeds), part.decision) for part in made_of.parts]
+    totals = (f"all, beside {made_of.root}", made_of.total), ("overlap", made_of.overlap)
+    return rows + [(name, None, difference, _LEVEL, "") for name, difference in totals]
 
 
 def describe_composition(made_of: Composition) -> list[str]:
     """Returns how to read the table, and what the overlap says."""
     sentences = [
-        f"Bits per byte by which {made_of.name} differs from what it is without a change; negative is better. A change "
-        f"whose removal is worse stays ({STAYS}); one whose removal is equal or better can go ({DROP}); one that is "
-        "undecided stays until it is decided. When it was kept, a change was chosen for its difference, which is "
-        "therefore too large on average, and must not be added up."
+        f"Bits per byte of {made_of.name}, minus those without the change; negative is better. {STAYS}: it is worse "
+        f"without. {DROP}: it is equal or better without. An undecided change stays until it is decided. The "
+        "differences by which changes were kept are too large on average, since they were chosen for being large: "
+        "they are not to be added up."
     ]
     if made_of.why_not:
         sentences.append(f"The total is not known: {made_of.why_not}.")
+    return [*sentences, f"The overlap is the total minus the sum of the parts: {_describe_overlap(made_of)}."]
+
+
+def _describe_overlap(made_of: Composition) -> str:
+    """Returns what the overlap says, or why it is not known."""
     if made_of.overlap is not None:
         low, high = made_of.overlap.interval(1 - _LEVEL)
-        meaning = "the parts add up to the total, as far as can be seen"
         if high < 0:
-            meaning = "changes do in part the same, so that the total is more than the sum of the parts"
-        elif low > 0:
-            meaning = "changes need each other, so that the total is less than the sum of the parts"
-        sentences.append(f"The overlap is the total minus the sum of the parts: {meaning}.")
-    return sentences
+            return "some changes do the same thing in part, so that together they gain more than the sum of the parts"
+        if low > 0:
+            return "some changes need each other, so that together they gain less than the sum of the parts"
+        return "the parts add up to the total, as far as can be seen"
+    missing = [part.name for part in made_of.parts if part.now is None]
+    if made_of.total is None:
+        return "not known without the total"
+    if missing:
+        return f"not known, since {made_of.name} was not compared with what it is without {' and '.join(missing)}"
+    return "not known, since it takes two seeds that all these experiments have, on the same validation documents"
 
 
 def _error(difference: Difference | None) -> str:
@@ -62,9 +76,7 @@ def draw_composition(outcome: Outcome):
     made_of = outcome.composition
     if made_of is None:
         return None
-    rows = [(part.name, part.when_kept, part.now, interim_level(part.seeds), part.decision) for part in made_of.parts]
-    rows.append((f"all, beside {made_of.root}", None, made_of.total, _LEVEL, ""))
-    rows.append(("overlap", None, made_of.overlap, _LEVEL, ""))
+    rows = _rows(made_of)
     figure = make_figure(8.5, 1.3 + 0.42 * len(rows))
     axes = figure.subplots()
     for y, (_, when_kept, now, level, decision) in enumerate(rows):
@@ -78,6 +90,8 @@ def draw_composition(outcome: Outcome):
             axes.barh(y + 0.1, now.mean, 0.34, color=colour, alpha=0.35, lw=0)
             axes.plot([low, high], [y + 0.1, y + 0.1], color=colour, lw=1.5, solid_capstyle="butt")
             axes.plot([now.mean], [y + 0.1], "o", color=colour, ms=5)
+        else:
+            axes.text(0, y + 0.1, f"{NOT_KNOWN} ", ha="right", va="center", color=GREY, fontsize=7.5)
         axes.text(
             1.01,
             y,

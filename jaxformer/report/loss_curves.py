@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.report.findings import Finding, collect_findings
+from jaxformer.report.findings import Finding, collect_findings, runs_nearest_best
 from jaxformer.report.formatting import plain
 from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
 
@@ -19,13 +19,28 @@ _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1, 1, 1)))
 _POINTS = 250
 
 
+def curve_groups(outcome: Outcome) -> list[tuple[str, list[FinishedRun]]]:
+    """Returns (label, runs) of each experiment: at its own learning rate, or at the best one tried if compared so.
+
+    The study's parent has both.
+    """
+    compared = [one for one in outcome.comparisons if one.best_rates and one.difference]
+    best = {name: rate for each in compared for name, rate in zip(each[:2], each.best_rates or (), strict=True)}
+    groups = [(outcome.study.parent, outcome.runs[outcome.study.parent])]
+    for one in outcome.experiments:
+        if rate := best.get(one.name):
+            groups.append((f"{plain(one.name, 20)} at {rate.tried[1]:.2g}", runs_nearest_best(outcome, one.name, rate)))
+        elif one.name != outcome.study.parent:
+            groups.append((plain(one.name, 30), outcome.runs.get(one.name, [])))
+    return [(label, runs) for label, runs in groups if runs]
+
+
 def draw_losses(outcome: Outcome):
     """Returns the loss curves of all runs, coloured by experiment: training, smoothed, and validation."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
 
-    groups = [(one.name, outcome.runs.get(one.name, [])) for one in outcome.experiments]
-    groups = [(name, runs) for name, runs in groups if runs]
+    groups = curve_groups(outcome)
     rows = math.ceil(len(groups) / 4)
     figure = make_figure(11.5, 4.2 + 0.19 * rows)
     training, validation = figure.subplots(1, 2)
@@ -48,7 +63,7 @@ def draw_losses(outcome: Outcome):
             mean = np.mean([run.curve for run in runs], axis=0)
             validation.plot(mean[:, 0] * tokens[0], mean[:, 1], marker="o", ms=2.5, **thick)
         bits = np.mean([run.bits_per_byte for run in runs])
-        handles.append(Line2D([], [], color=colour, ls=dash, lw=1.8, label=f" {plain(name, 30)}  {bits:.4f}"))
+        handles.append(Line2D([], [], color=colour, ls=dash, lw=1.8, label=f" {name}  {bits:.4f}"))
     training.set(title="Training loss, smoothed", xlabel="tokens seen", ylabel="nats per target")
     validation.set(title="Validation", xlabel="tokens seen", ylabel="bits per byte")
     for axes, values in ((training, late), (validation, late_bits)):
@@ -123,9 +138,12 @@ def paired_curve(parents: Sequence[FinishedRun], variants: Sequence[FinishedRun]
 
 def draw_paired(outcome: Outcome):
     """Returns a panel for each variant with the difference of training loss on the same batches; None without any."""
-    findings = collect_findings(outcome)
-    curves = [(one, paired_curve(outcome.runs.get(one.parent, []), one.runs)) for one in findings]
-    curves = [(finding, curve) for finding, curve in curves if curve is not None]
+    curves = []
+    for finding in collect_findings(outcome):
+        best = (finding.comparison and finding.comparison.best_rates) or (None, None)
+        arms = zip((finding.parent, finding.name), best, strict=True)
+        if curve := paired_curve(*(runs_nearest_best(outcome, name, rate) for name, rate in arms)):
+            curves.append((finding, curve))
     if not curves:
         return None
     columns = min(4, max(2, len(curves)))
@@ -133,7 +151,7 @@ def draw_paired(outcome: Outcome):
     tall = 0.8 + 2.0 * rows
     figure = make_figure(11.5, tall, layout=None)  # Of many panels, the other layout takes seconds.
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    figure.subplots_adjust(0.065, 0.5 / tall, 0.995, 1 - 0.3 / tall, 0.08, 0.25)
+    figure.subplots_adjust(0.075, 0.5 / tall, 0.995, 1 - 0.3 / tall, 0.08, 0.25)
     reach = []
     for axes, (finding, curve) in zip(panels, curves, strict=False):
         reach.append(_draw_curve(axes, finding, curve))
@@ -144,7 +162,8 @@ def draw_paired(outcome: Outcome):
     for axes in panels[max(len(curves) - columns, 0) : len(curves)]:  # Those that stand above no other.
         axes.tick_params(labelbottom=True)
     figure.supxlabel("step", fontsize=8.5, y=0.1 / tall)
-    figure.supylabel("training loss, variant minus parent (nats per target)", fontsize=8.5, x=0.005)
+    label = "training loss, variant minus parent\n(nats per target)"
+    figure.supylabel(label, fontsize=8.5, x=0.005, multialignment="center")
     return figure
 
 

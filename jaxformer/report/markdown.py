@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.report import findings
 from jaxformer.report.figures import Picture
-from jaxformer.report.findings import collect_findings, decision_columns, task_names
+from jaxformer.report.findings import collect_findings, decision_columns, task_names, task_table
 from jaxformer.report.formatting import MINUS, describe_change, plain
 from jaxformer.report.graph import box_lines, study_graph
 from jaxformer.report.leave_one_out import COMPOSITION_HEADINGS, HEADING, composition_rows, describe_composition
@@ -22,7 +22,8 @@ def make_markdown(outcome: Outcome, pictures: Sequence[Picture]) -> str:
         table = _table([COMPOSITION_HEADINGS, *composition_rows(made_of)])
         parts += [f"## {HEADING}", table, *map(_escape, describe_composition(made_of))]
     parts += ["## Decisions", _decisions(outcome)]
-    parts += ["## Expectations", _table([findings.EXPECTATION_HEADINGS, *findings.expectation_rows(outcome)])]
+    if tasks := task_table(outcome):
+        parts += ["## Tasks", findings.TASKS, _table(tasks)]
     parts += ["## The graph of ablations", _mermaid(outcome)]
     for picture in pictures:
         if picture.name != "graph":
@@ -30,10 +31,16 @@ def make_markdown(outcome: Outcome, pictures: Sequence[Picture]) -> str:
     parts.append("## Question by question")
     for finding in collect_findings(outcome):
         parts += [f"### {_escape(finding.name)}", _escape(finding.question)]
-        points = [findings.reason(finding), *findings.points(finding)]
+        points = [f"{finding.word.value}: {findings.reason_beside_numbers(finding)}", *findings.points(finding)]
+        points.insert(0, findings.describe_expectation(finding))
         points += [f"{name}: {difference}" for name, difference, _ in findings.corpus_rows(finding)]
-        parts.append("\n".join(f"- {_escape(point)}" for point in points))
+        parts.append(_list(points))
+    parts += ["## The rule", "The first that holds decides.", _list(outcome.study.rule.steps())]
     return "\n\n".join(parts) + "\n"
+
+
+def _list(texts: Sequence[str]) -> str:
+    return "\n".join(f"- {_escape(text)}" for text in texts)
 
 
 def _decisions(outcome: Outcome) -> str:
@@ -41,7 +48,7 @@ def _decisions(outcome: Outcome) -> str:
     rows = [("variant", "change", "verdict", *(column.heading for column in columns), "reason")]
     for finding in collect_findings(outcome):
         change = "; ".join(describe_change(finding.lineage["change"]))
-        why = "; ".join([findings.reason(finding), *findings.notes(finding)])
+        why = "; ".join([findings.reason_beside_numbers(finding), *findings.notes(finding)])
         rows.append((finding.name, change, finding.word.value, *(column.cell(finding) for column in columns), why))
     return _table(rows)
 
@@ -68,7 +75,7 @@ def _mermaid(outcome: Outcome) -> str:
     lines = ["```mermaid", "flowchart LR"]
     for name, identifier in identifiers.items():
         finding = by_name.get(name)
-        texts = [name, *box_lines(outcome, name, finding, tasks), finding.word.value if finding else ""]
+        texts = [name, *box_lines(outcome, finding, tasks), finding.word.value if finding else ""]
         label = "<br/>".join(_quote(text) for text in texts if text)
         lines.append(f'  {identifier}["{label}"]:::{finding.word.name.lower() if finding else "parent"}')
     lines += [f"  {identifiers[parent]} --> {identifiers[child]}" for parent, child in study_graph(outcome).edges]

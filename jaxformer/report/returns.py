@@ -1,13 +1,11 @@
 """What a study returned for its device hours, and for the complexity that it added."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.comparability import have_same_documents
-from jaxformer.ablation.finished_runs import paired_seeds
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
 from jaxformer.report.findings import Finding, collect_findings, device_hours
@@ -32,8 +30,8 @@ class Return(NamedTuple):
     total: float
     """Improvement of this one, kept or not, on the study's parent; NaN where it is not known."""
     is_measured: bool
-    """Whether `total` was measured beside the study's parent, on the seeds that both have; else it is the sum of the
-    shrunken gains along the line of parents.
+    """Whether `total` was measured beside the study's parent: see `measured_gain`; else it is the sum of the shrunken
+    gains along the line of parents.
     """
     fields: int
     """Fields in which it was declared to differ along that line."""
@@ -48,8 +46,9 @@ def returns(outcome: Outcome) -> list[Return]:
     sums, paths, points = {outcome.study.parent: 0.0}, {outcome.study.parent: frozenset()}, []
     graph = study_graph(outcome)
     order = list(nx.lexicographical_topological_sort(graph, key=list(graph).index))
-    for finding in sorted(collect_findings(outcome), key=lambda finding: order.index(finding.name)):
-        measured = measured_gain(outcome, finding)
+    findings = {finding.name: finding for finding in collect_findings(outcome)}
+    for finding in sorted(findings.values(), key=lambda finding: order.index(finding.name)):
+        measured = measured_gain(finding, findings)
         is_measured = math.isfinite(measured)
         sums[finding.name] = sums.get(finding.parent, math.nan) - finding.shrunken
         total = measured if is_measured else sums[finding.name]
@@ -64,20 +63,21 @@ def returns(outcome: Outcome) -> list[Return]:
     return points
 
 
-def measured_gain(outcome: Outcome, finding: Finding) -> float:
-    """Returns by how much a variant is better than the study's parent, measured on the seeds that both have.
+def measured_gain(finding: Finding, findings: Mapping[str, Finding]) -> float:
+    """Returns by how much a variant is better than the study's parent: the sum of differences along its parents.
 
-    NaN where it was not compared, where they share no seed, or not the documents.
+    It is that of the same runs at both ends, since each comparison along it is of the same seeds, all at their own
+    learning rates or all at their best ones. NaN where they are not, or where one is not known.
+
+    Args:
+        findings: of all variants, by name.
     """
-    if finding.difference is None:
-        return math.nan
-    if finding.parent == outcome.study.parent:
-        return -finding.difference.mean
-    pairs = paired_seeds(outcome.runs[outcome.study.parent], finding.runs)
-    runs = [run for pair in pairs for run in pair]
-    if not pairs or not have_same_documents(runs, runs[0].validation):
-        return math.nan
-    return float(np.mean([parent.bits_per_byte - variant.bits_per_byte for parent, variant in pairs]))
+    line = [finding]
+    while line[-1].parent in findings:
+        line.append(findings[line[-1].parent])
+    compared = [one.comparison for one in line if one.comparison and one.difference]
+    is_measured = len({(one.seeds, bool(one.best_rates)) for one in compared}) == 1 and len(compared) == len(line)
+    return -sum(one.difference.mean for one in line if one.difference) if is_measured else math.nan
 
 
 def draw_returns(outcome: Outcome):
@@ -91,17 +91,20 @@ def draw_returns(outcome: Outcome):
         ("added", {"ls": (0, (2, 1.5)), "color": GREY}, "kept changes, shrunken, if they added up"),
         ("best", {"ls": "-", "color": COLOURS[Word.KEEP]}, describe_best(points)),
     ):
-        spent.step(at, [0.0, 0.0, *(getattr(one, key) for one in points)], where="post", lw=1.8, label=label, **style)
+        values = [getattr(one, key) for one in points]
+        if values and math.isfinite(values[-1]):
+            spent.step(at, [0.0, 0.0, *values], where="post", lw=1.8, label=label, **style)
     for one in points:
         marker = "o" if one.word is Word.KEEP else "|"
         spent.plot([one.hours], [one.best], marker, color=COLOURS[one.word], ms=7, mew=1.6, zorder=4, clip_on=False)
     spent.plot([base], [0], "|", color=INK, ms=7, mew=1.6)
     spent.set(title="Returned for the compute", xlim=(0, max(at) * 1.03 or 1))
-    spent.set_xlabel("device hours of all runs, parents' and rejected ones' among them")
+    spent.set_xlabel("device hours of all runs, those of the parent and of rejected changes included")
     spent.set_ylabel("bits per byte saved on the study's parent")
     top = max([value for one in points for value in (one.best, one.added) if math.isfinite(value)] + [1e-4])
-    spent.set_ylim(-0.06 * top, 1.18 * top)
-    spent.legend(loc="upper left", fontsize=7.5)
+    spent.set_ylim(-0.06 * top, 1.3 * top)
+    if spent.get_legend_handles_labels()[0]:
+        spent.legend(loc="upper left", fontsize=7.5)
     kept = [one for one in points if one.word is Word.KEEP]
     for number, one in enumerate(kept):
         beside = {"xytext": (-3, 7 if number % 2 == 0 else 17), "textcoords": "offset points", "ha": "right"}
@@ -127,8 +130,8 @@ def _draw_fields(axes, points: Sequence[Return]) -> None:
     axes.axhline(0, color=INK, lw=0.9)
     axes.set(
         title="Returned for the complexity",
-        xlabel="fields changed since the study's parent",
-        ylabel="bits per byte saved",
+        xlabel="settings changed since the study's parent",
+        ylabel="bits per byte saved on the study's parent",
     )
     largest = max((one.fields for one in points), default=1)
     axes.set_xlim(0.6, largest + 0.95)

@@ -4,11 +4,16 @@ import datetime
 import math
 from collections.abc import Sequence
 
-from jaxformer.ablation.margin import Margin, margin_of_tokens
+from jaxformer.ablation.margin import margin_of_tokens
 from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
-from jaxformer.report.findings import collect_findings, mean_bits_per_byte
+from jaxformer.report.findings import (
+    collect_findings,
+    describe_parent_at_best,
+    mean_bits_per_byte,
+    parent_at_best,
+)
 
 
 def summarise_study(outcome: Outcome) -> list[tuple[str, str]]:
@@ -21,13 +26,15 @@ def summarise_study(outcome: Outcome) -> list[tuple[str, str]]:
     newest = max((run.workdir / "summary.json").stat().st_mtime for run in runs)
     date = datetime.datetime.fromtimestamp(int(newest), datetime.UTC)
     seeds = sorted({run.seed for run in runs})
+    bits = mean_bits_per_byte(parents), describe_parent_at_best(outcome)
     versions = _distinct([", ".join(f"{k} {v}" for k, v in run.record["versions"].items()) for run in runs])
     return [
-        ("Parent", f"{study.parent}, {mean_bits_per_byte(parents)} bits per byte: {parents[0].record['question']}"),
-        ("Rule", describe_rule(outcome)),
+        ("Parent", f"{study.parent}: {parents[0].record['question']}"),
+        ("Its bits per byte", "; ".join(text for text in bits if text)),
+        ("Rule", study.rule.describe()),
         ("Margin", describe_margin(outcome)),
         ("Noise floor", describe_noise_floor(outcome)),
-        ("Seeds", f"{', '.join(map(str, seeds))}; {len(runs)} finished runs"),
+        ("Runs", f"{len(runs)} finished, of seeds {', '.join(map(str, seeds))}"),
         ("Device", _distinct([run.record["device"] for run in runs])),
         ("Device hours", describe_device_hours(outcome)),
         ("Code", _distinct([start["code"][:12] for run in runs for start in run.record["starts"]])),
@@ -48,35 +55,30 @@ def count_verdicts(outcome: Outcome) -> str:
     return f"{len(words)} question{'s' * (len(words) != 1)}: {counts}"
 
 
-def describe_rule(outcome: Outcome) -> str:
-    """Returns the rule of the study in words."""
-    rule = outcome.study.rule
-    return rule.describe(rule.margin or _margin(outcome).bits_per_byte)
-
-
 def describe_margin(outcome: Outcome) -> str:
     """Returns within what two models count as equal, and how well that is known."""
-    rule, margin = outcome.study.rule, _margin(outcome)
+    rule, parent = outcome.study.rule, outcome.study.parent
     if rule.margin:
-        return f"±{rule.margin:g} bits per byte, as the study sets it"
+        return f"{rule.margin:g} bits per byte, as the study sets it"
+    margin = margin_of_tokens(outcome.runs[parent], rule.equal_tokens)
     error = f" ± {margin.standard_error:.4f} over its seeds" if math.isfinite(margin.standard_error) else ""
-    known = f"{margin.bits_per_byte:.4f} bits per byte{error}" if math.isfinite(margin.bits_per_byte) else "not known"
-    return f"{known} (what {rule.equal_tokens:.0%} of the tokens are worth on the parent's curve)"
-
-
-def _margin(outcome: Outcome) -> Margin:
-    return margin_of_tokens(outcome.runs[outcome.study.parent], outcome.study.rule.equal_tokens)
+    known = f"{margin.bits_per_byte:.4f} bits per byte{error}"
+    text = known if math.isfinite(margin.bits_per_byte) else "not known, since no curve of the parent shows it"
+    if (one := parent_at_best(outcome)) and math.isfinite(one.margin):
+        text += f"; {one.margin:.4f} at the parent's best learning rate"
+    return f"{text} (what {rule.equal_tokens:.0%} of the tokens are worth on the curve of {parent})"
 
 
 def describe_noise_floor(outcome: Outcome) -> str:
     """Returns how much the runs of the study's parent differ by their seeds alone."""
     floor = noise_floor(outcome.runs[outcome.study.parent])
-    noise = "not known with one seed of the parent"
+    text = "not known with one seed of the parent"
     if math.isfinite(floor.standard_deviation):
-        seeds = f"of {len(floor.seeds)} seeds: {', '.join(map(str, floor.seeds))}"
-        noise = f"{floor.standard_deviation:.4f} bits per byte, {seeds}"
-    shared = "all questions share these runs, and where their seeds are lucky all variants look worse together"
-    return f"{noise} (standard deviation of the parent's runs; {shared})"
+        text = f"{floor.standard_deviation:.4f} bits per byte over {len(floor.seeds)} seeds"
+    if (one := parent_at_best(outcome)) and math.isfinite(one.noise):
+        text += f"; {one.noise:.4f} at the parent's best learning rate over {len(one.seeds)}"
+    shared = "every comparison uses these runs: if they are lucky, all variants look worse"
+    return f"{text} (standard deviation of the parent's runs; {shared})"
 
 
 def describe_device_hours(outcome: Outcome) -> str:

@@ -1,15 +1,13 @@
 """What a study decided, as a table of text for a terminal."""
 
-import re
 import textwrap
 
-from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.host.console import format_rows, format_table, name_cells, wrap
-from jaxformer.report.findings import Finding, collect_findings, decision_columns, notes, reason
-from jaxformer.report.formatting import MINUS, NOTHING, number, plain
+from jaxformer.host.console import format_rows, format_table, wrap
+from jaxformer.report.findings import Finding, collect_findings, decision_columns, notes, reason_beside_numbers
+from jaxformer.report.formatting import MINUS, NOTHING, plain
 from jaxformer.report.leave_one_out import COMPOSITION_HEADINGS, HEADING, composition_rows, describe_composition
-from jaxformer.report.summary import describe_margin
+from jaxformer.report.summary import describe_margin, describe_noise_floor
 
 # Columns of a line where it is no terminal's; and the fewest for a reason beside its numbers, which stands below them
 # otherwise.
@@ -17,23 +15,22 @@ _WIDTH, _REASON_WIDTH = 150, 60
 
 
 def decision_table(outcome: Outcome, columns: int | None = None) -> str:
-    """Returns the margin, the noise floor, and a table with one variant a line, in the order of the study.
+    """Returns what the numbers mean, and a table with one variant a line, in the order of the study.
 
     Args:
         outcome: of the study.
         columns: of the terminal, None for a file. Where the table does not fit, a variant is a paragraph.
     """
     findings, width = collect_findings(outcome), columns or _WIDTH
-    floor = noise_floor(outcome.runs[outcome.study.parent])
     introduction = [
-        f"Bits per byte, variant minus parent: negative is better. Margin: {describe_margin(outcome)}. docs/studies.md "
-        "and `jaxformer report` have the rule.",
-        f"Noise floor of {plain(outcome.study.parent)}: {number(floor.standard_deviation, 4)}, over its "
-        f"{len(floor.seeds)} seed{'s' * (len(floor.seeds) > 1)}.",
-        "Tokens: times the variant's that the parent needs for the same loss. Time: of a token, beside the parent's.",
-        *(f"Not read, and left out: {plain(line)}" for line in outcome.unread),
+        "Validation bits per byte, variant minus parent: negative is better. `jaxformer report` writes the whole rule.",
+        f"Margin: {plain(describe_margin(outcome))}.",
+        f"Noise floor of {plain(outcome.study.parent)}: {plain(describe_noise_floor(outcome))}.",
+        "q: of an improvement, adjusted for all questions about the parent. Tokens: the parent needs so many times the "
+        "variant's for the same loss. Time: of a token, relative to the parent's.",
+        *(f"Left out, since it cannot be read: {plain(line)}" for line in outcome.unread),
     ]
-    paragraphs = [textwrap.fill(paragraph, min(120, width)) for paragraph in introduction]
+    paragraphs = [textwrap.fill(each, min(120, width), break_on_hyphens=False) for each in introduction]
     table = [*_table(_rows(outcome, findings), findings, columns), *_composition(outcome, min(120, width))]
     text = "\n".join(["", *paragraphs, "", *table])
     return text.replace(MINUS, "-").replace(NOTHING, "-")
@@ -68,15 +65,19 @@ def _table(rows: list[list[str]], findings: list[Finding], columns: int | None) 
         first, indent = (f"{line}  ", " " * (len(line) + 2)) if is_beside else ("    ", "    ")
         options = {"initial_indent": first, "subsequent_indent": indent, "break_on_hyphens": False}
         reason = textwrap.wrap(_reason(finding), width, break_long_words=False, **options)
-        known = ["" if cell == NOTHING else cell for cell in row]
-        numbers = wrap(name_cells(rows[0], known), width, indent=4) if is_wide else [line]
+        numbers = wrap(_paragraph(rows[0], row), width, indent=4) if is_wide else [line]
         table += reason if is_beside and reason else [*numbers, *reason]
     return table
 
 
+def _paragraph(heading: list[str], row: list[str]) -> str:
+    """Returns a row in one line: the name, the verdict, the difference and its interval, and the others by heading."""
+    name, word, difference, interval, *others = row
+    known = [f"{text} {cell}" for text, cell in zip(heading[4:], others, strict=True) if cell != NOTHING]
+    found = [] if difference == NOTHING else [f"{difference} {interval}"]
+    return f"{name}: {', '.join([word, *found, *known])}"
+
+
 def _reason(finding: Finding) -> str:
-    """Returns why it is decided so, without the numbers that the table has already."""
-    why = reason(finding)
-    if finding.difference is not None:
-        why = re.sub(r"^[-+]\S*( \[\S+ \S+\])?[:,;]* *", "", why)
-    return plain("; ".join([why, *notes(finding)] if why else notes(finding)))
+    """Returns why it is decided so, and what to keep in mind."""
+    return plain("; ".join(text for text in (reason_beside_numbers(finding), *notes(finding)) if text))

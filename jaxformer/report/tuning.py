@@ -33,17 +33,17 @@ def describe(tuning: Tuning) -> str:
     own = f"its own, {tuning.learning_rate:g}"
     if tuning.mean is None:
         middle = tuning.learning_rate * 2.0 ** tuning.bracket[1]
-        return f"Best of those tried: {middle:g}; a neighbour diverged, so that there is no curve to read it off."
+        return f"Best of those tried: {middle:g}; a neighbouring rate diverged, so no curve can be fitted."
     low, _, high = tuning.bracket
     error = f" ± {tuning.excess_error:.4f}" if math.isfinite(tuning.excess_error) else ""
     lowest = tuning.learning_rate * 2.0 ** float(np.clip(tuning.mean.place, low, high))
     costs = f"costs {tuning.excess:.4f}{error} bits per byte" if math.isfinite(tuning.excess) else "diverges"
     sentences = [
         f"The mean is lowest at {lowest:.2g}, {tuning.mean.place:+.2f} octaves from {own}, which {costs}; "
-        f"{tuning.mean.curvature:.3f} for an octave from the best."
+        f"an octave from the best costs {tuning.mean.curvature:.3f}."
     ]
     if tuning.cautious:
-        sentences.append(f"What most runs reach, the mean and one standard deviation, is lowest at {tuning.best:g}.")
+        sentences.append(f"The mean plus one standard deviation over seeds is lowest at {tuning.best:g}: take that.")
     else:
         sentences.append(f"Take {tuning.best:g}.")
     return " ".join(sentences)

@@ -110,7 +110,7 @@ def test_what_was_compared_at_its_best_rate_is_confirmed_at_that_of_each_arm(run
     planned = plan_confirmation(resolve("next"), 3, runs)
     jobs = make_jobs(planned, runs, {"root": 1.0, "next": 2.0})
     assert [job.workdir for job in jobs[:2]] == [runs / "next/seed_1000", runs / at_best.name / "seed_1000"]
-    assert str(jobs[1]) == f"root at {2 * own:.3g} seed 1000" and jobs[1].experiment == "root"
+    assert str(jobs[1]) == f"root at {2 * own:.3g} seed 1000"
     assert jobs[1].arguments[-1] == f"--{RATE}={2 * own!r}"
     for seed in planned.seeds:
         fake_runs.write_run(runs, resolve("root"), seed, effect=0.05, tasks=())  # At its own rate, which is no arm.

@@ -179,7 +179,7 @@ def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):
     assert fixed.notes[0] == "at the parent's learning rate: the change moves the best one, but retune is off"
     assert all(one.verdict.word is Word.KEEP for one in (fixed, gated))
     assert gated.notes[-1].startswith("no tuning of root at ") and gated.notes[-1].endswith(
-        "and the gain may be one at that rate alone: `jaxformer tune --experiment=root`"
+        "the gain may hold at this rate only; see `jaxformer tune --experiment=root`"
     )
     own = resolve("root").experiment.optimizer.learning_rate
     for excess, is_flagged in ((0.0004, False), (0.0234, True)):

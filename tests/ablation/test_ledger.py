@@ -56,13 +56,20 @@ def test_questions_are_counted_once_with_their_last_verdict(tmp_path):
         line("better", mean=-0.05, study="another"),
         line("inside"),
         line("worse", mean=0.02, verdict="REVERT"),
+        line("wide", mean=-0.05, error=0.02, verdict="UNDECIDED"),
         line("early", seeds=2, verdict="UNDECIDED"),
         {"kind": "promotion", "parent": "root", "variant": "better"},
     ]
-    assert [each["verdict"] for each in latest_verdicts(lines).values()] == ["KEEP", "KEEP", "REVERT", "UNDECIDED"]
+    assert [each["verdict"] for each in latest_verdicts(lines).values()] == [
+        "KEEP",
+        "KEEP",
+        "REVERT",
+        *2 * ["UNDECIDED"],
+    ]
     found = account(lines)
-    assert (found.asked, found.kept, found.false_keeps) == (3, 2, pytest.approx(0.075))
-    assert found.expectations == {"inside": 1, "better": 1, "worse": 1}
+    assert (found.asked, found.kept, found.false_keeps) == (4, 2, pytest.approx(0.1))
+    words = "as expected", "better than expected", "perhaps better than expected", "worse than expected"
+    assert found.expectations == dict.fromkeys(words, 1)
 
 
 def test_what_leaves_out_a_kept_change_is_no_question():

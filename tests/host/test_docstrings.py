@@ -25,7 +25,7 @@ def test_docstring_is_that_of_a_module_a_class_or_a_function():
 
 
 def test_rule_is_described_the_same_without_docstrings():
-    code = "from jaxformer.ablation.verdict import Rule; print(Rule().describe(0.5))"
+    code = "from jaxformer.ablation.verdict import Rule; print(Rule().steps())"
     environment = os.environ | {"PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(Path(docstrings.__file__).parents[2])}
     printed = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, env=environment).stdout
-    assert printed.decode().strip() == jaxformer.ablation.verdict.Rule().describe(0.5)
+    assert printed.decode().strip() == str(jaxformer.ablation.verdict.Rule().steps())

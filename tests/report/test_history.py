@@ -5,7 +5,14 @@ import pytest
 
 from jaxformer.ablation.ledger import CONFIRMATION, PROMOTION, VERDICT, append
 from jaxformer.commands import report
-from jaxformer.report.history import collect_history, history_graph, question_rows, summarise_history
+from jaxformer.report.history import (
+    collect_history,
+    draw_expectations,
+    generation_rows,
+    history_graph,
+    question_rows,
+    summarise_history,
+)
 
 pytestmark = pytest.mark.device_free
 
@@ -14,7 +21,7 @@ for name in ("matplotlib", "networkx", "jinja2"):
 
 
 def verdict(parent, variant, generation, mean, word, parents=()):
-    difference = {"mean": mean, "standard_error": 0.005, "low": mean - 0.02, "high": mean + 0.02}
+    difference = {"mean": mean, "standard_error": 0.005, "low": mean - 0.025, "high": mean + 0.025}
     return {
         "kind": VERDICT,
         "parent": parent,
@@ -56,13 +63,35 @@ def test_generations_hang_together_by_what_was_promoted(runs):
     assert {("root", f"change_{i}") for i in range(15)} <= edges
     assert {("change_0", "joined"), ("change_1", "joined")} <= edges
     assert {("change_0", "change_1@root_gen1"), ("change_1@root_gen1", "last")} <= edges and len(edges) == 19
-    became = {row[1].partition(" of ")[0]: row[-1] for row in question_rows(history)}
-    assert became["change_0"] == "root_gen1, CONFIRMED" and became["change_2"] == "not confirmed yet"
-    assert became["change_7"] == "" and became["change_1@root_gen1"].endswith("not confirmed yet")
+    became = {row[1][0]: row[-1][0] for row in question_rows(history)}
+    assert became["change_0 of root"] == "root_gen1, CONFIRMED" and became["change_2 of root"] == "not confirmed yet"
+    assert became["change_7 of root"] == "" and became["change_1 of root_gen1"].endswith("not confirmed yet")
     summary = dict(summarise_history(history))
-    assert "18 in 3 generations: 4 KEEP" in summary["Questions"] and "0.45 of the 18" in summary["Chance"]
-    assert summary["Not confirmed"] == "change_1, change_2, change_1@root_gen1"
-    assert summary["Expectations"] == "5 as expected, 5 better than expected, 8 worse than expected"
+    assert "18 in 3 generations: 4 KEEP" in summary["Questions"] and "4 of the 18" in summary["Chance"]
+    assert summary["Promoted"].startswith("change_0 as root_gen1, CONFIRMED; change_1 as ")
+    assert summary["Promoted"].endswith(", not confirmed yet") and summary["Kept, not promoted"] == "change_1, change_2"
+    expectations = "5 as expected, 2 better than expected, 3 perhaps better than expected, "
+    assert summary["Expectations"] == expectations + "3 perhaps worse than expected, 5 worse than expected"
+
+
+def test_what_leaves_out_a_kept_change_is_no_question_of_a_generation(runs):
+    before = collect_history(runs)
+    append(runs, verdict("root_gen1", "root_gen1_without_x", 1, 0.05, "REVERT") | {"leaves_out": "x"})
+    after = collect_history(runs)
+    one, other = dict(summarise_history(before)), dict(summarise_history(after))
+    assert one["Questions"] == other["Questions"] and generation_rows(before) == generation_rows(after)
+    assert other["Left out again"] == "1: 1 REVERT"
+
+
+def test_the_axis_has_room_for_all_expectations_whichever_was_first(runs):
+    wide = verdict("root", "wide", 0, 0.0, "EQUIVALENT") | {"expected": [-0.09, 0.09]}
+    append(runs, wide)
+    history = collect_history(runs)
+    ends = [
+        draw_expectations(history._replace(questions=order)).axes[1].get_xlim()
+        for order in (history.questions, history.questions[::-1])
+    ]
+    assert ends[0] == ends[1] and ends[0][1] > 0.09
 
 
 def test_the_page_is_the_same_again_and_shows_texts_as_they_are(runs, tmp_path, capsys):

@@ -64,7 +64,7 @@ def test_the_numbers_of_the_page_are_those_of_the_comparison(outcome, page, repo
             f"[{signed(low)}, {signed(high)}]",
             f"{one.cost.time_per_token:.3f}" if one.cost.is_timed else "",
             one.verdict.word.value,
-            one.verdict.reason,
+            one.verdict.reason.partition("] is ")[2],
         ]
         for text in shown:
             assert text in page.text and text in markdown, (one.variant, text)
@@ -96,7 +96,7 @@ def test_a_row_of_the_table_belongs_to_its_variant(outcome, report):
 
 def test_hostile_text_is_shown_literally_and_runs_nothing(page):
     text = " ".join(HOSTILE.split())
-    assert page.text.count(text) >= 3, "in the expectations, as source, and with its question"
+    assert page.text.count(text) >= 2, "as a question, and as a source"
     assert not {"script", "iframe", "object", "svg", "link"} & set(page.tags[page.tags.index("body") :])
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     links = [value for name, value in page.attributes if name in ("href", "src", "xlink:href")]
@@ -190,4 +190,4 @@ def test_chromium_shows_the_page_without_a_complaint(report, tmp_path):
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert "CONSOLE" not in done.stderr, done.stderr
-    assert html.unescape(done.stdout).count("alert(1)") >= 3 and "<script" not in done.stdout
+    assert html.unescape(done.stdout).count("alert(1)") >= 2 and "<script" not in done.stdout

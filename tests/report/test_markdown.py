@@ -19,7 +19,7 @@ pytest.importorskip("jinja2")
 def test_hostile_text_is_shown_literally(report):
     text = " ".join(HOSTILE.split())
     markdown = (report / "report.md").read_text()
-    assert not re.search(r"<(?!br>|br/>)", markdown) and html.unescape(markdown).count(text) >= 3
+    assert not re.search(r"<(?!br>|br/>)", markdown) and html.unescape(markdown).count(text) >= 2
     widths = {len(re.findall(r"\|", line)) for line in markdown.splitlines() if line.startswith("| ")}
     assert len(widths) == 2, "the rows of the two tables have as many cells as their heads"
 

@@ -17,7 +17,7 @@ def test_a_table_in_a_terminal_has_150_columns_and_ascii_minus_signs(outcome):
     comparisons = [one._replace(variant=name) if one.variant == "muon" else one for one in outcome.comparisons]
     muon = muon._replace(experiment=dataclasses.replace(muon.experiment, name=name))
     text = decision_table(outcome._replace(experiments=[root, muon, *others], comparisons=comparisons))
-    assert f"\n{name} " in text and "\n    is better" in text
+    assert f"\n{name} " in text and "\n    better" in text
 
 
 @pytest.mark.parametrize("columns", [59, 79, 199])
@@ -27,5 +27,5 @@ def test_decisions_fit_a_terminal_and_lose_no_number(outcome, columns):
     whole = decision_table(outcome)
     for line in whole[whole.index("\nvariant") :].splitlines()[2:]:
         if not line.startswith(" "):
-            numbers = [word for word in line.split("is ")[0].split() if any(map(str.isdigit, word))]
+            numbers = [word for word in line.split() if any(map(str.isdigit, word))]
             assert all(number.strip("[],;") in text for number in numbers)

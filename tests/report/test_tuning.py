@@ -24,10 +24,10 @@ def test_rates_are_listed_with_their_seeds_and_the_own_one_is_marked():
 
 def test_the_cost_of_the_own_rate_is_told_with_its_error():
     text = describe(fit("small", 1e-3, trials(1), 3))
-    assert "its own, 0.001, which costs 0.0" in text and " ± " in text and "most runs reach" in text
+    assert "its own, 0.001, which costs 0.0" in text and " ± " in text and "mean plus one standard deviation" in text
     assert " ± " not in (alone := describe(fit("small", 1e-3, trials(1, 1), 1))) and "Take 0.002." in alone
     steep = {(o, 0): math.inf if o == 1 else 3.0 - o for o in (-1, 0, 1)}
-    assert describe(fit("small", 1e-3, steep, 1)).startswith("Best of those tried: 0.001; a neighbour diverged")
+    assert describe(fit("small", 1e-3, steep, 1)).startswith("Best of those tried: 0.001; a neighbouring rate diverged")
 
 
 def test_the_picture_holds_each_run_and_both_rates():
