@@ -13,7 +13,7 @@ from jaxformer.evaluation.config import task_names
 from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.evaluation.validation import ValidationSet
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.experiment.variant import Resolved
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import OVER, State, state_on_disk

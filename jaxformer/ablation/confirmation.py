@@ -29,13 +29,13 @@ from jaxformer.ablation.margin import margin_of_tokens
 from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.outcome import NOISE, remember_noise
 from jaxformer.ablation.verdict import Rule, Word
-from jaxformer.config import TrainingFailure, check_same, require
+from jaxformer.config import TrainingFailure, UserError, check_same, require
 from jaxformer.data.packing import plan_rows
 from jaxformer.data.shards import Shards
 from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.validation import ValidationSet, select_validation, validate
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.experiment.variant import Resolved, ancestors, promoted_variant
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import progress_bar
 from jaxformer.host.paths import typed
 from jaxformer.jobs.dashboard import Dashboard
@@ -73,7 +73,9 @@ def ask(promoted: Resolved, seeds: int) -> Question:
     Raises:
         UserError: it is none.
     """
-    return Question(promoted, promoted_variant(promoted).name, range(promoted.first_seed, promoted.first_seed + seeds))
+    if promoted.judged is None:
+        raise UserError(f"{promoted.name} is no promoted variant; `jaxformer promote` makes one")
+    return Question(promoted, promoted.judged.name, range(promoted.first_seed, promoted.first_seed + seeds))
 
 
 def recorded_answer(question: Question, runs: Path) -> ledger.Line | None:
@@ -174,7 +176,7 @@ def _decide(
     where = "by fresh seeds alone, since no validation documents are left that no verdict has read"
     if documents:
         where = f"on {sum(documents.values()):,} documents that no verdict has read"
-    if question.promoted.promoted and question.promoted.promoted.change:
+    if question.promoted.tuned:
         where += f"; {question.parent.name} at its own learning rate"
     if high < limit:
         return ledger.CONFIRMED, f"{measured} is {what}, {where}"
@@ -209,7 +211,7 @@ def _locked_sets(run: FinishedRun, question: Question) -> list[ValidationSet]:
     Raises:
         UserError: the corpora or their tokenizer are no longer those of the run.
     """
-    line = (question.promoted, *ancestors(question.promoted))
+    line = (question.promoted, *question.promoted.ancestors)
     sizes = [one.experiment.evaluation.validation_bytes for one in line]
     if not all(sizes):  # A verdict reads all documents.
         return []

@@ -11,7 +11,10 @@ from jaxformer.ablation.finished_runs import FinishedRun, read_runs
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, require
-from jaxformer.experiment.variant import OF, WITHOUT, Kept, Resolved, kept_changes, resolve
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.promoted import Kept, kept_changes
+from jaxformer.experiment.resolution import resolve
+from jaxformer.experiment.variant import WITHOUT
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.paths import typed
@@ -144,13 +147,12 @@ def _part(kept: Kept, removal: Comparison | None, runs: Path) -> Part:
 
 def _when_kept(kept: Kept, runs: Path) -> Difference | None:
     """Returns the difference that a change was kept by: that of the evidence, else of the comparison of most seeds."""
-    found = []
-    for folder in (runs / kept.variant_name, runs / f"{kept.variant_name}{OF}{kept.parent}"):
-        for path in sorted([*folder.glob("comparison_*.json"), *folder.glob("evidence_*.json")]):
-            record = read_json_or_empty(path)
-            if record.get("parent") == kept.parent and isinstance(record.get("difference"), dict):
-                is_evidence = hashlib.sha256(path.read_bytes()).hexdigest() == kept.lineage.evidence
-                found.append((is_evidence, len(record["seeds"]), str(path), record["difference"]))
+    found, folder, (parent, *_) = [], runs / kept.judged.name, kept.judged.parents
+    for path in sorted([*folder.glob("comparison_*.json"), *folder.glob("evidence_*.json")]):
+        record = read_json_or_empty(path)
+        if record.get("parent") == parent.name and isinstance(record.get("difference"), dict):
+            is_evidence = hashlib.sha256(path.read_bytes()).hexdigest() == kept.promoted.lineage.evidence
+            found.append((is_evidence, len(record["seeds"]), str(path), record["difference"]))
     return _difference(max(found)[-1]) if found else None
 
 

@@ -24,10 +24,10 @@ from jaxformer.ablation.ledger import (
     verdict_line,
 )
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study, is_retuned, ladders, resolve_what_can_be
+from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study, first_seed, is_retuned, ladders, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
 from jaxformer.config import UserError, require
-from jaxformer.experiment.variant import Resolved, common_ancestor
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import for_json, read_json, read_json_or_empty, write_json
 from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
@@ -165,7 +165,7 @@ class _Found(NamedTuple):
 def _collect(study: Study, runs: Path, reader: Reader) -> _Found:
     experiments, refused = resolve_what_can_be(study)
     # The next generations train seeds of their own, of the same experiments too.
-    first = experiments[0].first_seed
+    first = first_seed(experiments)
     ours = range(first, first + SEEDS_OF_A_GENERATION)
     read = {one.name: _of_seeds(reader(runs, one.name), ours) for one in experiments}
     failures = {name: failures_of(each.folders) for name, each in read.items()}
@@ -282,7 +282,7 @@ def _interactions(found: _Found, comparisons: Sequence[Comparison]) -> dict[str,
         parents = [parent.name for parent in one.parents]
         # What was flagged on the way to the common ancestor is not joined either.
         if len(parents) > 1 and {one.name, *parents} <= compared:
-            names = [one.name, *parents, common_ancestor(one).name]
+            names = [one.name, *parents, one.common_ancestor.name]
             arms = [finished.get(name, []) for name in names]
             if {one.name, *parents} <= at_best and names[-1] in found.trained:
                 trained = [found.trained[name] for name in names]

@@ -18,7 +18,9 @@ from jaxformer.config import UserError, differences, require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.files import find_experiment
-from jaxformer.experiment.variant import OF, Resolved, resolve
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.resolution import resolve
+from jaxformer.experiment.variant import OF
 from jaxformer.host.console import printable
 from jaxformer.host.files import read_json_or_empty, write_whole
 from jaxformer.run.identity import CONFIG
@@ -123,7 +125,7 @@ def promote(
     generation, tuned = one.generation + 1, _tuned(record, one)
     name = name or re.sub(r"_gen\d+$", "", record["study"]["parent"].replace(OF, "_")) + f"_gen{generation}"
     first_seed = SEEDS_OF_A_GENERATION * generation
-    text = promoted_file(judged, tuned, first_seed, by_hand)
+    text = promoted_file(judged, one.common_ancestor.name, tuned, first_seed, by_hand)
     path = folder / f"{name}.py"
     is_new = not (path.is_file() and path.read_text(encoding="utf-8") == text)
     if is_new:
@@ -221,12 +223,11 @@ def _write_new(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def promoted_file(judged: Judged, tuned: Mapping[str, float], first_seed: int, by_hand: str) -> str:
-    """Returns the file of the experiment that a variant becomes."""
+def promoted_file(judged: Judged, parent: str, tuned: Mapping[str, float], first_seed: int, by_hand: str) -> str:
+    """Returns the file of the experiment that a variant of a parent becomes."""
     record = judged.record
     low, high = record["lineage"].get("expected") or (None, None)
-    variant, _, parent = record["variant"].partition(OF)
-    parent = parent or record["parent"]
+    variant = record["variant"].partition(OF)[0]
     verdict = f"{judged.word}: {record['verdict']['reason']}"
     verdict = (
         f"by hand ({by_hand.strip()}); {verdict}" if by_hand.strip() and judged.word not in PROMOTABLE else verdict

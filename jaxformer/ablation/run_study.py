@@ -32,7 +32,8 @@ from jaxformer.ablation.timing import clock_seconds, measure_clock
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.devices.device import choose_device
 from jaxformer.devices.options import fixed_options
-from jaxformer.experiment.variant import Lineage, resolve
+from jaxformer.experiment.lineage import Lineage
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.console import format_duration, print_line, print_notice, print_wrapped, progress_bar
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.signals import Stopped

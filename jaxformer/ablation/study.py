@@ -14,7 +14,8 @@ from jaxformer.ablation.tuning import Ladder, bits_of, foreseen, wanted
 from jaxformer.ablation.verdict import Rule
 from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.files import find_study, run_file
-from jaxformer.experiment.variant import OF, Resolved, ancestors, resolve
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.resolution import resolve, resolve_variant_of
 from jaxformer.flops import training_flops_per_token
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.host.paths import typed
@@ -32,7 +33,7 @@ class Study:
     that are retuned (`Variant.retune`) are compared with their parent each at its best learning rate.
     """
     seeds: Annotated[int, Bounds(at_least=1, at_most=1000)] = 3
-    """Seeds of each variant, from 0 on, or from the `first_seed` of a promoted parent."""
+    """Seeds of each variant, from 0 on, or from the `first_seed` of the latest promoted experiment that takes part."""
     parent_seeds: int = 3
     """Seeds of the parent, at least as many: more make its noise better known."""
     rule: Rule = field(default_factory=Rule)
@@ -101,13 +102,13 @@ def resolve_what_can_be(study: Study) -> tuple[list[Resolved], dict[str, UserErr
     experiments, refused = [resolve(study.parent)], {}
     for name in study.variants:
         try:
-            one = resolve(name)
-            if OF not in name and study.parent not in {each.name for each in ancestors(one)}:
-                one = resolve(name, parent=study.parent)
+            one = resolve_variant_of(experiments[0], name)
             _check_beginning(experiments[0], one)
             experiments.append(one)
         except UserError as error:
             refused[name] = error
+    refused |= {one.name: error for one in experiments if (error := _other_ancestor(one, experiments))}
+    experiments = [one for one in experiments if one.name not in refused]
     while orphans := {one.name: missing for one in experiments if (missing := _missing_parents(one, experiments))}:
         experiments = [one for one in experiments if one.name not in orphans]
         for name, missing in orphans.items():
@@ -130,9 +131,24 @@ def _check_beginning(parent: Resolved, one: Resolved) -> None:
     )
 
 
+def _other_ancestor(one: Resolved, experiments: Sequence[Resolved]) -> UserError | None:
+    """Returns why an experiment is not compared with others: an ancestor has the name of one, and is another."""
+    by_name = {each.name: each for each in experiments}
+    for each in one.ancestors:
+        if each.name in by_name and not each.is_same(by_name[each.name]):
+            return UserError(f"{one.name} changes another {each.name} than the study's, of the same name: rename one")
+    return None
+
+
 def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str]:
+    """Returns the names of what an experiment is compared with that is not among others."""
     names = [each.name for each in experiments]
-    return [each.name for each in one.parents if each.name not in names] if one is not experiments[0] else []
+    return [each.name for each in one.parents[:1] if each.name not in names] if one is not experiments[0] else []
+
+
+def first_seed(experiments: Sequence[Resolved]) -> int:
+    """Returns the first seed of experiments that are compared: none before it chose one of them."""
+    return max(each.first_seed for each in experiments)
 
 
 class Jobs(NamedTuple):
@@ -161,7 +177,7 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> Jobs:
         seconds: of a run of each experiment, estimated.
     """
     resolved = _parents_first(resolve_study(study))
-    first = resolved[0].first_seed
+    first = first_seed(resolved)
     order = {one.name: place for place, one in enumerate(resolved)}
     own = _own_jobs(study, resolved, runs, seconds)
     tried, later = _tried_jobs(study, resolved, runs, seconds)
@@ -201,13 +217,13 @@ def _own_jobs(study: Study, resolved: Sequence[Resolved], runs: Path, seconds: M
     for one in resolved:
         if not is_retuned(study, one):
             names |= {one.name, *(each.name for each in one.parents[:1])}
-    jobs = {}
+    jobs, first = {}, first_seed(resolved)
     for one in resolved:
         processes = one.experiment.mesh.processes
         require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a study starts one for each run")
         steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
         seeds = study.parent_seeds if one.name == study.parent else study.seeds
-        for seed in range(resolved[0].first_seed, resolved[0].first_seed + seeds):
+        for seed in range(first, first + seeds):
             if one.name in names:
                 workdir = runs / one.name / f"seed_{seed}"
                 arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={typed(workdir)}")
@@ -243,7 +259,7 @@ def ladders(study: Study, resolved: Sequence[Resolved], runs: Path) -> list[Ladd
     """Returns the learning rates of each variant that is retuned, and of each parent of one."""
     retuned = [one for one in resolved if is_retuned(study, one)]
     names = {each.name for one in retuned for each in (one, one.parents[0])}
-    first = resolved[0].first_seed
+    first = first_seed(resolved)
     return [Ladder(one.name, "", runs, first) for one in resolved if one.name in names]
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from jaxformer.ablation.finished_runs import FinishedRun, has_diverged, read_runs, seed_of
 from jaxformer.config import TrainingFailure, require
 from jaxformer.experiment.best_rate import RATE
-from jaxformer.experiment.variant import Resolved, resolve, with_overrides
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.resolution import resolve, with_overrides
 from jaxformer.host.paths import typed
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job

@@ -14,7 +14,7 @@ from jaxformer.ablation.confirmation import ask, confirm, make_jobs, recorded_an
 from jaxformer.ablation.run_study import check_study, print_study_plan
 from jaxformer.ablation.study import Jobs, Study
 from jaxformer.config import require
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line
 from jaxformer.host.docstrings import docstring

@@ -15,7 +15,7 @@ from jaxformer.ablation.run_study import estimate_experiment
 from jaxformer.ablation.tuning import TUNING, Ladder, tune
 from jaxformer.config import require
 from jaxformer.experiment.files import find_experiment
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line, print_wrapped
 from jaxformer.host.docstrings import docstring

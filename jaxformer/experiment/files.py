@@ -20,6 +20,11 @@ def list_experiments() -> list[str]:
     return _names(_folders())
 
 
+def is_path(name_or_path: str) -> bool:
+    """Returns whether a text is the path of a file, and no name."""
+    return name_or_path.endswith(".py") or "/" in name_or_path
+
+
 def find_experiment(name_or_path: str, *, near: Path | None = None) -> Path:
     """Returns the file of an experiment: at a path, or of a name.
 
@@ -47,7 +52,7 @@ def find_study(name_or_path: str) -> Path:
 
 
 def _find(what: str, name_or_path: str, folders: list[Path]) -> Path:
-    if name_or_path.endswith(".py") or "/" in name_or_path:
+    if is_path(name_or_path):
         path = expanded(name_or_path)
         require(_is_file(path), f"{what} file {path}: no such file")
         return path

@@ -12,7 +12,7 @@ from jaxformer.ablation.ledger import CONFIRMATION, read_ledger
 from jaxformer.ablation.run_study import Checked
 from jaxformer.commands import confirm
 from jaxformer.evaluation.validation import select_validation
-from jaxformer.experiment.variant import load_experiment, resolve
+from jaxformer.experiment.resolution import load_experiment, resolve
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 

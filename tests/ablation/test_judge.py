@@ -11,7 +11,7 @@ from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 

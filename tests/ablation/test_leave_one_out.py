@@ -13,7 +13,7 @@ from jaxformer.ablation.leave_one_out import DROP, STAYS, leave_one_out, root_jo
 from jaxformer.ablation.outcome import comparison_file, judge_study
 from jaxformer.ablation.study import Study, make_jobs
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.report.html import make_page
 from jaxformer.report.leave_one_out import draw_composition
 from jaxformer.report.markdown import make_markdown

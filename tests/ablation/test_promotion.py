@@ -12,7 +12,7 @@ from jaxformer.ablation.study import Study, resolve_study
 from jaxformer.commands.promote import main
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import science
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 

@@ -10,7 +10,7 @@ from jaxformer.ablation import run_study
 from jaxformer.ablation.checks import EarlierRuns
 from jaxformer.ablation.study import resolve_study
 from jaxformer.commands import ablate
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.jobs.queue import Status
 from jaxformer.run.metrics import training_losses
 
@@ -26,7 +26,7 @@ def command(tmp_path, experiment_files, compiled, monkeypatch):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "root.py").write_text(experiment_files["best_fit"].read_text())
     (tmp_path / "experiments" / "normed.py").write_text(
-        "from jaxformer.experiment.variant import Variant\nEXPERIMENT = Variant(parent='root', question='Why?',"
+        "from jaxformer.experiment import Variant\nEXPERIMENT = Variant(parent='root', question='Why?',"
         " change={'model.qk_norm': True}, expected=(-1, 1), source='a test')\n"
     )
     return ["--parent=root", "--variants=normed", "--seeds=1"]

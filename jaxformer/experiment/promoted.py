@@ -1,0 +1,140 @@
+"""Promoted variants: what each is, which changes their line keeps, and what is left without one of those."""
+
+import collections
+import dataclasses
+import itertools
+import math
+from typing import NamedTuple
+
+from jaxformer.config import UserError, replace, require
+from jaxformer.experiment.change import apply_change, differences
+from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.lineage import Resolved, make_resolved
+from jaxformer.experiment.variant import OF, Promoted
+
+
+class Kept(NamedTuple):
+    """A change that a promoted experiment keeps."""
+
+    name: str
+    """That of the variant; where the same one is kept twice, of the experiment that it was promoted to."""
+    judged: Resolved
+    """The variant, as it was judged."""
+    promoted: Resolved
+    """The experiment that it was promoted to, alone or as a part of a merge, with what was tuned for that."""
+
+
+def promote(promoted: Promoted, judged: Resolved, name: str) -> Resolved:
+    """Returns a variant that was judged under another name, with what was tuned for it.
+
+    Raises:
+        UserError: it was promoted before, leaves out a change and is tuned, or is no other with what was tuned.
+    """
+    require(judged.promoted is None, f"{judged.name} is promoted already: name the variant that it was")
+    child = dataclasses.replace(replace(judged.experiment, promoted.change), name=name)
+    tuned = differences(judged.experiment, child)
+    for path in promoted.change:
+        require(path in tuned, f"the change of {path} changes nothing: {judged.name} has it already; leave it out")
+        require(not judged.without, f"{judged.name} leaves out a change: nothing is tuned for that; leave out {path}")
+    lineage = judged.lineage
+    return make_resolved(
+        promoted,
+        child,
+        judged.parents,
+        lineage.change.keys() | tuned.keys(),
+        judged=judged,
+        bundle=lineage.bundle or ("the change, and what was tuned for it" if tuned else ""),
+        expected=lineage.expected,
+        source=lineage.source,
+        evidence=promoted.evidence,
+    )
+
+
+def changes_since(ancestor: Resolved, one: Resolved) -> list[Resolved]:
+    """Returns the variants that lead from an ancestor to an experiment, in order.
+
+    Raises:
+        UserError: one of them is a merge, or leaves out a change.
+    """
+    line = [*itertools.takewhile(lambda each: not each.is_same(ancestor), one.line)][::-1]
+    for each in line:
+        require(each.variant is not None, f"{each.name} is no single change itself; join the variants")
+    return line
+
+
+def apply_again(one: Resolved, base: Experiment) -> Experiment:
+    """Returns what a variant, promoted or not, makes of another experiment than its parent.
+
+    Raises:
+        UserError: its change is not valid there.
+    """
+    assert one.variant is not None, "changes_since gives no others"
+    child, _ = apply_change(one.variant, base)
+    return replace(child, one.tuned)
+
+
+def kept_changes(whole: Resolved) -> tuple[Resolved, list[Kept]]:
+    """Returns where the line of promoted experiments begins, and the changes that they keep since, in order.
+
+    What was promoted without a change does not keep it any more.
+
+    Raises:
+        UserError: an experiment was not promoted, or what was promoted joins merges.
+    """
+    if whole.judged is None:
+        raise UserError(f"{whole.name} is not a promoted variant, and keeps no changes that are known")
+    before = whole.common_ancestor
+    root, kept = kept_changes(before) if before.promoted else (before, [])
+    if whole.judged.without:
+        kept = [each for each in kept if each.name != whole.judged.without]
+    elif whole.variant:
+        kept.append(Kept("", whole.judged, whole))
+    else:
+        kept += [Kept("", each, whole) for part in whole.parents for each in changes_since(before, part)]
+    names = [each.judged.name.partition(OF)[0] for each in kept]
+    count = collections.Counter(names)
+    named = zip(kept, names, strict=True)
+    return root, [each._replace(name=each.promoted.name if count[name] > 1 else name) for each, name in named]
+
+
+def leave_out(whole: Resolved, left_out: str, name: str) -> Resolved:
+    """Returns what a promoted experiment is without one of the changes that it keeps; the others follow in order.
+
+    What was tuned for a change follows it, and is left out with it. What was tuned for a merge stays until all of its
+    parts are left out.
+
+    Raises:
+        UserError: it keeps no such change, another needs it, or nothing is left of it.
+    """
+    root, kept = kept_changes(whole)
+    removed = next((each for each in kept if each.name == left_out), None)
+    if removed is None:
+        raise UserError(f"{whole.name} keeps {', '.join(each.name for each in kept)}, and no {left_out}")
+    child, rest = root.experiment, [each for each in kept if each is not removed]
+    for _, changes in itertools.groupby(rest, lambda each: each.promoted.name):
+        for each in changes:
+            try:
+                child = apply_again(each.judged, child)
+            except UserError as error:
+                message = f"{whole.name} cannot be without {left_out}, since {each.name} needs it: {error}"
+                raise UserError(message) from error
+        child = replace(child, each.promoted.tuned)
+    child = dataclasses.replace(child, name=name, question=f"What does {whole.name} lose without {left_out}?")
+    require(
+        bool(differences(whole.experiment, child)),
+        f"{whole.name} is the same without {left_out}: a later change, or what was tuned for one, replaced it",
+    )
+    lineage, tuned, bundle = removed.judged.lineage, removed.promoted.tuned, f"without {left_out}"
+    if tuned and any(each.promoted is removed.promoted for each in rest):
+        bundle += f"; {', '.join(tuned)} as tuned for all that {removed.promoted.name} joins"
+    low, high = lineage.expected or (-math.inf, math.inf)
+    return make_resolved(
+        None,
+        child,
+        (whole,),
+        lineage.change.keys() | tuned.keys(),
+        without=left_out,
+        bundle=bundle,
+        expected=(0 - high, 0 - low),
+        source=f"what was expected of {left_out}, turned round ({lineage.source})",
+    )
