@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxformer.config import UserError
+from jaxformer.config import UserError, require
 from jaxformer.experiment.best_rate import RATE, moves_best_rate
 from jaxformer.experiment.change import differences
 from jaxformer.experiment.experiment import Experiment, science
@@ -118,10 +118,6 @@ class Resolved(NamedTuple):
         """Returns whether two experiments of a name learn the same: a file of that name may lie in two folders."""
         return self.name == other.name and science(self.experiment) == science(other.experiment)
 
-    def descends_from(self, other: "Resolved") -> bool:
-        """Returns whether another experiment is among its ancestors."""
-        return any(each.is_same(other) for each in self.ancestors)
-
 
 def nearest_shared(experiments: Sequence[Resolved]) -> Resolved:
     """Returns the nearest experiment that is in the line of all of several.
@@ -133,7 +129,9 @@ def nearest_shared(experiments: Sequence[Resolved]) -> Resolved:
     for one in first:
         if all(any(each.is_same(one) for each in line) for line in others):
             return one
-    raise UserError(f"its parents {', '.join(one.name for one in experiments)} have no ancestor in common")
+    names = [one.name for one in first if all(one.name in {each.name for each in line} for line in others)]
+    hint = f"; files named {names[0]} in two folders differ" if names else ""
+    raise UserError(f"its parents {', '.join(one.name for one in experiments)} have no ancestor in common{hint}")
 
 
 def make_resolved(
@@ -151,9 +149,17 @@ def make_resolved(
     Args:
         declared: paths of fields whose difference from the first parent was declared; all others were solved.
         recorded: further fields of the `Lineage`.
+
+    Raises:
+        UserError: it is to be compared at its best learning rate, and differs in that.
     """
     found = differences(parents[0].experiment, child)
     change = {path: values for path, values in found.items() if path in declared}
     consequences = {path: values for path, values in found.items() if path not in declared}
     lineage = Lineage(tuple(each.name for each in parents), change, consequences, **recorded)
-    return Resolved(child, lineage, tuple(parents), declaration, judged, without)
+    made = Resolved(child, lineage, tuple(parents), declaration, judged, without)
+    require(
+        made.retune != "learning_rate" or RATE not in found,
+        f"a change of {RATE} is compared at the rates that it names: leave out retune",
+    )
+    return made

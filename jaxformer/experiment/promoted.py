@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import math
 from typing import NamedTuple
 
 from jaxformer.config import UserError, replace, require
@@ -24,7 +23,7 @@ class Kept(NamedTuple):
     """The experiment that it was promoted to, alone or as a part of a merge, with what was tuned for that."""
 
 
-def promote(promoted: Promoted, judged: Resolved, name: str) -> Resolved:
+def make_promoted(promoted: Promoted, judged: Resolved, name: str) -> Resolved:
     """Returns a variant that was judged under another name, with what was tuned for it.
 
     Raises:
@@ -110,6 +109,8 @@ def leave_out(whole: Resolved, left_out: str, name: str) -> Resolved:
     removed = next((each for each in kept if each.name == left_out), None)
     if removed is None:
         raise UserError(f"{whole.name} keeps {', '.join(each.name for each in kept)}, and no {left_out}")
+    lineage, tuned = removed.judged.lineage, removed.promoted.tuned
+    assert lineage.expected is not None, "every variant and merge has one"
     child, rest = root.experiment, [each for each in kept if each is not removed]
     for _, changes in itertools.groupby(rest, lambda each: each.promoted.name):
         for each in changes:
@@ -124,10 +125,9 @@ def leave_out(whole: Resolved, left_out: str, name: str) -> Resolved:
         bool(differences(whole.experiment, child)),
         f"{whole.name} is the same without {left_out}: a later change, or what was tuned for one, replaced it",
     )
-    lineage, tuned, bundle = removed.judged.lineage, removed.promoted.tuned, f"without {left_out}"
+    (low, high), bundle = lineage.expected, f"without {left_out}"
     if tuned and any(each.promoted is removed.promoted for each in rest):
         bundle += f"; {', '.join(tuned)} as tuned for all that {removed.promoted.name} joins"
-    low, high = lineage.expected or (-math.inf, math.inf)
     return make_resolved(
         None,
         child,

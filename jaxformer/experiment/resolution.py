@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxformer.config import UserError, override, require
-from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.change import apply_change, differences, without_old_licence
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import find_experiment, is_path, list_experiments, run_experiment_file
 from jaxformer.experiment.lineage import Lineage, Resolved, make_resolved, nearest_shared
 from jaxformer.experiment.own_code import collect_own_code
-from jaxformer.experiment.promoted import apply_again, changes_since, leave_out, promote
+from jaxformer.experiment.promoted import apply_again, changes_since, leave_out, make_promoted
 from jaxformer.experiment.variant import OF, WITHOUT, Merge, Promoted, Variant
+
+# (name, name of the parent that it is applied to) of each experiment whose file is being resolved, outermost first.
+_Resolving = tuple[tuple[str, str], ...]
 
 
 def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Experiment:
@@ -42,9 +44,15 @@ def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, pa
     return with_overrides(_resolve(name_or_path, None, other), overrides or {})
 
 
-def resolve_variant_of(parent: Resolved, name: str) -> Resolved:
-    """Returns an experiment as its files have it where it descends from a parent, else applied to that."""
-    return _variant_of(parent, name, None, ())
+def resolve_variant_of(parent: Resolved, name: str, folder: Path | None = None, resolving: _Resolving = ()) -> Resolved:
+    """Returns an experiment as its files have it where it descends from a parent, or is named after one; else of that.
+
+    Args:
+        folder, resolving: as of `_resolve`, for a name that stands in a file.
+    """
+    one = _resolve(name, folder, None, resolving)
+    is_of_it = OF in name or any(each.is_same(parent) for each in one.ancestors)
+    return one if is_of_it else _resolve(name, folder, parent, resolving)
 
 
 def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved:
@@ -66,10 +74,6 @@ def _mark(changes: Mapping[str, tuple]) -> str:
     return f"~{hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6]}" if texts else ""
 
 
-# (name, name of the parent that it is applied to) of each experiment whose file is being resolved, outermost first.
-_Resolving = tuple[tuple[str, str], ...]
-
-
 def _resolve(
     name_or_path: str, folder: Path | None, parent: Resolved | None = None, resolving: _Resolving = ()
 ) -> Resolved:
@@ -89,12 +93,10 @@ def _resolve_name(name: str, folder: Path | None, parent: Resolved | None, resol
     if OF in name and not is_path(name):
         own, _, of = name.partition(OF)
         require(bool(of), f"the name of a parent must follow '{OF}' in {name}")
-        if parent:
-            raise UserError(f"{name} has a parent in its name, and is not applied to {parent.name} too")
+        _refuse(parent, f"{name} has a parent in its name")
         return _resolve(own, folder, _resolve(of, folder, None, resolving), resolving)
     if WITHOUT in name and not is_path(name) and not _has_file(name, folder):
-        if parent:
-            raise UserError(f"{name} has no parent but its own: it cannot be applied to {parent.name}")
+        _refuse(parent, f"{name} has no parent but its own")
         whole, _, left_out = name.rpartition(WITHOUT)
         return leave_out(_resolve(whole, folder, None, resolving), left_out, name)
     return _resolve_file(find_experiment(name, near=folder), parent, resolving)
@@ -104,22 +106,26 @@ def _has_file(name: str, folder: Path | None) -> bool:
     return name in list_experiments() or (folder is not None and (folder / f"{name}.py").is_file())
 
 
+def _refuse(parent: Resolved | None, reason: str) -> None:
+    if parent:
+        raise UserError(f"{reason}: it cannot be applied to {parent.name}")
+
+
 def _resolve_file(path: Path, parent: Resolved | None, resolving: _Resolving) -> Resolved:
     value, name = run_experiment_file(path, (Experiment, Variant, Merge, Promoted)), path.stem
     names = " of ".join([*(each for each, _ in resolving), name])
     step = (name, parent.name if parent else "")
     require(step not in resolving, f"experiment {path}: it descends from itself ({names})")
     resolving = (*resolving, step)
-    if parent and isinstance(value, Experiment):
-        raise UserError(f"{name} stands alone: it cannot be applied to {parent.name}")
-    if parent and isinstance(value, Promoted):
-        raise UserError(f"{name} was promoted with its own parent: it cannot be applied to {parent.name}")
+    if isinstance(value, Promoted):
+        _refuse(parent, f"{name} was promoted with its own parent")
     if isinstance(value, Experiment):
+        _refuse(parent, f"{name} stands alone")
         return Resolved(dataclasses.replace(value, name=name), Lineage())
     try:
         if isinstance(value, Promoted):
             before = _resolve(value.parent, path.parent, None, resolving)
-            return promote(value, _variant_of(before, value.variant, path.parent, resolving), name)
+            return make_promoted(value, resolve_variant_of(before, value.variant, path.parent, resolving), name)
         if isinstance(value, Variant):
             if parent is None or parent.name == value.parent:
                 own = _resolve(value.parent, path.parent, None, resolving)
@@ -133,18 +139,12 @@ def _resolve_file(path: Path, parent: Resolved | None, resolving: _Resolving) ->
         raise UserError(str(error) if is_prefixed else f"experiment {path}: {error}") from error
 
 
-def _variant_of(parent: Resolved, name: str, folder: Path | None, resolving: _Resolving) -> Resolved:
-    """Returns an experiment as its files have it where it descends from another or names its parent; else of that."""
-    one = _resolve(name, folder, None, resolving)
-    return one if OF in name or one.descends_from(parent) else _resolve(name, folder, parent, resolving)
-
-
 def _apply_to(parent: Resolved, variant: Variant, name: str) -> Resolved:
     """Returns what a variant makes of a parent."""
     child, declared = apply_change(variant, parent.experiment)
     child = dataclasses.replace(child, name=name, question=variant.question)
     about = {"bundle": variant.bundle, "expected": variant.expected, "source": variant.source}
-    return _checked(make_resolved(variant, child, (parent,), declared, **about))
+    return make_resolved(variant, child, (parent,), declared, **about)
 
 
 def _merge(merge: Merge, parents: Sequence[Resolved], name: str) -> Resolved:
@@ -166,14 +166,4 @@ def _merge(merge: Merge, parents: Sequence[Resolved], name: str) -> Resolved:
     child = dataclasses.replace(child, name=name, question=merge.question)
     bundle = f"the changes of {' and '.join(each.name for each in parents)}, joined"
     about = {"bundle": bundle, "expected": merge.expected, "source": merge.source}
-    return _checked(make_resolved(merge, child, parents, joined, **about))
-
-
-def _checked(resolved: Resolved) -> Resolved:
-    """Returns a variant or a merge; refuses one that is to be compared at its best rate, and changes the rate."""
-    changed = {*resolved.lineage.change, *resolved.lineage.consequences}
-    require(
-        resolved.retune != "learning_rate" or RATE not in changed,
-        f"a change of {RATE} is compared at the rates that it names: leave out retune",
-    )
-    return resolved
+    return make_resolved(merge, child, parents, joined, **about)

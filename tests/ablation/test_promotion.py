@@ -5,10 +5,13 @@ import json
 import fake_runs
 import pytest
 
+from jaxformer.ablation.confirmation import ask
+from jaxformer.ablation.judge import judge
 from jaxformer.ablation.ledger import PROMOTION, VERDICT, append, read_ledger
 from jaxformer.ablation.outcome import comparison_file, judge_study
 from jaxformer.ablation.promotion import find_comparison, promote
 from jaxformer.ablation.study import Study, resolve_study
+from jaxformer.ablation.verdict import Word
 from jaxformer.commands.promote import main
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import science
@@ -56,6 +59,7 @@ def test_what_was_kept_is_the_parent_of_the_next_study(runs, capsys):
     assert variant.experiment.model.qk_norm and variant.experiment.model.activation == "swiglu"
     (line,) = [line for line in read_ledger(runs) if line["kind"] == PROMOTION]
     assert (line["name"], line["generation"], line["evidence"]) == ("root_gen1", 1, parent.lineage.evidence)
+    assert [job.seed for job in judge("root", "root_gen1", runs).missing][:2] == [1000, 1000], "0 to 2 chose it"
     # A command that was killed between the file and the ledger is repeated; one that was not changes nothing.
     before = (runs / "decisions.jsonl").read_bytes()
     assert main(["gated"]) == 0 and (runs / "decisions.jsonl").read_bytes() == before
@@ -77,6 +81,16 @@ def test_the_rate_that_was_tuned_for_a_variant_goes_with_it(runs):
     made = promote(judged, runs)
     assert resolve(made.name).experiment.optimizer.learning_rate == 0.008
     assert made.tuned == {"optimizer.learning_rate": 0.008} == read_ledger(runs)[-1]["change"]
+
+
+def test_a_merge_is_judged_against_its_first_parent_and_promoted_on_what_its_parts_change(runs):
+    fake_runs.write_merge(runs.parent / "experiments", "both_gen", ("normed", "gated"))
+    fake_runs.write_study(runs, ("both_gen",), effects={"both_gen": -0.05}, tasks=())
+    assert judge("normed", "both_gen", runs).comparison.verdict.word is Word.KEEP
+    promote(find_comparison(runs, "both_gen"), runs, name="whole_gen")
+    whole = resolve("whole_gen")
+    assert (whole.promoted.parent, whole.judged.name) == ("root", "both_gen")
+    assert ask(whole, seeds=2).parent.name == "normed"
 
 
 @pytest.mark.parametrize(

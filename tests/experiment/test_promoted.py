@@ -32,6 +32,8 @@ def test_a_promoted_variant_is_the_variant_of_its_parent_and_what_was_tuned_for_
     assert [resolve(name).first_seed for name in names] == [0, 1000, 1000, 2000, 2000]
     write("joined", "Merge(parents=('again@first', 'qk_norm@first'), **ABOUT)")
     assert resolve("joined").experiment.model.activation == "swiglu" and resolve("joined").first_seed == 1000
+    write("joined", "Merge(parents=('qk_norm@first', 'wsd@second'), **ABOUT)")
+    assert (resolve("joined").first_seed, resolve("joined").generation) == (2000, 2), "1000 to 1999 chose second"
     with pytest.raises(UserError, match="first was promoted with its own parent: it cannot be applied to second"):
         resolve("first", parent="second")
     write("root", "replace(load_experiment('baseline'), {'model.activation': 'swiglu'})")
@@ -55,8 +57,9 @@ def chain(write, folder, monkeypatch, *names):
         write(name, variant(change, parent="wsd" if name.startswith("share") else "root"))
     write("joined", "Merge(parents=('wsd', 'normed'), **ABOUT)")
     for i, name in enumerate(names, 1):
+        variant_name, _, tuned = name.partition(" tuned ")
         parent = f"gen{i - 1}" if i > 1 else "root"
-        write(f"gen{i}", promoted(variant=name, parent=parent, first_seed=1000 * i))
+        write(f"gen{i}", promoted(tuned, variant=variant_name, parent=parent, first_seed=1000 * i))
 
 
 def test_a_change_is_left_out_and_the_others_follow_in_order(write, tmp_path, monkeypatch):
@@ -81,11 +84,49 @@ def test_a_change_is_left_out_and_the_others_follow_in_order(write, tmp_path, mo
     write("gen5", promoted(variant="gen4_without_normed", parent="gen4", first_seed=5000))
     root, kept = kept_changes(resolve("gen5"))
     assert [one.name for one in kept] == ["swiglu", "gen2", "wsd", "gen4"]
-    assert resolve("gen5_without_wsd").lineage.change == {"optimizer.schedule": ("wsd", "cosine")}
-    assert not resolve("gen5_without_wsd").experiment.model.qk_norm
+    found = resolve("gen5_without_wsd")
+    assert found.lineage.change == {"optimizer.schedule": ("wsd", "cosine")} and not found.experiment.model.qk_norm
 
     write("gen4_without_wsd", variant("{'model.depth': 7}"))
     assert resolve("gen4_without_wsd").experiment.model.depth == 7, "a file of that name comes first"
+
+
+def test_what_was_tuned_for_a_change_follows_it_and_is_left_out_with_it(write, tmp_path, monkeypatch):
+    def learned(resolved):
+        optimizer = resolved.experiment.optimizer
+        return resolved.experiment.model.activation, optimizer.learning_rate, optimizer.b2, optimizer.schedule
+
+    slower = "tuned {'optimizer.learning_rate': 0.002}"
+    chain(write, tmp_path, monkeypatch, f"swiglu {slower}", "faster", "joined tuned {'optimizer.b2': 0.9}")
+    whole, without = resolve("gen2"), resolve("gen2_without_swiglu")
+    b2 = whole.experiment.optimizer.b2
+    assert (learned(whole), learned(without)) == (("swiglu", 0.004, b2, "cosine"), ("gelu", 0.008, b2, "cosine"))
+    assert without.lineage.change.keys() == {"model.activation", "optimizer.learning_rate"}
+    # A merge was tuned as a whole: what is left of it keeps that, until nothing is.
+    without = resolve("gen3_without_wsd")
+    assert learned(without) == ("swiglu", 0.004, 0.9, "cosine")
+    assert without.lineage.bundle == "without wsd; optimizer.b2 as tuned for all that gen3 joins"
+    write("gen4", promoted(variant="gen3_without_wsd", parent="gen3", first_seed=4000))
+    without = resolve("gen4_without_normed")
+    assert learned(without) == ("swiglu", 0.004, b2, "cosine") and without.lineage.bundle == "without normed"
+
+
+@pytest.mark.parametrize(
+    ("change", "variant", "message"),
+    [
+        (
+            "{'optimizer.b1': 0.8}",
+            "gen1_without_wsd",
+            "gen1_without_wsd leaves out a change: nothing is tuned for that",
+        ),
+        ("", "gen1", "gen1 is promoted already"),
+    ],
+)
+def test_what_cannot_be_promoted_is_refused(write, tmp_path, monkeypatch, change, variant, message):
+    chain(write, tmp_path, monkeypatch, "wsd")
+    write("next", promoted(change, variant=variant, parent="gen1" if change else "root"))
+    with pytest.raises(UserError, match=message):
+        resolve("next")
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import dataclasses
 import json
 
 import pytest
-from variant_files import variant
+from variant_files import promoted, variant
 
+from jaxformer.ablation.study import Study, resolve_study
 from jaxformer.config import UserError
-from jaxformer.experiment.files import list_experiments
+from jaxformer.experiment.files import find_experiment, list_experiments
 from jaxformer.experiment.resolution import resolve
 from jaxformer.flops import parameter_count
 from jaxformer.run.earlier_runs import check_earlier_runs
@@ -53,6 +54,28 @@ def test_a_merge_joins_what_its_parents_changed(write):
     write("deeper", variant("{'model.depth': 9}"))
     with pytest.raises(UserError, match=r"deep and deeper both change model\.depth"):
         resolve(write("both", "Merge(parents=('deep', 'deeper'), **ABOUT)"))
+
+
+def test_a_parent_is_the_file_that_whoever_names_it_finds(write, tmp_path, monkeypatch):
+    package = find_experiment("baseline").resolve()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(tmp_path)
+    write("baseline", f"replace(load_experiment({str(package)!r}), {{'model.width': 64}})")
+    write("mine", variant("{'model.qk_norm': True}", parent="baseline"))
+    write("next", promoted(variant="swiglu", parent="baseline"))
+    own, other = resolve("swiglu"), resolve("swiglu@baseline")
+    assert (own.name, own.experiment.model.width) == ("swiglu", 128), "beside its own file"
+    assert (other.name, other.experiment.model.width) == ("swiglu@baseline", 64), "beside whoever names it"
+    assert resolve("swiglu", parent="baseline") == other and resolve("next").judged == other
+    assert resolve("mine@baseline").name == "mine", "its own parent makes it no other"
+    with pytest.raises(UserError, match="swiglu, mine have no ancestor in common; files named baseline in two folders"):
+        resolve(write("both", "Merge(parents=('swiglu', 'mine'), **ABOUT)"))
+
+    study = Study(parent="baseline", variants=("swiglu", "mine"))
+    assert [one.name for one in resolve_study(study)] == ["baseline", "swiglu@baseline", "mine"]
+    write("later", variant("{'model.z_loss': 1e-4}", parent="swiglu"))
+    with pytest.raises(UserError, match="later changes another baseline than the study's"):
+        resolve_study(Study(parent="baseline", variants=("later@swiglu",)))
 
 
 def test_overrides_of_science_make_a_variant_ad_hoc(write):
