@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
 from jaxformer.ablation.outcome import failures_of, judge_study, p_value_of_improvement, to_json
-from jaxformer.ablation.study import Study, first_seed, make_jobs, resolve_study
+from jaxformer.ablation.study import Study, make_jobs, resolve_study
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
 from jaxformer.experiment.experiment import science
@@ -123,7 +123,7 @@ def locate(parent: str, variant: str, runs: Path) -> tuple[str, str, Path]:
 def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -> Judgement:
     """Returns the verdict on a variant of a parent from their finished runs, and records it as a study does.
 
-    Pairs of seeds count from the first of both on, up to the first that is missing; one on which a run failed is
+    Pairs of seeds count from the parent's first on, up to the first that is missing; one on which a run failed is
     passed over. The q-value is over all variants of the parent that have a finished run, and one that was never judged
     counts as if it had a p-value of 1.
 
@@ -149,8 +149,7 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
     failures = failures_of(variants.folders)
     # A rate at which what is retuned diverges is an answer about that rate.
     passed_over = set() if one.is_retuned else {*failures, *failures_of(parents.folders)}
-    first = first_seed([base, one])
-    counted, note = _in_order(parents.finished, variants.finished, first, passed_over)
+    counted, note = _in_order(parents.finished, variants.finished, base.first_seed, passed_over)
     others = _other_questions(runs, base.name, one.name)
     if parents.finished and (counted or failures):
         read = {base.name: parents, one.name: variants._replace(finished=counted)}
@@ -163,7 +162,7 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
         reason = "; ".join([f"{base.name} and {one.name} have no finished run of a seed that counts", *note, *unread])
         verdict = Verdict(Word.NOT_COMPARED, reason)
         comparison = Comparison(base.name, one.name, verdict, math.nan, {}, one.experiment.question)
-    missing = _missing(study, runs, comparison, first, passed_over)
+    missing = _missing(study, runs, comparison, base.first_seed, passed_over)
     return Judgement(comparison, (one.name, *others), tuple(missing))
 
 

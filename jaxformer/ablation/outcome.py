@@ -24,7 +24,7 @@ from jaxformer.ablation.ledger import (
     verdict_line,
 )
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
-from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study, first_seed, is_retuned, ladders, resolve_what_can_be
+from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study, is_retuned, ladders, resolve_what_can_be
 from jaxformer.ablation.verdict import Rule, Verdict, Word, kept_by_chance
 from jaxformer.config import UserError, require
 from jaxformer.experiment.lineage import Resolved
@@ -165,7 +165,7 @@ class _Found(NamedTuple):
 def _collect(study: Study, runs: Path, reader: Reader) -> _Found:
     experiments, refused = resolve_what_can_be(study)
     # The next generations train seeds of their own, of the same experiments too.
-    first = first_seed(experiments)
+    first = experiments[0].first_seed
     ours = range(first, first + SEEDS_OF_A_GENERATION)
     read = {one.name: _of_seeds(reader(runs, one.name), ours) for one in experiments}
     failures = {name: failures_of(each.folders) for name, each in read.items()}

@@ -33,7 +33,7 @@ class Study:
     that are retuned (`Variant.retune`) are compared with their parent each at its best learning rate.
     """
     seeds: Annotated[int, Bounds(at_least=1, at_most=1000)] = 3
-    """Seeds of each variant, from 0 on, or from the `first_seed` of the latest promoted experiment that takes part."""
+    """Seeds of each variant, from 0 on, or from the `first_seed` of a promoted parent."""
     parent_seeds: int = 3
     """Seeds of the parent, at least as many: more make its noise better known."""
     rule: Rule = field(default_factory=Rule)
@@ -107,7 +107,7 @@ def resolve_what_can_be(study: Study) -> tuple[list[Resolved], dict[str, UserErr
             experiments.append(one)
         except UserError as error:
             refused[name] = error
-    refused |= {one.name: error for one in experiments if (error := _other_ancestor(one, experiments))}
+    refused |= {one.name: error for one in experiments[1:] if (error := _other_ancestor(one, experiments))}
     experiments = [one for one in experiments if one.name not in refused]
     while orphans := {one.name: missing for one in experiments if (missing := _missing_parents(one, experiments))}:
         experiments = [one for one in experiments if one.name not in orphans]
@@ -146,11 +146,6 @@ def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str
     return [each.name for each in one.parents[:1] if each.name not in names] if one is not experiments[0] else []
 
 
-def first_seed(experiments: Sequence[Resolved]) -> int:
-    """Returns the first seed of experiments that are compared: none before it chose one of them."""
-    return max(each.first_seed for each in experiments)
-
-
 class Jobs(NamedTuple):
     """The runs of a study, seed by seed, of each seed the parents first, and of each experiment its own rate."""
 
@@ -177,7 +172,7 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float]) -> Jobs:
         seconds: of a run of each experiment, estimated.
     """
     resolved = _parents_first(resolve_study(study))
-    first = first_seed(resolved)
+    first = resolved[0].first_seed
     order = {one.name: place for place, one in enumerate(resolved)}
     own = _own_jobs(study, resolved, runs, seconds)
     tried, later = _tried_jobs(study, resolved, runs, seconds)
@@ -217,13 +212,13 @@ def _own_jobs(study: Study, resolved: Sequence[Resolved], runs: Path, seconds: M
     for one in resolved:
         if not is_retuned(study, one):
             names |= {one.name, *(each.name for each in one.parents[:1])}
-    jobs, first = {}, first_seed(resolved)
+    jobs = {}
     for one in resolved:
         processes = one.experiment.mesh.processes
         require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a study starts one for each run")
         steps, devices = one.experiment.training.steps, one.experiment.mesh.devices
         seeds = study.parent_seeds if one.name == study.parent else study.seeds
-        for seed in range(first, first + seeds):
+        for seed in range(resolved[0].first_seed, resolved[0].first_seed + seeds):
             if one.name in names:
                 workdir = runs / one.name / f"seed_{seed}"
                 arguments = (f"--experiment={one.name}", f"--seed={seed}", f"--workdir={typed(workdir)}")
@@ -259,7 +254,7 @@ def ladders(study: Study, resolved: Sequence[Resolved], runs: Path) -> list[Ladd
     """Returns the learning rates of each variant that is retuned, and of each parent of one."""
     retuned = [one for one in resolved if is_retuned(study, one)]
     names = {each.name for one in retuned for each in (one, one.parents[0])}
-    first = first_seed(resolved)
+    first = resolved[0].first_seed
     return [Ladder(one.name, "", runs, first) for one in resolved if one.name in names]
 
 

@@ -68,7 +68,7 @@ class Resolved(NamedTuple):
     @property
     def variant(self) -> Variant | None:
         """Variant that makes it of its parent, promoted or not; None where it is a merge, or none."""
-        declaration = self.judged.declaration if self.judged else self.declaration
+        declaration = (self.judged or self).declaration
         return declaration if isinstance(declaration, Variant) else None
 
     @property
@@ -93,13 +93,13 @@ class Resolved(NamedTuple):
 
     @property
     def first_seed(self) -> int:
-        """The first seed of its runs: that of the latest promoted variant in its line, which others chose; else 0."""
+        """The first seed of its runs: that of the latest promoted variant that it is or goes back to; else 0."""
         return max((each.promoted.first_seed for each in (self, *self.ancestors) if each.promoted), default=0)
 
     @property
     def retune(self) -> str:
         """As of the variant or the merge; what was promoted with a tuned learning rate is compared at that."""
-        declaration = self.judged.declaration if self.judged else self.declaration
+        declaration = (self.judged or self).declaration
         return declaration.retune if isinstance(declaration, Variant | Merge) and RATE not in self.tuned else "off"
 
     @property

@@ -111,7 +111,7 @@ class Promoted:
             require(
                 isinstance(path, str) and path.startswith("optimizer."),
                 f"the change of {path} is more than was tuned: a promoted variant may set fields of the optimizer "
-                "alone; ask what else it shall change as a variant of it",
+                "alone; make what else it shall change a variant of it",
             )
 
 

@@ -59,7 +59,6 @@ def test_what_was_kept_is_the_parent_of_the_next_study(runs, capsys):
     assert variant.experiment.model.qk_norm and variant.experiment.model.activation == "swiglu"
     (line,) = [line for line in read_ledger(runs) if line["kind"] == PROMOTION]
     assert (line["name"], line["generation"], line["evidence"]) == ("root_gen1", 1, parent.lineage.evidence)
-    assert [job.seed for job in judge("root", "root_gen1", runs).missing][:2] == [1000, 1000], "0 to 2 chose it"
     # A command that was killed between the file and the ledger is repeated; one that was not changes nothing.
     before = (runs / "decisions.jsonl").read_bytes()
     assert main(["gated"]) == 0 and (runs / "decisions.jsonl").read_bytes() == before
