@@ -29,13 +29,14 @@ from jaxformer.ablation.margin import margin_of_tokens
 from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.outcome import NOISE, remember_noise
 from jaxformer.ablation.verdict import Rule, Word
-from jaxformer.config import TrainingFailure, UserError, check_same, require
+from jaxformer.config import TrainingFailure, check_same, require
 from jaxformer.data.packing import plan_rows
 from jaxformer.data.shards import Shards
 from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.validation import ValidationSet, select_validation, validate
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.promoted import promoted_variant
 from jaxformer.host.console import progress_bar
 from jaxformer.host.paths import typed
 from jaxformer.jobs.dashboard import Dashboard
@@ -73,9 +74,7 @@ def ask(promoted: Resolved, seeds: int) -> Question:
     Raises:
         UserError: it is none.
     """
-    if promoted.judged is None:
-        raise UserError(f"{promoted.name} is no promoted variant; `jaxformer promote` makes one")
-    return Question(promoted, promoted.judged.name, range(promoted.first_seed, promoted.first_seed + seeds))
+    return Question(promoted, promoted_variant(promoted).name, range(promoted.first_seed, promoted.first_seed + seeds))
 
 
 def recorded_answer(question: Question, runs: Path) -> ledger.Line | None:

@@ -72,6 +72,17 @@ def apply_again(one: Resolved, base: Experiment) -> Experiment:
     return replace(child, one.tuned)
 
 
+def promoted_variant(promoted: Resolved) -> Resolved:
+    """Returns the variant that was promoted, as it was judged.
+
+    Raises:
+        UserError: none was.
+    """
+    if promoted.judged is None:
+        raise UserError(f"{promoted.name} is no promoted variant; `jaxformer promote` makes one")
+    return promoted.judged
+
+
 def kept_changes(whole: Resolved) -> tuple[Resolved, list[Kept]]:
     """Returns where the line of promoted experiments begins, and the changes that they keep since, in order.
 
@@ -80,14 +91,12 @@ def kept_changes(whole: Resolved) -> tuple[Resolved, list[Kept]]:
     Raises:
         UserError: an experiment was not promoted, or what was promoted joins merges.
     """
-    if whole.judged is None:
-        raise UserError(f"{whole.name} is not a promoted variant, and keeps no changes that are known")
-    before = whole.common_ancestor
+    judged, before = promoted_variant(whole), whole.common_ancestor
     root, kept = kept_changes(before) if before.promoted else (before, [])
-    if whole.judged.without:
-        kept = [each for each in kept if each.name != whole.judged.without]
+    if judged.without:
+        kept = [each for each in kept if each.name != judged.without]
     elif whole.variant:
-        kept.append(Kept("", whole.judged, whole))
+        kept.append(Kept("", judged, whole))
     else:
         kept += [Kept("", each, whole) for part in whole.parents for each in changes_since(before, part)]
     names = [each.judged.name.partition(OF)[0] for each in kept]

@@ -142,5 +142,5 @@ def test_what_cannot_be_left_out_is_refused(write, tmp_path, monkeypatch, names,
     chain(write, tmp_path, monkeypatch, *names)
     with pytest.raises(UserError, match=message):
         resolve(f"gen2_without_{left_out}")
-    with pytest.raises(UserError, match="root is not a promoted variant"):
+    with pytest.raises(UserError, match="root is no promoted variant"):
         resolve("root_without_wsd")
