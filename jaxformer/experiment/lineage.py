@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxformer.config import UserError, require
+from jaxformer.config import UserError
 from jaxformer.experiment.best_rate import RATE, moves_best_rate
 from jaxformer.experiment.change import differences
 from jaxformer.experiment.experiment import Experiment, science
@@ -134,32 +134,14 @@ def nearest_shared(experiments: Sequence[Resolved]) -> Resolved:
     raise UserError(f"its parents {', '.join(one.name for one in experiments)} have no ancestor in common{hint}")
 
 
-def make_resolved(
-    declaration: Variant | Merge | Promoted | None,
-    child: Experiment,
-    parents: Sequence[Resolved],
-    declared: Collection[str],
-    *,
-    judged: Resolved | None = None,
-    without: str = "",
-    **recorded: Any,
-) -> Resolved:
-    """Returns an experiment with its lineage.
+def make_lineage(parents: Sequence[Resolved], child: Experiment, declared: Collection[str], **recorded: Any) -> Lineage:
+    """Returns the lineage of an experiment.
 
     Args:
         declared: paths of fields whose difference from the first parent was declared; all others were solved.
-        recorded: further fields of the `Lineage`.
-
-    Raises:
-        UserError: it is to be compared at its best learning rate, and differs in that.
+        recorded: further fields of the lineage.
     """
     found = differences(parents[0].experiment, child)
     change = {path: values for path, values in found.items() if path in declared}
     consequences = {path: values for path, values in found.items() if path not in declared}
-    lineage = Lineage(tuple(each.name for each in parents), change, consequences, **recorded)
-    made = Resolved(child, lineage, tuple(parents), declaration, judged, without)
-    require(
-        made.retune != "learning_rate" or RATE not in found,
-        f"a change of {RATE} is compared at the rates that it names: leave out retune",
-    )
-    return made
+    return Lineage(tuple(each.name for each in parents), change, consequences, **recorded)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxformer.config import UserError, replace, require
 from jaxformer.experiment.change import apply_change, differences
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.experiment.lineage import Resolved, make_resolved
+from jaxformer.experiment.lineage import Resolved, make_lineage
 from jaxformer.experiment.variant import OF, Promoted
 
 
@@ -35,18 +35,11 @@ def make_promoted(promoted: Promoted, judged: Resolved, name: str) -> Resolved:
     for path in promoted.change:
         require(path in tuned, f"the change of {path} changes nothing: {judged.name} has it already; leave it out")
         require(not judged.without, f"{judged.name} leaves out a change: nothing is tuned for that; leave out {path}")
-    lineage = judged.lineage
-    return make_resolved(
-        promoted,
-        child,
-        judged.parents,
-        lineage.change.keys() | tuned.keys(),
-        judged=judged,
-        bundle=lineage.bundle or ("the change, and what was tuned for it" if tuned else ""),
-        expected=lineage.expected,
-        source=lineage.source,
-        evidence=promoted.evidence,
-    )
+    known = judged.lineage
+    bundle = known.bundle or ("the change, and what was tuned for it" if tuned else "")
+    about = {"bundle": bundle, "expected": known.expected, "source": known.source, "evidence": promoted.evidence}
+    lineage = make_lineage(judged.parents, child, known.change.keys() | tuned.keys(), **about)
+    return Resolved(child, lineage, judged.parents, promoted, judged)
 
 
 def changes_since(ancestor: Resolved, one: Resolved) -> list[Resolved]:
@@ -57,7 +50,9 @@ def changes_since(ancestor: Resolved, one: Resolved) -> list[Resolved]:
     """
     line = [*itertools.takewhile(lambda each: not each.is_same(ancestor), one.line)][::-1]
     for each in line:
-        require(each.variant is not None, f"{each.name} is no single change itself; join the variants")
+        require(
+            each.variant is not None, f"{each.name} is a merge itself, or leaves out a change; join single variants"
+        )
     return line
 
 
@@ -95,10 +90,9 @@ def kept_changes(whole: Resolved) -> tuple[Resolved, list[Kept]]:
     root, kept = kept_changes(before) if before.promoted else (before, [])
     if judged.without:
         kept = [each for each in kept if each.name != judged.without]
-    elif whole.variant:
-        kept.append(Kept("", judged, whole))
     else:
-        kept += [Kept("", each, whole) for part in whole.parents for each in changes_since(before, part)]
+        parts = whole.parents if len(whole.parents) > 1 else (judged,)
+        kept += [Kept("", each, whole) for part in parts for each in changes_since(before, part)]
     names = [each.judged.name.partition(OF)[0] for each in kept]
     count = collections.Counter(names)
     named = zip(kept, names, strict=True)
@@ -118,8 +112,6 @@ def leave_out(whole: Resolved, left_out: str, name: str) -> Resolved:
     removed = next((each for each in kept if each.name == left_out), None)
     if removed is None:
         raise UserError(f"{whole.name} keeps {', '.join(each.name for each in kept)}, and no {left_out}")
-    lineage, tuned = removed.judged.lineage, removed.promoted.tuned
-    assert lineage.expected is not None, "every variant and merge has one"
     child, rest = root.experiment, [each for each in kept if each is not removed]
     for _, changes in itertools.groupby(rest, lambda each: each.promoted.name):
         for each in changes:
@@ -134,16 +126,12 @@ def leave_out(whole: Resolved, left_out: str, name: str) -> Resolved:
         bool(differences(whole.experiment, child)),
         f"{whole.name} is the same without {left_out}: a later change, or what was tuned for one, replaced it",
     )
-    (low, high), bundle = lineage.expected, f"without {left_out}"
+    known, tuned, bundle = removed.judged.lineage, removed.promoted.tuned, f"without {left_out}"
     if tuned and any(each.promoted is removed.promoted for each in rest):
         bundle += f"; {', '.join(tuned)} as tuned for all that {removed.promoted.name} joins"
-    return make_resolved(
-        None,
-        child,
-        (whole,),
-        lineage.change.keys() | tuned.keys(),
-        without=left_out,
-        bundle=bundle,
-        expected=(0 - high, 0 - low),
-        source=f"what was expected of {left_out}, turned round ({lineage.source})",
-    )
+    assert known.expected is not None, "every variant and merge has one"
+    expected = (0 - known.expected[1], 0 - known.expected[0])
+    source = f"what was expected of {left_out}, turned round ({known.source})"
+    about = {"bundle": bundle, "expected": expected, "source": source}
+    lineage = make_lineage((whole,), child, known.change.keys() | tuned.keys(), **about)
+    return Resolved(child, lineage, (whole,), without=left_out)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxformer.config import UserError, override, require
+from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.change import apply_change, differences, without_old_licence
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import find_experiment, is_path, list_experiments, run_experiment_file
-from jaxformer.experiment.lineage import Lineage, Resolved, make_resolved, nearest_shared
+from jaxformer.experiment.lineage import Lineage, Resolved, make_lineage, nearest_shared
 from jaxformer.experiment.own_code import collect_own_code
 from jaxformer.experiment.promoted import apply_again, changes_since, leave_out, make_promoted
 from jaxformer.experiment.variant import OF, WITHOUT, Merge, Promoted, Variant
@@ -99,7 +100,7 @@ def _resolve_name(name: str, folder: Path | None, parent: Resolved | None, resol
         _refuse(parent, f"{name} has no parent but its own")
         whole, _, left_out = name.rpartition(WITHOUT)
         return leave_out(_resolve(whole, folder, None, resolving), left_out, name)
-    return _resolve_file(find_experiment(name, near=folder), parent, resolving)
+    return _resolve_file(find_experiment(name, folder=folder), parent, resolving)
 
 
 def _has_file(name: str, folder: Path | None) -> bool:
@@ -144,7 +145,7 @@ def _apply_to(parent: Resolved, variant: Variant, name: str) -> Resolved:
     child, declared = apply_change(variant, parent.experiment)
     child = dataclasses.replace(child, name=name, question=variant.question)
     about = {"bundle": variant.bundle, "expected": variant.expected, "source": variant.source}
-    return make_resolved(variant, child, (parent,), declared, **about)
+    return _checked(Resolved(child, make_lineage((parent,), child, declared, **about), (parent,), variant))
 
 
 def _merge(merge: Merge, parents: Sequence[Resolved], name: str) -> Resolved:
@@ -166,4 +167,14 @@ def _merge(merge: Merge, parents: Sequence[Resolved], name: str) -> Resolved:
     child = dataclasses.replace(child, name=name, question=merge.question)
     bundle = f"the changes of {' and '.join(each.name for each in parents)}, joined"
     about = {"bundle": bundle, "expected": merge.expected, "source": merge.source}
-    return make_resolved(merge, child, parents, joined, **about)
+    return _checked(Resolved(child, make_lineage(parents, child, joined, **about), tuple(parents), merge))
+
+
+def _checked(resolved: Resolved) -> Resolved:
+    """Returns a variant or a merge; refuses one that is to be compared at its best rate, and changes the rate."""
+    is_of_rate = RATE in {**resolved.lineage.change, **resolved.lineage.consequences}
+    require(
+        resolved.retune != "learning_rate" or not is_of_rate,
+        f"a change of {RATE} is compared at the rates that it names: leave out retune",
+    )
+    return resolved
