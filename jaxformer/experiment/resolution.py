@@ -15,6 +15,7 @@ from jaxformer.experiment.lineage import Lineage, Resolved, make_lineage, neares
 from jaxformer.experiment.own_code import collect_own_code
 from jaxformer.experiment.promoted import apply_again, changes_since, leave_out, make_promoted
 from jaxformer.experiment.variant import OF, WITHOUT, Merge, Promoted, Variant
+from jaxformer.host.paths import expanded
 
 # (name, name of the parent that it is applied to) of each experiment whose file is being resolved, outermost first.
 _Resolving = tuple[tuple[str, str], ...]
@@ -40,9 +41,9 @@ def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, pa
         UserError: no such experiment, a configuration that is not valid, or a variant that differs from its parent by
             another change than it declares.
     """
-    folder = Path(name_or_path).parent if is_path(name_or_path) else None
+    folder = expanded(name_or_path).parent if is_path(name_or_path) else None
     other = _resolve(parent, folder) if parent else None
-    return with_overrides(_resolve(name_or_path, None, other), overrides or {})
+    return with_overrides(_resolve(name_or_path, parent=other), overrides or {})
 
 
 def resolve_variant_of(parent: Resolved, name: str, folder: Path | None = None, resolving: _Resolving = ()) -> Resolved:
@@ -51,9 +52,9 @@ def resolve_variant_of(parent: Resolved, name: str, folder: Path | None = None, 
     Args:
         folder, resolving: as of `_resolve`, for a name that stands in a file.
     """
-    one = _resolve(name, folder, None, resolving)
+    one = _resolve(name, folder, resolving)
     is_of_it = OF in name or any(each.is_same(parent) for each in one.ancestors)
-    return one if is_of_it else _resolve(name, folder, parent, resolving)
+    return one if is_of_it else _resolve(name, folder, resolving, parent)
 
 
 def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved:
@@ -76,7 +77,7 @@ def _mark(changes: Mapping[str, tuple]) -> str:
 
 
 def _resolve(
-    name_or_path: str, folder: Path | None, parent: Resolved | None = None, resolving: _Resolving = ()
+    name_or_path: str, folder: Path | None = None, resolving: _Resolving = (), parent: Resolved | None = None
 ) -> Resolved:
     """Returns an experiment.
 
@@ -85,22 +86,22 @@ def _resolve(
         parent: of a variant, in place of its own.
     """
     with collect_own_code() as own_code:
-        resolved = _resolve_name(name_or_path, folder, parent, resolving)
+        resolved = _resolve_name(name_or_path, folder, resolving, parent)
     own_code |= parent.lineage.own_code if parent else {}
     return resolved._replace(lineage=dataclasses.replace(resolved.lineage, own_code=own_code))
 
 
-def _resolve_name(name: str, folder: Path | None, parent: Resolved | None, resolving: _Resolving) -> Resolved:
+def _resolve_name(name: str, folder: Path | None, resolving: _Resolving, parent: Resolved | None) -> Resolved:
     if OF in name and not is_path(name):
         own, _, of = name.partition(OF)
         require(bool(of), f"the name of a parent must follow '{OF}' in {name}")
         _refuse(parent, f"{name} has a parent in its name")
-        return _resolve(own, folder, _resolve(of, folder, None, resolving), resolving)
+        return _resolve(own, folder, resolving, _resolve(of, folder, resolving))
     if WITHOUT in name and not is_path(name) and not _has_file(name, folder):
         _refuse(parent, f"{name} has no parent but its own")
         whole, _, left_out = name.rpartition(WITHOUT)
-        return leave_out(_resolve(whole, folder, None, resolving), left_out, name)
-    return _resolve_file(find_experiment(name, folder=folder), parent, resolving)
+        return leave_out(_resolve(whole, folder, resolving), left_out, name)
+    return _resolve_file(find_experiment(name, folder=folder), resolving, parent)
 
 
 def _has_file(name: str, folder: Path | None) -> bool:
@@ -112,7 +113,7 @@ def _refuse(parent: Resolved | None, reason: str) -> None:
         raise UserError(f"{reason}: it cannot be applied to {parent.name}")
 
 
-def _resolve_file(path: Path, parent: Resolved | None, resolving: _Resolving) -> Resolved:
+def _resolve_file(path: Path, resolving: _Resolving, parent: Resolved | None) -> Resolved:
     value, name = run_experiment_file(path, (Experiment, Variant, Merge, Promoted)), path.stem
     names = " of ".join([*(each for each, _ in resolving), name])
     step = (name, parent.name if parent else "")
@@ -125,15 +126,15 @@ def _resolve_file(path: Path, parent: Resolved | None, resolving: _Resolving) ->
         return Resolved(dataclasses.replace(value, name=name), Lineage())
     try:
         if isinstance(value, Promoted):
-            before = _resolve(value.parent, path.parent, None, resolving)
+            before = _resolve(value.parent, path.parent, resolving)
             return make_promoted(value, resolve_variant_of(before, value.variant, path.parent, resolving), name)
         if isinstance(value, Variant):
             if parent is None or parent.name == value.parent:
-                own = _resolve(value.parent, path.parent, None, resolving)
+                own = _resolve(value.parent, path.parent, resolving)
                 if parent is None or own.is_same(parent):
                     return _apply_to(own, value, name)
             return _apply_to(parent, value, name + OF + parent.name)
-        parents = [_resolve(each, path.parent, parent, resolving) for each in value.parents]
+        parents = [_resolve(each, path.parent, resolving, parent) for each in value.parents]
         return _merge(value, parents, name + (OF + parent.name if parent else ""))
     except UserError as error:
         is_prefixed = str(error).startswith("experiment ") and not isinstance(value, Promoted)
