@@ -1,7 +1,7 @@
 """The baseline at 27 million parameters: 8 blocks of 384 features, on 2.5 billion tokens of FineWeb-EDU.
 
 The three sizes, `baseline_27m`, `baseline_100m` and `baseline_500m`, differ by width, depth, heads and learning rate:
-tokenizer, data, their order and the tokens of a step are the same. Any variant can be asked of them:
+tokenizer, data, their order and the tokens of a step are the same. Any variant can be applied to them:
 `--experiment=swiglu --parent=baseline_100m`.
 
 - Length: 38,147 steps of 65,536 tokens are 2.5 billion tokens, each seen once. Ten times as long, 25 billion, is one

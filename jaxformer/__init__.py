@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from jaxformer.evaluation.generate import sample_text
     from jaxformer.evaluation.sampling import Sampling
     from jaxformer.experiment.experiment import Experiment, make_state
-    from jaxformer.experiment.variant import Merge, Promoted, Variant, load_experiment
+    from jaxformer.experiment.resolution import load_experiment
+    from jaxformer.experiment.variant import Merge, Promoted, Variant
     from jaxformer.run.export import export_run
     from jaxformer.run.inputs import prepare_data
     from jaxformer.run.trained import load_trained
@@ -81,7 +82,7 @@ _MODULES = {
     "Variant": "experiment.variant",
     "compare_runs": "ablation.comparison",
     "export_run": "run.export",
-    "load_experiment": "experiment.variant",
+    "load_experiment": "experiment.resolution",
     "load_trained": "run.trained",
     "make_batches": "data.packing",
     "make_state": "experiment.experiment",

@@ -41,7 +41,8 @@ from jaxformer.devices.options import fixed_options, recorded_options
 from jaxformer.evaluation.result_files import check_scores
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
-from jaxformer.experiment.variant import Lineage, resolve
+from jaxformer.experiment.lineage import Lineage
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import command
 from jaxformer.host.console import flush_streams, print_line, print_notice, print_wrapped
 from jaxformer.host.signals import stop_signals

@@ -35,7 +35,8 @@ from jaxformer.evaluation.task_scores import EncodedTask, TaskScores
 from jaxformer.evaluation.tasks import TASKS, TaskData
 from jaxformer.evaluation.validation import DocumentLosses, validation_scalars
 from jaxformer.experiment.experiment import science
-from jaxformer.experiment.variant import Resolved, resolve
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.files import write_json
 from jaxformer.jobs.queue import STOPPED_EARLY
 from jaxformer.run.folder import describe_environment, evaluations_folder, summarise, write_config
@@ -52,7 +53,7 @@ HEADER = """
 from jaxformer.config import replace
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth, times
 from jaxformer.data.corpus import CorpusConfig
-from jaxformer.experiment.variant import Merge, Promoted, Variant, load_experiment
+from jaxformer.experiment import Merge, Promoted, Variant, load_experiment
 """
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from jaxformer.config import UserError, flatten
 from jaxformer.experiment.experiment import science
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.run.folder import hold_folder
 from jaxformer.train import main, out_of_memory_reported
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxformer.attention.document_mask import document_bounds
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.loss import cross_entropy
 from jaxformer.model import ModelConfig, Transformer, rotate
 

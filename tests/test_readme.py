@@ -14,7 +14,7 @@ from jaxformer.commands.program import COMMANDS
 from jaxformer.config import flatten
 from jaxformer.data.packing import Batch
 from jaxformer.experiment.command_line import parse_arguments
-from jaxformer.experiment.variant import load_experiment, resolve
+from jaxformer.experiment.resolution import load_experiment, resolve
 from jaxformer.huggingface.model_card import USE
 
 pytestmark = pytest.mark.device_free

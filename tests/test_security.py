@@ -14,7 +14,7 @@ import tiny_run
 
 import jaxformer.train
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.train import main
 
 pytestmark = pytest.mark.device_free

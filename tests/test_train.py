@@ -17,7 +17,7 @@ from tiny_run import ROWS, STEPS, T, command, read_checkpoint, read_metrics, run
 import jaxformer.train
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import to_dict
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.plan.device_fit import choose_attention
 from jaxformer.train import main
 

@@ -32,7 +32,7 @@ from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import replace
 from jaxformer.devices.mesh import DATA, FSDP, batch_sharding, state_sharding
 from jaxformer.experiment.experiment import make_state
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.loss import default_chunk_tokens
 from jaxformer.plan.estimate import random_batch
 from jaxformer.plan.memory import Target, step_memory

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxformer.data.packing import Batch
 from jaxformer.experiment.experiment import Experiment, make_state
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.flops import parameter_count
 from jaxformer.step import train_step
 

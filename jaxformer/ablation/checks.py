@@ -26,7 +26,7 @@ from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.evaluation.validation import ValidationSet
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.experiment.variant import Resolved
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.jobs.launch import Job
 from jaxformer.plan.estimate import estimate_run_seconds
 from jaxformer.run.earlier_runs import check_earlier_runs

@@ -41,7 +41,9 @@ from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.validation import ValidationSet, select_validation, validate
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.experiment.variant import Resolved, ancestors, promoted_variant, with_overrides
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.promoted import promoted_variant
+from jaxformer.experiment.resolution import with_overrides
 from jaxformer.host.console import progress_bar
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
@@ -227,7 +229,7 @@ def _locked_sets(run: FinishedRun, promoted: Resolved, runs: Path) -> list[Valid
     Raises:
         UserError: the corpora or their tokenizer are no longer those of the run.
     """
-    sizes = [one.experiment.evaluation.validation_bytes for one in (promoted, *ancestors(promoted))]
+    sizes = [one.experiment.evaluation.validation_bytes for one in (promoted, *promoted.ancestors)]
     if not all(sizes):  # A verdict reads all documents.
         return []
     experiment = with_tokenizer(run.experiment, run.workdir) if run.experiment.init_from else run.experiment

@@ -8,7 +8,7 @@ from jaxformer.ablation.comparability import ALLOWABLE
 from jaxformer.ablation.jobs import experiment_of
 from jaxformer.config import UserError, require
 from jaxformer.evaluation.config import task_names
-from jaxformer.experiment.variant import Resolved
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import OVER, State, state_on_disk

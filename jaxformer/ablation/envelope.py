@@ -32,7 +32,7 @@ from jaxformer.ablation.tuning import TUNING, Tuning, bits_of, fit, missing_runs
 from jaxformer.ablation.verdict import Rule, Verdict, Word
 from jaxformer.config import UserError
 from jaxformer.experiment.best_rate import RATE
-from jaxformer.experiment.variant import Resolved
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.statistics.optimum import interpolation_weights
 from jaxformer.statistics.significance import INTERIM_SEEDS

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxformer.config import require
-from jaxformer.experiment.variant import Resolved
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.paths import typed
 from jaxformer.jobs.launch import Job
 

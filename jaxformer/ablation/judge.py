@@ -22,7 +22,7 @@ from jaxformer.ablation.study_runs import failures_of
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
 from jaxformer.experiment.experiment import science
-from jaxformer.experiment.variant import Resolved
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.paths import on_this_machine
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import OVER, state_on_disk

@@ -13,7 +13,10 @@ from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import science
-from jaxformer.experiment.variant import OF, WITHOUT, Kept, Resolved, kept_changes, resolve
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.promoted import Kept, kept_changes
+from jaxformer.experiment.resolution import resolve
+from jaxformer.experiment.variant import WITHOUT
 from jaxformer.host.console import print_notice
 from jaxformer.statistics.paired_difference import Difference
 
@@ -136,7 +139,6 @@ def _part(kept: Kept, removal: Comparison | None, runs: Path) -> Part:
 
 def _when_kept(kept: Kept, runs: Path) -> Difference | None:
     """Returns the difference that a change was kept by: that of the evidence, else of the comparison of most seeds."""
-    folders = [runs / name for name in (kept.variant_name, f"{kept.variant_name}{OF}{kept.parent}")]
-    found = [find_evidence(folder, kept.lineage.evidence) for folder in folders]
-    found += [record for folder in folders for record in read_records(folder)[::-1]]
-    return next((one.difference for one in found if one and one.parent == kept.parent and one.difference), None)
+    folder, parent = runs / kept.judged.name, kept.judged.parents[0].name
+    found = [find_evidence(folder, kept.promoted.lineage.evidence), *read_records(folder)[::-1]]
+    return next((one.difference for one in found if one and one.parent == parent and one.difference), None)

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.verdict import Word
-from jaxformer.experiment.variant import Resolved
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import print_notice
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.shrinkage import shrink, spread_of_effects

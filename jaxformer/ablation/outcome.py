@@ -27,7 +27,7 @@ from jaxformer.ablation.records import study_digest, write_or_notice, write_reco
 from jaxformer.ablation.study import Study, is_retuned
 from jaxformer.ablation.study_runs import Reader, StudyRuns, collect_runs
 from jaxformer.ablation.verdict import Verdict, Word
-from jaxformer.experiment.variant import Resolved, common_ancestor
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import for_json, read_json
 from jaxformer.statistics.paired_difference import Difference
@@ -204,7 +204,7 @@ def _interactions(found: StudyRuns, comparisons: Sequence[Comparison]) -> dict[s
         parents = [parent.name for parent in one.parents]
         # What was flagged on the way to the common ancestor is not joined either.
         if len(parents) > 1 and {one.name, *parents} <= compared:
-            names = [one.name, *parents, common_ancestor(one).name]
+            names = [one.name, *parents, one.common_ancestor.name]
             arms = [finished.get(name, []) for name in names]
             if {one.name, *parents} <= at_best and names[-1] in found.trained:
                 trained = [found.trained[name] for name in names]

@@ -18,7 +18,10 @@ from jaxformer.config import UserError, differences, require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.files import find_experiment, run_experiment_file
-from jaxformer.experiment.variant import OF, Promoted, Resolved, promoted_variant, resolve
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.promoted import promoted_variant
+from jaxformer.experiment.resolution import resolve
+from jaxformer.experiment.variant import OF, Promoted
 from jaxformer.host.console import printable
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.run.identity import CONFIG
@@ -98,8 +101,9 @@ def promote(
     require(one.promoted is None, f"{one.name} is a parent already: `jaxformer ablate --parent={one.name}`")
     _check_unmoved(found, one, runs)
     if not is_written:
+        first_seed = SEEDS_OF_A_GENERATION * generation
         _check_name(name, path)
-        text = promoted_file(found, _tuned(found, one), SEEDS_OF_A_GENERATION * generation, by_hand)
+        text = promoted_file(found, one.common_ancestor.name, _tuned(found, one), first_seed, by_hand)
         _check_resolves(name, text)
         keep_evidence(found)
         _write_new(path, text)
@@ -211,11 +215,9 @@ def _write_new(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def promoted_file(found: Record, tuned: Mapping[str, float], first_seed: int, by_hand: str) -> str:
-    """Returns the file of the experiment that a variant becomes."""
-    variant, _, parent = found.variant.partition(OF)
-    parent = parent or found.parent
-    lineage, seeds = found.lineage, len(found.seeds)
+def promoted_file(found: Record, parent: str, tuned: Mapping[str, float], first_seed: int, by_hand: str) -> str:
+    """Returns the file of the experiment that a variant of a parent becomes."""
+    variant, lineage, seeds = found.variant.partition(OF)[0], found.lineage, len(found.seeds)
     verdict = f"{found.word.value}: {found.reason}"
     if by_hand.strip() and found.word not in PROMOTABLE:
         verdict = f"by hand ({by_hand.strip()}); {verdict}"

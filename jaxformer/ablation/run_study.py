@@ -11,7 +11,7 @@ from jaxformer.ablation.finished_runs import has_diverged
 from jaxformer.ablation.jobs import experiment_of
 from jaxformer.ablation.study import Jobs, Study, is_retuned, make_jobs, resolve_study
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import Lineage
+from jaxformer.experiment.lineage import Lineage
 from jaxformer.host.console import format_duration, print_line, print_wrapped
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.dashboard import Dashboard

@@ -15,7 +15,9 @@ from jaxformer.ablation.tuning import RateSearch, missing_runs, runs_to_come
 from jaxformer.ablation.verdict import Rule
 from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.files import find_study, run_file
-from jaxformer.experiment.variant import OF, Resolved, ancestors, kept_changes, resolve
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.promoted import kept_changes
+from jaxformer.experiment.resolution import resolve, resolve_variant_of
 from jaxformer.flops import training_flops_per_token
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.launch import Job
@@ -101,13 +103,13 @@ def resolve_what_can_be(study: Study) -> tuple[list[Resolved], dict[str, UserErr
     experiments, refused = [resolve(study.parent)], {}
     for name in study.variants:
         try:
-            one = resolve(name)
-            if OF not in name and study.parent not in {each.name for each in ancestors(one)}:
-                one = resolve(name, parent=study.parent)
+            one = resolve_variant_of(experiments[0], name)
             _check_beginning(experiments[0], one)
             experiments.append(one)
         except UserError as error:
             refused[name] = error
+    refused |= {one.name: error for one in experiments[1:] if (error := _other_ancestor(one, experiments))}
+    experiments = [one for one in experiments if one.name not in refused]
     while orphans := {one.name: missing for one in experiments if (missing := _missing_parents(one, experiments))}:
         experiments = [one for one in experiments if one.name not in orphans]
         for name, missing in orphans.items():
@@ -130,9 +132,19 @@ def _check_beginning(parent: Resolved, one: Resolved) -> None:
     )
 
 
+def _other_ancestor(one: Resolved, experiments: Sequence[Resolved]) -> UserError | None:
+    """Returns why an experiment is not compared with others: an ancestor has the name of one, and is another."""
+    by_name = {each.name: each for each in experiments}
+    for each in one.ancestors:
+        if each.name in by_name and not each.is_same(by_name[each.name]):
+            return UserError(f"{one.name} changes another {each.name} than the study's, of the same name: rename one")
+    return None
+
+
 def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str]:
+    """Returns the names of what an experiment is compared with that is not among others."""
     names = [each.name for each in experiments]
-    return [each.name for each in one.parents if each.name not in names] if one is not experiments[0] else []
+    return [each.name for each in one.parents[:1] if each.name not in names] if one is not experiments[0] else []
 
 
 def root_of_removals(resolved: Sequence[Resolved]) -> list[Resolved]:

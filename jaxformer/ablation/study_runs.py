@@ -8,7 +8,7 @@ from jaxformer.ablation.envelope import Trained
 from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, seed_of
 from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study, rate_searches, resolve_what_can_be, seeds_of
 from jaxformer.config import UserError, require
-from jaxformer.experiment.variant import Resolved
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.queue import STOPPED_EARLY, State, state_on_disk
 

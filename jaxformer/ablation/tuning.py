@@ -19,7 +19,8 @@ from jaxformer.ablation.finished_runs import FinishedRun, ended_seeds, has_diver
 from jaxformer.ablation.jobs import make_job
 from jaxformer.config import TrainingFailure, require
 from jaxformer.experiment.best_rate import RATE
-from jaxformer.experiment.variant import Resolved, resolve, with_overrides
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.resolution import resolve, with_overrides
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import Queue

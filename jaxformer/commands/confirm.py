@@ -15,7 +15,7 @@ from jaxformer.ablation.confirmation import confirm, find_answer, make_jobs, pla
 from jaxformer.ablation.run_study import print_study_plan
 from jaxformer.ablation.study import Jobs, Study
 from jaxformer.config import require
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line
 from jaxformer.host.docstrings import docstring

@@ -8,7 +8,7 @@ import sys
 
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import Parser, command
 from jaxformer.host.docstrings import docstring
 from jaxformer.plan.estimate import print_plan

@@ -17,7 +17,7 @@ from jaxformer.data.preparation import unfilled_budget
 from jaxformer.devices.device import choose_device
 from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.experiment.command_line import add_experiment_options, parse_overrides
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line, print_notice
 from jaxformer.host.docstrings import docstring

@@ -14,7 +14,8 @@ from jaxformer.devices.mesh import MeshConfig
 from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth, SolvedWidth, times
 from jaxformer.experiment.experiment import Experiment, make_state
-from jaxformer.experiment.variant import Merge, Promoted, Variant, load_experiment, resolve
+from jaxformer.experiment.resolution import load_experiment, resolve
+from jaxformer.experiment.variant import Merge, Promoted, Variant
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig
 from jaxformer.step import TrainingConfig

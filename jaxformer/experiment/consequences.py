@@ -58,7 +58,7 @@ class SolvedWidth:
 
 
 def times(factor: float) -> Callable[[Any, Experiment], Any]:
-    """Returns a change of a number by a factor, so that the same question can be asked of any parent.
+    """Returns a change of a number by a factor, so that the same variant can be applied to any parent.
 
     It raises `UserError` where a whole number would become a fraction.
     """

@@ -20,16 +20,21 @@ def list_experiments() -> list[str]:
     return _names(_folders())
 
 
-def find_experiment(name_or_path: str, *, near: Path | None = None) -> Path:
+def is_path(name_or_path: str) -> bool:
+    """Returns whether a text is the path of a file, and no name."""
+    return name_or_path.endswith(".py") or "/" in name_or_path
+
+
+def find_experiment(name_or_path: str, *, folder: Path | None = None) -> Path:
     """Returns the file of an experiment: at a path, or of a name.
 
-    A name is looked up in the folder `near`, in `experiments/` of the working directory, then among those that came
+    A name is looked up in `folder`, in `experiments/` of the working directory, then among those that came
     with the package.
 
     Raises:
         UserError: there is none; with the nearest name that there is.
     """
-    return _find("experiment", name_or_path, [*([near] if near else []), *_folders()])
+    return _find("experiment", name_or_path, [*([folder] if folder else []), *_folders()])
 
 
 def comes_with_package(name: str) -> bool:
@@ -47,7 +52,7 @@ def find_study(name_or_path: str) -> Path:
 
 
 def _find(what: str, name_or_path: str, folders: list[Path]) -> Path:
-    if name_or_path.endswith(".py") or "/" in name_or_path:
+    if is_path(name_or_path):
         path = expanded(name_or_path)
         require(_is_file(path), f"{what} file {path}: no such file")
         return path

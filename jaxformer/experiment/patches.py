@@ -173,11 +173,8 @@ def _restore_options(before: dict) -> list[str]:
 
 
 def _restore_environment(before: dict[str, str]) -> list[str]:
-    now = dict(os.environ)
-    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    changed = sorted({name for name, _ in before.items() ^ os.environ.items()})
     for name in changed:
-        if name in before:
-            os.environ[name] = before[name]
-        else:
-            del os.environ[name]
+        os.environ.pop(name, None)
+    os.environ.update({name: before[name] for name in changed if name in before})
     return [f"os.environ[{name!r}]" for name in changed]

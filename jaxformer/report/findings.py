@@ -16,7 +16,7 @@ from jaxformer.ablation.cost import shapes_the_curve
 from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
-from jaxformer.experiment.variant import Resolved
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.report.formatting import (
     NOTHING,
     expectation,

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxformer.config import UserError, differences, require
 from jaxformer.devices.options import recorded_options
-from jaxformer.experiment.variant import Resolved
+from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import read_json, read_json_or_empty
 from jaxformer.run.folder import recorded_versions

@@ -23,7 +23,7 @@ from jaxformer.devices.options import recorded_options
 from jaxformer.evaluation.config import task_names
 from jaxformer.evaluation.result_files import describe_validation
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.experiment.variant import Lineage
+from jaxformer.experiment.lineage import Lineage
 from jaxformer.host.console import format_size, print_line, print_notice
 from jaxformer.host.files import for_json, read_json, require_json, write_json, write_whole
 from jaxformer.host.lock import LOCK, Held, hold

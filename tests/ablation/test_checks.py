@@ -15,7 +15,7 @@ from jaxformer.ablation.finished_runs import load_finished_run
 from jaxformer.ablation.study import Study, ended_jobs, make_jobs, resolve_study
 from jaxformer.commands import ablate, tune
 from jaxformer.config import TrainingFailure, UserError
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.files import read_json, write_json
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]

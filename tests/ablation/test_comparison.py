@@ -17,7 +17,7 @@ from jaxformer.ablation.margin import margin_of_tokens
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.files import read_json, write_json
 from jaxformer.statistics.variance_prior import fit_prior
 

@@ -19,7 +19,7 @@ from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.commands import confirm
 from jaxformer.data.corpus import part_names
 from jaxformer.evaluation.validation import select_validation
-from jaxformer.experiment.variant import load_experiment, resolve, with_overrides
+from jaxformer.experiment.resolution import load_experiment, resolve, with_overrides
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 

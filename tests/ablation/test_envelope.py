@@ -17,7 +17,7 @@ from jaxformer.ablation.study import Study, make_jobs
 from jaxformer.ablation.tuning import RateSearch, at_octave
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import resolve, with_overrides
+from jaxformer.experiment.resolution import resolve, with_overrides
 from jaxformer.host.files import read_json, write_json
 from jaxformer.jobs.queue import State
 from jaxformer.report.findings import collect_findings, device_hours, notes

@@ -12,7 +12,7 @@ from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 

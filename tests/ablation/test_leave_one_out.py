@@ -14,7 +14,7 @@ from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import Study, ended_jobs, make_jobs
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.report.html import make_page
 from jaxformer.report.leave_one_out import draw_composition
 from jaxformer.report.markdown import make_markdown

@@ -5,6 +5,8 @@ import json
 import fake_runs
 import pytest
 
+from jaxformer.ablation.confirmation import plan_confirmation
+from jaxformer.ablation.judge import judge
 from jaxformer.ablation.ledger import PROMOTION, VERDICT, append, read_ledger
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.promotion import find_comparison, promote
@@ -14,7 +16,7 @@ from jaxformer.ablation.verdict import Word
 from jaxformer.commands.promote import main
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import science
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -92,6 +94,16 @@ def test_the_rate_that_was_tuned_for_a_variant_goes_with_it(runs):
     made = promote(found._replace(rates_to_take=(0.005, 0.008)), runs)
     assert resolve(made.name).experiment.optimizer.learning_rate == 0.008
     assert made.promoted.change == {"optimizer.learning_rate": 0.008} == read_ledger(runs)[-1]["change"]
+
+
+def test_a_merge_is_judged_against_its_first_parent_and_promoted_on_what_its_parts_change(runs):
+    fake_runs.write_merge(runs.parent / "experiments", "both_gen", ("normed", "gated"))
+    fake_runs.write_study(runs, ("both_gen",), effects={"both_gen": -0.05}, tasks=())
+    assert judge("normed", "both_gen", runs).comparison.verdict.word is Word.KEEP
+    promote(find_comparison(runs, "both_gen"), runs, name="whole_gen")
+    whole = resolve("whole_gen")
+    assert (whole.promoted.parent, whole.judged.name) == ("root", "both_gen")
+    assert plan_confirmation(whole, 2, runs).own_parent.name == "normed"
 
 
 @pytest.mark.parametrize(

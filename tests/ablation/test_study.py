@@ -20,7 +20,7 @@ from jaxformer.ablation.study import (
 )
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import resolve, with_overrides
+from jaxformer.experiment.resolution import resolve, with_overrides
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import Queue
 from jaxformer.report.summary import summarise_study
@@ -116,7 +116,7 @@ def test_seeds_begin_where_none_chose_the_promoted_parent(folder, tmp_path):
     assert [(job.name, job.seed) for job in beside_root] == [("root", 1000), ("next", 1000)]
 
 
-def test_variants_are_asked_of_the_studys_parent():
+def test_variants_are_applied_to_the_studys_parent():
     names = [
         one.name for one in resolve_study(Study(parent="other", variants=("gated", "both", "deep@gated@other", "deep")))
     ]

@@ -11,7 +11,7 @@ from jaxformer.ablation.checks import Checked
 from jaxformer.ablation.earlier import EarlierRuns
 from jaxformer.ablation.study import resolve_study
 from jaxformer.commands import ablate
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.jobs.queue import Status
 from jaxformer.run.metrics import training_losses
 
@@ -27,7 +27,7 @@ def command(tmp_path, experiment_files, compiled, monkeypatch):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "root.py").write_text(experiment_files["best_fit"].read_text())
     (tmp_path / "experiments" / "normed.py").write_text(
-        "from jaxformer.experiment.variant import Variant\nEXPERIMENT = Variant(parent='root', question='Why?',"
+        "from jaxformer.experiment import Variant\nEXPERIMENT = Variant(parent='root', question='Why?',"
         " change={'model.qk_norm': True}, expected=(-1, 1), source='a test')\n"
     )
     return ["--parent=root", "--variants=normed", "--seeds=1"]
@@ -79,7 +79,7 @@ def test_the_plan_is_reported_and_nothing_is_started(command, capsys, tmp_path):
         (["--study=none.py"], "study file none.py: no such file"),
         (["--study=labtop"], "unknown study 'labtop'; did you mean laptop?"),
         (["--study=none.py", "--parent=root"], "not both"),
-        (["--leave_one_out=root"], "root is not a promoted variant"),
+        (["--leave_one_out=root"], "root is no promoted variant"),
         (["--leave_one_out=root", "--parent=root"], "give --leave_one_out alone"),
     ],
 )

@@ -14,7 +14,7 @@ from jaxformer.ablation.judge import STATUS
 from jaxformer.ablation.verdict import Word
 from jaxformer.commands import judge
 from jaxformer.experiment.command_line import parse_arguments
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.docstrings import docstring
 
 pytestmark = pytest.mark.device_free

@@ -10,7 +10,7 @@ from user import User
 from jaxformer.commands.prepare import main
 from jaxformer.config import UserError
 from jaxformer.data.hub import parse_hub_url
-from jaxformer.experiment.variant import load_experiment, resolve
+from jaxformer.experiment.resolution import load_experiment, resolve
 from jaxformer.run.inputs import prepare_data
 
 pytestmark = pytest.mark.device_free

@@ -12,7 +12,7 @@ from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import Experiment, make_state, science
 from jaxformer.experiment.files import list_experiments
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 

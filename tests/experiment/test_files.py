@@ -32,7 +32,7 @@ def test_experiments_of_the_working_directory_go_before_those_that_came_with_the
     assert find_experiment("swiglu").resolve() == own
     assert find_experiment("qk_norm") == CHECKOUT / "qk_norm.py"
     near = write(folder / "near" / "swiglu.py")
-    assert find_experiment("swiglu", near=near.parent) == near
+    assert find_experiment("swiglu", folder=near.parent) == near
 
 
 def test_experiments_of_both_places_are_listed_once_and_private_files_are_not(folder):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from jaxformer.experiment.files import list_experiments
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 

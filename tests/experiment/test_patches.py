@@ -9,7 +9,7 @@ import jaxformer.evaluation.tasks
 import jaxformer.loop
 import jaxformer.model
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 

@@ -7,7 +7,7 @@ import pytest
 import jaxformer.plan.device_fit
 import jaxformer.step
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.plan.device_fit import Target, advise, choose_fit, fit_to_device, fits, named_device, ways
 from jaxformer.train import main
 

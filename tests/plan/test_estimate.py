@@ -4,7 +4,7 @@ import pytest
 
 import jaxformer.step
 from jaxformer.config import UserError
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.plan.estimate import estimate_run_seconds, print_plan
 
 pytestmark = pytest.mark.device_free

@@ -8,7 +8,7 @@ import pytest
 
 from jaxformer.config import replace
 from jaxformer.experiment.experiment import make_state
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.model import ModelConfig
 from jaxformer.plan.estimate import random_batch
 from jaxformer.plan.memory import Target, saved_activations, step_memory

@@ -6,7 +6,7 @@ from fake_runs import HOSTILE, write_clock, write_diverged, write_merge, write_r
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import Study
 from jaxformer.data.corpus import CorpusConfig
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.report import figures
 from jaxformer.report.write import write_report
 

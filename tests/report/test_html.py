@@ -15,7 +15,7 @@ from fake_runs import HOSTILE, write_run, write_study
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
-from jaxformer.experiment.variant import resolve
+from jaxformer.experiment.resolution import resolve
 from jaxformer.report.figures import PLOTS
 from jaxformer.report.findings import collect_findings
 from jaxformer.report.formatting import signed

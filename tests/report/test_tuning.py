@@ -41,7 +41,7 @@ def test_the_picture_holds_each_run_and_both_rates():
 
 
 def test_the_tuned_experiment_is_a_variant_that_a_study_takes(tmp_path, experiment_files):
-    from jaxformer.experiment.variant import resolve
+    from jaxformer.experiment.resolution import resolve
 
     (tmp_path / "small.py").write_text(experiment_files["best_fit"].read_text())
     tuning = fit("small", 1e-2, trials(1), 3)

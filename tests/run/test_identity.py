@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from jaxformer.config import UserError, check_same
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.host.files import write_json
 from jaxformer.run import identity
 from jaxformer.run.identity import check_folder, identify

@@ -17,7 +17,7 @@ from jaxformer.commands.prepare import main as prepare
 from jaxformer.config import UserError
 from jaxformer.data.tokenizer import load_tokenizer
 from jaxformer.experiment.experiment import make_state
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.huggingface.tensors import flat_parameters, with_vocabulary
 from jaxformer.huggingface.tokenizer_json import tokenizer_files
 from jaxformer.huggingface.writing import write_model

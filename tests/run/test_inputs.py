@@ -8,7 +8,7 @@ import pytest
 from jaxformer.config import UserError
 from jaxformer.data.corpus import CorpusConfig, key_fraction
 from jaxformer.data.packing import PackingConfig, plan_rows
-from jaxformer.experiment.variant import load_experiment
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.run.inputs import contents, digests, prepare_data
 
 pytestmark = pytest.mark.device_free

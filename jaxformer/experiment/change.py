@@ -1,0 +1,113 @@
+"""A variant's change, applied to an experiment and checked to be that and no more; and how experiments differ."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxformer.config import UserError, flatten, replace, require
+from jaxformer.experiment.experiment import Experiment, science
+from jaxformer.experiment.patches import refuse_patches
+from jaxformer.experiment.variant import Variant
+
+
+def apply_change(variant: Variant, base: Experiment) -> tuple[Experiment, list[str]]:
+    """Returns what a variant makes of an experiment, and the paths of the scientific fields that it declares.
+
+    Raises:
+        UserError: the change is not valid there, changes nothing, or more than it declares.
+    """
+    child = replace(base, _declared_values(variant.change, base))
+    declared = differences(base, child)
+    require(
+        len(declared) == 1 or bool(variant.bundle.strip()),
+        f"it changes {len(declared)} fields ({', '.join(declared)}); ask one question at a time, or say in `bundle` "
+        "why they are one idea",
+    )
+    solved = set()
+    for consequence in variant.consequences:
+        solved |= set(consequence.paths)
+        child = replace(child, _call(f"the consequence {consequence!r}", consequence, base, child))
+    everything = differences(base, child)
+    extra = [path for path in everything if path not in declared and path not in solved]
+    moved = [path for path in declared if everything.get(path) != declared[path]]
+    require(
+        not extra and not moved, f"it differs from {base.name} by more than it declares: {', '.join(extra + moved)}"
+    )
+    return child, list(declared)
+
+
+def _declared_values(change: Mapping[str, Any], base: Experiment) -> dict[str, Any]:
+    """Returns the values of a change by path, its functions called; refuses one that changes nothing scientific."""
+    before, values = _sections(_effective(base)), {}
+    for path, value in change.items():
+        if path not in before:
+            replace(base, {path: value})  # Raises, with the nearest path that there is.
+        is_function = callable(value) and not isinstance(value, type)
+        values[path] = _call(f"the change of {path}", value, before[path], base) if is_function else value
+    values = without_old_licence(base, values)
+    child = replace(base, values)
+    learned, differs = science(base) | science(child), differences(_effective(base), _effective(child))
+    for path in change:
+        require(
+            any(is_within(leaf, path) for leaf in learned),
+            f"{path} decides how a run is computed, not what it learns, and is no question",
+        )
+        require(
+            any(is_within(leaf, path) for leaf in differs),
+            f"the change of {path} changes nothing: {base.name} has {before[path]!r}, or takes no notice of it",
+        )
+    return values
+
+
+def _call(what: str, function: Callable, *arguments: Any) -> Any:
+    """Returns what a function of an experiment file returns; its failure is the file's."""
+    try:
+        with refuse_patches(what):
+            return function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} fails: {type(error).__name__}: {error}") from error
+
+
+def differences(before: Experiment, after: Experiment) -> dict[str, tuple[Any, Any]]:
+    """Returns (before, after) of each scientific leaf that differs; None where there is none."""
+    ours, theirs = science(after), science(before)
+    paths = dict.fromkeys([*theirs, *ours])
+    return {path: (theirs.get(path), ours.get(path)) for path in paths if theirs.get(path) != ours.get(path)}
+
+
+def is_within(leaf: str, path: str) -> bool:
+    """Returns whether a dotted path is another, or lies below it."""
+    return leaf == path or leaf.startswith(path + ".")
+
+
+def without_old_licence(base: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values by path that also reset the origin and the licence of each corpus whose source they change."""
+    known, result = flatten(base.corpus, _prefix="corpus."), dict(values)
+    for path, value in values.items():
+        section, _, name = path.rpartition(".")
+        if name in ("path", "kind") and path in known and value != known[path]:
+            result = {f"{section}.origin": "", f"{section}.licence": ""} | result
+    return result
+
+
+def _effective(experiment: Experiment) -> Experiment:
+    """Returns an experiment in which no field stands for another value, or for nothing."""
+    model, optimizer = experiment.model.effective(), experiment.optimizer.effective()
+    return dataclasses.replace(experiment, model=model, optimizer=optimizer)
+
+
+def _sections(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns every value of a configuration by dotted path, sections among them."""
+    if isinstance(config, tuple):
+        children = {str(i): value for i, value in enumerate(config)}
+    elif dataclasses.is_dataclass(config):
+        children = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    else:
+        return {}
+    return {
+        path: value
+        for name, child in children.items()
+        for path, value in ({prefix + name: child} | _sections(child, f"{prefix}{name}.")).items()
+    }

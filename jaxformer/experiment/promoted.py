@@ -1,0 +1,137 @@
+"""Promoted variants: what each is, which changes their line keeps, and what is left without one of those."""
+
+import collections
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+from jaxformer.config import UserError, replace, require
+from jaxformer.experiment.change import apply_change, differences
+from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.lineage import Resolved, make_lineage
+from jaxformer.experiment.variant import OF, Promoted
+
+
+class Kept(NamedTuple):
+    """A change that a promoted experiment keeps."""
+
+    name: str
+    """That of the variant; where the same one is kept twice, of the experiment that it was promoted to."""
+    judged: Resolved
+    """The variant, as it was judged."""
+    promoted: Resolved
+    """The experiment that it was promoted to, alone or as a part of a merge, with what was tuned for that."""
+
+
+def make_promoted(promoted: Promoted, judged: Resolved, name: str) -> Resolved:
+    """Returns a variant that was judged under another name, with what was tuned for it.
+
+    Raises:
+        UserError: it was promoted before, leaves out a change and is tuned, or is no other with what was tuned.
+    """
+    require(judged.promoted is None, f"{judged.name} is promoted already: name the variant that it was")
+    child = dataclasses.replace(replace(judged.experiment, promoted.change), name=name)
+    tuned = differences(judged.experiment, child)
+    for path in promoted.change:
+        require(path in tuned, f"the change of {path} changes nothing: {judged.name} has it already; leave it out")
+        require(not judged.without, f"{judged.name} leaves out a change: nothing is tuned for that; leave out {path}")
+    known = judged.lineage
+    bundle = known.bundle or ("the change, and what was tuned for it" if tuned else "")
+    about = {"bundle": bundle, "expected": known.expected, "source": known.source, "evidence": promoted.evidence}
+    lineage = make_lineage(judged.parents, child, known.change.keys() | tuned.keys(), **about)
+    return Resolved(child, lineage, judged.parents, promoted, judged)
+
+
+def changes_since(ancestor: Resolved, one: Resolved) -> list[Resolved]:
+    """Returns the variants that lead from an ancestor to an experiment, in order.
+
+    Raises:
+        UserError: one of them is a merge, or leaves out a change.
+    """
+    line = [*itertools.takewhile(lambda each: not each.is_same(ancestor), one.line)][::-1]
+    for each in line:
+        require(
+            each.variant is not None, f"{each.name} is a merge itself, or leaves out a change; join single variants"
+        )
+    return line
+
+
+def apply_again(one: Resolved, base: Experiment) -> Experiment:
+    """Returns what a variant, promoted or not, makes of another experiment than its parent.
+
+    Raises:
+        UserError: its change is not valid there.
+    """
+    assert one.variant is not None, "changes_since gives no others"
+    child, _ = apply_change(one.variant, base)
+    return replace(child, one.tuned)
+
+
+def promoted_variant(promoted: Resolved) -> Resolved:
+    """Returns the variant that was promoted, as it was judged.
+
+    Raises:
+        UserError: none was.
+    """
+    if promoted.judged is None:
+        raise UserError(f"{promoted.name} is no promoted variant; `jaxformer promote` makes one")
+    return promoted.judged
+
+
+def kept_changes(whole: Resolved) -> tuple[Resolved, list[Kept]]:
+    """Returns where the line of promoted experiments begins, and the changes that they keep since, in order.
+
+    What was promoted without a change does not keep it any more.
+
+    Raises:
+        UserError: an experiment was not promoted, or what was promoted joins merges.
+    """
+    judged, before = promoted_variant(whole), whole.common_ancestor
+    root, kept = kept_changes(before) if before.promoted else (before, [])
+    if judged.without:
+        kept = [each for each in kept if each.name != judged.without]
+    else:
+        parts = whole.parents if len(whole.parents) > 1 else (judged,)
+        kept += [Kept("", each, whole) for part in parts for each in changes_since(before, part)]
+    names = [each.judged.name.partition(OF)[0] for each in kept]
+    count = collections.Counter(names)
+    named = zip(kept, names, strict=True)
+    return root, [each._replace(name=each.promoted.name if count[name] > 1 else name) for each, name in named]
+
+
+def leave_out(whole: Resolved, left_out: str, name: str) -> Resolved:
+    """Returns what a promoted experiment is without one of the changes that it keeps; the others follow in order.
+
+    What was tuned for a change follows it, and is left out with it. What was tuned for a merge stays until all of its
+    parts are left out.
+
+    Raises:
+        UserError: it keeps no such change, another needs it, or nothing is left of it.
+    """
+    root, kept = kept_changes(whole)
+    removed = next((each for each in kept if each.name == left_out), None)
+    if removed is None:
+        raise UserError(f"{whole.name} keeps {', '.join(each.name for each in kept)}, and no {left_out}")
+    child, rest = root.experiment, [each for each in kept if each is not removed]
+    for _, changes in itertools.groupby(rest, lambda each: each.promoted.name):
+        for each in changes:
+            try:
+                child = apply_again(each.judged, child)
+            except UserError as error:
+                message = f"{whole.name} cannot be without {left_out}, since {each.name} needs it: {error}"
+                raise UserError(message) from error
+        child = replace(child, each.promoted.tuned)
+    child = dataclasses.replace(child, name=name, question=f"What does {whole.name} lose without {left_out}?")
+    require(
+        bool(differences(whole.experiment, child)),
+        f"{whole.name} is the same without {left_out}: a later change, or what was tuned for one, replaced it",
+    )
+    known, tuned, bundle = removed.judged.lineage, removed.promoted.tuned, f"without {left_out}"
+    if tuned and any(each.promoted is removed.promoted for each in rest):
+        bundle += f"; {', '.join(tuned)} as tuned for all that {removed.promoted.name} joins"
+    assert known.expected is not None, "every variant and merge has one"
+    expected = (0 - known.expected[1], 0 - known.expected[0])
+    source = f"what was expected of {left_out}, turned round ({known.source})"
+    about = {"bundle": bundle, "expected": expected, "source": source}
+    lineage = make_lineage((whole,), child, known.change.keys() | tuned.keys(), **about)
+    return Resolved(child, lineage, (whole,), without=left_out)

@@ -1,0 +1,181 @@
+"""From a name to an experiment: its file is found and run, its parents first, and its change applied to them."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxformer.config import UserError, override, require
+from jaxformer.experiment.best_rate import RATE
+from jaxformer.experiment.change import apply_change, differences, without_old_licence
+from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.files import find_experiment, is_path, list_experiments, run_experiment_file
+from jaxformer.experiment.lineage import Lineage, Resolved, make_lineage, nearest_shared
+from jaxformer.experiment.own_code import collect_own_code
+from jaxformer.experiment.promoted import apply_again, changes_since, leave_out, make_promoted
+from jaxformer.experiment.variant import OF, WITHOUT, Merge, Promoted, Variant
+from jaxformer.host.paths import expanded
+
+# (name, name of the parent that it is applied to) of each experiment whose file is being resolved, outermost first.
+_Resolving = tuple[tuple[str, str], ...]
+
+
+def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Experiment:
+    """Returns the experiment that `resolve` finds."""
+    return resolve(name_or_path, overrides).experiment
+
+
+def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, parent: str = "") -> Resolved:
+    """Returns the experiment of a file in `experiments/`, or at a path, with overrides applied, and how it came about.
+
+    Overrides of scientific fields make another experiment, and are marked in its name: `baseline~1a2b3c`. A variant
+    that is applied to another parent than its own is named after both: `swiglu@baseline_100m`.
+
+    Args:
+        overrides: texts by dotted path, such as `{"model.width": "256"}`.
+        parent: applies a variant, or those that a merge joins, to this experiment instead of its own parent; beside a
+            path, it is looked up in the folder of that first.
+
+    Raises:
+        UserError: no such experiment, a configuration that is not valid, or a variant that differs from its parent by
+            another change than it declares.
+    """
+    folder = expanded(name_or_path).parent if is_path(name_or_path) else None
+    other = _resolve(parent, folder) if parent else None
+    return with_overrides(_resolve(name_or_path, parent=other), overrides or {})
+
+
+def resolve_variant_of(parent: Resolved, name: str, folder: Path | None = None, resolving: _Resolving = ()) -> Resolved:
+    """Returns an experiment as its files have it where it descends from a parent, or is named after one; else of that.
+
+    Args:
+        folder, resolving: as of `_resolve`, for a name that stands in a file.
+    """
+    one = _resolve(name, folder, resolving)
+    is_of_it = OF in name or any(each.is_same(parent) for each in one.ancestors)
+    return one if is_of_it else _resolve(name, folder, resolving, parent)
+
+
+def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved:
+    """Returns a resolved experiment with overrides applied, as `resolve` does.
+
+    Raises:
+        UserError: the configuration is not valid.
+    """
+    base = resolved.experiment
+    changed = override(base, without_old_licence(base, overrides))
+    ad_hoc = differences(base, changed)
+    lineage = dataclasses.replace(resolved.lineage, overrides=ad_hoc)
+    return resolved._replace(experiment=dataclasses.replace(changed, name=base.name + _mark(ad_hoc)), lineage=lineage)
+
+
+def _mark(changes: Mapping[str, tuple]) -> str:
+    """Returns '' or, where overrides changed the science, '~' and six digits that tell one change from another."""
+    texts = sorted((path, repr(after)) for path, (_, after) in changes.items())
+    return f"~{hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6]}" if texts else ""
+
+
+def _resolve(
+    name_or_path: str, folder: Path | None = None, resolving: _Resolving = (), parent: Resolved | None = None
+) -> Resolved:
+    """Returns an experiment.
+
+    Args:
+        folder: of the file that names it, where names are looked up first.
+        parent: of a variant, in place of its own.
+    """
+    with collect_own_code() as own_code:
+        resolved = _resolve_name(name_or_path, folder, resolving, parent)
+    own_code |= parent.lineage.own_code if parent else {}
+    return resolved._replace(lineage=dataclasses.replace(resolved.lineage, own_code=own_code))
+
+
+def _resolve_name(name: str, folder: Path | None, resolving: _Resolving, parent: Resolved | None) -> Resolved:
+    if OF in name and not is_path(name):
+        own, _, of = name.partition(OF)
+        require(bool(of), f"the name of a parent must follow '{OF}' in {name}")
+        _refuse(parent, f"{name} has a parent in its name")
+        return _resolve(own, folder, resolving, _resolve(of, folder, resolving))
+    if WITHOUT in name and not is_path(name) and not _has_file(name, folder):
+        _refuse(parent, f"{name} has no parent but its own")
+        whole, _, left_out = name.rpartition(WITHOUT)
+        return leave_out(_resolve(whole, folder, resolving), left_out, name)
+    return _resolve_file(find_experiment(name, folder=folder), resolving, parent)
+
+
+def _has_file(name: str, folder: Path | None) -> bool:
+    return name in list_experiments() or (folder is not None and (folder / f"{name}.py").is_file())
+
+
+def _refuse(parent: Resolved | None, reason: str) -> None:
+    if parent:
+        raise UserError(f"{reason}: it cannot be applied to {parent.name}")
+
+
+def _resolve_file(path: Path, resolving: _Resolving, parent: Resolved | None) -> Resolved:
+    value, name = run_experiment_file(path, (Experiment, Variant, Merge, Promoted)), path.stem
+    names = " of ".join([*(each for each, _ in resolving), name])
+    step = (name, parent.name if parent else "")
+    require(step not in resolving, f"experiment {path}: it descends from itself ({names})")
+    resolving = (*resolving, step)
+    if isinstance(value, Promoted):
+        _refuse(parent, f"{name} was promoted with its own parent")
+    if isinstance(value, Experiment):
+        _refuse(parent, f"{name} stands alone")
+        return Resolved(dataclasses.replace(value, name=name), Lineage())
+    try:
+        if isinstance(value, Promoted):
+            before = _resolve(value.parent, path.parent, resolving)
+            return make_promoted(value, resolve_variant_of(before, value.variant, path.parent, resolving), name)
+        if isinstance(value, Variant):
+            if parent is None or parent.name == value.parent:
+                own = _resolve(value.parent, path.parent, resolving)
+                if parent is None or own.is_same(parent):
+                    return _apply_to(own, value, name)
+            return _apply_to(parent, value, name + OF + parent.name)
+        parents = [_resolve(each, path.parent, resolving, parent) for each in value.parents]
+        return _merge(value, parents, name + (OF + parent.name if parent else ""))
+    except UserError as error:
+        is_prefixed = str(error).startswith("experiment ") and not isinstance(value, Promoted)
+        raise UserError(str(error) if is_prefixed else f"experiment {path}: {error}") from error
+
+
+def _apply_to(parent: Resolved, variant: Variant, name: str) -> Resolved:
+    """Returns what a variant makes of a parent."""
+    child, declared = apply_change(variant, parent.experiment)
+    child = dataclasses.replace(child, name=name, question=variant.question)
+    about = {"bundle": variant.bundle, "expected": variant.expected, "source": variant.source}
+    return _checked(Resolved(child, make_lineage((parent,), child, declared, **about), (parent,), variant))
+
+
+def _merge(merge: Merge, parents: Sequence[Resolved], name: str) -> Resolved:
+    """Returns the first parent with the changes of the others since their common ancestor."""
+    first, *others = parents
+    ancestor, child, joined = nearest_shared(parents), first.experiment, []
+    for other in others:
+        since = changes_since(ancestor, other)
+        require(bool(since), f"{other.name} is an ancestor of {first.name}: there is nothing to join")
+        for one in since:
+            taken = differences(ancestor.experiment, child)
+            conflicts = [path for path in one.lineage.change if path in taken]
+            require(
+                not conflicts,
+                f"{first.name} and {other.name} both change {', '.join(conflicts)}: they cannot be joined",
+            )
+            child = apply_again(one, child)
+            joined += one.lineage.change
+    child = dataclasses.replace(child, name=name, question=merge.question)
+    bundle = f"the changes of {' and '.join(each.name for each in parents)}, joined"
+    about = {"bundle": bundle, "expected": merge.expected, "source": merge.source}
+    return _checked(Resolved(child, make_lineage(parents, child, joined, **about), tuple(parents), merge))
+
+
+def _checked(resolved: Resolved) -> Resolved:
+    """Returns a variant or a merge; refuses one that is to be compared at its best rate, and changes the rate."""
+    is_of_rate = RATE in {**resolved.lineage.change, **resolved.lineage.consequences}
+    require(
+        resolved.retune != "learning_rate" or not is_of_rate,
+        f"a change of {RATE} is compared at the rates that it names: leave out retune",
+    )
+    return resolved

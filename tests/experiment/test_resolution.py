@@ -1,0 +1,129 @@
+"""From a name to an experiment: other parents, merges, overrides, and files of one name in two folders."""
+
+import dataclasses
+import json
+
+import pytest
+from variant_files import promoted, variant
+
+from jaxformer.ablation.study import Study, resolve_study
+from jaxformer.config import UserError
+from jaxformer.experiment.files import find_experiment, list_experiments
+from jaxformer.experiment.resolution import resolve
+from jaxformer.flops import parameter_count
+from jaxformer.run.earlier_runs import check_earlier_runs
+from jaxformer.run.identity import identify
+
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
+
+def test_the_same_question_is_asked_of_another_parent(write):
+    write("wide", "replace(load_experiment('baseline'), {'model.width': 256})")
+    path = write("gated", variant("{'model.activation': 'swiglu'}", consequences="(SolvedFeedForwardWidth(),)"))
+    ours, theirs = resolve(path), resolve(path, parent="wide")
+    assert (ours.name, theirs.name) == ("gated", "gated@wide") and theirs.lineage.parents == ("wide",)
+    assert ours.experiment.model.F == 344 and theirs.experiment.model.F == 680
+    assert resolve(path, parent="root") == ours, "its own parent makes it no other"
+    with pytest.raises(UserError, match="root stands alone"):
+        resolve(write("root", "load_experiment('baseline')"), parent="wide")
+
+
+def test_a_variant_of_a_variant_goes_on_from_it(write, tmp_path, monkeypatch):
+    write("wide", "replace(load_experiment('baseline'), {'model.width': 256})")
+    write("deep", variant("{'model.depth': times(2)}"))
+    resolved = resolve(write("deep_fast", variant("{'optimizer.learning_rate': times(2)}", parent="deep")))
+    assert resolved.experiment.model.depth == 8 and resolved.lineage.change == {"optimizer.learning_rate": (4e-3, 8e-3)}
+    assert [resolved.parents[0].name, resolved.parents[0].parents[0].name] == ["deep", "root"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(tmp_path)
+    asked = resolve("deep_fast@deep@wide")
+    assert (asked.experiment.model.depth, asked.experiment.model.width, asked.name) == (8, 256, "deep_fast@deep@wide")
+
+
+def test_a_merge_joins_what_its_parents_changed(write):
+    write("deep", variant("{'model.depth': 7}", consequences="(SolvedFeedForwardWidth(),)"))
+    write("gated", variant("{'model.activation': 'swiglu'}", consequences="(SolvedFeedForwardWidth(),)"))
+    write("gated_fast", variant("{'optimizer.learning_rate': times(2)}", parent="gated"))
+    merge = resolve(write("all", "Merge(parents=('deep', 'gated_fast'), **ABOUT)"))
+    model = merge.experiment.model
+    assert (model.depth, model.activation, merge.experiment.optimizer.learning_rate) == (7, "swiglu", 8e-3)
+    root = merge.common_ancestor.experiment.model
+    assert abs(parameter_count(model) / parameter_count(root) - 1) < 0.02
+    assert set(merge.lineage.change) == {"model.activation", "optimizer.learning_rate"}, "against the first parent"
+    assert merge.lineage.parents == ("deep", "gated_fast") and merge.common_ancestor.name == "root"
+    write("deeper", variant("{'model.depth': 9}"))
+    with pytest.raises(UserError, match=r"deep and deeper both change model\.depth"):
+        resolve(write("both", "Merge(parents=('deep', 'deeper'), **ABOUT)"))
+
+
+def test_a_parent_is_the_file_that_whoever_names_it_finds(write, tmp_path, monkeypatch):
+    package = find_experiment("baseline").resolve()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(tmp_path)
+    write("baseline", f"replace(load_experiment({str(package)!r}), {{'model.width': 64}})")
+    write("mine", variant("{'model.qk_norm': True}", parent="baseline"))
+    write("next", promoted(variant="swiglu", parent="baseline"))
+    own, other = resolve("swiglu"), resolve("swiglu@baseline")
+    assert (own.name, own.experiment.model.width) == ("swiglu", 128), "beside its own file"
+    assert (other.name, other.experiment.model.width) == ("swiglu@baseline", 64), "beside whoever names it"
+    assert resolve("swiglu", parent="baseline") == other and resolve("next").judged == other
+    assert resolve("mine@baseline").name == "mine", "its own parent makes it no other"
+    with pytest.raises(UserError, match="swiglu, mine have no ancestor in common; files named baseline in two folders"):
+        resolve(write("both", "Merge(parents=('swiglu', 'mine'), **ABOUT)"))
+
+    study = Study(parent="baseline", variants=("swiglu", "mine"))
+    assert [one.name for one in resolve_study(study)] == ["baseline", "swiglu@baseline", "mine"]
+    write("later", variant("{'model.z_loss': 1e-4}", parent="swiglu"))
+    with pytest.raises(UserError, match="later changes another baseline than the study's"):
+        resolve_study(Study(parent="baseline", variants=("later@swiglu",)))
+
+
+def test_overrides_of_science_make_a_variant_ad_hoc(write):
+    path = write("deep", variant("{'model.depth': 7}"))
+    ad_hoc = resolve(path, {"model.width": "64"})
+    assert ad_hoc.name.startswith("deep~") and ad_hoc.lineage.overrides == {"model.width": (128, 64)}
+    assert not resolve(path, {"training.log_every_steps": "3"}).lineage.overrides
+
+
+def record(runs, resolved, seed=0):
+    folder = runs / resolved.name / f"seed_{seed}"
+    folder.mkdir(parents=True)
+    record = {"identity": identify(resolved.experiment, seed), "lineage": dataclasses.asdict(resolved.lineage)}
+    (folder / "config.json").write_text(json.dumps(record))
+
+
+def test_a_variant_of_a_variant_whose_parent_moved_since_it_was_trained_is_refused(write, tmp_path):
+    runs = tmp_path / "runs"
+    path = write("deep", variant("{'model.depth': 7}"))
+    other = write("deep_fast", variant("{'optimizer.learning_rate': times(2)}", parent="deep"))
+    for resolved in (resolve(path), resolve(path).parents[0]):
+        record(runs, resolved)
+    check_earlier_runs(runs, resolve(other))
+    write("deep", variant("{'model.depth': 8}"))
+    with pytest.raises(UserError, match=r"deep has moved since .*deep/seed_0 was trained \(model.depth: 7 -> 8\)"):
+        check_earlier_runs(runs, resolve(other))
+    # The same value, of a parent that was another: no longer what was asked.
+    write("root", "replace(load_experiment('baseline'), {'training.steps': 900, 'model.depth': 5})")
+    write("deep", variant("{'model.depth': 7}"))
+    with pytest.raises(UserError, match=r"deep has moved since .* \(.*4.*7.*5.*7.*"):
+        check_earlier_runs(runs, resolve(path)._replace(parents=()))
+    write("root", "replace(load_experiment('baseline'), {'training.steps': 901})")
+    with pytest.raises(UserError, match=r"has moved since .* \(training.steps: 900 -> 901\)"):
+        check_earlier_runs(runs, resolve(other))
+
+
+@pytest.mark.parametrize("name", list_experiments())
+def test_every_experiment_here_can_be_resolved(name):
+    resolved = resolve(name)
+    assert resolved.experiment.question
+    assert len(resolved.lineage.change) <= 1 or resolved.lineage.bundle
+
+
+def test_depths_are_found_for_parents_that_share_keys(write):
+    resolved = resolve("depth_6", parent="grouped_query_attention")
+    assert resolved.experiment.model.G == 2 and resolved.experiment.model.heads % 2 == 0
+
+
+def test_two_parents_at_once_are_refused():
+    with pytest.raises(UserError, match="has a parent in its name"):
+        resolve("swiglu@muon", parent="laptop")
