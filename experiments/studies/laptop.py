@@ -22,6 +22,4 @@ STUDY = Study(
         "concat_and_split",
         "muon_wsd",
     ),
-    seeds=3,
-    parent_seeds=5,
 )

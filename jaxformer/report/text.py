@@ -1,6 +1,8 @@
 """What a study decided, as a table of text for a terminal."""
 
+import collections
 import textwrap
+from collections.abc import Collection
 
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.host.console import format_rows, format_table, wrap
@@ -12,6 +14,9 @@ from jaxformer.report.summary import describe_margin, describe_noise_floor
 # Columns of a line where it is no terminal's; and the fewest for a reason beside its numbers, which stands below them
 # otherwise.
 _WIDTH, _REASON_WIDTH = 150, 60
+
+# Variants that have a note in common from which it is printed once, below the table.
+_SHARED = 3
 
 
 def decision_table(outcome: Outcome, columns: int | None = None) -> str:
@@ -31,9 +36,21 @@ def decision_table(outcome: Outcome, columns: int | None = None) -> str:
         *(f"Left out, since it cannot be read: {plain(line)}" for line in outcome.unread),
     ]
     paragraphs = [textwrap.fill(each, min(120, width), break_on_hyphens=False) for each in introduction]
-    table = [*_table(_rows(outcome, findings), findings, columns), *_composition(outcome, min(120, width))]
-    text = "\n".join(["", *paragraphs, "", *table])
+    shared = _shared_notes(findings)
+    table = _table(_rows(outcome, findings), [_reason(finding, shared) for finding in findings], columns)
+    below = [textwrap.fill(f"{', '.join(names)}: {plain(note)}.", min(120, width)) for note, names in shared.items()]
+    below = ["", *below] if below else []
+    text = "\n".join(["", *paragraphs, "", *table, *below, *_composition(outcome, min(120, width))])
     return text.replace(MINUS, "-").replace(NOTHING, "-")
+
+
+def _shared_notes(findings: list[Finding]) -> dict[str, list[str]]:
+    """Returns the notes that several variants have in common, with the names of those."""
+    names = collections.defaultdict(list)
+    for finding in findings:
+        for note in notes(finding):
+            names[note].append(plain(finding.name))
+    return {note: ours for note, ours in names.items() if len(ours) >= _SHARED}
 
 
 def _composition(outcome: Outcome, width: int) -> list[str]:
@@ -55,16 +72,16 @@ def _rows(outcome: Outcome, findings: list[Finding]) -> list[list[str]]:
     return rows
 
 
-def _table(rows: list[list[str]], findings: list[Finding], columns: int | None) -> list[str]:
+def _table(rows: list[list[str]], reasons: list[str], columns: int | None) -> list[str]:
     """Returns the lines of the table, with the reasons of what was found."""
     heading, *lines = format_table(rows, left=(0, 1))
     width, is_wide = columns or _WIDTH, columns is not None and len(heading) > columns
     table = [] if is_wide else [heading]
     is_beside = len(heading) + 2 + _REASON_WIDTH <= width
-    for row, line, finding in zip(rows[1:], lines, findings, strict=True):
+    for row, line, why in zip(rows[1:], lines, reasons, strict=True):
         first, indent = (f"{line}  ", " " * (len(line) + 2)) if is_beside else ("    ", "    ")
         options = {"initial_indent": first, "subsequent_indent": indent, "break_on_hyphens": False}
-        reason = textwrap.wrap(_reason(finding), width, break_long_words=False, **options)
+        reason = textwrap.wrap(why, width, break_long_words=False, **options)
         numbers = wrap(_paragraph(rows[0], row), width, indent=4) if is_wide else [line]
         table += reason if is_beside and reason else [*numbers, *reason]
     return table
@@ -78,6 +95,7 @@ def _paragraph(heading: list[str], row: list[str]) -> str:
     return f"{name}: {', '.join([word, *found, *known])}"
 
 
-def _reason(finding: Finding) -> str:
-    """Returns why it is decided so, and what to keep in mind."""
-    return plain("; ".join(text for text in (reason_beside_numbers(finding), *notes(finding)) if text))
+def _reason(finding: Finding, shared: Collection[str]) -> str:
+    """Returns why it is decided so, and what to keep in mind but for notes that it shares with others."""
+    own = [note for note in notes(finding) if note not in shared]
+    return plain("; ".join(text for text in (reason_beside_numbers(finding), *own) if text))

@@ -20,6 +20,17 @@ def test_a_table_in_a_terminal_has_150_columns_and_ascii_minus_signs(outcome):
     assert f"\n{name} " in text and "\n    better" in text
 
 
+def test_a_note_that_three_variants_share_is_printed_once_below_the_table(outcome):
+    def with_note(number):
+        noted = [one._replace(notes=("whatever is the case",)) for one in outcome.comparisons[:number]]
+        return decision_table(outcome._replace(comparisons=[*noted, *outcome.comparisons[number:]]))
+
+    first, second, third = (one.variant for one in outcome.comparisons[:3])
+    assert with_note(2).count("whatever is the case") == 2
+    assert f"\n{first}, {second}, {third}: whatever is the case.\n" in (text := with_note(3) + "\n")
+    assert text.count("whatever is the case") == 1
+
+
 @pytest.mark.parametrize("columns", [59, 79, 199])
 def test_decisions_fit_a_terminal_and_lose_no_number(outcome, columns):
     text = decision_table(outcome, columns)
