@@ -34,7 +34,7 @@ from jaxformer.ablation.outcome import NOISE, remember_noise
 from jaxformer.ablation.promotion import evidence_of
 from jaxformer.ablation.records import Record
 from jaxformer.ablation.verdict import Word
-from jaxformer.config import TrainingFailure, check_same, require
+from jaxformer.config import check_same, require
 from jaxformer.data.packing import plan_rows
 from jaxformer.data.shards import Shards
 from jaxformer.devices.options import fixed_options
@@ -45,9 +45,7 @@ from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.promoted import promoted_variant
 from jaxformer.experiment.resolution import with_overrides
 from jaxformer.host.console import progress_bar
-from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
-from jaxformer.jobs.queue import Queue
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.init_from import with_tokenizer
 from jaxformer.run.inputs import open_corpora, prepare_corpora
@@ -101,29 +99,13 @@ def plan_confirmation(promoted: Resolved, seeds: int, runs: Path) -> Confirmatio
     return Confirmation(promoted, parent, evidence, range(promoted.first_seed, promoted.first_seed + seeds))
 
 
-def make_jobs(confirmation: Confirmation, runs: Path, seconds: Mapping[str, float]) -> list[Job]:
-    """Returns the runs of both arms, seed by seed. Args: seconds: of a run of each experiment, estimated."""
+def confirmation_jobs(confirmation: Confirmation, runs: Path, seconds: Mapping[str, float] = {}) -> list[Job]:
+    """Returns the runs of both arms, seed by seed. Args: seconds: as of `make_jobs`."""
     arms, jobs = ((confirmation.promoted, confirmation.promoted), (confirmation.own_parent, confirmation.parent)), []
     for seed, (own, one) in itertools.product(confirmation.seeds, arms):
         name = own.name if one is own else f"{own.name} at {one.experiment.optimizer.learning_rate:.3g}"
-        jobs.append(make_job(one, seed, runs, seconds[own.name], name=name))
+        jobs.append(make_job(one, seed, runs, seconds.get(own.name, math.nan), name=name))
     return jobs
-
-
-def train(jobs: Sequence[Job], *, parallel: int = 1) -> None:
-    """Runs jobs, showing what they do.
-
-    Raises:
-        TrainingFailure: one ended otherwise than finished or by divergence.
-    """
-    board, statuses = Dashboard(), []
-    with Queue(jobs, parallel=parallel) as queue:
-        for statuses in queue.watch():
-            board.draw(statuses, parallel=parallel)
-    for status in statuses:
-        is_over = (status.job.workdir / "summary.json").exists() or has_diverged(status.job.workdir)
-        if not is_over:
-            raise TrainingFailure(f"{status.job} {status.state.value}: {status.note}; see {status.job.log}")
 
 
 def confirm(confirmation: Confirmation, runs: Path) -> ledger.Line:

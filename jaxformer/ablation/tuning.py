@@ -16,14 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.ablation.finished_runs import FinishedRun, ended_seeds, has_diverged, read_runs, seed_of
-from jaxformer.ablation.jobs import make_job
-from jaxformer.config import TrainingFailure, require
+from jaxformer.ablation.jobs import make_job, run_to_results
+from jaxformer.config import require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.resolution import resolve, with_overrides
-from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
-from jaxformer.jobs.queue import Queue
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.statistics.optimum import Parabola, fit_parabola, interpolation_weights
 
@@ -240,14 +238,6 @@ def tune(search: RateSearch, seeds: int, seconds: float, *, parallel: int = 1) -
         TrainingFailure: a run ended otherwise than by divergence.
         UserError: as of `fit`.
     """
-    board, trials = Dashboard(), search.trials(seeds)
-    while missing := missing_runs(trials, seeds):
-        jobs, statuses = [search.job(octave, seed, seconds) for octave, seed in missing], []
-        with Queue(jobs, parallel=parallel) as queue:
-            for statuses in queue.watch():
-                board.draw(statuses, parallel=parallel)
-        trials = search.trials(seeds)
-        for trial, status in zip(missing, statuses, strict=True):
-            if trial not in trials:
-                raise TrainingFailure(f"{status.job} {status.state.value}: {status.note}; see {status.job.log}")
+    while missing := missing_runs(trials := search.trials(seeds), seeds):
+        run_to_results([search.job(octave, seed, seconds) for octave, seed in missing], parallel=parallel)
     return fit(search.own.name, search.own.experiment.optimizer.learning_rate, trials, seeds)

@@ -5,13 +5,13 @@ too. Validates both on documents that no verdict has read, and answers whether t
 RUNS/decisions.jsonl, and later calls print it again. The same command resumes what was stopped.
 """
 
-import collections
 import sys
 from pathlib import Path
 
 from jaxformer.ablation.again import make_again
 from jaxformer.ablation.checks import check_study
-from jaxformer.ablation.confirmation import confirm, find_answer, make_jobs, plan_confirmation, train
+from jaxformer.ablation.confirmation import confirm, confirmation_jobs, find_answer, plan_confirmation
+from jaxformer.ablation.jobs import run_to_results
 from jaxformer.ablation.run_study import print_study_plan
 from jaxformer.ablation.study import Jobs, Study
 from jaxformer.config import require
@@ -45,14 +45,14 @@ def main(arguments: list[str]) -> int:
     else:
         confirmation = plan_confirmation(promoted, options.seeds, options.runs)
         study = Study(parent=confirmation.own_parent.name, variants=(promoted.name,))
-        jobs = make_jobs(confirmation, options.runs, collections.defaultdict(float))
+        jobs = confirmation_jobs(confirmation, options.runs)
         checked = check_study(study, options.runs, jobs=jobs, prepare=not options.plan)
-        jobs = make_jobs(confirmation, options.runs, checked.seconds)
+        jobs = confirmation_jobs(confirmation, options.runs, checked.seconds)
         print_study_plan(Jobs(jobs, []), options.parallel, options.price)
         if options.plan:
             return 0
         make_again(checked.earlier)
-        train(jobs, parallel=options.parallel)
+        run_to_results(jobs, parallel=options.parallel)
         line = confirm(confirmation, options.runs)
     print_line(f"{promoted.name}, {line['variant']}: {line['answer']}: {line['reason']}{when}")
     return 0

@@ -10,7 +10,7 @@ import pytest
 from jaxformer.ablation import confirmation
 from jaxformer.ablation.checks import Checked
 from jaxformer.ablation.comparison import BestRate, Comparison
-from jaxformer.ablation.confirmation import make_jobs, plan_confirmation
+from jaxformer.ablation.confirmation import confirmation_jobs, plan_confirmation
 from jaxformer.ablation.earlier import EarlierRuns
 from jaxformer.ablation.ledger import CONFIRMATION, read_ledger
 from jaxformer.ablation.records import write_record
@@ -108,7 +108,7 @@ def test_what_was_compared_at_its_best_rate_is_confirmed_at_that_of_each_arm(run
     promote(runs, "gated", {"model.activation": "swiglu"}, ("next",), rates=rates, tuned=tuned)
     at_best = with_overrides(resolve("root"), {RATE: repr(2 * own)})
     planned = plan_confirmation(resolve("next"), 3, runs)
-    jobs = make_jobs(planned, runs, {"root": 1.0, "next": 2.0})
+    jobs = confirmation_jobs(planned, runs, {"root": 1.0, "next": 2.0})
     assert [job.workdir for job in jobs[:2]] == [runs / "next/seed_1000", runs / at_best.name / "seed_1000"]
     assert str(jobs[1]) == f"root at {2 * own:.3g} seed 1000"
     assert jobs[1].arguments[-1] == f"--{RATE}={2 * own!r}"

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxformer.ablation import tuning
+from jaxformer.ablation import jobs
 from jaxformer.ablation.tuning import RateSearch, at_octave, fit, make_search, missing_runs, runs_to_come, tune
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.jobs.queue import State, Status
@@ -110,7 +110,7 @@ def search(tmp_path, experiment_files, monkeypatch):
         def watch(self):
             yield [Status(job, State.FAILED, 1, 3.0, 1.0, 0.0, 0.0, "why") for job in self.jobs]
 
-    monkeypatch.setattr(tuning, "Queue", FakeQueue)
+    monkeypatch.setattr(jobs, "Queue", FakeQueue)
     return make_search(str(experiment_files["best_fit"]), "", tmp_path / "runs")
 
 
@@ -130,7 +130,7 @@ def test_a_run_that_failed_otherwise_ends_the_walk(search):
 def test_what_is_trained_already_is_taken_up(search, monkeypatch):
     trials = walk(lambda octave, seed: 3 + octave**2)
     monkeypatch.setattr(RateSearch, "trials", lambda self, seeds: trials)
-    monkeypatch.setattr(tuning, "Queue", None)
+    monkeypatch.setattr(jobs, "Queue", None)
     assert tune(search, 3, 9.0).excess == pytest.approx(0)
 
 
