@@ -15,7 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.finished_runs import FinishedRun, ended_seeds, has_diverged, read_runs, seed_of
+from jaxformer.ablation.finished_runs import (
+    FinishedRun,
+    ended_seeds,
+    final_bits_per_byte,
+    has_diverged,
+    read_runs,
+    seed_folders,
+    seed_of,
+)
 from jaxformer.ablation.jobs import make_job, run_to_results
 from jaxformer.config import require
 from jaxformer.experiment.best_rate import RATE
@@ -189,16 +197,21 @@ class RateSearch(NamedTuple):
         return {trial: run for trial, run in trials.items() if 0 <= trial[1] < seeds}, unreadable
 
     def trials(self, seeds: int) -> dict[tuple[float, int], float]:
-        """Returns the bits per byte of the trials of the first seeds that are over, from earlier ones too.
+        """Returns the bits per byte of the trials of the first seeds that are over, infinite for those that diverged.
 
         Raises:
-            UserError: a run cannot be read, or belongs to what the experiment no longer is.
+            UserError: a run is damaged, or belongs to what the experiment no longer is.
         """
-        runs, unreadable = self.read(seeds)
-        require(not unreadable, "; ".join(unreadable))
-        for octave in {octave for octave, _ in runs}:
-            check_earlier_runs(self.runs, at_octave(self.own, octave))
-        return bits_of(runs)
+        found = {}
+        for octave in _OCTAVES:
+            one = at_octave(self.own, octave)
+            folders = {seed_of(folder) - self.first_seed: folder for folder in seed_folders(self.runs / one.name)}
+            over = {seed: final_bits_per_byte(folder) for seed, folder in folders.items() if 0 <= seed < seeds}
+            ours = {(octave, seed): bits for seed, bits in over.items() if bits is not None}
+            if ours:
+                check_earlier_runs(self.runs, one)
+            found |= ours
+        return found
 
     def ended_jobs(self, seeds: Collection[int]) -> list[Job]:
         """Returns the runs at any of the rates that have a result, of some seeds."""
