@@ -9,7 +9,7 @@ that no verdict and no other confirmation has read, as many as validate runs (`e
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,13 +76,17 @@ class Confirmation(NamedTuple):
 
 
 def find_answer(promoted: Resolved, runs: Path) -> ledger.Line | None:
-    """Returns the ledger's answer on a promoted variant, whatever it was named; None where there is none yet.
+    """Returns the ledger's answer on what was promoted by its evidence, whatever it was named; None if there is none.
 
     Raises:
-        UserError: it is not promoted.
+        UserError: it is not promoted, or it or an ancestor has moved since it was answered.
     """
-    variant, parent = promoted_variant(promoted).name, promoted.parents[0].name
-    return ledger.last_of(ledger.read_ledger(runs), ledger.CONFIRMATION, parent=parent, variant=variant)
+    names = {"parent": promoted.parents[0].name, "variant": promoted_variant(promoted).name}
+    lines, evidence = ledger.read_ledger(runs), promoted.lineage.evidence
+    answer = ledger.last_of(lines, ledger.CONFIRMATION, **names, evidence=evidence)
+    if answer:
+        check_earlier_runs(runs, promoted)
+    return answer
 
 
 def plan_confirmation(promoted: Resolved, seeds: int, runs: Path) -> Confirmation:
@@ -108,33 +112,39 @@ def confirmation_jobs(confirmation: Confirmation, runs: Path, seconds: Mapping[s
     return jobs
 
 
-def confirm(confirmation: Confirmation, runs: Path) -> ledger.Line:
+def confirm(confirmation: Confirmation, runs: Path, *, allow: Collection[str] = ()) -> ledger.Line:
     """Returns the answer, which is appended to the ledger: of all runs of both arms on the confirmation's seeds.
+
+    Args:
+        allow: as of `check_comparable`.
 
     Raises:
         UserError: the runs cannot be compared.
     """
     promoted, parent = confirmation.promoted, confirmation.own_parent
     parents, ours, failed = _collect(confirmation, runs)
-    pairs, difference, locked = paired_seeds(parents, ours), None, []
+    pairs, difference, locked, notes = paired_seeds(parents, ours), None, [], ()
     if failed:
         answer, reason = ledger.NOT_CONFIRMED, failed
     else:
         require(len(pairs) > 1, f"{promoted.name}: two seeds of both arms are needed, not {len(pairs)}")
         at_own_rate = [run_at_own_rate(run, parent.name, parent.experiment.optimizer.learning_rate) for run in parents]
-        flags, _ = check_comparable(at_own_rate, ours)
+        flags, notes = check_comparable(at_own_rate, ours, allow=allow)
         require(not flags, f"{promoted.name} cannot be compared with {parent.name}: {'; '.join(flags)}")
         difference, locked = _measure(confirmation, pairs, runs)
         answer, reason = _decide(confirmation, difference, locked)
+    names = {"parent": parent.name, "variant": confirmation.evidence.variant}
+    if before := ledger.last_of(ledger.read_ledger(runs), ledger.CONFIRMATION, **names):
+        reason += f"; promoted by other evidence, it was {before['answer']} ({before['time']})"
     line = {
         "kind": ledger.CONFIRMATION,
-        "parent": parent.name,
-        "variant": confirmation.evidence.variant,
+        **names,
         "name": promoted.name,
         "answer": answer,
         "reason": reason,
         "difference": ledger.describe_difference(difference, LEVEL) if difference else None,
         "level": LEVEL,
+        "notes": list(notes),
         "seeds": [run.seed for run, _ in pairs],
         "learning_rates": {
             "parent": confirmation.parent.experiment.optimizer.learning_rate,
@@ -172,7 +182,7 @@ def _decide(confirmation: Confirmation, difference: Difference, locked: Sequence
     low, high = difference.interval(1 - LEVEL)
     measured = f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
     limit, what = 0.0, "better"
-    if confirmation.evidence.word is Word.CHEAPER:
+    if confirmation.evidence.word in (Word.CHEAPER, Word.EQUIVALENT):
         limit, what = confirmation.evidence.margin, "equal, or better"
     where = "by fresh seeds alone, since no validation documents are left that no verdict has read"
     if locked:

@@ -1,9 +1,11 @@
 """A promoted variant is confirmed once, on seeds and documents that no verdict has read."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import fake_runs
+import jax
 import numpy as np
 import pytest
 
@@ -11,15 +13,16 @@ from jaxformer.ablation import confirmation
 from jaxformer.ablation.checks import Checked
 from jaxformer.ablation.comparison import BestRate, Comparison
 from jaxformer.ablation.confirmation import confirmation_jobs, plan_confirmation
-from jaxformer.ablation.earlier import EarlierRuns
+from jaxformer.ablation.earlier import EarlierRuns, describe_now, find_earlier
 from jaxformer.ablation.ledger import CONFIRMATION, read_ledger
 from jaxformer.ablation.records import write_record
-from jaxformer.ablation.study import Study
+from jaxformer.ablation.study import Study, resolve_study
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.commands import confirm
 from jaxformer.data.corpus import part_names
 from jaxformer.evaluation.validation import select_validation
 from jaxformer.experiment.resolution import load_experiment, resolve, with_overrides
+from jaxformer.host.files import write_json
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -122,11 +125,49 @@ def test_what_was_compared_at_its_best_rate_is_confirmed_at_that_of_each_arm(run
     assert abs(found["difference"]["mean"]) < 0.01
 
 
-@pytest.mark.parametrize(("margin", "answer"), [(0.05, "CONFIRMED"), (0.001, "NOT CONFIRMED")])
-def test_what_was_equal_within_the_margin_of_its_study_is_confirmed_within_that(runs, margin, answer):
-    promote(runs, "gated", {"model.activation": "swiglu"}, ("next",), word=Word.CHEAPER, margin=margin)
+@pytest.mark.parametrize("word", [Word.CHEAPER, Word.EQUIVALENT])
+def test_what_was_equal_within_the_margin_of_its_study_is_confirmed_within_that(runs, word, capsys):
     write_arms(runs, 0.01)
-    assert confirmation.confirm(plan_confirmation(resolve("next"), 5, runs), runs)["answer"] == answer
+    for margin, answer in ((0.05, "CONFIRMED"), (0.001, "NOT CONFIRMED")):
+        promote(runs, "gated", {"model.activation": "swiglu"}, ("next",), word=word, margin=margin)
+        assert confirm.main(["next"]) == 0 and f"next, gated: {answer}: " in capsys.readouterr().out
+
+
+def test_what_is_promoted_by_other_evidence_is_asked_again_and_the_line_tells_of_the_answer_before(runs, capsys):
+    write_arms(runs, 0.0)
+    assert confirm.main(["next"]) == 0
+    before = capsys.readouterr().out.splitlines()[-1]
+    promote(runs, "gated", {"model.activation": "swiglu"}, ("next",), word=Word.EQUIVALENT, margin=0.05)
+    assert confirm.main(["next"]) == 0
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert printed.startswith("next, gated: CONFIRMED: ") and "promoted by other evidence, it was NOT CON" in printed
+    assert confirm.main(["alias"]) == 0 and capsys.readouterr().out.startswith(before.replace("next", "alias"))
+    fake_runs.write_root(runs.parent / "experiments", optimizer__learning_rate=0.0077)
+    for name in ("next", "alias"):
+        assert confirm.main([name]) == 2
+        assert "has moved since runs/" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_runs_of_other_code_are_refused_and_the_options_that_the_refusal_names_are_there(runs, monkeypatch, capsys):
+    def check(study, folder, *, jobs, prepare, **options):
+        now = describe_now(resolve_study(study), jax.devices()[0].device_kind)
+        return Checked(dict.fromkeys(now, 9.0), find_earlier(jobs, now, **options))
+
+    monkeypatch.setattr(confirm, "check_study", check)
+    write_arms(runs, -0.05, seeds=2)
+    path = runs / "root" / "seed_1001" / "config.json"
+    record = json.loads(path.read_text())
+    write_json(path, {**record, "starts": [{**start, "code": "other"} for start in record["starts"]]})
+    assert confirm.main(["next", "--seeds=3", "--plan"]) == 2
+    advised = re.findall(r"--(?:retrain|allow=\w+)", capsys.readouterr().err)
+    assert advised == ["--retrain", "--allow=code"]
+    for option, noticed in zip(advised, ("1 to be kept aside", ""), strict=True):
+        assert confirm.main(["next", "--seeds=3", "--plan", option]) == 0
+        assert noticed in (error := capsys.readouterr().err) and bool(error) == bool(noticed)
+    assert confirm.main(["next", "--seeds=2"]) == 2 and "code: " in capsys.readouterr().err
+    assert confirm.main(["next", "--seeds=2", "--allow=code"]) == 0
+    (line,) = read_ledger(runs)
+    assert line["answer"] == "CONFIRMED" and any(note.startswith("allowed: code: ") for note in line["notes"])
 
 
 def test_siblings_are_confirmed_on_documents_that_neither_verdicts_nor_each_other_have_read(runs, monkeypatch):
