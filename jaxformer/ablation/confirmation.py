@@ -150,9 +150,7 @@ def confirm(confirmation: Confirmation, runs: Path, *, allow: Collection[str] = 
             "parent": confirmation.parent.experiment.optimizer.learning_rate,
             "variant": promoted.experiment.optimizer.learning_rate,
         },
-        "locked": {
-            one.name: {"data": one.shards.manifest.source_digest, "documents": one.documents.tolist()} for one in locked
-        },
+        "locked": {one.name: _describe_locked(one) for one in locked},
         "device_hours": sum(run.device_hours for run in parents),
         "evidence": confirmation.evidence.digest,
     }
@@ -256,12 +254,32 @@ def _locked_set(
         select_validation(shards, dataclasses.replace(options, validation_bytes=each), packing, name).documents
         for each in (0, size)
     )
-    ours = [one["documents"] for one in read if one["data"] == shards.manifest.source_digest]
-    known = np.intersect1d(np.concatenate([validating, *ours]), order).astype(np.int64)
+    ours = [one for one in read if one["data"] == shards.manifest.source_digest]
+    if all(one.get("drawn_from") == _drawn_from(shards) for one in ours):
+        lasts = np.isin(order, [validating[-1], *(one["last"] for one in ours)])
+        known = order[: np.flatnonzero(lasts)[-1] + 1]
+    else:  # In another order any of them may have been read.
+        known = order
     left = order[~np.isin(shards.sources[order], shards.sources[known])]
     chosen = left[: np.searchsorted(np.cumsum(shards.text_bytes[left]), size) + 1]
     plan = plan_rows(shards.tokens, dataclasses.replace(packing, method="best_fit"), seed=0, documents=chosen)
     return ValidationSet(name, shards, chosen, plan)
+
+
+def _drawn_from(shards: Shards) -> int:
+    """Returns the number of documents from which the order of validation is drawn; 0 where it is that of reading."""
+    return 0 if shards.manifest.budget else len(shards)
+
+
+def _describe_locked(one: ValidationSet) -> dict[str, str | int]:
+    """Returns what the ledger keeps of locked documents: the first and the last, in the order of validation."""
+    first, last = one.documents[[0, -1]].tolist()
+    return {
+        "data": one.shards.manifest.source_digest,
+        "drawn_from": _drawn_from(one.shards),
+        "first": first,
+        "last": last,
+    }
 
 
 def _texts(sets: Sequence[ValidationSet]) -> list[tuple]:

@@ -190,8 +190,10 @@ def test_siblings_are_confirmed_on_documents_that_neither_verdicts_nor_each_othe
     first, second = (line["locked"] for line in read_ledger(runs) if line["kind"] == CONFIRMATION)
     assert first.keys() == second.keys() == {each.name for each in corpora}
     for each in corpora:
-        ours, theirs = (locked[each.name]["documents"] for locked in (first, second))
-        assert ours and theirs and not {*ours} & {*theirs}
+        ours, theirs = (locked[each.name] for locked in (first, second))
+        order = np.random.default_rng(0).permutation(300).tolist()
+        places = [order.index(one[end]) for one in (ours, theirs) for end in ("first", "last")]
+        assert 0 < places[0] < places[1] < places[2] < places[3]
         assert first[each.name]["data"] == each.validation.manifest.source_digest
 
 
@@ -209,10 +211,12 @@ def fake_shards(budget, digest="digest"):
 def test_locked_documents_are_used_up_each_once_without_pieces_of_what_was_read(budget):
     shards, experiment = fake_shards(budget), load_experiment("baseline", {"evaluation.validation_bytes": "9000"})
     validating = select_validation(shards, experiment.evaluation, experiment.packing, "a").documents
-    read, sizes = [{"data": "of other text", "documents": list(range(300))}], []
-    while len(chosen := confirmation._locked_set(shards, experiment, "a", 9000, read).documents):
-        before = np.concatenate([validating, *(one["documents"] for one in read[1:])]).astype(int)
-        assert not np.isin(shards.sources[chosen], shards.sources[before]).any()
-        read.append({"data": "digest", "documents": chosen.tolist()})
+    read, sizes, before = [{"data": "of other text", "drawn_from": 300, "last": 7}], [], [validating]
+    while len(chosen := (found := confirmation._locked_set(shards, experiment, "a", 9000, read)).documents):
+        assert not np.isin(shards.sources[chosen], shards.sources[np.concatenate(before)]).any()
+        before.append(chosen)
+        read.append(json.loads(json.dumps(confirmation._describe_locked(found))))
         sizes.append(shards.text_bytes[chosen].sum())
     assert len(sizes) > 3 and all(9000 <= size < 9400 for size in sizes[:-1]) and sizes[-1] < 9400
+    in_another_order = [{**read[1], "drawn_from": 299}]
+    assert not len(confirmation._locked_set(shards, experiment, "a", 9000, in_another_order).documents)
