@@ -42,9 +42,12 @@ def test_the_newest_comparison_counts_and_one_of_another_parent_does_not(tmp_pat
     for age, (seeds, difference) in enumerate(((3, Difference(-0.1, 1e-3, 4.0)), (5, Difference(-0.2, 1e-6, 2.0)))):
         verdict = Verdict(Word.UNDECIDED, "")
         one = Comparison("gen1", "asked", verdict, 0.01, {}, seeds=tuple(range(seeds)), difference=difference)
-        for parent, newer in (("gen1", 0), ("root", 5)):
+        for parent, newer in (("root", 5), ("gen1", 0)):
             study = Study(parent=parent, variants=("asked", str(seeds)))
-            write_record(tmp_path, study, one._replace(parent=parent))
+            one = one._replace(parent=parent)
+            write_record(tmp_path, study, one)
             os.utime(tmp_path / "asked" / comparison_file(study), ns=(0, 10 + newer - age))
     expected = 0.05 / interim_level(3) * Difference(-0.1, 1e-3, 4.0).p_value_below
     assert other_questions(tmp_path, "gen1", ())["asked"] == pytest.approx(expected)
+    write_record(tmp_path, Study(parent="gen1", variants=("asked",)), one._replace(difference=None))
+    assert other_questions(tmp_path, "gen1", ())["asked"] == 1
