@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.ablation.another_process import in_another_process
-from jaxformer.ablation.earlier import EarlierRuns, check_earlier, describe_now
+from jaxformer.ablation.earlier import EarlierRuns, describe_now, find_earlier
 from jaxformer.ablation.study import (
     Study,
     ended_jobs,
@@ -118,18 +118,18 @@ def _check(
     retrain: bool,
     prepare: bool,
 ) -> Checked:
-    """Args: experiments: the first is that by whose speed others are estimated; jobs and ended: of `check_earlier`."""
+    """Args: experiments: the first is that by whose speed others are estimated; jobs and ended: of `find_earlier`."""
     parent = experiments[0]
     device = choose_device(parent.experiment.training.device)  # Before anything looks for devices.
     for one in experiments:
         check_earlier_runs(runs, one)
     check_files(experiments)
     now = describe_now(experiments, device.device_kind)
-    earlier = check_earlier(jobs, now, ended=ended, allow=allow, retrain=retrain)
+    earlier = find_earlier(jobs, now, ended=ended, allow=allow, retrain=retrain)
     if prepare:
         for name, digests in prepare_study(experiments, runs).items():
             now[name]["digests"] = digests
-        earlier = check_earlier(jobs, now, ended=ended, allow=allow, retrain=retrain)
+        earlier = find_earlier(jobs, now, ended=ended, allow=allow, retrain=retrain)
     is_known = mean_seconds(runs / parent.name) is not None
     seconds = estimate_seconds(experiments, runs, None if is_known else estimate_run_seconds(parent.experiment))
     return Checked(seconds, earlier)

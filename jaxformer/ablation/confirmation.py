@@ -9,7 +9,7 @@ that no verdict and no other confirmation has read, as many as validate runs (`e
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from jaxformer.ablation.outcome import NOISE, remember_noise
 from jaxformer.ablation.promotion import evidence_of
 from jaxformer.ablation.records import Record
 from jaxformer.ablation.verdict import Word
-from jaxformer.config import TrainingFailure, check_same, require
+from jaxformer.config import check_same, require
 from jaxformer.data.packing import plan_rows
 from jaxformer.data.shards import Shards
 from jaxformer.devices.options import fixed_options
@@ -45,9 +45,7 @@ from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.promoted import promoted_variant
 from jaxformer.experiment.resolution import with_overrides
 from jaxformer.host.console import progress_bar
-from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
-from jaxformer.jobs.queue import Queue
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.init_from import with_tokenizer
 from jaxformer.run.inputs import open_corpora, prepare_corpora
@@ -78,13 +76,17 @@ class Confirmation(NamedTuple):
 
 
 def find_answer(promoted: Resolved, runs: Path) -> ledger.Line | None:
-    """Returns the ledger's answer on a promoted variant, whatever it was named; None where there is none yet.
+    """Returns the ledger's answer on what was promoted by its evidence, whatever it was named; None if there is none.
 
     Raises:
-        UserError: it is not promoted.
+        UserError: it is not promoted, or it or an ancestor has moved since it was answered.
     """
-    variant, parent = promoted_variant(promoted).name, promoted.parents[0].name
-    return ledger.last_of(ledger.read_ledger(runs), ledger.CONFIRMATION, parent=parent, variant=variant)
+    names = {"parent": promoted.parents[0].name, "variant": promoted_variant(promoted).name}
+    lines, evidence = ledger.read_ledger(runs), promoted.lineage.evidence
+    answer = ledger.last_of(lines, ledger.CONFIRMATION, **names, evidence=evidence)
+    if answer:
+        check_earlier_runs(runs, promoted)
+    return answer
 
 
 def plan_confirmation(promoted: Resolved, seeds: int, runs: Path) -> Confirmation:
@@ -101,66 +103,54 @@ def plan_confirmation(promoted: Resolved, seeds: int, runs: Path) -> Confirmatio
     return Confirmation(promoted, parent, evidence, range(promoted.first_seed, promoted.first_seed + seeds))
 
 
-def make_jobs(confirmation: Confirmation, runs: Path, seconds: Mapping[str, float]) -> list[Job]:
-    """Returns the runs of both arms, seed by seed. Args: seconds: of a run of each experiment, estimated."""
+def confirmation_jobs(confirmation: Confirmation, runs: Path, seconds: Mapping[str, float] = {}) -> list[Job]:
+    """Returns the runs of both arms, seed by seed. Args: seconds: as of `make_jobs`."""
     arms, jobs = ((confirmation.promoted, confirmation.promoted), (confirmation.own_parent, confirmation.parent)), []
     for seed, (own, one) in itertools.product(confirmation.seeds, arms):
         name = own.name if one is own else f"{own.name} at {one.experiment.optimizer.learning_rate:.3g}"
-        jobs.append(make_job(one, seed, runs, seconds[own.name], name=name))
+        jobs.append(make_job(one, seed, runs, seconds.get(own.name, math.nan), name=name))
     return jobs
 
 
-def train(jobs: Sequence[Job], *, parallel: int = 1) -> None:
-    """Runs jobs, showing what they do.
-
-    Raises:
-        TrainingFailure: one ended otherwise than finished or by divergence.
-    """
-    board, statuses = Dashboard(), []
-    with Queue(jobs, parallel=parallel) as queue:
-        for statuses in queue.watch():
-            board.draw(statuses, parallel=parallel)
-    for status in statuses:
-        is_over = (status.job.workdir / "summary.json").exists() or has_diverged(status.job.workdir)
-        if not is_over:
-            raise TrainingFailure(f"{status.job} {status.state.value}: {status.note}; see {status.job.log}")
-
-
-def confirm(confirmation: Confirmation, runs: Path) -> ledger.Line:
+def confirm(confirmation: Confirmation, runs: Path, *, allow: Collection[str] = ()) -> ledger.Line:
     """Returns the answer, which is appended to the ledger: of all runs of both arms on the confirmation's seeds.
+
+    Args:
+        allow: as of `check_comparable`.
 
     Raises:
         UserError: the runs cannot be compared.
     """
     promoted, parent = confirmation.promoted, confirmation.own_parent
     parents, ours, failed = _collect(confirmation, runs)
-    pairs, difference, locked = paired_seeds(parents, ours), None, []
+    pairs, difference, locked, notes = paired_seeds(parents, ours), None, [], ()
     if failed:
         answer, reason = ledger.NOT_CONFIRMED, failed
     else:
         require(len(pairs) > 1, f"{promoted.name}: two seeds of both arms are needed, not {len(pairs)}")
         at_own_rate = [run_at_own_rate(run, parent.name, parent.experiment.optimizer.learning_rate) for run in parents]
-        flags, _ = check_comparable(at_own_rate, ours)
+        flags, notes = check_comparable(at_own_rate, ours, allow=allow)
         require(not flags, f"{promoted.name} cannot be compared with {parent.name}: {'; '.join(flags)}")
         difference, locked = _measure(confirmation, pairs, runs)
         answer, reason = _decide(confirmation, difference, locked)
+    names = {"parent": parent.name, "variant": confirmation.evidence.variant}
+    if before := ledger.last_of(ledger.read_ledger(runs), ledger.CONFIRMATION, **names):
+        reason += f"; promoted by other evidence, it was {before['answer']} ({before['time']})"
     line = {
         "kind": ledger.CONFIRMATION,
-        "parent": parent.name,
-        "variant": confirmation.evidence.variant,
+        **names,
         "name": promoted.name,
         "answer": answer,
         "reason": reason,
         "difference": ledger.describe_difference(difference, LEVEL) if difference else None,
         "level": LEVEL,
+        "notes": list(notes),
         "seeds": [run.seed for run, _ in pairs],
         "learning_rates": {
             "parent": confirmation.parent.experiment.optimizer.learning_rate,
             "variant": promoted.experiment.optimizer.learning_rate,
         },
-        "locked": {
-            one.name: {"data": one.shards.manifest.source_digest, "documents": one.documents.tolist()} for one in locked
-        },
+        "locked": {one.name: _describe_locked(one) for one in locked},
         "device_hours": sum(run.device_hours for run in parents),
         "evidence": confirmation.evidence.digest,
     }
@@ -190,7 +180,7 @@ def _decide(confirmation: Confirmation, difference: Difference, locked: Sequence
     low, high = difference.interval(1 - LEVEL)
     measured = f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
     limit, what = 0.0, "better"
-    if confirmation.evidence.word is Word.CHEAPER:
+    if confirmation.evidence.word in (Word.CHEAPER, Word.EQUIVALENT):
         limit, what = confirmation.evidence.margin, "equal, or better"
     where = "by fresh seeds alone, since no validation documents are left that no verdict has read"
     if locked:
@@ -264,12 +254,32 @@ def _locked_set(
         select_validation(shards, dataclasses.replace(options, validation_bytes=each), packing, name).documents
         for each in (0, size)
     )
-    ours = [one["documents"] for one in read if one["data"] == shards.manifest.source_digest]
-    known = np.intersect1d(np.concatenate([validating, *ours]), order).astype(np.int64)
+    ours = [one for one in read if one["data"] == shards.manifest.source_digest]
+    if all(one.get("drawn_from") == _drawn_from(shards) for one in ours):
+        lasts = np.isin(order, [validating[-1], *(one["last"] for one in ours)])
+        known = order[: np.flatnonzero(lasts)[-1] + 1]
+    else:  # In another order any of them may have been read.
+        known = order
     left = order[~np.isin(shards.sources[order], shards.sources[known])]
     chosen = left[: np.searchsorted(np.cumsum(shards.text_bytes[left]), size) + 1]
     plan = plan_rows(shards.tokens, dataclasses.replace(packing, method="best_fit"), seed=0, documents=chosen)
     return ValidationSet(name, shards, chosen, plan)
+
+
+def _drawn_from(shards: Shards) -> int:
+    """Returns the number of documents from which the order of validation is drawn; 0 where it is that of reading."""
+    return 0 if shards.manifest.budget else len(shards)
+
+
+def _describe_locked(one: ValidationSet) -> dict[str, str | int]:
+    """Returns what the ledger keeps of locked documents: the first and the last, in the order of validation."""
+    first, last = one.documents[[0, -1]].tolist()
+    return {
+        "data": one.shards.manifest.source_digest,
+        "drawn_from": _drawn_from(one.shards),
+        "first": first,
+        "last": last,
+    }
 
 
 def _texts(sets: Sequence[ValidationSet]) -> list[tuple]:

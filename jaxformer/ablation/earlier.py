@@ -29,7 +29,7 @@ class EarlierRuns(NamedTuple):
     """Finished, and evaluated by other code than would evaluate now."""
 
 
-def check_earlier(
+def find_earlier(
     jobs: Sequence[Job],
     now: Mapping[str, Mapping[str, Any]],
     *,

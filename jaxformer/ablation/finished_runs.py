@@ -132,14 +132,12 @@ class Runs(NamedTuple):
 
 def read_runs(runs: Path, experiment: str) -> Runs:
     """Returns the runs of an experiment, and which folders could not be read."""
-    folder, readable, finished, unreadable = runs / experiment, [], [], []
+    folders, readable, finished, unreadable = [], [], [], []
     try:
-        folders = [path for path in folder.iterdir() if _SEED.fullmatch(path.name)]
-    except FileNotFoundError:
-        folders = []
-    except OSError as error:
-        folders, unreadable = [], [f"{folder}: {error.strerror}"]
-    for workdir in sorted(folders, key=seed_of):
+        folders = seed_folders(runs / experiment)
+    except UserError as error:
+        unreadable.append(str(error))
+    for workdir in folders:
         try:
             if _is_finished(workdir):
                 finished.append(load_finished_run(workdir))
@@ -147,6 +145,20 @@ def read_runs(runs: Path, experiment: str) -> Runs:
         except UserError as error:
             unreadable.append(str(error))
     return Runs(readable, finished, tuple(unreadable))
+
+
+def seed_folders(folder: Path) -> list[Path]:
+    """Returns the run folders of an experiment by seed, given the folder of its runs; none where that is not there.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return sorted((path for path in folder.iterdir() if _SEED.fullmatch(path.name)), key=seed_of)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}") from error
 
 
 def seed_of(workdir: Path) -> int:
@@ -161,8 +173,26 @@ def has_diverged(workdir: Path) -> bool:
 
 def ended_seeds(folder: Path) -> list[int]:
     """Returns the seeds of an experiment, given by the folder of its runs, that have a result or are known to fail."""
-    found = [path for path in folder.glob("seed_*") if _SEED.fullmatch(path.name)]
-    return sorted(seed_of(path) for path in found if state_on_disk(path)[0] in OVER or has_diverged(path))
+    ended = (path for path in seed_folders(folder) if state_on_disk(path)[0] in OVER or has_diverged(path))
+    return [seed_of(path) for path in ended]
+
+
+def final_bits_per_byte(workdir: Path) -> float | None:
+    """Returns what a run came to, of its small files alone; infinite for one that diverged, None for one not over.
+
+    Raises:
+        UserError: they are damaged, or of another run.
+    """
+    if not _is_finished(workdir):
+        return math.inf if has_diverged(workdir) else None
+    _, summary = _read_record(workdir)
+    try:
+        path = evaluations_folder(workdir, int(summary["steps"])) / "validation.json"
+        bits = float(_require_evaluation(path)[BITS])
+        require(math.isfinite(bits), f"{path}: its bits per byte are not finite; {_evaluate_anew(path)}")
+        return bits
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"run folder {workdir}: damaged ({type(error).__name__}: {error}); train it anew") from error
 
 
 def _is_finished(workdir: Path) -> bool:
@@ -184,12 +214,7 @@ def load_finished_run(workdir: Path) -> FinishedRun:
     Raises:
         UserError: it is not finished, or its files are damaged.
     """
-    unfinished = f"run folder {workdir}: not finished; train it to its end"
-    record, summary = (require_json(workdir / name, unfinished, _TRAIN_ON) for name in (CONFIG, "summary.json"))
-    lacking = [name for name in _RECORDED if name not in record]
-    require(not lacking, f"run folder {workdir}: an older version made it, without {', '.join(lacking)}; train it anew")
-    is_ours = (workdir.parent.name, workdir.name) == (record["experiment"], f"seed_{record['seed']}")
-    require(is_ours, f"run folder {workdir}: it holds {record['experiment']}, seed {record['seed']}; move it back")
+    record, summary = _read_record(workdir)
     try:
         experiment = from_dict(Experiment, record["config"])
     except (TypeError, AttributeError, UserError) as error:
@@ -220,6 +245,17 @@ def load_finished_run(workdir: Path) -> FinishedRun:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"run folder {workdir}: damaged ({type(error).__name__}: {error}); train it anew") from error
+
+
+def _read_record(workdir: Path) -> tuple[dict, dict]:
+    """Returns `config.json` and `summary.json` of a finished run; raises `UserError` unless they are its own."""
+    unfinished = f"run folder {workdir}: not finished; train it to its end"
+    record, summary = (require_json(workdir / name, unfinished, _TRAIN_ON) for name in (CONFIG, "summary.json"))
+    lacking = [name for name in _RECORDED if name not in record]
+    require(not lacking, f"run folder {workdir}: an older version made it, without {', '.join(lacking)}; train it anew")
+    is_ours = (workdir.parent.name, workdir.name) == (record["experiment"], f"seed_{record['seed']}")
+    require(is_ours, f"run folder {workdir}: it holds {record['experiment']}, seed {record['seed']}; move it back")
+    return record, summary
 
 
 def _check_shape(record: dict, summary: dict) -> None:
@@ -261,9 +297,13 @@ def _evaluate_anew(path: Path) -> str:
     return f"`jaxformer evaluate --workdir={shell_word(path.parents[2])}` makes it anew"
 
 
+def _require_evaluation(path: Path) -> dict:
+    return require_json(path, f"{path}: missing; {_evaluate_anew(path)}", _evaluate_anew(path))
+
+
 def _read_validation(folder: Path) -> dict[str, Documents]:
     path = folder / "validation.json"
-    record = require_json(path, f"{path}: missing; {_evaluate_anew(path)}", _evaluate_anew(path))
+    record = _require_evaluation(path)
     rows = _read_lines(path.with_suffix(".documents.jsonl"))
     validation = {}
     for name, corpus in record["corpora"].items():

@@ -1,12 +1,15 @@
-"""A run of an experiment, as a job of a queue."""
+"""A run of an experiment, as a job of a queue, and a queue of such jobs that must all have a result."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxformer.config import require
+from jaxformer.ablation.finished_runs import has_diverged
+from jaxformer.config import TrainingFailure, require
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.paths import typed
+from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
+from jaxformer.jobs.queue import Queue, State
 
 # In the name of an experiment whose fields were set on the command line: what it is without stands before.
 AD_HOC = "~"
@@ -46,3 +49,18 @@ def make_job(
 def experiment_of(job: Job) -> str:
     """Returns the name of the experiment of a job, without the mark of fields that its command line sets."""
     return job.workdir.parent.name.partition(AD_HOC)[0]
+
+
+def run_to_results(jobs: Sequence[Job], *, parallel: int = 1) -> None:
+    """Runs jobs, showing what they do.
+
+    Raises:
+        TrainingFailure: one ended otherwise than finished or by divergence.
+    """
+    board, statuses = Dashboard(), []
+    with Queue(jobs, parallel=parallel) as queue:
+        for statuses in queue.watch():
+            board.draw(statuses, parallel=parallel)
+    for status in statuses:
+        if status.state is not State.FINISHED and not has_diverged(status.job.workdir):
+            raise TrainingFailure(f"{status.job} {status.state.value}: {status.note}; see {status.job.log}")

@@ -138,7 +138,7 @@ def _part(kept: Kept, removal: Comparison | None, runs: Path) -> Part:
 
 
 def _when_kept(kept: Kept, runs: Path) -> Difference | None:
-    """Returns the difference that a change was kept by: that of the evidence, else of the comparison of most seeds."""
+    """Returns the difference that a change was kept by: that of the evidence, else of the newest comparison."""
     folder, parent = runs / kept.judged.name, kept.judged.parents[0].name
     found = [find_evidence(folder, kept.promoted.lineage.evidence), *read_records(folder)[::-1]]
     return next((one.difference for one in found if one and one.parent == parent and one.difference), None)

@@ -31,32 +31,31 @@ PROMOTABLE = (Word.KEEP, Word.CHEAPER)
 
 
 def find_comparison(runs: Path, variant: str, *, parent: str = "", study: Study | None = None) -> Record:
-    """Returns the comparison of a variant: of a study, else of all studies that of the most seeds.
+    """Returns the newest comparison of a variant, which must be a study's where one is given.
 
     Args:
         variant: its name; that of its parent may be left out where a single one was compared.
         parent: that it was compared with, or that of the study; '' for any.
 
     Raises:
-        UserError: there is none, or there are several and they disagree.
+        UserError: there is none, several parents have such a variant, or another study has judged it since.
     """
     require(bool(variant) and "/" not in variant, f"variant {variant!r}: give its name, as the study has it")
     parent = study.parent if study else parent
     folders = [runs / variant, *sorted(runs.glob(f"{variant}{OF}*"))]
-    pattern = comparison_file(study) if study else "comparison_*.json"
-    found = [one for folder in folders for one in read_records(folder, pattern)]
+    found = [one for folder in folders for one in read_records(folder)]
     found = [one for one in found if parent in ("", one.parent, one.study_parent)]
     of = f" of {parent}" * bool(parent)
     require(bool(found), f"{runs}: no study{of} has judged {variant}; `jaxformer ablate` does")
     names = sorted({one.variant for one in found})
     require(len(names) == 1, f"{variant} was judged as {' and '.join(names)}; name one of them")
-    latest = [one for one in found if len(one.seeds) == len(found[-1].seeds)]
-    words = dict.fromkeys(one.word.value for one in latest)
+    last = found[-1]
     require(
-        len(words) == 1,
-        f"studies disagree on {names[0]}: {' and '.join(words)}; name one by --study, or by --parent and --variants",
+        study is None or last.path.name == comparison_file(study),
+        f"another study than this one judged {names[0]} last: {last.word.value}: {last.reason}; `jaxformer report` of "
+        "this one judges it anew, or name no study to take that",
     )
-    return latest[-1]
+    return last
 
 
 class Promotion(NamedTuple):

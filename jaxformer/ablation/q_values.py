@@ -59,8 +59,7 @@ def _p_value(one: Comparison) -> float:
 def other_questions(runs: Path, parent: str, names: Collection[str], *, leaves_out: bool = False) -> dict[str, float]:
     """Returns, by name, the p-value of an improvement of each other question that was asked of a parent.
 
-    By the comparison that is kept beside its runs, of several that of the most seeds and of those the last; 1 for one
-    that was trained and never compared.
+    By the newest comparison that is kept beside its runs; 1 for one that was trained and never compared.
 
     Args:
         runs: the folder of all run folders.
@@ -84,6 +83,6 @@ def other_questions(runs: Path, parent: str, names: Collection[str], *, leaves_o
 
 def _recorded_p_value(folder: Path, parent: str) -> float:
     """Returns the p-value of an improvement by the comparison with a parent that is kept in a folder; else 1."""
-    ours = [one for one in read_records(folder) if one.parent == parent and one.difference]
+    ours = [one for one in read_records(folder) if one.parent == parent]
     last = ours[-1].difference if ours else None
     return p_value_of_improvement(last.p_value_below, len(ours[-1].seeds)) if last and last.seeds_counted else 1.0

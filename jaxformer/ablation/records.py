@@ -16,7 +16,7 @@ from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.host.console import print_notice
-from jaxformer.host.files import write_json, write_whole
+from jaxformer.host.files import write_whole
 from jaxformer.statistics.paired_difference import Difference
 
 
@@ -59,44 +59,45 @@ def comparison_file(study: Study) -> str:
 
 def write_record(runs: Path, study: Study, comparison: Comparison) -> str:
     """Writes a comparison beside its variant's runs; returns the digest of the file, '' if it could not be written."""
-    path = runs / comparison.variant / comparison_file(study)
     of = {"parent": study.parent, "variants": study.variants}
-    write_or_notice(path, to_json({"study": of, **comparison._asdict()}))
-    return _digest(path)
+    values = to_json({"study": of, **comparison._asdict()})
+    return write_or_notice(runs / comparison.variant / comparison_file(study), values)
 
 
-def write_or_notice(path: Path, values: dict) -> None:
-    """Writes a JSON file beside the runs; where that cannot be done, a line says so."""
+def write_or_notice(path: Path, values: dict) -> str:
+    """Writes a JSON file beside the runs; returns its digest, or '' where a line says that it cannot be written."""
+    content = (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
     try:
-        write_json(path, values)
+        write_whole(path, content)
     except OSError as error:
         print_notice(f"{path}: {error.strerror}; it is not kept, and the report is made without")
-
-
-def _digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
         return ""
+    return hashlib.sha256(content).hexdigest()
 
 
-def read_records(folder: Path, pattern: str = "comparison_*.json") -> list[Record]:
-    """Returns the records in the folder of a variant's runs, by the number of seeds, and those of as many by age.
+def read_records(folder: Path) -> list[Record]:
+    """Returns the comparisons in the folder of a variant's runs, the newest last; one that is damaged is left out.
 
-    One that is damaged is named and left out.
-
-    Args:
-        pattern: of the names of their files.
+    Of several with the same parent the newest counts, as of the ledger's verdicts the last: it was made of the runs
+    that are there now, and an older one of more seeds perhaps of runs that are not.
     """
-    found = []
-    for path in folder.glob(pattern):
-        try:
-            record = _parse(path, path.read_bytes())
-            found.append((len(record.seeds), path.stat().st_mtime_ns, record))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            advice = "`jaxformer report` of the study writes it again"
-            print_notice(f"{path}: damaged ({type(error).__name__}: {error}), and left out; {advice}")
+    advice, found = "`jaxformer report` of the study writes it again", []
+    for path in folder.glob("comparison_*.json"):
+        if record := _read(path, advice):
+            found.append((path.stat().st_mtime_ns, path.name, record))
     return [record for *_, record in sorted(found, key=lambda each: each[:2])]
+
+
+def _read(path: Path, advice: str, digest: str = "") -> Record | None:
+    """Returns what a file holds, of a digest if one is given; None where it does not, with a line and what to do."""
+    try:
+        record = _parse(path, path.read_bytes())
+        if digest not in ("", record.digest):
+            raise ValueError("its digest is another")
+        return record
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        print_notice(f"{path}: damaged ({type(error).__name__}: {error}), and left out; {advice}")
+        return None
 
 
 def _parse(path: Path, content: bytes) -> Record:
@@ -137,13 +138,19 @@ def _number(value: float | None) -> float:
 
 def keep_evidence(record: Record) -> None:
     """Copies a record to where no study writes it anew."""
-    write_whole(record.path.with_name(f"evidence_{record.digest[:8]}.json"), record.path.read_bytes())
+    write_whole(_evidence(record.path.parent, record.digest), record.path.read_bytes())
 
 
 def find_evidence(folder: Path, digest: str) -> Record | None:
     """Returns the record in the folder of a variant's runs that has a digest; None where it is gone."""
-    records = [*read_records(folder, "evidence_*.json"), *read_records(folder)]
-    return next((record for record in records if record.digest == digest), None)
+    path = _evidence(folder, digest)
+    advice = "put it back from a copy: nothing makes it anew"
+    kept = _read(path, advice, digest) if path.exists() else None
+    return kept or next((record for record in read_records(folder) if record.digest == digest), None)
+
+
+def _evidence(folder: Path, digest: str) -> Path:
+    return folder / f"evidence_{digest[:8]}.json"
 
 
 def to_json(value):

@@ -15,15 +15,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.finished_runs import FinishedRun, ended_seeds, has_diverged, read_runs, seed_of
-from jaxformer.ablation.jobs import make_job
-from jaxformer.config import TrainingFailure, require
+from jaxformer.ablation.finished_runs import (
+    FinishedRun,
+    ended_seeds,
+    final_bits_per_byte,
+    has_diverged,
+    read_runs,
+    seed_folders,
+    seed_of,
+)
+from jaxformer.ablation.jobs import make_job, run_to_results
+from jaxformer.config import require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.resolution import resolve, with_overrides
-from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
-from jaxformer.jobs.queue import Queue
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.statistics.optimum import Parabola, fit_parabola, interpolation_weights
 
@@ -191,16 +197,21 @@ class RateSearch(NamedTuple):
         return {trial: run for trial, run in trials.items() if 0 <= trial[1] < seeds}, unreadable
 
     def trials(self, seeds: int) -> dict[tuple[float, int], float]:
-        """Returns the bits per byte of the trials of the first seeds that are over, from earlier ones too.
+        """Returns the bits per byte of the trials of the first seeds that are over, infinite for those that diverged.
 
         Raises:
-            UserError: a run cannot be read, or belongs to what the experiment no longer is.
+            UserError: a run is damaged, or belongs to what the experiment no longer is.
         """
-        runs, unreadable = self.read(seeds)
-        require(not unreadable, "; ".join(unreadable))
-        for octave in {octave for octave, _ in runs}:
-            check_earlier_runs(self.runs, at_octave(self.own, octave))
-        return bits_of(runs)
+        found = {}
+        for octave in _OCTAVES:
+            one = at_octave(self.own, octave)
+            folders = {seed_of(folder) - self.first_seed: folder for folder in seed_folders(self.runs / one.name)}
+            over = {seed: final_bits_per_byte(folder) for seed, folder in folders.items() if 0 <= seed < seeds}
+            ours = {(octave, seed): bits for seed, bits in over.items() if bits is not None}
+            if ours:
+                check_earlier_runs(self.runs, one)
+            found |= ours
+        return found
 
     def ended_jobs(self, seeds: Collection[int]) -> list[Job]:
         """Returns the runs at any of the rates that have a result, of some seeds."""
@@ -240,14 +251,6 @@ def tune(search: RateSearch, seeds: int, seconds: float, *, parallel: int = 1) -
         TrainingFailure: a run ended otherwise than by divergence.
         UserError: as of `fit`.
     """
-    board, trials = Dashboard(), search.trials(seeds)
-    while missing := missing_runs(trials, seeds):
-        jobs, statuses = [search.job(octave, seed, seconds) for octave, seed in missing], []
-        with Queue(jobs, parallel=parallel) as queue:
-            for statuses in queue.watch():
-                board.draw(statuses, parallel=parallel)
-        trials = search.trials(seeds)
-        for trial, status in zip(missing, statuses, strict=True):
-            if trial not in trials:
-                raise TrainingFailure(f"{status.job} {status.state.value}: {status.note}; see {status.job.log}")
+    while missing := missing_runs(trials := search.trials(seeds), seeds):
+        run_to_results([search.job(octave, seed, seconds) for octave, seed in missing], parallel=parallel)
     return fit(search.own.name, search.own.experiment.optimizer.learning_rate, trials, seeds)

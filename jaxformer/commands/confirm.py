@@ -5,21 +5,21 @@ too. Validates both on documents that no verdict has read, and answers whether t
 RUNS/decisions.jsonl, and later calls print it again. The same command resumes what was stopped.
 """
 
-import collections
 import sys
-from pathlib import Path
 
-from jaxformer.ablation.again import make_again
+from jaxformer.ablation.again import describe_again, make_again
 from jaxformer.ablation.checks import check_study
-from jaxformer.ablation.confirmation import confirm, find_answer, make_jobs, plan_confirmation, train
+from jaxformer.ablation.command_line import add_run_options
+from jaxformer.ablation.comparability import parse_allowed
+from jaxformer.ablation.confirmation import confirm, confirmation_jobs, find_answer, plan_confirmation
+from jaxformer.ablation.jobs import run_to_results
 from jaxformer.ablation.run_study import print_study_plan
 from jaxformer.ablation.study import Jobs, Study
 from jaxformer.config import require
 from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import print_line
+from jaxformer.host.console import print_line, print_notice
 from jaxformer.host.docstrings import docstring
-from jaxformer.host.paths import local_path
 
 
 @command
@@ -31,28 +31,29 @@ def main(arguments: list[str]) -> int:
     add("--seeds", type=int, default=5, metavar="N", help="seeds of each arm (default: 5)")
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     add("--plan", action="store_true", help="print the runs that are left and what they cost, and exit")
+    add("--retrain", action="store_true", help="set runs of other code, data or versions aside, and train them again")
     add("--price", type=float, metavar="PRICE", help="price of a device hour: costs are printed in money too")
-    add(
-        "--runs", type=local_path, default=Path("runs"), metavar="DIR", help="folder of all run folders (default: runs)"
-    )
+    add_run_options(parser)
     options = parser.parse_args(arguments)
     require(2 <= options.seeds <= 100, f"--seeds ({options.seeds}) must lie in [2, 100]")
     require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
-    promoted = resolve(options.experiment)
+    allow, promoted = parse_allowed(options.allow), resolve(options.experiment)
     line, when = find_answer(promoted, options.runs), ""
     if line:
         when = f" (answered {line['time']}, once)"
     else:
         confirmation = plan_confirmation(promoted, options.seeds, options.runs)
         study = Study(parent=confirmation.own_parent.name, variants=(promoted.name,))
-        jobs = make_jobs(confirmation, options.runs, collections.defaultdict(float))
-        checked = check_study(study, options.runs, jobs=jobs, prepare=not options.plan)
-        jobs = make_jobs(confirmation, options.runs, checked.seconds)
+        jobs = confirmation_jobs(confirmation, options.runs)
+        checks = {"allow": allow, "retrain": options.retrain, "prepare": not options.plan}
+        checked = check_study(study, options.runs, jobs=jobs, **checks)
+        jobs = confirmation_jobs(confirmation, options.runs, checked.seconds)
         print_study_plan(Jobs(jobs, []), options.parallel, options.price)
         if options.plan:
+            print_notice(describe_again(checked.earlier))
             return 0
         make_again(checked.earlier)
-        train(jobs, parallel=options.parallel)
-        line = confirm(confirmation, options.runs)
+        run_to_results(jobs, parallel=options.parallel)
+        line = confirm(confirmation, options.runs, allow=allow)
     print_line(f"{promoted.name}, {line['variant']}: {line['answer']}: {line['reason']}{when}")
     return 0

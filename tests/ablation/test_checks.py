@@ -10,7 +10,7 @@ import pytest
 
 from jaxformer.ablation import checks
 from jaxformer.ablation.again import evaluate_again, make_again
-from jaxformer.ablation.earlier import EarlierRuns, check_earlier, describe_now
+from jaxformer.ablation.earlier import EarlierRuns, describe_now, find_earlier
 from jaxformer.ablation.finished_runs import load_finished_run
 from jaxformer.ablation.study import Study, ended_jobs, make_jobs, resolve_study
 from jaxformer.commands import ablate, tune
@@ -59,7 +59,7 @@ def change_start(folder, *, seed=1, **changes):
 def earlier(folder, **options):
     resolved = resolve_study(STUDY)
     jobs = make_jobs(STUDY, folder / "runs", dict.fromkeys(("root", "normed"), 9.0)).now
-    return check_earlier(jobs, describe_now(resolved, DEVICE), **options)
+    return find_earlier(jobs, describe_now(resolved, DEVICE), **options)
 
 
 def contents(folder):
@@ -107,11 +107,11 @@ def test_seeds_behind_those_of_the_study_are_checked_too_since_the_verdict_reads
     change_start(folder, seed=2, code="other")
     fake_runs.write_diverged(runs, resolve("normed"), 2)
     jobs, now = make_jobs(few, runs).now, describe_now(resolve_study(few), DEVICE)
-    assert check_earlier(jobs, now, ended=ended_jobs(few, runs)).trained_otherwise == [], "nothing is to start"
+    assert find_earlier(jobs, now, ended=ended_jobs(few, runs)).trained_otherwise == [], "nothing is to start"
     shutil.rmtree(runs / "normed" / "seed_1")
     with pytest.raises(UserError, match="root seed 2, normed seed 2: trained with other code"):
-        check_earlier(jobs, now, ended=ended_jobs(few, runs))
-    found = check_earlier(jobs, now, ended=ended_jobs(few, runs), retrain=True)
+        find_earlier(jobs, now, ended=ended_jobs(few, runs))
+    found = find_earlier(jobs, now, ended=ended_jobs(few, runs), retrain=True)
     assert found.trained_otherwise == [runs / name / "seed_2" for name in ("root", "normed")]
 
 
@@ -122,7 +122,7 @@ def test_data_that_moved_cannot_be_allowed(folder):
     with pytest.raises(
         UserError, match=r"root seed 0, root seed 1, root seed 2: trained with other data \(corpus.0, tokenizer\)"
     ) as e:
-        check_earlier(jobs, now)
+        find_earlier(jobs, now)
     assert "--allow" not in str(e.value)
 
 

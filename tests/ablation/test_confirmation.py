@@ -1,25 +1,28 @@
 """A promoted variant is confirmed once, on seeds and documents that no verdict has read."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import fake_runs
+import jax
 import numpy as np
 import pytest
 
 from jaxformer.ablation import confirmation
 from jaxformer.ablation.checks import Checked
 from jaxformer.ablation.comparison import BestRate, Comparison
-from jaxformer.ablation.confirmation import make_jobs, plan_confirmation
-from jaxformer.ablation.earlier import EarlierRuns
+from jaxformer.ablation.confirmation import confirmation_jobs, plan_confirmation
+from jaxformer.ablation.earlier import EarlierRuns, describe_now, find_earlier
 from jaxformer.ablation.ledger import CONFIRMATION, read_ledger
 from jaxformer.ablation.records import write_record
-from jaxformer.ablation.study import Study
+from jaxformer.ablation.study import Study, resolve_study
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.commands import confirm
 from jaxformer.data.corpus import part_names
 from jaxformer.evaluation.validation import select_validation
 from jaxformer.experiment.resolution import load_experiment, resolve, with_overrides
+from jaxformer.host.files import write_json
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -108,7 +111,7 @@ def test_what_was_compared_at_its_best_rate_is_confirmed_at_that_of_each_arm(run
     promote(runs, "gated", {"model.activation": "swiglu"}, ("next",), rates=rates, tuned=tuned)
     at_best = with_overrides(resolve("root"), {RATE: repr(2 * own)})
     planned = plan_confirmation(resolve("next"), 3, runs)
-    jobs = make_jobs(planned, runs, {"root": 1.0, "next": 2.0})
+    jobs = confirmation_jobs(planned, runs, {"root": 1.0, "next": 2.0})
     assert [job.workdir for job in jobs[:2]] == [runs / "next/seed_1000", runs / at_best.name / "seed_1000"]
     assert str(jobs[1]) == f"root at {2 * own:.3g} seed 1000"
     assert jobs[1].arguments[-1] == f"--{RATE}={2 * own!r}"
@@ -122,11 +125,49 @@ def test_what_was_compared_at_its_best_rate_is_confirmed_at_that_of_each_arm(run
     assert abs(found["difference"]["mean"]) < 0.01
 
 
-@pytest.mark.parametrize(("margin", "answer"), [(0.05, "CONFIRMED"), (0.001, "NOT CONFIRMED")])
-def test_what_was_equal_within_the_margin_of_its_study_is_confirmed_within_that(runs, margin, answer):
-    promote(runs, "gated", {"model.activation": "swiglu"}, ("next",), word=Word.CHEAPER, margin=margin)
+@pytest.mark.parametrize("word", [Word.CHEAPER, Word.EQUIVALENT])
+def test_what_was_equal_within_the_margin_of_its_study_is_confirmed_within_that(runs, word, capsys):
     write_arms(runs, 0.01)
-    assert confirmation.confirm(plan_confirmation(resolve("next"), 5, runs), runs)["answer"] == answer
+    for margin, answer in ((0.05, "CONFIRMED"), (0.001, "NOT CONFIRMED")):
+        promote(runs, "gated", {"model.activation": "swiglu"}, ("next",), word=word, margin=margin)
+        assert confirm.main(["next"]) == 0 and f"next, gated: {answer}: " in capsys.readouterr().out
+
+
+def test_what_is_promoted_by_other_evidence_is_asked_again_and_the_line_tells_of_the_answer_before(runs, capsys):
+    write_arms(runs, 0.0)
+    assert confirm.main(["next"]) == 0
+    before = capsys.readouterr().out.splitlines()[-1]
+    promote(runs, "gated", {"model.activation": "swiglu"}, ("next",), word=Word.EQUIVALENT, margin=0.05)
+    assert confirm.main(["next"]) == 0
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert printed.startswith("next, gated: CONFIRMED: ") and "promoted by other evidence, it was NOT CON" in printed
+    assert confirm.main(["alias"]) == 0 and capsys.readouterr().out.startswith(before.replace("next", "alias"))
+    fake_runs.write_root(runs.parent / "experiments", optimizer__learning_rate=0.0077)
+    for name in ("next", "alias"):
+        assert confirm.main([name]) == 2
+        assert "has moved since runs/" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_runs_of_other_code_are_refused_and_the_options_that_the_refusal_names_are_there(runs, monkeypatch, capsys):
+    def check(study, folder, *, jobs, prepare, **options):
+        now = describe_now(resolve_study(study), jax.devices()[0].device_kind)
+        return Checked(dict.fromkeys(now, 9.0), find_earlier(jobs, now, **options))
+
+    monkeypatch.setattr(confirm, "check_study", check)
+    write_arms(runs, -0.05, seeds=2)
+    path = runs / "root" / "seed_1001" / "config.json"
+    record = json.loads(path.read_text())
+    write_json(path, {**record, "starts": [{**start, "code": "other"} for start in record["starts"]]})
+    assert confirm.main(["next", "--seeds=3", "--plan"]) == 2
+    advised = re.findall(r"--(?:retrain|allow=\w+)", capsys.readouterr().err)
+    assert advised == ["--retrain", "--allow=code"]
+    for option, noticed in zip(advised, ("1 to be kept aside", ""), strict=True):
+        assert confirm.main(["next", "--seeds=3", "--plan", option]) == 0
+        assert noticed in (error := capsys.readouterr().err) and bool(error) == bool(noticed)
+    assert confirm.main(["next", "--seeds=2"]) == 2 and "code: " in capsys.readouterr().err
+    assert confirm.main(["next", "--seeds=2", "--allow=code"]) == 0
+    (line,) = read_ledger(runs)
+    assert line["answer"] == "CONFIRMED" and any(note.startswith("allowed: code: ") for note in line["notes"])
 
 
 def test_siblings_are_confirmed_on_documents_that_neither_verdicts_nor_each_other_have_read(runs, monkeypatch):
@@ -149,8 +190,10 @@ def test_siblings_are_confirmed_on_documents_that_neither_verdicts_nor_each_othe
     first, second = (line["locked"] for line in read_ledger(runs) if line["kind"] == CONFIRMATION)
     assert first.keys() == second.keys() == {each.name for each in corpora}
     for each in corpora:
-        ours, theirs = (locked[each.name]["documents"] for locked in (first, second))
-        assert ours and theirs and not {*ours} & {*theirs}
+        ours, theirs = (locked[each.name] for locked in (first, second))
+        order = np.random.default_rng(0).permutation(300).tolist()
+        places = [order.index(one[end]) for one in (ours, theirs) for end in ("first", "last")]
+        assert 0 < places[0] < places[1] < places[2] < places[3]
         assert first[each.name]["data"] == each.validation.manifest.source_digest
 
 
@@ -168,10 +211,12 @@ def fake_shards(budget, digest="digest"):
 def test_locked_documents_are_used_up_each_once_without_pieces_of_what_was_read(budget):
     shards, experiment = fake_shards(budget), load_experiment("baseline", {"evaluation.validation_bytes": "9000"})
     validating = select_validation(shards, experiment.evaluation, experiment.packing, "a").documents
-    read, sizes = [{"data": "of other text", "documents": list(range(300))}], []
-    while len(chosen := confirmation._locked_set(shards, experiment, "a", 9000, read).documents):
-        before = np.concatenate([validating, *(one["documents"] for one in read[1:])]).astype(int)
-        assert not np.isin(shards.sources[chosen], shards.sources[before]).any()
-        read.append({"data": "digest", "documents": chosen.tolist()})
+    read, sizes, before = [{"data": "of other text", "drawn_from": 300, "last": 7}], [], [validating]
+    while len(chosen := (found := confirmation._locked_set(shards, experiment, "a", 9000, read)).documents):
+        assert not np.isin(shards.sources[chosen], shards.sources[np.concatenate(before)]).any()
+        before.append(chosen)
+        read.append(json.loads(json.dumps(confirmation._describe_locked(found))))
         sizes.append(shards.text_bytes[chosen].sum())
     assert len(sizes) > 3 and all(9000 <= size < 9400 for size in sizes[:-1]) and sizes[-1] < 9400
+    in_another_order = [{**read[1], "drawn_from": 299}]
+    assert not len(confirmation._locked_set(shards, experiment, "a", 9000, in_another_order).documents)

@@ -1,18 +1,24 @@
 """A kept change becomes the next parent, once, with its evidence; what was not kept does so by hand alone."""
 
+import errno
 import json
+import os
+import shutil
 
 import fake_runs
 import pytest
 
+from jaxformer.ablation import records
 from jaxformer.ablation.confirmation import plan_confirmation
-from jaxformer.ablation.judge import judge
+from jaxformer.ablation.judge import STATUS, judge
 from jaxformer.ablation.ledger import PROMOTION, VERDICT, append, read_ledger
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.promotion import find_comparison, promote
+from jaxformer.ablation.q_values import other_questions
 from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import Study, resolve_study
 from jaxformer.ablation.verdict import Word
+from jaxformer.commands import judge as judge_command
 from jaxformer.commands.promote import main
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import science
@@ -137,20 +143,48 @@ def test_a_variant_that_moved_since_it_was_judged_is_not_promoted(runs):
         path.write_text(before)
 
 
-def test_studies_that_disagree_are_told_apart_by_name(runs, capsys):
+def test_the_newest_comparison_counts_whatever_seeds_it_has_and_a_study_by_name_must_be_the_newest(runs, capsys):
     path = runs / "gated" / comparison_file(STUDY)
     other = runs / "gated" / "comparison_00000000.json"
-    record = json.loads(path.read_text())
-    other.write_text(json.dumps({**record, "verdict": {**record["verdict"], "word": "UNDECIDED"}}))
-    with pytest.raises(UserError, match=r"studies disagree on gated: .*; name one by --study"):
-        find_comparison(runs, "gated")
-    assert find_comparison(runs, "gated", study=STUDY).word is Word.KEEP
-    other.write_text(json.dumps({**record, "seeds": [0]}))
-    assert find_comparison(runs, "gated").path == path, "that of the most seeds"
+    record, content = json.loads(path.read_text()), path.read_bytes()
+    other.write_text(json.dumps({**record, "verdict": {**record["verdict"], "word": "UNDECIDED"}, "seeds": [0]}))
+    assert find_comparison(runs, "gated").word is Word.UNDECIDED
+    assert main(["gated", "--parent=root", "--variants=gated,normed"]) == 2
+    assert "another study than this one judged gated last: UNDECIDED: " in capsys.readouterr().err
+    path.write_bytes(content)
+    assert find_comparison(runs, "gated", study=STUDY) == find_comparison(runs, "gated")
     other.write_text("{")
     assert find_comparison(runs, "gated").path == path
     assert "comparison_00000000.json: damaged (" in (error := capsys.readouterr().err) and error.count("\n") == 1
     other.unlink()
+
+
+def test_a_verdict_on_runs_that_were_replaced_neither_promotes_nor_counts_beside_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+    fake_runs.write_root(tmp_path / "experiments")
+    fake_runs.write_variant(tmp_path / "experiments", "gated", {"model.activation": "swiglu"})
+    fake_runs.write_study(runs, ("root", "gated"), effects={"gated": -0.05}, seeds=5, tasks=())
+    judge_study(Study(parent="root", variants=("gated", "normed")), runs)
+    for seed in range(5):
+        shutil.rmtree(runs / "gated" / f"seed_{seed}")
+    fake_runs.write_study(runs, ("gated",), effects={"gated": 0.05}, tasks=())
+    assert judge_command.main(["root", "gated"]) == STATUS[Word.REVERT]
+    assert main(["gated"]) == 2 and "gated is not promoted: REVERT: " in capsys.readouterr().err
+    assert other_questions(runs, "root", ())["gated"] > 0.5
+
+
+def test_what_the_disk_does_not_take_is_no_evidence_of_a_verdict(runs, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path, lines = runs / "gated" / comparison_file(STUDY), read_ledger(runs)
+    before = path.read_bytes()
+    append(runs, {**lines[0], "verdict": "UNDECIDED"})
+    monkeypatch.setattr(records, "write_whole", refuse)
+    judge_study(STUDY, runs)
+    assert read_ledger(runs)[-1]["comparison"] == "" and path.read_bytes() == before
+    assert f"{path}: No space left on device; it is not kept" in capsys.readouterr().err
 
 
 def test_a_verdict_is_appended_where_it_is_new(runs):

@@ -1,10 +1,12 @@
 """What counts in a q-value: all questions about a parent that have a finished run, and nothing twice."""
 
+import os
+
 import pytest
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.q_values import other_questions
-from jaxformer.ablation.records import write_record
+from jaxformer.ablation.records import comparison_file, write_record
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.host.files import write_json
@@ -35,14 +37,17 @@ def test_each_question_about_a_parent_counts_once_and_removals_among_their_like(
     assert other_questions(tmp_path, "gen1", (), leaves_out=True) == {"gen1_without_wsd": 1}
 
 
-def test_the_comparison_of_most_seeds_counts_and_one_of_another_parent_does_not(tmp_path):
+def test_the_newest_comparison_counts_and_one_of_another_parent_does_not(tmp_path):
     add(tmp_path, "asked")
-    for seeds, difference in ((3, Difference(-0.2, 1e-6, 2.0)), (5, Difference(-0.1, 1e-3, 4.0))):
+    for age, (seeds, difference) in enumerate(((3, Difference(-0.1, 1e-3, 4.0)), (5, Difference(-0.2, 1e-6, 2.0)))):
         verdict = Verdict(Word.UNDECIDED, "")
         one = Comparison("gen1", "asked", verdict, 0.01, {}, seeds=tuple(range(seeds)), difference=difference)
-        write_record(tmp_path, Study(parent="gen1", variants=("asked", str(seeds))), one)
-        write_record(
-            tmp_path, Study(parent="root", variants=("asked", str(seeds))), one._replace(parent="root", seeds=(0,) * 8)
-        )
-    expected = 0.05 / interim_level(5) * Difference(-0.1, 1e-3, 4.0).p_value_below
+        for parent, newer in (("root", 5), ("gen1", 0)):
+            study = Study(parent=parent, variants=("asked", str(seeds)))
+            one = one._replace(parent=parent)
+            write_record(tmp_path, study, one)
+            os.utime(tmp_path / "asked" / comparison_file(study), ns=(0, 10 + newer - age))
+    expected = 0.05 / interim_level(3) * Difference(-0.1, 1e-3, 4.0).p_value_below
     assert other_questions(tmp_path, "gen1", ())["asked"] == pytest.approx(expected)
+    write_record(tmp_path, Study(parent="gen1", variants=("asked",)), one._replace(difference=None))
+    assert other_questions(tmp_path, "gen1", ())["asked"] == 1

@@ -47,9 +47,9 @@ def test_what_is_written_is_read_again(runs, difference):
         assert record.difference.p_value_below == difference.p_value_below
 
 
-def test_records_are_in_the_order_of_seeds_and_age_and_one_that_is_damaged_is_named(runs, capsys):
+def test_records_are_in_the_order_of_age_and_one_that_is_damaged_is_named(runs, capsys):
     names = []
-    for number, seeds in enumerate((4, 3, 3)):
+    for number, seeds in enumerate((3, 5, 4)):
         study = Study(parent="root", variants=("gated", f"other{number}"))
         write_record(runs, study, KEPT._replace(seeds=tuple(range(seeds)), margin=math.nan))
         names.append(comparison_file(study))
@@ -74,3 +74,16 @@ def test_evidence_stays_when_the_study_is_judged_again(runs):
     write_record(runs, STUDY, KEPT._replace(seeds=(0, 1, 2, 3)))
     assert find_evidence(folder, digest).seeds == (0, 1, 2) and [len(one.seeds) for one in read_records(folder)] == [4]
     assert find_evidence(folder, "0" * 64) is None
+
+
+def test_evidence_is_found_beside_records_that_are_damaged_and_damaged_itself_it_is_named(runs, capsys):
+    digest, folder = write_record(runs, STUDY, KEPT), runs / "gated"
+    keep_evidence(read_records(folder)[0])
+    (folder / comparison_file(STUDY)).write_text("{")
+    assert find_evidence(folder, digest).digest == digest and capsys.readouterr().err == ""
+    (folder / comparison_file(STUDY)).unlink()
+    path = folder / f"evidence_{digest[:8]}.json"
+    path.write_text(path.read_text().replace("better", "worse"))
+    assert find_evidence(folder, digest) is None
+    error = capsys.readouterr().err
+    assert f"{path}: damaged (" in error and "put it back from a copy" in error and "jaxformer report" not in error

@@ -2,11 +2,16 @@
 
 import math
 
+import fake_runs
 import numpy as np
 import pytest
 
-from jaxformer.ablation import tuning
+from jaxformer.ablation import finished_runs, jobs
+from jaxformer.ablation.checks import Checked
+from jaxformer.ablation.earlier import EarlierRuns
+from jaxformer.ablation.finished_runs import load_finished_run
 from jaxformer.ablation.tuning import RateSearch, at_octave, fit, make_search, missing_runs, runs_to_come, tune
+from jaxformer.commands import tune as tune_command
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.jobs.queue import State, Status
 
@@ -110,7 +115,7 @@ def search(tmp_path, experiment_files, monkeypatch):
         def watch(self):
             yield [Status(job, State.FAILED, 1, 3.0, 1.0, 0.0, 0.0, "why") for job in self.jobs]
 
-    monkeypatch.setattr(tuning, "Queue", FakeQueue)
+    monkeypatch.setattr(jobs, "Queue", FakeQueue)
     return make_search(str(experiment_files["best_fit"]), "", tmp_path / "runs")
 
 
@@ -130,7 +135,7 @@ def test_a_run_that_failed_otherwise_ends_the_walk(search):
 def test_what_is_trained_already_is_taken_up(search, monkeypatch):
     trials = walk(lambda octave, seed: 3 + octave**2)
     monkeypatch.setattr(RateSearch, "trials", lambda self, seeds: trials)
-    monkeypatch.setattr(tuning, "Queue", None)
+    monkeypatch.setattr(jobs, "Queue", None)
     assert tune(search, 3, 9.0).excess == pytest.approx(0)
 
 
@@ -140,3 +145,27 @@ def test_a_run_that_diverged_counts_as_one(search, tmp_path):
     assert search.trials(3) == {}
     (folder / "faults" / "step_3.npz").write_bytes(b"")
     assert search.trials(3) == {(2, 1): math.inf} and search.trials(1) == {}
+
+
+def test_trials_are_read_from_small_files_and_a_damaged_one_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fake_runs.write_root(tmp_path / "experiments")
+    search = make_search("root", "", tmp_path / "runs")
+    written = {(o, s): (search.own if o == 0 else at_octave(search.own, o), s) for o in (-1, 0, 0.5) for s in (0, 1)}
+    folders = {trial: fake_runs.write_run(search.runs, *run, tasks=()) for trial, run in written.items()}
+    expected = {trial: load_finished_run(folder).bits_per_byte for trial, folder in folders.items()}
+    monkeypatch.setattr(finished_runs, "_read_validation", None)
+    assert search.trials(2) == pytest.approx(expected, abs=1e-12) and len(search.trials(1)) == 3
+    monkeypatch.setattr(tune_command, "check_tuning", lambda *_, **__: Checked({"root": 9.0}, EarlierRuns([], [])))
+    for name in ("config.json", "summary.json", "evaluations/step_40/validation.json"):
+        path = folders[0.5, 1] / name
+        content = path.read_bytes()
+        for damage in (content[:100], b"{}"):
+            path.write_bytes(damage)
+            assert tune_command.main(["--experiment=root", "--seeds=2"]) == 2
+            assert str(folders[0.5, 1].relative_to(tmp_path)) in (error := capsys.readouterr().err)
+            assert error.count("\n") == 1
+        path.write_bytes(content)
+    folders[0.5, 1].rename(folders[0.5, 1].with_name("seed_2"))
+    assert tune_command.main(["--experiment=root", "--seeds=3"]) == 2
+    assert "seed_2: it holds root~" in capsys.readouterr().err
