@@ -5,11 +5,9 @@ from pathlib import Path
 
 from jaxformer.config import require
 from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.paths import typed
 from jaxformer.jobs.launch import Job
-
-# In the name of an experiment whose fields were set on the command line: what it is without stands before.
-AD_HOC = "~"
 
 
 def make_job(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
-from jaxformer.ablation.jobs import AD_HOC, experiment_of
+from jaxformer.ablation.jobs import experiment_of
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.q_values import other_questions
 from jaxformer.ablation.records import to_json
@@ -23,6 +23,7 @@ from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.paths import on_this_machine
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import OVER, state_on_disk

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxformer.ablation.comparison import Comparison
-from jaxformer.ablation.jobs import AD_HOC
 from jaxformer.ablation.records import read_records
 from jaxformer.ablation.verdict import Rule, kept_by_chance
-from jaxformer.experiment.variant import WITHOUT
+from jaxformer.experiment.variant import AD_HOC, WITHOUT
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.run.identity import CONFIG
 from jaxformer.statistics.significance import benjamini_hochberg, interim_level

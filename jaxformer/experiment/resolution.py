@@ -14,7 +14,7 @@ from jaxformer.experiment.files import find_experiment, is_path, list_experiment
 from jaxformer.experiment.lineage import Lineage, Resolved, make_lineage, nearest_shared
 from jaxformer.experiment.own_code import collect_own_code
 from jaxformer.experiment.promoted import apply_again, changes_since, leave_out, make_promoted
-from jaxformer.experiment.variant import OF, WITHOUT, Merge, Promoted, Variant
+from jaxformer.experiment.variant import AD_HOC, OF, WITHOUT, Merge, Promoted, Variant
 from jaxformer.host.paths import expanded
 
 # (name, name of the parent that it is applied to) of each experiment whose file is being resolved, outermost first.
@@ -73,7 +73,7 @@ def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved
 def _mark(changes: Mapping[str, tuple]) -> str:
     """Returns '' or, where overrides changed the science, '~' and six digits that tell one change from another."""
     texts = sorted((path, repr(after)) for path, (_, after) in changes.items())
-    return f"~{hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6]}" if texts else ""
+    return AD_HOC + hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6] if texts else ""
 
 
 def _resolve(
