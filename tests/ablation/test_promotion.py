@@ -1,6 +1,7 @@
 """A kept change becomes the next parent, once, with its evidence; what was not kept does so by hand alone."""
 
 import json
+import shutil
 
 import fake_runs
 import pytest
@@ -47,6 +48,8 @@ def runs(judged, monkeypatch):
     (judged / "runs" / "decisions.jsonl").write_bytes(before)
     for path in (judged / "experiments").glob("*gen*"):
         path.unlink()
+    for path in (judged / "runs").glob("*gen*"):
+        shutil.rmtree(path)
 
 
 def test_what_was_kept_is_the_parent_of_the_next_study(runs, capsys):
@@ -104,6 +107,24 @@ def test_a_merge_is_judged_against_its_first_parent_and_promoted_on_what_its_par
     whole = resolve("whole_gen")
     assert (whole.promoted.parent, whole.judged.name) == ("root", "both_gen")
     assert plan_confirmation(whole, 2, runs).own_parent.name == "normed"
+
+
+def test_what_was_judged_on_another_parent_than_its_files_is_promoted_on_that(runs):
+    """The file's own parent descends from that, so that the variant could be taken for one of its line."""
+    promote(find_comparison(runs, "gated"), runs)
+    experiments, change = runs.parent / "experiments", {"model.qk_norm": True}
+    fake_runs.write_variant(experiments, "later_gen", change, parent="root_gen1")
+    fake_runs.write_study(runs, ("later_gen@root",), effects={"later_gen@root": -0.05}, tasks=())
+    assert judge("root", "later_gen@root", runs).comparison.verdict.word is Word.KEEP
+    promote(find_comparison(runs, "later_gen"), runs, name="other_gen")
+    found, judged = resolve("other_gen"), resolve("later_gen@root")
+    assert (found.judged.name, found.lineage.parents) == ("later_gen@root", ("root",))
+    assert science(found.experiment) == science(judged.experiment)
+
+    fake_runs.write_variant(experiments, "later_gen", change)
+    with pytest.raises(UserError, match="third_gen would be later_gen, and later_gen@root was judged"):
+        promote(find_comparison(runs, "later_gen"), runs, name="third_gen")
+    assert not (experiments / "third_gen.py").exists()
 
 
 @pytest.mark.parametrize(
