@@ -14,7 +14,7 @@ import numpy as np
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.records import read_records
 from jaxformer.ablation.verdict import Rule, kept_by_chance
-from jaxformer.experiment.variant import AD_HOC, WITHOUT
+from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.run.identity import CONFIG
 from jaxformer.statistics.significance import benjamini_hochberg, interim_level
@@ -73,10 +73,8 @@ def other_questions(runs: Path, parent: str, names: Collection[str], *, leaves_o
             continue
         lineage = read_json_or_empty(summary.with_name(CONFIG)).get("lineage")
         lineage = lineage if isinstance(lineage, dict) else {}
-        left_out = folder.name.removeprefix(parent + WITHOUT)
-        is_removal = left_out != folder.name and lineage.get("bundle") == f"without {left_out}"
         is_of_parent = list(lineage.get("parents") or ())[:1] == [parent] and not lineage.get("evidence")
-        if is_of_parent and is_removal == leaves_out:
+        if is_of_parent and bool(lineage.get("without")) == leaves_out:
             questions[folder.name] = _recorded_p_value(folder, parent)
     return questions
 
