@@ -10,11 +10,12 @@ import pytest
 
 from jaxformer.ablation import run_study
 from jaxformer.ablation.envelope import make_arm, shared_seeds, weights_at_best
+from jaxformer.ablation.judge import judge
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.run_study import describe_failures, run_jobs
 from jaxformer.ablation.study import Study, make_jobs
-from jaxformer.ablation.tuning import RateSearch, at_octave
+from jaxformer.ablation.tuning import RateSearch, at_octave, missing_runs
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
 from jaxformer.experiment.resolution import resolve, with_overrides
@@ -141,6 +142,27 @@ def test_a_rate_that_diverges_is_an_answer_and_no_failure(folder, at_once):
     (found,) = judge_study(study, runs).comparisons
     assert found.verdict.word is not Word.REVERT and found.best_rates[0].bits_per_byte[2] == math.inf
     assert any("root is taken at" in note and "a neighbour diverged" in note for note in found.notes)
+
+
+def test_what_diverges_at_its_own_rate_has_a_q_value_and_counts_in_that_of_others(folder):
+    runs = folder / "runs"
+    for name, diverges_from in (("root", 9), ("constant", 0)):
+        search = RateSearch(resolve(name), runs)
+        while missing := missing_runs(search.trials(3), 3):
+            for octave, seed in missing:
+                effect, one = EFFECTS.get(name, 0.0) + 0.1 * (octave + 1) ** 2, at_octave(search.own, octave)
+                if octave < diverges_from:
+                    fake_runs.write_run(runs, one, seed, effect=effect, noise=NOISE, tasks=())
+                else:
+                    fake_runs.write_diverged(runs, one, seed)
+    for name, seed in [("root", 1), ("root", 2), *(("gated", seed) for seed in range(3))]:
+        fake_runs.write_run(runs, resolve(name), seed, effect=0.1 + EFFECTS.get(name, 0), noise=NOISE, tasks=())
+    constant = judge("root", "constant", runs)
+    assert constant.comparison.verdict.word is Word.KEEP and constant.questions == ("constant", "gated")
+    assert 0 < constant.comparison.q_value < 0.05
+    assert judge("root", "gated", runs).questions == ("gated", "constant")
+    found = judge_study(STUDY, runs)
+    assert all(one.q_value > 0 for one in found.comparisons) and found.questions["gated"] == ("constant", "gated")
 
 
 def test_where_the_parent_fails_after_others_of_its_round_no_further_round_begins_and_it_is_named(folder, at_once):

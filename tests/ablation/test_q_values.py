@@ -27,6 +27,7 @@ def test_each_question_about_a_parent_counts_once_and_removals_among_their_like(
     add(tmp_path, "gen1_without_wsd", without="wsd")
     add(tmp_path, "gen2", evidence="0" * 64)
     add(tmp_path, "asked~1a2b3c")
+    add(tmp_path, "other~1a2b3c", overrides={"optimizer.learning_rate": [1, 2], "model.width": [1, 2]})
     add(tmp_path, "of_another", parent="root")
     (tmp_path / "untrained" / "seed_0").mkdir(parents=True)
     assert other_questions(tmp_path, "gen1", ()) == {"asked": 1, "gen1_without_bias": 1}
