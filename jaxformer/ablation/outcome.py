@@ -141,7 +141,8 @@ def _compare(study: Study, found: StudyRuns, runs: Path, allow: Sequence[str]) -
         notes = [f"at the parent's learning rate: {why_not[one.name]}"] if one.name in why_not else []
         notes += [*compared.notes, *(f"not read: {line}" for line in found.read[one.name].unreadable)]
         if one.name in to_train and not compared.flags:
-            compared = compared._replace(verdict=_wait_for_rates(compared, to_train[one.name]))
+            # What one rate shows is no answer, and nothing is to count it for one.
+            compared = compared._replace(verdict=_wait_for_rates(compared, to_train[one.name]), difference=None)
         return compared._replace(notes=tuple(notes))
 
     compared, at_own = dict(at_best), [one for one in found.variants if one.name not in at_best]

@@ -11,8 +11,9 @@ import pytest
 from jaxformer.ablation import run_study
 from jaxformer.ablation.envelope import make_arm, shared_seeds, weights_at_best
 from jaxformer.ablation.judge import judge
+from jaxformer.ablation.ledger import latest_verdicts, read_ledger
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.records import comparison_file
+from jaxformer.ablation.records import comparison_file, read_records
 from jaxformer.ablation.run_study import describe_failures, run_jobs
 from jaxformer.ablation.study import Study, make_jobs
 from jaxformer.ablation.tuning import RateSearch, at_octave, missing_runs
@@ -197,7 +198,9 @@ def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):
     assert (
         "at the parent's learning rate; each is compared at its best rate, of which about 16" in constant.verdict.reason
     )
-    assert constant.verdict.word is Word.UNDECIDED
+    assert constant.verdict.word is Word.UNDECIDED and constant.difference is None and math.isnan(constant.q_value)
+    assert latest_verdicts(read_ledger(folder / "runs"))["root", "constant"]["difference"] is None
+    assert read_records(folder / "runs" / "constant")[0].difference is None
     assert fixed.notes[0] == "at the parent's learning rate: the change moves the best one, but retune is off"
     assert all(one.verdict.word is Word.KEEP for one in (fixed, gated))
     assert gated.notes[-1].startswith("no tuning of root at ") and gated.notes[-1].endswith(
