@@ -16,7 +16,15 @@ from jaxformer.ablation.finished_runs import FinishedRun, read_runs
 from jaxformer.ablation.jobs import experiment_of
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.records import to_json
-from jaxformer.ablation.study import Study, estimate_seconds, make_jobs, resolve_study, seeds_of
+from jaxformer.ablation.study import (
+    SEEDS_OF_A_GENERATION,
+    Study,
+    estimate_seconds,
+    make_jobs,
+    rate_searches,
+    resolve_study,
+    seeds_of,
+)
 from jaxformer.ablation.study_runs import failures_of
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
@@ -135,7 +143,7 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
 
     Raises:
         UserError: an experiment is not found, is not what its runs were made with any more, or is no variant of the
-            parent.
+            parent; or a run at another learning rate cannot be read. Nothing is recorded then.
     """
     for name in (parent, variant):
         if AD_HOC in name:
@@ -152,6 +160,8 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
     # A rate at which what is retuned diverges is an answer about that rate.
     passed_over = set() if one.is_retuned else {*failures, *failures_of(parents.folders)}
     counted, note = _in_order(parents.finished, variants.finished, seeds_of((base, one)).start, passed_over)
+    for search in rate_searches(study, (base, one), runs):
+        search.trials(SEEDS_OF_A_GENERATION)  # Raises where one cannot be read: no missing run could be named then.
     questions = {}
     if parents.finished and (counted or failures):
         read = {base.name: parents, one.name: variants._replace(finished=counted)}

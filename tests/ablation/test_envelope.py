@@ -253,6 +253,18 @@ def test_the_run_at_the_best_rate_is_the_parabola_through_each_document(trained)
     assert shared_seeds([fewer, trained["constant"]]) == 2
 
 
+def test_no_verdict_is_recorded_where_a_run_at_another_rate_cannot_be_read(rates, trained):
+    runs = rates / "runs"
+    path = runs / at_octave(resolve("constant"), 0.5).name / "seed_0" / "metrics.jsonl"
+    before, lines = path.read_bytes(), read_ledger(runs)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"constant~.*metrics\.jsonl: steps are missing; train the run anew"):
+        judge("root", "constant", runs)
+    assert read_ledger(runs) == lines
+    path.write_bytes(before)
+    assert judge("root", "constant", runs).comparison.best_rates
+
+
 def test_runs_at_other_rates_must_share_all_but_the_rate(rates, trained):
     study = Study(parent="root", variants=("constant",))
     compared = judge_study(study, rates / "runs").comparisons[0]
