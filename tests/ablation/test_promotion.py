@@ -8,12 +8,12 @@ import pytest
 
 from jaxformer.ablation.confirmation import plan_confirmation
 from jaxformer.ablation.judge import judge
-from jaxformer.ablation.ledger import PROMOTION, VERDICT, append, read_ledger
+from jaxformer.ablation.ledger import PROMOTION, VERDICT, read_ledger
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.promotion import find_comparison, promote
 from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import Study, resolve_study
-from jaxformer.ablation.verdict import Word
+from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.commands.promote import main
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import science
@@ -182,8 +182,9 @@ def test_a_verdict_is_appended_where_it_is_new(runs):
     judge_study(STUDY, runs)
     assert read_ledger(runs) == lines
     judge_study(Study(parent="root", variants=("gated",)), runs)
-    (new,) = read_ledger(runs)[2:]
-    assert new["variant"] == "gated" and new["study"] != lines[0]["study"]
-    append(runs, {**lines[0], "verdict": "UNDECIDED"})
+    assert read_ledger(runs) == lines, "another study says the same"
+    judge_study(Study(parent="root", variants=("gated",), rule=Rule(margin=1.0)), runs)
     judge_study(STUDY, runs)
-    assert read_ledger(runs)[-1]["verdict"] == "KEEP"
+    more = read_ledger(runs)[2:]
+    assert [(line["variant"], line["verdict"]) for line in more] == [("gated", "EQUIVALENT"), ("gated", "KEEP")]
+    assert more[1]["study"] == lines[0]["study"] != more[0]["study"]
