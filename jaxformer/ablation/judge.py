@@ -165,7 +165,9 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
     questions = {}
     if parents.finished and (counted or failures):
         read = {base.name: parents, one.name: variants._replace(finished=counted)}
-        outcome = judge_study(study, runs, allow=allow, reader=lambda _, name: read[name])
+        outcome = judge_study(
+            study, runs, allow=allow, reader=lambda runs, name: read.get(name) or read_runs(runs, name)
+        )
         (found,), questions = outcome.comparisons, outcome.questions
         comparison = found._replace(notes=(*found.notes, *note))
     else:

@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
     experiments: list[Resolved]
     """The parent and the variants, resolved."""
     runs: dict[str, list[FinishedRun]]
-    """The finished runs of each that can be read, by name."""
+    """The finished runs that can be read of each, and of the root of removals, by name."""
     comparisons: list[Comparison]
     """Comparisons of each variant with its own parent, in the order of the study."""
     interactions: dict[str, Difference]

@@ -14,6 +14,7 @@ from jaxformer.ablation.ledger import read_ledger
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import Study, ended_jobs, make_jobs
+from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError
 from jaxformer.experiment.resolution import resolve
 from jaxformer.report.html import make_page
@@ -88,6 +89,17 @@ def test_parts_total_and_overlap_are_those_that_were_planted(outcome, folder):
     assert made_of.overlap.mean == pytest.approx(contrast_S.mean(), abs=1e-6)
     alone = contrast_S.var(ddof=1) / 3
     assert 0.999 * alone < made_of.overlap.seed_variance < 2 * alone < 0.01 * root_S.var(ddof=1) / 3
+
+
+def test_a_run_of_the_root_that_cannot_be_read_is_named_and_its_runs_are_the_studys(folder, outcome):
+    path = folder / "runs/root/seed_2000/metrics.jsonl"
+    before = path.read_bytes()
+    assert [run.seed for run in outcome.runs["root"]] == list(SEEDS) and outcome.unread == ()
+    path.write_bytes(b"")
+    found = judge_study(outcome.study, folder / "runs")
+    path.write_bytes(before)
+    assert found.unread == (f"{path}: steps are missing; train the run anew",) and found.composition.total
+    assert judge("gen2", "gen2_without_wsd", folder / "runs").comparison.verdict.word is Word.REVERT
 
 
 def test_the_study_has_a_run_of_the_root_for_each_seed_of_the_removals(folder, monkeypatch):
