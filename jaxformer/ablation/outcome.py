@@ -99,7 +99,7 @@ def judge_study(
         measure_clocks(untimed)
         comparisons = _compare(study, found, runs, allow)
     comparisons, questions = _with_q_values(comparisons, study, found, runs)
-    comparisons = flag_untuned(comparisons, found.finished, runs)
+    comparisons = flag_untuned(comparisons, found.variants, runs)
     lines = _record(study, runs, found, comparisons)
     spread, verdicts = spread_of_gains(lines), latest_verdicts(lines)
     return Outcome(

@@ -214,6 +214,22 @@ def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):
         assert not any("no tuning" in note for note in gated.notes)
 
 
+def test_a_parent_is_tuned_by_what_was_tuned_for_it_and_not_by_a_change_of_the_rate(folder):
+    experiments, runs = folder / "experiments", folder / "runs"
+    fake_runs.write_variant(experiments, "faster", {"optimizer.learning_rate": 0.006})
+    about = f"parent='root', evidence={'0' * 64!r}, verdict='KEEP', first_seed=1000"
+    fake_runs.write_experiment(experiments, "changed", f"Promoted(variant='faster', {about})")
+    tuned = "change={'optimizer.learning_rate': 0.006}"
+    fake_runs.write_experiment(experiments, "tuned", f"Promoted(variant='constant', {tuned}, {about})")
+    for parent, is_flagged in (("changed", True), ("tuned", False)):
+        for name, effect in ((parent, 0.0), (f"gated@{parent}", -0.03)):
+            for seed in range(1000, 1003):
+                fake_runs.write_run(runs, resolve(name), seed, effect=effect, noise=NOISE, tasks=())
+        found = judge(parent, f"gated@{parent}", runs).comparison
+        assert found.verdict.word is Word.KEEP
+        assert any(note.startswith(f"no tuning of {parent} at 0.006") for note in found.notes) is is_flagged
+
+
 @pytest.fixture(scope="module")
 def rates(tmp_path_factory):
     """A folder with the runs of both arms at rates around the best ones."""
