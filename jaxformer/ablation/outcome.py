@@ -141,7 +141,7 @@ def _compare(study: Study, found: StudyRuns, runs: Path, allow: Sequence[str]) -
         notes = [f"at the parent's learning rate: {why_not[one.name]}"] if one.name in why_not else []
         notes += [*compared.notes, *(f"not read: {line}" for line in found.read[one.name].unreadable)]
         if one.name in to_train and not compared.flags:
-            # What one rate shows is no answer, and nothing is to count it for one.
+            # The difference at one rate is no answer: neither q-values nor the ledger count it.
             compared = compared._replace(verdict=_wait_for_rates(compared, to_train[one.name]), difference=None)
         return compared._replace(notes=tuple(notes))
 

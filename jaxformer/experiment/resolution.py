@@ -49,7 +49,7 @@ def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, pa
 def resolve_variant_of(parent: Resolved, name: str) -> Resolved:
     """Returns an experiment as its files have it where it descends from a parent, or is named after one; else of that.
 
-    So that a study may ask of a variant of its variants.
+    A study may so have a variant of one of its variants.
     """
     one = _resolve(name)
     is_of_it = OF in name or any(each.is_same(parent) for each in one.ancestors)
