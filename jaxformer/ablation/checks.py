@@ -15,8 +15,8 @@ from jaxformer.ablation.study import (
     make_jobs,
     mean_seconds,
     resolve_study,
-    root_of_removals,
     seeds_of,
+    with_root,
 )
 from jaxformer.ablation.tuning import make_search, runs_to_come
 from jaxformer.config import UserError, require
@@ -94,8 +94,7 @@ def _check_study(
     if jobs is None:
         now, later = make_jobs(study, runs)
         jobs, ended = [*now, *later], ended_jobs(study, runs)
-    experiments = [*resolved, *root_of_removals(resolved)]
-    return _check(experiments, runs, jobs, ended, allow=allow, retrain=retrain, prepare=prepare)
+    return _check(with_root(resolved), runs, jobs, ended, allow=allow, retrain=retrain, prepare=prepare)
 
 
 @fixed_options()

@@ -89,7 +89,7 @@ class Comparison(NamedTuple):
     difference: Difference | None = None
     """Difference of them, which decides."""
     q_value: float = math.nan
-    """Q-value of an improvement, among all of a study."""
+    """Q-value of an improvement, over all questions about the parent."""
     until_next: tuple[int | None, float] = (None, 0.0)
     """More seeds, and their device hours, to the next interim analysis; None after the last."""
     corpora: Mapping[str, Difference] = {}

@@ -212,24 +212,20 @@ def _describe(tuning: Tuning, best: BestRate) -> str:
     return f"{tuning.experiment} at {best.compared:.2g} (its own, {best.own:.3g}, {costs})"
 
 
-def flag_untuned(
-    comparisons: Sequence[Comparison], finished: Mapping[str, Sequence[FinishedRun]], runs: Path
-) -> list[Comparison]:
+def flag_untuned(comparisons: Sequence[Comparison], variants: Sequence[Resolved], runs: Path) -> list[Comparison]:
     """Returns comparisons with a note on each that is kept at a learning rate that is not known to suit the parent.
 
     By what a comparison at best rates found of the parent, else by the record of `jaxformer tune` beside its runs.
     """
     known = {one.parent: one.best_rates[0] for one in comparisons if one.best_rates}
-    flagged = []
+    parents, flagged = {one.name: one.parents[0] for one in variants}, []
     for one in comparisons:
         if one.verdict.word is Word.KEEP and not one.best_rates:
-            rate = finished[one.parent][0].experiment.optimizer.learning_rate
-            best = known.get(one.parent)
+            parent, best = parents[one.variant], known.get(one.parent)
+            rate = parent.experiment.optimizer.learning_rate
             excess, to_take = (best.excess, best.to_take) if best else _tuned(runs / one.parent / TUNING, rate)
             note, alone = "", "the gain may hold at this rate only"
-            lineage = finished[one.parent][0].record["lineage"]
-            is_promoted_at_best = bool(lineage.get("evidence")) and RATE in lineage["change"]
-            if math.isnan(to_take) and not is_promoted_at_best:
+            if math.isnan(to_take) and RATE not in parent.tuned:
                 command = f"`jaxformer tune --experiment={one.parent}`"
                 note = f"no tuning of {one.parent} at {rate:.3g} is recorded in {runs}: {alone}; see {command}"
             elif math.isfinite(to_take) and not excess <= (0.0 if math.isnan(one.margin) else one.margin):

@@ -6,13 +6,11 @@ from pathlib import Path
 from jaxformer.ablation.finished_runs import has_diverged
 from jaxformer.config import TrainingFailure, require
 from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.paths import typed
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import Queue, State
-
-# In the name of an experiment whose fields were set on the command line: what it is without stands before.
-AD_HOC = "~"
 
 
 def make_job(

@@ -13,16 +13,24 @@ from typing import NamedTuple
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
-from jaxformer.ablation.jobs import AD_HOC, experiment_of
+from jaxformer.ablation.jobs import experiment_of
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.q_values import other_questions
 from jaxformer.ablation.records import to_json
-from jaxformer.ablation.study import Study, estimate_seconds, make_jobs, resolve_study, seeds_of
+from jaxformer.ablation.study import (
+    SEEDS_OF_A_GENERATION,
+    Study,
+    estimate_seconds,
+    make_jobs,
+    rate_searches,
+    resolve_study,
+    seeds_of,
+)
 from jaxformer.ablation.study_runs import failures_of
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.paths import on_this_machine
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import OVER, state_on_disk
@@ -44,7 +52,7 @@ class Judgement(NamedTuple):
 
     comparison: Comparison
     questions: tuple[str, ...]
-    """Variants of the parent that count in the q-value, this one among them."""
+    """Variants of the parent that count in the q-value, this one among them; none where it has no finished run."""
     missing: tuple[Job, ...]
     """Runs to train next, in order; none where no further seed would be used."""
 
@@ -135,7 +143,7 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
 
     Raises:
         UserError: an experiment is not found, is not what its runs were made with any more, or is no variant of the
-            parent.
+            parent; or a run at another learning rate cannot be read. Nothing is recorded then.
     """
     for name in (parent, variant):
         if AD_HOC in name:
@@ -152,10 +160,16 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
     # A rate at which what is retuned diverges is an answer about that rate.
     passed_over = set() if one.is_retuned else {*failures, *failures_of(parents.folders)}
     counted, note = _in_order(parents.finished, variants.finished, seeds_of((base, one)).start, passed_over)
-    others = other_questions(runs, base.name, {one.name}, leaves_out=bool(one.without))
+    for search in rate_searches(study, (base, one), runs):
+        _, unreadable = search.read(SEEDS_OF_A_GENERATION)
+        require(not unreadable, "; ".join(unreadable))  # No missing run could be named then.
+    questions = {}
     if parents.finished and (counted or failures):
         read = {base.name: parents, one.name: variants._replace(finished=counted)}
-        (found,) = judge_study(study, runs, allow=allow, reader=lambda _, name: read[name]).comparisons
+        outcome = judge_study(
+            study, runs, allow=allow, reader=lambda runs, name: read.get(name) or read_runs(runs, name)
+        )
+        (found,), questions = outcome.comparisons, outcome.questions
         comparison = found._replace(notes=(*found.notes, *note))
     else:
         unread = (f"not read: {line}" for line in (*parents.unreadable, *variants.unreadable))
@@ -163,7 +177,7 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
         verdict = Verdict(Word.NOT_COMPARED, reason)
         comparison = Comparison(base.name, one.name, verdict, math.nan, {}, one.experiment.question)
     missing = _missing(study, runs, comparison, passed_over)
-    return Judgement(comparison, (one.name, *others), tuple(missing))
+    return Judgement(comparison, questions.get(one.name, ()), tuple(missing))
 
 
 def _check_not_moved(resolved: Resolved, runs: Sequence[FinishedRun]) -> None:

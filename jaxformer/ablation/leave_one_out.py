@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from jaxformer.ablation.comparability import check_comparable
 from jaxformer.ablation.comparison import Comparison, contrast
-from jaxformer.ablation.finished_runs import FinishedRun, read_runs
+from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.ablation.records import find_evidence, read_records
-from jaxformer.ablation.study import Study
+from jaxformer.ablation.study import Study, root_of_removals
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import science
@@ -85,18 +85,17 @@ def composition(
     Args:
         experiments: the parent, and what it is without each change.
         comparisons: of the latter with the former.
-        finished: runs, by name.
+        finished: runs, by name, those of the root too.
         runs: the folder of all run folders.
         allow: as of `check_comparable`.
     """
     whole, *others = experiments
-    without = {one.without: one.name for one in others}
-    if "" in without or not without:
+    if (root := root_of_removals(experiments)) is None:
         return None
-    root, kept = kept_changes(whole)
+    without = {one.without: one.name for one in others}
     compared = {one.variant: one for one in comparisons}
-    parts = tuple(_part(each, compared.get(without.get(each.name, "")), runs) for each in kept)
-    arms = [finished[whole.name], read_runs(runs, root.name).finished]
+    parts = tuple(_part(each, compared.get(without.get(each.name, "")), runs) for each in kept_changes(whole)[1])
+    arms = [finished[whole.name], finished[root.name]]
     total, why_not = _total(arms, whole, root, allow)
     overlap = None
     if total and all(part.now for part in parts):

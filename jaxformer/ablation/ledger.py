@@ -1,8 +1,7 @@
 """The ledger of all questions: `decisions.jsonl` beside the runs, one line a decision, which is only ever appended to.
 
-A line is an object with `kind`, `time` (UTC), `parent`, `variant` and what its kind adds. A study that is judged again
-adds a verdict on a variant where it is another than its last; of all verdicts on a variant of a parent, by whichever
-studies, the last counts.
+A line is an object with `kind`, `time` (UTC), `parent`, `variant` and what its kind adds. Of all verdicts on a variant
+of a parent, by whichever studies, the last counts, and one is added where it is another than that.
 """
 
 import datetime
@@ -164,8 +163,7 @@ def append_verdicts(runs: Path, verdicts: Sequence[Line]) -> list[Line]:
         lines = read_ledger(runs)
         spread = spread_of_gains([*lines, *verdicts])
         for line in verdicts:
-            names = ("parent", "variant", "study")
-            before = last_of(lines, VERDICT, **{name: line[name] for name in names}) or {}
+            before = last_of(lines, VERDICT, parent=line["parent"], variant=line["variant"]) or {}
             if any(before.get(name) != line[name] for name in _DECIDED):
                 append(runs, {**line, "shrunken": _finite(shrunken_gain(line, spread))})
     except OSError as error:

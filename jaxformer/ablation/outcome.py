@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
     experiments: list[Resolved]
     """The parent and the variants, resolved."""
     runs: dict[str, list[FinishedRun]]
-    """The finished runs of each that can be read, by name."""
+    """The finished runs that can be read of each, and of the root of removals, by name."""
     comparisons: list[Comparison]
     """Comparisons of each variant with its own parent, in the order of the study."""
     interactions: dict[str, Difference]
@@ -65,6 +65,8 @@ class Outcome(NamedTuple):
     """What `jaxformer confirm` answered of a variant, by its name."""
     composition: Composition | None = None
     """What the gain of the parent is made of, where the study leaves its changes out."""
+    questions: Mapping[str, tuple[str, ...]] = {}
+    """Questions that count in the q-value of each variant, itself among them, by its name."""
 
 
 def judge_study(
@@ -96,7 +98,8 @@ def judge_study(
     if measure_clocks and (untimed := [one.to_time for one in comparisons if one.to_time]):
         measure_clocks(untimed)
         comparisons = _compare(study, found, runs, allow)
-    comparisons = flag_untuned(_with_q_values(comparisons, study, found, runs), found.finished, runs)
+    comparisons, questions = _with_q_values(comparisons, study, found, runs)
+    comparisons = flag_untuned(comparisons, found.variants, runs)
     lines = _record(study, runs, found, comparisons)
     spread, verdicts = spread_of_gains(lines), latest_verdicts(lines)
     return Outcome(
@@ -111,6 +114,7 @@ def judge_study(
         {one.variant: shrunken_gain(verdicts[one.parent, one.variant], spread) for one in comparisons},
         answers(lines),
         composition(found.experiments, comparisons, found.finished, runs, allow),
+        questions,
     )
 
 
@@ -137,7 +141,8 @@ def _compare(study: Study, found: StudyRuns, runs: Path, allow: Sequence[str]) -
         notes = [f"at the parent's learning rate: {why_not[one.name]}"] if one.name in why_not else []
         notes += [*compared.notes, *(f"not read: {line}" for line in found.read[one.name].unreadable)]
         if one.name in to_train and not compared.flags:
-            compared = compared._replace(verdict=_wait_for_rates(compared, to_train[one.name]))
+            # The difference at one rate is no answer: neither q-values nor the ledger count it.
+            compared = compared._replace(verdict=_wait_for_rates(compared, to_train[one.name]), difference=None)
         return compared._replace(notes=tuple(notes))
 
     compared, at_own = dict(at_best), [one for one in found.variants if one.name not in at_best]
@@ -150,18 +155,24 @@ def _compare(study: Study, found: StudyRuns, runs: Path, allow: Sequence[str]) -
     return [compared.get(one.name) or _without_parent(one, failures) for one in found.variants]
 
 
-def _with_q_values(comparisons: Sequence[Comparison], study: Study, found: StudyRuns, runs: Path) -> list[Comparison]:
-    """Returns comparisons with the q-value of each over all questions of its parent that have a finished run."""
-    asked, judged = collections.defaultdict(list), {one.variant: one for one in comparisons}
+def _with_q_values(
+    comparisons: Sequence[Comparison], study: Study, found: StudyRuns, runs: Path
+) -> tuple[list[Comparison], dict[str, tuple[str, ...]]]:
+    """Returns comparisons with the q-value of each over all questions of its parent that have a finished run.
+
+    And by name, which questions these are; none where it has no finished run itself.
+    """
+    asked, judged, questions = collections.defaultdict(list), {one.variant: one for one in comparisons}, {}
     removals = {one.name for one in found.experiments if one.without}
     for one in comparisons:
-        if found.finished[one.variant]:
+        if found.finished[one.variant] or any(found.trained.get(one.variant, {}).values()):
             asked[one.parent, one.variant in removals].append(one)
     for (parent, leaves_out), ours in asked.items():
-        names = {one.variant for one in ours}
+        names = [one.variant for one in ours]
         others = other_questions(runs, parent, names, leaves_out=leaves_out)
         judged |= {one.variant: one for one in with_q_values(ours, study.rule, [*others.values()])}
-    return [judged[one.variant] for one in comparisons]
+        questions |= dict.fromkeys(names, (*names, *others))
+    return [judged[one.variant] for one in comparisons], questions
 
 
 def _wait_for_rates(compared: Comparison, runs: int) -> Verdict:

@@ -103,7 +103,7 @@ def promote(
         first_seed = SEEDS_OF_A_GENERATION * generation
         _check_name(name, path)
         text = promoted_file(found, one.common_ancestor.name, _tuned(found, one), first_seed, by_hand)
-        _check_resolves(name, text)
+        _check_resolves(name, text, found.variant)
         keep_evidence(found)
         _write_new(path, text)
     promoted = run_experiment_file(path, (Promoted,))
@@ -190,12 +190,13 @@ def _check_name(name: str, path: Path) -> None:
     raise UserError(f"--name={name}: {other} has that name; give another")
 
 
-def _check_resolves(name: str, text: str) -> None:
-    """Raises `UserError` where what is to be written is no experiment."""
+def _check_resolves(name: str, text: str, variant: str) -> None:
+    """Raises `UserError` where what is to be written is no experiment, or promotes another variant than was judged."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{name}.py")
         path.write_text(text, encoding="utf-8")
-        resolve(str(path))
+        judged = promoted_variant(resolve(str(path))).name
+    require(judged == variant, f"{name} would be {judged}, and {variant} was judged; judge it anew under that name")
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -1,21 +1,24 @@
 """The q-value of a comparison: over all questions that were asked of the same parent, by whichever command.
 
-A question counts once a run of it is finished, whatever became of it: left to choose, one would count the fewest. What
-leaves a kept change out of an experiment (`NAME_without_CHANGE`) asks something else than a new change of it, and
-counts among its like; a promoted variant was a question under its first name, and does not count again.
+A question counts once a run of it is finished, at whichever learning rate, whatever became of it: left to choose, one
+would count the fewest. What leaves a kept change out of an experiment (`NAME_without_CHANGE`) asks something else than
+a new change of it, and counts among its like; a promoted variant was a question under its first name, and does not
+count again.
 """
 
+import collections
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxformer.ablation.comparison import Comparison
-from jaxformer.ablation.jobs import AD_HOC
 from jaxformer.ablation.records import read_records
 from jaxformer.ablation.verdict import Rule, kept_by_chance
-from jaxformer.experiment.variant import WITHOUT
+from jaxformer.experiment.best_rate import RATE
+from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.run.identity import CONFIG
 from jaxformer.statistics.significance import benjamini_hochberg, interim_level
@@ -66,19 +69,29 @@ def other_questions(runs: Path, parent: str, names: Collection[str], *, leaves_o
         names: of the questions that are not other.
         leaves_out: of what leaves a kept change of the parent out, instead of what changes it.
     """
-    questions = {}
+    folders = collections.defaultdict(list)
     for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
-        summary = next(iter(sorted(folder.glob("seed_*/summary.json"))), None)
-        if summary is None or folder.name in names or AD_HOC in folder.name:
-            continue
-        lineage = read_json_or_empty(summary.with_name(CONFIG)).get("lineage")
-        lineage = lineage if isinstance(lineage, dict) else {}
-        left_out = folder.name.removeprefix(parent + WITHOUT)
-        is_removal = left_out != folder.name and lineage.get("bundle") == f"without {left_out}"
+        folders[folder.name.partition(AD_HOC)[0]].append(folder)
+    questions = {}
+    for name in folders.keys() - {*names}:
+        lineage = _lineage(folders[name])
         is_of_parent = list(lineage.get("parents") or ())[:1] == [parent] and not lineage.get("evidence")
-        if is_of_parent and is_removal == leaves_out:
-            questions[folder.name] = _recorded_p_value(folder, parent)
-    return questions
+        if is_of_parent and bool(lineage.get("without")) == leaves_out:
+            questions[name] = _recorded_p_value(runs / name, parent)
+    return dict(sorted(questions.items()))
+
+
+def _lineage(folders: Sequence[Path]) -> dict[str, Any]:
+    """Returns the lineage of an experiment by a finished run, at its own learning rate or at another; else none.
+
+    Args:
+        folders: of its runs, also of those with other fields set on the command line.
+    """
+    for summary in (path for folder in folders for path in sorted(folder.glob("seed_*/summary.json"))):
+        lineage = read_json_or_empty(summary.with_name(CONFIG)).get("lineage")
+        if isinstance(lineage, dict) and set(lineage.get("overrides") or ()) <= {RATE}:
+            return lineage
+    return {}
 
 
 def _recorded_p_value(folder: Path, parent: str) -> float:

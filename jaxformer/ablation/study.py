@@ -147,15 +147,20 @@ def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str
     return [each.name for each in one.parents[:1] if each.name not in names] if one is not experiments[0] else []
 
 
-def root_of_removals(resolved: Sequence[Resolved]) -> list[Resolved]:
-    """Returns the experiment from which the whole gain is measured of a study that leaves changes out; else nothing.
+def root_of_removals(resolved: Sequence[Resolved]) -> Resolved | None:
+    """Returns the experiment from which the whole gain is measured of a study that leaves changes out; else None.
 
     Args:
         resolved: the study's parent and variants.
     """
     whole, *variants = resolved
-    leaves_out = all(one.without and one.promoted is None for one in variants)
-    return [kept_changes(whole)[0]] if leaves_out else []
+    return kept_changes(whole)[0] if all(one.without for one in variants) else None
+
+
+def with_root(resolved: Sequence[Resolved]) -> list[Resolved]:
+    """Returns all experiments whose runs a study takes: its own, and last the root of its removals."""
+    root = root_of_removals(resolved)
+    return [*resolved, *([root] if root else [])]
 
 
 # Seeds that are set aside for each generation of parents: its studies use those from `first_seed` on.
@@ -188,7 +193,7 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float] = {}) -> Jo
     """
     resolved = resolve_study(study)
     first = seeds_of(resolved).start
-    experiments = [*_parents_first(resolved), *root_of_removals(resolved)]
+    experiments = _parents_first(with_root(resolved))
     seeds_at_own_rate = _seeds_at_own_rate(study, resolved)
     searches = {search.own.name: search for search in rate_searches(study, resolved, runs)}
     trials = {name: search.trials(study.seeds) for name, search in searches.items()}
@@ -222,7 +227,8 @@ def _seeds_at_own_rate(study: Study, resolved: Sequence[Resolved]) -> dict[str, 
     at_own_rate = [one for one in resolved if not is_retuned(study, one)]
     names = {each.name for one in at_own_rate for each in (one, *one.parents[:1])}
     seeds = {one.name: study.seeds for one in resolved if one.name in names}
-    return seeds | {one.name: study.seeds for one in root_of_removals(resolved)} | {study.parent: study.parent_seeds}
+    root = root_of_removals(resolved)
+    return seeds | ({root.name: study.seeds} if root else {}) | {study.parent: study.parent_seeds}
 
 
 def ended_jobs(study: Study, runs: Path) -> list[Job]:
@@ -230,7 +236,7 @@ def ended_jobs(study: Study, runs: Path) -> list[Job]:
     resolved = resolve_study(study)
     seeds, at_any_rate = seeds_of(resolved), rate_searches(study, resolved, runs)
     found = [job for search in at_any_rate for job in search.ended_jobs(seeds)]
-    for one in (*resolved, *root_of_removals(resolved)):
+    for one in with_root(resolved):
         found += [make_job(one, seed, runs, math.nan) for seed in ended_seeds(runs / one.name) if seed in seeds]
     return found
 

@@ -9,6 +9,7 @@ from jaxformer.ablation.clock import CLOCK
 from jaxformer.ablation.study import Study, resolve_study
 from jaxformer.ablation.timing import clock_seconds, measure_clock
 from jaxformer.config import TrainingFailure, UserError
+from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.console import print_notice, progress_bar
 
 
@@ -43,4 +44,4 @@ def forget_clocks(study: Study, runs: Path) -> None:
 
 def _clock_files(name: str, runs: Path) -> list[Path]:
     """Returns what was measured of a variant, at its own learning rate and at others."""
-    return [*runs.glob(f"{glob.escape(name)}/{CLOCK}"), *runs.glob(f"{glob.escape(name)}~*/{CLOCK}")]
+    return [*runs.glob(f"{glob.escape(name)}/{CLOCK}"), *runs.glob(f"{glob.escape(name)}{AD_HOC}*/{CLOCK}")]

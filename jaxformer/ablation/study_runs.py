@@ -6,7 +6,14 @@ from typing import NamedTuple
 
 from jaxformer.ablation.envelope import Trained
 from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, seed_of
-from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study, rate_searches, resolve_what_can_be, seeds_of
+from jaxformer.ablation.study import (
+    SEEDS_OF_A_GENERATION,
+    Study,
+    rate_searches,
+    resolve_what_can_be,
+    seeds_of,
+    with_root,
+)
 from jaxformer.config import UserError, require
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.files import read_json_or_empty
@@ -65,7 +72,7 @@ def collect_runs(study: Study, runs: Path, reader: Reader) -> StudyRuns:
     """
     experiments, refused = resolve_what_can_be(study)
     ours = seeds_of(experiments)  # The next generations train seeds of their own, of the same experiments too.
-    read = {one.name: _of_seeds(reader(runs, one.name), ours) for one in experiments}
+    read = {one.name: _of_seeds(reader(runs, one.name), ours) for one in with_root(experiments)}
     failures = {name: failures_of(each.folders) for name, each in read.items()}
     _require_runs(runs / study.parent, read[study.parent], failures[study.parent])
     trained = {}

@@ -27,6 +27,8 @@ class Lineage:
     """`bundle`, `expected` and `source`: as of the `Variant`."""
     evidence: str = ""
     """As of the `Promoted`, where it is one; what was tuned for it is a part of `change`."""
+    without: str = ""
+    """Name of the kept change that is left out of the parent; '' where none is."""
     overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Scientific fields that the command line set: such a run is ad hoc, and no part of the graph."""
     init_from: Mapping[str, Any] | None = None
@@ -47,13 +49,16 @@ class Resolved(NamedTuple):
     """As its file has it; None where it stands alone, or leaves out a kept change."""
     judged: "Resolved | None" = None
     """Of a promoted variant, what was judged: the variant before anything was tuned for it."""
-    without: str = ""
-    """Name of the kept change that is left out of the parent; '' where none is."""
 
     @property
     def name(self) -> str:
         """The experiment's name."""
         return self.experiment.name
+
+    @property
+    def without(self) -> str:
+        """Name of the kept change that is left out of the parent; '' where none is."""
+        return self.lineage.without
 
     @property
     def promoted(self) -> Promoted | None:

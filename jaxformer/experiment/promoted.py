@@ -132,6 +132,6 @@ def leave_out(whole: Resolved, left_out: str, name: str) -> Resolved:
     assert known.expected is not None, "every variant and merge has one"
     expected = (0 - known.expected[1], 0 - known.expected[0])
     source = f"what was expected of {left_out}, turned round ({known.source})"
-    about = {"bundle": bundle, "expected": expected, "source": source}
+    about = {"bundle": bundle, "expected": expected, "source": source, "without": left_out}
     lineage = make_lineage((whole,), child, known.change.keys() | tuned.keys(), **about)
-    return Resolved(child, lineage, (whole,), without=left_out)
+    return Resolved(child, lineage, (whole,))

@@ -14,7 +14,7 @@ from jaxformer.experiment.files import find_experiment, is_path, list_experiment
 from jaxformer.experiment.lineage import Lineage, Resolved, make_lineage, nearest_shared
 from jaxformer.experiment.own_code import collect_own_code
 from jaxformer.experiment.promoted import apply_again, changes_since, leave_out, make_promoted
-from jaxformer.experiment.variant import OF, WITHOUT, Merge, Promoted, Variant
+from jaxformer.experiment.variant import AD_HOC, OF, WITHOUT, Merge, Promoted, Variant
 from jaxformer.host.paths import expanded
 
 # (name, name of the parent that it is applied to) of each experiment whose file is being resolved, outermost first.
@@ -46,15 +46,14 @@ def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, pa
     return with_overrides(_resolve(name_or_path, parent=other), overrides or {})
 
 
-def resolve_variant_of(parent: Resolved, name: str, folder: Path | None = None, resolving: _Resolving = ()) -> Resolved:
+def resolve_variant_of(parent: Resolved, name: str) -> Resolved:
     """Returns an experiment as its files have it where it descends from a parent, or is named after one; else of that.
 
-    Args:
-        folder, resolving: as of `_resolve`, for a name that stands in a file.
+    A study may so have a variant of one of its variants.
     """
-    one = _resolve(name, folder, resolving)
+    one = _resolve(name)
     is_of_it = OF in name or any(each.is_same(parent) for each in one.ancestors)
-    return one if is_of_it else _resolve(name, folder, resolving, parent)
+    return one if is_of_it else _resolve(name, parent=parent)
 
 
 def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved:
@@ -73,7 +72,7 @@ def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved
 def _mark(changes: Mapping[str, tuple]) -> str:
     """Returns '' or, where overrides changed the science, '~' and six digits that tell one change from another."""
     texts = sorted((path, repr(after)) for path, (_, after) in changes.items())
-    return f"~{hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6]}" if texts else ""
+    return AD_HOC + hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6] if texts else ""
 
 
 def _resolve(
@@ -127,7 +126,10 @@ def _resolve_file(path: Path, resolving: _Resolving, parent: Resolved | None) ->
     try:
         if isinstance(value, Promoted):
             before = _resolve(value.parent, path.parent, resolving)
-            return make_promoted(value, resolve_variant_of(before, value.variant, path.parent, resolving), name)
+            judged = _resolve(value.variant, path.parent, resolving)
+            if not (judged.parents and judged.common_ancestor.is_same(before)):
+                judged = _resolve(value.variant, path.parent, resolving, before)
+            return make_promoted(value, judged, name)
         if isinstance(value, Variant):
             if parent is None or parent.name == value.parent:
                 own = _resolve(value.parent, path.parent, resolving)

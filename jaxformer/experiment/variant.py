@@ -20,6 +20,9 @@ OF = "@"
 # Between the name of a promoted experiment and that of a change that it keeps: what it is without that change.
 WITHOUT = "_without_"
 
+# Before the mark of an experiment whose scientific fields were set on the command line.
+AD_HOC = "~"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:

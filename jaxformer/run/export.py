@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxformer.config import require
 from jaxformer.experiment.files import comes_with_package
-from jaxformer.experiment.variant import OF
+from jaxformer.experiment.variant import AD_HOC, OF
 from jaxformer.host.files import read_json
 from jaxformer.host.paths import on_this_machine, shell_word
 from jaxformer.huggingface.architectures import architecture_of
@@ -96,7 +96,7 @@ def _train_command(record: dict[str, Any]) -> str:
 
 def _experiment_name(record: dict[str, Any]) -> str:
     """Returns the name of a run's experiment, without the mark of what the command line changed."""
-    return record["experiment"].partition("~")[0]
+    return record["experiment"].partition(AD_HOC)[0]
 
 
 def _notes(trained: Trained, out: Path) -> list[str]:

@@ -10,11 +10,13 @@ import pytest
 
 from jaxformer.ablation import run_study
 from jaxformer.ablation.envelope import make_arm, shared_seeds, weights_at_best
+from jaxformer.ablation.judge import judge
+from jaxformer.ablation.ledger import latest_verdicts, read_ledger
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.records import comparison_file
+from jaxformer.ablation.records import comparison_file, read_records
 from jaxformer.ablation.run_study import describe_failures, run_jobs
 from jaxformer.ablation.study import Study, make_jobs
-from jaxformer.ablation.tuning import RateSearch, at_octave
+from jaxformer.ablation.tuning import RateSearch, at_octave, missing_runs
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
 from jaxformer.experiment.resolution import resolve, with_overrides
@@ -143,6 +145,27 @@ def test_a_rate_that_diverges_is_an_answer_and_no_failure(folder, at_once):
     assert any("root is taken at" in note and "a neighbour diverged" in note for note in found.notes)
 
 
+def test_what_diverges_at_its_own_rate_has_a_q_value_and_counts_in_that_of_others(folder):
+    runs = folder / "runs"
+    for name, diverges_from in (("root", 9), ("constant", 0)):
+        search = RateSearch(resolve(name), runs)
+        while missing := missing_runs(search.trials(3), 3):
+            for octave, seed in missing:
+                effect, one = EFFECTS.get(name, 0.0) + 0.1 * (octave + 1) ** 2, at_octave(search.own, octave)
+                if octave < diverges_from:
+                    fake_runs.write_run(runs, one, seed, effect=effect, noise=NOISE, tasks=())
+                else:
+                    fake_runs.write_diverged(runs, one, seed)
+    for name, seed in [("root", 1), ("root", 2), *(("gated", seed) for seed in range(3))]:
+        fake_runs.write_run(runs, resolve(name), seed, effect=0.1 + EFFECTS.get(name, 0), noise=NOISE, tasks=())
+    constant = judge("root", "constant", runs)
+    assert constant.comparison.verdict.word is Word.KEEP and constant.questions == ("constant", "gated")
+    assert 0 < constant.comparison.q_value < 0.05
+    assert judge("root", "gated", runs).questions == ("gated", "constant")
+    found = judge_study(STUDY, runs)
+    assert all(one.q_value > 0 for one in found.comparisons) and found.questions["gated"] == ("constant", "gated")
+
+
 def test_where_the_parent_fails_after_others_of_its_round_no_further_round_begins_and_it_is_named(folder, at_once):
     study, runs, started = Study(parent="root", variants=("constant",)), folder / "runs", []
     others, first = len(make_jobs(study, runs).now) - 1, runs / "root" / "seed_0"
@@ -175,7 +198,9 @@ def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):
     assert (
         "at the parent's learning rate; each is compared at its best rate, of which about 16" in constant.verdict.reason
     )
-    assert constant.verdict.word is Word.UNDECIDED
+    assert constant.verdict.word is Word.UNDECIDED and constant.difference is None and math.isnan(constant.q_value)
+    assert latest_verdicts(read_ledger(folder / "runs"))["root", "constant"]["difference"] is None
+    assert read_records(folder / "runs" / "constant")[0].difference is None
     assert fixed.notes[0] == "at the parent's learning rate: the change moves the best one, but retune is off"
     assert all(one.verdict.word is Word.KEEP for one in (fixed, gated))
     assert gated.notes[-1].startswith("no tuning of root at ") and gated.notes[-1].endswith(
@@ -187,6 +212,22 @@ def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):
         gated = judge_study(study, folder / "runs").comparisons[-1]
         assert any("costs 0.0234 bits per byte beside its best" in note for note in gated.notes) is is_flagged
         assert not any("no tuning" in note for note in gated.notes)
+
+
+def test_a_parent_is_tuned_by_what_was_tuned_for_it_and_not_by_a_change_of_the_rate(folder):
+    experiments, runs = folder / "experiments", folder / "runs"
+    fake_runs.write_variant(experiments, "faster", {"optimizer.learning_rate": 0.006})
+    about = f"parent='root', evidence={'0' * 64!r}, verdict='KEEP', first_seed=1000"
+    fake_runs.write_experiment(experiments, "changed", f"Promoted(variant='faster', {about})")
+    tuned = "change={'optimizer.learning_rate': 0.006}"
+    fake_runs.write_experiment(experiments, "tuned", f"Promoted(variant='constant', {tuned}, {about})")
+    for parent, is_flagged in (("changed", True), ("tuned", False)):
+        for name, effect in ((parent, 0.0), (f"gated@{parent}", -0.03)):
+            for seed in range(1000, 1003):
+                fake_runs.write_run(runs, resolve(name), seed, effect=effect, noise=NOISE, tasks=())
+        found = judge(parent, f"gated@{parent}", runs).comparison
+        assert found.verdict.word is Word.KEEP
+        assert any(note.startswith(f"no tuning of {parent} at 0.006") for note in found.notes) is is_flagged
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +267,18 @@ def test_the_run_at_the_best_rate_is_the_parabola_through_each_document(trained)
     assert shared_seeds(list(trained.values())) == 3
     fewer = {trial: run for trial, run in trained["root"].items() if trial != (0.5, 2)}
     assert shared_seeds([fewer, trained["constant"]]) == 2
+
+
+def test_no_verdict_is_recorded_where_a_run_at_another_rate_cannot_be_read(rates, trained):
+    runs = rates / "runs"
+    path = runs / at_octave(resolve("constant"), 0.5).name / "seed_0" / "metrics.jsonl"
+    before, lines = path.read_bytes(), read_ledger(runs)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"constant~.*metrics\.jsonl: steps are missing; train the run anew"):
+        judge("root", "constant", runs)
+    assert read_ledger(runs) == lines
+    path.write_bytes(before)
+    assert judge("root", "constant", runs).comparison.best_rates
 
 
 def test_runs_at_other_rates_must_share_all_but_the_rate(rates, trained):

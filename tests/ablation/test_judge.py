@@ -104,11 +104,13 @@ def test_a_seed_that_fails_in_both_is_passed_over(runs):
     assert judge("root", "small", runs).comparison.seeds == (0, 1, 2, 4)
 
 
-def test_whatever_else_was_asked_of_the_parent_counts_judged_or_not(runs, tmp_path):
+def test_whatever_else_was_asked_of_the_parent_counts_judged_or_not(runs, tmp_path, capsys):
     alone = tmp_path / "alone"
     for name in ("root", "good"):
         shutil.copytree(runs / name, alone / name)
+    (runs / "bad" / "comparison_12345678.json").write_text("{")
     one, of_three = judge("root", "good", alone), judge("root", "good", runs)
+    assert capsys.readouterr().err.count("comparison_12345678.json: damaged") == 1
     assert one.questions == ("good",) and of_three.questions == ("good", "bad", "small")
     assert of_three.comparison.q_value == pytest.approx(3 * one.comparison.q_value, rel=1e-6)
 

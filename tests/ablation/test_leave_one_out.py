@@ -8,11 +8,13 @@ import fake_runs
 import numpy as np
 import pytest
 
+from jaxformer.ablation.judge import judge
 from jaxformer.ablation.leave_one_out import DROP, STAYS, leave_one_out
 from jaxformer.ablation.ledger import read_ledger
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import Study, ended_jobs, make_jobs
+from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError
 from jaxformer.experiment.resolution import resolve
 from jaxformer.report.html import make_page
@@ -89,6 +91,17 @@ def test_parts_total_and_overlap_are_those_that_were_planted(outcome, folder):
     assert 0.999 * alone < made_of.overlap.seed_variance < 2 * alone < 0.01 * root_S.var(ddof=1) / 3
 
 
+def test_a_run_of_the_root_that_cannot_be_read_is_named_and_its_runs_are_the_studys(folder, outcome):
+    path = folder / "runs/root/seed_2000/metrics.jsonl"
+    before = path.read_bytes()
+    assert [run.seed for run in outcome.runs["root"]] == list(SEEDS) and outcome.unread == ()
+    path.write_bytes(b"")
+    found = judge_study(outcome.study, folder / "runs")
+    path.write_bytes(before)
+    assert found.unread == (f"{path}: steps are missing; train the run anew",) and found.composition.total
+    assert judge("gen2", "gen2_without_wsd", folder / "runs").comparison.verdict.word is Word.REVERT
+
+
 def test_the_study_has_a_run_of_the_root_for_each_seed_of_the_removals(folder, monkeypatch):
     monkeypatch.chdir(folder)
     study = leave_one_out("gen2", 2, 3)
@@ -100,6 +113,22 @@ def test_the_study_has_a_run_of_the_root_for_each_seed_of_the_removals(folder, m
     assert [job.seed for job in jobs if job.name == "gen2"] == [2000, 2001, 2002]
     ended = {(job.name, job.seed) for job in ended_jobs(study, folder / "runs")}
     assert ended == {(name, seed) for name in EFFECTS for seed in SEEDS}, "which are checked, those of the root too"
+
+
+def test_removals_count_among_their_like_though_what_was_tuned_for_a_merge_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiments = tmp_path / "experiments"
+    fake_runs.write_root(experiments)
+    fake_runs.write_variant(experiments, "wsd", {"optimizer.schedule": "wsd"})
+    fake_runs.write_variant(experiments, "normed", {"model.qk_norm": True})
+    fake_runs.write_merge(experiments, "both", ("wsd", "normed"))
+    tuned = ", change={'optimizer.learning_rate': 0.0123})"
+    fake_runs.write_experiment(experiments, "gen1", promoted("both", "root", 1000).removesuffix(")") + tuned)
+    names = "gen1_without_wsd", "gen1_without_normed"
+    for name in ("gen1", *names):
+        fake_runs.write_run(tmp_path / "runs", resolve(name), 1000, tasks=())
+    assert judge("gen1", names[0], tmp_path / "runs").questions == names
+    assert judge("gen1", names[1], tmp_path / "runs").questions == names[::-1]
 
 
 def test_what_is_made_of_what_is_shown_everywhere(outcome):

@@ -17,7 +17,7 @@ from jaxformer.ablation.promotion import find_comparison, promote
 from jaxformer.ablation.q_values import other_questions
 from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import Study, resolve_study
-from jaxformer.ablation.verdict import Word
+from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.commands import judge as judge_command
 from jaxformer.commands.promote import main
 from jaxformer.config import UserError
@@ -53,6 +53,8 @@ def runs(judged, monkeypatch):
     (judged / "runs" / "decisions.jsonl").write_bytes(before)
     for path in (judged / "experiments").glob("*gen*"):
         path.unlink()
+    for path in (judged / "runs").glob("*gen*"):
+        shutil.rmtree(path)
 
 
 def test_what_was_kept_is_the_parent_of_the_next_study(runs, capsys):
@@ -110,6 +112,24 @@ def test_a_merge_is_judged_against_its_first_parent_and_promoted_on_what_its_par
     whole = resolve("whole_gen")
     assert (whole.promoted.parent, whole.judged.name) == ("root", "both_gen")
     assert plan_confirmation(whole, 2, runs).own_parent.name == "normed"
+
+
+def test_what_was_judged_on_another_parent_than_its_files_is_promoted_on_that(runs):
+    """The file's own parent descends from that, so that the variant could be taken for one of its line."""
+    promote(find_comparison(runs, "gated"), runs)
+    experiments, change = runs.parent / "experiments", {"model.qk_norm": True}
+    fake_runs.write_variant(experiments, "later_gen", change, parent="root_gen1")
+    fake_runs.write_study(runs, ("later_gen@root",), effects={"later_gen@root": -0.05}, tasks=())
+    assert judge("root", "later_gen@root", runs).comparison.verdict.word is Word.KEEP
+    promote(find_comparison(runs, "later_gen"), runs, name="other_gen")
+    found, judged = resolve("other_gen"), resolve("later_gen@root")
+    assert (found.judged.name, found.lineage.parents) == ("later_gen@root", ("root",))
+    assert science(found.experiment) == science(judged.experiment)
+
+    fake_runs.write_variant(experiments, "later_gen", change)
+    with pytest.raises(UserError, match="third_gen would be later_gen, and later_gen@root was judged"):
+        promote(find_comparison(runs, "later_gen"), runs, name="third_gen")
+    assert not (experiments / "third_gen.py").exists()
 
 
 @pytest.mark.parametrize(
@@ -195,8 +215,9 @@ def test_a_verdict_is_appended_where_it_is_new(runs):
     judge_study(STUDY, runs)
     assert read_ledger(runs) == lines
     judge_study(Study(parent="root", variants=("gated",)), runs)
-    (new,) = read_ledger(runs)[2:]
-    assert new["variant"] == "gated" and new["study"] != lines[0]["study"]
-    append(runs, {**lines[0], "verdict": "UNDECIDED"})
+    assert read_ledger(runs) == lines, "another study says the same"
+    judge_study(Study(parent="root", variants=("gated",), rule=Rule(margin=1.0)), runs)
     judge_study(STUDY, runs)
-    assert read_ledger(runs)[-1]["verdict"] == "KEEP"
+    more = read_ledger(runs)[2:]
+    assert [(line["variant"], line["verdict"]) for line in more] == [("gated", "EQUIVALENT"), ("gated", "KEEP")]
+    assert more[1]["study"] == lines[0]["study"] != more[0]["study"]

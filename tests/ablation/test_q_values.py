@@ -16,20 +16,20 @@ from jaxformer.statistics.significance import interim_level
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
 
-def add(runs, name, *, parent="gen1", bundle="", evidence=""):
+def add(runs, name, *, parent="gen1", **lineage):
     """Writes what counts of a finished run."""
-    lineage = {"parents": [parent], "bundle": bundle, "evidence": evidence}
     (runs / name / "seed_0").mkdir(parents=True)
-    write_json(runs / name / "seed_0" / "config.json", {"lineage": lineage})
+    write_json(runs / name / "seed_0" / "config.json", {"lineage": {"parents": [parent], **lineage}})
     write_json(runs / name / "seed_0" / "summary.json", {})
 
 
 def test_each_question_about_a_parent_counts_once_and_removals_among_their_like(tmp_path):
     add(tmp_path, "asked")
-    add(tmp_path, "gen1_without_bias", bundle="two fields")
-    add(tmp_path, "gen1_without_wsd", bundle="without wsd")
+    add(tmp_path, "gen1_without_bias")
+    add(tmp_path, "gen1_without_wsd", without="wsd")
     add(tmp_path, "gen2", evidence="0" * 64)
     add(tmp_path, "asked~1a2b3c")
+    add(tmp_path, "other~1a2b3c", overrides={"optimizer.learning_rate": [1, 2], "model.width": [1, 2]})
     add(tmp_path, "of_another", parent="root")
     (tmp_path / "untrained" / "seed_0").mkdir(parents=True)
     assert other_questions(tmp_path, "gen1", ()) == {"asked": 1, "gen1_without_bias": 1}
