@@ -133,9 +133,14 @@ def test_options_that_are_named_alone_belong_to_a_command(capsys):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_to_files(page):
+def test_links_lead_to_files_and_headings(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
-        assert "://" in target or (ROOT / page).parent.joinpath(target).exists(), target
+        name, _, anchor = target.partition("#")
+        if "://" not in target:
+            path = (ROOT / page).parent.joinpath(name)
+            assert path.exists(), target
+            headings = re.findall("^#+ (.*)", path.read_text(), re.M) if anchor else []
+            assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings], target
 
 
 def test_files_that_are_named_exist():
