@@ -62,7 +62,8 @@ def apply_again(one: Resolved, base: Experiment) -> Experiment:
     Raises:
         UserError: its change is not valid there.
     """
-    assert one.variant is not None, "changes_since gives no others"
+    if one.variant is None:
+        raise ValueError(f"{one.name} is a merge, which changes nothing itself")
     child, _ = apply_change(one.variant, base)
     return replace(child, one.tuned)
 
@@ -129,9 +130,10 @@ def leave_out(whole: Resolved, left_out: str, name: str) -> Resolved:
     known, tuned, bundle = removed.judged.lineage, removed.promoted.tuned, f"without {left_out}"
     if tuned and any(each.promoted is removed.promoted for each in rest):
         bundle += f"; {', '.join(tuned)} as tuned for all that {removed.promoted.name} joins"
-    assert known.expected is not None, "every variant and merge has one"
-    expected = (0 - known.expected[1], 0 - known.expected[0])
+    if known.expected is None:
+        raise ValueError(f"{removed.judged.name} stands alone, and cannot have been kept")
+    low, high = known.expected
     source = f"what was expected of {left_out}, turned round ({known.source})"
-    about = {"bundle": bundle, "expected": expected, "source": source, "without": left_out}
+    about = {"bundle": bundle, "expected": (0 - high, 0 - low), "source": source, "without": left_out}
     lineage = make_lineage((whole,), child, known.change.keys() | tuned.keys(), **about)
     return Resolved(child, lineage, (whole,))
