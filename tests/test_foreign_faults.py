@@ -383,7 +383,7 @@ def test_study_in_a_narrow_terminal_is_drawn_in_place(user):
     for table in drawn[:-1]:
         assert max(map(len, table.splitlines())) < 60
         assert all(word in table for word in ("parent", "variant", "running", "/4"))
-    assert "finished" in drawn[-1] and "verdict" in drawn[-1]
+    assert "finished" in drawn[-1] and "UNDECIDED" in drawn[-1]
     ended = user.run(*words, preexec_fn=lambda: os.close(1))
     assert ended.status == 0 and "Traceback" not in ended.err
 
