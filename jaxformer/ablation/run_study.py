@@ -51,10 +51,9 @@ def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clock
             indent=0,
         )
     if clocks:
-        text = f"then the times per token that verdicts depend on, of at most {len(clocks)} variants: up to "
-        print_wrapped(
-            f"{text}{format_duration(sum(clocks))}, on a quiet machine, besides compiling their steps", indent=4
-        )
+        number, most = f"{len(clocks)} variant{'s' * (len(clocks) > 1)}", format_duration(sum(clocks))
+        text = f"then the times per token that verdicts depend on, of at most {number}: up to {most}"
+        print_wrapped(f"{text} on a quiet machine, besides compiling their steps", indent=4)
 
 
 def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str, Lineage]) -> None:
