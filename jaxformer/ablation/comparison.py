@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxformer.ablation.clock import Clock
 from jaxformer.ablation.comparability import check_comparable, have_same_documents, shared_tasks
-from jaxformer.ablation.cost import Cost, compare_costs, mean_worth
+from jaxformer.ablation.cost import Cost, compare_costs
 from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds, stack, stack_sources
-from jaxformer.ablation.margin import margin_of_tokens
+from jaxformer.ablation.margin import margin_of_tokens, worth_in_tokens
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.verdict import Measured, Rule, Verdict, Word, decide, depends_on_time
 from jaxformer.config import require
@@ -104,7 +104,7 @@ class Comparison(NamedTuple):
     """Standard deviation of a seed's difference, divided by that of the difference of two runs that share no seed."""
     cost: Cost | None = None
     worth: float = math.nan
-    """What the gain is worth in tokens: the parent needs so many times the variant's."""
+    """What the gain is worth in tokens: by the slope of its own curve, the parent needs so many times the variant's."""
     to_time: tuple[str, str] | None = None
     """Run folders (parent, variant) whose time per token could change the verdict, and was not measured; else None."""
     best_rates: tuple[BestRate, BestRate] | None = None
@@ -225,7 +225,7 @@ def _compare_pairs(
         "seed_variance": float(np.var(bits_S - parent_S, ddof=1)) if len(pairs) > 1 else math.nan,
         "pairing": _pairing(bits_S, parent_S),
         "cost": compare_costs(ours, theirs, clock),
-        "worth": mean_worth(ours, theirs),
+        "worth": worth_in_tokens(difference.mean, theirs),
     }
 
 

@@ -1,4 +1,4 @@
-"""How small a difference counts as none: what a share of the tokens is worth on the parent's own curve."""
+"""What tokens are worth on the parent's own curve: how small a difference counts as none, and what a gain is worth."""
 
 import math
 from collections.abc import Sequence
@@ -33,6 +33,19 @@ def margin_of_tokens(parents: Sequence[FinishedRun], share: float) -> Margin:
     error = float(slopes.std(ddof=1)) / math.sqrt(len(slopes)) if len(slopes) > 1 else math.nan
     factor = math.log1p(share)
     return Margin(max(0.0, float(slopes.mean())) * factor, error * factor)
+
+
+def worth_in_tokens(difference: float, parents: Sequence[FinishedRun]) -> float:
+    """Returns how many times the variant's tokens the parent needs for the same loss, by the same slope.
+
+    The parent's curve alone shows it: a change of the optimizer or the schedule shapes the variant's.
+
+    Args:
+        difference: bits per byte, variant minus parent.
+    """
+    slope = margin_of_tokens(parents, math.e - 1).bits_per_byte
+    with np.errstate(divide="ignore", over="ignore"):
+        return float(np.exp(np.float64(-difference) / slope))
 
 
 def _slope(run: FinishedRun) -> float:

@@ -76,8 +76,8 @@ class Measured(NamedTuple):
     """Bits per byte within which they count as equal; NaN where that is not known."""
     cost: Cost
     worth: float
-    """What the gain is worth in tokens: the parent needs so many times the variant's for the same loss; NaN where that
-    is not known.
+    """What the gain is worth in tokens: the parent needs so many times the variant's for the same loss; NaN where its
+    curve is too short to show it.
     """
     prior: VariancePrior | None = None
     """Prior by which the difference is moderated."""

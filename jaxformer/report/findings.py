@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxformer.ablation import ledger
 from jaxformer.ablation.comparison import BestRate, Comparison
-from jaxformer.ablation.cost import shapes_the_curve
 from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
@@ -299,17 +298,18 @@ def equal_budget_readings(finding: Finding) -> list[str]:
     low, high = cost.time_interval
     time = f"{cost.time_per_token:.3f} [{low:.3f}, {high:.3f}]"
     if not math.isfinite(worth):
-        why = "the loss curves have too few evaluations to tell what the difference is worth"
-        if shapes_the_curve(comparison.lineage):
-            why = "the change shapes the loss curve itself, which cannot show what the difference is worth"
         known = [f"A token takes {time} x the parent's time."] if cost.is_timed else []
-        return [f"At equal tokens, and at equal time: {why}.", *known]
+        return [
+            "At equal tokens, and at equal time: not known, since the parent's loss curve is too short or does not fall.",
+            *known,
+        ]
     gain = "not known, since the time per token was not measured"
     if cost.is_timed:
         ends = f"{worth / cost.time_per_token:.2f} x [{worth / high:.2f}, {worth / low:.2f}]"
         gain = f"{worth:.2f} / {time} = {ends}; above 1 is a gain, and the interval is that of the time alone"
+    slope = "by the slope of its loss curve"
     return [
-        f"At equal tokens: the parent needs {worth:.2f} x the variant's tokens for the same loss.",
+        f"At equal tokens: {slope}, the parent needs {ratio(worth, 2)} the variant's tokens for the same loss.",
         f"At equal time: {gain}.",
     ]
 

@@ -11,9 +11,8 @@ import pytest
 from jaxformer.ablation.clock import Clock
 from jaxformer.ablation.comparability import ALLOWABLE, parse_allowed
 from jaxformer.ablation.comparison import compare_runs, interaction
-from jaxformer.ablation.cost import worth_in_tokens
 from jaxformer.ablation.finished_runs import load_finished_run, read_runs
-from jaxformer.ablation.margin import margin_of_tokens
+from jaxformer.ablation.margin import margin_of_tokens, worth_in_tokens
 from jaxformer.ablation.noise_floor import NoiseFloor, noise_floor
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
@@ -362,21 +361,19 @@ def test_an_interaction_is_what_the_whole_exceeds_the_sum_by(arms):
     assert interaction(arms["both"][:1], [arms["deep"], arms["gated"]], arms["root"]) is None
 
 
-def test_worth_is_where_the_better_curve_reaches_the_others_end(arms):
-    parent, variant = arms["root"][0], arms["gated"][0]
-    curve = np.array([[10.0, 3.0], [20.0, 2.0], [40.0, 1.0]])
-    better = variant._replace(curve=curve)
-    other = parent._replace(curve=curve + np.array([0, 0.5]))
-    assert better.bits_per_byte < other.bits_per_byte
-    # 1.5 is half-way, in the logarithm of the tokens, between steps 20 and 40.
-    assert worth_in_tokens(better, other) == pytest.approx(40 / math.sqrt(20 * 40))
-    assert worth_in_tokens(other, better) == pytest.approx(math.sqrt(20 * 40) / 40)
-    assert math.isnan(worth_in_tokens(better._replace(curve=curve[-1:]), other))
-    # Before the first step no token was read, and so the logarithm has no place for it.
-    started = np.concatenate([[[0.0, 9.0]], curve])
-    assert worth_in_tokens(better._replace(curve=started), other) == worth_in_tokens(better, other)
-    # Better from the first evaluation on: worth at least as much as that shows.
-    assert worth_in_tokens(better, parent._replace(curve=curve + np.array([0, 3.0]))) == pytest.approx(40 / 10)
+def test_a_gain_is_worth_the_tokens_in_which_the_parents_curve_falls_as_far(arms):
+    steps = np.arange(1, 1001)
+    runs = [run._replace(losses=5 - 0.4 * np.log(steps)) for run in arms["root"][:3]]
+    slope = 0.4 * runs[0].bits_per_byte / runs[0].summary["validation/loss"]
+    assert worth_in_tokens(-slope * math.log(1.5), runs[:1]) == pytest.approx(1.5)
+    assert worth_in_tokens(slope * math.log(1.5), runs[:1]) == pytest.approx(1 / 1.5)
+    # What counts as equal is worth the share of the tokens by which the margin is defined.
+    assert worth_in_tokens(-margin_of_tokens(runs, 0.02).bits_per_byte, runs) == pytest.approx(1.02)
+    found = compare_runs(runs, arms["gated"][:3], allow=("batches",))
+    assert found.worth == worth_in_tokens(found.difference.mean, runs) and math.isfinite(found.worth)
+    level = [run._replace(losses=np.full(1000, 5.0)) for run in runs]
+    assert worth_in_tokens(-0.1, level) == math.inf, "no number of tokens would do"
+    assert math.isnan(worth_in_tokens(-0.1, [run._replace(losses=run.losses[:5]) for run in runs]))
 
 
 @pytest.mark.parametrize(
