@@ -282,7 +282,7 @@ def check_predictions(studies: int) -> Iterator[Line]:
                 decided = words[words != Word.UNDECIDED]
                 prospects = predict(found.difference, found.seeds, found.margin, found.prior)
                 likely = next((one for one in prospects if one.decided >= RULE.power), None)
-                if prospects[-1].kept < RULE.least_power:
+                if prospects[-1].kept < RULE.min_power:
                     given_up.append(len(decided) > 0 and decided[0] is Word.KEEP)
                 elif likely:
                     is_seen = (words[: INTERIM_SEEDS.index(likely.seeds) + 1] != Word.UNDECIDED).any()
@@ -291,7 +291,7 @@ def check_predictions(studies: int) -> Iterator[Line]:
             found = f"{said:.0%} / {seen:.0%}; given up {len(given_up) / studies:.0%}, kept {np.mean(given_up):.1%}"
             name = f"margin {margin:g} sd, {f'prior of {others}' if others else 'no prior'}"
             error = 0.5 / math.sqrt(len(named))
-            holds = bool(seen > said - 0.1 - 2 * error and np.mean(given_up) < RULE.least_power)
+            holds = bool(seen > said - 0.1 - 2 * error and np.mean(given_up) < RULE.min_power)
             yield Line(f"{name}: seeds that decide, as said / as seen, at least 70 %", found, holds)
 
 

@@ -44,9 +44,9 @@ from tqdm import tqdm
 from versions import versions
 
 from jaxformer.ablation.clock import Clock
+from jaxformer.ablation.clock_measurement import make_timed_steps, time_in_turns
 from jaxformer.ablation.cost import Cost
 from jaxformer.ablation.records import to_json
-from jaxformer.ablation.timing import make_arm, time_in_turns
 from jaxformer.ablation.verdict import Measured, Rule, Word, decide
 from jaxformer.config import replace
 from jaxformer.experiment.experiment import Experiment
@@ -198,9 +198,9 @@ class Timed(NamedTuple):
 
 def time_pair(parent: Experiment, variant: Experiment) -> Timed:
     """Returns what the paired clock finds; the parent's steps are compiled, and run for a while, before the other's."""
-    first = make_arm(parent, 0)
+    first = make_timed_steps(parent, 0)
     first.take(200)
-    arms, started = (first, make_arm(variant, 0)), time.perf_counter()
+    arms, started = (first, make_timed_steps(variant, 0)), time.perf_counter()
     clock = Clock(tuple(time_in_turns(arms)))
     seconds = time.perf_counter() - started
     cost = Cost(clock.ratio, clock.interval, 1.0, 1.0, 1.0)

@@ -1,7 +1,7 @@
 """How much longer a variant's token takes than its parent's: what was measured of both arms in turns, and its interval.
 
 The speeds that two runs record are no measure of it: they are of other hours, and of whatever else the machine did
-then. Arms that compute the same differed by 14 to 32 % so. `ablation.timing` measures; this is kept and read here.
+then. Arms that compute the same differed by 14 to 32 % so. `clock_measurement` measures; this is kept and read here.
 """
 
 import math

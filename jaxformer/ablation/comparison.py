@@ -55,7 +55,7 @@ class BestRate(NamedTuple):
     """The experiment's own."""
     compared: float
     """That of the lowest mean, to two digits, at which it is compared."""
-    to_take: float
+    recommended: float
     """That of the lowest mean and one standard deviation over seeds, to two digits: what most runs reach."""
     tried: tuple[float, ...]
     bits_per_byte: tuple[float, ...]

@@ -28,11 +28,11 @@ from jaxformer.ablation.finished_runs import (
     stack,
     stack_sources,
 )
-from jaxformer.ablation.jobs import make_job
 from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.outcome import NOISE, remember_noise
 from jaxformer.ablation.promotion import evidence_of
 from jaxformer.ablation.records import Record
+from jaxformer.ablation.training_jobs import make_job
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import check_same, require
 from jaxformer.data.packing import plan_rows
@@ -96,7 +96,7 @@ def plan_confirmation(promoted: Resolved, seeds: int, runs: Path) -> Confirmatio
         UserError: it is not promoted, what it was promoted by is not in the folder of runs, or its parent has moved.
     """
     evidence, parent = evidence_of(promoted, runs), promoted.parents[0]
-    rate, _ = evidence.rates_to_take or (parent.experiment.optimizer.learning_rate, None)
+    rate, _ = evidence.recommended_rates or (parent.experiment.optimizer.learning_rate, None)
     if rate != parent.experiment.optimizer.learning_rate:
         parent = with_overrides(parent, {RATE: repr(rate)})
         check_earlier_runs(runs, parent)
@@ -185,7 +185,7 @@ def _decide(confirmation: Confirmation, difference: Difference, locked: Sequence
     where = "by fresh seeds alone, since no validation documents are left that no verdict has read"
     if locked:
         where = f"on {sum(len(one.documents) for one in locked):,} documents that no verdict has read"
-    if confirmation.evidence.rates_to_take:
+    if confirmation.evidence.recommended_rates:
         rate = confirmation.parent.experiment.optimizer.learning_rate
         where += f"; {confirmation.own_parent.name} at {rate:.3g}, the learning rate that was found for it"
     if high < limit:

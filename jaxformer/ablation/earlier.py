@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.ablation.comparability import ALLOWABLE
-from jaxformer.ablation.jobs import experiment_of
+from jaxformer.ablation.training_jobs import experiment_of
 from jaxformer.config import UserError, require
 from jaxformer.evaluation.config import task_names
 from jaxformer.experiment.lineage import Resolved

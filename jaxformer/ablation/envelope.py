@@ -223,13 +223,13 @@ def flag_untuned(comparisons: Sequence[Comparison], variants: Sequence[Resolved]
         if one.verdict.word is Word.KEEP and not one.best_rates:
             parent, best = parents[one.variant], known.get(one.parent)
             rate = parent.experiment.optimizer.learning_rate
-            excess, to_take = (best.excess, best.to_take) if best else _tuned(runs / one.parent / TUNING, rate)
+            excess, recommended = (best.excess, best.recommended) if best else _tuned(runs / one.parent / TUNING, rate)
             note, alone = "", "the gain may hold at this rate only"
-            if math.isnan(to_take) and RATE not in parent.tuned:
+            if math.isnan(recommended) and RATE not in parent.tuned:
                 command = f"`jaxformer tune --experiment={one.parent}`"
                 note = f"no tuning of {one.parent} at {rate:.3g} is recorded in {runs}: {alone}; see {command}"
-            elif math.isfinite(to_take) and not excess <= (0.0 if math.isnan(one.margin) else one.margin):
-                costs = f"costs {excess:.4f} bits per byte beside its best, {to_take:.2g}"
+            elif math.isfinite(recommended) and not excess <= (0.0 if math.isnan(one.margin) else one.margin):
+                costs = f"costs {excess:.4f} bits per byte beside its best, {recommended:.2g}"
                 note = f"the learning rate of {one.parent}, {rate:.3g}, {costs}: {alone}"
             one = one._replace(notes=(*one.notes, *([note] if note else [])))
         flagged.append(one)

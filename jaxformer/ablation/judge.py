@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
-from jaxformer.ablation.jobs import experiment_of
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.records import to_json
 from jaxformer.ablation.study import (
@@ -26,6 +25,7 @@ from jaxformer.ablation.study import (
     seeds_of,
 )
 from jaxformer.ablation.study_runs import failures_of
+from jaxformer.ablation.training_jobs import experiment_of
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.config import differences, require
 from jaxformer.experiment.experiment import science

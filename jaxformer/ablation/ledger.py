@@ -222,7 +222,9 @@ class Account(NamedTuple):
     """What all questions of a ledger amount to."""
 
     asked: int
-    """Questions with as many seeds as the first analysis takes; what leaves out a change that was kept is none."""
+    """Questions that were compared on as many seeds as the first analysis takes; what leaves out a change that was kept
+    is none.
+    """
     kept: int
     """Of those, KEEP."""
     false_keeps: float
@@ -236,8 +238,8 @@ class Account(NamedTuple):
 def account(lines: Iterable[Line]) -> Account:
     """Returns what the questions of a ledger amount to."""
     verdicts = [line for line in latest_verdicts(lines).values() if not line.get("leaves_out")]
-    asked = [line for line in verdicts if len(line["seeds"]) >= INTERIM_SEEDS[0]]
-    outcomes = [beside_expectation(line.get("difference"), line["expected"]) for line in asked]
+    asked = [line for line in verdicts if line["difference"] and len(line["seeds"]) >= INTERIM_SEEDS[0]]
+    outcomes = [beside_expectation(line["difference"], line["expected"]) for line in asked]
     return Account(
         len(asked),
         sum(line["verdict"] == Word.KEEP.value for line in asked),

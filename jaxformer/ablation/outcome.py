@@ -141,8 +141,9 @@ def _compare(study: Study, found: StudyRuns, runs: Path, allow: Sequence[str]) -
         notes = [f"at the parent's learning rate: {why_not[one.name]}"] if one.name in why_not else []
         notes += [*compared.notes, *(f"not read: {line}" for line in found.read[one.name].unreadable)]
         if one.name in to_train and not compared.flags:
-            # The difference at one rate is no answer: neither q-values nor the ledger count it.
-            compared = compared._replace(verdict=_wait_for_rates(compared, to_train[one.name]), difference=None)
+            # The difference at one rate is no answer: neither q-values nor the ledger count it, nor is it timed.
+            verdict = _wait_for_rates(compared, to_train[one.name])
+            compared = compared._replace(verdict=verdict, difference=None, to_time=None)
         return compared._replace(notes=tuple(notes))
 
     compared, at_own = dict(at_best), [one for one in found.variants if one.name not in at_best]

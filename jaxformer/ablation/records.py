@@ -41,7 +41,7 @@ class Record(NamedTuple):
     """Seeds that both had."""
     margin: float
     """Bits per byte within which they counted as equal; NaN where that was not known."""
-    rates_to_take: tuple[float, float] | None
+    recommended_rates: tuple[float, float] | None
     """Learning rates to take of the parent and of the variant; None where each was compared at its own."""
     difference: Difference | None
     """Of bits per byte; None where they were not compared."""
@@ -116,7 +116,7 @@ def _parse(path: Path, content: bytes) -> Record:
         reason=verdict["reason"],
         seeds=tuple(values["seeds"]),
         margin=math.nan if margin is None else float(margin),
-        rates_to_take=(float(rates[0]["to_take"]), float(rates[1]["to_take"])) if rates else None,
+        recommended_rates=(float(rates[0]["recommended"]), float(rates[1]["recommended"])) if rates else None,
         difference=_difference(difference) if difference else None,
     )
     texts = record.study_parent, record.parent, record.variant, record.question, record.reason

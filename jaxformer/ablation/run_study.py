@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop, spread_of_differences
 from jaxformer.ablation.finished_runs import has_diverged
-from jaxformer.ablation.jobs import experiment_of
 from jaxformer.ablation.study import Jobs, Study, is_retuned, make_jobs, resolve_study
+from jaxformer.ablation.training_jobs import experiment_of
 from jaxformer.config import UserError
 from jaxformer.experiment.lineage import Lineage
 from jaxformer.host.console import format_duration, print_line, print_wrapped

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from jaxformer.ablation.finished_runs import ended_seeds
-from jaxformer.ablation.jobs import make_job
+from jaxformer.ablation.training_jobs import make_job
 from jaxformer.ablation.tuning import RateSearch, missing_runs, runs_to_come
 from jaxformer.ablation.verdict import Rule
 from jaxformer.config import Bounds, UserError, check_fields, require

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from jaxformer.ablation.another_process import in_another_process
 from jaxformer.ablation.clock import CLOCK
+from jaxformer.ablation.clock_measurement import clock_seconds, measure_clock
 from jaxformer.ablation.study import Study, resolve_study
-from jaxformer.ablation.timing import clock_seconds, measure_clock
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.console import print_notice, progress_bar

@@ -24,7 +24,7 @@ from jaxformer.ablation.finished_runs import (
     seed_folders,
     seed_of,
 )
-from jaxformer.ablation.jobs import make_job, run_to_results
+from jaxformer.ablation.training_jobs import make_job, run_to_results
 from jaxformer.config import require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.lineage import Resolved

@@ -38,7 +38,7 @@ class Rule:
     """Bits per byte within which two models are called equal instead; 0 for what `equal_tokens` are worth."""
     power: Share = 0.8
     """Probability of a decision for which the number of seeds is named, by what is known so far."""
-    least_power: Share = 0.2
+    min_power: Share = 0.2
     """Probability of KEEP by the last interim analysis below which no further seeds are advised."""
     guard_alpha: Share = 0.05
     """Level, over all tasks together (Holm 1979), at which a task that is worse speaks against a change."""
@@ -226,13 +226,13 @@ def after_the_last_analysis(found: Measured, rule: Rule) -> Verdict | None:
 def more_seeds(found: Measured, rule: Rule) -> Verdict:
     """UNDECIDED: in all other cases, until the next analysis. The reason names the number of seeds by which it is
     decided with a probability of {rule.power:.0%}. The parent stays where KEEP by the last analysis has a probability
-    below {rule.least_power:.0%}; for a variant that saves time or parameters, or that leaves out a kept change, the
+    below {rule.min_power:.0%}; for a variant that saves time or parameters, or that leaves out a kept change, the
     same holds of any decision.
     """
     prospects = predict(found.difference, found.seeds, found.margin, found.prior)
     last, is_open = prospects[-1], found.leaves_out or bool(_saving(found.cost, rule))
     end, useful = ("a decision", last.decided) if is_open else ("KEEP", last.kept)
-    if useful < rule.least_power:
+    if useful < rule.min_power:
         probability = f"of {useful:.0%}" if useful >= 0.005 else "below 1%"
         reason = f"{found}: even with {last.seeds} seeds {end} has a probability {probability}: the parent stays"
         return Verdict(Word.UNDECIDED, reason, None)

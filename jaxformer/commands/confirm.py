@@ -12,9 +12,9 @@ from jaxformer.ablation.checks import check_study
 from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.confirmation import confirm, confirmation_jobs, find_answer, plan_confirmation
-from jaxformer.ablation.jobs import run_to_results
 from jaxformer.ablation.run_study import print_study_plan
 from jaxformer.ablation.study import Jobs, Study
+from jaxformer.ablation.training_jobs import run_to_results
 from jaxformer.config import require
 from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import Parser, command

@@ -298,11 +298,9 @@ def equal_budget_readings(finding: Finding) -> list[str]:
     low, high = cost.time_interval
     time = f"{cost.time_per_token:.3f} [{low:.3f}, {high:.3f}]"
     if not math.isfinite(worth):
+        why = "the parent's loss curve is too short or does not fall"
         known = [f"A token takes {time} x the parent's time."] if cost.is_timed else []
-        return [
-            "At equal tokens, and at equal time: not known, since the parent's loss curve is too short or does not fall.",
-            *known,
-        ]
+        return [f"At equal tokens, and at equal time: not known, since {why}.", *known]
     gain = "not known, since the time per token was not measured"
     if cost.is_timed:
         ends = f"{worth / cost.time_per_token:.2f} x [{worth / high:.2f}, {worth / low:.2f}]"

@@ -9,13 +9,13 @@ import fake_runs
 import numpy as np
 import pytest
 
-from jaxformer.ablation import timing
+from jaxformer.ablation import clock_measurement
 from jaxformer.ablation.clock import Clock, median_interval, read_clock
+from jaxformer.ablation.clock_measurement import TimedSteps, clock_seconds, measure_clock, time_in_turns
 from jaxformer.ablation.cost import Cost
 from jaxformer.ablation.finished_runs import read_runs
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import Study
-from jaxformer.ablation.timing import Arm, clock_seconds, measure_clock, time_in_turns
 from jaxformer.ablation.verdict import Measured, Rule, Word, decide
 from jaxformer.config import UserError
 from jaxformer.statistics.paired_difference import Difference
@@ -33,7 +33,7 @@ class Machine:
         def take(steps):
             self.now += steps * step_seconds * self.slowness(self.now, self.random)
 
-        return Arm(take, 1)
+        return TimedSteps(take, 1)
 
     def time(self, *step_seconds):
         return Clock(tuple(time_in_turns([self.arm(each) for each in step_seconds], lambda: self.now)))
@@ -160,8 +160,8 @@ def test_only_what_a_verdict_depends_on_is_measured_once_and_then_decides(runs):
 def test_a_run_takes_as_long_as_itself(uninterrupted, compiled, monkeypatch, tmp_path):
     run = tmp_path / "best_fit" / "seed_3"
     shutil.copytree(uninterrupted("best_fit"), run, ignore=shutil.ignore_patterns("checkpoints"))
-    monkeypatch.setattr(timing, "_MOST_SECONDS", 0.0)
-    monkeypatch.setattr(timing, "_TURN_SECONDS", 1e-6)
+    monkeypatch.setattr(clock_measurement, "_MOST_SECONDS", 0.0)
+    monkeypatch.setattr(clock_measurement, "_TURN_SECONDS", 1e-6)
     measure_clock(run, run)
     found = read_runs(tmp_path, "best_fit").finished
     clock = read_clock(found, found)

@@ -133,7 +133,10 @@ def test_a_study_goes_on_in_rounds_until_each_arm_has_its_best_rate_between_two_
     assert device_hours(outcome, "root") > 10 * outcome.runs["root"][0].device_hours
     assert "each at its best learning rate: root at" in " ".join(decision_table(outcome).split())
     kept = json.loads((runs / "constant" / comparison_file(STUDY)).read_text())
-    assert kept["best_rates"][1]["compared"] == variant.compared and kept["best_rates"][1]["to_take"] == variant.to_take
+    assert (
+        kept["best_rates"][1]["compared"] == variant.compared
+        and kept["best_rates"][1]["recommended"] == variant.recommended
+    )
 
 
 def test_a_rate_that_diverges_is_an_answer_and_no_failure(folder, at_once):
@@ -198,7 +201,8 @@ def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):
     assert (
         "at the parent's learning rate; each is compared at its best rate, of which about 16" in constant.verdict.reason
     )
-    assert constant.verdict.word is Word.UNDECIDED and constant.difference is None and math.isnan(constant.q_value)
+    assert constant.verdict.word is Word.UNDECIDED and math.isnan(constant.q_value)
+    assert constant.difference is None and constant.to_time is None
     assert latest_verdicts(read_ledger(folder / "runs"))["root", "constant"]["difference"] is None
     assert read_records(folder / "runs" / "constant")[0].difference is None
     assert fixed.notes[0] == "at the parent's learning rate: the change moves the best one, but retune is off"

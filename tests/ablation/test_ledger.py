@@ -58,13 +58,14 @@ def test_questions_are_counted_once_with_their_last_verdict(tmp_path):
         line("worse", mean=0.02, verdict="REVERT"),
         line("wide", mean=-0.05, error=0.02, verdict="UNDECIDED"),
         line("early", seeds=2, verdict="UNDECIDED"),
+        {**line("waits for other rates", verdict="UNDECIDED"), "difference": None},
         {"kind": "promotion", "parent": "root", "variant": "better"},
     ]
     assert [each["verdict"] for each in latest_verdicts(lines).values()] == [
         "KEEP",
         "KEEP",
         "REVERT",
-        *2 * ["UNDECIDED"],
+        *3 * ["UNDECIDED"],
     ]
     found = account(lines)
     assert (found.asked, found.kept, found.false_keeps) == (4, 2, pytest.approx(0.1))

@@ -99,7 +99,7 @@ def test_what_was_not_kept_is_promoted_by_hand_alone(runs, capsys):
 
 def test_the_rate_that_was_tuned_for_a_variant_goes_with_it(runs):
     found = find_comparison(runs, "gated")
-    made = promote(found._replace(rates_to_take=(0.005, 0.008)), runs)
+    made = promote(found._replace(recommended_rates=(0.005, 0.008)), runs)
     assert resolve(made.name).experiment.optimizer.learning_rate == 0.008
     assert made.promoted.change == {"optimizer.learning_rate": 0.008} == read_ledger(runs)[-1]["change"]
 

@@ -40,7 +40,7 @@ def test_what_is_written_is_read_again(runs, difference):
     one = KEPT._replace(difference=difference, best_rates=rates)
     digest = write_record(runs, STUDY, one)
     (record,) = read_records(runs / "gated")
-    assert (record.digest, record.difference, record.rates_to_take) == (digest, difference, (0.005, 0.006))
+    assert (record.digest, record.difference, record.recommended_rates) == (digest, difference, (0.005, 0.006))
     assert (record.parent, record.variant, record.word, record.reason) == ("root", "gated", Word.KEEP, "better")
     assert (record.seeds, record.margin) == ((0, 1, 2), 0.004)
     if difference:

@@ -7,7 +7,6 @@ import fake_runs
 import numpy as np
 import pytest
 
-from jaxformer.ablation.jobs import make_job
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import (
@@ -18,6 +17,7 @@ from jaxformer.ablation.study import (
     resolve_study,
     resolve_what_can_be,
 )
+from jaxformer.ablation.training_jobs import make_job
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
 from jaxformer.experiment.resolution import resolve, with_overrides

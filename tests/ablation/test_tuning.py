@@ -6,7 +6,7 @@ import fake_runs
 import numpy as np
 import pytest
 
-from jaxformer.ablation import finished_runs, jobs
+from jaxformer.ablation import finished_runs, training_jobs
 from jaxformer.ablation.checks import Checked
 from jaxformer.ablation.earlier import EarlierRuns
 from jaxformer.ablation.finished_runs import load_finished_run
@@ -115,7 +115,7 @@ def search(tmp_path, experiment_files, monkeypatch):
         def watch(self):
             yield [Status(job, State.FAILED, 1, 3.0, 1.0, 0.0, 0.0, "why") for job in self.jobs]
 
-    monkeypatch.setattr(jobs, "Queue", FakeQueue)
+    monkeypatch.setattr(training_jobs, "Queue", FakeQueue)
     return make_search(str(experiment_files["best_fit"]), "", tmp_path / "runs")
 
 
@@ -135,7 +135,7 @@ def test_a_run_that_failed_otherwise_ends_the_walk(search):
 def test_what_is_trained_already_is_taken_up(search, monkeypatch):
     trials = walk(lambda octave, seed: 3 + octave**2)
     monkeypatch.setattr(RateSearch, "trials", lambda self, seeds: trials)
-    monkeypatch.setattr(jobs, "Queue", None)
+    monkeypatch.setattr(training_jobs, "Queue", None)
     assert tune(search, 3, 9.0).excess == pytest.approx(0)
 
 

@@ -148,7 +148,7 @@ def test_one_seed_of_which_nothing_is_known_decides_nothing():
 
 
 def test_the_rule_is_printed_with_its_numbers():
-    rule = Rule(guard_alpha=0.07, q=0.11, cheaper=0.04, power=0.77, least_power=0.31, equal_tokens=0.03)
+    rule = Rule(guard_alpha=0.07, q=0.11, cheaper=0.04, power=0.77, min_power=0.31, equal_tokens=0.03)
     text = " ".join([rule.describe(), *rule.steps()])
     for number in ("0.07", "0.11", "what 3% of the tokens are worth", "4%", "77%", "31%", "3, 4, 5, 6, 8"):
         assert number in text
@@ -206,7 +206,7 @@ def test_what_may_be_chance_goes_on_to_the_next_analysis_and_after_the_last_says
     assert "the last analysis: the parent stays" in kept_by_chance(kept, 0.06, Rule(), None, 0.0).reason
 
 
-@pytest.mark.parametrize("field", ["equal_tokens", "power", "least_power", "guard_alpha", "cheaper", "q"])
+@pytest.mark.parametrize("field", ["equal_tokens", "power", "min_power", "guard_alpha", "cheaper", "q"])
 def test_thresholds_lie_between_0_and_1(field):
     for value in (0.0, 1.0, math.nan):
         with pytest.raises(UserError, match=field):

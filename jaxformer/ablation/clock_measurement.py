@@ -47,7 +47,7 @@ _BATCHES = 8
 _SAME_HERE = ("code", "device", "devices", "environment")
 
 
-class Arm(NamedTuple):
+class TimedSteps(NamedTuple):
     """The training steps of an experiment."""
 
     take: Callable[[int], None]
@@ -70,7 +70,7 @@ def measure_clock(parent_run: Path, variant_run: Path) -> None:
     keep_compiled()
     choose_device(parent.experiment.training.device)
     with fixed_options(), out_of_memory_reported(lambda: "it must hold the states of both at once"):
-        arms = [_arm_of(run) for run in (parent, variant)]
+        arms = [_steps_of(run) for run in (parent, variant)]
         write_clock(Clock(tuple(time_in_turns(arms))), parent, variant)
 
 
@@ -79,7 +79,7 @@ def clock_seconds(step_seconds: float) -> float:
     return max(_SECONDS, 4 * _FEWEST_ROUNDS * max(step_seconds, _TURN_SECONDS))
 
 
-def _arm_of(run: FinishedRun) -> Arm:
+def _steps_of(run: FinishedRun) -> TimedSteps:
     experiment, record = run.experiment, run.record
     attention = implementation_from(record["attention"])
     here = describe_environment(attention, jax.devices()[0].device_kind, run_mesh(experiment).size)
@@ -88,10 +88,10 @@ def _arm_of(run: FinishedRun) -> Arm:
         require(record.get(name) == here[name], f"{run.workdir} ran with {name} {record.get(name)}, here: {here[name]}")
     if experiment.init_from:  # Whatever its weights are: only the tokenizer is needed, which the run has kept.
         experiment = with_tokenizer(experiment, run.workdir)
-    return make_arm(experiment, run.seed, attention)
+    return make_timed_steps(experiment, run.seed, attention)
 
 
-def make_arm(experiment: Experiment, seed: int, attention: Implementation | None = None) -> Arm:
+def make_timed_steps(experiment: Experiment, seed: int, attention: Implementation | None = None) -> TimedSteps:
     """Returns the training steps of an experiment, compiled, from values that the seed draws.
 
     Raises:
@@ -110,10 +110,10 @@ def make_arm(experiment: Experiment, seed: int, attention: Implementation | None
             state, _ = step(state, batch)
         jax.block_until_ready(state)
 
-    return Arm(take, rows * experiment.packing.row_length)
+    return TimedSteps(take, rows * experiment.packing.row_length)
 
 
-def time_in_turns(arms: Sequence[Arm], seconds: Callable[[], float] = time.perf_counter) -> list[float]:
+def time_in_turns(arms: Sequence[TimedSteps], seconds: Callable[[], float] = time.perf_counter) -> list[float]:
     """Returns, of each round, the logarithm of how many times the first arm's time per token the second's is.
 
     A round is ABBA or BAAB: a machine that speeds up or slows down evenly meets both alike. Which of them is drawn, so
@@ -129,7 +129,7 @@ def time_in_turns(arms: Sequence[Arm], seconds: Callable[[], float] = time.perf_
         seconds: the clock.
     """
 
-    def time_of(arm: Arm, steps: int) -> float:
+    def time_of(arm: TimedSteps, steps: int) -> float:
         before = seconds()
         arm.take(steps)
         return seconds() - before
