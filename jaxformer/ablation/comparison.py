@@ -104,7 +104,7 @@ class Comparison(NamedTuple):
     """Standard deviation of a seed's difference, divided by that of the difference of two runs that share no seed."""
     cost: Cost | None = None
     worth: float = math.nan
-    """What the gain is worth in tokens: by the slope of its own curve, the parent needs so many times the variant's."""
+    """What the gain is worth in tokens: by the slope of the parent's curve, it needs so many times the variant's."""
     to_time: tuple[str, str] | None = None
     """Run folders (parent, variant) whose time per token could change the verdict, and was not measured; else None."""
     best_rates: tuple[BestRate, BestRate] | None = None
@@ -161,6 +161,8 @@ def compare_runs(
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
     prior = floor.prior(name, analysed)
     found = _compare_pairs(pairs[:analysed], prior, clock, further_variance)
+    token_ratio = variants[0].summary["tokens"] / parents[0].summary["tokens"]
+    found["worth"] = worth_in_tokens(found["difference"].mean, parents, token_ratio)
     worse_tasks = tuple(name for name, task in found["tasks"].items() if task.is_worse(rule.guard_alpha))
     known = found["difference"], analysed, margin, found["cost"], found["worth"], prior, worse_tasks, failed
     findings = Measured(*known, len(parents), runs_per_seed, leaves_out)
@@ -225,7 +227,6 @@ def _compare_pairs(
         "seed_variance": float(np.var(bits_S - parent_S, ddof=1)) if len(pairs) > 1 else math.nan,
         "pairing": _pairing(bits_S, parent_S),
         "cost": compare_costs(ours, theirs, clock),
-        "worth": worth_in_tokens(difference.mean, theirs),
     }
 
 

@@ -72,7 +72,7 @@ class Arm(NamedTuple):
             for octave in tuning.bracket
         )
         costs = tuning.excess, tuning.excess_error
-        return BestRate(tuning.learning_rate, tuning.lowest, tuning.best, rates, means, *costs)
+        return BestRate(tuning.learning_rate, tuning.lowest, tuning.recommended, rates, means, *costs)
 
 
 def weights_at_best(tuning: Tuning) -> np.ndarray:
@@ -239,7 +239,7 @@ def flag_untuned(comparisons: Sequence[Comparison], variants: Sequence[Resolved]
 def _tuned(path: Path, learning_rate: float) -> tuple[float, float]:
     """Returns what a rate costs by the record of its tuning, bits per byte, and the best one; NaN without a record."""
     record = read_json_or_empty(path)
-    own, excess, best = (record.get(name) for name in ("learning_rate", "excess", "best"))
+    own, excess, best = (record.get(name) for name in ("learning_rate", "excess", "recommended"))
     if own != learning_rate or not (isinstance(excess, int | float) and isinstance(best, int | float)):
         return math.nan, math.nan
     return float(excess), float(best)

@@ -238,7 +238,7 @@ class Account(NamedTuple):
 def account(lines: Iterable[Line]) -> Account:
     """Returns what the questions of a ledger amount to."""
     verdicts = [line for line in latest_verdicts(lines).values() if not line.get("leaves_out")]
-    asked = [line for line in verdicts if line["difference"] and len(line["seeds"]) >= INTERIM_SEEDS[0]]
+    asked = [line for line in verdicts if line.get("difference") and len(line["seeds"]) >= INTERIM_SEEDS[0]]
     outcomes = [beside_expectation(line["difference"], line["expected"]) for line in asked]
     return Account(
         len(asked),

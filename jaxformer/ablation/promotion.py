@@ -173,7 +173,7 @@ def _as_json(values: Mapping) -> dict:
 
 
 def _tuned(found: Record, one: Resolved) -> dict[str, float]:
-    """Returns the rate to take for a variant, by path, where it was compared at its best and that is not its own."""
+    """Returns the recommended rate of a variant, by path, where it was compared at its best and that is not its own."""
     rates = found.recommended_rates
     return {RATE: rates[1]} if rates and rates[1] != one.experiment.optimizer.learning_rate else {}
 

@@ -42,7 +42,7 @@ class Record(NamedTuple):
     margin: float
     """Bits per byte within which they counted as equal; NaN where that was not known."""
     recommended_rates: tuple[float, float] | None
-    """Learning rates to take of the parent and of the variant; None where each was compared at its own."""
+    """Recommended learning rates of the parent and of the variant; None where each was compared at its own."""
     difference: Difference | None
     """Of bits per byte; None where they were not compared."""
 

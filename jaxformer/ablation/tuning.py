@@ -70,8 +70,8 @@ class Tuning(NamedTuple):
     """Its standard error over seeds, paired; NaN with one seed or where not all were trained at its own rate."""
 
     @property
-    def best(self) -> float:
-        """The rate to take, to two digits: the best for most runs, where there is more than one seed."""
+    def recommended(self) -> float:
+        """The rate that is recommended, to two digits: the best for most runs, where there is more than one seed."""
         return self._rate(self._within_bracket(self.cautious or self.mean))
 
     @property

@@ -76,8 +76,8 @@ class Measured(NamedTuple):
     """Bits per byte within which they count as equal; NaN where that is not known."""
     cost: Cost
     worth: float
-    """What the gain is worth in tokens: the parent needs so many times the variant's for the same loss; NaN where its
-    curve is too short to show it.
+    """What the gain is worth in tokens: the parent needs so many times the variant's for the same loss; NaN where the
+    parent's curve does not show it.
     """
     prior: VariancePrior | None = None
     """Prior by which the difference is moderated."""
@@ -198,7 +198,8 @@ def equivalent(found: Measured, rule: Rule) -> Verdict | None:
 
 def not_worth_its_time(found: Measured, rule: Rule) -> Verdict | None:
     """UNDECIDED: the interval lies below 0, but by a measurement a token surely takes longer by a larger factor than
-    the gain is worth in tokens; or, where that worth is not known, by more than {rule.cheaper:.0%}.
+    the gain is worth in tokens by the slope of the parent's loss curve; or, where that does not show it, by more than
+    {rule.cheaper:.0%}.
     """
     is_unknown, (low, high) = math.isnan(found.worth), found.cost.time_interval
     is_slower = low > (1 + rule.cheaper if is_unknown else found.worth)

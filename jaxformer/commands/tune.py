@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         for (octave, seed), bits in sorted(tuning.trials.items())
     ]
     record = {name: to_json(value) for name, value in (tuning._asdict() | {"trials": trials}).items()}
-    write_json(folder / TUNING, record | {"best": tuning.best})
+    write_json(folder / TUNING, record | {"recommended": tuning.recommended})
     with drawing():
         save_png(draw_tuning(tuning), folder / "tuning.png")
     print_line("\n".join(rate_table(tuning)))

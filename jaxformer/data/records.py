@@ -211,9 +211,9 @@ def read_parquet(
                 if skip >= rows_of_group:
                     row, skip = row + rows_of_group, skip - rows_of_group
                     continue
+                size = _FEW_ROWS if text_bytes else _ROWS
                 # In threads the columns of a row group compete for one file, and what is requested of it varies.
-                size, is_threaded = (_FEW_ROWS, False) if text_bytes else (_ROWS, True)
-                for rows in table.iter_batches(size, row_groups=[group], columns=columns, use_threads=is_threaded):
+                for rows in table.iter_batches(size, row_groups=[group], columns=columns, use_threads=not text_bytes):
                     left_out = min(skip, len(rows))
                     row, skip = row + left_out, skip - left_out
                     for fields in _rows(rows.slice(left_out)):

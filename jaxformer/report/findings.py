@@ -303,7 +303,7 @@ def equal_budget_readings(finding: Finding) -> list[str]:
         return [f"At equal tokens, and at equal time: not known, since {why}.", *known]
     gain = "not known, since the time per token was not measured"
     if cost.is_timed:
-        ends = f"{worth / cost.time_per_token:.2f} x [{worth / high:.2f}, {worth / low:.2f}]"
+        ends = f"{ratio(worth / cost.time_per_token, 2)} [{worth / high:.2f}, {worth / low:.2f}]"
         gain = f"{worth:.2f} / {time} = {ends}; above 1 is a gain, and the interval is that of the time alone"
     slope = "by the slope of its loss curve"
     return [

@@ -12,6 +12,10 @@ from jaxformer.statistics.paired_difference import Difference
 MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
+# Of a ratio; a larger one says no more.
+_MOST_SHOWN = 100
+
+
 def signed(value: float, digits: int = 4) -> str:
     """Returns a number with its sign, or a dash where there is none."""
     return f"{value:+.{digits}f}".replace("-", MINUS) if math.isfinite(value) else NOTHING
@@ -24,6 +28,8 @@ def number(value: float, digits: int) -> str:
 
 def ratio(value: float, digits: int) -> str:
     """Returns a ratio as a multiple, or a dash where there is none."""
+    if value > _MOST_SHOWN:
+        return f"> {_MOST_SHOWN} x"
     return f"{value:.{digits}f} x" if math.isfinite(value) else NOTHING
 
 

@@ -43,9 +43,11 @@ def describe(tuning: Tuning) -> str:
         f"an octave from the best costs {tuning.mean.curvature:.3f}."
     ]
     if tuning.cautious:
-        sentences.append(f"The mean plus one standard deviation over seeds is lowest at {tuning.best:g}: take that.")
+        sentences.append(
+            f"The mean plus one standard deviation over seeds is lowest at {tuning.recommended:g}: take that."
+        )
     else:
-        sentences.append(f"Take {tuning.best:g}.")
+        sentences.append(f"Take {tuning.recommended:g}.")
     return " ".join(sentences)
 
 
@@ -71,7 +73,7 @@ def draw_tuning(tuning: Tuning):
         near.append(tuning.mean.value)
     for text, rate, height, colour in (
         ("its own", tuning.learning_rate, 0.02, GREY),
-        (f"take {tuning.best:g}", tuning.best, 0.09, COLOURS[Word.KEEP]),
+        (f"take {tuning.recommended:g}", tuning.recommended, 0.09, COLOURS[Word.KEEP]),
     ):
         axes.axvline(rate, color=colour, lw=0.9, ls=(0, (2, 1.5)))
         label(text, rate, height, colour)
@@ -97,7 +99,7 @@ from jaxformer import Variant
 EXPERIMENT = Variant(
     parent={tuning.experiment!r},
     question={question!r},
-    change={{{RATE!r}: {tuning.best!r}}},
+    change={{{RATE!r}: {tuning.recommended!r}}},
     expected={expected!r},
     source={command!r},
 )

@@ -371,9 +371,17 @@ def test_a_gain_is_worth_the_tokens_in_which_the_parents_curve_falls_as_far(arms
     assert worth_in_tokens(-margin_of_tokens(runs, 0.02).bits_per_byte, runs) == pytest.approx(1.02)
     found = compare_runs(runs, arms["gated"][:3], allow=("batches",))
     assert found.worth == worth_in_tokens(found.difference.mean, runs) and math.isfinite(found.worth)
-    level = [run._replace(losses=np.full(1000, 5.0)) for run in runs]
-    assert worth_in_tokens(-0.1, level) == math.inf, "no number of tokens would do"
-    assert math.isnan(worth_in_tokens(-0.1, [run._replace(losses=run.losses[:5]) for run in runs]))
+    # Trained for longer, a variant that gains what its tokens are worth to the parent is worth none beside.
+    longer = [run._replace(summary=run.summary | {"tokens": 1.5 * run.summary["tokens"]}) for run in arms["gated"][:3]]
+    assert compare_runs(runs, longer, allow=("batches",)).worth == pytest.approx(found.worth / 1.5)
+    assert worth_in_tokens(-slope * math.log(1.5), runs[:1], 1.5) == pytest.approx(1.0)
+    assert 1e8 < worth_in_tokens(-1e9, runs) < math.inf
+
+
+@pytest.mark.parametrize("losses", [np.full(1000, 5.0), np.log(np.arange(1, 1001)), np.arange(5.0)])
+def test_on_a_curve_that_does_not_fall_no_gain_has_a_worth(arms, losses):
+    runs = [run._replace(losses=losses) for run in arms["root"][:3]]
+    assert all(math.isnan(worth_in_tokens(difference, runs)) for difference in (-0.1, 0.0, 0.1))
 
 
 @pytest.mark.parametrize(

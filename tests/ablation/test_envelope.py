@@ -212,7 +212,7 @@ def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):
     )
     own = resolve("root").experiment.optimizer.learning_rate
     for excess, is_flagged in ((0.0004, False), (0.0234, True)):
-        write_json(folder / "runs/root/tuning.json", {"learning_rate": own, "excess": excess, "best": 2 * own})
+        write_json(folder / "runs/root/tuning.json", {"learning_rate": own, "excess": excess, "recommended": 2 * own})
         gated = judge_study(study, folder / "runs").comparisons[-1]
         assert any("costs 0.0234 bits per byte beside its best" in note for note in gated.notes) is is_flagged
         assert not any("no tuning" in note for note in gated.notes)

@@ -32,7 +32,7 @@ def test_the_best_rate_of_a_parabola_is_found_from_anywhere(best):
     trials = walk(lambda octave, seed: 3 + 0.1 * (octave - best) ** 2 + 0.01 * seed)
     found = fit("small", 1e-3, trials, 3)
     assert found.mean.place == pytest.approx(best) and found.mean.curvature == pytest.approx(0.1)
-    assert found.best == pytest.approx(1e-3 * 2**best, rel=0.05)
+    assert found.recommended == pytest.approx(1e-3 * 2**best, rel=0.05)
     assert found.excess == pytest.approx(0.1 * best**2, abs=0.011)
     assert len(trials) <= 3 * 3 + abs(best) + 4, "one seed walks"
 
@@ -45,7 +45,7 @@ def test_seeds_that_move_the_mean_take_the_walk_on():
 def test_rates_that_diverge_bound_the_walk():
     trials = walk(lambda octave, seed: 3 - 0.1 * octave if octave < 2 else math.inf)
     found = fit("small", 1e-3, trials, 3)
-    assert found.bracket == (1, 1.5, 2) and found.mean is None and found.best == 2.8e-3
+    assert found.bracket == (1, 1.5, 2) and found.mean is None and found.recommended == 2.8e-3
     assert found.excess == pytest.approx(0.15) and math.isnan(found.excess_error)
     with pytest.raises(UserError, match="diverges at every learning rate"):
         fit("small", 1e-3, walk(lambda octave, seed: math.inf), 3)
@@ -71,7 +71,11 @@ def test_the_error_of_the_own_rate_is_paired_over_seeds():
 def test_where_seeds_scatter_more_the_rate_to_take_is_lower():
     bits = {(o, s): 3 + 0.1 * o**2 + (s - 1) * 0.05 * 4.0**o for o in (-1, 0, 1) for s in range(3)}
     found = fit("small", 1e-3, bits, 3)
-    assert found.mean.place == pytest.approx(0) and found.cautious.place == pytest.approx(-0.3) and found.best == 8.1e-4
+    assert (
+        found.mean.place == pytest.approx(0)
+        and found.cautious.place == pytest.approx(-0.3)
+        and found.recommended == 8.1e-4
+    )
 
 
 def test_the_walk_ends_half_an_octave_from_its_best_rate_and_what_it_will_take_is_runs_to_come():

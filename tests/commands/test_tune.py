@@ -31,7 +31,7 @@ def test_table_picture_record_and_the_tuned_file_are_written(place, capsys):
     out = capsys.readouterr().out
     assert "0.01*" in out and "runs/small/tuning.png" in out
     record = json.loads((place / "runs/small/tuning.json").read_text())
-    assert record["best"] == 0.01 and len(record["trials"]) == 9 and record["mean"]["place"] == pytest.approx(0)
+    assert record["recommended"] == 0.01 and len(record["trials"]) == 9 and record["mean"]["place"] == pytest.approx(0)
     assert (place / "runs/small/tuning.png").read_bytes().startswith(b"\x89PNG")
     assert "jaxformer tune --experiment=small --seeds=3" in (place / "experiments/small_tuned.py").read_text()
 

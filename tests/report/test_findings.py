@@ -39,6 +39,15 @@ def test_a_worth_that_is_not_known_comes_with_its_reason_and_pairing_with_what_i
     assert f"scatters {found['swiglu'].comparison.pairing:.2f} x as much" in " ".join(points(found["swiglu"]))
 
 
+def test_a_worth_beyond_all_bounds_is_not_written_out(outcome):
+    huge = collect_findings(outcome)[0]
+    comparison = huge.comparison._replace(
+        worth=math.exp(20), cost=huge.comparison.cost._replace(time_per_token=1.0, time_interval=(0.9, 1.1))
+    )
+    text = " ".join(points(huge._replace(comparison=comparison)))
+    assert "the parent needs > 100 x the variant's tokens" in text and "= > 100 x [" in text
+
+
 def test_a_study_states_its_margin_with_an_error_and_what_all_questions_share(outcome):
     summary = dict(summarise_study(outcome))
     margin = margin_of_tokens(outcome.runs["root"], 0.02)

@@ -37,7 +37,7 @@ def test_the_picture_holds_each_run_and_both_rates():
         svg = to_svg(figure)
     (axes,) = figure.axes
     assert len(axes.lines[0].get_xdata()) == 15 and svg.startswith(b"<?xml")
-    assert {text.get_text().strip() for text in axes.texts} == {"diverged", "its own", f"take {tuning.best:g}"}
+    assert {text.get_text().strip() for text in axes.texts} == {"diverged", "its own", f"take {tuning.recommended:g}"}
 
 
 def test_the_tuned_experiment_is_a_variant_that_a_study_takes(tmp_path, experiment_files):
@@ -48,5 +48,5 @@ def test_the_tuned_experiment_is_a_variant_that_a_study_takes(tmp_path, experime
     path = tmp_path / "small_tuned.py"
     path.write_text(tuned_file(tuning, "jaxformer tune --experiment=small"))
     resolved = resolve(str(path))
-    assert resolved.lineage.change == {"optimizer.learning_rate": (1e-2, tuning.best)}
+    assert resolved.lineage.change == {"optimizer.learning_rate": (1e-2, tuning.recommended)}
     assert resolved.parents[0].name == "small" and "tune" in resolved.lineage.source
