@@ -207,7 +207,7 @@ def not_worth_its_time(found: Measured, rule: Rule) -> Verdict | None:
         ratio = f"{found.cost.time_per_token:.2f}"
         times = f"takes {ratio} x the time [{low:.2f}, {high:.2f}]"
         worth = "its worth in tokens is not known" if is_unknown else f"is worth {found.worth:.2f} x the tokens"
-        advice = f"train the parent for {ratio} x the steps, as long, and keep the change if it is still better"
+        advice = f"train the parent on {ratio} x its tokens, as long, and keep the change if it is still better"
         return Verdict(Word.UNDECIDED, f"{verdict.reason}, but {times} and {worth}: {advice}", None)
 
 

@@ -122,7 +122,7 @@ def test_what_a_task_or_the_clock_blocks_comes_with_what_to_do():
     last = verdict(-0.01, worse_tasks=["arc_easy"], seeds=24)
     assert last.more_seeds is None and "keep the change by hand if nothing is lost there" in last.reason
     slow = verdict(-0.01, cost=Cost(1.4, (1.3, 1.5), 1.0, 0.5, 0.5))
-    assert "1.20 x the tokens: train the parent for 1.40 x the steps, as long" in slow.reason
+    assert "1.20 x the tokens: train the parent on 1.40 x its tokens, as long" in slow.reason
 
 
 @pytest.mark.parametrize(
