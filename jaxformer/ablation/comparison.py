@@ -160,9 +160,7 @@ def compare_runs(
         verdict = Verdict(Word.NOT_COMPARED, "; ".join(flags))
         return Comparison(parent, name, verdict, margin, lineage, question, flags, notes)
     prior = floor.prior(name, analysed)
-    found = _compare_pairs(pairs[:analysed], prior, clock, further_variance)
-    token_ratio = variants[0].summary["tokens"] / parents[0].summary["tokens"]
-    found["worth"] = worth_in_tokens(found["difference"].mean, parents, token_ratio)
+    found = _compare_pairs(pairs[:analysed], parents, prior, clock, further_variance)
     worse_tasks = tuple(name for name, task in found["tasks"].items() if task.is_worse(rule.guard_alpha))
     known = found["difference"], analysed, margin, found["cost"], found["worth"], prior, worse_tasks, failed
     findings = Measured(*known, len(parents), runs_per_seed, leaves_out)
@@ -201,11 +199,12 @@ def _describe_seeds_left(seeds: int, analysed: int) -> list[str]:
 
 def _compare_pairs(
     pairs: Sequence[tuple[FinishedRun, FinishedRun]],
+    parents: Sequence[FinishedRun],
     prior: VariancePrior | None,
     clock: Clock | None,
     further_variance: float,
 ) -> dict:
-    """Returns what pairs of runs (parent, variant) say, as fields of a `Comparison`."""
+    """Returns what pairs of runs (parent, variant) say, and all of the parent's, as fields of a `Comparison`."""
     ours, theirs = [variant for _, variant in pairs], [parent for parent, _ in pairs]
     corpora = [name for name in theirs[0].validation if name in ours[0].validation]
     bits_SI, bytes_I, strata_I = stack(ours, corpora)
@@ -213,6 +212,7 @@ def _compare_pairs(
     differences_SI, sources_I = bits_SI - parent_SI, stack_sources(theirs[0], corpora)
     bits_S, parent_S = bits_SI.sum(1) / bytes_I.sum(), parent_SI.sum(1) / bytes_I.sum()
     difference = crossed_difference(differences_SI, bytes_I, sources_I, strata_I=strata_I, prior=prior)
+    token_ratio = ours[0].summary["tokens"] / theirs[0].summary["tokens"]
     return {
         "seeds": tuple(run.seed for run in ours),
         "parent_bits": float(parent_S.mean()),
@@ -227,6 +227,7 @@ def _compare_pairs(
         "seed_variance": float(np.var(bits_S - parent_S, ddof=1)) if len(pairs) > 1 else math.nan,
         "pairing": _pairing(bits_S, parent_S),
         "cost": compare_costs(ours, theirs, clock),
+        "worth": worth_in_tokens(difference.mean, parents, token_ratio),
     }
 
 

@@ -152,7 +152,7 @@ def test_only_what_a_verdict_depends_on_is_measured_once_and_then_decides(runs):
     assert asked == [[("root", "normed"), ("root", "deep")]]
     assert timed["normed"].verdict.word is Word.CHEAPER and timed["worse"].verdict == untimed["worse"].verdict
     blocked = timed["deep"].verdict
-    assert blocked.word is Word.UNDECIDED and "train the parent for 9.00 x the steps" in blocked.reason
+    assert blocked.word is Word.UNDECIDED and "train the parent on 9.00 x its tokens" in blocked.reason
     assert judge({}) == timed and len(asked) == 1, "what is measured is not measured again"
 
 
