@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.host.files import read_json
-from jaxformer.host.syntax import without_documentation
+from jaxformer.host.syntax import parse_code, statements
 from jaxformer.step import compute_dtype
 
 # In a run folder, what is run; and what to do where a file that a run writes is damaged.
@@ -123,7 +124,7 @@ def evaluation_code_digest() -> str:
 def _digest(modules: set[str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(modules):
-        digest.update(f"{name}: {ast.dump(without_documentation(_parse(name)))}\n".encode())
+        digest.update(f"{name}: {_read_code(_source(name)).syntax}\n".encode())
     return digest.hexdigest()
 
 
@@ -139,12 +140,26 @@ def _imported_by(name: str, without: str = "-") -> set[str]:
         if name in seen or f"{name}.".startswith(f"{without}."):
             continue
         seen.add(name)
-        for node in ast.walk(_parse(name)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxformer":
-                parts = {f"{node.module}.{alias.name}" for alias in node.names}
-                modules = {part for part in parts if _path(part).is_file()}
-                waiting += modules | ({node.module} if len(modules) < len(parts) else set())
+        waiting += _read_code(_source(name)).imported
     return seen
+
+
+class _Code(NamedTuple):
+    """A module's syntax without documentation, and the modules of this package that it imports."""
+
+    syntax: str
+    imported: set[str]
+
+
+@functools.cache  # The digests of training and of evaluation have many modules in common.
+def _read_code(source: bytes) -> _Code:
+    tree, imported = parse_code(source), set()
+    for node in statements(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxformer":
+            parts = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {part for part in parts if _path(part).is_file()}
+            imported |= modules | ({node.module} if len(modules) < len(parts) else set())
+    return _Code(ast.dump(tree), imported)
 
 
 def _path(name: str) -> Path:
@@ -153,9 +168,8 @@ def _path(name: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-@functools.cache  # Parsing is most of what a digest takes.
-def _parse(name: str) -> ast.Module:
-    return ast.parse(_path(name).read_bytes())
+def _source(name: str) -> bytes:
+    return _path(name).read_bytes()
 
 
 @functools.cache  # As of the code that runs.
