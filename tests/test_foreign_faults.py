@@ -31,6 +31,8 @@ import user as user_module
 from local_hub import Answer, LocalHub, RangeIgnored, Reset, fineweb_edu
 from user import EXPERIMENT, REPOSITORY, Ended, User, wait_until
 
+from jaxformer.devices.options import recorded_options
+
 pytestmark = pytest.mark.device_free
 
 
@@ -642,7 +644,9 @@ def test_option_that_is_not_the_runs_changes_none_of_its_numbers(ordinary, optio
     must="not compared, and each option named with both values",
 )
 def test_options_that_change_rounding_are_recorded_and_not_compared(researcher):
-    options = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    flags = sorted([*os.environ.get("XLA_FLAGS", "").split(), "--xla_cpu_enable_fast_math=true"])
+    options = {"XLA_FLAGS": " ".join(flags), "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    usual = dict.fromkeys(options, "not set") | recorded_options()
     shutil.rmtree(researcher.folder / "runs/root")
     ended = researcher.train(experiment="root", workdir="runs/root/seed_0", environment=options)
     assert ended.status == 0 and all(f"{name}={value}" in ended.out for name, value in options.items()), ended.err
@@ -650,7 +654,7 @@ def test_options_that_change_rounding_are_recorded_and_not_compared(researcher):
     assert ended.status == 0 and "NOT COMPARED" in ended.out, ended.err
     report = html.unescape((researcher.folder / "runs/reports/root/report.md").read_text())
     assert "environment: they differ between runs/root/seed_0 and runs/normed/seed_0" in report
-    assert all(f"{name}: {value}; not set" in report for name, value in options.items())
+    assert all(f"{name}: {value}; {usual[name]}" in report for name, value in options.items())
 
 
 @report(

@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     fake_runs.write_merge(folder / "experiments", "both", ("deep", "gated"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.delenv("XLA_FLAGS", raising=False)
         speeds = {"deep": 0.8}
         fake_runs.write_study(folder / "runs", NAMES, effects=EFFECTS, speeds=speeds, seeds=5, items=40)
     return folder

@@ -25,8 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("default_signals")]
 
 TOLERANCE = 1e-5
 TESTS = Path(__file__).parents[1]
-# What is compiled here runs for moments.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # Of the run of two processes. With a small epsilon rounding alone moves its losses by 1e-4 in 12 steps.
 OVERRIDES = [
     "--optimizer.epsilon=1e-3",
@@ -57,7 +55,7 @@ sys.exit(status)
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
+    flags = f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}"
     path = os.pathsep.join([str(tiny_run.REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path, **more}
 
