@@ -22,8 +22,8 @@ from jaxformer.train import main
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # What is compiled here runs for moments. Without LLVM's optimisation, with the older emitters of fused loops and all in
-# one module, compiling takes a fifth of the time; XLA's own passes stay. A GPU's kernels are tested as they are used, and
-# the runs of `.ci/run` from the wheel are compiled as users' are.
+# one module, compiling takes a fifth of the time; XLA's own passes stay. A GPU's kernels are tested as they are used,
+# and the runs of `.ci/run` from the wheel are compiled as users' are.
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault(
         "XLA_FLAGS",

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -135,10 +136,10 @@ class Campaign:
             finally:
                 process.kill()
 
-    def leave_alone(self, name: str) -> tuple[Path, float]:
-        """Returns the folder of a run that nothing stopped, and its seconds once everything was prepared."""
+    def leave_alone(self, name: str, attempts: Sequence[str]) -> tuple[Path, float]:
+        """Returns the last folder of runs that nothing stopped, and its seconds; the first prepares what all share."""
         seconds = 0.0
-        for attempt in ("prepared", "left_alone"):
+        for attempt in attempts:
             workdir = place_of(self.folder, name) / attempt
             workdir.parent.mkdir(exist_ok=True)
             started = time.perf_counter()
@@ -148,16 +149,17 @@ class Campaign:
             seconds = time.perf_counter() - started
         return workdir, seconds
 
-    def kill_at_random(self, name: str, kills: int, seed: int, bar: tqdm) -> list[str]:
+    def kill(self, name: str, kills: int, seed: int, at_step: int | None, bar: tqdm) -> list[str]:
         """Kills runs of a configuration so many times; returns a line on each thing that differs."""
-        expected, seconds = self.leave_alone(name)
+        expected, seconds = self.leave_alone(name, ("left_alone",) if at_step else ("prepared", "left_alone"))
         choices, problems, killed, number = random.Random(f"{name} {seed}"), [], 0, 0
         while killed < kills:
             number += 1
             workdir = place_of(self.folder, name) / f"killed_{number}"
             while not (workdir / "summary.json").exists():
                 with self.start(name, workdir) as process:
-                    if killed < kills and wait_for_moment(process, workdir, choices, seconds):
+                    moment = (at_step, 0.0) if at_step else random_moment(choices, steps_written(workdir), seconds)
+                    if killed < kills and wait_for(process, workdir, *moment):
                         sent = choices.choice(SIGNALS)
                         process.send_signal(sent)
                         killed += 1
@@ -170,19 +172,22 @@ class Campaign:
         return problems
 
 
-def wait_for_moment(process: subprocess.Popen, workdir: Path, choices: random.Random, seconds: float) -> bool:
-    """Waits until a random moment of a run; returns whether it was still going on then.
+def random_moment(choices: random.Random, written: int, seconds: float) -> tuple[int, float]:
+    """Returns when a run of so many seconds is killed that has written so many steps: a step, and seconds after it.
 
-    One in four is at any time within its seconds, also before anything is trained; the others are soon after a step
-    that it has not written yet, so that it does not matter how fast it is now.
+    One in four is at any time after its start, also before anything is trained; the others are soon after a step that
+    it has not written yet, so that it does not matter how fast it is now.
     """
     if choices.random() < 0.25:
-        time.sleep(choices.uniform(0, seconds))
-        return process.poll() is None
-    step = choices.randint(min(steps_written(workdir) + 1, STEPS), STEPS)
+        return 0, choices.uniform(0, seconds)
+    return choices.randint(min(written + 1, STEPS), STEPS), choices.uniform(0, seconds / STEPS)
+
+
+def wait_for(process: subprocess.Popen, workdir: Path, step: int, seconds: float) -> bool:
+    """Waits until a run has written a step, and some seconds more; returns whether it was still going on then."""
     while process.poll() is None and steps_written(workdir) < step:
         time.sleep(0.005)
-    time.sleep(choices.uniform(0, seconds / STEPS))
+    time.sleep(seconds)
     return process.poll() is None
 
 
@@ -294,13 +299,25 @@ def resume_damaged(campaign: Campaign, name: str, expected: Path, seed: int) -> 
     return [f"{workdir}: {difference}" for difference in differences(workdir, expected)]
 
 
-def run_campaign(folder: Path, *, kills: int, flips: int, seed: int, names: list[str], jobs: int) -> list[str]:
-    """Runs a campaign in an empty folder, prints what it did, and returns a line on each thing that differs."""
+def run_campaign(
+    folder: Path, *, kills: int, flips: int, seed: int, names: list[str], jobs: int, at_step: int | None = None
+) -> list[str]:
+    """Runs a campaign in an empty folder, prints what it did, and returns a line on each thing that differs.
+
+    Args:
+        folder: an empty one.
+        kills: over all configurations.
+        flips: of single bits of a checkpoint.
+        seed: of moments, signals and bits.
+        names: of configurations.
+        jobs: configurations at once.
+        at_step: kills as soon as a run has written this step, in place of at random moments.
+    """
     campaign = Campaign(folder)
     shares = [kills // len(names) + (number < kills % len(names)) for number in range(len(names))]
     with tqdm(total=kills, desc="killing", unit="kill", disable=None) as bar, ThreadPoolExecutor(jobs) as executor:
         tasks = {
-            name: executor.submit(campaign.kill_at_random, name, share, seed, bar)
+            name: executor.submit(campaign.kill, name, share, seed, at_step, bar)
             for name, share in zip(names, shares, strict=True)
         }
         found = {name: task.result() for name, task in tasks.items()}
