@@ -8,8 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,6 +150,8 @@ class Case(NamedTuple):
     """Makes or damages what the command meets in its folder."""
     environment: dict[str, str] = {}  # noqa: RUF012
     """Variables of the command."""
+    cache: str = ""
+    """The folder of the command's cache, in place of one beside the run."""
     held: str = ""
     """A run folder that another process runs in."""
     prepares: bool = False
@@ -267,9 +269,7 @@ CASES = {
     "run_folder_below_a_file": baseline("--workdir=file/run", words=["file/run"]),
     "run_folder_below_a_dangling_link": tiny("--workdir=link/run", words=["run folder link"]),
     "run_folder_of_a_long_name": baseline(f"--workdir={'a' * 300}", words=["run folder aaa", "name too long"]),
-    "cache_below_a_dangling_link": tiny(
-        words=["cache", "JAXFORMER_CACHE"], environment={"JAXFORMER_CACHE": "link/cache"}
-    ),
+    "cache_below_a_dangling_link": tiny(words=["cache", "JAXFORMER_CACHE"], cache="link/cache"),
     "run_of_another_configuration": baseline(
         "--workdir=run",
         "--seed=4",
@@ -349,16 +349,8 @@ CASES = {
 }
 
 
-class Outcome(NamedTuple):
-    """How a command ended, and the paths that it left changed, new or missing."""
-
-    status: int
-    errors: str
-    changed: list[str]
-
-
 @pytest.fixture(scope="module")
-def template(tmp_path_factory, make_texts, tokenizer_path, compiled_folder):
+def template(tmp_path_factory, make_texts, tokenizer_path, run_copy):
     """A folder with what the commands name: files, a run that lacks its summary, and a cache with two corpora."""
     folder = tmp_path_factory.mktemp("template")
     for name, content in {
@@ -412,55 +404,60 @@ def template(tmp_path_factory, make_texts, tokenizer_path, compiled_folder):
         "other_cache": ["--corpus.path=other.jsonl", "--packing.minimum_fill=1"],
     }
 
-    def prepare(cache: str) -> None:
-        environment = {"JAXFORMER_CACHE": str(folder / cache)}
-        ended = start(["--experiment=tiny.py", *commands[cache]], folder, environment, compiled_folder)
-        assert (folder / cache / "shards").is_dir(), ended.stderr
+    for cache, arguments in commands.items():
+        _, errors = run_copy(["--experiment=tiny.py", *arguments], folder, str(folder / cache))
+        assert (folder / cache / "shards").is_dir(), errors
         (folder / cache / "tokenizers").mkdir()
-
-    with ThreadPoolExecutor() as executor:
-        list(executor.map(prepare, commands))
     (folder / "run" / "summary.json").unlink()
     return folder
 
 
-def start(arguments: list[str | bytes], folder: Path, environment: dict[str, str], compiled_folder: str):
-    variables = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": compiled_folder,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAXFORMER_CACHE": str(folder / "cache"),
-        **environment,
-    }
-    command = [sys.executable, "-m", "jaxformer.train", *arguments]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=120)
+# Loads the command once, and for each line that it reads runs it in a copy of itself: most of what a refusal takes is
+# loading. A copy that takes more than two minutes ends by a signal.
+COPIES = """
+import json, os, signal, sys
+import jaxformer.train
+from jaxformer.__main__ import run
+
+for line in sys.stdin:
+    arguments, folder, environment, errors = json.loads(line)
+    if (copy := os.fork()) == 0:
+        signal.alarm(120)
+        os.chdir(folder)
+        os.environ.update(environment)
+        for path, number in ((os.devnull, 0), (os.devnull, 1), (errors, 2)):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        run(["train", *arguments])
+    print(os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def copies(compiled_folder: str, environment: Mapping[str, str]):
+    """Yields a function from arguments, a folder and a cache there to the command's status and what it reports."""
+    variables = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": compiled_folder}
+    variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **environment}
+
+    def run(arguments: list[str | bytes], folder: Path, cache: str) -> tuple[int, str]:
+        request = [[os.fsdecode(argument) for argument in arguments], str(folder), {"JAXFORMER_CACHE": cache}, errors]
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        return int(process.stdout.readline()), Path(errors).read_text()
+
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (
+        tempfile.TemporaryDirectory() as outside,
+        subprocess.Popen([sys.executable, "-c", COPIES], env=variables, **pipes) as process,
+    ):
+        errors = f"{outside}/errors"
+        yield run
 
 
 @pytest.fixture(scope="module")
-def outcomes(request, tmp_path_factory, template, compiled_folder):
-    """The futures of the outcomes of all cases that are tested, by name: three commands run at a time."""
-
-    def run(name: str) -> Outcome:
-        case = CASES[name]
-        folder = tmp_path_factory.getbasetemp() / "bad_input" / name
-        shutil.copytree(template, folder, symlinks=True)
-        case.arrange(folder)
-        before = snapshot(folder)
-        with hold_folder(folder / case.held) if case.held else contextlib.nullcontext():
-            ended = start(case.arguments, folder, case.environment, compiled_folder)
-        after = snapshot(folder)
-        changed = [path for path in sorted({*before, *after}) if before.get(path) != after.get(path)]
-        if case.prepares:
-            changed = [path for path in changed if path in before or not path.startswith("cache/")]
-        shutil.rmtree(folder)
-        return Outcome(ended.returncode, ended.stderr, changed)
-
-    test = test_bad_input_ends_the_command_with_one_line_and_changes_nothing
-    tested = [item.callspec.params["name"] for item in request.session.items if item.function is test]
-    with ThreadPoolExecutor(max_workers=3) as executor:
-        yield {name: executor.submit(run, name) for name in tested}
-        executor.shutdown(cancel_futures=True)
+def run_copy(compiled_folder):
+    """Such a function for commands without variables of their own."""
+    with copies(compiled_folder, {}) as run:
+        yield run
 
 
 def snapshot(folder: Path) -> dict[str, object]:
@@ -488,12 +485,26 @@ def assert_refused(status: int, errors: str, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_ends_the_command_with_one_line_and_changes_nothing(name, outcomes):
+def test_bad_input_ends_the_command_with_one_line_and_changes_nothing(
+    name, template, tmp_path, run_copy, compiled_folder
+):
     if name == "read_only_run_folder" and not Path("/proc/self/fdinfo").is_dir():
         pytest.skip("needs Linux, where /proc holds a folder that nobody can write")
-    outcome = outcomes[name].result()
-    assert_refused(outcome.status, outcome.errors, CASES[name].words)
-    assert outcome.changed == []
+    case, folder = CASES[name], tmp_path / name
+    shutil.copytree(template, folder, symlinks=True)
+    case.arrange(folder)
+    before = snapshot(folder)
+    held = hold_folder(folder / case.held) if case.held else contextlib.nullcontext()
+    # JAX reads its variables when it is loaded.
+    runs = copies(compiled_folder, case.environment) if case.environment else contextlib.nullcontext(run_copy)
+    with held, runs as run:
+        status, errors = run(case.arguments, folder, case.cache or str(folder / "cache"))
+    assert_refused(status, errors, case.words)
+    after = snapshot(folder)
+    changed = [path for path in sorted({*before, *after}) if before.get(path) != after.get(path)]
+    if case.prepares:
+        changed = [path for path in changed if path in before or not path.startswith("cache/")]
+    assert changed == []
 
 
 # Arguments that are refused before anything is read, each with words of the line: no process of its own.
