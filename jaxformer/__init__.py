@@ -2,7 +2,8 @@
 
 The path of a training stands here, in the order in which data flows:
 
-    config       how a configuration is declared, checked, overridden and compared
+    config       how a configuration is declared, checked and overridden
+    record       how it is written, read back and compared, with the parts that are code
     model        the architecture, whole
     flops        parameters and operations of a model
     loss         cross-entropy as sums
@@ -22,6 +23,7 @@ What serves it lies in packages; none imports from one that is listed below it:
     attention    document-masked causal attention, one contract
     evaluation   validation, tasks and samples
     checkpoint   training states saved, verified and restored
+    parts        architectures of the literature to take or leave, a file each
     huggingface  models as folders of Hugging Face transformers, both ways
     experiment   questions as files
     plan         what a run takes, and how it fits a device

@@ -1,4 +1,4 @@
-"""How a configuration is declared, checked, overridden from text, written and compared.
+"""How a configuration is declared, checked and overridden from text.
 
 A configuration is a tree of frozen dataclasses, one beside the code that uses it. Fields that change the
 science (what is learned) and fields that change only the execution (how it is computed: workers, logging,
@@ -7,8 +7,8 @@ micro-batches) are distinguished by `execution`, because only the first identify
 
 import dataclasses
 import difflib
-import json
 import math
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple, NoReturn
@@ -139,19 +139,25 @@ def _changed(known: dict, hints: dict, groups: dict[str, dict], parse: Callable 
         if name not in known:
             _unknown(path, known, prefix)
         value = known[name]
-        is_node = dataclasses.is_dataclass(value) or isinstance(value, tuple)
-        if "" in inner and is_node and parse:
-            inside = ", ".join(f"{path}.{f}" for f in list(flatten(value))[:3]) or "none here"
+        is_node, kind = dataclasses.is_dataclass(value) or isinstance(value, tuple), hints.get(name, type(value))
+        if "" in inner and is_node and parse and _parser(kind) is None:
+            inside = ", ".join(f"{path}.{f}" for f in _children(value)[:3]) or "none here"
             raise UserError(f"{path} is a section, not a value; set one of its fields: {inside}, ...")
         if "" in inner:
             require(len(inner) == 1, f"{path} is set as a whole and in parts; set one of them")
-            require(not is_node or isinstance(inner[""], type(value)), f"{path} must be a {type(value).__name__}")
-            changed[name] = parse(path, inner[""], hints[name]) if parse else inner[""]
+            is_one_kind = is_node and isinstance(kind, type)
+            require(not is_one_kind or isinstance(inner[""], type(value)), f"{path} must be a {type(value).__name__}")
+            changed[name] = parse(path, inner[""], kind) if parse else inner[""]
             continue
         if not is_node:
             _unknown(f"{path}.{next(iter(inner))}", known, prefix)
         changed[name] = _replaced(value, inner, parse, path + ".")
     return changed
+
+
+def _children(node: Any) -> list[str]:
+    """Returns the names of what a section holds, or the indices of a tuple."""
+    return [*map(str, range(len(node)))] if isinstance(node, tuple) else [f.name for f in dataclasses.fields(node)]
 
 
 def _unknown(path: str, known: dict, prefix: str) -> NoReturn:
@@ -162,9 +168,10 @@ def _unknown(path: str, known: dict, prefix: str) -> NoReturn:
 
 def _parse(path: str, text: str, kind: type) -> Any:
     """Returns the value of `text` as `kind`."""
-    if kind not in _PARSERS:
+    parser = _parser(kind)
+    if parser is None:
         raise UserError(f"{path} cannot be set from the command line; write it in an experiment file")
-    expected, parse = _PARSERS[kind]
+    expected, parse = parser
     try:
         return parse(text)
     except (ValueError, KeyError) as error:
@@ -190,21 +197,34 @@ _PARSERS = {
 }
 
 
+def _parser(kind: Any) -> tuple[str, Callable] | None:
+    """Returns what a text must be for a type, or for one of several, and how it is parsed; None where no text can."""
+    return next((_PARSERS[each] for each in _alternatives(kind) if each in _PARSERS), None)
+
+
+def _alternatives(kind: Any) -> tuple:
+    """Returns the types of a union, or the only one."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+
+
 def describe_type(kind: Any) -> str:
     """Returns in words what a field of a declared type takes: 'a whole number, at least 1'."""
     arguments = typing.get_args(kind)
+    if len(_alternatives(kind)) > 1:
+        return " or ".join("none" if each is types.NoneType else describe_type(each) for each in _alternatives(kind))
     if typing.get_origin(kind) is Annotated:
         return ", ".join([describe_type(arguments[0]), *map(str, arguments[1:])])
     if typing.get_origin(kind) is tuple:
-        return f"a tuple of {describe_type(arguments[0])}"
+        element = describe_type(arguments[0])
+        return f"a tuple of ({element})" if len(_alternatives(arguments[0])) > 1 else f"a tuple of {element}"
     return _PARSERS[kind][0] if kind in _PARSERS else kind.__name__
 
 
 def check_fields(config: Any, section: str = "") -> None:
     """Checks the fields of a configuration by their declarations; call it first in `__post_init__`.
 
-    Numbers must be finite and tuples are checked element by element; a field that is declared to be a union, a mapping
-    or a callable is left to its class.
+    Numbers must be finite, tuples are checked element by element, and a value of a union by that of its types which it
+    is of; a field that is declared to be a mapping or a callable is left to its class.
 
     Args:
         section: dotted path of the configuration, by which errors name its fields as the command line does.
@@ -231,8 +251,27 @@ def _check(path: str, kind: Any, value: Any) -> None:
         require(len(kinds) == len(value), f"{path} must have {len(kinds)} elements, not {value!r}")
         for i, (each_kind, each) in enumerate(zip(kinds, value, strict=True)):
             _check(f"{path}.{i}", each_kind, each)
+    elif len(_alternatives(kind)) > 1:
+        fitting = [each for each in arguments if isinstance(value, _runtime_class(each))]
+        if not fitting:
+            _refuse_alternatives(path, kind, value)
+        _check(path, fitting[0], value)
     elif isinstance(kind, type):
         _check_plain(path, kind, value)
+
+
+def _refuse_alternatives(path: str, kind: Any, value: Any) -> NoReturn:
+    classes = [describe_type(each) for each in _alternatives(kind) if dataclasses.is_dataclass(each)]
+    how = f"; give Mine(...) of `class Mine({classes[0]})`" if classes else ""
+    given = f"the class {value.__name__}; give {value.__name__}(...)" if isinstance(value, type) else f"{value!r}{how}"
+    raise UserError(f"{path} must be {describe_type(kind)}, not {given}")
+
+
+def _runtime_class(kind: Any) -> Any:
+    """Returns what `isinstance` takes for an annotation."""
+    if typing.get_origin(kind) is Annotated:
+        return _runtime_class(typing.get_args(kind)[0])
+    return (float, int) if kind is float else typing.get_origin(kind) or kind
 
 
 def _check_plain(path: str, kind: type, value: Any) -> None:
@@ -256,71 +295,3 @@ def is_unicode(text: str) -> bool:
 def require_unicode(text: str) -> None:
     """Raises `UserError` unless a text can be written, which no tokenizer can encode else."""
     require(is_unicode(text), "the text is not UTF-8")
-
-
-def to_dict(config: Any) -> dict:
-    """Returns the dataclass tree as plain dicts, lists and values: what JSON can hold."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(kind: type, values: Mapping[str, Any]) -> Any:
-    """Returns the dataclass tree that `to_dict` wrote.
-
-    Raises:
-        UserError: a field is missing or unknown, or the values are not a valid configuration.
-    """
-    hints = typing.get_type_hints(kind)
-    unknown = [name for name in values if name not in hints]
-    require(not unknown, f"{kind.__name__} has no field {', '.join(unknown)}")
-    try:
-        return kind(**{name: _rebuilt(hints[name], value) for name, value in values.items()})
-    except TypeError as error:
-        raise UserError(str(error).replace("__init__() ", "")) from error
-
-
-def _rebuilt(kind: type, value: Any) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return from_dict(kind, value)
-    if typing.get_origin(kind) is tuple:
-        return tuple(_rebuilt(typing.get_args(kind)[0], each) for each in value)
-    return value
-
-
-def flatten(config: Any, *, science_only: bool = False, _prefix: str = "") -> dict[str, Any]:
-    """Returns the leaves of a dataclass tree by dotted path; with `science_only`, without execution fields."""
-    if isinstance(config, tuple):
-        children = [(str(i), value, False) for i, value in enumerate(config)]
-    else:
-        children = [
-            (f.name, getattr(config, f.name), f.metadata.get("execution", False)) for f in dataclasses.fields(config)
-        ]
-    leaves = {}
-    for name, value, is_execution in children:
-        if science_only and is_execution:
-            continue
-        if dataclasses.is_dataclass(value) or isinstance(value, tuple):
-            leaves.update(flatten(value, science_only=science_only, _prefix=f"{_prefix}{name}."))
-        else:
-            leaves[_prefix + name] = value
-    return leaves
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Returns one text 'path: theirs -> ours' for each leaf in which two flat configurations differ."""
-    missing = "(absent)"
-    return [
-        f"{path}: {theirs.get(path, missing)} -> {ours.get(path, missing)}"
-        for path in dict.fromkeys([*theirs, *ours])
-        if theirs.get(path, missing) != ours.get(path, missing)
-    ]
-
-
-def check_same(belongs: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Raises `UserError` if two flat records of what identifies a run differ, with the keys in which they do."""
-    differing = differences(json.loads(json.dumps(ours)), theirs)
-    more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-    require(
-        not differing,
-        f"{belongs} to another configuration ({'; '.join(differing[:5])}{more}); "
-        "choose another --workdir, or delete it",
-    )

@@ -23,6 +23,8 @@ class LossSums(NamedTuple):
     nats: jax.Array
     """Weighted cross-entropy."""
     weight: jax.Array
+    reported: dict[str, jax.Array]
+    """What the layers report, by name: sums by layer, of which some are part of the objective; here none."""
 
 
 def z_loss(log_partition_N: jax.Array, coefficient: float) -> jax.Array:
@@ -93,7 +95,7 @@ def cross_entropy(
     chunk_tokens = chunk_tokens or _default_chunk(unembedding_VD.shape[0])
     options = (logit_soft_cap, token_count, z_loss_coefficient, chunk_tokens)
     sums = _cross_entropy(features_ND, unembedding_VD, targets_N, weights_N, *options)
-    return LossSums(sums.objective, jax.lax.stop_gradient(sums.nats), jax.lax.stop_gradient(sums.weight))
+    return LossSums(sums.objective, jax.lax.stop_gradient(sums.nats), jax.lax.stop_gradient(sums.weight), {})
 
 
 def _sums(features_ND, unembedding_VD, targets_N, weights_N, cap, token_count, z_coefficient, chunk_tokens):
@@ -149,15 +151,15 @@ def _chunk_sums(chunk, unembedding_VD, cap, token_count, z_coefficient):
     target_logits_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=1)[:, 0]
     nats = jnp.sum(weights_C * (log_partition_C - target_logits_C))
     penalty = jnp.sum(weights_C * z_loss(log_partition_C, z_coefficient))
-    return LossSums(nats + penalty, nats, jnp.sum(weights_C)), (logits_CV, log_partition_C)
+    return LossSums(nats + penalty, nats, jnp.sum(weights_C), {}), (logits_CV, log_partition_C)
 
 
 def _zero_sums() -> LossSums:
-    return LossSums(jnp.float32(0), jnp.float32(0), jnp.float32(0))
+    return LossSums(jnp.float32(0), jnp.float32(0), jnp.float32(0), {})
 
 
 def _add(a: LossSums, b: LossSums) -> LossSums:
-    return LossSums(*(x + y for x, y in zip(a, b, strict=True)))
+    return jax.tree.map(jnp.add, a, b)
 
 
 def default_chunk_tokens(vocabulary_size: int, platform: str) -> int:

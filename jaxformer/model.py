@@ -2,15 +2,21 @@
 
 tokens -> embedding -> L x [x += attention(norm(x)); x += feed_forward(norm(x))] -> norm -> unembedding -> logits
 
+It is open at the places of the figure. `ModelConfig` takes a value of one's own, a `Part`, for the attention, the
+feed-forward, the norm, the activation and the way in which a layer's output joins the stream; `jaxformer/parts` has
+some. A layer returns, beside its output, the sums that it wants to be added to the loss or reported (`Sums`).
+
 - RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), rotary positions (Su et al. 2021, arXiv 2104.09864), GELU
   feed-forward (in the tanh approximation), no biases, tied embeddings (Press & Wolf 2016, arXiv 1608.05859).
 - Options, off by default: LayerNorm (Ba et al. 2016, arXiv 1607.06450) without a bias, grouped-query attention (Ainslie
   et al. 2023, arXiv 2305.13245), QK-norm (Henry et al. 2020, arXiv 2010.04245), SwiGLU (Shazeer 2020, arXiv
   2002.05202), squared ReLU (So et al. 2021, arXiv 2109.08668), learned positions, a sliding window (Beltagy et al.
-  2020, arXiv 2004.05150), untied embeddings, logit soft-cap (Gemma Team 2024, arXiv 2408.00118).
+  2020, arXiv 2004.05150) in all layers or by a pattern, untied embeddings, logit soft-cap (Gemma Team 2024, arXiv
+  2408.00118).
 - Models of one seed begin with the same values wherever a parameter's name and shape are the same, whatever their
   options: what differs between two variants is then the variant, not the draw.
-- The L blocks are one block with stacked parameters under `lax.scan`.
+- The L blocks are one block with stacked parameters under `lax.scan`; where kinds of layers take turns, one group of
+  them.
 - It computes in the dtype of its kernels: cast them and the matmuls and the residual stream follow. Norms, rotations,
   softmax and logits are float32 regardless, and so are the tables and their gradients: a frequent token's row sums over
   thousands of tokens, which bfloat16 cannot (4,096 times 0.01 gives 4 there).
@@ -20,12 +26,16 @@ G key/value heads, K head width, F feed-forward width, V vocabulary, L layers. T
 attention: weight gradients then contract over one axis, which halves the time of a CPU step.
 """
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,9 +56,7 @@ from jaxformer.config import (
     execution,
     require,
 )
-
-ACTIVATIONS = ("gelu", "swiglu", "relu2")
-NORMS = ("rmsnorm", "layernorm")
+from jaxformer.record import Part
 
 # What the backward pass finds of a block, by `model.remat`, beside the block's input; all else it computes again. With
 # heads of D / H and F = 4 D these are 20, 12 and 2 x D bytes per token in bfloat16, and log-sum-exps.
@@ -67,8 +75,110 @@ INITIAL_SCALE = 0.02
 # The parameters with a row for each id.
 VOCABULARY_TABLES = ("embedding", "unembedding")
 
+# Fields with which a run may go on otherwise than its weights were trained: parameters keep their meaning, as when rows
+# grow longer.
+FIT_ANY_WEIGHTS = ("rope_base", "sliding_window", "window_pattern", "logit_soft_cap")
+
 # Depth up to which a CPU unrolls all blocks, which saves it an eighth of a step and costs compile time with each.
 MOST_UNROLLED = 16
+
+
+class Activation(Part):
+    """The function between the two matmuls of a feed-forward: a value that is called with what feeds it."""
+
+    matrices: ClassVar[int] = 1
+    """How many matrices feed it, each as wide as the feed-forward."""
+
+    def __call__(self, *hidden_NF: jax.Array) -> jax.Array:
+        """Returns the features, of one shape with each of the `matrices` arrays."""
+        raise NotImplementedError
+
+
+class GELU(Activation):
+    """The tanh approximation (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
+
+    def __call__(self, hidden_NF):
+        """Returns the activation of one array."""
+        return jax.nn.gelu(hidden_NF)
+
+
+class SquaredReLU(Activation):
+    """So et al. 2021, arXiv 2109.08668."""
+
+    def __call__(self, hidden_NF):
+        """Returns the activation of one array."""
+        return jnp.square(jax.nn.relu(hidden_NF))
+
+
+class SwiGLU(Activation):
+    """A gate of SiLU (Shazeer 2020, arXiv 2002.05202): equal parameters need 2/3 of the width."""
+
+    matrices: ClassVar[int] = 2
+
+    def __call__(self, gate_NF, value_NF):
+        """Returns the gated values."""
+        return jax.nn.silu(gate_NF) * value_NF
+
+
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType({"gelu": GELU(), "relu2": SquaredReLU(), "swiglu": SwiGLU()})
+
+
+class Norm(Part):
+    """What normalises the stream before each layer, and after the last."""
+
+    def make(self, width: int, epsilon: float) -> nnx.Module:
+        """Returns a module from x, of shape (..., width), to x normalised along its last axis."""
+        raise NotImplementedError
+
+
+class LayerPart(Part):
+    """An attention, or a feed-forward, in place of the model's own."""
+
+    is_cached: ClassVar[bool] = False
+    """Whether its output at a token depends on earlier tokens by one call of `Context.attend` alone, if at all: text is
+    then continued from a cache of keys and values. Else all of it is computed again for each token.
+    """
+
+    def make(self, config: "ModelConfig", *, rngs: nnx.Rngs) -> nnx.Module:
+        """Returns a module for one block: `(x_ND, context) -> (y_ND, Sums)`, of the normed stream and a `Context`.
+
+        Args:
+            rngs: for what it draws; nothing else is drawn from it.
+        """
+        raise NotImplementedError
+
+
+class Residual(Part):
+    """How the output of an attention or a feed-forward joins the stream; by itself it is added."""
+
+    def make(self, config: "ModelConfig", *, rngs: nnx.Rngs, index: jax.Array) -> nnx.Module:
+        """Returns a module: `(stream, layer) -> (stream, Sums)`, whose `layer` is `x_ND -> (y_ND, Sums)`.
+
+        Args:
+            rngs: for what it draws.
+            index: number of the attention or feed-forward, from 0 at the bottom of the model to 2 L - 1; traced.
+        """
+        raise NotImplementedError
+
+    def expand(self, x_ND: jax.Array) -> Any:
+        """Returns the stream at the first block, an array or a tree of them, whose first axis is N."""
+        return x_ND
+
+    def collapse(self, stream: Any) -> jax.Array:
+        """Returns `x_ND` of the stream after the last block."""
+        return stream
+
+
+class AuxiliaryLoss(Part):
+    """A loss on the features beside that of the next token, with parameters of its own if it needs any."""
+
+    def make(self, config: "ModelConfig", *, key: jax.Array) -> nnx.Module:
+        """Returns a module: `(model, features_ND, rows, targets_BT) -> Sums`, called in training alone.
+
+        Args:
+            key: for what it draws.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -92,9 +202,9 @@ class ModelConfig:
     """K; 0 for width / heads."""
     feed_forward_width: NonNegativeInt = 0
     """F; 0 for 4 x width."""
-    activation: Annotated[str, OneOf(*ACTIVATIONS)] = "gelu"
+    activation: Annotated[str, OneOf(*ACTIVATIONS)] | Activation = "gelu"
     """'gelu', 'swiglu' (three matrices instead of two: equal parameters need 2/3 of the width) or 'relu2'."""
-    norm: Annotated[str, OneOf(*NORMS)] = "rmsnorm"
+    norm: Annotated[str, OneOf("rmsnorm", "layernorm")] | Norm = "rmsnorm"
     """'rmsnorm' or 'layernorm', of the stream; queries and keys have RMSNorm, if any, whatever it is."""
     norm_epsilon: PositiveFloat = 1e-6
     """Added to the mean square of every norm, those of queries and keys too, under the root."""
@@ -104,6 +214,10 @@ class ModelConfig:
     """Length of a learned position table instead of rotary positions; 0 for rotary."""
     sliding_window: NonNegativeInt = 0
     """The most tokens that a token attends to, itself included; 0 for all of its document's so far."""
+    window_pattern: str = ""
+    """Which layers have the sliding window, from the first on and over again: 'SSSL' gives every fourth all of the
+    document's tokens; '' gives the window to all.
+    """
     qk_norm: bool = False
     """RMSNorm of queries and keys per head before the rotation."""
     tied_embeddings: bool = True
@@ -112,6 +226,14 @@ class ModelConfig:
     """c in c * tanh(logit / c); 0 for none."""
     z_loss: NonNegativeFloat = 0.0
     """Coefficient of the squared log-partition in the training objective (PaLM, arXiv 2204.02311); 0 for none."""
+    attention: LayerPart | tuple[LayerPart | None, ...] | None = None
+    """An attention of one's own; a tuple of them takes turns over the layers, None among it for the model's own."""
+    feed_forward: LayerPart | tuple[LayerPart | None, ...] | None = None
+    """A feed-forward of one's own, or a tuple that takes turns."""
+    residual: Residual | None = None
+    """How a layer's output joins the stream; None adds it."""
+    auxiliary_loss: AuxiliaryLoss | None = None
+    """A loss that is minimised beside the cross-entropy."""
     scan_unroll: NonNegativeInt = execution(0)
     """Blocks per iteration of the scan over layers; 0 chooses 1, or on a CPU all of up to 16, unless they are
     recomputed.
@@ -138,6 +260,25 @@ class ModelConfig:
             self.learned_positions > 0 or self.K % 2 == 0,
             f"the head width ({self.K}) must be even for rotary positions",
         )
+        require(
+            set(self.window_pattern) <= {"S", "L"},
+            f"model.window_pattern ({self.window_pattern!r}) must be letters S, with the window, and L, without",
+        )
+        require(
+            len(self.window_pattern) <= self.depth,
+            f"model.window_pattern ({self.window_pattern!r}) must have at most model.depth ({self.depth}) letters",
+        )
+        require(
+            not self.window_pattern or self.sliding_window > 0,
+            "model.window_pattern says which layers have model.sliding_window, which is 0; set it",
+        )
+        for name in ("attention", "feed_forward"):
+            turns = getattr(self, name)
+            if isinstance(turns, tuple):
+                require(
+                    len(turns) > 0 and self.depth % len(turns) == 0,
+                    f"model.{name} has {len(turns)} parts in turns, which must divide model.depth ({self.depth})",
+                )
 
     @property
     def G(self) -> int:
@@ -154,9 +295,50 @@ class ModelConfig:
         """Feed-forward width."""
         return self.feed_forward_width or 4 * self.width
 
+    @property
+    def has_unembedding(self) -> bool:
+        """Whether it unembeds with another table than it embeds with."""
+        return not self.tied_embeddings
+
+    @property
+    def unused_in_forward_pass(self) -> frozenset[str]:
+        """Fields that have no part in the logits."""
+        return frozenset({"z_loss"} | ({"rope_base"} if self.learned_positions else set()))
+
+    @property
+    def most_positions(self) -> int:
+        """The most tokens of a row, or of a text; 0 for no limit."""
+        return self.learned_positions
+
+    @property
+    def group(self) -> int:
+        """Layers after which the kinds of layers begin again."""
+        turns = [part for part in (self.attention, self.feed_forward) if isinstance(part, tuple)]
+        return math.lcm(*map(len, turns))
+
+    @property
+    def have_window(self) -> tuple[bool, ...]:
+        """Whether each layer has the sliding window."""
+        pattern = (self.window_pattern or "S") if self.sliding_window else "L"
+        return tuple(pattern[layer % len(pattern)] == "S" for layer in range(self.depth))
+
+    def parts_of(self, layer: int) -> tuple[LayerPart | None, LayerPart | None]:
+        """Returns the attention and the feed-forward of a layer, each None for the model's own."""
+        turns = (part if isinstance(part, tuple) else (part,) for part in (self.attention, self.feed_forward))
+        attention, feed_forward = (parts[layer % len(parts)] for parts in turns)
+        return attention, feed_forward
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether text can be continued from a cache of keys and values."""
+        return all(part is None or part.is_cached for layer in range(self.group) for part in self.parts_of(layer))
+
     def effective(self) -> "ModelConfig":
         """Returns the same model with every number in place of the 0 that stands for it."""
-        return dataclasses.replace(self, key_value_heads=self.G, head_width=self.K, feed_forward_width=self.F)
+        pattern = "" if all(self.have_window) else self.window_pattern
+        return dataclasses.replace(
+            self, key_value_heads=self.G, head_width=self.K, feed_forward_width=self.F, window_pattern=pattern
+        )
 
 
 class Kernel(nnx.Param):
@@ -169,6 +351,66 @@ class Table(nnx.Param):
 
 class Scale(nnx.Param):
     """A vector of per-feature gains: float32 always, never decayed."""
+
+
+class SelfUpdated(nnx.Param):
+    """A parameter that no optimizer moves: a step replaces it by `rule(value, gradient)`; float32 always.
+
+    Give the rule with it, `SelfUpdated(value, rule=function)`; a layer makes the gradient what it wants it to be. It
+    does not count in the norm of the gradient. Example: a bias that balances the load of experts.
+    """
+
+
+def optimized(params: nnx.State) -> nnx.State:
+    """Returns those of a tree of parameters, or of their gradients, that an optimizer moves."""
+    return nnx.filter_state(params, nnx.Not(SelfUpdated))
+
+
+class Sums(flax.struct.PyTreeNode):
+    """What a layer returns beside its output, by names of its own: each a sum over the tokens that have weight.
+
+    Both reach the metrics of a step under their names, by layer, divided by the weight of the batch, and are exact
+    whatever the micro-batches and devices; where a layer has nothing to say it is `Sums()`.
+    """
+
+    losses: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    """float32 scalars that are added to the objective."""
+    metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    """float32 scalars, or vectors, that are only reported."""
+
+
+class Rows(NamedTuple):
+    """Where the tokens of B rows stand; N = B x T of them one after the other are what layers compute."""
+
+    tokens_BT: jax.Array
+    """int32 ids."""
+    positions_BT: jax.Array
+    """int32, in the document."""
+    starts_BT: jax.Array
+    """int32, the first key in the row that a query may see: where its document begins."""
+    ends_BT: jax.Array
+    """int32, the end of the queries in the row that see a key."""
+    weights_BT: jax.Array
+    """float32, weight of each token in the loss; 0 at padding."""
+
+    @property
+    def document_N(self) -> jax.Array:
+        """A number for each token, equal within a document: where it begins in all of the batch."""
+        B, T = self.starts_BT.shape
+        return (self.starts_BT + T * jnp.arange(B, dtype=jnp.int32)[:, None]).reshape(-1)
+
+
+class Context(NamedTuple):
+    """What a layer may know beside the stream."""
+
+    rows: Rows
+    """Of the batch; in decoding, rows of one token each, which is all of a document that is there."""
+    rotation_N1K: tuple[jax.Array, jax.Array] | None
+    """For `rotate`."""
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    """`(q_NHK, k_NGK, v_NGK) -> attended_NHK`: causal, within documents and the layer's window, by the implementation
+    that the device has, or from a cache. Logits are scaled by 1 / sqrt(K), and values are as wide as keys.
+    """
 
 
 class RMSNorm(nnx.Module):
@@ -195,43 +437,126 @@ class LayerNorm(RMSNorm):
         return super().__call__(x_float - jnp.mean(x_float, axis=-1, keepdims=True)).astype(x.dtype)
 
 
-class Block(nnx.Module):
-    """One layer, in two halves around attention, so that training and cached decoding share it."""
+class Attention(nnx.Module):
+    """Causal attention of H query heads over G key/value heads, with rotary positions."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        D, H, G, K, F = config.width, config.heads, config.G, config.K, config.F
-        self.config = config
-        self.attention_norm = _norm(config)
-        self.qkv = _kernel(rngs, D, (H + 2 * G) * K)
-        if config.qk_norm:
-            self.q_norm = RMSNorm(K, config.norm_epsilon)
-            self.k_norm = RMSNorm(K, config.norm_epsilon)
-        residual_scale = (2 * config.depth) ** -0.5
-        self.attention_out = _kernel(rngs, H * K, D, residual_scale)
-        self.feed_forward_norm = _norm(config)
-        self.up = _kernel(rngs, D, 2 * F if config.activation == "swiglu" else F)
-        self.down = _kernel(rngs, F, D, residual_scale)
+        D, H, G, K = config.width, config.heads, config.G, config.K
+        self.H, self.G, self.K = H, G, K
+        self.qkv = make_kernel(rngs, D, (H + 2 * G) * K)
+        self.out = make_kernel(rngs, H * K, D, residual_scale(config))
+        self.q_norm = RMSNorm(K, config.norm_epsilon) if config.qk_norm else None
+        self.k_norm = RMSNorm(K, config.norm_epsilon) if config.qk_norm else None
 
-    def queries_keys_values(self, x_ND, rotation_N1K):
-        """Returns `q_NHK, k_NGK, v_NGK`, rotated to their positions."""
-        H, G, K = self.config.heads, self.config.G, self.config.K
+    def __call__(self, x_ND: jax.Array, context: Context) -> tuple[jax.Array, Sums]:
+        """Returns what is added to the stream."""
+        H, G, K = self.H, self.G, self.K
         # Rotated together: on a CPU a step of the smallest model takes 4 % less time than with queries and keys apart.
-        qk_NX, v_NX = jnp.split(self.attention_norm(x_ND) @ self.qkv[...], [(H + G) * K], axis=1)
+        qk_NX, v_NX = jnp.split(x_ND @ self.qkv[...], [(H + G) * K], axis=1)
         qk_NXK = qk_NX.reshape(-1, H + G, K)
-        if self.config.qk_norm:
+        if self.q_norm and self.k_norm:
             q_NHK, k_NGK = jnp.split(qk_NXK, [H], axis=1)
             qk_NXK = jnp.concatenate([self.q_norm(q_NHK), self.k_norm(k_NGK)], axis=1)
-        q_NHK, k_NGK = jnp.split(rotate(qk_NXK, rotation_N1K), [H], axis=1)
-        v_NGK = v_NX.reshape(-1, G, K)
-        return checkpoint_name(q_NHK, "queries"), checkpoint_name(k_NGK, "keys"), checkpoint_name(v_NGK, "values")
+        q_NHK, k_NGK = jnp.split(rotate(qk_NXK, context.rotation_N1K), [H], axis=1)
+        attended_NHK = context.attend(q_NHK, k_NGK, v_NX.reshape(-1, G, K))
+        return attended_NHK.reshape(-1, H * K) @ self.out[...], Sums()
 
-    def residuals(self, x_ND, attended_NHK):
-        """Returns the stream after the attention's output and the feed-forward are added."""
-        x_ND = x_ND + attended_NHK.reshape(x_ND.shape[0], -1) @ self.attention_out[...]
-        x_ND = checkpoint_name(x_ND, "stream")
-        hidden_NF = checkpoint_name(self.feed_forward_norm(x_ND) @ self.up[...], "hidden")
-        hidden_NF = activate(hidden_NF, self.config.activation)
-        return x_ND + hidden_NF @ self.down[...]
+
+class FeedForward(nnx.Module):
+    """Two matmuls with an activation between them, or three with a gated one."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.activation = find_activation(config.activation)
+        self.up = make_kernel(rngs, config.width, self.activation.matrices * config.F)
+        self.down = make_kernel(rngs, config.F, config.width, residual_scale(config))
+
+    def __call__(self, x_ND: jax.Array, context: Context) -> tuple[jax.Array, Sums]:
+        """Returns what is added to the stream."""
+        hidden_NX = checkpoint_name(x_ND @ self.up[...], "hidden")
+        return activate(self.activation, hidden_NX) @ self.down[...], Sums()
+
+
+def add(x_ND: jax.Array, layer: Callable[[jax.Array], tuple[jax.Array, Sums]]) -> tuple[jax.Array, Sums]:
+    """Returns the stream with a layer's output added, and the layer's sums: the residual rule."""
+    y_ND, sums = layer(x_ND)
+    return x_ND + y_ND, sums
+
+
+class Block(nnx.Module):
+    """One layer: attention, then feed-forward, each of the normed stream.
+
+    Args:
+        layer: its number in the group of layers that is repeated.
+        key: what its parameters are drawn with; each place draws with keys of its own, so that what stands in one place
+            does not change what another begins with.
+        index: its number in the model; traced.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, *, key: jax.Array, index: jax.Array):
+        attention, feed_forward = config.parts_of(layer)
+        self.attention_norm = make_norm(config)
+        self.attention = _make_layer(attention, Attention, config, key, 0)
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward = _make_layer(feed_forward, FeedForward, config, key, 2)
+        make = config.residual and functools.partial(config.residual.make, config)
+        self.attention_residual = make(rngs=_part_rngs(key, 4), index=2 * index) if make else add
+        self.feed_forward_residual = make(rngs=_part_rngs(key, 5), index=2 * index + 1) if make else add
+
+    def __call__(self, stream: Any, context: Context) -> tuple[Any, Sums]:
+        """Returns the stream after the block, `x_ND` unless a `Residual` makes more of it, and the sums."""
+
+        def attention(x_ND):
+            return self.attention(self.attention_norm(x_ND), context)
+
+        def feed_forward(x_ND):
+            return self.feed_forward(self.feed_forward_norm(x_ND), context)
+
+        stream, of_attention = self.attention_residual(stream, attention)
+        stream = checkpoint_name(stream, "stream")
+        stream, of_feed_forward = self.feed_forward_residual(stream, feed_forward)
+        return stream, by_place(attention=of_attention, feed_forward=of_feed_forward)
+
+
+class Group(nnx.Module):
+    """The layers that take turns, in their order, where there is more than one kind."""
+
+    def __init__(self, layers: list[Block]):
+        self.layers = nnx.List(layers)
+
+
+def _make_layer(part: LayerPart | None, own: Callable, config: ModelConfig, key: jax.Array, first: int) -> nnx.Module:
+    """Returns a part's module, or the model's own, which draws with the keys from number `first` on."""
+    if part is not None:
+        return part.make(config, rngs=_part_rngs(key, first))
+    rngs = nnx.Rngs(params=key)
+    rngs.params.count[...] = jnp.uint32(first)
+    return own(config, rngs=rngs)
+
+
+def _part_rngs(key: jax.Array, number: int) -> nnx.Rngs:
+    return nnx.Rngs(params=jax.random.fold_in(key, number))
+
+
+def by_place(**sums: Sums) -> Sums:
+    """Returns the sums of several places as one, named PLACE/NAME.
+
+    Raises:
+        UserError: one of them gives a loss and a metric one name.
+    """
+    for place, each in sums.items():
+        twice = ", ".join(each.losses.keys() & each.metrics.keys())
+        require(not twice, f"the Sums of model.{place} call a loss and a metric {twice}; rename one of them")
+
+    def named(field: str):
+        return {
+            f"{place}/{name}": x for place, of_place in sums.items() for name, x in getattr(of_place, field).items()
+        }
+
+    return Sums(named("losses"), named("metrics"))
+
+
+def _with_layers(function: Callable, graphdef: nnx.GraphDef, params: nnx.State, *inputs: Any) -> Any:
+    return function(nnx.merge(graphdef, params), *inputs)
 
 
 class Transformer(nnx.Module):
@@ -243,8 +568,10 @@ class Transformer(nnx.Module):
             probability.
     """
 
-    merge_layer: Callable = staticmethod(nnx.merge)
-    """Makes a layer's block of its graph definition and parameters, which may be parts (`mesh.Parts`)."""
+    with_layers: Callable = staticmethod(_with_layers)
+    """Calls a function with a group of layers, made of its graph definition and its parameters, which may be parts of
+    them (`mesh.with_whole`).
+    """
 
     def __init__(
         self,
@@ -272,21 +599,24 @@ class Transformer(nnx.Module):
 
         self.embedding = drawn_table(rngs.params())
 
-        @nnx.split_rngs(splits=config.depth)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stacked_blocks(rngs):
-            return Block(config, rngs=rngs)
+        keys_XP = jax.random.split(rngs.params(), config.depth).reshape(-1, config.group)
 
-        self.blocks = stacked_blocks(rngs)
-        self.final_norm = _norm(config)
+        @nnx.vmap
+        def stacked_blocks(keys_P, first):
+            layers = [Block(config, j, key=keys_P[j], index=first + j) for j in range(config.group)]
+            return Group(layers) if config.group > 1 else layers[0]
+
+        self.blocks = stacked_blocks(keys_XP, jnp.arange(0, config.depth, config.group))
+        self.final_norm = make_norm(config)
         # Keys follow each other: the options' come last, and each is taken whether it is used or not, so that no option
         # changes what another parameter begins with.
         unembedding_key, positions_key = rngs.params(), rngs.params()
-        if not config.tied_embeddings:
+        if config.has_unembedding:
             self.unembedding = drawn_table(unembedding_key)
         if config.learned_positions:
             shape = (config.learned_positions, config.width)
             self.position_embedding = Table(INITIAL_SCALE * jax.random.normal(positions_key, shape))
+        self.auxiliary_loss = config.auxiliary_loss and config.auxiliary_loss.make(config, key=rngs.params())
 
     def __call__(self, tokens_BT: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Returns float32 `logits_BTV`.
@@ -296,8 +626,7 @@ class Transformer(nnx.Module):
             segment_ids_BT: int32, equal within a document and different in neighbouring ones; 0 is padding.
             positions_BT: int32, position in the document.
         """
-        starts_BT, ends_BT = document_bounds(segment_ids_BT)
-        features_ND = self.features(tokens_BT, positions_BT, starts_BT, ends_BT)
+        features_ND = self.features(tokens_BT, positions_BT, *document_bounds(segment_ids_BT))
         return self.logits(features_ND).reshape(*tokens_BT.shape, -1)
 
     def logits(self, features_ND: jax.Array) -> jax.Array:
@@ -307,12 +636,12 @@ class Transformer(nnx.Module):
     @property
     def unembedding_VD(self) -> jax.Array:
         """The matrix that turns features into logits, in the compute dtype."""
-        return (self.embedding if self.config.tied_embeddings else self.unembedding)[...].astype(self.compute_dtype)
+        return (self.unembedding if self.config.has_unembedding else self.embedding)[...].astype(self.compute_dtype)
 
     @property
     def compute_dtype(self) -> jnp.dtype:
         """The dtype of the kernels, in which matmuls compute."""
-        return self.blocks.qkv[...].dtype
+        return jax.tree.leaves(nnx.state(self.blocks, Kernel))[0].dtype
 
     def embed(self, tokens_N: jax.Array | np.ndarray, positions_N: jax.Array | np.ndarray) -> jax.Array:
         """Returns the stream `x_ND` at the first block."""
@@ -323,66 +652,79 @@ class Transformer(nnx.Module):
 
     def features(self, tokens_BT, positions_BT, document_starts_BT, document_ends_BT) -> jax.Array:
         """Returns `features_ND`, the normed stream after the last block: what the unembedding multiplies."""
-        x_ND = self.embed(tokens_BT.reshape(-1), positions_BT.reshape(-1))
-        return self.transform(x_ND, positions_BT, document_starts_BT, document_ends_BT)
+        weights_BT = jnp.ones(tokens_BT.shape, jnp.float32)  # Of sums that are not wanted here.
+        rows = Rows(tokens_BT, positions_BT, document_starts_BT, document_ends_BT, weights_BT)
+        return self.features_and_sums(rows)[0]
 
-    def transform(self, x_ND, positions_BT, document_starts_BT, document_ends_BT) -> jax.Array:
-        """Returns `features_ND` of the stream at the first block, N = B x T."""
-        attention = self.attend_documents(document_starts_BT, document_ends_BT)
-        return self.apply_blocks(x_ND, positions_BT.reshape(-1), attention, unroll=self._unroll())[0]
+    def features_and_sums(self, rows: Rows) -> tuple[jax.Array, Sums]:
+        """Returns `features_ND`, and the sums of all layers: each with an axis of layers in front."""
+        return self.transform(self.embed(rows.tokens_BT.reshape(-1), rows.positions_BT.reshape(-1)), rows)
 
-    def attend_documents(self, document_starts_BT, document_ends_BT) -> Callable:
+    def transform(self, x_ND: jax.Array, rows: Rows) -> tuple[jax.Array, Sums]:
+        """Returns `features_and_sums` of the embedded tokens."""
+        features_ND, sums, _ = self.apply_blocks(x_ND, rows, self.attend_rows(rows), unroll=self._unroll())
+        return features_ND, sums
+
+    def attend_rows(self, rows: Rows) -> Callable:
         """Returns the attention, for `apply_blocks`, of rows of documents; it keeps nothing."""
-        B, T = document_starts_BT.shape
-        if self.config.sliding_window:
-            window = self.config.sliding_window
-            document_starts_BT, document_ends_BT = limit_window(document_starts_BT, document_ends_BT, window)
+        B, T = rows.starts_BT.shape
+        limits = rows.starts_BT, rows.ends_BT
+        limited = limit_window(*limits, self.config.sliding_window) if self.config.sliding_window else limits
 
-        def attention(q, k, v, _):
-            attended_BTHK = attend(
-                q.reshape(B, T, *q.shape[1:]),
-                k.reshape(B, T, *k.shape[1:]),
-                v.reshape(B, T, *v.shape[1:]),
-                document_starts_BT,
-                document_ends_BT,
-                implementation=self.attention,
-            )
+        def attention(q, k, v, _, has_window):
+            starts_BT, ends_BT = (where(has_window, one, all_) for one, all_ in zip(limited, limits, strict=True))
+            q_BTHK, k_BTGK, v_BTGK = (x.reshape(B, T, *x.shape[1:]) for x in (q, k, v))
+            attended_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, implementation=self.attention)
             return attended_BTHK.reshape(B * T, *q.shape[1:]), None
 
         return attention
 
     def apply_blocks(
-        self, x_ND, positions_N, attention: Callable, inputs: Any = None, *, unroll: int = 1
-    ) -> tuple[jax.Array, Any]:
-        """Returns the normed stream after the last block, and what the attention of each layer kept.
+        self, x_ND: jax.Array, rows: Rows, attention: Callable, inputs: Any = None, *, unroll: int = 1
+    ) -> tuple[jax.Array, Sums, Any]:
+        """Returns the normed stream after the last block, the sums of the layers, and what their attention kept.
 
         Args:
-            attention: `(q_NHK, k_NGK, v_NGK, inputs of the layer) -> (attended_NHK, kept)`.
-            inputs: a tree of arrays with an axis of the layers in front, as what was kept has.
-            unroll: blocks per iteration of the scan.
+            attention: `(q_NHK, k_NGK, v_NGK, inputs, has_window) -> (attended_NHK, kept)`, called wherever a layer
+                attends; `has_window` is a bool, traced where only some layers have the sliding window.
+            inputs: for each layer of a group, a list with a tree of arrays for each of its calls of the attention; the
+                first axis of the arrays is that of the groups. What was kept comes back in the same form.
+            unroll: groups per iteration of the scan.
         """
-        rotation_N1K = self.rotation(positions_N)
+        config, rotation_N1K = self.config, self.rotation(rows.positions_BT.reshape(-1))
         graphdef, stacked = nnx.split(self.blocks)
+        windows_XP = np.array(config.have_window).reshape(-1, config.group)
+        differ = len(set(config.have_window)) > 1
 
-        def layer(x_ND, params_and_inputs):
-            params, inputs = params_and_inputs
-            block = self.merge_layer(graphdef, params)
-            q, k, v = block.queries_keys_values(x_ND, rotation_N1K)
-            attended_NHK, kept = attention(q, k, v, inputs)
-            return block.residuals(x_ND, attended_NHK), kept
+        def apply_group(blocks, stream, inputs, windows_P):
+            kept, sums = [], []
+            for j, block in enumerate(blocks.layers if isinstance(blocks, Group) else [blocks]):
+                has_window = windows_P[j] if differ else config.have_window[0]
 
-        x_ND, kept = jax.lax.scan(self._remat(layer), x_ND, (stacked, inputs), unroll=unroll)
-        return self.final_norm(x_ND), kept
+                def attend_and_keep(q, k, v, j=j, has_window=has_window):
+                    q, k, v = map(checkpoint_name, (q, k, v), ("queries", "keys", "values"))
+                    attended_NHK, new = attention(q, k, v, inputs and inputs[j][len(kept[j])], has_window)
+                    kept[j].append(new)
+                    return attended_NHK
+
+                kept.append([])
+                stream, of_block = block(stream, Context(rows, rotation_N1K, attend_and_keep))
+                sums.append(of_block)
+            return stream, (kept, sums)
+
+        def step(stream, group):
+            params, *others = group
+            return self.with_layers(apply_group, graphdef, params, stream, *others)
+
+        residual = config.residual or Residual()
+        stream, (kept, sums) = jax.lax.scan(
+            self._remat(step), residual.expand(x_ND), (stacked, inputs, windows_XP), unroll=unroll
+        )
+        return self.final_norm(residual.collapse(stream)), _by_layer(sums), kept
 
     def rotation(self, positions_N: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """Returns float32 (cos, sin) of shape (N, 1, K / 2), or None where positions are learned."""
-        if self.config.learned_positions:
-            return None
-        half = self.config.K // 2
-        # Rounded once, and so the same on every device: a float32 power is off by 4e-7, and each device has its own.
-        frequencies_1k = np.asarray(self.config.rope_base ** (-np.arange(half) / half), np.float32)[None, :]
-        angles_N1k = (positions_N.astype(jnp.float32)[:, None] * frequencies_1k)[:, None, :]
-        return jnp.cos(angles_N1k), jnp.sin(angles_N1k)
+        return make_rotation(self.config, positions_N, self.config.K)
 
     def _remat(self, layer):
         """Returns the layer with what `model.remat` says computed again in the backward pass."""
@@ -390,15 +732,17 @@ class Transformer(nnx.Module):
             return layer
         policy = jax.checkpoint_policies.save_only_these_names(*SAVED[self.config.remat])
         # Between two loops there is nothing to be merged again; in one graph there is.
-        return jax.checkpoint(layer, policy=policy, prevent_cse=self._unroll() == self.config.depth)
+        return jax.checkpoint(
+            layer, policy=policy, prevent_cse=self._unroll() == self.config.depth // self.config.group
+        )
 
     def _unroll(self) -> int:
-        depth = self.config.depth
+        depth, groups = self.config.depth, self.config.depth // self.config.group
         if self.config.scan_unroll:
-            return min(self.config.scan_unroll, depth)
+            return min(self.config.scan_unroll, groups)
         # XLA on a CPU would merge again what is to be recomputed, if it stood in one graph with what was computed.
         is_unrolled = depth <= MOST_UNROLLED and self.config.remat not in SAVED
-        return depth if jax.default_backend() == "cpu" and is_unrolled else 1
+        return groups if jax.default_backend() == "cpu" and is_unrolled else 1
 
 
 def abstract_model(config: ModelConfig, **options) -> Transformer:
@@ -418,18 +762,46 @@ def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return (x_float * inverse * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-@functools.partial(_from_inputs, static_argnums=1)
-def activate(hidden_NF: jax.Array, activation: str) -> jax.Array:
-    """Returns the feed-forward's hidden features after the activation, half as many for 'swiglu'."""
-    match activation:
-        case "gelu":
-            return jax.nn.gelu(hidden_NF)
-        case "relu2":
-            return jnp.square(jax.nn.relu(hidden_NF))
-        case "swiglu":
-            gate_NF, value_NF = jnp.split(hidden_NF, 2, axis=-1)
-            return jax.nn.silu(gate_NF) * value_NF
-    raise ValueError(f"unknown activation {activation!r}")
+@functools.partial(_from_inputs, static_argnums=0)
+def activate(activation: Activation, hidden_NX: jax.Array) -> jax.Array:
+    """Returns the activation of features that lie side by side, X = `matrices` x F."""
+    return activation(*jnp.split(hidden_NX, activation.matrices, axis=-1))
+
+
+def where(condition: bool | jax.Array, x: Any, y: Any) -> Any:
+    """Returns x or y; what is known before the program runs stays out of it."""
+    return (x if condition else y) if isinstance(condition, bool) else jnp.where(condition, x, y)
+
+
+def _by_layer(sums: list[Sums]) -> Sums:
+    """Returns the sums of the layers of a group, stacked over the groups, as those of layers that have the name."""
+
+    def merged(trees: list[Mapping[str, jax.Array]]):
+        # What only some layers of a group report, or in another shape, has as many values as there are such layers.
+        alike = collections.defaultdict(list)
+        for tree in trees:
+            for name, x in tree.items():
+                alike[name, x.shape].append(x)
+        names = collections.Counter(name for name, _ in alike)
+        return {
+            name if names[name] == 1 else f"{name}_{'x'.join(map(str, shape[1:]))}": jnp.stack(x, axis=1).reshape(
+                -1, *shape[1:]
+            )
+            for (name, shape), x in alike.items()
+        }
+
+    return Sums(merged([one.losses for one in sums]), merged([one.metrics for one in sums]))
+
+
+def make_rotation(config: ModelConfig, positions_N: jax.Array, width: int) -> tuple[jax.Array, jax.Array] | None:
+    """Returns float32 (cos, sin) of shape (N, 1, width / 2), for `rotate`, or None where positions are learned."""
+    if config.learned_positions:
+        return None
+    half = width // 2
+    # Rounded once, and so the same on every device: a float32 power is off by 4e-7, and each device has its own.
+    frequencies_1k = np.asarray(config.rope_base ** (-np.arange(half) / half), np.float32)[None, :]
+    angles_N1k = (positions_N.astype(jnp.float32)[:, None] * frequencies_1k)[:, None, :]
+    return jnp.cos(angles_N1k), jnp.sin(angles_N1k)
 
 
 def rotate(x_NHK: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
@@ -460,9 +832,28 @@ def unembed(
     return jnp.where(jnp.arange(V)[None, :] < token_count, logits_NV, MASKED)
 
 
-def _norm(config: ModelConfig) -> RMSNorm:
+def make_norm(config: ModelConfig) -> nnx.Module:
+    """Returns the norm of the stream."""
+    if isinstance(config.norm, Norm):
+        return config.norm.make(config.width, config.norm_epsilon)
     return {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[config.norm](config.width, config.norm_epsilon)
 
 
-def _kernel(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> Kernel:
+def find_activation(activation: str | Activation) -> Activation:
+    """Returns an activation by its name, or as it is."""
+    return ACTIVATIONS[activation] if isinstance(activation, str) else activation
+
+
+def plain_block(config: ModelConfig) -> ModelConfig:
+    """Returns a model whose blocks are of no parts, for a part that has one of its own."""
+    return dataclasses.replace(config, attention=None, feed_forward=None, residual=None, auxiliary_loss=None)
+
+
+def residual_scale(config: ModelConfig) -> float:
+    """Returns by what the matrices that write to the stream are drawn smaller: there are two in each layer."""
+    return (2 * config.depth) ** -0.5
+
+
+def make_kernel(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> Kernel:
+    """Returns a matrix drawn with a deviation of `scale` x `INITIAL_SCALE`."""
     return Kernel(scale * INITIAL_SCALE * jax.random.normal(rngs.params(), (fan_in, fan_out)))

@@ -1,8 +1,14 @@
-"""The learning-rate schedule and the Optax chain: clipped AdamW or Muon, with decay on matrices only."""
+"""The learning-rate schedule and the Optax chain: a clipped gradient, an optimizer's direction, decay, learning rate.
+
+An optimizer is AdamW, Muon, or one of your own (`Optimizer`), which may hold another; what decays is all matrices, or
+what a part of your own says (`Decay`).
+"""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +17,58 @@ from flax import nnx
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxformer.config import Bounds, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, check_fields, require
-from jaxformer.model import Kernel, Table
+from jaxformer.model import Kernel, ModelConfig, Table
+from jaxformer.record import Part
 
 OPTIMIZERS = ("adamw", "muon")
+DECAYS = ("matrices",)
 SCHEDULES = ("cosine", "wsd")
+
+# What parameters are to an optimizer: tables that are looked up, a table that unembeds and does nothing else, kernels,
+# and all the rest, such as the gains of norms. A tied table is an embedding.
+GROUPS = ("embedding", "unembedding", "matrix", "gain")
 
 # Root mean square of Muon's updates, at which AdamW's learning rate and decay suit it (Liu et al. 2025, arXiv
 # 2502.16982).
-_MUON_RMS = 0.2
+MUON_RMS = 0.2
+
+
+@dataclass(frozen=True)
+class Optimizer(Part):
+    """An optimizer of one's own: the direction in which it descends.
+
+    Clipping comes before it; decay, the learning rate and its factors by group come after it, and are none of its own.
+    One that changes another, a name or a part, holds it in a field and asks `transform_of` for its transformation.
+    """
+
+    def transform(self, config: "OptimizerConfig", model: ModelConfig) -> optax.GradientTransformation:
+        """Returns the transformation of a gradient to the direction, as those that Optax names `scale_by_...`.
+
+        Args:
+            config: its numbers are there for any optimizer; its learning rate, decay and clipping are not for this.
+            model: for what the shapes of the parameters do not tell, such as the width of a head.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define transform(config, model)")
+
+
+@dataclass(frozen=True)
+class Decay(Part):
+    """What is decayed, in place of all matrices."""
+
+    def decayed(self, group: str, parameter: jax.Array, direction: jax.Array) -> jax.Array:
+        """Returns what times decay and learning rate is taken off a parameter; one that changes another has a field.
+
+        Args:
+            group: one of `GROUPS`.
+            parameter: all of its layers.
+            direction: in which the optimizer descends: what times the learning rate is taken off, too.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define decayed(group, parameter, direction)")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon, and the schedule of the learning rate."""
+    """The optimizer, its decay, and the schedule of the learning rate."""
 
     learning_rate: PositiveFloat
     """Peak."""
@@ -38,30 +83,41 @@ class OptimizerConfig:
     epsilon: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled, per unit of learning rate, on matrices (embeddings among them) only."""
+    """Decoupled, per unit of learning rate."""
+    decay: Annotated[str, OneOf(*DECAYS)] | Decay = "matrices"
+    """What decays: 'matrices', embeddings among them, or a `Decay` of `jaxformer.parts` or of your own."""
     clip_norm: PositiveFloat = 1.0
     """Largest global norm of the gradient."""
-    name: Annotated[str, OneOf(*OPTIMIZERS)] = "adamw"
-    """'adamw' (Loshchilov & Hutter 2017, arXiv 1711.05101), or 'muon' (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon) for the kernels and AdamW, as above, for all else; the learning rate and the
-    decay are those of both.
+    name: Annotated[str, OneOf(*OPTIMIZERS)] | Optimizer = "adamw"
+    """'adamw' (Loshchilov & Hutter 2017, arXiv 1711.05101); 'muon' (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon) for the kernels and AdamW, as above, for all else, the learning rate and the
+    decay being those of both; or an `Optimizer` of `jaxformer.parts` or of your own.
     """
     muon_momentum: Annotated[float, Bounds(at_least=0, below=1)] = 0.95
-    """Decay of Muon's moment, per step; other optimizers have none."""
+    """Decay of Muon's moment, per step; AdamW has none."""
     schedule: Annotated[str, OneOf(*SCHEDULES)] = "cosine"
     """'cosine', or 'wsd' for the peak from the warmup on and a decay as 1 - sqrt at the end (Hu et al. 2024, arXiv
     2404.06395; the shape is that of Hägele et al. 2024, arXiv 2405.18392).
     """
     decay_share: Annotated[float, Bounds(above=0, at_most=1)] = 0.2
     """Share of the steps, the last ones, in which 'wsd' decays; other schedules have none."""
+    embedding_rate: PositiveFloat = 1.0
+    """Factor of the learning rate, of tables that are looked up: of tokens, one that also unembeds, and positions."""
+    unembedding_rate: PositiveFloat = 1.0
+    """Factor of the learning rate, of an unembedding table of its own."""
+    matrix_rate: PositiveFloat = 1.0
+    """Factor of the learning rate, of the kernels."""
+    gain_rate: PositiveFloat = 1.0
+    """Factor of the learning rate, of all else, such as the gains of norms."""
 
     def __post_init__(self):
         check_fields(self, "optimizer")
 
     def effective(self) -> "OptimizerConfig":
         """Returns the same optimizer with the default for each field that it takes no notice of."""
-        inert = {"muon_momentum": 0.95} if self.name != "muon" else {}
+        inert: dict[str, Any] = {"muon_momentum": 0.95} if self.name == "adamw" else {}
         inert |= {"decay_share": 0.2} if self.schedule != "wsd" else {}
+        inert |= {"decay": "matrices"} if self.weight_decay == 0 else {}
         return dataclasses.replace(self, **inert)
 
 
@@ -107,23 +163,88 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(first, peak, warmup_steps), stable_and_decay], [warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Returns the chain for a run of `steps` steps over an `nnx.State` of parameters."""
-    schedule = make_schedule(config, steps)
-    optimizer = optax.adamw(
-        schedule, b1=config.b1, b2=config.b2, eps=config.epsilon, weight_decay=config.weight_decay, mask=is_matrix
-    )
+def make_optimizer(
+    config: OptimizerConfig, steps: int, model: ModelConfig | None = None
+) -> optax.GradientTransformation:
+    """Returns the chain for a run of `steps` steps over an `nnx.State` of parameters.
+
+    Args:
+        config: the optimizer's, its decay's and its schedule's.
+        steps: of the run.
+        model: whose parameters they are, for an `Optimizer` that takes notice of it; the named ones do not.
+    """
+    descend = optax.scale_by_learning_rate(make_schedule(config, steps))
     if config.name == "muon":
-        optimizer = optax.partition({"muon": _muon(config, schedule), "adamw": optimizer}, _optimizer_of)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+        # Decayed and scaled by kind: the state that checkpoints have.
+        of_kernels = optax.chain(*_muon(config), _decay(config, mask=None), descend)
+        of_others = optax.chain(_adam(config), _decay(config, mask=is_matrix), descend)
+        optimizer = optax.partition({"muon": of_kernels, "adamw": of_others}, _optimizer_of)
+    else:
+        direction = transform_of(config.name, config, model)  # pyright: ignore[reportArgumentType]
+        optimizer = optax.chain(direction, _decay(config, mask=is_matrix), descend)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer, *_rates(config))
+
+
+def transform_of(
+    optimizer: str | Optimizer, config: OptimizerConfig, model: ModelConfig
+) -> optax.GradientTransformation:
+    """Returns the transformation of a gradient to the direction of an optimizer, by its name or its part."""
+    if isinstance(optimizer, Optimizer):
+        return optimizer.transform(config, model)
+    return muon(config) if optimizer == "muon" else _adam(config)
+
+
+def muon(
+    config: OptimizerConfig, coefficients: tuple[tuple[float, float, float], ...] = ()
+) -> optax.GradientTransformation:
+    """Returns Muon for the kernels and Adam for all else.
+
+    Args:
+        config: of both.
+        coefficients: (a, b, c) of a x + b x^3 + c x^5, of each iteration of the orthogonalisation; () for Muon's five.
+    """
+    return optax.partition({"muon": optax.chain(*_muon(config, coefficients)), "adamw": _adam(config)}, _optimizer_of)
+
+
+def decayed(decay: str | Decay, group: str, parameter: jax.Array, direction: jax.Array) -> jax.Array:
+    """Returns what is decayed of a parameter, by the name of a decay or its part, as `Decay.decayed` does."""
+    if isinstance(decay, Decay):
+        return decay.decayed(group, parameter, direction)
+    return jnp.zeros_like(parameter) if group == "gain" else parameter
 
 
 def is_matrix(params: nnx.State) -> nnx.State:
     """Returns a tree of bools: True for the parameters that are matrices, stacked over layers or not."""
-    return _by_parameter(lambda p: isinstance(p, (Kernel, Table)), params)
+    return jax.tree.map(lambda group: group != "gain", groups_of(params))
 
 
-def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def groups_of(params: nnx.State) -> nnx.State:
+    """Returns a tree of names, one of `GROUPS` for each parameter: by its class, and tables by their own name too."""
+
+    def group(path, parameter):
+        if isinstance(parameter, Kernel):
+            return "matrix"
+        if not isinstance(parameter, Table):
+            return "gain"
+        return "unembedding" if jax.tree_util.keystr(path[-1:], simple=True) == "unembedding" else "embedding"
+
+    return jax.tree_util.tree_map_with_path(group, params, is_leaf=_is_variable)
+
+
+def map_groups(function: Callable[..., jax.Array], updates: Any, *trees: Any) -> Any:
+    """Returns a tree of `function(group, update, *others)` for each parameter, given trees of arrays of its shape."""
+
+    def mapped(group, update, *others):
+        return update.replace(function(group, update[...], *(other[...] for other in others)))
+
+    return jax.tree.map(mapped, groups_of(updates), updates, *trees)
+
+
+def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
+
+
+def _muon(config: OptimizerConfig, coefficients: tuple = ()) -> tuple[optax.GradientTransformation, ...]:
     """Returns Muon for stacked kernels (L, in, out): each layer's matrix is orthogonalised by itself, in float32.
 
     Matrices that are stored as one are orthogonalised as one: queries, keys and values of all heads, and SwiGLU's gate
@@ -137,23 +258,41 @@ def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
 
     def to_consistent_rms(updates, _):
         # An orthogonal matrix has a mean square of 1 / max(in, out).
-        return jax.tree.map(lambda x: _MUON_RMS * max(x.shape[-2:]) ** 0.5 * x, updates)
+        return jax.tree.map(lambda x: MUON_RMS * max(x.shape[-2:]) ** 0.5 * x, updates)
 
-    return optax.chain(
-        scale_by_muon(beta=config.muon_momentum, nesterov=True, weight_dimension_numbers=last_two_axes),
+    iterations = {"ns_coeffs": coefficients, "ns_steps": len(coefficients)} if coefficients else {}
+    return (
+        scale_by_muon(beta=config.muon_momentum, nesterov=True, weight_dimension_numbers=last_two_axes, **iterations),
         optax.stateless(to_consistent_rms),
-        optax.add_decayed_weights(config.weight_decay),
-        optax.scale_by_learning_rate(schedule),
     )
+
+
+def _decay(config: OptimizerConfig, mask: Callable[[nnx.State], nnx.State] | None) -> optax.GradientTransformation:
+    """Returns the decay of all matrices that a mask finds, or that of a part, which decides for itself."""
+    if not isinstance(config.decay, Decay):
+        return optax.add_decayed_weights(config.weight_decay, mask)
+
+    def with_decay(group, direction, parameter):
+        return direction + config.weight_decay * decayed(config.decay, group, parameter, direction)
+
+    return optax.stateless(functools.partial(map_groups, with_decay))
+
+
+def _rates(config: OptimizerConfig) -> tuple[optax.GradientTransformation, ...]:
+    """Returns what scales by group: nothing where all factors are 1, so that the state is as without them."""
+    rates = {group: getattr(config, f"{group}_rate") for group in GROUPS}
+    if set(rates.values()) == {1.0}:
+        return ()
+    return (optax.stateless(lambda updates, _: map_groups(lambda group, update: rates[group] * update, updates)),)
 
 
 def _optimizer_of(params: nnx.State) -> nnx.State:
     """Returns a tree of names: which optimizer updates each parameter."""
-    return _by_parameter(lambda p: "muon" if isinstance(p, Kernel) else "adamw", params)
+    return jax.tree.map(lambda group: "muon" if group == "matrix" else "adamw", groups_of(params))
 
 
-def _by_parameter(function, params: nnx.State) -> nnx.State:
-    return jax.tree.map(function, params, is_leaf=lambda p: isinstance(p, nnx.Variable))
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
 
 
 def _decay_steps(config: OptimizerConfig, steps: int) -> int:

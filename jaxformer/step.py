@@ -18,7 +18,6 @@ from jaxformer.data.packing import Batch
 from jaxformer.devices.mesh import (
     COPIED,
     FSDP,
-    Parts,
     copied,
     gathered_rows,
     gradient_on_parts,
@@ -27,10 +26,11 @@ from jaxformer.devices.mesh import (
     specs_by_use,
     state_sharding,
     whole,
+    with_whole,
 )
 from jaxformer.devices.options import fixed_options
 from jaxformer.loss import LossSums, cross_entropy, token_scores
-from jaxformer.model import SAVED, Kernel, ModelConfig, Transformer
+from jaxformer.model import SAVED, Kernel, ModelConfig, Rows, SelfUpdated, Transformer, by_place, optimized
 from jaxformer.skip_steps import Guard, init_guard, judge
 
 
@@ -130,7 +130,7 @@ def init_state(
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=optimizer.init(params),
+            opt_state=optimizer.init(optimized(params)),
             guard=init_guard(),
             graphdef=graphdef,
             optimizer=optimizer,
@@ -154,15 +154,15 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
 
     Metrics: `loss` (nats per target), `gradient_norm` (before clipping), `targets` (sum of the loss weights),
     `spike_score` (of the loss, in standard deviations), `counts` (whether the step changed anything), `skipped` (steps
-    so far that did not), `non_finite_in_a_row`.
+    so far that did not), `non_finite_in_a_row`, and `reported`, by name: what the layers report, an array by layer, and
+    by group the norms of the parameters before the update and of what was added to them.
     """
     grads, sums = gradients(state, batch)
-    loss, norm = sums.nats / sums.weight, optax.tree.norm(grads)
+    loss, norm = sums.nats / sums.weight, optax.tree.norm(optimized(grads))
     counts, score, guard = judge(state.guard, loss, norm, skip_spikes_above=state.skip_spikes_above)
-    updates, opt_state = state.optimizer.update(grads, state.opt_state, state.params)
     before = (state.params, state.opt_state)
-    after = (optax.apply_updates(state.params, updates), opt_state)
-    params, opt_state = jax.tree.map(lambda new, old: jnp.where(counts, new, old), after, before)
+    *after, updates = _update(state, grads)
+    params, opt_state = jax.tree.map(lambda new, old: jnp.where(counts, new, old), tuple(after), before)
     metrics = {
         "loss": loss,
         "gradient_norm": norm,
@@ -171,8 +171,35 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
         "counts": counts,
         "skipped": guard.skipped,
         "non_finite_in_a_row": guard.non_finite_in_a_row,
+        "reported": {
+            **{name: total / sums.weight for name, total in sums.reported.items()},
+            **{f"parameter_norm/{group}": norm for group, norm in norms_by_group(state.params).items()},
+            **{f"update_norm/{group}": jnp.where(counts, x, 0) for group, x in norms_by_group(updates).items()},
+        },
     }
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, guard=guard), metrics
+
+
+def norms_by_group(params: nnx.State) -> dict[str, jax.Array]:
+    """Returns the norm of the parameters, or of what has their structure, by the part of the model that they are of."""
+    squares = {}
+    for path, leaf in nnx.to_flat_state(params):
+        group = next(name for name in path if isinstance(name, str) and name not in ("blocks", "layers"))
+        squares[group] = squares.get(group, 0.0) + jnp.sum(jnp.square(leaf[...]))
+    return {group: jnp.sqrt(total) for group, total in squares.items()}
+
+
+def _update(state: TrainState, grads: nnx.State) -> tuple[Any, Any, Any]:
+    """Returns the parameters and the optimizer's state after one update, and the optimizer's updates."""
+    params = optimized(state.params)
+    updates, opt_state = state.optimizer.update(optimized(grads), state.opt_state, params)
+    moved: Any = optax.apply_updates(params, updates)
+    by_rule = jax.tree.map(
+        lambda p, gradient: p.replace(p.rule(p[...], gradient[...])),
+        *(nnx.filter_state(tree, SelfUpdated) for tree in (state.params, grads)),
+        is_leaf=lambda p: isinstance(p, nnx.Variable),
+    )
+    return nnx.merge_state(moved, by_rule), opt_state, updates
 
 
 def compile_step(state: TrainState) -> Callable:
@@ -238,7 +265,7 @@ def _merging(state: TrainState) -> Callable[[nnx.State], Transformer]:
     def merge(parts):
         model = nnx.merge(state.graphdef, whole(parts, others))
         if mesh.shape[FSDP] > 1:
-            model.merge_layer = functools.partial(Parts, of_layer, SAVED["elementwise"])
+            model.with_layers = functools.partial(with_whole, of_layer, SAVED["elementwise"])
         return model
 
     return merge
@@ -251,7 +278,7 @@ def eval_step(state: TrainState, batch: Batch) -> jax.Array:
 
 def _token_nats(model: Transformer, batch: Batch) -> jax.Array:
     scores = token_scores(
-        _features(model, batch),
+        model.features_and_sums(rows_of(batch))[0],
         model.unembedding_VD,
         batch.targets_BT.reshape(-1),
         logit_soft_cap=model.config.logit_soft_cap,
@@ -270,9 +297,17 @@ def cast_kernels(params: nnx.State, dtype: Any) -> nnx.State:
     )
 
 
+def rows_of(batch: Batch) -> Rows:
+    """Returns what a model knows of a batch."""
+    bounds = batch.document_starts_BT, batch.document_ends_BT
+    return Rows(*map(jnp.asarray, (batch.tokens_BT, batch.positions_BT, *bounds, batch.loss_weights_BT)))
+
+
 def _batch_loss(model: Transformer, batch: Batch) -> LossSums:
-    return cross_entropy(
-        _features(model, batch),
+    rows = rows_of(batch)
+    features_ND, of_layers = model.features_and_sums(rows)
+    sums = cross_entropy(
+        features_ND,
         model.unembedding_VD,
         batch.targets_BT.reshape(-1),
         batch.loss_weights_BT.reshape(-1),
@@ -281,10 +316,11 @@ def _batch_loss(model: Transformer, batch: Batch) -> LossSums:
         z_loss_coefficient=model.config.z_loss,
         chunk_tokens=model.config.loss_chunk_tokens,
     )
-
-
-def _features(model: Transformer, batch: Batch) -> jax.Array:
-    return model.features(batch.tokens_BT, batch.positions_BT, batch.document_starts_BT, batch.document_ends_BT)
+    losses, metrics = of_layers.losses, of_layers.metrics
+    if model.auxiliary_loss is not None:
+        beside = by_place(auxiliary_loss=model.auxiliary_loss(model, features_ND, rows, batch.targets_BT))
+        losses, metrics = losses | beside.losses, metrics | beside.metrics
+    return sums._replace(objective=sum(map(jnp.sum, losses.values()), sums.objective), reported={**losses, **metrics})
 
 
 def _accumulate(gradient, params, batch: Batch, micro_batches: int):

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jaxformer.attention.dispatch import Choice
 from jaxformer.checkpoint.store import hush, saved_steps
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
-from jaxformer.config import TrainingFailure, to_dict
+from jaxformer.config import TrainingFailure
 from jaxformer.data.packing import Batch, make_batches, seek
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
 from jaxformer.devices.mesh import rows_here
@@ -49,6 +49,7 @@ from jaxformer.host.signals import stop_signals
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.plan.device_fit import advise_here, choose_attention, fit_to_device
 from jaxformer.plan.estimate import print_plan
+from jaxformer.record import to_dict
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.folder import (
     check_disk,
@@ -240,7 +241,7 @@ def main(arguments: list[str]) -> int:
     experiment = resolved.experiment
     workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
     if options.print_config:
-        print_line(json.dumps(to_dict(experiment), indent=2))
+        print_line(json.dumps(to_dict(experiment, to_print=True), indent=2))
     elif options.plan is not None:
         choose_device(experiment.training.device)
         with out_of_memory_reported():

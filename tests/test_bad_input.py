@@ -20,9 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxformer.config import UserError, flatten
+from jaxformer.config import UserError
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.resolution import load_experiment
+from jaxformer.record import flatten
 from jaxformer.run.folder import hold_folder
 from jaxformer.train import main, out_of_memory_reported
 

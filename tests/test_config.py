@@ -15,14 +15,11 @@ from jaxformer.config import (
     UserError,
     check_fields,
     did_you_mean,
-    differences,
     execution,
-    flatten,
-    from_dict,
     override,
     require_one_of,
-    to_dict,
 )
+from jaxformer.record import differences, flatten, from_dict, to_dict
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import jaxformer
+from jaxformer.model import ACTIVATIONS
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -32,14 +33,16 @@ DIRECTIONS = {
     "huggingface": "model data",
     "step": "loss skip_steps data",
     "skip_steps": "config",
+    "parts": "optimizer loss",
     "loss": "model",
     "optimizer": "model",
     "flops": "model",
-    "model": "attention",
+    "model": "attention record",
     "attention": "devices",
     "devices": "host",
-    "data": "host",
+    "data": "record",
     "jobs": "host",
+    "record": "host",
     "host": "config",
     "statistics": "",
     "config": "",
@@ -122,6 +125,29 @@ def test_nothing_below_ablation_imports_ablation_or_report():
 @pytest.mark.parametrize("module", PATHS)
 def test_the_library_imports_no_experiment_no_tool_and_no_test(module):
     assert not {name.split(".")[0] for name in imports_of(module)} & {"experiments", "tools", "tests"}
+
+
+# Options of the architecture, as the model and its configuration name them, and what they take.
+OPTIONS = {
+    "activation", "norm", "norm_epsilon", "rope_base", "learned_positions", "qk_norm", "tied_embeddings",
+    "feed_forward", "residual", "window_pattern", *ACTIVATIONS, "rmsnorm", "layernorm",
+}  # fmt: skip
+
+
+def test_the_architecture_is_written_once():
+    """No module but the model reads an option of it, or knows the name of one; Hugging Face's translate them."""
+    for module, path in PATHS.items():
+        if module == "jaxformer.model" or module.startswith(("jaxformer.huggingface.", "jaxformer.parts.")):
+            continue
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            reads = isinstance(node, ast.Attribute) and _is_model_config(node.value) and node.attr in OPTIONS
+            names = isinstance(node, ast.Constant) and node.value in OPTIONS - {"feed_forward"}
+            assert not reads and not names, f"{module}, line {node.lineno}: {ast.unparse(node)} belongs to model.py"
+
+
+def _is_model_config(node: ast.expr) -> bool:
+    """Returns whether an expression is called as configurations of models are: `model`, `experiment.model.config`."""
+    return getattr(node, "attr", getattr(node, "id", "")) in ("model", "config", "here", "there")
 
 
 @pytest.mark.parametrize("path", [*PATHS.values(), *sorted(ROOT.glob("tools/*.py"))], ids=lambda path: path.stem)

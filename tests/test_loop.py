@@ -103,7 +103,7 @@ def test_run_that_is_not_finite_for_long_ends_with_a_file_that_replays_it(
     )
     assert (replayed.returncode, replayed.stderr) == (0, "")
     assert "the same, bit by bit, as when it failed" in replayed.stdout
-    assert "blocks.qkv" in replayed.stdout
+    assert "blocks.attention.qkv" in replayed.stdout
     # What was right about the run goes on, with nothing of the steps that failed.
     assert main(command(experiment_files["best_fit"], workdir)) == 0
     lines = [line for line in read_metrics(workdir) if "train/loss" in line]

@@ -103,18 +103,22 @@ def numpy_transformer(params, config, tokens, positions, starts):
         x = x + p["position_embedding"][positions]
     for layer in range(config.depth):
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], p["blocks"])
-        qkv = norm(x, block["attention_norm"]["scale"]) @ block["qkv"]
+        qkv = norm(x, block["attention_norm"]["scale"]) @ block["attention"]["qkv"]
         heads = np.split(qkv, qkv.shape[1] // K, axis=1)
         q, k, v = heads[: config.heads], heads[config.heads : config.heads + config.G], heads[-config.G :]
         if config.qk_norm:
-            q = [rms_norm(head, block["q_norm"]["scale"]) for head in q]
-            k = [rms_norm(head, block["k_norm"]["scale"]) for head in k]
+            q = [rms_norm(head, block["attention"]["q_norm"]["scale"]) for head in q]
+            k = [rms_norm(head, block["attention"]["k_norm"]["scale"]) for head in k]
         attended = []
         for h in range(config.heads):
             weights = np.exp(rope(q[h]) @ rope(k[h // R]).T / math.sqrt(K) + mask)
             attended.append(weights / weights.sum(axis=1, keepdims=True) @ v[h // R])
-        x = x + np.concatenate(attended, axis=1) @ block["attention_out"]
-        x = x + activation(norm(x, block["feed_forward_norm"]["scale"]) @ block["up"]) @ block["down"]
+        x = x + np.concatenate(attended, axis=1) @ block["attention"]["out"]
+        x = (
+            x
+            + activation(norm(x, block["feed_forward_norm"]["scale"]) @ block["feed_forward"]["up"])
+            @ block["feed_forward"]["down"]
+        )
     logits = norm(x, p["final_norm"]["scale"]) @ p["embedding" if config.tied_embeddings else "unembedding"].T
     return config.logit_soft_cap * np.tanh(logits / config.logit_soft_cap) if config.logit_soft_cap else logits
 
@@ -307,7 +311,7 @@ PAIRS = [(option, "baseline") for option in (*OPTIONS, *MIXED)]
 def test_parameters_that_two_variants_share_begin_with_the_same_values(one, other):
     ours, theirs = initial_values(one), initial_values(other)
     shared = {name for name in ours if name in theirs and ours[name].shape == theirs[name].shape}
-    assert {"embedding", "final_norm.scale", "blocks.attention_norm.scale", "blocks.down"} <= shared
+    assert {"embedding", "final_norm.scale", "blocks.attention_norm.scale", "blocks.feed_forward.down"} <= shared
     assert {"unembedding", "position_embedding"} & set(ours) & set(theirs) <= shared
     for name in shared:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
@@ -318,10 +322,10 @@ def test_seed_gives_the_values_that_it_has_always_given():
     """Update them only where what was measured with earlier versions may be measured again."""
     expected = {
         "embedding": [-0.03121716, -0.00282717],
-        "blocks.qkv": [0.00234704, -0.02057942],
-        "blocks.attention_out": [-0.01120364, -0.00637407],
-        "blocks.up": [0.01870167, -0.00960935],
-        "blocks.down": [0.00435704, 0.0005314],
+        "blocks.attention.qkv": [0.00234704, -0.02057942],
+        "blocks.attention.out": [-0.01120364, -0.00637407],
+        "blocks.feed_forward.up": [0.01870167, -0.00960935],
+        "blocks.feed_forward.down": [0.00435704, 0.0005314],
         "unembedding": [0.00187879, 0.00156908],
     }
     found = {name: x.reshape(-1)[-2:] for name, x in initial_values("untied").items() if "norm" not in name}
@@ -331,7 +335,9 @@ def test_seed_gives_the_values_that_it_has_always_given():
 
 
 def test_layers_are_initialised_independently():
-    qkv_LDX = np.asarray(nnx.to_pure_dict(nnx.state(Transformer(BASE, rngs=nnx.Rngs(params=3))))["blocks"]["qkv"])
+    qkv_LDX = np.asarray(
+        nnx.to_pure_dict(nnx.state(Transformer(BASE, rngs=nnx.Rngs(params=3))))["blocks"]["attention"]["qkv"]
+    )
     assert abs(np.corrcoef(qkv_LDX[0].ravel(), qkv_LDX[1].ravel())[0, 1]) < 0.1
 
 

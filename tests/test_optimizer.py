@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,20 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxformer.config import UserError
+from jaxformer.config import UserError, override, replace
+from jaxformer.experiment import load_experiment
 from jaxformer.model import Kernel, ModelConfig, Scale, Table, Transformer
-from jaxformer.optimizer import OptimizerConfig, check_schedule, make_optimizer, make_schedule
+from jaxformer.optimizer import (
+    GROUPS,
+    Decay,
+    Optimizer,
+    OptimizerConfig,
+    check_schedule,
+    groups_of,
+    is_matrix,
+    make_optimizer,
+    make_schedule,
+)
 
 FLOAT32 = 1e-6
 CONFIG = OptimizerConfig(learning_rate=0.2, warmup_steps=4, final_learning_rate_share=0.1)
@@ -89,28 +101,13 @@ def test_warmup_and_decay_longer_than_the_run_are_refused():
 
 
 def test_decay_shrinks_matrices_by_learning_rate_times_decay_and_nothing_else():
-    model = ModelConfig(
-        vocabulary_size=7, width=12, depth=3, heads=2, qk_norm=True, tied_embeddings=False, learned_positions=5
-    )
-    shapes = jax.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0))))
-    params = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(0).uniform(1, 2, leaf.shape)), shapes)
+    params = make_grouped_params()
     optimizer = make_optimizer(dataclasses.replace(CONFIG, weight_decay=0.5), steps=11)
     updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-    decayed = set()
-    for (path, update), leaf in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(params), strict=True):
-        if np.any(update != 0):
-            decayed.add(jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"))
-            # At step 0 the rate is a fifth of the peak.
-            np.testing.assert_allclose(update, -0.2 / 5 * 0.5 * leaf, rtol=FLOAT32)
-    assert decayed == {
-        "embedding",
-        "position_embedding",
-        "unembedding",
-        "blocks.qkv",
-        "blocks.attention_out",
-        "blocks.up",
-        "blocks.down",
-    }
+    for name, update in updates.items():
+        # At step 0 the rate is a fifth of the peak.
+        decay = 0.0 if name == "scale" else 0.5
+        np.testing.assert_allclose(update[...], -0.2 / 5 * decay * params[name][...], rtol=FLOAT32)
 
 
 def make_params():
@@ -230,6 +227,150 @@ def test_tables_and_gains_get_the_update_of_adamw_whatever_the_kernels_get():
         assert np.allclose(ours, theirs, rtol=FLOAT32, atol=0) == is_ours
 
 
+@dataclass(frozen=True)
+class Lion(Optimizer):
+    """What an experiment file writes for an optimizer of its own."""
+
+    beta: float = 0.95
+
+    def transform(self, config, model):
+        return optax.scale_by_lion(config.b1, self.beta)
+
+
+@dataclass(frozen=True)
+class HalfDecay(Decay):
+    def decayed(self, group, parameter, direction):
+        return 0.5 * parameter
+
+
+def make_grouped_params():
+    """Returns a parameter of each group."""
+    kinds = {
+        "embedding": (Table, (7, 5)),
+        "unembedding": (Table, (7, 5)),
+        "kernel": (Kernel, (3, 5, 8)),
+        "scale": (Scale, (3, 5)),
+    }
+    shapes = nnx.State({name: kind(jax.ShapeDtypeStruct(shape, jnp.float32)) for name, (kind, shape) in kinds.items()})
+    return random_like(shapes, seed=7)
+
+
+def train(config, steps=3):
+    """Returns the updates of each step, and the last state."""
+    params = make_grouped_params()
+    optimizer = make_optimizer(config, 11)
+    opt_state, update, all_updates = optimizer.init(params), jax.jit(optimizer.update), []
+    for step in range(steps):
+        updates, opt_state = update(random_like(params, seed=step), opt_state, params)
+        all_updates.append(updates)
+    return all_updates, opt_state
+
+
+def by_name(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): x for path, x in leaves}
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("adamw", lambda schedule: optax.adamw(schedule, 0.9, 0.95, 1e-8, weight_decay=0.1, mask=is_matrix)),
+        (Lion(), lambda schedule: optax.lion(schedule, 0.9, 0.95, weight_decay=0.1, mask=is_matrix)),
+    ],
+    ids=["adamw", "own"],
+)
+def test_optimizer_is_the_clipped_chain_of_optax_in_bits_and_in_the_structure_of_its_state(name, theirs):
+    params = make_grouped_params()
+    reference = optax.chain(optax.clip_by_global_norm(1.0), theirs(make_schedule(CONFIG, 11)))
+    expected, update = reference.init(params), jax.jit(reference.update)
+    updates, opt_state = train(dataclasses.replace(CONFIG, name=name))
+    for step, ours in enumerate(updates):
+        theirs_now, expected = update(random_like(params, seed=step), expected, params)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs_now)
+    assert jax.tree.structure(opt_state) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, opt_state, expected)
+
+
+def test_state_of_muon_lies_where_earlier_checkpoints_have_it():
+    opt_state = jax.eval_shape(make_optimizer(MUON, 11).init, make_grouped_params())
+    muon, adamw = "1.inner_states.muon.inner_state", "1.inner_states.adamw.inner_state"
+    moments = {
+        f"{adamw}.0.{moment}.{name}" for moment in ("mu", "nu") for name in ("embedding", "unembedding", "scale")
+    }
+    assert set(by_name(opt_state)) == moments | {
+        f"{muon}.0.count",
+        f"{muon}.0.mu.kernel",
+        f"{muon}.0.ns_coeffs",
+        f"{muon}.3.count",
+        f"{adamw}.0.count",
+        f"{adamw}.2.count",
+    }
+
+
+def test_every_parameter_of_a_model_has_its_group():
+    model = ModelConfig(
+        vocabulary_size=7, width=12, depth=3, heads=2, qk_norm=True, tied_embeddings=False, learned_positions=5
+    )
+    groups = by_name(groups_of(jax.eval_shape(lambda: nnx.state(Transformer(model, rngs=nnx.Rngs(params=0))))))
+    names = {group: {path for path, of in groups.items() if of == group} for group in GROUPS}
+    assert names["embedding"] == {"embedding", "position_embedding"}
+    assert names["unembedding"] == {"unembedding"}
+    assert len(names["matrix"]) == 4 and all(path.startswith("blocks.") for path in names["matrix"])
+    assert len(names["gain"]) == 5 and all(path.endswith("scale") for path in names["gain"])
+
+
+RATES = {"embedding": 0.5, "unembedding": 2.0, "matrix": 4.0, "gain": 0.25}
+
+
+@pytest.mark.parametrize("name", ["muon", Lion()], ids=["muon", "own"])
+def test_rate_of_a_group_scales_its_updates_and_no_other(name):
+    config = dataclasses.replace(CONFIG, name=name)
+    rates = {f"{group}_rate": factor for group, factor in RATES.items()}
+    (plain, plain_state), (scaled, scaled_state) = train(config), train(dataclasses.replace(config, **rates))
+    for ours, theirs in zip(map(by_name, scaled), map(by_name, plain), strict=True):
+        for path, update in ours.items():
+            # The factors are powers of two, and so exact.
+            np.testing.assert_array_equal(
+                update, RATES[{"kernel": "matrix", "scale": "gain"}.get(path, path)] * theirs[path]
+            )
+    for ours, theirs in zip(jax.tree.leaves(scaled_state), jax.tree.leaves(plain_state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_rate_of_an_unembedding_is_refused_where_the_embedding_unembeds():
+    untied = {"model.tied_embeddings": False, "optimizer.unembedding_rate": 2.0}
+    replace(load_experiment("baseline"), untied)
+    with pytest.raises(UserError, match=r"optimizer.unembedding_rate \(2.0\) needs model.tied_embeddings = False"):
+        replace(load_experiment("baseline"), untied | {"model.tied_embeddings": True})
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_own_decay_takes_the_place_of_that_of_all_matrices(name):
+    params = make_grouped_params()
+    optimizer = make_optimizer(dataclasses.replace(CONFIG, name=name, weight_decay=0.5, decay=HalfDecay()), 11)
+    updates, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    # Of gains too. At step 0 the rate is a fifth of the peak.
+    jax.tree.map(lambda update, x: np.testing.assert_allclose(update, -0.2 / 5 * 0.25 * x, rtol=1e-6), updates, params)
+
+
+def test_optimizer_takes_notice_of_no_field_that_its_effective_form_resets():
+    changed = dataclasses.replace(CONFIG, muon_momentum=0.5, decay=HalfDecay())
+    assert changed.effective() == dataclasses.replace(CONFIG, decay=HalfDecay())
+    assert dataclasses.replace(changed, weight_decay=0.0).effective() == dataclasses.replace(CONFIG, weight_decay=0.0)
+    own = dataclasses.replace(changed, name=Lion())
+    assert own.effective() == own
+
+
+def test_own_optimizer_is_replaced_as_a_value_and_from_the_command_line():
+    own = replace(load_experiment("baseline"), {"optimizer.name": Lion(beta=0.5)})
+    assert own.optimizer.name == Lion(0.5)
+    assert replace(own, {"optimizer.name": "muon"}).optimizer.name == "muon"
+    assert override(own, {"optimizer.name": "muon"}).optimizer.name == "muon"
+    assert override(own, {"optimizer.name.beta": "0.25"}).optimizer.name == Lion(0.25)
+    with pytest.raises(UserError, match=r"optimizer.name = 'lion' is unknown; choose from adamw, muon"):
+        override(own, {"optimizer.name": "lion"})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -252,6 +393,10 @@ def test_tables_and_gains_get_the_update_of_adamw_whatever_the_kernels_get():
         ({"weight_decay": math.inf}, r"weight_decay \(inf\) must be finite"),
         ({"warmup_steps": 1.5}, "optimizer.warmup_steps must be of type int, not 1.5"),
         ({"learning_rate": "0.1"}, "optimizer.learning_rate must be of type float, not '0.1'"),
+        ({"name": Lion}, r"optimizer.name must be .* or Optimizer, not the class Lion; give Lion\(...\)"),
+        ({"name": HalfDecay()}, r"optimizer.name must be .* or Optimizer, not HalfDecay\(\)"),
+        ({"decay": "all"}, "optimizer.decay = 'all' is unknown; choose from matrices"),
+        ({"gain_rate": 0.0}, r"optimizer.gain_rate \(0.0\) must be above 0"),
     ],
 )
 def test_optimizer_that_cannot_be_is_refused_with_the_rule_and_the_value(changes, message):

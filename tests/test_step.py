@@ -137,6 +137,7 @@ def test_rows_that_stand_for_no_token_influence_nothing_whatever_they_hold(optim
     step = jax.jit(train_step)
     for _ in range(3):
         (zeros, expected), (filled, metrics) = step(zeros, make_batch()), step(filled, make_batch())
+        assert metrics.pop("reported") and expected.pop("reported")  # Norms of all rows, decay among them.
         jax.tree.map(np.testing.assert_array_equal, metrics, expected)
     for one, other in zip(jax.tree.leaves(filled), jax.tree.leaves(zeros), strict=True):
         is_table = one.ndim == 2 and len(one) == V + 5
@@ -167,10 +168,10 @@ def test_step_that_is_not_finite_changes_nothing_but_the_guard_and_the_step(micr
 
 def test_gradient_that_is_not_finite_skips_the_step_though_the_loss_is(monkeypatch):
     state = initial_state()
-    kernel = state.params["blocks"]["up"]
+    kernel = state.params["blocks"]["feed_forward"]["up"]
     grads = jax.tree.map(jnp.zeros_like, state.params)
-    grads["blocks"]["up"][...] = jnp.full_like(kernel[...], jnp.inf)
-    sums = LossSums(jnp.float32(2.0), jnp.float32(2.0), jnp.float32(1.0))
+    grads["blocks"]["feed_forward"]["up"][...] = jnp.full_like(kernel[...], jnp.inf)
+    sums = LossSums(jnp.float32(2.0), jnp.float32(2.0), jnp.float32(1.0), {})
     monkeypatch.setattr(jaxformer.step, "gradients", lambda state, batch: (grads, sums))
     after, metrics = train_step(state, make_batch())
     assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["gradient_norm"]) and not metrics["counts"]

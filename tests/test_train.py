@@ -16,9 +16,9 @@ from tiny_run import ROWS, STEPS, T, command, read_checkpoint, read_metrics, run
 
 import jaxformer.train
 from jaxformer.attention.dispatch import Implementation
-from jaxformer.config import to_dict
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.plan.device_fit import choose_attention
+from jaxformer.record import to_dict
 from jaxformer.train import main
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -168,6 +168,8 @@ def test_metrics_hold_every_step_once_and_the_loss_falls(uninterrupted):
     lines = read_metrics(uninterrupted("best_fit"))
     training = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in training] == list(range(1, STEPS + 1))
+    groups = ("embedding", "attention", "attention_norm", "feed_forward", "feed_forward_norm", "final_norm")
+    norms = {f"train/{kind}_norm/{group}" for kind in ("parameter", "update") for group in groups}
     assert {frozenset(line) for line in training} == {
         frozenset(
             {
@@ -178,6 +180,7 @@ def test_metrics_hold_every_step_once_and_the_loss_falls(uninterrupted):
                 "train/spike_score",
                 "train/skipped_steps",
                 "train/batch",
+                *norms,
             }
         )
     }

@@ -158,7 +158,9 @@ class Campaign:
             workdir = place_of(self.folder, name) / f"killed_{number}"
             while not (workdir / "summary.json").exists():
                 with self.start(name, workdir) as process:
-                    moment = (at_step, 0.0) if at_step else random_moment(choices, steps_written(workdir), seconds)
+                    written = steps_written(workdir)
+                    at = at_step and max(at_step, written + 1)
+                    moment = (at, 0.0) if at else random_moment(choices, written, seconds)
                     if killed < kills and wait_for(process, workdir, *moment):
                         sent = choices.choice(SIGNALS)
                         process.send_signal(sent)

@@ -106,7 +106,7 @@ class Laboratory:
 
     def train(self, experiment: Experiment, seeds: int) -> Arm:
         """Returns the runs of an experiment with seeds from 0 on."""
-        optimizer = make_optimizer(experiment.optimizer, experiment.training.steps)
+        optimizer = make_optimizer(experiment.optimizer, experiment.training.steps, experiment.model)
         # A key stands in for the seed, which a trace cannot hold: compiled once, and the same values.
         init = jax.jit(lambda key: init_state(experiment.model, optimizer, seed=key))
 

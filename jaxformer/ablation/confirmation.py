@@ -34,7 +34,7 @@ from jaxformer.ablation.promotion import evidence_of
 from jaxformer.ablation.records import Record
 from jaxformer.ablation.training_jobs import make_job
 from jaxformer.ablation.verdict import Word
-from jaxformer.config import check_same, require
+from jaxformer.config import require
 from jaxformer.data.packing import plan_rows
 from jaxformer.data.shards import Shards
 from jaxformer.devices.options import fixed_options
@@ -46,6 +46,7 @@ from jaxformer.experiment.promoted import promoted_variant
 from jaxformer.experiment.resolution import with_overrides
 from jaxformer.host.console import progress_bar
 from jaxformer.jobs.launch import Job
+from jaxformer.record import check_same
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.init_from import with_tokenizer
 from jaxformer.run.inputs import open_corpora, prepare_corpora

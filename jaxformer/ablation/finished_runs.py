@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.config import UserError, from_dict, require
+from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.files import require_json
 from jaxformer.host.paths import shell_word
 from jaxformer.jobs.queue import OVER, State, state_on_disk
+from jaxformer.record import from_dict
 from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.identity import CONFIG
 from jaxformer.run.metrics import BATCH, read_metrics

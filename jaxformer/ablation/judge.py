@@ -27,13 +27,14 @@ from jaxformer.ablation.study import (
 from jaxformer.ablation.study_runs import failures_of
 from jaxformer.ablation.training_jobs import experiment_of
 from jaxformer.ablation.verdict import Verdict, Word
-from jaxformer.config import differences, require
+from jaxformer.config import require
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.paths import on_this_machine
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import OVER, state_on_disk
+from jaxformer.record import differences
 from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level
 
 # Exit status of the command by verdict; 1 and 2 are a failure and bad input, as of every command.

@@ -14,7 +14,7 @@ from jaxformer.ablation import ledger
 from jaxformer.ablation.records import Record, comparison_file, find_evidence, keep_evidence, read_records
 from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study
 from jaxformer.ablation.verdict import Word
-from jaxformer.config import UserError, differences, require
+from jaxformer.config import UserError, require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.experiment import science
 from jaxformer.experiment.files import find_experiment, run_experiment_file
@@ -24,6 +24,7 @@ from jaxformer.experiment.resolution import resolve
 from jaxformer.experiment.variant import OF, Promoted
 from jaxformer.host.console import printable
 from jaxformer.host.files import read_json_or_empty
+from jaxformer.record import differences
 from jaxformer.run.identity import CONFIG
 
 # What may be promoted without a word of its user's.

@@ -19,9 +19,10 @@ from flax import nnx
 from jaxformer.checkpoint.fingerprint import digest_of, fingerprints, of_first_rows, sealed
 from jaxformer.checkpoint.retention import CheckpointConfig
 from jaxformer.checkpoint.store import Checkpoints, chain, first_line, hush, open_checkpoints
-from jaxformer.config import TrainingFailure, UserError, check_same, require
+from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.devices.multihost import all_min
 from jaxformer.model import VOCABULARY_TABLES
+from jaxformer.record import check_same
 from jaxformer.step import TrainState
 
 __all__ = [

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from jaxformer.config import check_same, require
+from jaxformer.config import require
 from jaxformer.devices.device import keep_compiled, out_of_memory_reported
 from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.config import EvaluationConfig, task_names
@@ -25,10 +25,12 @@ from jaxformer.evaluation.result_files import (
 from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_tasks, score_task
 from jaxformer.evaluation.tasks import TASKS
 from jaxformer.evaluation.validation import validate, validation_scalars
+from jaxformer.experiment.command_line import add_code_option
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
+from jaxformer.record import check_same
 from jaxformer.run.folder import evaluations_folder, load_run
 from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.init_from import with_tokenizer
@@ -86,6 +88,7 @@ def main(arguments: list[str]) -> int:
     parser = Parser("jaxformer evaluate", docstring(sys.modules[__name__]))
     add = parser.add_argument
     add("--workdir", type=local_path, required=True, metavar="RUN", help="run folder")
+    add_code_option(parser)
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
     tasks = ", ".join(TASKS)
     add("--task", metavar="NAME,...", help=f"tasks, separated by commas: {tasks} (default: those of the run)")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxformer.devices.options import fixed_options
+from jaxformer.experiment.command_line import add_code_option
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line, print_notice, print_wrapped
 from jaxformer.host.docstrings import docstring
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     add = parser.add_argument
     add("--workdir", type=local_path, required=True, metavar="RUN", help="run folder")
     add("--out", type=local_path, required=True, metavar="DIR", help="folder to write, new or empty")
+    add_code_option(parser)
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
     add(
         "--keep_padding",

@@ -19,7 +19,7 @@ from jaxformer.devices.device import keep_compiled, out_of_memory_reported
 from jaxformer.evaluation.decoding import longest_text
 from jaxformer.evaluation.generate import encode_text, generate_texts
 from jaxformer.evaluation.sampling import Sampling
-from jaxformer.experiment.command_line import field_docstrings
+from jaxformer.experiment.command_line import add_code_option, field_docstrings
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import is_terminal, print_line, print_notice, print_text
 from jaxformer.host.docstrings import docstring
@@ -61,6 +61,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Sampling]:
     parser = Parser("jaxformer generate", docstring(sys.modules[__name__]))
     add = parser.add_argument
     add("--workdir", type=local_path, required=True, metavar="RUN", help="run folder")
+    add_code_option(parser)
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
     add("--prompt", metavar="TEXT", help="the beginning of the text; '-' reads it from the input (default: asks)")
     add("--count", type=int, default=1, metavar="N", help="texts to generate for each prompt (default: 1)")

@@ -16,6 +16,7 @@ from jaxformer.config import require
 from jaxformer.devices.device import choose_device
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.options import fixed_options
+from jaxformer.experiment.command_line import add_code_option
 from jaxformer.experiment.experiment import make_state, run_mesh
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line
@@ -58,6 +59,7 @@ def same_bits(a: Fault, b: Fault) -> bool:
 def main(arguments: list[str]) -> int:
     """Replays a step that failed; returns the exit status."""
     parser = Parser("jaxformer replay-step", docstring(sys.modules[__name__]))
+    add_code_option(parser)
     parser.add_argument("file", type=local_path, metavar="FILE", help="record of the step, RUN/faults/step_N.npz")
     recorded, again = replay(parser.parse_args(arguments).file)
     print_line(f"step {again.step}: loss {again.loss}, gradient norm {again.gradient_norm}")

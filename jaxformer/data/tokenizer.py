@@ -12,7 +12,7 @@ from typing import Annotated, Protocol
 
 import numpy as np
 
-from jaxformer.config import Bounds, OneOf, PositiveInt, UserError, check_fields, execution, flatten, require
+from jaxformer.config import Bounds, OneOf, PositiveInt, UserError, check_fields, execution, require
 from jaxformer.data.corpus import Documents, key_fraction, part_names, unique_documents
 from jaxformer.data.documents import Document
 from jaxformer.data.json_tokenizer import JsonTokenizer
@@ -22,6 +22,7 @@ from jaxformer.host.cache import make_once
 from jaxformer.host.console import progress_bar
 from jaxformer.host.files import require_json
 from jaxformer.host.paths import expanded
+from jaxformer.record import flatten
 
 # Bump when the same corpora would give another sample, so that no tokenizer trained before is taken for the new.
 SAMPLE_VERSION = 4

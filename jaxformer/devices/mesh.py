@@ -204,7 +204,8 @@ def specs_by_use(specs: Any) -> tuple[Any, tuple[PartitionSpec, ...]]:
 
 
 def _is_stacked(path) -> bool:
-    return "blocks" in jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+    names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+    return "blocks" in names and "auxiliary_loss" not in names
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -224,22 +225,26 @@ def _gather_backward(axis: int, _, gradient):
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-class Parts:
-    """A module of which each device holds a part: its methods gather the parameters, and once more for the gradient.
+def with_whole(
+    specs: tuple[PartitionSpec, ...],
+    kept: tuple[str, ...],
+    function: Callable,
+    graphdef: nnx.GraphDef,
+    parts: nnx.State,
+    *inputs: Any,
+) -> Any:
+    """Returns `function(module, *inputs)` of a module of which each device holds a part, within a function on parts.
 
-    Between two methods nothing is whole: kept for the backward pass, the parameters of all layers would be, at once.
-    What is kept of a method is its inputs and what has one of some names; all else is computed again.
+    Its parameters are gathered, and once more for the gradient: kept for the backward pass, those of all layers would
+    be whole at once. What is kept is the inputs and what has one of some names; all else is computed again.
+
+    Args:
+        specs: of the parts, as `whole` takes them.
+        kept: names of `checkpoint_name`.
     """
 
-    def __init__(
-        self, specs: tuple[PartitionSpec, ...], kept: tuple[str, ...], graphdef: nnx.GraphDef, parts: nnx.State
-    ):
-        """Args: `specs` as `whole` takes them, `kept` names of `checkpoint_name`."""
-        self._specs, self._graphdef, self._parts = specs, graphdef, parts
-        self._policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    def gathered(parts, *inputs):
+        return function(nnx.merge(graphdef, whole(parts, specs)), *inputs)
 
-    def __getattr__(self, name: str) -> Callable:
-        def method(parts, *inputs):
-            return getattr(nnx.merge(self._graphdef, whole(parts, self._specs)), name)(*inputs)
-
-        return functools.partial(jax.checkpoint(method, policy=self._policy, prevent_cse=False), self._parts)
+    policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    return jax.checkpoint(gathered, policy=policy, prevent_cse=False)(parts, *inputs)

@@ -1,9 +1,11 @@
 """Tokens generated after prompts, one at a time, with a key/value cache.
 
 The prompts go through the model in one pass (`_prefill`), which fills the cache and draws the first token of each; from
-then on only the last token of each row is computed (`_decode_step`). The prompts of a batch end at the same slot of the
-cache, and the padding before a shorter one is a document of its own, which it never sees. Lengths of prompts and caches
-are rounded up to a few, and all options are arrays, so that another prompt or temperature compiles nothing.
+then on only the last token of each row is computed (`_decode_step`). A model whose layers look back in another way
+than by attention has no cache: its text is computed again for each token (`_draw_next`). The prompts of a batch end at
+the same slot of the cache, and the padding before a shorter one is a document of its own, which it never sees. Lengths
+of prompts and caches are rounded up to a few, and all options are arrays, so that another prompt or temperature
+compiles nothing.
 
 Axes: B row, P slot of the padded prompt, Q one of a slice of it, C slot of the cache, R query heads of a key/value
 head, and as in `model`.
@@ -11,7 +13,7 @@ head, and as in `model`.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ from jaxformer.attention.reference import MASKED
 from jaxformer.config import require
 from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.sampling import MAX_TOKENS, Sampling, SamplingArrays, draw
-from jaxformer.model import Transformer
+from jaxformer.model import Rows, Transformer, where
 
 # The shortest prompt and cache that is compiled.
 _SMALLEST_BUCKET = 32
@@ -67,17 +69,16 @@ def decode(
 def _decode(
     model: Transformer, prompt_BP: np.ndarray, offsets_B: np.ndarray, options: SamplingArrays, tokens: int, eos_id: int
 ) -> Iterator[np.ndarray]:
-    graphdef, params = nnx.split(model)
+    split = nnx.split(model)
     B, P = prompt_BP.shape
-    cache, next_B = _prefill(graphdef, params, prompt_BP, offsets_B, options, bucket(P + tokens))
+    begin, go_on = (_prefill, _decode_step) if model.config.is_cached else (_draw_first, _draw_next)
+    so_far, next_B = begin(*split, prompt_BP, offsets_B, options, bucket(P + tokens))
     ended_B = np.zeros(B, bool)
     for number in range(tokens):
         last_B = next_B
         if number + 1 < tokens:
             # Begun before the last tokens are waited for, so that the device does not wait for the host.
-            cache, next_B = _decode_step(
-                graphdef, params, cache, last_B, offsets_B, options, np.int32(P), np.int32(number)
-            )
+            so_far, next_B = go_on(*split, so_far, last_B, offsets_B, options, np.int32(P), np.int32(number))
         tokens_B = np.asarray(last_B)
         yield tokens_B
         ended_B |= tokens_B == eos_id
@@ -101,8 +102,8 @@ def next_token_logits(model: Transformer, ids: Sequence[int]) -> np.ndarray:
 
 
 def longest_text(model: Transformer) -> int:
-    """Returns the most tokens of a text: the learned positions, or what a cache may take."""
-    return min(model.config.learned_positions or MAX_TOKENS, MAX_TOKENS)
+    """Returns the most tokens of a text: those that have a position, or what a cache may take."""
+    return min(model.config.most_positions or MAX_TOKENS, MAX_TOKENS)
 
 
 def bucket(length: int) -> int:
@@ -121,17 +122,14 @@ def _padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return prompt_BP, offsets_B
 
 
-class _Cache(NamedTuple):
-    """Keys and values of all tokens but the last of each row."""
-
-    keys_LBGCK: jax.Array
-    values_LBGCK: jax.Array
-
-
 @fixed_options()
 @functools.partial(jax.jit, static_argnums=(0, 5))
-def _prefill(graphdef, params, prompt_BP, offsets_B, options: SamplingArrays, C: int) -> tuple[_Cache, jax.Array]:
-    """Returns a cache of C slots after the prompts, whose rows begin at `offsets_B`, and the next tokens, (B,)."""
+def _prefill(graphdef, params, prompt_BP, offsets_B, options: SamplingArrays, C: int) -> tuple[Any, jax.Array]:
+    """Returns a cache of C slots after the prompts, whose rows begin at `offsets_B`, and the next tokens, (B,).
+
+    The cache is a tree of keys and values, `(L, B, G, C, K)`, of all tokens but the last of each row, as the attention
+    of the layers kept it.
+    """
     model = nnx.merge(graphdef, params)
     B, P = prompt_BP.shape
     features_ND, kept = _forward_prompt(model, prompt_BP, offsets_B)
@@ -141,7 +139,36 @@ def _prefill(graphdef, params, prompt_BP, offsets_B, options: SamplingArrays, C:
         return jnp.pad(kept_LBGPK, ((0, 0), (0, 0), (0, 0), (0, C - P), (0, 0)))
 
     features_BD = features_ND.reshape(B, P, -1)[:, -1]
-    return _Cache(*map(cached, kept)), draw(model.logits(features_BD), 0, options)
+    return jax.tree.map(cached, kept), draw(model.logits(features_BD), 0, options)
+
+
+@fixed_options()
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _draw_first(graphdef, params, prompt_BP, offsets_B, options: SamplingArrays, C: int) -> tuple[Any, jax.Array]:
+    """Returns the prompts in rows of C tokens, and the next tokens, of a model whose text has no cache."""
+    model = nnx.merge(graphdef, params)
+    B, P = prompt_BP.shape
+    text_BC = jnp.pad(prompt_BP, ((0, 0), (0, C - P)))
+    return text_BC, draw(
+        model.logits(_forward_prompt(model, prompt_BP, offsets_B)[0].reshape(B, P, -1)[:, -1]), 0, options
+    )
+
+
+@fixed_options()
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _draw_next(
+    graphdef, params, text_BC, tokens_B, offsets_B, options: SamplingArrays, P, number
+) -> tuple[Any, jax.Array]:
+    """Returns the text with the last tokens, of which `number` stand behind the prompts, and the next ones.
+
+    All of the text is computed again: what stands behind the last token changes nothing before it.
+    """
+    model = nnx.merge(graphdef, params)
+    text_BC = jax.lax.dynamic_update_slice(text_BC, tokens_B[:, None], (0, P + number))
+    features_ND, _ = _forward_prompt(model, text_BC, offsets_B)
+    features_BCD = features_ND.reshape(*text_BC.shape, -1)
+    features_BD = jax.lax.dynamic_index_in_dim(features_BCD, P + number, axis=1, keepdims=False)
+    return text_BC, draw(model.logits(features_BD), number + 1, options)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -150,7 +177,7 @@ def _prompt_logits(graphdef, params, prompt_BP, offsets_B) -> jax.Array:
     return model.logits(_forward_prompt(model, prompt_BP, offsets_B)[0])
 
 
-def _forward_prompt(model: Transformer, prompt_BP, offsets_B) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward_prompt(model: Transformer, prompt_BP, offsets_B) -> tuple[jax.Array, Any]:
     """Returns the features after each token of the prompts, and the keys and values of each layer, `kept_LNGK`."""
     # The attention that was chosen for training was measured on its rows alone, and may need their length.
     model.attention = "xla"
@@ -158,17 +185,20 @@ def _forward_prompt(model: Transformer, prompt_BP, offsets_B) -> tuple[jax.Array
     slots_BP, offsets_B1 = jnp.arange(P)[None, :], offsets_B[:, None]
     is_prompt_BP = slots_BP >= offsets_B1
     starts_BP, ends_BP = jnp.where(is_prompt_BP, offsets_B1, 0), jnp.where(is_prompt_BP, P, offsets_B1)
-    attend_documents = model.attend_documents(starts_BP, ends_BP)
-    first_BP = jnp.maximum(offsets_B1, slots_BP + 1 - (window or P))
-    positions_N = jnp.maximum(slots_BP - offsets_B1, 0).reshape(-1)
+    positions_BP = jnp.maximum(slots_BP - offsets_B1, 0)
+    rows = Rows(jnp.asarray(prompt_BP), positions_BP, starts_BP, ends_BP, jnp.ones(prompt_BP.shape, jnp.float32))
+    attend_rows = model.attend_rows(rows)
 
-    def attention(q, k, v, _):
+    def attention(q, k, v, _, has_window):
         if P <= _WHOLE_PROMPT:
-            return attend_documents(q, k, v, None)[0], (k, v)
+            return attend_rows(q, k, v, None, has_window)[0], (k, v)
+        first_BP = jnp.maximum(offsets_B1, where(has_window, slots_BP + 1 - window, jnp.zeros_like(slots_BP)))
         q_BPHK, k_BPGK, v_BPGK = (x.reshape(*prompt_BP.shape, *x.shape[1:]) for x in (q, k, v))
         return _attend_in_slices(q_BPHK, k_BPGK, v_BPGK, first_BP).reshape(q.shape), (k, v)
 
-    return model.apply_blocks(model.embed(prompt_BP.reshape(-1), positions_N), positions_N, attention)
+    x_ND = model.embed(rows.tokens_BT.reshape(-1), positions_BP.reshape(-1))
+    features_ND, _, kept = model.apply_blocks(x_ND, rows, attention)
+    return features_ND, kept
 
 
 def _attend_in_slices(q_BPHK, k_BPGK, v_BPGK, first_BP):
@@ -202,34 +232,33 @@ def _attend_in_slices(q_BPHK, k_BPGK, v_BPGK, first_BP):
 @fixed_options()
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _decode_step(
-    graphdef, params, cache: _Cache, tokens_B, offsets_B, options: SamplingArrays, P, number
-) -> tuple[_Cache, jax.Array]:
+    graphdef, params, cache, tokens_B, offsets_B, options: SamplingArrays, P, number
+) -> tuple[Any, jax.Array]:
     """Returns the cache with the last tokens of the rows, of which `number` stand behind the prompts, and the next."""
     model = nnx.merge(graphdef, params)
     cache, features_BD = _forward_last_token(model, cache, tokens_B, P + number, offsets_B)
     return cache, draw(model.logits(features_BD), number + 1, options)
 
 
-def _forward_last_token(model: Transformer, cache: _Cache, tokens_B, slot, offsets_B) -> tuple[_Cache, jax.Array]:
+def _forward_last_token(model: Transformer, cache, tokens_B, slot, offsets_B) -> tuple[Any, jax.Array]:
     """Returns the cache with one more token of each row, at a slot that all share, and the features after it."""
-    C = cache.keys_LBGCK.shape[3]
-    slots_1C = jnp.arange(C)[None, :]
-    first_B1 = jnp.maximum(offsets_B[:, None], slot + 1 - (model.config.sliding_window or C))
-    is_visible_BC = (slots_1C >= first_B1) & (slots_1C < slot)
-    positions_B = slot - offsets_B
+    positions_B1 = (slot - offsets_B)[:, None]
+    starts_B1 = jnp.zeros_like(positions_B1)
+    rows = Rows(tokens_B[:, None], positions_B1, starts_B1, starts_B1 + 1, jnp.ones(positions_B1.shape, jnp.float32))
 
-    def attention(q_BHK, k_BGK, v_BGK, cached):
+    def attention(q_BHK, k_BGK, v_BGK, cached, has_window):
         k_BGCK, v_BGCK = cached
+        slots_1C = jnp.arange(k_BGCK.shape[2])[None, :]
+        first_B1 = jnp.maximum(offsets_B[:, None], where(has_window, slot + 1 - model.config.sliding_window, 0))
+        is_visible_BC = (slots_1C >= first_B1) & (slots_1C < slot)
         return _attend_cached(q_BHK, k_BGK, v_BGK, k_BGCK, v_BGCK, is_visible_BC), (k_BGK, v_BGK)
 
-    features_BD, (k_LBGK, v_LBGK) = model.apply_blocks(
-        model.embed(tokens_B, positions_B), positions_B, attention, tuple(cache)
-    )
+    features_BD, _, kept = model.apply_blocks(model.embed(tokens_B, positions_B1[:, 0]), rows, attention, cache)
 
     def put(cache_LBGCK, new_LBGK):
         return jax.lax.dynamic_update_slice(cache_LBGCK, new_LBGK[:, :, :, None], (0, 0, 0, slot, 0))
 
-    return _Cache(put(cache.keys_LBGCK, k_LBGK), put(cache.values_LBGCK, v_LBGK)), features_BD
+    return jax.tree.map(put, cache, kept), features_BD
 
 
 def _attend_cached(q_BHK, k_BGK, v_BGK, k_BGCK, v_BGCK, is_visible_BC):

@@ -16,22 +16,29 @@ from jaxformer.experiment.consequences import SolvedFeedForwardWidth, SolvedWidt
 from jaxformer.experiment.experiment import Experiment, make_state
 from jaxformer.experiment.resolution import load_experiment, resolve
 from jaxformer.experiment.variant import Merge, Promoted, Variant
-from jaxformer.model import ModelConfig
-from jaxformer.optimizer import OptimizerConfig
+from jaxformer.model import Activation, AuxiliaryLoss, LayerPart, ModelConfig, Norm, Residual
+from jaxformer.optimizer import Decay, Optimizer, OptimizerConfig
 from jaxformer.step import TrainingConfig
 
 __all__ = [
+    "Activation",
     "AttentionConfig",
+    "AuxiliaryLoss",
     "CheckpointConfig",
     "CorpusConfig",
+    "Decay",
     "EvaluationConfig",
     "Experiment",
+    "LayerPart",
     "Merge",
     "MeshConfig",
     "ModelConfig",
+    "Norm",
+    "Optimizer",
     "OptimizerConfig",
     "PackingConfig",
     "Promoted",
+    "Residual",
     "SolvedFeedForwardWidth",
     "SolvedWidth",
     "TokenizerConfig",

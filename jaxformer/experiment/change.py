@@ -1,13 +1,14 @@
 """A variant's change, applied to an experiment and checked to be that and no more; and how experiments differ."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxformer.config import UserError, flatten, replace, require
+from jaxformer.config import UserError, replace, require
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.patches import refuse_patches
 from jaxformer.experiment.variant import Variant
+from jaxformer.record import Part, all_parts, flatten, kind_of
 
 
 def apply_change(variant: Variant, base: Experiment) -> tuple[Experiment, list[str]]:
@@ -18,9 +19,10 @@ def apply_change(variant: Variant, base: Experiment) -> tuple[Experiment, list[s
     """
     child = replace(base, _declared_values(variant.change, base))
     declared = differences(base, child)
+    changed = _with_parts_whole(declared, base, child)
     require(
-        len(declared) == 1 or bool(variant.bundle.strip()),
-        f"it changes {len(declared)} fields ({', '.join(declared)}); ask one question at a time, or say in `bundle` "
+        len(changed) == 1 or bool(variant.bundle.strip()),
+        f"it changes {len(changed)} fields ({', '.join(changed)}); ask one question at a time, or say in `bundle` "
         "why they are one idea",
     )
     solved = set()
@@ -36,13 +38,28 @@ def apply_change(variant: Variant, base: Experiment) -> tuple[Experiment, list[s
     return child, list(declared)
 
 
+def _with_parts_whole(leaves: Iterable[str], before: Experiment, after: Experiment) -> list[str]:
+    """Returns paths that differ; one of a part that was put in, taken out or replaced stands for all within."""
+    ours, theirs = _sections(after), _sections(before)
+
+    def whole(leaf: str) -> str:
+        names = leaf.split(".")
+        for path in (".".join(names[:count]) for count in range(1, len(names))):
+            values = ours.get(path), theirs.get(path)
+            if kind_of(values[0]) != kind_of(values[1]) and any([*all_parts(value)] for value in values):
+                return path
+        return leaf
+
+    return [*dict.fromkeys(map(whole, leaves))]
+
+
 def _declared_values(change: Mapping[str, Any], base: Experiment) -> dict[str, Any]:
     """Returns the values of a change by path, its functions called; refuses one that changes nothing scientific."""
     before, values = _sections(_effective(base)), {}
     for path, value in change.items():
         if path not in before:
             replace(base, {path: value})  # Raises, with the nearest path that there is.
-        is_function = callable(value) and not isinstance(value, type)
+        is_function = callable(value) and not isinstance(value, type | Part)
         values[path] = _call(f"the change of {path}", value, before[path], base) if is_function else value
     values = without_old_licence(base, values)
     child = replace(base, values)
@@ -59,7 +76,7 @@ def _declared_values(change: Mapping[str, Any], base: Experiment) -> dict[str, A
     return values
 
 
-def _call(what: str, function: Callable, *arguments: Any) -> Any:
+def _call(what: str, function: Any, *arguments: Any) -> Any:
     """Returns what a function of an experiment file returns; its failure is the file's."""
     try:
         with refuse_patches(what):

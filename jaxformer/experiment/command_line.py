@@ -13,11 +13,11 @@ from typing import Any
 
 from jaxformer.config import describe_type, did_you_mean, require, require_one_of
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.experiment.files import list_experiments
+from jaxformer.experiment.files import list_experiments, load_parts
 from jaxformer.host.command import WIDTH, Parser
 from jaxformer.host.console import print_line
 from jaxformer.host.docstrings import docstring
-from jaxformer.host.paths import local_path
+from jaxformer.host.paths import expanded, local_path
 
 # Column in which the explanations of the options of training begin.
 _INDENT = 21
@@ -67,6 +67,14 @@ def add_experiment_options(
         metavar="DIR",
         help="start from the weights of a run or Hugging Face folder",
     )
+    add_code_option(parser, argparse.SUPPRESS)  # For `init_from` alone.
+
+
+def add_code_option(
+    parser: argparse._ActionsContainer, explained: str = "Python file of parts that the run was made with"
+) -> None:
+    """Adds `--code`, by which a file is run for the parts that stand in it."""
+    parser.add_argument("--code", action=_Code, metavar="FILE", help=explained)
 
 
 def parse_overrides(parser: Parser, options: argparse.Namespace, arguments: list[str]) -> dict[str, str]:
@@ -89,6 +97,13 @@ def parse_overrides(parser: Parser, options: argparse.Namespace, arguments: list
         require(bool(equals), f"--{name} needs a value: --{name}=VALUE")
         overrides[name] = value
     return overrides
+
+
+class _Code(argparse.Action):
+    """Runs a file, whose classes are then known to the process."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        load_parts(expanded(str(values)))
 
 
 class _Help(argparse.Action):

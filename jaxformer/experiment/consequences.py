@@ -3,6 +3,7 @@
 A consequence is a function from (parent, child) to new values by dotted path; `paths` are those that it may set.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -80,11 +81,17 @@ def _nearest(parent: Experiment, child: Experiment, values: Callable[[int], dict
     def count(n: int) -> int:
         return parameter_count(replace(child, values(n)).model)
 
-    above = 1
+    def between(a: int, b: int) -> int:
+        """Where a line through two counts has the wanted one: parameters are nearly linear in n."""
+        require(
+            count(a) < count(b), f"the parameters do not depend on {', '.join(values(1))}: leave the consequence out"
+        )
+        return a + math.ceil((wanted - count(a)) * (b - a) / (count(b) - count(a)))
+
+    below, above = 1, 2
     while count(above) < wanted:
-        above *= 2
-    below = above // 2 or 1
+        below, above = above, max(above + 1, between(below, above))
     while above - below > 1:
-        middle = (below + above) // 2
+        middle = min(max(between(below, above), below + 1), above - 1)
         below, above = (middle, above) if count(middle) < wanted else (below, middle)
     return values(min(below, above, key=lambda n: abs(count(n) - wanted)))

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxformer.attention.dispatch import AttentionConfig, Implementation, choose_implementation
 from jaxformer.attention.support import AttentionShape
 from jaxformer.checkpoint.train_state import CheckpointConfig
-from jaxformer.config import check_fields, execution, flatten, require
+from jaxformer.config import check_fields, execution, require
 from jaxformer.data.corpus import CorpusConfig
 from jaxformer.data.packing import PackingConfig
 from jaxformer.data.tokenizer import TokenizerConfig
@@ -18,6 +18,7 @@ from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows, make_mesh
 from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, check_schedule, make_optimizer
+from jaxformer.record import flatten
 from jaxformer.step import TrainingConfig, TrainState, compute_dtype, init_state
 
 
@@ -58,8 +59,13 @@ class Experiment:
         )
         check_schedule(self.optimizer, self.training.steps)
         require(
-            self.model.learned_positions == 0 or self.model.learned_positions >= self.packing.row_length,
-            f"model.learned_positions ({self.model.learned_positions}) must be at least "
+            self.optimizer.unembedding_rate == 1 or self.model.has_unembedding,
+            f"optimizer.unembedding_rate ({self.optimizer.unembedding_rate}) needs model.tied_embeddings = False: a "
+            "table that embeds as well has optimizer.embedding_rate",
+        )
+        require(
+            self.model.most_positions == 0 or self.model.most_positions >= self.packing.row_length,
+            f"model.learned_positions ({self.model.most_positions}) must be at least "
             f"packing.row_length ({self.packing.row_length})",
         )
 
@@ -116,7 +122,7 @@ def make_state(
         attention = choose_implementation(experiment.attention, shape).implementation
     return init_state(
         experiment.model,
-        make_optimizer(experiment.optimizer, experiment.training.steps),
+        make_optimizer(experiment.optimizer, experiment.training.steps, experiment.model),
         seed=seed,
         attention=attention,
         compute_dtype=compute_dtype(experiment.training),

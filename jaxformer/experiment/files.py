@@ -2,17 +2,17 @@
 
 import re
 import runpy
+import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jaxformer.config import UserError, did_you_mean, require
-from jaxformer.experiment.own_code import record_own_code
 from jaxformer.experiment.patches import import_what_it_may_patch, refuse_patches
+from jaxformer.host.own_code import VALUE, importing_from_beside, record_own_code
 from jaxformer.host.paths import expanded
-
-# In a file, the name of its value.
-VALUE = "EXPERIMENT"
+from jaxformer.record import source_of
 
 
 def list_experiments() -> list[str]:
@@ -93,10 +93,32 @@ def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:
     Raises:
         UserError: it fails, at which line, assigns nothing of these kinds, or changes the package in place.
     """
+    values = _run(path, what)
+    value = values.get(name)
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    article = "an" if wanted[0] in "AEIOU" else "a"
+    require(isinstance(value, kinds), f"{what} {path}: it must assign {article} {wanted} to {name}")
+    record_own_code(path, name, [each for each, kind in values.items() if source_of(kind)])
+    return value
+
+
+def load_parts(path: Path) -> None:
+    """Runs a Python file for the classes of parts that stand in it, or in what it imports.
+
+    Raises:
+        UserError: there is none, or it fails.
+    """
+    require(_is_file(path), f"file {path}: no such file")
+    _run(path, "file")
+
+
+def _run(path: Path, what: str) -> dict[str, Any]:
+    """Returns what a file gives names to; raises as `run_file` does."""
     import_what_it_may_patch(path)
+    module = ModuleType(f"{what} {path.stem}")
     try:
-        with refuse_patches("it"):
-            value = runpy.run_path(str(path)).get(name)
+        with refuse_patches("it"), importing_from_beside(path):
+            vars(module).update(runpy.run_path(str(path), run_name=module.__name__))
     except UserError as error:
         raise UserError(f"{what} {path}: {error}") from error
     except (Exception, SystemExit) as error:
@@ -106,11 +128,8 @@ def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:
         public = "jaxformer" if what == "study" else "jaxformer.experiment"
         hint = f"; such a file imports all that it needs from {public}" if moved else ""
         raise UserError(f"{what} {path}, line {line}: {type(error).__name__}: {error}{hint}") from error
-    wanted = " or ".join(kind.__name__ for kind in kinds)
-    article = "an" if wanted[0] in "AEIOU" else "a"
-    require(isinstance(value, kinds), f"{what} {path}: it must assign {article} {wanted} to {name}")
-    record_own_code(path, name)
-    return value
+    sys.modules[module.__name__] = module  # Where Python looks up what the annotations of its classes name.
+    return vars(module)
 
 
 def _is_file(path: Path) -> bool:

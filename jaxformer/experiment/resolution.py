@@ -12,9 +12,9 @@ from jaxformer.experiment.change import apply_change, differences, without_old_l
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import find_experiment, is_path, list_experiments, run_experiment_file
 from jaxformer.experiment.lineage import Lineage, Resolved, make_lineage, nearest_shared
-from jaxformer.experiment.own_code import collect_own_code
 from jaxformer.experiment.promoted import apply_again, changes_since, leave_out, make_promoted
 from jaxformer.experiment.variant import AD_HOC, OF, WITHOUT, Merge, Promoted, Variant
+from jaxformer.host.own_code import collect_own_code
 from jaxformer.host.paths import expanded
 
 # (name, name of the parent that it is applied to) of each experiment whose file is being resolved, outermost first.

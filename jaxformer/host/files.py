@@ -103,10 +103,13 @@ def write_json(path: Path, value: dict) -> None:
 
 def for_json(values: dict) -> dict:
     """Returns an object in which numbers that are not finite are texts, since JSON has no word for them."""
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+
+    def written(value):
+        if isinstance(value, list):
+            return [written(each) for each in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: written(value) for name, value in values.items()}
 
 
 def read_json_or_empty(path: Path) -> dict:

@@ -14,6 +14,11 @@ def parse_code(source: bytes) -> ast.Module:
     return tree
 
 
+def dump(tree: ast.AST) -> str:
+    """Returns a syntax tree as text, the same for all versions of Python that are supported."""
+    return ast.dump(tree).replace(", type_params=[]", "")  # New in 3.12.
+
+
 def statements(tree: ast.AST) -> Iterator[ast.AST]:
     """Yields the statements of a tree without walking through their expressions, which are most of it."""
     for node in ast.iter_child_nodes(tree):

@@ -37,18 +37,18 @@ _WINDOW = {"sliding_window": "sliding_window"}
 _MODULES = {
     "model.embed_tokens": "embedding",
     "model.layers.{}.input_layernorm": "blocks.attention_norm.scale",
-    "model.layers.{}.self_attn.q_proj": "blocks.qkv/queries",
-    "model.layers.{}.self_attn.k_proj": "blocks.qkv/keys",
-    "model.layers.{}.self_attn.v_proj": "blocks.qkv/values",
-    "model.layers.{}.self_attn.o_proj": "blocks.attention_out",
+    "model.layers.{}.self_attn.q_proj": "blocks.attention.qkv/queries",
+    "model.layers.{}.self_attn.k_proj": "blocks.attention.qkv/keys",
+    "model.layers.{}.self_attn.v_proj": "blocks.attention.qkv/values",
+    "model.layers.{}.self_attn.o_proj": "blocks.attention.out",
     "model.layers.{}.post_attention_layernorm": "blocks.feed_forward_norm.scale",
     "model.norm": "final_norm.scale",
     "lm_head": "unembedding",
 }
 _GATED_MODULES = _MODULES | {
-    "model.layers.{}.mlp.gate_proj": "blocks.up/gate",
-    "model.layers.{}.mlp.up_proj": "blocks.up/value",
-    "model.layers.{}.mlp.down_proj": "blocks.down",
+    "model.layers.{}.mlp.gate_proj": "blocks.feed_forward.up/gate",
+    "model.layers.{}.mlp.up_proj": "blocks.feed_forward.up/value",
+    "model.layers.{}.mlp.down_proj": "blocks.feed_forward.down",
 }
 
 
@@ -83,7 +83,7 @@ class Architecture:
     @property
     def has_qk_norm(self) -> bool:
         """Whether it has norms of queries and keys."""
-        return "blocks.q_norm.scale" in self.modules.values()
+        return "blocks.attention.q_norm.scale" in self.modules.values()
 
     def lacks(self, model: ModelConfig) -> list[str]:
         """Returns the options of a model that this architecture does not have, as `model.field = value`."""
@@ -98,6 +98,8 @@ class Architecture:
             "key_value_heads": model.heads == model.G or "key_value_heads" in fields,
             "head_width": model.K * model.heads == model.width or ("head_width" in fields and is_divided),
             "logit_soft_cap": not model.logit_soft_cap,
+            "window_pattern": all(model.have_window) or not any(model.have_window),
+            **{name: getattr(model, name) is None for name in ("attention", "feed_forward", "residual")},
         }
         return [f"model.{name} = {getattr(model, name)}" for name, is_there in checks.items() if not is_there]
 
@@ -129,7 +131,7 @@ ARCHITECTURES = (
         activations=_GATED,
         keys=_LLAMA_KEYS | _WINDOW,
         modules=_GATED_MODULES
-        | {f"model.layers.{{}}.self_attn.{each}_norm": f"blocks.{each}_norm.scale" for each in "qk"},
+        | {f"model.layers.{{}}.self_attn.{each}_norm": f"blocks.attention.{each}_norm.scale" for each in "qk"},
         defaults={"num_key_value_heads": 32, "head_dim": 128},
     ),
     Architecture(
@@ -138,7 +140,11 @@ ARCHITECTURES = (
         norm="rmsnorm",
         activations=_PLAIN,
         keys=_LLAMA_KEYS,
-        modules=_MODULES | {"model.layers.{}.mlp.up_proj": "blocks.up", "model.layers.{}.mlp.down_proj": "blocks.down"},
+        modules=_MODULES
+        | {
+            "model.layers.{}.mlp.up_proj": "blocks.feed_forward.up",
+            "model.layers.{}.mlp.down_proj": "blocks.feed_forward.down",
+        },
         defaults={"rms_norm_eps": 1e-5, "hidden_act": "relu2"},
         has_whole_heads=True,
     ),
@@ -148,7 +154,11 @@ ARCHITECTURES = (
         norm="layernorm",
         activations=_PLAIN,
         keys=_KEYS | _WINDOW | {"norm_epsilon": "norm_epsilon"},
-        modules=_MODULES | {"model.layers.{}.mlp.c_fc": "blocks.up", "model.layers.{}.mlp.c_proj": "blocks.down"},
+        modules=_MODULES
+        | {
+            "model.layers.{}.mlp.c_fc": "blocks.feed_forward.up",
+            "model.layers.{}.mlp.c_proj": "blocks.feed_forward.down",
+        },
         defaults={
             "num_key_value_heads": 2,
             "norm_epsilon": 1e-5,
@@ -188,11 +198,11 @@ ARCHITECTURES = (
             "transformer.wte": "embedding",
             "transformer.wpe": "position_embedding",
             "transformer.h.{}.ln_1": "blocks.attention_norm.scale",
-            "transformer.h.{}.attn.c_attn": "blocks.qkv",
-            "transformer.h.{}.attn.c_proj": "blocks.attention_out",
+            "transformer.h.{}.attn.c_attn": "blocks.attention.qkv",
+            "transformer.h.{}.attn.c_proj": "blocks.attention.out",
             "transformer.h.{}.ln_2": "blocks.feed_forward_norm.scale",
-            "transformer.h.{}.mlp.c_fc": "blocks.up",
-            "transformer.h.{}.mlp.c_proj": "blocks.down",
+            "transformer.h.{}.mlp.c_fc": "blocks.feed_forward.up",
+            "transformer.h.{}.mlp.c_proj": "blocks.feed_forward.down",
             "transformer.ln_f": "final_norm.scale",
             "lm_head": "unembedding",
         },

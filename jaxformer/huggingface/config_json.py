@@ -60,7 +60,7 @@ def config_json(model: ModelConfig, *, row_length: int, bos_id: int, eos_id: int
         "torch_dtype": dtype,  # Transformers before 5, and other readers.
     }
     activation = next(key for key, name in architecture.keys.items() if name == "activation")
-    config[activation] = architecture.activations[model.activation][0]
+    config[activation] = architecture.activations[str(model.activation)][0]
     if not model.learned_positions:
         # Since version 5 they are here; before, and for other readers, beside each other.
         rope = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if key in config}

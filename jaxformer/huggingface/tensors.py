@@ -31,7 +31,7 @@ class StoredTensor(NamedTuple):
 
 
 def by_path(params: nnx.State) -> dict[str, jax.Array]:
-    """Returns parameters by dotted path: 'blocks.qkv'."""
+    """Returns parameters by dotted path: 'blocks.attention.qkv'."""
     return {".".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(params)}
 
 

@@ -359,7 +359,8 @@ def _last_metrics(workdir: Path) -> tuple[int, dict[str, float]]:
         try:
             values = json.loads(line)
             if "train/loss" in values:
-                numbers = {name: float(values[name]) for name in values if name.startswith("train/")}
+                names = [name for name in values if name.startswith("train/") and name.count("/") == 1]
+                numbers = {name: float(values[name]) for name in names}
                 step, scalars = int(values["step"]), scalars | numbers
         except (ValueError, TypeError, KeyError):
             continue  # Half of a line, at either end of what was read.

@@ -21,7 +21,7 @@ from jaxformer.devices.device import MEMORY_GB, device_memory, memory_gigabytes
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.devices.multihost import all_min, from_first
 from jaxformer.experiment.experiment import Experiment, attention_shape, run_mesh
-from jaxformer.flops import matmul_parameters, training_flops_per_token
+from jaxformer.flops import forward_operations, training_flops_per_token
 from jaxformer.host.console import format_size
 from jaxformer.host.files import read_json
 from jaxformer.host.gpu_memory import memory_fraction
@@ -186,12 +186,11 @@ def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
 
 def _cost(experiment: Experiment, target: Target, remat: str, micro_batches: int) -> float:
     model, T = experiment.model, experiment.packing.row_length
-    total = training_flops_per_token(model, T)
-    up = 2 * model.depth * model.width * model.F * (2 if model.activation == "swiglu" else 1)
+    total, forward = training_flops_per_token(model, T), forward_operations(model, T)
     blocks = total / 3 - 2 * model.vocabulary_size * model.width
-    recomputed = {"none": 0.0, "elementwise": 0.0, "feed_forward": up, "block": blocks}[remat] / total
+    recomputed = {"none": 0.0, "elementwise": 0.0, "feed_forward": forward.hidden, "block": blocks}[remat] / total
     if target.attention.startswith("cudnn") and remat in ("elementwise", "feed_forward"):  # Its forward pass as well.
-        recomputed += (total / 3 - 2 * matmul_parameters(model)) / total
+        recomputed += (total / 3 - forward.matmuls) / total
     tokens = experiment.training.rows_per_step * T / micro_batches / target.devices
     added_up = _ACCUMULATION_TOKENS / tokens if micro_batches > 1 else 0.0
     return recomputed + (_ELEMENTWISE_COST if remat != "none" else 0.0) + added_up

@@ -23,9 +23,9 @@ from jaxformer.attention.dispatch import Implementation
 from jaxformer.attention.reference import rows_at_once
 from jaxformer.data.packing import Batch
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.flops import embedding_parameters, matmul_parameters, parameter_count
+from jaxformer.flops import embedding_parameters, forward_operations, kernel_parameters, parameter_count
 from jaxformer.loss import default_chunk_tokens
-from jaxformer.model import ModelConfig, abstract_model
+from jaxformer.model import ModelConfig, Rows, abstract_model, optimized
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.step import cast_kernels
 
@@ -123,7 +123,7 @@ def step_memory(experiment: Experiment, target: Target) -> StepMemory:
     """
     model, training, T = experiment.model, experiment.training, experiment.packing.row_length
     if target.fsdp > 1 and model.remat == "none":
-        model = dataclasses.replace(model, remat="elementwise")  # What `mesh.Parts` keeps.
+        model = dataclasses.replace(model, remat="elementwise")  # What `mesh.with_whole` keeps.
     rows_per_step = training.rows_per_step // target.devices
     rows = rows_per_step // training.micro_batches
     step = _Step(
@@ -136,14 +136,13 @@ def step_memory(experiment: Experiment, target: Target) -> StepMemory:
         tokens=rows * T,
         size=jnp.dtype(target.dtype).itemsize,
         parameters=parameter_count(model),
-        kernels=matmul_parameters(model) - model.vocabulary_size * model.width,
+        kernels=kernel_parameters(model),
         tables=embedding_parameters(model),
     )
-    any_remat = dataclasses.replace(model, remat="none")  # Counted once for all.
     kept = saved_activations(model, T, target.attention, target.dtype)
     return StepMemory(
         parameters=4 * step.parameters // target.fsdp,
-        optimizer=_optimizer_bytes(any_remat, experiment.optimizer, training.steps) // target.fsdp,
+        optimizer=_optimizer_bytes(any_remat(model), experiment.optimizer, training.steps) // target.fsdp,
         batch=_batch(step),
         kernels=_kernels(step),
         gradients=_gradients(step),
@@ -153,8 +152,18 @@ def step_memory(experiment: Experiment, target: Target) -> StepMemory:
     )
 
 
+def any_remat(model: ModelConfig) -> ModelConfig:
+    """Returns a model for what does not depend on its `remat`, and is counted once for all."""
+    return dataclasses.replace(model, remat="none")
+
+
+def _hidden_width(model: ModelConfig, row_length: int) -> float:
+    """Returns how many features of a token feed a feed-forward's activation, on average over the layers."""
+    return forward_operations(model, row_length).hidden / (2 * model.width * model.depth)
+
+
 def _batch(step: _Step) -> int:
-    angles = 0 if step.model.learned_positions else step.tokens * step.model.K * 4
+    angles = step.tokens * step.model.K * 4
     return step.rows_per_step * step.row_length * len(Batch._fields) * 4 + angles  # int32 and float32.
 
 
@@ -188,8 +197,8 @@ def _loss(step: _Step) -> int:
 def _backward(step: _Step) -> int:
     model = step.model
     # Recomputed, the hidden features are alive before and after the activation, beside the gradients of both.
-    wide = (2 if model.remat == "none" else 4) * (2 if model.activation == "swiglu" else 1)
-    block = (wide * model.F + 2 * model.width) * step.tokens * step.size
+    wide = (2 if model.remat == "none" else 4) * _hidden_width(any_remat(model), step.row_length)
+    block = round((wide + 2 * model.width) * step.tokens * step.size)
     kernel_gradients = _kernel_gradients(step) if step.micro_batches == 1 else 0
     whole_layers = 2 * step.kernels // model.depth * step.size if step.target.fsdp > 1 else 0
     return block + _einsum_attention_backward(step) + kernel_gradients + whole_layers
@@ -221,19 +230,19 @@ def saved_activations(model: ModelConfig, row_length: int, attention: str, dtype
     """
     sizes = dict.fromkeys(SavedActivations._fields, 0)
     for leaf in _residuals(model, row_length, attention, dtype):
-        sizes[_kind(leaf, model.F)] += leaf.size * leaf.dtype.itemsize
+        sizes[_kind(leaf, model.width)] += leaf.size * leaf.dtype.itemsize
     return SavedActivations(**sizes)
 
 
-def _kind(leaf: jax.ShapeDtypeStruct, F: int) -> str:
+def _kind(leaf: jax.ShapeDtypeStruct, width: int) -> str:
     """Returns the field of `SavedActivations` that an array (L, ...) belongs to, by its shape alone.
 
-    Those of attention have an axis of heads, and those of the feed-forward the width F, or 2F with its gate. Where one
-    of these is the stream's width, all counts as feed-forward; the sum is right whatever the widths.
+    Those of attention have an axis of heads, and those of the feed-forward a width of its own. Where this is the
+    stream's, all counts as the stream's; the sum is right whatever the widths.
     """
     if leaf.ndim > 3:
         return "attention"
-    return "feed_forward" if leaf.shape[-1] in (F, 2 * F) else "stream"
+    return "stream" if leaf.shape[-1] == width else "feed_forward"
 
 
 def _residuals(model: ModelConfig, row_length: int, attention: str, dtype: Any) -> list[jax.ShapeDtypeStruct]:
@@ -245,13 +254,15 @@ def _residuals(model: ModelConfig, row_length: int, attention: str, dtype: Any) 
 
     def residuals(params, x_ND, positions_1T, starts_1T, ends_1T):
         def transform(params, x_ND):
-            return nnx.merge(graphdef, params).transform(x_ND, positions_1T, starts_1T, ends_1T)
+            rows = Rows(positions_1T, positions_1T, starts_1T, ends_1T, jnp.ones(positions_1T.shape, jnp.float32))
+            return nnx.merge(graphdef, params).transform(x_ND, rows)[0]
 
         params = cast_kernels(params, dtype)
         given = {id(leaf) for leaf in jax.tree.leaves(params)}
         kept = jax.tree.leaves(jax.vjp(transform, params, x_ND)[1])
         # Parameters are there anyway. What is stacked has an axis of tokens beside that of the layers.
-        return [leaf for leaf in kept if id(leaf) not in given and leaf.shape[:1] == (model.depth,) and leaf.ndim > 1]
+        groups = model.depth // model.group
+        return [leaf for leaf in kept if id(leaf) not in given and leaf.shape[:1] == (groups,) and leaf.ndim > 1]
 
     return jax.eval_shape(residuals, params, x_ND, integers_1T, integers_1T, integers_1T)
 
@@ -259,6 +270,6 @@ def _residuals(model: ModelConfig, row_length: int, attention: str, dtype: Any) 
 @functools.cache
 def _optimizer_bytes(model: ModelConfig, config: OptimizerConfig, steps: int) -> int:
     """Returns the bytes of the optimizer's state: AdamW keeps two moments, Muon one of the kernels."""
-    params = nnx.state(abstract_model(model))
-    leaves = jax.tree.leaves(jax.eval_shape(make_optimizer(config, steps).init, params))
+    params = optimized(nnx.state(abstract_model(model)))
+    leaves = jax.tree.leaves(jax.eval_shape(make_optimizer(config, steps, model).init, params))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

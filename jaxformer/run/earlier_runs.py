@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxformer.config import UserError, differences, require
+from jaxformer.config import UserError, require
 from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import read_json, read_json_or_empty
+from jaxformer.record import differences
 from jaxformer.run.folder import recorded_versions
 from jaxformer.run.identity import CONFIG, code_digest, identify
 from jaxformer.run.init_from import find_weights

@@ -16,7 +16,7 @@ import jax
 
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.checkpoint.retention import most_kept
-from jaxformer.config import TrainingFailure, UserError, from_dict, require, to_dict
+from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer
 from jaxformer.data.tokenizer_files import TOKENIZER_FILES
 from jaxformer.devices.options import recorded_options
@@ -28,8 +28,10 @@ from jaxformer.host.console import format_size, print_line, print_notice
 from jaxformer.host.files import for_json, read_json, require_json, write_json, write_whole
 from jaxformer.host.lock import LOCK, Held, hold
 from jaxformer.host.paths import check_literal, shell_word
+from jaxformer.record import from_dict, missing_parts, to_dict
 from jaxformer.run.identity import ADVICE, CONFIG, code_digest, git_state, read_config
 from jaxformer.run.metrics import recent_loss
+from jaxformer.run.own_parts import keep_sources, load_sources
 
 # Of `describe_environment`, what is kept of each start of a run.
 _OF_A_START = ("code", "git", "device", "devices", "versions", "environment")
@@ -150,7 +152,7 @@ def write_config(
     tokenizer: Tokenizer,
     step: int,
 ) -> None:
-    """Writes the tokenizer, and `config.json`: the configuration, what it is run with, and, by step, its starts.
+    """Writes the tokenizer, own parts' source, and `config.json`: the configuration, what it is run with, its starts.
 
     Args:
         belongs_to: what identifies the run: `identity`, `digests` and `tasks`; and what is known of its `corpora`.
@@ -182,6 +184,7 @@ def write_config(
     try:
         for name, content in tokenizer.files().items():
             write_whole(workdir / name, content)
+        keep_sources(workdir, experiment)
         write_json(path, record)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; free space, or choose another --workdir") from error
@@ -203,7 +206,7 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
     """Returns the experiment of a run folder, and its `config.json`.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, or it is damaged, or made with a part of one's own whose code is not known here.
     """
     advice = "give the folder of a run"
     if workdir.name.isdecimal() and workdir.parent.name == "checkpoints":
@@ -214,9 +217,15 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
     try:
         for name in ("seed", "digests", "attention", "device"):
             record[name]
-        return from_dict(Experiment, record["config"]), record
+        experiment = from_dict(Experiment, record["config"])
+        if missing := missing_parts(experiment):
+            load_sources(missing)
+            experiment = from_dict(Experiment, record["config"])
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{workdir / 'config.json'}: not the configuration of a run ({error})") from error
+    for advice in missing_parts(experiment).values():
+        raise UserError(f"run folder {workdir}: {advice}")
+    return experiment, record
 
 
 def run_tokenizer(workdir: Path, record: dict) -> Tokenizer:

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxformer.config import UserError, check_same, require
+from jaxformer.config import UserError, require
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.host.files import read_json
-from jaxformer.host.syntax import parse_code, statements
+from jaxformer.host.syntax import dump, parse_code, statements
+from jaxformer.record import check_same
 from jaxformer.step import compute_dtype
 
 # In a run folder, what is run; and what to do where a file that a run writes is damaged.
@@ -159,7 +160,7 @@ def _read_code(source: bytes) -> _Code:
             parts = {f"{node.module}.{alias.name}" for alias in node.names}
             modules = {part for part in parts if _path(part).is_file()}
             imported |= modules | ({node.module} if len(modules) < len(parts) else set())
-    return _Code(ast.dump(tree), imported)
+    return _Code(dump(tree), imported)
 
 
 def _path(name: str) -> Path:

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxformer.checkpoint.train_state import open_checkpoints, params_digest, restore_params, saved_params_digest
-from jaxformer.config import UserError, flatten, replace, require
+from jaxformer.config import UserError, replace, require
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer, tokenizer_file
 from jaxformer.data.tokenizer_files import TOKENIZER_FILES
 from jaxformer.devices.mesh import state_sharding
@@ -30,12 +30,10 @@ from jaxformer.host.paths import on_this_machine, typed
 from jaxformer.host.waiting import waiting
 from jaxformer.huggingface.reading import read_model, read_pretrained
 from jaxformer.huggingface.tensors import as_state, by_path, with_vocabulary
-from jaxformer.model import VOCABULARY_TABLES, ModelConfig, abstract_model
+from jaxformer.model import FIT_ANY_WEIGHTS, VOCABULARY_TABLES, ModelConfig, abstract_model
+from jaxformer.record import flatten
 from jaxformer.run.folder import load_run, run_tokenizer
 from jaxformer.run.identity import CONFIG, read_config
-
-# Fields of the model that a run may continue with otherwise: parameters keep their meaning, as when rows grow longer.
-_MAY_CHANGE = ("rope_base", "sliding_window", "logit_soft_cap")
 
 # In place of a model type of transformers, in the record of what a run of ours has saved.
 _OWN = "jaxformer"
@@ -257,19 +255,19 @@ def check_fits(experiment: Experiment, initial: InitialWeights) -> None:
 def _check_model(here: ModelConfig, there: ModelConfig, record: Mapping[str, Any]) -> None:
     """Raises `UserError` where weights with a record are of another model; reports what may differ."""
     ours, theirs = (flatten(model.effective(), science_only=True) for model in (here, there))
-    unused = {"z_loss"} | ({"rope_base"} if here.learned_positions else set())  # No part of what it computes.
+    unused = here.unused_in_forward_pass
     if here.vocabulary_size > there.vocabulary_size:
-        unused.add("vocabulary_size")  # Rows for the tokenizer's ids are all that is taken.
+        unused = unused | {"vocabulary_size"}  # Rows for the tokenizer's ids are all that is taken.
     differing = {
-        name: f"model.{name} {value} here, {theirs[name]} there"
-        for name, value in ours.items()
-        if value != theirs[name] and name not in unused
+        name: f"model.{name} {ours.get(name)} here, {theirs.get(name)} there"
+        for name in dict.fromkeys([*ours, *theirs])
+        if ours.get(name) != theirs.get(name) and name not in unused
     }
-    refused = [name for name in differing if name not in _MAY_CHANGE]
+    refused = [name for name in differing if name not in FIT_ANY_WEIGHTS]
     require(
         not refused,
         f"init_from {record['path']}: another model ({'; '.join(differing[name] for name in refused)}); give "
-        f"{' '.join(f'--model.{name}={theirs[name]}' for name in refused)}",
+        f"{' '.join(f'--model.{name}={theirs.get(name)}' for name in refused)}",
     )
     for text in differing.values():
         print_notice(f"init_from {record['path']}: {text}; the run goes on otherwise than its weights were trained")

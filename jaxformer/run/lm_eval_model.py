@@ -15,6 +15,8 @@ from jaxformer.evaluation.decoding import bucket
 from jaxformer.evaluation.generate import encode_text, generate_texts
 from jaxformer.evaluation.loglikelihood import Request, score
 from jaxformer.evaluation.sampling import Sampling
+from jaxformer.experiment.files import load_parts
+from jaxformer.host.paths import expanded
 from jaxformer.run.trained import load_trained
 
 try:
@@ -36,6 +38,7 @@ class JaxformerLM(TemplateLM):
         batch_size: rows that are computed at once; 'auto' for the run's own choice.
         max_gen_toks: tokens to generate where a task gives no number.
         seed: of the random draws.
+        code: Python file of parts of one's own that the run was made with, where it is not known here.
         max_batch_size, device: passed by the harness always; without effect, since the device is JAX's.
     """
 
@@ -46,6 +49,7 @@ class JaxformerLM(TemplateLM):
         batch_size: int | str | None = None,
         max_gen_toks: int = 64,
         seed: int = 0,
+        code: str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
     ):
@@ -56,6 +60,8 @@ class JaxformerLM(TemplateLM):
         for name, value in numbers.items():
             is_number = value is None or str(value).isdecimal()
             require(is_number, f"{name} ({value}) must be a whole number, not negative")
+        if code:
+            load_parts(expanded(code))
         self.trained = load_trained(str(workdir), None if step is None else int(step))
         self.max_length = self.trained.experiment.packing.row_length
         self.max_gen_toks, self.seed = int(max_gen_toks), Sampling(seed=int(seed)).seed  # Within its bounds.

@@ -1,4 +1,4 @@
-"""Scalars by step to a file of JSON lines and, where clu's writer can be imported, to TensorBoard."""
+"""Numbers by step to a file of JSON lines and, where clu's writer can be imported, to TensorBoard."""
 
 import contextlib
 import functools
@@ -6,8 +6,9 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,12 +35,12 @@ class Writer(Closing):
         self._is_behind = False
         self._tensorboard = tensorboard
 
-    def write(self, step: int, scalars: dict[str, float]) -> str | None:
-        """Writes one line: the step and its scalars.
+    def write(self, step: int, numbers: Mapping[str, Any]) -> str | None:
+        """Writes one line: the step and its numbers; of a list, one by layer, TensorBoard has the mean.
 
         Returns None, or a line for the screen when writing begins to fail.
         """
-        values = {name: float(value) for name, value in scalars.items()}
+        values: dict[str, Any] = {name: np.asarray(value, float).tolist() for name, value in numbers.items()}
         self._waiting += (json.dumps({"step": step, **for_json(values)}) + "\n").encode()
         failure = self._write_waiting()
         notices = []
@@ -48,7 +49,7 @@ class Writer(Closing):
         self._is_behind = failure is not None
         if self._tensorboard:
             try:
-                self._tensorboard.write_scalars(step, {name: x for name, x in values.items() if name != BATCH})
+                self._tensorboard.write_scalars(step, curves(values))
             except Exception as error:  # clu's writer works in a thread, and raises what went wrong there later.
                 self._tensorboard = None
                 notices.insert(0, f"no more TensorBoard events ({type(error).__name__}: {error})")
@@ -92,7 +93,7 @@ def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     is_kept = functools.partial(_is_kept, first_step)
-    lines = [{name: x for name, x in line.items() if name != BATCH} for line in _kept_lines(folder, first_step)]
+    lines = [curves(line) | {"step": line["step"]} for line in _kept_lines(folder, first_step)]
     try:
         tensorboard = open_events(folder, lines, is_kept)
         line = f"tensorboard --logdir {shell_word(folder)}"
@@ -103,6 +104,14 @@ def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
         tensorboard = None
         line = f"no TensorBoard events ({type(error).__name__}: {error})"
     return Writer(folder, first_step, tensorboard), line
+
+
+_floats = functools.partial(np.asarray, dtype=float)
+
+
+def curves(line: dict[str, Any]) -> dict[str, float]:
+    """Returns what TensorBoard has of a line: a number for each name, of lists their mean."""
+    return {name: float(np.mean(np.asarray(x, float))) for name, x in line.items() if name != BATCH}
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -160,11 +169,13 @@ def validation_losses(folder: Path) -> dict[int, float]:
 
 
 def _parse(line: str) -> dict | None:
-    """Returns a step and its scalars, or None where a line is damaged or not of `Writer.write`."""
+    """Returns a step and its numbers, or None where a line is damaged or not of `Writer.write`."""
     try:
         values = json.loads(line)
-        for value in values.values():
-            float(value)
+        for name, value in values.items():
+            # Lists, by layer, have names such as train/feed_forward/load.
+            check: Any = _floats if isinstance(value, list) and name.count("/") > 1 else float
+            check(value)
         return values if isinstance(values["step"], int) else None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None

@@ -4,7 +4,7 @@ import collections
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def measure_pace(first: Mark, last: Mark, flops_per_token: float) -> Pace:
     return Pace(rate, rate * flops_per_token / 1e12, waited / seconds, seconds / steps)
 
 
-def step_scalars(step: int, metrics: Mapping, batch: int, learning_rates: np.ndarray) -> dict[str, float]:
+def step_scalars(step: int, metrics: Mapping, batch: int, learning_rates: np.ndarray) -> dict[str, Any]:
     """Returns what `metrics.jsonl` holds of a step.
 
     Args:
@@ -114,6 +114,7 @@ def step_scalars(step: int, metrics: Mapping, batch: int, learning_rates: np.nda
         "train/spike_score": metrics["spike_score"],
         "train/skipped_steps": metrics["skipped"],
         BATCH: batch,
+        **{f"train/{name}": np.asarray(by_layer).tolist() for name, by_layer in metrics["reported"].items()},
     }
 
 

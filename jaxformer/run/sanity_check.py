@@ -14,7 +14,7 @@ from jaxformer.config import require
 from jaxformer.data.packing import Batch
 from jaxformer.loss import cross_entropy
 from jaxformer.model import Transformer
-from jaxformer.step import TrainState, with_model
+from jaxformer.step import TrainState, rows_of, with_model
 
 # Rows of the batch that are looked at, those with the most documents.
 _ROWS = 2
@@ -118,7 +118,6 @@ def _gradients(state: TrainState, rows: Batch):
 def _largest_gradients(model: Transformer, rows: Batch):
     # One block in a loop is compiled in a fifth of the time of all in a row.
     model.config = dataclasses.replace(model.config, scan_unroll=1)
-    bounds = (rows.positions_BT, rows.document_starts_BT, rows.document_ends_BT)
 
     def objective(features_ND):
         sums = cross_entropy(
@@ -133,7 +132,7 @@ def _largest_gradients(model: Transformer, rows: Batch):
         return sums.objective, sums
 
     x_ND = model.embed(rows.tokens_BT.reshape(-1), rows.positions_BT.reshape(-1))
-    features_ND, pullback = jax.vjp(lambda x_ND: model.transform(x_ND, *bounds), x_ND)
+    features_ND, pullback = jax.vjp(lambda x_ND: model.transform(x_ND, rows_of(rows))[0], x_ND)
     d_features_ND, sums = jax.grad(objective, has_aux=True)(features_ND)
 
     def at_parity(parity):

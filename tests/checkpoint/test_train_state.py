@@ -5,10 +5,12 @@ import functools
 import os
 import shutil
 import time
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
@@ -24,7 +26,7 @@ from jaxformer.checkpoint.train_state import (
 )
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.model import ModelConfig
-from jaxformer.optimizer import OptimizerConfig, make_optimizer
+from jaxformer.optimizer import Optimizer, OptimizerConfig, make_optimizer
 from jaxformer.step import init_state
 
 MODEL = ModelConfig(vocabulary_size=7, width=12, depth=3, heads=2, qk_norm=True)
@@ -101,8 +103,18 @@ def test_restored_state_is_the_saved_one_bit_by_bit(checkpoints):
     assert restored.damaged == []
 
 
-def test_state_of_two_optimizers_is_restored_bit_by_bit(tmp_path):
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=1, name="muon"), steps=9)
+@dataclass(frozen=True)
+class Odd(Optimizer):
+    """An optimizer of one's own whose state has arrays of other shapes than the parameters."""
+
+    def transform(self, config, model):
+        state = {"count": jnp.int32(0), "nested": ((jnp.zeros(3), jnp.zeros((2, 1, 5))), {"empty": ()})}
+        return optax.GradientTransformation(lambda params: state, lambda updates, state, params=None: (updates, state))
+
+
+@pytest.mark.parametrize("name", ["muon", Odd()], ids=["two", "own"])
+def test_state_of_another_optimizer_is_restored_bit_by_bit(tmp_path, name):
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=1, name=name), steps=9)
     with open_checkpoints(tmp_path / "checkpoints", CheckpointConfig()) as checkpoints:
         assert save_and_wait(checkpoints, make_state(3, optimizer), DATA_STATE, RECORD) == []
         assert_equal(restore(checkpoints, initial_state(optimizer)).state, make_state(3, optimizer))

@@ -29,7 +29,7 @@ def write(folder, code, value="0.95"):
     [
         ("import jaxformer.model\njaxformer.model.activate = lambda x, kind: x", "jaxformer.model.activate"),
         ("from jaxformer import loop\nloop.save = None", "jaxformer.loop.save"),
-        ("from jaxformer.model import Block\nBlock.residuals = None", "jaxformer.model.Block.residuals"),
+        ("from jaxformer.model import Block\nBlock.__call__ = None", "jaxformer.model.Block.__call__"),
         ("from jaxformer.loop import save_now\nsave_now.__code__ = (lambda: 0).__code__", "jaxformer.loop.save_now"),
         ("import jaxformer.model\njaxformer.model.sum = max", "jaxformer.model.sum"),
         ("from jaxformer.evaluation.tasks import TASKS\nTASKS.clear()", "jaxformer.evaluation.tasks.TASKS"),

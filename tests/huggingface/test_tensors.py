@@ -65,13 +65,13 @@ def test_tensors_are_laid_out_as_in_transformers(parameters):
     params, model = parameters["llama"], MODELS["llama"]
     tensors = to_tensors(architecture_of(model), model, params)
     H, G, K, F = 4, 2, 10, 20
-    qkv = params["blocks.qkv"][1]
+    qkv = params["blocks.attention.qkv"][1]
     last = "model.layers.1."
     np.testing.assert_array_equal(tensors[last + "self_attn.q_proj.weight"], qkv[:, : H * K].T)
     np.testing.assert_array_equal(tensors[last + "self_attn.k_proj.weight"], qkv[:, H * K : (H + G) * K].T)
     np.testing.assert_array_equal(tensors[last + "self_attn.v_proj.weight"], qkv[:, (H + G) * K :].T)
-    np.testing.assert_array_equal(tensors[last + "mlp.gate_proj.weight"], params["blocks.up"][1, :, :F].T)
-    np.testing.assert_array_equal(tensors[last + "mlp.up_proj.weight"], params["blocks.up"][1, :, F:].T)
+    np.testing.assert_array_equal(tensors[last + "mlp.gate_proj.weight"], params["blocks.feed_forward.up"][1, :, :F].T)
+    np.testing.assert_array_equal(tensors[last + "mlp.up_proj.weight"], params["blocks.feed_forward.up"][1, :, F:].T)
     np.testing.assert_array_equal(tensors["lm_head.weight"], params["unembedding"])
 
 
@@ -101,7 +101,7 @@ def in_two_files(parameters, tmp_path):
 
 def test_tensors_in_several_files_are_read(in_two_files, parameters):
     back = read_pretrained(in_two_files)
-    np.testing.assert_array_equal(back["blocks.up"], parameters["arcee"]["blocks.up"])
+    np.testing.assert_array_equal(back["blocks.feed_forward.up"], parameters["arcee"]["blocks.feed_forward.up"])
 
 
 def damage_index(folder, change):
@@ -146,7 +146,11 @@ def test_incomplete_folder_is_refused_with_the_file(damage, message, in_two_file
         ("llama", {"vocab_size": 2_000_000_000}, "weight has shape 97 x 24, not 2000000000 x 24 as its config"),
         ("llama", {"hidden_size": 10_000_000}, "weight has shape 97 x 24, not 97 x 10000000 as"),
         ("llama", {"num_hidden_layers": 2_000_000_000}, r"it has no tensor model\.layers\.2\."),
-        ("llama", {"hidden_size": 2**31 - 1, "intermediate_size": 2**31 - 1}, "describes blocks.up of 18,446,"),
+        (
+            "llama",
+            {"hidden_size": 2**31 - 1, "intermediate_size": 2**31 - 1},
+            "describes blocks.feed_forward.up of 18,446,",
+        ),
         ("llama", {"model.layers.2.mlp.up_proj.weight": np.ones(2)}, "no parameter for model.layers.2.mlp.up_proj"),
         ("llama", {"model.layers.0.self_attn.q_norm.weight": np.ones(10)}, "no parameter for .*q_norm.weight"),
         ("llama", {"model.norm.weight": np.ones(23, np.float32)}, "norm.weight has shape 23, not 24 as its config"),
@@ -196,7 +200,7 @@ def test_what_transformers_may_add_changes_nothing(parameters, tmp_path):
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32),
     }
     back = read_pretrained(write(tmp_path, "arcee", parameters["arcee"], **extra))
-    np.testing.assert_array_equal(back["blocks.qkv"], parameters["arcee"]["blocks.qkv"])
+    np.testing.assert_array_equal(back["blocks.attention.qkv"], parameters["arcee"]["blocks.attention.qkv"])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])

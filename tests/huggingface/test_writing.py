@@ -53,8 +53,8 @@ def test_other_dtype_is_that_of_all_tensors(params, tokenizer, tmp_path):
         np.dtype(ml_dtypes.bfloat16)
     }
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
-    rounded = params["blocks.up"].astype(ml_dtypes.bfloat16).astype(np.float32)
-    np.testing.assert_array_equal(read_pretrained(tmp_path / "out")["blocks.up"], rounded)
+    rounded = params["blocks.feed_forward.up"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(read_pretrained(tmp_path / "out")["blocks.feed_forward.up"], rounded)
 
 
 @pytest.mark.parametrize("value", [7e4, np.inf, np.nan])

@@ -1,15 +1,18 @@
 """The memory of a step by formula, against the compiler's, and what the blocks keep, against a count by hand."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from jaxformer.config import replace
 from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.model import ModelConfig
+from jaxformer.optimizer import Optimizer
 from jaxformer.plan.estimate import random_batch
 from jaxformer.plan.memory import Target, saved_activations, step_memory
 from jaxformer.step import train_step
@@ -60,6 +63,22 @@ def test_formula_is_within_a_tenth_of_what_is_compiled_here(remat, micro_batches
     m = compiled.memory_analysis()
     total = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
     assert step_memory(experiment, Target("cpu", "cpu", 0, "xla", jnp.float32)).peak == pytest.approx(total, rel=0.1)
+
+
+@dataclass(frozen=True)
+class OneMoment(Optimizer):
+    def transform(self, config, model):
+        return optax.trace(decay=0.9)
+
+
+def test_optimizer_of_ones_own_takes_what_its_state_does():
+    baseline, target = load_experiment("baseline"), Target("cpu", "cpu", 0, "xla", jnp.float32)
+    adamw, own = (
+        step_memory(replace(baseline, {"optimizer.name": name, "model.remat": "none"}), target)
+        for name in ("adamw", OneMoment())
+    )
+    # A count of steps has 4 bytes: one of AdamW, and one of each schedule.
+    assert (adamw.optimizer, own.optimizer) == (2 * adamw.parameters + 8, adamw.parameters + 4)
 
 
 # Of a token, in bfloat16: queries, keys, values, what attention returns, the stream before either half, and the hidden

@@ -27,7 +27,9 @@ def batch(make_batch):
 def state():
     """A state whose second layer makes a gradient that is not finite."""
     state = init_state(MODEL, OPTIMIZER, seed=0, micro_batches=2)
-    state.params["blocks"]["down"][...] = state.params["blocks"]["down"][...].at[1, 0, 0].set(jnp.inf)
+    state.params["blocks"]["feed_forward"]["down"][...] = (
+        state.params["blocks"]["feed_forward"]["down"][...].at[1, 0, 0].set(jnp.inf)
+    )
     return state
 
 
@@ -35,9 +37,11 @@ def test_norms_are_those_of_the_gradient_layer_by_layer(batch):
     state = init_state(MODEL, OPTIMIZER, seed=0)
     fault = diagnose(state, batch, step=7, checkpoint=9)
     grads, sums = jax.jit(gradients)(state, batch)
-    down_LFD = np.asarray(grads["blocks"]["down"][...])
+    down_LFD = np.asarray(grads["blocks"]["feed_forward"]["down"][...])
     np.testing.assert_allclose(
-        fault.gradient_norms["blocks.down.value"], np.linalg.norm(down_LFD.reshape(MODEL.depth, -1), axis=1), rtol=1e-5
+        fault.gradient_norms["blocks.feed_forward.down.value"],
+        np.linalg.norm(down_LFD.reshape(MODEL.depth, -1), axis=1),
+        rtol=1e-5,
     )
     assert fault.gradient_norms["embedding.value"].shape == ()
     total = sum(np.sum(np.square(norm, dtype=np.float64)) for norm in fault.gradient_norms.values())

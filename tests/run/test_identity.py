@@ -5,9 +5,10 @@ import subprocess
 
 import pytest
 
-from jaxformer.config import UserError, check_same
+from jaxformer.config import UserError
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.host.files import write_json
+from jaxformer.record import check_same
 from jaxformer.run import identity
 from jaxformer.run.identity import check_folder, identify
 
@@ -68,7 +69,7 @@ def digests_with(monkeypatch, name, before, after):
         ("jaxformer.data.packing", "DIGESTS = 1 << 48", "DIGESTS = 1 << 40"),
         ("jaxformer.loop", "step + 1", "step + 2"),
         ("jaxformer.data.packing", "    document_mask: bool = True", "    document_mask: bool = False"),
-        ("jaxformer.optimizer", "_MUON_RMS = 0.2", "_MUON_RMS = 0.3"),
+        ("jaxformer.optimizer", "MUON_RMS = 0.2", "MUON_RMS = 0.3"),
     ],
 )
 def test_the_code_digest_reports_what_computes(monkeypatch, name, before, after):
@@ -81,7 +82,7 @@ def test_the_code_digest_reports_what_computes(monkeypatch, name, before, after)
         ("jaxformer.evaluation.scores", "math.log(2)", "math.log(3)", (False, True)),
         ("jaxformer.evaluation.tasks", "jsonl", "json", (False, True)),
         ("jaxformer.model", "INITIAL_SCALE = 0.02", "INITIAL_SCALE = 0.03", (True, True)),
-        ("jaxformer.optimizer", "_MUON_RMS = 0.2", "_MUON_RMS = 0.3", (True, False)),
+        ("jaxformer.optimizer", "MUON_RMS = 0.2", "MUON_RMS = 0.3", (True, False)),
     ],
 )
 def test_what_only_evaluates_decides_no_training(monkeypatch, name, before, after, decides):

@@ -7,12 +7,14 @@ import os
 import sys
 
 import clu
+import numpy as np
 import pytest
 
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.run.metrics import (
     Writer,
     check_recorded,
+    curves,
     open_writer,
     read_metrics,
     recent_loss,
@@ -192,6 +194,19 @@ def test_what_is_not_a_whole_line_is_left_out_and_the_others_stay(tmp_path):
 def test_line_that_no_writer_wrote_is_left_out(line, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "train/loss": "inf"}}\n{line}\n')
     assert read_metrics(tmp_path) == [{"step": 1, "train/loss": "inf"}]
+
+
+def test_list_by_layer_is_written_and_read_and_its_mean_is_the_curve(tmp_path):
+    writer = Writer(tmp_path, first_step=0)
+    writer.write(1, {"train/loss": 3.0, "train/feed_forward/load": np.array([[1.0, 2.0], [math.inf, 4.0]])})
+    writer.close()
+    (line,) = read_metrics(tmp_path)
+    assert line == {"step": 1, "train/loss": 3.0, "train/feed_forward/load": [[1.0, 2.0], ["inf", 4.0]]}
+    assert curves(line | {"train/feed_forward/load": [1.0, 2.0]}) == {
+        "step": 1,
+        "train/loss": 3.0,
+        "train/feed_forward/load": 1.5,
+    }
 
 
 def test_validation_losses_are_read_by_step(tmp_path):

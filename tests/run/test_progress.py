@@ -49,7 +49,11 @@ def make_progress(writer, **options):
 
 def metrics(loss, **others):
     ours = {"loss": loss, "gradient_norm": 2 * loss, "targets": 64.0, "spike_score": 0.0}
-    return ours | {"batch": 1, "waited": 0.0, "counts": True, "skipped": 0, "non_finite_in_a_row": 0} | others
+    return (
+        ours
+        | {"batch": 1, "waited": 0.0, "counts": True, "skipped": 0, "non_finite_in_a_row": 0, "reported": {}}
+        | others
+    )
 
 
 def read_lines(folder):

@@ -2,9 +2,12 @@
 
 import importlib
 import sys
+from types import ModuleType
 
 import pytest
 
+import jaxformer
+from jaxformer.config import UserError
 from jaxformer.experiment.files import list_experiments
 from jaxformer.experiment.resolution import resolve
 
@@ -79,6 +82,62 @@ def test_a_variant_has_its_ancestors_code_too_and_they_have_not_that_of_the_vari
     assert parent.lineage.own_code == {"experiment deep": found["experiment deep"]}
 
 
+PART = """
+import rates_of_a_test
+from dataclasses import dataclass
+from jaxformer.record import Part
+RATE = 0.95
+def half(x):
+    return x / 2
+class Net:
+    def __call__(self):
+        return half(rates_of_a_test.RATE)
+@dataclass(frozen=True)
+class Mine(Part):
+    def make(self):
+        return Net()
+"""
+
+
+def test_what_only_parts_use_is_recorded_with_them_and_all_else_here(own_code):
+    assert own_code(PART) == own_code(PART.replace("/ 2", "/ 3")) == {}
+    found = own_code(PART, change="lambda value, parent: half(1.9)")
+    assert set(found) == {"experiment b1"}
+    assert own_code(PART.replace("Net()", "(Net(), 1)"), change="lambda value, parent: half(1.9)") == found
+    assert own_code(PART.replace("/ 2", "/ 2.5"), change="lambda value, parent: half(1.9)") != found
+    assert set(own_code(PART, change="rates_of_a_test.RATE")) == {"module rates_of_a_test"}
+    assert set(own_code(PART.replace("(Part)", ""))) == {"experiment b1", "module rates_of_a_test"}
+
+
+def test_parts_that_come_with_jaxformer_are_local_modules_to_it(own_code, tmp_path, monkeypatch):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "wheel_of_a_test.py").write_text("RATE = 0.95\nimport jaxformer.model")
+    monkeypatch.setattr(jaxformer.__spec__, "submodule_search_locations", [str(tmp_path)])
+    package = ModuleType("jaxformer.parts")
+    package.__path__ = [str(tmp_path / "parts")]
+    monkeypatch.setitem(sys.modules, "jaxformer.parts", package)
+    found = own_code("from jaxformer.parts.wheel_of_a_test import RATE", change="RATE")
+    assert set(found) == {"module jaxformer.parts.wheel_of_a_test"}
+
+
+def test_modules_beside_a_file_are_found_and_another_of_their_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    for folder, rate in (("a", 0.95), ("b", 0.97)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "beside_of_a_test.py").write_text(f"RATE = {rate}")
+        (tmp_path / folder / "b1.py").write_text(
+            "from jaxformer.experiment import Variant\nfrom beside_of_a_test import RATE\nEXPERIMENT = Variant("
+            "parent='swiglu', question='Why?', change={'optimizer.b1': RATE}, expected=(-1, 1), source='a test')\n"
+        )
+    resolved = resolve(str(tmp_path / "a" / "b1.py"))
+    assert resolved.experiment.optimizer.b1 == 0.95 and set(resolved.lineage.own_code) == {"module beside_of_a_test"}
+    with pytest.raises(UserError, match=r"imports beside_of_a_test of .*b.beside_of_a_test\.py, and .* is loaded"):
+        resolve(str(tmp_path / "b" / "b1.py"))
+    del sys.modules["beside_of_a_test"]
+    assert resolve(str(tmp_path / "b" / "b1.py")).experiment.optimizer.b1 == 0.97
+    del sys.modules["beside_of_a_test"]
+
+
 @pytest.mark.parametrize("name", list_experiments())
-def test_no_experiment_here_runs_code_of_its_own(name):
-    assert resolve(name).lineage.own_code == {}
+def test_no_experiment_here_runs_code_of_its_own_beside_the_parts_of_jaxformer(name):
+    assert all(each.startswith("module jaxformer.parts.") for each in resolve(name).lineage.own_code)
