@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import itertools
 import pkgutil
 import re
 from pathlib import Path
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 
 from jaxformer.commands.program import COMMANDS
-from jaxformer.config import flatten
 from jaxformer.data.packing import Batch
 from jaxformer.experiment.command_line import parse_arguments
+from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.resolution import load_experiment, resolve
 from jaxformer.huggingface.model_card import USE
+from jaxformer.optimizer import make_optimizer
+from jaxformer.record import flatten
+from jaxformer.step import train_step
 
 pytestmark = pytest.mark.device_free
 
@@ -42,7 +46,7 @@ CODE = [
     for line in re.split(r"\n|&&", part)
     if line.strip()
 ]
-FIELDS = flatten(load_experiment("baseline"))
+FIELDS = flatten(load_experiment("baseline")) | flatten(load_experiment("mixture_of_experts"))
 
 
 def commands(pattern: str) -> list[tuple[str, list[str]]]:
@@ -69,14 +73,18 @@ def test_the_example_of_a_variant_is_one_of_the_experiments():
     assert variant in (ROOT / "experiments" / "swiglu.py").read_text(encoding="utf-8")
 
 
+def batch_of_ones() -> Batch:
+    tokens = np.ones((2, 16), np.int32)
+    starts, ends = np.zeros_like(tokens), tokens * 16
+    positions = starts + np.arange(16, dtype=np.int32)
+    return Batch(tokens, tokens + 1, np.ones(tokens.shape, np.float32), tokens, positions, starts, ends)
+
+
 def test_the_library_example_runs_a_step():
     names = {}
     _, example = EXAMPLES
     exec(example, names)
-    tokens = np.ones((2, 16), np.int32)
-    starts, ends = np.zeros_like(tokens), tokens * 16
-    positions = starts + np.arange(16, dtype=np.int32)
-    batch = Batch(tokens, tokens + 1, np.ones(tokens.shape, np.float32), tokens, positions, starts, ends)
+    batch = batch_of_ones()
     state, metrics = names["step"](names["state"], batch)
     assert int(state.step) == 1 and abs(float(metrics["loss"]) / np.log(4096) - 1) < 0.2
     assert jax.tree.leaves(state.params)
@@ -90,10 +98,32 @@ def test_the_example_of_a_trained_model_writes_and_scores(uninterrupted, compile
     assert capsys.readouterr().out == names["trained"].generate("class Reader:", names["sampling"])
 
 
+def test_the_example_of_an_own_optimizer_is_an_experiment(tmp_path):
+    (example,) = examples_of("docs/experiments.md")[1:]
+    (tmp_path / "lion.py").write_text(example, encoding="utf-8")
+    config = resolve(str(tmp_path / "lion.py")).experiment.optimizer
+    assert repr(config.name) == "Lion(beta=0.95)"
+    params = {"kernel": jax.numpy.ones((2, 3))}
+    assert jax.tree.leaves(make_optimizer(config, 200).init(params))
+
+
+def test_the_example_of_an_own_layer_trains(tmp_path):
+    (example,) = examples_of("docs/parts.md")
+    (tmp_path / "my_moe.py").write_text(example, encoding="utf-8")
+    sizes = {"model.depth": "2", "model.width": "16", "model.heads": "2", "model.feed_forward.experts": "3"}
+    experiment = load_experiment(str(tmp_path / "my_moe.py"), sizes)
+    state = make_state(experiment, seed=0, token_count=experiment.tokenizer.vocabulary_size)
+    state, metrics = jax.jit(train_step)(state, batch_of_ones())
+    assert abs(float(metrics["loss"]) / np.log(4096) - 1) < 0.2
+    np.testing.assert_allclose(metrics["reported"]["feed_forward/load"].sum(axis=1), [2, 2], rtol=1e-6)
+    assert all(metrics["reported"]["feed_forward/uneven"] > 0)
+
+
 def test_examples_of_the_documentation_are_tested():
     examples = [example for page in PAGES for example in examples_of(page)]
     (of_cards,) = re.findall(r"```python\n(.*?)```", USE, re.S)  # Which is run in tests/huggingface.
-    tested = {*EXAMPLES, *examples_of("docs/evaluation.md"), *examples_of("docs/agents.md"), of_cards}
+    others = (examples_of(f"docs/{page}.md") for page in ("agents", "evaluation", "experiments", "parts"))
+    tested = {*EXAMPLES, *itertools.chain(*others), of_cards}
     assert len(examples) > 5 and set(examples) == tested  # That of agents.md in tests/commands/test_judge.py.
 
 
@@ -137,7 +167,7 @@ def test_links_lead_to_files_and_headings(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
         name, _, anchor = target.partition("#")
         if "://" not in target:
-            path = (ROOT / page).parent.joinpath(name)
+            path = (ROOT / page).parent.joinpath(name) if name else ROOT / page
             assert path.exists(), target
             headings = re.findall("^#+ (.*)", path.read_text(), re.M) if anchor else []
             assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings], target

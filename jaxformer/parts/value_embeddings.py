@@ -1,0 +1,72 @@
+"""Value embeddings: a table by token id, whose rows are added to the values of attention, each head's by a gate.
+
+A token's identity reaches every later layer directly, where the stream has it mixed with what earlier layers added. The
+table costs parameters, as many as the values of all tokens of the vocabulary, and no matmul.
+
+Zhou et al. 2024 (arXiv 2410.17897) give later layers the first layer's values; a table in place of those is of
+modded-nanogpt (Jordan et al. 2024), whose gate by a few features of the stream nanochat (Karpathy 2025) has too:
+2 x sigmoid(gate), which begins as 1. As there, give it to every other layer: `attention=(None, ValueEmbeddings())`.
+
+Differences: each layer has a table of its own, where modded-nanogpt shares one between two layers; it is drawn, learned
+and decayed as the embedding is, where they have a rate of its own for it.
+
+Axes as in `jaxformer.model`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxformer.config import PositiveInt, check_fields, require
+from jaxformer.model import INITIAL_SCALE, Attention, Context, Kernel, LayerPart, ModelConfig, Sums, Table
+
+
+@dataclass(frozen=True)
+class ValueEmbeddings(LayerPart):
+    """The model's own attention, with a table that adds to its values."""
+
+    gate_features: PositiveInt = 32
+    """The first features of the stream, of which the gate of each key/value head is made."""
+
+    is_cached: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_fields(self, "ValueEmbeddings")
+
+    def make(self, config: ModelConfig, *, rngs: nnx.Rngs) -> "ValueEmbeddingAttention":
+        """Returns the module of one block.
+
+        Raises:
+            UserError: the stream is narrower than the gate.
+        """
+        require(
+            self.gate_features <= config.width,
+            f"ValueEmbeddings.gate_features ({self.gate_features}) must be at most model.width ({config.width})",
+        )
+        return ValueEmbeddingAttention(self, config, rngs=rngs)
+
+
+class ValueEmbeddingAttention(nnx.Module):
+    """The module."""
+
+    def __init__(self, part: ValueEmbeddings, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.attention = Attention(config, rngs=rngs)
+        shape = (config.vocabulary_size, config.G * config.K)
+        self.table = Table(INITIAL_SCALE * jax.random.normal(rngs.params(), shape))
+        self.gate = Kernel(jnp.zeros((part.gate_features, config.G)))
+
+    def __call__(self, x_ND: jax.Array, context: Context) -> tuple[jax.Array, Sums]:
+        """Returns what is added to the stream."""
+        logits_NG = x_ND[:, : self.gate.shape[0]] @ self.gate[...]
+        gate_NG1 = 2 * jax.nn.sigmoid(logits_NG.astype(jnp.float32))[:, :, None]
+        of_token_NGK = self.table[...][context.rows.tokens_BT.reshape(-1)].reshape(
+            -1, self.attention.G, self.attention.K
+        )
+
+        def attend(q_NHK, k_NGK, v_NGK):
+            return context.attend(q_NHK, k_NGK, v_NGK + (gate_NG1 * of_token_NGK).astype(v_NGK.dtype))
+
+        return self.attention(x_ND, context._replace(attend=attend))
