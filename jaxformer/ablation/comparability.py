@@ -119,7 +119,9 @@ def _check_own_code(parent: FinishedRun, variant: FinishedRun) -> tuple[list[str
     """Returns (flags, notes) on code that experiment files ran: the parent's must be the same in both."""
     shared = set().union(*own_code(parent))
     moved = _differing([{name: code.get(name, "") for name in shared} for code in own_code(parent) + own_code(variant)])
-    added = sorted(set().union(*own_code(variant)) - shared)
+    # Parts that come with jaxformer are no code of the variant's.
+    new = set().union(*own_code(variant)) - shared
+    added = sorted(name for name in new if not name.startswith("module jaxformer."))
     name = variant.record["experiment"]
     flags = [f"code: {', '.join(moved)} {_where(parent, variant)}"] if moved else []
     return flags, [f"{name} runs code of its own: {', '.join(added)}"] if added else []

@@ -183,6 +183,9 @@ def test_code_of_a_parents_files_must_be_the_same_and_a_variant_may_have_its_own
     root, gated = (arms[name] for name in ("root", "gated"))
     found = compare_runs(with_code(root, root="a"), with_code(gated, root="a", gated="b"))
     assert not found.flags and "gated runs code of its own: gated" in found.notes
+    part = {"module jaxformer.parts.mixture_of_experts": "c"}
+    assert not any("of its own" in note for note in compare_runs(root, with_code(gated, **part)).notes)
+    assert compare_runs(with_code(root, **part), gated).flags, "a part of the parent that changed moves the comparison"
     for theirs in ({"root": "b", "gated": "b"}, {"gated": "b"}):
         moved = compare_runs(with_code(root, root="a"), with_code(gated, **theirs))
         assert moved.flags and all(flag.startswith("code: root differ between ") for flag in moved.flags)
