@@ -51,6 +51,13 @@ def active_parameters(config: ModelConfig, row_length: int) -> int:
     return parameter_count(config) - kernel_parameters(config) + round(forward_operations(config, row_length).kernels)
 
 
+def describe_parameters(config: ModelConfig, row_length: int) -> str:
+    """Returns the counts in words, the active ones where they are fewer."""
+    total, active = parameter_count(config), active_parameters(config, row_length)
+    text = f"{total:,}, {total - embedding_parameters(config):,} without embeddings"
+    return f"{text}; a token uses {active:,}" if active < total else text
+
+
 @functools.cache
 def _sizes(config: ModelConfig) -> dict[tuple, tuple[type, int]]:
     """Returns the class and the size of each parameter by its path."""

@@ -20,7 +20,7 @@ from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.options import fixed_options
 from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
-from jaxformer.flops import active_parameters, embedding_parameters, parameter_count, training_flops_per_token
+from jaxformer.flops import describe_parameters, training_flops_per_token
 from jaxformer.host.console import format_duration, format_size, print_line, print_wrapped
 from jaxformer.model import abstract_model
 from jaxformer.plan.device_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
@@ -70,9 +70,7 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     model, training, T = experiment.model, experiment.training, experiment.packing.row_length
     params = nnx.state(abstract_model(model))
     print_line(parameter_overview.get_parameter_overview(nnx.to_pure_dict(params), include_stats=False))
-    parameters, used = parameter_count(model), active_parameters(model, T)
-    others = f"{parameters - embedding_parameters(model):,} without embeddings"
-    print_wrapped(f"parameters  {parameters:,}, {others}{f'; a token uses {used:,}' if used < parameters else ''}")
+    print_wrapped(f"parameters  {describe_parameters(model, T)}")
     tokens_per_step = training.rows_per_step * T
     tokens, flops = tokens_per_step * training.steps, training_flops_per_token(model, T)
     print_wrapped(f"compute     {flops / 1e6:,.1f} MFLOPs per token, {flops * tokens:.3g} FLOPs in all")

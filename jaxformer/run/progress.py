@@ -17,7 +17,7 @@ from jaxformer.devices.device import peak_tflops
 from jaxformer.devices.multihost import all_sum
 from jaxformer.devices.options import recorded_options
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.flops import embedding_parameters, training_flops_per_token
+from jaxformer.flops import describe_parameters, training_flops_per_token
 from jaxformer.host.console import (
     Field,
     format_duration,
@@ -274,7 +274,6 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
     device = jax.devices()[0]
     devices = 1 if state.mesh is None else state.mesh.size
     tokens_per_step = training.rows_per_step * row_length
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     flops = training_flops_per_token(experiment.model, row_length)
     print_wrapped(f"device      {devices} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
     if options := ", ".join(f"{name}={value}" for name, value in recorded_options().items()):
@@ -308,8 +307,7 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
         cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""
         count = f"{len(task.items):,} of {task.task.official_items:,} official items"
         print_wrapped(f"task        {task.task.name}: {count}, {task.source}, digest {task.digest[:12]}{cut}")
-    embeddings = embedding_parameters(experiment.model)
-    print_wrapped(f"model       {parameters:,} parameters, {parameters - embeddings:,} without embeddings")
+    print_wrapped(f"parameters  {describe_parameters(experiment.model, row_length)}")
     print_wrapped(
         f"training    {training.steps:,} steps of {training.rows_per_step} rows x {row_length} = {tokens_per_step:,} "
         f"tokens, {training.steps * tokens_per_step:,} in all; {flops / 1e6:,.1f} MFLOPs per token"

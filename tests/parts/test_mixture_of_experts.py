@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxformer.config import UserError
-from jaxformer.flops import active_parameters, forward_operations, parameter_count
+from jaxformer.flops import active_parameters, describe_parameters, forward_operations, parameter_count
 from jaxformer.model import Context, ModelConfig, Rows, SelfUpdated, Sums, abstract_model, by_place
 from jaxformer.parts.mixture_of_experts import MixtureOfExperts, grouped_matmul
 from jaxformer.parts.multi_token_prediction import MultiTokenPrediction
@@ -120,6 +120,8 @@ def test_active_parameters_are_those_of_the_plain_feed_forward_and_of_the_router
     config = dataclasses.replace(MODEL, feed_forward=PARTS["softmax"])
     router = 2 * D * E
     assert active_parameters(config, T) == parameter_count(MODEL) + router
+    assert describe_parameters(config, T).endswith(f"; a token uses {parameter_count(MODEL) + router:,}")
+    assert "uses" not in describe_parameters(MODEL, T)
     assert parameter_count(config) == parameter_count(MODEL) + router + 2 * (E - 3) * (3 * D * 8)
     plain, ours = forward_operations(MODEL, T), forward_operations(config, T)
     assert ours.matmuls == plain.matmuls + 2 * router and ours.hidden == plain.hidden
