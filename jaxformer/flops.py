@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxformer.model import VOCABULARY_TABLES, Kernel, ModelConfig, Rows, abstract_model
+from jaxformer.layers import Kernel, Rows
+from jaxformer.model import VOCABULARY_TABLES, ModelConfig, abstract_model
 
 
 class Operations(NamedTuple):

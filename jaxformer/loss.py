@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.model import unembed
+from jaxformer.layers import unembed
 
 
 class LossSums(NamedTuple):

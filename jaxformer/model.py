@@ -2,9 +2,10 @@
 
 tokens -> embedding -> L x [x += attention(norm(x)); x += feed_forward(norm(x))] -> norm -> unembedding -> logits
 
-It is open at the places of the figure. `ModelConfig` takes a value of one's own, a `Part`, for the attention, the
-feed-forward, the norm, the activation and the way in which a layer's output joins the stream; `jaxformer/parts` has
-some. A layer returns, beside its output, the sums that it wants to be added to the loss or reported (`Sums`).
+What layers are made of is in `layers.py`. The figure is open at its places: `ModelConfig` takes a value of one's own, a
+`Part`, for the attention, the feed-forward, the norm, the activation and the way in which a layer's output joins the
+stream; `jaxformer/parts` has some. A layer returns, beside its output, the sums that it wants to be added to the loss
+or reported (`Sums`).
 
 - RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), rotary positions (Su et al. 2021, arXiv 2104.09864), GELU
   feed-forward (in the tanh approximation), no biases, tied embeddings (Press & Wolf 2016, arXiv 1608.05859).
@@ -17,9 +18,7 @@ some. A layer returns, beside its output, the sums that it wants to be added to 
   options: what differs between two variants is then the variant, not the draw.
 - The L blocks are one block with stacked parameters under `lax.scan`; where kinds of layers take turns, one group of
   them.
-- It computes in the dtype of its kernels: cast them and the matmuls and the residual stream follow. Norms, rotations,
-  softmax and logits are float32 regardless, and so are the tables and their gradients: a frequent token's row sums over
-  thousands of tokens, which bfloat16 cannot (4,096 times 0.01 gives 4 there).
+- It computes in the dtype of its kernels, and in float32 where `layers.py` says so.
 
 Axes: B batch row, T query position, S key position, N = B x T tokens flattened, D model width, H query heads,
 G key/value heads, K head width, F feed-forward width, V vocabulary, L layers. Tokens are flattened everywhere but in
@@ -32,10 +31,8 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +41,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer.attention.dispatch import Implementation, attend
 from jaxformer.attention.document_mask import document_bounds, limit_window
-from jaxformer.attention.reference import MASKED
 from jaxformer.config import (
     Bounds,
     NonNegativeFloat,
@@ -55,6 +51,26 @@ from jaxformer.config import (
     check_fields,
     execution,
     require,
+)
+from jaxformer.layers import (
+    ACTIVATIONS,
+    INITIAL_SCALE,
+    Activation,
+    Context,
+    Kernel,
+    LayerNorm,
+    Norm,
+    RMSNorm,
+    Rows,
+    Sums,
+    Table,
+    activate,
+    by_place,
+    find_activation,
+    make_kernel,
+    rotate,
+    unembed,
+    where,
 )
 from jaxformer.record import Part
 
@@ -67,10 +83,6 @@ SAVED = {
 }
 REMATS = ("auto", "none", *SAVED)
 
-# Standard deviation of matrices at initialisation, as in GPT-2 (Radford et al. 2019); those that write to the residual
-# stream are divided by the root of their number. At width 128 and 200 steps this validated 0.15 bits per byte better
-# than 1 / sqrt(fan-in).
-INITIAL_SCALE = 0.02
 
 # The parameters with a row for each id.
 VOCABULARY_TABLES = ("embedding", "unembedding")
@@ -81,54 +93,6 @@ FIT_ANY_WEIGHTS = ("rope_base", "sliding_window", "window_pattern", "logit_soft_
 
 # Depth up to which a CPU unrolls all blocks, which saves it an eighth of a step and costs compile time with each.
 MOST_UNROLLED = 16
-
-
-class Activation(Part):
-    """The function between the two matmuls of a feed-forward: a value that is called with what feeds it."""
-
-    matrices: ClassVar[int] = 1
-    """How many matrices feed it, each as wide as the feed-forward."""
-
-    def __call__(self, *hidden_NF: jax.Array) -> jax.Array:
-        """Returns the features, of one shape with each of the `matrices` arrays."""
-        raise NotImplementedError
-
-
-class GELU(Activation):
-    """The tanh approximation (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
-
-    def __call__(self, hidden_NF):
-        """Returns the activation of one array."""
-        return jax.nn.gelu(hidden_NF)
-
-
-class SquaredReLU(Activation):
-    """So et al. 2021, arXiv 2109.08668."""
-
-    def __call__(self, hidden_NF):
-        """Returns the activation of one array."""
-        return jnp.square(jax.nn.relu(hidden_NF))
-
-
-class SwiGLU(Activation):
-    """A gate of SiLU (Shazeer 2020, arXiv 2002.05202): equal parameters need 2/3 of the width."""
-
-    matrices: ClassVar[int] = 2
-
-    def __call__(self, gate_NF, value_NF):
-        """Returns the gated values."""
-        return jax.nn.silu(gate_NF) * value_NF
-
-
-ACTIVATIONS: Mapping[str, Activation] = MappingProxyType({"gelu": GELU(), "relu2": SquaredReLU(), "swiglu": SwiGLU()})
-
-
-class Norm(Part):
-    """What normalises the stream before each layer, and after the last."""
-
-    def make(self, width: int, epsilon: float) -> nnx.Module:
-        """Returns a module from x, of shape (..., width), to x normalised along its last axis."""
-        raise NotImplementedError
 
 
 class LayerPart(Part):
@@ -341,102 +305,6 @@ class ModelConfig:
         )
 
 
-class Kernel(nnx.Param):
-    """A matrix that multiplies: decayed by the optimizer and cast to the compute dtype."""
-
-
-class Table(nnx.Param):
-    """A matrix that is looked up: decayed by the optimizer, float32 always."""
-
-
-class Scale(nnx.Param):
-    """A vector of per-feature gains: float32 always, never decayed."""
-
-
-class SelfUpdated(nnx.Param):
-    """A parameter that no optimizer moves: a step replaces it by `rule(value, gradient)`; float32 always.
-
-    Give the rule with it, `SelfUpdated(value, rule=function)`; a layer makes the gradient what it wants it to be. It
-    does not count in the norm of the gradient. Example: a bias that balances the load of experts.
-    """
-
-
-def optimized(params: nnx.State) -> nnx.State:
-    """Returns those of a tree of parameters, or of their gradients, that an optimizer moves."""
-    return nnx.filter_state(params, nnx.Not(SelfUpdated))
-
-
-class Sums(flax.struct.PyTreeNode):
-    """What a layer returns beside its output, by names of its own: each a sum over the tokens that have weight.
-
-    Both reach the metrics of a step under their names, by layer, divided by the weight of the batch, and are exact
-    whatever the micro-batches and devices; where a layer has nothing to say it is `Sums()`.
-    """
-
-    losses: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
-    """float32 scalars that are added to the objective."""
-    metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
-    """float32 scalars, or vectors, that are only reported."""
-
-
-class Rows(NamedTuple):
-    """Where the tokens of B rows stand; N = B x T of them one after the other are what layers compute."""
-
-    tokens_BT: jax.Array
-    """int32 ids."""
-    positions_BT: jax.Array
-    """int32, in the document."""
-    starts_BT: jax.Array
-    """int32, the first key in the row that a query may see: where its document begins."""
-    ends_BT: jax.Array
-    """int32, the end of the queries in the row that see a key."""
-    weights_BT: jax.Array
-    """float32, weight of each token in the loss; 0 at padding."""
-
-    @property
-    def document_N(self) -> jax.Array:
-        """A number for each token, equal within a document: where it begins in all of the batch."""
-        B, T = self.starts_BT.shape
-        return (self.starts_BT + T * jnp.arange(B, dtype=jnp.int32)[:, None]).reshape(-1)
-
-
-class Context(NamedTuple):
-    """What a layer may know beside the stream."""
-
-    rows: Rows
-    """Of the batch; in decoding, rows of one token each, which is all of a document that is there."""
-    rotation_N1K: tuple[jax.Array, jax.Array] | None
-    """For `rotate`."""
-    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-    """`(q_NHK, k_NGK, v_NGK) -> attended_NHK`: causal, within documents and the layer's window, by the implementation
-    that the device has, or from a cache. Logits are scaled by 1 / sqrt(K), and values are as wide as keys.
-    """
-
-
-class RMSNorm(nnx.Module):
-    """Divides the last axis by its root mean square, in float32, and scales it by a learned gain.
-
-    An epsilon is added to the mean square, under the root.
-    """
-
-    def __init__(self, width: int, epsilon: float):
-        self.epsilon = epsilon
-        self.scale = Scale(jnp.ones(width, jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns x, of any shape (..., width), normalised along its last axis."""
-        return _rms_norm(x, self.scale[...], self.epsilon)
-
-
-class LayerNorm(RMSNorm):
-    """Subtracts the last axis's mean, in float32, and goes on as RMSNorm; the paper's bias is left out."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns x, of any shape (..., width), normalised along its last axis."""
-        x_float = x.astype(jnp.float32)
-        return super().__call__(x_float - jnp.mean(x_float, axis=-1, keepdims=True)).astype(x.dtype)
-
-
 class Attention(nnx.Module):
     """Causal attention of H query heads over G key/value heads, with rotary positions."""
 
@@ -535,24 +403,6 @@ def _make_layer(part: LayerPart | None, own: Callable, config: ModelConfig, key:
 
 def _part_rngs(key: jax.Array, number: int) -> nnx.Rngs:
     return nnx.Rngs(params=jax.random.fold_in(key, number))
-
-
-def by_place(**sums: Sums) -> Sums:
-    """Returns the sums of several places as one, named PLACE/NAME.
-
-    Raises:
-        UserError: one of them gives a loss and a metric one name.
-    """
-    for place, each in sums.items():
-        twice = ", ".join(each.losses.keys() & each.metrics.keys())
-        require(not twice, f"the Sums of model.{place} call a loss and a metric {twice}; rename one of them")
-
-    def named(field: str):
-        return {
-            f"{place}/{name}": x for place, of_place in sums.items() for name, x in getattr(of_place, field).items()
-        }
-
-    return Sums(named("losses"), named("metrics"))
 
 
 def _with_layers(function: Callable, graphdef: nnx.GraphDef, params: nnx.State, *inputs: Any) -> Any:
@@ -750,29 +600,6 @@ def abstract_model(config: ModelConfig, **options) -> Transformer:
     return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(params=0), **options))
 
 
-# The backward pass makes the insides of these again from their inputs. Kept by the scan they were half of the memory of
-# a step: 24 of 49 GB at 500 million parameters and 16,384 tokens. Between unrolled blocks XLA may keep them still.
-_from_inputs = functools.partial(jax.checkpoint, prevent_cse=False)
-
-
-@functools.partial(_from_inputs, static_argnums=2)
-def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    x_float = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(x_float * x_float, axis=-1, keepdims=True) + epsilon)
-    return (x_float * inverse * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
-
-
-@functools.partial(_from_inputs, static_argnums=0)
-def activate(activation: Activation, hidden_NX: jax.Array) -> jax.Array:
-    """Returns the activation of features that lie side by side, X = `matrices` x F."""
-    return activation(*jnp.split(hidden_NX, activation.matrices, axis=-1))
-
-
-def where(condition: bool | jax.Array, x: Any, y: Any) -> Any:
-    """Returns x or y; what is known before the program runs stays out of it."""
-    return (x if condition else y) if isinstance(condition, bool) else jnp.where(condition, x, y)
-
-
 def _by_layer(sums: list[Sums]) -> Sums:
     """Returns the sums of the layers of a group, stacked over the groups, as those of layers that have the name."""
 
@@ -804,44 +631,11 @@ def make_rotation(config: ModelConfig, positions_N: jax.Array, width: int) -> tu
     return jnp.cos(angles_N1k), jnp.sin(angles_N1k)
 
 
-def rotate(x_NHK: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-    """Rotates the pairs (i, i + K / 2) of the last axis by their position's angle, in float32."""
-    if rotation is None:
-        return x_NHK
-    cos_N1k, sin_N1k = rotation
-    first, second = jnp.split(x_NHK.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos_N1k - second * sin_N1k, second * cos_N1k + first * sin_N1k], axis=-1)
-    return turned.astype(x_NHK.dtype)
-
-
-def unembed(
-    features_ND: jax.Array, unembedding_VD: jax.Array, soft_cap: float = 0.0, token_count: int | None = None
-) -> jax.Array:
-    """Returns float32 `logits_NV`.
-
-    Args:
-        soft_cap: c in c * tanh(logit / c); 0 for none.
-        token_count: ids at and beyond it have the logit MASKED, and so no probability; None for all. They are
-            computed all the same, since a matmul of a multiple of 128 columns is the fastest.
-    """
-    logits_NV = jnp.einsum("ND,VD->NV", features_ND, unembedding_VD, preferred_element_type=jnp.float32)
-    logits_NV = soft_cap * jnp.tanh(logits_NV / soft_cap) if soft_cap else logits_NV
-    V = unembedding_VD.shape[0]
-    if token_count is None or token_count == V:
-        return logits_NV
-    return jnp.where(jnp.arange(V)[None, :] < token_count, logits_NV, MASKED)
-
-
 def make_norm(config: ModelConfig) -> nnx.Module:
     """Returns the norm of the stream."""
     if isinstance(config.norm, Norm):
         return config.norm.make(config.width, config.norm_epsilon)
     return {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[config.norm](config.width, config.norm_epsilon)
-
-
-def find_activation(activation: str | Activation) -> Activation:
-    """Returns an activation by its name, or as it is."""
-    return ACTIVATIONS[activation] if isinstance(activation, str) else activation
 
 
 def plain_block(config: ModelConfig) -> ModelConfig:
@@ -852,8 +646,3 @@ def plain_block(config: ModelConfig) -> ModelConfig:
 def residual_scale(config: ModelConfig) -> float:
     """Returns by what the matrices that write to the stream are drawn smaller: there are two in each layer."""
     return (2 * config.depth) ** -0.5
-
-
-def make_kernel(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -> Kernel:
-    """Returns a matrix drawn with a deviation of `scale` x `INITIAL_SCALE`."""
-    return Kernel(scale * INITIAL_SCALE * jax.random.normal(rngs.params(), (fan_in, fan_out)))

@@ -17,7 +17,8 @@ from flax import nnx
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxformer.config import Bounds, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, check_fields, require
-from jaxformer.model import Kernel, ModelConfig, Table
+from jaxformer.layers import Kernel, Table
+from jaxformer.model import ModelConfig
 from jaxformer.record import Part
 
 OPTIMIZERS = ("adamw", "muon")

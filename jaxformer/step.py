@@ -29,8 +29,9 @@ from jaxformer.devices.mesh import (
     with_whole,
 )
 from jaxformer.devices.options import fixed_options
+from jaxformer.layers import Kernel, Rows, SelfUpdated, by_place, optimized
 from jaxformer.loss import LossSums, cross_entropy, token_scores
-from jaxformer.model import SAVED, Kernel, ModelConfig, Rows, SelfUpdated, Transformer, by_place, optimized
+from jaxformer.model import SAVED, ModelConfig, Transformer
 from jaxformer.skip_steps import Guard, init_guard, judge
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import jaxformer
-from jaxformer.model import ACTIVATIONS
+from jaxformer.layers import ACTIVATIONS
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -37,7 +37,8 @@ DIRECTIONS = {
     "loss": "model",
     "optimizer": "model",
     "flops": "model",
-    "model": "attention record",
+    "model": "layers",
+    "layers": "attention record",
     "attention": "devices",
     "devices": "host",
     "data": "record",
@@ -137,7 +138,9 @@ OPTIONS = {
 def test_the_architecture_is_written_once():
     """No module but the model reads an option of it, or knows the name of one; Hugging Face's translate them."""
     for module, path in PATHS.items():
-        if module == "jaxformer.model" or module.startswith(("jaxformer.huggingface.", "jaxformer.parts.")):
+        if module in ("jaxformer.model", "jaxformer.layers") or module.startswith(
+            ("jaxformer.huggingface.", "jaxformer.parts.")
+        ):
             continue
         for node in ast.walk(ast.parse(path.read_bytes())):
             reads = isinstance(node, ast.Attribute) and _is_model_config(node.value) and node.attr in OPTIONS

@@ -13,8 +13,9 @@ from flax import nnx
 from jaxformer.attention.document_mask import document_bounds
 from jaxformer.config import UserError
 from jaxformer.experiment.resolution import load_experiment
+from jaxformer.layers import rotate
 from jaxformer.loss import cross_entropy
-from jaxformer.model import ModelConfig, Transformer, rotate
+from jaxformer.model import ModelConfig, Transformer
 
 FLOAT32 = 1e-5
 B, T, V = 2, 11, 41

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from jaxformer.config import UserError, override, replace
 from jaxformer.experiment import load_experiment
-from jaxformer.model import Kernel, ModelConfig, Scale, Table, Transformer
+from jaxformer.layers import Kernel, Scale, Table
+from jaxformer.model import ModelConfig, Transformer
 from jaxformer.optimizer import (
     GROUPS,
     Decay,

@@ -24,7 +24,8 @@ from jaxformer.attention.reference import MASKED
 from jaxformer.config import require
 from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.sampling import MAX_TOKENS, Sampling, SamplingArrays, draw
-from jaxformer.model import Rows, Transformer, where
+from jaxformer.layers import Rows, where
+from jaxformer.model import Transformer
 
 # The shortest prompt and cache that is compiled.
 _SMALLEST_BUCKET = 32

@@ -16,7 +16,8 @@ from jaxformer.experiment.consequences import SolvedFeedForwardWidth, SolvedWidt
 from jaxformer.experiment.experiment import Experiment, make_state
 from jaxformer.experiment.resolution import load_experiment, resolve
 from jaxformer.experiment.variant import Merge, Promoted, Variant
-from jaxformer.model import Activation, AuxiliaryLoss, LayerPart, ModelConfig, Norm, Residual
+from jaxformer.layers import Activation, Norm
+from jaxformer.model import AuxiliaryLoss, LayerPart, ModelConfig, Residual
 from jaxformer.optimizer import Decay, Optimizer, OptimizerConfig
 from jaxformer.step import TrainingConfig
 

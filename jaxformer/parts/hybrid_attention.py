@@ -38,19 +38,8 @@ from flax import nnx
 
 from jaxformer.attention.reference import MASKED
 from jaxformer.config import NonNegativeInt, PositiveInt, check_fields, require
-from jaxformer.model import (
-    Context,
-    LayerPart,
-    ModelConfig,
-    RMSNorm,
-    Rows,
-    Scale,
-    Sums,
-    make_kernel,
-    make_rotation,
-    residual_scale,
-    rotate,
-)
+from jaxformer.layers import Context, RMSNorm, Rows, Scale, Sums, make_kernel, rotate
+from jaxformer.model import LayerPart, ModelConfig, make_rotation, residual_scale
 
 
 @dataclass(frozen=True)

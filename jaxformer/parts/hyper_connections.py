@@ -22,7 +22,8 @@ import numpy as np
 from flax import nnx
 
 from jaxformer.config import Bounds, PositiveFloat, PositiveInt32, check_fields
-from jaxformer.model import Kernel, ModelConfig, Residual, RMSNorm, Scale, Sums
+from jaxformer.layers import Kernel, RMSNorm, Scale, Sums
+from jaxformer.model import ModelConfig, Residual
 
 
 @dataclass(frozen=True)

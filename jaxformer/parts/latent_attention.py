@@ -21,17 +21,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.config import NonNegativeInt, PositiveInt, check_fields, require
-from jaxformer.model import (
-    Context,
-    LayerPart,
-    ModelConfig,
-    RMSNorm,
-    Sums,
-    make_kernel,
-    make_rotation,
-    residual_scale,
-    rotate,
-)
+from jaxformer.layers import Context, RMSNorm, Sums, make_kernel, rotate
+from jaxformer.model import LayerPart, ModelConfig, make_rotation, residual_scale
 
 
 @dataclass(frozen=True)

@@ -24,20 +24,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer.config import NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt32, check_fields, require
-from jaxformer.model import (
-    Context,
-    FeedForward,
-    Kernel,
-    LayerPart,
-    ModelConfig,
-    Rows,
-    SelfUpdated,
-    Sums,
-    activate,
-    find_activation,
-    make_kernel,
-    residual_scale,
-)
+from jaxformer.layers import Context, Kernel, Rows, SelfUpdated, Sums, activate, find_activation, make_kernel
+from jaxformer.model import FeedForward, LayerPart, ModelConfig, residual_scale
 
 # Keeps sums of scores, and the tokens of a document of which none has weight, from being 0 below a fraction.
 _TINY = 1e-20

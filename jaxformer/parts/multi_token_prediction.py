@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.config import NonNegativeFloat, PositiveInt, check_fields
+from jaxformer.layers import Context, Rows, Sums
 from jaxformer.loss import cross_entropy
-from jaxformer.model import AuxiliaryLoss, Block, Context, ModelConfig, Rows, Sums, Transformer, make_norm, plain_block
+from jaxformer.model import AuxiliaryLoss, Block, ModelConfig, Transformer, make_norm, plain_block
 
 
 @dataclass(frozen=True)

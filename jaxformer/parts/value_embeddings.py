@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxformer.config import PositiveInt, check_fields, require
-from jaxformer.model import INITIAL_SCALE, Attention, Context, Kernel, LayerPart, ModelConfig, Sums, Table
+from jaxformer.layers import INITIAL_SCALE, Context, Kernel, Sums, Table
+from jaxformer.model import Attention, LayerPart, ModelConfig
 
 
 @dataclass(frozen=True)

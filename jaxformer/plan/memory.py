@@ -24,8 +24,9 @@ from jaxformer.attention.reference import rows_at_once
 from jaxformer.data.packing import Batch
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import embedding_parameters, forward_operations, kernel_parameters, parameter_count
+from jaxformer.layers import Rows, optimized
 from jaxformer.loss import default_chunk_tokens
-from jaxformer.model import ModelConfig, Rows, abstract_model, optimized
+from jaxformer.model import ModelConfig, abstract_model
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.step import cast_kernels
 

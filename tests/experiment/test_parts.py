@@ -70,7 +70,7 @@ def test_to_put_in_a_part_to_replace_it_and_to_change_its_field_are_one_change_e
 
 
 SQUARE = """
-from jaxformer.model import Activation
+from jaxformer.layers import Activation
 
 
 @dataclass(frozen=True)

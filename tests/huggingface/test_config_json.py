@@ -9,7 +9,7 @@ from huggingface_models import BASE, MODELS
 from jaxformer.config import UserError
 from jaxformer.huggingface.architectures import architecture_of
 from jaxformer.huggingface.config_json import config_json, read_config_json
-from jaxformer.model import ACTIVATIONS
+from jaxformer.layers import ACTIVATIONS
 
 pytestmark = pytest.mark.device_free
 SOURCE = Path("folder/config.json")

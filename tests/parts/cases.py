@@ -14,16 +14,8 @@ import numpy as np
 from flax import nnx
 
 from jaxformer.data.packing import Batch
-from jaxformer.model import (
-    Activation,
-    FeedForward,
-    LayerPart,
-    ModelConfig,
-    Norm,
-    Sums,
-    Transformer,
-    abstract_model,
-)
+from jaxformer.layers import Activation, Norm, Sums
+from jaxformer.model import FeedForward, LayerPart, ModelConfig, Transformer, abstract_model
 from jaxformer.parts.hybrid_attention import CompressedSparse, HeavilyCompressed
 from jaxformer.parts.hyper_connections import HyperConnections, ManifoldHyperConnections
 from jaxformer.parts.latent_attention import LatentAttention

@@ -9,7 +9,8 @@ from flax import nnx
 
 from jaxformer.attention.dispatch import attend
 from jaxformer.attention.document_mask import document_bounds
-from jaxformer.model import Context, Rows, make_rotation
+from jaxformer.layers import Context, Rows
+from jaxformer.model import make_rotation
 
 # Two rows of documents; 0 is padding.
 SEGMENT_IDS = np.array([[1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 2, 2, 0, 0]], np.int32)

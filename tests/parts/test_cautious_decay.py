@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxformer.model import Kernel, Scale, Table
+from jaxformer.layers import Kernel, Scale, Table
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.parts.cautious_decay import CautiousDecay
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxformer.model import Kernel, ModelConfig, Scale, Table
+from jaxformer.layers import Kernel, Scale, Table
+from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.parts.complete_p import CompleteP
 

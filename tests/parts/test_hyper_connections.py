@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxformer.model import ModelConfig, Sums
+from jaxformer.layers import Sums
+from jaxformer.model import ModelConfig
 from jaxformer.parts.hyper_connections import HyperConnections, ManifoldHyperConnections, doubly_stochastic
 
 N, J, D, INDEX = 5, 3, 7, 4

@@ -11,7 +11,8 @@ from flax import nnx
 
 from jaxformer.config import UserError
 from jaxformer.flops import active_parameters, describe_parameters, forward_operations, parameter_count
-from jaxformer.model import Context, ModelConfig, Rows, SelfUpdated, Sums, abstract_model, by_place
+from jaxformer.layers import Context, Rows, SelfUpdated, Sums, by_place
+from jaxformer.model import ModelConfig, abstract_model
 from jaxformer.parts.mixture_of_experts import MixtureOfExperts, grouped_matmul
 from jaxformer.parts.multi_token_prediction import MultiTokenPrediction
 

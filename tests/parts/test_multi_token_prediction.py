@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from jaxformer.model import Context, ModelConfig
+from jaxformer.layers import Context
+from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.parts.multi_token_prediction import MultiTokenPrediction
 from jaxformer.step import gradients, init_state, rows_of, train_step

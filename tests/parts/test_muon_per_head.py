@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from jaxformer.config import UserError
-from jaxformer.model import Kernel, ModelConfig, Scale
+from jaxformer.layers import Kernel, Scale
+from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, transform_of
 from jaxformer.parts.muon_per_head import PerHead
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxformer.model import Kernel, ModelConfig, Scale, Table
+from jaxformer.layers import Kernel, Scale, Table
+from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, transform_of
 from jaxformer.parts.normuon import NorMuon
 

@@ -31,7 +31,8 @@ from parts.cases import (
 from jaxformer.evaluation.decoding import decode, next_token_logits
 from jaxformer.evaluation.sampling import Sampling
 from jaxformer.flops import forward_operations, parameter_count
-from jaxformer.model import ModelConfig, SelfUpdated, abstract_model
+from jaxformer.layers import SelfUpdated
+from jaxformer.model import ModelConfig, abstract_model
 from jaxformer.step import cast_kernels
 
 V = BASE.vocabulary_size

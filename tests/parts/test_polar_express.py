@@ -8,7 +8,8 @@ from flax import nnx
 from scipy.optimize import linprog
 
 from jaxformer.config import UserError
-from jaxformer.model import Kernel, ModelConfig
+from jaxformer.layers import Kernel
+from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig
 from jaxformer.parts.polar_express import PolarExpress, best_quintic, coefficients
 

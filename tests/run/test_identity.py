@@ -63,7 +63,7 @@ def digests_with(monkeypatch, name, before, after):
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [
-        ("jaxformer.model", "INITIAL_SCALE = 0.02", "INITIAL_SCALE = 0.03"),
+        ("jaxformer.layers", "INITIAL_SCALE = 0.02", "INITIAL_SCALE = 0.03"),
         ("jaxformer.attention.flash_kernels", "jnp.", "np."),
         ("jaxformer.attention.cudnn", "jnp.", "np."),
         ("jaxformer.data.packing", "DIGESTS = 1 << 48", "DIGESTS = 1 << 40"),
@@ -81,7 +81,7 @@ def test_the_code_digest_reports_what_computes(monkeypatch, name, before, after)
     [
         ("jaxformer.evaluation.scores", "math.log(2)", "math.log(3)", (False, True)),
         ("jaxformer.evaluation.tasks", "jsonl", "json", (False, True)),
-        ("jaxformer.model", "INITIAL_SCALE = 0.02", "INITIAL_SCALE = 0.03", (True, True)),
+        ("jaxformer.layers", "INITIAL_SCALE = 0.02", "INITIAL_SCALE = 0.03", (True, True)),
         ("jaxformer.optimizer", "MUON_RMS = 0.2", "MUON_RMS = 0.3", (True, False)),
     ],
 )
@@ -93,7 +93,7 @@ def test_what_only_evaluates_decides_no_training(monkeypatch, name, before, afte
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [
-        ("jaxformer.model", "# Standard deviation of matrices", "# The deviation of matrices"),
+        ("jaxformer.layers", "# Standard deviation of matrices", "# The deviation of matrices"),
         ("jaxformer.model", "The shape of the model and its options.", "What a model is."),
         ("jaxformer.model", '    """L, blocks."""\n', ""),
         ("jaxformer.data.packing", "Batches that are read ahead.", "How far the reader is ahead."),
