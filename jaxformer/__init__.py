@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxformer.ablation.comparison import compare_runs
-    from jaxformer.ablation.study import Study
+    from jaxformer.ablation.study import Ladder, Study
     from jaxformer.data.packing import Batch, make_batches
     from jaxformer.evaluation.generate import sample_text
     from jaxformer.evaluation.sampling import Sampling
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Experiment",
+    "Ladder",
     "Merge",
     "Promoted",
     "Sampling",
@@ -78,6 +79,7 @@ __all__ = [
 _MODULES = {
     "Batch": "data.packing",
     "Experiment": "experiment.experiment",
+    "Ladder": "ablation.study",
     "Merge": "experiment.variant",
     "Promoted": "experiment.variant",
     "Sampling": "evaluation.sampling",

@@ -21,6 +21,7 @@ from jaxformer.experiment.resolution import resolve, resolve_variant_of
 from jaxformer.flops import training_flops_per_token
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.launch import Job
+from jaxformer.statistics.significance import INTERIM_SEEDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +52,30 @@ class Study:
         )
 
 
-def load_study(name_or_path: str) -> Study:
-    """Returns the study that a file assigns to `STUDY`, found at a path or by its name.
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """Changes in an order. Each is a study of its own, and what it keeps is the parent of the next."""
+
+    parent: str
+    """The experiment at the foot."""
+    variants: tuple[str, ...]
+    """Names, as in a `Study`: from the foot upwards."""
+    most_seeds: Annotated[int, Bounds(at_least=INTERIM_SEEDS[0], at_most=INTERIM_SEEDS[-1])] = 8
+    """Seeds up to which a question is followed that is undecided: from 3 on, at each interim analysis."""
+    rule: Rule = field(default_factory=Rule)
+
+    def __post_init__(self):
+        check_fields(self)
+        Study(parent=self.parent, variants=self.variants, rule=self.rule)  # Which checks the names.
+
+
+def load_study(name_or_path: str) -> Study | Ladder:
+    """Returns what a file assigns to `STUDY`, found at a path or by its name.
 
     Raises:
         UserError: there is none.
     """
-    return run_file(find_study(name_or_path), "STUDY", (Study,), "study")
+    return run_file(find_study(name_or_path), "STUDY", (Study, Ladder), "study")
 
 
 def choose_study(
@@ -71,11 +89,17 @@ def choose_study(
     """Returns the study of a file, or of a parent and its variants, separated by commas, in place of one.
 
     Raises:
-        UserError: neither is given, both are, or there is no such study.
+        UserError: neither is given, both are, there is no such study, or it is a ladder.
     """
     if name_or_path:
         require(not (parent or variants), "give --study, or --parent and --variants, not both")
-        return load_study(name_or_path)
+        study = load_study(name_or_path)
+        if isinstance(study, Ladder):
+            raise UserError(
+                f"{name_or_path} is a ladder: `jaxformer ablate` climbs it and `jaxformer report --all` draws it; name "
+                "one of its questions by --parent and --variants"
+            )
+        return study
     names = tuple(name.strip() for name in (variants or "").split(",") if name.strip())
     if not (parent and names):
         raise UserError("give --study, or --parent and --variants")

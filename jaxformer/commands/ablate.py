@@ -5,6 +5,8 @@ runs are skipped: the same command resumes a study that was stopped. A study is 
 
   jaxformer ablate --parent=NAME --variants=A,B --seeds=N
 
+A study may be a ladder: questions in turn, each of what was kept of those before it.
+
 To see what the gain of a promoted experiment is made of, leave out each of its changes in turn:
 
   jaxformer ablate --leave_one_out=NAME --seeds=N
@@ -15,22 +17,25 @@ To see what the gain of a promoted experiment is made of, leave out each of its 
 import argparse
 import math
 import sys
+from pathlib import Path
 
 from jaxformer.ablation.again import describe_again, make_again
 from jaxformer.ablation.checks import check_study
 from jaxformer.ablation.command_line import add_study_options, chosen_study
 from jaxformer.ablation.comparability import parse_allowed
-from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.comparison import Comparison
+from jaxformer.ablation.ladder import climb
+from jaxformer.ablation.outcome import Outcome, judge_study
 from jaxformer.ablation.run_study import (
     describe_failures,
     print_study_plan,
     run_jobs,
 )
-from jaxformer.ablation.study import make_jobs
+from jaxformer.ablation.study import Ladder, Study, load_study, make_jobs
 from jaxformer.ablation.study_clocks import clocks_to_come, forget_clocks, measure_clocks
 from jaxformer.config import UserError, require
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import output_columns, print_line, print_notice
+from jaxformer.host.console import output_columns, print_line, print_notice, printable
 from jaxformer.host.docstrings import docstring
 from jaxformer.jobs.launch import launch_local, launch_submitit
 from jaxformer.jobs.queue import State
@@ -41,8 +46,35 @@ from jaxformer.report.text import decision_table
 def main(arguments: list[str]) -> int:
     """Runs a study and prints what it decided; returns the exit status."""
     options = _parse(arguments)
+    study = load_study(options.study) if options.study and not options.parent else None
+    if isinstance(study, Ladder):
+        return _climb(study, options)
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
-    study = chosen_study(options, **seeds)
+    return _ablate(chosen_study(options, **seeds), options)[0]
+
+
+def _climb(ladder: Ladder, options: argparse.Namespace) -> int:
+    """Runs the questions of a ladder in turn; returns the exit status."""
+    require(not options.plan, "what a ladder asks depends on what it kept: plan a question by --parent and --variants")
+    failed = False
+
+    def ask(study: Study) -> Comparison | None:
+        nonlocal failed
+        status, outcome = _ablate(study, options)
+        failed |= status != 0
+        return outcome and outcome.comparisons[0]
+
+    name, kept = Path(options.study).stem, ladder.parent
+    for rung in climb(ladder, name, options.runs, ask):
+        kept = rung.kept or rung.parent
+        became = f"kept, as {rung.kept}" if rung.kept else f"not kept: {rung.parent} stays"
+        print_line(f"{printable(rung.found.variant)}: {rung.found.verdict.word.value}, {became}\n")
+    print_line(f"At the top: {kept}. `jaxformer report --all` draws what led there.")
+    return 1 if failed else 0
+
+
+def _ablate(study: Study, options: argparse.Namespace) -> tuple[int, Outcome | None]:
+    """Runs a study and prints what it decided; returns the exit status, and what came out if it could be judged."""
     allow = parse_allowed(options.allow)
     # Where the runs go to a cluster, this machine's device is not theirs, and others prepare.
     is_here = options.slurm is None
@@ -57,13 +89,13 @@ def main(arguments: list[str]) -> int:
     clocks = clocks_to_come(study, options.runs, checked.seconds, again=again) if is_timed else []
     print_study_plan(jobs, options.parallel, options.price, clocks)
     if options.plan:
-        return 0
+        return 0, None
     launch = launch_local
     if options.slurm is not None:
         launch = launch_submitit(options.runs / "submitit", _parameters(options.slurm))
     shown = {"parallel": options.parallel, "price_per_hour": options.price, "stop_worse": options.stop_worse}
     statuses = run_jobs(study, options.runs, checked.seconds, launch, **shown)
-    failures = describe_failures(statuses)
+    failures, outcome = describe_failures(statuses), None
     try:
         if again and is_timed:
             forget_clocks(study, options.runs)
@@ -78,7 +110,8 @@ def main(arguments: list[str]) -> int:
             print_notice(f"not compared: {line}")
     for line in failures:
         print_notice(line)
-    return 1 if any(status.state in (State.FAILED, State.REFUSED) for status in statuses) else 0
+    has_failed = any(status.state in (State.FAILED, State.REFUSED) for status in statuses)
+    return int(has_failed), outcome
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

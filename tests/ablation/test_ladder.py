@@ -1,0 +1,87 @@
+"""A ladder asks each question of what was kept of those before it, and goes on where it was stopped."""
+
+import fake_runs
+import pytest
+
+from jaxformer.ablation.ladder import climb
+from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.study import Ladder, choose_study, load_study, resolve_study
+from jaxformer.ablation.verdict import Word
+from jaxformer.commands import ablate
+from jaxformer.config import UserError
+
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
+# Of each change, bits per byte: one is kept, one is worse, one is lost in the noise of a seed.
+EFFECTS = {"gated": -0.05, "normed": 0.05, "windowed": -0.017, "untied": -0.05}
+
+
+@pytest.fixture
+def ladder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiments = tmp_path / "experiments"
+    fake_runs.write_root(experiments)
+    changes = ("model.activation", "swiglu"), ("model.qk_norm", True), ("model.z_loss", 1e-4)
+    for name, (path, value) in zip(EFFECTS, [*changes, ("model.tied_embeddings", False)], strict=True):
+        fake_runs.write_variant(experiments, name, {path: value})
+    (experiments / "studies").mkdir()
+    (experiments / "studies" / "stack.py").write_text(
+        f"from jaxformer import Ladder\nSTUDY = Ladder(parent='root', variants={tuple(EFFECTS)}, most_seeds=5)\n"
+    )
+    return load_study("stack")
+
+
+def asker(runs, asked):
+    """Returns what makes up the runs of a question that are missing, and judges it."""
+
+    def ask(study):
+        asked.append((study.parent, study.variants[0], study.seeds))
+        for one in resolve_study(study):
+            # Of every change that led to it, the own one among them.
+            names = [*one.name.split("@")[0].removeprefix("stack_").split("-"), *one.name.split("@")[1:]]
+            effect = sum(EFFECTS.get(name.removeprefix("stack_"), 0.0) for name in names)
+            for seed in range(one.first_seed, one.first_seed + study.seeds):
+                if not (runs / one.name / f"seed_{seed}").is_dir():
+                    fake_runs.write_run(runs, one, seed, effect=effect, tasks=(), ends=len(asked) * 1e5 + 60.0 * seed)
+        return judge_study(study, runs).comparisons[0]
+
+    return ask
+
+
+def test_each_question_is_put_to_what_was_kept_before_it(ladder, tmp_path):
+    runs, asked = tmp_path / "runs", []
+    rungs = [*climb(ladder, "stack", runs, asker(runs, asked))]
+    assert [(rung.parent, rung.kept) for rung in rungs] == [
+        ("root", "stack_gated"),
+        ("stack_gated", ""),
+        ("stack_gated", ""),
+        ("stack_gated", "stack_untied"),
+    ]
+    words = [rung.found.verdict.word for rung in rungs]
+    assert words[0] == words[3] == Word.KEEP and words[1] == Word.REVERT
+    # What is undecided is followed to the next interim analyses, as far as the ladder says.
+    assert asked[:2] == [("root", "gated", 3), ("stack_gated", "normed", 3)]
+    assert [seeds for _, variant, seeds in asked if variant == "windowed"] == [3, 4, 5]
+
+    again = []
+    files = {path: path.read_bytes() for path in (tmp_path / "experiments").rglob("*.py")}
+    assert [rung.kept for rung in climb(ladder, "stack", runs, asker(runs, again))] == [rung.kept for rung in rungs]
+    assert again == asked and files == {path: path.read_bytes() for path in (tmp_path / "experiments").rglob("*.py")}
+
+
+def test_a_question_that_cannot_be_judged_ends_the_climb(ladder, tmp_path):
+    with pytest.raises(UserError, match="gated of root could not be judged"):
+        next(climb(ladder, "stack", tmp_path / "runs", lambda study: None))
+
+
+def test_a_ladder_is_no_study_to_other_commands(ladder):
+    assert isinstance(ladder, Ladder)
+    with pytest.raises(UserError, match="stack is a ladder"):
+        choose_study("stack", None, None)
+    with pytest.raises(UserError, match="names a variant twice"):
+        Ladder(parent="root", variants=("gated", "gated"))
+
+
+def test_a_ladder_has_no_plan(ladder, capsys):
+    assert ablate.main(["--study=stack", "--plan"]) == 2
+    assert "plan a question by --parent and --variants" in capsys.readouterr().err
