@@ -6,9 +6,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +14,7 @@ import jax.numpy as jnp
 import pyarrow
 import pyarrow.parquet
 import pytest
+from copies import Copies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -413,44 +411,17 @@ def template(tmp_path_factory, make_texts, tokenizer_path, run_copy):
     return folder
 
 
-# Loads the command once, and for each line that it reads runs it in a copy of itself: most of what a refusal takes is
-# loading. A copy that takes more than two minutes ends by a signal.
-COPIES = """
-import json, os, signal, sys
-import jaxformer.train
-from jaxformer.__main__ import run
-
-for line in sys.stdin:
-    arguments, folder, environment, errors = json.loads(line)
-    if (copy := os.fork()) == 0:
-        signal.alarm(120)
-        os.chdir(folder)
-        os.environ.update(environment)
-        for path, number in ((os.devnull, 0), (os.devnull, 1), (errors, 2)):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        run(["train", *arguments])
-    print(os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]), flush=True)
-"""
-
-
 @contextlib.contextmanager
 def copies(compiled_folder: str, environment: Mapping[str, str]):
-    """Yields a function from arguments, a folder and a cache there to the command's status and what it reports."""
+    """Yields a function from arguments, a folder and a cache to the status of training and what it reports."""
     variables = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": compiled_folder}
     variables |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **environment}
 
     def run(arguments: list[str | bytes], folder: Path, cache: str) -> tuple[int, str]:
-        request = [[os.fsdecode(argument) for argument in arguments], str(folder), {"JAXFORMER_CACHE": cache}, errors]
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        return int(process.stdout.readline()), Path(errors).read_text()
+        ended = loaded.run(["train", *arguments], folder, {"JAXFORMER_CACHE": cache})
+        return ended.status, ended.err
 
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with (
-        tempfile.TemporaryDirectory() as outside,
-        subprocess.Popen([sys.executable, "-c", COPIES], env=variables, **pipes) as process,
-    ):
-        errors = f"{outside}/errors"
+    with Copies(variables) as loaded:
         yield run
 
 

@@ -1,0 +1,73 @@
+"""Commands in copies of a process that has loaded the package: most of what a short command takes is loading."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Self
+
+# For each line that it reads, a copy of it runs a command, with a standard input that is empty.
+_LOADED = """
+import json, os, signal, sys
+import jaxformer.train
+from jaxformer.__main__ import run
+
+for line in sys.stdin:
+    words, folder, environment, seconds, *outputs = json.loads(line)
+    if (copy := os.fork()) == 0:
+        signal.alarm(seconds)
+        os.chdir(folder)
+        os.environ.update(environment)
+        for path, number in ((os.devnull, 0), *zip(outputs, (1, 2))):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = ["jaxformer", *words]
+        run(words)
+    print(os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]), flush=True)
+"""
+
+
+class Ended(NamedTuple):
+    """A process that ended: its exit status, and what it wrote to standard output and standard error."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Copies:
+    """Runs commands as `jaxformer WORD...` does, one at a time, until its block ends.
+
+    Args:
+        environment: all variables; those that are read while the package is loaded are the same for all commands.
+    """
+
+    def __init__(self, environment: Mapping[str, str]):
+        self._folder = tempfile.TemporaryDirectory()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen([sys.executable, "-c", _LOADED], env=dict(environment), **pipes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.communicate()  # Which ends with its input.
+        self._folder.cleanup()
+
+    def run(self, words, folder: Path, environment: Mapping[str, str], timeout: int = 120) -> Ended:
+        """Runs a command in a folder, with variables that are set beside the others.
+
+        Raises:
+            TimeoutExpired: it took so many seconds.
+        """
+        outputs = [f"{self._folder.name}/{name}" for name in ("out", "err")]
+        request = [[os.fsdecode(word) for word in words], str(folder), dict(environment), timeout, *outputs]
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        status = int(self._process.stdout.readline())
+        if status == -signal.SIGALRM:
+            raise subprocess.TimeoutExpired(words, timeout)
+        return Ended(status, *(Path(path).read_bytes().decode(errors="backslashreplace") for path in outputs))
