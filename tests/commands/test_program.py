@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from copies import Copies
 
 import jaxformer
 from jaxformer.commands.program import COMMANDS, ENVIRONMENT, _load, describe, main
@@ -43,17 +44,18 @@ def test_a_misspelt_command_is_one_line_with_the_nearest(capsys):
     )
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "harness"])
-def test_every_command_explains_itself_and_refuses_an_unknown_option_in_one_line(name):
-    def run(*arguments):
-        command = [sys.executable, "-m", "jaxformer", name, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
-        return done.returncode, done.stdout, done.stderr
+@pytest.fixture(scope="module")
+def copies():
+    with Copies(os.environ | {"COLUMNS": "80"}) as loaded:
+        yield loaded
 
-    status, printed, errors = run("--help")
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "harness"])
+def test_every_command_explains_itself_and_refuses_an_unknown_option_in_one_line(name, copies, tmp_path):
+    status, printed, errors = copies.run([name, "--help"], tmp_path, {})
     assert (status, errors) == (0, "") and printed.startswith(f"usage: jaxformer {name} ") and "--help" in printed
     assert max(map(len, printed.splitlines())) <= 79
-    status, printed, errors = run("--no_such_option=1")
+    status, printed, errors = copies.run([name, "--no_such_option=1"], tmp_path, {})
     assert (status, printed) == (2, "") and errors.startswith("jaxformer: ") and errors.count("\n") == 1
     assert f"see `jaxformer {name} --help`" in errors
 
