@@ -101,6 +101,7 @@ EXPERIMENT = Experiment(
     training=TrainingConfig(
         steps=1600,  # updates
         rows_per_step=4,  # rows
+        phases=(),  # other batches from a step on
         micro_batches=1,  # parts of a batch; 0: chosen for the device's memory
         compute_dtype="auto",  # auto, float32 or bfloat16
         skip_spikes_above=0.0,  # standard deviations of the last losses; 0: skip none

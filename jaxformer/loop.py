@@ -15,6 +15,7 @@ from jaxformer.checkpoint.retention import best_step
 from jaxformer.checkpoint.train_state import Checkpoints, save, save_and_wait
 from jaxformer.config import TrainingFailure
 from jaxformer.data.packing import Batch, batch_digest, seek
+from jaxformer.data.phases import Span, span_at
 from jaxformer.devices.mesh import put_rows, rows_here
 from jaxformer.devices.multihost import AgreedStop, all_rows
 from jaxformer.evaluation.generate import sample_text
@@ -23,7 +24,7 @@ from jaxformer.evaluation.scores import flatten_estimates
 from jaxformer.evaluation.task_scores import EncodedTask, score_task
 from jaxformer.evaluation.tasks import fixed_choice
 from jaxformer.evaluation.validation import validate, validation_scalars
-from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment, spans_of
 from jaxformer.host.console import format_duration, print_line, print_notice
 from jaxformer.host.files import write_json, write_whole
 from jaxformer.host.paths import shell_word
@@ -72,8 +73,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
     steps, every = run.experiment.training.steps, run.experiment.checkpoint.every_steps
     validate_every = run.experiment.evaluation.every_steps
     jitted_step, agreed_stop = compile_step(state), AgreedStop()
-    data_state = batches.get_state()
-    first_row = rows_here(run.mesh, run.experiment.training.rows_per_step).start
+    data_state, spans = batches.get_state(), spans_of(run.experiment)
     with run.signals.deferred():
         for step in range(int(state.step), steps):
             # Validated after it was saved, and again if the run stopped in between; before the first step, what was
@@ -81,9 +81,13 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             if step % validate_every == 0 and (step > 0 or run.experiment.init_from):
                 with run.signals.at_once() if jax.process_count() == 1 else contextlib.nullcontext():
                     try_to_evaluate(run, state, step)
+            span = span_at(spans, step)
+            if 0 < step == span.first_step:
+                begin_phase(run, state, batches, span)
             before = time.perf_counter()
             batch = next_batch(run, state, batches, data_state)
             waited = time.perf_counter() - before
+            first_row = rows_here(run.mesh, span.rows_per_step).start
             data_state, digest = batches.get_state(), batch_digest(batch, first_row)
             state, metrics = jitted_step(state, put_rows(state.mesh, batch))
             agreed_stop.ask(run.signals.received, metrics["loss"])
@@ -134,6 +138,18 @@ def next_batch(run: Run, state: TrainState, batches: grain.DatasetIterator, data
     if isinstance(error, Stopped):
         raise stopped_after(int(state.step), error.number)
     raise error
+
+
+def begin_phase(run: Run, state: TrainState, batches: grain.DatasetIterator, span: Span) -> None:
+    """Tells that another phase begins, once the steps before it are done.
+
+    Raises:
+        TrainingFailure: by the numbers of those.
+    """
+    try:
+        run.progress.begin_phase(span.first_step, str(span))
+    except NonFiniteSteps as failure:
+        raise keep_fault(run, state, batches, failure) from failure
 
 
 def stopped_after(step: int, number: int) -> Stopped:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import NonNegativeFloat, NonNegativeInt32, OneOf, PositiveInt32, check_fields, execution, require
 from jaxformer.data.packing import Batch
+from jaxformer.data.phases import Phase
 from jaxformer.devices.mesh import (
     COPIED,
     FSDP,
@@ -43,6 +44,8 @@ class TrainingConfig:
     """Optimizer updates."""
     rows_per_step: PositiveInt32
     """Rows of the batch of one update, over all micro-batches."""
+    phases: tuple[Phase, ...] = ()
+    """From which step on the batches have other rows, another row length or other weights of the corpus's parts."""
     micro_batches: NonNegativeInt32 = execution(1)
     """Parts of a batch that are computed one after another to save memory; the result is the same. 0 chooses for the
     device's memory.
@@ -64,10 +67,15 @@ class TrainingConfig:
 
     def __post_init__(self):
         check_fields(self, "training")
-        require(
-            self.rows_per_step % (self.micro_batches or 1) == 0,
-            f"training.micro_batches ({self.micro_batches}) must divide training.rows_per_step ({self.rows_per_step})",
-        )
+        for name, rows in self._rows_by_name().items():
+            require(
+                rows % (self.micro_batches or 1) == 0,
+                f"training.micro_batches ({self.micro_batches}) must divide training.{name} ({rows})",
+            )
+
+    def _rows_by_name(self) -> dict[str, int]:
+        phases = {f"phases.{i}.rows_per_step": phase.rows_per_step for i, phase in enumerate(self.phases)}
+        return {"rows_per_step": self.rows_per_step, **phases}
 
 
 def compute_dtype(config: TrainingConfig) -> Any:

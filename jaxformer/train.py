@@ -13,6 +13,7 @@ import functools
 import importlib.metadata
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import grain
@@ -24,7 +25,8 @@ from jaxformer.attention.dispatch import Choice
 from jaxformer.checkpoint.store import hush, saved_steps
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
 from jaxformer.config import TrainingFailure
-from jaxformer.data.packing import Batch, make_batches, seek
+from jaxformer.data.packing import Batch, make_phased_batches, seek
+from jaxformer.data.phases import Span
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
 from jaxformer.devices.mesh import rows_here
 from jaxformer.devices.multihost import (
@@ -40,7 +42,7 @@ from jaxformer.devices.multihost import (
 from jaxformer.devices.options import fixed_options, recorded_options
 from jaxformer.evaluation.result_files import check_scores
 from jaxformer.experiment.command_line import parse_arguments
-from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
+from jaxformer.experiment.experiment import Experiment, make_state, run_mesh, spans_of
 from jaxformer.experiment.lineage import Lineage
 from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import command
@@ -163,17 +165,21 @@ def prepare_inputs(
     for task in data.tasks:  # What the last evaluation writes, it must be able to write.
         check_scores(last, task.data, np.arange(len(task.data.items)))
         print_notice(task.data.describe_equal_options())
-    rows = experiment.training.rows_per_step
-    batches = make_batches(
-        data.shards,
-        data.plans,
-        data.weights,
-        experiment.packing,
-        rows_per_step=rows,
-        seed=seed,
-        rows=rows_here(mesh, rows),
-    )
+    rows, spans = functools.partial(rows_here, mesh), spans_of(experiment)
+    batches = make_phased_batches(data.shards, data.plans, spans, experiment.packing, seed=seed, rows_here=rows)
     return data, batches
+
+
+def first_batches(batches: grain.DatasetIterator[Batch], spans: Sequence[Span]) -> list[Batch]:
+    """Returns a batch of each shape that the spans have, one with something to check, and goes back to the start."""
+    found = {}
+    for span in spans:
+        shape = span.rows_per_step, span.row_length
+        if shape not in found:
+            seek(batches, span.first_step)
+            found[shape] = arrays_from_first(batch_to_check(batches, span.steps))
+    seek(batches, 0)
+    return [*found.values()]
 
 
 def make_checked_state(
@@ -186,7 +192,7 @@ def make_checked_state(
     fit: str,
     initial: InitialWeights | None,
 ) -> tuple[TrainState, Choice]:
-    """Returns the state before the first step and its attention, both checked on the first batch; prints what will run.
+    """Returns the state before the first step and its attention, both checked on first batches; prints what will run.
 
     Args:
         batches: at their beginning, where they are left.
@@ -196,9 +202,8 @@ def make_checked_state(
     Raises:
         UserError: the attention cannot run here, the disk is too small, or a document sees another.
     """
-    batch = arrays_from_first(batch_to_check(batches))
-    seek(batches, 0)
-    attention = choose_attention(experiment, batch, workdir, mesh.size)
+    firsts = first_batches(batches, spans_of(experiment))
+    attention = choose_attention(experiment, firsts, workdir, mesh.size)
     token_count = data.tokenizer.vocabulary_size
     params = initial and load_params(initial, experiment.model, mesh)
     state = make_state(experiment, seed, attention.implementation, mesh, token_count=token_count, params=params)
@@ -209,7 +214,7 @@ def make_checked_state(
     check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
     if experiment.training.startup_proof:
         is_masked, is_drawn = experiment.packing.document_mask, initial is None
-        proof = check_sanity(state, batch, token_count, document_mask=is_masked, is_drawn=is_drawn)
+        proof = check_sanity(state, firsts[0], token_count, document_mask=is_masked, is_drawn=is_drawn)
         print_wrapped(f"proof       {proof}")
     return state, attention
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("compiled")
 
 def poison(monkeypatch, steps):
     """Makes the batches of these steps, from 1, end in a loss that is not a number."""
-    make = jaxformer.train.make_batches
+    make = jaxformer.train.make_phased_batches
 
     class Poisoned:
         def __init__(self, batches):
@@ -31,7 +31,9 @@ def poison(monkeypatch, steps):
         def __getattr__(self, name):
             return getattr(self._batches, name)
 
-    monkeypatch.setattr(jaxformer.train, "make_batches", lambda *args, **options: Poisoned(make(*args, **options)))
+    monkeypatch.setattr(
+        jaxformer.train, "make_phased_batches", lambda *args, **options: Poisoned(make(*args, **options))
+    )
 
 
 def test_steps_that_are_not_finite_are_counted_and_the_run_goes_on(experiment_files, tmp_path, monkeypatch, capsys):

@@ -71,7 +71,7 @@ def test_resumed_run_takes_the_attention_that_was_timed_on_this_device(tmp_path,
     )
     bounds = np.zeros((2, 16), np.int32)
     batch = SimpleNamespace(document_starts_BT=bounds, document_ends_BT=bounds + 16)
-    choice = choose_attention(experiment, batch, tmp_path)
+    choice = choose_attention(experiment, [batch], tmp_path)
     assert choice.implementation.name == "xla"
     assert expected in choice.reason
 

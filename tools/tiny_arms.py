@@ -113,9 +113,7 @@ class Laboratory:
         def run(seed: int):
             state = init(jax.random.key(seed))
             plan = plan_rows(self.data.shards[0].tokens, experiment.packing, seed=seed)
-            batches = make_batches(
-                self.data.shards, [plan], self.data.weights, experiment.packing, rows_per_step=ROWS, seed=seed
-            )
+            batches = make_batches(self.data.shards, [plan], [1.0], experiment.packing, rows_per_step=ROWS, seed=seed)
             for _ in range(experiment.training.steps):
                 state, _ = self._step(state, next(batches))
             # What does not change the loss is taken off, for arms to share the compiled evaluation.

@@ -153,7 +153,16 @@ def prepare_study(resolved: Sequence[Resolved], runs: Path) -> dict[str, dict[st
 
     def read_by(e: Experiment) -> tuple:
         model = e.model if e.init_from else e.model.vocabulary_size
-        return e.corpus, e.tokenizer, e.packing, e.evaluation, e.training.rows_per_step, model, e.init_from
+        return (
+            e.corpus,
+            e.tokenizer,
+            e.packing,
+            e.evaluation,
+            e.training.rows_per_step,
+            e.training.phases,
+            model,
+            e.init_from,
+        )
 
     found = {}
     for one in _distinct(resolved, read_by):

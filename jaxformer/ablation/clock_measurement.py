@@ -19,11 +19,12 @@ from jaxformer.ablation.clock import LEVEL, Clock, median_interval, write_clock
 from jaxformer.ablation.finished_runs import FinishedRun, load_finished_run
 from jaxformer.attention.dispatch import Implementation, implementation_from
 from jaxformer.config import require
-from jaxformer.data.packing import make_batches
+from jaxformer.data.packing import make_phased_batches, seek
+from jaxformer.data.phases import span_at
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.options import fixed_options
-from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
+from jaxformer.experiment.experiment import Experiment, make_state, run_mesh, spans_of
 from jaxformer.run.folder import describe_environment
 from jaxformer.run.init_from import with_tokenizer
 from jaxformer.run.inputs import prepare_data
@@ -43,6 +44,9 @@ _SECONDS, _MOST_SECONDS = 40.0, 160.0
 # Batches that the steps of an arm take in turn: how long attention takes may depend on the documents.
 _BATCHES = 8
 
+# Those of a run with phases, from all of it: a phase of a twentieth of the steps is one of them.
+_PHASED_BATCHES = 20
+
 # Of a run's record, what must be the same here: `cores` too on a CPU.
 _SAME_HERE = ("code", "device", "devices", "environment")
 
@@ -53,7 +57,7 @@ class TimedSteps(NamedTuple):
     take: Callable[[int], None]
     """Takes so many, and returns when the device is done."""
     tokens: int
-    """Tokens of a step."""
+    """Tokens of a step, or of what is taken as one."""
 
 
 def measure_clock(parent_run: Path, variant_run: Path) -> None:
@@ -97,20 +101,32 @@ def make_timed_steps(experiment: Experiment, seed: int, attention: Implementatio
     Raises:
         UserError: its data cannot be prepared, or its device is not there.
     """
-    data, rows = prepare_data(experiment, seed), experiment.training.rows_per_step
+    data, spans = prepare_data(experiment, seed), spans_of(experiment)
     state = make_state(experiment, seed, attention, run_mesh(experiment), token_count=data.tokenizer.vocabulary_size)
-    batches = make_batches(data.shards, data.plans, data.weights, experiment.packing, rows_per_step=rows, seed=seed)
-    ready = [jax.device_put(put_rows(state.mesh, batch)) for batch in itertools.islice(batches, _BATCHES)]
-    step = compile_step(state).lower(state, ready[0]).compile()
+    batches = make_phased_batches(data.shards, data.plans, spans, experiment.packing, seed=seed)
+    numbers, of_one, tokens = list(range(_BATCHES)), 1, spans[0].tokens_per_step
+    if len(spans) > 1:  # What is taken as one step are then steps from all of the run, evenly.
+        of_one = _PHASED_BATCHES
+        numbers = [(2 * i + 1) * experiment.training.steps // (2 * of_one) for i in range(of_one)]
+        tokens = sum(span_at(spans, number).tokens_per_step for number in numbers)
+    ready = []
+    for number in numbers:
+        seek(batches, number)
+        ready.append(jax.device_put(put_rows(state.mesh, next(batches))))
+    jitted, steps_by_shape = compile_step(state), {}
+    for batch in ready:
+        shape = batch.tokens_BT.shape
+        if shape not in steps_by_shape:
+            steps_by_shape[shape] = jitted.lower(state, batch).compile()
     turn = itertools.cycle(ready)
 
     def take(steps: int) -> None:
         nonlocal state
-        for batch in itertools.islice(turn, steps):
-            state, _ = step(state, batch)
+        for batch in itertools.islice(turn, steps * of_one):
+            state, _ = steps_by_shape[batch.tokens_BT.shape](state, batch)
         jax.block_until_ready(state)
 
-    return TimedSteps(take, rows * experiment.packing.row_length)
+    return TimedSteps(take, tokens)
 
 
 def time_in_turns(arms: Sequence[TimedSteps], seconds: Callable[[], float] = time.perf_counter) -> list[float]:

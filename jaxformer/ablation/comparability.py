@@ -16,6 +16,7 @@ DATA_FIELDS = (
     "packing.method",
     "packing.documents_per_row",
     "training.rows_per_step",
+    "training.phases",
 )
 
 # Kinds of differences that one may choose to ignore.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxformer.ablation.finished_runs import FinishedRun
+from jaxformer.experiment.experiment import tokens_by_step
 
 # Shares of the steps between which the curve is fitted. The warmup is over then, and the decay of the rate, which makes
 # the end of a curve no slope along the tokens, has hardly begun. Small models (32 wide, 300 and 600 steps, a cosine at
@@ -61,9 +62,11 @@ def _slopes(runs: Sequence[FinishedRun]) -> np.ndarray:
 
 def _slope(run: FinishedRun) -> float:
     """Returns the fall of a run's bits per byte for each factor e of the tokens; NaN where it cannot be fitted."""
-    steps, validation_loss = np.arange(1, len(run.losses) + 1), run.summary.get("validation/loss", math.nan)
-    fitted = (steps > _BEGIN * len(steps)) & (steps <= _END * len(steps)) & np.isfinite(run.losses)
+    validation_loss = run.summary.get("validation/loss", math.nan)
+    tokens = tokens_by_step(run.experiment, len(run.losses))
+    tokens = tokens / tokens[0]
+    fitted = (tokens > _BEGIN * tokens[-1]) & (tokens <= _END * tokens[-1]) & np.isfinite(run.losses)
     if fitted.sum() < 3:
         return math.nan
-    nats = float(np.polyfit(np.log(steps[fitted]), run.losses[fitted], 1)[0])
+    nats = float(np.polyfit(np.log(tokens[fitted]), run.losses[fitted], 1)[0])
     return -nats * run.bits_per_byte / validation_loss

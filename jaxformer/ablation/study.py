@@ -14,11 +14,11 @@ from jaxformer.ablation.training_jobs import make_job
 from jaxformer.ablation.tuning import RateSearch, missing_runs, runs_to_come
 from jaxformer.ablation.verdict import Rule
 from jaxformer.config import Bounds, UserError, check_fields, require
+from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.files import find_study, run_file
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.promoted import kept_changes
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
-from jaxformer.flops import training_flops_per_token
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.launch import Job
 from jaxformer.statistics.significance import INTERIM_SEEDS
@@ -299,13 +299,10 @@ def estimate_seconds(resolved: Sequence[Resolved], runs: Path, parent_seconds: f
     base = known[parent.name] or parent_seconds
     if base is None:
         raise UserError(f"no run of {parent.name} is finished: give the seconds of one")
-    return {one.name: known[one.name] or base * _flops(one) / _flops(parent) for one in resolved}
-
-
-def _flops(resolved: Resolved) -> float:
-    experiment = resolved.experiment
-    tokens = experiment.training.steps * experiment.training.rows_per_step * experiment.packing.row_length
-    return tokens * training_flops_per_token(experiment.model, experiment.packing.row_length)
+    return {
+        one.name: known[one.name] or base * training_flops(one.experiment) / training_flops(parent.experiment)
+        for one in resolved
+    }
 
 
 def mean_seconds(folder: Path) -> float | None:

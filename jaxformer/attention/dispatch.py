@@ -11,6 +11,7 @@ Axes: B row, T query, S key, H query heads, G key/value heads, R = H / G, K head
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -139,6 +140,7 @@ def choose_implementation(
     document_ends_BT: jax.Array | None = None,
     *,
     recorded: Implementation | None = None,
+    others: Sequence[AttentionShape] = (),
 ) -> Choice:
     """Returns the implementation for this device and these shapes, compared with `xla` on the bounds of a batch.
 
@@ -147,13 +149,17 @@ def choose_implementation(
     Args:
         recorded: what was timed to be the fastest when the run began on this device: a resumed run computes with the
             same, unless another is configured by name.
+        others: further shapes on which it must be able to run.
 
     Raises:
         UserError: the one that is configured by name cannot run here, or what was chosen fails the comparison.
     """
     device = jax.devices()[0]
     has_batch = document_starts_BT is not None
-    reasons = {name: why_not(name, shape, device) for name in IMPLEMENTATIONS}
+    reasons = {
+        name: next(filter(None, (why_not(name, each, device) for each in (shape, *others))), "")
+        for name in IMPLEMENTATIONS
+    }
     if config.implementation == "auto":
         names = [name for name in _PREFERENCE if not reasons[name]]
         reason = "which visits only the blocks inside the documents"
@@ -169,11 +175,22 @@ def choose_implementation(
         implementation, reason = _fastest(names, shape, document_starts_BT, document_ends_BT)
     else:
         implementation = _default(names[0], shape)
-    if not has_batch:
+    if document_starts_BT is None or document_ends_BT is None:
         return Choice(implementation, reason)
-    choice = Choice(implementation, reason, visible=visible_share(document_starts_BT))
+    error = compare_with_xla(implementation, shape, document_starts_BT, document_ends_BT)
+    return Choice(implementation, reason, error, visible_share(document_starts_BT))
+
+
+def compare_with_xla(
+    implementation: Implementation, shape: AttentionShape, document_starts_BT: jax.Array, document_ends_BT: jax.Array
+) -> float | None:
+    """Returns the `attention_error` of an implementation on the bounds of a batch; None for `xla` itself.
+
+    Raises:
+        UserError: it fails, or the error is more than that of rounding.
+    """
     if implementation.name == "xla":
-        return choice
+        return None
     advice = "run with --attention.implementation=xla, and report it"
     try:
         error = _error(implementation, shape, document_starts_BT, document_ends_BT)
@@ -187,7 +204,7 @@ def choose_implementation(
         f"attention {implementation.name!r} differs from xla by {error:.2g} on the first batch, more than the "
         f"{tolerance:g} of rounding: {advice}",
     )
-    return choice._replace(error=error)
+    return error
 
 
 def _default(name: str, shape: AttentionShape) -> Implementation:

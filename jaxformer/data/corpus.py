@@ -14,7 +14,16 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from jaxformer.config import Bounds, NonNegativeInt, OneOf, PositiveFloat, UserError, check_fields, execution, require
+from jaxformer.config import (
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    UserError,
+    check_fields,
+    execution,
+    require,
+)
 from jaxformer.data.documents import (
     Document,
     help_topics,
@@ -94,8 +103,10 @@ class CorpusConfig:
     """Whether training documents that share an n-gram with an item of the tasks in `evaluation.task_data` are removed;
     of a mixture, those of all its parts.
     """
-    weight: PositiveFloat = 1.0
-    """Share of the training rows, in proportion to the other parts' weights, as a part of a mixture."""
+    weight: NonNegativeFloat = 1.0
+    """Share of the training rows, in proportion to the other parts' weights, as a part of a mixture; 0 leaves it to a
+    phase of the training.
+    """
     parts: tuple["CorpusConfig", ...] = ()
     """The corpora of a 'mixture'."""
     skip_bad_records: Annotated[float, Bounds(at_least=0, below=1)] = execution(0.0)

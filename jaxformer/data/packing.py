@@ -20,6 +20,7 @@ number, and resuming is exact by construction.
 import dataclasses
 import hashlib
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -28,10 +29,14 @@ import numpy as np
 
 from jaxformer.config import Bounds, NonNegativeInt, OneOf, UserError, check_fields, execution
 from jaxformer.data.bin_packing import best_fit_decreasing, cut, cut_stream
+from jaxformer.data.phases import Span
 from jaxformer.data.shards import Shards
 
 # Without end for any run, yet short enough that Grain can count the batches in 64 bits.
 _EPOCHS = 1 << 30
+
+# Batches of a last phase, which Grain wants to be counted.
+_MOST = 1 << 40
 
 # How many digests of a batch there are.
 DIGESTS = 1 << 48
@@ -263,7 +268,7 @@ def pad_rows(batch: Batch, rows: int) -> Batch:
 def make_batches(
     shards: list[Shards],
     plans: list[Plan],
-    weights: list[float],
+    weights: Sequence[float],
     config: PackingConfig,
     *,
     rows_per_step: int,
@@ -276,15 +281,69 @@ def make_batches(
     weights are shares of rows. `get_state()` is a small dict that JSON can hold, and `set_state` resumes exactly.
 
     Args:
-        shards, plans, weights: one of each for every corpus.
+        shards, plans, weights: one of each for every corpus; one of weight 0 gives no rows.
         rows: of each batch, which ones are read, where others read the rest; order and state are the same.
+    """
+    batches = _number_batches(
+        shards, plans, weights, config, rows_per_step=rows_per_step, seed=seed, rows=rows, before=[0] * len(plans)
+    )
+    return _read_ahead(batches, config)
+
+
+def make_phased_batches(
+    shards: list[Shards],
+    plans: Mapping[int, list[Plan]],
+    spans: Sequence[Span],
+    config: PackingConfig,
+    *,
+    seed: int,
+    rows_here: Callable[[int], slice] = lambda _: slice(None),
+) -> grain.DatasetIterator:
+    """Returns `make_batches` of each span for its steps, one after another, as one iterator whose state is the step.
+
+    Rows of one length are in one order throughout: of each corpus, a span goes on where those before it stopped. The
+    last span has no end.
+
+    Args:
+        plans: by row length, one for every corpus.
+        rows_here: from the rows of a batch to those that are read.
+    """
+    read = {row_length: [0] * len(shards) for row_length in plans}
+    parts = []
+    for span in spans:
+        before, options = read[span.row_length], {"rows_per_step": span.rows_per_step, "seed": seed}
+        rows = rows_here(span.rows_per_step)
+        here = _number_batches(
+            shards, plans[span.row_length], span.weights, config, rows=rows, before=before, **options
+        )
+        parts.append(here[: _MOST if span is spans[-1] else span.steps] if len(spans) > 1 else here)
+        read[span.row_length] = [a + b for a, b in zip(before, span.rows_by_corpus, strict=True)]
+    return _read_ahead(grain.MapDataset.concatenate(parts) if len(parts) > 1 else parts[0], config)
+
+
+def _number_batches(
+    shards: list[Shards],
+    plans: list[Plan],
+    weights: Sequence[float],
+    config: PackingConfig,
+    *,
+    rows_per_step: int,
+    seed: int,
+    rows: slice,
+    before: Sequence[int],
+) -> grain.MapDataset:
+    """Returns the batches by number; arguments as of `make_batches`.
+
+    Args:
+        before: how many rows of each corpus were read before the first batch.
     """
     first_row = np.cumsum([0] + [len(plan) for plan in plans])
     orders = []
-    for part in range(len(plans)):
+    for part in np.flatnonzero(weights).tolist():
         numbers = grain.MapDataset.range(int(first_row[part]), int(first_row[part + 1]))
-        orders.append(numbers.seed(seed * 1000 + part).shuffle().repeat(_EPOCHS))
-    order = grain.MapDataset.mix(orders, weights) if len(orders) > 1 else orders[0]
+        order = numbers.seed(seed * 1000 + part).shuffle().repeat(_EPOCHS)
+        orders.append(order[before[part] :] if before[part] else order)
+    order = grain.MapDataset.mix(orders, [weight for weight in weights if weight]) if len(orders) > 1 else orders[0]
 
     def read(numbers: np.ndarray) -> Batch:
         numbers = numbers[rows]
@@ -300,9 +359,13 @@ def make_batches(
             batches[0] if len(batches) == 1 else Batch(*(np.concatenate(xs)[back] for xs in zip(*batches, strict=True)))
         )
 
+    return order.batch(rows_per_step).map(read)
+
+
+def _read_ahead(batches: grain.MapDataset, config: PackingConfig) -> grain.DatasetIterator:
     buffer = config.reader_buffer if config.reader_threads else 0
     options = grain.ReadOptions(num_threads=config.reader_threads, prefetch_buffer_size=buffer)
-    return iter(order.batch(rows_per_step).map(read).to_iter_dataset(options))
+    return iter(batches.to_iter_dataset(options))
 
 
 def batch_digest(batch: Batch, first_row: int = 0) -> int:

@@ -9,6 +9,7 @@ from jaxformer.checkpoint.retention import CheckpointConfig
 from jaxformer.config import replace
 from jaxformer.data.corpus import CorpusConfig
 from jaxformer.data.packing import PackingConfig
+from jaxformer.data.phases import Phase
 from jaxformer.data.tokenizer import TokenizerConfig
 from jaxformer.devices.mesh import MeshConfig
 from jaxformer.evaluation.config import EvaluationConfig
@@ -38,6 +39,7 @@ __all__ = [
     "Optimizer",
     "OptimizerConfig",
     "PackingConfig",
+    "Phase",
     "Promoted",
     "Residual",
     "SolvedFeedForwardWidth",

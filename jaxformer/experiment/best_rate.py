@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment, step_tokens
 
 RATE = "optimizer.learning_rate"
 
@@ -18,5 +18,4 @@ _MOVES = ("optimizer.", "training.steps", "model.width", "model.depth", "init_fr
 
 def moves_best_rate(paths: Collection[str], before: Experiment, after: Experiment) -> bool:
     """Returns whether a change of some fields moves the best learning rate: that of a step's tokens does, too."""
-    batches = [one.training.rows_per_step * one.packing.row_length for one in (before, after)]
-    return any(path.startswith(_MOVES) for path in paths) or batches[0] != batches[1]
+    return any(path.startswith(_MOVES) for path in paths) or step_tokens(before) != step_tokens(after)

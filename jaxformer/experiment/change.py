@@ -10,6 +10,8 @@ from jaxformer.experiment.patches import refuse_patches
 from jaxformer.experiment.variant import Variant
 from jaxformer.record import Part, all_parts, flatten, kind_of
 
+_PHASES = "training.phases"
+
 
 def apply_change(variant: Variant, base: Experiment) -> tuple[Experiment, list[str]]:
     """Returns what a variant makes of an experiment, and the paths of the scientific fields that it declares.
@@ -39,11 +41,16 @@ def apply_change(variant: Variant, base: Experiment) -> tuple[Experiment, list[s
 
 
 def _with_parts_whole(leaves: Iterable[str], before: Experiment, after: Experiment) -> list[str]:
-    """Returns paths that differ; one of a part that was put in, taken out or replaced stands for all within."""
+    """Returns paths that differ; one of a part that was put in, taken out or replaced stands for all within.
+
+    So do the phases of the training, which are one schedule.
+    """
     ours, theirs = _sections(after), _sections(before)
 
     def whole(leaf: str) -> str:
         names = leaf.split(".")
+        if is_within(leaf, _PHASES):
+            return _PHASES
         for path in (".".join(names[:count]) for count in range(1, len(names))):
             values = ours.get(path), theirs.get(path)
             if kind_of(values[0]) != kind_of(values[1]) and any([*all_parts(value)] for value in values):

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -11,11 +12,13 @@ from jaxformer.attention.dispatch import AttentionConfig, Implementation, choose
 from jaxformer.attention.support import AttentionShape
 from jaxformer.checkpoint.train_state import CheckpointConfig
 from jaxformer.config import check_fields, execution, require
-from jaxformer.data.corpus import CorpusConfig
+from jaxformer.data.corpus import CorpusConfig, parts_of
 from jaxformer.data.packing import PackingConfig
+from jaxformer.data.phases import Span, make_spans
 from jaxformer.data.tokenizer import TokenizerConfig
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows, make_mesh
 from jaxformer.evaluation.config import EvaluationConfig
+from jaxformer.flops import training_flops_per_token
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, check_schedule, make_optimizer
 from jaxformer.record import flatten
@@ -63,11 +66,66 @@ class Experiment:
             f"optimizer.unembedding_rate ({self.optimizer.unembedding_rate}) needs model.tied_embeddings = False: a "
             "table that embeds as well has optimizer.embedding_rate",
         )
-        require(
-            self.model.most_positions == 0 or self.model.most_positions >= self.packing.row_length,
-            f"model.learned_positions ({self.model.most_positions}) must be at least "
-            f"packing.row_length ({self.packing.row_length})",
+        lengths = {"packing.row_length": self.packing.row_length}
+        lengths |= {f"training.phases.{i}.row_length": one.row_length for i, one in enumerate(self.training.phases)}
+        for name, row_length in lengths.items():
+            require(
+                self.model.most_positions == 0 or self.model.most_positions >= row_length,
+                f"model.learned_positions ({self.model.most_positions}) must be at least {name} ({row_length})",
+            )
+        spans_of(self)
+
+
+def spans_of(experiment: Experiment) -> tuple[Span, ...]:
+    """Returns the steps of a run by what their batches are: those of its phases, or all of them."""
+    training, weights = experiment.training, tuple(part.weight for part in parts_of(experiment.corpus))
+    whole = Span(0, training.steps, training.rows_per_step, experiment.packing.row_length, weights)
+    return make_spans(training.phases, whole)
+
+
+def shapes_of(experiment: Experiment) -> list[Experiment]:
+    """Returns an experiment without phases for each shape of a batch that a run has, the first one's first.
+
+    What a step takes on a device is asked of each.
+    """
+    sizes = dict.fromkeys((span.rows_per_step, span.row_length) for span in spans_of(experiment))
+    parts = tuple(dataclasses.replace(part, weight=1.0) for part in experiment.corpus.parts)  # 0 needs a phase.
+    return [
+        dataclasses.replace(
+            experiment,
+            corpus=dataclasses.replace(experiment.corpus, parts=parts),
+            packing=dataclasses.replace(experiment.packing, row_length=row_length),
+            training=dataclasses.replace(experiment.training, rows_per_step=rows, phases=()),
         )
+        for rows, row_length in sizes
+    ]
+
+
+def trained_tokens(experiment: Experiment, steps: int | None = None) -> int:
+    """Returns how many tokens the first steps of a run are trained on, padding included; all of them by default."""
+    spans, steps = spans_of(experiment), experiment.training.steps if steps is None else steps
+    return sum(span.tokens_per_step * min(span.steps, max(0, steps - span.first_step)) for span in spans)
+
+
+def tokens_by_step(experiment: Experiment, steps: int) -> np.ndarray:
+    """Returns how many tokens a run is trained on until each of its first steps is done, int64 (steps,)."""
+    spans = spans_of(experiment)
+    span_of = np.searchsorted([span.first_step for span in spans], np.arange(steps), side="right") - 1
+    return np.cumsum(np.array([span.tokens_per_step for span in spans])[span_of])
+
+
+def step_tokens(experiment: Experiment) -> list[tuple[int, int]]:
+    """Returns (step, tokens) of each step, from 0, from which on the batches have another number of tokens."""
+    sizes = [(span.first_step, span.tokens_per_step) for span in spans_of(experiment)]
+    return [sizes[i] for i in range(len(sizes)) if i == 0 or sizes[i][1] != sizes[i - 1][1]]
+
+
+def training_flops(experiment: Experiment) -> float:
+    """Returns the floating-point operations of all steps of a run, by `flops.training_flops_per_token`."""
+    return sum(
+        span.steps * span.tokens_per_step * training_flops_per_token(experiment.model, span.row_length)
+        for span in spans_of(experiment)
+    )
 
 
 def run_mesh(experiment: Experiment) -> Mesh:
@@ -77,13 +135,13 @@ def run_mesh(experiment: Experiment) -> Mesh:
         UserError: they are not there, or do not divide the rows of a step.
     """
     mesh = make_mesh(experiment.mesh, jax.devices())
-    training = experiment.training
-    check_rows(mesh.shape[DATA], mesh.shape[FSDP], training.rows_per_step, training.micro_batches or 1)
+    for span in spans_of(experiment):
+        check_rows(mesh.shape[DATA], mesh.shape[FSDP], span.rows_per_step, experiment.training.micro_batches or 1)
     return mesh
 
 
 def attention_shape(experiment: Experiment, devices: int = 1) -> AttentionShape:
-    """Returns what attention is computed on in a step of the experiment, on each of so many devices."""
+    """Returns what attention is computed on where batches are as configured, on each of so many devices."""
     model, training, packing = experiment.model, experiment.training, experiment.packing
     return AttentionShape(
         rows=training.rows_per_step // (training.micro_batches or 1) // devices,
@@ -96,6 +154,11 @@ def attention_shape(experiment: Experiment, devices: int = 1) -> AttentionShape:
         documents_per_row=packing.documents_per_row,
         window=model.sliding_window,
     )
+
+
+def attention_shapes(experiment: Experiment, devices: int = 1) -> list[AttentionShape]:
+    """Returns what attention is computed on in the steps of a run, the first one's first."""
+    return [attention_shape(one, devices) for one in shapes_of(experiment)]
 
 
 def make_state(
@@ -118,8 +181,8 @@ def make_state(
             names.
     """
     if attention is None:
-        shape = attention_shape(experiment, mesh.size if mesh else 1)
-        attention = choose_implementation(experiment.attention, shape).implementation
+        shape, *others = attention_shapes(experiment, mesh.size if mesh else 1)
+        attention = choose_implementation(experiment.attention, shape, others=others).implementation
     return init_state(
         experiment.model,
         make_optimizer(experiment.optimizer, experiment.training.steps, experiment.model),

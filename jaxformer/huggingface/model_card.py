@@ -37,6 +37,7 @@ def model_card(
     record: Mapping[str, Any],
     *,
     step: int,
+    tokens: int,
     architecture: str,
     parameters: int,
     dtype: str,
@@ -52,6 +53,7 @@ def model_card(
     Args:
         record: the run's `config.json`.
         step: of the checkpoint.
+        tokens: that the run trained on until then.
         architecture: of transformers.
         parameters: how many were exported.
         dtype: of the tensors.
@@ -63,8 +65,6 @@ def model_card(
         comparison: with transformers, or why there was none.
         ambiguity: as of `tokenizer_json.ambiguity`.
     """
-    config = record["config"]
-    tokens = step * config["training"]["rows_per_step"] * config["packing"]["row_length"]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     git = record.get("git") or {}
     commit = f", git commit {git['commit']}{' with uncommitted changes' if git.get('changes') else ''}" if git else ""

@@ -5,22 +5,24 @@ of a run, printed on its screen, and kept in its record: a resumed run computes 
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxformer.attention.dispatch import Choice, choose_implementation, implementation_from
+from jaxformer.attention.dispatch import Choice, choose_implementation, compare_with_xla, implementation_from
 from jaxformer.attention.document_mask import limit_window
+from jaxformer.attention.support import AttentionShape
 from jaxformer.config import UserError, did_you_mean, replace
 from jaxformer.data.packing import Batch
 from jaxformer.devices.device import MEMORY_GB, device_memory, memory_gigabytes
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.devices.multihost import all_min, from_first
-from jaxformer.experiment.experiment import Experiment, attention_shape, run_mesh
+from jaxformer.experiment.experiment import Experiment, attention_shapes, run_mesh, shapes_of, spans_of, training_flops
 from jaxformer.flops import forward_operations, training_flops_per_token
 from jaxformer.host.console import format_size
 from jaxformer.host.files import read_json
@@ -71,8 +73,8 @@ def device_at_hand(experiment: Experiment) -> Target:
         UserError: the devices of the mesh are not there, or the attention that is configured cannot run on them.
     """
     device, mesh = jax.local_devices()[0], run_mesh(experiment)
-    shape = attention_shape(experiment, mesh.size)
-    attention = choose_implementation(experiment.attention, shape).implementation.name
+    shape, *others = attention_shapes(experiment, mesh.size)
+    attention = choose_implementation(experiment.attention, shape, others=others).implementation.name
     dtype = compute_dtype(experiment.training)
     return Target(
         device.device_kind, device.platform, device_memory(), attention, dtype, mesh.shape[DATA], mesh.shape[FSDP]
@@ -93,7 +95,8 @@ def device_to_come(experiment: Experiment) -> Target:
 def _spread(target: Target, experiment: Experiment) -> Target:
     """Returns as many devices as the mesh asks for; of an axis that takes what is left there is one."""
     data, fsdp = max(1, experiment.mesh.data), max(1, experiment.mesh.fsdp)
-    check_rows(data, fsdp, experiment.training.rows_per_step, experiment.training.micro_batches or 1)
+    for span in spans_of(experiment):
+        check_rows(data, fsdp, span.rows_per_step, experiment.training.micro_batches or 1)
     return target._replace(data=data, fsdp=fsdp)
 
 
@@ -171,16 +174,26 @@ def fits(fit: Fit, target: Target) -> bool:
 
 
 def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
-    """Yields the ways to compute a step that an experiment leaves open, the cheapest first."""
-    model, training = experiment.model, experiment.training
+    """Yields the ways to compute the steps that an experiment leaves open, the cheapest first.
+
+    The memory of each is that of the step which takes most.
+    """
+    model, training, shapes = experiment.model, experiment.training, shapes_of(experiment)
     remats = [model.remat] if model.remat != "auto" else ["none", *SAVED]
-    rows = training.rows_per_step
     parts = [training.micro_batches]
     if not training.micro_batches:
+        rows = math.gcd(*(one.training.rows_per_step for one in shapes))
         parts = [n for n in range(1, rows + 1) if rows % (n * target.devices) == 0]
-    costs = {(remat, count): _cost(experiment, target, remat, count) for remat in remats for count in parts}
+    flops = [training_flops(one) for one in shapes]
+    costs = {
+        (remat, count): sum(x * _cost(one, target, remat, count) for x, one in zip(flops, shapes, strict=True))
+        / sum(flops)
+        for remat in remats
+        for count in parts
+    }
     for remat, count in sorted(costs, key=costs.__getitem__):
-        memory = step_memory(computed_with(experiment, remat, count), target)
+        memories = (step_memory(computed_with(one, remat, count), target) for one in shapes)
+        memory = max(memories, key=lambda memory: memory.peak)
         yield Fit(remat, count, memory, costs[remat, count])
 
 
@@ -228,12 +241,13 @@ def _settings(fit: Fit) -> str:
     return f"--training.micro_batches={fit.micro_batches} --model.remat={fit.remat}"
 
 
-def choose_attention(experiment: Experiment, batch: Batch, workdir: Path, devices: int = 1) -> Choice:
-    """Returns the choice of the attention, compared on one of the devices and its rows of a batch."""
-    shape = attention_shape(experiment, devices)
-    starts_BT, ends_BT = (jnp.asarray(x[: shape.rows]) for x in (batch.document_starts_BT, batch.document_ends_BT))
-    if shape.window:
-        starts_BT, ends_BT = limit_window(starts_BT, ends_BT, shape.window)
+def choose_attention(experiment: Experiment, batches: Sequence[Batch], workdir: Path, devices: int = 1) -> Choice:
+    """Returns the choice of the attention, compared on one of the devices and its rows of batches.
+
+    Args:
+        batches: one of each of `shapes_of`; the first decides what is the fastest where that is timed.
+    """
+    shape, *others = attention_shapes(experiment, devices)
     record = read_json(workdir / "config.json")
     try:
         was_timed = (
@@ -243,6 +257,15 @@ def choose_attention(experiment: Experiment, batch: Batch, workdir: Path, device
     except (KeyError, TypeError) as error:
         path = workdir / "config.json"
         raise UserError(f"{path}: not the record of a run ({error!r}); move the run folder away") from error
-    choice = choose_implementation(experiment.attention, shape, starts_BT, ends_BT, recorded=recorded)
+    bounds = _document_bounds(batches[0], shape)
+    choice = choose_implementation(experiment.attention, shape, *bounds, recorded=recorded, others=others)
+    for other, batch in zip(others, batches[1:], strict=True):
+        compare_with_xla(choice.implementation, other, *_document_bounds(batch, other))
     # Each process has timed by itself.
     return choice._replace(implementation=implementation_from(from_first(dataclasses.asdict(choice.implementation))))
+
+
+def _document_bounds(batch: Batch, shape: AttentionShape) -> tuple[jax.Array, jax.Array]:
+    """Returns where the documents of a batch's first rows start and end, as attention in a shape sees them."""
+    starts_BT, ends_BT = (jnp.asarray(x[: shape.rows]) for x in (batch.document_starts_BT, batch.document_ends_BT))
+    return limit_window(starts_BT, ends_BT, shape.window) if shape.window else (starts_BT, ends_BT)

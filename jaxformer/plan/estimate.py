@@ -19,8 +19,16 @@ from jaxformer.devices.device import peak_tflops
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.options import fixed_options
 from jaxformer.devices.timing import milliseconds
-from jaxformer.experiment.experiment import Experiment, make_state, run_mesh
-from jaxformer.flops import describe_parameters, training_flops_per_token
+from jaxformer.experiment.experiment import (
+    Experiment,
+    make_state,
+    run_mesh,
+    shapes_of,
+    spans_of,
+    trained_tokens,
+    training_flops,
+)
+from jaxformer.flops import describe_parameters
 from jaxformer.host.console import format_duration, format_size, print_line, print_wrapped
 from jaxformer.model import abstract_model
 from jaxformer.plan.device_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
@@ -36,10 +44,10 @@ _UTILISATION = 0.4
 
 
 class Speed(NamedTuple):
-    """How fast a run is."""
+    """How fast the steps of a run are."""
 
     step_seconds: float
-    """Seconds of a step."""
+    """Seconds of a step; of a run with phases, of the largest."""
     start_seconds: float
     """Seconds of compiling the step; 0 where nothing was compiled."""
     how: str
@@ -54,7 +62,7 @@ def estimate_run_seconds(experiment: Experiment) -> float:
     of matmuls. Preparing the corpus comes on top.
     """
     target = device_to_come(experiment)
-    return _run_seconds(experiment, _speed_here(experiment, target, choose_fit(experiment, target)))
+    return _run_seconds(experiment, _speed_here(_largest(experiment), target, choose_fit(experiment, target)))
 
 
 @fixed_options()
@@ -67,27 +75,40 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     is_here = where == "here"
     target = device_to_come(experiment) if is_here else named_device(experiment, where)
     fit = choose_fit(experiment, target)
-    model, training, T = experiment.model, experiment.training, experiment.packing.row_length
+    model, largest = experiment.model, _largest(experiment)
+    T = largest.packing.row_length
     params = nnx.state(abstract_model(model))
     print_line(parameter_overview.get_parameter_overview(nnx.to_pure_dict(params), include_stats=False))
     print_wrapped(f"parameters  {describe_parameters(model, T)}")
-    tokens_per_step = training.rows_per_step * T
-    tokens, flops = tokens_per_step * training.steps, training_flops_per_token(model, T)
-    print_wrapped(f"compute     {flops / 1e6:,.1f} MFLOPs per token, {flops * tokens:.3g} FLOPs in all")
-    print_wrapped(
-        f"tokens      {tokens_per_step:,} a step, {tokens:,} in {training.steps:,} steps{_passes(experiment, tokens)}"
-    )
+    flops = training_flops(experiment)
+    per_token = flops / trained_tokens(experiment) / 1e6
+    print_wrapped(f"compute     {per_token:,.1f} MFLOPs per token, {flops:.3g} FLOPs in all")
+    _print_tokens(experiment)
     _print_memory(experiment, target, fit)
     _print_disk(experiment, target, fit)
-    speed = _speed_here(experiment, target, fit) if is_here else _speed_of(experiment, target, fit)
+    speed = _speed_here(largest, target, fit) if is_here else _speed_of(largest, target, fit)
     seconds = _run_seconds(experiment, speed)
     hours = seconds * target.devices / 3600
     print_wrapped(
         f"time        {format_duration(seconds)}, {hours:.2f} device hours, validation included "
         f"({target.devices} x {target.kind})"
     )
-    print_wrapped(f"            {tokens_per_step / speed.step_seconds:,.0f} tokens/s, {speed.how}")
+    print_wrapped(f"            {trained_tokens(largest, 1) / speed.step_seconds:,.0f} tokens/s, {speed.how}")
     print_wrapped("            preparing the corpus and scoring the tasks come on top")
+
+
+def _largest(experiment: Experiment) -> Experiment:
+    """Returns of `shapes_of` the one whose steps take the most operations, by which the others are reckoned."""
+    return max(shapes_of(experiment), key=training_flops)
+
+
+def _print_tokens(experiment: Experiment) -> None:
+    first, *later = spans_of(experiment)
+    tokens, steps = trained_tokens(experiment), experiment.training.steps
+    each = "" if later else f"{first.tokens_per_step:,} a step, "
+    print_wrapped(f"tokens      {each}{tokens:,} in {steps:,} steps{_passes(experiment, tokens)}")
+    for span in (first, *later) if later else ():
+        print_wrapped(f"            from step {span.first_step:,}: {span}")
 
 
 def _passes(experiment: Experiment, tokens: int) -> str:
@@ -97,7 +118,7 @@ def _passes(experiment: Experiment, tokens: int) -> str:
 
 
 def _print_memory(experiment: Experiment, target: Target, fit: Fit) -> None:
-    m, rows = fit.memory, experiment.training.rows_per_step // fit.micro_batches // target.devices
+    m, rows = fit.memory, _largest(experiment).training.rows_per_step // fit.micro_batches // target.devices
     limit = f"; JAX may take {format_size(target.memory)} ({target.kind})" if target.memory else ""
     # There the blocks stand one after another, and XLA finds more room: up to a quarter is saved.
     about = "at most about " if target.platform == "cpu" else ""
@@ -152,11 +173,11 @@ def _run_seconds(experiment: Experiment, speed: Speed) -> float:
 
     A validation's tokens, of 4 bytes each, take a third of a training step's.
     """
-    training, evaluation = experiment.training, experiment.evaluation
+    evaluation, largest = experiment.evaluation, _largest(experiment)
     tokens = len(parts_of(experiment.corpus)) * evaluation.validation_bytes / 4
-    validations = -(-training.steps // evaluation.every_steps)
-    steps = training.steps + validations * tokens / (3 * training.rows_per_step * experiment.packing.row_length)
-    return speed.start_seconds + speed.step_seconds * steps
+    validations = -(-experiment.training.steps // evaluation.every_steps)
+    steps = training_flops(experiment) / _step_flops(largest) + validations * tokens / (3 * trained_tokens(largest, 1))
+    return speed.start_seconds * len(shapes_of(experiment)) + speed.step_seconds * steps
 
 
 def _speed_here(experiment: Experiment, target: Target, fit: Fit) -> Speed:
@@ -184,8 +205,8 @@ def _speed_of(experiment: Experiment, target: Target, fit: Fit) -> Speed:
 
 
 def _step_flops(experiment: Experiment) -> float:
-    T = experiment.packing.row_length
-    return training_flops_per_token(experiment.model, T) * experiment.training.rows_per_step * T
+    """Returns the operations of a step of an experiment without phases."""
+    return training_flops(experiment) / experiment.training.steps
 
 
 def _matmul_rate(target: Target) -> float:

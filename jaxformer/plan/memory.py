@@ -120,7 +120,8 @@ def step_memory(experiment: Experiment, target: Target) -> StepMemory:
     """Returns the memory of an experiment's step, on one of the target's devices.
 
     Args:
-        experiment: with `model.remat` and `training.micro_batches` as the step is computed, neither left open.
+        experiment: without phases, and with `model.remat` and `training.micro_batches` as the step is computed,
+            neither left open.
     """
     model, training, T = experiment.model, experiment.training, experiment.packing.row_length
     if target.fsdp > 1 and model.remat == "none":

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds
 from jaxformer.ablation.outcome import Outcome
+from jaxformer.experiment.experiment import tokens_by_step
 from jaxformer.report.findings import Finding, collect_findings, runs_nearest_best
 from jaxformer.report.formatting import plain
 from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
@@ -49,19 +50,19 @@ def draw_losses(outcome: Outcome):
         colour, dash = _curve_style(number)
         smooth, tokens = [_running_mean(run.losses, max(1, len(run.losses) // 40)) for run in runs], []
         for run, curve in zip(runs, smooth, strict=True):
-            tokens.append(run.summary["tokens"] / max(run.summary["steps"], 1))
+            tokens.append(np.concatenate([[0], tokens_by_step(run.experiment, len(run.losses))]))
             shown, thin = _shown(len(curve)), {"color": colour, "lw": 0.5, "alpha": 0.4, "zorder": 2}
-            training.plot((shown + 1) * tokens[-1], curve[shown], **thin)
-            validation.plot(run.curve[:, 0] * tokens[-1], run.curve[:, 1], **thin)
+            training.plot(tokens[-1][shown + 1], curve[shown], **thin)
+            validation.plot(tokens[-1][run.curve[:, 0].astype(int)], run.curve[:, 1], **thin)
             late += list(curve[len(curve) // 8 :])
             late_bits += list(run.curve[len(run.curve) // 4 :, 1])
         thick = {"color": colour, "ls": dash, "lw": 1.4, "zorder": 3 if number else 4}
         curve = np.mean([one[: min(map(len, smooth))] for one in smooth], axis=0)
         shown = _shown(len(curve))
-        training.plot((shown + 1) * tokens[0], curve[shown], **thick)
+        training.plot(tokens[0][shown + 1], curve[shown], **thick)
         if len({tuple(run.curve[:, 0]) for run in runs}) == 1:
             mean = np.mean([run.curve for run in runs], axis=0)
-            validation.plot(mean[:, 0] * tokens[0], mean[:, 1], marker="o", ms=2.5, **thick)
+            validation.plot(tokens[0][mean[:, 0].astype(int)], mean[:, 1], marker="o", ms=2.5, **thick)
         bits = np.mean([run.bits_per_byte for run in runs])
         handles.append(Line2D([], [], color=colour, ls=dash, lw=1.8, label=f" {name}  {bits:.4f}"))
     training.set(title="Training loss, smoothed", xlabel="tokens seen", ylabel="nats per target")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.config import require
+from jaxformer.experiment.experiment import trained_tokens
 from jaxformer.experiment.files import comes_with_package
 from jaxformer.experiment.variant import AD_HOC, OF
 from jaxformer.host.files import read_json
@@ -62,6 +63,7 @@ def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False,
         card = model_card(
             trained.record,
             step=trained.step,
+            tokens=trained_tokens(trained.experiment, trained.step),
             architecture=architecture,
             parameters=parameters,
             dtype=dtype,

@@ -22,7 +22,7 @@ from jaxformer.data.tokenizer_files import TOKENIZER_FILES
 from jaxformer.devices.options import recorded_options
 from jaxformer.evaluation.config import task_names
 from jaxformer.evaluation.result_files import describe_validation
-from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment, trained_tokens
 from jaxformer.experiment.lineage import Lineage
 from jaxformer.host.console import format_size, print_line, print_notice
 from jaxformer.host.files import for_json, read_json, require_json, write_json, write_whole
@@ -262,7 +262,7 @@ def summarise(
         "experiment": experiment.name,
         "seed": seed,
         "steps": steps,
-        "tokens": steps * experiment.training.rows_per_step * experiment.packing.row_length,
+        "tokens": trained_tokens(experiment),
         "seconds": seconds,
         "device_hours": device_seconds / 3600,
         "peak_memory_bytes": peak_memory(),

@@ -22,7 +22,7 @@ from jaxformer.config import UserError, replace, require
 from jaxformer.data.tokenizer import Tokenizer, load_tokenizer, prepare_tokenizer, tokenizer_file
 from jaxformer.data.tokenizer_files import TOKENIZER_FILES
 from jaxformer.devices.mesh import state_sharding
-from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment, trained_tokens
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import print_notice
 from jaxformer.host.files import require_json
@@ -124,7 +124,7 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
         "experiment": experiment.name,
         "seed": config["seed"],
         "step": step,
-        "tokens": step * experiment.training.rows_per_step * experiment.packing.row_length,
+        "tokens": trained_tokens(experiment, step),
         "params": digest,
         "init_from": config.get("lineage", {}).get("init_from"),
     }

@@ -12,6 +12,7 @@ from jaxformer.data.contamination import Contamination, find_contamination
 from jaxformer.data.corpus import Documents, load_documents, part_names, parts_of
 from jaxformer.data.overlap import held_out_elsewhere
 from jaxformer.data.packing import PackingConfig, Plan, packing_report, plan_rows
+from jaxformer.data.phases import deal_documents
 from jaxformer.data.preparation import prepare, unfilled_budget
 from jaxformer.data.round_trip import RoundTrip, find_round_trip
 from jaxformer.data.shards import Shards, open_shards
@@ -19,7 +20,7 @@ from jaxformer.data.tokenizer import Tokenizer, prepare_tokenizer
 from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_tasks
 from jaxformer.evaluation.tasks import TaskData
 from jaxformer.evaluation.validation import ValidationSet, select_validation
-from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment, spans_of
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import print_notice
 
@@ -69,12 +70,12 @@ class PreparedCorpus(NamedTuple):
 
 
 class Data(NamedTuple):
-    """All that a run reads: corpora, and of each its training rows, weight and validation set; and tasks."""
+    """All that a run reads: corpora, and of each its training rows and validation set; and tasks."""
 
     tokenizer: Tokenizer
     corpora: list[PreparedCorpus]
-    plans: list[Plan]
-    weights: list[float]
+    plans: dict[int, list[Plan]]
+    """By length of the rows, those of each corpus."""
     validation: list[ValidationSet]
     tasks: list[EncodedTask]
 
@@ -87,9 +88,11 @@ class Data(NamedTuple):
 def digests(data: Data) -> dict[str, str]:
     """Returns what identifies the data and its order, by name, for a run to resume on nothing else."""
     found = {"tokenizer": data.tokenizer.digest}
-    for i, (corpus, plan) in enumerate(zip(data.corpora, data.plans, strict=True)):
+    for i, corpus in enumerate(data.corpora):
         manifest = corpus.training.manifest
-        found |= {f"corpus.{i}": manifest.corpus_digest, f"plan.{i}": plan.digest()}
+        found[f"corpus.{i}"] = manifest.corpus_digest
+        for row_length, plans in data.plans.items():
+            found[f"plan.{i}.{row_length}" if len(data.plans) > 1 else f"plan.{i}"] = plans[i].digest()
         if manifest.commit:
             found[f"commit.{i}"] = manifest.commit
         if len(corpus.removed):
@@ -229,24 +232,46 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
     documents, tokenizer = open_corpora(experiment)
     encoded_tasks = [encode_task(task, tokenizer, packing.row_length) for task in tasks]
     corpora = prepare_corpora(experiment, documents, tokenizer, tasks)
-    plans = [plan_rows(each.training.tokens, packing, seed=seed, documents=each.documents) for each in corpora]
-    rows = sum(map(len, plans))
-    require(
-        rows >= experiment.training.rows_per_step,
-        f"corpus {experiment.corpus.path or experiment.corpus.kind}: {rows} rows of {packing.row_length} tokens "
-        f"are fewer than training.rows_per_step ({experiment.training.rows_per_step}); give it more text",
-    )
-    for corpus, plan in zip(corpora, plans, strict=True):
-        _check_fill(corpus, plan, packing)
+    plans = _plan_corpora(experiment, corpora, seed)
+    for corpus in corpora:
         print_notice(unfilled_budget(corpus.training.manifest))
-    weights = [config.weight for config in parts_of(experiment.corpus)]
     validation = [select_validation(each.validation, experiment.evaluation, packing, each.name) for each in corpora]
-    return Data(tokenizer, corpora, plans, weights, validation, encoded_tasks)
+    return Data(tokenizer, corpora, plans, validation, encoded_tasks)
 
 
-def _check_fill(corpus: PreparedCorpus, plan: Plan, packing: PackingConfig) -> None:
-    """Raises `UserError` with the cause where the rows are filled too little."""
-    report = packing_report(plan, corpus.training.tokens, corpus.documents)
+def _plan_corpora(experiment: Experiment, corpora: Sequence[PreparedCorpus], seed: int) -> dict[int, list[Plan]]:
+    """Returns the rows of each corpus by their length, each document in rows of one length."""
+    spans = spans_of(experiment)
+    plans: dict[int, list[Plan]] = {span.row_length: [] for span in spans}
+    for i, corpus in enumerate(corpora):
+        shares = dict.fromkeys(plans, 0)
+        for span in spans:
+            shares[span.row_length] += span.rows_by_corpus[i] * span.row_length
+        dealt = deal_documents(corpus.training.tokens, corpus.documents, shares, seed=seed)
+        for row_length, documents in dealt.items():
+            packing = dataclasses.replace(experiment.packing, row_length=row_length)
+            plan = plan_rows(corpus.training.tokens, packing, seed=seed, documents=documents)
+            require(
+                len(plan) > 0 or not shares[row_length],
+                f"corpus {corpus.training.manifest.origin}: its {len(corpus.documents):,} documents are too few to "
+                f"deal some to the rows of {row_length} tokens; give it more text, or its phases rows of one length",
+            )
+            if len(plan):
+                _check_fill(corpus, plan, documents, packing)
+            plans[row_length].append(plan)
+    for span in spans:
+        rows = sum(len(plan) for plan, weight in zip(plans[span.row_length], span.weights, strict=True) if weight)
+        require(
+            rows >= span.rows_per_step,
+            f"corpus {experiment.corpus.path or experiment.corpus.kind}: {rows} rows of {span.row_length} tokens "
+            f"are fewer than training.rows_per_step ({span.rows_per_step}); give it more text",
+        )
+    return plans
+
+
+def _check_fill(corpus: PreparedCorpus, plan: Plan, documents: np.ndarray, packing: PackingConfig) -> None:
+    """Raises `UserError` with the cause where the rows of some documents are filled too little."""
+    report = packing_report(plan, corpus.training.tokens, documents)
     inputs = int(plan.lengths.sum(dtype=np.int64))
     if packing.documents_per_row and report.documents_per_row > 0.9 * packing.documents_per_row:
         cause = f"raise packing.documents_per_row ({packing.documents_per_row})"

@@ -13,10 +13,11 @@ import numpy as np
 from jaxformer.attention.dispatch import Choice
 from jaxformer.config import TrainingFailure
 from jaxformer.data.packing import DIGESTS, packing_report
+from jaxformer.data.phases import Span
 from jaxformer.devices.device import peak_tflops
 from jaxformer.devices.multihost import all_sum
 from jaxformer.devices.options import recorded_options
-from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment, spans_of, trained_tokens, training_flops
 from jaxformer.flops import describe_parameters, training_flops_per_token
 from jaxformer.host.console import (
     Field,
@@ -119,7 +120,7 @@ def step_scalars(step: int, metrics: Mapping, batch: int, learning_rates: np.nda
 
 
 def progress_fields(
-    step: int, steps: int, metrics: Sequence[Mapping], pace: Pace | None, peak: float | None
+    step: int, steps: int, metrics: Sequence[Mapping], pace: Pace | None, peak: float | None, to_come: float
 ) -> list[Field]:
     """Returns the fields of the line on the steps up to one of all: loss, pace, and the time that remains.
 
@@ -127,6 +128,7 @@ def progress_fields(
         metrics: of these steps.
         pace: None where it is not known yet.
         peak: TFLOP/s of all devices, or None where it is not known.
+        to_come: steps that remain, those of another size by their operations.
     """
     losses = [m["loss"] for m in metrics if math.isfinite(m["loss"])]
     skipped = metrics[-1]["skipped"]
@@ -143,7 +145,7 @@ def progress_fields(
         Field(f"{pace.tokens_per_second:,.0f} tokens/s", rank=2),
         Field(f"MFU {pace.tflops / peak:.1%}" if peak else f"{pace.tflops:.3f} TFLOP/s", rank=5),
         Field(f"waiting for data {waiting:.0%}" if waiting > _NOTABLE_WAITING else "", rank=4),
-        Field(f"ETA {format_duration(pace.seconds_per_step * (steps - step))}"),
+        Field(f"ETA {format_duration(pace.seconds_per_step * to_come)}"),
     ]
 
 
@@ -169,15 +171,21 @@ class Progress:
         steps: int,
         every_steps: int,
         learning_rates: np.ndarray,
-        flops_per_token: float,
+        flops_per_token: np.ndarray,
+        tokens_per_step: np.ndarray,
         peak: float | None,
     ):
-        """Args: as in the run's configuration; `learning_rates` by step, `peak` TFLOP/s of all devices."""
+        """Args: as in the run's configuration.
+
+        `learning_rates`, `flops_per_token` and `tokens_per_step` are by step, `peak` is TFLOP/s of all devices.
+        """
         self._writer = writer
         self._steps = steps
         self._every = every_steps
         self._learning_rates = learning_rates
         self._flops_per_token = flops_per_token
+        costs = flops_per_token * tokens_per_step
+        self._costs = costs / costs[0]
         self._peak = peak
         self._waiting: list[tuple[int, dict]] = []
         self._started = time.perf_counter()  # Moved on by what is no time of training.
@@ -199,10 +207,21 @@ class Progress:
         self._waiting.append((step, metrics))
         if not self._marks:
             jax.block_until_ready(metrics)
-            seconds = time.perf_counter() - self._started
-            print_line(f"first step  after {seconds:.1f} s, compilation included")
+            seconds, before = time.perf_counter() - self._started, self._total
+            print_line(f"first step  after {seconds - before.seconds:.1f} s, compilation included")
             # Compilation is no part of any pace.
-            self._marks.append(Mark(seconds, 1, float(metrics["targets"]), self._total.waited))
+            targets = before.targets + float(metrics["targets"])
+            self._marks.append(Mark(seconds, before.steps + 1, targets, before.waited))
+
+    def begin_phase(self, step: int, batches: str) -> None:
+        """Tells what the batches after a step are, the first of which is compiled for, and times those by themselves.
+
+        Raises: as of `flush`.
+        """
+        self.flush()
+        self.resume_clock()
+        self._marks.clear()
+        print_above_progress(f"step {step}/{self._steps}  a phase begins: {batches}")
 
     def flush(self) -> None:
         """Waits for the steps so far, writes their metrics and prints a line.
@@ -214,8 +233,8 @@ class Progress:
             return
         window = [(step, jax.device_get(metrics)) for step, metrics in self._waiting]
         batches = all_sum([m["batch"] for _, m in window], DIGESTS)
-        pace = self._measure([m for _, m in window])
         last, _ = window[-1]
+        pace = self._measure([m for _, m in window], float(self._flops_per_token[last - 1]))
         for (step, m), batch in zip(window, batches, strict=True):
             scalars = step_scalars(step, m, batch, self._learning_rates)
             print_notice(self._writer.write(step, scalars | (pace.scalars() if pace and step == last else {})))
@@ -223,10 +242,11 @@ class Progress:
             print_above_progress(line)
         self._stop_if_frozen(window)
         if self._total.steps > 1:
-            print_progress(*progress_fields(last, self._steps, [m for _, m in window], pace, self._peak))
+            to_come = float(self._costs[last:].sum() / self._costs[last - 1])
+            print_progress(*progress_fields(last, self._steps, [m for _, m in window], pace, self._peak, to_come))
         self._waiting = []
 
-    def _measure(self, metrics: Sequence[Mapping]) -> Pace | None:
+    def _measure(self, metrics: Sequence[Mapping], flops_per_token: float) -> Pace | None:
         """Takes the metrics of steps that have just ended; returns the pace, or None where it is not known yet."""
         before = self._total
         now = Mark(
@@ -245,7 +265,7 @@ class Progress:
         if now.steps == first.steps:  # Of the first step alone.
             return None
         self._marks.append(now)
-        return measure_pace(first, now, self._flops_per_token) if now.seconds - first.seconds >= _PACE_SECONDS else None
+        return measure_pace(first, now, flops_per_token) if now.seconds - first.seconds >= _PACE_SECONDS else None
 
     def _stop_if_frozen(self, window: Sequence[tuple[int, Mapping]]) -> None:
         """Remembers the first of the non-finite steps in a row, and raises once they are too many."""
@@ -270,59 +290,77 @@ class Progress:
 
 def print_overview(experiment: Experiment, state: TrainState, data: Data, attention: Choice, fit: str) -> None:
     """Prints, once at the start, what will run on what; fit is what `fit_to_device` says."""
-    training, row_length = experiment.training, experiment.packing.row_length
-    device = jax.devices()[0]
+    device, spans = jax.devices()[0], spans_of(experiment)
     devices = 1 if state.mesh is None else state.mesh.size
-    tokens_per_step = training.rows_per_step * row_length
-    flops = training_flops_per_token(experiment.model, row_length)
     print_wrapped(f"device      {devices} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
     if options := ", ".join(f"{name}={value}" for name, value in recorded_options().items()):
         print_wrapped(f"options     {options}: compared with runs that have the same alone")
     if state.mesh is not None:
         parts = ", ".join(f"{name} {size}" for name, size in state.mesh.shape.items())
-        print_wrapped(
-            f"mesh        {parts}; {jax.process_count()} processes; {training.rows_per_step // devices} rows a device"
-        )
+        rows = ", then ".join(str(each) for each in dict.fromkeys(span.rows_per_step // devices for span in spans))
+        print_wrapped(f"mesh        {parts}; {jax.process_count()} processes; {rows} rows a device")
     print_wrapped(f"attention   {attention}")
     print_wrapped(f"memory      {fit}")
     given = data.tokenizer
     marks = f"BOS {given.bos}, EOS {given.eos}"
     print_wrapped(f"tokenizer   {given.kind}, {given.vocabulary_size} pieces, {marks}, digest {given.digest[:12]}")
-    for corpus, plan, weight in zip(data.corpora, data.plans, data.weights, strict=True):
-        m = corpus.training.manifest
-        share = f", {weight / sum(data.weights):.0%} of the rows" if len(data.corpora) > 1 else ""
-        print_wrapped(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
-        bad = f"; {m.bad:,} bad records left out" if m.bad else ""
-        keys = f" ({m.keys:,} keys)" if 0 < m.keys < sum(m.documents.values()) else ""
-        print_wrapped(
-            f"            {len(corpus.documents):,} documents{keys}, {corpus.tokens:,} tokens to train on, "
-            f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed{bad}"
-        )
-        for line in corpus.describe():
-            print_wrapped(f"            {line}")
-        passes = training.steps * training.rows_per_step * weight / sum(data.weights) / len(plan)
-        report = packing_report(plan, corpus.training.tokens, corpus.documents)
-        print_wrapped(f"packing     {report}; each row is read {passes:.3g} times")
+    for i in range(len(data.corpora)):
+        _print_corpus(data, i, spans)
     for task, encoded in data.tasks:
         cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""
         count = f"{len(task.items):,} of {task.task.official_items:,} official items"
         print_wrapped(f"task        {task.task.name}: {count}, {task.source}, digest {task.digest[:12]}{cut}")
-    print_wrapped(f"parameters  {describe_parameters(experiment.model, row_length)}")
+    print_wrapped(f"parameters  {describe_parameters(experiment.model, spans[0].row_length)}")
+    steps, tokens = experiment.training.steps, trained_tokens(experiment)
+    per_token = f"{training_flops(experiment) / tokens / 1e6:,.1f} MFLOPs per token"
+    if len(spans) == 1:
+        print_wrapped(f"training    {steps:,} steps of {spans[0].size}, {tokens:,} in all; {per_token}")
+        return
+    print_wrapped(f"training    {steps:,} steps in phases, {tokens:,} tokens in all; {per_token}")
+    for span in spans:
+        print_wrapped(f"            from step {span.first_step:,}: {span}")
+
+
+def _print_corpus(data: Data, number: int, spans: Sequence[Span]) -> None:
+    """Prints what a run reads of a corpus."""
+    corpus, m = data.corpora[number], data.corpora[number].training.manifest
+    rows = {span: span.rows_by_corpus[number] for span in spans}
+    of_all = sum(rows.values()) / sum(span.steps * span.rows_per_step for span in spans)
+    share = f", {of_all:.0%} of the rows" if len(data.corpora) > 1 else ""
+    print_wrapped(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
+    bad = f"; {m.bad:,} bad records left out" if m.bad else ""
+    keys = f" ({m.keys:,} keys)" if 0 < m.keys < sum(m.documents.values()) else ""
     print_wrapped(
-        f"training    {training.steps:,} steps of {training.rows_per_step} rows x {row_length} = {tokens_per_step:,} "
-        f"tokens, {training.steps * tokens_per_step:,} in all; {flops / 1e6:,.1f} MFLOPs per token"
+        f"            {len(corpus.documents):,} documents{keys}, {corpus.tokens:,} tokens to train on, "
+        f"{m.documents['validation']:,} to validate; {m.duplicates} duplicates and {m.empty} empty removed{bad}"
     )
+    for line in corpus.describe():
+        print_wrapped(f"            {line}")
+    for row_length, plans in data.plans.items():
+        plan = plans[number]
+        if not len(plan):
+            continue
+        passes = sum(count for span, count in rows.items() if span.row_length == row_length) / len(plan)
+        is_dealt = len(data.plans) > 1
+        report = packing_report(
+            plan, corpus.training.tokens, np.unique(plan.documents) if is_dealt else corpus.documents
+        )
+        of_length = f"rows of {row_length:,} tokens: " if is_dealt else ""
+        print_wrapped(f"packing     {of_length}{report}; each row is read {passes:.3g} times")
 
 
 def make_progress(experiment: Experiment, writer: Writer, device_kind: str, devices: int) -> Progress:
     """Returns the progress of a run on so many devices of a kind."""
-    steps = experiment.training.steps
+    steps, spans = experiment.training.steps, spans_of(experiment)
+    flops = [training_flops_per_token(experiment.model, span.row_length) for span in spans]
+    counts = [span.steps for span in spans]
     peak = experiment.training.peak_tflops or peak_tflops(device_kind)
     return Progress(
         writer,
         steps=steps,
         every_steps=experiment.training.log_every_steps,
         learning_rates=np.asarray(make_schedule(experiment.optimizer, steps)(np.arange(steps))),
-        flops_per_token=training_flops_per_token(experiment.model, experiment.packing.row_length),
+        flops_per_token=np.repeat(flops, counts),
+        tokens_per_step=np.repeat([span.tokens_per_step for span in spans], counts),
         peak=peak and peak * devices,
     )

@@ -50,10 +50,14 @@ class Proof(NamedTuple):
         return f"{text}; all ids lie in the vocabulary; the loss is {self.loss:.3f}"
 
 
-def batch_to_check(batches: Iterator[Batch]) -> Batch:
-    """Returns the first of the next batches in which a row holds two documents, or the first of all if none does."""
+def batch_to_check(batches: Iterator[Batch], most: int = _BATCHES) -> Batch:
+    """Returns the first of the next batches in which a row holds two documents, or the first of all if none does.
+
+    Args:
+        most: how many it may look at.
+    """
     first = next(batches)
-    others = (next(batches) for _ in range(_BATCHES - 1))
+    others = (next(batches) for _ in range(min(most, _BATCHES) - 1))
     return next((batch for batch in itertools.chain([first], others) if batch.segment_ids_BT.max() > 1), first)
 
 

@@ -636,7 +636,7 @@ PART = CorpusConfig(kind="text", path="a")
             {"kind": "mixture", "parts": (PART, CorpusConfig(kind="mixture", parts=(PART, PART)))},
             "a part of a mixture must not be a mixture",
         ),
-        ({"kind": "text", "path": "a", "weight": 0.0}, r"corpus\.weight \(0\.0\) must be above 0"),
+        ({"kind": "text", "path": "a", "weight": -1.0}, r"corpus\.weight \(-1\.0\) must be at least 0"),
         ({"kind": "text", "path": "a", "weight": float("nan")}, r"corpus\.weight \(nan\) must be finite"),
         ({"kind": "text", "path": "a", "validation_share": 0.0}, r"share \(0\.0\) must be above 0 and below 1"),
         ({"kind": "text", "path": "a", "validation_share": 1.0}, r"share \(1\.0\) must be above 0 and below 1"),

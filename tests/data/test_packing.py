@@ -16,11 +16,14 @@ from jaxformer.data.packing import (
     Plan,
     batch_digest,
     make_batches,
+    make_phased_batches,
     packing_report,
     pad_rows,
     plan_rows,
     read_rows,
+    seek,
 )
+from jaxformer.data.phases import Phase, Span, make_spans
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -569,3 +572,63 @@ def test_every_part_of_a_mixture_goes_through_epochs_of_its_own():
 def test_a_configuration_that_breaks_a_rule_is_refused_with_rule_and_value(fields, message):
     with pytest.raises(UserError, match=message):
         PackingConfig(**{"row_length": 8, **fields})
+
+
+# Batches of a run in phases.
+
+CONFIGURED = Span(0, 20, 3, T, tuple(WEIGHTS))
+
+
+def phased(spans, seed=0):
+    shards, plans = make_parts(LENGTHS, T, "best_fit")
+    return make_phased_batches(shards, {T: plans}, spans, PackingConfig(T, reader_threads=0), seed=seed)
+
+
+def part_of(row) -> int:
+    """Returns the corpus of a row, by its largest id."""
+    ends = np.cumsum([10] + [sum(lengths) for lengths in LENGTHS])
+    return int(np.searchsorted(ends, max(row[0]), side="right")) - 1
+
+
+def test_a_run_without_phases_has_the_batches_that_it_had():
+    shards, plans = make_parts(LENGTHS, T, "best_fit")
+    ours = phased(make_spans((), CONFIGURED))
+    theirs = make_batches(shards, plans, WEIGHTS, PackingConfig(T, reader_threads=0), rows_per_step=3, seed=0)
+    assert same([next(ours) for _ in range(40)], [next(theirs) for _ in range(40)])
+
+
+def test_phases_read_on_in_each_corpus_and_nothing_twice_before_all_of_it():
+    phases = (
+        Phase(start=0.25, weights=(0.0, 1.0, 0.3), rows_per_step=5),
+        Phase(start=0.5, rows_per_step=4),
+        Phase(start=0.9, weights=(1.0, 0.0, 0.0)),
+    )
+    spans = make_spans(phases, CONFIGURED)
+    assert [(span.first_step, span.steps, span.rows_per_step) for span in spans] == [
+        (0, 5, 3),
+        (5, 5, 5),
+        (10, 8, 4),
+        (18, 2, 3),
+    ]
+    found = rows_of(islice(phased(spans), 20), 15 + 25 + 32 + 6)
+    shards, plans = make_parts(LENGTHS, T, "best_fit")
+    plain = rows_of(
+        make_batches(shards, plans, WEIGHTS, PackingConfig(T, reader_threads=0), rows_per_step=3, seed=0), 600
+    )
+    for part, plan in enumerate(plans):
+        ours, order = ([row for row in rows if part_of(row) == part] for rows in (found, plain))
+        assert ours == order[: len(ours)] and len(ours) == sum(span.rows_by_corpus[part] for span in spans)
+        repeated = [count for count in Counter(ours).values() if count > 1]
+        assert not repeated or len(ours) > len(plan)
+    of_span = [Counter(map(part_of, rows)) for rows in (found[15:40], found[-6:])]
+    assert of_span == [Counter({1: 20, 2: 5}), Counter({0: 6})]
+
+
+def test_any_step_is_a_number_across_phases():
+    spans = make_spans((Phase(start=0.3, rows_per_step=5), Phase(start=0.6, weights=(0.0, 1.0, 1.0))), CONFIGURED)
+    batches = phased(spans)
+    whole = [next(batches) for _ in range(25)]
+    assert batches.get_state() == {"next_index": 25}, "the last phase has no end"
+    for step in (5, 6, 7, 11, 12, 19):
+        seek(batches, step)
+        assert same([next(batches)], [whole[step]])

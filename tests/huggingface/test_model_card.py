@@ -37,7 +37,7 @@ COMPARISON = Comparison(4, 256, 1.1e-5, 2.45, 1000, 5, 0, 0, {"transformers": "5
 
 def card(record=RECORD, **changes):
     options = {
-        "step": 100, "architecture": "LlamaForCausalLM", "parameters": 123456, "dtype": "float32",
+        "step": 100, "tokens": 12_800, "architecture": "LlamaForCausalLM", "parameters": 123456, "dtype": "float32",
         "commands": ["jaxformer train", "jaxformer export"], "notes": [], "validation": VALIDATION, "tasks": [TASK],
         "comparison": COMPARISON, "ambiguity": "",
     }  # fmt: skip

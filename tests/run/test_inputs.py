@@ -55,7 +55,9 @@ def test_no_text_is_planned_that_any_part_is_validated_on_whatever_their_order(p
     for corpora in ((texts, texts[50:120], texts[100:]), (texts[100:], texts, texts[50:120])):
         data = prepare(*corpora)
         validation = [documents_of(c.validation, np.arange(len(c.validation))) for c in data.corpora]
-        planned = [documents_of(shards, plan.documents) for shards, plan in zip(data.shards, data.plans, strict=True)]
+        planned = [
+            documents_of(shards, plan.documents) for shards, plan in zip(data.shards, data.plans[32], strict=True)
+        ]
         everything = [documents_of(shards, np.arange(len(shards))) for shards in data.shards]
         for some, whole in zip(planned, everything, strict=True):
             assert some == whole - set.union(*validation)
@@ -71,7 +73,7 @@ def test_parts_that_share_nothing_are_planned_as_each_by_itself(prepare, make_te
     data = prepare(texts[:100], texts[100:])
     assert removed(data) == {}
     assert digests(data).keys() == {"tokenizer", "corpus.0", "plan.0", "corpus.1", "plan.1"}
-    for corpus, plan in zip(data.corpora, data.plans, strict=True):
+    for corpus, plan in zip(data.corpora, data.plans[32], strict=True):
         alone = plan_rows(corpus.training.tokens, PACKING, seed=3)
         assert plan.digest() == alone.digest()
 
@@ -104,7 +106,7 @@ def test_documents_that_contain_items_are_removed_from_the_parts_that_say_so(
     items = [*texts[5:15], *texts[60:75]]
     (tmp_path / "lambada.jsonl").write_text("".join(json.dumps({"text": " ".join(t.split())}) + "\n" for t in items))
     data = prepare(texts[:50], texts[50:], tasks=str(tmp_path), decontaminate=parts, whole=whole)
-    for name, corpus, plan, is_removed in zip("01", data.corpora, data.plans, parts, strict=True):
+    for name, corpus, plan, is_removed in zip("01", data.corpora, data.plans[256], parts, strict=True):
         trained_on = documents_of(corpus.training, plan.documents)
         contaminated = documents_of(corpus.training, corpus.contamination["lambada"].documents)
         assert 5 < len(contaminated) < 16 and corpus.contamination["lambada"].items == 25

@@ -43,7 +43,10 @@ def clock(monkeypatch):
 
 
 def make_progress(writer, **options):
-    defaults = {"steps": 9, "every_steps": 3, "learning_rates": np.arange(9) / 10, "flops_per_token": 1e6, "peak": None}
+    steps = options.get("steps", 9)
+    flops, tokens = np.full(steps, 1e6), np.full(steps, 64)
+    defaults = {"steps": 9, "every_steps": 3, "learning_rates": np.arange(9) / 10, "peak": None}
+    defaults |= {"flops_per_token": flops, "tokens_per_step": tokens}
     return Progress(writer, **(defaults | options))
 
 
@@ -161,7 +164,7 @@ WHOLE = "step 12345/610352  loss 2.987  31 skipped  1,234,567 tokens/s  MFU 21.5
 )
 def test_progress_line_fits_and_keeps_step_and_eta(columns, line):
     ours = [metrics(2.987, skipped=31)]
-    assert join_fields(progress_fields(12345, 610352, ours, PACE, 989.0), columns) == line
+    assert join_fields(progress_fields(12345, 610352, ours, PACE, 989.0, 610352 - 12345), columns) == line
 
 
 def test_progress_goes_on_over_a_loss_that_is_not_finite_and_counts_it(tmp_path, capsys):

@@ -241,7 +241,7 @@ def test_data_that_do_not_come_end_the_run_with_what_was_learned_saved(
     happens, status, line, experiment_files, uninterrupted, tmp_path, monkeypatch, capsys
 ):
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
-    make = jaxformer.train.make_batches
+    make = jaxformer.train.make_phased_batches
 
     class Ending:
         def __init__(self, batches):
@@ -256,7 +256,7 @@ def test_data_that_do_not_come_end_the_run_with_what_was_learned_saved(
             return getattr(self._batches, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jaxformer.train, "make_batches", lambda *args, **options: Ending(make(*args, **options)))
+        patch.setattr(jaxformer.train, "make_phased_batches", lambda *args, **options: Ending(make(*args, **options)))
         assert main(arguments) == status
     assert capsys.readouterr().err == f"jaxformer: {line}\n"
     assert main(arguments) == 0
