@@ -177,7 +177,8 @@ def first_batches(batches: grain.DatasetIterator[Batch], spans: Sequence[Span]) 
         shape = span.rows_per_step, span.row_length
         if shape not in found:
             seek(batches, span.first_step)
-            found[shape] = arrays_from_first(batch_to_check(batches, span.steps))
+            own = () if span is spans[-1] else (span.steps,)  # What follows those has another shape.
+            found[shape] = arrays_from_first(batch_to_check(batches, *own))
     seek(batches, 0)
     return [*found.values()]
 
@@ -213,8 +214,9 @@ def make_checked_state(
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     check_disk(workdir, size * checkpoints_to_come(experiment, workdir), "its checkpoints")
     if experiment.training.startup_proof:
+        batch = next((each for each in firsts if each.segment_ids_BT.max() > 1), firsts[0])
         is_masked, is_drawn = experiment.packing.document_mask, initial is None
-        proof = check_sanity(state, firsts[0], token_count, document_mask=is_masked, is_drawn=is_drawn)
+        proof = check_sanity(state, batch, token_count, document_mask=is_masked, is_drawn=is_drawn)
         print_wrapped(f"proof       {proof}")
     return state, attention
 

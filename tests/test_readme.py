@@ -47,6 +47,7 @@ CODE = [
     if line.strip()
 ]
 FIELDS = flatten(load_experiment("baseline")) | flatten(load_experiment("mixture_of_experts"))
+FIELDS |= {"training.phases": ()}  # It has no leaves where there are none.
 
 
 def commands(pattern: str) -> list[tuple[str, list[str]]]:
@@ -68,9 +69,11 @@ def check_options(arguments: list[str], known: str) -> None:
         assert name in FIELDS if "." in name else re.search(rf"--{name}\b", known), f"--{name}"
 
 
-def test_the_example_of_a_variant_is_one_of_the_experiments():
+def test_the_examples_of_variants_are_of_the_experiments():
     variant, _ = EXAMPLES
     assert variant in (ROOT / "experiments" / "swiglu.py").read_text(encoding="utf-8")
+    *_, phases = examples_of("docs/experiments.md")
+    assert phases in (ROOT / "experiments" / "row_length_ramp.py").read_text(encoding="utf-8")
 
 
 def batch_of_ones() -> Batch:
@@ -99,7 +102,7 @@ def test_the_example_of_a_trained_model_writes_and_scores(uninterrupted, compile
 
 
 def test_the_example_of_an_own_optimizer_is_an_experiment(tmp_path):
-    (example,) = examples_of("docs/experiments.md")[1:]
+    _, example, _ = examples_of("docs/experiments.md")
     (tmp_path / "lion.py").write_text(example, encoding="utf-8")
     config = resolve(str(tmp_path / "lion.py")).experiment.optimizer
     assert repr(config.name) == "Lion(beta=0.95)"

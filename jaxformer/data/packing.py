@@ -35,7 +35,7 @@ from jaxformer.data.shards import Shards
 # Without end for any run, yet short enough that Grain can count the batches in 64 bits.
 _EPOCHS = 1 << 30
 
-# Batches of a last phase, which Grain wants to be counted.
+# Batches of the last phase, which Grain wants to be counted.
 _MOST = 1 << 40
 
 # How many digests of a batch there are.
@@ -309,16 +309,21 @@ def make_phased_batches(
         rows_here: from the rows of a batch to those that are read.
     """
     read = {row_length: [0] * len(shards) for row_length in plans}
-    parts = []
+    found = []
     for span in spans:
-        before, options = read[span.row_length], {"rows_per_step": span.rows_per_step, "seed": seed}
-        rows = rows_here(span.rows_per_step)
         here = _number_batches(
-            shards, plans[span.row_length], span.weights, config, rows=rows, before=before, **options
+            shards,
+            plans[span.row_length],
+            span.weights,
+            config,
+            rows_per_step=span.rows_per_step,
+            seed=seed,
+            rows=rows_here(span.rows_per_step),
+            before=read[span.row_length],
         )
-        parts.append(here[: _MOST if span is spans[-1] else span.steps] if len(spans) > 1 else here)
-        read[span.row_length] = [a + b for a, b in zip(before, span.rows_by_corpus, strict=True)]
-    return _read_ahead(grain.MapDataset.concatenate(parts) if len(parts) > 1 else parts[0], config)
+        found.append(here[: _MOST if span is spans[-1] else span.steps])
+        read[span.row_length] = [a + b for a, b in zip(read[span.row_length], span.rows_by_corpus, strict=True)]
+    return _read_ahead(grain.MapDataset.concatenate(found), config)
 
 
 def _number_batches(

@@ -330,6 +330,14 @@ def test_auto_takes_what_skips_blocks_before_what_does_not(on_hopper, shape, fir
     assert choose_implementation(AttentionConfig(), shape).implementation.name == first
 
 
+def test_what_cannot_run_on_the_batches_of_every_phase_is_not_taken(on_hopper):
+    bounded = BOUNDED._replace(head_width=96)
+    too_long = bounded._replace(rows=2**15, row_length=2**16)
+    assert choose_implementation(AttentionConfig(), bounded, others=[too_long]).implementation.name == "xla"
+    with pytest.raises(UserError, match=r"'cudnn_packed' cannot run here: counts positions in 32 bits"):
+        choose_implementation(AttentionConfig(implementation="cudnn_packed"), bounded, others=[too_long])
+
+
 def test_packed_attention_needs_room_for_a_document_and_padding():
     with pytest.raises(UserError, match=r"cudnn_packed needs segments \(0\)"):
         Implementation("cudnn_packed")

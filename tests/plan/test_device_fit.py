@@ -6,7 +6,8 @@ import pytest
 
 import jaxformer.plan.device_fit
 import jaxformer.step
-from jaxformer.config import UserError
+from jaxformer.config import UserError, replace
+from jaxformer.data.phases import Phase
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.plan.device_fit import Target, advise, choose_fit, fit_to_device, fits, named_device, ways
 from jaxformer.train import main
@@ -43,6 +44,19 @@ def test_what_is_chosen_fits_and_nothing_cheaper_does():
         assert fits(fit, target) and not any(fits(each, target) for each in cheaper)
         chosen.append((fit.remat, fit.micro_batches))
     assert chosen[0] == ("none", 1) and len(set(chosen)) > 2
+
+
+def test_phases_fit_by_their_largest_step_in_parts_that_divide_every_batch():
+    alone = small(), small(**{"packing.row_length": "1024", "training.rows_per_step": "12"})
+    both = replace(small(), {"training.phases": (Phase(start=0.5, rows_per_step=12, row_length=1024),)})
+    peaks, costs = (
+        [{way[:2]: getter(way) for way in ways(one, gpu(1))} for one in (*alone, both)]
+        for getter in (lambda way: way.memory.peak, lambda way: way.cost)
+    )
+    assert {parts for _, parts in peaks[2]} == {1, 2, 4}
+    for way, peak in peaks[2].items():
+        assert peak == max(peaks[0][way], peaks[1][way])
+        assert min(costs[0][way], costs[1][way]) <= costs[2][way] <= max(costs[0][way], costs[1][way])
 
 
 def test_where_nothing_fits_the_least_is_chosen():

@@ -3,7 +3,8 @@
 import pytest
 
 import jaxformer.step
-from jaxformer.config import UserError
+from jaxformer.config import UserError, replace
+from jaxformer.data.phases import Phase
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.plan.estimate import estimate_run_seconds, print_plan
 
@@ -32,6 +33,24 @@ def test_real_size_is_planned_for_a_gpu_that_is_not_here(size, no_step, capsys):
 def test_rows_that_the_devices_to_come_do_not_divide_are_refused(overrides):
     with pytest.raises(UserError, match=r"rows_per_step \(32\) must be a multiple"):
         print_plan(load_experiment("baseline_100m", overrides), "H100")
+
+
+PHASES = (Phase(start=0.0, rows_per_step=16), Phase(start=0.5), Phase(start=0.9, row_length=4096))
+
+
+def test_run_in_phases_is_planned_by_the_tokens_of_each(no_step, capsys):
+    plain = load_experiment("baseline_27m", {"training.steps": "2000"})
+    print_plan(replace(plain, {"training.phases": PHASES}), "H100")
+    printed = capsys.readouterr().out
+    for line in (
+        "tokens      111,411,200 in 2,000 steps",
+        "            from step 0: 16 rows x 2048 = 32,768 tokens\n",
+        "            from step 1,000: 32 rows x 2048 = 65,536 tokens\n",
+        "            from step 1,800: 32 rows x 4096 = 131,072 tokens\n",
+    ):
+        assert line in printed
+    with pytest.raises(UserError, match=r"rows_per_step \(16\) must be a multiple"):
+        print_plan(replace(plain, {"training.phases": PHASES, "mesh.data": 32}), "H100")
 
 
 def test_run_of_several_processes_is_planned_in_one(no_step, capsys):
