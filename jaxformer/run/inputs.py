@@ -240,25 +240,31 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
 
 
 def _plan_corpora(experiment: Experiment, corpora: Sequence[PreparedCorpus], seed: int) -> dict[int, list[Plan]]:
-    """Returns the rows of each corpus by their length, each document in rows of one length."""
-    spans = spans_of(experiment)
-    plans: dict[int, list[Plan]] = {span.row_length: [] for span in spans}
+    """Returns the rows of each corpus by their length, each document in rows of one length.
+
+    Raises:
+        UserError: there is too little text for the rows, or it fills too little of them.
+    """
+    spans, dealt = spans_of(experiment), []
     for i, corpus in enumerate(corpora):
-        shares = dict.fromkeys(plans, 0)
+        shares = dict.fromkeys((span.row_length for span in spans), 0)
         for span in spans:
             shares[span.row_length] += span.rows_by_corpus[i] * span.row_length
-        dealt = deal_documents(corpus.training.tokens, corpus.documents, shares, seed=seed)
-        for row_length, documents in dealt.items():
-            packing = dataclasses.replace(experiment.packing, row_length=row_length)
-            plan = plan_rows(corpus.training.tokens, packing, seed=seed, documents=documents)
+        dealt.append(deal_documents(corpus.training.tokens, corpus.documents, shares, seed=seed))
+        for row_length, share in shares.items():
             require(
-                len(plan) > 0 or not shares[row_length],
+                len(dealt[i][row_length]) > 0 or not share,
                 f"corpus {corpus.training.manifest.origin}: its {len(corpus.documents):,} documents are too few to "
                 f"deal some to the rows of {row_length} tokens; give it more text, or its phases rows of one length",
             )
-            if len(plan):
-                _check_fill(corpus, plan, documents, packing)
-            plans[row_length].append(plan)
+    packings = {length: dataclasses.replace(experiment.packing, row_length=length) for length in dealt[0]}
+    plans = {
+        length: [
+            plan_rows(corpus.training.tokens, packing, seed=seed, documents=documents[length])
+            for corpus, documents in zip(corpora, dealt, strict=True)
+        ]
+        for length, packing in packings.items()
+    }
     for span in spans:
         rows = sum(len(plan) for plan, weight in zip(plans[span.row_length], span.weights, strict=True) if weight)
         require(
@@ -266,6 +272,10 @@ def _plan_corpora(experiment: Experiment, corpora: Sequence[PreparedCorpus], see
             f"corpus {experiment.corpus.path or experiment.corpus.kind}: {rows} rows of {span.row_length} tokens "
             f"are fewer than training.rows_per_step ({span.rows_per_step}); give it more text",
         )
+    for length, packing in packings.items():
+        for corpus, documents, plan in zip(corpora, dealt, plans[length], strict=True):
+            if len(plan):
+                _check_fill(corpus, plan, documents[length], packing)
     return plans
 
 
