@@ -63,6 +63,31 @@ def read_lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_a_phase_has_a_pace_of_its_own_and_counts_in_the_time_that_remains(tmp_path, capsys, clock):
+    sizes, flops = np.array([64, 64, 64, 128, 128, 128]), np.repeat([1e6, 3e6], 3)
+    progress = make_progress(
+        Writer(tmp_path, first_step=0),
+        steps=6,
+        every_steps=1,
+        learning_rates=np.zeros(6),
+        tokens_per_step=sizes,
+        flops_per_token=flops,
+    )
+    for step in range(1, 7):
+        if step == 4:
+            progress.begin_phase(3, "larger ones")
+            clock.pass_seconds(50)  # Compilation.
+        clock.pass_seconds(2.0 if step < 4 else 8.0)
+        progress.add(step, metrics(1.0, targets=float(sizes[step - 1])))
+        progress.flush()
+    printed = capsys.readouterr().out
+    assert "step 2/6  loss 1.000  32 tokens/s  0.000 TFLOP/s  ETA 0:38" in printed  # 2 s, and 3 x 12 s by operations.
+    assert "step 3/6  a phase begins: larger ones\nfirst step  after 58.0 s, compilation included\n" in printed
+    assert "step 5/6  loss 1.000  16 tokens/s  0.000 TFLOP/s  ETA 0:08" in printed
+    lines = read_lines(tmp_path)
+    assert [line.get("train/tflops") for line in lines] == [None, 32e-6, 32e-6, None, 48e-6, 48e-6]
+
+
 def test_progress_writes_every_step_with_the_rate_that_it_was_taken_at(tmp_path):
     writer = Writer(tmp_path, first_step=0)
     progress = make_progress(writer)
