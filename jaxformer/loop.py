@@ -74,6 +74,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
     validate_every = run.experiment.evaluation.every_steps
     jitted_step, agreed_stop = compile_step(state), AgreedStop()
     data_state, spans = batches.get_state(), spans_of(run.experiment)
+    first_rows = {span.rows_per_step: rows_here(run.mesh, span.rows_per_step).start for span in spans}
     with run.signals.deferred():
         for step in range(int(state.step), steps):
             # Validated after it was saved, and again if the run stopped in between; before the first step, what was
@@ -87,8 +88,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             before = time.perf_counter()
             batch = next_batch(run, state, batches, data_state)
             waited = time.perf_counter() - before
-            first_row = rows_here(run.mesh, span.rows_per_step).start
-            data_state, digest = batches.get_state(), batch_digest(batch, first_row)
+            data_state, digest = batches.get_state(), batch_digest(batch, first_rows[span.rows_per_step])
             state, metrics = jitted_step(state, put_rows(state.mesh, batch))
             agreed_stop.ask(run.signals.received, metrics["loss"])
             is_due = (step + 1) % every == 0 or (step + 1) % validate_every == 0 or step + 1 == steps
