@@ -45,7 +45,7 @@ EXPERIMENT = Experiment(
         remat="auto",  # auto, none, elementwise, feed_forward or block
     ),
     corpus=CorpusConfig(
-        kind="pystdlib",  # pystdlib, text, jsonl, parquet, tfds or mixture
+        kind="pystdlib",  # pystdlib, text, jsonl, parquet, tfds, mixture, or a Reader of your own
         path="",  # file, folder, glob or TFDS name
         split="train",  # of a TFDS dataset
         text_field="text",  # of a record

@@ -8,16 +8,20 @@ import dataclasses
 import importlib
 import json
 import re
+import traceback
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from jaxformer.config import UserError, require
 from jaxformer.host.own_code import Source, find_source
 
 # What a record tells of a part beside its fields: its name, the digest of its source, and which fields are execution.
 _NAME, _CODE, _EXECUTION = "part", "code", "execution"
+
+P = TypeVar("P", bound="Part")
 
 # What is recorded of a part, one by one: name, value, and whether it is execution.
 _Recorded = tuple[str, Any, bool]
@@ -99,6 +103,16 @@ class PartOfARecord(Part):
     def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
         """Raises: UserError: always, with what to do."""
         raise UserError(_missing(self))
+
+
+def describe_failure(part: Part, error: Exception) -> str:
+    """Returns what a part's code raised, and where: 'KeyError: 'word' (rhymes.py, line 12)'."""
+    source = source_of(type(part))
+    frames = traceback.extract_tb(error.__traceback__) if source else []
+    lines = [frame.lineno for frame in frames if source and Path(frame.filename).absolute() == source.path]
+    where = f" ({source.path.name}, line {lines[-1]})" if source and lines else ""
+    text = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}{text and ': '}{text}{where}"
 
 
 def kind_of(value: Any) -> Any:
@@ -221,7 +235,7 @@ def _rebuilt_part(kind: type[Part], record: Mapping[str, Any]) -> Part:
     if not (isinstance(name, str) and isinstance(code, str)):
         raise UserError(f"{name!r} ({code!r}) is no part")
     fields = {each: value for each, value in record.items() if each not in (_NAME, _CODE, _EXECUTION)}
-    known = _loaded_part(Part, name, code) if code else _part_of_package(name)
+    known = _loaded_part(name, code) if code else _part_of_package(name)
     if known:
         return from_dict(known, fields)
     execution = record.get(_EXECUTION, ())
@@ -235,12 +249,19 @@ def _rebuilt_value(value: Any) -> Any:
     return _rebuilt_part(Part, value) if isinstance(value, Mapping) else value
 
 
-def _loaded_part(base: type[Part], name: str, code: str) -> type[Part] | None:
-    """Returns the class of a part of one's own among those that this process has loaded."""
+def loaded_kinds(base: type[P]) -> Iterator[type[P]]:
+    """Yields the classes of parts of one's own, of a kind, that this process has loaded."""
     for kind in base.__subclasses__():
-        is_it = kind._source is not None and (name_of(kind), kind._source.digest) == (name, code)
-        if found := kind if is_it else _loaded_part(kind, name, code):
-            return found
+        if kind._source is not None:
+            yield kind
+        yield from loaded_kinds(kind)
+
+
+def _loaded_part(name: str, code: str) -> type[Part] | None:
+    """Returns the class of a part of one's own among those that this process has loaded."""
+    for kind in loaded_kinds(Part):
+        if kind._source and (name_of(kind), kind._source.digest) == (name, code):
+            return kind
     return None
 
 

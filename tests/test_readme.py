@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxformer.commands.program import COMMANDS
+from jaxformer.data.corpus import load_documents
 from jaxformer.data.packing import Batch
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import make_state
@@ -110,6 +111,16 @@ def test_the_example_of_an_own_optimizer_is_an_experiment(tmp_path):
     assert jax.tree.leaves(make_optimizer(config, 200).init(params))
 
 
+def test_the_example_of_an_own_reader_reads_chats(tmp_path, monkeypatch):
+    (example,) = examples_of("docs/data.md")
+    (tmp_path / "my_chats.py").write_text(example, encoding="utf-8")
+    (tmp_path / "chats").mkdir()
+    (tmp_path / "chats" / "a.log").write_text("hello\n\nand goodbye")
+    monkeypatch.chdir(tmp_path)
+    documents = load_documents(load_experiment("my_chats.py").corpus)
+    assert list(documents) == [("a.log#0", "hello", ""), ("a.log#1", "and goodbye", "")]
+
+
 def test_the_example_of_an_own_layer_trains(tmp_path):
     (example,) = examples_of("docs/parts.md")
     (tmp_path / "my_moe.py").write_text(example, encoding="utf-8")
@@ -125,7 +136,7 @@ def test_the_example_of_an_own_layer_trains(tmp_path):
 def test_examples_of_the_documentation_are_tested():
     examples = [example for page in PAGES for example in examples_of(page)]
     (of_cards,) = re.findall(r"```python\n(.*?)```", USE, re.S)  # Which is run in tests/huggingface.
-    others = (examples_of(f"docs/{page}.md") for page in ("agents", "evaluation", "experiments", "parts"))
+    others = (examples_of(f"docs/{page}.md") for page in ("agents", "data", "evaluation", "experiments", "parts"))
     tested = {*EXAMPLES, *itertools.chain(*others), of_cards}
     assert len(examples) > 5 and set(examples) == tested  # That of agents.md in tests/commands/test_judge.py.
 

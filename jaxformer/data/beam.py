@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxformer.config import UserError
 from jaxformer.data.chunks import Stored, stored_chunks, tokenise
-from jaxformer.data.corpus import Documents, Part
+from jaxformer.data.corpus import Documents
+from jaxformer.data.kinds import Part
 from jaxformer.data.selection import Selection
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.workers import Workers

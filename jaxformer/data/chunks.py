@@ -6,18 +6,24 @@ makes it, when, or after how many that were killed. Chunks of a part are numbere
 
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import zipfile
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.data import corpus
-from jaxformer.data.corpus import Document, Documents, Part, key_fraction
+from jaxformer.config import UserError
+from jaxformer.data import kinds
+from jaxformer.data.corpus import Documents, key_fraction
+from jaxformer.data.documents import Document
+from jaxformer.data.kinds import Part
+from jaxformer.data.reader import Reader
 from jaxformer.data.remote import DamagedTransfer, is_remote
 from jaxformer.data.shards import id_dtype
 from jaxformer.data.tokenizer import Tokenizer
@@ -102,7 +108,7 @@ def encode_chunk(run: Run, tokenizer: Tokenizer) -> Chunk:
 def open_chunks(folder: Path) -> None:
     """Creates a folder of chunks, or empties one whose chunks are cut in another way, as by code of another day."""
     layout = folder / "layout.json"
-    cut = [_LAYOUT_VERSION, corpus.PART_BYTES, corpus.PART_RECORDS, CHUNK_CHARACTERS]
+    cut = [_LAYOUT_VERSION, kinds.PART_BYTES, kinds.PART_RECORDS, CHUNK_CHARACTERS]
     content = json.dumps(cut).encode()
     if not (layout.exists() and layout.read_bytes() == content):
         if folder.exists():
@@ -193,18 +199,40 @@ def _chunks_of(
     yield from map(Ready, found)
     if found and found[-1].chunk.is_last:
         return
-    done, file = sum(int(each.chunk.read) for each in found), documents.files[part.file]
-    if done and documents.config.kind == "jsonl" and is_remote(file.path):
+    done = sum(int(each.chunk.read) for each in found)
+    if done and documents.config.kind == "jsonl" and is_remote(documents.files[part.file].path):
+        file = documents.files[part.file]
         print_notice(
             f"corpus file {file.path}: {done:,} documents of it are tokenised; those are read again, not tokenised "
             f"again, from its start ({format_size(file.size)} in all)"
         )
     try:
-        for count, run in enumerate(_runs(documents.read(part, skip=done)), start=len(found)):
+        to_come = documents.read(part, skip=done)
+        if isinstance(documents.config.kind, Reader):
+            to_come = _behind(documents.read(part), done, [each.chunk for each in found])
+        for count, run in enumerate(_runs(to_come), start=len(found)):
             yield chunk_path(folder, number, count), part, run
-    except DamagedTransfer:  # Noticed at the end of a file: which of its bytes are wrong, nobody knows.
+    except (DamagedTransfer, _OtherDocuments):  # Which of the bytes, or documents, are wrong, nobody knows.
         damaged.append(number)
         raise
+
+
+class _OtherDocuments(UserError):
+    """A reader yields other documents than it did."""
+
+
+def _behind(documents: Iterator[Document], done: int, chunks: Sequence[Chunk]) -> Iterator[Document]:
+    """Returns the documents behind the first `done`, of which some chunks were made; raises unless it is of these."""
+    expected = deque(digest for chunk in chunks for digest in chunk.digests.tolist())
+    for document in itertools.islice(documents, done):
+        if expected and hashlib.blake2b(document.text.encode(), digest_size=16).digest() == expected[0]:
+            expected.popleft()
+    if expected:
+        raise _OtherDocuments(
+            "corpus.kind: the reader yields other documents than before, or in another order, and what was tokenised "
+            "of them is dropped; have it read in a fixed order, and run again"
+        )
+    return documents
 
 
 def _store(tokenizer: Tokenizer, to_make: tuple[Path, Part, Run]) -> Stored:

@@ -5,14 +5,11 @@ import itertools
 import json
 import math
 import re
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
-
-import numpy as np
+from typing import Annotated
 
 from jaxformer.config import (
     Bounds,
@@ -24,56 +21,23 @@ from jaxformer.config import (
     execution,
     require,
 )
-from jaxformer.data.documents import (
-    Document,
-    help_topics,
-    may_be_cut,
-    pystdlib_files,
-    read_pystdlib,
-    read_text,
-    to_document,
-)
-from jaxformer.data.records import (
-    SUFFIXES,
-    BadRecord,
-    Record,
-    open_tfds,
-    read_jsonl,
-    read_parquet,
-    read_tfds,
-    row_group_bytes,
-)
-from jaxformer.data.remote import fixed_parts, is_remote
-from jaxformer.data.source_files import SourceFile, content_digests, find_files, has_byte_order_mark, pinned
-
-KINDS = ("pystdlib", "text", "jsonl", "parquet", "tfds", "mixture")
-
-# Versions of the reader, by what they changed. Add one where the same files would give other documents, so that nothing
-# prepared before is taken for the new.
-MARKS_VERSION, PIECES_VERSION = 2, 3
-
-# Text of a part, bytes: enough that opening its file is nothing beside reading it.
-PART_BYTES = 128 << 20
-
-# Records of a part of a 'tfds' corpus.
-PART_RECORDS = 1 << 16
-
-# Files of a corpus that a sample is taken from, at least: of a larger number as many as hold the sample.
-_SAMPLE_FILES = 64
-
-# Of Parquet files only so many that each gives as much text, bytes, but some at least: their pages are read whole, and
-# the first one of a text column holds the text of about 1024 rows, 1 or 2 MB when packed.
-_PARQUET_SAMPLE_BYTES, _PARQUET_SAMPLE_FILES = 1 << 20, 4
+from jaxformer.data.documents import Document, to_document
+from jaxformer.data.kinds import KINDS, Kind, Part, kind_of
+from jaxformer.data.reader import Reader
+from jaxformer.data.records import BadRecord, Record
+from jaxformer.data.remote import fixed_parts
+from jaxformer.data.source_files import SourceFile, content_digests
+from jaxformer.record import flatten
 
 
 @dataclass(frozen=True)
 class CorpusConfig:
     """Where documents come from."""
 
-    kind: Annotated[str, OneOf(*KINDS)]
+    kind: Annotated[str, OneOf(*KINDS, "mixture")] | Reader
     """'pystdlib' (the running Python's standard library and help topics; nothing to download), 'text' (each file a
     document, or several if it is long), 'jsonl' (each line an object; plain, .gz or .zst), 'parquet' (each row a
-    document), 'tfds' (a dataset of TensorFlow Datasets) or 'mixture' (of `parts`).
+    document), 'tfds' (a dataset of TensorFlow Datasets) or 'mixture' (of `parts`); or a `Reader` of your own.
     """
     path: str = ""
     """A file, a folder or a glob (`**` enters folders), here or at hf://datasets/OWNER/NAME@REVISION/, gs:// or s3://;
@@ -129,21 +93,17 @@ class CorpusConfig:
             )
         else:
             require(not self.parts, f"corpus.parts need corpus.kind 'mixture', not {self.kind!r}")
-        if self.kind in ("text", "jsonl", "parquet", "tfds"):
-            require(bool(self.path), f"corpus.kind {self.kind!r} needs corpus.path")
-        if self.kind == "pystdlib":
-            require(not self.path, f"corpus.path ({self.path!r}) has no meaning for kind 'pystdlib'; set corpus.kind")
+        if isinstance(self.kind, str) and self.kind != "mixture":
+            needs_path = KINDS[self.kind].needs_path
+            require(bool(self.path) or not needs_path, f"corpus.kind {self.kind!r} needs corpus.path")
+            require(
+                needs_path or not self.path,
+                f"corpus.path ({self.path!r}) has no meaning for kind {self.kind!r}; set corpus.kind",
+            )
 
-
-class Part(NamedTuple):
-    """What can be read of a corpus by itself: [first, stop) of the files, of a file's row groups or of the records."""
-
-    file: int
-    """The number of the file, or of the first one."""
-    first: int
-    stop: int
-    size: int
-    """Bytes of the sources, as in `Documents.source_bytes`; of parts of one file in proportion."""
+    def opened(self) -> Kind:
+        """Returns the kind of a corpus that is no mixture, with what it takes of its configuration."""
+        return kind_of(self.kind, self.path, self.split, self.text_field, self.key_field)
 
 
 @dataclass(frozen=True)
@@ -179,23 +139,7 @@ class Documents:
         A text too long for a part is one all the same.
         """
         chosen = range(len(self.files)) if file is None else range(file, file + 1)
-        match self.config.kind:
-            case "pystdlib":
-                yield Part(0, 0, len(self.files), self.source_bytes)
-            case "text":
-                yield from self._runs_of_files(chosen)
-            case "jsonl":
-                yield from (Part(i, 0, 0, self.files[i].size) for i in chosen)
-            case "parquet":
-                for i in chosen:
-                    yield from self._runs_of_row_groups(i)
-            case "tfds":
-                builder = open_tfds(self.config.path, self.config.split, "corpus.path")
-                rows = builder.info.splits[self.config.split].num_examples
-                for first in range(0, rows, PART_RECORDS):
-                    stop = min(first + PART_RECORDS, rows)
-                    size = self.source_bytes * stop // rows - self.source_bytes * first // rows
-                    yield Part(0, first, stop, size)
+        return self.config.opened().parts(self.files, chosen)
 
     def read(self, part: Part, skip: int = 0, text_bytes: int = 0) -> Iterator[Document]:
         """Yields the documents of a part, without the first `skip`, bad ones among them.
@@ -211,7 +155,7 @@ class Documents:
             UserError: a file is damaged, or a record is bad and `skip_bad_records` is 0.
         """
         hint = ""
-        for found in self._outcomes(part, skip, text_bytes):
+        for found in self.config.opened().read(self.files, part, skip, text_bytes):
             try:
                 yield self._to_document(found)
             except BadRecord as error:
@@ -227,78 +171,31 @@ class Documents:
             return to_document(found, self.config.text_field, self.config.key_field)
         return found
 
-    def _outcomes(self, part: Part, skip: int, text_bytes: int) -> Iterator[Document | Record | BadRecord]:
-        """Returns what the files hold: documents where there are no records, records, and what is bad among them."""
-        config, what, path = self.config, "corpus file", self.files[part.file].path
-        columns = [config.text_field, *([config.key_field] if config.key_field else [])]
-        match self.config.kind:
-            case "pystdlib":
-                return itertools.islice(read_pystdlib(self.files), skip, None)
-            case "text":
-                pieces = read_text(self.files[part.first : part.stop], is_only=len(self.files) == 1)
-                return itertools.islice(pieces, skip, None)
-            case "jsonl":
-                return itertools.islice(read_jsonl([path], what, columns, text_bytes), skip, None)
-            case "parquet":
-                return read_parquet([path], what, columns, (part.first, part.stop), skip, text_bytes)
-            case "tfds":
-                builder = open_tfds(config.path, config.split, "corpus.path")
-                return read_tfds(builder, config.split, what, columns, (part.first + skip, part.stop))
-            case _:
-                raise AssertionError(config.kind)
-
     def sample(self, limit_bytes: int) -> Iterator[Document]:
         """Yields documents of about so much text, bytes, reading little more; all of a corpus that holds no more.
 
         They are the first of each file, and of the larger files more, where the smaller ones have not enough; of very
         many files some are left out, evenly; of a TFDS dataset they are the first.
         """
-        if self.config.kind in ("pystdlib", "tfds"):
+        kind, count = self.config.opened(), len(self.files)
+        if not (kind.is_sampled_by_file and self.files):
             yield from _first(iter(self), limit_bytes)
             return
-        count, most = len(self.files), _SAMPLE_FILES
-        if self.config.kind == "parquet":
-            most = min(most, max(_PARQUET_SAMPLE_FILES, limit_bytes // _PARQUET_SAMPLE_BYTES))
-        count = min(count, max(most, math.ceil(count * limit_bytes / max(1, self.source_bytes))))
+        most = max(kind.files_to_sample(limit_bytes), math.ceil(count * limit_bytes / max(1, self.source_bytes)))
+        count = min(count, most)
         chosen = [i * len(self.files) // count for i in range(count)]
         for rank, i in enumerate(sorted(chosen, key=lambda i: self.files[i].size)):
             share = limit_bytes // (count - rank)
-            for document in _first(self.read(self._whole(i), text_bytes=max(1, share)), share):
+            whole = kind.whole(self.files, i)
+            for document in _first(self.read(whole, text_bytes=max(1, share)), share):
                 limit_bytes -= len(document.text.encode())
                 yield document
-
-    def _whole(self, file: int) -> Part:
-        """Returns a whole file as one part, without opening it."""
-        first, stop = (0, sys.maxsize) if self.config.kind == "parquet" else (file, file + 1)
-        return Part(file, first, stop, self.files[file].size)
-
-    def _runs_of_files(self, chosen: Sequence[int]) -> Iterator[Part]:
-        first, size = chosen[0], 0
-        for i in chosen:
-            size += self.files[i].size
-            if size >= PART_BYTES or i == chosen[-1]:
-                yield Part(first, first, i + 1, size)
-                first, size = i + 1, 0
-
-    def _runs_of_row_groups(self, file: int) -> Iterator[Part]:
-        sizes = np.cumsum([0, *row_group_bytes(self.files[file].path, "corpus file")])
-        first = 0
-        while first < len(sizes) - 1:
-            stop = min(int(np.searchsorted(sizes, sizes[first] + PART_BYTES)), len(sizes) - 1)
-            share = (sizes[stop] - sizes[first]) / max(1, sizes[-1])
-            yield Part(file, first, stop, int(self.files[file].size * share))
-            first = stop
 
 
 def check_sources(config: CorpusConfig) -> None:
     """Raises `UserError` unless there are files of each part of a corpus; remote places are not looked at."""
     for part in parts_of(config):
-        if part.kind == "pystdlib":
-            pystdlib_files()
-        elif part.kind == "tfds":
-            open_tfds(part.path, part.split, "corpus.path")
-        elif not is_remote(part.path):
-            find_files(part.path, SUFFIXES[part.kind], "corpus.path")
+        part.opened().check()
 
 
 def load_documents(config: CorpusConfig, *, newest: bool = False) -> Documents:
@@ -312,47 +209,28 @@ def load_documents(config: CorpusConfig, *, newest: bool = False) -> Documents:
     Raises:
         UserError: nothing is found at the path.
     """
-    origin, licence = config.origin, config.licence
-    extra = commit = passed_over = ""
-    if config.kind == "pystdlib":
-        files = pystdlib_files()
-        origin = origin or f"standard library of Python {sys.version.split()[0]}"
-        licence = licence or "PSF-2.0"
-        extra = json.dumps(help_topics(), sort_keys=True)
-    elif config.kind == "tfds":
-        builder = open_tfds(config.path, config.split, "corpus.path")
-        paths = sorted(Path(builder.data_dir).iterdir())
-        files = tuple(SourceFile(str(path), path.name, path.stat().st_size) for path in paths)
-        origin = origin or f"TFDS {builder.info.full_name}"
-        licence = licence or str(builder.info.redistribution_info.license or "")
-    else:
-        path, commit = pinned(config.path, "corpus.path", newest=newest)
-        listing = find_files(path, SUFFIXES[config.kind], "corpus.path")
-        files, passed_over = listing.files, str(listing)
-        origin, extra = origin or path, commit
-    reading = [_reader_version(config, files), config.kind, config.split, config.text_field, config.key_field]
+    kind = config.opened()
+    sources = kind.find(newest=newest)
+    named = config.kind if isinstance(config.kind, str) else flatten(config.kind, science_only=True)
+    reading = [kind.version(sources.files), named, config.split, config.text_field, config.key_field]
     if config.skip_bad_records:
         reading.append(config.skip_bad_records)
-    digest = hashlib.sha256(json.dumps([reading, extra]).encode())
-    for file, content in zip(files, content_digests(files, "corpus file"), strict=True):
+    digest = hashlib.sha256(json.dumps([reading, sources.beside_files]).encode())
+    for file, content in zip(sources.files, content_digests(sources.files, "corpus file"), strict=True):
         digest.update(json.dumps([file.name, content]).encode())
-    sources = digest.hexdigest()
-    whole = hashlib.sha256(json.dumps([sources, config.tokens]).encode()).hexdigest() if config.tokens else sources
-    source_bytes = sum(file.size for file in files)
-    return Documents(config, whole, sources, origin, licence or "not stated", commit, files, source_bytes, passed_over)
-
-
-def _reader_version(config: CorpusConfig, files: Sequence[SourceFile]) -> int:
-    """Returns the version of the reader that was the last to change something in a corpus, which keeps its digest else.
-
-    Since `MARKS_VERSION` a byte order mark of a text file is no text, for which nobody has looked at a remote place;
-    since `PIECES_VERSION` the pieces of one of several files have one key.
-    """
-    if config.kind != "text":
-        return 1
-    if len(files) > 1 and any(may_be_cut(file) for file in files):
-        return PIECES_VERSION
-    return MARKS_VERSION if is_remote(config.path) or any(map(has_byte_order_mark, files)) else 1
+    of_all = digest.hexdigest()
+    whole = hashlib.sha256(json.dumps([of_all, config.tokens]).encode()).hexdigest() if config.tokens else of_all
+    return Documents(
+        config,
+        digest=whole,
+        source_digest=of_all,
+        origin=config.origin or sources.origin,
+        licence=config.licence or sources.licence or "not stated",
+        commit=sources.commit,
+        files=sources.files,
+        source_bytes=sum(file.size for file in sources.files),
+        passed_over=sources.passed_over,
+    )
 
 
 def _first(documents: Iterator[Document], limit_bytes: int) -> Iterator[Document]:
@@ -379,7 +257,8 @@ def part_names(config: CorpusConfig) -> list[str]:
     for part in parts_of(config):
         repository = re.match(r"hf://datasets/[^/@]+/([^/@]+)", part.path)
         last = repository[1] if repository else (fixed_parts(Path(part.path).parts) or [""])[-1].partition(".")[0]
-        name = re.sub(r"[^\w-]+", "_", last).strip("_") or part.kind
+        kind = part.kind if isinstance(part.kind, str) else repr(part.kind).partition("(")[0]
+        name = re.sub(r"[^\w-]+", "_", last).strip("_") or kind
         candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         names.append(next(each for each in candidates if each not in names))
     return names

@@ -71,6 +71,11 @@ def prepare(
         beam is None or is_literal(cache),
         f"cache {cache}: Apache Beam's workers take its path for a pattern or a store; set JAXFORMER_CACHE to another",
     )
+    require(
+        beam is None or isinstance(documents.config.kind, str),
+        f"corpus.kind {documents.config.kind!r}: Apache Beam's workers have no code of an experiment's file; prepare "
+        "without --beam",
+    )
     identity = [FORMAT_VERSION, documents.digest, documents.config.validation_share, tokenizer.digest]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     return make_once(

@@ -136,14 +136,7 @@ def check_split(config: CorpusConfig, origin: str, keys: int, selected: dict[str
     if len(selected["train"].tokens):
         return
     cannot = f"corpus {origin}: its {len(selected['validation'].tokens):,} documents cannot be split; "
-    require(
-        keys > 1,
-        f"{cannot}all are pieces of one file, and those stay together where there are others; give it alone, or with "
-        "more files"
-        if config.kind == "text"
-        else f"{cannot}all have one key, and documents of one key stay together; set corpus.key_field "
-        f"({config.key_field!r}) to a field that identifies a record, or to '' for a digest of its text",
-    )
+    require(keys > 1, cannot + config.opened().one_key())
     raise UserError(
         f"{cannot}the hashes of all {keys:,} keys lie below corpus.validation_share ({config.validation_share}); "
         "lower it, or take more documents"
@@ -162,17 +155,11 @@ def split_notice(config: CorpusConfig, origin: str, keys: int, documents: dict[s
     deviation = (count * wanted * (1 - wanted)) ** 0.5
     difference = abs(validation - count * wanted)
     is_far = difference > max(1, _FAR_DEVIATIONS * deviation, count * wanted / 2)
-    repeats = (
-        f"the {count:,} documents are pieces of {keys:,} files, and those of one file stay together"
-        if config.kind == "text"
-        else f"the {count:,} documents have {keys:,} keys (corpus.key_field {config.key_field!r}), and documents of "
-        "one key stay together"
-    )
     share = (
         f"validation got {validation / count:.1%} of them ({validation:,}), where corpus.validation_share is "
         f"{wanted:.1%}"
     )
-    notes = [*([repeats] if keys < count else []), *([share] if is_far else [])]
+    notes = [*([config.opened().shared_keys(count, keys)] if keys < count else []), *([share] if is_far else [])]
     return f"corpus {origin}: {'; '.join(notes)}" if notes else None
 
 

@@ -53,6 +53,10 @@ class SourceFile(NamedTuple):
     mark: str = ""
     """What a remote store says of its content (a digest, an ETag, else a time); '' for a local file."""
 
+    def open(self) -> io.BufferedReader:
+        """Returns it open, to read bytes, wherever it lies."""
+        return open_file(self.path, "corpus file")
+
 
 @dataclasses.dataclass(frozen=True)
 class Listing:

@@ -8,8 +8,10 @@ from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.checkpoint.retention import CheckpointConfig
 from jaxformer.config import replace
 from jaxformer.data.corpus import CorpusConfig
+from jaxformer.data.documents import Document
 from jaxformer.data.packing import PackingConfig
 from jaxformer.data.phases import Phase
+from jaxformer.data.reader import Reader
 from jaxformer.data.tokenizer import TokenizerConfig
 from jaxformer.devices.mesh import MeshConfig
 from jaxformer.evaluation.config import EvaluationConfig
@@ -29,6 +31,7 @@ __all__ = [
     "CheckpointConfig",
     "CorpusConfig",
     "Decay",
+    "Document",
     "EvaluationConfig",
     "Experiment",
     "LayerPart",
@@ -41,6 +44,7 @@ __all__ = [
     "PackingConfig",
     "Phase",
     "Promoted",
+    "Reader",
     "Residual",
     "SolvedFeedForwardWidth",
     "SolvedWidth",

@@ -8,7 +8,7 @@ from jaxformer.config import UserError, replace, require
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.patches import refuse_patches
 from jaxformer.experiment.variant import Variant
-from jaxformer.record import Part, all_parts, flatten, kind_of
+from jaxformer.record import Part, all_parts, kind_of
 
 _PHASES = "training.phases"
 
@@ -108,7 +108,7 @@ def is_within(leaf: str, path: str) -> bool:
 
 def without_old_licence(base: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns values by path that also reset the origin and the licence of each corpus whose source they change."""
-    known, result = flatten(base.corpus, _prefix="corpus."), dict(values)
+    known, result = _sections(base.corpus, "corpus."), dict(values)
     for path, value in values.items():
         section, _, name = path.rpartition(".")
         if name in ("path", "kind") and path in known and value != known[path]:

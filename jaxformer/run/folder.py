@@ -33,6 +33,9 @@ from jaxformer.run.identity import ADVICE, CONFIG, code_digest, git_state, read_
 from jaxformer.run.metrics import recent_loss
 from jaxformer.run.own_parts import keep_sources, load_sources
 
+# Sections whose parts a trained model does without.
+_NOT_OF_A_MODEL = ("corpus", "evaluation")
+
 # Of `describe_environment`, what is kept of each start of a run.
 _OF_A_START = ("code", "git", "device", "devices", "versions", "environment")
 
@@ -206,7 +209,8 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
     """Returns the experiment of a run folder, and its `config.json`.
 
     Raises:
-        UserError: there is none, or it is damaged, or made with a part of one's own whose code is not known here.
+        UserError: there is none, or it is damaged, or made with a part of one's own whose code is not known here; a
+            reader of corpora or a task is refused only where it is used.
     """
     advice = "give the folder of a run"
     if workdir.name.isdecimal() and workdir.parent.name == "checkpoints":
@@ -223,7 +227,8 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
             experiment = from_dict(Experiment, record["config"])
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{workdir / 'config.json'}: not the configuration of a run ({error})") from error
-    for advice in missing_parts(experiment).values():
+    sections = (each.name for each in dataclasses.fields(experiment) if each.name not in _NOT_OF_A_MODEL)
+    for advice in missing_parts(tuple(getattr(experiment, name) for name in sections)).values():
         raise UserError(f"run folder {workdir}: {advice}")
     return experiment, record
 

@@ -410,11 +410,11 @@ def test_a_byte_order_mark_changes_the_digest_of_a_text_corpus_and_nothing_else_
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "a.jsonl").write_bytes(to_lines(["one"]))
     before = [digest_of(tmp_path), digest_of(tmp_path, "jsonl"), digest_of(tmp_path, key_field="text")]
-    monkeypatch.setattr("jaxformer.data.corpus.MARKS_VERSION", 3)
+    monkeypatch.setattr("jaxformer.data.kinds.MARKS_VERSION", 3)
     assert before == [digest_of(tmp_path), digest_of(tmp_path, "jsonl"), digest_of(tmp_path, key_field="text")]
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
     marked = digest_of(tmp_path)
-    monkeypatch.setattr("jaxformer.data.corpus.MARKS_VERSION", 1)
+    monkeypatch.setattr("jaxformer.data.kinds.MARKS_VERSION", 1)
     assert digest_of(tmp_path) != marked
 
 

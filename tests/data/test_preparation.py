@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from jaxformer.config import UserError
-from jaxformer.data import beam, chunks, preparation, selection, shard_writer, shards
+from jaxformer.data import beam, chunks, kinds, preparation, selection, shard_writer, shards
 from jaxformer.data import corpus as corpus_module
 from jaxformer.data.chunks import Chunk, Stored, encode_chunk, read_chunk, tokenise, write_chunk
 from jaxformer.data.corpus import CorpusConfig, load_documents, unique_documents
@@ -40,7 +40,7 @@ SHARE = 0.15
 def small_chunks(monkeypatch):
     """Chunks and shard files of a few documents, and parts of a few row groups."""
     monkeypatch.setattr(chunks, "CHUNK_CHARACTERS", 1500)
-    monkeypatch.setattr(corpus_module, "PART_BYTES", 4000)
+    monkeypatch.setattr(kinds, "PART_BYTES", 4000)
     monkeypatch.setattr(shards, "RECORD_TOKENS", 64)
     monkeypatch.setattr(shards, "FILE_RECORDS", 40)
 
@@ -220,8 +220,8 @@ def test_two_budgets_of_a_corpus_are_validated_on_the_same_documents(folder, tok
 
 def test_no_file_is_opened_once_the_budget_is_reached(folder, tokenizer, tmp_path, monkeypatch):
     opened = []
-    read = corpus_module.read_parquet
-    monkeypatch.setattr(corpus_module, "read_parquet", lambda files, *rest: opened.extend(files) or read(files, *rest))
+    read = kinds.read_parquet
+    monkeypatch.setattr(kinds, "read_parquet", lambda files, *rest: opened.extend(files) or read(files, *rest))
     prepare(load_documents(config(folder, tokens=900)), tokenizer, tmp_path, progress=False)
     assert {Path(path).name for path in opened} == {"0.parquet"}
 
@@ -364,9 +364,7 @@ def test_full_disk_under_the_shards_is_reported_and_what_was_tokenised_stays(
     assert files_of(prepare(documents, tokenizer, tmp_path / "full", progress=False)) == whole
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "value"), [(chunks, "CHUNK_CHARACTERS", 700), (corpus_module, "PART_BYTES", 2500)]
-)
+@pytest.mark.parametrize(("module", "name", "value"), [(chunks, "CHUNK_CHARACTERS", 700), (kinds, "PART_BYTES", 2500)])
 def test_chunks_cut_in_another_way_are_made_again(documents, tokenizer, tmp_path, monkeypatch, module, name, value):
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
     with monkeypatch.context() as patch:
@@ -657,7 +655,7 @@ def test_a_sample_of_compressed_files_counts_their_text(tmp_path):
 
 
 def test_of_very_many_files_a_sample_takes_some_evenly(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "_SAMPLE_FILES", 3)
+    monkeypatch.setattr(kinds, "_SAMPLE_FILES", 3)
     for i in range(100):
         (tmp_path / f"{i:02}.txt").write_text(f"{i:02}" + "x" * 98)
     documents = load_documents(CorpusConfig(kind="text", path=str(tmp_path)))
@@ -738,6 +736,6 @@ def test_pieces_of_one_file_lie_in_one_split_and_are_known_to_belong_together(tm
     alone = open_shards(prepare(load_documents(only), tokenizer, tmp_path), "validation")
     assert alone.sources.tolist() == list(range(len(alone))) and len(load_documents(only).files) == 1
     # What was prepared when each piece had a key of its own is another corpus; the file that is alone is the same.
-    monkeypatch.setattr(corpus_module, "PIECES_VERSION", 9)
+    monkeypatch.setattr(kinds, "PIECES_VERSION", 9)
     after = [load_documents(each).digest for each in (several, only)]
     assert (before[0] != after[0], before[1] != after[1]) == (True, False)

@@ -1,0 +1,316 @@
+"""The kinds of corpora, a class each: where its documents are, in which parts they are read, and how."""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from jaxformer.data.documents import Document, help_topics, may_be_cut, pystdlib_files, read_pystdlib, read_text
+from jaxformer.data.reader import Reader, check_path, read_own
+from jaxformer.data.records import (
+    SUFFIXES,
+    BadRecord,
+    Record,
+    open_tfds,
+    read_jsonl,
+    read_parquet,
+    read_tfds,
+    row_group_bytes,
+)
+from jaxformer.data.remote import is_remote
+from jaxformer.data.source_files import SourceFile, find_files, has_byte_order_mark, pinned
+
+# Versions of the reader, by what they changed. Add one where the same files would give other documents, so that nothing
+# prepared before is taken for the new.
+MARKS_VERSION, PIECES_VERSION = 2, 3
+
+# Text of a part, bytes: enough that opening its file is nothing beside reading it.
+PART_BYTES = 128 << 20
+
+# Records of a part of a 'tfds' corpus.
+PART_RECORDS = 1 << 16
+
+# Files of a corpus that a sample is taken from, at least: of a larger number as many as hold the sample.
+_SAMPLE_FILES = 64
+
+# Of Parquet files only so many that each gives as much text, bytes, but some at least: their pages are read whole, and
+# the first one of a text column holds the text of about 1024 rows, 1 or 2 MB when packed.
+_PARQUET_SAMPLE_BYTES, _PARQUET_SAMPLE_FILES = 1 << 20, 4
+
+
+class Part(NamedTuple):
+    """What can be read of a corpus by itself: [first, stop) of the files, of a file's row groups or of the records."""
+
+    file: int
+    """The number of the file, or of the first one."""
+    first: int
+    stop: int
+    size: int
+    """Bytes of the sources, as in `Documents.source_bytes`; of parts of one file in proportion."""
+
+
+class Sources(NamedTuple):
+    """What a corpus is read from, and what is known of it."""
+
+    files: tuple[SourceFile, ...]
+    """In reading order."""
+    origin: str
+    licence: str = ""
+    commit: str = ""
+    """Of the Hugging Face Hub, to which the files are pinned."""
+    passed_over: str = ""
+    """What lies beside the files and was not taken, and which of them are empty."""
+    beside_files: str = ""
+    """What the documents depend on beside the files."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of corpus, with what it takes of a `CorpusConfig`. By itself it is of files, a run of them a part."""
+
+    path: str
+    split: str
+    text_field: str
+    key_field: str
+
+    needs_path: ClassVar[bool] = True
+    """Whether there is a path, or must be none."""
+    is_sampled_by_file: ClassVar[bool] = True
+    """Whether a sample is taken of each file, or of the beginning of the corpus."""
+
+    def suffixes(self) -> tuple[str, ...]:
+        """Returns how the names of its files end, where a folder is given."""
+        return ()
+
+    def check(self) -> None:
+        """Raises `UserError` unless its sources are there; remote places are not looked at."""
+        if not is_remote(self.path):
+            find_files(self.path, self.suffixes(), "corpus.path")
+
+    def find(self, *, newest: bool = False) -> Sources:
+        """Returns its sources.
+
+        Args:
+            newest: looks up again at which commit a branch of the Hub stands.
+        """
+        path, commit = pinned(self.path, "corpus.path", newest=newest)
+        listing = find_files(path, self.suffixes(), "corpus.path")
+        return Sources(listing.files, path, commit=commit, passed_over=str(listing), beside_files=commit)
+
+    def version(self, files: Sequence[SourceFile]) -> int:
+        """Returns the version of its reader that was the last to change something in a corpus of some files."""
+        return 1
+
+    def parts(self, files: Sequence[SourceFile], chosen: Sequence[int]) -> Iterator[Part]:
+        """Yields the parts of the chosen files, by their numbers, in reading order."""
+        first, size = chosen[0], 0
+        for i in chosen:
+            size += files[i].size
+            if size >= PART_BYTES or i == chosen[-1]:
+                yield Part(first, first, i + 1, size)
+                first, size = i + 1, 0
+
+    def whole(self, files: Sequence[SourceFile], file: int) -> Part:
+        """Returns a whole file as one part, without opening it."""
+        return Part(file, file, file + 1, files[file].size)
+
+    def read(
+        self, files: Sequence[SourceFile], part: Part, skip: int, text_bytes: int
+    ) -> Iterator[Document | Record | BadRecord]:
+        """Yields what a part holds: documents where there are no records, records, and what is bad among them.
+
+        Args:
+            skip, text_bytes: as of `Documents.read`.
+        """
+        raise NotImplementedError
+
+    def files_to_sample(self, limit_bytes: int) -> int:
+        """Returns of how many files a sample of so much text is taken, at least."""
+        return _SAMPLE_FILES
+
+    def shared_keys(self, documents: int, keys: int) -> str:
+        """Returns a line on documents that have fewer keys."""
+        return (
+            f"the {documents:,} documents have {keys:,} keys (corpus.key_field {self.key_field!r}), and documents of "
+            "one key stay together"
+        )
+
+    def one_key(self) -> str:
+        """Returns why documents of one key cannot be split, and what to do."""
+        return (
+            "all have one key, and documents of one key stay together; set corpus.key_field "
+            f"({self.key_field!r}) to a field that identifies a record, or to '' for a digest of its text"
+        )
+
+    def _columns(self) -> list[str]:
+        return [self.text_field, *([self.key_field] if self.key_field else [])]
+
+
+class _StandardLibrary(Kind):
+    """The running Python's standard library and help topics."""
+
+    needs_path = is_sampled_by_file = False
+
+    def check(self) -> None:
+        pystdlib_files()
+
+    def find(self, *, newest: bool = False) -> Sources:
+        origin = f"standard library of Python {sys.version.split()[0]}"
+        topics = json.dumps(help_topics(), sort_keys=True)
+        return Sources(pystdlib_files(), origin, "PSF-2.0", beside_files=topics)
+
+    def parts(self, files, chosen):
+        yield Part(0, 0, len(files), sum(file.size for file in files))
+
+    def read(self, files, part, skip, text_bytes):
+        return itertools.islice(read_pystdlib(files), skip, None)
+
+
+class _Text(Kind):
+    """Text files, each a document, or several if it is long."""
+
+    def suffixes(self):
+        return SUFFIXES["text"]
+
+    def version(self, files):
+        """Since `MARKS_VERSION` a byte order mark is no text, for which nobody has looked at a remote place.
+
+        Since `PIECES_VERSION` the pieces of one of several files have one key.
+        """
+        if len(files) > 1 and any(may_be_cut(file) for file in files):
+            return PIECES_VERSION
+        return MARKS_VERSION if is_remote(self.path) or any(map(has_byte_order_mark, files)) else 1
+
+    def read(self, files, part, skip, text_bytes):
+        pieces = read_text(files[part.first : part.stop], is_only=len(files) == 1)
+        return itertools.islice(pieces, skip, None)
+
+    def shared_keys(self, documents, keys):
+        return f"the {documents:,} documents are pieces of {keys:,} files, and those of one file stay together"
+
+    def one_key(self):
+        return (
+            "all are pieces of one file, and those stay together where there are others; give it alone, or with more "
+            "files"
+        )
+
+
+class _JsonLines(Kind):
+    """Files of JSON lines, each a record."""
+
+    def suffixes(self):
+        return SUFFIXES["jsonl"]
+
+    def parts(self, files, chosen):
+        return (Part(i, 0, 0, files[i].size) for i in chosen)
+
+    def read(self, files, part, skip, text_bytes):
+        records = read_jsonl([files[part.file].path], "corpus file", self._columns(), text_bytes)
+        return itertools.islice(records, skip, None)
+
+
+class _Parquet(Kind):
+    """Parquet files, each row a record; a run of row groups is a part."""
+
+    def suffixes(self):
+        return SUFFIXES["parquet"]
+
+    def parts(self, files, chosen):
+        for file in chosen:
+            sizes = np.cumsum([0, *row_group_bytes(files[file].path, "corpus file")])
+            first = 0
+            while first < len(sizes) - 1:
+                stop = min(int(np.searchsorted(sizes, sizes[first] + PART_BYTES)), len(sizes) - 1)
+                share = (sizes[stop] - sizes[first]) / max(1, sizes[-1])
+                yield Part(file, first, stop, int(files[file].size * share))
+                first = stop
+
+    def whole(self, files, file):
+        return Part(file, 0, sys.maxsize, files[file].size)
+
+    def read(self, files, part, skip, text_bytes):
+        row_groups = (part.first, part.stop)
+        return read_parquet([files[part.file].path], "corpus file", self._columns(), row_groups, skip, text_bytes)
+
+    def files_to_sample(self, limit_bytes):
+        return min(_SAMPLE_FILES, max(_PARQUET_SAMPLE_FILES, limit_bytes // _PARQUET_SAMPLE_BYTES))
+
+
+class _Tfds(Kind):
+    """A dataset of TensorFlow Datasets; a run of records is a part."""
+
+    is_sampled_by_file = False
+
+    def check(self):
+        self._open()
+
+    def find(self, *, newest: bool = False) -> Sources:
+        builder = self._open()
+        paths = sorted(Path(builder.data_dir).iterdir())
+        files = tuple(SourceFile(str(path), path.name, path.stat().st_size) for path in paths)
+        return Sources(files, f"TFDS {builder.info.full_name}", str(builder.info.redistribution_info.license or ""))
+
+    def parts(self, files, chosen):
+        rows, source_bytes = self._open().info.splits[self.split].num_examples, sum(file.size for file in files)
+        for first in range(0, rows, PART_RECORDS):
+            stop = min(first + PART_RECORDS, rows)
+            yield Part(0, first, stop, source_bytes * stop // rows - source_bytes * first // rows)
+
+    def read(self, files, part, skip, text_bytes):
+        rows = (part.first + skip, part.stop)
+        return read_tfds(self._open(), self.split, "corpus file", self._columns(), rows)
+
+    def _open(self):
+        return open_tfds(self.path, self.split, "corpus.path")
+
+
+@dataclass(frozen=True)
+class _Own(Kind):
+    """What a reader of one's own reads."""
+
+    reader: Reader
+
+    def suffixes(self):
+        return self.reader.suffixes
+
+    def check(self):
+        check_path(self.reader, self.path)
+        if self.path:
+            super().check()
+
+    def find(self, *, newest: bool = False) -> Sources:
+        check_path(self.reader, self.path)
+        return super().find(newest=newest) if self.path else Sources((), repr(self.reader))
+
+    def parts(self, files, chosen):
+        return super().parts(files, chosen) if files else iter([Part(0, 0, 0, 0)])
+
+    def read(self, files, part, skip, text_bytes):
+        found = read_own(self.reader, files[part.first : part.stop] if files else [None])
+        return itertools.islice(found, skip, None)
+
+    def shared_keys(self, documents, keys):
+        return f"the {documents:,} documents have {keys:,} keys, and documents of one key stay together"
+
+    def one_key(self):
+        return "all have one key, and documents of one key stay together; let the reader give each its own, or none"
+
+
+KINDS: dict[str, type[Kind]] = {
+    "pystdlib": _StandardLibrary,
+    "text": _Text,
+    "jsonl": _JsonLines,
+    "parquet": _Parquet,
+    "tfds": _Tfds,
+}
+
+
+def kind_of(named: str | Reader, path: str, split: str, text_field: str, key_field: str) -> Kind:
+    """Returns the kind of `CorpusConfig.kind`, but a mixture."""
+    taken = (path, split, text_field, key_field)
+    return KINDS[named](*taken) if isinstance(named, str) else _Own(*taken, named)
