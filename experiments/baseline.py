@@ -121,7 +121,7 @@ EXPERIMENT = Experiment(
         validation_bytes=150_000,  # bytes of text; 0: all
         rows_per_batch=8,  # rows
         task_data="",  # a folder, or tfds; '': no tasks
-        tasks="hellaswag,arc_easy,winogrande",
+        tasks="hellaswag,arc_easy,winogrande",  # or a tuple of names and of Tasks of your own
         task_items=500,  # items of each task before the last step; 0: none
         sample_tokens=200,  # tokens
     ),

@@ -14,6 +14,7 @@ import pytest
 from jaxformer.commands.program import COMMANDS
 from jaxformer.data.corpus import load_documents
 from jaxformer.data.packing import Batch
+from jaxformer.evaluation.tasks import load_task
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.resolution import load_experiment, resolve
@@ -95,7 +96,7 @@ def test_the_library_example_runs_a_step():
 
 
 def test_the_example_of_a_trained_model_writes_and_scores(uninterrupted, compiled, capsys):
-    names, (example,) = {}, examples_of("docs/evaluation.md")
+    names, (_, example) = {}, examples_of("docs/evaluation.md")
     run = uninterrupted("best_fit")
     capsys.readouterr()
     exec(example.replace("runs/baseline/seed_0", str(run)), names)
@@ -119,6 +120,15 @@ def test_the_example_of_an_own_reader_reads_chats(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     documents = load_documents(load_experiment("my_chats.py").corpus)
     assert list(documents) == [("a.log#0", "hello", ""), ("a.log#1", "and goodbye", "")]
+
+
+def test_the_example_of_an_own_task_has_items(tmp_path):
+    example, _ = examples_of("docs/evaluation.md")
+    (tmp_path / "addition.py").write_text(example, encoding="utf-8")
+    (tmp_path / "addition.jsonl").write_text('{"sum": "1 and 2 make", "answers": [3, 4], "right": 0}\n')
+    _, task = load_experiment(str(tmp_path / "addition.py")).evaluation.tasks
+    (item,) = load_task(task, str(tmp_path)).items
+    assert [context + text for context, text in item.options] == ["1 and 2 make 3", "1 and 2 make 4"]
 
 
 def test_the_example_of_an_own_layer_trains(tmp_path):

@@ -23,14 +23,14 @@ from jaxformer.evaluation.result_files import (
     write_validation,
 )
 from jaxformer.evaluation.task_scores import EncodedTask, encode_task, load_tasks, score_task
-from jaxformer.evaluation.tasks import TASKS
+from jaxformer.evaluation.tasks import TASKS, Task, own_tasks
 from jaxformer.evaluation.validation import validate, validation_scalars
 from jaxformer.experiment.command_line import add_code_option
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
-from jaxformer.record import check_same
+from jaxformer.record import PartOfARecord, check_same
 from jaxformer.run.folder import evaluations_folder, load_run
 from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.init_from import with_tokenizer
@@ -76,6 +76,16 @@ def score_tasks(trained: Trained, tasks: Sequence[EncodedTask], rows_per_batch: 
     )
 
 
+def _named(text: str | None, config: EvaluationConfig) -> tuple[str | Task, ...] | None:
+    """Returns the tasks that a text names: of a run's own ones, of a file's that was given, or of jaxformer's."""
+    if text is None:
+        return None
+    of_run = [task for task in config.tasks if isinstance(task, Task)]
+    of_code = [task for task in of_run if type(task) is not PartOfARecord]
+    own = {name: task for task in (*of_run, *own_tasks(), *of_code) for name in task_names([task])}
+    return tuple(own.get(name, name) for name in task_names(text))
+
+
 def identify(trained: Trained) -> dict:
     """Returns what the results depend on beside their data."""
     return identify_evaluation(trained.experiment, trained.record["seed"], trained.step, trained.tokenizer)
@@ -104,9 +114,10 @@ def main(arguments: list[str]) -> int:
     keep_compiled()
     require(options.limit is None or options.limit > 0, f"--limit ({options.limit}) must be positive")
     with out_of_memory_reported():
-        given = {"tasks": options.task, "task_data": options.data}
+        config = load_run(options.workdir)[0].evaluation
+        given = {"tasks": _named(options.task, config), "task_data": options.data}
         given = {name: value for name, value in given.items() if value is not None}
-        config = dataclasses.replace(load_run(options.workdir)[0].evaluation, **given)
+        config = dataclasses.replace(config, **given)
         has_tasks = bool(config.task_data and task_names(config.tasks))
         require(bool(config.task_data) or not given, "--task needs --data: where its data are")
         require(has_tasks or not given, "--task names no task")

@@ -1,10 +1,21 @@
 """When and on how much a run is evaluated."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from jaxformer.config import NonNegativeInt, NonNegativeInt32, PositiveInt32, check_fields, execution, require_one_of
-from jaxformer.evaluation.tasks import TASKS
+from jaxformer.config import (
+    NonNegativeInt,
+    NonNegativeInt32,
+    PositiveInt32,
+    check_fields,
+    execution,
+    require,
+    require_one_of,
+)
+from jaxformer.evaluation.tasks import TASKS, Task
+from jaxformer.record import flatten
 
 
 @dataclass(frozen=True)
@@ -23,8 +34,8 @@ class EvaluationConfig:
     """A folder that holds a file named after each task, in its official format: `hellaswag.jsonl`, `arc_easy.parquet`,
     ...; or 'tfds' for what is prepared there; '' scores no tasks.
     """
-    tasks: str = execution("hellaswag,arc_easy,winogrande")
-    """Names of the tasks, separated by commas."""
+    tasks: str | tuple[str | Task, ...] = execution("hellaswag,arc_easy,winogrande")
+    """Names of the tasks, separated by commas; or a tuple of names and of `Task`s of your own."""
     task_items: NonNegativeInt = execution(500)
     """Items of each task that are scored at every evaluation, a fixed choice; 0 for none before the last step, which
     scores all.
@@ -34,10 +45,17 @@ class EvaluationConfig:
 
     def __post_init__(self):
         check_fields(self, "evaluation")
+        own = [name for task in self.tasks if isinstance(task, Task) for name in task_names([task])]
+        for name in own:
+            is_free = name not in TASKS and own.count(name) == 1
+            require(is_free, f"evaluation.tasks: {name!r} is the name of another task too; give your own another")
         for name in task_names(self.tasks):
-            require_one_of("evaluation.tasks", name, TASKS)
+            require_one_of("evaluation.tasks", name, [*TASKS, *own])
 
 
-def task_names(text: str) -> list[str]:
-    """Returns the names in a text that separates them by commas, each once."""
-    return list(dict.fromkeys(name for name in re.split(r"[,\s]+", text) if name))
+def task_names(tasks: str | Sequence[str | Task | Mapping[str, Any]]) -> list[str]:
+    """Returns the names of tasks, each once: of a text, or of tasks as a configuration or its record has them."""
+    named = re.split(r"[,\s]+", tasks) if isinstance(tasks, str) else tasks
+    records = (flatten(task) if isinstance(task, Task) else task for task in named)
+    names = (record if isinstance(record, str) else str(record.get("name", "")) for record in records)
+    return list(dict.fromkeys(filter(None, names)))

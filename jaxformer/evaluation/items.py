@@ -41,13 +41,21 @@ class Item(NamedTuple):
 
 
 def checked(item: Item) -> Item:
-    """Returns the item; raises `UserError` unless it can be scored."""
+    """Returns the item; raises `UserError` unless it is one, and can be scored."""
+    require(isinstance(item, Item), f"to_item must return an Item, not {item!r:.60}")
+    has_options = isinstance(item.options, tuple) and all(isinstance(option, Option) for option in item.options)
+    require(has_options, f"its options must be a tuple of Option(context, continuation), not {item.options!r:.60}")
+    others = (*(text for option in item.options for text in option), item.group)
+    require(all(isinstance(text, str) for text in others), f"what it holds must be texts, not {others!r:.60}")
+    require(isinstance(item.gold, int), f"its answer ({item.gold!r:.20}) must be the number of an option, from 0")
     require(bool(item.options), "it has no options")
     require(
         0 <= item.gold < len(item.options),
         f"its answer ({item.gold!s:.20}) is not one of {len(item.options)} options from 0",
     )
     for number, option in enumerate(item.options):
+        is_apart = option.continuation[:1] in ("", " ")
+        require(is_apart, f"option {number} must begin with the space behind its context")
         require(bool(option.text.strip()), f"option {number} is {'blank' if option.text else 'empty'}")
         for text in option:
             require(not re.search("[\ud800-\udfff]", text), f"option {number} holds a lone surrogate: no Unicode text")

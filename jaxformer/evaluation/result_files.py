@@ -41,7 +41,7 @@ def score_table(scores: Sequence[TaskScores], columns: int | None = None) -> str
             _percent(*estimates[name]) + ("*" if name == primary else " ") if name in estimates else "- "
             for name in ("acc", "acc_norm")
         ]
-        count, official = len(each.chosen), each.task.data.task.official_items
+        count, official = len(each.chosen), each.task.data.official_items
         chance = each.chance()
         rows.append(
             (
@@ -98,10 +98,10 @@ def write_scores(folder: Path, scores: TaskScores, about: dict) -> Path:
     record = {
         "task": data.task.name,
         "version": data.task.version,
-        "equals": f"lm-evaluation-harness {data.task.equals}, 0-shot",
+        "equals": f"lm-evaluation-harness {data.task.equals}, 0-shot" if data.task.equals else None,
         **about,
         "items": len(scores.chosen),
-        "official_items": data.task.official_items,
+        "official_items": data.official_items,
         "items_digest": digest,
         "data": {"source": data.source, "digest": data.digest, "items": len(data.items)},
         "items_with_equal_options": sum(data.items[i].has_equal_options for i in scores.chosen.tolist()),

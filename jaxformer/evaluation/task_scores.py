@@ -79,13 +79,14 @@ def load_tasks(config: EvaluationConfig) -> list[TaskData]:
     Raises:
         UserError: as of `load_task`.
     """
-    names = task_names(config.tasks) if config.task_data else []
+    tasks = task_names(config.tasks) if isinstance(config.tasks, str) else dict.fromkeys(config.tasks)
+    tasks = list(tasks) if config.task_data else []
     data, is_file = config.task_data, os.path.isfile(expanded(config.task_data))
     require(
-        not is_file or len(names) <= 1,
-        f"task data {data}: one file for {len(names)} tasks ({', '.join(names)}); give a folder, or a task",
+        not is_file or len(tasks) <= 1,
+        f"task data {data}: one file for {len(tasks)} tasks ({', '.join(task_names(tasks))}); give a folder, or a task",
     )
-    return [load_task(name, config.task_data) for name in names]
+    return [load_task(task, config.task_data) for task in tasks]
 
 
 def encode_task(data: TaskData, tokenizer: Tokenizer, row_length: int) -> EncodedTask:

@@ -1,51 +1,82 @@
 """Tasks in cloze form: a question is a few options, and a model takes the one that it finds likeliest.
 
-Another task takes a function from a row to an `Item`, in `items.py`, and a line in `TASKS`.
+Another that is published takes a function from a row to an `Item`, in `items.py`, and a line in `TASKS`; one of your
+own is a `Task` in an experiment file.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxformer.config import UserError, require, require_one_of
+from jaxformer.config import UserError, check_fields, require, require_one_of
 from jaxformer.data.globs import has_suffix
 from jaxformer.data.records import SUFFIXES, good_records, open_tfds, read_jsonl, read_parquet, read_tfds
 from jaxformer.evaluation import items
 from jaxformer.evaluation.items import Item, checked
 from jaxformer.host.digests import file_digest
 from jaxformer.host.paths import expanded
+from jaxformer.record import Part, describe_failure, flatten, loaded_kinds
 
 # In place of a path: a dataset of TFDS that is prepared under the task's own name.
 TFDS = "tfds"
 
 
 @dataclass(frozen=True)
-class Task:
-    """A versioned specification of a task."""
+class Task(Part):
+    """A versioned specification of a task. One of your own, a value in `evaluation.tasks`, defines `to_item`."""
 
     name: str
-    version: int
-    """Raised when the same row would give other options."""
-    to_item: Callable[[Mapping[str, Any]], Item]
-    """The item of an official row; raises `UserError` where the row is not one."""
-    options: int
+    """Of its results, and of the file that holds its rows."""
+    version: int = 1
+    """Raised when the same row would give other options, where the digest of its code does not tell."""
+    options: int = 0
     """Options of each item; 0 for two or more, and 1 where the model is to write the answer itself."""
-    official_items: int
-    """Items in the split that is reported."""
-    equals: str
-    """The task of lm-evaluation-harness whose requests these are, and its version there."""
-    tfds: tuple[str, str] | None = None
-    """The dataset's name in TFDS and the split, or None."""
     primary: str = "acc"
     """The accuracy to report: 'acc', or 'acc_norm' where options differ in length."""
     has_acc_norm: bool = True
     """Whether it is of use to divide by the lengths of the options."""
+    official_items: ClassVar[int] = 0
+    """Items in the split that is reported; 0 for those of its file."""
+    equals: ClassVar[str] = ""
+    """The task of lm-evaluation-harness whose requests these are, and its version there; '' for none."""
+    tfds: ClassVar[tuple[str, str] | None] = None
+    """The dataset's name in TFDS and the split, or None."""
+
+    def __post_init__(self):
+        kind = type(self).__name__
+        check_fields(self, kind)
+        is_free = re.fullmatch(r"[a-z][a-z0-9_]*", self.name) and not re.search(r"_\d+$|^validation$", self.name)
+        require(
+            bool(is_free),
+            f"{kind}.name ({self.name!r}) must be of small letters, digits and '_', as files are named "
+            "after it, and neither 'validation' nor end with a number behind '_'",
+        )
+        require(self.options >= 0, f"{kind}.options ({self.options}) must be at least 0")
+        require_one_of(f"{kind}.primary", self.primary, ["acc", *(["acc_norm"] if self.has_acc_norm else [])])
+
+    def to_item(self, row: Mapping[str, Any]) -> Item:
+        """Returns the item of a row; raises `UserError` where the row is none of the task's."""
+        raise NotImplementedError(f"{type(self).__name__} does not define to_item(row)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Published(Task):
+    """A task that others have published, whose requests are those of lm-evaluation-harness."""
+
+    official_items: int
+    equals: str
+    tfds: tuple[str, str] | None = None
+    item_of: Callable[[Mapping[str, Any]], Item]
+
+    def to_item(self, row):
+        return self.item_of(row)
 
 
 class TaskData(NamedTuple):
@@ -66,7 +97,14 @@ class TaskData(NamedTuple):
     def items_digest(self, chosen: np.ndarray) -> str:
         """Returns the hexadecimal SHA-256 of some items: equal where the very same questions are put."""
         questions = [[self.items[i].options, self.items[i].gold] for i in chosen.tolist()]
-        return hashlib.sha256(json.dumps([self.task.name, self.task.version, questions]).encode()).hexdigest()
+        own = [] if isinstance(self.task, _Published) else [flatten(self.task, science_only=True)]
+        identity = [self.task.name, self.task.version, questions, *own]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    @property
+    def official_items(self) -> int:
+        """Items in the split that is reported."""
+        return self.task.official_items or len(self.items)
 
     def result_name(self, chosen: np.ndarray) -> str:
         """Returns the name of the results of some items: the task's, and how many they are unless they are all."""
@@ -92,33 +130,53 @@ def fixed_choice(total: int, count: int | None) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(total)[:count])
 
 
-def load_task(name: str, data: str) -> TaskData:
+def load_task(task: str | Task, data: str) -> TaskData:
     """Returns a task with its items.
 
     Args:
-        name: one of `TASKS`.
+        task: one of your own, or the name of one of `TASKS`.
         data: a file of JSON lines or Parquet in the official format; a folder with such a file named after the task
             (`hellaswag.jsonl`, `arc_easy.parquet`, ...); the folder of a prepared TFDS dataset; or 'tfds' for the
             dataset that is prepared in TFDS's own folder.
 
     Raises:
-        UserError: an unknown task, no data, or a row that is damaged or not of this task, with its file and number.
+        UserError: an unknown task, no data, or a row that is damaged or not of this task, with its file and number; or
+            code of one's own fails.
     """
-    require_one_of("task", name, TASKS)
-    task = TASKS[name]
+    if isinstance(task, str):
+        require_one_of("task", task, TASKS)
+        task = TASKS[task]
     records, source, digest = _open(task, data)
     found = []
     for where, fields in good_records(records):
         try:
-            found.append(_of_task(task, checked(task.to_item(fields))))
+            found.append(_item(task, fields))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-    require(bool(found), f"{name} data {source}: no rows")
+    require(bool(found), f"{task.name} data {source}: no rows")
     return TaskData(task, found, source, digest)
 
 
-def _of_task(task: Task, item: Item) -> Item:
-    options = len(item.options)
+def own_tasks() -> list[Task]:
+    """Returns the tasks of one's own that this process has loaded and that take no more than their class says."""
+    found = []
+    for kind in loaded_kinds(Task):
+        with contextlib.suppress(TypeError):
+            found.append(kind())  # pyright: ignore[reportCallIssue]
+    return found
+
+
+def _item(task: Task, row: Mapping[str, Any]) -> Item:
+    """Returns the item of a row, which is one of the task's."""
+    try:
+        item = task.to_item(row)
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(task, _Published):
+            raise
+        raise UserError(f"{task.name}: {describe_failure(task, error)}") from error
+    options = len(checked(item).options)
     require(
         options == task.options or (not task.options and options > 1), f"{task.name} has no item of {options} options"
     )
@@ -164,27 +222,39 @@ def _open(task: Task, data: str):
     return read([target], what), str(target), _digest(target, what)
 
 
-TASKS = {
+TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task(
-            "hellaswag", 1, items.hellaswag, 4, 10_042, "hellaswag 1.0", ("hellaswag", "validation"),
-            primary="acc_norm",
+        _Published(
+            "hellaswag", 1, 4, "acc_norm", item_of=items.hellaswag, official_items=10_042, equals="hellaswag 1.0",
+            tfds=("hellaswag", "validation"),
         ),
-        Task("arc_easy", 1, items.question_and_answer, 0, 2_376, "arc_easy 1.0", ("ai2_arc/ARC-Easy", "test")),
-        Task(
-            "winogrande", 1, items.winogrande, 2, 1_267, "winogrande 1.0", ("winogrande", "validation"),
+        _Published(
+            "arc_easy", 1, 0, item_of=items.question_and_answer, official_items=2_376, equals="arc_easy 1.0",
+            tfds=("ai2_arc/ARC-Easy", "test"),
+        ),
+        _Published(
+            "winogrande", 1, 2, item_of=items.winogrande, official_items=1_267, equals="winogrande 1.0",
+            tfds=("winogrande", "validation"), has_acc_norm=False,
+        ),
+        _Published(
+            "piqa", 1, 2, item_of=items.piqa, official_items=1_838, equals="piqa 1.0", tfds=("piqa", "validation")
+        ),
+        _Published(
+            "openbookqa", 1, 0, "acc_norm", item_of=items.openbookqa, official_items=500, equals="openbookqa 1.0",
+            tfds=("openbookqa", "test"),
+        ),
+        _Published(
+            "arc_challenge", 1, 0, "acc_norm", item_of=items.question_and_answer, official_items=1_172,
+            equals="arc_challenge 1.0", tfds=("ai2_arc/ARC-Challenge", "test"),
+        ),
+        _Published(
+            "boolq", 1, 2, item_of=items.boolq, official_items=3_270, equals="boolq 2.0",
+            tfds=("super_glue/boolq", "validation"), has_acc_norm=False,
+        ),
+        _Published(
+            "lambada", 1, 1, item_of=items.lambada, official_items=5_153, equals="lambada_openai 1.0",
             has_acc_norm=False,
         ),
-        Task("piqa", 1, items.piqa, 2, 1_838, "piqa 1.0", ("piqa", "validation")),
-        Task(
-            "openbookqa", 1, items.openbookqa, 0, 500, "openbookqa 1.0", ("openbookqa", "test"), primary="acc_norm"
-        ),
-        Task(
-            "arc_challenge", 1, items.question_and_answer, 0, 1_172, "arc_challenge 1.0",
-            ("ai2_arc/ARC-Challenge", "test"), primary="acc_norm",
-        ),
-        Task("boolq", 1, items.boolq, 2, 3_270, "boolq 2.0", ("super_glue/boolq", "validation"), has_acc_norm=False),
-        Task("lambada", 1, items.lambada, 1, 5_153, "lambada_openai 1.0", has_acc_norm=False),
     )
 }  # fmt: skip

@@ -15,6 +15,8 @@ from jaxformer.data.reader import Reader
 from jaxformer.data.tokenizer import TokenizerConfig
 from jaxformer.devices.mesh import MeshConfig
 from jaxformer.evaluation.config import EvaluationConfig
+from jaxformer.evaluation.items import Item, Option
+from jaxformer.evaluation.tasks import Task
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth, SolvedWidth, times
 from jaxformer.experiment.experiment import Experiment, make_state
 from jaxformer.experiment.resolution import load_experiment, resolve
@@ -34,6 +36,7 @@ __all__ = [
     "Document",
     "EvaluationConfig",
     "Experiment",
+    "Item",
     "LayerPart",
     "Merge",
     "MeshConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "Norm",
     "Optimizer",
     "OptimizerConfig",
+    "Option",
     "PackingConfig",
     "Phase",
     "Promoted",
@@ -48,6 +52,7 @@ __all__ = [
     "Residual",
     "SolvedFeedForwardWidth",
     "SolvedWidth",
+    "Task",
     "TokenizerConfig",
     "TrainingConfig",
     "Variant",

@@ -70,8 +70,8 @@ def check_tasks(workdir: Path, ours: dict[str, str]) -> None:
     changed = [name for name, digest in ours.items() if theirs.get(name, digest) != digest]
     require(
         not changed,
-        f"run folder {workdir}: the data of {', '.join(changed)} have changed since it was begun; put back what they "
-        "were, leave the task out with --evaluation.tasks, or choose another --workdir",
+        f"run folder {workdir}: the data of {', '.join(changed)} have changed since it was begun, or your code for "
+        "them; put back what they were, leave the task out with --evaluation.tasks, or choose another --workdir",
     )
 
 

@@ -308,7 +308,7 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
         _print_corpus(data, i, spans)
     for task, encoded in data.tasks:
         cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""
-        count = f"{len(task.items):,} of {task.task.official_items:,} official items"
+        count = f"{len(task.items):,} of {task.official_items:,} official items"
         print_wrapped(f"task        {task.task.name}: {count}, {task.source}, digest {task.digest[:12]}{cut}")
     print_wrapped(f"parameters  {describe_parameters(experiment.model, spans[0].row_length)}")
     steps, tokens = experiment.training.steps, trained_tokens(experiment)
