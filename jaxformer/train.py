@@ -49,7 +49,7 @@ from jaxformer.host.command import command
 from jaxformer.host.console import flush_streams, print_line, print_notice, print_wrapped
 from jaxformer.host.signals import stop_signals
 from jaxformer.loop import Run, finish, run_steps
-from jaxformer.plan.device_fit import advise_here, choose_attention, fit_to_device
+from jaxformer.plan.device_fit import advise_here, choose_attention, device_at_hand, fit_to_device
 from jaxformer.plan.estimate import print_plan
 from jaxformer.record import to_dict
 from jaxformer.run.earlier_runs import check_earlier_runs
@@ -115,8 +115,9 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         require_same_everywhere(settings, "other settings, other weights or another version")
 
         # What is refused is refused before the run's first file is written.
-        experiment, fit = fit_to_device(experiment, read_config(workdir))
+        target = device_at_hand(experiment)
         data, batches = prepare_inputs(experiment, seed, workdir, mesh, initial)
+        experiment, fit = fit_to_device(experiment, target, data.tokenizer.vocabulary_size, read_config(workdir))
         is_begun = bool(saved_steps(workdir / "checkpoints"))
         to_load = None if is_begun else initial
         state, attention = make_checked_state(experiment, seed, data, batches, workdir, mesh, fit, to_load)

@@ -30,11 +30,10 @@ from versions import versions
 
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import replace
-from jaxformer.devices.mesh import DATA, FSDP, batch_sharding, state_sharding
-from jaxformer.experiment.experiment import make_state
+from jaxformer.devices.mesh import DATA, FSDP
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.loss import default_chunk_tokens
-from jaxformer.plan.estimate import random_batch
+from jaxformer.plan.compiled_step import abstract_arguments, compiled_bytes
 from jaxformer.plan.memory import Target, step_memory
 from jaxformer.step import compile_step
 
@@ -141,7 +140,7 @@ def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:  # py
     platform, dtype = ("gpu", "bfloat16") if is_gpu else ("cpu", "float32")
     attention = step.attention if is_gpu else "xla"
     baseline = load_experiment(f"baseline_{step.size}")
-    T, V = baseline.packing.row_length, baseline.model.vocabulary_size
+    V = baseline.model.vocabulary_size
     values = {
         "training.rows_per_step": step.rows,
         "training.micro_batches": step.micro_batches,
@@ -152,19 +151,15 @@ def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:  # py
     }
     experiment = replace(baseline, values)
     mesh = Mesh(np.array(devices[: step.data * step.fsdp]).reshape(step.data, step.fsdp), (DATA, FSDP))
-    state = jax.eval_shape(lambda: make_state(experiment, 0, Implementation(attention), mesh, token_count=V))
-    batch = random_batch(step.rows, T, V)
-    alone = jax.sharding.SingleDeviceSharding(devices[0])
-    places = jax.tree.map(lambda _: alone, state) if state.mesh is None else state_sharding(mesh, state)
-    rows = alone if state.mesh is None else batch_sharding(mesh)
-    state = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
+    state, batch = abstract_arguments(experiment, mesh, V, Implementation(attention))
+    if state.mesh is None:
+        alone = jax.sharding.SingleDeviceSharding(devices[0])
+        state, batch = jax.tree.map(lambda x: x.update(sharding=alone), (state, batch))
     # What asks for the device while it is traced is given the one that is compiled for.
     there = AbstractMesh((1,), ("device",), abstract_device=AbstractDevice(DEVICE, None, "cuda"))
     reported = jax.sharding.use_abstract_mesh(there) if is_gpu and state.mesh is None else contextlib.nullcontext()
     with reported, mock.patch("jax.default_backend", return_value=platform):
-        m = compile_step(state).lower(state, batch).compile().memory_analysis()
-    compiled = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+        compiled = compiled_bytes(compile_step(state).lower(state, batch).compile())
     target = Target(DEVICE, platform, 0, attention, jnp.dtype(dtype), step.data, step.fsdp)
     return compiled, step_memory(experiment, target).peak
 

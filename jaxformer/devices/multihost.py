@@ -140,11 +140,22 @@ def require_same_everywhere(value: Any, other: str) -> None:
 
 
 def all_min(value: int) -> int:
-    """Returns the smallest of all processes' numbers, which lie below 2**63."""
+    """Returns the smallest of all processes' numbers, which lie from 0 to below 2**63."""
+    return min(_of_all([value]))[0]
+
+
+def all_max(value: int) -> int:
+    """Returns the largest of all processes' numbers, which lie from 0 to below 2**63."""
+    return max(_of_all([value]))[0]
+
+
+def _of_all(values: list[int]) -> list[list[int]]:
+    """Returns the numbers of each process, which lie from 0 to below 2**63."""
     if jax.process_count() == 1:
-        return value
-    halves = np.array([value >> 32, value & 0xFFFFFFFF], np.uint32)
-    return min((high << 32) + low for high, low in multihost_utils.process_allgather(halves).tolist())
+        return [values]
+    halves = np.array([(value >> 32, value & 0xFFFFFFFF) for value in values], np.uint32)
+    gathered = multihost_utils.process_allgather(halves)
+    return [[(high << 32) + low for high, low in of_process] for of_process in gathered.tolist()]
 
 
 def arrays_from_first(tree: Any) -> Any:
@@ -165,12 +176,7 @@ def all_sum(values: list[int], modulus: int) -> list[int]:
     """Returns the sum over all processes of each number below a modulus of at most 2**63, modulo that."""
     if jax.process_count() == 1:
         return values
-    halves = np.array([(value >> 32, value & 0xFFFFFFFF) for value in values], np.uint32)
-    totals = [0] * len(values)
-    for of_process in multihost_utils.process_allgather(halves):
-        for i, (high, low) in enumerate(of_process.tolist()):
-            totals[i] = (totals[i] + (high << 32) + low) % modulus
-    return totals
+    return [sum(of_one) % modulus for of_one in zip(*_of_all(values), strict=True)]
 
 
 class AgreedStop:

@@ -1,13 +1,16 @@
 """What a step recomputes and in how many parts it is computed, so that it fits the device's memory.
 
-Neither changes what a run learns. The cheapest combination that fits by the formula of `memory` is chosen at the start
-of a run, printed on its screen, and kept in its record: a resumed run computes with the same.
+Neither changes what a run learns. The cheapest combination that fits is chosen at the start of a run, printed on its
+screen, and kept in its record: a resumed run computes with the same. On the GPU at hand a step fits if it does as the
+compiler has it; the formula of `memory` says in which order they are compiled, and which need not be. Where there is
+only a GPU's name, the formula decides.
 """
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,18 +24,21 @@ from jaxformer.config import UserError, did_you_mean, replace
 from jaxformer.data.packing import Batch
 from jaxformer.devices.device import MEMORY_GB, device_memory, memory_gigabytes
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
-from jaxformer.devices.multihost import all_min, from_first
+from jaxformer.devices.multihost import all_max, all_min, from_first
 from jaxformer.experiment.experiment import Experiment, attention_shapes, run_mesh, shapes_of, spans_of, training_flops
 from jaxformer.flops import forward_operations, training_flops_per_token
-from jaxformer.host.console import format_size
+from jaxformer.host.console import format_size, print_wrapped
 from jaxformer.host.files import read_json
 from jaxformer.host.gpu_memory import memory_fraction
 from jaxformer.model import SAVED
+from jaxformer.plan.compiled_step import compiled_bytes, lower_step
 from jaxformer.plan.memory import StepMemory, Target, step_memory
 from jaxformer.step import compute_dtype
 
-# Share of what JAX may take of the memory that a step may take by the formula, which is right within a tenth.
-_MARGIN = 0.9
+# Shares of what JAX may take of the memory. A step may take the first by the formula, which is right within a tenth; or
+# the second as it is compiled: beside it there are the batch that comes next and what lies between arrays. What takes
+# more than the third by the formula is not compiled.
+_MARGIN, _MARGIN_COMPILED, _NOT_COMPILED_ABOVE = 0.9, 0.95, 1.25
 
 # Time that recomputing all elementwise operations adds to a step, as a share: assumed. They are bound by memory, and
 # read less than what they would otherwise have written.
@@ -51,6 +57,16 @@ class Fit(NamedTuple):
     memory: StepMemory
     cost: float
     """Time that it adds to a step that recomputes nothing and has one part, as a share of that: estimated."""
+    compiled: int = 0
+    """Bytes at the peak as the step is compiled; 0 where it was not, or the compiler does not tell."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak, as compiled if that is known, else by formula."""
+        return self.compiled or self.memory.peak
+
+    def __str__(self) -> str:
+        return f"remat {self.remat}, {self.micro_batches} micro-batch{'es' if self.micro_batches > 1 else ''}"
 
     def applied(self, experiment: Experiment) -> Experiment:
         """Returns the experiment computed so."""
@@ -120,28 +136,57 @@ def named_device(experiment: Experiment, kind: str) -> Target:
     return _spread(Target(kind, "gpu", int(gigabytes * 1e9 * memory_fraction()), attention, dtype), experiment)
 
 
-def fit_to_device(experiment: Experiment, record: dict | None = None) -> tuple[Experiment, str]:
+def fit_to_device(
+    experiment: Experiment, target: Target, token_count: int, record: dict | None = None
+) -> tuple[Experiment, str]:
     """Returns the experiment as its step is computed here, and a text that says how.
 
     Args:
+        target: the device at hand.
+        token_count: ids that the tokenizer has.
         record: the `config.json` of the run so far: on the same device it goes on as it began, if that fits.
     """
-    target = device_at_hand(experiment)
-    target = target._replace(memory=all_min(target.memory))  # Each process has a device of its own.
-    reason = "as configured"
+    # All processes compile the same, so they are to know the same; each has a device of its own.
+    kind, attention, record = from_first((target.kind, target.attention, record))
+    target = target._replace(kind=kind, attention=attention, memory=all_min(target.memory))
+    fit, reason, compiled = None, "as configured", None
     if experiment.model.remat == "auto" or not experiment.training.micro_batches:
         reason = "the cheapest that fits" if target.memory else "since its memory is the host's"
+        compiled = compiled_here(experiment, target, token_count)
         here = (target.kind, target.devices)
         if record and (record.get("device"), record.get("devices", 1)) == here:
-            as_before = _recorded(experiment, record)
-            if not target.memory or fits(choose_fit(as_before, target), target):
-                experiment, reason = as_before, "as the run began"
-    remat, micro_batches = from_first(choose_fit(experiment, target)[:2])  # The first one's record is read by all.
-    fit = choose_fit(computed_with(experiment, remat, micro_batches), target)
-    text = f"remat {fit.remat}, {fit.micro_batches} micro-batch{'es' if fit.micro_batches > 1 else ''}, {reason}"
+            as_before = choose_fit(_recorded(experiment, record), target, compiled)
+            if not target.memory or fits(as_before, target):
+                fit, reason = as_before, "as the run began"
+    fit = fit or choose_fit(experiment, target, compiled)
+    text = f"{fit}, {reason}"
     if target.memory:
-        text = f"an estimated {format_size(fit.memory.peak)} of {format_size(target.memory)}: {text}"
+        estimated, by = ("", " by the compiler") if fit.compiled else ("an estimated ", "")
+        text = f"{estimated}{format_size(fit.peak)} of {format_size(target.memory)}{by}: {text}"
     return fit.applied(experiment), text
+
+
+def compiled_here(experiment: Experiment, target: Target, token_count: int) -> Callable[[Fit], Fit] | None:
+    """Returns the function that adds to a way what the compiler says of it.
+
+    It is None where there is no choice for the compiler to make: the memory of the device is not known, or the other
+    processes of the run are not there.
+    """
+    if not target.memory or experiment.mesh.processes != jax.process_count():
+        return None
+    return functools.partial(_compiled, experiment, target, token_count)
+
+
+def _compiled(experiment: Experiment, target: Target, token_count: int, fit: Fit) -> Fit:
+    print_wrapped(f"memory      compiling the step with {fit}: an estimated {format_size(fit.memory.peak)}")
+    try:
+        mesh, sizes = run_mesh(experiment), shapes_of(fit.applied(experiment))
+        size = max(compiled_bytes(lower_step(one, mesh, token_count).compile()) for one in sizes)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        size = max(target.memory, fit.memory.peak)  # It is more than there is; how much is not known.
+    return fit._replace(compiled=all_max(size))
 
 
 def _recorded(experiment: Experiment, record: dict) -> Experiment:
@@ -155,22 +200,27 @@ def _recorded(experiment: Experiment, record: dict) -> Experiment:
     return replace(experiment, values)
 
 
-def choose_fit(experiment: Experiment, target: Target) -> Fit:
+def choose_fit(experiment: Experiment, target: Target, compiled: Callable[[Fit], Fit] | None = None) -> Fit:
     """Returns the cheapest way to compute a step that fits, among those that the experiment leaves open.
 
     Where none fits it is the one that takes the least memory, and where the memory is not known the fastest.
+
+    Args:
+        compiled: `compiled_here`; None for the formula alone.
     """
     tried = []
     for fit in ways(experiment, target):
+        if compiled and fit.memory.peak <= _NOT_COMPILED_ABOVE * target.memory:
+            fit = compiled(fit)
         if not target.memory or fits(fit, target):
             return fit
         tried.append(fit)
-    return min(tried, key=lambda fit: fit.memory.peak)
+    return min(tried, key=lambda fit: fit.peak)
 
 
 def fits(fit: Fit, target: Target) -> bool:
     """Returns whether a step surely fits a device."""
-    return fit.memory.peak <= _MARGIN * target.memory
+    return fit.peak <= (_MARGIN_COMPILED if fit.compiled else _MARGIN) * target.memory
 
 
 def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:

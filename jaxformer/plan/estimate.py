@@ -31,7 +31,17 @@ from jaxformer.experiment.experiment import (
 from jaxformer.flops import describe_parameters
 from jaxformer.host.console import format_duration, format_size, print_line, print_wrapped
 from jaxformer.model import abstract_model
-from jaxformer.plan.device_fit import Fit, Target, advise, choose_fit, device_to_come, fits, named_device, ways
+from jaxformer.plan.device_fit import (
+    Fit,
+    Target,
+    advise,
+    choose_fit,
+    compiled_here,
+    device_to_come,
+    fits,
+    named_device,
+    ways,
+)
 from jaxformer.step import TrainState, compile_step
 
 # Steps that are timed for the estimate, after one that is not; and the longest that a step may take to be timed.
@@ -62,7 +72,7 @@ def estimate_run_seconds(experiment: Experiment) -> float:
     of matmuls. Preparing the corpus comes on top.
     """
     target = device_to_come(experiment)
-    return _run_seconds(experiment, _speed_here(_largest(experiment), target, choose_fit(experiment, target)))
+    return _run_seconds(experiment, _speed_here(_largest(experiment), target, _fit_here(experiment, target)))
 
 
 @fixed_options()
@@ -74,7 +84,7 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     """
     is_here = where == "here"
     target = device_to_come(experiment) if is_here else named_device(experiment, where)
-    fit = choose_fit(experiment, target)
+    fit = _fit_here(experiment, target) if is_here else choose_fit(experiment, target)
     model, largest = experiment.model, _largest(experiment)
     T = largest.packing.row_length
     params = nnx.state(abstract_model(model))
@@ -95,6 +105,10 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     )
     print_wrapped(f"            {trained_tokens(largest, 1) / speed.step_seconds:,.0f} tokens/s, {speed.how}")
     print_wrapped("            preparing the corpus and scoring the tasks come on top")
+
+
+def _fit_here(experiment: Experiment, target: Target) -> Fit:
+    return choose_fit(experiment, target, compiled_here(experiment, target, experiment.model.vocabulary_size))
 
 
 def _largest(experiment: Experiment) -> Experiment:
@@ -122,7 +136,8 @@ def _print_memory(experiment: Experiment, target: Target, fit: Fit) -> None:
     limit = f"; JAX may take {format_size(target.memory)} ({target.kind})" if target.memory else ""
     # There the blocks stand one after another, and XLA finds more room: up to a quarter is saved.
     about = "at most about " if target.platform == "cpu" else ""
-    print_wrapped(f"memory      {about}{format_size(m.peak)} on each device at a step's peak, by formula{limit}")
+    by = f"by the compiler ({format_size(m.peak)} by formula, whose parts follow)" if fit.compiled else "by formula"
+    print_wrapped(f"memory      {about}{format_size(fit.peak)} on each device at a step's peak, {by}{limit}")
     state, gradients = m.parameters + m.optimizer, m.gradients + m.kernels + m.batch
     print_wrapped(
         f"            {format_size(state)} of state: {format_size(m.parameters)} parameters, the rest moments"

@@ -8,8 +8,22 @@ import jaxformer.plan.device_fit
 import jaxformer.step
 from jaxformer.config import UserError, replace
 from jaxformer.data.phases import Phase
+from jaxformer.experiment.experiment import make_state, run_mesh
 from jaxformer.experiment.resolution import load_experiment
-from jaxformer.plan.device_fit import Target, advise, choose_fit, fit_to_device, fits, named_device, ways
+from jaxformer.plan.compiled_step import compiled_bytes, lower_step
+from jaxformer.plan.device_fit import (
+    Target,
+    advise,
+    choose_fit,
+    computed_with,
+    device_at_hand,
+    fit_to_device,
+    fits,
+    named_device,
+    ways,
+)
+from jaxformer.plan.estimate import random_batch
+from jaxformer.step import compile_step
 from jaxformer.train import main
 
 pytestmark = pytest.mark.device_free
@@ -17,6 +31,24 @@ pytestmark = pytest.mark.device_free
 
 def gpu(gigabytes):
     return Target("a GPU", "gpu", int(gigabytes * 1e9), "pallas", jnp.bfloat16)
+
+
+# One that compiles in a second.
+TINY = {
+    "packing.row_length": "32",
+    "training.rows_per_step": "4",
+    "model.width": "16",
+    "model.depth": "2",
+    "model.heads": "2",
+    "model.vocabulary_size": "416",
+    "tokenizer.vocabulary_size": "400",
+}
+
+
+def fitted_here(experiment, record=None):
+    """Returns what a run here computes its step with, and what is printed of it."""
+    fitted, text = fit_to_device(experiment, device_at_hand(experiment), 400, record)
+    return fitted.model.remat, fitted.training.micro_batches, text
 
 
 def small(**overrides):
@@ -69,22 +101,64 @@ def test_what_is_configured_stays_as_it_is():
     assert [(fit.remat, fit.micro_batches) for fit in ways(experiment, gpu(1))] == [("feed_forward", 2)]
 
 
+def test_what_is_compiled_decides_where_the_formula_is_wrong_and_what_is_far_too_much_is_not_compiled():
+    experiment, target = small(), gpu(0.55)
+    by_formula = [(fit.remat, fit.micro_batches) for fit in ways(experiment, target) if fits(fit, target)]
+    asked = []
+
+    def compiled(fit):
+        asked.append((fit.remat, fit.micro_batches))
+        return fit._replace(compiled=int(fit.memory.peak + 0.15e9))
+
+    fit = choose_fit(experiment, target, compiled)
+    assert asked[-1] == (fit.remat, fit.micro_batches) != by_formula[0] and by_formula[0] in asked
+    assert fit.peak == fit.memory.peak + 0.15e9 <= 0.95 * target.memory
+    likely = [fit for fit in ways(experiment, target) if fit.memory.peak <= 1.25 * target.memory]
+    assert likely[0] != next(ways(experiment, target))
+    assert asked == [(each.remat, each.micro_batches) for each in likely[: len(asked)]]
+    # Where the compiler says that it is less, so much is taken as the formula would not allow.
+    fit = choose_fit(experiment, target, lambda fit: fit._replace(compiled=1))
+    assert (fit.remat, fit.micro_batches) == asked[0] and fit.memory.peak > 0.9 * target.memory
+    fit = choose_fit(experiment, target, lambda fit: fit)
+    assert (fit.remat, fit.micro_batches) == by_formula[0], "the compiler does not tell"
+
+
+@pytest.mark.usefixtures("compiled")
+def test_device_of_known_memory_is_compiled_for_and_it_is_printed(monkeypatch, capsys):
+    experiment = load_experiment("baseline", TINY | {"training.micro_batches": "0", "model.remat": "none"})
+    one = computed_with(experiment, "none", 1)
+    size = compiled_bytes(lower_step(one, run_mesh(one), 400).compile())
+    for share, parts in ((0.94, 1), (0.96, 2)):
+        monkeypatch.setattr(jaxformer.plan.device_fit, "device_memory", lambda share=share: int(size / share))
+        *fitted, text = fitted_here(experiment)
+        assert tuple(fitted) == ("none", parts)
+        assert " by the compiler: remat none, " in text and text.endswith(", the cheapest that fits")
+        assert capsys.readouterr().out.count("compiling the step with remat none") == parts
+
+
+def test_program_that_is_compiled_to_choose_is_the_one_that_runs():
+    experiment = load_experiment("baseline", TINY | {"training.micro_batches": "2", "model.remat": "block"})
+    state, batch = make_state(experiment, seed=3, token_count=400), random_batch(4, 32, 400)
+    of_run = compile_step(state).lower(state, batch).as_text()
+    assert lower_step(experiment, run_mesh(experiment), 400).as_text() == of_run
+
+
 def test_on_a_cpu_nothing_is_recomputed():
-    fitted, text = fit_to_device(small())
-    assert (fitted.model.remat, fitted.training.micro_batches) == ("none", 1)
-    assert text.startswith("remat none, 1 micro-batch,")
+    assert fitted_here(small())[:2] == ("none", 1)
+    assert fitted_here(small())[2].startswith("remat none, 1 micro-batch,")
 
 
 def test_resumed_run_computes_as_it_began_on_the_same_device_and_as_it_is_reported(monkeypatch):
     monkeypatch.setattr(jaxformer.plan.device_fit, "device_memory", lambda: 10**12)
+    # What is chosen, and not how it is compiled, is told here.
+    monkeypatch.setattr(jaxformer.plan.device_fit, "compiled_here", lambda *_: None)
     record = {
         "device": jax.devices()[0].device_kind,
         "config": {"model": {"remat": "block"}, "training": {"micro_batches": 4}},
     }
 
     def chosen(experiment, record):
-        fitted, _ = fit_to_device(experiment, record)
-        return fitted.model.remat, fitted.training.micro_batches
+        return fitted_here(experiment, record)[:2]
 
     assert chosen(small(), record) == ("block", 4)
     small_device = record | {"config": {"model": {"remat": "none"}, "training": {"micro_batches": 1}}}

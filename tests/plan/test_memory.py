@@ -3,19 +3,17 @@
 import dataclasses
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
 from jaxformer.config import replace
-from jaxformer.experiment.experiment import make_state
+from jaxformer.experiment.experiment import run_mesh
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import Optimizer
-from jaxformer.plan.estimate import random_batch
+from jaxformer.plan.compiled_step import compiled_bytes, lower_step
 from jaxformer.plan.memory import Target, saved_activations, step_memory
-from jaxformer.step import train_step
 
 pytestmark = pytest.mark.device_free
 
@@ -58,10 +56,7 @@ def test_formula_is_within_a_tenth_of_what_is_compiled_here(remat, micro_batches
         "attention.implementation": "xla",
     }
     experiment = replace(load_experiment("baseline"), values)
-    state = jax.eval_shape(lambda: make_state(experiment, seed=0, token_count=4096))
-    compiled = jax.jit(train_step, donate_argnums=0).lower(state, random_batch(32, 64, 4096)).compile()
-    m = compiled.memory_analysis()
-    total = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    total = compiled_bytes(lower_step(experiment, run_mesh(experiment), 4096).compile())
     assert step_memory(experiment, Target("cpu", "cpu", 0, "xla", jnp.float32)).peak == pytest.approx(total, rel=0.1)
 
 

@@ -1,0 +1,50 @@
+"""The step of a run as the compiler has it, before any of its arrays exist, and the memory that it then takes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxformer.attention.dispatch import Implementation
+from jaxformer.data.packing import Batch
+from jaxformer.devices.mesh import batch_sharding, state_sharding
+from jaxformer.experiment.experiment import Experiment, make_state
+from jaxformer.step import TrainState, compile_step
+
+
+def abstract_arguments(
+    experiment: Experiment, mesh: Mesh | None, token_count: int, attention: Implementation | None = None
+) -> tuple[TrainState, Batch]:
+    """Returns the state and the batch of a step, with shapes, dtypes and placements in place of the arrays.
+
+    Args:
+        mesh: as in `make_state`, and so are `token_count` and `attention`.
+    """
+    state = jax.eval_shape(lambda: make_state(experiment, 0, attention, mesh, token_count=token_count))
+    shape = experiment.training.rows_per_step, experiment.packing.row_length
+    integers_BT: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
+    floats_BT: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
+    batch = Batch(*[integers_BT] * len(Batch._fields))._replace(loss_weights_BT=floats_BT)
+    if state.mesh is None:
+        return state, batch
+    places = state_sharding(state.mesh, state), jax.tree.map(lambda _: batch_sharding(state.mesh), batch)
+    return jax.tree.map(lambda x, place: x.update(sharding=place), (state, batch), places)
+
+
+def lower_step(experiment: Experiment, mesh: Mesh, token_count: int) -> jax.stages.Lowered:
+    """Returns the step that a run of the experiment computes, lowered.
+
+    Compiled, it is what a run that begins finds again in JAX's cache of compiled programs, if there is one, unless the
+    attention is timed on the first batch and another one chosen.
+    """
+    state, batch = abstract_arguments(experiment, mesh, token_count)
+    return compile_step(state).lower(state, batch)
+
+
+def compiled_bytes(compiled: jax.stages.Compiled) -> int:
+    """Returns the bytes on each device at the peak of a compiled step; 0 where the compiler does not tell."""
+    m = compiled.memory_analysis()
+    if m is None:
+        return 0
+    return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
