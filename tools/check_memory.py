@@ -52,8 +52,19 @@ device_description_str: "{DEVICE}"
 """
 
 
+PARTS = (
+    "mixture_of_experts",
+    "hyper_connections",
+    "manifold_hyper_connections",
+    "latent_attention",
+    "hybrid_attention",
+    "value_embeddings",
+    "multi_token_prediction",
+)
+
+
 class Step(NamedTuple):
-    """Rows of 2,048 tokens in a step, its parts, what it recomputes, and on what."""
+    """Rows of 2,048 tokens in a step, its micro-batches, what it recomputes, on what, and a question's change."""
 
     size: str
     rows: int
@@ -62,6 +73,7 @@ class Step(NamedTuple):
     attention: str = "pallas"
     data: int = 1
     fsdp: int = 1
+    variant: str = ""
 
 
 STEPS = [
@@ -90,6 +102,17 @@ STEPS = [
     Step("500m", 64, 1, "elementwise", fsdp=8),
     Step("500m", 64, 1, "block", fsdp=8),
     Step("500m", 64, 4, "block", fsdp=8),
+    *(
+        Step(size, 16, micro_batches, remat, variant=variant)
+        for variant in PARTS
+        for size, micro_batches, remat in (
+            ("27m", 1, "none"),
+            ("27m", 1, "elementwise"),
+            ("27m", 4, "elementwise"),
+            ("27m", 1, "block"),
+            ("100m", 1, "elementwise"),
+        )
+    ),
 ]
 
 
@@ -97,17 +120,20 @@ def main() -> int:
     """Compiles, prints and writes the JSON file; returns 1 where the formula is off by more than a tenth."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="27m,100m,500m", help="separated by commas (default: all)")
+    parser.add_argument("--variants", help="separated by commas; '' for the plain model alone")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     devices = find_devices()
     print(f"{devices[0].device_kind}: GB on each device, compiled and by formula")
     results = []
     for step in STEPS:
-        if step.size not in options.sizes.split(",") or step.data * step.fsdp > len(devices):
+        is_asked = options.variants is None or step.variant in options.variants.split(",")
+        if step.size not in options.sizes.split(",") or step.data * step.fsdp > len(devices) or not is_asked:
             continue
         compiled, formula = compare(step, devices)
         print(
-            f"{step.size:5} {step.rows:4} rows in {step.micro_batches:2}  {step.remat:13} {step.attention:7} "
+            f"{step.size:5} {step.rows:4} rows in {step.micro_batches:2}  {step.remat:13} "
+            f"{step.variant or step.attention:26} "
             f"{step.data} x {step.fsdp} {compiled / 1e9:7.2f} {formula / 1e9:7.2f} {formula / compiled - 1:+.1%}",
             flush=True,
         )
@@ -139,7 +165,7 @@ def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:  # py
     is_gpu = devices[0].platform in ("gpu", "cuda")
     platform, dtype = ("gpu", "bfloat16") if is_gpu else ("cpu", "float32")
     attention = step.attention if is_gpu else "xla"
-    baseline = load_experiment(f"baseline_{step.size}")
+    baseline = load_experiment(f"{step.variant}@baseline_{step.size}".lstrip("@"))
     V = baseline.model.vocabulary_size
     values = {
         "training.rows_per_step": step.rows,

@@ -8,14 +8,18 @@ whole at two moments, and the peak is the higher one of them:
 - at the first block of the backward pass, the wide arrays of one feed-forward and the kernels' gradients are.
 
 What a block keeps is not written here: JAX counts it, by tracing the gradient, so that it stays right whatever the
-model's options are or come to be. `tools/check_memory.py` holds all of this to what the compiler says.
+model's options and parts are or come to be; and so it does for an auxiliary loss. What a part makes within a layer and
+does not keep, such as logits of an attention of its own, is not seen. `tools/check_memory.py` holds all of this to what
+the compiler says.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 
@@ -26,7 +30,7 @@ from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import embedding_parameters, forward_operations, kernel_parameters, parameter_count
 from jaxformer.layers import Rows, optimized
 from jaxformer.loss import default_chunk_tokens
-from jaxformer.model import ModelConfig, abstract_model
+from jaxformer.model import ModelConfig, Transformer, abstract_model
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.step import cast_kernels
 
@@ -53,6 +57,8 @@ class StepMemory(NamedTuple):
     """What the blocks keep that is as wide as the feed-forward."""
     stream: int
     """What else the blocks keep: the stream, and its norms."""
+    auxiliary: int
+    """What the auxiliary loss keeps for its backward pass."""
     loss: int
     """Alive in the loss alone: logits and their gradient, and the features'."""
     backward: int
@@ -67,7 +73,7 @@ class StepMemory(NamedTuple):
     def peak(self) -> int:
         """Bytes of the step at its peak."""
         resident = self.parameters + self.optimizer + self.batch + self.kernels + self.gradients
-        return resident + self.saved + max(self.loss, self.backward)
+        return resident + self.saved + self.auxiliary + max(self.loss, self.backward)
 
 
 class Target(NamedTuple):
@@ -142,6 +148,7 @@ def step_memory(experiment: Experiment, target: Target) -> StepMemory:
         tables=embedding_parameters(model),
     )
     kept = saved_activations(model, T, target.attention, target.dtype)
+    auxiliary = _kept_by_auxiliary(any_remat(model), T, target.attention, target.dtype)
     return StepMemory(
         parameters=4 * step.parameters // target.fsdp,
         optimizer=_optimizer_bytes(any_remat(model), experiment.optimizer, training.steps) // target.fsdp,
@@ -149,6 +156,7 @@ def step_memory(experiment: Experiment, target: Target) -> StepMemory:
         kernels=_kernels(step),
         gradients=_gradients(step),
         **{kind: rows * of_row for kind, of_row in kept._asdict().items()},
+        auxiliary=rows * auxiliary,
         loss=_loss(step),
         backward=_backward(step),
     )
@@ -200,10 +208,17 @@ def _backward(step: _Step) -> int:
     model = step.model
     # Recomputed, the hidden features are alive before and after the activation, beside the gradients of both.
     wide = (2 if model.remat == "none" else 4) * _hidden_width(any_remat(model), step.row_length)
-    block = round((wide + 2 * model.width) * step.tokens * step.size)
+    block = max(round((wide + 2 * model.width) * step.tokens * step.size), step.rows * _recomputed(step))
     kernel_gradients = _kernel_gradients(step) if step.micro_batches == 1 else 0
     whole_layers = 2 * step.kernels // model.depth * step.size if step.target.fsdp > 1 else 0
     return block + _einsum_attention_backward(step) + kernel_gradients + whole_layers
+
+
+def _recomputed(step: _Step) -> int:
+    """Returns the bytes that the blocks between two steps of their loop compute again, for one row."""
+    of_all = (step.row_length, step.target.attention, step.target.dtype)
+    without, kept = (sum(saved_activations(each, *of_all)) for each in (any_remat(step.model), step.model))
+    return (without - kept) * step.model.group // step.model.depth
 
 
 def _einsum_attention_backward(step: _Step) -> int:
@@ -247,26 +262,77 @@ def _kind(leaf: jax.ShapeDtypeStruct, width: int) -> str:
     return "stream" if leaf.shape[-1] == width else "feed_forward"
 
 
-def _residuals(model: ModelConfig, row_length: int, attention: str, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+def _residuals(model: ModelConfig, row_length: int, attention: str, dtype: Any) -> list[Any]:
     """Returns what the gradient of one row through the blocks keeps, each array stacked over the blocks."""
+
+    def transform(model: Transformer, x_ND: jax.Array, rows: Rows):
+        return model.transform(x_ND, rows)[0]
+
+    # What is stacked has an axis of tokens beside that of the layers.
+    kept, groups = _kept(transform, model, row_length, attention, dtype), model.depth // model.group
+    return [each for each in kept if each.shape[:1] == (groups,) and each.ndim > 1]
+
+
+@functools.cache
+def _kept_by_auxiliary(model: ModelConfig, row_length: int, attention: str, dtype: Any) -> int:
+    """Returns the bytes that the gradient of one row through the auxiliary loss keeps; of what is by token, alone."""
+
+    def losses(model: Transformer, features_ND: jax.Array, rows: Rows):
+        sums = model.auxiliary_loss and model.auxiliary_loss(model, features_ND, rows, rows.tokens_BT)
+        return sums and sums.losses
+
+    kept = _kept(losses, model, row_length, attention, dtype)
+    return sum(each.size * each.dtype.itemsize for each in kept if row_length in each.shape)
+
+
+def _kept(function: Callable, model: ModelConfig, row_length: int, attention: str, dtype: Any) -> list[Any]:
+    """Returns what the gradient of a function of the model, `x_ND` and rows keeps for one row, parameters not counted.
+
+    They are there anyway.
+    """
     implementation = Implementation("xla" if attention == "xla" else "pallas")
     graphdef, params = nnx.split(abstract_model(model, attention=implementation))
     integers_1T = jax.ShapeDtypeStruct((1, row_length), jnp.int32)
     x_ND = jax.ShapeDtypeStruct((row_length, model.width), dtype)
 
     def residuals(params, x_ND, positions_1T, starts_1T, ends_1T):
-        def transform(params, x_ND):
-            rows = Rows(positions_1T, positions_1T, starts_1T, ends_1T, jnp.ones(positions_1T.shape, jnp.float32))
-            return nnx.merge(graphdef, params).transform(x_ND, rows)[0]
-
+        rows = Rows(positions_1T, positions_1T, starts_1T, ends_1T, jnp.ones(positions_1T.shape, jnp.float32))
         params = cast_kernels(params, dtype)
         given = {id(leaf) for leaf in jax.tree.leaves(params)}
-        kept = jax.tree.leaves(jax.vjp(transform, params, x_ND)[1])
-        # Parameters are there anyway. What is stacked has an axis of tokens beside that of the layers.
-        groups = model.depth // model.group
-        return [leaf for leaf in kept if id(leaf) not in given and leaf.shape[:1] == (groups,) and leaf.ndim > 1]
+        pullback = jax.vjp(lambda params, x_ND: function(nnx.merge(graphdef, params), x_ND, rows), params, x_ND)[1]
+        return [leaf for leaf in jax.tree.leaves(pullback) if id(leaf) not in given]
 
-    return jax.eval_shape(residuals, params, x_ND, integers_1T, integers_1T, integers_1T)
+    return _without_copies(jax.make_jaxpr(residuals)(params, x_ND, integers_1T, integers_1T, integers_1T).jaxpr)
+
+
+def _without_copies(jaxpr: Any) -> list[Any]:
+    """Returns what a program returns, as shapes; what a loop stacks twice, once."""
+    stacked = {}
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            body = equation.params["jaxpr"].jaxpr
+            originals = _originals(body)
+            for output, inner in zip(equation.outvars, body.outvars, strict=True):
+                stacked[output] = originals.get(inner, inner) if isinstance(inner, jax.extend.core.Var) else output
+    returned = [var for var in jaxpr.outvars if isinstance(var, jax.extend.core.Var)]
+    return [*{stacked.get(var, var): var.aval for var in returned}.values()]
+
+
+def _originals(jaxpr: Any) -> dict[Any, Any]:
+    """Returns the variable that each of those of a program is a copy of, which are one array where it is compiled."""
+    originals = {}
+    for equation in jaxpr.eqns:
+        inner = equation.params.get("jaxpr")
+        if equation.primitive.name in ("name", "reduce_precision"):
+            copies = zip(equation.outvars, equation.invars[:1], strict=True)
+        elif equation.primitive.name in ("remat2", "checkpoint"):  # By the version of JAX.
+            given = dict(zip(inner.invars, equation.invars, strict=True))
+            returned = zip(equation.outvars, inner.outvars, strict=True)
+            copies = [(output, given[each]) for output, each in returned if each in given]
+        else:
+            continue
+        originals |= {copy: originals.get(original, original) for copy, original in copies}
+    return originals
 
 
 @functools.cache

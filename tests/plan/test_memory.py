@@ -33,6 +33,13 @@ COMPILED = [
     ("baseline_500m", 32, "block", 1, 15.78e9, {}),
     ("baseline_500m", 32, "block", 1, 16.76e9, {"attention": "xla"}),
     ("baseline_500m", 64, "block", 4, 2.38e9, {"fsdp": 8}),
+    ("mixture_of_experts@baseline_27m", 16, "elementwise", 1, 4.54e9, {}),
+    ("hyper_connections@baseline_27m", 16, "elementwise", 1, 5.38e9, {}),
+    ("hyper_connections@baseline_27m", 16, "block", 1, 2.96e9, {}),
+    ("manifold_hyper_connections@baseline_27m", 16, "elementwise", 1, 5.39e9, {}),
+    ("latent_attention@baseline_27m", 16, "elementwise", 1, 4.29e9, {}),
+    ("value_embeddings@baseline_27m", 16, "elementwise", 1, 4.65e9, {}),
+    ("multi_token_prediction@baseline_27m", 16, "elementwise", 1, 4.78e9, {}),
 ]
 
 
