@@ -40,6 +40,7 @@ EXPERIMENT = Experiment(
         feed_forward=None,  # a part of one's own
         residual=None,  # a part of one's own; None: added
         auxiliary_loss=None,  # a part of one's own; None: none
+        scaling=None,  # a part of one's own; None: as of a model of its own size
         scan_unroll=0,  # blocks per iteration; 0: chosen for the device
         loss_chunk_tokens=0,  # tokens; 0: chosen for the device
         remat="auto",  # auto, none, elementwise, feed_forward or block

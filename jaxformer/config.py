@@ -48,6 +48,11 @@ def execution(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"execution": True})
 
 
+def added(default: Any) -> Any:
+    """Declares a field that earlier versions lacked: with its default a run is identified as by them, without it."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 class Bounds(NamedTuple):
     """Where a number must lie, as metadata of its field: `share: Annotated[float, Bounds(above=0, at_most=1)]`."""
 

@@ -3,9 +3,9 @@
 tokens -> embedding -> L x [x += attention(norm(x)); x += feed_forward(norm(x))] -> norm -> unembedding -> logits
 
 What layers are made of is in `layers.py`. The figure is open at its places: `ModelConfig` takes a value of one's own, a
-`Part`, for the attention, the feed-forward, the norm, the activation and the way in which a layer's output joins the
-stream; `jaxformer/parts` has some. A layer returns, beside its output, the sums that it wants to be added to the loss
-or reported (`Sums`).
+`Part`, for the attention, the feed-forward, the norm, the activation, the way in which a layer's output joins the
+stream, and what follows from the size; `jaxformer/parts` has some. A layer returns, beside its output, the sums that it
+wants to be added to the loss or reported (`Sums`).
 
 - RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), rotary positions (Su et al. 2021, arXiv 2104.09864), GELU
   feed-forward (in the tanh approximation), no biases, tied embeddings (Press & Wolf 2016, arXiv 1608.05859).
@@ -48,6 +48,7 @@ from jaxformer.config import (
     OneOf,
     PositiveFloat,
     PositiveInt32,
+    added,
     check_fields,
     execution,
     require,
@@ -145,6 +146,31 @@ class AuxiliaryLoss(Part):
         raise NotImplementedError
 
 
+class Scaling(Part):
+    """What follows from the width and depth of a model: how large its matrices are drawn, and its logits.
+
+    By itself it is as here.
+    """
+
+    def of_kernels(self, width: int, depth: int) -> float:
+        """Returns what the matrices that multiply are multiplied by once they are drawn."""
+        return 1.0
+
+    def of_writing(self, width: int, depth: int) -> float:
+        """Returns the same of those among them that write to the stream, on top; there are two in each layer."""
+        return (2 * depth) ** -0.5
+
+    def of_tables(self, width: int, depth: int) -> float:
+        """Returns the deviation of the embeddings at first."""
+        # The final norm has unit size, so logits start with a deviation of this times sqrt(D): held at 0.45 or less, it
+        # keeps the first loss within 2 % of ln V at any width.
+        return min(INITIAL_SCALE, 0.45 * width**-0.5)
+
+    def of_logits(self, width: int, depth: int) -> float:
+        """Returns what logits are multiplied by."""
+        return 1.0
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of the model and its options."""
@@ -198,6 +224,8 @@ class ModelConfig:
     """How a layer's output joins the stream; None adds it."""
     auxiliary_loss: AuxiliaryLoss | None = None
     """A loss that is minimised beside the cross-entropy."""
+    scaling: Scaling | None = added(None)
+    """How large matrices are drawn, and logits, by the size of the model; None as `Scaling` says."""
     scan_unroll: NonNegativeInt = execution(0)
     """Blocks per iteration of the scan over layers; 0 chooses 1, or on a CPU all of up to 16, unless they are
     recomputed.
@@ -438,9 +466,10 @@ class Transformer(nnx.Module):
             0 < self.token_count <= config.vocabulary_size,
             f"the tokens ({token_count}) must not exceed model.vocabulary_size ({config.vocabulary_size})",
         )
-        # The final norm has unit size, so logits start with a deviation of this times sqrt(D): held at 0.45 or less, it
-        # keeps the first loss within 2 % of ln V at any width.
-        table_scale = min(INITIAL_SCALE, 0.45 * config.width**-0.5)
+        scaling, size = config.scaling or Scaling(), (config.width, config.depth)
+        table_scale, kernel_scale, self.logit_scale = (
+            of(*size) for of in (scaling.of_tables, scaling.of_kernels, scaling.of_logits)
+        )
         table_shape = (config.vocabulary_size, config.width)
         is_token_V1 = jnp.arange(config.vocabulary_size)[:, None] < self.token_count
 
@@ -467,6 +496,8 @@ class Transformer(nnx.Module):
             shape = (config.learned_positions, config.width)
             self.position_embedding = Table(INITIAL_SCALE * jax.random.normal(positions_key, shape))
         self.auxiliary_loss = config.auxiliary_loss and config.auxiliary_loss.make(config, key=rngs.params())
+        if kernel_scale != 1:
+            nnx.update(self, jax.tree.map(lambda x: kernel_scale * x, nnx.state(self, Kernel)))
 
     def __call__(self, tokens_BT: jax.Array, segment_ids_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Returns float32 `logits_BTV`.
@@ -486,7 +517,8 @@ class Transformer(nnx.Module):
     @property
     def unembedding_VD(self) -> jax.Array:
         """The matrix that turns features into logits, in the compute dtype."""
-        return (self.unembedding if self.config.has_unembedding else self.embedding)[...].astype(self.compute_dtype)
+        table_VD = (self.unembedding if self.config.has_unembedding else self.embedding)[...]
+        return (table_VD if self.logit_scale == 1 else self.logit_scale * table_VD).astype(self.compute_dtype)
 
     @property
     def compute_dtype(self) -> jnp.dtype:
@@ -644,5 +676,5 @@ def plain_block(config: ModelConfig) -> ModelConfig:
 
 
 def residual_scale(config: ModelConfig) -> float:
-    """Returns by what the matrices that write to the stream are drawn smaller: there are two in each layer."""
-    return (2 * config.depth) ** -0.5
+    """Returns by what the matrices that write to the stream are drawn smaller."""
+    return (config.scaling or Scaling()).of_writing(config.width, config.depth)

@@ -176,7 +176,12 @@ def _children(config: Any) -> list[_Recorded]:
         return [*config._recorded()]
     if isinstance(config, tuple):
         return [(str(i), value, False) for i, value in enumerate(config)]
-    return [(f.name, getattr(config, f.name), f.metadata.get("execution", False)) for f in dataclasses.fields(config)]
+    values = [(f, getattr(config, f.name)) for f in dataclasses.fields(config)]
+    return [(f.name, value, _decides_nothing(f, value)) for f, value in values]
+
+
+def _decides_nothing(field: dataclasses.Field, value: Any) -> bool:
+    return field.metadata.get("execution", False) or (field.metadata.get("added", False) and value == field.default)
 
 
 def _check_recordable(part: Part) -> None:

@@ -1,6 +1,6 @@
 """Shows whether features stay the same size, at first and after some steps, whatever the width and the depth.
 
-    python tools/coordinate_check.py [--experiment=baseline] [--widths=64,128,256,512] [--depths=2,4,8,16] [--steps=8]
+    python tools/coordinate_check.py [--experiment=baseline] [--widths=64,128,256,512] [--depths=4,8,16,32] [--steps=8]
         [--learning_rate=0.01] [--picture=coordinates.png]
 
 Where initialisation and learning rates suit every size, all curves are flat (Yang et al. 2022, arXiv 2203.03466,
@@ -30,10 +30,13 @@ from jaxformer.plan.estimate import random_batch
 from jaxformer.report.style import drawing, make_figure, save_png
 from jaxformer.step import TrainState, train_step
 
-# What a batch has: enough for steady means, little enough for minutes on a CPU.
-ROWS, ROW_LENGTH, VOCABULARY = 4, 64, 512
+# What a batch has. An update moves features by what the gradients of N random tokens have in common, 1 / sqrt(N) of
+# their size, and by noise of 1 / sqrt(width): the power is that of large widths only if tokens are few.
+ROWS, ROW_LENGTH, VOCABULARY = 1, 16, 512
 
-_PLACES = {"first block": "#56B4E9", "middle block": "#0072B2", "last block": "#1A1A1A", "logits": "#D55E00"}
+# Shares of the depth behind which the stream is looked at, the same at every depth, and the logits.
+_PLACES = {"1/4 of the blocks": "#56B4E9", "1/2 of the blocks": "#0072B2", "all blocks": "#1A1A1A", "logits": "#D55E00"}
+_SHARES = dict(zip(_PLACES, (1 / 4, 1 / 2, 1), strict=False))
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="baseline")
     parser.add_argument("--widths", type=_numbers, default=[64, 128, 256, 512])
-    parser.add_argument("--depths", type=_numbers, default=[2, 4, 8, 16])
+    parser.add_argument("--depths", type=_numbers, default=[4, 8, 16, 32])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, help="in place of the experiment's")
     parser.add_argument("--picture", type=Path, help="write a PNG to this file")
@@ -82,15 +85,15 @@ def main() -> None:
         experiment = replace(experiment, {"optimizer.learning_rate": options.learning_rate})
     model, measured = experiment.model, {}
     for axis, sizes in (("width", options.widths), ("depth", options.depths)):
-        print(f"{axis:>6}  {'step':>4}  " + "  ".join(f"{place:>12}" for place in _PLACES))
+        print(f"{axis:>6}  {'step':>4}  " + "  ".join(f"{place:>17}" for place in _PLACES))
         measured[axis] = {}
         for size in sizes:
             width, depth = (size, model.depth) if axis == "width" else (model.width, size)
             by_step = measured[axis][size] = features_by_step(sized(experiment, width, depth), options.steps)
             for step in (0, options.steps):
-                values = "  ".join(f"{by_step[place][step]:12.4g}" for place in _PLACES)
+                values = "  ".join(f"{by_step[place][step]:17.4g}" for place in _PLACES)
                 print(f"{size:6}  {step:4}  {values}", flush=True)
-        powers = "  ".join(f"{power:12.2f}" for power in growth(measured[axis]).values())
+        powers = "  ".join(f"{power:17.2f}" for power in growth(measured[axis]).values())
         print(f"{'power of the ' + axis:>12}  {powers}", flush=True)
     if options.json:
         record = {"experiment": options.experiment, "versions": versions("jax", "jaxlib"), "mean_abs": measured}
@@ -114,6 +117,7 @@ def sized(experiment: Experiment, width: int, depth: int) -> Experiment:
             feed_forward_width=model.F * width // model.width,
             vocabulary_size=VOCABULARY,
             residual=Measured(model.residual),
+            scan_unroll=1,
         ),
         "tokenizer.vocabulary_size": VOCABULARY,
         "optimizer.warmup_steps": 0,
@@ -131,8 +135,8 @@ def features_by_step(experiment: Experiment, steps: int) -> dict[str, list[float
         found["logits"].append(float(logits(state, batch)))
         state, metrics = step(state, batch)
         by_layer = np.asarray(metrics["reported"]["feed_forward/mean_abs"])
-        for place, layer in (("first block", 0), ("middle block", len(by_layer) // 2), ("last block", -1)):
-            found[place].append(float(by_layer[layer]))
+        for place, share in _SHARES.items():
+            found[place].append(float(by_layer[max(1, round(share * len(by_layer))) - 1]))
     return found
 
 

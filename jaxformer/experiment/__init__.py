@@ -22,7 +22,7 @@ from jaxformer.experiment.experiment import Experiment, make_state
 from jaxformer.experiment.resolution import load_experiment, resolve
 from jaxformer.experiment.variant import Merge, Promoted, Variant
 from jaxformer.layers import Activation, Norm
-from jaxformer.model import AuxiliaryLoss, LayerPart, ModelConfig, Residual
+from jaxformer.model import AuxiliaryLoss, LayerPart, ModelConfig, Residual, Scaling
 from jaxformer.optimizer import Decay, Optimizer, OptimizerConfig
 from jaxformer.step import TrainingConfig
 
@@ -50,6 +50,7 @@ __all__ = [
     "Promoted",
     "Reader",
     "Residual",
+    "Scaling",
     "SolvedFeedForwardWidth",
     "SolvedWidth",
     "Task",

@@ -13,7 +13,7 @@ RETUNE = ("auto", "learning_rate", "off")
 # the width (Yang et al. 2022, arXiv 2203.03466), the depth (Yang et al. 2023, arXiv 2310.02244), the batch (Malladi et
 # al. 2022, arXiv 2205.10287), the tokens (Bjorck et al. 2024, arXiv 2409.19913) and the decay, which acts as a product
 # with it (Wang & Aitchison 2024, arXiv 2405.13698).
-_MOVES = ("optimizer.", "training.steps", "model.width", "model.depth", "init_from")
+_MOVES = ("optimizer.", "training.steps", "model.width", "model.depth", "model.scaling", "init_from")
 
 
 def moves_best_rate(paths: Collection[str], before: Experiment, after: Experiment) -> bool:

@@ -99,7 +99,7 @@ class Architecture:
             "head_width": model.K * model.heads == model.width or ("head_width" in fields and is_divided),
             "logit_soft_cap": not model.logit_soft_cap,
             "window_pattern": all(model.have_window) or not any(model.have_window),
-            **{name: getattr(model, name) is None for name in ("attention", "feed_forward", "residual")},
+            **{name: getattr(model, name) is None for name in ("attention", "feed_forward", "residual", "scaling")},
         }
         return [f"model.{name} = {getattr(model, name)}" for name, is_there in checks.items() if not is_there]
 

@@ -1,7 +1,8 @@
-"""CompleteP: AdamW whose numbers hold at any width and depth (Dey et al. 2025, arXiv 2505.01618, table 1, alpha = 1).
+"""CompleteP: numbers that hold at any width and depth (Dey et al. 2025, arXiv 2505.01618, table 1, alpha = 1).
 
-This is the optimizer's part of it. The model's: what a block adds to the stream is divided by depth / base_depth, the
-variance of the kernels at first by width / base_width (and does not depend on the depth), and so are the logits.
+It is three values: `CompleteP` of the optimizer, and `CompletePScaling` and `CompletePResidual` of the model. At the
+base's width and depth the run is the plain one, bit by bit. From there on the width of a head is to stay as it is, so
+that the attention's scale does, and the feed-forward's is to grow with the model's.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +12,8 @@ import optax
 from flax import nnx
 
 from jaxformer.config import PositiveInt, check_fields
-from jaxformer.model import ModelConfig
+from jaxformer.layers import Sums
+from jaxformer.model import ModelConfig, Residual, Scaling
 from jaxformer.optimizer import Optimizer, OptimizerConfig, groups_of, transform_of
 
 
@@ -23,8 +25,6 @@ class CompleteP(Optimizer):
       multiplied by it, so that the decay per step is the same: it is not scaled here.
     - Adam's epsilon is divided by the multiple of the width, and within blocks by that of the depth too.
     - All else is as it is at the base: gains, too, whose learning rate has a factor only if alpha < 1.
-
-    The width of a head is to stay as it is, so that the attention's scale does.
     """
 
     base_width: PositiveInt
@@ -38,6 +38,8 @@ class CompleteP(Optimizer):
     def transform(self, config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransformation:
         """Returns Adam, scaled by group."""
         wider, deeper = model.width / self.base_width, model.depth / self.base_depth
+        if wider == deeper == 1:  # Group by group the same values are compiled to others, by their last bits.
+            return transform_of("adamw", config, model)
 
         def adam(divisor: float) -> optax.GradientTransformation:
             return transform_of("adamw", replace(config, epsilon=config.epsilon / divisor), model)
@@ -50,6 +52,60 @@ class CompleteP(Optimizer):
             },
             _scaled_as,
         )
+
+
+@dataclass(frozen=True)
+class CompletePScaling(Scaling):
+    """What is drawn, and the logits: kernels have the base's deviation by the root of the multiple of the width.
+
+    Logits are divided by that multiple. The tables, and how much smaller the matrices that write to the stream are
+    drawn than others, are the base's.
+    """
+
+    base_width: PositiveInt
+    base_depth: PositiveInt
+
+    def __post_init__(self):
+        check_fields(self, "CompletePScaling")
+
+    def of_kernels(self, width: int, depth: int) -> float:
+        """Returns the root of the multiple of the width, inverted."""
+        return (self.base_width / width) ** 0.5
+
+    def of_writing(self, width: int, depth: int) -> float:
+        """Returns what it is at the base."""
+        return super().of_writing(self.base_width, self.base_depth)
+
+    def of_tables(self, width: int, depth: int) -> float:
+        """Returns what it is at the base."""
+        return super().of_tables(self.base_width, self.base_depth)
+
+    def of_logits(self, width: int, depth: int) -> float:
+        """Returns the multiple of the width, inverted."""
+        return self.base_width / width
+
+
+@dataclass(frozen=True)
+class CompletePResidual(Residual):
+    """What an attention or a feed-forward adds to the stream is divided by the multiple of the depth."""
+
+    base_depth: PositiveInt
+
+    def __post_init__(self):
+        check_fields(self, "CompletePResidual")
+
+    def make(self, config: ModelConfig, *, rngs: nnx.Rngs, index: jax.Array) -> nnx.Module:
+        """Returns the rule, which has no parameters."""
+        return _AddScaled(self.base_depth / config.depth)
+
+
+class _AddScaled(nnx.Module):
+    def __init__(self, scale: float):
+        self.scale = scale
+
+    def __call__(self, x_ND: jax.Array, layer) -> tuple[jax.Array, Sums]:
+        y_ND, sums = layer(x_ND)
+        return x_ND + self.scale * y_ND, sums
 
 
 def _scaled_as(params) -> nnx.State:

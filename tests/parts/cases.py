@@ -15,7 +15,8 @@ from flax import nnx
 
 from jaxformer.data.packing import Batch
 from jaxformer.layers import Activation, Norm, Sums
-from jaxformer.model import FeedForward, LayerPart, ModelConfig, Transformer, abstract_model
+from jaxformer.model import FeedForward, LayerPart, ModelConfig, Scaling, Transformer, abstract_model
+from jaxformer.parts.complete_p import CompletePResidual
 from jaxformer.parts.hybrid_attention import CompressedSparse, HeavilyCompressed
 from jaxformer.parts.hyper_connections import HyperConnections, ManifoldHyperConnections
 from jaxformer.parts.latent_attention import LatentAttention
@@ -70,6 +71,14 @@ class _Halved(nnx.Module):
         return x / (0.1 + jnp.mean(jnp.abs(x), axis=-1, keepdims=True))
 
 
+@dataclass(frozen=True)
+class DoubledLogits(Scaling):
+    """A scaling of one's own."""
+
+    def of_logits(self, width, depth):
+        return 2.0
+
+
 BASE = ModelConfig(
     vocabulary_size=40, width=16, depth=2, heads=2, feed_forward_width=24, tied_embeddings=False, scan_unroll=1
 )
@@ -97,6 +106,8 @@ CASES = {
         "feed_forward": (None, ShiftedFeedForward()),
         "activation": Sine(),
         "norm": Halved(),
+        "residual": CompletePResidual(base_depth=1),
+        "scaling": DoubledLogits(),
         "sliding_window": 3,
         "window_pattern": "SL",
     },

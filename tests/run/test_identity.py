@@ -36,6 +36,13 @@ def test_the_identity_names_the_seed_and_the_precision_of_the_device():
     assert json.loads(json.dumps(baseline)) == baseline
 
 
+def test_a_field_that_was_added_is_of_no_identity_until_it_is_set():
+    """Runs from before are the same runs."""
+    of = {name: identify(load_experiment(name), seed=0) for name in ("double_size", "complete_p")}
+    assert not [path for path in of["double_size"] if path.startswith("model.scaling")]
+    assert of["complete_p"]["model.scaling.part"] == "jaxformer.parts.complete_p.CompletePScaling"
+
+
 def test_what_a_run_starts_from_is_identified_by_its_parameters_and_not_by_its_path():
     here, there = (load_experiment("baseline", {"init_from": path}) for path in ("runs/a", "/elsewhere/a"))
     assert identify(here, 0, "digest") == identify(there, 0, "digest") != identify(here, 0, "other")

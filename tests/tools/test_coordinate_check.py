@@ -50,3 +50,16 @@ def test_stream_behind_the_last_block_is_that_of_the_model_without_measuring(che
     found = metrics["reported"]["feed_forward/mean_abs"]
     assert found.shape == (2,)
     np.testing.assert_allclose(found[-1], np.mean(np.abs(x_ND)), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["width", "depth"])
+def test_features_grow_with_the_size_of_the_plain_model_and_not_with_complete_p(check, axis):
+    powers = {}
+    for name in ("baseline", "complete_p@baseline"):
+        experiment, measured = load_experiment(name), {}
+        for multiple in (1, 4):
+            width, depth = (128 * multiple, 2) if axis == "width" else (64, 4 * multiple)
+            measured[multiple] = check.features_by_step(check.sized(experiment, width, depth), 4)
+        powers[name] = check.growth(measured)["all blocks"]
+    assert powers["baseline"] > 0.5 and abs(powers["complete_p@baseline"]) < 0.2, powers
