@@ -60,6 +60,7 @@ def test_no_module_decides_by_assert_or_prints_a_docstring_of_the_interpreter():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in ROOT.glob("jaxformer/**/*.py")
+        if path != ROOT / "jaxformer" / "host" / "docstrings.py"  # Which knows when there are none.
         for node in ast.walk(ast.parse(path.read_bytes()))
         if isinstance(node, ast.Assert)
         or (isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node).split(".")[-1] in ("__doc__", "getdoc"))
