@@ -1,5 +1,7 @@
 """Files of experiments: found by name or path, and run for the one value that each assigns."""
 
+import ast
+import contextlib
 import re
 import runpy
 import sys
@@ -9,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxformer.config import UserError, did_you_mean, require
-from jaxformer.experiment.patches import import_what_it_may_patch, refuse_patches
+from jaxformer.experiment.patches import import_what_it_may_patch, only_declares, refuse_patches
 from jaxformer.host.own_code import VALUE, importing_from_beside, record_own_code
 from jaxformer.host.paths import expanded
 from jaxformer.record import source_of
@@ -114,10 +116,13 @@ def load_parts(path: Path) -> None:
 
 def _run(path: Path, what: str) -> dict[str, Any]:
     """Returns what a file gives names to; raises as `run_file` does."""
-    import_what_it_may_patch(path)
-    module = ModuleType(f"{what} {path.stem}")
+    module, watched = ModuleType(f"{what} {path.stem}"), refuse_patches("it")
+    with contextlib.suppress(OSError, SyntaxError, ValueError):  # Which are reported where the file runs.
+        tree = ast.parse(path.read_bytes())
+        import_what_it_may_patch(tree)
+        watched = contextlib.nullcontext() if only_declares(tree) else watched
     try:
-        with refuse_patches("it"), importing_from_beside(path):
+        with watched, importing_from_beside(path):
             vars(module).update(runpy.run_path(str(path), run_name=module.__name__))
     except UserError as error:
         raise UserError(f"{what} {path}: {error}") from error

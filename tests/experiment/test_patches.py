@@ -1,5 +1,6 @@
 """An experiment file changes values only: what it changes in place is refused by its name, and put back."""
 
+import ast
 import os
 
 import jax
@@ -9,6 +10,7 @@ import jaxformer.evaluation.tasks
 import jaxformer.loop
 import jaxformer.model
 from jaxformer.config import UserError
+from jaxformer.experiment.patches import only_declares
 from jaxformer.experiment.resolution import resolve
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
@@ -50,6 +52,28 @@ def test_a_file_that_changes_what_it_does_not_declare_is_refused_by_name(code, n
     assert ([dict(vars(each)) for each in watched], dict(os.environ), dict(jax.config.values)) == before
     assert (jaxformer.loop.save_now.__code__, jaxformer.evaluation.tasks.TASKS) == (computed, tasks)
     assert resolve(str(write(tmp_path, ""))).experiment.optimizer.b1 == 0.95
+
+
+@pytest.mark.parametrize(
+    ("code", "declares"),
+    [
+        ("'Why.'\nimport dataclasses\nfrom jaxformer.model import Block as B\nX = B(a=[1, -2], b={'c': B()})", True),
+        ("from jaxformer.experiment import load_experiment as l\nX = dataclasses.replace(l('a').model, width=2)", True),
+        ("import jaxformer.model", False),
+        ("import my_module", False),
+        ("from my_module import change\nX = change()", False),
+        ("X = setattr(1, 'a', 2)", False),
+        ("from jaxformer.evaluation.tasks import TASKS\nX = TASKS.clear()", False),
+        ("X = [x for x in (1, 2)]", False),
+        ("X = lambda: 1", False),
+        ("from jaxformer.model import Block\nBlock.x = 1", False),
+        ("X += 1", False),
+        ("def f(): pass", False),
+        ("if X: pass", False),
+    ],
+)
+def test_files_that_are_not_watched_can_change_nothing(code, declares):
+    assert only_declares(ast.parse(code)) == declares
 
 
 def test_what_a_change_does_when_it_is_called_is_refused_too(tmp_path):
