@@ -5,7 +5,7 @@ import dataclasses
 from jaxformer.config import replace
 from jaxformer.experiment.consequences import SolvedFeedForwardWidth, times
 from jaxformer.experiment import Merge, Promoted, Variant, load_experiment
-ABOUT = dict(question="Why?", expected=(-0.1, 0.1), source="a test")
+ABOUT = {"question": "Why?", "expected": (-0.1, 0.1), "source": "a test"}
 """
 
 
