@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxformer.ablation.comparability import ALLOWABLE
 from jaxformer.ablation.leave_one_out import leave_one_out
-from jaxformer.ablation.study import Study, choose_study
+from jaxformer.ablation.study import Ladder, Study, choose_study, no_ladder
 from jaxformer.config import require
 from jaxformer.host.paths import local_path
 
@@ -36,10 +36,19 @@ def add_run_options(parser: argparse.ArgumentParser, *, compares: bool = True) -
         add("--allow", default="", metavar="KIND,...", help=text)
 
 
-def chosen_study(
-    options: argparse.Namespace, *, seeds: int = Study.seeds, parent_seeds: int = Study.parent_seeds
-) -> Study:
+def chosen_study(options: argparse.Namespace) -> Study:
     """Returns the study that the options of `add_study_options` name.
+
+    Raises:
+        UserError: as of `chosen_study_or_ladder`, or it is a ladder.
+    """
+    return no_ladder(chosen_study_or_ladder(options))
+
+
+def chosen_study_or_ladder(
+    options: argparse.Namespace, *, seeds: int = Study.seeds, parent_seeds: int = Study.parent_seeds
+) -> Study | Ladder:
+    """Returns the study or the ladder that the options of `add_study_options` name.
 
     Raises:
         UserError: as of `choose_study` and `leave_one_out`, or both are given.

@@ -5,44 +5,56 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxformer.ablation.comparison import Comparison
-from jaxformer.ablation.promotion import PROMOTABLE, find_comparison, promote
+from jaxformer.ablation.promotion import PROMOTABLE, check_name, find_comparison, promote, promotes
 from jaxformer.ablation.study import Ladder, Study
 from jaxformer.ablation.verdict import Word
-from jaxformer.config import UserError
+from jaxformer.config import UserError, require
+from jaxformer.experiment.resolution import resolve, resolve_variant_of
 from jaxformer.statistics.significance import INTERIM_SEEDS
 
 # Runs a study of one variant; returns how that compares, or None where its runs failed before it could be judged.
 Ask = Callable[[Study], Comparison | None]
 
 
-class Rung(NamedTuple):
+class Answer(NamedTuple):
     """What came of one change."""
 
     parent: str
-    found: Comparison
+    variant: str
     kept: str
     """The experiment that it was promoted to; '' where the parent stays."""
 
 
-def climb(ladder: Ladder, name: str, runs: Path, ask: Ask) -> Iterator[Rung]:
+def run_ladder(ladder: Ladder, name: str, runs: Path, ask: Ask) -> Iterator[Answer]:
     """Asks the questions of a ladder in turn, and yields what came of each as soon as it is decided.
 
-    What is kept is promoted to `NAME_VARIANT`, a file in `experiments/`. After an interruption the same call finds the
-    finished runs and the files, and goes on.
+    What is kept is promoted to `NAME_VARIANT`, a file in `experiments/`. After an interruption the same call takes what
+    is promoted as it is, finds the finished runs of all else, and goes on.
 
     Args:
         name: of the ladder.
 
     Raises:
-        UserError: a change cannot be applied to what was kept, or a question could not be judged.
+        UserError: a change cannot be applied to what was kept, or a question could not be judged. What can be known of
+            the names and changes is refused before the first question.
     """
-    parent = ladder.parent
+    parent, first, folder = ladder.parent, resolve(ladder.parent), Path("experiments")
     for variant in ladder.variants:
-        found = _decide(ladder, parent, variant, ask)
-        kept = ""
-        if found.verdict.word in PROMOTABLE:
-            kept = promote(find_comparison(runs, found.variant, parent=parent), runs, name=f"{name}_{variant}").name
-        yield Rung(parent, found, kept)
+        resolve_variant_of(first, variant)
+        check_name(f"{name}_{variant}")
+    for variant in ladder.variants:
+        kept, path = f"{name}_{variant}", folder / f"{name}_{variant}.py"
+        one = resolve_variant_of(resolve(parent), variant).name
+        if not promotes(path, one, parent):
+            require(
+                not path.exists(), f"{path}: it exists, and is no {variant} of {parent}; rename it, or the study's file"
+            )
+            found = _decide(ladder, parent, variant, ask)
+            if found.verdict.word in PROMOTABLE:
+                promote(find_comparison(runs, found.variant, parent=parent), runs, name=kept, folder=folder)
+            else:
+                kept = ""
+        yield Answer(parent, one, kept)
         parent = kept or parent
 
 
@@ -54,6 +66,9 @@ def _decide(ladder: Ladder, parent: str, variant: str, ask: Ask) -> Comparison:
         found = ask(study)
         if not (found and found.verdict.word is Word.UNDECIDED and found.verdict.more_seeds):
             break
-    if found is None:
-        raise UserError(f"{variant} of {parent} could not be judged; once it can, the same command goes on from there")
+    if found is None or found.verdict.word is Word.NOT_COMPARED:
+        reason = f" ({found.verdict.reason})" if found else ""
+        raise UserError(
+            f"{variant} of {parent} could not be judged{reason}; once it can, the same command goes on from there"
+        )
     return found

@@ -91,7 +91,7 @@ def promote(
     generation = one.generation + 1
     name = name or re.sub(r"_gen\d+$", "", found.study_parent.replace(OF, "_")) + f"_gen{generation}"
     path = folder / f"{name}.py"
-    if is_written := _promotes(path, found):
+    if is_written := promotes(path, found.variant, found.parent):
         found = evidence_of(resolve(str(path)), runs)
     require(
         found.word in PROMOTABLE or bool(by_hand.strip()),
@@ -102,7 +102,9 @@ def promote(
     _check_unmoved(found, one, runs)
     if not is_written:
         first_seed = SEEDS_OF_A_GENERATION * generation
-        _check_name(name, path)
+        check_name(name)
+        require(not path.exists(), f"{path}: it exists, and is never overwritten; give another --name")
+        _check_is_new(name)
         text = promoted_file(found, one.common_ancestor.name, _tuned(found, one), first_seed, by_hand)
         _check_resolves(name, text, found.variant)
         keep_evidence(found)
@@ -126,13 +128,13 @@ def promote(
     return Promotion(path, name, promoted, found)
 
 
-def _promotes(path: Path, found: Record) -> bool:
-    """Returns whether a file is there that promotes the variant of a comparison."""
+def promotes(path: Path, variant: str, parent: str) -> bool:
+    """Returns whether a file is there that promotes a variant which was compared with a parent."""
     if not path.is_file():
         return False
     try:
         written = resolve(str(path))
-        return (promoted_variant(written).name, written.parents[0].name) == (found.variant, found.parent)
+        return (promoted_variant(written).name, written.parents[0].name) == (variant, parent)
     except UserError:
         return False
 
@@ -179,11 +181,14 @@ def _tuned(found: Record, one: Resolved) -> dict[str, float]:
     return {RATE: rates[1]} if rates and rates[1] != one.experiment.optimizer.learning_rate else {}
 
 
-def _check_name(name: str, path: Path) -> None:
-    """Raises `UserError` unless an experiment of a name can be written."""
+def check_name(name: str) -> None:
+    """Raises `UserError` unless an experiment can have a name."""
     is_name = re.fullmatch(r"[^\W_][\w.-]*", name) is not None and not name.endswith(".py")
-    require(is_name, f"--name={name}: it must be a name of letters, digits, '_', '-' and '.'")
-    require(not path.exists(), f"{path}: it exists, and is never overwritten; give another --name")
+    require(is_name, f"{name} cannot be the name of an experiment: it must be of letters, digits, '_', '-' and '.'")
+
+
+def _check_is_new(name: str) -> None:
+    """Raises `UserError` where another experiment has a name."""
     try:
         other = find_experiment(name)
     except UserError:

@@ -85,25 +85,33 @@ def choose_study(
     *,
     seeds: int = Study.seeds,
     parent_seeds: int = Study.parent_seeds,
-) -> Study:
+) -> Study | Ladder:
     """Returns the study of a file, or of a parent and its variants, separated by commas, in place of one.
 
     Raises:
-        UserError: neither is given, both are, there is no such study, or it is a ladder.
+        UserError: neither is given, both are, or there is no such study.
     """
     if name_or_path:
         require(not (parent or variants), "give --study, or --parent and --variants, not both")
-        study = load_study(name_or_path)
-        if isinstance(study, Ladder):
-            raise UserError(
-                f"{name_or_path} is a ladder: `jaxformer ablate` climbs it and `jaxformer report --all` draws it; name "
-                "one of its questions by --parent and --variants"
-            )
-        return study
+        return load_study(name_or_path)
     names = tuple(name.strip() for name in (variants or "").split(",") if name.strip())
     if not (parent and names):
         raise UserError("give --study, or --parent and --variants")
     return Study(parent=parent, variants=names, seeds=seeds, parent_seeds=parent_seeds)
+
+
+def no_ladder(study: Study | Ladder) -> Study:
+    """Returns a study as it is.
+
+    Raises:
+        UserError: it is a ladder.
+    """
+    if isinstance(study, Ladder):
+        raise UserError(
+            "this is a ladder: `jaxformer ablate` runs it and `jaxformer report --all` draws it; name one of its "
+            "questions by --parent and --variants"
+        )
+    return study
 
 
 def resolve_study(study: Study) -> list[Resolved]:

@@ -21,17 +21,17 @@ from pathlib import Path
 
 from jaxformer.ablation.again import describe_again, make_again
 from jaxformer.ablation.checks import check_study
-from jaxformer.ablation.command_line import add_study_options, chosen_study
+from jaxformer.ablation.command_line import add_study_options, chosen_study_or_ladder
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.comparison import Comparison
-from jaxformer.ablation.ladder import climb
+from jaxformer.ablation.ladder import run_ladder
 from jaxformer.ablation.outcome import Outcome, judge_study
 from jaxformer.ablation.run_study import (
     describe_failures,
     print_study_plan,
     run_jobs,
 )
-from jaxformer.ablation.study import Ladder, Study, load_study, make_jobs
+from jaxformer.ablation.study import Ladder, Study, make_jobs
 from jaxformer.ablation.study_clocks import clocks_to_come, forget_clocks, measure_clocks
 from jaxformer.config import UserError, require
 from jaxformer.host.command import Parser, command
@@ -46,14 +46,12 @@ from jaxformer.report.text import decision_table
 def main(arguments: list[str]) -> int:
     """Runs a study and prints what it decided; returns the exit status."""
     options = _parse(arguments)
-    study = load_study(options.study) if options.study and not options.parent else None
-    if isinstance(study, Ladder):
-        return _climb(study, options)
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
-    return _ablate(chosen_study(options, **seeds), options)[0]
+    study = chosen_study_or_ladder(options, **seeds)
+    return _run_ladder(study, options) if isinstance(study, Ladder) else _ablate(study, options)[0]
 
 
-def _climb(ladder: Ladder, options: argparse.Namespace) -> int:
+def _run_ladder(ladder: Ladder, options: argparse.Namespace) -> int:
     """Runs the questions of a ladder in turn; returns the exit status."""
     require(not options.plan, "what a ladder asks depends on what it kept: plan a question by --parent and --variants")
     failed = False
@@ -64,12 +62,12 @@ def _climb(ladder: Ladder, options: argparse.Namespace) -> int:
         failed |= status != 0
         return outcome and outcome.comparisons[0]
 
-    name, kept = Path(options.study).stem, ladder.parent
-    for rung in climb(ladder, name, options.runs, ask):
-        kept = rung.kept or rung.parent
-        became = f"kept, as {rung.kept}" if rung.kept else f"not kept: {rung.parent} stays"
-        print_line(f"{printable(rung.found.variant)}: {rung.found.verdict.word.value}, {became}\n")
-    print_line(f"At the top: {kept}. `jaxformer report --all` draws what led there.")
+    name, last = Path(options.study).stem, ladder.parent
+    for answer in run_ladder(ladder, name, options.runs, ask):
+        last = answer.kept or answer.parent
+        became = f"kept, as {answer.kept}" if answer.kept else f"not kept: {answer.parent} stays"
+        print_line(f"{printable(answer.variant)}: {became}\n")
+    print_line(f"What is left is {last}. `jaxformer report --all` draws what led there.")
     return 1 if failed else 0
 
 

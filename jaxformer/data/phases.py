@@ -1,12 +1,13 @@
 """Phases of a run: from which step on its batches are other ones, and what each of them reads.
 
-No text is read twice before all of it has been read once, whatever the phases:
+In rows of one length no text is read twice before all of it has been read once, whatever the phases:
 
 - Rows of one length are read in one order by all phases. Of each part of a mixture a phase goes on where those before
   it stopped.
 - Where there are rows of several lengths, each document is dealt to one of them, at random, in proportion to the tokens
   that are trained on in rows of that length. So no document is seen at two lengths, and a run that does not come to the
-  end of its corpus comes to that of no length either, but for what the packing leaves unfilled.
+  end of its corpus comes to that of no length either, but for what the packing leaves unfilled. One of several epochs
+  reads those of its first phases so often before others are read at all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,9 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from jaxformer.config import Bounds, NonNegativeFloat, NonNegativeInt32, check_fields, require
+
+# A part of a mixture that has so many times the weight of another is all of it.
+_MOST_TIMES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,12 @@ def _check_weights(spans: Sequence[Span], parts: int) -> None:
             any(span.weights),
             f"the weights {span.weights} of the corpora from step {span.first_step} on must not all be 0",
         )
+        least, most = min(filter(None, span.weights)), max(span.weights)
+        require(
+            most <= _MOST_TIMES * least,
+            f"the weights of the corpora from step {span.first_step} on ({least:g} and {most:g}) must lie within a "
+            f"factor of {_MOST_TIMES:,}; 0 leaves a part out",
+        )
     for part in range(parts):
         name = f"corpus.parts.{part}.weight" if parts > 1 else "corpus.weight"
         require(any(span.weights[part] for span in spans), f"{name} (0.0) must be above 0, here or in a phase")
@@ -145,8 +155,8 @@ def deal_documents(
         documents: indices of those that are dealt, ascending.
         shares: by row length, of the tokens, in proportion.
     """
-    if len(shares) == 1:
-        return dict.fromkeys(shares, documents)
+    if len(shares) == 1 or not any(shares.values()):
+        return {length: documents if i == 0 else documents[:0] for i, length in enumerate(shares)}
     order = np.random.default_rng([seed, len(documents), len(shares)]).permutation(len(documents))
     sizes = document_tokens[documents[order]].astype(np.int64) + 1
     begins = np.cumsum(sizes) - sizes

@@ -247,13 +247,14 @@ def _plan_corpora(experiment: Experiment, corpora: Sequence[PreparedCorpus], see
     """
     spans, dealt = spans_of(experiment), []
     for i, corpus in enumerate(corpora):
-        shares = dict.fromkeys((span.row_length for span in spans), 0)
+        shares = dict.fromkeys((span.row_length for span in spans), 0.0)
         for span in spans:
-            shares[span.row_length] += span.rows_by_corpus[i] * span.row_length
+            shares[span.row_length] += span.steps * span.tokens_per_step * span.weights[i] / sum(span.weights)
         dealt.append(deal_documents(corpus.training.tokens, corpus.documents, shares, seed=seed))
-        for row_length, share in shares.items():
+        for row_length in shares:
+            is_read = any(span.weights[i] for span in spans if span.row_length == row_length)
             require(
-                len(dealt[i][row_length]) > 0 or not share,
+                len(dealt[i][row_length]) > 0 or not is_read,
                 f"corpus {corpus.training.manifest.origin}: its {len(corpus.documents):,} documents are too few to "
                 f"deal some to the rows of {row_length} tokens; give it more text, or its phases rows of one length",
             )

@@ -3,9 +3,9 @@
 import fake_runs
 import pytest
 
-from jaxformer.ablation.ladder import climb
+from jaxformer.ablation.ladder import run_ladder
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.study import Ladder, choose_study, load_study, resolve_study
+from jaxformer.ablation.study import Ladder, Study, choose_study, load_study, no_ladder, resolve_study
 from jaxformer.ablation.verdict import Word
 from jaxformer.commands import ablate
 from jaxformer.config import UserError
@@ -50,34 +50,36 @@ def asker(runs, asked):
 
 def test_each_question_is_put_to_what_was_kept_before_it(ladder, tmp_path):
     runs, asked = tmp_path / "runs", []
-    rungs = [*climb(ladder, "stack", runs, asker(runs, asked))]
-    assert [(rung.parent, rung.kept) for rung in rungs] == [
+    answers = [*run_ladder(ladder, "stack", runs, asker(runs, asked))]
+    assert [(answer.parent, answer.kept) for answer in answers] == [
         ("root", "stack_gated"),
         ("stack_gated", ""),
         ("stack_gated", ""),
         ("stack_gated", "stack_untied"),
     ]
-    words = [rung.found.verdict.word for rung in rungs]
-    assert words[0] == words[3] == Word.KEEP and words[1] == Word.REVERT
+    for (parent, variant), word in ((("root", "gated"), Word.KEEP), (("stack_gated", "normed"), Word.REVERT)):
+        (one,) = judge_study(Study(parent=parent, variants=(variant,)), runs).comparisons
+        assert one.verdict.word == word
     # What is undecided is followed to the next interim analyses, as far as the ladder says.
     assert asked[:2] == [("root", "gated", 3), ("stack_gated", "normed", 3)]
     assert [seeds for _, variant, seeds in asked if variant == "windowed"] == [3, 4, 5]
 
-    again = []
-    files = {path: path.read_bytes() for path in (tmp_path / "experiments").rglob("*.py")}
-    assert [rung.kept for rung in climb(ladder, "stack", runs, asker(runs, again))] == [rung.kept for rung in rungs]
-    assert again == asked and files == {path: path.read_bytes() for path in (tmp_path / "experiments").rglob("*.py")}
+    again, files = [], {path: path.read_bytes() for path in (tmp_path / "experiments").rglob("*.py")}
+    assert [*run_ladder(ladder, "stack", runs, asker(runs, again))] == answers
+    # What is promoted stays so, whatever it would be judged now.
+    assert again == [question for question in asked if question[1] in ("normed", "windowed")]
+    assert files == {path: path.read_bytes() for path in (tmp_path / "experiments").rglob("*.py")}
 
 
-def test_a_question_that_cannot_be_judged_ends_the_climb(ladder, tmp_path):
+def test_a_question_that_cannot_be_judged_ends_the_run_ladder(ladder, tmp_path):
     with pytest.raises(UserError, match="gated of root could not be judged"):
-        next(climb(ladder, "stack", tmp_path / "runs", lambda study: None))
+        next(run_ladder(ladder, "stack", tmp_path / "runs", lambda study: None))
 
 
 def test_a_ladder_is_no_study_to_other_commands(ladder):
     assert isinstance(ladder, Ladder)
-    with pytest.raises(UserError, match="stack is a ladder"):
-        choose_study("stack", None, None)
+    with pytest.raises(UserError, match="this is a ladder"):
+        no_ladder(choose_study("stack", None, None))
     with pytest.raises(UserError, match="names a variant twice"):
         Ladder(parent="root", variants=("gated", "gated"))
 

@@ -140,7 +140,7 @@ def test_what_was_judged_on_another_parent_than_its_files_is_promoted_on_that(ru
         (["gated", "--parent=other"], "no study of other has judged gated"),
         (["gated", "--name=normed"], "normed.py: it exists, and is never overwritten"),
         (["gated", "--name=baseline"], "has that name; give another"),
-        (["gated", "--name=../gen"], "must be a name of letters"),
+        (["gated", "--name=../gen"], "it must be of letters"),
         (["gated", "--study=laptop", "--parent=root"], "not both"),
     ],
 )

@@ -41,6 +41,8 @@ def test_documents_are_dealt_to_row_lengths_in_proportion_to_their_tokens():
     assert all((np.diff(each) > 0).all() for each in dealt.values())
     assert len(plan_rows(tokens, PackingConfig(128), seed=0, documents=dealt[128])) == 0
     np.testing.assert_array_equal(deal_documents(tokens, documents, {64: 2.0}, seed=4)[64], documents)
+    unread = deal_documents(tokens, documents, {64: 0.0, 128: 0.0}, seed=4)
+    np.testing.assert_array_equal(np.concatenate([*unread.values()]), documents)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,7 @@ def test_documents_are_dealt_to_row_lengths_in_proportion_to_their_tokens():
             [Phase(start=0.5, weights=(0.0, 0.0, 0.0))],
             r"weights \(0.0, 0.0, 0.0\) .* from step 10 on must not all be 0",
         ),
+        ([Phase(start=0.5, weights=(1.0, 1e-300, 2.0))], r"\(1e-300 and 2\) must lie within a factor of 1,000,000"),
         (
             [Phase(start=0.0, weights=(1.0, 0.0, 2.0))],
             r"corpus.parts.1.weight \(0.0\) must be above 0, here or in a ph",
