@@ -1,15 +1,16 @@
 """The step of a run as the compiler has it, before any of its arrays exist, and the memory that it then takes."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxformer.attention.dispatch import Implementation
+from jaxformer.attention.dispatch import Implementation, choose_implementation
 from jaxformer.data.packing import Batch
 from jaxformer.devices.mesh import batch_sharding, state_sharding
-from jaxformer.experiment.experiment import Experiment, make_state
+from jaxformer.experiment.experiment import Experiment, attention_shapes, make_state, shapes_of
 from jaxformer.step import TrainState, compile_step
 
 
@@ -32,14 +33,17 @@ def abstract_arguments(
     return jax.tree.map(lambda x, place: x.update(sharding=place), (state, batch), places)
 
 
-def lower_step(experiment: Experiment, mesh: Mesh, token_count: int) -> jax.stages.Lowered:
-    """Returns the step that a run of the experiment computes, lowered.
+def lower_steps(experiment: Experiment, mesh: Mesh, token_count: int) -> Iterator[jax.stages.Lowered]:
+    """Yields the steps that a run of the experiment computes, one of each of `shapes_of`, lowered.
 
-    Compiled, it is what a run that begins finds again in JAX's cache of compiled programs, if there is one, unless the
-    attention is timed on the first batch and another one chosen.
+    Compiled, they are what a run that begins finds again in JAX's cache of compiled programs, if there is one, unless
+    the attention is timed on the first batch and another one chosen.
     """
-    state, batch = abstract_arguments(experiment, mesh, token_count)
-    return compile_step(state).lower(state, batch)
+    shape, *others = attention_shapes(experiment, mesh.size)
+    attention = choose_implementation(experiment.attention, shape, others=others).implementation
+    for one in shapes_of(experiment):
+        state, batch = abstract_arguments(one, mesh, token_count, attention)
+        yield compile_step(state).lower(state, batch)
 
 
 def compiled_bytes(compiled: jax.stages.Compiled) -> int:

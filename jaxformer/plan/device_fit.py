@@ -11,8 +11,8 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +31,15 @@ from jaxformer.host.console import format_size, print_wrapped
 from jaxformer.host.files import read_json
 from jaxformer.host.gpu_memory import memory_fraction
 from jaxformer.model import SAVED
-from jaxformer.plan.compiled_step import compiled_bytes, lower_step
+from jaxformer.plan.compiled_step import compiled_bytes, lower_steps
 from jaxformer.plan.memory import StepMemory, Target, step_memory
 from jaxformer.step import compute_dtype
 
-# Shares of what JAX may take of the memory. A step may take the first by the formula, which is right within a tenth; or
-# the second as it is compiled: beside it there are the batch that comes next and what lies between arrays. What takes
-# more than the third by the formula is not compiled.
-_MARGIN, _MARGIN_COMPILED, _NOT_COMPILED_ABOVE = 0.9, 0.95, 1.25
+# Shares of what JAX may take of the memory. A step may take the first by the formula, which is right within a tenth but
+# for parts that make much within a layer; or the second as it is compiled: beside it there are the batch that comes
+# next and what lies between arrays. What takes less than the third by the formula surely fits, what takes more than the
+# fourth surely does not, and neither is compiled to know.
+_MARGIN, _MARGIN_COMPILED, _SURELY_FITS, _SURELY_TOO_MUCH = 0.9, 0.95, 0.5, 1.25
 
 # Time that recomputing all elementwise operations adds to a step, as a share: assumed. They are bound by memory, and
 # read less than what they would otherwise have written.
@@ -49,16 +50,33 @@ _ELEMENTWISE_COST = 0.01
 _ACCUMULATION_TOKENS = 240
 
 
-class Fit(NamedTuple):
-    """One way to compute a step."""
+@dataclass(frozen=True)
+class Fit:
+    """One way to compute a step on a device."""
 
-    remat: str
-    micro_batches: int
-    memory: StepMemory
+    experiment: Experiment
+    """Computed so."""
+    target: Target
     cost: float
     """Time that it adds to a step that recomputes nothing and has one part, as a share of that: estimated."""
     compiled: int = 0
     """Bytes at the peak as the step is compiled; 0 where it was not, or the compiler does not tell."""
+
+    @property
+    def remat(self) -> str:
+        """What its blocks recompute."""
+        return self.experiment.model.remat
+
+    @property
+    def micro_batches(self) -> int:
+        """In how many parts it is computed."""
+        return self.experiment.training.micro_batches
+
+    @functools.cached_property  # A traced step takes longer than all else, and is of no use where there is no limit.
+    def memory(self) -> StepMemory:
+        """By formula; of a run with phases, that of the step which takes most."""
+        memories = (step_memory(one, self.target) for one in shapes_of(self.experiment))
+        return max(memories, key=lambda memory: memory.peak)
 
     @property
     def peak(self) -> int:
@@ -67,10 +85,6 @@ class Fit(NamedTuple):
 
     def __str__(self) -> str:
         return f"remat {self.remat}, {self.micro_batches} micro-batch{'es' if self.micro_batches > 1 else ''}"
-
-    def applied(self, experiment: Experiment) -> Experiment:
-        """Returns the experiment computed so."""
-        return computed_with(experiment, self.remat, self.micro_batches)
 
 
 def computed_with(experiment: Experiment, remat: str, micro_batches: int) -> Experiment:
@@ -156,14 +170,14 @@ def fit_to_device(
         here = (target.kind, target.devices)
         if record and (record.get("device"), record.get("devices", 1)) == here:
             as_before = choose_fit(_recorded(experiment, record), target, compiled)
-            if not target.memory or fits(as_before, target):
+            if not target.memory or fits(as_before):
                 fit, reason = as_before, "as the run began"
     fit = fit or choose_fit(experiment, target, compiled)
     text = f"{fit}, {reason}"
     if target.memory:
         estimated, by = ("", " by the compiler") if fit.compiled else ("an estimated ", "")
         text = f"{estimated}{format_size(fit.peak)} of {format_size(target.memory)}{by}: {text}"
-    return fit.applied(experiment), text
+    return fit.experiment, text
 
 
 def compiled_here(experiment: Experiment, target: Target, token_count: int) -> Callable[[Fit], Fit] | None:
@@ -174,19 +188,19 @@ def compiled_here(experiment: Experiment, target: Target, token_count: int) -> C
     """
     if not target.memory or experiment.mesh.processes != jax.process_count():
         return None
-    return functools.partial(_compiled, experiment, target, token_count)
+    return functools.partial(_compiled, token_count)
 
 
-def _compiled(experiment: Experiment, target: Target, token_count: int, fit: Fit) -> Fit:
+def _compiled(token_count: int, fit: Fit) -> Fit:
     print_wrapped(f"memory      compiling the step with {fit}: an estimated {format_size(fit.memory.peak)}")
     try:
-        mesh, sizes = run_mesh(experiment), shapes_of(fit.applied(experiment))
-        size = max(compiled_bytes(lower_step(one, mesh, token_count).compile()) for one in sizes)
+        steps = lower_steps(fit.experiment, run_mesh(fit.experiment), token_count)
+        size = max(compiled_bytes(step.compile()) for step in steps)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        size = max(target.memory, fit.memory.peak)  # It is more than there is; how much is not known.
-    return fit._replace(compiled=all_max(size))
+        size = max(fit.target.memory, fit.memory.peak)  # It is more than there is; how much is not known.
+    return dataclasses.replace(fit, compiled=all_max(size))
 
 
 def _recorded(experiment: Experiment, record: dict) -> Experiment:
@@ -210,24 +224,23 @@ def choose_fit(experiment: Experiment, target: Target, compiled: Callable[[Fit],
     """
     tried = []
     for fit in ways(experiment, target):
-        if compiled and fit.memory.peak <= _NOT_COMPILED_ABOVE * target.memory:
+        if not target.memory:
+            return fit
+        if compiled and _SURELY_FITS * target.memory < fit.memory.peak <= _SURELY_TOO_MUCH * target.memory:
             fit = compiled(fit)
-        if not target.memory or fits(fit, target):
+        if fits(fit):
             return fit
         tried.append(fit)
     return min(tried, key=lambda fit: fit.peak)
 
 
-def fits(fit: Fit, target: Target) -> bool:
-    """Returns whether a step surely fits a device."""
-    return fit.peak <= (_MARGIN_COMPILED if fit.compiled else _MARGIN) * target.memory
+def fits(fit: Fit) -> bool:
+    """Returns whether a step surely fits its device, whose memory is known."""
+    return fit.peak <= (_MARGIN_COMPILED if fit.compiled else _MARGIN) * fit.target.memory
 
 
 def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
-    """Yields the ways to compute the steps that an experiment leaves open, the cheapest first.
-
-    The memory of each is that of the step which takes most.
-    """
+    """Yields the ways to compute the steps that an experiment leaves open, the cheapest first."""
     model, training, shapes = experiment.model, experiment.training, shapes_of(experiment)
     remats = [model.remat] if model.remat != "auto" else ["none", *SAVED]
     parts = [training.micro_batches]
@@ -242,9 +255,7 @@ def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
         for count in parts
     }
     for remat, count in sorted(costs, key=costs.__getitem__):
-        memories = (step_memory(computed_with(one, remat, count), target) for one in shapes)
-        memory = max(memories, key=lambda memory: memory.peak)
-        yield Fit(remat, count, memory, costs[remat, count])
+        yield Fit(computed_with(experiment, remat, count), target, costs[remat, count])
 
 
 def _cost(experiment: Experiment, target: Target, remat: str, micro_batches: int) -> float:

@@ -37,6 +37,7 @@ from jaxformer.plan.device_fit import (
     advise,
     choose_fit,
     compiled_here,
+    computed_with,
     device_to_come,
     fits,
     named_device,
@@ -155,7 +156,7 @@ def _print_memory(experiment: Experiment, target: Target, fit: Fit) -> None:
 
 def _why(experiment: Experiment, target: Target, fit: Fit) -> str:
     fastest = next(ways(experiment, target))
-    if target.memory and not fits(fit, target):
+    if target.memory and not fits(fit):
         return f": too much; {advise(experiment, target)}"
     if (fit.remat, fit.micro_batches) == (fastest.remat, fastest.micro_batches):
         return ""
@@ -200,10 +201,12 @@ def _speed_here(experiment: Experiment, target: Target, fit: Fit) -> Speed:
     rate = _matmul_rate(target)
     estimated = _step_flops(experiment) * (1 + fit.cost) / (rate * target.devices * _UTILISATION)
     is_alone = experiment.mesh.processes == 1
-    if is_alone and estimated <= _TIMED_SECONDS and (not target.memory or fits(fit, target)):
+    if is_alone and estimated <= _TIMED_SECONDS and (not target.memory or fits(fit)):
         training, V = experiment.training, experiment.model.vocabulary_size
         batch = random_batch(training.rows_per_step, experiment.packing.row_length, V)
-        state = make_state(fit.applied(experiment), seed=0, mesh=run_mesh(experiment), token_count=V)
+        state = make_state(
+            computed_with(experiment, fit.remat, fit.micro_batches), seed=0, mesh=run_mesh(experiment), token_count=V
+        )
         compiled, seconds = _time_steps(state, batch)
         how = f"in {_TIMED_STEPS} steps on random tokens, after {compiled:.0f} s of compilation"
         return Speed(seconds, compiled, how)
