@@ -146,8 +146,9 @@ def _changed(known: dict, hints: dict, groups: dict[str, dict], parse: Callable 
         value = known[name]
         is_node, kind = dataclasses.is_dataclass(value) or isinstance(value, tuple), hints.get(name, type(value))
         if "" in inner and is_node and parse and _parser(kind) is None:
-            inside = ", ".join(f"{path}.{f}" for f in _children(value)[:3]) or "none here"
-            raise UserError(f"{path} is a section, not a value; set one of its fields: {inside}, ...")
+            inside = ", ".join(f"{path}.{f}" for f in _children(value)[:3])
+            advice = f"set one of its fields: {inside}, ..." if inside else "set it in an experiment file"
+            raise UserError(f"{path} is a section, not a value; {advice}")
         if "" in inner:
             require(len(inner) == 1, f"{path} is set as a whole and in parts; set one of them")
             is_one_kind = is_node and isinstance(kind, type)

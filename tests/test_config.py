@@ -130,8 +130,10 @@ def test_a_section_is_not_a_value():
         override(Run(), {"model": "big"})
     with pytest.raises(UserError, match=r"parts\.0 is a section, not a value; .*parts\.0\.weight"):
         override(Run(), {"parts.0": "big"})
-    with pytest.raises(UserError, match="parts is a section, not a value"):
+    with pytest.raises(UserError, match=r"parts is a section, not a value; .*parts\.0"):
         override(Run(), {"parts": "big"})
+    with pytest.raises(UserError, match="parts is a section, not a value; set it in an experiment file"):
+        override(Run(parts=()), {"parts": "()"})
 
 
 def test_fields_that_depend_on_each_other_change_together():

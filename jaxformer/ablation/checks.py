@@ -25,7 +25,7 @@ from jaxformer.devices.device import choose_device
 from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.evaluation.validation import ValidationSet
-from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment, spans_of
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.jobs.launch import Job
 from jaxformer.plan.estimate import estimate_run_seconds
@@ -158,8 +158,7 @@ def prepare_study(resolved: Sequence[Resolved], runs: Path) -> dict[str, dict[st
             e.tokenizer,
             e.packing,
             e.evaluation,
-            e.training.rows_per_step,
-            e.training.phases,
+            spans_of(e),
             model,
             e.init_from,
         )

@@ -44,7 +44,8 @@ _SECONDS, _MOST_SECONDS = 40.0, 160.0
 # Batches that the steps of an arm take in turn: how long attention takes may depend on the documents.
 _BATCHES = 8
 
-# Those of a run with phases, from all of it: a phase of a twentieth of the steps is one of them.
+# Those of a run with phases, from all of it: a phase of a twentieth of the steps is one of them. All of them are taken
+# as one step.
 _PHASED_BATCHES = 20
 
 # Of a run's record, what must be the same here: `cores` too on a CPU.
@@ -78,9 +79,15 @@ def measure_clock(parent_run: Path, variant_run: Path) -> None:
         write_clock(Clock(tuple(time_in_turns(arms))), parent, variant)
 
 
-def clock_seconds(step_seconds: float) -> float:
-    """Returns the most seconds that measuring two arms takes beside compiling their steps, on a quiet machine."""
-    return max(_SECONDS, 4 * _FEWEST_ROUNDS * max(step_seconds, _TURN_SECONDS))
+def clock_seconds(experiment: Experiment, step_seconds: float) -> float:
+    """Returns the most seconds that measuring two arms takes beside compiling their steps, on a quiet machine.
+
+    Args:
+        experiment: that of the arm whose steps are the slower ones.
+        step_seconds: of one of them.
+    """
+    as_one = _PHASED_BATCHES if len(spans_of(experiment)) > 1 else 1
+    return max(_SECONDS, 4 * _FEWEST_ROUNDS * max(as_one * step_seconds, _TURN_SECONDS))
 
 
 def _steps_of(run: FinishedRun) -> TimedSteps:

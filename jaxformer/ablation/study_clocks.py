@@ -32,7 +32,7 @@ def clocks_to_come(study: Study, runs: Path, seconds: Mapping[str, float], *, ag
         again: of those that were measured too.
     """
     variants = [one for one in resolve_study(study)[1:] if again or not _clock_files(one.name, runs)]
-    return [clock_seconds(seconds[one.name] / one.experiment.training.steps) for one in variants]
+    return [clock_seconds(one.experiment, seconds[one.name] / one.experiment.training.steps) for one in variants]
 
 
 def forget_clocks(study: Study, runs: Path) -> None:

@@ -33,6 +33,7 @@ from jaxformer.ablation.run_study import (
 )
 from jaxformer.ablation.study import Ladder, Study, make_jobs
 from jaxformer.ablation.study_clocks import clocks_to_come, forget_clocks, measure_clocks
+from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, require
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice, printable
@@ -60,7 +61,9 @@ def _run_ladder(ladder: Ladder, options: argparse.Namespace) -> int:
         nonlocal failed
         status, outcome = _ablate(study, options)
         failed |= status != 0
-        return outcome and outcome.comparisons[0]
+        found = outcome and outcome.comparisons[0]
+        # What is open for want of a run that failed is not decided by that.
+        return None if status and found and found.verdict.word is Word.UNDECIDED else found
 
     name, last = Path(options.study).stem, ladder.parent
     for answer in run_ladder(ladder, name, options.runs, ask):

@@ -1,12 +1,16 @@
 """A ladder asks each question of what was kept of those before it, and goes on where it was stopped."""
 
+import math
+from types import SimpleNamespace
+
 import fake_runs
 import pytest
 
+from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.ladder import run_ladder
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import Ladder, Study, choose_study, load_study, no_ladder, resolve_study
-from jaxformer.ablation.verdict import Word
+from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.commands import ablate
 from jaxformer.config import UserError
 
@@ -74,6 +78,16 @@ def test_each_question_is_put_to_what_was_kept_before_it(ladder, tmp_path):
 def test_a_question_that_cannot_be_judged_ends_the_run_ladder(ladder, tmp_path):
     with pytest.raises(UserError, match="gated of root could not be judged"):
         next(run_ladder(ladder, "stack", tmp_path / "runs", lambda study: None))
+
+
+def test_a_question_whose_runs_failed_is_not_taken_for_one_that_was_not_kept(ladder, tmp_path, monkeypatch, capsys):
+    waiting = Comparison("root", "gated@root", Verdict(Word.UNDECIDED, "runs are missing", None), math.nan, {})
+    monkeypatch.setattr(ablate, "_ablate", lambda *_: (1, SimpleNamespace(comparisons=[waiting])))
+    assert ablate.main(["--study=stack", "--runs=runs"]) == 2
+    assert "gated of root could not be judged" in capsys.readouterr().err
+    monkeypatch.setattr(ablate, "_ablate", lambda *_: (0, SimpleNamespace(comparisons=[waiting])))
+    assert ablate.main(["--study=stack", "--runs=runs"]) == 0
+    assert "gated: not kept: root stays" in capsys.readouterr().out
 
 
 def test_a_ladder_is_no_study_to_other_commands(ladder):

@@ -1,11 +1,13 @@
 """Runs in phases: resumed anywhere they end as if nothing had stopped them, and are counted by what they train on."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_run import assert_same_run, command, run_until
 
+from jaxformer.ablation import clock_measurement
 from jaxformer.config import UserError, replace
 from jaxformer.data.phases import Phase
 from jaxformer.experiment.best_rate import moves_best_rate
@@ -20,6 +22,7 @@ from jaxformer.experiment.resolution import load_experiment
 from jaxformer.experiment.variant import Variant
 from jaxformer.flops import training_flops_per_token
 from jaxformer.run.inputs import prepare_data
+from jaxformer.step import compile_step
 from jaxformer.train import main
 
 pytestmark = [pytest.mark.usefixtures("compiled", "default_signals"), pytest.mark.device_free]
@@ -88,6 +91,28 @@ def test_tokens_and_operations_are_those_of_the_phases(phased_file):
     expected = (128 * 7 + 256) * flops[32] + 1024 * flops[64]
     assert training_flops(experiment) == pytest.approx(expected, rel=1e-12)
     assert flops[64] > flops[32]
+
+
+def test_the_times_of_a_run_in_phases_are_of_steps_from_all_of_it(phased_file, monkeypatch):
+    experiment, taken = load_experiment(str(phased_file)), []
+
+    def compile_counting(state):
+        compiled = compile_step(state)
+        lower = compiled.lower
+
+        def counting(state, batch):
+            shape, step = batch.tokens_BT.shape, lower(state, batch).compile()
+            return SimpleNamespace(compile=lambda: lambda *both: (taken.append(shape), step(*both))[1])
+
+        return SimpleNamespace(lower=counting)
+
+    monkeypatch.setattr(clock_measurement, "compile_step", compile_counting)
+    steps = clock_measurement.make_timed_steps(experiment, 3)
+    steps.take(1)
+    # Of 12 steps with 3, 1, 4 and 4 of a kind, 20 evenly.
+    assert [taken.count(shape) for shape in ((4, 32), (8, 32), (4, 64))] == [5 + 7, 2, 6]
+    assert steps.tokens == sum(rows * length for rows, length in taken)
+    assert clock_measurement.clock_seconds(experiment, 1.0) == 20 * 48
 
 
 def changed(experiment, *phases):
