@@ -12,7 +12,7 @@ import numpy as np
 from jaxformer.config import UserError
 from jaxformer.data.chunks import Stored, stored_chunks, tokenise
 from jaxformer.data.corpus import Documents
-from jaxformer.data.kinds import Part
+from jaxformer.data.kinds import CorpusPart
 from jaxformer.data.selection import Selection
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.workers import Workers
@@ -53,7 +53,9 @@ def tokenise_over_beam(
             yield from stored
 
 
-def _tokenise_part(documents: Documents, tokenizer: Tokenizer, chunks: Path, numbered_part: tuple[int, Part]) -> None:
+def _tokenise_part(
+    documents: Documents, tokenizer: Tokenizer, chunks: Path, numbered_part: tuple[int, CorpusPart]
+) -> None:
     """Stores the chunks of a part; this is what a worker of a pipeline does, one of many on its machine."""
     for _ in tokenise(documents, [numbered_part], tokenizer, chunks, Workers(1)):
         pass

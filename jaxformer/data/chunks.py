@@ -22,7 +22,7 @@ from jaxformer.config import UserError
 from jaxformer.data import kinds
 from jaxformer.data.corpus import Documents, key_fraction
 from jaxformer.data.documents import Document
-from jaxformer.data.kinds import Part
+from jaxformer.data.kinds import CorpusPart
 from jaxformer.data.reader import Reader
 from jaxformer.data.remote import DamagedTransfer, is_remote
 from jaxformer.data.shards import id_dtype
@@ -144,7 +144,7 @@ class Stored(NamedTuple):
     """A chunk that lies in its file."""
 
     path: Path
-    part: Part
+    part: CorpusPart
     """The part that it belongs to."""
     chunk: Chunk
     """Chunk without its ids."""
@@ -153,7 +153,7 @@ class Stored(NamedTuple):
 
 
 def tokenise(
-    documents: Documents, parts: Iterable[tuple[int, Part]], tokenizer: Tokenizer, folder: Path, workers: Workers
+    documents: Documents, parts: Iterable[tuple[int, CorpusPart]], tokenizer: Tokenizer, folder: Path, workers: Workers
 ) -> Generator[Stored, None, None]:
     """Yields the chunks of some parts of a corpus in reading order, once each is stored; makes those that are not.
 
@@ -175,7 +175,7 @@ def tokenise(
                 path.unlink()
 
 
-def stored_chunks(part: Part, number: int, folder: Path) -> list[Stored]:
+def stored_chunks(part: CorpusPart, number: int, folder: Path) -> list[Stored]:
     """Returns the chunks of a part that are stored, from its first to the one before the first that is not."""
     found: list[Stored] = []
     while not (found and found[-1].chunk.is_last):
@@ -188,8 +188,8 @@ def stored_chunks(part: Part, number: int, folder: Path) -> list[Stored]:
 
 
 def _chunks_of(
-    documents: Documents, part: Part, number: int, folder: Path, damaged: list[int]
-) -> Iterator[Ready | tuple[Path, Part, Run]]:
+    documents: Documents, part: CorpusPart, number: int, folder: Path, damaged: list[int]
+) -> Iterator[Ready | tuple[Path, CorpusPart, Run]]:
     """Yields the chunks of a part: those that are stored, and of the others what they are to be made of.
 
     Args:
@@ -235,7 +235,7 @@ def _behind(documents: Iterator[Document], done: int, chunks: Sequence[Chunk]) -
     return documents
 
 
-def _store(tokenizer: Tokenizer, to_make: tuple[Path, Part, Run]) -> Stored:
+def _store(tokenizer: Tokenizer, to_make: tuple[Path, CorpusPart, Run]) -> Stored:
     """Makes the chunk of a run of documents, and stores it; this is what a worker does."""
     path, part, run = to_make
     chunk = encode_chunk(run, tokenizer)

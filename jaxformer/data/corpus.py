@@ -22,7 +22,7 @@ from jaxformer.config import (
     require,
 )
 from jaxformer.data.documents import Document, to_document
-from jaxformer.data.kinds import KINDS, Kind, Part, kind_of
+from jaxformer.data.kinds import KINDS, CorpusPart, Kind, kind_of
 from jaxformer.data.reader import Reader
 from jaxformer.data.records import BadRecord, Record
 from jaxformer.data.remote import fixed_parts
@@ -133,7 +133,7 @@ class Documents:
         for part in self.parts():
             yield from self.read(part)
 
-    def parts(self, file: int | None = None) -> Iterator[Part]:
+    def parts(self, file: int | None = None) -> Iterator[CorpusPart]:
         """Yields the parts of the corpus, or of one file, in reading order; opens a file when it comes to it.
 
         A text too long for a part is one all the same.
@@ -141,7 +141,7 @@ class Documents:
         chosen = range(len(self.files)) if file is None else range(file, file + 1)
         return self.config.opened().parts(self.files, chosen)
 
-    def read(self, part: Part, skip: int = 0, text_bytes: int = 0) -> Iterator[Document]:
+    def read(self, part: CorpusPart, skip: int = 0, text_bytes: int = 0) -> Iterator[Document]:
         """Yields the documents of a part, without the first `skip`, bad ones among them.
 
         What holds none of the others is not read, of Parquet files and TFDS datasets. Other files are read from their

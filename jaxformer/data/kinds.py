@@ -43,7 +43,7 @@ _SAMPLE_FILES = 64
 _PARQUET_SAMPLE_BYTES, _PARQUET_SAMPLE_FILES = 1 << 20, 4
 
 
-class Part(NamedTuple):
+class CorpusPart(NamedTuple):
     """What can be read of a corpus by itself: [first, stop) of the files, of a file's row groups or of the records."""
 
     file: int
@@ -106,21 +106,21 @@ class Kind:
         """Returns the version of its reader that was the last to change something in a corpus of some files."""
         return 1
 
-    def parts(self, files: Sequence[SourceFile], chosen: Sequence[int]) -> Iterator[Part]:
+    def parts(self, files: Sequence[SourceFile], chosen: Sequence[int]) -> Iterator[CorpusPart]:
         """Yields the parts of the chosen files, by their numbers, in reading order."""
         first, size = chosen[0], 0
         for i in chosen:
             size += files[i].size
             if size >= PART_BYTES or i == chosen[-1]:
-                yield Part(first, first, i + 1, size)
+                yield CorpusPart(first, first, i + 1, size)
                 first, size = i + 1, 0
 
-    def whole(self, files: Sequence[SourceFile], file: int) -> Part:
+    def whole(self, files: Sequence[SourceFile], file: int) -> CorpusPart:
         """Returns a whole file as one part, without opening it."""
-        return Part(file, file, file + 1, files[file].size)
+        return CorpusPart(file, file, file + 1, files[file].size)
 
     def read(
-        self, files: Sequence[SourceFile], part: Part, skip: int, text_bytes: int
+        self, files: Sequence[SourceFile], part: CorpusPart, skip: int, text_bytes: int
     ) -> Iterator[Document | Record | BadRecord]:
         """Yields what a part holds: documents where there are no records, records, and what is bad among them.
 
@@ -165,7 +165,7 @@ class _StandardLibrary(Kind):
         return Sources(pystdlib_files(), origin, "PSF-2.0", beside_files=topics)
 
     def parts(self, files, chosen):
-        yield Part(0, 0, len(files), sum(file.size for file in files))
+        yield CorpusPart(0, 0, len(files), sum(file.size for file in files))
 
     def read(self, files, part, skip, text_bytes):
         return itertools.islice(read_pystdlib(files), skip, None)
@@ -207,7 +207,7 @@ class _JsonLines(Kind):
         return SUFFIXES["jsonl"]
 
     def parts(self, files, chosen):
-        return (Part(i, 0, 0, files[i].size) for i in chosen)
+        return (CorpusPart(i, 0, 0, files[i].size) for i in chosen)
 
     def read(self, files, part, skip, text_bytes):
         records = read_jsonl([files[part.file].path], "corpus file", self._columns(), text_bytes)
@@ -227,11 +227,11 @@ class _Parquet(Kind):
             while first < len(sizes) - 1:
                 stop = min(int(np.searchsorted(sizes, sizes[first] + PART_BYTES)), len(sizes) - 1)
                 share = (sizes[stop] - sizes[first]) / max(1, sizes[-1])
-                yield Part(file, first, stop, int(files[file].size * share))
+                yield CorpusPart(file, first, stop, int(files[file].size * share))
                 first = stop
 
     def whole(self, files, file):
-        return Part(file, 0, sys.maxsize, files[file].size)
+        return CorpusPart(file, 0, sys.maxsize, files[file].size)
 
     def read(self, files, part, skip, text_bytes):
         row_groups = (part.first, part.stop)
@@ -259,7 +259,7 @@ class _Tfds(Kind):
         rows, source_bytes = self._open().info.splits[self.split].num_examples, sum(file.size for file in files)
         for first in range(0, rows, PART_RECORDS):
             stop = min(first + PART_RECORDS, rows)
-            yield Part(0, first, stop, source_bytes * stop // rows - source_bytes * first // rows)
+            yield CorpusPart(0, first, stop, source_bytes * stop // rows - source_bytes * first // rows)
 
     def read(self, files, part, skip, text_bytes):
         rows = (part.first + skip, part.stop)
@@ -288,7 +288,7 @@ class _Own(Kind):
         return super().find(newest=newest) if self.path else Sources((), repr(self.reader))
 
     def parts(self, files, chosen):
-        return super().parts(files, chosen) if files else iter([Part(0, 0, 0, 0)])
+        return super().parts(files, chosen) if files else iter([CorpusPart(0, 0, 0, 0)])
 
     def read(self, files, part, skip, text_bytes):
         found = read_own(self.reader, files[part.first : part.stop] if files else [None])

@@ -86,7 +86,7 @@ def spans_of(experiment: Experiment) -> tuple[Span, ...]:
 def shapes_of(experiment: Experiment) -> list[Experiment]:
     """Returns an experiment without phases for each shape of a batch that a run has, the first one's first.
 
-    What a step takes on a device is asked of each.
+    Each takes its own memory and time on a device.
     """
     sizes = dict.fromkeys((span.rows_per_step, span.row_length) for span in spans_of(experiment))
     parts = tuple(dataclasses.replace(part, weight=1.0) for part in experiment.corpus.parts)  # 0 needs a phase.
