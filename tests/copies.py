@@ -15,6 +15,9 @@ _LOADED = """
 import json, os, signal, sys
 import jaxformer.train
 from jaxformer.__main__ import run
+from jaxformer.run.identity import code_digest, evaluation_code_digest
+
+code_digest(), evaluation_code_digest()  # Which are those of the start.
 
 for line in sys.stdin:
     words, folder, environment, seconds, *outputs = json.loads(line)
@@ -62,12 +65,15 @@ class Copies:
 
         Raises:
             TimeoutExpired: it took so many seconds.
+            RuntimeError: the process whose copies run the commands has died.
         """
         outputs = [f"{self._folder.name}/{name}" for name in ("out", "err")]
         request = [[os.fsdecode(word) for word in words], str(folder), dict(environment), timeout, *outputs]
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        status = int(self._process.stdout.readline())
+        if not (answer := self._process.stdout.readline()):
+            raise RuntimeError(f"the loaded process ended with {self._process.wait()}")
+        status = int(answer)
         if status == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(words, timeout)
         return Ended(status, *(Path(path).read_bytes().decode(errors="backslashreplace") for path in outputs))

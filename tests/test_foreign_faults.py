@@ -47,11 +47,15 @@ def user(tmp_path, make_texts, compiled, default_signals):
     return User(tmp_path, make_texts(120), compiled)
 
 
+# What writes a text at the end of a run.
+SAMPLE = "--evaluation.sample_tokens=5"
+
+
 @pytest.fixture(scope="module")
 def ordinary(tmp_path_factory, make_texts, compiled):
     """A user who has trained a run without anything set; tests add run folders of other names."""
     user = User(tmp_path_factory.mktemp("ordinary"), make_texts(120), compiled)
-    assert user.train(workdir="ordinary").status == 0
+    assert user.train(SAMPLE, workdir="ordinary").status == 0
     return user
 
 
@@ -204,7 +208,7 @@ GREEK = str.maketrans("abdefgiklmnoprstu", "αβδεφγικλμνοπρστυ")
 def greek(tmp_path_factory, make_texts, compiled):
     """A user with a corpus that neither ASCII nor Latin-1 can show, who has trained in a locale of UTF-8."""
     user = User(tmp_path_factory.mktemp("greek"), [text.translate(GREEK) for text in make_texts(120)], compiled)
-    assert user.train(workdir="utf8", environment={"LC_ALL": "C.UTF-8"}).status == 0
+    assert user.train(SAMPLE, workdir="utf8", environment={"LC_ALL": "C.UTF-8"}).status == 0
     return user
 
 
@@ -247,7 +251,7 @@ def read_metrics(user, name, workdir="run"):
     must="the run ends as elsewhere; what the stream cannot show is replaced",
 )
 def test_stream_of_ascii_changes_nothing_but_what_is_shown(greek):
-    ended = greek.train(workdir="ascii", environment={"PYTHONIOENCODING": "ascii"})
+    ended = greek.train(SAMPLE, workdir="ascii", environment={"PYTHONIOENCODING": "ascii"})
     assert ended.status == 0 and "failed" not in ended.err
     assert results(greek, "ascii") == results(greek, "utf8")
     assert (greek.folder / "ascii/sample.txt").read_bytes() == (greek.folder / "utf8/sample.txt").read_bytes()
@@ -633,7 +637,7 @@ def numbers(user, workdir):
 def test_option_that_is_not_the_runs_changes_none_of_its_numbers(ordinary, options):
     environment = dict(option.split("=") for option in options.split())
     workdir, *_ = environment
-    ended = ordinary.train(workdir=workdir, environment=environment)
+    ended = ordinary.train(SAMPLE, workdir=workdir, environment=environment)
     assert ended.status == 0, ended.err
     assert numbers(ordinary, workdir) == numbers(ordinary, "ordinary")
 

@@ -26,7 +26,7 @@ EXPERIMENT = Experiment(
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
     training=TrainingConfig(steps=4, rows_per_step=4, log_every_steps=1, startup_proof=False),
     checkpoint=CheckpointConfig(every_steps=2, keep=2),
-    evaluation=EvaluationConfig(every_steps=4, validation_bytes=200, rows_per_batch=2, sample_tokens=5),
+    evaluation=EvaluationConfig(every_steps=4, validation_bytes=200, rows_per_batch=2, sample_tokens=0),
 )
 """
 # From a checkout, as the README's first minute does it.
