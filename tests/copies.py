@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
-# For each line that it reads, a copy of it runs a command, with a standard input that is empty.
+# For each line that it reads, a copy of it runs a command, with a standard input that is empty and signals that do what
+# they do by default.
 _LOADED = """
 import json, os, signal, sys
 import jaxformer.train
@@ -20,14 +21,18 @@ from jaxformer.run.identity import code_digest, evaluation_code_digest
 code_digest(), evaluation_code_digest()  # Which are those of the start.
 
 for line in sys.stdin:
-    words, folder, environment, seconds, *outputs = json.loads(line)
+    words, before, folder, environment, seconds, *outputs = json.loads(line)
     if (copy := os.fork()) == 0:
         signal.alarm(seconds)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         os.chdir(folder)
         os.environ.update(environment)
         for path, number in ((os.devnull, 0), *zip(outputs, (1, 2))):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
         sys.argv = ["jaxformer", *words]
+        exec(before, {})
         run(words)
     print(os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]), flush=True)
 """
@@ -60,15 +65,18 @@ class Copies:
         self._process.communicate()  # Which ends with its input.
         self._folder.cleanup()
 
-    def run(self, words, folder: Path, environment: Mapping[str, str], timeout: int = 120) -> Ended:
+    def run(self, words, folder: Path, environment: Mapping[str, str], timeout: int = 120, before: str = "") -> Ended:
         """Runs a command in a folder, with variables that are set beside the others.
+
+        Args:
+            before: Python code that is run before the command.
 
         Raises:
             TimeoutExpired: it took so many seconds.
             RuntimeError: the process whose copies run the commands has died.
         """
         outputs = [f"{self._folder.name}/{name}" for name in ("out", "err")]
-        request = [[os.fsdecode(word) for word in words], str(folder), dict(environment), timeout, *outputs]
+        request = [[os.fsdecode(word) for word in words], before, str(folder), dict(environment), timeout, *outputs]
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         if not (answer := self._process.stdout.readline()):

@@ -12,7 +12,7 @@ import jaxformer.loop
 import jaxformer.train
 from jaxformer.train import main
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
 
 
 def poison(monkeypatch, steps):

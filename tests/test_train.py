@@ -21,7 +21,7 @@ from jaxformer.plan.device_fit import choose_attention
 from jaxformer.record import to_dict
 from jaxformer.train import main
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
 
 
 def test_second_process_in_a_run_folder_is_refused_with_the_name_of_the_first(experiment_files, tmp_path, capfd):

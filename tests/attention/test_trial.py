@@ -12,6 +12,8 @@ from jaxformer.attention.dispatch import TOLERANCES, Implementation
 from jaxformer.attention.document_mask import document_bounds
 from jaxformer.attention.trial import attention_error, fastest_tiles, forward_backward, random_inputs
 
+pytestmark = pytest.mark.device_free
+
 B, T, H, G, K = 2, 150, 4, 2, 32
 XLA = Implementation("xla")
 TILES = flash.Tiles(*(flash.Tile(32, 32, 4, 2) for _ in range(3)))

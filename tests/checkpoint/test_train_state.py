@@ -29,6 +29,8 @@ from jaxformer.model import ModelConfig
 from jaxformer.optimizer import Optimizer, OptimizerConfig, make_optimizer
 from jaxformer.step import init_state
 
+pytestmark = pytest.mark.device_free
+
 MODEL = ModelConfig(vocabulary_size=7, width=12, depth=3, heads=2, qk_norm=True)
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=1), steps=9)
 DATA_STATE = {"next_index": 40, "nested": {"a": [1, 2], "b": None}}

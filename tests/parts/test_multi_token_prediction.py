@@ -4,12 +4,15 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from jaxformer.layers import Context
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.parts.multi_token_prediction import MultiTokenPrediction
 from jaxformer.step import gradients, init_state, rows_of, train_step
+
+pytestmark = pytest.mark.device_free
 
 V, T = 11, 12
 PART = MultiTokenPrediction(further=2, weight=0.25)

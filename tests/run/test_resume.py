@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from copies import Copies
 from tiny_run import assert_same_run, command, read_metrics, run_until
 
 import jaxformer.train
@@ -47,9 +48,9 @@ def test_resumed_run_says_where_it_resumes(experiment_files, tmp_path, capsys):
     assert "resumed from step 4\n" in capsys.readouterr().out
 
 
-# Runs the command with something happening at step 6, when the checkpoint of step 4 may be written in the background.
+# Something that happens at step 6, when the checkpoint of step 4 may be written in the background.
 ACCIDENT = """
-import math, os, signal, sys, time, jaxformer.loop, jaxformer.train
+import os, signal, time, jaxformer.loop
 from jaxformer.run.progress import Progress
 
 def kill(self, step, metrics):
@@ -112,21 +113,21 @@ def fail_in_sample(self, step, metrics):
     jaxformer.loop.sample_text = sample
     add(self, step, metrics)
 
-add, accident = Progress.add, globals()[sys.argv[1]]
-Progress.add = lambda self, step, metrics: (accident if step == 6 else add)(self, step, metrics)
-sys.exit(jaxformer.train.main(sys.argv[2:]))
+add = Progress.add
+Progress.add = lambda self, step, metrics: ({accident} if step == 6 else add)(self, step, metrics)
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run_into(compiled):
-    """A function from an accident and arguments to the process that had it."""
+    """A function from an accident and arguments to how the run ended that had it."""
+    with Copies(os.environ | compiled) as loaded:
 
-    def run(accident, arguments):
-        command = [sys.executable, "-W", "ignore", "-c", ACCIDENT, accident, *arguments]
-        return subprocess.run(command, env=os.environ | compiled, capture_output=True, text=True, timeout=300)
+        def run(accident, arguments):
+            before = ACCIDENT.replace("{accident}", accident)
+            return loaded.run(["train", *arguments], Path.cwd(), {}, timeout=300, before=before)
 
-    return run
+        yield run
 
 
 # The status, what stands on standard error, and the step that the same command resumes from.
@@ -157,7 +158,7 @@ def test_run_that_was_stopped_says_so_and_resumed_equals_the_uninterrupted_one(
     status, errors, step = ACCIDENTS[accident]
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
     ended = run_into(accident, arguments)
-    assert (ended.returncode, ended.stderr) == (status, errors)
+    assert (ended.status, ended.err) == (status, errors)
     assert not (tmp_path / "run" / "summary.json").exists()
     assert main(arguments) == 0
     # The checkpoint of step 4 may not have been whole when the process died.
@@ -170,8 +171,8 @@ def test_run_that_was_stopped_says_so_and_resumed_equals_the_uninterrupted_one(
 def test_validation_that_fails_is_reported_and_the_run_goes_on(run_into, experiment_files, uninterrupted, tmp_path):
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
     ended = run_into("fail_in_validation", arguments)
-    assert ended.returncode == 0
-    assert ended.stderr == (
+    assert ended.status == 0
+    assert ended.err == (
         "jaxformer: validation at step 8 failed (RuntimeError: a shard is gone); while its checkpoint is kept, "
         f"`jaxformer evaluate --workdir={tmp_path}/run --step=8` does it later\n"
     )
@@ -186,11 +187,11 @@ def test_run_whose_last_validation_fails_is_finished_by_the_same_command(
 ):
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
     ended = run_into("fail_in_every_validation", arguments)
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1] == (
+    assert ended.status == 1
+    assert ended.err.splitlines()[-1] == (
         "jaxformer: all 12 steps are trained and saved; the same command evaluates and finishes"
     )
-    assert len(ended.stderr.splitlines()) == 3
+    assert len(ended.err.splitlines()) == 3
     assert not (tmp_path / "run" / "summary.json").exists()
     assert main(arguments) == 0
     summaries = [
@@ -201,7 +202,7 @@ def test_run_whose_last_validation_fails_is_finished_by_the_same_command(
 
 def test_sample_that_fails_is_reported_and_the_run_is_finished(run_into, experiment_files, tmp_path):
     ended = run_into("fail_in_sample", command(experiment_files["best_fit"], tmp_path / "run"))
-    assert (ended.returncode, ended.stderr) == (0, "jaxformer: no sample could be written (MemoryError: )\n")
+    assert (ended.status, ended.err) == (0, "jaxformer: no sample could be written (MemoryError: )\n")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
     assert not (tmp_path / "run" / "sample.txt").exists()
 

@@ -13,6 +13,8 @@ from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.run.sanity_check import batch_to_check, check_sanity
 from jaxformer.step import init_state
 
+pytestmark = pytest.mark.device_free
+
 V, T = 37, 12
 MODEL = ModelConfig(vocabulary_size=V, width=12, depth=2, heads=2)
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup_steps=1), steps=9)
