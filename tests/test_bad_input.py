@@ -623,7 +623,7 @@ MISSPELT = st.builds(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.dictionaries(st.one_of(st.sampled_from(PATHS), MISSPELT), st.one_of(NUMBERS, WORDS, st.text()), max_size=4))
 def test_made_up_overrides_are_taken_or_refused_with_one_line(overrides):
     errors, printed = io.StringIO(), io.StringIO()
