@@ -1,5 +1,6 @@
 """Commands in copies of a process that has loaded the package: most of what a short command takes is loading."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,17 +17,18 @@ _LOADED = """
 import json, os, signal, sys
 import jaxformer.train
 from jaxformer.__main__ import run
+from jaxformer.host.signals import SIGNALS
 from jaxformer.run.identity import code_digest, evaluation_code_digest
 
-code_digest(), evaluation_code_digest()  # Which are those of the start.
+code_digest(), evaluation_code_digest()  # They are cached, so that no copy computes them.
 
 for line in sys.stdin:
     words, before, folder, environment, seconds, *outputs = json.loads(line)
     if (copy := os.fork()) == 0:
         signal.alarm(seconds)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.chdir(folder)
         os.environ.update(environment)
         for path, number in ((os.devnull, 0), *zip(outputs, (1, 2))):
@@ -77,8 +79,9 @@ class Copies:
         """
         outputs = [f"{self._folder.name}/{name}" for name in ("out", "err")]
         request = [[os.fsdecode(word) for word in words], before, str(folder), dict(environment), timeout, *outputs]
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         if not (answer := self._process.stdout.readline()):
             raise RuntimeError(f"the loaded process ended with {self._process.wait()}")
         status = int(answer)

@@ -158,7 +158,7 @@ def prepare_study(resolved: Sequence[Resolved], runs: Path) -> dict[str, dict[st
             e.tokenizer,
             e.packing,
             e.evaluation,
-            spans_of(e),
+            spans_of(e) if e.training.phases else e.training.rows_per_step,
             model,
             e.init_from,
         )

@@ -79,14 +79,13 @@ def measure_clock(parent_run: Path, variant_run: Path) -> None:
         write_clock(Clock(tuple(time_in_turns(arms))), parent, variant)
 
 
-def clock_seconds(experiment: Experiment, step_seconds: float) -> float:
+def clock_seconds(arms: Sequence[Experiment], step_seconds: float) -> float:
     """Returns the most seconds that measuring two arms takes beside compiling their steps, on a quiet machine.
 
     Args:
-        experiment: that of the arm whose steps are the slower ones.
-        step_seconds: of one of them.
+        step_seconds: of a step of the slower arm.
     """
-    as_one = _PHASED_BATCHES if len(spans_of(experiment)) > 1 else 1
+    as_one = _PHASED_BATCHES if any(len(spans_of(each)) > 1 for each in arms) else 1
     return max(_SECONDS, 4 * _FEWEST_ROUNDS * max(as_one * step_seconds, _TURN_SECONDS))
 
 

@@ -31,8 +31,12 @@ def clocks_to_come(study: Study, runs: Path, seconds: Mapping[str, float], *, ag
         seconds: of a run of each experiment, estimated.
         again: of those that were measured too.
     """
-    variants = [one for one in resolve_study(study)[1:] if again or not _clock_files(one.name, runs)]
-    return [clock_seconds(one.experiment, seconds[one.name] / one.experiment.training.steps) for one in variants]
+    parent, *others = resolve_study(study)
+    variants = [one for one in others if again or not _clock_files(one.name, runs)]
+    return [
+        clock_seconds((parent.experiment, one.experiment), seconds[one.name] / one.experiment.training.steps)
+        for one in variants
+    ]
 
 
 def forget_clocks(study: Study, runs: Path) -> None:

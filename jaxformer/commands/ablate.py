@@ -24,6 +24,7 @@ from jaxformer.ablation.checks import check_study
 from jaxformer.ablation.command_line import add_study_options, chosen_study_or_ladder
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.comparison import Comparison
+from jaxformer.ablation.finished_runs import has_diverged
 from jaxformer.ablation.ladder import run_ladder
 from jaxformer.ablation.outcome import Outcome, judge_study
 from jaxformer.ablation.run_study import (
@@ -39,7 +40,7 @@ from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice, printable
 from jaxformer.host.docstrings import docstring
 from jaxformer.jobs.launch import launch_local, launch_submitit
-from jaxformer.jobs.queue import State
+from jaxformer.jobs.queue import State, Status
 from jaxformer.report.text import decision_table
 
 
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
     study = chosen_study_or_ladder(options, **seeds)
-    return _run_ladder(study, options) if isinstance(study, Ladder) else _ablate(study, options)[0]
+    return _run_ladder(study, options) if isinstance(study, Ladder) else int(bool(_ablate(study, options)[0]))
 
 
 def _run_ladder(ladder: Ladder, options: argparse.Namespace) -> int:
@@ -59,11 +60,12 @@ def _run_ladder(ladder: Ladder, options: argparse.Namespace) -> int:
 
     def ask(study: Study) -> Comparison | None:
         nonlocal failed
-        status, outcome = _ablate(study, options)
-        failed |= status != 0
+        failures, outcome = _ablate(study, options)
+        failed |= bool(failures)
         found = outcome and outcome.comparisons[0]
-        # What is open for want of a run that failed is not decided by that.
-        return None if status and found and found.verdict.word is Word.UNDECIDED else found
+        # That a run crashed leaves the question open and is no answer to it; that one diverged may be.
+        has_crashed = any(not has_diverged(status.job.workdir) for status in failures)
+        return None if has_crashed and found and found.verdict.word is Word.UNDECIDED else found
 
     name, last = Path(options.study).stem, ladder.parent
     for answer in run_ladder(ladder, name, options.runs, ask):
@@ -74,8 +76,8 @@ def _run_ladder(ladder: Ladder, options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _ablate(study: Study, options: argparse.Namespace) -> tuple[int, Outcome | None]:
-    """Runs a study and prints what it decided; returns the exit status, and what came out if it could be judged."""
+def _ablate(study: Study, options: argparse.Namespace) -> tuple[list[Status], Outcome | None]:
+    """Runs a study and prints what it decided; returns the runs that failed, and what came out if it was judged."""
     allow = parse_allowed(options.allow)
     # Where the runs go to a cluster, this machine's device is not theirs, and others prepare.
     is_here = options.slurm is None
@@ -90,7 +92,7 @@ def _ablate(study: Study, options: argparse.Namespace) -> tuple[int, Outcome | N
     clocks = clocks_to_come(study, options.runs, checked.seconds, again=again) if is_timed else []
     print_study_plan(jobs, options.parallel, options.price, clocks)
     if options.plan:
-        return 0, None
+        return [], None
     launch = launch_local
     if options.slurm is not None:
         launch = launch_submitit(options.runs / "submitit", _parameters(options.slurm))
@@ -111,8 +113,7 @@ def _ablate(study: Study, options: argparse.Namespace) -> tuple[int, Outcome | N
             print_notice(f"not compared: {line}")
     for line in failures:
         print_notice(line)
-    has_failed = any(status.state in (State.FAILED, State.REFUSED) for status in statuses)
-    return int(has_failed), outcome
+    return [status for status in statuses if status.state in (State.FAILED, State.REFUSED)], outcome
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -37,9 +37,10 @@ from jaxformer.step import compute_dtype
 
 # Shares of what JAX may take of the memory. A step may take the first by the formula, which is right within a tenth but
 # for parts that make much within a layer; or the second as it is compiled: beside it there are the batch that comes
-# next and what lies between arrays. What takes less than the third by the formula surely fits, what takes more than the
-# fourth surely does not, and neither is compiled to know.
-_MARGIN, _MARGIN_COMPILED, _SURELY_FITS, _SURELY_TOO_MUCH = 0.9, 0.95, 0.5, 1.25
+# next and what lies between arrays. What takes less than the third by the formula fits even where that sees a third
+# of it (the least that was found, of hybrid attention in long rows), what takes more than the fourth does not, and
+# neither is compiled to know.
+_MARGIN, _MARGIN_COMPILED, _FITS_BY_FORMULA, _TOO_MUCH_BY_FORMULA = 0.9, 0.95, 0.3, 1.25
 
 # Time that recomputing all elementwise operations adds to a step, as a share: assumed. They are bound by memory, and
 # read less than what they would otherwise have written.
@@ -55,7 +56,7 @@ class Fit:
     """One way to compute a step on a device."""
 
     experiment: Experiment
-    """Computed so."""
+    """With its `remat` and `micro_batches` set."""
     target: Target
     cost: float
     """Time that it adds to a step that recomputes nothing and has one part, as a share of that: estimated."""
@@ -222,11 +223,11 @@ def choose_fit(experiment: Experiment, target: Target, compiled: Callable[[Fit],
     Args:
         compiled: `compiled_here`; None for the formula alone.
     """
+    if not target.memory:
+        return next(ways(experiment, target))
     tried = []
     for fit in ways(experiment, target):
-        if not target.memory:
-            return fit
-        if compiled and _SURELY_FITS * target.memory < fit.memory.peak <= _SURELY_TOO_MUCH * target.memory:
+        if compiled and _FITS_BY_FORMULA < fit.memory.peak / target.memory <= _TOO_MUCH_BY_FORMULA:
             fit = compiled(fit)
         if fits(fit):
             return fit

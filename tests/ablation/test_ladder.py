@@ -82,12 +82,16 @@ def test_a_question_that_cannot_be_judged_ends_the_run_ladder(ladder, tmp_path):
 
 def test_a_question_whose_runs_failed_is_not_taken_for_one_that_was_not_kept(ladder, tmp_path, monkeypatch, capsys):
     waiting = Comparison("root", "gated@root", Verdict(Word.UNDECIDED, "runs are missing", None), math.nan, {})
-    monkeypatch.setattr(ablate, "_ablate", lambda *_: (1, SimpleNamespace(comparisons=[waiting])))
-    assert ablate.main(["--study=stack", "--runs=runs"]) == 2
-    assert "gated of root could not be judged" in capsys.readouterr().err
-    monkeypatch.setattr(ablate, "_ablate", lambda *_: (0, SimpleNamespace(comparisons=[waiting])))
+    failures = []
+    monkeypatch.setattr(ablate, "_ablate", lambda *_: (failures, SimpleNamespace(comparisons=[waiting])))
     assert ablate.main(["--study=stack", "--runs=runs"]) == 0
     assert "gated: not kept: root stays" in capsys.readouterr().out
+    failures.append(SimpleNamespace(job=SimpleNamespace(workdir=tmp_path / "crashed")))
+    assert ablate.main(["--study=stack", "--runs=runs"]) == 2
+    assert "gated of root could not be judged" in capsys.readouterr().err
+    # A run that diverges does so again: the question is answered by the others.
+    monkeypatch.setattr(ablate, "has_diverged", lambda workdir: workdir.name == "crashed")
+    assert ablate.main(["--study=stack", "--runs=runs"]) == 1
 
 
 def test_a_ladder_is_no_study_to_other_commands(ladder):

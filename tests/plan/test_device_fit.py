@@ -116,7 +116,7 @@ def test_what_is_compiled_decides_where_the_formula_is_wrong_and_what_is_far_too
     assert asked[-1] == (fit.remat, fit.micro_batches) != by_formula[0] and by_formula[0] in asked
     assert fit.peak == fit.memory.peak + 0.15e9 <= 0.95 * target.memory
     likely = [fit for fit in ways(experiment, target) if fit.memory.peak <= 1.25 * target.memory]
-    assert choose_fit(experiment, gpu(10), compiled).compiled == 0
+    assert choose_fit(experiment, gpu(10), compiled).compiled == 0, "it is not compiled to know"
     assert likely[0] != next(ways(experiment, target))
     assert asked == [(each.remat, each.micro_batches) for each in likely[: len(asked)]]
     # Where the compiler says that it is less, so much is taken as the formula would not allow.
@@ -136,9 +136,8 @@ def test_device_of_known_memory_is_compiled_for_and_it_is_printed(monkeypatch, c
         monkeypatch.setattr(jaxformer.plan.device_fit, "device_memory", lambda share=share: int(size / share))
         *fitted, text = fitted_here(experiment)
         assert tuple(fitted) == ("none", parts)
-        # In two parts it surely fits.
-        assert (" by the compiler: remat none, " in text) == (parts == 1) and text.endswith(", the cheapest that fits")
-        assert capsys.readouterr().out.count("compiling the step with remat none") == 1
+        assert " by the compiler: remat none, " in text and text.endswith(", the cheapest that fits")
+        assert capsys.readouterr().out.count("compiling the step with remat none") == parts
 
 
 def test_program_that_is_compiled_to_choose_is_the_one_that_runs():
@@ -158,7 +157,8 @@ def test_each_step_of_a_run_with_phases_is_compiled_to_choose():
         assert step.as_text() == compile_step(state).lower(state, batch).as_text()
 
 
-def test_on_a_cpu_nothing_is_recomputed():
+def test_on_a_cpu_nothing_is_recomputed_and_no_memory_is_counted(monkeypatch):
+    monkeypatch.setattr(jaxformer.plan.device_fit, "step_memory", None)
     assert fitted_here(small())[:2] == ("none", 1)
     assert fitted_here(small())[2].startswith("remat none, 1 micro-batch,")
 

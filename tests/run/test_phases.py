@@ -112,7 +112,7 @@ def test_the_times_of_a_run_in_phases_are_of_steps_from_all_of_it(phased_file, m
     # Of 12 steps with 3, 1, 4 and 4 of a kind, 20 evenly.
     assert [taken.count(shape) for shape in ((4, 32), (8, 32), (4, 64))] == [5 + 7, 2, 6]
     assert steps.tokens == sum(rows * length for rows, length in taken)
-    assert clock_measurement.clock_seconds(experiment, 1.0) == 20 * 48
+    assert clock_measurement.clock_seconds([load_experiment("baseline"), experiment], 1.0) == 20 * 48
 
 
 def changed(experiment, *phases):

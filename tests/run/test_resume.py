@@ -25,12 +25,11 @@ pytestmark = [pytest.mark.usefixtures("compiled", "default_signals"), pytest.mar
     ("variant", "stops"),
     [
         ("best_fit", [("step", 2), ("step", 7)]),
-        ("best_fit", [("validation", 8)]),
         ("best_fit", [("validation", 12)]),
         ("concat_and_split", [("step", 10)]),
         ("mixture_in_micro_batches", [("step", 7)]),
     ],
-    ids=["twice", "before_a_validation", "before_the_last_validation", "concat_and_split", "mixture_in_micro_batches"],
+    ids=["twice", "before_the_last_validation", "concat_and_split", "mixture_in_micro_batches"],
 )
 def test_resumed_run_equals_the_uninterrupted_one(variant, stops, experiment_files, uninterrupted, tmp_path):
     arguments = command(experiment_files[variant], tmp_path / "run")
