@@ -24,6 +24,10 @@ Differences from the paper:
 - The window takes T x 2 `window` products, the groups T x T / `group`; those that are not chosen are computed and
   masked. So it shows what such an attention learns, at the price of an XLA program; decoding has no cache.
 
+Matrices multiply the tokens of all rows at once. What follows takes a few rows at a time, and the backward pass makes
+it again, so that the logits of few rows are in memory at once: compiled for an H100, a step of 27 million parameters
+and 16 rows of 2,048 takes 5.3 GB, and with all rows at once it took 10.1.
+
 Axes as in `jaxformer.model`; P chunk of W queries, S key of a chunk, C slot of a group, J token of a group, R query
 heads of a key/value head, I indexer head, E its width, U features that lie side by side.
 """
@@ -38,8 +42,11 @@ from flax import nnx
 
 from jaxformer.attention.reference import MASKED
 from jaxformer.config import NonNegativeInt, PositiveInt, check_fields, require
-from jaxformer.layers import Context, RMSNorm, Rows, Scale, Sums, make_kernel, rotate
+from jaxformer.layers import Context, RMSNorm, Scale, Sums, make_kernel, rotate
 from jaxformer.model import LayerPart, ModelConfig, make_rotation, residual_scale
+
+# Tokens of the rows that are computed at once, if a row has no more itself.
+_TOKENS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
@@ -83,27 +90,27 @@ class CompressedSparse(HeavilyCompressed):
 
 
 class Groups(NamedTuple):
-    """The complete groups of the documents of B rows, in C slots each.
+    """The complete groups of the documents of a row, in C slots.
 
     Slot c has the group whose last token is among the row's tokens from c x group on, if there is one: which slot a
     group has depends on its place alone.
     """
 
-    exists_BC: jax.Array
-    last_BC: jax.Array
+    exists_C: jax.Array
+    last_C: jax.Array
     """int32, its last token's place in the row."""
-    starts_BC: jax.Array
+    starts_C: jax.Array
     """int32, where its document begins."""
 
 
-def find_groups(rows: Rows, size: int) -> Groups:
+def find_groups(starts_T: jax.Array, size: int) -> Groups:
     """Returns the groups of so many tokens."""
-    B, T = rows.starts_BT.shape
+    (T,) = starts_T.shape
     C = -(-T // size)
-    is_last_BT = (jnp.arange(T)[None, :] - rows.starts_BT) % size == size - 1
-    is_last_BCJ = jnp.pad(is_last_BT, ((0, 0), (0, C * size - T))).reshape(B, C, size)
-    last_BC = size * jnp.arange(C)[None, :] + jnp.argmax(is_last_BCJ, axis=2)
-    return Groups(jnp.any(is_last_BCJ, axis=2), last_BC, jnp.take_along_axis(rows.starts_BT, last_BC, axis=1))
+    is_last_T = (jnp.arange(T) - starts_T) % size == size - 1
+    is_last_CJ = jnp.pad(is_last_T, (0, C * size - T)).reshape(C, size)
+    last_C = size * jnp.arange(C) + jnp.argmax(is_last_CJ, axis=1)
+    return Groups(jnp.any(is_last_CJ, axis=1), last_C, starts_T[last_C])
 
 
 class Pooling(nnx.Module):
@@ -118,20 +125,23 @@ class Pooling(nnx.Module):
         self.bias = Scale(jnp.zeros((self.kinds * size, heads, width), jnp.float32))
         self.norm = RMSNorm(width, config.norm_epsilon)
 
-    def __call__(self, x_BTD: jax.Array, groups: Groups) -> jax.Array:
-        """Returns the vectors, (B, C, heads, width); those of slots without a group mean nothing."""
-        B, T, _ = x_BTD.shape
+    def project(self, x_ND: jax.Array) -> jax.Array:
+        """Returns the features and logits of each token, (N, U)."""
+        return x_ND @ self.kernel[...]
+
+    def __call__(self, projected_TU: jax.Array, groups: Groups) -> jax.Array:
+        """Returns the vectors of a row's groups, (C, heads, width); those of slots without a group mean nothing."""
         J, heads, width = self.bias.shape
         kind_J = jnp.arange(J) // self.size
-        tokens_BCJ = groups.last_BC[..., None] + jnp.arange(1 - J, 1)[None, None, :]
-        is_inside_BCJ = tokens_BCJ >= groups.starts_BC[..., None]
-        made = (x_BTD @ self.kernel[...]).reshape(B, T, self.kinds, 2, heads, width)
-        of_group = made[jnp.arange(B)[:, None, None], jnp.maximum(tokens_BCJ, 0), kind_J[None, None, :]]
-        content, logits = jnp.moveaxis(of_group.astype(jnp.float32), 3, 0)
+        tokens_CJ = groups.last_C[:, None] + jnp.arange(1 - J, 1)[None, :]
+        is_inside_CJ = tokens_CJ >= groups.starts_C[:, None]
+        projected = projected_TU.reshape(-1, self.kinds, 2, heads, width)
+        of_group = projected[jnp.maximum(tokens_CJ, 0), kind_J[None, :]]
+        content, logits = jnp.moveaxis(of_group.astype(jnp.float32), 2, 0)
         weights = jax.nn.softmax(
-            jnp.where(is_inside_BCJ[..., None, None], logits + self.bias[...][None, None], MASKED), axis=2
+            jnp.where(is_inside_CJ[..., None, None], logits + self.bias[...][None], MASKED), axis=1
         )
-        return self.norm(jnp.sum(weights * content, axis=2)).astype(x_BTD.dtype)
+        return self.norm(jnp.sum(weights * content, axis=1)).astype(projected_TU.dtype)
 
 
 class Indexer(nnx.Module):
@@ -143,15 +153,19 @@ class Indexer(nnx.Module):
         self.query = make_kernel(rngs, config.width, self.I * self.E)
         self.head_weights = make_kernel(rngs, config.width, self.I)
 
-    def __call__(self, x_BTD: jax.Array, rows: Rows, groups: Groups) -> jax.Array:
-        """Returns float32 `scores_BTC`."""
-        of_tokens, of_groups = make_rotations(self.config, rows, groups, self.pooling.size, self.E // 4 * 2)
-        B, T, _ = x_BTD.shape
-        q_BTIE = rotate_last((x_BTD @ self.query[...]).reshape(B, T, self.I, self.E), of_tokens)
-        k_BC1E = rotate_last(self.pooling(x_BTD, groups), of_groups)
-        products_BTIC = jax.nn.relu(_einsum("BTIE,BCE->BTIC", q_BTIE, k_BC1E[:, :, 0]))
-        weights_BTI = (x_BTD @ self.head_weights[...]).astype(jnp.float32)
-        return jnp.einsum("BTI,BTIC->BTC", weights_BTI, products_BTIC) * (self.I * self.E) ** -0.5
+    def project(self, x_ND: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns the queries and the weights of the heads of each token, and what is pooled, (N, U)."""
+        return x_ND @ self.query[...], x_ND @ self.head_weights[...], self.pooling.project(x_ND)
+
+    def __call__(self, projected, positions_T: jax.Array, groups: Groups) -> jax.Array:
+        """Returns float32 `scores_TC` of a row from what `project` returns for it."""
+        queries_TU, weights_TI, pooled_TU = projected
+        of_tokens, of_groups = make_rotations(self.config, positions_T, groups, self.pooling.size, self.E // 4 * 2)
+        q_TIE = rotate_last(queries_TU.reshape(-1, self.I, self.E), of_tokens)
+        k_C1E = rotate_last(self.pooling(pooled_TU, groups), of_groups)
+        products_TIC = jax.nn.relu(_einsum("TIE,CE->TIC", q_TIE, k_C1E[:, 0]))
+        scale = (self.I * self.E) ** -0.5
+        return jnp.einsum("TI,TIC->TC", weights_TI.astype(jnp.float32), products_TIC) * scale
 
 
 class HybridAttention(nnx.Module):
@@ -169,101 +183,108 @@ class HybridAttention(nnx.Module):
 
     def __call__(self, x_ND: jax.Array, context: Context) -> tuple[jax.Array, Sums]:
         """Returns what is added to the stream, the loss of the indexer, and the weight of the groups in attention."""
-        rows, part, H, K = context.rows, self.part, self.config.heads, self.config.K
+        rows = context.rows
         B, T = rows.starts_BT.shape
-        x_BTD, groups = x_ND.reshape(B, T, -1), find_groups(rows, part.group)
-        of_tokens, of_groups = make_rotations(self.config, rows, groups, part.group, part.rotary_width or K // 4 * 2)
-        q_BTHK, kv_BTGK = jnp.split((x_BTD @ self.query_key_value[...]).reshape(B, T, -1, K), [H], axis=2)
-        q_BTHK = rotate_last(self.query_norm(q_BTHK), of_tokens)
-        kv_BTGK = rotate_last(self.key_value_norm(kv_BTGK), of_tokens)
-        far_BCGK = rotate_last(self.pooling(x_BTD, groups), of_groups)
-        is_earlier_BTC = groups.last_BC[:, None] < jnp.arange(T)[None, :, None]
-        is_own_BTC = groups.starts_BC[:, None] == rows.starts_BT[..., None]
-        is_seen_BTC = groups.exists_BC[:, None] & is_own_BTC & is_earlier_BTC
+        scored = self.indexer and self.indexer.project(jax.lax.stop_gradient(x_ND))
+        projected = x_ND @ self.query_key_value[...], self.pooling.project(x_ND), scored
+        projected = jax.tree.map(lambda x_NU: x_NU.reshape(B, T, -1), projected)
+        attended_BTU, sums = jax.lax.map(
+            jax.checkpoint(lambda row: self._attend(*row), prevent_cse=False),
+            (projected, rows.positions_BT, rows.starts_BT, rows.weights_BT),
+            batch_size=max(1, _TOKENS_AT_ONCE // T),
+        )
+        return attended_BTU.reshape(B * T, -1) @ self.output[...], jax.tree.map(jnp.sum, sums)
+
+    def _attend(self, projected, positions_T, starts_T, weights_T) -> tuple[jax.Array, Sums]:
+        """Returns the heads' output for each token of a row, (T, H x K), and its sums."""
+        (query_key_value_TU, pooled_TU, scored), part, T = projected, self.part, len(starts_T)
+        H, K = self.config.heads, self.config.K
+        groups = find_groups(starts_T, part.group)
+        of_tokens, of_groups = make_rotations(
+            self.config, positions_T, groups, part.group, part.rotary_width or K // 4 * 2
+        )
+        q_THK, kv_TGK = jnp.split(query_key_value_TU.reshape(T, -1, K), [H], axis=1)
+        q_THK = rotate_last(self.query_norm(q_THK), of_tokens)
+        kv_TGK = rotate_last(self.key_value_norm(kv_TGK), of_tokens)
+        far_CGK = rotate_last(self.pooling(pooled_TU, groups), of_groups)
+        is_earlier_TC = groups.last_C[None, :] < jnp.arange(T)[:, None]
+        is_seen_TC = groups.exists_C[None, :] & is_earlier_TC & (groups.starts_C[None, :] == starts_T[:, None])
         losses = {}
         if self.indexer:
-            scores_BTC = self.indexer(jax.lax.stop_gradient(x_BTD), rows, groups)
-            is_seen_BTC = choose(scores_BTC, is_seen_BTC, self.indexer.top_k)
-        attended_BTHK, weights_BTC = _attend(
-            q_BTHK, kv_BTGK, far_BCGK, rows.starts_BT, is_seen_BTC, self.sinks[...], min(part.window, T)
+            scores_TC = self.indexer(scored, positions_T, groups)
+            is_seen_TC = choose(scores_TC, is_seen_TC, self.indexer.top_k)
+        attended_THK, group_weights_TC = attend(
+            q_THK, kv_TGK, far_CGK, starts_T, is_seen_TC, self.sinks[...], min(part.window, T)
         )
         if self.indexer:
-            losses = {"indexer": divergence(weights_BTC, scores_BTC, is_seen_BTC, rows.weights_BT)}
-        metrics = {"weight_of_groups": jnp.vdot(rows.weights_BT, jnp.sum(weights_BTC, axis=2)) / H}
+            losses = {"indexer": divergence(group_weights_TC, scores_TC, is_seen_TC, weights_T)}
+        metrics = {"weight_of_groups": jnp.vdot(weights_T, jnp.sum(group_weights_TC, axis=1)) / H}
         back = of_tokens and (of_tokens[0], -of_tokens[1])
-        return rotate_last(attended_BTHK, back).reshape(B * T, H * K) @ self.output[...], Sums(losses, metrics)
+        return rotate_last(attended_THK, back).reshape(T, H * K), Sums(losses, metrics)
 
 
-def make_rotations(config: ModelConfig, rows: Rows, groups: Groups, size: int, width: int):
-    """Returns what rotates tokens, (B, T, 1, width / 2), and groups, (B, C, 1, width / 2), which is their first's."""
-
-    def rotation_at(positions):
-        rotation = make_rotation(config, positions.reshape(-1), width)
-        return jax.tree.map(lambda x: x.reshape(*positions.shape, 1, -1), rotation)
-
-    last_BC = jnp.take_along_axis(rows.positions_BT, groups.last_BC, axis=1)
-    return rotation_at(rows.positions_BT), rotation_at(last_BC - (size - 1))
+def make_rotations(config: ModelConfig, positions_T: jax.Array, groups: Groups, size: int, width: int):
+    """Returns what rotates tokens, (T, 1, width / 2), and groups, (C, 1, width / 2), which is their first's."""
+    first_C = positions_T[groups.last_C] - (size - 1)
+    return make_rotation(config, positions_T, width), make_rotation(config, first_C, width)
 
 
 def rotate_last(x: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-    """Returns x, of shape (B, T or C, heads, width), with as many of its last features rotated as there are angles."""
+    """Returns x, of shape (T or C, heads, width), with as many of its last features rotated as there are angles."""
     if rotation is None:
         return x
     content, rotary = jnp.split(x, [x.shape[-1] - 2 * rotation[0].shape[-1]], axis=-1)
     return jnp.concatenate([content, rotate(rotary, rotation)], axis=-1)
 
 
-def choose(scores_BTC: jax.Array, is_seen_BTC: jax.Array, top_k: int) -> jax.Array:
+def choose(scores_TC: jax.Array, is_seen_TC: jax.Array, top_k: int) -> jax.Array:
     """Returns which of the groups that a token sees have its highest scores, of equal ones the earlier."""
-    _, chosen_BTk = jax.lax.top_k(jnp.where(is_seen_BTC, scores_BTC, MASKED), min(top_k, scores_BTC.shape[2]))
-    is_chosen_BTC = jnp.put_along_axis(jnp.zeros_like(is_seen_BTC), chosen_BTk, True, axis=2, inplace=False)
-    return is_seen_BTC & is_chosen_BTC
+    _, chosen_Tk = jax.lax.top_k(jnp.where(is_seen_TC, scores_TC, MASKED), min(top_k, scores_TC.shape[1]))
+    is_chosen_TC = jnp.put_along_axis(jnp.zeros_like(is_seen_TC), chosen_Tk, True, axis=1, inplace=False)
+    return is_seen_TC & is_chosen_TC
 
 
-def divergence(weights_BTC, scores_BTC, is_chosen_BTC, weights_BT) -> jax.Array:
+def divergence(weights_TC, scores_TC, is_chosen_TC, weights_T) -> jax.Array:
     """Returns the sum over tokens of the divergence of the chosen groups' scores from their weights in attention."""
-    weights_BTC = jax.lax.stop_gradient(weights_BTC)
-    shares_BTC = weights_BTC / jnp.maximum(jnp.sum(weights_BTC, axis=2, keepdims=True), 1e-30)
-    log_BTC = jax.nn.log_softmax(jnp.where(is_chosen_BTC, scores_BTC, MASKED), axis=2)
-    terms_BTC = jax.scipy.special.xlogy(shares_BTC, shares_BTC) - shares_BTC * log_BTC
-    return jnp.vdot(weights_BT, jnp.sum(terms_BTC, axis=2))
+    weights_TC = jax.lax.stop_gradient(weights_TC)
+    shares_TC = weights_TC / jnp.maximum(jnp.sum(weights_TC, axis=1, keepdims=True), 1e-30)
+    log_TC = jax.nn.log_softmax(jnp.where(is_chosen_TC, scores_TC, MASKED), axis=1)
+    terms_TC = jax.scipy.special.xlogy(shares_TC, shares_TC) - shares_TC * log_TC
+    return jnp.vdot(weights_T, jnp.sum(terms_TC, axis=1))
 
 
-# The backward pass makes the weights again: kept by the scan over layers they would be the most of a step's memory.
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=6)
-def _attend(q_BTHK, kv_BTGK, far_BCGK, starts_BT, is_seen_BTC, sinks_H, W: int) -> tuple[jax.Array, jax.Array]:
-    """Returns the output (B, T, H, K), and the groups' float32 weights, summed over the heads, (B, T, C).
+def attend(q_THK, kv_TGK, far_CGK, starts_T, is_seen_TC, sinks_H, W: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the output (T, H, K), and the groups' float32 weights, summed over the heads, (T, C).
 
     A chunk of W queries finds its window among its own keys and those of the chunk before.
     """
-    (B, T, H, K), G, P = q_BTHK.shape, kv_BTGK.shape[2], -(-q_BTHK.shape[1] // W)
+    (T, H, K), G, P = q_THK.shape, kv_TGK.shape[1], -(-len(q_THK) // W)
 
     def in_chunks(x):
-        return jnp.pad(x, ((0, 0), (0, P * W - T)) + ((0, 0),) * (x.ndim - 2)).reshape(B, P, W, *x.shape[2:])
+        return jnp.pad(x, ((0, P * W - T),) + ((0, 0),) * (x.ndim - 1)).reshape(P, W, *x.shape[1:])
 
-    q_BPWGRK = in_chunks(q_BTHK).reshape(B, P, W, G, H // G, K)
-    kv_BPWGK = in_chunks(kv_BTGK)
-    before_BPWGK = jnp.pad(kv_BPWGK[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
-    near_BPSGK = jnp.concatenate([before_BPWGK, kv_BPWGK], axis=2)
-    queries_1PW1 = jnp.arange(P * W).reshape(1, P, W, 1)
-    keys_1P1S = W * jnp.arange(P)[None, :, None, None] + jnp.arange(-W, W)[None, None, None, :]
-    in_window_1PWS = (keys_1P1S <= queries_1PW1) & (keys_1P1S > queries_1PW1 - W)
-    is_near_BPWS = in_window_1PWS & (keys_1P1S >= in_chunks(starts_BT)[..., None])
-    near_BPGRWS = _masked(_einsum("BPWGRK,BPSGK->BPGRWS", q_BPWGRK, near_BPSGK), is_near_BPWS)
-    far_BPGRWC = _masked(_einsum("BPWGRK,BCGK->BPGRWC", q_BPWGRK, far_BCGK), in_chunks(is_seen_BTC))
-    sinks_11GR11 = sinks_H.reshape(1, 1, G, H // G, 1, 1)
-    sinks_BPGRW1 = jnp.broadcast_to(sinks_11GR11, (*near_BPGRWS.shape[:-1], 1))
-    logits = jnp.concatenate([K**-0.5 * near_BPGRWS, K**-0.5 * far_BPGRWC, sinks_BPGRW1], axis=-1)
-    near_BPGRWS, far_BPGRWC, _ = jnp.split(jax.nn.softmax(logits, axis=-1), [2 * W, logits.shape[-1] - 1], axis=-1)
-    dtype = q_BTHK.dtype
-    attended_BPWGRK = _einsum("BPGRWS,BPSGK->BPWGRK", near_BPGRWS.astype(dtype), near_BPSGK)
-    attended_BPWGRK += _einsum("BPGRWC,BCGK->BPWGRK", far_BPGRWC.astype(dtype), far_BCGK)
-    attended_BTHK = attended_BPWGRK.astype(dtype).reshape(B, P * W, H, K)[:, :T]
-    return attended_BTHK, jnp.sum(far_BPGRWC, axis=(2, 3)).reshape(B, P * W, -1)[:, :T]
+    q_PWGRK = in_chunks(q_THK).reshape(P, W, G, H // G, K)
+    kv_PWGK = in_chunks(kv_TGK)
+    before_PWGK = jnp.pad(kv_PWGK[:-1], ((1, 0), (0, 0), (0, 0), (0, 0)))
+    near_PSGK = jnp.concatenate([before_PWGK, kv_PWGK], axis=1)
+    queries_PW1 = jnp.arange(P * W).reshape(P, W, 1)
+    keys_P1S = W * jnp.arange(P)[:, None, None] + jnp.arange(-W, W)[None, None, :]
+    in_window_PWS = (keys_P1S <= queries_PW1) & (keys_P1S > queries_PW1 - W)
+    is_near_PWS = in_window_PWS & (keys_P1S >= in_chunks(starts_T)[..., None])
+    near_PGRWS = _masked(_einsum("PWGRK,PSGK->PGRWS", q_PWGRK, near_PSGK), is_near_PWS)
+    far_PGRWC = _masked(_einsum("PWGRK,CGK->PGRWC", q_PWGRK, far_CGK), in_chunks(is_seen_TC))
+    sinks_PGRW1 = jnp.broadcast_to(sinks_H.reshape(1, G, H // G, 1, 1), (*near_PGRWS.shape[:-1], 1))
+    logits = jnp.concatenate([K**-0.5 * near_PGRWS, K**-0.5 * far_PGRWC, sinks_PGRW1], axis=-1)
+    near_PGRWS, far_PGRWC, _ = jnp.split(jax.nn.softmax(logits, axis=-1), [2 * W, logits.shape[-1] - 1], axis=-1)
+    dtype = q_THK.dtype
+    attended_PWGRK = _einsum("PGRWS,PSGK->PWGRK", near_PGRWS.astype(dtype), near_PSGK)
+    attended_PWGRK += _einsum("PGRWC,CGK->PWGRK", far_PGRWC.astype(dtype), far_CGK)
+    attended_THK = attended_PWGRK.astype(dtype).reshape(P * W, H, K)[:T]
+    return attended_THK, jnp.sum(far_PGRWC, axis=(1, 2)).reshape(P * W, -1)[:T]
 
 
-def _masked(logits_BPGRWX, is_seen_BPWX):
-    return jnp.where(is_seen_BPWX[:, :, None, None], logits_BPGRWX, MASKED)
+def _masked(logits_PGRWX, is_seen_PWX):
+    return jnp.where(is_seen_PWX[:, None, None], logits_PGRWX, MASKED)
 
 
 _einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

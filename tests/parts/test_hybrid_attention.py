@@ -80,14 +80,15 @@ def numpy_hybrid_attention(p, part, x_TD, positions, starts):
 
 
 @pytest.mark.parametrize(
-    "part",
+    ("part", "tokens_at_once"),
     [
-        HeavilyCompressed(window=3, group=4, rotary_width=6),
-        CompressedSparse(window=50, group=2, top_k=2, index_heads=3, index_width=5),
+        (HeavilyCompressed(window=3, group=4, rotary_width=6), B * T),
+        (CompressedSparse(window=50, group=2, top_k=2, index_heads=3, index_width=5), T),
     ],
     ids=str,
 )
-def test_it_equals_loops_over_tokens(part):
+def test_it_equals_loops_over_tokens(part, tokens_at_once, monkeypatch):
+    monkeypatch.setattr("jaxformer.parts.hybrid_attention._TOKENS_AT_ONCE", tokens_at_once)
     layer, params = make_layer(part, CONFIG)
     x_BTD = make_stream(CONFIG)
     y_BTD, sums = apply_layer(layer, CONFIG, x_BTD)

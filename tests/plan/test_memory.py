@@ -38,6 +38,8 @@ COMPILED = [
     ("hyper_connections@baseline_27m", 16, "block", 1, 2.96e9, {}),
     ("manifold_hyper_connections@baseline_27m", 16, "elementwise", 1, 5.39e9, {}),
     ("latent_attention@baseline_27m", 16, "elementwise", 1, 4.29e9, {}),
+    ("hybrid_attention@baseline_27m", 16, "none", 1, 5.33e9, {}),
+    ("hybrid_attention@baseline_27m", 16, "elementwise", 1, 3.00e9, {}),
     ("value_embeddings@baseline_27m", 16, "elementwise", 1, 4.65e9, {}),
     ("multi_token_prediction@baseline_27m", 16, "elementwise", 1, 4.78e9, {}),
 ]
