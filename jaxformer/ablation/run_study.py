@@ -43,7 +43,9 @@ def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clock
     hours = sum(job.estimated_seconds * job.devices for job in waiting) / 3600
     costs = "" if price is None else f", price {hours * price:,.2f}"
     left = format_duration(seconds / parallel)
-    print_line(f"{len(waiting)} runs to go, {hours:.2f} device hours{costs}, over in about {left}")
+    print_line(
+        f"{len(waiting)} run{'s' * (len(waiting) != 1)} to go, {hours:.2f} device hours{costs}, over in about {left}"
+    )
     if study_jobs.later:
         print_wrapped(
             "What changes the best learning rate is compared with its parent each at its best: at three rates or more, "
