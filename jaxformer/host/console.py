@@ -169,7 +169,7 @@ def end_progress() -> None:
 
 def progress_bar(**options) -> tqdm:
     """Returns a bar on standard error; where that is no terminal, a line every half minute. Options are tqdm's."""
-    is_large = options.get("total") not in range(1000)  # A few are printed as 3, not as 3.00.
+    is_large = options.get("total") not in range(1, 1000)  # A few are printed as 3, not as 3.00.
     return (_Bar if is_terminal(sys.stderr) else _Lines)(leave=False, unit_scale=is_large, **options)
 
 
