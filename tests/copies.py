@@ -7,24 +7,28 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
-# For each line that it reads, a copy of it runs a command, with a standard input that is empty and signals that do what
-# they do by default.
+# For each line that it reads, a copy of it runs a command in a group of its own, with an empty standard input and with
+# signals that do what they do by default.
 _LOADED = """
-import json, os, signal, sys
-import jaxformer.train
+import importlib, json, os, signal, sys
 from jaxformer.__main__ import run
 from jaxformer.host.signals import SIGNALS
 from jaxformer.run.identity import code_digest, evaluation_code_digest
 
 code_digest(), evaluation_code_digest()  # They are cached, so that no copy computes them.
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+# What they read of the environment is set for each command.
+assert not {"huggingface_hub", "matplotlib"} & set(sys.modules)
 
 for line in sys.stdin:
     words, before, folder, environment, seconds, *outputs = json.loads(line)
     if (copy := os.fork()) == 0:
+        os.setpgid(0, 0)
         signal.alarm(seconds)
         for number in SIGNALS:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -36,6 +40,7 @@ for line in sys.stdin:
         sys.argv = ["jaxformer", *words]
         exec(before, {})
         run(words)
+    print(copy, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]), flush=True)
 """
 
@@ -53,12 +58,14 @@ class Copies:
 
     Args:
         environment: all variables; those that are read while the package is loaded are the same for all commands.
+        modules: that are loaded beside `jaxformer.train`.
     """
 
-    def __init__(self, environment: Mapping[str, str]):
+    def __init__(self, environment: Mapping[str, str], *modules: str):
         self._folder = tempfile.TemporaryDirectory()
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen([sys.executable, "-c", _LOADED], env=dict(environment), **pipes)
+        command = [sys.executable, "-c", _LOADED, "jaxformer.train", *modules]
+        self._process = subprocess.Popen(command, env=dict(environment), **pipes)
 
     def __enter__(self) -> Self:
         return self
@@ -67,11 +74,20 @@ class Copies:
         self._process.communicate()  # Which ends with its input.
         self._folder.cleanup()
 
-    def run(self, words, folder: Path, environment: Mapping[str, str], timeout: int = 120, before: str = "") -> Ended:
+    def run(
+        self,
+        words,
+        folder: Path,
+        environment: Mapping[str, str],
+        timeout: int = 120,
+        before: str = "",
+        meanwhile: Callable[[int], object] | None = None,
+    ) -> Ended:
         """Runs a command in a folder, with variables that are set beside the others.
 
         Args:
             before: Python code that is run before the command.
+            meanwhile: called while the command runs, with the number of its process.
 
         Raises:
             TimeoutExpired: it took so many seconds.
@@ -82,9 +98,21 @@ class Copies:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        if not (answer := self._process.stdout.readline()):
-            raise RuntimeError(f"the loaded process ended with {self._process.wait()}")
-        status = int(answer)
+        process = self._answer()
+        try:
+            if meanwhile:
+                meanwhile(process)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+            self._answer()
+            raise
+        status = self._answer()
         if status == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(words, timeout)
         return Ended(status, *(Path(path).read_bytes().decode(errors="backslashreplace") for path in outputs))
+
+    def _answer(self) -> int:
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError(f"the loaded process ended with {self._process.wait()}")
+        return int(line)

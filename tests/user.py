@@ -33,7 +33,15 @@ EXPERIMENT = Experiment(
 REPOSITORY = Path(__file__).parents[1]
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 240) -> None:
+def is_gone(process: int) -> bool:
+    """Returns whether a process has ended, also one that nobody asks for its status."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(condition: Callable[[], object], process: int, seconds: float = 240) -> None:
     """Waits until a condition holds while a process runs.
 
     Raises:
@@ -41,13 +49,14 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen, secon
     """
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"it ended with {process.returncode}"
+        assert not is_gone(process), "it ended before"
         assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(0.02)
 
 
-# Variables that are read when a command runs, and not while it is loaded.
-_OF_A_COMMAND = ("JAXFORMER_CACHE",)
+# Variables that are read when a command runs, and not while it is loaded; NUMBER is read by experiments of the tests.
+_OF_A_COMMAND = {"JAXFORMER_CACHE", "HOME", "GIT_DIR", "GIT_WORK_TREE", "MPLBACKEND", "NUMBER", "NO_PROXY"}
+_OF_A_COMMAND |= {"HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_DOWNLOAD_TIMEOUT"}
 
 
 # Of this process: the variables of its first user, and a process that was loaded with them.
@@ -58,7 +67,7 @@ def _loaded(environment: dict[str, str]) -> Copies | None:
     """Returns a process whose copies run commands with variables of the first user; None for others."""
     variables = {name: value for name, value in environment.items() if name not in _OF_A_COMMAND}
     if not _first:
-        _first.append((variables, Copies(variables)))
+        _first.append((variables, Copies(variables, "jaxformer.commands.report")))
     return _first[0][1] if _first[0][0] == variables else None
 
 
@@ -102,12 +111,30 @@ class User:
         command = [*prefix, sys.executable, *python, "-m", "jaxformer", *words]
         return subprocess.Popen(command, env=variables, **options)
 
-    def run(self, *words: str, timeout: int = 240, **options) -> Ended:
-        """Runs `jaxformer WORD...` to its end; options are those of `start`, `timeout` is in seconds."""
-        if not options and (loaded := _loaded(self.environment)):
-            return loaded.run(words, self.folder, {name: self.environment[name] for name in _OF_A_COMMAND}, timeout)
-        with self.start(*words, **options) as process:
+    def run(
+        self,
+        *words: str,
+        timeout: int = 240,
+        meanwhile: Callable[[int], object] | None = None,
+        environment=(),
+        **options,
+    ) -> Ended:
+        """Runs `jaxformer WORD...` to its end.
+
+        Args:
+            timeout: in seconds.
+            meanwhile: called while it runs, with the number of its process.
+            environment: as that of `start`; where all of it is read when a command runs, it runs in a loaded process.
+            options: of `start`.
+        """
+        changed = {name: value for name, value in (self.environment | dict(environment)).items() if value is not None}
+        if not options and (loaded := _loaded(changed)):
+            of_command = {name: changed[name] for name in _OF_A_COMMAND & changed.keys()}
+            return loaded.run(words, self.folder, of_command, timeout, meanwhile=meanwhile)
+        with self.start(*words, environment=environment, **options) as process:
             try:
+                if meanwhile:
+                    meanwhile(process.pid)
                 out, err = process.communicate(timeout=timeout)
             finally:
                 process.kill()
