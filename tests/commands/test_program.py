@@ -46,7 +46,7 @@ def test_a_misspelt_command_is_one_line_with_the_nearest(capsys):
 
 @pytest.fixture(scope="module")
 def copies():
-    with Copies(os.environ | {"COLUMNS": "80"}) as loaded:
+    with Copies(os.environ | {"COLUMNS": "80"}, "jaxformer.commands.report") as loaded:
         yield loaded
 
 
@@ -76,21 +76,28 @@ def test_training_as_a_module_explains_itself_as_such():
 
 
 def test_only_the_program_sets_the_environment_of_a_command():
-    def variables(code):
-        environment = {name: value for name, value in os.environ.items() if name not in names}
-        code = (
-            f"import os\n{code}\nprint(*sorted(f'{{n}}={{os.environ[n]}}' for n in {sorted(names)} if n in os.environ))"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-        return done.stdout.split()
-
     names = {name for variables in ENVIRONMENT.values() for name in variables}
     modules = ", ".join(f"jaxformer.commands.{name.replace('-', '_')}" for name in COMMANDS)
-    assert variables(f"import {modules}") == []
-    load = "from jaxformer.commands.program import _load"
-    assert variables(f"{load}; _load('report')") == ["JAX_PLATFORMS=cpu"]
-    assert variables(f"{load}; _load('ablate')") == ["XLA_PYTHON_CLIENT_PREALLOCATE=false"]
-    assert variables(f"{load}; os.environ['JAX_PLATFORMS'] = 'cuda'; _load('report')") == ["JAX_PLATFORMS=cuda"]
+    code = f"""
+import os
+
+def print_what_was_set():
+    print(*(f"{{name}}={{os.environ.pop(name)}}" for name in {sorted(names)} if name in os.environ))
+
+import {modules}
+print_what_was_set()
+from jaxformer.commands.program import _load
+for name in ("report", "ablate"):
+    _load(name)
+    print_what_was_set()
+os.environ["JAX_PLATFORMS"] = "cuda"
+_load("report")
+print_what_was_set()
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    expected = ["", "JAX_PLATFORMS=cpu", "XLA_PYTHON_CLIENT_PREALLOCATE=false", "JAX_PLATFORMS=cuda"]
+    assert done.stdout.splitlines() == expected
 
 
 @pytest.mark.parametrize(
