@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -231,12 +232,12 @@ def evaluate(capfd, *arguments):
     return (evaluate_command([str(each) for each in arguments]), *capfd.readouterr())
 
 
-def test_command_repeats_what_the_run_found(scored, tmp_path):
+def test_command_repeats_what_the_run_found(scored, compiled, tmp_path):
     shutil.copytree(scored, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluations")
     ended = subprocess.run(
         [sys.executable, "-m", "jaxformer", "evaluate", f"--workdir={tmp_path}/run"],
-        capture_output=True, text=True, cwd=REPOSITORY,
+        capture_output=True, text=True, cwd=REPOSITORY, env=os.environ | compiled,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")
     for name in ("arc_easy.items.jsonl", "winogrande.items.jsonl", "validation.documents.jsonl", "validation.json"):

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -59,10 +57,6 @@ def interrupt(self, step, metrics):
     os.kill(os.getpid(), signal.SIGINT)
     add(self, step, metrics)
 
-def terminate(self, step, metrics):
-    os.kill(os.getpid(), signal.SIGTERM)
-    add(self, step, metrics)
-
 def terminate_twice(self, step, metrics):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.5)
@@ -101,10 +95,6 @@ def terminate_while_saving_the_last(self, step, metrics):
     save_before, jaxformer.loop.save_now = jaxformer.loop.save_now, save
     add(self, step, metrics)
 
-def hang_up(self, step, metrics):
-    os.kill(os.getpid(), signal.SIGHUP)
-    add(self, step, metrics)
-
 def fail_in_sample(self, step, metrics):
     def sample(*arguments, **options):
         raise MemoryError
@@ -122,8 +112,8 @@ def run_into(compiled):
     """A function from an accident and arguments to how the run ended that had it."""
     with Copies(os.environ | compiled) as loaded:
 
-        def run(accident, arguments):
-            before = ACCIDENT.replace("{accident}", accident)
+        def run(accident, arguments, before=""):
+            before += ACCIDENT.replace("{accident}", accident)
             return loaded.run(["train", *arguments], Path.cwd(), {}, timeout=300, before=before)
 
         yield run
@@ -134,8 +124,6 @@ SAVING = "\njaxformer: {0}: saving after this step; a second signal stops at onc
 ACCIDENTS = {
     "kill": (-signal.SIGKILL, "", 4),
     "interrupt": (130, SAVING.format("SIGINT") + "step 6 is saved, and the same command goes on from there\n", 6),
-    "terminate": (143, SAVING.format("SIGTERM") + "step 6 is saved, and the same command goes on from there\n", 6),
-    "hang_up": (129, SAVING.format("SIGHUP") + "step 6 is saved, and the same command goes on from there\n", 6),
     "terminate_while_saving_the_last": (
         143,
         SAVING.format("SIGTERM") + "step 12 is saved, and the same command goes on from there\n",
@@ -207,13 +195,10 @@ def test_sample_that_fails_is_reported_and_the_run_is_finished(run_into, experim
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_screen_that_cannot_be_written_to_costs_nothing(experiment_files, uninterrupted, compiled, tmp_path):
-    arguments = command(experiment_files["best_fit"], tmp_path / "run")
-    with open("/dev/full", "w") as full:
-        ended = subprocess.run(
-            [sys.executable, "-m", "jaxformer.train", *arguments], stdout=full, stderr=full, env=os.environ | compiled
-        )
-    assert ended.returncode == 0
+def test_screen_that_cannot_be_written_to_costs_nothing(experiment_files, uninterrupted, run_into, tmp_path):
+    full = "import os\nfor number in (1, 2):\n    os.dup2(os.open('/dev/full', os.O_WRONLY), number)\n"
+    ended = run_into("add", command(experiment_files["best_fit"], tmp_path / "run"), full)
+    assert ended == (0, "", "")
     assert_same_run(tmp_path / "run", uninterrupted("best_fit"))
 
 
