@@ -327,7 +327,7 @@ class ModelConfig:
 
     def effective(self) -> "ModelConfig":
         """Returns the same model with every number in place of the 0 that stands for it."""
-        pattern = "" if all(self.have_window) else self.window_pattern
+        pattern = self.window_pattern if "L" in self.window_pattern else ""
         return dataclasses.replace(
             self, key_value_heads=self.G, head_width=self.K, feed_forward_width=self.F, window_pattern=pattern
         )
