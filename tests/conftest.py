@@ -1,5 +1,6 @@
 """What all tests share: strict broadcasting, a cache of their own, and one small tokenizer."""
 
+import gc
 import itertools
 import json
 import os
@@ -31,6 +32,10 @@ if not os.path.exists("/dev/nvidiactl"):
         "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters --xla_cpu_parallel_codegen_split_count=1",
     )
 
+# Until all tests are collected, nothing becomes garbage; after that, what they and the imports left is not looked
+# through each time.
+gc.disable()
+
 hypothesis.settings.register_profile("jaxformer", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("jaxformer")
 
@@ -56,6 +61,12 @@ _LONGEST = (
 def pytest_collection_modifyitems(items):
     """Begins with the longest files, so that none of them is left for one process when the others are done."""
     items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
+def pytest_collection_finish():
+    """Looks for garbage from now on, among what is new."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 # For each line that it reads, a copy of it runs a command in a group of its own, with an empty standard input and with
 # signals that do what they do by default.
 _LOADED = """
-import importlib, json, os, signal, sys
+import gc, importlib, json, os, signal, sys
 from jaxformer.__main__ import run
 from jaxformer.host.signals import SIGNALS
 from jaxformer.run.identity import code_digest, evaluation_code_digest
@@ -24,6 +24,7 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 # What they read of the environment is set for each command.
 assert not {"huggingface_hub", "matplotlib"} & set(sys.modules)
+gc.freeze()  # No copy looks through what was loaded, and copies its pages by that.
 
 for line in sys.stdin:
     words, before, folder, environment, seconds, *outputs = json.loads(line)
