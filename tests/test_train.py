@@ -218,11 +218,13 @@ def test_run_folder_is_named_after_experiment_and_seed(monkeypatch):
     assert name.startswith("baseline~") and (last, seed) == ("seed_5", 5)
 
 
-def test_checkpoints_of_another_run_are_refused_even_without_its_config_file(experiment_files, uninterrupted, tmp_path):
+def test_checkpoints_of_another_run_are_refused_even_without_its_config_file(
+    experiment_files, uninterrupted, tmp_path, capsys
+):
     shutil.copytree(uninterrupted("best_fit") / "checkpoints", tmp_path / "run" / "checkpoints")
     arguments = [*command(experiment_files["best_fit"], tmp_path / "run"), "--model.width=24"]
-    ended = subprocess.run([sys.executable, "-m", "jaxformer.train", *arguments], capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert "belong to another configuration (model.width: 16 -> 24)" in ended.stderr
-    assert ended.stderr.count("\n") == 1
+    capsys.readouterr()
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert "belong to another configuration (model.width: 16 -> 24)" in errors and errors.count("\n") == 1
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
