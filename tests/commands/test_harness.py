@@ -73,7 +73,7 @@ def model(uninterrupted, tmp_path_factory):
     return JaxformerLM(run, batch_size=2)
 
 
-@functools.cache  # Its index of the harness's tasks takes seconds.
+@functools.cache
 def load_tool():
     specification = importlib.util.spec_from_file_location("check_harness", REPOSITORY / "tools" / "check_harness.py")
     tool = importlib.util.module_from_spec(specification)
@@ -280,39 +280,32 @@ def test_what_cannot_be_asked_is_refused_in_words(model):
 
 
 @needs_harness
-def test_command_scores_a_task_of_a_users_own(model, data, tmp_path):
+def test_command_scores_a_task_of_a_users_own(model, data, tmp_path, monkeypatch, capsys):
+    import lm_eval.tasks
+
     task = {
         "task": "mine", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data / "piqa.jsonl")}},
         "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{goal}}", "doc_to_target": "label",
         "doc_to_choice": "{{[sol1, sol2]}}", "metric_list": [{"metric": "acc"}],
     }  # fmt: skip
     (tmp_path / "mine.yaml").write_text(json.dumps(task))
-    arguments = ["--model", "jaxformer", "--model_args", f"workdir={model.trained.workdir}", "--tasks", "mine"]
-    ended = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "jaxformer",
-            "harness",
-            "run",
-            *arguments,
-            "--include_path",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
+    arguments = ["run", "--model=jaxformer", "--tasks=mine", f"--include_path={tmp_path}"]
+    # Its own tasks are left out, since its index of them takes half a minute.
+    code = (
+        "import functools, sys, lm_eval.tasks as tasks\nfrom jaxformer.__main__ import run\n"
+        "tasks.TaskManager = functools.partial(tasks.TaskManager, include_defaults=False)\n"
+        "run(['harness', *sys.argv[1:]])"
     )
+    command = [sys.executable, "-c", code, *arguments, f"--model_args=workdir={model.trained.workdir}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "|mine" in ended.stdout and "acc" in ended.stdout
-    ended = subprocess.run(
-        [sys.executable, "-m", "jaxformer", "harness", "run", "--model", "jaxformer",
-         "--model_args", "workdir=nowhere",
-         "--tasks", "mine", "--include_path", str(tmp_path)],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1] == "jaxformer: run folder nowhere: no config.json; give the folder of a run"
+
+    manager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
+    assert main([*arguments, "--model_args=workdir=nowhere"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "jaxformer: run folder nowhere: no config.json; give the folder of a run"
 
 
 def test_command_without_the_harness_says_what_to_install(monkeypatch, capsys):
