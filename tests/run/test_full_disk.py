@@ -5,23 +5,23 @@ The disks are real small ones where one can be mounted; where not, a limit on th
 
 import os
 import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from copies import Copies
 from tiny_run import assert_same_run, command
 
 from jaxformer.train import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
 
-# Runs the command with a disk that fails from the step FIRST on, and no more from the step LAST on.
+# Lets the disk fail from the step FIRST on, and no more from the step LAST on.
 FAILING = """
-import os, resource, signal, subprocess, sys, time, jaxformer.train
+import os, resource, signal, subprocess, sys, time
 from pathlib import Path
-from jaxformer.checkpoint.store import hush
 from jaxformer.run.progress import Progress
 
-how, first, last, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+how, first, last, folder = HOW, FIRST, LAST, Path(FOLDER)
 filler = folder / "filler"
 NONE = resource.RLIM_INFINITY
 
@@ -50,10 +50,8 @@ MEND = {
     "limited": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (NONE, NONE)),
 }
 add = Progress.add
-moments = []
 
 def failing_add(self, step, metrics):
-    moments.append(time.monotonic())
     if step == first:
         while not (folder / "run" / "checkpoints" / "4").exists():  # It is being written.
             time.sleep(0.05)
@@ -63,10 +61,6 @@ def failing_add(self, step, metrics):
     add(self, step, metrics)
 
 Progress.add = failing_add
-hush()
-status = jaxformer.train.main(sys.argv[5:])
-print("longest pause between steps", max(b - a for a, b in zip(moments[1:], moments[2:])))
-sys.exit(status)
 """
 
 
@@ -85,26 +79,26 @@ def disk(tmp_path):
     subprocess.run(["umount", "-R", "-l", folder], check=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run_on(compiled):
-    """A function from how a disk fails, when, which, and arguments to the process that ran there."""
+    """A function from how a disk fails, when, which, and arguments to how the process ended that trained there."""
+    with Copies(os.environ | compiled) as copies:
 
-    def run(how, first, last, folder, arguments):
-        code = [sys.executable, "-W", "ignore", "-c", FAILING, how, str(first), str(last), str(folder)]
-        # Orbax waits 300 s for a folder that cannot be made, unless it is asked not to.
-        return subprocess.run(
-            [*code, *arguments], env=os.environ | compiled, capture_output=True, text=True, timeout=120
-        )
+        def run(how, first, last, folder, arguments):
+            values = {"HOW": how, "FIRST": first, "LAST": last, "FOLDER": str(folder)}
+            before = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + FAILING
+            # Orbax waits 300 s for a folder that cannot be made, unless it is asked not to.
+            return copies.run(["train", *arguments], Path.cwd(), {}, before=before)
 
-    return run
+        yield run
 
 
 def test_disk_that_is_full_for_a_while_costs_one_save_and_nothing_else(disk, run_on, experiment_files, uninterrupted):
     workdir = disk / "run"
     ended = run_on("full", 6, 10, disk, command(experiment_files["best_fit"], workdir))
-    assert ended.returncode == 0, ended.stderr
+    assert ended.status == 0, ended.err
     # The page that the metrics end on may hold a few lines more.
-    reported = [line for line in ended.stderr.splitlines() if "metrics.jsonl: No space left on device" not in line]
+    reported = [line for line in ended.err.splitlines() if "metrics.jsonl: No space left on device" not in line]
     assert reported == [
         f"jaxformer: saving step 8 in {workdir}/checkpoints failed (no space left on the disk); step 4 is the newest "
         "that is kept; the next save tries again"
@@ -119,12 +113,12 @@ def test_disk_that_stays_full_ends_the_run_with_the_older_steps_and_the_same_com
     workdir = disk / "run"
     arguments = command(experiment_files["best_fit"], workdir)
     ended = run_on("full", 6, 99, disk, arguments)
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1] == (
+    assert ended.status == 1
+    assert ended.err.splitlines()[-1] == (
         f"jaxformer: saving step 12 in {workdir}/checkpoints failed (no space left on the disk); step 4 is the newest "
         "that is kept; the same command resumes from there"
     )
-    assert "Traceback" not in ended.stderr
+    assert "Traceback" not in ended.err
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["4"]
     (disk / "filler").unlink()
     assert main(arguments) == 0
@@ -136,9 +130,9 @@ def test_disk_that_becomes_read_only_ends_the_run_without_waiting(disk, run_on, 
     workdir = disk / "run"
     arguments = command(experiment_files["best_fit"], workdir)
     ended = run_on("read_only", 6, 99, disk, arguments)
-    assert ended.returncode == 1
-    assert "Read-only file system" in ended.stderr and "Traceback" not in ended.stderr
-    assert "step 4 is the newest that is kept" in ended.stderr.splitlines()[-1]
+    assert ended.status == 1
+    assert "Read-only file system" in ended.err and "Traceback" not in ended.err
+    assert "step 4 is the newest that is kept" in ended.err.splitlines()[-1]
     subprocess.run(["umount", workdir / "checkpoints"], check=True)
     assert main(arguments) == 0
     assert_same_run(workdir, uninterrupted("best_fit"))
@@ -149,14 +143,14 @@ def test_files_that_may_not_grow_are_as_a_full_disk(last, run_on, experiment_fil
     workdir = tmp_path / "run"
     arguments = command(experiment_files["best_fit"], workdir)
     ended = run_on("limited", 6, last, tmp_path, arguments)
-    assert "Traceback" not in ended.stderr
-    assert f"jaxformer: saving step 8 in {workdir}/checkpoints failed (" in ended.stderr
-    assert f"jaxformer: {workdir}/metrics.jsonl: File too large; what it does not take is kept" in ended.stderr
+    assert "Traceback" not in ended.err
+    assert f"jaxformer: saving step 8 in {workdir}/checkpoints failed (" in ended.err
+    assert f"jaxformer: {workdir}/metrics.jsonl: File too large; what it does not take is kept" in ended.err
     if last == 10:
-        assert ended.returncode == 0
+        assert ended.status == 0
         assert_same_run(workdir, uninterrupted("best_fit"))
     else:
-        assert ended.returncode == 1
+        assert ended.status == 1
         assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["4"]
         assert main(arguments) == 0
         assert_same_run(workdir, uninterrupted("best_fit"))
