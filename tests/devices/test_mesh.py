@@ -5,13 +5,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_run
+from copies import Copies, Ended
 
 from jaxformer.checkpoint.train_state import open_checkpoints
 from jaxformer.config import UserError
@@ -35,10 +36,9 @@ OVERRIDES = [
     "--training.startup_proof=false",
 ]
 # A process receives SIGTERM once a step is computed; the others learn of it from the devices.
-WORKER = """
-import os, signal, sys
+STOPPING = """
+import os, signal
 from jaxformer.run.progress import Progress
-from jaxformer.train import leave, main
 
 add = Progress.add
 
@@ -48,9 +48,6 @@ def stopping_add(self, step, metrics):
         os.kill(os.getpid(), signal.SIGTERM)
 
 Progress.add = stopping_add
-status = main(sys.argv[1:])
-leave(status)
-sys.exit(status)
 """
 
 
@@ -119,44 +116,42 @@ def test_evaluations_on_a_mesh_are_those_of_one_device(eight, what):
     np.testing.assert_allclose(mesh, one, rtol=0, atol=2 * TOLERANCE)
 
 
-def start_two(arguments: list[str], *, compiled: dict[str, str], stopped="none", at=0, others: Sequence[str] = ()):
-    """Returns two processes that train together; one is stopped at a step, the second has arguments of its own."""
+def command_of_two(arguments: list[str]) -> tuple[list[str], list[dict[str, str]]]:
+    """Returns the command of two processes that train together, and the variables of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-c", WORKER, *arguments, "--mesh.data=2", "--mesh.processes=2"]
-    fields = {"JAX_COORDINATOR_ADDRESS": address, "STOPPED": stopped, "AT": str(at), **compiled}
-    return [
-        subprocess.Popen(
-            [*command, *(others if number else ())],
-            env=environment(1, JAX_PROCESS_ID=str(number), **fields),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
+    variables = [{"JAX_COORDINATOR_ADDRESS": address, "JAX_PROCESS_ID": str(number)} for number in range(2)]
+    return ["train", *arguments, "--mesh.data=2", "--mesh.processes=2"], variables
 
 
-def run_two(arguments: list[str], **options) -> list[tuple[int, str, str]]:
-    """Returns exit status, standard output and error of each of them."""
-    started = start_two(arguments, **options)
-    try:
-        texts = [process.communicate(timeout=240) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [(process.returncode, *text) for process, text in zip(started, texts, strict=True)]
+def run_two(copies: list[Copies], arguments: list[str], stopped: str = "none", at: int = 0) -> list[Ended]:
+    """Returns how two processes ended, each a copy of another, of which one is stopped at a step."""
+    command, variables = command_of_two(arguments)
+
+    def run(number: int) -> Ended:
+        fields = variables[number] | {"STOPPED": stopped, "AT": str(at)}
+        return copies[number].run(command, Path.cwd(), fields, timeout=240, before=STOPPING)
+
+    with ThreadPoolExecutor() as executor:
+        return list(executor.map(run, range(2)))
 
 
-def test_two_processes_train_stop_and_resume_as_one_that_nothing_stops(experiment_files, compiled, tmp_path):
+@pytest.fixture
+def copies(compiled):
+    """Two processes that have loaded the package."""
+    with Copies(environment(1, **compiled)) as first, Copies(environment(1, **compiled)) as second:
+        yield [first, second]
+
+
+def test_two_processes_train_stop_and_resume_as_one_that_nothing_stops(experiment_files, copies, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     file = experiment_files["best_fit"]
     assert main([*tiny_run.command(file, one), *OVERRIDES]) == 0
 
     arguments = [*tiny_run.command(file, two), *OVERRIDES]
     for at, saved, kept in ((4, 6, [6]), (10, 10, [8, 10])):  # The second time it is the last step.
-        stopped = run_two(arguments, stopped="1", at=at, compiled=compiled)
+        stopped = run_two(copies, arguments, stopped="1", at=at)
         for number, (status, _, error) in enumerate(stopped):
             assert status == 128 + 15, f"process {number}: {error}"
             assert f"step {saved} is saved" in error, f"process {number}: {error}"
@@ -164,7 +159,7 @@ def test_two_processes_train_stop_and_resume_as_one_that_nothing_stops(experimen
         with open_checkpoints(two / "checkpoints") as checkpoints:
             assert checkpoints.steps() == kept
 
-    resumed = run_two(arguments, compiled=compiled)
+    resumed = run_two(copies, arguments)
     for number, (status, _, error) in enumerate(resumed):
         assert status == 0, f"process {number}: {error}"
     ours, theirs = tiny_run.read_metrics(two), tiny_run.read_metrics(one)
@@ -180,7 +175,16 @@ def test_two_processes_train_stop_and_resume_as_one_that_nothing_stops(experimen
 
 def test_process_with_other_settings_is_refused_and_not_waited_for(experiment_files, compiled, tmp_path):
     arguments = [*tiny_run.command(experiment_files["best_fit"], tmp_path / "run"), *OVERRIDES]
-    first, second = start_two(arguments, compiled=compiled, others=["--checkpoint.every_steps=3"])
+    command, variables = command_of_two(arguments)
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-m", "jaxformer", *command, *changed],
+            env=environment(1, **compiled, **fields),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for changed, fields in zip(([], ["--checkpoint.every_steps=3"]), variables, strict=True)
+    )
     try:
         assert second.wait(timeout=120) == 2
     finally:
