@@ -92,7 +92,8 @@ def signal_once(condition, number=signal.SIGTERM):
     did="kept the checkout, the corpus, the cache and the run folder below a folder whose name is a pattern",
     must="train, stop, resume and evaluate there as anywhere, and write nowhere else",
 )
-@pytest.mark.parametrize("name", [ODD, *(pytest.param(f"x{each}y", marks=pytest.mark.slow) for each in "[\\")])
+# The second is no regular expression, and no whole pattern of a shell.
+@pytest.mark.parametrize("name", [ODD, pytest.param("x\\y[z", marks=pytest.mark.slow)])
 def test_names_that_are_patterns_elsewhere_are_names(user, name):
     steps = ("--training.steps=40", "--evaluation.every_steps=40", "--checkpoint.every_steps=10")
     assert user.train(*steps).status == 0
