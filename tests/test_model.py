@@ -252,6 +252,7 @@ def test_rotation_multiplies_pairs_of_features_by_unit_complex_numbers():
     np.testing.assert_allclose(turned[..., :5] + 1j * turned[..., 5:], expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.device_free
 @pytest.mark.parametrize("changes", [{}, {"width": 960, "depth": 1}], ids=["baseline", "width_960"])
 def test_loss_at_initialisation_is_that_of_a_uniform_guess(changes):
     config = dataclasses.replace(load_experiment("baseline").model, **changes)

@@ -107,6 +107,7 @@ def test_micro_batches_of_unequal_weight_equal_one_batch(updated):
     assert_same_update((state.params, metrics), (updated[0].params, updated[1]), FLOAT32)
 
 
+@pytest.mark.device_free
 def test_a_step_and_its_validation_are_the_same_with_rows_that_stand_for_no_token():
     more, batch = dataclasses.replace(MODEL, vocabulary_size=V + 5), make_batch()
 
@@ -128,6 +129,7 @@ def test_a_step_and_its_validation_are_the_same_with_rows_that_stand_for_no_toke
     assert np.max(evaluate(all_rows, batch) - nats) > 0.05, "they would take a share"
 
 
+@pytest.mark.device_free
 @pytest.mark.parametrize("optimizer", [LINEAR, MUON], ids=["adamw", "muon"])
 def test_rows_that_stand_for_no_token_influence_nothing_whatever_they_hold(optimizer):
     """To the last bit: neither losses nor gradient norms nor, after three steps, any other parameter or moment."""
@@ -166,6 +168,7 @@ def test_step_that_is_not_finite_changes_nothing_but_the_guard_and_the_step(micr
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.device_free
 def test_gradient_that_is_not_finite_skips_the_step_though_the_loss_is(monkeypatch):
     state = initial_state()
     kernel = state.params["blocks"]["feed_forward"]["up"]

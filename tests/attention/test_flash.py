@@ -159,6 +159,7 @@ def test_output_and_gradients_equal_their_definition(case, packing, seed):
     assert_equals_oracle(case, packing, seed)
 
 
+@pytest.mark.device_free
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 @hypothesis.settings(max_examples=6)
 @hypothesis.example(packing=(ONE_DOCUMENT, frozenset({70, 129, 190})), seed=0)
@@ -167,6 +168,7 @@ def test_output_and_gradients_in_the_default_tiles_equal_their_definition(case, 
     assert_equals_oracle(case, packing, seed)
 
 
+@pytest.mark.device_free
 @pytest.mark.parametrize("case", CASES[:2], ids=str)
 @hypothesis.settings(max_examples=15)
 @hypothesis.example(packing=(ONE_DOCUMENT, ONE_DOCUMENT), seed=0, window=17)
@@ -179,6 +181,7 @@ def test_sliding_window_equals_its_definition(case, packing, seed, window):
 HALF_PRECISION = pytest.mark.parametrize(("dtype", "case"), [("bfloat16", CASES[1]), ("float16", CASES[2])], ids=str)
 
 
+@pytest.mark.device_free
 @HALF_PRECISION
 @hypothesis.settings(max_examples=6)
 @hypothesis.example(packing=(ONE_DOCUMENT, frozenset({70})), seed=0)
@@ -348,6 +351,7 @@ def blocks_with_visible_pairs(case: Case, ids_1T, window=None):
     return results
 
 
+@pytest.mark.device_free
 @pytest.mark.parametrize("case", COUNTED, ids=str)
 @hypothesis.settings(max_examples=15)
 @hypothesis.example(row=ONE_DOCUMENT, window=None)

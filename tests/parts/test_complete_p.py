@@ -14,6 +14,8 @@ from jaxformer.model import ModelConfig, Transformer, abstract_model
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.parts.complete_p import CompleteP, CompletePResidual, CompletePScaling
 
+pytestmark = pytest.mark.device_free
+
 BASE = ModelConfig(vocabulary_size=24, width=16, depth=2, heads=2, scan_unroll=1)
 
 

@@ -76,6 +76,7 @@ def of_document(name, changed=None):
     return probe(name, params_of(name), batch, only(*DOCUMENT)[..., None] * cotangent_V)
 
 
+@pytest.mark.device_free
 @every_case
 def test_document_sees_nothing_of_its_neighbours(name):
     logits_BTV, sums, of_x_BTD = of_document(name)[:3]
@@ -88,6 +89,7 @@ def test_document_sees_nothing_of_its_neighbours(name):
         np.testing.assert_array_equal(total, sums[key], err_msg=key)
 
 
+@pytest.mark.device_free
 @every_case
 def test_logits_depend_on_no_later_token_and_their_gradient_on_all_earlier_ones(name):
     before, after = of_document(name)[0], of_document(name, "last")[0]
@@ -100,6 +102,7 @@ def test_logits_depend_on_no_later_token_and_their_gradient_on_all_earlier_ones(
     np.testing.assert_array_equal(reached_BT, only(ROW, slice(FIRST, LAST - 1)) > 0)
 
 
+@pytest.mark.device_free
 @every_case
 def test_packed_document_equals_the_document_alone(name):
     packed, batch = of_document(name), make_batch()
@@ -139,6 +142,7 @@ def test_decoded_tokens_are_the_likeliest_of_the_whole_text(name):
     assert len(np.unique(texts_BX)) > 2
 
 
+@pytest.mark.device_free
 @every_case
 def test_bfloat16_is_near_float32(name):
     ids = np.random.default_rng(0).integers(0, V, 32).tolist()
@@ -148,6 +152,7 @@ def test_bfloat16_is_near_float32(name):
     assert 1e-4 < np.median(error_T) < 0.05 and np.isfinite(error_T).all(), error_T
 
 
+@pytest.mark.device_free
 @every_case
 def test_parameters_that_the_plain_model_has_too_begin_as_there(name):
     group = config_of(name).group
@@ -164,6 +169,7 @@ def test_parameters_that_the_plain_model_has_too_begin_as_there(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(initial(name))) == parameter_count(config_of(name))
 
 
+@pytest.mark.device_free
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].keys() == {"residual"}])
 def test_lanes_begin_as_the_plain_model_and_learn_to_differ(name):
     batch, cotangent_BTV = make_batch(), np.eye(V, dtype=np.float32)[None, :T].repeat(ROWS, 0)
