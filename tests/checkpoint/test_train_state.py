@@ -257,7 +257,7 @@ def test_every_flipped_bit_that_changes_what_is_restored_is_noticed(folder, capf
     rng = np.random.default_rng(0)
     files = files_of(folder / "12")
     shares = np.array([path.stat().st_size for path in files], float)
-    chosen = [*range(len(files)), *rng.choice(len(files), 20, p=shares / shares.sum())]
+    chosen = [*range(len(files)), *rng.choice(len(files), 6, p=shares / shares.sum())]
     noticed = 0
     with open_checkpoints(folder) as checkpoints:
         for number in chosen:

@@ -99,19 +99,11 @@ def large_hub():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("experiment", "budgets"),
-    [
-        ("baseline_27m", ["--corpus.tokens=90_000"]),
-        ("mixture_100m", ["--corpus.parts.0.tokens=90_000", "--corpus.parts.1.tokens=60_000"]),
-    ],
-)
-def test_the_experiments_at_scale_are_prepared_from_the_hub_and_then_need_it_no_more(
-    large_hub, tmp_path, experiment, budgets
-):
+def test_the_experiments_at_scale_are_prepared_from_the_hub_and_then_need_it_no_more(large_hub, tmp_path):
+    """The mixture, whose first part is the corpus of the others."""
+    budgets = ["--corpus.parts.0.tokens=90_000", "--corpus.parts.1.tokens=60_000"]
     user = User(tmp_path, [], large_hub.environment)
-    large_hub.behave()
-    first = user.run("prepare", f"--experiment={experiment}", *budgets)
+    first = user.run("prepare", "--experiment=mixture_100m", *budgets)
     assert first.status == 0, first.err
     found = [int(each.replace(",", "")) for each in re.findall(r": ([\d,]+) tokens to train on", first.out)]
     wanted = [int(budget.partition("=")[2].replace("_", "")) for budget in budgets]
@@ -119,5 +111,5 @@ def test_the_experiments_at_scale_are_prepared_from_the_hub_and_then_need_it_no_
     files = [request.line for request in large_hub.requests if "/cdn/" in request.line]
     assert files and not any("README" in line for line in files)
     large_hub.behave()
-    again = user.run("prepare", f"--experiment={experiment}", *budgets)
+    again = user.run("prepare", "--experiment=mixture_100m", *budgets)
     assert (again.status, again.out, large_hub.requests) == (0, first.out, [])

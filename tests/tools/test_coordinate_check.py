@@ -59,7 +59,7 @@ def test_features_grow_with_the_size_of_the_plain_model_and_not_with_complete_p(
     for name in ("baseline", "complete_p@baseline"):
         experiment, measured = load_experiment(name), {}
         for multiple in (1, 4):
-            width, depth = (128 * multiple, 2) if axis == "width" else (64, 4 * multiple)
-            measured[multiple] = check.features_by_step(check.sized(experiment, width, depth), 4)
+            width, depth = (64 * multiple, 2) if axis == "width" else (64, 4 * multiple)
+            measured[multiple] = check.features_by_step(check.sized(experiment, width, depth), 2)
         powers[name] = check.growth(measured)["all blocks"]
     assert powers["baseline"] > 0.5 and abs(powers["complete_p@baseline"]) < 0.2, powers
