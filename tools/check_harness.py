@@ -8,6 +8,7 @@ the harness scores what `jaxformer export` wrote of the run, by its own `hf` mod
 """
 
 import argparse
+import inspect
 import json
 import logging
 import os
@@ -66,7 +67,7 @@ def requests_of_harness(data: TaskData) -> list[list[tuple[str, str]]]:
 def _definition(name: str) -> Path:
     """Returns the file of one of the harness's tasks; an index of all 14,000 takes it half a minute."""
     line = re.compile(f"^task: {re.escape(name)}$", re.MULTILINE)
-    files = Path(lm_eval.__file__).with_name("tasks").rglob("*.yaml")
+    files = Path(inspect.getfile(lm_eval)).with_name("tasks").rglob("*.yaml")
     return next(path for path in files if line.search(path.read_text(encoding="utf-8")))
 
 

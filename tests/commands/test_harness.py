@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -327,8 +328,10 @@ EVALS = Path(__file__).parents[3] / "shared" / "data" / "evals"
     ("name", "file"),
     [("hellaswag", "hellaswag_val_raw1000"), ("arc_easy", "arc_easy_test"), ("winogrande", "winogrande_xl_dev")],
 )
-def test_requests_of_the_real_rows_are_those_of_the_harness(name, file):
-    """The strings alone, which take no model; `tools/check_harness.py` compares scores too."""
-    tool, task = load_tool(), load_task(name, str(EVALS / f"{file}.jsonl"))
+def test_requests_of_the_real_rows_are_those_of_the_harness(name, file, tmp_path):
+    """The strings of the first rows alone, which take no model; `tools/check_harness.py` compares scores too."""
+    with (EVALS / f"{file}.jsonl").open(encoding="utf-8") as rows:
+        (tmp_path / f"{name}.jsonl").write_text("".join(itertools.islice(rows, 300)), encoding="utf-8")
+    tool, task = load_tool(), load_task(name, str(tmp_path / f"{name}.jsonl"))
     assert tool.requests_of_harness(task) == [[tuple(option) for option in item.options] for item in task.items]
-    assert len(task.items) >= 1000
+    assert len(task.items) == 300
