@@ -66,7 +66,7 @@ def test_without_an_experiment_it_is_one_line_and_exit_status_2(capsys, argument
 
 def test_options_that_beam_does_not_know_are_refused_before_anything_is_tokenised():
     pytest.importorskip("apache_beam", reason="needs the extra beam")
-    from jaxformer.data.shard_writer import pipeline_options
+    from jaxformer.data.beam import pipeline_options
 
     with pytest.raises(UserError, match="no options of an Apache Beam pipeline"):
         pipeline_options(["--direct_num_workers=many"])
