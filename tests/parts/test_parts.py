@@ -76,7 +76,6 @@ def of_document(name, changed=None):
     return probe(name, params_of(name), batch, only(*DOCUMENT)[..., None] * cotangent_V)
 
 
-@pytest.mark.device_free
 @every_case
 def test_document_sees_nothing_of_its_neighbours(name):
     logits_BTV, sums, of_x_BTD = of_document(name)[:3]
