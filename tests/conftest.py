@@ -49,11 +49,10 @@ def pytest_xdist_auto_num_workers():
 # The files that take longest, of all and of those with slow tests: a process is given whole files.
 _LONGEST = (
     "test_foreign_faults.py",
-    "test_fault_campaign.py",
-    "test_step.py",
     "test_mesh.py",
+    "test_step.py",
+    "test_parts.py",
     "test_bad_input.py",
-    "test_full_disk.py",
     "test_ablate.py",
 )
 

@@ -1,16 +1,42 @@
 """Hybrid attention against loops over tokens, by the formulas of its paper."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from parts.one_layer import POSITIONS, STARTS, WEIGHTS, B, T, apply_layer, make_layer, make_stream, rms_norm, rope
+from parts.one_layer import (
+    ENDS,
+    POSITIONS,
+    STARTS,
+    TOKENS,
+    WEIGHTS,
+    B,
+    T,
+    apply_layer,
+    make_layer,
+    make_stream,
+    rms_norm,
+    rope,
+)
 
 from jaxformer.config import UserError
+from jaxformer.layers import Context, Rows
 from jaxformer.model import ModelConfig
 from jaxformer.parts.hybrid_attention import CompressedSparse, HeavilyCompressed
 
 CONFIG = ModelConfig(vocabulary_size=23, width=12, depth=1, heads=4, key_value_heads=2, head_width=6, norm_epsilon=0.03)
 EPSILON = CONFIG.norm_epsilon
+
+
+every_part = pytest.mark.parametrize(
+    "part",
+    [
+        HeavilyCompressed(window=3, group=4, rotary_width=6),
+        CompressedSparse(window=50, group=2, top_k=2, index_heads=3, index_width=5),
+    ],
+    ids=str,
+)
 
 
 def rotated(x_HK, position, width):
@@ -79,16 +105,8 @@ def numpy_hybrid_attention(p, part, x_TD, positions, starts):
     return y_TD, divergence_T, weight_T
 
 
-@pytest.mark.parametrize(
-    ("part", "tokens_at_once"),
-    [
-        (HeavilyCompressed(window=3, group=4, rotary_width=6), B * T),
-        (CompressedSparse(window=50, group=2, top_k=2, index_heads=3, index_width=5), T),
-    ],
-    ids=str,
-)
-def test_it_equals_loops_over_tokens(part, tokens_at_once, monkeypatch):
-    monkeypatch.setattr("jaxformer.parts.hybrid_attention._TOKENS_AT_ONCE", tokens_at_once)
+@every_part
+def test_it_equals_loops_over_tokens(part):
     layer, params = make_layer(part, CONFIG)
     x_BTD = make_stream(CONFIG)
     y_BTD, sums = apply_layer(layer, CONFIG, x_BTD)
@@ -98,6 +116,26 @@ def test_it_equals_loops_over_tokens(part, tokens_at_once, monkeypatch):
     np.testing.assert_allclose(sums.metrics["weight_of_groups"], np.vdot(WEIGHTS, weight_BT), rtol=1e-5)
     if isinstance(part, CompressedSparse):
         np.testing.assert_allclose(sums.losses["indexer"], np.vdot(WEIGHTS, divergence_BT), rtol=1e-5)
+
+
+@every_part
+def test_output_and_gradients_are_the_same_however_many_rows_are_computed_at_once(part, monkeypatch):
+    graphdef, params = nnx.split(make_layer(part, CONFIG)[0])
+    rows = Rows(*(jnp.asarray([*x, x[0]]) for x in (TOKENS, POSITIONS, STARTS, ENDS, WEIGHTS)))
+    x_ND, cotangent_ND = np.random.default_rng(3).standard_normal((2, 3 * T, CONFIG.width)).astype(np.float32)
+
+    def objective(params, x_ND):
+        y_ND, sums = nnx.merge(graphdef, params)(x_ND, Context(rows, None, None))
+        return jnp.vdot(cotangent_ND, y_ND) + sum(sums.losses.values()), (y_ND, sums)
+
+    results = []
+    for rows_at_once in (3, 2, 1):
+        monkeypatch.setattr("jaxformer.parts.hybrid_attention._TOKENS_AT_ONCE", rows_at_once * T)
+        gradients, found = jax.jit(jax.grad(lambda *of: objective(*of), argnums=(0, 1), has_aux=True))(params, x_ND)
+        results.append(jax.tree.leaves((found, gradients)))
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            np.testing.assert_allclose(same, one, rtol=0, atol=1e-6 * max(1, np.abs(one).max()))
 
 
 def test_a_rotary_width_that_does_not_fit_is_refused():

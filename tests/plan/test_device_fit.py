@@ -136,9 +136,8 @@ def test_device_of_known_memory_is_compiled_for_and_it_is_printed(monkeypatch, c
         monkeypatch.setattr(jaxformer.plan.device_fit, "device_memory", lambda share=share: int(size / share))
         *fitted, text = fitted_here(experiment)
         assert tuple(fitted) == ("none", parts)
-        # In two parts it takes less than half by formula.
-        assert (" by the compiler: remat none, " in text) == (parts == 1) and text.endswith(", the cheapest that fits")
-        assert capsys.readouterr().out.count("compiling the step with remat none") == 1
+        assert " by the compiler: remat none, " in text and text.endswith(", the cheapest that fits")
+        assert capsys.readouterr().out.count("compiling the step with remat none") == parts
 
 
 def test_program_that_is_compiled_to_choose_is_the_one_that_runs():
