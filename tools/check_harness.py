@@ -67,8 +67,11 @@ def requests_of_harness(data: TaskData) -> list[list[tuple[str, str]]]:
 def _definition(name: str) -> Path:
     """Returns the file of one of the harness's tasks; an index of all 14,000 takes it half a minute."""
     line = re.compile(f"^task: {re.escape(name)}$", re.MULTILINE)
-    files = Path(inspect.getfile(lm_eval)).with_name("tasks").rglob("*.yaml")
-    return next(path for path in files if line.search(path.read_text(encoding="utf-8")))
+    files = sorted(Path(inspect.getfile(lm_eval)).with_name("tasks").rglob("*.yaml"))
+    found = [path for path in files if line.search(path.read_text(encoding="utf-8"))]
+    if len(found) != 1:
+        raise UserError(f"{len(found)} files of the harness define the task {name}, not one: {found}")
+    return found[0]
 
 
 def open_exported(folder: Path) -> LM:
