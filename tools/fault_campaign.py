@@ -162,7 +162,7 @@ class Campaign:
                     at = at_step and max(at_step, written + 1)
                     moment = (at, 0.0) if at else random_moment(choices, written, seconds)
                     if killed < kills and wait_for(process, workdir, *moment):
-                        sent = choices.choice(SIGNALS)
+                        sent = signal.SIGKILL if at_step else choices.choice(SIGNALS)
                         process.send_signal(sent)
                         killed += 1
                         bar.update()
@@ -313,7 +313,7 @@ def run_campaign(
         seed: of moments, signals and bits.
         names: of configurations.
         jobs: configurations at once.
-        at_step: kills as soon as a run has written this step, in place of at random moments.
+        at_step: kills by SIGKILL as soon as a run has written this step, in place of at random moments.
     """
     campaign = Campaign(folder)
     shares = [kills // len(names) + (number < kills % len(names)) for number in range(len(names))]
