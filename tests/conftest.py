@@ -32,7 +32,7 @@ if not os.path.exists("/dev/nvidiactl"):
         "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters --xla_cpu_parallel_codegen_split_count=1",
     )
 
-# Until all tests are collected, nothing becomes garbage; after that, what they and the imports left is not looked
+# Until all tests are collected, little becomes garbage; after that, what they and the imports left is not looked
 # through each time.
 gc.disable()
 

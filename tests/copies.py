@@ -54,6 +54,13 @@ class Ended(NamedTuple):
     err: str
 
 
+def kill_group(process: int) -> None:
+    """Kills what is left of a process and of the group that it leads."""
+    for kill in (os.killpg, os.kill):  # It may not lead it yet.
+        with contextlib.suppress(ProcessLookupError):
+            kill(process, signal.SIGKILL)
+
+
 class Copies:
     """Runs commands as `jaxformer WORD...` does, one at a time, until its block ends.
 
@@ -88,7 +95,7 @@ class Copies:
 
         Args:
             before: Python code that is run before the command.
-            meanwhile: called while the command runs, with the number of its process.
+            meanwhile: called while the command runs, with the number of its process, which is that of its group too.
 
         Raises:
             TimeoutExpired: it took so many seconds.
@@ -103,12 +110,11 @@ class Copies:
         try:
             if meanwhile:
                 meanwhile(process)
+            status = self._answer()
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+            kill_group(process)
             self._answer()
             raise
-        status = self._answer()
         if status == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(words, timeout)
         return Ended(status, *(Path(path).read_bytes().decode(errors="backslashreplace") for path in outputs))

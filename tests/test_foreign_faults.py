@@ -78,11 +78,12 @@ def has_lines(path, number):
 
 
 def signal_once(condition, number=signal.SIGTERM):
-    """Returns what sends a process a signal as soon as a condition holds."""
+    """Returns what sends a process a signal as soon as a condition holds, if it has not ended before."""
 
     def send(process: int) -> None:
-        wait_until(condition, process)
-        os.kill(process, number)
+        wait_until(lambda: condition() or is_gone(process), process)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
     return send
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from copies import Copies, Ended
+from copies import Copies, Ended, kill_group
 
 EXPERIMENT = """
 from jaxformer.experiment import (
@@ -35,8 +35,10 @@ REPOSITORY = Path(__file__).parents[1]
 
 def is_gone(process: int) -> bool:
     """Returns whether a process has ended, also one that nobody asks for its status."""
+    state = Path(f"/proc/{process}/stat")  # Which Linux has.
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        os.kill(process, 0)
+        return state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
 
@@ -63,12 +65,14 @@ _OF_A_COMMAND |= {"HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_DOWNLOAD_
 _first: list[tuple[dict[str, str], Copies]] = []
 
 
-def _loaded(environment: dict[str, str]) -> Copies | None:
+def _loaded(of_user: dict[str, str], environment: dict[str, str]) -> Copies | None:
     """Returns a process whose copies run commands with variables of the first user; None for others."""
-    variables = {name: value for name, value in environment.items() if name not in _OF_A_COMMAND}
-    if not _first:
-        _first.append((variables, Copies(variables, "jaxformer.commands.report")))
-    return _first[0][1] if _first[0][0] == variables else None
+    own, variables = (
+        {name: value for name, value in each.items() if name not in _OF_A_COMMAND} for each in (of_user, environment)
+    )
+    if not _first and own == variables:
+        _first.append((own, Copies(own, "jaxformer.commands.report")))
+    return _first[0][1] if _first and _first[0][0] == variables else None
 
 
 class User:
@@ -123,21 +127,21 @@ class User:
 
         Args:
             timeout: in seconds.
-            meanwhile: called while it runs, with the number of its process.
+            meanwhile: called while it runs, with the number of its process, which is that of its group too.
             environment: as that of `start`; where all of it is read when a command runs, it runs in a loaded process.
             options: of `start`.
         """
         changed = {name: value for name, value in (self.environment | dict(environment)).items() if value is not None}
-        if not options and (loaded := _loaded(changed)):
+        if not options and (loaded := _loaded(self.environment, changed)):
             of_command = {name: changed[name] for name in _OF_A_COMMAND & changed.keys()}
             return loaded.run(words, self.folder, of_command, timeout, meanwhile=meanwhile)
-        with self.start(*words, environment=environment, **options) as process:
+        with self.start(*words, environment=environment, process_group=0, **options) as process:
             try:
                 if meanwhile:
                     meanwhile(process.pid)
                 out, err = process.communicate(timeout=timeout)
             finally:
-                process.kill()
+                kill_group(process.pid)
         return Ended(process.returncode, *((text or b"").decode(errors="backslashreplace") for text in (out, err)))
 
     def train(self, *words: str, workdir: str = "run", experiment: str = "tiny.py", **options) -> Ended:
