@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 # For each line that it reads, a copy of it runs a command in a group of its own, with an empty standard input and with
-# signals that do what they do by default.
+# signals that do what they do by default; once that holds, the copy prints its number.
 _LOADED = """
 import gc, importlib, json, os, signal, sys
 from jaxformer.__main__ import run
@@ -34,6 +34,7 @@ for line in sys.stdin:
         for number in SIGNALS:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        print(os.getpid(), flush=True)
         os.chdir(folder)
         os.environ.update(environment)
         for path, number in ((os.devnull, 0), *zip(outputs, (1, 2))):
@@ -41,7 +42,6 @@ for line in sys.stdin:
         sys.argv = ["jaxformer", *words]
         exec(before, {})
         run(words)
-    print(copy, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]), flush=True)
 """
 
@@ -55,10 +55,9 @@ class Ended(NamedTuple):
 
 
 def kill_group(process: int) -> None:
-    """Kills what is left of a process and of the group that it leads."""
-    for kill in (os.killpg, os.kill):  # It may not lead it yet.
-        with contextlib.suppress(ProcessLookupError):
-            kill(process, signal.SIGKILL)
+    """Kills what is left of the group of a process that leads one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # The latter for zombies, on macOS.
+        os.killpg(process, signal.SIGKILL)
 
 
 class Copies:
@@ -95,7 +94,7 @@ class Copies:
 
         Args:
             before: Python code that is run before the command.
-            meanwhile: called while the command runs, with the number of its process, which is that of its group too.
+            meanwhile: called while the command runs, with the number of its process, which leads a group of its own.
 
         Raises:
             TimeoutExpired: it took so many seconds.
@@ -106,17 +105,20 @@ class Copies:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        process = self._answer()
+        process = status = None
         try:
+            process = self._answer()
             if meanwhile:
                 meanwhile(process)
             status = self._answer()
+            if status == -signal.SIGALRM:
+                raise subprocess.TimeoutExpired(words, timeout)
         except BaseException:
-            kill_group(process)
-            self._answer()
+            with contextlib.suppress(RuntimeError):  # Ctrl-C in a terminal ends the loaded process as well.
+                kill_group(process or self._answer())
+                if status is None:
+                    self._answer()
             raise
-        if status == -signal.SIGALRM:
-            raise subprocess.TimeoutExpired(words, timeout)
         return Ended(status, *(Path(path).read_bytes().decode(errors="backslashreplace") for path in outputs))
 
     def _answer(self) -> int:

@@ -35,12 +35,13 @@ REPOSITORY = Path(__file__).parents[1]
 
 def is_gone(process: int) -> bool:
     """Returns whether a process has ended, also one that nobody asks for its status."""
-    state = Path(f"/proc/{process}/stat")  # Which Linux has.
     try:
         os.kill(process, 0)
-        return state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except ProcessLookupError:
         return True
+    except FileNotFoundError:  # Not Linux; or it ended just now, which the next call returns.
+        return False
 
 
 def wait_until(condition: Callable[[], object], process: int, seconds: float = 240) -> None:
@@ -65,12 +66,17 @@ _OF_A_COMMAND |= {"HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_DOWNLOAD_
 _first: list[tuple[dict[str, str], Copies]] = []
 
 
-def _loaded(of_user: dict[str, str], environment: dict[str, str]) -> Copies | None:
-    """Returns a process whose copies run commands with variables of the first user; None for others."""
+def _loaded(own: dict[str, str], environment: dict[str, str]) -> Copies | None:
+    """Returns a process whose copies run commands with variables of the first user; None for others.
+
+    Args:
+        own: the variables of a user, who may be the first.
+        environment: those of a command of that user.
+    """
     own, variables = (
-        {name: value for name, value in each.items() if name not in _OF_A_COMMAND} for each in (of_user, environment)
+        {name: value for name, value in each.items() if name not in _OF_A_COMMAND} for each in (own, environment)
     )
-    if not _first and own == variables:
+    if not _first and variables == own:
         _first.append((own, Copies(own, "jaxformer.commands.report")))
     return _first[0][1] if _first and _first[0][0] == variables else None
 
@@ -127,7 +133,8 @@ class User:
 
         Args:
             timeout: in seconds.
-            meanwhile: called while it runs, with the number of its process, which is that of its group too.
+            meanwhile: called while it runs, with the number of its process, which leads a group of its own: it may
+                signal the group.
             environment: as that of `start`; where all of it is read when a command runs, it runs in a loaded process.
             options: of `start`.
         """
@@ -140,8 +147,9 @@ class User:
                 if meanwhile:
                     meanwhile(process.pid)
                 out, err = process.communicate(timeout=timeout)
-            finally:
+            except BaseException:
                 kill_group(process.pid)
+                raise
         return Ended(process.returncode, *((text or b"").decode(errors="backslashreplace") for text in (out, err)))
 
     def train(self, *words: str, workdir: str = "run", experiment: str = "tiny.py", **options) -> Ended:
