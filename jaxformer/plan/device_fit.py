@@ -38,7 +38,8 @@ from jaxformer.step import compute_dtype
 # Shares of what JAX may take of the memory. A step may take the first by the formula, which is right within a tenth but
 # for parts that make much within a layer; or the second as it is compiled: beside it there are the batch that comes
 # next and what lies between arrays. Below the third and above the fourth the formula decides, since compiling takes
-# time: the least that it saw of a compiled step was a third (an attention that made the logits of all rows at once).
+# time: the least that it saw of a compiled step was a third (an attention that made the logits of all rows at once,
+# compiled for a CPU).
 _MARGIN, _MARGIN_COMPILED, _FITS_BY_FORMULA, _TOO_MUCH_BY_FORMULA = 0.9, 0.95, 0.3, 1.25
 
 # Time that recomputing all elementwise operations adds to a step, as a share: assumed. They are bound by memory, and
