@@ -11,6 +11,7 @@ from jaxformer.experiment import (
     OptimizerConfig,
     PackingConfig,
     TokenizerConfig,
+    TrackingConfig,
     TrainingConfig,
 )
 
@@ -125,6 +126,10 @@ EXPERIMENT = Experiment(
         tasks="hellaswag,arc_easy,winogrande",  # or a tuple of names and of Tasks of your own
         task_items=500,  # items of each task before the last step; 0: none
         sample_tokens=200,  # tokens
+    ),
+    tracking=TrackingConfig(
+        to="",  # tensorboard, trackio, wandb, several with commas between; '': none
+        project="jaxformer",  # at trackio and Weights & Biases
     ),
     mesh=MeshConfig(
         data=1,  # devices, or groups of them, with all parameters each; 0: as many as there are

@@ -20,6 +20,7 @@ What serves it lies in packages; none imports from one that is listed below it:
     data         documents to packed batches, without jax
     jobs         runs as processes and queues, without jax
     statistics   paired differences and their errors, with numpy and scipy alone
+    tracking     TensorBoard, trackio, Weights & Biases, and trackers of one's own
     devices      the device at hand, meshes and processes
     attention    document-masked causal attention, one contract
     evaluation   validation, tasks and samples

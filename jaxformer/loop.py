@@ -36,6 +36,7 @@ from jaxformer.run.inputs import Data
 from jaxformer.run.metrics import Writer
 from jaxformer.run.progress import NonFiniteSteps, Progress
 from jaxformer.step import TrainState, compile_step
+from jaxformer.tracking.tracker import Trackers
 
 
 class Run(NamedTuple):
@@ -251,7 +252,7 @@ def keep_fault(run: Run, state: TrainState, batches: grain.DatasetIterator, fail
     return TrainingFailure(f"{failure}; `jaxformer replay-step {shell_word(path)}` replays it")
 
 
-def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
+def finish(run: Run, state: TrainState, seed: int, writer: Writer, trackers: Trackers) -> dict:
     """Validates the last state, writes sample and summary, and returns the summary.
 
     Raises:
@@ -263,8 +264,9 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
     writer.close()
     if evaluation is None:
         raise TrainingFailure(f"all {steps} steps are trained and saved; the same command evaluates and finishes")
-    if experiment.evaluation.sample_tokens:
-        try_to_sample(run, state, seed)
+    if experiment.evaluation.sample_tokens and (text := try_to_sample(run, state, seed)) is not None:
+        trackers.log(steps, {"sample": text})
+    trackers.end_step()
     record = run.record_now()
     best = best_step(run.checkpoints.steps(), run.checkpoints.validation_losses)
     summary = summarise(experiment, seed, workdir, record["seconds"], record["device_seconds"], evaluation, best)
@@ -274,14 +276,15 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
         raise TrainingFailure(
             f"{workdir}: {error.strerror}; all {steps} steps are trained and saved, and the same command finishes"
         ) from error
+    trackers.log_summary(summary)
     validation = {name.removeprefix("validation/"): value for name, value in evaluation.items()}
     taken = format_duration(record["seconds"])
     print_line(f"finished in {taken}: validation {describe_validation(validation)}; results in {workdir}")
     return summary
 
 
-def try_to_sample(run: Run, state: TrainState, seed: int) -> None:
-    """Writes and prints a text that the model writes; a failure is reported, and never ends the run."""
+def try_to_sample(run: Run, state: TrainState, seed: int) -> str | None:
+    """Writes, prints and returns a text that the model writes; a failure is reported, and never ends the run."""
     try:
         length, path = run.experiment.evaluation.sample_tokens, run.workdir / "sample.txt"
         text = sample_text(state.model, run.data.tokenizer, tokens=length, seed=seed)
@@ -290,3 +293,5 @@ def try_to_sample(run: Run, state: TrainState, seed: int) -> None:
         print_notice(f"no sample could be written ({type(error).__name__}: {error})")
     else:
         print_line(f"a sample ({path}):\n{text}\n")
+        return text
+    return None

@@ -32,6 +32,7 @@ from jaxformer.devices.mesh import rows_here
 from jaxformer.devices.multihost import (
     arrays_from_first,
     folder_to_write,
+    is_first,
     join_processes,
     leave,
     lost_process_reported,
@@ -66,23 +67,31 @@ from jaxformer.run.identity import (
     check_folder,
     check_tasks,
     code_digest,
-    evaluation_code_digest,
-    git_state,
     identify,
     read_config,
+    read_sources,
 )
 from jaxformer.run.init_from import InitialWeights, check_fits, find_weights, load_params, with_tokenizer
 from jaxformer.run.inputs import Data, contents, digests, prepare_data, task_digests
-from jaxformer.run.metrics import check_recorded, open_writer, validation_losses
+from jaxformer.run.metrics import Writer, check_recorded, validation_losses
 from jaxformer.run.progress import make_progress, print_overview
 from jaxformer.run.sanity_check import batch_to_check, check_sanity
 from jaxformer.step import TrainState
+from jaxformer.tracking.config import check_installed
+from jaxformer.tracking.tracker import Tracker, Trackers, open_trackers
 
 _ADVICE = "the same command goes on from what is saved"
 
 
 @fixed_options()
-def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage | None = None) -> dict:
+def train(
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    seed: int,
+    lineage: Lineage | None = None,
+    trackers: Sequence[Tracker] = (),
+) -> dict:
     """Runs an experiment in a folder, or resumes it there; returns its summary.
 
     Args:
@@ -90,6 +99,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         workdir: the run folder, which need not exist.
         seed: of initialisation and data order.
         lineage: how the experiment came about, for the run's record; None for one that stands alone.
+        trackers: which are given the run beside those that `experiment.tracking` names.
 
     Raises:
         UserError: the configuration does not fit the data, the device or what the folder holds.
@@ -97,10 +107,7 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         Stopped: a signal ended the run, once its state was saved.
     """
     with stop_signals(_ADVICE) as signals, contextlib.ExitStack() as stack:
-        # Of the sources as they are now, while they are imported.
-        code_digest()
-        evaluation_code_digest()
-        git_state()
+        read_sources()
         device = choose_device(experiment.training.device)
         mesh = run_mesh(experiment)
         initial = find_weights(experiment.init_from, workdir)
@@ -113,8 +120,8 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         print_line(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
         settings = [to_dict(experiment), identity["init_from"], code_digest(), jax.__version__, recorded_options()]
         require_same_everywhere(settings, "other settings, other weights or another version")
-
         # What is refused is refused before the run's first file is written.
+        check_installed(experiment.tracking)
         target = device_at_hand(experiment)
         data, batches = prepare_inputs(experiment, seed, workdir, mesh, initial)
         experiment, fit = fit_to_device(experiment, target, data.tokenizer.vocabulary_size, read_config(workdir))
@@ -126,21 +133,17 @@ def train(experiment: Experiment, workdir: Path, *, seed: int, lineage: Lineage 
         record = {**belongs_to, "seconds": 0.0}
         if is_begun:
             state, record = resume(checkpoints, abstract(state), batches, belongs_to)
-        first_step = int(state.step)
-        print_notice(check_recorded(workdir, first_step))
-        checkpoints.validation_losses = validation_losses(workdir)
-        wait_for_all("the folder is read")
+        read_earlier_metrics(workdir, first_step := int(state.step), checkpoints)
         environment = describe_environment(attention.implementation, device.device_kind, mesh.size)
         own_record = belongs_to | {"tasks": task_digests(data), "corpora": contents(data)}
         lineage = dataclasses.replace(lineage or Lineage(), init_from=initial and initial.record)
-        write_config(own, experiment, lineage, own_record, environment, data.tokenizer, first_step)
-        writer, tensorboard = open_writer(own, first_step=first_step)
-        stack.enter_context(writer)
-        print_wrapped(f"metrics     {workdir / 'metrics.jsonl'}; {tensorboard}")
+        recorded = write_config(own, experiment, lineage, own_record, environment, data.tokenizer, first_step)
+        tracking = stack.enter_context(begin_tracking(experiment, own, recorded, trackers))
+        writer = stack.enter_context(Writer(own, first_step, tracking))
         progress = make_progress(experiment, writer, device.device_kind, mesh.size)
         run = Run(experiment, own, data, checkpoints, progress, signals, mesh, record, time.perf_counter())
         state = run_steps(run, state, batches)
-        return finish(run, state, seed, writer)
+        return finish(run, state, seed, writer, tracking)
 
 
 def prepare_inputs(
@@ -239,6 +242,33 @@ def resume(
     batches.set_state(restored.data_state)
     print_line(f"resumed from step {int(restored.state.step)}")
     return restored.state, restored.record
+
+
+def read_earlier_metrics(workdir: Path, first_step: int, checkpoints: Checkpoints) -> None:
+    """Gives the checkpoints the validation losses so far, by which the best is kept; prints which steps are missing."""
+    print_notice(check_recorded(workdir, first_step))
+    checkpoints.validation_losses = validation_losses(workdir)
+    wait_for_all("the folder is read")
+
+
+def begin_tracking(experiment: Experiment, workdir: Path, record: dict, own: Sequence[Tracker]) -> Trackers:
+    """Returns the trackers of a run, which know what it is, in the first process; prints where it is seen.
+
+    Args:
+        record: the run's `config.json`.
+        own: those that the caller of `train` gives.
+    """
+    trackers = {type(tracker).__name__: tracker for tracker in own}
+    print_wrapped(f"metrics     {workdir / 'metrics.jsonl'}")
+    if not is_first():
+        return Trackers({})
+    name = f"{experiment.name} seed {record['seed']}"
+    opened = open_trackers(experiment.tracking, workdir, name, experiment.name, record["tracked_as"])
+    for tracker in opened.values():
+        print_wrapped(f"            {tracker.look}")
+    tracking = Trackers(trackers | opened)
+    tracking.log_hyperparameters(record)
+    return tracking
 
 
 @command

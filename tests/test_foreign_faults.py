@@ -1187,9 +1187,9 @@ def test_run_whose_metrics_are_gone_is_not_resumed_until_they_are_back(user):
     must="each step once, as in the run's own log",
 )
 def test_tensorboard_has_each_step_once_after_two_kills(user):
-    pytest.importorskip("tensorflow")
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     steps = "--training.steps=300", "--checkpoint.every_steps=40", "--evaluation.every_steps=300"
+    steps = *steps, "--tracking.to=tensorboard"
     for lines in (75, 175):
         with user.start("train", "--experiment=tiny.py", "--workdir=run", *steps) as process:
             wait_until(functools.partial(has_lines, user.folder / "run/metrics.jsonl", lines), process.pid)
@@ -1198,9 +1198,9 @@ def test_tensorboard_has_each_step_once_after_two_kills(user):
         assert process.returncode == -signal.SIGKILL
     assert user.train(*steps).status == 0
     folder = str(user.folder / "run")
-    events = event_accumulator.EventAccumulator(folder, {"tensors": 0}, purge_orphaned_data=False)
+    events = event_accumulator.EventAccumulator(folder, {"scalars": 0}, purge_orphaned_data=False)
     events.Reload()
-    assert [event.step for event in events.Tensors("train/loss")] == list(range(1, 301))
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 301))
 
 
 @report(

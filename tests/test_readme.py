@@ -22,6 +22,7 @@ from jaxformer.huggingface.model_card import USE
 from jaxformer.optimizer import make_optimizer
 from jaxformer.record import flatten
 from jaxformer.step import train_step
+from jaxformer.tracking.tracker import Trackers
 
 pytestmark = pytest.mark.device_free
 
@@ -143,10 +144,25 @@ def test_the_example_of_an_own_layer_trains(tmp_path):
     assert all(metrics["reported"]["feed_forward/uneven"] > 0)
 
 
+def test_the_example_of_an_own_tracker_prints_a_run(capsys):
+    names = {}
+    exec(examples_of("docs/tracking.md")[0], names)
+    trackers = Trackers({"own": names["Printer"]()})
+    trackers.log_hyperparameters({"experiment": "baseline", "config": {"model": {"width": 128}}})
+    trackers.log(1, {"train/loss": 3.0})
+    trackers.log(2, {"train/loss": 2.0, "validation/loss": 2.5})
+    trackers.end_step()
+    trackers.log_summary({"status": "finished"})
+    trackers.close()
+    assert capsys.readouterr().out.splitlines() == ["baseline 128", "2 2.5", "finished", "bye"]
+
+
 def test_examples_of_the_documentation_are_tested():
     examples = [example for page in PAGES for example in examples_of(page)]
     (of_cards,) = re.findall(r"```python\n(.*?)```", USE, re.S)  # Which is run in tests/huggingface.
-    others = (examples_of(f"docs/{page}.md") for page in ("agents", "data", "evaluation", "experiments", "parts"))
+    others = (
+        examples_of(f"docs/{page}.md") for page in ("agents", "data", "evaluation", "experiments", "parts", "tracking")
+    )
     tested = {*EXAMPLES, *itertools.chain(*others), of_cards}
     assert len(examples) > 5 and set(examples) == tested  # That of agents.md in tests/commands/test_judge.py.
 

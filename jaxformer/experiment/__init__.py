@@ -25,6 +25,7 @@ from jaxformer.layers import Activation, Norm
 from jaxformer.model import AuxiliaryLoss, LayerPart, ModelConfig, Residual, Scaling
 from jaxformer.optimizer import Decay, Optimizer, OptimizerConfig
 from jaxformer.step import TrainingConfig
+from jaxformer.tracking.config import TrackingConfig
 
 __all__ = [
     "Activation",
@@ -55,6 +56,7 @@ __all__ = [
     "SolvedWidth",
     "Task",
     "TokenizerConfig",
+    "TrackingConfig",
     "TrainingConfig",
     "Variant",
     "load_experiment",

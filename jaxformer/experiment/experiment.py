@@ -23,6 +23,7 @@ from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, check_schedule, make_optimizer
 from jaxformer.record import flatten
 from jaxformer.step import TrainingConfig, TrainState, compute_dtype, init_state
+from jaxformer.tracking.config import TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Experiment:
     training: TrainingConfig
     checkpoint: CheckpointConfig
     evaluation: EvaluationConfig
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):

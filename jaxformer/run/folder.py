@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import sys
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -154,8 +155,10 @@ def write_config(
     environment: Mapping[str, Any],
     tokenizer: Tokenizer,
     step: int,
-) -> None:
+) -> dict:
     """Writes the tokenizer, own parts' source, and `config.json`: the configuration, what it is run with, its starts.
+
+    Returns what `config.json` holds.
 
     Args:
         belongs_to: what identifies the run: `identity`, `digests` and `tasks`; and what is known of its `corpora`.
@@ -176,6 +179,7 @@ def write_config(
         "experiment": experiment.name,
         "seed": belongs_to["identity"]["seed"],
         "question": experiment.question,
+        "tracked_as": before.get("tracked_as") or uuid.uuid4().hex[:12],
         "lineage": dataclasses.asdict(lineage),
         "config": to_dict(experiment),
         **belongs_to,
@@ -191,6 +195,7 @@ def write_config(
         write_json(path, record)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; free space, or choose another --workdir") from error
+    return record
 
 
 def evaluations_folder(workdir: Path, step: int) -> Path:

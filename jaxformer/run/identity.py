@@ -122,6 +122,13 @@ def evaluation_code_digest() -> str:
     return _digest(_imported_by(f"{_EVALUATION}.validation") | _imported_by(f"{_EVALUATION}.task_scores"))
 
 
+def read_sources() -> None:
+    """Reads what the digests of the code and the state of git are made of, as it is now while it is imported."""
+    code_digest()
+    evaluation_code_digest()
+    git_state()
+
+
 def _digest(modules: set[str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(modules):

@@ -1,11 +1,9 @@
-"""Numbers by step to a file of JSON lines and, where clu's writer can be imported, to TensorBoard."""
+"""Numbers by step in a file of JSON lines, and from there to trackers."""
 
-import contextlib
 import functools
 import itertools
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,46 +12,50 @@ import numpy as np
 
 from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.host.files import Closing, for_json, write_whole
-from jaxformer.host.paths import shell_word
-from jaxformer.run.events import open_events
+from jaxformer.tracking.tracker import Trackers
 
-# The metric that tells what a step was trained on: no curve for TensorBoard.
+# The metric that tells what a step was trained on: no curve.
 BATCH = "train/batch"
 
 
 class Writer(Closing):
-    """Writes scalars by step to `metrics.jsonl` and, if there is one, to a TensorBoard writer.
+    """Writes scalars by step to `metrics.jsonl`, and gives them to trackers.
 
     What a full disk does not take is kept, and written before what comes next.
     """
 
-    def __init__(self, folder: Path, first_step: int, tensorboard=None):
+    def __init__(self, folder: Path, first_step: int, trackers: Trackers | None = None):
+        """Goes on with the file of a run.
+
+        Args:
+            folder: of the run.
+            first_step: the step that the run begins or resumes at; what a stopped run wrote about later steps, and its
+                validation at this one, are removed, since they come again.
+            trackers: which are given what is left, as far as they lack it.
+        """
         self._path = folder / "metrics.jsonl"
-        _truncate(self._path, first_step)
+        self._trackers = trackers or Trackers({})
+        kept = [line for line in read_metrics(folder) if _is_kept(first_step, line["step"], line)]
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = self._path.open("ab", buffering=0)
         self._waiting = b""
         self._is_behind = False
-        self._tensorboard = tensorboard
+        for line in kept:
+            self._trackers.log(line["step"], curves(line))
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> str | None:
-        """Writes one line: the step and its numbers; of a list, one by layer, TensorBoard has the mean.
+        """Writes one line: the step and its numbers, each of which may be a list, by layer.
 
         Returns None, or a line for the screen when writing begins to fail.
         """
         values: dict[str, Any] = {name: np.asarray(value, float).tolist() for name, value in numbers.items()}
         self._waiting += (json.dumps({"step": step, **for_json(values)}) + "\n").encode()
-        failure = self._write_waiting()
-        notices = []
-        if failure and not self._is_behind:
-            notices.append(f"{self._path}: {failure.strerror}; what it does not take is kept and written later")
+        failure, was_behind = self._write_waiting(), self._is_behind
         self._is_behind = failure is not None
-        if self._tensorboard:
-            try:
-                self._tensorboard.write_scalars(step, curves(values))
-            except Exception as error:  # clu's writer works in a thread, and raises what went wrong there later.
-                self._tensorboard = None
-                notices.insert(0, f"no more TensorBoard events ({type(error).__name__}: {error})")
-        return "; ".join(notices) or None
+        self._trackers.log(step, curves(values))
+        if failure and not was_behind:
+            return f"{self._path}: {failure.strerror}; what it does not take is kept and written later"
+        return None
 
     def close(self) -> None:
         """Flushes and closes.
@@ -65,9 +67,6 @@ class Writer(Closing):
             return
         failure = self._write_waiting()
         self._file.close()
-        if self._tensorboard:
-            with contextlib.suppress(Exception):
-                self._tensorboard.close()
         if failure:
             lines = self._waiting.count(b"\n")
             raise TrainingFailure(f"{self._path}: {failure.strerror}; its last {lines} lines are not written")
@@ -82,36 +81,12 @@ class Writer(Closing):
         return None
 
 
-def open_writer(folder: Path, *, first_step: int) -> tuple[Writer, str]:
-    """Returns a writer to a run's folder, and one line on whether TensorBoard is written.
-
-    Args:
-        first_step: the step that the run begins or resumes at; what a stopped run wrote about later steps, and its
-            validation at this one, are removed, since they come again.
-    """
-    # TensorFlow greets on standard error otherwise.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    is_kept = functools.partial(_is_kept, first_step)
-    lines = [curves(line) | {"step": line["step"]} for line in _kept_lines(folder, first_step)]
-    try:
-        tensorboard = open_events(folder, lines, is_kept)
-        line = f"tensorboard --logdir {shell_word(folder)}"
-    except ImportError as error:
-        tensorboard = None
-        line = f"no TensorBoard events ({error.name} is not installed: pip install 'jaxformer[tensorboard]')"
-    except Exception as error:  # A TensorFlow that does not fit its libraries fails in many ways; training needs none.
-        tensorboard = None
-        line = f"no TensorBoard events ({type(error).__name__}: {error})"
-    return Writer(folder, first_step, tensorboard), line
-
-
 _floats = functools.partial(np.asarray, dtype=float)
 
 
 def curves(line: dict[str, Any]) -> dict[str, float]:
-    """Returns what TensorBoard has of a line: a number for each name, of lists their mean."""
-    return {name: float(np.mean(np.asarray(x, float))) for name, x in line.items() if name != BATCH}
+    """Returns what trackers are given of a line: a number for each name, of lists their mean."""
+    return {name: float(np.mean(np.asarray(x, float))) for name, x in line.items() if name not in ("step", BATCH)}
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -179,15 +154,6 @@ def _parse(line: str) -> dict | None:
         return values if isinstance(values["step"], int) else None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
-
-
-def _truncate(path: Path, first_step: int) -> None:
-    """Removes the lines after a step, and what is not a whole line."""
-    write_whole(path, "".join(json.dumps(line) + "\n" for line in _kept_lines(path.parent, first_step)).encode())
-
-
-def _kept_lines(folder: Path, first_step: int) -> list[dict]:
-    return [line for line in read_metrics(folder) if _is_kept(first_step, line["step"], line)]
 
 
 def _is_kept(first_step: int, step: int, names: Iterable[str]) -> bool:

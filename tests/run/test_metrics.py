@@ -4,9 +4,7 @@ import errno
 import json
 import math
 import os
-import sys
 
-import clu
 import numpy as np
 import pytest
 
@@ -15,7 +13,6 @@ from jaxformer.run.metrics import (
     Writer,
     check_recorded,
     curves,
-    open_writer,
     read_metrics,
     recent_loss,
     training_losses,
@@ -104,20 +101,6 @@ def test_steps_that_are_missing_are_reported_and_a_run_without_any_is_refused(tm
     assert "1 of the 4 steps so far are missing" in (check_recorded(tmp_path, 4) or "")
 
 
-def test_run_without_tensorflow_says_in_one_line_that_it_writes_no_tensorboard(tmp_path, monkeypatch):
-    # Neither in the package's memory nor to be imported again.
-    monkeypatch.delattr(clu, "metric_writers", raising=False)
-    for name in [name for name in sys.modules if name.startswith("clu.metric_writers")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
-    writer, note = open_writer(tmp_path, first_step=0)
-    writer.write(1, {"train/loss": 2.0})
-    writer.close()
-    assert "no TensorBoard" in note and "tensorflow" in note and "pip install" in note
-    assert len(note.splitlines()) == 1
-    assert read_lines(tmp_path) == [{"step": 1, "train/loss": 2.0}]
-
-
 def test_lines_that_a_full_disk_does_not_take_are_written_later_in_order(tmp_path):
     writer = Writer(tmp_path, first_step=0)
     file = writer._file
@@ -159,18 +142,6 @@ class FullDisk:
         return self._file.closed
 
 
-def test_tensorboard_writer_that_fails_is_reported_once_and_left(tmp_path):
-    class Failing:
-        def write_scalars(self, step, values):
-            raise RuntimeError("its thread is gone")
-
-    writer = Writer(tmp_path, first_step=0, tensorboard=Failing())
-    reported = [writer.write(step, {"a": 1.0}) for step in (1, 2)]
-    writer.close()
-    assert reported == ["no more TensorBoard events (RuntimeError: its thread is gone)", None]
-    assert [line["step"] for line in read_lines(tmp_path)] == [1, 2]
-
-
 def test_what_is_not_a_whole_line_is_left_out_and_the_others_stay(tmp_path):
     text = '{"step": 1, "a": 1.0}\n[2]\n\x00\x00\n{"a": 2.0}\n{"step": 3, "validation/loss": "nan"}\n{"step": 4'
     (tmp_path / "metrics.jsonl").write_text(text)
@@ -203,7 +174,6 @@ def test_list_by_layer_is_written_and_read_and_its_mean_is_the_curve(tmp_path):
     (line,) = read_metrics(tmp_path)
     assert line == {"step": 1, "train/loss": 3.0, "train/feed_forward/load": [[1.0, 2.0], ["inf", 4.0]]}
     assert curves(line | {"train/feed_forward/load": [1.0, 2.0]}) == {
-        "step": 1,
         "train/loss": 3.0,
         "train/feed_forward/load": 1.5,
     }
@@ -218,16 +188,3 @@ def test_validation_losses_are_read_by_step(tmp_path):
     writer.close()
     losses = validation_losses(tmp_path)
     assert losses[4] == 2.5 and math.isnan(losses[8]) and len(losses) == 2
-
-
-def test_scalars_reach_tensorboard_where_it_is_installed(tmp_path):
-    pytest.importorskip("tensorflow")
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    writer, note = open_writer(tmp_path, first_step=0)
-    assert note == f"tensorboard --logdir {tmp_path}"
-    writer.write(3, {"train/loss": 2.5})
-    writer.close()
-    events = event_accumulator.EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
-    events.Reload()
-    assert events.Tags()["tensors"] == ["train/loss"]
-    assert [event.step for event in events.Tensors("train/loss")] == [3]
