@@ -137,8 +137,8 @@ def train(
         environment = describe_environment(attention.implementation, device.device_kind, mesh.size)
         own_record = belongs_to | {"tasks": task_digests(data), "corpora": contents(data)}
         lineage = dataclasses.replace(lineage or Lineage(), init_from=initial and initial.record)
-        recorded = write_config(own, experiment, lineage, own_record, environment, data.tokenizer, first_step)
-        tracking = stack.enter_context(begin_tracking(experiment, own, recorded, trackers))
+        write_config(own, experiment, lineage, own_record, environment, data.tokenizer, first_step)
+        tracking = stack.enter_context(begin_tracking(experiment, own, trackers))
         writer = stack.enter_context(Writer(own, first_step, tracking))
         progress = make_progress(experiment, writer, device.device_kind, mesh.size)
         run = Run(experiment, own, data, checkpoints, progress, signals, mesh, record, time.perf_counter())
@@ -251,22 +251,22 @@ def read_earlier_metrics(workdir: Path, first_step: int, checkpoints: Checkpoint
     wait_for_all("the folder is read")
 
 
-def begin_tracking(experiment: Experiment, workdir: Path, record: dict, own: Sequence[Tracker]) -> Trackers:
+def begin_tracking(experiment: Experiment, workdir: Path, own: Sequence[Tracker]) -> Trackers:
     """Returns the trackers of a run, which know what it is, in the first process; prints where it is seen.
 
     Args:
-        record: the run's `config.json`.
+        workdir: with its `config.json`.
         own: those that the caller of `train` gives.
     """
-    trackers = {type(tracker).__name__: tracker for tracker in own}
     print_wrapped(f"metrics     {workdir / 'metrics.jsonl'}")
     if not is_first():
         return Trackers({})
+    record = read_config(workdir) or {}
     name = f"{experiment.name} seed {record['seed']}"
     opened = open_trackers(experiment.tracking, workdir, name, experiment.name, record["tracked_as"])
     for tracker in opened.values():
         print_wrapped(f"            {tracker.look}")
-    tracking = Trackers(trackers | opened)
+    tracking = Trackers({type(tracker).__name__: tracker for tracker in own} | opened)
     tracking.log_hyperparameters(record)
     return tracking
 

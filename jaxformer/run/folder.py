@@ -155,10 +155,8 @@ def write_config(
     environment: Mapping[str, Any],
     tokenizer: Tokenizer,
     step: int,
-) -> dict:
+) -> None:
     """Writes the tokenizer, own parts' source, and `config.json`: the configuration, what it is run with, its starts.
-
-    Returns what `config.json` holds.
 
     Args:
         belongs_to: what identifies the run: `identity`, `digests` and `tasks`; and what is known of its `corpora`.
@@ -195,7 +193,6 @@ def write_config(
         write_json(path, record)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; free space, or choose another --workdir") from error
-    return record
 
 
 def evaluations_folder(workdir: Path, step: int) -> Path:
