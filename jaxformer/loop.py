@@ -92,7 +92,8 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             data_state, digest = batches.get_state(), batch_digest(batch, first_rows[span.rows_per_step])
             state, metrics = jitted_step(state, put_rows(state.mesh, batch))
             agreed_stop.ask(run.signals.received, metrics["loss"])
-            is_due = (step + 1) % every == 0 or (step + 1) % validate_every == 0 or step + 1 == steps
+            is_due = (step + 1) % every == 0 or (step + 1) % validate_every == 0
+            is_due = is_due or step + 1 in (run.checkpoints.decay_start, steps)
             try:
                 # A step's metrics are fetched after the next one is dispatched: the device does not wait for the host.
                 run.progress.add(step + 1, metrics | {"batch": digest, "waited": waited})

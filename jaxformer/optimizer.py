@@ -164,6 +164,11 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(first, peak, warmup_steps), stable_and_decay], [warmup_steps])
 
 
+def decay_start(config: OptimizerConfig, steps: int) -> int:
+    """Returns the step from which on the learning rate depends on the length of the run: 0 for 'cosine'."""
+    return steps - _decay_steps(config, steps) if config.schedule == "wsd" else 0
+
+
 def make_optimizer(
     config: OptimizerConfig, steps: int, model: ModelConfig | None = None
 ) -> optax.GradientTransformation:

@@ -7,13 +7,14 @@ if __name__ == "__main__":
 
     run(["train", *sys.argv[1:]])  # It ends the process, and takes signals before what is below is imported.
 
+import argparse
 import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grain
@@ -24,7 +25,7 @@ from jax.sharding import Mesh
 from jaxformer.attention.dispatch import Choice
 from jaxformer.checkpoint.store import hush, saved_steps
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
-from jaxformer.config import TrainingFailure
+from jaxformer.config import TrainingFailure, override, require
 from jaxformer.data.packing import Batch, make_phased_batches, seek
 from jaxformer.data.phases import Span
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
@@ -44,15 +45,17 @@ from jaxformer.devices.options import fixed_options, recorded_options
 from jaxformer.evaluation.result_files import check_scores
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh, spans_of
-from jaxformer.experiment.lineage import Lineage
+from jaxformer.experiment.lineage import Lineage, Resolved
 from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import command
 from jaxformer.host.console import flush_streams, print_line, print_notice, print_wrapped
 from jaxformer.host.signals import stop_signals
 from jaxformer.loop import Run, finish, run_steps
+from jaxformer.optimizer import decay_start
 from jaxformer.plan.device_fit import advise_here, choose_attention, device_at_hand, fit_to_device
 from jaxformer.plan.estimate import print_plan
 from jaxformer.record import to_dict
+from jaxformer.run.continuation import BegunRun, extend_run, read_run
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.folder import (
     check_disk,
@@ -133,7 +136,7 @@ def train(
         record = {**belongs_to, "seconds": 0.0}
         if is_begun:
             state, record = resume(checkpoints, abstract(state), batches, belongs_to)
-        read_earlier_metrics(workdir, first_step := int(state.step), checkpoints)
+        decide_what_to_keep(checkpoints, experiment, workdir, first_step := int(state.step))
         environment = describe_environment(attention.implementation, device.device_kind, mesh.size)
         own_record = belongs_to | {"tasks": task_digests(data), "corpora": contents(data)}
         lineage = dataclasses.replace(lineage or Lineage(), init_from=initial and initial.record)
@@ -244,10 +247,11 @@ def resume(
     return restored.state, restored.record
 
 
-def read_earlier_metrics(workdir: Path, first_step: int, checkpoints: Checkpoints) -> None:
-    """Gives the checkpoints the validation losses so far, by which the best is kept; prints which steps are missing."""
+def decide_what_to_keep(checkpoints: Checkpoints, experiment: Experiment, workdir: Path, first_step: int) -> None:
+    """Gives the checkpoints what decides which are kept; prints which steps the metrics so far lack."""
     print_notice(check_recorded(workdir, first_step))
     checkpoints.validation_losses = validation_losses(workdir)
+    checkpoints.decay_start = decay_start(experiment.optimizer, experiment.training.steps)
     wait_for_all("the folder is read")
 
 
@@ -271,13 +275,25 @@ def begin_tracking(experiment: Experiment, workdir: Path, own: Sequence[Tracker]
     return tracking
 
 
+def find_run(options: argparse.Namespace, overrides: Mapping[str, str], resolved: Resolved | None) -> BegunRun:
+    """Returns the run that a command line means: one of a resolved experiment, or the one that it goes on with."""
+    if resolved:
+        workdir = options.workdir or Path("runs", resolved.name, f"seed_{options.seed}")
+        return BegunRun(resolved.experiment, workdir, options.seed, resolved.lineage)
+    run = read_run(options.resume)
+    run = run._replace(experiment=override(run.experiment, overrides))
+    if not options.extend_to or options.print_config or options.plan is not None:
+        return run
+    require(run.experiment.mesh.processes == 1, "--extend_to needs a single process; it then goes on with several")
+    return extend_run(run, options.extend_to, options.workdir)
+
+
 @command
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status: 0 done, 1 a failed training, 2 what the user can put right."""
     options, overrides = parse_arguments(arguments)
-    resolved = resolve(options.experiment, overrides, parent=options.parent)
-    experiment = resolved.experiment
-    workdir = options.workdir or Path("runs", experiment.name, f"seed_{options.seed}")
+    resolved = None if options.resume else resolve(options.experiment, overrides, parent=options.parent)
+    experiment, workdir, seed, lineage = find_run(options, overrides, resolved)
     if options.print_config:
         print_line(json.dumps(to_dict(experiment, to_print=True), indent=2))
     elif options.plan is not None:
@@ -291,10 +307,10 @@ def main(arguments: list[str]) -> int:
         advice = functools.partial(advise_here, experiment)
         with lost_process_reported(), out_of_memory_reported(advice), silence_all_but_first():
             choose_device(experiment.training.device)  # Before anything looks for devices.
-            if workdir.parent.name == experiment.name:
+            if resolved and workdir.parent.name == experiment.name:
                 check_earlier_runs(workdir.parent.parent, resolved)
             try:
-                train(experiment, workdir, seed=options.seed, lineage=resolved.lineage)
+                train(experiment, workdir, seed=seed, lineage=lineage)
             except OSError as error:  # A disk or a store that fails: what the user can put right is a `UserError`.
                 raise TrainingFailure(f"{error}; the same command goes on from what is saved") from error
     return 0

@@ -30,18 +30,26 @@ def best_step(steps: Iterable[int], validation_losses: Mapping[int, float]) -> i
     return min(finite, key=lambda step: validation_losses[step], default=None)
 
 
-def steps_to_keep(steps: Iterable[int], config: CheckpointConfig, validation_losses: Mapping[int, float]) -> set[int]:
-    """Returns which of the saved steps are kept."""
+def steps_to_keep(
+    steps: Iterable[int], config: CheckpointConfig, validation_losses: Mapping[int, float], decay_start: int = 0
+) -> set[int]:
+    """Returns which of the saved steps are kept.
+
+    Args:
+        decay_start: step from which on the learning rate depends on the length of the run: the newest checkpoint up to
+            it, from which a longer run can go on, is kept. 0 where that is so from the first step on.
+    """
     ordered = sorted(steps)
     kept = set(ordered[-config.keep :])
     if config.keep_every_steps:
         kept |= {step for step in ordered if step % config.keep_every_steps == 0}
     if config.keep_best and (best := best_step(ordered, validation_losses)) is not None:
         kept.add(best)
+    kept |= {*[step for step in ordered if step <= decay_start][-1:]}
     return kept
 
 
-def most_kept(config: CheckpointConfig, steps: int) -> int:
+def most_kept(config: CheckpointConfig, steps: int, decay_start: int = 0) -> int:
     """Returns the most checkpoints of a run of `steps` steps that are on disk at once, one being written among them."""
     for_good = steps // config.keep_every_steps if config.keep_every_steps else 0
-    return config.keep + 1 + config.keep_best + for_good
+    return config.keep + 1 + config.keep_best + for_good + (decay_start > 0)

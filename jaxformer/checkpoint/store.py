@@ -37,6 +37,7 @@ class Checkpoints(Closing):
         is_read_only: whether nothing in it is to be changed.
         is_proven: whether a step that this process saved was read back (`prove`).
         validation_losses: by step, what decides which one is the best.
+        decay_start: as of `retention.steps_to_keep`.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig | None):
@@ -44,6 +45,7 @@ class Checkpoints(Closing):
         self.is_read_only = config is None
         self.is_proven = False
         self.validation_losses: dict[int, float] = {}
+        self.decay_start = 0
         self._config = config
         self._saving: int | None = None
         self._failures = 0
@@ -135,7 +137,7 @@ class Checkpoints(Closing):
     def _kept(self, steps: Sequence[int]) -> set[int]:
         if self._config is None or not self.is_proven:
             return set(steps)
-        return steps_to_keep(steps, self._config, self.validation_losses)
+        return steps_to_keep(steps, self._config, self.validation_losses, self.decay_start)
 
     def _open(self) -> ocp.CheckpointManager:
         if self.is_read_only:

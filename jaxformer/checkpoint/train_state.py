@@ -29,6 +29,7 @@ __all__ = [
     "CheckpointConfig",
     "Checkpoints",
     "Restored",
+    "copy_step",
     "open_checkpoints",
     "params_digest",
     "restore",
@@ -152,6 +153,22 @@ def restore(
         params=_unnamed(arrays["params"], state.params)
     )
     return Restored(state, record["data"], record["record"], lines)
+
+
+def copy_step(source: Checkpoints, target: Checkpoints, step: int, belongs_to: Mapping[str, dict]) -> None:
+    """Copies a saved step to the checkpoints of another run, whose flat records by name take the place of its own.
+
+    Raises:
+        UserError: it has no record that is whole; its arrays are verified when it is restored.
+        TrainingFailure: it could not be saved.
+    """
+    (_, record), _ = _newest(source, step, {}, {})
+    arrays = _items(source, step, {item: ocp.args.StandardRestore() for item in ("params", "rest")})
+    items: dict = {item: ocp.args.StandardSave(arrays[item]) for item in ("params", "rest")}
+    items["record"] = ocp.args.JsonSave(sealed(record | {"record": record["record"] | belongs_to}))
+    while step not in target.steps():
+        target.save(step, items)
+        target.check(wait=True)
 
 
 def restore_params(checkpoints: Checkpoints, params: nnx.State, step: int | None = None) -> nnx.State:

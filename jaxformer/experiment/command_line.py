@@ -30,15 +30,17 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     parser = Parser(
         "python -m jaxformer.train" if is_module else "jaxformer train",
         "Trains an experiment, or resumes it where it stopped.",
-        usage="%(prog)s --experiment=NAME [--SECTION.FIELD=VALUE ...]",
+        usage="%(prog)s --experiment=NAME | --resume=RUN [--SECTION.FIELD=VALUE ...]",
         epilog="\n".join(["sections, explained by --help=SECTION:", *sections]),
         add_help=False,
     )
     group = parser.add_argument_group()  # Without a title.
-    add_experiment_options(group, f"{_first_experiments(WIDTH - _INDENT - 11)}, or a path")
+    add_experiment_options(group, f"{_first_experiments(WIDTH - _INDENT - 11)}, or a path", is_required=False)
     add = group.add_argument
+    add("--resume", type=local_path, metavar="RUN", help="go on with the run of a folder, as it was begun")
+    add("--extend_to", type=int, metavar="STEPS", help="with --resume: a run of more steps that begins as that did")
     add("--workdir", type=local_path, metavar="DIR", help="run folder (default: runs/EXPERIMENT/seed_SEED)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of initialisation and data order (default: 0)")
+    add("--seed", type=int, metavar="N", help="seed of initialisation and data order (default: 0)")
     add("--print_config", action="store_true", help="print the resolved configuration and exit")
     add(
         "--plan",
@@ -50,15 +52,28 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     add("--help", action=_Help, nargs="?", const="", metavar="SECTION", help="explain the fields of a section")
     add("-h", action="help", help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args(arguments)
+    if (options.experiment is None) == (options.resume is None):
+        parser.error("give --experiment=NAME to begin a run, or --resume=RUN to go on with one")
+    names = ("parent", "seed", "init_from", *(() if options.extend_to else ("workdir",)))
+    is_of_run = [name for name in names if getattr(options, name) not in (None, "")]
+    require(
+        not (options.resume and is_of_run),
+        f"--{' and --'.join(is_of_run)}: a run that goes on has its own; leave it out beside --resume",
+    )
+    require(not options.extend_to or bool(options.resume), "--extend_to needs --resume=RUN, the run that it prolongs")
+    options.seed = options.seed or 0
     require(0 <= options.seed < 2**20, f"--seed ({options.seed}) must lie in [0, {2**20})")
     return options, parse_overrides(parser, options, rest)
 
 
 def add_experiment_options(
-    parser: argparse._ActionsContainer, names: str = "the name of a file in experiments/, or a path"
+    parser: argparse._ActionsContainer,
+    names: str = "the name of a file in experiments/, or a path",
+    *,
+    is_required: bool = True,
 ) -> None:
     """Adds `--experiment`, `--parent` and `--init_from`; `names` explains what the first takes."""
-    parser.add_argument("--experiment", required=True, metavar="NAME", help=names)
+    parser.add_argument("--experiment", required=is_required, metavar="NAME", help=names)
     parser.add_argument(
         "--parent", default="", metavar="NAME", help="apply a variant to this parent instead of its own"
     )

@@ -33,6 +33,8 @@ class Lineage:
     """Scientific fields that the command line set: such a run is ad hoc, and no part of the graph."""
     init_from: Mapping[str, Any] | None = None
     """The trained weights that a run started from, as of `InitialWeights.record`; None where the seed drew them."""
+    extended_from: Mapping[str, Any] | None = None
+    """The `run` of fewer `steps` whose first ones, up to `step`, are those of this run; None where it has none."""
     own_code: Mapping[str, str] = field(default_factory=dict)
     """Digests of the code that its file and those of its ancestors run beyond assigning values, by 'experiment NAME' or
     'module NAME'.

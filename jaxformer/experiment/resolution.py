@@ -66,13 +66,18 @@ def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved
     changed = override(base, without_old_licence(base, overrides))
     ad_hoc = differences(base, changed)
     lineage = dataclasses.replace(resolved.lineage, overrides=ad_hoc)
-    return resolved._replace(experiment=dataclasses.replace(changed, name=base.name + _mark(ad_hoc)), lineage=lineage)
+    named = dataclasses.replace(changed, name=ad_hoc_name(base.name, ad_hoc))
+    return resolved._replace(experiment=named, lineage=lineage)
 
 
-def _mark(changes: Mapping[str, tuple]) -> str:
-    """Returns '' or, where overrides changed the science, '~' and six digits that tell one change from another."""
+def ad_hoc_name(name: str, changes: Mapping[str, Sequence]) -> str:
+    """Returns the name of an experiment whose science overrides changed, from (before, after), if there are any.
+
+    It has '~' and six digits that tell one change from another.
+    """
     texts = sorted((path, repr(after)) for path, (_, after) in changes.items())
-    return AD_HOC + hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6] if texts else ""
+    mark = AD_HOC + hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6] if texts else ""
+    return name.partition(AD_HOC)[0] + mark
 
 
 def _resolve(

@@ -31,6 +31,7 @@ from jaxformer.experiment.experiment import (
 from jaxformer.flops import describe_parameters
 from jaxformer.host.console import format_duration, format_size, print_line, print_wrapped
 from jaxformer.model import abstract_model
+from jaxformer.optimizer import decay_start
 from jaxformer.plan.device_fit import (
     Fit,
     Target,
@@ -177,7 +178,8 @@ def _print_disk(experiment: Experiment, target: Target, fit: Fit) -> None:
         else "by its length"
     )
     checkpoint = (fit.memory.parameters + fit.memory.optimizer) * target.fsdp
-    most = most_kept(experiment.checkpoint, experiment.training.steps)
+    steps = experiment.training.steps
+    most = most_kept(experiment.checkpoint, steps, decay_start(experiment.optimizer, steps))
     print_wrapped(f"disk        the corpus as tokens: {size}")
     print_wrapped(
         f"            {format_size(checkpoint * most)} of checkpoints at most, for {most} of {format_size(checkpoint)}"

@@ -29,6 +29,7 @@ from jaxformer.host.console import format_size, print_line, print_notice
 from jaxformer.host.files import for_json, read_json, require_json, write_json, write_whole
 from jaxformer.host.lock import LOCK, Held, hold
 from jaxformer.host.paths import check_literal, shell_word
+from jaxformer.optimizer import decay_start
 from jaxformer.record import from_dict, missing_parts, to_dict
 from jaxformer.run.identity import ADVICE, CONFIG, code_digest, git_state, read_config
 from jaxformer.run.metrics import recent_loss
@@ -305,6 +306,7 @@ def finished_summary(workdir: Path, experiment: Experiment) -> dict | None:
 def checkpoints_to_come(experiment: Experiment, workdir: Path) -> int:
     """Returns the most checkpoints that the run will need room for beside those that it has."""
     steps, config = experiment.training.steps, experiment.checkpoint
-    saves = steps // config.every_steps + steps // experiment.evaluation.every_steps + 1
+    branch = decay_start(experiment.optimizer, steps)
+    saves = steps // config.every_steps + steps // experiment.evaluation.every_steps + 1 + (branch > 0)
     present = sum(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
-    return max(1, min(saves, most_kept(config, steps)) - present)
+    return max(1, min(saves, most_kept(config, steps, branch)) - present)

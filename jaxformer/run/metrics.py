@@ -17,6 +17,9 @@ from jaxformer.tracking.tracker import Trackers
 # The metric that tells what a step was trained on: no curve.
 BATCH = "train/batch"
 
+# In a run folder, a line for each step, and one for each evaluation.
+METRICS = "metrics.jsonl"
+
 
 class Writer(Closing):
     """Writes scalars by step to `metrics.jsonl`, and gives them to trackers.
@@ -33,10 +36,9 @@ class Writer(Closing):
                 validation at this one, are removed, since they come again.
             trackers: which are given what is left, as far as they lack it.
         """
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS
         self._trackers = trackers or Trackers({})
-        kept = [line for line in read_metrics(folder) if _is_kept(first_step, line["step"], line)]
-        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        kept = cut_metrics(folder, folder, first_step)
         self._file = self._path.open("ab", buffering=0)
         self._waiting = b""
         self._is_behind = False
@@ -95,7 +97,7 @@ def read_metrics(folder: Path) -> list[dict]:
     Raises:
         UserError: it cannot be read.
     """
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     try:
         written = path.read_text(errors="replace", encoding="utf-8").splitlines() if path.exists() else []
     except OSError as error:
@@ -122,7 +124,7 @@ def check_recorded(folder: Path, first_step: int) -> str | None:
     Raises:
         UserError: it has none of them, such as a file that was compressed or emptied since.
     """
-    path, recorded = folder / "metrics.jsonl", _losses_by_step(folder)
+    path, recorded = folder / METRICS, _losses_by_step(folder)
     missing = first_step - sum(1 <= step <= first_step for step in recorded)
     require(
         missing < first_step or first_step == 0,
@@ -154,6 +156,13 @@ def _parse(line: str) -> dict | None:
         return values if isinstance(values["step"], int) else None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def cut_metrics(source: Path, target: Path, first_step: int) -> list[dict]:
+    """Writes to a run folder the metrics of one that stay where a run goes on from a step; returns their lines."""
+    kept = [line for line in read_metrics(source) if _is_kept(first_step, line["step"], line)]
+    write_whole(target / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    return kept
 
 
 def _is_kept(first_step: int, step: int, names: Iterable[str]) -> bool:

@@ -33,23 +33,29 @@ def test_kept_are_the_newest_those_at_multiples_and_the_best(config, expected):
     assert steps_to_keep([14, 2, 4, 12, 6, 8, 10], config, LOSSES) == expected
 
 
+@pytest.mark.parametrize(("decay_start", "expected"), [(1, {12, 14}), (8, {8, 12, 14}), (9, {8, 12, 14})])
+def test_the_newest_up_to_the_decay_is_kept(decay_start, expected):
+    config = CheckpointConfig(keep=2, keep_best=False)
+    assert steps_to_keep([14, 2, 4, 12, 6, 8, 10], config, LOSSES, decay_start) == expected
+
+
 CONFIGS = st.builds(
     CheckpointConfig, keep=st.integers(1, 4), keep_every_steps=st.integers(0, 9), keep_best=st.booleans()
 )
 
 
-@given(CONFIGS, st.integers(1, 40), st.integers(1, 9), st.data())
-def test_newest_and_best_survive_every_save_and_the_room_is_enough(config, steps, every, data):
+@given(CONFIGS, st.integers(1, 40), st.integers(1, 9), st.integers(0, 40), st.data())
+def test_newest_and_best_survive_every_save_and_the_room_is_enough(config, steps, every, decay_start, data):
     """As steps are saved one after another, each before its validation."""
     losses, kept, most = {}, set(), 0
     for step in [*range(every, steps, every), steps]:
         most = max(most, len(kept) + 1)
         before = best_step(kept, losses)
-        kept = steps_to_keep(kept | {step}, config, losses)
+        kept = steps_to_keep(kept | {step}, config, losses, decay_start)
         assert step in kept
         assert not config.keep_best or before is None or best_step(kept, losses) == before
         losses[step] = data.draw(st.floats())
-    assert most <= most_kept(config, steps)
+    assert most <= most_kept(config, steps, decay_start)
 
 
 @pytest.mark.parametrize("field", ["every_steps", "keep"])
