@@ -20,6 +20,7 @@ from jaxformer.config import UserError, require
 # Options of JAX that change how something is computed or, the offset, what a seed is; with JAX's own values.
 RECORDED = {
     "eager_constant_folding": False,
+    "jax_accurate_erf_inv": False,
     "jax_auto_pcast": True,
     "jax_compiler_enable_remat_pass": True,
     "jax_cpu_collectives_implementation": "gloo",

@@ -57,6 +57,7 @@ HARMLESS = (
     "jax_log",
     "jax_mock_gpu_topology",
     "jax_mosaic_allow_hlo",
+    "jax_mosaic_unzip_debug_locations",
     "jax_mtls_",
     "jax_mutable_array_checks",
     "jax_num_cpu_devices",
