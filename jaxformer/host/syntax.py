@@ -1,6 +1,7 @@
 """Python code as its syntax alone, so that comments, docstrings and layout may change and it counts as the same."""
 
 import ast
+import sys
 from collections.abc import Iterator
 
 
@@ -16,7 +17,8 @@ def parse_code(source: bytes) -> ast.Module:
 
 def dump(tree: ast.AST) -> str:
     """Returns a syntax tree as text, the same for all versions of Python that are supported."""
-    return ast.dump(tree).replace(", type_params=[]", "")  # New in 3.12.
+    with_empty: dict = {"show_empty": True} if sys.version_info >= (3, 13) else {}  # Before, there was no choice.
+    return ast.dump(tree, **with_empty).replace(", type_params=[]", "")  # New in 3.12.
 
 
 def statements(tree: ast.AST) -> Iterator[ast.AST]:
