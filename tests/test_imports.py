@@ -22,7 +22,7 @@ PATHS = {
 DIRECTIONS = {
     "commands": "report train",
     "train": "loop plan run",
-    "report": "ablation statistics",
+    "report": "ablation statistics tracking",
     "ablation": "run plan jobs statistics",
     "loop": "run evaluation checkpoint",
     "run": "experiment huggingface",

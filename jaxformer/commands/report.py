@@ -25,7 +25,9 @@ from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
 from jaxformer.report.history import collect_history, summarise_history
 from jaxformer.report.text import decision_table
+from jaxformer.report.tracked import track_report
 from jaxformer.report.write import check_report, write_history, write_report
+from jaxformer.tracking.config import TrackingConfig, check_installed
 
 
 @command
@@ -33,6 +35,8 @@ def main(arguments: list[str]) -> int:
     """Prints what a study decided, and writes its report; returns the exit status."""
     parser = Parser("jaxformer report", docstring(sys.modules[__name__]))
     add_study_options(parser)
+    parser.add_argument("--tracking.to", dest="to", default="", metavar="NAMES", help="trackers to give the report to")
+    parser.add_argument("--tracking.project", dest="project", metavar="NAME", help="their project")
     text = "folder of the report (default: RUNS/reports/NAME)"
     parser.add_argument("--output", type=local_path, metavar="DIR", help=text)
     parser.add_argument("--all", action="store_true", help="one page over all studies, in RUNS/reports/all")
@@ -42,15 +46,20 @@ def main(arguments: list[str]) -> int:
     if options.all:
         is_alone = not (options.study or options.parent or options.variants or options.leave_one_out or options.allow)
         require(is_alone, "--all reports all studies: give no other study and no --allow with it")
+        require(not options.to, "--tracking.to takes the report of one study")
         return report_all(options.runs, options.output or options.runs / "reports" / "all")
     study = chosen_study(options)
     name = Path(options.study).stem if options.study else study.parent
     name += "_leave_one_out" * bool(options.leave_one_out)
     allow, folder = parse_allowed(options.allow), options.output or options.runs / "reports" / name
+    tracking = TrackingConfig(to=options.to, **({"project": options.project} if options.project else {}))
+    check_installed(tracking)
     check_report(folder)
     outcome = judge_study(study, options.runs, allow=allow)
     print_line(decision_table(outcome, output_columns()))
     print_line(f"\n{write_report(outcome, folder)}")
+    if tracking.names:
+        track_report(outcome, folder, name, tracking)
     for line in outcome.unread:
         print_notice(f"not reported: {line}")
     return 0

@@ -1,0 +1,41 @@
+"""A study's verdicts and pictures, given to trackers beside its runs."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jaxformer.ablation.outcome import Outcome
+from jaxformer.report.findings import collect_findings, reason
+from jaxformer.report.summary import summarise_study
+from jaxformer.report.write import MARKDOWN
+from jaxformer.tracking.config import TrackingConfig
+from jaxformer.tracking.tracker import Trackers, open_trackers
+
+
+def track_report(outcome: Outcome, folder: Path, name: str, config: TrackingConfig) -> None:
+    """Gives a study's report to trackers, as a run of its own that goes on as runs of the study are finished.
+
+    A step is the number of its finished runs; it has the pictures and `report.md`. The summary has the verdicts.
+
+    Args:
+        folder: of the report, as `write_report` left it.
+        name: of the study.
+    """
+    runs = sum(len(runs) for each in (outcome.runs, outcome.tried) for runs in each.values())
+    run_id = hashlib.sha256(f"{folder.absolute()}".encode()).hexdigest()[:12]
+    with Trackers(dict(open_trackers(config, folder, f"study {name}", "studies", run_id))) as trackers:
+        trackers.log_hyperparameters({"experiment": f"study {name}", "config": dict(summarise_study(outcome))})
+        pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
+        trackers.log(runs, {"report": (folder / MARKDOWN).read_text(encoding="utf-8"), **pictures})
+        trackers.end_step()
+        trackers.log_summary(verdicts(outcome))
+
+
+def verdicts(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """Returns of each variant the verdict, its reason, and the difference in bits per byte with its error, if any."""
+    found = {}
+    for finding in collect_findings(outcome):
+        difference = finding.comparison.difference if finding.comparison else None
+        numbers = {"difference": difference.mean, "standard_error": difference.standard_error} if difference else {}
+        found[finding.name] = {"verdict": finding.word.value, "reason": reason(finding), **numbers}
+    return found
