@@ -88,7 +88,8 @@ def parse_overrides(parser: Parser, options: argparse.Namespace, arguments: list
     Raises:
         UserError: one of them is no override.
     """
-    known = [name.removeprefix("--") for name in parser._option_string_actions]
+    fields = (f"--{name}.{field.name}" for name, kind in _sections().items() for field in dataclasses.fields(kind))
+    known = [*parser._option_string_actions, *fields]
     overrides = {} if options.init_from is None else {"init_from": options.init_from}
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")

@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from jaxformer.config import CUSTOMARY, UserError, values_by_path
 from jaxformer.experiment.command_line import WIDTH, describe_section, field_docstrings, parse_arguments
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import list_experiments
+from jaxformer.experiment.resolution import load_experiment
 from jaxformer.train import run_command
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
@@ -62,3 +64,49 @@ def test_help_of_an_unknown_section_is_one_line_and_exit_status_2(capsys):
     assert run_command(["--help=modle"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "'modle' is unknown; did you mean model?" in line
+
+
+def test_customary_names_are_given_to_fields_and_options_that_there_are():
+    assert CUSTOMARY.keys() <= {*values_by_path(load_experiment("baseline")), "workdir"}
+
+
+# What others call a field, or one without its section, and the names here.
+NAMES = {
+    "optimizer.lr": "optimizer.learning_rate",
+    "lr": "optimizer.learning_rate",
+    "learning-rate": "optimizer.learning_rate",
+    "learnig_rate": "optimizer.learning_rate",
+    "steps": "training.steps",
+    "optimizer.steps": "training.steps",
+    "max_iters": "training.steps",
+    "model.n_layer": "model.depth",
+    "model.layers": "model.depth",
+    "model.d_model": "model.width",
+    "training.batch_size": "training.rows_per_step",
+    "model.block_size": "packing.row_length",
+    "model.vocab_size": "model.vocabulary_size",
+    "vocab_size": "model.vocabulary_size or tokenizer.vocabulary_size",
+    "eval_interval": "evaluation.every_steps",
+    "path": "corpus.path or tokenizer.path",
+    "data": "corpus.path or mesh.data",
+    "output_dir": "workdir",
+}
+
+
+@pytest.mark.parametrize(("name", "ours"), NAMES.items())
+def test_a_customary_name_or_one_without_its_section_is_refused_with_the_names_here(capsys, name, ours):
+    assert run_command(["--experiment=baseline", f"--{name}=1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"; did you mean {ours}?" in line.replace("--", "")
+    if "." not in name:
+        assert f"did you mean --{ours.split()[0]}" in line
+        return
+    with pytest.raises(UserError, match=f"unknown key {name}; did you mean {ours}"):
+        load_experiment("baseline", {name: "1"})
+
+
+@pytest.mark.parametrize("name", ["dropout", "model.dropout", "model.bias"])
+def test_what_the_model_has_not_is_refused_without_another_name(capsys, name):
+    assert run_command(["--experiment=baseline", f"--{name}=0"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"there is no {name.split('.')[-1]}" in line and "did you mean" not in line
