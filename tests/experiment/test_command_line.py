@@ -1,6 +1,7 @@
 """What `--help` prints: a page, a section's fields, and one line for what is no section."""
 
 import dataclasses
+import itertools
 
 import pytest
 
@@ -48,10 +49,44 @@ def test_help_of_a_section_reports_type_bounds_default_and_meaning(capsys, argum
     assert "  schedule: text, one of cosine, wsd; default 'cosine'\n      'cosine', or 'wsd'" in page
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help=model", "--experiment=baseline", "--model.width=256"],
+        ["--model.width=256", "--experiment", "baseline", "--seed=1", "--help", "model"],
+    ],
+)
+def test_help_of_a_section_reports_the_experiments_values_that_differ_from_the_defaults(capsys, arguments):
+    page = printed(capsys, *arguments)
+    name = load_experiment("baseline", {"model.width": "256"}).name
+    assert page == describe_section("model", load_experiment("baseline", {"model.width": "256"})) + "\n"
+    assert f"no default;\n    {name} has 256\n      D, of the residual stream.\n" in page
+    assert "  norm: text, one of rmsnorm, layernorm or Norm; default 'rmsnorm'\n" in page
+    assert page.count(f"{name} has") == 4  # Without a default: vocabulary size, width, depth and heads.
+
+
+def test_help_of_a_section_names_the_fields_of_what_an_experiment_has_in_it():
+    page = describe_section("model", load_experiment("mixture_of_experts"))
+    assert "mixture_of_experts has MixtureOfExperts\n" in page
+    assert "  feed_forward.top_k: a whole number, at least 1 and below 2**31; default 2\n      k, experts" in page
+    assert "  LayerPart      An attention, or a feed-forward, in place of the model's own\n" in page
+    page = describe_section("training", load_experiment("row_length_ramp"))
+    assert "row_length_ramp has (Phase, Phase)" in page and "  phases.1.start: " in page
+    assert page.count("Share of the steps that lie before it.") == 1
+
+
+def test_help_of_a_section_of_an_experiment_stays_within_its_columns():
+    for name in ("mixture_100m", "hybrid_attention"):
+        experiment = load_experiment(name)
+        for section in SECTIONS:
+            assert max(map(len, describe_section(section, experiment).splitlines())) <= WIDTH, (name, section)
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_help_of_a_section_names_every_field_within_its_columns(section):
     lines = describe_section(section).splitlines()
     assert max(map(len, lines)) <= WIDTH
+    lines = itertools.takewhile(lambda line: not line.startswith("classes, "), lines)
     fields = [line.split(":")[0].strip() for line in lines if line.startswith("  ") and line[2] != " "]
     assert fields == [field.name for field in dataclasses.fields(SECTIONS[section])]
 
