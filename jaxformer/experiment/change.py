@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxformer.config import UserError, replace, require, values_by_path
+from jaxformer.data.kinds import kind_at
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.patches import refuse_patches
 from jaxformer.experiment.variant import Variant
@@ -104,6 +105,22 @@ def differences(before: Experiment, after: Experiment) -> dict[str, tuple[Any, A
 def is_within(leaf: str, path: str) -> bool:
     """Returns whether a dotted path is another, or lies below it."""
     return leaf == path or leaf.startswith(path + ".")
+
+
+def with_kinds(base: Experiment, overrides: Mapping[str, str]) -> dict[str, Any]:
+    """Returns overrides that also set the kind of each corpus whose path they change alone, where it is another there.
+
+    Raises:
+        UserError: no kind is known by the names of the files.
+    """
+    known, result = values_by_path(base.corpus, "corpus."), dict(overrides)
+    for path, value in overrides.items():
+        section, _, name = path.rpartition(".")
+        kind = f"{section}.kind"
+        if name == "path" and value and kind in known and kind not in overrides:
+            found = kind_at(value, known[kind])
+            result |= {kind: found} if found != known[kind] else {}
+    return result
 
 
 def without_old_licence(base: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:

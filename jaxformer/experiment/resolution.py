@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxformer.config import UserError, override, require
 from jaxformer.experiment.best_rate import RATE
-from jaxformer.experiment.change import apply_change, differences, without_old_licence
+from jaxformer.experiment.change import apply_change, differences, with_kinds, without_old_licence
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import find_experiment, is_path, list_experiments, run_experiment_file
 from jaxformer.experiment.lineage import Lineage, Resolved, make_lineage, nearest_shared
@@ -63,7 +63,7 @@ def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved
         UserError: the configuration is not valid.
     """
     base = resolved.experiment
-    changed = override(base, without_old_licence(base, overrides))
+    changed = override(base, without_old_licence(base, with_kinds(base, overrides)))
     ad_hoc = differences(base, changed)
     lineage = dataclasses.replace(resolved.lineage, overrides=ad_hoc)
     return resolved._replace(experiment=dataclasses.replace(changed, name=base.name + _mark(ad_hoc)), lineage=lineage)

@@ -104,6 +104,14 @@ def test_each_text_file_of_a_folder_is_a_document_in_the_order_of_the_names(tmp_
     assert pairs_of(documents) == [("a/z.txt", "ü"), ("a.txt", "one"), ("b.txt", "two\r\n")]
 
 
+def test_other_texts_of_a_folder_are_read_where_none_is_named_txt(tmp_path):
+    for name in ("a.md", "b.py", "c.rst"):
+        (tmp_path / name).write_text(name)
+    assert texts_of(read("text", tmp_path)) == ["a.md", "b.py"]
+    (tmp_path / "d.txt").write_text("d.txt")
+    assert texts_of(read("text", tmp_path)) == ["d.txt"]
+
+
 def test_a_text_file_of_any_suffix_is_a_document(tmp_path):
     write_tree(tmp_path, {"code.py": b"x = 1\n", "other.py": b"y"})
     assert pairs_of(read("text", tmp_path / "code.py")) == [("code.py", "x = 1\n")]
@@ -342,9 +350,9 @@ def test_a_path_at_which_nothing_is_found_is_named(tmp_path, path):
         load_documents(CorpusConfig(kind="text", path=str(tmp_path / path)))
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("text", ".txt"), ("jsonl", ".json.gz"), ("parquet", ".parquet")])
+@pytest.mark.parametrize(("kind", "suffix"), [("text", ".txt or .md or .py"), ("jsonl", ".json.gz"), ("parquet", ".parquet")])
 def test_a_folder_without_a_file_of_the_kind_is_refused_with_the_suffixes_it_needs(tmp_path, kind, suffix):
-    write_tree(tmp_path, {"README.md": b"nothing to read"})
+    write_tree(tmp_path, {"README.rst": b"nothing to read"})
     with pytest.raises(UserError, match=rf"the folder holds no .*{re.escape(suffix)} file"):
         load_documents(CorpusConfig(kind=kind, path=str(tmp_path)))
 
