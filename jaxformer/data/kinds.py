@@ -12,7 +12,15 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from jaxformer.config import UserError, require
-from jaxformer.data.documents import Document, help_topics, may_be_cut, pystdlib_files, read_pystdlib, read_text
+from jaxformer.data.documents import (
+    Document,
+    help_topics,
+    may_be_cut,
+    pystdlib_files,
+    read_only_text,
+    read_pystdlib,
+    read_text,
+)
 from jaxformer.data.globs import has_suffix
 from jaxformer.data.reader import Reader, check_path, read_own
 from jaxformer.data.records import (
@@ -32,7 +40,7 @@ from jaxformer.host.paths import expanded
 
 # Versions of the reader, by what they changed. Add one where the same files would give other documents, so that nothing
 # prepared before is taken for the new.
-MARKS_VERSION, PIECES_VERSION = 2, 3
+MARKS_VERSION, PIECES_VERSION, ONLY_VERSION = 2, 3, 4
 
 # Text of a part, bytes: enough that opening its file is nothing beside reading it.
 PART_BYTES = 128 << 20
@@ -82,6 +90,8 @@ class Kind:
     split: str
     text_field: str
     key_field: str
+    validation_share: float
+    tokens: int
 
     needs_path: ClassVar[bool] = True
     """Whether there is a path, or must be none."""
@@ -198,15 +208,24 @@ class _Text(Kind):
     def version(self, files):
         """Since `MARKS_VERSION` a byte order mark is no text, for which nobody has looked at a remote place.
 
-        Since `PIECES_VERSION` the pieces of one of several files have one key.
+        Since `PIECES_VERSION` the pieces of one of several files have one key; since `ONLY_VERSION` the end of the only
+        one is for validation.
         """
+        if self._share_of_end(files):
+            return ONLY_VERSION
         if len(files) > 1 and any(may_be_cut(file) for file in files):
             return PIECES_VERSION
         return MARKS_VERSION if is_remote(self.path) or any(map(has_byte_order_mark, files)) else 1
 
     def read(self, files, part, skip, text_bytes):
-        pieces = read_text(files[part.first : part.stop], is_only=len(files) == 1)
+        is_only, chosen = len(files) == 1, files[part.first : part.stop]
+        pieces = read_only_text(files[0], self._share_of_end(files)) if is_only else read_text(chosen)
         return itertools.islice(pieces, skip, None)
+
+    def _share_of_end(self, files: Sequence[SourceFile]) -> float:
+        """Returns which share of an only file, its end, is for validation; 0 where a budget may end it before."""
+        is_whole = len(files) == 1 and (not self.tokens or self.tokens >= files[0].size)
+        return self.validation_share if is_whole else 0.0
 
     def shared_keys(self, documents, keys):
         return f"the {documents:,} documents are pieces of {keys:,} files, and those of one file stay together"
@@ -328,9 +347,11 @@ KINDS: dict[str, type[Kind]] = {
 }
 
 
-def kind_of(named: str | Reader, path: str, split: str, text_field: str, key_field: str) -> Kind:
-    """Returns the kind of `CorpusConfig.kind`, but a mixture."""
-    taken = (path, split, text_field, key_field)
+def kind_of(
+    named: str | Reader, path: str, split: str, text_field: str, key_field: str, validation_share: float, tokens: int
+) -> Kind:
+    """Returns the kind of `CorpusConfig.kind`, but a mixture, with other fields of a `CorpusConfig`."""
+    taken = (path, split, text_field, key_field, validation_share, tokens)
     return KINDS[named](*taken) if isinstance(named, str) else _Own(*taken, named)
 
 
