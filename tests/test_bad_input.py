@@ -590,7 +590,8 @@ ARGUMENTS = {
     f"--evaluation.validation_bytes={10**30}": f"validation_bytes ({10**30}) must fit",
     "--evaluation.sample_tokens=-1": "evaluation.sample_tokens (-1)",
     f"--evaluation.sample_tokens={2**40}": f"evaluation.sample_tokens ({2**40})",
-    "--name=x": "name",
+    "--name=a/b": "name 'a/b': a run folder is named after it",
+    "--name=swiglu": "name 'swiglu' is that of an experiment",
     "--question": "question",
 }
 

@@ -38,7 +38,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     group = parser.add_argument_group()  # Without a title.
     add_experiment_options(group, f"{_first_experiments(WIDTH - _INDENT - 11)}, or a path")
     add = group.add_argument
-    add("--workdir", type=local_path, metavar="DIR", help="run folder (default: runs/EXPERIMENT/seed_SEED)")
+    add("--workdir", type=local_path, metavar="DIR", help="run folder (default: runs/NAME/seed_SEED)")
     add("--seed", type=int, default=0, metavar="N", help="seed of initialisation and data order (default: 0)")
     add("--print_config", action="store_true", help="print the resolved configuration and exit")
     add(
@@ -61,7 +61,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
 def add_experiment_options(
     parser: argparse._ActionsContainer, names: str = "the name of a file in experiments/, or a path"
 ) -> None:
-    """Adds `--experiment`, `--parent` and `--init_from`; `names` explains what the first takes."""
+    """Adds `--experiment`, `--parent`, `--init_from`, `--name` and `--question`; `names` explains the first."""
     parser.add_argument("--experiment", required=True, metavar="NAME", help=names)
     parser.add_argument(
         "--parent", default="", metavar="NAME", help="apply a variant to this parent instead of its own"
@@ -71,6 +71,8 @@ def add_experiment_options(
         metavar="DIR",
         help="start from the weights of a run or Hugging Face folder",
     )
+    parser.add_argument("--name", metavar="NAME", help="name of the run and its folder (default: the experiment's)")
+    parser.add_argument("--question", metavar="TEXT", help="what the run is to tell (default: the experiment's)")
     add_code_option(parser, argparse.SUPPRESS)  # For `init_from` alone.
 
 
@@ -82,11 +84,11 @@ def add_code_option(
 
 
 def parse_overrides(parser: Parser, options: argparse.Namespace, arguments: list[str]) -> dict[str, str]:
-    """Returns the values of `--section.field=value` by dotted path, and that of `--init_from`.
+    """Returns the values of `--section.field=value` by dotted path, and those of `--init_from` and its like.
 
     Args:
         parser: of the command; for an argument that it does not know, the error names the nearest that it does.
-        options: what it knows, `init_from` among it.
+        options: what it knows, those of `add_experiment_options` among it.
         arguments: those that are none of its options.
 
     Raises:
@@ -94,7 +96,8 @@ def parse_overrides(parser: Parser, options: argparse.Namespace, arguments: list
     """
     fields = (f"--{name}.{field.name}" for name, kind in _sections().items() for field in dataclasses.fields(kind))
     known = [*parser._option_string_actions, *fields]
-    overrides = {} if options.init_from is None else {"init_from": options.init_from}
+    given = {name: getattr(options, name) for name in ("init_from", "name", "question")}
+    overrides = {name: value for name, value in given.items() if value is not None}
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
         if not (argument.startswith("--") and "." in name):

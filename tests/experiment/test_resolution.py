@@ -208,3 +208,33 @@ def test_a_reader_of_ones_own_keeps_what_it_reads(files, write):
 def test_a_path_whose_kind_is_not_known_is_refused(files, path, message):
     with pytest.raises(UserError, match=message):
         resolve("baseline", {"corpus.path": path})
+
+
+def test_a_run_can_be_named_and_asked_what_it_is_to_tell():
+    plain, values = resolve("baseline"), {"model.width": "64", "name": "narrow", "question": "Is it enough?"}
+    named = resolve("baseline", values)
+    assert (named.experiment.name, named.experiment.question) == ("narrow", "Is it enough?")
+    assert (named.lineage.experiment, list(named.lineage.overrides)) == ("baseline", ["model.width"])
+    assert identify(named.experiment, 0) == identify(resolve("baseline", {"model.width": "64"}).experiment, 0)
+    assert resolve("baseline", {"name": "baseline"}).experiment == plain.experiment
+
+
+def test_the_question_of_a_run_on_another_corpus_is_what_was_set(files):
+    plain = resolve("baseline").experiment.question
+    assert resolve("baseline", {"model.width": "64"}).experiment.question == plain
+    values = {"corpus.path": "own.jsonl", "model.width": "64"}
+    other = resolve("baseline", values).experiment
+    assert other.question == "baseline with model.width=64, corpus.kind=jsonl, corpus.path=own.jsonl"
+    assert resolve("baseline", values | {"question": "Why?"}).experiment.question == "Why?"
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a~b", "a@b", "a b", "-a", "a\n"])
+def test_a_name_that_no_folder_is_given_is_refused(name):
+    with pytest.raises(UserError, match=r"^name '.*': a run folder is named after it; use letters, digits"):
+        resolve("baseline", {"name": name})
+
+
+@pytest.mark.parametrize("values", [{"name": "swiglu"}, {"name": "baseline", "model.width": "64"}])
+def test_no_run_takes_the_name_of_an_experiment_that_it_is_not(values):
+    with pytest.raises(UserError, match=f"name '{values['name']}' is that of an experiment, which this is not"):
+        resolve("baseline", values)
