@@ -7,6 +7,7 @@ micro-batches) are distinguished by `execution`, because only the first identify
 
 import dataclasses
 import difflib
+import itertools
 import math
 import types
 import typing
@@ -38,9 +39,85 @@ def require_one_of(name: str, value: str, choices: Iterable[str]) -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns '; did you mean X?' for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    """Returns '; did you mean X?' for the nearest known word, or nothing.
+
+    Of dotted paths and options those are the nearest that end in the same name, or in what others call by it
+    (`CUSTOMARY`).
+    """
+    paths = {each.lstrip("-").lower(): each for each in known}
+    path = word.lstrip("-").lower().replace("-", "_")
+    section, _, name = path.rpartition(".")
+    ours = [one for one, theirs in CUSTOMARY.items() if name in theirs.split()]
+    near = _nearest(path, [each for each in paths if each in ours or f".{each}".endswith(f".{name}")])
+    if not near and name in _ABSENT:
+        return f"; there is no {name}"
+    siblings = [each for each in paths if each.rpartition(".")[0] == section]
+    for candidates, cutoff in ((siblings, 0.6), (paths, 0.75)):
+        ends = {each.rpartition(".")[2]: each for each in candidates}
+        near = near or [ends[end] for end in difflib.get_close_matches(name, ends, n=1, cutoff=cutoff)]
+    if not siblings:
+        near = near or difflib.get_close_matches(path, paths, n=1, cutoff=0.6)
+    return f"; did you mean {' or '.join(paths[each] for each in near)}?" if near else ""
+
+
+def _nearest(path: str, candidates: list[str]) -> list[str]:
+    """Returns the dotted paths that share most sections with one and, of those, are the shortest."""
+
+    def nearness(each: str) -> tuple[int, int]:
+        ours, theirs = each.split("."), path.split(".")
+        shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False))
+        return sum(1 for _ in shared), -len(ours)
+
+    return [each for each in candidates if nearness(each) == max(map(nearness, candidates))]
+
+
+# What fields are called elsewhere (by nanoGPT, Hugging Face's transformers and papers), by what they are here.
+CUSTOMARY = {
+    "model.vocabulary_size": "vocab_size n_vocab",
+    "tokenizer.vocabulary_size": "vocab_size n_vocab",
+    "model.width": "n_embd d_model hidden_size n_embed embed_dim emb_dim embedding_dim dim hidden_dim",
+    "model.depth": "n_layer n_layers num_layers num_hidden_layers layers blocks num_blocks",
+    "model.heads": "n_head n_heads num_heads num_attention_heads attention_heads",
+    "model.key_value_heads": "n_kv_head n_kv_heads num_kv_heads num_key_value_heads kv_heads",
+    "model.head_width": "head_dim head_size d_head d_kv",
+    "model.feed_forward_width": "intermediate_size d_ff ffn_dim n_inner mlp_dim ffn_hidden_size",
+    "model.activation": "hidden_act activation_function act act_fn",
+    "model.norm_epsilon": "rms_norm_eps layer_norm_eps layer_norm_epsilon norm_eps",
+    "model.rope_base": "rope_theta theta",
+    "model.sliding_window": "window window_size attention_window",
+    "model.tied_embeddings": "tie_word_embeddings tie_embeddings weight_tying",
+    "model.logit_soft_cap": "softcap final_logit_softcapping logit_softcap",
+    "model.remat": "gradient_checkpointing activation_checkpointing checkpointing",
+    "corpus.path": "dataset dataset_name data data_path data_dir train_file",
+    "corpus.validation_share": "val_split val_share validation_split validation_split_percentage",
+    "corpus.text_field": "text_column",
+    "packing.row_length": "block_size context_length context seq_len seq_length sequence_length max_seq_len "
+    "max_seq_length max_length n_positions n_ctx max_position_embeddings",
+    "optimizer.learning_rate": "lr max_lr peak_lr base_lr",
+    "optimizer.final_learning_rate_share": "min_lr min_lr_ratio final_lr",
+    "optimizer.schedule": "lr_scheduler_type lr_scheduler lr_schedule scheduler",
+    "optimizer.warmup_steps": "warmup warmup_iters num_warmup_steps warmup_ratio",
+    "optimizer.b1": "beta1 adam_beta1 beta_1",
+    "optimizer.b2": "beta2 adam_beta2 beta_2",
+    "optimizer.epsilon": "eps adam_epsilon adam_eps",
+    "optimizer.weight_decay": "wd",
+    "optimizer.clip_norm": "grad_clip max_grad_norm clip gradient_clip gradient_clip_val clip_grad_norm",
+    "optimizer.name": "optim optimizer_type",
+    "training.steps": "max_iters max_steps num_steps total_steps train_steps num_train_steps n_steps iters iterations "
+    "lr_decay_iters epochs num_epochs num_train_epochs",
+    "training.rows_per_step": "batch_size batch train_batch_size per_device_train_batch_size global_batch_size",
+    "training.micro_batches": "gradient_accumulation_steps grad_accum grad_accum_steps accumulation_steps",
+    "training.compute_dtype": "dtype precision mixed_precision bf16 fp16",
+    "training.log_every_steps": "log_interval logging_steps log_every",
+    "checkpoint.every_steps": "save_steps save_interval save_every checkpoint_every checkpoint_interval",
+    "checkpoint.keep": "save_total_limit",
+    "evaluation.every_steps": "eval_interval eval_steps eval_every",
+    "evaluation.validation_bytes": "eval_iters",
+    "workdir": "out_dir output_dir",
+}
+
+# What others have and this library has not.
+_ABSENT = ("dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout", "bias")
 
 
 def execution(default: Any) -> Any:
@@ -110,6 +187,7 @@ def override(config: Any, texts: Mapping[str, str]) -> Any:
     Raises:
         UserError: an unknown path (with the nearest known one), or a text that is not of the field's type.
     """
+    _check_paths(config, texts)
     return _replaced(config, texts, _parse, "")
 
 
@@ -119,7 +197,43 @@ def replace(config: Any, values: Mapping[str, Any]) -> Any:
     Raises:
         UserError: an unknown path (with the nearest known one), or values that are no valid configuration.
     """
+    _check_paths(config, values)
     return _replaced(config, values, None, "")
+
+
+def values_by_path(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns every value of a configuration by dotted path, sections among them."""
+    return {
+        path: value
+        for name, child in _children(config).items()
+        for path, value in ({prefix + name: child} | values_by_path(child, f"{prefix}{name}.")).items()
+    }
+
+
+def _children(node: Any) -> dict[str, Any]:
+    """Returns what a section or a tuple holds, by its name or index; nothing for any other value."""
+    if isinstance(node, tuple):
+        return {str(i): value for i, value in enumerate(node)}
+    return {f.name: getattr(node, f.name) for f in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
+
+
+def _check_paths(config: Any, paths: Iterable[str]) -> None:
+    """Raises `UserError` unless all paths are there, each of them set as a whole or in parts."""
+    known, paths = {"": config, **values_by_path(config)}, list(paths)
+    for path in paths:
+        for each in paths:
+            require(not path.startswith(f"{each}."), f"{each} is set as a whole and in parts; set one of them")
+        if path not in known:
+            _refuse_unknown(path, known)
+
+
+def _refuse_unknown(path: str, known: Mapping[str, Any]) -> NoReturn:
+    section = path
+    while section not in known:
+        section = section.rpartition(".")[0]
+    candidates = [each for each in known if not path.startswith(f"{each}.") or not _children(known[each])]
+    inside = ", ".join(_children(known[section])) or "nothing"
+    raise UserError(f"unknown key {path}{did_you_mean(path, candidates) or f'; known here: {inside}'}")
 
 
 def _replaced(config: Any, values: Mapping[str, Any], parse: Callable | None, prefix: str) -> Any:
@@ -127,12 +241,10 @@ def _replaced(config: Any, values: Mapping[str, Any], parse: Callable | None, pr
     for path, value in values.items():
         head, _, rest = path.partition(".")
         groups.setdefault(head, {})[rest] = value
+    known = _children(config)
     if isinstance(config, tuple):
-        known = {str(i): value for i, value in enumerate(config)}
-        changed = {**known, **_changed(known, {}, groups, parse, prefix)}
-        return tuple(changed.values())
+        return tuple({**known, **_changed(known, {}, groups, parse, prefix)}.values())
     hints = typing.get_type_hints(type(config))
-    known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return dataclasses.replace(config, **_changed(known, hints, groups, parse, prefix))
 
 
@@ -140,36 +252,19 @@ def _changed(known: dict, hints: dict, groups: dict[str, dict], parse: Callable 
     """Returns the new values of the named children of one node."""
     changed = {}
     for name, inner in groups.items():
-        path = prefix + name
-        if name not in known:
-            _unknown(path, known, prefix)
-        value = known[name]
+        path, value = prefix + name, known[name]
+        if "" not in inner:
+            changed[name] = _replaced(value, inner, parse, path + ".")
+            continue
         is_node, kind = dataclasses.is_dataclass(value) or isinstance(value, tuple), hints.get(name, type(value))
-        if "" in inner and is_node and parse and _parser(kind) is None:
-            inside = ", ".join(f"{path}.{f}" for f in _children(value)[:3])
+        if is_node and parse and _parser(kind) is None:
+            inside = ", ".join(f"{path}.{child}" for child in [*_children(value)][:3])
             advice = f"set one of its fields: {inside}, ..." if inside else "set it in an experiment file"
             raise UserError(f"{path} is a section, not a value; {advice}")
-        if "" in inner:
-            require(len(inner) == 1, f"{path} is set as a whole and in parts; set one of them")
-            is_one_kind = is_node and isinstance(kind, type)
-            require(not is_one_kind or isinstance(inner[""], type(value)), f"{path} must be a {type(value).__name__}")
-            changed[name] = parse(path, inner[""], kind) if parse else inner[""]
-            continue
-        if not is_node:
-            _unknown(f"{path}.{next(iter(inner))}", known, prefix)
-        changed[name] = _replaced(value, inner, parse, path + ".")
+        is_one_kind = is_node and isinstance(kind, type)
+        require(not is_one_kind or isinstance(inner[""], type(value)), f"{path} must be a {type(value).__name__}")
+        changed[name] = parse(path, inner[""], kind) if parse else inner[""]
     return changed
-
-
-def _children(node: Any) -> list[str]:
-    """Returns the names of what a section holds, or the indices of a tuple."""
-    return [*map(str, range(len(node)))] if isinstance(node, tuple) else [f.name for f in dataclasses.fields(node)]
-
-
-def _unknown(path: str, known: dict, prefix: str) -> NoReturn:
-    candidates = [prefix + name for name in known]
-    hint = did_you_mean(path, candidates) or f"; known here: {', '.join(candidates) or 'nothing'}"
-    raise UserError(f"unknown key {path}{hint}")
 
 
 def _parse(path: str, text: str, kind: type) -> Any:

@@ -106,10 +106,14 @@ def test_a_text_of_another_type_is_refused_with_path_rule_and_text(path, text, r
 @pytest.mark.parametrize(
     ("path", "hint"),
     [
-        ("modle.width", "did you mean model?"),
+        ("modle", "did you mean model?"),
+        ("modle.width", "did you mean model.width?"),
         ("model.widht", "did you mean model.width?"),
         ("parts.1.wieght", "did you mean parts.1.weight?"),
         ("model.width.wide", "did you mean model.width?"),
+        ("model.Tied", "did you mean model.tied?"),
+        ("model.path", "did you mean logging.path?"),
+        ("model.qqq", "known here: width, heads, dropout, tied, activation"),
         ("qqq", "known here: model, parts, shape, steps, workers, logging"),
     ],
 )

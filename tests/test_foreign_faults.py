@@ -1153,7 +1153,7 @@ def test_another_path_does_not_keep_the_licence(user, make_texts):
     user.write("own.jsonl", lines(make_texts(120, 5)))
     ended = user.train("--corpus.path=own.jsonl", experiment="licensed.py")
     assert ended.status == 0
-    assert "own.jsonl (licence: not stated)" in ended.out
+    assert "own.jsonl (kind: jsonl, licence: not stated)" in ended.out
 
 
 # Runs and checkpoints.

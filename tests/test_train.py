@@ -217,6 +217,8 @@ def test_run_folder_is_named_after_experiment_and_seed(monkeypatch):
     assert folders[0] == (Path("runs/baseline/seed_0"), 0)
     (_, name, last), seed = folders[1][0].parts, folders[1][1]
     assert name.startswith("baseline~") and (last, seed) == ("seed_5", 5)
+    assert main(["--experiment=baseline", "--name=mine", "--model.depth=2"]) == 0
+    assert folders[2] == (Path("runs/mine/seed_0"), 0)
 
 
 def test_checkpoints_of_another_run_are_refused_even_without_its_config_file(

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxformer.config import UserError
 from jaxformer.data import kinds
-from jaxformer.data.corpus import Documents, key_fraction
+from jaxformer.data.corpus import Documents, split_fraction
 from jaxformer.data.documents import Document
 from jaxformer.data.kinds import CorpusPart
 from jaxformer.data.reader import Reader
@@ -46,8 +46,8 @@ class Run(NamedTuple):
     """The documents that become a chunk, in columns, which go through a pipe several times as fast as rows."""
 
     texts: list[str]
-    keys: list[str]
-    """`texts` and `keys`: of those that hold more than whitespace."""
+    fractions: list[float]
+    """`texts`, and what decides their split (`split_fraction`): of those that hold more than whitespace."""
     bad: list[str]
     """What is wrong with the bad records, and where."""
     read: int
@@ -67,7 +67,7 @@ class Chunk(NamedTuple):
     digests: np.ndarray
     """16 bytes (documents,), of its text."""
     fractions: np.ndarray
-    """float64 (documents,), the hash of its key, which decides its split."""
+    """float64 (documents,), which decides its split: the hash of its key, or where it stands in an only text."""
     read: np.ndarray
     """Documents of the run, also those that hold no text, and bad records."""
     is_last: np.ndarray
@@ -83,21 +83,21 @@ def encode_chunk(run: Run, tokenizer: Tokenizer) -> Chunk:
     encoded = tokenizer.encode_batch(run.texts)
     if not tokenizer.is_lossless:  # One may keep nothing of a text, as of control characters.
         kept = [i for i, ids in enumerate(encoded) if ids.size]
-        run = run._replace(texts=[run.texts[i] for i in kept], keys=[run.keys[i] for i in kept])
+        run = run._replace(texts=[run.texts[i] for i in kept], fractions=[run.fractions[i] for i in kept])
         encoded = [encoded[i] for i in kept]
     tokens = np.array([len(ids) for ids in encoded], np.int32)
     ids = np.concatenate([np.empty(0, np.int32), *encoded])
     if not tokens.all() or ids.min(initial=0) < 0 or ids.max(initial=0) >= tokenizer.vocabulary_size:
         is_wrong = [each.size == 0 or each.min() < 0 or each.max() >= tokenizer.vocabulary_size for each in encoded]
-        key = run.keys[is_wrong.index(True)]
-        raise AssertionError(f"document {key!r} has ids outside of the tokenizer's vocabulary")
+        text = run.texts[is_wrong.index(True)]
+        raise AssertionError(f"document {text!r:.60} has ids outside of the tokenizer's vocabulary")
     bytes_of = [text.encode() for text in run.texts]
     return Chunk(
         ids=ids.astype(id_dtype(tokenizer.vocabulary_size)),
         tokens=tokens,
         text_bytes=np.array([len(each) for each in bytes_of], np.int32),
         digests=np.array([hashlib.blake2b(each, digest_size=16).digest() for each in bytes_of], "V16"),
-        fractions=np.array([key_fraction(key) for key in run.keys], np.float64),
+        fractions=np.array(run.fractions, np.float64),
         read=np.array(run.read),
         is_last=np.array(run.is_last),
         bad=np.array(len(run.bad)),
@@ -245,16 +245,16 @@ def _store(tokenizer: Tokenizer, to_make: tuple[Path, CorpusPart, Run]) -> Store
 
 def _runs(documents: Iterable[Document]) -> Iterator[Run]:
     """Yields the runs of documents that become chunks; at least one, if an empty one."""
-    texts, keys, bad, read, size = [], [], [], 0, 0
+    texts, fractions, bad, read, size = [], [], [], 0, 0
     for document in documents:
         if size >= CHUNK_CHARACTERS:
-            yield Run(texts, keys, bad, read, False)
-            texts, keys, bad, read, size = [], [], [], 0, 0
+            yield Run(texts, fractions, bad, read, False)
+            texts, fractions, bad, read, size = [], [], [], 0, 0
         read += 1
         size += len(document.text)
         if document.bad:
             bad.append(document.bad)
         elif document.text and not document.text.isspace():
             texts.append(document.text)
-            keys.append(document.key)
-    yield Run(texts, keys, bad, read, True)
+            fractions.append(split_fraction(document))
+    yield Run(texts, fractions, bad, read, True)

@@ -57,7 +57,7 @@ class CorpusConfig:
     """Its licence, recorded with every run. Whoever sets another path or kind states origin and licence anew."""
     validation_share: Annotated[float, Bounds(above=0, below=1)] = 0.02
     """Share of the documents, those with the smallest hashes of their keys, that is kept for validation; at least one
-    document is.
+    document is. Of a single text, without `tokens` that may end it before, the last bytes are.
     """
     tokens: NonNegativeInt = 0
     """Training tokens that are prepared, without BOS and EOS: documents are taken in reading order until those for
@@ -103,7 +103,15 @@ class CorpusConfig:
 
     def opened(self) -> Kind:
         """Returns the kind of a corpus that is no mixture, with what it takes of its configuration."""
-        return kind_of(self.kind, self.path, self.split, self.text_field, self.key_field)
+        return kind_of(
+            self.kind,
+            self.path,
+            self.split,
+            self.text_field,
+            self.key_field,
+            self.validation_share,
+            self.tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -283,6 +291,11 @@ def unique_documents(documents: Iterable[Document], counts: Counter) -> Iterator
             continue
         seen.add(digest)
         yield document
+
+
+def split_fraction(document: Document) -> float:
+    """Returns a number in [0, 1): a document is for validation if it is below `CorpusConfig.validation_share`."""
+    return key_fraction(document.key) if document.fraction is None else document.fraction
 
 
 def key_fraction(key: str) -> float:

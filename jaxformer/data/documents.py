@@ -13,7 +13,7 @@ from jaxformer.data.records import BadRecord, Record, decode, not_utf8, require_
 from jaxformer.data.source_files import SourceFile, open_file
 
 # A longer text file is several documents. Those of one file stay together, as they are about one thing, unless there
-# is no other file: then they are what can be split into training and validation.
+# is no other file: then those that begin in its last part are for validation.
 TEXT_CHARACTERS = 1 << 16
 
 # Of a text file that are read at a time.
@@ -27,6 +27,8 @@ class Document(NamedTuple):
     text: str
     bad: str = ""
     """Why there is no text: what is wrong with the record, which is left out, and where it stands."""
+    fraction: float | None = None
+    """In [0, 1): it is for validation if that is below `corpus.validation_share`. None for the hash of the key."""
 
 
 def _pystdlib_root() -> Path:
@@ -77,22 +79,41 @@ def may_be_cut(file: SourceFile) -> bool:
     return file.size > TEXT_CHARACTERS
 
 
-def read_text(files: Sequence[SourceFile], *, is_only: bool = False) -> Iterator[Document | BadRecord]:
-    """Yields each file as a document, or as several of at most `TEXT_CHARACTERS` if it is long.
-
-    Those of one file have one key, unless it is the only file of its corpus.
+def read_text(files: Sequence[SourceFile]) -> Iterator[Document | BadRecord]:
+    """Yields each file as a document, or as several of at most `TEXT_CHARACTERS` and one key if it is long.
 
     A byte order mark at its start is no part of the text. Of a file that is not UTF-8 what is wrong is yielded in the
     place of the document in which it stands, and nothing behind it.
     """
     for file in files:
-        # A file's name may be no Unicode text; what it cannot say is written as escapes.
-        key = file.name.encode("utf-8", "backslashreplace").decode()
         try:
-            for number, text in enumerate(_cut_text(_read_blocks(file.path))):
-                yield Document(f"{key}#{number}" if number and is_only else key, text)
+            for text in _cut_text(_read_blocks(file.path)):
+                yield Document(_key(file), text)
         except BadRecord as error:
             yield error
+
+
+def read_only_text(file: SourceFile, validation_share: float) -> Iterator[Document | BadRecord]:
+    """Yields the only file of a corpus as documents of a key each, in other respects as `read_text` does.
+
+    Args:
+        validation_share: of the file's bytes, the last ones, that is for validation, from a line on where there is one;
+            0 leaves the split to the keys.
+    """
+    middle, behind = int(file.size * (1 - validation_share)) + 1, 0
+    pieces = _cut_again(_cut_text(_read_blocks(file.path)), middle, (file.size - middle) // 2)
+    try:
+        for number, text in enumerate(pieces):
+            fraction = (file.size - behind) / max(1, file.size) if validation_share else None
+            yield Document(f"{_key(file)}#{number}" if number else _key(file), text, fraction=fraction)
+            behind += len(text.encode())
+    except BadRecord as error:
+        yield error
+
+
+def _key(file: SourceFile) -> str:
+    """Returns a file's name; it may be no Unicode text, and what it cannot say is written as escapes."""
+    return file.name.encode("utf-8", "backslashreplace").decode()
 
 
 def _read_blocks(path: str) -> Iterator[str]:
@@ -131,6 +152,19 @@ def _cut_text(blocks: Iterable[str]) -> Iterator[str]:
             yield text[first:end]
             first = end
     yield text[first:]
+
+
+def _cut_again(texts: Iterable[str], place: int, distance: int) -> Iterator[str]:
+    """Yields texts, the one that holds a place cut there, or behind the next line that ends in a distance; bytes."""
+    behind = 0
+    for text in texts:
+        before, behind = behind, behind + len(text.encode())
+        if before < place < behind:
+            there = len(text.encode()[: place - before].decode(errors="replace"))  # Behind a character that it is in.
+            there = text.find("\n", there, there + distance) + 1 or there
+            yield text[:there]
+            text = text[there:]
+        yield text
 
 
 def to_document(record: Record, text_field: str, key_field: str) -> Document:

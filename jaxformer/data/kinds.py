@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,20 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxformer.data.documents import Document, help_topics, may_be_cut, pystdlib_files, read_pystdlib, read_text
+from jaxformer.config import UserError, require
+from jaxformer.data.documents import (
+    Document,
+    help_topics,
+    may_be_cut,
+    pystdlib_files,
+    read_only_text,
+    read_pystdlib,
+    read_text,
+)
+from jaxformer.data.globs import has_suffix
 from jaxformer.data.reader import Reader, check_path, read_own
 from jaxformer.data.records import (
+    OTHER_TEXTS,
     SUFFIXES,
     BadRecord,
     Record,
@@ -23,11 +35,12 @@ from jaxformer.data.records import (
     row_group_bytes,
 )
 from jaxformer.data.remote import is_remote
-from jaxformer.data.source_files import SourceFile, find_files, has_byte_order_mark, pinned
+from jaxformer.data.source_files import Listing, SourceFile, find_files, has_byte_order_mark, pinned
+from jaxformer.host.paths import expanded
 
 # Versions of the reader, by what they changed. Add one where the same files would give other documents, so that nothing
 # prepared before is taken for the new.
-MARKS_VERSION, PIECES_VERSION = 2, 3
+MARKS_VERSION, PIECES_VERSION, ONLY_VERSION = 2, 3, 4
 
 # Text of a part, bytes: enough that opening its file is nothing beside reading it.
 PART_BYTES = 128 << 20
@@ -77,6 +90,8 @@ class Kind:
     split: str
     text_field: str
     key_field: str
+    validation_share: float
+    tokens: int
 
     needs_path: ClassVar[bool] = True
     """Whether there is a path, or must be none."""
@@ -90,7 +105,11 @@ class Kind:
     def check(self) -> None:
         """Raises `UserError` unless its sources are there; remote places are not looked at."""
         if not is_remote(self.path):
-            find_files(self.path, self.suffixes(), "corpus.path")
+            self.listing(self.path)
+
+    def listing(self, path: str) -> Listing:
+        """Returns the files at a path; raises `UserError` where there are none."""
+        return find_files(path, self.suffixes(), "corpus.path")
 
     def find(self, *, newest: bool = False) -> Sources:
         """Returns its sources.
@@ -99,7 +118,7 @@ class Kind:
             newest: looks up again at which commit a branch of the Hub stands.
         """
         path, commit = pinned(self.path, "corpus.path", newest=newest)
-        listing = find_files(path, self.suffixes(), "corpus.path")
+        listing = self.listing(path)
         return Sources(listing.files, path, commit=commit, passed_over=str(listing), beside_files=commit)
 
     def version(self, files: Sequence[SourceFile]) -> int:
@@ -177,18 +196,36 @@ class _Text(Kind):
     def suffixes(self):
         return SUFFIXES["text"]
 
+    def listing(self, path):
+        """Returns those named .txt; of a folder of this machine that has none, those of other texts."""
+        try:
+            return super().listing(path)
+        except UserError:
+            if not os.path.isdir(expanded(path)):
+                raise
+            return find_files(path, SUFFIXES["text"] + OTHER_TEXTS, "corpus.path")
+
     def version(self, files):
         """Since `MARKS_VERSION` a byte order mark is no text, for which nobody has looked at a remote place.
 
-        Since `PIECES_VERSION` the pieces of one of several files have one key.
+        Since `PIECES_VERSION` the pieces of one of several files have one key; since `ONLY_VERSION` the end of the only
+        one is for validation.
         """
+        if self._share_of_end(files):
+            return ONLY_VERSION
         if len(files) > 1 and any(may_be_cut(file) for file in files):
             return PIECES_VERSION
         return MARKS_VERSION if is_remote(self.path) or any(map(has_byte_order_mark, files)) else 1
 
     def read(self, files, part, skip, text_bytes):
-        pieces = read_text(files[part.first : part.stop], is_only=len(files) == 1)
+        is_only, chosen = len(files) == 1, files[part.first : part.stop]
+        pieces = read_only_text(files[0], self._share_of_end(files)) if is_only else read_text(chosen)
         return itertools.islice(pieces, skip, None)
+
+    def _share_of_end(self, files: Sequence[SourceFile]) -> float:
+        """Returns which share of an only file, its end, is for validation; 0 where a budget may end it before."""
+        is_whole = len(files) == 1 and (not self.tokens or self.tokens >= files[0].size)
+        return self.validation_share if is_whole else 0.0
 
     def shared_keys(self, documents, keys):
         return f"the {documents:,} documents are pieces of {keys:,} files, and those of one file stay together"
@@ -310,7 +347,40 @@ KINDS: dict[str, type[Kind]] = {
 }
 
 
-def kind_of(named: str | Reader, path: str, split: str, text_field: str, key_field: str) -> Kind:
-    """Returns the kind of `CorpusConfig.kind`, but a mixture."""
-    taken = (path, split, text_field, key_field)
+def kind_of(
+    named: str | Reader, path: str, split: str, text_field: str, key_field: str, validation_share: float, tokens: int
+) -> Kind:
+    """Returns the kind of `CorpusConfig.kind`, but a mixture, with other fields of a `CorpusConfig`."""
+    taken = (path, split, text_field, key_field, validation_share, tokens)
     return KINDS[named](*taken) if isinstance(named, str) else _Own(*taken, named)
+
+
+def kind_at(path: str, named: str | Reader) -> str | Reader:
+    """Returns the kind of a corpus at another path: as it was, if it reads such files, or that of their names.
+
+    Args:
+        path: as of `CorpusConfig`; of a remote one its own end alone counts.
+        named: the kind that it was.
+
+    Raises:
+        UserError: it took no path, and the files are of no kind by their names, or of several.
+    """
+    own = named.suffixes if isinstance(named, Reader) else SUFFIXES.get(named, ())
+    every = tuple(dict.fromkeys((*sum(SUFFIXES.values(), ()), *OTHER_TEXTS, *own)))
+    if named == "mixture" or (named == "tfds" and not has_suffix(path, every)):
+        return named
+    is_named = has_suffix(path, every) or is_remote(path)
+    try:
+        names = [path] if is_named else [file.name for file in find_files(path, every, "corpus.path").files]
+    except UserError as error:
+        if own:  # Opening it says the same.
+            return named
+        raise UserError(f"{error}; for a TFDS dataset set corpus.kind=tfds") from error
+    found = [kind for kind, ends in SUFFIXES.items() if any(has_suffix(name, ends) for name in names)]
+    found = found or ["text"] * any(has_suffix(name, OTHER_TEXTS) for name in names)
+    if any(has_suffix(name, own) for name in names) or (own and len(found) != 1):
+        return named
+    kinds = " or ".join(found or [*SUFFIXES, "tfds"])
+    hint = f"{'files of several kinds' if found else 'of no kind by its name'}; set corpus.kind to {kinds}"
+    require(len(found) == 1, f"corpus.path {path}: {hint}")
+    return found[0]

@@ -22,6 +22,9 @@ from jaxformer.host.paths import expanded
 
 SUFFIXES = {"text": (".txt",), "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz"), "parquet": (".parquet",)}
 
+# Of texts, where none is named as above: beside other files these are about them.
+OTHER_TEXTS = (".md", ".py")
+
 
 class Record(NamedTuple):
     """The fields of a record, and where it stands: file and line, row or record."""

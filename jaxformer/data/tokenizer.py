@@ -13,7 +13,7 @@ from typing import Annotated, Protocol
 import numpy as np
 
 from jaxformer.config import Bounds, OneOf, PositiveInt, UserError, check_fields, execution, require
-from jaxformer.data.corpus import Documents, key_fraction, part_names, unique_documents
+from jaxformer.data.corpus import Documents, part_names, split_fraction, unique_documents
 from jaxformer.data.documents import Document
 from jaxformer.data.json_tokenizer import JsonTokenizer
 from jaxformer.data.sentencepiece_tokenizer import FEWEST_PIECES, SentencePieceTokenizer, train_sentencepiece
@@ -204,7 +204,7 @@ def sample_texts(documents: Documents, limit_bytes: int) -> list[str]:
     total = 0
     bound = (-1.0, "")  # the smallest hash that has been dropped, negated: nothing at or beyond it fits
     for document in unique_documents(_shown(documents, limit_bytes), Counter()):
-        fraction = key_fraction(document.key)
+        fraction = split_fraction(document)
         entry = (-fraction, document.text)
         if fraction < documents.config.validation_share or entry <= bound:
             continue

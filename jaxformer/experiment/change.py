@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxformer.config import UserError, replace, require
+from jaxformer.config import UserError, replace, require, values_by_path
+from jaxformer.data.kinds import kind_at
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.patches import refuse_patches
 from jaxformer.experiment.variant import Variant
@@ -45,7 +46,7 @@ def _with_parts_whole(leaves: Iterable[str], before: Experiment, after: Experime
 
     So do the phases of the training, which are one schedule.
     """
-    ours, theirs = _sections(after), _sections(before)
+    ours, theirs = values_by_path(after), values_by_path(before)
 
     def whole(leaf: str) -> str:
         names = leaf.split(".")
@@ -62,7 +63,7 @@ def _with_parts_whole(leaves: Iterable[str], before: Experiment, after: Experime
 
 def _declared_values(change: Mapping[str, Any], base: Experiment) -> dict[str, Any]:
     """Returns the values of a change by path, its functions called; refuses one that changes nothing scientific."""
-    before, values = _sections(_effective(base)), {}
+    before, values = values_by_path(_effective(base)), {}
     for path, value in change.items():
         if path not in before:
             replace(base, {path: value})  # Raises, with the nearest path that there is.
@@ -106,9 +107,25 @@ def is_within(leaf: str, path: str) -> bool:
     return leaf == path or leaf.startswith(path + ".")
 
 
+def with_kinds(base: Experiment, overrides: Mapping[str, str]) -> dict[str, Any]:
+    """Returns overrides that also set the kind of each corpus whose path they change alone, where it is another there.
+
+    Raises:
+        UserError: no kind is known by the names of the files.
+    """
+    known, result = values_by_path(base.corpus, "corpus."), dict(overrides)
+    for path, value in overrides.items():
+        section, _, name = path.rpartition(".")
+        kind = f"{section}.kind"
+        if name == "path" and value and kind in known and kind not in overrides:
+            found = kind_at(value, known[kind])
+            result |= {kind: found} if found != known[kind] else {}
+    return result
+
+
 def without_old_licence(base: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns values by path that also reset the origin and the licence of each corpus whose source they change."""
-    known, result = _sections(base.corpus, "corpus."), dict(values)
+    known, result = values_by_path(base.corpus, "corpus."), dict(values)
     for path, value in values.items():
         section, _, name = path.rpartition(".")
         if name in ("path", "kind") and path in known and value != known[path]:
@@ -120,18 +137,3 @@ def _effective(experiment: Experiment) -> Experiment:
     """Returns an experiment in which no field stands for another value, or for nothing."""
     model, optimizer = experiment.model.effective(), experiment.optimizer.effective()
     return dataclasses.replace(experiment, model=model, optimizer=optimizer)
-
-
-def _sections(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns every value of a configuration by dotted path, sections among them."""
-    if isinstance(config, tuple):
-        children = {str(i): value for i, value in enumerate(config)}
-    elif dataclasses.is_dataclass(config):
-        children = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    else:
-        return {}
-    return {
-        path: value
-        for name, child in children.items()
-        for path, value in ({prefix + name: child} | _sections(child, f"{prefix}{name}.")).items()
-    }

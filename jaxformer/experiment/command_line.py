@@ -14,13 +14,14 @@ from typing import Any
 from jaxformer.config import describe_type, did_you_mean, require, require_one_of
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import list_experiments, load_parts
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import WIDTH, Parser
 from jaxformer.host.console import print_line
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import expanded, local_path
 
-# Column in which the explanations of the options of training begin.
-_INDENT = 21
+# Column in which the explanations of the options of training begin, and before that of a field.
+_INDENT, _BELOW = 21, " " * 6
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
@@ -29,9 +30,9 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     is_module = Path(sys.argv[0]).parts[-2:] == ("jaxformer", "train.py")
     parser = Parser(
         "python -m jaxformer.train" if is_module else "jaxformer train",
-        "Trains an experiment, or resumes it where it stopped.",
-        usage="%(prog)s --experiment=NAME | --resume=RUN [--SECTION.FIELD=VALUE ...]",
-        epilog="\n".join(["sections, explained by --help=SECTION:", *sections]),
+        None,
+        usage="%(prog)s --experiment=NAME [--SECTION.FIELD=VALUE ...]",
+        epilog="\n".join(sections),
         add_help=False,
     )
     group = parser.add_argument_group()  # Without a title.
@@ -39,7 +40,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     add = group.add_argument
     add("--resume", type=local_path, metavar="RUN", help="go on with the run of a folder, as it was begun")
     add("--extend_to", type=int, metavar="STEPS", help="with --resume: a run of more steps that begins as that did")
-    add("--workdir", type=local_path, metavar="DIR", help="run folder (default: runs/EXPERIMENT/seed_SEED)")
+    add("--workdir", type=local_path, metavar="DIR", help="run folder (default: runs/NAME/seed_SEED)")
     add("--seed", type=int, metavar="N", help="seed of initialisation and data order (default: 0)")
     add("--print_config", action="store_true", help="print the resolved configuration and exit")
     add(
@@ -47,14 +48,17 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         nargs="?",
         const="here",
         metavar="GPU",
-        help="print size, memory and time, here or on an H100, and exit",
+        help=argparse.SUPPRESS,  # As `jaxformer plan`.
     )
-    add("--help", action=_Help, nargs="?", const="", metavar="SECTION", help="explain the fields of a section")
-    add("-h", action="help", help=argparse.SUPPRESS)
+    add("--help", action=_Help, nargs="?", const="", metavar="SECTION", help="explain the fields of a section:")
+    add("-h", dest="help", action=_Help, nargs="?", const="", help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args(arguments)
+    if options.help is not None:
+        _print_help(parser, options, rest)
+        parser.exit()
     if (options.experiment is None) == (options.resume is None):
         parser.error("give --experiment=NAME to begin a run, or --resume=RUN to go on with one")
-    names = ("parent", "seed", "init_from", *(() if options.extend_to else ("workdir",)))
+    names = ("parent", "seed", "init_from", "name", "question", *(() if options.extend_to else ("workdir",)))
     is_of_run = [name for name in names if getattr(options, name) not in (None, "")]
     require(
         not (options.resume and is_of_run),
@@ -72,16 +76,17 @@ def add_experiment_options(
     *,
     is_required: bool = True,
 ) -> None:
-    """Adds `--experiment`, `--parent` and `--init_from`; `names` explains what the first takes."""
+    """Adds `--experiment`, `--parent`, `--init_from`, `--name` and `--question`; `names` explains the first."""
     parser.add_argument("--experiment", required=is_required, metavar="NAME", help=names)
-    parser.add_argument(
-        "--parent", default="", metavar="NAME", help="apply a variant to this parent instead of its own"
-    )
+    of_parent = "apply a variant to this parent instead of its own"
+    parser.add_argument("--parent", default="", metavar="NAME", help=of_parent if is_required else argparse.SUPPRESS)
     parser.add_argument(
         "--init_from",
         metavar="DIR",
         help="start from the weights of a run or Hugging Face folder",
     )
+    parser.add_argument("--name", metavar="NAME", help="name of the run and its folder (default: the experiment's)")
+    parser.add_argument("--question", metavar="TEXT", help="what the run is to tell (default: the experiment's)")
     add_code_option(parser, argparse.SUPPRESS)  # For `init_from` alone.
 
 
@@ -93,18 +98,20 @@ def add_code_option(
 
 
 def parse_overrides(parser: Parser, options: argparse.Namespace, arguments: list[str]) -> dict[str, str]:
-    """Returns the values of `--section.field=value` by dotted path, and that of `--init_from`.
+    """Returns the values of `--section.field=value` by dotted path, and those of `--init_from` and its like.
 
     Args:
         parser: of the command; for an argument that it does not know, the error names the nearest that it does.
-        options: what it knows, `init_from` among it.
+        options: what it knows, those of `add_experiment_options` among it.
         arguments: those that are none of its options.
 
     Raises:
         UserError: one of them is no override.
     """
-    known = [name.removeprefix("--") for name in parser._option_string_actions]
-    overrides = {} if options.init_from is None else {"init_from": options.init_from}
+    fields = (f"--{name}.{field.name}" for name, kind in _sections().items() for field in dataclasses.fields(kind))
+    known = [*parser._option_string_actions, *fields]
+    given = {name: getattr(options, name) for name in ("init_from", "name", "question")}
+    overrides = {name: value for name, value in given.items() if value is not None}
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
         if not (argument.startswith("--") and "." in name):
@@ -122,22 +129,47 @@ class _Code(argparse.Action):
 
 
 class _Help(argparse.Action):
-    """Prints the page of the command, of a section or of the experiments, and ends the process."""
+    """Keeps which page is to be printed; then nothing else need be given."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        page = str(values)
-        if not page:
-            parser.print_help()
-        else:
-            require_one_of("--help", page, [*_sections(), "experiments"])
-            names = textwrap.fill(", ".join(list_experiments()) or "none", WIDTH)
-            print_line(names if page == "experiments" else describe_section(page))
-        parser.exit()
+        namespace.help = values
+        for action in parser._actions:
+            action.required = False
+
+
+def _print_help(parser: Parser, options: argparse.Namespace, rest: list[str]) -> None:
+    """Prints the page of the command, of a section, with the values of an experiment, or of the experiments."""
+    if not options.help:
+        parser.print_help()
+        return
+    require_one_of("--help", options.help, [*_sections(), "experiments"])
+    if options.help == "experiments":
+        print_line(textwrap.fill(", ".join(list_experiments()) or "none", WIDTH))
+        return
+    overrides = parse_overrides(parser, options, rest)
+    experiment = (
+        resolve(options.experiment, overrides, parent=options.parent).experiment if options.experiment else None
+    )
+    print_line(describe_section(options.help, experiment))
 
 
 def _sections() -> dict[str, Any]:
     """Returns the sections of an experiment by name."""
     return {name: kind for name, kind in typing.get_type_hints(Experiment).items() if dataclasses.is_dataclass(kind)}
+
+
+def _classes(kind: Any) -> list[type]:
+    """Returns the dataclasses that the fields of a class may be of, in their order."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return [*dict.fromkeys(one for f in dataclasses.fields(kind) for one in _named(hints[f.name]))]
+    return []
+
+
+def _named(kind: Any) -> list[type]:
+    """Returns the dataclasses that an annotation names."""
+    inside = [one for each in typing.get_args(kind) for one in _named(each)]
+    return [kind] if isinstance(kind, type) and dataclasses.is_dataclass(kind) else inside
 
 
 def _first_clause(kind: type) -> str:
@@ -151,25 +183,55 @@ def _first_experiments(width: int) -> str:
     return textwrap.shorten(", ".join(names) or "none", width, placeholder=f" ... ({len(names)}: --help=experiments)")
 
 
-def describe_section(name: str) -> str:
-    """Returns what a section's fields take, their defaults and what they mean."""
+def describe_section(name: str, experiment: Experiment | None = None) -> str:
+    """Returns what a section's fields take, their defaults, an experiment's values that differ, and what they mean."""
     kind = _sections()[name]
-    declared, explained = typing.get_type_hints(kind, include_extras=True), field_docstrings(kind)
     lines = [f"--{name}.FIELD=VALUE", "", *textwrap.wrap(docstring(kind), WIDTH), ""]
-    for field in dataclasses.fields(kind):
-        default = field.default
-        written = str(default).lower() if isinstance(default, bool) else repr(default)
-        takes = f"{field.name}: {describe_type(declared[field.name])}"
-        takes += "; no default" if default is dataclasses.MISSING else f"; default {written}"
-        lines += textwrap.wrap(takes, WIDTH, initial_indent="  ", subsequent_indent="    ")
-        lines += textwrap.wrap(
-            explained.get(field.name, ""),
-            WIDTH,
-            initial_indent=" " * 6,
-            subsequent_indent=" " * 6,
-            break_on_hyphens=False,
-        )
+    lines += _describe_fields(kind, getattr(experiment, name, None), getattr(experiment, "name", ""))
+    if classes := [each for each in _classes(kind) if each not in _sections().values()]:
+        width = max(len(each.__name__) for each in classes) + 4
+        lines += ["", "classes, of which an experiment file gives objects:"]
+        for each in classes:
+            text = f"  {each.__name__:{width - 2}}{_first_clause(each)}"
+            lines += textwrap.wrap(text, WIDTH, subsequent_indent=" " * width)
     return "\n".join(lines)
+
+
+def _describe_fields(kind: type, config: Any, owner: str, prefix: str = "", *, briefly: bool = False) -> list[str]:
+    """Returns the lines about the fields of a class, and about those of what a configuration has in them.
+
+    Args:
+        config: of the class, or None for none.
+        owner: name of the experiment that it is of.
+        prefix: of the names of its fields.
+        briefly: leaves out what they mean, and those that have their default.
+    """
+    declared, explained, lines = typing.get_type_hints(kind, include_extras=True), field_docstrings(kind), []
+    for field in dataclasses.fields(kind):
+        path, default, value = prefix + field.name, field.default, getattr(config, field.name, field.default)
+        takes = f"{path}: {describe_type(declared[field.name])}"
+        takes += "; no default" if default is dataclasses.MISSING else f"; default {_written(default)}"
+        takes += f"; {owner} has {_written(value)}" if value != default else ""
+        meaning = "" if briefly else explained.get(field.name, "")
+        if value != default or not briefly:
+            lines += textwrap.wrap(takes, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        lines += textwrap.wrap(meaning, WIDTH, initial_indent=_BELOW, subsequent_indent=_BELOW, break_on_hyphens=False)
+        objects, met = value if isinstance(value, tuple) else (value,), {kind}
+        for i, each in enumerate(objects):
+            if dataclasses.is_dataclass(each):
+                inside = f"{path}.{i}." if objects is value else f"{path}."
+                lines += _describe_fields(type(each), each, owner, inside, briefly=type(each) in met)
+                met.add(type(each))
+    return lines
+
+
+def _written(value: Any) -> str:
+    """Returns a value as the page of a section shows it; of an object the class, as its fields follow."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_written, value))})"
+    if dataclasses.is_dataclass(value):
+        return type(value).__name__
+    return str(value).lower() if value is None or isinstance(value, bool) else repr(value)
 
 
 def field_docstrings(kind: type) -> dict[str, str]:

@@ -78,11 +78,18 @@ def run_experiment_file(path: Path, kinds: tuple[type, ...]) -> Any:
         UserError: it fails, at which line, or assigns nothing of these kinds; or a folder cannot be named after it.
     """
     value = run_file(path, VALUE, kinds, "experiment")
-    require(
-        re.fullmatch(r"\w[\w.-]*", path.stem) is not None,
-        f"experiment file {path}: a run folder is named after it; use letters, digits, '_', '-' and '.' only",
-    )
+    check_name(path.stem, f"experiment file {path}")
     return value
+
+
+def check_name(name: str, what: str) -> None:
+    """Raises `UserError` unless a run folder can be named so.
+
+    Args:
+        what: has the name, for the error.
+    """
+    allowed = "a run folder is named after it; use letters, digits, '_', '-' and '.' only"
+    require(re.fullmatch(r"\w[\w.-]*", name) is not None, f"{what}: {allowed}")
 
 
 def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:

@@ -31,6 +31,8 @@ class Lineage:
     """Name of the kept change that is left out of the parent; '' where none is."""
     overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Scientific fields that the command line set: such a run is ad hoc, and no part of the graph."""
+    experiment: str = ""
+    """Name of the experiment, where the command line gave the run another; '' where it did not."""
     init_from: Mapping[str, Any] | None = None
     """The trained weights that a run started from, as of `InitialWeights.record`; None where the seed drew them."""
     extended_from: Mapping[str, Any] | None = None

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from jaxformer.config import UserError, override, require
 from jaxformer.experiment.best_rate import RATE
-from jaxformer.experiment.change import apply_change, differences, without_old_licence
+from jaxformer.experiment.change import apply_change, differences, is_within, with_kinds, without_old_licence
 from jaxformer.experiment.experiment import Experiment
-from jaxformer.experiment.files import find_experiment, is_path, list_experiments, run_experiment_file
+from jaxformer.experiment.files import check_name, find_experiment, is_path, list_experiments, run_experiment_file
 from jaxformer.experiment.lineage import Lineage, Resolved, make_lineage, nearest_shared
 from jaxformer.experiment.promoted import apply_again, changes_since, leave_out, make_promoted
 from jaxformer.experiment.variant import AD_HOC, OF, WITHOUT, Merge, Promoted, Variant
@@ -29,8 +29,9 @@ def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = Non
 def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, parent: str = "") -> Resolved:
     """Returns the experiment of a file in `experiments/`, or at a path, with overrides applied, and how it came about.
 
-    Overrides of scientific fields make another experiment, and are marked in its name: `baseline~1a2b3c`. A variant
-    that is applied to another parent than its own is named after both: `swiglu@baseline_100m`.
+    Overrides of scientific fields make another experiment, and are marked in its name, `baseline~1a2b3c`, unless they
+    name it. Where they change the corpus, they are its question, unless they ask another. A variant that is applied to
+    another parent than its own is named after both: `swiglu@baseline_100m`.
 
     Args:
         overrides: texts by dotted path, such as `{"model.width": "256"}`.
@@ -62,12 +63,22 @@ def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved
     Raises:
         UserError: the configuration is not valid.
     """
-    base = resolved.experiment
-    changed = override(base, without_old_licence(base, overrides))
+    base, name = resolved.experiment, overrides.get("name")
+    changed = override(base, without_old_licence(base, with_kinds(base, overrides)))
     ad_hoc = differences(base, changed)
-    lineage = dataclasses.replace(resolved.lineage, overrides=ad_hoc)
-    named = dataclasses.replace(changed, name=ad_hoc_name(base.name, ad_hoc))
-    return resolved._replace(experiment=named, lineage=lineage)
+    if name is not None:
+        check_name(name, f"name {name!r}")
+        is_own = name == base.name and not ad_hoc
+        require(
+            is_own or name not in list_experiments(),
+            f"name {name!r} is that of an experiment, which this is not; choose another",
+        )
+    if "question" not in overrides and any(is_within(path, "corpus") for path in ad_hoc):  # It may be about the corpus.
+        values = ", ".join(f"{path}={after}" for path, (_, after) in ad_hoc.items())
+        changed = dataclasses.replace(changed, question=f"{base.name} with {values}")
+    lineage = dataclasses.replace(resolved.lineage, overrides=ad_hoc, experiment=base.name if name else "")
+    experiment = dataclasses.replace(changed, name=name or ad_hoc_name(base.name, ad_hoc))
+    return resolved._replace(experiment=experiment, lineage=lineage)
 
 
 def ad_hoc_name(name: str, changes: Mapping[str, Sequence]) -> str:

@@ -97,8 +97,8 @@ def _train_command(record: dict[str, Any]) -> str:
 
 
 def _experiment_name(record: dict[str, Any]) -> str:
-    """Returns the name of a run's experiment, without the mark of what the command line changed."""
-    return record["experiment"].partition(AD_HOC)[0]
+    """Returns the name of a run's experiment, without that, or the mark, which the command line gave the run."""
+    return record["lineage"].get("experiment") or record["experiment"].partition(AD_HOC)[0]
 
 
 def _notes(trained: Trained, out: Path) -> list[str]:

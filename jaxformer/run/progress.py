@@ -12,8 +12,10 @@ import numpy as np
 
 from jaxformer.attention.dispatch import Choice
 from jaxformer.config import TrainingFailure
+from jaxformer.data.corpus import parts_of
 from jaxformer.data.packing import DIGESTS, packing_report
 from jaxformer.data.phases import Span
+from jaxformer.data.reader import Reader
 from jaxformer.devices.device import peak_tflops
 from jaxformer.devices.multihost import all_sum
 from jaxformer.devices.options import recorded_options
@@ -304,8 +306,8 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
     given = data.tokenizer
     marks = f"BOS {given.bos}, EOS {given.eos}"
     print_wrapped(f"tokenizer   {given.kind}, {given.vocabulary_size} pieces, {marks}, digest {given.digest[:12]}")
-    for i in range(len(data.corpora)):
-        _print_corpus(data, i, spans)
+    for i, config in enumerate(parts_of(experiment.corpus)):
+        _print_corpus(data, i, config.kind, spans)
     for task, encoded in data.tasks:
         cut = f", {encoded.is_truncated.sum():,} requests cut to a row" if encoded.is_truncated.any() else ""
         count = f"{len(task.items):,} of {task.official_items:,} official items"
@@ -321,13 +323,13 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
         print_wrapped(f"            from step {span.first_step:,}: {span}")
 
 
-def _print_corpus(data: Data, number: int, spans: Sequence[Span]) -> None:
+def _print_corpus(data: Data, number: int, kind: str | Reader, spans: Sequence[Span]) -> None:
     """Prints what a run reads of a corpus."""
     corpus, m = data.corpora[number], data.corpora[number].training.manifest
     rows = {span: span.rows_by_corpus[number] for span in spans}
     of_all = sum(rows.values()) / sum(span.steps * span.rows_per_step for span in spans)
     share = f", {of_all:.0%} of the rows" if len(data.corpora) > 1 else ""
-    print_wrapped(f"corpus      {m.origin} (licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
+    print_wrapped(f"corpus      {m.origin} (kind: {kind}, licence: {m.licence}), digest {m.corpus_digest[:12]}{share}")
     bad = f"; {m.bad:,} bad records left out" if m.bad else ""
     keys = f" ({m.keys:,} keys)" if 0 < m.keys < sum(m.documents.values()) else ""
     print_wrapped(

@@ -32,7 +32,7 @@ def test_a_variant_is_planned_on_another_parent(capsys):
         (["--workdir=there"], "unknown argument '--workdir=there'; see `jaxformer plan --help`"),
         (["--seed=1"], "unknown argument '--seed=1'; see `jaxformer plan --help`"),
         (["--print_config"], "unknown argument '--print_config'; see `jaxformer plan --help`"),
-        (["--parnt=a"], "unknown argument '--parnt=a'; did you mean parent?; see `jaxformer plan --help`"),
+        (["--parnt=a"], "unknown argument '--parnt=a'; did you mean --parent?; see `jaxformer plan --help`"),
         (["--model.widht=64"], "unknown key model.widht; did you mean model.width?"),
     ],
 )

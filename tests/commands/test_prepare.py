@@ -44,7 +44,7 @@ def test_what_the_command_prepares_is_what_a_run_of_the_experiment_reads(experim
     ("arguments", "message"),
     [
         (["--corpus.kin=x"], "unknown key corpus.kin; did you mean corpus.kind?"),
-        (["--beem=x"], "unknown argument '--beem=x'; did you mean beam?"),
+        (["--beem=x"], "unknown argument '--beem=x'; did you mean --beam?"),
         (["--corpus.kind=text", "--corpus.path=nowhere"], "corpus.path nowhere: no such file"),
         (["--beam="], "pip install 'jaxformer[beam]'"),
     ],

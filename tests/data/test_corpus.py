@@ -22,6 +22,7 @@ from jaxformer.data.corpus import (
     load_documents,
     part_names,
     parts_of,
+    split_fraction,
     unique_documents,
 )
 
@@ -102,6 +103,14 @@ def test_each_text_file_of_a_folder_is_a_document_in_the_order_of_the_names(tmp_
     write_tree(tmp_path, files)
     documents = read("text", tmp_path)
     assert pairs_of(documents) == [("a/z.txt", "ü"), ("a.txt", "one"), ("b.txt", "two\r\n")]
+
+
+def test_other_texts_of_a_folder_are_read_where_none_is_named_txt(tmp_path):
+    for name in ("a.md", "b.py", "c.rst"):
+        (tmp_path / name).write_text(name)
+    assert texts_of(read("text", tmp_path)) == ["a.md", "b.py"]
+    (tmp_path / "d.txt").write_text("d.txt")
+    assert texts_of(read("text", tmp_path)) == ["d.txt"]
 
 
 def test_a_text_file_of_any_suffix_is_a_document(tmp_path):
@@ -342,9 +351,11 @@ def test_a_path_at_which_nothing_is_found_is_named(tmp_path, path):
         load_documents(CorpusConfig(kind="text", path=str(tmp_path / path)))
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("text", ".txt"), ("jsonl", ".json.gz"), ("parquet", ".parquet")])
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("text", ".txt or .md or .py"), ("jsonl", ".json.gz"), ("parquet", ".parquet")]
+)
 def test_a_folder_without_a_file_of_the_kind_is_refused_with_the_suffixes_it_needs(tmp_path, kind, suffix):
-    write_tree(tmp_path, {"README.md": b"nothing to read"})
+    write_tree(tmp_path, {"README.rst": b"nothing to read"})
     with pytest.raises(UserError, match=rf"the folder holds no .*{re.escape(suffix)} file"):
         load_documents(CorpusConfig(kind=kind, path=str(tmp_path)))
 
@@ -408,6 +419,7 @@ def test_a_text_begins_behind_its_byte_order_mark(tmp_path, monkeypatch, block):
 
 def test_a_byte_order_mark_changes_the_digest_of_a_text_corpus_and_nothing_else_does(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("two")  # The digest of an only text has a version of its own.
     (tmp_path / "a.jsonl").write_bytes(to_lines(["one"]))
     before = [digest_of(tmp_path), digest_of(tmp_path, "jsonl"), digest_of(tmp_path, key_field="text")]
     monkeypatch.setattr("jaxformer.data.kinds.MARKS_VERSION", 3)
@@ -422,7 +434,11 @@ def test_the_digest_of_an_existing_corpus_is_as_it_was(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "a.jsonl").write_bytes(to_lines(["one"]))
     message = "what was prepared of every such corpus is prepared anew: is its content another?"
-    assert digest_of(tmp_path)[:16] == "cf8bbd773c8b69f3", message
+    of_budget = load_documents(CorpusConfig(kind="text", path=str(tmp_path), tokens=2))
+    assert of_budget.source_digest[:16] == "cf8bbd773c8b69f3", message
+    assert digest_of(tmp_path)[:16] == "3684702556d9358e", message
+    (tmp_path / "b.txt").write_text("two")
+    assert digest_of(tmp_path)[:16] == "36a15a834d589e2f", message
     assert digest_of(tmp_path, "jsonl")[:16] == "8a53281cf773300a", message
 
 
@@ -663,6 +679,43 @@ def test_a_long_text_file_is_several_documents_that_lose_nothing(tmp_path, monke
     assert texts_of(documents)[:2] == ["first part\n\n", "second part\n"]
     assert [d.key for d in documents[:3]] == ["book.txt", "book.txt#1", "book.txt#2"]
     assert len({d.key for d in documents}) == len(documents)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"{i}: {'word ' * (i % 9)}\n{'' if i % 7 else chr(10)}" for i in range(400)),
+        "".join(f"{i} \u00fc \U0001f600\r\n" for i in range(700)),
+        "\u65e5\u672c\u8a9e" * 999,
+        "\ufeffa title\n" + "x" * 5000,
+    ],
+)
+@pytest.mark.parametrize("characters", [100, 1 << 16])
+def test_the_end_of_an_only_text_is_for_validation_and_all_before_it_for_training(
+    tmp_path, monkeypatch, text, share, characters
+):
+    monkeypatch.setattr("jaxformer.data.documents.TEXT_CHARACTERS", characters)
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    text = text.removeprefix("\ufeff")
+    documents = read("text", tmp_path, validation_share=share)
+    assert "".join(texts_of(documents)) == text
+    is_end = [split_fraction(document) < share for document in documents]
+    assert is_end == sorted(is_end) and len({split_fraction(document) for document in documents}) == len(documents)
+    end = "".join(document.text for document, held_out in zip(documents, is_end, strict=True) if held_out)
+    assert share / 2 < len(end.encode()) / len(text.encode()) <= share
+    lines = text.splitlines(keepends=True)
+    if max(map(len, lines)) < 100:
+        assert end in ["".join(lines[i:]) for i in range(1, len(lines))]
+
+
+def test_hashes_split_an_only_text_that_a_budget_may_end_before_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxformer.data.documents.TEXT_CHARACTERS", 100)
+    (tmp_path / "a.txt").write_text("some words\n" * 400)
+    for tokens, is_whole in ((0, True), (4399, False), (4400, True)):
+        found = read("text", tmp_path, tokens=tokens, validation_share=0.1)
+        assert [document.fraction is not None for document in found] == [is_whole] * len(found)
+        assert [document.key for document in found[:2]] == ["a.txt", "a.txt#1"]
 
 
 def test_a_text_file_is_read_in_blocks_that_change_nothing(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from jaxformer.data.packing import PackingConfig
 from jaxformer.data.preparation import prepare
 from jaxformer.data.selection import Selection, split_notice
 from jaxformer.data.shards import SPLITS, open_shards
+from jaxformer.data.tokenizer import sample_texts
 from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.evaluation.validation import select_validation
 from jaxformer.host import digests
@@ -184,6 +185,18 @@ def test_a_budget_takes_documents_in_order_until_training_has_so_many_tokens(fol
     assert found["validation"]
     tokens = [len(ids) for ids, _ in found["train"]]
     assert sum(tokens[:-1]) < budget <= sum(tokens)
+
+
+def test_an_only_text_is_trained_on_up_to_where_its_end_is_validated_on(make_texts, tokenizer, tmp_path):
+    text = "\n".join(make_texts(40))
+    (tmp_path / "book.txt").write_text(text)
+    documents = load_documents(CorpusConfig("text", str(tmp_path / "book.txt"), validation_share=0.1))
+    found = contents(prepare(documents, tokenizer, tmp_path / "cache", progress=False))
+    (train,), (validation,) = found["train"], found["validation"]
+    assert tokenizer.decode(train[0]) + tokenizer.decode(validation[0]) == text
+    assert 0.09 < validation[1] / len(text.encode()) <= 0.1
+    held_out = "".join(document.text for document in list(documents)[1:])
+    assert held_out not in "".join(sample_texts(documents, 1 << 20)), "the tokenizer is not trained on it"
 
 
 def test_a_budget_too_small_for_two_documents_is_reported(folder, tokenizer, tmp_path):

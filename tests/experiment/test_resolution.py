@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 from variant_files import promoted, variant
@@ -15,6 +16,14 @@ from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.identity import identify
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
+READER = """
+@dataclasses.dataclass(frozen=True)
+class Logs(Reader):
+    suffixes = (".log",)
+
+
+"""
 
 
 def test_the_same_question_is_asked_of_another_parent(write):
@@ -128,3 +137,104 @@ def test_depths_are_found_for_parents_that_share_keys(write):
 def test_two_parents_at_once_are_refused():
     with pytest.raises(UserError, match="has a parent in its name"):
         resolve("swiglu@muon", parent="laptop")
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder in which some files are, and one in which the test runs."""
+    for name in ("own.jsonl", "notes.md", "docs/a.txt", "docs/README.md", "code/a.py", "code/b.md", "both/a.txt",
+                 "both/b.jsonl", "own/part.parquet", "own/README.md", "table.csv", "my [v1]/a.txt"):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "path", "kind"),
+    [
+        ("baseline", "own.jsonl", "jsonl"),
+        ("baseline", "elsewhere/OWN.JSONL.zst", "jsonl"),
+        ("baseline", "notes.md", "text"),
+        ("baseline", "docs", "text"),
+        ("baseline", "code", "text"),
+        ("baseline", "code/*", "text"),
+        ("baseline", "my [v1]", "text"),
+        ("baseline", "own", "parquet"),
+        ("baseline", "both/*.jsonl", "jsonl"),
+        ("baseline", "hf://datasets/OWNER/NAME/*.parquet", "parquet"),
+        ("baseline_27m", "notes.md", "text"),
+        ("baseline_27m", "own", "parquet"),
+        ("baseline_27m", "hf://datasets/OWNER/NAME", "parquet"),
+        ("baseline_27m", "nowhere", "parquet"),
+    ],
+)
+def test_a_path_brings_the_kind_of_its_files_with_it(files, experiment, path, kind):
+    inferred = resolve(experiment, {"corpus.path": path})
+    given = resolve(experiment, {"corpus.path": path, "corpus.kind": kind})
+    assert inferred == given and inferred.experiment.corpus.kind == kind
+
+
+def test_a_kind_that_is_given_decides_and_a_path_that_is_not_changes_none(files):
+    values = {"corpus.path": "own.jsonl", "corpus.kind": "text"}
+    assert resolve("baseline", values).experiment.corpus.kind == "text"
+    kept = resolve("baseline_27m", {"training.steps": "7000"}).experiment.corpus
+    assert kept == resolve("baseline_27m").experiment.corpus
+    parts = resolve("mixture_100m", {"corpus.parts.0.path": "own.jsonl"}).experiment.corpus.parts
+    assert [part.kind for part in parts] == ["jsonl", "jsonl"]
+
+
+def test_a_reader_of_ones_own_keeps_what_it_reads(files, write):
+    root = write("logs", "replace(load_experiment('baseline'), {'corpus.kind': Logs(), 'corpus.path': 'logs'})")
+    with open(root) as file:
+        text = file.read()
+    with open(root, "w") as file:
+        file.write("from jaxformer.experiment import Reader\n" + text.replace("EXPERIMENT =", READER + "EXPERIMENT ="))
+    os.mkdir("logs")
+    for path in ("logs", "other.log", "both"):
+        assert repr(resolve(root, {"corpus.path": path}).experiment.corpus.kind) == "Logs()"
+    assert resolve(root, {"corpus.path": "own.jsonl"}).experiment.corpus.kind == "jsonl"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("both", r"corpus\.path both: files of several kinds; set corpus\.kind to text or jsonl$"),
+        ("table.csv", r"table\.csv: of no kind by its name; set corpus\.kind to text or jsonl or parquet or tfds$"),
+        ("hf://datasets/OWNER/NAME", r"NAME: of no kind by its name; set corpus\.kind to text or"),
+        ("nowhere", r"corpus\.path nowhere: no such file or folder.*; for a TFDS dataset set corpus\.kind=tfds$"),
+    ],
+)
+def test_a_path_whose_kind_is_not_known_is_refused(files, path, message):
+    with pytest.raises(UserError, match=message):
+        resolve("baseline", {"corpus.path": path})
+
+
+def test_a_run_can_be_named_and_asked_what_it_is_to_tell():
+    plain, values = resolve("baseline"), {"model.width": "64", "name": "narrow", "question": "Is it enough?"}
+    named = resolve("baseline", values)
+    assert (named.experiment.name, named.experiment.question) == ("narrow", "Is it enough?")
+    assert (named.lineage.experiment, list(named.lineage.overrides)) == ("baseline", ["model.width"])
+    assert identify(named.experiment, 0) == identify(resolve("baseline", {"model.width": "64"}).experiment, 0)
+    assert resolve("baseline", {"name": "baseline"}).experiment == plain.experiment
+
+
+def test_the_question_of_a_run_on_another_corpus_is_what_was_set(files):
+    plain = resolve("baseline").experiment.question
+    assert resolve("baseline", {"model.width": "64"}).experiment.question == plain
+    values = {"corpus.path": "own.jsonl", "model.width": "64"}
+    other = resolve("baseline", values).experiment
+    assert other.question == "baseline with model.width=64, corpus.kind=jsonl, corpus.path=own.jsonl"
+    assert resolve("baseline", values | {"question": "Why?"}).experiment.question == "Why?"
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a~b", "a@b", "a b", "-a", "a\n"])
+def test_a_name_that_no_folder_is_given_is_refused(name):
+    with pytest.raises(UserError, match=r"^name '.*': a run folder is named after it; use letters, digits"):
+        resolve("baseline", {"name": name})
+
+
+@pytest.mark.parametrize("values", [{"name": "swiglu"}, {"name": "baseline", "model.width": "64"}])
+def test_no_run_takes_the_name_of_an_experiment_that_it_is_not(values):
+    with pytest.raises(UserError, match=f"name '{values['name']}' is that of an experiment, which this is not"):
+        resolve("baseline", values)

@@ -51,7 +51,7 @@ def test_what_moves_the_best_learning_rate_is_retuned_unless_it_says_otherwise(w
         ),
         (variant("{'model.depth': 7}", retune="'learning_rte'"), "retune = 'learning_rte' is unknown"),
         (variant("{'model.dept': 7}"), "unknown key model.dept; did you mean model.depth?"),
-        (variant("{'modle.depth': times(2)}"), "unknown key modle; did you mean model?"),
+        (variant("{'modle.depth': times(2)}"), "unknown key modle.depth; did you mean model.depth?"),
         (variant("{'model.depth': 4}"), "the change of model.depth changes nothing: root has 4"),
         (variant("{'model.depth': times(1)}"), "changes nothing"),
         (variant("{'model.depth': 7, 'model.qk_norm': False}", bundle="'both'"), "model.qk_norm changes nothing"),

@@ -71,10 +71,11 @@ def test_url_in_place_of_a_folder_is_refused(run, tmp_path):
     assert not (tmp_path / "hf:").exists()
 
 
-def test_card_has_the_validation_of_a_step_in_training_and_a_command_that_can_be_typed(run):
+@pytest.mark.parametrize(("name", "experiment"), [("baseline~1a2b3c", ""), ("notes", "baseline")])
+def test_card_has_the_validation_of_a_step_in_training_and_a_command_that_can_be_typed(run, name, experiment):
     path = run / "config.json"
     config = json.loads(path.read_text())
-    config["experiment"] = "baseline~1a2b3c"
+    config["experiment"], config["lineage"]["experiment"] = name, experiment
     config["lineage"]["overrides"] = {
         "init_from": ["", "/home/me/base"],
         "corpus.path": ["", "my notes.txt"],
