@@ -34,6 +34,7 @@ from jaxformer.run.folder import check_still_there, evaluations_folder, summaris
 from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.inputs import Data
 from jaxformer.run.metrics import Writer
+from jaxformer.run.page import RunPage
 from jaxformer.run.progress import NonFiniteSteps, Progress
 from jaxformer.step import TrainState, compile_step
 from jaxformer.tracking.tracker import Trackers
@@ -50,6 +51,8 @@ class Run(NamedTuple):
     signals: StopSignals
     mesh: Mesh
     """Mesh of the devices that compute a step."""
+    trackers: Trackers
+    page: RunPage
     record: dict
     """Record of the checkpoints; its `seconds` are those of the run before `started`."""
     started: float
@@ -169,7 +172,7 @@ def save_now(run: Run, state: TrainState, data_state: dict) -> None:
 
 
 def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] | None:
-    """Validates a state and scores its tasks; returns the scalars, or None if something failed.
+    """Validates a state, scores its tasks, samples and draws the page; returns the scalars, or None if some lack.
 
     The state is saved, unless it is that before the first step. A failure is reported, and never ends the run.
     """
@@ -191,6 +194,11 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
         else:
             run.progress.add_evaluation(step, found, text)
             scalars |= found
+    if run.experiment.evaluation.sample_tokens:
+        try_to_sample(run, state, step)
+    if not is_last:  # Then it is drawn once all is known.
+        try_to_draw(run, step)
+    run.progress.resume_clock()
     return scalars if is_whole else None
 
 
@@ -253,8 +261,8 @@ def keep_fault(run: Run, state: TrainState, batches: grain.DatasetIterator, fail
     return TrainingFailure(f"{failure}; `jaxformer replay-step {shell_word(path)}` replays it")
 
 
-def finish(run: Run, state: TrainState, seed: int, writer: Writer, trackers: Trackers) -> dict:
-    """Validates the last state, writes sample and summary, and returns the summary.
+def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
+    """Validates the last state, writes its sample, summary and page, and returns the summary.
 
     Raises:
         TrainingFailure: the validation or the disk failed; the same command tries again.
@@ -265,9 +273,7 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer, trackers: Tra
     writer.close()
     if evaluation is None:
         raise TrainingFailure(f"all {steps} steps are trained and saved; the same command evaluates and finishes")
-    if experiment.evaluation.sample_tokens and (text := try_to_sample(run, state, seed)) is not None:
-        trackers.log(steps, {"sample": text})
-    trackers.end_step()
+    run.trackers.end_step()
     record = run.record_now()
     best = best_step(run.checkpoints.steps(), run.checkpoints.validation_losses)
     summary = summarise(experiment, seed, workdir, record["seconds"], record["device_seconds"], evaluation, best)
@@ -277,22 +283,41 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer, trackers: Tra
         raise TrainingFailure(
             f"{workdir}: {error.strerror}; all {steps} steps are trained and saved, and the same command finishes"
         ) from error
-    trackers.log_summary(summary)
+    run.trackers.log_summary(summary)
     validation = {name.removeprefix("validation/"): value for name, value in evaluation.items()}
     taken = format_duration(record["seconds"])
-    print_line(f"finished in {taken}: validation {describe_validation(validation)}; results in {workdir}")
+    look = run.page.path if try_to_draw(run, steps) else workdir
+    print_line(f"finished in {taken}: validation {describe_validation(validation)}; look at {look}")
     return summary
 
 
-def try_to_sample(run: Run, state: TrainState, seed: int) -> str | None:
-    """Writes, prints and returns a text that the model writes; a failure is reported, and never ends the run."""
+def try_to_sample(run: Run, state: TrainState, step: int) -> None:
+    """Writes a text of the model behind those of earlier steps, whose draws were the same; the last is also printed.
+
+    A failure is reported, and never ends the run; a text that a full disk does not take comes with the next.
+    """
+    tokens, seed = run.experiment.evaluation.sample_tokens, run.record["identity"]["seed"]
     try:
-        length, path = run.experiment.evaluation.sample_tokens, run.workdir / "sample.txt"
-        text = sample_text(state.model, run.data.tokenizer, tokens=length, seed=seed)
-        write_whole(path, text.encode())
+        text = sample_text(state.model, run.data.tokenizer, tokens=tokens, seed=seed)
+        run.trackers.log(step, {"sample": text})
+        run.page.add_sample(step, text)
+        if step == run.experiment.training.steps:
+            write_whole(path := run.workdir / "sample.txt", text.encode())
+            print_line(f"a sample ({path}):\n{text}\n")
     except Exception as error:
-        print_notice(f"no sample could be written ({type(error).__name__}: {error})")
-    else:
-        print_line(f"a sample ({path}):\n{text}\n")
-        return text
-    return None
+        print_notice(f"the sample of step {step} is not written ({type(error).__name__}: {error})")
+
+
+def try_to_draw(run: Run, step: int) -> bool:
+    """Draws the page after a step and prints what it warns of; returns whether it is there.
+
+    A failure is reported, and never ends the run.
+    """
+    first_step = span_at(spans_of(run.experiment), max(step - 1, 0)).first_step
+    try:
+        for alarm in run.page.draw(run.record_now()["seconds"], first_step):
+            print_notice(f"step {step}/{run.experiment.training.steps}: {alarm}; look at {run.page.path}")
+    except Exception as error:
+        print_notice(f"{run.page.path} is not drawn ({type(error).__name__}: {error})")
+        return False
+    return True

@@ -77,6 +77,7 @@ from jaxformer.run.identity import (
 from jaxformer.run.init_from import InitialWeights, check_fits, find_weights, load_params, with_tokenizer
 from jaxformer.run.inputs import Data, contents, digests, prepare_data, task_digests
 from jaxformer.run.metrics import Writer, check_recorded, validation_losses
+from jaxformer.run.page import RunPage
 from jaxformer.run.progress import make_progress, print_overview
 from jaxformer.run.sanity_check import batch_to_check, check_sanity
 from jaxformer.step import TrainState
@@ -144,9 +145,9 @@ def train(
         tracking = stack.enter_context(begin_tracking(experiment, own, trackers))
         writer = stack.enter_context(Writer(own, first_step, tracking))
         progress = make_progress(experiment, writer, device.device_kind, mesh.size)
-        run = Run(experiment, own, data, checkpoints, progress, signals, mesh, record, time.perf_counter())
-        state = run_steps(run, state, batches)
-        return finish(run, state, seed, writer, tracking)
+        shared = checkpoints, progress, signals, mesh, tracking, RunPage(own, first_step)
+        run = Run(experiment, own, data, *shared, record, time.perf_counter())
+        return finish(run, run_steps(run, state, batches), seed, writer)
 
 
 def prepare_inputs(

@@ -109,8 +109,8 @@ def test_a_disk_that_fails_is_a_failed_training_and_no_mistake_of_the_user(
 def test_run_folder_holds_its_files_and_no_others(uninterrupted):
     workdir = uninterrupted("best_fit")
     names = {path.name for path in workdir.iterdir() if not path.name.startswith("events.out.tfevents")}
-    files = {"config.json", "metrics.jsonl", "sample.txt", "summary.json", "tokenizer.model"}
-    assert names == {".lock", "checkpoints", "evaluations", *files}
+    files = {"config.json", "metrics.jsonl", "sample.txt", "samples.jsonl", "summary.json", "tokenizer.model"}
+    assert names == {".lock", "checkpoints", "evaluations", "run.html", *files}
     evaluations = workdir / "evaluations" / "step_12"
     assert {path.name for path in evaluations.iterdir()} == {"validation.json", "validation.documents.jsonl"}
     assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"8", "12"}

@@ -108,4 +108,5 @@ def assert_same_run(workdir, expected):
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (workdir, expected)]
     for name in ("status", "steps", "tokens", "train/loss", "validation/loss", "validation/bits_per_byte"):
         assert summaries[0][name] == summaries[1][name], name
-    assert (workdir / "sample.txt").read_text() == (expected / "sample.txt").read_text()
+    for name in ("sample.txt", "samples.jsonl"):
+        assert (workdir / name).read_text() == (expected / name).read_text(), name

@@ -232,8 +232,9 @@ def differences(workdir: Path, expected: Path) -> list[str]:
         found.append("metrics.jsonl")
     summaries = [json.loads((folder / "summary.json").read_text(encoding="utf-8")) for folder in (workdir, expected)]
     found += [f"summary's {name}" for name in RESULTS if summaries[0][name] != summaries[1][name]]
-    if (workdir / "sample.txt").read_bytes() != (expected / "sample.txt").read_bytes():
-        found.append("sample.txt")
+    for name in ("sample.txt", "samples.jsonl"):
+        if (workdir / name).read_bytes() != (expected / name).read_bytes():
+            found.append(name)
     return [f"{name} differs" for name in found]
 
 

@@ -41,7 +41,7 @@ class EvaluationConfig:
     scores all.
     """
     sample_tokens: NonNegativeInt32 = execution(200)
-    """Tokens of the text that is generated at the end; 0 for none."""
+    """Tokens of the text that is generated at every evaluation, with the same random draws; 0 for none."""
 
     def __post_init__(self):
         check_fields(self, "evaluation")

@@ -154,3 +154,27 @@ def make_lineage(parents: Sequence[Resolved], child: Experiment, declared: Colle
     change = {path: values for path, values in found.items() if path in declared}
     consequences = {path: values for path, values in found.items() if path not in declared}
     return Lineage(tuple(each.name for each in parents), change, consequences, **recorded)
+
+
+def describe_change(change: Mapping[str, Sequence]) -> list[str]:
+    """Returns 'path: before → after' for each field of a change, and for each part that is put in or taken out."""
+    parts = [path.removesuffix(".part") for path in change if path.endswith(".part")]
+    lines = {}
+    for path, values in change.items():
+        whole = next((part for part in parts if f"{path}.".startswith(f"{part}.")), path)
+        sides = [_part(change, whole, side) for side in (0, 1)] if whole in parts else values
+        lines[whole] = f"{whole}: {_value(sides[0])} → {_value(sides[1])}"
+    return [*lines.values()]
+
+
+def _part(change: Mapping[str, Sequence], path: str, side: int) -> Any:
+    """Returns a part in a change before (0) or after it (1), as code writes it; where there is none, what there is."""
+    inner = {name.removeprefix(f"{path}."): each[side] for name, each in change.items() if name.startswith(f"{path}.")}
+    name, _ = inner.pop("part"), inner.pop("code", None)
+    if name is None:
+        return change.get(path, (None, None))[side]
+    return f"{name.rpartition('.')[2]}({', '.join(f'{n}={v!r}' for n, v in inner.items() if v is not None)})"
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else "''" if value == "" else str(value)

@@ -206,7 +206,15 @@ def print_notice(text: str | None) -> None:
 
 def printable(text: str) -> str:
     """Returns a text with escapes in place of what a terminal would obey or cannot show."""
+    if text.isprintable():
+        return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def plain(text: object, limit: int = 0) -> str:
+    """Returns a text on one line, shortened to so many characters if that is not 0."""
+    line = printable(" ".join(str(text).split()))
+    return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def format_table(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:

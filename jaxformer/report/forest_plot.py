@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
+from jaxformer.host.console import plain
 from jaxformer.report.findings import Finding, beside_expectation, collect_findings
-from jaxformer.report.formatting import plain, two_lines, with_error
+from jaxformer.report.formatting import two_lines, with_error
 from jaxformer.report.style import COLOURS, GREY, INK, make_figure
 
 _BAND = "#DCEAF5"

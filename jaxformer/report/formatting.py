@@ -2,10 +2,9 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from jaxformer.host.console import printable
+from jaxformer.host.console import plain
 from jaxformer.statistics.paired_difference import Difference
 
 # In place of a hyphen before a number, and of a number that there is not.
@@ -59,37 +58,7 @@ def expectation(ends: Sequence[float]) -> str:
     return f"[{', '.join(f'{x:+g}'.replace('-', MINUS) if x else '0' for x in ends)}]"
 
 
-def plain(text: object, limit: int = 0) -> str:
-    """Returns a text on one line, shortened to so many characters if that is not 0."""
-    line = printable(" ".join(str(text).split()))
-    return line if not limit or len(line) <= limit else line[: limit - 1].rstrip() + "…"
-
-
 def two_lines(text: object, width: int) -> list[str]:
     """Returns a text on at most two lines of so many characters; none for an empty one."""
     first, *others = textwrap.wrap(plain(text), width) or [""]
     return [line for line in (first, plain(" ".join(others), width)) if line]
-
-
-def describe_change(change: Mapping[str, Sequence]) -> list[str]:
-    """Returns 'path: before → after' for each field of a change, and for each part that is put in or taken out."""
-    parts = [path.removesuffix(".part") for path in change if path.endswith(".part")]
-    lines = {}
-    for path, values in change.items():
-        whole = next((part for part in parts if f"{path}.".startswith(f"{part}.")), path)
-        sides = [_part(change, whole, side) for side in (0, 1)] if whole in parts else values
-        lines[whole] = f"{whole}: {_value(sides[0])} → {_value(sides[1])}"
-    return [*lines.values()]
-
-
-def _part(change: Mapping[str, Sequence], path: str, side: int) -> Any:
-    """Returns a part in a change before (0) or after it (1), as code writes it; where there is none, what there is."""
-    inner = {name.removeprefix(f"{path}."): each[side] for name, each in change.items() if name.startswith(f"{path}.")}
-    name, _ = inner.pop("part"), inner.pop("code", None)
-    if name is None:
-        return change.get(path, (None, None))[side]
-    return f"{name.rpartition('.')[2]}({', '.join(f'{n}={v!r}' for n, v in inner.items() if v is not None)})"
-
-
-def _value(value: Any) -> str:
-    return "none" if value is None else "''" if value == "" else str(value)

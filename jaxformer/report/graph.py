@@ -9,6 +9,8 @@ import numpy as np
 
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
+from jaxformer.experiment.lineage import describe_change
+from jaxformer.host.console import plain
 from jaxformer.report.findings import (
     Finding,
     collect_findings,
@@ -18,7 +20,7 @@ from jaxformer.report.findings import (
     mean_bits_per_byte,
     task_names,
 )
-from jaxformer.report.formatting import describe_change, percent, plain, signed, two_lines, with_error
+from jaxformer.report.formatting import percent, signed, two_lines, with_error
 from jaxformer.report.style import COLOURS, GREY, INK, make_figure, spread
 
 # Of a box, and between boxes of a column and columns, inches.

@@ -1,11 +1,12 @@
 """A study, or all of them, as an HTML page that loads nothing and runs nothing; texts are shown as they are."""
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.report import findings, formatting, leave_one_out
+from jaxformer.experiment.lineage import describe_change
+from jaxformer.host.html import render
+from jaxformer.report import findings, leave_one_out
 from jaxformer.report.figures import Picture
 from jaxformer.report.history import (
     HEADINGS,
@@ -33,7 +34,7 @@ def make_page(outcome: Outcome, pictures: Sequence[Picture]) -> str:
         pictures=pictures,
         text=findings,
         composition=leave_one_out,
-        formatting=formatting,
+        describe_change=describe_change,
     )
 
 
@@ -53,17 +54,4 @@ def make_history_page(history: History, pictures: Sequence[Picture]) -> str:
 
 
 def _render(template: str, **values) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        # What is not markup already is a text of someone: on one line, without control characters.
-        finalize=lambda value: value if hasattr(value, "__html__") else formatting.plain(value),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["base64"] = lambda file: base64.b64encode(file).decode()
-    return environment.get_template(template).render(colours=COLOURS, **values)
+    return render(Path(__file__).parent, template, colours=COLOURS, **values)

@@ -3,8 +3,9 @@
 from jaxformer.ablation.leave_one_out import DROP, STAYS, Composition
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
+from jaxformer.host.console import plain
 from jaxformer.report.findings import NOT_KNOWN
-from jaxformer.report.formatting import NOTHING, interval_of, plain, with_error
+from jaxformer.report.formatting import NOTHING, interval_of, with_error
 from jaxformer.report.style import COLOURS, GREY, INK, make_figure
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.significance import interim_level

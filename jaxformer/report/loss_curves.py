@@ -9,8 +9,8 @@ import numpy as np
 from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.experiment.experiment import tokens_by_step
+from jaxformer.host.console import plain
 from jaxformer.report.findings import Finding, collect_findings, runs_nearest_best
-from jaxformer.report.formatting import plain
 from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
 
 _CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195")

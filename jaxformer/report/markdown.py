@@ -4,10 +4,12 @@ import re
 from collections.abc import Sequence
 
 from jaxformer.ablation.outcome import Outcome
+from jaxformer.experiment.lineage import describe_change
+from jaxformer.host.console import plain
 from jaxformer.report import findings
 from jaxformer.report.figures import Picture
 from jaxformer.report.findings import collect_findings, decision_columns, task_names, task_table
-from jaxformer.report.formatting import MINUS, describe_change, plain
+from jaxformer.report.formatting import MINUS
 from jaxformer.report.graph import box_lines, study_graph
 from jaxformer.report.leave_one_out import COMPOSITION_HEADINGS, HEADING, composition_rows, describe_composition
 from jaxformer.report.style import COLOURS

@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
+from jaxformer.host.console import plain
 from jaxformer.report.findings import Finding, collect_findings, device_hours
-from jaxformer.report.formatting import plain, signed
+from jaxformer.report.formatting import signed
 from jaxformer.report.graph import study_graph
 from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure, spread
 

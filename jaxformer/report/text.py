@@ -5,9 +5,9 @@ import textwrap
 from collections.abc import Collection
 
 from jaxformer.ablation.outcome import Outcome
-from jaxformer.host.console import format_rows, format_table, wrap
+from jaxformer.host.console import format_rows, format_table, plain, wrap
 from jaxformer.report.findings import Finding, collect_findings, decision_columns, notes, reason_beside_numbers
-from jaxformer.report.formatting import MINUS, NOTHING, plain
+from jaxformer.report.formatting import MINUS, NOTHING
 from jaxformer.report.leave_one_out import COMPOSITION_HEADINGS, HEADING, composition_rows, describe_composition
 from jaxformer.report.summary import describe_margin, describe_noise_floor
 

@@ -21,7 +21,7 @@ PAGE = "index.html"
 MARKDOWN = "report.md"
 
 # Of the extra `report`; the modules of this package import them when they are needed.
-LIBRARIES = ("matplotlib", "networkx", "jinja2")
+LIBRARIES = ("matplotlib", "networkx")
 
 
 def check_report(folder: Path) -> None:

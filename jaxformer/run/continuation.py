@@ -18,6 +18,7 @@ from jaxformer.record import to_dict
 from jaxformer.run.folder import check_disk, hold_folder, load_run
 from jaxformer.run.identity import CONFIG, check_folder, identify, read_config
 from jaxformer.run.metrics import cut_metrics
+from jaxformer.run.samples import read_samples, write_samples
 
 
 class BegunRun(NamedTuple):
@@ -126,5 +127,6 @@ def _begin(run: BegunRun, source: Path, step: int, record: dict) -> None:
         with open_checkpoints(run.workdir / "checkpoints", run.experiment.checkpoint) as own:
             copy_step(saved, own, step, {"identity": record["identity"]})
         cut_metrics(source, run.workdir, step)
+        write_samples(run.workdir, read_samples(source, step))
         own_record = {"experiment": run.experiment.name, "config": to_dict(run.experiment), "tracked_as": ""}
         write_json(run.workdir / CONFIG, record | own_record)

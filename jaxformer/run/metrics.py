@@ -1,12 +1,14 @@
 """Numbers by step in a file of JSON lines, and from there to trackers."""
 
+import array
+import collections
 import functools
 import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -105,6 +107,45 @@ def read_metrics(folder: Path) -> list[dict]:
     return [values for line in written if (values := _parse(line))]
 
 
+class Series(NamedTuple):
+    """A number of a run's metrics by ascending step."""
+
+    steps: np.ndarray
+    """int64, (N,)."""
+    values: np.ndarray
+    """float64, (N,); some may not be finite."""
+
+
+class MetricsReader:
+    """Reads the `metrics.jsonl` of a run while it goes on; it keeps the numbers, and reads no line twice."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / "metrics.jsonl"
+        self._read = 0
+        self._columns = collections.defaultdict(lambda: (array.array("q"), array.array("d")))
+
+    def read(self) -> dict[str, Series]:
+        """Returns the numbers so far by name; lists by layer are left out.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):  # The rest of it comes.
+                    break
+                self._read += len(line)
+                numbers = _parse(line) or {"step": 0}
+                step = numbers.pop("step")
+                for name, value in numbers.items():
+                    if not isinstance(value, list):
+                        steps, values = self._columns[name]
+                        steps.append(step)
+                        values.append(float(value))
+        return {name: Series(np.array(steps), np.array(values)) for name, (steps, values) in self._columns.items()}
+
+
 def training_losses(folder: Path) -> np.ndarray:
     """Returns the training losses of a run, float64 nats per target, by step from 0 up to the first that is missing."""
     losses = _losses_by_step(folder)
@@ -145,7 +186,7 @@ def validation_losses(folder: Path) -> dict[int, float]:
     return {line["step"]: float(line["validation/loss"]) for line in lines}
 
 
-def _parse(line: str) -> dict | None:
+def _parse(line: str | bytes) -> dict | None:
     """Returns a step and its numbers, or None where a line is damaged or not of `Writer.write`."""
     try:
         values = json.loads(line)

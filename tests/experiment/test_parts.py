@@ -4,8 +4,8 @@ import pytest
 from variant_files import HEADER, variant
 
 from jaxformer.config import UserError
+from jaxformer.experiment.lineage import describe_change
 from jaxformer.experiment.resolution import resolve
-from jaxformer.report.formatting import describe_change
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 

@@ -4,13 +4,11 @@ import base64
 import html
 import math
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as xml
-from html.parser import HTMLParser
 
 import pytest
 from fake_runs import HOSTILE, write_run, write_study
+from pages import Page, needs_chromium, shown_by_chromium
 
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import Study
@@ -29,23 +27,6 @@ pytestmark = pytest.mark.device_free
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("networkx")
-pytest.importorskip("jinja2")
-
-
-class Page(HTMLParser):
-    """What a browser makes of a page: its elements, and its text outside of them."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.attributes, self.text = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +78,8 @@ def test_a_row_of_the_table_belongs_to_its_variant(outcome, report):
 def test_hostile_text_is_shown_literally_and_runs_nothing(page):
     text = " ".join(HOSTILE.split())
     assert page.text.count(text) >= 2, "as a question, and as a source"
-    assert not {"script", "iframe", "object", "svg", "link"} & set(page.tags[page.tags.index("body") :])
-    assert not [name for name, _ in page.attributes if name.startswith("on")]
-    links = [value for name, value in page.attributes if name in ("href", "src", "xlink:href")]
-    embedded = ("#", "data:,", "data:image/svg+xml;base64,")
-    assert all(value.startswith(embedded) for value in links), "nothing is loaded"
-    policy = next(value for name, value in page.attributes if value and "default-src" in value)
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    page.assert_nothing_is_loaded_or_run()
+    assert "svg" not in page.tags, "a picture is an image, whose file cannot run anything"
 
 
 def test_each_picture_is_an_image_with_a_text_for_who_cannot_see_it(page):
@@ -181,13 +157,7 @@ def test_one_seed_without_tasks_and_scores_that_are_not_numbers_are_reported(fol
         assert "the first interim analysis is after 3 seeds" in text and not re.search(r"\bnan\b", text)
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@needs_chromium
 def test_chromium_shows_the_page_without_a_complaint(report, tmp_path):
-    command = [
-        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
-        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (report / "index.html").as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert html.unescape(done.stdout).count("alert(1)") >= 2 and "<script" not in done.stdout
+    shown = shown_by_chromium(report / "index.html", tmp_path)
+    assert html.unescape(shown).count("alert(1)") >= 2 and "<script" not in shown

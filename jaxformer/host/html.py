@@ -1,0 +1,39 @@
+"""Pages of HTML, made of templates, that load nothing and run nothing; texts are shown as they are."""
+
+import base64
+import functools
+from pathlib import Path
+
+from jaxformer.host.console import plain, printable
+
+
+def render(folder: Path, template: str, **values) -> str:
+    """Returns a page. What is not markup already is escaped, on one line, and without control characters.
+
+    Args:
+        folder: of the template, and of what it includes unless that lies beside this module.
+        template: name of its file.
+        values: by the names that they have in it.
+    """
+    return _environment(folder).get_template(template).render(**values)
+
+
+@functools.cache
+def _environment(folder: Path):
+    import jinja2  # Takes longer than a page.
+    from markupsafe import escape
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
+        autoescape=True,
+        # What is not markup already is a text of someone.
+        finalize=lambda value: value if hasattr(value, "__html__") else plain(value),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["base64"] = lambda file: base64.b64encode(file).decode()
+    # A text that keeps its lines.
+    environment.filters["lines"] = lambda text: escape("\n".join(map(printable, text.split("\n"))))
+    return environment

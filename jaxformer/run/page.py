@@ -1,0 +1,260 @@
+"""The page of a run: what it is, how far it is and what it learns, in a file that loads nothing and runs nothing."""
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxformer.experiment.lineage import describe_change
+from jaxformer.host.console import format_duration, format_size
+from jaxformer.host.files import read_json_or_empty, write_whole
+from jaxformer.host.html import render
+from jaxformer.run.alarms import find_alarms, is_repetitive
+from jaxformer.run.chart import Chart, Event, make_chart
+from jaxformer.run.folder import peak_memory
+from jaxformer.run.identity import CONFIG
+from jaxformer.run.metrics import MetricsReader, Series
+from jaxformer.run.samples import read_samples, write_samples
+from jaxformer.skip_steps import SPIKE
+
+PAGE = "run.html"
+
+# Of events, and of samples, the most that are shown.
+_MOST_EVENTS, _MOST_SAMPLES = 200, 12
+
+# What marks a step whose loss was a spike, and one that was skipped.
+_SPIKE, _SKIPPED = "\N{BLACK UP-POINTING TRIANGLE}", "\N{MULTIPLICATION X}"
+
+# In place of a number that there is not.
+_NOTHING = "\N{EN DASH}"
+
+# Names of curves by the metric.
+_LOSSES = {"train/loss": "training", "validation/loss": "validation"}
+_NORMS = {"gradient_norm": "Gradient norms", "update_norm": "Update norms", "parameter_norm": "Parameter norms"}
+
+
+class Records(NamedTuple):
+    """What the folder of a run holds of it."""
+
+    config: Mapping[str, Any]
+    """`config.json`."""
+    summary: Mapping[str, Any]
+    """`summary.json`; while the run goes on, its `seconds` and `peak_memory_bytes` so far."""
+    series: Mapping[str, Series]
+    """`metrics.jsonl`."""
+    samples: Mapping[int, str]
+    """`samples.jsonl`: texts by step."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that are trained so far."""
+        return int(max((each.steps[-1] for each in self.series.values()), default=0))
+
+    def values(self, name: str) -> np.ndarray:
+        """Returns the values of a metric by step; none where there is no such metric."""
+        return self.series[name].values if name in self.series else np.zeros(0)
+
+    def latest(self, name: str) -> float:
+        """Returns the last value of a metric; NaN where there is none."""
+        return float(self.values(name)[-1]) if name in self.series else math.nan
+
+    def between(self, prefix: str, suffix: str = "") -> dict[str, Series]:
+        """Returns the series whose names begin and end so, by what lies between."""
+        rests = {name.removeprefix(prefix): each for name, each in self.series.items() if name.startswith(prefix)}
+        return {name.removesuffix(suffix): each for name, each in rests.items() if name.endswith(suffix)}
+
+    def accuracies(self) -> dict[str, Series]:
+        """Returns the accuracy of each task by its name."""
+        return {name: each for name, each in self.between("", "/acc").items() if "/" not in name}
+
+
+class Figure(NamedTuple):
+    """A number of the summary."""
+
+    name: str
+    value: str
+    beside: str
+    """Its error or its unit."""
+
+
+class RunPage:
+    """Draws the page of a run again and again while it goes on, with the samples that it is given."""
+
+    def __init__(self, folder: Path, first_step: int):
+        """Args: folder: of the run; first_step: at which it begins or goes on, whose sample comes again."""
+        self.path = folder / PAGE
+        self._folder = folder
+        self._metrics = MetricsReader(folder)
+        self._samples = read_samples(folder, first_step)
+
+    def add_sample(self, step: int, text: str) -> None:
+        """Takes a text that the model wrote after a step, and writes it to `samples.jsonl` behind those before.
+
+        Raises:
+            OSError: it cannot be written; it is with the next.
+        """
+        self._samples[step] = text
+        write_samples(self._folder, self._samples)
+
+    def draw(self, seconds: float, first_step: int) -> list[str]:
+        """Draws the page of what the run's folder holds now; returns what the run should be looked at for.
+
+        Args:
+            seconds: that the run took so far.
+            first_step: steps before the last phase that has begun.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        config, summary = (read_json_or_empty(self._folder / name) for name in (CONFIG, "summary.json"))
+        so_far = {"seconds": seconds, "peak_memory_bytes": peak_memory()}
+        records = Records(config, summary or so_far, self._metrics.read(), self._samples)
+        alarms = find_alarms(records.series, records.samples.get(records.steps, ""), first_step)
+        drawn = datetime.datetime.now(datetime.UTC)
+        write_whole(self.path, make_page(records, alarms, drawn).encode(), sync=False)
+        return alarms
+
+
+def make_page(records: Records, alarms: Sequence[str], drawn: datetime.datetime) -> str:
+    """Returns the page of a run. Args: drawn: when, in UTC."""
+    config, charts = records.config, make_charts(records)
+    return render(
+        Path(__file__).parent,
+        "page.html.jinja",
+        name=config["experiment"],
+        seed=config["seed"],
+        question=config["question"],
+        steps=records.steps,
+        all_steps=config["config"]["training"]["steps"],
+        is_finished="status" in records.summary,
+        drawn=f"{drawn:%Y-%m-%d %H:%M} UTC",
+        alarms=alarms,
+        figures=make_figures(records),
+        about=describe_run(records),
+        charts=[chart for chart in charts if chart],
+        samples=_some(records.samples),
+    )
+
+
+def _some(samples: Mapping[int, str]) -> list[tuple[int, str, bool]]:
+    """Returns samples that are spread evenly, the last among them: step, text, and whether it repeats itself."""
+    chosen = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), _MOST_SAMPLES)).astype(int))
+    return [(step, samples[step], is_repetitive(samples[step])) for step in np.array([*samples])[chosen].tolist()]
+
+
+def make_figures(records: Records) -> list[Figure]:
+    """Returns what is known in numbers of how good the model is, and what that took."""
+    summary, rate = records.summary, _mean(records.values("train/tokens_per_second"))
+    error = _plus_minus(records.latest("validation/bits_per_byte_standard_error"), 4)
+    figures = [
+        Figure("validation", _number(records.latest("validation/bits_per_byte"), 4), f"{error} bits per byte"),
+        Figure("validation loss", _number(records.latest("validation/loss"), 4), "nats per token"),
+        Figure("training loss", _number(_mean(records.values("train/loss")[-100:]), 4), "nats, last 100 steps"),
+    ]
+    for task in records.accuracies():
+        error = _plus_minus(100 * records.latest(f"{task}/acc_standard_error"), 1)
+        figures.append(Figure(task, f"{100 * records.latest(f'{task}/acc'):.1f} %", f"{error} accuracy"))
+    return [
+        *figures,
+        Figure("speed", _number(rate, 0), "tokens per second"),
+        Figure("time", format_duration(summary["seconds"]), "with evaluations"),
+        Figure("memory", format_size(summary["peak_memory_bytes"]), "at its peak"),
+    ]
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}" if math.isfinite(value) else _NOTHING
+
+
+def _plus_minus(error: float, digits: int) -> str:
+    return f"± {error:.{digits}f}" if math.isfinite(error) else ""
+
+
+def _mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan
+
+
+def describe_run(records: Records) -> list[tuple[str, list[str]]]:
+    """Returns what the run is, as names and lines."""
+    config = records.config
+    lineage = config["lineage"]
+    versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
+    restarts = [f"{start['step']:,}" for start in config["starts"][1:]]
+    about = {
+        "parent": [", ".join(lineage["parents"])] if lineage["parents"] else [],
+        "changes": describe_change(lineage["change"]),
+        "follows": describe_change(lineage["consequences"]),
+        "command line": describe_change(lineage["overrides"]),
+        "device": [f"{config['devices']} x {config['device']}, attention {config['attention']['name']}"],
+        "versions": [versions],
+        "resumed": [f"after step {', '.join(restarts)}"] if restarts else [],
+    }
+    return [(name, lines) for name, lines in about.items() if lines]
+
+
+def make_charts(records: Records) -> list[Chart | None]:
+    """Returns the charts of a run, None in place of one without numbers."""
+    series = records.series
+    events = find_events(series)
+    about = ["nats per token; shaded: from the least to the largest of the steps that a point averages"]
+    for sign, what in ((_SPIKE, "spikes"), (_SKIPPED, "skipped")):
+        if count := sum(event.sign == sign for event in events):
+            about.append(f"{sign} {what}: {count}")
+    if len(events) == _MOST_EVENTS:
+        about.append("others are not shown")
+
+    def one(metric: str, heading: str, unit: str, factor: float = 1.0, **options) -> Chart | None:
+        name = f"train/{metric}"
+        found = {heading.lower(): series[name]._replace(values=factor * series[name].values)} if name in series else {}
+        return make_chart(metric, heading, unit, found, **options)
+
+    rises = {"with_range": "gradient norm", "without_start": True}
+    norms = {metric: records.between(f"train/{metric}/") for metric in _NORMS}
+    tasks = {name: each._replace(values=100 * each.values) for name, each in records.accuracies().items()}
+    corpora = records.between("validation/", "/bits_per_byte")
+    return [
+        make_chart(
+            "loss",
+            "Loss",
+            "; ".join(about),
+            {name: series[metric] for metric, name in _LOSSES.items() if metric in series},
+            points=160,
+            with_range="training",
+            without_start=True,
+            events=events,
+        ),
+        make_chart("corpora", "Validation by corpus", "bits per byte", corpora, without_start=True),
+        make_chart("tasks", "Tasks", "% of the items answered rightly", tasks),
+        one("learning_rate", "Learning rate", "at its peak for matrices"),
+        one("gradient_norm", "Gradient norm", "before clipping", **rises),
+        *(
+            make_chart(metric, heading, "by part of the model", norms[metric], scale="logarithmic")
+            for metric, heading in _NORMS.items()
+        ),
+        one("tokens_per_second", "Tokens per second", "targets, on all devices", scale="from 0"),
+        one("waiting_for_data", "Waiting for data", "% of the time", 100.0, scale="from 0"),
+    ]
+
+
+def find_events(series: Mapping[str, Series]) -> list[Event]:
+    """Returns the steps that were skipped and those whose loss was a spike, the largest if there are many."""
+    if not {"train/loss", "train/spike_score", "train/skipped_steps"} <= series.keys():
+        return []
+    (steps, losses), (_, scores), (_, skipped) = (
+        series[f"train/{name}"] for name in ("loss", "spike_score", "skipped_steps")
+    )
+    is_skipped = np.diff(skipped, prepend=0.0) > 0
+    chosen = np.flatnonzero(is_skipped | (scores > SPIKE))
+    chosen = np.sort(chosen[np.argsort(-scores[chosen], kind="stable")][:_MOST_EVENTS])
+    events = []
+    for i in chosen.tolist():
+        text = f"step {steps[i]:,}: loss {losses[i]:.4g}"
+        if math.isfinite(losses[i]):
+            text += f", {scores[i]:.1f} standard deviations above the last"
+        sign = _SKIPPED if is_skipped[i] else _SPIKE
+        events.append(Event(int(steps[i]), float(losses[i]), sign, f"{text}{', skipped' if is_skipped[i] else ''}"))
+    return events
