@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.host.files import Closing, for_json, write_whole
+from jaxformer.run.samples import read_samples
 from jaxformer.tracking.tracker import Trackers
 
 # The metric that tells what a step was trained on: no curve.
@@ -36,7 +37,7 @@ class Writer(Closing):
             folder: of the run.
             first_step: the step that the run begins or resumes at; what a stopped run wrote about later steps, and its
                 validation at this one, are removed, since they come again.
-            trackers: which are given what is left, as far as they lack it.
+            trackers: which are given what is left, with the samples, as far as they lack it.
         """
         self._path = folder / METRICS
         self._trackers = trackers or Trackers({})
@@ -44,8 +45,10 @@ class Writer(Closing):
         self._file = self._path.open("ab", buffering=0)
         self._waiting = b""
         self._is_behind = False
+        samples = read_samples(folder, first_step)
         for line in kept:
-            self._trackers.log(line["step"], curves(line))
+            sample = {"sample": samples[line["step"]]} if line["step"] in samples else {}
+            self._trackers.log(line["step"], curves(line) | sample)
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> str | None:
         """Writes one line: the step and its numbers, each of which may be a list, by layer.
@@ -120,7 +123,7 @@ class MetricsReader:
     """Reads the `metrics.jsonl` of a run while it goes on; it keeps the numbers, and reads no line twice."""
 
     def __init__(self, folder: Path):
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS
         self._read = 0
         self._columns = collections.defaultdict(lambda: (array.array("q"), array.array("d")))
 

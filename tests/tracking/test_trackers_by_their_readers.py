@@ -18,6 +18,7 @@ import os, signal, sys, time
 from pathlib import Path
 
 from jaxformer.run.metrics import Writer
+from jaxformer.run.samples import read_samples, write_samples
 from jaxformer.tracking.config import TrackingConfig
 from jaxformer.tracking.tracker import Trackers, open_trackers
 
@@ -26,16 +27,19 @@ opened = open_trackers(TrackingConfig(to=kind), Path("run"), "tiny seed 0", "tin
 print(opened[kind].look)
 trackers = Trackers(opened)
 trackers.log_hyperparameters({"config": {"model": {"width": 16, "norm": "rmsnorm", "attention": None}}, "seed": 0})
-writer = Writer(Path("run"), first_step, trackers)
+writer, samples = Writer(Path("run"), first_step, trackers), read_samples(Path("run"), first_step)
 for step in range(first_step, last_step + 1):
     if step % 4 == 0 and step > 0:
         writer.write(step, {"validation/loss": step / 2})
+        samples[step] = f"a <text> of step {step}"
+        trackers.log(step, {"sample": samples[step]})
+        write_samples(Path("run"), samples)
     if step < last_step:
         writer.write(step + 1, {"train/loss": float("nan") if step == 2 else step + 1.0})
 if end == "killed":
     time.sleep(0.5)  # In which some of them write what they were given, and others do not.
     os.kill(os.getpid(), signal.SIGKILL)
-trackers.log(12, {"sample": "a <text>", "picture": Path("picture.png")})
+trackers.log(12, {"picture": Path("picture.png")})
 if kind != "tensorboard":  # Which has no pages.
     trackers.log(12, {"page": Path("page.html")})
 trackers.end_step()
@@ -145,7 +149,8 @@ def test_each_step_is_there_once_with_the_native_kinds(run):
     assert steps == tuple(range(1, 13))
     assert losses[:2] + losses[3:] == (1.0, 2.0, *map(float, range(4, 13))) and losses[2] != losses[2]
     assert series["validation/loss"] == [(4, 2.0), (8, 4.0), (12, 6.0)]
-    assert series["sample"] == [(12, "text")] and series["picture"] == [(12, "picture")]
+    assert series["sample"] == [(4, "text"), (8, "text"), (12, "text")]
+    assert series["picture"] == [(12, "picture")]
     assert kind == "tensorboard" or series["page"] == [(12, "page")]
 
 
