@@ -209,13 +209,17 @@ def _is_finished(workdir: Path) -> bool:
     return True
 
 
-def load_finished_run(workdir: Path) -> FinishedRun:
+def load_finished_run(workdir: Path, *, is_named: bool = True) -> FinishedRun:
     """Returns what a run left.
+
+    Args:
+        workdir: its folder.
+        is_named: whether that has to be named after the experiment and the seed, as in a study.
 
     Raises:
         UserError: it is not finished, or its files are damaged.
     """
-    record, summary = _read_record(workdir)
+    record, summary = _read_record(workdir, is_named=is_named)
     try:
         experiment = from_dict(Experiment, record["config"])
     except (TypeError, AttributeError, UserError) as error:
@@ -248,14 +252,15 @@ def load_finished_run(workdir: Path) -> FinishedRun:
         raise UserError(f"run folder {workdir}: damaged ({type(error).__name__}: {error}); train it anew") from error
 
 
-def _read_record(workdir: Path) -> tuple[dict, dict]:
+def _read_record(workdir: Path, *, is_named: bool = True) -> tuple[dict, dict]:
     """Returns `config.json` and `summary.json` of a finished run; raises `UserError` unless they are its own."""
     unfinished = f"run folder {workdir}: not finished; train it to its end"
     record, summary = (require_json(workdir / name, unfinished, _TRAIN_ON) for name in (CONFIG, "summary.json"))
     lacking = [name for name in _RECORDED if name not in record]
     require(not lacking, f"run folder {workdir}: an older version made it, without {', '.join(lacking)}; train it anew")
     is_ours = (workdir.parent.name, workdir.name) == (record["experiment"], f"seed_{record['seed']}")
-    require(is_ours, f"run folder {workdir}: it holds {record['experiment']}, seed {record['seed']}; move it back")
+    what = f"it holds {record['experiment']}, seed {record['seed']}; move it back"
+    require(is_ours or not is_named, f"run folder {workdir}: {what}")
     return record, summary
 
 

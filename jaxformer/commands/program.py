@@ -21,6 +21,7 @@ _FIRST = (
     "evaluate",
     "generate",
     "tune",
+    "compare",
     "ablate",
     "report",
     "promote",
@@ -38,7 +39,8 @@ COMMANDS = (*_FIRST, *sorted(_FOUND.difference(_FIRST)))
 ENVIRONMENT = {
     "prepare": {"JAX_PLATFORMS": "cpu"},  # Nothing is computed on a device.
     "export": {"JAX_PLATFORMS": "cpu"},  # It is compared in the CPU's float32.
-    "report": {"JAX_PLATFORMS": "cpu"},  # A run may be training on the device.
+    "compare": {"JAX_PLATFORMS": "cpu"},  # A run may be training on the device.
+    "report": {"JAX_PLATFORMS": "cpu"},  # As above.
     "promote": {"JAX_PLATFORMS": "cpu"},  # As above.
     "judge": {"JAX_PLATFORMS": "cpu"},  # As above.
     "evaluate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # A run may be training on the same device.

@@ -1,0 +1,40 @@
+"""Shows runs beside one another.
+
+Prints how they differ in configuration and in validation, paired over documents where they read the same, and whether
+that is evidence; writes a page with their curves. The first run is what the others are compared with:
+
+  jaxformer compare runs/baseline/seed_0 runs/swiglu/seed_0
+"""
+
+import sys
+from pathlib import Path
+
+from jaxformer.ablation.side_by_side import contrast_runs, read_shown
+from jaxformer.config import UserError, require
+from jaxformer.host.command import Parser, command
+from jaxformer.host.console import output_columns, print_line
+from jaxformer.host.docstrings import docstring
+from jaxformer.host.files import write_whole
+from jaxformer.host.paths import local_path
+from jaxformer.report.side_by_side import comparison_page, comparison_text
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Shows runs beside one another; returns the exit status."""
+    parser = Parser("jaxformer compare", docstring(sys.modules[__name__]))
+    parser.add_argument("runs", nargs="+", type=local_path, metavar="RUN", help="folders of runs, finished or not")
+    text = "where the page is written (default: compare.html beside the first experiment's runs)"
+    parser.add_argument("--page", type=local_path, metavar="FILE", help=text)
+    options = parser.parse_args(arguments)
+    require(len({path.resolve() for path in options.runs}) > 1, "give at least two runs to compare")
+    runs = [read_shown(path) for path in options.runs]
+    contrasts = contrast_runs(runs)
+    print_line(comparison_text(runs, contrasts, output_columns()))
+    page: Path = options.page or options.runs[0].parent / "compare.html"
+    try:
+        write_whole(page, comparison_page(runs, contrasts).encode())
+    except OSError as error:
+        raise UserError(f"{page}: {error.strerror}; choose another --page") from error
+    print_line(f"\ncurves: {page}")
+    return 0

@@ -1,0 +1,90 @@
+"""Runs beside one another: what differs, by how much, and why that is no evidence."""
+
+import shutil
+
+import numpy as np
+import pytest
+from pages import Page
+
+import jaxformer.commands.compare
+from jaxformer.ablation.side_by_side import contrast_runs, read_shown
+from jaxformer.report.side_by_side import comparison_text, describe_contrast
+
+pytestmark = pytest.mark.device_free
+
+
+def shown(folder, *names):
+    return [read_shown(folder / "runs" / name) for name in names]
+
+
+def test_difference_of_two_runs_is_paired_by_document_and_no_evidence(folder):
+    first, other = shown(folder, "root/seed_0", "muon/seed_0")
+    (contrast,) = contrast_runs([first, other])
+    assert dict(contrast.changes) == {"optimizer.name": ("adamw", "muon")}
+    differing, size = 0.0, 0
+    for name, documents in first.finished.validation.items():
+        differing += (other.finished.validation[name].bits - documents.bits).sum()
+        size += documents.text_bytes.sum()
+    np.testing.assert_allclose(contrast.difference.mean, differing / size)
+    assert contrast.seeds == 1 and not contrast.difference.seeds_counted
+    assert any(text.startswith("seeds: one") for text in contrast.reservations)
+    assert "ad hoc, not evidence:" in dict(describe_contrast(contrast).lines)["verdict"]
+
+
+def test_seeds_of_an_experiment_are_one_side_whose_difference_is_that_of_the_study(folder, outcome):
+    names = [f"{name}/seed_{seed}" for seed in range(3) for name in ("muon", "root")]
+    (contrast,) = contrast_runs(shown(folder, "root/seed_1", *[name for name in names if name != "root/seed_1"]))
+    assert contrast.seeds == 3 and [run.record["seed"] for run in contrast.first] == [1, 0, 2]
+    comparison = next(one for one in outcome.comparisons if one.variant == "muon")
+    np.testing.assert_allclose(contrast.difference.mean, comparison.difference.mean)
+    assert "jaxformer ablate --parent=root --variants=muon" in str(describe_contrast(contrast).lines)
+
+
+def test_two_seeds_of_one_experiment_show_what_a_change_must_exceed(folder):
+    (contrast,) = contrast_runs(shown(folder, "root/seed_0", "root/seed_1"))
+    assert not contrast.changes and contrast.seeds == 0 and contrast.difference is not None
+    assert describe_contrast(contrast).heading == "root seed 1 beside root seed 0"
+    assert any("must exceed" in text for text in contrast.reservations)
+
+
+def test_run_that_is_not_finished_is_shown_as_far_as_it_is(folder, tmp_path):
+    shutil.copytree(folder / "runs/muon/seed_0", tmp_path / "mine")
+    (tmp_path / "mine/summary.json").unlink()
+    runs = [*shown(folder, "root/seed_0"), read_shown(tmp_path / "mine")]
+    (contrast,) = contrast_runs(runs)
+    assert contrast.difference is None and any("not finished" in text for text in contrast.reservations)
+    text = comparison_text(runs, [contrast], 80)
+    lines = [line for line in text.splitlines() if str(tmp_path) not in line]  # A path is not broken.
+    assert "muon" in text and max(map(len, lines)) <= 80
+
+
+def test_finished_run_in_a_folder_of_any_name_is_compared(folder, tmp_path):
+    shutil.copytree(folder / "runs/muon/seed_0", tmp_path / "mine")
+    (contrast,) = contrast_runs([*shown(folder, "root/seed_0"), read_shown(tmp_path / "mine")])
+    assert contrast.difference is not None
+
+
+def test_the_command_prints_the_runs_and_writes_a_page_that_loads_nothing(folder, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    names = [f"runs/{name}/seed_0" for name in ("root", "muon", "long")]
+    assert jaxformer.commands.compare.main([*names, f"--page={page}"]) == 0
+    printed = capsys.readouterr().out
+    assert "optimizer.name: adamw" in printed and printed.endswith(f"curves: {page}\n")
+    Page(page.read_text(encoding="utf-8")).assert_nothing_is_loaded_or_run()
+    assert jaxformer.commands.compare.main(names[:2]) == 0
+    assert (folder / "runs/root/compare.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs/root/seed_0"], "give at least two runs to compare"),
+        (["runs/root/seed_0", "runs/root/../root/seed_0"], "give at least two runs to compare"),
+        (["runs/root/seed_0", "runs"], "run folder runs: no config.json; give the folder of a run"),
+        (["runs/root/seed_0", "runs/muon/seed_0", "--page=runs/none/page.html"], "choose another --page"),
+    ],
+)
+def test_the_command_refuses_in_one_line(folder, capsys, arguments, message):
+    assert jaxformer.commands.compare.main(arguments) == 2
+    output = capsys.readouterr().err
+    assert message in output and output.startswith("jaxformer: ") and output.count("\n") == 1
