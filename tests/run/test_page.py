@@ -17,6 +17,7 @@ from tiny_run import command
 import jaxformer.loop
 from jaxformer.run.metrics import MetricsReader, Series, Writer
 from jaxformer.run.page import Records, RunPage, find_events, make_charts, make_page
+from jaxformer.run.samples import read_samples
 from jaxformer.train import main
 
 pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
@@ -42,7 +43,8 @@ def test_the_page_shows_what_the_run_came_to(run):
     error = summary["validation/bits_per_byte_standard_error"]
     assert f"{summary['validation/bits_per_byte']:.4f} ± {error:.4f} bits per byte" in text
     assert "1 x cpu" in text and f"jax {json.loads((run / 'config.json').read_text())['versions']['jax']}" in text
-    assert [f"step {step}" in text for step in (4, 8, 12)] == [True] * 3
+    assert [*read_samples(run)] == [4, 8, 12]
+    assert re.findall(r"<h3>step (\d+)", (run / "run.html").read_text()) == ["4", "8", "12"]
     headings = ("Loss", "Learning rate", "Gradient norm", "Update norms", "Parameter norms")
     assert [page.text.count(f"{heading} ") for heading in headings] == [1] * 5
     page.assert_nothing_is_loaded_or_run()
@@ -61,7 +63,7 @@ def test_a_page_of_a_run_that_goes_on_tells_how_far_it_is_and_what_is_wrong(run)
 def test_foreign_text_is_shown_literally_and_runs_nothing(run):
     records = records_of(run)
     sample = f"{HOSTILE}</pre><script>alert(2)</script>\n\x00\x1b[31m \u202e\n    indented"
-    config = records.config | {"question": HOSTILE, "experiment": HOSTILE}
+    config = records.config | {"question": f"{HOSTILE}\x00\x1b[31m", "experiment": HOSTILE}
     config["lineage"] = config["lineage"] | {"change": {"model.activation": ["gelu", HOSTILE]}, "parents": [HOSTILE]}
     page = Page(text := make_page(records._replace(config=config, samples={12: sample}), [HOSTILE], NOW))
     page.assert_nothing_is_loaded_or_run()
@@ -72,7 +74,7 @@ def test_foreign_text_is_shown_literally_and_runs_nothing(run):
 
 def test_a_page_is_drawn_from_what_was_added_since(run, tmp_path):
     shutil.copy(run / "config.json", tmp_path)
-    writer, page = Writer(tmp_path, first_step=0), RunPage(tmp_path, 0)
+    writer, page, reader = Writer(tmp_path, first_step=0), RunPage(tmp_path, 0), MetricsReader(tmp_path)
     for step in (1, 2, 3):
         writer.write(step, {"train/loss": 9.0 - step, "train/load/a": [1.0, 2.0], "train/gradient_norm": math.nan})
         with (tmp_path / "metrics.jsonl").open("ab") as file:
@@ -80,8 +82,8 @@ def test_a_page_is_drawn_from_what_was_added_since(run, tmp_path):
         assert page.draw(1.0, 0) == [] and f"at step {step} of 12" in page.path.read_text().replace("\n", " ")
         text = (tmp_path / "metrics.jsonl").read_bytes()
         (tmp_path / "metrics.jsonl").write_bytes(text[: text.rindex(b"\n") + 1])
+        read = reader.read()
     writer.close()
-    read = MetricsReader(tmp_path).read()
     assert set(read) == {"train/loss", "train/gradient_norm"}
     assert [x.tolist() for x in read["train/loss"]] == [[1, 2, 3], [8.0, 7.0, 6.0]]
     assert np.isnan(read["train/gradient_norm"].values).all()
