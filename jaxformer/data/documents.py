@@ -28,7 +28,9 @@ class Document(NamedTuple):
     bad: str = ""
     """Why there is no text: what is wrong with the record, which is left out, and where it stands."""
     fraction: float | None = None
-    """In [0, 1): it is for validation if that is below `corpus.validation_share`. None for the hash of the key."""
+    """Of a piece of a single text, in [0, 1): it is for validation if below `corpus.validation_share`. Of any other
+    document None: the hash of its key decides.
+    """
 
 
 def _pystdlib_root() -> Path:

@@ -65,7 +65,8 @@ def read_own(reader: Reader, files: Sequence[SourceFile | None]) -> Iterator[Doc
 
 def _document(found: object, where: str) -> Document | BadRecord:
     is_document = isinstance(found, Document)
-    if not (isinstance(found, str) or (is_document and all(isinstance(each, str) for each in found[:3]))):
+    is_whole = is_document and all(isinstance(each, str) for each in found[:3]) and found.fraction is None
+    if not (isinstance(found, str) or is_whole):
         raise UserError(f"{where}: it must yield texts, or Document(key, text), and no {found!r:.60}")
     if is_document and found.bad:
         return BadRecord(f"{where}: {found.bad}")

@@ -20,7 +20,7 @@ from jaxformer.host.console import print_line
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import expanded, local_path
 
-# Column in which the explanations of the options of training begin, and before that of a field.
+# Column in which the explanations of the options of training begin, and what stands before that of a field.
 _INDENT, _BELOW = 21, " " * 6
 
 
@@ -159,17 +159,10 @@ def _sections() -> dict[str, Any]:
 
 
 def _classes(kind: Any) -> list[type]:
-    """Returns the dataclasses that the fields of a class may be of, in their order."""
+    """Returns the dataclasses that an annotation names, but sections."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return [*dict.fromkeys(one for f in dataclasses.fields(kind) for one in _named(hints[f.name]))]
-    return []
-
-
-def _named(kind: Any) -> list[type]:
-    """Returns the dataclasses that an annotation names."""
-    inside = [one for each in typing.get_args(kind) for one in _named(each)]
-    return [kind] if isinstance(kind, type) and dataclasses.is_dataclass(kind) else inside
+        return [] if kind in _sections().values() else [kind]
+    return [one for each in typing.get_args(kind) for one in _classes(each)]
 
 
 def _first_clause(kind: type) -> str:
@@ -188,7 +181,7 @@ def describe_section(name: str, experiment: Experiment | None = None) -> str:
     kind = _sections()[name]
     lines = [f"--{name}.FIELD=VALUE", "", *textwrap.wrap(docstring(kind), WIDTH), ""]
     lines += _describe_fields(kind, getattr(experiment, name, None), getattr(experiment, "name", ""))
-    if classes := [each for each in _classes(kind) if each not in _sections().values()]:
+    if classes := [*dict.fromkeys(one for each in typing.get_type_hints(kind).values() for one in _classes(each))]:
         width = max(len(each.__name__) for each in classes) + 4
         lines += ["", "classes, of which an experiment file gives objects:"]
         for each in classes:

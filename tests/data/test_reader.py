@@ -56,6 +56,7 @@ class Yielding(Reader):
             "key": Document(3, "text"),  # pyright: ignore[reportArgumentType]
             "surrogate": "\ud800",
             "bad": Document("", "", bad="torn"),
+            "fraction": Document("a", "text", fraction=0.5),
         }.get(self.what, "another")
         if self.what == "raises":
             raise KeyError("speaker")
@@ -187,6 +188,7 @@ def test_a_reader_that_reads_in_another_order_is_refused_where_it_would_go_on_an
         ("bytes", r", document 2: it must yield texts, or Document\(key, text\), and no b'text'"),
         ("pair", r", document 2: it must yield texts, or Document\(key, text\), and no \('key', 'text'\)"),
         ("key", r", document 2: it must yield texts, or Document\(key, text\), and no Document\(key=3, "),
+        ("fraction", r", document 2: it must yield texts, or Document\(key, text\), and no Document\(key='a', "),
         ("raises", r", behind document 2: KeyError: 'speaker' \(test_reader\.py, line \d+\)$"),
         ("surrogate", ", document 2: a lone surrogate at character 0"),
         ("bad", ", document 2: torn"),

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 READER = """
 @dataclasses.dataclass(frozen=True)
 class Logs(Reader):
-    suffixes = (".log",)
+    suffixes = (".log", ".md")
 
 
 """
@@ -191,7 +191,7 @@ def test_a_reader_of_ones_own_keeps_what_it_reads(files, write):
     with open(root, "w") as file:
         file.write("from jaxformer.experiment import Reader\n" + text.replace("EXPERIMENT =", READER + "EXPERIMENT ="))
     os.mkdir("logs")
-    for path in ("logs", "other.log", "both"):
+    for path in ("logs", "other.log", "notes.md", "both"):
         assert repr(resolve(root, {"corpus.path": path}).experiment.corpus.kind) == "Logs()"
     assert resolve(root, {"corpus.path": "own.jsonl"}).experiment.corpus.kind == "jsonl"
 
