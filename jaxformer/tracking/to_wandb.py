@@ -82,4 +82,5 @@ def _value(value: float | str | Path) -> Any:
         return wandb.Html(f"<pre>{html.escape(value)}</pre>", inject=False)
     if not isinstance(value, Path):
         return value
-    return wandb.Html(value.read_text(encoding="utf-8"), inject=False) if value.suffix == ".html" else wandb.Image(str(value))
+    is_page = value.suffix == ".html"
+    return wandb.Html(value.read_text(encoding="utf-8"), inject=False) if is_page else wandb.Image(str(value))
