@@ -161,6 +161,7 @@ class LayerNorm(RMSNorm):
 
 
 @functools.partial(_from_inputs, static_argnums=2)
+@jax.named_scope("norm")
 def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     x_float = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(x_float * x_float, axis=-1, keepdims=True) + epsilon)

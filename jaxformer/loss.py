@@ -73,6 +73,7 @@ def token_scores(
     return TokenScores(*(x.reshape(-1)[:N] for x in scores))
 
 
+@jax.named_scope("loss")
 def cross_entropy(
     features_ND: jax.Array,
     unembedding_VD: jax.Array,

@@ -85,6 +85,9 @@ SAVED = {
 REMATS = ("auto", "none", *SAVED)
 
 
+# What its parts are named in a compiled step, for a profile.
+SCOPES = ("embedding", "attention", "feed_forward", "norm", "residual")
+
 # The parameters with a row for each id.
 VOCABULARY_TABLES = ("embedding", "unembedding")
 
@@ -372,6 +375,7 @@ class FeedForward(nnx.Module):
         return activate(self.activation, hidden_NX) @ self.down[...], Sums()
 
 
+@jax.named_scope("residual")
 def add(x_ND: jax.Array, layer: Callable[[jax.Array], tuple[jax.Array, Sums]]) -> tuple[jax.Array, Sums]:
     """Returns the stream with a layer's output added, and the layer's sums: the residual rule."""
     y_ND, sums = layer(x_ND)
@@ -401,9 +405,11 @@ class Block(nnx.Module):
     def __call__(self, stream: Any, context: Context) -> tuple[Any, Sums]:
         """Returns the stream after the block, `x_ND` unless a `Residual` makes more of it, and the sums."""
 
+        @jax.named_scope("attention")
         def attention(x_ND):
             return self.attention(self.attention_norm(x_ND), context)
 
+        @jax.named_scope("feed_forward")
         def feed_forward(x_ND):
             return self.feed_forward(self.feed_forward_norm(x_ND), context)
 
@@ -525,6 +531,7 @@ class Transformer(nnx.Module):
         """The dtype of the kernels, in which matmuls compute."""
         return jax.tree.leaves(nnx.state(self.blocks, Kernel))[0].dtype
 
+    @jax.named_scope("embedding")
     def embed(self, tokens_N: jax.Array | np.ndarray, positions_N: jax.Array | np.ndarray) -> jax.Array:
         """Returns the stream `x_ND` at the first block."""
         x_ND = self.embedding[...][tokens_N]

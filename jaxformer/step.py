@@ -169,9 +169,10 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
     grads, sums = gradients(state, batch)
     loss, norm = sums.nats / sums.weight, optax.tree.norm(optimized(grads))
     counts, score, guard = judge(state.guard, loss, norm, skip_spikes_above=state.skip_spikes_above)
-    before = (state.params, state.opt_state)
-    *after, updates = _update(state, grads)
-    params, opt_state = jax.tree.map(lambda new, old: jnp.where(counts, new, old), tuple(after), before)
+    with jax.named_scope("optimizer"):
+        before = (state.params, state.opt_state)
+        *after, updates = _update(state, grads)
+        params, opt_state = jax.tree.map(lambda new, old: jnp.where(counts, new, old), tuple(after), before)
     metrics = {
         "loss": loss,
         "gradient_norm": norm,
@@ -189,6 +190,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, guard=guard), metrics
 
 
+@jax.named_scope("metrics")
 def norms_by_group(params: nnx.State) -> dict[str, jax.Array]:
     """Returns the norm of the parameters, or of what has their structure, by the part of the model that they are of."""
     squares = {}
