@@ -111,6 +111,7 @@ EXPERIMENT = Experiment(
         startup_proof=True,  # before the first step
         log_every_steps=20,  # steps
         peak_tflops=0.0,  # TFLOP/s; 0: looked up
+        profile="",  # FIRST:LAST, steps; '': none
     ),
     checkpoint=CheckpointConfig(
         every_steps=400,  # steps

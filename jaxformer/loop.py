@@ -35,6 +35,7 @@ from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.inputs import Data
 from jaxformer.run.metrics import Writer
 from jaxformer.run.page import RunPage
+from jaxformer.run.profile import profiled
 from jaxformer.run.progress import NonFiniteSteps, Progress
 from jaxformer.step import TrainState, compile_step
 from jaxformer.tracking.tracker import Trackers
@@ -76,11 +77,13 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
     """
     steps, every = run.experiment.training.steps, run.experiment.checkpoint.every_steps
     validate_every = run.experiment.evaluation.every_steps
-    jitted_step, agreed_stop = compile_step(state), AgreedStop()
+    first_step, agreed_stop = int(state.step), AgreedStop()
     data_state, spans = batches.get_state(), spans_of(run.experiment)
     first_rows = {span.rows_per_step: rows_here(run.mesh, span.rows_per_step).start for span in spans}
-    with run.signals.deferred():
-        for step in range(int(state.step), steps):
+    to_profile, folder = run.experiment.training.profiled_steps, run.workdir / "profile"
+    step_function = profiled(compile_step(state), to_profile, first_step + 1, folder, run.progress)
+    with run.signals.deferred(), step_function as jitted_step:
+        for step in range(first_step, steps):
             # Validated after it was saved, and again if the run stopped in between; before the first step, what was
             # trained before.
             if step % validate_every == 0 and (step > 0 or run.experiment.init_from):

@@ -1,6 +1,7 @@
 """The pure training step: state and batch in, state and metrics out."""
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -64,14 +65,27 @@ class TrainingConfig:
     """Steps between progress lines."""
     peak_tflops: NonNegativeFloat = execution(0.0)
     """Peak of the device for the model FLOPs utilisation; 0 looks it up."""
+    profile: str = execution("")
+    """Steps to trace and to tell the largest kernels of, FIRST:LAST from 1 with both included; '' for none."""
 
     def __post_init__(self):
         check_fields(self, "training")
+        profiled = self.profiled_steps
+        require(
+            not self.profile or (len(profiled) > 0 and profiled[0] > 0 and profiled[-1] <= self.steps),
+            f"training.profile ({self.profile!r}) must be FIRST:LAST, two of the steps 1 to {self.steps}",
+        )
         for name, rows in self._rows_by_name().items():
             require(
                 rows % (self.micro_batches or 1) == 0,
                 f"training.micro_batches ({self.micro_batches}) must divide training.{name} ({rows})",
             )
+
+    @property
+    def profiled_steps(self) -> range:
+        """Numbers, from 1, of the steps to profile."""
+        bounds = re.fullmatch(r"(\d{1,9}):(\d{1,9})", self.profile or "1:0")
+        return range(int(bounds[1]), int(bounds[2]) + 1) if bounds else range(0)
 
     def _rows_by_name(self) -> dict[str, int]:
         phases = {f"phases.{i}.rows_per_step": phase.rows_per_step for i, phase in enumerate(self.phases)}

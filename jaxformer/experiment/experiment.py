@@ -75,7 +75,13 @@ class Experiment:
                 self.model.most_positions == 0 or self.model.most_positions >= row_length,
                 f"model.learned_positions ({self.model.most_positions}) must be at least {name} ({row_length})",
             )
-        spans_of(self)
+        all_but_last = self.training.profiled_steps[:-1]
+        for span in spans_of(self):
+            require(
+                span.first_step not in all_but_last,
+                f"training.profile ({self.training.profile}) must lie within one phase, and step {span.first_step + 1} "
+                "begins another",
+            )
 
 
 def spans_of(experiment: Experiment) -> tuple[Span, ...]:

@@ -285,6 +285,10 @@ class Progress:
         print_above_progress(f"step {step}/{self._steps}  {text}")
         self.resume_clock()
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes so many of the seconds since the last flush for no time of training."""
+        self._started += seconds
+
     def resume_clock(self) -> None:
         """Takes what passed since the last flush, such as a save that was waited for, for no time of training."""
         self._started = time.perf_counter() - self._total.seconds
