@@ -163,13 +163,13 @@ class Instruction(NamedTuple):
 
 
 def read_instructions(hlo: str) -> dict[str, Instruction]:
-    """Returns the instructions of a compiled program by name.
+    """Returns the instructions of a compiled program by name; what has no names in the code has those of its caller.
 
     Args:
         hlo: its text, as of `jax.stages.Compiled.as_text`.
     """
     found: dict[str, Instruction] = {}
-    bodies, body = collections.defaultdict(list), ""
+    bodies, body, places, callers = collections.defaultdict(list), "", {}, {}
     for line in hlo.splitlines():  # What is fused stands before the fusion.
         if header := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
             body = header[1]
@@ -183,7 +183,14 @@ def read_instructions(hlo: str) -> dict[str, Instruction]:
             operations = frozenset([operation, *targets]).union(*(each.operations for each in within))
             found[name] = Instruction(next(filter(None, op_names), ""), operations)
             bodies[body].append(found[name])
-    return found
+            places[name] = body
+            callers |= dict.fromkeys(re.findall(r"\b(?:calls|body|condition|to_apply)=%?([\w.-]+)", line), name)
+
+    def named(name: str) -> Instruction:
+        one, caller = found[name], callers.get(places[name])
+        return one if one.op_name or caller is None else one._replace(op_name=named(caller).op_name)
+
+    return {name: named(name) for name in found}
 
 
 def read_events(profile: Any, module: str) -> Iterator[Event]:

@@ -51,21 +51,23 @@ HLO = """HloModule jit_train_step, is_scheduled=true
 %body (b.1: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %b.1 = (s32[], /*index=1*/f32[8,4]{1,0}) parameter(0)
   %fusion.1 = f32[8,4]{1,0} fusion(%b.1), kind=kLoop, calls=%fused
+  %copy.3 = f32[8,4]{1,0} copy(%b.1)
   ROOT %dot.1 = f32[8,4]{1,0} dot(%b.1, %b.1), metadata={op_name="jit(train_step)/jvp(loss)/dot_general" stack=1}
 }
 
 ENTRY %main (a.1: f32[8,4]) -> f32[8,4] {
-  %while.7 = (s32[], /*index=1*/f32[8,4]{1,0}) while(%a.1), body=%body, metadata={op_name="jit(train_step)/while"}
+  %while.7 = (s32[], /*index=1*/f32[8,4]{1,0}) while(%a.1), body=%body, metadata={op_name="jit(train_step)/norm/while"}
   ROOT %c = f32[8,4]{1,0} custom-call(%while.7), custom_call_target="__cublas$gemm"
 }
 """
 
 
-def test_compiled_step_tells_what_is_fused():
+def test_compiled_step_tells_what_is_fused_and_what_calls_it():
     found = read_instructions(HLO)
     assert found["fusion.1"] == (f"{STEP}jvp(attention)/exp", {"fusion", "parameter", "exponential"})
     assert found["dot.1"] == (f"{STEP}jvp(loss)/dot_general", {"dot"})
-    assert found["while.7"] == (f"{STEP}while", {"while"})
+    assert found["while.7"] == (f"{STEP}norm/while", {"while"})
+    assert found["copy.3"] == (f"{STEP}norm/while", {"copy"})  # By what calls it.
     assert found["c"] == ("", {"custom-call", "__cublas$gemm"})
 
 
