@@ -50,6 +50,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         metavar="GPU",
         help=argparse.SUPPRESS,  # As `jaxformer plan`.
     )
+    add("--profile", metavar="FIRST:LAST", help=argparse.SUPPRESS)  # As `--training.profile`.
     add("--help", action=_Help, nargs="?", const="", metavar="SECTION", help="explain the fields of a section:")
     add("-h", dest="help", action=_Help, nargs="?", const="", help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args(arguments)
@@ -67,7 +68,8 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     require(not options.extend_to or bool(options.resume), "--extend_to needs --resume=RUN, the run that it prolongs")
     options.seed = options.seed or 0
     require(0 <= options.seed < 2**20, f"--seed ({options.seed}) must lie in [0, {2**20})")
-    return options, parse_overrides(parser, options, rest)
+    profile = {"training.profile": options.profile} if options.profile is not None else {}
+    return options, profile | parse_overrides(parser, options, rest)
 
 
 def add_experiment_options(
