@@ -38,8 +38,8 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     group = parser.add_argument_group()  # Without a title.
     add_experiment_options(group, f"{_first_experiments(WIDTH - _INDENT - 11)}, or a path", is_required=False)
     add = group.add_argument
-    add("--resume", type=local_path, metavar="RUN", help="go on with the run of a folder, as it was begun")
-    add("--extend_to", type=int, metavar="STEPS", help="with --resume: a run of more steps that begins as that did")
+    add("--resume", type=local_path, metavar="RUN", help="go on with a run; with --extend_to=STEPS beyond its end")
+    add("--extend_to", type=int, metavar="STEPS", help=argparse.SUPPRESS)
     add("--workdir", type=local_path, metavar="DIR", help="run folder (default: runs/NAME/seed_SEED)")
     add("--seed", type=int, metavar="N", help="seed of initialisation and data order (default: 0)")
     add("--print_config", action="store_true", help="print the resolved configuration and exit")
@@ -50,7 +50,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         metavar="GPU",
         help=argparse.SUPPRESS,  # As `jaxformer plan`.
     )
-    add("--profile", metavar="FIRST:LAST", help=argparse.SUPPRESS)  # As `--training.profile`.
+    add("--profile", metavar="A:B", help="trace steps A to B, and print what takes longest")
     add("--help", action=_Help, nargs="?", const="", metavar="SECTION", help="explain the fields of a section:")
     add("-h", dest="help", action=_Help, nargs="?", const="", help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args(arguments)
