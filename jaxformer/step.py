@@ -17,6 +17,7 @@ from jaxformer.attention.dispatch import Implementation
 from jaxformer.config import NonNegativeFloat, NonNegativeInt32, OneOf, PositiveInt32, check_fields, execution, require
 from jaxformer.data.packing import Batch
 from jaxformer.data.phases import Phase
+from jaxformer.devices.device import has_bfloat16
 from jaxformer.devices.mesh import (
     COPIED,
     FSDP,
@@ -95,7 +96,7 @@ class TrainingConfig:
 def compute_dtype(config: TrainingConfig) -> Any:
     """Returns the dtype of the matmuls on the default device."""
     if config.compute_dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.bfloat16 if has_bfloat16(jax.devices()[0].device_kind) else jnp.float32
     return jnp.dtype(config.compute_dtype)
 
 

@@ -97,7 +97,7 @@ def test_flops_of_documents_equal_the_count_by_hand(window, keys):
         ("NVIDIA A100-SXM4-40GB", 312.0),
         ("NVIDIA L40S", 362.0),
         ("NVIDIA L4", 121.0),
-        ("Tesla T4", 65.0),
+        ("Tesla T4", 8.1),
         ("cpu", None),
     ],
 )

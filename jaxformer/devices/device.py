@@ -112,8 +112,8 @@ def out_of_memory_reported(advice: Callable[[], str] | None = None) -> Iterator[
         ) from error
 
 
-# Dense bfloat16 (V100, T4: float16) matmul peaks in TFLOP/s, from the makers' data sheets, by a part of JAX's name of
-# the device; the first that fits counts.
+# Dense bfloat16 matmul peaks in TFLOP/s, of devices that have none float32, from the makers' data sheets, by a part of
+# JAX's name of the device; the first that fits counts.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -127,10 +127,11 @@ PEAK_TFLOPS = {
     "A10": 125.0,
     "RTX 4090": 165.2,
     "RTX 3090": 71.0,
-    "V100": 125.0,
-    "T4": 65.0,
+    "V100": 15.7,
+    "T4": 8.1,
 }
 
+_WITHOUT_BFLOAT16 = re.compile(r"\b(V100|P100|P40|T4|RTX 20\d\d|GTX)\b")
 
 # Memory in GB (10^9 bytes) from the same data sheets; of what was sold in two sizes, the smaller.
 MEMORY_GB = {
@@ -156,6 +157,11 @@ MEMORY_GB = {
 def peak_tflops(device_kind: str) -> float | None:
     """Returns the peak of a device in TFLOP/s, or None where it is not known."""
     return _of_device(PEAK_TFLOPS, device_kind)
+
+
+def has_bfloat16(device_kind: str) -> bool:
+    """Returns whether a device multiplies matrices in bfloat16 faster than in float32."""
+    return device_kind.lower() != "cpu" and not _WITHOUT_BFLOAT16.search(device_kind)
 
 
 def memory_gigabytes(device_kind: str) -> float | None:

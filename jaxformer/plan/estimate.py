@@ -1,6 +1,7 @@
 """What a run will cost, before any data is read: parameters, FLOPs, memory, disk and time."""
 
 import functools
+import os
 import time
 from typing import NamedTuple
 
@@ -54,6 +55,13 @@ _TIMED_SECONDS = 5.0
 # reach 0.25 to 0.5 of an H100's peak (llm.c, nanochat, TorchTitan), the small ones least.
 _UTILISATION = 0.4
 
+# Of the process beside a step's arrays on a CPU, where nothing is prepared or compiled yet: 0.96 GB of the baseline,
+# with Python 3.11 and JAX 0.10.2.
+_PROCESS_BYTES = 960_000_000
+
+# Time of a run from which on the verdict calls it too slow: 60 days.
+_TOO_LONG = 60 * 86400.0
+
 
 class Speed(NamedTuple):
     """How fast the steps of a run are."""
@@ -89,8 +97,9 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     fit = _fit_here(experiment, target) if is_here else choose_fit(experiment, target)
     model, largest = experiment.model, _largest(experiment)
     T = largest.packing.row_length
-    params = nnx.state(abstract_model(model))
-    print_line(parameter_overview.get_parameter_overview(nnx.to_pure_dict(params), include_stats=False))
+    speed = _speed_here(largest, target, fit) if is_here else _speed_of(largest, target, fit)
+    seconds = _run_seconds(experiment, speed)
+    print_wrapped(f"verdict     {_describe_verdict(experiment, target, fit, seconds)}")
     print_wrapped(f"parameters  {describe_parameters(model, T)}")
     flops = training_flops(experiment)
     per_token = flops / trained_tokens(experiment) / 1e6
@@ -98,15 +107,39 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     _print_tokens(experiment)
     _print_memory(experiment, target, fit)
     _print_disk(experiment, target, fit)
-    speed = _speed_here(largest, target, fit) if is_here else _speed_of(largest, target, fit)
-    seconds = _run_seconds(experiment, speed)
-    hours = seconds * target.devices / 3600
+    hours, rate = seconds * target.devices / 3600, trained_tokens(largest, 1) / speed.step_seconds
     print_wrapped(
-        f"time        {format_duration(seconds)}, {hours:.2f} device hours, validation included "
+        f"time        {_format_long(seconds)}, {hours:,.2f} device hours, validation included "
         f"({target.devices} x {target.kind})"
     )
-    print_wrapped(f"            {trained_tokens(largest, 1) / speed.step_seconds:,.0f} tokens/s, {speed.how}")
+    print_wrapped(f"            {f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} tokens/s, {speed.how}")
     print_wrapped("            preparing the corpus and scoring the tasks come on top")
+    params = nnx.to_pure_dict(nnx.state(abstract_model(model)))
+    print_line(parameter_overview.get_parameter_overview(params, include_stats=False))
+
+
+def _describe_verdict(experiment: Experiment, target: Target, fit: Fit, seconds: float) -> str:
+    """Returns in a line whether a run fits the memory, and how long it takes."""
+    memory, needed = target.memory or _host_memory(), fit.peak if target.memory else fit.peak + _PROCESS_BYTES
+    does_fit = fits(fit) if target.memory else needed <= memory
+    of_whom = f"{target.kind}'s" if target.memory else "this machine's"
+    share = f"{format_size(needed)} of {of_whom} {format_size(memory)}"
+    if not does_fit:
+        return f"does not fit: {share}"
+    return f"fits: {share}; {'but too slow: ' if seconds > _TOO_LONG else ''}takes {_format_long(seconds)}"
+
+
+def _host_memory() -> int:
+    """Returns the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _format_long(seconds: float) -> str:
+    """Returns a time that may be of years."""
+    days = seconds / 86400
+    if days < 3:
+        return format_duration(seconds)
+    return f"{days:,.0f} days" if days < 730 else f"{days / 365.25:,.0f} years"
 
 
 def _fit_here(experiment: Experiment, target: Target) -> Fit:

@@ -1,5 +1,7 @@
 """The plan of a run: what is printed without anything being read or run, and when steps are timed."""
 
+import re
+
 import pytest
 
 import jaxformer.step
@@ -23,6 +25,7 @@ def no_step(monkeypatch):
 def test_real_size_is_planned_for_a_gpu_that_is_not_here(size, no_step, capsys):
     print_plan(load_experiment(f"baseline_{size}"), "H100")
     printed = capsys.readouterr().out
+    assert re.match(r"verdict     fits: [\d.]+ GB of H100's 72.0 GB; takes [\d:]+( days)?\n", printed)
     assert "65,536 a step, 2,500,001,792 in 38,147 steps, 1 x those of the corpus" in printed
     assert "JAX may take 72.0 GB (H100)" in printed and "40% of the peak, 989 TFLOP/s" in printed
     assert f"remat none, {2 if size == '500m' else 1} micro-batch" in printed
@@ -51,6 +54,31 @@ def test_run_in_phases_is_planned_by_the_tokens_of_each(no_step, capsys):
         assert line in printed
     with pytest.raises(UserError, match=r"rows_per_step \(16\) must be a multiple"):
         print_plan(replace(plain, {"training.phases": PHASES, "mesh.data": 32}), "H100")
+
+
+@pytest.mark.parametrize(
+    ("where", "overrides", "verdict"),
+    [
+        ("T4", {"model.remat": "none", "training.micro_batches": "1"}, "does not fit: [0-9.]+ GB of T4's 14.4 GB"),
+        ("T4", {}, "fits: [0-9.]+ GB of T4's 14.4 GB; takes [0-9]+ days"),  # It computes in float32.
+        (
+            "H100",
+            {"training.steps": "100000000"},
+            "fits: [0-9.]+ GB of H100's 72.0 GB; but too slow: takes [0-9]+ days",
+        ),
+        ("H100", {"training.steps": "1000000000"}, "fits: .*; but too slow: takes [0-9]+ years"),
+    ],
+)
+def test_the_first_line_is_the_verdict(where, overrides, verdict, no_step, capsys):
+    print_plan(load_experiment("baseline_100m", overrides), where)
+    assert re.fullmatch(f"verdict     {verdict}", capsys.readouterr().out.splitlines()[0])
+
+
+def test_memory_of_a_cpu_is_that_of_the_machine(no_step, monkeypatch, capsys):
+    monkeypatch.setattr("jaxformer.plan.estimate._host_memory", lambda: 16_000_000_000)
+    print_plan(load_experiment("baseline_500m"))
+    line = capsys.readouterr().out.splitlines()[0]
+    assert re.fullmatch(r"verdict     does not fit: [0-9.]+ GB of this machine's 16.0 GB", line)
 
 
 def test_run_of_several_processes_is_planned_in_one(no_step, capsys):
