@@ -36,6 +36,15 @@ STOPPED_EARLY = "stopped_early.json"
 # Share of its steps, with a finite loss and gradient, by which a run is seen to train: warmups are mostly shorter.
 _PROOF = 0.1
 
+# What a run does once its log has such a line, the last of them first.
+_PHASES = {
+    "first step  ": "",
+    "device      ": "compiling",
+    "tokenising ": "tokenising",
+    "for the tokenizer": "training a tokenizer",
+    "": "starting",
+}
+
 # How often a job that crashed is started again: the first may be bad luck, the third is not.
 RETRIES = 2
 
@@ -77,7 +86,7 @@ class Status(NamedTuple):
     device_hours: float
     """Of a finished run all, of another those in this queue."""
     note: str
-    """Why it is in this state, empty if that needs no word."""
+    """Why it is in this state, or what it does before its first step; empty if that needs no word."""
 
 
 @dataclasses.dataclass
@@ -306,6 +315,8 @@ class Queue:
         now = time.monotonic()
         _mark(run, step, now)
         is_running = state in (State.RUNNING, State.ELSEWHERE)
+        if state is State.RUNNING and not why and not run.marks:
+            why = _phase(job.log)
         left = 0.0 if state in OVER else _seconds_left(run, step, now if is_running else None)
         hours = (run.seconds + (now - run.since if run.handle else 0)) / 3600 * job.devices
         file = "summary.json" if state is State.FINISHED else STOPPED_EARLY
@@ -344,6 +355,12 @@ def last_line(log: Path) -> str:
     lines = [line for line in _tail(log).rpartition(f"\n{HEADER}")[2].splitlines()[1:] if line.strip()]
     ours = [line for line in lines if line.startswith("jaxformer: ")]
     return (ours or lines or [f"see {log}"])[-1].removeprefix("jaxformer: ")
+
+
+def _phase(log: Path) -> str:
+    """Returns what the last process of a log does before its first step is done; '' from then on."""
+    text = _tail(log).rpartition(f"\n{HEADER}")[2]
+    return next(phase for line, phase in _PHASES.items() if line in text)
 
 
 def _progress(workdir: Path) -> tuple[int, float, float]:

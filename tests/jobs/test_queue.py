@@ -21,7 +21,7 @@ from jaxformer.host.signals import Stopped
 from jaxformer.jobs import queue
 from jaxformer.jobs.dashboard import Dashboard, status_table
 from jaxformer.jobs.launch import HEADER, Job, launch_local, launch_submitit
-from jaxformer.jobs.queue import Queue, State, Status
+from jaxformer.jobs.queue import Queue, State, Status, _phase
 
 pytestmark = [pytest.mark.device_free, pytest.mark.usefixtures("default_signals")]
 
@@ -572,3 +572,24 @@ def test_missing_submitit_is_reported_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install 'jaxformer\[slurm\]'"):
         launch_submitit(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("lines", "phase"),
+    [
+        ([], "starting"),
+        (
+            ["jaxformer 0.1.0: fake, seed 0, in runs/fake/seed_0", "sampling a for the tokenizer: 5%"],
+            "training a tokenizer",
+        ),
+        (["sampling a for the tokenizer: 100%", "tokenising a: 3%"], "tokenising"),
+        (["tokenising a: 100%", "device      1 x cpu, float32 matmuls", "proof       no gradient flows"], "compiling"),
+        (["device      1 x cpu, float32 matmuls", "first step  after 7.9 s, compilation included"], ""),
+    ],
+)
+def test_phase_of_a_run_is_told_by_what_its_last_process_printed(tmp_path, lines, phase):
+    log = tmp_path / "seed_0.log"
+    assert _phase(log) == "starting"
+    before = ["--- of an earlier process", "first step  after 1.0 s, compilation included", "step 1/9"]
+    log.write_text("\n".join([*before, "--- 2026-01-01 on host: train", *lines]) + "\n")
+    assert _phase(log) == phase
