@@ -24,7 +24,8 @@ def test_help_fits_a_terminal_and_explains_every_command(capsys):
     assert main(["--help"]) == main([]) == main(["help"]) == 0
     printed = capsys.readouterr().out
     assert printed == 3 * (describe() + "\n")
-    assert COMMANDS[:8] == ("train", "plan", "prepare", "evaluate", "generate", "tune", "ablate", "report")
+    names = ("train", "plan", "prepare", "evaluate", "generate", "tune", "compare", "ablate", "report")
+    assert COMMANDS[:9] == names
     assert {"replay-step", "harness"} < set(COMMANDS) and len(set(COMMANDS)) == len(COMMANDS)
     assert max(map(len, describe().splitlines())) <= 79
     for name in COMMANDS:
