@@ -1,5 +1,8 @@
 """TensorBoard's files in a run folder, written without TensorFlow."""
 
+# The classes of protocol buffers are made when they are imported.
+# pyright: reportAttributeAccessIssue=false
+
 import json
 import struct
 import time

@@ -1,5 +1,8 @@
 """A run at Weights & Biases, or kept for it in the run folder where there is no account or no network."""
 
+# The classes of protocol buffers are made when they are imported.
+# pyright: reportAttributeAccessIssue=false
+
 import html
 import struct
 from collections.abc import Iterator, Mapping
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+from wandb.errors import CommError
 from wandb.proto.wandb_internal_pb2 import Record
 
 from jaxformer.host.paths import shell_word
@@ -22,14 +26,21 @@ class WeightsAndBiases:
 
     def __init__(self, folder: Path, project: str, name: str, group: str, run_id: str):
         """Goes on with the run of that id, if there is one. Args: as of `tracker.open_trackers`."""
-        mode = wandb.setup().settings.mode
+        mode: Any = wandb.setup().settings.mode
         if mode == "online" and not wandb.login(prompt=False):
             mode = "offline"
-        same = {"project": project, "name": name, "group": group, "id": run_id, "resume": "allow", "dir": str(folder)}
+        same: Any = {
+            "project": project,
+            "name": name,
+            "group": group,
+            "id": run_id,
+            "resume": "allow",
+            "dir": str(folder),
+        }
         settings = wandb.Settings(console="off", silent=True, init_timeout=30)
         try:
             self._run = wandb.init(**same, mode=mode, settings=settings)
-        except wandb.errors.CommError:
+        except CommError:
             self._run = wandb.init(**same, mode="offline", settings=settings)
         offline = f"wandb sync {shell_word(Path(self._run.settings.sync_dir))}"
         self.look = offline if self._run.offline else str(self._run.url)
