@@ -20,6 +20,10 @@ _BEGIN, _END = 0.3, 0.6
 _MOST = 20.0
 
 
+# Share of the losses up to which a slope is none but that of rounding.
+_ROUNDING = 1e-9
+
+
 class Margin(NamedTuple):
     """The difference that a share of the tokens makes, bits per byte."""
 
@@ -69,4 +73,6 @@ def _slope(run: FinishedRun) -> float:
     if fitted.sum() < 3:
         return math.nan
     nats = float(np.polyfit(np.log(tokens[fitted]), run.losses[fitted], 1)[0])
+    if abs(nats) <= _ROUNDING * float(np.abs(run.losses[fitted]).max()):  # Of a flat curve.
+        return 0.0
     return -nats * run.bits_per_byte / validation_loss
