@@ -28,8 +28,8 @@ What serves it lies in packages; none imports from one that is listed below it:
     parts        architectures of the literature to take or leave, a file each
     huggingface  models as folders of Hugging Face transformers, both ways
     experiment   questions as files
-    plan         what a run takes, and how it fits a device
     run          the folder of a run, and what it reads, writes and prints
+    plan         what a run takes, and how it fits a device
     ablation     runs compared, judged and queued
     report       what a study decided, as text and pictures
     commands     the installed program

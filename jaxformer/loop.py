@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -17,20 +18,21 @@ from jaxformer.config import TrainingFailure
 from jaxformer.data.packing import Batch, batch_digest, seek
 from jaxformer.data.phases import Span, span_at
 from jaxformer.devices.mesh import put_rows, rows_here
-from jaxformer.devices.multihost import AgreedStop, all_rows
+from jaxformer.devices.multihost import AgreedStop, all_rows, is_first
 from jaxformer.evaluation.generate import sample_text
 from jaxformer.evaluation.result_files import describe_scores, describe_validation, write_scores, write_validation
 from jaxformer.evaluation.scores import flatten_estimates
 from jaxformer.evaluation.task_scores import EncodedTask, score_task
 from jaxformer.evaluation.tasks import fixed_choice
 from jaxformer.evaluation.validation import validate, validation_scalars
-from jaxformer.experiment.experiment import Experiment, spans_of
+from jaxformer.experiment.experiment import Experiment, evaluated_steps, spans_of
 from jaxformer.host.console import format_duration, print_line, print_notice
 from jaxformer.host.files import write_json, write_whole
 from jaxformer.host.paths import shell_word
 from jaxformer.host.signals import Stopped, StopSignals
+from jaxformer.run.durations import Durations, keep_durations
 from jaxformer.run.failed_step import diagnose, write_fault
-from jaxformer.run.folder import check_still_there, evaluations_folder, summarise
+from jaxformer.run.folder import check_still_there, evaluations_folder, peak_memory, summarise
 from jaxformer.run.identity import identify_evaluation
 from jaxformer.run.inputs import Data
 from jaxformer.run.metrics import Writer
@@ -57,6 +59,9 @@ class Run(NamedTuple):
     record: dict
     """Record of the checkpoints; its `seconds` are those of the run before `started`."""
     started: float
+    """When this process began with the run, as of `time.perf_counter`."""
+    prepared: float
+    """When its data were there."""
 
     def record_now(self) -> dict:
         """Returns the record with the seconds of the run so far, and those of all its devices."""
@@ -82,6 +87,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
     first_rows = {span.rows_per_step: rows_here(run.mesh, span.rows_per_step).start for span in spans}
     to_profile, folder = run.experiment.training.profiled_steps, run.workdir / "profile"
     step_function = profiled(compile_step(state), to_profile, first_step + 1, folder, run.progress)
+    run.progress.begin(first_step)
     with run.signals.deferred(), step_function as jitted_step:
         for step in range(first_step, steps):
             # Validated after it was saved, and again if the run stopped in between; before the first step, what was
@@ -286,12 +292,31 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
         raise TrainingFailure(
             f"{workdir}: {error.strerror}; all {steps} steps are trained and saved, and the same command finishes"
         ) from error
+    if is_first() and not run.record["seconds"]:  # This process did all of it.
+        keep_durations(experiment, measure_durations(run))
     run.trackers.log_summary(summary)
     validation = {name.removeprefix("validation/"): value for name, value in evaluation.items()}
     taken = format_duration(record["seconds"])
     look = run.page.path if try_to_draw(run, steps) else workdir
     print_line(f"finished in {taken}: validation {describe_validation(validation)}; look at {look}")
     return summary
+
+
+def measure_durations(run: Run) -> Durations:
+    """Returns how long the parts of a run took that this process did from the first step to the last."""
+    progress = run.progress
+    first, *further = (progress.seconds_beside[step] for step in evaluated_steps(run.experiment))
+    evaluation = sum(further) / len(further) if further else math.nan
+    return Durations(
+        data=run.prepared - run.started,
+        start=progress.first_step_ended - run.prepared,
+        step=progress.step_seconds if len(spans_of(run.experiment)) == 1 else math.nan,
+        first_evaluation=first,
+        evaluation=evaluation,
+        compiled_evaluation=first - evaluation,
+        peak_memory=peak_memory(),
+        corpus_tokens=sum(corpus.tokens for corpus in run.data.corpora),
+    )
 
 
 def try_to_sample(run: Run, state: TrainState, step: int) -> None:

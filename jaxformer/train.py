@@ -48,7 +48,7 @@ from jaxformer.experiment.experiment import Experiment, make_state, run_mesh, sp
 from jaxformer.experiment.lineage import Lineage, Resolved
 from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import command
-from jaxformer.host.console import flush_streams, print_line, print_notice, print_wrapped
+from jaxformer.host.console import flush_streams, print_line, print_notice, print_wrapped, show_status
 from jaxformer.host.signals import stop_signals
 from jaxformer.loop import Run, finish, run_steps
 from jaxformer.optimizer import decay_start
@@ -110,6 +110,7 @@ def train(
         TrainingFailure: the numbers, the disk or the validation end the run; what was saved stays.
         Stopped: a signal ended the run, once its state was saved.
     """
+    started = time.perf_counter()
     with stop_signals(_ADVICE) as signals, contextlib.ExitStack() as stack:
         read_sources()
         device = choose_device(experiment.training.device)
@@ -122,15 +123,14 @@ def train(
         own = stack.enter_context(folder_to_write(workdir))  # Several processes read one folder, and the first writes.
         stack.enter_context(hold_folder(own))
         print_line(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
-        settings = [to_dict(experiment), identity["init_from"], code_digest(), jax.__version__, recorded_options()]
-        require_same_everywhere(settings, "other settings, other weights or another version")
+        require_same_run(experiment, identity)
         # What is refused is refused before the run's first file is written.
         check_installed(experiment.tracking)
         target = device_at_hand(experiment)
         data, batches = prepare_inputs(experiment, seed, workdir, mesh, initial)
+        prepared = time.perf_counter()
         experiment, fit = fit_to_device(experiment, target, data.tokenizer.vocabulary_size, read_config(workdir))
-        is_begun = bool(saved_steps(workdir / "checkpoints"))
-        to_load = None if is_begun else initial
+        to_load = None if (is_begun := bool(saved_steps(workdir / "checkpoints"))) else initial
         state, attention = make_checked_state(experiment, seed, data, batches, workdir, mesh, fit, to_load)
         belongs_to = {"identity": identity, "digests": digests(data)}
         checkpoints = stack.enter_context(open_checkpoints(workdir / "checkpoints", experiment.checkpoint))
@@ -146,8 +146,14 @@ def train(
         writer = stack.enter_context(Writer(own, first_step, tracking))
         progress = make_progress(experiment, writer, device.device_kind, mesh.size)
         shared = checkpoints, progress, signals, mesh, tracking, RunPage(own, first_step)
-        run = Run(experiment, own, data, *shared, record, time.perf_counter())
+        run = Run(experiment, own, data, *shared, record, started, prepared)
         return finish(run, run_steps(run, state, batches), seed, writer)
+
+
+def require_same_run(experiment: Experiment, identity: dict) -> None:
+    """Raises `UserError` where another process of the run would compute something else."""
+    settings = [to_dict(experiment), identity["init_from"], code_digest(), jax.__version__, recorded_options()]
+    require_same_everywhere(settings, "other settings, other weights or another version")
 
 
 def prepare_inputs(
@@ -162,6 +168,7 @@ def prepare_inputs(
         UserError: the data are not there, or not those that the folder's run, or another process, began with; or the
             weights that the run starts from do not fit it.
     """
+    show_status("preparing the data")
     if initial:
         check_fits(experiment, initial)
         experiment = with_tokenizer(experiment, initial.folder)
@@ -211,6 +218,7 @@ def make_checked_state(
     Raises:
         UserError: the attention cannot run here, the disk is too small, or a document sees another.
     """
+    show_status("making the state, and checking it on a first batch")
     firsts = first_batches(batches, spans_of(experiment))
     attention = choose_attention(experiment, firsts, workdir, mesh.size)
     token_count = data.tokenizer.vocabulary_size

@@ -26,7 +26,7 @@ DIRECTIONS = {
     "ablation": "run plan jobs statistics",
     "loop": "run evaluation checkpoint",
     "run": "experiment huggingface",
-    "plan": "experiment",
+    "plan": "run",
     "experiment": "evaluation checkpoint optimizer flops tracking",
     "evaluation": "step",
     "checkpoint": "step",

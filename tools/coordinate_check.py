@@ -26,7 +26,7 @@ from jaxformer.config import replace
 from jaxformer.experiment.experiment import Experiment, make_state
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.model import Residual, add
-from jaxformer.plan.estimate import random_batch
+from jaxformer.plan.run_time import random_batch
 from jaxformer.report.style import drawing, make_figure, save_png
 from jaxformer.step import TrainState, train_step
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from jaxformer.config import TrainingFailure
+from jaxformer.host.console import show_status
 from jaxformer.host.signals import Stopped
 from jaxformer.host.waiting import waiting
 
@@ -20,11 +21,12 @@ def in_another_process(what: str, function: Callable[..., T], *arguments) -> T:
     """Returns what a function returns in a process of its own, which gives the device back.
 
     Args:
-        what: what the process does, in words.
+        what: it is doing, in words, which stand as the status until it ends.
     """
+    show_status(what)
     others = multiprocessing.active_children()
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=(what,)) as pool:
         try:
             # Ctrl-C, which a terminal sends to both, is left to this process: the other inherits that it is blocked.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -32,17 +34,20 @@ def in_another_process(what: str, function: Callable[..., T], *arguments) -> T:
                 future = pool.submit(function, *arguments)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            with waiting(f"the process that {what}", after=60):
+            with waiting(f"the process that is {what}", after=60):
                 return future.result()
         except concurrent.futures.process.BrokenProcessPool as error:
-            raise TrainingFailure(f"the process that {what} was killed, as when memory runs out") from error
+            raise TrainingFailure(f"the process that was {what} was killed, as when memory runs out") from error
         except Stopped:
             for process in set(multiprocessing.active_children()).difference(others):
                 process.kill()
             raise
+        finally:
+            show_status()
 
 
-def _end_with_parent() -> None:
-    """Ends this process when its parent does, however that ends."""
+def _begin(what: str) -> None:
+    """Goes on with the status of the parent, which waits, and ends this process when that does, however it ends."""
+    show_status(what)
     if parent := multiprocessing.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

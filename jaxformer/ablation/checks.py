@@ -21,20 +21,20 @@ from jaxformer.ablation.study import (
 from jaxformer.ablation.tuning import make_search, runs_to_come
 from jaxformer.config import UserError, require
 from jaxformer.data.corpus import check_sources
-from jaxformer.devices.device import choose_device
+from jaxformer.devices.device import choose_device, keep_compiled
 from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.evaluation.validation import ValidationSet
 from jaxformer.experiment.experiment import Experiment, spans_of
 from jaxformer.experiment.lineage import Resolved
-from jaxformer.jobs.launch import Job
-from jaxformer.plan.estimate import estimate_run_seconds
+from jaxformer.jobs.launch import Job, share_of_cores
+from jaxformer.plan.run_time import estimate_run_seconds
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.init_from import check_fits, find_weights, with_tokenizer
 from jaxformer.run.inputs import digests, prepare_data
 
-# What the process does that looks at the device.
-_ESTIMATES = "estimates what the runs will take"
+# What the process is doing that looks at the device.
+_ESTIMATES = "checking the data and estimating what the runs will take"
 
 
 class Checked(NamedTuple):
@@ -53,6 +53,7 @@ def check_study(
     retrain: bool = False,
     prepare: bool = True,
     jobs: Sequence[Job] | None = None,
+    parallel: int = 1,
 ) -> Checked:
     """Returns what the runs of a study will take, once all that can be known before the first step is checked.
 
@@ -62,49 +63,66 @@ def check_study(
         retrain: earlier runs that were made otherwise will be moved aside.
         prepare: prepares the data, which are checked then too.
         jobs: the runs of its experiments that are to be made; those of the study if they are not given.
+        parallel: how many will run at a time.
 
     Raises:
         UserError: an experiment has moved since runs of it were trained, its files or data are missing or cannot be
             compared on, or runs to come could not be compared with earlier ones.
     """
-    return in_another_process(_ESTIMATES, _check_study, study, runs, tuple(allow), retrain, prepare, jobs)
+    return in_another_process(_ESTIMATES, _check_study, study, runs, tuple(allow), retrain, prepare, jobs, parallel)
 
 
 def check_tuning(
-    experiment: str, parent: str, runs: Path, seeds: int, *, allow: Collection[str] = (), retrain: bool = False
+    experiment: str,
+    parent: str,
+    runs: Path,
+    seeds: int,
+    *,
+    allow: Collection[str] = (),
+    retrain: bool = False,
+    parallel: int = 1,
 ) -> Checked:
     """Returns what the runs will take by which an experiment is tuned, checked as those of a study are.
 
     Args:
         experiment, parent: as of `make_search`.
         seeds: of each of the best rates.
-        runs, allow, retrain: as of `check_study`.
+        runs, allow, retrain, parallel: as of `check_study`.
 
     Raises:
         UserError: as of `check_study`.
     """
-    return in_another_process(_ESTIMATES, _check_tuning, experiment, parent, runs, seeds, tuple(allow), retrain)
+    arguments = experiment, parent, runs, seeds, tuple(allow), retrain, parallel
+    return in_another_process(_ESTIMATES, _check_tuning, *arguments)
 
 
 @fixed_options()
 def _check_study(
-    study: Study, runs: Path, allow: tuple[str, ...], retrain: bool, prepare: bool, jobs: Sequence[Job] | None
+    study: Study,
+    runs: Path,
+    allow: tuple[str, ...],
+    retrain: bool,
+    prepare: bool,
+    jobs: Sequence[Job] | None,
+    parallel: int,
 ) -> Checked:
     resolved, ended = resolve_study(study), []
     if jobs is None:
         now, later = make_jobs(study, runs)
         jobs, ended = [*now, *later], ended_jobs(study, runs)
-    return _check(with_root(resolved), runs, jobs, ended, allow=allow, retrain=retrain, prepare=prepare)
+    options = {"allow": allow, "retrain": retrain, "prepare": prepare, "parallel": parallel}
+    return _check(with_root(resolved), runs, jobs, ended, **options)
 
 
 @fixed_options()
 def _check_tuning(
-    name_or_path: str, parent: str, runs: Path, seeds: int, allow: tuple[str, ...], retrain: bool
+    name_or_path: str, parent: str, runs: Path, seeds: int, allow: tuple[str, ...], retrain: bool, parallel: int
 ) -> Checked:
     search = make_search(name_or_path, parent, runs)
     jobs = [search.job(octave, seed) for octave, seed in runs_to_come(search.trials(seeds), seeds)]
     ended = search.ended_jobs(seeds_of([search.own]))
-    return _check([search.own], runs, jobs, ended, allow=allow, retrain=retrain, prepare=True)
+    options = {"allow": allow, "retrain": retrain, "prepare": True, "parallel": parallel}
+    return _check([search.own], runs, jobs, ended, **options)
 
 
 def _check(
@@ -116,9 +134,11 @@ def _check(
     allow: Collection[str],
     retrain: bool,
     prepare: bool,
+    parallel: int,
 ) -> Checked:
     """Args: experiments: the first is that by whose speed others are estimated; jobs and ended: of `find_earlier`."""
     parent = experiments[0]
+    keep_compiled()  # What is compiled for an estimate, the runs find.
     device = choose_device(parent.experiment.training.device)  # Before anything looks for devices.
     for one in experiments:
         check_earlier_runs(runs, one)
@@ -130,8 +150,22 @@ def _check(
             now[name]["digests"] = digests
         earlier = find_earlier(jobs, now, ended=ended, allow=allow, retrain=retrain)
     is_known = mean_seconds(runs / parent.name) is not None
-    seconds = estimate_seconds(experiments, runs, None if is_known else estimate_run_seconds(parent.experiment))
+    seconds = estimate_seconds(experiments, runs, None if is_known else _estimate(parent.experiment, parallel))
     return Checked(seconds, earlier)
+
+
+def _estimate(experiment: Experiment, parallel: int) -> float:
+    """Returns the seconds of a run beside others, which has its share of the cores, as its process would have."""
+    if parallel == 1:
+        return estimate_run_seconds(experiment)
+    with share_of_cores(0, parallel):
+        return in_another_process("timing a step", _estimate_in_process, experiment)
+
+
+def _estimate_in_process(experiment: Experiment) -> float:
+    keep_compiled()
+    choose_device(experiment.training.device)
+    return estimate_run_seconds(experiment)
 
 
 def check_files(resolved: Sequence[Resolved]) -> None:

@@ -14,7 +14,7 @@ from jaxformer.config import UserError
 from jaxformer.experiment.lineage import Lineage
 from jaxformer.host.console import format_duration, print_line, print_wrapped
 from jaxformer.host.files import read_json_or_empty
-from jaxformer.jobs.dashboard import Dashboard
+from jaxformer.jobs.dashboard import Dashboard, seconds_until_over
 from jaxformer.jobs.launch import Job, Launch, launch_local
 from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
 from jaxformer.run.metrics import training_losses
@@ -31,7 +31,6 @@ def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clock
     """
     jobs = [*study_jobs.now, *study_jobs.later]
     waiting = [job for job in jobs if state_on_disk(job.workdir)[0] not in OVER]
-    seconds = sum(job.estimated_seconds for job in waiting)
     width = max((len(job.name) for job in jobs), default=0)
     for name in dict.fromkeys(job.name for job in jobs):
         ours = [job for job in jobs if job.name == name]
@@ -42,7 +41,7 @@ def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clock
         print_wrapped(line, indent=4)
     hours = sum(job.estimated_seconds * job.devices for job in waiting) / 3600
     costs = "" if price is None else f", price {hours * price:,.2f}"
-    left = format_duration(seconds / parallel)
+    left = format_duration(seconds_until_over((job.estimated_seconds for job in waiting), parallel))
     print_line(
         f"{len(waiting)} run{'s' * (len(waiting) != 1)} to go, {hours:.2f} device hours{costs}, over in about {left}"
     )

@@ -21,6 +21,7 @@ from jaxformer.experiment.promoted import kept_changes
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.launch import Job
+from jaxformer.plan.run_time import IMPORTING
 from jaxformer.statistics.significance import INTERIM_SEEDS
 
 
@@ -314,7 +315,10 @@ def estimate_seconds(resolved: Sequence[Resolved], runs: Path, parent_seconds: f
 
 
 def mean_seconds(folder: Path) -> float | None:
-    """Returns the mean over the runs whose summary holds it, or None; a damaged one is for the run to refuse."""
+    """Returns the mean over the runs whose summary holds it, or None; a damaged one is for the run to refuse.
+
+    It is that of a process from its start to its end.
+    """
     seconds = [read_json_or_empty(path).get("seconds") for path in folder.glob("seed_*/summary.json")]
     known = [each for each in seconds if isinstance(each, int | float) and 0 < each < math.inf]
-    return float(np.mean(known)) if known else None
+    return IMPORTING + float(np.mean(known)) if known else None

@@ -10,18 +10,17 @@ from jaxformer.ablation.clock_measurement import clock_seconds, measure_clock
 from jaxformer.ablation.study import Study, resolve_study
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.experiment.variant import AD_HOC
-from jaxformer.host.console import print_notice, progress_bar
+from jaxformer.host.console import print_notice
 
 
 def measure_clocks(pairs: Sequence[tuple[str, str]]) -> None:
     """Measures the times per token of pairs of run folders (parent, variant); what cannot be measured is named."""
-    with progress_bar(desc="measuring the time per token", unit=" pairs", total=len(pairs)) as bar:
-        for parent, variant in (map(Path, pair) for pair in pairs):
-            try:
-                in_another_process("times the training steps", measure_clock, parent, variant)
-            except (UserError, TrainingFailure, OSError) as error:
-                print_notice(f"{variant.parent.name}: the time per token was not measured: {error}")
-            bar.update()
+    for number, (parent, variant) in enumerate(pairs, 1):
+        what = f"measuring the time per token of {Path(variant).parent.name}, {number} of {len(pairs)}"
+        try:
+            in_another_process(what, measure_clock, Path(parent), Path(variant))
+        except (UserError, TrainingFailure, OSError) as error:
+            print_notice(f"{Path(variant).parent.name}: the time per token was not measured: {error}")
 
 
 def clocks_to_come(study: Study, runs: Path, seconds: Mapping[str, float], *, again: bool = False) -> list[float]:

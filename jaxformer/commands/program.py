@@ -9,7 +9,7 @@ from types import ModuleType
 
 from jaxformer.config import UserError, did_you_mean
 from jaxformer.host.command import command
-from jaxformer.host.console import print_line
+from jaxformer.host.console import print_line, show_status
 from jaxformer.host.signals import ended_by_signals
 
 _FOLDER = Path(__file__).parent
@@ -89,6 +89,7 @@ def _load(name: str) -> ModuleType:
     """Returns the module of a command, once its environment is set."""
     for variable, value in ENVIRONMENT.get(name, {}).items():
         os.environ.setdefault(variable, value)
+    show_status(f"jaxformer {name} ...")  # Importing JAX alone takes seconds.
     with ended_by_signals():
         try:
             return importlib.import_module(f"jaxformer.commands.{name.replace('-', '_')}")

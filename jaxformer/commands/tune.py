@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         require(options.write.suffix == ".py", f"--write={options.write}: an experiment is a Python file, NAME.py")
         require(not options.write.exists(), f"--write={options.write}: it exists; give another name")
     search = make_search(options.experiment, options.parent, options.runs)
-    checks = {"allow": parse_allowed(options.allow), "retrain": options.retrain}
+    checks = {"allow": parse_allowed(options.allow), "retrain": options.retrain, "parallel": options.parallel}
     checked = check_tuning(options.experiment, options.parent, options.runs, options.seeds, **checks)
     make_again(checked.earlier)
     tuning = tune(search, options.seeds, checked.seconds[search.own.name], parallel=options.parallel)

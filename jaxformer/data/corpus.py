@@ -25,7 +25,7 @@ from jaxformer.data.documents import Document, to_document
 from jaxformer.data.kinds import KINDS, CorpusPart, Kind, kind_of
 from jaxformer.data.reader import Reader
 from jaxformer.data.records import BadRecord, Record
-from jaxformer.data.remote import fixed_parts
+from jaxformer.data.remote import fixed_parts, is_remote
 from jaxformer.data.source_files import SourceFile, content_digests
 from jaxformer.record import flatten
 
@@ -204,6 +204,16 @@ def check_sources(config: CorpusConfig) -> None:
     """Raises `UserError` unless there are files of each part of a corpus; remote places are not looked at."""
     for part in parts_of(config):
         part.opened().check()
+
+
+def source_bytes(config: CorpusConfig) -> int:
+    """Returns the bytes of the files of a corpus that is no mixture; 0 where they are not plain files of this machine.
+
+    Raises:
+        UserError: there are none.
+    """
+    is_here = config.kind in ("pystdlib", "text", "jsonl") and not is_remote(config.path)
+    return sum(file.size for file in config.opened().find().files) if is_here else 0
 
 
 def load_documents(config: CorpusConfig, *, newest: bool = False) -> Documents:

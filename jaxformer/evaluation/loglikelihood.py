@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.data.bin_packing import best_fit_decreasing
 from jaxformer.data.packing import PackingConfig
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.mesh import whole_rows
+from jaxformer.host.console import progress_bar
 from jaxformer.host.workers import usable_processors
 from jaxformer.loss import TokenScores, token_scores
 from jaxformer.model import Transformer
@@ -111,7 +111,7 @@ def score(
 
     Args:
         packing: its `row_length` and `documents_per_row` bound the rows.
-        label: of a progress bar, on a terminal; None shows none.
+        label: of a progress bar; None shows none.
 
     Raises:
         TrainingFailure: a log-likelihood is not finite.
@@ -135,8 +135,7 @@ def score(
         is_greedy[members] = np.logical_and.reduceat(is_likeliest_C, offsets)
         bar.update(len(members))
 
-    disable = None if label else True
-    with tqdm(total=len(requests), desc=label, unit=" requests", disable=disable, leave=False) as bar:
+    with progress_bar(total=len(requests), desc=label, unit=" requests", disable=not label) as bar:
         for begin in range(0, len(rows), rows_per_batch):
             chosen = rows[begin : begin + rows_per_batch]
             members = [number for row in chosen for number in row]

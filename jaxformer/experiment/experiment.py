@@ -91,6 +91,12 @@ def spans_of(experiment: Experiment) -> tuple[Span, ...]:
     return make_spans(training.phases, whole)
 
 
+def evaluated_steps(experiment: Experiment) -> list[int]:
+    """Returns the steps after which an experiment is evaluated; the last is the last of all."""
+    steps = experiment.training.steps
+    return [*range(experiment.evaluation.every_steps, steps, experiment.evaluation.every_steps), steps]
+
+
 def shapes_of(experiment: Experiment) -> list[Experiment]:
     """Returns an experiment without phases for each shape of a batch that a run has, the first one's first.
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NoReturn, Protocol
 
 from jaxformer.config import TrainingFailure, UserError, is_unicode, require
-from jaxformer.host.console import flush_streams, prepare_streams, print_line, print_notice, terminal_size
+from jaxformer.host.console import flush_streams, prepare_streams, print_line, print_notice, show_status, terminal_size
 from jaxformer.host.signals import Stopped, stop_signals
 
 # Columns of a page of help, in a terminal of at least one more.
@@ -123,6 +123,8 @@ def command(main: Callable[[list[str]], int]) -> Command:
         except KeyboardInterrupt:
             print_notice("interrupted")
             return 130
+        finally:
+            show_status()
 
     return wrapped
 

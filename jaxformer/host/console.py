@@ -16,6 +16,10 @@ from tqdm import tqdm
 _LOG_SECONDS = 30
 
 
+# The line that stands last on a terminal.
+_status = ""
+
+
 class Field(NamedTuple):
     """A part of a line of a terminal."""
 
@@ -57,14 +61,34 @@ def flush_streams() -> None:
 def print_line(text: str, *, is_error: bool = False, end: str = "\n") -> None:
     """Prints a text at once, with escapes for what the stream cannot show; nothing where there is no stream.
 
-    What cannot be written is kept by the stream, which tries again with the next.
+    It comes above the status that stands on a terminal. What cannot be written is kept by the stream, which tries again
+    with the next.
     """
-    stream = sys.stderr if is_error else sys.stdout
+    stands = _status and is_terminal(sys.stdout)
+    if stands:
+        _write("\r\033[K", sys.stdout)
+    _write(f"{text}{end}", sys.stderr if is_error else sys.stdout)
+    if stands:
+        _write(f"\033[K{_status}", sys.stdout)
+
+
+def _write(text: str, stream: TextIO | None) -> None:
     if stream is None:
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError, ValueError):  # It is full, gone or closed.
-        print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end="", file=stream, flush=True)
+
+
+def show_status(text: str = "") -> None:
+    """Shows what the process does in the last line of a terminal, until another text takes its place; '' takes it away.
+
+    What is printed comes above it. In a log nothing is shown.
+    """
+    global _status
+    if (text or _status) and is_terminal(sys.stdout):
+        _status = shorten(text, terminal_size(sys.stdout).columns - 1)
+        _write(f"\r\033[K{_status}", sys.stdout)
 
 
 def print_text(text: str) -> None:
@@ -73,6 +97,7 @@ def print_text(text: str) -> None:
     Raises:
         OSError: it cannot be written; `BrokenPipeError` where nobody reads any more.
     """
+    show_status()  # Pieces of a line have none below them.
     stream = sys.stdout
     if is_terminal(stream):
         text = "".join(printable(each) if _is_control(each) and each not in "\n\t" else each for each in text)
@@ -149,28 +174,20 @@ def join_fields(fields: Sequence[Field], columns: int | None = None) -> str:
 
 
 def print_progress(*fields: Field) -> None:
-    """Prints a progress line, whole in a log; on a terminal what fits its width, which the next line replaces."""
+    """Prints a progress line, whole in a log; on a terminal it is the status, of what fits its width."""
     if is_terminal(sys.stdout):
-        print_line(f"\r\033[K{join_fields(fields, terminal_size(sys.stdout).columns - 1)}", end="")
+        show_status(join_fields(fields, terminal_size(sys.stdout).columns - 1))
     else:
         print_line(join_fields(fields))
-
-
-def print_above_progress(text: str) -> None:
-    """Prints a line that stays, in place of the progress line that stands on a terminal."""
-    print_line(f"\r\033[K{text}" if is_terminal(sys.stdout) else text)
-
-
-def end_progress() -> None:
-    """Leaves the progress line that stands on a terminal, so that what follows does not overwrite it."""
-    if is_terminal(sys.stdout):
-        print_line("")
 
 
 def progress_bar(**options) -> tqdm:
     """Returns a bar on standard error; where that is no terminal, a line every half minute. Options are tqdm's."""
     is_large = options.get("total") not in range(1, 1000)  # A few are printed as 3, not as 3.00.
-    return (_Bar if is_terminal(sys.stderr) else _Lines)(leave=False, unit_scale=is_large, **options)
+    if not is_terminal(sys.stderr):
+        return _Lines(leave=False, unit_scale=is_large, **options)
+    below = bool(_status) + len(getattr(tqdm, "_instances", ()))  # The status stays above it, and so do other bars.
+    return _Bar(leave=False, unit_scale=is_large, position=below, **options)
 
 
 class _Bar(tqdm):
@@ -199,8 +216,6 @@ def print_notice(text: str | None) -> None:
     """Prints a line that stays on standard error, beside the progress lines; nothing for None."""
     if text:
         with tqdm.external_write_mode(file=sys.stderr):  # Bars are taken off the screen, and shown again below it.
-            if not getattr(tqdm, "_instances", None):
-                end_progress()
             print_line(f"jaxformer: {printable(' '.join(text.split()))}", is_error=True)
 
 

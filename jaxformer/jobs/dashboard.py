@@ -3,7 +3,7 @@
 import itertools
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxformer.host.console import (
     format_duration,
@@ -12,6 +12,7 @@ from jaxformer.host.console import (
     print_line,
     printable,
     shorten,
+    show_status,
     terminal_size,
 )
 from jaxformer.jobs.queue import OVER, State, Status
@@ -97,7 +98,10 @@ def totals(statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: flo
     to_come = sum(status.seconds_left * status.job.devices for status in statuses) / 3600
     parts = [f"{len(statuses)} jobs: {counts}", f"{spent:.2f} device hours spent"]
     if to_come:
-        parts.append(f"about {to_come:.2f} to come, over in {format_duration(_seconds_until_over(statuses, parallel))}")
+        runs = (State.RUNNING, State.ELSEWHERE)  # First, since they have begun.
+        left = [each.seconds_left for each in sorted(statuses, key=lambda status: status.state not in runs)]
+        over = format_duration(seconds_until_over(left, parallel))
+        parts.append(f"about {to_come:.2f} to come, over in {over}")
     if price_per_hour is not None:
         parts.append(f"price {spent * price_per_hour:,.2f} + {to_come * price_per_hour:,.2f}")
     return "; ".join(parts)
@@ -121,6 +125,7 @@ class Dashboard:
                         f"{status.job}: {status.state.value}" + (f": {printable(status.note)}" if status.note else "")
                     )
             return
+        show_status()
         columns, lines = terminal_size(sys.stdout)
         # The last column and line stay free: what has scrolled away cannot be drawn over.
         room = {"columns": columns - 1, "lines": lines - 1}
@@ -129,10 +134,9 @@ class Dashboard:
         self._height = table.count("\n") + 1
 
 
-def _seconds_until_over(statuses: Sequence[Status], parallel: int) -> float:
-    """Returns the time until all jobs are over, if each begins as soon as a slot is free."""
+def seconds_until_over(seconds: Iterable[float], parallel: int) -> float:
+    """Returns the time until all jobs are over that take so long, if each begins as soon as a slot is free."""
     slots = [0.0] * parallel
-    runs = (State.RUNNING, State.ELSEWHERE)
-    for status in sorted(statuses, key=lambda status: status.state not in runs):
-        slots[slots.index(min(slots))] += status.seconds_left
+    for each in seconds:
+        slots[slots.index(min(slots))] += each
     return max(slots)

@@ -88,12 +88,12 @@ def launch_local(job: Job, slot: int, slots: int, *, program: Sequence[str] = TR
         Held: the job runs already.
     """
     shares = share_of_memory(slots) if slots > 1 else {}
-    with _share_of_cores(slot, slots):
+    with share_of_cores(slot, slots):
         return _start_process([*program, *job.arguments], job.log, shares)
 
 
 @contextlib.contextmanager
-def _share_of_cores(slot: int, slots: int) -> Iterator[None]:
+def share_of_cores(slot: int, slots: int) -> Iterator[None]:
     """Leaves this thread the cores of a slot: what is started in the block keeps them."""
     if slots == 1 or not hasattr(os, "sched_setaffinity"):
         yield

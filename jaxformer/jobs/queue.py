@@ -317,7 +317,7 @@ class Queue:
         is_running = state in (State.RUNNING, State.ELSEWHERE)
         if state is State.RUNNING and not why and not run.marks:
             why = _phase(job.log)
-        left = 0.0 if state in OVER else _seconds_left(run, step, now if is_running else None)
+        left = 0.0 if state in OVER else _seconds_left(run, step, now if is_running else None, self._slowness())
         hours = (run.seconds + (now - run.since if run.handle else 0)) / 3600 * job.devices
         file = "summary.json" if state is State.FINISHED else STOPPED_EARLY
         if state in (State.FINISHED, State.STOPPED_EARLY):
@@ -326,6 +326,13 @@ class Queue:
         if state in OVER:
             run.final = status
         return status
+
+    def _slowness(self) -> float:
+        """Returns how many times as long as estimated the jobs took that this queue has run from start to end."""
+        whole = [run for run in self._runs.values() if run.seconds and not run.crashes and not run.handle]
+        whole = [run for run in whole if run.final and run.final.state is State.FINISHED]
+        estimated = sum(run.job.estimated_seconds for run in whole)
+        return sum(run.seconds for run in whole) / estimated if estimated > 0 else 1.0
 
 
 def state_on_disk(workdir: Path, log: Path | None = None) -> tuple[State, str]:
@@ -394,17 +401,19 @@ def _mark(run: _Run, step: int, now: float) -> None:
         run.marks = run.marks[0], (now, step)
 
 
-def _seconds_left(run: _Run, step: int, now: float | None) -> float:
+def _seconds_left(run: _Run, step: int, now: float | None, slowness: float) -> float:
     """Returns the time that a job needs: at the speed of its process, and where that is not known, as estimated.
 
     Args:
         now: None for a job that does not run.
+        slowness: how many times as long as estimated others took.
     """
     if now is not None and run.marks:
         (first, first_step), (last, last_step) = run.marks
         if last_step > first_step:
             return max(0.0, (run.job.steps - step) * (last - first) / (last_step - first_step) - (now - last))
-    return max(0.0, run.job.estimated_seconds * (1 - step / run.job.steps))
+    taken = now - run.since if now is not None and run.handle else 0.0
+    return max(0.0, run.job.estimated_seconds * slowness * (1 - step / run.job.steps) - taken)
 
 
 def _describe_exit(status: int) -> str:

@@ -26,7 +26,7 @@ from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.devices.multihost import all_max, all_min, from_first
 from jaxformer.experiment.experiment import Experiment, attention_shapes, run_mesh, shapes_of, spans_of, training_flops
 from jaxformer.flops import forward_operations, training_flops_per_token
-from jaxformer.host.console import format_size, print_wrapped
+from jaxformer.host.console import format_size, print_notice, print_wrapped
 from jaxformer.host.files import read_json
 from jaxformer.host.gpu_memory import memory_fraction
 from jaxformer.model import SAVED
@@ -163,7 +163,7 @@ def fit_to_device(
     target = target._replace(kind=kind, attention=attention, memory=all_min(target.memory))
     fit, reason, compiled = None, "as configured", None
     if experiment.model.remat == "auto" or not experiment.training.micro_batches:
-        reason = "the cheapest that fits" if target.memory else "since its memory is the host's"
+        reason = "the cheapest that fits" if target.memory else "since its memory is not known"
         compiled = compiled_here(experiment, target, token_count)
         here = (target.kind, target.devices)
         if record and (record.get("device"), record.get("devices", 1)) == here:
@@ -171,6 +171,12 @@ def fit_to_device(
             if not target.memory or fits(as_before):
                 fit, reason = as_before, "as the run began"
     fit = fit or choose_fit(experiment, target, compiled)
+    if target.memory and not fits(fit):
+        print_notice(
+            f"the run may need more memory than there is, {format_size(fit.peak)} of {format_size(target.memory)}, and "
+            f"be killed; {advise(experiment, target)}"
+        )
+        reason = "as much as that saves"
     text = f"{fit}, {reason}"
     if target.memory:
         estimated, by = ("", " by the compiler") if fit.compiled else ("an estimated ", "")
@@ -182,9 +188,9 @@ def compiled_here(experiment: Experiment, target: Target, token_count: int) -> C
     """Returns the function that adds to a way what the compiler says of it.
 
     It is None where there is no choice for the compiler to make: the memory of the device is not known, or the other
-    processes of the run are not there.
+    processes of the run are not there; and on a CPU, of whose memory it knows less than the formula.
     """
-    if not target.memory or experiment.mesh.processes != jax.process_count():
+    if not target.memory or target.platform == "cpu" or experiment.mesh.processes != jax.process_count():
         return None
     return functools.partial(_compiled, token_count)
 

@@ -19,7 +19,7 @@ import jax
 from jax.profiler import ProfileData
 
 from jaxformer.data.packing import Batch
-from jaxformer.host.console import format_table, print_above_progress, print_notice, shorten
+from jaxformer.host.console import format_table, print_line, print_notice, shorten
 from jaxformer.host.files import write_whole
 from jaxformer.model import SCOPES
 from jaxformer.run.progress import Progress
@@ -84,7 +84,7 @@ def profiled(
         nonlocal begun
         number = next(numbers)
         if number == left[0]:
-            print_above_progress(f"steps {left[0]} to {left[-1]} are profiled: their pace includes the profiler")
+            print_line(f"steps {left[0]} to {left[-1]} are profiled: their pace includes the profiler")
             with _reported():
                 hlo = jitted_step.lower(state, batch).compile().as_text()  # Which is at hand, or will be.
                 jax.block_until_ready((state, batch))
@@ -134,7 +134,7 @@ def write_table(folder: Path, hlo: str, steps: range, seconds: float) -> None:
         raise ValueError(f"{trace} has no kernel of the step")
     table = "\n".join(kernel_table(events, read_instructions(hlo), steps, seconds))
     write_whole(folder / TABLE, f"{table}\n".encode())
-    print_above_progress(f"{table}\nThese lines are in {folder / TABLE}, beside the trace")
+    print_line(f"{table}\nThese lines are in {folder / TABLE}, beside the trace")
 
 
 class Event(NamedTuple):

@@ -19,18 +19,19 @@ from jaxformer.data.reader import Reader
 from jaxformer.devices.device import peak_tflops
 from jaxformer.devices.multihost import all_sum
 from jaxformer.devices.options import recorded_options
-from jaxformer.experiment.experiment import Experiment, spans_of, trained_tokens, training_flops
+from jaxformer.experiment.experiment import Experiment, evaluated_steps, spans_of, trained_tokens, training_flops
 from jaxformer.flops import describe_parameters, training_flops_per_token
 from jaxformer.host.console import (
     Field,
     format_duration,
-    print_above_progress,
     print_line,
     print_notice,
     print_progress,
     print_wrapped,
+    show_status,
 )
 from jaxformer.optimizer import make_schedule
+from jaxformer.run.durations import Durations, recall_durations
 from jaxformer.run.inputs import Data
 from jaxformer.run.metrics import BATCH, Writer
 from jaxformer.skip_steps import MOST_IN_A_ROW, SPIKE
@@ -44,8 +45,16 @@ TIMES = ("train/tokens_per_second", "train/tflops", "train/waiting_for_data")
 _PACE_SECONDS = 1.0
 _PACE_STEPS = 4
 
+# On a terminal the line of steps that take longer than their line is due is replaced so often.
+_STATUS_SECONDS = 5.0
+
 # Share of the time that the loop waits for batches from which on the progress line names it.
 _NOTABLE_WAITING = 0.01
+
+
+def _is_ready(value: Any) -> bool:
+    """Returns whether a number is there without waiting for the device."""
+    return not hasattr(value, "is_ready") or value.is_ready()
 
 
 class NonFiniteSteps(TrainingFailure):
@@ -122,7 +131,7 @@ def step_scalars(step: int, metrics: Mapping, batch: int, learning_rates: np.nda
 
 
 def progress_fields(
-    step: int, steps: int, metrics: Sequence[Mapping], pace: Pace | None, peak: float | None, to_come: float
+    step: int, steps: int, metrics: Sequence[Mapping], pace: Pace | None, peak: float | None, left: float
 ) -> list[Field]:
     """Returns the fields of the line on the steps up to one of all: loss, pace, and the time that remains.
 
@@ -130,7 +139,7 @@ def progress_fields(
         metrics: of these steps.
         pace: None where it is not known yet.
         peak: TFLOP/s of all devices, or None where it is not known.
-        to_come: steps that remain, those of another size by their operations.
+        left: seconds until the run is over; NaN where nothing tells.
     """
     losses = [m["loss"] for m in metrics if math.isfinite(m["loss"])]
     skipped = metrics[-1]["skipped"]
@@ -139,16 +148,19 @@ def progress_fields(
         Field(f"loss {np.mean(losses):.3f}" if losses else "loss not finite", rank=1),
         Field(f"{skipped} skipped" if skipped else "", rank=3),
     ]
-    if pace is None:
-        return fields
-    waiting = pace.waiting_for_data
-    return [
-        *fields,
-        Field(f"{pace.tokens_per_second:,.0f} tokens/s", rank=2),
-        Field(f"MFU {pace.tflops / peak:.1%}" if peak else f"{pace.tflops:.3f} TFLOP/s", rank=5),
-        Field(f"waiting for data {waiting:.0%}" if waiting > _NOTABLE_WAITING else "", rank=4),
-        Field(f"ETA {format_duration(pace.seconds_per_step * to_come)}"),
-    ]
+    if pace is not None:
+        waiting = pace.waiting_for_data
+        fields += [
+            Field(f"{pace.tokens_per_second:,.0f} tokens/s", rank=2),
+            Field(f"MFU {pace.tflops / peak:.1%}" if peak else f"{pace.tflops:.3f} TFLOP/s", rank=5),
+            Field(f"waiting for data {waiting:.0%}" if waiting > _NOTABLE_WAITING else "", rank=4),
+        ]
+    return [*fields, Field(format_left(left))]
+
+
+def format_left(seconds: float) -> str:
+    """Returns the time that is left of a run, as a field of its line; NaN before a step tells."""
+    return f"ETA {format_duration(seconds)}" if math.isfinite(seconds) else "ETA unknown"
 
 
 def spike_line(steps: int, window: Sequence[tuple[int, Mapping]]) -> str | None:
@@ -164,7 +176,12 @@ def spike_line(steps: int, window: Sequence[tuple[int, Mapping]]) -> str | None:
 
 
 class Progress:
-    """Collects metrics, writes them by step and prints a line every so many steps."""
+    """Collects metrics, writes them by step and prints a line every so many steps.
+
+    Attributes:
+        first_step_ended: when the first step was seen to be done, as of `time.perf_counter`.
+        seconds_beside: seconds that saves and evaluations took, by the step before them.
+    """
 
     def __init__(
         self,
@@ -176,10 +193,13 @@ class Progress:
         flops_per_token: np.ndarray,
         tokens_per_step: np.ndarray,
         peak: float | None,
+        evaluations: Sequence[int],
+        known: Durations,
     ):
         """Args: as in the run's configuration.
 
-        `learning_rates`, `flops_per_token` and `tokens_per_step` are by step, `peak` is TFLOP/s of all devices.
+        `learning_rates`, `flops_per_token` and `tokens_per_step` are by step, `peak` is TFLOP/s of all devices;
+        `evaluations` are the steps after which there is one, and `known` is what such a run took before.
         """
         self._writer = writer
         self._steps = steps
@@ -189,11 +209,41 @@ class Progress:
         costs = flops_per_token * tokens_per_step
         self._costs = costs / costs[0]
         self._peak = peak
+        self._evaluations = evaluations
+        self._known = known
         self._waiting: list[tuple[int, dict]] = []
         self._started = time.perf_counter()  # Moved on by what is no time of training.
         self._total = Mark(0.0, 0, 0.0, 0.0)
         self._marks: collections.deque[Mark] = collections.deque()  # Those that a pace may begin at.
+        self._first: Mark | None = None
+        self._last_step = 0
+        self._shown = 0.0  # When a line was shown last, in time of training.
         self._first_bad: tuple[int, float, float] | None = None
+        self.first_step_ended = math.nan
+        self.seconds_beside: collections.defaultdict[int, float] = collections.defaultdict(float)
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of a step behind the first, on average; NaN where there is none."""
+        steps = self._total.steps - 1
+        return (self._total.seconds - self._first.seconds) / steps if self._first and steps > 0 else math.nan
+
+    def begin(self, step: int) -> None:
+        """Shows on a terminal that the step is compiled, after which steps are done."""
+        left = self._seconds_left(step, self._known.step)
+        show_status(f"step {step}/{self._steps}  compiling the step  {format_left(left)}")
+
+    def _seconds_left(self, step: int, step_seconds: float) -> float:
+        """Returns the seconds from a step on, with the evaluation behind it, until the run is over.
+
+        Args:
+            step_seconds: of a step such as that, and NaN where they are not known.
+        """
+        steps_to_come = float(self._costs[step:].sum() / self._costs[max(0, step - 1)])
+        done = [self.seconds_beside[each] for each in self._evaluations if self.seconds_beside.get(each)]
+        known = [each for each in (self._known.evaluation, self._known.first_evaluation) if math.isfinite(each)]
+        evaluation = (done[-1:] or known or [0.0])[0]
+        return steps_to_come * step_seconds + evaluation * sum(each >= step for each in self._evaluations)
 
     def add(self, step: int, metrics: dict) -> None:
         """Takes the metrics of a dispatched step, which may not have been computed yet, and what the host knows of it.
@@ -214,6 +264,23 @@ class Progress:
             # Compilation is no part of any pace.
             targets = before.targets + float(metrics["targets"])
             self._marks.append(Mark(seconds, before.steps + 1, targets, before.waited))
+            if self._first is None:
+                self._first, self.first_step_ended = self._marks[0], time.perf_counter()
+            self._shown = -math.inf
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Shows on a terminal the last step that is done, where its line is long in coming."""
+        now, first = time.perf_counter() - self._started, self._first
+        if now - self._shown < _STATUS_SECONDS:
+            return
+        done = [each for each in self._waiting if jax.tree.all(jax.tree.map(_is_ready, each[1]))]
+        if not done:
+            return
+        self._shown, (step, metrics) = now, done[-1]
+        steps = self._total.steps + len(done) - (first.steps if first else 0)
+        left = self._seconds_left(step, (now - first.seconds) / steps if first and steps else self._known.step)
+        show_status(f"step {step}/{self._steps}  loss {float(metrics['loss']):.3f}  {format_left(left)}")
 
     def begin_phase(self, step: int, batches: str) -> None:
         """Tells what the batches after a step are, the first of which is compiled for, and times those by themselves.
@@ -223,7 +290,7 @@ class Progress:
         self.flush()
         self.resume_clock()
         self._marks.clear()
-        print_above_progress(f"step {step}/{self._steps}  a phase begins: {batches}")
+        print_line(f"step {step}/{self._steps}  a phase begins: {batches}")
 
     def flush(self) -> None:
         """Waits for the steps so far, writes their metrics and prints a line.
@@ -241,12 +308,13 @@ class Progress:
             scalars = step_scalars(step, m, batch, self._learning_rates)
             print_notice(self._writer.write(step, scalars | (pace.scalars() if pace and step == last else {})))
         if line := spike_line(self._steps, window):
-            print_above_progress(line)
+            print_line(line)
         self._stop_if_frozen(window)
+        self._shown = self._total.seconds
         if self._total.steps > 1:
-            to_come = float(self._costs[last:].sum() / self._costs[last - 1])
-            print_progress(*progress_fields(last, self._steps, [m for _, m in window], pace, self._peak, to_come))
-        self._waiting = []
+            left = self._seconds_left(last, pace.seconds_per_step if pace else self._known.step)
+            print_progress(*progress_fields(last, self._steps, [m for _, m in window], pace, self._peak, left))
+        self._waiting, self._last_step = [], last
 
     def _measure(self, metrics: Sequence[Mapping], flops_per_token: float) -> Pace | None:
         """Takes the metrics of steps that have just ended; returns the pace, or None where it is not known yet."""
@@ -282,7 +350,7 @@ class Progress:
     def add_evaluation(self, step: int, scalars: dict[str, float], text: str) -> None:
         """Writes an evaluation and prints a text about it; flush first, lest its time be taken for a step's."""
         print_notice(self._writer.write(step, scalars))
-        print_above_progress(f"step {step}/{self._steps}  {text}")
+        print_line(f"step {step}/{self._steps}  {text}")
         self.resume_clock()
 
     def leave_out(self, seconds: float) -> None:
@@ -291,7 +359,9 @@ class Progress:
 
     def resume_clock(self) -> None:
         """Takes what passed since the last flush, such as a save that was waited for, for no time of training."""
-        self._started = time.perf_counter() - self._total.seconds
+        started = time.perf_counter() - self._total.seconds
+        self.seconds_beside[self._last_step] += started - self._started
+        self._started = started
 
 
 def print_overview(experiment: Experiment, state: TrainState, data: Data, attention: Choice, fit: str) -> None:
@@ -369,4 +439,6 @@ def make_progress(experiment: Experiment, writer: Writer, device_kind: str, devi
         flops_per_token=np.repeat(flops, counts),
         tokens_per_step=np.repeat([span.tokens_per_step for span in spans], counts),
         peak=peak and peak * devices,
+        evaluations=evaluated_steps(experiment),
+        known=recall_durations(experiment),
     )

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,10 @@ from jaxformer.host import console
 from jaxformer.host.console import (
     Field,
     columns_of,
-    end_progress,
     flush_streams,
     format_table,
     is_terminal,
     join_fields,
-    print_above_progress,
     print_line,
     print_notice,
     print_progress,
@@ -27,6 +26,7 @@ from jaxformer.host.console import (
     printable,
     progress_bar,
     shorten,
+    show_status,
 )
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
@@ -59,12 +59,76 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_lines_follow_each_other_in_a_file_and_replace_each_other_on_a_terminal(monkeypatch):
-    for stream, expected in ((io.StringIO(), "1\n2\n"), (Terminal(), "\r\x1b[K1\r\x1b[K2\n")):
-        monkeypatch.setattr(sys, "stdout", stream)
-        print_progress(Field("1"))
-        print_above_progress("2")
-        assert stream.getvalue() == expected
+@pytest.fixture
+def terminal(monkeypatch):
+    """Starts a terminal of 80 columns for both streams, within a test, since each phase of one has its own streams."""
+
+    def start():
+        one = Terminal()
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, one)
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("TERM", "xterm")
+        return one
+
+    yield start
+    console._status = ""
+
+
+def screen(written):
+    """Returns the lines that a terminal shows after what was written to it; it knows what this library writes."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[\d*[A-Za-z]|\r|\n|[^\x1b\r\n]+", written):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row == len(lines))
+        elif part == "\x1b[K":
+            lines[row] = lines[row][:column]
+        elif part == "\x1b[A":
+            row -= 1
+        else:
+            lines[row] = f"{lines[row][:column]:{column}}{part}{lines[row][column + len(part) :]}"
+            column += len(part)
+    return [line.rstrip() for line in lines]
+
+
+def test_progress_lines_follow_each_other_in_a_log(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", log)
+    print_progress(Field("1"))
+    show_status("not for a log")
+    print_line("2")
+    assert log.getvalue() == "1\n2\n"
+
+
+def test_status_stays_below_what_is_printed_until_it_is_taken_away(terminal):
+    terminal = terminal()
+    print_progress(Field("step 1"), Field("ETA 0:09"))
+    print_line("a line\nand another")
+    print_notice("a notice")
+    shown = ["a line", "and another", "jaxformer: a notice"]
+    assert screen(terminal.getvalue()) == [*shown, "step 1  ETA 0:09"]
+    print_progress(Field("step 2"))
+    assert screen(terminal.getvalue()) == [*shown, "step 2"]
+    show_status()
+    assert screen(terminal.getvalue()) == [*shown, ""]
+    show_status("step 3")
+    print_text("a piece")
+    assert screen(terminal.getvalue()) == [*shown, "a piece"]
+
+
+def test_bar_comes_below_the_status_and_leaves_it(terminal):
+    terminal = terminal()
+    show_status("step 1  ETA 0:09")
+    with progress_bar(desc="scoring", total=4) as bar:
+        bar.update(2)
+        bar.refresh()
+        status, below, *_ = screen(terminal.getvalue())
+        assert status == "step 1  ETA 0:09" and below.startswith("scoring:  50%")
+    print_line("scored")
+    assert [line for line in screen(terminal.getvalue()) if line] == ["scored", "step 1  ETA 0:09"]
 
 
 def test_terminal_that_obeys_no_escapes_is_none(monkeypatch):
@@ -137,7 +201,7 @@ def test_stream_that_is_absent_or_closed_stops_nothing(monkeypatch):
         print_line("a")
         print_line("a", is_error=True)
         print_progress(Field("a"))
-        end_progress()
+        show_status("a")
         print_notice("a")
         with progress_bar(total=1) as bar:
             bar.update(1)

@@ -146,6 +146,16 @@ def records(jobs):
     return [[(job.workdir / name).read_text() for name in names] for job in jobs]
 
 
+def test_what_waits_takes_as_much_longer_than_estimated_as_what_is_finished(tmp_path):
+    jobs = fake_jobs(tmp_path, 3)  # Each estimated at 60 s.
+    one = Queue(jobs)
+    jobs[0].workdir.mkdir(parents=True)
+    (jobs[0].workdir / "summary.json").write_text('{"status": "finished"}')
+    assert [status.seconds_left for status in one.statuses()] == [0, 60, 60]
+    one._runs[jobs[0].workdir].seconds = 90.0
+    assert [status.seconds_left for status in one.statuses()] == [0, 90, 90]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """What four jobs compute that nothing disturbed."""

@@ -1,6 +1,7 @@
 """What a step recomputes to fit a device, and what is said where it does not."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jaxformer.plan.device_fit import (
     named_device,
     ways,
 )
-from jaxformer.plan.estimate import random_batch
+from jaxformer.plan.run_time import random_batch
 from jaxformer.step import compile_step
 from jaxformer.train import main
 
@@ -47,9 +48,9 @@ TINY = {
 }
 
 
-def fitted_here(experiment, record=None):
+def fitted_here(experiment, record=None, platform="cpu"):
     """Returns what a run here computes its step with, and what is printed of it."""
-    fitted, text = fit_to_device(experiment, device_at_hand(experiment), 400, record)
+    fitted, text = fit_to_device(experiment, device_at_hand(experiment)._replace(platform=platform), 400, record)
     return fitted.model.remat, fitted.training.micro_batches, text
 
 
@@ -134,7 +135,7 @@ def test_device_of_known_memory_is_compiled_for_and_it_is_printed(monkeypatch, c
     size = compiled_bytes(step.compile())
     for share, parts in ((0.94, 1), (0.96, 2)):
         monkeypatch.setattr(jaxformer.plan.device_fit, "device_memory", lambda share=share: int(size / share))
-        *fitted, text = fitted_here(experiment)
+        *fitted, text = fitted_here(experiment, platform="gpu")
         assert tuple(fitted) == ("none", parts)
         assert " by the compiler: remat none, " in text and text.endswith(", the cheapest that fits")
         assert capsys.readouterr().out.count("compiling the step with remat none") == parts
@@ -157,10 +158,33 @@ def test_each_step_of_a_run_with_phases_is_compiled_to_choose():
         assert step.as_text() == compile_step(state).lower(state, batch).as_text()
 
 
-def test_on_a_cpu_nothing_is_recomputed_and_no_memory_is_counted(monkeypatch):
+def test_on_a_cpu_the_memory_is_the_machine_s_and_nothing_is_compiled_to_choose(monkeypatch, capsys):
+    monkeypatch.setattr("jaxformer.devices.device.usable_memory", lambda: 12_000_000_000)
+    *fitted, text = fitted_here(small())
+    assert tuple(fitted) == ("none", 1)
+    assert re.fullmatch(
+        r"an estimated [\d.]+ [MG]B of 11.1 GB: remat none, 1 micro-batch, the cheapest that fits", text
+    )
+    large = load_experiment("baseline_500m", {"training.micro_batches": "0"})
+    assert fitted_here(large)[:2] != ("none", 1)
+    assert "compiling" not in capsys.readouterr().out
+
+
+def test_run_that_the_machine_has_too_little_memory_for_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("jaxformer.devices.device.usable_memory", lambda: 4_000_000_000)
+    *_, text = fitted_here(load_experiment("baseline_500m"))
+    assert text.endswith(" of 3.10 GB: remat block, 32 micro-batches, as much as that saves")
+    error = capsys.readouterr().err
+    assert re.match(
+        r"jaxformer: the run may need more memory than there is, [\d.]+ GB of 3.10 GB, and be killed", error
+    )
+    assert "the least that it needs is" in error
+
+
+def test_where_the_memory_is_not_known_the_fastest_is_taken_unseen(monkeypatch):
+    monkeypatch.setattr(jaxformer.plan.device_fit, "device_memory", lambda: 0)
     monkeypatch.setattr(jaxformer.plan.device_fit, "step_memory", None)
-    assert fitted_here(small())[:2] == ("none", 1)
-    assert fitted_here(small())[2].startswith("remat none, 1 micro-batch,")
+    assert fitted_here(small()) == ("none", 1, "remat none, 1 micro-batch, since its memory is not known")
 
 
 def test_resumed_run_computes_as_it_began_on_the_same_device_and_as_it_is_reported(monkeypatch):

@@ -1,14 +1,19 @@
 """The plan of a run: what is printed without anything being read or run, and when steps are timed."""
 
+import math
 import re
 
 import pytest
 
+import jaxformer.plan.run_time
 import jaxformer.step
 from jaxformer.config import UserError, replace
 from jaxformer.data.phases import Phase
+from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.resolution import load_experiment
-from jaxformer.plan.estimate import estimate_run_seconds, print_plan
+from jaxformer.plan.estimate import print_plan
+from jaxformer.plan.run_time import IMPORTING, Speed, estimate_run_seconds, run_seconds
+from jaxformer.run.durations import Durations
 
 pytestmark = pytest.mark.device_free
 
@@ -30,6 +35,7 @@ def test_real_size_is_planned_for_a_gpu_that_is_not_here(size, no_step, capsys):
     assert "JAX may take 72.0 GB (H100)" in printed and "40% of the peak, 989 TFLOP/s" in printed
     assert f"remat none, {2 if size == '500m' else 1} micro-batch" in printed
     assert "5.00 GB, 2,500,000,000 tokens at most" in printed
+    assert re.search(r"and about [\d.]+ GB of the host's memory, with a copy of the state while it is saved", printed)
 
 
 @pytest.mark.parametrize("overrides", [{"mesh.data": "3"}, {"mesh.fsdp": "2", "training.micro_batches": "32"}])
@@ -75,10 +81,10 @@ def test_the_first_line_is_the_verdict(where, overrides, verdict, no_step, capsy
 
 
 def test_memory_of_a_cpu_is_that_of_the_machine(no_step, monkeypatch, capsys):
-    monkeypatch.setattr("jaxformer.plan.estimate._host_memory", lambda: 16_000_000_000)
+    monkeypatch.setattr("jaxformer.devices.device.usable_memory", lambda: 4_000_000_000)
     print_plan(load_experiment("baseline_500m"))
     line = capsys.readouterr().out.splitlines()[0]
-    assert re.fullmatch(r"verdict     does not fit: [0-9.]+ GB of this machine's 16.0 GB", line)
+    assert re.fullmatch(r"verdict     does not fit: [0-9.]+ GB of this machine's 4.00 GB", line)
 
 
 def test_run_of_several_processes_is_planned_in_one(no_step, capsys):
@@ -95,3 +101,40 @@ def test_step_that_takes_long_here_is_estimated_and_not_run(no_step, capsys):
     assert "40% of what matmuls reach here" in printed
     # No computer of a test does 1e15 floating-point operations per second, nor takes years for one.
     assert estimate_run_seconds(experiment) > 8.7e18 / 1e15
+
+
+def test_step_that_takes_long_is_timed_with_fewer_rows(monkeypatch, capsys):
+    experiment = load_experiment("baseline")
+    whole = training_flops(experiment) / experiment.training.steps
+    monkeypatch.setattr(jaxformer.plan.run_time, "_matmul_rate", lambda _: whole / 0.4 / 30)  # A step takes 30 s.
+    print_plan(experiment)
+    assert re.search(r"tokens/s, in \d+ steps? of 1/4 of the rows on random tokens", capsys.readouterr().out)
+
+
+def test_parts_of_the_time_are_told_and_sum_up(no_step):
+    experiment = load_experiment("baseline", {"training.steps": "900", "evaluation.every_steps": "400"})
+    known = Durations(data=1.0, start=2.0, step=0.5, first_evaluation=9.0, evaluation=4.0)
+    speed = Speed(known.step, 0.0, "")
+    assert run_seconds(experiment, known, speed) == (1.0, IMPORTING + 2.0, 450.0, 9.0 + 2 * 4.0)
+    assert run_seconds(experiment, known, speed).total == IMPORTING + 470.0
+    # A validation's 37,500 tokens are 36.6 steps', at a third of their time.
+    unknown = run_seconds(experiment, Durations(compiled_evaluation=5.0), speed)
+    assert unknown.evaluations == pytest.approx(5.0 + 3 * 150_000 / 4 / 1024 * 0.5 / 3)
+    assert unknown.data > 1.0
+    elsewhere = replace(experiment, {"corpus.kind": "jsonl", "corpus.path": "hf://datasets/a/b/*.jsonl"})
+    assert math.isnan(run_seconds(elsewhere, Durations(), speed).data)
+    assert math.isfinite(run_seconds(elsewhere, Durations(), speed).total)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "line"),
+    [
+        ({}, r"about [\d.]+ x those of [\d.]+ MB of text"),
+        ({"corpus.kind": "tfds", "corpus.path": "c4", "corpus.tokens": "3276800"}, "0.5 x those of the corpus"),
+        ({"corpus.kind": "jsonl", "corpus.path": "hf://datasets/a/b/*.jsonl"}, "1,638,400 in 1,600 steps"),
+    ],
+)
+def test_passes_over_the_data_are_told_as_far_as_they_are_known(corpus, line, monkeypatch, no_step, capsys):
+    monkeypatch.setattr(jaxformer.plan.run_time, "_matmul_rate", lambda _: 1e3)
+    print_plan(load_experiment("baseline", corpus))
+    assert re.search(f"^tokens .*{line}$", capsys.readouterr().out, re.M)

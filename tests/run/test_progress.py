@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import jaxformer.run.progress as progress_module
 from jaxformer.evaluation.result_files import describe_validation
 from jaxformer.host.console import format_duration, join_fields
+from jaxformer.run.durations import Durations
 from jaxformer.run.metrics import Writer
 from jaxformer.run.progress import NonFiniteSteps, Pace, Progress, progress_fields
 from jaxformer.skip_steps import MOST_IN_A_ROW
@@ -46,7 +47,7 @@ def make_progress(writer, **options):
     steps = options.get("steps", 9)
     flops, tokens = np.full(steps, 1e6), np.full(steps, 64)
     defaults = {"steps": 9, "every_steps": 3, "learning_rates": np.arange(9) / 10, "peak": None}
-    defaults |= {"flops_per_token": flops, "tokens_per_step": tokens}
+    defaults |= {"flops_per_token": flops, "tokens_per_step": tokens, "evaluations": [steps], "known": Durations()}
     return Progress(writer, **(defaults | options))
 
 
@@ -111,6 +112,34 @@ def test_progress_line_names_step_loss_and_utilisation(tmp_path, capsys, clock):
     assert capsys.readouterr().out.splitlines() == [
         "first step  after 0.0 s, compilation included",
         "step 3/9  loss 8.000  43 tokens/s  MFU 8.5%  ETA 0:09",  # Steps 2 and 3, of 64 targets, in 3 s.
+    ]
+
+
+def test_time_that_remains_counts_the_evaluations_to_come(tmp_path, capsys, clock):
+    known = Durations(step=5.0, first_evaluation=40.0)
+    progress = make_progress(Writer(tmp_path, first_step=0), evaluations=[3, 6, 9], every_steps=1, known=known)
+    for step in range(1, 7):
+        progress.add(step, metrics(1.0))
+        clock.pass_seconds(2.0)
+        if step == 3:
+            progress.flush()
+            clock.pass_seconds(10.0)
+            progress.add_evaluation(3, {}, "validated")
+    progress.flush()
+    printed = capsys.readouterr().out
+    assert "step 2/9  loss 1.000  16 tokens/s  0.000 TFLOP/s  ETA 2:28" in printed  # 7 x 4 s and 3 x 40 s as known.
+    assert "step 6/9  loss 1.000  32 tokens/s  0.000 TFLOP/s  ETA 0:26" in printed  # 3 x 2 s and 2 x 10 s as measured.
+    assert progress.step_seconds == 2.4 and progress.seconds_beside[3] == 10.0
+
+
+def test_time_that_remains_is_shown_before_the_first_step_as_such_runs_had_it(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(progress_module, "show_status", shown.append)
+    make_progress(Writer(tmp_path, first_step=0), known=Durations(step=5.0, evaluation=15.0)).begin(4)
+    make_progress(Writer(tmp_path, first_step=0)).begin(0)
+    assert shown == [
+        "step 4/9  compiling the step  ETA 0:40",
+        "step 0/9  compiling the step  ETA unknown",
     ]
 
 
@@ -189,7 +218,7 @@ WHOLE = "step 12345/610352  loss 2.987  31 skipped  1,234,567 tokens/s  MFU 21.5
 )
 def test_progress_line_fits_and_keeps_step_and_eta(columns, line):
     ours = [metrics(2.987, skipped=31)]
-    assert join_fields(progress_fields(12345, 610352, ours, PACE, 989.0, 610352 - 12345), columns) == line
+    assert join_fields(progress_fields(12345, 610352, ours, PACE, 989.0, 3.5 * (610352 - 12345)), columns) == line
 
 
 def test_progress_goes_on_over_a_loss_that_is_not_finite_and_counts_it(tmp_path, capsys):
@@ -203,7 +232,7 @@ def test_progress_goes_on_over_a_loss_that_is_not_finite_and_counts_it(tmp_path,
     assert [line["train/skipped_steps"] for line in lines] == [0.0, 1.0, 1.0]
     # The step that was skipped did not move the schedule.
     assert [line["train/learning_rate"] for line in lines] == [0.0, 0.1, 0.1]
-    assert "step 3/9  loss 3.000  1 skipped\n" in capsys.readouterr().out
+    assert "step 3/9  loss 3.000  1 skipped  ETA unknown\n" in capsys.readouterr().out
 
 
 def test_progress_stops_once_too_many_in_a_row_were_not_finite_and_names_the_first(tmp_path):

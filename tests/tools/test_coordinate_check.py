@@ -10,7 +10,7 @@ import pytest
 from jaxformer.config import replace
 from jaxformer.experiment import load_experiment
 from jaxformer.experiment.experiment import make_state
-from jaxformer.plan.estimate import random_batch
+from jaxformer.plan.run_time import random_batch
 from jaxformer.step import train_step
 
 pytestmark = pytest.mark.device_free

@@ -1,0 +1,241 @@
+"""How long a run will take: by what runs here took, by timing a step, or by data sheets."""
+
+import dataclasses
+import functools
+import math
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.config import UserError, replace, require
+from jaxformer.data.corpus import parts_of, source_bytes
+from jaxformer.data.packing import Batch
+from jaxformer.data.preparation import default_processes
+from jaxformer.devices.device import peak_tflops
+from jaxformer.devices.mesh import put_rows
+from jaxformer.devices.options import fixed_options
+from jaxformer.devices.timing import milliseconds
+from jaxformer.experiment.experiment import (
+    Experiment,
+    evaluated_steps,
+    make_state,
+    run_mesh,
+    shapes_of,
+    trained_tokens,
+    training_flops,
+)
+from jaxformer.host.console import show_status
+from jaxformer.plan.compiled_step import compiled_bytes, lower_steps
+from jaxformer.plan.device_fit import Fit, Target, choose_fit, compiled_here, computed_with, device_to_come, fits
+from jaxformer.run.durations import Durations, recall_durations
+from jaxformer.step import compile_step
+
+# Steps are timed for so long, at least, after one that is not; and the longest that a step may take to be timed.
+_TIMED_SECONDS, _LONGEST_STEP = 2.0, 10.0
+
+# Of a device's peak, or of the rate of its large matmuls, where no step is timed: assumed. Trainings of such models
+# reach 0.25 to 0.5 of an H100's peak (llm.c, nanochat, TorchTitan), the small ones least.
+_UTILISATION = 0.4
+
+# Seconds of a process until it has imported what a run takes, on two cores.
+IMPORTING = 3.0
+
+# Seconds of what no run here has shown yet, as the baseline's on two cores: of a state and its check, beside compiling
+# the step; and of compiling the first evaluation and sample.
+_CHECKING, _COMPILING_EVALUATION = 4.0, 6.0
+
+# Bytes of text a second, of the baseline's on two cores: tokenised, of each processor, and to train a tokenizer.
+_TOKENISED, _LEARNED = 4e6, 8e6
+
+# Bytes of text that are a token, about.
+TOKEN_BYTES = 4
+
+
+class Speed(NamedTuple):
+    """How fast the steps of a run are."""
+
+    step_seconds: float
+    """Seconds of a step; of a run with phases, of the largest."""
+    compiling: float
+    """Seconds of compiling it, as far as a run that comes has to; 0 where nothing was compiled."""
+    how: str
+    """Where the numbers come from."""
+
+
+class Seconds(NamedTuple):
+    """The seconds of a run by its parts."""
+
+    data: float
+    """Of preparing what is not prepared; NaN where nobody knows how much text there is."""
+    start: float
+    """Until the first step is done, without those."""
+    steps: float
+    evaluations: float
+    """With what they save, sample and draw."""
+
+    @property
+    def total(self) -> float:
+        """Seconds of all that is known."""
+        return sum(each for each in self if math.isfinite(each))
+
+
+@fixed_options()
+def estimate_run_seconds(experiment: Experiment) -> float:
+    """Returns how long a run will take here, from its start to its end, tasks and data of unknown size left out.
+
+    By what runs here took; where none had such a step, by a few on random tokens, or by the rate of matmuls.
+    """
+    target = device_to_come(experiment)
+    fit = fit_here(experiment, target)
+    known = recall_durations(fit.experiment)
+    return run_seconds(experiment, known, speed_here(experiment, target, fit, known)).total
+
+
+def fit_here(experiment: Experiment, target: Target) -> Fit:
+    """Returns how a step is computed on the device at hand."""
+    return choose_fit(experiment, target, compiled_here(experiment, target, experiment.model.vocabulary_size))
+
+
+def compiled_on_cpu(fit: Fit, speed: Speed) -> Fit:
+    """Returns a way to compute a step with what the compiler says of it, on a CPU where a step was timed.
+
+    The formula is of the layout that XLA gives a step on a GPU. The run finds the compiled step in the cache.
+    """
+    experiment = fit.experiment
+    if fit.target.platform != "cpu" or not speed.compiling:
+        return fit
+    show_status("compiling the step")
+    steps = lower_steps(experiment, run_mesh(experiment), experiment.model.vocabulary_size)
+    return dataclasses.replace(fit, compiled=max(compiled_bytes(step.compile()) for step in steps))
+
+
+def largest_shape(experiment: Experiment) -> Experiment:
+    """Returns of `shapes_of` the one whose steps take the most operations, by which the others are reckoned."""
+    return max(shapes_of(experiment), key=training_flops)
+
+
+def text_bytes(experiment: Experiment) -> float:
+    """Returns the bytes of the text that is prepared, about; 0 where some of it does not lie on this machine."""
+    sizes = []
+    for part in parts_of(experiment.corpus):
+        try:
+            size, budget = source_bytes(part), part.tokens * TOKEN_BYTES
+        except UserError:  # It may come before the run does.
+            return 0
+        sizes.append(min(size, budget) if budget else size)
+    return sum(sizes) if all(sizes) else 0
+
+
+def run_seconds(experiment: Experiment, known: Durations, speed: Speed) -> Seconds:
+    """Returns the seconds of a run, by what runs here took as far as that is known."""
+    data = known.data
+    if math.isnan(data) and (size := text_bytes(experiment)):
+        learned = 0 if experiment.tokenizer.path else min(size, experiment.tokenizer.training_bytes)
+        data = 1 + size / (_TOKENISED * (experiment.tokenizer.processes or default_processes())) + learned / _LEARNED
+    start = known.start if math.isfinite(known.start) else _CHECKING + speed.compiling * len(shapes_of(experiment))
+    steps = training_flops(experiment) / _step_flops(largest_shape(experiment)) * speed.step_seconds
+    return Seconds(data, IMPORTING + start, steps, _evaluation_seconds(experiment, known, speed))
+
+
+def _evaluation_seconds(experiment: Experiment, known: Durations, speed: Speed) -> float:
+    """Returns the seconds of all evaluations. A validation's token takes a third of the time of one in training."""
+    evaluation = experiment.evaluation
+    count = len(evaluated_steps(experiment))
+    tokens = len(parts_of(experiment.corpus)) * evaluation.validation_bytes / TOKEN_BYTES
+    each = tokens / trained_tokens(largest_shape(experiment), 1) * speed.step_seconds / 3
+    each = known.evaluation if math.isfinite(known.evaluation) else each
+    compiling = known.compiled_evaluation if math.isfinite(known.compiled_evaluation) else _COMPILING_EVALUATION
+    first = known.first_evaluation if math.isfinite(known.first_evaluation) else each + compiling
+    return first + (count - 1) * each
+
+
+def speed_here(experiment: Experiment, target: Target, fit: Fit, known: Durations) -> Speed:
+    """Returns the speed of steps: that of runs here, else of some on random tokens, else by that of matmuls.
+
+    Where a step would take long, one of fewer rows is timed.
+    """
+    if math.isfinite(known.step):
+        return Speed(known.step, 0.0, "as such runs here had")
+    largest, rate = largest_shape(experiment), _matmul_rate(target)
+    estimated = _step_flops(largest) * (1 + fit.cost) / (rate * target.devices * _UTILISATION)
+    timed, rows, share = computed_with(largest, fit.remat, fit.micro_batches), largest.training.rows_per_step, 1
+    while estimated / share > _LONGEST_STEP and rows % (2 * share) == 0:
+        share *= 2
+        timed = replace(timed, {"training.rows_per_step": rows // share, "training.micro_batches": 1})
+    can_be_timed = estimated / share <= _LONGEST_STEP and (not target.memory or fits(fit))
+    if experiment.mesh.processes == 1 and can_be_timed:
+        return _time_steps(timed, share)
+    return Speed(estimated, 0.0, f"an estimate: {_UTILISATION:.0%} of what matmuls reach here, {_teraflops(rate)}")
+
+
+def speed_of(experiment: Experiment, target: Target, fit: Fit) -> Speed:
+    """Returns the speed of steps on a GPU that is not here, by its data sheet.
+
+    Raises:
+        UserError: its peak is not known.
+    """
+    tflops = peak_tflops(target.kind)
+    if tflops is None:
+        raise UserError(f"the peak of GPU {target.kind!r} is not known")
+    peak = tflops * 1e12 * target.devices
+    seconds = _step_flops(largest_shape(experiment)) * (1 + fit.cost) / (peak * _UTILISATION)
+    return Speed(seconds, 0.0, f"an estimate: {_UTILISATION:.0%} of the peak, {_teraflops(peak)}; nothing was run")
+
+
+def _step_flops(experiment: Experiment) -> float:
+    """Returns the operations of a step of an experiment without phases."""
+    return training_flops(experiment) / experiment.training.steps
+
+
+def _matmul_rate(target: Target) -> float:
+    """Returns the floating-point operations per second of a large matmul here."""
+    size = 1024 if target.platform == "cpu" else 8192
+    x = jnp.ones((size, size), target.dtype)
+    times, failures = milliseconds({"matmul": functools.partial(jax.jit(jnp.matmul), x, x)})
+    require(not failures, f"a matmul of {size} x {size} fails on this device: {failures}")
+    return 2 * size**3 / (times["matmul"] / 1e3)
+
+
+def _time_steps(experiment: Experiment, share: int) -> Speed:
+    """Returns the speed of an experiment's steps on random tokens, which count for so many times as long ones."""
+    V, mesh = experiment.model.vocabulary_size, run_mesh(experiment)
+    batch = random_batch(experiment.training.rows_per_step, experiment.packing.row_length, V)
+    state = make_state(experiment, seed=0, mesh=mesh, token_count=V)
+    show_status("compiling a step to time it")
+    batch, started = put_rows(state.mesh, batch), time.perf_counter()
+    lowered = compile_step(state).lower(state, batch)
+    # What is compiled here the run finds in the cache, if there is one and it has the same rows.
+    is_kept = share == 1 and jax.config.values["jax_compilation_cache_dir"] is not None
+    compiling = time.perf_counter() - started
+    step = lowered.compile()
+    compiling = compiling if is_kept else time.perf_counter() - started
+    state, _ = jax.block_until_ready(step(state, batch))
+    show_status("timing a step")
+    count, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < _TIMED_SECONDS:
+        state, _ = jax.block_until_ready(step(state, batch))
+        count += 1
+    rows = f" of 1/{share} of the rows" if share > 1 else ""
+    return Speed(seconds / count * share, compiling, f"in {count} step{'s' * (count > 1)}{rows} on random tokens")
+
+
+def random_batch(rows: int, row_length: int, vocabulary_size: int) -> Batch:
+    """Returns rows of random tokens, one document each: the dearest case for attention."""
+    tokens_BT = np.random.default_rng(0).integers(0, vocabulary_size, (rows, row_length), dtype=np.int32)
+    zeros_BT = np.zeros_like(tokens_BT)
+    return Batch(
+        tokens_BT=tokens_BT,
+        targets_BT=tokens_BT,
+        loss_weights_BT=np.ones(tokens_BT.shape, np.float32),
+        segment_ids_BT=zeros_BT + 1,
+        positions_BT=zeros_BT + np.arange(row_length, dtype=np.int32),
+        document_starts_BT=zeros_BT,
+        document_ends_BT=zeros_BT + row_length,
+    )
+
+
+def _teraflops(rate: float) -> str:
+    return f"{rate / 1e12:,.4g} TFLOP/s"

@@ -1,0 +1,125 @@
+"""How long the parts of runs took on this machine, a line each in the cache: what the plans of further runs go by."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+
+from jaxformer.config import UserError
+from jaxformer.experiment.experiment import Experiment
+from jaxformer.host.cache import cache_folder
+from jaxformer.host.workers import usable_processors
+from jaxformer.record import to_dict
+
+# In the cache, a line for each run.
+_FILE = "durations.jsonl"
+
+# So many of the last runs count; of the file so many bytes are read at its end.
+_LAST, _TAIL = 5, 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Durations:
+    """Seconds of the parts of a run, and what else is known only once there was one; NaN for what is not known."""
+
+    data: float = math.nan
+    """Until the data are prepared."""
+    start: float = math.nan
+    """From there until the first step is done: the state, its check and compilation."""
+    step: float = math.nan
+    """Of a further step, on average, with what the loop does beside it."""
+    first_evaluation: float = math.nan
+    """With a save, a sample and the page."""
+    evaluation: float = math.nan
+    """Of another one, on average."""
+    compiled_evaluation: float = math.nan
+    """Which the first takes longer."""
+    peak_memory: float = math.nan
+    """Bytes at the peak, the device's where it keeps count, else the process's."""
+    corpus_tokens: float = math.nan
+    """Tokens that the corpora hold to train on."""
+
+
+def keep_durations(experiment: Experiment, durations: Durations) -> None:
+    """Adds a run to those that plans go by, where the cache can be written.
+
+    Args:
+        experiment: as it was computed, with its `remat` and `micro_batches`.
+    """
+    known = {name: value for name, value in vars(durations).items() if math.isfinite(value)}
+    line = {"machine": _machine(experiment), **_digests(experiment), "durations": known}
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / _FILE).open("ab") as file:  # In one write, beside other processes.
+            file.write((json.dumps(line) + "\n").encode())
+    except (OSError, UserError):  # Of no consequence for the run, which is over.
+        return
+
+
+def recall_durations(experiment: Experiment) -> Durations:
+    """Returns what the last runs on this machine took, as medians.
+
+    Of data, steps and evaluations those count that had the same, and of what is made once the fastest.
+
+    Args:
+        experiment: as it will be computed.
+    """
+    machine, ours = _machine(experiment), _digests(experiment)
+    lines = [line for line in _read_lines() if line.get("machine") == machine]
+
+    def last(name: str, *same: str, of: Callable[[list[float]], float] = statistics.median) -> float:
+        found = [line["durations"] for line in lines if all(line.get(each) == ours[each] for each in same)]
+        known = [durations[name] for durations in found if name in durations][-_LAST:]
+        return of(known) if known else math.nan
+
+    start = last("start", "step", of=min)
+    return Durations(
+        data=last("data", "data", of=min),
+        start=start if math.isfinite(start) else last("start"),
+        step=last("step", "step"),
+        first_evaluation=last("first_evaluation", "step", "evaluation", of=min),
+        evaluation=last("evaluation", "step", "evaluation"),
+        compiled_evaluation=last("compiled_evaluation"),
+        peak_memory=last("peak_memory", "step", "evaluation", of=max),
+        corpus_tokens=last("corpus_tokens", "data"),
+    )
+
+
+def _machine(experiment: Experiment) -> list:
+    """Returns what decides how fast the same code is; a queue may leave its runs a part of the processors."""
+    kind, mesh = jax.local_devices()[0].device_kind, vars(experiment.mesh)
+    return [kind, mesh, usable_processors(), jax.__version__]
+
+
+def _digests(experiment: Experiment) -> dict[str, str]:
+    """Returns what identifies the data, the step and the evaluations of an experiment, as far as their time goes."""
+    config = to_dict(experiment)
+    training = [config["training"][name] for name in ("rows_per_step", "phases", "micro_batches", "compute_dtype")]
+    parts = {
+        "data": [config["corpus"], config["tokenizer"], config["evaluation"]["task_data"], config["packing"]],
+        "step": [config["model"], config["packing"], training, config["attention"], config["optimizer"]["name"]],
+        "evaluation": [config["corpus"], config["evaluation"]],
+    }
+    return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}
+
+
+def _read_lines() -> list[dict]:
+    """Returns what the cache holds of runs; without half a line, or what another version wrote."""
+    try:
+        with (cache_folder() / _FILE).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            texts = file.read().splitlines()
+    except (OSError, UserError):
+        return []
+    lines = []
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("durations"), dict)]
