@@ -77,8 +77,9 @@ from jaxformer.run.identity import (
 from jaxformer.run.init_from import InitialWeights, check_fits, find_weights, load_params, with_tokenizer
 from jaxformer.run.inputs import Data, contents, digests, prepare_data, task_digests
 from jaxformer.run.metrics import Writer, check_recorded, validation_losses
+from jaxformer.run.overview import print_overview
 from jaxformer.run.page import RunPage
-from jaxformer.run.progress import make_progress, print_overview
+from jaxformer.run.progress import make_progress
 from jaxformer.run.sanity_check import batch_to_check, check_sanity
 from jaxformer.step import TrainState
 from jaxformer.tracking.config import check_installed
