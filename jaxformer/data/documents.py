@@ -176,9 +176,11 @@ def to_document(record: Record, text_field: str, key_field: str) -> Document:
         BadRecord: a field is missing, or is not what it must be.
     """
     where, fields = record
-    for name in (text_field, key_field):
+    for option, name in (("text_field", text_field), ("key_field", key_field)):
         if name and name not in fields:
-            raise BadRecord(f"{where}: no field {name!r}; it has {', '.join(map(str, fields))}")
+            has = ", ".join(map(str, fields))
+            nothing = ", or to '' for a digest of the text" if option == "key_field" else ""
+            raise BadRecord(f"{where}: no field {name!r}; it has {has}: set corpus.{option} to one{nothing}")
     text = "" if fields[text_field] is None else fields[text_field]
     if isinstance(text, bytes):  # A column of Parquet that its writer did not mark as text.
         text = decode(text, f"{where}, field {text_field!r}")
