@@ -2,9 +2,10 @@
 
 import base64
 import functools
+import unicodedata
 from pathlib import Path
 
-from jaxformer.host.console import plain, printable
+from jaxformer.host.console import printable
 
 
 def render(folder: Path, template: str, **values) -> str:
@@ -27,13 +28,20 @@ def _environment(folder: Path):
         loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,
         # What is not markup already is a text of someone.
-        finalize=lambda value: value if hasattr(value, "__html__") else plain(value),
+        finalize=lambda value: value if hasattr(value, "__html__") else _shown(" ".join(str(value).split())),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters["base64"] = lambda file: base64.b64encode(file).decode()
-    # A text that keeps its lines.
-    environment.filters["lines"] = lambda text: escape("\n".join(map(printable, text.split("\n"))))
+    environment.filters["lines"] = lambda text: escape(_shown(text))  # It keeps its lines.
     return environment
+
+
+def _shown(text: str) -> str:
+    """Returns a text as a page shows it: spaces of all kinds and joiners stay, controls and bidi overrides do not."""
+    if text.isprintable():
+        return text
+    kept = {each for each in set(text) if each in "\n\t\u200c\u200d" or unicodedata.category(each) == "Zs"}
+    return "".join(each if each in kept else printable(each) for each in text)
