@@ -282,10 +282,13 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
     writer.close()
     if evaluation is None:
         raise TrainingFailure(f"all {steps} steps are trained and saved; the same command evaluates and finishes")
-    run.trackers.end_step()
     record = run.record_now()
     best = best_step(run.checkpoints.steps(), run.checkpoints.validation_losses)
     summary = summarise(experiment, seed, workdir, record["seconds"], record["device_seconds"], evaluation, best)
+    # Trackers may be cut off while they send, and once the summary is there nothing opens them again.
+    run.trackers.end_step()
+    run.trackers.log_summary(summary)
+    run.trackers.close()
     try:
         write_json(workdir / "summary.json", summary)
     except OSError as error:
@@ -294,7 +297,6 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
         ) from error
     if is_first() and not run.record["seconds"]:  # This process did all of it.
         keep_durations(experiment, measure_durations(run))
-    run.trackers.log_summary(summary)
     validation = {name.removeprefix("validation/"): value for name, value in evaluation.items()}
     taken = format_duration(record["seconds"])
     look = run.page.path if try_to_draw(run, steps) else workdir

@@ -76,7 +76,7 @@ from jaxformer.run.identity import (
 )
 from jaxformer.run.init_from import InitialWeights, check_fits, find_weights, load_params, with_tokenizer
 from jaxformer.run.inputs import Data, contents, digests, prepare_data, task_digests
-from jaxformer.run.metrics import Writer, check_recorded, validation_losses
+from jaxformer.run.metrics import Writer, check_recorded, read_metrics, validation_losses
 from jaxformer.run.overview import print_overview
 from jaxformer.run.page import RunPage
 from jaxformer.run.progress import make_progress
@@ -259,8 +259,9 @@ def resume(
 
 def decide_what_to_keep(checkpoints: Checkpoints, experiment: Experiment, workdir: Path, first_step: int) -> None:
     """Gives the checkpoints what decides which are kept; prints which steps the metrics so far lack."""
-    print_notice(check_recorded(workdir, first_step))
-    checkpoints.validation_losses = validation_losses(workdir)
+    lines = read_metrics(workdir)
+    print_notice(check_recorded(workdir, lines, first_step))
+    checkpoints.validation_losses = validation_losses(lines)
     checkpoints.decay_start = decay_start(experiment.optimizer, experiment.training.steps)
     wait_for_all("the folder is read")
 
@@ -274,13 +275,13 @@ def begin_tracking(experiment: Experiment, workdir: Path, own: Sequence[Tracker]
     """
     print_wrapped(f"metrics     {workdir / 'metrics.jsonl'}")
     if not is_first():
-        return Trackers({})
+        return Trackers()
     record = read_config(workdir) or {}
     name = f"{experiment.name} seed {record['seed']}"
     opened = open_trackers(experiment.tracking, workdir, name, experiment.name, record["tracked_as"])
     for tracker in opened.values():
-        print_wrapped(f"            {tracker.look}")
-    tracking = Trackers({type(tracker).__name__: tracker for tracker in own} | opened)
+        print_wrapped(f"            {tracker.address}")
+    tracking = Trackers([*((type(tracker).__name__, tracker) for tracker in own), *opened.items()])
     tracking.log_hyperparameters(record)
     return tracking
 

@@ -147,7 +147,7 @@ def test_the_example_of_an_own_layer_trains(tmp_path):
 def test_the_example_of_an_own_tracker_prints_a_run(capsys):
     names = {}
     exec(examples_of("docs/tracking.md")[0], names)
-    trackers = Trackers({"own": names["Printer"]()})
+    trackers = Trackers([("own", names["Printer"]())])
     trackers.log_hyperparameters({"experiment": "baseline", "config": {"model": {"width": 128}}})
     trackers.log(1, {"train/loss": 3.0})
     trackers.log(2, {"train/loss": 2.0, "validation/loss": 2.5})

@@ -23,7 +23,7 @@ def track_report(outcome: Outcome, folder: Path, name: str, config: TrackingConf
     """
     runs = sum(len(runs) for each in (outcome.runs, outcome.tried) for runs in each.values())
     run_id = hashlib.sha256(f"{folder.absolute()}".encode()).hexdigest()[:12]
-    with Trackers(dict(open_trackers(config, folder, f"study {name}", "studies", run_id))) as trackers:
+    with Trackers(open_trackers(config, folder, f"study {name}", "studies", run_id).items()) as trackers:
         trackers.log_hyperparameters({"experiment": f"study {name}", "config": dict(summarise_study(outcome))})
         pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
         trackers.log(runs, {"report": (folder / MARKDOWN).read_text(encoding="utf-8"), **pictures})

@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,15 +40,16 @@ class Writer(Closing):
             trackers: which are given what is left, with the samples, as far as they lack it.
         """
         self._path = folder / METRICS
-        self._trackers = trackers or Trackers({})
+        self._trackers = trackers or Trackers()
         kept = cut_metrics(folder, folder, first_step)
         self._file = self._path.open("ab", buffering=0)
         self._waiting = b""
         self._is_behind = False
         samples = read_samples(folder, first_step)
         for line in kept:
-            sample = {"sample": samples[line["step"]]} if line["step"] in samples else {}
-            self._trackers.log(line["step"], curves(line) | sample)
+            if self._trackers.lack(step := line["step"]):
+                sample = {"sample": samples[step]} if step in samples else {}
+                self._trackers.log(step, curves(line) | sample)
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> str | None:
         """Writes one line: the step and its numbers, each of which may be a list, by layer.
@@ -59,7 +60,8 @@ class Writer(Closing):
         self._waiting += (json.dumps({"step": step, **for_json(values)}) + "\n").encode()
         failure, was_behind = self._write_waiting(), self._is_behind
         self._is_behind = failure is not None
-        self._trackers.log(step, curves(values))
+        if self._trackers.lack(step):
+            self._trackers.log(step, curves(values))
         if failure and not was_behind:
             return f"{self._path}: {failure.strerror}; what it does not take is kept and written later"
         return None
@@ -91,9 +93,10 @@ class Writer(Closing):
 _floats = functools.partial(np.asarray, dtype=float)
 
 
-def curves(line: dict[str, Any]) -> dict[str, float]:
+def curves(line: Mapping[str, Any]) -> dict[str, float]:
     """Returns what trackers are given of a line: a number for each name, of lists their mean."""
-    return {name: float(np.mean(np.asarray(x, float))) for name, x in line.items() if name not in ("step", BATCH)}
+    numbers = ((name, value) for name, value in line.items() if name not in ("step", BATCH))
+    return {name: float(_floats(x).mean()) if isinstance(x, list) else float(x) for name, x in numbers}
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -151,24 +154,29 @@ class MetricsReader:
 
 def training_losses(folder: Path) -> np.ndarray:
     """Returns the training losses of a run, float64 nats per target, by step from 0 up to the first that is missing."""
-    losses = _losses_by_step(folder)
+    losses = _losses_by_step(read_metrics(folder))
     return np.array([losses[step] for step in itertools.takewhile(losses.__contains__, itertools.count(1))])
 
 
 def recent_loss(folder: Path, steps: int = 100) -> float:
     """Returns the mean of the finite training losses of a run's last steps, nats per target; NaN where none is."""
-    losses = np.array([loss for _, loss in sorted(_losses_by_step(folder).items())][-steps:])
+    losses = np.array([loss for _, loss in sorted(_losses_by_step(read_metrics(folder)).items())][-steps:])
     finite = losses[np.isfinite(losses)]
     return float(finite.mean()) if len(finite) else math.nan
 
 
-def check_recorded(folder: Path, first_step: int) -> str | None:
+def check_recorded(folder: Path, lines: Sequence[dict], first_step: int) -> str | None:
     """Returns a line on the steps up to the one that a run resumes at that `metrics.jsonl` lacks; None where all stand.
+
+    Args:
+        folder: of the run.
+        lines: its `metrics.jsonl`, as of `read_metrics`.
+        first_step: the one that it resumes at.
 
     Raises:
         UserError: it has none of them, such as a file that was compressed or emptied since.
     """
-    path, recorded = folder / METRICS, _losses_by_step(folder)
+    path, recorded = folder / METRICS, _losses_by_step(lines)
     missing = first_step - sum(1 <= step <= first_step for step in recorded)
     require(
         missing < first_step or first_step == 0,
@@ -179,14 +187,13 @@ def check_recorded(folder: Path, first_step: int) -> str | None:
     return f"{path}: {missing} of the {first_step} steps so far are missing; the run cannot be compared with others"
 
 
-def _losses_by_step(folder: Path) -> dict[int, float]:
-    return {line["step"]: float(line["train/loss"]) for line in read_metrics(folder) if "train/loss" in line}
+def _losses_by_step(lines: Sequence[dict]) -> dict[int, float]:
+    return {line["step"]: float(line["train/loss"]) for line in lines if "train/loss" in line}
 
 
-def validation_losses(folder: Path) -> dict[int, float]:
-    """Returns the validation loss, nats per target, by step, that a run's `metrics.jsonl` holds."""
-    lines = [line for line in read_metrics(folder) if "validation/loss" in line]
-    return {line["step"]: float(line["validation/loss"]) for line in lines}
+def validation_losses(lines: Sequence[dict]) -> dict[int, float]:
+    """Returns the validation loss, nats per target, by step, of the lines of a run's `metrics.jsonl`."""
+    return {line["step"]: float(line["validation/loss"]) for line in lines if "validation/loss" in line}
 
 
 def _parse(line: str | bytes) -> dict | None:

@@ -30,7 +30,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path):
         self.last_step = max((event.step for event in _read(folder)), default=-1)
-        self.look = f"tensorboard --logdir {shell_word(folder)}"
+        self.address = f"tensorboard --logdir {shell_word(folder)}"
         self._writer = EventFileWriter(str(folder))
 
     def log_hyperparameters(self, values: Mapping[str, Any]) -> None:

@@ -1,14 +1,16 @@
-"""A run in trackio's database on this machine, which needs no account; `trackio show` opens its page."""
+"""A run in trackio's database on this machine, which needs no account, or at a server or Space that it knows."""
 
 import contextlib
 import io
 import json
 import shlex
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import trackio
+from trackio import utils
 from trackio.sqlite_storage import SQLiteStorage
 
 
@@ -16,14 +18,28 @@ class Trackio:
     """Gives a run to trackio."""
 
     def __init__(self, project: str, name: str, group: str):
-        """Goes on with the run of that name, if there is one."""
-        with _silenced():
+        """Goes on with the run of that name, if there is one.
+
+        Raises:
+            ConnectionError: it cannot be known which steps of it there are.
+        """
+        waiting = SQLiteStorage.get_pending_logs(project) or {"logs": []}  # Which it will send of its own accord.
+        with _silenced(), warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
             self._run = trackio.init(
                 project, name, group, resume="allow", embed=False, auto_log_cpu=False, auto_log_gpu=False
             )
-        self.look = f"trackio show --project {shlex.quote(project)}"
-        last = SQLiteStorage.get_max_step_for_run(project, run_id=self._run.id)
-        self.last_step = -1 if last is None else last
+        place = self._run.url  # Of a server, or the name of a Space; None on this machine.
+        failed = [text for each in warned if (text := str(each.message)).startswith("trackio.init() could not")]
+        if place is None and utils.get_storage_mode() == "jsonl":
+            failed.append("set TRACKIO_DIR to a local disk, or TRACKIO_STORAGE_MODE=sqlite: it keeps JSON lines")
+        if failed:
+            self.finish()
+            raise ConnectionError(f"which steps it holds is not known: {failed[0].partition(' Continuing')[0]}")
+        shown = place if place and "://" in place else f"https://huggingface.co/spaces/{place}"
+        self.address = shown if place else f"trackio show --project {shlex.quote(project)}"
+        steps = [each["step"] for each in waiting["logs"] if each["run"] == name]
+        self.last_step = max([self._run._next_step - 1, *steps])
 
     def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
         """Takes what the run is."""

@@ -20,6 +20,9 @@ from jaxformer.host.paths import shell_word
 _BLOCK, _FILE_HEADER, _PART_HEADER = 32768, 7, struct.Struct("<IHB")
 _BEGINS, _ENDS = (1, 2), (1, 4)
 
+# What is not sent so many seconds after the end of a run is left to a command.
+_MOST_SECONDS_TO_SEND = 120
+
 
 class WeightsAndBiases:
     """Gives a run to Weights & Biases."""
@@ -36,23 +39,29 @@ class WeightsAndBiases:
             "id": run_id,
             "resume": "allow",
             "dir": str(folder),
+            "reinit": "create_new",  # Else a run that this process has opened elsewhere would be given back.
+            "settings": wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=30,
+                finish_timeout=_MOST_SECONDS_TO_SEND,
+                finish_timeout_raises=True,
+            ),
         }
-        settings = wandb.Settings(console="off", silent=True, init_timeout=30)
         try:
-            self._run = wandb.init(**same, mode=mode, settings=settings)
+            self._run = wandb.init(**same, mode=mode)
         except CommError:
-            self._run = wandb.init(**same, mode="offline", settings=settings)
-        offline = f"wandb sync {shell_word(Path(self._run.settings.sync_dir))}"
-        self.look = offline if self._run.offline else str(self._run.url)
-        # What a killed process gave last may be in its files alone, and the files on another machine.
-        records = (
-            Record.FromString(record)
-            for path in folder.glob(f"wandb/*run-*-{run_id}/*.wandb")
-            for record in read_records(path)
-        )
-        kept = (record.history.step.num for record in records if record.HasField("history"))
-        self.last_step = max(self._run.step - 1, max(kept, default=-1))
+            self._run = wandb.init(**same, mode="offline")
+        # Each process writes a part of the run, and an online one gives the server whatever that lacks.
+        parts = folder / "wandb" if self._run.offline else Path(self._run.settings.sync_dir)
+        self._sync = f"wandb sync --include-online {shell_word(parts)}"
         self._exit_code = 1
+        if self._run.disabled:
+            self.address, self.last_step = "nowhere, since WANDB_MODE=disabled", -1
+        elif self._run.offline:
+            self.address, self.last_step = self._sync, _last_step(folder, run_id)
+        else:
+            self.address, self.last_step = str(self._run.url), self._run.step - 1
 
     def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
         """Takes what the run is."""
@@ -68,8 +77,22 @@ class WeightsAndBiases:
         self._exit_code = 0
 
     def finish(self) -> None:
-        """Sends what waits; a run without a summary is shown as one that failed."""
-        self._run.finish(exit_code=self._exit_code)
+        """Sends what waits; a run without a summary is shown as one that failed.
+
+        Raises:
+            TimeoutError: it took too long.
+        """
+        try:
+            self._run.finish(exit_code=self._exit_code)
+        except TimeoutError as error:
+            raise TimeoutError(f"not all was sent in {_MOST_SECONDS_TO_SEND} s; `{self._sync}` sends it") from error
+
+
+def _last_step(folder: Path, run_id: str) -> int:
+    """Returns the last step of a run that its parts in a run folder hold, or -1."""
+    parts = folder.glob(f"wandb/*run-*-{run_id}/*.wandb")
+    records = (Record.FromString(record) for path in parts for record in read_records(path))
+    return max((record.history.step.num for record in records if record.HasField("history")), default=-1)
 
 
 def read_records(path: Path) -> Iterator[bytes]:
@@ -81,8 +104,8 @@ def read_records(path: Path) -> Iterator[bytes]:
         if at + _PART_HEADER.size > len(data):
             return
         _, size, kind = _PART_HEADER.unpack_from(data, at)
-        part = data[at + _PART_HEADER.size :][:size]
         at += _PART_HEADER.size + size
+        part = data[at - size : at]
         record = part if kind in _BEGINS else record + part
         if at <= len(data) and kind in _ENDS:
             yield record

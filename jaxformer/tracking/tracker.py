@@ -1,6 +1,7 @@
 """Trackers, with which a person follows a run elsewhere than in its folder. One that fails harms no run."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,21 +32,22 @@ class Tracker(Protocol):
         """Takes what a run that is finished came to: its `summary.json`."""
 
     def finish(self) -> None:
-        """Writes out what it was given; it is the last call, whether the run is finished, stopped or failed."""
+        """Writes out what it was given; it is the last call, whether the run or this tracker is done or has failed."""
 
 
 class LocatedTracker(Tracker, Protocol):
     """A tracker that knows where the run is seen."""
 
-    look: str
-    """The address, or the command that shows the run."""
+    address: str
+    """A web page, or the command that shows the run."""
 
 
 class Trackers(Closing):
     """Some trackers as one: each is given a step once all is known of it, and is left where it fails."""
 
-    def __init__(self, trackers: Mapping[str, Tracker]):
-        self._trackers = dict(trackers)
+    def __init__(self, trackers: Iterable[tuple[str, Tracker]] = ()):
+        """Args: trackers: by the names under which a failure is reported, of which several may be the same."""
+        self._trackers = [*trackers]
         self._step = -1
         self._values: dict[str, float | str | Path] = {}
 
@@ -53,36 +55,48 @@ class Trackers(Closing):
         """Takes what a run is."""
         self._for_each(lambda tracker: tracker.log_hyperparameters(values))
 
+    def lack(self, step: int) -> bool:
+        """Returns whether a tracker is without a step."""
+        return any(step > _last_step(tracker) for _, tracker in self._trackers)
+
     def log(self, step: int, values: Mapping[str, float | str | Path]) -> None:
-        """Takes a part of what is known of a step, before which nothing new will be known of others."""
+        """Takes some values of a step, which is given to the trackers once values of another step come."""
         if step != self._step:
             self.end_step()
         self._step = step
         self._values |= values
 
     def end_step(self) -> None:
-        """Gives the trackers the last step, of which all is known."""
+        """Gives the trackers the step whose values came last, all of which are there."""
         step, values = self._step, self._values
         self._values = {}
         if values:
-            self._for_each(lambda each: each.log(step, values) if step > getattr(each, "last_step", -1) else None)
+            self._for_each(lambda each: each.log(step, values) if step > _last_step(each) else None)
 
     def log_summary(self, values: Mapping[str, Any]) -> None:
         """Takes what a finished run came to."""
         self._for_each(lambda tracker: tracker.log_summary(values))
 
     def close(self) -> None:
-        """Ends the trackers. Of a step that is not ended they are told when the run goes on."""
+        """Ends the trackers, once. A step that is not ended is given to them when the run goes on."""
         self._for_each(lambda tracker: tracker.finish())
-        self._trackers = {}
+        self._trackers = []
 
     def _for_each(self, call: Callable[[Tracker], None]) -> None:
-        for name, tracker in [*self._trackers.items()]:
+        for each in [*self._trackers]:
+            name, tracker = each
             try:
                 call(tracker)
             except Exception as error:
-                del self._trackers[name]
-                print_notice(f"{name} takes no more of this run ({type(error).__name__}: {error}); its own files do")
+                self._trackers = [other for other in self._trackers if other is not each]
+                reason = f"{type(error).__name__}: {error}"
+                print_notice(f"{name} takes no more of this run ({reason}); the run's own files have it all")
+                with contextlib.suppress(Exception):
+                    tracker.finish()
+
+
+def _last_step(tracker: Tracker) -> int:
+    return getattr(tracker, "last_step", -1)
 
 
 def open_trackers(

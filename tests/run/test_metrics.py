@@ -93,12 +93,13 @@ def test_training_losses_end_where_a_step_is_missing(tmp_path):
 
 
 def test_steps_that_are_missing_are_reported_and_a_run_without_any_is_refused(tmp_path):
-    assert check_recorded(tmp_path, 0) is None
+    assert check_recorded(tmp_path, [], 0) is None
     with pytest.raises(UserError, match=r"metrics.jsonl: none of the 4 steps so far is there; put back what it was"):
-        check_recorded(tmp_path, 4)
+        check_recorded(tmp_path, [], 4)
     write_steps(tmp_path, [1, 2, 4, 5])
-    assert check_recorded(tmp_path, 2) is None
-    assert "1 of the 4 steps so far are missing" in (check_recorded(tmp_path, 4) or "")
+    lines = read_metrics(tmp_path)
+    assert check_recorded(tmp_path, lines, 2) is None
+    assert "1 of the 4 steps so far are missing" in (check_recorded(tmp_path, lines, 4) or "")
 
 
 def test_lines_that_a_full_disk_does_not_take_are_written_later_in_order(tmp_path):
@@ -180,11 +181,11 @@ def test_list_by_layer_is_written_and_read_and_its_mean_is_the_curve(tmp_path):
 
 
 def test_validation_losses_are_read_by_step(tmp_path):
-    assert validation_losses(tmp_path) == {}
+    assert validation_losses(read_metrics(tmp_path)) == {}
     writer = Writer(tmp_path, first_step=0)
     writer.write(4, {"train/loss": 3.0})
     writer.write(4, {"validation/loss": 2.5})
     writer.write(8, {"validation/loss": math.nan})
     writer.close()
-    losses = validation_losses(tmp_path)
+    losses = validation_losses(read_metrics(tmp_path))
     assert losses[4] == 2.5 and math.isnan(losses[8]) and len(losses) == 2

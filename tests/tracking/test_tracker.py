@@ -33,6 +33,14 @@ class Recorder:
         self.others.append("finished")
 
 
+class Witness(Recorder):
+    """A tracker that sees, once it has written out what it was given, whether the file at `path` is there."""
+
+    def finish(self):
+        super().finish()
+        self.others.append(self.path.exists())
+
+
 class Failing(Recorder):
     """A tracker that takes one step."""
 
@@ -59,16 +67,16 @@ def row(train, validation=None):
 
 def test_a_step_comes_once_with_all_that_is_known_of_it(tmp_path):
     recorder = Recorder()
-    trackers = Trackers({"own": recorder})
+    trackers = Trackers([("own", recorder)])
     write(tmp_path, 0, 5, trackers, attempt=1)
     assert recorder.steps == [(1, row(1)), (2, row(1, 1)), (3, row(1)), (4, row(1, 1))]
     assert recorder.others == ["finished"]
 
 
 def test_tracker_goes_on_behind_its_last_step_and_one_without_begins_anew(tmp_path):
-    write(tmp_path, 0, 5, Trackers({}), attempt=1)
+    write(tmp_path, 0, 5, Trackers(), attempt=1)
     recorders = {"new": Recorder(), "behind": Recorder(last_step=1), "ahead": Recorder(last_step=4)}
-    write(tmp_path, 2, 6, Trackers(recorders), attempt=2)
+    write(tmp_path, 2, 6, Trackers(recorders.items()), attempt=2)
     steps = [(1, row(1)), (2, row(1, 2)), (3, row(2)), (4, row(2, 2)), (5, row(2))]
     assert recorders["new"].steps == steps
     assert recorders["behind"].steps == steps[1:]
@@ -77,10 +85,19 @@ def test_tracker_goes_on_behind_its_last_step_and_one_without_begins_anew(tmp_pa
 
 def test_tracker_that_fails_is_reported_once_and_left_and_the_others_go_on(tmp_path, capsys):
     failing, recorder = Failing(), Recorder()
-    write(tmp_path, 0, 5, Trackers({"failing": failing, "own": recorder}), attempt=1)
-    assert len(failing.steps) == 2 and failing.others == [] and len(recorder.steps) == 4
+    write(tmp_path, 0, 5, Trackers([("failing", failing), ("own", recorder)]), attempt=1)
+    assert len(failing.steps) == 2 and failing.others == ["finished"] and len(recorder.steps) == 4
     (line,) = capsys.readouterr().err.splitlines()
     assert "failing takes no more of this run (ConnectionError: nobody answers)" in line
+
+
+def test_nothing_is_made_for_steps_that_no_tracker_lacks(tmp_path, monkeypatch):
+    write(tmp_path, 0, 5, Trackers(), attempt=1)
+    made = []
+    monkeypatch.setattr("jaxformer.run.metrics.curves", lambda line: made.append(line) or {"train/loss": 1.0})
+    write(tmp_path, 4, 5, Trackers(), attempt=1)
+    write(tmp_path, 5, 5, Trackers([("own", Recorder(last_step=4))]), attempt=1)
+    assert [line["step"] for line in made] == [5]
 
 
 def test_tracker_that_cannot_be_opened_is_reported_and_left_out(tmp_path, capsys, monkeypatch):
@@ -103,10 +120,13 @@ def test_own_tracker_is_given_a_run_that_stops_and_goes_on(experiment_files, tmp
     run, experiment = tmp_path / "run", load_experiment(str(experiment_files["best_fit"]))
     run_until("step", 7, command(experiment_files["best_fit"], run))
     recorder = Recorder()
-    summary = train(experiment, run, seed=3, trackers=[recorder, Failing()])
+    witness = Witness(path=run / "summary.json")
+    summary = train(experiment, run, seed=3, trackers=[recorder, Failing(), second := Recorder(), witness])
     assert [step for step, _ in recorder.steps] == list(range(1, STEPS + 1))
     assert [step for step, values in recorder.steps if "validation/loss" in values] == [4, 8, 12]
     assert recorder.steps[-1][1]["sample"] == (run / "sample.txt").read_text()
     record = json.loads((run / "config.json").read_text())
     assert recorder.others == [record, summary, "finished"]
+    assert (second.steps, second.others) == (recorder.steps, recorder.others)
+    assert witness.others == [record, summary, "finished", False]
     assert len(record["tracked_as"]) == 12 and "Failing takes no more" in capfd.readouterr().err

@@ -24,8 +24,8 @@ from jaxformer.tracking.tracker import Trackers, open_trackers
 
 kind, first_step, last_step, end = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 opened = open_trackers(TrackingConfig(to=kind), Path("run"), "tiny seed 0", "tiny", "a1b2c3")
-print(opened[kind].look)
-trackers = Trackers(opened)
+print(opened[kind].address)
+trackers = Trackers(opened.items())
 trackers.log_hyperparameters({"config": {"model": {"width": 16, "norm": "rmsnorm", "attention": None}}, "seed": 0})
 writer, samples = Writer(Path("run"), first_step, trackers), read_samples(Path("run"), first_step)
 for step in range(first_step, last_step + 1):
