@@ -73,6 +73,19 @@ class Run(NamedTuple):
         }
 
 
+def run_to_end(run: Run, state: TrainState, batches: grain.DatasetIterator, seed: int, writer: Writer) -> dict:
+    """Trains and finishes a run; returns its summary. What ends it before that is shown on its page.
+
+    Raises: as of `run_steps` and `finish`.
+    """
+    try:
+        return finish(run, run_steps(run, state, batches), seed, writer)
+    except (Exception, Stopped) as error:
+        with contextlib.suppress(Exception):
+            run.page.draw(run.record_now()["seconds"], spans_of(run.experiment), error)
+        raise
+
+
 def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
     """Returns the state after the last step, which is saved.
 
@@ -343,9 +356,8 @@ def try_to_draw(run: Run, step: int) -> bool:
 
     A failure is reported, and never ends the run.
     """
-    first_step = span_at(spans_of(run.experiment), max(step - 1, 0)).first_step
     try:
-        for alarm in run.page.draw(run.record_now()["seconds"], first_step):
+        for alarm in run.page.draw(run.record_now()["seconds"], spans_of(run.experiment)):
             print_notice(f"step {step}/{run.experiment.training.steps}: {alarm}; look at {run.page.path}")
     except Exception as error:
         print_notice(f"{run.page.path} is not drawn ({type(error).__name__}: {error})")

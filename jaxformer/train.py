@@ -50,7 +50,7 @@ from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import command
 from jaxformer.host.console import flush_streams, print_line, print_notice, print_wrapped, show_status
 from jaxformer.host.signals import stop_signals
-from jaxformer.loop import Run, finish, run_steps
+from jaxformer.loop import Run, run_to_end
 from jaxformer.optimizer import decay_start
 from jaxformer.plan.device_fit import advise_here, choose_attention, device_at_hand, fit_to_device
 from jaxformer.plan.estimate import print_plan
@@ -148,7 +148,7 @@ def train(
         progress = make_progress(experiment, writer, device.device_kind, mesh.size)
         shared = checkpoints, progress, signals, mesh, tracking, RunPage(own, first_step)
         run = Run(experiment, own, data, *shared, record, started, prepared)
-        return finish(run, run_steps(run, state, batches), seed, writer)
+        return run_to_end(run, state, batches, seed, writer)
 
 
 def require_same_run(experiment: Experiment, identity: dict) -> None:

@@ -101,6 +101,8 @@ def test_run_that_is_not_finite_for_long_ends_with_a_file_that_replays_it(
         f"and gradient norm nan; `jaxformer replay-step {path}` replays it\n"
     )
     assert not (workdir / "summary.json").exists()
+    page = " ".join((workdir / "run.html").read_text().split())
+    assert "<b>failed</b> at step 10 of 12: 8 steps in a row had a loss" in page and "skipped: 8" in page
     replay = [sys.executable, "-m", "jaxformer", "replay-step", str(path)]
     replayed = subprocess.run(replay, capture_output=True, text=True, cwd=REPOSITORY, env=os.environ | compiled)
     assert (replayed.returncode, replayed.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""What a run should be looked at for: a sample that repeats itself, and a loss that has risen."""
+"""Warnings about a run: a sample that repeats itself, and a loss that has risen."""
 
 import math
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Rise(NamedTuple):
 
 
 def find_alarms(series: Mapping[str, Series], text: str, first_step: int) -> list[str]:
-    """Returns a line on each thing that a run should be looked at for, and on what to do.
+    """Returns the warnings about a run, a line each, with what to do.
 
     Args:
         series: of `metrics.jsonl`.

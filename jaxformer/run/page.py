@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxformer.data.phases import Span, span_at
 from jaxformer.experiment.lineage import describe_change
 from jaxformer.host.console import format_duration, format_size
 from jaxformer.host.files import read_json_or_empty, write_whole
 from jaxformer.host.html import render
+from jaxformer.host.signals import Stopped
 from jaxformer.run.alarms import find_alarms, is_repetitive
 from jaxformer.run.chart import Chart, Event, make_chart
 from jaxformer.run.folder import peak_memory
 from jaxformer.run.identity import CONFIG
 from jaxformer.run.metrics import MetricsReader, Series
-from jaxformer.run.samples import read_samples, write_samples
+from jaxformer.run.samples import append_sample, read_samples, write_samples
 from jaxformer.skip_steps import SPIKE
 
 PAGE = "run.html"
@@ -47,11 +49,22 @@ class Records(NamedTuple):
     """`metrics.jsonl`."""
     samples: Mapping[int, str]
     """`samples.jsonl`: texts by step."""
+    error: BaseException | None = None
+    """What ended the run before it was finished; None if nothing is known of that."""
 
     @property
     def steps(self) -> int:
         """Steps that are trained so far."""
         return int(max((each.steps[-1] for each in self.series.values()), default=0))
+
+    @property
+    def status(self) -> str:
+        """What became of the run, as far as is known."""
+        if "status" in self.summary:
+            return "finished"
+        if self.error is None:
+            return "not finished"
+        return "stopped" if isinstance(self.error, Stopped) else "failed"
 
     def values(self, name: str) -> np.ndarray:
         """Returns the values of a metric by step; none where there is no such metric."""
@@ -89,6 +102,7 @@ class RunPage:
         self._folder = folder
         self._metrics = MetricsReader(folder)
         self._samples = read_samples(folder, first_step)
+        self._is_written = False  # The file may hold samples of steps that come again.
 
     def add_sample(self, step: int, text: str) -> None:
         """Takes a text that the model wrote after a step, and writes it to `samples.jsonl` behind those before.
@@ -97,21 +111,28 @@ class RunPage:
             OSError: it cannot be written; it is with the next.
         """
         self._samples[step] = text
-        write_samples(self._folder, self._samples)
+        was_written, self._is_written = self._is_written, False
+        if was_written:
+            append_sample(self._folder, step, text)
+        else:
+            write_samples(self._folder, self._samples)
+        self._is_written = True
 
-    def draw(self, seconds: float, first_step: int) -> list[str]:
-        """Draws the page of what the run's folder holds now; returns what the run should be looked at for.
+    def draw(self, seconds: float, spans: Sequence[Span], error: BaseException | None = None) -> list[str]:
+        """Draws the page of what the run's folder holds now; returns the warnings that it shows.
 
         Args:
             seconds: that the run took so far.
-            first_step: steps before the last phase that has begun.
+            spans: of the run, each of which is judged by itself.
+            error: that ended it, if it has ended before it was finished.
 
         Raises:
             OSError: it cannot be written.
         """
         config, summary = (read_json_or_empty(self._folder / name) for name in (CONFIG, "summary.json"))
         so_far = {"seconds": seconds, "peak_memory_bytes": peak_memory()}
-        records = Records(config, summary or so_far, self._metrics.read(), self._samples)
+        records = Records(config, summary or so_far, self._metrics.read(), self._samples, error)
+        first_step = span_at(spans, max(records.steps - 1, 0)).first_step
         alarms = find_alarms(records.series, records.samples.get(records.steps, ""), first_step)
         drawn = datetime.datetime.now(datetime.UTC)
         write_whole(self.path, make_page(records, alarms, drawn).encode(), sync=False)
@@ -129,7 +150,8 @@ def make_page(records: Records, alarms: Sequence[str], drawn: datetime.datetime)
         question=config["question"],
         steps=records.steps,
         all_steps=config["config"]["training"]["steps"],
-        is_finished="status" in records.summary,
+        status=records.status,
+        reason=records.error and (str(records.error) or type(records.error).__name__),
         drawn=f"{drawn:%Y-%m-%d %H:%M} UTC",
         alarms=alarms,
         figures=make_figures(records),
@@ -199,13 +221,11 @@ def describe_run(records: Records) -> list[tuple[str, list[str]]]:
 def make_charts(records: Records) -> list[Chart | None]:
     """Returns the charts of a run, None in place of one without numbers."""
     series = records.series
-    events = find_events(series)
+    events, counts = find_events(series)
     about = ["nats per token; shaded: from the least to the largest of the steps that a point averages"]
-    for sign, what in ((_SPIKE, "spikes"), (_SKIPPED, "skipped")):
-        if count := sum(event.sign == sign for event in events):
-            about.append(f"{sign} {what}: {count}")
-    if len(events) == _MOST_EVENTS:
-        about.append("others are not shown")
+    about += [f"{what}: {count:,}" for what, count in counts.items() if count]
+    if sum(counts.values()) > len(events):
+        about.append(f"{len(events)} of them are shown")
 
     def one(metric: str, heading: str, unit: str, factor: float = 1.0, **options) -> Chart | None:
         name = f"train/{metric}"
@@ -229,7 +249,7 @@ def make_charts(records: Records) -> list[Chart | None]:
         ),
         make_chart("corpora", "Validation by corpus", "bits per byte", corpora, without_start=True),
         make_chart("tasks", "Tasks", "% of the items answered rightly", tasks),
-        one("learning_rate", "Learning rate", "at its peak for matrices"),
+        one("learning_rate", "Learning rate", "of the schedule, before the factors of groups"),
         one("gradient_norm", "Gradient norm", "before clipping", **rises),
         *(
             make_chart(metric, heading, "by part of the model", norms[metric], scale="logarithmic")
@@ -240,16 +260,20 @@ def make_charts(records: Records) -> list[Chart | None]:
     ]
 
 
-def find_events(series: Mapping[str, Series]) -> list[Event]:
-    """Returns the steps that were skipped and those whose loss was a spike, the largest if there are many."""
+def find_events(series: Mapping[str, Series]) -> tuple[list[Event], dict[str, int]]:
+    """Returns the steps that were skipped and those whose loss was a spike, and how many there are of each.
+
+    If there are too many to be shown, those are left out whose losses were the least above the last.
+    """
     if not {"train/loss", "train/spike_score", "train/skipped_steps"} <= series.keys():
-        return []
+        return [], {}
     (steps, losses), (_, scores), (_, skipped) = (
         series[f"train/{name}"] for name in ("loss", "spike_score", "skipped_steps")
     )
     is_skipped = np.diff(skipped, prepend=0.0) > 0
-    chosen = np.flatnonzero(is_skipped | (scores > SPIKE))
-    chosen = np.sort(chosen[np.argsort(-scores[chosen], kind="stable")][:_MOST_EVENTS])
+    found = np.flatnonzero(is_skipped | (scores > SPIKE))
+    heights = np.where(np.isfinite(losses[found]), scores[found], math.inf)
+    chosen = np.sort(found[np.argsort(-heights, kind="stable")][:_MOST_EVENTS])
     events = []
     for i in chosen.tolist():
         text = f"step {steps[i]:,}: loss {losses[i]:.4g}"
@@ -257,4 +281,5 @@ def find_events(series: Mapping[str, Series]) -> list[Event]:
             text += f", {scores[i]:.1f} standard deviations above the last"
         sign = _SKIPPED if is_skipped[i] else _SPIKE
         events.append(Event(int(steps[i]), float(losses[i]), sign, f"{text}{', skipped' if is_skipped[i] else ''}"))
-    return events
+    counts = {f"{_SPIKE} spikes": len(found) - int(is_skipped.sum()), f"{_SKIPPED} skipped": int(is_skipped.sum())}
+    return events, counts

@@ -18,8 +18,21 @@ def write_samples(folder: Path, samples: Mapping[int, str]) -> None:
         OSError: they cannot be written.
     """
     if samples:
-        lines = [json.dumps({"step": step, "text": text}) + "\n" for step, text in samples.items()]
-        write_whole(folder / _SAMPLES, "".join(lines).encode())
+        write_whole(folder / _SAMPLES, b"".join(_line(step, text) for step, text in samples.items()))
+
+
+def append_sample(folder: Path, step: int, text: str) -> None:
+    """Writes a sample of a run behind those before.
+
+    Raises:
+        OSError: it cannot be written, or a part of it alone.
+    """
+    with (folder / _SAMPLES).open("ab") as file:
+        file.write(_line(step, text))
+
+
+def _line(step: int, text: str) -> bytes:
+    return (json.dumps({"step": step, "text": text}) + "\n").encode()
 
 
 def read_samples(folder: Path, before: float = math.inf) -> dict[int, str]:

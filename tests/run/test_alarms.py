@@ -1,4 +1,4 @@
-"""What a run should be looked at for: rules by example, and what they must not take for it."""
+"""Warnings about a run: rules by example, and what they must not warn of."""
 
 import random
 

@@ -15,9 +15,12 @@ from pages import Page, needs_chromium, shown_by_chromium
 from tiny_run import command
 
 import jaxformer.loop
+import jaxformer.run.page
+from jaxformer.data.phases import Span
+from jaxformer.host.signals import Stopped
 from jaxformer.run.metrics import MetricsReader, Series, Writer
 from jaxformer.run.page import Records, RunPage, find_events, make_charts, make_page
-from jaxformer.run.samples import read_samples
+from jaxformer.run.samples import read_samples, write_samples
 from jaxformer.train import main
 
 pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.device_free]
@@ -55,20 +58,27 @@ def test_a_page_of_a_run_that_goes_on_tells_how_far_it_is_and_what_is_wrong(run)
     series = {name: Series(*(x[each.steps <= 7] for x in each)) for name, each in series.items() if each.steps[0] <= 7}
     going = records_of(run, summary={"seconds": 3725.0, "peak_memory_bytes": 2e9}, series=series)
     text = " ".join(Page(make_page(going, ["the loss is <high>"], NOW)).text.split())
-    assert "running at step 7 of 12" in text and "finished" not in text
+    assert "not finished as of step 7 of 12" in text and "finished 12 steps" not in text
     assert "1:02:05" in text and "2.00 GB" in text and "the loss is <high>" in text
     assert "drawn 2026-11-28 15:00 UTC" in text
+    ends = [
+        (Stopped(15, "step 7 is saved"), "stopped at step 7 of 12: stopped by SIGTERM; step 7 is saved drawn"),
+        (OSError("no <room>"), "failed at step 7 of 12: no <room> drawn"),
+        (MemoryError(), "failed at step 7 of 12: MemoryError drawn"),
+    ]
+    for error, shown in ends:
+        assert shown in " ".join(Page(make_page(going._replace(error=error), [], NOW)).text.split())
 
 
 def test_foreign_text_is_shown_literally_and_runs_nothing(run):
     records = records_of(run)
-    sample = f"{HOSTILE}</pre><script>alert(2)</script>\n\x00\x1b[31m \u202e\n    indented"
+    sample = f"{HOSTILE}</pre><script>alert(2)</script>\n\x00\x1b[31m \u202e\n    indented\t\u00a0\u3000\u200c|"
     config = records.config | {"question": f"{HOSTILE}\x00\x1b[31m", "experiment": HOSTILE}
     config["lineage"] = config["lineage"] | {"change": {"model.activation": ["gelu", HOSTILE]}, "parents": [HOSTILE]}
     page = Page(text := make_page(records._replace(config=config, samples={12: sample}), [HOSTILE], NOW))
     page.assert_nothing_is_loaded_or_run()
     assert "<script" not in text and page.text.count(" ".join(HOSTILE.split())) >= 6
-    assert "</pre><script>alert(2)</script>\n\\x00\\x1b[31m \\u202e\n    indented" in page.text
+    assert "</pre><script>alert(2)</script>\n\\x00\\x1b[31m \\u202e\n    indented\t\u00a0\u3000\u200c|" in page.text
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202e]", text)
 
 
@@ -79,7 +89,8 @@ def test_a_page_is_drawn_from_what_was_added_since(run, tmp_path):
         writer.write(step, {"train/loss": 9.0 - step, "train/load/a": [1.0, 2.0], "train/gradient_norm": math.nan})
         with (tmp_path / "metrics.jsonl").open("ab") as file:
             file.write(b'{"step": 9, "train')  # The rest of a line that comes.
-        assert page.draw(1.0, 0) == [] and f"at step {step} of 12" in page.path.read_text().replace("\n", " ")
+        assert page.draw(1.0, [Span(0, 12, 1, 8, (1.0,))]) == []
+        assert f"as of step {step} of 12" in page.path.read_text().replace("\n", " ")
         text = (tmp_path / "metrics.jsonl").read_bytes()
         (tmp_path / "metrics.jsonl").write_bytes(text[: text.rindex(b"\n") + 1])
         read = reader.read()
@@ -93,13 +104,47 @@ def test_spikes_and_skipped_steps_are_marked_on_the_losses():
     losses, scores, skipped = [3.0, math.nan, 9.0, 8.0, 3.0], [0.0, 0.0, 7.5, 6.5, 1.0], [0, 1, 1, 2, 2]
     values = {"loss": losses, "spike_score": scores, "skipped_steps": skipped}
     series = {f"train/{name}": Series(np.arange(1, 6), np.array(each, float)) for name, each in values.items()}
-    assert [(event.step, event.text) for event in find_events(series)] == [
+    events, _ = find_events(series)
+    assert [(event.step, event.text) for event in events] == [
         (2, "step 2: loss nan, skipped"),
         (3, "step 3: loss 9, 7.5 standard deviations above the last"),
         (4, "step 4: loss 8, 6.5 standard deviations above the last, skipped"),
     ]
     (chart, *_) = make_charts(Records({}, {}, series, {}))
     assert len(chart.marks) == 3 and chart.about.endswith("▲ spikes: 1; ✕ skipped: 2")
+
+
+def test_events_that_are_too_many_to_be_shown_are_counted():
+    steps = np.arange(1, 302)
+    losses, scores = np.full(301, 9.0), 6.5 + steps / 1000
+    losses[7], scores[7] = math.nan, 0.0
+    columns = {"loss": losses, "spike_score": scores, "skipped_steps": (steps >= 8).astype(float)}
+    series = {f"train/{name}": Series(steps, values) for name, values in columns.items()}
+    events, counts = find_events(series)
+    assert [event.step for event in events] == [8, *range(103, 302)] and [*counts.values()] == [300, 1]
+    (chart, *_) = make_charts(Records({}, {}, series, {}))
+    assert chart.about.endswith("spikes: 300; ✕ skipped: 1; 200 of them are shown")
+
+
+def test_a_sample_is_written_behind_those_before_and_all_again_after_one_that_failed(tmp_path, monkeypatch):
+    write_samples(tmp_path, {4: "four", 8: "of a run that stopped"})
+    page, file = RunPage(tmp_path, 8), tmp_path / "samples.jsonl"
+    page.add_sample(8, "eight")
+    first, before = file.stat().st_ino, file.read_bytes()
+    page.add_sample(12, "twelve")
+    assert file.stat().st_ino == first and file.read_bytes().startswith(before)
+
+    def fail(folder, step, text):
+        with file.open("ab") as torn:
+            torn.write(b"{")
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr(jaxformer.run.page, "append_sample", fail)
+        page.add_sample(16, "sixteen")
+    page.add_sample(20, "twenty")
+    assert read_samples(tmp_path) == {4: "four", 8: "eight", 12: "twelve", 16: "sixteen", 20: "twenty"}
+    assert file.read_bytes().count(b"{") == 5
 
 
 def test_tasks_and_norms_by_group_have_charts_of_their_own():
