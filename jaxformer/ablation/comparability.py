@@ -22,6 +22,9 @@ DATA_FIELDS = (
 # Kinds of differences that one may choose to ignore.
 ALLOWABLE = ("batches", "code", "device", "environment", "versions")
 
+# Why nothing can be compared on a corpus; pieces of one file count as one document.
+ONE_DOCUMENT = "a corpus with one validation document; raise corpus.validation_share or evaluation.validation_bytes"
+
 
 def parse_allowed(text: str) -> tuple[str, ...]:
     """Returns the kinds that a text names, separated by commas.
@@ -206,7 +209,7 @@ def _check_evaluations(
     if not shared or not all(_same_documents(parent, variant, name) for name in shared):
         flags.append(f"evaluation: validation documents {where}")
     if any(len(np.unique(parent.validation[name].sources)) < 2 for name in shared):
-        flags.append("evaluation: a corpus with one validation document; raise evaluation.validation_bytes")
+        flags.append(f"evaluation: {ONE_DOCUMENT}")
     own = _own_tasks(parent) | _own_tasks(variant)
     if own & parent.tasks.keys() != own & variant.tasks.keys():
         flags.append(f"evaluation: tasks {where}")

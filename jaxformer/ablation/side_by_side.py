@@ -4,11 +4,11 @@ A study compares what was declared, over several seeds. Here any runs are compar
 that most differences between them are no evidence: each is shown with the reasons.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxformer.ablation.comparability import check_comparable, have_same_documents
+from jaxformer.ablation.comparability import ONE_DOCUMENT, check_comparable, have_same_documents
 from jaxformer.ablation.comparison import TaskDifference, compare_tasks
 from jaxformer.ablation.finished_runs import FinishedRun, load_finished_run, paired_seeds, stack, stack_sources
 from jaxformer.config import UserError, require
@@ -45,13 +45,20 @@ class Contrast(NamedTuple):
     changes: Mapping[str, tuple[Any, Any]]
     """(first, other) of the fields that decide what is learned, by path."""
     difference: Difference | None
-    """Of validation bits per byte, other minus first; None where they read no documents in common."""
+    """Of validation bits per byte, other minus first; None where there is none."""
+    no_difference: str
+    """Why there is none; '' where there is one."""
     seeds: int
     """Pairs of runs with a seed in common that it is over; 0 for one of two runs with other seeds."""
     documents: int
     tasks: Mapping[str, TaskDifference]
     reservations: tuple[str, ...]
     """Why it is no evidence of what the changes do."""
+
+    @property
+    def is_again(self) -> bool:
+        """Whether a run of the first ones is among the others: of the same configuration and seed."""
+        return not self.changes and not _seeds(self.first).isdisjoint(_seeds(self.other))
 
 
 def read_shown(workdir: Path) -> ShownRun:
@@ -75,13 +82,13 @@ def read_shown(workdir: Path) -> ShownRun:
 def contrast_runs(runs: Sequence[ShownRun]) -> list[Contrast]:
     """Returns the runs of each further configuration beside those of the first one; they are told apart by science.
 
-    Raises:
-        UserError: all are of one configuration and seed.
+    The same run twice is two of them. Where all runs differ by their seeds alone, each is beside the first one.
     """
     arms: list[list[ShownRun]] = []
     for run in runs:
-        arm = next((arm for arm in arms if not differences(arm[0].experiment, run.experiment)), None)
-        if arm is None or run.record["seed"] in {each.record["seed"] for each in arm}:
+        same = (arm for arm in arms if not differences(arm[0].experiment, run.experiment))
+        arm = next((arm for arm in same if run.record["seed"] not in _seeds(arm)), None)
+        if arm is None:
             arms.append([run])
         else:
             arm.append(run)
@@ -90,33 +97,52 @@ def contrast_runs(runs: Sequence[ShownRun]) -> list[Contrast]:
     return [_contrast(arms[0], arm) for arm in arms[1:]]
 
 
+def _seeds(arm: Iterable[ShownRun]) -> set[int]:
+    return {run.record["seed"] for run in arm}
+
+
 def _contrast(first: Sequence[ShownRun], other: Sequence[ShownRun]) -> Contrast:
     changes = differences(first[0].experiment, other[0].experiment)
-    theirs, ours = ([run.finished for run in arm if run.finished] for arm in (first, other))
-    pairs = paired_seeds(theirs, ours)
     reservations = [run.lacking for run in (*first, *other) if run.lacking]
-    reservations += _reservations(len(pairs), changes) if theirs and ours else []
-    pairs_read = pairs or [*zip(theirs[:1], ours[:1], strict=False)]  # Those of other seeds by their documents.
-    if not pairs_read:
-        return Contrast(first, other, changes, None, 0, 0, {}, tuple(reservations))
-    parents, variants = ([pair[side] for pair in pairs_read] for side in (0, 1))
-    flags, notes = check_comparable(parents, variants, declared={path: [*each] for path, each in changes.items()})
-    corpora = [name for name, read in parents[0].validation.items() if len(set(read.sources.tolist())) > 1]
-    difference, documents = None, 0
-    if corpora and have_same_documents([*parents, *variants], corpora):
-        (bits_SI, bytes_I, strata_I), (parent_SI, _, _) = stack(variants, corpora), stack(parents, corpora)
-        sources_I, documents = stack_sources(parents[0], corpora), len(bytes_I)
-        difference = crossed_difference(bits_SI - parent_SI, bytes_I, sources_I, strata_I=strata_I)
+    firsts, others = ([run.finished for run in arm if run.finished] for arm in (first, other))
+    if not (firsts and others):
+        return Contrast(first, other, changes, None, "one is not finished", 0, 0, {}, tuple(reservations))
+    pairs = paired_seeds(firsts, others)
+    reservations += _reservations(firsts[0], others[0], len(pairs), changes)
+    # Those of other seeds by their documents.
+    firsts, others = map(list, zip(*(pairs or [(firsts[0], others[0])]), strict=True))
+    flags, notes = check_comparable(firsts, others, declared={path: [*each] for path, each in changes.items()})
+    corpora = [name for name, read in firsts[0].validation.items() if len(set(read.sources.tolist())) > 1]
+    difference, documents, lacking = None, 0, ""
+    if not corpora:
+        lacking = ONE_DOCUMENT
+    elif not have_same_documents([*firsts, *others], corpora):
+        lacking = "they were validated on other documents"
+    else:
+        (bits_SI, bytes_I, strata_I), (first_SI, _, _) = stack(others, corpora), stack(firsts, corpora)
+        sources_I, documents = stack_sources(firsts[0], corpora), len(bytes_I)
+        difference = crossed_difference(bits_SI - first_SI, bytes_I, sources_I, strata_I=strata_I)
     reservations += dict.fromkeys([*flags, *notes])
-    tasks = compare_tasks(variants, parents)
-    return Contrast(first, other, changes, difference, len(pairs), documents, tasks, tuple(reservations))
+    tasks = compare_tasks(others, firsts)
+    return Contrast(first, other, changes, difference, lacking, len(pairs), documents, tasks, tuple(reservations))
 
 
-def _reservations(seeds: int, changes: Mapping[str, Any]) -> list[str]:
+def _reservations(first: FinishedRun, other: FinishedRun, seeds: int, changes: Mapping[str, Any]) -> list[str]:
+    if not changes and seeds:
+        return ["the same run twice: what differs is code, versions or device"]
     if not changes:
         return ["seeds of one experiment: how far apart they are is what a change must exceed"]
+    names = [declared_name(run.record) for run in (first, other)]
+    is_declared = names[0] in (other.record["lineage"].get("parents") or ())
+    found = [] if is_declared else [f"change: {names[1]} is not a declared change of {names[0]}"]
     if not seeds:
-        return ["seeds: they share none, so that they began with other weights and read other batches"]
+        return [*found, "seeds: they share none, so that they began with other weights and read other batches"]
     if seeds < _FEWEST_SEEDS:
-        return ["seeds: one, so that the error is that of the documents alone; other seeds may differ by more"]
-    return []
+        text = "seeds: one, so that the error is that of the documents alone; other seeds may differ by more"
+        return [*found, text]
+    return found
+
+
+def declared_name(record: Mapping[str, Any]) -> str:
+    """Returns the name of the experiment that a run is of, whatever name the run was given."""
+    return record["lineage"].get("experiment") or record["experiment"]

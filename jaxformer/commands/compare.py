@@ -18,20 +18,25 @@ from jaxformer.host.files import write_whole
 from jaxformer.host.paths import local_path
 from jaxformer.report.side_by_side import comparison_page, comparison_text
 
+# Characters that the names of the runs have in the name of the page; a file system takes 255 bytes.
+_LONGEST_NAME = 200
+
 
 @command
 def main(arguments: list[str]) -> int:
     """Shows runs beside one another; returns the exit status."""
     parser = Parser("jaxformer compare", docstring(sys.modules[__name__]))
     parser.add_argument("runs", nargs="+", type=local_path, metavar="RUN", help="folders of runs, finished or not")
-    text = "where the page is written (default: compare.html beside the first experiment's runs)"
+    text = "where the page is written (default: compare_RUNS.html beside the first experiment's runs)"
     parser.add_argument("--page", type=local_path, metavar="FILE", help=text)
     options = parser.parse_args(arguments)
-    require(len({path.resolve() for path in options.runs}) > 1, "give at least two runs to compare")
+    folders = [path.resolve() for path in options.runs]
+    require(len({*folders}) > 1, "give at least two runs to compare")
     runs = [read_shown(path) for path in options.runs]
     contrasts = contrast_runs(runs)
     print_line(comparison_text(runs, contrasts, output_columns()))
-    page: Path = options.page or options.runs[0].parent / "compare.html"
+    names = "_".join(f"{folder.parent.name}_{folder.name}" for folder in folders)
+    page: Path = options.page or options.runs[0].parent / f"compare_{names[:_LONGEST_NAME]}.html"
     try:
         write_whole(page, comparison_page(runs, contrasts).encode())
     except OSError as error:

@@ -1,19 +1,23 @@
 """Runs beside one another, as text and as a page."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxformer.ablation.comparison import TaskDifference
-from jaxformer.ablation.side_by_side import Contrast, ShownRun
+from jaxformer.ablation.side_by_side import Contrast, ShownRun, declared_name
 from jaxformer.experiment.lineage import describe_change
 from jaxformer.host.console import format_duration, format_rows, format_size, wrap
 from jaxformer.host.html import render
-from jaxformer.report.formatting import number, percent, with_error
+from jaxformer.report.formatting import NOTHING, number, percent, with_error
 from jaxformer.run.chart import Chart, make_chart
 from jaxformer.run.metrics import Series
 
-HEADINGS = ("run", "seed", "steps", "bits per byte", "loss", "tokens/s", "time", "memory")
+# Of the training loss, whose mean is shown: one alone says little.
+_LAST_STEPS = 100
+
+HEADINGS = ("run", "seed", "steps", "bits per byte", f"loss (last {_LAST_STEPS})", "tokens/s", "time", "memory")
 
 # What is drawn: metric, heading, unit.
 _CURVES = (
@@ -51,14 +55,15 @@ def _cells(run: ShownRun, name: str) -> list[str]:
 
     summary, steps = run.finished.summary if run.finished else {}, run.experiment.training.steps
     done = int(run.series["train/loss"].steps[-1])
-    losses = run.series["train/loss"].values[-100:]
+    losses = run.series["train/loss"].values[-_LAST_STEPS:]
+    speed = latest("train/tokens_per_second")
     return [
         name,
         str(run.record["seed"]),
         f"{done:,}" if done == steps else f"{done:,} of {steps:,}",
         number(latest("validation/bits_per_byte"), 4),
         number(float(losses.mean()), 4),
-        f"{latest('train/tokens_per_second'):,.0f}",
+        f"{speed:,.0f}" if math.isfinite(speed) else NOTHING,
         format_duration(summary["seconds"]) if summary else "",
         format_size(summary["peak_memory_bytes"]) if summary else "",
     ]
@@ -67,19 +72,25 @@ def _cells(run: ShownRun, name: str) -> list[str]:
 def describe_contrast(contrast: Contrast) -> DescribedContrast:
     """Returns in words how runs differ, and whether that is evidence."""
     (first, *_), (other, *_) = contrast.first, contrast.other
-    names = [run.record["experiment"] for run in (first, other)]
+    names = run_names((first, other))
     if names[0] == names[1]:
-        names = [f"{name} seed {run.record['seed']}" for name, run in zip(names, (first, other), strict=True)]
-    lines = [("differs by", describe_change(contrast.changes) or ["nothing but the seed"])]
+        by_seed = [f"{names[0]} seed {run.record['seed']}" for run in (first, other)]
+        names = [str(run.workdir) for run in (first, other)] if contrast.is_again else by_seed
+    same = "nothing that decides what is learned" if contrast.is_again else "nothing but the seed"
+    lines = [("differs by", describe_change(contrast.changes) or [same])]
     if contrast.difference:
         pairs = f"{contrast.seeds} shared seed{'s' * (contrast.seeds != 1)}" if contrast.seeds else "other seeds"
         over = f"paired over {contrast.documents:,} documents, {pairs}; below 0 is better"
         lines.append(("bits per byte", [f"{with_error(contrast.difference)}, {over}"]))
     else:
-        lines.append(("bits per byte", ["no difference: they read no documents in common, or one is not finished"]))
+        lines.append(("bits per byte", [f"no difference: {contrast.no_difference}"]))
     lines += [(name, [_describe_task(task)]) for name, task in contrast.tasks.items()]
-    study = f"`jaxformer ablate --parent={names[0]} --variants={names[1]}` decides by a rule that was fixed beforehand"
-    lines.append(("verdict", ["ad hoc, not evidence:", *contrast.reservations] if contrast.reservations else [study]))
+    verdict = ["ad hoc, not evidence:", *contrast.reservations]
+    if not contrast.reservations:
+        parent, variant = (declared_name(run.record) for run in (first, other))
+        study = f"`jaxformer ablate --parent={parent} --variants={variant}`"
+        verdict = [f"{study} decides by a rule that was fixed beforehand"]
+    lines.append(("verdict", verdict))
     return DescribedContrast(f"{names[1]} beside {names[0]}", lines)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxformer.ablation.clock import Clock
-from jaxformer.ablation.comparability import ALLOWABLE, parse_allowed
+from jaxformer.ablation.comparability import ALLOWABLE, ONE_DOCUMENT, parse_allowed
 from jaxformer.ablation.comparison import compare_runs, interaction
 from jaxformer.ablation.finished_runs import load_finished_run, read_runs
 from jaxformer.ablation.margin import margin_of_tokens, worth_in_tokens
@@ -204,7 +204,7 @@ def test_documents_of_one_source_count_as_one(arms):
     assert paired.difference.mean == apart.difference.mean
     assert paired.difference.item_degrees_of_freedom < apart.difference.item_degrees_of_freedom
     one = compare_runs(*(relabelled(arms[name], 1000) for name in ("root", "gated")))
-    assert "evaluation: a corpus with one validation document; raise evaluation.validation_bytes" in one.flags
+    assert f"evaluation: {ONE_DOCUMENT}" in one.flags
 
 
 def test_options_of_jax_that_differ_are_named_with_both_values(arms, spoilt):
@@ -238,7 +238,7 @@ def test_a_corpus_of_one_document_cannot_be_compared(arms):
         return run._replace(validation={name: alone})
 
     found = compare_runs([cut(run) for run in arms["root"]], [cut(run) for run in arms["gated"]])
-    assert found.flags == ("evaluation: a corpus with one validation document; raise evaluation.validation_bytes",)
+    assert found.flags == (f"evaluation: {ONE_DOCUMENT}",)
 
 
 def test_the_runs_own_speeds_decide_nothing(arms):

@@ -1,5 +1,6 @@
 """Runs beside one another: what differs, by how much, and why that is no evidence."""
 
+import json
 import shutil
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 from pages import Page
 
 import jaxformer.commands.compare
+from jaxformer.ablation.comparability import ONE_DOCUMENT
 from jaxformer.ablation.side_by_side import contrast_runs, read_shown
-from jaxformer.report.side_by_side import comparison_text, describe_contrast
+from jaxformer.report.formatting import NOTHING
+from jaxformer.report.side_by_side import HEADINGS, comparison_text, describe_contrast, describe_runs
 
 pytestmark = pytest.mark.device_free
 
@@ -47,6 +50,71 @@ def test_two_seeds_of_one_experiment_show_what_a_change_must_exceed(folder):
     assert any("must exceed" in text for text in contrast.reservations)
 
 
+@pytest.mark.parametrize("names", [("muon", "slow"), ("muon", "root")])
+def test_a_study_is_recommended_of_a_declared_change_alone(folder, names):
+    runs = shown(folder, *[f"{name}/seed_{seed}" for name in names for seed in range(3)])
+    (contrast,) = contrast_runs(runs)
+    assert contrast.reservations[0] == f"change: {names[1]} is not a declared change of {names[0]}"
+    assert "jaxformer ablate" not in str(describe_contrast(contrast).lines)
+
+
+def test_a_study_is_recommended_by_the_names_of_experiments_that_runs_under_other_names_are_of(folder):
+    def renamed(run):
+        record = run.record | {"experiment": "mine", "lineage": run.record["lineage"] | {"experiment": "muon"}}
+        return run._replace(record=record, finished=run.finished._replace(record=record))
+
+    runs = shown(folder, *[f"{name}/seed_{seed}" for name in ("root", "muon") for seed in range(3)])
+    (contrast,) = contrast_runs([*runs[:3], *map(renamed, runs[3:])])
+    described = describe_contrast(contrast)
+    assert described.heading == "mine beside root" and "ablate --parent=root --variants=muon`" in str(described.lines)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 0, 1), (0, 1, 1, 0)])
+def test_the_same_runs_twice_are_two_sides_that_are_named_by_their_folders(folder, tmp_path, order):
+    runs = shown(folder, *[f"root/seed_{seed}" for seed in order[:2]])
+    for seed in order[2:]:
+        workdir = shutil.copytree(folder / "runs/root" / f"seed_{seed}", tmp_path / f"seed_{seed}")
+        record = json.loads((workdir / "config.json").read_text())
+        record["starts"][0]["code"] = "of another version"
+        (workdir / "config.json").write_text(json.dumps(record))
+        runs.append(read_shown(workdir))
+    (contrast,) = contrast_runs(runs)
+    assert contrast.seeds == 2 and contrast.difference.mean == 0
+    assert contrast.reservations[0] == "the same run twice: what differs is code, versions or device"
+    assert any(text.startswith("code: ") for text in contrast.reservations)
+    described = describe_contrast(contrast)
+    assert described.heading == f"{runs[2].workdir} beside {runs[0].workdir}"
+    assert described.lines[0] == ("differs by", ["nothing that decides what is learned"])
+
+
+def test_why_there_is_no_difference_is_said(folder):
+    def cut(run):
+        read = {
+            name: one._replace(
+                documents=one.documents[:1], bits=one.bits[:1], text_bytes=one.text_bytes[:1], sources=one.sources[:1]
+            )
+            for name, one in run.finished.validation.items()
+        }
+        return run._replace(finished=run.finished._replace(validation=read))
+
+    first, other = shown(folder, "root/seed_0", "muon/seed_0")
+    for runs, why in (
+        ((cut(first), cut(other)), f"no difference: {ONE_DOCUMENT}"),
+        ((first, cut(other)), "no difference: they were validated on other documents"),
+        ((first, other._replace(finished=None)), "no difference: one is not finished"),
+    ):
+        (contrast,) = contrast_runs(runs)
+        assert contrast.difference is None
+        assert dict(describe_contrast(contrast).lines)["bits per byte"] == [why]
+
+
+def test_a_run_that_tells_no_speed_has_a_dash(folder):
+    (run,) = shown(folder, "root/seed_0")
+    series = {name: each for name, each in run.series.items() if name != "train/tokens_per_second"}
+    row = dict(zip(HEADINGS, describe_runs([run._replace(series=series)])[0], strict=True))
+    assert row["tokens/s"] == NOTHING
+
+
 def test_run_that_is_not_finished_is_shown_as_far_as_it_is(folder, tmp_path):
     shutil.copytree(folder / "runs/muon/seed_0", tmp_path / "mine")
     (tmp_path / "mine/summary.json").unlink()
@@ -72,7 +140,7 @@ def test_the_command_prints_the_runs_and_writes_a_page_that_loads_nothing(folder
     assert "optimizer.name: adamw" in printed and printed.endswith(f"curves: {page}\n")
     Page(page.read_text(encoding="utf-8")).assert_nothing_is_loaded_or_run()
     assert jaxformer.commands.compare.main(names[:2]) == 0
-    assert (folder / "runs/root/compare.html").is_file()
+    assert (folder / "runs/root/compare_root_seed_0_muon_seed_0.html").is_file()
 
 
 @pytest.mark.parametrize(
