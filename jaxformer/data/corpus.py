@@ -304,7 +304,7 @@ def unique_documents(documents: Iterable[Document], counts: Counter) -> Iterator
 
 
 def split_fraction(document: Document) -> float:
-    """Returns a number in [0, 1): a document is for validation if it is below `CorpusConfig.validation_share`."""
+    """Returns a number in [0, 1]: a document is for validation if it is below `CorpusConfig.validation_share`."""
     return key_fraction(document.key) if document.fraction is None else document.fraction
 
 

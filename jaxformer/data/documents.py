@@ -16,6 +16,10 @@ from jaxformer.data.source_files import SourceFile, open_file
 # is no other file: then those that begin in its last part are for validation.
 TEXT_CHARACTERS = 1 << 16
 
+# The last part of an only text is for validation as at most so many documents, each of so many bytes at least, since
+# each begins without context and ends with an EOS.
+_END_DOCUMENTS, _END_BYTES = 8, 1 << 10
+
 # Of a text file that are read at a time.
 _BLOCK_BYTES = 1 << 20
 
@@ -28,7 +32,7 @@ class Document(NamedTuple):
     bad: str = ""
     """Why there is no text: what is wrong with the record, which is left out, and where it stands."""
     fraction: float | None = None
-    """Of a piece of a single text, in [0, 1): it is for validation if below `corpus.validation_share`. Of any other
+    """Of a piece of a single text, in (0, 1]: it is for validation if below `corpus.validation_share`. Of any other
     document None: the hash of its key decides.
     """
 
@@ -99,13 +103,16 @@ def read_only_text(file: SourceFile, validation_share: float) -> Iterator[Docume
     """Yields the only file of a corpus as documents of a key each, in other respects as `read_text` does.
 
     Args:
-        validation_share: of the file's bytes, the last ones, that is for validation, from a line on where there is one;
-            0 leaves the split to the keys.
+        validation_share: of the file's bytes, the last ones, that is for validation, from a line on where there is one,
+            as several documents, by which an error can be told; 0 leaves the split to the keys.
     """
-    middle, behind = int(file.size * (1 - validation_share)) + 1, 0
-    pieces = _cut_again(_cut_text(_read_blocks(file.path)), middle, (file.size - middle) // 2)
+    first, behind = int(file.size * (1 - validation_share)) + 1, 0
+    held_out = file.size - first
+    count = min(_END_DOCUMENTS, max(1, held_out // _END_BYTES))
+    starts = [first + held_out * i // count for i in range(count + 1)]
+    windows = [range(first, first + held_out // 2), *map(range, starts[1:], starts[2:])]
     try:
-        for number, text in enumerate(pieces):
+        for number, text in enumerate(_cut_again(_cut_text(_read_blocks(file.path)), windows)):
             fraction = (file.size - behind) / max(1, file.size) if validation_share else None
             yield Document(f"{_key(file)}#{number}" if number else _key(file), text, fraction=fraction)
             behind += len(text.encode())
@@ -156,17 +163,22 @@ def _cut_text(blocks: Iterable[str]) -> Iterator[str]:
     yield text[first:]
 
 
-def _cut_again(texts: Iterable[str], place: int, distance: int) -> Iterator[str]:
-    """Yields texts, the one that holds a place cut there, or behind the next line that ends in a distance; bytes."""
+def _cut_again(texts: Iterable[str], windows: Sequence[range]) -> Iterator[str]:
+    """Yields texts cut once in each window of bytes: behind the first line that ends there, else where it begins."""
     behind = 0
     for text in texts:
-        before, behind = behind, behind + len(text.encode())
-        if before < place < behind:
-            there = len(text.encode()[: place - before].decode(errors="replace"))  # Behind a character that it is in.
-            there = text.find("\n", there, there + distance) + 1 or there
-            yield text[:there]
-            text = text[there:]
-        yield text
+        data = text.encode()
+        for window in windows:
+            start = window.start - behind
+            if 0 < start < len(data):
+                end = data.find(b"\n", start, window.stop - behind) + 1 or start
+                while end < len(data) and 0x80 <= data[end] < 0xC0:  # Within a character.
+                    end += 1
+                if end < len(data):
+                    yield data[:end].decode()
+                    data, behind = data[end:], behind + end
+        yield data.decode()
+        behind += len(data)
 
 
 def to_document(record: Record, text_field: str, key_field: str) -> Document:

@@ -40,7 +40,7 @@ from jaxformer.host.paths import expanded
 
 # Versions of the reader, by what they changed. Add one where the same files would give other documents, so that nothing
 # prepared before is taken for the new.
-MARKS_VERSION, PIECES_VERSION, ONLY_VERSION = 2, 3, 4
+MARKS_VERSION, PIECES_VERSION, ONLY_VERSION = 2, 3, 5
 
 # Text of a part, bytes: enough that opening its file is nothing beside reading it.
 PART_BYTES = 128 << 20
@@ -209,7 +209,7 @@ class _Text(Kind):
         """Since `MARKS_VERSION` a byte order mark is no text, for which nobody has looked at a remote place.
 
         Since `PIECES_VERSION` the pieces of one of several files have one key; since `ONLY_VERSION` the end of the only
-        one is for validation.
+        one is for validation, as several documents.
         """
         if self._share_of_end(files):
             return ONLY_VERSION
