@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxformer.config import UserError, require
+from jaxformer.config import UserError
 from jaxformer.data.documents import (
     Document,
     help_topics,
@@ -363,24 +363,45 @@ def kind_at(path: str, named: str | Reader) -> str | Reader:
         named: the kind that it was.
 
     Raises:
-        UserError: it took no path, and the files are of no kind by their names, or of several.
+        UserError: it took no path, and the files are of no kind by their names, or of several; or a folder has more
+            other texts than files of the kind, which would be passed over.
     """
     own = named.suffixes if isinstance(named, Reader) else SUFFIXES.get(named, ())
     every = tuple(dict.fromkeys((*sum(SUFFIXES.values(), ()), *OTHER_TEXTS, *own)))
     if named == "mixture" or (named == "tfds" and not has_suffix(path, every)):
         return named
-    is_named = has_suffix(path, every) or is_remote(path)
     try:
-        names = [path] if is_named else [file.name for file in find_files(path, every, "corpus.path").files]
+        names = _names_at(path, every)
     except UserError as error:
         if own:  # Opening it says the same.
             return named
         raise UserError(f"{error}; for a TFDS dataset set corpus.kind=tfds") from error
-    found = [kind for kind, ends in SUFFIXES.items() if any(has_suffix(name, ends) for name in names)]
-    found = found or ["text"] * any(has_suffix(name, OTHER_TEXTS) for name in names)
-    if any(has_suffix(name, own) for name in names) or (own and len(found) != 1):
-        return named
-    kinds = " or ".join(found or [*SUFFIXES, "tfds"])
-    hint = f"{'files of several kinds' if found else 'of no kind by its name'}; set corpus.kind to {kinds}"
-    require(len(found) == 1, f"corpus.path {path}: {hint}")
-    return found[0]
+
+    def count(suffixes: tuple[str, ...]) -> int:
+        return sum(has_suffix(name, suffixes) for name in names)
+
+    others = {suffix: count((suffix,)) for suffix in OTHER_TEXTS}
+    found = [kind for kind, suffixes in SUFFIXES.items() if count(suffixes)] or ["text"] * any(others.values())
+    if own and (count(own) or len(found) != 1):  # It stays.
+        if isinstance(named, Reader):
+            return named
+        found = [named]
+    read = sum(count(SUFFIXES[kind]) for kind in found)
+    # Of a folder, other texts are read only where there is nothing else.
+    passed_over = sum(others.values()) if read and os.path.isdir(expanded(path)) else 0
+    if len(found) == 1 and passed_over <= read:
+        return found[0]
+    problem = "files of several kinds" if found else "of no kind by its name"
+    choices = f"set corpus.kind to {' or '.join(found or [*SUFFIXES, 'tfds'])}"
+    if passed_over > read:
+        most = max(others, key=others.__getitem__)
+        problem += f", most of them {most}"
+        choices += f", or corpus.path to a glob such as {path.rstrip('/')}/**/*{most}"
+    raise UserError(f"corpus.path {path}: {problem}; {choices}")
+
+
+def _names_at(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Returns the names of the files at a path, as far as they are known without asking a remote place."""
+    if has_suffix(path, suffixes) or is_remote(path):
+        return [path]
+    return [file.name for file in find_files(path, suffixes, "corpus.path").files]

@@ -143,9 +143,11 @@ def test_two_parents_at_once_are_refused():
 def files(tmp_path, monkeypatch):
     """A folder in which some files are, and one in which the test runs."""
     for name in ("own.jsonl", "notes.md", "docs/a.txt", "docs/README.md", "code/a.py", "code/b.md", "both/a.txt",
-                 "both/b.jsonl", "own/part.parquet", "own/README.md", "table.csv", "my [v1]/a.txt"):  # fmt: skip
+                 "both/b.jsonl", "own/part.parquet", "own/README.md", "table.csv", "my [v1]/a.txt",
+                 "project/requirements.txt", "project/a.py", "project/b/c.py", "mostly_code/a.txt",
+                 "mostly_code/b.jsonl", "mostly_code/c.py", "mostly_code/d.py", "mostly_code/e.md"):  # fmt: skip
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     monkeypatch.chdir(tmp_path)
 
@@ -159,6 +161,7 @@ def files(tmp_path, monkeypatch):
         ("baseline", "docs", "text"),
         ("baseline", "code", "text"),
         ("baseline", "code/*", "text"),
+        ("baseline", "project/*", "text"),
         ("baseline", "my [v1]", "text"),
         ("baseline", "own", "parquet"),
         ("baseline", "both/*.jsonl", "jsonl"),
@@ -200,6 +203,11 @@ def test_a_reader_of_ones_own_keeps_what_it_reads(files, write):
     ("path", "message"),
     [
         ("both", r"corpus\.path both: files of several kinds; set corpus\.kind to text or jsonl$"),
+        (
+            "project",
+            r"several kinds, most of them \.py; set corpus\.kind to text, or .* glob such as project/\*\*/\*\.py$",
+        ),
+        ("mostly_code", r"kinds, most of them \.py; set corpus\.kind to text or jsonl, or corpus\.path to a glob"),
         ("table.csv", r"table\.csv: of no kind by its name; set corpus\.kind to text or jsonl or parquet or tfds$"),
         ("hf://datasets/OWNER/NAME", r"NAME: of no kind by its name; set corpus\.kind to text or"),
         ("nowhere", r"corpus\.path nowhere: no such file or folder.*; for a TFDS dataset set corpus\.kind=tfds$"),
