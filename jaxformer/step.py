@@ -96,7 +96,7 @@ class TrainingConfig:
 def compute_dtype(config: TrainingConfig) -> Any:
     """Returns the dtype of the matmuls on the default device."""
     if config.compute_dtype == "auto":
-        return jnp.bfloat16 if has_bfloat16(jax.devices()[0].device_kind) else jnp.float32
+        return jnp.bfloat16 if has_bfloat16(jax.devices()[0]) else jnp.float32
     return jnp.dtype(config.compute_dtype)
 
 

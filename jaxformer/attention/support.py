@@ -1,10 +1,11 @@
 """Which implementation of attention a device and the shapes of a step admit, and why not."""
 
-import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxformer.devices.device import compute_capability
 
 IMPLEMENTATIONS = ("xla", "pallas", "cudnn_packed")
 
@@ -31,13 +32,13 @@ def why_not(name: str, shape: AttentionShape, device: jax.Device) -> str:  # pyr
     if name == "xla":
         return ""
     dtype = jnp.dtype(shape.dtype).name
-    capability = str(getattr(device, "compute_capability", ""))
-    if device.platform != "gpu" or not re.fullmatch(r"\d+\.\d+", capability):
+    capability = compute_capability(device)
+    if device.platform != "gpu" or capability is None:
         return f"needs an NVIDIA GPU, and this is a {device.device_kind}"
     if dtype not in ("bfloat16", "float16"):
         return f"needs bfloat16 or float16, and matmuls are {dtype}"
     required = 9.0 if name == "cudnn_packed" else 8.0
-    if float(capability) < required:
+    if capability < required:
         return f"needs compute capability {required}, and this device has {capability}"
     if name == "pallas":
         return "" if shape.head_width in (32, 64, 128) else f"needs heads of 32, 64 or 128, not {shape.head_width}"

@@ -122,8 +122,8 @@ def out_of_memory_reported(advice: Callable[[], str] | None = None) -> Iterator[
         ) from error
 
 
-# Dense bfloat16 matmul peaks in TFLOP/s, of devices that have none float32, from the makers' data sheets, by a part of
-# JAX's name of the device; the first that fits counts.
+# Peaks of dense matmuls in TFLOP/s, from the makers' data sheets: in bfloat16, and in float32 where a device has no
+# bfloat16. By a part of JAX's name of the device; the first that fits counts.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -140,8 +140,6 @@ PEAK_TFLOPS = {
     "V100": 15.7,
     "T4": 8.1,
 }
-
-_WITHOUT_BFLOAT16 = re.compile(r"\b(V100|P100|P40|T4|RTX 20\d\d|GTX)\b")
 
 # Memory in GB (10^9 bytes) from the same data sheets; of what was sold in two sizes, the smaller.
 MEMORY_GB = {
@@ -169,9 +167,21 @@ def peak_tflops(device_kind: str) -> float | None:
     return _of_device(PEAK_TFLOPS, device_kind)
 
 
-def has_bfloat16(device_kind: str) -> bool:
-    """Returns whether a device multiplies matrices in bfloat16 faster than in float32."""
-    return device_kind.lower() != "cpu" and not _WITHOUT_BFLOAT16.search(device_kind)
+def compute_capability(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm]
+    """Returns the compute capability of an NVIDIA GPU; None of another device."""
+    text = str(getattr(device, "compute_capability", ""))
+    return float(text) if re.fullmatch(r"\d+\.\d+", text) else None
+
+
+def has_bfloat16(device: jax.Device) -> bool:  # pyright: ignore[reportInvalidTypeForm]
+    """Returns whether a device at hand multiplies matrices in bfloat16 faster than in float32."""
+    capability = compute_capability(device)
+    return device.platform != "cpu" if capability is None else capability >= 8.0
+
+
+def named_has_bfloat16(name: str) -> bool:
+    """Returns the same of a GPU that is not here, by its name, which has one of `MEMORY_GB`."""
+    return not re.search(r"\b(V100|T4)\b", name)
 
 
 def memory_gigabytes(device_kind: str) -> float | None:

@@ -21,7 +21,7 @@ from jaxformer.attention.document_mask import limit_window
 from jaxformer.attention.support import AttentionShape
 from jaxformer.config import UserError, did_you_mean, replace
 from jaxformer.data.packing import Batch
-from jaxformer.devices.device import MEMORY_GB, device_memory, has_bfloat16, memory_gigabytes
+from jaxformer.devices.device import MEMORY_GB, device_memory, memory_gigabytes, named_has_bfloat16
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.devices.multihost import all_max, all_min, from_first
 from jaxformer.experiment.experiment import Experiment, attention_shapes, run_mesh, shapes_of, spans_of, training_flops
@@ -140,10 +140,10 @@ def named_device(experiment: Experiment, kind: str) -> Target:
     if gigabytes is None:
         raise UserError(f"unknown GPU {kind!r}{did_you_mean(kind, MEMORY_GB)}; known are {', '.join(MEMORY_GB)}")
     named = experiment.training.compute_dtype
-    dtype = jnp.dtype(("bfloat16" if has_bfloat16(kind) else "float32") if named == "auto" else named)
+    dtype = jnp.dtype(("bfloat16" if named_has_bfloat16(kind) else "float32") if named == "auto" else named)
     attention = experiment.attention.implementation
     if attention == "auto":
-        can_flash = dtype == jnp.bfloat16 and experiment.model.K in (32, 64, 128) and has_bfloat16(kind)
+        can_flash = dtype == jnp.bfloat16 and experiment.model.K in (32, 64, 128) and named_has_bfloat16(kind)
         attention = "pallas" if can_flash else "xla"
     return _spread(Target(kind, "gpu", int(gigabytes * 1e9 * memory_fraction()), attention, dtype), experiment)
 

@@ -3,13 +3,14 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
 import pytest
 
 import jaxformer.train
-from jaxformer.devices.device import device_memory, keep_compiled
+from jaxformer.devices.device import device_memory, has_bfloat16, keep_compiled, named_has_bfloat16
 
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -73,3 +74,24 @@ def test_memory_is_asked_of_a_device_of_this_process(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [theirs, ours])
     monkeypatch.setattr(jax, "local_devices", lambda: [ours])
     assert device_memory() == 7
+
+
+@pytest.mark.parametrize(
+    ("platform", "attributes", "expected"),
+    [
+        ("gpu", {"device_kind": "Quadro RTX 6000", "compute_capability": "7.5"}, False),
+        ("gpu", {"device_kind": "RTX 6000 Ada Generation", "compute_capability": "8.9"}, True),
+        ("gpu", {"device_kind": "TITAN V", "compute_capability": "7.0"}, False),
+        ("gpu", {"device_kind": "NVIDIA GB10", "compute_capability": "12.1"}, True),
+        ("gpu", {"device_kind": "AMD Instinct MI300X", "compute_capability": "gfx942"}, True),
+        ("gpu", {"device_kind": "a GPU that does not tell"}, True),
+        ("cpu", {"device_kind": "cpu"}, False),
+    ],
+)
+def test_a_device_at_hand_has_bfloat16_by_its_compute_capability(platform, attributes, expected):
+    assert has_bfloat16(SimpleNamespace(platform=platform, **attributes)) is expected
+
+
+def test_a_gpu_that_is_not_here_has_bfloat16_by_its_name():
+    without = ["V100", "Tesla V100-SXM2-32GB", "T4"]
+    assert [name for name in (*without, "L4", "H100", "A100 80GB") if not named_has_bfloat16(name)] == without
