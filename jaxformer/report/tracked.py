@@ -1,34 +1,47 @@
 """A study's verdicts and pictures, given to trackers beside its runs."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from jaxformer.ablation.outcome import Outcome
+from jaxformer.host.files import read_json_or_empty, write_remembered
 from jaxformer.report.findings import collect_findings, reason
 from jaxformer.report.summary import summarise_study
 from jaxformer.report.write import MARKDOWN
 from jaxformer.tracking.config import TrackingConfig
 from jaxformer.tracking.tracker import Trackers, open_trackers
 
+# In the folder of a report: digests of the reports that trackers were last given, by the run's id.
+_TRACKED = "tracked.json"
+
 
 def track_report(outcome: Outcome, folder: Path, name: str, config: TrackingConfig) -> None:
     """Gives a study's report to trackers, as a run of its own that goes on as runs of the study are finished.
 
-    A step is the number of its finished runs; it has the pictures and `report.md`. The summary has the verdicts.
+    A step is the number of its finished runs, or the next one if another report had as many; it has the pictures and
+    `report.md`. The summary has the verdicts.
 
     Args:
         folder: of the report, as `write_report` left it.
         name: of the study.
     """
     runs = sum(len(runs) for each in (outcome.runs, outcome.tried) for runs in each.values())
-    run_id = hashlib.sha256(f"{folder.absolute()}".encode()).hexdigest()[:12]
+    report, known = (folder / MARKDOWN).read_text(encoding="utf-8"), read_json_or_empty(folder / _TRACKED)
+    run_id = _digest([str(folder.absolute()), *(each.name for each in outcome.experiments)])[:12]
     with Trackers(open_trackers(config, folder, f"study {name}", "studies", run_id).items()) as trackers:
+        step = runs if known.get(run_id) == _digest(report) else max(runs, trackers.last_step + 1)
         trackers.log_hyperparameters({"experiment": f"study {name}", "config": dict(summarise_study(outcome))})
         pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
-        trackers.log(runs, {"report": (folder / MARKDOWN).read_text(encoding="utf-8"), **pictures})
+        trackers.log(step, {"report": report, **pictures})
         trackers.end_step()
         trackers.log_summary(verdicts(outcome))
+    write_remembered(folder / _TRACKED, json.dumps(known | {run_id: _digest(report)}).encode())
+
+
+def _digest(value: str | list[str]) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def verdicts(outcome: Outcome) -> dict[str, dict[str, Any]]:

@@ -51,6 +51,11 @@ class Trackers(Closing):
         self._step = -1
         self._values: dict[str, float | str | Path] = {}
 
+    @property
+    def last_step(self) -> int:
+        """The last step that one of them holds; -1 where none does."""
+        return max((_last_step(tracker) for _, tracker in self._trackers), default=-1)
+
     def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
         """Takes what a run is."""
         self._for_each(lambda tracker: tracker.log_hyperparameters(values))

@@ -21,11 +21,13 @@ def test_report_goes_to_tensorboard_with_pictures_and_goes_on(folder, capsys):
     command = ["--parent=root", "--variants=muon,slow", "--output=tracked", "--tracking.to=tensorboard"]
     for _ in range(2):  # No run was finished in between.
         assert jaxformer.commands.report.main(command) == 0
+    fewer = ["--parent=root", "--variants=muon", *command[2:]]  # Another report, of fewer runs.
+    assert jaxformer.commands.report.main(fewer) == jaxformer.commands.report.main(fewer) == 0
     events = event_accumulator.EventAccumulator("tracked", purge_orphaned_data=False)
     events.Reload()
     assert {"forest", "graph"} <= {*events.Tags()["images"]}
-    assert [each.step for each in events.Images("forest")] == [9]
-    assert "Muon" in events.Tensors("report")[0].tensor_proto.string_val[0].decode().title()
+    assert [each.step for each in events.Images("forest")] == [9, 10]
+    assert "Muon" in events.Tensors("report")[-1].tensor_proto.string_val[0].decode().title()
     assert '"verdict": "KEEP"' in events.Tensors("summary")[-1].tensor_proto.string_val[0].decode()
     capsys.readouterr()
     assert jaxformer.commands.report.main(["--parent=root", "--variants=muon", "--tracking.to=wandbb"]) == 2
