@@ -37,6 +37,9 @@ from jaxformer.loss import LossSums, cross_entropy, token_scores
 from jaxformer.model import SAVED, ModelConfig, Transformer
 from jaxformer.skip_steps import Guard, init_guard, judge
 
+# Steps of a profile: a trace of more is large, and tells no more.
+_MOST_PROFILED = 100
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -67,14 +70,16 @@ class TrainingConfig:
     peak_tflops: NonNegativeFloat = execution(0.0)
     """Peak of the device for the model FLOPs utilisation; 0 looks it up."""
     profile: str = execution("")
-    """Steps to trace and to tell the largest kernels of, FIRST:LAST from 1 with both included; '' for none."""
+    """Steps to trace and to print the largest kernels of, FIRST:LAST from 1 with both included; '' for none."""
 
     def __post_init__(self):
         check_fields(self, "training")
         profiled = self.profiled_steps
         require(
-            not self.profile or (len(profiled) > 0 and profiled[0] > 0 and profiled[-1] <= self.steps),
-            f"training.profile ({self.profile!r}) must be FIRST:LAST, two of the steps 1 to {self.steps}",
+            not self.profile
+            or (0 < len(profiled) <= _MOST_PROFILED and profiled[0] > 0 and profiled[-1] <= self.steps),
+            f"training.profile ({self.profile!r}) must be FIRST:LAST, at most {_MOST_PROFILED} of the steps 1 to "
+            f"{self.steps}",
         )
         for name, rows in self._rows_by_name().items():
             require(

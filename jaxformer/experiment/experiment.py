@@ -20,7 +20,7 @@ from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows, make_mesh
 from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.flops import training_flops_per_token
 from jaxformer.model import ModelConfig
-from jaxformer.optimizer import OptimizerConfig, check_schedule, make_optimizer
+from jaxformer.optimizer import OptimizerConfig, check_schedule, decay_start, make_optimizer
 from jaxformer.record import flatten
 from jaxformer.step import TrainingConfig, TrainState, compute_dtype, init_state
 from jaxformer.tracking.config import TrackingConfig
@@ -75,7 +75,14 @@ class Experiment:
                 self.model.most_positions == 0 or self.model.most_positions >= row_length,
                 f"model.learned_positions ({self.model.most_positions}) must be at least {name} ({row_length})",
             )
-        all_but_last = self.training.profiled_steps[:-1]
+        all_but_last, saved = self.training.profiled_steps[:-1], decay_start(self.optimizer, self.training.steps)
+        every = self.evaluation.every_steps, self.checkpoint.every_steps
+        pauses = [step for step in all_but_last if step == saved or any(step % each == 0 for each in every)]
+        require(
+            not pauses,
+            f"training.profile ({self.training.profile}) must have no validation or save between its steps, and there "
+            f"is one after step {[*pauses, 0][0]}",
+        )
         for span in spans_of(self):
             require(
                 span.first_step not in all_but_last,

@@ -1,8 +1,8 @@
 """A profile of some steps: XLA's trace of them, and from it a table, in words, of the kernels that take the most time.
 
-What a kernel does is told by the compiled step: its instructions keep the names that the code had when it was traced
-(`jax.named_scope`), with `transpose(` around those of the backward pass. The events of a trace are kernels on a GPU,
-and on a CPU XLA's thunks, of which those that only call others are left out.
+What a kernel does is read from the compiled step, whose instructions keep the names that the code had when it was
+traced (`jax.named_scope`), with `transpose(` around those of the backward pass. The events of a trace are kernels on a
+GPU, and on a CPU XLA's thunks, of which those that only call others are left out.
 """
 
 import collections
@@ -45,7 +45,7 @@ _OPERATIONS = {
     "custom call": r"custom-call",
     "look-up": r"gather|scatter",
     "softmax": r"exp(onential)?$",
-    "reduction": r"reduce",
+    "reduction": r"reduce(?!-precision)",  # XLA's reduce-precision rounds each number alone.
 }
 _COPYING = (
     r"copy|transpose|bitcast|reshape|slice|dynamic|concat|pad|broadcast|convert|iota|tuple|get-tuple|parameter|constant|"
@@ -66,7 +66,7 @@ def profiled(
         steps: numbers, from 1, of those to trace; what lies before `next_step` is left out.
         next_step: number of the step that is computed first.
         folder: which is made for the trace and the table.
-        progress: is told which time is none of training.
+        progress: leaves out the time that is none of training.
     """
     left = range(max(steps.start, next_step), steps.stop)
     if steps and not left and not (folder / TABLE).exists():
@@ -154,7 +154,7 @@ class Event(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """What the compiled step tells of an instruction."""
+    """An instruction of the compiled step."""
 
     op_name: str
     """The names of its code: 'jit(train_step)/transpose(jvp(attention))/dot_general'; '' where it has none."""
@@ -214,9 +214,9 @@ def _read_thunks(plane: Any, module: str) -> Iterator[Event]:
     """Yields the thunks of a program, and what other threads do of them.
 
     A thunk may leave most of its work to regions of other threads: of the loss's matmul five sixths. A region has the
-    number of the record that asked for it, which stands within a thunk, or else within another region of one.
+    number of the record that scheduled it, which stands within a thunk, or else within another region of one.
     """
-    asked_by: dict[int, Event | int | None] = {}  # By the number of a record: a thunk, or the number of a region.
+    scheduled_by: dict[int, Event | int | None] = {}  # By the number of a record: a thunk, or the number of a region.
     pieces: list[tuple[int, int, int]] = []  # Number of a region, start and end.
     for line in plane.lines:
         thunk, region, since = None, None, 0
@@ -230,16 +230,16 @@ def _read_thunks(plane: Any, module: str) -> Iterator[Event]:
                     thunk = _event(event, stats, f"/device:CPU:{stats.get('device_ordinal', 0)}")
                     yield thunk
             elif event.name == "ThreadpoolListener::Record":
-                asked_by[stats["_p"]] = thunk if thunk and now < thunk.end else region
+                scheduled_by[stats["_p"]] = thunk if thunk and now < thunk.end else region
             elif event.name == "ThreadpoolListener::StartRegion":
                 region, since = stats["_c"], now
             elif event.name == "ThreadpoolListener::StopRegion" and region is not None:
                 pieces.append((region, since, now))
                 region = None
     for region, start, end in pieces:
-        thunk = asked_by.get(region)
+        thunk = scheduled_by.get(region)
         while isinstance(thunk, int):
-            thunk = asked_by.get(thunk)
+            thunk = scheduled_by.get(thunk)
         if thunk and start < end:
             yield thunk._replace(start=start, end=end, times=0)
 
@@ -291,7 +291,7 @@ def kernel_table(
     Args:
         events: those of all devices in the steps, at least one.
         steps: their numbers.
-        seconds: that the steps took.
+        seconds: that the steps took, with no validation or save between them.
     """
     times, counts = collections.defaultdict(collections.Counter), collections.Counter()
     parts, by_device = collections.Counter(), collections.defaultdict(list)
@@ -323,6 +323,6 @@ def kernel_table(
 
 
 def _by_names(event: Event) -> Instruction:
-    """Returns what the names alone tell of an event whose instruction is not known."""
+    """Returns an instruction made of the names of an event, where the compiled step has none of that name."""
     names = event.op_name.split("/")[-1].replace("_", "-"), event.kernel.lower()
     return Instruction(event.op_name, frozenset(filter(None, names)))

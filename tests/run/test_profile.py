@@ -25,6 +25,7 @@ BLOCK = "jvp()/while/body/closed_call/residual/"
         (f"{BLOCK}attention/exp", ["exponential", "reduce"], "attention, forward: softmax"),
         (f"{BLOCK}feed_forward/exp", ["exponential", "multiply"], "feed-forward, forward: elementwise"),
         (f"{BLOCK}feed_forward/norm/reduce_sum", ["reduce", "multiply"], "norm, forward: reduction"),
+        (f"{BLOCK}feed_forward/reduce_precision", ["reduce-precision"], "feed-forward, forward: elementwise"),
         (f"{BLOCK}add", ["add"], "residual, forward: elementwise"),
         ("transpose(jvp())/while/body/attention/transpose", ["copy", "bitcast"], "attention, backward: copy"),
         ("transpose(jvp(loss))/mul", ["multiply"], "loss, backward: elementwise"),
@@ -191,17 +192,21 @@ def test_run_with_a_profile_writes_it_and_learns_the_same(profiling, uninterrupt
 
 def test_resumed_run_profiles_what_is_left_of_the_steps_and_else_says_so(profiling, tmp_path, capsys):
     workdir = tmp_path / "run"
-    run_until("step", 6, profiling(workdir, "2:7"))  # It goes on with step 5.
-    assert not (workdir / "profile" / "kernels.txt").exists()
-    run_until("step", 10, profiling(workdir, "2:7"))
-    assert "profile of steps 5 to 7" in (workdir / "profile" / "kernels.txt").read_text()
+    run_until("step", 8, [*profiling(workdir, ""), "--checkpoint.every_steps=6"])  # It goes on with step 7.
+    run_until("step", 10, profiling(workdir, "5:8"))
+    assert "profile of steps 7 to 8" in (workdir / "profile" / "kernels.txt").read_text()
     capsys.readouterr()
-    run_until("step", 11, profiling(workdir, "2:7"))  # From step 9 on, with the profile at hand.
+    run_until("step", 11, profiling(workdir, "5:8"))  # From step 9 on, with the profile at hand.
     printed = capsys.readouterr()
     assert "are profiled" not in printed.out and printed.err == ""
     (workdir / "profile" / "kernels.txt").unlink()
-    assert main(profiling(workdir, "2:7")) == 0
-    assert "jaxformer: steps 2 to 7 are not profiled: the run goes on with step 9\n" in capsys.readouterr().err
+    assert main(profiling(workdir, "5:8")) == 0
+    assert "jaxformer: steps 5 to 8 are not profiled: the run goes on with step 9\n" in capsys.readouterr().err
+
+
+def test_run_that_stops_within_the_steps_leaves_no_table(profiling, tmp_path):
+    run_until("step", 6, profiling(tmp_path / "run", "5:7"))
+    assert not (tmp_path / "run" / "profile" / "kernels.txt").exists()
 
 
 @pytest.mark.parametrize("what", ["jax.profiler.start_trace", "jaxformer.run.profile.read_events"])
@@ -218,7 +223,15 @@ def test_profiler_that_fails_does_not_end_the_run(what, profiling, tmp_path, mon
 def test_profile_lies_within_one_phase(experiment_files):
     one = load_experiment(str(experiment_files["best_fit"]))
     phases = (Phase(start=0.5, rows_per_step=8),)
-    for steps in ("5:6", "7:12"):
+    for steps in ("5:6", "7:8"):
         replace(one, {"training.phases": phases, "training.profile": steps})
     with pytest.raises(UserError, match=r"profile \(6:7\) must lie within one phase, and step 7 begins another"):
         replace(one, {"training.phases": phases, "training.profile": "6:7"})
+
+
+def test_profile_lies_between_validations_and_saves(experiment_files):
+    one = load_experiment(str(experiment_files["best_fit"]))
+    replace(one, {"training.profile": "5:8"})
+    for values, step in (({}, 8), ({"evaluation.every_steps": 12}, 8), ({"checkpoint.every_steps": 12}, 8)):
+        with pytest.raises(UserError, match=rf"no validation or save between its steps.* after step {step}$"):
+            replace(one, {"training.profile": "7:9", **values})
