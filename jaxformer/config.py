@@ -11,7 +11,7 @@ import itertools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 
@@ -38,26 +38,28 @@ def require_one_of(name: str, value: str, choices: Iterable[str]) -> None:
         )
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns '; did you mean X?' for the nearest known word, or nothing.
+def did_you_mean(word: str, known: Iterable[str], *, also: Collection[str] = (), unit: str = "") -> str:
+    """Returns '; did you mean X?' for the nearest known words, or nothing.
 
-    Of dotted paths and options those are the nearest that end in the same name, or in what others call by it
-    (`CUSTOMARY`).
+    Of dotted paths and options those are the nearest that end in the same name.
+
+    Args:
+        also: those that have the word for another name.
+        unit: what their values are of, where that is to be told.
     """
     paths = {each.lstrip("-").lower(): each for each in known}
     path = word.lstrip("-").lower().replace("-", "_")
     section, _, name = path.rpartition(".")
-    ours = [one for one, theirs in CUSTOMARY.items() if name in theirs.split()]
-    near = _nearest(path, [each for each in paths if each in ours or f".{each}".endswith(f".{name}")])
-    if not near and name in _ABSENT:
-        return f"; there is no {name}"
+    near = _nearest(path, [each for each in paths if each in also or f".{each}".endswith(f".{name}")])
     siblings = [each for each in paths if each.rpartition(".")[0] == section]
     for candidates, cutoff in ((siblings, 0.6), (paths, 0.75)):
-        ends = {each.rpartition(".")[2]: each for each in candidates}
-        near = near or [ends[end] for end in difflib.get_close_matches(name, ends, n=1, cutoff=cutoff)]
+        ends = [each.rpartition(".")[2] for each in candidates]
+        end = difflib.get_close_matches(name, ends, n=1, cutoff=cutoff)
+        near = near or _nearest(path, [each for each in candidates if each.rpartition(".")[2] in end])
     if not siblings:
         near = near or difflib.get_close_matches(path, paths, n=1, cutoff=0.6)
-    return f"; did you mean {' or '.join(paths[each] for each in near)}?" if near else ""
+    words = " or ".join(paths[each] for each in near)
+    return f"; did you mean {words}{unit and f' ({unit})'}?" if near else ""
 
 
 def _nearest(path: str, candidates: list[str]) -> list[str]:
@@ -71,53 +73,8 @@ def _nearest(path: str, candidates: list[str]) -> list[str]:
     return [each for each in candidates if nearness(each) == max(map(nearness, candidates))]
 
 
-# What fields are called elsewhere (by nanoGPT, Hugging Face's transformers and papers), by what they are here.
-CUSTOMARY = {
-    "model.vocabulary_size": "vocab_size n_vocab",
-    "tokenizer.vocabulary_size": "vocab_size n_vocab",
-    "model.width": "n_embd d_model hidden_size n_embed embed_dim emb_dim embedding_dim dim hidden_dim",
-    "model.depth": "n_layer n_layers num_layers num_hidden_layers layers blocks num_blocks",
-    "model.heads": "n_head n_heads num_heads num_attention_heads attention_heads",
-    "model.key_value_heads": "n_kv_head n_kv_heads num_kv_heads num_key_value_heads kv_heads",
-    "model.head_width": "head_dim head_size d_head d_kv",
-    "model.feed_forward_width": "intermediate_size d_ff ffn_dim n_inner mlp_dim ffn_hidden_size",
-    "model.activation": "hidden_act activation_function act act_fn",
-    "model.norm_epsilon": "rms_norm_eps layer_norm_eps layer_norm_epsilon norm_eps",
-    "model.rope_base": "rope_theta theta",
-    "model.sliding_window": "window window_size attention_window",
-    "model.tied_embeddings": "tie_word_embeddings tie_embeddings weight_tying",
-    "model.logit_soft_cap": "softcap final_logit_softcapping logit_softcap",
-    "model.remat": "gradient_checkpointing activation_checkpointing checkpointing",
-    "corpus.path": "dataset dataset_name data data_path data_dir train_file",
-    "corpus.validation_share": "val_split val_share validation_split validation_split_percentage",
-    "corpus.text_field": "text_column",
-    "packing.row_length": "block_size context_length context seq_len seq_length sequence_length max_seq_len "
-    "max_seq_length max_length n_positions n_ctx max_position_embeddings",
-    "optimizer.learning_rate": "lr max_lr peak_lr base_lr",
-    "optimizer.final_learning_rate_share": "min_lr min_lr_ratio final_lr",
-    "optimizer.schedule": "lr_scheduler_type lr_scheduler lr_schedule scheduler",
-    "optimizer.warmup_steps": "warmup warmup_iters num_warmup_steps warmup_ratio",
-    "optimizer.b1": "beta1 adam_beta1 beta_1",
-    "optimizer.b2": "beta2 adam_beta2 beta_2",
-    "optimizer.epsilon": "eps adam_epsilon adam_eps",
-    "optimizer.weight_decay": "wd",
-    "optimizer.clip_norm": "grad_clip max_grad_norm clip gradient_clip gradient_clip_val clip_grad_norm",
-    "optimizer.name": "optim optimizer_type",
-    "training.steps": "max_iters max_steps num_steps total_steps train_steps num_train_steps n_steps iters iterations "
-    "lr_decay_iters epochs num_epochs num_train_epochs",
-    "training.rows_per_step": "batch_size batch train_batch_size per_device_train_batch_size global_batch_size",
-    "training.micro_batches": "gradient_accumulation_steps grad_accum grad_accum_steps accumulation_steps",
-    "training.compute_dtype": "dtype precision mixed_precision bf16 fp16",
-    "training.log_every_steps": "log_interval logging_steps log_every",
-    "checkpoint.every_steps": "save_steps save_interval save_every checkpoint_every checkpoint_interval",
-    "checkpoint.keep": "save_total_limit",
-    "evaluation.every_steps": "eval_interval eval_steps eval_every",
-    "evaluation.validation_bytes": "eval_iters",
-    "workdir": "out_dir output_dir",
-}
-
-# What others have and this library has not.
-_ABSENT = ("dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout", "bias")
+# From an unknown path and the known ones to what is said of it, as `did_you_mean` does.
+Suggest = Callable[[str, Iterable[str]], str]
 
 
 def execution(default: Any) -> Any:
@@ -178,26 +135,29 @@ def _short(limit: float) -> str:
     return str(limit)
 
 
-def override(config: Any, texts: Mapping[str, str]) -> Any:
+def override(config: Any, texts: Mapping[str, str], suggest: Suggest = did_you_mean) -> Any:
     """Returns a copy of a dataclass tree with the fields at dotted paths replaced by values parsed from text.
 
     All replacements are made at once, so that fields that depend on each other (width and heads) can change
     together. Elements of a tuple are addressed by their index: `corpus.parts.1.weight`.
 
+    Args:
+        suggest: what is said of a path that is not known.
+
     Raises:
         UserError: an unknown path (with the nearest known one), or a text that is not of the field's type.
     """
-    _check_paths(config, texts)
+    _check_paths(config, texts, suggest)
     return _replaced(config, texts, _parse, "")
 
 
-def replace(config: Any, values: Mapping[str, Any]) -> Any:
+def replace(config: Any, values: Mapping[str, Any], suggest: Suggest = did_you_mean) -> Any:
     """Returns a copy of a dataclass tree with what is at dotted paths, fields or whole sections, replaced by values.
 
     Raises:
         UserError: an unknown path (with the nearest known one), or values that are no valid configuration.
     """
-    _check_paths(config, values)
+    _check_paths(config, values, suggest)
     return _replaced(config, values, None, "")
 
 
@@ -217,23 +177,23 @@ def _children(node: Any) -> dict[str, Any]:
     return {f.name: getattr(node, f.name) for f in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
 
 
-def _check_paths(config: Any, paths: Iterable[str]) -> None:
+def _check_paths(config: Any, paths: Iterable[str], suggest: Suggest) -> None:
     """Raises `UserError` unless all paths are there, each of them set as a whole or in parts."""
     known, paths = {"": config, **values_by_path(config)}, list(paths)
     for path in paths:
         for each in paths:
             require(not path.startswith(f"{each}."), f"{each} is set as a whole and in parts; set one of them")
         if path not in known:
-            _refuse_unknown(path, known)
+            _refuse_unknown(path, known, suggest)
 
 
-def _refuse_unknown(path: str, known: Mapping[str, Any]) -> NoReturn:
+def _refuse_unknown(path: str, known: Mapping[str, Any], suggest: Suggest) -> NoReturn:
     section = path
     while section not in known:
         section = section.rpartition(".")[0]
     candidates = [each for each in known if not path.startswith(f"{each}.") or not _children(known[each])]
     inside = ", ".join(_children(known[section])) or "nothing"
-    raise UserError(f"unknown key {path}{did_you_mean(path, candidates) or f'; known here: {inside}'}")
+    raise UserError(f"unknown key {path}{suggest(path, candidates) or f'; known here: {inside}'}")
 
 
 def _replaced(config: Any, values: Mapping[str, Any], parse: Callable | None, prefix: str) -> Any:

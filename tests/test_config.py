@@ -329,3 +329,7 @@ def test_a_misspelt_choice_is_refused_with_the_nearest_and_all():
 
 def test_no_word_is_suggested_where_none_is_near():
     assert did_you_mean("zzz", ["width", "heads"]) == ""
+
+
+def test_all_words_that_are_equally_near_are_suggested():
+    assert did_you_mean("evry", ["a.every", "b.every", "a.other"]) == "; did you mean a.every or b.every?"

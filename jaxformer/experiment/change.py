@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxformer.config import UserError, replace, require, values_by_path
 from jaxformer.data.kinds import kind_at
+from jaxformer.experiment.customary import suggest
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.patches import refuse_patches
 from jaxformer.experiment.variant import Variant
@@ -66,7 +67,7 @@ def _declared_values(change: Mapping[str, Any], base: Experiment) -> dict[str, A
     before, values = values_by_path(_effective(base)), {}
     for path, value in change.items():
         if path not in before:
-            replace(base, {path: value})  # Raises, with the nearest path that there is.
+            replace(base, {path: value}, suggest)  # Raises, with the nearest path that there is.
         is_function = callable(value) and not isinstance(value, type | Part)
         values[path] = _call(f"the change of {path}", value, before[path], base) if is_function else value
     values = without_old_licence(base, values)

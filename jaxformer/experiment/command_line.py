@@ -11,7 +11,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from jaxformer.config import describe_type, did_you_mean, require, require_one_of
+from jaxformer.config import describe_type, require, require_one_of
+from jaxformer.experiment.customary import suggest
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import list_experiments, load_parts
 from jaxformer.experiment.resolution import resolve
@@ -117,7 +118,7 @@ def parse_overrides(parser: Parser, options: argparse.Namespace, arguments: list
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
         if not (argument.startswith("--") and "." in name):
-            parser.error(f"unknown argument {argument!r}{did_you_mean(name, known)}")
+            parser.error(f"unknown argument {argument!r}{suggest(name, known)}")
         require(bool(equals), f"--{name} needs a value: --{name}=VALUE")
         overrides[name] = value
     return overrides

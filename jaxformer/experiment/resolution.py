@@ -9,6 +9,7 @@ from pathlib import Path
 from jaxformer.config import UserError, override, require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.change import apply_change, differences, is_within, with_kinds, without_old_licence
+from jaxformer.experiment.customary import suggest
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import check_name, find_experiment, is_path, list_experiments, run_experiment_file
 from jaxformer.experiment.lineage import Lineage, Resolved, make_lineage, nearest_shared
@@ -64,7 +65,7 @@ def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved
         UserError: the configuration is not valid.
     """
     base, name = resolved.experiment, overrides.get("name")
-    changed = override(base, without_old_licence(base, with_kinds(base, overrides)))
+    changed = override(base, without_old_licence(base, with_kinds(base, overrides)), suggest)
     ad_hoc = differences(base, changed)
     if name is not None:
         check_name(name, f"name {name!r}")

@@ -5,8 +5,9 @@ import itertools
 
 import pytest
 
-from jaxformer.config import CUSTOMARY, UserError, values_by_path
+from jaxformer.config import UserError, values_by_path
 from jaxformer.experiment.command_line import WIDTH, describe_section, field_docstrings, parse_arguments
+from jaxformer.experiment.customary import _UNITS, CUSTOMARY
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import list_experiments
 from jaxformer.experiment.resolution import load_experiment
@@ -103,6 +104,7 @@ def test_help_of_an_unknown_section_is_one_line_and_exit_status_2(capsys):
 
 def test_customary_names_are_given_to_fields_and_options_that_there_are():
     assert CUSTOMARY.keys() <= {*values_by_path(load_experiment("baseline")), "workdir"}
+    assert _UNITS.keys() <= set(" ".join(CUSTOMARY.values()).split())
 
 
 # What others call a field, or one without its section, and the names here.
@@ -125,6 +127,11 @@ NAMES = {
     "path": "corpus.path or tokenizer.path",
     "data": "corpus.path or mesh.data",
     "output_dir": "workdir",
+    "min_lr": "optimizer.final_learning_rate_share (a share of learning_rate)",
+    "warmup_ratio": "optimizer.warmup_steps (steps, not a share of them)",
+    "epochs": "training.steps (steps, not epochs)",
+    "eval_iters": "evaluation.validation_bytes (bytes of text, not batches)",
+    "every_step": "checkpoint.every_steps or evaluation.every_steps",
 }
 
 
