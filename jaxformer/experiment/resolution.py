@@ -27,7 +27,7 @@ def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = Non
     return resolve(name_or_path, overrides).experiment
 
 
-def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, parent: str = "") -> Resolved:
+def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, parent: str | None = None) -> Resolved:
     """Returns the experiment of a file in `experiments/`, or at a path, with overrides applied, and how it came about.
 
     Overrides of scientific fields make another experiment, and are marked in its name, `baseline~1a2b3c`, unless they
@@ -71,7 +71,7 @@ def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved
         check_name(name, f"name {name!r}")
         is_own = name == base.name and not ad_hoc
         require(
-            is_own or name not in list_experiments(),
+            is_own or name not in (base.name, *list_experiments()),
             f"name {name!r} is that of an experiment, which this is not; choose another",
         )
     if "question" not in overrides and any(is_within(path, "corpus") for path in ad_hoc):  # It may be about the corpus.
