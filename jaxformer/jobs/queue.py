@@ -315,8 +315,8 @@ class Queue:
         now = time.monotonic()
         _mark(run, step, now)
         is_running = state in (State.RUNNING, State.ELSEWHERE)
-        if state is State.RUNNING and not why and not run.marks:
-            why = _phase(job.log)
+        if state is State.RUNNING and (run.marks is None or run.marks[0][1] == run.marks[1][1]):
+            why, speed = why or _phase(job.log), math.nan  # What stands there is of an earlier process.
         left = 0.0 if state in OVER else _seconds_left(run, step, now if is_running else None, self._slowness())
         hours = (run.seconds + (now - run.since if run.handle else 0)) / 3600 * job.devices
         file = "summary.json" if state is State.FINISHED else STOPPED_EARLY

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -373,6 +374,31 @@ def test_run_that_somebody_started_by_hand_is_waited_for(tmp_path):
                 assert status.state is State.ELSEWHERE and status.note.startswith(f"process {os.getpid()} on ")
         *_, (status,) = watching
     assert status.state is State.FINISHED and starts(job) == 1
+
+
+def test_job_that_goes_on_reports_its_phase_and_no_speed_of_an_earlier_process(tmp_path):
+    job = fake_job(tmp_path, 0)
+    job.workdir.mkdir(parents=True)
+    metrics, go = job.workdir / "metrics.jsonl", tmp_path / "go"
+    lines = [json.dumps({"step": n, "train/loss": 3.0, "train/tokens_per_second": 1000.0}) + "\n" for n in (2, 3)]
+    metrics.write_text(lines[0])
+    code = f"""
+import pathlib, time
+print("device".ljust(12), flush=True)  # The log begins with this code.
+while not pathlib.Path({str(go)!r}).exists():
+    time.sleep(0.01)
+print("first step".ljust(12), flush=True)
+pathlib.Path({str(metrics)!r}).write_text({"".join(lines)!r})
+time.sleep(60)
+"""
+    launch = functools.partial(launch_local, program=(sys.executable, "-c", code))
+    with Queue([job], launch=launch) as running:
+        watching = running.watch(0.02)
+        (status,) = watch_until(watching, lambda s: s[0].note == "compiling")
+        assert status.step == 2 and math.isnan(status.tokens_per_second)
+        go.touch()
+        (status,) = watch_until(watching, lambda s: s[0].step == 3)
+        assert (status.note, status.tokens_per_second) == ("", 1000.0)
 
 
 def processes(folder):
