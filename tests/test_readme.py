@@ -190,6 +190,13 @@ def test_commands_exist_and_have_the_options_that_are_named(capsys):
             check_options(arguments, help_of(name, capsys))
 
 
+def test_the_tables_of_the_command_line_have_all_commands_and_options(capsys):
+    page = PAGES["docs/experiments.md"]
+    assert set(re.findall(r"^\| `jaxformer ([\w-]+)` \|", page, re.M)) == set(COMMANDS)
+    options = {*re.findall(r"--\w+(?![\w.])", help_of("train", capsys)), "--parent", "--code", "--plan"}
+    assert options == {*re.findall(r"^\| `(--\w+)", page, re.M)}
+
+
 def test_tools_exist_and_have_the_options_that_are_named():
     found = commands(r"python (tools/\w+\.py)")
     assert found
