@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from jaxformer.attention.dispatch import Choice
 from jaxformer.checkpoint.store import hush, saved_steps
 from jaxformer.checkpoint.train_state import Checkpoints, abstract, open_checkpoints, restore
-from jaxformer.config import TrainingFailure, override, require
+from jaxformer.config import TrainingFailure
 from jaxformer.data.packing import Batch, make_phased_batches, seek
 from jaxformer.data.phases import Span
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
@@ -49,13 +49,14 @@ from jaxformer.experiment.lineage import Lineage, Resolved
 from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import command
 from jaxformer.host.console import flush_streams, print_line, print_notice, print_wrapped, show_status
+from jaxformer.host.files import require_json
 from jaxformer.host.signals import stop_signals
 from jaxformer.loop import Run, run_to_end
 from jaxformer.optimizer import decay_start
 from jaxformer.plan.device_fit import advise_here, choose_attention, device_at_hand, fit_to_device
 from jaxformer.plan.estimate import print_plan
 from jaxformer.record import to_dict
-from jaxformer.run.continuation import BegunRun, extend_run, read_run
+from jaxformer.run.continuation import BegunRun, begin_extended_run, extend_run, read_run
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.folder import (
     check_disk,
@@ -67,6 +68,7 @@ from jaxformer.run.folder import (
     write_config,
 )
 from jaxformer.run.identity import (
+    CONFIG,
     check_folder,
     check_tasks,
     code_digest,
@@ -136,13 +138,13 @@ def train(
         belongs_to = {"identity": identity, "digests": digests(data)}
         checkpoints = stack.enter_context(open_checkpoints(workdir / "checkpoints", experiment.checkpoint))
         record = {**belongs_to, "seconds": 0.0}
-        if is_begun:
-            state, record = resume(checkpoints, abstract(state), batches, belongs_to)
-        decide_what_to_keep(checkpoints, experiment, workdir, first_step := int(state.step))
+        state, record = resume(checkpoints, abstract(state), batches, belongs_to) if is_begun else (state, record)
+        recall_metrics(checkpoints, experiment, workdir, int(state.step))
+        wait_for_all("the folder is read")
         environment = describe_environment(attention.implementation, device.device_kind, mesh.size)
         own_record = belongs_to | {"tasks": task_digests(data), "corpora": contents(data)}
         lineage = dataclasses.replace(lineage or Lineage(), init_from=initial and initial.record)
-        write_config(own, experiment, lineage, own_record, environment, data.tokenizer, first_step)
+        write_config(own, experiment, lineage, own_record, environment, data.tokenizer, first_step := int(state.step))
         tracking = stack.enter_context(begin_tracking(experiment, own, trackers))
         writer = stack.enter_context(Writer(own, first_step, tracking))
         progress = make_progress(experiment, writer, device.device_kind, mesh.size)
@@ -257,13 +259,12 @@ def resume(
     return restored.state, restored.record
 
 
-def decide_what_to_keep(checkpoints: Checkpoints, experiment: Experiment, workdir: Path, first_step: int) -> None:
-    """Gives the checkpoints what decides which are kept; prints which steps the metrics so far lack."""
+def recall_metrics(checkpoints: Checkpoints, experiment: Experiment, workdir: Path, first_step: int) -> None:
+    """Gives the checkpoints what decides which of them are kept; prints which steps the metrics so far lack."""
     lines = read_metrics(workdir)
     print_notice(check_recorded(workdir, lines, first_step))
     checkpoints.validation_losses = validation_losses(lines)
     checkpoints.decay_start = decay_start(experiment.optimizer, experiment.training.steps)
-    wait_for_all("the folder is read")
 
 
 def begin_tracking(experiment: Experiment, workdir: Path, own: Sequence[Tracker]) -> Trackers:
@@ -276,7 +277,7 @@ def begin_tracking(experiment: Experiment, workdir: Path, own: Sequence[Tracker]
     print_wrapped(f"metrics     {workdir / 'metrics.jsonl'}")
     if not is_first():
         return Trackers()
-    record = read_config(workdir) or {}
+    record = require_json(workdir / CONFIG)
     name = f"{experiment.name} seed {record['seed']}"
     opened = open_trackers(experiment.tracking, workdir, name, experiment.name, record["tracked_as"])
     for tracker in opened.values():
@@ -287,16 +288,12 @@ def begin_tracking(experiment: Experiment, workdir: Path, own: Sequence[Tracker]
 
 
 def find_run(options: argparse.Namespace, overrides: Mapping[str, str], resolved: Resolved | None) -> BegunRun:
-    """Returns the run that a command line means: one of a resolved experiment, or the one that it goes on with."""
+    """Returns the run that a command line means: one of a resolved experiment, or one that goes on with another."""
     if resolved:
         workdir = options.workdir or Path("runs", resolved.name, f"seed_{options.seed}")
         return BegunRun(resolved.experiment, workdir, options.seed, resolved.lineage)
-    run = read_run(options.resume)
-    run = run._replace(experiment=override(run.experiment, overrides))
-    if not options.extend_to or options.print_config or options.plan is not None:
-        return run
-    require(run.experiment.mesh.processes == 1, "--extend_to needs a single process; it then goes on with several")
-    return extend_run(run, options.extend_to, options.workdir)
+    run = read_run(options.resume, overrides)
+    return run if options.extend_to is None else extend_run(run, options.extend_to, options.workdir)
 
 
 @command
@@ -304,13 +301,13 @@ def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status: 0 done, 1 a failed training, 2 what the user can put right."""
     options, overrides = parse_arguments(arguments)
     resolved = None if options.resume else resolve(options.experiment, overrides, parent=options.parent)
-    experiment, workdir, seed, lineage = find_run(options, overrides, resolved)
+    experiment, workdir, seed, lineage = run = find_run(options, overrides, resolved)
     if options.print_config:
         print_line(json.dumps(to_dict(experiment, to_print=True), indent=2))
     elif options.plan is not None:
         choose_device(experiment.training.device)
         with out_of_memory_reported():
-            if initial := find_weights(experiment.init_from, workdir):
+            if resolved and (initial := find_weights(experiment.init_from, workdir)):
                 check_fits(experiment, initial)
             print_plan(experiment, options.plan)
     else:
@@ -320,6 +317,8 @@ def main(arguments: list[str]) -> int:
             choose_device(experiment.training.device)  # Before anything looks for devices.
             if resolved and workdir.parent.name == experiment.name:
                 check_earlier_runs(workdir.parent.parent, resolved)
+            if options.extend_to is not None:
+                lineage = begin_extended_run(run, read_run(options.resume))
             try:
                 train(experiment, workdir, seed=seed, lineage=lineage)
             except OSError as error:  # A disk or a store that fails: what the user can put right is a `UserError`.

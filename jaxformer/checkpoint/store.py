@@ -57,6 +57,10 @@ class Checkpoints(Closing):
         """Returns the steps that are saved, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def reload(self) -> None:
+        """Takes note of what was saved and deleted by others."""
+        self._manager.reload()
+
     def save(self, step: int, items: dict[str, ocp.args.CheckpointArgs]) -> str | None:
         """Begins to save a step in the background; returns None, or a line on a save that failed.
 
@@ -109,7 +113,7 @@ class Checkpoints(Closing):
         if is_first():
             (self.folder / str(step)).rename(aside)
         wait_for_all("a damaged step is set aside")
-        self._manager.reload()
+        self.reload()
         return aside
 
     def close(self) -> None:

@@ -8,7 +8,9 @@ is read back at once: where a library writes elsewhere, or nothing, without an e
 
 import errno
 import gc
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +31,7 @@ __all__ = [
     "CheckpointConfig",
     "Checkpoints",
     "Restored",
-    "copy_step",
+    "copy_newest",
     "open_checkpoints",
     "params_digest",
     "restore",
@@ -155,20 +157,29 @@ def restore(
     return Restored(state, record["data"], record["record"], lines)
 
 
-def copy_step(source: Checkpoints, target: Checkpoints, step: int, belongs_to: Mapping[str, dict]) -> None:
-    """Copies a saved step to the checkpoints of another run, whose flat records by name take the place of its own.
+def copy_newest(source: Checkpoints, folder: Path, up_to: int, belongs_to: Mapping[str, dict]) -> tuple[int, list[str]]:
+    """Copies the newest step that is not damaged to an empty folder; returns it, and a line on each that is damaged.
+
+    Args:
+        source: opened to read; a process may be saving and deleting steps there.
+        folder: of the checkpoints of another run.
+        up_to: the last step that is looked at.
+        belongs_to: flat records by name, which take the place of those of the step.
 
     Raises:
-        UserError: it has no record that is whole; its arrays are verified when it is restored.
+        FileNotFoundError: there is no such step.
+        UserError: no step can be used.
         TrainingFailure: it could not be saved.
     """
-    (_, record), _ = _newest(source, step, {}, {})
-    arrays = _items(source, step, {item: ocp.args.StandardRestore() for item in ("params", "rest")})
-    items: dict = {item: ocp.args.StandardSave(arrays[item]) for item in ("params", "rest")}
+    (arrays, record), damaged = _newest(source, None, {"params": None, "rest": None}, {}, up_to)
+    items: dict[str, Any] = {item: ocp.args.StandardSave(arrays[item]) for item in ("params", "rest")}
     items["record"] = ocp.args.JsonSave(sealed(record | {"record": record["record"] | belongs_to}))
-    while step not in target.steps():
-        target.save(step, items)
-        target.check(wait=True)
+    with open_checkpoints(folder, CheckpointConfig()) as checkpoints:
+        while record["step"] not in checkpoints.steps():
+            checkpoints.save(record["step"], items)
+            checkpoints.check(wait=True)
+    there = source.steps()  # Those that were deleted meanwhile are no damage.
+    return record["step"], [_set_aside(source, bad, reason) for bad, reason in damaged.items() if bad in there]
 
 
 def restore_params(checkpoints: Checkpoints, params: nnx.State, step: int | None = None) -> nnx.State:
@@ -217,21 +228,31 @@ class _Damaged(Exception):
     """A step cannot be used; its text is the reason."""
 
 
-def _newest(checkpoints: Checkpoints, step: int | None, like: dict[str, dict], belongs_to: Mapping[str, dict]):
-    """Returns `((arrays, record), damaged)`: of the newest usable step, or of the given one."""
-    steps = checkpoints.steps()
+# What is read of a step: arrays by item, abstract; None for those of an item as they were saved.
+_Like = Mapping[str, dict[str, Any] | None]
+
+
+def _newest(
+    checkpoints: Checkpoints, step: int | None, like: _Like, belongs_to: Mapping[str, dict], up_to: float = math.inf
+):
+    """Returns `((arrays, record), damaged)`: of the newest usable step up to one, or of the given one."""
+    steps = [each for each in checkpoints.steps() if each <= up_to]
     if not steps or step not in (None, *steps):
         wanted = "" if step is None else f" of step {step}"
         raise FileNotFoundError(f"no checkpoint{wanted} in {checkpoints.folder}; there are {steps or 'none'}")
     damaged = {}
     undo = hush()
     try:
-        for candidate in reversed(steps) if step is None else [step]:
+        while rest := [each for each in checkpoints.steps() if each <= up_to and each not in damaged]:
+            candidate = rest[-1] if step is None else step
             try:
                 return _read(checkpoints, candidate, like, belongs_to), damaged
             except _Damaged as error:
                 damaged[candidate] = str(error)
             gc.collect()  # What reading abandoned complains when it is collected: here, where nobody hears it.
+            if step is not None:
+                break
+            checkpoints.reload()  # It may be gone because a run saved another.
     finally:
         undo()
     reasons = "; ".join(f"{bad}: {reason}" for bad, reason in list(damaged.items())[:3])
@@ -239,7 +260,7 @@ def _newest(checkpoints: Checkpoints, step: int | None, like: dict[str, dict], b
     raise UserError(f"checkpoints {checkpoints.folder}: no step can be used ({reasons}); restore a copy of them{anew}")
 
 
-def _read(checkpoints: Checkpoints, step: int, like: dict[str, dict], belongs_to: Mapping[str, dict]):
+def _read(checkpoints: Checkpoints, step: int, like: _Like, belongs_to: Mapping[str, dict]):
     """Returns `(arrays, record)` of a step; raises `_Damaged`, or `UserError` where it is another run's."""
     record = _items(checkpoints, step, {"record": ocp.args.JsonRestore()})["record"]
     if not isinstance(record, dict) or record != sealed(record):

@@ -60,13 +60,14 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         parser.exit()
     if (options.experiment is None) == (options.resume is None):
         parser.error("give --experiment=NAME to begin a run, or --resume=RUN to go on with one")
-    names = ("parent", "seed", "init_from", "name", "question", *(() if options.extend_to else ("workdir",)))
-    is_of_run = [name for name in names if getattr(options, name) not in (None, "")]
+    names = ("parent", "seed", "init_from", "name", "question", *(("workdir",) if options.extend_to is None else ()))
+    is_of_run = [name for name in names if getattr(options, name) is not None]
     require(
         not (options.resume and is_of_run),
         f"--{' and --'.join(is_of_run)}: a run that goes on has its own; leave it out beside --resume",
     )
-    require(not options.extend_to or bool(options.resume), "--extend_to needs --resume=RUN, the run that it prolongs")
+    lacks_run = options.extend_to is not None and options.resume is None
+    require(not lacks_run, "--extend_to needs --resume=RUN, the run that it prolongs")
     options.seed = options.seed or 0
     require(0 <= options.seed < 2**20, f"--seed ({options.seed}) must lie in [0, {2**20})")
     profile = {"training.profile": options.profile} if options.profile is not None else {}
@@ -82,7 +83,7 @@ def add_experiment_options(
     """Adds `--experiment`, `--parent`, `--init_from`, `--name` and `--question`; `names` explains the first."""
     parser.add_argument("--experiment", required=is_required, metavar="NAME", help=names)
     of_parent = "apply a variant to this parent instead of its own"
-    parser.add_argument("--parent", default="", metavar="NAME", help=of_parent if is_required else argparse.SUPPRESS)
+    parser.add_argument("--parent", metavar="NAME", help=of_parent if is_required else argparse.SUPPRESS)
     parser.add_argument(
         "--init_from",
         metavar="DIR",

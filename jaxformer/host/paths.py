@@ -52,7 +52,7 @@ def shell_word(path: Path) -> str:
     return shlex.quote(typed(path))
 
 
-def _absolute(folder: Path) -> Path:
+def absolute(folder: Path) -> Path:
     """Returns the absolute path of a folder; one with `..` as the system finds it, since Orbax drops `link/..`."""
     own = folder.absolute()
     return own.resolve() if ".." in own.parts else own
@@ -65,7 +65,7 @@ def is_literal(folder: Path) -> bool:
     `/az` and `/hf` for stores; TensorStore takes a backslash for a slash, and no text that is not UTF-8; Orbax takes
     `gs:/` for a URL.
     """
-    own = _absolute(folder)
+    own = absolute(folder)
     text = str(own)
     return (
         is_unicode(text)
@@ -96,7 +96,7 @@ def literal_path(folder: Path) -> Iterator[Path]:
         UserError: as of `check_literal`.
     """
     check_literal(folder)
-    own = _absolute(folder)
+    own = absolute(folder)
     if is_literal(own):
         yield own
         return

@@ -1,28 +1,33 @@
 """Runs that go on: one by its folder alone, and one with more steps than it was begun with."""
 
 import dataclasses
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.checkpoint.train_state import copy_step, open_checkpoints
-from jaxformer.config import UserError, replace, require
+from jaxformer.checkpoint.train_state import copy_newest, open_checkpoints
+from jaxformer.config import UserError, override, replace, require
+from jaxformer.experiment.change import differences
+from jaxformer.experiment.customary import suggest
 from jaxformer.experiment.experiment import Experiment, spans_of
-from jaxformer.experiment.lineage import Lineage
+from jaxformer.experiment.lineage import Lineage, describe_change
 from jaxformer.experiment.resolution import ad_hoc_name
-from jaxformer.host.files import write_json
-from jaxformer.host.paths import shell_word
+from jaxformer.host.console import print_notice
+from jaxformer.host.files import require_json, write_json
+from jaxformer.host.paths import absolute, shell_word
 from jaxformer.optimizer import make_schedule
 from jaxformer.record import to_dict
-from jaxformer.run.folder import check_disk, hold_folder, load_run
-from jaxformer.run.identity import CONFIG, check_folder, identify, read_config
+from jaxformer.run.folder import hold_folder, load_run
+from jaxformer.run.identity import CONFIG, check_folder
 from jaxformer.run.metrics import cut_metrics
 from jaxformer.run.samples import read_samples, write_samples
 
 
 class BegunRun(NamedTuple):
-    """A run as its folder has it."""
+    """A run as its folder has it, or will have it."""
 
     experiment: Experiment
     workdir: Path
@@ -30,50 +35,115 @@ class BegunRun(NamedTuple):
     lineage: Lineage
 
 
-def read_run(workdir: Path) -> BegunRun:
+def read_run(workdir: Path, overrides: Mapping[str, str] | None = None) -> BegunRun:
     """Returns the run of a folder.
 
+    Args:
+        overrides: texts by dotted path, of fields that decide how it is computed from now on.
+
     Raises:
-        UserError: there is none, or it was made with a part of one's own whose code is not known here.
+        UserError: there is none, it was made with a part of one's own whose code is not known here, or an override
+            changes what it learns.
     """
     experiment, record = load_run(workdir)
+    changed = override(experiment, overrides or {}, suggest)
+    learned = differences(experiment, changed)
+    learned.pop("training.compute_dtype", None)  # What 'auto' stands for is known, and compared, where the run starts.
+    require(
+        not learned,
+        f"run folder {workdir}: {'; '.join(describe_change(learned))} would change what the run learns; begin another "
+        "with --experiment=NAME, or give it more steps with --extend_to=STEPS",
+    )
     try:
-        return BegunRun(experiment, workdir, record["seed"], Lineage(**record["lineage"]))
+        return BegunRun(changed, workdir, record["seed"], Lineage(**record["lineage"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{workdir / CONFIG}: not the record of a run ({error!r})") from error
 
 
 def extend_run(run: BegunRun, steps: int, workdir: Path | None = None) -> BegunRun:
-    """Returns a run of more steps, whose folder begins with what a run did before the number of steps mattered.
-
-    It equals one that had so many steps from the start; the folder of the run that it goes on from is left as it is.
+    """Returns a run of more steps than another, which `begin_extended_run` lets begin with those of the other.
 
     Args:
         run: finished or not.
         steps: of the new run.
-        workdir: its folder; None for one that is named after its steps. Where it is there already, it goes on.
+        workdir: its folder; None for one beside the other's.
 
     Raises:
-        UserError: the steps so far depend on how many there are, or no checkpoint is kept of the time before.
+        UserError: they are not more.
     """
     before = run.experiment.training.steps
     require(steps > before, f"--extend_to ({steps}) must be more than the {before} steps of {run.workdir}")
-    experiment = replace(run.experiment, {"training.steps": steps})
     in_file, *_ = run.lineage.overrides.get("training.steps", [before])
     overrides = {path: values for path, values in run.lineage.overrides.items() if path != "training.steps"}
     overrides |= {"training.steps": (in_file, steps)} if steps != in_file else {}
+    experiment = replace(run.experiment, {"training.steps": steps})
     experiment = dataclasses.replace(experiment, name=ad_hoc_name(run.experiment.name, overrides))
-    shared = shared_steps(run.experiment, experiment)
-    step = _newest_step(run.workdir, run.experiment, shared)
-    origin = {"run": str(run.workdir), "step": step, "steps": before}
-    lineage = dataclasses.replace(run.lineage, overrides=overrides, extended_from=origin)
-    extended = BegunRun(experiment, workdir or _folder_beside(run, experiment), run.seed, lineage)
-    record = read_config(run.workdir) or {}
-    identity = identify(experiment, run.seed, record["identity"]["init_from"])
-    check_folder(extended.workdir, identity, "identity")
-    if not (extended.workdir / CONFIG).exists():
-        _begin(extended, run.workdir, step, record | {"identity": identity})
-    return extended
+    lineage = dataclasses.replace(run.lineage, overrides=overrides)
+    return BegunRun(experiment, workdir or _folder_beside(run, experiment), run.seed, lineage)
+
+
+def _folder_beside(run: BegunRun, experiment: Experiment) -> Path:
+    """Returns the folder of an extended run, named as if it had been begun so, however the other's path is written."""
+    own = absolute(run.workdir)
+    if own.parent.name == run.experiment.name:
+        return own.parent.parent / experiment.name / own.name
+    return own.with_name(f"{own.name}_to_{experiment.training.steps}")
+
+
+def begin_extended_run(run: BegunRun, source: BegunRun) -> Lineage:
+    """Writes what the folder of an extended run begins with, unless it is there; returns the lineage of the run.
+
+    The run then equals one that had so many steps from the start.
+
+    Args:
+        run: what `extend_run` makes of `source`.
+        source: whose folder is left as it is; it may be running.
+
+    Raises:
+        UserError: the folder is of another run; or the steps so far depend on how many there are, or no whole
+            checkpoint is kept of the time before.
+        TrainingFailure: the disk does not take the copy.
+    """
+    require(run.experiment.mesh.processes == 1, "--extend_to needs a single process; it then goes on with several")
+    record = require_json(source.workdir / CONFIG)
+    identity = record["identity"] | {"training.steps": run.experiment.training.steps}
+    check_folder(run.workdir, identity, "identity")
+    checkpoints, unfinished = (run.workdir / name for name in ("checkpoints", "checkpoints.unfinished"))
+    if checkpoints.exists() or ((run.workdir / CONFIG).exists() and not unfinished.exists()):
+        return read_run(run.workdir).lineage
+    with hold_folder(run.workdir):
+        shutil.rmtree(unfinished, ignore_errors=True)  # Of an attempt that was interrupted.
+        step = _copy_checkpoint(run, source, unfinished, identity)
+        cut_metrics(source.workdir, run.workdir, step)
+        write_samples(run.workdir, read_samples(source.workdir, step))
+        origin = {"run": str(absolute(source.workdir)), "step": step, "steps": source.experiment.training.steps}
+        lineage = dataclasses.replace(run.lineage, extended_from=origin)
+        own = {"experiment": run.experiment.name, "config": to_dict(run.experiment), "identity": identity}
+        write_json(run.workdir / CONFIG, record | own | {"lineage": dataclasses.asdict(lineage), "tracked_as": ""})
+        unfinished.rename(checkpoints)  # Last: until then the same command begins anew.
+    return lineage
+
+
+def _copy_checkpoint(run: BegunRun, source: BegunRun, target: Path, identity: dict) -> int:
+    """Copies the newest whole checkpoint of the steps that two runs share; returns its step."""
+    lengths = {span.row_length for span in spans_of(source.experiment)}
+    by_steps = "its phases have rows of several lengths, to which documents are dealt by the number of steps"
+    require(len(lengths) == 1, f"run folder {source.workdir}: it cannot be extended: {by_steps}")
+    shared = shared_steps(source.experiment, run.experiment)
+    schedule = run.experiment.optimizer.schedule
+    with open_checkpoints(source.workdir / "checkpoints") as checkpoints:
+        saved = checkpoints.steps()
+        require(
+            any(step <= shared for step in saved),
+            f"run folder {source.workdir}: it cannot be extended: its {schedule} schedule depends on "
+            f"the number of steps from step {shared + 1} on, and no checkpoint up to {shared} is kept (there are "
+            f"{saved or 'none'}). A run of optimizer.schedule=wsd can be extended from before its decay; else train "
+            f"anew with more --training.steps, or from these weights with --init_from={shell_word(source.workdir)}",
+        )
+        step, damaged = copy_newest(checkpoints, target, shared, {"identity": identity})
+    for line in damaged:
+        print_notice(line)
+    return step
 
 
 def shared_steps(one: Experiment, other: Experiment) -> int:
@@ -86,47 +156,3 @@ def shared_steps(one: Experiment, other: Experiment) -> int:
         batches.append(np.concatenate(numbers)[:steps])
     same = np.equal(*rates) & np.equal(*batches)
     return steps if same.all() else int(np.argmin(same))
-
-
-def _newest_step(workdir: Path, experiment: Experiment, shared: int) -> int:
-    """Returns the newest checkpoint among the shared steps; raises `UserError` where there is none."""
-    lengths = {span.row_length for span in spans_of(experiment)}
-    by_steps = "its phases have rows of several lengths, to which documents are dealt by the number of steps"
-    require(len(lengths) == 1, f"run folder {workdir}: it cannot be extended: {by_steps}")
-    with open_checkpoints(workdir / "checkpoints") as checkpoints:
-        saved = checkpoints.steps()
-    usable = [step for step in saved if step <= shared]
-    require(
-        bool(usable),
-        f"run folder {workdir}: it cannot be extended: its {experiment.optimizer.schedule} schedule depends on the "
-        f"number of steps from step {shared + 1} on, and no checkpoint up to {shared} is kept (there are "
-        f"{saved or 'none'}). A run of optimizer.schedule=wsd can be extended from before its decay; else train anew "
-        f"with more --training.steps, or from these weights with --init_from={shell_word(workdir)}",
-    )
-    return usable[-1]
-
-
-def _folder_beside(run: BegunRun, experiment: Experiment) -> Path:
-    """Returns the folder of an extended run, named as if it had been begun so."""
-    if run.workdir.parent.name == run.experiment.name:
-        return run.workdir.parent.parent / experiment.name / run.workdir.name
-    return run.workdir.with_name(f"{run.workdir.name}_to_{experiment.training.steps}")
-
-
-def _begin(run: BegunRun, source: Path, step: int, record: dict) -> None:
-    """Writes what a run's folder would hold if it had been stopped after a step; last `config.json`, that makes it one.
-
-    Args:
-        source: folder of the run that had the step.
-        record: what `config.json` is to hold of it, with its own `identity`.
-    """
-    folder = source / "checkpoints"
-    size = sum(path.stat().st_size for path in (folder / str(step)).rglob("*") if path.is_file())
-    with hold_folder(run.workdir), open_checkpoints(folder) as saved:
-        check_disk(run.workdir, size, f"a copy of step {step} of {source}")
-        with open_checkpoints(run.workdir / "checkpoints", run.experiment.checkpoint) as own:
-            copy_step(saved, own, step, {"identity": record["identity"]})
-        cut_metrics(source, run.workdir, step)
-        write_samples(run.workdir, read_samples(source, step))
-        own_record = {"experiment": run.experiment.name, "config": to_dict(run.experiment), "tracked_as": ""}
-        write_json(run.workdir / CONFIG, record | own_record)
