@@ -94,7 +94,8 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
         TrainingFailure: the numbers or the disk end the run.
     """
     steps, every = run.experiment.training.steps, run.experiment.checkpoint.every_steps
-    validate_every = run.experiment.evaluation.every_steps
+    to_evaluate = set(evaluated_steps(run.experiment))
+    to_save = to_evaluate | {run.checkpoints.decay_start}
     first_step, agreed_stop = int(state.step), AgreedStop()
     data_state, spans = batches.get_state(), spans_of(run.experiment)
     first_rows = {span.rows_per_step: rows_here(run.mesh, span.rows_per_step).start for span in spans}
@@ -105,7 +106,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
         for step in range(first_step, steps):
             # Validated after it was saved, and again if the run stopped in between; before the first step, what was
             # trained before.
-            if step % validate_every == 0 and (step > 0 or run.experiment.init_from):
+            if step in to_evaluate:
                 with run.signals.at_once() if jax.process_count() == 1 else contextlib.nullcontext():
                     try_to_evaluate(run, state, step)
             span = span_at(spans, step)
@@ -117,8 +118,7 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
             data_state, digest = batches.get_state(), batch_digest(batch, first_rows[span.rows_per_step])
             state, metrics = jitted_step(state, put_rows(state.mesh, batch))
             agreed_stop.ask(run.signals.received, metrics["loss"])
-            is_due = (step + 1) % every == 0 or (step + 1) % validate_every == 0
-            is_due = is_due or step + 1 in (run.checkpoints.decay_start, steps)
+            is_due = (step + 1) % every == 0 or step + 1 in to_save
             try:
                 # A step's metrics are fetched after the next one is dispatched: the device does not wait for the host.
                 run.progress.add(step + 1, metrics | {"batch": digest, "waited": waited})
@@ -319,16 +319,18 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
 
 def measure_durations(run: Run) -> Durations:
     """Returns how long the parts of a run took that this process did from the first step to the last."""
-    progress = run.progress
-    first, *further = (progress.seconds_beside[step] for step in evaluated_steps(run.experiment))
-    evaluation = sum(further) / len(further) if further else math.nan
+    progress, ends = run.progress, evaluated_steps(run.experiment)
+    first, *further = (progress.seconds_beside[step] for step in ends)
+    between = sum(further[:-1]) / len(further[:-1]) if further[:-1] else math.nan
+    before = first if ends[0] == 0 else 0.0  # An evaluation of the weights that a run starts from.
     return Durations(
         data=run.prepared - run.started,
-        start=progress.first_step_ended - run.prepared,
+        start=progress.first_step_ended - run.prepared - before,
         step=progress.step_seconds if len(spans_of(run.experiment)) == 1 else math.nan,
         first_evaluation=first,
-        evaluation=evaluation,
-        compiled_evaluation=first - evaluation,
+        evaluation=between,
+        last_evaluation=further[-1] if further else math.nan,
+        compiled_evaluation=first - between if first > between else math.nan,
         peak_memory=peak_memory(),
         corpus_tokens=sum(corpus.tokens for corpus in run.data.corpora),
     )

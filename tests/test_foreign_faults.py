@@ -1457,7 +1457,9 @@ def test_an_estimate_that_is_killed_ends_in_one_line(researcher):
     path.write_text(f"{kill}    os.kill(os.getpid(), signal.SIGKILL)\n{path.read_text()}")
     ended = researcher.run("ablate", *STUDY, "--clock=off")
     assert (ended.status, ended.out) == (1, "")
-    assert ended.err.splitlines()[-1].startswith("jaxformer: the process that was checking the data and estimating")
+    assert ended.err.splitlines()[-1].startswith(
+        "jaxformer: the process that was checking the data and earlier runs was killed"
+    )
     assert "Traceback" not in ended.err
 
 

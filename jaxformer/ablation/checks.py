@@ -1,5 +1,6 @@
 """What can be known before the first step of a study, checked before it: its files, its data and its earlier runs."""
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,12 +22,13 @@ from jaxformer.ablation.study import (
 from jaxformer.ablation.tuning import make_search, runs_to_come
 from jaxformer.config import UserError, require
 from jaxformer.data.corpus import check_sources
-from jaxformer.devices.device import choose_device, keep_compiled
+from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
 from jaxformer.devices.options import fixed_options
 from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.evaluation.validation import ValidationSet
 from jaxformer.experiment.experiment import Experiment, spans_of
 from jaxformer.experiment.lineage import Resolved
+from jaxformer.host.gpu_memory import share_of_memory
 from jaxformer.jobs.launch import Job, share_of_cores
 from jaxformer.plan.run_time import estimate_run_seconds
 from jaxformer.run.earlier_runs import check_earlier_runs
@@ -34,7 +36,7 @@ from jaxformer.run.init_from import check_fits, find_weights, with_tokenizer
 from jaxformer.run.inputs import digests, prepare_data
 
 # What the process is doing that looks at the device.
-_ESTIMATES = "checking the data and estimating what the runs will take"
+_CHECKS = "checking the data and earlier runs"
 
 
 class Checked(NamedTuple):
@@ -69,7 +71,8 @@ def check_study(
         UserError: an experiment has moved since runs of it were trained, its files or data are missing or cannot be
             compared on, or runs to come could not be compared with earlier ones.
     """
-    return in_another_process(_ESTIMATES, _check_study, study, runs, tuple(allow), retrain, prepare, jobs, parallel)
+    earlier = in_another_process(_CHECKS, _check_study, study, runs, tuple(allow), retrain, prepare, jobs)
+    return Checked(_estimate(with_root(resolve_study(study)), runs, parallel), earlier)
 
 
 def check_tuning(
@@ -92,8 +95,8 @@ def check_tuning(
     Raises:
         UserError: as of `check_study`.
     """
-    arguments = experiment, parent, runs, seeds, tuple(allow), retrain, parallel
-    return in_another_process(_ESTIMATES, _check_tuning, *arguments)
+    earlier = in_another_process(_CHECKS, _check_tuning, experiment, parent, runs, seeds, tuple(allow), retrain)
+    return Checked(_estimate([make_search(experiment, parent, runs).own], runs, parallel), earlier)
 
 
 @fixed_options()
@@ -104,25 +107,22 @@ def _check_study(
     retrain: bool,
     prepare: bool,
     jobs: Sequence[Job] | None,
-    parallel: int,
-) -> Checked:
+) -> EarlierRuns:
     resolved, ended = resolve_study(study), []
     if jobs is None:
         now, later = make_jobs(study, runs)
         jobs, ended = [*now, *later], ended_jobs(study, runs)
-    options = {"allow": allow, "retrain": retrain, "prepare": prepare, "parallel": parallel}
-    return _check(with_root(resolved), runs, jobs, ended, **options)
+    return _check(with_root(resolved), runs, jobs, ended, allow=allow, retrain=retrain, prepare=prepare)
 
 
 @fixed_options()
 def _check_tuning(
-    name_or_path: str, parent: str, runs: Path, seeds: int, allow: tuple[str, ...], retrain: bool, parallel: int
-) -> Checked:
+    name_or_path: str, parent: str, runs: Path, seeds: int, allow: tuple[str, ...], retrain: bool
+) -> EarlierRuns:
     search = make_search(name_or_path, parent, runs)
     jobs = [search.job(octave, seed) for octave, seed in runs_to_come(search.trials(seeds), seeds)]
     ended = search.ended_jobs(seeds_of([search.own]))
-    options = {"allow": allow, "retrain": retrain, "prepare": True, "parallel": parallel}
-    return _check([search.own], runs, jobs, ended, **options)
+    return _check([search.own], runs, jobs, ended, allow=allow, retrain=retrain, prepare=True)
 
 
 def _check(
@@ -134,12 +134,9 @@ def _check(
     allow: Collection[str],
     retrain: bool,
     prepare: bool,
-    parallel: int,
-) -> Checked:
-    """Args: experiments: the first is that by whose speed others are estimated; jobs and ended: of `find_earlier`."""
-    parent = experiments[0]
-    keep_compiled()  # What is compiled for an estimate, the runs find.
-    device = choose_device(parent.experiment.training.device)  # Before anything looks for devices.
+) -> EarlierRuns:
+    """Args: jobs and ended: of `find_earlier`."""
+    device = choose_device(experiments[0].experiment.training.device)  # Before anything looks for devices.
     for one in experiments:
         check_earlier_runs(runs, one)
     check_files(experiments)
@@ -149,23 +146,28 @@ def _check(
         for name, digests in prepare_study(experiments, runs).items():
             now[name]["digests"] = digests
         earlier = find_earlier(jobs, now, ended=ended, allow=allow, retrain=retrain)
-    is_known = mean_seconds(runs / parent.name) is not None
-    seconds = estimate_seconds(experiments, runs, None if is_known else _estimate(parent.experiment, parallel))
-    return Checked(seconds, earlier)
+    return earlier
 
 
-def _estimate(experiment: Experiment, parallel: int) -> float:
-    """Returns the seconds of a run beside others, which has its share of the cores, as its process would have."""
-    if parallel == 1:
-        return estimate_run_seconds(experiment)
-    with share_of_cores(0, parallel):
-        return in_another_process("timing a step", _estimate_in_process, experiment)
+def _estimate(experiments: Sequence[Resolved], runs: Path, parallel: int) -> dict[str, float]:
+    """Returns the seconds that a run of each experiment takes beside so many, by name.
+
+    Where none of the first experiment is finished its step is timed, with the share of the cores and of a GPU's memory
+    that a run has.
+    """
+    parent, seconds = experiments[0], None
+    if mean_seconds(runs / parent.name) is None:
+        with share_of_cores(0, parallel):
+            seconds = in_another_process("timing a step", _estimate_run, parent.experiment, parallel)
+    return estimate_seconds(experiments, runs, seconds)
 
 
-def _estimate_in_process(experiment: Experiment) -> float:
-    keep_compiled()
+def _estimate_run(experiment: Experiment, parallel: int) -> float:
+    os.environ.update(share_of_memory(parallel) if parallel > 1 else {})
+    keep_compiled()  # What is compiled for an estimate, the runs find.
     choose_device(experiment.training.device)
-    return estimate_run_seconds(experiment)
+    with out_of_memory_reported():
+        return estimate_run_seconds(experiment)
 
 
 def check_files(resolved: Sequence[Resolved]) -> None:

@@ -82,8 +82,9 @@ def _ablate(study: Study, options: argparse.Namespace) -> tuple[list[Status], Ou
     # Where the runs go to a cluster, this machine's device is not theirs, and others prepare.
     is_here = options.slurm is None
     ignored, prepare = allow if is_here else (*allow, "device"), is_here and not options.plan
+    parallel = options.parallel if is_here else 1
     checked = check_study(
-        study, options.runs, allow=ignored, retrain=options.retrain, prepare=prepare, parallel=options.parallel
+        study, options.runs, allow=ignored, retrain=options.retrain, prepare=prepare, parallel=parallel
     )
     if options.plan:
         print_notice(describe_again(checked.earlier))

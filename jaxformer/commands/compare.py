@@ -6,6 +6,7 @@ that is evidence; writes a page with their curves. The first run is what the oth
   jaxformer compare runs/baseline/seed_0 runs/swiglu/seed_0
 """
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from jaxformer.host.files import write_whole
 from jaxformer.host.paths import local_path
 from jaxformer.report.side_by_side import comparison_page, comparison_text
 
-# Characters that the names of the runs have in the name of the page; a file system takes 255 bytes.
+# Bytes of the names of the runs from which on the name of the page has their digest; a file system takes 255.
 _LONGEST_NAME = 200
 
 
@@ -36,7 +37,9 @@ def main(arguments: list[str]) -> int:
     contrasts = contrast_runs(runs)
     print_line(comparison_text(runs, contrasts, output_columns()))
     names = "_".join(f"{folder.parent.name}_{folder.name}" for folder in folders)
-    page: Path = options.page or options.runs[0].parent / f"compare_{names[:_LONGEST_NAME]}.html"
+    if len(names.encode()) > _LONGEST_NAME:
+        names = hashlib.sha256(names.encode()).hexdigest()[:12]
+    page: Path = options.page or options.runs[0].parent / f"compare_{names}.html"
     try:
         write_whole(page, comparison_page(runs, contrasts).encode())
     except OSError as error:

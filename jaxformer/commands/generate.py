@@ -21,7 +21,7 @@ from jaxformer.evaluation.generate import encode_text, generate_texts
 from jaxformer.evaluation.sampling import Sampling
 from jaxformer.experiment.command_line import add_code_option, field_docstrings
 from jaxformer.host.command import Parser, command
-from jaxformer.host.console import is_terminal, print_line, print_notice, print_text
+from jaxformer.host.console import is_terminal, print_line, print_notice, print_text, show_status
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import local_path
 from jaxformer.host.signals import interruptible
@@ -112,6 +112,7 @@ def asked_lines() -> Iterator[str]:
     while True:
         try:
             if is_terminal(sys.stdout):
+                show_status()
                 yield input("\n> ")
             else:  # `input` would print to it.
                 print_line("\n> ", is_error=True, end="")

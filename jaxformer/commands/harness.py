@@ -11,6 +11,7 @@ import sys
 from jaxformer.config import UserError
 from jaxformer.devices.options import fixed_options
 from jaxformer.host.command import Parser, command
+from jaxformer.host.console import show_status
 from jaxformer.host.docstrings import docstring
 
 
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(str(error)) from error
     from lm_eval.__main__ import cli_evaluate
 
+    show_status()  # The harness prints by itself.
     sys.argv = ["jaxformer harness", *arguments]  # The harness reads no other.
     cli_evaluate()
     return 0

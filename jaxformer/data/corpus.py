@@ -22,9 +22,10 @@ from jaxformer.config import (
     require,
 )
 from jaxformer.data.documents import Document, to_document
+from jaxformer.data.globs import has_suffix
 from jaxformer.data.kinds import KINDS, CorpusPart, Kind, kind_of
 from jaxformer.data.reader import Reader
-from jaxformer.data.records import BadRecord, Record
+from jaxformer.data.records import PACKED, BadRecord, Record
 from jaxformer.data.remote import fixed_parts, is_remote
 from jaxformer.data.source_files import SourceFile, content_digests
 from jaxformer.record import flatten
@@ -207,13 +208,15 @@ def check_sources(config: CorpusConfig) -> None:
 
 
 def source_bytes(config: CorpusConfig) -> int:
-    """Returns the bytes of the files of a corpus that is no mixture; 0 where they are not plain files of this machine.
+    """Returns the bytes of the text of a corpus that is no mixture; 0 where it is not in plain files of this machine.
 
     Raises:
         UserError: there are none.
     """
     is_here = config.kind in ("pystdlib", "text", "jsonl") and not is_remote(config.path)
-    return sum(file.size for file in config.opened().find().files) if is_here else 0
+    files = config.opened().find().files if is_here else ()
+    is_packed = any(has_suffix(file.name, PACKED) for file in files)
+    return 0 if is_packed else sum(file.size for file in files)
 
 
 def load_documents(config: CorpusConfig, *, newest: bool = False) -> Documents:

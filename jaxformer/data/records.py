@@ -20,6 +20,7 @@ from jaxformer.data.globs import has_suffix
 from jaxformer.data.source_files import open_file
 from jaxformer.host.paths import expanded
 
+PACKED = (".gz", ".zst")
 SUFFIXES = {"text": (".txt",), "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz"), "parquet": (".parquet",)}
 
 # Of texts, where none is named as above: beside other files these are about them.
@@ -347,7 +348,7 @@ def _lines(file: io.BufferedIOBase, path: str | os.PathLike, what: str) -> Itera
 
 def _open_compressed(path: str | os.PathLike, what: str, text_bytes: int = 0) -> io.BufferedIOBase:
     """Opens a file of lines, and unpacks it by its name's end."""
-    is_packed = has_suffix(os.fspath(path), (".gz", ".zst"))
+    is_packed = has_suffix(os.fspath(path), PACKED)
     # Text is packed to a third or more of its size.
     file = open_file(path, what, -(-text_bytes // 3) if is_packed else text_bytes)
     require_content(file.peek(), f"{what} {path}")

@@ -13,7 +13,7 @@ import jax
 
 from jaxformer.config import UserError, require
 from jaxformer.host.cache import cache_folder
-from jaxformer.host.gpu_memory import share_of_memory
+from jaxformer.host.gpu_memory import memory_fraction, share_of_memory
 from jaxformer.host.workers import usable_memory
 
 # Of a process beside its arrays on a CPU, where something is to be prepared or compiled: 0.8 to 0.95 GB of the
@@ -94,11 +94,11 @@ def _remove_older(folder: Path, than: float) -> None:
 def device_memory() -> int:
     """Returns the bytes that arrays may take on the device at hand; 0 where it does not tell.
 
-    Of a CPU they are those of the machine, less what the process takes beside.
+    Of a CPU they are those of the machine, or of a job's share of it, less what the process takes beside.
     """
     device = jax.local_devices()[0]  # Another process's tells nothing.
     if device.platform == "cpu":
-        return max(1, usable_memory() - PROCESS_BYTES)
+        return max(1, int(usable_memory() * memory_fraction()) - PROCESS_BYTES) // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform == "gpu" else 0
 
 

@@ -99,9 +99,9 @@ def spans_of(experiment: Experiment) -> tuple[Span, ...]:
 
 
 def evaluated_steps(experiment: Experiment) -> list[int]:
-    """Returns the steps after which an experiment is evaluated; the last is the last of all."""
-    steps = experiment.training.steps
-    return [*range(experiment.evaluation.every_steps, steps, experiment.evaluation.every_steps), steps]
+    """Returns the steps after which an experiment is evaluated, 0 among them where it starts from trained weights."""
+    steps, every = experiment.training.steps, experiment.evaluation.every_steps
+    return [*range(0 if experiment.init_from else every, steps, every), steps]
 
 
 def shapes_of(experiment: Experiment) -> list[Experiment]:

@@ -98,6 +98,7 @@ class _Run:
     slot: int = 0
     since: float = 0.0
     seconds: float = 0.0
+    first_step: int = 0
     crashes: int = 0
     crash: str = ""
     ended: tuple[State, str] | None = None
@@ -258,7 +259,7 @@ class Queue:
                 run.slot = min(set(range(self._parallel)) - used)
                 try:
                     run.handle = self._launch(run.job, run.slot, self._parallel)
-                    run.since, run.marks = time.monotonic(), None
+                    run.since, run.marks, run.first_step = time.monotonic(), None, _progress(path)[0]
                 except Held:  # Another queue was faster.
                     pass
                 except OSError as error:
@@ -329,7 +330,7 @@ class Queue:
 
     def _slowness(self) -> float:
         """Returns how many times as long as estimated the jobs took that this queue has run from start to end."""
-        whole = [run for run in self._runs.values() if run.seconds and not run.crashes and not run.handle]
+        whole = [run for run in self._runs.values() if run.seconds and not run.crashes and not run.first_step]
         whole = [run for run in whole if run.final and run.final.state is State.FINISHED]
         estimated = sum(run.job.estimated_seconds for run in whole)
         return sum(run.seconds for run in whole) / estimated if estimated > 0 else 1.0

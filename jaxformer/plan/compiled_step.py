@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxformer.attention.dispatch import Implementation, choose_implementation
+from jaxformer.config import replace
 from jaxformer.data.packing import Batch
-from jaxformer.devices.mesh import batch_sharding, state_sharding
+from jaxformer.devices.mesh import batch_sharding, state_sharding, whole_rows
 from jaxformer.experiment.experiment import Experiment, attention_shapes, make_state, shapes_of
-from jaxformer.step import TrainState, compile_step
+from jaxformer.step import TrainState, compile_step, eval_step
 
 
 def abstract_arguments(
@@ -44,6 +45,15 @@ def lower_steps(experiment: Experiment, mesh: Mesh, token_count: int) -> Iterato
     for one in shapes_of(experiment):
         state, batch = abstract_arguments(one, mesh, token_count, attention)
         yield compile_step(state).lower(state, batch)
+
+
+def lower_validation(experiment: Experiment, mesh: Mesh, token_count: int) -> jax.stages.Lowered:
+    """Returns the step of a validation as the run computes it, lowered."""
+    rows = {"training.rows_per_step": whole_rows(mesh, experiment.evaluation.rows_per_batch)}
+    shape, *_ = attention_shapes(experiment, mesh.size)
+    attention = choose_implementation(experiment.attention, shape).implementation
+    state, batch = abstract_arguments(replace(experiment, rows), mesh, token_count, attention)
+    return jax.jit(eval_step).lower(state, batch)
 
 
 def compiled_bytes(compiled: jax.stages.Compiled) -> int:

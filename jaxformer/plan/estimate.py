@@ -15,6 +15,7 @@ from jaxformer.devices.options import fixed_options
 from jaxformer.experiment.experiment import Experiment, spans_of, trained_tokens, training_flops
 from jaxformer.flops import describe_parameters
 from jaxformer.host.console import format_duration, format_size, print_line, print_wrapped, show_status
+from jaxformer.host.workers import usable_memory
 from jaxformer.model import abstract_model
 from jaxformer.optimizer import decay_start
 from jaxformer.plan.device_fit import (
@@ -76,14 +77,19 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
 
 def _describe_verdict(target: Target, fit: Fit, known: Durations, seconds: float) -> str:
     """Returns in a line whether a run fits the memory, and how long it takes."""
-    beside, whose = (PROCESS_BYTES, "this machine's") if target.platform == "cpu" else (0, f"{target.kind}'s")
-    needed = known.peak_memory if math.isfinite(known.peak_memory) else fit.peak + beside
-    share = f"{format_size(needed)} of {whose} {format_size(target.memory + beside)}"
+    needed = known.peak_memory  # Of a run that was made here, and so fits.
+    is_cpu, has_fitted = target.platform == "cpu", math.isfinite(needed)
+    if not has_fitted:
+        needed = fit.peak + (PROCESS_BYTES if is_cpu else 0)
     if not target.memory:
-        share = f"{format_size(needed)} of a {target.kind}, which does not tell how much it has"
-    elif not fits(fit):
-        return f"does not fit: {share}"
-    return f"fits: {share}; {'but too slow: ' if seconds > _TOO_LONG else ''}takes {_format_long(seconds)}"
+        word, share = "memory not known", f"{format_size(needed)} of a {target.kind}'s"
+    else:
+        word = "fits" if has_fitted or fits(fit) else "does not fit"
+        has, whose = (usable_memory(), "this machine's") if is_cpu else (target.memory, f"{target.kind}'s")
+        share = f"{format_size(needed)} of {whose} {format_size(has)}"
+    if word == "does not fit":
+        return f"{word}: {share}"
+    return f"{word}: {share}; {'but too slow: ' if seconds > _TOO_LONG else ''}takes {_format_long(seconds)}"
 
 
 def _format_long(seconds: float) -> str:
@@ -105,12 +111,12 @@ def _print_tokens(experiment: Experiment, known: Durations) -> None:
 
 def _passes(experiment: Experiment, known: Durations, tokens: int) -> str:
     """Returns how often a token is seen, as far as it is known how many there are."""
-    budgets, size = [part.tokens for part in parts_of(experiment.corpus)], text_bytes(experiment)
     if math.isfinite(known.corpus_tokens):
         return f", {tokens / known.corpus_tokens:.2g} x those of the corpus"
-    if len(budgets) == 1 and budgets[0]:
-        return f", {tokens / budgets[0]:.2g} x those of the corpus"
-    return f", about {tokens / (size / TOKEN_BYTES):.2g} x those of {format_size(size)} of text" if size else ""
+    if size := text_bytes(experiment):
+        return f", about {tokens / (size / TOKEN_BYTES):.2g} x those of {format_size(size)} of text"
+    budgets = [part.tokens for part in parts_of(experiment.corpus)]
+    return f", {tokens / budgets[0]:.2g} x those of the corpus" if len(budgets) == 1 and budgets[0] else ""
 
 
 def _print_time(experiment: Experiment, target: Target, known: Durations, speed: Speed, seconds: Seconds) -> None:

@@ -28,8 +28,8 @@ from jaxformer.experiment.experiment import (
     training_flops,
 )
 from jaxformer.host.console import show_status
-from jaxformer.plan.compiled_step import compiled_bytes, lower_steps
-from jaxformer.plan.device_fit import Fit, Target, choose_fit, compiled_here, computed_with, device_to_come, fits
+from jaxformer.plan.compiled_step import compiled_bytes, lower_steps, lower_validation
+from jaxformer.plan.device_fit import Fit, Target, choose_fit, compiled_here, device_to_come, fits
 from jaxformer.run.durations import Durations, recall_durations
 from jaxformer.step import compile_step
 
@@ -84,13 +84,13 @@ class Seconds(NamedTuple):
 
 @fixed_options()
 def estimate_run_seconds(experiment: Experiment) -> float:
-    """Returns how long a run will take here, from its start to its end, tasks and data of unknown size left out.
+    """Returns how long a run will take here, from its start to its end, whose data are prepared; without its tasks.
 
     By what runs here took; where none had such a step, by a few on random tokens, or by the rate of matmuls.
     """
     target = device_to_come(experiment)
     fit = fit_here(experiment, target)
-    known = recall_durations(fit.experiment)
+    known = dataclasses.replace(recall_durations(fit.experiment), data=0.0)
     return run_seconds(experiment, known, speed_here(experiment, target, fit, known)).total
 
 
@@ -100,16 +100,18 @@ def fit_here(experiment: Experiment, target: Target) -> Fit:
 
 
 def compiled_on_cpu(fit: Fit, speed: Speed) -> Fit:
-    """Returns a way to compute a step with what the compiler says of it, on a CPU where a step was timed.
+    """Returns a way to compute a step with what the compiler says of it, or of a validation, if that takes more.
 
-    The formula is of the layout that XLA gives a step on a GPU. The run finds the compiled step in the cache.
+    That is on a CPU, where a step was timed: the formula is of the layout that XLA gives a step on a GPU. The run finds
+    in the cache what is compiled.
     """
     experiment = fit.experiment
     if fit.target.platform != "cpu" or not speed.compiling:
         return fit
-    show_status("compiling the step")
-    steps = lower_steps(experiment, run_mesh(experiment), experiment.model.vocabulary_size)
-    return dataclasses.replace(fit, compiled=max(compiled_bytes(step.compile()) for step in steps))
+    show_status("compiling what the run computes")
+    mesh, token_count = run_mesh(experiment), experiment.model.vocabulary_size
+    lowered = [*lower_steps(experiment, mesh, token_count), lower_validation(experiment, mesh, token_count)]
+    return dataclasses.replace(fit, compiled=max(compiled_bytes(each.compile()) for each in lowered))
 
 
 def largest_shape(experiment: Experiment) -> Experiment:
@@ -135,21 +137,25 @@ def run_seconds(experiment: Experiment, known: Durations, speed: Speed) -> Secon
     if math.isnan(data) and (size := text_bytes(experiment)):
         learned = 0 if experiment.tokenizer.path else min(size, experiment.tokenizer.training_bytes)
         data = 1 + size / (_TOKENISED * (experiment.tokenizer.processes or default_processes())) + learned / _LEARNED
-    start = known.start if math.isfinite(known.start) else _CHECKING + speed.compiling * len(shapes_of(experiment))
+    compiling = speed.compiling * len(shapes_of(experiment))
+    start = known.start if math.isfinite(known.start) else _CHECKING + compiling
     steps = training_flops(experiment) / _step_flops(largest_shape(experiment)) * speed.step_seconds
     return Seconds(data, IMPORTING + start, steps, _evaluation_seconds(experiment, known, speed))
 
 
 def _evaluation_seconds(experiment: Experiment, known: Durations, speed: Speed) -> float:
     """Returns the seconds of all evaluations. A validation's token takes a third of the time of one in training."""
-    evaluation = experiment.evaluation
-    count = len(evaluated_steps(experiment))
-    tokens = len(parts_of(experiment.corpus)) * evaluation.validation_bytes / TOKEN_BYTES
-    each = tokens / trained_tokens(largest_shape(experiment), 1) * speed.step_seconds / 3
+    evaluation, largest = experiment.evaluation, largest_shape(experiment)
+    batch = evaluation.rows_per_batch * largest.packing.row_length
+    batches = math.ceil(evaluation.validation_bytes / TOKEN_BYTES / batch)
+    tokens = len(parts_of(experiment.corpus)) * max(1, batches) * batch
+    each = tokens / trained_tokens(largest, 1) * speed.step_seconds / 3
     each = known.evaluation if math.isfinite(known.evaluation) else each
     compiling = known.compiled_evaluation if math.isfinite(known.compiled_evaluation) else _COMPILING_EVALUATION
     first = known.first_evaluation if math.isfinite(known.first_evaluation) else each + compiling
-    return first + (count - 1) * each
+    last = known.last_evaluation if math.isfinite(known.last_evaluation) else each
+    count = len(evaluated_steps(experiment))
+    return first + (count > 1) * last + max(0, count - 2) * each
 
 
 def speed_here(experiment: Experiment, target: Target, fit: Fit, known: Durations) -> Speed:
@@ -161,10 +167,12 @@ def speed_here(experiment: Experiment, target: Target, fit: Fit, known: Duration
         return Speed(known.step, 0.0, "as such runs here had")
     largest, rate = largest_shape(experiment), _matmul_rate(target)
     estimated = _step_flops(largest) * (1 + fit.cost) / (rate * target.devices * _UTILISATION)
-    timed, rows, share = computed_with(largest, fit.remat, fit.micro_batches), largest.training.rows_per_step, 1
-    while estimated / share > _LONGEST_STEP and rows % (2 * share) == 0:
+    rows, parts, share = largest.training.rows_per_step, fit.micro_batches, 1
+    while estimated / share > _LONGEST_STEP and rows % (2 * share * max(1, parts // (2 * share)) * target.devices) == 0:
         share *= 2
-        timed = replace(timed, {"training.rows_per_step": rows // share, "training.micro_batches": 1})
+    # Micro-batches are no larger than those that fit.
+    values = {"training.rows_per_step": rows // share, "training.micro_batches": max(1, parts // share)}
+    timed = replace(largest, values | {"model.remat": fit.remat})
     can_be_timed = estimated / share <= _LONGEST_STEP and (not target.memory or fits(fit))
     if experiment.mesh.processes == 1 and can_be_timed:
         return _time_steps(timed, share)

@@ -37,7 +37,9 @@ def track_report(outcome: Outcome, folder: Path, name: str, config: TrackingConf
         trackers.log(step, {"report": report, **pictures})
         trackers.end_step()
         trackers.log_summary(verdicts(outcome))
-    write_remembered(folder / _TRACKED, json.dumps(known | {run_id: _digest(report)}).encode())
+        are_all_there = trackers.names >= {*config.names}
+    if are_all_there:  # Else what one lacks comes with the next report.
+        write_remembered(folder / _TRACKED, json.dumps(known | {run_id: _digest(report)}).encode())
 
 
 def _digest(value: str | list[str]) -> str:

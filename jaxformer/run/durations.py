@@ -37,9 +37,11 @@ class Durations:
     first_evaluation: float = math.nan
     """With a save, a sample and the page."""
     evaluation: float = math.nan
-    """Of another one, on average."""
+    """Of those between the first and the last, on average."""
+    last_evaluation: float = math.nan
+    """Of the last, with all items of tasks; NaN where it is the first."""
     compiled_evaluation: float = math.nan
-    """Which the first takes longer."""
+    """Which the first takes longer than those behind it."""
     peak_memory: float = math.nan
     """Bytes at the peak, the device's where it keeps count, else the process's."""
     corpus_tokens: float = math.nan
@@ -66,7 +68,8 @@ def keep_durations(experiment: Experiment, durations: Durations) -> None:
 def recall_durations(experiment: Experiment) -> Durations:
     """Returns what the last runs on this machine took, as medians.
 
-    Of data, steps and evaluations those count that had the same, and of what is made once the fastest.
+    Those count that had the same data, step or evaluations, but for what compiling an evaluation takes; and of what is
+    made once, and found again, the fastest.
 
     Args:
         experiment: as it will be computed.
@@ -79,13 +82,15 @@ def recall_durations(experiment: Experiment) -> Durations:
         known = [durations[name] for durations in found if name in durations][-_LAST:]
         return of(known) if known else math.nan
 
-    start = last("start", "step", of=min)
+    # The first run of its data prepared them, and others find them in the cache, where this file lies too.
+    prepared = [line["durations"]["data"] for line in lines if line.get("data") == ours["data"]]
     return Durations(
-        data=last("data", "data", of=min),
-        start=start if math.isfinite(start) else last("start"),
+        data=min(prepared[1:], default=0.0) if prepared else math.nan,
+        start=last("start", "step", of=min),
         step=last("step", "step"),
         first_evaluation=last("first_evaluation", "step", "evaluation", of=min),
         evaluation=last("evaluation", "step", "evaluation"),
+        last_evaluation=last("last_evaluation", "step", "evaluation"),
         compiled_evaluation=last("compiled_evaluation"),
         peak_memory=last("peak_memory", "step", "evaluation", of=max),
         corpus_tokens=last("corpus_tokens", "data"),

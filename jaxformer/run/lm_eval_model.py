@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxformer.config import UserError, require
 from jaxformer.evaluation.decoding import bucket
@@ -16,6 +15,7 @@ from jaxformer.evaluation.generate import encode_text, generate_texts
 from jaxformer.evaluation.loglikelihood import Request, score
 from jaxformer.evaluation.sampling import Sampling
 from jaxformer.experiment.files import load_parts
+from jaxformer.host.console import progress_bar
 from jaxformer.host.paths import expanded
 from jaxformer.run.trained import load_trained
 
@@ -135,7 +135,7 @@ class JaxformerLM(TemplateLM):
             alike.setdefault((bucket(len(each.prompt)), each.sampling), []).append(number)
         rows, texts = self._rows, [""] * len(requests)
         batches = [numbers[i : i + rows] for numbers in alike.values() for i in range(0, len(numbers), rows)]
-        with tqdm(total=len(requests), desc="generating", disable=disable_tqdm or None, leave=False) as bar:
+        with progress_bar(total=len(requests), desc="generating", disable=disable_tqdm) as bar:
             for numbers in batches:
                 prompts = [wanted[number].prompt for number in numbers]
                 prompts += [[self.prefix_token_id]] * (rows - len(prompts))  # Fewer rows would be another shape.

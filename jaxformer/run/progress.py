@@ -232,8 +232,9 @@ class Progress:
         """
         steps_to_come = float(self._costs[step:].sum() / self._costs[max(0, step - 1)])
         done = [self.seconds_beside[each] for each in self._evaluations if self.seconds_beside.get(each)]
-        known = [each for each in (self._known.evaluation, self._known.first_evaluation) if math.isfinite(each)]
-        evaluation = (done[-1:] or known or [0.0])[0]
+        # The first of this run was compiled.
+        known = [*done[1:][-1:], self._known.evaluation, *done, self._known.first_evaluation, 0.0]
+        evaluation = next(each for each in known if math.isfinite(each))
         return steps_to_come * step_seconds + evaluation * sum(each >= step for each in self._evaluations)
 
     def add(self, step: int, metrics: dict) -> None:
@@ -262,15 +263,15 @@ class Progress:
 
     def _refresh(self) -> None:
         """Shows on a terminal the last step that is done, where its line is long in coming."""
-        now, first = time.perf_counter() - self._started, self._first
+        now = time.perf_counter() - self._started
         if now - self._shown < _STATUS_SECONDS:
             return
         done = [each for each in self._waiting if jax.tree.all(jax.tree.map(_is_ready, each[1]))]
         if not done:
             return
-        self._shown, (step, metrics) = now, done[-1]
-        steps = self._total.steps + len(done) - (first.steps if first else 0)
-        left = self._seconds_left(step, (now - first.seconds) / steps if first and steps else self._known.step)
+        self._shown, (step, metrics), first = now, done[-1], self._marks[0]
+        steps = self._total.steps + len(done) - first.steps
+        left = self._seconds_left(step, (now - first.seconds) / steps if steps else self._known.step)
         show_status(f"step {step}/{self._steps}  loss {float(metrics['loss']):.3f}  {format_left(left)}")
 
     def begin_phase(self, step: int, batches: str) -> None:

@@ -56,6 +56,11 @@ class Trackers(Closing):
         """The last step that one of them holds; -1 where none does."""
         return max((_last_step(tracker) for _, tracker in self._trackers), default=-1)
 
+    @property
+    def names(self) -> set[str]:
+        """The names of those that have not failed."""
+        return {name for name, _ in self._trackers}
+
     def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
         """Takes what a run is."""
         self._for_each(lambda tracker: tracker.log_hyperparameters(values))
@@ -84,8 +89,12 @@ class Trackers(Closing):
 
     def close(self) -> None:
         """Ends the trackers, once. A step that is not ended is given to them when the run goes on."""
-        self._for_each(lambda tracker: tracker.finish())
-        self._trackers = []
+        trackers, self._trackers = self._trackers, []
+        for name, tracker in trackers:
+            try:
+                tracker.finish()
+            except Exception as error:
+                _report(name, error)
 
     def _for_each(self, call: Callable[[Tracker], None]) -> None:
         for each in [*self._trackers]:
@@ -94,10 +103,14 @@ class Trackers(Closing):
                 call(tracker)
             except Exception as error:
                 self._trackers = [other for other in self._trackers if other is not each]
-                reason = f"{type(error).__name__}: {error}"
-                print_notice(f"{name} takes no more of this run ({reason}); the run's own files have it all")
+                _report(name, error)
                 with contextlib.suppress(Exception):
                     tracker.finish()
+
+
+def _report(name: str, error: Exception) -> None:
+    reason = f"{type(error).__name__}: {error}"
+    print_notice(f"{name} takes no more of this run ({reason}); the run's own files have it all")
 
 
 def _last_step(tracker: Tracker) -> int:

@@ -153,8 +153,11 @@ def test_what_waits_takes_as_much_longer_than_estimated_as_what_is_finished(tmp_
     jobs[0].workdir.mkdir(parents=True)
     (jobs[0].workdir / "summary.json").write_text('{"status": "finished"}')
     assert [status.seconds_left for status in one.statuses()] == [0, 60, 60]
-    one._runs[jobs[0].workdir].seconds = 90.0
+    finished = one._runs[jobs[0].workdir]
+    finished.seconds = 90.0
     assert [status.seconds_left for status in one.statuses()] == [0, 90, 90]
+    finished.first_step = 6
+    assert [status.seconds_left for status in one.statuses()] == [0, 60, 60], "it took that for a part of its steps"
 
 
 @pytest.fixture(scope="module")

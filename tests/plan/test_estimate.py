@@ -5,14 +5,16 @@ import re
 
 import pytest
 
+import jaxformer.plan.estimate
 import jaxformer.plan.run_time
 import jaxformer.step
 from jaxformer.config import UserError, replace
 from jaxformer.data.phases import Phase
 from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.resolution import load_experiment
+from jaxformer.plan.device_fit import choose_fit, device_at_hand
 from jaxformer.plan.estimate import print_plan
-from jaxformer.plan.run_time import IMPORTING, Speed, estimate_run_seconds, run_seconds
+from jaxformer.plan.run_time import IMPORTING, Speed, estimate_run_seconds, run_seconds, speed_here
 from jaxformer.run.durations import Durations
 
 pytestmark = pytest.mark.device_free
@@ -81,7 +83,8 @@ def test_the_first_line_is_the_verdict(where, overrides, verdict, no_step, capsy
 
 
 def test_memory_of_a_cpu_is_that_of_the_machine(no_step, monkeypatch, capsys):
-    monkeypatch.setattr("jaxformer.devices.device.usable_memory", lambda: 4_000_000_000)
+    for module in ("devices.device", "plan.estimate"):
+        monkeypatch.setattr(f"jaxformer.{module}.usable_memory", lambda: 4_000_000_000)
     print_plan(load_experiment("baseline_500m"))
     line = capsys.readouterr().out.splitlines()[0]
     assert re.fullmatch(r"verdict     does not fit: [0-9.]+ GB of this machine's 4.00 GB", line)
@@ -103,27 +106,68 @@ def test_step_that_takes_long_here_is_estimated_and_not_run(no_step, capsys):
     assert estimate_run_seconds(experiment) > 8.7e18 / 1e15
 
 
-def test_step_that_takes_long_is_timed_with_fewer_rows(monkeypatch, capsys):
-    experiment = load_experiment("baseline")
-    whole = training_flops(experiment) / experiment.training.steps
-    monkeypatch.setattr(jaxformer.plan.run_time, "_matmul_rate", lambda _: whole / 0.4 / 30)  # A step takes 30 s.
-    print_plan(experiment)
-    assert re.search(r"tokens/s, in \d+ steps? of 1/4 of the rows on random tokens", capsys.readouterr().out)
+@pytest.mark.parametrize(
+    ("overrides", "seconds", "timed"),
+    [
+        ({}, 30, (1, 1, 4)),
+        ({"training.micro_batches": "4"}, 15, (2, 2, 2)),  # Micro-batches of a row, as those that fit.
+        ({"training.rows_per_step": "3"}, 30, None),
+        ({}, 99, None),
+        ({}, 5, (4, 1, 1)),
+    ],
+)
+def test_step_that_takes_long_is_timed_with_fewer_rows_in_no_larger_micro_batches(
+    overrides, seconds, timed, monkeypatch
+):
+    experiment, found = load_experiment("baseline", {"training.micro_batches": "1"} | overrides), []
+    target = device_at_hand(experiment)
+    fit = choose_fit(experiment, target)
+    whole = training_flops(experiment) / experiment.training.steps * (1 + fit.cost)
+    monkeypatch.setattr(jaxformer.plan.run_time, "_matmul_rate", lambda _: whole / 0.4 / seconds)
+
+    def time_steps(one, share):
+        found.append((one.training.rows_per_step, one.training.micro_batches, share))
+        return Speed(1.0, 1.0, "")
+
+    monkeypatch.setattr(jaxformer.plan.run_time, "_time_steps", time_steps)
+    speed_here(experiment, target, fit, Durations())
+    assert found == ([timed] if timed else [])
 
 
-def test_parts_of_the_time_are_told_and_sum_up(no_step):
+def test_a_run_that_was_made_here_fits(monkeypatch, capsys):
+    known = Durations(step=1.0, peak_memory=2.0e9)
+    monkeypatch.setattr(jaxformer.plan.estimate, "recall_durations", lambda _: known)
+    monkeypatch.setattr("jaxformer.devices.device.usable_memory", lambda: 1_000_000)
+    print_plan(load_experiment("baseline"))
+    assert capsys.readouterr().out.startswith("verdict     fits: 2.00 GB of this machine's ")
+
+
+def test_parts_of_the_time_are_told_and_sum_up(no_step, tmp_path):
     experiment = load_experiment("baseline", {"training.steps": "900", "evaluation.every_steps": "400"})
-    known = Durations(data=1.0, start=2.0, step=0.5, first_evaluation=9.0, evaluation=4.0)
+    known = Durations(data=1.0, start=2.0, step=0.5, first_evaluation=9.0, evaluation=4.0, last_evaluation=6.0)
     speed = Speed(known.step, 0.0, "")
-    assert run_seconds(experiment, known, speed) == (1.0, IMPORTING + 2.0, 450.0, 9.0 + 2 * 4.0)
-    assert run_seconds(experiment, known, speed).total == IMPORTING + 470.0
-    # A validation's 37,500 tokens are 36.6 steps', at a third of their time.
+    assert run_seconds(experiment, known, speed) == (1.0, IMPORTING + 2.0, 450.0, 9.0 + 4.0 + 6.0)
+    assert run_seconds(experiment, known, speed).total == IMPORTING + 472.0
+    # A validation's 37,500 tokens are 19 batches of 2,048 tokens, at a third of the time of those of 2 steps.
     unknown = run_seconds(experiment, Durations(compiled_evaluation=5.0), speed)
-    assert unknown.evaluations == pytest.approx(5.0 + 3 * 150_000 / 4 / 1024 * 0.5 / 3)
+    assert unknown.evaluations == pytest.approx(5.0 + 3 * 19 * 2 * 0.5 / 3)
     assert unknown.data > 1.0
     elsewhere = replace(experiment, {"corpus.kind": "jsonl", "corpus.path": "hf://datasets/a/b/*.jsonl"})
     assert math.isnan(run_seconds(elsewhere, Durations(), speed).data)
     assert math.isfinite(run_seconds(elsewhere, Durations(), speed).total)
+    packed = replace(experiment, {"corpus.kind": "jsonl", "corpus.path": str(tmp_path / "a.jsonl.gz")})
+    (tmp_path / "a.jsonl.gz").write_bytes(b"packed")
+    assert math.isnan(run_seconds(packed, Durations(), speed).data), "how much text it is, nobody knows"
+    absent = replace(experiment, {"corpus.kind": "jsonl", "corpus.path": str(tmp_path / "absent.jsonl")})
+    assert math.isnan(run_seconds(absent, Durations(), speed).data)
+
+
+def test_passes_are_those_over_the_text_that_is_there_and_not_over_the_budget(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(jaxformer.plan.run_time, "_matmul_rate", lambda _: 1e3)
+    path = tmp_path / "a.txt"
+    path.write_text("a" * 40_960)
+    print_plan(load_experiment("baseline", {"corpus.path": str(path), "corpus.tokens": "1_638_400"}))
+    assert "in 1,600 steps, about 1.6e+02 x those of 0.0 MB of text" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

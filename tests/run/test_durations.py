@@ -12,7 +12,15 @@ from jaxformer.plan.device_fit import computed_with
 from jaxformer.plan.estimate import print_plan
 from jaxformer.run.durations import Durations, keep_durations, recall_durations
 
-FIRST = Durations(data=9.0, start=8.0, step=0.5, first_evaluation=7.0, evaluation=2.0, compiled_evaluation=5.0)
+FIRST = Durations(
+    data=9.0,
+    start=8.0,
+    step=0.5,
+    first_evaluation=7.0,
+    evaluation=2.0,
+    last_evaluation=4.0,
+    compiled_evaluation=5.0,
+)
 SECOND = Durations(data=1.0, start=3.0, step=0.7, first_evaluation=6.0, evaluation=3.0, compiled_evaluation=3.0)
 
 
@@ -35,6 +43,7 @@ def test_nothing_is_known_before_the_first_run():
 
 def test_runs_of_the_same_experiment_are_recalled_whole_and_what_is_made_once_as_it_was_fastest():
     keep_durations(baseline(), FIRST)
+    assert recall_durations(baseline()).data == 0.0, "what the first run prepared is there"
     keep_durations(baseline(optimizer__learning_rate="1e-3", training__steps="200"), SECOND)
     assert known(recall_durations(baseline())) == {
         "data": 1.0,
@@ -42,14 +51,14 @@ def test_runs_of_the_same_experiment_are_recalled_whole_and_what_is_made_once_as
         "step": pytest.approx(0.6),
         "first_evaluation": 6.0,
         "evaluation": 2.5,
+        "last_evaluation": 4.0,
         "compiled_evaluation": 4.0,
     }
 
 
-def test_runs_of_another_model_tell_how_long_compiling_takes_and_of_the_same_corpus_that_it_is_prepared():
+def test_runs_of_another_model_tell_what_compiling_an_evaluation_takes_and_of_the_same_corpus_that_it_is_prepared():
     keep_durations(baseline(), FIRST)
-    found = known(recall_durations(baseline(model__depth="2")))
-    assert found == {"data": 9.0, "start": 8.0, "compiled_evaluation": 5.0}
+    assert known(recall_durations(baseline(model__depth="2"))) == {"data": 0.0, "compiled_evaluation": 5.0}
     assert "data" not in known(recall_durations(baseline(tokenizer__vocabulary_size="512")))
     assert known(recall_durations(baseline(evaluation__validation_bytes="1000")))["step"] == 0.5
 

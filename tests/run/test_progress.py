@@ -132,6 +132,26 @@ def test_time_that_remains_counts_the_evaluations_to_come(tmp_path, capsys, cloc
     assert progress.step_seconds == 2.4 and progress.seconds_beside[3] == 10.0
 
 
+def test_line_that_is_long_in_coming_is_replaced_by_a_status_at_the_pace_of_this_phase(tmp_path, monkeypatch, clock):
+    shown, sizes = [], np.array([64.0] * 4 + [256.0] * 6)
+    monkeypatch.setattr(progress_module, "show_status", shown.append)
+    writer = Writer(tmp_path, first_step=0)
+    options = {"steps": 10, "learning_rates": np.zeros(10), "flops_per_token": np.ones(10), "tokens_per_step": sizes}
+    progress = make_progress(writer, every_steps=100, **options)
+    for step in range(1, 8):
+        if step == 5:
+            progress.begin_phase(4, "larger ones")
+        clock.pass_seconds(3.0 if step < 5 else 12.0)
+        progress.add(step, metrics(1.0))
+    assert shown == [
+        "step 1/10  loss 1.000  ETA unknown",
+        "step 3/10  loss 1.000  ETA 1:15",  # 1 step of 3 s, and 6 of four times as many operations.
+        "step 5/10  loss 1.000  ETA unknown",
+        "step 6/10  loss 1.000  ETA 0:48",
+        "step 7/10  loss 1.000  ETA 0:36",
+    ]
+
+
 def test_time_that_remains_is_shown_before_the_first_step_as_such_runs_had_it(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(progress_module, "show_status", shown.append)
