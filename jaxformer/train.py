@@ -55,6 +55,7 @@ from jaxformer.loop import Run, run_to_end
 from jaxformer.optimizer import decay_start
 from jaxformer.plan.device_fit import advise_here, choose_attention, device_at_hand, fit_to_device
 from jaxformer.plan.estimate import print_plan
+from jaxformer.plan.run_time import expected_durations
 from jaxformer.record import to_dict
 from jaxformer.run.continuation import BegunRun, begin_extended_run, extend_run, read_run
 from jaxformer.run.earlier_runs import check_earlier_runs
@@ -147,7 +148,7 @@ def train(
         write_config(own, experiment, lineage, own_record, environment, data.tokenizer, first_step := int(state.step))
         tracking = stack.enter_context(begin_tracking(experiment, own, trackers))
         writer = stack.enter_context(Writer(own, first_step, tracking))
-        progress = make_progress(experiment, writer, device.device_kind, mesh.size)
+        progress = make_progress(experiment, writer, expected_durations(experiment, target), target.kind, mesh.size)
         shared = checkpoints, progress, signals, mesh, tracking, RunPage(own, first_step)
         run = Run(experiment, own, data, *shared, record, started, prepared)
         return run_to_end(run, state, batches, seed, writer)

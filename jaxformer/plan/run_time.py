@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import sys
 import time
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from jaxformer.experiment.experiment import (
     trained_tokens,
     training_flops,
 )
-from jaxformer.host.console import show_status
+from jaxformer.host.console import is_terminal, show_status
 from jaxformer.plan.compiled_step import compiled_bytes, lower_steps, lower_validation
 from jaxformer.plan.device_fit import Fit, Target, choose_fit, compiled_here, device_to_come, fits
 from jaxformer.run.durations import Durations, recall_durations
@@ -177,6 +178,19 @@ def speed_here(experiment: Experiment, target: Target, fit: Fit, known: Duration
     if experiment.mesh.processes == 1 and can_be_timed:
         return _time_steps(timed, share)
     return Speed(estimated, 0.0, f"an estimate: {_UTILISATION:.0%} of what matmuls reach here, {_teraflops(rate)}")
+
+
+def expected_durations(experiment: Experiment, target: Target) -> Durations:
+    """Returns what the parts of a run will take, as far as that is known without running a step.
+
+    Where no run here had such steps, they take on a terminal, which has a place for it, what matmuls let expect.
+    """
+    known = recall_durations(experiment)
+    if math.isfinite(known.step) or not is_terminal(sys.stdout):
+        return known
+    first, *_ = shapes_of(experiment)
+    step = _step_flops(first) / (_matmul_rate(target) * target.devices * _UTILISATION)
+    return dataclasses.replace(known, step=step)
 
 
 def speed_of(experiment: Experiment, target: Target, fit: Fit) -> Speed:

@@ -49,6 +49,8 @@ class Records(NamedTuple):
     """`metrics.jsonl`."""
     samples: Mapping[int, str]
     """`samples.jsonl`: texts by step."""
+    other_seeds: Sequence[float] = ()
+    """Bits per byte that runs with other seeds, and nothing else, ended with."""
     error: BaseException | None = None
     """What ended the run before it was finished; None if nothing is known of that."""
 
@@ -131,12 +133,29 @@ class RunPage:
         """
         config, summary = (read_json_or_empty(self._folder / name) for name in (CONFIG, "summary.json"))
         so_far = {"seconds": seconds, "peak_memory_bytes": peak_memory()}
-        records = Records(config, summary or so_far, self._metrics.read(), self._samples, error)
+        others = read_other_seeds(self._folder, config)
+        records = Records(config, summary or so_far, self._metrics.read(), self._samples, others, error)
         first_step = span_at(spans, max(records.steps - 1, 0)).first_step
         alarms = find_alarms(records.series, records.samples.get(records.steps, ""), first_step)
         drawn = datetime.datetime.now(datetime.UTC)
         write_whole(self.path, make_page(records, alarms, drawn).encode(), sync=False)
         return alarms
+
+
+def read_other_seeds(folder: Path, config: Mapping[str, Any]) -> list[float]:
+    """Returns the bits per byte that finished runs beside a folder ended with, which differ by their seeds alone."""
+
+    def science(record: Mapping[str, Any]) -> dict:
+        return {name: value for name, value in record.get("identity", {}).items() if name != "seed"}
+
+    found = []
+    for path in sorted(folder.absolute().parent.glob(f"*/{CONFIG}")):
+        record, summary = read_json_or_empty(path), read_json_or_empty(path.with_name("summary.json"))
+        bits = summary.get("validation/bits_per_byte")
+        is_other = record.get("seed") != config["seed"] and science(record) == science(config)
+        if is_other and isinstance(bits, float) and math.isfinite(bits):
+            found.append(bits)
+    return found
 
 
 def make_page(records: Records, alarms: Sequence[str], drawn: datetime.datetime) -> str:
@@ -176,6 +195,10 @@ def make_figures(records: Records) -> list[Figure]:
         Figure("validation loss", _number(records.latest("validation/loss"), 4), "nats per token"),
         Figure("training loss", _number(_mean(records.values("train/loss")[-100:]), 4), "nats, last 100 steps"),
     ]
+    ends = [*records.other_seeds, *([records.latest("validation/bits_per_byte")] if "status" in summary else [])]
+    if len(ends) > 1:
+        spread = f"{np.std(ends, ddof=1):.4f}"
+        figures.append(Figure("seeds differ by", spread, f"bits per byte, standard deviation of {len(ends)} runs"))
     for task in records.accuracies():
         error = _plus_minus(100 * records.latest(f"{task}/acc_standard_error"), 1)
         figures.append(Figure(task, f"{100 * records.latest(f'{task}/acc'):.1f} %", f"{error} accuracy"))

@@ -24,7 +24,7 @@ from jaxformer.host.console import (
     show_status,
 )
 from jaxformer.optimizer import make_schedule
-from jaxformer.run.durations import Durations, recall_durations
+from jaxformer.run.durations import Durations
 from jaxformer.run.metrics import BATCH, Writer
 from jaxformer.skip_steps import MOST_IN_A_ROW, SPIKE
 
@@ -356,8 +356,8 @@ class Progress:
         self._started = started
 
 
-def make_progress(experiment: Experiment, writer: Writer, device_kind: str, devices: int) -> Progress:
-    """Returns the progress of a run on so many devices of a kind."""
+def make_progress(experiment: Experiment, writer: Writer, known: Durations, device_kind: str, devices: int) -> Progress:
+    """Returns the progress of a run on so many devices of a kind. Args: known: what it is expected to take."""
     steps, spans = experiment.training.steps, spans_of(experiment)
     flops = [training_flops_per_token(experiment.model, span.row_length) for span in spans]
     counts = [span.steps for span in spans]
@@ -371,5 +371,5 @@ def make_progress(experiment: Experiment, writer: Writer, device_kind: str, devi
         tokens_per_step=np.repeat([span.tokens_per_step for span in spans], counts),
         peak=peak and peak * devices,
         evaluations=evaluated_steps(experiment),
-        known=recall_durations(experiment),
+        known=known,
     )

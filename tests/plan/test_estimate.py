@@ -14,7 +14,14 @@ from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.plan.device_fit import choose_fit, device_at_hand
 from jaxformer.plan.estimate import print_plan
-from jaxformer.plan.run_time import IMPORTING, Speed, estimate_run_seconds, run_seconds, speed_here
+from jaxformer.plan.run_time import (
+    IMPORTING,
+    Speed,
+    estimate_run_seconds,
+    expected_durations,
+    run_seconds,
+    speed_here,
+)
 from jaxformer.run.durations import Durations
 
 pytestmark = pytest.mark.device_free
@@ -182,3 +189,16 @@ def test_passes_over_the_data_are_told_as_far_as_they_are_known(corpus, line, mo
     monkeypatch.setattr(jaxformer.plan.run_time, "_matmul_rate", lambda _: 1e3)
     print_plan(load_experiment("baseline", corpus))
     assert re.search(f"^tokens .*{line}$", capsys.readouterr().out, re.M)
+
+
+def test_on_a_terminal_a_step_is_expected_to_take_what_matmuls_tell_and_in_a_log_nothing_is_computed(monkeypatch):
+    experiment = load_experiment("baseline")
+    target, whole = device_at_hand(experiment), training_flops(experiment) / experiment.training.steps
+    monkeypatch.setattr(jaxformer.plan.run_time, "_matmul_rate", lambda _: whole / 0.4 / 3)
+    for on_terminal, step in ((True, 3.0), (False, math.nan)):
+        monkeypatch.setattr(jaxformer.plan.run_time, "is_terminal", lambda _, answer=on_terminal: answer)
+        assert expected_durations(experiment, target).step == pytest.approx(step, nan_ok=True)
+    known = Durations(step=7.0)
+    monkeypatch.setattr(jaxformer.plan.run_time, "recall_durations", lambda _: known)
+    monkeypatch.setattr(jaxformer.plan.run_time, "is_terminal", lambda _: True)
+    assert expected_durations(experiment, target) == known

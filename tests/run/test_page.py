@@ -19,7 +19,7 @@ import jaxformer.run.page
 from jaxformer.data.phases import Span
 from jaxformer.host.signals import Stopped
 from jaxformer.run.metrics import MetricsReader, Series, Writer
-from jaxformer.run.page import Records, RunPage, find_events, make_charts, make_page
+from jaxformer.run.page import Records, RunPage, find_events, make_charts, make_figures, make_page, read_other_seeds
 from jaxformer.run.samples import read_samples, write_samples
 from jaxformer.train import main
 
@@ -51,6 +51,34 @@ def test_the_page_shows_what_the_run_came_to(run):
     headings = ("Loss", "Learning rate", "Gradient norm", "Update norms", "Parameter norms")
     assert [page.text.count(f"{heading} ") for heading in headings] == [1] * 5
     page.assert_nothing_is_loaded_or_run()
+
+
+def test_how_much_seeds_differ_is_shown_where_other_seeds_are_finished(run, tmp_path):
+    config, summary = (json.loads((run / name).read_text()) for name in ("config.json", "summary.json"))
+    others = {
+        "seed_1": (1, 2.5, {}),
+        "seed_2": (2, 2.7, {}),
+        "seed_3": (3, 9.9, {}),
+        "wider": (4, 9.9, {"model.width": 99}),
+    }
+    for name, (seed, bits, changed) in others.items():
+        (tmp_path / name).mkdir()
+        identity = config["identity"] | {"seed": seed} | changed
+        (tmp_path / name / "config.json").write_text(json.dumps({"seed": seed, "identity": identity}))
+        (tmp_path / name / "summary.json").write_text(json.dumps({"validation/bits_per_byte": bits}))
+    (tmp_path / "seed_5").mkdir()
+    (tmp_path / "seed_5" / "config.json").write_text(
+        json.dumps({"seed": 5, "identity": config["identity"] | {"seed": 5}})
+    )
+    assert read_other_seeds(tmp_path / "seed_3", config) == [2.5, 2.7], "neither its own, nor another configuration's"
+    records = records_of(run, other_seeds=[2.5, 2.7])
+    figures = {figure.name: figure.value for figure in make_figures(records)}
+    assert figures["seeds differ by"] == f"{np.std([2.5, 2.7, summary['validation/bits_per_byte']], ddof=1):.4f}"
+    going = records._replace(summary={"seconds": 1.0, "peak_memory_bytes": 1})
+    assert "0.1414 bits per byte, standard deviation of 2 runs" in " ".join(
+        Page(make_page(going, [], NOW)).text.split()
+    )
+    assert "seeds differ by" not in Page(make_page(going._replace(other_seeds=[2.5]), [], NOW)).text
 
 
 def test_a_page_of_a_run_that_goes_on_tells_how_far_it_is_and_what_is_wrong(run):
