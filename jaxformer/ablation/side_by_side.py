@@ -134,7 +134,10 @@ def _reservations(first: FinishedRun, other: FinishedRun, seeds: int, changes: M
         return ["seeds of one experiment: how far apart they are is what a change must exceed"]
     names = [declared_name(run.record) for run in (first, other)]
     is_declared = names[0] in (other.record["lineage"].get("parents") or ())
-    found = [] if is_declared else [f"change: {names[1]} is not a declared change of {names[0]}"]
+    undeclared = f"{names[1]} is not a declared change of {names[0]}"
+    if names[0] == names[1]:
+        undeclared = f"both are of {names[0]}, of which no file declares it"
+    found = [] if is_declared else [f"change: {undeclared}"]
     if not seeds:
         return [*found, "seeds: they share none, so that they began with other weights and read other batches"]
     if seeds < _FEWEST_SEEDS:

@@ -50,6 +50,14 @@ def test_two_seeds_of_one_experiment_show_what_a_change_must_exceed(folder):
     assert any("must exceed" in text for text in contrast.reservations)
 
 
+def test_change_that_was_set_by_hand_is_said_to_be_declared_nowhere(folder):
+    first, other = shown(folder, "root/seed_0", "muon/seed_0")
+    record = other.record | {"lineage": other.record["lineage"] | {"experiment": "root", "parents": []}}
+    by_hand = other._replace(record=record, finished=other.finished._replace(record=record))
+    (contrast,) = contrast_runs([first, by_hand])
+    assert contrast.reservations[0] == "change: both are of root, of which no file declares it"
+
+
 @pytest.mark.parametrize("names", [("muon", "slow"), ("muon", "root")])
 def test_a_study_is_recommended_of_a_declared_change_alone(folder, names):
     runs = shown(folder, *[f"{name}/seed_{seed}" for name in names for seed in range(3)])
