@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxformer.ablation.comparison import compare_runs
-    from jaxformer.ablation.study import Ladder, Study
+    from jaxformer.ablation.study import Chain, Study
     from jaxformer.data.packing import Batch, make_batches
     from jaxformer.evaluation.generate import sample_text
     from jaxformer.evaluation.sampling import Sampling
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "Chain",
     "Experiment",
-    "Ladder",
     "Merge",
     "Promoted",
     "Sampling",
@@ -80,7 +80,7 @@ __all__ = [
 _MODULES = {
     "Batch": "data.packing",
     "Experiment": "experiment.experiment",
-    "Ladder": "ablation.study",
+    "Chain": "ablation.study",
     "Merge": "experiment.variant",
     "Promoted": "experiment.variant",
     "Sampling": "evaluation.sampling",

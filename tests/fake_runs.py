@@ -227,7 +227,7 @@ def _begin(runs: Path, resolved: Resolved, seed: int, tasks: Sequence[str], item
     """Writes `config.json` and the tokenizer; returns the folder and the experiment."""
     experiment = resolved.experiment
     workdir = runs / resolved.name / f"seed_{seed}"
-    workdir.mkdir(parents=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(experiment)
     digests = {"tokenizer": tokenizer.digest}
     for i, name in enumerate(part_names(experiment.corpus)):

@@ -1,5 +1,6 @@
 """What can be known before the first step of a study, checked before it: its files, its data and its earlier runs."""
 
+import math
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 
 from jaxformer.ablation.another_process import in_another_process
 from jaxformer.ablation.earlier import EarlierRuns, describe_now, find_earlier
+from jaxformer.ablation.finished_runs import ended_seeds
+from jaxformer.ablation.ladder import Ladder, make_rungs
 from jaxformer.ablation.study import (
     Study,
     ended_jobs,
@@ -19,6 +22,7 @@ from jaxformer.ablation.study import (
     seeds_of,
     with_root,
 )
+from jaxformer.ablation.training_jobs import make_job
 from jaxformer.ablation.tuning import make_search, runs_to_come
 from jaxformer.config import UserError, require
 from jaxformer.data.corpus import check_sources
@@ -97,6 +101,44 @@ def check_tuning(
     """
     earlier = in_another_process(_CHECKS, _check_tuning, experiment, parent, runs, seeds, tuple(allow), retrain)
     return Checked(_estimate([make_search(experiment, parent, runs).own], runs, parallel), earlier)
+
+
+def check_ladder(
+    ladder: Ladder,
+    runs: Path,
+    *,
+    allow: Collection[str] = (),
+    retrain: bool = False,
+    prepare: bool = True,
+    parallel: int = 1,
+) -> Checked:
+    """Returns what the runs of a ladder will take, checked as those of a study are.
+
+    Args:
+        runs, allow, retrain, prepare, parallel: as of `check_study`.
+
+    Raises:
+        UserError: as of `check_study`.
+    """
+    earlier = in_another_process(_CHECKS, _check_ladder, ladder, runs, tuple(allow), retrain, prepare)
+    with share_of_cores(0, parallel):
+        seconds = in_another_process("timing a step of each size", _estimate_ladder, ladder, runs, parallel)
+    return Checked(seconds, earlier)
+
+
+@fixed_options()
+def _check_ladder(ladder: Ladder, runs: Path, allow: tuple[str, ...], retrain: bool, prepare: bool) -> EarlierRuns:
+    rungs = make_rungs(ladder)
+    jobs = [job for rung in rungs for job in rung.jobs(runs, math.nan)]
+    ended = [make_job(one.resolved, n, runs, math.nan) for one in rungs for n in ended_seeds(runs / one.name)]
+    resolved = [rung.resolved for rung in rungs]
+    return _check(resolved, runs, jobs, ended, allow=allow, retrain=retrain, prepare=prepare)
+
+
+def _estimate_ladder(ladder: Ladder, runs: Path, parallel: int) -> dict[str, float]:
+    """Returns the seconds of a run of each size: as its runs took, else by timing its own step."""
+    resolved = [rung.resolved for rung in make_rungs(ladder)]
+    return {one.name: mean_seconds(runs / one.name) or _estimate_run(one.experiment, parallel) for one in resolved}
 
 
 @fixed_options()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxformer.ablation.comparability import ALLOWABLE
 from jaxformer.ablation.leave_one_out import leave_one_out
-from jaxformer.ablation.study import Ladder, Study, choose_study, no_ladder
+from jaxformer.ablation.study import Chain, Study, choose_study, no_chain
 from jaxformer.config import require
 from jaxformer.host.paths import local_path
 
@@ -40,15 +40,15 @@ def chosen_study(options: argparse.Namespace) -> Study:
     """Returns the study that the options of `add_study_options` name.
 
     Raises:
-        UserError: as of `chosen_study_or_ladder`, or it is a ladder.
+        UserError: as of `chosen_study_or_chain`, or it is a chain.
     """
-    return no_ladder(chosen_study_or_ladder(options))
+    return no_chain(chosen_study_or_chain(options))
 
 
-def chosen_study_or_ladder(
+def chosen_study_or_chain(
     options: argparse.Namespace, *, seeds: int = Study.seeds, parent_seeds: int = Study.parent_seeds
-) -> Study | Ladder:
-    """Returns the study or the ladder that the options of `add_study_options` name.
+) -> Study | Chain:
+    """Returns the study or the chain that the options of `add_study_options` name.
 
     Raises:
         UserError: as of `choose_study` and `leave_one_out`, or both are given.

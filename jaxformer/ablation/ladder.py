@@ -1,74 +1,99 @@
-"""Questions one after another, each of what was kept of those before it: from a first parent to the last kept one."""
+"""An experiment at several sizes, each trained after it was foretold by those below it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxformer.ablation.comparison import Comparison
-from jaxformer.ablation.promotion import PROMOTABLE, check_name, find_comparison, promote, promotes
-from jaxformer.ablation.study import Ladder, Study
-from jaxformer.ablation.verdict import Word
-from jaxformer.config import UserError, require
-from jaxformer.experiment.resolution import resolve, resolve_variant_of
-from jaxformer.statistics.significance import INTERIM_SEEDS
-
-# Runs a study of one variant; returns how that compares, or None where its runs failed before it could be judged.
-Ask = Callable[[Study], Comparison | None]
-
-
-class Answer(NamedTuple):
-    """What came of one change."""
-
-    parent: str
-    variant: str
-    kept: str
-    """The experiment that it was promoted to; '' where the parent stays."""
+from jaxformer.ablation.training_jobs import make_job, run_to_results
+from jaxformer.config import UserError, replace, require
+from jaxformer.experiment.best_rate import RATE
+from jaxformer.experiment.experiment import science
+from jaxformer.experiment.files import list_experiments
+from jaxformer.experiment.lineage import Lineage, Resolved
+from jaxformer.experiment.resolution import resolve
+from jaxformer.experiment.sizes import Rate, at_size, compute_of, size_file
+from jaxformer.host.files import write_whole
+from jaxformer.jobs.launch import Job
 
 
-def run_ladder(ladder: Ladder, name: str, runs: Path, ask: Ask) -> Iterator[Answer]:
-    """Asks the questions of a ladder in turn, and yields what came of each as soon as it is decided.
+class Ladder(NamedTuple):
+    """An experiment, and the sizes that are made of it."""
 
-    What is kept is promoted to `NAME_VARIANT`, a file in `experiments/`. After an interruption the same call takes what
-    is promoted as it is, finds the finished runs of all else, and goes on.
+    base: str
+    """The name of the experiment that is scaled, or the path of its file."""
+    depths: tuple[int, ...]
+    seeds: tuple[int, ...]
+    """How many runs there are of each size."""
+    rate: Rate
+    """Of each size by its compute."""
+    tokens_per_parameter: float = 0.0
+    """As of `at_size`."""
 
-    Args:
-        name: of the ladder.
+
+class Rung(NamedTuple):
+    """A size of a ladder."""
+
+    resolved: Resolved
+    values: Mapping[str, Any]
+    """What it changes of the experiment that is scaled, by dotted path."""
+    compute: float
+    """Of a run, as a multiple of that of the experiment that is scaled."""
+    seeds: int
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.resolved.name
+
+    def jobs(self, runs: Path, seconds: float) -> list[Job]:
+        """Returns its runs. Args: seconds: of each, estimated."""
+        return [make_job(self.resolved, seed, runs, seconds) for seed in range(self.seeds)]
+
+
+def make_rungs(ladder: Ladder) -> list[Rung]:
+    """Returns the sizes of a ladder, by ascending depth.
 
     Raises:
-        UserError: a change cannot be applied to what was kept, or a question could not be judged. What can be known of
-            the names and changes is refused before the first question.
+        UserError: the experiment cannot be scaled so.
     """
-    parent, first, folder = ladder.parent, resolve(ladder.parent), Path("experiments")
-    for variant in ladder.variants:
-        resolve_variant_of(first, variant)
-        check_name(f"{name}_{variant}")
-    for variant in ladder.variants:
-        kept, path = f"{name}_{variant}", folder / f"{name}_{variant}.py"
-        one = resolve_variant_of(resolve(parent), variant).name
-        if not promotes(path, one, parent):
-            require(
-                not path.exists(), f"{path}: it exists, and is no {variant} of {parent}; rename it, or the study's file"
-            )
-            found = _decide(ladder, parent, variant, ask)
-            if found.verdict.word in PROMOTABLE:
-                promote(find_comparison(runs, found.variant, parent=parent), runs, name=kept, folder=folder)
-            else:
-                kept = ""
-        yield Answer(parent, one, kept)
-        parent = kept or parent
+    base, rungs = resolve(ladder.base).experiment, []
+    for depth, seeds in sorted(zip(ladder.depths, ladder.seeds, strict=True)):
+        try:
+            values = at_size(base, depth, tokens_per_parameter=ladder.tokens_per_parameter)
+            compute = compute_of(base, values)
+            values |= {RATE: ladder.rate.at(compute)}
+            experiment = replace(base, values | {"name": f"{base.name}_d{depth}"})
+        except UserError as error:
+            raise UserError(f"{base.name} at depth {depth}: {error}") from error
+        rungs.append(Rung(Resolved(experiment, Lineage()), values, compute, seeds))
+    return rungs
 
 
-def _decide(ladder: Ladder, parent: str, variant: str, ask: Ask) -> Comparison:
-    """Returns how a variant compares with its parent when it is decided, or no more seeds are to be trained."""
-    found = None
-    for seeds in (count for count in INTERIM_SEEDS if count <= ladder.most_seeds):
-        study = Study(parent=parent, variants=(variant,), seeds=seeds, parent_seeds=seeds, rule=ladder.rule)
-        found = ask(study)
-        if not (found and found.verdict.word is Word.UNDECIDED and found.verdict.more_seeds):
-            break
-    if found is None or found.verdict.word is Word.NOT_COMPARED:
-        reason = f" ({found.verdict.reason})" if found else ""
-        raise UserError(
-            f"{variant} of {parent} could not be judged{reason}; once it can, the same command goes on from there"
+def write_rungs(ladder: Ladder, rungs: Sequence[Rung], command: str) -> list[Path]:
+    """Writes the file of each size to `experiments/`, if there is none of its name; returns those that were written.
+
+    Raises:
+        UserError: an experiment of that name is another.
+    """
+    written, known = [], list_experiments()
+    for rung in rungs:
+        if rung.name not in known:
+            path = Path("experiments", f"{rung.name}.py")
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, size_file(ladder.base, rung.values, command).encode())
+            written.append(path)
+        require(
+            science(resolve(rung.name).experiment) == science(rung.resolved.experiment),
+            f"the experiment {rung.name} is another than {ladder.base} at that size: move its file away, or repeat the "
+            "options that it was made with",
         )
-    return found
+    return written
+
+
+def train_rung(rung: Rung, runs: Path, seconds: float, *, parallel: int) -> None:
+    """Trains the runs of a size that are not finished, showing what it does. Args: seconds: of each, estimated.
+
+    Raises:
+        TrainingFailure: a run ended otherwise than by divergence.
+    """
+    run_to_results(rung.jobs(runs, seconds), parallel=parallel)

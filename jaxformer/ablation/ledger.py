@@ -5,9 +5,7 @@ of a parent, by whichever studies, the last counts, and one is added where it is
 """
 
 import datetime
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.verdict import Word
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import print_notice
+from jaxformer.host.files import append_json_line, read_json_lines
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.shrinkage import shrink, spread_of_effects
 from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level
@@ -39,50 +38,14 @@ Line = dict[str, Any]
 
 
 def append(runs: Path, line: Mapping[str, Any]) -> None:
-    """Appends a line to the ledger of a folder of runs, with the time; returns once it is on the disk.
-
-    It is one write, so that several processes may append, and a process that is killed leaves all of it or none. Behind
-    an end that a failing machine tore off it begins a line of its own.
-
-    Raises:
-        OSError: the disk does not take it.
-    """
+    """Appends a line to the ledger of a folder of runs, with the time: see `append_json_line`."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    content = json.dumps({**line, "time": now}, allow_nan=False).encode() + b"\n"
-    runs.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(runs / LEDGER, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        size = os.fstat(descriptor).st_size
-        is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        content = b"\n" * is_torn + content
-        written = os.write(descriptor, content)
-        if written < len(content):
-            raise OSError(f"{runs / LEDGER}: only {written} of {len(content)} bytes could be written; free space")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    append_json_line(runs / LEDGER, {**line, "time": now})
 
 
 def read_ledger(runs: Path) -> list[Line]:
-    """Returns the lines of the ledger of a folder of runs, in their order; one that is damaged is named and left out.
-
-    Raises:
-        OSError: there is a ledger that cannot be read.
-    """
-    path, lines = runs / LEDGER, []
-    if not path.exists():
-        return []
-    for number, text in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            if not all(isinstance(line[name], str) for name in ("kind", "time", "parent", "variant")):
-                raise ValueError("no decision")
-            lines.append(line)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            print_notice(f"{path}, line {number}: damaged, and left out")
-    return lines
+    """Returns the lines of the ledger of a folder of runs: see `read_json_lines`."""
+    return read_json_lines(runs / LEDGER, ("kind", "time", "parent", "variant"))
 
 
 def latest_verdicts(lines: Iterable[Line]) -> dict[tuple[str, str], Line]:

@@ -54,13 +54,13 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder:
+class Chain:
     """Changes in an order. Each is a study of its own, and what it keeps is the parent of the next."""
 
     parent: str
-    """The experiment at the foot."""
+    """The experiment that the first question is put to."""
     variants: tuple[str, ...]
-    """Names, as in a `Study`: from the foot upwards."""
+    """Names, as in a `Study`, in the order in which they are asked."""
     most_seeds: Annotated[int, Bounds(at_least=INTERIM_SEEDS[0], at_most=INTERIM_SEEDS[-1])] = 8
     """Seeds up to which a question is followed that is undecided: from 3 on, at each interim analysis."""
     rule: Rule = field(default_factory=Rule)
@@ -70,13 +70,13 @@ class Ladder:
         Study(parent=self.parent, variants=self.variants, rule=self.rule)  # Which checks the names.
 
 
-def load_study(name_or_path: str) -> Study | Ladder:
+def load_study(name_or_path: str) -> Study | Chain:
     """Returns what a file assigns to `STUDY`, found at a path or by its name.
 
     Raises:
         UserError: there is none.
     """
-    return run_file(find_study(name_or_path), "STUDY", (Study, Ladder), "study")
+    return run_file(find_study(name_or_path), "STUDY", (Study, Chain), "study")
 
 
 def choose_study(
@@ -86,7 +86,7 @@ def choose_study(
     *,
     seeds: int = Study.seeds,
     parent_seeds: int = Study.parent_seeds,
-) -> Study | Ladder:
+) -> Study | Chain:
     """Returns the study of a file, or of a parent and its variants, separated by commas, in place of one.
 
     Raises:
@@ -101,15 +101,15 @@ def choose_study(
     return Study(parent=parent, variants=names, seeds=seeds, parent_seeds=parent_seeds)
 
 
-def no_ladder(study: Study | Ladder) -> Study:
+def no_chain(study: Study | Chain) -> Study:
     """Returns a study as it is.
 
     Raises:
-        UserError: it is a ladder.
+        UserError: it is a chain.
     """
-    if isinstance(study, Ladder):
+    if isinstance(study, Chain):
         raise UserError(
-            "this is a ladder: `jaxformer ablate` runs it and `jaxformer report --all` draws it; name one of its "
+            "this is a chain: `jaxformer ablate` runs it and `jaxformer report --all` draws it; name one of its "
             "questions by --parent and --variants"
         )
     return study

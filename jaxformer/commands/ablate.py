@@ -5,7 +5,7 @@ runs are skipped: the same command resumes a study that was stopped. A study is 
 
   jaxformer ablate --parent=NAME --variants=A,B --seeds=N
 
-A study may be a ladder: questions in turn, each of what was kept of those before it.
+A study may be a chain: questions in turn, each of what was kept of those before it.
 
 To see what the gain of a promoted experiment is made of, leave out each of its changes in turn:
 
@@ -20,19 +20,19 @@ import sys
 from pathlib import Path
 
 from jaxformer.ablation.again import describe_again, make_again
+from jaxformer.ablation.chain import run_chain
 from jaxformer.ablation.checks import check_study
-from jaxformer.ablation.command_line import add_study_options, chosen_study_or_ladder
+from jaxformer.ablation.command_line import add_study_options, chosen_study_or_chain
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import has_diverged
-from jaxformer.ablation.ladder import run_ladder
 from jaxformer.ablation.outcome import Outcome, judge_study
 from jaxformer.ablation.run_study import (
     describe_failures,
     print_study_plan,
     run_jobs,
 )
-from jaxformer.ablation.study import Ladder, Study, make_jobs
+from jaxformer.ablation.study import Chain, Study, make_jobs
 from jaxformer.ablation.study_clocks import clocks_to_come, forget_clocks, measure_clocks
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, require
@@ -49,13 +49,13 @@ def main(arguments: list[str]) -> int:
     """Runs a study and prints what it decided; returns the exit status."""
     options = _parse(arguments)
     seeds = {"seeds": options.seeds, "parent_seeds": max(options.seeds, options.parent_seeds or 0)}
-    study = chosen_study_or_ladder(options, **seeds)
-    return _run_ladder(study, options) if isinstance(study, Ladder) else int(bool(_ablate(study, options)[0]))
+    study = chosen_study_or_chain(options, **seeds)
+    return _run_chain(study, options) if isinstance(study, Chain) else int(bool(_ablate(study, options)[0]))
 
 
-def _run_ladder(ladder: Ladder, options: argparse.Namespace) -> int:
-    """Runs the questions of a ladder in turn; returns the exit status."""
-    require(not options.plan, "what a ladder asks depends on what it kept: plan a question by --parent and --variants")
+def _run_chain(chain: Chain, options: argparse.Namespace) -> int:
+    """Runs the questions of a chain in turn; returns the exit status."""
+    require(not options.plan, "what a chain asks depends on what it kept: plan a question by --parent and --variants")
     failed = False
 
     def ask(study: Study) -> Comparison | None:
@@ -67,8 +67,8 @@ def _run_ladder(ladder: Ladder, options: argparse.Namespace) -> int:
         has_crashed = any(not has_diverged(status.job.workdir) for status in failures)
         return None if has_crashed and found and found.verdict.word is Word.UNDECIDED else found
 
-    name, last = Path(options.study).stem, ladder.parent
-    for answer in run_ladder(ladder, name, options.runs, ask):
+    name, last = Path(options.study).stem, chain.parent
+    for answer in run_chain(chain, name, options.runs, ask):
         last = answer.kept or answer.parent
         became = f"kept, as {answer.kept}" if answer.kept else f"not kept: {answer.parent} stays"
         print_line(f"{printable(answer.variant)}: {became}\n")

@@ -27,6 +27,8 @@ _FIRST = (
     "promote",
     "confirm",
     "judge",
+    "ladder",
+    "forecast",
     "export",
     "replay-step",
     "harness",
@@ -41,11 +43,13 @@ ENVIRONMENT = {
     "export": {"JAX_PLATFORMS": "cpu"},  # It is compared in the CPU's float32.
     "compare": {"JAX_PLATFORMS": "cpu"},  # A run may be training on the device.
     "report": {"JAX_PLATFORMS": "cpu"},  # As above.
+    "forecast": {"JAX_PLATFORMS": "cpu"},  # As above.
     "promote": {"JAX_PLATFORMS": "cpu"},  # As above.
     "judge": {"JAX_PLATFORMS": "cpu"},  # As above.
     "evaluate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # A run may be training on the same device.
     "generate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
     "tune": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # The runs need the device.
+    "ladder": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
     "ablate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
     "confirm": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
 }

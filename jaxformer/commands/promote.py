@@ -11,7 +11,7 @@ import sys
 
 from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.promotion import find_comparison, promote
-from jaxformer.ablation.study import Study, choose_study, no_ladder
+from jaxformer.ablation.study import Study, choose_study, no_chain
 from jaxformer.config import require
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     require(not (options.study and options.parent), "give --study or --parent, not both")
     has_study = options.study or options.variants
-    study = no_ladder(choose_study(options.study, options.parent, options.variants)) if has_study else None
+    study = no_chain(choose_study(options.study, options.parent, options.variants)) if has_study else None
     found = find_comparison(options.runs, options.variant, parent=options.parent or "", study=study)
     made = promote(found, options.runs, name=options.name, by_hand=options.by_hand)
     kept, tuned = made.evidence, "".join(f", {path} {value}" for path, value in made.promoted.change.items())

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxformer.ablation.outcome import Outcome
 from jaxformer.report.forest_plot import draw_forest
 from jaxformer.report.graph import draw_graph
-from jaxformer.report.history import History, draw_expectations, draw_history
+from jaxformer.report.history import draw_expectations, draw_history
 from jaxformer.report.leave_one_out import draw_composition
 from jaxformer.report.loss_curves import draw_losses, draw_paired
 from jaxformer.report.returns import draw_returns
@@ -105,8 +104,8 @@ HISTORY_PLOTS = (
 )
 
 
-def draw_pictures(found: Outcome | History, folder: Path, plots: Sequence[Plot] = PLOTS) -> list[Picture]:
-    """Writes a PNG of each picture of a study, or of all, to a folder; returns the pictures."""
+def draw_pictures(found: Any, folder: Path, plots: Sequence[Plot] = PLOTS) -> list[Picture]:
+    """Writes a PNG of each picture of what was found to a folder; returns the pictures."""
     pictures = []
     with drawing():
         for name, draw, heading, caption in plots:

@@ -13,6 +13,7 @@ from jaxformer.ablation.outcome import Outcome
 from jaxformer.config import UserError, require
 from jaxformer.host.files import write_whole
 from jaxformer.report.figures import HISTORY_PLOTS, draw_pictures
+from jaxformer.report.forecasts import Forecasts, draw_forecasts, forecasts_page
 from jaxformer.report.history import History
 from jaxformer.report.html import make_history_page, make_page
 from jaxformer.report.markdown import make_markdown
@@ -61,6 +62,18 @@ def write_history(history: History, folder: Path) -> Path:
     with _written(folder):
         pictures = draw_pictures(history, folder, HISTORY_PLOTS)
         write_whole(folder / PAGE, make_history_page(history, pictures).encode())
+    return folder / PAGE
+
+
+def write_forecasts(forecasts: Forecasts, folder: Path) -> Path:
+    """Writes `index.html` and a PNG of each picture of all forecasts to a folder; returns the page.
+
+    Raises:
+        UserError: as of `write_report`.
+    """
+    with _written(folder):
+        pictures = draw_forecasts(forecasts, folder)
+        write_whole(folder / PAGE, forecasts_page(forecasts, pictures).encode())
     return folder / PAGE
 
 

@@ -119,7 +119,7 @@ def make_chart(
     name: str,
     heading: str,
     about: str,
-    curves: Mapping[str, Series],
+    curves: Mapping[str, Series | Points],
     *,
     points: int = 100,
     scale: Literal["linear", "from 0", "logarithmic"] = "linear",
@@ -133,7 +133,7 @@ def make_chart(
         name: by which the page is told what it is.
         heading: what is above it.
         about: the unit, and what else is to be known.
-        curves: in the order of their colours.
+        curves: in the order of their colours; points are drawn as they are.
         points: the most of a curve.
         scale: of the vertical axis; a logarithmic one has no place for what is not above 0.
         with_range: name of a curve that scatters: its points average, in a band from the least to the largest values.
@@ -141,13 +141,14 @@ def make_chart(
             all others.
         events: what is marked.
     """
-    if scale == "logarithmic":
-        curves = {key: one._replace(values=_logarithm(one.values)) for key, one in curves.items()}
-    thinned = {
-        key: thin(one, min(points, max(_FEWEST_POINTS, len(one.values) // _AVERAGED)) if key == with_range else points)
-        for key, one in curves.items()
-        if np.isfinite(one.values).any()
-    }
+    thinned = {}
+    for key, one in curves.items():
+        if isinstance(one, Series):
+            values = _logarithm(one.values) if scale == "logarithmic" else one.values
+            most = min(points, max(_FEWEST_POINTS, len(values) // _AVERAGED)) if key == with_range else points
+            one = thin(one._replace(values=values), most)
+        if np.isfinite(one.mean_P).any():
+            thinned[key] = one
     if not thinned:
         return None
     axes = _Axes(

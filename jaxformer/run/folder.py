@@ -31,6 +31,7 @@ from jaxformer.host.lock import LOCK, Held, hold
 from jaxformer.host.paths import check_literal, shell_word
 from jaxformer.optimizer import decay_start
 from jaxformer.record import from_dict, missing_parts, to_dict
+from jaxformer.run.forecast import read_forecast
 from jaxformer.run.identity import ADVICE, CONFIG, code_digest, git_state, read_config
 from jaxformer.run.metrics import recent_loss
 from jaxformer.run.own_parts import keep_sources, load_sources
@@ -174,6 +175,8 @@ def write_config(
     before = read_config(workdir) or {}
     starts = [start for start in before.get("starts", []) if start["step"] < step]
     start = {"step": step, **{name: environment[name] for name in _OF_A_START}, "own_code": dict(lineage.own_code)}
+    forecast = read_forecast(workdir)
+    start["forecast"] = forecast.digest if forecast else ""
     record = {
         "experiment": experiment.name,
         "seed": belongs_to["identity"]["seed"],

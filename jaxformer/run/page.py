@@ -15,8 +15,9 @@ from jaxformer.host.files import read_json_or_empty, write_whole
 from jaxformer.host.html import render
 from jaxformer.host.signals import Stopped
 from jaxformer.run.alarms import find_alarms, is_repetitive
-from jaxformer.run.chart import Chart, Event, make_chart
+from jaxformer.run.chart import Chart, Event, Points, make_chart
 from jaxformer.run.folder import peak_memory
+from jaxformer.run.forecast import BAND, INTERVAL, Forecast, beside_forecast, read_forecast
 from jaxformer.run.identity import CONFIG
 from jaxformer.run.metrics import MetricsReader, Series
 from jaxformer.run.samples import append_sample, read_samples, write_samples
@@ -51,6 +52,8 @@ class Records(NamedTuple):
     """`samples.jsonl`: texts by step."""
     other_seeds: Sequence[float] = ()
     """Bits per byte that runs with other seeds, and nothing else, ended with."""
+    forecast: Forecast | None = None
+    """What the run was foretold."""
     error: BaseException | None = None
     """What ended the run before it was finished; None if nothing is known of that."""
 
@@ -134,9 +137,12 @@ class RunPage:
         config, summary = (read_json_or_empty(self._folder / name) for name in (CONFIG, "summary.json"))
         so_far = {"seconds": seconds, "peak_memory_bytes": peak_memory()}
         others = read_other_seeds(self._folder, config)
-        records = Records(config, summary or so_far, self._metrics.read(), self._samples, others, error)
+        forecast = read_forecast(self._folder)
+        records = Records(config, summary or so_far, self._metrics.read(), self._samples, others, forecast, error)
         first_step = span_at(spans, max(records.steps - 1, 0)).first_step
         alarms = find_alarms(records.series, records.samples.get(records.steps, ""), first_step)
+        bits = records.series.get("validation/bits_per_byte")
+        alarms += [line for line in [forecast and bits and beside_forecast(forecast, bits)] if line]
         drawn = datetime.datetime.now(datetime.UTC)
         write_whole(self.path, make_page(records, alarms, drawn).encode(), sync=False)
         return alarms
@@ -199,6 +205,10 @@ def make_figures(records: Records) -> list[Figure]:
     if len(ends) > 1:
         spread = f"{np.std(ends, ddof=1):.4f}"
         figures.append(Figure("seeds differ by", spread, f"bits per byte, standard deviation of {len(ends)} runs"))
+    if records.forecast:
+        one = records.forecast
+        beside = f"bits per byte, {INTERVAL:.0%} between {one.low:.4f} and {one.high:.4f}"
+        figures.append(Figure("foretold", _number(one.median, 4), beside))
     for task in records.accuracies():
         error = _plus_minus(100 * records.latest(f"{task}/acc_standard_error"), 1)
         figures.append(Figure(task, f"{100 * records.latest(f'{task}/acc'):.1f} %", f"{error} accuracy"))
@@ -270,6 +280,7 @@ def make_charts(records: Records) -> list[Chart | None]:
             without_start=True,
             events=events,
         ),
+        _forecast_chart(records),
         make_chart("corpora", "Validation by corpus", "bits per byte", corpora, without_start=True),
         make_chart("tasks", "Tasks", "% of the items answered rightly", tasks),
         one("learning_rate", "Learning rate", "of the schedule, before the factors of groups"),
@@ -281,6 +292,18 @@ def make_charts(records: Records) -> list[Chart | None]:
         one("tokens_per_second", "Tokens per second", "targets, on all devices", scale="from 0"),
         one("waiting_for_data", "Waiting for data", "% of the time", 100.0, scale="from 0"),
     ]
+
+
+def _forecast_chart(records: Records) -> Chart | None:
+    """Returns the chart of the validations beside what they were foretold; None where that was not."""
+    if not (records.forecast and records.forecast.bands):
+        return None
+    steps, low, high = (np.array(each) for each in zip(*records.forecast.bands, strict=True))
+    foretold = Points(steps, steps, (low + high) / 2, low, high)
+    bits = records.series.get("validation/bits_per_byte")
+    curves = {"validation": bits} if bits else {}
+    about = f"bits per byte; shaded: where {BAND:.0%} of such runs were expected before the first step"
+    return make_chart("forecast", "Beside its forecast", about, {**curves, "foretold": foretold}, with_range="foretold")
 
 
 def find_events(series: Mapping[str, Series]) -> tuple[list[Event], dict[str, int]]:

@@ -1,11 +1,11 @@
 """The stack of DeepSeek-V4, one step at a time: each change is a question to what was kept of those before it.
 
-`jaxformer ablate --study=ladder` climbs it on the embedded corpus. Muon is compared with AdamW each at its best rate.
+`jaxformer ablate --study=deepseek` asks them on the embedded corpus. Muon is compared with AdamW each at its best rate.
 """
 
-from jaxformer import Ladder
+from jaxformer import Chain
 
-STUDY = Ladder(
+STUDY = Chain(
     parent="first",
     variants=("muon", "hyper_connections", "mixture_of_experts", "hybrid_attention", "multi_token_prediction"),
 )

@@ -1,4 +1,4 @@
-"""A ladder asks each question of what was kept of those before it, and goes on where it was stopped."""
+"""A chain asks each question of what was kept of those before it, and goes on where it was stopped."""
 
 import math
 from types import SimpleNamespace
@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import fake_runs
 import pytest
 
+from jaxformer.ablation.chain import run_chain
 from jaxformer.ablation.comparison import Comparison
-from jaxformer.ablation.ladder import run_ladder
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.study import Ladder, Study, choose_study, load_study, no_ladder, resolve_study
+from jaxformer.ablation.study import Chain, Study, choose_study, load_study, no_chain, resolve_study
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.commands import ablate
 from jaxformer.config import UserError
@@ -21,7 +21,7 @@ EFFECTS = {"gated": -0.05, "normed": 0.05, "windowed": -0.017, "untied": -0.05}
 
 
 @pytest.fixture
-def ladder(tmp_path, monkeypatch):
+def chain(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     experiments = tmp_path / "experiments"
     fake_runs.write_root(experiments)
@@ -30,7 +30,7 @@ def ladder(tmp_path, monkeypatch):
         fake_runs.write_variant(experiments, name, {path: value})
     (experiments / "studies").mkdir()
     (experiments / "studies" / "stack.py").write_text(
-        f"from jaxformer import Ladder\nSTUDY = Ladder(parent='root', variants={tuple(EFFECTS)}, most_seeds=5)\n"
+        f"from jaxformer import Chain\nSTUDY = Chain(parent='root', variants={tuple(EFFECTS)}, most_seeds=5)\n"
     )
     return load_study("stack")
 
@@ -52,9 +52,9 @@ def asker(runs, asked):
     return ask
 
 
-def test_each_question_is_put_to_what_was_kept_before_it(ladder, tmp_path):
+def test_each_question_is_put_to_what_was_kept_before_it(chain, tmp_path):
     runs, asked = tmp_path / "runs", []
-    answers = [*run_ladder(ladder, "stack", runs, asker(runs, asked))]
+    answers = [*run_chain(chain, "stack", runs, asker(runs, asked))]
     assert [(answer.parent, answer.kept) for answer in answers] == [
         ("root", "stack_gated"),
         ("stack_gated", ""),
@@ -64,23 +64,23 @@ def test_each_question_is_put_to_what_was_kept_before_it(ladder, tmp_path):
     for (parent, variant), word in ((("root", "gated"), Word.KEEP), (("stack_gated", "normed"), Word.REVERT)):
         (one,) = judge_study(Study(parent=parent, variants=(variant,)), runs).comparisons
         assert one.verdict.word == word
-    # What is undecided is followed to the next interim analyses, as far as the ladder says.
+    # What is undecided is followed to the next interim analyses, as far as the chain says.
     assert asked[:2] == [("root", "gated", 3), ("stack_gated", "normed", 3)]
     assert [seeds for _, variant, seeds in asked if variant == "windowed"] == [3, 4, 5]
 
     again, files = [], {path: path.read_bytes() for path in (tmp_path / "experiments").rglob("*.py")}
-    assert [*run_ladder(ladder, "stack", runs, asker(runs, again))] == answers
+    assert [*run_chain(chain, "stack", runs, asker(runs, again))] == answers
     # What is promoted stays so, whatever it would be judged now.
     assert again == [question for question in asked if question[1] in ("normed", "windowed")]
     assert files == {path: path.read_bytes() for path in (tmp_path / "experiments").rglob("*.py")}
 
 
-def test_a_question_that_cannot_be_judged_ends_the_run_ladder(ladder, tmp_path):
+def test_a_question_that_cannot_be_judged_ends_the_chain(chain, tmp_path):
     with pytest.raises(UserError, match="gated of root could not be judged"):
-        next(run_ladder(ladder, "stack", tmp_path / "runs", lambda study: None))
+        next(run_chain(chain, "stack", tmp_path / "runs", lambda study: None))
 
 
-def test_a_question_whose_runs_failed_is_not_taken_for_one_that_was_not_kept(ladder, tmp_path, monkeypatch, capsys):
+def test_a_question_whose_runs_failed_is_not_taken_for_one_that_was_not_kept(chain, tmp_path, monkeypatch, capsys):
     waiting = Comparison("root", "gated@root", Verdict(Word.UNDECIDED, "runs are missing", None), math.nan, {})
     failures = []
     monkeypatch.setattr(ablate, "_ablate", lambda *_: (failures, SimpleNamespace(comparisons=[waiting])))
@@ -94,14 +94,14 @@ def test_a_question_whose_runs_failed_is_not_taken_for_one_that_was_not_kept(lad
     assert ablate.main(["--study=stack", "--runs=runs"]) == 1
 
 
-def test_a_ladder_is_no_study_to_other_commands(ladder):
-    assert isinstance(ladder, Ladder)
-    with pytest.raises(UserError, match="this is a ladder"):
-        no_ladder(choose_study("stack", None, None))
+def test_a_chain_is_no_study_to_other_commands(chain):
+    assert isinstance(chain, Chain)
+    with pytest.raises(UserError, match="this is a chain"):
+        no_chain(choose_study("stack", None, None))
     with pytest.raises(UserError, match="names a variant twice"):
-        Ladder(parent="root", variants=("gated", "gated"))
+        Chain(parent="root", variants=("gated", "gated"))
 
 
-def test_a_ladder_has_no_plan(ladder, capsys):
+def test_a_chain_has_no_plan(chain, capsys):
     assert ablate.main(["--study=stack", "--plan"]) == 2
     assert "plan a question by --parent and --variants" in capsys.readouterr().err

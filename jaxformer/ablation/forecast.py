@@ -1,0 +1,183 @@
+"""What a size will come to, written down before it is trained, and how such forecasts came out.
+
+`forecasts.jsonl` beside the runs collects them: a line when one is made, and a line when its run is finished. A
+forecast counts if its run began with it, whose record of the first step holds the digest.
+"""
+
+import datetime
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxformer.ablation.finished_runs import FinishedRun, load_finished_run
+from jaxformer.ablation.sizes import Size, size_of, smaller_sizes
+from jaxformer.config import UserError, require
+from jaxformer.experiment.experiment import Experiment, evaluated_steps
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.host.console import print_notice
+from jaxformer.host.files import append_json_line, read_json_lines
+from jaxformer.run.forecast import BAND, FORECAST, INTERVAL, Forecast, read_forecast, write_forecast
+from jaxformer.statistics.scaling_law import FEWEST_SIZES, predict_loss
+
+FORECASTS = "forecasts.jsonl"
+
+
+class Foretold(NamedTuple):
+    """A run that was foretold."""
+
+    workdir: Path
+    experiment: str
+    seed: int
+    forecast: Forecast
+    run: FinishedRun | None
+    """None while it is not finished."""
+    objection: str
+    """Why the forecast does not count; '' where it does."""
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it is known how it came out."""
+        return self.run is not None and not self.objection
+
+
+def forecast_values(target: Experiment, sizes: Sequence[Size]) -> dict[str, Any]:
+    """Returns what `forecast.json` holds of a run of an experiment, by the smaller sizes that are finished.
+
+    Raises:
+        UserError: they are too few.
+    """
+    require(
+        len(sizes) >= FEWEST_SIZES,
+        f"{target.name}: {len(sizes)} smaller size{'s' * (len(sizes) != 1)} with finished runs, and a forecast takes "
+        f"{FEWEST_SIZES}: train them first, as `jaxformer ladder` does",
+    )
+    size, steps = size_of(target), target.training.steps
+    about = [one.parameters for one in sizes], [one.tokens for one in sizes]
+    found = predict_loss(*about, [one.bits_per_byte for one in sizes], size.parameters, size.tokens)
+    low, high = found.interval(INTERVAL)
+    bands = []
+    for step in evaluated_steps(target):
+        within = [one.at_share(step / steps) for one in sizes]
+        if all(within) and step:
+            band = predict_loss(*about, within, size.parameters, size.tokens).interval(BAND)
+            bands.append({"step": step, "low": band[0], "high": band[1]})
+    return {
+        "experiment": target.name,
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "parameters": size.parameters,
+        "tokens": size.tokens,
+        "compute": size.compute,
+        "median": found.median,
+        "low": low,
+        "high": high,
+        "other_documents": _documents_error(sizes[-1]),
+        "seeds": found.seeds,
+        "forms": found.forms,
+        "bands": bands,
+        "sizes": [
+            {
+                "experiment": one.name,
+                "parameters": one.parameters,
+                "tokens": one.tokens,
+                "compute": one.compute,
+                "bits_per_byte": {str(run.seed): run.bits_per_byte for run in one.runs},
+            }
+            for one in sizes
+        ],
+        "documents": documents_of(sizes[-1].runs[0]),
+    }
+
+
+def _documents_error(size: Size) -> float:
+    """Returns the standard error of a size's bits per byte by the choice of the documents that it was validated on."""
+    return float(size.runs[0].summary["validation/bits_per_byte_standard_error"])
+
+
+def documents_of(run: FinishedRun) -> dict[str, str]:
+    """Returns the digest of the validation documents of each corpus that a run was validated on."""
+    return {name: f"{one.digest} {len(one.bits)}" for name, one in run.validation.items()}
+
+
+def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path) -> Forecast | None:
+    """Writes a forecast into the folders of an experiment's runs that have neither begun nor been foretold; returns it.
+
+    None where there is no such run. Notices say what was left out of it.
+
+    Raises:
+        UserError: there are too few smaller sizes, or the forecast cannot be written.
+    """
+    folders = {seed: runs / target.name / f"seed_{seed}" for seed in seeds}
+    new = {
+        seed: folder
+        for seed, folder in folders.items()
+        if not ((folder / "config.json").exists() or (folder / FORECAST).exists())
+    }
+    if not new:
+        return None
+    sizes, notes = smaller_sizes(target.experiment, runs)
+    for note in notes:
+        print_notice(note)
+    values, forecast = forecast_values(target.experiment, sizes), None
+    for seed, folder in new.items():
+        forecast = write_forecast(folder, {"seed": seed, **values})
+        _keep(runs, {"kind": "forecast", "digest": forecast.digest, **forecast.about})
+    return forecast
+
+
+def read_foretold(runs: Path) -> list[Foretold]:
+    """Returns all runs of a folder of runs that were foretold, by the time of their forecasts, and what came of them.
+
+    What cannot be read is named, and left out.
+    """
+    found = []
+    for path in runs.glob(f"*/seed_*/{FORECAST}"):
+        try:
+            forecast = read_forecast(path.parent)
+            if forecast:
+                found.append(_foretold(path.parent, forecast))
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            print_notice(f"not scored: {error}")
+    return sorted(found, key=lambda one: (str(one.forecast.about.get("made")), one.experiment, one.seed))
+
+
+def _foretold(workdir: Path, forecast: Forecast) -> Foretold:
+    name, seed = workdir.parent.name, int(workdir.name.removeprefix("seed_"))
+    if not (workdir / "summary.json").exists():
+        return Foretold(workdir, name, seed, forecast, None, "")
+    run, objection = load_finished_run(workdir), ""
+    first = run.record["starts"][0]
+    if first["step"] != 0 or first.get("forecast") != forecast.digest:
+        objection = "the run did not begin with this forecast"
+    elif documents_of(run) != forecast.about["documents"]:
+        objection = "the run was validated on other documents than the smaller sizes"
+    return Foretold(workdir, name, seed, forecast, run, objection)
+
+
+def keep_outcomes(runs: Path, foretold: Sequence[Foretold]) -> list[dict[str, Any]]:
+    """Appends to `forecasts.jsonl` how forecasts came out of which it does not say so yet; returns what it held."""
+    try:
+        lines = read_json_lines(runs / FORECASTS, ("kind", "digest", "experiment"))
+    except OSError as error:
+        print_notice(f"{runs / FORECASTS}: {error.strerror or error}")
+        return []
+    known = {line["digest"] for line in lines if line["kind"] == "outcome"}
+    for one in foretold:
+        if one.run is not None and one.forecast.digest not in known:
+            bits = float(one.run.bits_per_byte)
+            result = {"bits_per_byte": bits, "is_within": one.forecast.has(bits), "objection": one.objection}
+            _keep(runs, {"kind": "outcome", "digest": one.forecast.digest, "experiment": one.experiment, **result})
+    return lines
+
+
+def _keep(runs: Path, line: dict[str, Any]) -> None:
+    try:
+        append_json_line(runs / FORECASTS, line)
+    except OSError as error:
+        print_notice(f"{runs / FORECASTS}: {error.strerror or error}; the forecast is kept in its run's folder alone")
+
+
+def standing(forecast: Forecast, bits_per_byte: float) -> float:
+    """Returns where a result lies in its interval: 0 in the middle, -1 and 1 at the ends."""
+    end = forecast.high if bits_per_byte > forecast.median else forecast.low
+    return math.copysign((bits_per_byte - forecast.median) / (end - forecast.median), bits_per_byte - forecast.median)

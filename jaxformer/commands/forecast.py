@@ -1,0 +1,69 @@
+"""Foretells what a run will come to, and shows how forecasts came out.
+
+With --experiment, what smaller sizes of it that are finished foretell is printed, and written into the folders of its
+runs that have not begun: `forecast.json`, whose digest the run records. A size differs in fields of size alone, as
+those that `jaxformer ladder` makes. All forecasts of the folder of runs, and how they came out, are drawn on one page.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from jaxformer.ablation.command_line import add_run_options
+from jaxformer.ablation.forecast import forecast_runs, keep_outcomes, read_foretold
+from jaxformer.config import require
+from jaxformer.experiment.resolution import resolve
+from jaxformer.host.command import Parser, command
+from jaxformer.host.console import format_rows, output_columns, print_line, print_wrapped
+from jaxformer.host.docstrings import docstring
+from jaxformer.host.paths import local_path
+from jaxformer.report.forecasts import (
+    HEADINGS,
+    Forecasts,
+    describe_forecast,
+    forecast_rows,
+    summarise_forecasts,
+)
+from jaxformer.report.write import check_report, write_forecasts
+from jaxformer.run.forecast import read_forecast
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Foretells a run, and reports all forecasts; returns the exit status."""
+    parser = Parser("jaxformer forecast", docstring(sys.modules[__name__]))
+    add = parser.add_argument
+    add("--experiment", metavar="NAME", help="the experiment whose runs are foretold")
+    add("--seeds", type=int, default=1, metavar="N", help="runs of it that are foretold, from its first seed on")
+    add_run_options(parser, compares=False)
+    text = "folder of the page (default: RUNS/reports/forecasts)"
+    add("--output", type=local_path, metavar="DIR", help=text)
+    options = parser.parse_args(arguments)
+    require(1 <= options.seeds <= 1000, f"--seeds ({options.seeds}) must lie in [1, 1000]")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # Without a home folder it tells where it keeps its fonts.
+    folder = options.output or options.runs / "reports" / "forecasts"
+    check_report(folder)
+    if options.experiment:
+        _foretell(options.experiment, options.seeds, options.runs)
+    foretold = read_foretold(options.runs)
+    lines = keep_outcomes(options.runs, foretold)
+    require(bool(foretold or lines), f"{options.runs}: no run was foretold; name one by --experiment")
+    made, here = (
+        {line["digest"] for line in lines if line["kind"] == "forecast"},
+        {one.forecast.digest for one in foretold},
+    )
+    forecasts = Forecasts(tuple(foretold), len(made - here))
+    print_line("\n".join(format_rows([[*HEADINGS], *forecast_rows(forecasts)], output_columns())))
+    print_line(f"{summarise_forecasts(forecasts)}\n\n{write_forecasts(forecasts, folder)}")
+    return 0
+
+
+def _foretell(name: str, seeds: int, runs: Path) -> None:
+    target = resolve(name)
+    folders = [runs / target.name / f"seed_{target.first_seed + number}" for number in range(seeds)]
+    forecast = forecast_runs(target, [target.first_seed + number for number in range(seeds)], runs)
+    if forecast is None:
+        known = [found for folder in folders if (found := read_forecast(folder))]
+        require(bool(known), f"{folders[0]}: the run has begun, and was not foretold; a forecast is made before it")
+        forecast = known[0]
+    print_wrapped(f"{target.name}: {describe_forecast(forecast)}\n", indent=2)

@@ -1,0 +1,148 @@
+"""Trains an experiment at several sizes, and foretells each from those below it.
+
+A size is a depth: the width grows with it, the tokens with the parameters, the batch and the learning rate by rules
+that docs/ladder.md gives. Each size is an ordinary experiment, NAME_dDEPTH, whose file is written to experiments/.
+From the fourth size on, what it will come to is written into the folders of its runs before they begin. Finished runs
+are used: the same command resumes. `jaxformer forecast` shows how the forecasts came out.
+"""
+
+import argparse
+import math
+import shlex
+import sys
+from pathlib import Path
+
+from jaxformer.ablation.again import describe_again, make_again
+from jaxformer.ablation.checks import check_ladder
+from jaxformer.ablation.command_line import add_run_options
+from jaxformer.ablation.comparability import parse_allowed
+from jaxformer.ablation.forecast import forecast_runs, keep_outcomes, read_foretold
+from jaxformer.ablation.ladder import Ladder, Rung, make_rungs, train_rung, write_rungs
+from jaxformer.ablation.sizes import smaller_sizes
+from jaxformer.config import UserError, require
+from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.resolution import resolve
+from jaxformer.experiment.sizes import Rate, fit_rate, published_rate
+from jaxformer.host.command import Parser, command
+from jaxformer.host.console import format_duration, output_columns, print_line, print_notice, print_wrapped
+from jaxformer.host.docstrings import docstring
+from jaxformer.jobs.dashboard import seconds_until_over
+from jaxformer.jobs.queue import OVER, state_on_disk
+from jaxformer.report.forecasts import describe_forecast, describe_outcome, ladder_table
+from jaxformer.statistics.scaling_law import FEWEST_SIZES
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Trains a ladder of sizes; returns the exit status."""
+    options = _parse(arguments)
+    ladder = _ladder(options)
+    rungs, allow = make_rungs(ladder), parse_allowed(options.allow)
+    if not options.plan:
+        of_size = ("--experiment", "--sizes", "--rates", "--tokens_per_parameter")
+        words = ["jaxformer", "ladder", *(each for each in arguments if each.startswith(of_size))]
+        for path in write_rungs(ladder, rungs, shlex.join(words)):
+            print_line(f"{path}")
+    checks = {"allow": allow, "retrain": options.retrain, "prepare": not options.plan, "parallel": options.parallel}
+    checked = check_ladder(ladder, options.runs, **checks)
+    print_line("\n".join(ladder_table(rungs, checked.seconds, output_columns())))
+    _print_time_left(rungs, checked.seconds, options.runs, options.parallel)
+    if options.plan:
+        print_notice(describe_again(checked.earlier))
+        return 0
+    make_again(checked.earlier)
+    for rung in rungs:
+        _foretell(rung, options.runs)
+        train_rung(rung, options.runs, checked.seconds[rung.name], parallel=options.parallel)
+        _print_outcomes(rung, options.runs)
+    return 0
+
+
+def _print_time_left(rungs: list[Rung], seconds: dict[str, float], runs: Path, parallel: int) -> None:
+    left = 0.0
+    for rung in rungs:  # One size after the other.
+        jobs = [job for job in rung.jobs(runs, seconds[rung.name]) if state_on_disk(job.workdir)[0] not in OVER]
+        left += seconds_until_over((job.estimated_seconds for job in jobs), parallel)
+    print_line(f"over in about {format_duration(left)}")
+
+
+def _foretell(rung: Rung, runs: Path) -> None:
+    """Writes what the runs of a size will come to, where enough smaller ones are finished, and prints it."""
+    sizes, _ = smaller_sizes(rung.resolved.experiment, runs)
+    if len(sizes) < FEWEST_SIZES:
+        return
+    if forecast := forecast_runs(rung.resolved, range(rung.seeds), runs):
+        print_wrapped(f"{rung.name}: {describe_forecast(forecast)}", indent=2)
+
+
+def _print_outcomes(rung: Rung, runs: Path) -> None:
+    """Prints and keeps how what was foretold of a size came out."""
+    foretold = [one for one in read_foretold(runs) if one.experiment == rung.name and one.run]
+    keep_outcomes(runs, foretold)
+    for one in foretold:
+        print_wrapped(f"{rung.name} seed {one.seed}: {describe_outcome(one)}", indent=2)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("jaxformer ladder", docstring(sys.modules[__name__]))
+    add = parser.add_argument
+    add("--experiment", required=True, metavar="NAME", help="the experiment that is scaled")
+    add("--sizes", required=True, metavar="DEPTH,...", help="the depths, in blocks, such as 2,3,4,5,7")
+    add("--seeds", default="3", metavar="N,...", help="runs of each size, from the smallest on, or of all (default: 3)")
+    add(
+        "--rates",
+        default="",
+        metavar="DEPTH:RATE,...",
+        help="learning rates that were tuned at two depths or more; those of all sizes are a power of compute through "
+        "them (default: the experiment's own, by compute to the power of -0.125)",
+    )
+    add(
+        "--tokens_per_parameter",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="tokens that a run is trained on for each parameter (default: as many as the experiment's)",
+    )
+    add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
+    add("--plan", action="store_true", help="print the sizes and what they take, and exit")
+    add_run_options(parser)
+    add("--retrain", action="store_true", help="keep runs of other code, data or versions aside, and train them anew")
+    options = parser.parse_args(arguments)
+    require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
+    per_parameter = options.tokens_per_parameter
+    require(0 <= per_parameter < math.inf, f"--tokens_per_parameter ({per_parameter}) must be a number of tokens")
+    return options
+
+
+def _ladder(options: argparse.Namespace) -> Ladder:
+    depths = _numbers("--sizes", options.sizes)
+    require(len(set(depths)) == len(depths), f"--sizes={options.sizes} names a depth twice")
+    seeds = _numbers("--seeds", options.seeds)
+    seeds = seeds * len(depths) if len(seeds) == 1 else seeds
+    require(len(seeds) == len(depths), f"--seeds={options.seeds} must have one number, or one for each of the sizes")
+    by_depth = tuple(sorted(depths))
+    rate = _rate(resolve(options.experiment).experiment, options.rates)
+    return Ladder(options.experiment, by_depth, tuple(seeds), rate, options.tokens_per_parameter)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    numbers = [int(each) for each in text.split(",") if each.isdecimal()]
+    is_whole = len(numbers) == len(text.split(",")) and all(1 <= each <= 1000 for each in numbers)
+    require(is_whole, f"{name}={text} must be whole numbers from 1 to 1000, separated by commas")
+    return numbers
+
+
+def _rate(base: Experiment, text: str) -> Rate:
+    """Returns the learning rates by compute: through those that a text gives by depth, else as published."""
+    if not text:
+        return published_rate(base)
+    tuned = {}
+    for pair in text.split(","):
+        depth, _, rate = pair.partition(":")
+        try:
+            tuned[int(depth)] = float(rate)
+        except ValueError as error:
+            raise UserError(f"--rates={text} must be DEPTH:RATE, separated by commas, such as 2:0.005") from error
+        is_rate = int(depth) >= 1 and 0 < tuned[int(depth)] < math.inf
+        require(is_rate, f"--rates={text}: {pair} is no depth and learning rate above 0")
+    return fit_rate(base, tuned)

@@ -1,0 +1,152 @@
+"""An experiment at other sizes: as much wider as deeper, on tokens in proportion to its parameters.
+
+Depth is the one number that is chosen, as in nanochat (Karpathy 2025); all else follows from the experiment that is
+scaled, which a size of its own depth repeats but for its learning rate.
+"""
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxformer.config import replace, require
+from jaxformer.experiment.best_rate import RATE
+from jaxformer.experiment.change import differences, is_within
+from jaxformer.experiment.experiment import Experiment, trained_tokens, training_flops
+from jaxformer.flops import parameter_count
+
+# What a size may change of an experiment, and nothing else.
+SIZE_FIELDS = (
+    "model.width",
+    "model.depth",
+    "model.heads",
+    "model.key_value_heads",
+    "model.feed_forward_width",
+    "training.steps",
+    "training.rows_per_step",
+    "training.phases",
+    RATE,
+    "optimizer.warmup_steps",
+)
+
+# Rows of a step grow with the tokens of the run by this power: batches beyond which nothing is gained by more (Bergsma
+# et al. 2025, arXiv 2505.13738, measured 0.383).
+_ROWS_BY_TOKENS = 0.383
+
+# The best rate falls with the compute of the run by this power (DeepSeek-AI 2024, arXiv 2401.02954, equation 1).
+_RATE_BY_COMPUTE = -0.125
+
+
+class Rate(NamedTuple):
+    """Learning rates as a power of compute."""
+
+    at_one: float
+    """At the compute of the experiment that is scaled."""
+    power: float
+
+    def at(self, compute: float) -> float:
+        """Returns the rate at a multiple of that compute, to two digits."""
+        return float(f"{self.at_one * compute**self.power:.1e}")
+
+
+def published_rate(base: Experiment) -> Rate:
+    """Returns the rates that an experiment's own becomes where nothing was tuned at other sizes."""
+    return Rate(base.optimizer.learning_rate, _RATE_BY_COMPUTE)
+
+
+def fit_rate(base: Experiment, tuned: Mapping[int, float]) -> Rate:
+    """Returns the power of compute that is nearest to tuned rates, by least squares of their logarithms.
+
+    Args:
+        tuned: learning rate of each depth.
+
+    Raises:
+        UserError: it is not of two depths or more.
+    """
+    require(len(tuned) > 1, "rates of one size show no trend: give those of two or more")
+    compute = np.log([compute_of(base, at_size(base, depth)) for depth in tuned])
+    power, at_one = np.polyfit(compute, np.log([*tuned.values()]), 1)
+    return Rate(float(np.exp(at_one)), float(power))
+
+
+def at_size(base: Experiment, depth: int, *, tokens_per_parameter: float = 0.0) -> dict[str, Any]:
+    """Returns what changes of an experiment, by dotted path, at another depth and its own learning rate.
+
+    Args:
+        tokens_per_parameter: that the run is trained on; 0 for as many as the experiment has.
+
+    Raises:
+        UserError: the model cannot be scaled so.
+    """
+    model, training = base.model, base.training
+    ratio = depth / model.depth
+    step = model.heads // model.G if model.key_value_heads else 1
+    heads = max(1, round(model.heads * ratio / step)) * step
+    values: dict[str, Any] = {
+        "model.depth": depth,
+        "model.heads": heads,
+        "model.width": heads * (model.width // model.heads),
+    }
+    if model.key_value_heads:
+        values["model.key_value_heads"] = heads // step
+    if model.feed_forward_width:
+        values["model.feed_forward_width"] = max(8, 8 * round(model.feed_forward_width * heads / model.heads / 8))
+    before, own = parameter_count(model), trained_tokens(base)
+    tokens = (tokens_per_parameter or own / before) * parameter_count(replace(base, values).model)
+    more = (tokens / own) ** _ROWS_BY_TOKENS
+    values["training.rows_per_step"] = rows = max(1, round(training.rows_per_step * more))
+    phases = [dataclasses.replace(one, rows_per_step=round(one.rows_per_step * more)) for one in training.phases]
+    if phases:
+        values["training.phases"] = tuple(phases)
+    longer = tokens / own * training.rows_per_step / rows
+    values["training.steps"] = max(1, round(training.steps * longer))
+    values["optimizer.warmup_steps"] = round(base.optimizer.warmup_steps * longer)
+    # Upwards, so that there are no more of them than the experiment has.
+    values["evaluation.every_steps"] = math.ceil(base.evaluation.every_steps * longer)
+    values["checkpoint.every_steps"] = math.ceil(base.checkpoint.every_steps * longer)
+    return values
+
+
+def compute_of(base: Experiment, values: Mapping[str, Any]) -> float:
+    """Returns the training compute of a size as a multiple of that of the experiment that is scaled."""
+    return training_flops(replace(base, values)) / training_flops(base)
+
+
+def is_another_size(one: Experiment, other: Experiment) -> bool:
+    """Returns whether two experiments differ in their size, and in nothing else that decides what they learn."""
+    paths = differences(one, other)
+    return bool(paths) and all(any(is_within(path, field) for field in SIZE_FIELDS) for path in paths)
+
+
+def size_file(base: str, values: Mapping[str, Any], command: str) -> str:
+    """Returns the file of an experiment at another size.
+
+    Args:
+        base: the name of the experiment that is scaled.
+        values: by dotted path, as of `at_size`, and its learning rate.
+        command: that wrote it.
+    """
+    lines = "\n".join(f"            {path!r}: {value!r}," for path, value in values.items()).replace("'", '"')
+    imports = "\nfrom jaxformer.data.phases import Phase" if "training.phases" in values else ""
+    text = f'''
+"""{base} at depth {values["model.depth"]}, as `{command}` made it."""
+
+import dataclasses
+import math
+{imports}
+from jaxformer.experiment import load_experiment, replace
+
+EXPERIMENT = dataclasses.replace(
+    replace(
+        load_experiment("{base}"),
+        {{
+@
+        }},
+    ),
+    question="What does {base} learn at depth {values["model.depth"]}?",
+)
+'''
+    return textwrap.dedent(text).lstrip().replace("@", lines)

@@ -1,0 +1,253 @@
+"""Forecasts and how they came out, as text, as pictures and as a page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxformer.ablation.forecast import Foretold, standing
+from jaxformer.ablation.ladder import Rung
+from jaxformer.ablation.verdict import Word
+from jaxformer.experiment.experiment import trained_tokens
+from jaxformer.flops import parameter_count
+from jaxformer.host.console import format_duration, format_rows
+from jaxformer.host.html import render
+from jaxformer.report.figures import Picture, Plot, draw_pictures
+from jaxformer.report.formatting import NOTHING, number
+from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
+from jaxformer.run.forecast import BAND, INTERVAL, Forecast
+from jaxformer.statistics.scaling_law import FEWEST_SIZES, predict_loss
+
+HEADINGS = ("run", "foretold", f"{INTERVAL:.0%} between", "came out", "within", "from")
+
+# How far beyond the largest size the law is drawn, in compute.
+_BEYOND = 4.0
+
+_BLUE = COLOURS[Word.KEEP]
+
+
+class Forecasts(NamedTuple):
+    """All runs of a folder of runs that were foretold."""
+
+    foretold: tuple[Foretold, ...]
+    """By the time of their forecasts."""
+    lost: int
+    """Forecasts in `forecasts.jsonl` whose runs are not there any more."""
+
+    @property
+    def scored(self) -> list[Foretold]:
+        """Those of which it is known how they came out."""
+        return [one for one in self.foretold if one.is_scored]
+
+
+class Known(NamedTuple):
+    """A size as forecasts and their results tell of it."""
+
+    parameters: float
+    tokens: float
+    compute: float
+    bits_per_byte: Mapping[str, float]
+    """What each run ended with, by its seed."""
+
+
+def ladder_table(rungs: Sequence[Rung], seconds: Mapping[str, float], columns: int | None) -> list[str]:
+    """Returns the lines of a table of the sizes of a ladder. Args: seconds: of a run, by experiment."""
+    rows = [["experiment", "blocks", "width", "parameters", "tokens", "batch", "rate", "compute", "runs", "each"]]
+    for rung in rungs:
+        one = rung.resolved.experiment
+        rows.append(
+            [
+                rung.name,
+                str(one.model.depth),
+                str(one.model.width),
+                _short(parameter_count(one.model)),
+                _short(trained_tokens(one)),
+                _short(one.training.rows_per_step * one.packing.row_length),
+                f"{one.optimizer.learning_rate:g}",
+                f"{rung.compute:.3g} x",
+                str(rung.seeds),
+                format_duration(seconds[rung.name]),
+            ]
+        )
+    return format_rows(rows, columns)
+
+
+def _short(count: float) -> str:
+    """Returns a number of parameters or tokens, with two digits or three: 360k, 1.3M, 2.5B."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.{1 if count < 10 * unit else 0}f}{name}"
+    return f"{count:.0f}"
+
+
+def describe_forecast(forecast: Forecast) -> str:
+    """Returns what is foretold, in words."""
+    sizes = forecast.about["sizes"]
+    runs = sum(len(one["bits_per_byte"]) for one in sizes)
+    forms = ", ".join(f"{name} {weight:.0%}" for name, weight in forecast.about["forms"].items())
+    low, high = forecast.low, forecast.high
+    return (
+        f"foretold {forecast.median:.4f} bits per byte, {INTERVAL:.0%} of runs between {low:.4f} and {high:.4f}, from "
+        f"{runs} runs of {len(sizes)} smaller sizes. Seeds alone: ± {forecast.about['seeds']:.4f}. Law: {forms}. On "
+        f"other documents of the kind: ± {forecast.about['other_documents']:.4f} more. Written before the run, "
+        f"{forecast.digest[:12]}"
+    )
+
+
+def describe_outcome(one: Foretold) -> str:
+    """Returns how a forecast of a finished run came out, in words."""
+    if one.run is None:
+        return "not finished yet"
+    bits, low, high = one.run.bits_per_byte, one.forecast.low, one.forecast.high
+    found = f"{bits:.4f} bits per byte, foretold {one.forecast.median:.4f} ({low:.4f} to {high:.4f})"
+    if one.objection:
+        return f"{found}; it does not count: {one.objection}"
+    return f"{found}: {'within' if one.forecast.has(bits) else 'OUTSIDE'}"
+
+
+def forecast_rows(forecasts: Forecasts) -> list[list[str]]:
+    """Returns the cells of each run that was foretold, under `HEADINGS`."""
+    rows = []
+    for one in forecasts.foretold:
+        came_out, within = NOTHING, "not finished"
+        if one.run:
+            came_out = number(one.run.bits_per_byte, 4)
+            within = one.objection or ("yes" if one.forecast.has(one.run.bits_per_byte) else "NO")
+        between = f"{one.forecast.low:.4f} to {one.forecast.high:.4f}"
+        sizes = one.forecast.about["sizes"]
+        made_of = f"{len(sizes)} sizes, up to {sizes[-1]['experiment']}"
+        rows.append(
+            [f"{one.experiment} seed {one.seed}", f"{one.forecast.median:.4f}", between, came_out, within, made_of]
+        )
+    return rows
+
+
+def summarise_forecasts(forecasts: Forecasts) -> str:
+    """Returns how often the intervals were right."""
+    scored = forecasts.scored
+    hits = sum(one.forecast.has(one.run.bits_per_byte) for one in scored if one.run)
+    lost = f"; the runs of {forecasts.lost} more are not there any more" * bool(forecasts.lost)
+    if not scored:
+        return f"{len(forecasts.foretold)} runs foretold, none of them finished{lost}"
+    return (
+        f"{len(forecasts.foretold)} runs foretold, {len(scored)} finished: {hits} within their interval, of which "
+        f"{INTERVAL:.0%} should be{lost}"
+    )
+
+
+def families(forecasts: Forecasts) -> dict[str, list[Known]]:
+    """Returns the sizes that forecasts tell of, by compute, for each ladder, by the name of its smallest."""
+    found: dict[str, dict[str, Known]] = {}
+    for one in forecasts.foretold:
+        about = one.forecast.about
+        family = found.setdefault(about["sizes"][0]["experiment"], {})
+        for size in about["sizes"]:
+            before = family[size["experiment"]].bits_per_byte if size["experiment"] in family else {}
+            bits = {**before, **size["bits_per_byte"]}
+            family[size["experiment"]] = Known(size["parameters"], size["tokens"], size["compute"], bits)
+        if one.run:
+            before = family[one.experiment].bits_per_byte if one.experiment in family else {}
+            bits = {**before, str(one.seed): one.run.bits_per_byte}
+            family[one.experiment] = Known(about["parameters"], about["tokens"], about["compute"], bits)
+    return {name: sorted(each.values(), key=lambda size: size.compute) for name, each in found.items()}
+
+
+def draw_law(sizes: Sequence[Known], foretold: Sequence[Foretold]):
+    """Returns the losses of all runs of a ladder by compute, the law through them, and what was foretold."""
+    figure = make_figure(7.2, 3.9)
+    axes = figure.subplots()
+    compute = np.array([one.compute for one in sizes])
+    grid = np.geomspace(compute[0], _BEYOND * compute[-1], 30)
+    along = [np.polyfit(np.log(compute), np.log([getattr(one, name) for one in sizes]), 1) for name in _OF_A_SIZE]
+    losses = [list(one.bits_per_byte.values()) for one in sizes]
+    parameters, tokens = ([getattr(one, name) for one in sizes] for name in _OF_A_SIZE)
+    points = np.exp([np.polyval(line, np.log(grid)) for line in along]).T
+    found = []
+    if len(sizes) >= FEWEST_SIZES:
+        found = [predict_loss(parameters, tokens, losses, *point) for point in points.tolist()]
+    if found:
+        low, high = np.array([one.interval(INTERVAL) for one in found]).T
+        axes.fill_between(grid, low, high, color=_BLUE, alpha=0.13, lw=0, label=f"where {INTERVAL:.0%} of runs lie")
+        axes.plot(grid, [one.median for one in found], color=_BLUE, lw=1.4, label="the law")
+    for one in foretold:
+        place = one.forecast.about["compute"] * (1 + 0.04 * one.seed)
+        axes.plot(
+            [place] * 2, [one.forecast.low, one.forecast.high], color=GREY, lw=2.4, alpha=0.6, solid_capstyle="butt"
+        )
+        axes.plot([place], [one.forecast.median], "_", color=GREY, ms=9, mew=1.6)
+    for one, bits in zip(sizes, losses, strict=True):
+        axes.plot([one.compute] * len(bits), bits, "o", color=INK, ms=3.6, alpha=0.75, zorder=4)
+        axes.annotate(
+            f"{_short(one.parameters)} parameters", (one.compute, max(bits)), xytext=(4, 6), textcoords="offset points",
+            fontsize=7, color=GREY, bbox=BEHIND,
+        )  # fmt: skip
+    axes.plot([], [], "o", color=INK, ms=3.6, label="a run")
+    if foretold:
+        axes.plot([], [], "-", color=GREY, lw=2.4, alpha=0.6, label="foretold before it was trained")
+    axes.set_xscale("log")
+    axes.set(xlabel="training compute, floating-point operations", ylabel="validation bits per byte")
+    axes.legend(fontsize=7.5, loc="upper right")
+    return figure
+
+
+_OF_A_SIZE = ("parameters", "tokens")
+
+
+def draw_standings(forecasts: Forecasts):
+    """Returns where results lie in their intervals; None where none is known."""
+    scored = forecasts.scored
+    if not scored:
+        return None
+    figure = make_figure(7.2, 0.9 + 0.22 * len(scored))
+    axes = figure.subplots()
+    axes.axvspan(-1, 1, color=_BLUE, alpha=0.13, lw=0)
+    axes.axvline(0, color=_BLUE, lw=1.2)
+    for row, one in enumerate(reversed(scored)):
+        place = standing(one.forecast, one.run.bits_per_byte) if one.run else math.nan
+        is_within = abs(place) <= 1
+        axes.plot([place], [row], "o" if is_within else "X", color=INK if is_within else COLOURS[Word.REVERT], ms=6)
+    axes.set_yticks(range(len(scored)), [f"{one.experiment} seed {one.seed}" for one in reversed(scored)])
+    axes.set_ylim(-0.7, len(scored) - 0.3)
+    reach = max(1.6, *(1.1 * abs(standing(one.forecast, one.run.bits_per_byte)) for one in scored if one.run))
+    axes.set_xlim(-reach, reach)
+    axes.set_xticks([-1, 0, 1], ["lower end", "foretold", "upper end"])
+    axes.set_xlabel(f"where the result lies in its interval, in which {INTERVAL:.0%} should")
+    return figure
+
+
+def draw_forecasts(forecasts: Forecasts, folder: Path) -> list[Picture]:
+    """Writes a PNG of each picture of all forecasts to a folder; returns the pictures."""
+    plots = []
+    for number_of, (name, sizes) in enumerate(families(forecasts).items()):
+        ours = [one for one in forecasts.foretold if one.forecast.about["sizes"][0]["experiment"] == name]
+        plots.append(
+            Plot(
+                f"law_{number_of}",
+                lambda _, sizes=sizes, ours=ours: draw_law(sizes, ours),
+                f"The ladder from {name} on",
+                "Each dot is a finished run; to the right, more compute. The line is the law that goes through them, "
+                f"drawn on to {_BEYOND:g} times the compute of the largest. Grey: what was foretold of a run before it "
+                "began, from the sizes below it alone.",
+            )
+        )
+    plots.append(Plot("standings", draw_standings, "How the forecasts came out", "Each mark is a finished run. Marks "
+                      "should scatter around the middle, and one of ten should lie outside."))  # fmt: skip
+    return draw_pictures(forecasts, folder, plots)
+
+
+def forecasts_page(forecasts: Forecasts, pictures: Sequence[Picture]) -> str:
+    """Returns the page of all forecasts."""
+    return render(
+        Path(__file__).parent,
+        "forecasts.html.jinja",
+        colours=COLOURS,
+        summary=summarise_forecasts(forecasts),
+        interval=f"{INTERVAL:.0%}",
+        band=f"{BAND:.0%}",
+        pictures=pictures,
+        headings=HEADINGS,
+        rows=forecast_rows(forecasts),
+        classes=["text main", "number", "number", "number", "text", "text"],
+    )

@@ -1,0 +1,231 @@
+"""What a run of another size will come to, by the losses of sizes that are finished, and how far that may be wrong.
+
+A law is L(N, D) = E + A N^-alpha + B D^-beta for N parameters and D tokens (Hoffmann et al. 2022, arXiv 2203.15556), or
+the same without the irreducible E. For given exponents it is linear in E, A and B, so that with normal errors their
+posterior is known exactly; the exponents, and how far a size may lie off its law, are summed over grids. A prediction
+is drawn from all of that, so that what a few sizes cannot tell (how much of the loss is irreducible, which of the two
+exponents is which) widens its interval instead of being chosen.
+
+The two forms are averaged by how well each foretold every size after the third from those below it (held-out
+predictive densities; Geisser and Eddy 1979, J. Am. Stat. Assoc. 74:153).
+
+Axes: S size, G grid of exponents, T grid of deviations, K coefficient, P draw.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+# Fewer sizes show no law: two coefficients and an exponent go through two points.
+FEWEST_SIZES = 3
+
+# How far a size may lie off its law, as a share of the loss, since neither its learning rate nor its batch is the best
+# for it: half-normal with this scale. Sizes of one ladder, each at its own tuned rate, lay 0.2 to 0.6 % off.
+_DEVIATION = 0.004
+_DEVIATIONS_T = np.array([0.0003, 0.0006, 0.001, 0.0015, 0.0023, 0.0035, 0.005, 0.0075, 0.011])
+
+# Before any are seen, seeds differ by this share of the loss, which counts as so many degrees of freedom.
+_SEEDS, _SEEDS_DF = 0.003, 2.0
+
+# Degrees of freedom by which all sizes together speak for the variance of one.
+_POOLED_DF = 4.0
+
+_DRAWS = 8000
+
+
+class _Form(NamedTuple):
+    """A form of the law, with its prior."""
+
+    name: str
+    has_floor: bool
+    exponents: tuple[float, ...]
+    """Of N and of D; on this grid each has a lognormal prior."""
+    median: float
+    spread: float
+    """`median` and `spread`: of that prior, the spread in natural logarithms."""
+    shares_K: tuple[float, ...]
+    """Prior means of the terms at the middle of the sizes, as shares of the loss there; none is below 0."""
+    errors_K: tuple[float, ...]
+    """Their standard deviations."""
+
+    def basis(self, sizes_S2: np.ndarray) -> np.ndarray:
+        """Returns the terms (G, S, K) of sizes, as multiples of the middle one, whose coefficients are to be found."""
+        alpha_G, beta_G = np.array([(a, b) for a in self.exponents for b in self.exponents]).T
+        terms = [sizes_S2[:, 0] ** -alpha_G[:, None], sizes_S2[:, 1] ** -beta_G[:, None]]
+        return np.stack([*([np.ones_like(terms[0])] if self.has_floor else []), *terms], axis=2)
+
+    def log_prior(self) -> np.ndarray:
+        """Returns the logarithm of the prior (G,) of the exponents, up to a constant."""
+        logs = np.log(self.exponents)
+        of_one = np.log(np.gradient(logs)) - 0.5 * ((logs - math.log(self.median)) / self.spread) ** 2
+        return (of_one[:, None] + of_one[None, :]).ravel()
+
+
+# Exponents with a floor: 0.34 and 0.28 of Hoffmann et al., 0.35 and 0.37 of Besiroglu et al. 2024 (arXiv 2404.10102).
+# Without one: 0.076 and 0.095 of Kaplan et al. 2020 (arXiv 2001.08361).
+_FORMS = (
+    _Form(
+        "with a floor",
+        True,
+        (0.05, 0.1, 0.15, 0.2, 0.27, 0.35, 0.45, 0.6, 0.8),
+        0.3,
+        0.6,
+        (0.45, 0.27, 0.27),
+        (0.3, 0.2, 0.2),
+    ),
+    _Form(
+        "without",
+        False,
+        (0.01, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.22, 0.33, 0.5),
+        0.1,
+        0.7,
+        (0.5, 0.5),
+        (0.3, 0.3),
+    ),
+)
+
+
+class Prediction(NamedTuple):
+    """What one run of a size may come to."""
+
+    losses_P: np.ndarray
+    """Draws of a run's loss."""
+    laws_P: np.ndarray
+    """Draws of the law there: without what the size deviates from it, and without the seed's luck."""
+    seeds: float
+    """Standard deviation of one run of the size by its seed."""
+    forms: dict[str, float]
+    """Weight of each form of the law."""
+
+    @property
+    def median(self) -> float:
+        """The middle of the draws."""
+        return float(np.median(self.losses_P))
+
+    def interval(self, confidence: float = 0.9) -> tuple[float, float]:
+        """Returns the central interval (low, high) that a run's loss lies in with a probability."""
+        low, high = np.quantile(self.losses_P, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return float(low), float(high)
+
+
+def predict_loss(
+    parameters_S: Sequence[float],
+    tokens_S: Sequence[float],
+    losses_S: Sequence[Sequence[float]],
+    parameters: float,
+    tokens: float,
+) -> Prediction:
+    """Returns what one run of a further size may come to.
+
+    Args:
+        parameters_S, tokens_S: of sizes that are finished, by ascending compute.
+        losses_S: of each, the losses of its seeds.
+        parameters, tokens: of the size to come.
+
+    Raises:
+        ValueError: there are fewer than `FEWEST_SIZES`, or a number is not above 0 and finite.
+    """
+    known_S2 = np.array([parameters_S, tokens_S], np.float64).T
+    numbers = [*known_S2.ravel(), *(loss for one in losses_S for loss in one), parameters, tokens]
+    if len(known_S2) < FEWEST_SIZES or len(losses_S) != len(known_S2) or not all(map(len, losses_S)):
+        raise ValueError(f"a law takes {FEWEST_SIZES} sizes or more, with losses of each, not {len(known_S2)}")
+    if not all(0 < each < math.inf for each in numbers):
+        raise ValueError("a law takes parameters, tokens and losses that are above 0 and finite")
+    random = np.random.default_rng(0)
+    sizes_S2 = np.vstack([known_S2, [parameters, tokens]]) / np.exp(np.log(known_S2).mean(0))
+    mean_S, variance_S, df_S = _means(losses_S)
+    drawn, log_weights = [], []
+    for form in _FORMS:
+        fit = _Fit(form, form.basis(sizes_S2), mean_S, variance_S / [len(one) for one in losses_S])
+        log_weights.append(sum(map(fit.log_density_of, range(FEWEST_SIZES, len(mean_S)))))
+        drawn.append(fit.draw(random))
+    weights = special.softmax(log_weights)
+    pick_P = random.choice(len(drawn), _DRAWS, p=weights)
+    laws_P, deviations_P = np.stack(drawn, 1)[:, pick_P, np.arange(_DRAWS)]
+    seeds_P = np.sqrt(variance_S[-1] * df_S[-1] / random.chisquare(df_S[-1], _DRAWS))
+    noise_2P = random.standard_normal((2, _DRAWS))
+    return Prediction(
+        laws_P + deviations_P * noise_2P[0] + seeds_P * noise_2P[1],
+        laws_P,
+        float(math.sqrt(variance_S[-1])),
+        {form.name: float(weight) for form, weight in zip(_FORMS, weights, strict=True)},
+    )
+
+
+def _means(losses_S: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns of each size the mean of its seeds, the variance of one of them, and the latter's degrees of freedom.
+
+    The variance is drawn towards that of all sizes together, as a share of the loss, since few seeds show little.
+    """
+    mean_S = np.array([np.mean(one) for one in losses_S])
+    squares_S = np.array([np.sum(np.square(np.asarray(one) / m - 1)) for one, m in zip(losses_S, mean_S, strict=True)])
+    own_S = np.array([len(one) - 1.0 for one in losses_S])
+    pooled = (squares_S.sum() + _SEEDS_DF * _SEEDS**2) / (own_S.sum() + _SEEDS_DF)
+    df_S = own_S + min(_POOLED_DF, own_S.sum() + _SEEDS_DF)
+    share_S = (squares_S + (df_S - own_S) * pooled) / df_S
+    return mean_S, share_S * mean_S**2, df_S
+
+
+class _Posterior(NamedTuple):
+    """Of the coefficients, for each cell of the two grids."""
+
+    mean_GTK: np.ndarray
+    covariance_GTKK: np.ndarray
+    log_weight_GT: np.ndarray
+    """Of the cell, normalised."""
+
+
+class _Fit:
+    """A form fitted to the means of the first of several sizes."""
+
+    def __init__(self, form: _Form, basis_GSK: np.ndarray, mean_S: np.ndarray, error_S: np.ndarray):
+        """Args: basis_GSK: of one size more than there are means; error_S: variances of those."""
+        self._scale = float(mean_S.mean())
+        self._basis_GSK, self._mean_S = basis_GSK, mean_S
+        self._variance_TS = np.square(_DEVIATIONS_T * self._scale)[:, None] + error_S
+        self._prior_K = np.array(form.shares_K) * self._scale
+        self._precision_KK = np.diag(np.square(np.array(form.errors_K) * self._scale) ** -1.0)
+        weight_T = np.gradient(np.log(_DEVIATIONS_T)) + np.log(_DEVIATIONS_T) - 0.5 * (_DEVIATIONS_T / _DEVIATION) ** 2
+        self._log_prior_GT = form.log_prior()[:, None] + weight_T
+
+    def posterior(self, sizes: int) -> _Posterior:
+        """Returns what the first sizes say, by the conjugate normal of each cell cut off where a term is negative."""
+        basis_GSK, precision_TS = self._basis_GSK[:, :sizes], 1 / self._variance_TS[:, :sizes]
+        weighted_GTSK = basis_GSK[:, None] * precision_TS[None, :, :, None]
+        residual_GS = self._mean_S[:sizes] - basis_GSK @ self._prior_K
+        inverse_GTKK = self._precision_KK + np.einsum("gtsk,gsl->gtkl", weighted_GTSK, basis_GSK)
+        covariance_GTKK = np.linalg.inv(inverse_GTKK)
+        moved_GTK = np.einsum("gtsk,gs->gtk", weighted_GTSK, residual_GS)
+        shift_GTK = np.einsum("gtkl,gtl->gtk", covariance_GTKK, moved_GTK)
+        squares_GT = np.einsum("gs,ts,gs->gt", residual_GS, precision_TS, residual_GS)
+        squares_GT = squares_GT - np.einsum("gtk,gtk->gt", moved_GTK, shift_GTK)
+        log_GT = self._log_prior_GT - 0.5 * (squares_GT + np.linalg.slogdet(inverse_GTKK).logabsdet)
+        log_GT = log_GT + 0.5 * np.log(precision_TS).sum(1)
+        mean_GTK, deviation_GTK = self._prior_K + shift_GTK, np.sqrt(np.einsum("gtkk->gtk", covariance_GTKK))
+        log_GT = log_GT + special.log_ndtr(mean_GTK / deviation_GTK).sum(2)
+        return _Posterior(mean_GTK, covariance_GTKK, log_GT - special.logsumexp(log_GT))
+
+    def log_density_of(self, size: int) -> float:
+        """Returns the logarithm of the density at a size's mean that the sizes below it foretold."""
+        found, basis_GK = self.posterior(size), self._basis_GSK[:, size]
+        law_GT = np.einsum("gtk,gk->gt", found.mean_GTK, basis_GK)
+        variance_GT = np.einsum("gk,gtkl,gl->gt", basis_GK, found.covariance_GTKK, basis_GK)
+        variance_GT = variance_GT + self._variance_TS[:, size]
+        log_GT = -0.5 * (np.log(variance_GT) + np.square(self._mean_S[size] - law_GT) / variance_GT)
+        return float(np.logaddexp.reduce(found.log_weight_GT + log_GT, axis=None))
+
+    def draw(self, random: np.random.Generator) -> np.ndarray:
+        """Returns draws (2, P): of the law at the size to come, and of how far sizes deviate from it."""
+        found = self.posterior(len(self._mean_S))
+        cell_P = random.choice(found.log_weight_GT.size, 4 * _DRAWS, p=np.exp(found.log_weight_GT).ravel())
+        g_P, t_P = np.divmod(cell_P, len(_DEVIATIONS_T))
+        roots_GTKK = np.linalg.cholesky(found.covariance_GTKK)
+        normal_PK = random.standard_normal((len(cell_P), found.mean_GTK.shape[2]))
+        terms_PK = found.mean_GTK[g_P, t_P] + np.einsum("pkl,pl->pk", roots_GTKK[g_P, t_P], normal_PK)
+        allowed_P = np.flatnonzero((terms_PK >= 0).all(1))
+        allowed_P = np.resize(allowed_P, _DRAWS)  # Where few are, they come again.
+        law_P = (terms_PK[allowed_P] * self._basis_GSK[g_P[allowed_P], -1]).sum(1)
+        return np.stack([law_P, _DEVIATIONS_T[t_P[allowed_P]] * self._scale])
