@@ -1,4 +1,4 @@
-"""Foretells what a run will come to, and shows how forecasts came out.
+"""Foretells what a run will come to, and scores earlier forecasts.
 
 With --experiment, what smaller sizes of it that are finished foretell is printed, and written into the folders of its
 runs that have not begun: `forecast.json`, whose digest the run records. A size differs in fields of size alone, as

@@ -1,4 +1,4 @@
-"""Trains an experiment at several sizes, and foretells each from those below it.
+"""Trains an experiment at several sizes, each foretold by those below it.
 
 A size is a depth: the width grows with it, the tokens with the parameters, the batch and the learning rate by rules
 that docs/ladder.md gives. Each size is an ordinary experiment, NAME_dDEPTH, whose file is written to experiments/.
