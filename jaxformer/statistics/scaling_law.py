@@ -30,7 +30,7 @@ _DEVIATIONS_T = np.array([0.0003, 0.0006, 0.001, 0.0015, 0.0023, 0.0035, 0.005, 
 # Before any are seen, seeds differ by this share of the loss, which counts as so many degrees of freedom.
 _SEEDS, _SEEDS_DF = 0.003, 2.0
 
-# Degrees of freedom by which all sizes together speak for the variance of one.
+# Degrees of freedom by which the others speak for the variance of a size.
 _POOLED_DF = 4.0
 
 _DRAWS = 8000
@@ -140,7 +140,7 @@ def predict_loss(
     drawn, log_weights = [], []
     for form in _FORMS:
         fit = _Fit(form, form.basis(sizes_S2), mean_S, variance_S / [len(one) for one in losses_S])
-        log_weights.append(sum(map(fit.log_density_of, range(FEWEST_SIZES, len(mean_S)))))
+        log_weights.append(sum(map(fit.log_density_of, range(2, len(mean_S)))))
         drawn.append(fit.draw(random))
     weights = special.softmax(log_weights)
     pick_P = random.choice(len(drawn), _DRAWS, p=weights)
@@ -158,14 +158,17 @@ def predict_loss(
 def _means(losses_S: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns of each size the mean of its seeds, the variance of one of them, and the latter's degrees of freedom.
 
-    The variance is drawn towards that of all sizes together, as a share of the loss, since few seeds show little.
+    Few seeds show little, and small sizes scatter more than large ones: the variance, as a share of the loss, is drawn
+    towards that of all sizes, each of which counts half as much as the one next to it.
     """
     mean_S = np.array([np.mean(one) for one in losses_S])
     squares_S = np.array([np.sum(np.square(np.asarray(one) / m - 1)) for one, m in zip(losses_S, mean_S, strict=True)])
     own_S = np.array([len(one) - 1.0 for one in losses_S])
-    pooled = (squares_S.sum() + _SEEDS_DF * _SEEDS**2) / (own_S.sum() + _SEEDS_DF)
-    df_S = own_S + min(_POOLED_DF, own_S.sum() + _SEEDS_DF)
-    share_S = (squares_S + (df_S - own_S) * pooled) / df_S
+    places_S = np.arange(len(mean_S))
+    nearness_SS = 0.5 ** np.abs(places_S[:, None] - places_S)
+    pooled_S = (nearness_SS @ squares_S + _SEEDS_DF * _SEEDS**2) / (nearness_SS @ own_S + _SEEDS_DF)
+    df_S = own_S + np.minimum(_POOLED_DF, nearness_SS @ own_S + _SEEDS_DF)
+    share_S = (squares_S + (df_S - own_S) * pooled_S) / df_S
     return mean_S, share_S * mean_S**2, df_S
 
 
