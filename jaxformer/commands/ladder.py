@@ -16,6 +16,7 @@ from jaxformer.ablation.again import describe_again, make_again
 from jaxformer.ablation.checks import check_ladder
 from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
+from jaxformer.ablation.finished_runs import has_diverged
 from jaxformer.ablation.forecast import forecast_runs, keep_outcomes, read_foretold
 from jaxformer.ablation.ladder import Ladder, Rung, make_rungs, train_rung, write_rungs
 from jaxformer.ablation.sizes import smaller_sizes
@@ -55,6 +56,7 @@ def main(arguments: list[str]) -> int:
         _foretell(rung, options.runs)
         train_rung(rung, options.runs, checked.seconds[rung.name], parallel=options.parallel)
         _print_outcomes(rung, options.runs)
+    print_line("`jaxformer forecast` draws the law, and how its forecasts came out")
     return 0
 
 
@@ -76,7 +78,10 @@ def _foretell(rung: Rung, runs: Path) -> None:
 
 
 def _print_outcomes(rung: Rung, runs: Path) -> None:
-    """Prints and keeps how what was foretold of a size came out."""
+    """Prints which runs of a size diverged; prints and keeps how what was foretold of the others came out."""
+    for job in rung.jobs(runs, math.nan):
+        if has_diverged(job.workdir):
+            print_notice(f"{job}: diverged, and no part of the law; lower rates, as --rates sets them, may help")
     foretold = [one for one in read_foretold(runs) if one.experiment == rung.name and one.run]
     keep_outcomes(runs, foretold)
     for one in foretold:

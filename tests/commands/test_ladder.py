@@ -1,0 +1,85 @@
+"""`jaxformer ladder` trains sizes, each foretold by those below it; `jaxformer forecast` scores and draws them."""
+
+import fake_runs
+import pytest
+
+from jaxformer.ablation.checks import Checked
+from jaxformer.ablation.earlier import EarlierRuns
+from jaxformer.commands import forecast, ladder
+from jaxformer.experiment.resolution import resolve
+from jaxformer.run.forecast import FORECAST
+
+pytestmark = pytest.mark.device_free
+
+NOISE = fake_runs.Noise(seed=0.002, run=0.002)
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """Returns the sizes that are trained, in order; runs are made up in place of training."""
+    monkeypatch.chdir(tmp_path)
+    fake_runs.write_root(tmp_path / "experiments")
+    sizes = []
+
+    def check(wanted, runs, **options):
+        return Checked({f"root_d{depth}": 60.0 for depth in wanted.depths}, EarlierRuns([], []))
+
+    def train(rung, runs, seconds, *, parallel):
+        sizes.append((rung.name, (runs / rung.name / "seed_0" / FORECAST).exists()))
+        for seed in range(rung.seeds):
+            if not (runs / rung.name / f"seed_{seed}" / "summary.json").exists():
+                effect = 2.0 * rung.compute**-0.05 - 2.0
+                fake_runs.write_run(runs, resolve(rung.name), seed, effect=effect, noise=NOISE, tasks=())
+
+    monkeypatch.setattr(ladder, "check_ladder", check)
+    monkeypatch.setattr(ladder, "train_rung", train)
+    return sizes
+
+
+COMMAND = ["--experiment=root", "--sizes=4,1,2,3", "--seeds=2,2,2,1"]
+
+
+def test_sizes_are_trained_from_the_smallest_and_the_fourth_is_foretold(trained, tmp_path, capsys):
+    assert ladder.main([*COMMAND, "--plan"]) == 0
+    assert "root_d4" in capsys.readouterr().out and not trained and not (tmp_path / "experiments/root_d1.py").exists()
+    assert ladder.main(COMMAND) == 0
+    assert trained == [("root_d1", False), ("root_d2", False), ("root_d3", False), ("root_d4", True)]
+    printed = capsys.readouterr().out
+    assert (
+        "root_d4: foretold" in printed
+        and "root_d4 seed 0: " in printed
+        and "--sizes=4,1,2,3" in (tmp_path / "experiments/root_d4.py").read_text()
+    )
+    assert ladder.main(COMMAND) == 0  # Nothing is foretold twice.
+    assert "root_d4: foretold" not in capsys.readouterr().out
+    pytest.importorskip("matplotlib")
+    assert forecast.main([]) == 0
+    printed = capsys.readouterr().out
+    assert "1 runs foretold, 1 finished" in printed and "root_d4 seed 0" in printed
+    page = (tmp_path / "runs/reports/forecasts/index.html").read_text()
+    assert page.count("<img") == 2 and "root_d4 seed 0" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--sizes=0,2"], "--sizes=0,2 must be whole numbers from 1 to 1000"),
+        (["--sizes=2,2"], "names a depth twice"),
+        (["--sizes=2,3", "--seeds=1,2,3"], "must have one number, or one for each of the sizes"),
+        (["--sizes=2,3", "--rates=2:0.1"], "rates of one size show no trend"),
+        (["--sizes=2,3", "--rates=2:fast"], "must be DEPTH:RATE"),
+        (["--sizes=2,3", "--rates=2:0.1,3:-1"], "is no depth and learning rate above 0"),
+        (["--sizes=2,3", "--tokens_per_parameter=-1"], "must be a number of tokens"),
+    ],
+)
+def test_what_makes_no_ladder_is_one_line(trained, arguments, reason, capsys):
+    assert ladder.main(["--experiment=root", *arguments]) == 2
+    assert reason in capsys.readouterr().err and not trained
+
+
+def test_without_a_forecast_there_is_nothing_to_show(trained, capsys):
+    pytest.importorskip("matplotlib")
+    assert forecast.main([]) == 2
+    assert "no run was foretold" in capsys.readouterr().err
+    assert forecast.main(["--experiment=root"]) == 2
+    assert "0 smaller sizes with finished runs, and a forecast takes 3" in capsys.readouterr().err
