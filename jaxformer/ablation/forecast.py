@@ -99,10 +99,10 @@ def documents_of(run: FinishedRun) -> dict[str, str]:
     return {name: f"{one.digest} {len(one.bits)}" for name, one in run.validation.items()}
 
 
-def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path) -> Forecast | None:
-    """Writes a forecast into the folders of an experiment's runs that have neither begun nor been foretold; returns it.
+def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path) -> list[Forecast]:
+    """Writes forecasts into the folders of an experiment's runs that have neither begun nor been foretold; returns all.
 
-    None where there is no such run. Notices say what was left out of it.
+    They differ by the seed alone. Notices say what was left out.
 
     Raises:
         UserError: there are too few smaller sizes, or the forecast cannot be written.
@@ -114,15 +114,15 @@ def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path) -> Forecas
         if not ((folder / "config.json").exists() or (folder / FORECAST).exists())
     }
     if not new:
-        return None
+        return []
     sizes, notes = smaller_sizes(target.experiment, runs)
     for note in notes:
         print_notice(note)
-    values, forecast = forecast_values(target.experiment, sizes), None
+    values, made = forecast_values(target.experiment, sizes), []
     for seed, folder in new.items():
-        forecast = write_forecast(folder, {"seed": seed, **values})
-        _keep(runs, {"kind": "forecast", "digest": forecast.digest, **forecast.about})
-    return forecast
+        made.append(write_forecast(folder, {"seed": seed, **values}))
+        _keep(runs, {"kind": "forecast", "digest": made[-1].digest, **made[-1].about})
+    return made
 
 
 def read_foretold(runs: Path) -> list[Foretold]:

@@ -61,9 +61,7 @@ def main(arguments: list[str]) -> int:
 def _foretell(name: str, seeds: int, runs: Path) -> None:
     target = resolve(name)
     folders = [runs / target.name / f"seed_{target.first_seed + number}" for number in range(seeds)]
-    forecast = forecast_runs(target, [target.first_seed + number for number in range(seeds)], runs)
-    if forecast is None:
-        known = [found for folder in folders if (found := read_forecast(folder))]
-        require(bool(known), f"{folders[0]}: the run has begun, and was not foretold; a forecast is made before it")
-        forecast = known[0]
-    print_wrapped(f"{target.name}: {describe_forecast(forecast)}\n", indent=2)
+    forecast_runs(target, [target.first_seed + number for number in range(seeds)], runs)
+    known = [found for folder in folders if (found := read_forecast(folder))]
+    require(bool(known), f"{folders[0]}: the run has begun, and was not foretold; a forecast is made before it")
+    print_wrapped(f"{target.name}: {describe_forecast(known[-1])}\n", indent=2)

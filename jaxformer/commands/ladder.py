@@ -1,4 +1,4 @@
-"""Trains an experiment at several sizes, each foretold by those below it.
+"""Trains an experiment at several sizes, each foretold before.
 
 A size is a depth: the width grows with it, the tokens with the parameters, the batch and the learning rate by rules
 that docs/ladder.md gives. Each size is an ordinary experiment, NAME_dDEPTH, whose file is written to experiments/.
@@ -73,7 +73,7 @@ def _foretell(rung: Rung, runs: Path) -> None:
     sizes, _ = smaller_sizes(rung.resolved.experiment, runs)
     if len(sizes) < FEWEST_SIZES:
         return
-    if forecast := forecast_runs(rung.resolved, range(rung.seeds), runs):
+    for forecast in forecast_runs(rung.resolved, range(rung.seeds), runs)[:1]:  # All are the same.
         print_wrapped(f"{rung.name}: {describe_forecast(forecast)}", indent=2)
 
 

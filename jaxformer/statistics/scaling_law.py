@@ -112,9 +112,9 @@ class Prediction(NamedTuple):
 
 
 def predict_loss(
-    parameters_S: Sequence[float],
-    tokens_S: Sequence[float],
-    losses_S: Sequence[Sequence[float]],
+    parameters_S: Sequence[float] | np.ndarray,
+    tokens_S: Sequence[float] | np.ndarray,
+    losses_S: Sequence[Sequence[float] | np.ndarray],
     parameters: float,
     tokens: float,
 ) -> Prediction:
@@ -155,7 +155,7 @@ def predict_loss(
     )
 
 
-def _means(losses_S: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _means(losses_S: Sequence[Sequence[float] | np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns of each size the mean of its seeds, the variance of one of them, and the latter's degrees of freedom.
 
     Few seeds show little, and small sizes scatter more than large ones: the variance, as a share of the loss, is drawn

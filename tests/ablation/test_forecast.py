@@ -61,16 +61,16 @@ def test_only_smaller_sizes_of_the_same_experiment_are_read(ladder, tmp_path):
 
 def test_a_forecast_is_made_once_and_scored_when_its_run_is_finished(ladder, tmp_path):
     target = resolve("root_d4")
-    forecast = forecast_runs(target, range(2), ladder)
-    assert forecast_runs(target, range(2), ladder) is None
+    forecast, other = forecast_runs(target, range(2), ladder)
+    assert forecast_runs(target, range(2), ladder) == []
     assert forecast.low < forecast.median < forecast.high
     assert [one.step for one in forecast.bands][-1] == target.experiment.training.steps
-    assert read_forecast(ladder / "root_d4" / "seed_1") == forecast
+    assert read_forecast(ladder / "root_d4" / "seed_1") == other
     assert [one.run for one in read_foretold(ladder)] == [None, None]
     base = read_foretold(ladder)[0].forecast.about["sizes"][0]["bits_per_byte"]["0"]
     write(tmp_path, "root_d4", effect=forecast.median - base)
     one, other = read_foretold(ladder)
-    assert one.is_scored and one.forecast.has(one.run.bits_per_byte) and not other.is_scored
+    assert one.run and one.is_scored and one.forecast.has(one.run.bits_per_byte) and not other.is_scored
     assert abs(standing(one.forecast, one.run.bits_per_byte)) < 1
     for _ in range(2):  # Once is enough.
         keep_outcomes(ladder, [one, other])
@@ -91,7 +91,7 @@ def test_a_forecast_that_was_changed_or_came_later_does_not_count(ladder, tmp_pa
 
 def test_a_run_that_has_begun_is_not_foretold_and_too_few_sizes_foretell_nothing(ladder, tmp_path):
     write(tmp_path, "root_d4", effect=-0.3)
-    assert forecast_runs(resolve("root_d4"), [0], ladder) is None
+    assert forecast_runs(resolve("root_d4"), [0], ladder) == []
     with pytest.raises(UserError, match="2 smaller sizes with finished runs, and a forecast takes 3"):
         forecast_runs(resolve("root_d3"), [2], ladder)
 
@@ -107,7 +107,7 @@ def test_a_damaged_forecast_is_named(ladder):
 def test_a_validation_outside_of_its_band_is_told(ladder):
     import numpy as np
 
-    forecast = forecast_runs(resolve("root_d4"), [0], ladder)
+    (forecast,) = forecast_runs(resolve("root_d4"), [0], ladder)
     band = forecast.bands[0]
     for bits, word in ((band.high + 0.01, "above"), ((band.low + band.high) / 2, ""), (band.low - 0.01, "below")):
         told = beside_forecast(forecast, Series(np.array([band.step]), np.array([bits])))
