@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxformer.ablation.comparison import compare_runs
-    from jaxformer.ablation.study import Chain, Study
+    from jaxformer.ablation.study import Chain, Screening, Study
     from jaxformer.data.packing import Batch, make_batches
     from jaxformer.evaluation.generate import sample_text
     from jaxformer.evaluation.sampling import Sampling
@@ -63,6 +63,7 @@ __all__ = [
     "Merge",
     "Promoted",
     "Sampling",
+    "Screening",
     "Study",
     "Variant",
     "__version__",
@@ -84,6 +85,7 @@ _MODULES = {
     "Merge": "experiment.variant",
     "Promoted": "experiment.variant",
     "Sampling": "evaluation.sampling",
+    "Screening": "ablation.study",
     "Study": "ablation.study",
     "Variant": "experiment.variant",
     "compare_runs": "ablation.comparison",

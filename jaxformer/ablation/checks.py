@@ -12,7 +12,9 @@ from jaxformer.ablation.another_process import in_another_process
 from jaxformer.ablation.earlier import EarlierRuns, describe_now, find_earlier
 from jaxformer.ablation.finished_runs import ended_seeds
 from jaxformer.ablation.ladder import Ladder, make_rungs
+from jaxformer.ablation.screening import make_screening_jobs, resolve_rows
 from jaxformer.ablation.study import (
+    Screening,
     Study,
     ended_jobs,
     estimate_seconds,
@@ -139,6 +141,36 @@ def _estimate_ladder(ladder: Ladder, runs: Path, parallel: int) -> dict[str, flo
     """Returns the seconds of a run of each size: as its runs took, else by timing its own step."""
     resolved = [rung.resolved for rung in make_rungs(ladder)]
     return {one.name: mean_seconds(runs / one.name) or _estimate_run(one.experiment, parallel) for one in resolved}
+
+
+def check_screening(
+    screening: Screening,
+    runs: Path,
+    *,
+    allow: Collection[str] = (),
+    retrain: bool = False,
+    prepare: bool = True,
+    parallel: int = 1,
+) -> Checked:
+    """Returns what the runs of a screening will take, checked as those of a study are.
+
+    Args:
+        runs, allow, retrain, prepare, parallel: as of `check_study`.
+
+    Raises:
+        UserError: as of `check_study` and `resolve_rows`.
+    """
+    earlier = in_another_process(_CHECKS, _check_screening, screening, runs, tuple(allow), retrain, prepare)
+    return Checked(_estimate(resolve_rows(screening), runs, parallel), earlier)
+
+
+@fixed_options()
+def _check_screening(
+    screening: Screening, runs: Path, allow: tuple[str, ...], retrain: bool, prepare: bool
+) -> EarlierRuns:
+    rows = resolve_rows(screening)
+    jobs = make_screening_jobs(screening, rows, runs)
+    return _check(rows, runs, jobs, [], allow=allow, retrain=retrain, prepare=prepare)
 
 
 @fixed_options()

@@ -19,9 +19,11 @@ from jaxformer.experiment.files import find_study, run_file
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.promoted import kept_changes
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
+from jaxformer.experiment.variant import JOIN, OF
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.launch import Job
 from jaxformer.plan.run_time import IMPORTING
+from jaxformer.statistics.screening import Design, make_design, smallest_rows
 from jaxformer.statistics.significance import INTERIM_SEEDS
 
 
@@ -70,13 +72,70 @@ class Chain:
         Study(parent=self.parent, variants=self.variants, rule=self.rule)  # Which checks the names.
 
 
+@dataclass(frozen=True, kw_only=True)
+class Screening:
+    """Changes of one parent that are tried together, about half of them in each run, to see which are worth asking."""
+
+    parent: str
+    """The experiment that each variant changes."""
+    variants: tuple[str, ...]
+    """Names, 3 to 23; all are applied to the parent, and any of them together. None changes what another one does, and
+    none is retuned (`Variant.retune`).
+    """
+    runs: int = 0
+    """Runs on each seed: 8, 12, 16, 20 or 24, which must be more than there are variants; or 8, 16, 24, 32, 40 or 48,
+    at least twice as many, which keeps the interactions of other variants out of an effect. 0 takes the fewest.
+    """
+    seeds: Annotated[int, Bounds(at_least=1, at_most=100)] = 1
+    """Seeds, each of all runs. Of two or more the errors of the effects are known; one leaves more hours to confirm."""
+
+    def __post_init__(self):
+        check_fields(self)
+        Study(parent=self.parent, variants=self.variants)  # Which checks the names.
+        for name in self.variants:
+            require(OF not in name and JOIN not in name, f"a screening names variants, without a parent: not {name}")
+        _ = self.design
+
+    @property
+    def design(self) -> Design:
+        """Which variants are on in which run.
+
+        Raises:
+            UserError: there is none of so many runs and variants.
+        """
+        try:
+            changes = len(self.variants)
+            return make_design(changes, self.runs or smallest_rows(changes))
+        except ValueError as error:
+            raise UserError(f"runs ({self.runs}) of {len(self.variants)} variants: {error}") from error
+
+
 def load_study(name_or_path: str) -> Study | Chain:
     """Returns what a file assigns to `STUDY`, found at a path or by its name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is a screening.
     """
-    return run_file(find_study(name_or_path), "STUDY", (Study, Chain), "study")
+    study = _load(name_or_path)
+    if isinstance(study, Screening):
+        raise UserError(f"this is a screening: `jaxformer screen --study={name_or_path}` runs it")
+    return study
+
+
+def load_screening(name_or_path: str) -> Screening:
+    """Returns the screening that a file assigns to `STUDY`, found as by `load_study`.
+
+    Raises:
+        UserError: there is none, or it is another study.
+    """
+    study = _load(name_or_path)
+    if not isinstance(study, Screening):
+        raise UserError(f"this is no screening: `jaxformer ablate --study={name_or_path}` runs it")
+    return study
+
+
+def _load(name_or_path: str) -> Study | Chain | Screening:
+    return run_file(find_study(name_or_path), "STUDY", (Study, Chain, Screening), "study")
 
 
 def choose_study(

@@ -49,7 +49,7 @@ def experiment_of(job: Job) -> str:
     return job.workdir.parent.name.partition(AD_HOC)[0]
 
 
-def run_to_results(jobs: Sequence[Job], *, parallel: int = 1) -> None:
+def run_to_results(jobs: Sequence[Job], *, parallel: int = 1, price_per_hour: float | None = None) -> None:
     """Runs jobs, showing what they do.
 
     Raises:
@@ -58,7 +58,7 @@ def run_to_results(jobs: Sequence[Job], *, parallel: int = 1) -> None:
     board, statuses = Dashboard(), []
     with Queue(jobs, parallel=parallel) as queue:
         for statuses in queue.watch():
-            board.draw(statuses, parallel=parallel)
+            board.draw(statuses, parallel=parallel, price_per_hour=price_per_hour)
     for status in statuses:
         if status.state is not State.FINISHED and not has_diverged(status.job.workdir):
             raise TrainingFailure(f"{status.job} {status.state.value}: {status.note}; see {status.job.log}")

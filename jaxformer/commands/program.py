@@ -24,6 +24,7 @@ _FIRST = (
     "compare",
     "ablate",
     "report",
+    "screen",
     "promote",
     "confirm",
     "judge",
@@ -52,6 +53,7 @@ ENVIRONMENT = {
     "ladder": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
     "ablate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
     "confirm": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
+    "screen": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
 }
 
 

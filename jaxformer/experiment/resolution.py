@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from jaxformer.config import UserError, override, require
@@ -14,9 +15,10 @@ from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.files import check_name, find_experiment, is_path, list_experiments, run_experiment_file
 from jaxformer.experiment.lineage import Lineage, Resolved, make_lineage, nearest_shared
 from jaxformer.experiment.promoted import apply_again, changes_since, leave_out, make_promoted
-from jaxformer.experiment.variant import AD_HOC, OF, WITHOUT, Merge, Promoted, Variant
+from jaxformer.experiment.variant import AD_HOC, JOIN, OF, WITHOUT, Merge, Promoted, Variant
 from jaxformer.host.own_code import collect_own_code
 from jaxformer.host.paths import expanded
+from jaxformer.record import Part
 
 # (name, name of the parent that it is applied to) of each experiment whose file is being resolved, outermost first.
 _Resolving = tuple[tuple[str, str], ...]
@@ -32,7 +34,8 @@ def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, pa
 
     Overrides of scientific fields make another experiment, and are marked in its name, `baseline~1a2b3c`, unless they
     name it. Where they change the corpus, they are its question, unless they ask another. A variant that is applied to
-    another parent than its own is named after both: `swiglu@baseline_100m`.
+    another parent than its own is named after both: `swiglu@baseline_100m`. Names with a `+` between them are variants
+    that are joined: `swiglu+layernorm`, or `swiglu+layernorm@baseline_100m`.
 
     Args:
         overrides: texts by dotted path, such as `{"model.width": "256"}`.
@@ -113,6 +116,9 @@ def _resolve_name(name: str, folder: Path | None, resolving: _Resolving, parent:
         require(bool(of), f"the name of a parent must follow '{OF}' in {name}")
         _refuse(parent, f"{name} has a parent in its name")
         return _resolve(own, folder, resolving, _resolve(of, folder, resolving))
+    if JOIN in name and not is_path(name):
+        parts = [_resolve(each, folder, resolving, parent) for each in name.split(JOIN)]
+        return _merge(_joining(parts), parts, name + (OF + parent.name if parent else ""))
     if WITHOUT in name and not is_path(name) and not _has_file(name, folder):
         _refuse(parent, f"{name} has no parent but its own")
         whole, _, left_out = name.rpartition(WITHOUT)
@@ -168,6 +174,14 @@ def _apply_to(parent: Resolved, variant: Variant, name: str) -> Resolved:
     return _checked(Resolved(child, make_lineage((parent,), child, declared, **about), (parent,), variant))
 
 
+def _joining(parts: Sequence[Resolved]) -> Merge:
+    """Returns the merge that a file of it would have; what is expected is the sum of what was of each."""
+    names, expected = [each.name for each in parts], [each.lineage.expected or (-math.inf, math.inf) for each in parts]
+    low, high = (sum(ends) for ends in zip(*expected, strict=True))
+    question = f"What do {' and '.join(names)} give together?"
+    return Merge(parents=tuple(names), question=question, expected=(low, high), source="the sum of its parts")
+
+
 def _merge(merge: Merge, parents: Sequence[Resolved], name: str) -> Resolved:
     """Returns the first parent with the changes of the others since their common ancestor."""
     first, *others = parents
@@ -175,9 +189,10 @@ def _merge(merge: Merge, parents: Sequence[Resolved], name: str) -> Resolved:
     for other in others:
         since = changes_since(ancestor, other)
         require(bool(since), f"{other.name} is an ancestor of {first.name}: there is nothing to join")
+        before = differences(ancestor.experiment, child)
         for one in since:
             taken = differences(ancestor.experiment, child)
-            conflicts = [path for path in one.lineage.change if path in taken]
+            conflicts = [path for path in one.lineage.change if path in taken] or _replaced(one, before)
             require(
                 not conflicts,
                 f"{first.name} and {other.name} both change {', '.join(conflicts)}: they cannot be joined",
@@ -188,6 +203,13 @@ def _merge(merge: Merge, parents: Sequence[Resolved], name: str) -> Resolved:
     bundle = f"the changes of {' and '.join(each.name for each in parents)}, joined"
     about = {"bundle": bundle, "expected": merge.expected, "source": merge.source}
     return _checked(Resolved(child, make_lineage(parents, child, joined, **about), tuple(parents), merge))
+
+
+def _replaced(one: Resolved, taken: Collection[str]) -> list[str]:
+    """Returns the paths of sections that a variant sets as a whole, in which others have set something."""
+    change = one.variant.change if one.variant else {}
+    values = {path: value for path, value in change.items() if isinstance(value, Part) or not callable(value)}
+    return [path for path in values if any(is_within(leaf, path) for leaf in taken)]
 
 
 def _checked(resolved: Resolved) -> Resolved:

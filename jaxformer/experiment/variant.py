@@ -17,6 +17,9 @@ from jaxformer.experiment.experiment import Experiment
 # Between the name of a variant and that of another parent than its own.
 OF = "@"
 
+# Between the names of variants of one parent that are joined without a file: what a `Merge` of them would be.
+JOIN = "+"
+
 # Between the name of a promoted experiment and that of a change that it keeps: what it is without that change.
 WITHOUT = "_without_"
 

@@ -65,6 +65,35 @@ def test_a_merge_joins_what_its_parents_changed(write):
         resolve(write("both", "Merge(parents=('deep', 'deeper'), **ABOUT)"))
 
 
+def test_names_with_a_plus_between_them_are_joined_without_a_file(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(tmp_path)
+    write("wide", "replace(load_experiment('baseline'), {'model.width': 256})")
+    write("deep", variant("{'model.depth': 7}"))
+    write("gated", variant("{'model.activation': 'swiglu'}"))
+    write("both", "Merge(parents=('deep', 'gated'), **ABOUT)")
+    joined, merge = resolve("deep+gated"), resolve("both")
+    assert dataclasses.replace(joined.experiment, name="", question="") == dataclasses.replace(
+        merge.experiment, name="", question=""
+    )
+    assert joined.name == "deep+gated" and joined.lineage.change == merge.lineage.change
+    assert joined.lineage.parents == ("deep", "gated") and joined.lineage.expected == (-0.2, 0.2)
+    asked = resolve("deep+gated@wide")
+    assert asked == resolve("deep+gated", parent="wide") and asked.name == "deep+gated@wide"
+    assert (asked.experiment.model.width, asked.experiment.model.depth) == (256, 7)
+    write("deeper", variant("{'model.depth': 9}"))
+    for name, message in {
+        "deep+deeper": r"both change model\.depth",
+        "deep+deep": "two different parents",
+        "latent_attention+value_embeddings": r"both change model\.attention",
+        "value_embeddings+latent_attention": r"both change model\.attention",
+        "deep+": "unknown experiment ''",
+        "deep+gate": "unknown experiment 'gate'; did you mean",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            resolve(name)
+
+
 def test_a_parent_is_the_file_that_whoever_names_it_finds(write, tmp_path, monkeypatch):
     package = find_experiment("baseline").resolve()
     monkeypatch.chdir(tmp_path)

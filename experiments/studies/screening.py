@@ -1,0 +1,25 @@
+"""Ten changes of the first study's parent at once, in twelve runs on a seed, to see which are worth asking.
+
+`jaxformer screen --study=screening --plan` says what it can find; without `--plan` it is run, on the embedded corpus.
+On the second seed the effects have errors; the first alone, which takes half the time, finds about as much.
+"""
+
+from jaxformer import Screening
+
+STUDY = Screening(
+    parent="first",
+    variants=(
+        "squared_relu",
+        "layernorm",
+        "qk_norm",
+        "value_embeddings",
+        "untied_embeddings",
+        "grouped_query_attention",
+        "soft_cap",
+        "z_loss",
+        "no_document_mask",
+        "concat_and_split",
+    ),
+    runs=12,
+    seeds=2,
+)

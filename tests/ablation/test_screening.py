@@ -1,0 +1,175 @@
+"""Screenings: which runs they are, what cannot be screened together, and what finished runs say."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from variant_files import HEADER, variant
+
+from jaxformer.ablation import screening as module
+from jaxformer.ablation.screening import FIRST_SEED, make_screening_jobs, read_screen, resolve_rows
+from jaxformer.ablation.study import Screening, Study, load_screening, load_study, resolve_study, seeds_of
+from jaxformer.config import UserError
+from jaxformer.experiment.change import differences
+from jaxformer.report.screening import describe_aliases, describe_plan, describe_screen, screening_table
+
+pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
+CHANGES = {
+    "normed": {"model.qk_norm": True},
+    "layer": {"model.norm": "layernorm"},
+    "capped": {"model.logit_soft_cap": 30.0},
+    "untied": {"model.tied_embeddings": False},
+}
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """A function (name, expression) -> an experiment file, in a folder that has a parent and four variants."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments" / "studies").mkdir(parents=True)
+
+    def write(name, expression):
+        (tmp_path / "experiments" / f"{name}.py").write_text(f"{HEADER}EXPERIMENT = {expression}\n")
+
+    write("root", "replace(load_experiment('baseline'), {'model.width': 64})")
+    for name, change in CHANGES.items():
+        write(name, variant(repr(change)))
+    return write
+
+
+SCREENING = Screening(parent="root", variants=tuple(CHANGES), seeds=2)
+
+
+def test_each_row_is_the_parent_with_the_changes_that_are_on(write, tmp_path):
+    rows = resolve_rows(SCREENING)
+    assert [rows[0].name, len(rows), len({one.name for one in rows})] == ["root", 8, 8]
+    for one, on_N in zip(rows, SCREENING.design.on_RN, strict=True):
+        changed = {path: after for path, (_, after) in differences(rows[0].experiment, one.experiment).items()}
+        expected = [CHANGES[name] for name, on in zip(SCREENING.variants, on_N, strict=True) if on]
+        assert changed == {path: value for each in expected for path, value in each.items()}
+    jobs = make_screening_jobs(SCREENING, rows, tmp_path / "runs")
+    assert [job.seed for job in jobs] == [FIRST_SEED] * 8 + [FIRST_SEED + 1] * 8
+    assert f"--experiment={rows[3].name}" in jobs[3].arguments and jobs[3].needs == (jobs[0].workdir,)
+    assert not {job.seed for job in jobs} & {*seeds_of(resolve_study(Study(parent="root", variants=("normed",))))}
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ({"tuned": variant("{'optimizer.b2': 0.9}")}, "tuned is compared at its own best learning rate"),
+        (
+            {"relu": variant("{'model.norm': 'layernorm', 'model.activation': 'relu2'}", bundle="'one'")},
+            "both set model.n",
+        ),
+        ({"normed_capped": variant("{'model.logit_soft_cap': 9.0}", parent="normed")}, "is no single change of root"),
+        (
+            {
+                "narrow": variant("{'model.feed_forward_width': 96}"),
+                "gated": variant("{'model.activation': 'swiglu'}", consequences="(SolvedFeedForwardWidth(),)"),
+            },
+            "narrow and gated both set model.feed_forward_width",
+        ),
+        (
+            {"x" * 120: variant("{'model.z_loss': 1e-4}"), "y" * 130: variant("{'model.activation': 'relu2'}")},
+            "too long",
+        ),
+    ],
+)
+def test_what_cannot_be_screened_together_is_refused_in_a_line(write, variants, message):
+    for name, expression in variants.items():
+        write(name, expression)
+    with pytest.raises(UserError, match=message) as refusal:
+        resolve_rows(Screening(parent="root", variants=(*CHANGES, *variants)))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"variants": ("a", "b")}, "takes 3 to 23 changes, not 2"),
+        ({"runs": 12}, "would repeat each other"),
+        ({"runs": 9}, "designs have 8, 12"),
+        ({"variants": ("a@b", "c", "d")}, "without a parent: not a@b"),
+        ({"variants": ("a", "a", "d")}, "names a variant twice"),
+        ({"seeds": 0}, "seeds"),
+    ],
+)
+def test_what_is_no_screening_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(SCREENING, **fields)
+
+
+def test_a_study_of_another_kind_is_refused(write, tmp_path):
+    path = tmp_path / "experiments" / "studies" / "plain.py"
+    path.write_text("from jaxformer import Study\nSTUDY = Study(parent='root', variants=('normed',))\n")
+    with pytest.raises(UserError, match="this is no screening: `jaxformer ablate --study=plain` runs it"):
+        load_screening("plain")
+    path.write_text(
+        f"from jaxformer import Screening\nSTUDY = Screening(parent='root', variants={SCREENING.variants})\n"
+    )
+    with pytest.raises(UserError, match="this is a screening: `jaxformer screen --study=plain` runs it"):
+        load_study("plain")
+
+
+def named_rows():
+    """Returns the rows of the screening, of which nothing but the names is read."""
+    named = [[name for name, on in zip(CHANGES, on_N, strict=True) if on] for on_N in SCREENING.design.on_RN]
+    return [SimpleNamespace(name="+".join(names) or "root") for names in named]
+
+
+def values_of(rows, monkeypatch, effects_N, runs, diverged=()):
+    """Makes run folders come to the sum of the changes that are on in them."""
+    rng = np.random.default_rng(0)
+    bits = {}
+    for one, on_N in zip(rows, SCREENING.design.on_RN, strict=True):
+        for seed in (FIRST_SEED, FIRST_SEED + 1):
+            noise = 0.002 * rng.standard_normal() + 0.1 * (seed - FIRST_SEED)
+            bits[runs / one.name / f"seed_{seed}"] = 2.0 + float(on_N @ effects_N) + noise
+    monkeypatch.setattr(module, "final_bits_per_byte", bits.get)
+    monkeypatch.setattr(module, "has_diverged", lambda folder: any(name in folder.parent.name for name in diverged))
+
+
+def test_finished_runs_tell_the_effects_and_the_command_that_confirms(tmp_path, monkeypatch):
+    rows, effects_N = named_rows(), np.array([0.01, -0.05, 0.03, -0.02])
+    values_of(rows, monkeypatch, effects_N, tmp_path)
+    found = read_screen(SCREENING, rows, tmp_path)
+    assert [each.mean for each in found.found.effects] == pytest.approx(effects_N, abs=0.003)
+    assert [name for name, _ in found.survivors] == ["layer", "untied"]
+    table, sentences = "\n".join(screening_table(found)), describe_screen(found)
+    assert table.index("layer") < table.index("untied") < table.index("normed") < table.index("capped")
+    assert table.count("survives") == 2
+    assert "jaxformer ablate --parent=root --variants=layer,untied --seeds=11 --parent_seeds=11" in sentences[-1]
+    one_seed = dataclasses.replace(SCREENING, seeds=1)
+    sentences = describe_screen(single := read_screen(one_seed, rows, tmp_path))
+    assert [name for name, _ in single.survivors] == [
+        "layer"
+    ] and "The best quarter survives, at most 1 change." in sentences[-2]
+    assert screening_table(single)[1].split() == ["layer", f"{single.found.effects[1].mean:+.4f}", "survives"]
+    values_of(rows, monkeypatch, abs(effects_N), tmp_path)
+    assert "None survives" in describe_screen(read_screen(SCREENING, rows, tmp_path))[-1]
+
+
+def test_the_change_that_diverges_is_named(tmp_path, monkeypatch):
+    rows = named_rows()
+    values_of(rows, monkeypatch, np.zeros(4), tmp_path, diverged=("capped",))
+    with pytest.raises(UserError, match="4 of the 8 runs of a seed diverged, all those with capped and no other"):
+        read_screen(SCREENING, rows, tmp_path)
+    values_of(rows, monkeypatch, np.zeros(4), tmp_path, diverged=("capped", "layer"))
+    with pytest.raises(UserError, match=r"6 of the 8 .* no variant is in all those"):
+        read_screen(SCREENING, rows, tmp_path)
+    values_of(rows, monkeypatch, np.zeros(4), tmp_path)
+    monkeypatch.setattr(module, "final_bits_per_byte", lambda folder: None)
+    with pytest.raises(UserError, match="root/seed_1000000: not finished"):
+        read_screen(SCREENING, rows, tmp_path)
+
+
+def test_the_plan_recommends_by_what_is_expected_beside_the_noise(write):
+    variants = module.resolve_variants(SCREENING)[1:]
+    for noise, words in ((0.2, "The better way"), (0.02, "Not the better way"), (float("nan"), "depends on the noise")):
+        assert words in describe_plan(SCREENING, variants, noise)[-1]
+    assert "finds more with so few changes" in describe_plan(SCREENING, variants, 0.2)[-2]
+    assert "Resolution IV" in describe_plan(SCREENING, variants, 0.2)[1]
+    aliased = dataclasses.replace(SCREENING, variants=tuple("abcdefghijk"))
+    assert "Resolution III: " in (text := describe_aliases(aliased)) and "0.17 of those of 45 pairs" in text
