@@ -223,7 +223,9 @@ def flag_untuned(comparisons: Sequence[Comparison], variants: Sequence[Resolved]
         if one.verdict.word is Word.KEEP and not one.best_rates:
             parent, best = parents[one.variant], known.get(one.parent)
             rate = parent.experiment.optimizer.learning_rate
-            excess, recommended = (best.excess, best.recommended) if best else _tuned(runs / one.parent / TUNING, rate)
+            excess, recommended = (
+                (best.excess, best.recommended) if best else tuned_rate(runs / one.parent / TUNING, rate)
+            )
             note, alone = "", "the gain may hold at this rate only"
             if math.isnan(recommended) and RATE not in parent.tuned:
                 command = f"`jaxformer tune --experiment={one.parent}`"
@@ -236,7 +238,7 @@ def flag_untuned(comparisons: Sequence[Comparison], variants: Sequence[Resolved]
     return flagged
 
 
-def _tuned(path: Path, learning_rate: float) -> tuple[float, float]:
+def tuned_rate(path: Path, learning_rate: float) -> tuple[float, float]:
     """Returns what a rate costs by the record of its tuning, bits per byte, and the best one; NaN without a record."""
     record = read_json_or_empty(path)
     own, excess, best = (record.get(name) for name in ("learning_rate", "excess", "recommended"))

@@ -30,6 +30,7 @@ _FIRST = (
     "judge",
     "ladder",
     "forecast",
+    "transfer",
     "export",
     "replay-step",
     "harness",
@@ -47,6 +48,7 @@ ENVIRONMENT = {
     "forecast": {"JAX_PLATFORMS": "cpu"},  # As above.
     "promote": {"JAX_PLATFORMS": "cpu"},  # As above.
     "judge": {"JAX_PLATFORMS": "cpu"},  # As above.
+    "transfer": {"JAX_PLATFORMS": "cpu"},  # As above.
     "evaluate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # A run may be training on the same device.
     "generate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
     "tune": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # The runs need the device.

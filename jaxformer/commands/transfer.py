@@ -1,0 +1,76 @@
+"""Tells whether what small sizes showed holds at a larger one.
+
+The same change is compared with its parent at three or more sizes:
+
+  jaxformer ablate --parent=SIZE --variants=NAME
+
+From the finished runs at all experiments that differ from the target in their size alone, the effect at the target is
+expected with an interval, and called by the first of these words that holds. Nothing is trained; where it is UNKNOWN,
+the cheapest sizes and seeds that would decide it are printed as commands.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxformer.ablation.command_line import add_run_options
+from jaxformer.ablation.comparability import parse_allowed
+from jaxformer.ablation.transfer import Answer, ask_transfer
+from jaxformer.config import UserError, require
+from jaxformer.host.command import Parser, command
+from jaxformer.host.console import output_columns, print_line, print_notice
+from jaxformer.host.docstrings import docstring
+from jaxformer.report.style import drawing, save_png
+from jaxformer.report.transfer import describe_transfer, draw_transfer
+from jaxformer.statistics import transfer
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Prints what is known of variants at a target; returns the exit status."""
+    rule = docstring(transfer.decide).partition("\n\n")[2]
+    parser = Parser("jaxformer transfer", f"{docstring(sys.modules[__name__])}\n\n{rule}")
+    add = parser.add_argument
+    add("--variant", required=True, metavar="NAME,...", help="the changes that were asked, separated by commas")
+    add("--target", required=True, metavar="NAME", help="the experiment at the size that matters")
+    add_run_options(parser)
+    add("--hours", type=float, default=math.inf, metavar="H", help="device hours to spend on knowing more")
+    text = "smallest effect at the target that matters, bits per byte (default: the margin of the largest size)"
+    add("--effect", type=float, default=math.nan, metavar="E", help=text)
+    add("--json", action="store_true", help="print one JSON object, and nothing else")
+    options = parser.parse_args(arguments)
+    require(math.isnan(options.effect) or options.effect > 0, f"--effect ({options.effect}) must be above 0")
+    require(options.hours > 0, f"--hours ({options.hours}) must be above 0")
+    names = [name.strip() for name in options.variant.split(",") if name.strip()]
+    require(bool(names), "--variant names no variant")
+    known = {"effect": options.effect, "hours": options.hours, "allow": parse_allowed(options.allow)}
+    answers = [ask_transfer(name, options.target, options.runs, **known) for name in names]
+    if options.json:
+        print_line(json.dumps({answer.variant: answer.record() for answer in answers}))
+    else:
+        _print(answers, options.runs)
+    return 0
+
+
+def _print(answers: Sequence[Answer], runs: Path) -> None:
+    for answer in answers:
+        print_line("\n".join(describe_transfer(answer, output_columns())))
+        try:
+            print_line(f"{_draw(answer, runs)}")
+        except UserError as error:
+            print_notice(f"no picture: {error}")
+
+
+def _draw(answer: Answer, runs: Path) -> Path:
+    """Draws an answer beside the runs; returns the file."""
+    path = runs / "reports" / f"{answer.variant}@{answer.target}.png"
+    with drawing():
+        figure = draw_transfer(answer)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            save_png(figure, path)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from error
+    return path

@@ -1,0 +1,242 @@
+"""Whether a change that was compared with its parent at small sizes has the same effect at a larger one.
+
+Its effect d_i at a size is a difference of bits per byte, variant minus parent. With the training compute of the sizes,
+x_i = log(compute_i / compute of the target), the model is
+
+    d_i = a + b x_i + deviation_i + error_i
+
+where a, the effect at the target, is sought. All of the prior is in units of one scale A, so that a change is treated
+alike whether it is large or small, and is integrated over a grid:
+
+| what | prior | why |
+| --- | --- | --- |
+| A | log-uniform, 0.0003 to 1 bit per byte | from far below a seed's noise to more than a change gains |
+| a | normal about 0, standard deviation A | no effect persists unless it is seen to |
+| b | normal about 0, standard deviation 0.05, 0.1, 0.2 or 0.4 A | an effect loses 0.21 of itself for each factor e of |
+|   |   | compute from 0.002 to 0.0007 bits per byte (nanochat, dev/LOG.md, depths 12 to 20), and 0.14 from 1.4 x to |
+|   |   | 1.1 x the speed (Muon at 0.1B and 1.2B parameters, Wen et al. 2025, arXiv 2509.02046) |
+| deviation | standard deviation tau at each size, and a random walk with tau for each factor 4 of compute; tau from 0 |
+|   |   | to 0.8 A, as of a half-Cauchy distribution of scale 0.15: pairs of corpora rank at 150M parameters as at 1B |
+|   |   | in 80 % (DataDecide, Magnusson et al. 2025, arXiv 2504.11393); by this prior a sign persists over those 44 x |
+|   |   | the compute in 79 % |
+
+A size far below the target tells less of it, and what is expected there is the smaller the farther it is. What no size
+shows, such as a jump beyond the largest of them, is allowed for by the prior alone.
+
+Axes: N size, G point of the grid, L place along the compute; further axes, of independent questions, come first.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+
+from jaxformer.statistics.paired_difference import Difference
+from jaxformer.statistics.variance_prior import exceeds, fit_prior, moderate
+
+# Of the interval of the effect at the target, and of that at the smallest size.
+CONFIDENCE = 0.95
+
+FEWEST_SIZES = 3
+
+# Of what documents do to the difference at two sizes, which are validated on the same ones. It is not measured; what is
+# shared moves all sizes alike, and what is not is magnified where the target lies far beyond.
+DOCUMENT_CORRELATION = 0.5
+
+_SCALES = np.geomspace(3e-4, 1.0, 14)
+_SLOPES = np.array([0.05, 0.1, 0.2, 0.4])
+_DEVIATIONS = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.8])
+_DEVIATION_WEIGHTS = np.array([0.18, 0.24, 0.22, 0.18, 0.12, 0.06])
+_STEP = math.log(4)
+
+
+class Effect(NamedTuple):
+    """A change's effect at a place along the compute, bits per byte; arrays over questions where there are many."""
+
+    mean: Any
+    low: Any
+    high: Any
+    """`low` and `high`: the interval that contains it with the probability `CONFIDENCE`."""
+    below: Any
+    """Probability that it is below 0."""
+
+
+def error_covariance(differences: Sequence[Difference], seeds_N: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Returns the covariance (N, N) of the errors of a change's differences at several sizes.
+
+    Variances of one seed's difference are moderated by what three sizes or more have in common, which is the less the
+    more they differ. Each is then enlarged by (t / z)^2, so that a normal interval at `CONFIDENCE` is as wide as
+    Student's.
+    """
+    variance_N = np.array([one.seed_variance for one in differences]) * seeds_N
+    df_N = np.array([one.seed_degrees_of_freedom for one in differences])
+    alike_N = np.isfinite(df_N) & (df_N > 0)
+    if alike_N.sum() >= FEWEST_SIZES and np.median(variance_N[alike_N]) > 0:
+        prior = fit_prior(variance_N[alike_N], df_N[alike_N])
+        for n in np.flatnonzero(alike_N):
+            if not exceeds(variance_N[n], df_N[n], prior):
+                variance_N[n], df_N[n] = moderate(variance_N[n], df_N[n], prior)
+    seed_N = variance_N / seeds_N * _enlarged(df_N)
+    items = [(one.item_variance, one.item_degrees_of_freedom) for one in differences]
+    item_N = np.sqrt(np.array([variance * _enlarged(df) if variance else 0.0 for variance, df in items]))
+    return np.diag(seed_N) + shared_by_documents(item_N)
+
+
+def shared_by_documents(errors_N: np.ndarray) -> np.ndarray:
+    """Returns the covariance (N, N) of what documents do to the difference at each size, given its standard errors."""
+    shared = DOCUMENT_CORRELATION + (1 - DOCUMENT_CORRELATION) * np.eye(len(errors_N))
+    return np.outer(errors_N, errors_N) * shared
+
+
+def _enlarged(df: np.ndarray | float) -> np.ndarray:
+    """Returns (t / z)^2 at `CONFIDENCE`."""
+    tail = (1 - CONFIDENCE) / 2
+    return (special.stdtrit(df, tail) / special.ndtri(tail)) ** 2
+
+
+def predict_effect(effects_N: np.ndarray, errors_NN: np.ndarray, distances_N: np.ndarray, at_L: np.ndarray) -> Effect:
+    """Returns the effect at places along the compute, given what was measured at sizes.
+
+    Args:
+        effects_N: (..., N), bits per byte.
+        errors_NN: (..., N, N), the covariance of their errors.
+        distances_N: log(compute / compute of the target) of each size.
+        at_L: the same of the places; a size's own is that of the size itself, with its deviation.
+
+    Returns:
+        Its fields are arrays (..., L).
+    """
+    mean_GL, deviation_GL, weight_G = _posterior(*map(np.asarray, (effects_N, errors_NN, distances_N, at_L)))
+    weight_GL = weight_G[..., None]
+
+    def below(value_L: np.ndarray) -> np.ndarray:
+        return (weight_GL * special.ndtr((value_L[..., None, :] - mean_GL) / deviation_GL)).sum(-2)
+
+    tail = (1 - CONFIDENCE) / 2
+    first, last = ((mean_GL + sign * 9 * deviation_GL) for sign in (-1, 1))
+    low, high = (_bisect(below, first.min(-2), last.max(-2), probability) for probability in (tail, 1 - tail))
+    return Effect((weight_GL * mean_GL).sum(-2), low, high, below(np.zeros_like(low)))
+
+
+def _bisect(
+    below: Callable[[np.ndarray], np.ndarray], low_L: np.ndarray, high_L: np.ndarray, probability: float
+) -> np.ndarray:
+    for _ in range(40):
+        middle_L = (low_L + high_L) / 2
+        is_below_L = below(middle_L) < probability
+        low_L, high_L = np.where(is_below_L, middle_L, low_L), np.where(is_below_L, high_L, middle_L)
+    return (low_L + high_L) / 2
+
+
+def _posterior(
+    effects_N: np.ndarray, errors_NN: np.ndarray, distances_N: np.ndarray, at_L: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation (..., G, L) of the effect at each point of the grid, and weights (..., G)."""
+    N, places = len(distances_N), np.concatenate([distances_N, at_L])
+    scale_G, slope_G, deviation_G, prior_G = (each.reshape(-1, 1, 1) for each in prior_grid())
+    prior = scale_G * prior_covariance(places, slope_G, deviation_G)
+    covariance_GNN = prior[:, :N, :N] + errors_NN[..., None, :, :]
+    whitened = np.linalg.inv(np.linalg.cholesky(covariance_GNN))
+    known_GNL = whitened @ prior[:, :N, N:]
+    effect_GN = (whitened @ effects_N[..., None, :, None])[..., 0]
+    mean_GL = (known_GNL * effect_GN[..., None]).sum(-2)
+    variance_GL = np.diagonal(prior[:, N:, N:], axis1=-2, axis2=-1) - (known_GNL**2).sum(-2)
+    log_G = np.log(np.diagonal(whitened, axis1=-2, axis2=-1)).sum(-1) - (effect_GN**2).sum(-1) / 2
+    log_G = log_G + np.log(prior_G[:, 0, 0])
+    weight_G = np.exp(log_G - log_G.max(-1, keepdims=True))
+    return mean_GL, np.sqrt(np.maximum(variance_GL, 1e-18)), weight_G / weight_G.sum(-1, keepdims=True)
+
+
+def prior_grid() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns A^2, the variances of slope and deviation in units of it, and the probability, of each point (G,)."""
+    names = (_SCALES, _SLOPES, _DEVIATIONS)
+    scale, slope, deviation = (each.reshape(-1) ** 2 for each in np.meshgrid(*names, indexing="ij"))
+    weights = np.broadcast_to(_DEVIATION_WEIGHTS, tuple(map(len, names))).reshape(-1)
+    return scale, slope, deviation, weights / weights.sum()
+
+
+def prior_covariance(places_L: np.ndarray, slope: np.ndarray | float, deviation: np.ndarray | float) -> np.ndarray:
+    """Returns the covariance (..., L, L) of effects at places along the compute, in units of A^2; 0 is the target.
+
+    Args:
+        slope, deviation: variances of b and of the deviation of a size, in the same units.
+    """
+    one, other = places_L[:, None], places_L[None, :]
+    is_other = (one != 0) & (other != 0)
+    walk = np.where(one * other > 0, np.minimum(abs(one), abs(other)), 0.0) / _STEP
+    # The target's own deviation is seen from all sizes alike, since a is the effect there with its deviation.
+    deviates = np.where(is_other, walk + 1 + (one == other), 0.0)
+    return 1 + slope * one * other + deviation * deviates
+
+
+class Word(Enum):
+    """What becomes of a change's effect at the target."""
+
+    TRANSFERS = "TRANSFERS"
+    FADES = "FADES"
+    REVERSES = "REVERSES"
+    UNKNOWN = "UNKNOWN"
+
+
+class Transfer(NamedTuple):
+    """What is known of a change at the target, before it is decided."""
+
+    distances: Sequence[float]
+    """log(compute / compute of the target) of each size, in ascending order."""
+    smallest: Effect
+    largest: Effect
+    """`smallest`, `largest`: the effect at the smallest and the largest size, by all of them."""
+    target: Effect
+    margin: float
+    """Bits per byte within which two arms count as equal at the target; NaN where it is not known."""
+
+    @property
+    def same_sign(self) -> float:
+        """The probability that the effect at the target has the sign of that at the smallest size."""
+        return self.target.below if self.smallest.mean < 0 else 1 - self.target.below
+
+
+def is_within_reach(first: Any, last: Any) -> Any:
+    """Returns whether a target is no farther from the largest size than that from the smallest, given both distances.
+
+    A law that breaks off looks like any other until the break is among the sizes. Where one change in twenty does so
+    somewhere, up to 4.3 % of the verdicts are wrong within reach, and up to 7.4 % beyond.
+    """
+    return -last <= (last - first) * (1 + 1e-9)
+
+
+def decide(found: Transfer) -> tuple[Word, str]:
+    """Returns the word and its reason, by the first of these that holds.
+
+    UNKNOWN: fewer than three sizes; the target lies farther beyond the largest size than that lies beyond the smallest;
+    or the interval of the effect at the smallest size contains 0.
+
+    FADES: the interval at the target lies within the margin, and the effect at the smallest size is larger than it.
+
+    TRANSFERS: the interval at the target lies on the side of 0 of the effect at the smallest size.
+
+    REVERSES: it lies on the other side, and so does that at the largest size: no trend alone reverses an effect.
+
+    UNKNOWN: in all other cases.
+
+    Intervals contain the effect with a probability of 95 %; that at the smallest size is by all sizes together.
+    """
+    (mean, low, high, _), target = found.smallest, found.target
+    sizes, first, last = len(found.distances), found.distances[0], found.distances[-1]
+    if sizes < FEWEST_SIZES:
+        return Word.UNKNOWN, f"{sizes} of at least {FEWEST_SIZES} sizes: fewer show no trend"
+    if not is_within_reach(first, last):
+        apart, beyond = (f"{math.exp(x):.3g} x" for x in (last - first, -last))
+        return Word.UNKNOWN, f"the sizes span {apart} the compute, and the target has {beyond} that of the largest"
+    if low <= 0 <= high:
+        return Word.UNKNOWN, "no effect is certain at the smallest size, so that none can be followed"
+    if max(-target.low, target.high) < found.margin < abs(mean):
+        return Word.FADES, "what is left of the effect at the target is within the margin"
+    if target.low > 0 if mean > 0 else target.high < 0:
+        return Word.TRANSFERS, "the effect at the target has the sign of that at the smallest size"
+    if all(one.low > 0 if mean < 0 else one.high < 0 for one in (found.largest, target)):
+        return Word.REVERSES, "the effect at the largest size and at the target has the other sign than at the smallest"
+    return Word.UNKNOWN, f"the effect at the target has the same sign with a probability of {found.same_sign:.0%}"
