@@ -36,7 +36,8 @@ class Record(NamedTuple):
     """Lineage of the variant, as its runs recorded it."""
     word: Word
     reason: str
-    """`word` and `reason`: the verdict."""
+    more_seeds: int | None
+    """`word`, `reason` and `more_seeds`: the verdict."""
     seeds: tuple[int, ...]
     """Seeds that both had."""
     margin: float
@@ -114,6 +115,7 @@ def _parse(path: Path, content: bytes) -> Record:
         lineage=dict(values["lineage"]),
         word=Word(verdict["word"]),
         reason=verdict["reason"],
+        more_seeds=verdict["more_seeds"],
         seeds=tuple(values["seeds"]),
         margin=math.nan if margin is None else float(margin),
         recommended_rates=(float(rates[0]["recommended"]), float(rates[1]["recommended"])) if rates else None,

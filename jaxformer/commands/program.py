@@ -31,6 +31,7 @@ _FIRST = (
     "ladder",
     "forecast",
     "transfer",
+    "next",
     "export",
     "replay-step",
     "harness",
@@ -49,6 +50,7 @@ ENVIRONMENT = {
     "promote": {"JAX_PLATFORMS": "cpu"},  # As above.
     "judge": {"JAX_PLATFORMS": "cpu"},  # As above.
     "transfer": {"JAX_PLATFORMS": "cpu"},  # As above.
+    "next": {"JAX_PLATFORMS": "cpu"},  # As above.
     "evaluate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # A run may be training on the same device.
     "generate": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # As above.
     "tune": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # The runs need the device.

@@ -1,0 +1,65 @@
+"""Ranks open questions by what asking them is worth, or says stop.
+
+A question is worth the device hours that a kept gain saves of the runs to come, times the probability of that; it costs
+the hours of its runs up to a decision. Expectations count as far as those in the ledger came true. Nothing is trained:
+
+  jaxformer next --parent=NAME --target=LARGER
+
+One run of the parent must be finished, which tells what runs take and what a gain is worth in tokens.
+"""
+
+import json
+import math
+import sys
+
+from jaxformer.ablation.command_line import add_run_options
+from jaxformer.ablation.next_question import COMPLEXITY, LARGER, rank_questions
+from jaxformer.config import require
+from jaxformer.host.command import Parser, command
+from jaxformer.host.console import output_columns, print_line
+from jaxformer.host.docstrings import docstring
+from jaxformer.report.next_question import ranking_text
+from jaxformer.statistics.significance import INTERIM_SEEDS
+
+
+@command
+def main(arguments: list[str]) -> int:
+    """Prints the ranked questions of an experiment; returns the exit status."""
+    parser = Parser("jaxformer next", docstring(sys.modules[__name__]))
+    add = parser.add_argument
+    add("--parent", required=True, metavar="NAME", help="the experiment that is changed")
+    add_run_options(parser, compares=False)
+    text = f"the experiment of the runs to come (default: {LARGER:g} times the parent's operations)"
+    add("--target", default="", metavar="NAME", help=text)
+    text = "device hours of one such run, where they are known (default: by the parent's hours for each operation)"
+    add("--hours", type=float, default=math.nan, metavar="H", help=text)
+    add("--runs_to_come", type=float, default=1.0, metavar="N", help="how many such runs (default: 1)")
+    text = f"%% of their hours that each changed field has to save (default: {100 * COMPLEXITY:g})"
+    add("--complexity", type=float, default=100 * COMPLEXITY, metavar="PERCENT", help=text)
+    text = "seeds up to which a question is followed (default: 8)"
+    add("--most_seeds", type=int, default=8, metavar="N", help=text)
+    add("--number", type=int, default=10, metavar="N", help="questions that are printed (default: 10)")
+    add("--json", action="store_true", help="print one JSON object, with all questions, and nothing else")
+    options = parser.parse_args(arguments)
+    for name in ("hours", "runs_to_come"):
+        value = getattr(options, name)
+        is_given = not (name == "hours" and math.isnan(value))
+        require(not is_given or 0 < value < math.inf, f"--{name} ({value:g}) must be above 0")
+    require(0 <= options.complexity <= 100, f"--complexity ({options.complexity:g}) must be between 0 and 100 %")
+    most, first, last = options.most_seeds, INTERIM_SEEDS[0], INTERIM_SEEDS[-1]
+    require(first <= most <= last, f"--most_seeds ({most}) must be between {first} and {last}")
+    require(options.number > 0, f"--number ({options.number}) must be above 0")
+    ranking = rank_questions(
+        options.parent,
+        options.runs,
+        target=options.target,
+        hours=options.hours,
+        runs_to_come=options.runs_to_come,
+        complexity=options.complexity / 100,
+        most_seeds=most,
+    )
+    if options.json:
+        print_line(json.dumps(ranking.record()))
+    else:
+        print_line(ranking_text(ranking, options.number, output_columns()))
+    return 0

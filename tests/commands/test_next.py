@@ -1,0 +1,156 @@
+"""The command that says what to ask next: what is ranked, what is not, when it stops, and what a user gets wrong."""
+
+import json
+from pathlib import Path
+
+import fake_runs
+import pytest
+
+from jaxformer.ablation import open_questions
+from jaxformer.ablation.next_question import rank_questions
+from jaxformer.ablation.open_questions import find_questions, kind_of
+from jaxformer.ablation.outcome import judge_study
+from jaxformer.ablation.study import Study, mean_seconds
+from jaxformer.commands import next as command
+from jaxformer.experiment.experiment import science, training_flops
+from jaxformer.experiment.resolution import resolve
+from jaxformer.report.next_question import ranking_text
+
+pytestmark = pytest.mark.device_free
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("next")
+    files = folder / "experiments"
+    fake_runs.write_root(files)
+    fake_runs.write_root(files, "other", model__depth=3)
+    questions = {
+        "good": ({"model.qk_norm": True}, (-0.02, 0.0)),
+        "open": ({"model.z_loss": 1e-4}, (-0.02, 0.01)),
+        "promising": ({"optimizer.weight_decay": 0.3}, (-0.06, -0.04)),
+        "hopeless": ({"model.activation": "relu2"}, (0.04, 0.06)),
+        "again": ({"model.qk_norm": True}, (-0.01, 0.0)),
+        "invalid": ({"model.heads": 7}, (-0.02, 0.0)),
+    }
+    for name, (change, expected) in questions.items():
+        fake_runs.write_variant(files, name, change, expected=expected)
+    fake_runs.write_variant(files, "deeper", {"model.depth": 6}, parent="good")
+    fake_runs.write_merge(files, "both", ("good", "open"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        effects = {"good": -0.03, "open": -0.004}
+        fake_runs.write_study(folder / "runs", ["root", *effects], effects=effects, tasks=())
+        judge_study(Study(parent="root", variants=tuple(effects)), Path("runs"))
+    return folder
+
+
+def enter(patch, place):
+    patch.chdir(place)
+    names = sorted(path.stem for path in (place / "experiments").glob("*.py"))
+    patch.setattr(open_questions, "list_experiments", lambda: names)
+
+
+@pytest.fixture(autouse=True)
+def inside(place, monkeypatch):
+    enter(monkeypatch, place)
+
+
+@pytest.fixture(scope="module")
+def ranking(place):
+    with pytest.MonkeyPatch.context() as patch:
+        enter(patch, place)
+        return rank_questions("root", Path("runs"), hours=1e6)
+
+
+def ranked(capsys, *arguments):
+    assert command.main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_open_questions_are_ranked_and_answered_and_others_are_told(ranking):
+    found = ranking.record()
+    names = [each["name"] for each in found["ranked"]]
+    assert set(names) == {"open", "promising", "hopeless"} and found["best"] == names[0]
+    by_name = {each["name"]: each for each in found["ranked"]}
+    assert by_name["promising"]["ratio"] > by_name["hopeless"]["ratio"]
+    assert by_name["promising"]["kept"] > 0.5 > by_name["hopeless"]["kept"]
+    assert found["closed"] == {"good": "KEEP"}
+    assert set(found["refused"]) == {"again", "deeper", "invalid"}
+    assert "it is asked of good" in found["refused"]["deeper"] and "same as" in found["refused"]["again"]
+    assert [each["variant"] for each in found["calibration"]["answered"]] == ["good", "open"]
+
+
+def test_an_undecided_question_goes_on_from_its_seeds_at_the_cost_of_further_ones(ranking):
+    found = {each["name"]: each for each in ranking.record()["ranked"]}
+    assert found["open"]["seeds"] > 3 and "after 3 seeds, undecided" in found["open"]["why"][0]
+    assert "--seeds=4" in found["open"]["command"] and "--seeds=3" in found["promising"]["command"]
+    assert not any(each.startswith("--runs") for each in found["open"]["command"])
+    runs = {  # Both arms have three seeds of the one, and the parent those that the other needs first.
+        "open": 2 * (found["open"]["seeds"] - 3) + 3 * found["open"]["kept"],
+        "promising": found["promising"]["seeds"] + found["promising"]["seeds"] - 3 + 3 * found["promising"]["kept"],
+    }
+    ratio = found["open"]["hours"] / found["promising"]["hours"]
+    assert ratio == pytest.approx(runs["open"] / runs["promising"], rel=1e-3)
+
+
+def test_what_was_found_of_an_ancestor_counts_as_much_as_an_expectation_and_keeps_a_question_open(ranking, capsys):
+    of_root = {each["name"]: each for each in ranking.record()["ranked"]}
+    found = {each["name"]: each for each in ranked(capsys, "--parent=good")["ranked"]}
+    assert {"open", "promising", "deeper"} <= found.keys()
+    assert found["open"]["why"][0].startswith("UNDECIDED of root, -0.0") and not found["promising"]["why"]
+    low, high = found["open"]["interval"]
+    assert high - low < of_root["open"]["interval"][1] - of_root["open"]["interval"][0]
+
+
+def test_it_stops_where_nothing_pays_and_more_runs_to_come_save_more(ranking, capsys):
+    few, many = ranked(capsys, "--parent=root", "--target=other", "--runs_to_come=0.01"), ranking.record()
+    assert few["stop"] and not many["stop"] and few["target"] == "0.01 x a run of other"
+    saved = [{each["name"]: each["saved"] for each in found["ranked"]}["promising"] for found in (few, many)]
+    assert saved[1] / saved[0] == pytest.approx(1e6 / few["stakes"]["hours"])
+    smaller = resolve("other").experiment, resolve("root").experiment
+    root_hours = 0.01 * training_flops(smaller[0]) / training_flops(smaller[1]) / few["stakes"]["hours"]
+    assert 1 / root_hours == pytest.approx((mean_seconds(Path("runs/root")) or 0) / 3600)
+
+
+def test_a_person_reads_it_in_80_columns_with_the_command_last(ranking, capsys):
+    assert command.main(["--parent=root", "--hours=1000"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and lines[0] == "What to ask of root next"
+    assert lines[-1].startswith("jaxformer ablate --parent=root --variants=promising")
+    assert ranking_text(ranking._replace(ranked=()), 10).endswith("\nSTOP: nothing that is open is expected to pay.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: --parent"),
+        (["--parent=rot"], "unknown experiment 'rot'"),
+        (["--parent=other"], "no run of other is finished"),
+        (["--parent=root", "--target=bas"], "unknown experiment 'bas'"),
+        (["--parent=root", "--hours=-1"], "--hours (-1) must be above 0"),
+        (["--parent=root", "--most_seeds=2"], "must be between 3 and 24"),
+        (["--parent=root", "--complexity=101"], "must be between 0 and 100 %"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line(arguments, message, capsys):
+    assert command.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_kinds_are_parts_of_the_model_or_sections():
+    paths = ("model.qk_norm", "model.attention.0.part", "model.norm", "optimizer.name", "packing.method")
+    kinds = [kind_of([path]) for path in paths]
+    assert kinds == ["attention", "attention", "norm and residual", "optimizer", "data"]
+    assert kind_of(["training.steps", "model.width"]) == "size" and kind_of([]) == "unknown"
+    of_the_model = {path: kind_of([path]) for path in science(resolve("root").experiment) if path.startswith("model.")}
+    assert len(of_the_model) > 15 and "model" not in of_the_model.values()
+
+
+def test_a_parent_without_variants_is_told_so(monkeypatch, capsys):
+    monkeypatch.setattr(open_questions, "list_experiments", lambda: ["root"])
+    assert command.main(["--parent=root"]) == 2
+    assert "write a question in experiments/" in capsys.readouterr().err
+    monkeypatch.setattr(open_questions, "list_experiments", lambda: ["root", "good"])
+    assert list(find_questions(resolve("root")).questions) == ["good"]
