@@ -115,7 +115,7 @@ def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path) -> list[Fo
     }
     if not new:
         return []
-    sizes, notes = smaller_sizes(target.experiment, runs)
+    sizes, notes = smaller_sizes(target, runs)
     for note in notes:
         print_notice(note)
     values, made = forecast_values(target.experiment, sizes), []

@@ -14,6 +14,7 @@ from jaxformer.experiment.resolution import resolve
 from jaxformer.experiment.sizes import Rate, at_size, compute_of, size_file
 from jaxformer.host.files import write_whole
 from jaxformer.jobs.launch import Job
+from jaxformer.jobs.queue import OVER, state_on_disk
 
 
 class Ladder(NamedTuple):
@@ -91,9 +92,15 @@ def write_rungs(ladder: Ladder, rungs: Sequence[Rung], command: str) -> list[Pat
 
 
 def train_rung(rung: Rung, runs: Path, seconds: float, *, parallel: int) -> None:
-    """Trains the runs of a size that are not finished, showing what it does. Args: seconds: of each, estimated.
+    """Trains the runs of a size that are not finished, showing what it does.
+
+    Args:
+        seconds: of each, estimated.
+        parallel: how many run at a time, which share the machine; a size of fewer runs has more of it for each.
 
     Raises:
         TrainingFailure: a run ended otherwise than by divergence.
     """
-    run_to_results(rung.jobs(runs, seconds), parallel=parallel)
+    jobs = rung.jobs(runs, seconds)
+    left = sum(state_on_disk(job.workdir)[0] not in OVER for job in jobs)
+    run_to_results(jobs, parallel=max(1, min(parallel, left)))

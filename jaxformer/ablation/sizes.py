@@ -1,4 +1,4 @@
-"""The finished runs of an experiment at other sizes."""
+"""An experiment at other sizes, and the finished runs of those."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,13 @@ import numpy as np
 
 from jaxformer.ablation.comparability import have_same_documents
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
-from jaxformer.experiment.experiment import Experiment, trained_tokens, training_flops
+from jaxformer.config import UserError
+from jaxformer.experiment.experiment import Experiment, science, trained_tokens, training_flops
+from jaxformer.experiment.files import find_experiment, list_experiments, run_experiment_file
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.resolution import resolve
 from jaxformer.experiment.sizes import is_another_size
+from jaxformer.experiment.variant import Merge, Variant
 from jaxformer.flops import parameter_count
 
 # Of the steps, how far apart validations of two sizes may lie to count as those of the same share of the training.
@@ -49,23 +54,36 @@ def size_of(experiment: Experiment, runs: Sequence[FinishedRun] = ()) -> Size:
     return Size(experiment.name, tuple(runs), parameter_count(experiment.model), trained_tokens(experiment), compute)
 
 
-def smaller_sizes(target: Experiment, runs: Path) -> tuple[list[Size], list[str]]:
-    """Returns the sizes below an experiment's of which there are finished runs, by compute, and why runs are left out.
+def find_sizes(target: Resolved) -> list[Resolved]:
+    """Returns the experiments that differ from a target in their size alone, and itself, by compute.
 
-    A size differs from it in fields of its size alone (`SIZE_FIELDS`). All are validated on the same documents.
+    Those of the files in `experiments/`; variants are none, since a change of the width is a question too.
+    """
+    found = [target]
+    for name in list_experiments():
+        try:
+            is_question = isinstance(run_experiment_file(find_experiment(name), (object,)), Variant | Merge)
+            if not is_question and name != target.name and is_another_size(resolve(name).experiment, target.experiment):
+                found.append(resolve(name))
+        except UserError:  # It is for whoever asks for it.
+            continue
+    return sorted(found, key=lambda one: training_flops(one.experiment))
+
+
+def smaller_sizes(target: Resolved, runs: Path) -> tuple[list[Size], list[str]]:
+    """Returns the sizes below a target's of which there are finished runs, by compute, and why runs are left out.
+
+    All are validated on the same documents, those of the largest.
     """
     found, notes = [], []
-    for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
-        read = read_runs(runs, folder.name) if any(folder.glob("seed_*/summary.json")) else None
-        if read is None or not read.finished or not is_another_size(read.finished[0].experiment, target):
-            continue
-        notes += read.unreadable
-        experiment = read.finished[0].experiment
-        ours = [run for run in read.finished if not run.record["lineage"]["overrides"]]
-        if ours and training_flops(experiment) < training_flops(target):
-            found.append(size_of(experiment, ours)._replace(name=folder.name))
-    found.sort(key=lambda size: size.compute)
-    whole = []
+    for one in find_sizes(target):
+        if training_flops(one.experiment) < training_flops(target.experiment):
+            read = read_runs(runs, one.name)
+            notes += read.unreadable
+            moved = [run for run in read.finished if science(run.experiment) != science(one.experiment)]
+            notes += [f"{run.workdir}: {one.name} has moved since it was trained, and it is left out" for run in moved]
+            found.append(size_of(one.experiment, [run for run in read.finished if run not in moved]))
+    found, whole = [size for size in found if size.runs], []
     for size in found:
         largest = found[-1].runs[0]
         same = [run for run in size.runs if have_same_documents([largest, run], largest.validation)]

@@ -12,16 +12,15 @@ from jaxformer.ablation.envelope import tuned_rate
 from jaxformer.ablation.finished_runs import FinishedRun, seed_folders
 from jaxformer.ablation.outcome import Outcome, judge_study
 from jaxformer.ablation.records import to_json
+from jaxformer.ablation.sizes import find_sizes
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.tuning import TUNING
 from jaxformer.ablation.verdict import Word as Verdict
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import training_flops
-from jaxformer.experiment.files import find_experiment, list_experiments, run_experiment_file
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
-from jaxformer.experiment.sizes import is_another_size
-from jaxformer.experiment.variant import OF, Merge, Variant
+from jaxformer.experiment.variant import OF
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.transfer import (
     Effect,
@@ -197,22 +196,6 @@ def ask_transfer(
     if word is Word.UNKNOWN and wanted and options:
         designs = cheapest_design([option for _, option in options], wanted, hours)
     return Answer(variant, target, compute, asked, found, word, reason, law, options, wanted, designs, unread)
-
-
-def find_sizes(target: Resolved) -> list[Resolved]:
-    """Returns the experiments that differ from a target in their size alone, and itself, by compute.
-
-    Those of the files in `experiments/`; variants are none, since a change of the width is a question too.
-    """
-    found = [target]
-    for name in list_experiments():
-        try:
-            is_question = isinstance(run_experiment_file(find_experiment(name), (object,)), Variant | Merge)
-            if not is_question and name != target.name and is_another_size(resolve(name).experiment, target.experiment):
-                found.append(resolve(name))
-        except UserError:  # It is for whoever asks for it.
-            continue
-    return sorted(found, key=lambda one: training_flops(one.experiment))
 
 
 def _has_runs(runs: Path, size: Resolved, variant: str) -> bool:

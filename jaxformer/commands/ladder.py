@@ -70,7 +70,7 @@ def _print_time_left(rungs: list[Rung], seconds: dict[str, float], runs: Path, p
 
 def _foretell(rung: Rung, runs: Path) -> None:
     """Writes what the runs of a size will come to, where enough smaller ones are finished, and prints it."""
-    sizes, _ = smaller_sizes(rung.resolved.experiment, runs)
+    sizes, _ = smaller_sizes(rung.resolved, runs)
     if len(sizes) < FEWEST_SIZES:
         return
     for forecast in forecast_runs(rung.resolved, range(rung.seeds), runs)[:1]:  # All are the same.

@@ -53,10 +53,10 @@ def ladder(finished, tmp_path, monkeypatch):
 def test_only_smaller_sizes_of_the_same_experiment_are_read(ladder, tmp_path):
     fake_runs.write_variant(tmp_path / "experiments", "normed", {"model.qk_norm": True}, parent="root_d1")
     write(tmp_path, "normed", effect=0.0)
-    sizes, notes = smaller_sizes(resolve("root_d4").experiment, ladder)
+    sizes, notes = smaller_sizes(resolve("root_d4"), ladder)
     assert [one.name for one in sizes] == ["root_d1", "root_d2", "root_d3"] and not notes
     assert [len(one.runs) for one in sizes] == [2, 2, 2]
-    assert smaller_sizes(resolve("root_d1").experiment, ladder) == ([], [])
+    assert smaller_sizes(resolve("root_d1"), ladder) == ([], [])
 
 
 def test_a_forecast_is_made_once_and_scored_when_its_run_is_finished(ladder, tmp_path):

@@ -7,7 +7,7 @@ import shutil
 import fake_runs
 import pytest
 
-from jaxformer.ablation import transfer
+from jaxformer.ablation import sizes
 from jaxformer.commands import transfer as command
 from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
@@ -41,7 +41,7 @@ def place(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def inside(place, monkeypatch):
     monkeypatch.chdir(place)
-    monkeypatch.setattr(transfer, "list_experiments", lambda: [*SIZES, "good", "deeper"])  # The others take seconds.
+    monkeypatch.setattr(sizes, "list_experiments", lambda: [*SIZES, "good", "deeper"])  # The others take seconds.
 
 
 def test_an_effect_that_is_the_same_at_three_sizes_transfers(capsys):
