@@ -16,7 +16,7 @@ from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import Experiment, evaluated_steps
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import print_notice
-from jaxformer.host.files import append_json_line, read_json_lines
+from jaxformer.host.json_lines import append_json_line, read_json_lines
 from jaxformer.run.forecast import BAND, FORECAST, INTERVAL, Forecast, read_forecast, write_forecast
 from jaxformer.statistics.scaling_law import FEWEST_SIZES, predict_loss
 

@@ -16,7 +16,7 @@ from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.verdict import Word
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import print_notice
-from jaxformer.host.files import append_json_line, read_json_lines
+from jaxformer.host.json_lines import append_json_line, read_json_lines
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.shrinkage import shrink, spread_of_effects
 from jaxformer.statistics.significance import INTERIM_SEEDS, interim_level
