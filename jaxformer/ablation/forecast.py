@@ -4,11 +4,14 @@
 forecast counts if its run began with it, whose record of the first step holds the digest.
 """
 
+import contextlib
 import datetime
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxformer.ablation.finished_runs import FinishedRun, load_finished_run
 from jaxformer.ablation.sizes import Size, size_of, smaller_sizes
@@ -18,7 +21,7 @@ from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import print_notice
 from jaxformer.host.json_lines import append_json_line, read_json_lines
 from jaxformer.run.forecast import BAND, FORECAST, INTERVAL, Forecast, read_forecast, write_forecast
-from jaxformer.statistics.scaling_law import FEWEST_SIZES, predict_loss
+from jaxformer.statistics.scaling_law import FEWEST_SIZES, NoLaw, predict_loss
 
 FORECASTS = "forecasts.jsonl"
 
@@ -54,14 +57,19 @@ def forecast_values(target: Experiment, sizes: Sequence[Size]) -> dict[str, Any]
     )
     size, steps = size_of(target), target.training.steps
     about = [one.parameters for one in sizes], [one.tokens for one in sizes]
-    found = predict_loss(*about, [one.bits_per_byte for one in sizes], size.parameters, size.tokens)
+    try:
+        found = predict_loss(*about, [one.bits_per_byte for one in sizes], size.parameters, size.tokens)
+    except NoLaw as error:
+        means = ", ".join(f"{one.name} {np.mean(one.bits_per_byte):.4f}" for one in sizes)
+        raise UserError(f"{target.name}: {error} ({means}); tune the learning rates of the sizes") from error
     low, high = found.interval(INTERVAL)
     bands = []
     for step in evaluated_steps(target):
         within = [one.at_share(step / steps) for one in sizes]
         if all(within) and step:
-            band = predict_loss(*about, within, size.parameters, size.tokens).interval(BAND)
-            bands.append({"step": step, "low": band[0], "high": band[1]})
+            with contextlib.suppress(NoLaw):  # There is then no band.
+                band = predict_loss(*about, within, size.parameters, size.tokens).interval(BAND)
+                bands.append({"step": step, "low": band[0], "high": band[1]})
     return {
         "experiment": target.name,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,5 +1,6 @@
 """Forecasts and how they came out, as text, as pictures and as a page."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from jaxformer.report.figures import Picture, Plot, draw_pictures
 from jaxformer.report.formatting import NOTHING, number
 from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
 from jaxformer.run.forecast import BAND, INTERVAL, Forecast
-from jaxformer.statistics.scaling_law import FEWEST_SIZES, predict_loss
+from jaxformer.statistics.scaling_law import NoLaw, predict_loss
 
 HEADINGS = ("run", "foretold", f"{INTERVAL:.0%} between", "came out", "within", "from")
 
@@ -165,7 +166,7 @@ def draw_law(sizes: Sequence[Known], foretold: Sequence[Foretold]):
     parameters, tokens = ([getattr(one, name) for one in sizes] for name in _OF_A_SIZE)
     points = np.exp([np.polyval(line, np.log(grid)) for line in along]).T
     found = []
-    if len(sizes) >= FEWEST_SIZES:
+    with contextlib.suppress(NoLaw):
         found = [predict_loss(parameters, tokens, losses, *point) for point in points.tolist()]
     if found:
         low, high = np.array([one.interval(INTERVAL) for one in found]).T
@@ -187,6 +188,8 @@ def draw_law(sizes: Sequence[Known], foretold: Sequence[Foretold]):
     if foretold:
         axes.plot([], [], "-", color=GREY, lw=2.4, alpha=0.6, label="foretold before it was trained")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"1e{math.log10(value):.0f}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.set(xlabel="training compute, floating-point operations", ylabel="validation bits per byte")
     axes.legend(fontsize=7.5, loc="upper right")
     return figure

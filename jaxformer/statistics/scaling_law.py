@@ -6,8 +6,8 @@ posterior is known exactly; the exponents, and how far a size may lie off its la
 is drawn from all of that, so that what a few sizes cannot tell (how much of the loss is irreducible, which of the two
 exponents is which) widens its interval instead of being chosen.
 
-The two forms are averaged by how well each foretold every size after the third from those below it (held-out
-predictive densities; Geisser and Eddy 1979, J. Am. Stat. Assoc. 74:153).
+The two forms are averaged by how well each forecast every size after the second from those below it (held-out
+predictive densities; Geisser and Eddy 1979, J. Am. Stat. Assoc. 74:153): three sizes weigh them by one such forecast.
 
 Axes: S size, G grid of exponents, T grid of deviations, K coefficient, P draw.
 """
@@ -33,7 +33,11 @@ _SEEDS, _SEEDS_DF = 0.003, 2.0
 # Degrees of freedom by which the others speak for the variance of a size.
 _POOLED_DF = 4.0
 
-_DRAWS = 8000
+_DRAWS, _FEWEST_DRAWS = 8000, 1000
+
+
+class NoLaw(ValueError):
+    """Sizes that no law goes through."""
 
 
 class _Form(NamedTuple):
@@ -126,6 +130,7 @@ def predict_loss(
         parameters, tokens: of the size to come.
 
     Raises:
+        NoLaw: the losses do not fall with size.
         ValueError: there are fewer than `FEWEST_SIZES`, or a number is not above 0 and finite.
     """
     known_S2 = np.array([parameters_S, tokens_S], np.float64).T
@@ -186,16 +191,16 @@ class _Fit:
 
     def __init__(self, form: _Form, basis_GSK: np.ndarray, mean_S: np.ndarray, error_S: np.ndarray):
         """Args: basis_GSK: of one size more than there are means; error_S: variances of those."""
-        self._scale = float(mean_S.mean())
+        self._scale = float(mean_S[:2].mean())  # Of sizes that are held out nothing is known.
         self._basis_GSK, self._mean_S = basis_GSK, mean_S
         self._variance_TS = np.square(_DEVIATIONS_T * self._scale)[:, None] + error_S
         self._prior_K = np.array(form.shares_K) * self._scale
         self._precision_KK = np.diag(np.square(np.array(form.errors_K) * self._scale) ** -1.0)
-        weight_T = np.gradient(np.log(_DEVIATIONS_T)) + np.log(_DEVIATIONS_T) - 0.5 * (_DEVIATIONS_T / _DEVIATION) ** 2
-        self._log_prior_GT = form.log_prior()[:, None] + weight_T
+        widths_T = _DEVIATIONS_T * np.gradient(np.log(_DEVIATIONS_T))
+        self._log_prior_GT = form.log_prior()[:, None] + np.log(widths_T) - 0.5 * (_DEVIATIONS_T / _DEVIATION) ** 2
 
     def posterior(self, sizes: int) -> _Posterior:
-        """Returns what the first sizes say, by the conjugate normal of each cell cut off where a term is negative."""
+        """Returns what the first sizes say, by the conjugate normal of each cell, negative terms not left out."""
         basis_GSK, precision_TS = self._basis_GSK[:, :sizes], 1 / self._variance_TS[:, :sizes]
         weighted_GTSK = basis_GSK[:, None] * precision_TS[None, :, :, None]
         residual_GS = self._mean_S[:sizes] - basis_GSK @ self._prior_K
@@ -207,9 +212,7 @@ class _Fit:
         squares_GT = squares_GT - np.einsum("gtk,gtk->gt", moved_GTK, shift_GTK)
         log_GT = self._log_prior_GT - 0.5 * (squares_GT + np.linalg.slogdet(inverse_GTKK).logabsdet)
         log_GT = log_GT + 0.5 * np.log(precision_TS).sum(1)
-        mean_GTK, deviation_GTK = self._prior_K + shift_GTK, np.sqrt(np.einsum("gtkk->gtk", covariance_GTKK))
-        log_GT = log_GT + special.log_ndtr(mean_GTK / deviation_GTK).sum(2)
-        return _Posterior(mean_GTK, covariance_GTKK, log_GT - special.logsumexp(log_GT))
+        return _Posterior(self._prior_K + shift_GTK, covariance_GTKK, log_GT - special.logsumexp(log_GT))
 
     def log_density_of(self, size: int) -> float:
         """Returns the logarithm of the density at a size's mean that the sizes below it foretold."""
@@ -221,7 +224,11 @@ class _Fit:
         return float(np.logaddexp.reduce(found.log_weight_GT + log_GT, axis=None))
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
-        """Returns draws (2, P): of the law at the size to come, and of how far sizes deviate from it."""
+        """Returns draws (2, P): of the law at the size to come, and of how far sizes deviate from it.
+
+        Raises:
+            NoLaw: hardly any has no negative term.
+        """
         found = self.posterior(len(self._mean_S))
         cell_P = random.choice(found.log_weight_GT.size, 4 * _DRAWS, p=np.exp(found.log_weight_GT).ravel())
         g_P, t_P = np.divmod(cell_P, len(_DEVIATIONS_T))
@@ -229,6 +236,8 @@ class _Fit:
         normal_PK = random.standard_normal((len(cell_P), found.mean_GTK.shape[2]))
         terms_PK = found.mean_GTK[g_P, t_P] + np.einsum("pkl,pl->pk", roots_GTKK[g_P, t_P], normal_PK)
         allowed_P = np.flatnonzero((terms_PK >= 0).all(1))
-        allowed_P = np.resize(allowed_P, _DRAWS)  # Where few are, they come again.
+        if len(allowed_P) < _FEWEST_DRAWS:
+            raise NoLaw("the losses do not fall with size as a law would have them")
+        allowed_P = np.resize(allowed_P, _DRAWS)
         law_P = (terms_PK[allowed_P] * self._basis_GSK[g_P[allowed_P], -1]).sum(1)
         return np.stack([law_P, _DEVIATIONS_T[t_P[allowed_P]] * self._scale])

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxformer.statistics import scaling_law
-from jaxformer.statistics.scaling_law import predict_loss
+from jaxformer.statistics.scaling_law import NoLaw, predict_loss
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -83,7 +83,7 @@ def test_a_cell_of_the_grid_is_the_conjugate_normal():
     sizes_S2 = np.stack([PARAMETERS_S, TOKENS_S], 1)[:4] / 1e6
     basis_GSK, mean_S, variance_S = form.basis(sizes_S2), np.array([2.4, 2.2, 2.05]), np.array([1e-4, 2e-4, 3e-4])
     found = scaling_law._Fit(form, basis_GSK, mean_S, variance_S).posterior(3)
-    g, t, scale = 17, 4, mean_S.mean()
+    g, t, scale = 17, 4, mean_S[:2].mean()
     prior_K, errors_K = np.array(form.shares_K) * scale, np.array(form.errors_K) * scale
     noise_SS = np.diag(variance_S + (scaling_law._DEVIATIONS_T[t] * scale) ** 2)
     basis_SK = basis_GSK[g, :3]
@@ -98,16 +98,17 @@ def test_a_cell_of_the_grid_is_the_conjugate_normal():
         of_data_SS = basis_SK @ np.diag(errors_K**2) @ basis_SK.T + noise_SS
         return stats.multivariate_normal(basis_SK @ prior_K, of_data_SS).logpdf(mean_S)
 
-    # Of two deviations at the same exponents: the prior of the deviation, the evidence, and the mass above 0.
-    widths = np.gradient(np.log(scaling_law._DEVIATIONS_T))
-    prior_T = widths + np.log(scaling_law._DEVIATIONS_T)
-    prior_T = prior_T - 0.5 * (scaling_law._DEVIATIONS_T / scaling_law._DEVIATION) ** 2
-    allowed_T = [
-        stats.norm.logcdf(found.mean_GTK[g, i] / np.sqrt(np.diag(found.covariance_GTKK[g, i]))).sum() for i in (4, 7)
-    ]
-    expected = evidence(7) - evidence(4) + prior_T[7] - prior_T[4] + allowed_T[1] - allowed_T[0]
-    assert found.log_weight_GT[g, 7] - found.log_weight_GT[g, 4] == pytest.approx(expected)
+    # Of two deviations at the same exponents: the evidence, and the half-normal prior from one midpoint to the next.
+    middles = np.exp((np.log(scaling_law._DEVIATIONS_T)[1:] + np.log(scaling_law._DEVIATIONS_T)[:-1]) / 2)
+    mass = np.diff(stats.halfnorm(scale=scaling_law._DEVIATION).cdf(middles))
+    expected = evidence(6) - evidence(4) + np.log(mass[5] / mass[3])
+    assert found.log_weight_GT[g, 6] - found.log_weight_GT[g, 4] == pytest.approx(expected, abs=0.02)
     assert np.exp(found.log_weight_GT).sum() == pytest.approx(1)
+
+
+def test_losses_that_rise_with_size_make_no_law():
+    with pytest.raises(NoLaw, match="do not fall with size"):
+        predict([[2.0], [2.1], [2.2], [2.3]])
 
 
 @pytest.mark.parametrize(
