@@ -1,7 +1,7 @@
 """How often the intervals of forecasts hold, one size ahead of ladders whose laws are known: nothing is trained.
 
 `python tools/simulated_forecasts.py` draws ladders of four sizes, each of four times the compute of the one before,
-foretells a run of the fifth, and writes `tools/results/forecasts/simulated.json` and `.png`.
+forecasts a run of the fifth, and writes `tools/results/forecasts/simulated.json` and `.png`.
 
 Axes: S size.
 """
@@ -51,7 +51,7 @@ class Noise(NamedTuple):
     deviation: float
     """Of a size from the law."""
     seeds_S: tuple[float, ...]
-    """Of a run by its seed, from the smallest size to the one that is foretold."""
+    """Of a run by its seed, from the smallest size to the one that is forecast."""
 
 
 class Row(NamedTuple):

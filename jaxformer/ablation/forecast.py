@@ -7,7 +7,7 @@ forecast counts if its run began with it, whose record of the first step holds t
 import contextlib
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,8 @@ from jaxformer.statistics.scaling_law import FEWEST_SIZES, NoLaw, predict_loss
 FORECASTS = "forecasts.jsonl"
 
 
-class Foretold(NamedTuple):
-    """A run that was foretold."""
+class ForecastRun(NamedTuple):
+    """A run that was forecast."""
 
     workdir: Path
     experiment: str
@@ -108,7 +108,7 @@ def documents_of(run: FinishedRun) -> dict[str, str]:
 
 
 def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path) -> list[Forecast]:
-    """Writes forecasts into the folders of an experiment's runs that have neither begun nor been foretold; returns all.
+    """Writes forecasts into the folders of an experiment's runs that have neither begun nor been forecast; returns all.
 
     They differ by the seed alone. Notices say what was left out.
 
@@ -133,8 +133,8 @@ def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path) -> list[Fo
     return made
 
 
-def read_foretold(runs: Path) -> list[Foretold]:
-    """Returns all runs of a folder of runs that were foretold, by the time of their forecasts, and what came of them.
+def read_forecasts(runs: Path) -> list[ForecastRun]:
+    """Returns all runs of a folder of runs that were forecast, by the time of their forecasts, and what came of them.
 
     What cannot be read is named, and left out.
     """
@@ -143,26 +143,26 @@ def read_foretold(runs: Path) -> list[Foretold]:
         try:
             forecast = read_forecast(path.parent)
             if forecast:
-                found.append(_foretold(path.parent, forecast))
+                found.append(_forecast_run(path.parent, forecast))
         except (UserError, KeyError, TypeError, ValueError) as error:
             print_notice(f"not scored: {error}")
     return sorted(found, key=lambda one: (str(one.forecast.about.get("made")), one.experiment, one.seed))
 
 
-def _foretold(workdir: Path, forecast: Forecast) -> Foretold:
+def _forecast_run(workdir: Path, forecast: Forecast) -> ForecastRun:
     name, seed = workdir.parent.name, int(workdir.name.removeprefix("seed_"))
     if not (workdir / "summary.json").exists():
-        return Foretold(workdir, name, seed, forecast, None, "")
+        return ForecastRun(workdir, name, seed, forecast, None, "")
     run, objection = load_finished_run(workdir), ""
     first = run.record["starts"][0]
     if first["step"] != 0 or first.get("forecast") != forecast.digest:
         objection = "the run did not begin with this forecast"
     elif documents_of(run) != forecast.about["documents"]:
         objection = "the run was validated on other documents than the smaller sizes"
-    return Foretold(workdir, name, seed, forecast, run, objection)
+    return ForecastRun(workdir, name, seed, forecast, run, objection)
 
 
-def keep_outcomes(runs: Path, foretold: Sequence[Foretold]) -> list[dict[str, Any]]:
+def keep_outcomes(runs: Path, forecasts: Sequence[ForecastRun]) -> list[dict[str, Any]]:
     """Appends to `forecasts.jsonl` how forecasts came out of which it does not say so yet; returns what it held."""
     try:
         lines = read_json_lines(runs / FORECASTS, ("kind", "digest", "experiment"))
@@ -170,12 +170,25 @@ def keep_outcomes(runs: Path, foretold: Sequence[Foretold]) -> list[dict[str, An
         print_notice(f"{runs / FORECASTS}: {error.strerror or error}")
         return []
     known = {line["digest"] for line in lines if line["kind"] == "outcome"}
-    for one in foretold:
+    for one in forecasts:
         if one.run is not None and one.forecast.digest not in known:
             bits = float(one.run.bits_per_byte)
             result = {"bits_per_byte": bits, "is_within": one.forecast.has(bits), "objection": one.objection}
             _keep(runs, {"kind": "outcome", "digest": one.forecast.digest, "experiment": one.experiment, **result})
     return lines
+
+
+def outcomes_of_deleted(lines: Sequence[Mapping[str, Any]], forecasts: Sequence[ForecastRun]) -> list[bool | None]:
+    """Returns of each forecast whose run is not there any more whether the result lay in its interval, None if unknown.
+
+    Args:
+        lines: of `forecasts.jsonl`.
+        forecasts: those whose runs are there.
+    """
+    here = {one.forecast.digest for one in forecasts}
+    made = dict.fromkeys(line["digest"] for line in lines if line["kind"] == "forecast" and line["digest"] not in here)
+    results = {line["digest"]: line for line in lines if line["kind"] == "outcome" and not line.get("objection")}
+    return [results[digest].get("is_within") if digest in results else None for digest in made]
 
 
 def _keep(runs: Path, line: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""An experiment at several sizes, each trained after it was foretold by those below it."""
+"""An experiment at several sizes, each trained after it was forecast by those below it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Foretells what a run will come to, and scores earlier forecasts.
+"""Forecasts what a run will come to, and scores earlier forecasts.
 
-With --experiment, what smaller sizes of it that are finished foretell is printed, and written into the folders of its
+With --experiment, the forecast by smaller sizes of it that are finished is printed, and written into the folders of its
 runs that have not begun: `forecast.json`, whose digest the run records. A size differs in fields of size alone, as
 those that `jaxformer ladder` makes. All forecasts of the folder of runs, and how they came out, are drawn on one page.
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from jaxformer.ablation.command_line import add_run_options
-from jaxformer.ablation.forecast import forecast_runs, keep_outcomes, read_foretold
+from jaxformer.ablation.forecast import forecast_runs, keep_outcomes, outcomes_of_deleted, read_forecasts
 from jaxformer.config import require
 from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import Parser, command
@@ -30,11 +30,11 @@ from jaxformer.run.forecast import read_forecast
 
 @command
 def main(arguments: list[str]) -> int:
-    """Foretells a run, and reports all forecasts; returns the exit status."""
+    """Forecasts a run, and reports all forecasts; returns the exit status."""
     parser = Parser("jaxformer forecast", docstring(sys.modules[__name__]))
     add = parser.add_argument
-    add("--experiment", metavar="NAME", help="the experiment whose runs are foretold")
-    add("--seeds", type=int, default=1, metavar="N", help="runs of it that are foretold, from its first seed on")
+    add("--experiment", metavar="NAME", help="the experiment whose runs are forecast")
+    add("--seeds", type=int, default=1, metavar="N", help="runs of it that are forecast, from its first seed on")
     add_run_options(parser, compares=False)
     text = "folder of the page (default: RUNS/reports/forecasts)"
     add("--output", type=local_path, metavar="DIR", help=text)
@@ -44,24 +44,20 @@ def main(arguments: list[str]) -> int:
     folder = options.output or options.runs / "reports" / "forecasts"
     check_report(folder)
     if options.experiment:
-        _foretell(options.experiment, options.seeds, options.runs)
-    foretold = read_foretold(options.runs)
-    lines = keep_outcomes(options.runs, foretold)
-    require(bool(foretold or lines), f"{options.runs}: no run was foretold; name one by --experiment")
-    made, here = (
-        {line["digest"] for line in lines if line["kind"] == "forecast"},
-        {one.forecast.digest for one in foretold},
-    )
-    forecasts = Forecasts(tuple(foretold), len(made - here))
+        _forecast(options.experiment, options.seeds, options.runs)
+    found = read_forecasts(options.runs)
+    lines = keep_outcomes(options.runs, found)
+    require(bool(found or lines), f"{options.runs}: no run was forecast; name one by --experiment")
+    forecasts = Forecasts(tuple(found), outcomes_of_deleted(lines, found))
     print_line("\n".join(format_rows([[*HEADINGS], *forecast_rows(forecasts)], output_columns())))
     print_line(f"{summarise_forecasts(forecasts)}\n\n{write_forecasts(forecasts, folder)}")
     return 0
 
 
-def _foretell(name: str, seeds: int, runs: Path) -> None:
+def _forecast(name: str, seeds: int, runs: Path) -> None:
     target = resolve(name)
     folders = [runs / target.name / f"seed_{target.first_seed + number}" for number in range(seeds)]
     forecast_runs(target, [target.first_seed + number for number in range(seeds)], runs)
     known = [found for folder in folders if (found := read_forecast(folder))]
-    require(bool(known), f"{folders[0]}: the run has begun, and was not foretold; a forecast is made before it")
+    require(bool(known), f"{folders[0]}: the run has begun, and was not forecast; a forecast is made before it")
     print_wrapped(f"{target.name}: {describe_forecast(known[-1])}\n", indent=2)

@@ -1,4 +1,4 @@
-"""Trains an experiment at several sizes, each foretold before.
+"""Trains an experiment at several sizes, with forecasts.
 
 A size is a depth: the width grows with it, the tokens with the parameters, the batch and the learning rate by rules
 that docs/ladder.md gives. Each size is an ordinary experiment, NAME_dDEPTH, whose file is written to experiments/.
@@ -17,7 +17,7 @@ from jaxformer.ablation.checks import check_ladder
 from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.finished_runs import has_diverged
-from jaxformer.ablation.forecast import forecast_runs, keep_outcomes, read_foretold
+from jaxformer.ablation.forecast import forecast_runs, keep_outcomes, read_forecasts
 from jaxformer.ablation.ladder import Ladder, Rung, make_rungs, train_rung, write_rungs
 from jaxformer.ablation.sizes import smaller_sizes
 from jaxformer.config import UserError, require
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         return 0
     make_again(checked.earlier)
     for rung in rungs:
-        _foretell(rung, options.runs)
+        _forecast(rung, options.runs)
         train_rung(rung, options.runs, checked.seconds[rung.name], parallel=options.parallel)
         _print_outcomes(rung, options.runs)
     print_line("`jaxformer forecast` draws the law, and how its forecasts came out")
@@ -68,7 +68,7 @@ def _print_time_left(rungs: list[Rung], seconds: dict[str, float], runs: Path, p
     print_line(f"over in about {format_duration(left)}")
 
 
-def _foretell(rung: Rung, runs: Path) -> None:
+def _forecast(rung: Rung, runs: Path) -> None:
     """Writes what the runs of a size will come to, where enough smaller ones are finished, and prints it."""
     sizes, _ = smaller_sizes(rung.resolved, runs)
     if len(sizes) < FEWEST_SIZES:
@@ -78,13 +78,13 @@ def _foretell(rung: Rung, runs: Path) -> None:
 
 
 def _print_outcomes(rung: Rung, runs: Path) -> None:
-    """Prints which runs of a size diverged; prints and keeps how what was foretold of the others came out."""
+    """Prints which runs of a size diverged; prints and keeps how forecasts of the others came out."""
     for job in rung.jobs(runs, math.nan):
         if has_diverged(job.workdir):
             print_notice(f"{job}: diverged, and no part of the law; lower rates, as --rates sets them, may help")
-    foretold = [one for one in read_foretold(runs) if one.experiment == rung.name and one.run]
-    keep_outcomes(runs, foretold)
-    for one in foretold:
+    finished = [one for one in read_forecasts(runs) if one.experiment == rung.name and one.run]
+    keep_outcomes(runs, finished)
+    for one in finished:
         print_wrapped(f"{rung.name} seed {one.seed}: {describe_outcome(one)}", indent=2)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.forecast import Foretold, standing
+from jaxformer.ablation.forecast import ForecastRun, standing
 from jaxformer.ablation.ladder import Rung
 from jaxformer.ablation.verdict import Word
 from jaxformer.experiment.experiment import trained_tokens
@@ -21,7 +21,7 @@ from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
 from jaxformer.run.forecast import BAND, INTERVAL, Forecast
 from jaxformer.statistics.scaling_law import NoLaw, predict_loss
 
-HEADINGS = ("run", "foretold", f"{INTERVAL:.0%} between", "came out", "within", "from")
+HEADINGS = ("run", "forecast", f"{INTERVAL:.0%} between", "came out", "within", "from")
 
 # How far beyond the largest size the law is drawn, in compute.
 _BEYOND = 4.0
@@ -30,17 +30,17 @@ _BLUE = COLOURS[Word.KEEP]
 
 
 class Forecasts(NamedTuple):
-    """All runs of a folder of runs that were foretold."""
+    """All runs of a folder of runs that were forecast."""
 
-    foretold: tuple[Foretold, ...]
+    runs: tuple[ForecastRun, ...]
     """By the time of their forecasts."""
-    lost: int
-    """Forecasts in `forecasts.jsonl` whose runs are not there any more."""
+    deleted: Sequence[bool | None] = ()
+    """As of `outcomes_of_deleted`: they count, or whoever deletes a bad run would improve the record."""
 
     @property
-    def scored(self) -> list[Foretold]:
+    def scored(self) -> list[ForecastRun]:
         """Those of which it is known how they came out."""
-        return [one for one in self.foretold if one.is_scored]
+        return [one for one in self.runs if one.is_scored]
 
 
 class Known(NamedTuple):
@@ -84,34 +84,34 @@ def _short(count: float) -> str:
 
 
 def describe_forecast(forecast: Forecast) -> str:
-    """Returns what is foretold, in words."""
+    """Returns what is forecast, in words."""
     sizes = forecast.about["sizes"]
     runs = sum(len(one["bits_per_byte"]) for one in sizes)
     forms = ", ".join(f"{name} {weight:.0%}" for name, weight in forecast.about["forms"].items())
     low, high = forecast.low, forecast.high
     return (
-        f"foretold {forecast.median:.4f} bits per byte, {INTERVAL:.0%} of runs between {low:.4f} and {high:.4f}, from "
+        f"forecast {forecast.median:.4f} bits per byte, {INTERVAL:.0%} of runs between {low:.4f} and {high:.4f}, from "
         f"{runs} runs of {len(sizes)} smaller sizes. Seeds alone: ± {forecast.about['seeds']:.4f}. Law: {forms}. On "
         f"other documents of the kind: ± {forecast.about['other_documents']:.4f} more. Written before the run, "
         f"{forecast.digest[:12]}"
     )
 
 
-def describe_outcome(one: Foretold) -> str:
+def describe_outcome(one: ForecastRun) -> str:
     """Returns how a forecast of a finished run came out, in words."""
     if one.run is None:
         return "not finished yet"
     bits, low, high = one.run.bits_per_byte, one.forecast.low, one.forecast.high
-    found = f"{bits:.4f} bits per byte, foretold {one.forecast.median:.4f} ({low:.4f} to {high:.4f})"
+    found = f"{bits:.4f} bits per byte, forecast {one.forecast.median:.4f} ({low:.4f} to {high:.4f})"
     if one.objection:
         return f"{found}; it does not count: {one.objection}"
     return f"{found}: {'within' if one.forecast.has(bits) else 'OUTSIDE'}"
 
 
 def forecast_rows(forecasts: Forecasts) -> list[list[str]]:
-    """Returns the cells of each run that was foretold, under `HEADINGS`."""
+    """Returns the cells of each run that was forecast, under `HEADINGS`."""
     rows = []
-    for one in forecasts.foretold:
+    for one in forecasts.runs:
         came_out, within = NOTHING, "not finished"
         if one.run:
             came_out = number(one.run.bits_per_byte, 4)
@@ -126,22 +126,25 @@ def forecast_rows(forecasts: Forecasts) -> list[list[str]]:
 
 
 def summarise_forecasts(forecasts: Forecasts) -> str:
-    """Returns how often the intervals were right."""
-    scored = forecasts.scored
-    hits = sum(one.forecast.has(one.run.bits_per_byte) for one in scored if one.run)
-    lost = f"; the runs of {forecasts.lost} more are not there any more" * bool(forecasts.lost)
-    if not scored:
-        return f"{len(forecasts.foretold)} runs foretold, none of them finished{lost}"
+    """Returns how often the intervals were right, over runs and over sizes, whose runs have the same forecast."""
+    scored, deleted = forecasts.scored, [one for one in forecasts.deleted if one is not None]
+    hits = [one.forecast.has(one.run.bits_per_byte) for one in scored if one.run]
+    first_of_size = {one.experiment: hit for one, hit in reversed([*zip(scored, hits, strict=True)])}
+    made = len(forecasts.runs) + len(forecasts.deleted)
+    gone = f", {len(forecasts.deleted)} of them deleted since" * bool(forecasts.deleted)
+    text = f"{made} run{'s' * (made != 1)} forecast{gone}"
+    if not (hits or deleted):
+        return f"{text}, none of them finished"
     return (
-        f"{len(forecasts.foretold)} runs foretold, {len(scored)} finished: {hits} within their interval, of which "
-        f"{INTERVAL:.0%} should be{lost}"
+        f"{text}, {len(hits) + len(deleted)} finished: {sum(hits) + sum(deleted)} within their interval, of which "
+        f"{INTERVAL:.0%} should be; of the first runs of sizes {sum(first_of_size.values())} of {len(first_of_size)}"
     )
 
 
 def families(forecasts: Forecasts) -> dict[str, list[Known]]:
     """Returns the sizes that forecasts tell of, by compute, for each ladder, by the name of its smallest."""
     found: dict[str, dict[str, Known]] = {}
-    for one in forecasts.foretold:
+    for one in forecasts.runs:
         about = one.forecast.about
         family = found.setdefault(about["sizes"][0]["experiment"], {})
         for size in about["sizes"]:
@@ -155,8 +158,8 @@ def families(forecasts: Forecasts) -> dict[str, list[Known]]:
     return {name: sorted(each.values(), key=lambda size: size.compute) for name, each in found.items()}
 
 
-def draw_law(sizes: Sequence[Known], foretold: Sequence[Foretold]):
-    """Returns the losses of all runs of a ladder by compute, the law through them, and what was foretold."""
+def draw_law(sizes: Sequence[Known], forecasts: Sequence[ForecastRun]):
+    """Returns the losses of all runs of a ladder by compute, the law through them, and what was forecast."""
     figure = make_figure(7.2, 3.9)
     axes = figure.subplots()
     compute = np.array([one.compute for one in sizes])
@@ -172,7 +175,7 @@ def draw_law(sizes: Sequence[Known], foretold: Sequence[Foretold]):
         low, high = np.array([one.interval(INTERVAL) for one in found]).T
         axes.fill_between(grid, low, high, color=_BLUE, alpha=0.13, lw=0, label=f"where {INTERVAL:.0%} of runs lie")
         axes.plot(grid, [one.median for one in found], color=_BLUE, lw=1.4, label="the law")
-    for one in foretold:
+    for one in forecasts:
         place = one.forecast.about["compute"] * (1 + 0.04 * one.seed)
         axes.plot(
             [place] * 2, [one.forecast.low, one.forecast.high], color=GREY, lw=2.4, alpha=0.6, solid_capstyle="butt"
@@ -185,8 +188,8 @@ def draw_law(sizes: Sequence[Known], foretold: Sequence[Foretold]):
             fontsize=7, color=GREY, bbox=BEHIND,
         )  # fmt: skip
     axes.plot([], [], "o", color=INK, ms=3.6, label="a run")
-    if foretold:
-        axes.plot([], [], "-", color=GREY, lw=2.4, alpha=0.6, label="foretold before it was trained")
+    if forecasts:
+        axes.plot([], [], "-", color=GREY, lw=2.4, alpha=0.6, label="forecast before it was trained")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"1e{math.log10(value):.0f}")
     axes.xaxis.set_minor_formatter(lambda value, _: "")
@@ -215,7 +218,7 @@ def draw_standings(forecasts: Forecasts):
     axes.set_ylim(-0.7, len(scored) - 0.3)
     reach = max(1.6, *(1.1 * abs(standing(one.forecast, one.run.bits_per_byte)) for one in scored if one.run))
     axes.set_xlim(-reach, reach)
-    axes.set_xticks([-1, 0, 1], ["lower end", "foretold", "upper end"])
+    axes.set_xticks([-1, 0, 1], ["lower end", "forecast", "upper end"])
     axes.set_xlabel(f"where the result lies in its interval, in which {INTERVAL:.0%} should")
     return figure
 
@@ -224,14 +227,14 @@ def draw_forecasts(forecasts: Forecasts, folder: Path) -> list[Picture]:
     """Writes a PNG of each picture of all forecasts to a folder; returns the pictures."""
     plots = []
     for number_of, (name, sizes) in enumerate(families(forecasts).items()):
-        ours = [one for one in forecasts.foretold if one.forecast.about["sizes"][0]["experiment"] == name]
+        ours = [one for one in forecasts.runs if one.forecast.about["sizes"][0]["experiment"] == name]
         plots.append(
             Plot(
                 f"law_{number_of}",
                 lambda _, sizes=sizes, ours=ours: draw_law(sizes, ours),
                 f"The ladder from {name} on",
                 "Each dot is a finished run; to the right, more compute. The line is the law that goes through them, "
-                f"drawn on to {_BEYOND:g} times the compute of the largest. Grey: what was foretold of a run before it "
+                f"drawn on to {_BEYOND:g} times the compute of the largest. Grey: what was forecast of a run before it "
                 "began, from the sizes below it alone.",
             )
         )

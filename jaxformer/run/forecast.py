@@ -1,4 +1,4 @@
-"""What a run was foretold to come to, in its folder before its first step: `forecast.json`, which nothing changes.
+"""What a run was forecast to come to, in its folder before its first step: `forecast.json`, which nothing changes.
 
 Its digest is in the record of the start at step 0, so that nobody, the author included, can write it afterwards.
 """
@@ -16,7 +16,7 @@ from jaxformer.run.metrics import Series
 
 FORECAST = "forecast.json"
 
-# Of runs within the interval, and of validations within the band, as far as what was foretold is right.
+# Of runs within the interval, and of validations within the band, as far as what was forecast is right.
 INTERVAL, BAND = 0.9, 0.98
 
 
@@ -55,10 +55,10 @@ def write_forecast(workdir: Path, values: Mapping[str, Any]) -> Forecast:
         values: `median`, `low`, `high`, `bands`, and whatever tells what it is made of.
 
     Raises:
-        UserError: the run has begun, or was foretold already, or the folder cannot be written.
+        UserError: the run has begun, or was forecast already, or the folder cannot be written.
     """
-    require(not (workdir / "config.json").exists(), f"run folder {workdir}: the run has begun, and is foretold no more")
-    require(not (workdir / FORECAST).exists(), f"run folder {workdir}: the run is foretold already, in {FORECAST}")
+    require(not (workdir / "config.json").exists(), f"run folder {workdir}: the run has begun, and is forecast no more")
+    require(not (workdir / FORECAST).exists(), f"run folder {workdir}: the run is forecast already, in {FORECAST}")
     content = (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def write_forecast(workdir: Path, values: Mapping[str, Any]) -> Forecast:
 
 
 def read_forecast(workdir: Path) -> Forecast | None:
-    """Returns what a run was foretold, or None where it was not.
+    """Returns what a run was forecast, or None where it was not.
 
     Raises:
         UserError: the file is damaged.
@@ -94,7 +94,7 @@ def _parse(path: Path, content: bytes) -> Forecast:
 
 
 def beside_forecast(forecast: Forecast, validation: Series) -> str:
-    """Returns a warning where the latest validation lies outside of what was foretold for it; '' where it does not.
+    """Returns a warning where the latest validation lies outside of what was forecast for it; '' where it does not.
 
     Args:
         validation: bits per byte by step.
@@ -105,9 +105,9 @@ def beside_forecast(forecast: Forecast, validation: Series) -> str:
     band = next((one for one in forecast.bands if one.step == step), None)
     if band is None or not math.isfinite(bits) or band.low <= bits <= band.high:
         return ""
-    foretold = f"{band.low:.4f} to {band.high:.4f}, as {BAND:.0%} of such runs"
+    expected = f"{band.low:.4f} to {band.high:.4f}, as {BAND:.0%} of such runs"
     if bits > band.high:
         what = "above: compare data, learning rate and batch with the smaller sizes before you wait for its end"
     else:
         what = "below, which smaller sizes do not explain: see that nothing it is validated on is in its training data"
-    return f"the validation, {bits:.4f} bits per byte, was foretold at {foretold}, and lies {what}"
+    return f"the validation, {bits:.4f} bits per byte, was forecast at {expected}, and lies {what}"

@@ -53,7 +53,7 @@ class Records(NamedTuple):
     other_seeds: Sequence[float] = ()
     """Bits per byte that runs with other seeds, and nothing else, ended with."""
     forecast: Forecast | None = None
-    """What the run was foretold."""
+    """What the run was forecast."""
     error: BaseException | None = None
     """What ended the run before it was finished; None if nothing is known of that."""
 
@@ -208,7 +208,7 @@ def make_figures(records: Records) -> list[Figure]:
     if records.forecast:
         one = records.forecast
         beside = f"bits per byte, {INTERVAL:.0%} between {one.low:.4f} and {one.high:.4f}"
-        figures.append(Figure("foretold", _number(one.median, 4), beside))
+        figures.append(Figure("forecast", _number(one.median, 4), beside))
     for task in records.accuracies():
         error = _plus_minus(100 * records.latest(f"{task}/acc_standard_error"), 1)
         figures.append(Figure(task, f"{100 * records.latest(f'{task}/acc'):.1f} %", f"{error} accuracy"))
@@ -295,15 +295,15 @@ def make_charts(records: Records) -> list[Chart | None]:
 
 
 def _forecast_chart(records: Records) -> Chart | None:
-    """Returns the chart of the validations beside what they were foretold; None where that was not."""
+    """Returns the chart of the validations beside what they were forecast; None where that was not."""
     if not (records.forecast and records.forecast.bands):
         return None
     steps, low, high = (np.array(each) for each in zip(*records.forecast.bands, strict=True))
-    foretold = Points(steps, steps, (low + high) / 2, low, high)
+    expected = Points(steps, steps, (low + high) / 2, low, high)
     bits = records.series.get("validation/bits_per_byte")
     curves = {"validation": bits} if bits else {}
     about = f"bits per byte; shaded: where {BAND:.0%} of such runs were expected before the first step"
-    return make_chart("forecast", "Beside its forecast", about, {**curves, "foretold": foretold}, with_range="foretold")
+    return make_chart("forecast", "Beside its forecast", about, {**curves, "forecast": expected}, with_range="forecast")
 
 
 def find_events(series: Mapping[str, Series]) -> tuple[list[Event], dict[str, int]]:

@@ -215,7 +215,7 @@ class _Fit:
         return _Posterior(self._prior_K + shift_GTK, covariance_GTKK, log_GT - special.logsumexp(log_GT))
 
     def log_density_of(self, size: int) -> float:
-        """Returns the logarithm of the density at a size's mean that the sizes below it foretold."""
+        """Returns the logarithm of the density at a size's mean that the sizes below it forecast."""
         found, basis_GK = self.posterior(size), self._basis_GSK[:, size]
         law_GT = np.einsum("gtk,gk->gt", found.mean_GTK, basis_GK)
         variance_GT = np.einsum("gk,gtkl,gl->gt", basis_GK, found.covariance_GTKK, basis_GK)

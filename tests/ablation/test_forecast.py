@@ -5,7 +5,7 @@ import json
 import fake_runs
 import pytest
 
-from jaxformer.ablation.forecast import FORECASTS, forecast_runs, keep_outcomes, read_foretold, standing
+from jaxformer.ablation.forecast import FORECASTS, forecast_runs, keep_outcomes, read_forecasts, standing
 from jaxformer.ablation.ladder import Ladder, make_rungs, write_rungs
 from jaxformer.ablation.sizes import smaller_sizes
 from jaxformer.config import UserError
@@ -66,10 +66,10 @@ def test_a_forecast_is_made_once_and_scored_when_its_run_is_finished(ladder, tmp
     assert forecast.low < forecast.median < forecast.high
     assert [one.step for one in forecast.bands][-1] == target.experiment.training.steps
     assert read_forecast(ladder / "root_d4" / "seed_1") == other
-    assert [one.run for one in read_foretold(ladder)] == [None, None]
-    base = read_foretold(ladder)[0].forecast.about["sizes"][0]["bits_per_byte"]["0"]
+    assert [one.run for one in read_forecasts(ladder)] == [None, None]
+    base = read_forecasts(ladder)[0].forecast.about["sizes"][0]["bits_per_byte"]["0"]
     write(tmp_path, "root_d4", effect=forecast.median - base)
-    one, other = read_foretold(ladder)
+    one, other = read_forecasts(ladder)
     assert one.run and one.is_scored and one.forecast.has(one.run.bits_per_byte) and not other.is_scored
     assert abs(standing(one.forecast, one.run.bits_per_byte)) < 1
     for _ in range(2):  # Once is enough.
@@ -85,11 +85,11 @@ def test_a_forecast_that_was_changed_or_came_later_does_not_count(ladder, tmp_pa
     write(tmp_path, "root_d4", effect=-0.3)
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"low": 0.0, "high": 9.0}))
-    (found,) = read_foretold(ladder)
+    (found,) = read_forecasts(ladder)
     assert not found.is_scored and "did not begin with this forecast" in found.objection
 
 
-def test_a_run_that_has_begun_is_not_foretold_and_too_few_sizes_foretell_nothing(ladder, tmp_path):
+def test_a_run_that_has_begun_is_not_forecast_and_too_few_sizes_forecast_nothing(ladder, tmp_path):
     write(tmp_path, "root_d4", effect=-0.3)
     assert forecast_runs(resolve("root_d4"), [0], ladder) == []
     with pytest.raises(UserError, match="2 smaller sizes with finished runs, and a forecast takes 3"):

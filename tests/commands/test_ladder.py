@@ -1,4 +1,6 @@
-"""`jaxformer ladder` trains sizes, each foretold by those below it; `jaxformer forecast` scores and draws them."""
+"""`jaxformer ladder` trains sizes, each forecast by those below it; `jaxformer forecast` scores and draws them."""
+
+import shutil
 
 import fake_runs
 import pytest
@@ -39,25 +41,28 @@ def trained(tmp_path, monkeypatch):
 COMMAND = ["--experiment=root", "--sizes=4,1,2,3", "--seeds=2,2,2,1"]
 
 
-def test_sizes_are_trained_from_the_smallest_and_the_fourth_is_foretold(trained, tmp_path, capsys):
+def test_sizes_are_trained_from_the_smallest_and_the_fourth_is_forecast(trained, tmp_path, capsys):
     assert ladder.main([*COMMAND, "--plan"]) == 0
     assert "root_d4" in capsys.readouterr().out and not trained and not (tmp_path / "experiments/root_d1.py").exists()
     assert ladder.main(COMMAND) == 0
     assert trained == [("root_d1", False), ("root_d2", False), ("root_d3", False), ("root_d4", True)]
     printed = capsys.readouterr().out
     assert (
-        "root_d4: foretold" in printed
+        "root_d4: forecast" in printed
         and "root_d4 seed 0: " in printed
         and "--sizes=4,1,2,3" in (tmp_path / "experiments/root_d4.py").read_text()
     )
-    assert ladder.main(COMMAND) == 0  # Nothing is foretold twice.
-    assert "root_d4: foretold" not in capsys.readouterr().out
+    assert ladder.main(COMMAND) == 0  # Nothing is forecast twice.
+    assert "root_d4: forecast" not in capsys.readouterr().out
     pytest.importorskip("matplotlib")
     assert forecast.main([]) == 0
     printed = capsys.readouterr().out
-    assert "1 runs foretold, 1 finished" in printed and "root_d4 seed 0" in printed
+    assert "1 run forecast, 1 finished" in printed and "root_d4 seed 0" in printed
     page = (tmp_path / "runs/reports/forecasts/index.html").read_text()
     assert page.count("<img") == 2 and "root_d4 seed 0" in page
+    shutil.rmtree(tmp_path / "runs/root_d4")  # A run that is deleted still counts.
+    assert forecast.main([]) == 0
+    assert "1 run forecast, 1 of them deleted since, 1 finished: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -80,6 +85,6 @@ def test_what_makes_no_ladder_is_one_line(trained, arguments, reason, capsys):
 def test_without_a_forecast_there_is_nothing_to_show(trained, capsys):
     pytest.importorskip("matplotlib")
     assert forecast.main([]) == 2
-    assert "no run was foretold" in capsys.readouterr().err
+    assert "no run was forecast" in capsys.readouterr().err
     assert forecast.main(["--experiment=root"]) == 2
     assert "0 smaller sizes with finished runs, and a forecast takes 3" in capsys.readouterr().err

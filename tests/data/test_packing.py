@@ -237,7 +237,7 @@ def test_concat_keeps_the_stream_and_cuts_a_row_only_after_T_tokens_or_as_many_p
 def check_best_fit_with_a_bound(lengths, T, bound, seed) -> None:
     """Follows a plan piece by piece, longest first: each goes to the fullest row that holds it and may take one more.
 
-    It is followed, not foretold: of equally full rows, which may differ in how many more they take, any will do.
+    It is followed, not forecast: of equally full rows, which may differ in how many more they take, any will do.
     """
     plan = make_plan(lengths, T, "best_fit", seed, bound)
     waiting = [Counter(length for _, _, length in pieces_of_row(plan, row)) for row in range(len(plan))]

@@ -1,4 +1,4 @@
-"""A law through a few sizes foretells the next one, with an interval that is neither too narrow nor of no use."""
+"""A law through a few sizes forecasts the next one, with an interval that is neither too narrow nor of no use."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_a_law_without_noise_is_continued(law):
     assert found.interval(0.9)[0] < truth < found.interval(0.9)[1]
 
 
-def test_each_form_is_believed_where_it_foretold_better():
+def test_each_form_is_believed_where_it_forecast_better():
     steep = [[loss] * 4 for loss in 1.5 + 0.5 * (PARAMETERS_S[:4] / 1e6) ** -0.9]
     straight = [[loss] * 4 for loss in 2 * (PARAMETERS_S[:4] / 1e6) ** -0.1]
     assert predict(steep).forms["with a floor"] > predict(straight).forms["with a floor"]
