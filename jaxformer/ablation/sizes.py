@@ -1,8 +1,8 @@
 """An experiment at other sizes, and the finished runs of those."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from jaxformer.experiment.resolution import resolve
 from jaxformer.experiment.sizes import is_another_size
 from jaxformer.experiment.variant import Merge, Variant
 from jaxformer.flops import parameter_count
+
+T = TypeVar("T")
 
 # Of the steps, how far apart validations of two sizes may lie to count as those of the same share of the training.
 _SAME_SHARE = 0.01
@@ -70,6 +72,24 @@ def find_sizes(target: Resolved) -> list[Resolved]:
     return sorted(found, key=lambda one: training_flops(one.experiment))
 
 
+def distinct(sizes: Sequence[T], key: Callable[[T], tuple[float, int]]) -> list[T]:
+    """Returns of sizes by compute those that differ from each other by 1 % or more: of several that do not, one.
+
+    Two experiments of one shape, whose learning rates differ, show no trend, and what makes one better is their rates.
+
+    Args:
+        key: (compute, runs) of a size; the one with more runs stays, and of equals the first.
+    """
+    kept: list[T] = []
+    for size in sizes:
+        compute, runs = key(size)
+        if not kept or compute > 1.01 * key(kept[-1])[0]:
+            kept.append(size)
+        elif runs > key(kept[-1])[1]:
+            kept[-1] = size
+    return kept
+
+
 def smaller_sizes(target: Resolved, runs: Path) -> tuple[list[Size], list[str]]:
     """Returns the sizes below a target's of which there are finished runs, by compute, and why runs are left out.
 
@@ -83,7 +103,11 @@ def smaller_sizes(target: Resolved, runs: Path) -> tuple[list[Size], list[str]]:
             moved = [run for run in read.finished if science(run.experiment) != science(one.experiment)]
             notes += [f"{run.workdir}: {one.name} has moved since it was trained, and it is left out" for run in moved]
             found.append(size_of(one.experiment, [run for run in read.finished if run not in moved]))
-    found, whole = [size for size in found if size.runs], []
+    found = [size for size in found if size.runs]
+    whole, every = [], [size.name for size in found]
+    found = distinct(found, lambda size: (size.compute, len(size.runs)))
+    names = {size.name for size in found}
+    notes += [f"{name}: as large as another size, with fewer runs, and left out" for name in every if name not in names]
     for size in found:
         largest = found[-1].runs[0]
         same = [run for run in size.runs if have_same_documents([largest, run], largest.validation)]

@@ -12,7 +12,7 @@ from jaxformer.ablation.envelope import tuned_rate
 from jaxformer.ablation.finished_runs import FinishedRun, seed_folders
 from jaxformer.ablation.outcome import Outcome, judge_study
 from jaxformer.ablation.records import to_json
-from jaxformer.ablation.sizes import find_sizes
+from jaxformer.ablation.sizes import distinct, find_sizes
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.tuning import TUNING
 from jaxformer.ablation.verdict import Word as Verdict
@@ -100,7 +100,7 @@ class Answer(NamedTuple):
     @property
     def counted(self) -> list[Asked]:
         """The sizes that count."""
-        return [one for one in self.asked if one.difference]
+        return _counted(self.asked)
 
     def commands(self, design: Design) -> list[str]:
         """Returns the commands that train a design."""
@@ -182,7 +182,7 @@ def ask_transfer(
     outcomes = [_judge(size, variant, runs, allow) for size in sizes if _has_runs(runs, size, variant)]
     asked = [_asked(size, outcome, runs) for size, outcome in outcomes]
     unread = tuple(line for _, outcome in outcomes for line in outcome.unread)
-    counted = [one for one in asked if one.difference]
+    counted = distinct([one for one in asked if one.difference], lambda one: (one.compute, len(one.comparison.seeds)))
     options = _options(asked, sizes, aim)
     if not counted:
         reason = "at no size can it be compared, with an error that counts seeds"
@@ -192,10 +192,16 @@ def ask_transfer(
     margin = effect if math.isfinite(effect) else counted[-1].comparison.margin
     found, law = _predict(counted, compute, margin)
     word, reason = decide(found)
-    wanted, designs = max(abs(found.target.mean), 0.0 if math.isnan(margin) else margin), None
+    expected = max(abs(found.target.mean), 0.0 if math.isnan(margin) else margin)
+    wanted, designs = effect if math.isfinite(effect) else expected, None
     if word is Word.UNKNOWN and wanted and options:
         designs = cheapest_design([option for _, option in options], wanted, hours)
     return Answer(variant, target, compute, asked, found, word, reason, law, options, wanted, designs, unread)
+
+
+def _counted(asked: Sequence[Asked]) -> list[Asked]:
+    """Returns the sizes that are compared, one of each compute."""
+    return distinct([one for one in asked if one.difference], lambda one: (one.compute, len(one.comparison.seeds)))
 
 
 def _has_runs(runs: Path, size: Resolved, variant: str) -> bool:

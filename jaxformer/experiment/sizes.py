@@ -116,9 +116,13 @@ def compute_of(base: Experiment, values: Mapping[str, Any]) -> float:
 
 
 def is_another_size(one: Experiment, other: Experiment) -> bool:
-    """Returns whether two experiments differ in their size, and in nothing else that decides what they learn."""
+    """Returns whether two experiments differ in their size, and in nothing else that decides what they learn.
+
+    Another learning rate alone makes no other size.
+    """
     paths = differences(one, other)
-    return bool(paths) and all(any(is_within(path, field) for field in SIZE_FIELDS) for path in paths)
+    is_size = any(path not in (RATE, "optimizer.warmup_steps") for path in paths)
+    return is_size and all(any(is_within(path, field) for field in SIZE_FIELDS) for path in paths)
 
 
 def size_file(base: str, values: Mapping[str, Any], command: str) -> str:

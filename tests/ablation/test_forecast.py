@@ -120,3 +120,12 @@ def test_an_experiment_of_a_size_s_name_that_is_another_is_refused(ladder):
     rungs = make_rungs(one := Ladder("root", (2,), (1,), Rate(1e-3, 0.0)))
     with pytest.raises(UserError, match="root_d2 is another than root at that size"):
         write_rungs(one, rungs, "a command")
+
+
+def test_of_two_experiments_of_one_size_the_one_with_more_runs_counts(ladder, tmp_path):
+    for path in sorted((tmp_path / "experiments").glob("root_d3.py")):
+        (tmp_path / "experiments" / "faster.py").write_text(path.read_text().replace("0.004", "0.005"))
+    write(tmp_path, "faster", effect=-0.15)
+    sizes, notes = smaller_sizes(resolve("root_d4"), ladder)
+    assert [one.name for one in sizes] == ["root_d1", "root_d2", "root_d3"]
+    assert notes == ["faster: as large as another size, with fewer runs, and left out"]

@@ -39,6 +39,7 @@ def test_a_size_has_the_shape_and_the_tokens_for_each_parameter(base, depth):
     shares = [np.array(evaluated_steps(each)) / each.training.steps for each in (one, base)]
     np.testing.assert_allclose(*shares, atol=5e-3)
     assert is_another_size(one, base) and is_another_size(base, one)
+    assert not is_another_size(replace(base, {RATE: 1e-3, "optimizer.warmup_steps": 10}), base)
     assert not is_another_size(dataclasses.replace(one, model=dataclasses.replace(one.model, qk_norm=True)), base)
 
 
