@@ -53,7 +53,7 @@ def forecast_values(target: Experiment, sizes: Sequence[Size]) -> dict[str, Any]
     require(
         len(sizes) >= FEWEST_SIZES,
         f"{target.name}: {len(sizes)} smaller size{'s' * (len(sizes) != 1)} with finished runs, and a forecast takes "
-        f"{FEWEST_SIZES}: train them first, as `jaxformer ladder` does",
+        f"{FEWEST_SIZES}, as `jaxformer ladder` trains them",
     )
     size, steps = size_of(target), target.training.steps
     about = [one.parameters for one in sizes], [one.tokens for one in sizes]

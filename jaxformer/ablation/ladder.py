@@ -8,10 +8,11 @@ from jaxformer.ablation.training_jobs import make_job, run_to_results
 from jaxformer.config import UserError, replace, require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.experiment import science
-from jaxformer.experiment.files import list_experiments
+from jaxformer.experiment.files import check_name, list_experiments
 from jaxformer.experiment.lineage import Lineage, Resolved
 from jaxformer.experiment.resolution import resolve
 from jaxformer.experiment.sizes import Rate, at_size, compute_of, size_file
+from jaxformer.experiment.variant import AD_HOC, OF
 from jaxformer.host.files import write_whole
 from jaxformer.jobs.launch import Job
 from jaxformer.jobs.queue import OVER, state_on_disk
@@ -21,7 +22,9 @@ class Ladder(NamedTuple):
     """An experiment, and the sizes that are made of it."""
 
     base: str
-    """The name of the experiment that is scaled, or the path of its file."""
+    """The name of the experiment that is scaled."""
+    name: str
+    """What the names of the sizes begin with: NAME_d2 and so on."""
     depths: tuple[int, ...]
     seeds: tuple[int, ...]
     """How many runs there are of each size."""
@@ -57,26 +60,33 @@ def make_rungs(ladder: Ladder) -> list[Rung]:
     Raises:
         UserError: the experiment cannot be scaled so.
     """
-    base, rungs = resolve(ladder.base).experiment, []
+    resolved, rungs = resolve(ladder.base), []
+    base, lineage = resolved.experiment, Lineage(own_code=resolved.lineage.own_code)
     for depth, seeds in sorted(zip(ladder.depths, ladder.seeds, strict=True)):
         try:
             values = at_size(base, depth, tokens_per_parameter=ladder.tokens_per_parameter)
             compute = compute_of(base, values)
             values |= {RATE: ladder.rate.at(compute)}
-            experiment = replace(base, values | {"name": f"{base.name}_d{depth}"})
+            experiment = replace(base, values | {"name": f"{ladder.name}_d{depth}"})
         except UserError as error:
             raise UserError(f"{base.name} at depth {depth}: {error}") from error
-        rungs.append(Rung(Resolved(experiment, Lineage()), values, compute, seeds))
+        rungs.append(Rung(Resolved(experiment, lineage), values, compute, seeds))
     return rungs
 
 
 def write_rungs(ladder: Ladder, rungs: Sequence[Rung], command: str) -> list[Path]:
     """Writes the file of each size to `experiments/`, if there is none of its name; returns those that were written.
 
+    Args:
+        command: that made them.
+
     Raises:
-        UserError: an experiment of that name is another.
+        UserError: an experiment of that name is another, or a file cannot be named so.
     """
     written, known = [], list_experiments()
+    check_name(ladder.name, "--name")
+    is_named = not any(mark in ladder.base for mark in (OF, AD_HOC, "/"))
+    require(is_named, f"{ladder.base}: the files of its sizes must name it; give it a file of its own")
     for rung in rungs:
         if rung.name not in known:
             path = Path("experiments", f"{rung.name}.py")
@@ -85,7 +95,7 @@ def write_rungs(ladder: Ladder, rungs: Sequence[Rung], command: str) -> list[Pat
             written.append(path)
         require(
             science(resolve(rung.name).experiment) == science(rung.resolved.experiment),
-            f"the experiment {rung.name} is another than {ladder.base} at that size: move its file away, or repeat the "
+            f"the experiment {rung.name} is another than {ladder.base} at that size: give another --name, or the "
             "options that it was made with",
         )
     return written

@@ -24,7 +24,7 @@ from jaxformer.report.forecasts import (
     forecast_rows,
     summarise_forecasts,
 )
-from jaxformer.report.write import check_report, write_forecasts
+from jaxformer.report.write import write_forecasts
 from jaxformer.run.forecast import read_forecast
 
 
@@ -42,7 +42,6 @@ def main(arguments: list[str]) -> int:
     require(1 <= options.seeds <= 1000, f"--seeds ({options.seeds}) must lie in [1, 1000]")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # Without a home folder it tells where it keeps its fonts.
     folder = options.output or options.runs / "reports" / "forecasts"
-    check_report(folder)
     if options.experiment:
         _forecast(options.experiment, options.seeds, options.runs)
     found = read_forecasts(options.runs)
@@ -50,7 +49,8 @@ def main(arguments: list[str]) -> int:
     require(bool(found or lines), f"{options.runs}: no run was forecast; name one by --experiment")
     forecasts = Forecasts(tuple(found), outcomes_of_deleted(lines, found))
     print_line("\n".join(format_rows([[*HEADINGS], *forecast_rows(forecasts)], output_columns())))
-    print_line(f"{summarise_forecasts(forecasts)}\n\n{write_forecasts(forecasts, folder)}")
+    print_line(f"{summarise_forecasts(forecasts)}\n")
+    print_line(f"{write_forecasts(forecasts, folder)}")
     return 0
 
 

@@ -19,7 +19,6 @@ from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.finished_runs import has_diverged
 from jaxformer.ablation.forecast import forecast_runs, keep_outcomes, read_forecasts
 from jaxformer.ablation.ladder import Ladder, Rung, make_rungs, train_rung, write_rungs
-from jaxformer.ablation.sizes import smaller_sizes
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.resolution import resolve
@@ -40,10 +39,12 @@ def main(arguments: list[str]) -> int:
     ladder = _ladder(options)
     rungs, allow = make_rungs(ladder), parse_allowed(options.allow)
     if not options.plan:
-        of_size = ("--experiment", "--sizes", "--rates", "--tokens_per_parameter")
-        words = ["jaxformer", "ladder", *(each for each in arguments if each.startswith(of_size))]
-        for path in write_rungs(ladder, rungs, shlex.join(words)):
+        of_size = ("experiment", "sizes", "name", "rates", "tokens_per_parameter")
+        words = [f"--{each}={value}" for each in of_size if (value := getattr(options, each))]
+        for path in write_rungs(ladder, rungs, shlex.join(["jaxformer", "ladder", *words])):
             print_line(f"{path}")
+    if options.write:
+        return 0
     checks = {"allow": allow, "retrain": options.retrain, "prepare": not options.plan, "parallel": options.parallel}
     checked = check_ladder(ladder, options.runs, **checks)
     print_line("\n".join(ladder_table(rungs, checked.seconds, output_columns())))
@@ -52,8 +53,8 @@ def main(arguments: list[str]) -> int:
         print_notice(describe_again(checked.earlier))
         return 0
     make_again(checked.earlier)
-    for rung in rungs:
-        _forecast(rung, options.runs)
+    for number, rung in enumerate(rungs):
+        _forecast(rung, number, options.runs)
         train_rung(rung, options.runs, checked.seconds[rung.name], parallel=options.parallel)
         _print_outcomes(rung, options.runs)
     print_line("`jaxformer forecast` draws the law, and how its forecasts came out")
@@ -68,13 +69,17 @@ def _print_time_left(rungs: list[Rung], seconds: dict[str, float], runs: Path, p
     print_line(f"over in about {format_duration(left)}")
 
 
-def _forecast(rung: Rung, runs: Path) -> None:
-    """Writes what the runs of a size will come to, where enough smaller ones are finished, and prints it."""
-    sizes, _ = smaller_sizes(rung.resolved, runs)
-    if len(sizes) < FEWEST_SIZES:
-        return
-    for forecast in forecast_runs(rung.resolved, range(rung.seeds), runs)[:1]:  # All are the same.
-        print_wrapped(f"{rung.name}: {describe_forecast(forecast)}", indent=2)
+def _forecast(rung: Rung, number: int, runs: Path) -> None:
+    """Writes what the runs of a size will come to, and prints it; without a forecast they are trained anyway.
+
+    Args:
+        number: of sizes below it, of which there must be some for a forecast.
+    """
+    try:
+        for forecast in forecast_runs(rung.resolved, range(rung.seeds), runs)[:1]:  # All are the same.
+            print_wrapped(f"{rung.name}: {describe_forecast(forecast)}", indent=2)
+    except UserError as error:
+        print_notice(f"no forecast of {error}" if number >= FEWEST_SIZES else "")
 
 
 def _print_outcomes(rung: Rung, runs: Path) -> None:
@@ -93,6 +98,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--experiment", required=True, metavar="NAME", help="the experiment that is scaled")
     add("--sizes", required=True, metavar="DEPTH,...", help="the depths, in blocks, such as 2,3,4,5,7")
+    add("--name", default="", metavar="NAME", help="what the names of the sizes begin with (default: the experiment's)")
     add("--seeds", default="3", metavar="N,...", help="runs of each size, from the smallest on, or of all (default: 3)")
     add(
         "--rates",
@@ -110,11 +116,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     add("--plan", action="store_true", help="print the sizes and what they take, and exit")
+    add("--write", action="store_true", help="write the files of the sizes, and exit")
     add_run_options(parser)
     add("--retrain", action="store_true", help="keep runs of other code, data or versions aside, and train them anew")
     options = parser.parse_args(arguments)
     require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
     per_parameter = options.tokens_per_parameter
+    require(not (options.plan and options.write), "give --plan or --write, not both")
     require(0 <= per_parameter < math.inf, f"--tokens_per_parameter ({per_parameter}) must be a number of tokens")
     return options
 
@@ -126,8 +134,9 @@ def _ladder(options: argparse.Namespace) -> Ladder:
     seeds = seeds * len(depths) if len(seeds) == 1 else seeds
     require(len(seeds) == len(depths), f"--seeds={options.seeds} must have one number, or one for each of the sizes")
     by_depth = tuple(sorted(depths))
-    rate = _rate(resolve(options.experiment).experiment, options.rates)
-    return Ladder(options.experiment, by_depth, tuple(seeds), rate, options.tokens_per_parameter)
+    base, tokens = resolve(options.experiment), options.tokens_per_parameter
+    rate = _rate(base.experiment, options.rates, tokens)
+    return Ladder(options.experiment, options.name or base.name, by_depth, tuple(seeds), rate, tokens)
 
 
 def _numbers(name: str, text: str) -> list[int]:
@@ -137,7 +146,7 @@ def _numbers(name: str, text: str) -> list[int]:
     return numbers
 
 
-def _rate(base: Experiment, text: str) -> Rate:
+def _rate(base: Experiment, text: str, tokens_per_parameter: float) -> Rate:
     """Returns the learning rates by compute: through those that a text gives by depth, else as published."""
     if not text:
         return published_rate(base)
@@ -150,4 +159,4 @@ def _rate(base: Experiment, text: str) -> Rate:
             raise UserError(f"--rates={text} must be DEPTH:RATE, separated by commas, such as 2:0.005") from error
         is_rate = int(depth) >= 1 and 0 < tuned[int(depth)] < math.inf
         require(is_rate, f"--rates={text}: {pair} is no depth and learning rate above 0")
-    return fit_rate(base, tuned)
+    return fit_rate(base, tuned, tokens_per_parameter=tokens_per_parameter)

@@ -53,21 +53,26 @@ class Rate(NamedTuple):
 
 
 def published_rate(base: Experiment) -> Rate:
-    """Returns the rates that an experiment's own becomes where nothing was tuned at other sizes."""
-    return Rate(base.optimizer.learning_rate, _RATE_BY_COMPUTE)
+    """Returns the rates that an experiment's own becomes where nothing was tuned at other sizes.
+
+    They are its own at all sizes where `model.scaling` is a part, which scales what the rate multiplies.
+    """
+    return Rate(base.optimizer.learning_rate, _RATE_BY_COMPUTE if base.model.scaling is None else 0.0)
 
 
-def fit_rate(base: Experiment, tuned: Mapping[int, float]) -> Rate:
+def fit_rate(base: Experiment, tuned: Mapping[int, float], *, tokens_per_parameter: float = 0.0) -> Rate:
     """Returns the power of compute that is nearest to tuned rates, by least squares of their logarithms.
 
     Args:
         tuned: learning rate of each depth.
+        tokens_per_parameter: as of `at_size`, at which they were tuned.
 
     Raises:
         UserError: it is not of two depths or more.
     """
     require(len(tuned) > 1, "rates of one size show no trend: give those of two or more")
-    compute = np.log([compute_of(base, at_size(base, depth)) for depth in tuned])
+    sizes = [at_size(base, depth, tokens_per_parameter=tokens_per_parameter) for depth in tuned]
+    compute = np.log([compute_of(base, size) for size in sizes])
     power, at_one = np.polyfit(compute, np.log([*tuned.values()]), 1)
     return Rate(float(np.exp(at_one)), float(power))
 
@@ -125,6 +130,10 @@ def is_another_size(one: Experiment, other: Experiment) -> bool:
     return is_size and all(any(is_within(path, field) for field in SIZE_FIELDS) for path in paths)
 
 
+# In the text of a file, where the lines of its values go.
+_LINES = "<values>"
+
+
 def size_file(base: str, values: Mapping[str, Any], command: str) -> str:
     """Returns the file of an experiment at another size.
 
@@ -136,10 +145,12 @@ def size_file(base: str, values: Mapping[str, Any], command: str) -> str:
     lines = "\n".join(f"            {path!r}: {value!r}," for path, value in values.items()).replace("'", '"')
     imports = "\nfrom jaxformer.data.phases import Phase" if "training.phases" in values else ""
     text = f'''
-"""{base} at depth {values["model.depth"]}, as `{command}` made it."""
+"""{base} at depth {values["model.depth"]}.
+
+`{command}` made it.
+"""
 
 import dataclasses
-import math
 {imports}
 from jaxformer.experiment import load_experiment, replace
 
@@ -147,10 +158,10 @@ EXPERIMENT = dataclasses.replace(
     replace(
         load_experiment("{base}"),
         {{
-@
+{_LINES}
         }},
     ),
     question="What does {base} learn at depth {values["model.depth"]}?",
 )
 '''
-    return textwrap.dedent(text).lstrip().replace("@", lines)
+    return textwrap.dedent(text).lstrip().replace(_LINES, lines)

@@ -25,7 +25,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         fake_runs.write_root(folder / "experiments", tokenizer__vocabulary_size=512, model__vocabulary_size=512)
-        ladder = Ladder("root", (1, 2, 3, 4), (2,) * 4, Rate(4e-3, 0.0))
+        ladder = Ladder("root", "root", (1, 2, 3, 4), (2,) * 4, Rate(4e-3, 0.0))
         rungs = make_rungs(ladder)
         assert len(write_rungs(ladder, rungs, "a command")) == 4
         assert write_rungs(ladder, rungs, "a command") == []
@@ -117,7 +117,7 @@ def test_a_validation_outside_of_its_band_is_told(ladder):
 
 
 def test_an_experiment_of_a_size_s_name_that_is_another_is_refused(ladder):
-    rungs = make_rungs(one := Ladder("root", (2,), (1,), Rate(1e-3, 0.0)))
+    rungs = make_rungs(one := Ladder("root", "root", (2,), (1,), Rate(1e-3, 0.0)))
     with pytest.raises(UserError, match="root_d2 is another than root at that size"):
         write_rungs(one, rungs, "a command")
 

@@ -82,6 +82,32 @@ def test_what_makes_no_ladder_is_one_line(trained, arguments, reason, capsys):
     assert reason in capsys.readouterr().err and not trained
 
 
+def test_files_can_be_written_alone_and_under_another_name(trained, tmp_path, capsys):
+    assert ladder.main(["--experiment", "root", "--sizes", "2", "--name=tuned", "--write"]) == 0
+    assert capsys.readouterr().out == "experiments/tuned_d2.py\n" and not trained
+    written = (tmp_path / "experiments/tuned_d2.py").read_text()
+    assert "`jaxformer ladder --experiment=root --sizes=2 --name=tuned` made it." in written
+    assert ladder.main(["--experiment=root", "--sizes=2", "--name=tuned", "--rates=1:1e-2,2:1e-2", "--write"]) == 2
+    assert "tuned_d2 is another than root at that size: give another --name" in capsys.readouterr().err
+    fake_runs.write_variant(tmp_path / "experiments", "normed", {"model.qk_norm": True}, parent="root")
+    fake_runs.write_root(tmp_path / "experiments", "other")
+    assert ladder.main(["--experiment=normed@other", "--sizes=2", "--write"]) == 2
+    assert capsys.readouterr().err.startswith("jaxformer: ") and not [*tmp_path.glob("experiments/normed@*")]
+
+
+def test_sizes_without_a_law_are_trained_without_a_forecast(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fake_runs, "write_run", _rising(fake_runs.write_run))
+    assert ladder.main(COMMAND) == 0
+    assert trained[-1] == ("root_d4", False)
+    assert "no forecast of root_d4: the losses do not fall with size" in capsys.readouterr().err
+
+
+def _rising(write_run):
+    return lambda runs, resolved, seed, **options: write_run(
+        runs, resolved, seed, **options | {"effect": 0.4 * resolved.experiment.model.depth}
+    )
+
+
 def test_without_a_forecast_there_is_nothing_to_show(trained, capsys):
     pytest.importorskip("matplotlib")
     assert forecast.main([]) == 2

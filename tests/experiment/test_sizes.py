@@ -13,6 +13,7 @@ from jaxformer.experiment.files import run_experiment_file
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.experiment.sizes import at_size, compute_of, fit_rate, is_another_size, published_rate, size_file
 from jaxformer.flops import parameter_count
+from jaxformer.parts.complete_p import CompletePScaling
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -67,6 +68,10 @@ def test_rates_go_through_what_was_tuned_or_fall_as_published(base):
     assert rate.at(1) == 4e-3 and rate.at(compute_of(base, at_size(base, 2))) == 8e-3
     assert published_rate(base).at(1) == base.optimizer.learning_rate
     assert published_rate(base).at(256) == base.optimizer.learning_rate / 2
+    longer = fit_rate(base, {2: 8e-3, 4: 4e-3}, tokens_per_parameter=20)
+    assert longer.at(compute_of(base, at_size(base, 2, tokens_per_parameter=20))) == 8e-3
+    scaled = replace(base, {"model.scaling": CompletePScaling(base_width=128, base_depth=4)})
+    assert published_rate(scaled).at(256) == base.optimizer.learning_rate
     with pytest.raises(UserError, match="rates of one size"):
         fit_rate(base, {2: 8e-3})
 
@@ -79,4 +84,4 @@ def test_the_file_of_a_size_is_that_size(base, tmp_path):
         path.write_text(size_file(name, values, "jaxformer ladder --experiment=baseline --sizes=3"))
         made = run_experiment_file(path, (Experiment,))
         assert science(made) == science(replace(of, values))
-        assert path.read_text().startswith('"""baseline at depth 3, as `jaxformer ladder')
+        assert path.read_text().startswith('"""baseline at depth 3.\n\n`jaxformer ladder')
