@@ -1,6 +1,7 @@
 """A change that was asked at several sizes: what is known of its effect at one that it was perhaps never trained at."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -96,6 +97,8 @@ class Answer(NamedTuple):
     """What would decide it; None where it is decided, or where nothing tells what an effect or an hour is."""
     unread: tuple[str, ...]
     """A line on each run folder that could not be read."""
+    runs: Path
+    """The folder of all run folders."""
 
     @property
     def counted(self) -> list[Asked]:
@@ -107,8 +110,9 @@ class Answer(NamedTuple):
         lines = []
         for (size, option), seeds in zip(self.options, design.seeds_N, strict=True):
             if seeds > option.seeds:
-                options = f"--seeds={seeds} --parent_seeds={seeds}"
-                lines.append(f"jaxformer ablate --parent={size} --variants={self.variant} {options}")
+                where = [] if self.runs == Path("runs") else [f"--runs={self.runs}"]
+                options = [f"--parent={size}", f"--variants={self.variant}", f"--seeds={seeds}", *where]
+                lines.append(shlex.join(["jaxformer", "ablate", *options]))
         return lines
 
     def record(self) -> dict:
@@ -187,7 +191,7 @@ def ask_transfer(
     if not counted:
         reason = "at no size can it be compared, with an error that counts seeds"
         return Answer(
-            variant, target, compute, asked, None, Word.UNKNOWN, reason, None, options, math.nan, None, unread
+            variant, aim.name, compute, asked, None, Word.UNKNOWN, reason, None, options, math.nan, None, unread, runs
         )
     margin = effect if math.isfinite(effect) else counted[-1].comparison.margin
     found, law = _predict(counted, compute, margin)
@@ -196,7 +200,7 @@ def ask_transfer(
     wanted, designs = effect if math.isfinite(effect) else expected, None
     if word is Word.UNKNOWN and wanted and options:
         designs = cheapest_design([option for _, option in options], wanted, hours)
-    return Answer(variant, target, compute, asked, found, word, reason, law, options, wanted, designs, unread)
+    return Answer(variant, aim.name, compute, asked, found, word, reason, law, options, wanted, designs, unread, runs)
 
 
 def _counted(asked: Sequence[Asked]) -> list[Asked]:

@@ -5,8 +5,9 @@ The same change is compared with its parent at three or more sizes:
   jaxformer ablate --parent=SIZE --variants=NAME
 
 From the finished runs at all experiments that differ from the target in their size alone, the effect at the target is
-expected with an interval, and called by the first of these words that holds. Nothing is trained; where it is UNKNOWN,
-the cheapest sizes and seeds that would decide it are printed as commands.
+expected with an interval, and called by the first of these words that holds. Nothing is trained, and each size is
+judged and recorded as by `jaxformer judge`; where it is UNKNOWN, the cheapest sizes and seeds that would decide it are
+printed as commands.
 """
 
 import json
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
     rule = docstring(transfer.decide).partition("\n\n")[2]
     parser = Parser("jaxformer transfer", f"{docstring(sys.modules[__name__])}\n\n{rule}")
     add = parser.add_argument
-    add("--variant", required=True, metavar="NAME,...", help="the changes that were asked, separated by commas")
+    add("--variants", required=True, metavar="NAME,...", help="the changes that were asked, separated by commas")
     add("--target", required=True, metavar="NAME", help="the experiment at the size that matters")
     add_run_options(parser)
     add("--hours", type=float, default=math.inf, metavar="H", help="device hours to spend on knowing more")
@@ -43,8 +44,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     require(math.isnan(options.effect) or options.effect > 0, f"--effect ({options.effect}) must be above 0")
     require(options.hours > 0, f"--hours ({options.hours}) must be above 0")
-    names = [name.strip() for name in options.variant.split(",") if name.strip()]
-    require(bool(names), "--variant names no variant")
+    names = [name.strip() for name in options.variants.split(",") if name.strip()]
+    require(bool(names), "--variants names no variant")
     known = {"effect": options.effect, "hours": options.hours, "allow": parse_allowed(options.allow)}
     answers = [ask_transfer(name, options.target, options.runs, **known) for name in names]
     if options.json:
@@ -65,11 +66,11 @@ def _print(answers: Sequence[Answer], runs: Path) -> None:
 
 def _draw(answer: Answer, runs: Path) -> Path:
     """Draws an answer beside the runs; returns the file."""
-    path = runs / "reports" / f"{answer.variant}@{answer.target}.png"
+    path = runs / "reports" / "transfer" / f"{answer.variant}@{answer.target}.png"
     with drawing():
         figure = draw_transfer(answer)
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_png(figure, path)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from error

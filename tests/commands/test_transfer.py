@@ -45,7 +45,7 @@ def inside(place, monkeypatch):
 
 
 def test_an_effect_that_is_the_same_at_three_sizes_transfers(capsys):
-    assert command.main(["--variant=good", "--target=target", "--json"]) == 0
+    assert command.main(["--variants=good", "--target=target", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["good"]
     assert found["word"] == "TRANSFERS" and found["interval"][0] < -0.05 < found["interval"][1] < 0
     # A variant differs in its depth alone and is a question, not a size.
@@ -59,13 +59,13 @@ def test_with_two_sizes_nothing_is_known_and_the_cheapest_design_is_printed_at_8
     shutil.move(place / "runs/good@middle", place / "kept")
     monkeypatch.setattr(command, "output_columns", lambda: 79)
     try:
-        assert command.main(["--variant=good", "--target=target", "--effect=0.03"]) == 0
+        assert command.main(["--variants=good", "--target=target", "--effect=0.03"]) == 0
     finally:
         shutil.move(place / "kept", place / "runs/good@middle")
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["UNKNOWN  good, at target", "  2 of at least 3 sizes: fewer show no trend."]
     commands = [line.strip() for line in lines if line.startswith("      ")]
-    assert "jaxformer ablate --parent=middle --variants=good --seeds=3 --parent_seeds=3" in commands
+    assert "jaxformer ablate --parent=middle --variants=good --seeds=3" in commands
     assert max(len(line) for line in lines if line.strip() not in commands) < 80
     assert any("nothing tuned the learning rate of tiny, little" in line for line in lines)
     assert (place / lines[-1]).read_bytes().startswith(b"\x89PNG")
@@ -75,13 +75,13 @@ def test_with_two_sizes_nothing_is_known_and_the_cheapest_design_is_printed_at_8
     ("arguments", "message"),
     [
         (
-            ["--variant=deeper"],
+            ["--variants=deeper"],
             r"deeper and its parent have finished runs at no size of target .*: ask it .* tiny,",
         ),
-        (["--variant=good", "--effect=0"], r"--effect \(0.0\) must be above 0"),
-        (["--variant=good", "--hours=-1"], r"--hours \(-1.0\) must be above 0"),
-        (["--variant=,"], "--variant names no variant"),
-        (["--variant=good@tiny"], "good@tiny is a change at one size: name it alone, good"),
+        (["--variants=good", "--effect=0"], r"--effect \(0.0\) must be above 0"),
+        (["--variants=good", "--hours=-1"], r"--hours \(-1.0\) must be above 0"),
+        (["--variants=,"], "--variants names no variant"),
+        (["--variants=good@tiny"], "good@tiny is a change at one size: name it alone, good"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(arguments, message, capsys):
