@@ -120,7 +120,18 @@ def test_config_file_reports_what_was_run(experiment_files, uninterrupted):
     config = json.loads((uninterrupted("best_fit") / "config.json").read_text())
     experiment = load_experiment(str(experiment_files["best_fit"]))
     keys = {"experiment", "seed", "config", "identity", "digests", "tasks", "code", "versions", "attention", "device"}
-    keys |= {"question", "lineage", "tracked_as", "starts", "cores", "devices", "git", "corpora", "environment"}
+    keys |= {
+        "question",
+        "lineage",
+        "forecast",
+        "tracked_as",
+        "starts",
+        "cores",
+        "devices",
+        "git",
+        "corpora",
+        "environment",
+    }
     assert set(config) == keys
     assert (config["experiment"], config["seed"]) == ("best_fit", 3)
     # As it was computed: with what it left open for the device.

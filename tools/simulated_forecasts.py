@@ -135,7 +135,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     record = {"ladders": options.ladders, "seeds": SEEDS_S, "noise": [noise._asdict() for noise in NOISES]}
     record |= {"rows": [row._asdict() for row in rows], "seconds": round(time.perf_counter() - began)}
-    (options.output / "simulated.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.output / "simulated.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     with drawing():
         save_png(draw(rows), options.output / "simulated.png")
 

@@ -385,7 +385,7 @@ def main() -> None:
                 print(f"  {name}: {json.dumps(each)}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     results = {name: counted for name, (counted, _) in found.items()}
-    (options.out / "simulated.json").write_text(json.dumps(results, indent=2) + "\n")
+    (options.out / "simulated.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     with drawing():
         save_png(draw(found), options.out / "simulated.png")
 

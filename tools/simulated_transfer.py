@@ -153,7 +153,7 @@ def run(questions: int, out: Path) -> None:
         print(f"{law}: {counts}; {_describe(one)}")
     out.mkdir(parents=True, exist_ok=True)
     record = {"confidence": CONFIDENCE, "margin": MARGIN, "breaks": BREAKS, "cells": cells, "laws": by_law}
-    (out / "transfer.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / "transfer.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw(by_law, out / "transfer.png")
 
 

@@ -1,7 +1,7 @@
 """What a size will come to, written down before it is trained, and how such forecasts came out.
 
 `forecasts.jsonl` beside the runs collects them: a line when one is made, and a line when its run is finished. A
-forecast counts if its run began with it, whose record of the first step holds the digest.
+forecast counts if its run began with it, whose record holds the digest from its first start on.
 """
 
 import contextlib
@@ -154,8 +154,7 @@ def _forecast_run(workdir: Path, forecast: Forecast) -> ForecastRun:
     if not (workdir / "summary.json").exists():
         return ForecastRun(workdir, name, seed, forecast, None, "")
     run, objection = load_finished_run(workdir), ""
-    first = run.record["starts"][0]
-    if first["step"] != 0 or first.get("forecast") != forecast.digest:
+    if run.record.get("forecast") != forecast.digest:
         objection = "the run did not begin with this forecast"
     elif documents_of(run) != forecast.about["documents"]:
         objection = "the run was validated on other documents than the smaller sizes"

@@ -176,11 +176,12 @@ def write_config(
     starts = [start for start in before.get("starts", []) if start["step"] < step]
     start = {"step": step, **{name: environment[name] for name in _OF_A_START}, "own_code": dict(lineage.own_code)}
     forecast = read_forecast(workdir)
-    start["forecast"] = forecast.digest if forecast else ""
     record = {
         "experiment": experiment.name,
         "seed": belongs_to["identity"]["seed"],
         "question": experiment.question,
+        # Of the first start, whatever step it was stopped at.
+        "forecast": before.get("forecast", forecast.digest if forecast else ""),
         "tracked_as": before.get("tracked_as") or uuid.uuid4().hex[:12],
         "lineage": dataclasses.asdict(lineage),
         "config": to_dict(experiment),

@@ -1,6 +1,6 @@
 """What a run was forecast to come to, in its folder before its first step: `forecast.json`, which nothing changes.
 
-Its digest is in the record of the start at step 0, so that nobody, the author included, can write it afterwards.
+Its digest is in the record of the run from its first start on, so that nobody can write it afterwards unnoticed.
 """
 
 import hashlib

@@ -202,9 +202,10 @@ class Transfer(NamedTuple):
 def is_within_reach(first: Any, last: Any) -> Any:
     """Returns whether a target is no farther from the largest size than that from the smallest, given both distances.
 
-    A law that breaks off looks like any other until the break is among the sizes. Where one change in twenty does so
-    somewhere, up to 4.3 % of the verdicts are wrong within reach (`tools/simulated_transfer.py`).
+    A law that breaks off looks like any other until the break is among the sizes.
     """
+    # Where one change in twenty breaks off somewhere, up to 4.3 % of the verdicts are wrong within reach, by
+    # tools/simulated_transfer.py.
     return -last <= (last - first) * (1 + 1e-9)
 
 
