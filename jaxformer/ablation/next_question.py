@@ -330,7 +330,7 @@ def _belief(known: _Known, one: Resolved, name: str, kind: str) -> tuple[Belief,
     """Returns what the effect of a question may be before it is measured of this parent, and what that is made of.
 
     An answer to the same question about an ancestor counts as much as an expectation: a verdict belongs to its parent
-    (in the published studies, effects of one change on two parents differ by as many half-widths as expectations err by).
+    (in the published studies, effects of a change on two parents differ by as many half-widths as expectations err by).
     """
     low, high = _expected(one)
     index, kept = np.array([known.kinds.index(kind)]), _kept_of_kind(known.base, kind)

@@ -15,6 +15,8 @@ from jaxformer.optimizer import decay_start
 from jaxformer.run.continuation import shared_steps
 from jaxformer.train import main
 
+pytestmark = pytest.mark.device_free
+
 WSD = ("--optimizer.schedule=wsd", "--optimizer.decay_share=0.25", "--checkpoint.keep=3")
 
 

@@ -12,6 +12,8 @@ from jaxformer.plan.device_fit import computed_with
 from jaxformer.plan.estimate import print_plan
 from jaxformer.run.durations import Durations, keep_durations, recall_durations
 
+pytestmark = pytest.mark.device_free
+
 FIRST = Durations(
     data=9.0,
     start=8.0,

@@ -12,6 +12,8 @@ from jaxformer.tracking.config import TrackingConfig, check_installed
 from jaxformer.tracking.tracker import Trackers, open_trackers
 from jaxformer.train import train
 
+pytestmark = pytest.mark.device_free
+
 
 class Recorder:
     """A tracker that keeps what it is given; one with a `last_step` is given what lies behind that."""

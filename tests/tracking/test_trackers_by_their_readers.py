@@ -12,6 +12,8 @@ import pytest
 
 from jaxformer.tracking.config import TRACKERS
 
+pytestmark = pytest.mark.device_free
+
 NAMES = ["train/loss", "validation/loss", "picture", "page", "sample"]
 ATTEMPT = """
 import os, signal, sys, time
