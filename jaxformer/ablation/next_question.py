@@ -18,6 +18,7 @@ from jaxformer.ablation.open_questions import Answered, find_questions, kind_of,
 from jaxformer.ablation.records import Record, to_json
 from jaxformer.ablation.study import Study, estimate_seconds, make_jobs
 from jaxformer.ablation.training_jobs import experiment_of
+from jaxformer.ablation.tuning import RUNS_AT_BEST
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import training_flops
@@ -42,9 +43,6 @@ COMPLEXITY = 0.005
 # Standard deviation of one seed's paired difference before any is known, in margins, and what that counts for beside
 # those that are: the median of the 28 questions whose reports lie in `tools/results`.
 _NOISE_IN_MARGINS, _NOISE_DF = 2.0, 2.0
-
-# Runs of each further seed of what is compared at its best learning rate: see `tuning.runs_to_come`.
-_RUNS_AT_BEST = 3
 
 # Share by which operations must differ to be named.
 _SHOWN = 0.02
@@ -373,6 +371,6 @@ def _hours(known: _Known, asked: _Asked, found: Prospect) -> float:
     """
     hours = sum(job.estimated_seconds * job.devices for job in asked.missing) / 3600
     each, parent = (known.seconds[one.name] * one.experiment.mesh.devices / 3600 for one in (asked.one, known.base))
-    seeds, runs = float(found.seeds[0]), _RUNS_AT_BEST if asked.one.is_retuned else 1
+    seeds, runs = float(found.seeds[0]), RUNS_AT_BEST if asked.one.is_retuned else 1
     further, lacking = max(0.0, seeds - asked.first), max(0.0, seeds - max(asked.first, known.seeds))
     return hours + runs * (further * each + lacking * parent) + float(found.kept[0]) * INTERIM_SEEDS[0] * each

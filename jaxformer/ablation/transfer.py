@@ -15,7 +15,7 @@ from jaxformer.ablation.outcome import Outcome, judge_study
 from jaxformer.ablation.records import to_json
 from jaxformer.ablation.sizes import distinct, find_sizes
 from jaxformer.ablation.study import Study
-from jaxformer.ablation.tuning import TUNING
+from jaxformer.ablation.tuning import RUNS_AT_BEST, TUNING
 from jaxformer.ablation.verdict import Word as Verdict
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import training_flops
@@ -32,9 +32,6 @@ from jaxformer.statistics.transfer import (
     predict_effect,
 )
 from jaxformer.statistics.transfer_design import Design, Designs, SizeOption, cheapest_design
-
-# Runs of a seed of each arm that is compared at its best learning rate.
-_RUNS_AT_BEST = 3
 
 # Sizes among which a design chooses: all combinations of seeds are tried.
 _MOST_OPTIONS = 5
@@ -234,7 +231,7 @@ def _asked(size: Resolved, outcome: Outcome, runs: Path) -> Asked:
         is_tuned = math.isfinite(tuned_rate(runs / size.name / TUNING, rate)[1])
         rates = f"{'tuned' if is_tuned else 'untuned'} {rate:.2g}"
     arms = [outcome.runs[name] or [*outcome.tried.get(name, ())] for name in (size.name, variant.name)]
-    per_seed = _RUNS_AT_BEST if comparison.best_rates else 1
+    per_seed = RUNS_AT_BEST if comparison.best_rates else 1
     hours = per_seed * sum(_mean_hours(arm) for arm in arms)
     return Asked(size.name, variant.name, training_flops(size.experiment), comparison, rates, is_tuned, hours)
 

@@ -39,8 +39,8 @@ TUNING = "tuning.json"
 # The walk ends this many octaves from where it began.
 FARTHEST = 8
 
-# Octaves between the three rates that it ends with.
-STEP = 0.5
+# Octaves between the rates that it ends with, and how many these are, at each of which every seed is trained.
+STEP, RUNS_AT_BEST = 0.5, 3
 
 # Those at which there may be runs, in octaves from an experiment's own rate.
 _OCTAVES = tuple(np.arange(-FARTHEST, FARTHEST + STEP, STEP).tolist())
