@@ -1,7 +1,7 @@
 """How often the intervals of forecasts hold, one size ahead of ladders whose laws are known: nothing is trained.
 
-`python tools/simulated_forecasts.py` draws ladders of four sizes, each of four times the compute of the one before,
-forecasts a run of the fifth, and writes `tools/results/forecasts/simulated.json` and `.png`.
+`python tools/simulated_forecasts.py` draws ladders of each case and law, forecasts a run of the last size from those
+before it, and writes `tools/results/forecasts/simulated.json` and `.png`.
 
 Axes: S size.
 """
@@ -16,12 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from jaxformer.report.style import BEHIND, GREY, INK, drawing, make_figure, save_png
+from jaxformer.report.style import GREY, INK, drawing, make_figure, save_png
 from jaxformer.run.forecast import INTERVAL
 from jaxformer.statistics.scaling_law import predict_loss
 
-PARAMETERS_S = 3.6e5 * 2.0 ** np.arange(5)
-TOKENS_S = 1.25 * PARAMETERS_S
+# Of the smallest size of the baseline's ladder.
+SMALLEST, TOKENS_PER_PARAMETER = 3.6e5, 1.25
 
 Law = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -44,21 +44,29 @@ LAWS: dict[str, Law] = {
 }
 
 
-class Noise(NamedTuple):
-    """Standard deviations as shares of the loss."""
+class Case(NamedTuple):
+    """A ladder, and how its runs scatter about their law; shares of the loss."""
 
     name: str
+    compute_S: tuple[float, ...]
+    """Of each size as a multiple of the one before it; of the first, 1. The last one is forecast."""
+    seeds_S: tuple[int, ...]
+    """Runs of each size but the last."""
     deviation: float
-    """Of a size from the law."""
-    seeds_S: tuple[float, ...]
-    """Of a run by its seed, from the smallest size to the one that is forecast."""
+    """Standard deviation of a size from the law."""
+    deviation_by_seed_S: tuple[float, ...]
+    """Standard deviation of a run by its seed."""
+    is_bent: bool = False
+    """Whether sizes deviate together, by a parabola through the middle of the ladder, as where a rule for the learning
+    rate suits the middle alone, instead of each by itself.
+    """
 
 
 class Row(NamedTuple):
-    """What is counted of one law and noise."""
+    """What is counted of a law in a case."""
 
     law: str
-    noise: str
+    case: str
     inside: float
     """Share of the ladders in whose interval the next run lay."""
     low: float
@@ -70,72 +78,98 @@ class Row(NamedTuple):
     """Root of the mean squared error of the median, as a share of the loss."""
 
 
-def simulate(law: Law, noise: Noise, seeds_S: tuple[int, ...], ladders: int) -> Row:
-    """Returns what ladders of a law come to. Args: seeds_S: runs of each size."""
+def draw_ladder(law: Law, case: Case, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Returns parameters and tokens (S,), and the losses of the runs of each size: of the last one, of a single run."""
+    compute_S = np.cumprod(case.compute_S)
+    parameters_S = SMALLEST * np.sqrt(compute_S)
+    tokens_S = TOKENS_PER_PARAMETER * parameters_S
+    place_S = 2 * np.log(compute_S) / np.log(compute_S[-2]) - 1
+    deviation_S = random.standard_normal() * place_S**2 if case.is_bent else random.standard_normal(len(compute_S))
+    size_S = law(parameters_S, tokens_S) * (1 + case.deviation * deviation_S)
+    runs_S = (*case.seeds_S, 1)
+    scattered = zip(size_S, case.deviation_by_seed_S[-len(size_S) :], runs_S, strict=True)
+    return parameters_S, tokens_S, [loss * (1 + sd * random.standard_normal(runs)) for loss, sd, runs in scattered]
+
+
+def simulate(law: Law, case: Case, ladders: int) -> Row:
+    """Returns what ladders of a law come to."""
     random, inside, widths, errors = np.random.default_rng(0), 0, [], []
     for _ in range(ladders):
-        of_size_S = law(PARAMETERS_S, TOKENS_S) * (1 + noise.deviation * random.standard_normal(len(PARAMETERS_S)))
-        losses = [
-            loss * (1 + noise.seeds_S[s] * random.standard_normal(seeds_S[s])) for s, loss in enumerate(of_size_S[:-1])
-        ]
-        truth = of_size_S[-1] * (1 + noise.seeds_S[-1] * random.standard_normal())
-        found = predict_loss(PARAMETERS_S[:-1], TOKENS_S[:-1], losses, PARAMETERS_S[-1], TOKENS_S[-1])
+        parameters_S, tokens_S, losses = draw_ladder(law, case, random)
+        truth = float(losses[-1][0])
+        found = predict_loss(parameters_S[:-1], tokens_S[:-1], losses[:-1], parameters_S[-1], tokens_S[-1])
         low, high = found.interval(INTERVAL)
         inside += low <= truth <= high
         widths.append((high - low) / truth)
         errors.append(found.median / truth - 1)
     bounds = stats.binomtest(inside, ladders).proportion_ci()
     error = float(np.sqrt(np.mean(np.square(errors))))
-    return Row("", noise.name, inside / ladders, bounds.low, bounds.high, float(np.median(widths)), error)
+    return Row("", case.name, inside / ladders, bounds.low, bounds.high, float(np.median(widths)), error)
 
 
-# As measured on the ladder of the baseline (docs/ladder.md), and half and twice of that.
-MEASURED = Noise("as measured", 0.003, (0.012, 0.006, 0.004, 0.003, 0.003))
-NOISES = (
-    Noise("half", MEASURED.deviation / 2, tuple(each / 2 for each in MEASURED.seeds_S)),
+# As measured on the ladder of the baseline (docs/ladder.md).
+MEASURED = Case("as measured, 4 x ahead", (1, 4, 4, 4, 4), (5, 4, 3, 3), 0.003, (0.005, 0.003, 0.004, 0.003, 0.003))
+
+
+def _scattered(name: str, times: float) -> Case:
+    seeds = tuple(times * each for each in MEASURED.deviation_by_seed_S)
+    return MEASURED._replace(name=name, deviation=times * MEASURED.deviation, deviation_by_seed_S=seeds)
+
+
+CASES = (
     MEASURED,
-    Noise("twice", 2 * MEASURED.deviation, tuple(2 * each for each in MEASURED.seeds_S)),
+    _scattered("half the noise", 0.5),
+    _scattered("twice the noise", 2),
+    MEASURED._replace(name="from three sizes", compute_S=(1, 4, 4, 4), seeds_S=(5, 4, 3)),
+    MEASURED._replace(name="sizes as shipped, 5.5 x ahead", compute_S=(1, 4.1, 3.3, 2.8, 5.5)),
+    MEASURED._replace(name="bent", is_bent=True),
 )
-SEEDS_S = (5, 4, 3, 3)
 
 
 def draw(rows: list[Row]):
-    """Returns the share of intervals that hold, by law and noise."""
-    figure = make_figure(7.2, 0.6 + 0.34 * len(LAWS))
+    """Returns the share of intervals that hold, by law and case."""
+    figure = make_figure(7.6, 0.9 + 0.5 * len(LAWS))
     axes = figure.subplots()
     axes.axvspan(0.85, 0.95, color=GREY, alpha=0.15, lw=0)
-    for place, law in enumerate(reversed(LAWS)):
-        for row, (mark, shift) in zip(
-            [r for r in rows if r.law == law], (("<", 0.2), ("o", 0), (">", -0.2)), strict=True
-        ):
-            axes.plot([row.low, row.high], [place + shift] * 2, color=GREY, lw=1)
-            axes.plot([row.inside], [place + shift], mark, color=INK, ms=4)
-    axes.set_yticks(range(len(LAWS)), list(reversed(LAWS)))
-    axes.set_xlabel(f"share of runs inside their {INTERVAL:.0%} interval; noise half (<), as measured (o), twice (>)")
-    axes.text(0.9, len(LAWS) - 0.45, "85 to 95 %", ha="center", fontsize=7, color=GREY, bbox=BEHIND)
+    for number, case in enumerate(CASES):
+        ours = [row for row in rows if row.case == case.name]
+        places = [list(LAWS).index(row.law) + 0.12 * (number - (len(CASES) - 1) / 2) for row in ours]
+        for row, place in zip(ours, places, strict=True):
+            axes.plot([row.low, row.high], [place] * 2, color=GREY, lw=1)
+        axes.plot([row.inside for row in ours], places, MARKS[number], color=INK, ms=4, lw=0, label=case.name)
+    axes.invert_yaxis()
+    axes.set_yticks(range(len(LAWS)), list(LAWS))
+    axes.set_xlabel(f"share of runs inside their {INTERVAL:.0%} interval; the band is 85 to 95 %")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=7.5)
     return figure
+
+
+MARKS = "o<>sDx"
 
 
 def main() -> None:
     """Counts, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ladders", type=int, default=1000)
+    parser.add_argument("--ladders", type=int, default=1000, help="of each law in each case")
     parser.add_argument("--output", type=Path, default=Path("tools/results/forecasts"))
     options = parser.parse_args()
     rows, began = [], time.perf_counter()
-    for noise in NOISES:
+    for case in CASES:
         for name, law in LAWS.items():
-            row = simulate(law, noise, SEEDS_S, options.ladders)._replace(law=name)
-            rows.append(row)
+            rows.append(row := simulate(law, case, options.ladders)._replace(law=name))
             print(
-                f"{noise.name:12} {name:52} inside {row.inside:.1%} [{row.low:.1%}, {row.high:.1%}] "
+                f"{case.name:30} {name:52} inside {row.inside:.1%} [{row.low:.1%}, {row.high:.1%}] "
                 f"width {row.width:.2%} error {row.error:.2%}",
                 flush=True,
             )
+        inside = np.mean([row.inside for row in rows[-len(LAWS) :]])
+        print(f"{case.name:30} {'all laws':52} inside {inside:.1%}", flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
-    record = {"ladders": options.ladders, "seeds": SEEDS_S, "noise": [noise._asdict() for noise in NOISES]}
-    record |= {"rows": [row._asdict() for row in rows], "seconds": round(time.perf_counter() - began)}
-    (options.output / "simulated.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    about = {"ladders": options.ladders, "seconds": round(time.perf_counter() - began), "interval": INTERVAL}
+    lines = [f" {name!r}: {json.dumps(value)}".replace("'", '"') for name, value in about.items()]
+    for name, each in (("cases", CASES), ("rows", rows)):
+        lines.append(f' "{name}": [\n' + ",\n".join(f"  {json.dumps(one._asdict())}" for one in each) + "\n ]")
+    (options.output / "simulated.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     with drawing():
         save_png(draw(rows), options.output / "simulated.png")
 

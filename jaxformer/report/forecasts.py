@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,9 +43,10 @@ class Forecasts(NamedTuple):
         return [one for one in self.runs if one.is_scored]
 
 
-class Known(NamedTuple):
+class KnownSize(NamedTuple):
     """A size as forecasts and their results tell of it."""
 
+    name: str
     parameters: float
     tokens: float
     compute: float
@@ -141,24 +142,36 @@ def summarise_forecasts(forecasts: Forecasts) -> str:
     )
 
 
-def families(forecasts: Forecasts) -> dict[str, list[Known]]:
-    """Returns the sizes that forecasts tell of, by compute, for each ladder, by the name of its smallest."""
-    found: dict[str, dict[str, Known]] = {}
+def ladders(forecasts: Forecasts) -> list[list[ForecastRun]]:
+    """Returns the runs of each ladder: forecasts belong to one if any size is in both."""
+    found: list[tuple[set[str], list[ForecastRun]]] = []
     for one in forecasts.runs:
-        about = one.forecast.about
-        family = found.setdefault(about["sizes"][0]["experiment"], {})
-        for size in about["sizes"]:
-            before = family[size["experiment"]].bits_per_byte if size["experiment"] in family else {}
-            bits = {**before, **size["bits_per_byte"]}
-            family[size["experiment"]] = Known(size["parameters"], size["tokens"], size["compute"], bits)
+        names, runs = {one.experiment, *(size["experiment"] for size in one.forecast.about["sizes"])}, [one]
+        for other in [each for each in found if each[0] & names]:
+            names, runs = names | other[0], other[1] + runs
+            found.remove(other)
+        found.append((names, runs))
+    return [runs for _, runs in found]
+
+
+def sizes_of(runs: Sequence[ForecastRun]) -> list[KnownSize]:
+    """Returns the sizes that the forecasts of a ladder, and their results, tell of, by compute."""
+    found: dict[str, KnownSize] = {}
+
+    def add(name: str, about: Mapping[str, Any], bits_per_byte: Mapping[str, float]) -> None:
+        before = found[name].bits_per_byte if name in found else {}
+        bits = {**before, **bits_per_byte}
+        found[name] = KnownSize(name, about["parameters"], about["tokens"], about["compute"], bits)
+
+    for one in runs:
+        for size in one.forecast.about["sizes"]:
+            add(size["experiment"], size, size["bits_per_byte"])
         if one.run:
-            before = family[one.experiment].bits_per_byte if one.experiment in family else {}
-            bits = {**before, str(one.seed): one.run.bits_per_byte}
-            family[one.experiment] = Known(about["parameters"], about["tokens"], about["compute"], bits)
-    return {name: sorted(each.values(), key=lambda size: size.compute) for name, each in found.items()}
+            add(one.experiment, one.forecast.about, {str(one.seed): one.run.bits_per_byte})
+    return sorted(found.values(), key=lambda size: size.compute)
 
 
-def draw_law(sizes: Sequence[Known], forecasts: Sequence[ForecastRun]):
+def draw_law(sizes: Sequence[KnownSize], forecasts: Sequence[ForecastRun]):
     """Returns the losses of all runs of a ladder by compute, the law through them, and what was forecast."""
     figure = make_figure(7.2, 3.9)
     axes = figure.subplots()
@@ -226,13 +239,13 @@ def draw_standings(forecasts: Forecasts):
 def draw_forecasts(forecasts: Forecasts, folder: Path) -> list[Picture]:
     """Writes a PNG of each picture of all forecasts to a folder; returns the pictures."""
     plots = []
-    for number_of, (name, sizes) in enumerate(families(forecasts).items()):
-        ours = [one for one in forecasts.runs if one.forecast.about["sizes"][0]["experiment"] == name]
+    for runs in ladders(forecasts):
+        sizes = sizes_of(runs)
         plots.append(
             Plot(
-                f"law_{number_of}",
-                lambda _, sizes=sizes, ours=ours: draw_law(sizes, ours),
-                f"The ladder from {name} on",
+                f"law_{sizes[0].name}",
+                lambda _, sizes=sizes, runs=runs: draw_law(sizes, runs),
+                f"The ladder from {sizes[0].name} on",
                 "Each dot is a finished run; to the right, more compute. The line is the law that goes through them, "
                 f"drawn on to {_BEYOND:g} times the compute of the largest. Grey: what was forecast of a run before it "
                 "began, from the sizes below it alone.",
