@@ -24,7 +24,7 @@ FEWEST_SIZES = 3
 
 # How far a size may lie off its law, as a share of the loss, since neither its learning rate nor its batch is the best
 # for it: half-normal with this scale. Sizes of one ladder, each at its own tuned rate, lay 0.2 to 0.6 % off.
-_DEVIATION = 0.004
+_DEVIATION = 0.002
 _DEVIATIONS_T = np.array([0.0003, 0.0006, 0.001, 0.0015, 0.0023, 0.0035, 0.005, 0.0075, 0.011])
 
 # Before any are seen, seeds differ by this share of the loss, which counts as so many degrees of freedom.
