@@ -23,9 +23,9 @@ from scipy import special
 FEWEST_SIZES = 3
 
 # How far a size may lie off its law, as a share of the loss, since neither its learning rate nor its batch is the best
-# for it: half-normal with this scale. Sizes of one ladder, each at its own tuned rate, lay 0.2 to 0.6 % off.
-_DEVIATION = 0.002
-_DEVIATIONS_T = np.array([0.0003, 0.0006, 0.001, 0.0015, 0.0023, 0.0035, 0.005, 0.0075, 0.011])
+# for it: half-Cauchy with this scale, which lets sizes that follow no law at all lie far off it.
+_DEVIATION = 0.0015
+_DEVIATIONS_T = np.array([0.0003, 0.0006, 0.001, 0.0015, 0.0023, 0.0035, 0.005, 0.0075, 0.011, 0.016, 0.024])
 
 # Before any are seen, seeds differ by this share of the loss, which counts as so many degrees of freedom.
 _SEEDS, _SEEDS_DF = 0.003, 2.0
@@ -197,7 +197,8 @@ class _Fit:
         self._prior_K = np.array(form.shares_K) * self._scale
         self._precision_KK = np.diag(np.square(np.array(form.errors_K) * self._scale) ** -1.0)
         widths_T = _DEVIATIONS_T * np.gradient(np.log(_DEVIATIONS_T))
-        self._log_prior_GT = form.log_prior()[:, None] + np.log(widths_T) - 0.5 * (_DEVIATIONS_T / _DEVIATION) ** 2
+        log_prior_T = np.log(widths_T) - np.log1p((_DEVIATIONS_T / _DEVIATION) ** 2)
+        self._log_prior_GT = form.log_prior()[:, None] + log_prior_T
 
     def posterior(self, sizes: int) -> _Posterior:
         """Returns what the first sizes say, by the conjugate normal of each cell, negative terms not left out."""

@@ -98,9 +98,9 @@ def test_a_cell_of_the_grid_is_the_conjugate_normal():
         of_data_SS = basis_SK @ np.diag(errors_K**2) @ basis_SK.T + noise_SS
         return stats.multivariate_normal(basis_SK @ prior_K, of_data_SS).logpdf(mean_S)
 
-    # Of two deviations at the same exponents: the evidence, and the half-normal prior from one midpoint to the next.
+    # Of two deviations at the same exponents: the evidence, and the half-Cauchy prior from one midpoint to the next.
     middles = np.exp((np.log(scaling_law._DEVIATIONS_T)[1:] + np.log(scaling_law._DEVIATIONS_T)[:-1]) / 2)
-    mass = np.diff(stats.halfnorm(scale=scaling_law._DEVIATION).cdf(middles))
+    mass = np.diff(stats.halfcauchy(scale=scaling_law._DEVIATION).cdf(middles))
     expected = evidence(6) - evidence(1) + np.log(mass[5] / mass[0])
     assert found.log_weight_GT[g, 6] - found.log_weight_GT[g, 1] == pytest.approx(expected, abs=0.05)
     assert np.exp(found.log_weight_GT).sum() == pytest.approx(1)
