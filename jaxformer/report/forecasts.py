@@ -138,7 +138,7 @@ def summarise_forecasts(forecasts: Forecasts) -> str:
         return f"{text}, none of them finished"
     return (
         f"{text}, {len(hits) + len(deleted)} finished: {sum(hits) + sum(deleted)} within their interval, of which "
-        f"{INTERVAL:.0%} should be; of the first runs of sizes {sum(first_of_size.values())} of {len(first_of_size)}"
+        f"{INTERVAL:.0%} should be; of the first run of each size {sum(first_of_size.values())} of {len(first_of_size)}"
     )
 
 
@@ -196,8 +196,9 @@ def draw_law(sizes: Sequence[KnownSize], forecasts: Sequence[ForecastRun]):
         axes.plot([place], [one.forecast.median], "_", color=GREY, ms=9, mew=1.6)
     for one, bits in zip(sizes, losses, strict=True):
         axes.plot([one.compute] * len(bits), bits, "o", color=INK, ms=3.6, alpha=0.75, zorder=4)
+        top = max(*bits, *(each.forecast.high for each in forecasts if each.experiment == one.name), 0.0)
         axes.annotate(
-            f"{_short(one.parameters)} parameters", (one.compute, max(bits)), xytext=(4, 6), textcoords="offset points",
+            f"{_short(one.parameters)} parameters", (one.compute, top), xytext=(4, 6), textcoords="offset points",
             fontsize=7, color=GREY, bbox=BEHIND,
         )  # fmt: skip
     axes.plot([], [], "o", color=INK, ms=3.6, label="a run")
