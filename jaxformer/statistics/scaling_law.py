@@ -24,7 +24,7 @@ FEWEST_SIZES = 3
 
 # How far a size may lie off its law, as a share of the loss, since neither its learning rate nor its batch is the best
 # for it: half-Cauchy with this scale, which lets sizes that follow no law at all lie far off it.
-_DEVIATION = 0.0015
+_DEVIATION = 0.0008
 _DEVIATIONS_T = np.array([0.0003, 0.0006, 0.001, 0.0015, 0.0023, 0.0035, 0.005, 0.0075, 0.011, 0.016, 0.024])
 
 # Before any are seen, seeds differ by this share of the loss, which counts as so many degrees of freedom.
