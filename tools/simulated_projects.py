@@ -1,6 +1,6 @@
 """Simulates projects that ask 36 questions one after another, and counts what the order of asking is worth.
 
-    python tools/simulated_projects.py [--projects=1000] [--out=tools/results/next_question]
+    python tools/simulated_projects.py [--projects=300] [--out=tools/results/next_question]
     python tools/simulated_projects.py --expectations
 
 Nothing is trained, and the truth is known. In units of the standard deviation of one seed's paired difference, of which
@@ -297,7 +297,7 @@ def count(law: Law, projects: int) -> tuple[dict, dict[str, Course]]:
     if not law.all_worse:
         found["hours to half of what is attainable"] = {name: median_of(each, random) for name, each in hours.items()}
         found["never reached"] = {
-            name: float((course.gain_PT.max(1) < wanted_P).mean()) for name, course in courses.items()
+            name: round(float((course.gain_PT.max(1) < wanted_P).mean()), 3) for name, course in courses.items()
         }
         ratio = {name: median_of(hours["recommended"] / each, random) for name, each in hours.items()}
         found["recommended beside it, hours of the same project"] = ratio
@@ -374,7 +374,7 @@ def print_expectations() -> None:
 def main() -> None:
     """Simulates, prints, and writes the numbers and the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--projects", type=int, default=1000)
+    parser.add_argument("--projects", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "next_question")
     parser.add_argument("--expectations", action="store_true", help="fit those of the reports in tools/results instead")
     options = parser.parse_args()

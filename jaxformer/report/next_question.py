@@ -36,7 +36,8 @@ def _cells(number: int, one: Ranked) -> list[str]:
 
 
 def _hours(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+    digits = 3 if abs(value) < 0.1 else 2 if abs(value) < 100 else 0
+    return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _paragraphs(ranking: Ranking, more: int) -> list[str]:
@@ -77,7 +78,7 @@ def _conclusion(ranking: Ranking) -> str:
     if one.ratio <= 0:
         return f"{stop} None is expected to save anything."
     return (
-        f"{stop} The best, {one.name}, takes {_hours(one.hours)} and saves {_hours(one.saved)}. It would pay with more "
-        f"than {_hours(ranking.hours_to_come / one.ratio)} device hours of runs to come (--target, --target_hours, "
-        "--runs_to_come)."
+        f"{stop} The best, {one.name}, takes {_hours(one.hours)} and saves {_hours(one.saved)} of the "
+        f"{_hours(ranking.hours_to_come)} to come. It would pay if more than "
+        f"{_hours(ranking.hours_to_come / one.ratio)} were to come (--target, --target_hours, --runs_to_come)."
     )
