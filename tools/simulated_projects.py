@@ -1,6 +1,6 @@
 """Simulates projects that ask 36 questions one after another, and counts what the order of asking is worth.
 
-    python tools/simulated_projects.py [--projects=1000] [--out=tools/results/next_question]
+    python tools/simulated_projects.py [--projects=300] [--out=tools/results/next_question]
     python tools/simulated_projects.py --expectations
 
 Nothing is trained, and the truth is known. In units of the standard deviation of one seed's paired difference, of which
@@ -24,21 +24,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxformer.ablation.open_questions import kind_of
+from jaxformer.ablation.next_question import COMPLEXITY
+from jaxformer.ablation.past_expectations import kind_of
+from jaxformer.ablation.tuning import RUNS_AT_BEST
+from jaxformer.ablation.verdict import Rule
 from jaxformer.host.console import wrap
 from jaxformer.report.style import drawing, make_figure, save_png
-from jaxformer.statistics.expectations import PRIOR, Answers, Calibration, Prior, calibrate
-from jaxformer.statistics.question_value import Noise, Stakes, follow, power, prospect
+from jaxformer.statistics.expectations import PRIOR, Calibration, Expectations, Prior, calibrate
+from jaxformer.statistics.question_value import NEW, ParentRuns, RunCosts, follow, question_value
 from jaxformer.statistics.significance import INTERIM_SEEDS
 
 KINDS, OF_A_KIND, SEEDS = 6, 6, 8
 QUESTIONS = KINDS * OF_A_KIND
-NOISE = Noise(1.0, 0.5)
-SLOPE = NOISE.margin / math.log(1.02)
+MARGIN = 0.5
+PARENT = ParentRuns(1.0, MARGIN, MARGIN / math.log1p(Rule().equal_tokens))
 # Hours of the runs to come, for the rule by which to stop.
 TO_COME = (30.0, 100.0, 300.0, 1000.0)
-STAKES = Stakes(100.0, SLOPE, 0.005)
-POWER = power(NOISE, SEEDS)
 COLOURS = {
     "recommended": "#0072B2",
     "recommended, without learning": "#56B4E9",
@@ -90,12 +91,14 @@ class Projects(NamedTuple):
     hours_PN: np.ndarray
     """Of one run of the variant."""
     runs_PN: np.ndarray
-    """Runs of a seed: 3 where it is compared at its best learning rate, 5 of the first one then, else 1."""
+    """Runs of a seed: of 3 where it is compared at its best learning rate, the first seed takes 5; else 1."""
 
-    def hours(self, seeds_PN: np.ndarray, parent_P: np.ndarray) -> np.ndarray:
-        """Returns the hours of so many seeds of each question, and of those that the parent lacks."""
-        runs_PN = seeds_PN * self.runs_PN + 2 * (self.runs_PN > 1)
-        return runs_PN * self.hours_PN + np.maximum(seeds_PN - parent_P[:, None], 0)
+    def costs(self, parent_P: np.ndarray) -> RunCosts:
+        """Returns what each question takes, where there are so many seeds of the parent."""
+        first, parent_P1 = INTERIM_SEEDS[0], parent_P[:, None]
+        until_first_PN = (first * self.runs_PN + 2 * (self.runs_PN > 1)) * self.hours_PN
+        until_first_PN = until_first_PN + np.maximum(first - parent_P1, 0)
+        return RunCosts(first, until_first_PN, self.runs_PN * self.hours_PN, 1.0, parent_P1, float(first))
 
 
 class Course(NamedTuple):
@@ -105,10 +108,12 @@ class Course(NamedTuple):
     """Spent so far."""
     gain_PT: np.ndarray
     """True improvement of what is kept."""
-    saved_PT: np.ndarray
-    """Share of the hours to come that all kept changes save, each beside its parent."""
     ratio_PT: np.ndarray
-    """What the question was expected to save of an hour to come for each of its hours; NaN if nobody reckoned."""
+    """What the question was expected to save for each of its hours, of each hour that was to come at first.
+
+    Of those hours as many are left as the changes kept before leave by what was measured of them. NaN if nobody
+    reckoned.
+    """
 
 
 KIND_N = np.repeat(np.arange(KINDS), OF_A_KIND)
@@ -122,7 +127,7 @@ def draw_projects(law: Law, projects: int, random: np.random.Generator) -> Proje
     kind_PN = law.kind_spread * random.standard_normal((projects, KINDS))[:, KIND_N]
     own_PN = law.spread * random.standard_t(law.tail, shape)
     effect_PN = half_PN * (law.slope * relative_PN + PRIOR.shift[0] + kind_PN + own_PN)
-    effect_PN = np.clip(effect_PN, -SLOPE, SLOPE) * (random.random(shape) >= law.nothing)
+    effect_PN = np.clip(effect_PN, -PARENT.slope, PARENT.slope) * (random.random(shape) >= law.nothing)
     effect_PN = effect_PN if law.is_informed else random.permuted(effect_PN, axis=1)
     effect_PN = np.abs(effect_PN) if law.all_worse else effect_PN
     midpoint_PN = half_PN * relative_PN
@@ -132,7 +137,7 @@ def draw_projects(law: Law, projects: int, random: np.random.Generator) -> Proje
         effect_PN,
         random.standard_normal((*shape, SEEDS)),
         random.lognormal(0.0, 0.3, shape),
-        np.where(random.random(shape) < 0.25, 3, 1),
+        np.where(random.random(shape) < 0.25, RUNS_AT_BEST, 1),
     )
 
 
@@ -154,14 +159,14 @@ Policy = Callable[[Projects, State], tuple[np.ndarray, np.ndarray]]
 def recommended(projects: Projects, state: State) -> tuple[np.ndarray, np.ndarray]:
     """Scores by the expected saving for each hour, by all that was measured so far."""
     kind_PN = np.broadcast_to(KIND_N, state.measured_PN.shape)
-    answers = Answers(projects.low_PN, projects.high_PN, kind_PN, state.measured_PN, state.error_PN)
-    return score(projects, state, calibrate(answers, KINDS))
+    expectations = Expectations(projects.low_PN, projects.high_PN, kind_PN, state.measured_PN, state.error_PN)
+    return score(projects, state, calibrate(expectations, KINDS))
 
 
 def without_learning(projects: Projects, state: State) -> tuple[np.ndarray, np.ndarray]:
     """Scores likewise, but by the prior alone, whatever came out."""
     nothing = np.zeros((1, 0))
-    return score(projects, state, calibrate(Answers(*[nothing] * 5), KINDS))
+    return score(projects, state, calibrate(Expectations(*[nothing] * 5), KINDS))
 
 
 def score(projects: Projects, state: State, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
@@ -169,10 +174,8 @@ def score(projects: Projects, state: State, calibration: Calibration) -> tuple[n
     kept_PN = (state.kept_PN @ (KIND_N[:, None] == np.arange(KINDS)))[:, KIND_N]
     kind_PN = np.broadcast_to(KIND_N, state.kept_PN.shape)
     belief = calibration.belief(projects.low_PN, projects.high_PN, kind_PN, kept_PN)
-    ones_PN = np.ones_like(state.kept_PN)
-    found = prospect(belief, POWER, STAKES, ones_PN, ones_PN)
-    hours_PN = projects.hours(found.seeds, state.parent_P) + found.kept * INTERIM_SEEDS[0]
-    ratio_PN = found.saved / STAKES.hours / hours_PN
+    found = question_value(belief, PARENT, NEW, SEEDS, COMPLEXITY)
+    ratio_PN = found.saved / projects.costs(state.parent_P).hours(found.seeds, found.kept)
     return -ratio_PN, ratio_PN
 
 
@@ -187,24 +190,23 @@ def play(projects: Projects, policy: Policy, left: tuple[float, float]) -> Cours
     measured_PN = np.full(projects.low_PN.shape, math.nan)
     error_PN, left_PN = np.ones_like(measured_PN), np.ones_like(measured_PN)
     parent_P, hours_P, gain_P, asked_PN = np.zeros(number), np.zeros(number), np.zeros(number), measured_PN > 0
-    saved_P, kept_PN, courses = np.zeros(number), np.zeros_like(measured_PN), ([], [], [], [])
+    known_P, kept_PN, courses = np.zeros(number), np.zeros_like(measured_PN), ([], [], [])
     for _ in range(QUESTIONS):
         score_PN, ratio_PN = policy(projects, State(measured_PN, error_PN, kept_PN, parent_P))
         n_P = np.where(asked_PN, np.inf, score_PN).argmin(1)
+        ratio_P = ratio_PN[rows_P, n_P] * np.exp(known_P / PARENT.slope)
         effect_P = projects.effect_PN[rows_P, n_P]
         effect_P = np.where(effect_P < 0, effect_P * left_PN[rows_P, n_P], effect_P)
-        found = follow(effect_P[:, None] + projects.noise_PNS[rows_P, n_P], NOISE)
-        seeds_PN = np.broadcast_to(found.seeds_P[:, None], asked_PN.shape)
-        hours_P = hours_P + projects.hours(seeds_PN, parent_P)[rows_P, n_P]
-        gain_P = gain_P - found.kept_P * effect_P
-        saved_P = saved_P + found.kept_P * (1 - np.exp(effect_P / SLOPE))
+        found = follow(effect_P[:, None] + projects.noise_PNS[rows_P, n_P], PARENT)
+        hours_P = hours_P + projects.costs(parent_P).hours(found.seeds_P[:, None])[rows_P, n_P]
+        gain_P, known_P = gain_P - found.kept_P * effect_P, known_P + found.kept_P * found.mean_P
         kept_PN[rows_P, n_P] = found.kept_P
         parent_P = np.where(found.kept_P, 0, np.maximum(parent_P, found.seeds_P))
         asked_PN[rows_P, n_P] = True
         measured_PN[rows_P, n_P], error_PN[rows_P, n_P] = found.mean_P, found.error_P
         is_same_PN = KIND_N[n_P][:, None] == KIND_N
         left_PN *= np.where(found.kept_P[:, None], np.where(is_same_PN, *left), 1.0)
-        for values, value_P in zip(courses, (hours_P, gain_P, saved_P, ratio_PN[rows_P, n_P]), strict=True):
+        for values, value_P in zip(courses, (hours_P, gain_P, ratio_P), strict=True):
             values.append(value_P)
     return Course(*(np.stack(values, 1) for values in courses))
 
@@ -216,7 +218,7 @@ def attainable(projects: Projects, left: tuple[float, float]) -> np.ndarray:
     for _ in range(QUESTIONS):
         n_P = (effect_PN * left_PN).argmin(1)
         now_P = -(effect_PN * left_PN)[rows_P, n_P]
-        now_P = np.where(now_P > NOISE.margin, now_P, 0.0)
+        now_P = np.where(now_P > MARGIN, now_P, 0.0)
         gain_P += now_P
         left_PN *= np.where(now_P[:, None] > 0, np.where(KIND_N[n_P][:, None] == KIND_N, *left), 1.0)
         effect_PN[rows_P, n_P] = 0.0
@@ -226,7 +228,7 @@ def attainable(projects: Projects, left: tuple[float, float]) -> np.ndarray:
 def policies(projects: Projects, random: np.random.Generator) -> dict[str, Policy]:
     """Returns the orders that are compared, by name."""
     midpoint_PN = (projects.low_PN + projects.high_PN) / 2
-    costs_PN = projects.hours(np.full(midpoint_PN.shape, 3.0), np.full(len(midpoint_PN), 3.0))
+    costs_PN = projects.costs(np.full(len(midpoint_PN), INTERIM_SEEDS[0])).hours(np.array(INTERIM_SEEDS[0]))
     return {
         "random": fixed(random.random(midpoint_PN.shape)),
         "expected gain": fixed(midpoint_PN),
@@ -256,8 +258,11 @@ def median_of(values_P: np.ndarray, random: np.random.Generator) -> list[float]:
 
 
 def worth(course: Course, hours_to_come: float) -> np.ndarray:
-    """Returns the hours saved of those to come, less those that were spent, after each question (P, T + 1)."""
-    net_PT = hours_to_come * course.saved_PT - course.hours_PT
+    """Returns the hours saved of those to come, less those that were spent, after each question (P, T + 1).
+
+    Of what one kept change leaves, the next saves its share.
+    """
+    net_PT = hours_to_come * (1 - np.exp(-course.gain_PT / PARENT.slope)) - course.hours_PT
     return np.concatenate([np.zeros((len(net_PT), 1)), net_PT], 1)
 
 
@@ -292,7 +297,7 @@ def count(law: Law, projects: int) -> tuple[dict, dict[str, Course]]:
     if not law.all_worse:
         found["hours to half of what is attainable"] = {name: median_of(each, random) for name, each in hours.items()}
         found["never reached"] = {
-            name: float((course.gain_PT.max(1) < wanted_P).mean()) for name, course in courses.items()
+            name: round(float((course.gain_PT.max(1) < wanted_P).mean()), 3) for name, course in courses.items()
         }
         ratio = {name: median_of(hours["recommended"] / each, random) for name, each in hours.items()}
         found["recommended beside it, hours of the same project"] = ratio
@@ -355,7 +360,7 @@ def print_expectations() -> None:
     names = sorted({kind_of([row[0]]) for row in rows})
     kind_N = np.array([names.index(kind_of([row[0]])) for row in rows])
     fitted = calibrate(
-        Answers(low_N, high_N, kind_N, effect_N, error_N), len(names), Prior((1, 1.5), (0, 3), (2, 0.5), (0.5, 3))
+        Expectations(low_N, high_N, kind_N, effect_N, error_N), len(names), Prior((1, 1.5), (0, 3), (2, 0.5), (0.5, 3))
     )
     errors = np.sqrt(np.diagonal(fitted.covariance_CC))
     better, worse = (effect_N < low_N).sum(), (effect_N > high_N).sum()
@@ -369,7 +374,7 @@ def print_expectations() -> None:
 def main() -> None:
     """Simulates, prints, and writes the numbers and the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--projects", type=int, default=1000)
+    parser.add_argument("--projects", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results") / "next_question")
     parser.add_argument("--expectations", action="store_true", help="fit those of the reports in tools/results instead")
     options = parser.parse_args()
@@ -385,7 +390,8 @@ def main() -> None:
                 print(f"  {name}: {json.dumps(each)}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     results = {name: counted for name, (counted, _) in found.items()}
-    (options.out / "simulated.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(counted)}" for name, counted in results.items())
+    (options.out / "simulated.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     with drawing():
         save_png(draw(found), options.out / "simulated.png")
 

@@ -1,81 +1,17 @@
-"""Questions about a parent that can be asked, of which kind each is, and how expectations of earlier ones came out."""
+"""Questions about a parent that can be asked."""
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxformer.ablation.ledger import beside_expectation, latest_verdicts, read_ledger
+from jaxformer.ablation.past_expectations import AnsweredQuestion
 from jaxformer.ablation.records import Record, read_records
 from jaxformer.ablation.study import Study, resolve_what_can_be
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.files import find_experiment, list_experiments, run_experiment_file
 from jaxformer.experiment.lineage import Resolved
-from jaxformer.experiment.resolution import resolve
 from jaxformer.experiment.variant import OF, Merge, Promoted, Variant
-
-# Of a field of the model, by what its name holds; the first that fits.
-_PARTS = {
-    "attention": "attention|head|key_value|qk_|rope|position|window",
-    "feed-forward": "feed_forward|activation",
-    "norm and residual": "norm|residual|scaling",
-    "output": "embedding|logit|loss",
-    "size": "width|depth|vocabulary",
-}
-_SECTIONS = {"training": "optimizer", **dict.fromkeys(("corpus", "tokenizer", "packing"), "data")}
-
-
-def kind_of(paths: Collection[str]) -> str:
-    """Returns the kind of a question by the fields that it changes: of the first by name, its part of the model.
-
-    Elsewhere 'optimizer' for the optimizer and the training, 'data' for corpus, tokenizer and packing, or the section.
-    """
-    section, _, field = min(paths, default="unknown").partition(".")
-    if section != "model":
-        return _SECTIONS.get(section, section)
-    name = field.partition(".")[0]
-    return next((kind for kind, pattern in _PARTS.items() if re.search(pattern, name)), "model")
-
-
-class Answered(NamedTuple):
-    """A question that was answered, as the ledger has it: how its expectation came out."""
-
-    parent: str
-    variant: str
-    kind: str
-    verdict: str
-    expected: tuple[float, float]
-    effect: float
-    """What was measured, bits per byte."""
-    error: float
-    """Its standard error."""
-    outcome: str
-    """As of `beside_expectation`."""
-
-
-def read_answered(runs: Path) -> list[Answered]:
-    """Returns the answered questions of a folder of runs, in order: those that were measured, and leave nothing out."""
-    found = []
-    for (parent, variant), line in latest_verdicts(read_ledger(runs)).items():
-        difference, expected = line.get("difference") or {}, line.get("expected")
-        mean, error = difference.get("mean"), difference.get("standard_error")
-        if mean is not None and error and expected and not line.get("leaves_out"):
-            outcome = beside_expectation(difference, expected)
-            kind = _kind_of_answered(runs, variant)
-            found.append(Answered(parent, variant, kind, line["verdict"], tuple(expected), mean, error, outcome))
-    return found
-
-
-def _kind_of_answered(runs: Path, variant: str) -> str:
-    """Returns the kind of a variant by what its comparison recorded, else by its file; 'unknown' if neither tells."""
-    for record in read_records(runs / variant):
-        if change := record.lineage.get("change"):
-            return kind_of(change)
-    try:
-        return kind_of(resolve(variant).lineage.change)
-    except UserError:
-        return "unknown"
 
 
 def record_of(runs: Path, one: Resolved) -> Record | None:
@@ -93,7 +29,7 @@ class Found(NamedTuple):
     """Why others cannot, by that name."""
 
 
-def find_questions(parent: Resolved, answered: Sequence[Answered] = ()) -> Found:
+def find_questions(parent: Resolved, answered: Sequence[AnsweredQuestion] = ()) -> Found:
     """Returns the variants that can be asked of a parent: each is one change of it, and another than those before.
 
     Of several that are the same, one that was answered comes first. Merges are left out, since what they join is asked

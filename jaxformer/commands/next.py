@@ -13,7 +13,8 @@ import math
 import sys
 
 from jaxformer.ablation.command_line import add_run_options
-from jaxformer.ablation.next_question import COMPLEXITY, LARGER, rank_questions
+from jaxformer.ablation.next_question import COMPLEXITY, rank_questions
+from jaxformer.ablation.question_cost import LARGER
 from jaxformer.config import require
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line
@@ -29,21 +30,22 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("--parent", required=True, metavar="NAME", help="the experiment that is changed")
     add_run_options(parser, compares=False)
-    text = f"the experiment of the runs to come (default: {LARGER:g} times the parent's operations)"
+    text = f"the experiment of a run to come (default: one of {LARGER:g} times the parent's operations)"
     add("--target", default="", metavar="NAME", help=text)
-    text = "device hours of one such run, where they are known (default: by the parent's hours for each operation)"
-    add("--hours", type=float, default=math.nan, metavar="H", help=text)
-    add("--runs_to_come", type=float, default=1.0, metavar="N", help="how many such runs (default: 1)")
-    text = f"%% of their hours that each changed field has to save (default: {100 * COMPLEXITY:g})"
+    text = "device hours that a run to come takes, if you know (default: by the parent's hours per operation)"
+    add("--target_hours", type=float, default=math.nan, metavar="H", help=text)
+    text = "how many runs are to come, each of so many hours (default: 1)"
+    add("--runs_to_come", type=float, default=1.0, metavar="N", help=text)
+    text = f"%% of the hours to come that a change must save for each field (default: {100 * COMPLEXITY:g})"
     add("--complexity", type=float, default=100 * COMPLEXITY, metavar="PERCENT", help=text)
-    text = "seeds up to which a question is followed (default: 8)"
+    text = "seeds up to which a question would be followed (default: 8)"
     add("--most_seeds", type=int, default=8, metavar="N", help=text)
     add("--number", type=int, default=10, metavar="N", help="questions that are printed (default: 10)")
     add("--json", action="store_true", help="print one JSON object, with all questions, and nothing else")
     options = parser.parse_args(arguments)
-    for name in ("hours", "runs_to_come"):
+    for name in ("target_hours", "runs_to_come"):
         value = getattr(options, name)
-        is_given = not (name == "hours" and math.isnan(value))
+        is_given = not (name == "target_hours" and math.isnan(value))
         require(not is_given or 0 < value < math.inf, f"--{name} ({value:g}) must be above 0")
     require(0 <= options.complexity <= 100, f"--complexity ({options.complexity:g}) must be between 0 and 100 %")
     most, first, last = options.most_seeds, INTERIM_SEEDS[0], INTERIM_SEEDS[-1]
@@ -53,7 +55,7 @@ def main(arguments: list[str]) -> int:
         options.parent,
         options.runs,
         target=options.target,
-        hours=options.hours,
+        target_hours=options.target_hours,
         runs_to_come=options.runs_to_come,
         complexity=options.complexity / 100,
         most_seeds=most,

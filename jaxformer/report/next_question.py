@@ -6,7 +6,7 @@ from jaxformer.ablation.next_question import Ranked, Ranking
 from jaxformer.host.console import format_table, plain, printable, wrap
 from jaxformer.report.formatting import expectation, signed
 
-HEADINGS = ("", "question", "bits per byte, 80 %", "KEEP", "hours", "saves", "saved/h")
+HEADINGS = ("", "question", "bits per byte, 80 %", "kept", "hours", "saves", "saved/h")
 
 # Columns of a line where the output is no terminal, and of a name.
 _COLUMNS, _NAME = 80, 24
@@ -36,23 +36,24 @@ def _cells(number: int, one: Ranked) -> list[str]:
 
 
 def _hours(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+    digits = 3 if abs(value) < 0.1 else 2 if abs(value) < 100 else 0
+    return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _paragraphs(ranking: Ranking, more: int) -> list[str]:
     """Returns what the numbers mean, how expectations came true, what is left out, and the conclusion."""
-    stakes, calibration = ranking.stakes, ranking.calibration
-    outcomes = ", ".join(f"{number} {word}" for word, number in ranking.outcomes().items())
-    count = len(ranking.answered)
+    past, parent_runs = ranking.past, ranking.parent_runs
+    outcomes = ", ".join(f"{number} {word}" for word, number in past.outcomes().items())
+    count = len(past.questions)
     found = f"{count} question{'s' * (count != 1)} in the ledger{f' ({outcomes})' if outcomes else ''}"
-    slope, shift = calibration.mean_C[:2]
+    (slope, shift), scatter = past.calibration.mean_C[:2], past.calibration.spread
     paragraphs = [
-        f"KEEP is its probability. hours: of a device, to the decision, and of a new parent. saves: of the "
-        f"{_hours(stakes.hours)} hours of {ranking.target}, where 2% more tokens are worth "
-        f"{ranking.noise.margin:.4f} bits per byte; {stakes.complexity:.1%} of them are taken off for each field "
-        "changed.",
+        "kept: the probability of KEEP, or of EQUIVALENT BUT CHEAPER. hours: of a device, to the decision, and of a "
+        f"new parent. saves: of the {_hours(ranking.hours_to_come)} device hours of {ranking.target}, where 2% "
+        f"more tokens are worth {parent_runs.margin:.4f} bits per byte; {ranking.complexity:.1%} of them are taken off "
+        "for each field changed. saved/h: saves / hours; above 1 it pays.",
         f"Expectations, by {found} and what is known elsewhere: an effect is {slope:.1f} x the middle of what is "
-        f"expected {signed(shift, 1)} half-widths, and from there {calibration.spread:.1f} half-widths of scatter.",
+        f"expected {signed(shift, 1)} half-widths, and from there {scatter:.1f} half-widths of scatter.",
     ]
     left_out = [f"{more} more are ranked below these"] if more else []
     if ranking.closed:
@@ -62,9 +63,22 @@ def _paragraphs(ranking: Ranking, more: int) -> list[str]:
         left_out.append(f"{len(ranking.refused)} cannot be asked of {ranking.parent} (--json says why)")
     if left_out:
         paragraphs.append(f"{'; '.join(left_out)}.")
-    if ranking.best:
-        paragraphs.append(f"Ask {ranking.best.name}: {ranking.best.question}")
-    else:
-        best = [f": the best saves {one.ratio:.2f} hours for each that it takes" for one in ranking.ranked[:1]]
-        paragraphs.append(f"STOP: nothing that is open is expected to pay{''.join(best)}.")
+    paragraphs.append(_conclusion(ranking))
     return paragraphs
+
+
+def _conclusion(ranking: Ranking) -> str:
+    """Returns what to ask, or why nothing is."""
+    if ranking.best:
+        return f"Ask {ranking.best.name}: {ranking.best.question}"
+    if not ranking.ranked:
+        return f"STOP: no question is open about {ranking.parent}. Write another one in experiments/."
+    stop = "STOP: no open question is expected to save the device hours that it takes."
+    one = ranking.ranked[0]
+    if one.ratio <= 0:
+        return f"{stop} None is expected to save anything."
+    return (
+        f"{stop} The best, {one.name}, takes {_hours(one.hours)} and saves {_hours(one.saved)} of the "
+        f"{_hours(ranking.hours_to_come)} to come. It would pay if more than "
+        f"{_hours(ranking.hours_to_come / one.ratio)} were to come (--target, --target_hours, --runs_to_come)."
+    )

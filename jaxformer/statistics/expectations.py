@@ -49,7 +49,7 @@ class Prior(NamedTuple):
 PRIOR = Prior(slope=(1.3, 0.8), shift=(0.2, 1.5), spread=(3.1, 3), kind_spread=(1.0, 3))
 
 
-class Answers(NamedTuple):
+class Expectations(NamedTuple):
     """Expectations and what was measured; bits per byte, negative is better."""
 
     low_N: np.ndarray
@@ -100,7 +100,7 @@ class Calibration(NamedTuple):
         return Belief(half_N * mean_N, half_N * np.sqrt(self.spread[..., None] ** 2 + known_N), OVERLAP**kept_N)
 
 
-def calibrate(answers: Answers, kinds: int, prior: Prior = PRIOR) -> Calibration:
+def calibrate(expectations: Expectations, kinds: int, prior: Prior = PRIOR) -> Calibration:
     """Returns what answers tell, beside a prior: the largest posterior of both spreads, the coefficients given those.
 
     By expectation and conditional maximisation; a t is a normal whose precision varies (Lange, Little & Taylor 1989).
@@ -108,11 +108,11 @@ def calibrate(answers: Answers, kinds: int, prior: Prior = PRIOR) -> Calibration
     Args:
         kinds: that there are, in new questions too.
     """
-    half_N = (answers.high_N - answers.low_N) / 2
-    known_N = np.isfinite(answers.effect_N)
-    z_N = np.where(known_N, answers.effect_N / half_N, 0.0)
-    noise_N = np.where(known_N, (answers.error_N / half_N) ** 2, 0.0)
-    x_NC = _design(answers.low_N, answers.high_N, answers.kind_N, kinds) * known_N[..., None]
+    half_N = (expectations.high_N - expectations.low_N) / 2
+    known_N = np.isfinite(expectations.effect_N)
+    z_N = np.where(known_N, expectations.effect_N / half_N, 0.0)
+    noise_N = np.where(known_N, (expectations.error_N / half_N) ** 2, 0.0)
+    x_NC = _design(expectations.low_N, expectations.high_N, expectations.kind_N, kinds) * known_N[..., None]
     seen_K = np.abs(x_NC[..., 2:]).sum(-2) > 0
     # Kinds begin as far apart as questions: from near together they come apart too slowly to be seen.
     spread2 = np.full(known_N.shape[:-1], prior.spread[0] ** 2)

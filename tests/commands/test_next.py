@@ -8,11 +8,11 @@ import pytest
 
 from jaxformer.ablation import open_questions
 from jaxformer.ablation.next_question import rank_questions
-from jaxformer.ablation.open_questions import find_questions, kind_of
+from jaxformer.ablation.open_questions import find_questions
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import Study, mean_seconds
 from jaxformer.commands import next as command
-from jaxformer.experiment.experiment import science, training_flops
+from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.resolution import resolve
 from jaxformer.report.next_question import ranking_text
 
@@ -60,7 +60,7 @@ def inside(place, monkeypatch):
 def ranking(place):
     with pytest.MonkeyPatch.context() as patch:
         enter(patch, place)
-        return rank_questions("root", Path("runs"), hours=1e6)
+        return rank_questions("root", Path("runs"), target_hours=1e6)
 
 
 def ranked(capsys, *arguments):
@@ -107,18 +107,34 @@ def test_it_stops_where_nothing_pays_and_more_runs_to_come_save_more(ranking, ca
     few, many = ranked(capsys, "--parent=root", "--target=other", "--runs_to_come=0.01"), ranking.record()
     assert few["stop"] and not many["stop"] and few["target"] == "0.01 x a run of other"
     saved = [{each["name"]: each["saved"] for each in found["ranked"]}["promising"] for found in (few, many)]
-    assert saved[1] / saved[0] == pytest.approx(1e6 / few["stakes"]["hours"])
+    assert saved[1] / saved[0] == pytest.approx(1e6 / few["hours_to_come"])
     smaller = resolve("other").experiment, resolve("root").experiment
-    root_hours = 0.01 * training_flops(smaller[0]) / training_flops(smaller[1]) / few["stakes"]["hours"]
+    root_hours = 0.01 * training_flops(smaller[0]) / training_flops(smaller[1]) / few["hours_to_come"]
     assert 1 / root_hours == pytest.approx((mean_seconds(Path("runs/root")) or 0) / 3600)
 
 
 def test_a_person_reads_it_in_80_columns_with_the_command_last(ranking, capsys):
-    assert command.main(["--parent=root", "--hours=1000"]) == 0
+    assert command.main(["--parent=root", "--target_hours=1000"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80 and lines[0] == "What to ask of root next"
     assert lines[-1].startswith("jaxformer ablate --parent=root --variants=promising")
-    assert ranking_text(ranking._replace(ranked=()), 10).endswith("\nSTOP: nothing that is open is expected to pay.")
+
+
+def test_who_is_to_stop_reads_why_and_from_which_hours_on_asking_would_pay(ranking, capsys):
+    options = ["--parent=root", "--target_hours=10"]
+    best = ranked(capsys, *options, "--runs_to_come=0.001")["ranked"][0]
+    assert command.main([*options, "--runs_to_come=0.001"]) == 0
+    printed = capsys.readouterr().out
+    text, need = " ".join(printed.split()), f"{0.01 / best['ratio']:.2f}"
+    assert float(need) > 0.1
+    assert max(map(len, printed.splitlines())) <= 80
+    assert f"is expected to save the device hours that it takes. The best, {best['name']}, takes" in text
+    assert f"It would pay if more than {need} were to come" in text
+    assert ranked(capsys, *options, f"--runs_to_come={float(need) * 1.1 / 10}")["best"] == best["name"]
+    none, hopeless = (), tuple(each._replace(saved=-1.0) for each in ranking.ranked)
+    ends = [ranking_text(ranking._replace(ranked=each), 10, 200) for each in (none, hopeless)]
+    assert ends[0].endswith("\nSTOP: no question is open about root. Write another one in experiments/.")
+    assert ends[1].endswith(" None is expected to save anything.")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +144,7 @@ def test_a_person_reads_it_in_80_columns_with_the_command_last(ranking, capsys):
         (["--parent=rot"], "unknown experiment 'rot'"),
         (["--parent=other"], "no run of other is finished"),
         (["--parent=root", "--target=bas"], "unknown experiment 'bas'"),
-        (["--parent=root", "--hours=-1"], "--hours (-1) must be above 0"),
+        (["--parent=root", "--target_hours=-1"], "--target_hours (-1) must be above 0"),
         (["--parent=root", "--most_seeds=2"], "must be between 3 and 24"),
         (["--parent=root", "--complexity=101"], "must be between 0 and 100 %"),
     ],
@@ -137,15 +153,6 @@ def test_what_the_user_got_wrong_is_one_line(arguments, message, capsys):
     assert command.main(arguments) == 2
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
-
-
-def test_kinds_are_parts_of_the_model_or_sections():
-    paths = ("model.qk_norm", "model.attention.0.part", "model.norm", "optimizer.name", "packing.method")
-    kinds = [kind_of([path]) for path in paths]
-    assert kinds == ["attention", "attention", "norm and residual", "optimizer", "data"]
-    assert kind_of(["training.steps", "model.width"]) == "size" and kind_of([]) == "unknown"
-    of_the_model = {path: kind_of([path]) for path in science(resolve("root").experiment) if path.startswith("model.")}
-    assert len(of_the_model) > 15 and "model" not in of_the_model.values()
 
 
 def test_a_parent_without_variants_is_told_so(monkeypatch, capsys):

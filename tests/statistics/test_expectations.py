@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxformer.statistics.expectations import OVERLAP, PRIOR, TAIL, Answers, Belief, Prior, calibrate
+from jaxformer.statistics.expectations import OVERLAP, PRIOR, TAIL, Belief, Expectations, Prior, calibrate
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -18,7 +18,7 @@ def draw(rng, number, *, slope=0.5, shift=1.0, spread=2.0, kind_spread=1.5, kind
     effect_N = slope * midpoint_N + half_N * (shift + own_N)
     error_N = error * half_N
     measured_N = effect_N + error_N * rng.standard_normal(number)
-    return effect_N, Answers(midpoint_N - half_N, midpoint_N + half_N, kind_N, measured_N, error_N)
+    return effect_N, Expectations(midpoint_N - half_N, midpoint_N + half_N, kind_N, measured_N, error_N)
 
 
 def test_what_answers_were_drawn_from_is_found():
@@ -43,7 +43,7 @@ def test_intervals_of_new_questions_hold_as_many_effects_as_they_say_after_few_a
 
 
 def test_without_answers_the_prior_is_what_is_expected():
-    nothing = Answers(*np.zeros((5, 0)))._replace(kind_N=np.zeros(0, int))
+    nothing = Expectations(*np.zeros((5, 0)))._replace(kind_N=np.zeros(0, int))
     found = calibrate(nothing, 1)
     belief = found.belief(np.array([-0.03]), np.array([-0.01]), np.array([0]))
     assert belief.mean_N[0] == pytest.approx(PRIOR.slope[0] * -0.02 + PRIOR.shift[0] * 0.01)
@@ -53,7 +53,7 @@ def test_without_answers_the_prior_is_what_is_expected():
 def test_a_kind_whose_answers_were_better_is_expected_to_be_better_than_others():
     high_N, low_N, kind_N = np.full(12, 0.01), np.full(12, -0.01), np.repeat([0, 1], 6)
     effect_N = np.where(kind_N == 0, -0.06, 0.0)
-    found = calibrate(Answers(low_N, high_N, kind_N, effect_N, np.full(12, 0.002)), 3)
+    found = calibrate(Expectations(low_N, high_N, kind_N, effect_N, np.full(12, 0.002)), 3)
     better, other, new = found.belief(low_N[:3], high_N[:3], np.arange(3)).mean_N
     assert better < new < other
 
@@ -61,7 +61,7 @@ def test_a_kind_whose_answers_were_better_is_expected_to_be_better_than_others()
 def test_several_projects_at_once_are_each_as_alone():
     rng = np.random.default_rng(2)
     drawn = [draw(rng, 9, kinds=3)[1] for _ in range(2)]
-    together = calibrate(Answers(*(np.stack(each) for each in zip(*drawn, strict=True))), 3)
+    together = calibrate(Expectations(*(np.stack(each) for each in zip(*drawn, strict=True))), 3)
     for i, answers in enumerate(drawn):
         alone = calibrate(answers, 3)
         assert np.allclose(together.mean_C[i], alone.mean_C) and np.allclose(together.spread[i], alone.spread)

@@ -36,6 +36,12 @@ def test_nobody_gains_more_than_who_knows_and_a_gain_of_a_kind_lowers_the_next(s
     assert known == pytest.approx(10 + 10 * 0.9 + 10 * 0.5 * 0.9)
 
 
+def test_a_kept_change_saves_its_share_of_what_those_before_it_left(simulated):
+    gain_PT = simulated.PARENT.slope * np.log([[2.0, 4.0]])
+    course = simulated.Course(np.array([[1.0, 2.0]]), gain_PT, np.ones((1, 2)))
+    assert simulated.worth(course, 100.0) == pytest.approx(np.array([[0.0, 50 - 1, 75 - 2]]))
+
+
 def test_the_prior_is_that_of_the_reports(simulated, capsys):
     simulated.print_expectations()
     printed = capsys.readouterr().out

@@ -1,0 +1,68 @@
+"""What asking an open question costs, and the runs to come that a kept change makes cheaper, in device hours."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxformer.ablation.study import Study, make_jobs
+from jaxformer.ablation.tuning import RUNS_AT_BEST
+from jaxformer.experiment.experiment import training_flops
+from jaxformer.experiment.lineage import Resolved
+from jaxformer.experiment.resolution import resolve
+from jaxformer.jobs.queue import OVER, state_on_disk
+from jaxformer.statistics.question_value import RunCosts
+from jaxformer.statistics.significance import INTERIM_SEEDS, next_analysis
+
+# Without a target, the run to come is one of ten times the parent's parameters and ten times its tokens.
+LARGER = 100.0
+
+
+def run_costs(
+    parent: Resolved,
+    name: str,
+    one: Resolved,
+    runs: Path,
+    seconds: Mapping[str, float],
+    *,
+    seeds: int,
+    parent_seeds: int,
+) -> RunCosts:
+    """Returns what the runs of a question take.
+
+    Args:
+        name: of the question's file.
+        one: the question, put to the parent.
+        runs: the folder of all run folders.
+        seconds: of a run of each experiment, by name.
+        seeds, parent_seeds: of the question and of the parent, that are finished.
+    """
+    first = next_analysis(seeds) or seeds
+    study = Study(parent=parent.name, variants=(name,), seeds=first, parent_seeds=first)
+    jobs = [job for each in make_jobs(study, runs, seconds) for job in each]
+    missing = sum(job.estimated_seconds * job.devices for job in jobs if state_on_disk(job.workdir)[0] not in OVER)
+    hours, parent_hours = (device_hours(each, seconds) for each in (one, parent))
+    per_seed = RUNS_AT_BEST if one.is_retuned else 1
+    new_parent = INTERIM_SEEDS[0] * hours
+    return RunCosts(first, missing / 3600, per_seed * hours, per_seed * parent_hours, parent_seeds, new_parent)
+
+
+def device_hours(one: Resolved, seconds: Mapping[str, float]) -> float:
+    """Returns the device hours of a run of an experiment, by the seconds of each by name."""
+    return seconds[one.name] * one.experiment.mesh.devices / 3600
+
+
+def run_to_come(parent: Resolved, parent_hours: float, target: str, target_hours: float) -> tuple[str, float]:
+    """Returns what the run to come is, in words, and its device hours.
+
+    Args:
+        parent_hours: device hours of a run of the parent.
+        target: its experiment; '' for one that takes `LARGER` times the parent's operations.
+        target_hours: its device hours; NaN for as many as by the parent's hours for each operation.
+    """
+    one = resolve(target).experiment if target else None
+    if math.isfinite(target_hours):
+        return f"a run of {one.name}" if one else "a run", target_hours
+    if one:
+        return f"a run of {one.name}", parent_hours * training_flops(one) / training_flops(parent.experiment)
+    what = f"a run of {LARGER:g} times the operations (assumed: name yours by --target or --target_hours)"
+    return what, parent_hours * LARGER
