@@ -82,7 +82,8 @@ def _screen(options: argparse.Namespace) -> dict[str, Any]:
         print_wrapped(sentence, indent=0)
     if options.plan:
         seconds = seconds_until_over((job.estimated_seconds for job in waiting), options.parallel)
-        return record | {"runs_to_go": len(waiting), "device_hours_to_go": device_hours(waiting), "seconds": seconds}
+        to_go = {"device_hours_to_go": device_hours(waiting), "seconds_to_go": seconds}
+        return {**record, "runs_to_go": len(waiting), **to_go}
     for number in range(screening.seeds):  # A change that diverges is seen, and named, on the first seed.
         ours = jobs[number * len(rows) : (number + 1) * len(rows)]
         run_to_results(ours, parallel=options.parallel, price_per_hour=options.price)

@@ -67,7 +67,7 @@ def test_the_plan_trains_nothing(trained, capsys):
     assert "resolution IV" in out and "depends on the noise of root" in out
     assert screen.main(["--study=three", "--plan", "--json", "--parallel=2"]) == 0
     planned = json.loads(capsys.readouterr().out)
-    assert (planned["runs_to_go"], planned["device_hours_to_go"], planned["seconds"]) == (16, 16.0, 8 * 3600)
+    assert (planned["runs_to_go"], planned["device_hours_to_go"], planned["seconds_to_go"]) == (16, 16.0, 8 * 3600)
     assert planned["resolution"] == 4 and len({*planned["runs"]}) == 8
 
 
