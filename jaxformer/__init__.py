@@ -41,8 +41,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxformer.ablation.chain import Chain
     from jaxformer.ablation.comparison import compare_runs
-    from jaxformer.ablation.study import Chain, Screening, Study
+    from jaxformer.ablation.screening import Screening
+    from jaxformer.ablation.study import Study
     from jaxformer.data.packing import Batch, make_batches
     from jaxformer.evaluation.generate import sample_text
     from jaxformer.evaluation.sampling import Sampling
@@ -81,11 +83,11 @@ __all__ = [
 _MODULES = {
     "Batch": "data.packing",
     "Experiment": "experiment.experiment",
-    "Chain": "ablation.study",
+    "Chain": "ablation.chain",
     "Merge": "experiment.variant",
     "Promoted": "experiment.variant",
     "Sampling": "evaluation.sampling",
-    "Screening": "ablation.study",
+    "Screening": "ablation.screening",
     "Study": "ablation.study",
     "Variant": "experiment.variant",
     "compare_runs": "ablation.comparison",

@@ -5,16 +5,17 @@
 Nothing is trained. The standard deviation of one run over its seeds is 1, and every run costs the same. The budget is
 what three or five seeds of each change, and of the parent that they share, cost. Six ways of spending it:
 
-- `one at a time`: all of them, judged by the rule of `jaxformer ablate`, which analyses at three and at five seeds;
+- `one at a time`: all of them, judged once, by the rule of `jaxformer ablate` at its level for so many seeds, without
+  the interim analyses at fewer;
 - `one seed first`: one seed of each, then those that look best by the rule on fresh seeds;
 - `screening on one seed`: the smallest design, then those that look best by the rule on fresh seeds;
-- `screening on two seeds`: the same with errors, and so those that survive by them;
+- `screening on two seeds`: the same with errors, then those that survive by them;
 - `folded on one seed`: the first of these by the smallest design that is folded over;
 - `screening alone`: all runs in the smallest design, its effects judged at the level of the rule, nothing confirmed.
 
 What is confirmed one by one are the best looking, at most so many that each has 5, 8 or 11 seeds, whichever of these
-finds most in the cell: all ways that confirm are given that. An improvement is found when it is kept; what is kept and
-is none at the parent is false.
+finds most in the cell, for each way that confirms. An improvement is found when it is kept; what is kept and is none at
+the parent is false.
 
 Axes: X study, R row, N change, M the other change of a pair, S seed.
 """
@@ -85,7 +86,7 @@ class Truth(NamedTuple):
     ruined_XN: np.ndarray
 
     def values(self, on_RN: np.ndarray) -> np.ndarray:
-        """Returns what rows come to (X, R) without noise."""
+        """Returns the losses of rows (X, R) without noise."""
         on_RN = on_RN.astype(float)
         pairs_RP = np.einsum("RN,RM->RNM", on_RN, on_RN).reshape(len(on_RN), -1)
         return self.effects_XN @ on_RN.T + self.interactions_XNM.reshape(len(self.effects_XN), -1) @ pairs_RP.T
@@ -104,8 +105,8 @@ def draw_truth(random: np.random.Generator, law: Law, studies: int) -> Truth:
     return Truth(effects_XN + 10.0 * ruined_XN, np.triu(interactions_XNM, 1), ruined_XN)
 
 
-def run(random: np.random.Generator, law: Law, truth: Truth, on_RN: np.ndarray, seeds: int) -> np.ndarray:
-    """Returns what rows come to (X, R, S), without what all runs of a seed share alike, which cancels everywhere."""
+def draw_runs(random: np.random.Generator, law: Law, truth: Truth, on_RN: np.ndarray, seeds: int) -> np.ndarray:
+    """Returns the losses of rows (X, R, S), without what all runs of a seed share alike, which cancels everywhere."""
     noise_XRS = random.standard_normal((len(truth.effects_XN), len(on_RN), seeds))
     if law.pairing == "falling":
         apart_RR = (on_RN[:, None, :] != on_RN[None, :, :]).sum(-1)
@@ -117,38 +118,38 @@ def run(random: np.random.Generator, law: Law, truth: Truth, on_RN: np.ndarray, 
     return truth.values(on_RN)[..., None] + noise_XRS
 
 
-def run_one_by_one(random: np.random.Generator, law: Law, truth: Truth, seeds: int) -> np.ndarray:
+def draw_differences(random: np.random.Generator, law: Law, truth: Truth, seeds: int) -> np.ndarray:
     """Returns the difference of each change from the parent (X, N, S)."""
     on_RN = np.vstack([np.zeros(law.changes, bool), np.eye(law.changes, dtype=bool)])
-    values_XRS = run(random, law, truth, on_RN, seeds)
+    values_XRS = draw_runs(random, law, truth, on_RN, seeds)
     return values_XRS[:, 1:] - values_XRS[:, :1]
 
 
 # The rule of `jaxformer ablate`, of many studies at once; a test holds it against the library's own.
 
 
-def keeps(differences_XNS: np.ndarray, asked_XN: np.ndarray) -> np.ndarray:
-    """Returns which changes (X, N) are kept of those that are asked, by interval and q-value; the margin is 0."""
+def keeps(differences_XNS: np.ndarray, tested_XN: np.ndarray) -> np.ndarray:
+    """Returns which changes (X, N) are kept of those that are tested, by interval and q-value; the margin is 0."""
     level = interim_level(differences_XNS.shape[-1])
-    is_below_XN, p_XN = differences_XNS.mean(-1) < 0, p_values(differences_XNS, asked_XN)
+    is_below_XN, p_XN = differences_XNS.mean(-1) < 0, p_values(differences_XNS, tested_XN)
     one_sided_XN = np.where(is_below_XN, p_XN / 2, 1 - p_XN / 2)
-    scaled_XN = np.where(asked_XN, np.minimum(1.0, 0.05 / level * one_sided_XN), np.inf)
+    scaled_XN = np.where(tested_XN, np.minimum(1.0, 0.05 / level * one_sided_XN), np.inf)
     order_XN = np.argsort(scaled_XN, -1)
-    steps_XN = np.take_along_axis(scaled_XN, order_XN, -1) * asked_XN.sum(-1, keepdims=True)
+    steps_XN = np.take_along_axis(scaled_XN, order_XN, -1) * tested_XN.sum(-1, keepdims=True)
     steps_XN /= np.arange(1, steps_XN.shape[-1] + 1)
     q_XN = np.empty_like(steps_XN)
     np.put_along_axis(q_XN, order_XN, np.minimum.accumulate(steps_XN[:, ::-1], -1)[:, ::-1], -1)
-    return asked_XN & is_below_XN & (p_XN < level) & (q_XN <= Rule().q)
+    return tested_XN & is_below_XN & (p_XN < level) & (q_XN <= Rule().q)
 
 
-def p_values(differences_XNS: np.ndarray, asked_XN: np.ndarray) -> np.ndarray:
+def p_values(differences_XNS: np.ndarray, tested_XN: np.ndarray) -> np.ndarray:
     """Returns two-sided p-values (X, N), as of `paired_difference` with the prior of the other comparisons."""
     S = differences_XNS.shape[-1]
     mean_XN, own_XN, df = np.abs(differences_XNS.mean(-1)), differences_XNS.var(-1, ddof=1), S - 1
     own_p_XN = 2 * special.stdtr(df, -mean_XN / np.sqrt(own_XN / S))
-    others_XN = asked_XN.sum(-1, keepdims=True) - asked_XN
+    others_XN = tested_XN.sum(-1, keepdims=True) - tested_XN
     n_XN = np.maximum(others_XN, 3)
-    logs_XN = np.where(asked_XN, np.log(own_XN) - special.digamma(df / 2) + math.log(df / 2), 0.0)
+    logs_XN = np.where(tested_XN, np.log(own_XN) - special.digamma(df / 2) + math.log(df / 2), 0.0)
     level_XN = (logs_XN.sum(-1, keepdims=True) - logs_XN) / n_XN
     squares_XN = np.square(logs_XN).sum(-1, keepdims=True) - np.square(logs_XN)
     spread_XN = np.maximum(squares_XN - n_XN * level_XN**2, 0) / (n_XN - 1)
@@ -173,53 +174,53 @@ def _inverse_trigamma(values: np.ndarray) -> np.ndarray:
 
 
 class Outcome(NamedTuple):
-    """What came of the studies of a cell by one way of asking."""
+    """What came of the studies of a cell by one way of spending the budget."""
 
     kept_XN: np.ndarray
     runs_X: np.ndarray
-    asked_XN: np.ndarray
+    tested_XN: np.ndarray
     """Which changes were confirmed one by one."""
     survives_XN: np.ndarray
     """Which would have been, had the budget had room."""
 
 
 def one_at_a_time(random: np.random.Generator, law: Law, truth: Truth) -> Outcome:
-    """Asks each change on as many seeds as the budget has."""
-    asked_XN = ~truth.ruined_XN | (law.ruin != "diverges")
-    kept_XN = keeps(run_one_by_one(random, law, truth, law.seeds), asked_XN)
-    return Outcome(kept_XN, np.full(len(kept_XN), law.budget), asked_XN, asked_XN)
+    """Tests each change on as many seeds as the budget has."""
+    tested_XN = ~truth.ruined_XN | (law.ruin != "diverges")
+    kept_XN = keeps(draw_differences(random, law, truth, law.seeds), tested_XN)
+    return Outcome(kept_XN, np.full(len(kept_XN), law.budget), tested_XN, tested_XN)
 
 
 def one_seed_first(random: np.random.Generator, law: Law, truth: Truth, fewest: int) -> Outcome:
-    """Asks each change on one seed, and confirms those that look best."""
-    looks_XN = run_one_by_one(random, law, truth, 1)[..., 0]
-    looks_XN = np.where(truth.ruined_XN & (law.ruin == "diverges"), np.inf, looks_XN)
-    return confirm(random, law, truth, looks_XN, looks_XN < 0, law.changes + 1, fewest)
+    """Tests each change on one seed, and confirms those that look best."""
+    estimates_XN = draw_differences(random, law, truth, 1)[..., 0]
+    estimates_XN = np.where(truth.ruined_XN & (law.ruin == "diverges"), np.inf, estimates_XN)
+    return confirm(random, law, truth, estimates_XN, estimates_XN < 0, law.changes + 1, fewest)
 
 
 def confirm(
     random: np.random.Generator,
     law: Law,
     truth: Truth,
-    looks_XN: np.ndarray,
+    estimates_XN: np.ndarray,
     survives_XN: np.ndarray,
     spent: int,
     fewest: int,
 ) -> Outcome:
-    """Asks the best looking survivors one by one on fresh seeds, on as many as the budget leaves, at least so many."""
+    """Tests the best looking survivors one by one on fresh seeds, on as many as the budget leaves, at least so many."""
     left = law.budget - spent
     most = max(left // min(fewest, max(left // 2, 1)) - 1, 0)
-    rank_XN = np.argsort(np.argsort(np.where(survives_XN, looks_XN, np.inf), -1), -1)
-    asked_XN = survives_XN & (rank_XN < most)
-    arms_X = asked_XN.sum(-1) + 1
+    rank_XN = np.argsort(np.argsort(np.where(survives_XN, estimates_XN, np.inf), -1), -1)
+    tested_XN = survives_XN & (rank_XN < most)
+    arms_X = tested_XN.sum(-1) + 1
     seeds_X = np.max([np.where(arms_X * n <= left, n, 0) for n in INTERIM_SEEDS if n <= MOST_SEEDS], 0)
     seeds_X = np.where(arms_X > 1, seeds_X, 0)
-    differences_XNS = run_one_by_one(random, law, truth, MOST_SEEDS)
-    kept_XN = np.zeros_like(asked_XN)
+    differences_XNS = draw_differences(random, law, truth, MOST_SEEDS)
+    kept_XN = np.zeros_like(tested_XN)
     for seeds in np.unique(seeds_X[seeds_X > 0]):
         ours_X = seeds_X == seeds
-        kept_XN[ours_X] = keeps(differences_XNS[ours_X, :, :seeds], asked_XN[ours_X])
-    return Outcome(kept_XN, spent + arms_X * seeds_X, asked_XN, survives_XN)
+        kept_XN[ours_X] = keeps(differences_XNS[ours_X, :, :seeds], tested_XN[ours_X])
+    return Outcome(kept_XN, spent + arms_X * seeds_X, tested_XN, survives_XN)
 
 
 def screening(random: np.random.Generator, law: Law, truth: Truth, fewest: int, *, rows: int, seeds: int) -> Outcome:
@@ -228,7 +229,7 @@ def screening(random: np.random.Generator, law: Law, truth: Truth, fewest: int, 
     Where a change diverges, half of the rows do on their first seed. Those are run again without it.
     """
     rerun = rows // 2 if law.ruin == "diverges" else 0
-    effects_XN, half_X = _look(random, law, truth, rows, seeds, EXPECTED_FALSE / law.changes)
+    effects_XN, half_X = _estimate(random, law, truth, rows, seeds, EXPECTED_FALSE / law.changes)
     survives_XN = effects_XN < -half_X[:, None]
     if law.ruin == "diverges":
         survives_XN &= ~truth.ruined_XN
@@ -239,17 +240,17 @@ def screening_alone(random: np.random.Generator, law: Law, truth: Truth, *, rows
     """Screens all changes on as many seeds as the budget has, and keeps what survives at the level of the rule."""
     rerun = rows // 2 if law.ruin == "diverges" else 0
     seeds = (law.budget - rerun) // rows
-    effects_XN, half_X = _look(random, law, truth, rows, seeds, interim_level(law.seeds) / 2)
+    effects_XN, half_X = _estimate(random, law, truth, rows, seeds, interim_level(law.seeds) / 2)
     kept_XN = effects_XN < -half_X[:, None]
     return Outcome(kept_XN, np.full(len(kept_XN), rerun + rows * seeds), np.zeros_like(kept_XN), kept_XN)
 
 
-def _look(
+def _estimate(
     random: np.random.Generator, law: Law, truth: Truth, rows: int, seeds: int, level: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (effects_XN, half of their interval (X,)) of a design, which is 0 for one seed."""
     design = make_design(law.changes, rows)
-    values_XRS = run(random, law, truth, design.on_RN, seeds)
+    values_XRS = draw_runs(random, law, truth, design.on_RN, seeds)
     if law.ruin == "diverges":
         values_XRS -= 10.0 * (truth.ruined_XN @ design.on_RN.T.astype(float))[..., None]
     half_X = half_widths(design, values_XRS, level) if seeds > 1 else np.zeros(len(values_XRS))
@@ -260,8 +261,8 @@ def half_widths(design: Design, values_XRS: np.ndarray, level: float) -> np.ndar
     """Returns half the interval of an effect (X,) whose lower end is missed with a level, as of `screen`."""
     errors = estimate_errors(design, values_XRS)
     chance_X, interactions_X = errors.of_effects(values_XRS[0].size)
-    t_interactions = special.stdtrit(errors.df_left_over, level) if errors.df_left_over else 0.0
-    return np.hypot(np.sqrt(chance_X) * special.stdtrit(errors.df_by_seeds, level),
+    t_interactions = special.stdtrit(errors.df_residual, level) if errors.df_residual else 0.0
+    return np.hypot(np.sqrt(chance_X) * special.stdtrit(errors.df_between_seeds, level),
                     np.sqrt(interactions_X) * t_interactions)  # fmt: skip
 
 
@@ -302,7 +303,7 @@ def count(truth: Truth, outcome: Outcome) -> dict[str, float]:
         "false": (outcome.kept_XN & ~gains_XN).sum(-1).mean(),
         "survivors": (outcome.survives_XN & gains_XN).sum() / gains_XN.sum(),
         "false_survivors": (outcome.survives_XN & ~gains_XN).sum(-1).mean(),
-        "confirmed": outcome.asked_XN.sum(-1).mean(),
+        "confirmed": outcome.tested_XN.sum(-1).mean(),
         "runs": outcome.runs_X.mean(),
     }
     return {name: round(float(value), 4) for name, value in shares.items()}

@@ -1,7 +1,7 @@
-"""Ten changes of the first study's parent at once, in twelve runs on a seed, to see which are worth asking.
+"""Ten changes of the first study's parent at once, in twelve runs on a seed, to see which are worth a study.
 
-`jaxformer screen --study=screening --plan` says what it can find; without `--plan` it is run, on the embedded corpus.
-On the second seed the effects have errors; the first alone, which takes half the time, finds about as much.
+`jaxformer screen --study=screening --plan` prints what it can find; without `--plan` it is run, on the embedded corpus.
+Two seeds give the effects standard errors; one takes half the time, which leaves more to confirm what looks best.
 """
 
 from jaxformer import Screening

@@ -1,16 +1,35 @@
 """Questions one after another, each of what was kept of those before it: from a first parent to the last kept one."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.promotion import PROMOTABLE, check_name, find_comparison, promote, promotes
-from jaxformer.ablation.study import Chain, Study
-from jaxformer.ablation.verdict import Word
-from jaxformer.config import UserError, require
+from jaxformer.ablation.study import Study
+from jaxformer.ablation.verdict import Rule, Word
+from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
 from jaxformer.statistics.significance import INTERIM_SEEDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Changes in an order. Each is a study of its own, and what it keeps is the parent of the next."""
+
+    parent: str
+    """The experiment that the first question is put to."""
+    variants: tuple[str, ...]
+    """Names, as in a `Study`, in the order in which they are asked."""
+    most_seeds: Annotated[int, Bounds(at_least=INTERIM_SEEDS[0], at_most=INTERIM_SEEDS[-1])] = 8
+    """Seeds up to which a question is followed that is undecided: from 3 on, at each interim analysis."""
+    rule: Rule = field(default_factory=Rule)
+
+    def __post_init__(self):
+        check_fields(self)
+        Study(parent=self.parent, variants=self.variants, rule=self.rule)  # Which checks the names.
+
 
 # Runs a study of one variant; returns how that compares, or None where its runs failed before it could be judged.
 Ask = Callable[[Study], Comparison | None]

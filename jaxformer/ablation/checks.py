@@ -1,6 +1,5 @@
 """What can be known before the first step of a study, checked before it: its files, its data and its earlier runs."""
 
-import math
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -10,22 +9,8 @@ import numpy as np
 
 from jaxformer.ablation.another_process import in_another_process
 from jaxformer.ablation.earlier import EarlierRuns, describe_now, find_earlier
-from jaxformer.ablation.finished_runs import ended_seeds
-from jaxformer.ablation.ladder import Ladder, make_rungs
-from jaxformer.ablation.screening import make_screening_jobs, resolve_rows
-from jaxformer.ablation.study import (
-    Screening,
-    Study,
-    ended_jobs,
-    estimate_seconds,
-    make_jobs,
-    mean_seconds,
-    resolve_study,
-    seeds_of,
-    with_root,
-)
-from jaxformer.ablation.training_jobs import make_job
-from jaxformer.ablation.tuning import make_search, runs_to_come
+from jaxformer.ablation.study import estimate_seconds, mean_seconds
+from jaxformer.ablation.training_jobs import Planned
 from jaxformer.config import UserError, require
 from jaxformer.data.corpus import check_sources
 from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory_reported
@@ -35,7 +20,7 @@ from jaxformer.evaluation.validation import ValidationSet
 from jaxformer.experiment.experiment import Experiment, spans_of
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.gpu_memory import share_of_memory
-from jaxformer.jobs.launch import Job, share_of_cores
+from jaxformer.jobs.launch import share_of_cores
 from jaxformer.plan.run_time import estimate_run_seconds
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.init_from import check_fits, find_weights, with_tokenizer
@@ -53,163 +38,44 @@ class Checked(NamedTuple):
     earlier: EarlierRuns
 
 
-def check_study(
-    study: Study,
+def check_runs(
+    plan: Callable[[Path], Planned],
     runs: Path,
     *,
     allow: Collection[str] = (),
     retrain: bool = False,
     prepare: bool = True,
-    jobs: Sequence[Job] | None = None,
     parallel: int = 1,
 ) -> Checked:
-    """Returns what the runs of a study will take, once all that can be known before the first step is checked.
+    """Returns what runs will take, once all that can be known before their first step is checked.
 
     Args:
+        plan: returns what is planned, given the folder of all run folders; called in other processes too, so a function
+            of a module, or a `functools.partial` of one, such as of `plan_study`.
         runs: folder of all run folders.
         allow: kinds of differences from earlier runs that do not count.
         retrain: earlier runs that were made otherwise will be moved aside.
         prepare: prepares the data, which are checked then too.
-        jobs: the runs of its experiments that are to be made; those of the study if they are not given.
         parallel: how many will run at a time.
 
     Raises:
         UserError: an experiment has moved since runs of it were trained, its files or data are missing or cannot be
-            compared on, or runs to come could not be compared with earlier ones.
+            compared on, or runs to come could not be compared with earlier ones; and as of `plan`.
     """
-    earlier = in_another_process(_CHECKS, _check_study, study, runs, tuple(allow), retrain, prepare, jobs)
-    return Checked(_estimate(with_root(resolve_study(study)), runs, parallel), earlier)
-
-
-def check_tuning(
-    experiment: str,
-    parent: str,
-    runs: Path,
-    seeds: int,
-    *,
-    allow: Collection[str] = (),
-    retrain: bool = False,
-    parallel: int = 1,
-) -> Checked:
-    """Returns what the runs will take by which an experiment is tuned, checked as those of a study are.
-
-    Args:
-        experiment, parent: as of `make_search`.
-        seeds: of each of the best rates.
-        runs, allow, retrain, parallel: as of `check_study`.
-
-    Raises:
-        UserError: as of `check_study`.
-    """
-    earlier = in_another_process(_CHECKS, _check_tuning, experiment, parent, runs, seeds, tuple(allow), retrain)
-    return Checked(_estimate([make_search(experiment, parent, runs).own], runs, parallel), earlier)
-
-
-def check_ladder(
-    ladder: Ladder,
-    runs: Path,
-    *,
-    allow: Collection[str] = (),
-    retrain: bool = False,
-    prepare: bool = True,
-    parallel: int = 1,
-) -> Checked:
-    """Returns what the runs of a ladder will take, checked as those of a study are.
-
-    Args:
-        runs, allow, retrain, prepare, parallel: as of `check_study`.
-
-    Raises:
-        UserError: as of `check_study`.
-    """
-    earlier = in_another_process(_CHECKS, _check_ladder, ladder, runs, tuple(allow), retrain, prepare)
-    with share_of_cores(0, parallel):
-        seconds = in_another_process("timing a step of each size", _estimate_ladder, ladder, runs, parallel)
-    return Checked(seconds, earlier)
+    earlier = in_another_process(_CHECKS, _check, plan, runs, tuple(allow), retrain, prepare)
+    planned = plan(runs)
+    timed = {}
+    if _to_time(planned, runs):
+        with share_of_cores(0, parallel):
+            timed = in_another_process("timing a step", _time_steps, plan, runs, parallel)
+    return Checked(estimate_seconds(planned.experiments, runs, timed), earlier)
 
 
 @fixed_options()
-def _check_ladder(ladder: Ladder, runs: Path, allow: tuple[str, ...], retrain: bool, prepare: bool) -> EarlierRuns:
-    rungs = make_rungs(ladder)
-    jobs = [job for rung in rungs for job in rung.jobs(runs, math.nan)]
-    ended = [make_job(one.resolved, n, runs, math.nan) for one in rungs for n in ended_seeds(runs / one.name)]
-    resolved = [rung.resolved for rung in rungs]
-    return _check(resolved, runs, jobs, ended, allow=allow, retrain=retrain, prepare=prepare)
-
-
-def _estimate_ladder(ladder: Ladder, runs: Path, parallel: int) -> dict[str, float]:
-    """Returns the seconds of a run of each size: as its runs took, else by timing its own step."""
-    resolved = [rung.resolved for rung in make_rungs(ladder)]
-    return {one.name: mean_seconds(runs / one.name) or _estimate_run(one.experiment, parallel) for one in resolved}
-
-
-def check_screening(
-    screening: Screening,
-    runs: Path,
-    *,
-    allow: Collection[str] = (),
-    retrain: bool = False,
-    prepare: bool = True,
-    parallel: int = 1,
-) -> Checked:
-    """Returns what the runs of a screening will take, checked as those of a study are.
-
-    Args:
-        runs, allow, retrain, prepare, parallel: as of `check_study`.
-
-    Raises:
-        UserError: as of `check_study` and `resolve_rows`.
-    """
-    earlier = in_another_process(_CHECKS, _check_screening, screening, runs, tuple(allow), retrain, prepare)
-    return Checked(_estimate(resolve_rows(screening), runs, parallel), earlier)
-
-
-@fixed_options()
-def _check_screening(
-    screening: Screening, runs: Path, allow: tuple[str, ...], retrain: bool, prepare: bool
-) -> EarlierRuns:
-    rows = resolve_rows(screening)
-    jobs = make_screening_jobs(screening, rows, runs)
-    return _check(rows, runs, jobs, [], allow=allow, retrain=retrain, prepare=prepare)
-
-
-@fixed_options()
-def _check_study(
-    study: Study,
-    runs: Path,
-    allow: tuple[str, ...],
-    retrain: bool,
-    prepare: bool,
-    jobs: Sequence[Job] | None,
-) -> EarlierRuns:
-    resolved, ended = resolve_study(study), []
-    if jobs is None:
-        now, later = make_jobs(study, runs)
-        jobs, ended = [*now, *later], ended_jobs(study, runs)
-    return _check(with_root(resolved), runs, jobs, ended, allow=allow, retrain=retrain, prepare=prepare)
-
-
-@fixed_options()
-def _check_tuning(
-    name_or_path: str, parent: str, runs: Path, seeds: int, allow: tuple[str, ...], retrain: bool
-) -> EarlierRuns:
-    search = make_search(name_or_path, parent, runs)
-    jobs = [search.job(octave, seed) for octave, seed in runs_to_come(search.trials(seeds), seeds)]
-    ended = search.ended_jobs(seeds_of([search.own]))
-    return _check([search.own], runs, jobs, ended, allow=allow, retrain=retrain, prepare=True)
-
-
 def _check(
-    experiments: Sequence[Resolved],
-    runs: Path,
-    jobs: Sequence[Job],
-    ended: Sequence[Job],
-    *,
-    allow: Collection[str],
-    retrain: bool,
-    prepare: bool,
+    plan: Callable[[Path], Planned], runs: Path, allow: tuple[str, ...], retrain: bool, prepare: bool
 ) -> EarlierRuns:
-    """Args: jobs and ended: of `find_earlier`."""
+    experiments, jobs, ended, _ = plan(runs)
     device = choose_device(experiments[0].experiment.training.device)  # Before anything looks for devices.
     for one in experiments:
         check_earlier_runs(runs, one)
@@ -223,25 +89,20 @@ def _check(
     return earlier
 
 
-def _estimate(experiments: Sequence[Resolved], runs: Path, parallel: int) -> dict[str, float]:
-    """Returns the seconds that a run of each experiment takes beside so many, by name.
-
-    Where none of the first experiment is finished its step is timed, with the share of the cores and of a GPU's memory
-    that a run has.
-    """
-    parent, seconds = experiments[0], None
-    if mean_seconds(runs / parent.name) is None:
-        with share_of_cores(0, parallel):
-            seconds = in_another_process("timing a step", _estimate_run, parent.experiment, parallel)
-    return estimate_seconds(experiments, runs, seconds)
+def _to_time(planned: Planned, runs: Path) -> list[Resolved]:
+    """Returns the experiments whose step is to be timed, since no run tells what one takes."""
+    experiments = planned.experiments if planned.times_each else planned.experiments[:1]
+    return [one for one in experiments if mean_seconds(runs / one.name) is None]
 
 
-def _estimate_run(experiment: Experiment, parallel: int) -> float:
+def _time_steps(plan: Callable[[Path], Planned], runs: Path, parallel: int) -> dict[str, float]:
+    """Returns, by name, the seconds of a run by timing its step, with the share of a GPU's memory that a run has."""
     os.environ.update(share_of_memory(parallel) if parallel > 1 else {})
     keep_compiled()  # What is compiled for an estimate, the runs find.
-    choose_device(experiment.training.device)
+    experiments = _to_time(plan(runs), runs)
+    choose_device(experiments[0].experiment.training.device)
     with out_of_memory_reported():
-        return estimate_run_seconds(experiment)
+        return {one.name: estimate_run_seconds(one.experiment) for one in experiments}
 
 
 def check_files(resolved: Sequence[Resolved]) -> None:

@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
+from jaxformer.ablation.chain import Chain
 from jaxformer.ablation.comparability import ALLOWABLE
 from jaxformer.ablation.leave_one_out import leave_one_out
-from jaxformer.ablation.study import Chain, Study, choose_study, no_chain
+from jaxformer.ablation.study import Study
+from jaxformer.ablation.study_file import choose_study, no_chain
 from jaxformer.config import require
 from jaxformer.host.paths import local_path
 

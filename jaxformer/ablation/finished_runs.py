@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxformer.ablation.seeds import is_screening_seed
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.files import require_json
@@ -132,7 +133,7 @@ class Runs(NamedTuple):
 
 
 def read_runs(runs: Path, experiment: str) -> Runs:
-    """Returns the runs of an experiment, and which folders could not be read."""
+    """Returns the runs of an experiment as of `seed_folders`, and which folders could not be read."""
     folders, readable, finished, unreadable = [], [], [], []
     try:
         folders = seed_folders(runs / experiment)
@@ -151,11 +152,14 @@ def read_runs(runs: Path, experiment: str) -> Runs:
 def seed_folders(folder: Path) -> list[Path]:
     """Returns the run folders of an experiment by seed, given the folder of its runs; none where that is not there.
 
+    Those of screenings are left out (`is_screening_seed`), so that neither a comparison nor a noise floor reads them.
+
     Raises:
         UserError: it cannot be read.
     """
     try:
-        return sorted((path for path in folder.iterdir() if _SEED.fullmatch(path.name)), key=seed_of)
+        found = sorted((path for path in folder.iterdir() if _SEED.fullmatch(path.name)), key=seed_of)
+        return [path for path in found if not is_screening_seed(seed_of(path))]
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -15,14 +15,13 @@ from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
 from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.records import to_json
+from jaxformer.ablation.seeds import SEEDS_OF_A_GENERATION, seeds_of
 from jaxformer.ablation.study import (
-    SEEDS_OF_A_GENERATION,
     Study,
     estimate_seconds,
     make_jobs,
     rate_searches,
     resolve_study,
-    seeds_of,
 )
 from jaxformer.ablation.study_runs import failures_of
 from jaxformer.ablation.training_jobs import experiment_of
@@ -226,7 +225,7 @@ def _missing(study: Study, runs: Path, comparison: Comparison, passed_over: Coll
     else:
         return []
     longer = dataclasses.replace(study, seeds=seeds, parent_seeds=seeds)
-    jobs = make_jobs(longer, runs, estimate_seconds(arms, runs, math.nan)).now
+    jobs = make_jobs(longer, runs, estimate_seconds(arms, runs, {arms[0].name: math.nan})).now
     names = {one.name for one in arms}
     return [job for job in jobs if experiment_of(job) in names and job.seed not in passed_over and not _is_over(job)]
 

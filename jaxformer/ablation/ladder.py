@@ -1,10 +1,12 @@
 """An experiment at several sizes, each trained after it was forecast by those below it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxformer.ablation.training_jobs import make_job, run_to_results
+from jaxformer.ablation.finished_runs import ended_seeds
+from jaxformer.ablation.training_jobs import Planned, make_job, not_over, run_to_results
 from jaxformer.config import UserError, replace, require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.experiment import science
@@ -15,7 +17,6 @@ from jaxformer.experiment.sizes import Rate, at_size, compute_of, size_file
 from jaxformer.experiment.variant import AD_HOC, OF
 from jaxformer.host.files import write_whole
 from jaxformer.jobs.launch import Job
-from jaxformer.jobs.queue import OVER, state_on_disk
 
 
 class Ladder(NamedTuple):
@@ -74,6 +75,18 @@ def make_rungs(ladder: Ladder) -> list[Rung]:
     return rungs
 
 
+def plan_ladder(ladder: Ladder, runs: Path) -> Planned:
+    """Returns the runs of a ladder, to be checked.
+
+    Raises:
+        UserError: as of `make_rungs`.
+    """
+    rungs = make_rungs(ladder)
+    jobs = [job for rung in rungs for job in rung.jobs(runs, math.nan)]
+    ended = [make_job(one.resolved, n, runs, math.nan) for one in rungs for n in ended_seeds(runs / one.name)]
+    return Planned([rung.resolved for rung in rungs], jobs, ended, times_each=True)
+
+
 def write_rungs(ladder: Ladder, rungs: Sequence[Rung], command: str) -> list[Path]:
     """Writes the file of each size to `experiments/`, if there is none of its name; returns those that were written.
 
@@ -112,5 +125,4 @@ def train_rung(rung: Rung, runs: Path, seconds: float, *, parallel: int) -> None
         TrainingFailure: a run ended otherwise than by divergence.
     """
     jobs = rung.jobs(runs, seconds)
-    left = sum(state_on_disk(job.workdir)[0] not in OVER for job in jobs)
-    run_to_results(jobs, parallel=max(1, min(parallel, left)))
+    run_to_results(jobs, parallel=max(1, min(parallel, len(not_over(jobs)))))

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from jaxformer.ablation import ledger
 from jaxformer.ablation.records import Record, comparison_file, find_evidence, keep_evidence, read_records
-from jaxformer.ablation.study import SEEDS_OF_A_GENERATION, Study
+from jaxformer.ablation.seeds import SEEDS_OF_A_GENERATION
+from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, require
 from jaxformer.experiment.best_rate import RATE

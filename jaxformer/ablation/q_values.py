@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.records import read_records
+from jaxformer.ablation.seeds import is_screening_seed
 from jaxformer.ablation.verdict import Rule, kept_by_chance
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.variant import AD_HOC
@@ -84,11 +85,14 @@ def other_questions(runs: Path, parent: str, names: Collection[str], *, leaves_o
 def _lineage(folders: Sequence[Path]) -> dict[str, Any]:
     """Returns the lineage of an experiment by a finished run, at its own learning rate or at another; else none.
 
+    Runs of screenings do not count: what was only screened was not asked.
+
     Args:
         folders: of its runs, also of those with other fields set on the command line.
     """
     for summary in (path for folder in folders for path in sorted(folder.glob("seed_*/summary.json"))):
-        lineage = read_json_or_empty(summary.with_name(CONFIG)).get("lineage")
+        record = read_json_or_empty(summary.with_name(CONFIG))
+        lineage = None if is_screening_seed(record.get("seed", 0)) else record.get("lineage")
         if isinstance(lineage, dict) and set(lineage.get("overrides") or ()) <= {RATE}:
             return lineage
     return {}

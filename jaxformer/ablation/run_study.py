@@ -9,14 +9,14 @@ from pathlib import Path
 from jaxformer.ablation.early_stopping import clearly_worse, may_stop, spread_of_differences
 from jaxformer.ablation.finished_runs import has_diverged
 from jaxformer.ablation.study import Jobs, Study, is_retuned, make_jobs, resolve_study
-from jaxformer.ablation.training_jobs import experiment_of
+from jaxformer.ablation.training_jobs import device_hours, experiment_of, not_over
 from jaxformer.config import UserError
 from jaxformer.experiment.lineage import Lineage
 from jaxformer.host.console import format_duration, print_line, print_wrapped
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.dashboard import Dashboard, seconds_until_over
 from jaxformer.jobs.launch import Job, Launch, launch_local
-from jaxformer.jobs.queue import OVER, Queue, State, Status, state_on_disk
+from jaxformer.jobs.queue import Queue, State, Status
 from jaxformer.run.metrics import training_losses
 
 # Seconds between two comparisons of the training losses of what runs.
@@ -30,7 +30,7 @@ def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clock
         clocks: of each variant whose time per token may then be measured, the most seconds that takes.
     """
     jobs = [*study_jobs.now, *study_jobs.later]
-    waiting = [job for job in jobs if state_on_disk(job.workdir)[0] not in OVER]
+    waiting = not_over(jobs)
     width = max((len(job.name) for job in jobs), default=0)
     for name in dict.fromkeys(job.name for job in jobs):
         ours = [job for job in jobs if job.name == name]
@@ -39,12 +39,7 @@ def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clock
         seeds = f"{len(ours)} seed{'s' * (len(ours) > 1)}, {len(ours) - todo} over"
         line = f"{name:{width}}  {seeds}  {ours[0].steps:,} steps  {each} each"
         print_wrapped(line, indent=4)
-    hours = sum(job.estimated_seconds * job.devices for job in waiting) / 3600
-    costs = "" if price is None else f", price {hours * price:,.2f}"
-    left = format_duration(seconds_until_over((job.estimated_seconds for job in waiting), parallel))
-    print_line(
-        f"{len(waiting)} run{'s' * (len(waiting) != 1)} to go, {hours:.2f} device hours{costs}, over in about {left}"
-    )
+    print_line(describe_costs(waiting, parallel, price))
     if study_jobs.later:
         print_wrapped(
             "What changes the best learning rate is compared with its parent each at its best: at three rates or more, "
@@ -55,6 +50,19 @@ def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clock
         number, most = f"{len(clocks)} variant{'s' * (len(clocks) > 1)}", format_duration(sum(clocks))
         text = f"then the times per token that verdicts depend on, of at most {number}: up to {most}"
         print_wrapped(f"{text} on a quiet machine, besides compiling their steps", indent=4)
+
+
+def describe_costs(waiting: Sequence[Job], parallel: int, price: float | None) -> str:
+    """Returns in a line what jobs that are to be trained will take.
+
+    Args:
+        parallel: how many run at a time.
+        price: of a device hour; None leaves it out.
+    """
+    hours = device_hours(waiting)
+    costs = "" if price is None else f", price {hours * price:,.2f}"
+    left = format_duration(seconds_until_over((job.estimated_seconds for job in waiting), parallel))
+    return f"{len(waiting)} run{'s' * (len(waiting) != 1)} to go, {hours:.2f} device hours{costs}, over in about {left}"
 
 
 def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str, Lineage]) -> None:

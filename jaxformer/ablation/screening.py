@@ -1,33 +1,83 @@
-"""Many changes of one parent screened in few runs: which runs, what they say, and which changes are worth confirming.
+"""A screening: many changes of one parent in few runs, their effects, and the study that confirms the best of them.
 
-A row of the design is an ordinary experiment, the variants that are on in it joined: `swiglu+layernorm@first`. Nothing
-is decided here. What survives is asked one by one, by a study, on seeds that did not choose it.
+Each run is an ordinary experiment, the variants that are on in it joined: `swiglu+layernorm@first`. A screening decides
+nothing: what looks best is compared one by one, by a study, on seeds that did not choose it.
 """
 
 import itertools
 import math
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from jaxformer.ablation.finished_runs import final_bits_per_byte, has_diverged
-from jaxformer.ablation.study import Screening
-from jaxformer.ablation.training_jobs import make_job
-from jaxformer.config import UserError, require
+from jaxformer.ablation.records import to_json
+from jaxformer.ablation.seeds import FIRST_SCREENING_SEED
+from jaxformer.ablation.study import Study, make_jobs
+from jaxformer.ablation.training_jobs import Planned, device_hours, make_job, not_over
+from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
-from jaxformer.experiment.variant import JOIN
+from jaxformer.experiment.variant import JOIN, OF
+from jaxformer.host.paths import typed
 from jaxformer.jobs.launch import Job
 from jaxformer.statistics.paired_difference import Difference
-from jaxformer.statistics.screening import Screened, screen
+from jaxformer.statistics.screening import Design, make_design, screen, smallest_rows
+from jaxformer.statistics.significance import INTERIM_SEEDS
 
-# Behind those of all generations of parents, of which each has a thousand: no study compares on a seed of a screening.
-FIRST_SEED = 1_000_000
+# Seeds on which the best changes are confirmed, as many of them as the hours allow; fewer seeds where they allow none.
+# By simulation (docs/screening.md) that finds most.
+CONFIRMED_ON = 11
 
 # Bytes of the longest name of a folder, on the file systems in use.
 _LONGEST_NAME = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screening:
+    """Changes of one parent, about half of which are on in each run, to find those that are worth a study."""
+
+    parent: str
+    """The experiment that each variant changes."""
+    variants: tuple[str, ...]
+    """Names, 3 to 23; all are applied to the parent, and any of them together. None changes what another one does, and
+    none is retuned (`Variant.retune`).
+    """
+    runs: int = 0
+    """Runs on each seed: 8, 12, 16, 20 or 24, which must be more than there are variants (resolution III); or 8, 16,
+    24, 32, 40 or 48, at least twice as many (resolution IV). 0 takes the fewest.
+    """
+    seeds: Annotated[int, Bounds(at_least=1, at_most=100)] = 1
+    """Seeds, each of all runs. Two or more give the effects standard errors; one leaves more hours to confirm."""
+
+    def __post_init__(self):
+        check_fields(self)
+        Study(parent=self.parent, variants=self.variants)  # Which checks the names.
+        for name in self.variants:
+            require(OF not in name and JOIN not in name, f"a screening names variants, without a parent: not {name}")
+        _ = self.design
+
+    @property
+    def design(self) -> Design:
+        """Which variants are on in which run.
+
+        Raises:
+            UserError: there is none of so many runs and variants.
+        """
+        try:
+            changes = len(self.variants)
+            return make_design(changes, self.runs or smallest_rows(changes))
+        except ValueError as error:
+            raise UserError(f"runs ({self.runs}) of {len(self.variants)} variants: {error}") from error
+
+    @property
+    def run_seeds(self) -> range:
+        """The seeds of its runs, which no study reads."""
+        return range(FIRST_SCREENING_SEED, FIRST_SCREENING_SEED + self.seeds)
 
 
 def resolve_variants(screening: Screening) -> list[Resolved]:
@@ -40,11 +90,11 @@ def resolve_variants(screening: Screening) -> list[Resolved]:
     variants = [resolve_variant_of(parent, name) for name in screening.variants]
     for one in variants:
         is_single = one.variant is not None and one.parents[0].is_same(parent)
-        require(is_single, f"{one.name} is no single change of {parent.name}: ask it by `jaxformer ablate`")
+        require(is_single, f"{one.name} is no single change of {parent.name}: compare it by `jaxformer ablate`")
         require(
             not one.is_retuned,
-            f"{one.name} is compared at its own best learning rate, which no run has beside other changes: ask it by "
-            "`jaxformer ablate`",
+            f"{one.name} is compared at its own best learning rate, which no run has beside other changes: compare it "
+            "by `jaxformer ablate`",
         )
     for first, second in itertools.combinations(variants, 2):
         # What is solved after both is solved for both, in turn; what one changes, the other may not solve or change.
@@ -78,58 +128,79 @@ def resolve_rows(screening: Screening) -> list[Resolved]:
     return rows
 
 
-def make_screening_jobs(
+def screening_jobs(
     screening: Screening, rows: Sequence[Resolved], runs: Path, seconds: Mapping[str, float] = {}
 ) -> list[Job]:
-    """Returns the runs of a screening, seed by seed.
-
-    None begins before the first run of the parent is seen to train.
+    """Returns the runs of a screening, seed by seed; none begins before the first one of the parent is seen to train.
 
     Args:
         rows: as of `resolve_rows`.
         runs: folder of all run folders.
         seconds: of a run of each experiment, estimated.
     """
-    first = runs / rows[0].name / f"seed_{FIRST_SEED}"
+    first = runs / rows[0].name / f"seed_{screening.run_seeds[0]}"
     return [
         make_job(one, seed, runs, seconds.get(one.name, math.nan), needs=[first])
-        for seed in seeds_of_screening(screening)
+        for seed in screening.run_seeds
         for one in rows
     ]
 
 
-def seeds_of_screening(screening: Screening) -> range:
-    """Returns the seeds of a screening, on which no study compares."""
-    return range(FIRST_SEED, FIRST_SEED + screening.seeds)
-
-
-class Screen(NamedTuple):
-    """What a screening found."""
-
-    screening: Screening
-    found: Screened
-    parent_bits_per_byte: float
-    """Of the parent's runs in it, the mean."""
-
-    @property
-    def survivors(self) -> list[tuple[str, Difference]]:
-        """Name and effect of each variant that is worth asking, the surest first."""
-        return [(self.screening.variants[n], self.found.effects[n]) for n in self.found.survivors]
-
-
-def read_screen(screening: Screening, rows: Sequence[Resolved], runs: Path) -> Screen:
-    """Returns what the finished runs of a screening say.
+def plan_screening(screening: Screening, runs: Path) -> Planned:
+    """Returns the runs of a screening, to be checked.
 
     Raises:
-        UserError: a run is missing, or diverged; then with the variants that all such runs have, and no other run.
+        UserError: as of `resolve_rows`.
+    """
+    rows = resolve_rows(screening)
+    return Planned(rows, screening_jobs(screening, rows, runs))
+
+
+def describe_runs(screening: Screening, rows: Sequence[Resolved]) -> dict[str, Any]:
+    """Returns what a screening consists of, for JSON."""
+    return {
+        "parent": rows[0].name,
+        "variants": [*screening.variants],
+        "runs": [one.name for one in rows],
+        "seeds": [*screening.run_seeds],
+        "resolution": screening.design.resolution,
+    }
+
+
+class ScreeningResult(NamedTuple):
+    """What a screening found."""
+
+    effects: Mapping[str, Difference]
+    """Of each variant, the mean bits per byte of the runs with it minus that of the runs without it."""
+    survivors: tuple[str, ...]
+    """The variants that look like improvements, the surest first."""
+    interactions_p: float
+    """P-value of the hypothesis that effects are additive; NaN where the design cannot test it."""
+    parent_bits_per_byte: float
+    """Mean of the parent's runs in it."""
+
+    def record(self) -> dict[str, Any]:
+        """Returns it as plain values that JSON can hold; effects of one seed have no errors."""
+        values = {name: to_json(value) for name, value in self._asdict().items()}
+        alone = {name: {"mean": one.mean} for name, one in self.effects.items() if not one.seeds_counted}
+        return values | {"effects": values["effects"] | alone}
+
+
+def read_result(screening: Screening, rows: Sequence[Resolved], runs: Path) -> ScreeningResult:
+    """Returns what the finished runs of a screening show.
+
+    Raises:
+        UserError: a run is missing, or diverged; then with the variant that all such runs have, and no other run.
     """
     refuse_diverged(screening, rows, runs)
     folders = _folders(screening, rows, runs)
     values = [[final_bits_per_byte(folder) for folder in row] for row in folders]
     for folder, value in zip(itertools.chain(*folders), itertools.chain(*values), strict=True):
         require(value is not None, f"{folder}: not finished; the same command goes on from there")
-    values_RS = np.array(values, np.float64)
-    return Screen(screening, screen(screening.design, values_RS), float(values_RS[0].mean()))
+    values_RS, names = np.array(values, np.float64), screening.variants
+    effects, survivors, interactions_p = screen(screening.design, values_RS)
+    by_name = dict(zip(names, effects, strict=True))
+    return ScreeningResult(by_name, tuple(names[n] for n in survivors), interactions_p, float(values_RS[0].mean()))
 
 
 def refuse_diverged(screening: Screening, rows: Sequence[Resolved], runs: Path) -> None:
@@ -138,11 +209,11 @@ def refuse_diverged(screening: Screening, rows: Sequence[Resolved], runs: Path) 
     if not diverged_R.any():
         return
     on_RN = screening.design.on_RN
-    guilty_N = np.logical_and(on_RN[diverged_R].all(0), ~on_RN[~diverged_R].any(0))
-    names = [screening.variants[n] for n in np.flatnonzero(guilty_N)]
+    common_N = np.logical_and(on_RN[diverged_R].all(0), ~on_RN[~diverged_R].any(0))
+    names = [screening.variants[n] for n in np.flatnonzero(common_N)]
     number = f"{diverged_R.sum()} of the {len(diverged_R)} runs of a seed diverged"
     if not names:
-        raise UserError(f"{number}, and no variant is in all those and in no other: ask the variants one by one")
+        raise UserError(f"{number}, and no variant is in all those and in no other: compare the variants one by one")
     raise UserError(
         f"{number}, all those with {names[0]} and no other: leave it out of the screening, or put another variant in "
         "its place, which keeps the runs without it"
@@ -151,4 +222,48 @@ def refuse_diverged(screening: Screening, rows: Sequence[Resolved], runs: Path) 
 
 def _folders(screening: Screening, rows: Sequence[Resolved], runs: Path) -> list[list[Path]]:
     """Returns the run folders of each row, by seed."""
-    return [[runs / one.name / f"seed_{seed}" for seed in seeds_of_screening(screening)] for one in rows]
+    return [[runs / one.name / f"seed_{seed}" for seed in screening.run_seeds] for one in rows]
+
+
+class FollowUp(NamedTuple):
+    """The study that confirms what a screening proposes."""
+
+    study: Study
+    device_hours: float
+    """Of its runs that are to be trained yet."""
+    runs: Path
+
+    @property
+    def command(self) -> str:
+        """The command that runs it."""
+        study, runs = self.study, [f"--runs={typed(self.runs)}"] * (self.runs != Path("runs"))
+        options = [f"--parent={study.parent}", f"--variants={','.join(study.variants)}", f"--seeds={study.seeds}"]
+        return shlex.join(["jaxformer", "ablate", *options, *runs])
+
+    def record(self) -> dict[str, Any]:
+        """Returns it as plain values that JSON can hold."""
+        study = {"parent": self.study.parent, "variants": [*self.study.variants], "seeds": self.study.seeds}
+        return {**study, "device_hours": self.device_hours, "command": self.command}
+
+
+def make_follow_up(
+    parent: str, survivors: Sequence[str], runs: Path, seconds: Mapping[str, float], hours: float = math.inf
+) -> FollowUp | None:
+    """Returns the study of the surest survivors that takes no more than so many device hours.
+
+    On `CONFIRMED_ON` seeds as many as fit; else the surest one on as many seeds as fit.
+
+    Args:
+        survivors: names, the surest first.
+        seconds: of a run of the parent and of each survivor, by the name of the experiment.
+
+    Returns:
+        None where there is no survivor, or no hours for one on the fewest seeds.
+    """
+    for seeds in sorted((number for number in INTERIM_SEEDS if number <= CONFIRMED_ON), reverse=True):
+        for number in range(len(survivors), 0, -1):
+            study = Study(parent=parent, variants=tuple(survivors[:number]), seeds=seeds, parent_seeds=seeds)
+            needed = device_hours(not_over(make_jobs(study, runs, seconds).now))
+            if needed <= hours:
+                return FollowUp(study, needed, runs)
+    return None

@@ -10,21 +10,19 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from jaxformer.ablation.finished_runs import ended_seeds
-from jaxformer.ablation.training_jobs import make_job
+from jaxformer.ablation.seeds import seeds_of
+from jaxformer.ablation.training_jobs import Planned, make_job
 from jaxformer.ablation.tuning import RateSearch, missing_runs, runs_to_come
 from jaxformer.ablation.verdict import Rule
 from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.experiment import training_flops
-from jaxformer.experiment.files import find_study, run_file
+from jaxformer.experiment.files import is_path
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.promoted import kept_changes
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
-from jaxformer.experiment.variant import JOIN, OF
 from jaxformer.host.files import read_json_or_empty
 from jaxformer.jobs.launch import Job
 from jaxformer.plan.run_time import IMPORTING
-from jaxformer.statistics.screening import Design, make_design, smallest_rows
-from jaxformer.statistics.significance import INTERIM_SEEDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,131 +45,13 @@ class Study:
         check_fields(self)
         require(bool(self.variants), "a study needs a variant")
         for name in (self.parent, *self.variants):
-            is_path = "/" in name or name.endswith(".py")
-            require(not is_path, f"a study names its experiments, and {name} is a path; put the file in experiments/")
+            require(
+                not is_path(name), f"a study names its experiments, and {name} is a path; put the file in experiments/"
+            )
         require(len(set(self.variants)) == len(self.variants), "a study names a variant twice")
         require(
             self.parent_seeds >= self.seeds, f"parent_seeds ({self.parent_seeds}) must be at least seeds ({self.seeds})"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chain:
-    """Changes in an order. Each is a study of its own, and what it keeps is the parent of the next."""
-
-    parent: str
-    """The experiment that the first question is put to."""
-    variants: tuple[str, ...]
-    """Names, as in a `Study`, in the order in which they are asked."""
-    most_seeds: Annotated[int, Bounds(at_least=INTERIM_SEEDS[0], at_most=INTERIM_SEEDS[-1])] = 8
-    """Seeds up to which a question is followed that is undecided: from 3 on, at each interim analysis."""
-    rule: Rule = field(default_factory=Rule)
-
-    def __post_init__(self):
-        check_fields(self)
-        Study(parent=self.parent, variants=self.variants, rule=self.rule)  # Which checks the names.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Screening:
-    """Changes of one parent that are tried together, about half of them in each run, to see which are worth asking."""
-
-    parent: str
-    """The experiment that each variant changes."""
-    variants: tuple[str, ...]
-    """Names, 3 to 23; all are applied to the parent, and any of them together. None changes what another one does, and
-    none is retuned (`Variant.retune`).
-    """
-    runs: int = 0
-    """Runs on each seed: 8, 12, 16, 20 or 24, which must be more than there are variants; or 8, 16, 24, 32, 40 or 48,
-    at least twice as many, which keeps the interactions of other variants out of an effect. 0 takes the fewest.
-    """
-    seeds: Annotated[int, Bounds(at_least=1, at_most=100)] = 1
-    """Seeds, each of all runs. Of two or more the errors of the effects are known; one leaves more hours to confirm."""
-
-    def __post_init__(self):
-        check_fields(self)
-        Study(parent=self.parent, variants=self.variants)  # Which checks the names.
-        for name in self.variants:
-            require(OF not in name and JOIN not in name, f"a screening names variants, without a parent: not {name}")
-        _ = self.design
-
-    @property
-    def design(self) -> Design:
-        """Which variants are on in which run.
-
-        Raises:
-            UserError: there is none of so many runs and variants.
-        """
-        try:
-            changes = len(self.variants)
-            return make_design(changes, self.runs or smallest_rows(changes))
-        except ValueError as error:
-            raise UserError(f"runs ({self.runs}) of {len(self.variants)} variants: {error}") from error
-
-
-def load_study(name_or_path: str) -> Study | Chain:
-    """Returns what a file assigns to `STUDY`, found at a path or by its name.
-
-    Raises:
-        UserError: there is none, or it is a screening.
-    """
-    study = _load(name_or_path)
-    if isinstance(study, Screening):
-        raise UserError(f"this is a screening: `jaxformer screen --study={name_or_path}` runs it")
-    return study
-
-
-def load_screening(name_or_path: str) -> Screening:
-    """Returns the screening that a file assigns to `STUDY`, found as by `load_study`.
-
-    Raises:
-        UserError: there is none, or it is another study.
-    """
-    study = _load(name_or_path)
-    if not isinstance(study, Screening):
-        raise UserError(f"this is no screening: `jaxformer ablate --study={name_or_path}` runs it")
-    return study
-
-
-def _load(name_or_path: str) -> Study | Chain | Screening:
-    return run_file(find_study(name_or_path), "STUDY", (Study, Chain, Screening), "study")
-
-
-def choose_study(
-    name_or_path: str | None,
-    parent: str | None,
-    variants: str | None,
-    *,
-    seeds: int = Study.seeds,
-    parent_seeds: int = Study.parent_seeds,
-) -> Study | Chain:
-    """Returns the study of a file, or of a parent and its variants, separated by commas, in place of one.
-
-    Raises:
-        UserError: neither is given, both are, or there is no such study.
-    """
-    if name_or_path:
-        require(not (parent or variants), "give --study, or --parent and --variants, not both")
-        return load_study(name_or_path)
-    names = tuple(name.strip() for name in (variants or "").split(",") if name.strip())
-    if not (parent and names):
-        raise UserError("give --study, or --parent and --variants")
-    return Study(parent=parent, variants=names, seeds=seeds, parent_seeds=parent_seeds)
-
-
-def no_chain(study: Study | Chain) -> Study:
-    """Returns a study as it is.
-
-    Raises:
-        UserError: it is a chain.
-    """
-    if isinstance(study, Chain):
-        raise UserError(
-            "this is a chain: `jaxformer ablate` runs it and `jaxformer report --all` draws it; name one of its "
-            "questions by --parent and --variants"
-        )
-    return study
 
 
 def resolve_study(study: Study) -> list[Resolved]:
@@ -255,16 +135,6 @@ def with_root(resolved: Sequence[Resolved]) -> list[Resolved]:
     return [*resolved, *([root] if root else [])]
 
 
-# Seeds that are set aside for each generation of parents: its studies use those from `first_seed` on.
-SEEDS_OF_A_GENERATION = 1000
-
-
-def seeds_of(resolved: Sequence[Resolved]) -> range:
-    """Returns the seeds that are set aside for the comparison of experiments, none of which one was chosen by."""
-    first = max(one.first_seed for one in resolved)
-    return range(first, first + SEEDS_OF_A_GENERATION)
-
-
 class Jobs(NamedTuple):
     """The runs of a study, seed by seed, of each seed the parents first, and of each experiment its own rate."""
 
@@ -333,6 +203,22 @@ def ended_jobs(study: Study, runs: Path) -> list[Job]:
     return found
 
 
+def plan_study(study: Study, runs: Path, jobs: Sequence[Job] | None = None) -> Planned:
+    """Returns the runs of a study, to be checked.
+
+    Args:
+        jobs: those of its experiments that are to be made, where these are not the study's own.
+
+    Raises:
+        UserError: as of `resolve_study`.
+    """
+    experiments = with_root(resolve_study(study))
+    if jobs is not None:
+        return Planned(experiments, jobs)
+    now, later = make_jobs(study, runs)
+    return Planned(experiments, [*now, *later], ended_jobs(study, runs))
+
+
 def is_retuned(study: Study, one: Resolved) -> bool:
     """Returns whether a variant of a study is compared with its parent each at its best learning rate."""
     return one.name != study.parent and one.is_retuned
@@ -356,15 +242,18 @@ def _parents_first(resolved: Sequence[Resolved]) -> list[Resolved]:
     return ordered
 
 
-def estimate_seconds(resolved: Sequence[Resolved], runs: Path, parent_seconds: float | None = None) -> dict[str, float]:
-    """Returns the seconds of a run of each experiment: as its runs took, else as the parent's did for each FLOP.
+def estimate_seconds(resolved: Sequence[Resolved], runs: Path, timed: Mapping[str, float] = {}) -> dict[str, float]:
+    """Returns the seconds of a run of each experiment: as its runs took, else as the first one's do for each FLOP.
 
     Args:
-        parent_seconds: of the parent, where none of its runs is finished.
+        timed: seconds of a run by name, where none of its runs is finished.
+
+    Raises:
+        UserError: those of the first experiment are not known.
     """
-    known = {one.name: mean_seconds(runs / one.name) for one in resolved}
+    known = {one.name: mean_seconds(runs / one.name) or timed.get(one.name) for one in resolved}
     parent, *_ = resolved
-    base = known[parent.name] or parent_seconds
+    base = known[parent.name]
     if base is None:
         raise UserError(f"no run of {parent.name} is finished: give the seconds of one")
     return {
@@ -376,7 +265,7 @@ def estimate_seconds(resolved: Sequence[Resolved], runs: Path, parent_seconds: f
 def mean_seconds(folder: Path) -> float | None:
     """Returns the mean over the runs whose summary holds it, or None; a damaged one is for the run to refuse.
 
-    It is that of a process from its start to its end.
+    It is that of a process from its start to its end. Runs of screenings count: the seed does not change it.
     """
     seconds = [read_json_or_empty(path).get("seconds") for path in folder.glob("seed_*/summary.json")]
     known = [each for each in seconds if isinstance(each, int | float) and 0 < each < math.inf]

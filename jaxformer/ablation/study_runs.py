@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 from jaxformer.ablation.envelope import Trained
 from jaxformer.ablation.finished_runs import FinishedRun, Runs, has_diverged, seed_of
+from jaxformer.ablation.seeds import SEEDS_OF_A_GENERATION, seeds_of
 from jaxformer.ablation.study import (
-    SEEDS_OF_A_GENERATION,
     Study,
     rate_searches,
     resolve_what_can_be,
-    seeds_of,
     with_root,
 )
 from jaxformer.config import UserError, require

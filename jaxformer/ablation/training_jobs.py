@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxformer.ablation.finished_runs import has_diverged
 from jaxformer.config import TrainingFailure, require
@@ -10,7 +11,20 @@ from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.paths import typed
 from jaxformer.jobs.dashboard import Dashboard
 from jaxformer.jobs.launch import Job
-from jaxformer.jobs.queue import Queue, State
+from jaxformer.jobs.queue import OVER, Queue, State, state_on_disk
+
+
+class Planned(NamedTuple):
+    """Runs that are to be made, and of what."""
+
+    experiments: Sequence[Resolved]
+    jobs: Sequence[Job]
+    ended: Sequence[Job] = ()
+    """Runs of the experiments that have a result, with which those will be compared."""
+    times_each: bool = False
+    """Whether a step of each experiment is timed, where none of its runs is finished; else the first one's, and those
+    of the others follow by their operations.
+    """
 
 
 def make_job(
@@ -47,6 +61,16 @@ def make_job(
 def experiment_of(job: Job) -> str:
     """Returns the name of the experiment of a job, without the mark of fields that its command line sets."""
     return job.workdir.parent.name.partition(AD_HOC)[0]
+
+
+def not_over(jobs: Sequence[Job]) -> list[Job]:
+    """Returns the jobs that are to be trained yet."""
+    return [job for job in jobs if state_on_disk(job.workdir)[0] not in OVER]
+
+
+def device_hours(jobs: Sequence[Job]) -> float:
+    """Returns the device hours that jobs are estimated to take."""
+    return sum(job.estimated_seconds * job.devices for job in jobs) / 3600
 
 
 def run_to_results(jobs: Sequence[Job], *, parallel: int = 1, price_per_hour: float | None = None) -> None:

@@ -24,7 +24,8 @@ from jaxformer.ablation.finished_runs import (
     seed_folders,
     seed_of,
 )
-from jaxformer.ablation.training_jobs import make_job, run_to_results
+from jaxformer.ablation.seeds import seeds_of
+from jaxformer.ablation.training_jobs import Planned, make_job, run_to_results
 from jaxformer.config import require
 from jaxformer.experiment.best_rate import RATE
 from jaxformer.experiment.lineage import Resolved
@@ -229,6 +230,21 @@ def make_search(name_or_path: str, parent: str, runs: Path) -> RateSearch:
     own = resolve(name_or_path, parent=parent)
     arguments = (f"--experiment={name_or_path}", *([f"--parent={parent}"] if parent else []))
     return RateSearch(own, runs, own.first_seed, arguments)
+
+
+def plan_tuning(name_or_path: str, parent: str, seeds: int, runs: Path) -> Planned:
+    """Returns the runs by which an experiment is tuned, to be checked.
+
+    Args:
+        name_or_path, parent: as of `make_search`.
+        seeds: of each of the best rates.
+
+    Raises:
+        UserError: as of `resolve`, or of `RateSearch.trials`.
+    """
+    search = make_search(name_or_path, parent, runs)
+    jobs = [search.job(octave, seed) for octave, seed in runs_to_come(search.trials(seeds), seeds)]
+    return Planned([search.own], jobs, search.ended_jobs(seeds_of([search.own])))
 
 
 def at_octave(own: Resolved, octave: float) -> Resolved:

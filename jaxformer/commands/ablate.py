@@ -15,13 +15,14 @@ To see what the gain of a promoted experiment is made of, leave out each of its 
 """
 
 import argparse
+import functools
 import math
 import sys
 from pathlib import Path
 
 from jaxformer.ablation.again import describe_again, make_again
-from jaxformer.ablation.chain import run_chain
-from jaxformer.ablation.checks import check_study
+from jaxformer.ablation.chain import Chain, run_chain
+from jaxformer.ablation.checks import check_runs
 from jaxformer.ablation.command_line import add_study_options, chosen_study_or_chain
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.comparison import Comparison
@@ -32,7 +33,7 @@ from jaxformer.ablation.run_study import (
     print_study_plan,
     run_jobs,
 )
-from jaxformer.ablation.study import Chain, Study, make_jobs
+from jaxformer.ablation.study import Study, make_jobs, plan_study
 from jaxformer.ablation.study_clocks import clocks_to_come, forget_clocks, measure_clocks
 from jaxformer.ablation.verdict import Word
 from jaxformer.config import UserError, require
@@ -83,9 +84,8 @@ def _ablate(study: Study, options: argparse.Namespace) -> tuple[list[Status], Ou
     is_here = options.slurm is None
     ignored, prepare = allow if is_here else (*allow, "device"), is_here and not options.plan
     parallel = options.parallel if is_here else 1
-    checked = check_study(
-        study, options.runs, allow=ignored, retrain=options.retrain, prepare=prepare, parallel=parallel
-    )
+    checks = {"allow": ignored, "retrain": options.retrain, "prepare": prepare, "parallel": parallel}
+    checked = check_runs(functools.partial(plan_study, study), options.runs, **checks)
     if options.plan:
         print_notice(describe_again(checked.earlier))
     else:

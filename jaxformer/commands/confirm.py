@@ -5,15 +5,16 @@ too. Validates both on documents that no verdict has read, and answers whether t
 RUNS/decisions.jsonl, and later calls print it again. The same command resumes what was stopped.
 """
 
+import functools
 import sys
 
 from jaxformer.ablation.again import describe_again, make_again
-from jaxformer.ablation.checks import check_study
+from jaxformer.ablation.checks import check_runs
 from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.confirmation import confirm, confirmation_jobs, find_answer, plan_confirmation
 from jaxformer.ablation.run_study import print_study_plan
-from jaxformer.ablation.study import Jobs, Study
+from jaxformer.ablation.study import Jobs, Study, plan_study
 from jaxformer.ablation.training_jobs import run_to_results
 from jaxformer.config import require
 from jaxformer.experiment.resolution import resolve
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
         study = Study(parent=confirmation.own_parent.name, variants=(promoted.name,))
         jobs = confirmation_jobs(confirmation, options.runs)
         checks = {"allow": allow, "retrain": options.retrain, "prepare": not options.plan}
-        checked = check_study(study, options.runs, jobs=jobs, **checks)
+        checked = check_runs(functools.partial(plan_study, study, jobs=jobs), options.runs, **checks)
         jobs = confirmation_jobs(confirmation, options.runs, checked.seconds)
         print_study_plan(Jobs(jobs, []), options.parallel, options.price)
         if options.plan:

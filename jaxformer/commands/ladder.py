@@ -7,18 +7,20 @@ are used: the same command resumes. `jaxformer forecast` shows how the forecasts
 """
 
 import argparse
+import functools
 import math
 import shlex
 import sys
 from pathlib import Path
 
 from jaxformer.ablation.again import describe_again, make_again
-from jaxformer.ablation.checks import check_ladder
+from jaxformer.ablation.checks import check_runs
 from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.finished_runs import has_diverged
 from jaxformer.ablation.forecast import forecast_runs, keep_outcomes, read_forecasts
-from jaxformer.ablation.ladder import Ladder, Rung, make_rungs, train_rung, write_rungs
+from jaxformer.ablation.ladder import Ladder, Rung, make_rungs, plan_ladder, train_rung, write_rungs
+from jaxformer.ablation.training_jobs import not_over
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.resolution import resolve
@@ -27,7 +29,6 @@ from jaxformer.host.command import Parser, command
 from jaxformer.host.console import format_duration, output_columns, print_line, print_notice, print_wrapped
 from jaxformer.host.docstrings import docstring
 from jaxformer.jobs.dashboard import seconds_until_over
-from jaxformer.jobs.queue import OVER, state_on_disk
 from jaxformer.report.forecasts import describe_forecast, describe_outcome, ladder_table
 from jaxformer.statistics.scaling_law import FEWEST_SIZES
 
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
     if options.write:
         return 0
     checks = {"allow": allow, "retrain": options.retrain, "prepare": not options.plan, "parallel": options.parallel}
-    checked = check_ladder(ladder, options.runs, **checks)
+    checked = check_runs(functools.partial(plan_ladder, ladder), options.runs, **checks)
     print_line("\n".join(ladder_table(rungs, checked.seconds, output_columns())))
     _print_time_left(rungs, checked.seconds, options.runs, options.parallel)
     if options.plan:
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
 def _print_time_left(rungs: list[Rung], seconds: dict[str, float], runs: Path, parallel: int) -> None:
     left = 0.0
     for rung in rungs:  # One size after the other.
-        jobs = [job for job in rung.jobs(runs, seconds[rung.name]) if state_on_disk(job.workdir)[0] not in OVER]
+        jobs = not_over(rung.jobs(runs, seconds[rung.name]))
         left += seconds_until_over((job.estimated_seconds for job in jobs), parallel)
     print_line(f"over in about {format_duration(left)}")
 

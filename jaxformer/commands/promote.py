@@ -11,7 +11,8 @@ import sys
 
 from jaxformer.ablation.command_line import add_study_options
 from jaxformer.ablation.promotion import find_comparison, promote
-from jaxformer.ablation.study import Study, choose_study, no_chain
+from jaxformer.ablation.study import Study
+from jaxformer.ablation.study_file import choose_study, no_chain
 from jaxformer.config import require
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line

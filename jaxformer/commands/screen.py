@@ -1,85 +1,125 @@
 """Screens many changes of one parent in few runs.
 
-Each run has about half of the changes on, by a two-level design, so that every run tells of every change. Nothing is
-decided by it: what looks like an improvement is then asked by itself, by `jaxformer ablate`, on other seeds. `--plan`
-says what can be found, and where one change at a time is the better way. Finished runs are used: the same command
+Each run has about half of the changes on, by a two-level design, so that all runs count for every change. Nothing is
+decided by it: what looks best is then confirmed by `jaxformer ablate`, one change at a time, on other seeds. `--plan`
+prints what can be found, and where one change at a time is the better way. Finished runs are used: the same command
 resumes.
 
 The study is a file in experiments/studies/ that assigns a `Screening` to STUDY.
 """
 
+import argparse
+import contextlib
+import functools
+import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxformer.ablation.again import describe_again, make_again
-from jaxformer.ablation.checks import check_screening
+from jaxformer.ablation.checks import check_runs
 from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.finished_runs import final_bits_per_byte, seed_folders
-from jaxformer.ablation.records import to_json
-from jaxformer.ablation.run_study import print_study_plan
+from jaxformer.ablation.run_study import describe_costs
 from jaxformer.ablation.screening import (
-    make_screening_jobs,
-    read_screen,
+    describe_runs,
+    make_follow_up,
+    plan_screening,
+    read_result,
     refuse_diverged,
     resolve_rows,
     resolve_variants,
+    screening_jobs,
 )
-from jaxformer.ablation.study import Jobs, load_screening
-from jaxformer.ablation.training_jobs import run_to_results
+from jaxformer.ablation.study import estimate_seconds
+from jaxformer.ablation.study_file import load_screening
+from jaxformer.ablation.training_jobs import device_hours, not_over, run_to_results
 from jaxformer.config import require
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line, print_notice, print_wrapped
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.files import write_json
-from jaxformer.report.screening import describe_plan, describe_screen, screening_table
+from jaxformer.jobs.dashboard import seconds_until_over
+from jaxformer.report.screening import describe_follow_up, describe_plan, describe_result, effects_table
 
 
 @command
 def main(arguments: list[str]) -> int:
     """Screens the changes of a study; returns the exit status."""
-    parser = Parser("jaxformer screen", docstring(sys.modules[__name__]))
-    add = parser.add_argument
-    add("--study", required=True, metavar="NAME", help="the name of a file in experiments/studies/, or a path")
-    add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
-    add("--plan", action="store_true", help="print what can be found and what it costs, and exit")
-    add("--retrain", action="store_true", help="set runs of other code, data or versions aside, and train them again")
-    add("--price", type=float, metavar="PRICE", help="price of a device hour: costs are printed in money too")
-    add_run_options(parser)
-    options = parser.parse_args(arguments)
-    require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
-    is_price = options.price is None or 0 <= options.price < math.inf
-    require(is_price, f"--price ({options.price}) must be a price: a number that is not negative")
+    options = _parse(arguments)
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        record = _screen(options)
+    if options.json:
+        print_line(json.dumps(record))
+    return 0
+
+
+def _screen(options: argparse.Namespace) -> dict[str, Any]:
+    """Plans or runs a screening and prints it; returns its record."""
     screening, runs = load_screening(options.study), options.runs
-    rows = resolve_rows(screening)
+    rows, (parent, *variants) = resolve_rows(screening), resolve_variants(screening)
     checks = {"allow": parse_allowed(options.allow), "retrain": options.retrain, "parallel": options.parallel}
-    checked = check_screening(screening, runs, prepare=not options.plan, **checks)
+    checked = check_runs(functools.partial(plan_screening, screening), runs, prepare=not options.plan, **checks)
+    jobs, record = screening_jobs(screening, rows, runs, checked.seconds), describe_runs(screening, rows)
+    hours = device_hours(jobs)
+    require(
+        hours <= options.hours or not not_over(jobs),
+        f"the runs of this screening take about {hours:.2f} device hours, more than --hours ({options.hours:g}): give "
+        "more, or screen fewer changes on fewer seeds",
+    )
     if options.plan:
         print_notice(describe_again(checked.earlier))
     else:
         make_again(checked.earlier)
         refuse_diverged(screening, rows, runs)
-    jobs = make_screening_jobs(screening, rows, runs, checked.seconds)
-    print_study_plan(Jobs(jobs, []), options.parallel, options.price)
-    for sentence in describe_plan(screening, resolve_variants(screening)[1:], _noise(runs / screening.parent)):
+    waiting = not_over(jobs)
+    print_line(describe_costs(waiting, options.parallel, options.price))
+    for sentence in describe_plan(screening, parent, variants, _noise(runs / parent.name), device_hours(jobs[:1])):
         print_wrapped(sentence, indent=0)
     if options.plan:
-        return 0
+        seconds = seconds_until_over((job.estimated_seconds for job in waiting), options.parallel)
+        to_go = {"device_hours_to_go": device_hours(waiting), "seconds_to_go": seconds}
+        return {**record, "runs_to_go": len(waiting), **to_go}
     for number in range(screening.seeds):  # A change that diverges is seen, and named, on the first seed.
         ours = jobs[number * len(rows) : (number + 1) * len(rows)]
         run_to_results(ours, parallel=options.parallel, price_per_hour=options.price)
         refuse_diverged(screening, rows, runs)
-    found = read_screen(screening, rows, runs)
-    path = runs / screening.parent / f"screening_{Path(options.study).stem}.json"
-    write_json(path, {name: to_json(value) for name, value in found._asdict().items()})
-    print_line("\n".join(["", *screening_table(found), ""]))
-    for sentence in describe_screen(found):
+    result = read_result(screening, rows, runs)
+    seconds = estimate_seconds([parent, *rows, *variants], runs, checked.seconds)
+    left = max(options.hours - device_hours(screening_jobs(screening, rows, runs, seconds)), 0.0)
+    follow_up = make_follow_up(parent.name, result.survivors, runs, seconds, left)
+    record |= {**result.record(), "confirm": follow_up and follow_up.record()}
+    path = runs / parent.name / f"screening_{Path(options.study).stem}.json"
+    write_json(path, record)
+    print_line("\n".join(["", *effects_table(result), ""]))
+    for sentence in (*describe_result(screening, parent.name, result), describe_follow_up(result, follow_up, left)):
         print_wrapped(sentence, indent=0)
     print_line(f"{path}")
-    return 0
+    return record
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("jaxformer screen", docstring(sys.modules[__name__]))
+    add = parser.add_argument
+    add("--study", required=True, metavar="NAME", help="the name of a file in experiments/studies/, or a path")
+    text = "device hours for the screening and what confirms it: the study that is named at the end takes no more"
+    add("--hours", type=float, default=math.inf, metavar="H", help=text)
+    add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
+    add("--plan", action="store_true", help="print what can be found and what it costs, and exit")
+    add("--retrain", action="store_true", help="set runs of other code, data or versions aside, and train them again")
+    add("--price", type=float, metavar="PRICE", help="price of a device hour: costs are printed in money too")
+    add("--json", action="store_true", help="print one JSON object, and nothing else")
+    add_run_options(parser)
+    options = parser.parse_args(arguments)
+    require(options.hours > 0, f"--hours ({options.hours}) must be above 0")
+    require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
+    is_price = options.price is None or 0 <= options.price < math.inf
+    require(is_price, f"--price ({options.price}) must be a price: a number that is not negative")
+    return options
 
 
 def _noise(folder: Path) -> float:

@@ -6,15 +6,16 @@ the best lies, and what the experiment's own rate costs. Finished runs are used:
 before you change it.
 """
 
+import functools
 import shlex
 import sys
 
 from jaxformer.ablation.again import make_again
-from jaxformer.ablation.checks import check_tuning
+from jaxformer.ablation.checks import check_runs
 from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.records import to_json
-from jaxformer.ablation.tuning import TUNING, make_search, tune
+from jaxformer.ablation.tuning import TUNING, make_search, plan_tuning, tune
 from jaxformer.config import require
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import print_line, print_wrapped
@@ -45,7 +46,8 @@ def main(arguments: list[str]) -> int:
         require(not options.write.exists(), f"--write={options.write}: it exists; give another name")
     search = make_search(options.experiment, options.parent, options.runs)
     checks = {"allow": parse_allowed(options.allow), "retrain": options.retrain, "parallel": options.parallel}
-    checked = check_tuning(options.experiment, options.parent, options.runs, options.seeds, **checks)
+    planned = functools.partial(plan_tuning, options.experiment, options.parent, options.seeds)
+    checked = check_runs(planned, options.runs, **checks)
     make_again(checked.earlier)
     tuning = tune(search, options.seeds, checked.seconds[search.own.name], parallel=options.parallel)
     folder = options.runs / tuning.experiment

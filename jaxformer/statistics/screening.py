@@ -1,8 +1,8 @@
-"""Many changes tried in few runs: two-level designs, what their effects are mixed with, and their analysis.
+"""Two-level screening designs: many changes in few runs, how their effects are aliased, and their analysis.
 
-Every run has about half of the changes on, so that each run tells of every change: the effect of one is the mean of the
-runs with it minus that of the runs without it. What that costs: an effect is an average over what else is on, and takes
-a share of what pairs of changes do together beyond the sum of both (their interactions).
+Every run has about half of the changes on, so that all runs count for every change: the effect of one is the mean of
+the runs with it minus that of the runs without it. What that costs: an effect is an average over what else is on, and
+is aliased with interactions, which are what pairs of changes do together beyond the sum of both.
 
 Axes: R row of a design, N change, P pair of changes, S seed.
 """
@@ -16,16 +16,17 @@ from scipy import linalg, stats
 
 from jaxformer.statistics.paired_difference import Difference
 
-# Rows of the designs of Plackett and Burman; each can be folded over, which takes twice as many.
+# Rows of the designs of Plackett and Burman; each can be folded over, which doubles them.
 ROWS = (8, 12, 16, 20, 24)
 _HALVES = (4, *ROWS)
 
-# How many changes without effect are expected among the survivors at most: each costs its confirmation. Simulated, of
-# 11 changes on two seeds and hours of five, 1 finds as much as 2 to within 2 % of the improvements, 0.5 up to 4 % less.
+# How many changes without effect are expected among the survivors at most: each costs its confirmation. In simulation,
+# of 11 changes on two seeds and hours of five, 1 finds as much as 2 to within 2 % of the improvements, 0.5 up to 4 %
+# less.
 EXPECTED_FALSE = 1.0
 
-# Share of the changes that survive one seed, which shows no chance, if they look better: as many as the hours of five
-# seeds of each change can confirm on eleven.
+# Share of the changes that survive one seed, of which no error is known, if they look better: as many as the hours of
+# five seeds of each change can confirm on eleven.
 BEST_SHARE = 0.25
 
 
@@ -39,7 +40,7 @@ class Design(NamedTuple):
 
     @property
     def resolution(self) -> int:
-        """4 where effects are free of the interactions of other changes' pairs, else 3 (Box & Hunter 1961)."""
+        """4 where no effect is aliased with an interaction of two other changes, else 3 (Box & Hunter 1961)."""
         return 4 if self.folded else 3
 
     @property
@@ -100,11 +101,11 @@ def _hadamard(order: int) -> np.ndarray:
 
 
 def interaction_weights(design: Design) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Returns (weights_NP, pairs): how much of each pair's interaction the effect of a change takes.
+    """Returns (weights_NP, pairs): the share of each pair's interaction that the effect of a change contains.
 
     An interaction is what two changes together give beyond the sum of both, at the parent. Of a pair that a change
-    belongs to, its effect takes half, by averaging over the other one; of another pair half of the correlation of its
-    column with the product of theirs, which is 0 in a folded design.
+    belongs to, its effect contains half, by averaging over the other one; of another pair half of the correlation of
+    its column with the product of theirs, which is 0 in a folded design (the alias matrix, Box & Wilson 1951).
     """
     signs_RN = design.signs_RN
     pairs = [*itertools.combinations(range(signs_RN.shape[1]), 2)]
@@ -116,83 +117,81 @@ def interaction_weights(design: Design) -> tuple[np.ndarray, list[tuple[int, int
 
 
 class Errors(NamedTuple):
-    """Mean squares by which rows differ beyond the sum of their changes, of two seeds or more."""
+    """Mean squares of an additive model's residuals, of two seeds or more, with their degrees of freedom."""
 
-    by_seeds: np.ndarray
-    """From seed to seed, which is chance."""
-    df_by_seeds: int
-    """Degrees of freedom of that; and of the next ones."""
-    left_over: np.ndarray
-    """In contrasts of the rows' means that no change has: chance and interactions; 0 where there are none."""
-    df_left_over: int
+    between_seeds: np.ndarray
+    """Of the same row from seed to seed: noise alone."""
+    df_between_seeds: int
+    residual: np.ndarray
+    """Of contrasts of the rows' means that estimate no effect: noise and interactions; 0 where there are none."""
+    df_residual: int
     even: np.ndarray
-    """The same in contrasts in which a row and its mirror image agree, of a folded design. What pairs do together is
-    there alone, and touches no effect.
+    """Of contrasts in which a row and its mirror image agree, in a folded design: noise, and interactions of two
+    changes, which are in these alone.
     """
     df_even: int
 
     def of_effects(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the variances of an effect by chance and, as far as they are seen, by interactions.
+        """Returns the variances of an effect by noise and, as far as the residual contrasts show them, interactions.
 
         Args:
             runs: rows times seeds.
         """
-        excess = np.maximum(self.left_over - self.by_seeds, 0.0) if self.df_left_over else 0 * self.by_seeds
-        return 4 / runs * self.by_seeds, 4 / runs * excess
+        excess = np.maximum(self.residual - self.between_seeds, 0.0) if self.df_residual else 0 * self.between_seeds
+        return 4 / runs * self.between_seeds, 4 / runs * excess
 
 
 def estimate_effects(design: Design, values_RS: np.ndarray) -> np.ndarray:
-    """Returns the effect of each change (N,); axes before R are of other studies alike."""
+    """Returns the effect of each change (N,); axes before R are batched."""
     return 2 / len(design.on_RN) * values_RS.mean(-1) @ design.signs_RN
 
 
 def estimate_errors(design: Design, values_RS: np.ndarray) -> Errors:
-    """Returns by what rows differ beyond the sum of their changes; axes before R are of other studies alike."""
+    """Returns the mean squares by which rows differ beyond the sum of their changes; axes before R are batched."""
     (R, N), S = design.on_RN.shape, values_RS.shape[-1]
     mean_R = values_RS.mean(-1)
     centred_R = mean_R - mean_R.mean(-1, keepdims=True)
     rest_RS = values_RS - values_RS.mean(-2, keepdims=True) - centred_R[..., None]
-    df_by_seeds, df_even = (R - 1) * (S - 1), R // 2 - 1 if design.folded else 0
+    df_between_seeds, df_even = (R - 1) * (S - 1), R // 2 - 1 if design.folded else 0
     even_R = (centred_R + np.roll(centred_R, R // 2, -1)) / 2 if design.folded else 0 * centred_R
-    left_over_R = centred_R - even_R - estimate_effects(design, values_RS) @ design.signs_RN.T / 2
-    df_left_over = R - 1 - N - df_even
+    residual_R = centred_R - even_R - estimate_effects(design, values_RS) @ design.signs_RN.T / 2
+    df_residual = R - 1 - N - df_even
     return Errors(
-        np.square(rest_RS).sum((-2, -1)) / df_by_seeds,
-        df_by_seeds,
-        S * np.square(left_over_R).sum(-1) / max(df_left_over, 1),
-        df_left_over,
+        np.square(rest_RS).sum((-2, -1)) / df_between_seeds,
+        df_between_seeds,
+        S * np.square(residual_R).sum(-1) / max(df_residual, 1),
+        df_residual,
         S * np.square(even_R).sum(-1) / max(df_even, 1),
         df_even,
     )
 
 
 class Screened(NamedTuple):
-    """What the runs of a design say of its changes."""
+    """The effects of a design's changes, and which of them are worth confirming."""
 
     effects: tuple[Difference, ...]
-    """Of each change, the mean with it minus that without it. The seeds' part of its variance is chance; the items'
-    part what interactions add, by the rows that no change takes.
+    """Of each change, the mean with it minus that without it. The seeds' part of its variance is noise; the items'
+    part what interactions add, by the residual contrasts.
     """
     survivors: tuple[int, ...]
     """Numbers of the changes that look like improvements, the surest first."""
     interactions_p: float
-    """P-value of rows that differ by the sum of their changes and chance alone; NaN where no row is left over, or with
-    one seed.
+    """P-value of the hypothesis that effects are additive; NaN where no contrast is left to test it, or with one seed.
     """
 
 
 def screen(design: Design, values_RS: np.ndarray) -> Screened:
     """Returns the effects of a design's changes, and which of them survive.
 
-    Seeds are blocks: what all rows of a seed share cancels. By how much rows differ from seed to seed is pooled over
-    all contrasts. What the additive model leaves of the rows' means beyond that is put down to interactions, of which
-    an effect takes as much on average as the contrasts that no change has. A change survives where an effect as low has
-    a probability of `EXPECTED_FALSE` over the number of changes, if it is not below 0: the expected number of false
-    survivors is bounded (per-family error rate), since each costs its confirmation and none is kept without that.
-    With one seed the errors are not known, and the best `BEST_SHARE` of the changes survive, if they look better.
+    Seeds are blocks: what all rows of a seed share cancels. The variance between seeds is pooled over all contrasts.
+    The residual variance of the rows' means beyond that is attributed to interactions, of which an effect contains as
+    much on average as the residual contrasts. A change survives where its one-sided p-value is at most `EXPECTED_FALSE`
+    over the number of changes, which bounds the expected number of false survivors (per-family error rate): each costs
+    its confirmation, and none is kept without that. With one seed the errors are not known, and the best `BEST_SHARE`
+    of the changes survive, if they look better.
 
     Args:
-        values_RS: what each row came to on each seed; less is better.
+        values_RS: the loss of each row on each seed, or whatever is better if it is less.
 
     Raises:
         ValueError: a value is missing.
@@ -208,11 +207,11 @@ def screen(design: Design, values_RS: np.ndarray) -> Screened:
         return Screened(unknown, tuple(best), math.nan)
     errors = estimate_errors(design, values_RS)
     chance, interactions = map(float, errors.of_effects(values_RS.size))
-    parts = chance, errors.df_by_seeds, interactions, errors.df_left_over or math.inf
+    parts = chance, errors.df_between_seeds, interactions, errors.df_residual or math.inf
     effects = tuple(Difference(float(effect), *parts) for effect in estimate_effects(design, values_RS))
     p_values = [each.p_value_below for each in effects]
     survivors = [n for n in sorted(range(N), key=p_values.__getitem__) if p_values[n] <= EXPECTED_FALSE / N]
-    seen, df_seen = (errors.even, errors.df_even) if design.folded else (errors.left_over, errors.df_left_over)
-    is_seen = df_seen and errors.by_seeds > 0
-    p_value = float(stats.f.sf(seen / errors.by_seeds, df_seen, errors.df_by_seeds)) if is_seen else math.nan
+    square, df = (errors.even, errors.df_even) if design.folded else (errors.residual, errors.df_residual)
+    can_test = df and errors.between_seeds > 0
+    p_value = float(stats.f.sf(square / errors.between_seeds, df, errors.df_between_seeds)) if can_test else math.nan
     return Screened(effects, tuple(survivors), p_value)

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import fake_runs
 import pytest
 
-from jaxformer.ablation.chain import run_chain
+from jaxformer.ablation.chain import Chain, run_chain
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.study import Chain, Study, choose_study, load_study, no_chain, resolve_study
+from jaxformer.ablation.study import Study, resolve_study
+from jaxformer.ablation.study_file import choose_study, load_study, no_chain
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.commands import ablate
 from jaxformer.config import UserError

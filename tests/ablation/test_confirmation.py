@@ -16,7 +16,7 @@ from jaxformer.ablation.confirmation import confirmation_jobs, plan_confirmation
 from jaxformer.ablation.earlier import EarlierRuns, describe_now, find_earlier
 from jaxformer.ablation.ledger import CONFIRMATION, read_ledger
 from jaxformer.ablation.records import write_record
-from jaxformer.ablation.study import Study, resolve_study
+from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Verdict, Word
 from jaxformer.commands import confirm
 from jaxformer.data.corpus import part_names
@@ -36,7 +36,7 @@ def runs(tmp_path, monkeypatch):
     fake_runs.write_root(tmp_path / "experiments", evaluation__validation_bytes=0)
     promote(tmp_path / "runs", "gated", {"model.activation": "swiglu"}, ("next", "alias"))
     seconds = dict.fromkeys(("root", "next", "alias", "sibling"), 9.0)
-    monkeypatch.setattr(confirm, "check_study", lambda study, runs, **_: Checked(seconds, EarlierRuns([], [])))
+    monkeypatch.setattr(confirm, "check_runs", lambda *_, **__: Checked(seconds, EarlierRuns([], [])))
     return tmp_path / "runs"
 
 
@@ -149,11 +149,12 @@ def test_what_is_promoted_by_other_evidence_is_asked_again_and_the_line_tells_of
 
 
 def test_runs_of_other_code_are_refused_and_the_options_that_the_refusal_names_are_there(runs, monkeypatch, capsys):
-    def check(study, folder, *, jobs, prepare, **options):
-        now = describe_now(resolve_study(study), jax.devices()[0].device_kind)
-        return Checked(dict.fromkeys(now, 9.0), find_earlier(jobs, now, **options))
+    def check(plan, folder, *, prepare, **options):
+        planned = plan(folder)
+        now = describe_now(planned.experiments, jax.devices()[0].device_kind)
+        return Checked(dict.fromkeys(now, 9.0), find_earlier(planned.jobs, now, **options))
 
-    monkeypatch.setattr(confirm, "check_study", check)
+    monkeypatch.setattr(confirm, "check_runs", check)
     write_arms(runs, -0.05, seeds=2)
     path = runs / "root" / "seed_1001" / "config.json"
     record = json.loads(path.read_text())

@@ -3,16 +3,35 @@
 import dataclasses
 from types import SimpleNamespace
 
+import fake_runs
 import numpy as np
 import pytest
 from variant_files import HEADER, variant
 
 from jaxformer.ablation import screening as module
-from jaxformer.ablation.screening import FIRST_SEED, make_screening_jobs, read_screen, resolve_rows
-from jaxformer.ablation.study import Screening, Study, load_screening, load_study, resolve_study, seeds_of
+from jaxformer.ablation.finished_runs import ended_seeds, final_bits_per_byte, read_runs
+from jaxformer.ablation.q_values import other_questions
+from jaxformer.ablation.screening import (
+    Screening,
+    describe_runs,
+    make_follow_up,
+    read_result,
+    resolve_rows,
+    screening_jobs,
+)
+from jaxformer.ablation.seeds import FIRST_SCREENING_SEED, seeds_of
+from jaxformer.ablation.study import Study, mean_seconds, resolve_study
+from jaxformer.ablation.study_file import load_screening, load_study
 from jaxformer.config import UserError
 from jaxformer.experiment.change import differences
-from jaxformer.report.screening import describe_aliases, describe_plan, describe_screen, screening_table
+from jaxformer.experiment.resolution import resolve
+from jaxformer.report.screening import (
+    describe_aliases,
+    describe_follow_up,
+    describe_plan,
+    describe_result,
+    effects_table,
+)
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -49,8 +68,8 @@ def test_each_row_is_the_parent_with_the_changes_that_are_on(write, tmp_path):
         changed = {path: after for path, (_, after) in differences(rows[0].experiment, one.experiment).items()}
         expected = [CHANGES[name] for name, on in zip(SCREENING.variants, on_N, strict=True) if on]
         assert changed == {path: value for each in expected for path, value in each.items()}
-    jobs = make_screening_jobs(SCREENING, rows, tmp_path / "runs")
-    assert [job.seed for job in jobs] == [FIRST_SEED] * 8 + [FIRST_SEED + 1] * 8
+    jobs = screening_jobs(SCREENING, rows, tmp_path / "runs")
+    assert [job.seed for job in jobs] == [FIRST_SCREENING_SEED] * 8 + [FIRST_SCREENING_SEED + 1] * 8
     assert f"--experiment={rows[3].name}" in jobs[3].arguments and jobs[3].needs == (jobs[0].workdir,)
     assert not {job.seed for job in jobs} & {*seeds_of(resolve_study(Study(parent="root", variants=("normed",))))}
 
@@ -124,52 +143,98 @@ def values_of(rows, monkeypatch, effects_N, runs, diverged=()):
     rng = np.random.default_rng(0)
     bits = {}
     for one, on_N in zip(rows, SCREENING.design.on_RN, strict=True):
-        for seed in (FIRST_SEED, FIRST_SEED + 1):
-            noise = 0.002 * rng.standard_normal() + 0.1 * (seed - FIRST_SEED)
+        for number, seed in enumerate(SCREENING.run_seeds):
+            noise = 0.002 * rng.standard_normal() + 0.1 * number
             bits[runs / one.name / f"seed_{seed}"] = 2.0 + float(on_N @ effects_N) + noise
     monkeypatch.setattr(module, "final_bits_per_byte", bits.get)
     monkeypatch.setattr(module, "has_diverged", lambda folder: any(name in folder.parent.name for name in diverged))
 
 
-def test_finished_runs_tell_the_effects_and_the_command_that_confirms(tmp_path, monkeypatch):
+def test_finished_runs_give_the_effects_and_which_survive(tmp_path, monkeypatch):
     rows, effects_N = named_rows(), np.array([0.01, -0.05, 0.03, -0.02])
     values_of(rows, monkeypatch, effects_N, tmp_path)
-    found = read_screen(SCREENING, rows, tmp_path)
-    assert [each.mean for each in found.found.effects] == pytest.approx(effects_N, abs=0.003)
-    assert [name for name, _ in found.survivors] == ["layer", "untied"]
-    table, sentences = "\n".join(screening_table(found)), describe_screen(found)
+    found = read_result(SCREENING, rows, tmp_path)
+    assert [each.mean for each in found.effects.values()] == pytest.approx(effects_N, abs=0.003)
+    assert [*found.effects] == [*CHANGES] and found.survivors == ("layer", "untied")
+    table = "\n".join(effects_table(found))
     assert table.index("layer") < table.index("untied") < table.index("normed") < table.index("capped")
     assert table.count("survives") == 2
-    assert "jaxformer ablate --parent=root --variants=layer,untied --seeds=11 --parent_seeds=11" in sentences[-1]
     one_seed = dataclasses.replace(SCREENING, seeds=1)
-    sentences = describe_screen(single := read_screen(one_seed, rows, tmp_path))
-    assert [name for name, _ in single.survivors] == [
-        "layer"
-    ] and "The best quarter survives, at most 1 change." in sentences[-2]
-    assert screening_table(single)[1].split() == ["layer", f"{single.found.effects[1].mean:+.4f}", "survives"]
+    single = read_result(one_seed, rows, tmp_path)
+    assert single.survivors == ("layer",) and single.record()["effects"]["layer"] == {
+        "mean": single.effects["layer"].mean
+    }
+    assert "The best quarter survives, at most 1 change." in describe_result(one_seed, "root", single)[-1]
+    assert effects_table(single)[1].split() == ["layer", f"{single.effects['layer'].mean:+.4f}", "survives"]
     values_of(rows, monkeypatch, abs(effects_N), tmp_path)
-    assert "None survives" in describe_screen(read_screen(SCREENING, rows, tmp_path))[-1]
+    found = read_result(SCREENING, rows, tmp_path)
+    assert "None survives" in describe_follow_up(found, None, np.inf)
+
+
+def test_the_follow_up_stays_within_the_hours_and_counts_what_is_trained(write, tmp_path):
+    runs, hour = tmp_path / "runs", dict.fromkeys(("root", *CHANGES), 3600.0)
+    best = ("layer", "untied", "capped")
+    asked = {hours: make_follow_up("root", best, runs, hour, hours) for hours in (np.inf, 43, 22, 21, 15, 6, 5)}
+    found = {hours: one and (one.study.variants, one.study.seeds, one.device_hours) for hours, one in asked.items()}
+    assert found[np.inf] == (best, 11, 44) and found[43] == (best[:2], 11, 33) and found[22] == (best[:1], 11, 22)
+    assert found[21] == (best[:1], 8, 16) and found[15] == (best[:1], 6, 12) and found[6] == (best[:1], 3, 6)
+    assert found[5] is None and make_follow_up("root", (), runs, hour) is None
+    command = f"jaxformer ablate --parent=root --variants=layer,untied --seeds=11 --runs={runs}"
+    assert asked[43].command == command and asked[43].record()["command"] == command
+    result = SimpleNamespace(survivors=best)
+    assert "in 33.00 device hours (there is no time for capped): jaxf" in describe_follow_up(result, asked[43], 43)
+    assert "5.00 device hours are left, too few to confirm layer" in describe_follow_up(result, None, 5)
+    fake_runs.write_run(runs, resolve("root"), 0, tasks=())
+    assert make_follow_up("root", best, runs, hour).device_hours == 43
+
+
+def test_what_was_only_screened_is_no_finished_seed_of_an_experiment(write, tmp_path):
+    runs = tmp_path / "runs"
+    ordinary, screened = (fake_runs.write_run(runs, resolve("root"), n, tasks=()) for n in (0, FIRST_SCREENING_SEED))
+    fake_runs.write_run(runs, resolve("normed"), FIRST_SCREENING_SEED, tasks=())
+    read = read_runs(runs, "root")
+    assert (
+        read.folders == [ordinary] and [run.seed for run in read.finished] == [0] and ended_seeds(runs / "root") == [0]
+    )
+    assert final_bits_per_byte(screened) and mean_seconds(runs / "normed"), "each by itself is an ordinary run"
+    assert other_questions(runs, "root", ()) == {}, "normed was not asked"
+    fake_runs.write_run(runs, resolve("normed"), 0, tasks=())
+    assert other_questions(runs, "root", ()) == {"normed": 1}
+
+
+def test_the_parent_is_named_as_its_runs_are(write, tmp_path):
+    """`normed@root` is the file `normed` itself, whose runs lie in runs/normed."""
+    screening = Screening(parent="normed@root", variants=("layer", "capped", "untied"))
+    rows = resolve_rows(screening)
+    assert describe_runs(screening, rows)["parent"] == rows[0].name == "normed"
+    assert {one.name.rpartition("@")[2] for one in rows} == {"normed"}
+    assert {job.workdir.parent.name for job in screening_jobs(screening, rows, tmp_path)} == {one.name for one in rows}
+    assert describe_runs(screening, rows)["seeds"] == [FIRST_SCREENING_SEED]
+    with pytest.raises(UserError, match=r"names its experiments, and experiments/root\.py is a path"):
+        Screening(parent="experiments/root.py", variants=screening.variants)
 
 
 def test_the_change_that_diverges_is_named(tmp_path, monkeypatch):
     rows = named_rows()
     values_of(rows, monkeypatch, np.zeros(4), tmp_path, diverged=("capped",))
     with pytest.raises(UserError, match="4 of the 8 runs of a seed diverged, all those with capped and no other"):
-        read_screen(SCREENING, rows, tmp_path)
+        read_result(SCREENING, rows, tmp_path)
     values_of(rows, monkeypatch, np.zeros(4), tmp_path, diverged=("capped", "layer"))
     with pytest.raises(UserError, match=r"6 of the 8 .* no variant is in all those"):
-        read_screen(SCREENING, rows, tmp_path)
+        read_result(SCREENING, rows, tmp_path)
     values_of(rows, monkeypatch, np.zeros(4), tmp_path)
     monkeypatch.setattr(module, "final_bits_per_byte", lambda folder: None)
     with pytest.raises(UserError, match="root/seed_1000000: not finished"):
-        read_screen(SCREENING, rows, tmp_path)
+        read_result(SCREENING, rows, tmp_path)
 
 
 def test_the_plan_recommends_by_what_is_expected_beside_the_noise(write):
-    variants = module.resolve_variants(SCREENING)[1:]
+    parent, *variants = module.resolve_variants(SCREENING)
     for noise, words in ((0.2, "The better way"), (0.02, "Not the better way"), (float("nan"), "depends on the noise")):
-        assert words in describe_plan(SCREENING, variants, noise)[-1]
-    assert "finds more with so few changes" in describe_plan(SCREENING, variants, 0.2)[-2]
-    assert "Resolution IV" in describe_plan(SCREENING, variants, 0.2)[1]
+        sentences = describe_plan(SCREENING, parent, variants, noise, 0.5)
+        assert words in sentences[-1] and "on 11 other seeds, which takes about 5.50 device hours" in sentences[-2]
+    assert (
+        "finds more with so few changes" in sentences[-3] and "8 runs on each of 2 seeds, resolution IV" in sentences[0]
+    )
     aliased = dataclasses.replace(SCREENING, variants=tuple("abcdefghijk"))
-    assert "Resolution III: " in (text := describe_aliases(aliased)) and "0.17 of those of 45 pairs" in text
+    assert "aliased with interactions of other changes: up to 0.17 of those of 45 pairs" in describe_aliases(aliased)

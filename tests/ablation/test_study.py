@@ -12,11 +12,11 @@ from jaxformer.ablation.records import comparison_file
 from jaxformer.ablation.study import (
     Study,
     estimate_seconds,
-    load_study,
     make_jobs,
     resolve_study,
     resolve_what_can_be,
 )
+from jaxformer.ablation.study_file import load_study
 from jaxformer.ablation.training_jobs import make_job
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import UserError
@@ -154,7 +154,7 @@ def test_expected_seconds_are_those_of_finished_runs_and_else_by_flops(tmp_path)
     assert 1.2 < seconds["deep"] / seconds["root"] < 1.5
     with pytest.raises(UserError, match="give the seconds"):
         estimate_seconds(resolved, tmp_path / "none")
-    assert estimate_seconds(resolved, tmp_path / "none", 10.0)["root"] == 10.0
+    assert estimate_seconds(resolved, tmp_path / "none", {"root": 10.0})["root"] == 10.0
 
 
 def test_a_study_is_judged_as_it_was_planted(folder):

@@ -160,7 +160,7 @@ def test_trials_are_read_from_small_files_and_a_damaged_one_is_named(tmp_path, m
     expected = {trial: load_finished_run(folder).bits_per_byte for trial, folder in folders.items()}
     monkeypatch.setattr(finished_runs, "_read_validation", None)
     assert search.trials(2) == pytest.approx(expected, abs=1e-12) and len(search.trials(1)) == 3
-    monkeypatch.setattr(tune_command, "check_tuning", lambda *_, **__: Checked({"root": 9.0}, EarlierRuns([], [])))
+    monkeypatch.setattr(tune_command, "check_runs", lambda *_, **__: Checked({"root": 9.0}, EarlierRuns([], [])))
     for name in ("config.json", "summary.json", "evaluations/step_40/validation.json"):
         path = folders[0.5, 1] / name
         content = path.read_bytes()

@@ -9,7 +9,6 @@ import tiny_run
 from jaxformer.ablation import run_study
 from jaxformer.ablation.checks import Checked
 from jaxformer.ablation.earlier import EarlierRuns
-from jaxformer.ablation.study import resolve_study
 from jaxformer.commands import ablate
 from jaxformer.experiment.resolution import resolve
 from jaxformer.jobs.queue import Status
@@ -39,7 +38,7 @@ def checked():
 
 def test_a_study_is_run_to_its_end_once_and_judged(command, monkeypatch, capsys, tmp_path):
     runs = {name: tmp_path / "runs" / name / "seed_0" for name in ("root", "normed")}
-    monkeypatch.setattr(ablate, "check_study", lambda *_, **options: checked())
+    monkeypatch.setattr(ablate, "check_runs", lambda *_, **options: checked())
     assert ablate.main([*command, "--parallel=2", "--price=2"]) == 0
     reported = capsys.readouterr().out
     assert "2 runs to go, 0.01 device hours, price 0.01" in reported and "UNDECIDED" in reported
@@ -86,11 +85,11 @@ def test_the_plan_is_reported_and_nothing_is_started(command, capsys, tmp_path):
 def test_what_the_user_got_wrong_is_one_line_and_nothing_is_started(
     command, arguments, message, capsys, monkeypatch, tmp_path
 ):
-    def check_study(study, *_, **options):
-        resolve_study(study)
+    def check_runs(plan, runs, **options):
+        plan(runs)
         return checked()
 
-    monkeypatch.setattr(ablate, "check_study", check_study)
+    monkeypatch.setattr(ablate, "check_runs", check_runs)
     assert ablate.main(arguments) == 2
     assert message in (error := capsys.readouterr().err) and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()

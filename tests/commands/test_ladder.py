@@ -24,8 +24,8 @@ def trained(tmp_path, monkeypatch):
     fake_runs.write_root(tmp_path / "experiments")
     made = []
 
-    def check(wanted, runs, **options):
-        return Checked({f"root_d{depth}": 60.0 for depth in wanted.depths}, EarlierRuns([], []))
+    def check(plan, runs, **options):
+        return Checked({one.name: 60.0 for one in plan(runs).experiments}, EarlierRuns([], []))
 
     def train(rung, runs, seconds, *, parallel):
         made.append((rung.name, (runs / rung.name / "seed_0" / FORECAST).exists()))
@@ -36,7 +36,7 @@ def trained(tmp_path, monkeypatch):
 
     ours = ["root", *(f"root_d{depth}" for depth in (1, 2, 3, 4))]
     monkeypatch.setattr(sizes, "list_experiments", lambda: ours)  # The others take seconds.
-    monkeypatch.setattr(ladder, "check_ladder", check)
+    monkeypatch.setattr(ladder, "check_runs", check)
     monkeypatch.setattr(ladder, "train_rung", train)
     return made
 

@@ -19,7 +19,7 @@ def place(tmp_path, experiment_files, monkeypatch):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "small.py").write_text(experiment_files["best_fit"].read_text())
     checked = Checked({"small": 9.0}, EarlierRuns([], []))
-    monkeypatch.setattr(tune, "check_tuning", lambda *_, **options: checked)
+    monkeypatch.setattr(tune, "check_runs", lambda *_, **options: checked)
     trials = {(octave, seed): 3 + 0.1 * octave**2 + 0.01 * seed for octave in (-1, 0, 1) for seed in range(3)}
     monkeypatch.setattr(tune, "tune", lambda search, seeds, *_, **__: fit("small", 1e-2, trials, 3))
     return tmp_path
