@@ -181,9 +181,8 @@ class ScreeningResult(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """Returns it as plain values that JSON can hold; effects of one seed have no errors."""
-        values = {name: to_json(value) for name, value in self._asdict().items()}
-        alone = {name: {"mean": one.mean} for name, one in self.effects.items() if not one.seeds_counted}
-        return values | {"effects": values["effects"] | alone}
+        effects = {name: one if one.seeds_counted else {"mean": one.mean} for name, one in self.effects.items()}
+        return {name: to_json(value) for name, value in {**self._asdict(), "effects": effects}.items()}
 
 
 def read_result(screening: Screening, rows: Sequence[Resolved], runs: Path) -> ScreeningResult:
