@@ -19,7 +19,8 @@ The standard deviation of one seed's paired difference is drawn between 0.006 an
 size, and falls by 0.7 from size to size down to 0.003; effects at the smallest size are between 0.003 and 0.1 on either
 side, documents have a standard error of 0.0015, correlated by 0.5 between sizes, or by `--correlation`.
 
-The second command holds the closed form of a design's power against this rule, of designs at random and of chosen ones.
+The second command holds the power that is calculated for a design against this rule: of designs at random, and of such
+as `cheapest_design` chooses.
 
 Axes: Q question, N size, L size or target, S seed.
 """
@@ -51,7 +52,7 @@ from jaxformer.statistics.transfer import (
 from jaxformer.statistics.transfer_design import SizeOption, cheapest_design, transfer_power
 
 MARGIN, DOCUMENTS, VALIDATED = 0.005, 0.0015, 24
-STEP = math.log(4)
+SIZES, TIMES, STEP = (3, 4, 5), (4, 16, 64), math.log(4)
 SEEDS = (3, 5, 8)
 LOOKS = "until decided"
 # Where laws break off.
@@ -240,8 +241,8 @@ def run(questions: int, out: Path, correlation: float) -> None:
     """Prints and writes what is found in each cell, and by each law."""
     random, cells, by_law = np.random.default_rng(0), {}, {}
     for selects, how in ((False, "all asked"), (True, "kept at the smallest")):
-        for sizes in (3, 4, 5):
-            for times in (4, 16, 64):
+        for sizes in SIZES:
+            for times in TIMES:
                 far = (math.log(times) + STEP * (sizes - 1)) / math.log(10)
                 largest = STEP * (sizes - 1) / math.log(10)
                 if not is_within_reach(-far, largest - far):
@@ -306,7 +307,7 @@ def draw(by_law: dict[str, dict], path: Path) -> None:
 
 
 def check_designs(designs: int = 24, questions: int = 200) -> None:
-    """Prints the power of designs by the closed form and as simulated, at random and as `cheapest_design` chooses."""
+    """Prints the power of designs as calculated and as simulated, at random and as `cheapest_design` chooses."""
     for is_chosen in (False, True):
         random, errors = np.random.default_rng(1), []
         while len(errors) < designs:
@@ -317,16 +318,16 @@ def check_designs(designs: int = 24, questions: int = 200) -> None:
             effect, seeds_N = float(np.exp(random.uniform(-4.8, -3.2))), random.choice(INTERIM_SEEDS, sizes)
             pairs = zip(distance_N, sd_N, strict=True)
             options = [SizeOption(x, 4.0**n, sd, DOCUMENTS) for n, (x, sd) in enumerate(pairs)]
-            closed = float(transfer_power(options, seeds_N[None], effect)[0])
+            calculated = float(transfer_power(options, seeds_N[None], effect)[0])
             if is_chosen:
                 chosen = cheapest_design(options, effect).sizes
                 if not chosen or chosen.power < 0.5:
                     continue
-                closed, seeds_N = chosen.power, np.array(chosen.seeds_N)
+                calculated, seeds_N = chosen.power, np.array(chosen.seeds_N)
             simulated = simulated_power(effect, distance_N, sd_N, seeds_N, questions, random)
-            errors.append(closed - simulated)
+            errors.append(calculated - simulated)
             seeds = ", ".join(map(str, seeds_N))
-            print(f"{effect:.4f}, {times:g} x, seeds {seeds}: {closed:.2f} in closed form, {simulated:.2f}", flush=True)
+            print(f"{effect:.4f}, {times:g} x, seeds {seeds}: {calculated:.2f} calculated, {simulated:.2f}", flush=True)
         kind = "chosen" if is_chosen else "random"
         print(f"{kind}: root mean square {np.sqrt(np.mean(np.square(errors))):.3f}, mean {np.mean(errors):+.3f}")
 

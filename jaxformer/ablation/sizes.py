@@ -72,7 +72,7 @@ def find_sizes(target: Resolved) -> list[Resolved]:
     return sorted(found, key=lambda one: training_flops(one.experiment))
 
 
-def distinct(sizes: Sequence[T], key: Callable[[T], tuple[float, int]]) -> list[T]:
+def distinct(sizes: Sequence[T], key: Callable[[T], tuple[float, float]]) -> list[T]:
     """Returns of sizes by compute those that differ from each other by 1 % or more: of several that do not, one.
 
     Two experiments of one shape, whose learning rates differ, show no trend, and what makes one better is their rates.

@@ -239,7 +239,8 @@ def _propose(
     hours, assumed = _hours(known, sizes, found.runs, runs_per_seed), []
     why_not = f"--budget: no run of {found.target} or of a smaller size is finished to tell what an hour does"
     require(bool(hours) or math.isinf(budget), why_not)
-    options = _options(known, sizes, aim, hours or {1.0: runs_per_seed})
+    trained = {one.name: len([*(found.runs / one.name).glob("seed_*/summary.json")]) for one in sizes}
+    options = _options(known, sizes, aim, hours or {1.0: runs_per_seed}, trained)
     if not known:
         first, option = options[0]
         assumed.append(f"a seed's difference scatters by {option.deviation:.4f} bits per byte at {first}")
@@ -354,7 +355,11 @@ def _hours(
 
 
 def _options(
-    known: Sequence[SizeResult], sizes: Sequence[Resolved], target: Resolved, hours: Mapping[float, float]
+    known: Sequence[SizeResult],
+    sizes: Sequence[Resolved],
+    target: Resolved,
+    hours: Mapping[float, float],
+    trained: Mapping[str, int],
 ) -> list[tuple[str, SizeOption]]:
     """Returns what a design chooses among: sizes up to the target, of which those that were compared tell the noise.
 
@@ -362,11 +367,12 @@ def _options(
 
     Args:
         hours: of a seed by operations of a run; the nearest counts, by its operations.
+        trained: finished runs of each size, of which the more trained stands for others of its compute.
     """
     compute, by_name = training_flops(target.experiment), {one.size: one for one in known}
     below = [(training_flops(one.experiment), one.name) for one in sizes if one.name != target.name]
     below = [(flops, name) for flops, name in below if flops < compute]
-    below = distinct(below, lambda one: (one[0], len(by_name[one[1]].comparison.seeds) if one[1] in by_name else 0))
+    below = distinct(below, lambda one: (one[0], math.inf if one[1] in by_name else trained[one[1]]))
     # The ones that were compared, then the largest.
     chosen = sorted(below, key=lambda one: (one[1] not in by_name, -one[0]))[:_MOST_OPTIONS]
     options = []

@@ -71,7 +71,7 @@ def _designs(result: TransferResult, proposal: Proposal, columns: int | None) ->
             lines += wrap(f"  - {name}: {_describe(proposal, design)}", columns, 4)
             lines += [f"      {line}" for line in result.commands(design)]
         else:
-            text = f"nothing up to {INTERIM_SEEDS[-1]} seeds of each, for this budget; it is {design.power:.0%} with"
+            text = f"nothing suffices up to {INTERIM_SEEDS[-1]} seeds of each; it is {design.power:.0%} with"
             lines += wrap(f"  - {name}: {text} {_describe(proposal, design)}", columns, 4)
     if hint:
         lines += wrap(f"  - one size alone decides nothing: its sign is the target's in {hint.power:.0%}", columns, 4)

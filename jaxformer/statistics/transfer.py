@@ -81,7 +81,7 @@ def error_covariance(
         correlation: of what documents do at two sizes.
     """
     seeds_N, items_N = (
-        variance_N * enlargement(np.where(variance_N > 0, df_N, np.inf))
+        variance_N * _enlarged(np.where(variance_N > 0, df_N, np.inf))
         for variance_N, df_N in ((seed_variances_N, seed_df_N), (item_variances_N, item_df_N))
     )
     return seeds_N[..., None] * np.eye(seeds_N.shape[-1]) + shared_by_documents(np.sqrt(items_N), correlation)
@@ -93,7 +93,7 @@ def shared_by_documents(errors_N: np.ndarray, correlation: float = DOCUMENT_CORR
     return errors_N[..., :, None] * errors_N[..., None, :] * shared
 
 
-def enlargement(df: np.ndarray) -> np.ndarray:
+def _enlarged(df: np.ndarray) -> np.ndarray:
     """Returns (t / z)^2 at `CONFIDENCE`, for degrees of freedom of any shape."""
     tail = (1 - CONFIDENCE) / 2
     return (special.stdtrit(df, tail) / special.ndtri(tail)) ** 2

@@ -55,7 +55,8 @@ def test_an_effect_that_is_the_same_everywhere_transfers_the_more_often_the_more
 
 
 def test_it_is_written_as_json_with_a_line_for_each_cell_and_law(tool, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tool, "is_within_reach", lambda first, last: -last < 2 and first > -4.5)  # 3 sizes, 4 x.
+    monkeypatch.setattr(tool, "SIZES", (3,))
+    monkeypatch.setattr(tool, "TIMES", (4, 64))  # Of which the latter is out of reach.
     tool.main(["--questions=3", f"--out={tmp_path}"])
     found = json.loads((tmp_path / "transfer.json").read_text(encoding="utf-8"))
     assert len(found) == 1 + 2 * 4 * (1 + 14)
