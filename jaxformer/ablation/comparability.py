@@ -1,5 +1,7 @@
 """Whether runs can be compared: what they should share, and what they do not."""
 
+import collections
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -107,6 +109,37 @@ def _check_arm(runs: Sequence[FinishedRun]) -> list[str]:
             if len(ours[kind]) > 1:
                 flags.append(f"{kind}: it changed while {run.workdir} was trained")
     return flags
+
+
+def agreeing(runs: Sequence[FinishedRun], allow: Collection[str] = ()) -> tuple[list[FinishedRun], list[str]]:
+    """Returns the runs that were made and validated as most were, and a line on each other one.
+
+    Args:
+        runs: of experiments that differ in their size, the largest last, which counts among as many.
+        allow: kinds of differences that do not count.
+    """
+    made = [{**_provenance(run), "evaluation": _documents(run)} for run in runs]
+    made = [{kind: frozenset(each) for kind, each in one.items() if kind not in allow} for one in made]
+    numbers = collections.Counter(frozenset(one.items()) for one in reversed(made))
+    if not numbers:
+        return [], []
+    usual = dict(numbers.most_common(1)[0][0])
+    differing = [[kind for kind in usual if one[kind] != usual[kind]] for one in made]
+    notes = []
+    for run, kinds in zip(runs, differing, strict=True):
+        if kinds:
+            ways = f"; --allow={','.join(kinds)} takes it" if {*kinds} <= {*ALLOWABLE} else ""
+            notes.append(f"{run.workdir}: {', '.join(kinds)}: not as of most runs of the sizes, and left out{ways}")
+    return [run for run, kinds in zip(runs, differing, strict=True) if not kinds], notes
+
+
+def _documents(run: FinishedRun) -> set[str]:
+    """Returns what tells the documents that a run was validated on from others, of each corpus."""
+    found = set()
+    for name, one in run.validation.items():
+        arrays = (one.documents, one.sources, one.text_bytes)
+        found.add(f"{name} {one.digest} {hashlib.sha256(b''.join(each.tobytes() for each in arrays)).hexdigest()}")
+    return found
 
 
 def own_code(run: FinishedRun) -> list[dict[str, str]]:

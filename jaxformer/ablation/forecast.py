@@ -7,7 +7,7 @@ forecast counts if its run began with it, whose record holds the digest from its
 import contextlib
 import datetime
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,10 +107,13 @@ def documents_of(run: FinishedRun) -> dict[str, str]:
     return {name: f"{one.digest} {len(one.bits)}" for name, one in run.validation.items()}
 
 
-def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path) -> list[Forecast]:
+def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path, allow: Collection[str] = ()) -> list[Forecast]:
     """Writes forecasts into the folders of an experiment's runs that have neither begun nor been forecast; returns all.
 
     They differ by the seed alone. Notices say what was left out.
+
+    Args:
+        allow: as of `smaller_sizes`.
 
     Raises:
         UserError: there are too few smaller sizes, or the forecast cannot be written.
@@ -123,7 +126,7 @@ def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path) -> list[Fo
     }
     if not new:
         return []
-    sizes, notes = smaller_sizes(target, runs)
+    sizes, notes = smaller_sizes(target, runs, allow)
     for note in notes:
         print_notice(note)
     values, made = forecast_values(target.experiment, sizes), []

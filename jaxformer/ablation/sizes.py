@@ -1,12 +1,12 @@
 """An experiment at other sizes, and the finished runs of those."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxformer.ablation.comparability import have_same_documents
+from jaxformer.ablation.comparability import agreeing
 from jaxformer.ablation.finished_runs import FinishedRun, read_runs
 from jaxformer.config import UserError
 from jaxformer.experiment.experiment import Experiment, science, trained_tokens, training_flops
@@ -72,7 +72,7 @@ def find_sizes(target: Resolved) -> list[Resolved]:
     return sorted(found, key=lambda one: training_flops(one.experiment))
 
 
-def distinct(sizes: Sequence[T], key: Callable[[T], tuple[float, int]]) -> list[T]:
+def distinct(sizes: Sequence[T], key: Callable[[T], tuple[float, float]]) -> list[T]:
     """Returns of sizes by compute those that differ from each other by 1 % or more: of several that do not, one.
 
     Two experiments of one shape, whose learning rates differ, show no trend, and what makes one better is their rates.
@@ -90,27 +90,28 @@ def distinct(sizes: Sequence[T], key: Callable[[T], tuple[float, int]]) -> list[
     return kept
 
 
-def smaller_sizes(target: Resolved, runs: Path) -> tuple[list[Size], list[str]]:
+def smaller_sizes(target: Resolved, runs: Path, allow: Collection[str] = ()) -> tuple[list[Size], list[str]]:
     """Returns the sizes below a target's of which there are finished runs, by compute, and why runs are left out.
 
-    All are validated on the same documents, those of the largest.
+    All were made alike, and validated on the same documents: as most were.
+
+    Args:
+        allow: kinds of differences between runs that do not count, as of a comparison.
     """
-    found, notes = [], []
-    for one in find_sizes(target):
-        if training_flops(one.experiment) < training_flops(target.experiment):
-            read = read_runs(runs, one.name)
-            notes += read.unreadable
-            moved = [run for run in read.finished if science(run.experiment) != science(one.experiment)]
-            notes += [f"{run.workdir}: {one.name} has moved since it was trained, and it is left out" for run in moved]
-            found.append(size_of(one.experiment, [run for run in read.finished if run not in moved]))
+    below = [one for one in find_sizes(target) if training_flops(one.experiment) < training_flops(target.experiment)]
+    every, notes = [], []
+    for one in below:
+        read = read_runs(runs, one.name)
+        notes += read.unreadable
+        for run in read.finished:
+            if science(run.experiment) == science(one.experiment):
+                every.append(run)
+            else:
+                notes.append(f"{run.workdir}: {one.name} has moved since it was trained, and it is left out")
+    alike, others = agreeing(every, allow)
+    found = [size_of(one.experiment, [run for run in alike if run.experiment.name == one.name]) for one in below]
     found = [size for size in found if size.runs]
-    whole, every = [], [size.name for size in found]
-    found = distinct(found, lambda size: (size.compute, len(size.runs)))
-    names = {size.name for size in found}
-    notes += [f"{name}: as large as another size, with fewer runs, and left out" for name in every if name not in names]
-    for size in found:
-        largest = found[-1].runs[0]
-        same = [run for run in size.runs if have_same_documents([largest, run], largest.validation)]
-        notes += [f"{run.workdir}: validated on other documents, and left out" for run in size.runs if run not in same]
-        whole += [size._replace(runs=tuple(same))] if same else []
-    return whole, notes
+    kept = distinct(found, lambda size: (size.compute, len(size.runs)))
+    dropped = {size.name for size in found} - {size.name for size in kept}
+    notes += others + [f"{name}: as large as another size, with fewer runs, and left out" for name in sorted(dropped)]
+    return kept, notes

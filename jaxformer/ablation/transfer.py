@@ -1,37 +1,50 @@
-"""A change that was asked at several sizes: what is known of its effect at one that it was perhaps never trained at."""
+"""A change that was compared at several sizes: what is known of its effect at one that it was perhaps never trained at.
+
+Axes: N size, L place along the compute.
+"""
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxformer.ablation import verdict
+from jaxformer.ablation.comparability import have_same_documents
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.envelope import tuned_rate
-from jaxformer.ablation.finished_runs import FinishedRun, seed_folders
+from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds, seed_folders, stack, stack_sources
 from jaxformer.ablation.outcome import Outcome, judge_study
 from jaxformer.ablation.records import to_json
 from jaxformer.ablation.sizes import distinct, find_sizes
-from jaxformer.ablation.study import Study
+from jaxformer.ablation.study import Study, mean_seconds
 from jaxformer.ablation.tuning import RUNS_AT_BEST, TUNING
-from jaxformer.ablation.verdict import Word as Verdict
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
-from jaxformer.experiment.variant import OF
-from jaxformer.statistics.paired_difference import Difference
+from jaxformer.experiment.variant import JOIN, OF
+from jaxformer.statistics.paired_difference import Difference, item_correlation
 from jaxformer.statistics.transfer import (
+    DOCUMENT_CORRELATION,
     Effect,
-    Transfer,
-    Word,
+    Prediction,
+    TransferVerdict,
     decide,
     error_covariance,
     predict_effect,
 )
-from jaxformer.statistics.transfer_design import Design, Designs, SizeOption, cheapest_design
+from jaxformer.statistics.transfer_design import (
+    EXPECTED_DOCUMENTS,
+    EXPECTED_EFFECT,
+    Design,
+    Designs,
+    SizeOption,
+    cheapest_design,
+    expected_deviation,
+)
 
 # Sizes among which a design chooses: all combinations of seeds are tried.
 _MOST_OPTIONS = 5
@@ -40,8 +53,8 @@ _MOST_OPTIONS = 5
 _PLACES = 60
 
 
-class Asked(NamedTuple):
-    """The question at one size."""
+class SizeResult(NamedTuple):
+    """What a change came to at one size."""
 
     size: str
     """The experiment that was changed."""
@@ -55,57 +68,64 @@ class Asked(NamedTuple):
     """Whether either is so."""
     hours: float
     """Device hours of a seed of both arms, at all rates that it takes."""
-
-    @property
-    def why_not(self) -> str:
-        """Why it does not count; '' where it does."""
-        is_one_seed = self.comparison.difference and not self.comparison.difference.seeds_counted
-        reason = "one seed does not show how seeds vary" if is_one_seed else self.comparison.verdict.reason
-        return "" if self.difference else reason
+    pairs: Sequence[tuple[FinishedRun, FinishedRun]]
+    """The runs (parent, variant) of each seed that were compared; none where each arm is taken at its best rate."""
+    why_not: str = ""
+    """Why it does not count; '' where it does."""
 
     @property
     def difference(self) -> Difference | None:
-        """What was found; None where it is not compared, or nothing is known of how its seeds vary."""
+        """Variant minus parent; None where they are not compared, or nothing is known of how seeds vary."""
         found = self.comparison.difference
-        is_compared = self.comparison.verdict.word is not Verdict.NOT_COMPARED
+        is_compared = self.comparison.verdict.word is not verdict.Word.NOT_COMPARED
         return found if is_compared and found and found.seeds_counted else None
 
 
-class Answer(NamedTuple):
+class Proposal(NamedTuple):
+    """What would decide a question."""
+
+    options: list[tuple[str, SizeOption]]
+    """Sizes at which it could be asked, and the target, by compute."""
+    effect: float
+    """Bits per byte that designs are for: what is expected at the target, or what matters there if that is more."""
+    designs: Designs
+    has_hours: bool
+    """Whether hours are hours: they are floating-point operations where no run tells what these take."""
+    assumed: tuple[str, ...]
+    """What it rests on that no run has shown."""
+
+
+class TransferResult(NamedTuple):
     """What is known of a change at the target."""
 
     variant: str
     target: str
     compute: float
     """Floating-point operations of a run of the target."""
-    asked: list[Asked]
+    sizes: list[SizeResult]
     """Sizes at which there are finished runs of both, by compute."""
-    found: Transfer | None
-    """None with no size that is compared."""
-    word: Word
+    verdict: TransferVerdict
     reason: str
+    prediction: Prediction | None
+    """None with no size that counts."""
     law: tuple[np.ndarray, Effect] | None
     """Computes (L,) from the smallest size to the target, and the effects there."""
-    options: list[tuple[str, SizeOption]]
-    """Sizes at which it could be asked, and the target, by compute."""
-    effect: float
-    """Bits per byte that designs are for: what is expected at the target, or what matters there if that is more."""
-    designs: Designs | None
-    """What would decide it; None where it is decided, or where nothing tells what an effect or an hour is."""
+    proposal: Proposal | None
+    """None where it is decided, or nothing is expected."""
     unread: tuple[str, ...]
     """A line on each run folder that could not be read."""
     runs: Path
     """The folder of all run folders."""
 
     @property
-    def counted(self) -> list[Asked]:
+    def counted(self) -> list[SizeResult]:
         """The sizes that count."""
-        return _counted(self.asked)
+        return [one for one in self.sizes if not one.why_not]
 
     def commands(self, design: Design) -> list[str]:
-        """Returns the commands that train a design."""
+        """Returns the commands that train a design of the proposal."""
         lines = []
-        for (size, option), seeds in zip(self.options, design.seeds_N, strict=True):
+        for (size, option), seeds in zip(self.proposal.options if self.proposal else [], design.seeds_N, strict=True):
             if seeds > option.seeds:
                 where = [] if self.runs == Path("runs") else [f"--runs={self.runs}"]
                 options = [f"--parent={size}", f"--variants={self.variant}", f"--seeds={seeds}", *where]
@@ -114,41 +134,38 @@ class Answer(NamedTuple):
 
     def record(self) -> dict:
         """Returns it as plain values for JSON; what is not known is None or empty."""
-        target = self.found.target if self.found else None
-        design = self.designs and {
-            name: {"power": one.power, "device_hours": one.hours, "commands": self.commands(one)}
-            for name, one in self.designs._asdict().items()
+        target, proposal = self.prediction and self.prediction.target, self.proposal
+        cost = "device_hours" if proposal and proposal.has_hours else "operations"
+        designs = {
+            name: {"power": one.power, cost: one.hours, "commands": self.commands(one)}
+            for name, one in (proposal.designs._asdict() if proposal else {}).items()
             if one
         }
-        sizes = [
-            {
-                "parent": one.size,
-                "variant": one.variant,
-                "compute": one.compute,
-                "seeds": list(one.comparison.seeds),
-                "difference": one.difference.mean if one.difference else math.nan,
-                "standard_error": one.difference.standard_error if one.difference else math.nan,
-                "verdict": one.comparison.verdict.word.value,
-                "rates": one.rates,
-                "tuned": one.is_tuned,
-            }
-            for one in self.asked
-        ]
         values = {
-            "variant": self.variant,
-            "target": self.target,
-            "compute": self.compute,
-            "word": self.word.value,
-            "reason": self.reason,
-            "effect": target.mean if target else math.nan,
-            "interval": [target.low, target.high] if target else [math.nan, math.nan],
-            "same_sign": self.found.same_sign if self.found else math.nan,
-            "margin": self.found.margin if self.found else math.nan,
-            "sizes": sizes,
-            "designed_for": self.effect,
-            "designs": design or {},
+            **{name: getattr(self, name) for name in ("variant", "target", "compute", "reason")},
+            "word": self.verdict.value,
+            "effect": target and target.mean,
+            "interval": target and [target.low, target.high],
+            "same_sign": self.prediction and self.prediction.same_sign,
+            "margin": self.prediction and self.prediction.margin,
+            "sizes": [_record(one) for one in self.sizes],
+            "designed_for": proposal and proposal.effect,
+            "assumed": proposal.assumed if proposal else [],
+            "designs": designs,
         }
         return {name: to_json(value) for name, value in values.items()}
+
+
+def _record(one: SizeResult) -> dict:
+    return {
+        **{name: getattr(one, name) for name in ("variant", "compute", "rates", "why_not")},
+        "parent": one.size,
+        "seeds": one.comparison.seeds,
+        "difference": one.difference and one.difference.mean,
+        "standard_error": one.difference and one.difference.standard_error,
+        "verdict": one.comparison.verdict.word,
+        "tuned": one.is_tuned,
+    }
 
 
 def ask_transfer(
@@ -157,72 +174,108 @@ def ask_transfer(
     runs: Path,
     *,
     effect: float = math.nan,
-    hours: float = math.inf,
+    budget: float = math.inf,
     allow: Sequence[str] = (),
-) -> Answer:
+) -> TransferResult:
     """Returns what is known of a variant at a target, from all sizes at which there are finished runs.
 
     Each size is judged, and recorded, as `jaxformer report --parent=SIZE --variants=VARIANT` does.
 
     Args:
         effect: the smallest at the target that matters, bits per byte; NaN takes the margin of the largest size.
-        hours: device hours to spend on knowing more.
+        budget: device hours to spend on knowing more.
         allow: as of `judge_study`.
 
     Raises:
-        UserError: an experiment is not found, or no size has finished runs.
+        UserError: an experiment is not found, or the variant is no change of one of them.
     """
+    require(JOIN not in variant, f"{variant} joins changes, each of which is compared with another: name one alone")
     require(OF not in variant, f"{variant} is a change at one size: name it alone, {variant.partition(OF)[0]}")
-    aim, _ = resolve(target), resolve(variant)
-    compute, sizes = training_flops(aim.experiment), find_sizes(aim)
-    require(
-        any(_has_runs(runs, size, variant) for size in sizes),
-        f"{variant} and its parent have finished runs at no size of {target} below {runs}: ask it there by "
-        f"`jaxformer ablate --parent=SIZE --variants={variant}`, SIZE being {', '.join(one.name for one in sizes)}",
-    )
+    aim = resolve(target)
+    is_retuned = resolve_variant_of(aim, variant).is_retuned
+    sizes = [size for size in find_sizes(aim) if _variant_of(size, variant)]
     outcomes = [_judge(size, variant, runs, allow) for size in sizes if _has_runs(runs, size, variant)]
-    asked = [_asked(size, outcome, runs) for size, outcome in outcomes]
-    unread = tuple(line for _, outcome in outcomes for line in outcome.unread)
-    counted = distinct([one for one in asked if one.difference], lambda one: (one.compute, len(one.comparison.seeds)))
-    options = _options(asked, sizes, aim)
-    if not counted:
-        reason = "at no size can it be compared, with an error that counts seeds"
-        return Answer(
-            variant, aim.name, compute, asked, None, Word.UNKNOWN, reason, None, options, math.nan, None, unread, runs
+    results = _without_doubles([_size_result(size, outcome, runs) for size, outcome in outcomes])
+    counted = [one for one in results if not one.why_not]
+    margin = effect if math.isfinite(effect) or not counted else counted[-1].comparison.margin
+    compute, prediction, law = training_flops(aim.experiment), None, None
+    word, reason = TransferVerdict.UNKNOWN, "at no size can it be compared, with an error that counts seeds"
+    if counted:
+        prediction, law = _predict(counted, compute, margin)
+        word, reason = decide(prediction)
+    elif not results:
+        reason = f"{variant} and its parent have finished runs at no size below {runs}"
+    found = TransferResult(
+        variant=variant,
+        target=aim.name,
+        compute=compute,
+        sizes=results,
+        verdict=word,
+        reason=reason,
+        prediction=prediction,
+        law=law,
+        proposal=None,
+        unread=tuple(line for _, outcome in outcomes for line in outcome.unread),
+        runs=runs,
+    )
+    if word is TransferVerdict.UNKNOWN:
+        found = found._replace(
+            proposal=_propose(found, sizes, aim, 2 * (RUNS_AT_BEST if is_retuned else 1), effect, budget)
         )
-    margin = effect if math.isfinite(effect) else counted[-1].comparison.margin
-    found, law = _predict(counted, compute, margin)
-    word, reason = decide(found)
-    expected = max(abs(found.target.mean), 0.0 if math.isnan(margin) else margin)
-    wanted, designs = effect if math.isfinite(effect) else expected, None
-    if word is Word.UNKNOWN and wanted and options:
-        designs = cheapest_design([option for _, option in options], wanted, hours)
-    return Answer(variant, aim.name, compute, asked, found, word, reason, law, options, wanted, designs, unread, runs)
+    return found
 
 
-def _counted(asked: Sequence[Asked]) -> list[Asked]:
-    """Returns the sizes that are compared, one of each compute."""
-    return distinct([one for one in asked if one.difference], lambda one: (one.compute, len(one.comparison.seeds)))
+def _propose(
+    found: TransferResult, sizes: Sequence[Resolved], aim: Resolved, runs_per_seed: int, effect: float, budget: float
+) -> Proposal | None:
+    """Returns what would decide it; None where nothing is expected at the target.
+
+    Before there are data, noise and effect are assumed, and hours are those of the parent's runs.
+
+    Args:
+        runs_per_seed: of both arms together.
+    """
+    known = [one for one in found.counted if one.hours > 0 and one.difference and one.difference.seed_variance > 0]
+    hours, assumed = _hours(known, sizes, found.runs, runs_per_seed), []
+    why_not = f"--budget: no run of {found.target} or of a smaller size is finished to tell what an hour does"
+    require(bool(hours) or math.isinf(budget), why_not)
+    trained = {one.name: len([*(found.runs / one.name).glob("seed_*/summary.json")]) for one in sizes}
+    options = _options(known, sizes, aim, hours or {1.0: runs_per_seed}, trained)
+    if not known:
+        first, option = options[0]
+        assumed.append(f"a seed's difference scatters by {option.deviation:.4f} bits per byte at {first}")
+    if math.isnan(effect) and found.prediction:
+        effect = np.nanmax([abs(found.prediction.target.mean), found.prediction.margin])
+    elif math.isnan(effect):
+        effect = EXPECTED_EFFECT
+        assumed.append(f"{effect} bits per byte matter (--effect)")
+    if not effect > 0:
+        return None
+    designs = cheapest_design([option for _, option in options], effect, budget)
+    return Proposal(options, float(effect), designs, bool(hours), tuple(assumed))
+
+
+def _variant_of(size: Resolved, variant: str) -> Resolved | None:
+    """Returns the variant of a size; None where it is no change of it, such as to the depth that the size has."""
+    try:
+        one = resolve_variant_of(size, variant)
+    except UserError:
+        return None
+    return one if one.parents and one.parents[0].name == size.name else None
 
 
 def _has_runs(runs: Path, size: Resolved, variant: str) -> bool:
-    try:
-        one = resolve_variant_of(size, variant)
-    except UserError:  # It is no change there, such as of the depth that the size has.
-        return False
-    return all(any((path / "summary.json").exists() for path in _folders(runs, each.name)) for each in (size, one))
-
-
-def _folders(runs: Path, name: str) -> list[Path]:
-    """Returns the run folders of an experiment, at any learning rate."""
-    return [folder for path in (runs / name, *runs.glob(f"{name}~*")) for folder in seed_folders(path)]
+    """Returns whether a size and its variant have finished runs, at any learning rate."""
+    arms = [size.name, *([one.name] if (one := _variant_of(size, variant)) else [])]
+    folders = [[*seed_folders(runs / name), *runs.glob(f"{name}~*/seed_*")] for name in arms]
+    return len(arms) == 2 and all(any((each / "summary.json").exists() for each in ours) for ours in folders)
 
 
 def _judge(size: Resolved, variant: str, runs: Path, allow: Sequence[str]) -> tuple[Resolved, Outcome]:
     return size, judge_study(Study(parent=size.name, variants=(variant,)), runs, allow=allow)
 
 
-def _asked(size: Resolved, outcome: Outcome, runs: Path) -> Asked:
+def _size_result(size: Resolved, outcome: Outcome, runs: Path) -> SizeResult:
     (comparison,), (variant,) = outcome.comparisons, outcome.experiments[1:]
     rate = size.experiment.optimizer.learning_rate
     if comparison.best_rates:
@@ -232,49 +285,106 @@ def _asked(size: Resolved, outcome: Outcome, runs: Path) -> Asked:
         rates = f"{'tuned' if is_tuned else 'untuned'} {rate:.2g}"
     arms = [outcome.runs[name] or [*outcome.tried.get(name, ())] for name in (size.name, variant.name)]
     per_seed = RUNS_AT_BEST if comparison.best_rates else 1
-    hours = per_seed * sum(_mean_hours(arm) for arm in arms)
-    return Asked(size.name, variant.name, training_flops(size.experiment), comparison, rates, is_tuned, hours)
+    pairs = paired_seeds(outcome.runs[size.name], outcome.runs[variant.name]) if not comparison.best_rates else []
+    found = SizeResult(
+        size=size.name,
+        variant=variant.name,
+        compute=training_flops(size.experiment),
+        comparison=comparison,
+        rates=rates,
+        is_tuned=is_tuned,
+        hours=per_seed * sum(float(np.mean([run.device_hours for run in arm])) if arm else math.nan for arm in arms),
+        pairs=[(parent, one) for parent, one in pairs if one.seed in comparison.seeds],
+    )
+    is_one_seed = comparison.difference and not comparison.difference.seeds_counted
+    why_not = "one seed does not show how seeds vary" if is_one_seed else comparison.verdict.reason
+    return found if found.difference else found._replace(why_not=why_not)
 
 
-def _mean_hours(runs: Sequence[FinishedRun]) -> float:
-    return float(np.mean([run.device_hours for run in runs])) if runs else math.nan
+def _without_doubles(results: Sequence[SizeResult]) -> list[SizeResult]:
+    """Returns sizes, of which one of each compute counts."""
+    counted = [one for one in results if not one.why_not]
+    kept = {one.size: one for one in distinct(counted, lambda one: (one.compute, len(one.comparison.seeds)))}
+    found = []
+    for one in results:
+        if not one.why_not and one.size not in kept:
+            other = min(kept.values(), key=lambda each: abs(math.log(each.compute / one.compute)))
+            one = one._replace(why_not=f"{other.size} is as large, and stands for both")
+        found.append(one)
+    return found
 
 
-def _predict(counted: Sequence[Asked], compute: float, margin: float) -> tuple[Transfer, tuple[np.ndarray, Effect]]:
+def _predict(
+    counted: Sequence[SizeResult], compute: float, margin: float
+) -> tuple[Prediction, tuple[np.ndarray, Effect]]:
     differences = [one.difference for one in counted if one.difference]
     distances_N = np.array([math.log(one.compute / compute) for one in counted])
-    errors_NN = error_covariance(differences, [len(one.comparison.seeds) for one in counted])
+    means_N, *parts = np.array([one[:5] for one in differences]).T
+    errors_NN = error_covariance(*parts, correlation=_document_correlation(counted))
     # A little inside, since the effect is better known at a size itself than beside it.
     between_L = np.linspace(min(distances_N.min(), 0.0) + 1e-9, max(distances_N.max(), 0.0) - 1e-9, _PLACES)
     at_L = np.concatenate([[distances_N[0], distances_N[-1], 0.0], between_L])
-    effect = predict_effect(np.array([one.mean for one in differences]), errors_NN, distances_N, at_L)
+    effect = predict_effect(means_N, errors_NN, distances_N, at_L)
     smallest, largest, target = (Effect._make(float(values[i]) for values in effect) for i in range(3))
     law = compute * np.exp(between_L), Effect._make(values[3:] for values in effect)
-    return Transfer(tuple(distances_N.tolist()), smallest, largest, target, margin), law
+    return Prediction(tuple(distances_N.tolist()), smallest, largest, target, margin), law
 
 
-def _options(asked: Sequence[Asked], sizes: Sequence[Resolved], target: Resolved) -> list[tuple[str, SizeOption]]:
-    """Returns what a design chooses among: sizes up to the target, of which those that were asked tell the noise.
+def _document_correlation(counted: Sequence[SizeResult]) -> float:
+    """Returns how what documents do to the difference is correlated between sizes that were validated on the same."""
+    arms = [one.pairs for one in counted if one.pairs]
+    firsts = [run for pairs in arms for run in pairs[0]]
+    corpora = [name for name in firsts[0].validation if all(name in run.validation for run in firsts)] if firsts else []
+    if len(arms) < 2 or not corpora or not have_same_documents(firsts, corpora):
+        return DOCUMENT_CORRELATION
+    _, bytes_I, strata_I = stack(firsts[:1], corpora)
+    bits = [[stack(runs, corpora)[0] for runs in zip(*pairs, strict=True)] for pairs in arms]
+    differences = [variant_SI - parent_SI for parent_SI, variant_SI in bits]
+    found = item_correlation(differences, bytes_I, stack_sources(firsts[0], corpora), strata_I=strata_I)
+    return found if math.isfinite(found) else DOCUMENT_CORRELATION
 
-    One that was not has the noise of the nearest that was, and its hours by the operations of a run.
+
+def _hours(
+    known: Sequence[SizeResult], sizes: Sequence[Resolved], runs: Path, runs_per_seed: int
+) -> dict[float, float]:
+    """Returns the device hours of a seed, by operations of a run: as they took, or by the parent's own runs."""
+    if known:
+        return {one.compute: one.hours for one in known}
+    seconds = {training_flops(one.experiment): mean_seconds(runs / one.name) for one in sizes}
+    return {compute: runs_per_seed * each / 3600 for compute, each in seconds.items() if each}
+
+
+def _options(
+    known: Sequence[SizeResult],
+    sizes: Sequence[Resolved],
+    target: Resolved,
+    hours: Mapping[float, float],
+    trained: Mapping[str, int],
+) -> list[tuple[str, SizeOption]]:
+    """Returns what a design chooses among: sizes up to the target, of which those that were compared tell the noise.
+
+    One that was not has that of the nearest that was, changed as is expected of its compute.
+
+    Args:
+        hours: of a seed by operations of a run; the nearest counts, by its operations.
+        trained: finished runs of each size, of which the more trained stands for others of its compute.
     """
-    known = [one for one in asked if one.difference and one.hours > 0 and one.difference.seed_variance > 0]
-    if not known:
-        return []
     compute, by_name = training_flops(target.experiment), {one.size: one for one in known}
-    below = [one for one in sizes if training_flops(one.experiment) < compute and one.name != target.name]
-    # The ones that were asked, then the largest.
-    chosen = sorted(below, key=lambda one: (one.name not in by_name, -training_flops(one.experiment)))[:_MOST_OPTIONS]
+    below = [(training_flops(one.experiment), one.name) for one in sizes if one.name != target.name]
+    below = [(flops, name) for flops, name in below if flops < compute]
+    below = distinct(below, lambda one: (one[0], math.inf if one[1] in by_name else trained[one[1]]))
+    # The ones that were compared, then the largest.
+    chosen = sorted(below, key=lambda one: (one[1] not in by_name, -one[0]))[:_MOST_OPTIONS]
     options = []
-    for one in sorted([*chosen, target], key=lambda one: training_flops(one.experiment)):
-        flops = training_flops(one.experiment)
-        near = by_name.get(one.name) or min(known, key=lambda each: abs(math.log(each.compute / flops)))
-        difference, seeds = near.difference, len(near.comparison.seeds)
-        if difference is None:
-            continue
-        deviation, documents = math.sqrt(difference.seed_variance * seeds), math.sqrt(difference.item_variance)
-        there = seeds if one.name in by_name else 0
-        distance = 0.0 if one is target else math.log(flops / compute)
-        hours = near.hours * flops / near.compute
-        options.append((one.name, SizeOption(distance, hours, deviation, documents, there)))
+    for flops, name in [*sorted(chosen), (compute, target.name)]:
+        deviation, documents = expected_deviation(flops), EXPECTED_DOCUMENTS
+        near = min(known, key=lambda each: abs(math.log(each.compute / flops)), default=None)
+        if near and near.difference:
+            seed_deviation = math.sqrt(near.difference.seed_variance * len(near.comparison.seeds))
+            deviation *= seed_deviation / expected_deviation(near.compute)
+            documents = math.sqrt(near.difference.item_variance)
+        nearest = min(hours, key=lambda each: abs(math.log(each / flops)))
+        seeds = len(by_name[name].comparison.seeds) if name in by_name else 0
+        distance = math.log(flops / compute)
+        options.append((name, SizeOption(distance, hours[nearest] * flops / nearest, deviation, documents, seeds)))
     return options

@@ -7,9 +7,11 @@ those that `jaxformer ladder` makes. All forecasts of the folder of runs, and ho
 
 import logging
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from jaxformer.ablation.command_line import add_run_options
+from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.forecast import forecast_runs, keep_outcomes, outcomes_of_deleted, read_forecasts
 from jaxformer.config import require
 from jaxformer.experiment.resolution import resolve
@@ -35,7 +37,7 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("--experiment", metavar="NAME", help="the experiment whose runs are forecast")
     add("--seeds", type=int, default=1, metavar="N", help="runs of it that are forecast, from its first seed on")
-    add_run_options(parser, compares=False)
+    add_run_options(parser)
     text = "folder of the page (default: RUNS/reports/forecasts)"
     add("--output", type=local_path, metavar="DIR", help=text)
     options = parser.parse_args(arguments)
@@ -43,7 +45,7 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # Without a home folder it tells where it keeps its fonts.
     folder = options.output or options.runs / "reports" / "forecasts"
     if options.experiment:
-        _forecast(options.experiment, options.seeds, options.runs)
+        _forecast(options.experiment, options.seeds, options.runs, parse_allowed(options.allow))
     found = read_forecasts(options.runs)
     lines = keep_outcomes(options.runs, found)
     require(bool(found or lines), f"{options.runs}: no run was forecast; name one by --experiment")
@@ -54,10 +56,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _forecast(name: str, seeds: int, runs: Path) -> None:
+def _forecast(name: str, seeds: int, runs: Path, allow: Collection[str]) -> None:
     target = resolve(name)
     folders = [runs / target.name / f"seed_{target.first_seed + number}" for number in range(seeds)]
-    forecast_runs(target, [target.first_seed + number for number in range(seeds)], runs)
+    forecast_runs(target, [target.first_seed + number for number in range(seeds)], runs, allow)
     known = [found for folder in folders if (found := read_forecast(folder))]
     require(bool(known), f"{folders[0]}: the run has begun, and was not forecast; a forecast is made before it")
     print_wrapped(f"{target.name}: {describe_forecast(known[-1])}\n", indent=2)

@@ -11,6 +11,7 @@ import functools
 import math
 import shlex
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from jaxformer.ablation.again import describe_again, make_again
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
         return 0
     make_again(checked.earlier)
     for number, rung in enumerate(rungs):
-        _forecast(rung, number, options.runs)
+        _forecast(rung, number, options.runs, allow)
         train_rung(rung, options.runs, checked.seconds[rung.name], parallel=options.parallel)
         _print_outcomes(rung, options.runs)
     print_line("`jaxformer forecast` draws the law, and how its forecasts came out")
@@ -70,14 +71,14 @@ def _print_time_left(rungs: list[Rung], seconds: dict[str, float], runs: Path, p
     print_line(f"over in about {format_duration(left)}")
 
 
-def _forecast(rung: Rung, number: int, runs: Path) -> None:
+def _forecast(rung: Rung, number: int, runs: Path, allow: Collection[str]) -> None:
     """Writes what the runs of a size will come to, and prints it; without a forecast they are trained anyway.
 
     Args:
         number: of sizes below it, of which there must be some for a forecast.
     """
     try:
-        for forecast in forecast_runs(rung.resolved, range(rung.seeds), runs)[:1]:  # All are the same.
+        for forecast in forecast_runs(rung.resolved, range(rung.seeds), runs, allow)[:1]:  # All are the same.
             print_wrapped(f"{rung.name}: {describe_forecast(forecast)}", indent=2)
     except UserError as error:
         print_notice(f"no forecast of {error}" if number >= FEWEST_SIZES else "")

@@ -6,8 +6,8 @@ The same change is compared with its parent at three or more sizes:
 
 From the finished runs at all experiments that differ from the target in their size alone, the effect at the target is
 expected with an interval, and called by the first of these words that holds. Nothing is trained, and each size is
-judged and recorded as by `jaxformer judge`; where it is UNKNOWN, the cheapest sizes and seeds that would decide it are
-printed as commands.
+judged and recorded as by `jaxformer judge`; where it is UNKNOWN, also before any run, the cheapest sizes and seeds that
+would decide it are printed as commands.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
-from jaxformer.ablation.transfer import Answer, ask_transfer
+from jaxformer.ablation.transfer import TransferResult, ask_transfer
 from jaxformer.config import UserError, require
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice
@@ -37,38 +37,40 @@ def main(arguments: list[str]) -> int:
     add("--variants", required=True, metavar="NAME,...", help="the changes that were asked, separated by commas")
     add("--target", required=True, metavar="NAME", help="the experiment at the size that matters")
     add_run_options(parser)
-    add("--hours", type=float, default=math.inf, metavar="H", help="device hours to spend on knowing more")
+    add("--budget", type=float, default=math.inf, metavar="H", help="device hours to spend on knowing more")
     text = "smallest effect at the target that matters, bits per byte (default: the margin of the largest size)"
     add("--effect", type=float, default=math.nan, metavar="E", help=text)
     add("--json", action="store_true", help="print one JSON object, and nothing else")
     options = parser.parse_args(arguments)
     require(math.isnan(options.effect) or options.effect > 0, f"--effect ({options.effect}) must be above 0")
-    require(options.hours > 0, f"--hours ({options.hours}) must be above 0")
+    require(options.budget > 0, f"--budget ({options.budget}) must be above 0")
     names = [name.strip() for name in options.variants.split(",") if name.strip()]
     require(bool(names), "--variants names no variant")
-    known = {"effect": options.effect, "hours": options.hours, "allow": parse_allowed(options.allow)}
-    answers = [ask_transfer(name, options.target, options.runs, **known) for name in names]
+    known = {"effect": options.effect, "budget": options.budget, "allow": parse_allowed(options.allow)}
+    results = [ask_transfer(name, options.target, options.runs, **known) for name in names]
     if options.json:
-        print_line(json.dumps({answer.variant: answer.record() for answer in answers}))
+        print_line(json.dumps({result.variant: result.record() for result in results}))
     else:
-        _print(answers, options.runs)
+        _print(results, options.runs)
     return 0
 
 
-def _print(answers: Sequence[Answer], runs: Path) -> None:
-    for answer in answers:
-        print_line("\n".join(describe_transfer(answer, output_columns())))
+def _print(results: Sequence[TransferResult], runs: Path) -> None:
+    for result in results:
+        print_line("\n".join(describe_transfer(result, output_columns())))
+        if result.prediction is None:
+            continue
         try:
-            print_line(f"{_draw(answer, runs)}")
+            print_line(f"{_draw(result, runs)}")
         except UserError as error:
             print_notice(f"no picture: {error}")
 
 
-def _draw(answer: Answer, runs: Path) -> Path:
-    """Draws an answer beside the runs; returns the file."""
-    path = runs / "reports" / "transfer" / f"{answer.variant}@{answer.target}.png"
+def _draw(result: TransferResult, runs: Path) -> Path:
+    """Draws a result beside the runs; returns the file."""
+    path = runs / "reports" / "transfer" / f"{result.variant}@{result.target}.png"
     with drawing():
-        figure = draw_transfer(answer)
+        figure = draw_transfer(result)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_png(figure, path)

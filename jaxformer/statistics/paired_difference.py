@@ -8,6 +8,7 @@ Axes: S seed, I document or item, G group of items, H stratum of groups.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -193,6 +194,37 @@ def crossed_difference(
     return Difference(mean, max(seed, interaction), seed_df, max(item - interaction, 0.0), item_df, own=own)
 
 
+def item_correlation(
+    differences_NSI: Sequence[np.ndarray],
+    weights_I: np.ndarray | None = None,
+    groups_I: np.ndarray | None = None,
+    *,
+    strata_I: np.ndarray | None = None,
+) -> float:
+    """Returns how what items do to one mean difference is correlated with what they do to another: from 0 to 1.
+
+    By the moves u of each (see `_variances`), whose products estimate a covariance without the interactions that its
+    variances have; of all pairs of differences together. NaN where items do nothing, or fewer than two differences.
+
+    Args:
+        differences_NSI: as of `crossed_difference`, of each difference by its own seeds, on the same items.
+        weights_I, groups_I, strata_I: as there.
+    """
+    moves, variances = [], []
+    for differences_SI in differences_NSI:
+        items = _check_items(differences_SI, weights_I, groups_I, strata_I)
+        difference_S = items.differences_SI.sum(1) / items.weights_I.sum()
+        moves_SG, correction_G = _moves(items, difference_S)
+        item, _, interaction = _variances(items, difference_S)
+        moves.append(np.sqrt(correction_G) * moves_SG.mean(0))
+        variances.append(max(item - interaction, 0.0))
+    if len(moves) < 2:
+        return math.nan
+    moves_NG, errors_N, pairs = np.stack(moves), np.sqrt(variances), np.triu_indices(len(moves), 1)
+    shared, alone = (moves_NG @ moves_NG.T)[pairs].sum(), np.outer(errors_N, errors_N)[pairs].sum()
+    return float(np.clip(shared / alone, 0, 1)) if alone > 0 else math.nan
+
+
 class _Items(NamedTuple):
     """The checked arguments of `crossed_difference`."""
 
@@ -249,15 +281,20 @@ def _variances(items: _Items, difference_S: np.ndarray) -> tuple[float, float, f
     general, as in the delete-one jackknife (Efron 1982): with n/(n-1), 20 documents whose lengths vary by a factor of e
     call 7 % of equals different at 5 %. A single seed has no interaction, and it is 0.
     """
+    moves_SG, correction_G = _moves(items, difference_S)
+    moves_G, S = moves_SG.mean(0), len(difference_S)
+    squares_G = correction_G * moves_G**2
+    item_df = _item_degrees_of_freedom(squares_G, items.stratum_G, items.groups_H)
+    interaction = float((correction_G * (moves_SG - moves_G) ** 2).sum()) / (S * (S - 1)) if S > 1 else 0.0
+    return float(squares_G.sum()), item_df, interaction
+
+
+def _moves(items: _Items, difference_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns u_sg, centred, and k_g of `_variances`."""
     total, stratum_G, groups_H = items.weights_I.sum(), items.stratum_G, items.groups_H
     moves_SG = _sums((items.differences_SI - difference_S[:, None] * items.weights_I) / total, items.group_I)
     moves_SG -= (_sums(moves_SG, stratum_G) / groups_H)[:, stratum_G]
-    correction_G = (1 - 1 / groups_H[stratum_G]) / (1 - items.share_G) ** 2
-    moves_G, S = moves_SG.mean(0), len(difference_S)
-    squares_G = correction_G * moves_G**2
-    item_df = _item_degrees_of_freedom(squares_G, stratum_G, groups_H)
-    interaction = float((correction_G * (moves_SG - moves_G) ** 2).sum()) / (S * (S - 1)) if S > 1 else 0.0
-    return float(squares_G.sum()), item_df, interaction
+    return moves_SG, (1 - 1 / groups_H[stratum_G]) / (1 - items.share_G) ** 2
 
 
 def _check_finite(what: str, values: np.ndarray) -> None:

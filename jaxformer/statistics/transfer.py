@@ -27,23 +27,19 @@ Axes: N size, G point of the grid, L place along the compute; further axes, of i
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
 
-from jaxformer.statistics.paired_difference import Difference
-from jaxformer.statistics.variance_prior import exceeds, fit_prior, moderate
-
 # Of the interval of the effect at the target, and of that at the smallest size.
 CONFIDENCE = 0.95
 
 FEWEST_SIZES = 3
 
-# Of what documents do to the difference at two sizes, which are validated on the same ones. It is not measured; what is
-# shared moves all sizes alike, and what is not is magnified where the target lies far beyond.
+# Of what documents do to the difference at two sizes, which are validated on the same ones, where no runs measure it.
 DOCUMENT_CORRELATION = 0.5
 
 _SCALES = np.geomspace(3e-4, 1.0, 14)
@@ -51,6 +47,9 @@ _SLOPES = np.array([0.05, 0.1, 0.2, 0.4])
 _DEVIATIONS = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.8])
 _DEVIATION_WEIGHTS = np.array([0.18, 0.24, 0.22, 0.18, 0.12, 0.06])
 _STEP = math.log(4)
+
+# Of the interval in which a quantile lies, which is some ten standard deviations wide.
+_HALVINGS = 24
 
 
 class Effect(NamedTuple):
@@ -64,35 +63,38 @@ class Effect(NamedTuple):
     """Probability that it is below 0."""
 
 
-def error_covariance(differences: Sequence[Difference], seeds_N: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Returns the covariance (N, N) of the errors of a change's differences at several sizes.
+def error_covariance(
+    seed_variances_N: np.ndarray,
+    seed_df_N: np.ndarray,
+    item_variances_N: np.ndarray,
+    item_df_N: np.ndarray,
+    correlation: float = DOCUMENT_CORRELATION,
+) -> np.ndarray:
+    """Returns the covariances (..., N, N) of the errors of a change's differences at several sizes.
 
-    Variances of one seed's difference are moderated by what three sizes or more have in common, which is the less the
-    more they differ. Each is then enlarged by (t / z)^2, so that a normal interval at `CONFIDENCE` is as wide as
-    Student's.
+    Each variance is enlarged by (t / z)^2, so that a normal interval at `CONFIDENCE` is as wide as Student's. Variances
+    of sizes are not pooled: noise falls with size, and what is pooled is too small at the smallest.
+
+    Args:
+        seed_variances_N, item_variances_N: (..., N), the parts of the variance of each difference.
+        seed_df_N, item_df_N: their degrees of freedom.
+        correlation: of what documents do at two sizes.
     """
-    variance_N = np.array([one.seed_variance for one in differences]) * seeds_N
-    df_N = np.array([one.seed_degrees_of_freedom for one in differences])
-    alike_N = np.isfinite(df_N) & (df_N > 0)
-    if alike_N.sum() >= FEWEST_SIZES and np.median(variance_N[alike_N]) > 0:
-        prior = fit_prior(variance_N[alike_N], df_N[alike_N])
-        for n in np.flatnonzero(alike_N):
-            if not exceeds(variance_N[n], df_N[n], prior):
-                variance_N[n], df_N[n] = moderate(variance_N[n], df_N[n], prior)
-    seed_N = variance_N / seeds_N * _enlarged(df_N)
-    items = [(one.item_variance, one.item_degrees_of_freedom) for one in differences]
-    item_N = np.sqrt(np.array([variance * _enlarged(df) if variance else 0.0 for variance, df in items]))
-    return np.diag(seed_N) + shared_by_documents(item_N)
+    seeds_N, items_N = (
+        variance_N * _enlarged(np.where(variance_N > 0, df_N, np.inf))
+        for variance_N, df_N in ((seed_variances_N, seed_df_N), (item_variances_N, item_df_N))
+    )
+    return seeds_N[..., None] * np.eye(seeds_N.shape[-1]) + shared_by_documents(np.sqrt(items_N), correlation)
 
 
-def shared_by_documents(errors_N: np.ndarray) -> np.ndarray:
-    """Returns the covariance (N, N) of what documents do to the difference at each size, given its standard errors."""
-    shared = DOCUMENT_CORRELATION + (1 - DOCUMENT_CORRELATION) * np.eye(len(errors_N))
-    return np.outer(errors_N, errors_N) * shared
+def shared_by_documents(errors_N: np.ndarray, correlation: float = DOCUMENT_CORRELATION) -> np.ndarray:
+    """Returns the covariances (..., N, N) of what documents do to the difference at sizes, given standard errors."""
+    shared = correlation + (1 - correlation) * np.eye(errors_N.shape[-1])
+    return errors_N[..., :, None] * errors_N[..., None, :] * shared
 
 
-def _enlarged(df: np.ndarray | float) -> np.ndarray:
-    """Returns (t / z)^2 at `CONFIDENCE`."""
+def _enlarged(df: np.ndarray) -> np.ndarray:
+    """Returns (t / z)^2 at `CONFIDENCE`, for degrees of freedom of any shape."""
     tail = (1 - CONFIDENCE) / 2
     return (special.stdtrit(df, tail) / special.ndtri(tail)) ** 2
 
@@ -110,25 +112,24 @@ def predict_effect(effects_N: np.ndarray, errors_NN: np.ndarray, distances_N: np
         Its fields are arrays (..., L).
     """
     mean_GL, deviation_GL, weight_G = _posterior(*map(np.asarray, (effects_N, errors_NN, distances_N, at_L)))
-    weight_GL = weight_G[..., None]
+    weight_GL, tail = weight_G[..., None], (1 - CONFIDENCE) / 2
 
     def below(value_L: np.ndarray) -> np.ndarray:
         return (weight_GL * special.ndtr((value_L[..., None, :] - mean_GL) / deviation_GL)).sum(-2)
 
-    tail = (1 - CONFIDENCE) / 2
-    first, last = ((mean_GL + sign * 9 * deviation_GL) for sign in (-1, 1))
-    low, high = (_bisect(below, first.min(-2), last.max(-2), probability) for probability in (tail, 1 - tail))
-    return Effect((weight_GL * mean_GL).sum(-2), low, high, below(np.zeros_like(low)))
+    def quantile(probability: float) -> np.ndarray:
+        low_L, high_L = mean_L - reach_L, mean_L + reach_L
+        for _ in range(_HALVINGS):
+            middle_L = (low_L + high_L) / 2
+            is_below_L = below(middle_L) < probability
+            low_L, high_L = np.where(is_below_L, middle_L, low_L), np.where(is_below_L, high_L, middle_L)
+        return (low_L + high_L) / 2
 
-
-def _bisect(
-    below: Callable[[np.ndarray], np.ndarray], low_L: np.ndarray, high_L: np.ndarray, probability: float
-) -> np.ndarray:
-    for _ in range(40):
-        middle_L = (low_L + high_L) / 2
-        is_below_L = below(middle_L) < probability
-        low_L, high_L = np.where(is_below_L, middle_L, low_L), np.where(is_below_L, high_L, middle_L)
-    return (low_L + high_L) / 2
+    mean_L = (weight_GL * mean_GL).sum(-2)
+    variance_L = (weight_GL * (deviation_GL**2 + (mean_GL - mean_L[..., None, :]) ** 2)).sum(-2)
+    # No quantile is farther from the mean (Cantelli's inequality).
+    reach_L = np.sqrt(variance_L * (1 - tail) / tail)
+    return Effect(mean_L, quantile(tail), quantile(1 - tail), below(np.zeros_like(mean_L)))
 
 
 def _posterior(
@@ -172,7 +173,7 @@ def prior_covariance(places_L: np.ndarray, slope: np.ndarray | float, deviation:
     return 1 + slope * one * other + deviation * deviates
 
 
-class Word(Enum):
+class TransferVerdict(Enum):
     """What becomes of a change's effect at the target."""
 
     TRANSFERS = "TRANSFERS"
@@ -181,7 +182,7 @@ class Word(Enum):
     UNKNOWN = "UNKNOWN"
 
 
-class Transfer(NamedTuple):
+class Prediction(NamedTuple):
     """What is known of a change at the target, before it is decided."""
 
     distances: Sequence[float]
@@ -204,12 +205,12 @@ def is_within_reach(first: Any, last: Any) -> Any:
 
     A law that breaks off looks like any other until the break is among the sizes.
     """
-    # Where one change in twenty breaks off somewhere, up to 4.3 % of the verdicts are wrong within reach, by
+    # Where one change in twenty breaks off somewhere, up to 4.5 % of the verdicts are wrong within reach, by
     # tools/simulated_transfer.py.
     return -last <= (last - first) * (1 + 1e-9)
 
 
-def decide(found: Transfer) -> tuple[Word, str]:
+def decide(found: Prediction) -> tuple[TransferVerdict, str]:
     """Returns the word and its reason, by the first of these that holds.
 
     UNKNOWN: fewer than three sizes; the target lies farther beyond the largest size than that lies beyond the smallest;
@@ -228,16 +229,19 @@ def decide(found: Transfer) -> tuple[Word, str]:
     (mean, low, high, _), target = found.smallest, found.target
     sizes, first, last = len(found.distances), found.distances[0], found.distances[-1]
     if sizes < FEWEST_SIZES:
-        return Word.UNKNOWN, f"{sizes} of at least {FEWEST_SIZES} sizes: fewer show no trend"
+        return TransferVerdict.UNKNOWN, f"{sizes} of at least {FEWEST_SIZES} sizes: fewer show no trend"
     if not is_within_reach(first, last):
         apart, beyond = (f"{math.exp(x):.3g} x" for x in (last - first, -last))
-        return Word.UNKNOWN, f"the sizes span {apart} the compute, and the target has {beyond} that of the largest"
+        reason = f"the sizes span {apart} the compute, and the target has {beyond} that of the largest"
+        return TransferVerdict.UNKNOWN, reason
     if low <= 0 <= high:
-        return Word.UNKNOWN, "no effect is certain at the smallest size, so that none can be followed"
+        return TransferVerdict.UNKNOWN, "no effect is certain at the smallest size, so that none can be followed"
     if max(-target.low, target.high) < found.margin < abs(mean):
-        return Word.FADES, "what is left of the effect at the target is within the margin"
+        return TransferVerdict.FADES, "what is left of the effect at the target is within the margin"
     if target.low > 0 if mean > 0 else target.high < 0:
-        return Word.TRANSFERS, "the effect at the target has the sign of that at the smallest size"
+        return TransferVerdict.TRANSFERS, "the effect at the target has the sign of that at the smallest size"
     if all(one.low > 0 if mean < 0 else one.high < 0 for one in (found.largest, target)):
-        return Word.REVERSES, "the effect at the largest size and at the target has the other sign than at the smallest"
-    return Word.UNKNOWN, f"the effect at the target has the same sign with a probability of {found.same_sign:.0%}"
+        reason = "the effect at the largest size and at the target has the other sign than at the smallest"
+        return TransferVerdict.REVERSES, reason
+    reason = f"the effect at the target has the same sign with a probability of {found.same_sign:.0%}"
+    return TransferVerdict.UNKNOWN, reason

@@ -129,3 +129,26 @@ def test_of_two_experiments_of_one_size_the_one_with_more_runs_counts(ladder, tm
     sizes, notes = smaller_sizes(resolve("root_d4"), ladder)
     assert [one.name for one in sizes] == ["root_d1", "root_d2", "root_d3"]
     assert notes == ["faster: as large as another size, with fewer runs, and left out"]
+
+
+def test_runs_of_other_code_are_left_out_by_name_unless_allowed(ladder):
+    """The odd one is the first of the largest size, which the others are not held against."""
+    path = ladder / "root_d3" / "seed_0" / "config.json"
+    record = json.loads(path.read_text())
+    record["starts"][-1]["code"] = "another"
+    path.write_text(json.dumps(record))
+    sizes, notes = smaller_sizes(resolve("root_d4"), ladder)
+    assert [len(one.runs) for one in sizes] == [2, 2, 1] and sizes[-1].runs[0].seed == 1
+    assert [note.partition("; ")[2] for note in notes] == ["--allow=code takes it"]
+    assert "root_d3/seed_0: code: not as of most runs of the sizes" in notes[0]
+    sizes, notes = smaller_sizes(resolve("root_d4"), ladder, ["code"])
+    assert [len(one.runs) for one in sizes] == [2, 2, 2] and not notes
+
+
+def test_runs_that_were_validated_on_other_documents_are_left_out_whatever_is_allowed(ladder):
+    path = next((ladder / "root_d1" / "seed_1" / "evaluations").glob("*/validation.documents.jsonl"))
+    first, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | {"text_bytes": 7}), *lines]) + "\n")
+    sizes, notes = smaller_sizes(resolve("root_d4"), ladder, ["code", "versions", "device", "environment"])
+    assert [len(one.runs) for one in sizes] == [1, 2, 2]
+    assert [note.endswith("evaluation: not as of most runs of the sizes, and left out") for note in notes] == [True]

@@ -7,7 +7,7 @@ import shutil
 import fake_runs
 import pytest
 
-from jaxformer.ablation import sizes
+from jaxformer.ablation import sizes, transfer
 from jaxformer.commands import transfer as command
 from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
@@ -24,10 +24,11 @@ def place(tmp_path_factory):
     for name, (depth, steps) in SIZES.items():
         fake_runs.write_root(folder / "experiments", name, steps=steps, model__depth=depth)
     fake_runs.write_variant(folder / "experiments", "good", {"model.qk_norm": True}, parent="little")
-    fake_runs.write_variant(folder / "experiments", "deeper", {"model.depth": 6}, parent="little")
+    fake_runs.write_variant(folder / "experiments", "deeper", {"model.depth": 16}, parent="little")
+    fake_runs.write_variant(folder / "experiments", "unasked", {"model.tied_embeddings": False}, parent="little")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        noise = fake_runs.Noise(run=0.001, effect=0.05)
+        noise = fake_runs.Noise(run=0.001, effect=0.05, residue=0.001)
         for size in ("tiny", "little", "middle"):
             parent = resolve(size)
             variant = resolve_variant_of(parent, "good")
@@ -55,6 +56,80 @@ def test_an_effect_that_is_the_same_at_three_sizes_transfers(capsys):
     assert not found["sizes"][0]["tuned"] and found["designs"] == {}
 
 
+@pytest.fixture
+def elsewhere(place, tmp_path, monkeypatch):
+    """The same, in a folder of its own."""
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def answer(capsys, *arguments):
+    assert command.main([*arguments, "--target=target", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out).values()
+    return found
+
+
+def test_an_effect_of_another_sign_at_each_size_is_unknown_and_each_size_counts(elsewhere, capsys):
+    noise = fake_runs.Noise(run=0.001, effect=0.05)
+    for size, effect in (("tiny", -0.05), ("little", 0.03), ("middle", -0.03)):
+        for seed in range(3):
+            one = resolve_variant_of(resolve(size), "good")
+            fake_runs.write_run(elsewhere / "runs", one, seed, effect=effect, noise=noise, tasks=(), documents=12)
+    found = answer(capsys, "--variants=good", "--effect=0.03")
+    assert found["word"] == "UNKNOWN" and found["interval"][0] < 0 < found["interval"][1]
+    assert [one["why_not"] for one in found["sizes"]] == ["", "", ""] and found["assumed"] == []
+    assert found["designs"]["target"]["commands"][0].startswith("jaxformer ablate --parent=target --variants=good")
+    assert found["designs"]["target"]["device_hours"] > 0
+
+
+def test_of_two_sizes_of_one_compute_a_line_says_which_does_not_count(elsewhere, capsys, monkeypatch):
+    fake_runs.write_root(elsewhere / "experiments", "twin", steps=40, model__depth=4, optimizer__learning_rate=2e-3)
+    monkeypatch.setattr(sizes, "list_experiments", lambda: [*SIZES, "twin", "good"])
+    for one in (resolve("twin"), resolve_variant_of(resolve("twin"), "good")):
+        for seed in range(2):
+            fake_runs.write_run(elsewhere / "runs", one, seed, tasks=(), documents=12)
+    found = answer(capsys, "--variants=good")
+    assert {one["parent"]: one["why_not"] for one in found["sizes"] if one["why_not"]} == {
+        "twin": "little is as large, and stands for both"
+    }
+    assert command.main(["--variants=good", "--target=target"]) == 0
+    assert "twin does not count: little is as large, and stands for both" in capsys.readouterr().out
+
+
+def test_before_any_run_a_design_is_printed_with_what_it_assumes(elsewhere, capsys, monkeypatch):
+    monkeypatch.setattr(command, "output_columns", lambda: 79)
+    assert command.main(["--variants=unasked", "--target=target", "--effect=0.03"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "UNKNOWN  unasked, at target"
+    text = " ".join(" ".join(lines).split())
+    assert "unasked and its parent have finished runs at no size below runs" in text
+    assert "no run has shown yet, so that it is assumed: a seed's difference scatters by 0.0" in text
+    assert any(line.strip().startswith("jaxformer ablate --parent=tiny --variants=unasked --seeds=") for line in lines)
+    assert not list((elsewhere / "runs").glob("reports/**/unasked*"))
+    with_hours = answer(capsys, "--variants=unasked", "--budget=1000")
+    assert with_hours["designed_for"] == 0.005 and "0.005 bits per byte matter (--effect)" in with_hours["assumed"]
+    assert with_hours["designs"]["sizes"]["device_hours"] > 0
+    shutil.rmtree(elsewhere / "runs")
+    found = answer(capsys, "--variants=unasked")["designs"]["sizes"]
+    assert found["operations"] > 1e6 and "device_hours" not in found
+    assert command.main(["--variants=unasked", "--target=target", "--budget=3"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("--budget: no run of target or of a smaller size is finished to tell what an hour does")
+
+
+def test_what_documents_do_at_two_sizes_is_correlated_as_they_show(place, monkeypatch):
+    """These runs' effects differ between documents alike at all sizes."""
+    found = []
+    real = transfer.error_covariance
+    monkeypatch.setattr(transfer, "error_covariance", lambda *a, **k: found.append(k["correlation"]) or real(*a, **k))
+    transfer.ask_transfer("good", "target", place / "runs")
+    monkeypatch.setattr(transfer, "have_same_documents", lambda *_: False)
+    transfer.ask_transfer("good", "target", place / "runs")
+    measured, assumed = found
+    assert measured > 0.9 and assumed == 0.5
+
+
 def test_with_two_sizes_nothing_is_known_and_the_cheapest_design_is_printed_at_80_columns(place, capsys, monkeypatch):
     shutil.move(place / "runs/good@middle", place / "kept")
     monkeypatch.setattr(command, "output_columns", lambda: 79)
@@ -65,7 +140,7 @@ def test_with_two_sizes_nothing_is_known_and_the_cheapest_design_is_printed_at_8
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["UNKNOWN  good, at target", "  2 of at least 3 sizes: fewer show no trend."]
     commands = [line.strip() for line in lines if line.startswith("      ")]
-    assert "jaxformer ablate --parent=middle --variants=good --seeds=3" in commands
+    assert any(line.startswith("jaxformer ablate --parent=middle --variants=good --seeds=") for line in commands)
     assert max(len(line) for line in lines if line.strip() not in commands) < 80
     assert any("nothing tuned the learning rate of tiny, little" in line for line in lines)
     assert (place / lines[-1]).read_bytes().startswith(b"\x89PNG")
@@ -74,12 +149,10 @@ def test_with_two_sizes_nothing_is_known_and_the_cheapest_design_is_printed_at_8
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--variants=deeper"],
-            r"deeper and its parent have finished runs at no size of target .*: ask it .* tiny,",
-        ),
+        (["--variants=deeper"], r"deeper.*model.depth"),
+        (["--variants=good+unasked@tiny"], r"good\+unasked@tiny joins changes, each .* another: name one alone"),
         (["--variants=good", "--effect=0"], r"--effect \(0.0\) must be above 0"),
-        (["--variants=good", "--hours=-1"], r"--hours \(-1.0\) must be above 0"),
+        (["--variants=good", "--budget=-1"], r"--budget \(-1.0\) must be above 0"),
         (["--variants=,"], "--variants names no variant"),
         (["--variants=good@tiny"], "good@tiny is a change at one size: name it alone, good"),
     ],

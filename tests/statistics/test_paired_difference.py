@@ -12,7 +12,13 @@ import pytest
 from scipy import special, stats
 from simulated_studies import at_most, model_SI, rates
 
-from jaxformer.statistics.paired_difference import OWN_LEVEL, Difference, crossed_difference, paired_difference
+from jaxformer.statistics.paired_difference import (
+    OWN_LEVEL,
+    Difference,
+    crossed_difference,
+    item_correlation,
+    paired_difference,
+)
 from jaxformer.statistics.significance import interim_level
 from jaxformer.statistics.variance_prior import VariancePrior
 
@@ -391,3 +397,26 @@ def test_the_one_sided_p_value_is_that_of_the_one_sided_t_test():
         values = rng.normal(shift, 1.0, 6)
         expected = stats.ttest_1samp(values, 0.0, alternative="less").pvalue
         assert paired_difference(values, np.zeros(6)).p_value_below == pytest.approx(expected)
+
+
+# What items do to several differences.
+
+
+@pytest.mark.parametrize("true", [0.0, 0.4, 1.0])
+def test_the_correlation_of_what_items_do_is_that_they_were_drawn_with(true):
+    rng, found, I = np.random.default_rng(3), [], 200  # noqa: E741
+    weights_I, groups_I = rng.uniform(0.5, 2, I), np.arange(I) // 2
+    for _ in range(20):
+        shared_G, sizes = rng.normal(size=I // 2), []
+        for seeds in (3, 5):
+            own_G = math.sqrt(true) * shared_G + math.sqrt(1 - true) * rng.normal(size=I // 2)
+            noise_SI = 0.7 * rng.normal(size=(seeds, I))
+            sizes.append((0.3 + 0.1 * seeds + own_G[groups_I] + noise_SI) * weights_I)
+        found.append(item_correlation(sizes, weights_I, groups_I))
+    assert np.mean(found) == pytest.approx(true, abs=0.1)
+
+
+def test_the_correlation_of_one_difference_or_of_none_is_not_known():
+    assert math.isnan(item_correlation([]))
+    assert math.isnan(item_correlation([np.ones((2, 3))]))
+    assert math.isnan(item_correlation([np.ones((2, 3)), np.ones((2, 3))]))

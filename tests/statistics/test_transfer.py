@@ -6,18 +6,23 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.transfer import (
     Effect,
-    Transfer,
-    Word,
+    Prediction,
+    TransferVerdict,
     decide,
     error_covariance,
     predict_effect,
     prior_covariance,
     prior_grid,
 )
-from jaxformer.statistics.transfer_design import SizeOption, cheapest_design, target_power, transfer_power
+from jaxformer.statistics.transfer_design import (
+    SizeOption,
+    cheapest_design,
+    expected_deviation,
+    target_power,
+    transfer_power,
+)
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -28,25 +33,25 @@ def found(
     smallest=(-0.04, -0.02), largest=(-0.04, -0.02), target=(-0.03, -0.01), margin=0.005, distances=(-4.0, -3.0, -2.0)
 ):
     first, last, there = (Effect((low + high) / 2, low, high, 0.9) for low, high in (smallest, largest, target))
-    return Transfer(distances, first, last, there, margin)
+    return Prediction(distances, first, last, there, margin)
 
 
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({}, Word.TRANSFERS),
-        ({"distances": (-4.0, -2.0)}, Word.UNKNOWN),
-        ({"distances": (-4.0, -3.0, -2.1)}, Word.UNKNOWN),
-        ({"smallest": (-0.04, 0.01)}, Word.UNKNOWN),
-        ({"target": (-0.03, 0.01)}, Word.UNKNOWN),
+        ({}, TransferVerdict.TRANSFERS),
+        ({"distances": (-4.0, -2.0)}, TransferVerdict.UNKNOWN),
+        ({"distances": (-4.0, -3.0, -2.1)}, TransferVerdict.UNKNOWN),
+        ({"smallest": (-0.04, 0.01)}, TransferVerdict.UNKNOWN),
+        ({"target": (-0.03, 0.01)}, TransferVerdict.UNKNOWN),
         # Within the margin counts before the sign, unless it was small from the beginning.
-        ({"target": (-0.004, -0.001)}, Word.FADES),
-        ({"target": (-0.004, 0.004)}, Word.FADES),
-        ({"target": (-0.004, 0.004), "margin": math.nan}, Word.UNKNOWN),
-        ({"smallest": (-0.005, -0.003), "target": (-0.004, -0.001)}, Word.TRANSFERS),
+        ({"target": (-0.004, -0.001)}, TransferVerdict.FADES),
+        ({"target": (-0.004, 0.004)}, TransferVerdict.FADES),
+        ({"target": (-0.004, 0.004), "margin": math.nan}, TransferVerdict.UNKNOWN),
+        ({"smallest": (-0.005, -0.003), "target": (-0.004, -0.001)}, TransferVerdict.TRANSFERS),
         # A trend alone reverses nothing.
-        ({"target": (0.01, 0.03)}, Word.UNKNOWN),
-        ({"largest": (0.01, 0.02), "target": (0.01, 0.03)}, Word.REVERSES),
+        ({"target": (0.01, 0.03)}, TransferVerdict.UNKNOWN),
+        ({"largest": (0.01, 0.02), "target": (0.01, 0.03)}, TransferVerdict.REVERSES),
     ],
 )
 def test_the_word_is_that_of_the_rule_on_either_side_of_zero(given, word):
@@ -98,19 +103,21 @@ def test_many_questions_are_each_answered_as_alone():
 
 
 def test_documents_are_shared_between_sizes_and_few_seeds_count_as_few():
-    one = Difference(-0.02, 1e-6, math.inf, 4e-6, math.inf)
-    covariance = error_covariance([one, one._replace(item_variance=1e-6)], [3, 3])
+    infinite, seeds, items = np.full(2, math.inf), np.full(2, 1e-6), np.array([4e-6, 1e-6])
+    covariance = error_covariance(seeds, infinite, items, infinite)
     np.testing.assert_allclose(covariance, [[5e-6, 1e-6], [1e-6, 2e-6]])
-    (few,) = error_covariance([Difference(0.0, 1e-6, 2.0)], [3])[0]
+    covariance = error_covariance(seeds, infinite, items, infinite, correlation=0.25)
+    np.testing.assert_allclose(covariance, [[5e-6, 0.5e-6], [0.5e-6, 2e-6]])
+    (few,), _ = error_covariance(np.array([1e-6, 0.0]), np.array([2.0, 0.0]), np.zeros(2), infinite)[:, :1]
     assert math.sqrt(few) * 1.959964 == pytest.approx(1e-3 * 4.302653, rel=1e-5)
 
 
-def test_variances_of_sizes_that_look_alike_are_pooled_and_others_are_hardly():
-    alike = [Difference(0.0, variance * 1e-6, 2.0) for variance in (1.0, 1.2, 0.8, 1.1, 0.9)]
-    pooled = np.diag(error_covariance(alike, [3] * 5))
-    assert pooled.max() < 2.5e-6  # Beside 4.8e-6 for each by itself.
-    outlier = np.diag(error_covariance([*alike[:4], Difference(0.0, 4e-4, 2.0)], [3] * 5))
-    assert outlier[4] > 100 * outlier[:4].max()
+def test_the_noise_of_one_size_says_nothing_of_another():
+    """Seeds scatter least at the largest size, and pooled with it the smallest would look surer than it is."""
+    df, none = np.array([2.0, 2.0, 2.0]), np.zeros(3)
+    alone = error_covariance(np.array([9e-6, 1e-6, 1e-6]), df, none, df)
+    beside = error_covariance(np.array([9e-6, 1e-8, 1e-8]), df, none, df)
+    assert alone[0, 0] == beside[0, 0] > 9e-6
 
 
 def test_the_cheapest_design_is_cheapest_and_has_its_power():
@@ -146,3 +153,8 @@ def test_an_option_without_hours_or_an_effect_is_refused():
         cheapest_design([SizeOption(-1.0, 0.0, 0.01)], 0.01)
     with pytest.raises(ValueError, match="must be above 0"):
         cheapest_design([SizeOption(-1.0, 1.0, 0.01)], 0.0)
+
+
+def test_the_noise_that_is_expected_falls_with_the_compute_to_a_floor():
+    assert expected_deviation(4e12) == pytest.approx(0.7 * expected_deviation(1e12))
+    assert expected_deviation(1e22) == 0.003
