@@ -1,5 +1,6 @@
 """What all tests share: strict broadcasting, a cache of their own, and one small tokenizer."""
 
+import functools
 import gc
 import itertools
 import json
@@ -14,10 +15,12 @@ import pytest
 import tiny_run
 from jax.experimental.compilation_cache import compilation_cache
 
+import jaxformer.experiment.experiment
 from jaxformer.data.packing import Batch
 from jaxformer.data.tokenizer import TokenizerConfig, load_tokenizer, train_tokenizer
 from jaxformer.host.lock import hold
 from jaxformer.host.signals import SIGNALS
+from jaxformer.optimizer import make_optimizer
 from jaxformer.train import main
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -166,15 +169,24 @@ def compiled_folder(shared):
     return str(shared / f"compiled_{os.environ.get('PYTEST_XDIST_WORKER', '')}")
 
 
+# A traced step is that of an optimizer, which is made of functions: the same one for the same settings.
+_make_optimizer_once = functools.cache(make_optimizer)
+
+
 @pytest.fixture(scope="module")
 def compiled(compiled_folder):
-    """Uses that folder in the tests of a module; returns what does so in another process, as environment variables."""
+    """Uses that folder in the tests of a module; returns what does so in another process, as environment variables.
+
+    A run of what was run before in this process is not even traced again, so no test here may change what is traced.
+    """
     options = {"jax_compilation_cache_dir": compiled_folder, "jax_persistent_cache_min_compile_time_secs": 0.0}
     before = {name: getattr(jax.config, name) for name in options}
     for name, value in options.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-    yield {name.upper(): str(value) for name, value in options.items()} | {"JAX_NUMPY_RANK_PROMOTION": "raise"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxformer.experiment.experiment, "make_optimizer", _make_optimizer_once)
+        yield {name.upper(): str(value) for name, value in options.items()} | {"JAX_NUMPY_RANK_PROMOTION": "raise"}
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()

@@ -102,19 +102,21 @@ def test_names_that_are_patterns_elsewhere_are_names(user, name):
     package = user_module.REPOSITORY / "jaxformer"
     shutil.copytree(package, folder / "checkout" / "jaxformer", ignore=shutil.ignore_patterns("__pycache__"))
     user.write(f"{name}/corpus/texts.jsonl", (user.folder / "texts.jsonl").read_bytes())
-    user.environment |= {"PYTHONPATH": str(folder / "checkout"), "JAXFORMER_CACHE": str(folder / "cache")}
+    environment = {"PYTHONPATH": str(folder / "checkout"), "JAXFORMER_CACHE": str(folder / "cache")}
     words = (f"--corpus.path={folder}/corpus", *steps)
     before = {path.name for path in user.folder.iterdir()}
 
     arguments = ("train", "--experiment=tiny.py", f"--workdir={name}/run", *words)
-    stopped = user.run(*arguments, meanwhile=signal_once((folder / "run" / "checkpoints" / "10").exists))
-    # The signal may find a run that is over.
-    assert stopped.status in (0, 128 + signal.SIGTERM), stopped.err
-    resumed = user.run(*arguments)
+    due = (folder / "run" / "checkpoints" / "10").exists
+    with Copies(user.environment | environment) as there:
+        stopped = there.run(arguments, user.folder, {}, meanwhile=signal_once(due))
+        # The signal may find a run that is over.
+        assert stopped.status in (0, 128 + signal.SIGTERM), stopped.err
+        resumed = there.run(arguments, user.folder, {})
+        evaluated = there.run(("evaluate", f"--workdir={name}/run"), user.folder, {})
     assert resumed.status == 0, resumed.err
     assert "resumed from step" in resumed.out or stopped.status == 0
     assert user.summary(f"{name}/run")["validation/loss"] == user.summary()["validation/loss"]
-    evaluated = user.run("evaluate", f"--workdir={name}/run")
     assert evaluated.status == 0 and "step 40: " in evaluated.out, evaluated.err
     assert {path.name for path in user.folder.iterdir()} == before
 
@@ -1191,11 +1193,8 @@ def test_tensorboard_has_each_step_once_after_two_kills(user):
     steps = "--training.steps=300", "--checkpoint.every_steps=40", "--evaluation.every_steps=300"
     steps = *steps, "--tracking.to=tensorboard"
     for lines in (75, 175):
-        with user.start("train", "--experiment=tiny.py", "--workdir=run", *steps) as process:
-            wait_until(functools.partial(has_lines, user.folder / "run/metrics.jsonl", lines), process.pid)
-            process.kill()
-            process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        due = functools.partial(has_lines, user.folder / "run/metrics.jsonl", lines)
+        assert user.train(*steps, meanwhile=signal_once(due, signal.SIGKILL)).status == -signal.SIGKILL
     assert user.train(*steps).status == 0
     folder = str(user.folder / "run")
     events = event_accumulator.EventAccumulator(folder, {"scalars": 0}, purge_orphaned_data=False)
@@ -1647,10 +1646,11 @@ def test_file_system_without_locks_is_named(user):
     user.write("site/sitecustomize.py", f"{module}fcntl.flock = flock\n")
     path = os.pathsep.join([str(user.folder / "site"), user.environment["PYTHONPATH"]])
     before = sorted(user.folder.rglob("*"))
-    for words in (["train", "--experiment=tiny.py", "--workdir=run"], ["prepare", "--experiment=tiny.py"]):
-        ended = user.run(*words, environment={"PYTHONPATH": path})
-        assert ended.status == 2
-        assert ended.err.count("\n") == 1 and "has no file locks" in ended.err
+    with Copies(user.environment | {"PYTHONPATH": path}) as without:
+        for words in (["train", "--experiment=tiny.py", "--workdir=run"], ["prepare", "--experiment=tiny.py"]):
+            ended = without.run(words, user.folder, {})
+            assert ended.status == 2
+            assert ended.err.count("\n") == 1 and "has no file locks" in ended.err
     assert not (user.folder / "run").exists() and before
 
 

@@ -195,20 +195,10 @@ def trapped_run(experiment_files, uninterrupted, tmp_path):
     return folder
 
 
-def resume(folder: Path, experiment_files, compiled, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "jaxformer.train", *tiny_run.command(experiment_files["best_fit"], folder)]
-    return subprocess.run(
-        [*command, *arguments],
-        cwd=folder.parent,
-        env=os.environ | compiled,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_resumed_run_executes_nothing_of_its_folder(trapped_run, experiment_files, compiled):
-    ended = resume(trapped_run, experiment_files, compiled)
+    command = [sys.executable, "-m", "jaxformer.train", *tiny_run.command(experiment_files["best_fit"], trapped_run)]
+    options = {"cwd": trapped_run.parent, "env": os.environ | compiled, "timeout": 300}
+    ended = subprocess.run(command, capture_output=True, text=True, **options)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "resumed from step 12\n" in ended.stdout
     assert list(trapped_run.parent.rglob("sprung")) == []
@@ -217,10 +207,14 @@ def test_resumed_run_executes_nothing_of_its_folder(trapped_run, experiment_file
 
 
 @pytest.mark.parametrize("key", ["identity", "digests", "config"])
-def test_config_that_looks_like_python_is_refused_and_not_executed(key, trapped_run, experiment_files, compiled):
+def test_config_that_looks_like_python_is_refused_and_not_executed(
+    key, trapped_run, experiment_files, compiled, monkeypatch, capfd
+):
     config = json.loads((trapped_run / "config.json").read_text())
     (trapped_run / "config.json").write_text(json.dumps({**config, key: TRAP}))
-    ended = resume(trapped_run, experiment_files, compiled)
-    assert ended.returncode == 2 and ended.stderr.count("\n") == 1
-    assert ended.stderr.startswith(f"jaxformer: {trapped_run / 'config.json'}: ")
+    monkeypatch.chdir(trapped_run.parent)
+    capfd.readouterr()
+    assert main(tiny_run.command(experiment_files["best_fit"], trapped_run)) == 2
+    errors = capfd.readouterr().err
+    assert errors.count("\n") == 1 and errors.startswith(f"jaxformer: {trapped_run / 'config.json'}: ")
     assert list(trapped_run.parent.rglob("sprung")) == []

@@ -193,20 +193,15 @@ def test_process_with_other_settings_is_refused_and_not_waited_for(experiment_fi
             process.communicate()
 
 
-# Runs the command in its own process, which has eight devices.
-COMMAND = "import sys; from jaxformer.train import main; sys.exit(main(sys.argv[1:]))"
-
-
 def test_run_on_a_mesh_with_all_that_a_run_does_is_that_of_one_device(experiment_files, compiled, tmp_path):
     options = ["--training.rows_per_step=8", "--optimizer.epsilon=1e-3", "--optimizer.name=muon"]
     options += ["--model.activation=swiglu", "--model.tied_embeddings=false", "--training.steps=6"]
-    for name, mesh in (("one", []), ("eight", ["--mesh.data=2", "--mesh.fsdp=4"])):
-        arguments = [*tiny_run.command(experiment_files["best_fit"], tmp_path / name), *options, *mesh]
-        done = subprocess.run(
-            [sys.executable, "-c", COMMAND, *arguments], env=environment(8, **compiled), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert "proof       no gradient flows" in done.stdout and "a sample (" in done.stdout
+    with Copies(environment(8, **compiled)) as of_eight:
+        for name, mesh in (("one", []), ("eight", ["--mesh.data=2", "--mesh.fsdp=4"])):
+            arguments = [*tiny_run.command(experiment_files["best_fit"], tmp_path / name), *options, *mesh]
+            status, printed, errors = of_eight.run(["train", *arguments], tmp_path, {}, timeout=240)
+            assert status == 0, errors
+            assert "proof       no gradient flows" in printed and "a sample (" in printed
     for line, expected in zip(*map(tiny_run.read_metrics, (tmp_path / "eight", tmp_path / "one")), strict=True):
         for key, value in expected.items():
             assert line[key] == pytest.approx(value, abs=1e-4 if "norm" in key or "score" in key else TOLERANCE), key
