@@ -71,7 +71,7 @@ class StopSignals:
         try:
             yield
         except BaseException as error:
-            is_own = self._raised is None or isinstance(error, _VERDICTS)
+            is_own = self._raised is None or (isinstance(error, (Stopped, *_VERDICTS)) and error is not self._raised)
             self._is_seen |= self.received is not None and is_own
             raise
         finally:

@@ -57,6 +57,18 @@ def test_signal_that_came_before_stops_what_would_run_at_once():
             pytest.fail("not stopped")
 
 
+def test_what_a_deferred_block_says_of_a_signal_stays_however_long_cleaning_up_takes():
+    with pytest.raises(Stopped, match=r"^stopped by SIGTERM; step 7 is saved$"), stop_signals("come again") as signals:
+        try:
+            with signals.deferred():
+                with contextlib.suppress(Stopped), signals.at_once():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    wait_to_be_stopped()
+                raise Stopped(signal.SIGTERM, "step 7 is saved")
+        finally:
+            time.sleep(0.5)  # The watching thread looks every 0.1 s.
+
+
 def test_error_that_ends_a_deferred_block_is_what_ends_it_though_a_signal_came():
     with pytest.raises(RuntimeError, match="the save failed"), stop_signals() as signals, signals.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
