@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxformer.ablation.finished_runs import FinishedRun, load_finished_run
 from jaxformer.ablation.sizes import Size, size_of, smaller_sizes
-from jaxformer.config import UserError, require
+from jaxformer.config import UserError
 from jaxformer.experiment.experiment import Experiment, evaluated_steps
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import print_notice
@@ -24,6 +24,10 @@ from jaxformer.run.forecast import BAND, FORECAST, INTERVAL, Forecast, read_fore
 from jaxformer.statistics.scaling_law import FEWEST_SIZES, NoLaw, predict_loss
 
 FORECASTS = "forecasts.jsonl"
+
+
+class TooFewSizes(UserError):
+    """Fewer smaller sizes are finished than a forecast takes."""
 
 
 class ForecastRun(NamedTuple):
@@ -48,13 +52,14 @@ def forecast_values(target: Experiment, sizes: Sequence[Size]) -> dict[str, Any]
     """Returns what `forecast.json` holds of a run of an experiment, by the smaller sizes that are finished.
 
     Raises:
-        UserError: they are too few.
+        TooFewSizes: fewer than `FEWEST_SIZES`.
+        UserError: no law goes through them.
     """
-    require(
-        len(sizes) >= FEWEST_SIZES,
-        f"{target.name}: {len(sizes)} smaller size{'s' * (len(sizes) != 1)} with finished runs, and a forecast takes "
-        f"{FEWEST_SIZES}, as `jaxformer ladder` trains them",
-    )
+    if len(sizes) < FEWEST_SIZES:
+        raise TooFewSizes(
+            f"{target.name}: {len(sizes)} smaller size{'s' * (len(sizes) != 1)} with finished runs, and a forecast "
+            f"takes {FEWEST_SIZES}, as `jaxformer ladder` trains them"
+        )
     size, steps = size_of(target), target.training.steps
     about = [one.parameters for one in sizes], [one.tokens for one in sizes]
     try:
@@ -67,7 +72,7 @@ def forecast_values(target: Experiment, sizes: Sequence[Size]) -> dict[str, Any]
     for step in evaluated_steps(target):
         within = [one.at_share(step / steps) for one in sizes]
         if all(within) and step:
-            with contextlib.suppress(NoLaw):  # There is then no band.
+            with contextlib.suppress(ValueError):  # There is then no band: no law, or a validation that is not finite.
                 band = predict_loss(*about, within, size.parameters, size.tokens).interval(BAND)
                 bands.append({"step": step, "low": band[0], "high": band[1]})
     return {

@@ -100,17 +100,17 @@ def write_rungs(ladder: Ladder, rungs: Sequence[Rung], command: str) -> list[Pat
     check_name(ladder.name, "--name")
     is_named = not any(mark in ladder.base for mark in (OF, AD_HOC, "/"))
     require(is_named, f"{ladder.base}: the files of its sizes must name it; give it a file of its own")
-    for rung in rungs:
-        if rung.name not in known:
-            path = Path("experiments", f"{rung.name}.py")
-            path.parent.mkdir(exist_ok=True)
-            write_whole(path, size_file(ladder.base, rung.values, command).encode())
-            written.append(path)
+    for rung in (each for each in rungs if each.name in known):
         require(
             science(resolve(rung.name).experiment) == science(rung.resolved.experiment),
             f"the experiment {rung.name} is another than {ladder.base} at that size: give another --name, or the "
             "options that it was made with",
         )
+    for rung in (each for each in rungs if each.name not in known):
+        path = Path("experiments", f"{rung.name}.py")
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, size_file(ladder.base, rung.values, command).encode())
+        written.append(path)
     return written
 
 

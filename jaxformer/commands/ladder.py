@@ -19,7 +19,7 @@ from jaxformer.ablation.checks import check_runs
 from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.finished_runs import has_diverged
-from jaxformer.ablation.forecast import forecast_runs, keep_outcomes, read_forecasts
+from jaxformer.ablation.forecast import TooFewSizes, forecast_runs, keep_outcomes, read_forecasts
 from jaxformer.ablation.ladder import Ladder, Rung, make_rungs, plan_ladder, train_rung, write_rungs
 from jaxformer.ablation.training_jobs import not_over
 from jaxformer.config import UserError, require
@@ -75,13 +75,14 @@ def _forecast(rung: Rung, number: int, runs: Path, allow: Collection[str]) -> No
     """Writes what the runs of a size will come to, and prints it; without a forecast they are trained anyway.
 
     Args:
-        number: of sizes below it, of which there must be some for a forecast.
+        number: of sizes of this ladder below it: that the first ones are too few for a forecast goes without saying.
     """
     try:
         for forecast in forecast_runs(rung.resolved, range(rung.seeds), runs, allow)[:1]:  # All are the same.
             print_wrapped(f"{rung.name}: {describe_forecast(forecast)}", indent=2)
     except UserError as error:
-        print_notice(f"no forecast of {error}" if number >= FEWEST_SIZES else "")
+        if number >= FEWEST_SIZES or not isinstance(error, TooFewSizes):
+            print_notice(f"no forecast of {error}")
 
 
 def _print_outcomes(rung: Rung, runs: Path) -> None:

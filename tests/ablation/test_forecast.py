@@ -3,9 +3,17 @@
 import json
 
 import fake_runs
+import numpy as np
 import pytest
 
-from jaxformer.ablation.forecast import FORECASTS, forecast_runs, keep_outcomes, read_forecasts, standing
+from jaxformer.ablation.forecast import (
+    FORECASTS,
+    forecast_runs,
+    forecast_values,
+    keep_outcomes,
+    read_forecasts,
+    standing,
+)
 from jaxformer.ablation.ladder import Ladder, make_rungs, write_rungs
 from jaxformer.ablation.sizes import smaller_sizes
 from jaxformer.config import UserError
@@ -96,6 +104,13 @@ def test_a_run_that_has_begun_is_not_forecast_and_too_few_sizes_forecast_nothing
         forecast_runs(resolve("root_d3"), [2], ladder)
 
 
+def test_a_validation_that_was_not_finite_takes_its_band_and_no_more(ladder):
+    sizes, _ = smaller_sizes(resolve("root_d4"), ladder)
+    bands = forecast_values(resolve("root_d4").experiment, sizes)["bands"]
+    sizes[0].runs[0].curve[-1, 1] = np.nan
+    assert forecast_values(resolve("root_d4").experiment, sizes)["bands"] == bands[:-1] != bands
+
+
 def test_a_damaged_forecast_is_named(ladder):
     forecast_runs(resolve("root_d4"), [0], ladder)
     path = ladder / "root_d4" / "seed_0" / FORECAST
@@ -105,8 +120,6 @@ def test_a_damaged_forecast_is_named(ladder):
 
 
 def test_a_validation_outside_of_its_band_is_told(ladder):
-    import numpy as np
-
     (forecast,) = forecast_runs(resolve("root_d4"), [0], ladder)
     band = forecast.bands[0]
     for bits, word in ((band.high + 0.01, "above"), ((band.low + band.high) / 2, ""), (band.low - 0.01, "below")):

@@ -92,6 +92,10 @@ def test_files_can_be_written_alone_and_under_another_name(trained, tmp_path, ca
     assert "`jaxformer ladder --experiment=root --sizes=2 --name=tuned` made it." in written
     assert ladder.main(["--experiment=root", "--sizes=2", "--name=tuned", "--rates=1:1e-2,2:1e-2", "--write"]) == 2
     assert "tuned_d2 is another than root at that size: give another --name" in capsys.readouterr().err
+    rates = "--rates=1:1e-2,2:1e-2"
+    assert ladder.main(["--experiment=root", "--sizes=1,2", "--name=tuned", rates, "--write"]) == 2
+    assert not (tmp_path / "experiments/tuned_d1.py").exists(), "a part of a ladder is no ladder"
+    capsys.readouterr()
     fake_runs.write_variant(tmp_path / "experiments", "normed", {"model.qk_norm": True}, parent="root")
     fake_runs.write_root(tmp_path / "experiments", "other")
     assert ladder.main(["--experiment=normed@other", "--sizes=2", "--write"]) == 2
@@ -102,6 +106,9 @@ def test_sizes_without_a_law_are_trained_without_a_forecast(trained, tmp_path, m
     monkeypatch.setattr(fake_runs, "write_run", _rising(fake_runs.write_run))
     assert ladder.main(COMMAND) == 0
     assert trained[-1] == ("root_d4", False)
+    assert capsys.readouterr().err.count("no forecast of root_d4: the losses do not fall with size") == 1
+    shutil.rmtree(tmp_path / "runs/root_d4")
+    assert ladder.main(["--experiment=root", "--sizes=4", "--seeds=1"]) == 0  # Without the sizes below it.
     assert "no forecast of root_d4: the losses do not fall with size" in capsys.readouterr().err
 
 
