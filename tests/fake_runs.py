@@ -237,7 +237,8 @@ def _begin(runs: Path, resolved: Resolved, seed: int, tasks: Sequence[str], item
     initial = {"path": experiment.init_from, "params": _digest("params", experiment.init_from)}
     initial = initial if experiment.init_from else None
     identity = identify(experiment, seed, initial["params"] if initial else "")
-    belongs_to = {"identity": identity, "digests": digests, "tasks": tasks}
+    corpora = {name: {"training_tokens": 10**9} for name in part_names(experiment.corpus)}
+    belongs_to = {"identity": identity, "digests": digests, "tasks": tasks, "corpora": corpora}
     environment = describe_environment(Implementation("xla"), device or jax.devices()[0].device_kind, 1)
     lineage = dataclasses.replace(resolved.lineage, init_from=initial)
     write_config(workdir, experiment, lineage, belongs_to, environment, tokenizer, 0)

@@ -81,6 +81,7 @@ def forecast_values(target: Experiment, sizes: Sequence[Size]) -> dict[str, Any]
         "parameters": size.parameters,
         "tokens": size.tokens,
         "compute": size.compute,
+        "corpus_tokens": _corpus_tokens(sizes[-1]),
         "median": found.median,
         "low": low,
         "high": high,
@@ -100,6 +101,11 @@ def forecast_values(target: Experiment, sizes: Sequence[Size]) -> dict[str, Any]
         ],
         "documents": documents_of(sizes[-1].runs[0]),
     }
+
+
+def _corpus_tokens(size: Size) -> int:
+    """Returns how many tokens there are to train on."""
+    return sum(one["training_tokens"] for one in size.runs[0].record["corpora"].values())
 
 
 def _documents_error(size: Size) -> float:

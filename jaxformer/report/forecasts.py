@@ -23,6 +23,9 @@ from jaxformer.statistics.scaling_law import NoLaw, predict_loss
 
 HEADINGS = ("run", "forecast", f"{INTERVAL:.0%} between", "came out", "within", "from")
 
+# Passes over the data, and multiples of those of smaller sizes, up to which nothing is repeated.
+_UNREPEATED = 1.1
+
 # How far beyond the largest size the law is drawn, in compute.
 _BEYOND = 4.0
 
@@ -93,8 +96,20 @@ def describe_forecast(forecast: Forecast) -> str:
     return (
         f"forecast {forecast.median:.4f} bits per byte, {INTERVAL:.0%} of runs between {low:.4f} and {high:.4f}, from "
         f"{runs} runs of {len(sizes)} smaller sizes. Seeds alone: ± {forecast.about['seeds']:.4f}. Law: {forms}. On "
-        f"other documents of the kind: ± {forecast.about['other_documents']:.4f} more. Written before the run, "
-        f"{forecast.digest[:12]}"
+        f"other documents of the kind: ± {forecast.about['other_documents']:.4f} more. {_repetition(forecast)}Written "
+        f"before the run, {forecast.digest[:12]}"
+    )
+
+
+def _repetition(forecast: Forecast) -> str:
+    """Returns a sentence where a run reads its data more often than the sizes before it; '' where it does not."""
+    passes = forecast.about["tokens"] / forecast.about.get("corpus_tokens", math.inf)
+    before = max(one["tokens"] for one in forecast.about["sizes"]) / forecast.about["tokens"] * passes
+    if passes <= max(_UNREPEATED, _UNREPEATED * before):
+        return ""
+    return (
+        f"It reads its data {passes:.1f} times and smaller sizes up to {before:.1f} times: what a token is worth less "
+        "when it is repeated is not counted, so expect more. "
     )
 
 
