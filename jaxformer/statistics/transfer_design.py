@@ -73,10 +73,10 @@ class Designs(NamedTuple):
 
     sizes: Design | None
     """The cheapest of sizes with the wanted power; if none, the most powerful for the hours. None where there are fewer
-    than three, or none that the target is within reach of.
+    than three, or none that the target is within reach of, or the most seeds of each are there.
     """
     target: Design | None
-    """The same at the target alone; None where it is no option."""
+    """The same at the target alone; None where it is no option, or the most seeds are there."""
     hint: Design | None
     """Three seeds at the one size at which they are cheapest: no verdict."""
 
@@ -97,7 +97,7 @@ def expected_deviation(compute: float) -> float:
 def cheapest_design(
     options: Sequence[SizeOption], effect: float, hours: float = math.inf, *, power: float = POWER
 ) -> Designs:
-    """Returns the cheapest ways to know an effect at the target.
+    """Returns the cheapest ways to know an effect at the target, each of which adds seeds to those that are there.
 
     Args:
         effect: the smallest at the target that matters, bits per byte.
@@ -140,6 +140,8 @@ def _best_of_sizes(
     ours = [options[n] for n in below]
     seeds_DN = np.array([*itertools.product(*(sorted({max(seeds, one.seeds) for seeds in _SEEDS}) for one in ours))])
     seeds_DN = seeds_DN[(seeds_DN > 0).sum(1) >= FEWEST_SIZES]
+    # What is there already has not decided it.
+    seeds_DN = seeds_DN[(seeds_DN > [one.seeds for one in ours]).any(1)]
     distance_DN = np.where(seeds_DN > 0, [one.distance for one in ours], np.nan)
     seeds_DN = seeds_DN[is_within_reach(np.nanmin(distance_DN, 1), np.nanmax(distance_DN, 1))]
     if not len(seeds_DN):
@@ -170,9 +172,11 @@ def _choose(hours_D: np.ndarray, power_D: np.ndarray, hours: float, power: float
     return int(np.argmax(np.where(is_paid_D, power_D, -1.0)) if is_paid_D.any() else np.argmin(hours_D))
 
 
-def _best_at_target(options: Sequence[SizeOption], n: int, effect: float, hours: float, power: float) -> Design:
+def _best_at_target(options: Sequence[SizeOption], n: int, effect: float, hours: float, power: float) -> Design | None:
     one = options[n]
-    seeds_D = np.array([seeds for seeds in INTERIM_SEEDS if seeds >= one.seeds] or [one.seeds])
+    seeds_D = np.array([seeds for seeds in INTERIM_SEEDS if seeds > one.seeds])
+    if not len(seeds_D):
+        return None
     power_D = np.array([target_power(one, int(seeds), effect) for seeds in seeds_D])
     hours_D = (seeds_D - one.seeds) * one.hours
     best = _choose(hours_D, power_D, hours, power)
