@@ -6,7 +6,7 @@ Axes: D design, N size.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -54,6 +54,15 @@ class SizeOption(NamedTuple):
     """Standard error of the difference by documents, bits per byte, which no seed lessens."""
     seeds: int = 0
     """Seeds that are there already, and cost nothing."""
+    parent_hours: float = 0.0
+    """Of `hours`, those of a run of the parent."""
+    parent_seeds: int = 0
+    """Seeds of the parent that are there already, and cost nothing of it."""
+
+    def hours_to(self, seeds: Any) -> Any:
+        """Returns the device hours of the runs that so many seeds, one number or an array, still lack."""
+        lacking, of_parent = (np.maximum(seeds - n, 0) for n in (self.seeds, max(self.seeds, self.parent_seeds)))
+        return lacking * (self.hours - self.parent_hours) + of_parent * self.parent_hours
 
 
 class Design(NamedTuple):
@@ -118,7 +127,7 @@ def cheapest_design(
 
 def transfer_power(options: Sequence[SizeOption], seeds_DN: np.ndarray, effect: float) -> np.ndarray:
     """Returns the probabilities (D,) that designs find an effect to transfer that is the same at all sizes."""
-    distance_N, _, sd_N, documents_N, _ = (np.array(values) for values in zip(*options, strict=True))
+    distance_N, _, sd_N, documents_N = (np.array(values) for values in zip(*(one[:4] for one in options), strict=True))
     seeds_DN = np.asarray(seeds_DN)
     seed_DN = np.where(seeds_DN > 0, sd_N**2 / np.maximum(seeds_DN, 1), _NOTHING_KNOWN)
     item_DN, infinite_DN = np.broadcast_to(documents_N**2, seed_DN.shape), np.full(seed_DN.shape, np.inf)
@@ -146,7 +155,7 @@ def _best_of_sizes(
     seeds_DN = seeds_DN[is_within_reach(np.nanmin(distance_DN, 1), np.nanmax(distance_DN, 1))]
     if not len(seeds_DN):
         return None
-    hours_D = ((seeds_DN - [one.seeds for one in ours]) * [one.hours for one in ours]).sum(1)
+    hours_D = np.sum([one.hours_to(seeds_D) for one, seeds_D in zip(ours, seeds_DN.T, strict=True)], 0)
     order_D = np.argsort(hours_D, kind="stable")
     seeds_DN, hours_D = seeds_DN[order_D], hours_D[order_D]
     paid = max(int((hours_D <= hours).sum()), 1)
@@ -178,7 +187,7 @@ def _best_at_target(options: Sequence[SizeOption], n: int, effect: float, hours:
     if not len(seeds_D):
         return None
     power_D = np.array([target_power(one, int(seeds), effect) for seeds in seeds_D])
-    hours_D = (seeds_D - one.seeds) * one.hours
+    hours_D = one.hours_to(seeds_D)
     best = _choose(hours_D, power_D, hours, power)
     return Design(_only(options, n, int(seeds_D[best])), float(hours_D[best]), float(power_D[best]))
 
@@ -189,8 +198,7 @@ def _hint(options: Sequence[SizeOption], n: int, effect: float) -> Design:
     covariance_G = prior_covariance(np.array([one.distance]), slope_G[:, None, None], deviation_G[:, None, None])
     law_G = effect**2 * (covariance_G[:, 0, 0] - 1)
     is_right_G = special.ndtr(effect / np.sqrt(law_G + one.deviation**2 / seeds + one.documents**2))
-    hours = (seeds - one.seeds) * one.hours
-    return Design(_only(options, n, seeds), float(hours), float((weight_G * is_right_G).sum()))
+    return Design(_only(options, n, seeds), float(one.hours_to(seeds)), float((weight_G * is_right_G).sum()))
 
 
 def _only(options: Sequence[SizeOption], n: int, seeds: int) -> tuple[int, ...]:

@@ -149,6 +149,16 @@ def test_no_design_is_of_the_seeds_alone_that_are_there_already():
     assert cheapest_design([one._replace(seeds=24) for one in options], 0.05)[:2] == (None, None)
 
 
+def test_runs_of_the_parent_that_are_there_cost_nothing():
+    one = SizeOption(0.0, 5.0, 0.01, seeds=3, parent_hours=2.0, parent_seeds=8)
+    assert one.hours_to(np.array([0, 3, 5, 12])).tolist() == [0, 0, 2 * 3, 9 * 3 + 4 * 2]
+    options = [SizeOption(np.log(4) * (i - 4), 5.0, 0.01, parent_hours=2.0) for i in range(5)]
+    dear = cheapest_design(options, 0.02)
+    cheap = cheapest_design([one._replace(parent_seeds=24) for one in options], 0.02)
+    for before, after in zip(dear, cheap, strict=True):
+        assert before is not None and after is not None and after.hours == pytest.approx(before.hours * 3 / 5)
+
+
 def test_asking_at_the_target_has_the_power_of_the_t_test():
     random, n = np.random.default_rng(0), 5
     values_QS = 0.01 + 0.006 * random.standard_normal((20_000, n))
