@@ -93,13 +93,7 @@ def judge_study(
     Raises:
         UserError: the parent has no finished run that can be read, or no variant of the study is one change.
     """
-    found = collect_runs(study, runs, reader)
-    comparisons = _compare(study, found, runs, allow)
-    if measure_clocks and (untimed := [one.to_time for one in comparisons if one.to_time]):
-        measure_clocks(untimed)
-        comparisons = _compare(study, found, runs, allow)
-    comparisons, questions = _with_q_values(comparisons, study, found, runs)
-    comparisons = flag_untuned(comparisons, found.variants, runs)
+    found, comparisons, questions = compare_study(study, runs, allow, reader, measure_clocks)
     lines = _record(study, runs, found, comparisons)
     spread, verdicts = spread_of_gains(lines), latest_verdicts(lines)
     return Outcome(
@@ -116,6 +110,26 @@ def judge_study(
         composition(found.experiments, comparisons, found.finished, runs, allow),
         questions,
     )
+
+
+def compare_study(
+    study: Study,
+    runs: Path,
+    allow: Sequence[str] = (),
+    reader: Reader = read_runs,
+    measure_clocks: MeasureClocks | None = None,
+) -> tuple[StudyRuns, list[Comparison], dict[str, tuple[str, ...]]]:
+    """Returns the runs of a study, its comparisons with their verdicts, and the questions in the q-value of each.
+
+    As `judge_study`, but no verdict is recorded: the noise floor alone is.
+    """
+    found = collect_runs(study, runs, reader)
+    comparisons = _compare(study, found, runs, allow)
+    if measure_clocks and (untimed := [one.to_time for one in comparisons if one.to_time]):
+        measure_clocks(untimed)
+        comparisons = _compare(study, found, runs, allow)
+    comparisons, questions = _with_q_values(comparisons, study, found, runs)
+    return found, flag_untuned(comparisons, found.variants, runs), questions
 
 
 def _compare(study: Study, found: StudyRuns, runs: Path, allow: Sequence[str]) -> list[Comparison]:

@@ -65,10 +65,11 @@ def find_sizes(target: Resolved) -> list[Resolved]:
     for name in list_experiments():
         try:
             is_question = isinstance(run_experiment_file(find_experiment(name), (object,)), Variant | Merge)
-            if not is_question and name != target.name and is_another_size(resolve(name).experiment, target.experiment):
-                found.append(resolve(name))
+            one = target if is_question or name == target.name else resolve(name)
         except UserError:  # It is for whoever asks for it.
             continue
+        if is_another_size(one.experiment, target.experiment):
+            found.append(one)
     return sorted(found, key=lambda one: training_flops(one.experiment))
 
 

@@ -16,15 +16,17 @@ from jaxformer.ablation.comparability import have_same_documents
 from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.envelope import tuned_rate
 from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds, seed_folders, stack, stack_sources
-from jaxformer.ablation.outcome import Outcome, judge_study
+from jaxformer.ablation.outcome import compare_study
+from jaxformer.ablation.question_cost import device_hours
 from jaxformer.ablation.records import to_json
-from jaxformer.ablation.sizes import distinct, find_sizes
+from jaxformer.ablation.sizes import distinct
 from jaxformer.ablation.study import Study, mean_seconds
+from jaxformer.ablation.study_runs import StudyRuns
 from jaxformer.ablation.tuning import RUNS_AT_BEST, TUNING
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.lineage import Resolved
-from jaxformer.experiment.resolution import resolve, resolve_variant_of
+from jaxformer.experiment.resolution import resolve_variant_of
 from jaxformer.experiment.variant import JOIN, OF
 from jaxformer.statistics.paired_difference import Difference, item_correlation
 from jaxformer.statistics.transfer import (
@@ -39,6 +41,7 @@ from jaxformer.statistics.transfer import (
 from jaxformer.statistics.transfer_design import (
     EXPECTED_DOCUMENTS,
     EXPECTED_EFFECT,
+    POWER,
     Design,
     Designs,
     SizeOption,
@@ -68,6 +71,8 @@ class SizeResult(NamedTuple):
     """Whether either is so."""
     hours: float
     """Device hours of a seed of both arms, at all rates that it takes."""
+    parent_hours: float
+    """Device hours of a run of the parent."""
     pairs: Sequence[tuple[FinishedRun, FinishedRun]]
     """The runs (parent, variant) of each seed that were compared; none where each arm is taken at its best rate."""
     why_not: str = ""
@@ -89,10 +94,16 @@ class Proposal(NamedTuple):
     effect: float
     """Bits per byte that designs are for: what is expected at the target, or what matters there if that is more."""
     designs: Designs
+    budget: float
+    """Device hours to spend."""
     has_hours: bool
     """Whether hours are hours: they are floating-point operations where no run tells what these take."""
     assumed: tuple[str, ...]
     """What it rests on that no run has shown."""
+
+    def suffices(self, design: Design) -> bool:
+        """Returns whether a design has the wanted power within the budget."""
+        return design.power >= POWER and design.hours <= self.budget
 
 
 class TransferResult(NamedTuple):
@@ -170,7 +181,8 @@ def _record(one: SizeResult) -> dict:
 
 def ask_transfer(
     variant: str,
-    target: str,
+    aim: Resolved,
+    sizes: Sequence[Resolved],
     runs: Path,
     *,
     effect: float = math.nan,
@@ -179,23 +191,24 @@ def ask_transfer(
 ) -> TransferResult:
     """Returns what is known of a variant at a target, from all sizes at which there are finished runs.
 
-    Each size is judged, and recorded, as `jaxformer report --parent=SIZE --variants=VARIANT` does.
+    Each size is judged as by `jaxformer report --parent=SIZE --variants=VARIANT`, but no verdict is recorded.
 
     Args:
+        aim: the target.
+        sizes: of it, as of `find_sizes`.
         effect: the smallest at the target that matters, bits per byte; NaN takes the margin of the largest size.
         budget: device hours to spend on knowing more.
         allow: as of `judge_study`.
 
     Raises:
-        UserError: an experiment is not found, or the variant is no change of one of them.
+        UserError: the variant is not found, or no change of the target.
     """
     require(JOIN not in variant, f"{variant} joins changes, each of which is compared with another: name one alone")
     require(OF not in variant, f"{variant} is a change at one size: name it alone, {variant.partition(OF)[0]}")
-    aim = resolve(target)
     is_retuned = resolve_variant_of(aim, variant).is_retuned
-    sizes = [size for size in find_sizes(aim) if _variant_of(size, variant)]
-    outcomes = [_judge(size, variant, runs, allow) for size in sizes if _has_runs(runs, size, variant)]
-    results = _without_doubles([_size_result(size, outcome, runs) for size, outcome in outcomes])
+    sizes = [size for size in sizes if _variant_of(size, variant)]
+    judged = [_judge(size, variant, runs, allow) for size in sizes if _has_runs(runs, size, variant)]
+    results = _without_doubles([_size_result(*one, runs) for one in judged])
     counted = [one for one in results if not one.why_not]
     margin = effect if math.isfinite(effect) or not counted else counted[-1].comparison.margin
     compute, prediction, law = training_flops(aim.experiment), None, None
@@ -215,7 +228,7 @@ def ask_transfer(
         prediction=prediction,
         law=law,
         proposal=None,
-        unread=tuple(line for _, outcome in outcomes for line in outcome.unread),
+        unread=tuple(line for _, found, _ in judged for line in found.unread),
         runs=runs,
     )
     if word is TransferVerdict.UNKNOWN:
@@ -235,12 +248,13 @@ def _propose(
     Args:
         runs_per_seed: of both arms together.
     """
-    known = [one for one in found.counted if one.hours > 0 and one.difference and one.difference.seed_variance > 0]
+    known = [one for one in found.counted if one.hours > 0 and one.difference and _own_noise(one.difference)[0] > 0]
     hours, assumed = _hours(known, sizes, found.runs, runs_per_seed), []
     why_not = f"--budget: no run of {found.target} or of a smaller size is finished to tell what an hour does"
     require(bool(hours) or math.isinf(budget), why_not)
-    trained = {one.name: len([*(found.runs / one.name).glob("seed_*/summary.json")]) for one in sizes}
-    options = _options(known, sizes, aim, hours or {1.0: runs_per_seed}, trained)
+    folders = {one.name: seed_folders(found.runs / one.name) for one in (*sizes, aim)}
+    trained = {name: sum((each / "summary.json").exists() for each in ours) for name, ours in folders.items()}
+    options = _options(known, sizes, aim, hours or {1.0: (runs_per_seed, 1.0)}, trained)
     if not known:
         first, option = options[0]
         assumed.append(f"a seed's difference scatters by {option.deviation:.4f} bits per byte at {first}")
@@ -252,7 +266,7 @@ def _propose(
     if not effect > 0:
         return None
     designs = cheapest_design([option for _, option in options], effect, budget)
-    return Proposal(options, float(effect), designs, bool(hours), tuple(assumed))
+    return Proposal(options, float(effect), designs, budget, bool(hours), tuple(assumed))
 
 
 def _variant_of(size: Resolved, variant: str) -> Resolved | None:
@@ -271,21 +285,23 @@ def _has_runs(runs: Path, size: Resolved, variant: str) -> bool:
     return len(arms) == 2 and all(any((each / "summary.json").exists() for each in ours) for ours in folders)
 
 
-def _judge(size: Resolved, variant: str, runs: Path, allow: Sequence[str]) -> tuple[Resolved, Outcome]:
-    return size, judge_study(Study(parent=size.name, variants=(variant,)), runs, allow=allow)
+def _judge(size: Resolved, variant: str, runs: Path, allow: Sequence[str]) -> tuple[Resolved, StudyRuns, Comparison]:
+    found, (comparison,), _ = compare_study(Study(parent=size.name, variants=(variant,)), runs, allow)
+    return size, found, comparison
 
 
-def _size_result(size: Resolved, outcome: Outcome, runs: Path) -> SizeResult:
-    (comparison,), (variant,) = outcome.comparisons, outcome.experiments[1:]
+def _size_result(size: Resolved, study: StudyRuns, comparison: Comparison, runs: Path) -> SizeResult:
+    (variant,), finished = study.experiments[1:], study.finished
     rate = size.experiment.optimizer.learning_rate
     if comparison.best_rates:
         is_tuned, rates = True, "best " + ", ".join(f"{one.compared:.2g}" for one in comparison.best_rates)
     else:
         is_tuned = math.isfinite(tuned_rate(runs / size.name / TUNING, rate)[1])
         rates = f"{'tuned' if is_tuned else 'untuned'} {rate:.2g}"
-    arms = [outcome.runs[name] or [*outcome.tried.get(name, ())] for name in (size.name, variant.name)]
+    arms = [finished[name] or [*study.tried.get(name, ())] for name in (size.name, variant.name)]
+    hours = [float(np.mean([run.device_hours for run in arm])) if arm else math.nan for arm in arms]
     per_seed = RUNS_AT_BEST if comparison.best_rates else 1
-    pairs = paired_seeds(outcome.runs[size.name], outcome.runs[variant.name]) if not comparison.best_rates else []
+    pairs = paired_seeds(finished[size.name], finished[variant.name]) if not comparison.best_rates else []
     found = SizeResult(
         size=size.name,
         variant=variant.name,
@@ -293,7 +309,8 @@ def _size_result(size: Resolved, outcome: Outcome, runs: Path) -> SizeResult:
         comparison=comparison,
         rates=rates,
         is_tuned=is_tuned,
-        hours=per_seed * sum(float(np.mean([run.device_hours for run in arm])) if arm else math.nan for arm in arms),
+        hours=per_seed * sum(hours),
+        parent_hours=hours[0],
         pairs=[(parent, one) for parent, one in pairs if one.seed in comparison.seeds],
     )
     is_one_seed = comparison.difference and not comparison.difference.seeds_counted
@@ -319,7 +336,9 @@ def _predict(
 ) -> tuple[Prediction, tuple[np.ndarray, Effect]]:
     differences = [one.difference for one in counted if one.difference]
     distances_N = np.array([math.log(one.compute / compute) for one in counted])
-    means_N, *parts = np.array([one[:5] for one in differences]).T
+    means_N = np.array([one.mean for one in differences])
+    items = [(one.item_variance, one.item_degrees_of_freedom) for one in differences]
+    parts = *np.array([*map(_own_noise, differences)]).T, *np.array(items).T
     errors_NN = error_covariance(*parts, correlation=_document_correlation(counted))
     # A little inside, since the effect is better known at a size itself than beside it.
     between_L = np.linspace(min(distances_N.min(), 0.0) + 1e-9, max(distances_N.max(), 0.0) - 1e-9, _PLACES)
@@ -328,6 +347,11 @@ def _predict(
     smallest, largest, target = (Effect._make(float(values[i]) for values in effect) for i in range(3))
     law = compute * np.exp(between_L), Effect._make(values[3:] for values in effect)
     return Prediction(tuple(distances_N.tolist()), smallest, largest, target, margin), law
+
+
+def _own_noise(found: Difference) -> tuple[float, float]:
+    """Returns the variance by seeds, and its degrees of freedom, that a size shows without what others do."""
+    return found.own or (found.seed_variance, found.seed_degrees_of_freedom)
 
 
 def _document_correlation(counted: Sequence[SizeResult]) -> float:
@@ -346,19 +370,23 @@ def _document_correlation(counted: Sequence[SizeResult]) -> float:
 
 def _hours(
     known: Sequence[SizeResult], sizes: Sequence[Resolved], runs: Path, runs_per_seed: int
-) -> dict[float, float]:
-    """Returns the device hours of a seed, by operations of a run: as they took, or by the parent's own runs."""
+) -> dict[float, tuple[float, float]]:
+    """Returns the device hours of a seed, and of a run of its parent, by operations of a run.
+
+    As they took, or by the parent's own runs.
+    """
     if known:
-        return {one.compute: one.hours for one in known}
-    seconds = {training_flops(one.experiment): mean_seconds(runs / one.name) for one in sizes}
-    return {compute: runs_per_seed * each / 3600 for compute, each in seconds.items() if each}
+        return {one.compute: (one.hours, one.parent_hours) for one in known}
+    seconds = {one.name: each for one in sizes if (each := mean_seconds(runs / one.name))}
+    hours = {training_flops(one.experiment): device_hours(one, seconds) for one in sizes if one.name in seconds}
+    return {compute: (runs_per_seed * each, each) for compute, each in hours.items()}
 
 
 def _options(
     known: Sequence[SizeResult],
     sizes: Sequence[Resolved],
     target: Resolved,
-    hours: Mapping[float, float],
+    hours: Mapping[float, tuple[float, float]],
     trained: Mapping[str, int],
 ) -> list[tuple[str, SizeOption]]:
     """Returns what a design chooses among: sizes up to the target, of which those that were compared tell the noise.
@@ -366,8 +394,8 @@ def _options(
     One that was not has that of the nearest that was, changed as is expected of its compute.
 
     Args:
-        hours: of a seed by operations of a run; the nearest counts, by its operations.
-        trained: finished runs of each size, of which the more trained stands for others of its compute.
+        hours: of a seed, and of a run of its parent, by operations of a run; the nearest counts, by its operations.
+        trained: finished seeds of each size, of which the more trained stands for others of its compute.
     """
     compute, by_name = training_flops(target.experiment), {one.size: one for one in known}
     below = [(training_flops(one.experiment), one.name) for one in sizes if one.name != target.name]
@@ -380,11 +408,12 @@ def _options(
         deviation, documents = expected_deviation(flops), EXPECTED_DOCUMENTS
         near = min(known, key=lambda each: abs(math.log(each.compute / flops)), default=None)
         if near and near.difference:
-            seed_deviation = math.sqrt(near.difference.seed_variance * len(near.comparison.seeds))
+            seed_deviation = math.sqrt(_own_noise(near.difference)[0] * len(near.comparison.seeds))
             deviation *= seed_deviation / expected_deviation(near.compute)
             documents = math.sqrt(near.difference.item_variance)
         nearest = min(hours, key=lambda each: abs(math.log(each / flops)))
         seeds = len(by_name[name].comparison.seeds) if name in by_name else 0
+        each, of_parent = (one * flops / nearest for one in hours[nearest])
         distance = math.log(flops / compute)
-        options.append((name, SizeOption(distance, hours[nearest] * flops / nearest, deviation, documents, seeds)))
+        options.append((name, SizeOption(distance, each, deviation, documents, seeds, of_parent, trained[name])))
     return options

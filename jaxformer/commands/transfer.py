@@ -5,9 +5,9 @@ The same change is compared with its parent at three or more sizes:
   jaxformer ablate --parent=SIZE --variants=NAME
 
 From the finished runs at all experiments that differ from the target in their size alone, the effect at the target is
-expected with an interval, and called by the first of these words that holds. Nothing is trained, and each size is
-judged and recorded as by `jaxformer judge`; where it is UNKNOWN, also before any run, the cheapest sizes and seeds that
-would decide it are printed as commands.
+expected with an interval, and called by the first of these words that holds. Nothing is trained, and no verdict at
+a size is recorded; where it is UNKNOWN, also before any run, the cheapest sizes and seeds that would decide it are
+printed as commands.
 """
 
 import json
@@ -18,8 +18,10 @@ from pathlib import Path
 
 from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
+from jaxformer.ablation.sizes import find_sizes
 from jaxformer.ablation.transfer import TransferResult, ask_transfer
 from jaxformer.config import UserError, require
+from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import Parser, command
 from jaxformer.host.console import output_columns, print_line, print_notice
 from jaxformer.host.docstrings import docstring
@@ -42,12 +44,15 @@ def main(arguments: list[str]) -> int:
     add("--effect", type=float, default=math.nan, metavar="E", help=text)
     add("--json", action="store_true", help="print one JSON object, and nothing else")
     options = parser.parse_args(arguments)
-    require(math.isnan(options.effect) or options.effect > 0, f"--effect ({options.effect}) must be above 0")
+    is_effect = math.isnan(options.effect) or 0 < options.effect < math.inf
+    require(is_effect, f"--effect ({options.effect}) must be above 0 and finite")
     require(options.budget > 0, f"--budget ({options.budget}) must be above 0")
     names = [name.strip() for name in options.variants.split(",") if name.strip()]
     require(bool(names), "--variants names no variant")
     known = {"effect": options.effect, "budget": options.budget, "allow": parse_allowed(options.allow)}
-    results = [ask_transfer(name, options.target, options.runs, **known) for name in names]
+    aim = resolve(options.target)
+    sizes = find_sizes(aim)
+    results = [ask_transfer(name, aim, sizes, options.runs, **known) for name in names]
     if options.json:
         print_line(json.dumps({result.variant: result.record() for result in results}))
     else:

@@ -64,25 +64,35 @@ def _designs(result: TransferResult, proposal: Proposal, columns: int | None) ->
     lines = wrap(f"  What would show {about}, with a probability of {POWER:.0%}:", columns, 4)
     if proposal.assumed:
         lines += wrap(f"  - no run has shown yet, so that it is assumed: {'; '.join(proposal.assumed)}", columns, 4)
-    for name, design in (("at sizes", sizes), ("at the target itself", target)):
+    most = INTERIM_SEEDS[-1]
+    limit = f"up to {most} seeds of each" if math.isinf(proposal.budget) else f"within {proposal.budget:g} device hours"
+    none = f"there are no three below the target from which it is within reach, or they have {most} seeds already"
+    for name, design, why_not in (
+        ("at sizes", sizes, none),
+        ("at the target itself", target, f"it has {most} seeds already"),
+    ):
         if design is None:
-            lines += wrap(f"  - {name}: there are no three below the target from which it is within reach", columns, 4)
-        elif design.power >= POWER:
+            lines += wrap(f"  - {name}: {why_not}", columns, 4)
+        elif proposal.suffices(design):
             lines += wrap(f"  - {name}: {_describe(proposal, design)}", columns, 4)
             lines += [f"      {line}" for line in result.commands(design)]
         else:
-            text = f"nothing suffices up to {INTERIM_SEEDS[-1]} seeds of each; it is {design.power:.0%} with"
+            text = f"nothing suffices {limit}; it is {design.power:.0%} with"
             lines += wrap(f"  - {name}: {text} {_describe(proposal, design)}", columns, 4)
     if hint:
-        lines += wrap(f"  - one size alone decides nothing: its sign is the target's in {hint.power:.0%}", columns, 4)
+        text = f"{_seeds(proposal, hint)} alone decide nothing: their sign is the target's in {hint.power:.0%}"
+        lines += wrap(f"  - {text}", columns, 4)
     return lines
 
 
-def _describe(proposal: Proposal, design: Design) -> str:
+def _seeds(proposal: Proposal, design: Design) -> str:
     pairs = zip(proposal.options, design.seeds_N, strict=True)
-    seeds = ", ".join(f"{seeds} seeds of {name}" for (name, _), seeds in pairs if seeds)
+    return ", ".join(f"{seeds} seeds of {name}" for (name, _), seeds in pairs if seeds)
+
+
+def _describe(proposal: Proposal, design: Design) -> str:
     hours = f"{format_duration(3600 * design.hours)} more of a device"
-    return f"{seeds}; {hours if proposal.has_hours else f'{design.hours:.1e} operations more'}"
+    return f"{_seeds(proposal, design)}; {hours if proposal.has_hours else f'{design.hours:.1e} operations more'}"
 
 
 def draw_transfer(result: TransferResult):

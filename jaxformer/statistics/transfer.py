@@ -201,20 +201,20 @@ class Prediction(NamedTuple):
 
 
 def is_within_reach(first: Any, last: Any) -> Any:
-    """Returns whether a target is no farther from the largest size than that from the smallest, given both distances.
+    """Returns whether a target is no farther beyond the sizes than they span, by the distances of the first and last.
 
     A law that breaks off looks like any other until the break is among the sizes.
     """
     # Where one change in twenty breaks off somewhere, up to 4.5 % of the verdicts are wrong within reach, by
     # tools/simulated_transfer.py.
-    return -last <= (last - first) * (1 + 1e-9)
+    return np.maximum(-last, first) <= (last - first) * (1 + 1e-9)
 
 
 def decide(found: Prediction) -> tuple[TransferVerdict, str]:
     """Returns the word and its reason, by the first of these that holds.
 
-    UNKNOWN: fewer than three sizes; the target lies farther beyond the largest size than that lies beyond the smallest;
-    or the interval of the effect at the smallest size contains 0.
+    UNKNOWN: fewer than three sizes; the target lies farther above the largest size, or below the smallest, than these
+    lie apart; or the interval of the effect at the smallest size contains 0.
 
     FADES: the interval at the target lies within the margin, and the effect at the smallest size is larger than it.
 
@@ -231,9 +231,9 @@ def decide(found: Prediction) -> tuple[TransferVerdict, str]:
     if sizes < FEWEST_SIZES:
         return TransferVerdict.UNKNOWN, f"{sizes} of at least {FEWEST_SIZES} sizes: fewer show no trend"
     if not is_within_reach(first, last):
-        apart, beyond = (f"{math.exp(x):.3g} x" for x in (last - first, -last))
-        reason = f"the sizes span {apart} the compute, and the target has {beyond} that of the largest"
-        return TransferVerdict.UNKNOWN, reason
+        apart, beyond = (f"{math.exp(x):.3g} x" for x in (last - first, max(-last, first)))
+        far = f"the target has {beyond} that of the largest" if last < 0 else f"the smallest has {beyond} the target's"
+        return TransferVerdict.UNKNOWN, f"the sizes span {apart} the compute, and {far}"
     if low <= 0 <= high:
         return TransferVerdict.UNKNOWN, "no effect is certain at the smallest size, so that none can be followed"
     if max(-target.low, target.high) < found.margin < abs(mean):

@@ -6,7 +6,7 @@ Axes: D design, N size.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -54,6 +54,15 @@ class SizeOption(NamedTuple):
     """Standard error of the difference by documents, bits per byte, which no seed lessens."""
     seeds: int = 0
     """Seeds that are there already, and cost nothing."""
+    parent_hours: float = 0.0
+    """Of `hours`, those of a run of the parent."""
+    parent_seeds: int = 0
+    """Seeds of the parent that are there already, and cost nothing of it."""
+
+    def hours_to(self, seeds: Any) -> Any:
+        """Returns the device hours of the runs that so many seeds, one number or an array, still lack."""
+        lacking, of_parent = (np.maximum(seeds - n, 0) for n in (self.seeds, max(self.seeds, self.parent_seeds)))
+        return lacking * (self.hours - self.parent_hours) + of_parent * self.parent_hours
 
 
 class Design(NamedTuple):
@@ -73,10 +82,10 @@ class Designs(NamedTuple):
 
     sizes: Design | None
     """The cheapest of sizes with the wanted power; if none, the most powerful for the hours. None where there are fewer
-    than three, or none that the target is within reach of.
+    than three, or none that the target is within reach of, or the most seeds of each are there.
     """
     target: Design | None
-    """The same at the target alone; None where it is no option."""
+    """The same at the target alone; None where it is no option, or the most seeds are there."""
     hint: Design | None
     """Three seeds at the one size at which they are cheapest: no verdict."""
 
@@ -97,7 +106,7 @@ def expected_deviation(compute: float) -> float:
 def cheapest_design(
     options: Sequence[SizeOption], effect: float, hours: float = math.inf, *, power: float = POWER
 ) -> Designs:
-    """Returns the cheapest ways to know an effect at the target.
+    """Returns the cheapest ways to know an effect at the target, each of which adds seeds to those that are there.
 
     Args:
         effect: the smallest at the target that matters, bits per byte.
@@ -118,7 +127,7 @@ def cheapest_design(
 
 def transfer_power(options: Sequence[SizeOption], seeds_DN: np.ndarray, effect: float) -> np.ndarray:
     """Returns the probabilities (D,) that designs find an effect to transfer that is the same at all sizes."""
-    distance_N, _, sd_N, documents_N, _ = (np.array(values) for values in zip(*options, strict=True))
+    distance_N, _, sd_N, documents_N = (np.array(values) for values in zip(*(one[:4] for one in options), strict=True))
     seeds_DN = np.asarray(seeds_DN)
     seed_DN = np.where(seeds_DN > 0, sd_N**2 / np.maximum(seeds_DN, 1), _NOTHING_KNOWN)
     item_DN, infinite_DN = np.broadcast_to(documents_N**2, seed_DN.shape), np.full(seed_DN.shape, np.inf)
@@ -140,11 +149,13 @@ def _best_of_sizes(
     ours = [options[n] for n in below]
     seeds_DN = np.array([*itertools.product(*(sorted({max(seeds, one.seeds) for seeds in _SEEDS}) for one in ours))])
     seeds_DN = seeds_DN[(seeds_DN > 0).sum(1) >= FEWEST_SIZES]
+    # What is there already has not decided it.
+    seeds_DN = seeds_DN[(seeds_DN > [one.seeds for one in ours]).any(1)]
     distance_DN = np.where(seeds_DN > 0, [one.distance for one in ours], np.nan)
     seeds_DN = seeds_DN[is_within_reach(np.nanmin(distance_DN, 1), np.nanmax(distance_DN, 1))]
     if not len(seeds_DN):
         return None
-    hours_D = ((seeds_DN - [one.seeds for one in ours]) * [one.hours for one in ours]).sum(1)
+    hours_D = np.sum([one.hours_to(seeds_D) for one, seeds_D in zip(ours, seeds_DN.T, strict=True)], 0)
     order_D = np.argsort(hours_D, kind="stable")
     seeds_DN, hours_D = seeds_DN[order_D], hours_D[order_D]
     paid = max(int((hours_D <= hours).sum()), 1)
@@ -170,11 +181,13 @@ def _choose(hours_D: np.ndarray, power_D: np.ndarray, hours: float, power: float
     return int(np.argmax(np.where(is_paid_D, power_D, -1.0)) if is_paid_D.any() else np.argmin(hours_D))
 
 
-def _best_at_target(options: Sequence[SizeOption], n: int, effect: float, hours: float, power: float) -> Design:
+def _best_at_target(options: Sequence[SizeOption], n: int, effect: float, hours: float, power: float) -> Design | None:
     one = options[n]
-    seeds_D = np.array([seeds for seeds in INTERIM_SEEDS if seeds >= one.seeds] or [one.seeds])
+    seeds_D = np.array([seeds for seeds in INTERIM_SEEDS if seeds > one.seeds])
+    if not len(seeds_D):
+        return None
     power_D = np.array([target_power(one, int(seeds), effect) for seeds in seeds_D])
-    hours_D = (seeds_D - one.seeds) * one.hours
+    hours_D = one.hours_to(seeds_D)
     best = _choose(hours_D, power_D, hours, power)
     return Design(_only(options, n, int(seeds_D[best])), float(hours_D[best]), float(power_D[best]))
 
@@ -185,8 +198,7 @@ def _hint(options: Sequence[SizeOption], n: int, effect: float) -> Design:
     covariance_G = prior_covariance(np.array([one.distance]), slope_G[:, None, None], deviation_G[:, None, None])
     law_G = effect**2 * (covariance_G[:, 0, 0] - 1)
     is_right_G = special.ndtr(effect / np.sqrt(law_G + one.deviation**2 / seeds + one.documents**2))
-    hours = (seeds - one.seeds) * one.hours
-    return Design(_only(options, n, seeds), float(hours), float((weight_G * is_right_G).sum()))
+    return Design(_only(options, n, seeds), float(one.hours_to(seeds)), float((weight_G * is_right_G).sum()))
 
 
 def _only(options: Sequence[SizeOption], n: int, seeds: int) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import fake_runs
 import pytest
@@ -11,6 +12,7 @@ from jaxformer.ablation import sizes, transfer
 from jaxformer.commands import transfer as command
 from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
+from jaxformer.report.transfer import describe_transfer
 
 pytestmark = pytest.mark.device_free
 
@@ -54,6 +56,16 @@ def test_an_effect_that_is_the_same_at_three_sizes_transfers(capsys):
     assert [one["variant"] for one in found["sizes"]] == ["good@tiny", "good", "good@middle"]
     assert found["compute"] == training_flops(resolve("target").experiment)
     assert not found["sizes"][0]["tuned"] and found["designs"] == {}
+
+
+def ask(variant, **options):
+    aim = resolve("target")
+    return transfer.ask_transfer(variant, aim, sizes.find_sizes(aim), Path("runs"), **options)
+
+
+def proposal_of(found: transfer.TransferResult) -> transfer.Proposal:
+    assert found.proposal
+    return found.proposal
 
 
 @pytest.fixture
@@ -118,16 +130,76 @@ def test_before_any_run_a_design_is_printed_with_what_it_assumes(elsewhere, caps
     assert line.endswith("--budget: no run of target or of a smaller size is finished to tell what an hour does")
 
 
-def test_what_documents_do_at_two_sizes_is_correlated_as_they_show(place, monkeypatch):
+def test_what_documents_do_at_two_sizes_is_correlated_as_they_show(monkeypatch):
     """These runs' effects differ between documents alike at all sizes."""
     found = []
     real = transfer.error_covariance
     monkeypatch.setattr(transfer, "error_covariance", lambda *a, **k: found.append(k["correlation"]) or real(*a, **k))
-    transfer.ask_transfer("good", "target", place / "runs")
+    ask("good")
     monkeypatch.setattr(transfer, "have_same_documents", lambda *_: False)
-    transfer.ask_transfer("good", "target", place / "runs")
+    ask("good")
     measured, assumed = found
     assert measured > 0.9 and assumed == 0.5
+
+
+def test_the_noise_of_a_size_is_its_own_where_others_moderate_it(monkeypatch):
+    monkeypatch.setattr(transfer, "decide", lambda _: (transfer.TransferVerdict.UNKNOWN, ""))
+    own, real = ask("good"), transfer.compare_study
+
+    def moderated(*arguments):
+        found, (one,), questions = real(*arguments)
+        assert one.difference
+        _, *noise = one.difference[:3]
+        difference = one.difference._replace(seed_variance=noise[0] / 9, seed_degrees_of_freedom=99.0, own=tuple(noise))
+        return found, [one._replace(difference=difference)], questions
+
+    monkeypatch.setattr(transfer, "compare_study", moderated)
+    found = ask("good")
+    assert [one.difference for one in found.sizes] != [one.difference for one in own.sizes]
+    assert found.prediction == own.prediction and proposal_of(found).options == proposal_of(own).options
+
+
+def test_runs_of_the_parent_that_are_there_are_not_charged_again(monkeypatch):
+    options = dict(proposal_of(ask("unasked", effect=0.03)).options)
+    assert {name: (one.seeds, one.parent_seeds) for name, one in options.items()} == {
+        **dict.fromkeys(("tiny", "little", "middle"), (0, 3)),
+        "target": (0, 0),
+    }
+    assert all(one.parent_hours == pytest.approx(one.hours / 2) for one in options.values())
+    monkeypatch.setattr(transfer, "decide", lambda _: (transfer.TransferVerdict.UNKNOWN, ""))
+    found = ask("good")
+    for name, one in proposal_of(found).options[:3]:
+        (size,) = (each for each in found.sizes if each.size == name)
+        assert (one.seeds, one.parent_seeds, one.parent_hours) == (3, 3, pytest.approx(size.parent_hours))
+        assert 0 < size.parent_hours < size.hours
+
+
+def test_no_verdict_is_recorded(elsewhere, capsys):
+    assert answer(capsys, "--variants=good")["word"] == "TRANSFERS"
+    assert not [*elsewhere.rglob("decisions.jsonl"), *elsewhere.rglob("comparison_*.json")]
+
+
+def test_what_exceeds_the_budget_is_not_proposed(capsys):
+    assert command.main(["--variants=unasked", "--target=target", "--effect=0.03", "--budget=0.0001"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("nothing suffices within 0.0001 device hours") == 2 and "jaxformer ablate" not in text
+    assert re.search(r"3 seeds of \w+ alone decide nothing: their sign is", text)
+
+
+def test_at_24_seeds_of_each_nothing_is_proposed_and_a_line_says_why():
+    found = ask("unasked", effect=0.03)
+    options = [(name, one._replace(seeds=24)) for name, one in proposal_of(found).options]
+    designs = transfer.cheapest_design([one for _, one in options], 0.03)
+    proposal = proposal_of(found)._replace(options=options, designs=designs)
+    text = " ".join(" ".join(describe_transfer(found._replace(proposal=proposal))).split())
+    assert "within reach, or they have 24 seeds already" in text and "at the target itself: it has 24 seeds" in text
+
+
+def test_each_size_is_resolved_once_for_all_variants(capsys, monkeypatch):
+    resolved = []
+    monkeypatch.setattr(sizes, "resolve", lambda name: resolved.append(name) or resolve(name))
+    assert command.main(["--variants=good,unasked", "--target=target", "--json"]) == 0
+    assert resolved == ["tiny", "little", "middle"]
 
 
 def test_with_two_sizes_nothing_is_known_and_the_cheapest_design_is_printed_at_80_columns(place, capsys, monkeypatch):
@@ -152,6 +224,7 @@ def test_with_two_sizes_nothing_is_known_and_the_cheapest_design_is_printed_at_8
         (["--variants=deeper"], r"deeper.*model.depth"),
         (["--variants=good+unasked@tiny"], r"good\+unasked@tiny joins changes, each .* another: name one alone"),
         (["--variants=good", "--effect=0"], r"--effect \(0.0\) must be above 0"),
+        (["--variants=good", "--effect=inf"], r"--effect \(inf\) must be above 0 and finite"),
         (["--variants=good", "--budget=-1"], r"--budget \(-1.0\) must be above 0"),
         (["--variants=,"], "--variants names no variant"),
         (["--variants=good@tiny"], "good@tiny is a change at one size: name it alone, good"),

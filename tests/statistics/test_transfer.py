@@ -42,6 +42,8 @@ def found(
         ({}, TransferVerdict.TRANSFERS),
         ({"distances": (-4.0, -2.0)}, TransferVerdict.UNKNOWN),
         ({"distances": (-4.0, -3.0, -2.1)}, TransferVerdict.UNKNOWN),
+        ({"distances": (2.0, 3.0, 4.0)}, TransferVerdict.TRANSFERS),
+        ({"distances": (2.1, 3.0, 4.0)}, TransferVerdict.UNKNOWN),
         ({"smallest": (-0.04, 0.01)}, TransferVerdict.UNKNOWN),
         ({"target": (-0.03, 0.01)}, TransferVerdict.UNKNOWN),
         # Within the margin counts before the sign, unless it was small from the beginning.
@@ -132,11 +134,29 @@ def test_the_cheapest_design_is_cheapest_and_has_its_power():
     assert found.hours == sum(seeds * one.hours for seeds, one in zip(found.seeds_N, options, strict=False))
     there = [one._replace(seeds=seeds) for one, seeds in zip(options, found.seeds_N, strict=False)]
     again = cheapest_design(there, 0.02).sizes
-    assert again is not None and again.hours == 0 and again.power == pytest.approx(found.power)
+    assert again is not None and again.hours > 0 and again.power > found.power
     paid = cheapest_design(options, 0.02, hours=11.0).sizes
     assert paid is not None and paid.hours <= 11 and paid.power < 0.8
     assert cheapest_design(options[:2], 0.02).sizes is None
     assert cheapest_design(options[:3], 0.02).sizes is None  # Which span 16 x, and the target has 64 x.
+
+
+def test_no_design_is_of_the_seeds_alone_that_are_there_already():
+    options = [SizeOption(np.log(4) * (i - 4), 1.0, 0.001, seeds=8) for i in range(5)]
+    found = cheapest_design(options, 0.05)
+    assert found.sizes is not None and found.sizes.power > 0.8 and found.sizes.hours > 0
+    assert found.target is not None and found.target.power > 0.8 and found.target.hours > 0
+    assert cheapest_design([one._replace(seeds=24) for one in options], 0.05)[:2] == (None, None)
+
+
+def test_runs_of_the_parent_that_are_there_cost_nothing():
+    one = SizeOption(0.0, 5.0, 0.01, seeds=3, parent_hours=2.0, parent_seeds=8)
+    assert one.hours_to(np.array([0, 3, 5, 12])).tolist() == [0, 0, 2 * 3, 9 * 3 + 4 * 2]
+    options = [SizeOption(np.log(4) * (i - 4), 5.0, 0.01, parent_hours=2.0) for i in range(5)]
+    dear = cheapest_design(options, 0.02)
+    cheap = cheapest_design([one._replace(parent_seeds=24) for one in options], 0.02)
+    for before, after in zip(dear, cheap, strict=True):
+        assert before is not None and after is not None and after.hours == pytest.approx(before.hours * 3 / 5)
 
 
 def test_asking_at_the_target_has_the_power_of_the_t_test():
