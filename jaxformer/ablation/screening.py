@@ -17,13 +17,12 @@ import numpy as np
 from jaxformer.ablation.finished_runs import final_bits_per_byte, has_diverged
 from jaxformer.ablation.records import to_json
 from jaxformer.ablation.seeds import FIRST_SCREENING_SEED
-from jaxformer.ablation.study import Study, make_jobs
+from jaxformer.ablation.study import Study, ablate_command, make_jobs
 from jaxformer.ablation.training_jobs import Planned, device_hours, make_job, not_over
 from jaxformer.config import Bounds, UserError, check_fields, require
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
 from jaxformer.experiment.variant import JOIN, OF
-from jaxformer.host.paths import typed
 from jaxformer.jobs.launch import Job
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.screening import Design, make_design, screen, smallest_rows
@@ -235,9 +234,7 @@ class FollowUp(NamedTuple):
     @property
     def command(self) -> str:
         """The command that runs it."""
-        study, runs = self.study, [f"--runs={typed(self.runs)}"] * (self.runs != Path("runs"))
-        options = [f"--parent={study.parent}", f"--variants={','.join(study.variants)}", f"--seeds={study.seeds}"]
-        return shlex.join(["jaxformer", "ablate", *options, *runs])
+        return shlex.join(ablate_command(self.study.parent, self.study.variants, self.study.seeds, self.runs))
 
     def record(self) -> dict[str, Any]:
         """Returns it as plain values that JSON can hold."""
