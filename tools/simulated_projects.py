@@ -175,7 +175,7 @@ def score(projects: Projects, state: State, calibration: Calibration) -> tuple[n
     kind_PN = np.broadcast_to(KIND_N, state.kept_PN.shape)
     belief = calibration.belief(projects.low_PN, projects.high_PN, kind_PN, kept_PN)
     found = question_value(belief, PARENT, NEW, SEEDS, COMPLEXITY)
-    ratio_PN = found.saved / projects.costs(state.parent_P).hours(found.seeds, found.kept)
+    ratio_PN = found.saved / projects.costs(state.parent_P).expected_hours(found.ends_NA, found.kept)
     return -ratio_PN, ratio_PN
 
 

@@ -359,11 +359,14 @@ def draw(cells: dict[Law, dict], path: Path) -> None:
 
 
 def write(cells: dict[Law, dict], studies: int, path: Path) -> None:
-    """Writes what was counted: a line for each cell, with its law where that differs from the default, and columns."""
-    columns, lines = ["found", "false", "survivors", "false_survivors", "confirmed", "runs"], []
+    """Writes what was counted: a line for each cell, with its law where that differs from the default, and columns.
+
+    Of these `seeds` is the member of `CONFIRMED_ON` that found most, and 0 where nothing is confirmed after others.
+    """
+    columns, lines = ["found", "false", "survivors", "false_survivors", "confirmed", "runs", "seeds"], []
     for law, found in cells.items():
         given = {name: value for name, value in law._asdict().items() if value != Law._field_defaults[name]}
-        counts = {name: [round(one[column], 3) for column in columns] for name, one in found.items()}
+        counts = {name: [round(one.get(column, 0), 3) for column in columns] for name, one in found.items()}
         lines.append(json.dumps({"law": given} | counts, separators=(",", ":")))
     heading = f'{{"studies": {studies}, "columns": {json.dumps(columns)}, "law": {json.dumps(Law()._asdict())},'
     path.write_text(heading + ' "cells": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")

@@ -17,9 +17,9 @@ from jaxformer.ablation.margin import margin_of_tokens
 from jaxformer.ablation.noise_floor import noise_floor
 from jaxformer.ablation.open_questions import find_questions, record_of
 from jaxformer.ablation.past_expectations import PastExpectations, believe, calibrate_by, kind_of, read_answered
-from jaxformer.ablation.question_cost import device_hours, run_costs, run_to_come
+from jaxformer.ablation.question_cost import hours_of_a_run, run_costs, run_to_come
 from jaxformer.ablation.records import Record, to_json
-from jaxformer.ablation.study import estimate_seconds
+from jaxformer.ablation.study import ablate_command, estimate_seconds
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import require
 from jaxformer.experiment.experiment import training_flops
@@ -53,7 +53,7 @@ class Ranked(NamedTuple):
     effect: float
     """Mean of what the effect may be, by all that is known."""
     interval: tuple[float, float]
-    """80 % interval of the effect by its expectation, calibrated."""
+    """80 % interval of the effect, by the same."""
     kept: float
     """Probability that the change is kept, by KEEP or EQUIVALENT BUT CHEAPER."""
     seeds: float
@@ -160,9 +160,12 @@ def rank_questions(
     closed = {name: one.word.value for name, one in records.items() if one and not _is_open(one, most_seeds)}
     asked = {name: one for name, one in found.questions.items() if name not in closed}
     parent_runs = _parent_runs(base.name, finished, [one for one in records.values() if one])
-    past = calibrate_by(answered, {kind_of(one.lineage.change) for one in asked.values()})
+    names = {one.name for one in asked.values()}
+    # What was measured of an open question counts as such, and not by its kind as well.
+    others = [each for each in answered if each.parent != base.name or each.variant not in names]
+    past = calibrate_by(others, {kind_of(one.lineage.change) for one in asked.values()})
     seconds = estimate_seconds([base, *asked.values()], runs)
-    what, each = run_to_come(base, device_hours(base, seconds), target, target_hours)
+    what, each = run_to_come(base, hours_of_a_run(base, seconds), target, target_hours)
     what = f"{runs_to_come:g} x {what}" if runs_to_come != 1 else what
     to_come = what, runs_to_come * each, complexity
     ranking = Ranking(base.name, (), past, closed, found.refused, *to_come, parent_runs)
@@ -176,7 +179,9 @@ def rank_questions(
 
 
 def _is_open(record: Record, most_seeds: int) -> bool:
-    """Returns whether a question goes on: its next analysis is advised, and within the most seeds."""
+    """Returns whether a question is not answered, or goes on: its next analysis is advised, within the most seeds."""
+    if record.word is Word.NOT_COMPARED or (record.word is Word.UNDECIDED and record.difference is None):
+        return True  # Nothing has answered it yet.
     later = next_analysis(len(record.seeds))
     return record.word is Word.UNDECIDED and bool(record.more_seeds) and later is not None and later <= most_seeds
 
@@ -244,20 +249,17 @@ def _rank(
         why.append(f"{question.time_ratio:.2f} x the operations")
     if fields > 1:
         why.append(f"{fields} fields")
-    low, high = belief.quantiles(np.array([0.1, 0.9]))[0].tolist()
-    options = [f"--parent={parent.name}", f"--variants={name}", f"--seeds={costs.first_seeds}"]
-    options += [f"--runs={runs}"] * (runs != Path("runs"))
     return Ranked(
         name=name,
         question=one.experiment.question,
         kind=kind_of(change),
         expected=one.lineage.expected or (math.nan, math.nan),
         effect=float(value.effect[0]),
-        interval=(low, high),
+        interval=(float(value.low[0]), float(value.high[0])),
         kept=float(value.kept[0]),
         seeds=float(value.seeds[0]),
-        hours=float(costs.hours(value.seeds, value.kept)[0]),
+        hours=float(costs.expected_hours(value.ends_NA, value.kept)[0]),
         saved=ranking.hours_to_come * float(value.saved[0]),
         why=tuple(why),
-        command=("jaxformer", "ablate", *options),
+        command=ablate_command(parent.name, [name], int(costs.first_seeds), runs),
     )

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxformer.ablation.study import Study, make_jobs
+from jaxformer.ablation.training_jobs import device_hours, not_over
 from jaxformer.ablation.tuning import RUNS_AT_BEST
 from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.resolution import resolve
-from jaxformer.jobs.queue import OVER, state_on_disk
 from jaxformer.statistics.question_value import RunCosts
 from jaxformer.statistics.significance import INTERIM_SEEDS, next_analysis
 
@@ -38,15 +38,15 @@ def run_costs(
     """
     first = next_analysis(seeds) or seeds
     study = Study(parent=parent.name, variants=(name,), seeds=first, parent_seeds=first)
-    jobs = [job for each in make_jobs(study, runs, seconds) for job in each]
-    missing = sum(job.estimated_seconds * job.devices for job in jobs if state_on_disk(job.workdir)[0] not in OVER)
-    hours, parent_hours = (device_hours(each, seconds) for each in (one, parent))
+    now, later = make_jobs(study, runs, seconds)
+    missing = device_hours(not_over([*now, *later]))
+    hours, parent_hours = (hours_of_a_run(each, seconds) for each in (one, parent))
     per_seed = RUNS_AT_BEST if one.is_retuned else 1
     new_parent = INTERIM_SEEDS[0] * hours
-    return RunCosts(first, missing / 3600, per_seed * hours, per_seed * parent_hours, parent_seeds, new_parent)
+    return RunCosts(first, missing, per_seed * hours, per_seed * parent_hours, parent_seeds, new_parent)
 
 
-def device_hours(one: Resolved, seconds: Mapping[str, float]) -> float:
+def hours_of_a_run(one: Resolved, seconds: Mapping[str, float]) -> float:
     """Returns the device hours of a run of an experiment, by the seconds of each by name."""
     return seconds[one.name] * one.experiment.mesh.devices / 3600
 

@@ -21,6 +21,7 @@ from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.promoted import kept_changes
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
 from jaxformer.host.files import read_json_or_empty
+from jaxformer.host.paths import typed
 from jaxformer.jobs.launch import Job
 from jaxformer.plan.run_time import IMPORTING
 
@@ -52,6 +53,12 @@ class Study:
         require(
             self.parent_seeds >= self.seeds, f"parent_seeds ({self.parent_seeds}) must be at least seeds ({self.seeds})"
         )
+
+
+def ablate_command(parent: str, variants: Sequence[str], seeds: int, runs: Path) -> tuple[str, ...]:
+    """Returns the words of the command that runs a study of variants of a parent in a folder of runs."""
+    options = [f"--parent={parent}", f"--variants={','.join(variants)}", f"--seeds={seeds}"]
+    return ("jaxformer", "ablate", *options, *[f"--runs={typed(runs)}"] * (runs != Path("runs")))
 
 
 def resolve_study(study: Study) -> list[Resolved]:

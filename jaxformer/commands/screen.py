@@ -78,7 +78,8 @@ def _screen(options: argparse.Namespace) -> dict[str, Any]:
         refuse_diverged(screening, rows, runs)
     waiting = not_over(jobs)
     print_line(describe_costs(waiting, options.parallel, options.price))
-    for sentence in describe_plan(screening, parent, variants, _noise(runs / parent.name), device_hours(jobs[:1])):
+    known = _noise(runs / parent.name), device_hours(jobs[:1]), options.hours
+    for sentence in describe_plan(screening, parent, variants, *known):
         print_wrapped(sentence, indent=0)
     if options.plan:
         seconds = seconds_until_over((job.estimated_seconds for job in waiting), options.parallel)

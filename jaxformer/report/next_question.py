@@ -3,6 +3,7 @@
 import shlex
 
 from jaxformer.ablation.next_question import Ranked, Ranking
+from jaxformer.ablation.verdict import Rule
 from jaxformer.host.console import format_table, plain, printable, wrap
 from jaxformer.report.formatting import expectation, signed
 
@@ -49,9 +50,10 @@ def _paragraphs(ranking: Ranking, more: int) -> list[str]:
     (slope, shift), scatter = past.calibration.mean_C[:2], past.calibration.spread
     paragraphs = [
         "kept: the probability of KEEP, or of EQUIVALENT BUT CHEAPER. hours: of a device, to the decision, and of a "
-        f"new parent. saves: of the {_hours(ranking.hours_to_come)} device hours of {ranking.target}, where 2% "
-        f"more tokens are worth {parent_runs.margin:.4f} bits per byte; {ranking.complexity:.1%} of them are taken off "
-        "for each field changed. saved/h: saves / hours; above 1 it pays.",
+        f"new parent. saves: of the {_hours(ranking.hours_to_come)} device hours of {ranking.target}, where "
+        f"{Rule().equal_tokens:.0%} more tokens are worth {parent_runs.margin:.4f} bits per byte; "
+        f"{ranking.complexity:.1%} of them are taken off for each field changed. saved/h: saves / hours; above 1 it "
+        "pays.",
         f"Expectations, by {found} and what is known elsewhere: an effect is {slope:.1f} x the middle of what is "
         f"expected {signed(shift, 1)} half-widths, and from there {scatter:.1f} half-widths of scatter.",
     ]

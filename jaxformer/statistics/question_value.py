@@ -1,7 +1,7 @@
 """What asking a question is worth: how the rule would decide it, what a kept change saves, and what the answer costs.
 
-Axes: P path, a simulated course of a question; S further seed; E true effect; D point of a distribution of effects; any
-axes may lead.
+Axes: P path, a simulated course of a question; S further seed; E true effect; D point of a distribution of effects; N
+question; A analysis, one for each of `INTERIM_SEEDS`; any axes may lead.
 """
 
 import functools
@@ -133,8 +133,8 @@ class Power(NamedTuple):
     effect_E: np.ndarray
     kept_E: np.ndarray
     """Probability that it is kept."""
-    seeds_E: np.ndarray
-    """Expected seeds at the end, those that there are among them."""
+    ends_EA: np.ndarray
+    """Probability that it ends at each analysis; the seeds that there are count in its number of seeds."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -148,20 +148,29 @@ def power(parent: ParentRuns, question: Question, most_seeds: int) -> Power:
     further = max(most_seeds - question.seeds, 0)
     drawn_PS = np.random.default_rng(0).standard_normal((_PATHS, further)) * parent.deviation
     found = follow(effect_E[:, None, None] + drawn_PS, parent, question)
-    return Power(effect_E, found.kept_P.mean(-1), found.seeds_P.mean(-1))
+    ends_EA = np.stack([(found.seeds_P == seeds).mean(-1) for seeds in INTERIM_SEEDS], -1)
+    return Power(effect_E, found.kept_P.mean(-1), ends_EA)
 
 
 class QuestionValue(NamedTuple):
-    """What is expected of asking questions; the last axis is of questions."""
+    """What is expected of asking questions; the last axis is of questions, where no other is named."""
 
     kept: np.ndarray
     """Probability that the change is kept."""
-    seeds: np.ndarray
-    """Seeds at the end."""
+    ends_NA: np.ndarray
+    """Probability that it ends at each analysis."""
     saved: np.ndarray
     """Share of the hours of the runs to come that is saved, the price of complexity subtracted."""
     effect: np.ndarray
-    """By the belief and by what has been measured."""
+    """Mean, by the belief and by what has been measured."""
+    low: np.ndarray
+    high: np.ndarray
+    """10 % and 90 % points of the effect, by the same."""
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """Expected seeds at the end."""
+        return self.ends_NA @ np.array(INTERIM_SEEDS, np.float64)
 
 
 def question_value(
@@ -180,22 +189,35 @@ def question_value(
     exponent_D = np.clip(effect_D / parent.slope, -_LARGEST_LOGARITHM, _LARGEST_LOGARITHM)
     saved_D = 1 - question.time_ratio * np.exp(exponent_D) - complexity
     kept_D = weight_D * np.interp(effect_D, decided.effect_E, decided.kept_E)
-    seeds_D = weight_D * np.interp(effect_D, decided.effect_E, decided.seeds_E)
-    return QuestionValue(kept_D.sum(-1), seeds_D.sum(-1), (kept_D * saved_D).sum(-1), (weight_D * effect_D).sum(-1))
+    ends = [(weight_D * np.interp(effect_D, decided.effect_E, end_E)).sum(-1) for end_E in decided.ends_EA.T]
+    low, high = (_quantile(p, effect_D, weight_D) for p in (0.1, 0.9))
+    expected = (kept_D * saved_D).sum(-1), (weight_D * effect_D).sum(-1)
+    return QuestionValue(kept_D.sum(-1), np.stack(ends, -1), *expected, low, high)
 
 
 def _points(belief: Belief, parent: ParentRuns, question: Question) -> tuple[np.ndarray, np.ndarray]:
-    """Returns effects and their weights: quantiles of a belief, or where something has been measured points around it.
+    """Returns ascending effects and their weights: quantiles of a belief, or points around what has been measured.
 
     The weights of the latter are the belief's density times the likelihood.
     """
     quantile_D = (np.arange(_POINTS) + 0.5) / _POINTS
     if not question.seeds:
-        return belief.quantiles(quantile_D), np.full(_POINTS, 1 / _POINTS)
+        effect_D = belief.quantiles(quantile_D)
+        return effect_D, np.full(effect_D.shape, 1 / _POINTS)
     error = math.sqrt(parent.deviation**2 / question.seeds + parent.item_variance)
     effect_D = np.broadcast_to(question.mean + error * special.ndtri(quantile_D), (*belief.mean_N.shape, _POINTS))
     weight_D = belief.density(effect_D)
     return effect_D, weight_D / weight_D.sum(-1, keepdims=True)
+
+
+def _quantile(p: float, effect_D: np.ndarray, weight_D: np.ndarray) -> np.ndarray:
+    """Returns what ascending effects are below with a probability, linear between the middles of their weights."""
+    middle_D = weight_D.cumsum(-1) - weight_D / 2
+    after_1 = np.clip((middle_D < p).sum(-1, keepdims=True), 1, _POINTS - 1)
+    (begin_1, end_1), (low_1, high_1) = (
+        [np.take_along_axis(values_D, after_1 + offset, -1) for offset in (-1, 0)] for values_D in (middle_D, effect_D)
+    )
+    return (low_1 + np.clip((p - begin_1) / (end_1 - begin_1), 0, 1) * (high_1 - low_1))[..., 0]
 
 
 class RunCosts(NamedTuple):
@@ -214,7 +236,14 @@ class RunCosts(NamedTuple):
     new_parent: np.ndarray | float
     """Of the first seeds of the parent that a kept change makes."""
 
-    def hours(self, seeds: np.ndarray, kept: np.ndarray | float = 0.0) -> np.ndarray:
+    def expected_hours(self, ends_NA: np.ndarray, kept: np.ndarray | float) -> np.ndarray:
+        """Returns the expected device hours of questions that end at each analysis with such probabilities.
+
+        Those of the expected seeds would be too few where the parent has more seeds than the first analysis takes.
+        """
+        return np.sum([ends_NA[..., a] * self.hours(seeds, kept) for a, seeds in enumerate(INTERIM_SEEDS)], 0)
+
+    def hours(self, seeds: np.ndarray | int, kept: np.ndarray | float = 0.0) -> np.ndarray:
         """Returns the device hours until the seeds at the end, and of a new parent with the probability `kept`."""
         further = np.maximum(seeds - self.first_seeds, 0)
         lacking = np.maximum(seeds - np.maximum(self.first_seeds, self.parent_seeds), 0)

@@ -4,16 +4,20 @@ import json
 from pathlib import Path
 
 import fake_runs
+import numpy as np
 import pytest
 
-from jaxformer.ablation import open_questions
+from jaxformer.ablation import next_question, open_questions
 from jaxformer.ablation.next_question import rank_questions
-from jaxformer.ablation.open_questions import find_questions
+from jaxformer.ablation.open_questions import find_questions, record_of
 from jaxformer.ablation.outcome import judge_study
-from jaxformer.ablation.study import Study, mean_seconds
+from jaxformer.ablation.past_expectations import believe, calibrate_by, read_answered
+from jaxformer.ablation.study import Study, ablate_command, mean_seconds
+from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.commands import next as command
 from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.resolution import resolve
+from jaxformer.report import next_question as report
 from jaxformer.report.next_question import ranking_text
 
 pytestmark = pytest.mark.device_free
@@ -78,7 +82,7 @@ def test_open_questions_are_ranked_and_answered_and_others_are_told(ranking):
     assert found["closed"] == {"good": "KEEP"}
     assert set(found["refused"]) == {"again", "deeper", "invalid"}
     assert "it is asked of good" in found["refused"]["deeper"] and "same as" in found["refused"]["again"]
-    assert [each["variant"] for each in found["calibration"]["answered"]] == ["good", "open"]
+    assert [each["variant"] for each in found["calibration"]["answered"]] == ["good"], "open is measured, and goes on"
 
 
 def test_an_undecided_question_goes_on_from_its_seeds_at_the_cost_of_further_ones(ranking):
@@ -94,13 +98,42 @@ def test_an_undecided_question_goes_on_from_its_seeds_at_the_cost_of_further_one
     assert ratio == pytest.approx(runs["open"] / runs["promising"], rel=1e-3)
 
 
-def test_what_was_found_of_an_ancestor_counts_as_much_as_an_expectation_and_keeps_a_question_open(ranking, capsys):
-    of_root = {each["name"]: each for each in ranking.record()["ranked"]}
+@pytest.mark.parametrize("word", [Word.NOT_COMPARED, Word.UNDECIDED])
+def test_what_nothing_has_answered_stays_open(word, monkeypatch):
+    """Runs that could not be compared, and a retuned question whose rates are not known yet."""
+    monkeypatch.setattr(next_question, "record_of", lambda *of: (found := record_of(*of)) and unanswered(found))
+
+    def unanswered(record):
+        return record._replace(word=word, difference=None, more_seeds=None, seeds=())
+
+    found = rank_questions("root", Path("runs"))
+    assert {"good", "open"} < {each.name for each in found.ranked} and not found.closed
+
+
+def test_a_measurement_of_an_open_question_narrows_its_interval_and_does_not_calibrate_its_kind(ranking):
+    found = {each.name: each for each in ranking.ranked}["open"]
+    assert found.interval[0] < found.effect < found.interval[1]
+    with_it = calibrate_by(read_answered(Path("runs")), set(ranking.past.kinds))
+    assert [each.variant for each in with_it.questions] == ["good", "open"]
+    assert ranking.past.kinds == with_it.kinds and "open" not in [each.variant for each in ranking.past.questions]
+    before = believe(ranking.past, resolve("root"), "open", resolve("open"))[0].quantiles(np.array([0.1, 0.9]))[0]
+    assert found.interval[1] - found.interval[0] < before[1] - before[0]
+
+
+def test_the_share_of_tokens_is_that_of_the_rule(ranking, monkeypatch):
+    monkeypatch.setattr(report, "Rule", lambda: Rule(equal_tokens=0.05))
+    assert "where 5% more tokens are worth" in " ".join(ranking_text(ranking, 10, 80).split())
+
+
+def test_what_was_found_of_an_ancestor_is_named_and_keeps_a_question_open(capsys):
     found = {each["name"]: each for each in ranked(capsys, "--parent=good")["ranked"]}
     assert {"open", "promising", "deeper"} <= found.keys()
     assert found["open"]["why"][0].startswith("UNDECIDED of root, -0.0") and not found["promising"]["why"]
-    low, high = found["open"]["interval"]
-    assert high - low < of_root["open"]["interval"][1] - of_root["open"]["interval"][0]
+
+
+def test_a_folder_whose_name_begins_as_a_home_does_is_typed_so_that_it_is_read_again():
+    command = ablate_command("root", ["one", "two"], 3, Path("~runs"))
+    assert command == ("jaxformer", "ablate", "--parent=root", "--variants=one,two", "--seeds=3", "--runs=./~runs")
 
 
 def test_it_stops_where_nothing_pays_and_more_runs_to_come_save_more(ranking, capsys):

@@ -64,11 +64,18 @@ def test_the_plan_trains_nothing(trained, capsys):
     assert out.startswith(
         "16 runs to go, 16.00 device hours, over in about 16:00:00\n3 changes of root in 8 runs on each"
     )
-    assert "resolution IV" in out and "depends on the noise of root" in out
+    assert "resolution IV" in out and "Not the better way with fewer than 4 changes: take one seed of each" in out
     assert screen.main(["--study=three", "--plan", "--json", "--parallel=2"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert (planned["runs_to_go"], planned["device_hours_to_go"], planned["seconds_to_go"]) == (16, 16.0, 8 * 3600)
     assert planned["resolution"] == 4 and len({*planned["runs"]}) == 8
+
+
+def test_the_plan_recommends_by_the_hours(trained, place, capsys):
+    path = place / "experiments" / "studies" / "three.py"
+    path.write_text(path.read_text().replace("seeds=2", "seeds=1"))
+    assert screen.main(["--study=three", "--plan", "--hours=12"]) == 0 and not trained
+    assert "and hours for no more than 3 seeds of each" in " ".join(capsys.readouterr().out.split())
 
 
 def test_rows_are_trained_seed_by_seed_and_what_survives_is_to_be_confirmed(trained, place, capsys):

@@ -66,7 +66,9 @@ def test_equal_changes_are_seldom_kept_and_larger_gains_more_often():
     none = len(found.effect_E) // 2
     assert found.effect_E[none] == 0 and found.kept_E[none] <= 0.025
     assert (np.diff(found.kept_E) <= 0.02).all() and found.kept_E[0] == 1 and found.kept_E[-1] == 0
-    assert found.seeds_E[0] == pytest.approx(3, abs=0.1) and found.seeds_E.max() > 3.5
+    seeds_E = found.ends_EA @ INTERIM_SEEDS
+    assert seeds_E[0] == pytest.approx(3, abs=0.1) and seeds_E.max() > 3.5
+    assert found.ends_EA.sum(-1) == pytest.approx(1) and not found.ends_EA[:, INTERIM_SEEDS.index(8) + 1 :].any()
 
 
 def value_of(effect, ratio=1.0, parent=PARENT, complexity=0.01):
@@ -108,7 +110,29 @@ def test_what_was_measured_moves_the_effect_as_far_as_its_error_says():
     assert -0.2 < narrow.effect[0] < 0 and narrow.kept[0] < wide.kept[0]
 
 
+def test_the_interval_of_what_was_measured_is_that_of_the_belief_times_the_likelihood():
+    belief, begun = Belief(np.array([0.0, -1.0]), np.array([0.5, 100.0])), Question(1.0, 3, -1.0, 1.0)
+    found = question_value(belief, PARENT, begun, 8, 0.01)
+    grid = np.linspace(-5, 5, 10001)
+    share_ND = (belief.density(grid[None]) * np.exp(-3 * (grid + 1) ** 2 / 2)).cumsum(-1)
+    for p, points in ((0.1, found.low), (0.9, found.high)):
+        assert points == pytest.approx(grid[(share_ND < p * share_ND[:, -1:]).sum(-1)], abs=0.02)
+
+
+def test_the_interval_of_what_was_not_measured_is_that_of_the_belief():
+    belief = Belief(np.array([[-1.0], [0.5]]), np.array([[0.4], [2.0]]), 0.6)
+    found = question_value(belief, PARENT, NEW, 8, 0.01)
+    expected = belief.quantiles(np.array([0.1, 0.9]))
+    assert np.stack([found.low, found.high], -1) == pytest.approx(expected, abs=0.02)
+
+
 def test_a_question_takes_its_missing_runs_further_seeds_of_both_arms_and_a_new_parents():
     costs = RunCosts(first_seeds=3, until_first=10.0, per_seed=2.0, parent_per_seed=1.0, parent_seeds=4, new_parent=6.0)
     hours = costs.hours(np.array([3.0, 5.0]), np.array([0.0, 0.5]))
     assert hours == pytest.approx([10, 10 + 2 * 2 + 1 * 1 + 0.5 * 6])
+
+
+def test_the_parents_further_seeds_are_expected_over_where_questions_end():
+    costs = RunCosts(first_seeds=3, until_first=0.0, per_seed=1.0, parent_per_seed=1.0, parent_seeds=5, new_parent=6.0)
+    half_NA = np.array([[0.5 * (seeds in (3, 8)) for seeds in INTERIM_SEEDS]])  # 5.5 seeds; the parent lacks 0 or 3.
+    assert costs.expected_hours(half_NA, np.array([0.25])) == pytest.approx([0.5 * 5 + 0.5 * 3 + 0.25 * 6])

@@ -52,7 +52,7 @@ def test_its_rule_is_that_of_the_library(tool):
     assert kept_XN.any() and not kept_XN[~tested_XN].any()
 
 
-def test_large_effects_are_found_by_every_way_and_none_costs_more_than_the_budget(tool):
+def test_large_effects_are_found_by_every_way_and_none_costs_more_than_the_budget(tool, tmp_path):
     law = tool.Law(effect=8.0, interactions=0.25)
     found = tool.simulate(law, 60)
     ways = {"one at a time", "one seed first", "screening on one seed", "screening on two seeds", "folded on one seed"}
@@ -60,6 +60,11 @@ def test_large_effects_are_found_by_every_way_and_none_costs_more_than_the_budge
     for name, one in found.items():
         assert one["found"] > 0.9 and one["runs"] <= law.budget, name
     assert max(found[name]["false"] for name in ways) < 0.1
+    tool.write({law: found}, 60, tmp_path / "simulated.json")
+    written = json.loads((tmp_path / "simulated.json").read_text(encoding="utf-8"))
+    (cell,), columns = written["cells"], written["columns"]
+    seeds = {name: dict(zip(columns, cell[name], strict=True))["seeds"] for name in found}
+    assert {name for name, each in seeds.items() if each in tool.CONFIRMED_ON} == ways - {"one at a time"}
 
 
 ROWS = {
