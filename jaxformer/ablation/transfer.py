@@ -17,7 +17,7 @@ from jaxformer.ablation.comparison import Comparison
 from jaxformer.ablation.envelope import tuned_rate
 from jaxformer.ablation.finished_runs import FinishedRun, paired_seeds, seed_folders, stack, stack_sources
 from jaxformer.ablation.outcome import compare_study
-from jaxformer.ablation.question_cost import device_hours
+from jaxformer.ablation.question_cost import hours_of_a_run
 from jaxformer.ablation.records import to_json
 from jaxformer.ablation.sizes import distinct
 from jaxformer.ablation.study import Study, mean_seconds
@@ -378,7 +378,7 @@ def _hours(
     if known:
         return {one.compute: (one.hours, one.parent_hours) for one in known}
     seconds = {one.name: each for one in sizes if (each := mean_seconds(runs / one.name))}
-    hours = {training_flops(one.experiment): device_hours(one, seconds) for one in sizes if one.name in seconds}
+    hours = {training_flops(one.experiment): hours_of_a_run(one, seconds) for one in sizes if one.name in seconds}
     return {compute: (runs_per_seed * each, each) for compute, each in hours.items()}
 
 
