@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from jaxformer.report.style import GREY, INK, drawing, make_figure, save_png
-from jaxformer.run.forecast import INTERVAL
+from jaxformer.run.forecast import BAND, INTERVAL
 from jaxformer.statistics.scaling_law import predict_loss
 
 # Of the smallest size of the baseline's ladder.
@@ -73,6 +73,8 @@ class Row(NamedTuple):
     low: float
     high: float
     """`low` and `high`: 95 % bounds of that share."""
+    warned: float
+    """Share of the ladders of which the last validation of the next run lay outside of its band."""
     width: float
     """Median width of the interval, as a share of the loss."""
     error: float
@@ -94,18 +96,21 @@ def draw_ladder(law: Law, case: Case, random: np.random.Generator) -> tuple[np.n
 
 def simulate(law: Law, case: Case, ladders: int) -> Row:
     """Returns what ladders of a law come to."""
-    random, inside, widths, errors = np.random.default_rng(0), 0, [], []
+    random, inside, warned, widths, errors = np.random.default_rng(0), 0, 0, [], []
     for _ in range(ladders):
         parameters_S, tokens_S, losses = draw_ladder(law, case, random)
         truth = float(losses[-1][0])
         found = predict_loss(parameters_S[:-1], tokens_S[:-1], losses[:-1], parameters_S[-1], tokens_S[-1])
         low, high = found.interval(INTERVAL)
         inside += low <= truth <= high
+        band = found.interval(BAND)
+        warned += not band[0] <= truth <= band[1]
         widths.append((high - low) / truth)
         errors.append(found.median / truth - 1)
     bounds = stats.binomtest(inside, ladders).proportion_ci()
     error = float(np.sqrt(np.mean(np.square(errors))))
-    return Row("", case.name, ladders, inside / ladders, bounds.low, bounds.high, float(np.median(widths)), error)
+    shares = inside / ladders, bounds.low, bounds.high, warned / ladders
+    return Row("", case.name, ladders, *shares, float(np.median(widths)), error)
 
 
 # As measured on the ladder of the baseline (docs/ladder.md).
@@ -162,11 +167,11 @@ def main() -> None:
             rows.append(row := simulate(law, case, ladders)._replace(law=name))
             print(
                 f"{case.name:30} {name:52} inside {row.inside:.1%} [{row.low:.1%}, {row.high:.1%}] "
-                f"width {row.width:.2%} error {row.error:.2%}",
+                f"warned {row.warned:.1%} width {row.width:.2%} error {row.error:.2%}",
                 flush=True,
             )
-        inside = np.mean([row.inside for row in rows[-len(LAWS) :]])
-        print(f"{case.name:30} {'all laws':52} inside {inside:.1%}", flush=True)
+        inside, warned = np.mean([(row.inside, row.warned) for row in rows[-len(LAWS) :]], axis=0)
+        print(f"{case.name:30} {'all laws':52} inside {inside:.1%} warned {warned:.1%}", flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
     about = {"seconds": round(time.perf_counter() - began), "interval": INTERVAL}
     lines = [f" {name!r}: {json.dumps(value)}".replace("'", '"') for name, value in about.items()]

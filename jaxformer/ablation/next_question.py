@@ -173,7 +173,11 @@ def rank_questions(
     for name, one in asked.items():
         question = _question(base, one, records[name])
         costs = run_costs(base, name, one, runs, seconds, seeds=question.seeds, parent_seeds=len(finished))
-        ranked.append(_rank(ranking, base, name, one, question, costs, runs, most_seeds))
+        each = _rank(ranking, base, name, one, question, costs, runs, most_seeds)
+        record = records[name]
+        if record and record.word is Word.NOT_COMPARED:
+            each = each._replace(why=(*each.why, f"its runs were not compared: {record.reason}"))
+        ranked.append(each)
     ranked.sort(key=lambda each: (-each.ratio, each.name))
     return ranking._replace(ranked=tuple(ranked))
 

@@ -148,9 +148,14 @@ class TransferResult(NamedTuple):
         target, proposal = self.prediction and self.prediction.target, self.proposal
         cost = "device_hours" if proposal and proposal.has_hours else "operations"
         designs = {
-            name: {"power": one.power, cost: one.hours, "commands": self.commands(one)}
-            for name, one in (proposal.designs._asdict() if proposal else {}).items()
-            if one
+            name: {
+                "power": one.power,
+                cost: one.hours,
+                "suffices": name != "hint" and proposal.suffices(one),
+                "commands": self.commands(one),
+            }
+            for name, one in (proposal.designs._asdict().items() if proposal else ())
+            if proposal and one
         }
         values = {
             **{name: getattr(self, name) for name in ("variant", "target", "compute", "reason")},

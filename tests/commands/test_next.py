@@ -108,6 +108,8 @@ def test_what_nothing_has_answered_stays_open(word, monkeypatch):
 
     found = rank_questions("root", Path("runs"))
     assert {"good", "open"} < {each.name for each in found.ranked} and not found.closed
+    why = " ".join({each.name: each for each in found.ranked}["open"].why)
+    assert ("its runs were not compared: " in why) == (word is Word.NOT_COMPARED)
 
 
 def test_a_measurement_of_an_open_question_narrows_its_interval_and_does_not_calibrate_its_kind(ranking):

@@ -92,7 +92,9 @@ def test_an_effect_of_another_sign_at_each_size_is_unknown_and_each_size_counts(
     assert found["word"] == "UNKNOWN" and found["interval"][0] < 0 < found["interval"][1]
     assert [one["why_not"] for one in found["sizes"]] == ["", "", ""] and found["assumed"] == []
     assert found["designs"]["target"]["commands"][0].startswith("jaxformer ablate --parent=target --variants=good")
-    assert found["designs"]["target"]["device_hours"] > 0
+    assert found["designs"]["target"]["device_hours"] > 0 and found["designs"]["target"]["suffices"]
+    found = answer(capsys, "--variants=good", "--effect=0.03", "--budget=1e-9")
+    assert not any(design["suffices"] for design in found["designs"].values())
 
 
 def test_of_two_sizes_of_one_compute_a_line_says_which_does_not_count(elsewhere, capsys, monkeypatch):
