@@ -7,25 +7,17 @@ It takes about ten seconds a step on two cores.
 """
 
 import argparse
-import contextlib
 import json
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu,cuda")
-# Trying out tiles would need the device.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
-
+import gpu_target  # Before jax, whose platforms it sets.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AbstractDevice, AbstractMesh, Mesh
+from jax.sharding import Mesh
 from versions import versions
 
 from jaxformer.attention.dispatch import Implementation
@@ -33,24 +25,8 @@ from jaxformer.config import replace
 from jaxformer.devices.mesh import DATA, FSDP
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.loss import default_chunk_tokens
-from jaxformer.plan.compiled_step import abstract_arguments, compiled_bytes
+from jaxformer.plan.compiled_step import compiled_bytes
 from jaxformer.plan.memory import Target, step_memory
-from jaxformer.step import compile_step
-
-# What XLA asks of the device, as it is of an NVIDIA H100 SXM with cuDNN 9.20.
-DEVICE = "NVIDIA H100 80GB HBM3"
-H100 = f"""
-gpu_device_info {{
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
-  cuda_compute_capability {{ major: 9 }} registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}}
-runtime_version {{ major: 13 }} platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 20 }}
-device_description_str: "{DEVICE}"
-"""
-
 
 PARTS = (
     "mixture_of_experts",
@@ -123,7 +99,7 @@ def main() -> int:
     parser.add_argument("--variants", help="separated by commas; '' for the plain model alone")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
-    devices = find_devices()
+    devices = gpu_target.find_devices("H100") or jax.devices()
     print(f"{devices[0].device_kind}: GB on each device, compiled and by formula")
     results = []
     for step in STEPS:
@@ -144,22 +120,6 @@ def main() -> int:
     return int(any(abs(each["formula_bytes"] / each["compiled_bytes"] - 1) > 0.1 for each in results))
 
 
-def find_devices() -> Sequence[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
-    """Returns eight H100 to compile for where JAX's plugin is installed, else the devices at hand."""
-    try:
-        import jax_plugins.xla_cuda13 as plugin
-        from jax._src import xla_bridge
-
-        plugin._check_cuda_versions = lambda **_: None  # It would ask the driver.
-        logging.getLogger("jax._src.xla_bridge").setLevel(logging.CRITICAL)
-        xla_bridge.discover_pjrt_plugins()
-        return topologies.get_topology_desc(
-            platform="cuda", topology_name="h100", target_config=H100, topology="1x1x8"
-        ).devices
-    except ImportError:
-        return jax.devices()
-
-
 def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:  # pyright: ignore[reportInvalidTypeForm]
     """Returns the bytes of a step at its peak on each device, as compiled and by formula."""
     is_gpu = devices[0].platform in ("gpu", "cuda")
@@ -177,16 +137,8 @@ def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:  # py
     }
     experiment = replace(baseline, values)
     mesh = Mesh(np.array(devices[: step.data * step.fsdp]).reshape(step.data, step.fsdp), (DATA, FSDP))
-    state, batch = abstract_arguments(experiment, mesh, V, Implementation(attention))
-    if state.mesh is None:
-        alone = jax.sharding.SingleDeviceSharding(devices[0])
-        state, batch = jax.tree.map(lambda x: x.update(sharding=alone), (state, batch))
-    # What asks for the device while it is traced is given the one that is compiled for.
-    there = AbstractMesh((1,), ("device",), abstract_device=AbstractDevice(DEVICE, None, "cuda"))
-    reported = jax.sharding.use_abstract_mesh(there) if is_gpu and state.mesh is None else contextlib.nullcontext()
-    with reported, mock.patch("jax.default_backend", return_value=platform):
-        compiled = compiled_bytes(compile_step(state).lower(state, batch).compile())
-    target = Target(DEVICE, platform, 0, attention, jnp.dtype(dtype), step.data, step.fsdp)
+    compiled = compiled_bytes(gpu_target.compile_for(experiment, mesh, Implementation(attention)))
+    target = Target(devices[0].device_kind, platform, 0, attention, jnp.dtype(dtype), step.data, step.fsdp)
     return compiled, step_memory(experiment, target).peak
 
 
