@@ -9,7 +9,6 @@ rates that are given, and a constant to begin. `--sizes` takes 65,536 tokens of 
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import sys
@@ -40,7 +39,17 @@ SIZES = {
 }
 AT_ONCE = {"training.rows_per_step": 32, "packing.row_length": 2048, "training.compute_dtype": "bfloat16"}
 
-KINDS = ("matmul", "logits matmul", "attention", "logits and loss", "stacks", "copies", "elementwise", "optimizer", "other")
+KINDS: tuple[str, ...] = (
+    "matmul",
+    "logits matmul",
+    "attention",
+    "logits and loss",
+    "stacks",
+    "copies",
+    "elementwise",
+    "optimizer",
+    "other",
+)
 
 
 class Rates(NamedTuple):
@@ -59,13 +68,15 @@ class Rates(NamedTuple):
     launch: float = 2.0
     """Microseconds from one kernel to the next."""
     visited: float = 0.71
-    """Share of the causal tiles of attention that documents leave to visit: of a median length of 490, at rows of 2,048."""
+    """Share of the causal tiles of attention that documents leave to visit; this one at a median length of 490 tokens,
+    in rows of 2,048.
+    """
 
 
 class Cost(NamedTuple):
     """Of the kernels of a kind in one step."""
 
-    launches: int
+    launches: float
     gigabytes: float
     tflop: float
     """Of matmuls, attention's among them."""
@@ -88,7 +99,8 @@ def main() -> int:
     if not devices:
         print("gpu_cost: install jax-cuda13-plugin and jax-cuda13-pjrt of JAX's version", file=sys.stderr)
         return 2
-    rates, changes = Rates(*(getattr(options, name) for name in Rates._fields)), dict(_change(one) for one in options.set)
+    rates = Rates(*(getattr(options, name) for name in Rates._fields))
+    changes = dict(_change(one) for one in options.set)
     results = {}
     for name in SIZES if options.sizes else [options.experiment]:
         experiment = prepared(load_experiment(name), SIZES.get(name, {}) | changes)
@@ -119,7 +131,7 @@ def prepared(experiment: Experiment, changes: dict) -> Experiment:
 def step_kernels(experiment: Experiment, devices: Sequence) -> list[hlo.Kernel]:
     """Returns the kernels of a step on one device."""
     mesh = Mesh(np.array(devices[:1]).reshape(1, 1), (DATA, FSDP))
-    return hlo.kernels(gpu_target.compile_for(experiment, mesh, Implementation("pallas")).as_text())
+    return hlo.kernels(gpu_target.compile_for(experiment, mesh, Implementation("pallas")).as_text() or "")
 
 
 def costs_by_kind(kernels: Sequence[hlo.Kernel], rates: Rates) -> dict[str, Cost]:
@@ -158,9 +170,8 @@ def seconds(kernel: hlo.Kernel, rates: Rates) -> float:
     """Returns how long all runs of a kernel take."""
     is_attention = kind_of(kernel) == "attention"
     matmul = attention_flops(kernel, rates) / rates.attention if is_attention else kernel.matmul / rates.matmul
-    slowest = max(
-        matmul, kernel.bytes / rates.memory, kernel.computes / rates.elements, kernel.transcendental / rates.transcendental
-    )
+    elements = max(kernel.computes / rates.elements, kernel.transcendental / rates.transcendental)
+    slowest = max(matmul, kernel.bytes / rates.memory, elements)
     return kernel.runs * (slowest / 1e12 + rates.launch / 1e6)
 
 
@@ -180,12 +191,13 @@ def table(name: str, experiment: Experiment, costs: dict[str, Cost], device: str
     tokens = experiment.training.rows_per_step * experiment.packing.row_length
     flops = tokens * training_flops_per_token(experiment.model, experiment.packing.row_length)
     share = flops / 1e12 / (total.milliseconds / 1e3) / (peak_tflops(device) or math.nan)
+    how = f"{experiment.training.micro_batches} micro-batches, remat {experiment.model.remat}"
     lines = [
-        f"{name}: {tokens:,} tokens in {experiment.training.micro_batches}, remat {experiment.model.remat}, on {device}",
+        f"{name}: {tokens:,} tokens, {how}, on {device}",
         f"  {'':16}{'launches':>9}{'GB':>9}{'TFLOP':>9}{'ms':>9}",
     ]
     for kind, cost in [*costs.items(), ("step", total)]:
-        lines.append(f"  {kind:16}{cost.launches:9}{cost.gigabytes:9.1f}{cost.tflop:9.2f}{cost.milliseconds:9.2f}")
+        lines.append(f"  {kind:16}{cost.launches:9.0f}{cost.gigabytes:9.1f}{cost.tflop:9.2f}{cost.milliseconds:9.2f}")
     lines.append(f"  {tokens / total.milliseconds * 1e3:,.0f} tokens/s, {share:.1%} of the peak by the causal formula")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """Compiles the training step for a GPU that is not here: by JAX's CUDA plugin, which need not find a driver.
 
-To be imported before jax, whose platforms it sets. `pip install jax-cuda13-plugin jax-cuda13-pjrt`, of JAX's version, is
-all that it takes beside JAX.
+To be imported before jax, whose platforms it sets. `pip install jax-cuda13-plugin jax-cuda13-pjrt`, of JAX's version,
+is all that it takes beside JAX.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from jaxformer.step import compile_step
 KINDS = {"H100": "NVIDIA H100 80GB HBM3", "H200": "NVIDIA H200", "A100": "NVIDIA A100-SXM4-80GB"}
 
 # What XLA asks of a device: of an H100 SXM with cuDNN 9.20, and what is another on others.
-_HOPPER = """
+_DEVICE = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: {shared}
   threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: {units} block_dim_limit_x: 2147483647
@@ -65,7 +65,7 @@ def find_devices(gpu: str) -> Sequence[jax.Device]:  # pyright: ignore[reportInv
     plugin._check_cuda_versions = lambda **_: None  # It would ask the driver.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.CRITICAL)
     xla_bridge.discover_pjrt_plugins()
-    config = _HOPPER.format(kind=KINDS[gpu], **_VALUES[gpu])
+    config = _DEVICE.format(kind=KINDS[gpu], **_VALUES[gpu])
     named = {"topology_name": gpu.lower(), "target_config": config, "topology": "1x1x8"}
     return topologies.get_topology_desc(platform="cuda", **named).devices
 

@@ -1,8 +1,8 @@
 """What a compiled program consists of, read from its text in XLA's HLO.
 
 Of each kernel (a fusion, a custom call or an operation by itself): how often it runs, the bytes that it reads and
-writes, and its operations. What a fusion takes only a part of, such as a slice of a stack, counts by that part, and what
-is written into an array that stays where it is by what is written.
+writes, and its operations. What a fusion takes only a part of, such as a slice of a stack, counts by that part, and
+what is written into an array that stays where it is by what is written.
 """
 
 import math
@@ -14,16 +14,55 @@ _BITS = {"pred": 8, "bf16": 16}
 
 # Neither read nor written: they are names of what is there, or run other computations, which are counted themselves.
 _FREE = frozenset(
-    ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all")
-    + ("partition-id", "replica-id", "opt-barrier")
+    [
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "opt-barrier",
+    ]
 )
 _TRANSCENDENTAL = frozenset(
-    ("exponential", "exponential-minus-one", "log", "log-plus-one", "tanh", "rsqrt", "sqrt", "cosine", "sine", "power")
-    + ("logistic", "erf", "divide")
+    [
+        "exponential",
+        "exponential-minus-one",
+        "log",
+        "log-plus-one",
+        "tanh",
+        "rsqrt",
+        "sqrt",
+        "cosine",
+        "sine",
+        "power",
+        "logistic",
+        "erf",
+        "divide",
+    ]
 )
 _MOVES = _FREE | frozenset(
-    ("copy", "transpose", "reshape", "broadcast", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "pad")
-    + ("iota", "convert", "reverse", "gather", "copy-start")
+    [
+        "copy",
+        "copy-start",
+        "transpose",
+        "reshape",
+        "broadcast",
+        "slice",
+        "dynamic-slice",
+        "dynamic-update-slice",
+        "concatenate",
+        "pad",
+        "iota",
+        "convert",
+        "reverse",
+        "gather",
+    ]
 )
 
 
@@ -253,7 +292,7 @@ def _instruction(line: str) -> Instruction:
     right = re.sub(r"/\*.*?\*/", "", right)
     end = _closing(right, 0) + 1 if right.startswith("(") else right.index(" ")
     shape, rest = right[:end], right[end:].lstrip()
-    opcode, _, after = rest.partition("(")
+    opcode = rest[: rest.index("(")]
     close = _closing(rest, len(opcode))
     inside = rest[len(opcode) + 1 : close]
     if opcode in ("parameter", "constant"):
