@@ -13,57 +13,11 @@ from typing import NamedTuple
 _BITS = {"pred": 8, "bf16": 16}
 
 # Neither read nor written: they are names of what is there, or run other computations, which are counted themselves.
-_FREE = frozenset(
-    [
-        "parameter",
-        "constant",
-        "tuple",
-        "get-tuple-element",
-        "bitcast",
-        "while",
-        "conditional",
-        "call",
-        "after-all",
-        "partition-id",
-        "replica-id",
-        "opt-barrier",
-    ]
-)
-_TRANSCENDENTAL = frozenset(
-    [
-        "exponential",
-        "exponential-minus-one",
-        "log",
-        "log-plus-one",
-        "tanh",
-        "rsqrt",
-        "sqrt",
-        "cosine",
-        "sine",
-        "power",
-        "logistic",
-        "erf",
-        "divide",
-    ]
-)
-_MOVES = _FREE | frozenset(
-    [
-        "copy",
-        "copy-start",
-        "transpose",
-        "reshape",
-        "broadcast",
-        "slice",
-        "dynamic-slice",
-        "dynamic-update-slice",
-        "concatenate",
-        "pad",
-        "iota",
-        "convert",
-        "reverse",
-        "gather",
-    ]
-)
+_FREE = "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id"
+_MOVES = "copy copy-start transpose reshape broadcast slice dynamic-slice dynamic-update-slice concatenate pad iota"
+_MOVES += f" convert reverse gather {_FREE}"
+_TRANSCENDENTAL = "exponential exponential-minus-one log log-plus-one tanh rsqrt sqrt cosine sine power logistic divide"
+_FREE, _MOVES, _TRANSCENDENTAL = (frozenset(names.split()) for names in (_FREE, _MOVES, _TRANSCENDENTAL))
 
 
 class Instruction(NamedTuple):
@@ -275,7 +229,7 @@ def _matmul(one: Instruction, body: Computation) -> int:
 def _is_arithmetic(one: Instruction) -> bool:
     """Returns whether an instruction computes on numbers; indices are integers."""
     is_index = all(dtype.startswith(("s", "u", "pred")) for dtype, _ in one.shapes)
-    return not is_index and one.opcode not in _MOVES | {"custom-call", "dot"}
+    return not is_index and one.opcode not in _MOVES and one.opcode not in ("custom-call", "dot")
 
 
 def _work(one: Instruction, body: Computation) -> int:
