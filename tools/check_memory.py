@@ -26,7 +26,8 @@ from jaxformer.devices.mesh import DATA, FSDP
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.loss import default_chunk_tokens
 from jaxformer.plan.compiled_step import compiled_bytes
-from jaxformer.plan.memory import Target, step_memory
+from jaxformer.plan.device_fit import computed_with, ways
+from jaxformer.plan.memory import Target
 
 PARTS = (
     "mixture_of_experts",
@@ -126,20 +127,16 @@ def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:  # py
     platform, dtype = ("gpu", "bfloat16") if is_gpu else ("cpu", "float32")
     attention = step.attention if is_gpu else "xla"
     baseline = load_experiment(f"{step.variant}@baseline_{step.size}".lstrip("@"))
-    V = baseline.model.vocabulary_size
     values = {
         "training.rows_per_step": step.rows,
-        "training.micro_batches": step.micro_batches,
         "training.compute_dtype": dtype,
-        "model.remat": step.remat,
-        "model.scan_unroll": 1,
-        "model.loss_chunk_tokens": default_chunk_tokens(V, platform),
+        "model.loss_chunk_tokens": default_chunk_tokens(baseline.model.vocabulary_size, platform),
     }
-    experiment = replace(baseline, values)
-    mesh = Mesh(np.array(devices[: step.data * step.fsdp]).reshape(step.data, step.fsdp), (DATA, FSDP))
-    compiled = compiled_bytes(gpu_target.compile_for(experiment, mesh, Implementation(attention)))
     target = Target(devices[0].device_kind, platform, 0, attention, jnp.dtype(dtype), step.data, step.fsdp)
-    return compiled, step_memory(experiment, target).peak
+    (fit,) = ways(computed_with(replace(baseline, values), step.remat, step.micro_batches), target)
+    mesh = Mesh(np.array(devices[: target.devices]).reshape(step.data, step.fsdp), (DATA, FSDP))
+    compiled = compiled_bytes(gpu_target.compile_for(fit.experiment, mesh, Implementation(attention)))
+    return compiled, fit.memory.peak
 
 
 if __name__ == "__main__":

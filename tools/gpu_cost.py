@@ -5,7 +5,8 @@
 
 The step is compiled ahead of time. Of each kernel the bytes that it reads and writes, its operations and its launches
 are read from the optimised program, loops by their trip counts; a kernel takes as long as the slowest of these at the
-rates that are given, and a constant to begin. `--sizes` takes 65,536 tokens of the three real sizes.
+rates that are given, and a constant to begin. What an experiment leaves open is chosen as for a run on such a GPU.
+`--sizes` takes the three real sizes, of 65,536 tokens a step.
 """
 
 import argparse
@@ -30,14 +31,9 @@ from jaxformer.experiment.experiment import Experiment
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.flops import training_flops_per_token
 from jaxformer.loss import default_chunk_tokens
+from jaxformer.plan.device_fit import choose_fit, named_device
 
-# Rows of 2,048 tokens, micro-batches and what is recomputed, at 65,536 tokens a step.
-SIZES = {
-    "baseline_27m": {"training.micro_batches": 1, "model.remat": "none"},
-    "baseline_100m": {"training.micro_batches": 1, "model.remat": "none"},
-    "baseline_500m": {"training.micro_batches": 2, "model.remat": "none"},
-}
-AT_ONCE = {"training.rows_per_step": 32, "packing.row_length": 2048, "training.compute_dtype": "bfloat16"}
+SIZES = ("baseline_27m", "baseline_100m", "baseline_500m")
 
 KINDS: tuple[str, ...] = (
     "matmul",
@@ -87,7 +83,7 @@ def main() -> int:
     """Compiles, prints, and writes the JSON file; returns 2 where nothing can be compiled for a GPU here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="baseline_27m")
-    parser.add_argument("--sizes", action="store_true", help=f"instead of it, {', '.join(SIZES)} at 65,536 tokens")
+    parser.add_argument("--sizes", action="store_true", help=f"instead of it: {', '.join(SIZES)}")
     parser.add_argument("--gpu", choices=gpu_target.KINDS, default="H100")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the experiment, as JSON")
     parser.add_argument("--kernels", type=int, default=0, help="print so many of those that take the longest")
@@ -103,7 +99,7 @@ def main() -> int:
     changes = dict(_change(one) for one in options.set)
     results = {}
     for name in SIZES if options.sizes else [options.experiment]:
-        experiment = prepared(load_experiment(name), SIZES.get(name, {}) | changes)
+        experiment = prepared(load_experiment(name), options.gpu, changes)
         compiled = step_kernels(experiment, devices)
         costs = costs_by_kind(compiled, rates)
         print(table(name, experiment, costs, devices[0].device_kind))
@@ -121,11 +117,12 @@ def _change(text: str) -> tuple[str, object]:
     return field, value if value.isidentifier() else json.loads(value)
 
 
-def prepared(experiment: Experiment, changes: dict) -> Experiment:
-    """Returns an experiment with all that is chosen for a device chosen."""
-    chunk = default_chunk_tokens(experiment.model.vocabulary_size, "gpu")
-    chosen = {"model.loss_chunk_tokens": chunk, "model.scan_unroll": 1}
-    return replace(experiment, AT_ONCE | chosen | changes)
+def prepared(experiment: Experiment, gpu: str, changes: dict) -> Experiment:
+    """Returns an experiment as its step is computed on a GPU, by its name, as far as the changes leave it open."""
+    V = experiment.model.vocabulary_size
+    experiment = replace(experiment, {"model.loss_chunk_tokens": default_chunk_tokens(V, "gpu")} | changes)
+    experiment = choose_fit(experiment, named_device(experiment, gpu)).experiment
+    return replace(experiment, {"training.compute_dtype": "bfloat16"})
 
 
 def step_kernels(experiment: Experiment, devices: Sequence) -> list[hlo.Kernel]:
@@ -155,8 +152,8 @@ def kind_of(kernel: hlo.Kernel) -> str:
         return "logits matmul" if is_loss else "matmul"
     if is_loss:
         return "logits and loss"
-    if not kernel.computes and (kernel.opcodes & {"dynamic-update-slice", "dynamic-slice"} or not kernel.read):
-        return "stacks"  # Written to, read, or filled with zeros before.
+    if not kernel.computes and (kernel.opcodes & {"dynamic-update-slice", "dynamic-slice"} or kernel.read < 16):
+        return "stacks"  # Written to, read, or filled with a number before.
     if not kernel.computes:
         return "copies"
     if "/optimizer" in name or "/metrics" in name or "state_" in name:
