@@ -4,6 +4,7 @@ The path of a training stands here, in the order in which data flows:
 
     config       how a configuration is declared, checked and overridden
     record       how it is written, read back and compared, with the parts that are code
+    table        rows looked up, with a gradient that is the same each time
     layers       what layers are made of
     model        the architecture, whole
     flops        parameters and operations of a model

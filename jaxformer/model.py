@@ -74,6 +74,7 @@ from jaxformer.layers import (
     where,
 )
 from jaxformer.record import Part
+from jaxformer.table import look_up
 
 # What the backward pass finds of a block, by `model.remat`, beside the block's input; all else it computes again. With
 # heads of D / H and F = 4 D these are 20, 12 and 2 x D bytes per token in bfloat16, and log-sum-exps.
@@ -534,9 +535,9 @@ class Transformer(nnx.Module):
     @jax.named_scope("embedding")
     def embed(self, tokens_N: jax.Array | np.ndarray, positions_N: jax.Array | np.ndarray) -> jax.Array:
         """Returns the stream `x_ND` at the first block."""
-        x_ND = self.embedding[...][tokens_N]
+        x_ND = look_up(self.embedding[...], tokens_N)
         if self.config.learned_positions:
-            x_ND = x_ND + self.position_embedding[...][positions_N]
+            x_ND = x_ND + look_up(self.position_embedding[...], positions_N)
         return x_ND.astype(self.compute_dtype)
 
     def features(self, tokens_BT, positions_BT, document_starts_BT, document_ends_BT) -> jax.Array:

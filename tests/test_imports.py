@@ -37,7 +37,7 @@ DIRECTIONS = {
     "loss": "model",
     "optimizer": "model",
     "flops": "model",
-    "model": "layers",
+    "model": "layers table",
     "layers": "attention record",
     "attention": "devices",
     "devices": "host",
@@ -48,6 +48,7 @@ DIRECTIONS = {
     "host": "config",
     "statistics": "",
     "config": "",
+    "table": "",
 }
 # Those that never load jax: grain, which `data.packing` and nothing else of them needs, does so of its own accord.
 WITHOUT_JAX = [name for name in PATHS if name.split(".")[1:2] in (["host"], ["data"], ["jobs"])]

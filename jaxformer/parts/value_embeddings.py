@@ -23,6 +23,7 @@ from flax import nnx
 from jaxformer.config import PositiveInt, check_fields, require
 from jaxformer.layers import INITIAL_SCALE, Context, Kernel, Sums, Table
 from jaxformer.model import Attention, LayerPart, ModelConfig
+from jaxformer.table import look_up
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,8 @@ class ValueEmbeddingAttention(nnx.Module):
         """Returns what is added to the stream."""
         logits_NG = x_ND[:, : self.gate.shape[0]] @ self.gate[...]
         gate_NG1 = 2 * jax.nn.sigmoid(logits_NG.astype(jnp.float32))[:, :, None]
-        of_token_NGK = self.table[...][context.rows.tokens_BT.reshape(-1)].reshape(
-            -1, self.attention.G, self.attention.K
-        )
+        of_token_NX = look_up(self.table[...], context.rows.tokens_BT.reshape(-1))
+        of_token_NGK = of_token_NX.reshape(-1, self.attention.G, self.attention.K)
 
         def attend(q_NHK, k_NGK, v_NGK):
             return context.attend(q_NHK, k_NGK, v_NGK + (gate_NG1 * of_token_NGK).astype(v_NGK.dtype))
