@@ -3,11 +3,13 @@
     python tools/bench_step.py [--sizes=1m,27m,100m,500m] [--remat=NAME] [--micro_batches=N] [--json=RESULT.json]
 
 Each size runs in a process of its own, on random tokens in rows of several documents and, in turns, of one each: what
-the document mask costs is the ratio. Model FLOPs utilisation is given by the formula for plain causal rows, which other
+the document mask costs is the ratio. Beside it stands the floor, the time of its matmuls alone at their shapes, but
+those of attention. Model FLOPs utilisation is given by the formula for plain causal rows, which other
 libraries can be compared with, and by the documents' own FLOPs; a device whose peak is not known has TFLOP/s alone.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -17,13 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.extend
 from step_cases import RESULTS, SIZES, Case, case_of, experiment_of, random_batch
 from versions import versions
 
 from jaxformer.devices.device import peak_tflops
+from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.experiment import make_state
 from jaxformer.flops import document_flops_per_token, parameter_count, training_flops_per_token
 from jaxformer.model import REMATS
@@ -109,6 +115,7 @@ def measure(case: Case, rounds: int, how: dict) -> dict:
             jax.block_until_ready((state, metrics))
             if round_number:
                 seconds[name].append(time.perf_counter() - begun)
+    floor = matmul_floor(jax.make_jaxpr(train_step)(state, batches["one_document"]).jaxpr, rounds) if rounds else {}
     line = {
         **case._asdict(),
         **how,
@@ -119,8 +126,44 @@ def measure(case: Case, rounds: int, how: dict) -> dict:
         "state_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         **peak_memory(),
+        **floor,
     }
     return line | (speeds(experiment.model, case, batches, seconds) if rounds else {})
+
+
+def matmul_floor(jaxpr: Any, rounds: int) -> dict:
+    """Returns the milliseconds of the matmuls of a program, each timed alone on numbers of its shapes."""
+    counts, functions = matmuls(jaxpr), {}
+    for each in counts:
+        left, right, dimension_numbers, dtype = each
+        keys = jax.random.split(jax.random.key(0))
+        inputs = [jax.random.normal(key, shape, kind) for key, (shape, kind) in zip(keys, (left, right), strict=True)]
+        options = {"dimension_numbers": dimension_numbers, "preferred_element_type": dtype}
+        functions[each] = functools.partial(jax.jit(functools.partial(jax.lax.dot_general, **options)), *inputs)
+    times, failures = milliseconds(functions, rounds=rounds)
+    if failures:
+        raise RuntimeError(f"matmuls cannot be timed: {failures}")
+    return {"matmul_milliseconds": sum(count * times[each] for each, count in counts.items())}
+
+
+def matmuls(jaxpr: Any) -> Counter:
+    """Returns how often a program multiplies matrices, by their shapes and dtypes; batched ones are left out.
+
+    Those in a scan count as often as it turns, and of the branches of a condition those of the first.
+    """
+    found = Counter()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            dimension_numbers = equation.params["dimension_numbers"]
+            operands = [(var.aval.shape, var.aval.dtype) for var in equation.invars]
+            if not dimension_numbers[1][0]:
+                found[(*operands, dimension_numbers, equation.outvars[0].aval.dtype)] += 1
+            continue
+        inner = list(jax.extend.core.jaxprs_in_params(equation.params))
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for each in inner[:1] if equation.primitive.name == "cond" else inner:
+            found.update({matmul: turns * count for matmul, count in matmuls(each).items()})
+    return found
 
 
 def speeds(model, case: Case, batches: dict, seconds: dict) -> dict:
@@ -215,6 +258,10 @@ def describe(line: dict) -> str:
         text += f"   {figures['tflops_causal']:.3f} TFLOP/s causal, {figures['tflops_document']:.3f} by documents"
         if figures["mfu_causal"]:
             text += f"   MFU {figures['mfu_causal']:.1%} causal, {figures['mfu_document']:.1%} by documents"
+    if "matmul_milliseconds" in line and "one_document" in line:
+        floor = line["matmul_milliseconds"]
+        ratio = line["one_document"]["milliseconds"] / floor
+        text += f"\n  matmuls alone     {floor:9.1f} ms, of which the step takes {ratio:.2f} x"
     if "time_of_documents_against_one" in line:
         text += f"\n  several documents take {line['time_of_documents_against_one']:.2f} x the time of one a row"
     if "first_step_seconds" in line:

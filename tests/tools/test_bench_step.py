@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,6 +49,7 @@ def test_a_line_holds_speed_memory_and_compile_time(bench, monkeypatch):
         figures = line[kind]
         assert figures["tokens_per_second"] == pytest.approx(48_000 / figures["milliseconds"])
         assert figures["mfu_causal"] == pytest.approx(figures["tflops_causal"] / 2)
+    assert line["matmul_milliseconds"] > 0
     several, one = line["several_documents"], line["one_document"]
     assert several["tflops_document"] < several["tflops_causal"]
     # A token sees 12.5 keys of its row of 24 on average, which the causal formula takes for 12.
@@ -57,6 +60,22 @@ def test_a_line_holds_speed_memory_and_compile_time(bench, monkeypatch):
     assert "tokens/s" in text and "MFU" in text
     compiled_alone = {name: value for name, value in line.items() if "document" not in name}
     assert "to compile" in bench.describe(compiled_alone)
+
+
+def test_matmuls_of_a_step_are_those_that_its_operations_are_counted_by(bench):
+    def loss(kernels_LDD, x_ND):
+        def layer(x_ND, kernel_DD):
+            return jnp.tanh(x_ND @ kernel_DD), None
+
+        x_ND, _ = jax.lax.scan(layer, x_ND, kernels_LDD)
+        return jnp.sum(jnp.einsum("NHK,SHK->HNS", x_ND.reshape(5, 2, 3), x_ND.reshape(5, 2, 3)))
+
+    kernels_LDD, x_ND = jnp.ones((4, 6, 6)), jnp.ones((5, 6))
+    found = bench.matmuls(jax.make_jaxpr(jax.value_and_grad(loss))(kernels_LDD, x_ND).jaxpr)
+    # Forward, and both gradients of each layer.
+    assert sorted(found.values()) == [4, 4, 4], "attention's are batched"
+    shapes = {(left[0], right[0]) for left, right, *_ in found}
+    assert shapes == {((5, 6), (6, 6)), ((5, 6), (5, 6))}
 
 
 def test_the_first_step_ends_now(bench, monkeypatch):
