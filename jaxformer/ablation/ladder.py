@@ -87,25 +87,31 @@ def plan_ladder(ladder: Ladder, runs: Path) -> Planned:
     return Planned([rung.resolved for rung in rungs], jobs, ended, times_each=True)
 
 
-def write_rungs(ladder: Ladder, rungs: Sequence[Rung], command: str) -> list[Path]:
-    """Writes the file of each size to `experiments/`, if there is none of its name; returns those that were written.
-
-    Args:
-        command: that made them.
+def check_rungs(ladder: Ladder, rungs: Sequence[Rung]) -> None:
+    """Checks that the files of the sizes can be written, or are there.
 
     Raises:
         UserError: an experiment of that name is another, or a file cannot be named so.
     """
-    written, known = [], list_experiments()
     check_name(ladder.name, "--name")
     is_named = not any(mark in ladder.base for mark in (OF, AD_HOC, "/"))
     require(is_named, f"{ladder.base}: the files of its sizes must name it; give it a file of its own")
+    known = list_experiments()
     for rung in (each for each in rungs if each.name in known):
         require(
             science(resolve(rung.name).experiment) == science(rung.resolved.experiment),
             f"the experiment {rung.name} is another than {ladder.base} at that size: give another --name, or the "
             "options that it was made with",
         )
+
+
+def write_rungs(ladder: Ladder, rungs: Sequence[Rung], command: str) -> list[Path]:
+    """Writes the file of each size to `experiments/`, if there is none of its name; returns those that were written.
+
+    Args:
+        command: that made them.
+    """
+    written, known = [], list_experiments()
     for rung in (each for each in rungs if each.name not in known):
         path = Path("experiments", f"{rung.name}.py")
         path.parent.mkdir(exist_ok=True)

@@ -25,6 +25,7 @@ from jaxformer.config import require
 from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.lineage import Resolved, describe_change
 from jaxformer.experiment.resolution import resolve
+from jaxformer.host.console import show_status
 from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.question_value import ParentRuns, Question, RunCosts, question_value
 from jaxformer.statistics.significance import INTERIM_SEEDS, next_analysis
@@ -154,6 +155,7 @@ def rank_questions(
     finished = read_runs(runs, base.name).finished
     train = f"train one: `jaxformer train --experiment={base.name}`"
     require(bool(finished), f"{runs / base.name}: no run of {base.name} is finished to tell what a run takes; {train}")
+    show_status("reading the questions")
     answered = read_answered(runs)
     found = find_questions(base, answered)
     records = {name: record_of(runs, one) for name, one in found.questions.items()}
@@ -171,6 +173,7 @@ def rank_questions(
     ranking = Ranking(base.name, (), past, closed, found.refused, *to_come, parent_runs)
     ranked = []
     for name, one in asked.items():
+        show_status(f"weighing {name}")
         question = _question(base, one, records[name])
         costs = run_costs(base, name, one, runs, seconds, seeds=question.seeds, parent_seeds=len(finished))
         each = _rank(ranking, base, name, one, question, costs, runs, most_seeds)
@@ -178,6 +181,7 @@ def rank_questions(
         if record and record.word is Word.NOT_COMPARED:
             each = each._replace(why=(*each.why, f"its runs were not compared: {record.reason}"))
         ranked.append(each)
+    show_status()
     ranked.sort(key=lambda each: (-each.ratio, each.name))
     return ranking._replace(ranked=tuple(ranked))
 

@@ -38,7 +38,7 @@ def run_costs(
     """
     first = next_analysis(seeds) or seeds
     study = Study(parent=parent.name, variants=(name,), seeds=first, parent_seeds=first)
-    now, later = make_jobs(study, runs, seconds)
+    now, later = make_jobs(study, runs, seconds, [parent, one])
     missing = device_hours(not_over([*now, *later]))
     hours, parent_hours = (hours_of_a_run(each, seconds) for each in (one, parent))
     per_seed = RUNS_AT_BEST if one.is_retuned else 1

@@ -151,7 +151,9 @@ class Jobs(NamedTuple):
     """Those of what is retuned that follow, if the best learning rates so far turn out to be the best."""
 
 
-def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float] = {}) -> Jobs:
+def make_jobs(
+    study: Study, runs: Path, seconds: Mapping[str, float] = {}, resolved: Sequence[Resolved] | None = None
+) -> Jobs:
     """Returns the runs of a study: of what is retuned, those that `missing_runs` names after what is finished.
 
     Nothing begins before the first seed of the study's parent is seen to train; what is compared at its parent's rate,
@@ -159,8 +161,9 @@ def make_jobs(study: Study, runs: Path, seconds: Mapping[str, float] = {}) -> Jo
 
     Args:
         seconds: of a run of each experiment, estimated; NaN where it is left out.
+        resolved: the experiments, as of `resolve_study`, where they are known.
     """
-    resolved = resolve_study(study)
+    resolved = [*resolved] if resolved else resolve_study(study)
     first = seeds_of(resolved).start
     experiments = _parents_first(with_root(resolved))
     seeds_at_own_rate = _seeds_at_own_rate(study, resolved)

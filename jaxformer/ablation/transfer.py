@@ -167,6 +167,7 @@ class TransferResult(NamedTuple):
             "sizes": [_record(one) for one in self.sizes],
             "designed_for": proposal and proposal.effect,
             "assumed": proposal.assumed if proposal else [],
+            "unread": self.unread,
             "designs": designs,
         }
         return {name: to_json(value) for name, value in values.items()}
@@ -222,7 +223,7 @@ def ask_transfer(
         prediction, law = _predict(counted, compute, margin)
         word, reason = decide(prediction)
     elif not results:
-        reason = f"{variant} and its parent have finished runs at no size below {runs}"
+        reason = f"at no size are there finished runs of {variant} and of its parent, in the folder {runs}"
     found = TransferResult(
         variant=variant,
         target=aim.name,

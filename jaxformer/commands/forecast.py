@@ -43,9 +43,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     require(1 <= options.seeds <= 1000, f"--seeds ({options.seeds}) must lie in [1, 1000]")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # Without a home folder it tells where it keeps its fonts.
-    folder = options.output or options.runs / "reports" / "forecasts"
+    is_there = bool(options.experiment) or options.runs.is_dir()
+    require(is_there, f"{options.runs}: there is no such folder of runs; name another by --runs")
+    folder, allow = options.output or options.runs / "reports" / "forecasts", parse_allowed(options.allow)
     if options.experiment:
-        _forecast(options.experiment, options.seeds, options.runs, parse_allowed(options.allow))
+        _forecast(options.experiment, options.seeds, options.runs, allow)
     found = read_forecasts(options.runs)
     lines = keep_outcomes(options.runs, found)
     require(bool(found or lines), f"{options.runs}: no run was forecast; name one by --experiment")

@@ -8,6 +8,7 @@ are used: the same command resumes. `jaxformer forecast` shows how the forecasts
 
 import argparse
 import functools
+import itertools
 import math
 import shlex
 import sys
@@ -20,10 +21,11 @@ from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.finished_runs import has_diverged
 from jaxformer.ablation.forecast import TooFewSizes, forecast_runs, keep_outcomes, read_forecasts
-from jaxformer.ablation.ladder import Ladder, Rung, make_rungs, plan_ladder, train_rung, write_rungs
+from jaxformer.ablation.ladder import Ladder, Rung, check_rungs, make_rungs, plan_ladder, train_rung, write_rungs
 from jaxformer.ablation.training_jobs import not_over
 from jaxformer.config import UserError, require
 from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.files import check_name
 from jaxformer.experiment.resolution import resolve
 from jaxformer.experiment.sizes import Rate, fit_rate, published_rate
 from jaxformer.host.command import Parser, command
@@ -33,6 +35,11 @@ from jaxformer.jobs.dashboard import seconds_until_over
 from jaxformer.report.forecasts import describe_forecast, describe_outcome, ladder_table
 from jaxformer.statistics.scaling_law import FEWEST_SIZES
 
+# Of one size beside the one below it, in compute: less shows little of a law.
+_FEWEST_TIMES = 2.0
+
+_MOST_TOKENS = 1e6
+
 
 @command
 def main(arguments: list[str]) -> int:
@@ -40,6 +47,7 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     ladder = _ladder(options)
     rungs, allow = make_rungs(ladder), parse_allowed(options.allow)
+    check_rungs(ladder, rungs)
     if not options.plan:
         of_size = ("experiment", "sizes", "name", "rates", "tokens_per_parameter")
         words = [f"--{each}={value}" for each in of_size if (value := getattr(options, each))]
@@ -50,6 +58,10 @@ def main(arguments: list[str]) -> int:
     checks = {"allow": allow, "retrain": options.retrain, "prepare": not options.plan, "parallel": options.parallel}
     checked = check_runs(functools.partial(plan_ladder, ladder), options.runs, **checks)
     print_line("\n".join(ladder_table(rungs, checked.seconds, output_columns())))
+    for smaller, larger in itertools.pairwise(rungs):
+        if larger.compute < _FEWEST_TIMES * smaller.compute:
+            times = f"{larger.compute / smaller.compute:.1f} x the compute of {smaller.name}"
+            print_notice(f"{larger.name} takes {times}: such steps show little of a law; leave one of them out")
     _print_time_left(rungs, checked.seconds, options.runs, options.parallel)
     if options.plan:
         print_notice(describe_again(checked.earlier))
@@ -113,7 +125,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add(
         "--tokens_per_parameter",
         type=float,
-        default=0.0,
         metavar="N",
         help="tokens that a run is trained on for each parameter (default: as many as the experiment's)",
     )
@@ -126,7 +137,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     require(options.parallel >= 1, f"--parallel ({options.parallel}) must be at least 1")
     per_parameter = options.tokens_per_parameter
     require(not (options.plan and options.write), "give --plan or --write, not both")
-    require(0 <= per_parameter < math.inf, f"--tokens_per_parameter ({per_parameter}) must be a number of tokens")
+    is_number = per_parameter is None or 0 < per_parameter <= _MOST_TOKENS
+    require(is_number, f"--tokens_per_parameter ({per_parameter}) must be above 0 and at most {_MOST_TOKENS:g}")
+    check_name(options.name or "NAME", "--name")
     return options
 
 
@@ -137,7 +150,7 @@ def _ladder(options: argparse.Namespace) -> Ladder:
     seeds = seeds * len(depths) if len(seeds) == 1 else seeds
     require(len(seeds) == len(depths), f"--seeds={options.seeds} must have one number, or one for each of the sizes")
     by_depth = tuple(sorted(depths))
-    base, tokens = resolve(options.experiment), options.tokens_per_parameter
+    base, tokens = resolve(options.experiment), options.tokens_per_parameter or 0.0
     rate = _rate(base.experiment, options.rates, tokens)
     return Ladder(options.experiment, options.name or base.name, by_depth, tuple(seeds), rate, tokens)
 
@@ -160,6 +173,6 @@ def _rate(base: Experiment, text: str, tokens_per_parameter: float) -> Rate:
             tuned[int(depth)] = float(rate)
         except ValueError as error:
             raise UserError(f"--rates={text} must be DEPTH:RATE, separated by commas, such as 2:0.005") from error
-        is_rate = int(depth) >= 1 and 0 < tuned[int(depth)] < math.inf
-        require(is_rate, f"--rates={text}: {pair} is no depth and learning rate above 0")
+        is_rate = int(depth) >= 1 and 1e-9 <= tuned[int(depth)] <= 1e3
+        require(is_rate, f"--rates={text}: {pair} is no depth and learning rate from 1e-9 to 1e3")
     return fit_rate(base, tuned, tokens_per_parameter=tokens_per_parameter)

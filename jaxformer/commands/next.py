@@ -22,6 +22,9 @@ from jaxformer.host.docstrings import docstring
 from jaxformer.report.next_question import ranking_text
 from jaxformer.statistics.significance import INTERIM_SEEDS
 
+# Hours, or runs, to come.
+_MOST = 1e9
+
 
 @command
 def main(arguments: list[str]) -> int:
@@ -33,7 +36,7 @@ def main(arguments: list[str]) -> int:
     text = f"the experiment of a run to come (default: one of {LARGER:g} times the parent's operations)"
     add("--target", default="", metavar="NAME", help=text)
     text = "device hours that a run to come takes, if you know (default: by the parent's hours per operation)"
-    add("--target_hours", type=float, default=math.nan, metavar="H", help=text)
+    add("--target_hours", type=float, metavar="H", help=text)
     text = "how many runs are to come, each of so many hours (default: 1)"
     add("--runs_to_come", type=float, default=1.0, metavar="N", help=text)
     text = f"%% of the hours to come that a change must save for each field (default: {100 * COMPLEXITY:g})"
@@ -45,8 +48,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     for name in ("target_hours", "runs_to_come"):
         value = getattr(options, name)
-        is_given = not (name == "target_hours" and math.isnan(value))
-        require(not is_given or 0 < value < math.inf, f"--{name} ({value:g}) must be above 0")
+        require(value is None or 0 < value <= _MOST, f"--{name} ({value}) must be above 0 and at most {_MOST:g}")
     require(0 <= options.complexity <= 100, f"--complexity ({options.complexity:g}) must be between 0 and 100 %")
     most, first, last = options.most_seeds, INTERIM_SEEDS[0], INTERIM_SEEDS[-1]
     require(first <= most <= last, f"--most_seeds ({most}) must be between {first} and {last}")
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> int:
         options.parent,
         options.runs,
         target=options.target,
-        target_hours=options.target_hours,
+        target_hours=math.nan if options.target_hours is None else options.target_hours,
         runs_to_come=options.runs_to_come,
         complexity=options.complexity / 100,
         most_seeds=most,

@@ -29,6 +29,9 @@ from jaxformer.report.style import drawing, save_png
 from jaxformer.report.transfer import describe_transfer, draw_transfer
 from jaxformer.statistics import transfer
 
+# Bits per byte, of which all bytes have 8.
+_MOST_EFFECT = 8
+
 
 @command
 def main(arguments: list[str]) -> int:
@@ -41,15 +44,16 @@ def main(arguments: list[str]) -> int:
     add_run_options(parser)
     add("--budget", type=float, default=math.inf, metavar="H", help="device hours to spend on knowing more")
     text = "smallest effect at the target that matters, bits per byte (default: the margin of the largest size)"
-    add("--effect", type=float, default=math.nan, metavar="E", help=text)
+    add("--effect", type=float, metavar="E", help=text)
     add("--json", action="store_true", help="print one JSON object, and nothing else")
     options = parser.parse_args(arguments)
-    is_effect = math.isnan(options.effect) or 0 < options.effect < math.inf
-    require(is_effect, f"--effect ({options.effect}) must be above 0 and finite")
+    effect = math.nan if options.effect is None else options.effect
+    is_effect = options.effect is None or 0 < effect <= _MOST_EFFECT
+    require(is_effect, f"--effect ({effect}) must be above 0 and at most {_MOST_EFFECT}")
     require(options.budget > 0, f"--budget ({options.budget}) must be above 0")
-    names = [name.strip() for name in options.variants.split(",") if name.strip()]
+    names = [*dict.fromkeys(name.strip() for name in options.variants.split(",") if name.strip())]
     require(bool(names), "--variants names no variant")
-    known = {"effect": options.effect, "budget": options.budget, "allow": parse_allowed(options.allow)}
+    known = {"effect": effect, "budget": options.budget, "allow": parse_allowed(options.allow)}
     aim = resolve(options.target)
     sizes = find_sizes(aim)
     results = [ask_transfer(name, aim, sizes, options.runs, **known) for name in names]

@@ -1,6 +1,7 @@
 """Forecasts and how they came out, as text, as pictures and as a page."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from jaxformer.host.console import format_duration, format_rows
 from jaxformer.host.html import render
 from jaxformer.report.figures import Picture, Plot, draw_pictures
 from jaxformer.report.formatting import NOTHING, number
-from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
+from jaxformer.report.style import COLOURS, GREY, INK, make_figure
 from jaxformer.run.forecast import BAND, INTERVAL, Forecast
 from jaxformer.statistics.scaling_law import NoLaw, predict_loss
 
@@ -59,7 +60,7 @@ class KnownSize(NamedTuple):
 
 def ladder_table(rungs: Sequence[Rung], seconds: Mapping[str, float], columns: int | None) -> list[str]:
     """Returns the lines of a table of the sizes of a ladder. Args: seconds: of a run, by experiment."""
-    rows = [["experiment", "blocks", "width", "parameters", "tokens", "batch", "rate", "compute", "runs", "each"]]
+    rows = [["experiment", "blocks", "width", "parameters", "tokens", "a step", "rate", "compute", "runs", "each"]]
     for rung in rungs:
         one = rung.resolved.experiment
         rows.append(
@@ -91,14 +92,22 @@ def describe_forecast(forecast: Forecast) -> str:
     """Returns what is forecast, in words."""
     sizes = forecast.about["sizes"]
     runs = sum(len(one["bits_per_byte"]) for one in sizes)
-    forms = ", ".join(f"{name} {weight:.0%}" for name, weight in forecast.about["forms"].items())
+    forms = ", ".join(f"{name} is {weight:.0%}" for name, weight in forecast.about["forms"].items())
     low, high = forecast.low, forecast.high
     return (
         f"forecast {forecast.median:.4f} bits per byte, {INTERVAL:.0%} of runs between {low:.4f} and {high:.4f}, from "
-        f"{runs} runs of {len(sizes)} smaller sizes. Seeds alone: ± {forecast.about['seeds']:.4f}. Law: {forms}. On "
-        f"other documents of the kind: ± {forecast.about['other_documents']:.4f} more. {_repetition(forecast)}Written "
-        f"before the run, {forecast.digest[:12]}"
+        f"{runs} runs of {len(sizes)} smaller sizes. Of that, ± {forecast.about['seeds']:.4f} is the chance of a seed; "
+        f"the probability of a law {forms}. On other documents of the kind: ± "
+        f"{forecast.about['other_documents']:.4f} more. {_rises(forecast)}{_repetition(forecast)}Written before the "
+        f"run, {forecast.digest[:12]}"
     )
+
+
+def _rises(forecast: Forecast) -> str:
+    """Returns a sentence where a larger size ended above a smaller one; '' where none did."""
+    ends = [(one["experiment"], np.mean([*one["bits_per_byte"].values()])) for one in forecast.about["sizes"]]
+    above = [f"{one[0]} ended above {before[0]}" for before, one in itertools.pairwise(ends) if one[1] > before[1]]
+    return f"{', '.join(above)}: tune their learning rates first. " if above else ""
 
 
 def _repetition(forecast: Forecast) -> str:
@@ -147,14 +156,16 @@ def summarise_forecasts(forecasts: Forecasts) -> str:
     hits = [one.forecast.has(one.run.bits_per_byte) for one in scored if one.run]
     first_of_size = {one.experiment: hit for one, hit in reversed([*zip(scored, hits, strict=True)])}
     made = len(forecasts.runs) + len(forecasts.deleted)
-    gone = f", {len(forecasts.deleted)} of them deleted since" * bool(forecasts.deleted)
+    gone = f", {len(forecasts.deleted)} of them deleted or unreadable since" * bool(forecasts.deleted)
     text = f"{made} run{'s' * (made != 1)} forecast{gone}"
     if not (hits or deleted):
         return f"{text}, none of them finished"
-    return (
-        f"{text}, {len(hits) + len(deleted)} finished: {sum(hits) + sum(deleted)} within their interval, of which "
-        f"{INTERVAL:.0%} should be; of the first run of each size {sum(first_of_size.values())} of {len(first_of_size)}"
-    )
+    finished, within = len(hits) + len(deleted), sum(hits) + sum(deleted)
+    text += f", {finished} finished: {within} within the interval of the forecast, as {INTERVAL:.0%} of many should be"
+    if len(first_of_size) == len(hits):
+        return text
+    firsts = f"{sum(first_of_size.values())} of {len(first_of_size)}"
+    return f"{text}. Runs of one size share a forecast: of the first run of each, {firsts} are within"
 
 
 def ladders(forecasts: Forecasts) -> list[list[ForecastRun]]:
@@ -213,8 +224,8 @@ def draw_law(sizes: Sequence[KnownSize], forecasts: Sequence[ForecastRun]):
         axes.plot([one.compute] * len(bits), bits, "o", color=INK, ms=3.6, alpha=0.75, zorder=4)
         top = max(*bits, *(each.forecast.high for each in forecasts if each.experiment == one.name), 0.0)
         axes.annotate(
-            f"{_short(one.parameters)} parameters", (one.compute, top), xytext=(4, 6), textcoords="offset points",
-            fontsize=7, color=GREY, bbox=BEHIND,
+            f"{one.name}\n{_short(one.parameters)} parameters", (one.compute, top), xytext=(4, 6),
+            textcoords="offset points", fontsize=7, color=GREY, zorder=1,
         )  # fmt: skip
     axes.plot([], [], "o", color=INK, ms=3.6, label="a run")
     if forecasts:
@@ -262,9 +273,10 @@ def draw_forecasts(forecasts: Forecasts, folder: Path) -> list[Picture]:
                 f"law_{sizes[0].name}",
                 lambda _, sizes=sizes, runs=runs: draw_law(sizes, runs),
                 f"The ladder from {sizes[0].name} on",
-                "Each dot is a finished run; to the right, more compute. The line is the law that goes through them, "
-                f"drawn on to {_BEYOND:g} times the compute of the largest. Grey: what was forecast of a run before it "
-                "began, from the sizes below it alone.",
+                "Each dot is a finished run; to the right, more compute, ten times as much from one mark to the next. "
+                "The line is the law that goes through all of them, the largest included, drawn on to "
+                f"{_BEYOND:g} times its compute. Grey: what was forecast of a run before it began, from the sizes "
+                "below it alone, with the median as a tick.",
             )
         )
     plots.append(Plot("standings", draw_standings, "How the forecasts came out", "Each mark is a finished run. Marks "

@@ -94,7 +94,7 @@ def _recommendation(parent: str, variants: Sequence[Resolved], noise: float, has
     fewest = FEWEST_OF_FEW_SEEDS if has_few_hours else FEWEST
     if len(variants) < fewest:
         hours = f" and hours for no more than {FEW_SEEDS} seeds of each" if has_few_hours else ""
-        return f"Not the better way with fewer than {fewest} changes{hours}: {one_by_one}."
+        return f"Screening is not the better way with fewer than {fewest} changes{hours}: {one_by_one}."
     if not math.isfinite(noise):
         return (
             f"Whether this is the better way depends on the noise of {parent}, of which fewer than two runs are "
@@ -104,12 +104,12 @@ def _recommendation(parent: str, variants: Sequence[Resolved], noise: float, has
     typical = float(np.median(gains)) / noise if gains else 0.0
     if typical > LARGEST_EFFECT:
         return (
-            f"Not the better way, since improvements of {typical:.1f} standard deviations of a run are expected, "
-            f"which one run of each shows: {one_by_one}."
+            f"Screening is not the better way, since improvements of {typical:.1f} standard deviations of a run are "
+            f"expected, which one run of each shows: {one_by_one}."
         )
     return (
-        f"The better way, since half of the improvements are expected to be of {typical:.1f} standard deviations of a "
-        f"run or less, where effects mostly add up. Where many changes interact, {one_by_one}."
+        f"Screening is the better way here if effects mostly add up: half of the files expect an improvement of "
+        f"{typical:.1f} standard deviations of a run or less. Where many changes interact, {one_by_one}."
     )
 
 

@@ -6,7 +6,7 @@ from jaxformer.ablation import verdict
 from jaxformer.ablation.transfer import Proposal, SizeResult, TransferResult
 from jaxformer.host.console import format_duration, format_rows, plain, printable, wrap
 from jaxformer.report.formatting import number, signed, with_error
-from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
+from jaxformer.report.style import COLOURS, GREY, INK, make_figure
 from jaxformer.statistics.significance import INTERIM_SEEDS
 from jaxformer.statistics.transfer import CONFIDENCE, TransferVerdict
 from jaxformer.statistics.transfer_design import POWER, Design
@@ -63,7 +63,7 @@ def _designs(result: TransferResult, proposal: Proposal, columns: int | None) ->
     about = f"an effect of {number(proposal.effect, 4)} bits per byte that is the same at all sizes"
     lines = wrap(f"  What would show {about}, with a probability of {POWER:.0%}:", columns, 4)
     if proposal.assumed:
-        lines += wrap(f"  - no run has shown yet, so that it is assumed: {'; '.join(proposal.assumed)}", columns, 4)
+        lines += wrap(f"  - assumed, since no run has shown it yet: {'; '.join(proposal.assumed)}", columns, 4)
     most = INTERIM_SEEDS[-1]
     limit = f"up to {most} seeds of each" if math.isinf(proposal.budget) else f"within {proposal.budget:g} device hours"
     none = f"there are no three below the target from which it is within reach, or they have {most} seeds already"
@@ -77,8 +77,9 @@ def _designs(result: TransferResult, proposal: Proposal, columns: int | None) ->
             lines += wrap(f"  - {name}: {_describe(proposal, design)}", columns, 4)
             lines += [f"      {line}" for line in result.commands(design)]
         else:
-            text = f"nothing suffices {limit}; it is {design.power:.0%} with"
-            lines += wrap(f"  - {name}: {text} {_describe(proposal, design)}", columns, 4)
+            what = "least" if design.hours > proposal.budget else "most"
+            text = f"nothing suffices {limit}; the {what} is {_describe(proposal, design)}"
+            lines += wrap(f"  - {name}: {text}, which show it with a probability of {design.power:.0%}", columns, 4)
     if hint:
         text = f"{_seeds(proposal, hint)} alone decide nothing: their sign is the target's in {hint.power:.0%}"
         lines += wrap(f"  - {text}", columns, 4)
@@ -116,8 +117,8 @@ def draw_transfer(result: TransferResult):
         axes.plot([result.compute] * 2, [target.low, target.high], color=colour, lw=2.6)
         axes.plot([result.compute], [target.mean], "D", color=colour, ms=6)
         text = f"{plain(result.target, 20)}\n{result.verdict.value}"
-        place = {"textcoords": "offset points", "ha": "right", "bbox": BEHIND, "weight": "bold", "fontsize": 8}
-        axes.annotate(text, (result.compute, target.high), (-8, 2), color=colour, **place)
+        place = {"textcoords": "offset points", "ha": "right", "zorder": 1}
+        axes.annotate(text, (result.compute, target.high), (-8, 2), color=colour, weight="bold", fontsize=8, **place)
         if math.isfinite(margin := result.prediction.margin):
             axes.axhspan(-margin, margin, color=GREY, alpha=0.1, lw=0)
     axes.axhline(0, color=INK, lw=1)

@@ -80,7 +80,7 @@ def read_forecast(workdir: Path) -> Forecast | None:
     return _parse(path, path.read_bytes())
 
 
-_ADVICE = "remove it: the run goes on without"
+_ADVICE = "remove it: the run goes on without, and a run that is finished counts as forecast no more"
 
 
 def _parse(path: Path, content: bytes) -> Forecast:
@@ -88,6 +88,8 @@ def _parse(path: Path, content: bytes) -> Forecast:
     try:
         median, low, high = (float(values[name]) for name in ("median", "low", "high"))
         bands = tuple(Band(int(one["step"]), float(one["low"]), float(one["high"])) for one in values["bands"])
+        if not low <= median <= high < math.inf:
+            raise ValueError(f"{median} in [{low}, {high}]")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {_ADVICE}") from error
     return Forecast(median, low, high, bands, hashlib.sha256(content).hexdigest(), values)

@@ -208,6 +208,9 @@ def make_figures(records: Records) -> list[Figure]:
     if records.forecast:
         one = records.forecast
         beside = f"bits per byte, {INTERVAL:.0%} between {one.low:.4f} and {one.high:.4f}"
+        if "status" in summary:
+            is_within = one.has(records.latest("validation/bits_per_byte"))
+            beside += f"; the run ended {'within' if is_within else 'outside'}"
         figures.append(Figure("forecast", _number(one.median, 4), beside))
     for task in records.accuracies():
         error = _plus_minus(100 * records.latest(f"{task}/acc_standard_error"), 1)
@@ -302,7 +305,9 @@ def _forecast_chart(records: Records) -> Chart | None:
     expected = Points(steps, steps, (low + high) / 2, low, high)
     bits = records.series.get("validation/bits_per_byte")
     curves = {"validation": bits} if bits else {}
-    about = f"bits per byte; shaded: where {BAND:.0%} of such runs were expected before the first step"
+    about = (
+        f"bits per byte; shaded: where {BAND:.0%} of such runs were expected before the first step (outside, it warns)"
+    )
     return make_chart("forecast", "Beside its forecast", about, {**curves, "forecast": expected}, with_range="forecast")
 
 

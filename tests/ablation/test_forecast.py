@@ -1,5 +1,6 @@
 """A forecast is written before a run begins, counts only if the run began with it, and is kept with its outcome."""
 
+import copy
 import json
 
 import fake_runs
@@ -14,11 +15,12 @@ from jaxformer.ablation.forecast import (
     read_forecasts,
     standing,
 )
-from jaxformer.ablation.ladder import Ladder, make_rungs, write_rungs
+from jaxformer.ablation.ladder import Ladder, check_rungs, make_rungs, write_rungs
 from jaxformer.ablation.sizes import smaller_sizes
 from jaxformer.config import UserError
 from jaxformer.experiment.resolution import resolve
 from jaxformer.experiment.sizes import Rate
+from jaxformer.report.forecasts import describe_forecast
 from jaxformer.run.forecast import FORECAST, Series, beside_forecast, read_forecast
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
@@ -114,9 +116,19 @@ def test_a_validation_that_was_not_finite_takes_its_band_and_no_more(ladder):
 def test_a_damaged_forecast_is_named(ladder):
     forecast_runs(resolve("root_d4"), [0], ladder)
     path = ladder / "root_d4" / "seed_0" / FORECAST
-    path.write_text('{"median": 1}')
-    with pytest.raises(UserError, match=r"forecast.json: damaged .*remove it: the run goes on without"):
-        read_forecast(path.parent)
+    for damaged in ('{"median": 1}', '{"median": NaN, "low": 1, "high": 3, "bands": []}'):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"forecast.json: damaged .*remove it: the run goes on without"):
+            read_forecast(path.parent)
+
+
+def test_a_size_that_ended_above_a_smaller_one_is_named(ladder):
+    (forecast,) = forecast_runs(resolve("root_d4"), [0], ladder)
+    assert "ended above" not in describe_forecast(forecast)
+    about = copy.deepcopy(dict(forecast.about))
+    about["sizes"][1]["bits_per_byte"]["0"] += 5
+    text = describe_forecast(forecast._replace(about=about))
+    assert "root_d2 ended above root_d1: tune their learning rates first" in text
 
 
 def test_a_validation_outside_of_its_band_is_told(ladder):
@@ -132,7 +144,7 @@ def test_a_validation_outside_of_its_band_is_told(ladder):
 def test_an_experiment_of_a_size_s_name_that_is_another_is_refused(ladder):
     rungs = make_rungs(one := Ladder("root", "root", (2,), (1,), Rate(1e-3, 0.0)))
     with pytest.raises(UserError, match="root_d2 is another than root at that size"):
-        write_rungs(one, rungs, "a command")
+        check_rungs(one, rungs)
 
 
 def test_of_two_experiments_of_one_size_the_one_with_more_runs_counts(ladder, tmp_path):

@@ -1,6 +1,7 @@
 """`jaxformer ladder` trains sizes, each forecast by those below it; `jaxformer forecast` scores and draws them."""
 
 import shutil
+from pathlib import Path
 
 import fake_runs
 import pytest
@@ -65,7 +66,7 @@ def test_sizes_are_trained_from_the_smallest_and_the_fourth_is_forecast(trained,
     assert page.count("<img") == 2 and "root_d4 seed 0" in page
     shutil.rmtree(tmp_path / "runs/root_d4")  # A run that is deleted still counts.
     assert forecast.main([]) == 0
-    assert "1 run forecast, 1 of them deleted since, 1 finished: " in capsys.readouterr().out
+    assert "1 run forecast, 1 of them deleted or unreadable since, 1 finished: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -76,8 +77,11 @@ def test_sizes_are_trained_from_the_smallest_and_the_fourth_is_forecast(trained,
         (["--sizes=2,3", "--seeds=1,2,3"], "must have one number, or one for each of the sizes"),
         (["--sizes=2,3", "--rates=2:0.1"], "rates of one size show no trend"),
         (["--sizes=2,3", "--rates=2:fast"], "must be DEPTH:RATE"),
-        (["--sizes=2,3", "--rates=2:0.1,3:-1"], "is no depth and learning rate above 0"),
-        (["--sizes=2,3", "--tokens_per_parameter=-1"], "must be a number of tokens"),
+        (["--sizes=2,3", "--rates=2:0.1,3:-1"], "is no depth and learning rate from 1e-9 to 1e3"),
+        (["--sizes=2,3", "--rates=2:0.1,3:1e300"], "is no depth and learning rate from 1e-9 to 1e3"),
+        (["--sizes=2,3", "--tokens_per_parameter=-1"], "must be above 0 and at most 1e+06"),
+        (["--sizes=2,3", "--tokens_per_parameter=nan"], "must be above 0 and at most 1e+06"),
+        (["--sizes=2,3", "--name=a/b", "--plan"], "--name: a run folder is named after it"),
     ],
 )
 def test_what_makes_no_ladder_is_one_line(trained, arguments, reason, capsys):
@@ -121,6 +125,11 @@ def _rising(write_run):
 def test_without_a_forecast_there_is_nothing_to_show(trained, capsys):
     pytest.importorskip("matplotlib")
     assert forecast.main([]) == 2
+    assert "runs: there is no such folder of runs" in capsys.readouterr().err
+    Path("runs").mkdir()
+    assert forecast.main([]) == 2
     assert "no run was forecast" in capsys.readouterr().err
+    assert forecast.main(["--allow=bananas"]) == 2
+    assert "bananas" in capsys.readouterr().err
     assert forecast.main(["--experiment=root"]) == 2
     assert "0 smaller sizes with finished runs, and a forecast takes 3" in capsys.readouterr().err

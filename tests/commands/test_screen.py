@@ -64,7 +64,10 @@ def test_the_plan_trains_nothing(trained, capsys):
     assert out.startswith(
         "16 runs to go, 16.00 device hours, over in about 16:00:00\n3 changes of root in 8 runs on each"
     )
-    assert "resolution IV" in out and "Not the better way with fewer than 4 changes: take one seed of each" in out
+    assert (
+        "resolution IV" in out
+        and "Screening is not the better way with fewer than 4 changes: take one seed of each" in out
+    )
     assert screen.main(["--study=three", "--plan", "--json", "--parallel=2"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert (planned["runs_to_go"], planned["device_hours_to_go"], planned["seconds_to_go"]) == (16, 16.0, 8 * 3600)

@@ -117,8 +117,8 @@ def test_before_any_run_a_design_is_printed_with_what_it_assumes(elsewhere, caps
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "UNKNOWN  unasked, at target"
     text = " ".join(" ".join(lines).split())
-    assert "unasked and its parent have finished runs at no size below runs" in text
-    assert "no run has shown yet, so that it is assumed: a seed's difference scatters by 0.0" in text
+    assert "at no size are there finished runs of unasked and of its parent, in the folder runs" in text
+    assert "assumed, since no run has shown it yet: a seed's difference scatters by 0.0" in text
     assert any(line.strip().startswith("jaxformer ablate --parent=tiny --variants=unasked --seeds=") for line in lines)
     assert not list((elsewhere / "runs").glob("reports/**/unasked*"))
     with_hours = answer(capsys, "--variants=unasked", "--budget=1000")
@@ -226,7 +226,8 @@ def test_with_two_sizes_nothing_is_known_and_the_cheapest_design_is_printed_at_8
         (["--variants=deeper"], r"deeper.*model.depth"),
         (["--variants=good+unasked@tiny"], r"good\+unasked@tiny joins changes, each .* another: name one alone"),
         (["--variants=good", "--effect=0"], r"--effect \(0.0\) must be above 0"),
-        (["--variants=good", "--effect=inf"], r"--effect \(inf\) must be above 0 and finite"),
+        (["--variants=good", "--effect=inf"], r"--effect \(inf\) must be above 0 and at most 8"),
+        (["--variants=good", "--effect=nan"], r"--effect \(nan\) must be above 0 and at most 8"),
         (["--variants=good", "--budget=-1"], r"--budget \(-1.0\) must be above 0"),
         (["--variants=,"], "--variants names no variant"),
         (["--variants=good@tiny"], "good@tiny is a change at one size: name it alone, good"),
