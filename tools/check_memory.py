@@ -134,6 +134,7 @@ def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:  # py
         "model.remat": step.remat,
         "model.scan_unroll": 1,
         "model.loss_chunk_tokens": default_chunk_tokens(V, platform),
+        "model.loss": "pallas" if is_gpu else "xla",
     }
     experiment = replace(baseline, values)
     mesh = Mesh(np.array(devices[: step.data * step.fsdp]).reshape(step.data, step.fsdp), (DATA, FSDP))
