@@ -124,7 +124,7 @@ def _change(text: str) -> tuple[str, object]:
 def prepared(experiment: Experiment, changes: dict) -> Experiment:
     """Returns an experiment with all that is chosen for a device chosen."""
     chunk = default_chunk_tokens(experiment.model.vocabulary_size, "gpu")
-    chosen = {"model.loss_chunk_tokens": chunk, "model.scan_unroll": 1}
+    chosen = {"model.loss_chunk_tokens": chunk, "model.scan_unroll": 1, "model.loss": "pallas"}
     return replace(experiment, AT_ONCE | chosen | changes)
 
 
@@ -139,7 +139,7 @@ def costs_by_kind(kernels: Sequence[hlo.Kernel], rates: Rates) -> dict[str, Cost
     costs = dict.fromkeys(KINDS, Cost(0, 0.0, 0.0, 0.0))
     for one in kernels:
         kind = kind_of(one)
-        tflop = one.runs * (attention_flops(one, rates) if kind == "attention" else one.matmul) / 1e12
+        tflop = one.runs * matmul_flops(one, rates) / 1e12
         each = one.runs, one.runs * one.bytes / 1e9, tflop, 1e3 * seconds(one, rates)
         costs[kind] = Cost(*(a + b for a, b in zip(costs[kind], each, strict=True)))
     return costs
@@ -151,7 +151,7 @@ def kind_of(kernel: hlo.Kernel) -> str:
     is_loss = "(loss)" in name or "/loss/" in name
     if "document_flash" in name:
         return "attention"
-    if kernel.matmul:
+    if kernel.matmul or loss_flops(kernel):
         return "logits matmul" if is_loss else "matmul"
     if is_loss:
         return "logits and loss"
@@ -169,10 +169,24 @@ def kind_of(kernel: hlo.Kernel) -> str:
 def seconds(kernel: hlo.Kernel, rates: Rates) -> float:
     """Returns how long all runs of a kernel take."""
     is_attention = kind_of(kernel) == "attention"
-    matmul = attention_flops(kernel, rates) / rates.attention if is_attention else kernel.matmul / rates.matmul
+    matmul = matmul_flops(kernel, rates) / (rates.attention if is_attention else rates.matmul)
     elements = max(kernel.computes / rates.elements, kernel.transcendental / rates.transcendental)
     slowest = max(matmul, kernel.bytes / rates.memory, elements)
     return kernel.runs * (slowest / 1e12 + rates.launch / 1e6)
+
+
+def matmul_flops(kernel: hlo.Kernel, rates: Rates) -> float:
+    """Returns the operations of a kernel's matmuls, those of our own kernels among them."""
+    is_attention = kind_of(kernel) == "attention"
+    return attention_flops(kernel, rates) if is_attention else kernel.matmul + loss_flops(kernel)
+
+
+def loss_flops(kernel: hlo.Kernel) -> float:
+    """Returns the operations of the logits in a kernel of the loss; 0 of any other."""
+    if "cross_entropy_" not in kernel.op_name:
+        return 0.0
+    (_, (N, D)), (_, (V, _)), *_ = kernel.operands
+    return 2.0 * N * V * D
 
 
 def attention_flops(kernel: hlo.Kernel, rates: Rates) -> float:
