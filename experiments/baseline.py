@@ -44,6 +44,7 @@ EXPERIMENT = Experiment(
         scaling=None,  # a part of one's own; None: as of a model of its own size
         scan_unroll=0,  # blocks per iteration; 0: chosen for the device
         loss_chunk_tokens=0,  # tokens; 0: chosen for the device
+        loss="auto",  # auto, xla or pallas
         remat="auto",  # auto, none, elementwise, feed_forward or block
     ),
     corpus=CorpusConfig(

@@ -8,6 +8,7 @@ The path of a training stands here, in the order in which data flows:
     layers       what layers are made of
     model        the architecture, whole
     flops        parameters and operations of a model
+    loss_kernels kernels of a GPU for the loss
     loss         cross-entropy as sums
     optimizer    schedules and Optax chains
     skip_steps   which steps count: finite ones, and no spikes

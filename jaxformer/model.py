@@ -236,6 +236,10 @@ class ModelConfig:
     """
     loss_chunk_tokens: NonNegativeInt = execution(0)
     """Tokens whose logits exist at once in the loss; 0 chooses for the device."""
+    loss: Annotated[str, OneOf("auto", "xla", "pallas")] = execution("auto")
+    """How the loss is computed: 'xla'; 'pallas', kernels whose logits never reach a GPU's memory; 'auto' takes those
+    where the device, the width and the dtype admit them.
+    """
     remat: Annotated[str, OneOf(*REMATS)] = execution("auto")
     """What the backward pass computes again instead of keeping it: 'none'; 'elementwise', all but the matmuls and the
     attention, whose forward pass cuDNN needs again; 'feed_forward', also its first matmul; 'block', all; 'auto' chooses

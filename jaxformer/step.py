@@ -315,6 +315,7 @@ def _token_nats(model: Transformer, batch: Batch) -> jax.Array:
         logit_soft_cap=model.config.logit_soft_cap,
         token_count=model.token_count,
         chunk_tokens=model.config.loss_chunk_tokens,
+        implementation=model.config.loss,
     )
     return scores.nats_N.reshape(batch.targets_BT.shape) * batch.loss_weights_BT
 
@@ -346,6 +347,7 @@ def _batch_loss(model: Transformer, batch: Batch) -> LossSums:
         token_count=model.token_count,
         z_loss_coefficient=model.config.z_loss,
         chunk_tokens=model.config.loss_chunk_tokens,
+        implementation=model.config.loss,
     )
     losses, metrics = of_layers.losses, of_layers.metrics
     if model.auxiliary_loss is not None:

@@ -83,7 +83,7 @@ from jaxformer.run.metrics import Writer, check_recorded, read_metrics, validati
 from jaxformer.run.overview import print_overview
 from jaxformer.run.page import RunPage
 from jaxformer.run.progress import make_progress
-from jaxformer.run.sanity_check import batch_to_check, check_sanity
+from jaxformer.run.sanity_check import batch_to_check, check_loss, check_sanity
 from jaxformer.step import TrainState
 from jaxformer.tracking.config import check_installed
 from jaxformer.tracking.tracker import Tracker, Trackers, open_trackers
@@ -220,7 +220,7 @@ def make_checked_state(
         initial: the weights to start from; None where the seed draws them, or the run goes on from its own.
 
     Raises:
-        UserError: the attention cannot run here, the disk is too small, or a document sees another.
+        UserError: the attention or the loss cannot run here, the disk is too small, or a document sees another.
     """
     show_status("making the state, and checking it on a first batch")
     firsts = first_batches(batches, spans_of(experiment))
@@ -229,6 +229,8 @@ def make_checked_state(
     params = initial and load_params(initial, experiment.model, mesh)
     state = make_state(experiment, seed, attention.implementation, mesh, token_count=token_count, params=params)
     print_overview(experiment, state, data, attention, fit)
+    if loss := check_loss(experiment.model, state.compute_dtype, token_count):
+        print_wrapped(f"loss        {loss}")
     if initial:
         print_wrapped(f"start       from {initial}")
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -1,4 +1,4 @@
-"""What only a GPU can show: that compiled attention computes what interpreted attention does."""
+"""What only a GPU can show: that compiled kernels compute what interpreted ones do."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,9 @@ from jaxformer.attention.document_mask import document_bounds, limit_window
 from jaxformer.attention.flash import Tiles, candidate_tiles
 from jaxformer.attention.support import AttentionShape, why_not
 from jaxformer.attention.trial import attention_error, forward_backward, random_inputs
+from jaxformer.loss_kernels import CANDIDATES, Kernels
+from jaxformer.model import ModelConfig
+from jaxformer.run import sanity_check
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,3 +86,15 @@ def test_cudnn_equals_xla_where_it_can_run(documents):
     inputs = random_inputs(*shape[:6])
     implementation = Implementation("cudnn_packed", segments=documents + 1)
     assert attention_error(implementation, XLA, inputs, starts, ends) < TOLERANCES["bfloat16"]
+
+
+@pytest.mark.parametrize("tile", CANDIDATES, ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("V", "width", "options"), [(32768, 384, {}), (50304, 640, {"z_loss": 1e-3}), (300, 48, {})])
+def test_compiled_loss_equals_xla_forward_and_backward(monkeypatch, V, width, options, dtype, tile):
+    monkeypatch.setattr(sanity_check, "find_kernels", lambda *_: Kernels(tile))
+    for soft_cap, token_count in ((0.0, V), (15.0, V - 47)):
+        config = ModelConfig(
+            vocabulary_size=V, width=width, depth=1, heads=1, logit_soft_cap=soft_cap, loss="pallas", **options
+        )
+        assert sanity_check.check_loss(config, dtype, token_count).startswith("pallas")

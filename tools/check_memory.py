@@ -131,6 +131,7 @@ def compare(step: Step, devices: Sequence[jax.Device]) -> tuple[int, int]:  # py
         "training.rows_per_step": step.rows,
         "training.compute_dtype": dtype,
         "model.loss_chunk_tokens": default_chunk_tokens(baseline.model.vocabulary_size, platform),
+        "model.loss": "pallas" if is_gpu else "xla",
     }
     target = Target(devices[0].device_kind, platform, 0, attention, jnp.dtype(dtype), step.data, step.fsdp)
     (fit,) = ways(computed_with(replace(baseline, values), step.remat, step.micro_batches), target)

@@ -120,7 +120,8 @@ def _change(text: str) -> tuple[str, object]:
 def prepared(experiment: Experiment, gpu: str, changes: dict) -> Experiment:
     """Returns an experiment as its step is computed on a GPU, by its name, as far as the changes leave it open."""
     V = experiment.model.vocabulary_size
-    experiment = replace(experiment, {"model.loss_chunk_tokens": default_chunk_tokens(V, "gpu")} | changes)
+    chosen = {"model.loss_chunk_tokens": default_chunk_tokens(V, "gpu"), "model.loss": "pallas"}
+    experiment = replace(experiment, chosen | changes)
     experiment = choose_fit(experiment, named_device(experiment, gpu)).experiment
     return replace(experiment, {"training.compute_dtype": "bfloat16"})
 
@@ -136,7 +137,7 @@ def costs_by_kind(kernels: Sequence[hlo.Kernel], rates: Rates) -> dict[str, Cost
     costs = dict.fromkeys(KINDS, Cost(0, 0.0, 0.0, 0.0))
     for one in kernels:
         kind = kind_of(one)
-        tflop = one.runs * (attention_flops(one, rates) if kind == "attention" else one.matmul) / 1e12
+        tflop = one.runs * matmul_flops(one, rates) / 1e12
         each = one.runs, one.runs * one.bytes / 1e9, tflop, 1e3 * seconds(one, rates)
         costs[kind] = Cost(*(a + b for a, b in zip(costs[kind], each, strict=True)))
     return costs
@@ -148,7 +149,7 @@ def kind_of(kernel: hlo.Kernel) -> str:
     is_loss = "(loss)" in name or "/loss/" in name
     if "document_flash" in name:
         return "attention"
-    if kernel.matmul:
+    if kernel.matmul or loss_flops(kernel):
         return "logits matmul" if is_loss else "matmul"
     if is_loss:
         return "logits and loss"
@@ -166,10 +167,24 @@ def kind_of(kernel: hlo.Kernel) -> str:
 def seconds(kernel: hlo.Kernel, rates: Rates) -> float:
     """Returns how long all runs of a kernel take."""
     is_attention = kind_of(kernel) == "attention"
-    matmul = attention_flops(kernel, rates) / rates.attention if is_attention else kernel.matmul / rates.matmul
+    matmul = matmul_flops(kernel, rates) / (rates.attention if is_attention else rates.matmul)
     elements = max(kernel.computes / rates.elements, kernel.transcendental / rates.transcendental)
     slowest = max(matmul, kernel.bytes / rates.memory, elements)
     return kernel.runs * (slowest / 1e12 + rates.launch / 1e6)
+
+
+def matmul_flops(kernel: hlo.Kernel, rates: Rates) -> float:
+    """Returns the operations of a kernel's matmuls, those of our own kernels among them."""
+    is_attention = kind_of(kernel) == "attention"
+    return attention_flops(kernel, rates) if is_attention else kernel.matmul + loss_flops(kernel)
+
+
+def loss_flops(kernel: hlo.Kernel) -> float:
+    """Returns the operations of the logits in a kernel of the loss; 0 of any other."""
+    if "cross_entropy_" not in kernel.op_name:
+        return 0.0
+    (_, (N, D)), (_, (V, _)), *_ = kernel.operands
+    return 2.0 * N * V * D
 
 
 def attention_flops(kernel: hlo.Kernel, rates: Rates) -> float:

@@ -83,6 +83,8 @@ class Kernel(NamedTuple):
     """Those among them that are divided, exponentials, roots and the like."""
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     """Of the results."""
+    operands: tuple[tuple[str, tuple[int, ...]], ...]
+    """Element type and dimensions of each array that is given."""
 
     @property
     def bytes(self) -> int:
@@ -146,7 +148,8 @@ def _kernel(computations: Mapping[str, Computation], around: Computation, one: I
         computes, shapes = [each for each in computes if _is_arithmetic(each)], one.shapes
     elements = sum(_work(each, around) for each in computes)
     hard = sum(each.elements for each in computes if each.opcode in _TRANSCENDENTAL)
-    return Kernel(one.name, op_name, opcodes, runs, read, written, matmul, elements, hard, shapes)
+    given = tuple(shape for each in operands for shape in each.shapes)
+    return Kernel(one.name, op_name, opcodes, runs, read, written, matmul, elements, hard, shapes, given)
 
 
 def _within(computations: Mapping[str, Computation], name: str) -> list[tuple[Computation, Instruction]]:

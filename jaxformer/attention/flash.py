@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from jaxformer.attention.flash_kernels import Tile, forward_kernel, keys_kernel, queries_kernel
+from jaxformer.devices.exponential import make_exp2
 
 Each = TypeVar("Each")
 
@@ -148,7 +149,7 @@ def backward_keys(q_BTHK, k_BTGK, v_BTGK, do_BTHK, lse_BHT, delta_BHT, ends_BT, 
     R = H // G
 
     def kernel(*refs):
-        keys_kernel(*refs, tile=tile, first_key=pl.program_id(0) * tile.keys, exp2=_exp2(interpret))
+        keys_kernel(*refs, tile=tile, first_key=pl.program_id(0) * tile.keys, exp2=make_exp2(interpret))
 
     keys = pl.BlockSpec((None, tile.keys, None, K), lambda i, g, b: (b, i, g, 0))
     queries = pl.BlockSpec((None, T, R, K), lambda i, g, b: (b, 0, g, 0))
@@ -175,7 +176,7 @@ def _call_over_queries(body, operands, kinds, tile: Tile, interpret: bool, name:
     # In a long document the last queries have the longest walks: begun first, they leave no long tail.
     def kernel(*refs):
         first_query = (tiles - 1 - pl.program_id(0)) * tile.queries
-        body(*refs, tile=tile, first_query=first_query, exp2=_exp2(interpret))
+        body(*refs, tile=tile, first_query=first_query, exp2=make_exp2(interpret))
 
     specs = {
         "tile": pl.BlockSpec((None, tile.queries, None, K), lambda i, h, b: (b, tiles - 1 - i, h, 0)),
@@ -196,22 +197,3 @@ def _call_over_queries(body, operands, kinds, tile: Tile, interpret: bool, name:
         interpret=interpret,
         name=name,
     )(*operands)
-
-
-def _exp2(interpret: bool):
-    """Returns the function of `(logits, scale, shift)` to 2 ** (logits * scale - shift)."""
-    if interpret:
-        return lambda logits, scale, shift: jnp.exp2(logits * scale - shift)
-
-    # Two instructions. The library's exp2 takes three more, to be right for results below 2 ** -126.
-    def exp2(logits, scale, shift):
-        (out,) = triton.elementwise_inline_asm(
-            "{ .reg .f32 x; neg.f32 x, $3; fma.rn.ftz.f32 x, $1, $2, x; ex2.approx.ftz.f32 $0, x; }",
-            args=[logits, jnp.full_like(logits, scale), jnp.broadcast_to(shift, logits.shape)],
-            constraints="=f,f,f,f",
-            pack=1,
-            result_shape_dtypes=[jax.ShapeDtypeStruct(logits.shape, jnp.float32)],
-        )
-        return out
-
-    return exp2

@@ -39,7 +39,7 @@ def attention_error(attended, reference, inputs, starts_BT, ends_BT) -> float:
     """
     ours = forward_backward(attended, *inputs, starts_BT, ends_BT)
     theirs = _row_by_row(reference, *inputs, starts_BT, ends_BT)
-    error = jnp.max(jnp.stack([_largest_distance(x, y) for x, y in zip(ours, theirs, strict=True)]))
+    error = jnp.max(jnp.stack([largest_distance(x, y) for x, y in zip(ours, theirs, strict=True)]))
     return float(jnp.where(jnp.isnan(error), jnp.inf, error))
 
 
@@ -56,7 +56,8 @@ def _row_by_row(reference, *arrays):
         return jax.lax.map(row, arrays)
 
 
-def _largest_distance(x, reference):
+def largest_distance(x, reference):
+    """Returns the largest distance of a vector, over its reference's norm or the root mean square of all if more."""
     norms = jnp.linalg.norm(reference, axis=-1)
     distances = jnp.linalg.norm(x.astype(jnp.float32) - reference, axis=-1)
     return jnp.max(distances / jnp.maximum(norms, jnp.sqrt(jnp.mean(norms * norms))))

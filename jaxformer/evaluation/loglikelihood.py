@@ -215,6 +215,7 @@ def _score_places(model: Transformer, rows: _Rows) -> TokenScores:
         logit_soft_cap=model.config.logit_soft_cap,
         token_count=model.token_count,
         chunk_tokens=model.config.loss_chunk_tokens,
+        implementation=model.config.loss,
     )
 
 

@@ -62,6 +62,7 @@ class _Heads(nnx.Module):
                 logit_soft_cap=model.config.logit_soft_cap,
                 token_count=model.token_count,
                 chunk_tokens=model.config.loss_chunk_tokens,
+                implementation=model.config.loss,
             )
             losses[f"{ahead}_further"] = self.weight * sums.objective
         return Sums(losses)

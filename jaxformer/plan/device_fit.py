@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxformer.attention.dispatch import Choice, choose_implementation, compare_with_xla, implementation_from
 from jaxformer.attention.document_mask import limit_window
 from jaxformer.attention.support import AttentionShape
-from jaxformer.config import UserError, did_you_mean, replace
+from jaxformer.config import UserError, did_you_mean, replace, require
 from jaxformer.data.packing import Batch
 from jaxformer.devices.device import MEMORY_GB, device_memory, memory_gigabytes, named_has_bfloat16
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
@@ -29,6 +29,7 @@ from jaxformer.flops import forward_operations, training_flops_per_token
 from jaxformer.host.console import format_size, print_notice, print_wrapped
 from jaxformer.host.files import read_json
 from jaxformer.host.gpu_memory import memory_fraction
+from jaxformer.loss_kernels import why_not
 from jaxformer.model import SAVED, ModelConfig, plain_block
 from jaxformer.plan.compiled_step import compiled_bytes, lower_steps
 from jaxformer.plan.memory import StepMemory, Target, step_memory
@@ -108,9 +109,13 @@ def device_at_hand(experiment: Experiment) -> Target:
     """Returns the device that JAX computes on, and how many of them the run takes.
 
     Raises:
-        UserError: the devices of the mesh are not there, or the attention that is configured cannot run on them.
+        UserError: the devices of the mesh are not there, or the attention or the loss that is configured cannot run on
+            them.
     """
     device, mesh = jax.local_devices()[0], run_mesh(experiment)
+    if experiment.model.loss == "pallas":
+        refused = why_not(experiment.model.width, compute_dtype(experiment.training), device)
+        require(not refused, f"model.loss = 'pallas' cannot run here: {refused}")
     shape, *others = attention_shapes(experiment, mesh.size)
     attention = choose_implementation(experiment.attention, shape, others=others).implementation.name
     dtype = compute_dtype(experiment.training)

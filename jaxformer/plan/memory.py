@@ -26,6 +26,7 @@ from flax import nnx
 from jaxformer.attention.dispatch import Implementation
 from jaxformer.attention.reference import rows_at_once
 from jaxformer.data.packing import Batch
+from jaxformer.devices.device import named_has_bfloat16
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import embedding_parameters, forward_operations, kernel_parameters, parameter_count
 from jaxformer.layers import Rows, optimized
@@ -199,9 +200,16 @@ def _gradients(step: _Step) -> int:
 def _loss(step: _Step) -> int:
     model, platform = step.model, step.target.platform
     chunk = min(step.tokens, model.loss_chunk_tokens or default_chunk_tokens(model.vocabulary_size, platform))
-    # A CPU writes the logits' gradient over the logits.
-    logits = chunk * model.vocabulary_size * (4 if platform == "cpu" else 4 + step.size)
+    # A CPU writes the logits' gradient over the logits; kernels keep no logits.
+    of_one = 4 if platform == "cpu" else step.size if _has_loss_kernels(step) else 4 + step.size
+    logits = chunk * model.vocabulary_size * of_one
     return logits + 3 * step.tokens * model.width * step.size
+
+
+def _has_loss_kernels(step: _Step) -> bool:
+    target, model = step.target, step.model
+    can_run = target.platform == "gpu" and step.size == 2 and model.width % 16 == 0 and named_has_bfloat16(target.kind)
+    return model.loss == "pallas" or (model.loss == "auto" and can_run)
 
 
 def _backward(step: _Step) -> int:

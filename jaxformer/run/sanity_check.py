@@ -1,19 +1,22 @@
 """Proof, before the first step and on a batch of the run, of what would otherwise go wrong in silence."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.config import require
+from jaxformer.attention.trial import largest_distance
+from jaxformer.config import UserError, require
 from jaxformer.data.packing import Batch
-from jaxformer.loss import cross_entropy
-from jaxformer.model import Transformer
+from jaxformer.loss import cross_entropy, find_kernels, token_scores
+from jaxformer.loss_kernels import Kernels
+from jaxformer.model import ModelConfig, Transformer
 from jaxformer.step import TrainState, rows_of, with_model
 
 # Rows of the batch that are looked at, those with the most documents.
@@ -24,6 +27,10 @@ _FROM_UNIFORM = 0.1
 
 _ADVICE = "report it; --attention.implementation=xla may avoid it, --training.startup_proof=false looks away"
 
+
+# Largest differences of kernels of the loss that are right from `xla`: of a token's nats, and of a token's or an id's
+# gradient, over its norm. Interpreted, they are 1e-5 and 1e-2 in bfloat16; a tile of ids that is left out, 8e-3 and 1.
+_LOSS_TOLERANCES = (1e-3, 5e-2)
 
 # Batches among which one is looked for in which a row holds two documents.
 _BATCHES = 64
@@ -113,6 +120,60 @@ def check_sanity(
     return Proof(rows.segment_ids_BT.max(axis=1).tolist(), float(loss), document_mask)
 
 
+def check_loss(config: ModelConfig, dtype: Any, token_count: int) -> str:
+    """Returns how far the loss that a run computes is from `xla` on random features, as text; '' where it is `xla`.
+
+    Args:
+        dtype: of the features.
+        token_count: as in `check_sanity`.
+
+    Raises:
+        UserError: it fails, or the error is more than that of rounding.
+    """
+    kernels = find_kernels(config.loss, config.width, dtype)
+    if kernels is None:
+        return ""
+    advice = "run with --model.loss=xla, and report it"
+    try:
+        errors = jax.device_get(_loss_errors(config, jnp.dtype(dtype), token_count, kernels))
+    except Exception as failure:
+        if "RESOURCE_EXHAUSTED" in str(failure):  # The other implementation would take more.
+            raise
+        raise UserError(f"the loss 'pallas' fails on this device ({failure}): {advice}") from failure
+    for what, error, tolerance in zip(("nats", "gradients"), errors, _LOSS_TOLERANCES, strict=True):
+        require(
+            bool(error <= tolerance),  # NaN is not.
+            f"the {what} of the loss 'pallas' differ from those of xla by {error:.2g}, more than the {tolerance:g} of "
+            f"rounding: {advice}",
+        )
+    return f"pallas, whose logits stay on the chip; error {max(errors):.1e} against xla, forward and backward"
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _loss_errors(config: ModelConfig, dtype: Any, token_count: int, kernels: Kernels) -> tuple[jax.Array, jax.Array]:
+    """Returns the errors of `_LOSS_TOLERANCES`."""
+    N, (V, D) = 1000, (config.vocabulary_size, config.width)  # No tile divides N.
+    keys = jax.random.split(jax.random.key(0), 3)
+    features_ND = jax.random.normal(keys[0], (N, D), dtype)
+    unembedding_VD = 2 * D**-0.5 * jax.random.normal(keys[1], (V, D), dtype)
+    targets_N = jax.random.randint(keys[2], (N,), 0, token_count)
+    weights_N = (jnp.arange(N) % 3).astype(jnp.float32)
+    options = {"logit_soft_cap": config.logit_soft_cap, "token_count": token_count, "chunk_tokens": N}
+
+    def computed_by(implementation):
+        def objective(features_ND, unembedding_VD):
+            given = features_ND, unembedding_VD, targets_N, weights_N
+            z_loss = {"z_loss_coefficient": config.z_loss, "implementation": implementation}
+            return cross_entropy(*given, **options, **z_loss).objective
+
+        scores = token_scores(features_ND, unembedding_VD, targets_N, **options, implementation=implementation)
+        return scores.nats_N, jax.grad(objective, argnums=(0, 1))(features_ND, unembedding_VD)
+
+    (nats_N, ours), (right_N, theirs) = computed_by(kernels), computed_by("xla")
+    distances = [largest_distance(x, y.astype(jnp.float32)) for x, y in zip(ours, theirs, strict=True)]
+    return jnp.max(jnp.abs(nats_N - right_N)), jnp.max(jnp.stack(distances))
+
+
 @jax.jit
 def _gradients(state: TrainState, rows: Batch):
     """Returns the loss, and for each parity of the segment's number the largest gradient at each token (B, T)."""
@@ -132,6 +193,7 @@ def _largest_gradients(model: Transformer, rows: Batch):
             logit_soft_cap=model.config.logit_soft_cap,
             token_count=model.token_count,
             chunk_tokens=model.config.loss_chunk_tokens,
+            implementation=model.config.loss,
         )
         return sums.objective, sums
 

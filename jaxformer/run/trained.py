@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxformer.attention.dispatch import AttentionConfig, choose_implementation, implementation_from
 from jaxformer.checkpoint.train_state import open_checkpoints, restore_params
-from jaxformer.config import UserError, require, require_unicode
+from jaxformer.config import UserError, replace, require, require_unicode
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.devices.device import choose_device
 from jaxformer.devices.options import fixed_options
@@ -149,6 +149,7 @@ def load_trained(workdir: str | Path, step: int | None = None) -> Trained:
         attention = implementation_from(record["attention"])
     else:
         attention = choose_implementation(AttentionConfig(), attention_shape(experiment)).implementation
+        experiment = replace(experiment, {"model.loss": "auto"})
     token_count = tokenizer.vocabulary_size
     state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention, token_count=token_count))
     # Where it lies here: a run on several devices has saved where its parts lay there.

@@ -298,7 +298,7 @@ def call_and_count(kernel, *arguments):
         return count_and_compute
 
     with (
-        mock.patch.object(flash, "_exp2", lambda interpret: exp2),
+        mock.patch.object(flash, "make_exp2", lambda interpret: exp2),
         mock.patch.object(flash_kernels, "_visible_TS", counting(flash_kernels._visible_TS)),
         mock.patch.object(flash_kernels, "_visible_ST", counting(flash_kernels._visible_ST)),
     ):

@@ -8,9 +8,11 @@ import pytest
 from jaxformer import model
 from jaxformer.attention import dispatch
 from jaxformer.config import UserError
+from jaxformer.loss_kernels import Kernels, Tile
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
-from jaxformer.run.sanity_check import batch_to_check, check_sanity
+from jaxformer.run import sanity_check
+from jaxformer.run.sanity_check import batch_to_check, check_loss, check_sanity
 from jaxformer.step import init_state
 
 pytestmark = pytest.mark.device_free
@@ -112,3 +114,42 @@ def test_loss_that_is_not_finite_is_found_at_any_step(state, batch):
     params = jax.tree.map(lambda x: x.at[..., 0].set(jnp.nan), state.params)
     with pytest.raises(UserError, match="proof: "):
         check_sanity(state.replace(params=params, step=jnp.int32(5)), batch, V)
+
+
+LOSS = ModelConfig(vocabulary_size=300, width=32, depth=1, heads=2, logit_soft_cap=5.0, z_loss=0.01)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Interpreted, as the kernels of this device."""
+    sanity_check._loss_errors.clear_cache()
+    kernels = Kernels(Tile(128, 64, 32, 4, 2), interpret=True)
+    monkeypatch.setattr(sanity_check, "find_kernels", lambda *_: kernels)
+    return kernels
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_kernels_of_the_loss_are_compared_with_xla(kernels, dtype):
+    text = check_loss(LOSS, dtype, 290)
+    assert text.startswith("pallas, whose logits stay on the chip; error ")
+    assert float(text.split()[8]) < 1e-2
+
+
+def test_loss_by_xla_is_not_compared_with_itself():
+    assert check_loss(LOSS, "bfloat16", 290) == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "result", "reason"),
+    [
+        ("partition", lambda out: out._replace(log_partition_N=out.log_partition_N + 2e-3), "the nats of the loss"),
+        ("gradient", lambda out: out.at[:, 64:128].set(0), "the gradients of the loss"),
+        ("gradient", lambda out: out * jnp.nan, "the gradients of the loss"),
+        ("gradient", lambda out: 1 / 0, "fails on this device"),
+    ],
+)
+def test_kernels_of_the_loss_that_are_wrong_are_refused(kernels, monkeypatch, method, result, reason):
+    right = getattr(Kernels, method)
+    monkeypatch.setattr(Kernels, method, lambda *args, **options: result(right(*args, **options)))
+    with pytest.raises(UserError, match=reason):
+        check_loss(LOSS, "bfloat16", 290)
