@@ -223,12 +223,11 @@ def rotate(x_NHK: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> ja
     """Rotates the pairs (i, i + K / 2) of the last axis by their position's angle, in float32."""
     if rotation is None:
         return x_NHK
-    cos_N11k, sin_N11k = (each_N1k[:, :, None] for each_N1k in rotation)
-    x_NH2k = x_NHK.astype(jnp.float32).reshape(*x_NHK.shape[:2], 2, -1)
-    sign_1121 = jnp.array([-1.0, 1.0]).reshape(1, 1, 2, 1)
-    # Halves that are turned round are fused with what comes before and after; joined together they are copied on a GPU.
-    turned_NH2k = x_NH2k * cos_N11k + x_NH2k[:, :, ::-1] * (sin_N11k * sign_1121)
-    return turned_NH2k.reshape(x_NHK.shape).astype(x_NHK.dtype)
+    cos_N1k, sin_N1k = rotation
+    x_NHK, half, dtype = x_NHK.astype(jnp.float32), x_NHK.shape[-1] // 2, x_NHK.dtype
+    first, second = x_NHK[..., :half], x_NHK[..., half:]
+    turned = jnp.concatenate([first * cos_N1k - second * sin_N1k, second * cos_N1k + first * sin_N1k], axis=-1)
+    return turned.astype(dtype)
 
 
 def unembed(
