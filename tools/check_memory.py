@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import gpu_target  # Before jax, whose platforms it sets.
+import gpu_target
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import gpu_target  # Before jax, whose platforms it sets.
+import gpu_target
 import hlo
 import numpy as np
 from jax.sharding import Mesh

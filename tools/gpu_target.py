@@ -1,7 +1,6 @@
 """Compiles the training step for a GPU that is not here: by JAX's CUDA plugin, which need not find a driver.
 
-To be imported before jax, whose platforms it sets. `pip install jax-cuda13-plugin jax-cuda13-pjrt`, of JAX's version,
-is all that it takes beside JAX.
+`pip install jax-cuda13-plugin jax-cuda13-pjrt`, of JAX's version, is all that it takes beside JAX.
 """
 
 import contextlib
@@ -9,10 +8,6 @@ import logging
 import os
 from collections.abc import Sequence
 from unittest import mock
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu,cuda")
-# Trying out tiles would need the device.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
 
 import jax
 from jax.experimental import topologies
@@ -54,6 +49,8 @@ _VALUES = {
 def find_devices(gpu: str) -> Sequence[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """Returns eight GPUs of a kind, to compile for; none where JAX's plugin is not installed.
 
+    Call it before JAX computes anything: it sets JAX's platforms, and XLA's flags.
+
     Args:
         gpu: one of `KINDS`.
     """
@@ -62,6 +59,10 @@ def find_devices(gpu: str) -> Sequence[jax.Device]:  # pyright: ignore[reportInv
         from jax._src import xla_bridge
     except ImportError:
         return ()
+    if jax.config.values["jax_platforms"] is None:
+        jax.config.update("jax_platforms", "cpu,cuda")
+    # Trying out tiles would need the device.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
     plugin._check_cuda_versions = lambda **_: None  # It would ask the driver.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.CRITICAL)
     xla_bridge.discover_pjrt_plugins()

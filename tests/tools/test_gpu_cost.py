@@ -92,8 +92,6 @@ body=%body, backend_config={"known_trip_count":{"n":"3"}}
 def tools():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(TOOLS)
-        for name in ("JAX_PLATFORMS", "XLA_FLAGS"):  # Which the import sets, for a process of its own.
-            patch.setenv(name, "")
         import gpu_cost
         import hlo
 
