@@ -9,7 +9,7 @@ only a GPU's name, the formula decides.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from jaxformer.attention.support import AttentionShape
 from jaxformer.config import UserError, did_you_mean, replace
 from jaxformer.data.packing import Batch
 from jaxformer.devices.device import MEMORY_GB, device_memory, memory_gigabytes, named_has_bfloat16
+from jaxformer.devices.fastest import Fastest, take_fastest
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.devices.multihost import all_max, all_min, from_first
 from jaxformer.experiment.experiment import Experiment, attention_shapes, run_mesh, shapes_of, spans_of, training_flops
@@ -32,6 +33,7 @@ from jaxformer.host.gpu_memory import memory_fraction
 from jaxformer.model import SAVED, ModelConfig, plain_block
 from jaxformer.plan.compiled_step import compiled_bytes, lower_steps
 from jaxformer.plan.memory import StepMemory, Target, step_memory
+from jaxformer.run.identity import timed_with
 from jaxformer.step import compute_dtype
 
 # Shares of what JAX may take of the memory. A step may take the first by the formula, which is right within a tenth but
@@ -335,23 +337,25 @@ def choose_attention(experiment: Experiment, batches: Sequence[Batch], workdir: 
     """Returns the choice of the attention, compared on one of the devices and its rows of batches.
 
     Args:
-        batches: one of each of `shapes_of`; the first decides what is the fastest where that is timed.
+        batches: one of each of `shapes_of`; on the first is timed what is not kept in the cache.
     """
     shape, *others = attention_shapes(experiment, devices)
     record = read_json(workdir / "config.json")
     try:
-        was_timed = (
-            record and record["config"]["attention"]["autotune"] and record["device"] == jax.devices()[0].device_kind
-        )
-        recorded = implementation_from(record["attention"]) if record and was_timed else None
+        is_here = record and record["device"] == jax.devices()[0].device_kind
+        recorded = implementation_from(record["attention"]) if record and is_here else None
     except (KeyError, TypeError) as error:
         path = workdir / "config.json"
         raise UserError(f"{path}: not the record of a run ({error!r}); move the run folder away") from error
     bounds = _document_bounds(batches[0], shape)
-    choice = choose_implementation(experiment.attention, shape, *bounds, recorded=recorded, others=others)
+
+    def take(key: Mapping, time: Callable[[], Fastest]) -> Fastest | None:
+        return take_fastest("attention", {**timed_with(), **key}, time)
+
+    choice = choose_implementation(experiment.attention, shape, *bounds, recorded=recorded, others=others, take=take)
     for other, batch in zip(others, batches[1:], strict=True):
         compare_with_xla(choice.implementation, other, *_document_bounds(batch, other))
-    # Each process has timed by itself.
+    # Each process has chosen by itself.
     return choice._replace(implementation=implementation_from(from_first(dataclasses.asdict(choice.implementation))))
 
 
