@@ -7,7 +7,7 @@ changes.
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,8 +60,8 @@ def fastest_way(
 ) -> Fit | None:
     """Returns the way that was timed to be the fastest, now if it is not kept; None where the estimate is to decide.
 
-    That is so where the run is too short, where fewer than two ways fit, and where several processes compute a step
-    together: one in which a way fails would leave the others waiting.
+    That is so where the run is too short, where fewer than two ways are open and fit, and where several processes
+    compute a step together: one in which a way fails would leave the others waiting.
 
     Args:
         compiled: as of `choose_fit`.
@@ -72,7 +72,9 @@ def fastest_way(
     """
 
     def time() -> Fastest | None:
-        most = 0 if jax.process_count() > 1 else affordable(experiment, seconds())
+        if jax.process_count() > 1 or len({_kind(fit) for fit in _open_ways(experiment, target)}) < 2:
+            return None
+        most = affordable(experiment, seconds())
         candidates = ways_to_time(experiment, target, compiled, most) if most > 1 else []
         if len(candidates) < 2:
             return None
@@ -98,20 +100,27 @@ def ways_to_time(experiment: Experiment, target: Target, compiled: Callable[[Fit
         compiled: as of `choose_fit`.
         most: how many are compiled.
     """
-    unrolls = (1, experiment.model.depth) if _can_unroll(experiment) else (1,)
     found: dict[tuple, Fit] = {}
     likely = (
         fit
-        for fit in ways(experiment, target, unrolls=unrolls)
-        if (fit.remat, fit.scan_unroll) not in found and fit.memory.peak <= TOO_MUCH_BY_FORMULA * target.memory
+        for fit in _open_ways(experiment, target)
+        if _kind(fit) not in found and fit.memory.peak <= TOO_MUCH_BY_FORMULA * target.memory
     )
     for fit in itertools.islice(likely, most):
         fit = compiled(fit)
         if fit.program is not None and fits(fit):
-            found[fit.remat, fit.scan_unroll] = fit
+            found[_kind(fit)] = fit
         if len(found) == _MOST_TIMED:
             break
     return [*found.values()]
+
+
+def _open_ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
+    return ways(experiment, target, unrolls=(1, experiment.model.depth) if _can_unroll(experiment) else (1,))
+
+
+def _kind(fit: Fit) -> tuple[str, int]:
+    return fit.remat, fit.scan_unroll
 
 
 def _can_unroll(experiment: Experiment) -> bool:

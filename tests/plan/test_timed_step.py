@@ -158,8 +158,13 @@ def test_only_what_fits_is_timed_and_of_several_parts_the_fewest():
     assert asked == [(1, 2), (1, 1), (2, 2), (2, 1), (4, 2)]
     asked.clear()
     assert ways_to_time(experiment, target, compiled, 2) == [] and len(asked) == 2
+
+
+def test_a_step_that_is_set_by_hand_is_not_compiled_to_be_timed(uncompiled):
     set_by_hand = tiny(model__remat="none", model__scan_unroll="1", training__micro_batches="1")
-    assert len(ways_to_time(set_by_hand, target, compiled, 8)) <= 1
+    assert fitted(set_by_hand, never)[-1].endswith(", as configured") and uncompiled == []
+    # Where only the loop is open, that is timed.
+    assert fitted(tiny(model__remat="none", training__micro_batches="1"), timer_of(UNROLLED))[2] == 2
 
 
 def test_a_way_that_fails_is_named(uncompiled, capsys):
