@@ -80,7 +80,6 @@ EXPERIMENT = Experiment(
     ),
     attention=AttentionConfig(
         implementation="auto",  # auto, xla, pallas or cudnn_packed
-        autotune=False,  # time what can run here, and take the fastest
     ),
     optimizer=OptimizerConfig(
         name="adamw",  # adamw, muon, or an Optimizer

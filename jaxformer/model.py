@@ -232,7 +232,7 @@ class ModelConfig:
     """How large matrices are drawn, and logits, by the size of the model; None as `Scaling` says."""
     scan_unroll: NonNegativeInt = execution(0)
     """Blocks per iteration of the scan over layers; 0 chooses 1, or all of them: on a CPU up to 16, unless they are
-    recomputed, and in a run on a GPU where that takes no more memory.
+    recomputed, and in a run on a GPU where that takes no more memory, or was timed to be the fastest.
     """
     loss_chunk_tokens: NonNegativeInt = execution(0)
     """Tokens whose logits exist at once in the loss; 0 chooses for the device."""
@@ -243,7 +243,7 @@ class ModelConfig:
     remat: Annotated[str, OneOf(*REMATS)] = execution("auto")
     """What the backward pass computes again instead of keeping it: 'none'; 'elementwise', all but the matmuls and the
     attention, whose forward pass cuDNN needs again; 'feed_forward', also its first matmul; 'block', all; 'auto' chooses
-    for the device's memory.
+    for the device's memory, and in a long run on a GPU times a few that fit.
     """
 
     def __post_init__(self):

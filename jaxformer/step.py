@@ -52,8 +52,8 @@ class TrainingConfig:
     phases: tuple[Phase, ...] = ()
     """From which step on the batches have other rows, another row length or other weights of the corpus's parts."""
     micro_batches: NonNegativeInt32 = execution(1)
-    """Parts of a batch that are computed one after another to save memory; the result is the same. 0 chooses for the
-    device's memory.
+    """Parts of a batch that are computed one after another to save memory; the result is the same. 0 chooses with
+    `model.remat`, for the device's memory.
     """
     compute_dtype: Annotated[str, OneOf("auto", "float32", "bfloat16")] = "auto"
     """Compute dtype of matmuls: 'float32', 'bfloat16', or 'auto' for bfloat16 on a GPU and float32 on a CPU."""

@@ -55,7 +55,9 @@ from jaxformer.loop import Run, run_to_end
 from jaxformer.optimizer import decay_start
 from jaxformer.plan.device_fit import advise_here, choose_attention, device_at_hand, fit_to_device
 from jaxformer.plan.estimate import print_plan
-from jaxformer.plan.run_time import expected_durations
+from jaxformer.plan.memory import Target
+from jaxformer.plan.run_time import expected_durations, steps_seconds
+from jaxformer.plan.timed_step import fastest_way
 from jaxformer.record import to_dict
 from jaxformer.run.continuation import BegunRun, begin_extended_run, extend_run, read_run
 from jaxformer.run.earlier_runs import check_earlier_runs
@@ -117,8 +119,7 @@ def train(
     started = time.perf_counter()
     with stop_signals(_ADVICE) as signals, contextlib.ExitStack() as stack:
         read_sources()
-        device = choose_device(experiment.training.device)
-        mesh = run_mesh(experiment)
+        device, mesh = choose_device(experiment.training.device), run_mesh(experiment)
         initial = find_weights(experiment.init_from, workdir)
         identity = identify(experiment, seed, initial.digest if initial else "")
         check_folder(workdir, identity, "identity")
@@ -133,9 +134,10 @@ def train(
         target = device_at_hand(experiment)
         data, batches = prepare_inputs(experiment, seed, workdir, mesh, initial)
         prepared = time.perf_counter()
-        experiment, fit = fit_to_device(experiment, target, data.tokenizer.vocabulary_size, read_config(workdir))
+        firsts = first_batches(batches, spans_of(experiment))
+        experiment, attention, fit = choose_ways(experiment, target, data, firsts, workdir, mesh)
         to_load = None if (is_begun := bool(saved_steps(workdir / "checkpoints"))) else initial
-        state, attention = make_checked_state(experiment, seed, data, batches, workdir, mesh, fit, to_load)
+        state = make_checked_state(experiment, seed, data, firsts, workdir, mesh, attention, fit, to_load)
         belongs_to = {"identity": identity, "digests": digests(data)}
         checkpoints = stack.enter_context(open_checkpoints(workdir / "checkpoints", experiment.checkpoint))
         record = {**belongs_to, "seconds": 0.0}
@@ -202,29 +204,51 @@ def first_batches(batches: grain.DatasetIterator[Batch], spans: Sequence[Span]) 
     return [*found.values()]
 
 
+def choose_ways(
+    experiment: Experiment, target: Target, data: Data, firsts: Sequence[Batch], workdir: Path, mesh: Mesh
+) -> tuple[Experiment, Choice, str]:
+    """Returns the experiment as its step is computed here, its attention, and what `fit_to_device` says.
+
+    What a run on a GPU leaves open is timed here, before its state takes memory.
+
+    Args:
+        firsts: of `first_batches`.
+
+    Raises:
+        UserError: the attention cannot run here, or computes something else.
+    """
+    show_status("choosing how to compute")
+    attention = choose_attention(experiment, firsts, workdir, mesh.size)
+    target = target._replace(attention=attention.implementation.name)
+    of_run = {"token_count": data.tokenizer.vocabulary_size, "attention": attention.implementation}
+    seconds = functools.partial(steps_seconds, experiment, target)
+    fastest = functools.partial(fastest_way, batch=firsts[0], seconds=seconds, **of_run)
+    experiment, fit = fit_to_device(experiment, target, record=read_config(workdir), fastest=fastest, **of_run)
+    return experiment, attention, fit
+
+
 def make_checked_state(
     experiment: Experiment,
     seed: int,
     data: Data,
-    batches: grain.DatasetIterator[Batch],
+    firsts: Sequence[Batch],
     workdir: Path,
     mesh: Mesh,
+    attention: Choice,
     fit: str,
     initial: InitialWeights | None,
-) -> tuple[TrainState, Choice]:
-    """Returns the state before the first step and its attention, both checked on first batches; prints what will run.
+) -> TrainState:
+    """Returns the state before the first step, checked on a first batch; prints what will run.
 
     Args:
-        batches: at their beginning, where they are left.
+        firsts: of `first_batches`.
         fit: what `fit_to_device` says.
         initial: the weights to start from; None where the seed draws them, or the run goes on from its own.
 
     Raises:
-        UserError: the attention or the loss cannot run here, the disk is too small, or a document sees another.
+        UserError: the loss cannot run here, the disk is too small, or a document sees another.
     """
     show_status("making the state, and checking it on a first batch")
-    firsts = first_batches(batches, spans_of(experiment))
-    attention = choose_attention(experiment, firsts, workdir, mesh.size)
     token_count = data.tokenizer.vocabulary_size
     params = initial and load_params(initial, experiment.model, mesh)
     state = make_state(experiment, seed, attention.implementation, mesh, token_count=token_count, params=params)
@@ -240,7 +264,7 @@ def make_checked_state(
         is_masked, is_drawn = experiment.packing.document_mask, initial is None
         proof = check_sanity(state, batch, token_count, document_mask=is_masked, is_drawn=is_drawn)
         print_wrapped(f"proof       {proof}")
-    return state, attention
+    return state
 
 
 def resume(

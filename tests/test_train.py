@@ -51,24 +51,14 @@ def test_choosing_the_attention_takes_no_batch_from_the_run(uninterrupted):
 
 
 @pytest.mark.parametrize(
-    ("written", "autotune", "expected"),
-    [
-        ({"config": {"attention": {"autotune": True}}, "device": "cpu"}, False, "as timed when the run began"),
-        ({"config": {"attention": {"autotune": True}}, "device": "cpu"}, True, "as timed when the run began"),
-        ({"config": {"attention": {"autotune": True}}, "device": "NVIDIA H200"}, True, "the fastest of xla"),
-        ({"config": {"attention": {"autotune": False}}, "device": "cpu"}, True, "the fastest of xla"),
-        (None, True, "the fastest of xla"),
-        (None, False, "since pallas needs an NVIDIA GPU"),
-    ],
+    ("device", "expected"),
+    [("cpu", "as the run began"), ("NVIDIA H200", "since pallas needs an NVIDIA GPU"), (None, "since pallas needs")],
 )
-def test_resumed_run_takes_the_attention_that_was_timed_on_this_device(tmp_path, written, autotune, expected):
-    if written:
-        record = {**written, "attention": dataclasses.asdict(Implementation("xla"))}
+def test_resumed_run_takes_the_attention_that_it_began_with_on_this_device(tmp_path, device, expected):
+    if device:
+        record = {"device": device, "attention": dataclasses.asdict(Implementation("xla"))}
         (tmp_path / "config.json").write_text(json.dumps(record))
-    experiment = load_experiment(
-        "baseline",
-        {"packing.row_length": "16", "training.rows_per_step": "2", "attention.autotune": str(autotune)},
-    )
+    experiment = load_experiment("baseline", {"packing.row_length": "16", "training.rows_per_step": "2"})
     bounds = np.zeros((2, 16), np.int32)
     batch = SimpleNamespace(document_starts_BT=bounds, document_ends_BT=bounds + 16)
     choice = choose_attention(experiment, [batch], tmp_path)

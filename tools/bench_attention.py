@@ -5,11 +5,10 @@
 Each line of the table is one shape, with the same tokens in every batch: the heads of a model, a row length, and
 documents whose lengths are log-normal with that median (and a deviation of 1), packed as in training; the median 0
 stands for one document in each row. Inputs are fresh, random and bfloat16; figures are medians of turns that the
-candidates take. `pallas` has its default tiles, which is what `auto` takes, and `pallas_tuned` those which
-`--attention.autotune` finds. tokamax is measured where it can be imported. So are PyTorch's causal attention,
-FlexAttention with a document mask (with and without making the mask, which every batch needs) and varlen attention, in
-turns in a process of their own. Each is compared with a float64 oracle and repeated to compare its bits. A shape takes
-half a minute or more, most of it to compile.
+candidates take. `pallas` has its default tiles, and `pallas_tuned` those which `auto` finds. tokamax is measured where
+it can be imported. So are PyTorch's causal attention, FlexAttention with a document mask (with and without making the
+mask, which every batch needs) and varlen attention, in turns in a process of their own. Each is compared with a float64
+oracle and repeated to compare its bits. A shape takes half a minute or more, most of it to compile.
 """
 
 import argparse
@@ -158,7 +157,9 @@ def all_implementations(inputs, starts_BT, ends_BT) -> tuple[dict, dict[str, str
         YARDSTICK: cudnn_causal,
     }
     try:
-        functions["pallas_tuned"] = Implementation("pallas", tiles=fastest_tiles(inputs, starts_BT, ends_BT))
+        functions["pallas_tuned"] = Implementation(
+            "pallas", tiles=fastest_tiles(inputs, starts_BT, ends_BT, milliseconds)
+        )
     except Exception as error:
         failed["pallas_tuned"] = f"{type(error).__name__}: {error}"
     try:

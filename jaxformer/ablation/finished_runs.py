@@ -11,11 +11,10 @@ import numpy as np
 
 from jaxformer.ablation.seeds import is_screening_seed
 from jaxformer.config import UserError, require
-from jaxformer.experiment.experiment import Experiment
+from jaxformer.experiment.experiment import Experiment, recorded_experiment
 from jaxformer.host.files import require_json
 from jaxformer.host.paths import shell_word
 from jaxformer.jobs.queue import OVER, State, state_on_disk
-from jaxformer.record import from_dict
 from jaxformer.run.folder import evaluations_folder
 from jaxformer.run.identity import CONFIG
 from jaxformer.run.metrics import BATCH, read_metrics
@@ -225,7 +224,7 @@ def load_finished_run(workdir: Path, *, is_named: bool = True) -> FinishedRun:
     """
     record, summary = _read_record(workdir, is_named=is_named)
     try:
-        experiment = from_dict(Experiment, record["config"])
+        experiment = recorded_experiment(record["config"])
     except (TypeError, AttributeError, UserError) as error:
         raise UserError(f"run folder {workdir}: another version made it ({error}); train it anew") from error
     try:

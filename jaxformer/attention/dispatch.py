@@ -1,7 +1,7 @@
 """Document-masked causal attention: a token sees itself and the earlier tokens of its own document, nothing else.
 
-`attend` is the one contract; each implementation is a function. One is chosen at the start of a run, compared there
-with the plainest, and never changed in silence:
+`attend` is the one contract; each implementation is a function. One is chosen at the start of a run, on a GPU by timing
+those that can run, compared there with the plainest, and never changed in silence:
 
 - `xla`: einsum and a mask, the reference; any device, any dtype.
 - `pallas`: our flash attention, which visits only the blocks inside the documents, forward and backward.
@@ -10,8 +10,9 @@ with the plainest, and never changed in silence:
 Axes: B row, T query, S key, H query heads, G key/value heads, R = H / G, K head width.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -25,10 +26,17 @@ from jaxformer.attention.reference import attend_einsum
 from jaxformer.attention.support import IMPLEMENTATIONS, AttentionShape, why_not
 from jaxformer.attention.trial import attention_error, fastest_tiles, forward_backward, random_inputs
 from jaxformer.config import OneOf, UserError, check_fields, execution, require, require_one_of
-from jaxformer.devices.timing import milliseconds
+from jaxformer.devices.fastest import Fastest, Timer, time_ways
+from jaxformer.devices.timing import describe_failure, milliseconds
 
 # What `auto` takes first where it can run and nothing was timed.
 _PREFERENCE = ("pallas", "cudnn_packed", "xla")
+
+_ADVICE = "run with --attention.implementation=xla, and report it"
+
+# Tokens of a batch on which attention is timed and compared, at most, but for a longer row: more fill no GPU better,
+# and with the gradients, and in float32, they may be more than a step holds at once.
+_TRIAL_TOKENS = 1 << 16
 
 # Largest `attention_error` of an implementation that is right. Interpreted on 2 x 1024 tokens, `pallas` has 1.8e-2,
 # 2.4e-3 and 4e-6 in these dtypes; a mask that is off by one token gives 1 and more.
@@ -40,9 +48,9 @@ class AttentionConfig:
     """How attention is computed; it changes the speed of a run and not what it learns."""
 
     implementation: Annotated[str, OneOf("auto", *IMPLEMENTATIONS)] = execution("auto")
-    """'auto' chooses for the device and the shapes; 'xla', 'pallas' or 'cudnn_packed'."""
-    autotune: bool = execution(False)
-    """Time what can run here on the first batch, tiles included, and take the fastest."""
+    """'xla', 'pallas' or 'cudnn_packed'; 'auto' takes what can run, on a GPU the fastest: that is timed on the first
+    batch, tiles included, once for each device, shape and version, and kept in the cache.
+    """
 
     def __post_init__(self):
         check_fields(self, "attention")
@@ -141,44 +149,51 @@ def choose_implementation(
     *,
     recorded: Implementation | None = None,
     others: Sequence[AttentionShape] = (),
+    take: Callable[[Mapping, Callable[[], Fastest]], Fastest | None] | None = None,
+    timer: Timer = milliseconds,
 ) -> Choice:
     """Returns the implementation for this device and these shapes, compared with `xla` on the bounds of a batch.
 
     Without bounds it is neither compared nor timed.
 
     Args:
-        recorded: what was timed to be the fastest when the run began on this device: a resumed run computes with the
-            same, unless another is configured by name.
+        recorded: with what the run began on this device: a resumed run computes with the same, unless another is
+            configured by name.
         others: further shapes on which it must be able to run.
+        take: returns the fastest, of a shape and a function that times it: what is kept, as `take_fastest` does. None
+            takes what is preferred, untimed.
+        timer: of those that can run.
 
     Raises:
         UserError: the one that is configured by name cannot run here, or what was chosen fails the comparison.
     """
     device = jax.devices()[0]
-    has_batch = document_starts_BT is not None
     reasons = {
         name: next(filter(None, (why_not(name, each, device) for each in (shape, *others))), "")
         for name in IMPLEMENTATIONS
     }
-    if config.implementation == "auto":
+    is_open = config.implementation == "auto"
+    names, reason = [config.implementation], "as configured"
+    if is_open:
         names = [name for name in _PREFERENCE if not reasons[name]]
-        reason = "which visits only the blocks inside the documents"
-        if reasons["pallas"]:
-            reason = f"since pallas {reasons['pallas']}"
+        reason = f"since pallas {reasons['pallas']}" if reasons["pallas"] else "which visits only the documents' blocks"
     else:
         refused = reasons[config.implementation]
         require(not refused, f"attention.implementation = {config.implementation!r} cannot run here: {refused}")
-        names, reason = [config.implementation], "as configured"
+    implementation = _default(names[0], shape)
     if recorded and recorded.name in names:
-        implementation, reason = recorded, "as timed when the run began"
-    elif config.autotune and has_batch:
-        implementation, reason = _fastest(names, shape, document_starts_BT, document_ends_BT)
-    else:
-        implementation = _default(names[0], shape)
+        implementation, reason = recorded, "as the run began"
     if document_starts_BT is None or document_ends_BT is None:
         return Choice(implementation, reason)
-    error = compare_with_xla(implementation, shape, document_starts_BT, document_ends_BT)
-    return Choice(implementation, reason, error, visible_share(document_starts_BT))
+    bounds = document_starts_BT, document_ends_BT
+    if is_open and take and implementation is not recorded and names != ["xla"]:
+        # The reference would only cost time and memory where something else runs.
+        among = [name for name in names if name != "xla"]
+        on_trial = _on_trial(shape, *bounds)
+        key = {**on_trial[0]._asdict(), "dtype": jnp.dtype(shape.dtype).name, "among": among}
+        if fastest := take(key, functools.partial(_fastest, among, *on_trial, timer)):
+            implementation, reason = implementation_from(fastest.choice), str(fastest)
+    return Choice(implementation, reason, compare_with_xla(implementation, shape, *bounds), visible_share(bounds[0]))
 
 
 def compare_with_xla(
@@ -191,18 +206,17 @@ def compare_with_xla(
     """
     if implementation.name == "xla":
         return None
-    advice = "run with --attention.implementation=xla, and report it"
     try:
         error = _error(implementation, shape, document_starts_BT, document_ends_BT)
     except Exception as failure:
         if "RESOURCE_EXHAUSTED" in str(failure):  # Another implementation would take more.
             raise
-        raise UserError(f"attention {implementation.name!r} fails on this device ({failure}): {advice}") from failure
+        raise UserError(f"attention {implementation.name!r} fails on this device ({failure}): {_ADVICE}") from failure
     tolerance = TOLERANCES[jnp.dtype(shape.dtype).name]
     require(
         error <= tolerance,
         f"attention {implementation.name!r} differs from xla by {error:.2g} on the first batch, more than the "
-        f"{tolerance:g} of rounding: {advice}",
+        f"{tolerance:g} of rounding: {_ADVICE}",
     )
     return error
 
@@ -211,30 +225,28 @@ def _default(name: str, shape: AttentionShape) -> Implementation:
     return Implementation(name, segments=shape.documents_per_row + 1 if name == "cudnn_packed" else 0)
 
 
-def _error(implementation: Implementation, shape: AttentionShape, starts_BT, ends_BT) -> float:
-    return attention_error(implementation, Implementation("xla"), random_inputs(*shape[:6]), starts_BT, ends_BT)
+def _on_trial(shape: AttentionShape, starts_BT, ends_BT) -> tuple[AttentionShape, jax.Array, jax.Array]:
+    """Returns a shape and the bounds of a batch with no more rows than are timed and compared."""
+    rows = min(shape.rows, max(1, _TRIAL_TOKENS // shape.row_length))
+    return shape._replace(rows=rows), starts_BT[:rows], ends_BT[:rows]
 
 
-def _fastest(names, shape: AttentionShape, starts_BT, ends_BT) -> tuple[Implementation, str]:
-    """Returns the fastest implementation, forward and backward, and a text with the times of all."""
+def _error(implementation: Implementation, shape: AttentionShape, *bounds) -> float:
+    shape, *bounds = _on_trial(shape, *bounds)
+    return attention_error(implementation, Implementation("xla"), random_inputs(*shape[:6]), *bounds)
+
+
+def _fastest(names: Sequence[str], shape: AttentionShape, starts_BT, ends_BT, timer: Timer) -> Fastest:
+    """Returns the fastest implementation, forward and backward."""
     inputs = random_inputs(*shape[:6])
-    # The reference would only cost time and memory, unless nothing else runs.
-    candidates = {name: _default(name, shape) for name in names if name != "xla" or len(names) == 1}
-    failures = {}
+    candidates, failures = {name: _default(name, shape) for name in names}, {}
     if "pallas" in candidates:
         try:
-            candidates["pallas"] = Implementation("pallas", tiles=fastest_tiles(inputs, starts_BT, ends_BT))
+            candidates["pallas"] = Implementation("pallas", tiles=fastest_tiles(inputs, starts_BT, ends_BT, timer))
         except Exception as failure:
-            failures["pallas"] = str(failure)
-            del candidates["pallas"]
-    calls = {
-        name: functools.partial(forward_backward, each, *inputs, starts_BT, ends_BT)
+            failures["pallas"] = describe_failure(failure)
+    ways = {
+        name: (dataclasses.asdict(each), functools.partial(forward_backward, each, *inputs, starts_BT, ends_BT))
         for name, each in candidates.items()
     }
-    times, others = milliseconds(calls)
-    failures |= others
-    require(bool(times), f"attention: nothing that was timed runs on this device: {failures}")
-    ordered = sorted(times, key=times.__getitem__)
-    listed = [f"{name} {times[name]:.2f} ms" for name in ordered]
-    listed += [f"{name} failed ({reason})" for name, reason in failures.items()]
-    return candidates[ordered[0]], f"the fastest of {', '.join(listed)}"
+    return time_ways("attention", ways, timer, failed=failures, advice=_ADVICE)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.attention import flash
-from jaxformer.devices.timing import milliseconds
+from jaxformer.devices.fastest import Timer
 
 
 def random_inputs(B: int, T: int, H: int, G: int, K: int, dtype, seed: int = 0):
@@ -63,8 +63,12 @@ def largest_distance(x, reference):
     return jnp.max(distances / jnp.maximum(norms, jnp.sqrt(jnp.mean(norms * norms))))
 
 
-def fastest_tiles(inputs, starts_BT, ends_BT) -> flash.Tiles:
-    """Returns the tiles of our flash attention that take the least time on these inputs, each kernel's by itself."""
+def fastest_tiles(inputs, starts_BT, ends_BT, timer: Timer) -> flash.Tiles:
+    """Returns the tiles of our flash attention that take the least time on these inputs, each kernel's by itself.
+
+    Raises:
+        RuntimeError: a kernel runs with none of them.
+    """
     K = inputs[0].shape[3]
     candidates, default = flash.candidate_tiles(K), flash.default_tiles(K)
     every_tile = [tile for tiles in candidates for tile in tiles]
@@ -80,6 +84,8 @@ def fastest_tiles(inputs, starts_BT, ends_BT) -> flash.Tiles:
     for tiles, (kernel, *operands) in zip(candidates, calls, strict=True):
         jitted = jax.jit(kernel, static_argnums=len(operands))
         # A tile may ask for more shared memory than this device has; the default does not.
-        times, _ = milliseconds({tile: functools.partial(jitted, *operands, tile) for tile in tiles})
+        times, failures = timer({tile: functools.partial(jitted, *operands, tile) for tile in tiles})
+        if not times:
+            raise RuntimeError(f"with none of its tiles: {failures}")
         fastest.append(min(times, key=times.__getitem__))
     return flash.Tiles(*fastest)

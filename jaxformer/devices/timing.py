@@ -29,7 +29,7 @@ def milliseconds(
         try:
             jax.block_until_ready(function())
         except Exception as error:  # It may ask for more memory than this device has, or for another device.
-            failures[name] = f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"
+            failures[name] = describe_failure(error)
         else:
             calls[name] = max(1, round(round_seconds / _seconds(function, 1)))
     turns: dict[Name, list[float]] = {name: [] for name in calls}
@@ -37,6 +37,11 @@ def milliseconds(
         for name, count in calls.items():
             turns[name].append(1e3 * _seconds(functions[name], count) / count)
     return {name: statistics.median(times) for name, times in turns.items()}, failures
+
+
+def describe_failure(error: Exception) -> str:
+    """Returns in a line why a function raised."""
+    return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"
 
 
 def _seconds(function: Callable[[], Any], count: int) -> float:

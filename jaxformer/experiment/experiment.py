@@ -1,7 +1,9 @@
 """All configurations of a run as one value, checked as a whole; and the state and the attention that follow from it."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,9 +23,12 @@ from jaxformer.evaluation.config import EvaluationConfig
 from jaxformer.flops import training_flops_per_token
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import OptimizerConfig, check_schedule, decay_start, make_optimizer
-from jaxformer.record import flatten
+from jaxformer.record import flatten, from_dict
 from jaxformer.step import TrainingConfig, TrainState, compute_dtype, init_state
 from jaxformer.tracking.config import TrackingConfig
+
+# Fields that earlier versions had and that decide nothing any more, by section.
+_GONE = {"attention": ("autotune",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +94,19 @@ class Experiment:
                 f"training.profile ({self.training.profile}) must lie within one phase, and step {span.first_step + 1} "
                 "begins another",
             )
+
+
+def recorded_experiment(config: Mapping[str, Any]) -> Experiment:
+    """Returns the experiment of a run's record, of this version or one whose fields are all known.
+
+    Raises:
+        UserError: a field is missing or unknown, or the values are not a valid configuration.
+    """
+    known = {**config}
+    for section, names in _GONE.items():
+        if isinstance(known.get(section), Mapping):
+            known[section] = {name: value for name, value in known[section].items() if name not in names}
+    return from_dict(Experiment, known)
 
 
 def spans_of(experiment: Experiment) -> tuple[Span, ...]:

@@ -34,14 +34,19 @@ def abstract_arguments(
     return jax.tree.map(lambda x, place: x.update(sharding=place), (state, batch), places)
 
 
-def lower_steps(experiment: Experiment, mesh: Mesh, token_count: int) -> Iterator[jax.stages.Lowered]:
+def lower_steps(
+    experiment: Experiment, mesh: Mesh, token_count: int, attention: Implementation | None = None
+) -> Iterator[jax.stages.Lowered]:
     """Yields the steps that a run of the experiment computes, one of each of `shapes_of`, lowered.
 
-    Compiled, they are what a run that begins finds again in JAX's cache of compiled programs, if there is one, unless
-    the attention is timed on the first batch and another one chosen.
+    Compiled, they are what a run that begins finds again in JAX's cache of compiled programs, if there is one.
+
+    Args:
+        attention: of the run; None for what is preferred where nothing was timed.
     """
-    shape, *others = attention_shapes(experiment, mesh.size)
-    attention = choose_implementation(experiment.attention, shape, others=others).implementation
+    if attention is None:
+        shape, *others = attention_shapes(experiment, mesh.size)
+        attention = choose_implementation(experiment.attention, shape, others=others).implementation
     for one in shapes_of(experiment):
         state, batch = abstract_arguments(one, mesh, token_count, attention)
         yield compile_step(state).lower(state, batch)

@@ -1,27 +1,35 @@
 """What a step recomputes and in how many parts it is computed, so that it fits the device's memory.
 
-Neither changes what a run learns. The cheapest combination that fits is chosen at the start of a run, printed on its
-screen, and kept in its record: a resumed run computes with the same. On the GPU at hand a step fits if it does as the
-compiler has it; the formula of `memory` says in which order they are compiled, and which need not be. Where there is
-only a GPU's name, the formula decides.
+Neither changes what a run learns. The cheapest combination that fits is chosen at the start of a run: by an estimate,
+or, where the run is long and on a GPU, by timing a few (`timed_step`). It is printed on the run's screen, and kept in
+its record: a resumed run computes with the same. On the GPU at hand a step fits if it does as the compiler has it; the
+formula of `memory` says in which order they are compiled, and which need not be. Where there is only a GPU's name, the
+formula decides.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from jaxformer.attention.dispatch import Choice, choose_implementation, compare_with_xla, implementation_from
+from jaxformer.attention.dispatch import (
+    Choice,
+    Implementation,
+    choose_implementation,
+    compare_with_xla,
+    implementation_from,
+)
 from jaxformer.attention.document_mask import limit_window
 from jaxformer.attention.support import AttentionShape
 from jaxformer.config import UserError, did_you_mean, replace, require
 from jaxformer.data.packing import Batch
 from jaxformer.devices.device import MEMORY_GB, device_memory, memory_gigabytes, named_has_bfloat16
+from jaxformer.devices.fastest import Fastest, take_fastest
 from jaxformer.devices.mesh import DATA, FSDP, MeshConfig, check_rows
 from jaxformer.devices.multihost import all_max, all_min, from_first
 from jaxformer.experiment.experiment import Experiment, attention_shapes, run_mesh, shapes_of, spans_of, training_flops
@@ -33,6 +41,7 @@ from jaxformer.loss_kernels import why_not
 from jaxformer.model import SAVED, ModelConfig, plain_block
 from jaxformer.plan.compiled_step import compiled_bytes, lower_steps
 from jaxformer.plan.memory import StepMemory, Target, step_memory
+from jaxformer.run.identity import timed_with
 from jaxformer.step import compute_dtype
 
 # Shares of what JAX may take of the memory. A step may take the first by the formula, which is right within a tenth but
@@ -40,7 +49,7 @@ from jaxformer.step import compute_dtype
 # next and what lies between arrays. Below the third and above the fourth the formula decides, since compiling takes
 # time: the least that it saw of a compiled step was a third (an attention that made the logits of all rows at once,
 # compiled for a CPU).
-_MARGIN, _MARGIN_COMPILED, _FITS_BY_FORMULA, _TOO_MUCH_BY_FORMULA = 0.9, 0.95, 0.3, 1.25
+_MARGIN, _MARGIN_COMPILED, _FITS_BY_FORMULA, TOO_MUCH_BY_FORMULA = 0.9, 0.95, 0.3, 1.25
 
 # Time that recomputing all elementwise operations adds to a step of a CPU, as a share: assumed.
 _ELEMENTWISE_COST = 0.01
@@ -51,7 +60,7 @@ _ELEMENTWISE_COST = 0.01
 _LOOP_COST = {"none": 0.2, "elementwise": 0.12, "feed_forward": 0.08, "block": 0.01}
 
 # Depth up to which a GPU's blocks are no loop: 42 of them take half a minute to compile, in place of ten seconds.
-_MOST_UNROLLED = 64
+MOST_UNROLLED = 64
 
 # Tokens in whose time the gradients of a micro-batch are added up, 12 bytes a parameter: the operations of an H100 per
 # byte of its memory, 295, at 40 % of its peak, over 6 a token and parameter.
@@ -69,6 +78,10 @@ class Fit:
     """Time that it adds to a step that recomputes nothing and has one part, as a share of that: estimated."""
     compiled: int = 0
     """Bytes at the peak as the step is compiled; 0 where it was not, or the compiler does not tell."""
+    program: jax.stages.Compiled | None = None
+    """The step as it is compiled, of a run with phases the first one's."""
+    timed: str = ""
+    """That it is the fastest, as it was timed; '' where the estimate chose."""
 
     @property
     def remat(self) -> str:
@@ -79,6 +92,11 @@ class Fit:
     def micro_batches(self) -> int:
         """In how many parts it is computed."""
         return self.experiment.training.micro_batches
+
+    @property
+    def scan_unroll(self) -> int:
+        """How many of its blocks are an iteration of their loop; 0 leaves it to the model."""
+        return self.experiment.model.scan_unroll
 
     @functools.cached_property  # A traced step takes longer than all else, and is of no use where there is no limit.
     def memory(self) -> StepMemory:
@@ -92,7 +110,8 @@ class Fit:
         return self.compiled or self.memory.peak
 
     def __str__(self) -> str:
-        return f"remat {self.remat}, {self.micro_batches} micro-batch{'es' if self.micro_batches > 1 else ''}"
+        text = f"remat {self.remat}, {self.micro_batches} micro-batch{'es' if self.micro_batches > 1 else ''}"
+        return f"{text}, blocks unrolled" if self.scan_unroll >= self.experiment.model.depth else text
 
 
 def computed_with(experiment: Experiment, remat: str, micro_batches: int, scan_unroll: int = 0) -> Experiment:
@@ -162,7 +181,13 @@ def named_device(experiment: Experiment, kind: str) -> Target:
 
 
 def fit_to_device(
-    experiment: Experiment, target: Target, token_count: int, record: dict | None = None
+    experiment: Experiment,
+    target: Target,
+    token_count: int,
+    record: dict | None = None,
+    *,
+    attention: Implementation | None = None,
+    fastest: Callable[[Experiment, Target, Callable[[Fit], Fit]], Fit | None] | None = None,
 ) -> tuple[Experiment, str]:
     """Returns the experiment as its step is computed here, and a text that says how.
 
@@ -170,20 +195,26 @@ def fit_to_device(
         target: the device at hand.
         token_count: ids that the tokenizer has.
         record: the `config.json` of the run so far: on the same device it goes on as it began, if that fits.
+        attention: of the run; None as in `lower_steps`.
+        fastest: returns the way that was timed to be the fastest, of an experiment, a target and `compiled_here`; None
+            leaves it to the estimate.
     """
     # All processes compile the same, so they are to know the same; each has a device of its own.
-    kind, attention, record = from_first((target.kind, target.attention, record))
-    target = target._replace(kind=kind, attention=attention, memory=all_min(target.memory))
-    fit, reason, compiled = None, "as configured", None
-    if experiment.model.remat == "auto" or not experiment.training.micro_batches:
+    kind, attention_name, record = from_first((target.kind, target.attention, record))
+    target = target._replace(kind=kind, attention=attention_name, memory=all_min(target.memory))
+    fit, reason = None, "as configured"
+    compiled = to_choose = compiled_here(experiment, target, token_count, attention)
+    if experiment.model.remat != "auto" and experiment.training.micro_batches:
+        to_choose = None  # The loop alone is open, which the formula decides.
+    else:
         reason = "the cheapest that fits" if target.memory else "since its memory is not known"
-        compiled = compiled_here(experiment, target, token_count)
-        here = (target.kind, target.devices)
-        if record and (record.get("device"), record.get("devices", 1)) == here:
-            as_before = choose_fit(_recorded(experiment, record), target, compiled)
-            if not target.memory or fits(as_before):
-                fit, reason = as_before, "as the run began"
-    fit = fit or choose_fit(experiment, target, compiled)
+    if record and (record.get("device"), record.get("devices", 1)) == (target.kind, target.devices):
+        as_before = choose_fit(opened := _recorded(experiment, record), target, to_choose)
+        if not target.memory or fits(as_before):
+            fit, reason = as_before, reason if opened == experiment else "as the run began"
+    if fit is None and fastest and compiled and (fit := fastest(experiment, target, compiled)):
+        reason = fit.timed
+    fit = fit or choose_fit(experiment, target, to_choose)
     if target.memory and not fits(fit):
         print_notice(
             f"the run may need more memory than there is, {format_size(fit.peak)} of {format_size(target.memory)}, and "
@@ -197,33 +228,36 @@ def fit_to_device(
     return fit.experiment, text
 
 
-def compiled_here(experiment: Experiment, target: Target, token_count: int) -> Callable[[Fit], Fit] | None:
-    """Returns the function that adds to a way what the compiler says of it.
+def compiled_here(
+    experiment: Experiment, target: Target, token_count: int, attention: Implementation | None = None
+) -> Callable[[Fit], Fit] | None:
+    """Returns the function that adds to a way what the compiler makes of it, with an attention, and says of it.
 
     It is None where there is no choice for the compiler to make: the memory of the device is not known, or the other
     processes of the run are not there; and on a CPU, of whose memory it knows less than the formula.
     """
     if not target.memory or target.platform == "cpu" or experiment.mesh.processes != jax.process_count():
         return None
-    return functools.partial(_compiled, token_count)
+    return functools.partial(_compiled, token_count, attention)
 
 
-def _compiled(token_count: int, fit: Fit) -> Fit:
+def _compiled(token_count: int, attention: Implementation | None, fit: Fit) -> Fit:
     print_wrapped(f"memory      compiling the step with {fit}: an estimated {format_size(fit.memory.peak)}")
     try:
-        steps = lower_steps(fit.experiment, run_mesh(fit.experiment), token_count)
-        size = max(compiled_bytes(step.compile()) for step in steps)
+        steps = lower_steps(fit.experiment, run_mesh(fit.experiment), token_count, attention)
+        program, *others = [step.compile() for step in steps]
+        size = max(map(compiled_bytes, (program, *others)))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        size = max(fit.target.memory, fit.memory.peak)  # It is more than there is; how much is not known.
-    return dataclasses.replace(fit, compiled=all_max(size))
+        program, size = None, max(fit.target.memory, fit.memory.peak)  # More than there is; how much is not known.
+    return dataclasses.replace(fit, compiled=all_max(size), program=program)
 
 
 def _recorded(experiment: Experiment, record: dict) -> Experiment:
     """Returns the experiment with what a record says of what it leaves open."""
     values = {}
-    for path, is_open in (("model.remat", "auto"), ("training.micro_batches", 0)):
+    for path, is_open in (("model.remat", "auto"), ("model.scan_unroll", 0), ("training.micro_batches", 0)):
         section, name = path.split(".")
         recorded = record.get("config", {}).get(section, {}).get(name, is_open)
         if getattr(getattr(experiment, section), name) == is_open:
@@ -243,7 +277,7 @@ def choose_fit(experiment: Experiment, target: Target, compiled: Callable[[Fit],
         return next(ways(experiment, target))
     tried = []
     for fit in ways(experiment, target):
-        if compiled and _FITS_BY_FORMULA < fit.memory.peak / target.memory <= _TOO_MUCH_BY_FORMULA:
+        if compiled and _FITS_BY_FORMULA < fit.memory.peak / target.memory <= TOO_MUCH_BY_FORMULA:
             fit = compiled(fit)
         if fits(fit):
             return fit
@@ -256,8 +290,12 @@ def fits(fit: Fit) -> bool:
     return fit.peak <= (_MARGIN_COMPILED if fit.compiled else _MARGIN) * fit.target.memory
 
 
-def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
-    """Yields the ways to compute the steps that an experiment leaves open, the cheapest first."""
+def ways(experiment: Experiment, target: Target, *, unrolls: Sequence[int] = ()) -> Iterator[Fit]:
+    """Yields the ways to compute the steps that an experiment leaves open, the cheapest first.
+
+    Args:
+        unrolls: what `scan_unroll` may be where it is open; none for what the formula knows the memory of.
+    """
     model, training, shapes = experiment.model, experiment.training, shapes_of(experiment)
     remats = [model.remat] if model.remat != "auto" else ["none", *SAVED]
     parts = [training.micro_batches]
@@ -265,15 +303,15 @@ def ways(experiment: Experiment, target: Target) -> Iterator[Fit]:
         rows = math.gcd(*(one.training.rows_per_step for one in shapes))
         parts = [n for n in range(1, rows + 1) if rows % (n * target.devices) == 0]
     flops = [training_flops(one) for one in shapes]
+    unrolls = (model.scan_unroll,) if model.scan_unroll else unrolls
     costs = {
-        (remat, count): sum(x * _cost(one, target, remat, count) for x, one in zip(flops, shapes, strict=True))
-        / sum(flops)
+        way: sum(x * _cost(one, target, *way) for x, one in zip(flops, shapes, strict=True)) / sum(flops)
         for remat in remats
         for count in parts
+        for way in ((remat, count, unroll) for unroll in unrolls or (_unroll(model, target, remat, count),))
     }
-    for remat, count in sorted(costs, key=costs.__getitem__):
-        unroll = _unroll(model, target, remat, count)
-        yield Fit(computed_with(experiment, remat, count, unroll), target, costs[remat, count])
+    for way in sorted(costs, key=costs.__getitem__):
+        yield Fit(computed_with(experiment, *way), target, costs[way])
 
 
 def _unroll(model: ModelConfig, target: Target, remat: str, micro_batches: int) -> int:
@@ -286,10 +324,10 @@ def _unroll(model: ModelConfig, target: Target, remat: str, micro_batches: int) 
         return 0
     is_plain = plain_block(model) == model and target.attention != "xla"
     is_alone = micro_batches == 1 and target.fsdp == 1
-    return model.depth if is_plain and is_alone and remat != "none" and model.depth <= _MOST_UNROLLED else 1
+    return model.depth if is_plain and is_alone and remat != "none" and model.depth <= MOST_UNROLLED else 1
 
 
-def _cost(experiment: Experiment, target: Target, remat: str, micro_batches: int) -> float:
+def _cost(experiment: Experiment, target: Target, remat: str, micro_batches: int, scan_unroll: int) -> float:
     model, T = experiment.model, experiment.packing.row_length
     total, forward = training_flops_per_token(model, T), forward_operations(model, T)
     blocks = total / 3 - 2 * model.vocabulary_size * model.width
@@ -300,7 +338,7 @@ def _cost(experiment: Experiment, target: Target, remat: str, micro_batches: int
     added_up = _ACCUMULATION_TOKENS / tokens if micro_batches > 1 else 0.0
     if target.platform == "cpu":
         return recomputed + (_ELEMENTWISE_COST if remat != "none" else 0.0) + added_up
-    is_loop = (model.scan_unroll or _unroll(model, target, remat, micro_batches)) < model.depth // model.group
+    is_loop = scan_unroll < model.depth // model.group
     return recomputed + (_LOOP_COST[remat] if is_loop else 0.0) + added_up
 
 
@@ -340,23 +378,25 @@ def choose_attention(experiment: Experiment, batches: Sequence[Batch], workdir: 
     """Returns the choice of the attention, compared on one of the devices and its rows of batches.
 
     Args:
-        batches: one of each of `shapes_of`; the first decides what is the fastest where that is timed.
+        batches: one of each of `shapes_of`; on the first is timed what is not kept in the cache.
     """
     shape, *others = attention_shapes(experiment, devices)
     record = read_json(workdir / "config.json")
     try:
-        was_timed = (
-            record and record["config"]["attention"]["autotune"] and record["device"] == jax.devices()[0].device_kind
-        )
-        recorded = implementation_from(record["attention"]) if record and was_timed else None
+        is_here = record and record["device"] == jax.devices()[0].device_kind
+        recorded = implementation_from(record["attention"]) if record and is_here else None
     except (KeyError, TypeError) as error:
         path = workdir / "config.json"
         raise UserError(f"{path}: not the record of a run ({error!r}); move the run folder away") from error
     bounds = _document_bounds(batches[0], shape)
-    choice = choose_implementation(experiment.attention, shape, *bounds, recorded=recorded, others=others)
+
+    def take(key: Mapping, time: Callable[[], Fastest]) -> Fastest | None:
+        return take_fastest("attention", {**timed_with(), **key}, time)
+
+    choice = choose_implementation(experiment.attention, shape, *bounds, recorded=recorded, others=others, take=take)
     for other, batch in zip(others, batches[1:], strict=True):
         compare_with_xla(choice.implementation, other, *_document_bounds(batch, other))
-    # Each process has timed by itself.
+    # Each process has chosen by itself.
     return choice._replace(implementation=implementation_from(from_first(dataclasses.asdict(choice.implementation))))
 
 

@@ -164,6 +164,8 @@ def _why(experiment: Experiment, target: Target, fit: Fit) -> str:
     fastest = next(ways(experiment, target))
     if target.memory and not fits(fit):
         return f": too much; {advise(experiment, target)}"
+    if fit.timed:
+        return f": {fit.timed}"
     if (fit.remat, fit.micro_batches) == (fastest.remat, fastest.micro_batches):
         return ""
     return (

@@ -31,6 +31,7 @@ from jaxformer.experiment.experiment import (
 from jaxformer.host.console import is_terminal, show_status
 from jaxformer.plan.compiled_step import compiled_bytes, lower_steps, lower_validation
 from jaxformer.plan.device_fit import Fit, Target, choose_fit, compiled_here, device_to_come, fits
+from jaxformer.plan.timed_step import kept_way
 from jaxformer.run.durations import Durations, recall_durations
 from jaxformer.step import compile_step
 
@@ -96,8 +97,10 @@ def estimate_run_seconds(experiment: Experiment) -> float:
 
 
 def fit_here(experiment: Experiment, target: Target) -> Fit:
-    """Returns how a step is computed on the device at hand."""
-    return choose_fit(experiment, target, compiled_here(experiment, target, experiment.model.vocabulary_size))
+    """Returns how a step is computed on the device at hand: as it was timed there, else by the estimate."""
+    return kept_way(experiment, target) or choose_fit(
+        experiment, target, compiled_here(experiment, target, experiment.model.vocabulary_size)
+    )
 
 
 def compiled_on_cpu(fit: Fit, speed: Speed) -> Fit:
@@ -191,6 +194,11 @@ def expected_durations(experiment: Experiment, target: Target) -> Durations:
     first, *_ = shapes_of(experiment)
     step = _step_flops(first) / (_matmul_rate(target) * target.devices * _UTILISATION)
     return dataclasses.replace(known, step=step)
+
+
+def steps_seconds(experiment: Experiment, target: Target) -> float:
+    """Returns the seconds of all steps of a run on the device at hand, by the rate of matmuls."""
+    return training_flops(experiment) / (_matmul_rate(target) * target.devices * _UTILISATION)
 
 
 def speed_of(experiment: Experiment, target: Target, fit: Fit) -> Speed:

@@ -65,6 +65,11 @@ def keep_durations(experiment: Experiment, durations: Durations) -> None:
         return
 
 
+def step_digest(experiment: Experiment) -> str:
+    """Returns what identifies the step of an experiment, as far as its time goes."""
+    return _digests(experiment)["step"]
+
+
 def recall_durations(experiment: Experiment) -> Durations:
     """Returns what the last runs on this machine took, as medians.
 

@@ -23,14 +23,14 @@ from jaxformer.data.tokenizer_files import TOKENIZER_FILES
 from jaxformer.devices.options import recorded_options
 from jaxformer.evaluation.config import task_names
 from jaxformer.evaluation.result_files import describe_validation
-from jaxformer.experiment.experiment import Experiment, trained_tokens
+from jaxformer.experiment.experiment import Experiment, recorded_experiment, trained_tokens
 from jaxformer.experiment.lineage import Lineage
 from jaxformer.host.console import format_size, print_line, print_notice
 from jaxformer.host.files import for_json, read_json, require_json, write_json, write_whole
 from jaxformer.host.lock import LOCK, Held, hold
 from jaxformer.host.paths import check_literal, shell_word
 from jaxformer.optimizer import decay_start
-from jaxformer.record import from_dict, missing_parts, to_dict
+from jaxformer.record import missing_parts, to_dict
 from jaxformer.run.forecast import read_forecast
 from jaxformer.run.identity import ADVICE, CONFIG, code_digest, git_state, read_config
 from jaxformer.run.metrics import recent_loss
@@ -228,10 +228,10 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
     try:
         for name in ("seed", "digests", "attention", "device"):
             record[name]
-        experiment = from_dict(Experiment, record["config"])
+        experiment = recorded_experiment(record["config"])
         if missing := missing_parts(experiment):
             load_sources(missing)
-            experiment = from_dict(Experiment, record["config"])
+            experiment = recorded_experiment(record["config"])
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{workdir / 'config.json'}: not the configuration of a run ({error})") from error
     sections = (each.name for each in dataclasses.fields(experiment) if each.name not in _NOT_OF_A_MODEL)

@@ -90,9 +90,18 @@ def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer:
 
 def evaluated_with() -> dict:
     """Returns what an evaluation that is made now is made with, as it lies in its files."""
+    return _made_with(evaluation_code_digest())
+
+
+def timed_with() -> dict:
+    """Returns what decides how long what a run computes takes now, beside that."""
+    return _made_with(code_digest())
+
+
+def _made_with(code: str) -> dict:
     return {
         "device": jax.devices()[0].device_kind,
-        "code": evaluation_code_digest(),
+        "code": code,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
         "environment": recorded_options(),
     }

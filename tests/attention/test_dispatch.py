@@ -1,6 +1,7 @@
 """Attention against a float64 oracle, and what its document mask promises."""
 
 import dataclasses
+import datetime
 import functools
 import json
 from types import SimpleNamespace
@@ -217,10 +218,27 @@ def test_auto_says_why_it_takes_the_plain_one():
     assert "pallas needs an NVIDIA GPU" in str(choice)
 
 
+TUNED = Implementation("pallas", tiles=default_tiles(64))
+
+
+def timer_of(**times):
+    """Returns a timer of which the named functions take these milliseconds, and the others fail."""
+
+    def timer(functions):
+        failures = {name: "RuntimeError: cuDNN is not detected." for name in functions if name not in times}
+        return {name: times[name] for name in functions if name in times}, failures
+
+    return timer
+
+
+def take_now(key, time):
+    """Takes what is timed, and keeps nothing."""
+    return time()
+
+
 @pytest.fixture
 def on_hopper(monkeypatch):
-    """Lets this machine pass for a GPU on which `pallas` is interpreted and takes the time that the test says."""
-    times = {}
+    """Lets this machine pass for a GPU on which `pallas` is interpreted."""
     monkeypatch.setattr(jax, "devices", lambda: [HOPPER])
     monkeypatch.setattr(
         dispatch, "attend", lambda *inputs, implementation: attend(*inputs, implementation=interpreted(implementation))
@@ -230,13 +248,7 @@ def on_hopper(monkeypatch):
         tiles = Tiles(*[Tile(32, 32, 4, 2)] * 3)
         return Implementation("pallas", tiles, interpret=True) if implementation.name == "pallas" else implementation
 
-    def milliseconds(functions):
-        failures = {name: "RuntimeError: cuDNN is not detected." for name in functions if name not in times}
-        return {name: times[name] for name in functions if name in times}, failures
-
-    monkeypatch.setattr(dispatch, "milliseconds", milliseconds)
-    monkeypatch.setattr(dispatch, "fastest_tiles", lambda inputs, starts, ends: default_tiles(64))
-    return times
+    monkeypatch.setattr(dispatch, "fastest_tiles", lambda inputs, starts, ends, timer: TUNED.tiles)
 
 
 SMALL = AttentionShape(2, 70, 2, 1, 32, jnp.bfloat16)
@@ -274,25 +286,67 @@ def test_too_little_memory_for_a_choice_is_no_reason_to_advise_another_that_take
         choose_implementation(AttentionConfig(), SMALL, *SMALL_BOUNDS)
 
 
-def test_autotune_takes_the_fastest_and_lists_the_others(on_hopper):
-    on_hopper.update({"cudnn_packed": 3.0, "pallas": 1.25, "xla": 0.1})
-    shape = SMALL._replace(documents_per_row=3, key_value_heads=2)
-    choice = choose_implementation(AttentionConfig(autotune=True), shape, *SMALL_BOUNDS)
-    assert choice.implementation == Implementation("pallas", tiles=default_tiles(64))
+PACKED = SMALL._replace(documents_per_row=3, key_value_heads=2)
+
+
+def test_on_a_gpu_auto_times_what_can_run_and_takes_the_fastest(on_hopper):
+    options = {"take": take_now, "timer": timer_of(cudnn_packed=3.0, pallas=1.25, xla=0.1)}
+    choice = choose_implementation(AttentionConfig(), PACKED, *SMALL_BOUNDS, **options)
+    assert choice.implementation == TUNED
     # The reference is not timed: nothing real is slower.
-    assert choice.reason == "the fastest of pallas 1.25 ms, cudnn_packed 3.00 ms"
-    del on_hopper["cudnn_packed"]
-    reason = choose_implementation(AttentionConfig(autotune=True), shape, *SMALL_BOUNDS).reason
-    assert reason == "the fastest of pallas 1.25 ms, cudnn_packed failed (RuntimeError: cuDNN is not detected.)"
+    today = datetime.date.today().isoformat()
+    assert choice.reason == f"the fastest of pallas 1.25 ms, cudnn_packed 3 ms, as timed on {today}"
+    assert choice.error is not None
+    options["timer"] = timer_of(pallas=1.25)
+    reason = choose_implementation(AttentionConfig(), PACKED, *SMALL_BOUNDS, **options).reason
+    failed = "cudnn_packed failed (RuntimeError: cuDNN is not detected.)"
+    assert reason == f"the fastest of pallas 1.25 ms, {failed}, as timed on {today}"
 
 
-def test_autotune_ends_in_one_line_where_nothing_runs(on_hopper, monkeypatch):
-    def fails(inputs, starts, ends):
-        raise RuntimeError("no such target")
+def test_kernels_that_fail_with_every_tile_are_named_and_not_timed(on_hopper, monkeypatch):
+    def fails(inputs, starts, ends, timer):
+        raise RuntimeError("no such target\nat all")
 
     monkeypatch.setattr(dispatch, "fastest_tiles", fails)
-    with pytest.raises(UserError, match=r"nothing that was timed runs on this device: .*no such target"):
-        choose_implementation(AttentionConfig(autotune=True), SMALL, *SMALL_BOUNDS)
+    key, seen = {}, []
+
+    def take(shape, time):
+        key.update(shape)
+        seen.append(time())
+        return None
+
+    options = {"take": take, "timer": timer_of(cudnn_packed=3.0, pallas=1.0)}
+    choice = choose_implementation(AttentionConfig(), PACKED, *SMALL_BOUNDS, **options)
+    assert choice.implementation == Implementation("pallas"), "what is not taken is left to the preference"
+    assert seen[0].choice["name"] == "cudnn_packed" and seen[0].failures == {"pallas": "RuntimeError: no such target"}
+    assert key["rows"] == 2 and key["dtype"] == "bfloat16" and key["among"] == ["pallas", "cudnn_packed"]
+    with pytest.raises(UserError, match=r"nothing that was timed runs on this device: .*no such target.*=xla"):
+        choose_implementation(AttentionConfig(), SMALL, *SMALL_BOUNDS, take=take_now, timer=timer_of())
+
+
+def test_nothing_is_timed_where_it_is_named_or_only_the_reference_runs_or_there_is_no_batch(on_hopper, monkeypatch):
+    def take(key, time):
+        pytest.fail("it was timed")
+
+    named = AttentionConfig(implementation="pallas")
+    assert choose_implementation(named, SMALL, *SMALL_BOUNDS, take=take).reason == "as configured"
+    assert choose_implementation(AttentionConfig(), SMALL, take=take).implementation == Implementation("pallas")
+    monkeypatch.setattr(jax, "devices", lambda: [CPU])
+    choice = choose_implementation(AttentionConfig(), SMALL, *SMALL_BOUNDS, take=take)
+    assert choice.implementation == Implementation("xla") and "needs an NVIDIA GPU" in choice.reason
+
+
+def test_attention_is_timed_and_compared_on_no_more_rows_than_fill_a_gpu(on_hopper, monkeypatch):
+    monkeypatch.setattr(dispatch, "_TRIAL_TOKENS", 100)
+    keys = []
+    choice = choose_implementation(
+        AttentionConfig(),
+        SMALL,
+        *SMALL_BOUNDS,
+        take=lambda key, time: keys.append(key) or time(),
+        timer=timer_of(pallas=1),
+    )
+    assert keys[0]["rows"] == 1 and choice.implementation == TUNED and choice.error < TOLERANCES["bfloat16"]
 
 
 def test_an_implementation_that_fails_when_it_is_compared_ends_in_one_line(on_hopper):
@@ -302,18 +356,17 @@ def test_an_implementation_that_fails_when_it_is_compared_ends_in_one_line(on_ho
         choose_implementation(config, shape, *SMALL_BOUNDS)
 
 
-def test_a_resumed_run_keeps_what_was_timed_when_it_began(on_hopper):
-    recorded = Implementation("pallas", tiles=default_tiles(64))
-    for autotune in (True, False):
-        choice = choose_implementation(AttentionConfig(autotune=autotune), SMALL, *SMALL_BOUNDS, recorded=recorded)
-        assert choice.implementation == recorded
-        assert choice.reason == "as timed when the run began"
-        assert choice.error is not None
+def test_a_resumed_run_keeps_what_it_began_with(on_hopper):
+    options = {"take": take_now, "timer": timer_of(cudnn_packed=1.0)}
+    choice = choose_implementation(AttentionConfig(), PACKED, *SMALL_BOUNDS, recorded=TUNED, **options)
+    assert choice.implementation == TUNED
+    assert choice.reason == "as the run began"
+    assert choice.error is not None
     # What cannot run here any more is chosen anew, and what is asked for by name comes first.
     packed = Implementation("cudnn_packed", segments=4)
     choice = choose_implementation(AttentionConfig(), SMALL, *SMALL_BOUNDS, recorded=packed)
     assert choice.implementation == Implementation("pallas")
-    choice = choose_implementation(AttentionConfig(implementation="xla"), SMALL, *SMALL_BOUNDS, recorded=recorded)
+    choice = choose_implementation(AttentionConfig(implementation="xla"), SMALL, *SMALL_BOUNDS, recorded=TUNED)
     assert choice.implementation == Implementation("xla")
 
 

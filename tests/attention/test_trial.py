@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.attention import flash, trial
+from jaxformer.attention import flash
 from jaxformer.attention.dispatch import TOLERANCES, Implementation
 from jaxformer.attention.document_mask import document_bounds
 from jaxformer.attention.trial import attention_error, fastest_tiles, forward_backward, random_inputs
@@ -91,8 +91,9 @@ def test_each_kernel_gets_the_tile_that_took_the_least_time(monkeypatch):
         # One candidate asked for too much shared memory and has no time.
         return {tile: 1.0 if tile in wanted else 2.0 for tile in list(functions)[:-1]}, {list(functions)[-1]: "no"}
 
-    monkeypatch.setattr(trial, "milliseconds", milliseconds)
     inputs = random_inputs(1, 70, 2, 1, K, jnp.float32)
     bounds = document_bounds(jnp.ones((1, 70), jnp.int32))
-    found = fastest_tiles(inputs, *bounds)
+    found = fastest_tiles(inputs, *bounds, milliseconds)
     assert found.forward in wanted and found.queries in wanted and found.keys in wanted
+    with pytest.raises(RuntimeError, match=r"with none of its tiles: .*too large"):
+        fastest_tiles(inputs, *bounds, lambda functions: ({}, dict.fromkeys(functions, "too large")))

@@ -10,9 +10,10 @@ import pytest
 
 from jaxformer.attention.dispatch import AttentionConfig
 from jaxformer.config import UserError
-from jaxformer.experiment.experiment import Experiment, make_state, science
+from jaxformer.experiment.experiment import Experiment, make_state, recorded_experiment, science
 from jaxformer.experiment.files import list_experiments
 from jaxformer.experiment.resolution import load_experiment
+from jaxformer.record import to_dict
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
 
@@ -47,8 +48,8 @@ def test_overrides_of_science_mark_the_name_and_those_of_execution_do_not():
     assert load_experiment("baseline", {"training.log_every_steps": "7"}).name == "baseline"
     assert load_experiment("baseline", {"model.heads": "4"}).name == "baseline", "4 is what it was"
     # How attention is computed is execution; what it sees, and which documents share a row, is science.
-    assert load_experiment("baseline", {"attention.implementation": "xla", "attention.autotune": "true"}) == (
-        dataclasses.replace(load_experiment("baseline"), attention=AttentionConfig(implementation="xla", autotune=True))
+    assert load_experiment("baseline", {"attention.implementation": "xla"}) == (
+        dataclasses.replace(load_experiment("baseline"), attention=AttentionConfig(implementation="xla"))
     )
     for key in ("model.sliding_window", "packing.documents_per_row"):
         assert load_experiment("baseline", {key: "8"}).name.startswith("baseline~"), key
@@ -60,6 +61,16 @@ def test_science_leaves_out_what_only_changes_the_execution():
     assert {"model.sliding_window", "packing.documents_per_row"} <= set(leaves)
     assert not {"name", "question", "training.micro_batches", "model.scan_unroll", "corpus.licence"} & set(leaves)
     assert not [key for key in leaves if key.startswith("attention.")]
+
+
+def test_record_of_an_earlier_version_is_read_without_the_field_that_is_gone():
+    experiment = load_experiment("baseline")
+    record = to_dict(experiment)
+    record["attention"]["autotune"] = True
+    assert recorded_experiment(record) == experiment
+    record["attention"]["other"] = True
+    with pytest.raises(UserError, match="AttentionConfig has no field other"):
+        recorded_experiment(record)
 
 
 @pytest.mark.parametrize(
