@@ -56,8 +56,7 @@ _CUBLAS_ALONE = "--xla_gpu_enable_triton_gemm=false"
 PARTS = {
     "ceilings": Part(45),
     "tests": Part(150, "--xla_gpu_autotune_level=0"),
-    # Sums over tokens in one order, which atomics do not keep.
-    "resume": Part(175, f"{_CUBLAS_ALONE} --xla_gpu_enable_scatter_determinism_expander=true", is_beside=True),
+    "resume": Part(175, _CUBLAS_ALONE, is_beside=True),
     "predicted": Part(175, is_beside=True, variables={"CUDA_VISIBLE_DEVICES": ""}),
     "attention": Part(125, _CUBLAS_ALONE),
     "step": Part(180),
