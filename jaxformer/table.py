@@ -12,7 +12,7 @@ last id of a chunk.
 import jax
 import jax.numpy as jnp
 
-_CHUNK = 128
+_CHUNK, _MOST_EDGES = 128, 4096
 
 
 @jax.custom_vjp
@@ -41,13 +41,16 @@ def _backward(residual, gradient_ND):
 look_up.defvjp(_forward, _backward)
 
 
-def sums_by_id(x_ND: jax.Array, ids_N: jax.Array, rows: int, chunk: int = _CHUNK) -> jax.Array:
+def sums_by_id(
+    x_ND: jax.Array, ids_N: jax.Array, rows: int, chunk: int = _CHUNK, most_edges: int = _MOST_EDGES
+) -> jax.Array:
     """Returns float32 `sums_VD`, the sums of x over the tokens of each id, in an order that follows from the ids alone.
 
     Args:
-        ids_N: int32 in [0, rows).
+        ids_N: int32 in [0, rows); what has the id `rows` is dropped.
         rows: V.
-        chunk: tokens whose sums are one matmul.
+        chunk: tokens whose sums are one matmul; above 2.
+        most_edges: first and last ids of chunks whose sums are one matmul; more are summed in chunks again.
     """
     N, D = x_ND.shape
     padding = -N % chunk
@@ -66,12 +69,15 @@ def sums_by_id(x_ND: jax.Array, ids_N: jax.Array, rows: int, chunk: int = _CHUNK
     edge_sums_ED = jnp.concatenate([sums_XPD[:, :1], last_sums_X1D], axis=1).reshape(-1, D)
     last_ids_X1 = jnp.where(last_X1 > 0, jnp.take_along_axis(ids_XP, last_X1, axis=1), -1)
     edge_ids_E = jnp.concatenate([ids_XP[:, :1], last_ids_X1], axis=1).reshape(-1)
+    is_within_XP = (jnp.arange(chunk)[None, :] > 0) & (jnp.arange(chunk)[None, :] < last_X1)
+    within = jnp.where(is_within_XP, ids_XP, -1).reshape(-1), sums_XPD.reshape(-1, D)
+    if edge_ids_E.size > most_edges:  # As tokens of their own, those that are none with the id of padding.
+        edge_ids_E = jnp.where(edge_ids_E < 0, rows, edge_ids_E)
+        return _put(sums_by_id(edge_sums_ED, edge_ids_E, rows, chunk, most_edges), *within)
     is_same_EE = edge_ids_E[:, None] == edge_ids_E[None, :]
     totals_ED = _matmul("EF,FD->ED", is_same_EE, edge_sums_ED)
     is_first_E = (jnp.argmax(is_same_EE, axis=1) == jnp.arange(edge_ids_E.size)) & (edge_ids_E >= 0)
-    is_within_XP = (jnp.arange(chunk)[None, :] > 0) & (jnp.arange(chunk)[None, :] < last_X1)
-    sums_VD = jnp.zeros((rows, D), jnp.float32)
-    sums_VD = _put(sums_VD, jnp.where(is_within_XP, ids_XP, -1).reshape(-1), sums_XPD.reshape(-1, D))
+    sums_VD = _put(jnp.zeros((rows, D), jnp.float32), *within)
     return _put(sums_VD, jnp.where(is_first_E, edge_ids_E, -1), totals_ED)
 
 

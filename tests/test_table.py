@@ -43,8 +43,9 @@ def test_sums_are_exact_wherever_a_chunk_ends(ids):
     """Whole numbers add exactly, in chunks of four tokens."""
     ids_N = np.pad(np.array(ids, np.int32), (0, 30 - len(ids)), constant_values=6)
     x_ND = np.arange(1, 61, dtype=np.float32).reshape(30, 2)
-    found_VD = jax.jit(sums_by_id, static_argnums=(2, 3))(x_ND, ids_N, 7, 4)
-    np.testing.assert_array_equal(found_VD, by_hand(x_ND, ids_N, 7))
+    for most_edges in (100, 4):  # Those of all chunks at once, and in chunks again.
+        found_VD = jax.jit(sums_by_id, static_argnums=(2, 3, 4))(x_ND, ids_N, 7, 4, most_edges)
+        np.testing.assert_array_equal(found_VD, by_hand(x_ND, ids_N, 7))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

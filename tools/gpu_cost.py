@@ -159,7 +159,7 @@ def kind_of(kernel: hlo.Kernel) -> str:
         return "copies"
     if "/optimizer" in name or "/metrics" in name or "state_" in name:
         return "optimizer"
-    if any(f"{scope}" in name for scope in ("attention", "feed_forward", "norm", "residual")):
+    if any(scope in name for scope in ("attention", "feed_forward", "norm", "residual")):
         return "elementwise"
     return "other"
 
@@ -189,7 +189,7 @@ def loss_flops(kernel: hlo.Kernel) -> float:
 
 def attention_flops(kernel: hlo.Kernel, rates: Rates) -> float:
     """Returns the operations of the tiles that a kernel of flash attention visits."""
-    (_, (B, T, H, K)), *_ = kernel.shapes
+    (_, (B, T, H, K)), *_ = kernel.operands  # The queries.
     matmuls = next(count for part, count in FLASH_MATMULS.items() if part in kernel.op_name)
     return rates.visited * matmuls * B * H * T * T * K  # A matmul over half of the pairs.
 

@@ -138,16 +138,16 @@ def _kernel(computations: Mapping[str, Computation], around: Computation, one: I
         read, written = _traffic(computations, called)
         root = next(each for each in computations[called].values() if each.is_root)
         matmul = sum(_matmul(each, body) for body, each in inside)
-        computes = [each for _, each in inside if _is_arithmetic(each)]
+        computes = [(body, each) for body, each in inside if _is_arithmetic(each)]
         opcodes = frozenset(each.opcode for _, each in inside)
         op_name = one.op_name or root.op_name
         shapes = root.shapes
     else:
         read, written = sum(each.bytes for each in operands), one.bytes
-        matmul, computes, opcodes, op_name = _matmul(one, around), [one], frozenset([one.opcode]), one.op_name
-        computes, shapes = [each for each in computes if _is_arithmetic(each)], one.shapes
-    elements = sum(_work(each, around) for each in computes)
-    hard = sum(each.elements for each in computes if each.opcode in _TRANSCENDENTAL)
+        matmul, opcodes, op_name, shapes = _matmul(one, around), frozenset([one.opcode]), one.op_name, one.shapes
+        computes = [(around, one)] if _is_arithmetic(one) else []
+    elements = sum(_work(each, body) for body, each in computes)
+    hard = sum(each.elements for _, each in computes if each.opcode in _TRANSCENDENTAL)
     given = tuple(shape for each in operands for shape in each.shapes)
     return Kernel(one.name, op_name, opcodes, runs, read, written, matmul, elements, hard, shapes, given)
 

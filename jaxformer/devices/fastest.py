@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxformer.config import require
+from jaxformer.config import UserError, require
 from jaxformer.devices.multihost import from_first, is_first
 from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import print_notice
@@ -71,7 +71,9 @@ def time_ways(
 
 
 def take_fastest(what: str, key: Mapping[str, Any], time: Callable[[], Fastest | None]) -> Fastest | None:
-    """Returns what was the fastest when it was timed here, else times it and keeps that; in all processes the first's.
+    """Returns what was the fastest when it was timed here, else times it and keeps that.
+
+    All processes return what the first one does.
 
     Args:
         what: is computed.
@@ -97,11 +99,11 @@ def _path() -> Path:
 
 def _recall(what: str, key: Mapping[str, Any]) -> Fastest | None:
     """Returns the last that was kept; a damaged line is named and left out."""
-    path = _path()
     try:
+        path = _path()
         lines = read_json_lines(path, ("what", "date"))
-    except OSError as error:
-        print_notice(f"{path}: {error.strerror}; what was timed before is not known")
+    except (OSError, UserError) as error:
+        print_notice(f"what was timed before is not known: {error}")
         return None
     for line in reversed(lines):
         if (line["what"], line.get("key")) != (what, key):
@@ -118,8 +120,7 @@ def _recall(what: str, key: Mapping[str, Any]) -> Fastest | None:
 
 
 def _keep(what: str, key: Mapping[str, Any], found: Fastest) -> None:
-    path = _path()
     try:
-        append_json_line(path, {"what": what, "key": key, **found._asdict()})
-    except OSError as error:  # Of no consequence for the run.
-        print_notice(f"{path}: {error.strerror or error}; what was timed is not kept")
+        append_json_line(_path(), {"what": what, "key": key, **found._asdict()})
+    except (OSError, UserError) as error:  # Of no consequence for the run.
+        print_notice(f"what was timed is not kept: {error}")

@@ -260,6 +260,8 @@ def _recorded(experiment: Experiment, record: dict) -> Experiment:
     for path, is_open in (("model.remat", "auto"), ("model.scan_unroll", 0), ("training.micro_batches", 0)):
         section, name = path.split(".")
         recorded = record.get("config", {}).get(section, {}).get(name, is_open)
+        if path == "model.scan_unroll" and jax.default_backend() != "cpu":
+            recorded = recorded or 1  # Runs that began before it was chosen had a loop.
         if getattr(getattr(experiment, section), name) == is_open:
             values[path] = recorded
     return replace(experiment, values)
@@ -383,7 +385,7 @@ def choose_attention(experiment: Experiment, batches: Sequence[Batch], workdir: 
     shape, *others = attention_shapes(experiment, devices)
     record = read_json(workdir / "config.json")
     try:
-        is_here = record and record["device"] == jax.devices()[0].device_kind
+        is_here = record and record["config"]["attention"] and record["device"] == jax.devices()[0].device_kind
         recorded = implementation_from(record["attention"]) if record and is_here else None
     except (KeyError, TypeError) as error:
         path = workdir / "config.json"

@@ -176,7 +176,7 @@ def speed_here(experiment: Experiment, target: Target, fit: Fit, known: Duration
         share *= 2
     # Micro-batches are no larger than those that fit.
     values = {"training.rows_per_step": rows // share, "training.micro_batches": max(1, parts // share)}
-    timed = replace(largest, values | {"model.remat": fit.remat})
+    timed = replace(largest, values | {"model.remat": fit.remat, "model.scan_unroll": fit.scan_unroll})
     can_be_timed = estimated / share <= _LONGEST_STEP and (not target.memory or fits(fit))
     if experiment.mesh.processes == 1 and can_be_timed:
         return _time_steps(timed, share)

@@ -94,7 +94,7 @@ def evaluated_with() -> dict:
 
 
 def timed_with() -> dict:
-    """Returns what decides how long what a run computes takes now, beside that."""
+    """Returns the device, code, versions and options on which the time of a step depends, beside its configuration."""
     return _made_with(code_digest())
 
 

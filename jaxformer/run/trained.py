@@ -149,7 +149,7 @@ def load_trained(workdir: str | Path, step: int | None = None) -> Trained:
         attention = implementation_from(record["attention"])
     else:
         attention = choose_implementation(AttentionConfig(), attention_shape(experiment)).implementation
-        experiment = replace(experiment, {"model.loss": "auto"})
+        experiment = replace(experiment, {"model.loss": "auto", "model.scan_unroll": 0})
     token_count = tokenizer.vocabulary_size
     state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention, token_count=token_count))
     # Where it lies here: a run on several devices has saved where its parts lay there.

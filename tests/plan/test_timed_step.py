@@ -215,7 +215,11 @@ def test_several_processes_compute_together_as_the_first_one_keeps_or_estimates(
     monkeypatch.setattr("jaxformer.devices.fastest.from_first", lambda value: value)
     target = gpu_here(experiment)
     options = {"batch": None, "token_count": 400, "attention": XLA, "seconds": lambda: LONG, "timer": never}
-    assert fastest_way(experiment, target, lambda fit: fit, **options) is None
+
+    def compiled(fit):
+        return dataclasses.replace(fit, compiled=1000, program=object())
+
+    assert fastest_way(experiment, target, compiled, **options) is None
 
 
 def test_run_whose_step_is_timed_learns_the_same_and_is_resumed_as_it_began(

@@ -107,6 +107,7 @@ def test_kernels_are_counted_by_hand(tools):
     assert multiplied.matmul == 2 * 4 * 6 * 5 and multiplied.computes == 0
     assert (updated.read, updated.written) == (2 * 24 + 4, 2 * 24), "the rest stays where it is"
     assert (reduced.read, reduced.written, reduced.transcendental) == (2 * 72, 4, 72)
+    assert reduced.computes == 72 + 72, "exponentials, and their sum"
     kinds = [gpu_cost.kind_of(each) for each in (filled, sliced, multiplied, updated, reduced)]
     assert kinds == ["stacks", "stacks", "matmul", "stacks", "logits and loss"]
 
