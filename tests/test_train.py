@@ -56,7 +56,8 @@ def test_choosing_the_attention_takes_no_batch_from_the_run(uninterrupted):
 )
 def test_resumed_run_takes_the_attention_that_it_began_with_on_this_device(tmp_path, device, expected):
     if device:
-        record = {"device": device, "attention": dataclasses.asdict(Implementation("xla"))}
+        attention = dataclasses.asdict(Implementation("xla"))
+        record = {"device": device, "attention": attention, "config": {"attention": {"implementation": "auto"}}}
         (tmp_path / "config.json").write_text(json.dumps(record))
     experiment = load_experiment("baseline", {"packing.row_length": "16", "training.rows_per_step": "2"})
     bounds = np.zeros((2, 16), np.int32)
