@@ -100,6 +100,8 @@ def _time_steps(plan: Callable[[Path], Planned], runs: Path, parallel: int) -> d
     os.environ.update(share_of_memory(parallel) if parallel > 1 else {})
     keep_compiled()  # What is compiled for an estimate, the runs find.
     experiments = _to_time(plan(runs), runs)
+    if not experiments:  # Runs of theirs have finished since, such as those of a command that was killed.
+        return {}
     choose_device(experiments[0].experiment.training.device)
     with out_of_memory_reported():
         return {one.name: estimate_run_seconds(one.experiment) for one in experiments}

@@ -239,3 +239,11 @@ def test_data_that_two_experiments_share_are_prepared_once(folder, monkeypatch):
     monkeypatch.setattr(checks, "digests", lambda data: {"corpus.0": "a", "plan.0": "of a seed"})
     found = checks.prepare_study(resolve_study(STUDY), folder / "runs")
     assert prepared == ["root"] and found == {"root": {"corpus.0": "a"}, "normed": {"corpus.0": "a"}}
+
+
+def test_what_finishes_while_a_step_is_to_be_timed_is_not_timed(monkeypatch, tmp_path):
+    """A command that was killed leaves runs that go on: the process that times finds none to be timed any more."""
+    monkeypatch.setattr(checks, "mean_seconds", lambda folder: 1.0)
+    monkeypatch.setattr(checks, "keep_compiled", lambda: None)
+    planned = checks.Planned([resolve("baseline")], [], [], times_each=True)
+    assert checks._time_steps(lambda runs: planned, tmp_path, 1) == {}
