@@ -7,7 +7,7 @@ Parts run in this order, each in a process of its own that is killed when its se
     resume     a run that is killed and resumed, compared bit by bit with one that nothing stopped
     predicted  what the steps are predicted to take, by their compiled programs and the ceilings
     attention  attention of the largest size beside all alternatives, on rows of several documents and of one
-    step       tokens/s and MFU of the sizes as the library computes their steps, and in other ways
+    step       tokens/s and MFU of the sizes as a run computes them that times nothing, and in other ways
     profile    the time of the largest size's step by kind of kernel, beside the prediction
     repeat     which arrays differ when a step is repeated from the same state
     nanogpt    nanoGPT's step by torch.compile beside ours, from the checkout that `--nanogpt` names
