@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from jaxformer.run.export import export_run
     from jaxformer.run.inputs import prepare_data
     from jaxformer.run.trained import load_trained
-    from jaxformer.step import train_step
+    from jaxformer.step import compile_step, train_step
 
     __version__: str
 
@@ -72,6 +72,7 @@ __all__ = [
     "Variant",
     "__version__",
     "compare_runs",
+    "compile_step",
     "export_run",
     "load_experiment",
     "load_trained",
@@ -93,6 +94,7 @@ _MODULES = {
     "Study": "ablation.study",
     "Variant": "experiment.variant",
     "compare_runs": "ablation.comparison",
+    "compile_step": "step",
     "export_run": "run.export",
     "load_experiment": "experiment.resolution",
     "load_trained": "run.trained",

@@ -225,13 +225,13 @@ def _add(a: LossSums, b: LossSums) -> LossSums:
 
 
 def default_chunk_tokens(vocabulary_size: int, platform: str) -> int:
-    """Returns the tokens whose logits take 1 GB; on a CPU 64 MB, and no more than 512 tokens.
+    """Returns the tokens whose logits take 1 GB; on a CPU 256 MB, and no more than 2,048 tokens.
 
-    Each chunk reads and writes the unembedding's gradient once: with 32 tokens of a vocabulary of 32,768 that took as
-    long as the matmuls.
+    Each chunk reads and writes the unembedding's gradient once, and its matmul sums over the chunk's tokens: on a CPU a
+    step of 27 million parameters takes 8 % less time with one chunk of 2,048 tokens than with four.
     """
     if platform == "cpu":
-        return max(1, min(512, (1 << 24) // vocabulary_size))
+        return max(1, min(2048, (1 << 26) // vocabulary_size))
     return max(1, (1 << 28) // vocabulary_size)
 
 

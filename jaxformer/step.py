@@ -178,8 +178,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
     """Returns the state after one update, and its metrics as scalars on the device.
 
     A step whose loss or gradient is not finite, or whose loss is a spike to be skipped, changes neither parameters nor
-    optimizer state, the schedule's count among it. Jit it with the state donated:
-    `jax.jit(train_step, donate_argnums=0)`.
+    optimizer state, the schedule's count among it. `compile_step` jits it.
 
     Metrics: `loss` (nats per target), `gradient_norm` (before clipping), `targets` (sum of the loss weights),
     `spike_score` (of the loss, in standard deviations), `counts` (whether the step changed anything), `skipped` (steps
@@ -235,10 +234,11 @@ def _update(state: TrainState, grads: nnx.State) -> tuple[Any, Any, Any]:
 
 def compile_step(state: TrainState) -> Callable:
     """Returns `train_step` jitted for a state, which it takes over; what it returns lies where the state did."""
-    if state.mesh is None:
-        return jax.jit(train_step, donate_argnums=0)
-    shardings = state_sharding(state.mesh, state), NamedSharding(state.mesh, COPIED)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
+    mesh = state.mesh
+    shardings = (state_sharding(mesh, state), NamedSharding(mesh, COPIED)) if mesh else None
+    # By itself XLA copies all of the state on a CPU before a step writes it: 4 % of a step of 27 million parameters.
+    options = {"xla_cpu_copy_insertion_use_region_analysis": True} if jax.default_backend() == "cpu" else None
+    return jax.jit(train_step, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
 
 def gradients(state: TrainState, batch: Batch) -> tuple[nnx.State, LossSums]:

@@ -35,7 +35,7 @@ from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.experiment import Experiment, make_state
 from jaxformer.flops import document_flops_per_token, parameter_count, training_flops_per_token
 from jaxformer.model import REMATS
-from jaxformer.step import train_step
+from jaxformer.step import compile_step, train_step
 
 # Width and rows so small that the device is never what is waited for.
 OVERHEAD_CASE = Case("500m", 1, 8, 2)
@@ -103,7 +103,7 @@ def measure(case: Case, rounds: int, how: dict) -> dict:
     batches = {"several_documents": random_batch(case), "one_document": random_batch(case._replace(documents=1))}
     state = make_state(experiment, seed=0, token_count=experiment.model.vocabulary_size)
     started = time.perf_counter()
-    lowered = jax.jit(train_step, donate_argnums=0).lower(state, batches["several_documents"])
+    lowered = compile_step(state).lower(state, batches["several_documents"])
     lowered_at = time.perf_counter()
     step = lowered.compile()
     compiled_at = time.perf_counter()
@@ -203,8 +203,8 @@ def peak_memory() -> dict:
 def measure_overhead(rounds: int = 100) -> dict:
     """Returns the median milliseconds of a call of a deep and tiny step, without and with its computation."""
     experiment = experiment_of(OVERHEAD_CASE, **OVERHEAD_MODEL)
-    step = jax.jit(train_step, donate_argnums=0)
     state = make_state(experiment, seed=0, token_count=experiment.model.vocabulary_size)
+    step = compile_step(state)
     batch = jax.device_put(random_batch(OVERHEAD_CASE, vocabulary_size=512))
     called, done = [], []
     for _ in range(rounds + 3):
@@ -223,7 +223,7 @@ def first_step(case: Case) -> float:
     """Makes a step and returns the time of day when it is done, in seconds."""
     experiment = experiment_of(case)
     state = make_state(experiment, seed=0, token_count=experiment.model.vocabulary_size)
-    state, metrics = jax.jit(train_step, donate_argnums=0)(state, random_batch(case))
+    state, metrics = compile_step(state)(state, random_batch(case))
     jax.block_until_ready((state, metrics))
     return time.time()
 

@@ -15,7 +15,7 @@ from jaxformer.data.packing import Batch
 from jaxformer.experiment.experiment import Experiment, make_state
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.flops import parameter_count
-from jaxformer.step import train_step
+from jaxformer.step import compile_step
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -99,8 +99,8 @@ def random_batch(case: Case, seed: int = 0, vocabulary_size: int = 0) -> Batch:
 def jaxformer_step(case: Case, turn: int = 1) -> tuple[Callable[[], None], int]:
     """Returns a function that makes `turn` steps and waits for them, and the model's parameters."""
     experiment = experiment_of(case)
-    batch, step = random_batch(case), jax.jit(train_step, donate_argnums=0)
     state = make_state(experiment, seed=0, token_count=experiment.model.vocabulary_size)
+    batch, step = random_batch(case), compile_step(state)
 
     def run():
         nonlocal state

@@ -200,8 +200,10 @@ def _gradients(step: _Step) -> int:
 def _loss(step: _Step) -> int:
     model, platform = step.model, step.target.platform
     chunk = min(step.tokens, model.loss_chunk_tokens or default_chunk_tokens(model.vocabulary_size, platform))
-    # A CPU writes the logits' gradient over the logits; kernels keep no logits.
-    of_one = 4 if platform == "cpu" else step.size if _has_loss_kernels(step) else 4 + step.size
+    if platform == "cpu":  # It writes the logits' gradient over the logits, but for the only chunk of a micro-batch.
+        of_one = 8 if step.micro_batches > 1 and chunk == step.tokens else 4
+    else:  # Kernels keep no logits.
+        of_one = step.size if _has_loss_kernels(step) else 4 + step.size
     logits = chunk * model.vocabulary_size * of_one
     return logits + 3 * step.tokens * model.width * step.size
 
