@@ -25,6 +25,10 @@ from jaxformer.host.waiting import waiting
 
 TRAIN = (sys.executable, "-m", "jaxformer.train")
 
+# Large arrays in huge pages, where Linux gives them to who asks: of small ones a step on a CPU of 27 million parameters
+# takes 300,000 anew, which is a tenth of its time.
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 # What a line of a log begins with that tells of the start of a process.
 HEADER = "--- "
 
@@ -131,7 +135,7 @@ def _start_process(command: Sequence[str], log: Path, environment: dict[str, str
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            env=os.environ | environment,
+            env=_HUGE_PAGES | os.environ | environment,
             start_new_session=True,
         )
 

@@ -166,16 +166,22 @@ def named_device(experiment: Experiment, kind: str) -> Target:
     """Returns a GPU by its name, such as 'H100', with what JAX would take of its memory.
 
     Raises:
-        UserError: it is not known, or the rows of a step do not divide among so many.
+        UserError: it is not known, the loss that is configured cannot run on it, or the rows of a step do not divide
+            among so many.
     """
     gigabytes = memory_gigabytes(kind)
     if gigabytes is None:
         raise UserError(f"unknown GPU {kind!r}{did_you_mean(kind, MEMORY_GB)}; known are {', '.join(MEMORY_GB)}")
-    named = experiment.training.compute_dtype
-    dtype = jnp.dtype(("bfloat16" if named_has_bfloat16(kind) else "float32") if named == "auto" else named)
+    named, has_bfloat16, width = experiment.training.compute_dtype, named_has_bfloat16(kind), experiment.model.width
+    dtype = jnp.dtype(("bfloat16" if has_bfloat16 else "float32") if named == "auto" else named)
+    require(
+        experiment.model.loss != "pallas" or (has_bfloat16 and dtype.itemsize == 2 and width % 16 == 0),
+        f"model.loss = 'pallas' cannot run on {kind}: it needs bfloat16 and a width that 16 divides, not {dtype} and "
+        f"{width}",
+    )
     attention = experiment.attention.implementation
     if attention == "auto":
-        can_flash = dtype == jnp.bfloat16 and experiment.model.K in (32, 64, 128) and named_has_bfloat16(kind)
+        can_flash = dtype == jnp.bfloat16 and experiment.model.K in (32, 64, 128) and has_bfloat16
         attention = "pallas" if can_flash else "xla"
     return _spread(Target(kind, "gpu", int(gigabytes * 1e9 * memory_fraction()), attention, dtype), experiment)
 

@@ -245,6 +245,17 @@ def test_a_job_that_cannot_be_started_stops_no_other(tmp_path):
     assert statuses[0].note.startswith("it could not be started ([Errno")
 
 
+@pytest.mark.parametrize("set_by_user", ["", "glibc.malloc.perturb=1"])
+def test_job_has_its_large_arrays_in_huge_pages_unless_the_user_has_set_otherwise(tmp_path, monkeypatch, set_by_user):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if set_by_user:
+        monkeypatch.setenv("GLIBC_TUNABLES", set_by_user)
+    job = fake_job(tmp_path, 0)
+    code = "import os; print(os.environ['GLIBC_TUNABLES'])"
+    assert launch_local(job, 0, 1, program=(sys.executable, "-c", code)).wait() == 0
+    assert job.log.read_text().splitlines()[-1] == (set_by_user or "glibc.malloc.hugetlb=1")
+
+
 def test_a_refusal_that_names_the_run_folder_is_that_folders_alone(tmp_path):
     jobs = fake_jobs(tmp_path, 2)
     launch = fake_launch(tmp_path)

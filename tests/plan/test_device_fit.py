@@ -254,3 +254,12 @@ def test_first_step_without_memory_is_answered_with_settings_that_fit(experiment
 def test_unknown_gpu_is_refused_with_those_that_are_known():
     with pytest.raises(UserError, match=r"unknown GPU 'H10'; did you mean H100\?; known are .*RTX 4090"):
         named_device(small(), "H10")
+
+
+def test_loss_kernels_are_refused_on_a_gpu_to_come_that_cannot_run_them():
+    experiment = replace(small(), {"model.loss": "pallas"})
+    with pytest.raises(UserError, match=r"'pallas' cannot run on V100: it needs bfloat16 and a width .* not float32"):
+        named_device(experiment, "V100")
+    assert named_device(experiment, "H100").kind == "H100"
+    with pytest.raises(UserError, match="a width that 16 divides, not bfloat16 and 24"):
+        named_device(replace(experiment, {"model.width": 24, "model.heads": 2}), "H100")
