@@ -238,7 +238,7 @@ class ModelConfig:
     """Tokens whose logits exist at once in the loss; 0 chooses for the device."""
     loss: Annotated[str, OneOf("auto", "xla", "pallas")] = execution("auto")
     """How the loss is computed: 'xla'; 'pallas', kernels whose logits never reach a GPU's memory; 'auto' takes those
-    where the device, the width and the dtype admit them.
+    where the device, the width and the dtype admit them, and in a run if they were timed to be faster.
     """
     remat: Annotated[str, OneOf(*REMATS)] = execution("auto")
     """What the backward pass computes again instead of keeping it: 'none'; 'elementwise', all but the matmuls and the

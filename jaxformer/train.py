@@ -57,6 +57,7 @@ from jaxformer.plan.device_fit import advise_here, choose_attention, device_at_h
 from jaxformer.plan.estimate import print_plan
 from jaxformer.plan.memory import Target
 from jaxformer.plan.run_time import expected_durations, steps_seconds
+from jaxformer.plan.timed_loss import with_fastest_loss
 from jaxformer.plan.timed_step import fastest_way
 from jaxformer.record import to_dict
 from jaxformer.run.continuation import BegunRun, begin_extended_run, extend_run, read_run
@@ -220,6 +221,7 @@ def choose_ways(
     show_status("choosing how to compute")
     attention = choose_attention(experiment, firsts, workdir, mesh.size)
     target = target._replace(attention=attention.implementation.name)
+    experiment = with_fastest_loss(experiment, target, record=read_config(workdir))
     of_run = {"token_count": data.tokenizer.vocabulary_size, "attention": attention.implementation}
     seconds = functools.partial(steps_seconds, experiment, target)
     fastest = functools.partial(fastest_way, batch=firsts[0], seconds=seconds, **of_run)

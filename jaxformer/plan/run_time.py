@@ -31,6 +31,7 @@ from jaxformer.experiment.experiment import (
 from jaxformer.host.console import is_terminal, show_status
 from jaxformer.plan.compiled_step import compiled_bytes, lower_steps, lower_validation
 from jaxformer.plan.device_fit import Fit, Target, choose_fit, compiled_here, device_to_come, fits
+from jaxformer.plan.timed_loss import with_kept_loss
 from jaxformer.plan.timed_step import kept_way
 from jaxformer.run.durations import Durations, recall_durations
 from jaxformer.step import compile_step
@@ -98,6 +99,7 @@ def estimate_run_seconds(experiment: Experiment) -> float:
 
 def fit_here(experiment: Experiment, target: Target) -> Fit:
     """Returns how a step is computed on the device at hand: as it was timed there, else by the estimate."""
+    experiment = with_kept_loss(experiment, target)
     return kept_way(experiment, target) or choose_fit(
         experiment, target, compiled_here(experiment, target, experiment.model.vocabulary_size)
     )

@@ -1,0 +1,100 @@
+"""Which loss is the fastest is timed where two can run, told, kept, and taken again by runs and plans."""
+
+import jax.numpy as jnp
+import pytest
+
+from jaxformer.config import UserError, replace
+from jaxformer.devices.timing import milliseconds
+from jaxformer.experiment.resolution import load_experiment
+from jaxformer.loss_kernels import Kernels
+from jaxformer.plan import timed_loss
+from jaxformer.plan.memory import Target
+from jaxformer.plan.timed_loss import with_fastest_loss, with_kept_loss
+
+pytestmark = pytest.mark.device_free
+
+HERE = Target("a GPU", "gpu", 10**9, "xla", jnp.float32)
+TINY = {
+    "packing.row_length": "32",
+    "training.rows_per_step": "4",
+    "model.width": "16",
+    "model.heads": "2",
+    "model.vocabulary_size": "416",
+    "tokenizer.vocabulary_size": "400",
+}
+
+
+@pytest.fixture(autouse=True)
+def kernels_can_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(timed_loss, "find_kernels", lambda name, width, dtype: Kernels() if width % 16 == 0 else None)
+
+
+def tiny(**overrides):
+    return load_experiment("baseline", TINY | {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def timer_of(fastest):
+    return lambda functions: ({name: 2.0 if name == fastest else 3.0 for name in functions}, {})
+
+
+def never(functions):
+    pytest.fail("the loss was timed")
+
+
+@pytest.mark.parametrize("fastest", ["xla", "pallas"])
+def test_the_fastest_is_told_kept_and_taken_by_the_next_run_and_by_plans(fastest, capsys):
+    assert with_kept_loss(tiny(), HERE).model.loss == "auto"
+    assert with_fastest_loss(tiny(), HERE, timer=timer_of(fastest)).model.loss == fastest
+    assert f"loss        {fastest}, the fastest of {fastest} 2 ms," in capsys.readouterr().out
+    assert with_fastest_loss(tiny(), HERE, timer=never).model.loss == fastest
+    assert with_kept_loss(tiny(), HERE).model.loss == fastest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model.width": 32}, {"model.vocabulary_size": 512}, {"training.rows_per_step": 8}, {"model.z_loss": 1e-4}],
+)
+def test_another_shape_is_timed_anew(change):
+    with_fastest_loss(tiny(), HERE, timer=timer_of("xla"))
+    assert with_kept_loss(replace(tiny(), change), HERE).model.loss == "auto"
+    assert with_fastest_loss(replace(tiny(), change), HERE, timer=timer_of("pallas")).model.loss == "pallas"
+
+
+def test_another_dtype_is_timed_anew():
+    with_fastest_loss(tiny(), HERE, timer=timer_of("xla"))
+    assert with_kept_loss(tiny(), HERE._replace(dtype=jnp.bfloat16)).model.loss == "auto"
+
+
+def test_nothing_is_timed_where_it_is_named_or_the_kernels_cannot_run():
+    assert with_fastest_loss(tiny(model__loss="pallas"), HERE, timer=never).model.loss == "pallas"
+    assert with_fastest_loss(tiny(model__width="24"), HERE, timer=never).model.loss == "auto"
+
+
+def test_a_resumed_run_goes_on_with_what_it_began_with_on_the_same_device():
+    with_fastest_loss(tiny(), HERE, timer=timer_of("pallas"))
+    record = {"device": "a GPU", "config": {"model": {"loss": "xla"}}}
+    assert with_fastest_loss(tiny(), HERE, record=record, timer=never).model.loss == "xla"
+    assert with_fastest_loss(tiny(model__loss="pallas"), HERE, record=record, timer=never).model.loss == "pallas"
+    before_it_was_chosen = {"device": "a GPU", "config": {"model": {}}}
+    assert with_fastest_loss(tiny(), HERE, record=before_it_was_chosen, timer=never).model.loss == "xla"
+    elsewhere = record | {"device": "another"}
+    assert with_fastest_loss(tiny(), HERE, record=elsewhere, timer=never).model.loss == "pallas"
+
+
+def test_what_is_timed_is_a_gradient_and_what_fails_is_named(capsys):
+    computed = {}
+
+    def timer(functions):
+        computed["xla"] = functions["xla"]()
+        return milliseconds(functions, rounds=1)
+
+    assert with_fastest_loss(tiny(), HERE, timer=timer).model.loss == "xla", "kernels run on no CPU"
+    assert "pallas failed (" in capsys.readouterr().out
+    assert [x.shape for x in computed["xla"]] == [(128, 16), (416, 16)]
+    assert all(float(jnp.abs(x).max()) > 0 for x in computed["xla"])
+
+
+def test_where_none_runs_that_is_an_error_in_a_line():
+    with pytest.raises(UserError, match=r"nothing that was timed runs on this device.*--model\.loss=xla"):
+        with_fastest_loss(tiny(), HERE, timer=lambda functions: ({}, dict.fromkeys(functions, "no")))
