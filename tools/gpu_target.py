@@ -20,7 +20,11 @@ from jaxformer.step import compile_step
 
 KINDS = {"H100": "NVIDIA H100 80GB HBM3", "H200": "NVIDIA H200", "A100": "NVIDIA A100-SXM4-80GB"}
 
-# What XLA asks of a device: of an H100 SXM with cuDNN 9.20, and what is another on others.
+# Those, and one that kernels are compiled for, but no step is planned for: its memory is not in `MEMORY_GB`.
+OF_KERNELS = KINDS | {"B200": "NVIDIA B200"}
+
+# What XLA asks of a device: of an H100 SXM with cuDNN 9.20, and what is another on others. That of a B200 stands in
+# XLA's xla/backends/gpu/target_config/specs/b200.txtpb.
 _DEVICE = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: {shared}
@@ -39,6 +43,10 @@ _H100 = {
 _VALUES = {
     "H100": _H100,
     "H200": _H100 | {"bandwidth": 4814000000000, "memory": 150754820096},
+    "B200": {
+        **{"shared": 233472, "optin": 232448, "cores": 148, "units": 128, "clock": 1.965, "major": 10},
+        **{"bandwidth": 7672320000000, "cache": 132644864, "memory": 191514411008},
+    },
     "A100": {
         **{"shared": 167936, "optin": 166912, "cores": 108, "units": 64, "clock": 1.41, "major": 8},
         **{"bandwidth": 2039000000000, "cache": 41943040, "memory": 85094825984},
@@ -52,7 +60,7 @@ def find_devices(gpu: str) -> Sequence[jax.Device]:  # pyright: ignore[reportInv
     Call it before JAX computes anything: it sets JAX's platforms, and XLA's flags.
 
     Args:
-        gpu: one of `KINDS`.
+        gpu: one of `OF_KERNELS`.
     """
     try:
         import jax_plugins.xla_cuda13 as plugin
@@ -66,7 +74,7 @@ def find_devices(gpu: str) -> Sequence[jax.Device]:  # pyright: ignore[reportInv
     plugin._check_cuda_versions = lambda **_: None  # It would ask the driver.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.CRITICAL)
     xla_bridge.discover_pjrt_plugins()
-    config = _DEVICE.format(kind=KINDS[gpu], **_VALUES[gpu])
+    config = _DEVICE.format(kind=OF_KERNELS[gpu], **_VALUES[gpu])
     named = {"topology_name": gpu.lower(), "target_config": config, "topology": "1x1x8"}
     return topologies.get_topology_desc(platform="cuda", **named).devices
 

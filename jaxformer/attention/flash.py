@@ -30,7 +30,8 @@ class PerKernel(NamedTuple, Generic[Each]):
 Tiles = PerKernel[Tile]
 
 # Tiles worth timing, the default first. Compiled for compute capability 9.0 (JAX 0.11.2) they use wgmma and spill no
-# register, and the defaults let 8 to 16 warps share a multiprocessor and take less than 99 KB of shared memory.
+# register, but for 24 bytes of the default of wide keys (`tools/kernel_table.py`, other capabilities too); the
+# defaults let 8 to 16 warps share a multiprocessor and take less than 99 KB of shared memory.
 _NARROW = PerKernel(
     forward=(Tile(128, 64, 8, 3), Tile(128, 64, 4, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(64, 128, 4, 2)),
     queries=(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2), Tile(128, 64, 8, 3)),
