@@ -36,6 +36,7 @@ from jaxformer.loss_kernels import CANDIDATES, Kernels
 HEAD_WIDTHS = 32, 64, 128
 WIDTHS = 384, 640, 960
 B, T, H, N, V = 2, 2048, 6, 4096, 32_768
+_RESULT = Path(__file__).parent / "results" / "kernels.json"
 _INSTRUCTIONS = {"mma": r"\bmma\.sync", "wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma"}
 _COLUMNS = ("registers", "spill_stores", "spill_loads", "shared_memory", *_INSTRUCTIONS)
 
@@ -60,7 +61,7 @@ def main() -> int:
     parser.add_argument("--gpu", action="append", choices=gpu_target.OF_KERNELS, help="default: A100, H100 and B200")
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels whose name has this in it")
     parser.add_argument("--ptxas", default="ptxas", metavar="PATH", help="default: as found on PATH")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "kernels.json")
+    parser.add_argument("--json", type=Path, help="default: tools/results/kernels.json, if all are compiled")
     options = parser.parse_args()
     if not shutil.which(options.ptxas):
         print(f"kernel_table: no {options.ptxas}: install the CUDA toolkit, or set --ptxas=PATH", file=sys.stderr)
@@ -81,7 +82,10 @@ def main() -> int:
     release = subprocess.run([options.ptxas, "--version"], capture_output=True, text=True, check=True).stdout
     about = json.dumps(versions("jax", "jaxlib") | {"ptxas": re.findall(r"V([\d.]+)", release)[-1]})
     lines = ",\n".join(json.dumps(row) for row in rows)
-    options.json.write_text(f'{{"versions": {about}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
+    if path := options.json or (
+        None if options.gpu or options.only else Path(__file__).parent / "results" / "kernels.json"
+    ):
+        path.write_text(f'{{"versions": {about}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
     return 0
 
 

@@ -84,9 +84,9 @@ def _backward_rows(q_BTHK, k_BSGK, v_BSGK, starts_BT, out_BTHK, lse_BGRT, d_out_
         d_weights_BGRTS = _einsum("BGRTK,BGSK->BGRTS", d_chunk_BGRTK, v_BGSK[:, :, :last])
         d_logits_BGRTS = (weights_BGRTS * (d_weights_BGRTS - delta_BGRT1[:, :, :, first:last])).astype(dtype)
         d_queries.append(_einsum("BGRTS,BGSK->BGRTK", d_logits_BGRTS, k_BGSK[:, :, :last]))
-        # So that no matmul sums over the first axis of its left operand.
-        d_values.append(_einsum("BGRKT,BGRTS->BGRKS", d_out_BGRKT[..., first:last], weights_BGRTS.astype(dtype)))
-        d_keys.append(_einsum("BGRKT,BGRTS->BGRKS", q_BGRKT[..., first:last], d_logits_BGRTS))
+        # A CPU turns the left operand of a matmul round where the sum is over its first axis: it took twice as long.
+        d_values.append(_einsum("BGRKT,BGRTS->BGRKS", d_out_BGRKT[..., first:last], weights_BGRTS.astype(dtype)).sum(2))
+        d_keys.append(_einsum("BGRKT,BGRTS->BGRKS", q_BGRKT[..., first:last], d_logits_BGRTS).sum(2))
     d_q_BTHK = jnp.moveaxis(jnp.concatenate(d_queries, axis=3), 3, 1).reshape(q_BTHK.shape) * K**-0.5
     d_k_BSGK = _summed(d_keys, T) * K**-0.5
     d_v_BSGK = _summed(d_values, T)
@@ -131,10 +131,10 @@ def _chunk(T: int) -> int:
     return max(64, -(-T // 8))
 
 
-def _summed(parts_BGRKS: list[jax.Array], T: int) -> jax.Array:
+def _summed(parts_BGKS: list[jax.Array], T: int) -> jax.Array:
     """Returns the sum, `(B, S, G, K)`, of arrays of which each chunk's is as long as what its queries see."""
-    pieces = [sum(x[..., first:last] for x in parts_BGRKS[i:]) for i, (first, last) in enumerate(_chunks(T))]
-    return jnp.transpose(jnp.concatenate(pieces, axis=-1).sum(axis=2), (0, 3, 1, 2))
+    pieces = [sum(x[..., first:last] for x in parts_BGKS[i:]) for i, (first, last) in enumerate(_chunks(T))]
+    return jnp.transpose(jnp.concatenate(pieces, axis=-1), (0, 3, 1, 2))
 
 
 def _by_head(x_BTHK: jax.Array, G: int) -> jax.Array:

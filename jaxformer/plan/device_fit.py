@@ -41,6 +41,7 @@ from jaxformer.loss_kernels import why_not
 from jaxformer.model import SAVED, ModelConfig, plain_block
 from jaxformer.plan.compiled_step import compiled_bytes, lower_steps
 from jaxformer.plan.memory import StepMemory, Target, step_memory
+from jaxformer.plan.timed_loss import with_kept_loss
 from jaxformer.run.identity import timed_with
 from jaxformer.step import compute_dtype
 
@@ -176,8 +177,8 @@ def named_device(experiment: Experiment, kind: str) -> Target:
     dtype = jnp.dtype(("bfloat16" if has_bfloat16 else "float32") if named == "auto" else named)
     require(
         experiment.model.loss != "pallas" or (has_bfloat16 and dtype.itemsize == 2 and width % 16 == 0),
-        f"model.loss = 'pallas' cannot run on {kind}: it needs bfloat16 and a width that 16 divides, not {dtype} and "
-        f"{width}",
+        f"model.loss = 'pallas' cannot run on {kind} with {dtype} and model.width {width}: it needs a GPU with "
+        "bfloat16, matmuls of 16 bits and a width that 16 divides",
     )
     attention = experiment.attention.implementation
     if attention == "auto":
@@ -352,7 +353,8 @@ def _cost(experiment: Experiment, target: Target, remat: str, micro_batches: int
 
 def advise_here(experiment: Experiment) -> str:
     """Returns `advise` for the device at hand."""
-    return advise(experiment, device_at_hand(experiment))
+    target = device_at_hand(experiment)
+    return advise(with_kept_loss(experiment, target), target)
 
 
 def advise(experiment: Experiment, target: Target) -> str:

@@ -40,6 +40,7 @@ from jaxformer.plan.run_time import (
     speed_of,
     text_bytes,
 )
+from jaxformer.plan.timed_loss import with_kept_loss
 from jaxformer.run.durations import Durations, recall_durations
 
 # Time of a run from which on the verdict calls it too slow: 60 days.
@@ -56,6 +57,7 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
     show_status("planning the run")
     is_here = where == "here"
     target = device_to_come(experiment) if is_here else named_device(experiment, where)
+    experiment = with_kept_loss(experiment, target) if is_here else experiment
     fit = fit_here(experiment, target) if is_here else choose_fit(experiment, target)
     known = recall_durations(fit.experiment) if is_here else Durations()
     speed = speed_here(experiment, target, fit, known) if is_here else speed_of(experiment, target, fit)

@@ -199,7 +199,8 @@ def _gradients(step: _Step) -> int:
 
 def _loss(step: _Step) -> int:
     model, platform = step.model, step.target.platform
-    chunk = min(step.tokens, model.loss_chunk_tokens or default_chunk_tokens(model.vocabulary_size, platform))
+    most = model.loss_chunk_tokens or default_chunk_tokens(model.vocabulary_size, platform)
+    chunk = -(-step.tokens // -(-step.tokens // most))
     if platform == "cpu":  # It writes the logits' gradient over the logits, but for the only chunk of a micro-batch.
         of_one = 8 if step.micro_batches > 1 and chunk == step.tokens else 4
     else:  # Kernels keep no logits.

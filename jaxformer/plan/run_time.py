@@ -92,6 +92,7 @@ def estimate_run_seconds(experiment: Experiment) -> float:
     By what runs here took; where none had such a step, by a few on random tokens, or by the rate of matmuls.
     """
     target = device_to_come(experiment)
+    experiment = with_kept_loss(experiment, target)
     fit = fit_here(experiment, target)
     known = dataclasses.replace(recall_durations(fit.experiment), data=0.0)
     return run_seconds(experiment, known, speed_here(experiment, target, fit, known)).total
@@ -99,7 +100,6 @@ def estimate_run_seconds(experiment: Experiment) -> float:
 
 def fit_here(experiment: Experiment, target: Target) -> Fit:
     """Returns how a step is computed on the device at hand: as it was timed there, else by the estimate."""
-    experiment = with_kept_loss(experiment, target)
     return kept_way(experiment, target) or choose_fit(
         experiment, target, compiled_here(experiment, target, experiment.model.vocabulary_size)
     )

@@ -17,7 +17,7 @@ from jaxformer.loss import cross_entropy, find_kernels
 from jaxformer.plan.memory import Target
 from jaxformer.run.identity import timed_with
 
-# Tokens on which it is timed, at most: more fill no GPU better, and their logits may not fit.
+# Tokens on which it is timed, at most: the chunk of `xla` at a vocabulary of 32,768.
 _MOST_TOKENS = 1 << 13
 
 
@@ -26,7 +26,8 @@ def with_fastest_loss(
 ) -> Experiment:
     """Returns the experiment with the implementation of its loss, where more than one can run and none is named.
 
-    It is that with which a run began on the device, else the fastest, which is printed.
+    It is that with which a run began on the device, else the fastest, which is printed. Several processes time none:
+    one in which it fails would leave the others waiting.
 
     Args:
         target: the device at hand.
@@ -37,7 +38,8 @@ def with_fastest_loss(
     before = from_first(record.get("config", {}).get("model", {}).get("loss", "xla") if record and is_here else "auto")
     if before != "auto" and _is_open(experiment, target):
         return replace(experiment, {"model.loss": before})
-    experiment, fastest = _with_loss(experiment, target, functools.partial(_time, experiment, target, timer))
+    time = functools.partial(_time, experiment, target, timer) if jax.process_count() == 1 else lambda: None
+    experiment, fastest = _with_loss(experiment, target, time)
     if fastest:
         print_wrapped(f"loss        {experiment.model.loss}, {fastest}")
     return experiment
@@ -62,6 +64,7 @@ def _with_loss(
     key = {
         "tokens": _tokens(experiment, target),
         "dtype": jnp.dtype(target.dtype).name,
+        "ids": experiment.tokenizer.vocabulary_size,
         "chunk": model.loss_chunk_tokens,
         **{name: getattr(model, name) for name in ("width", "vocabulary_size", "logit_soft_cap", "z_loss")},
     }
@@ -83,14 +86,17 @@ def _time(experiment: Experiment, target: Target, timer: Timer) -> Fastest:
     features_ND = jax.random.normal(keys[0], (N, model.width), target.dtype)
     unembedding_VD = model.width**-0.5 * jax.random.normal(keys[1], (model.vocabulary_size, model.width), target.dtype)
 
+    token_count = min(experiment.tokenizer.vocabulary_size, model.vocabulary_size)
+
     def computed_by(name: str) -> Callable[[], Any]:
         def objective(features_ND, unembedding_VD):
             return cross_entropy(
                 features_ND,
                 unembedding_VD,
-                jnp.arange(N) % model.vocabulary_size,
+                jnp.arange(N) % token_count,
                 jnp.ones(N, jnp.float32),
                 logit_soft_cap=model.logit_soft_cap,
+                token_count=token_count,
                 z_loss_coefficient=model.z_loss,
                 chunk_tokens=model.loss_chunk_tokens,
                 implementation=name,

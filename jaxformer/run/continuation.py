@@ -46,6 +46,7 @@ def read_run(workdir: Path, overrides: Mapping[str, str] | None = None) -> Begun
             changes what it learns.
     """
     experiment, record = load_run(workdir)
+    experiment = replace(experiment, {"model.loss": "auto"})  # As it began on the same device, else chosen anew.
     changed = override(experiment, overrides or {}, suggest)
     learned = differences(experiment, changed)
     learned.pop("training.compute_dtype", None)  # What 'auto' stands for is known, and compared, where the run starts.

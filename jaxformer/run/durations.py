@@ -105,7 +105,7 @@ def recall_durations(experiment: Experiment) -> Durations:
 def _machine(experiment: Experiment) -> list:
     """Returns what decides how fast the same code is; a queue may leave its runs a part of the processors."""
     kind, mesh = jax.local_devices()[0].device_kind, vars(experiment.mesh)
-    return [kind, mesh, usable_processors(), jax.__version__]
+    return [kind, mesh, usable_processors(), jax.__version__, os.environ.get("GLIBC_TUNABLES", "")]
 
 
 def _digests(experiment: Experiment) -> dict[str, str]:

@@ -7,9 +7,13 @@ from jaxformer.config import UserError, replace
 from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.loss_kernels import Kernels
-from jaxformer.plan import timed_loss
+from jaxformer.plan import estimate, run_time, timed_loss
+from jaxformer.plan.estimate import print_plan
 from jaxformer.plan.memory import Target
+from jaxformer.plan.run_time import Speed
 from jaxformer.plan.timed_loss import with_fastest_loss, with_kept_loss
+from jaxformer.run import continuation
+from jaxformer.run.continuation import read_run
 
 pytestmark = pytest.mark.device_free
 
@@ -49,6 +53,22 @@ def test_the_fastest_is_told_kept_and_taken_by_the_next_run_and_by_plans(fastest
     assert f"loss        {fastest}, the fastest of {fastest} 2 ms," in capsys.readouterr().out
     assert with_fastest_loss(tiny(), HERE, timer=never).model.loss == fastest
     assert with_kept_loss(tiny(), HERE).model.loss == fastest
+
+
+def test_a_plan_times_the_step_with_the_loss_that_is_kept(monkeypatch, capsys):
+    with_fastest_loss(tiny(), HERE, timer=timer_of("xla"))
+    timed = []
+    monkeypatch.setattr(estimate, "device_to_come", lambda experiment: HERE)
+    monkeypatch.setattr(run_time, "_time_steps", lambda experiment, share: timed.append(experiment) or Speed(1, 0, ""))
+    print_plan(tiny(model__remat="none"))
+    assert [one.model.loss for one in timed] == ["xla"] and "verdict" in capsys.readouterr().out
+
+
+def test_a_run_that_is_resumed_by_its_folder_may_choose_anew_on_another_device(monkeypatch, tmp_path):
+    began = tiny(model__loss="pallas")
+    monkeypatch.setattr(continuation, "load_run", lambda workdir: (began, {"seed": 0, "lineage": {}}))
+    assert read_run(tmp_path).experiment.model.loss == "auto"
+    assert read_run(tmp_path, {"model.loss": "pallas"}).experiment.model.loss == "pallas"
 
 
 @pytest.mark.parametrize(
