@@ -82,9 +82,8 @@ def main() -> int:
     release = subprocess.run([options.ptxas, "--version"], capture_output=True, text=True, check=True).stdout
     about = json.dumps(versions("jax", "jaxlib") | {"ptxas": re.findall(r"V([\d.]+)", release)[-1]})
     lines = ",\n".join(json.dumps(row) for row in rows)
-    if path := options.json or (
-        None if options.gpu or options.only else Path(__file__).parent / "results" / "kernels.json"
-    ):
+    is_whole = not (options.gpu or options.only)
+    if path := options.json or (_RESULT if is_whole else None):
         path.write_text(f'{{"versions": {about}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
     return 0
 
