@@ -79,7 +79,7 @@ def main() -> int:
             for row in compiled(chosen, devices[0], Path(folder), options.ptxas):
                 rows.append({"gpu": gpu, **row})
                 print(line(rows[-1]), flush=True)
-    release = subprocess.run([options.ptxas, "--version"], capture_output=True, text=True, check=True).stdout
+    release = subprocess.run([options.ptxas, "--version"], capture_output=True, encoding="utf-8", check=True).stdout
     about = json.dumps(versions("jax", "jaxlib") | {"ptxas": re.findall(r"V([\d.]+)", release)[-1]})
     lines = ",\n".join(json.dumps(row) for row in rows)
     is_whole = not (options.gpu or options.only)
@@ -156,7 +156,7 @@ def measure(kernel: str, folder: Path, files: str, ptxas: str) -> dict:
         path.unlink()
     target = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)[0]
     command = [ptxas, "-v", f"-arch={target}", "-", "-o", os.devnull]
-    output = subprocess.run(command, input=ptx, capture_output=True, text=True, check=True).stderr
+    output = subprocess.run(command, input=ptx, capture_output=True, encoding="utf-8", check=True).stderr
     shared = int(re.findall(rf"\b{kernel} .*shared_memory: (\d+)", launches)[0])
     return {"target": target, **usages(output)[kernel], "shared_memory": shared, **instructions(ptx, kernel)}
 
