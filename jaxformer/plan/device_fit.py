@@ -40,7 +40,7 @@ from jaxformer.host.gpu_memory import memory_fraction
 from jaxformer.loss_kernels import why_not
 from jaxformer.model import SAVED, ModelConfig, plain_block
 from jaxformer.plan.compiled_step import compiled_bytes, lower_steps
-from jaxformer.plan.memory import StepMemory, Target, step_memory
+from jaxformer.plan.memory import StepMemory, Target, admits_loss_kernels, step_memory
 from jaxformer.plan.timed_loss import with_kept_loss
 from jaxformer.run.identity import timed_with
 from jaxformer.step import compute_dtype
@@ -176,7 +176,7 @@ def named_device(experiment: Experiment, kind: str) -> Target:
     named, has_bfloat16, width = experiment.training.compute_dtype, named_has_bfloat16(kind), experiment.model.width
     dtype = jnp.dtype(("bfloat16" if has_bfloat16 else "float32") if named == "auto" else named)
     require(
-        experiment.model.loss != "pallas" or (has_bfloat16 and dtype.itemsize == 2 and width % 16 == 0),
+        experiment.model.loss != "pallas" or admits_loss_kernels(kind, dtype, width),
         f"model.loss = 'pallas' cannot run on {kind} with {dtype} and model.width {width}: it needs a GPU with "
         "bfloat16, matmuls of 16 bits and a width that 16 divides",
     )
@@ -215,7 +215,7 @@ def fit_to_device(
         to_choose = None  # The loop alone is open, which the formula decides.
     else:
         reason = "the cheapest that fits" if target.memory else "since its memory is not known"
-    if record and (record.get("device"), record.get("devices", 1)) == (target.kind, target.devices):
+    if record and target.is_recorded(record):
         as_before = choose_fit(opened := _recorded(experiment, record), target, to_choose)
         if not target.memory or fits(as_before):
             fit, reason = as_before, reason if opened == experiment else "as the run began"

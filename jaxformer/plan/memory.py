@@ -15,7 +15,7 @@ the compiler says.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +95,10 @@ class Target(NamedTuple):
     """`data` and `fsdp`: how many such devices there are along the axes of the mesh. What is split along `fsdp` is
     whole for a layer, or for the tables, at a time.
     """
+
+    def is_recorded(self, record: Mapping[str, Any]) -> bool:
+        """Returns whether the `config.json` of a run says that it computes on this device, and on as many."""
+        return (record.get("device"), record.get("devices", 1)) == (self.kind, self.devices)
 
     @property
     def devices(self) -> int:
@@ -209,9 +213,14 @@ def _loss(step: _Step) -> int:
     return logits + 3 * step.tokens * model.width * step.size
 
 
+def admits_loss_kernels(kind: str, dtype: Any, width: int) -> bool:
+    """Returns whether a GPU, by its name, can run the kernels of the loss; of one at hand `loss_kernels.why_not` says."""
+    return jnp.dtype(dtype).itemsize == 2 and width % 16 == 0 and named_has_bfloat16(kind)
+
+
 def _has_loss_kernels(step: _Step) -> bool:
     target, model = step.target, step.model
-    can_run = target.platform == "gpu" and step.size == 2 and model.width % 16 == 0 and named_has_bfloat16(target.kind)
+    can_run = target.platform == "gpu" and admits_loss_kernels(target.kind, target.dtype, model.width)
     return model.loss == "pallas" or (model.loss == "auto" and can_run)
 
 

@@ -34,7 +34,7 @@ def with_fastest_loss(
         record: the `config.json` of the run so far.
         timer: of the losses on random features, forward and backward.
     """
-    is_here = record and (record.get("device"), record.get("devices", 1)) == (target.kind, target.devices)
+    is_here = record and target.is_recorded(record)
     before = from_first(record.get("config", {}).get("model", {}).get("loss", "xla") if record and is_here else "auto")
     if before != "auto" and _is_open(experiment, target):
         return replace(experiment, {"model.loss": before})
