@@ -13,6 +13,7 @@ from jaxformer.config import TrainingFailure
 from jaxformer.host.console import show_status
 from jaxformer.host.signals import Stopped
 from jaxformer.host.waiting import waiting
+from jaxformer.jobs.launch import HUGE_PAGES
 
 T = TypeVar("T")
 
@@ -30,9 +31,13 @@ def in_another_process(what: str, function: Callable[..., T], *arguments) -> T:
         try:
             # Ctrl-C, which a terminal sends to both, is left to this process: the other inherits that it is blocked.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            as_jobs_have = {name: value for name, value in HUGE_PAGES.items() if name not in os.environ}
+            os.environ.update(as_jobs_have)  # So that what is timed takes as long as in them.
             try:
                 future = pool.submit(function, *arguments)
             finally:
+                for name in as_jobs_have:
+                    del os.environ[name]
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             with waiting(f"the process that is {what}", after=60):
                 return future.result()

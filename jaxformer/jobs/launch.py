@@ -27,7 +27,7 @@ TRAIN = (sys.executable, "-m", "jaxformer.train")
 
 # Lets glibc ask Linux for huge pages: with pages of 4 KB a step of 27 million parameters takes 300,000 page faults on a
 # CPU, a tenth of its time.
-_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 # What a line of a log begins with that tells of the start of a process.
 HEADER = "--- "
@@ -135,7 +135,7 @@ def _start_process(command: Sequence[str], log: Path, environment: dict[str, str
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            env=_HUGE_PAGES | os.environ | environment,
+            env=HUGE_PAGES | os.environ | environment,
             start_new_session=True,
         )
 

@@ -214,7 +214,7 @@ def _loss(step: _Step) -> int:
 
 
 def admits_loss_kernels(kind: str, dtype: Any, width: int) -> bool:
-    """Returns whether a GPU, by its name, can run the kernels of the loss; of one at hand `loss_kernels.why_not` says."""
+    """Returns whether a GPU, by its name, can run the loss's kernels, as `loss_kernels.why_not` says of one here."""
     return jnp.dtype(dtype).itemsize == 2 and width % 16 == 0 and named_has_bfloat16(kind)
 
 
