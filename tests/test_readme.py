@@ -29,7 +29,12 @@ pytestmark = pytest.mark.device_free
 ROOT = Path(__file__).parent.parent
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+    for path in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *sorted(ROOT.glob("docs/**/*.md")),
+    ]
 }
 
 
@@ -75,7 +80,7 @@ def check_options(arguments: list[str], known: str) -> None:
 def test_the_examples_of_variants_are_of_the_experiments():
     variant, _ = EXAMPLES
     assert variant in (ROOT / "experiments" / "swiglu.py").read_text(encoding="utf-8")
-    *_, phases = examples_of("docs/experiments.md")
+    *_, phases = examples_of("docs/reference/experiments.md")
     assert phases in (ROOT / "experiments" / "row_length_ramp.py").read_text(encoding="utf-8")
 
 
@@ -97,7 +102,7 @@ def test_the_library_example_runs_a_step():
 
 
 def test_the_example_of_a_trained_model_writes_and_scores(uninterrupted, compiled, capsys):
-    names, (_, example) = {}, examples_of("docs/evaluation.md")
+    names, (_, example) = {}, examples_of("docs/how_to/evaluation.md")
     run = uninterrupted("best_fit")
     capsys.readouterr()
     exec(example.replace("runs/baseline/seed_0", str(run)), names)
@@ -105,7 +110,7 @@ def test_the_example_of_a_trained_model_writes_and_scores(uninterrupted, compile
 
 
 def test_the_example_of_an_own_optimizer_is_an_experiment(tmp_path):
-    _, example, _ = examples_of("docs/experiments.md")
+    _, example, _ = examples_of("docs/reference/experiments.md")
     (tmp_path / "lion.py").write_text(example, encoding="utf-8")
     config = resolve(str(tmp_path / "lion.py")).experiment.optimizer
     assert repr(config.name) == "Lion(beta=0.95)"
@@ -114,7 +119,7 @@ def test_the_example_of_an_own_optimizer_is_an_experiment(tmp_path):
 
 
 def test_the_example_of_an_own_reader_reads_chats(tmp_path, monkeypatch):
-    (example,) = examples_of("docs/data.md")
+    (example,) = examples_of("docs/how_to/corpus.md")
     (tmp_path / "my_chats.py").write_text(example, encoding="utf-8")
     (tmp_path / "chats").mkdir()
     (tmp_path / "chats" / "a.log").write_text("hello\n\nand goodbye")
@@ -124,7 +129,7 @@ def test_the_example_of_an_own_reader_reads_chats(tmp_path, monkeypatch):
 
 
 def test_the_example_of_an_own_task_has_items(tmp_path):
-    example, _ = examples_of("docs/evaluation.md")
+    example, _ = examples_of("docs/how_to/evaluation.md")
     (tmp_path / "addition.py").write_text(example, encoding="utf-8")
     (tmp_path / "addition.jsonl").write_text('{"sum": "1 and 2 make", "answers": [3, 4], "right": 0}\n')
     _, task = load_experiment(str(tmp_path / "addition.py")).evaluation.tasks
@@ -133,7 +138,7 @@ def test_the_example_of_an_own_task_has_items(tmp_path):
 
 
 def test_the_example_of_an_own_layer_trains(tmp_path):
-    (example,) = examples_of("docs/parts.md")
+    (example,) = examples_of("docs/how_to/architecture.md")
     (tmp_path / "my_moe.py").write_text(example, encoding="utf-8")
     sizes = {"model.depth": "2", "model.width": "16", "model.heads": "2", "model.feed_forward.experts": "3"}
     experiment = load_experiment(str(tmp_path / "my_moe.py"), sizes)
@@ -146,7 +151,7 @@ def test_the_example_of_an_own_layer_trains(tmp_path):
 
 def test_the_example_of_an_own_tracker_prints_a_run(capsys):
     names = {}
-    exec(examples_of("docs/tracking.md")[0], names)
+    exec(examples_of("docs/how_to/tracker.md")[0], names)
     trackers = Trackers([("own", names["Printer"]())])
     trackers.log_hyperparameters({"experiment": "baseline", "config": {"model": {"width": 128}}})
     trackers.log(1, {"train/loss": 3.0})
@@ -160,9 +165,8 @@ def test_the_example_of_an_own_tracker_prints_a_run(capsys):
 def test_examples_of_the_documentation_are_tested():
     examples = [example for page in PAGES for example in examples_of(page)]
     (of_cards,) = re.findall(r"```python\n(.*?)```", USE, re.S)  # Which is run in tests/huggingface.
-    others = (
-        examples_of(f"docs/{page}.md") for page in ("agents", "data", "evaluation", "experiments", "parts", "tracking")
-    )
+    pages = ("how_to/agents", "how_to/corpus", "how_to/evaluation", "how_to/architecture", "how_to/tracker")
+    others = (examples_of(f"docs/{page}.md") for page in (*pages, "reference/experiments"))
     tested = {*EXAMPLES, *itertools.chain(*others), of_cards}
     assert len(examples) > 5 and set(examples) == tested  # That of agents.md in tests/commands/test_judge.py.
 
@@ -191,7 +195,7 @@ def test_commands_exist_and_have_the_options_that_are_named(capsys):
 
 
 def test_the_tables_of_the_command_line_have_all_commands_and_options(capsys):
-    page = PAGES["docs/experiments.md"]
+    page = PAGES["docs/reference/experiments.md"]
     assert set(re.findall(r"^\| `jaxformer ([\w-]+)` \|", page, re.M)) == set(COMMANDS)
     options = {*re.findall(r"--\w+(?![\w.])", help_of("train", capsys)), "--parent", "--code", "--plan"}
     assert options == {*re.findall(r"^\| `(--\w+)", page, re.M)}
@@ -246,4 +250,4 @@ def test_fields_that_are_named_exist():
 def test_the_layout_names_every_package_and_every_module_of_the_training_path():
     folders = {path.parent.name for path in (ROOT / "jaxformer").glob("*/__init__.py")}
     files = {path.name for path in (ROOT / "jaxformer").glob("[!_]*.py")}
-    assert set(re.findall(r"^\| `([\w.]+)` \|", PAGES["docs/layout.md"], re.M)) == folders | files
+    assert set(re.findall(r"^\| `([\w.]+)` \|", PAGES["docs/reference/layout.md"], re.M)) == folders | files

@@ -113,7 +113,7 @@ def simulate(law: Law, case: Case, ladders: int) -> Row:
     return Row("", case.name, ladders, *shares, float(np.median(widths)), error)
 
 
-# As measured on the ladder of the baseline (docs/ladder.md).
+# As measured on the ladder of the baseline (docs/how_to/ladder.md).
 MEASURED = Case("as measured, 4 x ahead", (1, 4, 4, 4, 4), (5, 4, 3, 3), 0.0025, (0.0047, 0.0033, 0.004, 0.003, 0.003))
 
 

@@ -1,7 +1,7 @@
 """Trains an experiment at several sizes, with forecasts.
 
 A size is a depth: the width grows with it, the tokens with the parameters, the batch and the learning rate by rules
-that docs/ladder.md gives. Each size is an ordinary experiment, NAME_dDEPTH, whose file is written to experiments/.
+in docs/how_to/ladder.md. Each size is an ordinary experiment, NAME_dDEPTH, whose file is written to experiments/.
 From the fourth size on, what it will come to is written into the folders of its runs before they begin. Finished runs
 are used: the same command resumes. `jaxformer forecast` shows how the forecasts came out.
 """

@@ -27,13 +27,13 @@ _INDENT, _BELOW = 21, " " * 6
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """Returns the options and the overrides `--section.field=value` by dotted path."""
-    sections = [f"  {name:10}  {_first_clause(kind)}" for name, kind in _sections().items()]
+    names = [f"  {name:10}  {_first_clause(kind)}" for name, kind in sections().items()]
     is_module = Path(sys.argv[0]).parts[-2:] == ("jaxformer", "train.py")
     parser = Parser(
         "python -m jaxformer.train" if is_module else "jaxformer train",
         None,
         usage="%(prog)s --experiment=NAME [--SECTION.FIELD=VALUE ...]",
-        epilog="\n".join(sections),
+        epilog="\n".join(names),
         add_help=False,
     )
     group = parser.add_argument_group()  # Without a title.
@@ -112,7 +112,7 @@ def parse_overrides(parser: Parser, options: argparse.Namespace, arguments: list
     Raises:
         UserError: one of them is no override.
     """
-    fields = (f"--{name}.{field.name}" for name, kind in _sections().items() for field in dataclasses.fields(kind))
+    fields = (f"--{name}.{field.name}" for name, kind in sections().items() for field in dataclasses.fields(kind))
     known = [*parser._option_string_actions, *fields]
     given = {name: getattr(options, name) for name in ("init_from", "name", "question")}
     overrides = {name: value for name, value in given.items() if value is not None}
@@ -146,7 +146,7 @@ def _print_help(parser: Parser, options: argparse.Namespace, rest: list[str]) ->
     if not options.help:
         parser.print_help()
         return
-    require_one_of("--help", options.help, [*_sections(), "experiments"])
+    require_one_of("--help", options.help, [*sections(), "experiments"])
     if options.help == "experiments":
         print_line(textwrap.fill(", ".join(list_experiments()) or "none", WIDTH))
         return
@@ -157,7 +157,7 @@ def _print_help(parser: Parser, options: argparse.Namespace, rest: list[str]) ->
     print_line(describe_section(options.help, experiment))
 
 
-def _sections() -> dict[str, Any]:
+def sections() -> dict[str, Any]:
     """Returns the sections of an experiment by name."""
     return {name: kind for name, kind in typing.get_type_hints(Experiment).items() if dataclasses.is_dataclass(kind)}
 
@@ -165,7 +165,7 @@ def _sections() -> dict[str, Any]:
 def _classes(kind: Any) -> list[type]:
     """Returns the dataclasses that an annotation names, but sections."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return [] if kind in _sections().values() else [kind]
+        return [] if kind in sections().values() else [kind]
     return [one for each in typing.get_args(kind) for one in _classes(each)]
 
 
@@ -182,7 +182,7 @@ def _first_experiments(width: int) -> str:
 
 def describe_section(name: str, experiment: Experiment | None = None) -> str:
     """Returns what a section's fields take, their defaults, an experiment's values that differ, and what they mean."""
-    kind = _sections()[name]
+    kind = sections()[name]
     lines = [f"--{name}.FIELD=VALUE", "", *textwrap.wrap(docstring(kind), WIDTH), ""]
     lines += _describe_fields(kind, getattr(experiment, name, None), getattr(experiment, "name", ""))
     if classes := [*dict.fromkeys(one for each in typing.get_type_hints(kind).values() for one in _classes(each))]:

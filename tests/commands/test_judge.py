@@ -46,7 +46,7 @@ def test_json_is_one_object_with_the_documented_fields_and_the_status_is_that_of
     found = json.loads(capsys.readouterr().out)
     assert (found["verdict"], found["status"], found["seeds"], found["missing"]) == ("KEEP", 0, [0, 1, 2], [])
     assert found["questions"] == ["good", "small"] and found["interval"][1] < 0
-    documented = (ROOT / "docs/agents.md").read_text().partition("| field |")[2].partition("\n\n")[0]
+    documented = (ROOT / "docs/how_to/agents.md").read_text().partition("| field |")[2].partition("\n\n")[0]
     names = [name for line in documented.splitlines()[2:] for name in line.split("|")[1].replace("`", "").split(", ")]
     assert [name.strip() for name in names] == list(found)
 
@@ -86,7 +86,7 @@ def test_the_loop_of_the_documentation_keeps_what_is_better_and_drops_the_rest(t
         return fake_runs.write_experiment(Path("experiments"), "try_1_kept", f"Promoted({promoted})")
 
     monkeypatch.setattr(subprocess, "run", run)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/agents.md").read_text(), re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how_to/agents.md").read_text(), re.S)
     exec(code, names := {})
     changes = {"model.norm": "layernorm"}, {"model.qk_norm": True}, {"model.z_loss": 1e-4}
     proposals = [{"question": "Why?", "change": change, "expected": (-0.1, 0.1)} for change in changes]
@@ -98,7 +98,7 @@ def test_the_loop_of_the_documentation_keeps_what_is_better_and_drops_the_rest(t
 
 def test_the_statuses_are_those_that_help_and_documentation_show():
     assert set(STATUS) == set(Word) and not {1, 2} & set(STATUS.values())
-    page = (ROOT / "docs/agents.md").read_text()
+    page = (ROOT / "docs/how_to/agents.md").read_text()
     for status in set(STATUS.values()):
         words = [word.value for word in STATUS if STATUS[word] == status]
         assert f"  {status}  {' or '.join(words)}\n" in docstring(judge)

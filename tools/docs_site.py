@@ -1,0 +1,189 @@
+"""What the site of the documentation has beside `docs/`: a hook of mkdocs, which `mkdocs build --strict` runs.
+
+Pages that are made of the code (commands, configuration) and of committed reports (findings), and every file of the
+repository that a page links to. A link out of `docs/`, as it reads in a checkout, leads on the site to a page with the
+file, or to the file.
+"""
+
+import contextlib
+import dataclasses
+import html
+import importlib
+import io
+import os
+import re
+import sys
+import typing
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT)]  # mkdocs runs from anywhere.
+
+from mkdocs.structure.files import File, Files  # noqa: E402
+
+from jaxformer.commands.program import COMMANDS, describe  # noqa: E402
+from jaxformer.config import describe_type  # noqa: E402
+from jaxformer.experiment.command_line import field_docstrings, sections  # noqa: E402
+from jaxformer.experiment.resolution import load_experiment  # noqa: E402
+from jaxformer.host.docstrings import docstring  # noqa: E402
+
+# Where files of the repository lie on the site.
+_FOLDER = "repository"
+_LINK = re.compile(r"(!?)\[([^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\(([^)\s]+)\)")
+_UNSEARCHED = "---\nsearch: {exclude: true}\n---\n"
+
+
+def on_files(files: Files, config) -> Files:
+    """Adds the generated pages, and the files of the repository that pages link to."""
+    for uri, make in PAGES.items():
+        files.append(File.generated(config, uri, content=make()))
+    waiting = [page.src_uri for page in files.documentation_pages()]
+    while waiting:
+        page = files.get_file_from_path(waiting.pop())
+        for path in _linked(page):
+            uri = _uri(path)
+            if files.get_file_from_path(uri):
+                continue
+            if uri.endswith(".md"):
+                files.append(File.generated(config, uri, content=_page_of(path)))
+                waiting.append(uri)
+            else:
+                files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page, **_) -> str:
+    """Returns the page with links to the repository's files as they are on the site; folders are no links."""
+
+    def on_site(match: re.Match) -> str:
+        image, text, target = match.groups()
+        path, anchor = _in_repository(page.file.src_uri, target)
+        if path is None:
+            return match[0]
+        if (ROOT / path).is_dir():
+            return text
+        there = os.path.relpath(_uri(path), PurePosixPath(page.file.src_uri).parent)
+        return f"{image}[{text}]({there}{anchor})"
+
+    return _LINK.sub(on_site, markdown)
+
+
+def _linked(page: File) -> set[str]:
+    """Returns the files of the repository, not folders, that a page links to."""
+    found = {_in_repository(page.src_uri, target)[0] for *_, target in _LINK.findall(page.content_string)}
+    return {path for path in found if path and not path.startswith("docs/") and (ROOT / path).is_file()}
+
+
+def _in_repository(uri: str, target: str) -> tuple[str | None, str]:
+    """Returns the path in the repository that a link of a page leads to, None for another place, and its anchor."""
+    name, mark, anchor = target.partition("#")
+    if not name or "://" in name or name.startswith("mailto:"):
+        return None, ""
+    here = uri.removeprefix(f"{_FOLDER}/") if uri.startswith(f"{_FOLDER}/") else f"docs/{uri}"
+    here = here.removesuffix(".py.md") + ".py" if here.endswith(".py.md") else here
+    return os.path.normpath(os.path.join(os.path.dirname(here), name)), mark + anchor
+
+
+def _uri(path: str) -> str:
+    """Returns where a file of the repository lies on the site: code as a page."""
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    return f"{_FOLDER}/{path}" + ".md" * path.endswith((".py", ".toml", "LICENSE"))
+
+
+def _page_of(path: str) -> str:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if not path.endswith(".md"):
+        return f"{_UNSEARCHED}# {path}\n\n```python\n{text}```\n"
+    # A report's graph is there as a picture too, which needs no script from elsewhere.
+    return _UNSEARCHED + re.sub(r"```mermaid\n.*?```", "![The graph of ablations](graph.png)", text, flags=re.S)
+
+
+def commands() -> str:
+    """Returns the page with each command's help."""
+    lines = ["# Commands", "", "What each command prints with `--help`.", "", "```", describe(), "```", ""]
+    for name in COMMANDS:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            importlib.import_module(f"jaxformer.commands.{name.replace('-', '_')}").main(["--help"])
+        lines += [f"## {name}", "", "```", out.getvalue().rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def configuration() -> str:
+    """Returns the page with each field of an experiment, from the dataclasses and their fields' docstrings."""
+    baseline = load_experiment("baseline")
+    lines = [
+        "# Configuration",
+        "",
+        "All fields of an experiment by section, as [`baseline`](../../experiments/baseline.py) has them. A field is "
+        "set in [an experiment file](experiments.md) or by `--section.field=value`; `jaxformer train --help=SECTION` "
+        "prints the same.",
+        "",
+    ]
+    for name, kind in sections().items():
+        lines += [f"## {name}", "", docstring(kind), "", "| field | takes | default | baseline | meaning |"]
+        lines += ["| --- | --- | --- | --- | --- |"]
+        explained, hints = field_docstrings(kind), typing.get_type_hints(kind, include_extras=True)
+        for field in dataclasses.fields(kind):
+            default = "" if field.default is dataclasses.MISSING else f"`{_cell(repr(field.default))}`"
+            value = getattr(getattr(baseline, name), field.name)
+            cells = [
+                f"`{field.name}`",
+                _cell(describe_type(hints[field.name])),
+                default,
+                "" if value == field.default else f"`{_cell(repr(value))}`",
+                _cell(explained.get(field.name, "")),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def findings() -> str:
+    """Returns the page with every question of the committed reports: what was expected, and what came out."""
+    lines = [_FINDINGS]
+    for path in sorted(ROOT.glob("tools/results/**/report.md"), key=_newest_run):
+        text = html.unescape(path.read_text(encoding="utf-8"))
+        parent, hours = re.findall(r"^- \*\*(?:Parent|Device hours)\*\*: (.*)", text, re.M)
+        link = os.path.relpath(path, ROOT / "docs" / "results")
+        lines += [f"## {parent.partition(':')[0]}, {_newest_run(path)}", ""]
+        lines += [f"{parent.partition(': ')[2]} {hours.partition(' ')[0]} device hours; [whole report]({link})", ""]
+        lines += ["| question | expected | found, bits per byte | verdict |", "| --- | --- | --- | --- |"]
+        (answers,) = re.findall(r"^## Question by question$(.*?)^## ", text, re.M | re.S)
+        for name, section in re.findall(r"^### (.*?)$(.*?)(?=^###|\Z)", answers, re.M | re.S):
+            lines.append(_finding(name, section))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _newest_run(report: Path) -> str:
+    (day,) = re.findall(r"^- \*\*Newest run\*\*: (\S+)", report.read_text(encoding="utf-8"), re.M)
+    return day
+
+
+def _finding(name: str, section: str) -> str:
+    """Returns the row of a question of a report."""
+    question, *_ = section.strip().splitlines()
+    expected, found = re.findall(r"^- Expected (.*?) \(.*; found (.*)\.$", section, re.M)[0]
+    verdict, reason = re.findall(r"^- ([A-Z][A-Z ]+): (.*)", section, re.M)[0]
+    cells = [f"{question} (`{name.partition('@')[0]}`)", expected, found, f"`{verdict}`: {reason}"]
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+_FINDINGS = """# Findings
+
+Every question that was asked in the studies of this repository, in the order of their last runs: what was expected
+before, what came out, and what was decided. Generated from the reports that `jaxformer report` made of the studies'
+ledgers. A difference is of validation bits per byte, variant minus parent, with its standard error and interval;
+negative is better. [Studies](studies.md) tells the story.
+"""
+
+PAGES = {
+    "reference/commands.md": commands,
+    "reference/configuration.md": configuration,
+    "results/findings.md": findings,
+}
