@@ -11,9 +11,9 @@ from jaxformer.experiment.lineage import Resolved
 from jaxformer.host.console import format_table
 from jaxformer.statistics.screening import BEST_SHARE, EXPECTED_FALSE, interaction_weights
 
-# By simulation (docs/how_to/screening.md): where real effects are no larger than this multiple of the standard deviation
-# of a run over its seeds, and mostly add up, screening finds more at equal hours than one seed of each change first.
-# With fewer changes than this a design on two seeds leaves too few hours to confirm.
+# By simulation (docs/how_to/screening.md): where real effects are no larger than this multiple of a standard deviation
+# of runs over seeds, and mostly add up, screening finds more at equal hours than one seed of each change first. With
+# fewer changes than this a design on two seeds leaves too few hours to confirm.
 LARGEST_EFFECT, FEWEST_ON_TWO_SEEDS = 1.0, 11
 
 # Changes from which on it does with the hours of five seeds of each change and of the parent, the fewest simulated; and
