@@ -54,7 +54,7 @@ CODE = [
 ]
 FIELDS = flatten(load_experiment("baseline")) | flatten(load_experiment("mixture_of_experts"))
 FIELDS |= {"training.phases": ()}  # It has no leaves where there are none.
-FIELDS |= {"model.activation.power": 1.5}  # Of an example.
+FIELDS |= {"model.activation.power": 1.5, "corpus.parts.1.weight": 1.0}  # Of examples.
 
 
 def commands(pattern: str) -> list[tuple[str, list[str]]]:
