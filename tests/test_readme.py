@@ -82,7 +82,8 @@ def test_the_examples_of_variants_are_of_the_experiments():
     (variant,) = examples_of("docs/reference/experiments.md")
     assert variant.partition("EXPERIMENT")[2] in (ROOT / "experiments" / "swiglu.py").read_text(encoding="utf-8")
     phases, *_ = examples_of("docs/how_to/phases.md")
-    assert phases.partition("EXPERIMENT")[2] in (ROOT / "experiments" / "row_length_ramp.py").read_text(encoding="utf-8")
+    ramp = (ROOT / "experiments" / "row_length_ramp.py").read_text(encoding="utf-8")
+    assert phases.partition("EXPERIMENT")[2] in ramp
 
 
 def batch_of_ones() -> Batch:
