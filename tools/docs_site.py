@@ -37,16 +37,15 @@ def on_files(files: Files, config) -> Files:
     """Adds the generated pages, and the files of the repository that pages link to."""
     for uri, make in PAGES.items():
         files.append(File.generated(config, uri, content=make()))
-    waiting = [page.src_uri for page in files.documentation_pages()]
+    waiting = list(files.documentation_pages())
     while waiting:
-        page = files.get_file_from_path(waiting.pop())
-        for path in _linked(page):
+        for path in _linked(waiting.pop()):
             uri = _uri(path)
             if files.get_file_from_path(uri):
                 continue
             if uri.endswith(".md"):
-                files.append(File.generated(config, uri, content=_page_of(path)))
-                waiting.append(uri)
+                waiting.append(File.generated(config, uri, content=_page_of(path)))
+                files.append(waiting[-1])
             else:
                 files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     return files
