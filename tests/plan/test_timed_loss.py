@@ -59,6 +59,7 @@ def test_a_plan_times_the_step_with_the_loss_that_is_kept(monkeypatch, capsys):
     with_fastest_loss(tiny(), HERE, timer=timer_of("xla"))
     timed = []
     monkeypatch.setattr(estimate, "device_to_come", lambda experiment: HERE)
+    monkeypatch.setattr(run_time, "_matmul_rate", lambda target: 1e12)
     monkeypatch.setattr(run_time, "_time_steps", lambda experiment, share: timed.append(experiment) or Speed(1, 0, ""))
     print_plan(tiny(model__remat="none"))
     assert [one.model.loss for one in timed] == ["xla"] and "verdict" in capsys.readouterr().out
