@@ -281,7 +281,9 @@ def make_batches(
     weights are shares of rows. `get_state()` is a small dict that JSON can hold, and `set_state` resumes exactly.
 
     Args:
-        shards, plans, weights: one of each for every corpus; one of weight 0 gives no rows.
+        shards: those of each corpus.
+        plans: the rows of each corpus.
+        weights: of each corpus; one of weight 0 gives no rows.
         rows: of each batch, which ones are read, where others read the rest; order and state are the same.
     """
     batches = _number_batches(
