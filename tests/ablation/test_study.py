@@ -65,6 +65,10 @@ def inside(folder, monkeypatch):
 ALL = Study(parent="root", variants=(*CHANGES, "both"), parent_seeds=4)
 
 
+def test_a_parent_has_as_many_seeds_as_its_variants_where_none_are_given():
+    assert Study(parent="root", variants=("a",), seeds=4).parent_seeds == 4
+
+
 def test_jobs_are_ordinary_commands_seed_by_seed_and_parents_first(tmp_path):
     study = Study(parent="root", variants=("gated", "gated_deep"), seeds=2, parent_seeds=3)
     seconds = {"root": 60.0, "gated": 70.0, "gated_deep": 80.0}
@@ -254,7 +258,10 @@ def test_the_table_shows_the_margin_the_noise_and_every_decision(folder):
         ("STUDY = 3", "must assign a Study"),
         ("STUDY = Study(parent='root', variants=())", "needs a variant"),
         ("STUDY = Study(parent='root', variants=('a', 'a'))", "twice"),
-        ("STUDY = Study(parent='root', variants=('a',), seeds=4)", "parent_seeds .3. must be at least seeds .4."),
+        (
+            "STUDY = Study(parent='root', variants=('a',), seeds=4, parent_seeds=3)",
+            "parent_seeds .3. must be at least seeds .4.",
+        ),
         ("STUDY = Study(parent='root', variants=('a',), seeds=0)", "seeds"),
         ("STUDY = Study(parent='root')", "variants"),
         ("STUDY =", "invalid syntax"),
