@@ -109,7 +109,9 @@ def test_an_experiment_of_several_processes_is_no_job(tmp_path):
 def test_seeds_begin_where_none_chose_the_promoted_parent(folder, tmp_path):
     text = f"Promoted(variant='gated', parent='root', evidence={'0' * 64!r}, verdict='KEEP', first_seed=1000)"
     fake_runs.write_experiment(folder / "experiments", "next", text)
-    jobs = make_jobs(Study(parent="next", variants=("deep",), seeds=1), tmp_path, {"next": 1.0, "deep@next": 1.0}).now
+    jobs = make_jobs(
+        Study(parent="next", variants=("deep",), seeds=1, parent_seeds=3), tmp_path, {"next": 1.0, "deep@next": 1.0}
+    ).now
     first = tmp_path / "next" / "seed_1000"
     assert [(job.name, job.seed, job.needs) for job in jobs] == [
         ("next", 1000, ()),
