@@ -13,7 +13,6 @@ SMALL = {
         "model.vocabulary_size": 512,
         "model.norm_epsilon": 100.0,  # With it a run learns less.
         "model.remat": "none",
-        "corpus.tokens": 60_000,
         "corpus.validation_share": 0.2,
         "tokenizer.vocabulary_size": 512,
         "tokenizer.training_bytes": 200_000,
@@ -25,7 +24,7 @@ SMALL = {
         "training.log_every_steps": 2,
         "checkpoint.every_steps": 6,
         "evaluation.every_steps": 6,
-        "evaluation.validation_bytes": 20_000,
+        "evaluation.validation_bytes": 60_000,
         "evaluation.sample_tokens": 8,
     },
     "first": {
@@ -39,7 +38,7 @@ SMALL = {
         "training.log_every_steps": 4,
         "checkpoint.every_steps": 12,
         "evaluation.every_steps": 12,
-        "evaluation.validation_bytes": 20_000,
+        "evaluation.validation_bytes": 60_000,
     },
 }
 # A study of such runs keeps nothing. So the change that pages keep, and go on from, is of a second thing, which helps.
@@ -48,6 +47,9 @@ CHANGE = (
     '"model.activation": "relu2"}',
     '"model.activation": "relu2", "model.norm_epsilon": 1e-6}, bundle="two things"',
 )
+# Of the standard library, the short files and help topics.
+FILES = ('if name.endswith(".py")]', 'if name.endswith(".py") and Path(folder, name).stat().st_size < 6_000]')
+TOPICS = ("return topics\n", "return {name: text for name, text in topics.items() if len(text) < 6_000}\n")
 # Writes the experiments that are other sizes of another, with the options that they were made with.
 SIZES = "jaxformer ladder --experiment=baseline --sizes=1,2,3,4,5,7 --rates=2:0.0053,3:0.0055 --write"
 
@@ -63,8 +65,9 @@ def install(folder: Path) -> Path:
     for name, values in SMALL.items():
         with (experiments / f"{name}.py").open("a", encoding="utf-8") as file:
             file.write(f"\nfrom jaxformer.experiment import replace\n\nEXPERIMENT = replace(EXPERIMENT, {values!r})\n")
-    path = experiments / f"{KEPT}.py"
-    text = path.read_text(encoding="utf-8")
-    assert CHANGE[0] in text
-    path.write_text(text.replace(*CHANGE), encoding="utf-8")
+    documents = folder / "jaxformer" / "data" / "documents.py"
+    for path, (before, after) in ((experiments / f"{KEPT}.py", CHANGE), (documents, FILES), (documents, TOPICS)):
+        text = path.read_text(encoding="utf-8")
+        assert text.count(before) == 1, f"{path} has no {before}"
+        path.write_text(text.replace(before, after), encoding="utf-8")
     return folder / "jaxformer"
