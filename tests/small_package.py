@@ -41,15 +41,27 @@ SMALL = {
         "evaluation.validation_bytes": 60_000,
     },
 }
-# A study of such runs keeps nothing. So the change that pages keep, and go on from, is of a second thing, which helps.
-KEPT = "squared_relu"
-CHANGE = (
-    '"model.activation": "relu2"}',
-    '"model.activation": "relu2", "model.norm_epsilon": 1e-6}, bundle="two things"',
-)
-# Of the standard library, the short files and help topics.
-FILES = ('if name.endswith(".py")]', 'if name.endswith(".py") and Path(folder, name).stat().st_size < 6_000]')
-TOPICS = ("return topics\n", "return {name: text for name, text in topics.items() if len(text) < 6_000}\n")
+# What else is less, by file: (text, that in its place).
+LESS = {
+    # Of the standard library, the short files and help topics.
+    "data/documents.py": [
+        ('if name.endswith(".py")]', 'if name.endswith(".py") and Path(folder, name).stat().st_size < 6_000]'),
+        ("return topics\n", "return {name: text for name, text in topics.items() if len(text) < 6_000}\n"),
+    ],
+    # A time per token is measured for a moment.
+    "ablation/clock_measurement.py": [
+        ("_TURN_SECONDS = 0.05\n", "_TURN_SECONDS = 0.002\n"),
+        ("_SECONDS, _MOST_SECONDS = 40.0, 160.0\n", "_SECONDS, _MOST_SECONDS = 0.1, 0.2\n"),
+    ],
+    # A study of such runs keeps nothing. So the change that pages keep, and go on from, is of a second thing, which
+    # helps.
+    "experiments/squared_relu.py": [
+        (
+            '"model.activation": "relu2"}',
+            '"model.activation": "relu2", "model.norm_epsilon": 1e-6}, bundle="two things"',
+        ),
+    ],
+}
 # Writes the experiments that are other sizes of another, with the options that they were made with.
 SIZES = "jaxformer ladder --experiment=baseline --sizes=1,2,3,4,5,7 --rates=2:0.0053,3:0.0055 --write"
 
@@ -65,9 +77,11 @@ def install(folder: Path) -> Path:
     for name, values in SMALL.items():
         with (experiments / f"{name}.py").open("a", encoding="utf-8") as file:
             file.write(f"\nfrom jaxformer.experiment import replace\n\nEXPERIMENT = replace(EXPERIMENT, {values!r})\n")
-    documents = folder / "jaxformer" / "data" / "documents.py"
-    for path, (before, after) in ((experiments / f"{KEPT}.py", CHANGE), (documents, FILES), (documents, TOPICS)):
+    for name, changes in LESS.items():
+        path = folder / "jaxformer" / name
         text = path.read_text(encoding="utf-8")
-        assert text.count(before) == 1, f"{path} has no {before}"
-        path.write_text(text.replace(before, after), encoding="utf-8")
+        for before, after in changes:
+            assert text.count(before) == 1, f"{path} has no {before}"
+            text = text.replace(before, after)
+        path.write_text(text, encoding="utf-8")
     return folder / "jaxformer"
