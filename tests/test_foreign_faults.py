@@ -578,7 +578,7 @@ def test_signal_of_a_batch_system_saves_the_run(user):
     due = (user.folder / "run" / "checkpoints" / "2").exists
     ended = user.train("--training.steps=100000", meanwhile=signal_once(due, signal.SIGUSR1))
     assert ended.status == 128 + signal.SIGUSR1
-    assert "is saved, and the same command goes on from there" in ended.err
+    assert "is saved, and the same command resumes from there" in ended.err
 
 
 # What the environment sets for JAX.

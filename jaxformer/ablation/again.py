@@ -82,7 +82,7 @@ def evaluate_again(workdirs: Sequence[Path], program: Sequence[str] = _EVALUATE)
                 reason = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
                 raise TrainingFailure(
                     f"{workdir} could not be evaluated again ({reason.removeprefix('jaxformer: ')}); "
-                    f"`jaxformer evaluate --workdir={shell_word(workdir)}` shows why, and the same command goes on"
+                    f"`jaxformer evaluate --workdir={shell_word(workdir)}` shows why, and the same command resumes"
                 )
             bar.update()
 

@@ -88,6 +88,6 @@ def _decide(chain: Chain, parent: str, variant: str, ask: Ask) -> Comparison:
     if found is None or found.verdict.word is Word.NOT_COMPARED:
         reason = f" ({found.verdict.reason})" if found else ""
         raise UserError(
-            f"{variant} of {parent} could not be judged{reason}; once it can, the same command goes on from there"
+            f"{variant} of {parent} could not be judged{reason}; once it can, the same command resumes from there"
         )
     return found

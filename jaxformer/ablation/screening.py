@@ -196,7 +196,7 @@ def read_result(screening: Screening, rows: Sequence[Resolved], runs: Path) -> S
     folders = _folders(screening, rows, runs)
     values = [[final_bits_per_byte(folder) for folder in row] for row in folders]
     for folder, value in zip(itertools.chain(*folders), itertools.chain(*values), strict=True):
-        require(value is not None, f"{folder}: not finished; the same command goes on from there")
+        require(value is not None, f"{folder}: not finished; the same command resumes from there")
     values_RS, names = np.array(values, np.float64), screening.variants
     effects, survivors, interactions_p = screen(screening.design, values_RS)
     by_name = dict(zip(names, effects, strict=True))

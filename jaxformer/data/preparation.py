@@ -36,7 +36,7 @@ from jaxformer.host.workers import Workers, usable_memory, usable_processors
 _MOST_PROCESSES, _PROCESS_BYTES = 32, 1 << 28
 
 # What to do where a process was killed.
-_ADVICE = "the same command goes on where it stopped, and fewer tokenizer.processes take less memory"
+_ADVICE = "the same command resumes where it stopped, and fewer tokenizer.processes take less memory"
 
 # Records of which a share may be judged before all are read.
 _ENOUGH_RECORDS = 1000
@@ -240,7 +240,7 @@ def _check_room(folder: Path, selected: dict[str, Selected], tokenizer: Tokenize
     if needed > free:
         raise UserError(
             f"token shards {folder}: they take up to {format_size(needed)}, and {format_size(free)} are free; free "
-            "space there, and the same command goes on with what is tokenised"
+            "space there, and the same command resumes with what is tokenised"
         )
 
 

@@ -98,7 +98,7 @@ def lost_process_reported() -> Iterator[None]:
             raise
         raise TrainingFailure(
             f"process {jax.process_index()} of {jax.process_count()} ends, since another does not answer "
-            f"({str(error).splitlines()[0]:.160}); the same command goes on from what is saved"
+            f"({str(error).splitlines()[0]:.160}); the same command resumes from what is saved"
         ) from error
 
 

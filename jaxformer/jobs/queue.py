@@ -162,7 +162,7 @@ class Queue:
             for run in self._runs.values():
                 self._collect(run)
             if self._received:
-                raise Stopped(self._received[0], "the same command goes on with what is not finished")
+                raise Stopped(self._received[0], "the same command resumes with what is not finished")
             self._block()
             self._start()
             statuses = self.statuses()

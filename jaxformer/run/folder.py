@@ -99,7 +99,7 @@ def check_still_there(workdir: Path) -> None:
     """
     if not (workdir / CONFIG).exists():
         raise TrainingFailure(
-            f"run folder {workdir}: moved or removed while the run went on; put it back, and the same command goes on "
+            f"run folder {workdir}: moved or removed while the run went on; put it back, and the same command resumes "
             "from what is saved in it"
         )
 

@@ -158,7 +158,7 @@ import shutil, sys
 workdir = sys.argv[1].removeprefix("--workdir=")
 shutil.copytree({str(folder / "runs" / "root" / "seed_2" / LAST)!r}, workdir + "/{LAST}", dirs_exist_ok=True)
 """
-    with pytest.raises(TrainingFailure, match=r"could not be evaluated again \(no device\).*same command goes on"):
+    with pytest.raises(TrainingFailure, match=r"could not be evaluated again \(no device\).*same command resumes"):
         evaluate_again(found.evaluated_otherwise, (sys.executable, "-c", "raise SystemExit('no device')"))
     assert earlier(folder).evaluated_otherwise == [workdir], "what is gone is made again too"
     evaluate_again(found.evaluated_otherwise, (sys.executable, "-c", write))

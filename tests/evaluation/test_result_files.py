@@ -172,7 +172,7 @@ def test_scoring_that_fails_is_reported_and_the_same_command_does_it(
     assert [line.partition(" failed (")[0] for line in errors[:6]] == [
         f"jaxformer: {task} at step {step}" for step in (4, 8, 12) for task in ("arc_easy", "winogrande")
     ]
-    assert f"`jaxformer evaluate --workdir={tmp_path}/run --step=4` does it later" in errors[0]
+    assert f"repeat with `jaxformer evaluate --workdir={tmp_path}/run --step=4`" in errors[0]
     assert errors[6] == "jaxformer: all 12 steps are trained and saved; the same command evaluates and finishes"
     assert main(arguments) == 0
     assert "arc_easy/acc" in read(tmp_path / "run" / "summary.json")

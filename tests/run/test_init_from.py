@@ -252,7 +252,7 @@ def test_validation_that_fails_before_the_first_step_names_no_checkpoint(
     assert main(starting_from(source, experiment_files, tmp_path / "run")) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "out of luck" in line]
     assert lines[0] == "jaxformer: validation at step 0 failed (RuntimeError: out of luck at 0)"
-    assert lines[1].endswith(" --step=4` does it later")
+    assert lines[1].endswith(" --step=4`")
 
 
 def test_preparing_takes_that_tokenizer_and_trains_none(source, experiment_files, tmp_path, monkeypatch):
