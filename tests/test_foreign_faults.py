@@ -915,7 +915,7 @@ def test_what_one_part_of_a_mixture_is_validated_on_is_not_trained_on_in_another
     planned = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) documents split", trained.out)]
     assert planned == [len(part - own - gone) for part, own, gone in zip(parts, validation, removed, strict=True)]
     for out in (prepared.out, trained.out):
-        told = re.findall(r"(\d+) of (\d+) training documents .* removed: other corpora are validated on them", out)
+        told = re.findall(r"(\d+) of (\d+) training documents .* removed: other corpora validate on them", out)
         expected = [(len(gone), len(part - own)) for part, own, gone in zip(parts, validation, removed, strict=True)]
         assert [(int(some), int(of)) for some, of in told] == expected
     config = json.loads((user.folder / "run" / "config.json").read_bytes())
@@ -1216,7 +1216,7 @@ def test_run_whose_folder_is_moved_ends(user):
         run.rename(user.folder / "moved")
 
     moved = user.train(*options, meanwhile=move)
-    assert moved.status == 1 and "moved or removed while the run went on" in moved.err
+    assert moved.status == 1 and "moved or removed during the run" in moved.err
     assert not (run / "summary.json").exists()
     ended = user.run("evaluate", "--workdir=moved")
     assert ended.status == 0, ended.err

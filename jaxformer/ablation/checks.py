@@ -59,7 +59,7 @@ def check_runs(
         parallel: how many will run at a time.
 
     Raises:
-        UserError: an experiment has moved since runs of it were trained, its files or data are missing or cannot be
+        UserError: an experiment has changed since runs of it were trained, its files or data are missing or cannot be
             compared on, or runs to come could not be compared with earlier ones; and as of `plan`.
     """
     earlier = in_another_process(_CHECKS, _check, plan, runs, tuple(allow), retrain, prepare)

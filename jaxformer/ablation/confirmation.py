@@ -80,7 +80,7 @@ def find_answer(promoted: Resolved, runs: Path) -> ledger.Line | None:
     """Returns the ledger's answer on what was promoted by its evidence, whatever it was named; None if there is none.
 
     Raises:
-        UserError: it is not promoted, or it or an ancestor has moved since it was answered.
+        UserError: it is not promoted, or it or an ancestor has changed since it was answered.
     """
     names = {"parent": promoted.parents[0].name, "variant": promoted_variant(promoted).name}
     lines, evidence = ledger.read_ledger(runs), promoted.lineage.evidence

@@ -186,7 +186,7 @@ def _check_not_moved(resolved: Resolved, runs: Sequence[FinishedRun]) -> None:
         changes = differences(science(resolved.experiment), science(run.experiment))
         require(
             not changes,
-            f"{resolved.name} has moved since {run.workdir} was trained ({'; '.join(changes[:5])}); put it back, or "
+            f"{resolved.name} has changed since {run.workdir} was trained ({'; '.join(changes[:5])}); put it back, or "
             "write the new one in a file of its own",
         )
 

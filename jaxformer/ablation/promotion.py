@@ -86,7 +86,7 @@ def promote(
         folder: that the file is written to.
 
     Raises:
-        UserError: it was not kept, it has moved since it was judged, or there is another experiment of that name.
+        UserError: it was not kept, it has changed since it was judged, or there is another experiment of that name.
     """
     one = resolve(found.variant)
     generation = one.generation + 1
@@ -168,7 +168,7 @@ def _check_unmoved(found: Record, one: Resolved, runs: Path) -> None:
             changes += differences(ours, {path: value for path, value in theirs.items() if path not in skipped})
     require(
         not changes,
-        f"{one.name} has moved since it was judged ({'; '.join(changes[:5])}); put it back, or judge it anew",
+        f"{one.name} has changed since it was judged ({'; '.join(changes[:5])}); put it back, or judge it anew",
     )
 
 

@@ -108,7 +108,7 @@ def smaller_sizes(target: Resolved, runs: Path, allow: Collection[str] = ()) -> 
             if science(run.experiment) == science(one.experiment):
                 every.append(run)
             else:
-                notes.append(f"{run.workdir}: {one.name} has moved since it was trained, and it is left out")
+                notes.append(f"{run.workdir}: {one.name} has changed since it was trained, and it is left out")
     alike, others = agreeing(every, allow)
     found = [size_of(one.experiment, [run for run in alike if run.experiment.name == one.name]) for one in below]
     found = [size for size in found if size.runs]

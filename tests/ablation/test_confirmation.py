@@ -145,7 +145,7 @@ def test_what_is_promoted_by_other_evidence_is_asked_again_and_the_line_tells_of
     fake_runs.write_root(runs.parent / "experiments", optimizer__learning_rate=0.0077)
     for name in ("next", "alias"):
         assert confirm.main([name]) == 2
-        assert "has moved since runs/" in (error := capsys.readouterr().err) and error.count("\n") == 1
+        assert "has changed since runs/" in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
 def test_runs_of_other_code_are_refused_and_the_options_that_the_refusal_names_are_there(runs, monkeypatch, capsys):

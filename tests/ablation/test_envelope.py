@@ -300,6 +300,6 @@ def test_runs_at_other_rates_must_share_all_but_the_rate(rates, trained):
         assert found.verdict.word is Word.NOT_COMPARED and found.best_rates
         assert {flag.partition(":")[0] for flag in found.flags} == {kind}
         if kind == "change":
-            with pytest.raises(UserError, match=r"constant~.* has moved since .*seed_1 was trained"):
+            with pytest.raises(UserError, match=r"constant~.* has changed since .*seed_1 was trained"):
                 make_jobs(study, rates / "runs", SECONDS)
     write_json(path, record)

@@ -157,7 +157,7 @@ def test_a_variant_that_moved_since_it_was_judged_is_not_promoted(runs):
     before = path.read_text()
     path.write_text(before.replace("'training.steps': 40", "'training.steps': 50"))
     try:
-        with pytest.raises(UserError, match=r"gated has moved since it was judged \(training.steps: 40 -> 50\)"):
+        with pytest.raises(UserError, match=r"gated has changed since it was judged \(training.steps: 40 -> 50\)"):
             promote(find_comparison(runs, "gated"), runs)
     finally:
         path.write_text(before)

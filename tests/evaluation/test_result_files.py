@@ -221,8 +221,8 @@ def test_finished_run_says_which_tasks_it_has_no_scores_of(experiment_files, uni
     workdir = uninterrupted("best_fit")
     assert main(with_tasks(experiment_files["best_fit"], workdir, task_data)) == 0
     assert capfd.readouterr().err == (
-        "jaxformer: it has no scores of arc_easy,winogrande: `jaxformer evaluate --workdir="
-        f"{workdir} --task=arc_easy,winogrande --data={task_data}` makes them\n"
+        "jaxformer: it has no scores of arc_easy,winogrande; get them by `jaxformer evaluate --workdir="
+        f"{workdir} --task=arc_easy,winogrande --data={task_data}`\n"
     )
 
 

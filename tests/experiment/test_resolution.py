@@ -138,15 +138,15 @@ def test_a_variant_of_a_variant_whose_parent_moved_since_it_was_trained_is_refus
         record(runs, resolved)
     check_earlier_runs(runs, resolve(other))
     write("deep", variant("{'model.depth': 8}"))
-    with pytest.raises(UserError, match=r"deep has moved since .*deep/seed_0 was trained \(model.depth: 7 -> 8\)"):
+    with pytest.raises(UserError, match=r"deep has changed since .*deep/seed_0 was trained \(model.depth: 7 -> 8\)"):
         check_earlier_runs(runs, resolve(other))
     # The same value, of a parent that was another: no longer what was asked.
     write("root", "replace(load_experiment('baseline'), {'training.steps': 900, 'model.depth': 5})")
     write("deep", variant("{'model.depth': 7}"))
-    with pytest.raises(UserError, match=r"deep has moved since .* \(.*4.*7.*5.*7.*"):
+    with pytest.raises(UserError, match=r"deep has changed since .* \(.*4.*7.*5.*7.*"):
         check_earlier_runs(runs, resolve(path)._replace(parents=()))
     write("root", "replace(load_experiment('baseline'), {'training.steps': 901})")
-    with pytest.raises(UserError, match=r"has moved since .* \(training.steps: 900 -> 901\)"):
+    with pytest.raises(UserError, match=r"has changed since .* \(training.steps: 900 -> 901\)"):
         check_earlier_runs(runs, resolve(other))
 
 

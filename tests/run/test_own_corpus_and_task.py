@@ -141,15 +141,17 @@ def test_other_code_of_a_reader_is_another_run_and_of_a_task_another_task(user):
     (RUN / "summary.json").rename("summary.json")
     user.edit("own_chats.py", "#{number}", "-{number}")
     status, error = user.run(main, *OPTIONS)
-    assert status == 2 and "talk has moved since runs/talk/seed_3 was trained (corpus.kind.code: " in error
+    assert status == 2 and "talk has changed since runs/talk/seed_3 was trained (corpus.kind.code: " in error
     user.edit("own_chats.py", "-{number}", "#{number}")
     user.edit("talk.py", 'f" {word}"', 'f" {word}."')
     status, error = user.run(main, *OPTIONS)
-    assert status == 2 and "the data of last have changed since it was begun, or your code for them; put back" in error
+    assert (
+        status == 2 and "the data of last have changed since it was begun, or your code for them; restore them" in error
+    )
     Path("summary.json").rename(RUN / "summary.json")
     for arguments in ((), ("--task=last", "--data=rows")):
         status, error = user.run(evaluate, WORKDIR, *arguments)
-        assert (status, error.count("\n")) == (2, 1) and "is code of talk.py, which is not known here" in error
+        assert (status, error.count("\n")) == (2, 1) and "is code of talk.py, which is unknown here" in error
     assert user.run(generate, WORKDIR, "--prompt=a", "--tokens=2") == (0, "")
     changed = (WORKDIR, "--task=last", "--data=rows", "--code=talk.py")
     assert "last.json: it holds the scores of other items" in user.run(evaluate, *changed)[1]

@@ -201,7 +201,7 @@ def test_resumed_run_profiles_what_is_left_of_the_steps_and_else_says_so(profili
     assert "are profiled" not in printed.out and printed.err == ""
     (workdir / "profile" / "kernels.txt").unlink()
     assert main(profiling(workdir, "5:8")) == 0
-    assert "jaxformer: steps 5 to 8 are not profiled: the run goes on with step 9\n" in capsys.readouterr().err
+    assert "jaxformer: steps 5 to 8 are not profiled: the run resumes at step 9\n" in capsys.readouterr().err
 
 
 def test_run_that_stops_within_the_steps_leaves_no_table(profiling, tmp_path):
