@@ -216,8 +216,8 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
     """Returns the experiment of a run folder, and its `config.json`.
 
     Raises:
-        UserError: there is none, it is damaged, or made with a part whose code is unknown here; an unknown reader or task
-            is refused only where it is used.
+        UserError: there is none, it is damaged, or made with a part whose code is unknown here; an unknown reader or
+            task is refused only where it is used.
     """
     advice = "give the folder of a run"
     if workdir.name.isdecimal() and workdir.parent.name == "checkpoints":

@@ -85,7 +85,7 @@ def test_a_promoted_variant_that_diverges_where_its_parent_does_not_is_not_confi
 
 def test_what_cannot_be_confirmed_is_one_line_and_nothing_is_recorded(runs, capsys):
     for arguments, message in (
-        (["gated"], "gated is no promoted variant; `jaxformer promote` makes one"),
+        (["gated"], "gated is not a promoted variant; promote one with `jaxformer promote`"),
         (["next", "--seeds=1"], "must lie in [2, 100]"),
         (["nxt"], "unknown experiment 'nxt'; did you mean next?"),
     ):

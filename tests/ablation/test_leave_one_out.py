@@ -169,4 +169,4 @@ def test_one_kept_change_is_no_question_and_what_is_needed_is_named_and_left_in(
     fake_runs.write_variant(folder / "experiments", "share", {"optimizer.decay_share": 0.4}, parent="wsd")
     fake_runs.write_experiment(folder / "experiments", "shared", promoted("share", "gen1", 2000))
     assert leave_one_out("shared", 3, 3).variants == ("shared_without_share",)
-    assert "not left out: shared cannot be without wsd, since share needs it" in capsys.readouterr().err
+    assert "not left out: wsd cannot be left out of shared, since share needs it" in capsys.readouterr().err

@@ -273,12 +273,12 @@ def test_a_name_that_no_folder_is_given_is_refused(name):
 
 @pytest.mark.parametrize("values", [{"name": "swiglu"}, {"name": "baseline", "model.width": "64"}])
 def test_no_run_takes_the_name_of_an_experiment_that_it_is_not(values):
-    with pytest.raises(UserError, match=f"name '{values['name']}' is that of an experiment, which this is not"):
+    with pytest.raises(UserError, match=f"name '{values['name']}' belongs to another experiment"):
         resolve("baseline", values)
 
 
 def test_no_run_takes_the_name_of_its_own_file_wherever_that_lies_unless_it_is_that(write):
     path = write("mine", "load_experiment('baseline')")
     assert resolve(path, {"name": "mine"}).name == "mine"
-    with pytest.raises(UserError, match="name 'mine' is that of an experiment, which this is not"):
+    with pytest.raises(UserError, match="name 'mine' belongs to another experiment"):
         resolve(path, {"name": "mine", "model.width": "64"})

@@ -225,7 +225,7 @@ def test_profile_lies_within_one_phase(experiment_files):
     phases = (Phase(start=0.5, rows_per_step=8),)
     for steps in ("5:6", "7:8"):
         replace(one, {"training.phases": phases, "training.profile": steps})
-    with pytest.raises(UserError, match=r"profile \(6:7\) must lie within one phase, and step 7 begins another"):
+    with pytest.raises(UserError, match=r"profile \(6:7\) must lie within one phase, but step 7 begins another"):
         replace(one, {"training.phases": phases, "training.profile": "6:7"})
 
 
