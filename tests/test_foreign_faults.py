@@ -1321,7 +1321,7 @@ def test_one_unreadable_run_leaves_the_others_their_report(researcher):
         "root/seed_4": "`jaxformer evaluate --workdir=runs/root/seed_4` makes it",
         "normed/seed_3": "has no field hyper_connections); train it anew",
         "warm/seed_3": "`jaxformer evaluate --workdir=runs/warm/seed_3` makes it",
-        "warm/seed_4": "a link to what is not there",
+        "warm/seed_4": "a broken link",
     }.items():
         (line,) = (line for line in ended.err.splitlines() if f"runs/{folder}" in line)
         assert advice in line and f"runs/{folder}" in page, line

@@ -162,7 +162,7 @@ def test_runs_of_other_code_are_refused_and_the_options_that_the_refusal_names_a
     assert confirm.main(["next", "--seeds=3", "--plan"]) == 2
     advised = re.findall(r"--(?:retrain|allow=\w+)", capsys.readouterr().err)
     assert advised == ["--retrain", "--allow=code"]
-    for option, noticed in zip(advised, ("1 to be kept aside", ""), strict=True):
+    for option, noticed in zip(advised, ("1 to be set aside", ""), strict=True):
         assert confirm.main(["next", "--seeds=3", "--plan", option]) == 0
         assert noticed in (error := capsys.readouterr().err) and bool(error) == bool(noticed)
     assert confirm.main(["next", "--seeds=2"]) == 2 and "code: " in capsys.readouterr().err

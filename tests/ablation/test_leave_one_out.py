@@ -98,7 +98,7 @@ def test_a_run_of_the_root_that_cannot_be_read_is_named_and_its_runs_are_the_stu
     path.write_bytes(b"")
     found = judge_study(outcome.study, folder / "runs")
     path.write_bytes(before)
-    assert found.unread == (f"{path}: steps are missing; train the run anew",) and found.composition.total
+    assert found.unread == (f"{path}: steps are missing; train the run again",) and found.composition.total
     assert judge("gen2", "gen2_without_wsd", folder / "runs").comparison.verdict.word is Word.REVERT
 
 
@@ -164,7 +164,7 @@ def test_what_cannot_be_known_is_not_shown_and_a_removal_that_fails_means_that_t
 
 def test_one_kept_change_is_no_question_and_what_is_needed_is_named_and_left_in(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    with pytest.raises(UserError, match="gen1 keeps one change, wsd, and is root without it: compare the two"):
+    with pytest.raises(UserError, match="gen1 keeps only one change, wsd: compare it with root"):
         leave_one_out("gen1", 3, 3)
     fake_runs.write_variant(folder / "experiments", "share", {"optimizer.decay_share": 0.4}, parent="wsd")
     fake_runs.write_experiment(folder / "experiments", "shared", promoted("share", "gen1", 2000))

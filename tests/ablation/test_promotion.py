@@ -170,7 +170,7 @@ def test_the_newest_comparison_counts_whatever_seeds_it_has_and_a_study_by_name_
     other.write_text(json.dumps({**record, "verdict": {**record["verdict"], "word": "UNDECIDED"}, "seeds": [0]}))
     assert find_comparison(runs, "gated").word is Word.UNDECIDED
     assert main(["gated", "--parent=root", "--variants=gated,normed"]) == 2
-    assert "another study than this one judged gated last: UNDECIDED: " in capsys.readouterr().err
+    assert "another study judged gated last: UNDECIDED: " in capsys.readouterr().err
     path.write_bytes(content)
     assert find_comparison(runs, "gated", study=STUDY) == find_comparison(runs, "gated")
     other.write_text("{")

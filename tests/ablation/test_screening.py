@@ -82,7 +82,10 @@ def test_each_row_is_the_parent_with_the_changes_that_are_on(write, tmp_path):
             {"relu": variant("{'model.norm': 'layernorm', 'model.activation': 'relu2'}", bundle="'one'")},
             "both set model.n",
         ),
-        ({"normed_capped": variant("{'model.logit_soft_cap': 9.0}", parent="normed")}, "is no single change of root"),
+        (
+            {"normed_capped": variant("{'model.logit_soft_cap': 9.0}", parent="normed")},
+            "is not a single change of root",
+        ),
         (
             {
                 "narrow": variant("{'model.feed_forward_width': 96}"),
@@ -123,7 +126,7 @@ def test_what_is_no_screening_is_refused(fields, message):
 def test_a_study_of_another_kind_is_refused(write, tmp_path):
     path = tmp_path / "experiments" / "studies" / "plain.py"
     path.write_text("from jaxformer import Study\nSTUDY = Study(parent='root', variants=('normed',))\n")
-    with pytest.raises(UserError, match="this is no screening: `jaxformer ablate --study=plain` runs it"):
+    with pytest.raises(UserError, match="this is not a screening: `jaxformer ablate --study=plain` runs it"):
         load_screening("plain")
     path.write_text(
         f"from jaxformer import Screening\nSTUDY = Screening(parent='root', variants={SCREENING.variants})\n"
@@ -210,17 +213,17 @@ def test_the_parent_is_named_as_its_runs_are(write, tmp_path):
     assert {one.name.rpartition("@")[2] for one in rows} == {"normed"}
     assert {job.workdir.parent.name for job in screening_jobs(screening, rows, tmp_path)} == {one.name for one in rows}
     assert describe_runs(screening, rows)["seeds"] == [FIRST_SCREENING_SEED]
-    with pytest.raises(UserError, match=r"names its experiments, and experiments/root\.py is a path"):
+    with pytest.raises(UserError, match=r"takes names of experiments, not a path: experiments/root\.py"):
         Screening(parent="experiments/root.py", variants=screening.variants)
 
 
 def test_the_change_that_diverges_is_named(tmp_path, monkeypatch):
     rows = named_rows()
     values_of(rows, monkeypatch, np.zeros(4), tmp_path, diverged=("capped",))
-    with pytest.raises(UserError, match="4 of the 8 runs of a seed diverged, all those with capped and no other"):
+    with pytest.raises(UserError, match="4 of the 8 runs of a seed diverged, exactly those with capped"):
         read_result(SCREENING, rows, tmp_path)
     values_of(rows, monkeypatch, np.zeros(4), tmp_path, diverged=("capped", "layer"))
-    with pytest.raises(UserError, match=r"6 of the 8 .* no variant is in all those"):
+    with pytest.raises(UserError, match=r"6 of the 8 .* no single variant explains them"):
         read_result(SCREENING, rows, tmp_path)
     values_of(rows, monkeypatch, np.zeros(4), tmp_path)
     monkeypatch.setattr(module, "final_bits_per_byte", lambda folder: None)

@@ -98,7 +98,7 @@ def test_no_run_needs_one_that_the_study_does_not_make(folder, tmp_path):
 
 def test_an_experiment_of_several_processes_is_no_job(tmp_path):
     spread = with_overrides(resolve("root"), {"mesh.processes": "2", "mesh.data": "2"})
-    with pytest.raises(UserError, match=r"root: mesh\.processes = 2, and a queue starts one for each run"):
+    with pytest.raises(UserError, match=r"root: mesh\.processes = 2, but a queue starts one process for each run"):
         make_job(spread, 0, tmp_path, 1.0)
 
 
@@ -308,7 +308,7 @@ def test_a_variant_of_a_variant_without_runs_is_not_compared_and_the_reason_is_g
     words = {one.variant: (one.verdict.word, one.verdict.reason) for one in outcome.comparisons}
     assert words["gated"][0] is Word.REVERT
     word, reason = words["gated_deep"]
-    assert word is Word.NOT_COMPARED and reason.startswith("gated, which it changes, has no finished run")
+    assert word is Word.NOT_COMPARED and reason.startswith("its parent, gated, has no finished run")
     assert "its seed 0 diverged" in reason
     assert len(outcome.unread) == 1 and "unknown experiment 'nowhere'" in outcome.unread[0]
     assert decision_table(outcome)

@@ -81,7 +81,7 @@ def test_open_questions_are_ranked_and_answered_and_others_are_told(ranking):
     assert by_name["promising"]["kept"] > 0.5 > by_name["hopeless"]["kept"]
     assert found["closed"] == {"good": "KEEP"}
     assert set(found["refused"]) == {"again", "deeper", "invalid"}
-    assert "it is asked of good" in found["refused"]["deeper"] and "same as" in found["refused"]["again"]
+    assert "it changes good" in found["refused"]["deeper"] and "same as" in found["refused"]["again"]
     assert [each["variant"] for each in found["calibration"]["answered"]] == ["good"], "open is measured, and goes on"
 
 

@@ -137,14 +137,14 @@ def test_what_diverges_on_the_first_seed_is_not_trained_on_the_next(trained, mon
     monkeypatch.setattr(screening, "has_diverged", lambda folder: bool(trained) and "capped" in folder.parent.name)
     assert screen.main(["--study=three"]) == 2
     error = capsys.readouterr().err
-    assert "all those with capped and no other" in error and error.count("\n") == 1 and len(trained) == 8
+    assert "exactly those with capped" in error and error.count("\n") == 1 and len(trained) == 8
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--study=thre"], "unknown study 'thre'; did you mean"),
-        (["--study=first"], "this is no screening: `jaxformer ablate --study=first` runs it"),
+        (["--study=first"], "this is not a screening: `jaxformer ablate --study=first` runs it"),
         (["--study=three", "--parallel=0"], "--parallel (0) must be at least 1"),
         (["--study=three", "--price=-1"], "--price (-1.0) must be a price"),
         (["--study=three", "--hours=0"], "--hours (0.0) must be above 0"),
@@ -159,4 +159,4 @@ def test_a_path_in_a_study_is_refused_before_anything_is_named_after_it(trained,
     path = place / "experiments" / "studies" / "three.py"
     path.write_text(path.read_text().replace("'root'", "'experiments/root.py'"))
     assert screen.main(["--study=three"]) == 2 and not trained
-    assert "names its experiments, and experiments/root.py is a path" in capsys.readouterr().err
+    assert "takes names of experiments, not a path: experiments/root.py" in capsys.readouterr().err
