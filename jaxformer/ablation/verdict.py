@@ -52,7 +52,7 @@ class Rule:
 
     def describe(self) -> str:
         """Returns in words what the decision is based on."""
-        margin = f"the worth of {self.equal_tokens:.0%} of the tokens on the parent's own loss curve"
+        margin = f"what {self.equal_tokens:.0%} of the tokens are worth on the parent's own loss curve"
         return (
             "The difference of validation bits per byte, variant minus parent, decides; negative is better. Both have "
             "the parent's learning rate or, where a note says so, each its best one. With a probability of 95%, all "

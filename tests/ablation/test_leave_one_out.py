@@ -139,7 +139,7 @@ def test_what_is_made_of_what_is_shown_everywhere(outcome):
     assert f"{outcome.composition.parts[0].now.mean:+.4f}" in row
     with drawing():
         assert draw_composition(outcome) is not None
-    assert "overlap" in text and "The total is not known" not in text
+    assert "overlap" in text and "The total is unknown" not in text
 
 
 def test_what_cannot_be_known_is_not_shown_and_a_removal_that_fails_means_that_the_change_stays(
@@ -159,7 +159,7 @@ def test_what_cannot_be_known_is_not_shown_and_a_removal_that_fails_means_that_t
     assert (
         made_of.total is made_of.overlap is None and "gen2 and root are not compared: environment: " in made_of.why_not
     )
-    assert "The total is not known: gen2 and root are not compared" in " ".join(decision_table(outcome).split())
+    assert "The total is unknown: gen2 and root are not compared" in " ".join(decision_table(outcome).split())
 
 
 def test_one_kept_change_is_no_question_and_what_is_needed_is_named_and_left_in(folder, monkeypatch, capsys):

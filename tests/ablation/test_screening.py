@@ -234,24 +234,25 @@ def test_the_change_that_diverges_is_named(tmp_path, monkeypatch):
 def test_the_plan_recommends_by_what_is_expected_beside_the_noise(write):
     parent, *variants = module.resolve_variants(SCREENING)
     for noise, words in (
-        (0.2, "Screening is the better way"),
-        (0.02, "Screening is not the better way"),
-        (float("nan"), "depends on the noise"),
+        (0.2, "Screening is the better method"),
+        (0.02, "Screening is not the better method"),
+        (float("nan"), "depends on the seed noise"),
     ):
         sentences = describe_plan(SCREENING, parent, variants, noise, 0.5)
-        assert words in sentences[-1] and "on 11 other seeds, which takes about 5.50 device hours" in sentences[-2]
+        assert words in sentences[-1] and "on 11 other seeds. That takes about 5.50 device hours" in sentences[-2]
     assert (
-        "finds more with so few changes" in sentences[-3] and "8 runs on each of 2 seeds, resolution IV" in sentences[0]
+        "With so few changes, one seed finds more" in sentences[-3]
+        and "8 runs on each of 2 seeds, resolution IV" in sentences[0]
     )
-    few = "Screening is not the better way with fewer than 11 changes and hours for no more than 3 seeds of each: "
-    few += "take one seed"
+    few = "Screening is not the better method with fewer than 11 changes and hours for at most 3 seeds of each: "
+    few += "train one seed"
     for hours, words in (
         (7.5, few),
-        (7.6, "Screening is the better way"),
+        (7.6, "Screening is the better method"),
     ):  # Three seeds of four changes and the parent take 7.5.
         assert describe_plan(SCREENING, parent, variants, 0.2, 0.5, hours)[-1].startswith(words)
     three = dataclasses.replace(SCREENING, variants=SCREENING.variants[:3])
     sentences = describe_plan(three, parent, variants[:3], 0.2, 0.5)
-    assert sentences[-1].startswith("Screening is not the better way with fewer than 4 changes: take one seed")
+    assert sentences[-1].startswith("Screening is not the better method with fewer than 4 changes: train one seed")
     aliased = dataclasses.replace(SCREENING, variants=tuple("abcdefghijk"))
-    assert "aliased with interactions of other changes: up to 0.17 of those of 45 pairs" in describe_aliases(aliased)
+    assert "aliased with other changes: up to 0.17 of the interactions of 45 pairs" in describe_aliases(aliased)

@@ -151,7 +151,7 @@ def test_it_stops_where_nothing_pays_and_more_runs_to_come_save_more(ranking, ca
 def test_a_person_reads_it_in_80_columns_with_the_command_last(ranking, capsys):
     assert command.main(["--parent=root", "--target_hours=1000"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80 and lines[0] == "What to ask of root next"
+    assert max(map(len, lines)) <= 80 and lines[0] == "What to try next on root"
     assert lines[-1].startswith("jaxformer ablate --parent=root --variants=promising")
 
 

@@ -66,7 +66,7 @@ def test_the_plan_trains_nothing(trained, capsys):
     )
     assert (
         "resolution IV" in out
-        and "Screening is not the better way with fewer than 4 changes: take one seed of each" in out
+        and "Screening is not the better method with fewer than 4 changes: train one seed of each" in out
     )
     assert screen.main(["--study=three", "--plan", "--json", "--parallel=2"]) == 0
     planned = json.loads(capsys.readouterr().out)
@@ -78,7 +78,7 @@ def test_the_plan_recommends_by_the_hours(trained, place, capsys):
     path = place / "experiments" / "studies" / "three.py"
     path.write_text(path.read_text().replace("seeds=2", "seeds=1"))
     assert screen.main(["--study=three", "--plan", "--hours=12"]) == 0 and not trained
-    assert "and hours for no more than 3 seeds of each" in " ".join(capsys.readouterr().out.split())
+    assert "and hours for at most 3 seeds of each" in " ".join(capsys.readouterr().out.split())
 
 
 def test_rows_are_trained_seed_by_seed_and_what_survives_is_to_be_confirmed(trained, place, capsys):
@@ -128,7 +128,7 @@ def test_a_screening_that_was_killed_goes_on_where_it_was(place, monkeypatch, ca
     assert screen.main(["--study=three"]) == 0
     assert len(started) == len({*started}) == 16, "nothing is trained twice"
     out = capsys.readouterr().out
-    assert out.startswith("11 runs to go") and "Confirm what survives" in out
+    assert out.startswith("11 runs to go") and "Confirm the survivors" in out
     assert screen.main(["--study=three", "--hours=0.1"]) == 0, "what is trained is shown, whatever it took"
     assert "0.00 device hours are left, too few to confirm untied" in capsys.readouterr().out
 

@@ -185,7 +185,7 @@ def test_what_exceeds_the_budget_is_not_proposed(capsys):
     assert command.main(["--variants=unasked", "--target=target", "--effect=0.03", "--budget=0.0001"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert text.count("nothing suffices within 0.0001 device hours") == 2 and "jaxformer ablate" not in text
-    assert re.search(r"3 seeds of \w+ alone decide nothing: their sign is", text)
+    assert re.search(r"3 seeds of \w+ alone decide nothing: their sign matches", text)
 
 
 def test_at_24_seeds_of_each_nothing_is_proposed_and_a_line_says_why():
@@ -194,7 +194,7 @@ def test_at_24_seeds_of_each_nothing_is_proposed_and_a_line_says_why():
     designs = transfer.cheapest_design([one for _, one in options], 0.03)
     proposal = proposal_of(found)._replace(options=options, designs=designs)
     text = " ".join(" ".join(describe_transfer(found._replace(proposal=proposal))).split())
-    assert "within reach, or they have 24 seeds already" in text and "at the target itself: it has 24 seeds" in text
+    assert "close enough to it, or they have 24 seeds" in text and "at the target itself: it has 24 seeds" in text
 
 
 def test_each_size_is_resolved_once_for_all_variants(capsys, monkeypatch):
@@ -216,7 +216,7 @@ def test_with_two_sizes_nothing_is_known_and_the_cheapest_design_is_printed_at_8
     commands = [line.strip() for line in lines if line.startswith("      ")]
     assert any(line.startswith("jaxformer ablate --parent=middle --variants=good --seeds=") for line in commands)
     assert max(len(line) for line in lines if line.strip() not in commands) < 80
-    assert any("nothing tuned the learning rate of tiny, little" in line for line in lines)
+    assert any("the learning rate of tiny, little is untuned" in line for line in lines)
     assert (place / lines[-1]).read_bytes().startswith(b"\x89PNG")
 
 

@@ -92,7 +92,7 @@ def test_the_same_runs_twice_are_two_sides_that_are_named_by_their_folders(folde
     assert any(text.startswith("code: ") for text in contrast.reservations)
     described = describe_contrast(contrast)
     assert described.heading == f"{runs[2].workdir} beside {runs[0].workdir}"
-    assert described.lines[0] == ("differs by", ["nothing that decides what is learned"])
+    assert described.lines[0] == ("differs by", ["nothing that affects what is learned"])
 
 
 def test_why_there_is_no_difference_is_said(folder):
