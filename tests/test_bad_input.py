@@ -597,7 +597,7 @@ ARGUMENTS = {
     "--evaluation.sample_tokens=-1": "evaluation.sample_tokens (-1)",
     f"--evaluation.sample_tokens={2**40}": f"evaluation.sample_tokens ({2**40})",
     "--name=a/b": "name 'a/b': a run folder is named after it",
-    "--name=swiglu": "name 'swiglu' is that of an experiment",
+    "--name=swiglu": "name 'swiglu' belongs to another experiment",
     "--question": "question",
 }
 

@@ -134,7 +134,7 @@ def test_what_cannot_be_promoted_is_refused(write, tmp_path, monkeypatch, change
     [
         (("wsd", "share"), "wsd", "wsd cannot be left out of gen2, since share needs it: .* ignores it"),
         (("faster", "fixed"), "faster", "gen2 is the same without faster: a later change, or"),
-        (("wsd", "faster"), "muon", "gen2 keeps wsd, faster, and no muon"),
+        (("wsd", "faster"), "muon", "gen2 keeps wsd, faster, but not muon"),
         (("wsd", "faster"), "wsd@root", "it cannot be applied to root"),
     ],
 )
