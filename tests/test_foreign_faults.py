@@ -1526,7 +1526,7 @@ def test_what_cannot_be_scored_or_written_is_refused_before_anything_is_scored(e
         write_task(evaluator, "others", [winogrande("mu")], "winogrande")
         other = evaluator.run("evaluate", "--workdir=run", "--task=winogrande", "--data=others")
         assert other.status == 0, other.err
-        message = "winogrande.json: it holds the scores of other items"
+        message = "winogrande.json: it has the scores of other items"
     elif fault == "damaged results":
         evaluator.write("run/evaluations/step_4/winogrande.json", '{"task": ')
         message = "winogrande.json: unreadable"
@@ -1600,7 +1600,7 @@ def test_scores_in_the_way_of_the_last_evaluation_are_refused_before_training(ev
     (evaluator.folder / "run/summary.json").unlink()
     options = ("--evaluation.task_data=tasks", "--evaluation.tasks=arc_easy")
     ended = evaluator.train(*options)
-    assert ended.status == 2 and "arc_easy.json: it holds the scores of other items" in ended.err
+    assert ended.status == 2 and "arc_easy.json: it has the scores of other items" in ended.err
     assert "resumed" not in ended.out and len(ended.err.splitlines()) == 1
 
 

@@ -120,7 +120,7 @@ def test_what_was_compared_at_its_best_rate_is_confirmed_at_that_of_each_arm(run
         fake_runs.write_run(runs, at_best, seed, effect=-0.05, tasks=())
         fake_runs.write_run(runs, resolve("next"), seed, effect=-0.05, tasks=())
     found = confirmation.confirm(planned, runs)
-    assert found["answer"] == "NOT CONFIRMED" and f"root at {2 * own:.3g}, the learning rate that" in found["reason"]
+    assert found["answer"] == "NOT CONFIRMED" and f"root at {2 * own:.3g}, the learning rate found" in found["reason"]
     assert found["learning_rates"] == {"parent": 2 * own, "variant": 3 * own}
     assert abs(found["difference"]["mean"]) < 0.01
 

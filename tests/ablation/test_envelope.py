@@ -145,7 +145,7 @@ def test_a_rate_that_diverges_is_an_answer_and_no_failure(folder, at_once):
     assert {status.state.value for status in statuses} == {"finished"}
     (found,) = judge_study(study, runs).comparisons
     assert found.verdict.word is not Word.REVERT and found.best_rates[0].bits_per_byte[2] == math.inf
-    assert any("root is taken at" in note and "a neighbour diverged" in note for note in found.notes)
+    assert any("root is taken at" in note and "a neighbouring rate diverged" in note for note in found.notes)
 
 
 def test_what_diverges_at_its_own_rate_has_a_q_value_and_counts_in_that_of_others(folder):

@@ -164,7 +164,7 @@ def test_runs_of_other_code_are_left_out_by_name_unless_allowed(ladder):
     path.write_text(json.dumps(record))
     sizes, notes = smaller_sizes(resolve("root_d4"), ladder)
     assert [len(one.runs) for one in sizes] == [2, 2, 1] and sizes[-1].runs[0].seed == 1
-    assert [note.partition("; ")[2] for note in notes] == ["--allow=code takes it"]
+    assert [note.partition("; ")[2] for note in notes] == ["--allow=code includes it"]
     assert "root_d3/seed_0: left out, unlike most runs of the sizes in code" in notes[0]
     sizes, notes = smaller_sizes(resolve("root_d4"), ladder, ["code"])
     assert [len(one.runs) for one in sizes] == [2, 2, 2] and not notes

@@ -127,7 +127,7 @@ def test_what_was_judged_on_another_parent_than_its_files_is_promoted_on_that(ru
     assert science(found.experiment) == science(judged.experiment)
 
     fake_runs.write_variant(experiments, "later_gen", change)
-    with pytest.raises(UserError, match="third_gen would be later_gen, and later_gen@root was judged"):
+    with pytest.raises(UserError, match="third_gen would be later_gen, but later_gen@root was judged"):
         promote(find_comparison(runs, "later_gen"), runs, name="third_gen")
     assert not (experiments / "third_gen.py").exists()
 
@@ -140,7 +140,7 @@ def test_what_was_judged_on_another_parent_than_its_files_is_promoted_on_that(ru
         (["gated", "--parent=other"], "no study of other has judged gated"),
         (["gated", "--name=normed"], "normed.py: it exists, and is never overwritten"),
         (["gated", "--name=baseline"], "has that name; give another"),
-        (["gated", "--name=../gen"], "it must be of letters"),
+        (["gated", "--name=../gen"], "use letters"),
         (["gated", "--study=laptop", "--parent=root"], "not both"),
     ],
 )
@@ -204,7 +204,7 @@ def test_what_the_disk_does_not_take_is_no_evidence_of_a_verdict(runs, monkeypat
     monkeypatch.setattr(records, "write_whole", refuse)
     judge_study(STUDY, runs)
     assert read_ledger(runs)[-1]["comparison"] == "" and path.read_bytes() == before
-    assert f"{path}: No space left on device; it is not kept" in capsys.readouterr().err
+    assert f"{path}: No space left on device; the report is made without this file" in capsys.readouterr().err
 
 
 def test_a_verdict_is_appended_where_it_is_new(runs):

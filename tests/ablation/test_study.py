@@ -260,7 +260,7 @@ def test_the_table_shows_the_margin_the_noise_and_every_decision(folder):
         ("STUDY =", "invalid syntax"),
         ("STUDY = Study(parent='root', variants=1)", "variants must be a tuple, not 1"),
         ("STUDY = Study(parent='root', variants=(1,))", "variants.0 must be of type str, not 1"),
-        ("STUDY = Study(parent='experiments/root.py', variants=('a',))", "is a path"),
+        ("STUDY = Study(parent='experiments/root.py', variants=('a',))", "not a path: experiments/root"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
     ],
 )

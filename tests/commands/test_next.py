@@ -124,7 +124,7 @@ def test_a_measurement_of_an_open_question_narrows_its_interval_and_does_not_cal
 
 def test_the_share_of_tokens_is_that_of_the_rule(ranking, monkeypatch):
     monkeypatch.setattr(report, "Rule", lambda: Rule(equal_tokens=0.05))
-    assert "where 5% more tokens are worth" in " ".join(ranking_text(ranking, 10, 80).split())
+    assert "5% more tokens are worth" in " ".join(ranking_text(ranking, 10, 80).split())
 
 
 def test_what_was_found_of_an_ancestor_is_named_and_keeps_a_question_open(capsys):
@@ -177,7 +177,7 @@ def test_who_is_to_stop_reads_why_and_from_which_hours_on_asking_would_pay(ranki
     [
         ([], "required: --parent"),
         (["--parent=rot"], "unknown experiment 'rot'"),
-        (["--parent=other"], "no run of other is finished"),
+        (["--parent=other"], "no finished run of other"),
         (["--parent=root", "--target=bas"], "unknown experiment 'bas'"),
         (["--parent=root", "--target_hours=-1"], "--target_hours (-1.0) must be above 0"),
         (["--parent=root", "--target_hours=nan"], "--target_hours (nan) must be above 0"),

@@ -213,7 +213,7 @@ def test_scores_on_changed_data_are_not_taken_for_the_same(scored, experiment_fi
     assert main(arguments) == 2
     kept = (tmp_path / "run" / "evaluations" / "step_12" / "arc_easy.json").read_bytes()
     status, _, error = evaluate(capfd, "--workdir", tmp_path / "run", "--task=arc_easy", "--data", tmp_path / "tasks")
-    assert status == 2 and "arc_easy.json: it holds the scores of other items (" in error
+    assert status == 2 and "arc_easy.json: it has the scores of other items (" in error
     assert (tmp_path / "run" / "evaluations" / "step_12" / "arc_easy.json").read_bytes() == kept
 
 
@@ -265,7 +265,7 @@ def test_command_needs_the_run_folder_alone_to_score_another_task(scored, tmp_pa
         (["--task=helaswag", "--data=."], "did you mean hellaswag"),
         (["--task=hellaswag", "--data=."], "the folder holds no hellaswag.jsonl"),
         (["--task=hellaswag", "--data=missing"], "no such file or folder"),
-        (["--data=README.md", "--task=arc_easy"], "of no known kind"),
+        (["--data=README.md", "--task=arc_easy"], "unknown kind"),
         (["--data=README.md"], "one file for 2 tasks (arc_easy, winogrande); give a folder, or a task"),
         (["--data=.", "--task=,"], "--task names no task"),
     ],

@@ -30,7 +30,7 @@ def test_difference_of_two_runs_is_paired_by_document_and_no_evidence(folder):
         size += documents.text_bytes.sum()
     np.testing.assert_allclose(contrast.difference.mean, differing / size)
     assert contrast.seeds == 1 and not contrast.difference.seeds_counted
-    assert any(text.startswith("seeds: one") for text in contrast.reservations)
+    assert any(text.startswith("seeds: only one") for text in contrast.reservations)
     assert "ad hoc, not evidence:" in dict(describe_contrast(contrast).lines)["verdict"]
 
 

@@ -353,7 +353,7 @@ def with_fewer_rows(folder, rows=399):
             "no tokenizer.model and no tokenizer.json, so that",
         ),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "not whole, or no file of safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "incomplete, or no safetensors file"),
         (
             lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
             "model_type = 'bert': not a model",
