@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import itertools
 import pkgutil
 import re
 from pathlib import Path
@@ -18,7 +17,6 @@ from jaxformer.evaluation.tasks import load_task
 from jaxformer.experiment.command_line import parse_arguments
 from jaxformer.experiment.experiment import make_state
 from jaxformer.experiment.resolution import load_experiment, resolve
-from jaxformer.huggingface.model_card import USE
 from jaxformer.optimizer import make_optimizer
 from jaxformer.record import flatten
 from jaxformer.step import train_step
@@ -56,6 +54,7 @@ CODE = [
 ]
 FIELDS = flatten(load_experiment("baseline")) | flatten(load_experiment("mixture_of_experts"))
 FIELDS |= {"training.phases": ()}  # It has no leaves where there are none.
+FIELDS |= {"model.activation.power": 1.5, "corpus.parts.1.weight": 1.0}  # Of examples.
 
 
 def commands(pattern: str) -> list[tuple[str, list[str]]]:
@@ -80,8 +79,11 @@ def check_options(arguments: list[str], known: str) -> None:
 def test_the_examples_of_variants_are_of_the_experiments():
     variant, _ = EXAMPLES
     assert variant in (ROOT / "experiments" / "swiglu.py").read_text(encoding="utf-8")
-    *_, phases = examples_of("docs/reference/experiments.md")
-    assert phases in (ROOT / "experiments" / "row_length_ramp.py").read_text(encoding="utf-8")
+    (variant,) = examples_of("docs/reference/experiments.md")
+    assert variant.partition("EXPERIMENT")[2] in (ROOT / "experiments" / "swiglu.py").read_text(encoding="utf-8")
+    phases, *_ = examples_of("docs/how_to/phases.md")
+    ramp = (ROOT / "experiments" / "row_length_ramp.py").read_text(encoding="utf-8")
+    assert phases.partition("EXPERIMENT")[2] in ramp
 
 
 def batch_of_ones() -> Batch:
@@ -102,15 +104,15 @@ def test_the_library_example_runs_a_step():
 
 
 def test_the_example_of_a_trained_model_writes_and_scores(uninterrupted, compiled, capsys):
-    names, (_, example) = {}, examples_of("docs/how_to/evaluation.md")
+    names, (*_, example) = {}, examples_of("docs/how_to/evaluation.md")
     run = uninterrupted("best_fit")
     capsys.readouterr()
-    exec(example.replace("runs/baseline/seed_0", str(run)), names)
+    exec(example.replace("runs/first/seed_0", str(run)), names)
     assert capsys.readouterr().out == names["trained"].generate("class Reader:", names["sampling"])
 
 
 def test_the_example_of_an_own_optimizer_is_an_experiment(tmp_path):
-    _, example, _ = examples_of("docs/reference/experiments.md")
+    example, *_ = examples_of("docs/how_to/optimizer.md")
     (tmp_path / "lion.py").write_text(example, encoding="utf-8")
     config = resolve(str(tmp_path / "lion.py")).experiment.optimizer
     assert repr(config.name) == "Lion(beta=0.95)"
@@ -119,7 +121,7 @@ def test_the_example_of_an_own_optimizer_is_an_experiment(tmp_path):
 
 
 def test_the_example_of_an_own_reader_reads_chats(tmp_path, monkeypatch):
-    (example,) = examples_of("docs/how_to/corpus.md")
+    (example,) = [each for each in examples_of("docs/how_to/corpus.md") if each.startswith("# chats.py")]
     (tmp_path / "my_chats.py").write_text(example, encoding="utf-8")
     (tmp_path / "chats").mkdir()
     (tmp_path / "chats" / "a.log").write_text("hello\n\nand goodbye")
@@ -129,16 +131,16 @@ def test_the_example_of_an_own_reader_reads_chats(tmp_path, monkeypatch):
 
 
 def test_the_example_of_an_own_task_has_items(tmp_path):
-    example, _ = examples_of("docs/how_to/evaluation.md")
+    _, example = examples_of("docs/how_to/task.md")
     (tmp_path / "addition.py").write_text(example, encoding="utf-8")
-    (tmp_path / "addition.jsonl").write_text('{"sum": "1 and 2 make", "answers": [3, 4], "right": 0}\n')
-    _, task = load_experiment(str(tmp_path / "addition.py")).evaluation.tasks
+    (tmp_path / "addition.jsonl").write_text('{"sum": "1 and 2 make", "answers": [3, 4, 5], "right": 0}\n')
+    (task,) = load_experiment(str(tmp_path / "addition.py")).evaluation.tasks
     (item,) = load_task(task, str(tmp_path)).items
-    assert [context + text for context, text in item.options] == ["1 and 2 make 3", "1 and 2 make 4"]
+    assert [context + text for context, text in item.options] == ["1 and 2 make 3", "1 and 2 make 4", "1 and 2 make 5"]
 
 
 def test_the_example_of_an_own_layer_trains(tmp_path):
-    (example,) = examples_of("docs/how_to/architecture.md")
+    example, *_ = examples_of("docs/how_to/mixture_of_experts.md")
     (tmp_path / "my_moe.py").write_text(example, encoding="utf-8")
     sizes = {"model.depth": "2", "model.width": "16", "model.heads": "2", "model.feed_forward.experts": "3"}
     experiment = load_experiment(str(tmp_path / "my_moe.py"), sizes)
@@ -146,12 +148,12 @@ def test_the_example_of_an_own_layer_trains(tmp_path):
     state, metrics = jax.jit(train_step)(state, batch_of_ones())
     assert abs(float(metrics["loss"]) / np.log(4096) - 1) < 0.2
     np.testing.assert_allclose(metrics["reported"]["feed_forward/load"].sum(axis=1), [2, 2], rtol=1e-6)
-    assert all(metrics["reported"]["feed_forward/uneven"] > 0)
+    assert all(metrics["reported"]["feed_forward/balance"] > 0)
 
 
 def test_the_example_of_an_own_tracker_prints_a_run(capsys):
     names = {}
-    exec(examples_of("docs/how_to/tracker.md")[0], names)
+    exec(examples_of("docs/how_to/tracker.md")[0].partition("experiment =")[0], names)
     trackers = Trackers([("own", names["Printer"]())])
     trackers.log_hyperparameters({"experiment": "baseline", "config": {"model": {"width": 128}}})
     trackers.log(1, {"train/loss": 3.0})
@@ -162,13 +164,20 @@ def test_the_example_of_an_own_tracker_prints_a_run(capsys):
     assert capsys.readouterr().out.splitlines() == ["baseline 128", "2 2.5", "finished", "bye"]
 
 
-def test_examples_of_the_documentation_are_tested():
-    examples = [example for page in PAGES for example in examples_of(page)]
-    (of_cards,) = re.findall(r"```python\n(.*?)```", USE, re.S)  # Which is run in tests/huggingface.
-    pages = ("how_to/agents", "how_to/corpus", "how_to/evaluation", "how_to/architecture", "how_to/tracker")
-    others = (examples_of(f"docs/{page}.md") for page in (*pages, "reference/experiments"))
-    tested = {*EXAMPLES, *itertools.chain(*others), of_cards}
-    assert len(examples) > 5 and set(examples) == tested  # That of agents.md in tests/commands/test_judge.py.
+def experiment_files() -> list[tuple[str, str, str]]:
+    """Returns the page, the path and the code of each file of an experiment that a page shows."""
+    found = [(page, code, re.match(r"# ([\w/]+\.py)\n", code)) for page in PAGES for code in examples_of(page)]
+    return [(page, name[1], code) for page, code, name in found if name]
+
+
+@pytest.mark.parametrize("page", sorted({page for page, _, _ in experiment_files()}))
+def test_experiment_files_of_the_documentation_are_experiments(page, tmp_path, monkeypatch):
+    files = [(path, code) for of, path, code in experiment_files() if of == page]
+    for path, code in files:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert all(resolve(path).experiment for path, _ in files)
 
 
 def test_the_readme_is_short():
@@ -178,9 +187,10 @@ def test_the_readme_is_short():
 def test_training_commands_name_experiments_options_and_fields_that_exist():
     found = [arguments for _, arguments in commands(r"(python -m jaxformer\.train|jaxformer train)") if arguments]
     assert len(found) >= 6
-    for arguments in found:
+    for arguments in (each for each in found if not each[0].startswith("--help")):
         options, overrides = parse_arguments(arguments)
-        if options.resume:
+        shown = {Path(path).stem for _, path, _ in experiment_files()}
+        if options.resume or Path(options.experiment or "").stem in shown:
             continue
         assert (ROOT / "experiments" / f"{options.experiment}.py").is_file()
         assert resolve(options.experiment, overrides, parent=options.parent)
@@ -229,7 +239,7 @@ def test_links_lead_to_files_and_headings(page):
 def test_files_that_are_named_exist():
     for page, code in CODE:
         for path in re.findall(r"(?<![\w./-])(?:docs|experiments|jaxformer|tests|tools)/[\w./-]*", code):
-            assert (ROOT / path).exists(), f"{page}: {path}"
+            assert (ROOT / path).exists() or path in {each for _, each, _ in experiment_files()}, f"{page}: {path}"
 
 
 def test_names_of_the_library_exist():
