@@ -44,7 +44,7 @@ EXPERIMENT = Experiment(
         scaling=None,  # a part of one's own; None: as of a model of its own size
         scan_unroll=0,  # blocks per iteration; 0: chosen for the device
         loss_chunk_tokens=0,  # tokens; 0: chosen for the device
-        loss="auto",  # auto, xla or pallas
+        loss="auto",  # auto, xla or pallas, or a tile of pallas, such as pallas:128x128x64x8x3
         remat="auto",  # auto, none, elementwise, feed_forward or block
     ),
     corpus=CorpusConfig(

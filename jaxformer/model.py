@@ -73,6 +73,7 @@ from jaxformer.layers import (
     unembed,
     where,
 )
+from jaxformer.loss_kernels import TILES
 from jaxformer.record import Part
 from jaxformer.table import look_up
 
@@ -236,9 +237,10 @@ class ModelConfig:
     """
     loss_chunk_tokens: NonNegativeInt = execution(0)
     """Tokens whose logits exist at once in the loss; 0 chooses for the device."""
-    loss: Annotated[str, OneOf("auto", "xla", "pallas")] = execution("auto")
-    """How the loss is computed: 'xla'; 'pallas', kernels whose logits never reach a GPU's memory; 'auto' takes those
-    where the device, the width and the dtype admit them, and in a run if they were timed to be faster.
+    loss: Annotated[str, OneOf("auto", "xla", *TILES)] = execution("auto")
+    """How the loss is computed: 'xla'; 'pallas', kernels whose logits never reach a GPU's memory, by their default tile
+    or by one that is named (tokens x ids x features x warps x stages); 'auto' takes the kernels where the device, the
+    width and the dtype admit them, and in a run what was timed to be the fastest of all.
     """
     remat: Annotated[str, OneOf(*REMATS)] = execution("auto")
     """What the backward pass computes again instead of keeping it: 'none'; 'elementwise', all but the matmuls and the

@@ -37,16 +37,15 @@ def on_files(files: Files, config) -> Files:
     """Adds the generated pages, and the files of the repository that pages link to."""
     for uri, make in PAGES.items():
         files.append(File.generated(config, uri, content=make()))
-    waiting = [page.src_uri for page in files.documentation_pages()]
+    waiting = list(files.documentation_pages())
     while waiting:
-        page = files.get_file_from_path(waiting.pop())
-        for path in _linked(page):
+        for path in _linked(waiting.pop()):
             uri = _uri(path)
             if files.get_file_from_path(uri):
                 continue
             if uri.endswith(".md"):
-                files.append(File.generated(config, uri, content=_page_of(path)))
-                waiting.append(uri)
+                waiting.append(File.generated(config, uri, content=_page_of(path)))
+                files.append(waiting[-1])
             else:
                 files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     return files
@@ -121,21 +120,15 @@ def configuration() -> str:
         "",
     ]
     for name, kind in sections().items():
-        lines += [f"## {name}", "", docstring(kind), "", "| field | takes | default | baseline | meaning |"]
-        lines += ["| --- | --- | --- | --- | --- |"]
+        lines += [f"## {name}", "", docstring(kind), ""]
         explained, hints = field_docstrings(kind), typing.get_type_hints(kind, include_extras=True)
         for field in dataclasses.fields(kind):
-            default = "" if field.default is dataclasses.MISSING else f"`{_cell(repr(field.default))}`"
             value = getattr(getattr(baseline, name), field.name)
-            cells = [
-                f"`{field.name}`",
-                _cell(describe_type(hints[field.name])),
-                default,
-                "" if value == field.default else f"`{_cell(repr(value))}`",
-                _cell(explained.get(field.name, "")),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+            takes = [describe_type(hints[field.name]).replace(" and below 2**31", "")]
+            takes += [] if field.default is dataclasses.MISSING else [f"default `{field.default!r}`"]
+            takes += [] if value == field.default else [f"baseline `{value!r}`"]
+            meaning = explained.get(field.name, "").replace("\n", "\n    ")
+            lines += [f"`{name}.{field.name}` — {'; '.join(takes)}", f":   {meaning}", ""]
     return "\n".join(lines)
 
 

@@ -38,12 +38,13 @@ class Study:
     """
     seeds: Annotated[int, Bounds(at_least=1, at_most=1000)] = 3
     """Seeds of each variant, from 0 on, or from the highest `first_seed` of what is promoted among them."""
-    parent_seeds: int = 3
-    """Seeds of the parent, at least as many: more make its noise better known."""
+    parent_seeds: int = 0
+    """Seeds of the parent, at least as many, which 0 stands for: more make its noise better known."""
     rule: Rule = field(default_factory=Rule)
 
     def __post_init__(self):
         check_fields(self)
+        object.__setattr__(self, "parent_seeds", self.parent_seeds or self.seeds)
         require(bool(self.variants), "a study needs a variant")
         for name in (self.parent, *self.variants):
             require(

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
 def next_commands(name: str, first_seed: int) -> list[str]:
     """Returns the lines that say what comes after a promotion."""
-    last = first_seed + Study.parent_seeds - 1
+    last = first_seed + Study.seeds - 1
     return [
         f"It is measured on seeds that did not choose it: {first_seed} to {last}, which the next study trains itself.",
         "Next, try changes of it, and confirm on those seeds that its gain holds:",

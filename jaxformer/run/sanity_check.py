@@ -134,20 +134,20 @@ def check_loss(config: ModelConfig, dtype: Any, token_count: int) -> str:
     kernels = find_kernels(config.loss, config.width, dtype)
     if kernels is None:
         return ""
-    advice = "run with --model.loss=xla, and report it"
+    name, advice = f"pallas:{kernels.tile}", "run with --model.loss=xla, and report it"
     try:
         errors = jax.device_get(_loss_errors(config, jnp.dtype(dtype), token_count, kernels))
     except Exception as failure:
         if "RESOURCE_EXHAUSTED" in str(failure):  # The other implementation would take more.
             raise
-        raise UserError(f"the loss 'pallas' fails on this device ({failure}): {advice}") from failure
+        raise UserError(f"the loss {name!r} fails on this device ({failure}): {advice}") from failure
     for what, error, tolerance in zip(("nats", "gradients"), errors, _LOSS_TOLERANCES, strict=True):
         require(
             bool(error <= tolerance),  # NaN is not.
-            f"the {what} of the loss 'pallas' differ from those of xla by {error:.2g}, more than the {tolerance:g} of "
+            f"the {what} of the loss {name!r} differ from those of xla by {error:.2g}, more than the {tolerance:g} of "
             f"rounding: {advice}",
         )
-    return f"pallas, whose logits stay on the chip; error {max(errors):.1e} against xla, forward and backward"
+    return f"{name}, whose logits stay on the chip; error {max(errors):.1e} against xla, forward and backward"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

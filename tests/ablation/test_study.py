@@ -65,6 +65,10 @@ def inside(folder, monkeypatch):
 ALL = Study(parent="root", variants=(*CHANGES, "both"), parent_seeds=4)
 
 
+def test_a_parent_has_as_many_seeds_as_its_variants_where_none_are_given():
+    assert Study(parent="root", variants=("a",), seeds=4).parent_seeds == 4
+
+
 def test_jobs_are_ordinary_commands_seed_by_seed_and_parents_first(tmp_path):
     study = Study(parent="root", variants=("gated", "gated_deep"), seeds=2, parent_seeds=3)
     seconds = {"root": 60.0, "gated": 70.0, "gated_deep": 80.0}
@@ -105,7 +109,9 @@ def test_an_experiment_of_several_processes_is_no_job(tmp_path):
 def test_seeds_begin_where_none_chose_the_promoted_parent(folder, tmp_path):
     text = f"Promoted(variant='gated', parent='root', evidence={'0' * 64!r}, verdict='KEEP', first_seed=1000)"
     fake_runs.write_experiment(folder / "experiments", "next", text)
-    jobs = make_jobs(Study(parent="next", variants=("deep",), seeds=1), tmp_path, {"next": 1.0, "deep@next": 1.0}).now
+    jobs = make_jobs(
+        Study(parent="next", variants=("deep",), seeds=1, parent_seeds=3), tmp_path, {"next": 1.0, "deep@next": 1.0}
+    ).now
     first = tmp_path / "next" / "seed_1000"
     assert [(job.name, job.seed, job.needs) for job in jobs] == [
         ("next", 1000, ()),
@@ -254,7 +260,10 @@ def test_the_table_shows_the_margin_the_noise_and_every_decision(folder):
         ("STUDY = 3", "must assign a Study"),
         ("STUDY = Study(parent='root', variants=())", "needs a variant"),
         ("STUDY = Study(parent='root', variants=('a', 'a'))", "twice"),
-        ("STUDY = Study(parent='root', variants=('a',), seeds=4)", "parent_seeds .3. must be at least seeds .4."),
+        (
+            "STUDY = Study(parent='root', variants=('a',), seeds=4, parent_seeds=3)",
+            "parent_seeds .3. must be at least seeds .4.",
+        ),
         ("STUDY = Study(parent='root', variants=('a',), seeds=0)", "seeds"),
         ("STUDY = Study(parent='root')", "variants"),
         ("STUDY =", "invalid syntax"),

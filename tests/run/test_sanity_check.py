@@ -131,7 +131,7 @@ def kernels(monkeypatch):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_kernels_of_the_loss_are_compared_with_xla(kernels, dtype):
     text = check_loss(LOSS, dtype, 290)
-    assert text.startswith("pallas, whose logits stay on the chip; error ")
+    assert text.startswith("pallas:128x64x32x4x2, whose logits stay on the chip; error ")
     assert float(text.split()[8]) < 1e-2
 
 
