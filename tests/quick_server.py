@@ -154,7 +154,8 @@ def take(folder: str, environment: dict[str, str], numbers: list[int], files: li
 
 def flush() -> None:
     for each in (sys.stdout, sys.stderr):
-        each.flush()
+        if not each.closed:
+            each.flush()
 
 
 def start(what: str, *rest: str) -> None:

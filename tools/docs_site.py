@@ -1,25 +1,26 @@
 """What the site of the documentation has beside `docs/`: a hook of mkdocs, which `mkdocs build --strict` runs.
 
-Pages that are made of the code (commands, configuration) and of committed reports (findings), and every file of the
-repository that a page links to. A link out of `docs/`, as it reads in a checkout, leads on the site to a page with the
-file, or to the file.
+Pages that are made of the code (commands, configuration), of committed reports (findings) and of the notebook, and every
+file of the repository that a page links to. A link out of `docs/`, as it reads in a checkout, leads on the site to a page
+with the file, or to the file.
 """
 
+import base64
 import contextlib
 import dataclasses
 import html
 import importlib
 import io
+import json
 import os
 import re
 import sys
 import typing
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]  # mkdocs runs from anywhere.
-
-from mkdocs.structure.files import File, Files  # noqa: E402
 
 from jaxformer.commands.program import COMMANDS, describe  # noqa: E402
 from jaxformer.config import describe_type  # noqa: E402
@@ -27,16 +28,23 @@ from jaxformer.experiment.command_line import field_docstrings, sections  # noqa
 from jaxformer.experiment.resolution import load_experiment  # noqa: E402
 from jaxformer.host.docstrings import docstring  # noqa: E402
 
+if TYPE_CHECKING:  # The pages are made, and tested, without mkdocs.
+    from mkdocs.structure.files import File, Files
+
 # Where files of the repository lie on the site.
 _FOLDER = "repository"
 _LINK = re.compile(r"(!?)\[([^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\(([^)\s]+)\)")
 _UNSEARCHED = "---\nsearch: {exclude: true}\n---\n"
 
 
-def on_files(files: Files, config) -> Files:
+def on_files(files: "Files", config) -> "Files":
     """Adds the generated pages, and the files of the repository that pages link to."""
+    from mkdocs.structure.files import File
+
     for uri, make in PAGES.items():
         files.append(File.generated(config, uri, content=make()))
+    for name, picture in notebook_pictures().items():
+        files.append(File.generated(config, f"tutorials/{name}", content=picture))
     waiting = list(files.documentation_pages())
     while waiting:
         for path in _linked(waiting.pop()):
@@ -67,7 +75,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     return _LINK.sub(on_site, markdown)
 
 
-def _linked(page: File) -> set[str]:
+def _linked(page: "File") -> set[str]:
     """Returns the files of the repository, not folders, that a page links to."""
     found = {_in_repository(page.src_uri, target)[0] for *_, target in _LINK.findall(page.content_string)}
     return {path for path in found if path and not path.startswith("docs/") and (ROOT / path).is_file()}
@@ -175,8 +183,37 @@ ledgers. A difference is of validation bits per byte, variant minus parent, with
 negative is better. [Studies](studies.md) tells the story.
 """
 
+
+def notebook() -> str:
+    """Returns the page with the cells of the notebook, each cell of code with what it printed and drew."""
+    parts, names = [], iter(notebook_pictures())
+    for cell in _cells():
+        source = "".join(cell["source"])
+        parts.append(f"```python\n{source}\n```" if cell["cell_type"] == "code" else source)
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", {}):
+                parts.append(f"![{cell['metadata']['alt']}]({next(names)})")
+            else:
+                text = output.get("text") or output["data"]["text/plain"]
+                parts.append(f"```text\n{''.join(text).rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def notebook_pictures() -> dict[str, bytes]:
+    """Returns the pictures of the notebook in their order, by file name."""
+    outputs = [output.get("data", {}) for cell in _cells() for output in cell.get("outputs", ())]
+    pictures = [base64.b64decode("".join(data["image/png"])) for data in outputs if "image/png" in data]
+    return {f"notebook_{number}.png": picture for number, picture in enumerate(pictures, 1)}
+
+
+def _cells() -> list[dict]:
+    path = ROOT / "docs" / "tutorials" / "notebook.ipynb"
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
 PAGES = {
     "reference/commands.md": commands,
     "reference/configuration.md": configuration,
     "results/findings.md": findings,
+    "tutorials/notebook.md": notebook,
 }

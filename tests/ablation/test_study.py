@@ -102,7 +102,7 @@ def test_no_run_needs_one_that_the_study_does_not_make(folder, tmp_path):
 
 def test_an_experiment_of_several_processes_is_no_job(tmp_path):
     spread = with_overrides(resolve("root"), {"mesh.processes": "2", "mesh.data": "2"})
-    with pytest.raises(UserError, match=r"root: mesh\.processes = 2, and a queue starts one for each run"):
+    with pytest.raises(UserError, match=r"root: mesh\.processes = 2, but a queue starts one process for each run"):
         make_job(spread, 0, tmp_path, 1.0)
 
 
@@ -269,7 +269,7 @@ def test_the_table_shows_the_margin_the_noise_and_every_decision(folder):
         ("STUDY =", "invalid syntax"),
         ("STUDY = Study(parent='root', variants=1)", "variants must be a tuple, not 1"),
         ("STUDY = Study(parent='root', variants=(1,))", "variants.0 must be of type str, not 1"),
-        ("STUDY = Study(parent='experiments/root.py', variants=('a',))", "is a path"),
+        ("STUDY = Study(parent='experiments/root.py', variants=('a',))", "not a path: experiments/root"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
     ],
 )
@@ -317,7 +317,7 @@ def test_a_variant_of_a_variant_without_runs_is_not_compared_and_the_reason_is_g
     words = {one.variant: (one.verdict.word, one.verdict.reason) for one in outcome.comparisons}
     assert words["gated"][0] is Word.REVERT
     word, reason = words["gated_deep"]
-    assert word is Word.NOT_COMPARED and reason.startswith("gated, which it changes, has no finished run")
+    assert word is Word.NOT_COMPARED and reason.startswith("its parent, gated, has no finished run")
     assert "its seed 0 diverged" in reason
     assert len(outcome.unread) == 1 and "unknown experiment 'nowhere'" in outcome.unread[0]
     assert decision_table(outcome)

@@ -516,13 +516,13 @@ def test_what_was_left_of_others_is_reported_with_its_room(folder, tokenizer, tm
     prepare(load_documents(config(folder)), tokenizer, tmp_path, progress=False)
     (line,) = capsys.readouterr().err.splitlines()
     (left,) = tmp_path.glob("shards/*.unfinished")
-    assert f"besides this one take 0.0 MB in {left.parent}: {left.name}; delete" in line
+    assert f"other unfinished preparations take 0.0 MB in {left.parent}: {left.name}; delete" in line
     shutil.rmtree(left)
     monkeypatch.setattr(preparation, "FORMAT_VERSION", 99)
     other = prepare(load_documents(config(folder)), tokenizer, tmp_path, progress=False)
     (line,) = capsys.readouterr().err.splitlines()
     (old,) = {each.name for each in other.parent.iterdir() if each.is_dir()} - {other.name}
-    assert "token shards of another format than this version reads take" in line and f": {old}; delete" in line
+    assert "token shards in a format that this version does not read take" in line and f": {old}; delete" in line
 
 
 def test_a_damaged_chunk_is_made_again(documents, tokenizer, tmp_path):
@@ -552,7 +552,7 @@ def test_ids_that_were_damaged_before_they_were_written_are_reported_and_made_ag
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "write_shard_files", damage)
-        with pytest.raises(UserError, match="what was prepared is damaged; run again to make this file anew"):
+        with pytest.raises(UserError, match="what was prepared is damaged; run again to make this file again"):
             prepare(documents, tokenizer, tmp_path / "damaged", progress=False)
     assert files_of(prepare(documents, tokenizer, tmp_path / "damaged", progress=False)) == whole
 

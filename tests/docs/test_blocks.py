@@ -14,7 +14,7 @@ import pytest
 from copies import kill_group
 from markdown_pages import PAGES, ROOT, Block, blocks_of, commands_of
 from quick_python import QuickPython
-from small_package import install
+from small_package import SIZES, install
 
 pytestmark = pytest.mark.device_free
 
@@ -30,7 +30,7 @@ REASONS = (
     "needs a checkout",
     "needs PyTorch",
     "needs your (documents|files|data|own .*)",
-    "takes hours",
+    "(needs|takes) hours",
     "installs packages",
 )
 
@@ -65,7 +65,7 @@ exit 1
 def environment(tmp_path_factory, cache):
     """Variables of a reader who has installed the small package, and whose programs start at once."""
     folder = tmp_path_factory.mktemp("installed")
-    install(folder / "site")
+    package = install(folder / "site")
     names = ("HOME", "LANG", "LC_ALL", "TMPDIR", "XLA_FLAGS")
     variables = {name: os.environ[name] for name in names if name in os.environ}
     variables |= {"PYTHONPATH": str(folder / "site"), "JAXFORMER_CACHE": str(folder / "cache")}
@@ -78,7 +78,9 @@ def environment(tmp_path_factory, cache):
         (refusing / name).write_text(REFUSED)
         (refusing / name).chmod(0o755)
     with QuickPython(variables | {"PATH": os.environ["PATH"]}, *LOADED) as python:
-        yield variables | {"PATH": f"{python.programs}:{refusing}:/usr/bin:/bin"}
+        variables["PATH"] = f"{python.programs}:{refusing}:/usr/bin:/bin"
+        subprocess.run(SIZES.split(), cwd=package, env=variables, check=True, stdout=subprocess.DEVNULL)
+        yield variables
 
 
 class Reader:

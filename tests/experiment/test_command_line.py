@@ -45,7 +45,7 @@ def test_help_is_a_page_of_a_terminal_with_every_section(capsys, arguments):
 def test_help_of_a_section_reports_type_bounds_default_and_meaning(capsys, arguments):
     page = printed(capsys, *arguments)
     assert page == describe_section("optimizer") + "\n"
-    assert "  learning_rate: a number, above 0; no default\n      Peak.\n" in page
+    assert "  learning_rate: a number, above 0; no default\n      Peak learning rate.\n" in page
     assert "  b1: a number, at least 0 and below 1; default 0.9\n      Decay of the first moment, per step.\n" in page
     assert "  schedule: text, one of cosine, wsd; default 'cosine'\n      'cosine', or 'wsd'" in page
 
