@@ -171,7 +171,8 @@ def take(folder: str, environment: dict[str, str], numbers: list[int], files: li
     # Streams that there are remember what kind of file they were of.
     _replaced.extend((sys.__stdin__, sys.__stdout__, sys.__stderr__))
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        stream = open(number, "w" if number else "r", 1 if number == 2 else -1, encoding="utf-8", closefd=False)
+        mode, buffering = "w" if number else "r", 1 if number == 2 else -1
+        stream = open(number, mode, buffering, encoding="utf-8", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     os.environ.clear()

@@ -8,7 +8,6 @@ import importlib.util
 import io
 import pkgutil
 import re
-from pathlib import Path
 
 import pytest
 from markdown_pages import OTHERS, ROOT, anchors_of, blocks_of
