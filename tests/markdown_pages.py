@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,9 @@ PAGES = {
 }
 OTHERS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "CHANGELOG.md")}
 
-_FENCE = re.compile(r"^(?P<indent> *)(?P<fence>```+)(?P<language>[\w+-]*).*\n(?P<code>(?:.*\n)*?)(?P=indent)(?P=fence)$", re.M)
+_FENCE = re.compile(
+    r"^(?P<indent> *)(?P<fence>```+)(?P<language>[\w+-]*).*\n(?P<code>(?:.*\n)*?)(?P=indent)(?P=fence)$", re.M
+)
 _NOT_RUN = re.compile(r"<!-- not run: (.*?) -->\s*\Z")
 
 
@@ -65,3 +68,18 @@ def commands_of(code: str) -> Iterator[tuple[int, str]]:
             command.append(heredoc[2])
         if line.strip():
             yield number, "\n".join(command)
+
+
+def anchors_of(text: str) -> list[str]:
+    """Returns the anchors of the headings of a page, as the extension `toc` of the site names them."""
+    found = []
+    for heading in re.findall(r"^#+ +(.*?) *#*$", _FENCE.sub("", text), re.M):
+        if own := re.search(r"\{[^}]*#([\w-]+)[^}]*\}$", heading):
+            found.append(own[1])
+            continue
+        words = re.sub(r"!?\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading)
+        words = unicodedata.normalize("NFKD", words).encode("ascii", "ignore").decode()
+        anchor = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", words).strip().lower())
+        number = sum(re.fullmatch(rf"{re.escape(anchor)}(_\d+)?", each) is not None for each in found)
+        found.append(f"{anchor}_{number}" if number else anchor)
+    return found

@@ -1,6 +1,6 @@
-"""What `python` and `jaxformer` of a `QuickPython` do: send what they were started with, and end as what was asked ends.
+"""What `python` and `jaxformer` of a `QuickPython` do: ask its server for what they were started with, and end so too.
 
-They are this text after a line that names the interpreter and lines that set ADDRESS, PYTHON and FLAGS.
+They are this text behind a line that names the interpreter, with the values of the three names below.
 """
 
 import json
@@ -9,9 +9,7 @@ import signal
 import socket
 import sys
 
-ADDRESS: str
-PYTHON: str
-FLAGS: str | None
+ADDRESS, PYTHON, FLAGS = "", "", None
 
 arguments = sys.argv[1:]
 if os.path.basename(sys.argv[0]) == "jaxformer":

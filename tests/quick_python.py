@@ -1,4 +1,4 @@
-"""Programs `python` and `jaxformer` that start at once: each start is a copy of one process that has loaded the package.
+"""Programs `python` and `jaxformer` that start at once: each start is a copy of a process that has loaded the package.
 
 Most of what a short command takes is loading, and most of a short run is tracing, which the run before it did as well.
 So runs are trained by one copy, one after the other. A folder with these programs comes first on a `PATH`; a shell, a
@@ -30,14 +30,16 @@ class QuickPython:
         self._folder = tempfile.TemporaryDirectory()  # Of a short name, since that of a socket is bounded.
         self.programs = Path(self._folder.name, "bin")
         self.programs.mkdir()
-        constants = {"ADDRESS": f"{self._folder.name}/socket", "PYTHON": sys.executable}
-        constants["FLAGS"] = environment.get("XLA_FLAGS")
-        lines = [f"#!{sys.executable} -IS", *(f"{name} = {value!r}" for name, value in constants.items())]
-        text = "\n".join([*lines, (_HERE / "quick_client.py").read_text()])
+        address = f"{self._folder.name}/socket"
+        text = f"#!{sys.executable} -IS\n{(_HERE / 'quick_client.py').read_text()}"
+        before = 'ADDRESS, PYTHON, FLAGS = "", "", None\n'
+        assert before in text
+        values = address, sys.executable, environment.get("XLA_FLAGS")
+        text = text.replace(before, f"ADDRESS, PYTHON, FLAGS = {values!r}\n")
         for name in ("python", "python3", "jaxformer"):
             (self.programs / name).write_text(text)
             (self.programs / name).chmod(0o755)
-        server = [sys.executable, _HERE / "quick_server.py", self.programs / "python", constants["ADDRESS"]]
+        server = [sys.executable, _HERE / "quick_server.py", self.programs / "python", address]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen([*server, *modules], env=dict(environment), **pipes)
         if self._process.stdout.readline() != "ready\n":

@@ -4,6 +4,7 @@ A copy is watched by a process of its own, which ends it when whoever asked for 
 """
 
 import atexit
+import contextlib
 import fcntl
 import functools
 import gc
@@ -16,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import traceback
 import types
 
@@ -25,24 +27,38 @@ _replaced = []
 
 def serve(address: str) -> None:
     """Starts a copy for each request, until standard input is closed."""
-    listener = listen(f"{address}.runs")
-    if (trainer := os.fork()) == 0:
-        train(listener)
-    listener.close()
-    listener = listen(address)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for those that watch.
+    listener, runs, trainer = listen(address), listen(f"{address}.runs"), 0
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for copies: they are gone when they end.
     print("ready", flush=True)
-    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+    while True:
+        if not is_there(trainer) and (trainer := os.fork()) == 0:
+            listener.close()
+            train(runs)
+        ready, _, _ = select.select([listener, sys.stdin], [], [], 0.5)
+        if sys.stdin in ready:
+            break
+        if listener not in ready:
+            continue
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
+            runs.close()
             try:
                 watch(connection)
             except BaseException:
                 traceback.print_exc()
             os._exit(1)
         connection.close()
-    os.kill(trainer, signal.SIGKILL)
+    if is_there(trainer):
+        os.kill(trainer, signal.SIGKILL)
+
+
+def is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        return process > 0
+    except ProcessLookupError:
+        return False
 
 
 def listen(address: str) -> socket.socket:
@@ -111,6 +127,8 @@ def train(listener: socket.socket) -> None:
     while True:
         connection, _ = listener.accept()
         (arguments, folder, environment, numbers, _), files = read(connection)
+        done = threading.Event()
+        threading.Thread(target=end_with, args=(connection, done), daemon=True).start()
         connection.sendall(b"%d\n" % os.getpid())
         # Further numbers may be in use here, and runs have no further files.
         for number, file in zip(numbers, files, strict=True):
@@ -127,8 +145,17 @@ def train(listener: socket.socket) -> None:
         flush()
         for number in kept:  # They may be locked, or pipes that another reads to their end.
             os.dup2(nothing, number)
+        done.set()
         connection.sendall(b"%d\n" % status)
-        connection.close()
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def end_with(connection: socket.socket, done: threading.Event) -> None:
+    """Ends this process at once if whoever asked is gone before it is done; another takes its place."""
+    with connection, contextlib.suppress(OSError):
+        connection.recv(1)
+    if not done.is_set():
+        os._exit(1)
 
 
 def take(folder: str, environment: dict[str, str], numbers: list[int], files: list[int]) -> None:
@@ -144,7 +171,8 @@ def take(folder: str, environment: dict[str, str], numbers: list[int], files: li
     # Streams that there are remember what kind of file they were of.
     _replaced.extend((sys.__stdin__, sys.__stdout__, sys.__stderr__))
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        stream = open(number, "w" if number else "r", 1 if number == 2 else -1, encoding="utf-8", closefd=False)
+        mode, buffering = "w" if number else "r", 1 if number == 2 else -1
+        stream = open(number, mode, buffering, encoding="utf-8", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     os.environ.clear()

@@ -1,8 +1,8 @@
 """What the site of the documentation has beside `docs/`: a hook of mkdocs, which `mkdocs build --strict` runs.
 
-Pages that are made of the code (commands, configuration), of committed reports (findings) and of the notebook, and every
-file of the repository that a page links to. A link out of `docs/`, as it reads in a checkout, leads on the site to a page
-with the file, or to the file.
+Pages that are made of the code (commands, configuration), of committed reports (findings) and of the notebook, and
+every file of the repository that a page links to. A link out of `docs/`, as it reads in a checkout, leads on the site
+to a page with the file, or to the file.
 """
 
 import base64

@@ -16,6 +16,9 @@ from markdown_pages import PAGES, ROOT, Block, blocks_of, commands_of
 from quick_python import QuickPython
 from small_package import SIZES, install
 
+from jaxformer.ablation.judge import STATUS
+from jaxformer.ablation.verdict import Word
+
 pytestmark = pytest.mark.device_free
 
 # Of blocks that are executed, and of those that are only read.
@@ -36,6 +39,9 @@ REASONS = (
 
 LOADED = [f"jaxformer.commands.{path.stem}" for path in (ROOT / "jaxformer/commands").glob("[!_]*.py")]
 LOADED = [*sorted(set(LOADED) - {"jaxformer.commands.harness"}), "matplotlib.pyplot", "networkx"]
+
+# The exit statuses of `jaxformer judge`, which are no failures.
+VERDICTS = set(STATUS.values()) - {STATUS[Word.NOT_COMPARED]}
 
 # Executes the code that it is sent, and answers what that raised.
 SESSION = """
@@ -121,7 +127,9 @@ class Reader:
     def _type(self, block: Block) -> None:
         lines = [f"cd '{self.folder}'", f"[ ! -f '{self.state}/shell' ] || . '{self.state}/shell'"]
         for number, command in commands_of(block.code):
-            lines += [command, f"status=$?; [ $status = 0 ] || {{ echo {block.line + number} >&3; exit $status; }}"]
+            done = VERDICTS if command.startswith("jaxformer judge ") else {0}
+            checked = f"case $status in {'|'.join(map(str, sorted(done)))}) ;; *)"
+            lines += [command, f"status=$?; {checked} echo {block.line + number} >&3; exit $status;; esac"]
         lines += [f"{{ export -p; echo \"cd '$PWD'\"; }} > '{self.state}/shell'"]
         failed = self.state / "failed"
         with (self.state / "output").open("w+") as output, failed.open("w") as failing:

@@ -1,47 +1,28 @@
-"""The README and the documentation keep their word: examples run, and what they name exists."""
+"""What the documentation names exists: commands with their options, fields, files, names of the library, and links."""
 
+import ast
 import contextlib
+import functools
 import importlib
+import importlib.util
+import io
 import pkgutil
 import re
-from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
+from markdown_pages import OTHERS, ROOT, anchors_of, blocks_of
+from markdown_pages import PAGES as FOLLOWED
 
 from jaxformer.commands.program import COMMANDS
-from jaxformer.data.corpus import load_documents
-from jaxformer.data.packing import Batch
-from jaxformer.evaluation.tasks import load_task
 from jaxformer.experiment.command_line import parse_arguments
-from jaxformer.experiment.experiment import make_state
+from jaxformer.experiment.files import list_experiments
 from jaxformer.experiment.resolution import load_experiment, resolve
-from jaxformer.optimizer import make_optimizer
 from jaxformer.record import flatten
-from jaxformer.step import train_step
-from jaxformer.tracking.tracker import Trackers
 
 pytestmark = pytest.mark.device_free
 
-ROOT = Path(__file__).parent.parent
-PAGES = {
-    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in [
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        ROOT / "CHANGELOG.md",
-        *sorted(ROOT.glob("docs/**/*.md")),
-    ]
-}
-
-
-def examples_of(page: str) -> list[str]:
-    """Returns the Python code of a page."""
-    return re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
-
-
-EXAMPLES = examples_of("README.md")
+PAGES = FOLLOWED | OTHERS
+BLOCKS = [block for page in FOLLOWED for block in blocks_of(page)]
 # The changelog also names what was.
 CODE = [
     (page, line.strip())
@@ -49,165 +30,76 @@ CODE = [
     if page != "CHANGELOG.md"
     for code in re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", text, re.S)
     for part in code
-    for line in re.split(r"\n|&&", part)
+    for line in re.split(r"\n|&&", part.replace("\\\n", " "))
     if line.strip()
 ]
 FIELDS = flatten(load_experiment("baseline")) | flatten(load_experiment("mixture_of_experts"))
 FIELDS |= {"training.phases": ()}  # It has no leaves where there are none.
-FIELDS |= {"model.activation.power": 1.5, "corpus.parts.1.weight": 1.0}  # Of examples.
 
 
 def commands(pattern: str) -> list[tuple[str, list[str]]]:
     """Returns the commands in the pages whose beginning matches, each as the pattern's group and the arguments."""
-    found = [re.fullmatch(rf"{pattern}(?:\s+(.*))?", code) for _, code in CODE]
+    found = [re.fullmatch(rf"(?:[A-Z_]+=\S+ )*{pattern}(?:\s+(.*))?", code) for _, code in CODE]
     return [(match[1], (match[2] or "").split()) for match in found if match]
 
 
-def help_of(command: str, capsys) -> str:
+@functools.cache
+def help_of(command: str) -> str:
     """Returns what `jaxformer COMMAND --help` prints."""
-    with contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         importlib.import_module(f"jaxformer.commands.{command.replace('-', '_')}").main(["--help"])
-    return capsys.readouterr().out
+    return out.getvalue()
 
 
 def check_options(arguments: list[str], known: str) -> None:
     """Asserts that a text names each option that is given, and that fields are those of an experiment."""
     for name in re.findall(r"--([\w.-]+)", " ".join(arguments)):
-        assert name in FIELDS if "." in name else re.search(rf"--{name}\b", known), f"--{name}"
+        field = FIELDS.keys() & {name, name.rpartition(".")[0]}  # Of a section, or of a part that is its value.
+        assert field if "." in name else re.search(rf"--{name}\b", known), f"--{name}"
 
 
-def test_the_examples_of_variants_are_of_the_experiments():
-    variant, _ = EXAMPLES
-    assert variant in (ROOT / "experiments" / "swiglu.py").read_text(encoding="utf-8")
-    (variant,) = examples_of("docs/reference/experiments.md")
-    assert variant.partition("EXPERIMENT")[2] in (ROOT / "experiments" / "swiglu.py").read_text(encoding="utf-8")
-    phases, *_ = examples_of("docs/how_to/phases.md")
-    ramp = (ROOT / "experiments" / "row_length_ramp.py").read_text(encoding="utf-8")
-    assert phases.partition("EXPERIMENT")[2] in ramp
-
-
-def batch_of_ones() -> Batch:
-    tokens = np.ones((2, 16), np.int32)
-    starts, ends = np.zeros_like(tokens), tokens * 16
-    positions = starts + np.arange(16, dtype=np.int32)
-    return Batch(tokens, tokens + 1, np.ones(tokens.shape, np.float32), tokens, positions, starts, ends)
-
-
-def test_the_library_example_runs_a_step():
-    names = {}
-    _, example = EXAMPLES
-    exec(example, names)
-    batch = batch_of_ones()
-    state, metrics = names["step"](names["state"], batch)
-    assert int(state.step) == 1 and abs(float(metrics["loss"]) / np.log(4096) - 1) < 0.2
-    assert jax.tree.leaves(state.params)
-
-
-def test_the_example_of_a_trained_model_writes_and_scores(uninterrupted, compiled, capsys):
-    names, (*_, example) = {}, examples_of("docs/how_to/evaluation.md")
-    run = uninterrupted("best_fit")
-    capsys.readouterr()
-    exec(example.replace("runs/first/seed_0", str(run)), names)
-    assert capsys.readouterr().out == names["trained"].generate("class Reader:", names["sampling"])
-
-
-def test_the_example_of_an_own_optimizer_is_an_experiment(tmp_path):
-    example, *_ = examples_of("docs/how_to/optimizer.md")
-    (tmp_path / "lion.py").write_text(example, encoding="utf-8")
-    config = resolve(str(tmp_path / "lion.py")).experiment.optimizer
-    assert repr(config.name) == "Lion(beta=0.95)"
-    params = {"kernel": jax.numpy.ones((2, 3))}
-    assert jax.tree.leaves(make_optimizer(config, 200).init(params))
-
-
-def test_the_example_of_an_own_reader_reads_chats(tmp_path, monkeypatch):
-    (example,) = [each for each in examples_of("docs/how_to/corpus.md") if each.startswith("# chats.py")]
-    (tmp_path / "my_chats.py").write_text(example, encoding="utf-8")
-    (tmp_path / "chats").mkdir()
-    (tmp_path / "chats" / "a.log").write_text("hello\n\nand goodbye")
-    monkeypatch.chdir(tmp_path)
-    documents = load_documents(load_experiment("my_chats.py").corpus)
-    assert [each[:2] for each in documents] == [("a.log#0", "hello"), ("a.log#1", "and goodbye")]
-
-
-def test_the_example_of_an_own_task_has_items(tmp_path):
-    _, example = examples_of("docs/how_to/task.md")
-    (tmp_path / "addition.py").write_text(example, encoding="utf-8")
-    (tmp_path / "addition.jsonl").write_text('{"sum": "1 and 2 make", "answers": [3, 4, 5], "right": 0}\n')
-    (task,) = load_experiment(str(tmp_path / "addition.py")).evaluation.tasks
-    (item,) = load_task(task, str(tmp_path)).items
-    assert [context + text for context, text in item.options] == ["1 and 2 make 3", "1 and 2 make 4", "1 and 2 make 5"]
-
-
-def test_the_example_of_an_own_layer_trains(tmp_path):
-    example, *_ = examples_of("docs/how_to/mixture_of_experts.md")
-    (tmp_path / "my_moe.py").write_text(example, encoding="utf-8")
-    sizes = {"model.depth": "2", "model.width": "16", "model.heads": "2", "model.feed_forward.experts": "3"}
-    experiment = load_experiment(str(tmp_path / "my_moe.py"), sizes)
-    state = make_state(experiment, seed=0, token_count=experiment.tokenizer.vocabulary_size)
-    state, metrics = jax.jit(train_step)(state, batch_of_ones())
-    assert abs(float(metrics["loss"]) / np.log(4096) - 1) < 0.2
-    np.testing.assert_allclose(metrics["reported"]["feed_forward/load"].sum(axis=1), [2, 2], rtol=1e-6)
-    assert all(metrics["reported"]["feed_forward/balance"] > 0)
-
-
-def test_the_example_of_an_own_tracker_prints_a_run(capsys):
-    names = {}
-    exec(examples_of("docs/how_to/tracker.md")[0].partition("experiment =")[0], names)
-    trackers = Trackers([("own", names["Printer"]())])
-    trackers.log_hyperparameters({"experiment": "baseline", "config": {"model": {"width": 128}}})
-    trackers.log(1, {"train/loss": 3.0})
-    trackers.log(2, {"train/loss": 2.0, "validation/loss": 2.5})
-    trackers.end_step()
-    trackers.log_summary({"status": "finished"})
-    trackers.close()
-    assert capsys.readouterr().out.splitlines() == ["baseline 128", "2 2.5", "finished", "bye"]
-
-
-def experiment_files() -> list[tuple[str, str, str]]:
-    """Returns the page, the path and the code of each file of an experiment that a page shows."""
-    found = [(page, code, re.match(r"# ([\w/]+\.py)\n", code)) for page in PAGES for code in examples_of(page)]
-    return [(page, name[1], code) for page, code, name in found if name]
-
-
-@pytest.mark.parametrize("page", sorted({page for page, _, _ in experiment_files()}))
-def test_experiment_files_of_the_documentation_are_experiments(page, tmp_path, monkeypatch):
-    files = [(path, code) for of, path, code in experiment_files() if of == page]
-    for path, code in files:
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text(code, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    assert all(resolve(path).experiment for path, _ in files)
+@functools.cache
+def generated() -> dict[str, str]:
+    """Returns the pages that the site adds, by path, as `tools/docs_site.py` makes them."""
+    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "tools" / "docs_site.py")
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    return {f"docs/{uri}": make() for uri, make in site.PAGES.items()}
 
 
 def test_the_readme_is_short():
-    assert len(PAGES["README.md"].splitlines()) <= 150
+    text = PAGES["README.md"]
+    assert len(text.splitlines()) <= 120
+    assert len(text.split()) <= 1100
 
 
 def test_training_commands_name_experiments_options_and_fields_that_exist():
     found = [arguments for _, arguments in commands(r"(python -m jaxformer\.train|jaxformer train)") if arguments]
     assert len(found) >= 6
-    for arguments in (each for each in found if not each[0].startswith("--help")):
-        options, overrides = parse_arguments(arguments)
-        shown = {Path(path).stem for _, path, _ in experiment_files()}
-        if options.resume or Path(options.experiment or "").stem in shown:
+    known = list_experiments()
+    for arguments in found:
+        if any(argument.startswith("--help") for argument in arguments):
             continue
-        assert (ROOT / "experiments" / f"{options.experiment}.py").is_file()
-        assert resolve(options.experiment, overrides, parent=options.parent)
+        options, overrides = parse_arguments(arguments)
+        assert not set(overrides) - {*FIELDS, "name", "question"}, arguments
+        # Others are written by the page itself, whose blocks are executed.
+        names = re.split("[+@]", options.experiment or options.parent or "")
+        if not options.resume and set(names) <= set(known):
+            assert resolve(options.experiment, overrides, parent=options.parent)
 
 
-def test_commands_exist_and_have_the_options_that_are_named(capsys):
+def test_commands_exist_and_have_the_options_that_are_named():
     found = commands(r"jaxformer ([a-z][\w-]*)")
     assert {name for name, _ in found} == set(COMMANDS)
     for name, arguments in found:
         if name not in ("train", "harness"):  # Those are tested above, and by lm-evaluation-harness.
-            check_options(arguments, help_of(name, capsys))
+            check_options(arguments, help_of(name))
 
 
-def test_the_tables_of_the_command_line_have_all_commands_and_options(capsys):
+def test_the_tables_of_the_command_line_have_all_commands_and_options():
     page = PAGES["docs/reference/experiments.md"]
     assert set(re.findall(r"^\| `jaxformer ([\w-]+)` \|", page, re.M)) == set(COMMANDS)
-    options = {*re.findall(r"--\w+(?![\w.])", help_of("train", capsys)), "--parent", "--code", "--plan"}
+    options = {*re.findall(r"--\w+(?![\w.])", help_of("train")), "--parent", "--code", "--plan"}
     assert options == {*re.findall(r"^\| `(--\w+)", page, re.M)}
 
 
@@ -218,8 +110,8 @@ def test_tools_exist_and_have_the_options_that_are_named():
         check_options(arguments, (ROOT / path).read_text(encoding="utf-8"))
 
 
-def test_options_that_are_named_alone_belong_to_a_command(capsys):
-    known = "".join(help_of(name, capsys) for name in COMMANDS if name != "harness")
+def test_options_that_are_named_alone_belong_to_a_command():
+    known = "".join(help_of(name) for name in COMMANDS if name != "harness")
     for _, code in CODE:
         if code.startswith("--"):
             check_options(code.split("=")[:1], known)
@@ -227,19 +119,29 @@ def test_options_that_are_named_alone_belong_to_a_command(capsys):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files_and_headings(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+    text = re.sub(r"^( *)```.*?^\1```$|`[^`\n]*`", "", PAGES[page], flags=re.M | re.S)
+    for image, words, target in re.findall(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)", text):
+        assert words.strip() or not image, f"{target} has no text in place of it"
         name, _, anchor = target.partition("#")
-        if "://" not in target:
-            path = (ROOT / page).parent.joinpath(name) if name else ROOT / page
-            assert path.exists(), target
-            headings = re.findall("^#+ (.*)", path.read_text(), re.M) if anchor else []
-            assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings], target
+        if "://" in target:
+            continue
+        path = (ROOT / page).parent.joinpath(name).resolve() if name else ROOT / page
+        made = generated().get(str(path.relative_to(ROOT)))
+        assert made or path.exists(), target
+        assert not anchor or anchor in anchors_of(made or path.read_text(encoding="utf-8")), target
+
+
+def test_anchors_are_those_of_the_site():
+    text = "# A\n\n```\n# none\n```\n\n## What `a_b` is: (1, 2) [and](c.md)\n\n## A\n\n## Own {#mine}\n"
+    assert anchors_of(text) == ["a", "what-a_b-is-1-2-and", "a_1", "mine"]
 
 
 def test_files_that_are_named_exist():
+    saved = {block.saved_as for block in BLOCKS}
     for page, code in CODE:
         for path in re.findall(r"(?<![\w./-])(?:docs|experiments|jaxformer|tests|tools)/[\w./-]*", code):
-            assert (ROOT / path).exists() or path in {each for _, each, _ in experiment_files()}, f"{page}: {path}"
+            found = (ROOT / path).exists() or f"{ROOT / path}".removeprefix(f"{ROOT}/") in {*generated(), *saved}
+            assert found, f"{page}: {path}"
 
 
 def test_names_of_the_library_exist():
@@ -247,6 +149,15 @@ def test_names_of_the_library_exist():
     assert names
     for name in names:
         pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=str)
+def test_code_imports_what_exists(block):
+    """Of blocks that are not executed too."""
+    for node in ast.walk(ast.parse(block.code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "jaxformer":
+            for alias in node.names:
+                pkgutil.resolve_name(f"{node.module}:{alias.name}")
 
 
 def test_fields_that_are_named_exist():
