@@ -9,7 +9,7 @@ from jaxformer.config import NonNegativeInt, PositiveInt, check_fields, executio
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When states are saved and which are kept, always including the newest."""
+    """When states are saved and which are kept (always the newest)."""
 
     every_steps: PositiveInt = execution(1000)
     """Steps between saves; a state is also saved before it is validated, and at the end."""

@@ -122,7 +122,7 @@ def test_what_is_no_item_is_refused_in_one_line_with_its_row(tmp_path, what, mes
     ("make", "message"),
     [
         (lambda: (Addition("piqa"),), "'piqa' is also the name of another task; give yours another name"),
-        (lambda: (Addition(), Returning("addition")), "'addition' is the name of another task too"),
+        (lambda: (Addition(), Returning("addition")), "'addition' is also the name of another task"),
         (lambda: (Addition(), "adition"), "= 'adition' is unknown; did you mean addition"),
         (lambda: Addition(), r"must be text or a tuple of \(text or Task\), not Addition\("),
         (lambda: (Addition,), "must be text or Task, not the class Addition; give Addition"),

@@ -107,7 +107,7 @@ def taken(run):
 @pytest.mark.parametrize(
     ("arrange", "options", "words"),
     [
-        (option_without_an_architecture, [], "ArceeForCausalLM, but for model.logit_soft_cap = 30.0"),
+        (option_without_an_architecture, [], "ArceeForCausalLM, except for model.logit_soft_cap = 30.0"),
         (taken, [], "folder out: it exists and is not an empty folder; choose another, or remove it"),
         (lambda run: (run.parent / "out").write_text(""), [], "folder out: it exists and is not an empty folder"),
         (lambda run: shutil.rmtree(run / "checkpoints" / "12"), ["--step=12"], "no checkpoint of step 12"),

@@ -131,4 +131,4 @@ def test_own_tracker_is_given_a_run_that_stops_and_goes_on(experiment_files, tmp
     assert recorder.others == [record, summary, "finished"]
     assert (second.steps, second.others) == (recorder.steps, recorder.others)
     assert witness.others == [record, summary, "finished", False]
-    assert len(record["tracked_as"]) == 12 and "Failing takes no more" in capfd.readouterr().err
+    assert len(record["tracked_as"]) == 12 and "Failing is stopped for this run" in capfd.readouterr().err
