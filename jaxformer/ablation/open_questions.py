@@ -12,6 +12,7 @@ from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.files import find_experiment, list_experiments, run_experiment_file
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.variant import OF, Merge, Promoted, Variant
+from jaxformer.flops import parameter_count
 
 
 def record_of(runs: Path, one: Resolved) -> Record | None:
@@ -60,5 +61,10 @@ def find_questions(parent: Resolved, answered: Sequence[AnsweredQuestion] = ()) 
         elif same:
             refused[name] = f"applied to {parent.name}, it is the same as {same[0]}"
         else:
-            questions[name] = one
+            try:
+                parameter_count(one.experiment.model)  # Some parts are only found not to fit when they are made.
+            except UserError as error:
+                refused[name] = str(error)
+            else:
+                questions[name] = one
     return Found(questions, dict(sorted(refused.items())))

@@ -198,3 +198,12 @@ def test_a_parent_without_variants_is_told_so(monkeypatch, capsys):
     assert "write a question in experiments/" in capsys.readouterr().err
     monkeypatch.setattr(open_questions, "list_experiments", lambda: ["root", "good"])
     assert list(find_questions(resolve("root")).questions) == ["good"]
+
+
+def test_a_part_that_does_not_fit_the_parent_is_no_question_about_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_runs.write_root(tmp_path / "experiments", "narrow", model__width=16)
+    monkeypatch.setattr(open_questions, "list_experiments", lambda: ["narrow", "swiglu", "value_embeddings"])
+    found = find_questions(resolve("narrow"))
+    assert list(found.questions) == ["swiglu"]
+    assert "gate_features (32) must be at most" in found.refused["value_embeddings"]
