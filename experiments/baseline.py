@@ -1,4 +1,4 @@
-"""The boring, proper baseline at a size that two CPU cores train in minutes; every experiment starts from here."""
+"""The plain baseline at a size that two CPU cores train in minutes; every experiment starts from it."""
 
 from jaxformer.experiment import (
     AttentionConfig,
@@ -37,14 +37,14 @@ EXPERIMENT = Experiment(
         tied_embeddings=True,
         logit_soft_cap=0.0,  # logits; 0: none
         z_loss=0.0,  # coefficient; 0: none
-        attention=None,  # a part of one's own; None: the model's
-        feed_forward=None,  # a part of one's own
-        residual=None,  # a part of one's own; None: added
-        auxiliary_loss=None,  # a part of one's own; None: none
-        scaling=None,  # a part of one's own; None: as of a model of its own size
+        attention=None,  # your own part; None: the model's
+        feed_forward=None,  # your own part; None: the model's
+        residual=None,  # your own part; None: added
+        auxiliary_loss=None,  # your own part; None: none
+        scaling=None,  # your own part; None: the default
         scan_unroll=0,  # blocks per iteration; 0: chosen for the device
         loss_chunk_tokens=0,  # tokens; 0: chosen for the device
-        loss="auto",  # auto, xla or pallas
+        loss="auto",  # auto, xla or pallas, or a tile of pallas, such as pallas:128x128x64x8x3
         remat="auto",  # auto, none, elementwise, feed_forward or block
     ),
     corpus=CorpusConfig(

@@ -1,14 +1,14 @@
 """Pretraining of small decoder-only transformers on one GPU or a few, to decide by evidence.
 
-The path of a training stands here, in the order in which data flows:
+The training path, in the order in which data flows:
 
     config       how a configuration is declared, checked and overridden
     record       how it is written, read back and compared, with the parts that are code
-    table        rows looked up, with a gradient that is the same each time
+    table        lookup of rows, with a reproducible gradient
     layers       what layers are made of
-    model        the architecture, whole
+    model        the whole architecture
     flops        parameters and operations of a model
-    loss_kernels kernels of a GPU for the loss
+    loss_kernels GPU kernels for the loss
     loss         cross-entropy as sums
     optimizer    schedules and Optax chains
     skip_steps   which steps count: finite ones, and no spikes
@@ -16,22 +16,22 @@ The path of a training stands here, in the order in which data flows:
     loop         the steps of a run
     train        the run, and `python -m jaxformer.train`
 
-What serves it lies in packages; none imports from one that is listed below it:
+The packages that serve it; none imports from one listed below it:
 
     host         files, locks, signals and the console, without jax
     data         documents to packed batches, without jax
     jobs         runs as processes and queues, without jax
     statistics   paired differences and their errors, with numpy and scipy alone
-    tracking     TensorBoard, trackio, Weights & Biases, and trackers of one's own
-    devices      the device at hand, meshes and processes
+    tracking     TensorBoard, trackio, Weights & Biases, and your own trackers
+    devices      the local device, meshes and processes
     attention    document-masked causal attention, one contract
     evaluation   validation, tasks and samples
     checkpoint   training states saved, verified and restored
-    parts        architectures of the literature to take or leave, a file each
-    huggingface  models as folders of Hugging Face transformers, both ways
+    parts        optional architectures from the literature, a file each
+    huggingface  import and export of Hugging Face transformers folders
     experiment   questions as files
     run          the folder of a run, and what it reads, writes and prints
-    plan         what a run takes, and how it fits a device
+    plan         what a run costs, and how it fits a device
     ablation     runs compared, judged and queued
     report       what a study decided, as text and pictures
     commands     the installed program

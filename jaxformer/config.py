@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 
 class UserError(ValueError):
-    """Something that the user can put right. Its text is the line that a command prints before exit status 2."""
+    """An error that the user can correct. Its text is the line that a command prints before exit status 2."""
 
 
 class TrainingFailure(RuntimeError):
@@ -41,11 +41,11 @@ def require_one_of(name: str, value: str, choices: Iterable[str]) -> None:
 def did_you_mean(word: str, known: Iterable[str], *, also: Collection[str] = (), unit: str = "") -> str:
     """Returns '; did you mean X?' for the nearest known words, or nothing.
 
-    Of dotted paths and options those are the nearest that end in the same name.
+    Dotted paths and options that end in the same name are the nearest.
 
     Args:
-        also: those that have the word for another name.
-        unit: what their values are of, where that is to be told.
+        also: known words for which `word` is another name.
+        unit: of their values, shown behind them.
     """
     paths = {each.lstrip("-").lower(): each for each in known}
     path = word.lstrip("-").lower().replace("-", "_")
@@ -73,7 +73,7 @@ def _nearest(path: str, candidates: list[str]) -> list[str]:
     return [each for each in candidates if nearness(each) == max(map(nearness, candidates))]
 
 
-# From an unknown path and the known ones to what is said of it, as `did_you_mean` does.
+# From an unknown path and the known ones to a hint, as `did_you_mean` returns it.
 Suggest = Callable[[str, Iterable[str]], str]
 
 
@@ -83,7 +83,7 @@ def execution(default: Any) -> Any:
 
 
 def added(default: Any) -> Any:
-    """Declares a field that earlier versions lacked: with its default a run is identified as by them, without it."""
+    """Declares a field that earlier versions lacked: at its default a run keeps the identity that it had without it."""
     return dataclasses.field(default=default, metadata={"added": True})
 
 
@@ -121,7 +121,7 @@ class OneOf:
 
 PositiveInt = Annotated[int, Bounds(at_least=1)]
 NonNegativeInt = Annotated[int, Bounds(at_least=0)]
-# Of what JAX counts or addresses in int32.
+# For numbers that JAX counts or addresses in int32.
 PositiveInt32 = Annotated[int, Bounds(at_least=1, below=1 << 31)]
 NonNegativeInt32 = Annotated[int, Bounds(at_least=0, below=1 << 31)]
 PositiveFloat = Annotated[float, Bounds(above=0)]
@@ -142,7 +142,7 @@ def override(config: Any, texts: Mapping[str, str], suggest: Suggest = did_you_m
     together. Elements of a tuple are addressed by their index: `corpus.parts.1.weight`.
 
     Args:
-        suggest: what is said of a path that is not known.
+        suggest: returns the hint on an unknown path.
 
     Raises:
         UserError: an unknown path (with the nearest known one), or a text that is not of the field's type.
@@ -152,7 +152,7 @@ def override(config: Any, texts: Mapping[str, str], suggest: Suggest = did_you_m
 
 
 def replace(config: Any, values: Mapping[str, Any], suggest: Suggest = did_you_mean) -> Any:
-    """Returns a copy of a dataclass tree with what is at dotted paths, fields or whole sections, replaced by values.
+    """Returns a copy of a dataclass tree with the fields or whole sections at dotted paths replaced by values.
 
     Raises:
         UserError: an unknown path (with the nearest known one), or values that are no valid configuration.
@@ -284,11 +284,11 @@ def describe_type(kind: Any) -> str:
 def check_fields(config: Any, section: str = "") -> None:
     """Checks the fields of a configuration by their declarations; call it first in `__post_init__`.
 
-    Numbers must be finite, tuples are checked element by element, and a value of a union by that of its types which it
-    is of; a field that is declared to be a mapping or a callable is left to its class.
+    Numbers must be finite. Tuples are checked element by element, and the value of a union by the type that it has.
+    Fields declared as mappings or callables are left to their class.
 
     Args:
-        section: dotted path of the configuration, by which errors name its fields as the command line does.
+        section: dotted path of the configuration, so that errors name its fields as the command line does.
 
     Raises:
         UserError: a value is not of its declared type, or breaks the metadata of its type (`Bounds`, `OneOf`).
@@ -349,10 +349,10 @@ def _check_plain(path: str, kind: type, value: Any) -> None:
 
 
 def is_unicode(text: str) -> bool:
-    """Returns whether a text can be written: Python reads a byte that is not UTF-8 as a lone surrogate."""
+    """Returns whether a text is valid Unicode: Python reads a byte that is not UTF-8 as a lone surrogate."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def require_unicode(text: str) -> None:
-    """Raises `UserError` unless a text can be written, which no tokenizer can encode else."""
+    """Raises `UserError` unless a text is valid Unicode, which tokenizers need."""
     require(is_unicode(text), "the text is not UTF-8")

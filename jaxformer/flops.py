@@ -23,13 +23,13 @@ class Operations(NamedTuple):
     """Floating-point operations of the forward pass for one token."""
 
     matmuls: float
-    """Of all products, the unembedding among them, but those of attention."""
+    """Of all matrix products, unembedding included, attention excluded."""
     hidden: float
-    """Of those among them whose output has the `checkpoint_name` "hidden"."""
+    """Of the matrix products whose output has the `checkpoint_name` "hidden"."""
     kernels: float
-    """Parameters of the kernels that it is multiplied with: of experts, those of the ones that it is sent to."""
+    """Parameters of the kernels that a token is multiplied with; of experts, only those that it is sent to."""
     per_key: tuple[int, ...]
-    """Of attention in each layer for each key that the token sees."""
+    """Of attention, in each layer, for each key that a token sees."""
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -48,7 +48,7 @@ def embedding_parameters(config: ModelConfig) -> int:
 
 
 def active_parameters(config: ModelConfig, row_length: int) -> int:
-    """Returns the parameters that a token uses: of experts, for example, those that it is sent to alone."""
+    """Returns the parameters that a token uses: of experts, for example, only those that it is sent to."""
     return parameter_count(config) - kernel_parameters(config) + round(forward_operations(config, row_length).kernels)
 
 
@@ -69,9 +69,9 @@ def _sizes(config: ModelConfig) -> dict[tuple, tuple[type, int]]:
 def training_flops_per_token(config: ModelConfig, row_length: int) -> float:
     """Returns the FLOPs of forward and backward pass per token, with causal attention over whole rows.
 
-    The backward pass is twice the forward one. Of attention it is half of the square that PaLM (Chowdhery et al. 2022,
-    arXiv 2204.02311) counts, since a causal token sees half of its row on average. Document masks are not subtracted,
-    so that the figure can be compared with other libraries'; a sliding window is.
+    The backward pass counts twice the forward pass. Attention counts half of the square that PaLM (Chowdhery et al.
+    2022, arXiv 2204.02311) counts, since a causal token sees half of its row on average. Document masks are not
+    subtracted, so that the figure can be compared with other libraries'; a sliding window is.
     """
     window = min(config.sliding_window, row_length)
     in_window = window - window**2 / (2 * row_length)  # Keys of a query on average.
@@ -79,10 +79,10 @@ def training_flops_per_token(config: ModelConfig, row_length: int) -> float:
 
 
 def document_flops_per_token(config: ModelConfig, positions: np.ndarray) -> float:
-    """Returns the FLOPs of forward and backward pass per token that the documents of a batch ask for.
+    """Returns the FLOPs of forward and backward pass per token that the documents of a batch need.
 
-    Of attention those of the keys that a token sees, on average: its position in its document and one, a sliding window
-    at most.
+    Attention counts the keys that a token sees, on average: its position in its document plus one, and no more than a
+    sliding window.
 
     Args:
         positions: of every token in its document; the last axis is a row.
@@ -143,7 +143,7 @@ class _Products(NamedTuple):
 
 
 def _products(jaxpr: Any, is_kernel: Sequence[bool], tokens: int) -> _Products:
-    """Returns the products of a program, of whose inputs some are kernels; of a `while` loop those of one turn."""
+    """Returns the products of a program, some of whose inputs are kernels; a `while` loop counts as one iteration."""
     total, flops_of = np.zeros(3), {}
     kernels = {var for var, is_one in zip(jaxpr.invars, is_kernel, strict=True) if is_one}
     for equation in jaxpr.eqns:
@@ -161,7 +161,7 @@ def _products(jaxpr: Any, is_kernel: Sequence[bool], tokens: int) -> _Products:
         elif inner:
             given = [_is_in(x, kernels) for x in inputs][name == "cond" :]
             found = np.array([_products(each, _for_inputs(each, given), tokens) for each in inner])
-            if name == "cond":  # Of the branches for platforms the last is for any: what is meant, not how.
+            if name == "cond":  # The last branch is for any platform: what is meant, not how.
                 of_inner = found[-1] if options.get("branches_platforms") else found.max(axis=0)
             else:
                 of_inner = options.get("length", 1) * found.sum(axis=0)
@@ -177,11 +177,11 @@ def _is_in(x: Any, variables: set) -> bool:
 
 
 def _for_inputs(jaxpr: Any, given: list[bool]) -> list[bool]:
-    """Returns which inputs of an inner program are kernels, where they are those of the outer equation."""
+    """Returns which inputs of an inner program are kernels, if they are the outer equation's."""
     return given if len(given) == len(jaxpr.invars) else [False] * len(jaxpr.invars)
 
 
-# What makes of a kernel the kernel again.
+# Operations whose output is still the kernel.
 _SAME_VALUES = {
     "broadcast_in_dim", "convert_element_type", "copy", "gather", "reshape", "slice", "split", "squeeze", "transpose",
 }  # fmt: skip

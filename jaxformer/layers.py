@@ -1,6 +1,6 @@
 """What layers are made of: kinds of parameters, what a layer receives and returns, norms, activations, rotations.
 
-Nothing here knows a configuration of the model, and parts of one's own are made of the same.
+Nothing here depends on the model's configuration; your own parts are made of the same.
 
 Kernels have the compute dtype, and the matmuls and the residual stream follow. Norms, rotations and logits are float32
 regardless, and so are the tables and their gradients: a frequent token's row sums over thousands of tokens, which
@@ -23,8 +23,8 @@ from jaxformer.config import require
 from jaxformer.record import Part
 
 # Standard deviation of matrices at initialisation, as in GPT-2 (Radford et al. 2019); those that write to the residual
-# stream are divided by the root of their number. At width 128 and 200 steps this validated 0.15 bits per byte better
-# than 1 / sqrt(fan-in).
+# stream are divided by the square root of their number. At width 128 and 200 steps this validated 0.15 bits per byte
+# better than 1 / sqrt(fan-in).
 INITIAL_SCALE = 0.02
 
 
@@ -43,13 +43,13 @@ class Scale(nnx.Param):
 class SelfUpdated(nnx.Param):
     """A parameter that no optimizer moves: a step replaces it by `rule(value, gradient)`; float32 always.
 
-    Give the rule with it, `SelfUpdated(value, rule=function)`; a layer makes the gradient what it wants it to be. It
-    does not count in the norm of the gradient. Example: a bias that balances the load of experts.
+    Pass the rule, `SelfUpdated(value, rule=function)`; a layer may define any gradient for it. It does not count in the
+    gradient norm. Example: a bias that balances the load of experts.
     """
 
 
 def optimized(params: nnx.State) -> nnx.State:
-    """Returns those of a tree of parameters, or of their gradients, that an optimizer moves."""
+    """Returns the parameters of a tree, or their gradients, that an optimizer updates."""
     return nnx.filter_state(params, nnx.Not(SelfUpdated))
 
 
@@ -59,7 +59,7 @@ def make_kernel(rngs: nnx.Rngs, fan_in: int, fan_out: int, scale: float = 1.0) -
 
 
 class Rows(NamedTuple):
-    """Where the tokens of B rows stand; N = B x T of them one after the other are what layers compute."""
+    """The tokens of B rows and their places; layers compute all N = B x T tokens as one sequence."""
 
     tokens_BT: jax.Array
     """int32 ids."""
@@ -74,29 +74,29 @@ class Rows(NamedTuple):
 
     @property
     def document_N(self) -> jax.Array:
-        """A number for each token, equal within a document: where it begins in all of the batch."""
+        """A number for each token, equal within a document: where the document begins in the whole batch."""
         B, T = self.starts_BT.shape
         return (self.starts_BT + T * jnp.arange(B, dtype=jnp.int32)[:, None]).reshape(-1)
 
 
 class Context(NamedTuple):
-    """What a layer may know beside the stream."""
+    """What a layer receives beside the stream."""
 
     rows: Rows
-    """Of the batch; in decoding, rows of one token each, which is all of a document that is there."""
+    """Of the batch; in decoding, rows of one token each."""
     rotation_N1K: tuple[jax.Array, jax.Array] | None
     """For `rotate`."""
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-    """`(q_NHK, k_NGK, v_NGK) -> attended_NHK`: causal, within documents and the layer's window, by the implementation
-    that the device has, or from a cache. Logits are scaled by 1 / sqrt(K), and values are as wide as keys.
+    """`(q_NHK, k_NGK, v_NGK) -> attended_NHK`: causal, within documents and the layer's window, by the device's
+    implementation or from a cache. Logits are scaled by 1 / sqrt(K), and values are as wide as keys.
     """
 
 
 class Sums(flax.struct.PyTreeNode):
-    """What a layer returns beside its output, by names of its own: each a sum over the tokens that have weight.
+    """What a layer returns beside its output, under names of its own: each a sum over the tokens that have weight.
 
-    Both reach the metrics of a step under their names, by layer, divided by the weight of the batch, and are exact
-    whatever the micro-batches and devices; where a layer has nothing to say it is `Sums()`.
+    Both appear in a step's metrics under their names, by layer, divided by the weight of the batch. They are exact for
+    any micro-batches and devices. A layer with nothing to report returns `Sums()`.
     """
 
     losses: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
@@ -123,8 +123,8 @@ def by_place(**sums: Sums) -> Sums:
     return Sums(named("losses"), named("metrics"))
 
 
-# The backward pass makes the insides of these again from their inputs. Kept by the scan they were half of the memory of
-# a step: 24 of 49 GB at 500 million parameters and 16,384 tokens. Between unrolled blocks XLA may keep them still.
+# The backward pass recomputes the inside of these from their inputs. Kept by the scan, it was half of a step's memory:
+# 24 of 49 GB at 500 million parameters and 16,384 tokens. Between unrolled blocks XLA may still keep it.
 _from_inputs = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -152,7 +152,7 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(RMSNorm):
-    """Subtracts the last axis's mean, in float32, and goes on as RMSNorm; the paper's bias is left out."""
+    """Subtracts the last axis's mean, in float32, then applies RMSNorm; without the paper's bias."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns x, of any shape (..., width), normalised along its last axis."""
@@ -169,7 +169,7 @@ def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 
 
 class Activation(Part):
-    """The function between the two matmuls of a feed-forward: a value that is called with what feeds it."""
+    """The function between the two matmuls of a feed-forward, called with the outputs of the first."""
 
     matrices: ClassVar[int] = 1
     """How many matrices feed it, each as wide as the feed-forward."""
@@ -249,5 +249,5 @@ def unembed(
 
 
 def where(condition: bool | jax.Array, x: Any, y: Any) -> Any:
-    """Returns x or y; what is known before the program runs stays out of it."""
+    """Returns x or y; a condition known while tracing adds nothing to the program."""
     return (x if condition else y) if isinstance(condition, bool) else jnp.where(condition, x, y)

@@ -57,14 +57,14 @@ class Run(NamedTuple):
     trackers: Trackers
     page: RunPage
     record: dict
-    """Record of the checkpoints; its `seconds` are those of the run before `started`."""
+    """Record of the checkpoints; its `seconds` count the run before `started`."""
     started: float
-    """When this process began with the run, as of `time.perf_counter`."""
+    """When this process began the run, by `time.perf_counter`."""
     prepared: float
-    """When its data were there."""
+    """When its data were ready."""
 
     def record_now(self) -> dict:
-        """Returns the record with the seconds of the run so far, and those of all its devices."""
+        """Returns the record with the seconds of the run so far, and its device seconds."""
         seconds = time.perf_counter() - self.started
         before = self.record["seconds"]
         return self.record | {
@@ -74,7 +74,7 @@ class Run(NamedTuple):
 
 
 def run_to_end(run: Run, state: TrainState, batches: grain.DatasetIterator, seed: int, writer: Writer) -> dict:
-    """Trains and finishes a run; returns its summary. What ends it before that is shown on its page.
+    """Trains and finishes a run; returns its summary. If it ends early, its page shows why.
 
     Raises: as of `run_steps` and `finish`.
     """
@@ -104,8 +104,8 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
     run.progress.begin(first_step)
     with run.signals.deferred(), step_function as jitted_step:
         for step in range(first_step, steps):
-            # Validated after it was saved, and again if the run stopped in between; before the first step, what was
-            # trained before.
+            # Validated after saving, and again if the run stopped in between; before the first step only if it starts
+            # from trained weights.
             if step in to_evaluate:
                 with run.signals.at_once() if jax.process_count() == 1 else contextlib.nullcontext():
                     try_to_evaluate(run, state, step)
@@ -142,20 +142,20 @@ def run_steps(run: Run, state: TrainState, batches: grain.DatasetIterator) -> Tr
 
 
 def next_batch(run: Run, state: TrainState, batches: grain.DatasetIterator, data_state: dict) -> Batch:
-    """Returns the next batch. Where the data are at fault, or a signal ends the wait, the state is saved.
+    """Returns the next batch. If the data fail, or a signal ends the wait, the state is saved.
 
     Args:
-        data_state: of the batches now.
+        data_state: the present state of the batches.
 
     Raises:
         Stopped: by a signal.
     """
-    is_alone = jax.process_count() == 1  # Others would have to save as well, and do not know of it.
+    is_alone = jax.process_count() == 1  # Other processes would have to save too, and do not know of it.
     try:
         with run.signals.at_once() if is_alone else contextlib.nullcontext():
             return next(batches)
     except (Exception, Stopped) as raised:
-        error = raised  # Handled below, so that what fails there does not seem to come from it.
+        error = raised  # Handled below, so that a failure there is not shown as caused by it.
     if is_alone:
         try:
             run.progress.flush()
@@ -168,10 +168,10 @@ def next_batch(run: Run, state: TrainState, batches: grain.DatasetIterator, data
 
 
 def begin_phase(run: Run, state: TrainState, batches: grain.DatasetIterator, span: Span) -> None:
-    """Tells that another phase begins, once the steps before it are done.
+    """Prints that another phase begins, once the steps before it are done.
 
     Raises:
-        TrainingFailure: by the numbers of those.
+        TrainingFailure: too many of those steps were not finite.
     """
     try:
         run.progress.begin_phase(span.first_step, str(span))
@@ -180,9 +180,9 @@ def begin_phase(run: Run, state: TrainState, batches: grain.DatasetIterator, spa
 
 
 def stopped_after(step: int, number: int) -> Stopped:
-    """Returns what ends a run that a signal stops after a step that is saved, if it is not before the first."""
-    text = f"step {step} is saved, and the same command goes on from there"
-    return Stopped(number, text if step else "nothing is trained yet, and the same command begins anew")
+    """Returns the error of a run that a signal stops after a step, which is saved unless it is 0."""
+    text = f"step {step} is saved, and the same command resumes from there"
+    return Stopped(number, text if step else "nothing is trained yet, and the same command starts again")
 
 
 def save_now(run: Run, state: TrainState, data_state: dict) -> None:
@@ -194,9 +194,9 @@ def save_now(run: Run, state: TrainState, data_state: dict) -> None:
 
 
 def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] | None:
-    """Validates a state, scores its tasks, samples and draws the page; returns the scalars, or None if some lack.
+    """Validates a state, scores its tasks, samples and draws the page; returns the scalars, or None if some fail.
 
-    The state is saved, unless it is that before the first step. A failure is reported, and never ends the run.
+    The state is saved, except before the first step. A failure is reported and never ends the run.
     """
     is_last = step == run.experiment.training.steps
     evaluations = {"validation": validate_now}
@@ -210,22 +210,22 @@ def try_to_evaluate(run: Run, state: TrainState, step: int) -> dict[str, float] 
             if jax.process_count() > 1:  # The others wait for this one within the evaluation.
                 raise
             is_whole = False
-            again = f"`jaxformer evaluate --workdir={shell_word(run.workdir)} --step={step}` does it later"
-            advice = f"; while its checkpoint is kept, {again}" if step else ""  # Before the first step none is saved.
+            again = f"`jaxformer evaluate --workdir={shell_word(run.workdir)} --step={step}`"
+            advice = f"; while its checkpoint is kept, repeat with {again}" if step else ""  # None is saved at step 0.
             print_notice(f"{what} at step {step} failed ({type(error).__name__}: {error}){advice}")
         else:
             run.progress.add_evaluation(step, found, text)
             scalars |= found
     if run.experiment.evaluation.sample_tokens:
         try_to_sample(run, state, step)
-    if not is_last:  # Then it is drawn once all is known.
+    if not is_last:  # The last page is drawn once all is known.
         try_to_draw(run, step)
     run.progress.resume_clock()
     return scalars if is_whole else None
 
 
 def validate_now(run: Run, state: TrainState, step: int, *, is_last: bool) -> tuple[dict[str, float], str]:
-    """Validates a state; returns the scalars, and a text about them. The last step's leave a file of all documents."""
+    """Validates a state; returns the scalars, and a text about them. The last step also writes a file by document."""
     losses = validate(state, run.data.validation, run.experiment.evaluation)
     validation = validation_scalars(losses)
     run.checkpoints.validation_losses[step] = validation["loss"]
@@ -239,7 +239,7 @@ def validate_now(run: Run, state: TrainState, step: int, *, is_last: bool) -> tu
 def score_now(
     run: Run, state: TrainState, step: int, *, task: EncodedTask, is_last: bool
 ) -> tuple[dict[str, float], str]:
-    """Scores a fixed choice of a task's items, or after the last step all; returns as `validate_now` does."""
+    """Scores a fixed choice of a task's items, or all after the last step; returns as `validate_now` does."""
     evaluation = run.experiment.evaluation
     scores = score_task(
         state,
@@ -263,10 +263,9 @@ def _identify(run: Run, step: int) -> dict:
 
 
 def keep_fault(run: Run, state: TrainState, batches: grain.DatasetIterator, failure: NonFiniteSteps) -> TrainingFailure:
-    """Saves the state as it was when nothing changed any more, and the batch with which that began.
+    """Saves the state before the non-finite steps, and the batch of the first of them; returns the run's failure.
 
-    Returns the failure of the run. The same command goes on after the steps that failed, without losing a batch that
-    was read since, however late the host noticed.
+    The same command resumes after the failed steps, and loses no batch read since, however late the host noticed.
     """
     guard = state.guard.replace(non_finite_in_a_row=jnp.zeros((), jnp.int32))
     state = state.replace(step=jnp.asarray(failure.last_step, jnp.int32), guard=guard)
@@ -279,7 +278,7 @@ def keep_fault(run: Run, state: TrainState, batches: grain.DatasetIterator, fail
         fault = diagnose(state, put_rows(state.mesh, batch), step=failure.first_step, checkpoint=failure.last_step)
         write_fault(path, fault._replace(batch=all_rows(batch)))
     except Exception as error:
-        return TrainingFailure(f"{failure}; they could not be kept for a replay ({type(error).__name__}: {error})")
+        return TrainingFailure(f"{failure}; they could not be saved for a replay ({type(error).__name__}: {error})")
     return TrainingFailure(f"{failure}; `jaxformer replay-step {shell_word(path)}` replays it")
 
 
@@ -298,7 +297,7 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
     record = run.record_now()
     best = best_step(run.checkpoints.steps(), run.checkpoints.validation_losses)
     summary = summarise(experiment, seed, workdir, record["seconds"], record["device_seconds"], evaluation, best)
-    # Trackers may be cut off while they send, and once the summary is there nothing opens them again.
+    # Before the summary: trackers may be interrupted while they send, and a run with a summary does not reopen them.
     run.trackers.end_step()
     run.trackers.log_summary(summary)
     run.trackers.close()
@@ -312,13 +311,13 @@ def finish(run: Run, state: TrainState, seed: int, writer: Writer) -> dict:
         keep_durations(experiment, measure_durations(run))
     validation = {name.removeprefix("validation/"): value for name, value in evaluation.items()}
     taken = format_duration(record["seconds"])
-    look = run.page.path if try_to_draw(run, steps) else workdir
-    print_line(f"finished in {taken}: validation {describe_validation(validation)}; look at {look}")
+    page = run.page.path if try_to_draw(run, steps) else workdir
+    print_line(f"finished in {taken}: validation {describe_validation(validation)}; see {page}")
     return summary
 
 
 def measure_durations(run: Run) -> Durations:
-    """Returns how long the parts of a run took that this process did from the first step to the last."""
+    """Returns how long the parts of a run took; this process did it from the first step to the last."""
     progress, ends = run.progress, evaluated_steps(run.experiment)
     first, *further = (progress.seconds_beside[step] for step in ends)
     between = sum(further[:-1]) / len(further[:-1]) if further[:-1] else math.nan
@@ -337,9 +336,9 @@ def measure_durations(run: Run) -> Durations:
 
 
 def try_to_sample(run: Run, state: TrainState, step: int) -> None:
-    """Writes a text of the model behind those of earlier steps, whose draws were the same; the last is also printed.
+    """Appends a sample of the model to those of earlier steps, drawn with the same seed; the last is also printed.
 
-    A failure is reported, and never ends the run; a text that a full disk does not take comes with the next.
+    A failure is reported and never ends the run. A sample that a full disk refuses is written with the next.
     """
     tokens, seed = run.experiment.evaluation.sample_tokens, run.record["identity"]["seed"]
     try:
@@ -354,13 +353,13 @@ def try_to_sample(run: Run, state: TrainState, step: int) -> None:
 
 
 def try_to_draw(run: Run, step: int) -> bool:
-    """Draws the page after a step and prints what it warns of; returns whether it is there.
+    """Draws the page after a step and prints its warnings; returns whether it was written.
 
-    A failure is reported, and never ends the run.
+    A failure is reported and never ends the run.
     """
     try:
         for alarm in run.page.draw(run.record_now()["seconds"], spans_of(run.experiment)):
-            print_notice(f"step {step}/{run.experiment.training.steps}: {alarm}; look at {run.page.path}")
+            print_notice(f"step {step}/{run.experiment.training.steps}: {alarm}; see {run.page.path}")
     except Exception as error:
         print_notice(f"{run.page.path} is not drawn ({type(error).__name__}: {error})")
         return False

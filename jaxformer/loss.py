@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.layers import unembed
-from jaxformer.loss_kernels import Kernels, Partition, why_not
+from jaxformer.loss_kernels import TILES, Kernels, Partition, why_not
 
 
 class LossSums(NamedTuple):
@@ -49,13 +49,14 @@ def find_kernels(implementation: str | Kernels, width: int, dtype: Any) -> Kerne
     """Returns the kernels that an implementation is, or None where it is `xla`.
 
     Args:
-        implementation: kernels, or 'xla', 'pallas', or 'auto': `pallas` where the device at hand can run it.
+        implementation: kernels, a name in `TILES`, 'xla', or 'auto': `pallas` where the device at hand can run it.
         width, dtype: of the features.
     """
     if not isinstance(implementation, str):
         return implementation
-    is_xla = implementation == "xla" or (implementation == "auto" and why_not(width, dtype, jax.devices()[0]))
-    return None if is_xla else Kernels()
+    if implementation == "auto":
+        implementation = "xla" if why_not(width, dtype, jax.devices()[0]) else "pallas"
+    return None if implementation == "xla" else Kernels(TILES[implementation])
 
 
 class _Options(NamedTuple):

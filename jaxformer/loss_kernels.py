@@ -38,13 +38,20 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
 
-# Tiles worth timing, the default first, which runs take: nothing times the others yet. Compiled for compute capability
-# 9.0 (JAX 0.11.2) all use wgmma, and spill no register unless there is a soft cap, and then less than 600 bytes, but
-# for the third, which never does (`tools/kernel_table.py`). The default reads the least from the L2 cache, and takes
-# 144 KB of shared memory, or on 8.0, 8.9 and 12.0 96 KB; the second lets two programs share a multiprocessor, of which
-# one multiplies while the other takes exponentials.
+
+# Tiles that a run on a GPU times, the default first. Compiled for compute capability 9.0 (JAX 0.11.2) all use wgmma,
+# and spill no register unless there is a soft cap, and then less than 600 bytes, but for the third, which never does
+# (`tools/kernel_table.py`). The default reads the least from the L2 cache, and takes 144 KB of shared memory, or on
+# 8.0, 8.9 and 12.0 96 KB; the second lets two programs share a multiprocessor, of which one multiplies while the other
+# takes exponentials.
 CANDIDATES = (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 3), Tile(128, 128, 64, 8, 3), Tile(256, 128, 64, 8, 3))
+
+# The kernels' tile by the name in `model.loss`. Runs have recorded these names: a tile that is dropped makes their
+# records unreadable.
+TILES = {"pallas": CANDIDATES[0], **{f"pallas:{tile}": tile for tile in CANDIDATES}}
 
 
 def why_not(width: int, dtype: Any, device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs

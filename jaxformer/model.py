@@ -1,11 +1,11 @@
-"""The architecture, whole: a pre-norm decoder in Flax NNX.
+"""The whole architecture: a pre-norm decoder in Flax NNX.
 
 tokens -> embedding -> L x [x += attention(norm(x)); x += feed_forward(norm(x))] -> norm -> unembedding -> logits
 
-What layers are made of is in `layers.py`. The figure is open at its places: `ModelConfig` takes a value of one's own, a
+The building blocks are in `layers.py`. Each place of the figure can be replaced: `ModelConfig` takes your own value, a
 `Part`, for the attention, the feed-forward, the norm, the activation, the way in which a layer's output joins the
-stream, and what follows from the size; `jaxformer/parts` has some. A layer returns, beside its output, the sums that it
-wants to be added to the loss or reported (`Sums`).
+stream, and the scaling with size; `jaxformer/parts` has some. A layer returns its output, and sums to add to the loss
+or to report (`Sums`).
 
 - RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), rotary positions (Su et al. 2021, arXiv 2104.09864), GELU
   feed-forward (in the tanh approximation), no biases, tied embeddings (Press & Wolf 2016, arXiv 1608.05859).
@@ -16,7 +16,7 @@ wants to be added to the loss or reported (`Sums`).
   2408.00118).
 - Models of one seed begin with the same values wherever a parameter's name and shape are the same, whatever their
   options: what differs between two variants is then the variant, not the draw.
-- The L blocks are one block with stacked parameters under `lax.scan`; where kinds of layers take turns, one group of
+- The L blocks are one block with stacked parameters under `lax.scan`; where kinds of layers alternate, one group of
   them.
 - It computes in the dtype of its kernels, and in float32 where `layers.py` says so.
 
@@ -73,10 +73,11 @@ from jaxformer.layers import (
     unembed,
     where,
 )
+from jaxformer.loss_kernels import TILES
 from jaxformer.record import Part
 from jaxformer.table import look_up
 
-# What the backward pass finds of a block, by `model.remat`, beside the block's input; all else it computes again. With
+# What is kept of a block for the backward pass, by `model.remat`, beside its input; all else is recomputed. With
 # heads of D / H and F = 4 D these are 20, 12 and 2 x D bytes per token in bfloat16, and log-sum-exps.
 SAVED = {
     "elementwise": ("queries", "keys", "values", "attended", "log_sum_exp", "stream", "hidden"),
@@ -92,8 +93,8 @@ SCOPES = ("embedding", "attention", "feed_forward", "norm", "residual")
 # The parameters with a row for each id.
 VOCABULARY_TABLES = ("embedding", "unembedding")
 
-# Fields with which a run may go on otherwise than its weights were trained: parameters keep their meaning, as when rows
-# grow longer.
+# Fields that may differ from those the weights were trained with: parameters keep their meaning, as when rows grow
+# longer.
 FIT_ANY_WEIGHTS = ("rope_base", "sliding_window", "window_pattern", "logit_soft_cap")
 
 # Depth up to which a CPU unrolls all blocks, which saves it an eighth of a step and costs compile time with each.
@@ -104,8 +105,8 @@ class LayerPart(Part):
     """An attention, or a feed-forward, in place of the model's own."""
 
     is_cached: ClassVar[bool] = False
-    """Whether its output at a token depends on earlier tokens by one call of `Context.attend` alone, if at all: text is
-    then continued from a cache of keys and values. Else all of it is computed again for each token.
+    """Whether its output at a token depends on earlier tokens only through one call of `Context.attend`, if at all.
+    Text is then continued from a cache of keys and values; else all of it is recomputed for each token.
     """
 
     def make(self, config: "ModelConfig", *, rngs: nnx.Rngs) -> nnx.Module:
@@ -118,7 +119,7 @@ class LayerPart(Part):
 
 
 class Residual(Part):
-    """How the output of an attention or a feed-forward joins the stream; by itself it is added."""
+    """How the output of an attention or a feed-forward joins the stream; by default it is added."""
 
     def make(self, config: "ModelConfig", *, rngs: nnx.Rngs, index: jax.Array) -> nnx.Module:
         """Returns a module: `(stream, layer) -> (stream, Sums)`, whose `layer` is `x_ND -> (y_ND, Sums)`.
@@ -151,27 +152,24 @@ class AuxiliaryLoss(Part):
 
 
 class Scaling(Part):
-    """What follows from the width and depth of a model: how large its matrices are drawn, and its logits.
-
-    By itself it is as here.
-    """
+    """How initial values and logits scale with the width and depth of a model; the methods here are the default."""
 
     def of_kernels(self, width: int, depth: int) -> float:
-        """Returns what the matrices that multiply are multiplied by once they are drawn."""
+        """Returns the factor of the initial values of the matrices that multiply."""
         return 1.0
 
     def of_writing(self, width: int, depth: int) -> float:
-        """Returns the same of those among them that write to the stream, on top; there are two in each layer."""
+        """Returns a further factor for those that write to the stream; there are two in each layer."""
         return (2 * depth) ** -0.5
 
     def of_tables(self, width: int, depth: int) -> float:
-        """Returns the deviation of the embeddings at first."""
+        """Returns the initial standard deviation of the embeddings."""
         # The final norm has unit size, so logits start with a deviation of this times sqrt(D): held at 0.45 or less, it
         # keeps the first loss within 2 % of ln V at any width.
         return min(INITIAL_SCALE, 0.45 * width**-0.5)
 
     def of_logits(self, width: int, depth: int) -> float:
-        """Returns what logits are multiplied by."""
+        """Returns the factor of the logits."""
         return 1.0
 
 
@@ -181,8 +179,7 @@ class ModelConfig:
 
     vocabulary_size: PositiveInt32
     """Rows of the embedding table, tokens; at least the tokenizer's, a multiple of 128 is fastest. Rows beyond the
-    tokenizer's stand for no token and have no probability, in training, validation, tasks and samples alike; without a
-    gradient they stay the zeros that they begin with.
+    tokenizer's stand for no token: they have no probability, in training or evaluation, get no gradient, and stay 0.
     """
     width: PositiveInt32
     """D, of the residual stream."""
@@ -191,7 +188,7 @@ class ModelConfig:
     heads: PositiveInt32
     """H, query heads; must divide width unless head_width is given."""
     key_value_heads: NonNegativeInt = 0
-    """G, heads that keys and values have, a divisor of heads; 0 for as many as heads."""
+    """G, heads of keys and values, a divisor of heads; 0 for as many as heads."""
     head_width: NonNegativeInt = 0
     """K; 0 for width / heads."""
     feed_forward_width: NonNegativeInt = 0
@@ -201,7 +198,7 @@ class ModelConfig:
     norm: Annotated[str, OneOf("rmsnorm", "layernorm")] | Norm = "rmsnorm"
     """'rmsnorm' or 'layernorm', of the stream; queries and keys have RMSNorm, if any, whatever it is."""
     norm_epsilon: PositiveFloat = 1e-6
-    """Added to the mean square of every norm, those of queries and keys too, under the root."""
+    """Added to the mean square under the root in every norm, also of queries and keys."""
     rope_base: Annotated[float, Bounds(above=1)] = 10_000.0
     """Base of the rotary wavelengths."""
     learned_positions: NonNegativeInt = 0
@@ -209,8 +206,8 @@ class ModelConfig:
     sliding_window: NonNegativeInt = 0
     """The most tokens that a token attends to, itself included; 0 for all of its document's so far."""
     window_pattern: str = ""
-    """Which layers have the sliding window, from the first on and over again: 'SSSL' gives every fourth all of the
-    document's tokens; '' gives the window to all.
+    """Which layers have the sliding window, repeated from the first layer on: in 'SSSL' every fourth attends to all of
+    the document so far; '' gives the window to all.
     """
     qk_norm: bool = False
     """RMSNorm of queries and keys per head before the rotation."""
@@ -221,27 +218,28 @@ class ModelConfig:
     z_loss: NonNegativeFloat = 0.0
     """Coefficient of the squared log-partition in the training objective (PaLM, arXiv 2204.02311); 0 for none."""
     attention: LayerPart | tuple[LayerPart | None, ...] | None = None
-    """An attention of one's own; a tuple of them takes turns over the layers, None among it for the model's own."""
+    """Your own attention; a tuple alternates over the layers, with None for the model's."""
     feed_forward: LayerPart | tuple[LayerPart | None, ...] | None = None
-    """A feed-forward of one's own, or a tuple that takes turns."""
+    """Your own feed-forward, or a tuple that alternates."""
     residual: Residual | None = None
     """How a layer's output joins the stream; None adds it."""
     auxiliary_loss: AuxiliaryLoss | None = None
     """A loss that is minimised beside the cross-entropy."""
     scaling: Scaling | None = added(None)
-    """How large matrices are drawn, and logits, by the size of the model; None as `Scaling` says."""
+    """How initial values and logits scale with the size of the model; None as `Scaling` says."""
     scan_unroll: NonNegativeInt = execution(0)
-    """Blocks per iteration of the scan over layers; 0 chooses 1, or all of them: on a CPU up to 16, unless they are
-    recomputed, and in a run on a GPU where that takes no more memory, or was timed to be the fastest.
+    """Blocks per iteration of the scan over layers. 0 chooses 1 or all: all on a CPU, up to 16 and without
+    recomputation, and in a run on a GPU where that takes no more memory, or was timed to be the fastest.
     """
     loss_chunk_tokens: NonNegativeInt = execution(0)
     """Tokens whose logits exist at once in the loss; 0 chooses for the device."""
-    loss: Annotated[str, OneOf("auto", "xla", "pallas")] = execution("auto")
-    """How the loss is computed: 'xla'; 'pallas', kernels whose logits never reach a GPU's memory; 'auto' takes those
-    where the device, the width and the dtype admit them, and in a run if they were timed to be faster.
+    loss: Annotated[str, OneOf("auto", "xla", *TILES)] = execution("auto")
+    """How the loss is computed: 'xla'; 'pallas', kernels whose logits never reach a GPU's memory, by their default tile
+    or by one that is named (tokens x ids x features x warps x stages); 'auto' takes the kernels where the device, the
+    width and the dtype admit them, and in a run what was timed to be the fastest of all.
     """
     remat: Annotated[str, OneOf(*REMATS)] = execution("auto")
-    """What the backward pass computes again instead of keeping it: 'none'; 'elementwise', all but the matmuls and the
+    """What the backward pass recomputes instead of keeping it: 'none'; 'elementwise', all but the matmuls and the
     attention, whose forward pass cuDNN needs again; 'feed_forward', also its first matmul; 'block', all; 'auto' chooses
     for the device's memory, and in a long run on a GPU times a few that fit.
     """
@@ -270,14 +268,14 @@ class ModelConfig:
         )
         require(
             not self.window_pattern or self.sliding_window > 0,
-            "model.window_pattern says which layers have model.sliding_window, which is 0; set it",
+            "model.window_pattern needs model.sliding_window, which is 0; set it",
         )
         for name in ("attention", "feed_forward"):
             turns = getattr(self, name)
             if isinstance(turns, tuple):
                 require(
                     len(turns) > 0 and self.depth % len(turns) == 0,
-                    f"model.{name} has {len(turns)} parts in turns, which must divide model.depth ({self.depth})",
+                    f"model.{name} alternates {len(turns)} parts, which must divide model.depth ({self.depth})",
                 )
 
     @property
@@ -297,12 +295,12 @@ class ModelConfig:
 
     @property
     def has_unembedding(self) -> bool:
-        """Whether it unembeds with another table than it embeds with."""
+        """Whether the unembedding is a table of its own."""
         return not self.tied_embeddings
 
     @property
     def unused_in_forward_pass(self) -> frozenset[str]:
-        """Fields that have no part in the logits."""
+        """Fields that do not affect the logits."""
         return frozenset({"z_loss"} | ({"rope_base"} if self.learned_positions else set()))
 
     @property
@@ -312,7 +310,7 @@ class ModelConfig:
 
     @property
     def group(self) -> int:
-        """Layers after which the kinds of layers begin again."""
+        """Layers after which the kinds of layers repeat."""
         turns = [part for part in (self.attention, self.feed_forward) if isinstance(part, tuple)]
         return math.lcm(*map(len, turns))
 
@@ -356,7 +354,7 @@ class Attention(nnx.Module):
         """Returns what is added to the stream."""
         H, G, K = self.H, self.G, self.K
         qkv_NX = x_ND @ self.qkv[...]
-        # Slices, since the gradient of a split is put together in a kernel of its own on a GPU. Queries and keys are
+        # Slices, since the gradient of a split takes a kernel of its own on a GPU. Queries and keys are
         # rotated together: on a CPU a step of the smallest model takes 4 % less time than with the two apart.
         qk_NXK = qkv_NX[:, : (H + G) * K].reshape(-1, H + G, K)
         v_NGK = qkv_NX[:, (H + G) * K :].reshape(-1, G, K)
@@ -394,8 +392,8 @@ class Block(nnx.Module):
 
     Args:
         layer: its number in the group of layers that is repeated.
-        key: what its parameters are drawn with; each place draws with keys of its own, so that what stands in one place
-            does not change what another begins with.
+        key: for drawing its parameters; each place has keys of its own, so that a part in one place does not change the
+            initial values of another.
         index: its number in the model; traced.
     """
 
@@ -427,7 +425,7 @@ class Block(nnx.Module):
 
 
 class Group(nnx.Module):
-    """The layers that take turns, in their order, where there is more than one kind."""
+    """The alternating layers, in their order, where there is more than one kind."""
 
     def __init__(self, layers: list[Block]):
         self.layers = nnx.List(layers)
@@ -500,8 +498,8 @@ class Transformer(nnx.Module):
 
         self.blocks = stacked_blocks(keys_XP, jnp.arange(0, config.depth, config.group))
         self.final_norm = make_norm(config)
-        # Keys follow each other: the options' come last, and each is taken whether it is used or not, so that no option
-        # changes what another parameter begins with.
+        # The options' keys come last, and each is taken whether it is used or not, so that no option changes the
+        # initial values of another parameter.
         unembedding_key, positions_key = rngs.params(), rngs.params()
         if config.has_unembedding:
             self.unembedding = drawn_table(unembedding_key)
@@ -548,7 +546,7 @@ class Transformer(nnx.Module):
 
     def features(self, tokens_BT, positions_BT, document_starts_BT, document_ends_BT) -> jax.Array:
         """Returns `features_ND`, the normed stream after the last block: what the unembedding multiplies."""
-        weights_BT = jnp.ones(tokens_BT.shape, jnp.float32)  # Of sums that are not wanted here.
+        weights_BT = jnp.ones(tokens_BT.shape, jnp.float32)  # For sums that are not used here.
         rows = Rows(tokens_BT, positions_BT, document_starts_BT, document_ends_BT, weights_BT)
         return self.features_and_sums(rows)[0]
 
@@ -623,11 +621,11 @@ class Transformer(nnx.Module):
         return make_rotation(self.config, positions_N, self.config.K)
 
     def _remat(self, layer):
-        """Returns the layer with what `model.remat` says computed again in the backward pass."""
+        """Returns the layer with what `model.remat` names recomputed in the backward pass."""
         if self.config.remat not in SAVED:
             return layer
         policy = jax.checkpoint_policies.save_only_these_names(*SAVED[self.config.remat])
-        # Between two loops there is nothing to be merged again; in one graph there is.
+        # XLA may merge the recomputation with the original in one graph, but not between two loops.
         return jax.checkpoint(
             layer, policy=policy, prevent_cse=self._unroll() == self.config.depth // self.config.group
         )
@@ -636,7 +634,7 @@ class Transformer(nnx.Module):
         depth, groups = self.config.depth, self.config.depth // self.config.group
         if self.config.scan_unroll:
             return min(self.config.scan_unroll, groups)
-        # XLA on a CPU would merge again what is to be recomputed, if it stood in one graph with what was computed.
+        # In one graph XLA on a CPU would merge the recomputation with the original.
         is_unrolled = depth <= MOST_UNROLLED and self.config.remat not in SAVED
         return groups if jax.default_backend() == "cpu" and is_unrolled else 1
 
@@ -647,10 +645,10 @@ def abstract_model(config: ModelConfig, **options) -> Transformer:
 
 
 def _by_layer(sums: list[Sums]) -> Sums:
-    """Returns the sums of the layers of a group, stacked over the groups, as those of layers that have the name."""
+    """Returns the sums of a group's layers, stacked over the groups, each with the layers that report its name."""
 
     def merged(trees: list[Mapping[str, jax.Array]]):
-        # What only some layers of a group report, or in another shape, has as many values as there are such layers.
+        # If only some layers of a group report a name, or in another shape, it has one value for each such layer.
         alike = collections.defaultdict(list)
         for tree in trees:
             for name, x in tree.items():
@@ -685,10 +683,10 @@ def make_norm(config: ModelConfig) -> nnx.Module:
 
 
 def plain_block(config: ModelConfig) -> ModelConfig:
-    """Returns a model whose blocks are of no parts, for a part that has one of its own."""
+    """Returns the configuration with blocks without parts, for a part that has a block of its own."""
     return dataclasses.replace(config, attention=None, feed_forward=None, residual=None, auxiliary_loss=None)
 
 
 def residual_scale(config: ModelConfig) -> float:
-    """Returns by what the matrices that write to the stream are drawn smaller."""
+    """Returns the factor of the initial values of the matrices that write to the stream."""
     return (config.scaling or Scaling()).of_writing(config.width, config.depth)

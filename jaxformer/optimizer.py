@@ -1,7 +1,7 @@
 """The learning-rate schedule and the Optax chain: a clipped gradient, an optimizer's direction, decay, learning rate.
 
-An optimizer is AdamW, Muon, or one of your own (`Optimizer`), which may hold another; what decays is all matrices, or
-what a part of your own says (`Decay`).
+An optimizer is AdamW, Muon, or your own (`Optimizer`), which may hold another. All matrices decay, or what your own
+part (`Decay`) says.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ OPTIMIZERS = ("adamw", "muon")
 DECAYS = ("matrices",)
 SCHEDULES = ("cosine", "wsd")
 
-# What parameters are to an optimizer: tables that are looked up, a table that unembeds and does nothing else, kernels,
+# Kinds of parameters to an optimizer: tables that are looked up, a table that unembeds and does nothing else, kernels,
 # and all the rest, such as the gains of norms. A tied table is an embedding.
 GROUPS = ("embedding", "unembedding", "matrix", "gain")
 
@@ -36,18 +36,18 @@ MUON_RMS = 0.2
 
 @dataclass(frozen=True)
 class Optimizer(Part):
-    """An optimizer of one's own: the direction in which it descends.
+    """Your own optimizer: the direction of descent.
 
-    Clipping comes before it; decay, the learning rate and its factors by group come after it, and are none of its own.
-    One that changes another, a name or a part, holds it in a field and asks `transform_of` for its transformation.
+    Clipping comes before it. Decay, the learning rate and its factors by group come after it, and are not its own task.
+    One that modifies another, a name or a part, holds that in a field and gets its transformation by `transform_of`.
     """
 
     def transform(self, config: "OptimizerConfig", model: ModelConfig) -> optax.GradientTransformation:
         """Returns the transformation of a gradient to the direction, as those that Optax names `scale_by_...`.
 
         Args:
-            config: its numbers are there for any optimizer; its learning rate, decay and clipping are not for this.
-            model: for what the shapes of the parameters do not tell, such as the width of a head.
+            config: numbers for any optimizer; learning rate, decay and clipping are applied elsewhere.
+            model: for what the shapes of the parameters do not show, such as the width of a head.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define transform(config, model)")
 
@@ -57,12 +57,12 @@ class Decay(Part):
     """What is decayed, in place of all matrices."""
 
     def decayed(self, group: str, parameter: jax.Array, direction: jax.Array) -> jax.Array:
-        """Returns what times decay and learning rate is taken off a parameter; one that changes another has a field.
+        """Returns what is subtracted from a parameter, once multiplied by decay and learning rate.
 
         Args:
             group: one of `GROUPS`.
             parameter: all of its layers.
-            direction: in which the optimizer descends: what times the learning rate is taken off, too.
+            direction: of descent: what the optimizer subtracts, once multiplied by the learning rate.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define decayed(group, parameter, direction)")
 
@@ -72,7 +72,7 @@ class OptimizerConfig:
     """The optimizer, its decay, and the schedule of the learning rate."""
 
     learning_rate: PositiveFloat
-    """Peak."""
+    """Peak learning rate."""
     warmup_steps: NonNegativeInt
     """Steps of linear increase from 0."""
     final_learning_rate_share: Annotated[float, Bounds(at_least=0, at_most=1)] = 0.1
@@ -91,8 +91,8 @@ class OptimizerConfig:
     """Largest global norm of the gradient."""
     name: Annotated[str, OneOf(*OPTIMIZERS)] | Optimizer = "adamw"
     """'adamw' (Loshchilov & Hutter 2017, arXiv 1711.05101); 'muon' (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon) for the kernels and AdamW, as above, for all else, the learning rate and the
-    decay being those of both; or an `Optimizer` of `jaxformer.parts` or of your own.
+    kellerjordan.github.io/posts/muon) for the kernels and AdamW for all else, with the same learning rate and
+    decay; or an `Optimizer` of `jaxformer.parts` or of your own.
     """
     muon_momentum: Annotated[float, Bounds(at_least=0, below=1)] = 0.95
     """Decay of Muon's moment, per step; AdamW has none."""
@@ -101,21 +101,21 @@ class OptimizerConfig:
     2404.06395; the shape is that of Hägele et al. 2024, arXiv 2405.18392).
     """
     decay_share: Annotated[float, Bounds(above=0, at_most=1)] = 0.2
-    """Share of the steps, the last ones, in which 'wsd' decays; other schedules have none."""
+    """Share of the steps, the last ones, in which 'wsd' decays; other schedules ignore it."""
     embedding_rate: PositiveFloat = 1.0
-    """Factor of the learning rate, of tables that are looked up: of tokens, one that also unembeds, and positions."""
+    """Factor of the learning rate for tables that are looked up: of tokens, even if tied, and of positions."""
     unembedding_rate: PositiveFloat = 1.0
-    """Factor of the learning rate, of an unembedding table of its own."""
+    """Factor of the learning rate for a separate unembedding table."""
     matrix_rate: PositiveFloat = 1.0
-    """Factor of the learning rate, of the kernels."""
+    """Factor of the learning rate for the kernels."""
     gain_rate: PositiveFloat = 1.0
-    """Factor of the learning rate, of all else, such as the gains of norms."""
+    """Factor of the learning rate for all else, such as the gains of norms."""
 
     def __post_init__(self):
         check_fields(self, "optimizer")
 
     def effective(self) -> "OptimizerConfig":
-        """Returns the same optimizer with the default for each field that it takes no notice of."""
+        """Returns the same optimizer with the default for each field that it ignores."""
         inert: dict[str, Any] = {"muon_momentum": 0.95} if self.name == "adamw" else {}
         inert |= {"decay_share": 0.2} if self.schedule != "wsd" else {}
         inert |= {"decay": "matrices"} if self.weight_decay == 0 else {}
@@ -139,7 +139,7 @@ def check_schedule(config: OptimizerConfig, steps: int) -> None:
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Returns the learning rate by step in [0, steps): linear warmup to the peak, then down to the final share of it.
 
-    Step 0 already has a positive rate, peak / (warmup_steps + 1), so that no step is spent on nothing. With 'wsd' the
+    Step 0 already has a positive rate, peak / (warmup_steps + 1), so that no step is wasted. With 'wsd' the
     last `decay_share` of the steps, at least one, are below the peak.
     """
     check_schedule(config, steps)
@@ -175,9 +175,9 @@ def make_optimizer(
     """Returns the chain for a run of `steps` steps over an `nnx.State` of parameters.
 
     Args:
-        config: the optimizer's, its decay's and its schedule's.
+        config: of the optimizer, its decay and its schedule.
         steps: of the run.
-        model: whose parameters they are, for an `Optimizer` that takes notice of it; the named ones do not.
+        model: whose parameters they are, for an `Optimizer` that uses it; the named ones do not.
     """
     descend = optax.scale_by_learning_rate(make_schedule(config, steps))
     if config.name == "muon":
@@ -274,7 +274,7 @@ def _muon(config: OptimizerConfig, coefficients: tuple = ()) -> tuple[optax.Grad
 
 
 def _decay(config: OptimizerConfig, mask: Callable[[nnx.State], nnx.State] | None) -> optax.GradientTransformation:
-    """Returns the decay of all matrices that a mask finds, or that of a part, which decides for itself."""
+    """Returns the decay of all matrices that a mask selects, or of a part, which selects by itself."""
     if not isinstance(config.decay, Decay):
         return optax.add_decayed_weights(config.weight_decay, mask)
 
@@ -285,7 +285,7 @@ def _decay(config: OptimizerConfig, mask: Callable[[nnx.State], nnx.State] | Non
 
 
 def _rates(config: OptimizerConfig) -> tuple[optax.GradientTransformation, ...]:
-    """Returns what scales by group: nothing where all factors are 1, so that the state is as without them."""
+    """Returns the scaling by group; nothing where all factors are 1, so that the state is as without them."""
     rates = {group: getattr(config, f"{group}_rate") for group in GROUPS}
     if set(rates.values()) == {1.0}:
         return ()

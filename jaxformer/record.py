@@ -1,7 +1,7 @@
-"""What a configuration is as a record: written to JSON, read back, flattened and compared; parts of one's own among it.
+"""Configurations as records: written to JSON, read back, flattened and compared, your own parts included.
 
 A part is a value that is code, such as `feed_forward=MyMoE(experts=8)`. In a record it is its name, the digest of its
-source, and its fields: two runs whose parts have other code differ in what they learn, as by any other field.
+source, and its fields: two runs whose parts differ in code differ in what they learn, as with any other field.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 from jaxformer.config import UserError, require
 from jaxformer.host.own_code import Source, find_source
 
-# What a record tells of a part beside its fields: its name, the digest of its source, and which fields are execution.
+# What a record holds of a part beside its fields: its name, the digest of its source, and which fields are execution.
 _NAME, _CODE, _EXECUTION = "part", "code", "execution"
 
 P = TypeVar("P", bound="Part")
@@ -29,10 +29,11 @@ _Recorded = tuple[str, Any, bool]
 
 @dataclass(frozen=True)
 class Part:
-    """A value of a configuration that is code: a frozen dataclass whose class says what it does, and whose fields how.
+    """A configuration value that is code: a frozen dataclass, with behaviour in its class and settings in its fields.
 
     Its class stands at the top level of an experiment file, or of a module beside it. Its fields are numbers, texts,
-    tuples of such, or parts. Parts of one name, source and fields are equal: a file that runs twice makes two classes.
+    tuples of such, or parts. Parts with the same name, source and fields are equal, although a file that runs twice
+    makes two classes.
     """
 
     _source: ClassVar[Source | None] = None
@@ -73,9 +74,9 @@ def name_of(kind: type[Part]) -> str:
 
 @dataclass(frozen=True, repr=False)
 class PartOfARecord(Part):
-    """A part that a record names and whose code this process has not loaded: it is compared and printed, and no more.
+    """A part of a record whose code this process has not loaded: it can only be compared and printed.
 
-    It passes for the class that its field takes; whatever else is asked of it raises `UserError`.
+    `isinstance` takes it for the class that its field takes; any other use raises `UserError`.
     """
 
     _kind: type[Part]
@@ -116,7 +117,7 @@ def describe_failure(part: Part, error: Exception) -> str:
 
 
 def kind_of(value: Any) -> Any:
-    """Returns what of a value stays when its fields change: of a part its name and the digest of its source."""
+    """Returns what stays of a value when its fields change: of a part, its name and the digest of its source."""
     if not isinstance(value, Part):
         return type(value)
     return [each for each in value._recorded() if each[0] in (_NAME, _CODE)]
@@ -129,8 +130,8 @@ def missing_parts(config: Any) -> dict[str, str]:
 
 def _missing(part: PartOfARecord) -> str:
     return (
-        f"{part!r} is code of {part._name.partition('.')[0]}.py, which is not known here or has changed since; give "
-        f"--code=FILE, that file as it was: the run folder keeps a copy in code/{part._code}"
+        f"{part!r} is code of {part._name.partition('.')[0]}.py, which is unknown here or has changed since; give "
+        f"that file as it was by --code=FILE: the run folder keeps a copy in code/{part._code}"
     )
 
 
@@ -147,7 +148,7 @@ def to_dict(config: Any, *, to_print: bool = False) -> dict:
     """Returns the dataclass tree as plain dicts, lists and values: what JSON can hold.
 
     Args:
-        to_print: has parts as code writes them, 'MyMoE(experts=8)', which `from_dict` does not read.
+        to_print: write parts as in code, 'MyMoE(experts=8)', which `from_dict` does not read.
     """
     return json.loads(json.dumps(_plain(config, to_print)))
 
@@ -185,14 +186,14 @@ def _decides_nothing(field: dataclasses.Field, value: Any) -> bool:
 
 
 def _check_recordable(part: Part) -> None:
-    """Raises `UserError` unless a part can be known again by what is recorded of it."""
+    """Raises `UserError` unless a part can be identified by its record."""
     kind, recorded = type(part).__name__, part._recorded()
     is_declared = "__dataclass_params__" in vars(type(part))
     require(is_declared, f"{kind}: put @dataclass(frozen=True) before its class, so that its fields are recorded")
     for name, value, _ in recorded:
         require(
             not isinstance(value, type) or name != _CODE,
-            f"{kind}: its class must stand at the top level of a file, by whose source a run knows it again",
+            f"{kind}: its class must stand at the top level of a file, whose source then identifies it",
         )
         require(_is_plain(value), f"{kind}: {name} ({value!r}) must be a number, a text, a tuple of such, or a part")
     names = [name for name, _, _ in recorded]

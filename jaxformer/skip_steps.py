@@ -16,7 +16,7 @@ import jax.numpy as jnp
 # Losses in the window, and the fewest that give a score.
 WINDOW, ENOUGH = 128, 64
 
-# Score from which a loss is reported as a spike.
+# A loss with at least this score is reported as a spike.
 SPIKE = 6.0
 
 # Non-finite steps in a row after which nothing changes any more, until the host notices and stops the run.

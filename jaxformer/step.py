@@ -37,7 +37,7 @@ from jaxformer.loss import LossSums, cross_entropy, token_scores
 from jaxformer.model import SAVED, ModelConfig, Transformer
 from jaxformer.skip_steps import Guard, init_guard, judge
 
-# Steps of a profile: a trace of more is large, and tells no more.
+# Steps of a profile: a trace of more is large, and shows nothing new.
 _MOST_PROFILED = 100
 
 
@@ -58,8 +58,8 @@ class TrainingConfig:
     compute_dtype: Annotated[str, OneOf("auto", "float32", "bfloat16")] = "auto"
     """Compute dtype of matmuls: 'float32', 'bfloat16', or 'auto' for bfloat16 on a GPU and float32 on a CPU."""
     skip_spikes_above: NonNegativeFloat = 0.0
-    """A step whose loss lies this many standard deviations above the last 128 changes nothing; 0: all count. Whatever
-    it is, a step whose loss or gradient is not finite changes nothing.
+    """A step whose loss lies this many standard deviations above the last 128 changes nothing; 0 for no limit. A step
+    whose loss or gradient is not finite never changes anything.
     """
     device: Annotated[str, OneOf("auto", "cpu", "gpu")] = execution("auto")
     """'gpu', 'cpu', or 'auto' for a GPU where JAX finds one."""
@@ -70,7 +70,7 @@ class TrainingConfig:
     peak_tflops: NonNegativeFloat = execution(0.0)
     """Peak of the device for the model FLOPs utilisation; 0 looks it up."""
     profile: str = execution("")
-    """Steps to trace and to print the largest kernels of, FIRST:LAST from 1 with both included; '' for none."""
+    """Steps to trace, and whose largest kernels to print: FIRST:LAST, from 1, both included; '' for none."""
 
     def __post_init__(self):
         check_fields(self, "training")
@@ -146,7 +146,7 @@ def init_state(
         compute_dtype: dtype of the matmuls.
         micro_batches: parts of the batch, a divisor of its rows, whose gradients are summed before the update.
         skip_spikes_above: score of a loss, in standard deviations, above which a step changes nothing; 0 for none.
-        mesh: of several devices, which hold the state and compute it together; the values are those of one device.
+        mesh: of several devices, which hold the state and compute it together; values are the same as on one device.
         token_count: ids that the tokenizer has; None for all of `config.vocabulary_size`.
         params: parameters to begin with, which are donated; None draws them by the seed.
     """
@@ -178,7 +178,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
     """Returns the state after one update, and its metrics as scalars on the device.
 
     A step whose loss or gradient is not finite, or whose loss is a spike to be skipped, changes neither parameters nor
-    optimizer state, the schedule's count among it. `compile_step` jits it.
+    optimizer state, including the schedule's count. `compile_step` jits it.
 
     Metrics: `loss` (nats per target), `gradient_norm` (before clipping), `targets` (sum of the loss weights),
     `spike_score` (of the loss, in standard deviations), `counts` (whether the step changed anything), `skipped` (steps
@@ -211,7 +211,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, j
 
 @jax.named_scope("metrics")
 def norms_by_group(params: nnx.State) -> dict[str, jax.Array]:
-    """Returns the norm of the parameters, or of what has their structure, by the part of the model that they are of."""
+    """Returns the norm of the parameters, or of a tree with their structure, by part of the model."""
     squares = {}
     for path, leaf in nnx.to_flat_state(params):
         group = next(name for name in path if isinstance(name, str) and name not in ("blocks", "layers"))
@@ -233,10 +233,10 @@ def _update(state: TrainState, grads: nnx.State) -> tuple[Any, Any, Any]:
 
 
 def compile_step(state: TrainState) -> Callable:
-    """Returns `train_step` jitted for a state, which it takes over; what it returns lies where the state did."""
+    """Returns `train_step` jitted for a state, which is donated; the new state lies on the same devices."""
     mesh = state.mesh
     shardings = (state_sharding(mesh, state), NamedSharding(mesh, COPIED)) if mesh else None
-    # By itself XLA copies all of the state on a CPU before a step writes it: 4 % of a step of 27 million parameters.
+    # By default XLA copies all of the state on a CPU before a step writes it: 4 % of a step of 27 million parameters.
     options = {"xla_cpu_copy_insertion_use_region_analysis": True} if jax.default_backend() == "cpu" else None
     return jax.jit(train_step, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
@@ -272,8 +272,8 @@ def with_model(state: TrainState, function: Callable, rows: Any, *, split_rows: 
 
     Args:
         function: of the model, its kernels in the compute dtype, and of rows to results by row.
-        split_rows: whether each device takes rows of its own, which are then to be a multiple of the devices; else each
-            computes all of them, and the results are of any kind.
+        split_rows: whether each device takes its own rows, a multiple of the devices in all; else each computes all of
+            them, and the results are of any kind.
     """
     if state.mesh is None:
         return function(state.model, rows)

@@ -1,9 +1,8 @@
-"""Looking up rows of a table, whose gradient has the same bits whenever it is computed, on a GPU too.
+"""Lookup of rows of a table, with a gradient that has the same bits every time, on a GPU too.
 
-The gradient of a row is the sum over all tokens with its id. A GPU that adds them as they come, by atomic operations,
-adds them in another order each time, so that a run that is resumed is not the run that was not stopped. Here tokens are
-sorted by their ids, and rows of equal ids added by matmuls: within chunks first, then what lies on both sides of a
-chunk's end.
+The gradient of a row is the sum over all tokens with its id. Atomic additions on a GPU take another order each time, so
+that a resumed run would differ from an uninterrupted one. Here tokens are sorted by id, and rows of equal ids are added
+by matmuls: first within chunks, then across the ends of chunks.
 
 Axes: N token, V row of the table, D width, X chunk, C token of a chunk, P place of an id within a chunk, E first or
 last id of a chunk.
@@ -64,14 +63,14 @@ def sums_by_id(
     sums_XPD = _matmul("XPC,XCD->XPD", is_at_XPC, x_XCD)
     ids_XP = jnp.max(jnp.where(is_at_XPC, ids_XC[:, None, :], -1), axis=2)
     last_X1 = places_XC[:, -1:]
-    # The first and the last id of a chunk may go on in others; a chunk of one id alone has no last one beside it.
+    # The first and the last id of a chunk may continue in others; a chunk of a single id has no separate last one.
     last_sums_X1D = jnp.take_along_axis(sums_XPD, last_X1[:, :, None], axis=1)
     edge_sums_ED = jnp.concatenate([sums_XPD[:, :1], last_sums_X1D], axis=1).reshape(-1, D)
     last_ids_X1 = jnp.where(last_X1 > 0, jnp.take_along_axis(ids_XP, last_X1, axis=1), -1)
     edge_ids_E = jnp.concatenate([ids_XP[:, :1], last_ids_X1], axis=1).reshape(-1)
     is_within_XP = (jnp.arange(chunk)[None, :] > 0) & (jnp.arange(chunk)[None, :] < last_X1)
     within = jnp.where(is_within_XP, ids_XP, -1).reshape(-1), sums_XPD.reshape(-1, D)
-    if edge_ids_E.size > most_edges:  # As tokens of their own, those that are none with the id of padding.
+    if edge_ids_E.size > most_edges:  # As tokens; the unused ones get the id of padding.
         edge_ids_E = jnp.where(edge_ids_E < 0, rows, edge_ids_E)
         return _put(sums_by_id(edge_sums_ED, edge_ids_E, rows, chunk, most_edges), *within)
     is_same_EE = edge_ids_E[:, None] == edge_ids_E[None, :]
@@ -87,7 +86,7 @@ def _matmul(axes: str, is_in: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _put(sums_VD: jax.Array, ids_E: jax.Array, sums_ED: jax.Array) -> jax.Array:
-    """Returns the sums with rows put where their ids say; a negative id, and one that is no row, puts none."""
+    """Returns the sums with rows put at their ids; a negative id, or one that is no row, puts none."""
     V = sums_VD.shape[0]
     places_E = jnp.where((ids_E >= 0) & (ids_E < V), ids_E, V + jnp.arange(ids_E.size))
     return sums_VD.at[places_E].set(sums_ED, mode="drop", unique_indices=True)

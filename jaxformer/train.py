@@ -5,7 +5,7 @@ if __name__ == "__main__":
 
     from jaxformer.__main__ import run
 
-    run(["train", *sys.argv[1:]])  # It ends the process, and takes signals before what is below is imported.
+    run(["train", *sys.argv[1:]])  # Ends the process, and handles signals before the imports below.
 
 import argparse
 import contextlib
@@ -91,7 +91,7 @@ from jaxformer.step import TrainState
 from jaxformer.tracking.config import check_installed
 from jaxformer.tracking.tracker import Tracker, Trackers, open_trackers
 
-_ADVICE = "the same command goes on from what is saved"
+_ADVICE = "the same command resumes from what is saved"
 
 
 @fixed_options()
@@ -110,11 +110,11 @@ def train(
         workdir: the run folder, which need not exist.
         seed: of initialisation and data order.
         lineage: how the experiment came about, for the run's record; None for one that stands alone.
-        trackers: which are given the run beside those that `experiment.tracking` names.
+        trackers: used beside those that `experiment.tracking` names.
 
     Raises:
         UserError: the configuration does not fit the data, the device or what the folder holds.
-        TrainingFailure: the numbers, the disk or the validation end the run; what was saved stays.
+        TrainingFailure: non-finite steps, the disk or the validation end the run; its checkpoints stay.
         Stopped: a signal ended the run, once its state was saved.
     """
     started = time.perf_counter()
@@ -130,7 +130,7 @@ def train(
         stack.enter_context(hold_folder(own))
         print_line(f"jaxformer {importlib.metadata.version('jaxformer')}: {experiment.name}, seed {seed}, in {workdir}")
         require_same_run(experiment, identity)
-        # What is refused is refused before the run's first file is written.
+        # Errors come before the run's first file is written.
         check_installed(experiment.tracking)
         target = device_at_hand(experiment)
         data, batches = prepare_inputs(experiment, seed, workdir, mesh, initial)
@@ -172,8 +172,8 @@ def prepare_inputs(
         initial: what the run starts from.
 
     Raises:
-        UserError: the data are not there, or not those that the folder's run, or another process, began with; or the
-            weights that the run starts from do not fit it.
+        UserError: the data are missing, or differ from those that the folder's run or another process began with; or
+            the weights that the run starts from do not fit it.
     """
     show_status("preparing the data")
     if initial:
@@ -184,7 +184,7 @@ def prepare_inputs(
     check_folder(workdir, digests(data), "digests")
     check_tasks(workdir, task_digests(data))
     last = evaluations_folder(workdir, experiment.training.steps)
-    for task in data.tasks:  # What the last evaluation writes, it must be able to write.
+    for task in data.tasks:  # Fails now if the last evaluation could not write its scores.
         check_scores(last, task.data, np.arange(len(task.data.items)))
         print_notice(task.data.describe_equal_options())
     rows, spans = functools.partial(rows_here, mesh), spans_of(experiment)
@@ -193,7 +193,7 @@ def prepare_inputs(
 
 
 def first_batches(batches: grain.DatasetIterator[Batch], spans: Sequence[Span]) -> list[Batch]:
-    """Returns a batch of each shape that the spans have, one with something to check, and goes back to the start."""
+    """Returns a batch of each shape in the spans, one with something to check, and rewinds the batches."""
     found = {}
     for span in spans:
         shape = span.rows_per_step, span.row_length
@@ -208,9 +208,9 @@ def first_batches(batches: grain.DatasetIterator[Batch], spans: Sequence[Span]) 
 def choose_ways(
     experiment: Experiment, target: Target, data: Data, firsts: Sequence[Batch], workdir: Path, mesh: Mesh
 ) -> tuple[Experiment, Choice, str]:
-    """Returns the experiment as its step is computed here, its attention, and what `fit_to_device` says.
+    """Returns the experiment as its step is computed here, its attention, and the text of `fit_to_device`.
 
-    What a run on a GPU leaves open is timed here, before its state takes memory.
+    Choices that a run on a GPU leaves open are timed here, before its state takes memory.
 
     Args:
         firsts: of `first_batches`.
@@ -244,8 +244,8 @@ def make_checked_state(
 
     Args:
         firsts: of `first_batches`.
-        fit: what `fit_to_device` says.
-        initial: the weights to start from; None where the seed draws them, or the run goes on from its own.
+        fit: the text of `fit_to_device`.
+        initial: the weights to start from; None where the seed draws them, or the run resumes.
 
     Raises:
         UserError: the loss cannot run here, the disk is too small, or a document sees another.
@@ -272,10 +272,10 @@ def make_checked_state(
 def resume(
     checkpoints: Checkpoints, state: TrainState, batches: grain.DatasetIterator, belongs_to: dict[str, dict]
 ) -> tuple[TrainState, dict]:
-    """Returns the newest state that is not damaged and its record; the batches go on behind it.
+    """Returns the newest undamaged state and its record; the batches continue after it.
 
     Args:
-        state: its shapes alone, since two states may be more than the device holds.
+        state: only its shapes, since two states may be more than the device holds.
 
     Raises:
         UserError: the checkpoints belong to another run.
@@ -289,7 +289,7 @@ def resume(
 
 
 def recall_metrics(checkpoints: Checkpoints, experiment: Experiment, workdir: Path, first_step: int) -> None:
-    """Gives the checkpoints what decides which of them are kept; prints which steps the metrics so far lack."""
+    """Gives the checkpoints the losses that decide which are kept; prints which steps are missing in the metrics."""
     lines = read_metrics(workdir)
     print_notice(check_recorded(workdir, lines, first_step))
     checkpoints.validation_losses = validation_losses(lines)
@@ -297,11 +297,11 @@ def recall_metrics(checkpoints: Checkpoints, experiment: Experiment, workdir: Pa
 
 
 def begin_tracking(experiment: Experiment, workdir: Path, own: Sequence[Tracker]) -> Trackers:
-    """Returns the trackers of a run, which know what it is, in the first process; prints where it is seen.
+    """Returns the started trackers of a run, in the first process; prints where they show it.
 
     Args:
         workdir: with its `config.json`.
-        own: those that the caller of `train` gives.
+        own: the trackers passed to `train`.
     """
     print_wrapped(f"metrics     {workdir / 'metrics.jsonl'}")
     if not is_first():
@@ -317,7 +317,7 @@ def begin_tracking(experiment: Experiment, workdir: Path, own: Sequence[Tracker]
 
 
 def find_run(options: argparse.Namespace, overrides: Mapping[str, str], resolved: Resolved | None) -> BegunRun:
-    """Returns the run that a command line means: one of a resolved experiment, or one that goes on with another."""
+    """Returns the run that a command line means: one of a resolved experiment, or one that continues another."""
     if resolved:
         workdir = options.workdir or Path("runs", resolved.name, f"seed_{options.seed}")
         return BegunRun(resolved.experiment, workdir, options.seed, resolved.lineage)
@@ -327,7 +327,7 @@ def find_run(options: argparse.Namespace, overrides: Mapping[str, str], resolved
 
 @command
 def main(arguments: list[str]) -> int:
-    """Runs the command; returns its exit status: 0 done, 1 a failed training, 2 what the user can put right."""
+    """Runs the command; returns its exit status: 0 done, 1 a failed training, 2 an error that the user can correct."""
     options, overrides = parse_arguments(arguments)
     resolved = None if options.resume else resolve(options.experiment, overrides, parent=options.parent)
     experiment, workdir, seed, lineage = run = find_run(options, overrides, resolved)
@@ -350,14 +350,14 @@ def main(arguments: list[str]) -> int:
                 lineage = begin_extended_run(run, read_run(options.resume))
             try:
                 train(experiment, workdir, seed=seed, lineage=lineage)
-            except OSError as error:  # A disk or a store that fails: what the user can put right is a `UserError`.
-                raise TrainingFailure(f"{error}; the same command goes on from what is saved") from error
+            except OSError as error:  # A disk or a store that fails; errors of the user are `UserError`.
+                raise TrainingFailure(f"{error}; the same command resumes from what is saved") from error
     return 0
 
 
 @command
 def run_command(arguments: list[str]) -> int:
-    """Runs the command as a process of its own, which is to end with the status that this returns."""
+    """Runs the command as a process of its own, which should exit with the returned status."""
     hush()
     keep_compiled()
     status = main(arguments)

@@ -51,6 +51,7 @@ def pytest_xdist_auto_num_workers():
 
 # The files that take longest, of all and of those with slow tests: a process is given whole files.
 _LONGEST = (
+    "test_blocks.py",
     "test_foreign_faults.py",
     "test_mesh.py",
     "test_step.py",

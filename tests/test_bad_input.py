@@ -584,7 +584,7 @@ ARGUMENTS = {
     "--training.profile=0:3": "training.profile ('0:3')",
     "--training.profile=1599:1601": "training.profile ('1599:1601')",
     "--training.profile=1:101": "training.profile ('1:101') must be FIRST:LAST, at most 100",
-    "--training.profile=400:402": "no validation or save between its steps, and there is one after step 400",
+    "--training.profile=400:402": "no validation or save between its steps, but there is one after step 400",
     "--training.startup_proof=": "training.startup_proof must be true or false, not ''",
     "--checkpoint.keep=0": "checkpoint.keep (0)",
     "--checkpoint.every_steps=0": "checkpoint.every_steps (0)",
@@ -597,7 +597,7 @@ ARGUMENTS = {
     "--evaluation.sample_tokens=-1": "evaluation.sample_tokens (-1)",
     f"--evaluation.sample_tokens={2**40}": f"evaluation.sample_tokens ({2**40})",
     "--name=a/b": "name 'a/b': a run folder is named after it",
-    "--name=swiglu": "name 'swiglu' is that of an experiment",
+    "--name=swiglu": "name 'swiglu' belongs to another experiment",
     "--question": "question",
 }
 

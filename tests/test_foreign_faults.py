@@ -578,7 +578,7 @@ def test_signal_of_a_batch_system_saves_the_run(user):
     due = (user.folder / "run" / "checkpoints" / "2").exists
     ended = user.train("--training.steps=100000", meanwhile=signal_once(due, signal.SIGUSR1))
     assert ended.status == 128 + signal.SIGUSR1
-    assert "is saved, and the same command goes on from there" in ended.err
+    assert "is saved, and the same command resumes from there" in ended.err
 
 
 # What the environment sets for JAX.
@@ -720,7 +720,7 @@ def test_keys_that_repeat_are_reported_with_what_they_do_to_the_split(user, make
     status, _, said = user.run("prepare", "--experiment=tiny.py", *keyed)
     assert status == 0
     assert "the 120 documents have 2 keys (corpus.key_field 'source')" in said
-    assert "validation got 50.0% of them (60), where corpus.validation_share is 5.0%" in said
+    assert "validation got 50.0% of them (60), but corpus.validation_share is 5.0%" in said
 
 
 @report(
@@ -915,7 +915,7 @@ def test_what_one_part_of_a_mixture_is_validated_on_is_not_trained_on_in_another
     planned = [int(number.replace(",", "")) for number in re.findall(r"([\d,]+) documents split", trained.out)]
     assert planned == [len(part - own - gone) for part, own, gone in zip(parts, validation, removed, strict=True)]
     for out in (prepared.out, trained.out):
-        told = re.findall(r"(\d+) of (\d+) training documents .* removed: other corpora are validated on them", out)
+        told = re.findall(r"(\d+) of (\d+) training documents .* removed: other corpora validate on them", out)
         expected = [(len(gone), len(part - own)) for part, own, gone in zip(parts, validation, removed, strict=True)]
         assert [(int(some), int(of)) for some, of in told] == expected
     config = json.loads((user.folder / "run" / "config.json").read_bytes())
@@ -1216,7 +1216,7 @@ def test_run_whose_folder_is_moved_ends(user):
         run.rename(user.folder / "moved")
 
     moved = user.train(*options, meanwhile=move)
-    assert moved.status == 1 and "moved or removed while the run went on" in moved.err
+    assert moved.status == 1 and "moved or removed during the run" in moved.err
     assert not (run / "summary.json").exists()
     ended = user.run("evaluate", "--workdir=moved")
     assert ended.status == 0, ended.err
@@ -1321,7 +1321,7 @@ def test_one_unreadable_run_leaves_the_others_their_report(researcher):
         "root/seed_4": "`jaxformer evaluate --workdir=runs/root/seed_4` makes it",
         "normed/seed_3": "has no field hyper_connections); train it anew",
         "warm/seed_3": "`jaxformer evaluate --workdir=runs/warm/seed_3` makes it",
-        "warm/seed_4": "a link to what is not there",
+        "warm/seed_4": "a broken link",
     }.items():
         (line,) = (line for line in ended.err.splitlines() if f"runs/{folder}" in line)
         assert advice in line and f"runs/{folder}" in page, line
@@ -1526,7 +1526,7 @@ def test_what_cannot_be_scored_or_written_is_refused_before_anything_is_scored(e
         write_task(evaluator, "others", [winogrande("mu")], "winogrande")
         other = evaluator.run("evaluate", "--workdir=run", "--task=winogrande", "--data=others")
         assert other.status == 0, other.err
-        message = "winogrande.json: it holds the scores of other items"
+        message = "winogrande.json: it has the scores of other items"
     elif fault == "damaged results":
         evaluator.write("run/evaluations/step_4/winogrande.json", '{"task": ')
         message = "winogrande.json: unreadable"
@@ -1600,7 +1600,7 @@ def test_scores_in_the_way_of_the_last_evaluation_are_refused_before_training(ev
     (evaluator.folder / "run/summary.json").unlink()
     options = ("--evaluation.task_data=tasks", "--evaluation.tasks=arc_easy")
     ended = evaluator.train(*options)
-    assert ended.status == 2 and "arc_easy.json: it holds the scores of other items" in ended.err
+    assert ended.status == 2 and "arc_easy.json: it has the scores of other items" in ended.err
     assert "resumed" not in ended.out and len(ended.err.splitlines()) == 1
 
 

@@ -83,7 +83,7 @@ def test_failure_by_the_numbers_is_reported_though_it_cannot_be_kept(experiment_
     monkeypatch.setattr(jaxformer.loop, "write_fault", fail)
     assert main(command(experiment_files["best_fit"], tmp_path / "run")) == 1
     error = capfd.readouterr().err
-    assert "the first is step 3, with loss nan and gradient norm nan; they could not be kept" in error
+    assert "the first is step 3, with loss nan and gradient norm nan; they could not be saved" in error
     assert error.endswith("(OSError: the disk is gone)\n") and error.count("\n") == 1
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxformer.loss import cross_entropy, find_kernels, token_scores
-from jaxformer.loss_kernels import CANDIDATES, Kernels, Tile, why_not
+from jaxformer.loss_kernels import CANDIDATES, TILES, Kernels, Tile, why_not
 
 # Of 300 ids 64 do not divide the last, of 53 tokens 16 the last.
 N, D, V = 53, 48, 300
@@ -165,7 +165,10 @@ def test_auto_takes_the_kernels_where_they_can_run(monkeypatch):
         kernels = find_kernels("auto", width, dtype)
         assert (kernels is None) == bool(reason)
         assert find_kernels("xla", width, dtype) is None
-        assert find_kernels("pallas", width, dtype) is not None
+        assert {name: find_kernels(name, width, dtype) for name in TILES} == {
+            "pallas": Kernels(),
+            **{"pallas:" + "x".join(map(str, tile)): Kernels(tile) for tile in CANDIDATES},
+        }
     monkeypatch.undo()
     assert find_kernels("auto", 384, jnp.bfloat16) is None, "this is a CPU"
 

@@ -256,7 +256,7 @@ def local_part():
             NotDeclared(),
             r"NotDeclared: put @dataclass\(frozen=True\) before its class, so that its fields are recorded",
         ),
-        (local_part(), "Inner: its class must stand at the top level of a file, by whose source a run knows it again"),
+        (local_part(), "Inner: its class must stand at the top level of a file, whose source then identifies it"),
         (Odd(len), r"Odd: function \(<built-in .*>\) must be a number, a text, a tuple of such, or a part"),
         (Odd([3]), r"Odd: function \(\[3\]\) must be a number, a text, a tuple of such, or a part"),
         (Taken(), "Taken: a field of a part cannot be called code"),

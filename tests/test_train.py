@@ -93,7 +93,7 @@ def test_a_disk_that_fails_is_a_failed_training_and_no_mistake_of_the_user(
 
     monkeypatch.setattr(jaxformer.train, "prepare_data", fail)
     assert main(command(experiment_files["best_fit"], tmp_path / "run")) == 1
-    line = "jaxformer: [Errno 5] Input/output error: 'shards/0'; the same command goes on from what is saved\n"
+    line = "jaxformer: [Errno 5] Input/output error: 'shards/0'; the same command resumes from what is saved\n"
     assert capsys.readouterr().err == line
 
 

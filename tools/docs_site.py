@@ -1,25 +1,26 @@
 """What the site of the documentation has beside `docs/`: a hook of mkdocs, which `mkdocs build --strict` runs.
 
-Pages that are made of the code (commands, configuration) and of committed reports (findings), and every file of the
-repository that a page links to. A link out of `docs/`, as it reads in a checkout, leads on the site to a page with the
-file, or to the file.
+Pages that are made of the code (commands, configuration), of committed reports (findings) and of the notebook, and
+every file of the repository that a page links to. A link out of `docs/`, as it reads in a checkout, leads on the site
+to a page with the file, or to the file.
 """
 
+import base64
 import contextlib
 import dataclasses
 import html
 import importlib
 import io
+import json
 import os
 import re
 import sys
 import typing
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]  # mkdocs runs from anywhere.
-
-from mkdocs.structure.files import File, Files  # noqa: E402
 
 from jaxformer.commands.program import COMMANDS, describe  # noqa: E402
 from jaxformer.config import describe_type  # noqa: E402
@@ -27,26 +28,32 @@ from jaxformer.experiment.command_line import field_docstrings, sections  # noqa
 from jaxformer.experiment.resolution import load_experiment  # noqa: E402
 from jaxformer.host.docstrings import docstring  # noqa: E402
 
+if TYPE_CHECKING:  # The pages are made, and tested, without mkdocs.
+    from mkdocs.structure.files import File, Files
+
 # Where files of the repository lie on the site.
 _FOLDER = "repository"
 _LINK = re.compile(r"(!?)\[([^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\(([^)\s]+)\)")
 _UNSEARCHED = "---\nsearch: {exclude: true}\n---\n"
 
 
-def on_files(files: Files, config) -> Files:
+def on_files(files: "Files", config) -> "Files":
     """Adds the generated pages, and the files of the repository that pages link to."""
+    from mkdocs.structure.files import File
+
     for uri, make in PAGES.items():
         files.append(File.generated(config, uri, content=make()))
-    waiting = [page.src_uri for page in files.documentation_pages()]
+    for name, picture in notebook_pictures().items():
+        files.append(File.generated(config, f"tutorials/{name}", content=picture))
+    waiting = list(files.documentation_pages())
     while waiting:
-        page = files.get_file_from_path(waiting.pop())
-        for path in _linked(page):
+        for path in _linked(waiting.pop()):
             uri = _uri(path)
             if files.get_file_from_path(uri):
                 continue
             if uri.endswith(".md"):
-                files.append(File.generated(config, uri, content=_page_of(path)))
-                waiting.append(uri)
+                waiting.append(File.generated(config, uri, content=_page_of(path)))
+                files.append(waiting[-1])
             else:
                 files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     return files
@@ -68,7 +75,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     return _LINK.sub(on_site, markdown)
 
 
-def _linked(page: File) -> set[str]:
+def _linked(page: "File") -> set[str]:
     """Returns the files of the repository, not folders, that a page links to."""
     found = {_in_repository(page.src_uri, target)[0] for *_, target in _LINK.findall(page.content_string)}
     return {path for path in found if path and not path.startswith("docs/") and (ROOT / path).is_file()}
@@ -121,21 +128,15 @@ def configuration() -> str:
         "",
     ]
     for name, kind in sections().items():
-        lines += [f"## {name}", "", docstring(kind), "", "| field | takes | default | baseline | meaning |"]
-        lines += ["| --- | --- | --- | --- | --- |"]
+        lines += [f"## {name}", "", docstring(kind), ""]
         explained, hints = field_docstrings(kind), typing.get_type_hints(kind, include_extras=True)
         for field in dataclasses.fields(kind):
-            default = "" if field.default is dataclasses.MISSING else f"`{_cell(repr(field.default))}`"
             value = getattr(getattr(baseline, name), field.name)
-            cells = [
-                f"`{field.name}`",
-                _cell(describe_type(hints[field.name])),
-                default,
-                "" if value == field.default else f"`{_cell(repr(value))}`",
-                _cell(explained.get(field.name, "")),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+            takes = [describe_type(hints[field.name]).replace(" and below 2**31", "")]
+            takes += [] if field.default is dataclasses.MISSING else [f"default `{field.default!r}`"]
+            takes += [] if value == field.default else [f"baseline `{value!r}`"]
+            meaning = explained.get(field.name, "").replace("\n", "\n    ")
+            lines += [f"`{name}.{field.name}` — {'; '.join(takes)}", f":   {meaning}", ""]
     return "\n".join(lines)
 
 
@@ -182,8 +183,37 @@ ledgers. A difference is of validation bits per byte, variant minus parent, with
 negative is better. [Studies](studies.md) tells the story.
 """
 
+
+def notebook() -> str:
+    """Returns the page with the cells of the notebook, each cell of code with what it printed and drew."""
+    parts, names = [], iter(notebook_pictures())
+    for cell in _cells():
+        source = "".join(cell["source"])
+        parts.append(f"```python\n{source}\n```" if cell["cell_type"] == "code" else source)
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", {}):
+                parts.append(f"![{cell['metadata']['alt']}]({next(names)})")
+            else:
+                text = output.get("text") or output["data"]["text/plain"]
+                parts.append(f"```text\n{''.join(text).rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def notebook_pictures() -> dict[str, bytes]:
+    """Returns the pictures of the notebook in their order, by file name."""
+    outputs = [output.get("data", {}) for cell in _cells() for output in cell.get("outputs", ())]
+    pictures = [base64.b64decode("".join(data["image/png"])) for data in outputs if "image/png" in data]
+    return {f"notebook_{number}.png": picture for number, picture in enumerate(pictures, 1)}
+
+
+def _cells() -> list[dict]:
+    path = ROOT / "docs" / "tutorials" / "notebook.ipynb"
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
 PAGES = {
     "reference/commands.md": commands,
     "reference/configuration.md": configuration,
     "results/findings.md": findings,
+    "tutorials/notebook.md": notebook,
 }

@@ -89,7 +89,7 @@ def main() -> int:
 
 
 def cases() -> list[Case]:
-    """Returns all kernels in all tiles that a run may take, and those of the loss in all tiles worth timing."""
+    """Returns all kernels in all tiles that a run may take."""
     found, bf16, f32, int32 = [], jnp.bfloat16, jnp.float32, jnp.int32
     for K, G in itertools.product(HEAD_WIDTHS, (H, H // 2)):
         q, kv, bounds, scalars = ((B, T, H, K), bf16), ((B, T, G, K), bf16), ((B, T), int32), ((B, H, T), f32)

@@ -1,6 +1,6 @@
-"""The stack of DeepSeek-V4, one step at a time: each change is a question to what was kept of those before it.
+"""The stack of DeepSeek-V4, one step at a time: each change is tried on what was kept of those before it.
 
-`jaxformer ablate --study=deepseek` asks them on the embedded corpus. Muon is compared with AdamW each at its best rate.
+`jaxformer ablate --study=deepseek` runs it on the embedded corpus. Muon is compared with AdamW each at its best rate.
 """
 
 from jaxformer import Chain

@@ -2,4 +2,4 @@
 
 from jaxformer import Study
 
-STUDY = Study(parent="first", variants=("squared_relu", "swiglu", "layernorm"), seeds=3)
+STUDY = Study(parent="first", variants=("squared_relu", "swiglu", "layernorm"), seeds=4)

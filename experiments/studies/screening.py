@@ -1,6 +1,7 @@
 """Ten changes of the first study's parent at once, in twelve runs on a seed, to see which are worth a study.
 
-`jaxformer screen --study=screening --plan` prints what it can find; without `--plan` it is run, on the embedded corpus.
+`jaxformer screen --study=screening --plan` prints which effects it can find; without `--plan` it runs, on the embedded
+corpus.
 One seed leaves more hours to confirm what looks best; two would give the effects standard errors.
 """
 

@@ -1,4 +1,4 @@
-"""Earlier runs that a study makes again: trained anew, or evaluated anew from their checkpoints. Nothing is lost."""
+"""Earlier runs that a study makes again: trained, or evaluated from their checkpoints. Nothing is lost."""
 
 import shutil
 import subprocess
@@ -20,12 +20,12 @@ _EVALUATE = (sys.executable, "-m", "jaxformer", "evaluate")
 def describe_again(earlier: EarlierRuns) -> str:
     """Returns a line on the earlier runs that are made again; '' where there are none."""
     trained, evaluated = map(len, earlier)
-    parts = [f"{trained} to be kept aside"] * bool(trained) + [f"{evaluated} to be evaluated again"] * bool(evaluated)
-    return f"earlier runs that other code made: {' and '.join(parts)}" if parts else ""
+    parts = [f"{trained} to be set aside"] * bool(trained) + [f"{evaluated} to be evaluated again"] * bool(evaluated)
+    return f"earlier runs made by other code: {' and '.join(parts)}" if parts else ""
 
 
 def make_again(earlier: EarlierRuns, *, on_a_cluster: bool = False) -> None:
-    """Moves aside what was trained otherwise, and evaluates again here what was evaluated otherwise.
+    """Sets aside runs that were trained otherwise, and evaluates again here those that were evaluated otherwise.
 
     Raises:
         UserError: the runs are on a cluster, whose nodes evaluate.
@@ -42,7 +42,7 @@ def make_again(earlier: EarlierRuns, *, on_a_cluster: bool = False) -> None:
 
 
 def move_aside(workdirs: Sequence[Path]) -> None:
-    """Moves run folders, and their logs, into a folder beside them that is named after the code that made them."""
+    """Moves run folders and their logs into a folder beside them, named after the code that made them."""
     for workdir in workdirs:
         starts = read_json_or_empty(workdir / CONFIG).get("starts") or [{}]
         folder = _free(workdir.parent / f"before_{starts[-1].get('code')!s:.8}", workdir.name)
@@ -51,11 +51,11 @@ def move_aside(workdirs: Sequence[Path]) -> None:
         for path in (workdir.with_name(f"{workdir.name}{suffix}") for suffix in (".log", ".job")):
             if path.exists():
                 path.rename(folder / path.name)
-        print_line(f"{workdir}: kept in {folder / workdir.name}")
+        print_line(f"{workdir}: moved to {folder / workdir.name}")
 
 
 def _free(folder: Path, name: str) -> Path:
-    """Returns a folder, numbered if need be, in which there is nothing of a name yet."""
+    """Returns a folder, numbered if needed, that has nothing of a name yet."""
     number, found = 1, folder
     while (found / name).exists():
         number += 1
@@ -64,7 +64,7 @@ def _free(folder: Path, name: str) -> Path:
 
 
 def evaluate_again(workdirs: Sequence[Path], program: Sequence[str] = _EVALUATE) -> None:
-    """Evaluates finished runs from their last checkpoints; what was found before is kept in a folder beside.
+    """Evaluates finished runs from their last checkpoints; earlier results are kept in a folder beside.
 
     Raises:
         TrainingFailure: an evaluation failed; the same command tries it again.
@@ -82,18 +82,18 @@ def evaluate_again(workdirs: Sequence[Path], program: Sequence[str] = _EVALUATE)
                 reason = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
                 raise TrainingFailure(
                     f"{workdir} could not be evaluated again ({reason.removeprefix('jaxformer: ')}); "
-                    f"`jaxformer evaluate --workdir={shell_word(workdir)}` shows why, and the same command goes on"
+                    f"`jaxformer evaluate --workdir={shell_word(workdir)}` shows why, and the same command resumes"
                 )
             bar.update()
 
 
 def keep_evaluation(workdir: Path) -> None:
-    """Moves the last evaluation of a run, of its own tasks too, into `step_N.before_CODE`; other tasks stay besides."""
+    """Moves the last evaluation of a run, with its own tasks, to `step_N.before_CODE`; other tasks stay."""
     record, summary = (read_json_or_empty(workdir / name) for name in (CONFIG, "summary.json"))
     folder = evaluations_folder(workdir, summary.get("steps", 0))
     names = own_results(record)
     code = next((code for name in names if (code := read_json_or_empty(folder / f"{name}.json").get("code"))), None)
-    if code is None:  # They are moved already.
+    if code is None:  # Already moved.
         return
     kept = folder.with_name(f"{folder.name}.before_{code!s:.8}")
     if not kept.exists():

@@ -1,4 +1,4 @@
-"""A call in a process of its own, for what takes the device: the runs of a queue find it free."""
+"""A call in a separate process, for work that takes the device, so that it is free for the runs of a queue."""
 
 import concurrent.futures
 import concurrent.futures.process
@@ -19,20 +19,20 @@ T = TypeVar("T")
 
 
 def in_another_process(what: str, function: Callable[..., T], *arguments) -> T:
-    """Returns what a function returns in a process of its own, which gives the device back.
+    """Returns the result of a function called in a separate process, which then frees the device.
 
     Args:
-        what: it is doing, in words, which stand as the status until it ends.
+        what: it is doing, in words, shown as the status until it ends.
     """
     show_status(what)
     others = multiprocessing.active_children()
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=(what,)) as pool:
         try:
-            # Ctrl-C, which a terminal sends to both, is left to this process: the other inherits that it is blocked.
+            # A terminal sends Ctrl-C to both; only this process handles it, since the other inherits it blocked.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             as_jobs_have = {name: value for name, value in HUGE_PAGES.items() if name not in os.environ}
-            os.environ.update(as_jobs_have)  # So that what is timed takes as long as in them.
+            os.environ.update(as_jobs_have)  # So that timings match the jobs'.
             try:
                 future = pool.submit(function, *arguments)
             finally:
@@ -52,7 +52,7 @@ def in_another_process(what: str, function: Callable[..., T], *arguments) -> T:
 
 
 def _begin(what: str) -> None:
-    """Goes on with the status of the parent, which waits, and ends this process when that does, however it ends."""
+    """Continues the status of the waiting parent, and ends this process when the parent ends."""
     show_status(what)
     if parent := multiprocessing.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

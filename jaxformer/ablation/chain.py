@@ -1,4 +1,4 @@
-"""Questions one after another, each of what was kept of those before it: from a first parent to the last kept one."""
+"""Changes tried one after another, each on top of those kept before: from a first parent to the last kept one."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,46 +16,46 @@ from jaxformer.statistics.significance import INTERIM_SEEDS
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """Changes in an order. Each is a study of its own, and what it keeps is the parent of the next."""
+    """Changes in order. Each is a study of its own; if kept, it is the parent of the next."""
 
     parent: str
-    """The experiment that the first question is put to."""
+    """The experiment that the first variant changes."""
     variants: tuple[str, ...]
-    """Names, as in a `Study`, in the order in which they are asked."""
+    """Names, as in a `Study`, in the order in which they are tried."""
     most_seeds: Annotated[int, Bounds(at_least=INTERIM_SEEDS[0], at_most=INTERIM_SEEDS[-1])] = 8
-    """Seeds up to which a question is followed that is undecided: from 3 on, at each interim analysis."""
+    """The most seeds of an undecided variant: more are added from 3 on, at each interim analysis."""
     rule: Rule = field(default_factory=Rule)
 
     def __post_init__(self):
         check_fields(self)
-        Study(parent=self.parent, variants=self.variants, rule=self.rule)  # Which checks the names.
+        Study(parent=self.parent, variants=self.variants, rule=self.rule)  # Checks the names.
 
 
-# Runs a study of one variant; returns how that compares, or None where its runs failed before it could be judged.
+# Runs a study of one variant; returns its comparison, or None if its runs failed before it could be judged.
 Ask = Callable[[Study], Comparison | None]
 
 
 class Answer(NamedTuple):
-    """What came of one change."""
+    """The result of one change."""
 
     parent: str
     variant: str
     kept: str
-    """The experiment that it was promoted to; '' where the parent stays."""
+    """The experiment that it was promoted to; '' if the parent stays."""
 
 
 def run_chain(chain: Chain, name: str, runs: Path, ask: Ask) -> Iterator[Answer]:
-    """Asks the questions of a chain in turn, and yields what came of each as soon as it is decided.
+    """Runs the questions of a chain in turn, and yields the result of each as soon as it is decided.
 
-    What is kept is promoted to `NAME_VARIANT`, a file in `experiments/`. After an interruption the same call takes what
-    is promoted as it is, finds the finished runs of all else, and goes on.
+    A kept change is promoted to `NAME_VARIANT`, a file in `experiments/`. After an interruption the same call resumes:
+    it takes promoted changes as they are, and finds the finished runs of the others.
 
     Args:
         name: of the chain.
 
     Raises:
-        UserError: a change cannot be applied to what was kept, or a question could not be judged. What can be known of
-            the names and changes is refused before the first question.
+        UserError: a change cannot be applied to what was kept, or a question could not be judged. Wrong names and
+            changes are refused before the first question, as far as they can be known.
     """
     parent, first, folder = chain.parent, resolve(chain.parent), Path("experiments")
     for variant in chain.variants:
@@ -66,7 +66,8 @@ def run_chain(chain: Chain, name: str, runs: Path, ask: Ask) -> Iterator[Answer]
         one = resolve_variant_of(resolve(parent), variant).name
         if not promotes(path, one, parent):
             require(
-                not path.exists(), f"{path}: it exists, and is no {variant} of {parent}; rename it, or the study's file"
+                not path.exists(),
+                f"{path}: it exists and is not {variant} of {parent}; rename it, or the study's file",
             )
             found = _decide(chain, parent, variant, ask)
             if found.verdict.word in PROMOTABLE:
@@ -78,7 +79,7 @@ def run_chain(chain: Chain, name: str, runs: Path, ask: Ask) -> Iterator[Answer]
 
 
 def _decide(chain: Chain, parent: str, variant: str, ask: Ask) -> Comparison:
-    """Returns how a variant compares with its parent when it is decided, or no more seeds are to be trained."""
+    """Returns the comparison of a variant with its parent once it is decided, or no more seeds are to be trained."""
     found = None
     for seeds in (count for count in INTERIM_SEEDS if count <= chain.most_seeds):
         study = Study(parent=parent, variants=(variant,), seeds=seeds, parent_seeds=seeds, rule=chain.rule)
@@ -88,6 +89,6 @@ def _decide(chain: Chain, parent: str, variant: str, ask: Ask) -> Comparison:
     if found is None or found.verdict.word is Word.NOT_COMPARED:
         reason = f" ({found.verdict.reason})" if found else ""
         raise UserError(
-            f"{variant} of {parent} could not be judged{reason}; once it can, the same command goes on from there"
+            f"{variant} of {parent} could not be judged{reason}; once it can, the same command resumes from there"
         )
     return found

@@ -1,4 +1,4 @@
-"""What can be known before the first step of a study, checked before it: its files, its data and its earlier runs."""
+"""Checks before the first step of a study: its files, its data and its earlier runs."""
 
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -26,12 +26,12 @@ from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.run.init_from import check_fits, find_weights, with_tokenizer
 from jaxformer.run.inputs import digests, prepare_data
 
-# What the process is doing that looks at the device.
+# The status of the process that uses the device.
 _CHECKS = "checking the data and earlier runs"
 
 
 class Checked(NamedTuple):
-    """What can be run."""
+    """Runs that passed the checks."""
 
     seconds: dict[str, float]
     """Seconds that a run of each experiment will take, estimated."""
@@ -47,19 +47,19 @@ def check_runs(
     prepare: bool = True,
     parallel: int = 1,
 ) -> Checked:
-    """Returns what runs will take, once all that can be known before their first step is checked.
+    """Checks all that can be checked before the first step of runs; returns what they will take.
 
     Args:
-        plan: returns what is planned, given the folder of all run folders; called in other processes too, so a function
-            of a module, or a `functools.partial` of one, such as of `plan_study`.
+        plan: returns the planned runs, given the folder of all run folders. It is called in other processes too, so it
+            is a function of a module, or a `functools.partial` of one, such as of `plan_study`.
         runs: folder of all run folders.
         allow: kinds of differences from earlier runs that do not count.
-        retrain: earlier runs that were made otherwise will be moved aside.
-        prepare: prepares the data, which are checked then too.
+        retrain: earlier runs that were made otherwise will be set aside.
+        prepare: prepares the data and checks them.
         parallel: how many will run at a time.
 
     Raises:
-        UserError: an experiment has moved since runs of it were trained, its files or data are missing or cannot be
+        UserError: an experiment has changed since runs of it were trained, its files or data are missing or cannot be
             compared on, or runs to come could not be compared with earlier ones; and as of `plan`.
     """
     earlier = in_another_process(_CHECKS, _check, plan, runs, tuple(allow), retrain, prepare)
@@ -90,17 +90,17 @@ def _check(
 
 
 def _to_time(planned: Planned, runs: Path) -> list[Resolved]:
-    """Returns the experiments whose step is to be timed, since no run tells what one takes."""
+    """Returns the experiments whose step must be timed, since no run shows how long it takes."""
     experiments = planned.experiments if planned.times_each else planned.experiments[:1]
     return [one for one in experiments if mean_seconds(runs / one.name) is None]
 
 
 def _time_steps(plan: Callable[[Path], Planned], runs: Path, parallel: int) -> dict[str, float]:
-    """Returns, by name, the seconds of a run by timing its step, with the share of a GPU's memory that a run has."""
+    """Returns, by name, the seconds of a run, from a timed step with a run's share of a GPU's memory."""
     os.environ.update(share_of_memory(parallel) if parallel > 1 else {})
-    keep_compiled()  # What is compiled for an estimate, the runs find.
+    keep_compiled()  # The runs find what is compiled for an estimate.
     experiments = _to_time(plan(runs), runs)
-    if not experiments:  # Runs of theirs have finished since, such as those of a command that was killed.
+    if not experiments:  # Their runs have finished since, as those of a killed command.
         return {}
     choose_device(experiments[0].experiment.training.device)
     with out_of_memory_reported():
@@ -108,7 +108,7 @@ def _time_steps(plan: Callable[[Path], Planned], runs: Path, parallel: int) -> d
 
 
 def check_files(resolved: Sequence[Resolved]) -> None:
-    """Raises `UserError` unless the corpora and tasks of experiments are there, as far as they lie on this machine."""
+    """Raises `UserError` if corpora or tasks of experiments that should lie on this machine are missing."""
     for one in _distinct(resolved, lambda experiment: (experiment.corpus, experiment.evaluation)):
         try:
             check_sources(one.experiment.corpus)
@@ -118,7 +118,7 @@ def check_files(resolved: Sequence[Resolved]) -> None:
 
 
 def prepare_study(resolved: Sequence[Resolved], runs: Path) -> dict[str, dict[str, str]]:
-    """Prepares the data of experiments, each once; returns by name what identifies them, without what a seed draws.
+    """Prepares the data of experiments, each once; returns their digests by name, without what depends on a seed.
 
     Raises:
         UserError: they cannot be trained on, or a corpus has a single independent validation document.
@@ -154,7 +154,7 @@ def prepare_study(resolved: Sequence[Resolved], runs: Path) -> dict[str, dict[st
 
 
 def _distinct(resolved: Sequence[Resolved], key: Callable[[Experiment], tuple]) -> list[Resolved]:
-    """Returns of the experiments of each key the first."""
+    """Returns the first experiment of each key."""
     first = {}
     for one in resolved:
         first.setdefault(key(one.experiment), one)
@@ -165,7 +165,7 @@ def _check_validation(validation: ValidationSet) -> None:
     sources = len(np.unique(validation.shards.sources[validation.documents]))
     require(
         sources > 1,
-        f"corpus {validation.name}: it is validated on one document, or on pieces of one file, which do not show how "
-        "documents vary, so that nothing could be compared; raise evaluation.validation_bytes or "
+        f"corpus {validation.name}: it is validated on one document, or on pieces of one file. Nothing can be "
+        "compared, since that does not show how documents vary: raise evaluation.validation_bytes or "
         "corpus.validation_share, or give it more files",
     )

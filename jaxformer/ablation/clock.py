@@ -1,7 +1,7 @@
-"""How much longer a variant's token takes than its parent's: what was measured of both arms in turns, and its interval.
+"""The ratio of a variant's and its parent's time per token, measured in turns, and its interval.
 
-The speeds that two runs record are no measure of it: they are of other hours, and of whatever else the machine did
-then. Arms that compute the same differed by 14 to 32 % so. `clock_measurement` measures; this is kept and read here.
+The speeds recorded by two runs do not measure it: they depend on what else the machine did at the time. Arms that
+compute the same differed by 14 to 32 % that way. `clock_measurement` measures; this module stores and reads.
 """
 
 import math
@@ -23,16 +23,16 @@ CLOCK = "clock.json"
 # Probability that an interval of the ratio misses it.
 LEVEL = 0.01
 
-# Of a run's record, what its step and its time depend on beside the seed.
+# Keys of a run's record that its step and its time depend on, beside the seed.
 _RECORDED = ("config", "attention", "code", "environment", "device", "devices", "cores")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax")
 
 
 class Clock(NamedTuple):
-    """The time of a variant's token, divided by that of its parent's."""
+    """A variant's time per token, divided by its parent's."""
 
     log_ratios: tuple[float, ...]
-    """Natural logarithm of the ratio, of each round of turns."""
+    """Natural logarithm of the ratio, for each round of turns."""
 
     @property
     def ratio(self) -> float:
@@ -47,19 +47,19 @@ class Clock(NamedTuple):
 
 
 def median_interval(values: Sequence[float], alpha: float) -> tuple[float, float]:
-    """Returns an interval that misses the median of what independent values are drawn from with at most `alpha`.
+    """Returns an interval for the median of the distribution of independent values; it misses with at most `alpha`.
 
-    Its ends are values, counted from either side by the binomial distribution, whatever distribution they have: rounds
-    that a busy machine slows down move it no further than the rounds beside them. Infinite where there are too few.
+    Its ends are order statistics, by the binomial distribution, for any distribution of the values. So rounds slowed
+    down by a busy machine hardly move it. Infinite where there are too few.
     """
     ordered = np.sort(values)
-    below = int(stats.binom.ppf(alpha / 2, len(ordered), 0.5))  # Values left out on either side: the most that may be.
+    below = int(stats.binom.ppf(alpha / 2, len(ordered), 0.5))  # The most values that may be left out on either side.
     below -= stats.binom.cdf(below, len(ordered), 0.5) > alpha / 2
     return (float(ordered[below]), float(ordered[-1 - below])) if below >= 0 else (-math.inf, math.inf)
 
 
 def made_with(parent: FinishedRun, variant: FinishedRun) -> dict[str, Any]:
-    """Returns what the times of two arms depend on, as their runs recorded it."""
+    """Returns what the times of two arms depend on, from their runs' records."""
     return {"parent": _of_arm(parent.record), "variant": _of_arm(variant.record)}
 
 
@@ -70,7 +70,7 @@ def _of_arm(record: dict) -> dict[str, Any]:
 
 
 def read_clock(parents: Sequence[FinishedRun], variants: Sequence[FinishedRun]) -> Clock | None:
-    """Returns what was measured of two arms; None where nothing was, or where they are no longer what was measured."""
+    """Returns the measurement of two arms; None where there is none, or the arms have changed since."""
     if not parents or not variants:
         return None
     path = _path(variants[0])
@@ -86,12 +86,12 @@ def read_clock(parents: Sequence[FinishedRun], variants: Sequence[FinishedRun]) 
             raise ValueError("it has too few rounds")
         return clock
     except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
-        print_notice(f"{path}: damaged ({error}); `jaxformer ablate` measures it anew")
+        print_notice(f"{path}: damaged ({error}); `jaxformer ablate` measures it again")
         return None
 
 
 def write_clock(clock: Clock, parent: FinishedRun, variant: FinishedRun) -> None:
-    """Keeps what was measured of two arms beside the variant's runs.
+    """Writes the measurement of two arms beside the variant's runs.
 
     Raises:
         OSError: it cannot be written.

@@ -1,7 +1,7 @@
-"""Measures how much longer a variant's token takes than its parent's: the steps of both in turns, on one device.
+"""Measures the ratio of a variant's and its parent's time per token: the steps of both in turns, on one device.
 
-In turns whatever slows the machine meets both. What is timed is the compiled training step on real batches of each
-arm; reading data, validation and checkpoints are not.
+Taking turns, both arms share whatever slows the machine. The compiled training step on real batches of each arm is
+timed, without reading data, validation and checkpoints.
 """
 
 import itertools
@@ -30,25 +30,25 @@ from jaxformer.run.init_from import with_tokenizer
 from jaxformer.run.inputs import prepare_data
 from jaxformer.step import compile_step
 
-# About how long a turn is, in seconds: long beside what it takes to wait for the device.
+# About how long a turn is, in seconds: long compared with a wait for the device.
 _TURN_SECONDS = 0.05
 
-# Rounds that are measured at least. A round is four turns.
+# The fewest rounds. A round is four turns.
 _FEWEST_ROUNDS = 12
 
-# Half-width of the interval of the ratio at which it is known well enough, and that which is enough after some seconds:
-# on a busy machine it is worth waiting until equals do not look unlike.
+# Half-width of the ratio's interval that is narrow enough, and one that is enough after some seconds: on a busy machine
+# it is worth waiting until equal arms do not seem different.
 _PRECISION, _COARSE_PRECISION = 0.01, 0.03
 _SECONDS, _MOST_SECONDS = 40.0, 160.0
 
 # Batches that the steps of an arm take in turn: how long attention takes may depend on the documents.
 _BATCHES = 8
 
-# Those of a run with phases, from all of it: a phase of a twentieth of the steps is one of them. All of them are taken
-# as one step.
+# Batches of a run with phases, spread over the run: a phase of a twentieth of the steps gives one of them. All of them
+# count as one step.
 _PHASED_BATCHES = 20
 
-# Of a run's record, what must be the same here: `cores` too on a CPU.
+# Keys of a run's record that must be the same here; on a CPU `cores` too.
 _SAME_HERE = ("code", "device", "devices", "environment")
 
 
@@ -56,18 +56,18 @@ class TimedSteps(NamedTuple):
     """The training steps of an experiment."""
 
     take: Callable[[int], None]
-    """Takes so many, and returns when the device is done."""
+    """Takes so many steps, and returns when the device is done."""
     tokens: int
-    """Tokens of a step, or of what is taken as one."""
+    """Tokens of a step, or of the batches that count as one."""
 
 
 def measure_clock(parent_run: Path, variant_run: Path) -> None:
-    """Measures two arms, given by run folders of one seed, and keeps what it found beside the variant's runs.
+    """Measures two arms, given by run folders of one seed, and writes the result beside the variant's runs.
 
-    To be called in a process of its own: it takes the number of cores that the runs had, and the device.
+    Call it in a process of its own: it takes the number of cores that the runs had, and the device.
 
     Raises:
-        UserError: their data are gone, or this is not the device or the code that they ran with.
+        UserError: their data are gone, or device or code differ from theirs.
     """
     parent, variant = load_finished_run(parent_run), load_finished_run(variant_run)
     if hasattr(os, "sched_setaffinity"):
@@ -80,7 +80,7 @@ def measure_clock(parent_run: Path, variant_run: Path) -> None:
 
 
 def clock_seconds(arms: Sequence[Experiment], step_seconds: float) -> float:
-    """Returns the most seconds that measuring two arms takes beside compiling their steps, on a quiet machine.
+    """Returns the most seconds to measure two arms, without compiling their steps, on a quiet machine.
 
     Args:
         step_seconds: of a step of the slower arm.
@@ -96,22 +96,22 @@ def _steps_of(run: FinishedRun) -> TimedSteps:
     names = (*_SAME_HERE, *(["cores"] if jax.default_backend() == "cpu" else []))
     for name in names:
         require(record.get(name) == here[name], f"{run.workdir} ran with {name} {record.get(name)}, here: {here[name]}")
-    if experiment.init_from:  # Whatever its weights are: only the tokenizer is needed, which the run has kept.
+    if experiment.init_from:  # Its weights do not matter: only the tokenizer is needed, and the run has kept it.
         experiment = with_tokenizer(experiment, run.workdir)
     return make_timed_steps(experiment, run.seed, attention)
 
 
 def make_timed_steps(experiment: Experiment, seed: int, attention: Implementation | None = None) -> TimedSteps:
-    """Returns the training steps of an experiment, compiled, from values that the seed draws.
+    """Returns the compiled training steps of an experiment, from initial values drawn by the seed.
 
     Raises:
-        UserError: its data cannot be prepared, or its device is not there.
+        UserError: its data cannot be prepared, or its device is missing.
     """
     data, spans = prepare_data(experiment, seed), spans_of(experiment)
     state = make_state(experiment, seed, attention, run_mesh(experiment), token_count=data.tokenizer.vocabulary_size)
     batches = make_phased_batches(data.shards, data.plans, spans, experiment.packing, seed=seed)
     numbers, of_one, tokens = list(range(_BATCHES)), 1, spans[0].tokens_per_step
-    if len(spans) > 1:  # What is taken as one step are then steps from all of the run, evenly.
+    if len(spans) > 1:  # Steps spread evenly over the run then count as one.
         of_one = _PHASED_BATCHES
         numbers = [(2 * i + 1) * experiment.training.steps // (2 * of_one) for i in range(of_one)]
         tokens = sum(span_at(spans, number).tokens_per_step for number in numbers)
@@ -136,15 +136,15 @@ def make_timed_steps(experiment: Experiment, seed: int, attention: Implementatio
 
 
 def time_in_turns(arms: Sequence[TimedSteps], seconds: Callable[[], float] = time.perf_counter) -> list[float]:
-    """Returns, of each round, the logarithm of how many times the first arm's time per token the second's is.
+    """Returns, for each round, the logarithm of the second arm's time per token over the first's.
 
-    A round is ABBA or BAAB: a machine that speeds up or slows down evenly meets both alike. Which of them is drawn, so
-    that nothing periodic, as a limit of processor time, keeps step with the turns. Rounds follow until the interval of
-    their median is narrow, wherever it lies, or time is up; a wide interval then decides nothing.
+    A round is ABBA or BAAB, so that an even speed-up or slow-down of the machine affects both alike. The order is drawn
+    at random, so that nothing periodic, such as a limit of processor time, keeps step with the turns. Rounds follow
+    until the interval of their median is narrow, wherever it lies, or time is up; a wide interval decides nothing.
 
-    A turn is as many tokens of either: of a short one the median is less disturbed than of a long one, which would
-    make equals unlike. (With turns of as many seconds, by an estimate for each arm, two pairs of equals differed by 6
-    and 8 % on a machine with ten processes for each core.)
+    A turn is as many tokens of either arm. The median of short turns is less disturbed than that of long ones, which
+    would make equal arms seem different. (With turns of equal seconds, by an estimate for each arm, two pairs of equals
+    differed by 6 and 8 % on a machine with ten processes for each core.)
 
     Args:
         arms: the parent's and the variant's.

@@ -1,4 +1,4 @@
-"""The options by which a command is given a study, its runs, and what may differ between them."""
+"""Options that give a command its study, its runs, and the differences to allow between them."""
 
 import argparse
 from pathlib import Path
@@ -15,26 +15,26 @@ from jaxformer.host.paths import local_path
 def add_study_options(parser: argparse.ArgumentParser, *, compares: bool = True) -> None:
     """Adds `--study`, or `--parent` and `--variants` in its place, and `--runs`.
 
-    For what compares runs also `--leave_one_out`, in place of a study, and `--allow`.
+    With `compares`, also `--leave_one_out`, in place of a study, and `--allow`.
     """
     add = parser.add_argument
     add("--study", metavar="NAME", help="the name of a file in experiments/studies/, or a path")
     add("--parent", metavar="NAME", help="instead of --study: the experiment that the variants change")
     add("--variants", metavar="NAME,...", help="with --parent: the variants, separated by commas")
     if compares:
-        text = "instead of --study: a promoted experiment, of which each change that it keeps is left out in turn"
+        text = "instead of --study: a promoted experiment; each change that it keeps is left out in turn"
         add("--leave_one_out", metavar="NAME", help=text)
     add_run_options(parser, compares=compares)
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, compares: bool = True) -> None:
-    """Adds `--runs`, and for what compares runs `--allow`."""
+    """Adds `--runs` and, with `compares`, `--allow`."""
     add = parser.add_argument
     add(
         "--runs", type=local_path, default=Path("runs"), metavar="DIR", help="folder of all run folders (default: runs)"
     )
     if compares:
-        text = f"compare runs in spite of these kinds of differences: {', '.join(ALLOWABLE)}"
+        text = f"compare runs despite these kinds of differences: {', '.join(ALLOWABLE)}"
         add("--allow", default="", metavar="KIND,...", help=text)
 
 

@@ -1,4 +1,4 @@
-"""Whether runs can be compared: what they should share, and what they do not."""
+"""Whether runs can be compared: what they should share, and where they differ."""
 
 import collections
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.config import require_one_of
 
-# Changes of these make another order of the data, so that batches cannot be the same.
+# Changes of these change the order of the data, so that batches cannot be the same.
 DATA_FIELDS = (
     "corpus.",
     "tokenizer.",
@@ -32,7 +32,7 @@ def parse_allowed(text: str) -> tuple[str, ...]:
     """Returns the kinds that a text names, separated by commas.
 
     Raises:
-        UserError: one is none of `ALLOWABLE`.
+        UserError: one is not in `ALLOWABLE`.
     """
     kinds = tuple(kind.strip() for kind in text.split(",") if kind.strip())
     for kind in kinds:
@@ -66,7 +66,7 @@ def check_comparable(
     if len(are_trained) > 1:
         flags.append("change: some start from trained weights and others from scratch")
     elif are_trained == {True}:
-        notes.append("from trained weights: seeds vary the order of the data alone")
+        notes.append("from trained weights: seeds only vary the order of the data")
     moves_data = any(path.startswith(DATA_FIELDS) for path in declared)
     if moves_data:
         notes.append("the change moves the data: pairs share seeds and documents, but no batches")
@@ -79,7 +79,7 @@ def check_comparable(
         flags, notes = [*flags, *own_flags], [*notes, *own_notes]
         flags += _check_evaluations(parent, variant, declared, compared)
         if not moves_data and not _same_batches(parent, variant):
-            flags.append(f"batches: {parent.workdir} and {variant.workdir} saw other batches")
+            flags.append(f"batches: {parent.workdir} and {variant.workdir} saw different batches")
         if variant.summary["tokens"] != parent.summary["tokens"]:
             ratio = variant.summary["tokens"] / parent.summary["tokens"]
             notes.append(f"the variant is trained on {ratio:.3f} x the parent's tokens")
@@ -90,12 +90,12 @@ def check_comparable(
 
 
 def _check_arm(runs: Sequence[FinishedRun]) -> list[str]:
-    """Returns flags on the runs of one experiment, which must differ by their seeds alone."""
+    """Returns flags on the runs of one experiment, which must differ only in their seeds."""
     flags, first = [], runs[0]
     for run in runs:
         where = f"among the runs of {first.record['experiment']}: {first.workdir.name} and {run.workdir.name}"
         if run.record["lineage"]["overrides"]:
-            flags.append(f"change: {run.workdir} is ad hoc, with fields set on the command line: no part of the graph")
+            flags.append(f"change: {run.workdir} is ad hoc, with fields set on the command line, and not in the graph")
         if {**run.record["identity"], "seed": 0} != {**first.record["identity"], "seed": 0}:
             flags.append(f"change: configurations differ {where}")
         ours, theirs = _provenance(run), _provenance(first)
@@ -115,7 +115,7 @@ def agreeing(runs: Sequence[FinishedRun], allow: Collection[str] = ()) -> tuple[
     """Returns the runs that were made and validated as most were, and a line on each other one.
 
     Args:
-        runs: of experiments that differ in their size, the largest last, which counts among as many.
+        runs: of experiments that differ in their size, the largest last; it decides ties.
         allow: kinds of differences that do not count.
     """
     made = [{**_provenance(run), "evaluation": _documents(run)} for run in runs]
@@ -128,13 +128,13 @@ def agreeing(runs: Sequence[FinishedRun], allow: Collection[str] = ()) -> tuple[
     notes = []
     for run, kinds in zip(runs, differing, strict=True):
         if kinds:
-            ways = f"; --allow={','.join(kinds)} takes it" if {*kinds} <= {*ALLOWABLE} else ""
-            notes.append(f"{run.workdir}: {', '.join(kinds)}: not as of most runs of the sizes, and left out{ways}")
+            ways = f"; --allow={','.join(kinds)} includes it" if {*kinds} <= {*ALLOWABLE} else ""
+            notes.append(f"{run.workdir}: left out, unlike most runs of the sizes in {', '.join(kinds)}{ways}")
     return [run for run, kinds in zip(runs, differing, strict=True) if not kinds], notes
 
 
 def _documents(run: FinishedRun) -> set[str]:
-    """Returns what tells the documents that a run was validated on from others, of each corpus."""
+    """Returns what identifies the documents that a run was validated on, of each corpus."""
     found = set()
     for name, one in run.validation.items():
         arrays = (one.documents, one.sources, one.text_bytes)
@@ -143,12 +143,12 @@ def _documents(run: FinishedRun) -> set[str]:
 
 
 def own_code(run: FinishedRun) -> list[dict[str, str]]:
-    """Returns the digests, by name, of the code of its own that an experiment ran at each start of a run."""
+    """Returns the digests, by name, of an experiment's own code, at each start of a run."""
     return [start.get("own_code", {}) for start in run.record["starts"]]
 
 
 def _differing(codes: Sequence[Mapping[str, str]]) -> list[str]:
-    """Returns the names of what is not the same in all."""
+    """Returns the names whose values are not the same in all."""
     return sorted(name for name in set().union(*codes) if len({code.get(name) for code in codes}) > 1)
 
 
@@ -156,7 +156,7 @@ def _check_own_code(parent: FinishedRun, variant: FinishedRun) -> tuple[list[str
     """Returns (flags, notes) on code that experiment files ran: the parent's must be the same in both."""
     shared = set().union(*own_code(parent))
     moved = _differing([{name: code.get(name, "") for name in shared} for code in own_code(parent) + own_code(variant)])
-    # Parts that come with jaxformer are no code of the variant's.
+    # Parts that come with jaxformer are not the variant's own code.
     new = set().union(*own_code(variant)) - shared
     added = sorted(name for name in new if not name.startswith("module jaxformer."))
     name = variant.record["experiment"]
@@ -165,7 +165,7 @@ def _check_own_code(parent: FinishedRun, variant: FinishedRun) -> tuple[list[str
 
 
 def shared_tasks(runs: Sequence[FinishedRun]) -> list[str]:
-    """Returns the tasks of which all runs have the scores, on the same items."""
+    """Returns the tasks for which all runs have scores on the same items."""
     first, *others = runs
     return [
         name
@@ -178,19 +178,19 @@ def shared_tasks(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def _own_tasks(run: FinishedRun) -> set[str]:
-    """Returns the tasks that a run scores by itself at its end; others were evaluated beside it."""
+    """Returns the tasks that a run scores itself at its end; others were evaluated separately."""
     return set(run.record.get("tasks") or ())
 
 
 def _describe_other_tasks(runs: Sequence[FinishedRun]) -> list[str]:
-    """Returns a note where only some runs were evaluated on a task, or on its same items, beside their own tasks."""
+    """Returns a note if only some runs were evaluated on a further task, or on the same items of it."""
     own, shared = set[str]().union(*map(_own_tasks, runs)), shared_tasks(runs)
     others = sorted({name for run in runs for name in run.tasks if name not in own and name not in shared})
     return [f"{', '.join(others)}: not compared, since not all runs have scores on the same items"] if others else []
 
 
 def _provenance(run: FinishedRun) -> dict[str, set]:
-    """Returns what a run was made with, by the kind of difference that another would be."""
+    """Returns what a run was made with, by kind of difference."""
     starts, digests = run.record["starts"], run.record["digests"]
     return {
         "code": {start["code"] for start in starts},
@@ -203,14 +203,14 @@ def _provenance(run: FinishedRun) -> dict[str, set]:
 
 
 def _check_change(parent: FinishedRun, variant: FinishedRun, declared: Mapping) -> list[str]:
-    """Returns a flag where two runs differ by anything but the declared change, from and to the declared values."""
+    """Returns a flag if two runs differ by anything but the declared change, from and to the declared values."""
     ours, theirs = variant.record["identity"], parent.record["identity"]
     found = {
         path: [theirs.get(path), ours.get(path)]
         for path in {*ours, *theirs} - {"seed"}
         if ours.get(path) != theirs.get(path)
     }
-    if "init_from" in found:  # The parameters are others, and so the paths are, by which a change is declared.
+    if "init_from" in found:  # Other parameters, and so other paths of the declared change.
         found["init_from"] = [(run.record["lineage"].get("init_from") or {}).get("path") for run in (parent, variant)]
     wrong = sorted(path for path in {*found, *declared} if found.get(path) != list(declared.get(path, ())))
     name = variant.record["experiment"]
@@ -218,7 +218,7 @@ def _check_change(parent: FinishedRun, variant: FinishedRun, declared: Mapping) 
 
 
 def _check_provenance(parent: FinishedRun, variant: FinishedRun, declared: Mapping, moves_data: bool) -> list[str]:
-    """Returns flags on what a pair of runs should have been made with, and was not."""
+    """Returns flags on differences in what a pair of runs was made with."""
     ours, theirs = _provenance(variant), _provenance(parent)
     moves_tokens = any(path.startswith(("tokenizer.", "corpus.")) and not path.endswith(".weight") for path in declared)
     must_agree = ("code", "versions", "device", "environment", *(() if moves_tokens else ("tokenizer", "data")))
@@ -232,7 +232,7 @@ def _check_provenance(parent: FinishedRun, variant: FinishedRun, declared: Mappi
 def _check_evaluations(
     parent: FinishedRun, variant: FinishedRun, declared: Mapping, compared: Collection[str]
 ) -> list[str]:
-    """Returns flags on what a pair of runs should have been evaluated on and with, and was not.
+    """Returns flags on differences in what a pair of runs was evaluated on and with.
 
     Args:
         compared: the tasks that all runs share.
@@ -263,7 +263,7 @@ def _where(parent: FinishedRun, variant: FinishedRun) -> str:
 
 
 def _commits(one: FinishedRun, other: FinishedRun) -> str:
-    """Returns the git commits that two runs were made with, and the digests of changes that were not committed."""
+    """Returns the git commits of two runs, and the digests of uncommitted changes."""
 
     def described(run: FinishedRun) -> str:
         states = [start.get("git") or {"commit": "unknown", "changes": None} for start in run.record["starts"]]
@@ -277,7 +277,7 @@ def _commits(one: FinishedRun, other: FinishedRun) -> str:
 
 
 def _options(one: FinishedRun, other: FinishedRun) -> str:
-    """Returns the options of JAX and XLA that two runs were not both made with, with both values."""
+    """Returns the options of JAX and XLA in which two runs differ, with both values."""
 
     def by_name(run: FinishedRun) -> dict[str, list[str]]:
         starts = [start.get("environment", {}) for start in run.record["starts"]]

@@ -1,7 +1,7 @@
-"""A variant beside its parent: the same seeds, the same batches, the same documents and items.
+"""A variant compared with its parent: on the same seeds, batches, documents and items.
 
-What decides is the difference of validation bits per byte, paired by seed and by document. Accuracies of small models
-move more by chance than by what is compared; they stand guard, and the bits per byte of right answers inform.
+The difference of validation bits per byte decides, paired by seed and by document. Accuracies of small models change
+more by chance than by the variant: they only guard against harm, and the bits per byte of right answers inform.
 """
 
 import math
@@ -23,7 +23,7 @@ from jaxformer.statistics.significance import INTERIM_SEEDS, holm, mcnemar, next
 from jaxformer.statistics.variance_prior import VariancePrior
 
 _UNTIMED = (
-    "the time per token was not measured, and counts for nothing here; `jaxformer ablate` measures it where the runs "
+    "the time per token was not measured, and does not count here; `jaxformer ablate` measures it where the runs "
     "were trained"
 )
 
@@ -39,9 +39,9 @@ class TaskDifference(NamedTuple):
     accuracy: Difference
     gold_bits_per_byte: Difference
     margin: Difference | None
-    """`accuracy`, `gold_bits_per_byte` and `margin`: their differences; no margin where items have one option."""
+    """`accuracy`, `gold_bits_per_byte` and `margin`: their differences; no margin if items have one option."""
     p_value: float
-    """P-value of the accuracy, adjusted for all tasks (Holm); by McNemar's exact test where there is one seed."""
+    """P-value of the accuracy, adjusted for all tasks (Holm); by McNemar's exact test with one seed."""
 
     def is_worse(self, alpha: float) -> bool:
         """Returns whether the variant is worse at it, at a level."""
@@ -49,45 +49,45 @@ class TaskDifference(NamedTuple):
 
 
 class BestRate(NamedTuple):
-    """The learning rates of an experiment that was compared at its best one."""
+    """The learning rates of an experiment compared at its best one."""
 
     own: float
     """The experiment's own."""
     compared: float
-    """That of the lowest mean, to two digits, at which it is compared."""
+    """The rate of the lowest mean, to two digits, at which it is compared."""
     recommended: float
-    """That of the lowest mean and one standard deviation over seeds, to two digits: what most runs reach."""
+    """The rate of the lowest mean plus one standard deviation over seeds, to two digits: what most runs reach."""
     tried: tuple[float, ...]
     bits_per_byte: tuple[float, ...]
-    """`tried` and `bits_per_byte`: the three rates that surround it, and their means; infinite where one diverged."""
+    """`tried` and `bits_per_byte`: the three rates around it, and their means; infinite if one diverged."""
     excess: float
     excess_error: float
-    """`excess` and `excess_error`: what its own rate costs, bits per byte; NaN where that is not known."""
+    """`excess` and `excess_error`: what its own rate costs, bits per byte; NaN if unknown."""
 
 
 class Comparison(NamedTuple):
-    """All that is known of a variant beside its parent; what is not is NaN, None or empty."""
+    """All that is known about a variant compared with its parent; unknown values are NaN, None or empty."""
 
     parent: str
     variant: str
     verdict: Verdict
-    """What is decided."""
+    """The decision."""
     margin: float
     """Bits per byte within which they count as equal."""
     lineage: dict
     """Lineage of the variant, as its runs recorded it."""
     question: str = ""
     flags: tuple[str, ...] = ()
-    """Why they cannot be compared."""
+    """Reasons why they cannot be compared."""
     notes: tuple[str, ...] = ()
-    """What to keep in mind where they can."""
+    """Reservations if they can."""
     seeds: tuple[int, ...] = ()
-    """Seeds that both have; what follows is over these."""
+    """Seeds that both have; the following fields are over these."""
     parent_bits: float = math.nan
     variant_bits: float = math.nan
     """`parent_bits` and `variant_bits`: mean validation bits per byte."""
     difference: Difference | None = None
-    """Difference of them, which decides."""
+    """Their difference, which decides."""
     q_value: float = math.nan
     """Q-value of an improvement, over all questions about the parent."""
     until_next: tuple[int | None, float] = (None, 0.0)
@@ -97,18 +97,18 @@ class Comparison(NamedTuple):
     tasks: Mapping[str, TaskDifference] = {}
     """The differences of each task."""
     seed_variance: float = math.nan
-    """Variance of one seed's difference, by these seeds alone."""
+    """Variance of one seed's difference, from these seeds alone."""
     noise: float = math.nan
     """Standard deviation of the parent's bits per byte over its seeds."""
     pairing: float = math.nan
-    """Standard deviation of a seed's difference, divided by that of the difference of two runs that share no seed."""
+    """Standard deviation of a seed's paired difference, divided by that of two runs with different seeds."""
     cost: Cost | None = None
     worth: float = math.nan
-    """What the gain is worth in tokens: by the slope of the parent's curve, it needs so many times the variant's."""
+    """Worth of the gain in tokens: the parent needs so many times the variant's, by the slope of its curve."""
     to_time: tuple[str, str] | None = None
-    """Run folders (parent, variant) whose time per token could change the verdict, and was not measured; else None."""
+    """Run folders (parent, variant) whose unmeasured time per token could change the verdict; else None."""
     best_rates: tuple[BestRate, BestRate] | None = None
-    """Of the parent and of the variant, where each is compared at its best; None where both have their own."""
+    """Of the parent and of the variant, if each is compared at its best; None if both have their own."""
 
 
 def compare_runs(
@@ -129,18 +129,18 @@ def compare_runs(
     """Returns the comparison of a variant's runs with its parent's.
 
     Args:
-        variant: its name, where there may be no finished run that records it.
-        floor: the parent's noise; that of its runs here if it is not given.
+        variant: its name, in case no finished run records it.
+        floor: the parent's seed noise; by default from its runs here.
         failures: by seed, how runs of the variant failed; one is enough to revert it, if the parent's did not fail.
         parent_failures: by seed, how runs of the parent failed: noted, since no pair shows them.
-        clock: the time per token of both, if it was measured.
-        allow: kinds of differences that shall not keep runs from being compared, such as 'code' or 'versions'.
+        clock: the ratio of their times per token, if measured.
+        allow: kinds of differences that do not prevent a comparison, such as 'code' or 'versions'.
         leaves_out: whether the variant leaves out a change that the parent keeps.
-        runs_per_seed: that a further seed takes of each arm.
-        further_variance: of the difference, (bits per byte)^2, that is neither the seeds' nor the documents'.
+        runs_per_seed: runs of each arm for a further seed.
+        further_variance: of the difference, (bits per byte)^2, from neither seeds nor documents.
 
     Raises:
-        UserError: there is no run of one of them.
+        UserError: one of them has no run.
     """
     require(bool(parents), "there is no finished run of the parent to compare with; train it first")
     rule, floor, parent = rule or Rule(), floor or noise_floor(parents), parents[0].record["experiment"]
@@ -177,20 +177,20 @@ def _folders(pair: tuple[FinishedRun, FinishedRun]) -> tuple[str, str]:
 
 
 def _describe_failures(failures: Mapping[int, str], parent_failures: Mapping[int, str]) -> tuple[str, list[str]]:
-    """Returns how the variant failed where its parent did not, and notes on the seeds on which the parent failed."""
+    """Returns how the variant failed where its parent did not, and notes on seeds where the parent failed."""
     failed = "; ".join(f"seed {seed} {why}" for seed, why in sorted(failures.items()) if seed not in parent_failures)
     notes = []
     for seed, why in sorted(parent_failures.items()):
         if seed in failures:
             both = f"seed {seed} failed in both: the parent {why}; the variant {failures[seed]}"
-            notes.append(f"{both}; it decides nothing")
+            notes.append(f"{both}; this decides nothing")
         else:
-            notes.append(f"the parent failed: seed {seed} {why}; what the variant does there is not in the difference")
+            notes.append(f"the parent failed: seed {seed} {why}; the difference leaves this seed out")
     return failed, notes
 
 
 def _describe_seeds_left(seeds: int, analysed: int) -> list[str]:
-    """Returns a note where there are more seeds than the interim analysis takes."""
+    """Returns a note if there are more seeds than the interim analysis takes."""
     later = next_analysis(analysed)
     use = f", left for that after {later}" if later else ", the last, left out"
     number = f"{seeds - analysed} more seed{'s' * (seeds - analysed > 1)}"
@@ -204,7 +204,7 @@ def _compare_pairs(
     clock: Clock | None,
     further_variance: float,
 ) -> dict:
-    """Returns what pairs of runs (parent, variant) say, and all of the parent's, as fields of a `Comparison`."""
+    """Returns what pairs of runs (parent, variant), and all of the parent's, show, as fields of a `Comparison`."""
     ours, theirs = [variant for _, variant in pairs], [parent for parent, _ in pairs]
     corpora = [name for name in theirs[0].validation if name in ours[0].validation]
     bits_SI, bytes_I, strata_I = stack(ours, corpora)
@@ -217,7 +217,7 @@ def _compare_pairs(
         "seeds": tuple(run.seed for run in ours),
         "parent_bits": float(parent_S.mean()),
         "variant_bits": float(bits_S.mean()),
-        # With the documents' part, which further seeds do not lessen either.
+        # With the documents' part, which further seeds do not reduce either.
         "difference": difference._replace(item_variance=difference.item_variance + further_variance),
         "corpora": {
             name: crossed_difference(differences_SI[:, strata_I == i], bytes_I[strata_I == i], sources_I[strata_I == i])
@@ -241,7 +241,7 @@ def compare_tasks(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) ->
     found = {}
     for name in shared_tasks([*theirs, *ours]):
         first = theirs[0].tasks[name]
-        if len(set(first.groups.tolist())) < 2:  # One source shows nothing of how sources vary.
+        if len(set(first.groups.tolist())) < 2:  # One source does not show how sources vary.
             continue
         variant, parent = ([run.tasks[name] for run in runs] for runs in (ours, theirs))
 
@@ -273,19 +273,19 @@ def compare_tasks(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) ->
 def interaction(
     merge: Sequence[FinishedRun], parents: Sequence[Sequence[FinishedRun]], ancestor: Sequence[FinishedRun]
 ) -> Difference | None:
-    """Returns by how much the joint change exceeds the sum of its parts, bits per byte: 0 where gains add up.
+    """Returns by how much the joint change exceeds the sum of its parts, bits per byte: 0 if gains add up.
 
     With two parents A and B of a common ancestor P: (AB - P) - (A - P) - (B - P), paired by seed and by document; None
-    without a seed that all have, or with one alone.
+    unless all share two seeds.
     """
     return contrast([merge, *parents, ancestor], [1, *(-1 for _ in parents), len(parents) - 1])
 
 
 def contrast(arms: Sequence[Sequence[FinishedRun]], factors: Sequence[float]) -> Difference | None:
-    """Returns the sum of experiments' bits per byte times factors, whose own sum is 0, paired by seed and by document.
+    """Returns the sum of experiments' bits per byte times factors that sum to 0, paired by seed and by document.
 
-    Its error counts that all share seeds and documents. None where they share fewer than two seeds, or were validated
-    on other documents.
+    Its error accounts for shared seeds and documents. None if they share fewer than two seeds, or were validated on
+    different documents.
     """
     by_seed = [{run.seed: run for run in arm} for arm in arms]
     seeds = sorted(set.intersection(*(set(arm) for arm in by_seed)))

@@ -1,9 +1,9 @@
-"""Whether the gain of a promoted variant holds: asked once, on seeds and documents that no verdict has read.
+"""Whether the gain of a promoted variant holds: tested once, on seeds and documents that no verdict has read.
 
-What was kept was chosen by its seeds and by its validation documents, and looks better on them than it is. The new
-parent and the one before it are trained on the new parent's own seeds, which its next study takes up, each at the
-learning rate that was found for it when they were compared. Both are validated on documents of the validation share
-that no verdict and no other confirmation has read, as many as validate runs (`evaluation.validation_bytes`).
+A kept variant was chosen by its seeds and validation documents, and seems better on them than it is. So the new parent
+and the one before are trained on the new parent's own seeds, which its next study reuses, each at the learning rate
+found for it when they were compared. Both are validated on documents of the validation share that no verdict and no
+other confirmation has read, as many as validate runs (`evaluation.validation_bytes`).
 """
 
 import dataclasses
@@ -53,19 +53,19 @@ from jaxformer.run.inputs import open_corpora, prepare_corpora
 from jaxformer.run.trained import load_trained
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
 
-# Of the single analysis that there is: two-sided, so that an equal is confirmed in 2.5 %.
+# Level of the single analysis: two-sided, so that an equal variant is confirmed in 2.5 %.
 LEVEL = 0.05
 
-# Independent documents of a corpus from which something can be learnt of how they vary.
+# The fewest independent documents of a corpus that show how they vary.
 _FEWEST_DOCUMENTS = 2
 
 
 class Confirmation(NamedTuple):
-    """A promoted variant, and what it is compared with once more."""
+    """A promoted variant, and the parent that it is compared with once more."""
 
     promoted: Resolved
     parent: Resolved
-    """The parent before, at the learning rate that was found for it."""
+    """The parent before, at the learning rate found for it."""
     evidence: Record
     """The comparison that the variant was promoted by."""
     seeds: range
@@ -77,10 +77,10 @@ class Confirmation(NamedTuple):
 
 
 def find_answer(promoted: Resolved, runs: Path) -> ledger.Line | None:
-    """Returns the ledger's answer on what was promoted by its evidence, whatever it was named; None if there is none.
+    """Returns the ledger's answer for a promoted variant, found by its evidence under any name; None if there is none.
 
     Raises:
-        UserError: it is not promoted, or it or an ancestor has moved since it was answered.
+        UserError: it is not promoted, or it or an ancestor has changed since it was answered.
     """
     names = {"parent": promoted.parents[0].name, "variant": promoted_variant(promoted).name}
     lines, evidence = ledger.read_ledger(runs), promoted.lineage.evidence
@@ -91,10 +91,10 @@ def find_answer(promoted: Resolved, runs: Path) -> ledger.Line | None:
 
 
 def plan_confirmation(promoted: Resolved, seeds: int, runs: Path) -> Confirmation:
-    """Returns what confirms a promoted variant on so many seeds.
+    """Returns the confirmation of a promoted variant on so many seeds.
 
     Raises:
-        UserError: it is not promoted, what it was promoted by is not in the folder of runs, or its parent has moved.
+        UserError: it is not promoted, its evidence is not in the folder of runs, or its parent has changed.
     """
     evidence, parent = evidence_of(promoted, runs), promoted.parents[0]
     rate, _ = evidence.recommended_rates or (parent.experiment.optimizer.learning_rate, None)
@@ -114,7 +114,7 @@ def confirmation_jobs(confirmation: Confirmation, runs: Path, seconds: Mapping[s
 
 
 def confirm(confirmation: Confirmation, runs: Path, *, allow: Collection[str] = ()) -> ledger.Line:
-    """Returns the answer, which is appended to the ledger: of all runs of both arms on the confirmation's seeds.
+    """Returns the answer of all runs of both arms on the confirmation's seeds, and appends it to the ledger.
 
     Args:
         allow: as of `check_comparable`.
@@ -160,7 +160,7 @@ def confirm(confirmation: Confirmation, runs: Path, *, allow: Collection[str] = 
 
 
 def _collect(confirmation: Confirmation, runs: Path) -> tuple[list[FinishedRun], list[FinishedRun], str]:
-    """Returns the finished runs of the parent and of the promoted variant, and how the latter failed; '' if it did not.
+    """Returns the finished runs of the parent and of the promoted variant, and how the latter failed, else ''.
 
     Raises:
         UserError: a run cannot be read.
@@ -177,18 +177,18 @@ def _collect(confirmation: Confirmation, runs: Path) -> tuple[list[FinishedRun],
 
 
 def _decide(confirmation: Confirmation, difference: Difference, locked: Sequence[ValidationSet]) -> tuple[str, str]:
-    """Returns the answer and why."""
+    """Returns the answer and its reason."""
     low, high = difference.interval(1 - LEVEL)
     measured = f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
     limit, what = 0.0, "better"
     if confirmation.evidence.word in (Word.CHEAPER, Word.EQUIVALENT):
         limit, what = confirmation.evidence.margin, "equal, or better"
-    where = "by fresh seeds alone, since no validation documents are left that no verdict has read"
+    where = "on fresh seeds alone, since verdicts have read all validation documents"
     if locked:
         where = f"on {sum(len(one.documents) for one in locked):,} documents that no verdict has read"
     if confirmation.evidence.recommended_rates:
         rate = confirmation.parent.experiment.optimizer.learning_rate
-        where += f"; {confirmation.own_parent.name} at {rate:.3g}, the learning rate that was found for it"
+        where += f"; {confirmation.own_parent.name} at {rate:.3g}, the learning rate found for it"
     if high < limit:
         return ledger.CONFIRMED, f"{measured} is {what}, {where}"
     return ledger.NOT_CONFIRMED, f"{measured} is not surely {what}, {where}"
@@ -199,7 +199,7 @@ def _measure(
 ) -> tuple[Difference, list[ValidationSet]]:
     """Returns the difference over pairs of runs (parent, promoted), and the documents that it is measured on.
 
-    Where there are none that no verdict has read, it is that of the documents that validate runs.
+    If verdicts have read all documents, it is measured on those that validate runs.
     """
     theirs, ours = zip(*pairs, strict=True)
     noise = remember_noise(runs / confirmation.parent.name / NOISE, noise_floor(theirs), theirs[0])
@@ -215,10 +215,10 @@ def _measure(
 
 
 def _locked_sets(run: FinishedRun, promoted: Resolved, runs: Path) -> list[ValidationSet]:
-    """Returns documents of each corpus that neither a verdict nor a confirmation has read; nothing where one has none.
+    """Returns documents of each corpus that neither a verdict nor a confirmation has read; none if a corpus has none.
 
     Raises:
-        UserError: the corpora or their tokenizer are no longer those of the run.
+        UserError: the corpora or their tokenizer have changed since the run.
     """
     sizes = [one.experiment.evaluation.validation_bytes for one in (promoted, *promoted.ancestors)]
     if not all(sizes):  # A verdict reads all documents.
@@ -242,13 +242,13 @@ def _locked_sets(run: FinishedRun, promoted: Resolved, runs: Path) -> list[Valid
 def _locked_set(
     shards: Shards, experiment: Experiment, name: str, size: int, read: Sequence[Mapping[str, Any]]
 ) -> ValidationSet:
-    """Returns the first documents of so many bytes, in the order of validation, that have not been read.
+    """Returns the first unread documents, in the order of validation, up to so many bytes.
 
-    Nor pieces of a file of which another piece has been read.
+    A piece of a file counts as read if another piece has been read.
 
     Args:
-        size: bytes that validate runs, and that are returned; fewer where no more are left.
-        read: what confirmations have read, as the ledger has it.
+        size: bytes that validate runs, and that are returned; fewer if fewer are left.
+        read: documents that confirmations have read, from the ledger.
     """
     packing, options = experiment.packing, experiment.evaluation
     order, validating = (
@@ -268,12 +268,12 @@ def _locked_set(
 
 
 def _drawn_from(shards: Shards) -> int:
-    """Returns the number of documents from which the order of validation is drawn; 0 where it is that of reading."""
+    """Returns the number of documents from which the order of validation is drawn; 0 if it is the reading order."""
     return 0 if shards.manifest.budget else len(shards)
 
 
 def _describe_locked(one: ValidationSet) -> dict[str, str | int]:
-    """Returns what the ledger keeps of locked documents: the first and the last, in the order of validation."""
+    """Returns the ledger's record of locked documents: the first and the last, in the order of validation."""
     first, last = one.documents[[0, -1]].tolist()
     return {
         "data": one.shards.manifest.source_digest,
@@ -284,7 +284,7 @@ def _describe_locked(one: ValidationSet) -> dict[str, str | int]:
 
 
 def _texts(sets: Sequence[ValidationSet]) -> list[tuple]:
-    """Returns what is the same of sets of the same text."""
+    """Returns a key that is equal for sets of the same text."""
     documents = [(one.documents.tolist(), one.shards.text_bytes[one.documents].tolist()) for one in sets]
     return [(one.name, one.shards.manifest.source_digest, each) for one, each in zip(sets, documents, strict=True)]
 

@@ -1,4 +1,4 @@
-"""What a variant costs beside its parent."""
+"""The cost of a variant relative to its parent."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from jaxformer.flops import parameter_count
 
 
 class Cost(NamedTuple):
-    """What the variant takes, relative to its parent."""
+    """The cost of a variant, relative to its parent."""
 
     time_per_token: float
-    """Ratio, NaN where it was not measured."""
+    """Ratio, NaN if not measured."""
     time_interval: tuple[float, float]
-    """Interval of that ratio; (0, infinity) where it was not measured."""
+    """Interval of that ratio; (0, infinity) if not measured."""
     parameters: float
     """Ratio."""
     device_hours: float
@@ -32,10 +32,10 @@ class Cost(NamedTuple):
 
 
 def compare_costs(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun], clock: Clock | None) -> Cost:
-    """Returns what the variant's runs took, relative to the parent's of the same seeds.
+    """Returns the cost of the variant's runs, relative to the parent's of the same seeds.
 
     Args:
-        clock: what was measured of the two arms in turns, if they were: the runs' own speeds show no ratio.
+        clock: the two arms measured in turns, if they were: the runs' own speeds do not show the ratio.
     """
     models = [runs[0].experiment.model for runs in (ours, theirs)]
     return Cost(

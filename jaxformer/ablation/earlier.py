@@ -1,4 +1,4 @@
-"""Earlier runs beside those that would start now: which were trained or evaluated by something else."""
+"""Earlier runs that were trained or evaluated otherwise than runs that would start now."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ _NAMED = 3
 
 
 class EarlierRuns(NamedTuple):
-    """Run folders that were made with something else than a run that would start now."""
+    """Folders of runs that were made otherwise than a run that would start now."""
 
     trained_otherwise: list[Path]
     """Trained with other code, data, versions, options or on another device."""
@@ -40,14 +40,14 @@ def find_earlier(
     """Returns which runs were made otherwise than those that would start now.
 
     Args:
-        jobs: the runs that are to be made, as far as they are not over.
+        jobs: the runs to make, if they are not over.
         now: by name of the experiment, as `differences_from_now` takes it.
         ended: further runs, which have ended and will be compared with those.
         allow: kinds of differences that do not count.
-        retrain: what was trained otherwise will be moved aside.
+        retrain: runs that were trained otherwise will be set aside.
 
     Raises:
-        UserError: runs that are to start could not be compared with earlier ones, and those are not to be moved aside.
+        UserError: new runs could not be compared with earlier ones, and those are not to be set aside.
     """
     everything, differing = {job.workdir: job for job in (*jobs, *ended)}.values(), {}
     for job in everything:
@@ -58,7 +58,7 @@ def find_earlier(
     is_any_to_start = any(states[job.workdir] not in OVER | {State.ELSEWHERE} for job in jobs)
     if retrain:
         running = [str(job) for job in differing if states[job.workdir] is State.ELSEWHERE]
-        require(not running, f"{', '.join(running)}: it runs, and cannot be moved aside; stop it first")
+        require(not running, f"{', '.join(running)}: it is running, and cannot be set aside; stop it first")
     elif differing and is_any_to_start:
         raise UserError(_refusal(differing))
     moved = [job.workdir for job in differing] if retrain else []
@@ -74,16 +74,16 @@ def _refusal(differing: Mapping[Job, Mapping[str, str]]) -> str:
     is_allowable = all(kind in ALLOWABLE for kind in kinds)
     as_they_are = f"; --allow={','.join(kinds)} compares them as they are" if is_allowable else ""
     return (
-        f"{', '.join(names[:_NAMED])}{more}: trained with {what}, so that runs that start now would not be compared "
-        f"with them; put that back, or --retrain keeps them aside and trains them anew{as_they_are}"
+        f"{', '.join(names[:_NAMED])}{more}: trained with {what}, so that new runs cannot be compared with them; "
+        f"restore that, or use --retrain to set them aside and train them again{as_they_are}"
     )
 
 
 def _evaluated_otherwise(finished: Sequence[Path], allow: Collection[str], *, always: bool) -> list[Path]:
-    """Returns the finished runs that were evaluated by something else than would evaluate now, if they must agree.
+    """Returns the finished runs that were evaluated otherwise than they would be now, if they must agree.
 
     Args:
-        always: they must agree with runs to come; otherwise with each other.
+        always: they must agree with new runs; otherwise with each other.
     """
     now = {name: value for name, value in evaluated_with().items() if name not in allow}
     evaluations = {workdir: _evaluations(workdir, now.keys()) for workdir in finished}
@@ -92,7 +92,7 @@ def _evaluated_otherwise(finished: Sequence[Path], allow: Collection[str], *, al
 
 
 def own_results(record: Mapping) -> list[str]:
-    """Returns the names of the results that a run makes at its end, and `jaxformer evaluate` again.
+    """Returns the names of the results that a run makes at its end, and that `jaxformer evaluate` can make again.
 
     Args:
         record: the run's `config.json`.
@@ -102,11 +102,11 @@ def own_results(record: Mapping) -> list[str]:
 
 
 def _evaluations(workdir: Path, kinds: Collection[str]) -> list[dict]:
-    """Returns what the evaluations of a finished run, of its own tasks too, were made with; {} of one that is gone.
+    """Returns what the evaluations of a finished run, with its own tasks, were made with; {} for a missing one.
 
     Args:
         workdir: of the run.
-        kinds: of what it may be made with, those that count.
+        kinds: of differences that count.
     """
     record, summary = (read_json_or_empty(workdir / name) for name in (CONFIG, "summary.json"))
     folder = evaluations_folder(workdir, summary.get("steps", 0))
@@ -118,5 +118,5 @@ def _evaluations(workdir: Path, kinds: Collection[str]) -> list[dict]:
 
 
 def describe_now(resolved: Sequence[Resolved], device_kind: str) -> dict[str, dict[str, Any]]:
-    """Returns, by name, what a run of each experiment that starts now is made with, without its data."""
+    """Returns, by name, what a new run of each experiment is made with, without its data."""
     return {one.name: made_with(device_kind) | {"own_code": dict(one.lineage.own_code)} for one in resolved}

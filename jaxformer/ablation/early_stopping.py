@@ -1,8 +1,8 @@
-"""Ending a variant that is clearly worse, before its last step: what it would cost is better spent on another question.
+"""Stops a variant that is clearly worse before its last step, to save its cost for another question.
 
 Variant and parent of one seed see the same batches, so the difference of their training losses is far less noisy than
-either curve. A variant is never accepted early, and changes that may win late are left to the end: a higher learning
-rate, a larger batch, another schedule, more blocks or a penalty all look worse at first (see Choshen et al. 2024, arXiv
+either curve. A variant is never accepted early. Changes that may win late run to the end: a higher learning rate, a
+larger batch, another schedule, more blocks or a penalty are all worse at first (see Choshen et al. 2024, arXiv
 2410.11840, on how curves cross).
 """
 
@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 
 from jaxformer.statistics.variance_prior import fit_prior, moderate
 
-# Changes of these may be ahead only at the end, or move the data, whose batches then cannot be paired.
+# Changes of these may be ahead only at the end, or change the order of the data, so that batches cannot be paired.
 EXEMPT = (
     "optimizer.",
     "training.",
@@ -28,21 +28,21 @@ EXEMPT = (
     "model.logit_soft_cap",
 )
 
-# Share of the steps before which nothing is stopped, and share that each of the two windows takes that are compared.
+# Share of the steps before which nothing is stopped, and share of each of the two compared windows.
 EARLIEST = 0.4
 WINDOW = 0.05
 
-# How many standard errors of the paired difference within a window it must exceed, in both windows.
+# Standard errors of the paired difference within a window that it must exceed, in both windows.
 STANDARD_ERRORS = 6.0
 
-# And at which one-sided level, by the t distribution, what variant and parent differ by on one seed.
+# And the one-sided level, by the t distribution, against the difference of variant and parent on one seed by chance.
 LEVEL = 1e-3
 
 _BLOCKS = 8
 
 
 class Behind(NamedTuple):
-    """By how much a variant is behind, nats per target, in the newest window, and what it had to exceed."""
+    """By how much a variant is behind, nats per target, in the newest window, and the threshold."""
 
     step: int
     difference: float
@@ -62,10 +62,10 @@ class Spread(NamedTuple):
 
 
 def spread_of_differences(ends: Mapping[str, Mapping[int, float]], parent: str, variant: str) -> Spread | None:
-    """Returns the spread of a variant's differences from its parent, or None where too little is known.
+    """Returns the spread of a variant's differences from its parent, or None if too little is known.
 
-    That of the paired differences of all variants of the parent that have two seeds, if there are three others, or that
-    of two runs which share nothing, by three runs of the parent: whichever has more degrees of freedom.
+    It is the spread of the paired differences of all variants of the parent with two seeds, if there are three others;
+    or of two unpaired runs, from three runs of the parent: whichever has more degrees of freedom.
 
     Args:
         ends: last validation loss, nats per target, by experiment and seed, of the parent and its variants.
@@ -93,12 +93,12 @@ def may_stop(changed_paths: Iterable[str]) -> bool:
 
 
 def clearly_worse(variant_losses: np.ndarray, parent_losses: np.ndarray, spread: Spread, steps: int) -> Behind | None:
-    """Returns by how much a variant is behind if it is clearly worse by now, else None.
+    """Returns by how much a variant is behind if it is clearly worse so far, else None.
 
     Args:
         variant_losses: training losses so far, nats per target by step from 0.
         parent_losses: of the parent's finished run of the same seed.
-        spread: of what the two differ by on one seed by chance.
+        spread: of their difference on one seed by chance.
         steps: of the whole run.
     """
     window = max(_BLOCKS, int(WINDOW * steps))
@@ -112,7 +112,7 @@ def clearly_worse(variant_losses: np.ndarray, parent_losses: np.ndarray, spread:
         blocks = np.array([block.mean() for block in np.array_split(difference, _BLOCKS)])
         error = blocks.std(ddof=1) / math.sqrt(_BLOCKS)
         threshold = max(STANDARD_ERRORS * error, by_chance)
-        # What is not finite is for the guard of the step to judge.
+        # Non-finite losses are left to the guard of the step.
         if not difference.mean() > threshold:
             return None
         found.append(Behind(done, float(difference.mean()), threshold))

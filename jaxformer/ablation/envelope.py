@@ -1,17 +1,17 @@
-"""A variant and its parent, each at its best learning rate: what both can do, beside what one rate does to them.
+"""A variant and its parent, each at its best learning rate, so that one shared rate favours neither.
 
-Each arm is trained as `tuning.missing_runs` has it, so that three rates half an octave apart surround its best one on
-all seeds. The parabola through their means is lowest at some rate, and there each seed's run is interpolated, document
-by document, by the same weights for all. These runs are compared like any others. The seeds' scatter is then that of
-all three rates, and that of the place counts for nothing to first order (the envelope theorem).
+Each arm is trained as `tuning.missing_runs` says, so that three rates half an octave apart surround its best one on all
+seeds. The parabola through their means has its minimum at some rate; there each seed's run is interpolated, document by
+document, with the same weights for all. These runs are compared like any others. Their scatter over seeds comes from
+all three rates; the uncertainty of the minimum's place has no effect to first order (the envelope theorem).
 
-Two errors are left. Curves are no parabolas: `reading_variance` counts by how much the lowest value is read wrong, so
-that of equals whose best rates differ, on a curve that is steep above them, 1.8 % are kept and 1.5 % reverted, which
-were 3.1 % and 2.8 % without. And the lowest of three noisy values is too low by curvature x Var(place). For arms that
-scatter alike that is the same. A variant that scatters nine times as much above its best rate is so 0.005 bits per byte
-too good after three seeds, and 1.8 % of such equals are kept; one that scatters three times as much at all rates, 0.007
-and 2.8 %. A jackknife over seeds takes that away, but where the curve is flat beside the noise it calls 5 % of equals
-different at 0.5 %, and weights that are fitted on the other seeds revert 11 %. `tools/simulated_rule.py` counts.
+Two errors remain. First, curves are no parabolas: `reading_variance` is the error of the minimum that this causes. With
+it, of equals whose best rates differ, on a curve that is steep above them, 1.8 % are kept and 1.5 % reverted; without
+it 3.1 % and 2.8 %. Second, the minimum of three noisy values is too low by curvature x Var(place). Arms with equal
+scatter share this bias. A variant that scatters nine times as much above its best rate seems 0.005 bits per byte too
+good after three seeds, and 1.8 % of such equals are kept; with three times the scatter at all rates, 0.007 and 2.8 %. A
+jackknife over seeds would remove the bias. But where the curve is flat compared with the noise it calls 5 % of equals
+different at 0.5 %, and weights fitted on the other seeds revert 11 %. Counted by `tools/simulated_rule.py`.
 """
 
 import collections
@@ -37,26 +37,26 @@ from jaxformer.host.files import read_json_or_empty
 from jaxformer.statistics.optimum import interpolation_weights
 from jaxformer.statistics.significance import INTERIM_SEEDS
 
-# Standard deviation of the error of a lowest value that is read off a parabola through rates half an octave apart, as a
-# share of its curvature, bits per byte for an octave from the best, over where the three lie: 0.014 by a spline through
-# the laptop study's parent at four rates, and 0.013 on a curve three times as steep above its best as below.
+# Standard deviation, over positions of the three rates, of the error of the minimum of a parabola through rates half an
+# octave apart, as a share of its curvature (bits per byte for an octave from the best): 0.014 by a spline through the
+# laptop study's parent at four rates, and 0.013 on a curve three times as steep above its best as below.
 _MISREAD = 0.015
 
-# (octave, seed) -> the run, None where it diverged: as of `RateSearch.read`.
+# (octave, seed) -> the run, None if it diverged: as of `RateSearch.read`.
 Trained = Mapping[tuple[float, int], FinishedRun | None]
 
 
 class Arm(NamedTuple):
-    """An experiment at the three learning rates that surround its best one, on some seeds."""
+    """An experiment at the three learning rates around its best one, on some seeds."""
 
     tuning: Tuning
     runs: tuple[list[FinishedRun], ...]
-    """Its runs at each of the three rates, by seed, as if they were of its own rate; fewer where some diverged."""
+    """Its runs at each of the three rates, by seed, as if at its own rate; fewer if some diverged."""
 
     def at_best(self) -> list[FinishedRun]:
-        """Returns a run for each seed whose documents are those at the best rate, and all else of the best one tried.
+        """Returns a run for each seed with the document losses at the best rate, and all else from the best rate tried.
 
-        The documents of all its runs must be the same.
+        All its runs must have the same documents.
         """
         weights_P, runs = weights_at_best(self.tuning), self.runs
         if self.tuning.mean is None:
@@ -64,7 +64,7 @@ class Arm(NamedTuple):
         return [_interpolated(three, weights_P) for three in zip(*runs, strict=True)]
 
     def summary(self) -> BestRate:
-        """Returns where it is best."""
+        """Returns its best rate."""
         tuning = self.tuning
         rates = tuple(tuning.learning_rate * 2.0**octave for octave in tuning.bracket)
         means = tuple(
@@ -76,14 +76,14 @@ class Arm(NamedTuple):
 
 
 def weights_at_best(tuning: Tuning) -> np.ndarray:
-    """Returns the weights (P,) of the three rates around the best one there; all on the middle one if none bends."""
+    """Returns the weights (P,) of the three rates around the best one; all on the middle one without a minimum."""
     if tuning.mean is None:
         return np.array([0.0, 1.0, 0.0])
     return interpolation_weights(np.array(tuning.bracket), tuning.place)
 
 
 def reading_variance(*tunings: Tuning) -> float:
-    """Returns the variance of a difference of lowest values, (bits per byte)^2, by what parabolas read wrong."""
+    """Returns the variance of a difference of minima, (bits per byte)^2, from the errors of parabolas."""
     return sum((_MISREAD * tuning.mean.curvature) ** 2 for tuning in tunings if tuning.mean)
 
 
@@ -96,7 +96,7 @@ def _interpolated(runs: Sequence[FinishedRun], weights_P: np.ndarray) -> Finishe
 
 
 def make_arm(one: Resolved, trained: Trained, seeds: int) -> Arm:
-    """Returns an experiment at its best rates on the first seeds, on which no run may be missing (`missing_runs`).
+    """Returns an experiment at its best rates on the first seeds, where no run may be missing (`missing_runs`).
 
     Raises:
         UserError: as of `tuning.fit`.
@@ -109,7 +109,7 @@ def make_arm(one: Resolved, trained: Trained, seeds: int) -> Arm:
 
 
 def run_at_own_rate(run: FinishedRun, name: str, learning_rate: float) -> FinishedRun:
-    """Returns a run as if it had been trained at the experiment's own rate, where it differs by the rate alone."""
+    """Returns a run as if trained at the experiment's own rate, if it differs only in the rate."""
     lineage, identity = run.record["lineage"], run.record["identity"]
     if set(lineage["overrides"]) != {RATE}:
         return run
@@ -118,7 +118,7 @@ def run_at_own_rate(run: FinishedRun, name: str, learning_rate: float) -> Finish
 
 
 def shared_seeds(arms: Collection[Trained]) -> int:
-    """Returns on how many seeds all arms have their best rate between two others: of an interim analysis, if any."""
+    """Returns the number of seeds on which all arms have their best rate between two others: of an interim analysis."""
     most = max((seed + 1 for trained in arms for _, seed in trained), default=0)
     bits = [bits_of(trained) for trained in arms]
     complete = [seeds for seeds in range(1, most + 1) if not any(missing_runs(trials, seeds) for trials in bits)]
@@ -128,15 +128,16 @@ def shared_seeds(arms: Collection[Trained]) -> int:
 def compare_retuned(
     study: Study, variants: Sequence[Resolved], trained: Mapping[str, Trained], allow: Collection[str] = ()
 ) -> tuple[dict[str, Comparison], dict[str, str], dict[str, int]]:
-    """Returns the comparisons of what is retuned, why others whose change moves the best rate are not, and what lacks.
+    """Returns the comparisons of retuned variants, why others are not retuned, and the number of missing runs.
 
-    All by name; the last is how many runs at other rates must be trained before what is retuned can be compared.
+    All by name. The others are those whose change moves the best rate; the missing runs, at other rates, must be
+    trained before a retuned variant can be compared.
     """
     arms, why_not, to_train = collections.defaultdict(dict), {}, {}
     for one in variants:
         if not is_retuned(study, one):
             if one.moves_best_rate:
-                why_not[one.name] = "the change moves the best one, but retune is off"
+                why_not[one.name] = "the change moves the best rate, but retune is off"
             continue
         pair = [(each, trained[each.name]) for each in (one.parents[0], one)]
         if not (seeds := shared_seeds([theirs for _, theirs in pair])):
@@ -157,7 +158,7 @@ def compare_all_at_best(
 ) -> dict[str, Comparison]:
     """Returns the comparisons of one parent's variants by name, each given by (the parent's arm, the variant's).
 
-    Their variances make each other's prior, and that of no other comparison: seeds scatter otherwise at other rates.
+    Their variances serve as a prior only for each other: the seed noise differs at other rates.
     """
     alone = {name: compare_at_best(*pair, rule=rule, allow=allow) for name, pair in arms.items()}
     known = {name: (one.seed_variance, len(one.seeds) - 1) for name, one in alone.items() if len(one.seeds) > 1}
@@ -172,7 +173,7 @@ def compare_at_best(
     variances: Mapping[str, tuple[float, int]] | None = None,
     allow: Collection[str] = (),
 ) -> Comparison:
-    """Returns the comparison of two arms, each at its best rate: as of `compare_runs`, with what the rates are.
+    """Returns the comparison of two arms, each at its best rate: as of `compare_runs`, with the rates.
 
     Args:
         variances: as of a `NoiseFloor`, of comparisons of the same parent at its best rate.
@@ -192,15 +193,15 @@ def compare_at_best(
     notes = ["each at its best learning rate: " + "; ".join(_describe(tuning, one) for tuning, one in arms)]
     for tuning, one in arms:
         if tuning.mean is None:
-            why = "a neighbour diverged, or the three do not bend"
+            why = "a neighbouring rate diverged, or the three show no minimum"
             notes.append(f"{tuning.experiment} is taken at {one.compared:.2g}, the best rate tried: {why}")
     return found._replace(best_rates=best, notes=(*notes, *found.notes))
 
 
 def check_arms(parent: Arm, variant: Arm, allow: Collection[str]) -> tuple[str, ...]:
-    """Returns why runs of two arms cannot be compared; they may differ by the declared change and the rates alone."""
+    """Returns why runs of two arms cannot be compared; they may only differ by the declared change and the rates."""
     pairs = [(theirs, ours) for theirs, ours in zip(parent.runs, variant.runs, strict=True) if theirs and ours]
-    # And all with one another: a run for each seed stands for its arm then.
+    # All with each other, since one run for each seed then stands for its arm.
     everything = [[run for runs in arm.runs for run in runs] for arm in (parent, variant)]
     found = [check_comparable(theirs, ours, allow=allow)[0] for theirs, ours in (*pairs, everything)]
     return tuple(dict.fromkeys(flag for flags in found for flag in flags))
@@ -213,9 +214,9 @@ def _describe(tuning: Tuning, best: BestRate) -> str:
 
 
 def flag_untuned(comparisons: Sequence[Comparison], variants: Sequence[Resolved], runs: Path) -> list[Comparison]:
-    """Returns comparisons with a note on each that is kept at a learning rate that is not known to suit the parent.
+    """Returns comparisons with a note on each that is kept at a learning rate not known to suit the parent.
 
-    By what a comparison at best rates found of the parent, else by the record of `jaxformer tune` beside its runs.
+    The evidence is a comparison at the parent's best rate, else the record of `jaxformer tune` beside its runs.
     """
     known = {one.parent: one.best_rates[0] for one in comparisons if one.best_rates}
     parents, flagged = {one.name: one.parents[0] for one in variants}, []
@@ -226,7 +227,7 @@ def flag_untuned(comparisons: Sequence[Comparison], variants: Sequence[Resolved]
             excess, recommended = (
                 (best.excess, best.recommended) if best else tuned_rate(runs / one.parent / TUNING, rate)
             )
-            note, alone = "", "the gain may hold at this rate only"
+            note, alone = "", "the gain may hold only at this rate"
             if math.isnan(recommended) and RATE not in parent.tuned:
                 command = f"`jaxformer tune --experiment={one.parent}`"
                 note = f"no tuning of {one.parent} at {rate:.3g} is recorded in {runs}: {alone}; see {command}"
@@ -239,7 +240,7 @@ def flag_untuned(comparisons: Sequence[Comparison], variants: Sequence[Resolved]
 
 
 def tuned_rate(path: Path, learning_rate: float) -> tuple[float, float]:
-    """Returns what a rate costs by the record of its tuning, bits per byte, and the best one; NaN without a record."""
+    """Returns the cost of a rate from its tuning record, bits per byte, and the best rate; NaN without a record."""
     record = read_json_or_empty(path)
     own, excess, best = (record.get(name) for name in ("learning_rate", "excess", "recommended"))
     if own != learning_rate or not (isinstance(excess, int | float) and isinstance(best, int | float)):

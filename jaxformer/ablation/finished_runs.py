@@ -1,4 +1,4 @@
-"""What runs leave for a comparison, read back from their folders; one that cannot be read spoils no other."""
+"""Finished runs, read back from their folders for a comparison; an unreadable one does not affect the others."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from jaxformer.run.metrics import BATCH, read_metrics
 
 BITS = "validation/bits_per_byte"
 
-# What `config.json` must hold for a comparison.
+# Keys that `config.json` must have for a comparison.
 _RECORDED = (
     "experiment",
     "question",
@@ -35,13 +35,13 @@ _RECORDED = (
     "versions",
 )
 
-# What puts a damaged record right.
-_TRAIN_ON = "remove it and start the run again, which goes on from its checkpoints"
+# Advice for a damaged record.
+_TRAIN_ON = "remove it and start the run again, which resumes from its checkpoints"
 
 # The name of a run folder.
 _SEED = re.compile(r"seed_\d+")
 
-# What a result depends on beside the model and the data: of an evaluation's file.
+# Keys of an evaluation's file for what a result depends on, beside the model and the data.
 _EVALUATED_WITH = ("code", "row_length", "compute_dtype", "device", "versions")
 
 
@@ -55,9 +55,9 @@ class Items(NamedTuple):
     gold_bits_per_byte: np.ndarray
     margin: np.ndarray
     groups: np.ndarray
-    """A label for each item, equal where items are not independent."""
+    """A label for each item, equal for dependent items."""
     identity: dict
-    """What the scores depend on beside the model."""
+    """What the scores depend on, beside the model."""
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -71,7 +71,7 @@ class Documents(NamedTuple):
     documents: np.ndarray
     """Their indices."""
     bits: np.ndarray
-    """Bits that each takes, float64."""
+    """Bits of each, float64."""
     text_bytes: np.ndarray
     """UTF-8 bytes of each."""
     digest: str
@@ -79,7 +79,7 @@ class Documents(NamedTuple):
     identity: dict
     """What the losses depend on beside the model and the text."""
     sources: np.ndarray
-    """A label for each, equal where documents are not independent, such as pieces of one file."""
+    """A label for each, equal for dependent documents, such as pieces of one file."""
 
 
 class FinishedRun(NamedTuple):
@@ -115,7 +115,7 @@ class FinishedRun(NamedTuple):
 
     @property
     def bits_per_byte(self) -> float:
-        """Of all validation documents together."""
+        """On all validation documents together."""
         parts = self.validation.values()
         return sum(one.bits.sum() for one in parts) / sum(one.text_bytes.sum() for one in parts)
 
@@ -149,9 +149,9 @@ def read_runs(runs: Path, experiment: str) -> Runs:
 
 
 def seed_folders(folder: Path) -> list[Path]:
-    """Returns the run folders of an experiment by seed, given the folder of its runs; none where that is not there.
+    """Returns the run folders of an experiment by seed, given the folder of its runs; none if that is missing.
 
-    Those of screenings are left out (`is_screening_seed`), so that neither a comparison nor a noise floor reads them.
+    Runs of screenings are left out (`is_screening_seed`), so that neither a comparison nor a noise floor reads them.
 
     Raises:
         UserError: it cannot be read.
@@ -171,7 +171,7 @@ def seed_of(workdir: Path) -> int:
 
 
 def has_diverged(workdir: Path) -> bool:
-    """Returns whether a run that is not finished ended because its loss or gradient was not finite."""
+    """Returns whether an unfinished run ended because its loss or gradient was not finite."""
     return any((workdir / "faults").glob("*.npz")) and state_on_disk(workdir)[0] is State.WAITING
 
 
@@ -182,7 +182,7 @@ def ended_seeds(folder: Path) -> list[int]:
 
 
 def final_bits_per_byte(workdir: Path) -> float | None:
-    """Returns what a run came to, of its small files alone; infinite for one that diverged, None for one not over.
+    """Returns the final bits per byte of a run, from its small files; infinite if it diverged, None if not over.
 
     Raises:
         UserError: they are damaged, or of another run.
@@ -196,13 +196,13 @@ def final_bits_per_byte(workdir: Path) -> float | None:
         require(math.isfinite(bits), f"{path}: its bits per byte are not finite; {_evaluate_anew(path)}")
         return bits
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"run folder {workdir}: damaged ({type(error).__name__}: {error}); train it anew") from error
+        raise UserError(f"run folder {workdir}: damaged ({type(error).__name__}: {error}); train it again") from error
 
 
 def _is_finished(workdir: Path) -> bool:
     """Returns whether a folder has the summary of a run; raises `UserError` where that cannot be seen."""
     is_dead_link = workdir.is_symlink() and not workdir.exists()
-    require(not is_dead_link, f"run folder {workdir}: a link to what is not there")
+    require(not is_dead_link, f"run folder {workdir}: a broken link")
     try:
         (workdir / "summary.json").stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -213,11 +213,11 @@ def _is_finished(workdir: Path) -> bool:
 
 
 def load_finished_run(workdir: Path, *, is_named: bool = True) -> FinishedRun:
-    """Returns what a run left.
+    """Returns a finished run.
 
     Args:
         workdir: its folder.
-        is_named: whether that has to be named after the experiment and the seed, as in a study.
+        is_named: whether the folder must be named after the experiment and the seed, as in a study.
 
     Raises:
         UserError: it is not finished, or its files are damaged.
@@ -226,7 +226,7 @@ def load_finished_run(workdir: Path, *, is_named: bool = True) -> FinishedRun:
     try:
         experiment = recorded_experiment(record["config"])
     except (TypeError, AttributeError, UserError) as error:
-        raise UserError(f"run folder {workdir}: another version made it ({error}); train it anew") from error
+        raise UserError(f"run folder {workdir}: another version made it ({error}); train it again") from error
     try:
         _check_shape(record, summary)
         folder = evaluations_folder(workdir, int(summary["steps"]))
@@ -235,7 +235,7 @@ def load_finished_run(workdir: Path, *, is_named: bool = True) -> FinishedRun:
         steps = sorted(training)
         require(
             steps == list(range(1, len(steps) + 1)) and len(steps) == summary["steps"],
-            f"{workdir / 'metrics.jsonl'}: steps are missing; train the run anew",
+            f"{workdir / 'metrics.jsonl'}: steps are missing; train the run again",
         )
         curve = {line["step"]: float(line[BITS]) for line in lines if BITS in line}
         return FinishedRun(
@@ -260,7 +260,7 @@ def _read_record(workdir: Path, *, is_named: bool = True) -> tuple[dict, dict]:
     unfinished = f"run folder {workdir}: not finished; train it to its end"
     record, summary = (require_json(workdir / name, unfinished, _TRAIN_ON) for name in (CONFIG, "summary.json"))
     lacking = [name for name in _RECORDED if name not in record]
-    require(not lacking, f"run folder {workdir}: an older version made it, without {', '.join(lacking)}; train it anew")
+    require(not lacking, f"run folder {workdir}: an older version made it, without {', '.join(lacking)}; train again")
     is_ours = (workdir.parent.name, workdir.name) == (record["experiment"], f"seed_{record['seed']}")
     what = f"it holds {record['experiment']}, seed {record['seed']}; move it back"
     require(is_ours or not is_named, f"run folder {workdir}: {what}")
@@ -276,7 +276,7 @@ def _check_shape(record: dict, summary: dict) -> None:
     numbers = [float(summary[name]) for name in ("steps", "tokens", "device_hours")]
     is_whole = all(isinstance(each, dict) for each in objects) and all(isinstance(each, str) for each in texts)
     if not (is_whole and all(map(math.isfinite, numbers))):
-        raise ValueError("a field of its record or summary is not of its kind")
+        raise ValueError("a field of its record or summary has the wrong type")
 
 
 def paired_seeds(
@@ -296,14 +296,14 @@ def stack(runs: Sequence[FinishedRun], corpora: Sequence[str]) -> tuple[np.ndarr
 
 
 def stack_sources(run: FinishedRun, corpora: Sequence[str]) -> np.ndarray:
-    """Returns a label for each document (I,), in the order of `stack`: equal where they are not independent."""
+    """Returns a label for each document (I,), in the order of `stack`: equal for dependent ones."""
     labels = [run.validation[name].sources for name in corpora]
     firsts = np.cumsum([0, *(each.max(initial=0) + 1 for each in labels[:-1])])
     return np.concatenate([each + first for each, first in zip(labels, firsts, strict=True)])
 
 
 def _evaluate_anew(path: Path) -> str:
-    return f"`jaxformer evaluate --workdir={shell_word(path.parents[2])}` makes it anew"
+    return f"make it again by `jaxformer evaluate --workdir={shell_word(path.parents[2])}`"
 
 
 def _require_evaluation(path: Path) -> dict:
@@ -348,7 +348,7 @@ def _read_items(path: Path) -> Items:
 
 
 def _evaluated_with(record: dict) -> dict:
-    """Returns what a result depends on beside the model and the data; what older versions left out is as JAX has it."""
+    """Returns what a result depends on beside the model and the data; JAX's defaults where older versions have none."""
     return {name: record[name] for name in _EVALUATED_WITH} | {"environment": record.get("environment", {})}
 
 

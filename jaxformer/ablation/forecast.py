@@ -1,7 +1,7 @@
-"""What a size will come to, written down before it is trained, and how such forecasts came out.
+"""Forecasts of a size's result, written down before it is trained, and scored afterwards.
 
 `forecasts.jsonl` beside the runs collects them: a line when one is made, and a line when its run is finished. A
-forecast counts if its run began with it, whose record holds the digest from its first start on.
+forecast counts if its run began with it: the run's record holds the digest from its first start on.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ FORECASTS = "forecasts.jsonl"
 
 
 class TooFewSizes(UserError):
-    """Fewer smaller sizes are finished than a forecast takes."""
+    """Too few smaller sizes are finished for a forecast."""
 
 
 class ForecastRun(NamedTuple):
@@ -40,16 +40,16 @@ class ForecastRun(NamedTuple):
     run: FinishedRun | None
     """None while it is not finished."""
     objection: str
-    """Why the forecast does not count; '' where it does."""
+    """Why the forecast does not count; '' if it does."""
 
     @property
     def is_scored(self) -> bool:
-        """Whether it is known how it came out."""
+        """Whether the result is known."""
         return self.run is not None and not self.objection
 
 
 def forecast_values(target: Experiment, sizes: Sequence[Size]) -> dict[str, Any]:
-    """Returns what `forecast.json` holds of a run of an experiment, by the smaller sizes that are finished.
+    """Returns the content of `forecast.json` for a run of an experiment, from its finished smaller sizes.
 
     Raises:
         TooFewSizes: fewer than `FEWEST_SIZES`.
@@ -57,8 +57,8 @@ def forecast_values(target: Experiment, sizes: Sequence[Size]) -> dict[str, Any]
     """
     if len(sizes) < FEWEST_SIZES:
         raise TooFewSizes(
-            f"{target.name}: {len(sizes)} smaller size{'s' * (len(sizes) != 1)} with finished runs, and a forecast "
-            f"takes {FEWEST_SIZES}, as `jaxformer ladder` trains them"
+            f"{target.name}: {len(sizes)} smaller size{'s' * (len(sizes) != 1)} with finished runs, but a forecast "
+            f"needs {FEWEST_SIZES}; train them with `jaxformer ladder`"
         )
     size, steps = size_of(target), target.training.steps
     about = [one.parameters for one in sizes], [one.tokens for one in sizes]
@@ -72,7 +72,7 @@ def forecast_values(target: Experiment, sizes: Sequence[Size]) -> dict[str, Any]
     for step in evaluated_steps(target):
         within = [one.at_share(step / steps) for one in sizes]
         if all(within) and step:
-            with contextlib.suppress(ValueError):  # There is then no band: no law, or a validation that is not finite.
+            with contextlib.suppress(ValueError):  # No band without a law, or with a non-finite validation.
                 band = predict_loss(*about, within, size.parameters, size.tokens).interval(BAND)
                 bands.append({"step": step, "low": band[0], "high": band[1]})
     return {
@@ -104,12 +104,12 @@ def forecast_values(target: Experiment, sizes: Sequence[Size]) -> dict[str, Any]
 
 
 def _corpus_tokens(size: Size) -> int:
-    """Returns how many tokens there are to train on."""
+    """Returns the number of training tokens in the corpora."""
     return sum(one["training_tokens"] for one in size.runs[0].record["corpora"].values())
 
 
 def _documents_error(size: Size) -> float:
-    """Returns the standard error of a size's bits per byte by the choice of the documents that it was validated on."""
+    """Returns the standard error of a size's bits per byte from the choice of its validation documents."""
     return float(size.runs[0].summary["validation/bits_per_byte_standard_error"])
 
 
@@ -119,9 +119,9 @@ def documents_of(run: FinishedRun) -> dict[str, str]:
 
 
 def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path, allow: Collection[str] = ()) -> list[Forecast]:
-    """Writes forecasts into the folders of an experiment's runs that have neither begun nor been forecast; returns all.
+    """Writes forecasts into the folders of an experiment's runs that have neither begun nor a forecast; returns all.
 
-    They differ by the seed alone. Notices say what was left out.
+    They differ only in the seed. Notices name what was left out.
 
     Args:
         allow: as of `smaller_sizes`.
@@ -148,9 +148,9 @@ def forecast_runs(target: Resolved, seeds: Sequence[int], runs: Path, allow: Col
 
 
 def read_forecasts(runs: Path) -> list[ForecastRun]:
-    """Returns all runs of a folder of runs that were forecast, by the time of their forecasts, and what came of them.
+    """Returns all runs with forecasts in a folder of runs, by the time of their forecasts, with their results.
 
-    What cannot be read is named, and left out.
+    Unreadable ones are named and left out.
     """
     found = []
     for path in runs.glob(f"*/seed_*/{FORECAST}"):
@@ -171,12 +171,12 @@ def _forecast_run(workdir: Path, forecast: Forecast) -> ForecastRun:
     if run.record.get("forecast") != forecast.digest:
         objection = "the run did not begin with this forecast"
     elif documents_of(run) != forecast.about["documents"]:
-        objection = "the run was validated on other documents than the smaller sizes"
+        objection = "the run and the smaller sizes were validated on different documents"
     return ForecastRun(workdir, name, seed, forecast, run, objection)
 
 
 def keep_outcomes(runs: Path, forecasts: Sequence[ForecastRun]) -> list[dict[str, Any]]:
-    """Appends to `forecasts.jsonl` how forecasts came out of which it does not say so yet; returns what it held."""
+    """Appends the results of forecasts that `forecasts.jsonl` does not have yet; returns what it held."""
     try:
         lines = read_json_lines(runs / FORECASTS, ("kind", "digest", "experiment"))
     except OSError as error:
@@ -192,11 +192,11 @@ def keep_outcomes(runs: Path, forecasts: Sequence[ForecastRun]) -> list[dict[str
 
 
 def outcomes_of_deleted(lines: Sequence[Mapping[str, Any]], forecasts: Sequence[ForecastRun]) -> list[bool | None]:
-    """Returns of each forecast whose run is not there any more whether the result lay in its interval, None if unknown.
+    """Returns for each forecast whose run is gone whether the result lay in its interval, None if unknown.
 
     Args:
         lines: of `forecasts.jsonl`.
-        forecasts: those whose runs are there.
+        forecasts: those whose runs exist.
     """
     here = {one.forecast.digest for one in forecasts}
     made = dict.fromkeys(line["digest"] for line in lines if line["kind"] == "forecast" and line["digest"] not in here)
@@ -208,10 +208,10 @@ def _keep(runs: Path, line: dict[str, Any]) -> None:
     try:
         append_json_line(runs / FORECASTS, line)
     except OSError as error:
-        print_notice(f"{runs / FORECASTS}: {error.strerror or error}; the forecast is kept in its run's folder alone")
+        print_notice(f"{runs / FORECASTS}: {error.strerror or error}; the forecast is only kept in its run's folder")
 
 
 def standing(forecast: Forecast, bits_per_byte: float) -> float:
-    """Returns where a result lies in its interval: 0 in the middle, -1 and 1 at the ends."""
+    """Returns the position of a result in its interval: 0 in the middle, -1 and 1 at the ends."""
     end = forecast.high if bits_per_byte > forecast.median else forecast.low
     return math.copysign((bits_per_byte - forecast.median) / (end - forecast.median), bits_per_byte - forecast.median)

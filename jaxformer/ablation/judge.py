@@ -1,7 +1,7 @@
-"""The verdict on one variant from its finished runs, for programs that decide by it: nothing is trained.
+"""The verdict on one variant from its finished runs, for programs that act on it: nothing is trained.
 
-A program that tries changes until one looks better finds a lucky one. So nothing is left to its choice: neither the
-seeds, nor when there are enough of them, nor the rule; and whatever else was asked of the same parent counts.
+A program that tries changes until one seems better finds a lucky one. So it has no choice: neither of the seeds, nor of
+their number, nor of the rule; and all other questions about the same parent count.
 """
 
 import dataclasses
@@ -48,13 +48,13 @@ STATUS = {
 
 
 class Judgement(NamedTuple):
-    """What is decided of a variant, and what is missing."""
+    """The decision on a variant, and the missing runs."""
 
     comparison: Comparison
     questions: tuple[str, ...]
-    """Variants of the parent that count in the q-value, this one among them; none where it has no finished run."""
+    """Variants of the parent that count in the q-value, including this one; none if it has no finished run."""
     missing: tuple[Job, ...]
-    """Runs to train next, in order; none where no further seed would be used."""
+    """Runs to train next, in order; none if no further seed would be used."""
 
     @property
     def status(self) -> int:
@@ -63,7 +63,7 @@ class Judgement(NamedTuple):
 
     @property
     def missing_hours(self) -> float:
-        """Device hours of the missing runs, by how long others took; NaN where none is finished to tell."""
+        """Device hours of the missing runs, estimated from finished ones; NaN if there are none."""
         return sum(job.estimated_seconds * job.devices for job in self.missing) / 3600
 
     def record(self) -> dict:
@@ -102,7 +102,7 @@ class Judgement(NamedTuple):
 
 
 def train_arguments(job: Job) -> tuple[str, ...]:
-    """Returns the command that makes a run."""
+    """Returns the command that trains a run."""
     return ("jaxformer", "train", *job.arguments)
 
 
@@ -111,7 +111,7 @@ def locate(parent: str, variant: str, runs: Path) -> tuple[str, str, Path]:
 
     Args:
         parent, variant: each a name, or the path of the folder of its runs, such as `runs/baseline`.
-        runs: where a name is looked up.
+        runs: where a name is searched.
 
     Raises:
         UserError: a path is no folder of an experiment's runs, or the two lie in different folders.
@@ -134,21 +134,21 @@ def locate(parent: str, variant: str, runs: Path) -> tuple[str, str, Path]:
 def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -> Judgement:
     """Returns the verdict on a variant of a parent from their finished runs, and records it as a study does.
 
-    Pairs of seeds count from the parent's first on, up to the first that is missing; one on which a run failed is
-    passed over.
+    Pairs of seeds count from the parent's first up to the first that is missing; a seed on which a run failed is
+    skipped.
 
     Args:
         runs: the folder of all run folders.
         allow: as of `judge_study`.
 
     Raises:
-        UserError: an experiment is not found, is not what its runs were made with any more, or is no variant of the
-            parent; or a run at another learning rate cannot be read. Nothing is recorded then.
+        UserError: an experiment is not found, has changed since its runs were made, or is no variant of the parent; or
+            a run at another learning rate cannot be read. Nothing is recorded then.
     """
     for name in (parent, variant):
         if AD_HOC in name:
             reason = (
-                f"{name} is ad hoc, with fields set on the command line, and no evidence: write the change as a file"
+                f"{name} is ad hoc, with fields set on the command line, and is no evidence: write the change as a file"
             )
             return Judgement(Comparison(parent, variant, Verdict(Word.NOT_COMPARED, reason), math.nan, {}), (), ())
     study = Study(parent=parent, variants=(variant,))
@@ -157,12 +157,12 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
     _check_not_moved(base, parents.finished)
     _check_not_moved(one, variants.finished)
     failures = failures_of(variants.folders)
-    # A rate at which what is retuned diverges is an answer about that rate.
+    # A retuned variant that diverges at a rate answers only about that rate.
     passed_over = set() if one.is_retuned else {*failures, *failures_of(parents.folders)}
     counted, note = _in_order(parents.finished, variants.finished, seeds_of((base, one)).start, passed_over)
     for search in rate_searches(study, (base, one), runs):
         _, unreadable = search.read(SEEDS_OF_A_GENERATION)
-        require(not unreadable, "; ".join(unreadable))  # No missing run could be named then.
+        require(not unreadable, "; ".join(unreadable))  # Then no missing run can be named.
     questions = {}
     if parents.finished and (counted or failures):
         read = {base.name: parents, one.name: variants._replace(finished=counted)}
@@ -181,23 +181,23 @@ def judge(parent: str, variant: str, runs: Path, *, allow: Sequence[str] = ()) -
 
 
 def _check_not_moved(resolved: Resolved, runs: Sequence[FinishedRun]) -> None:
-    """Raises `UserError` where an experiment is another now than when its runs were made."""
+    """Raises `UserError` if an experiment has changed since its runs were made."""
     for run in runs:
         changes = differences(science(resolved.experiment), science(run.experiment))
         require(
             not changes,
-            f"{resolved.name} has moved since {run.workdir} was trained ({'; '.join(changes[:5])}); put it back, or "
-            "write the new one in a file of its own",
+            f"{resolved.name} has changed since {run.workdir} was trained ({'; '.join(changes[:5])}); undo the change, "
+            "or write the new experiment in a file of its own",
         )
 
 
 def _in_order(
     parents: Sequence[FinishedRun], variants: Sequence[FinishedRun], first: int, passed_over: Collection[int]
 ) -> tuple[list[FinishedRun], list[str]]:
-    """Returns the runs of the variant that count, and a note on others: those of the first seeds that both arms have.
+    """Returns the variant's runs that count, on the first seeds that both arms have, and a note on others.
 
     Args:
-        first: the seed that comes first.
+        first: the first seed.
         passed_over: seeds on which a run failed.
     """
     ours, theirs = ({run.seed: run for run in runs} for runs in (variants, parents))
@@ -213,7 +213,7 @@ def _in_order(
 
 
 def _missing(study: Study, runs: Path, comparison: Comparison, passed_over: Collection[int]) -> list[Job]:
-    """Returns the runs that the next interim analysis takes, and are not finished, where further seeds are of use."""
+    """Returns the unfinished runs of the next interim analysis, if further seeds are of use."""
     verdict, arms = comparison.verdict, resolve_study(study)
     first = seeds_of(arms).start
     if arms[1].is_retuned and not comparison.best_rates:

@@ -1,4 +1,4 @@
-"""An experiment at several sizes, each trained after it was forecast by those below it."""
+"""An experiment at several sizes, each forecast from the smaller ones before it is trained."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,17 @@ from jaxformer.jobs.launch import Job
 
 
 class Ladder(NamedTuple):
-    """An experiment, and the sizes that are made of it."""
+    """An experiment, and its sizes."""
 
     base: str
-    """The name of the experiment that is scaled."""
+    """The name of the scaled experiment."""
     name: str
     """What the names of the sizes begin with: NAME_d2 and so on."""
     depths: tuple[int, ...]
     seeds: tuple[int, ...]
-    """How many runs there are of each size."""
+    """The number of runs of each size."""
     rate: Rate
-    """Of each size by its compute."""
+    """Learning rate of each size, by its compute."""
     tokens_per_parameter: float = 0.0
     """As of `at_size`."""
 
@@ -40,9 +40,9 @@ class Rung(NamedTuple):
 
     resolved: Resolved
     values: Mapping[str, Any]
-    """What it changes of the experiment that is scaled, by dotted path."""
+    """Its changes of the scaled experiment, by dotted path."""
     compute: float
-    """Of a run, as a multiple of that of the experiment that is scaled."""
+    """Of a run, as a multiple of the scaled experiment's."""
     seeds: int
 
     @property
@@ -59,7 +59,7 @@ def make_rungs(ladder: Ladder) -> list[Rung]:
     """Returns the sizes of a ladder, by ascending depth.
 
     Raises:
-        UserError: the experiment cannot be scaled so.
+        UserError: the experiment cannot be scaled to one of them.
     """
     resolved, rungs = resolve(ladder.base), []
     base, lineage = resolved.experiment, Lineage(own_code=resolved.lineage.own_code)
@@ -88,10 +88,10 @@ def plan_ladder(ladder: Ladder, runs: Path) -> Planned:
 
 
 def check_rungs(ladder: Ladder, rungs: Sequence[Rung]) -> None:
-    """Checks that the files of the sizes can be written, or are there.
+    """Checks that the files of the sizes exist or can be written.
 
     Raises:
-        UserError: an experiment of that name is another, or a file cannot be named so.
+        UserError: another experiment has that name, or a file cannot have it.
     """
     check_name(ladder.name, "--name")
     is_named = not any(mark in ladder.base for mark in (OF, AD_HOC, "/"))
@@ -100,13 +100,13 @@ def check_rungs(ladder: Ladder, rungs: Sequence[Rung]) -> None:
     for rung in (each for each in rungs if each.name in known):
         require(
             science(resolve(rung.name).experiment) == science(rung.resolved.experiment),
-            f"the experiment {rung.name} is another than {ladder.base} at that size: give another --name, or the "
+            f"the experiment {rung.name} differs from {ladder.base} at that size: give another --name, or the "
             "options that it was made with",
         )
 
 
 def write_rungs(ladder: Ladder, rungs: Sequence[Rung], command: str) -> list[Path]:
-    """Writes the file of each size to `experiments/`, if there is none of its name; returns those that were written.
+    """Writes the file of each size to `experiments/`, unless it exists; returns the written ones.
 
     Args:
         command: that made them.
@@ -121,11 +121,11 @@ def write_rungs(ladder: Ladder, rungs: Sequence[Rung], command: str) -> list[Pat
 
 
 def train_rung(rung: Rung, runs: Path, seconds: float, *, parallel: int) -> None:
-    """Trains the runs of a size that are not finished, showing what it does.
+    """Trains the unfinished runs of a size, showing their progress.
 
     Args:
         seconds: of each, estimated.
-        parallel: how many run at a time, which share the machine; a size of fewer runs has more of it for each.
+        parallel: how many run at a time and share the machine; fewer runs have more of it each.
 
     Raises:
         TrainingFailure: a run ended otherwise than by divergence.

@@ -1,4 +1,4 @@
-"""What the gain of a promoted experiment is made of: each change that it keeps, left out of it on its own seeds."""
+"""The contributions to a promoted experiment's gain: each change that it keeps is left out, on its own seeds."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -24,21 +24,21 @@ STAYS, DROP = "STAYS", "DROP"
 
 
 class Part(NamedTuple):
-    """A change that an experiment keeps, and what it gives there; differences are with it minus without it."""
+    """A change that an experiment keeps, and its gain there; differences are with it minus without it."""
 
     name: str
     when_kept: Difference | None
-    """When it was kept, on the parent of then: chosen for being large; None where no record of it is found."""
+    """When it was kept, on the parent at that time: selected for being large; None without a record."""
     now: Difference | None
-    """In the final experiment; None where its removal was not compared."""
+    """In the final experiment; None if its removal was not compared."""
     seeds: int
     """Seeds of that."""
     decision: str
-    """What becomes of it: `STAYS`, `DROP`, UNDECIDED or NOT COMPARED."""
+    """The decision on it: `STAYS`, `DROP`, UNDECIDED or NOT COMPARED."""
 
 
 class Composition(NamedTuple):
-    """What the gain of an experiment is made of, bits per byte; negative is better."""
+    """The contributions to the gain of an experiment, bits per byte; negative is better."""
 
     name: str
     root: str
@@ -48,19 +48,19 @@ class Composition(NamedTuple):
     total: Difference | None
     """The experiment minus its root, on the seeds that both have."""
     overlap: Difference | None
-    """Total minus the sum of the parts now: what no part would take along alone; None unless two seeds have all."""
+    """Total minus the sum of the parts now: gain that no single part accounts for; None unless two seeds have all."""
     why_not: str
-    """Why the total is not known; '' where it is."""
+    """Why the total is unknown; '' if it is known."""
 
 
 def leave_one_out(name: str, seeds: int, parent_seeds: int) -> Study:
-    """Returns the study that leaves each change out of a promoted experiment; a line names what cannot be left out.
+    """Returns the study that leaves each change out of a promoted experiment; prints those that cannot be left out.
 
     Raises:
-        UserError: it is not promoted, keeps one change alone, or none of them can be left out.
+        UserError: it is not promoted, keeps only one change, or none of them can be left out.
     """
     root, kept = kept_changes(resolve(name))
-    require(len(kept) > 1, f"{name} keeps one change, {kept[0].name}, and is {root.name} without it: compare the two")
+    require(len(kept) > 1, f"{name} keeps only one change, {kept[0].name}: compare it with {root.name}")
     variants, refused = [], []
     for each in kept:
         try:
@@ -80,12 +80,12 @@ def composition(
     runs: Path,
     allow: Collection[str] = (),
 ) -> Composition | None:
-    """Returns what the gain of a study's parent is made of; None where the study leaves nothing out.
+    """Returns the contributions to the gain of a study's parent; None if the study leaves nothing out.
 
     Args:
-        experiments: the parent, and what it is without each change.
+        experiments: the parent, and the parent without each change.
         comparisons: of the latter with the former.
-        finished: runs, by name, those of the root too.
+        finished: runs by name, including the root's.
         runs: the folder of all run folders.
         allow: as of `check_comparable`.
     """
@@ -108,7 +108,7 @@ def composition(
 def _total(
     arms: Sequence[Sequence[FinishedRun]], whole: Resolved, root: Resolved, allow: Collection[str]
 ) -> tuple[Difference | None, str]:
-    """Returns an experiment minus its root, from the runs of both; and why it is not known."""
+    """Returns the difference of an experiment and its root, from the runs of both; and why it is unknown."""
     seeds = set.intersection(*({run.seed for run in arm} for arm in arms))
     wholes, roots = ([run for run in arm if run.seed in seeds] for arm in arms)
     names = f"{whole.name} and {root.name}"
@@ -120,7 +120,7 @@ def _total(
             return None, f"{names} are not compared: {'; '.join(flags)}"
     total = contrast([wholes, roots], [1, -1])
     why_not = (
-        f"it takes two seeds that {names} both have, on the same validation documents; "
+        f"{names} need two seeds in common, on the same validation documents; "
         f"`jaxformer ablate --leave_one_out={whole.name}` trains them"
     )
     return total, "" if total else why_not
@@ -137,7 +137,7 @@ def _part(kept: Kept, removal: Comparison | None, runs: Path) -> Part:
 
 
 def _when_kept(kept: Kept, runs: Path) -> Difference | None:
-    """Returns the difference that a change was kept by: that of the evidence, else of the newest comparison."""
+    """Returns the difference when a change was kept: from the evidence, else from the newest comparison."""
     folder, parent = runs / kept.judged.name, kept.judged.parents[0].name
     found = [find_evidence(folder, kept.promoted.lineage.evidence), *read_records(folder)[::-1]]
     return next((one.difference for one in found if one and one.parent == parent and one.difference), None)

@@ -1,7 +1,7 @@
-"""The ledger of all questions: `decisions.jsonl` beside the runs, one line a decision, which is only ever appended to.
+"""The ledger of all questions: `decisions.jsonl` beside the runs, one line per decision, only ever appended to.
 
-A line is an object with `kind`, `time` (UTC), `parent`, `variant` and what its kind adds. Of all verdicts on a variant
-of a parent, by whichever studies, the last counts, and one is added where it is another than that.
+A line is an object with `kind`, `time` (UTC), `parent`, `variant` and the keys of its kind. Of all verdicts on a
+variant of a parent, by any study, the last counts; a new one is added only if it differs from that.
 """
 
 import datetime
@@ -25,13 +25,13 @@ LEDGER = "decisions.jsonl"
 
 VERDICT, PROMOTION, CONFIRMATION = "verdict", "promotion", "confirmation"
 
-# What a confirmation answers.
+# Answers of a confirmation.
 CONFIRMED, NOT_CONFIRMED = "CONFIRMED", "NOT CONFIRMED"
 
 # Probability that a question about an equal variant, followed to its last analysis, ends as KEEP: see `interim_level`.
 FALSE_KEEP = 0.025
 
-# What makes a verdict another one than that before it.
+# Keys in which a verdict differs from the one before.
 _DECIDED = ("verdict", "reason", "seeds", "difference", "q")
 
 Line = dict[str, Any]
@@ -59,22 +59,22 @@ def latest_verdicts(lines: Iterable[Line]) -> dict[tuple[str, str], Line]:
 
 
 def answers(lines: Iterable[Line]) -> dict[str, str]:
-    """Returns what the confirmation of each promoted variant answered, by the name under which it was judged."""
+    """Returns the answer of the confirmation of each promoted variant, by the name under which it was judged."""
     return {line["variant"]: line["answer"] for line in lines if line["kind"] == CONFIRMATION}
 
 
 def last_of(lines: Sequence[Line], kind: str, **values: str) -> Line | None:
-    """Returns the last line of a kind that has these values; None where there is none."""
+    """Returns the last line of a kind with these values; None if there is none."""
     ours = (line for line in reversed(lines) if line["kind"] == kind)
     return next((line for line in ours if all(line.get(name) == value for name, value in values.items())), None)
 
 
 def verdict_line(comparison: Comparison, resolved: Resolved, device_hours: float, code: str) -> Line:
-    """Returns what the ledger keeps of a comparison.
+    """Returns the ledger's line on a comparison.
 
     Args:
         device_hours: of all runs of the variant.
-        code: digest of the code that they were trained by.
+        code: digest of the code that trained them.
     """
     seeds, difference = len(comparison.seeds), comparison.difference
     lineage = comparison.lineage if comparison.lineage.get("expected") else vars(resolved.lineage)
@@ -102,7 +102,7 @@ def verdict_line(comparison: Comparison, resolved: Resolved, device_hours: float
 
 
 def _learning_rates(comparison: Comparison, resolved: Resolved) -> list[float]:
-    """Returns those at which the parent and the variant were compared."""
+    """Returns the rates at which the parent and the variant were compared."""
     if comparison.best_rates:
         return [best.compared for best in comparison.best_rates]
     return [one.experiment.optimizer.learning_rate for one in (resolved.parents[0], resolved)]
@@ -117,9 +117,9 @@ def describe_difference(difference: Difference, level: float) -> dict[str, float
 
 
 def append_verdicts(runs: Path, verdicts: Sequence[Line]) -> list[Line]:
-    """Appends those verdicts of a study that the ledger does not have, and returns all lines with them.
+    """Appends verdicts of a study that the ledger does not have, and returns all lines with them.
 
-    Where the ledger cannot be read or written, a line says so.
+    If the ledger cannot be read or written, a notice is printed.
     """
     lines = []
     try:

@@ -1,4 +1,4 @@
-"""What tokens are worth on the parent's own curve: how small a difference counts as none, and what a gain is worth."""
+"""The value of tokens on the parent's own curve: which difference counts as equal, and what a gain is worth."""
 
 import math
 from collections.abc import Sequence
@@ -9,26 +9,26 @@ import numpy as np
 from jaxformer.ablation.finished_runs import FinishedRun
 from jaxformer.experiment.experiment import tokens_by_step
 
-# Shares of the steps between which the curve is fitted. The warmup is over then, and the decay of the rate, which makes
-# the end of a curve no slope along the tokens, has hardly begun. Small models (32 wide, 300 and 600 steps, a cosine at
-# two rates and WSD at one, four seeds) were trained anew at half and twice the tokens: the slope between these shares
-# is 0.91 to 1.28 times the fall of the annealed loss for each factor e of the tokens, that in the second half 0.54 to
-# 1.06 times.
+# Shares of the steps between which the curve is fitted. The warmup is over then, and the decay of the learning rate has
+# hardly begun, during which the curve's fall is no slope along the tokens. Small models (32 wide, 300 and 600 steps, a
+# cosine at two rates and WSD at one, four seeds) were also trained at half and twice the tokens: the slope between
+# these shares is 0.91 to 1.28 times the fall of the annealed loss for each factor e of the tokens; in the second half
+# 0.54 to 1.06 times.
 _BEGIN, _END = 0.3, 0.6
 
-# Largest logarithm of a worth: any larger one is as good.
+# Largest logarithm of a worth: a larger one makes no difference.
 _MOST = 20.0
 
 
-# Share of the losses up to which a slope is none but that of rounding.
+# Share of the losses up to which a slope counts as rounding.
 _ROUNDING = 1e-9
 
 
 class Margin(NamedTuple):
-    """The difference that a share of the tokens makes, bits per byte."""
+    """The effect of a share of the tokens, bits per byte."""
 
     bits_per_byte: float
-    """NaN where no curve shows it."""
+    """NaN if no curve shows it."""
     standard_error: float
     """Over the seeds; NaN with one."""
 
@@ -46,9 +46,9 @@ def margin_of_tokens(parents: Sequence[FinishedRun], share: float) -> Margin:
 def worth_in_tokens(difference: float, parents: Sequence[FinishedRun], token_ratio: float = 1.0) -> float:
     """Returns how many times the variant's tokens the parent needs for the same loss, by the mean slope of its curve.
 
-    The parent's curve alone shows it: a change of the optimizer or the schedule shapes the variant's. By what is said
-    of the slope, the logarithm is up to a quarter too small, more often than too large; and a factor beyond 2 lies far
-    from where it was fitted. NaN where no curve falls.
+    Only the parent's curve is used, since a change of the optimizer or the schedule shapes the variant's. From the
+    errors of the slope, the logarithm is up to a quarter too small, more often than too large; a factor beyond 2 lies
+    far outside the fit. NaN if no curve falls.
 
     Args:
         difference: bits per byte, variant minus parent.
@@ -60,7 +60,7 @@ def worth_in_tokens(difference: float, parents: Sequence[FinishedRun], token_rat
 
 
 def _slopes(runs: Sequence[FinishedRun]) -> np.ndarray:
-    """Returns those that can be fitted."""
+    """Returns the slopes of runs that can be fitted."""
     return np.array([slope for run in runs if math.isfinite(slope := _slope(run))])
 
 
@@ -73,6 +73,6 @@ def _slope(run: FinishedRun) -> float:
     if fitted.sum() < 3:
         return math.nan
     nats = float(np.polyfit(np.log(tokens[fitted]), run.losses[fitted], 1)[0])
-    if abs(nats) <= _ROUNDING * float(np.abs(run.losses[fitted]).max()):  # Of a flat curve.
+    if abs(nats) <= _ROUNDING * float(np.abs(run.losses[fitted]).max()):  # A flat curve.
         return 0.0
     return -nats * run.bits_per_byte / validation_loss

@@ -1,8 +1,8 @@
-"""The open questions of a parent, ranked by the device hours that asking is expected to save for each that it takes.
+"""The open questions of a parent, ranked by the device hours that each is expected to save per hour that it takes.
 
-What is expected of an effect is what its file expects, as far as expectations so far came true. What it costs is known
-from finished runs, how the rule would decide is simulated, and a kept gain is worth that share of the hours of the runs
-to come which as many tokens take, by the slope of the parent's own loss curve.
+The expected effect is the one in its file, corrected by how far earlier expectations came true. The cost comes from
+finished runs, and the decision is simulated. A kept gain saves the share of the hours to come that the tokens take
+which give the same gain, by the slope of the parent's own loss curve.
 """
 
 import math
@@ -30,76 +30,76 @@ from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.question_value import ParentRuns, Question, RunCosts, question_value
 from jaxformer.statistics.significance import INTERIM_SEEDS, next_analysis
 
-# Share of the hours to come that each changed field has to save before it is worth anything: a quarter of the gain
-# below which two models count as equal. A choice, as that margin is.
+# Share of the hours to come that each changed field must save before it is worth anything: a quarter of the margin
+# within which two models count as equal. A choice, as that margin is.
 COMPLEXITY = 0.005
 
-# Standard deviation of one seed's paired difference before any is known, in margins, and what that counts for beside
-# those that are: the median of the 28 questions whose reports lie in `tools/results`.
+# Standard deviation of one seed's paired difference before any is known, in margins, and its weight beside known ones:
+# the median of the 28 questions whose reports are in `tools/results`.
 _NOISE_IN_MARGINS, _NOISE_DF = 2.0, 2.0
 
-# Share by which operations must differ to be named.
+# Differences in operations above this share are reported.
 _SHOWN = 0.02
 
 
 class Ranked(NamedTuple):
-    """An open question, and what is expected of it."""
+    """An open question, and its expected outcome."""
 
     name: str
-    """Of its file."""
+    """The name of its file."""
     question: str
     kind: str
     expected: tuple[float, float]
-    """As its file has it, bits per byte."""
+    """The interval in its file, bits per byte."""
     effect: float
-    """Mean of what the effect may be, by all that is known."""
+    """Mean of the effect's distribution, from all that is known."""
     interval: tuple[float, float]
-    """80 % interval of the effect, by the same."""
+    """80 % interval of the same."""
     kept: float
     """Probability that the change is kept, by KEEP or EQUIVALENT BUT CHEAPER."""
     seeds: float
     """Expected seeds at the end."""
     hours: float
-    """Expected device hours of the runs that it takes, and of a new parent's if it is kept."""
+    """Expected device hours of its runs, and of a new parent's if it is kept."""
     saved: float
-    """Expected device hours that it saves of the runs to come, less the price of its complexity."""
+    """Expected device hours that it saves in the runs to come, less the price of its complexity."""
     why: tuple[str, ...]
-    """What the numbers are made of beside the expectation."""
+    """What the numbers are based on, beside the expectation."""
     command: tuple[str, ...]
-    """What asks it."""
+    """The command that runs it."""
 
     @property
     def ratio(self) -> float:
-        """Hours that it is expected to save for each that it takes."""
-        return self.saved / max(self.hours, 1e-9)  # Where its runs are finished, and none will be kept.
+        """Hours that it is expected to save per hour that it takes."""
+        return self.saved / max(self.hours, 1e-9)  # If its runs are finished and it will not be kept.
 
 
 class Ranking(NamedTuple):
-    """What to ask next, and by what that was reckoned."""
+    """The question to ask next, and the basis of the ranking."""
 
     parent: str
     ranked: tuple[Ranked, ...]
     """The best first."""
     past: PastExpectations
     closed: Mapping[str, str]
-    """What was decided of those of the parent that are not open any more, by the name of the file."""
+    """The decisions on the parent's closed questions, by the name of the file."""
     refused: Mapping[str, str]
-    """Why others cannot be asked of it, by that name."""
+    """Why others cannot change it, by that name."""
     target: str
-    """What the runs to come are, in words."""
+    """The runs to come, in words."""
     hours_to_come: float
-    """Device hours of those, as the parent would take them."""
+    """Their device hours with the parent."""
     complexity: float
-    """Share of them that each changed field has to save before it is worth anything."""
+    """Share of them that each changed field must save before it is worth anything."""
     parent_runs: ParentRuns
 
     @property
     def best(self) -> Ranked | None:
-        """The question to ask; None where none is expected to save what it costs."""
+        """The question to ask; None if none is expected to save its cost."""
         return self.ranked[0] if self.ranked and self.ranked[0].ratio > 1 else None
 
     def record(self) -> dict:
-        """Returns it as plain values for JSON; what is not known is None or empty."""
+        """Returns it as plain values for JSON; unknown values are None or empty."""
         calibration, coefficients = self.past.calibration, self.past.calibration.mean_C.tolist()
         values: dict[str, Any] = {
             "parent": self.parent,
@@ -143,9 +143,9 @@ def rank_questions(
     Args:
         runs: the folder of all run folders, with the ledger.
         target, target_hours: the run to come, as of `run_to_come`.
-        runs_to_come: so many such runs.
-        complexity: share of their hours that each changed field has to save.
-        most_seeds: up to which a question is followed.
+        runs_to_come: number of such runs.
+        complexity: share of their hours that each changed field must save.
+        most_seeds: of a question.
 
     Raises:
         UserError: an experiment is not found, no variant can be applied to the parent, or it has no finished run whose
@@ -154,7 +154,7 @@ def rank_questions(
     base = resolve(parent)
     finished = read_runs(runs, base.name).finished
     train = f"train one: `jaxformer train --experiment={base.name}`"
-    require(bool(finished), f"{runs / base.name}: no run of {base.name} is finished to tell what a run takes; {train}")
+    require(bool(finished), f"{runs / base.name}: no finished run of {base.name} shows how long a run takes; {train}")
     show_status("reading the questions")
     answered = read_answered(runs)
     found = find_questions(base, answered)
@@ -163,7 +163,7 @@ def rank_questions(
     asked = {name: one for name, one in found.questions.items() if name not in closed}
     parent_runs = _parent_runs(base.name, finished, [one for one in records.values() if one])
     names = {one.name for one in asked.values()}
-    # What was measured of an open question counts as such, and not by its kind as well.
+    # The measurement of an open question counts once, and not for its kind as well.
     others = [each for each in answered if each.parent != base.name or each.variant not in names]
     past = calibrate_by(others, {kind_of(one.lineage.change) for one in asked.values()})
     seconds = estimate_seconds([base, *asked.values()], runs)
@@ -187,7 +187,7 @@ def rank_questions(
 
 
 def _is_open(record: Record, most_seeds: int) -> bool:
-    """Returns whether a question is not answered, or goes on: its next analysis is advised, within the most seeds."""
+    """Returns whether a question is unanswered or continues: its next analysis is advised, within the most seeds."""
     if record.word is Word.NOT_COMPARED or (record.word is Word.UNDECIDED and record.difference is None):
         return True  # Nothing has answered it yet.
     later = next_analysis(len(record.seeds))
@@ -195,14 +195,14 @@ def _is_open(record: Record, most_seeds: int) -> bool:
 
 
 def _parent_runs(name: str, finished: Sequence[FinishedRun], records: Sequence[Record]) -> ParentRuns:
-    """Returns what the finished runs of a parent, and the comparisons with them so far, tell.
+    """Returns what the finished runs of a parent, and the comparisons with them so far, show.
 
     Raises:
         UserError: their loss curves do not fall.
     """
     share = Rule().equal_tokens
     margin = margin_of_tokens(finished, share).bits_per_byte
-    require(margin > 0, f"{name}: the loss curves of its runs do not fall, and tell not what a gain is worth")
+    require(margin > 0, f"{name}: the loss curves of its runs do not fall, so that the worth of a gain is unknown")
     variances, item_variances = {}, []
     for one in records:
         if one.difference and one.difference.seeds_counted and len(one.seeds) > 1:
@@ -219,12 +219,12 @@ def _parent_runs(name: str, finished: Sequence[FinishedRun], records: Sequence[R
 
 
 def _seed_variance(difference: Difference, seeds: int) -> float:
-    """Returns the variance of one seed's difference, by the seeds of this comparison alone."""
+    """Returns the variance of one seed's difference, from the seeds of this comparison alone."""
     return (difference.own[0] if difference.own else difference.seed_variance) * seeds
 
 
 def _question(parent: Resolved, one: Resolved, record: Record | None) -> Question:
-    """Returns what is known of a question, by its comparison if there is one; its time is that of its operations."""
+    """Returns what is known of a question, from its comparison if there is one; its time follows its operations."""
     ratio = training_flops(one.experiment) / training_flops(parent.experiment)
     if record is None or record.difference is None or len(record.seeds) < INTERIM_SEEDS[0]:
         return Question(ratio)
@@ -242,9 +242,9 @@ def _rank(
     runs: Path,
     most_seeds: int,
 ) -> Ranked:
-    """Returns what is expected of a question."""
+    """Returns the expected outcome of a question."""
     change = one.lineage.change
-    fields = len(describe_change(change))  # A part that is put in counts as one.
+    fields = len(describe_change(change))  # An added part counts as one.
     belief, why = believe(ranking.past, parent, name, one)
     value = question_value(belief, ranking.parent_runs, question, most_seeds, ranking.complexity * fields)
     if question.seeds:

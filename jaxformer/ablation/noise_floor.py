@@ -1,4 +1,4 @@
-"""How much runs of one experiment differ by their seeds alone: measured once, and used in every comparison with it."""
+"""The seed noise of an experiment: measured once, and used in every comparison with it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from jaxformer.statistics.variance_prior import VariancePrior, fit_prior
 
 
 class NoiseFloor(NamedTuple):
-    """How much runs of one experiment differ by their seeds alone."""
+    """How much runs of one experiment differ only because of their seeds."""
 
     seeds: tuple[int, ...]
     """Seeds of the runs."""
     bits_per_byte: tuple[float, ...]
     """Bits per byte of each."""
     variances: Mapping[str, tuple[float, int]]
-    """Variances of one seed's paired difference, for each variant that was compared, with its degrees of freedom."""
+    """Variance of one seed's paired difference, and its degrees of freedom, for each compared variant."""
 
     @property
     def standard_deviation(self) -> float:
@@ -26,10 +26,10 @@ class NoiseFloor(NamedTuple):
         return float(np.std(self.bits_per_byte, ddof=1)) if len(self.seeds) > 1 else math.nan
 
     def prior(self, variant: str, seeds: int) -> VariancePrior | None:
-        """Returns what is known of the variance of a variant's difference beside its own seeds.
+        """Returns the prior for the variance of a variant's difference, beside its own seeds.
 
-        It is fitted to the variances of the parent's other comparisons, if there are three. Otherwise one seed alone
-        has the variance of two runs that share nothing, and more have their own.
+        It is fitted to the variances of the parent's other comparisons, if there are three. Otherwise a single seed
+        takes the variance of two unpaired runs, and more seeds have their own.
         """
         known = [(variance, df) for name, (variance, df) in self.variances.items() if name != variant and variance > 0]
         if len(known) >= 3:
@@ -41,6 +41,6 @@ class NoiseFloor(NamedTuple):
 
 
 def noise_floor(parents: Sequence[FinishedRun]) -> NoiseFloor:
-    """Returns the noise of runs of one experiment, of whose comparisons nothing is known yet."""
+    """Returns the noise of runs of one experiment without known comparisons."""
     parents = sorted(parents, key=lambda run: run.seed)
     return NoiseFloor(tuple(run.seed for run in parents), tuple(run.bits_per_byte for run in parents), {})

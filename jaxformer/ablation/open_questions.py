@@ -1,4 +1,4 @@
-"""Questions about a parent that can be asked."""
+"""Questions that can be asked about a parent."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,28 +12,29 @@ from jaxformer.experiment.experiment import Experiment, science
 from jaxformer.experiment.files import find_experiment, list_experiments, run_experiment_file
 from jaxformer.experiment.lineage import Resolved
 from jaxformer.experiment.variant import OF, Merge, Promoted, Variant
+from jaxformer.flops import parameter_count
 
 
 def record_of(runs: Path, one: Resolved) -> Record | None:
-    """Returns the newest comparison of a variant with its parent; None where there is none."""
+    """Returns the newest comparison of a variant with its parent; None if there is none."""
     ours = [record for record in read_records(runs / one.name) if record.parent == one.parents[0].name]
     return ours[-1] if ours else None
 
 
 class Found(NamedTuple):
-    """The variants of all experiment files that are found by name, beside a parent."""
+    """The variants of all known experiment files, for a parent."""
 
     questions: dict[str, Resolved]
-    """Those that can be asked of it, by the name of the file."""
+    """Variants that can be applied to it, by the name of the file."""
     refused: Mapping[str, str]
     """Why others cannot, by that name."""
 
 
 def find_questions(parent: Resolved, answered: Sequence[AnsweredQuestion] = ()) -> Found:
-    """Returns the variants that can be asked of a parent: each is one change of it, and another than those before.
+    """Returns the variants that can be applied to a parent: each is one change of it, and no two are the same.
 
-    Of several that are the same, one that was answered comes first. Merges are left out, since what they join is asked
-    first; so is what leaves a kept change out.
+    Of several that are the same, an answered one comes first. Merges are left out, since their parts come first; so are
+    removals of a kept change.
 
     Raises:
         UserError: there is none.
@@ -56,9 +57,14 @@ def find_questions(parent: Resolved, answered: Sequence[AnsweredQuestion] = ()) 
     for name, one in zip(names, resolved[1:], strict=True):
         same = [each for each, other in questions.items() if science(other.experiment) == science(one.experiment)]
         if not one.parents[0].is_same(parent):
-            refused[name] = f"it is asked of {one.parents[0].name}"
+            refused[name] = f"it changes {one.parents[0].name}"
         elif same:
-            refused[name] = f"of {parent.name} it is the same as {same[0]}"
+            refused[name] = f"applied to {parent.name}, it is the same as {same[0]}"
         else:
-            questions[name] = one
+            try:
+                parameter_count(one.experiment.model)  # Some parts are only found not to fit when they are made.
+            except UserError as error:
+                refused[name] = str(error)
+            else:
+                questions[name] = one
     return Found(questions, dict(sorted(refused.items())))

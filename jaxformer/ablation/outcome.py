@@ -1,4 +1,4 @@
-"""What came out of a study: its runs read, compared, judged and recorded."""
+"""The outcome of a study: its runs read, compared, judged and recorded."""
 
 import collections
 import json
@@ -40,17 +40,17 @@ MeasureClocks = Callable[[Sequence[tuple[str, str]]], None]
 
 
 class Outcome(NamedTuple):
-    """What came out of a study."""
+    """The outcome of a study."""
 
     study: Study
     experiments: list[Resolved]
     """The parent and the variants, resolved."""
     runs: dict[str, list[FinishedRun]]
-    """The finished runs that can be read of each, and of the root of removals, by name."""
+    """The readable finished runs of each, and of the root of removals, by name."""
     comparisons: list[Comparison]
-    """Comparisons of each variant with its own parent, in the order of the study."""
+    """The comparison of each variant with its own parent, in the order of the study."""
     interactions: dict[str, Difference]
-    """Interactions of each merge, bits per byte by which the whole exceeds the sum of its parts."""
+    """The interaction of each merge: bits per byte by which the whole exceeds the sum of its parts."""
     lost_hours: dict[str, float]
     """Device hours of runs that were stopped early, by name of the experiment."""
     unread: tuple[str, ...] = ()
@@ -58,15 +58,15 @@ class Outcome(NamedTuple):
     tried: Mapping[str, list[FinishedRun]] = {}
     """The finished runs at other learning rates than an experiment's own, by its name."""
     shrunken: Mapping[str, float] = {}
-    """Difference of each variant, shrunken by the spread of those of all questions of the ledger, bits per byte; NaN
-    where they are too few to tell, or it was not compared.
+    """Difference of each variant, shrunken by the spread over all questions in the ledger, bits per byte; NaN if they
+    are too few, or it was not compared.
     """
     confirmations: Mapping[str, str] = {}
-    """What `jaxformer confirm` answered of a variant, by its name."""
+    """The answer of `jaxformer confirm` on a variant, by its name."""
     composition: Composition | None = None
-    """What the gain of the parent is made of, where the study leaves its changes out."""
+    """The contributions to the parent's gain, if the study leaves its changes out."""
     questions: Mapping[str, tuple[str, ...]] = {}
-    """Questions that count in the q-value of each variant, itself among them, by its name."""
+    """Questions that count in the q-value of each variant, including itself, by its name."""
 
 
 def judge_study(
@@ -77,18 +77,18 @@ def judge_study(
     reader: Reader = read_runs,
     measure_clocks: MeasureClocks | None = None,
 ) -> Outcome:
-    """Returns what came out of a study so far, and writes it beside the runs.
+    """Returns the outcome of a study so far, and writes it beside the runs.
 
-    `runs/VARIANT/comparison_DIGEST.json` keeps each comparison, DIGEST being that of the study's questions and rule,
-    `runs/PARENT/noise.json` the noise floor, which the next study of the same parent takes up, and the ledger
-    `runs/decisions.jsonl` each verdict that it does not have yet.
+    `runs/VARIANT/comparison_DIGEST.json` holds each comparison, with the digest of the study's questions and rule;
+    `runs/PARENT/noise.json` the noise floor, which the next study of the same parent uses; and the ledger
+    `runs/decisions.jsonl` each new verdict.
 
-    What cannot be read, a run folder as well as a variant whose file is not there any more, is named in
-    `Outcome.unread`, and all else is judged without it.
+    Run folders that cannot be read, and variants whose file is gone, are named in `Outcome.unread`; all else is judged
+    without them.
 
     Args:
         reader: returns the runs of an experiment that count.
-        measure_clocks: is called with what a verdict depends on and was not measured; None leaves it so.
+        measure_clocks: measures the times that verdicts depend on and that are missing; None leaves them so.
 
     Raises:
         UserError: the parent has no finished run that can be read, or no variant of the study is one change.
@@ -121,7 +121,7 @@ def compare_study(
 ) -> tuple[StudyRuns, list[Comparison], dict[str, tuple[str, ...]]]:
     """Returns the runs of a study, its comparisons with their verdicts, and the questions in the q-value of each.
 
-    As `judge_study`, but no verdict is recorded: the noise floor alone is.
+    As `judge_study`, but only the noise floor is recorded, and no verdict.
     """
     found = collect_runs(study, runs, reader)
     comparisons = _compare(study, found, runs, allow)
@@ -145,7 +145,7 @@ def _compare(study: Study, found: StudyRuns, runs: Path, allow: Sequence[str]) -
             variant=one.name,
             rule=study.rule,
             floor=floor,
-            # A rate at which what is retuned diverges is an answer about that rate.
+            # A retuned variant that diverges at a rate answers only about that rate.
             failures={} if is_retuned(study, one) else failures[one.name],
             parent_failures=failures[parent],
             clock=read_clock(finished[parent], finished[one.name]),
@@ -155,7 +155,7 @@ def _compare(study: Study, found: StudyRuns, runs: Path, allow: Sequence[str]) -
         notes = [f"at the parent's learning rate: {why_not[one.name]}"] if one.name in why_not else []
         notes += [*compared.notes, *(f"not read: {line}" for line in found.read[one.name].unreadable)]
         if one.name in to_train and not compared.flags:
-            # The difference at one rate is no answer: neither q-values nor the ledger count it, nor is it timed.
+            # The difference at one rate is no answer: q-values and the ledger do not count it, and it is not timed.
             verdict = _wait_for_rates(compared, to_train[one.name])
             compared = compared._replace(verdict=verdict, difference=None, to_time=None)
         return compared._replace(notes=tuple(notes))
@@ -175,7 +175,7 @@ def _with_q_values(
 ) -> tuple[list[Comparison], dict[str, tuple[str, ...]]]:
     """Returns comparisons with the q-value of each over all questions of its parent that have a finished run.
 
-    And by name, which questions these are; none where it has no finished run itself.
+    Also returns these questions by name; none if the variant has no finished run itself.
     """
     asked, judged, questions = collections.defaultdict(list), {one.variant: one for one in comparisons}, {}
     removals = {one.name for one in found.experiments if one.without}
@@ -191,17 +191,17 @@ def _with_q_values(
 
 
 def _wait_for_rates(compared: Comparison, runs: int) -> Verdict:
-    """Returns the verdict on what is to be compared at its best learning rate, before the runs at others are there."""
+    """Returns the verdict on a variant to be compared at its best learning rate, while runs for that are missing."""
     at_one = f"{compared.difference.mean:+.4f} at the parent's learning rate; " if compared.difference else ""
-    reason = f"{at_one}each is compared at its best rate, of which about {runs} runs are missing: `jaxformer ablate`"
-    return Verdict(Word.UNDECIDED, f"{reason} trains them", None)
+    reason = f"{at_one}each is compared at its best rate, and about {runs} runs for that are missing"
+    return Verdict(Word.UNDECIDED, f"{reason}: `jaxformer ablate` trains them", None)
 
 
 def _without_parent(one: Resolved, failures: Mapping[str, Mapping[int, str]]) -> Comparison:
-    """Returns what is known of a variant whose parent has no finished run."""
+    """Returns the comparison of a variant whose parent has no finished run."""
     parent = one.parents[0].name
     ended = "".join(f"; its seed {seed} {why}" for seed, why in sorted(failures[parent].items()))
-    verdict = Verdict(Word.NOT_COMPARED, f"{parent}, which it changes, has no finished run that can be read{ended}")
+    verdict = Verdict(Word.NOT_COMPARED, f"its parent, {parent}, has no finished run that can be read{ended}")
     return Comparison(parent, one.name, verdict, math.nan, {})
 
 
@@ -219,16 +219,16 @@ def _record(study: Study, runs: Path, found: StudyRuns, comparisons: Sequence[Co
 
 
 def _interactions(found: StudyRuns, comparisons: Sequence[Comparison]) -> dict[str, Difference]:
-    """Returns the interaction of each merge that was compared, and both of whose parents were.
+    """Returns the interaction of each merge that was compared, as were both its parents.
 
-    At each arm's best learning rate where all were compared so, and else at their own.
+    At each arm's best learning rate if all were compared so, else at their own.
     """
     by_name, finished, interactions = {one.name: one for one in found.experiments}, found.finished, {}
     compared = {one.variant for one in comparisons if one.difference is not None}
     at_best = {one.variant for one in comparisons if one.best_rates}
     for one in found.experiments:
         parents = [parent.name for parent in one.parents]
-        # What was flagged on the way to the common ancestor is not joined either.
+        # A merge whose line to the common ancestor has flags has no interaction either.
         if len(parents) > 1 and {one.name, *parents} <= compared:
             names = [one.name, *parents, one.common_ancestor.name]
             arms = [finished.get(name, []) for name in names]
@@ -243,7 +243,7 @@ def _interactions(found: StudyRuns, comparisons: Sequence[Comparison]) -> dict[s
 
 
 def remember_noise(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloor:
-    """Returns a noise floor with what earlier studies found of the same parent, and stores it.
+    """Returns a noise floor with the results of earlier studies of the same parent, and stores it.
 
     Args:
         path: `NOISE` in the folder of the parent's runs.
@@ -258,7 +258,7 @@ def remember_noise(path: Path, floor: NoiseFloor, run: FinishedRun) -> NoiseFloo
             earlier = {name: (float(variance), int(df)) for name, (variance, df) in stored["variances"].items()}
             floor = floor._replace(variances={**earlier, **floor.variances})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        print_notice(f"{path}: damaged ({error}); what earlier studies of the same parent found is not used")
+        print_notice(f"{path}: damaged ({error}); results of earlier studies of the same parent are not used")
     record = {**floor._asdict(), "standard_deviation": floor.standard_deviation, "made_with": made_with}
     write_or_notice(path, for_json(record))
     return floor

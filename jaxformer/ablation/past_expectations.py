@@ -1,4 +1,4 @@
-"""Expectations of questions that were answered, how they came out, and what they let expect of one that is open."""
+"""Expectations of answered questions, how they came out, and what follows for an open one."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -16,7 +16,7 @@ from jaxformer.experiment.resolution import resolve
 from jaxformer.experiment.variant import OF
 from jaxformer.statistics.expectations import Belief, Calibration, Expectations, calibrate
 
-# Kinds of what changes the model, each with its fields.
+# Kinds of changes of the model, each with its fields.
 _PARTS = {
     "attention": "attention heads key_value_heads head_width qk_norm rope_base learned_positions sliding_window "
     "window_pattern",
@@ -30,9 +30,9 @@ _KIND_OF_SECTION = {"training": "optimizer", **dict.fromkeys(("corpus", "tokeniz
 
 
 def kind_of(paths: Collection[str]) -> str:
-    """Returns the kind of a question by the fields that it changes: of the first by name, its part of the model.
+    """Returns the kind of a question, from the first by name of the fields that it changes: its part of the model.
 
-    Elsewhere 'optimizer' for the optimizer and the training, 'data' for corpus, tokenizer and packing, or the section.
+    Else 'optimizer' for the optimizer and the training, 'data' for corpus, tokenizer and packing, or the section.
     """
     section, *fields = min(paths, default="unknown").split(".")
     if section == "model" and fields:
@@ -41,7 +41,7 @@ def kind_of(paths: Collection[str]) -> str:
 
 
 class AnsweredQuestion(NamedTuple):
-    """A question that was answered, as the ledger has it: how its expectation came out."""
+    """An answered question from the ledger, and how its expectation came out."""
 
     parent: str
     variant: str
@@ -49,7 +49,7 @@ class AnsweredQuestion(NamedTuple):
     verdict: str
     expected: tuple[float, float]
     effect: float
-    """What was measured, bits per byte."""
+    """The measured effect, bits per byte."""
     error: float
     """Its standard error."""
     outcome: str
@@ -57,7 +57,7 @@ class AnsweredQuestion(NamedTuple):
 
 
 def read_answered(runs: Path) -> list[AnsweredQuestion]:
-    """Returns the answered questions of a folder of runs, in order: those that were measured, and leave nothing out."""
+    """Returns the answered questions of a folder of runs, in order: measured ones that leave no change out."""
     found = []
     for (parent, variant), line in latest_verdicts(read_ledger(runs)).items():
         difference, expected = line.get("difference") or {}, line.get("expected")
@@ -70,7 +70,7 @@ def read_answered(runs: Path) -> list[AnsweredQuestion]:
 
 
 def _kind_of_answered(runs: Path, variant: str) -> str:
-    """Returns the kind of a variant by what its comparison recorded, else by its file; 'unknown' if neither tells."""
+    """Returns the kind of a variant from its recorded comparison, else from its file; 'unknown' without either."""
     for record in read_records(runs / variant):
         if change := record.lineage.get("change"):
             return kind_of(change)
@@ -81,24 +81,24 @@ def _kind_of_answered(runs: Path, variant: str) -> str:
 
 
 class PastExpectations(NamedTuple):
-    """Answered questions, and what they tell of expectations."""
+    """Answered questions, and what they show about expectations."""
 
     questions: tuple[AnsweredQuestion, ...]
     kinds: tuple[str, ...]
-    """Of these, and of the open ones."""
+    """Kinds of these, and of the open ones."""
     calibration: Calibration
 
     def outcomes(self) -> dict[str, int]:
-        """Returns how many expectations came out so, by the words of `beside_expectation`."""
+        """Returns the number of expectations for each word of `beside_expectation`."""
         words = [each.outcome for each in self.questions]
         return {word: words.count(word) for word in sorted(set(words))}
 
 
 def calibrate_by(questions: Sequence[AnsweredQuestion], open_kinds: Collection[str]) -> PastExpectations:
-    """Returns what answered questions tell.
+    """Returns what answered questions show.
 
     Args:
-        open_kinds: kinds of the questions that are open.
+        open_kinds: kinds of the open questions.
     """
     kinds = sorted({each.kind for each in questions}.union(open_kinds))
     columns = [(*each.expected, kinds.index(each.kind), each.effect, each.error) for each in questions]
@@ -107,10 +107,11 @@ def calibrate_by(questions: Sequence[AnsweredQuestion], open_kinds: Collection[s
 
 
 def believe(past: PastExpectations, parent: Resolved, name: str, one: Resolved) -> tuple[Belief, list[str]]:
-    """Returns what the effect of a question may be before it is measured of this parent, and what that is made of.
+    """Returns the belief about a question's effect before it is measured on this parent, and its reasons.
 
-    An answer to the same question about an ancestor counts as much as an expectation: a verdict belongs to its parent
-    (in the published studies, effects of a change on two parents differ by as many half-widths as expectations err by).
+    An answer to the same question about an ancestor counts as much as an expectation, since a verdict belongs to its
+    parent: in the published studies, a change's effects on two parents differ by as many half-widths as expectations
+    err by.
 
     Args:
         name: of the question's file.

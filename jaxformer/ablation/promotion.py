@@ -1,4 +1,4 @@
-"""A variant that was kept, made the parent of the next questions."""
+"""Promotion: a kept variant becomes the parent of the next questions."""
 
 import json
 import os
@@ -28,34 +28,34 @@ from jaxformer.host.files import read_json_or_empty
 from jaxformer.record import differences
 from jaxformer.run.identity import CONFIG
 
-# What may be promoted without a word of its user's.
+# Verdicts that may be promoted without --by_hand.
 PROMOTABLE = (Word.KEEP, Word.CHEAPER)
 
 
 def find_comparison(runs: Path, variant: str, *, parent: str = "", study: Study | None = None) -> Record:
-    """Returns the newest comparison of a variant, which must be a study's where one is given.
+    """Returns the newest comparison of a variant; if a study is given, it must be the study's.
 
     Args:
-        variant: its name; that of its parent may be left out where a single one was compared.
-        parent: that it was compared with, or that of the study; '' for any.
+        variant: its name; the parent's name may be left out if only one was compared.
+        parent: that it was compared with, or the study's; '' for any.
 
     Raises:
         UserError: there is none, several parents have such a variant, or another study has judged it since.
     """
-    require(bool(variant) and "/" not in variant, f"variant {variant!r}: give its name, as the study has it")
+    require(bool(variant) and "/" not in variant, f"variant {variant!r}: give its name, as in the study")
     parent = study.parent if study else parent
     folders = [runs / variant, *sorted(runs.glob(f"{variant}{OF}*"))]
     found = [one for folder in folders for one in read_records(folder)]
     found = [one for one in found if parent in ("", one.parent, one.study_parent)]
     of = f" of {parent}" * bool(parent)
-    require(bool(found), f"{runs}: no study{of} has judged {variant}; `jaxformer ablate` does")
+    require(bool(found), f"{runs}: no study{of} has judged {variant}; judge it with `jaxformer ablate`")
     names = sorted({one.variant for one in found})
     require(len(names) == 1, f"{variant} was judged as {' and '.join(names)}; name one of them")
     last = found[-1]
     require(
         study is None or last.path.name == comparison_file(study),
-        f"another study than this one judged {names[0]} last: {last.word.value}: {last.reason}; `jaxformer report` of "
-        "this one judges it anew, or name no study to take that",
+        f"another study judged {names[0]} last: {last.word.value}: {last.reason}; judge it again by `jaxformer report` "
+        "of this study, or name no study to take that verdict",
     )
     return last
 
@@ -67,7 +67,7 @@ class Promotion(NamedTuple):
     """File of the experiment."""
     name: str
     promoted: Promoted
-    """What the file holds."""
+    """The content of the file."""
     evidence: Record
     """The comparison that it was promoted by."""
 
@@ -77,16 +77,16 @@ def promote(
 ) -> Promotion:
     """Writes the experiment of a kept variant, and the ledger's line on it.
 
-    Where the file is there already, of the same variant and parent, it stays, with the comparison that it names, and
-    only a line that the ledger lacks is added.
+    If the file exists, for the same variant and parent, it stays, with the comparison that it names; only a missing
+    line is added to the ledger.
 
     Args:
         name: of the new experiment; by default after the first ancestor and the generation.
-        by_hand: why a variant is promoted that was not kept; '' refuses that.
-        folder: that the file is written to.
+        by_hand: why a variant that was not kept is promoted; '' refuses it.
+        folder: for the file.
 
     Raises:
-        UserError: it was not kept, it has moved since it was judged, or there is another experiment of that name.
+        UserError: it was not kept, it has changed since it was judged, or another experiment has that name.
     """
     one = resolve(found.variant)
     generation = one.generation + 1
@@ -97,7 +97,7 @@ def promote(
     require(
         found.word in PROMOTABLE or bool(by_hand.strip()),
         f"{found.variant} is not promoted: {found.word.value}: {found.reason}; "
-        '--by_hand="why" promotes it anyway, and is recorded',
+        'promote it anyway with --by_hand="why", which is recorded',
     )
     require(one.promoted is None, f"{one.name} is a parent already: `jaxformer ablate --parent={one.name}`")
     _check_unmoved(found, one, runs)
@@ -130,7 +130,7 @@ def promote(
 
 
 def promotes(path: Path, variant: str, parent: str) -> bool:
-    """Returns whether a file is there that promotes a variant which was compared with a parent."""
+    """Returns whether a file exists that promotes a variant compared with a parent."""
     if not path.is_file():
         return False
     try:
@@ -141,7 +141,7 @@ def promotes(path: Path, variant: str, parent: str) -> bool:
 
 
 def evidence_of(promoted: Resolved, runs: Path) -> Record:
-    """Returns the comparison that a promoted variant was kept by.
+    """Returns the comparison by which a variant was promoted.
 
     Raises:
         UserError: it is not promoted, or its comparison is not in the folder of all run folders.
@@ -150,16 +150,16 @@ def evidence_of(promoted: Resolved, runs: Path) -> Record:
     found = find_evidence(runs / variant, digest)
     if found is None:
         raise UserError(
-            f"{runs / variant}: the comparison that {promoted.name} was promoted by (evidence {digest[:8]}) is not "
-            "there; give the --runs in which it was promoted, or promote it anew by another --name"
+            f"{runs / variant}: the comparison that {promoted.name} was promoted by (evidence {digest[:8]}) is "
+            "missing; give the --runs in which it was promoted, or promote it again under another --name"
         )
     return found
 
 
 def _check_unmoved(found: Record, one: Resolved, runs: Path) -> None:
-    """Raises `UserError` where an experiment is no longer what was judged."""
+    """Raises `UserError` if an experiment has changed since it was judged."""
     skipped = "init_from", "training.compute_dtype", "seed"
-    require(bool(found.lineage), f"{one.name}: no run of it could be compared, and none tells what was judged")
+    require(bool(found.lineage), f"{one.name}: no run of it could be compared, so it is unknown what was judged")
     changes = differences(_as_json(one.lineage.change), found.lineage.get("change", {}))
     for seed in found.seeds[:1]:
         theirs = read_json_or_empty(runs / one.name / f"seed_{seed}" / CONFIG).get("identity")
@@ -168,7 +168,7 @@ def _check_unmoved(found: Record, one: Resolved, runs: Path) -> None:
             changes += differences(ours, {path: value for path, value in theirs.items() if path not in skipped})
     require(
         not changes,
-        f"{one.name} has moved since it was judged ({'; '.join(changes[:5])}); put it back, or judge it anew",
+        f"{one.name} has changed since it was judged ({'; '.join(changes[:5])}); undo the change, or judge it again",
     )
 
 
@@ -177,19 +177,19 @@ def _as_json(values: Mapping) -> dict:
 
 
 def _tuned(found: Record, one: Resolved) -> dict[str, float]:
-    """Returns the recommended rate of a variant, by path, where it was compared at its best and that is not its own."""
+    """Returns a variant's recommended rate, by path, if it was compared at its best rate and that is not its own."""
     rates = found.recommended_rates
     return {RATE: rates[1]} if rates and rates[1] != one.experiment.optimizer.learning_rate else {}
 
 
 def check_name(name: str) -> None:
-    """Raises `UserError` unless an experiment can have a name."""
+    """Raises `UserError` unless a name suits an experiment."""
     is_name = re.fullmatch(r"[^\W_][\w.-]*", name) is not None and not name.endswith(".py")
-    require(is_name, f"{name} cannot be the name of an experiment: it must be of letters, digits, '_', '-' and '.'")
+    require(is_name, f"{name} cannot be the name of an experiment: use letters, digits, '_', '-' and '.' only")
 
 
 def _check_is_new(name: str) -> None:
-    """Raises `UserError` where another experiment has a name."""
+    """Raises `UserError` if another experiment has the name."""
     try:
         other = find_experiment(name)
     except UserError:
@@ -198,16 +198,16 @@ def _check_is_new(name: str) -> None:
 
 
 def _check_resolves(name: str, text: str, variant: str) -> None:
-    """Raises `UserError` where what is to be written is no experiment, or promotes another variant than was judged."""
+    """Raises `UserError` if a text to write is no experiment, or promotes another variant than the judged one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{name}.py")
         path.write_text(text, encoding="utf-8")
         judged = promoted_variant(resolve(str(path))).name
-    require(judged == variant, f"{name} would be {judged}, and {variant} was judged; judge it anew under that name")
+    require(judged == variant, f"{name} would be {judged}, but {variant} was judged; judge it again under that name")
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Writes a file that is whole or absent, and replaces none."""
+    """Writes a new file, whole or not at all; replaces none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
     try:
@@ -243,6 +243,6 @@ def promoted_file(found: Record, parent: str, tuned: Mapping[str, float], first_
 
 
 def _for_docstring(text: str) -> str:
-    """Returns a text as lines of a docstring, which it cannot end."""
+    """Returns a text as lines of a docstring, escaped so that it cannot end it."""
     plain = printable(" ".join(text.split())).replace("\\", "\\\\").replace('"""', "'''")
     return textwrap.fill(plain, 115, break_long_words=False, break_on_hyphens=False)

@@ -1,9 +1,8 @@
-"""The q-value of a comparison: over all questions that were asked of the same parent, by whichever command.
+"""The q-value of a comparison: over all questions about the same parent, asked by any command.
 
-A question counts once a run of it is finished, at whichever learning rate, whatever became of it: left to choose, one
-would count the fewest. What leaves a kept change out of an experiment (`NAME_without_CHANGE`) asks something else than
-a new change of it, and counts among its like; a promoted variant was a question under its first name, and does not
-count again.
+A question counts once a run of it is finished, at any learning rate and with any result; otherwise one could choose to
+count the fewest. Removals of a kept change (`NAME_without_CHANGE`) are another kind of question than new changes, and
+count separately. A promoted variant was a question under its first name, and does not count again.
 """
 
 import collections
@@ -26,21 +25,21 @@ from jaxformer.statistics.significance import benjamini_hochberg, interim_level
 
 
 def p_value_of_improvement(p_value_below: float, seeds: int) -> float:
-    """Returns the p-value of a comparison after so many seeds that its q-value is made of.
+    """Returns the p-value of a comparison after so many seeds, for its q-value.
 
-    One-sided, since of all that is found only what is kept counts; and larger by as much as all interim analyses
-    together err more often than this one.
+    It is one-sided, since only kept changes count, and is multiplied by how much more often all interim analyses
+    together err than this one.
     """
     return min(1.0, 0.05 / interim_level(seeds) * p_value_below)
 
 
 def with_q_values(comparisons: Sequence[Comparison], rule: Rule, others: Sequence[float] = ()) -> list[Comparison]:
-    """Returns comparisons with one parent with the q-value of each over all, and none kept that has too large a one.
+    """Returns comparisons with one parent with the q-value of each over all; none with too large a one is kept.
 
-    One that shows no difference counts as if it had a p-value of 1, and has no q-value.
+    One without a difference counts with a p-value of 1, and has no q-value.
 
     Args:
-        others: p-values of what counts beside them, as of `p_value_of_improvement`.
+        others: p-values of further questions, as of `p_value_of_improvement`.
     """
     p_values = [*map(_p_value, comparisons), *others]
     q_values = benjamini_hochberg(np.nan_to_num(p_values, nan=1.0)).tolist()
@@ -54,21 +53,21 @@ def with_q_values(comparisons: Sequence[Comparison], rule: Rule, others: Sequenc
 
 
 def _p_value(one: Comparison) -> float:
-    """Returns the p-value of an improvement; NaN where a comparison shows no difference between seeds."""
+    """Returns the p-value of an improvement; NaN if a comparison shows no difference between seeds."""
     if one.difference is None or not one.difference.seeds_counted:
         return math.nan
     return p_value_of_improvement(one.difference.p_value_below, len(one.seeds))
 
 
 def other_questions(runs: Path, parent: str, names: Collection[str], *, leaves_out: bool = False) -> dict[str, float]:
-    """Returns, by name, the p-value of an improvement of each other question that was asked of a parent.
+    """Returns, by name, the p-value of an improvement of each other question about a parent.
 
-    By the newest comparison that is kept beside its runs; 1 for one that was trained and never compared.
+    From the newest comparison beside its runs; 1 for one that was trained and never compared.
 
     Args:
         runs: the folder of all run folders.
-        names: of the questions that are not other.
-        leaves_out: of what leaves a kept change of the parent out, instead of what changes it.
+        names: of the questions to leave out.
+        leaves_out: whether to return removals of a kept change of the parent, instead of changes of it.
     """
     folders = collections.defaultdict(list)
     for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
@@ -83,12 +82,12 @@ def other_questions(runs: Path, parent: str, names: Collection[str], *, leaves_o
 
 
 def _lineage(folders: Sequence[Path]) -> dict[str, Any]:
-    """Returns the lineage of an experiment by a finished run, at its own learning rate or at another; else none.
+    """Returns the lineage of an experiment from a finished run, at its own learning rate or at another; else none.
 
-    Runs of screenings do not count: what was only screened was not asked.
+    Runs of screenings do not count: screening is not asking.
 
     Args:
-        folders: of its runs, also of those with other fields set on the command line.
+        folders: of its runs, including those with fields set on the command line.
     """
     for summary in (path for folder in folders for path in sorted(folder.glob("seed_*/summary.json"))):
         record = read_json_or_empty(summary.with_name(CONFIG))
@@ -99,7 +98,7 @@ def _lineage(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _recorded_p_value(folder: Path, parent: str) -> float:
-    """Returns the p-value of an improvement by the comparison with a parent that is kept in a folder; else 1."""
+    """Returns the p-value of an improvement from the comparison with a parent in a folder; else 1."""
     ours = [one for one in read_records(folder) if one.parent == parent]
     last = ours[-1].difference if ours else None
     return p_value_of_improvement(last.p_value_below, len(ours[-1].seeds)) if last and last.seeds_counted else 1.0

@@ -1,4 +1,4 @@
-"""What asking an open question costs, and the runs to come that a kept change makes cheaper, in device hours."""
+"""The cost of asking an open question, and the runs to come that a kept change makes cheaper, in device hours."""
 
 import math
 from collections.abc import Mapping
@@ -27,14 +27,14 @@ def run_costs(
     seeds: int,
     parent_seeds: int,
 ) -> RunCosts:
-    """Returns what the runs of a question take.
+    """Returns the cost of the runs of a question.
 
     Args:
         name: of the question's file.
-        one: the question, put to the parent.
+        one: the question, applied to the parent.
         runs: the folder of all run folders.
         seconds: of a run of each experiment, by name.
-        seeds, parent_seeds: of the question and of the parent, that are finished.
+        seeds, parent_seeds: finished seeds of the question and of the parent.
     """
     first = next_analysis(seeds) or seeds
     study = Study(parent=parent.name, variants=(name,), seeds=first, parent_seeds=first)
@@ -52,12 +52,12 @@ def hours_of_a_run(one: Resolved, seconds: Mapping[str, float]) -> float:
 
 
 def run_to_come(parent: Resolved, parent_hours: float, target: str, target_hours: float) -> tuple[str, float]:
-    """Returns what the run to come is, in words, and its device hours.
+    """Returns a description of the run to come, and its device hours.
 
     Args:
         parent_hours: device hours of a run of the parent.
-        target: its experiment; '' for one that takes `LARGER` times the parent's operations.
-        target_hours: its device hours; NaN for as many as by the parent's hours for each operation.
+        target: its experiment; '' for one with `LARGER` times the parent's operations.
+        target_hours: its device hours; NaN to estimate them from the parent's hours per operation.
     """
     one = resolve(target).experiment if target else None
     if math.isfinite(target_hours):

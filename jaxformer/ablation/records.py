@@ -1,7 +1,7 @@
 """The record of a comparison beside its variant's runs, `runs/VARIANT/comparison_DIGEST.json`: written and read here.
 
-DIGEST is that of the study's questions and rule, and the file is written anew whenever the study is judged. What a
-variant was promoted by is therefore copied to `evidence_DIGEST.json`, named by its own digest.
+DIGEST is the digest of the study's questions and rule. The file is rewritten whenever the study is judged; so the
+evidence for a promotion is copied to `evidence_DIGEST.json`, named by its own digest.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jaxformer.statistics.paired_difference import Difference
 
 
 class Record(NamedTuple):
-    """A comparison as it is kept beside the runs."""
+    """A comparison as stored beside the runs."""
 
     path: Path
     digest: str
@@ -41,15 +41,15 @@ class Record(NamedTuple):
     seeds: tuple[int, ...]
     """Seeds that both had."""
     margin: float
-    """Bits per byte within which they counted as equal; NaN where that was not known."""
+    """Bits per byte within which they counted as equal; NaN if unknown."""
     recommended_rates: tuple[float, float] | None
-    """Recommended learning rates of the parent and of the variant; None where each was compared at its own."""
+    """Recommended learning rates of the parent and of the variant; None if each was compared at its own."""
     difference: Difference | None
-    """Of bits per byte; None where they were not compared."""
+    """Of bits per byte; None if they were not compared."""
 
 
 def study_digest(study: Study) -> str:
-    """Returns eight digits that tell a study from one of other questions or another rule."""
+    """Returns eight digits that identify the questions and the rule of a study."""
     return hashlib.sha256(repr((study.parent, study.variants, study.rule)).encode()).hexdigest()[:8]
 
 
@@ -66,21 +66,21 @@ def write_record(runs: Path, study: Study, comparison: Comparison) -> str:
 
 
 def write_or_notice(path: Path, values: dict) -> str:
-    """Writes a JSON file beside the runs; returns its digest, or '' where a line says that it cannot be written."""
+    """Writes a JSON file beside the runs; returns its digest, or '' with a notice if it cannot be written."""
     content = (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
     try:
         write_whole(path, content)
     except OSError as error:
-        print_notice(f"{path}: {error.strerror}; it is not kept, and the report is made without")
+        print_notice(f"{path}: {error.strerror}; the report is made without this file")
         return ""
     return hashlib.sha256(content).hexdigest()
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Returns the comparisons in the folder of a variant's runs, the newest last; one that is damaged is left out.
+    """Returns the comparisons in the folder of a variant's runs, the newest last; damaged ones are left out.
 
-    Of several with the same parent the newest counts, as of the ledger's verdicts the last: it was made of the runs
-    that are there now, and an older one of more seeds perhaps of runs that are not.
+    Of several with the same parent the newest counts, as does the last verdict in the ledger: it was made from the runs
+    that exist now, while an older one with more seeds may be from runs that are gone.
     """
     advice, found = "`jaxformer report` of the study writes it again", []
     for path in folder.glob("comparison_*.json"):
@@ -90,11 +90,11 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def _read(path: Path, advice: str, digest: str = "") -> Record | None:
-    """Returns what a file holds, of a digest if one is given; None where it does not, with a line and what to do."""
+    """Returns the record in a file, with a digest if one is given; None, with a notice, if it is damaged."""
     try:
         record = _parse(path, path.read_bytes())
         if digest not in ("", record.digest):
-            raise ValueError("its digest is another")
+            raise ValueError("its digest differs")
         return record
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         print_notice(f"{path}: damaged ({type(error).__name__}: {error}), and left out; {advice}")
@@ -102,7 +102,7 @@ def _read(path: Path, advice: str, digest: str = "") -> Record | None:
 
 
 def _parse(path: Path, content: bytes) -> Record:
-    """Returns what a file holds; raises an error where it is not a comparison."""
+    """Returns the record in a file; raises an error if it is no comparison."""
     values = json.loads(content)
     verdict, margin, rates, difference = (values[name] for name in ("verdict", "margin", "best_rates", "difference"))
     record = Record(
@@ -123,12 +123,12 @@ def _parse(path: Path, content: bytes) -> Record:
     )
     texts = record.study_parent, record.parent, record.variant, record.question, record.reason
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("a name is no text")
+        raise ValueError("a name is not text")
     return record
 
 
 def _difference(values: Mapping[str, Any]) -> Difference:
-    """Returns a difference; what is not finite was written as None."""
+    """Returns a difference; non-finite values were written as None."""
     numbers = {name: _number(values[name]) for name in Difference._fields if name not in ("seeds_counted", "own")}
     own = (_number(values["own"][0]), _number(values["own"][1])) if values["own"] else None
     return Difference(**numbers, seeds_counted=bool(values["seeds_counted"]), own=own)
@@ -139,14 +139,14 @@ def _number(value: float | None) -> float:
 
 
 def keep_evidence(record: Record) -> None:
-    """Copies a record to where no study writes it anew."""
+    """Copies a record to where no study overwrites it."""
     write_whole(_evidence(record.path.parent, record.digest), record.path.read_bytes())
 
 
 def find_evidence(folder: Path, digest: str) -> Record | None:
-    """Returns the record in the folder of a variant's runs that has a digest; None where it is gone."""
+    """Returns the record with a digest in the folder of a variant's runs; None if it is gone."""
     path = _evidence(folder, digest)
-    advice = "put it back from a copy: nothing makes it anew"
+    advice = "restore it from a copy: nothing can make it again"
     kept = _read(path, advice, digest) if path.exists() else None
     return kept or next((record for record in read_records(folder) if record.digest == digest), None)
 

@@ -1,4 +1,4 @@
-"""A study from its plan to its verdicts: what it will cost, its runs as a queue, and the early end of what is worse."""
+"""A study from its plan to its verdicts: its cost, its runs as a queue, and the early end of worse variants."""
 
 import collections
 import math
@@ -19,15 +19,15 @@ from jaxformer.jobs.launch import Job, Launch, launch_local
 from jaxformer.jobs.queue import Queue, State, Status
 from jaxformer.run.metrics import training_losses
 
-# Seconds between two comparisons of the training losses of what runs.
+# Seconds between two comparisons of the training losses of running jobs.
 _COMPARE_EVERY = 10
 
 
 def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clocks: Sequence[float] = ()) -> None:
-    """Prints what is to be run, and what it will cost.
+    """Prints the runs to train, and their cost.
 
     Args:
-        clocks: of each variant whose time per token may then be measured, the most seconds that takes.
+        clocks: the most seconds to measure the time per token of each variant that may need it.
     """
     jobs = [*study_jobs.now, *study_jobs.later]
     waiting = not_over(jobs)
@@ -42,18 +42,18 @@ def print_study_plan(study_jobs: Jobs, parallel: int, price: float | None, clock
     print_line(describe_costs(waiting, parallel, price))
     if study_jobs.later:
         print_wrapped(
-            "What changes the best learning rate is compared with its parent each at its best: at three rates or more, "
-            "which are those above if the best so far is the best.",
+            "A variant that moves the best learning rate is compared with its parent each at its best rate, found by "
+            "runs at three rates or more. The runs above suffice if the best rate so far stays the best.",
             indent=0,
         )
     if clocks:
         number, most = f"{len(clocks)} variant{'s' * (len(clocks) > 1)}", format_duration(sum(clocks))
         text = f"then the times per token that verdicts depend on, of at most {number}: up to {most}"
-        print_wrapped(f"{text} on a quiet machine, besides compiling their steps", indent=4)
+        print_wrapped(f"{text} on a quiet machine, plus compilation", indent=4)
 
 
 def describe_costs(waiting: Sequence[Job], parallel: int, price: float | None) -> str:
-    """Returns in a line what jobs that are to be trained will take.
+    """Returns a line on the cost of jobs to train.
 
     Args:
         parallel: how many run at a time.
@@ -66,7 +66,7 @@ def describe_costs(waiting: Sequence[Job], parallel: int, price: float | None) -
 
 
 def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str, Lineage]) -> None:
-    """Ends variants, by name, whose paired training losses are clearly worse than their parent's."""
+    """Stops variants, by name, whose paired training losses are clearly worse than their parent's."""
     finished = {(s.job.name, s.job.seed): s.job for s in statuses if s.state is State.FINISHED}
     for status in statuses:
         name, seed = status.job.name, status.job.seed
@@ -82,7 +82,7 @@ def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str,
             spread = spread_of_differences(ends, lineage.parents[0], name)
             try:
                 ours, theirs = training_losses(status.job.workdir), training_losses(parents[seed])
-            except UserError:  # What is not known stops nothing.
+            except UserError:  # Nothing is stopped without evidence.
                 continue
             if spread and (behind := clearly_worse(ours, theirs, spread, status.job.steps)):
                 for other in statuses:
@@ -91,7 +91,7 @@ def stop_what_is_worse(queue: Queue, statuses: list[Status], lineages: dict[str,
 
 
 def _last_validation_losses(finished: Mapping[tuple[str, int], Job], names: set[str]) -> dict[str, dict[int, float]]:
-    """Returns the validation loss that runs ended with, nats per target, by experiment and seed, where it is known."""
+    """Returns the final validation loss of runs, nats per target, by experiment and seed, if known."""
     ends = collections.defaultdict(dict)
     for (name, seed), job in finished.items():
         loss = read_json_or_empty(job.workdir / "summary.json").get("validation/loss")
@@ -110,15 +110,15 @@ def run_jobs(
     price_per_hour: float | None = None,
     stop_worse: bool = False,
 ) -> list[Status]:
-    """Runs a study, showing what it does; returns what became of each run.
+    """Runs a study, showing its progress; returns the status of each run.
 
-    What is retuned is wanted in rounds, each by what came out of the last one. A learning rate at which it diverges is
-    an answer, and none of those that are returned.
+    Retuned variants run in rounds, each based on the results of the last. Divergence at a tried learning rate is a
+    result, and is not returned.
 
     Args:
         seconds: of a run of each experiment, estimated.
         price_per_hour: of a device, to give costs in money.
-        stop_worse: ends variants early that are clearly worse than their parents at the same learning rate.
+        stop_worse: stops variants early that are clearly worse than their parents at the same learning rate.
     """
     resolved = resolve_study(study)[1:]
     lineages = {one.name: one.lineage for one in resolved if len(one.parents) == 1 and not is_retuned(study, one)}
@@ -150,7 +150,7 @@ def _is_diverged_trial(status: Status) -> bool:
 
 
 def describe_failures(statuses: Sequence[Status]) -> list[str]:
-    """Returns a line on each run that failed or was refused, and where its log is; last, those that blocked others."""
+    """Returns a line on each run that failed or was refused, with its log; those that blocked others come last."""
     blocked_by = collections.Counter(status.note for status in statuses if status.state is State.BLOCKED)
     lines = []
     for status in statuses:
@@ -158,7 +158,7 @@ def describe_failures(statuses: Sequence[Status]) -> list[str]:
             cause = f"{status.job} {status.state.value}: {status.note}"
             log = "" if str(status.job.log) in cause else f"; see {status.job.log}"
             lines.append((blocked_by[cause], f"{cause}{_not_trained(blocked_by.pop(cause, 0))}{log}"))
-    # What ended early by design blocks others too.
+    # Runs that were stopped early block others too.
     lines += [(number, f"{cause}{_not_trained(number)}") for cause, number in blocked_by.items()]
     return [line for _, line in sorted(lines, key=lambda each: each[0])]
 

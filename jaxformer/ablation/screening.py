@@ -1,7 +1,7 @@
 """A screening: many changes of one parent in few runs, their effects, and the study that confirms the best of them.
 
-Each run is an ordinary experiment, the variants that are on in it joined: `swiglu+layernorm@first`. A screening decides
-nothing: what looks best is compared one by one, by a study, on seeds that did not choose it.
+Each run is an ordinary experiment that joins the variants that are on in it: `swiglu+layernorm@first`. A screening
+decides nothing: a study compares the best changes one by one, on seeds that did not choose them.
 """
 
 import itertools
@@ -28,25 +28,25 @@ from jaxformer.statistics.paired_difference import Difference
 from jaxformer.statistics.screening import Design, make_design, screen, smallest_rows
 from jaxformer.statistics.significance import INTERIM_SEEDS
 
-# Seeds on which the best changes are confirmed, as many of them as the hours allow; fewer seeds where they allow none.
-# Of 5, 8 and 11 these found most after a screening on one seed with the hours of five seeds of each change, in 8 of 8
-# cells (8, 11, 15 and 20 changes, effects of 0.5 and 1), and in 5 of 8 with those of three, where 8 did in the others:
-# `simulate` of tools/simulated_screening.py, 1,000 studies a cell.
+# Seeds on which the best changes are confirmed, as many changes as the hours allow; fewer seeds if they allow none. Of
+# 5, 8 and 11 seeds, these found most after a screening on one seed. With the hours of five seeds of each change that
+# was so in 8 of 8 cells (8, 11, 15 and 20 changes, effects of 0.5 and 1); with the hours of three in 5 of 8, and 8
+# seeds found most in the others: `simulate` of tools/simulated_screening.py, 1,000 studies a cell.
 CONFIRMED_ON = 11
 
-# Bytes of the longest name of a folder, on the file systems in use.
+# Bytes of the longest folder name on common file systems.
 _LONGEST_NAME = 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class Screening:
-    """Changes of one parent, about half of which are on in each run, to find those that are worth a study."""
+    """Changes of one parent, about half of them on in each run, to find those worth a study."""
 
     parent: str
     """The experiment that each variant changes."""
     variants: tuple[str, ...]
-    """Names, 3 to 23; all are applied to the parent, and any of them together. None changes what another one does, and
-    none is retuned (`Variant.retune`).
+    """Names, 3 to 23; all are applied to the parent, in any combination. No two change the same, and none is retuned
+    (`Variant.retune`).
     """
     runs: int = 0
     """Runs on each seed: 8, 12, 16, 20 or 24, which must be more than there are variants (resolution III); or 8, 16,
@@ -57,17 +57,17 @@ class Screening:
 
     def __post_init__(self):
         check_fields(self)
-        Study(parent=self.parent, variants=self.variants)  # Which checks the names.
+        Study(parent=self.parent, variants=self.variants)  # Checks the names.
         for name in self.variants:
             require(OF not in name and JOIN not in name, f"a screening names variants, without a parent: not {name}")
         _ = self.design
 
     @property
     def design(self) -> Design:
-        """Which variants are on in which run.
+        """The variants that are on in each run.
 
         Raises:
-            UserError: there is none of so many runs and variants.
+            UserError: there is no design with so many runs and variants.
         """
         try:
             changes = len(self.variants)
@@ -91,14 +91,14 @@ def resolve_variants(screening: Screening) -> list[Resolved]:
     variants = [resolve_variant_of(parent, name) for name in screening.variants]
     for one in variants:
         is_single = one.variant is not None and one.parents[0].is_same(parent)
-        require(is_single, f"{one.name} is no single change of {parent.name}: compare it by `jaxformer ablate`")
+        require(is_single, f"{one.name} is not a single change of {parent.name}: compare it by `jaxformer ablate`")
         require(
             not one.is_retuned,
-            f"{one.name} is compared at its own best learning rate, which no run has beside other changes: compare it "
-            "by `jaxformer ablate`",
+            f"{one.name} is compared at its own best learning rate, which cannot be screened with other changes: "
+            "compare it by `jaxformer ablate`",
         )
     for first, second in itertools.combinations(variants, 2):
-        # What is solved after both is solved for both, in turn; what one changes, the other may not solve or change.
+        # Consequences are solved after both changes; what one changes, the other may not solve or change.
         both = {*first.lineage.change, *first.lineage.consequences} & {*second.lineage.change}
         both |= {*second.lineage.consequences} & {*first.lineage.change}
         require(
@@ -124,7 +124,7 @@ def resolve_rows(screening: Screening) -> list[Resolved]:
             raise UserError(f"{', '.join(names)} cannot be screened together: {error}") from error
         require(
             len(rows[-1].name.encode()) <= _LONGEST_NAME,
-            f"a run folder is named after the changes of its run, and {rows[-1].name} is too long: screen fewer",
+            f"a run folder has the names of the run's changes, and {rows[-1].name} is too long: screen fewer",
         )
     return rows
 
@@ -132,7 +132,7 @@ def resolve_rows(screening: Screening) -> list[Resolved]:
 def screening_jobs(
     screening: Screening, rows: Sequence[Resolved], runs: Path, seconds: Mapping[str, float] = {}
 ) -> list[Job]:
-    """Returns the runs of a screening, seed by seed; none begins before the first one of the parent is seen to train.
+    """Returns the runs of a screening, seed by seed; the parent's first run must train before others begin.
 
     Args:
         rows: as of `resolve_rows`.
@@ -158,7 +158,7 @@ def plan_screening(screening: Screening, runs: Path) -> Planned:
 
 
 def describe_runs(screening: Screening, rows: Sequence[Resolved]) -> dict[str, Any]:
-    """Returns what a screening consists of, for JSON."""
+    """Returns a screening's design and runs, for JSON."""
     return {
         "parent": rows[0].name,
         "variants": [*screening.variants],
@@ -169,14 +169,14 @@ def describe_runs(screening: Screening, rows: Sequence[Resolved]) -> dict[str, A
 
 
 class ScreeningResult(NamedTuple):
-    """What a screening found."""
+    """The result of a screening."""
 
     effects: Mapping[str, Difference]
-    """Of each variant, the mean bits per byte of the runs with it minus that of the runs without it."""
+    """For each variant, the mean bits per byte of the runs with it minus the mean of those without it."""
     survivors: tuple[str, ...]
-    """The variants that look like improvements, the surest first."""
+    """The variants that seem to improve, the surest first."""
     interactions_p: float
-    """P-value of the hypothesis that effects are additive; NaN where the design cannot test it."""
+    """P-value of the hypothesis that effects are additive; NaN if the design cannot test it."""
     parent_bits_per_byte: float
     """Mean of the parent's runs in it."""
 
@@ -190,13 +190,13 @@ def read_result(screening: Screening, rows: Sequence[Resolved], runs: Path) -> S
     """Returns what the finished runs of a screening show.
 
     Raises:
-        UserError: a run is missing, or diverged; then with the variant that all such runs have, and no other run.
+        UserError: a run is missing, or diverged; then with the variant that only diverged runs have, if there is one.
     """
     refuse_diverged(screening, rows, runs)
     folders = _folders(screening, rows, runs)
     values = [[final_bits_per_byte(folder) for folder in row] for row in folders]
     for folder, value in zip(itertools.chain(*folders), itertools.chain(*values), strict=True):
-        require(value is not None, f"{folder}: not finished; the same command goes on from there")
+        require(value is not None, f"{folder}: not finished; the same command resumes from there")
     values_RS, names = np.array(values, np.float64), screening.variants
     effects, survivors, interactions_p = screen(screening.design, values_RS)
     by_name = dict(zip(names, effects, strict=True))
@@ -204,7 +204,7 @@ def read_result(screening: Screening, rows: Sequence[Resolved], runs: Path) -> S
 
 
 def refuse_diverged(screening: Screening, rows: Sequence[Resolved], runs: Path) -> None:
-    """Raises `UserError` where runs of a screening diverged, which names the variant that they have in common."""
+    """Raises `UserError` if runs of a screening diverged, with the variant that they have in common."""
     diverged_R = np.array([any(map(has_diverged, row)) for row in _folders(screening, rows, runs)])
     if not diverged_R.any():
         return
@@ -213,10 +213,10 @@ def refuse_diverged(screening: Screening, rows: Sequence[Resolved], runs: Path) 
     names = [screening.variants[n] for n in np.flatnonzero(common_N)]
     number = f"{diverged_R.sum()} of the {len(diverged_R)} runs of a seed diverged"
     if not names:
-        raise UserError(f"{number}, and no variant is in all those and in no other: compare the variants one by one")
+        raise UserError(f"{number}, and no single variant explains them: compare the variants one by one")
     raise UserError(
-        f"{number}, all those with {names[0]} and no other: leave it out of the screening, or put another variant in "
-        "its place, which keeps the runs without it"
+        f"{number}, exactly those with {names[0]}: leave it out of the screening, or put another variant in its "
+        "place, which keeps the runs without it"
     )
 
 
@@ -230,7 +230,7 @@ class FollowUp(NamedTuple):
 
     study: Study
     device_hours: float
-    """Of its runs that are to be trained yet."""
+    """Of its runs that are not trained yet."""
     runs: Path
 
     @property
@@ -247,16 +247,16 @@ class FollowUp(NamedTuple):
 def make_follow_up(
     parent: str, survivors: Sequence[str], runs: Path, seconds: Mapping[str, float], hours: float = math.inf
 ) -> FollowUp | None:
-    """Returns the study of the surest survivors that takes no more than so many device hours.
+    """Returns the study of the surest survivors that fits in so many device hours.
 
-    On `CONFIRMED_ON` seeds as many as fit; else the surest one on as many seeds as fit.
+    As many as fit on `CONFIRMED_ON` seeds; else the surest one on as many seeds as fit.
 
     Args:
         survivors: names, the surest first.
         seconds: of a run of the parent and of each survivor, by the name of the experiment.
 
     Returns:
-        None where there is no survivor, or no hours for one on the fewest seeds.
+        None without a survivor, or without hours for one on the fewest seeds.
     """
     for seeds in sorted((number for number in INTERIM_SEEDS if number <= CONFIRMED_ON), reverse=True):
         for number in range(len(survivors), 0, -1):

@@ -1,7 +1,7 @@
-"""Runs beside one another, whatever they are: what differs, by how much, and whether that is evidence.
+"""Any runs side by side: what differs, by how much, and whether that is evidence.
 
-A study compares what was declared, over several seeds. Here any runs are compared that someone wants to look at, so
-that most differences between them are no evidence: each is shown with the reasons.
+A study compares declared changes, over several seeds. Here any runs can be compared, so that most differences between
+them are no evidence: each is shown with the reasons.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from jaxformer.run.folder import load_run
 from jaxformer.run.metrics import MetricsReader, Series
 from jaxformer.statistics.paired_difference import Difference, crossed_difference
 
-# Seeds from which on the error of a difference counts how seeds differ, by their own differences.
+# The fewest seeds whose own differences give the error of a difference.
 _FEWEST_SEEDS = 2
 
 
@@ -32,32 +32,32 @@ class ShownRun(NamedTuple):
     series: Mapping[str, Series]
     """Its `metrics.jsonl`."""
     finished: FinishedRun | None
-    """What it left; None where it is not finished or its results are damaged."""
+    """Its results; None if it is not finished or they are damaged."""
     lacking: str
-    """Why there are no results; '' where there are."""
+    """Why there are no results; '' if there are."""
 
 
 class Contrast(NamedTuple):
-    """A run, or several that differ by their seeds, beside the first ones."""
+    """A run, or several that differ by their seeds, compared with the first ones."""
 
     first: Sequence[ShownRun]
     other: Sequence[ShownRun]
     changes: Mapping[str, tuple[Any, Any]]
-    """(first, other) of the fields that decide what is learned, by path."""
+    """(first, other) of the scientific fields that differ, by path."""
     difference: Difference | None
-    """Of validation bits per byte, other minus first; None where there is none."""
+    """Of validation bits per byte, other minus first; None if there is none."""
     no_difference: str
-    """Why there is none; '' where there is one."""
+    """Why there is none; '' if there is one."""
     seeds: int
-    """Pairs of runs with a seed in common that it is over; 0 for one of two runs with other seeds."""
+    """Number of pairs of runs with a seed in common; 0 for two runs with different seeds."""
     documents: int
     tasks: Mapping[str, TaskDifference]
     reservations: tuple[str, ...]
-    """Why it is no evidence of what the changes do."""
+    """Why it is no evidence for the effect of the changes."""
 
     @property
     def is_again(self) -> bool:
-        """Whether a run of the first ones is among the others: of the same configuration and seed."""
+        """Whether both have a run of the same configuration and seed."""
         return not self.changes and not _seeds(self.first).isdisjoint(_seeds(self.other))
 
 
@@ -65,7 +65,7 @@ def read_shown(workdir: Path) -> ShownRun:
     """Returns a run.
 
     Raises:
-        UserError: it is none, or has no metrics yet.
+        UserError: it is no run, or has no metrics yet.
     """
     experiment, record = load_run(workdir)
     try:
@@ -80,9 +80,9 @@ def read_shown(workdir: Path) -> ShownRun:
 
 
 def contrast_runs(runs: Sequence[ShownRun]) -> list[Contrast]:
-    """Returns the runs of each further configuration beside those of the first one; they are told apart by science.
+    """Returns the runs of each further configuration, compared with the first; science identifies a configuration.
 
-    The same run twice is two of them. Where all runs differ by their seeds alone, each is beside the first one.
+    The same run twice counts as two of them. If all runs differ only in their seeds, each is compared with the first.
     """
     arms: list[list[ShownRun]] = []
     for run in runs:
@@ -92,7 +92,7 @@ def contrast_runs(runs: Sequence[ShownRun]) -> list[Contrast]:
             arms.append([run])
         else:
             arm.append(run)
-    if len(arms) == 1:  # Seeds of one experiment: how much they differ is what can be seen.
+    if len(arms) == 1:  # Seeds of one experiment: this shows how much seeds differ.
         arms = [[run] for run in runs]
     return [_contrast(arms[0], arm) for arm in arms[1:]]
 
@@ -109,7 +109,7 @@ def _contrast(first: Sequence[ShownRun], other: Sequence[ShownRun]) -> Contrast:
         return Contrast(first, other, changes, None, "one is not finished", 0, 0, {}, tuple(reservations))
     pairs = paired_seeds(firsts, others)
     reservations += _reservations(firsts[0], others[0], len(pairs), changes)
-    # Those of other seeds by their documents.
+    # Runs of different seeds are paired by documents.
     firsts, others = map(list, zip(*(pairs or [(firsts[0], others[0])]), strict=True))
     flags, notes = check_comparable(firsts, others, declared={path: [*each] for path, each in changes.items()})
     corpora = [name for name, read in firsts[0].validation.items() if len(set(read.sources.tolist())) > 1]
@@ -117,7 +117,7 @@ def _contrast(first: Sequence[ShownRun], other: Sequence[ShownRun]) -> Contrast:
     if not corpora:
         lacking = ONE_DOCUMENT
     elif not have_same_documents([*firsts, *others], corpora):
-        lacking = "they were validated on other documents"
+        lacking = "they were validated on different documents"
     else:
         (bits_SI, bytes_I, strata_I), (first_SI, _, _) = stack(others, corpora), stack(firsts, corpora)
         sources_I, documents = stack_sources(firsts[0], corpora), len(bytes_I)
@@ -129,23 +129,23 @@ def _contrast(first: Sequence[ShownRun], other: Sequence[ShownRun]) -> Contrast:
 
 def _reservations(first: FinishedRun, other: FinishedRun, seeds: int, changes: Mapping[str, Any]) -> list[str]:
     if not changes and seeds:
-        return ["the same run twice: what differs is code, versions or device"]
+        return ["the same run twice: only code, versions or device can differ"]
     if not changes:
-        return ["seeds of one experiment: how far apart they are is what a change must exceed"]
+        return ["seeds of one experiment: a change must exceed this difference"]
     names = [declared_name(run.record) for run in (first, other)]
     is_declared = names[0] in (other.record["lineage"].get("parents") or ())
     undeclared = f"{names[1]} is not a declared change of {names[0]}"
     if names[0] == names[1]:
-        undeclared = f"both are of {names[0]}, of which no file declares it"
+        undeclared = f"both are of {names[0]}, and no file declares their difference"
     found = [] if is_declared else [f"change: {undeclared}"]
     if not seeds:
-        return [*found, "seeds: they share none, so that they began with other weights and read other batches"]
+        return [*found, "seeds: they share none, so that they had different initial weights and batches"]
     if seeds < _FEWEST_SEEDS:
-        text = "seeds: one, so that the error is that of the documents alone; other seeds may differ by more"
+        text = "seeds: only one, so that the error is from the documents alone; other seeds may differ by more"
         return [*found, text]
     return found
 
 
 def declared_name(record: Mapping[str, Any]) -> str:
-    """Returns the name of the experiment that a run is of, whatever name the run was given."""
+    """Returns the name of a run's experiment, even if the run was given another name."""
     return record["lineage"].get("experiment") or record["experiment"]

@@ -1,4 +1,4 @@
-"""An experiment at other sizes, and the finished runs of those."""
+"""An experiment at other sizes, and their finished runs."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -19,24 +19,24 @@ from jaxformer.flops import parameter_count
 
 T = TypeVar("T")
 
-# Of the steps, how far apart validations of two sizes may lie to count as those of the same share of the training.
+# Share of the steps by which validations of two sizes may differ and still count as at the same share of the training.
 _SAME_SHARE = 0.01
 
 
 class Size(NamedTuple):
-    """Finished runs of one size, which differ by their seeds alone."""
+    """Finished runs of one size, which differ only in their seeds."""
 
     name: str
     runs: tuple[FinishedRun, ...]
     parameters: int
     tokens: int
-    """That a run is trained on."""
+    """Training tokens of a run."""
     compute: float
     """Of a run's training, floating-point operations."""
 
     @property
     def bits_per_byte(self) -> list[float]:
-        """What each run ended with."""
+        """The final bits per byte of each run."""
         return [run.bits_per_byte for run in self.runs]
 
     def at_share(self, share: float) -> list[float]:
@@ -51,22 +51,22 @@ class Size(NamedTuple):
 
 
 def size_of(experiment: Experiment, runs: Sequence[FinishedRun] = ()) -> Size:
-    """Returns the size of an experiment, with the runs of it that are finished."""
+    """Returns the size of an experiment, with its finished runs."""
     compute = training_flops(experiment)
     return Size(experiment.name, tuple(runs), parameter_count(experiment.model), trained_tokens(experiment), compute)
 
 
 def find_sizes(target: Resolved) -> list[Resolved]:
-    """Returns the experiments that differ from a target in their size alone, and itself, by compute.
+    """Returns the experiments that differ from a target only in their size, and the target, by compute.
 
-    Those of the files in `experiments/`; variants are none, since a change of the width is a question too.
+    Only files in `experiments/` count, without variants, since a change of the width is a question too.
     """
     found = [target]
     for name in list_experiments():
         try:
             is_question = isinstance(run_experiment_file(find_experiment(name), (object,)), Variant | Merge)
             one = target if is_question or name == target.name else resolve(name)
-        except UserError:  # It is for whoever asks for it.
+        except UserError:  # Reported when that experiment itself is used.
             continue
         if is_another_size(one.experiment, target.experiment):
             found.append(one)
@@ -74,12 +74,12 @@ def find_sizes(target: Resolved) -> list[Resolved]:
 
 
 def distinct(sizes: Sequence[T], key: Callable[[T], tuple[float, float]]) -> list[T]:
-    """Returns of sizes by compute those that differ from each other by 1 % or more: of several that do not, one.
+    """Returns, from sizes by compute, sizes that differ by 1 % or more: only one of several that are closer.
 
-    Two experiments of one shape, whose learning rates differ, show no trend, and what makes one better is their rates.
+    Two experiments of one shape with different learning rates show no trend: only their rates make one better.
 
     Args:
-        key: (compute, runs) of a size; the one with more runs stays, and of equals the first.
+        key: (compute, runs) of a size; the one with more runs stays, of equals the first.
     """
     kept: list[T] = []
     for size in sizes:
@@ -92,9 +92,9 @@ def distinct(sizes: Sequence[T], key: Callable[[T], tuple[float, float]]) -> lis
 
 
 def smaller_sizes(target: Resolved, runs: Path, allow: Collection[str] = ()) -> tuple[list[Size], list[str]]:
-    """Returns the sizes below a target's of which there are finished runs, by compute, and why runs are left out.
+    """Returns the sizes below a target's with finished runs, by compute, and why runs are left out.
 
-    All were made alike, and validated on the same documents: as most were.
+    All were made alike and validated on the same documents: as most were.
 
     Args:
         allow: kinds of differences between runs that do not count, as of a comparison.
@@ -108,11 +108,11 @@ def smaller_sizes(target: Resolved, runs: Path, allow: Collection[str] = ()) -> 
             if science(run.experiment) == science(one.experiment):
                 every.append(run)
             else:
-                notes.append(f"{run.workdir}: {one.name} has moved since it was trained, and it is left out")
+                notes.append(f"{run.workdir}: left out, since {one.name} has changed since it was trained")
     alike, others = agreeing(every, allow)
     found = [size_of(one.experiment, [run for run in alike if run.experiment.name == one.name]) for one in below]
     found = [size for size in found if size.runs]
     kept = distinct(found, lambda size: (size.compute, len(size.runs)))
     dropped = {size.name for size in found} - {size.name for size in kept}
-    notes += others + [f"{name}: as large as another size, with fewer runs, and left out" for name in sorted(dropped)]
+    notes += others + [f"{name}: left out, since another size is as large, with more runs" for name in sorted(dropped)]
     return kept, notes

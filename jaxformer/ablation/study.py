@@ -1,4 +1,4 @@
-"""Several variants of one parent, on the same seeds: what is to be run."""
+"""Several variants of one parent, on the same seeds, and the runs that they need."""
 
 import itertools
 import math
@@ -28,26 +28,27 @@ from jaxformer.plan.run_time import IMPORTING
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Questions to one parent, and the rule by which they will be decided."""
+    """Variants of one parent, and the rule that will decide on them."""
 
     parent: str
     """The experiment that each variant changes."""
     variants: tuple[str, ...]
-    """Names; one whose file has another parent is applied to this one: `swiglu` of `laptop` is `swiglu@laptop`. Those
-    that are retuned (`Variant.retune`) are compared with their parent each at its best learning rate.
+    """Names; one whose file has another parent is applied to this one: `swiglu` of `laptop` is `swiglu@laptop`.
+    Retuned variants (`Variant.retune`) and their parent are each compared at their best learning rate.
     """
     seeds: Annotated[int, Bounds(at_least=1, at_most=1000)] = 3
-    """Seeds of each variant, from 0 on, or from the highest `first_seed` of what is promoted among them."""
-    parent_seeds: int = 3
-    """Seeds of the parent, at least as many: more make its noise better known."""
+    """Seeds of each variant, from 0 on, or from the highest `first_seed` of promoted ones among them."""
+    parent_seeds: int = 0
+    """Seeds of the parent, at least as many, or 0 for as many: more of them measure its seed noise better."""
     rule: Rule = field(default_factory=Rule)
 
     def __post_init__(self):
         check_fields(self)
+        object.__setattr__(self, "parent_seeds", self.parent_seeds or self.seeds)
         require(bool(self.variants), "a study needs a variant")
         for name in (self.parent, *self.variants):
             require(
-                not is_path(name), f"a study names its experiments, and {name} is a path; put the file in experiments/"
+                not is_path(name), f"a study takes names of experiments, not a path: {name}; put it in experiments/"
             )
         require(len(set(self.variants)) == len(self.variants), "a study names a variant twice")
         require(
@@ -65,7 +66,7 @@ def resolve_study(study: Study) -> list[Resolved]:
     """Returns the parent and its variants, each checked to be one change.
 
     Raises:
-        UserError: one is none.
+        UserError: one is not.
     """
     experiments, refused = resolve_what_can_be(study)
     for error in refused.values():
@@ -74,10 +75,10 @@ def resolve_study(study: Study) -> list[Resolved]:
 
 
 def resolve_what_can_be(study: Study) -> tuple[list[Resolved], dict[str, UserError]]:
-    """Returns the parent and the variants that are one change each, and of the others, by name, why they are none.
+    """Returns the parent and the variants that are one change each; and by name, why others are not.
 
     Raises:
-        UserError: the parent is none, or no variant is one.
+        UserError: the parent is invalid, or no variant is one change.
     """
     experiments, refused = [resolve(study.parent)], {}
     for name in study.variants:
@@ -99,9 +100,9 @@ def resolve_what_can_be(study: Study) -> tuple[list[Resolved], dict[str, UserErr
 
 
 def _check_beginning(parent: Resolved, one: Resolved) -> None:
-    """Raises `UserError` where one of two experiments starts from trained weights, and the other from scratch.
+    """Raises `UserError` if one of two experiments starts from trained weights, and the other from scratch.
 
-    Their difference would be that of the training before, and their seeds draw unlike things.
+    Their difference would come from the earlier training, and their seeds draw different things.
     """
     trained, drawn = (parent, one) if parent.experiment.init_from else (one, parent)
     require(
@@ -112,7 +113,7 @@ def _check_beginning(parent: Resolved, one: Resolved) -> None:
 
 
 def _other_ancestor(one: Resolved, experiments: Sequence[Resolved]) -> UserError | None:
-    """Returns why an experiment is not compared with others: an ancestor has the name of one, and is another."""
+    """Returns why an experiment is not compared with others: an ancestor has the name of one but differs from it."""
     by_name = {each.name: each for each in experiments}
     for each in one.ancestors:
         if each.name in by_name and not each.is_same(by_name[each.name]):
@@ -121,13 +122,13 @@ def _other_ancestor(one: Resolved, experiments: Sequence[Resolved]) -> UserError
 
 
 def _missing_parents(one: Resolved, experiments: Sequence[Resolved]) -> list[str]:
-    """Returns the names of what an experiment is compared with that is not among others."""
+    """Returns the names of experiments that one is compared with and that are not among others."""
     names = [each.name for each in experiments]
     return [each.name for each in one.parents[:1] if each.name not in names] if one is not experiments[0] else []
 
 
 def root_of_removals(resolved: Sequence[Resolved]) -> Resolved | None:
-    """Returns the experiment from which the whole gain is measured of a study that leaves changes out; else None.
+    """Returns the experiment from which the whole gain is measured in a study that leaves changes out; else None.
 
     Args:
         resolved: the study's parent and variants.
@@ -137,31 +138,31 @@ def root_of_removals(resolved: Sequence[Resolved]) -> Resolved | None:
 
 
 def with_root(resolved: Sequence[Resolved]) -> list[Resolved]:
-    """Returns all experiments whose runs a study takes: its own, and last the root of its removals."""
+    """Returns all experiments whose runs a study uses: its own, and last the root of its removals."""
     root = root_of_removals(resolved)
     return [*resolved, *([root] if root else [])]
 
 
 class Jobs(NamedTuple):
-    """The runs of a study, seed by seed, of each seed the parents first, and of each experiment its own rate."""
+    """The runs of a study, seed by seed, with parents first, and each experiment's own rate first."""
 
     now: list[Job]
-    """Those that are to be trained by what is known."""
+    """Runs to train, as far as is known."""
     later: list[Job]
-    """Those of what is retuned that follow, if the best learning rates so far turn out to be the best."""
+    """Runs of retuned variants that follow if the best learning rates so far turn out to be the best."""
 
 
 def make_jobs(
     study: Study, runs: Path, seconds: Mapping[str, float] = {}, resolved: Sequence[Resolved] | None = None
 ) -> Jobs:
-    """Returns the runs of a study: of what is retuned, those that `missing_runs` names after what is finished.
+    """Returns the runs of a study; for retuned variants, those that `missing_runs` names after the finished ones.
 
-    Nothing begins before the first seed of the study's parent is seen to train; what is compared at its parent's rate,
-    not before the first and the same seed of that parent are.
+    The first seed of the study's parent must train before others begin. A variant compared at its parent's rate also
+    waits until the first and the same seed of that parent train.
 
     Args:
-        seconds: of a run of each experiment, estimated; NaN where it is left out.
-        resolved: the experiments, as of `resolve_study`, where they are known.
+        seconds: of a run of each experiment, estimated; NaN if left out.
+        resolved: the experiments, as of `resolve_study`, if known.
     """
     resolved = [*resolved] if resolved else resolve_study(study)
     first = seeds_of(resolved).start
@@ -181,7 +182,7 @@ def make_jobs(
         name, expected = one.name, seconds.get(one.name, math.nan)
         at_own_rate = number < seeds_at_own_rate.get(name, 0)
         if at_own_rate:
-            # The study's parent may change another, which is no part of the study.
+            # The study's parent may have a parent that is not in the study.
             parents = [each for each in one.parents[:1] if each.name in seeds_at_own_rate]
             jobs.now.append(make_job(one, first + number, runs, expected, needs=needs(number, parents)))
         octaves = [octave for octave, n in to_come.get(name, ()) if n == number and not (at_own_rate and octave == 0)]
@@ -192,9 +193,9 @@ def make_jobs(
 
 
 def _seeds_at_own_rate(study: Study, resolved: Sequence[Resolved]) -> dict[str, int]:
-    """Returns, by name, on how many seeds experiments are trained at their own rates: all that is compared there.
+    """Returns, by name, the number of seeds of experiments that are trained, and compared, at their own rates.
 
-    The study's parent is, whatever it is compared at, for its noise.
+    The study's parent always is, for its seed noise.
     """
     at_own_rate = [one for one in resolved if not is_retuned(study, one)]
     names = {each.name for one in at_own_rate for each in (one, *one.parents[:1])}
@@ -204,7 +205,7 @@ def _seeds_at_own_rate(study: Study, resolved: Sequence[Resolved]) -> dict[str, 
 
 
 def ended_jobs(study: Study, runs: Path) -> list[Job]:
-    """Returns the runs of a study's experiments that have a result: of all seeds that are compared, at any rate."""
+    """Returns the runs of a study's experiments that have a result, on all compared seeds, at any rate."""
     resolved = resolve_study(study)
     seeds, at_any_rate = seeds_of(resolved), rate_searches(study, resolved, runs)
     found = [job for search in at_any_rate for job in search.ended_jobs(seeds)]
@@ -217,7 +218,7 @@ def plan_study(study: Study, runs: Path, jobs: Sequence[Job] | None = None) -> P
     """Returns the runs of a study, to be checked.
 
     Args:
-        jobs: those of its experiments that are to be made, where these are not the study's own.
+        jobs: the runs of its experiments to make, if not the study's own.
 
     Raises:
         UserError: as of `resolve_study`.
@@ -230,19 +231,19 @@ def plan_study(study: Study, runs: Path, jobs: Sequence[Job] | None = None) -> P
 
 
 def is_retuned(study: Study, one: Resolved) -> bool:
-    """Returns whether a variant of a study is compared with its parent each at its best learning rate."""
+    """Returns whether a variant of a study and its parent are each compared at their best learning rate."""
     return one.name != study.parent and one.is_retuned
 
 
 def rate_searches(study: Study, resolved: Sequence[Resolved], runs: Path) -> list[RateSearch]:
-    """Returns the search for the best learning rate of each variant that is retuned, and of each parent of one."""
+    """Returns the search for the best learning rate of each retuned variant, and of its parent."""
     retuned = [one for one in resolved if is_retuned(study, one)]
     names = {each.name for one in retuned for each in (one, one.parents[0])}
     return [RateSearch(one, runs, seeds_of(resolved).start) for one in resolved if one.name in names]
 
 
 def _parents_first(resolved: Sequence[Resolved]) -> list[Resolved]:
-    """Returns experiments in their order, but each behind those of its parents that are among them."""
+    """Returns experiments in their order, but each after its parents among them."""
     waiting, ordered = list(resolved), []
     while waiting:
         names = {one.name for one in waiting}
@@ -253,13 +254,13 @@ def _parents_first(resolved: Sequence[Resolved]) -> list[Resolved]:
 
 
 def estimate_seconds(resolved: Sequence[Resolved], runs: Path, timed: Mapping[str, float] = {}) -> dict[str, float]:
-    """Returns the seconds of a run of each experiment: as its runs took, else as the first one's do for each FLOP.
+    """Returns the seconds of a run of each experiment: from its runs, else from the first one's seconds per FLOP.
 
     Args:
-        timed: seconds of a run by name, where none of its runs is finished.
+        timed: seconds of a run by name, if none of its runs is finished.
 
     Raises:
-        UserError: those of the first experiment are not known.
+        UserError: the first experiment's are unknown.
     """
     known = {one.name: mean_seconds(runs / one.name) or timed.get(one.name) for one in resolved}
     parent, *_ = resolved
@@ -273,9 +274,9 @@ def estimate_seconds(resolved: Sequence[Resolved], runs: Path, timed: Mapping[st
 
 
 def mean_seconds(folder: Path) -> float | None:
-    """Returns the mean over the runs whose summary holds it, or None; a damaged one is for the run to refuse.
+    """Returns the mean seconds over runs with a summary, or None; the run itself reports a damaged one.
 
-    It is that of a process from its start to its end. Runs of screenings count: the seed does not change it.
+    Measured from the start of the process to its end. Runs of screenings count, since the seed does not matter.
     """
     seconds = [read_json_or_empty(path).get("seconds") for path in folder.glob("seed_*/summary.json")]
     known = [each for each in seconds if isinstance(each, int | float) and 0 < each < math.inf]

@@ -1,4 +1,4 @@
-"""The times per token of a study's variants beside their parents': to come, measured, and forgotten."""
+"""The times per token of a study's variants relative to their parents': planned, measured, and removed."""
 
 import glob
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from jaxformer.host.console import print_notice
 
 
 def measure_clocks(pairs: Sequence[tuple[str, str]]) -> None:
-    """Measures the times per token of pairs of run folders (parent, variant); what cannot be measured is named."""
+    """Measures the times per token of pairs of run folders (parent, variant); prints those that cannot be measured."""
     for number, (parent, variant) in enumerate(pairs, 1):
         what = f"measuring the time per token of {Path(variant).parent.name}, {number} of {len(pairs)}"
         try:
@@ -24,11 +24,11 @@ def measure_clocks(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def clocks_to_come(study: Study, runs: Path, seconds: Mapping[str, float], *, again: bool = False) -> list[float]:
-    """Returns, of each variant whose time per token may be measured, the most seconds that takes.
+    """Returns the most seconds to measure the time per token of each variant that may need it.
 
     Args:
         seconds: of a run of each experiment, estimated.
-        again: of those that were measured too.
+        again: includes those that were measured before.
     """
     parent, *others = resolve_study(study)
     variants = [one for one in others if again or not _clock_files(one.name, runs)]
@@ -39,12 +39,12 @@ def clocks_to_come(study: Study, runs: Path, seconds: Mapping[str, float], *, ag
 
 
 def forget_clocks(study: Study, runs: Path) -> None:
-    """Removes what was measured of the times per token of a study's variants."""
+    """Removes the measured times per token of a study's variants."""
     for one in resolve_study(study)[1:]:
         for path in _clock_files(one.name, runs):
             path.unlink(missing_ok=True)
 
 
 def _clock_files(name: str, runs: Path) -> list[Path]:
-    """Returns what was measured of a variant, at its own learning rate and at others."""
+    """Returns the files with a variant's measurements, at its own learning rate and at others."""
     return [*runs.glob(f"{glob.escape(name)}/{CLOCK}"), *runs.glob(f"{glob.escape(name)}{AD_HOC}*/{CLOCK}")]

@@ -1,4 +1,4 @@
-"""The file of a study, found and read: it assigns a `Study`, a `Chain` or a `Screening` to STUDY."""
+"""Study files, found and read: each assigns a `Study`, a `Chain` or a `Screening` to STUDY."""
 
 from jaxformer.ablation.chain import Chain
 from jaxformer.ablation.screening import Screening
@@ -27,7 +27,7 @@ def load_screening(name_or_path: str) -> Screening:
     """
     study = _load(name_or_path)
     if not isinstance(study, Screening):
-        raise UserError(f"this is no screening: `jaxformer ablate --study={name_or_path}` runs it")
+        raise UserError(f"this is not a screening: `jaxformer ablate --study={name_or_path}` runs it")
     return study
 
 
@@ -43,7 +43,7 @@ def choose_study(
     seeds: int = Study.seeds,
     parent_seeds: int = Study.parent_seeds,
 ) -> Study | Chain:
-    """Returns the study of a file, or of a parent and its variants, separated by commas, in place of one.
+    """Returns the study of a file, or of a parent and its variants, separated by commas.
 
     Raises:
         UserError: neither is given, both are, or there is no such study.
@@ -66,6 +66,6 @@ def no_chain(study: Study | Chain) -> Study:
     if isinstance(study, Chain):
         raise UserError(
             "this is a chain: `jaxformer ablate` runs it and `jaxformer report --all` draws it; name one of its "
-            "questions by --parent and --variants"
+            "changes with --parent and --variants"
         )
     return study

@@ -1,4 +1,4 @@
-"""The runs of a study, read: the finished ones, how others ended, and what is not there to be read."""
+"""The runs of a study: the finished ones, how others ended, and which cannot be read."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -23,16 +23,16 @@ Reader = Callable[[Path, str], Runs]
 
 
 class StudyRuns(NamedTuple):
-    """The experiments of a study, and what became of their runs."""
+    """The experiments of a study, and their runs."""
 
     experiments: list[Resolved]
     refused: Mapping[str, UserError]
-    """Why other variants are none, by name."""
+    """Why other variants are invalid, by name."""
     read: Mapping[str, Runs]
     failures: Mapping[str, Mapping[int, str]]
     """How runs ended without a result, by name and seed."""
     trained: Mapping[str, Trained]
-    """Runs of what is retuned, at all learning rates, by name."""
+    """Runs of retuned variants, at all learning rates, by name."""
 
     @property
     def finished(self) -> dict[str, list[FinishedRun]]:
@@ -48,29 +48,29 @@ class StudyRuns(NamedTuple):
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """A line on each run folder, and each variant of the study, that could not be read."""
+        """A line on each run folder, and each variant of the study, that cannot be read."""
         return (*(line for each in self.read.values() for line in each.unreadable), *map(str, self.refused.values()))
 
     @property
     def lost_hours(self) -> dict[str, float]:
-        """Device hours of runs that were stopped early, by name of the experiment, where there are any."""
+        """Device hours of runs that were stopped early, by name of the experiment."""
         return {name: hours for name, each in self.read.items() if (hours := _hours_stopped_early(each.folders))}
 
     @property
     def variants(self) -> list[Resolved]:
-        """The variants of which a run has ended."""
+        """The variants with a run that has ended."""
         ended = {name for name, each in self.read.items() if each.finished or each.unreadable or self.failures[name]}
         return [one for one in self.experiments[1:] if one.name in ended]
 
 
 def collect_runs(study: Study, runs: Path, reader: Reader) -> StudyRuns:
-    """Returns the runs of a study that count by a reader.
+    """Returns the runs of a study that count for a reader.
 
     Raises:
         UserError: the parent has no finished run that can be read, or no variant of the study is one change.
     """
     experiments, refused = resolve_what_can_be(study)
-    ours = seeds_of(experiments)  # The next generations train seeds of their own, of the same experiments too.
+    ours = seeds_of(experiments)  # Later generations train their own seeds, of the same experiments too.
     read = {one.name: _of_seeds(reader(runs, one.name), ours) for one in with_root(experiments)}
     failures = {name: failures_of(each.folders) for name, each in read.items()}
     _require_runs(runs / study.parent, read[study.parent], failures[study.parent])
@@ -90,7 +90,7 @@ def _of_seeds(read: Runs, seeds: Collection[int]) -> Runs:
 
 
 def _require_runs(folder: Path, read: Runs, failures: Mapping[int, str]) -> None:
-    """Raises `UserError` unless a run of the study's parent is finished and can be read: with what became of them."""
+    """Raises `UserError`, with how its runs ended, unless the study's parent has a finished run that can be read."""
     ended = [*(f"seed {seed} {why}; see {folder / f'seed_{seed}'}.log" for seed, why in sorted(failures.items()))]
     ended += read.unreadable
     require(

@@ -1,4 +1,4 @@
-"""A run of an experiment, as a job of a queue, and a queue of such jobs that must all have a result."""
+"""A run of an experiment as a job of a queue, and a queue of such jobs that must all give a result."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ from jaxformer.jobs.queue import OVER, Queue, State, state_on_disk
 
 
 class Planned(NamedTuple):
-    """Runs that are to be made, and of what."""
+    """Planned runs, and their experiments."""
 
     experiments: Sequence[Resolved]
     jobs: Sequence[Job]
     ended: Sequence[Job] = ()
-    """Runs of the experiments that have a result, with which those will be compared."""
+    """Runs of the experiments with a result, which the planned ones will be compared with."""
     times_each: bool = False
-    """Whether a step of each experiment is timed, where none of its runs is finished; else the first one's, and those
-    of the others follow by their operations.
+    """Whether a step of each experiment without a finished run is timed; else only the first one's, and the others are
+    estimated from their operations.
     """
 
 
@@ -40,16 +40,16 @@ def make_job(
     """Returns the run of an experiment on a seed, in its folder `runs/EXPERIMENT/seed_N`.
 
     Args:
-        seconds: that it takes, estimated; NaN where that is not known.
-        name: under which it is shown; that of the experiment by default.
-        needs: folders of the runs that must be seen to train before; its own among them counts for nothing.
-        arguments: by which the command line has the experiment without its overrides; its name by default.
+        seconds: of the run, estimated; NaN if unknown.
+        name: shown for it; by default the experiment's.
+        needs: folders of runs that must train first; its own among them is ignored.
+        arguments: of the command line for the experiment without its overrides; its name by default.
 
     Raises:
-        UserError: it takes several processes.
+        UserError: it needs several processes.
     """
     processes, devices = one.experiment.mesh.processes, one.experiment.mesh.devices
-    require(processes == 1, f"{one.name}: mesh.processes = {processes}, and a queue starts one for each run")
+    require(processes == 1, f"{one.name}: mesh.processes = {processes}, but a queue starts one process for each run")
     workdir = runs / one.name / f"seed_{seed}"
     arguments = [*(arguments or [f"--experiment={one.name.partition(AD_HOC)[0]}"])]
     arguments += [f"--seed={seed}", f"--workdir={typed(workdir)}"]
@@ -59,25 +59,25 @@ def make_job(
 
 
 def experiment_of(job: Job) -> str:
-    """Returns the name of the experiment of a job, without the mark of fields that its command line sets."""
+    """Returns the name of a job's experiment, without the mark of fields set by its command line."""
     return job.workdir.parent.name.partition(AD_HOC)[0]
 
 
 def not_over(jobs: Sequence[Job]) -> list[Job]:
-    """Returns the jobs that are to be trained yet."""
+    """Returns the jobs that are not trained yet."""
     return [job for job in jobs if state_on_disk(job.workdir)[0] not in OVER]
 
 
 def device_hours(jobs: Sequence[Job]) -> float:
-    """Returns the device hours that jobs are estimated to take."""
+    """Returns the estimated device hours of jobs."""
     return sum(job.estimated_seconds * job.devices for job in jobs) / 3600
 
 
 def run_to_results(jobs: Sequence[Job], *, parallel: int = 1, price_per_hour: float | None = None) -> None:
-    """Runs jobs, showing what they do.
+    """Runs jobs, showing their progress.
 
     Raises:
-        TrainingFailure: one ended otherwise than finished or by divergence.
+        TrainingFailure: one ended neither finished nor by divergence.
     """
     board, statuses = Dashboard(), []
     with Queue(jobs, parallel=parallel) as queue:

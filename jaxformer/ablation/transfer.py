@@ -1,4 +1,4 @@
-"""A change that was compared at several sizes: what is known of its effect at one that it was perhaps never trained at.
+"""A change compared at several sizes, and the prediction of its effect at a target size, trained there or not.
 
 Axes: N size, L place along the compute.
 """
@@ -49,15 +49,15 @@ from jaxformer.statistics.transfer_design import (
     expected_deviation,
 )
 
-# Sizes among which a design chooses: all combinations of seeds are tried.
+# Number of sizes that a design chooses from: all combinations of seeds are tried.
 _MOST_OPTIONS = 5
 
-# Places along the compute at which the law is drawn.
+# Points along the compute at which the law is drawn.
 _PLACES = 60
 
 
 class SizeResult(NamedTuple):
-    """What a change came to at one size."""
+    """The result of a change at one size."""
 
     size: str
     """The experiment that was changed."""
@@ -66,40 +66,42 @@ class SizeResult(NamedTuple):
     """Floating-point operations of a run of the parent."""
     comparison: Comparison
     rates: str
-    """Learning rates: 'best' of the parent and of the variant, or the one of both, 'tuned' for the parent or not."""
+    """Learning rates: 'best' of parent and variant, or the one of both, 'tuned' for the parent or not."""
     is_tuned: bool
-    """Whether either is so."""
+    """Whether they are best or tuned."""
     hours: float
-    """Device hours of a seed of both arms, at all rates that it takes."""
+    """Device hours of a seed of both arms, at all rates that it needs."""
     parent_hours: float
     """Device hours of a run of the parent."""
     pairs: Sequence[tuple[FinishedRun, FinishedRun]]
-    """The runs (parent, variant) of each seed that were compared; none where each arm is taken at its best rate."""
+    """The compared runs (parent, variant) of each seed; none if each arm is taken at its best rate."""
     why_not: str = ""
-    """Why it does not count; '' where it does."""
+    """Why it does not count; '' if it does."""
 
     @property
     def difference(self) -> Difference | None:
-        """Variant minus parent; None where they are not compared, or nothing is known of how seeds vary."""
+        """Variant minus parent; None if they are not compared, or the seed noise is unknown."""
         found = self.comparison.difference
         is_compared = self.comparison.verdict.word is not verdict.Word.NOT_COMPARED
         return found if is_compared and found and found.seeds_counted else None
 
 
 class Proposal(NamedTuple):
-    """What would decide a question."""
+    """Runs that would decide a question."""
 
     options: list[tuple[str, SizeOption]]
-    """Sizes at which it could be asked, and the target, by compute."""
+    """Sizes that could be trained, and the target, by compute."""
     effect: float
-    """Bits per byte that designs are for: what is expected at the target, or what matters there if that is more."""
+    """Bits per byte that designs should detect: the expected effect at the target, or the smallest that matters if
+    that is larger.
+    """
     designs: Designs
     budget: float
     """Device hours to spend."""
     has_hours: bool
-    """Whether hours are hours: they are floating-point operations where no run tells what these take."""
+    """Whether hours are hours; without a run that shows their speed, they are floating-point operations."""
     assumed: tuple[str, ...]
-    """What it rests on that no run has shown."""
+    """Assumptions that no run has shown."""
 
     def suffices(self, design: Design) -> bool:
         """Returns whether a design has the wanted power within the budget."""
@@ -107,14 +109,14 @@ class Proposal(NamedTuple):
 
 
 class TransferResult(NamedTuple):
-    """What is known of a change at the target."""
+    """What is known about a change at the target."""
 
     variant: str
     target: str
     compute: float
     """Floating-point operations of a run of the target."""
     sizes: list[SizeResult]
-    """Sizes at which there are finished runs of both, by compute."""
+    """Sizes with finished runs of both arms, by compute."""
     verdict: TransferVerdict
     reason: str
     prediction: Prediction | None
@@ -122,7 +124,7 @@ class TransferResult(NamedTuple):
     law: tuple[np.ndarray, Effect] | None
     """Computes (L,) from the smallest size to the target, and the effects there."""
     proposal: Proposal | None
-    """None where it is decided, or nothing is expected."""
+    """None if it is decided, or nothing can be predicted."""
     unread: tuple[str, ...]
     """A line on each run folder that could not be read."""
     runs: Path
@@ -144,7 +146,7 @@ class TransferResult(NamedTuple):
         return lines
 
     def record(self) -> dict:
-        """Returns it as plain values for JSON; what is not known is None or empty."""
+        """Returns it as plain values for JSON; unknown values are None or empty."""
         target, proposal = self.prediction and self.prediction.target, self.proposal
         cost = "device_hours" if proposal and proposal.has_hours else "operations"
         designs = {
@@ -195,7 +197,7 @@ def ask_transfer(
     budget: float = math.inf,
     allow: Sequence[str] = (),
 ) -> TransferResult:
-    """Returns what is known of a variant at a target, from all sizes at which there are finished runs.
+    """Returns what is known about a variant at a target, from all sizes with finished runs.
 
     Each size is judged as by `jaxformer report --parent=SIZE --variants=VARIANT`, but no verdict is recorded.
 
@@ -203,14 +205,17 @@ def ask_transfer(
         aim: the target.
         sizes: of it, as of `find_sizes`.
         effect: the smallest at the target that matters, bits per byte; NaN takes the margin of the largest size.
-        budget: device hours to spend on knowing more.
+        budget: device hours to spend on further runs.
         allow: as of `judge_study`.
 
     Raises:
-        UserError: the variant is not found, or no change of the target.
+        UserError: the variant is not found, or does not change the target.
     """
-    require(JOIN not in variant, f"{variant} joins changes, each of which is compared with another: name one alone")
-    require(OF not in variant, f"{variant} is a change at one size: name it alone, {variant.partition(OF)[0]}")
+    require(JOIN not in variant, f"{variant} joins several changes: name one alone")
+    require(
+        OF not in variant,
+        f"{variant} is a change at one size: name it without the size, {variant.partition(OF)[0]}",
+    )
     is_retuned = resolve_variant_of(aim, variant).is_retuned
     sizes = [size for size in sizes if _variant_of(size, variant)]
     judged = [_judge(size, variant, runs, allow) for size in sizes if _has_runs(runs, size, variant)]
@@ -218,12 +223,12 @@ def ask_transfer(
     counted = [one for one in results if not one.why_not]
     margin = effect if math.isfinite(effect) or not counted else counted[-1].comparison.margin
     compute, prediction, law = training_flops(aim.experiment), None, None
-    word, reason = TransferVerdict.UNKNOWN, "at no size can it be compared, with an error that counts seeds"
+    word, reason = TransferVerdict.UNKNOWN, "no size has a comparison with an error over seeds"
     if counted:
         prediction, law = _predict(counted, compute, margin)
         word, reason = decide(prediction)
     elif not results:
-        reason = f"at no size are there finished runs of {variant} and of its parent, in the folder {runs}"
+        reason = f"no size has finished runs of {variant} and of its parent, in the folder {runs}"
     found = TransferResult(
         variant=variant,
         target=aim.name,
@@ -247,16 +252,16 @@ def ask_transfer(
 def _propose(
     found: TransferResult, sizes: Sequence[Resolved], aim: Resolved, runs_per_seed: int, effect: float, budget: float
 ) -> Proposal | None:
-    """Returns what would decide it; None where nothing is expected at the target.
+    """Returns the runs that would decide it; None if nothing can be predicted at the target.
 
-    Before there are data, noise and effect are assumed, and hours are those of the parent's runs.
+    Without data, noise and effect are assumed, and hours are taken from the parent's runs.
 
     Args:
         runs_per_seed: of both arms together.
     """
     known = [one for one in found.counted if one.hours > 0 and one.difference and _own_noise(one.difference)[0] > 0]
     hours, assumed = _hours(known, sizes, found.runs, runs_per_seed), []
-    why_not = f"--budget: no run of {found.target} or of a smaller size is finished to tell what an hour does"
+    why_not = f"--budget: no finished run of {found.target} or of a smaller size shows how long runs take"
     require(bool(hours) or math.isinf(budget), why_not)
     folders = {one.name: seed_folders(found.runs / one.name) for one in (*sizes, aim)}
     trained = {name: sum((each / "summary.json").exists() for each in ours) for name, ours in folders.items()}
@@ -276,7 +281,7 @@ def _propose(
 
 
 def _variant_of(size: Resolved, variant: str) -> Resolved | None:
-    """Returns the variant of a size; None where it is no change of it, such as to the depth that the size has."""
+    """Returns the variant of a size; None if it does not change it, such as to the depth that the size has."""
     try:
         one = resolve_variant_of(size, variant)
     except UserError:
@@ -325,14 +330,14 @@ def _size_result(size: Resolved, study: StudyRuns, comparison: Comparison, runs:
 
 
 def _without_doubles(results: Sequence[SizeResult]) -> list[SizeResult]:
-    """Returns sizes, of which one of each compute counts."""
+    """Returns sizes, only one of which counts for each compute."""
     counted = [one for one in results if not one.why_not]
     kept = {one.size: one for one in distinct(counted, lambda one: (one.compute, len(one.comparison.seeds)))}
     found = []
     for one in results:
         if not one.why_not and one.size not in kept:
             other = min(kept.values(), key=lambda each: abs(math.log(each.compute / one.compute)))
-            one = one._replace(why_not=f"{other.size} is as large, and stands for both")
+            one = one._replace(why_not=f"{other.size} is as large, and counts for both")
         found.append(one)
     return found
 
@@ -346,7 +351,7 @@ def _predict(
     items = [(one.item_variance, one.item_degrees_of_freedom) for one in differences]
     parts = *np.array([*map(_own_noise, differences)]).T, *np.array(items).T
     errors_NN = error_covariance(*parts, correlation=_document_correlation(counted))
-    # A little inside, since the effect is better known at a size itself than beside it.
+    # Slightly inside, since the effect is known better at a size than next to it.
     between_L = np.linspace(min(distances_N.min(), 0.0) + 1e-9, max(distances_N.max(), 0.0) - 1e-9, _PLACES)
     at_L = np.concatenate([[distances_N[0], distances_N[-1], 0.0], between_L])
     effect = predict_effect(means_N, errors_NN, distances_N, at_L)
@@ -356,12 +361,12 @@ def _predict(
 
 
 def _own_noise(found: Difference) -> tuple[float, float]:
-    """Returns the variance by seeds, and its degrees of freedom, that a size shows without what others do."""
+    """Returns the variance over seeds, and its degrees of freedom, from one size alone."""
     return found.own or (found.seed_variance, found.seed_degrees_of_freedom)
 
 
 def _document_correlation(counted: Sequence[SizeResult]) -> float:
-    """Returns how what documents do to the difference is correlated between sizes that were validated on the same."""
+    """Returns the correlation of document effects on the difference between sizes validated on the same documents."""
     arms = [one.pairs for one in counted if one.pairs]
     firsts = [run for pairs in arms for run in pairs[0]]
     corpora = [name for name in firsts[0].validation if all(name in run.validation for run in firsts)] if firsts else []
@@ -379,7 +384,7 @@ def _hours(
 ) -> dict[float, tuple[float, float]]:
     """Returns the device hours of a seed, and of a run of its parent, by operations of a run.
 
-    As they took, or by the parent's own runs.
+    Measured, or from the parent's own runs.
     """
     if known:
         return {one.compute: (one.hours, one.parent_hours) for one in known}
@@ -395,19 +400,19 @@ def _options(
     hours: Mapping[float, tuple[float, float]],
     trained: Mapping[str, int],
 ) -> list[tuple[str, SizeOption]]:
-    """Returns what a design chooses among: sizes up to the target, of which those that were compared tell the noise.
+    """Returns the sizes that a design chooses from, up to the target; compared ones show the noise.
 
-    One that was not has that of the nearest that was, changed as is expected of its compute.
+    The others take the noise of the nearest compared size, scaled to their compute.
 
     Args:
-        hours: of a seed, and of a run of its parent, by operations of a run; the nearest counts, by its operations.
-        trained: finished seeds of each size, of which the more trained stands for others of its compute.
+        hours: of a seed, and of a run of its parent, by operations of a run; the nearest counts, scaled by operations.
+        trained: finished seeds of each size; the one with the most stands for others of its compute.
     """
     compute, by_name = training_flops(target.experiment), {one.size: one for one in known}
     below = [(training_flops(one.experiment), one.name) for one in sizes if one.name != target.name]
     below = [(flops, name) for flops, name in below if flops < compute]
     below = distinct(below, lambda one: (one[0], math.inf if one[1] in by_name else trained[one[1]]))
-    # The ones that were compared, then the largest.
+    # Compared sizes first, then the largest.
     chosen = sorted(below, key=lambda one: (one[1] not in by_name, -one[0]))[:_MOST_OPTIONS]
     options = []
     for flops, name in [*sorted(chosen), (compute, target.name)]:

@@ -1,11 +1,11 @@
-"""The learning rate of an experiment, tuned: walked until the best one has a worse one on either side.
+"""Tuning of an experiment's learning rate: a search until the best rate has a worse one on either side.
 
-The walk is by octaves, and its end by half of one. Curves are steep above the best rate and flat below it: off three
-rates an octave apart the lowest value of one that was measured (0.3 million parameters, four rates) is read wrong by
-0.011 bits per byte (standard deviation over where the three lie), off three half an octave apart by 0.002.
+The search moves by octaves (factors of 2), and by half octaves at its end. Curves are steep above the best rate and
+flat below it. On a measured curve (0.3 million parameters, four rates), the minimum read from three rates an octave
+apart errs by 0.011 bits per byte (standard deviation over positions of the three), and half an octave apart by 0.002.
 
-A comparison at a rate that is too low for both arms is a comparison of who suffers less: an octave below the best,
-three of ten decisive verdicts had the wrong sign in simulation. So a parent is tuned before it is changed.
+A comparison at a rate that is too low for both arms shows which suffers less: an octave below the best, three of ten
+decisive verdicts had the wrong sign in simulation. So a parent is tuned before it is changed.
 """
 
 import math
@@ -34,16 +34,16 @@ from jaxformer.jobs.launch import Job
 from jaxformer.run.earlier_runs import check_earlier_runs
 from jaxformer.statistics.optimum import Parabola, fit_parabola, interpolation_weights
 
-# In the folder of an experiment's runs, what its tuning found.
+# The record of a tuning, in the folder of an experiment's runs.
 TUNING = "tuning.json"
 
-# The walk ends this many octaves from where it began.
+# The search ends this many octaves from its start.
 FARTHEST = 8
 
-# Octaves between the rates that it ends with, and how many these are, at each of which every seed is trained.
+# Octaves between the last rates, and their number; every seed is trained at each of them.
 STEP, RUNS_AT_BEST = 0.5, 3
 
-# Those at which there may be runs, in octaves from an experiment's own rate.
+# Rates that may have runs, in octaves from an experiment's own rate.
 _OCTAVES = tuple(np.arange(-FARTHEST, FARTHEST + STEP, STEP).tolist())
 
 # (octave, seed) -> final validation bits per byte; infinite for a run that diverged.
@@ -51,28 +51,28 @@ Trials = Mapping[tuple[float, int], float]
 
 
 class Tuning(NamedTuple):
-    """What the learning rate is worth to an experiment, in bits per byte over octaves from its own rate."""
+    """The effect of the learning rate on an experiment: bits per byte over octaves from its own rate."""
 
     experiment: str
     learning_rate: float
-    """Its own."""
+    """Its own learning rate."""
     trials: Trials
     bracket: tuple[float, float, float]
-    """Octaves of the best rate that was tried, and of its neighbours."""
+    """Octaves of the best rate tried, between its neighbours."""
     mean: Parabola | None
-    """Through the means of those over seeds; None where they do not bend upwards, or one diverged."""
+    """Through their means over seeds; None if they show no minimum, or one diverged."""
     cautious: Parabola | None
-    """Through their means and one standard deviation: what most runs reach. Seeds scatter more near the rate beyond
-    which training diverges, where the lowest mean may lie.
+    """Through their means plus one standard deviation: what most runs reach. Seeds scatter more near the rate where
+    training begins to diverge, and the lowest mean may lie there.
     """
     excess: float
-    """What its own rate costs, bits per byte above the lowest mean; NaN where it was not tried."""
+    """Cost of its own rate, bits per byte above the lowest mean; NaN if it was not tried."""
     excess_error: float
-    """Its standard error over seeds, paired; NaN with one seed or where not all were trained at its own rate."""
+    """Its standard error over seeds, paired; NaN with one seed, or if not all were trained at its own rate."""
 
     @property
     def recommended(self) -> float:
-        """The rate that is recommended, to two digits: the best for most runs, where there is more than one seed."""
+        """The recommended rate, to two digits: with several seeds, the best for most runs."""
         return self._rate(self._within_bracket(self.cautious or self.mean))
 
     @property
@@ -82,7 +82,7 @@ class Tuning(NamedTuple):
 
     @property
     def place(self) -> float:
-        """Octaves from its own rate to that of the lowest mean, within the three: the best of those if none bends."""
+        """Octaves from its own rate to that of the lowest mean, within the three; without one, the best of these."""
         return self._within_bracket(self.mean)
 
     def _within_bracket(self, parabola: Parabola | None) -> float:
@@ -94,10 +94,10 @@ class Tuning(NamedTuple):
 
 
 def missing_runs(trials: Trials, seeds: int) -> list[tuple[float, int]]:
-    """Returns the (octave, seed) that are to be trained next; none where the best rate is known on all seeds.
+    """Returns the (octave, seed) to train next; none once the best rate is known on all seeds.
 
-    One seed walks by octaves until the best has a neighbour on either side, and by `STEP` from there; the others then
-    train the three that it ends with, and all walk on where the mean of all says so.
+    One seed moves by octaves until the best has a neighbour on either side, and by `STEP` from there. The others then
+    train the last three rates, and all move on if the mean over all seeds says so.
     """
     best = 0.0
     for number, step in dict.fromkeys(((1, 1.0), (1, STEP), (seeds, STEP))):
@@ -111,7 +111,7 @@ def missing_runs(trials: Trials, seeds: int) -> list[tuple[float, int]]:
 
 
 def runs_to_come(trials: Trials, seeds: int) -> list[tuple[float, int]]:
-    """Returns all (octave, seed) that are to be trained yet, where the best rate so far turns out to be the best."""
+    """Returns all (octave, seed) left to train if the best rate so far turns out to be the best."""
     known, assumed = dict(trials), []
     best = _best(_means(trials, 1) or {0.0: 0.0})
     while missing := missing_runs(known, seeds):
@@ -121,7 +121,7 @@ def runs_to_come(trials: Trials, seeds: int) -> list[tuple[float, int]]:
 
 
 def _means(trials: Trials, seeds: int, step: float = STEP) -> dict[float, float]:
-    """Returns the mean over the first seeds of each octave that has all of them and is a multiple of a step."""
+    """Returns the mean over the first seeds, for each octave that has all of them and is a multiple of a step."""
     found = {}
     for octave in sorted({octave for octave, _ in trials if octave % step == 0}):
         if all((octave, seed) in trials for seed in range(seeds)):
@@ -130,15 +130,15 @@ def _means(trials: Trials, seeds: int, step: float = STEP) -> dict[float, float]
 
 
 def _best(means: Mapping[float, float]) -> float:
-    """Returns the octave of the lowest mean; of several such, the nearest to the experiment's own rate."""
+    """Returns the octave of the lowest mean; of several, the nearest to the experiment's own rate."""
     return min(means, key=lambda octave: (means[octave], abs(octave)))
 
 
 def fit(experiment: str, learning_rate: float, trials: Trials, seeds: int) -> Tuning:
-    """Returns what trials that lack nothing (`missing_runs`) say.
+    """Returns the result of complete trials (`missing_runs`).
 
     Raises:
-        UserError: every rate diverged, or the best is at the end of the walk.
+        UserError: every rate diverged, or the best is at the end of the search.
     """
     means = _means(trials, seeds)
     best = _best(means)
@@ -146,7 +146,8 @@ def fit(experiment: str, learning_rate: float, trials: Trials, seeds: int) -> Tu
     below, above = ([octave for octave in means if sign * (octave - best) > 0] for sign in (-1, 1))
     require(
         bool(below and above),
-        f"{experiment} is best at the end of the walk, {learning_rate * 2.0**best:g}; give it another learning rate",
+        f"{experiment} is best at the end of the search, {learning_rate * 2.0**best:g}; set optimizer.learning_rate to "
+        "that, and tune again",
     )
     bracket = (max(below), best, min(above))
     values_SP = np.array([[trials[octave, seed] for octave in bracket] for seed in range(seeds)])
@@ -160,7 +161,7 @@ def fit(experiment: str, learning_rate: float, trials: Trials, seeds: int) -> Tu
 
 
 def _excess(trials: Trials, lowest_S: np.ndarray) -> tuple[float, float]:
-    """Returns what the own rate costs beside the best one, over the seeds that were trained at it, and its error."""
+    """Returns the cost of the own rate over the best one, on the seeds trained at it, and its error."""
     own = [seed for seed in range(len(lowest_S)) if (0, seed) in trials]
     costs_S = np.array([trials[0, seed] - lowest_S[seed] for seed in own])
     if not (own and np.isfinite(costs_S).all()):
@@ -169,15 +170,15 @@ def _excess(trials: Trials, lowest_S: np.ndarray) -> tuple[float, float]:
 
 
 class RateSearch(NamedTuple):
-    """An experiment at learning rates around its own, and where its runs lie."""
+    """An experiment at learning rates around its own, and its folder of runs."""
 
     own: Resolved
     """The experiment at its own rate."""
     runs: Path
     first_seed: int = 0
-    """What the first seed of a trial is; trials count their seeds from 0."""
+    """The seed of a trial with number 0."""
     arguments: tuple[str, ...] = ()
-    """By which the command line has the experiment; its name where there are none."""
+    """Of the command line for the experiment; its name if empty."""
 
     def job(self, octave: float, seed: int, seconds: float = math.nan, *, needs: Sequence[Path] = ()) -> Job:
         """Returns the run of a trial: `seconds` and `needs` as of `make_job`."""
@@ -187,7 +188,7 @@ class RateSearch(NamedTuple):
         return make_job(one, self.first_seed + seed, self.runs, seconds, **options)
 
     def read(self, seeds: float = math.inf) -> tuple[dict[tuple[float, int], FinishedRun | None], list[str]]:
-        """Returns the trials of the first seeds that are over, None for one that diverged, and what is unreadable."""
+        """Returns the finished trials of the first seeds, None for diverged ones, and lines on unreadable ones."""
         found, unreadable = {}, []
         for octave in _OCTAVES:
             read = read_runs(self.runs, at_octave(self.own, octave).name)
@@ -198,10 +199,10 @@ class RateSearch(NamedTuple):
         return {trial: run for trial, run in trials.items() if 0 <= trial[1] < seeds}, unreadable
 
     def trials(self, seeds: int) -> dict[tuple[float, int], float]:
-        """Returns the bits per byte of the trials of the first seeds that are over, infinite for those that diverged.
+        """Returns the bits per byte of the finished trials of the first seeds, infinite for diverged ones.
 
         Raises:
-            UserError: a run is damaged, or belongs to what the experiment no longer is.
+            UserError: a run is damaged, or the experiment has changed since.
         """
         found = {}
         for octave in _OCTAVES:
@@ -215,7 +216,7 @@ class RateSearch(NamedTuple):
         return found
 
     def ended_jobs(self, seeds: Collection[int]) -> list[Job]:
-        """Returns the runs at any of the rates that have a result, of some seeds."""
+        """Returns the runs of some seeds that have a result, at any of the rates."""
         rates = {octave: self.runs / at_octave(self.own, octave).name for octave in _OCTAVES}
         ended = [(octave, seed) for octave, folder in rates.items() for seed in ended_seeds(folder) if seed in seeds]
         return [self.job(octave, seed - self.first_seed) for octave, seed in ended]
@@ -225,7 +226,7 @@ def make_search(name_or_path: str, parent: str, runs: Path) -> RateSearch:
     """Returns the search for the best learning rate of an experiment on its own seeds.
 
     Args:
-        parent: applies a variant to this one instead of its own; '' for its own.
+        parent: applies a variant to this parent instead of its own; '' for its own.
     """
     own = resolve(name_or_path, parent=parent)
     arguments = (f"--experiment={name_or_path}", *([f"--parent={parent}"] if parent else []))
@@ -233,7 +234,7 @@ def make_search(name_or_path: str, parent: str, runs: Path) -> RateSearch:
 
 
 def plan_tuning(name_or_path: str, parent: str, seeds: int, runs: Path) -> Planned:
-    """Returns the runs by which an experiment is tuned, to be checked.
+    """Returns the runs that tune an experiment, to be checked.
 
     Args:
         name_or_path, parent: as of `make_search`.
@@ -248,23 +249,23 @@ def plan_tuning(name_or_path: str, parent: str, seeds: int, runs: Path) -> Plann
 
 
 def at_octave(own: Resolved, octave: float) -> Resolved:
-    """Returns an experiment so many octaves above its own rate."""
+    """Returns an experiment at so many octaves above its own rate."""
     return with_overrides(own, {RATE: repr(own.experiment.optimizer.learning_rate * 2.0**octave)} if octave else {})
 
 
 def bits_of(runs: Mapping[tuple[float, int], FinishedRun | None]) -> dict[tuple[float, int], float]:
-    """Returns the bits per byte of trials; infinite for those that diverged."""
+    """Returns the bits per byte of trials; infinite for diverged ones."""
     return {trial: run.bits_per_byte if run else math.inf for trial, run in runs.items()}
 
 
 def tune(search: RateSearch, seeds: int, seconds: float, *, parallel: int = 1) -> Tuning:
-    """Trains what is missing, showing what it does, and returns what came out.
+    """Trains the missing runs, showing their progress, and returns the result.
 
     Args:
         seconds: of a run, estimated.
 
     Raises:
-        TrainingFailure: a run ended otherwise than by divergence.
+        TrainingFailure: a run failed without diverging.
         UserError: as of `fit`.
     """
     while missing := missing_runs(trials := search.trials(seeds), seeds):

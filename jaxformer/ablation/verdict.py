@@ -1,4 +1,4 @@
-"""The rule by which a change is kept, reverted or left undecided: fixed before the runs, printed with their numbers."""
+"""The rule that keeps or reverts a change or leaves it undecided: fixed before the runs, printed with its numbers."""
 
 import enum
 import math
@@ -18,7 +18,7 @@ Share = Annotated[float, Bounds(above=0, below=1)]
 
 
 class Word(enum.Enum):
-    """What is decided."""
+    """The decision."""
 
     KEEP = "KEEP"
     REVERT = "REVERT"
@@ -33,64 +33,65 @@ class Rule:
     """Thresholds of the decision."""
 
     equal_tokens: Share = 0.02
-    """Two models are called equal within what this share of the tokens is worth, on the parent's own loss curve."""
+    """Two models count as equal within the value of this share of the tokens, on the parent's own loss curve."""
     margin: NonNegativeFloat = 0.0
-    """Bits per byte within which two models are called equal instead; 0 for what `equal_tokens` are worth."""
+    """Bits per byte within which two models count as equal instead; 0 for the value of `equal_tokens`."""
     power: Share = 0.8
-    """Probability of a decision for which the number of seeds is named, by what is known so far."""
+    """Probability of a decision for which a number of seeds is advised."""
     min_power: Share = 0.2
     """Probability of KEEP by the last interim analysis below which no further seeds are advised."""
     guard_alpha: Share = 0.05
-    """Level, over all tasks together (Holm 1979), at which a task that is worse speaks against a change."""
+    """Level, over all tasks together (Holm 1979), at which a worse task counts against a change."""
     cheaper: Share = 0.02
     """Share of the time or of the parameters that an equal model must save to be worth its change."""
     q: Share = 0.05
-    """Share of false ones among the kept changes of a parent that is accepted (Benjamini & Hochberg 1995)."""
+    """Accepted share of false ones among the kept changes of a parent (Benjamini & Hochberg 1995)."""
 
     def __post_init__(self):
         check_fields(self, "rule")
 
     def describe(self) -> str:
-        """Returns what is decided on, in words."""
+        """Returns in words what the decision is based on."""
         margin = f"what {self.equal_tokens:.0%} of the tokens are worth on the parent's own loss curve"
         return (
             "The difference of validation bits per byte, variant minus parent, decides; negative is better. Both have "
-            "the parent's learning rate or, where a note says so, each its best one. The intervals, over seeds and "
-            f"documents, after {', '.join(map(str, INTERIM_SEEDS))} seeds contain the truth all together with 95%. "
+            "the parent's learning rate or, where a note says so, each its best one. With a probability of 95%, all "
+            f"intervals together, over seeds and documents, after {', '.join(map(str, INTERIM_SEEDS))} seeds contain "
+            "the true difference. "
             f"Two models count as equal within the margin: {f'±{self.margin:g}' if self.margin else margin}."
         )
 
     def steps(self) -> list[str]:
-        """Returns the rules in words, of which the first that holds decides."""
+        """Returns the rules in words; the first that holds decides."""
         return [" ".join(docstring(rule).format(rule=self).split()) for rule in (*RULES, kept_by_chance)]
 
 
 class Measured(NamedTuple):
-    """What is known of a variant beside its parent."""
+    """What is known about a variant compared with its parent."""
 
     difference: Difference
     """Difference of validation bits per byte, variant minus parent."""
     seeds: int
     """Seeds that both have."""
     margin: float
-    """Bits per byte within which they count as equal; NaN where that is not known."""
+    """Bits per byte within which they count as equal; NaN if unknown."""
     cost: Cost
     worth: float
-    """What the gain is worth in tokens: the parent needs so many times the variant's for the same loss; NaN where the
-    parent's curve does not show it.
+    """Worth of the gain in tokens: the parent needs so many times the variant's for the same loss; NaN if the parent's
+    curve does not show it.
     """
     prior: VariancePrior | None = None
-    """Prior by which the difference is moderated."""
+    """Prior for the variance of the difference."""
     worse_tasks: tuple[str, ...] = ()
-    """Names of those at which the variant is worse, at `Rule.guard_alpha`."""
+    """Names of tasks at which the variant is worse, at `Rule.guard_alpha`."""
     failures: str = ""
-    """How runs of the variant failed where the parent's did not, in words; '' where none did."""
+    """How runs of the variant failed where the parent's did not, in words; '' if none did."""
     parent_seeds: int = 0
-    """Seeds of the parent that there are."""
+    """Seeds of the parent."""
     runs_per_seed: int = 1
-    """Runs that a further seed takes of each arm."""
+    """Runs of each arm for a further seed."""
     leaves_out: bool = False
-    """Whether a change that was kept is left out, so that it is of use to know that this is worse."""
+    """Whether a kept change is left out, so that it is useful to know that this is worse."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -104,7 +105,7 @@ class Measured(NamedTuple):
         return (-self.margin < low and high < self.margin) or (high < 0 and self.difference.mean > -self.margin)
 
     def until_next(self) -> tuple[int | None, float]:
-        """Returns how many more seeds the next interim analysis takes, and the device hours of both arms' missing runs.
+        """Returns how many more seeds the next interim analysis needs, and the device hours of both arms' missing runs.
 
         (None, 0) after the last.
         """
@@ -120,15 +121,15 @@ class Measured(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What is decided, and why."""
+    """A decision and its reason."""
 
     word: Word
     reason: str
     """One sentence."""
     more_seeds: int | None = 0
-    """More seeds that may decide, where it is undecided; None where the reason advises something else."""
+    """More seeds that may decide, if undecided; None if the reason advises something else."""
     more_hours: float = 0.0
-    """Device hours of those."""
+    """Their device hours."""
 
 
 def decide(found: Measured, rule: Rule) -> Verdict:
@@ -137,14 +138,14 @@ def decide(found: Measured, rule: Rule) -> Verdict:
 
 
 def depends_on_time(found: Measured, rule: Rule) -> bool:
-    """Returns whether there are times per token with which the verdict, or the seeds it asks for, would be others."""
+    """Returns whether the verdict, or the seeds that it advises, depend on the time per token."""
     ratios = (1e-3, 1.0, 1e3)
     costs = [found.cost._replace(time_per_token=ratio, time_interval=(ratio, ratio)) for ratio in ratios]
     verdicts = [decide(found._replace(cost=cost), rule) for cost in costs]
     return len({(one.word, one.more_seeds) for one in verdicts}) > 1
 
 
-# The rules. Each returns a verdict where it holds and None elsewhere, and its docstring is what `Rule.describe` prints.
+# The rules. Each returns a verdict if it holds, else None; `Rule.describe` prints its docstring.
 
 
 def failed(found: Measured, rule: Rule) -> Verdict | None:
@@ -271,7 +272,7 @@ def kept_by_chance(
 
 
 def _saving(cost: Cost, rule: Rule) -> str:
-    """Returns by what an equal model is cheaper, in words; '' if by nothing that is sure and large enough."""
+    """Returns in words what an equal model saves; '' if no saving is sure and large enough."""
     if 1 - cost.time_interval[1] >= rule.cheaper:
         return f"in {cost.time_per_token:.3f} x the time per token"
     low, high = cost.time_interval

@@ -1,1 +1,1 @@
-"""Document-masked causal attention: one contract, several implementations, and which one is chosen."""
+"""Document-masked causal attention: one interface, several implementations, and the choice among them."""

@@ -1,7 +1,7 @@
 """Attention by cuDNN, of documents packed at offsets.
 
-The packed layout skips whatever lies outside of a document, as our own kernels do. JAX offers it by a private function
-only, so it is imported where it is used, lowered in the tests on every admitted version of JAX, and compared with `xla`
+The packed layout skips everything outside a document, as our own kernels do. JAX offers it only by a private function,
+so it is imported where it is used, lowered in the tests on every supported version of JAX, and compared with `xla`
 before a run relies on it. Its softmax statistics, kept for the backward pass, take B x M x H x T x 4 bytes a layer, so
 a tight bound M on the segments of a row saves memory. The offsets do not depend on the layer: XLA moves them out of
 the scan over layers. Axes as in `attention`.
@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 
 def attend_packed(q_BTHK, k_BTGK, v_BTGK, document_starts_BT, document_ends_BT, *, segments: int):
-    """Returns document-masked attention; a row of more than `segments` documents begins with NaN."""
+    """Returns document-masked attention; a row of more than `segments` documents starts with NaN."""
     from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
     lengths_BM, offsets_BN = packed_offsets(document_starts_BT, document_ends_BT, segments)
-    # The output of a document that the offsets leave out is memory that nothing wrote. One NaN makes it a NaN loss.
+    # The output of a document beyond the offsets is uninitialised memory. One NaN makes the loss NaN.
     poison_B = jnp.where(count_segments(document_starts_BT) > segments, jnp.nan, 0).astype(q_BTHK.dtype)
     q_BTHK = q_BTHK.at[:, 0].add(poison_B[:, None, None])
     return dot_product_attention(
@@ -33,7 +33,7 @@ def attend_packed(q_BTHK, k_BTGK, v_BTGK, document_starts_BT, document_ends_BT, 
 
 
 def packed_offsets(document_starts_BT, document_ends_BT, segments: int) -> tuple[jax.Array, jax.Array]:
-    """Returns `(lengths_BM, offsets_BN)`, int32, N = M + 1: of each document its tokens and where in its row it starts.
+    """Returns `(lengths_BM, offsets_BN)`, int32, N = M + 1: each document's tokens, and its start in its row.
 
     Absent documents are -1, and so is the last offset: cuDNN derives the end of a row itself.
     """

@@ -1,7 +1,7 @@
 """Document-masked causal attention: a token sees itself and the earlier tokens of its own document, nothing else.
 
-`attend` is the one contract; each implementation is a function. One is chosen at the start of a run, on a GPU by timing
-those that can run, compared there with the plainest, and never changed in silence:
+`attend` is the interface; each implementation is a function. One is chosen at the start of a run, on a GPU by timing
+those that can run. It is compared with the reference there, and never changed silently:
 
 - `xla`: einsum and a mask, the reference; any device, any dtype.
 - `pallas`: our flash attention, which visits only the blocks inside the documents, forward and backward.
@@ -29,27 +29,27 @@ from jaxformer.config import OneOf, UserError, check_fields, execution, require,
 from jaxformer.devices.fastest import Fastest, Timer, time_ways
 from jaxformer.devices.timing import describe_failure, milliseconds
 
-# What `auto` takes first where it can run and nothing was timed.
+# What `auto` prefers if it can run and nothing was timed.
 _PREFERENCE = ("pallas", "cudnn_packed", "xla")
 
 _ADVICE = "run with --attention.implementation=xla, and report it"
 
-# Tokens of a batch on which attention is timed and compared, at most, but for a longer row: more fill no GPU better,
-# and with the gradients, and in float32, they may be more than a step holds at once.
+# The most tokens on which attention is timed and compared, unless a row is longer: more do not fill a GPU better, and
+# with gradients in float32 they may take more memory than a step.
 _TRIAL_TOKENS = 1 << 16
 
-# Largest `attention_error` of an implementation that is right. Interpreted on 2 x 1024 tokens, `pallas` has 1.8e-2,
-# 2.4e-3 and 4e-6 in these dtypes; a mask that is off by one token gives 1 and more.
+# Largest `attention_error` of a correct implementation. Interpreted on 2 x 1024 tokens, `pallas` has 1.8e-2, 2.4e-3 and
+# 4e-6 in these dtypes; a mask that is off by one token gives 1 and more.
 TOLERANCES = {"bfloat16": 5e-2, "float16": 8e-3, "float32": 1e-4}
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """How attention is computed; it changes the speed of a run and not what it learns."""
+    """How attention is computed; it changes the speed of a run, not its results."""
 
     implementation: Annotated[str, OneOf("auto", *IMPLEMENTATIONS)] = execution("auto")
-    """'xla', 'pallas' or 'cudnn_packed'; 'auto' takes what can run, on a GPU the fastest: that is timed on the first
-    batch, tiles included, once for each device, shape and version, and kept in the cache.
+    """'xla', 'pallas' or 'cudnn_packed'; 'auto' takes one that can run, on a GPU the fastest: they are timed on the
+    first batch, tiles included, once for each device, shape and version, and the result is cached.
     """
 
     def __post_init__(self):
@@ -58,7 +58,7 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute attention, and what is static about it."""
+    """One way to compute attention, with its static settings."""
 
     name: str
     """One of `IMPLEMENTATIONS`."""
@@ -82,7 +82,7 @@ class Implementation:
 
 
 def implementation_from(record: dict) -> Implementation:
-    """Returns the implementation that `dataclasses.asdict` wrote, by way of JSON."""
+    """Returns the implementation that `dataclasses.asdict` wrote, after a round trip through JSON."""
     tiles = record["tiles"] and flash.Tiles(*(flash.Tile(*tile) for tile in record["tiles"]))
     return Implementation(**{**record, "tiles": tiles})
 
@@ -122,15 +122,15 @@ def attend(
 
 
 class Choice(NamedTuple):
-    """What was chosen and how it was checked."""
+    """The chosen implementation, and how it was checked."""
 
     implementation: Implementation
     reason: str
-    """Why this one."""
+    """Why it was chosen."""
     error: float | None = None
     """Its `attention_error` on the first batch; None where it was not compared."""
     visible: float | None = None
-    """Share of the pairs of plain causal attention that the first batch's documents leave; None likewise."""
+    """Share of the pairs of plain causal attention that the first batch's documents leave; None if not compared."""
 
     def __str__(self) -> str:
         text = f"{self.implementation.name}, {self.reason}"
@@ -157,15 +157,15 @@ def choose_implementation(
     Without bounds it is neither compared nor timed.
 
     Args:
-        recorded: with what the run began on this device: a resumed run computes with the same, unless another is
-            configured by name.
+        recorded: the implementation with which the run started on this device; a resumed run uses the same, unless
+            another is configured by name.
         others: further shapes on which it must be able to run.
-        take: returns the fastest, of a shape and a function that times it: what is kept, as `take_fastest` does. None
-            takes what is preferred, untimed.
-        timer: of those that can run.
+        take: returns the fastest, given a shape and a function that times it, from the cache if there, as
+            `take_fastest` does. None takes the preferred one, untimed.
+        timer: times those that can run.
 
     Raises:
-        UserError: the one that is configured by name cannot run here, or what was chosen fails the comparison.
+        UserError: the one configured by name cannot run here, or the chosen one fails the comparison.
     """
     device = jax.devices()[0]
     reasons = {
@@ -187,7 +187,7 @@ def choose_implementation(
         return Choice(implementation, reason)
     bounds = document_starts_BT, document_ends_BT
     if is_open and take and implementation is not recorded and names != ["xla"]:
-        # The reference would only cost time and memory where something else runs.
+        # The reference would only cost time and memory if something else runs.
         among = [name for name in names if name != "xla"]
         on_trial = _on_trial(shape, *bounds)
         key = {**on_trial[0]._asdict(), "dtype": jnp.dtype(shape.dtype).name, "among": among}
@@ -202,14 +202,14 @@ def compare_with_xla(
     """Returns the `attention_error` of an implementation on the bounds of a batch; None for `xla` itself.
 
     Raises:
-        UserError: it fails, or the error is more than that of rounding.
+        UserError: it fails, or the error is larger than rounding explains.
     """
     if implementation.name == "xla":
         return None
     try:
         error = _error(implementation, shape, document_starts_BT, document_ends_BT)
     except Exception as failure:
-        if "RESOURCE_EXHAUSTED" in str(failure):  # Another implementation would take more.
+        if "RESOURCE_EXHAUSTED" in str(failure):  # Another implementation would take more memory.
             raise
         raise UserError(f"attention {implementation.name!r} fails on this device ({failure}): {_ADVICE}") from failure
     tolerance = TOLERANCES[jnp.dtype(shape.dtype).name]
@@ -226,7 +226,7 @@ def _default(name: str, shape: AttentionShape) -> Implementation:
 
 
 def _on_trial(shape: AttentionShape, starts_BT, ends_BT) -> tuple[AttentionShape, jax.Array, jax.Array]:
-    """Returns a shape and the bounds of a batch with no more rows than are timed and compared."""
+    """Returns a shape and the bounds of a batch, cut to the rows that are timed and compared."""
     rows = min(shape.rows, max(1, _TRIAL_TOKENS // shape.row_length))
     return shape._replace(rows=rows), starts_BT[:rows], ends_BT[:rows]
 

@@ -1,7 +1,7 @@
 """The document mask as two integers per token: the first key that it sees, and the end of the queries that see it.
 
-Documents are contiguous in a packed row, so that nothing more is needed: query t sees the keys in [starts[t], t], and
-key s is seen by the queries in [s, ends[s]). Both are nondecreasing along the row. Axes: B row, T position.
+Documents are contiguous in a packed row, so these suffice: query t sees the keys in [starts[t], t], and key s is seen
+by the queries in [s, ends[s]). Both are nondecreasing along the row. Axes: B row, T position.
 """
 
 import jax
@@ -24,7 +24,7 @@ def document_bounds(segment_ids_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
 def limit_window(document_starts_BT, document_ends_BT, window: int) -> tuple[jax.Array, jax.Array]:
     """Returns the bounds of the same documents where a token sees no more than `window` tokens, itself included.
 
-    A sliding window (Beltagy et al. 2020, arXiv 2004.05150) is no more than a later start, and an earlier end.
+    A sliding window (Beltagy et al. 2020, arXiv 2004.05150) is just a later start and an earlier end.
     """
     T = document_starts_BT.shape[1]
     window = min(window, T)  # A larger one would overflow the sum below.

@@ -1,8 +1,8 @@
 """Flash attention that visits only the blocks inside the documents, forward and backward, on Pallas-Triton.
 
-What a program computes stands in `flash_kernels`; here is how programs are laid over the arrays, in which tiles, and
-how the gradient is put together. The log-sum-exp is all that is kept for it. Axes: B row, T position, H query heads,
-G key/value heads, R = H / G, K head width.
+`flash_kernels` has what one program computes; this file lays programs over the arrays, in tiles, and assembles the
+gradient, for which only the log-sum-exp is kept. Axes: B row, T position, H query heads, G key/value heads, R = H / G,
+K head width.
 """
 
 from typing import Generic, NamedTuple, TypeVar
@@ -20,7 +20,7 @@ Each = TypeVar("Each")
 
 
 class PerKernel(NamedTuple, Generic[Each]):
-    """One thing for each of the three kernels."""
+    """One value for each of the three kernels."""
 
     forward: Each
     queries: Each
@@ -30,7 +30,7 @@ class PerKernel(NamedTuple, Generic[Each]):
 Tiles = PerKernel[Tile]
 
 # Tiles worth timing, the default first. Compiled for compute capability 9.0 (JAX 0.11.2) they use wgmma and spill no
-# register, but for 24 bytes of the default of wide keys (`tools/kernel_table.py`, other capabilities too); the
+# register, except 24 bytes of the default for wide keys (`tools/kernel_table.py`, other capabilities too). The
 # defaults let 8 to 16 warps share a multiprocessor and take less than 99 KB of shared memory.
 _NARROW = PerKernel(
     forward=(Tile(128, 64, 8, 3), Tile(128, 64, 4, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(64, 128, 4, 2)),
@@ -50,7 +50,7 @@ def candidate_tiles(head_width: int) -> PerKernel[tuple[Tile, ...]]:
 
 
 def default_tiles(head_width: int) -> Tiles:
-    """Returns the tiles to use where nothing has been timed."""
+    """Returns the tiles to use if nothing was timed."""
     return Tiles(*(candidates[0] for candidates in candidate_tiles(head_width)))
 
 
@@ -58,7 +58,7 @@ def flash_attention(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, *, tiles: Tiles 
     """Returns the attention output (B, T, H, K), in q's dtype; logits, softmax and sums are float32.
 
     Args:
-        q_BTHK, k_BTGK, v_BTGK: of one dtype: bfloat16 or float16, or anything where interpreted. K is a power of two.
+        q_BTHK, k_BTGK, v_BTGK: of one dtype: bfloat16 or float16, or any if interpreted. K is a power of two.
         starts_BT, ends_BT: int32, nondecreasing along T, starts_BT[t] <= t < ends_BT[t]; query t sees the keys in
             [starts_BT[t], t], and key s is seen by the queries in [s, ends_BT[s]).
         tiles: None for `default_tiles`.
@@ -80,7 +80,7 @@ def flash_attention(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, *, tiles: Tiles 
 
 
 def fill_blocks(arrays_BTXK, starts_BT, ends_BT, tiles):
-    """Returns all with rows filled up to whole blocks by tokens that see themselves only: one block of the diagonal."""
+    """Returns all with rows padded to whole blocks by tokens that see only themselves: one block of the diagonal."""
     B, T = starts_BT.shape
     padding = -T % max(max(tile.queries, tile.keys) for tile in tiles)
     if not padding:
@@ -169,12 +169,12 @@ def backward_keys(q_BTHK, k_BTGK, v_BTGK, do_BTHK, lse_BHT, delta_BHT, ends_BT, 
 
 
 def _call_over_queries(body, operands, kinds, tile: Tile, interpret: bool, name: str):
-    """Returns `(x_BTHK, x_BHT)`, what a kernel writes for each tile of queries; the first operand is q_BTHK, then k."""
+    """Returns `(x_BTHK, x_BHT)`, written by a kernel for each tile of queries; the first operand is q_BTHK, then k."""
     B, T, H, K = operands[0].shape
     R = H // operands[1].shape[2]
     tiles = T // tile.queries
 
-    # In a long document the last queries have the longest walks: begun first, they leave no long tail.
+    # In a long document the last queries have the longest walks: started first, they leave no long tail.
     def kernel(*refs):
         first_query = (tiles - 1 - pl.program_id(0)) * tile.queries
         body(*refs, tile=tile, first_query=first_query, exp2=make_exp2(interpret))

@@ -1,17 +1,17 @@
-"""The kernels of flash attention by documents: what one program computes, in terms of no backend.
+"""The kernels of flash attention by documents: what one program computes, independent of a backend.
 
 FlashAttention (Dao 2023, arXiv 2307.08691) with two integers per token in place of a mask: the first key that a query
-sees, and the end of the queries that see a key. Both are nondecreasing along the row, so what a tile of queries sees is
-one range of key blocks, and what sees a tile of keys is one range of query blocks. A kernel loops over its range alone;
-blocks of which every pair is visible take a loop without a mask.
+sees, and the end of the queries that see a key. Both are nondecreasing along the row, so a tile of queries sees one
+range of key blocks, and a tile of keys is seen by one range of query blocks. A kernel loops only over its range; blocks
+in which every pair is visible take a loop without a mask.
 
 - `forward_kernel`: a tile of queries walks its key blocks with a running maximum and sum (online softmax).
-- `queries_kernel`, the queries' gradient: the same walk; the weights are made again from the log-sum-exp.
+- `queries_kernel`, the queries' gradient: the same walk; the weights are recomputed from the log-sum-exp.
 - `keys_kernel`, the keys' and values' gradient: a tile of keys walks its query blocks, for every query head that
   shares it.
 
 None uses atomics: the same inputs give the same bits. Axes: T queries and S keys of a tile, R query heads that share a
-key/value head, K head width. Matmuls take the inputs' dtype and sum in float32, in which all else is.
+key/value head, K head width. Matmuls take the inputs' dtype and sum in float32; all else is float32.
 """
 
 import functools
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-# Finite, so that a query which has met no visible key yet never subtracts infinity from infinity.
+# Finite, so that a query without a visible key so far never subtracts infinity from infinity.
 _LOWEST = -1e30
 
 

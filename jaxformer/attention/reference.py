@@ -1,12 +1,12 @@
 """Attention by einsum and a mask: the reference, on any device and in any dtype.
 
-Queries are taken in chunks, each against the keys up to its own diagonal only, which saves nearly half the work of a
-square mask. As in flash attention (Dao et al. 2022, arXiv 2205.14135) the backward pass makes the weights again from
-the logits' log-sum-exp instead of keeping them, and takes what softmax subtracts from the output and its gradient.
+Queries are taken in chunks, each against only the keys up to its own diagonal, which saves nearly half the work of a
+square mask. As in flash attention (Dao et al. 2022, arXiv 2205.14135) the backward pass recomputes the weights from the
+logits' log-sum-exp instead of keeping them, and computes softmax's subtracted mean from the output and its gradient.
 
-A few rows at a time go through a loop: on a GPU so many that their logits take a gigabyte, whatever the batch; on a CPU
-so few that they stay in its caches: a step of the smallest model takes 4 % more time with all of 48 rows of 256 tokens
-at once, and 12 % with all of 4 rows of 1,024.
+A loop takes a few rows at a time: on a GPU so many that their logits take a gigabyte, whatever the batch; on a CPU so
+few that they stay in its caches. A step of the smallest model takes 4 % more time with all of 48 rows of 256 tokens at
+once, and 12 % with all of 4 rows of 1,024.
 
 Axes: B row, T query, S key, G key/value heads, R query heads of one of them, K head width.
 """
@@ -25,7 +25,7 @@ MASKED = -1e30
 # Bytes of logits that are alive at once on a CPU.
 _CACHE_BYTES = 1 << 22
 
-# Bytes of logits of a loop's turn elsewhere, where those of all chunks may be alive.
+# Bytes of logits of one turn of the loop on other devices, where the logits of all chunks may be alive.
 _TURN_BYTES = 1 << 30
 
 
@@ -72,7 +72,7 @@ def _backward_rows(q_BTHK, k_BSGK, v_BSGK, starts_BT, out_BTHK, lse_BGRT, d_out_
     dtype = q_BTHK.dtype
     q_BGRTK, k_BGSK, v_BGSK = _by_head(q_BTHK, G), jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2)
     d_out_BGRTK = _by_head(d_out_BTHK, G)
-    # Summed before it is turned round, which is a thirtieth of a step of the smallest model on a CPU.
+    # Summed before the transpose, which is a thirtieth of a step of the smallest model on a CPU.
     product_BTHK = d_out_BTHK.astype(jnp.float32) * out_BTHK.astype(jnp.float32)
     delta_BGRT1 = _by_head(jnp.sum(product_BTHK, axis=-1, keepdims=True), G)
     q_BGRKT, d_out_BGRKT = jnp.swapaxes(q_BGRTK, 3, 4), jnp.swapaxes(d_out_BGRTK, 3, 4)
@@ -84,7 +84,7 @@ def _backward_rows(q_BTHK, k_BSGK, v_BSGK, starts_BT, out_BTHK, lse_BGRT, d_out_
         d_weights_BGRTS = _einsum("BGRTK,BGSK->BGRTS", d_chunk_BGRTK, v_BGSK[:, :, :last])
         d_logits_BGRTS = (weights_BGRTS * (d_weights_BGRTS - delta_BGRT1[:, :, :, first:last])).astype(dtype)
         d_queries.append(_einsum("BGRTS,BGSK->BGRTK", d_logits_BGRTS, k_BGSK[:, :, :last]))
-        # A CPU turns the left operand of a matmul round where the sum is over its first axis: it took twice as long.
+        # A CPU transposes the left operand of a matmul if the sum is over its first axis: it took twice as long.
         d_values.append(_einsum("BGRKT,BGRTS->BGRKS", d_out_BGRKT[..., first:last], weights_BGRTS.astype(dtype)).sum(2))
         d_keys.append(_einsum("BGRKT,BGRTS->BGRKS", q_BGRKT[..., first:last], d_logits_BGRTS).sum(2))
     d_q_BTHK = jnp.moveaxis(jnp.concatenate(d_queries, axis=3), 3, 1).reshape(q_BTHK.shape) * K**-0.5
@@ -94,7 +94,7 @@ def _backward_rows(q_BTHK, k_BSGK, v_BSGK, starts_BT, out_BTHK, lse_BGRT, d_out_
 
 
 def _logits(q_BGRTK, k_BGSK, starts_BT, first: int, last: int) -> jax.Array:
-    """Returns the scaled logits of the queries in [first, last), masked, by the keys before `last`."""
+    """Returns the scaled, masked logits of the queries in [first, last) and the keys before `last`."""
     K = q_BGRTK.shape[-1]
     logits_BGRTS = _einsum("BGRTK,BGSK->BGRTS", q_BGRTK[:, :, :, first:last], k_BGSK[:, :, :last]) * K**-0.5
     keys_11S = jnp.arange(last)[None, None, :]
@@ -111,7 +111,7 @@ def rows_at_once(B: int, T: int, H: int, platform: str) -> int:
 
 
 def _by_rows(function: Callable, arrays: tuple) -> Any:
-    """Returns `function(*arrays)`, of some rows at a time."""
+    """Returns `function(*arrays)`, computed for some rows at a time."""
     B, T, H, _ = arrays[0].shape
     rows = rows_at_once(B, T, H, jax.default_backend())
     if rows == B:
@@ -132,7 +132,7 @@ def _chunk(T: int) -> int:
 
 
 def _summed(parts_BGKS: list[jax.Array], T: int) -> jax.Array:
-    """Returns the sum, `(B, S, G, K)`, of arrays of which each chunk's is as long as what its queries see."""
+    """Returns the sum, `(B, S, G, K)`, of the chunks' arrays, each as long as the keys that its queries see."""
     pieces = [sum(x[..., first:last] for x in parts_BGKS[i:]) for i, (first, last) in enumerate(_chunks(T))]
     return jnp.transpose(jnp.concatenate(pieces, axis=-1), (0, 3, 1, 2))
 

@@ -1,4 +1,4 @@
-"""Which implementation of attention a device and the shapes of a step admit, and why not."""
+"""Which implementations of attention can run on a device with a step's shapes, and why others cannot."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ IMPLEMENTATIONS = ("xla", "pallas", "cudnn_packed")
 
 
 class AttentionShape(NamedTuple):
-    """What decides which implementations can run."""
+    """The shapes that decide which implementations can run."""
 
     rows: int
     row_length: int
@@ -28,7 +28,7 @@ class AttentionShape(NamedTuple):
 
 
 def why_not(name: str, shape: AttentionShape, device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
-    """Returns why an implementation cannot run on a device and these shapes, or '' where it can."""
+    """Returns why an implementation cannot run on a device and these shapes, or '' if it can."""
     if name == "xla":
         return ""
     dtype = jnp.dtype(shape.dtype).name
@@ -45,7 +45,7 @@ def why_not(name: str, shape: AttentionShape, device: jax.Device) -> str:  # pyr
     if shape.head_width % 8 or shape.head_width > 128:
         return f"needs a head width that 8 divides, up to 128, not {shape.head_width}"
     if shape.window:
-        return "knows no sliding window"
+        return "has no sliding window"
     if not shape.documents_per_row:
         return "needs a bound on the documents in a row: packing.documents_per_row"
     if shape.rows * shape.row_length * shape.heads * shape.head_width >= 2**31:

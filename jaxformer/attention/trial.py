@@ -1,4 +1,4 @@
-"""Attention on trial: how far an implementation is from another, and what is fastest on this device.
+"""Compares and times implementations of attention: the error against a reference, and the fastest tiles on this device.
 
 Axes: B row, T query, H query heads, G key/value heads, K head width.
 """
@@ -27,11 +27,11 @@ def forward_backward(attended, q_BTHK, k_BTGK, v_BTGK, do_BTHK, starts_BT, ends_
 
 
 def attention_error(attended, reference, inputs, starts_BT, ends_BT) -> float:
-    """Returns how far output and gradients are from those of a reference, which is computed in float32.
+    """Returns the error of output and gradients against a reference, which is computed in float32.
 
     It is the largest distance of a head's vectors at one token, over the reference's norm there, or the root mean
-    square of all norms if that is more: a token that sees one key too many stands out, however many others are right.
-    NaN is infinity.
+    square of all norms if that is larger. So a token that sees one key too many stands out among any number of others.
+    NaN counts as infinity.
 
     Args:
         attended, reference: functions of `(q, k, v, starts, ends)`; the reference runs row by row.
@@ -57,17 +57,17 @@ def _row_by_row(reference, *arrays):
 
 
 def largest_distance(x, reference):
-    """Returns the largest distance of a vector, over its reference's norm or the root mean square of all if more."""
+    """Returns the largest distance of a vector, over the larger of its reference's norm and their root mean square."""
     norms = jnp.linalg.norm(reference, axis=-1)
     distances = jnp.linalg.norm(x.astype(jnp.float32) - reference, axis=-1)
     return jnp.max(distances / jnp.maximum(norms, jnp.sqrt(jnp.mean(norms * norms))))
 
 
 def fastest_tiles(inputs, starts_BT, ends_BT, timer: Timer) -> flash.Tiles:
-    """Returns the tiles of our flash attention that take the least time on these inputs, each kernel's by itself.
+    """Returns the fastest tiles of our flash attention on these inputs, for each kernel by itself.
 
     Raises:
-        RuntimeError: a kernel runs with none of them.
+        RuntimeError: a kernel runs with no tiles.
     """
     K = inputs[0].shape[3]
     candidates, default = flash.candidate_tiles(K), flash.default_tiles(K)

@@ -9,23 +9,23 @@ from jaxformer.config import NonNegativeInt, PositiveInt, check_fields, executio
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When states are saved and which are kept; the newest always is."""
+    """When states are saved and which are kept (always the newest)."""
 
     every_steps: PositiveInt = execution(1000)
     """Steps between saves; a state is also saved before it is validated, and at the end."""
     keep: PositiveInt = execution(3)
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every_steps: NonNegativeInt = execution(0)
     """Checkpoints at multiples of this step are kept for good; 0 for none."""
     keep_best: bool = execution(True)
-    """Keep the checkpoint with the least validation loss so far."""
+    """Keep the checkpoint with the lowest validation loss so far."""
 
     def __post_init__(self):
         check_fields(self, "checkpoint")
 
 
 def best_step(steps: Iterable[int], validation_losses: Mapping[int, float]) -> int | None:
-    """Returns the step of least validation loss, the first of equal ones; one that is not finite never counts."""
+    """Returns the step with the lowest validation loss, the first of equal ones; non-finite losses do not count."""
     finite = [step for step in sorted(steps) if math.isfinite(validation_losses.get(step, math.nan))]
     return min(finite, key=lambda step: validation_losses[step], default=None)
 
@@ -36,8 +36,8 @@ def steps_to_keep(
     """Returns which of the saved steps are kept.
 
     Args:
-        decay_start: step from which on the learning rate depends on the length of the run: the newest checkpoint up to
-            it, from which a longer run can go on, is kept. 0 where that is so from the first step on.
+        decay_start: step from which on the learning rate depends on the length of the run. The newest checkpoint up to
+            it is kept, since a longer run can continue from it. 0 if it depends on it from the first step on.
     """
     ordered = sorted(steps)
     kept = set(ordered[-config.keep :])
@@ -50,6 +50,6 @@ def steps_to_keep(
 
 
 def most_kept(config: CheckpointConfig, steps: int, decay_start: int = 0) -> int:
-    """Returns the most checkpoints of a run of `steps` steps that are on disk at once, one being written among them."""
+    """Returns the most checkpoints of a run of `steps` steps on disk at once, including one being written."""
     for_good = steps // config.keep_every_steps if config.keep_every_steps else 0
     return config.keep + 1 + config.keep_best + for_good + (decay_start > 0)

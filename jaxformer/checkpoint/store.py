@@ -1,7 +1,7 @@
-"""The folder of a run's checkpoints: steps that are saved in the background, whole or absent, and what is kept of them.
+"""The folder of a run's checkpoints: steps are saved in the background, whole or absent, and some are kept.
 
-A save that fails leaves the older steps as they were and frees what it wrote; the second in a row ends the run. A
-damaged step is never deleted, but set aside.
+A failed save leaves older steps as they were and frees what it wrote; the second in a row ends the run. A damaged step
+is never deleted, but set aside.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from jaxformer.devices.multihost import is_first, wait_for_all
 from jaxformer.host.files import Closing
 from jaxformer.host.paths import literal_path
 
-# Failed saves in a row that end a run. Of several processes the first does: the others do not know of it.
+# Failed saves in a row that end a run. With several processes the first one does: the others do not know of it.
 _MOST_FAILURES = 2
 
 
@@ -33,10 +33,10 @@ class Checkpoints(Closing):
     """The saved steps of a run, opened by `open_checkpoints`; close it to wait for the last save.
 
     Attributes:
-        folder: where they are.
-        is_read_only: whether nothing in it is to be changed.
+        folder: of the steps.
+        is_read_only: whether nothing in it may change.
         is_proven: whether a step that this process saved was read back (`prove`).
-        validation_losses: by step, what decides which one is the best.
+        validation_losses: by step, to decide which one is the best.
         decay_start: as of `retention.steps_to_keep`.
     """
 
@@ -54,11 +54,11 @@ class Checkpoints(Closing):
         self._manager = self._open()
 
     def steps(self) -> list[int]:
-        """Returns the steps that are saved, oldest first."""
+        """Returns the saved steps, oldest first."""
         return sorted(self._manager.all_steps())
 
     def reload(self) -> None:
-        """Takes note of what was saved and deleted by others."""
+        """Updates the steps after other processes saved and deleted some."""
         self._manager.reload()
 
     def save(self, step: int, items: dict[str, ocp.args.CheckpointArgs]) -> str | None:
@@ -99,7 +99,7 @@ class Checkpoints(Closing):
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def prove(self) -> None:
-        """Takes note that a step which this process saved was read back; before that no other is deleted."""
+        """Records that a step saved by this process was read back; before that no other is deleted."""
         self.is_proven = True
         steps = self.steps()
         for step in sorted(set(steps) - self._kept(steps)):
@@ -134,7 +134,7 @@ class Checkpoints(Closing):
             raise TrainingFailure(failure)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        """Answers Orbax, which asks when it saves, and deletes the others once that is done."""
+        """Answers Orbax when it saves; it deletes the others once that is done."""
         kept = self._kept([info.step for info in checkpoints])
         return [info.step in kept for info in checkpoints]
 
@@ -145,7 +145,7 @@ class Checkpoints(Closing):
 
     def _open(self) -> ocp.CheckpointManager:
         if self.is_read_only:
-            # Nothing is saved or deleted, and so Orbax changes nothing; of `read_only` it warns the user, twice.
+            # Nothing is saved or deleted, so Orbax changes nothing; with `read_only` it would warn the user, twice.
             return ocp.CheckpointManager(self._literal, options=ocp.CheckpointManagerOptions(create=False))
         self._remove_leftovers()
         return ocp.CheckpointManager(
@@ -158,7 +158,7 @@ class Checkpoints(Closing):
         )
 
     def _remove_leftovers(self) -> None:
-        """Removes what failed and interrupted saves left; some of a failed one may still be written for a moment."""
+        """Removes the remains of failed and interrupted saves; a failed one may still write for a moment."""
         if not is_first():
             return
         deadline = time.monotonic() + 2
@@ -170,7 +170,7 @@ class Checkpoints(Closing):
             time.sleep(0.02)
 
     def _failed(self, error: Exception) -> str:
-        """Frees what a failed save left, and begins anew with the steps that are there."""
+        """Frees the remains of a failed save, and reopens the folder with its steps."""
         step, self._saving = self._saving, None
         self._failures += 1
         if jax.process_count() > 1:
@@ -194,7 +194,7 @@ class Checkpoints(Closing):
 
 
 def open_checkpoints(folder: Path, config: CheckpointConfig | None = None) -> Checkpoints:
-    """Returns the checkpoints of a run: to write, what interrupted saves left being removed, or else only to read.
+    """Returns the checkpoints of a run, to write, after removing remains of interrupted saves, or only to read.
 
     Args:
         config: which ones are kept; None opens an existing folder to read, and changes nothing in it.
@@ -202,7 +202,7 @@ def open_checkpoints(folder: Path, config: CheckpointConfig | None = None) -> Ch
     Raises:
         UserError: the path is not a folder, or cannot be written.
     """
-    require(not folder.exists() or folder.is_dir(), f"checkpoints {folder}: not a folder; move it away")
+    require(not folder.exists() or folder.is_dir(), f"checkpoints {folder}: not a folder; move it elsewhere")
     require(config is not None or folder.is_dir(), f"checkpoints {folder}: no such folder")
     try:
         if config is not None:
@@ -215,7 +215,7 @@ def open_checkpoints(folder: Path, config: CheckpointConfig | None = None) -> Ch
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Returns the steps that are saved in a folder, which need not exist, oldest first; nothing in it is changed."""
+    """Returns the saved steps in a folder, which need not exist, oldest first; changes nothing in it."""
     if not folder.is_dir():
         return []
     with open_checkpoints(folder) as checkpoints:
@@ -226,7 +226,7 @@ def first_line(error: BaseException) -> str:
     """Returns the first line of what went wrong, at its origin."""
     errors = chain(error)
     for each in errors:
-        # TensorStore calls a full disk so; JAX, a full device.
+        # TensorStore's name for a full disk; JAX's for a full device.
         is_exhausted = "RESOURCE_EXHAUSTED" in str(each) and not isinstance(each, jax.errors.JaxRuntimeError)
         if is_exhausted or any(words in str(each) for words in ("No space left", "Disk quota")):
             return "no space left on the disk"
@@ -244,9 +244,9 @@ def chain(error: BaseException | None) -> list[BaseException]:
 
 
 def hush() -> Callable[[], None]:
-    """Silences what the coroutines of Orbax and TensorStore print after a failure that was raised; returns the undoing.
+    """Silences what coroutines of Orbax and TensorStore print after a raised failure; returns a function to undo it.
 
-    They do so from other threads and when they are collected, at any time until the process ends.
+    They print from other threads and when they are collected, at any time until the process ends.
     """
     hook, logger, filters = sys.unraisablehook, logging.getLogger("asyncio"), warnings.filters[:]
     level = logger.level

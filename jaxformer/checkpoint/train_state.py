@@ -1,9 +1,9 @@
 """Saving, verifying and restoring training states.
 
-A step holds the parameters, the rest of the state, and a record: the position in the data, what identifies the run, and
+A step holds the parameters, the rest of the state, and a record: the position in the data, the identity of the run, and
 a fingerprint of every array. All of it is compared when the step is restored, since Orbax notices a truncated file but
-not a flipped bit; a step that fails is set aside, and the next older one is taken. The first step that a process saves
-is read back at once: where a library writes elsewhere, or nothing, without an error, nothing is trained in vain.
+not a flipped bit. A step that fails is set aside, and the next older one is taken. The first step that a process saves
+is read back at once, in case a library writes elsewhere, or nothing, without an error.
 """
 
 import errno
@@ -43,7 +43,7 @@ __all__ = [
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds, and a line on each newer one that is damaged."""
+    """The contents of a checkpoint, and a line on each newer one that is damaged."""
 
     state: TrainState
     data_state: dict
@@ -52,16 +52,16 @@ class Restored(NamedTuple):
 
 
 def save(checkpoints: Checkpoints, state: TrainState, data_state: dict, record: dict) -> str | None:
-    """Saves a state in the background, unless its step is saved already; returns None, or a line on a failed save.
+    """Saves a state in the background, unless its step is saved; returns None, or a line on a failed save.
 
-    The first of a process is waited for, and counts as saved once it is read back.
+    The first save of a process is waited for, and counts once it is read back.
 
     Args:
         data_state: `get_state()` of the batch iterator, taken after the batch of the state's last step.
         record: flat records, by name, that identify the run, and other values; JSON.
 
     Raises:
-        TrainingFailure: the second save in a row failed, or what was saved cannot be read back.
+        TrainingFailure: the second save in a row failed, or the saved step cannot be read back.
     """
     step = int(state.step)
     params, rest = _named(state.params), _named(state.replace(params=None))
@@ -82,14 +82,14 @@ def save(checkpoints: Checkpoints, state: TrainState, data_state: dict, record: 
 
 
 def _read_back(checkpoints: Checkpoints, step: int, saved: dict[str, dict[str, jax.Array]], record: dict) -> None:
-    """Raises `TrainingFailure` unless a step is restored as what was saved, in all processes; sets it aside then."""
+    """Raises `TrainingFailure` unless a step is restored as it was saved, in all processes; then sets it aside."""
     problem = ""
     undo = hush()
     try:
         _, found = _read(checkpoints, step, _on_host(saved), {})
         # Not all of the record, which is the first process's.
         if found["fingerprints"] != record["fingerprints"]:
-            problem = "its arrays are others"
+            problem = "its arrays differ"
     except Exception as error:  # Whatever it is, the other processes wait for an answer.
         problem = first_line(error)
     finally:
@@ -105,9 +105,9 @@ def _read_back(checkpoints: Checkpoints, step: int, saved: dict[str, dict[str, j
 
 
 def _on_host(tree: Any) -> Any:
-    """Returns the abstract arrays of a tree, placed where a second state leaves the memory of the device alone.
+    """Returns the abstract arrays of a tree, placed so that a second state takes no memory of the device.
 
-    Where JAX was given no platform for the host (`JAX_PLATFORMS=cuda`), they keep their places.
+    If JAX has no platform for the host (`JAX_PLATFORMS=cuda`), they keep their places.
     """
     try:
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -133,18 +133,18 @@ def save_and_wait(checkpoints: Checkpoints, state: TrainState, data_state: dict,
 def restore(
     checkpoints: Checkpoints, state: TrainState, step: int | None = None, *, belongs_to: Mapping[str, dict] = {}
 ) -> Restored:
-    """Returns what was saved with a step, or with the newest that is not damaged.
+    """Returns the contents of a step, or of the newest undamaged one.
 
-    Those newer are set aside as `STEP.damaged`, unless the checkpoints were opened to read.
+    Damaged newer ones are set aside as `STEP.damaged`, unless the checkpoints were opened to read.
 
     Args:
         state: one of the same configuration, for structure, dtypes and placement; its values are not used, and
             `abstract` frees their memory.
-        belongs_to: flat records by name, which those saved with the step must equal.
+        belongs_to: flat records by name, which must equal those saved with the step.
 
     Raises:
         FileNotFoundError: there is no such step, or none at all.
-        UserError: the checkpoints are another run's, or no step can be used; nothing is changed then.
+        UserError: the checkpoints are another run's, or no step can be used; then nothing changes.
     """
     state = abstract(state)
     like = {"params": _named(state.params), "rest": _named(state.replace(params=None))}
@@ -158,13 +158,13 @@ def restore(
 
 
 def copy_newest(source: Checkpoints, folder: Path, up_to: int, belongs_to: Mapping[str, dict]) -> tuple[int, list[str]]:
-    """Copies the newest step that is not damaged to an empty folder; returns it, and a line on each that is damaged.
+    """Copies the newest undamaged step to an empty folder; returns it, and a line on each damaged one.
 
     Args:
         source: opened to read; a process may be saving and deleting steps there.
         folder: of the checkpoints of another run.
-        up_to: the last step that is looked at.
-        belongs_to: flat records by name, which take the place of those of the step.
+        up_to: the last step to consider.
+        belongs_to: flat records by name, which replace those of the step.
 
     Raises:
         FileNotFoundError: there is no such step.
@@ -178,33 +178,33 @@ def copy_newest(source: Checkpoints, folder: Path, up_to: int, belongs_to: Mappi
         while record["step"] not in checkpoints.steps():
             checkpoints.save(record["step"], items)
             checkpoints.check(wait=True)
-    there = source.steps()  # Those that were deleted meanwhile are no damage.
+    there = source.steps()  # Steps deleted meanwhile are not damaged.
     return record["step"], [_set_aside(source, bad, reason) for bad, reason in damaged.items() if bad in there]
 
 
 def restore_params(checkpoints: Checkpoints, params: nnx.State, step: int | None = None) -> nnx.State:
-    """Returns the parameters alone of a step, or of the newest that is not damaged; nothing is set aside."""
+    """Returns only the parameters of a step, or of the newest undamaged one; nothing is set aside."""
     (arrays, _), _ = _newest(checkpoints, step, {"params": _named(abstract(params))}, {})
     return _unnamed(arrays["params"], params)
 
 
 def params_digest(params: Mapping[str, np.ndarray]) -> str:
-    """Returns a hexadecimal digest of parameters by dotted path, of their names and values alone."""
+    """Returns a hexadecimal digest of the names and values of parameters by dotted path."""
     return digest_of(fingerprints(params))
 
 
 def saved_params_digest(checkpoints: Checkpoints, params: nnx.State, step: int, token_count: int) -> str:
-    """Returns the `params_digest` of a step, whose parameters are not read, with the tables cut to the tokens' rows.
+    """Returns the `params_digest` of a step without reading its parameters, with tables cut to the tokens' rows.
 
-    The other rows influence nothing: they have no gradient, and so no part in its norm, in a moment or in an update of
-    any other parameter; weight decay alone changes them, and keeps the zeros that a run begins with.
+    The other rows have no influence: they have no gradient, so they affect neither its norm nor moments nor updates of
+    other parameters. Only weight decay changes them, and it keeps the zeros that a run begins with.
 
     Args:
-        params: of the same model; their names and shapes are used, and they may be abstract.
+        params: of the same model; only their names and shapes are used, and they may be abstract.
         token_count: ids that the run's tokenizer has.
 
     Raises:
-        UserError: the step has no record that is whole, or not of these parameters.
+        UserError: the step has no whole record of these parameters.
     """
     (_, record), _ = _newest(checkpoints, step, {}, {})
     saved, named = record["fingerprints"], _named(params)
@@ -228,7 +228,7 @@ class _Damaged(Exception):
     """A step cannot be used; its text is the reason."""
 
 
-# What is read of a step: arrays by item, abstract; None for those of an item as they were saved.
+# The arrays to read of a step, by item, abstract; None for an item's arrays as they were saved.
 _Like = Mapping[str, dict[str, Any] | None]
 
 
@@ -249,22 +249,22 @@ def _newest(
                 return _read(checkpoints, candidate, like, belongs_to), damaged
             except _Damaged as error:
                 damaged[candidate] = str(error)
-            gc.collect()  # What reading abandoned complains when it is collected: here, where nobody hears it.
+            gc.collect()  # Abandoned reads complain when collected: here, where it is silent.
             if step is not None:
                 break
             checkpoints.reload()  # It may be gone because a run saved another.
     finally:
         undo()
     reasons = "; ".join(f"{bad}: {reason}" for bad, reason in list(damaged.items())[:3])
-    anew = "" if checkpoints.is_read_only else ", or choose another --workdir to start anew"
+    anew = "" if checkpoints.is_read_only else ", or choose another --workdir to start again"
     raise UserError(f"checkpoints {checkpoints.folder}: no step can be used ({reasons}); restore a copy of them{anew}")
 
 
 def _read(checkpoints: Checkpoints, step: int, like: _Like, belongs_to: Mapping[str, dict]):
-    """Returns `(arrays, record)` of a step; raises `_Damaged`, or `UserError` where it is another run's."""
+    """Returns `(arrays, record)` of a step; raises `_Damaged`, or `UserError` if it is another run's."""
     record = _items(checkpoints, step, {"record": ocp.args.JsonRestore()})["record"]
     if not isinstance(record, dict) or record != sealed(record):
-        raise _Damaged("its record is not what was saved")
+        raise _Damaged("its record differs from what was saved")
     if not {"step", "data", "record", "fingerprints"} <= record.keys():
         raise _Damaged("its record is of another version of jaxformer")
     if record["step"] != step:
@@ -277,7 +277,7 @@ def _read(checkpoints: Checkpoints, step: int, like: _Like, belongs_to: Mapping[
     for item in like:
         for name, value in fingerprints(arrays[item]).items():
             if record["fingerprints"].get(name) != value:
-                raise _Damaged(f"{name} is not what was saved")
+                raise _Damaged(f"{name} differs from what was saved")
     return arrays, record
 
 
@@ -294,7 +294,7 @@ def _items(checkpoints: Checkpoints, step: int, items: dict) -> Any:
 
 
 def _is_of_the_machine(error: BaseException) -> bool:
-    """Returns whether reading failed for what is short or forbidden, and not for what the files hold."""
+    """Returns whether reading failed for lack of resources or permission, and not because of the files' contents."""
     if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
         return True
     is_short = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
@@ -311,15 +311,15 @@ def _set_aside(checkpoints: Checkpoints, step: int, reason: str) -> str:
     try:
         return f"{text}; it is set aside as {checkpoints.set_aside(step).name}"
     except OSError as error:
-        raise UserError(f"{text} and cannot be set aside ({error.strerror}); move it away") from error
+        raise UserError(f"{text} and cannot be set aside ({error.strerror}); move it elsewhere") from error
 
 
 def _named(tree: Any) -> dict[str, jax.Array]:
-    """Returns every array of a tree under a name that tells what it is, in the order of the leaves."""
+    """Returns every array of a tree under a descriptive name, in the order of the leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _unnamed(arrays: dict[str, jax.Array], like: Any) -> Any:
-    """Returns the tree whose arrays are these; the inverse of `_named`."""
+    """Returns the tree of these arrays; the inverse of `_named`."""
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])

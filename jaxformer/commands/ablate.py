@@ -5,9 +5,9 @@ runs are skipped: the same command resumes a study that was stopped. A study is 
 
   jaxformer ablate --parent=NAME --variants=A,B --seeds=N
 
-A study may be a chain: questions in turn, each of what was kept of those before it.
+A study can be a chain: changes tried in turn, each on top of those that were kept before it.
 
-To see what the gain of a promoted experiment is made of, leave out each of its changes in turn:
+To see which of its changes a promoted experiment's gain comes from, leave out each in turn:
 
   jaxformer ablate --leave_one_out=NAME --seeds=N
 
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
 def _run_chain(chain: Chain, options: argparse.Namespace) -> int:
     """Runs the questions of a chain in turn; returns the exit status."""
-    require(not options.plan, "what a chain asks depends on what it kept: plan a question by --parent and --variants")
+    require(not options.plan, "a chain's runs depend on what it keeps: plan one question with --parent and --variants")
     failed = False
 
     def ask(study: Study) -> Comparison | None:
@@ -64,7 +64,7 @@ def _run_chain(chain: Chain, options: argparse.Namespace) -> int:
         failures, outcome = _ablate(study, options)
         failed |= bool(failures)
         found = outcome and outcome.comparisons[0]
-        # That a run crashed leaves the question open and is no answer to it; that one diverged may be.
+        # A crashed run leaves the question open; a diverged run may answer it.
         has_crashed = any(not has_diverged(status.job.workdir) for status in failures)
         return None if has_crashed and found and found.verdict.word is Word.UNDECIDED else found
 
@@ -73,14 +73,14 @@ def _run_chain(chain: Chain, options: argparse.Namespace) -> int:
         last = answer.kept or answer.parent
         became = f"kept, as {answer.kept}" if answer.kept else f"not kept: {answer.parent} stays"
         print_line(f"{printable(answer.variant)}: {became}\n")
-    print_line(f"What is left is {last}. `jaxformer report --all` draws what led there.")
+    print_line(f"The chain ends with {last}. `jaxformer report --all` draws how it got there.")
     return 1 if failed else 0
 
 
 def _ablate(study: Study, options: argparse.Namespace) -> tuple[list[Status], Outcome | None]:
-    """Runs a study and prints what it decided; returns the runs that failed, and what came out if it was judged."""
+    """Runs a study and prints what it decided; returns the runs that failed, and the outcome if it was judged."""
     allow = parse_allowed(options.allow)
-    # Where the runs go to a cluster, this machine's device is not theirs, and others prepare.
+    # Runs on a cluster have other devices than this machine, and their data are prepared there.
     is_here = options.slurm is None
     ignored, prepare = allow if is_here else (*allow, "device"), is_here and not options.plan
     parallel = options.parallel if is_here else 1
@@ -128,7 +128,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--parent_seeds",
         type=int,
         metavar="N",
-        help="with --parent: seeds of the parent, at least --seeds; more make its noise better known",
+        help="with --parent: seeds of the parent, at least --seeds; more of them measure its seed noise better",
     )
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     add("--plan", action="store_true", help="print the runs that are left and what they cost, and exit")

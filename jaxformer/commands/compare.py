@@ -1,7 +1,7 @@
-"""Shows runs beside one another.
+"""Compares runs side by side.
 
-Prints how they differ in configuration and in validation, paired over documents where they read the same, and whether
-that is evidence; writes a page with their curves. The first run is what the others are compared with:
+Prints how their configurations and validation losses differ, and whether the difference is evidence. Losses are paired
+by document if the runs validate on the same ones. Writes a page with their curves. All are compared with the first run:
 
   jaxformer compare runs/baseline/seed_0 runs/swiglu/seed_0
 """
@@ -19,13 +19,13 @@ from jaxformer.host.files import write_whole
 from jaxformer.host.paths import local_path
 from jaxformer.report.side_by_side import comparison_page, comparison_text
 
-# Bytes of the names of the runs from which on the name of the page has their digest; a file system takes 255.
+# If the names of the runs take more bytes, the name of the page has their digest; a file system takes 255.
 _LONGEST_NAME = 200
 
 
 @command
 def main(arguments: list[str]) -> int:
-    """Shows runs beside one another; returns the exit status."""
+    """Compares runs side by side; returns the exit status."""
     parser = Parser("jaxformer compare", docstring(sys.modules[__name__]))
     parser.add_argument("runs", nargs="+", type=local_path, metavar="RUN", help="folders of runs, finished or not")
     text = "where the page is written (default: compare_RUNS.html beside the first experiment's runs)"

@@ -41,7 +41,7 @@ from jaxformer.run.trained import Trained, load_trained
 def validate_run(trained: Trained, config: EvaluationConfig) -> None:
     """Validates on the run's own corpus, and writes and prints the result."""
     experiment = trained.experiment
-    if experiment.init_from:  # What it started from need not be there any more.
+    if experiment.init_from:  # The weights that it started from may be gone.
         experiment = with_tokenizer(experiment, trained.workdir)
     data = prepare_data(experiment, trained.record["seed"])
     check_same(f"run folder {trained.workdir} belongs", digests(data), trained.record["digests"])
@@ -77,7 +77,7 @@ def score_tasks(trained: Trained, tasks: Sequence[EncodedTask], rows_per_batch: 
 
 
 def _named(text: str | None, config: EvaluationConfig) -> tuple[str | Task, ...] | None:
-    """Returns the tasks that a text names: of a run's own ones, of a file's that was given, or of jaxformer's."""
+    """Returns the tasks that a text names: the run's own, those of a given file, or jaxformer's."""
     if text is None:
         return None
     of_run = [task for task in config.tasks if isinstance(task, Task)]
@@ -101,13 +101,13 @@ def main(arguments: list[str]) -> int:
     add_code_option(parser)
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the newest)")
     tasks = ", ".join(TASKS)
-    add("--task", metavar="NAME,...", help=f"tasks, separated by commas: {tasks} (default: those of the run)")
+    add("--task", metavar="NAME,...", help=f"tasks, separated by commas: {tasks} (default: the run's)")
     add(
         "--data",
         metavar="PATH",
         help="where the tasks' data are: a folder with a file named after each task (hellaswag.jsonl, "
         "arc_easy.parquet, ...), the file of a single task, or 'tfds' for what TensorFlow Datasets has prepared "
-        "(default: that of the run)",
+        "(default: the run's)",
     )
     add("--limit", type=int, metavar="N", help="score only N items of each task, always the same (default: all)")
     options = parser.parse_args(arguments)
@@ -122,7 +122,7 @@ def main(arguments: list[str]) -> int:
         require(bool(config.task_data) or not given, "--task needs --data: where its data are")
         require(has_tasks or not given, "--task names no task")
         require(has_tasks or options.limit is None, "--limit limits tasks: give --data, and --task")
-        # What is refused is refused before anything is computed.
+        # Errors come before anything is computed.
         data = load_tasks(config)
         trained = load_trained(options.workdir, options.step)
         tasks = [encode_task(each, trained.tokenizer, trained.experiment.packing.row_length) for each in data]

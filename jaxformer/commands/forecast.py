@@ -1,8 +1,8 @@
-"""Forecasts what a run will come to, and scores earlier forecasts.
+"""Forecasts the loss of a run, and scores earlier forecasts.
 
-With --experiment, the forecast by smaller sizes of it that are finished is printed, and written into the folders of its
-runs that have not begun: `forecast.json`, whose digest the run records. A size differs in fields of size alone, as
-those that `jaxformer ladder` makes. All forecasts of the folder of runs, and how they came out, are drawn on one page.
+With --experiment, prints a forecast from the finished runs of its smaller sizes, and writes it to `forecast.json` in
+the folders of its runs that have not begun; a run records the digest. Sizes differ only in fields of size, as those of
+`jaxformer ladder` do. One page shows all forecasts of the folder of runs beside their results.
 """
 
 import logging
@@ -36,13 +36,13 @@ def main(arguments: list[str]) -> int:
     parser = Parser("jaxformer forecast", docstring(sys.modules[__name__]))
     add = parser.add_argument
     add("--experiment", metavar="NAME", help="the experiment whose runs are forecast")
-    add("--seeds", type=int, default=1, metavar="N", help="runs of it that are forecast, from its first seed on")
+    add("--seeds", type=int, default=1, metavar="N", help="runs to forecast, from its first seed on (default: 1)")
     add_run_options(parser)
     text = "folder of the page (default: RUNS/reports/forecasts)"
     add("--output", type=local_path, metavar="DIR", help=text)
     options = parser.parse_args(arguments)
     require(1 <= options.seeds <= 1000, f"--seeds ({options.seeds}) must lie in [1, 1000]")
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # Without a home folder it tells where it keeps its fonts.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # Without a home folder it prints where its fonts are.
     is_there = bool(options.experiment) or options.runs.is_dir()
     require(is_there, f"{options.runs}: there is no such folder of runs; name another by --runs")
     folder, allow = options.output or options.runs / "reports" / "forecasts", parse_allowed(options.allow)
@@ -63,5 +63,5 @@ def _forecast(name: str, seeds: int, runs: Path, allow: Collection[str]) -> None
     folders = [runs / target.name / f"seed_{target.first_seed + number}" for number in range(seeds)]
     forecast_runs(target, [target.first_seed + number for number in range(seeds)], runs, allow)
     known = [found for folder in folders if (found := read_forecast(folder))]
-    require(bool(known), f"{folders[0]}: the run has begun, and was not forecast; a forecast is made before it")
+    require(bool(known), f"{folders[0]}: the run has begun without a forecast; forecast a run before it begins")
     print_wrapped(f"{target.name}: {describe_forecast(known[-1])}\n", indent=2)

@@ -1,8 +1,8 @@
 """Generates text with a trained model.
 
-It prints --prompt and the text that the model puts after it, token by token, up to the end of the document or --tokens.
-Without --prompt it asks for prompts and continues each, one a line: Ctrl-C stops a text, Ctrl-D ends the command. Each
-next prompt takes the next seed. GPU memory is not preallocated, so that a run can be tried while it trains.
+Prints --prompt and the model's continuation, token by token, up to the end of the document or --tokens. Without
+--prompt it asks for prompts, one per line: Ctrl-C stops a text, Ctrl-D ends the command. Each further prompt takes the
+next seed. GPU memory is not preallocated, so that a run can be tried while it trains.
 
   jaxformer generate --workdir=runs/baseline/seed_0 --prompt="def read("
 """
@@ -27,7 +27,7 @@ from jaxformer.host.paths import local_path
 from jaxformer.host.signals import interruptible
 from jaxformer.run.trained import Trained, load_trained
 
-# The most texts of a prompt, and how many of them are generated at once, and then printed.
+# The most texts for one prompt, and how many are generated and printed at a time.
 _MAX_COUNT, _BATCH_TEXTS = 1_000_000, 64
 
 
@@ -37,10 +37,10 @@ def main(arguments: list[str]) -> int:
     options, sampling = parse(arguments)
     keep_compiled()
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # What is not UTF-8 is refused as a prompt, in words.
+        sys.stdin.reconfigure(errors="surrogateescape")  # A prompt that is not UTF-8 is refused with a message.
     with out_of_memory_reported(lambda: "shorten the prompt, or lower --count or --tokens"):
         trained = load_trained(options.workdir, options.step)
-        with contextlib.suppress(BrokenPipeError):  # Whoever reads has read enough.
+        with contextlib.suppress(BrokenPipeError):  # The reader has read enough.
             if options.prompt is None:
                 continue_lines(trained, sampling, options.count)
             else:
@@ -53,10 +53,10 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Sampling]:
-    """Returns the options, and those of them that are fields of `Sampling`.
+    """Returns the options; those that are fields of `Sampling` come second.
 
     Raises:
-        UserError: one has no such value.
+        UserError: an option has an invalid value.
     """
     parser = Parser("jaxformer generate", docstring(sys.modules[__name__]))
     add = parser.add_argument
@@ -76,7 +76,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Sampling]:
 
 
 def continue_lines(trained: Trained, sampling: Sampling, count: int) -> None:
-    """Continues each line of the input; on a terminal it asks for them, and Ctrl-C ends neither it nor the command."""
+    """Continues each line of the input, and asks for lines on a terminal; Ctrl-C stops only the text."""
     asks, notice = is_terminal(sys.stdin), None
     if asks:
         print_line(f"{trained}\n\nType how a text begins. Ctrl-C stops a text, Ctrl-D ends.", is_error=True)
@@ -106,7 +106,7 @@ def input_lines() -> Iterator[str]:
 
 
 def asked_lines() -> Iterator[str]:
-    """Yields the lines that are typed on a terminal, which it asks for, until Ctrl-D."""
+    """Yields the lines typed at a prompt on a terminal, until Ctrl-D."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  With it `input` has the keys of an editor, and remembers lines.
     while True:
@@ -143,7 +143,7 @@ def print_texts(trained: Trained, prompt: str, sampling: Sampling, count: int) -
 
 
 def length_notice(trained: Trained, prompt: str, sampling: Sampling) -> str | None:
-    """Returns a line on a text that may become longer than those that the model has seen, or than it can be."""
+    """Returns a warning if a text may become longer than the rows of the training, or than the model allows."""
     prompt_tokens = len(encode_text(trained.tokenizer, prompt))
     tokens, limit = prompt_tokens + sampling.tokens, longest_text(trained.model)
     row_length = trained.experiment.packing.row_length
@@ -152,5 +152,5 @@ def length_notice(trained: Trained, prompt: str, sampling: Sampling) -> str | No
     if tokens > limit:
         return f"the model has {limit} positions; a text of {tokens} tokens would end there"
     if tokens > row_length:
-        return f"trained on rows of {row_length} tokens; a text of {tokens} may become poor"
+        return f"trained on rows of {row_length} tokens; a text of {tokens} may be poor towards its end"
     return None

@@ -1,8 +1,8 @@
 """Judges one variant from its finished runs.
 
-PARENT and VARIANT are experiments, or folders of runs such as runs/baseline. Nothing is trained: the verdict is printed
-with its reason and the commands of the runs that are missing, and is recorded like that of a study. Programs use
---json and the exit status:
+PARENT and VARIANT are experiments, or folders of runs such as runs/baseline. Nothing is trained. Prints the verdict,
+its reason and the commands of missing runs, and records the verdict as a study does. Programs use --json and the exit
+status:
 
   0  KEEP or EQUIVALENT BUT CHEAPER
   3  REVERT
@@ -12,7 +12,7 @@ with its reason and the commands of the runs that are missing, and is recorded l
   1  a failure, 2 what you can put right: no verdict
 
 Seeds count in order, from the first on. All variants of the parent that have finished runs below --runs count in the
-q-value. Where UNDECIDED comes without missing runs, the parent stays.
+q-value. If the verdict is UNDECIDED and no run is missing, the parent stays.
 """
 
 import json
@@ -31,10 +31,10 @@ from jaxformer.report.formatting import probability
 
 @command
 def main(arguments: list[str]) -> int:
-    """Prints the verdict on a variant; returns the status that stands for it."""
+    """Prints the verdict on a variant; returns its exit status."""
     parser = Parser("jaxformer judge", docstring(sys.modules[__name__]))
     parser.add_argument("parent", metavar="PARENT", help="the experiment that is changed, or the folder of its runs")
-    parser.add_argument("variant", metavar="VARIANT", help="the change of it, or the folder of its runs")
+    parser.add_argument("variant", metavar="VARIANT", help="the changed experiment, or the folder of its runs")
     add_run_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
     options = parser.parse_args(arguments)
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
 def _print(judgement: Judgement) -> None:
     one = judgement.comparison
-    print_line(f"{one.verdict.word.value}  {printable(one.variant)}, beside {printable(one.parent)}")
+    print_line(f"{one.verdict.word.value}  {printable(one.variant)}, compared with {printable(one.parent)}")
     print_wrapped(f"  {printable(one.verdict.reason)}", indent=2)
     if one.difference:
         seeds, number = ", ".join(map(str, one.seeds)), len(judgement.questions)
@@ -59,6 +59,6 @@ def _print(judgement: Judgement) -> None:
         print_wrapped(f"  note: {printable(note)}", indent=2)
     if judgement.missing:
         hours = judgement.missing_hours
-        print_line(f"  missing{f' ({format_duration(3600 * hours)} of a device)' if math.isfinite(hours) else ''}:")
+        print_line(f"  missing{f' ({format_duration(3600 * hours)} on one device)' if math.isfinite(hours) else ''}:")
     for job in judgement.missing:
         print_line(f"    {shlex.join(train_arguments(job))}")

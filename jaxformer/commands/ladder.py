@@ -1,9 +1,9 @@
 """Trains an experiment at several sizes, with forecasts.
 
-A size is a depth: the width grows with it, the tokens with the parameters, the batch and the learning rate by rules
-in docs/how_to/ladder.md. Each size is an ordinary experiment, NAME_dDEPTH, whose file is written to experiments/.
-From the fourth size on, what it will come to is written into the folders of its runs before they begin. Finished runs
-are used: the same command resumes. `jaxformer forecast` shows how the forecasts came out.
+A size is a depth. The width grows with it, and the tokens with the parameters; docs/how_to/ladder.md has the rules for
+batch size and learning rate. Each size is an ordinary experiment, NAME_dDEPTH, whose file is written to experiments/.
+From the fourth size on, a forecast is written to the folders of its runs before they begin. Finished runs are used: the
+same command resumes. `jaxformer forecast` shows the forecasts beside their results.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from jaxformer.jobs.dashboard import seconds_until_over
 from jaxformer.report.forecasts import describe_forecast, describe_outcome, ladder_table
 from jaxformer.statistics.scaling_law import FEWEST_SIZES
 
-# Of one size beside the one below it, in compute: less shows little of a law.
+# Compute of a size over that of the size below it; less shows little of a scaling law.
 _FEWEST_TIMES = 2.0
 
 _MOST_TOKENS = 1e6
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     for smaller, larger in itertools.pairwise(rungs):
         if larger.compute < _FEWEST_TIMES * smaller.compute:
             times = f"{larger.compute / smaller.compute:.1f} x the compute of {smaller.name}"
-            print_notice(f"{larger.name} takes {times}: such steps show little of a law; leave one of them out")
+            print_notice(f"{larger.name} takes {times}: too close to show a scaling law; leave one of them out")
     _print_time_left(rungs, checked.seconds, options.runs, options.parallel)
     if options.plan:
         print_notice(describe_again(checked.earlier))
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
         _forecast(rung, number, options.runs, allow)
         train_rung(rung, options.runs, checked.seconds[rung.name], parallel=options.parallel)
         _print_outcomes(rung, options.runs)
-    print_line("`jaxformer forecast` draws the law, and how its forecasts came out")
+    print_line("`jaxformer forecast` draws the scaling law, and the forecasts beside their results")
     return 0
 
 
@@ -84,10 +84,10 @@ def _print_time_left(rungs: list[Rung], seconds: dict[str, float], runs: Path, p
 
 
 def _forecast(rung: Rung, number: int, runs: Path, allow: Collection[str]) -> None:
-    """Writes what the runs of a size will come to, and prints it; without a forecast they are trained anyway.
+    """Writes and prints the forecast of the runs of a size; without a forecast they are trained anyway.
 
     Args:
-        number: of sizes of this ladder below it: that the first ones are too few for a forecast goes without saying.
+        number: of smaller sizes in this ladder; nothing is printed while they are too few for a forecast.
     """
     try:
         for forecast in forecast_runs(rung.resolved, range(rung.seeds), runs, allow)[:1]:  # All are the same.
@@ -98,10 +98,10 @@ def _forecast(rung: Rung, number: int, runs: Path, allow: Collection[str]) -> No
 
 
 def _print_outcomes(rung: Rung, runs: Path) -> None:
-    """Prints which runs of a size diverged; prints and keeps how forecasts of the others came out."""
+    """Prints which runs of a size diverged; prints and records the others' results beside their forecasts."""
     for job in rung.jobs(runs, math.nan):
         if has_diverged(job.workdir):
-            print_notice(f"{job}: diverged, and no part of the law; lower rates, as --rates sets them, may help")
+            print_notice(f"{job}: diverged, and left out of the scaling law; try lower learning rates with --rates")
     finished = [one for one in read_forecasts(runs) if one.experiment == rung.name and one.run]
     keep_outcomes(runs, finished)
     for one in finished:
@@ -111,22 +111,22 @@ def _print_outcomes(rung: Rung, runs: Path) -> None:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("jaxformer ladder", docstring(sys.modules[__name__]))
     add = parser.add_argument
-    add("--experiment", required=True, metavar="NAME", help="the experiment that is scaled")
+    add("--experiment", required=True, metavar="NAME", help="the experiment to scale")
     add("--sizes", required=True, metavar="DEPTH,...", help="the depths, in blocks, such as 2,3,4,5,7")
     add("--name", default="", metavar="NAME", help="what the names of the sizes begin with (default: the experiment's)")
-    add("--seeds", default="3", metavar="N,...", help="runs of each size, from the smallest on, or of all (default: 3)")
+    add("--seeds", default="3", metavar="N,...", help="runs of each size, smallest first, or of all sizes (default: 3)")
     add(
         "--rates",
         default="",
         metavar="DEPTH:RATE,...",
-        help="learning rates that were tuned at two depths or more; those of all sizes are a power of compute through "
-        "them (default: the experiment's own, by compute to the power of -0.125)",
+        help="learning rates tuned at two depths or more; all sizes follow the power law of compute through them "
+        "(default: the experiment's own, times compute to the power of -0.125)",
     )
     add(
         "--tokens_per_parameter",
         type=float,
         metavar="N",
-        help="tokens that a run is trained on for each parameter (default: as many as the experiment's)",
+        help="training tokens per parameter (default: the experiment's)",
     )
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     add("--plan", action="store_true", help="print the sizes and what they take, and exit")
@@ -163,7 +163,7 @@ def _numbers(name: str, text: str) -> list[int]:
 
 
 def _rate(base: Experiment, text: str, tokens_per_parameter: float) -> Rate:
-    """Returns the learning rates by compute: through those that a text gives by depth, else as published."""
+    """Returns the learning rate as a function of compute: through the rates given by depth, else as published."""
     if not text:
         return published_rate(base)
     tuned = {}

@@ -1,11 +1,12 @@
-"""Ranks open questions by what asking them is worth, or says stop.
+"""Ranks open questions by their value, or advises to stop.
 
-A question is worth the device hours that a kept gain saves of the runs to come, times the probability of that; it costs
-the hours of its runs up to a decision. Expectations count as far as those in the ledger came true. Nothing is trained:
+The value of a question is the device hours that a kept gain would save in the runs to come, times the probability of
+keeping it. Its cost is the hours of its runs up to a decision. Expectations count as far as those in the ledger came
+true. Nothing is trained:
 
   jaxformer next --parent=NAME --target=LARGER
 
-One run of the parent must be finished, which tells what runs take and what a gain is worth in tokens.
+One run of the parent must be finished: it shows how long runs take and what a gain is worth in tokens.
 """
 
 import json
@@ -35,15 +36,15 @@ def main(arguments: list[str]) -> int:
     add_run_options(parser, compares=False)
     text = f"the experiment of a run to come (default: one of {LARGER:g} times the parent's operations)"
     add("--target", default="", metavar="NAME", help=text)
-    text = "device hours that a run to come takes, if you know (default: by the parent's hours per operation)"
+    text = "device hours of a run to come, if known (default: from the parent's hours per operation)"
     add("--target_hours", type=float, metavar="H", help=text)
-    text = "how many runs are to come, each of so many hours (default: 1)"
+    text = "how many such runs are to come (default: 1)"
     add("--runs_to_come", type=float, default=1.0, metavar="N", help=text)
-    text = f"%% of the hours to come that a change must save for each field (default: {100 * COMPLEXITY:g})"
+    text = f"%% of the hours to come that a change must save for each field it sets (default: {100 * COMPLEXITY:g})"
     add("--complexity", type=float, default=100 * COMPLEXITY, metavar="PERCENT", help=text)
-    text = "seeds up to which a question would be followed (default: 8)"
+    text = "most seeds that a question may take (default: 8)"
     add("--most_seeds", type=int, default=8, metavar="N", help=text)
-    add("--number", type=int, default=10, metavar="N", help="questions that are printed (default: 10)")
+    add("--number", type=int, default=10, metavar="N", help="questions to print (default: 10)")
     add("--json", action="store_true", help="print one JSON object, with all questions, and nothing else")
     options = parser.parse_args(arguments)
     for name in ("target_hours", "runs_to_come"):

@@ -1,7 +1,7 @@
-"""Prints what a run will take, before anything is read.
+"""Prints what a run will take, without reading its data.
 
-Prints parameters, operations, memory, disk space and time, on the device at hand or, by its data sheet, on a GPU that
-is not here. `--SECTION.FIELD=VALUE` sets fields, as for training.
+Prints parameters, operations, memory, disk space and time, on this machine's device or, from its data sheet, on another
+GPU. `--SECTION.FIELD=VALUE` sets fields, as for training.
 """
 
 import sys
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     """Prints the plan of a run; returns the exit status."""
     parser = Parser("jaxformer plan", docstring(sys.modules[__name__]))
     add_experiment_options(parser)
-    parser.add_argument("--on", default="here", metavar="GPU", help="a GPU such as H100 (default: the device at hand)")
+    parser.add_argument("--on", default="here", metavar="GPU", help="a GPU such as H100 (default: the device here)")
     options, rest = parser.parse_known_args(arguments)
     experiment = resolve(options.experiment, parse_overrides(parser, options, rest), parent=options.parent).experiment
     keep_compiled()

@@ -3,8 +3,8 @@
 Trains the tokenizer and tokenises the corpora into the cache, where a training command finds them. The same command
 resumes a preparation that was stopped. `--SECTION.FIELD=VALUE` sets fields, as for training.
 
-With --beam the workers of an Apache Beam pipeline tokenise and write. Its options are those of Beam's command line, in
-one argument; the workers need the corpus and $JAXFORMER_CACHE at the same paths:
+With --beam the workers of an Apache Beam pipeline tokenise and write. It takes the options of Beam's command line in
+one argument. The workers need the corpus and $JAXFORMER_CACHE at the same paths:
 
   --beam="--runner=FlinkRunner --flink_master=HOST:8081"
 """
@@ -36,10 +36,10 @@ def main(arguments: list[str]) -> int:
     experiment = resolve(options.experiment, parse_overrides(parser, options, rest), parent=options.parent).experiment
     beam = None if options.beam is None else shlex.split(options.beam)
     if beam is not None:
-        pipeline_options(beam)  # Refused before hours of preparation.
+        pipeline_options(beam)  # Checked before hours of preparation.
     tasks = load_tasks(experiment.evaluation)
     if experiment.init_from:
-        choose_device("cpu")  # Of the weights no more is read than what they are.
+        choose_device("cpu")  # Only the description of the weights is read.
         initial = open_weights(experiment.init_from)
         check_fits(experiment, initial)
         experiment = with_tokenizer(experiment, initial.folder)

@@ -39,8 +39,8 @@ _FIRST = (
 # In the order in which a user meets them.
 COMMANDS = (*_FIRST, *sorted(_FOUND.difference(_FIRST)))
 
-# What is set before a command is imported, unless the user has set it. A module must not do so by itself: who imports
-# `jaxformer.commands.report` into a notebook keeps the GPU.
+# Environment variables set before a command is imported, unless the user has set them. A module must not do so itself:
+# a notebook that imports `jaxformer.commands.report` keeps the GPU.
 ENVIRONMENT = {
     "prepare": {"JAX_PLATFORMS": "cpu"},  # Nothing is computed on a device.
     "export": {"JAX_PLATFORMS": "cpu"},  # It is compared in the CPU's float32.
@@ -103,5 +103,5 @@ def _load(name: str) -> ModuleType:
     with ended_by_signals():
         try:
             return importlib.import_module(f"jaxformer.commands.{name.replace('-', '_')}")
-        except ValueError as error:  # JAX or Flax does not understand what the environment sets for it.
+        except ValueError as error:  # JAX or Flax refuses a value in the environment.
             raise UserError(f"{error}; correct or unset it") from error

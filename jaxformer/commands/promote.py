@@ -1,7 +1,7 @@
 """Makes a kept change the parent of the next questions.
 
 Reads what `jaxformer ablate` decided on VARIANT, and writes experiments/NAME.py: the change, the digest of its evidence
-and the learning rate that was tuned for it, if any. Refuses what was not kept; `--by_hand` promotes it anyway, and
+and the learning rate tuned for it, if any. Refuses a variant that was not kept; `--by_hand` promotes it anyway, and
 records why. Appends a line to the ledger, RUNS/decisions.jsonl:
 
   jaxformer promote VARIANT --study=NAME
@@ -48,10 +48,10 @@ def main(arguments: list[str]) -> int:
 
 
 def next_commands(name: str, first_seed: int) -> list[str]:
-    """Returns the lines that say what comes after a promotion."""
-    last = first_seed + Study.parent_seeds - 1
+    """Returns the lines on what to do after a promotion."""
+    last = first_seed + Study.seeds - 1
     return [
-        f"It is measured on seeds that did not choose it: {first_seed} to {last}, which the next study trains itself.",
+        f"Its next study uses seeds that did not choose it, {first_seed} to {last}, and trains them itself.",
         "Next, try changes of it, and confirm on those seeds that its gain holds:",
         f"  jaxformer ablate --parent={name} --variants=A,B",
         f"  jaxformer confirm {name}",

@@ -2,7 +2,7 @@
 
 Restores the state before the step from the run's checkpoint, computes loss and gradient of the batch in the file
 again, on as many devices as the run had, and prints the norm of each parameter's gradient, layer by layer. The exit
-status is 1 if they differ in any bit from those that were recorded.
+status is 1 if any bit differs from what was recorded.
 """
 
 import sys
@@ -27,7 +27,7 @@ from jaxformer.run.folder import load_run, run_tokenizer
 
 
 def replay(path: Path) -> tuple[Fault, Fault]:
-    """Returns the fault as it was recorded, and as it is made again."""
+    """Returns the fault as recorded, and as computed again."""
     recorded = read_fault(path)
     workdir = path.resolve().parents[1]
     experiment, record = load_run(workdir)

@@ -1,7 +1,7 @@
 """Reports a study as text and pictures.
 
-Prints the decisions, and writes a page with pictures, `report.md` and PNG files to RUNS/reports/NAME. Runs that are not
-finished are shown as such. A study is a file, or a parent and its variants:
+Prints the decisions, and writes a page with pictures, `report.md` and PNG files to RUNS/reports/NAME. Unfinished runs
+are marked. A study is a file, or a parent and its variants:
 
   jaxformer report --parent=NAME --variants=A,B
   jaxformer report --leave_one_out=NAME
@@ -35,13 +35,13 @@ def main(arguments: list[str]) -> int:
     """Prints what a study decided, and writes its report; returns the exit status."""
     parser = Parser("jaxformer report", docstring(sys.modules[__name__]))
     add_study_options(parser)
-    parser.add_argument("--tracking.to", dest="to", default="", metavar="NAMES", help="trackers to give the report to")
+    parser.add_argument("--tracking.to", dest="to", default="", metavar="NAMES", help="trackers that get the report")
     parser.add_argument("--tracking.project", dest="project", metavar="NAME", help="their project")
     text = "folder of the report (default: RUNS/reports/NAME)"
     parser.add_argument("--output", type=local_path, metavar="DIR", help=text)
     parser.add_argument("--all", action="store_true", help="one page over all studies, in RUNS/reports/all")
     options = parser.parse_args(arguments)
-    # Without a home folder it tells where it keeps its fonts.
+    # Without a home folder it prints where its fonts are.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if options.all:
         is_alone = not (options.study or options.parent or options.variants or options.leave_one_out or options.allow)
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
 
 
 def report_all(runs: Path, folder: Path) -> int:
-    """Prints what all studies of a folder of runs amount to, and writes their page; returns the exit status."""
+    """Prints the results of all studies of a folder of runs, and writes their page; returns the exit status."""
     check_report(folder)
     history = collect_history(runs)
     for name, value in summarise_history(history):

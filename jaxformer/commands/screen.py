@@ -1,9 +1,8 @@
 """Screens many changes of one parent in few runs.
 
-Each run has about half of the changes on, by a two-level design, so that all runs count for every change. Nothing is
-decided by it: what looks best is then confirmed by `jaxformer ablate`, one change at a time, on other seeds. `--plan`
-prints what can be found, and where one change at a time is the better way. Finished runs are used: the same command
-resumes.
+Each run turns on about half of the changes, by a two-level design, so that all runs count for every change. This
+decides nothing: `jaxformer ablate` then confirms the best changes, one at a time, on other seeds. `--plan` prints which
+effects can be found, and when one change at a time is better. Finished runs are used: the same command resumes.
 
 The study is a file in experiments/studies/ that assigns a `Screening` to STUDY.
 """
@@ -69,7 +68,7 @@ def _screen(options: argparse.Namespace) -> dict[str, Any]:
     require(
         hours <= options.hours or not not_over(jobs),
         f"the runs of this screening take about {hours:.2f} device hours, more than --hours ({options.hours:g}): give "
-        "more, or screen fewer changes on fewer seeds",
+        "more hours, or screen fewer changes or seeds",
     )
     if options.plan:
         print_notice(describe_again(checked.earlier))
@@ -85,7 +84,7 @@ def _screen(options: argparse.Namespace) -> dict[str, Any]:
         seconds = seconds_until_over((job.estimated_seconds for job in waiting), options.parallel)
         to_go = {"device_hours_to_go": device_hours(waiting), "seconds_to_go": seconds}
         return {**record, "runs_to_go": len(waiting), **to_go}
-    for number in range(screening.seeds):  # A change that diverges is seen, and named, on the first seed.
+    for number in range(screening.seeds):  # The first seed shows which changes diverge.
         ours = jobs[number * len(rows) : (number + 1) * len(rows)]
         run_to_results(ours, parallel=options.parallel, price_per_hour=options.price)
         refuse_diverged(screening, rows, runs)
@@ -107,7 +106,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("jaxformer screen", docstring(sys.modules[__name__]))
     add = parser.add_argument
     add("--study", required=True, metavar="NAME", help="the name of a file in experiments/studies/, or a path")
-    text = "device hours for the screening and what confirms it: the study that is named at the end takes no more"
+    text = "device hours for the screening and for the confirming study that it proposes at the end"
     add("--hours", type=float, default=math.inf, metavar="H", help=text)
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     add("--plan", action="store_true", help="print what can be found and what it costs, and exit")
@@ -124,6 +123,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _noise(folder: Path) -> float:
-    """Returns the standard deviation over its seeds of an experiment's finished runs; NaN with fewer than two."""
+    """Returns the standard deviation over seeds of an experiment's finished runs; NaN with fewer than two."""
     known = [bits for path in seed_folders(folder) if (bits := final_bits_per_byte(path)) and math.isfinite(bits)]
     return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan

@@ -1,13 +1,13 @@
-"""Tells whether what small sizes showed holds at a larger one.
+"""Predicts the effect of a change at a larger size.
 
-The same change is compared with its parent at three or more sizes:
+First compare the same change with its parent at three or more sizes:
 
   jaxformer ablate --parent=SIZE --variants=NAME
 
-From the finished runs at all experiments that differ from the target in their size alone, the effect at the target is
-expected with an interval, and called by the first of these words that holds. Nothing is trained, and no verdict at
-a size is recorded; where it is UNKNOWN, also before any run, the cheapest sizes and seeds that would decide it are
-printed as commands.
+The effect at the target is predicted, with an interval, from the finished runs of all experiments that differ from the
+target only in size. The answer is the first of the words below that holds. Nothing is trained, and no verdict is
+recorded. While the answer is UNKNOWN, even before any run, the commands of the cheapest sizes and seeds that would
+decide it are printed.
 """
 
 import json
@@ -29,20 +29,20 @@ from jaxformer.report.style import drawing, save_png
 from jaxformer.report.transfer import describe_transfer, draw_transfer
 from jaxformer.statistics import transfer
 
-# Bits per byte, of which all bytes have 8.
+# Bits per byte: a byte has 8.
 _MOST_EFFECT = 8
 
 
 @command
 def main(arguments: list[str]) -> int:
-    """Prints what is known of variants at a target; returns the exit status."""
+    """Prints what is known about variants at a target; returns the exit status."""
     rule = docstring(transfer.decide).partition("\n\n")[2]
     parser = Parser("jaxformer transfer", f"{docstring(sys.modules[__name__])}\n\n{rule}")
     add = parser.add_argument
-    add("--variants", required=True, metavar="NAME,...", help="the changes that were asked, separated by commas")
+    add("--variants", required=True, metavar="NAME,...", help="the changes, separated by commas")
     add("--target", required=True, metavar="NAME", help="the experiment at the size that matters")
     add_run_options(parser)
-    add("--budget", type=float, default=math.inf, metavar="H", help="device hours to spend on knowing more")
+    add("--budget", type=float, default=math.inf, metavar="H", help="device hours to spend on further runs")
     text = "smallest effect at the target that matters, bits per byte (default: the margin of the largest size)"
     add("--effect", type=float, metavar="E", help=text)
     add("--json", action="store_true", help="print one JSON object, and nothing else")

@@ -1,9 +1,9 @@
 """Finds the best learning rate of an experiment.
 
-Tries the peak learning rate in octaves (factors of two), and near the best in half octaves, with one seed, until the
-best rate has a worse one on either side. Trains those three with the other seeds: a parabola through them tells where
-the best lies, and what the experiment's own rate costs. Finished runs are used: the same command resumes. Tune a parent
-before you change it.
+Tries peak learning rates with one seed, a factor of 2 apart and near the best a factor of 1.4, until the best has a
+worse one on either side. Trains those three with the other seeds. A parabola through them estimates the best rate, and
+what the experiment's own rate costs. Finished runs are used: the same command resumes. Tune a parent before you change
+it.
 """
 
 import functools
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     add("--seeds", type=int, default=3, metavar="N", help="seeds of the three best rates (default: 3)")
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
     add_run_options(parser)
-    add("--retrain", action="store_true", help="keep runs of other code, data or versions aside, and train them anew")
+    add("--retrain", action="store_true", help="set runs of other code, data or versions aside, and train them again")
     add("--write", type=local_path, metavar="FILE", help="write the tuned experiment to this file")
     options = parser.parse_args(arguments)
     require(1 <= options.seeds <= 100, f"--seeds ({options.seeds}) must lie in [1, 100]")
@@ -60,7 +60,8 @@ def main(arguments: list[str]) -> int:
     with drawing():
         save_png(draw_tuning(tuning), folder / "tuning.png")
     print_line("\n".join(rate_table(tuning)))
-    print_wrapped(describe(tuning), indent=0)
+    for line in describe(tuning):
+        print_wrapped(line, indent=0)
     print_line(f"{folder / 'tuning.png'}")
     if options.write:
         words = ["jaxformer", "tune", f"--experiment={options.experiment}", f"--seeds={options.seeds}"]

@@ -1,4 +1,4 @@
-"""Preparing by the workers of an Apache Beam pipeline, which may be on many machines."""
+"""Preparation by the workers of an Apache Beam pipeline, which may be on many machines."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ from jaxformer.data.selection import Selection
 from jaxformer.data.tokenizer import Tokenizer
 from jaxformer.host.workers import Workers
 
-# Tokens of a byte of text, at most, where nothing has been tokenised yet.
+# The most tokens per byte of text, before anything is tokenised.
 _TOKENS_PER_BYTE = 0.25
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def tokenise_over_beam(
 ) -> Generator[Stored, None, None]:
     """Yields the chunks of a corpus in reading order, made by the workers of a Beam pipeline.
 
-    With a budget it is one pipeline after another, each for as many parts as the rest of the budget probably takes.
+    With a budget, pipelines run one after another, each for as many parts as the rest of the budget probably needs.
     """
     left = enumerate(documents.parts())
     text_bytes = tokens = 0
@@ -56,13 +56,13 @@ def tokenise_over_beam(
 def _tokenise_part(
     documents: Documents, tokenizer: Tokenizer, chunks: Path, numbered_part: tuple[int, CorpusPart]
 ) -> None:
-    """Stores the chunks of a part; this is what a worker of a pipeline does, one of many on its machine."""
+    """Stores the chunks of a part; run by a worker of a pipeline, one of many on its machine."""
     for _ in tokenise(documents, [numbered_part], tokenizer, chunks, Workers(1)):
         pass
 
 
 def run_pipeline(function: Callable[[T], object], arguments: Sequence[T], options: Sequence[str]) -> None:
-    """Computes a function of each argument by the workers of a pipeline; what it returns is lost.
+    """Calls a function with each argument in the workers of a pipeline; its results are dropped.
 
     Args:
         options: of the pipeline, as on a command line.
@@ -74,7 +74,7 @@ def run_pipeline(function: Callable[[T], object], arguments: Sequence[T], option
     import apache_beam as beam
 
     with _in_one_line(), beam.Pipeline(options=parsed) as pipeline:
-        # In tuples: of a named tuple Beam makes a row of a table.
+        # In tuples: Beam turns a named tuple into a table row.
         numbered = pipeline | beam.Create(list(enumerate(arguments))) | beam.Reshuffle()
         _ = numbered | beam.MapTuple(lambda _, argument: function(argument))
 
@@ -83,7 +83,7 @@ def pipeline_options(beam: Sequence[str]):
     """Returns the options of a Beam pipeline.
 
     Raises:
-        UserError: Beam is not installed, or the options are not Beam's, or it knows no such runner.
+        UserError: Beam is not installed, or does not know the options or the runner.
     """
     try:
         from apache_beam.options.pipeline_options import PipelineOptions

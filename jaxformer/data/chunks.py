@@ -1,7 +1,7 @@
 """A corpus in chunks: runs of documents, tokenised once each into a file that is whole or absent.
 
-What a chunk turns into depends on its documents and the tokenizer alone, so it does not matter which process or machine
-makes it, when, or after how many that were killed. Chunks of a part are numbered; the last one says so.
+A chunk depends only on its documents and the tokenizer, so any process or machine can make it, at any time, after any
+number of killed ones. Chunks of a part are numbered; the last one is marked.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ from jaxformer.host.console import format_size, print_notice
 from jaxformer.host.files import write_whole
 from jaxformer.host.workers import Ready, Workers
 
-# Text of a chunk, characters: it takes a processor a quarter of a second. That is what a killed preparation loses of
-# each, and at most what all but one wait at the end.
+# Text of a chunk, characters: it takes a processor a quarter of a second. A killed preparation loses that much on each
+# processor, and at the end all but one wait at most that long.
 CHUNK_CHARACTERS = 1_000_000
 
 # Bump when the same documents would be cut in another way.
@@ -43,11 +43,11 @@ FIRST_BAD = 3
 
 
 class Run(NamedTuple):
-    """The documents that become a chunk, in columns, which go through a pipe several times as fast as rows."""
+    """The documents that become a chunk, in columns, which pass a pipe several times as fast as rows."""
 
     texts: list[str]
     fractions: list[float]
-    """`texts`, and what decides their split (`split_fraction`): of those that hold more than whitespace."""
+    """`texts`, and the number that decides their split (`split_fraction`), of documents with more than whitespace."""
     bad: list[str]
     """What is wrong with the bad records, and where."""
     read: int
@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """The documents of a run that hold text of which the tokenizer keeps something, tokenised."""
+    """The tokenised documents of a run, without those of which the tokenizer keeps nothing."""
 
     ids: np.ndarray
     """Ids of all of them, one after another."""
@@ -67,13 +67,13 @@ class Chunk(NamedTuple):
     digests: np.ndarray
     """16 bytes (documents,), of its text."""
     fractions: np.ndarray
-    """float64 (documents,), which decides its split: the hash of its key, or where it stands in an only text."""
+    """float64 (documents,), decides its split: the hash of its key, or its place in a single text."""
     read: np.ndarray
-    """Documents of the run, also those that hold no text, and bad records."""
+    """Documents of the run, including those without text, and bad records."""
     is_last: np.ndarray
     """Whether it ends its part."""
     bad: np.ndarray = np.array(0)
-    """Records of the run that are left out, as they are bad."""
+    """Bad records of the run, which are left out."""
     first_bad: np.ndarray = np.empty(0, np.str_)
     """What is wrong with the first few of them, and where."""
 
@@ -81,7 +81,7 @@ class Chunk(NamedTuple):
 def encode_chunk(run: Run, tokenizer: Tokenizer) -> Chunk:
     """Returns the chunk of some documents."""
     encoded = tokenizer.encode_batch(run.texts)
-    if not tokenizer.is_lossless:  # One may keep nothing of a text, as of control characters.
+    if not tokenizer.is_lossless:  # It may keep nothing of a text, such as control characters.
         kept = [i for i, ids in enumerate(encoded) if ids.size]
         run = run._replace(texts=[run.texts[i] for i in kept], fractions=[run.fractions[i] for i in kept])
         encoded = [encoded[i] for i in kept]
@@ -106,7 +106,7 @@ def encode_chunk(run: Run, tokenizer: Tokenizer) -> Chunk:
 
 
 def open_chunks(folder: Path) -> None:
-    """Creates a folder of chunks, or empties one whose chunks are cut in another way, as by code of another day."""
+    """Creates a folder of chunks, or empties one whose chunks are cut in another way, as by other code."""
     layout = folder / "layout.json"
     cut = [_LAYOUT_VERSION, kinds.PART_BYTES, kinds.PART_RECORDS, CHUNK_CHARACTERS]
     content = json.dumps(cut).encode()
@@ -118,19 +118,19 @@ def open_chunks(folder: Path) -> None:
 
 
 def chunk_path(folder: Path, part: int, number: int) -> Path:
-    """Returns where a chunk of a part lies in a folder of chunks."""
+    """Returns the path of a chunk of a part in a folder of chunks."""
     return folder / f"{part:06d}_{number:06d}.npz"
 
 
 def write_chunk(path: Path, chunk: Chunk) -> None:
-    """Writes a chunk, whole or not at all; after the power failed it may be damaged, which `read_chunk` notices."""
+    """Writes a chunk, whole or not at all; a power failure may damage it, which `read_chunk` notices."""
     file = io.BytesIO()
     np.savez(file, **chunk._asdict())
     write_whole(path, file.getvalue(), sync=False)
 
 
 def read_chunk(path: Path, *, with_ids: bool) -> Chunk | None:
-    """Returns a chunk, without its ids unless they are wanted; None where it is absent or damaged (by its CRCs)."""
+    """Returns a chunk, without its ids unless wanted; None if it is absent or damaged (by its CRCs)."""
     try:
         with np.load(path, allow_pickle=False) as file:
             wanted = [name for name in Chunk._fields if with_ids or name != "ids"]
@@ -141,7 +141,7 @@ def read_chunk(path: Path, *, with_ids: bool) -> Chunk | None:
 
 
 class Stored(NamedTuple):
-    """A chunk that lies in its file."""
+    """A chunk stored in its file."""
 
     path: Path
     part: CorpusPart
@@ -155,10 +155,10 @@ class Stored(NamedTuple):
 def tokenise(
     documents: Documents, parts: Iterable[tuple[int, CorpusPart]], tokenizer: Tokenizer, folder: Path, workers: Workers
 ) -> Generator[Stored, None, None]:
-    """Yields the chunks of some parts of a corpus in reading order, once each is stored; makes those that are not.
+    """Yields the chunks of some parts of a corpus in reading order, once each is stored; makes missing ones.
 
     This process reads, and the workers tokenise and store: reading takes a thirtieth of the time of tokenising, and a
-    corpus may be one file that can be read only from its start.
+    corpus may be one file that can only be read from its start.
 
     Args:
         parts: with their numbers.
@@ -169,14 +169,14 @@ def tokenise(
         yield from workers.map(partial(_store, tokenizer), to_make)
     finally:
         if damaged:
-            workers.close()  # Nobody writes any more of them.
+            workers.close()  # No process writes more of them.
         for number in damaged:
             for path in folder.glob(f"{number:06d}_*.npz"):
                 path.unlink()
 
 
 def stored_chunks(part: CorpusPart, number: int, folder: Path) -> list[Stored]:
-    """Returns the chunks of a part that are stored, from its first to the one before the first that is not."""
+    """Returns the stored chunks of a part, up to the first missing one."""
     found: list[Stored] = []
     while not (found and found[-1].chunk.is_last):
         path = chunk_path(folder, number, len(found))
@@ -190,10 +190,10 @@ def stored_chunks(part: CorpusPart, number: int, folder: Path) -> list[Stored]:
 def _chunks_of(
     documents: Documents, part: CorpusPart, number: int, folder: Path, damaged: list[int]
 ) -> Iterator[Ready | tuple[Path, CorpusPart, Run]]:
-    """Yields the chunks of a part: those that are stored, and of the others what they are to be made of.
+    """Yields the chunks of a part: stored ones, and for the others the documents to make them of.
 
     Args:
-        damaged: is given the number of the part where its file is found to be damaged.
+        damaged: called with the number of the part if its file is damaged.
     """
     found = stored_chunks(part, number, folder)
     yield from map(Ready, found)
@@ -203,8 +203,8 @@ def _chunks_of(
     if done and documents.config.kind == "jsonl" and is_remote(documents.files[part.file].path):
         file = documents.files[part.file]
         print_notice(
-            f"corpus file {file.path}: {done:,} documents of it are tokenised; those are read again, not tokenised "
-            f"again, from its start ({format_size(file.size)} in all)"
+            f"corpus file {file.path}: {done:,} of its documents are tokenised already; they are only read again, "
+            f"from its start ({format_size(file.size)} in all)"
         )
     try:
         to_come = documents.read(part, skip=done)
@@ -212,7 +212,7 @@ def _chunks_of(
             to_come = _behind(documents.read(part), done, [each.chunk for each in found])
         for count, run in enumerate(_runs(to_come), start=len(found)):
             yield chunk_path(folder, number, count), part, run
-    except (DamagedTransfer, _OtherDocuments):  # Which of the bytes, or documents, are wrong, nobody knows.
+    except (DamagedTransfer, _OtherDocuments):  # It is unknown which bytes, or documents, are wrong.
         damaged.append(number)
         raise
 
@@ -222,21 +222,21 @@ class _OtherDocuments(UserError):
 
 
 def _behind(documents: Iterator[Document], done: int, chunks: Sequence[Chunk]) -> Iterator[Document]:
-    """Returns the documents behind the first `done`, of which some chunks were made; raises unless it is of these."""
+    """Returns the documents after the first `done`; raises unless the stored chunks were made from those."""
     expected = deque(digest for chunk in chunks for digest in chunk.digests.tolist())
     for document in itertools.islice(documents, done):
         if expected and hashlib.blake2b(document.text.encode(), digest_size=16).digest() == expected[0]:
             expected.popleft()
     if expected:
         raise _OtherDocuments(
-            "corpus.kind: the reader yields other documents than before, or in another order, and what was tokenised "
-            "of them is dropped; have it read in a fixed order, and run again"
+            "corpus.kind: the reader yields other documents than before, or in another order, and the tokenised ones "
+            "are dropped; make it read in a fixed order, and run again"
         )
     return documents
 
 
 def _store(tokenizer: Tokenizer, to_make: tuple[Path, CorpusPart, Run]) -> Stored:
-    """Makes the chunk of a run of documents, and stores it; this is what a worker does."""
+    """Makes the chunk of a run of documents, and stores it; run by a worker."""
     path, part, run = to_make
     chunk = encode_chunk(run, tokenizer)
     write_chunk(path, chunk)

@@ -1,9 +1,9 @@
-"""Training documents that contain items of evaluation tasks: those that share some words in a row with one.
+"""Training documents that contain items of evaluation tasks: those that share an n-gram of words with one.
 
-The rule is that of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C), from which lm-evaluation-harness has its
-own. Words are compared in lower case and without punctuation. Of a task, the n-grams are as long as its shorter items
-(the 5th percentile), but at least 8 words and at most 13; an item that is shorter yet is not compared. Unlike there, a
-single n-gram contaminates a document, however many others hold it, and the whole of it: most are web pages, not books.
+The rule is from GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C), as is lm-evaluation-harness's. Words are
+compared in lower case and without punctuation. The n-grams of a task are as long as its shorter items (the 5th
+percentile), but at least 8 words and at most 13; shorter items are not compared. Unlike in GPT-3's rule, a single
+n-gram contaminates a whole document, however many others have it: most are web pages, not books.
 
 Words are read from the ids of token shards, so that it does not matter when or where these were prepared.
 """
@@ -32,16 +32,16 @@ _VERSION = 1
 # Words of an n-gram.
 _SHORTEST, _LONGEST = 8, 13
 
-# Tokens that a thread searches at a time: few enough for a processor's cache to hold its arrays.
+# Tokens that a thread searches at a time: its arrays fit in a processor's cache.
 _BATCH_TOKENS = 1 << 16
 
-# Batches that are under way at once: what a signal has to wait for.
+# Batches in progress at once: a signal has to wait for them.
 _BATCHES_AHEAD = 64
 
-# Letters of a word that have a place of their own in its hash.
+# Letters of a word with their own place in its hash.
 _PLACES = 1 << 12
 
-# Odd numbers without a pattern: the bases of polynomials in letters and in words, modulo 2^64, and what mixes the bits.
+# Arbitrary odd numbers: the bases of polynomials in letters and in words, modulo 2^64, and a multiplier to mix bits.
 _LETTER_BASE, _WORD_BASE, _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xFF51AFD7ED558CCD], np.uint64)
 
 
@@ -53,7 +53,7 @@ class Contamination(NamedTuple):
     items: int
     """Items of the task."""
     short_items: int
-    """Those of them that are shorter than an n-gram, and so are not compared."""
+    """Items shorter than an n-gram, which are not compared."""
     searched_documents: int
     """Training documents of the corpus."""
     pairs: np.ndarray
@@ -92,7 +92,7 @@ class Words(NamedTuple):
 class WordReader:
     """Reads the words of documents from their ids.
 
-    A word's hash is a sum over its letters, so that it is the same whatever the pieces that the word was cut into.
+    A word's hash is a sum over its letters, so that it does not depend on the pieces that the word was cut into.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -110,7 +110,7 @@ class WordReader:
         return self.read_joined(ids, np.array([len(document) for document in documents], np.int64))
 
     def read_joined(self, ids: np.ndarray, sizes: np.ndarray) -> Words:
-        """Returns the words of documents whose ids stand one after another.
+        """Returns the words of documents given their concatenated ids.
 
         Args:
             ids: int64 (tokens,).
@@ -138,7 +138,7 @@ class WordReader:
         return np.sum(codes * self._powers[: len(codes)], dtype=np.uint64)
 
     def _cut(self, ids: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the fragments of words that documents of these sizes consist of, and their numbers."""
+        """Returns the word fragments of documents of these sizes, and their numbers."""
         if len(self._hashes) == len(self._counts):  # Most vocabularies have no space within a piece.
             return ids, sizes
         counts = self._counts[ids]
@@ -162,14 +162,14 @@ def _fragments(piece: bytes) -> list[tuple[bool, str]]:
 def find_contamination(
     training: Shards, tokenizer: Tokenizer, tasks: Mapping[str, Sequence[str]], cache: Path
 ) -> dict[str, Contamination]:
-    """Returns what each of some tasks shares with the training documents of a corpus, by the task's name.
+    """Returns what each task shares with the training documents of a corpus, by the task's name.
 
-    For the same tasks the shards are read once: 16 million tokens a second on one core, where preparing them took 16
-    times as long.
+    For the same tasks the shards are read once: 16 million tokens a second on one core, a sixteenth of the time of
+    preparing them.
 
     Args:
         tasks: the texts of a task's items, by its name.
-        cache: where what was found is kept.
+        cache: folder for the results.
     """
 
     def find() -> dict:
@@ -226,7 +226,7 @@ class _Index(NamedTuple):
     items: np.ndarray
     """int64 (n-grams,), of each."""
     is_possible: np.ndarray
-    """bool (a power of two,), whether a hash begins with these bits: it tells nearly all others apart at once."""
+    """bool (a power of two,), whether a hash begins with these bits: this excludes nearly all others at once."""
 
 
 def _make_index(words: Words, ngram_words: int) -> _Index:
@@ -268,5 +268,5 @@ def _first_bits(hashes: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def _ngram_words(words_of_items: np.ndarray) -> int:
-    """Returns how many words an n-gram of a task has."""
+    """Returns the number of words in a task's n-grams."""
     return int(np.clip(np.percentile(words_of_items, 5), _SHORTEST, _LONGEST))

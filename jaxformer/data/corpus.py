@@ -41,10 +41,10 @@ class CorpusConfig:
     document), 'tfds' (a dataset of TensorFlow Datasets) or 'mixture' (of `parts`); or a `Reader` of your own.
     """
     path: str = ""
-    """A file, a folder or a glob (`**` enters folders), here or at hf://datasets/OWNER/NAME@REVISION/, gs:// or s3://;
-    what is hidden is taken only where a glob names its dot. For 'tfds' a dataset's name or the folder of a prepared
-    one. Without a commit as its revision, that of the branch is looked up once and remembered in the cache; `jaxformer
-    prepare --newest` looks it up again, and a branch that moved is another corpus.
+    """A file, a folder or a glob (`**` enters folders), here or at hf://datasets/OWNER/NAME@REVISION/, gs:// or s3://.
+    Hidden files are taken only if a glob names their dot. For 'tfds' a dataset's name or the folder of a prepared one.
+    If the revision is a branch, its commit is looked up once and kept in the cache; `jaxformer prepare --newest` looks
+    it up again, and a new commit is another corpus.
     """
     split: str = "train"
     """The split of a 'tfds' dataset that is read, or a slice of one."""
@@ -55,28 +55,28 @@ class CorpusConfig:
     origin: str = execution("")
     """Where the corpus comes from, recorded with every run; '' for the path."""
     licence: str = execution("")
-    """Its licence, recorded with every run. Whoever sets another path or kind states origin and licence anew."""
+    """Its licence, recorded with every run. Another path or kind resets origin and licence."""
     validation_share: Annotated[float, Bounds(above=0, below=1)] = 0.02
-    """Share of the documents, those with the smallest hashes of their keys, that is kept for validation; at least one
-    document is. Of a single text, without `tokens` that may end it before, the last bytes are.
+    """Share of the documents kept for validation, at least one: those with the smallest hashes of their keys. Of a
+    single text, the last bytes, unless `tokens` may end it before.
     """
     tokens: NonNegativeInt = 0
-    """Training tokens that are prepared, without BOS and EOS: documents are taken in reading order until those for
-    training hold so many, the last one whole; 0 takes all.
+    """Training tokens to prepare, without BOS and EOS: documents are taken in reading order until the training ones
+    have so many, the last one whole; 0 takes all.
     """
     decontaminate: bool = False
     """Whether training documents that share an n-gram with an item of the tasks in `evaluation.task_data` are removed;
-    of a mixture, those of all its parts.
+    for a mixture, in all its parts.
     """
     weight: NonNegativeFloat = 1.0
-    """Share of the training rows, in proportion to the other parts' weights, as a part of a mixture; 0 leaves it to a
-    phase of the training.
+    """For a part of a mixture, its share of the training rows, relative to the other parts' weights; 0 if only a phase
+    of the training uses it.
     """
     parts: tuple["CorpusConfig", ...] = ()
     """The corpora of a 'mixture'."""
     skip_bad_records: Annotated[float, Bounds(at_least=0, below=1)] = execution(0.0)
-    """Share of the records that may be bad (not UTF-8, not JSON, without the field, with a lone surrogate) and are then
-    left out, counted and reported; 0 stops at the first. Of a 'text' file that is not UTF-8 the rest is left out.
+    """Share of the records that may be bad (not UTF-8, not JSON, without the field, with a lone surrogate). They are
+    left out, counted and reported; 0 stops at the first. If a 'text' file is not UTF-8, its rest is left out.
     """
 
     def __post_init__(self):
@@ -103,7 +103,7 @@ class CorpusConfig:
             )
 
     def opened(self) -> Kind:
-        """Returns the kind of a corpus that is no mixture, with what it takes of its configuration."""
+        """Returns the kind of a corpus that is no mixture, with its fields of the configuration."""
         return kind_of(
             self.kind,
             self.path,
@@ -120,11 +120,11 @@ class Documents:
     """A corpus, opened. Iterating reads it from the start, always in the same order, part by part."""
 
     config: CorpusConfig
-    """What was opened."""
+    """The opened configuration."""
     digest: str
-    """Hexadecimal SHA-256 of the sources, of the way in which they are read, and of how much of them."""
+    """Hexadecimal SHA-256 of the sources, how they are read, and how much of them."""
     source_digest: str
-    """The same for all of them."""
+    """The same for all of the sources."""
     origin: str
     """Where it comes from."""
     licence: str
@@ -136,7 +136,7 @@ class Documents:
     source_bytes: int
     """Bytes of the files together, compressed where they are."""
     passed_over: str
-    """What lies beside the files and was not taken, and which of them are empty; '' for nothing."""
+    """Files that were not taken, and which of the taken ones are empty; '' for none."""
 
     def __iter__(self) -> Iterator[Document]:
         for part in self.parts():
@@ -153,12 +153,12 @@ class Documents:
     def read(self, part: CorpusPart, skip: int = 0, text_bytes: int = 0) -> Iterator[Document]:
         """Yields the documents of a part, without the first `skip`, bad ones among them.
 
-        What holds none of the others is not read, of Parquet files and TFDS datasets. Other files are read from their
-        start: what a line of them begins at is known only then, and a compressed file cannot be entered elsewhere.
+        Of Parquet files and TFDS datasets only the needed parts are read. Other files are read from their start, since
+        lines have unknown positions, and a compressed file cannot be entered elsewhere.
 
         Args:
-            text_bytes: about how much text is taken, if it is little, so that little more of a file of records is read;
-                0 for all.
+            text_bytes: about how much text is needed, if it is little, so that little more of a file of records is
+                read; 0 for all.
 
         Raises:
             UserError: a file is damaged, or a record is bad and `skip_bad_records` is 0.
@@ -171,7 +171,7 @@ class Documents:
                 if not self.config.skip_bad_records:
                     raise UserError(f"{error}{hint}") from error
                 yield Document("", "", bad=str(error))
-            hint = " (corpus.skip_bad_records leaves out a share of bad records)"  # Of the first, all may be like it.
+            hint = " (corpus.skip_bad_records leaves out a share of bad records)"  # At the first one, all may be bad.
 
     def _to_document(self, found: Document | Record | BadRecord) -> Document:
         if isinstance(found, BadRecord):
@@ -181,10 +181,10 @@ class Documents:
         return found
 
     def sample(self, limit_bytes: int) -> Iterator[Document]:
-        """Yields documents of about so much text, bytes, reading little more; all of a corpus that holds no more.
+        """Yields documents with about so many bytes of text, reading little more; all documents of a smaller corpus.
 
-        They are the first of each file, and of the larger files more, where the smaller ones have not enough; of very
-        many files some are left out, evenly; of a TFDS dataset they are the first.
+        They are the first of each file, and more from larger files if the smaller ones have too few. With very many
+        files some are left out, evenly; a TFDS dataset gives its first ones.
         """
         kind, count = self.config.opened(), len(self.files)
         if not (kind.is_sampled_by_file and self.files):
@@ -202,13 +202,13 @@ class Documents:
 
 
 def check_sources(config: CorpusConfig) -> None:
-    """Raises `UserError` unless there are files of each part of a corpus; remote places are not looked at."""
+    """Raises `UserError` unless each part of a corpus has files; remote places are not checked."""
     for part in parts_of(config):
         part.opened().check()
 
 
 def source_bytes(config: CorpusConfig) -> int:
-    """Returns the bytes of the text of a corpus that is no mixture; 0 where it is not in plain files of this machine.
+    """Returns the bytes of the text of a corpus that is no mixture; 0 if it is not in plain files on this machine.
 
     Raises:
         UserError: there are none.
@@ -222,10 +222,10 @@ def source_bytes(config: CorpusConfig) -> int:
 def load_documents(config: CorpusConfig, *, newest: bool = False) -> Documents:
     """Opens a corpus that is not a mixture (open its parts one by one).
 
-    Local files that are new or were written to are read once for the digest (`source_files.content_digests`).
+    New or changed local files are read once for the digest (`source_files.content_digests`).
 
     Args:
-        newest: looks up again at which commit a branch of the Hub stands.
+        newest: looks up the commit of a Hub branch again.
 
     Raises:
         UserError: nothing is found at the path.
@@ -272,7 +272,7 @@ def parts_of(config: CorpusConfig) -> tuple[CorpusConfig, ...]:
 def part_names(config: CorpusConfig) -> list[str]:
     """Returns a short name for each of the corpora of `parts_of`, all of them different.
 
-    It is that of the Hub's repository, else that of the file, or of the folder or the one around a glob.
+    It is the name of the Hub's repository, else of the file, of the folder, or of the folder around a glob.
     """
     names = []
     for part in parts_of(config):
@@ -286,7 +286,7 @@ def part_names(config: CorpusConfig) -> list[str]:
 
 
 def unique_documents(documents: Iterable[Document], counts: Counter) -> Iterator[Document]:
-    """Yields each distinct non-empty text once, the first to come; counts what it leaves out.
+    """Yields each distinct non-empty text once, the first one; counts what it leaves out.
 
     Adds to `counts`: 'bad' (records), 'duplicates' (exact repetitions) and 'empty' (nothing but whitespace).
     """
@@ -312,5 +312,5 @@ def split_fraction(document: Document) -> float:
 
 
 def key_fraction(key: str) -> float:
-    """Returns a number in [0, 1) that depends on the key alone and is uniform over keys."""
+    """Returns a number in [0, 1) that depends only on the key and is uniform over keys."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64

@@ -12,28 +12,28 @@ from jaxformer.config import UserError
 from jaxformer.data.records import BadRecord, Record, decode, not_utf8, require_content, require_text
 from jaxformer.data.source_files import SourceFile, open_file
 
-# A longer text file is several documents. Those of one file stay together, as they are about one thing, unless there
-# is no other file: then those that begin in its last part are for validation.
+# A longer text file becomes several documents. They stay in one split, as they are about one thing, unless there is no
+# other file: then those that begin in its last part are for validation.
 TEXT_CHARACTERS = 1 << 16
 
-# The last part of an only text is for validation as at most so many documents, each of so many bytes at least, since
-# each begins without context and ends with an EOS.
+# The last part of a single text gives at most so many validation documents, of at least so many bytes, since each
+# begins without context and ends with an EOS.
 _END_DOCUMENTS, _END_BYTES = 8, 1 << 10
 
-# Of a text file that are read at a time.
+# Bytes of a text file that are read at a time.
 _BLOCK_BYTES = 1 << 20
 
 
 class Document(NamedTuple):
-    """A text with a key that stays the same when files are reordered; what has the same key stays together."""
+    """A text with a key that stays the same when files are reordered; documents of one key stay in one split."""
 
     key: str
     text: str
     bad: str = ""
-    """Why there is no text: what is wrong with the record, which is left out, and where it stands."""
+    """Why there is no text: the fault of the record, which is left out, and its place."""
     fraction: float | None = None
-    """Of a piece of a single text, in (0, 1]: it is for validation if below `corpus.validation_share`. Of any other
-    document None: the hash of its key decides.
+    """For a piece of a single text, in (0, 1]: it is for validation if below `corpus.validation_share`. None for any
+    other document: the hash of its key decides.
     """
 
 
@@ -64,7 +64,7 @@ def pystdlib_files() -> tuple[SourceFile, ...]:
 
 
 def help_topics() -> dict[str, str]:
-    """Returns the help texts of the language reference; none where a distribution leaves them out."""
+    """Returns the help texts of the language reference; none if a distribution leaves them out."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -73,7 +73,7 @@ def help_topics() -> dict[str, str]:
 
 
 def read_pystdlib(files: Sequence[SourceFile]) -> Iterator[Document]:
-    """Yields the source files of the standard library and the help texts behind them."""
+    """Yields the source files of the standard library, then the help texts."""
     for file in files:
         yield Document(file.name, decode(_read_bytes(file.path), f"corpus file {file.path}"))
     for name, text in sorted(help_topics().items()):
@@ -81,15 +81,15 @@ def read_pystdlib(files: Sequence[SourceFile]) -> Iterator[Document]:
 
 
 def may_be_cut(file: SourceFile) -> bool:
-    """Returns whether a text file may be several documents, by its size."""
+    """Returns whether a text file is large enough to become several documents."""
     return file.size > TEXT_CHARACTERS
 
 
 def read_text(files: Sequence[SourceFile]) -> Iterator[Document | BadRecord]:
     """Yields each file as a document, or as several of at most `TEXT_CHARACTERS` and one key if it is long.
 
-    A byte order mark at its start is no part of the text. Of a file that is not UTF-8 what is wrong is yielded in the
-    place of the document in which it stands, and nothing behind it.
+    A byte order mark at its start is not part of the text. If a file is not UTF-8, the error is yielded in place of the
+    document that has it, and nothing after it.
     """
     for file in files:
         try:
@@ -100,11 +100,11 @@ def read_text(files: Sequence[SourceFile]) -> Iterator[Document | BadRecord]:
 
 
 def read_only_text(file: SourceFile, validation_share: float) -> Iterator[Document | BadRecord]:
-    """Yields the only file of a corpus as documents of a key each, in other respects as `read_text` does.
+    """Yields the only file of a corpus as documents with a key each, otherwise as `read_text` does.
 
     Args:
-        validation_share: of the file's bytes, the last ones, that is for validation, from a line on where there is one,
-            as several documents, by which an error can be told; 0 leaves the split to the keys.
+        validation_share: share of the file's bytes, at its end, for validation. It begins at a line if possible, and
+            gives several documents, to estimate an error; 0 leaves the split to the keys.
     """
     first, behind = int(file.size * (1 - validation_share)) + 1, 0
     held_out = file.size - first
@@ -121,7 +121,7 @@ def read_only_text(file: SourceFile, validation_share: float) -> Iterator[Docume
 
 
 def _key(file: SourceFile) -> str:
-    """Returns a file's name; it may be no Unicode text, and what it cannot say is written as escapes."""
+    """Returns a file's name, with escapes for what is not Unicode."""
     return file.name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -134,7 +134,7 @@ def _read_blocks(path: str) -> Iterator[str]:
             require_content(file.peek(), where)
             require_text(file.peek(), where)
             while block := file.read(_BLOCK_BYTES):
-                begun = len(decoder.getstate()[0])  # Bytes of a character that ends in this block.
+                begun = len(decoder.getstate()[0])  # Bytes before this block of a character that ends in it.
                 try:
                     text = decoder.decode(block)
                 except UnicodeDecodeError as error:
@@ -164,7 +164,7 @@ def _cut_text(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def _cut_again(texts: Iterable[str], windows: Sequence[range]) -> Iterator[str]:
-    """Yields texts cut once in each window of bytes: behind the first line that ends there, else where it begins."""
+    """Yields texts cut once in each window of bytes: after the first line that ends there, else at its start."""
     behind = 0
     for text in texts:
         data = text.encode()
@@ -185,7 +185,7 @@ def to_document(record: Record, text_field: str, key_field: str) -> Document:
     """Returns the document of a record; without a key field its key is a digest of its text. A null is no text.
 
     Raises:
-        BadRecord: a field is missing, or is not what it must be.
+        BadRecord: a field is missing or invalid.
     """
     where, fields = record
     for option, name in (("text_field", text_field), ("key_field", key_field)):

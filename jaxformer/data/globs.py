@@ -1,8 +1,8 @@
 """Which files a folder or a glob means, here and at a remote place alike.
 
-A folder is the glob `**/*` of the files that end as their kind does. Links are followed, and a file is taken once, by
-its own name. What is hidden (`.cache/`, `.a.txt`) is taken only where a part of the glob names it with its dot. The
-ending of a kind is the same in capital letters.
+A folder means the glob `**/*` with the file suffixes of its kind, in any case. Links are followed, and a file is taken
+once, by its own name. Hidden files and folders (`.cache/`, `.a.txt`) are taken only if a part of the glob names their
+dot.
 """
 
 import os
@@ -19,15 +19,15 @@ class Entry(NamedTuple):
     """A file below a folder, or a hidden folder that was not entered."""
 
     name: str
-    """The path below the folder; that of a folder ends with '/'."""
+    """The path below the folder; a folder's ends with '/'."""
     real: str
-    """The path of what it is, links resolved."""
+    """Its path with links resolved."""
     is_linked: bool
     """Whether a link leads to it."""
 
 
 def walk(root: Path, pattern: tuple[str, ...]) -> Iterator[Entry]:
-    """Yields what lies below a folder and may match a pattern; enters no folder that it is already in by a link."""
+    """Yields entries below a folder that may match a pattern; follows no link to a folder that it is already in."""
 
     def inside(name: str, real: str, is_linked: bool, within: tuple[str, ...]) -> Iterator[Entry]:
         with os.scandir(root / name) as entries:
@@ -36,7 +36,7 @@ def walk(root: Path, pattern: tuple[str, ...]) -> Iterator[Entry]:
             child_name, child_real = name + child.name, os.path.join(real, child.name)
             if child.is_symlink():
                 child_real = os.path.realpath(child_real)
-                is_folder = os.path.isdir(child_real)  # What links to itself is none.
+                is_folder = os.path.isdir(child_real)  # A link to itself is none.
             else:
                 is_folder = child.is_dir()
             child_is_linked = is_linked or child.is_symlink()
@@ -58,7 +58,7 @@ def walk(root: Path, pattern: tuple[str, ...]) -> Iterator[Entry]:
 def choose(
     names: Iterable[str], pattern: tuple[str, ...], suffixes: tuple[str, ...]
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """Returns the names of files that match a pattern and a suffix, and those passed over by the reason."""
+    """Returns the names of files that match a pattern and a suffix, and the others by reason."""
     chosen, hidden, others = [], {}, []
     for name in names:
         parts = name.split("/")
@@ -75,7 +75,7 @@ def choose(
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str], *, hidden: bool) -> bool:
-    """Returns whether a path matches a pattern, of which `**` stands for folders in any number.
+    """Returns whether a path matches a pattern, where `**` stands for any number of folders.
 
     Args:
         hidden: whether a wildcard may stand for a part that begins with a dot.

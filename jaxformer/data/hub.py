@@ -1,8 +1,8 @@
 """Repositories of the Hugging Face Hub over HTTP: the commit of a branch, the files of a commit, ranges of their bytes.
 
-Each request is made once, and its answer is compared with what was requested. `huggingface_hub` gives the address, the
-token and the kinds of error; its own files are not used, because they try again by themselves without a line, and take
-whatever bytes a proxy answers for a range (fsspec/filesystem_spec#1140 tells of the same in fsspec).
+Each request is made once, and its answer is checked. `huggingface_hub` gives the address, the token and the kinds of
+error. Its own file objects are not used, because they retry silently, and accept any bytes that a proxy answers for a
+range (fsspec/filesystem_spec#1140 reports the same for fsspec).
 """
 
 import functools
@@ -14,19 +14,19 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from jaxformer.config import UserError
 
-# A slower answer is taken for a stalled one, bytes per second: the data of a day's training would take months.
+# A slower answer counts as stalled, bytes per second: the data of a day's training would take months.
 _SLOWEST = 10_000
 
 _REVISION = r"(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(/.*)?"
 _URLS = {
     "datasets": re.compile(r"hf://datasets/([^/@]+/[^/@]+)" + _REVISION),
-    # Some models of the first days have no owner.
+    # Some early models have no owner.
     "models": re.compile(r"hf://(?!(?:datasets|spaces)/)([^/@]+(?:/[^/@]+)?)" + _REVISION),
 }
 
 
 class WrongAnswer(OSError):
-    """What came is not what was requested."""
+    """The answer is not what was requested."""
 
 
 class HubPath(NamedTuple):
@@ -57,7 +57,7 @@ class HubPath(NamedTuple):
 
     @property
     def api(self) -> str:
-        """Where the Hub answers questions about the repository."""
+        """The Hub's API address for the repository."""
         return f"api/{self.kind}/{self.repository}"
 
 
@@ -69,9 +69,9 @@ class HubFile(NamedTuple):
     size: int
     """Bytes."""
     blob_id: str
-    """Hexadecimal SHA-1 by which Git knows it; of a large file, that of the pointer to it."""
+    """Its hexadecimal SHA-1 in Git; for a large file, of the pointer to it."""
     sha256: str
-    """Hexadecimal SHA-256 of a large file; '' for one that Git itself keeps."""
+    """Hexadecimal SHA-256 of a large file; '' for one stored in Git itself."""
 
 
 def parse_hub_url(url: str, what: str, kind: str = "") -> HubPath:
@@ -101,13 +101,13 @@ def require_hub_package(where: str) -> None:
 
 
 def commit_of(place: HubPath, branch: str) -> str:
-    """Returns the commit at which a branch of the repository of a place stands."""
+    """Returns the commit of a branch of the repository of a place."""
     return _json("GET", f"{place.api}/revision/{quote(branch, safe='')}")[0]["sha"]
 
 
 @functools.lru_cache(maxsize=1024)
 def file_or_folder(place: HubPath) -> HubFile | None:
-    """Returns the file at a place of a commit, which never changes; None where it is a folder.
+    """Returns the file at a place of a commit, which never changes; None if it is a folder.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -176,13 +176,13 @@ def _json(method: str, url: str, **options: Any) -> tuple[Any, dict[str, str]]:
     """Returns the JSON of an answer, and the query of its next page; empty for the last."""
     response = _session().request(method, **_request(url), **options)
     _raise_for_status(response)
-    # The link may name another host than a mirror that was chosen.
+    # The link may name another host than the chosen mirror.
     following = response.links.get("next", {}).get("url", "")
     return response.json(), dict(parse_qsl(urlsplit(following).query))
 
 
 def _request(url: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
-    """Returns the arguments that all requests share; the client sends the token to the Hub alone, not after it."""
+    """Returns the arguments that all requests share; the client sends the token only to the Hub, not on redirects."""
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers
 
@@ -202,7 +202,7 @@ def _session() -> Any:
 
 
 def _timeout() -> float:
-    """Returns for how long nothing may come, seconds: $HF_HUB_DOWNLOAD_TIMEOUT, or 10."""
+    """Returns the longest time without an answer, seconds: $HF_HUB_DOWNLOAD_TIMEOUT, or 10."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -212,5 +212,5 @@ def _raise_for_status(response: Any) -> None:
     from huggingface_hub.utils import hf_raise_for_status
 
     if response.is_error:
-        response.read()  # Of one that is streamed, what the Hub has to say.
+        response.read()  # For a streamed one, to get the Hub's message.
     hf_raise_for_status(response)

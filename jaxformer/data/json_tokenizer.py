@@ -1,11 +1,11 @@
 """Text to ids and back with a `tokenizer.json` of Hugging Face `tokenizers`: GPT-2, Llama 3, Qwen, BERT, ...
 
-A text is encoded as text alone: nothing is put around it, one that spells a special token is no special token, and what
-the file says of truncation, padding, dropout and the clean-up of spaces is left out. Whether `decode(encode(text))` is
-the text depends on the file: a normalizer, unknown characters or a pre-tokenizer that drops spaces change it.
+A text is encoded as plain text: nothing is added around it, a text that spells a special token is not one, and
+truncation, padding, dropout and the clean-up of spaces in the file are ignored. Whether `decode(encode(text))` is the
+text depends on the file: a normalizer, unknown characters or a pre-tokenizer that drops spaces change it.
 
-BOS and EOS are found by one rule (`find_marks`); where there is one mark for both, as GPT-2's `<|endoftext|>`, it
-stands at either end of a document.
+BOS and EOS are found by one rule (`find_marks`). A single mark for both, as GPT-2's `<|endoftext|>`, stands at either
+end of a document.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ import numpy as np
 
 from jaxformer.config import UserError, require
 
-# What the letters of BOS and EOS spell, the surest first: `<|begin_of_text|>` is "beginoftext", `</s>` is "/s".
+# Letters that BOS and EOS spell, the surest first: `<|begin_of_text|>` is "beginoftext", `</s>` is "/s".
 _BOS_NAMES = ("s", "bos", "beginoftext", "startoftext", "beginofsentence", "startofsentence", "sos", "cls")
 _EOS_NAMES = ("/s", "eos", "endoftext", "endofsentence", "eot", "sep")
 
-# Texts that a thread encodes at a time: enough to be worth a call, few enough that no thread waits for another.
+# Texts that a thread encodes at a time: enough to be worth a call, few enough that threads finish together.
 _BATCH_TEXTS = 32
 
 
@@ -32,7 +32,7 @@ class JsonTokenizer:
     """A `tokenizer.json`, as a `Tokenizer`.
 
     Raises:
-        UserError: it is none, or has no BOS and no EOS; or `tokenizers` is not installed.
+        UserError: it is invalid, or has neither BOS nor EOS; or `tokenizers` is not installed.
     """
 
     kind = "tokenizer.json"
@@ -43,7 +43,7 @@ class JsonTokenizer:
 
         Args:
             model: the content of the file.
-            config: what `tokenizer_config.json` beside it holds; nothing of it but BOS and EOS is read.
+            config: the content of `tokenizer_config.json` beside it; only BOS and EOS are read.
         """
         definition = _definition(model)
         self._tokenizer = tokenizer = _open(definition)
@@ -52,7 +52,7 @@ class JsonTokenizer:
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         for name, mark in (("bos_token", self.bos), ("eos_token", self.eos)):
             require(mark in vocabulary, f"{name} {mark!r} is no token of it; name one in tokenizer_config.json")
-        # Also where the file does not call them special.
+        # Also if the file does not mark them as special.
         tokenizer.add_special_tokens([self.bos, self.eos])
         self.bos_id, self.eos_id = vocabulary[self.bos], vocabulary[self.eos]
         self.vocabulary_size = max(vocabulary.values()) + 1
@@ -83,7 +83,7 @@ class JsonTokenizer:
     def pieces(self) -> list[bytes]:
         """Returns the UTF-8 bytes that each id stands for; none for marks such as BOS, and for an id without a token.
 
-        Of a word they are those that it has in the middle of a text.
+        A word's bytes are those that it has in the middle of a text.
         """
         added = self._tokenizer.get_added_tokens_decoder()
         to_bytes = _piece_reader(json.loads(self._tokenizer.to_str()))
@@ -103,7 +103,7 @@ class JsonTokenizer:
     def _ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         try:
             encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # It raises no kind of its own: for a character without a token, as a rule.
+        except Exception as error:  # It has no exception type of its own: usually a character has no token.
             raise UserError(f"the tokenizer cannot encode a text ({_reason(error)})") from error
         return [np.array(each.ids, np.int32) for each in encoded]
 
@@ -115,11 +115,11 @@ class JsonTokenizer:
         return found
 
     def _encode_apart(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """Returns the ids of a text that has special tokens among them, without those that it spells.
+        """Returns the ids of a text whose encoding has special tokens, without those that the text spells.
 
-        `tokenizers` finds none in a text, but a model does that has their spelling in its vocabulary, as those of
-        Unigram. A text is cut within such a spelling. What stays is what no text spells, as for an unknown character;
-        BOS and EOS never stay, as where a normalizer spells them.
+        `tokenizers` finds none in a text, but a model with their spelling in its vocabulary does, such as Unigram. The
+        text is cut within such a spelling. Special tokens that no text spells stay, as for an unknown character. BOS
+        and EOS never stay, even if a normalizer spells them.
         """
         found = {self._spelling[i] for i in ids[self._is_special[ids]].tolist()}
         spelled = [each for each in found if each[1:] and each in text]
@@ -131,15 +131,15 @@ class JsonTokenizer:
 
 
 def find_marks(definition: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, str]:
-    """Returns BOS and EOS, as they are spelled.
+    """Returns the spellings of BOS and EOS.
 
-    Each is the first that there is of: `bos_token` or `eos_token` of `tokenizer_config.json`; what the post-processor
-    puts before or behind a text; a special token that is named so (`<s>`, `<|begin_of_text|>`, `[CLS]`, ...; `</s>`,
-    `<|endoftext|>`, `[SEP]`, ...). Where only one of the two is found it stands for both.
+    Each is the first one found of: `bos_token` or `eos_token` of `tokenizer_config.json`; the token that the
+    post-processor puts before or after a text; a special token with such a name (`<s>`, `<|begin_of_text|>`, `[CLS]`,
+    ...; `</s>`, `<|endoftext|>`, `[SEP]`, ...). If only one of the two is found, it serves as both.
 
     Args:
-        definition: what `tokenizer.json` holds.
-        config: what `tokenizer_config.json` holds.
+        definition: the content of `tokenizer.json`.
+        config: the content of `tokenizer_config.json`.
 
     Raises:
         UserError: there is neither.
@@ -157,13 +157,13 @@ def find_marks(definition: Mapping[str, Any], config: Mapping[str, Any]) -> tupl
 
 
 def _stated(token: Any) -> str:
-    """Returns a token of `tokenizer_config.json`, which is a text or an object with its content."""
+    """Returns a token of `tokenizer_config.json`, given as a text or an object with its content."""
     content = token.get("content") if isinstance(token, Mapping) else token
     return content if isinstance(content, str) else ""
 
 
 def _around_a_text(processor: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Returns the special tokens that a post-processor puts next before and behind a text; '' for none."""
+    """Returns the special tokens that a post-processor puts directly before and after a text; '' for none."""
     for each in _steps(processor):
         if each["type"] == "TemplateProcessing":
             template = each["single"]
@@ -195,7 +195,7 @@ def _steps(component: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
 
 
 def _definition(model: bytes) -> dict[str, Any]:
-    """Returns what a `tokenizer.json` holds, without what changes a text beyond its tokens."""
+    """Returns the content of a `tokenizer.json`, without settings that change a text beyond its tokens."""
     try:
         definition = json.loads(model)
         definition |= {"truncation": None, "padding": None}
@@ -212,7 +212,7 @@ def _definition(model: bytes) -> dict[str, Any]:
 
 def _open(definition: Mapping[str, Any]) -> Any:
     """Returns the tokenizer of a definition."""
-    # Its threads are ours: those of its own are as many as there are processors, and a fork leaves them hanging.
+    # Our threads are used: its own are as many as there are processors, and hang after a fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import tokenizers
@@ -220,14 +220,14 @@ def _open(definition: Mapping[str, Any]) -> Any:
         raise UserError("a tokenizer.json needs the package tokenizers; pip install 'jaxformer[hub]'") from error
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
-    except Exception as error:  # It raises no kind of its own.
+    except Exception as error:  # It has no exception type of its own.
         raise UserError(f"not a tokenizer.json of Hugging Face tokenizers ({_reason(error)})") from error
-    tokenizer.encode_special_tokens = True  # What a text spells is text.
+    tokenizer.encode_special_tokens = True  # Spelled special tokens are plain text.
     return tokenizer
 
 
 def _reason(error: Exception) -> str:
-    """Returns what an error says, in one line of bounded length."""
+    """Returns an error's message as one line of bounded length."""
     return f"{type(error).__name__}: {' '.join(str(error).split()):.120}"
 
 

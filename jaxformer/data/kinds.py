@@ -1,4 +1,4 @@
-"""The kinds of corpora, a class each: where its documents are, in which parts they are read, and how."""
+"""The kinds of corpora, a class each: where its documents are, and how they are read in parts."""
 
 import itertools
 import json
@@ -38,37 +38,37 @@ from jaxformer.data.remote import is_remote
 from jaxformer.data.source_files import Listing, SourceFile, find_files, has_byte_order_mark, pinned
 from jaxformer.host.paths import expanded
 
-# Versions of the reader, by what they changed. Add one where the same files would give other documents, so that nothing
-# prepared before is taken for the new.
+# Versions of the reader, by their change. Add one if the same files would give other documents, so that older prepared
+# data are not reused.
 MARKS_VERSION, PIECES_VERSION, ONLY_VERSION = 2, 3, 5
 
-# Text of a part, bytes: enough that opening its file is nothing beside reading it.
+# Text of a part, bytes: enough that opening its file takes little of the time.
 PART_BYTES = 128 << 20
 
 # Records of a part of a 'tfds' corpus.
 PART_RECORDS = 1 << 16
 
-# Files of a corpus that a sample is taken from, at least: of a larger number as many as hold the sample.
+# The fewest files that a sample is taken from; more if the sample needs them.
 _SAMPLE_FILES = 64
 
-# Of Parquet files only so many that each gives as much text, bytes, but some at least: their pages are read whole, and
-# the first one of a text column holds the text of about 1024 rows, 1 or 2 MB when packed.
+# For Parquet files, bytes of text that each should give, and the fewest files: their pages are read whole, and the
+# first page of a text column holds the text of about 1024 rows, 1 or 2 MB when packed.
 _PARQUET_SAMPLE_BYTES, _PARQUET_SAMPLE_FILES = 1 << 20, 4
 
 
 class CorpusPart(NamedTuple):
-    """What can be read of a corpus by itself: [first, stop) of the files, of a file's row groups or of the records."""
+    """A part of a corpus that can be read by itself: [first, stop) of the files, a file's row groups or the records."""
 
     file: int
     """The number of the file, or of the first one."""
     first: int
     stop: int
     size: int
-    """Bytes of the sources, as in `Documents.source_bytes`; of parts of one file in proportion."""
+    """Bytes of the sources, as in `Documents.source_bytes`; in proportion for parts of one file."""
 
 
 class Sources(NamedTuple):
-    """What a corpus is read from, and what is known of it."""
+    """The sources of a corpus, and what is known about them."""
 
     files: tuple[SourceFile, ...]
     """In reading order."""
@@ -77,14 +77,14 @@ class Sources(NamedTuple):
     commit: str = ""
     """Of the Hugging Face Hub, to which the files are pinned."""
     passed_over: str = ""
-    """What lies beside the files and was not taken, and which of them are empty."""
+    """Files that were not taken, and which of the taken ones are empty."""
     beside_files: str = ""
-    """What the documents depend on beside the files."""
+    """What the documents depend on, beside the files."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of corpus, with what it takes of a `CorpusConfig`. By itself it is of files, a run of them a part."""
+    """A kind of corpus, with its fields of a `CorpusConfig`. By default it consists of files, some of them per part."""
 
     path: str
     split: str
@@ -94,35 +94,35 @@ class Kind:
     tokens: int
 
     needs_path: ClassVar[bool] = True
-    """Whether there is a path, or must be none."""
+    """Whether it needs a path; else it must have none."""
     is_sampled_by_file: ClassVar[bool] = True
-    """Whether a sample is taken of each file, or of the beginning of the corpus."""
+    """Whether a sample is taken from each file; else from the beginning of the corpus."""
 
     def suffixes(self) -> tuple[str, ...]:
-        """Returns how the names of its files end, where a folder is given."""
+        """Returns the suffixes of its files, for a folder."""
         return ()
 
     def check(self) -> None:
-        """Raises `UserError` unless its sources are there; remote places are not looked at."""
+        """Raises `UserError` unless its sources exist; remote places are not checked."""
         if not is_remote(self.path):
             self.listing(self.path)
 
     def listing(self, path: str) -> Listing:
-        """Returns the files at a path; raises `UserError` where there are none."""
+        """Returns the files at a path; raises `UserError` if there are none."""
         return find_files(path, self.suffixes(), "corpus.path")
 
     def find(self, *, newest: bool = False) -> Sources:
         """Returns its sources.
 
         Args:
-            newest: looks up again at which commit a branch of the Hub stands.
+            newest: looks up the commit of a Hub branch again.
         """
         path, commit = pinned(self.path, "corpus.path", newest=newest)
         listing = self.listing(path)
         return Sources(listing.files, path, commit=commit, passed_over=str(listing), beside_files=commit)
 
     def version(self, files: Sequence[SourceFile]) -> int:
-        """Returns the version of its reader that was the last to change something in a corpus of some files."""
+        """Returns the last version of its reader that changed something in a corpus of some files."""
         return 1
 
     def parts(self, files: Sequence[SourceFile], chosen: Sequence[int]) -> Iterator[CorpusPart]:
@@ -141,7 +141,7 @@ class Kind:
     def read(
         self, files: Sequence[SourceFile], part: CorpusPart, skip: int, text_bytes: int
     ) -> Iterator[Document | Record | BadRecord]:
-        """Yields what a part holds: documents where there are no records, records, and what is bad among them.
+        """Yields the contents of a part: documents, or records and bad records.
 
         Args:
             skip, text_bytes: as of `Documents.read`.
@@ -149,18 +149,18 @@ class Kind:
         raise NotImplementedError
 
     def files_to_sample(self, limit_bytes: int) -> int:
-        """Returns of how many files a sample of so much text is taken, at least."""
+        """Returns the fewest files that a sample of so much text is taken from."""
         return _SAMPLE_FILES
 
     def shared_keys(self, documents: int, keys: int) -> str:
-        """Returns a line on documents that have fewer keys."""
+        """Returns a line on documents that share keys."""
         return (
             f"the {documents:,} documents have {keys:,} keys (corpus.key_field {self.key_field!r}), and documents of "
             "one key stay together"
         )
 
     def one_key(self) -> str:
-        """Returns why documents of one key cannot be split, and what to do."""
+        """Returns why documents with one key cannot be split, and what to do."""
         return (
             "all have one key, and documents of one key stay together; set corpus.key_field "
             f"({self.key_field!r}) to a field that identifies a record, or to '' for a digest of its text"
@@ -197,7 +197,7 @@ class _Text(Kind):
         return SUFFIXES["text"]
 
     def listing(self, path):
-        """Returns those named .txt; of a folder of this machine that has none, those of other texts."""
+        """Returns files named .txt; for a local folder without any, other text files."""
         try:
             return super().listing(path)
         except UserError:
@@ -206,10 +206,10 @@ class _Text(Kind):
             return find_files(path, SUFFIXES["text"] + OTHER_TEXTS, "corpus.path")
 
     def version(self, files):
-        """Since `MARKS_VERSION` a byte order mark is no text, for which nobody has looked at a remote place.
+        """Since `MARKS_VERSION` a byte order mark is no text; remote places are not checked for one.
 
-        Since `PIECES_VERSION` the pieces of one of several files have one key; since `ONLY_VERSION` the end of the only
-        one is for validation, as several documents.
+        Since `PIECES_VERSION` the pieces of one of several files have one key; since `ONLY_VERSION` the end of a single
+        file is for validation, as several documents.
         """
         if self._share_of_end(files):
             return ONLY_VERSION
@@ -223,7 +223,7 @@ class _Text(Kind):
         return itertools.islice(pieces, skip, None)
 
     def _share_of_end(self, files: Sequence[SourceFile]) -> float:
-        """Returns which share of an only file, its end, is for validation; 0 where a budget may end it before."""
+        """Returns the share at the end of a single file that is for validation; 0 if a budget may end it before."""
         is_whole = len(files) == 1 and (not self.tokens or self.tokens >= files[0].size)
         return self.validation_share if is_whole else 0.0
 
@@ -308,7 +308,7 @@ class _Tfds(Kind):
 
 @dataclass(frozen=True)
 class _Own(Kind):
-    """What a reader of one's own reads."""
+    """A corpus read by your own reader."""
 
     reader: Reader
 
@@ -350,21 +350,21 @@ KINDS: dict[str, type[Kind]] = {
 def kind_of(
     named: str | Reader, path: str, split: str, text_field: str, key_field: str, validation_share: float, tokens: int
 ) -> Kind:
-    """Returns the kind of `CorpusConfig.kind`, but a mixture, with other fields of a `CorpusConfig`."""
+    """Returns the kind of `CorpusConfig.kind`, except a mixture, with other fields of a `CorpusConfig`."""
     taken = (path, split, text_field, key_field, validation_share, tokens)
     return KINDS[named](*taken) if isinstance(named, str) else _Own(*taken, named)
 
 
 def kind_at(path: str, named: str | Reader) -> str | Reader:
-    """Returns the kind of a corpus at another path: as it was, if it reads such files, or that of their names.
+    """Returns the kind of a corpus at another path: as before, if it reads such files, or by their names.
 
     Args:
-        path: as of `CorpusConfig`; of a remote one its own end alone counts.
-        named: the kind that it was.
+        path: as of `CorpusConfig`; of a remote one only its suffix counts.
+        named: the kind before.
 
     Raises:
-        UserError: it took no path, and the files are of no kind by their names, or of several; or a folder has more
-            other texts than files of the kind, which would be passed over.
+        UserError: it took no path, and the names of the files show no kind, or several; or a folder has more other
+            texts than files of the kind, which would be skipped.
     """
     own = named.suffixes if isinstance(named, Reader) else SUFFIXES.get(named, ())
     every = tuple(dict.fromkeys((*sum(SUFFIXES.values(), ()), *OTHER_TEXTS, *own)))
@@ -382,12 +382,12 @@ def kind_at(path: str, named: str | Reader) -> str | Reader:
 
     others = {suffix: count((suffix,)) for suffix in OTHER_TEXTS}
     found = [kind for kind, suffixes in SUFFIXES.items() if count(suffixes)] or ["text"] * any(others.values())
-    if own and (count(own) or len(found) != 1):  # It stays.
+    if own and (count(own) or len(found) != 1):  # The kind stays.
         if isinstance(named, Reader):
             return named
         found = [named]
     read = sum(count(SUFFIXES[kind]) for kind in found)
-    # Of a folder, other texts are read only where there is nothing else.
+    # In a folder, other texts are read only if there is nothing else.
     passed_over = sum(others.values()) if read and os.path.isdir(expanded(path)) else 0
     if len(found) == 1 and passed_over <= read:
         return found[0]
@@ -401,7 +401,7 @@ def kind_at(path: str, named: str | Reader) -> str | Reader:
 
 
 def _names_at(path: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Returns the names of the files at a path, as far as they are known without asking a remote place."""
+    """Returns the names of the files at a path, as far as they are known without a remote request."""
     if has_suffix(path, suffixes) or is_remote(path):
         return [path]
     return [file.name for file in find_files(path, suffixes, "corpus.path").files]

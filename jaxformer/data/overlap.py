@@ -1,8 +1,8 @@
-"""Training documents of one corpus that are validation documents of another: not to be trained on in a mixture.
+"""Training documents of one corpus that are validation documents of another: a mixture must not train on them.
 
-Each corpus of a mixture is split and kept in the cache by itself. What two of them share may be held out by one and
-trained on by the other, and validation would measure memory. What two of them share for training stays: how often a
-text is trained on is what the weights say, and counting it would take reading all text again.
+Each corpus of a mixture is split and cached by itself. A shared document may be held out by one and trained on by the
+other, and validation would then measure memory. Documents that two of them share for training stay: finding them would
+need reading all text again, and the weights decide how often a text is trained on.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ _BATCH_TOKENS = 1 << 16
 def held_out_elsewhere(training: Shards, validation: Sequence[Shards], cache: Path) -> np.ndarray:
     """Returns the training documents of a corpus whose text is a validation document of another, by their indices.
 
-    Texts are the same where they are so byte by byte, as for duplicates within a corpus. They are found once for the
-    same shards; only documents that have as many tokens and bytes as one on the other side are read.
+    Texts are compared byte by byte, as for duplicates within a corpus. The search runs once for the same shards; only
+    documents that have as many tokens and bytes as one on the other side are read.
 
     Args:
         training: of one corpus.
         validation: of the others, with the same tokenizer.
-        cache: where what was found is kept.
+        cache: folder for the results.
 
     Returns:
         int64 (documents,), ascending.
@@ -56,10 +56,10 @@ def held_out_elsewhere(training: Shards, validation: Sequence[Shards], cache: Pa
 
 
 def remembered(folder: Path, identity: list, find: Callable[[], dict]) -> dict:
-    """Returns what `find` returns, as JSON holds it; it is called once for what `identity` identifies.
+    """Returns the result of `find`, stored as JSON; it is called once for each `identity`.
 
     Raises:
-        UserError: what is kept in the folder is damaged.
+        UserError: the stored result is damaged.
     """
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     path = make_once(folder / f"{name}.json", lambda path: write_json(path, find()), "comparing documents")
@@ -67,7 +67,7 @@ def remembered(folder: Path, identity: list, find: Callable[[], dict]) -> dict:
 
 
 def shards_identity(shards: Shards) -> list:
-    """Returns what identifies the documents of one split of a corpus, their order and their ids."""
+    """Returns values that identify the documents of one split of a corpus, their order and their ids."""
     return [shards.split, shards.manifest.index_digest, shards.manifest.shard_digests[shards.split]]
 
 

@@ -1,17 +1,16 @@
-"""Token documents -> packed rows -> batches, in an order that depends on nothing but the seed and the data.
+"""Token documents -> packed rows -> batches, in an order that depends only on the seed and the data.
 
 A document is BOS + ids + EOS. Its inputs are all but the last token and its targets all but the first, so a target
-never crosses a document's border. A document longer than a row is cut into pieces; a piece is masked from every other
-and its positions begin at 0, unless `document_mask` is off: then the text of a row is read as one. Since the lengths of
-all documents are known, the rows are planned at once, before anything is read, in place of a packer that sees a few
-documents at a time:
+never crosses a document's border. A document longer than a row is cut into pieces. A piece is masked from every other
+and its positions begin at 0, unless `document_mask` is off: then the text of a row is one segment. Since the lengths of
+all documents are known, all rows are planned before anything is read:
 
 - best-fit: each piece, longest first, goes to the fullest row that still holds it (best-fit decreasing, Ding et al.
   2024, arXiv 2404.10830). Rows are filled to nearly 100 % and no document is cut that fits in a row.
 - concat-and-split: the documents in random order are one stream, cut at every row's end. Rows are full; documents are
   cut anywhere.
 
-A bound on the documents of a row leaves rows of short documents unfilled, by either method; the report tells the fill.
+A bound on the documents of a row leaves rows of short documents unfilled, by either method; the report shows the fill.
 
 A plan makes every row readable by its number, so the pipeline (Grain) only shuffles numbers, its state is a single
 number, and resuming is exact by construction.
@@ -32,13 +31,13 @@ from jaxformer.data.bin_packing import best_fit_decreasing, cut, cut_stream
 from jaxformer.data.phases import Span
 from jaxformer.data.shards import Shards
 
-# Without end for any run, yet short enough that Grain can count the batches in 64 bits.
+# Endless for any run, but few enough that Grain can count the batches in 64 bits.
 _EPOCHS = 1 << 30
 
-# Batches of the last phase, which Grain wants to be counted.
+# Number of batches of the last phase, which Grain requires.
 _MOST = 1 << 40
 
-# How many digests of a batch there are.
+# The number of possible digests of a batch.
 DIGESTS = 1 << 48
 
 
@@ -63,7 +62,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class PackingConfig:
-    """How documents are laid into rows."""
+    """How documents are packed into rows."""
 
     row_length: Annotated[int, Bounds(at_least=2, at_most=1 << 24)]
     """T, tokens of a row: the longest context that the model sees."""
@@ -73,9 +72,9 @@ class PackingConfig:
     """The most documents, or pieces of one, in a row; 0 for no bound. Some attention needs one."""
     document_mask: bool = True
     """Whether a document is masked from the others of its row. Without, a training row is one segment under plain
-    causal attention, as in GPT-3 (Brown et al. 2020, arXiv 2005.14165): its positions run on, and its tokens, targets
-    and weights are the same. Validation and tasks read each document by itself whatever it is, and so need the same
-    bound on the documents of a row.
+    causal attention, as in GPT-3 (Brown et al. 2020, arXiv 2005.14165): its positions run on, while tokens, targets and
+    weights are the same. Validation and tasks always separate documents, and so need the same bound on the documents of
+    a row.
     """
     minimum_fill: Annotated[float, Bounds(at_least=0, at_most=1)] = execution(0.9)
     """Smallest share of the rows' tokens that may be text; below, the run stops before it starts."""
@@ -90,7 +89,7 @@ class PackingConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which piece of which document lies where.
+    """The place of each piece of each document.
 
     Pieces are sorted by row; row r holds those in [rows[r], rows[r + 1]).
     """
@@ -123,7 +122,7 @@ def plan_rows(
     The seed decides which of equally long pieces share a row (best-fit), or the order of the documents (concat).
 
     Args:
-        documents: indices of those that are planned; None for all.
+        documents: indices of the documents to plan; None for all.
     """
     if documents is not None:
         plan = plan_rows(document_tokens[documents], config, seed=seed)
@@ -144,7 +143,7 @@ def plan_rows(
 
 
 class PackingReport(NamedTuple):
-    """What packing does to one split."""
+    """The effect of packing on one split."""
 
     rows: int
     """Rows in all."""
@@ -235,7 +234,7 @@ def _read_pieces(
     document_tokens = shards.tokens[documents]
     # In BOS + ids + EOS, token i of the ids is input i + 1 and target i.
     ids = shards.read_pieces(documents, np.maximum(0, starts - 1), np.minimum(starts + lengths, document_tokens))
-    # Damage that left a record readable: an id beyond the vocabulary makes the loss NaN.
+    # Damage in a record that is still readable: an id beyond the vocabulary makes the loss NaN.
     if ids.max(initial=0) >= shards.manifest.vocabulary_size:
         raise UserError(
             f"token shards {shards.folder}: ids beyond the vocabulary of {shards.manifest.vocabulary_size}; "
@@ -275,13 +274,15 @@ def make_batches(
     seed: int,
     rows: slice = slice(None),
 ) -> grain.DatasetIterator:
-    """Returns an endless iterator over `Batch`es of `rows_per_step` rows; every epoch shuffles all rows anew.
+    """Returns an endless iterator over `Batch`es of `rows_per_step` rows; every epoch shuffles all rows again.
 
     Each row holds documents of one corpus. Rows of several corpora are mixed in proportion to their weights, so the
     weights are shares of rows. `get_state()` is a small dict that JSON can hold, and `set_state` resumes exactly.
 
     Args:
-        shards, plans, weights: one of each for every corpus; one of weight 0 gives no rows.
+        shards: those of each corpus.
+        plans: the rows of each corpus.
+        weights: of each corpus; one of weight 0 gives no rows.
         rows: of each batch, which ones are read, where others read the rest; order and state are the same.
     """
     batches = _number_batches(
@@ -301,7 +302,7 @@ def make_phased_batches(
 ) -> grain.DatasetIterator:
     """Returns `make_batches` of each span for its steps, one after another, as one iterator whose state is the step.
 
-    Rows of one length are in one order throughout: of each corpus, a span goes on where those before it stopped. The
+    Rows of one length keep one order throughout: in each corpus, a span continues where those before it stopped. The
     last span has no end.
 
     Args:
@@ -340,7 +341,7 @@ def _number_batches(
     """Returns the batches by number; arguments as of `make_batches`.
 
     Args:
-        before: how many rows of each corpus were read before the first batch.
+        before: rows of each corpus that were read before the first batch.
     """
     first_row = np.cumsum([0] + [len(plan) for plan in plans])
     orders = []
@@ -374,11 +375,11 @@ def _read_ahead(batches: grain.MapDataset, config: PackingConfig) -> grain.Datas
 
 
 def batch_digest(batch: Batch, first_row: int = 0) -> int:
-    """Returns 48 bits that tell what a batch trains on: tokens, targets and loss weights, in order.
+    """Returns 48 bits that identify the contents of a batch: tokens, targets and loss weights, in order.
 
-    Two runs whose batches have the same digests, step by step, saw the same text. They are the sum of the rows' CRC-32,
-    modulo `DIGESTS`, so that processes that each read some of the rows add up to it, and fit in a float64. They are
-    made at several GB/s: a batch of 64k tokens takes 0.2 ms of the time between two steps.
+    Two runs whose batches have the same digests, step by step, saw the same text. A digest is the sum of the rows'
+    CRC-32, modulo `DIGESTS`, so that processes that each read some rows add up to it; it fits in a float64. It is
+    computed at several GB/s: a batch of 64k tokens takes 0.2 ms of the time between two steps.
 
     Args:
         first_row: the number of the first of these rows in the whole batch.
@@ -394,5 +395,5 @@ def batch_digest(batch: Batch, first_row: int = 0) -> int:
 
 
 def seek(batches: grain.DatasetIterator, number: int) -> None:
-    """Moves what `make_batches` returned so that batch `number`, from 0, is its next."""
+    """Moves an iterator of `make_batches` so that batch `number`, from 0, is its next."""
     batches.set_state({"next_index": number})

@@ -1,13 +1,13 @@
-"""Phases of a run: from which step on its batches are other ones, and what each of them reads.
+"""Phases of a run: the steps at which its batches change, and what each phase reads.
 
-In rows of one length no text is read twice before all of it has been read once, whatever the phases:
+In rows of one length no text is read twice before all of it has been read once, for any phases:
 
-- Rows of one length are read in one order by all phases. Of each part of a mixture a phase goes on where those before
-  it stopped.
-- Where there are rows of several lengths, each document is dealt to one of them, at random, in proportion to the tokens
-  that are trained on in rows of that length. So no document is seen at two lengths, and a run that does not come to the
-  end of its corpus comes to that of no length either, but for what the packing leaves unfilled. One of several epochs
-  reads those of its first phases so often before others are read at all.
+- Rows of one length are read in one order by all phases. In each part of a mixture, a phase continues where those
+  before it stopped.
+- With rows of several lengths, each document is assigned to one length, at random, in proportion to the tokens that are
+  trained on at that length. So no document is seen at two lengths. A run that does not finish its corpus finishes no
+  length either, except for space that the packing leaves unfilled. A run of several epochs repeats the documents of its
+  first phases before it reads others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,18 @@ import numpy as np
 
 from jaxformer.config import Bounds, NonNegativeFloat, NonNegativeInt32, check_fields, require
 
-# A part of a mixture that has so many times the weight of another is all of it.
+# A part of a mixture with so many times the weight of another would be all of it.
 _MOST_TIMES = 1_000_000
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Batches from a step on, until the next phase; what is left out is as configured, not as in the phase before."""
+    """Batches from a step until the next phase; omitted fields are as configured, not as in the phase before."""
 
     start: Annotated[float, Bounds(at_least=0, below=1)]
-    """Share of the steps that lie before it."""
+    """Share of the steps before it."""
     weights: tuple[NonNegativeFloat, ...] = ()
-    """Of the parts of a mixture, in place of their `weight`; 0 leaves a part out; () for those."""
+    """Of the parts of a mixture, in place of their `weight`; 0 leaves a part out; () keeps `weight`."""
     rows_per_step: NonNegativeInt32 = 0
     """Rows of a batch; 0 for `training.rows_per_step`."""
     row_length: Annotated[int, Bounds(at_least=0, at_most=1 << 24)] = 0
@@ -41,7 +41,7 @@ class Phase:
 
 
 class Span(NamedTuple):
-    """Steps in a row whose batches are of one kind: all of a run, or of one of its phases."""
+    """Consecutive steps with one kind of batches: all of a run, or of one of its phases."""
 
     first_step: int
     """Steps before it."""
@@ -94,10 +94,10 @@ def make_spans(phases: Sequence[Phase], configured: Span) -> tuple[Span, ...]:
         if number or first:  # A first phase from step 0 on leaves none to what is configured.
             require(
                 before.first_step < first < steps,
-                f"{name} begins at step {first} of {steps}, and what is before it at step {before.first_step}: each "
-                "must have a step at least",
+                f"{name} begins at step {first} of {steps}, and the one before it at step {before.first_step}: each "
+                "must have at least one step",
             )
-            require(span[2:] != before[2:], f"{name} changes nothing: it has the batches of what is before it")
+            require(span[2:] != before[2:], f"{name} changes nothing: it has the same batches as before it")
             spans[-1] = before._replace(steps=first - before.first_step)
         else:
             spans.pop()
@@ -107,7 +107,7 @@ def make_spans(phases: Sequence[Phase], configured: Span) -> tuple[Span, ...]:
 
 
 def _check_weights(spans: Sequence[Span], parts: int) -> None:
-    """Raises `UserError` where no corpus gives rows to a span, or one gives none to any."""
+    """Raises `UserError` if no corpus gives rows to a span, or one gives none to any."""
     for span in spans:
         require(
             any(span.weights),
@@ -125,15 +125,15 @@ def _check_weights(spans: Sequence[Span], parts: int) -> None:
 
 
 def span_at(spans: Sequence[Span], step: int) -> Span:
-    """Returns the one in which a step lies, counted from 0."""
+    """Returns the span of a step, counted from 0."""
     return next(span for span in reversed(spans) if span.first_step <= step)
 
 
 def deal_rows(rows: int, weights: Sequence[float]) -> list[int]:
-    """Returns how many of the first rows of a mixture are of each part, as `grain.MapDataset.mix` deals them.
+    """Returns how many of the first rows of a mixture each part gives, as `grain.MapDataset.mix` assigns them.
 
-    It takes whole numbers in proportion to the weights, and of the rows that the parts before it left it gives each its
-    share, the last fraction rounded up.
+    It takes whole numbers in proportion to the weights. Of the rows left by the parts before, each part gets its share,
+    the last fraction rounded up.
     """
     scale, counts = 100 / min(weight for weight in weights if weight), []
     proportions = [int(weight * scale) for weight in weights]
@@ -148,12 +148,12 @@ def deal_rows(rows: int, weights: Sequence[float]) -> list[int]:
 def deal_documents(
     document_tokens: np.ndarray, documents: np.ndarray, shares: Mapping[int, float], *, seed: int
 ) -> dict[int, np.ndarray]:
-    """Returns by row length the documents that are read in such rows, int64, ascending; each in one of them.
+    """Returns, by row length, the documents that are read in such rows, int64, ascending; each in one of them.
 
     Args:
         document_tokens: of all documents of a corpus.
-        documents: indices of those that are dealt, ascending.
-        shares: by row length, of the tokens, in proportion.
+        documents: indices of the documents to assign, ascending.
+        shares: relative shares of the tokens, by row length.
     """
     if len(shares) == 1 or not any(shares.values()):
         return {length: documents if i == 0 else documents[:0] for i, length in enumerate(shares)}

@@ -1,9 +1,9 @@
 """Documents to token shards, once: tokenised in chunks, selected, and written as shard files.
 
-A preparation that was stopped, however it was, goes on where it stopped, and ends with the same shards: a chunk depends
-on its own documents alone, and everything that depends on all documents (duplicates, the splits, the budget) is decided
-over the chunks in reading order. The worker processes of this machine, and Apache Beam's, make the same chunks and
-shard files, by the same code.
+A stopped preparation resumes where it stopped, and ends with the same shards: a chunk depends only on its own
+documents, and everything that depends on all documents (duplicates, the splits, the budget) is decided over the chunks
+in reading order. The worker processes of this machine, and Apache Beam's, make the same chunks and shard files, by the
+same code.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ from jaxformer.host.lock import is_held
 from jaxformer.host.paths import check_literal, is_literal
 from jaxformer.host.workers import Workers, usable_memory, usable_processors
 
-# Processes that tokenise about as fast as one reads, and the memory of one with a tokenizer of 130,000 pieces, bytes.
+# Processes that tokenise as fast as one reads, and the memory of one with a tokenizer of 130,000 pieces, bytes.
 _MOST_PROCESSES, _PROCESS_BYTES = 32, 1 << 28
 
-# What to do where a process was killed.
-_ADVICE = "the same command goes on where it stopped, and fewer tokenizer.processes take less memory"
+# Advice after a process was killed.
+_ADVICE = "the same command resumes where it stopped, and fewer tokenizer.processes take less memory"
 
-# Records of which a share may be judged before all are read.
+# The fewest records from which a share may be judged before all are read.
 _ENOUGH_RECORDS = 1000
 
 
@@ -53,9 +53,9 @@ def prepare(
 ) -> Path:
     """Tokenises a corpus into `cache` unless that was done before; returns the folder of its shards.
 
-    Of several processes that prepare the same corpus, one works and the others wait for it. What it has done stays on
-    the disk until the shards are complete, which takes the room of the ids twice for a while. Memory does not grow with
-    the text, but by 120 bytes for each document.
+    If several processes prepare the same corpus, one works and the others wait for it. Its chunks stay on the disk
+    until the shards are complete, so the ids take their space twice for a while. Memory does not grow with the text,
+    but by 120 bytes for each document.
 
     Args:
         processes: that tokenise and write; 0 for `default_processes`.
@@ -99,10 +99,10 @@ def _write(
     progress: bool,
     beam: Sequence[str] | None,
 ) -> None:
-    """Writes shards, index and manifest into a new folder, or into what a stopped attempt left of one."""
+    """Writes shards, index and manifest into a new folder, or into one left by a stopped attempt."""
     chunks = folder / "chunks"
     if not (folder / "manifest.json").exists():
-        with contextlib.suppress(OSError):  # One of them may end meanwhile.
+        with contextlib.suppress(OSError):  # Another process may remove one meanwhile.
             _print_leftovers(folder)
         open_chunks(chunks)
         if documents.passed_over:
@@ -122,18 +122,18 @@ def _write(
                 progress=progress,
             )
         _write_index(folder, selected, selection.validation_sources)
-        sync_tree(folder / "token_shards")  # Before anything of it counts, and the chunks go.
+        sync_tree(folder / "token_shards")  # Before it counts, and the chunks are deleted.
         _write_manifest(folder, documents, tokenizer, selection, selected)
     shutil.rmtree(chunks, ignore_errors=True)
 
 
 class _Refused(UserError):
-    """Of a corpus no shards can be made, and what is tokenised of it is not kept."""
+    """No shards can be made of a corpus, and its tokenised chunks are not kept."""
 
 
 @contextlib.contextmanager
 def _refusing(documents: Documents, folder: Path) -> Iterator[None]:
-    """Removes a folder where its corpus is refused in the block, or an error of it comes from files that changed."""
+    """Removes a folder if its corpus is refused in the block, or fails there because its files changed."""
     try:
         try:
             yield
@@ -149,19 +149,19 @@ def _refusing(documents: Documents, folder: Path) -> Iterator[None]:
 
 
 def _check_unchanged(documents: Documents, sign: str = "") -> None:
-    """Raises `_Refused` unless the files of a corpus are those that were opened; a commit's always are."""
+    """Raises `_Refused` if the files of a corpus have changed since they were opened; a commit's never do."""
     if not documents.commit and load_documents(documents.config).source_digest != documents.source_digest:
         raise _Refused(f"corpus {documents.origin}: its files changed while they were read{sign}; run again")
 
 
 def _remove_unless_begun(folder: Path) -> None:
-    """Removes a folder in which there is nothing to go on with."""
+    """Removes a folder without anything to resume."""
     if not any((folder / "chunks").glob("*.npz")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _split(documents: Documents, selection: Selection) -> dict[str, Selected]:
-    """Returns the documents of each split, and prints what of them a user may not expect."""
+    """Returns the documents of each split, and prints what a user may not expect about them."""
     config, origin = documents.config, documents.origin
     _check_bad_records(documents, selection)
     try:
@@ -190,15 +190,15 @@ def _bad_records(selection: Selection) -> str:
 
 
 def _print_leftovers(folder: Path) -> None:
-    """Prints which other folders of shards nobody works on or reads, and the room that they take."""
+    """Prints which other folders of shards are unused, and the space that they take."""
     others = [each for each in folder.parent.iterdir() if each.is_dir() and each != folder]
     unfinished = [each for each in others if each.suffix == ".unfinished"]
     finished = [(each, read_json_or_empty(each / "manifest.json")) for each in others if each not in unfinished]
     stopped = [each for each in unfinished if not is_held(each.with_suffix(".lock"))]
     outdated = [each for each, manifest in finished if manifest.get("format_version") != FORMAT_VERSION]
     for found, what, unused in (
-        (stopped, "unfinished preparations besides this one", "nobody will go on with"),
-        (outdated, "token shards of another format than this version reads", "no other version reads"),
+        (stopped, "other unfinished preparations", "nobody will resume"),
+        (outdated, "token shards in a format that this version does not read", "no other version needs"),
     ):
         if found:
             size = sum(path.stat().st_size for each in found for path in each.rglob("*") if path.is_file())
@@ -214,7 +214,7 @@ def _select(
     progress: bool,
     beam: Sequence[str] | None,
 ) -> Selection:
-    """Returns the selection over the chunks of a corpus, all of which are stored then, up to the budget."""
+    """Returns the selection over the chunks of a corpus, once all of them up to the budget are stored."""
     config = documents.config
     selection = Selection(config.validation_share, config.tokens)
     if beam is None:
@@ -239,8 +239,8 @@ def _check_room(folder: Path, selected: dict[str, Selected], tokenizer: Tokenize
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"token shards {folder}: they take up to {format_size(needed)}, and {format_size(free)} are free; free "
-            "space there, and the same command goes on with what is tokenised"
+            f"token shards {folder}: they take up to {format_size(needed)}, but {format_size(free)} are free; free "
+            "space there, and the same command resumes after the tokenising"
         )
 
 
@@ -324,7 +324,7 @@ class _Progress:
         """Shows what one more chunk adds."""
         self._text += int(stored.chunk.text_bytes.sum())
         self._tokens += int(stored.chunk.tokens.sum())
-        # Of a part that is under way, in proportion to its text.
+        # For a part in progress, in proportion to its text.
         ratio = self._finished_bytes / self._finished_text if self._finished_text else 1.0
         done = self._finished_bytes + min(stored.part.size, self._text * ratio)
         if stored.chunk.is_last:
@@ -336,9 +336,9 @@ class _Progress:
         expected = round(tokens * max(1.0, self._documents.source_bytes / max(1, done)))
         if not budget:
             self._bar.total = expected
-        elif self._finished_text:  # Else how much text a byte holds is not known yet.
+        elif self._finished_text:  # Else the text per byte is not known yet.
             self._bar.total = min(budget, expected)
         if stored.is_new:
             self._bar.update(tokens - self._bar.n)
-        else:  # The rate is that of the work that is done now.
+        else:  # The rate is of the present work.
             self._bar.initial = self._bar.n = self._bar.last_print_n = tokens

@@ -1,4 +1,4 @@
-"""Corpus readers of one's own: the documents of files that no kind of jaxformer's reads, or of no file at all."""
+"""Your own corpus readers: for files that no kind of jaxformer reads, or for documents without files."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,41 +15,42 @@ from jaxformer.record import Part, describe_failure
 class Reader(Part):
     """How the documents of a corpus are read, as the value of `corpus.kind`.
 
-    It reads in one process, which hands the texts to those that tokenise. A preparation that was stopped reads a file
-    again and passes over the documents that it has: so they are the same, in the same order, whenever it is read.
+    It reads in one process, which passes the texts to those that tokenise. A resumed preparation reads a file again and
+    skips the documents that it has: so it must yield the same documents, in the same order, every time.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Of the files that it reads, in lower case, as ('.log',): `corpus.path` names them as for any kind, and their
-    content is part of the corpus's digest. Without any it reads no file: its fields and its code say all.
+    """Suffixes of the files that it reads, in lower case, as ('.log',): `corpus.path` names the files as for any kind,
+    and their content is part of the corpus's digest. Without suffixes it reads no files, and only its fields and code
+    count.
     """
 
     def read(self, file: Any) -> Iterable[str | Document]:
         """Yields the documents of a file: a text, whose key is then its digest, or a `Document` with a key.
 
         Args:
-            file: a `SourceFile`, whose bytes `file.open()` reads wherever it lies; None where it reads no files.
+            file: a `SourceFile`, read with `file.open()` wherever it lies; None if it reads no files.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define read(file)")
 
 
 def check_path(reader: Reader, path: str) -> None:
-    """Raises `UserError` unless a corpus has files just where its reader reads some."""
+    """Raises `UserError` unless a corpus has a path exactly if its reader reads files."""
     suffixes = reader.suffixes
     is_tuple = isinstance(suffixes, tuple) and all(isinstance(each, str) for each in suffixes)
     require(is_tuple, f"{reader!r}: suffixes ({suffixes!r}) must be a tuple of texts, as ('.log',)")
     require(bool(path) or not suffixes, f"corpus.kind {reader!r} reads {' and '.join(suffixes)} files; set corpus.path")
     require(
         bool(suffixes) or not path,
-        f"corpus.path ({path!r}) has no meaning for {reader!r}, which names no suffixes of files that it reads",
+        f"corpus.path ({path!r}) has no meaning for {reader!r}, which has no suffixes of files to read",
     )
 
 
 def read_own(reader: Reader, files: Sequence[SourceFile | None]) -> Iterator[Document | BadRecord]:
-    """Yields what a reader makes of some files, or of None, in their order.
+    """Yields the documents that a reader makes from files, or from None, in order.
 
     Raises:
-        UserError: it fails, or yields what is no document.
+        UserError: it fails, or yields something that is no document.
     """
     for file in files:
         where, number = f"corpus.kind {reader!r}{f', {file.path}' if file else ''}", 0

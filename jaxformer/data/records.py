@@ -1,7 +1,7 @@
-"""Records of JSON lines, Parquet files and TFDS datasets, each with the place where it stands.
+"""Records of JSON lines, Parquet files and TFDS datasets, each with its place.
 
-Everywhere `what` begins the message of an error: 'corpus file', or the data of a task. In place of a record that is bad
-by itself a `BadRecord` is yielded, so that it can be left out; what is wrong with a whole file is raised.
+`what` begins the message of an error: 'corpus file', or the data of a task. A bad record is yielded as a `BadRecord`,
+so that it can be left out; an error of a whole file is raised.
 """
 
 import codecs
@@ -28,14 +28,14 @@ OTHER_TEXTS = (".md", ".py")
 
 
 class Record(NamedTuple):
-    """The fields of a record, and where it stands: file and line, row or record."""
+    """The fields of a record, and its place: file and line, row or record."""
 
     where: str
     fields: Mapping[str, Any]
 
 
 class BadRecord(UserError):
-    """What is wrong with one record of many, and where it stands."""
+    """The fault of one record of many, and its place."""
 
 
 def good_records(records: Iterable[Record | BadRecord]) -> Iterator[Record]:
@@ -63,23 +63,23 @@ def not_utf8(where: str, place: int, byte: int) -> str:
     return f"{where}: not UTF-8 at byte {place} (0x{byte:02x}); convert or remove it"
 
 
-# What files of other forms begin with, and no text does.
+# Beginnings of files in other formats, which no text has.
 _FORMS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"\xfd7zXZ": "xz", b"PK\3\4": "zip"}
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def require_content(start: bytes, where: str) -> None:
-    """Raises `UserError` where the first bytes of a file are those of a pointer that stands for its content."""
+    """Raises `UserError` if the first bytes of a file are a pointer to its content."""
     require(
         not start.startswith(_POINTER),
-        f"{where}: a pointer of Git LFS, without what it stands for; fetch that with `git lfs pull`",
+        f"{where}: a pointer of Git LFS, without its content; fetch that with `git lfs pull`",
     )
 
 
 def require_text(start: bytes, where: str) -> None:
-    """Raises `BadRecord` where the first bytes of a file are those of another form than UTF-8 text.
+    """Raises `BadRecord` if the first bytes of a file show another format than UTF-8 text.
 
-    Of UTF-16 and UTF-32 they are a byte order mark, or zeros in every other place, which are characters of UTF-8 too.
+    UTF-16 and UTF-32 begin with a byte order mark, or have zeros in every other place, which are valid UTF-8 too.
     """
     form = next((form for mark, form in _FORMS.items() if start.startswith(mark)), None)
     if form:
@@ -89,10 +89,10 @@ def require_text(start: bytes, where: str) -> None:
         raise BadRecord(f"{where}: UTF-16 or UTF-32, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
 
 
-# Bytes that are unpacked at a time, at most and at least: less of a file of which little text is read.
+# The most and the fewest bytes unpacked at a time: fewer if little text of a file is read.
 _MOST_UNPACKED, _LEAST_UNPACKED = 1 << 20, 1 << 13
 
-# Of a Parquet file, rows that are made at a time.
+# Rows of a Parquet file that are made at a time.
 _ROWS, _FEW_ROWS = 1024, 16
 
 
@@ -101,12 +101,11 @@ def read_jsonl(
 ) -> Iterator[Record | BadRecord]:
     """Yields the objects of JSON lines: plain, gzip (.gz) or Zstandard (.zst).
 
-    Blank lines are passed over, and so is a byte order mark at the start of any line, as files that were joined have
-    it: JSON has none.
+    Blank lines are skipped, and so is a byte order mark at the start of any line, as in joined files: JSON has none.
 
     Args:
-        fields: those that must not be there twice; none for all.
-        text_bytes: about how many are read of a file, if few are, so that little more of it is; 0 for all.
+        fields: those that must not occur twice; none for all.
+        text_bytes: about how many bytes are needed of a file, so that little more is read; 0 for all.
     """
     for path in files:
         offset = 0
@@ -127,7 +126,7 @@ def read_jsonl(
 
 
 def _require_lines(line: bytes, where: str) -> None:
-    """Raises `UserError` where the first line of a file shows that its lines are no records."""
+    """Raises `UserError` if the first line of a file shows that its lines are no records."""
     try:
         require_text(line, where)
     except BadRecord as error:
@@ -141,10 +140,10 @@ def _require_lines(line: bytes, where: str) -> None:
 
 
 class _Object(dict):
-    """A JSON object in which a name stands twice, of which the last value is here."""
+    """A JSON object in which a name occurs twice; it has the last value."""
 
     names: tuple[str, ...]
-    """All names, as they stand."""
+    """All names, in order."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -156,7 +155,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# `json.loads` makes a new one for each line, which takes as long as to parse a short one.
+# `json.loads` makes a new one for each line, which takes as long as parsing a short line.
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
@@ -167,7 +166,7 @@ def _parse(line: bytes, offset: int, where: str) -> dict[str, Any] | None:
         offset: bytes of the file before the line.
 
     Raises:
-        BadRecord: the line holds none.
+        BadRecord: the line has none.
     """
     try:
         text = line.decode("utf-8").removeprefix("\ufeff")
@@ -197,9 +196,9 @@ def read_parquet(
     """Yields the rows of Parquet files, with some columns or all, a row group at a time.
 
     Args:
-        row_groups: of each file those in [first, stop); None for all.
-        skip: rows that are left out at the start; a row group without any other is not read.
-        text_bytes: as of `read_jsonl`; what is read of a file are its footer and whole pages.
+        row_groups: of each file, in [first, stop); None for all.
+        skip: rows to leave out at the start; a row group without others is not read.
+        text_bytes: as of `read_jsonl`; a file's footer and whole pages are read.
     """
     for path in files:
         with _parquet(path, what, text_bytes) as table:
@@ -216,7 +215,7 @@ def read_parquet(
                     row, skip = row + rows_of_group, skip - rows_of_group
                     continue
                 size = _FEW_ROWS if text_bytes else _ROWS
-                # In threads the columns of a row group compete for one file, and what is requested of it varies.
+                # With threads the columns of a row group compete for one file, and its requests vary.
                 for rows in table.iter_batches(size, row_groups=[group], columns=columns, use_threads=not text_bytes):
                     left_out = min(skip, len(rows))
                     row, skip = row + left_out, skip - left_out
@@ -240,18 +239,18 @@ def _rows(batch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
 
 
 def row_group_bytes(path: str | os.PathLike, what: str) -> list[int]:
-    """Returns the bytes of each row group of a Parquet file, uncompressed, from the end of the file alone."""
+    """Returns the uncompressed bytes of each row group of a Parquet file, reading only the end of the file."""
     with _parquet(path, what) as table:
         return [table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups)]
 
 
 @contextlib.contextmanager
 def _parquet(path: str | os.PathLike, what: str, text_bytes: int = 0):
-    """Opens a Parquet file for a `with` block, and tells what is wrong with it there as one line."""
+    """Opens a Parquet file for a `with` block, and raises its errors there as one line."""
     import pyarrow
     import pyarrow.parquet
 
-    # Without a buffer a column of a row group is read at once, and with one by its pages.
+    # Without a buffer a column of a row group is read at once, with one by pages.
     buffer = _buffer_bytes(text_bytes) if text_bytes else 0
     try:
         with (
@@ -271,7 +270,7 @@ def read_tfds(
     """Yields the records of a TFDS dataset, with some features or all; texts are `str`, a class label is its number.
 
     Args:
-        rows: those in [first, stop); None for all.
+        rows: in [first, stop); None for all.
     """
     where = f"{what} {builder.info.full_name}, {split}"
 
@@ -295,7 +294,7 @@ def read_tfds(
 
 
 def open_tfds(name_or_folder: str, split: str, what: str):
-    """Returns the builder of a TFDS dataset that is prepared here: its name, or its folder.
+    """Returns the builder of a TFDS dataset prepared here, given its name or its folder.
 
     Raises:
         UserError: there is none, or it lacks the split.
@@ -307,7 +306,7 @@ def open_tfds(name_or_folder: str, split: str, what: str):
         if expanded(name_or_folder).is_dir():
             builder = tfds.builder_from_directory(str(expanded(name_or_folder)))
         else:
-            try:  # What is prepared can be read without the code that prepared it, which may need TensorFlow.
+            try:  # Prepared data can be read without the code that prepared them, which may need TensorFlow.
                 builder = read_only_builder.builder_from_files(name_or_folder)
             except registered.DatasetNotFoundError:
                 builder = tfds.builder(name_or_folder)
@@ -322,13 +321,13 @@ def open_tfds(name_or_folder: str, split: str, what: str):
 
 
 def require_fields(wanted: Iterable[str], present: Iterable[str], where: str) -> None:
-    """Raises `UserError` with what is present unless all fields are."""
+    """Raises `UserError`, with the present fields, unless all wanted ones are there."""
     for name in wanted:
         require(name in present, f"{where}: no field {name!r}; it has {', '.join(map(str, present))}")
 
 
 def _repeated(wanted: Iterable[str], present: Sequence[str]) -> str:
-    """Returns the message about a field of which there are several, any of which might be meant; '' for none."""
+    """Returns the message about a field that occurs several times, so that it is ambiguous; '' for none."""
     counts = Counter(present)
     name = next((name for name in wanted if counts[name] > 1), None)
     return "" if name is None else f"{counts[name]} fields are named {name!r}; keep one, or rename the others"
@@ -347,9 +346,9 @@ def _lines(file: io.BufferedIOBase, path: str | os.PathLike, what: str) -> Itera
 
 
 def _open_compressed(path: str | os.PathLike, what: str, text_bytes: int = 0) -> io.BufferedIOBase:
-    """Opens a file of lines, and unpacks it by its name's end."""
+    """Opens a file of lines, and unpacks it by its suffix."""
     is_packed = has_suffix(os.fspath(path), PACKED)
-    # Text is packed to a third or more of its size.
+    # Compressed text has a third or more of its size.
     file = open_file(path, what, -(-text_bytes // 3) if is_packed else text_bytes)
     require_content(file.peek(), f"{what} {path}")
     if not is_packed:
@@ -364,12 +363,12 @@ def _open_compressed(path: str | os.PathLike, what: str, text_bytes: int = 0) ->
 
 
 def _buffer_bytes(text_bytes: int) -> int:
-    """Returns how many bytes are read ahead at a time where about so much text is read, or all (0)."""
+    """Returns how many bytes are read ahead at a time if about so much text is read, or all (0)."""
     return min(max(text_bytes // 64, _LEAST_UNPACKED), _MOST_UNPACKED) if text_bytes else _MOST_UNPACKED
 
 
 class _ShortReads(io.RawIOBase):
-    """A file that returns at most so many bytes at a time, whatever a library would read ahead of what it unpacks."""
+    """A file that returns at most so many bytes at a time, to limit a library's read-ahead."""
 
     def __init__(self, file: io.BufferedReader, most: int):
         self._file, self._most = file, most

@@ -1,4 +1,4 @@
-"""Files elsewhere, on the Hub or through fsspec: found, distinguished by what their store says, read with patience."""
+"""Remote files, on the Hub or through fsspec: found, identified by their store's digests, and read with retries."""
 
 import email.utils
 import glob
@@ -18,22 +18,22 @@ from jaxformer.host.paths import URL
 
 T = TypeVar("T")
 
-# Waits between attempts to reach a remote file, seconds: a minute in all, as long as a server's hiccup; and half an
-# hour once it was opened, or where the server counts requests, since nobody may be there to start again.
+# Waits between attempts to reach a remote file, seconds: a minute in all, for a short failure of a server; and half an
+# hour once it was opened, or if the server limits requests, since nobody may be there to start again.
 WAITS = (1, 2, 4, 8, 15, 30)
 READING_WAITS = (*WAITS, *(60,) * 29)
 
 # A server that requests a longer wait, seconds, is left to the user.
 _LONGEST_WAIT = 3600
 
-# Bytes that are requested at once: first, and at most. A reader that goes on gets twice as many each time, so that the
-# end of a file costs little and a long file few requests.
+# Bytes per request: at first, and at most. A reader that continues gets twice as many each time, so that the end of a
+# file costs little and a long file few requests.
 _FIRST_BYTES, _MOST_BYTES = 1 << 20, 8 << 20
 
-# A reader that leaves out fewer bytes goes on, as one of some columns of a Parquet file does.
+# A reader that skips fewer bytes continues its request, as one for some columns of a Parquet file does.
 _GAP_BYTES = 1 << 20
 
-# Of an error's text that are printed.
+# Printed characters of an error's text.
 _REASON_CHARACTERS = 300
 
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp"}
@@ -41,12 +41,12 @@ _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "http":
 # Names of errors of a connection.
 _OF_CONNECTIONS = re.compile("Timeout|Connect|Disconnected|Transport|Payload|IncompleteRead|ProtocolError")
 
-# What a store says of a file's content, the strongest first.
+# A store's identifiers of a file's content, the strongest first.
 _MARKS = ("sha256", "md5Hash", "ETag", "etag", "generation", "mtime", "LastModified", "updated", "created")
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Returns whether a path is a URL; `./x://y` is none."""
+    """Returns whether a path is a URL; `./x://y` is not."""
     return URL.match(os.fspath(path)) is not None
 
 
@@ -55,18 +55,18 @@ class Found(NamedTuple):
 
     url: str
     name: str
-    """The path below the fixed part of the path at which it was found."""
+    """The path below the fixed part of the searched path."""
     size: int
     """Bytes."""
     mark: str
-    """What its store says of its content: a digest, an ETag, else a time; '' for nothing."""
+    """Its store's identifier of its content: a digest, an ETag, else a time; '' for none."""
 
 
 def find(url: str, what: str) -> tuple[list[Found], bool]:
     """Returns the file at a URL, or all that match a glob or lie in a folder; and whether it is the file.
 
     Raises:
-        UserError: the place cannot be reached, or is not there.
+        UserError: the place cannot be reached, or does not exist.
     """
     where = f"{what} {url}"
     if url.startswith("hf://"):
@@ -82,7 +82,7 @@ def find(url: str, what: str) -> tuple[list[Found], bool]:
 
 
 def _find_on_hub(place: HubPath) -> tuple[list[Found], str, bool]:
-    """Returns the files at a place of the Hub, with their whole paths, the fixed part of its path, and if it is one."""
+    """Returns the files at a place of the Hub by whole path, the fixed part of its path, and whether it is a file."""
     is_file = False
     if glob.has_magic(place.path):
         from fsspec.utils import glob_translate
@@ -115,7 +115,7 @@ def _find_by_fsspec(filesystem: Any, path: str) -> tuple[list[Found], str, bool]
 
 
 def branch_commit(place: HubPath, what: str, waits: Sequence[float] = WAITS) -> str:
-    """Returns the commit at which the branch of a place of the Hub stands.
+    """Returns the commit of the branch of a place of the Hub.
 
     Args:
         waits: as of `patiently`.
@@ -129,7 +129,7 @@ def branch_commit(place: HubPath, what: str, waits: Sequence[float] = WAITS) -> 
 
 
 class RemoteContent(NamedTuple):
-    """What can be read of a remote file."""
+    """The readable content of a remote file."""
 
     size: int
     """Bytes."""
@@ -140,11 +140,11 @@ class RemoteContent(NamedTuple):
 
 
 class DamagedTransfer(UserError):
-    """A file that was read from its start to its end is not what its store says."""
+    """A file read from start to end does not match its store's digest."""
 
 
 def _content(url: str, where: str) -> RemoteContent:
-    """Returns what can be read of the file at a URL."""
+    """Returns the content of the file at a URL."""
     if not url.startswith("hf://"):
         filesystem, path = _filesystem(url, where)
         size = filesystem.info(path)["size"]
@@ -159,19 +159,19 @@ def _content(url: str, where: str) -> RemoteContent:
 
 
 class RemoteFile(io.RawIOBase):
-    """A remote file, opened to be read; a request whose error may pass is made again.
+    """A remote file opened for reading; a request with a temporary error is repeated.
 
-    Every answer has just the bytes that were requested. A file that is read from its start to its end is compared with
-    its store's digest, if there is one.
+    Every answer has exactly the requested bytes. A file read from start to end is compared with its store's digest, if
+    there is one.
 
     Args:
-        first_bytes: of a file of which little will be read, the bytes of a first request and of one elsewhere in the
-            file. A reader that goes on gets a quarter of what it has read, and no more than these, so that little is
-            requested in vain. 0 for a file that will be read whole.
+        first_bytes: if little of a file will be read, the bytes of the first request, and of one elsewhere in the file.
+            A reader that continues gets a quarter of what it has read, and at most these, so that little is requested
+            in vain. 0 for a file that will be read whole.
 
     Raises:
-        UserError: an error that does not pass.
-        DamagedTransfer: the digest is another.
+        UserError: a permanent error.
+        DamagedTransfer: the digest differs.
     """
 
     def __init__(self, url: str, where: str, first_bytes: int = 0):
@@ -193,7 +193,7 @@ class RemoteFile(io.RawIOBase):
         return len(data)
 
     def _fetch(self, length: int) -> None:
-        """Takes the block at the position, of so many bytes if it may be so large."""
+        """Reads the block at the position, of so many bytes if it may be so large."""
         start, stop = self._at, min(self._content.size, self._at + min(max(length, self._next_bytes()), _MOST_BYTES))
 
         def read() -> bytes:
@@ -209,12 +209,12 @@ class RemoteFile(io.RawIOBase):
             given, found = self._content.digest.partition(" ")[2], self._digest.hexdigest()
             if stop == self._content.size and found != given:
                 raise DamagedTransfer(
-                    f"{self._where}: its bytes have the digest {found:.16}, where its store says {given:.16}; what "
-                    "was made of them is deleted, run again"
+                    f"{self._where}: its bytes have the digest {found:.16}, but its store gives {given:.16}; data made "
+                    "from them are deleted, run again"
                 )
 
     def _next_bytes(self) -> int:
-        """Returns how many bytes are requested next, if the reader wants no more than that."""
+        """Returns how many bytes to request next, unless the reader wants more."""
         ahead = self._at - self._start - len(self._block)
         if self._first_bytes:
             self._run = self._run + len(self._block) if ahead == 0 else 0
@@ -242,7 +242,7 @@ class RemoteFile(io.RawIOBase):
 
 
 def _digest_of(content: RemoteContent):
-    """Returns what takes the digest of a file as its store does; None where that gives none."""
+    """Returns the hash function for a file's digest as its store computes it; None if the store has none."""
     kind = content.digest.partition(" ")[0]
     if kind == "blob_id":  # Of Git.
         return hashlib.sha1(b"blob %d\0" % content.size, usedforsecurity=False)
@@ -250,16 +250,16 @@ def _digest_of(content: RemoteContent):
 
 
 def patiently(attempt: Callable[[], T], where: str, waits: Sequence[float] = WAITS) -> T:
-    """Returns what `attempt` returns, which is tried again after some waits, seconds, where its error may pass.
+    """Returns the result of `attempt`, which is repeated after waits, in seconds, on temporary errors.
 
-    A server that counts requests (status 429) is waited for longer, and as long as it requests; one that answers
-    another question is not. Each failure is a line.
+    A server that limits requests (status 429) is waited for longer, as long as it requests; a wrong answer is not
+    waited for. Each failure prints a line.
     """
     attempts = 0
     while True:
         try:
             return attempt()
-        except Exception as error:  # Each store raises kinds of its own.
+        except Exception as error:  # Each store has its own exceptions.
             attempts += 1
             if isinstance(error, UserError):
                 raise
@@ -282,7 +282,7 @@ def _times(attempts: int) -> str:
 
 
 def _requested_wait(error: Exception) -> float:
-    """Returns for how long a server that refused a request wants none, seconds; 0 where it does not say.
+    """Returns how long a server that refused a request asks to wait, seconds; 0 if it does not say.
 
     From `RateLimit` (draft-ietf-httpapi-ratelimit-headers, as of the Hub: `"api";r=0;t=250`) or `Retry-After` (RFC
     9110, 10.2.3: seconds or a date).
@@ -301,7 +301,7 @@ def _requested_wait(error: Exception) -> float:
 
 
 def _headers(error: Exception) -> Mapping[str, Any]:
-    """Returns the headers of the answer that an error is about; none where it has none."""
+    """Returns the headers of an error's answer; none if it has none."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # Of botocore.
         return response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
@@ -309,7 +309,7 @@ def _headers(error: Exception) -> Mapping[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Returns the kind and the text of an error in one line, and what opens a dataset of the Hub that is not public."""
+    """Returns the kind and the text of an error in one line, with a hint for a Hub dataset that is not public."""
     text = " ".join(str(error).split()) or "no reason given"
     if len(text) > _REASON_CHARACTERS:
         text = text[:_REASON_CHARACTERS] + " ..."
@@ -354,7 +354,7 @@ def _filesystem(url: str, where: str):
 
 
 def _may_pass(error: Exception) -> bool:
-    """Returns whether the same request may succeed later: not where something is absent, forbidden or wrong."""
+    """Returns whether the same request may succeed later: not if something is absent, forbidden or wrong."""
     if type(error).__name__ == "OfflineModeIsEnabled":  # Of huggingface_hub, with HF_HUB_OFFLINE=1.
         return False
     status = _status(error)

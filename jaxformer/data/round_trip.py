@@ -1,6 +1,7 @@
-"""What of a corpus's text a tokenizer loses, by its normalizer, its unknown characters or its handling of spaces.
+"""The text that a tokenizer loses, through its normalizer, its unknown characters or its handling of spaces.
 
-Bits per byte divide by the bytes of the text as it was: of a tokenizer that loses text they are of what it kept.
+Bits per byte divide by the bytes of the original text, so with a tokenizer that loses text they only count what it
+kept.
 """
 
 import dataclasses
@@ -16,10 +17,10 @@ from jaxformer.host.cache import make_once
 from jaxformer.host.console import progress_bar
 from jaxformer.host.files import require_json, write_json
 
-# Text of a corpus that is tested, bytes.
+# Tested text of a corpus, bytes.
 SAMPLE_BYTES = 1_000_000
 
-# Characters of an example, before and behind the first that is changed.
+# Characters of an example, before and after the first changed one.
 _BEFORE, _BEHIND = 10, 20
 
 # Bump when the same corpus and tokenizer would give other numbers.
@@ -28,22 +29,22 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What of a sample of a corpus does not come back."""
+    """The text of a sample of a corpus that the tokenizer does not give back."""
 
     documents: int
-    """How many were tested."""
+    """Tested documents."""
     changed_documents: int
-    """Those of them that are another text after `decode(encode(text))`."""
+    """Documents that differ after `decode(encode(text))`."""
     bytes: int
-    """UTF-8 bytes of the words, between whitespace, of all of them."""
+    """UTF-8 bytes of all words between whitespace."""
     changed_bytes: int
-    """Those of the words that do not come back."""
+    """UTF-8 bytes of words that are lost or changed."""
     before: str
     after: str
-    """`before` and `after`: a place that is changed, in ASCII; '' where there is none."""
+    """`before` and `after`: an example of a change, in ASCII; '' without one."""
 
     def __str__(self) -> str:
-        """The shares that are changed, and the example."""
+        """The changed shares, and the example."""
         return (
             f"the tokenizer loses text: {self.changed_documents:,} of {self.documents:,} sampled documents come back "
             f"changed, and {self.changed_bytes / max(1, self.bytes):.2%} of the bytes of their words; "
@@ -52,7 +53,7 @@ class RoundTrip:
 
 
 def find_round_trip(documents: Documents, tokenizer: Tokenizer, cache: Path) -> RoundTrip | None:
-    """Returns what of a corpus a tokenizer loses, found once on a sample; None for one that loses no text at all."""
+    """Returns what a tokenizer loses of a corpus, found once on a sample; None for a lossless tokenizer."""
     if tokenizer.is_lossless:
         return None
 
@@ -71,7 +72,7 @@ def find_round_trip(documents: Documents, tokenizer: Tokenizer, cache: Path) -> 
 
 
 def measure_round_trip(texts: list[str], tokenizer: Tokenizer) -> RoundTrip:
-    """Returns what of some texts does not come back."""
+    """Returns what a tokenizer loses of some texts."""
     changed = total = lost = 0
     example = ("", "")
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
@@ -89,7 +90,7 @@ def _bytes_of(words: Counter) -> int:
 
 
 def _first_change(before: str, after: str) -> tuple[str, str]:
-    """Returns where two texts begin to differ, with what surrounds it, in ASCII."""
+    """Returns the first difference of two texts, with its surroundings, in ASCII."""
     shorter = min(len(before), len(after))
     first = next((i for i in range(shorter) if before[i] != after[i]), shorter)
     place = slice(max(0, first - _BEFORE), first + _BEHIND)

@@ -11,10 +11,10 @@ from jaxformer.data.corpus import CorpusConfig
 # Sorted as bytes; one that ends in zeros equals no other of its length.
 _DIGEST = np.dtype("S16")
 
-# A split is far from its share by more than half of it, and by so many standard deviations of independent draws.
+# A split counts as far from its share beyond half of it and so many standard deviations of independent draws.
 _FAR_DEVIATIONS = 5
 
-# Digests that are kept apart, so that all of them are not sorted anew for each chunk.
+# Digests that are kept separately, so that not all of them are sorted again for each chunk.
 _RECENT = 1 << 17
 
 
@@ -33,17 +33,17 @@ class Selected(NamedTuple):
 class Selection:
     """Decides over the chunks of a corpus, which are added in reading order, and once finished.
 
-    Of equal texts the first is kept. With a budget, documents are taken until those for training hold that many tokens,
-    and what follows is left out. It holds 44 bytes for each document, and a little more than twice that at its end.
+    The first of equal texts is kept. With a budget, documents are taken until the training ones have that many tokens,
+    and the rest is left out. It uses 44 bytes of memory for each document, and a little over twice that at its end.
 
     Attributes:
         paths: of the chunks so far.
         read: documents and bad records so far.
         duplicates, empty, bad: those left out so far.
         first_bad: what is wrong with the first few bad records, and where.
-        keys: how many the documents kept have; known once finished.
-        validation_sources: of each validation document the first one of the same key, by its number among them, int64;
-            known once finished.
+        keys: distinct keys of the kept documents; known once finished.
+        validation_sources: for each validation document, the number of the first with the same key, int64; known once
+            finished.
         training_tokens: of the documents kept for training so far.
         is_full: whether the budget is reached.
     """
@@ -70,7 +70,7 @@ class Selection:
         return sum(len(kept.tokens) for kept in self._kept)
 
     def add(self, stored: Stored) -> None:
-        """Takes the documents of the next chunk that are to be kept."""
+        """Takes the documents to keep from the next chunk."""
         chunk = stored.chunk
         tokens = chunk.tokens.astype(np.int64)
         is_new = self._is_new(chunk.digests)
@@ -93,7 +93,7 @@ class Selection:
     def finish(self) -> dict[str, Selected]:
         """Returns the documents of each split.
 
-        A small corpus may have no document below the share; then the one of smallest hash is kept for validation.
+        If a small corpus has no document below the share, the one with the smallest hash is kept for validation.
         """
         fractions = np.concatenate([np.empty(0), *self._fractions])
         whole = Selected(*(np.concatenate(each) for each in zip(*self._kept, strict=True)))
@@ -108,7 +108,7 @@ class Selection:
         }
 
     def _is_new(self, digests: np.ndarray) -> np.ndarray:
-        """Returns for each digest whether it is there for the first time, and remembers it."""
+        """Returns for each digest whether it is new, and stores it."""
         distinct, first = np.unique(digests.view(_DIGEST), return_index=True)
         known = _is_in(distinct, self._seen) | _is_in(distinct, self._recent)
         self._recent = np.sort(np.concatenate([self._recent, distinct[~known]]), kind="stable")
@@ -121,18 +121,18 @@ class Selection:
 
 
 def check_count(config: CorpusConfig, origin: str, selection: Selection) -> None:
-    """Raises `UserError` where the documents are too few for two splits."""
+    """Raises `UserError` if the documents are too few for two splits."""
     left_out = f" ({selection.empty:,} are empty and {selection.bad:,} bad)" if selection.empty or selection.bad else ""
     more = f"; raise corpus.tokens ({config.tokens})" if config.tokens else ""
     require(
         selection.documents > 1,
-        f"corpus {origin}: {selection.documents} documents with text cannot be split into training and validation; "
-        f"it takes two or more{left_out}{more}",
+        f"corpus {origin}: {selection.documents} documents with text cannot be split into training and validation, "
+        f"which needs two or more{left_out}{more}",
     )
 
 
 def check_split(config: CorpusConfig, origin: str, keys: int, selected: dict[str, Selected]) -> None:
-    """Raises `UserError` with the cause where no document is left to train on; at least one is for validation."""
+    """Raises `UserError` with the cause if no document is left to train on; at least one is for validation."""
     if len(selected["train"].tokens):
         return
     cannot = f"corpus {origin}: its {len(selected['validation'].tokens):,} documents cannot be split; "
@@ -156,17 +156,16 @@ def split_notice(config: CorpusConfig, origin: str, keys: int, documents: dict[s
     difference = abs(validation - count * wanted)
     is_far = difference > max(1, _FAR_DEVIATIONS * deviation, count * wanted / 2)
     share = (
-        f"validation got {validation / count:.1%} of them ({validation:,}), where corpus.validation_share is "
-        f"{wanted:.1%}"
+        f"validation got {validation / count:.1%} of them ({validation:,}), but corpus.validation_share is {wanted:.1%}"
     )
     notes = [*([config.opened().shared_keys(count, keys)] if keys < count else []), *([share] if is_far else [])]
     return f"corpus {origin}: {'; '.join(notes)}" if notes else None
 
 
 def _keys(fractions: np.ndarray) -> int:
-    """Returns how many keys have these hashes; what little repeats by chance, as hashes have 53 bits, is taken as none.
+    """Returns how many keys have these hashes; ignores the few that repeat by chance, as hashes have 53 bits.
 
-    Of n keys about n^2 / 2^54 repeat so: one in 10^8. A thousand times as many are no chance.
+    Of n keys about n^2 / 2^54 repeat by chance: one in 10^8. A thousand times as many are no chance.
     """
     count, distinct = len(fractions), len(np.unique(fractions))
     return distinct if count - distinct > 1000 * count**2 / 2**54 else count

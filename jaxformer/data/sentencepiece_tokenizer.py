@@ -24,7 +24,7 @@ class SentencePieceTokenizer:
     """A SentencePiece model that loses nothing; a `Tokenizer`.
 
     Raises:
-        UserError: it is no such model, or lacks what jaxformer needs: BOS, EOS, byte fallback, no normalisation.
+        UserError: it is no such model, or unsuitable: jaxformer needs BOS, EOS, byte fallback, no normalisation.
     """
 
     kind = "sentencepiece"
@@ -134,7 +134,7 @@ def train_sentencepiece(texts: Iterable[str], *, vocabulary_size: int, model_typ
 
 
 def _cause(error: str) -> str:
-    """Returns what is wrong and what to do, from an error of SentencePiece: 'INTERNAL: a.cc(1) [condition] text'."""
+    """Returns the cause and the remedy of an error of SentencePiece: 'INTERNAL: a.cc(1) [condition] text'."""
     if most := re.search(r"size too high .* value <= (\d+)", error):
         text = f"its text is too little, or too uniform, and gives {most[1]} pieces"
         return f"{text}; {f'set {most[1]} or less, or ' if int(most[1]) >= FEWEST_PIECES else ''}give it more text"

@@ -1,7 +1,7 @@
 """Selected documents to the files of a TFDS dataset in ArrayRecord form, several at a time.
 
-A file depends on the documents whose ids it holds and on their chunks alone, so it does not matter which process writes
-it, or when: a worker here, or one of Apache Beam's.
+A file depends only on its documents and their chunks, so any process can write it at any time: a worker here, or one of
+Apache Beam's.
 """
 
 import contextlib
@@ -34,11 +34,11 @@ _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 class ShardFile(NamedTuple):
-    """A file of a split, to be written: some ids of its documents, which are one stream."""
+    """A file of a split to write: some ids of its documents, which form one stream."""
 
     path: Path
     chunks: list[Path]
-    """Those that hold the documents, in order."""
+    """Chunks with the documents, in order."""
     chunk_of: np.ndarray
     starts: np.ndarray
     tokens: np.ndarray
@@ -65,12 +65,12 @@ def write_shard_files(
 
     Args:
         paths: of the chunks that hold them.
-        workers: that write, here.
+        workers: that write here.
         beam: options of an Apache Beam pipeline, as on a command line; None to write here.
-        progress: whether a line tells the tokens written here.
+        progress: whether to show the tokens written here.
     """
     place = folder / _NAME / _VERSION
-    shutil.rmtree(place.parent, ignore_errors=True)  # Of an attempt that was killed.
+    shutil.rmtree(place.parent, ignore_errors=True)  # From a killed attempt.
     place.mkdir(parents=True)
     files = {split: _files(place, split, paths, selected[split]) for split in selected}
     in_all = list(itertools.chain.from_iterable(files.values()))
@@ -85,7 +85,7 @@ def write_shard_files(
 
 
 def _files(place: Path, split: str, paths: Sequence[Path], selected: Selected) -> list[ShardFile]:
-    """Returns the files of a split; they hold views of what is selected."""
+    """Returns the files of a split; they hold views of the selection."""
     file_tokens = shards.RECORD_TOKENS * shards.FILE_RECORDS
     stops = np.cumsum(selected.tokens, dtype=np.int64)
     begins = range(0, int(stops[-1]), file_tokens)
@@ -149,7 +149,7 @@ def _record(ids: np.ndarray) -> bytes:
 
 
 def _write_metadata(place: Path, files: dict[str, list[ShardFile]], vocabulary_size: int) -> None:
-    """Writes what TFDS must know of the files that lie at a place, as `tfds.folder_dataset.write_metadata` does."""
+    """Writes TFDS's metadata for the files at a place, as `tfds.folder_dataset.write_metadata` does."""
     splits = [
         {
             "filepathTemplate": _TEMPLATE,
@@ -173,7 +173,7 @@ def _write_metadata(place: Path, files: dict[str, list[ShardFile]], vocabulary_s
 
 @contextlib.contextmanager
 def _full_disk_reported(folder: Path) -> Iterator[None]:
-    """Raises `OSError`, as anything else that writes does, in place of what ArrayRecord raises."""
+    """Raises `OSError`, as other writers do, in place of ArrayRecord's error."""
     try:
         yield
     except RuntimeError as error:
@@ -187,5 +187,5 @@ def _ids(path: Path) -> np.ndarray:
     chunk = read_chunk(path, with_ids=True)
     if chunk is None:
         path.unlink(missing_ok=True)
-        raise UserError(f"token shards {path}: what was prepared is damaged; run again to make this file anew")
+        raise UserError(f"token shards {path}: what was prepared is damaged; run again to make this file again")
     return chunk.ids

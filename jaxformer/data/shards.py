@@ -4,10 +4,10 @@ A folder of shards is a TFDS dataset in ArrayRecord form (random access, a check
 the splits `train` and `validation`, beside `index.npz` (tokens and bytes of every document, and which belong together)
 and `manifest.json` (counts and digests). `preparation` makes it.
 
-The documents of a split are one stream of ids, end to end in the order of the index, which is cut into records of
-`RECORD_TOKENS` and files of `FILE_RECORDS` wherever that falls; only the last record and the last file are shorter. So
-a record costs the same whatever the length of the documents, and where a document begins is the sum of the lengths
-before it.
+The documents of a split form one stream of ids, end to end in the order of the index. It is cut into records of
+`RECORD_TOKENS` and files of `FILE_RECORDS`, at any place; only the last record and the last file are shorter. So the
+cost of a record does not depend on the length of the documents, and a document begins at the sum of the lengths before
+it.
 """
 
 import functools
@@ -32,20 +32,20 @@ SPLITS = ("train", "validation")
 # Bump when the same documents and tokenizer would give other shards, as with records or files of another size below.
 FORMAT_VERSION = 6
 
-# Tokens of a record. A document of 40 is read with the record around it, which takes 3 us, and 4 us from one of 2048;
-# what ArrayRecord puts around each record, 80 bytes, is 4 % of it.
+# Tokens of a record. A document of 40 tokens is read with its record, which takes 3 us, or 4 us from a record of 2048;
+# ArrayRecord's overhead of 80 bytes per record is 4 %.
 RECORD_TOKENS = 1024
 
 # Records of a shard file: 128 MiB of ids of 16 bits.
 FILE_RECORDS = 1 << 16
 
-# Bytes that ArrayRecord reads at a time: about a record, for a row of short documents is read here and there.
+# Bytes that ArrayRecord reads at a time: about a record, since the short documents of a row lie in many places.
 _READ_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds."""
+    """The contents of a folder of shards."""
 
     documents: dict[str, int]
     tokens: dict[str, int]
@@ -54,7 +54,7 @@ class Manifest:
     duplicates: int
     """Documents left out as exact repetitions of another."""
     empty: int
-    """Documents left out because they hold nothing but whitespace, or nothing that the tokenizer keeps."""
+    """Documents left out because they have only whitespace, or nothing that the tokenizer keeps."""
     vocabulary_size: int
     """Vocabulary size of the tokenizer; every id lies in [0, vocabulary_size)."""
     bos_id: int
@@ -65,10 +65,10 @@ class Manifest:
     commit: str
     """Commit of the Hugging Face Hub, whose files were read; '' for files elsewhere."""
     budget: int
-    """Training tokens at which reading ended (`corpus.tokens`); 0 where all was read."""
+    """Training tokens at which reading ended (`corpus.tokens`); 0 if all was read."""
     corpus_digest: str
     source_digest: str
-    """That of the corpus whatever the budget."""
+    """The digest of the corpus without the budget."""
     tokenizer_digest: str
     index_digest: str
     """`corpus_digest`, `tokenizer_digest` and `index_digest`: hexadecimal SHA-256."""
@@ -76,11 +76,11 @@ class Manifest:
     """Hexadecimal SHA-256 of each shard file, by split and name."""
     format_version: int
     keys: int = 0
-    """How many the documents have, by which they are split; 0 where nobody has counted."""
+    """The number of distinct keys of the documents, which decide the split; 0 if not counted."""
     bad: int = 0
     """Records left out because they are bad (`corpus.skip_bad_records`)."""
     first_bad: list[str] = field(default_factory=list)
-    """What is wrong with the first few of them, and where."""
+    """The faults of the first few of them, and their places."""
 
 
 class Shards:
@@ -90,8 +90,8 @@ class Shards:
         manifest: of the folder.
         tokens: int64 (documents,), tokens of each document without BOS and EOS.
         text_bytes: int64 (documents,), UTF-8 bytes of each document's text.
-        sources: int64 (documents,), the first document of the same key, such as the file that both are pieces of; of
-            the validation split, and empty for training.
+        sources: int64 (documents,), the first document with the same key, such as pieces of the same file; only for the
+            validation split, empty for training.
     """
 
     def __init__(
@@ -140,12 +140,12 @@ class Shards:
         counts = np.where(lengths > 0, (begins + lengths - 1) // RECORD_TOKENS + 1 - first, 0)
         records = np.unique(np.repeat(first, counts) + _ordinals(counts))
         read = self._read_records(records)
-        # The records of a piece are neighbours in the stream, and so in what was read.
+        # The records of a piece are neighbours in the stream, and so in the read ids.
         places = np.searchsorted(records, first) * RECORD_TOKENS + begins - first * RECORD_TOKENS
         return read[np.repeat(places, lengths) + _ordinals(lengths)]
 
     def _read_records(self, records: np.ndarray) -> np.ndarray:
-        """Returns the ids of some records, which ascend, one after another."""
+        """Returns the ids of some ascending records, one after another."""
         dtype = np.dtype(id_dtype(self.manifest.vocabulary_size))
         if not len(records):
             return np.empty(0, dtype)
@@ -155,10 +155,10 @@ class Shards:
             files = self._files = self._files or _Files(shard_paths(self.folder, self.split))
             read = files.read(records)
             ids = _ids_of(read[:-1], RECORD_TOKENS * dtype.itemsize) + _ids_of(read[-1:], last_tokens * dtype.itemsize)
-        except Exception as error:  # ArrayRecord raises several kinds.
+        except Exception as error:  # ArrayRecord raises several types.
             raise UserError(
                 f"token shards {self.folder}: split {self.split!r} cannot be read ({one_line(error)}); "
-                "delete the folder and run again to prepare it anew"
+                "delete the folder and run again to prepare it again"
             ) from error
         return np.frombuffer(b"".join(ids), dtype)
 
@@ -175,10 +175,10 @@ class _Files:
         self._lock = threading.Lock()
 
     def read(self, records: np.ndarray) -> list[bytes]:
-        """Returns some records of the split, which ascend.
+        """Returns some ascending records of the split.
 
-        Neighbours are read at once, and so never a list of records: of that ArrayRecord makes a table of all those of
-        the file first, which takes 3 to 60 ms for 1.6 million.
+        Neighbours are read together, and never a list of records: for a list ArrayRecord first makes a table of all
+        records of the file, which takes 3 to 60 ms for 1.6 million.
         """
         is_first = (np.diff(records, prepend=-2) > 1) | (records % FILE_RECORDS == 0)
         starts = np.flatnonzero(is_first)
@@ -208,10 +208,10 @@ class _Files:
 def _ids_of(records: list[bytes], size: int) -> list[bytes]:
     """Returns the ids of records, of so many bytes each.
 
-    Taken apart by the classes of protocol buffers, which serve any message, a record takes 2 us more.
+    Parsing with the classes of protocol buffers, which handle any message, takes 2 us more per record.
 
     Raises:
-        ValueError: a record holds anything else.
+        ValueError: a record contains anything else.
     """
     head = record_head(size)
     if not all(record.startswith(head) and len(record) == len(head) + size for record in records):
@@ -221,10 +221,10 @@ def _ids_of(records: list[bytes], size: int) -> list[bytes]:
 
 @functools.lru_cache
 def record_head(size: int) -> bytes:
-    """Returns what stands before ids of so many bytes in a record: a serialised `tf.train.Example`, of this feature.
+    """Returns the bytes before ids of so many bytes in a record: the head of a serialised `tf.train.Example`.
 
-    These are the tags and lengths of its nested messages: features, one entry of their map, the name and the value of
-    the entry, and in that the list of one string of bytes.
+    They are the tags and lengths of its nested messages: features, one entry of their map, the name and the value of
+    the entry, and in it the list with one string of bytes.
     """
     head = b""
     for tag in (b"\n", b"\n", b"\n\x03ids\x12", b"\n", b"\n"):
@@ -245,15 +245,15 @@ def _ordinals(counts: np.ndarray) -> np.ndarray:
 def open_shards(folder: Path, split: str) -> Shards:
     """Returns one split of a folder of shards, verified.
 
-    A damaged record would otherwise end a run at the step that reads it. A shard file is read whole (1.3 GB/s on one
-    core) when it is opened for the first time and when its size or its time of change is not what it was then, which
-    `verified.json` remembers. What changes neither, a bit that rots on the disk, is noticed where the record is read:
-    each has a checksum of ArrayRecord's. The index is verified each time.
+    Otherwise a damaged record would end a run at the step that reads it. A shard file is read whole (1.3 GB/s on one
+    core) when it is first opened, and again if its size or time of change differs from `verified.json`. A flipped bit
+    on the disk, which changes neither, is noticed when the record is read: each has a checksum by ArrayRecord. The
+    index is verified each time.
 
     Raises:
         UserError: the manifest, the index or a shard file is missing, damaged or of another version.
     """
-    advice = "delete the folder and run again to prepare it anew"
+    advice = "delete the folder and run again to prepare it again"
     try:
         manifest = Manifest(**json.loads((folder / "manifest.json").read_bytes()))
         is_current = manifest.format_version == FORMAT_VERSION
@@ -261,7 +261,7 @@ def open_shards(folder: Path, split: str) -> Shards:
         digests = shard_digests(folder, split) if is_current else {}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"token shards {folder}: a file is unreadable ({one_line(error)}); {advice}") from error
-    require(is_current, f"token shards {folder}: of another version; {advice}")
+    require(is_current, f"token shards {folder}: made by another version; {advice}")
     require(
         hashlib.sha256(index_bytes).hexdigest() == manifest.index_digest,
         f"token shards {folder}: index.npz is damaged; {advice}",
@@ -287,12 +287,12 @@ def batches_of_documents(tokens: np.ndarray, batch_tokens: int) -> Iterator[rang
 
 
 def one_line(error: Exception) -> str:
-    """Returns the first line of an error's text, or its type where there is none."""
+    """Returns the first line of an error's text, or its type if there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def id_dtype(vocabulary_size: int) -> type:
-    """Returns the type in which ids below a number are kept."""
+    """Returns the type that stores ids below a number."""
     return np.uint16 if vocabulary_size <= 1 << 16 else np.int32
 
 
@@ -302,5 +302,5 @@ def shard_paths(folder: Path, split: str) -> list[Path]:
 
 
 def shard_digests(folder: Path, split: str) -> dict[str, str]:
-    """Returns the hexadecimal SHA-256 of each shard file of a split, by name; of one that did not change, as it was."""
+    """Returns the hexadecimal SHA-256 of each shard file of a split, by name; for an unchanged file, the stored one."""
     return file_digests({path.name: path for path in shard_paths(folder, split)}, folder / "verified.json")

@@ -1,4 +1,4 @@
-"""The files of a corpus, here or elsewhere: found in a fixed order, distinguished by digests, and opened.
+"""The files of a corpus, local or remote: found in a fixed order, identified by digests, and opened.
 
 A path with a protocol (`hf://`, `gs://`, `s3://`, `memory://`) is opened through fsspec; any other is a local one.
 """
@@ -28,16 +28,16 @@ from jaxformer.host.paths import expanded
 # A smaller file is read for its digest at every start.
 _REMEMBERED_BYTES = 1 << 20
 
-# Bump when other files would be found, so that none listed before are taken for them.
+# Bump when other files would be found, so that older listings are not reused.
 _LISTING_VERSION = 2
 
-# To read more than this for digests is worth a line.
+# Reading more than this for digests prints a line.
 _NOTABLE_BYTES = 10 << 30
 
-# Copied at a time from what was received of a remote file, and of one of which little is read.
+# Bytes copied at a time from a received remote file, and from one of which little is read.
 _BUFFER_BYTES, _SMALL_BUFFER_BYTES = 1 << 16, 1 << 13
 
-# A file that changed so shortly before it was read may change again within the same time stamp.
+# A file that changed so recently may change again within the same time stamp.
 _SETTLED_NANOSECONDS = 2_000_000_000
 
 
@@ -51,23 +51,23 @@ class SourceFile(NamedTuple):
     size: int
     """Bytes."""
     mark: str = ""
-    """What a remote store says of its content (a digest, an ETag, else a time); '' for a local file."""
+    """A remote store's identifier of its content (a digest, an ETag, else a time); '' for a local file."""
 
     def open(self) -> io.BufferedReader:
-        """Returns it open, to read bytes, wherever it lies."""
+        """Returns it open for reading bytes, wherever it lies."""
         return open_file(self.path, "corpus file")
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The files of a corpus, in reading order, and what lies among them and was passed over."""
+    """The files of a corpus, in reading order, and those that were skipped."""
 
     files: tuple[SourceFile, ...]
     passed_over: dict[str, list[str]]
     """The names of files and hidden folders (with a '/'), by the reason; those of empty files are in `files` too."""
 
     def __str__(self) -> str:
-        """What was passed over, or '' for nothing: '2 hidden (.cache/, .a.txt), 1 of another kind (README.md)'."""
+        """The skipped ones, or '': '2 hidden (.cache/, .a.txt), 1 of another kind (README.md)'."""
         return ", ".join(
             f"{len(names):,} {reason} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
             for reason, names in self.passed_over.items()
@@ -77,8 +77,8 @@ class Listing:
 def find_files(path: str, suffixes: tuple[str, ...], what: str) -> Listing:
     """Returns the files at a path: the file itself, the matches of a glob, or a folder's by suffix.
 
-    Of a local path, what exists is taken literally whatever its characters, and a glob begins behind it. A URL of the
-    Hugging Face Hub must name a commit (`pinned`).
+    The existing part of a local path is taken literally, whatever its characters, and a glob begins after it. A URL of
+    the Hugging Face Hub must name a commit (`pinned`).
 
     Raises:
         UserError: there is none, or the place cannot be reached.
@@ -101,7 +101,7 @@ def _find_local(path: str, suffixes: tuple[str, ...], what: str) -> Listing:
         return Listing((SourceFile(str(target), name, target.stat().st_size),), {})
     pattern = FOLDER if is_folder else in_any_case(rest, suffixes)
     found = {each.name: each for each in walk(root, pattern)} if root.is_dir() else {}
-    # Where a link leads to nothing, it may have been to a folder.
+    # A broken link may have been to a folder.
     gone = [name for name, entry in found.items() if entry.is_linked and not os.path.exists(entry.real)]
     names, passed_over = choose([name for name in found if name not in gone], pattern, suffixes if is_folder else ("",))
     files, again, taken = [], [], set()
@@ -118,10 +118,10 @@ def _find_local(path: str, suffixes: tuple[str, ...], what: str) -> Listing:
 def _listing(
     found: Iterable[SourceFile], passed_over: dict[str, list[str]], path: str, suffixes: tuple[str, ...], what: str
 ) -> Listing:
-    """Returns the listing of some files; raises `UserError` where there is none.
+    """Returns the listing of some files; raises `UserError` if there is none.
 
     Args:
-        suffixes: of a folder's files; none where the path is a glob.
+        suffixes: of a folder's files; none if the path is a glob.
     """
     files = tuple(sorted(found, key=lambda file: file.name.split("/")))
     passed_over = passed_over | {"empty": [file.name for file in files if not file.size]}
@@ -129,23 +129,23 @@ def _listing(
     rest = f"; passed over: {listing}" if listing.passed_over else ""
     nothing = f"the folder holds no {' or '.join(suffixes)} file"
     if not suffixes:
-        nothing = "no such file or folder, and as a glob it matches none"
+        nothing = "no such file or folder, and as a glob it matches nothing"
     require(bool(files), f"{what} {path}: {nothing}{rest}")
     return listing
 
 
 def _existing(target: Path) -> tuple[Path, tuple[str, ...]]:
-    """Returns the folder that exists of a path, as far as it does, and the parts of the rest."""
+    """Returns the existing folder at the start of a path, and the parts of the rest."""
     parts = target.parts
     depth = next(i for i in range(len(parts), -1, -1) if Path(*parts[:i]).is_dir())
     return Path(*parts[:depth]), parts[depth:]
 
 
 def open_file(path: str | os.PathLike, what: str, first_bytes: int = 0) -> io.BufferedReader:
-    """Returns an open file; reading a remote one is tried again after an error that may pass.
+    """Returns an open file; reading a remote one is repeated after a temporary error.
 
     Args:
-        first_bytes: as of `RemoteFile`; a local file is read a few kilobytes at a time anyhow.
+        first_bytes: as of `RemoteFile`; a local file is always read a few kilobytes at a time.
     """
     try:
         if not is_remote(path):
@@ -162,15 +162,15 @@ def has_byte_order_mark(file: SourceFile) -> bool:
         with open(file.path, "rb") as opened:
             return opened.read(3) == codecs.BOM_UTF8
     except OSError:
-        return False  # Reading it for its digest says why.
+        return False  # Reading it for its digest shows why.
 
 
 def content_digests(files: Sequence[SourceFile], what: str) -> list[str]:
-    """Returns what distinguishes the content of each file from any other.
+    """Returns an identifier of the content of each file.
 
-    Of a local file it is the SHA-256, remembered in the cache by path, size and time of change: a large file is read
-    when it is new or was written to, not at each start. Of a remote file it is its size and what the store says of its
-    content; only where it says nothing the file is read, each time.
+    For a local file it is the SHA-256, cached by path, size and time of change: a large file is read when it is new or
+    changed, not at each start. For a remote file it is its size and the store's identifier; a file without one is read
+    each time.
 
     Raises:
         UserError: a file cannot be read.
@@ -199,8 +199,8 @@ def content_digests(files: Sequence[SourceFile], what: str) -> list[str]:
 
 
 def _remote_digest(url: str, what: str) -> str:
-    """Returns what tells the content of a remote file where its store does not."""
-    print_notice(f"{what} {url}: its store tells no digest, ETag or time; reading all of it to know it again")
+    """Returns the digest of a remote file whose store does not identify its content."""
+    print_notice(f"{what} {url}: its store gives no digest, ETag or time; reading all of it to identify it")
     with open_file(url, what) as file:
         return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
@@ -208,15 +208,14 @@ def _remote_digest(url: str, what: str) -> str:
 def pinned(
     path: str, what: str, *, kind: str = "datasets", newest: bool = False, waits: Sequence[float] = WAITS
 ) -> tuple[str, str]:
-    """Returns a path with the commit that its branch stands for, and the commit; '' for what has no commits.
+    """Returns a path with the commit of its branch, and the commit; '' for a path without commits.
 
-    Of `hf://datasets/OWNER/NAME/...` that is the default branch, of `...NAME@BRANCH/...` that branch; a commit stays.
-    A branch is looked up once and its commit is remembered in the cache: a later start needs no network, and reads the
-    same files.
+    `hf://datasets/OWNER/NAME/...` means the default branch, `...NAME@BRANCH/...` that branch; a commit stays. A branch
+    is looked up once and its commit is cached: a later start needs no network, and reads the same files.
 
     Args:
         path: a local path, or a URL.
-        what: it is for, as 'corpus.path'.
+        what: its field, such as 'corpus.path'.
         kind: of the repository, 'datasets' or 'models'.
         newest: looks it up again.
         waits: between attempts to do so, seconds.
@@ -245,7 +244,7 @@ def pinned(
 def _find_remote(url: str, suffixes: tuple[str, ...], what: str) -> Listing:
     is_pinned = url.startswith("hf://") and parse_hub_url(url, what).is_pinned
     memory = cache_folder() / "digests" / f"{_short_digest([_LISTING_VERSION, url, suffixes])}.json"
-    # A commit's files never change: a later start asks nobody.
+    # A commit's files never change: a later start sends no request.
     if is_pinned and (known := read_json_or_empty(memory)).get("files"):
         return Listing(tuple(SourceFile(*fields) for fields in known["files"]), known.get("passed_over", {}))
     is_glob = glob.has_magic(url)

@@ -24,7 +24,7 @@ from jaxformer.host.files import require_json
 from jaxformer.host.paths import expanded
 from jaxformer.record import flatten
 
-# Bump when the same corpora would give another sample, so that no tokenizer trained before is taken for the new.
+# Bump when the same corpora would give another sample, so that older tokenizers are not reused.
 SAMPLE_VERSION = 4
 
 
@@ -33,20 +33,20 @@ class TokenizerConfig:
     """A tokenizer to train on the corpus, or a given one."""
 
     path: str = ""
-    """A tokenizer to use: a SentencePiece .model file, a tokenizer.json of Hugging Face tokenizers, a folder that holds
-    one of them, or a model of the Hugging Face Hub as hf://OWNER/NAME@REVISION or by its name, such as gpt2, where no
-    file or folder has that name; its branch is looked up once, as that of a corpus. '' trains one on the training
-    documents of the corpus.
+    """A tokenizer to use: a SentencePiece .model file, a tokenizer.json of Hugging Face tokenizers, a folder with one
+    of them, or a model of the Hugging Face Hub, as hf://OWNER/NAME@REVISION or by its name, such as gpt2, if no file or
+    folder has that name. Its branch is looked up once, as for a corpus. '' trains one on the training documents of the
+    corpus.
     """
     vocabulary_size: Annotated[int, Bounds(at_least=FEWEST_PIECES)] = 4096
-    """Pieces to train, specials and 256 bytes among them, and so at least 300."""
+    """Pieces to train, including specials and 256 bytes, and so at least 300."""
     model_type: Annotated[str, OneOf("bpe", "unigram")] = "bpe"
     """'bpe' or 'unigram'."""
     training_bytes: PositiveInt = 50_000_000
-    """Text to train on, bytes; of a larger corpus the first documents of its files, and nothing else is read."""
+    """Bytes of text to train on; of a larger corpus only the first documents of its files are read."""
     processes: Annotated[int, Bounds(at_least=0, at_most=1024)] = execution(0)
-    """Processes that tokenise a corpus and write its shards; 0 for one per processor that this one may use, but at most
-    32, and no more than the memory holds at 256 MiB each.
+    """Processes that tokenise a corpus and write its shards; 0 for one per available processor, but at most 32, and no
+    more than the memory holds at 256 MiB each.
     """
 
     def __post_init__(self):
@@ -54,14 +54,14 @@ class TokenizerConfig:
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. It can be pickled, and two of the same digest do the same.
+    """Text to ids and back. It can be pickled, and two with the same digest do the same.
 
     Attributes:
         kind: 'sentencepiece' or 'tokenizer.json'.
         is_lossless: whether `decode(encode(text)) == text` for every text; if not, it is for most texts or for few.
-        vocabulary_size: ids lie in [0, vocabulary_size), and not each of them need have a token.
+        vocabulary_size: ids lie in [0, vocabulary_size); some may have no token.
         bos_id, eos_id: the marks of a document's beginning and end, never produced by `encode`; both may be one.
-        bos, eos: how they are spelled.
+        bos, eos: their spelling.
         model: the bytes of the model file.
         digest: hexadecimal SHA-256 of what decides the ids.
     """
@@ -100,16 +100,16 @@ class Tokenizer(Protocol):
 def prepare_tokenizer(
     corpora: Sequence[Documents], config: TokenizerConfig, cache: Path, *, newest: bool = False
 ) -> Tokenizer:
-    """Returns the given tokenizer, or the one trained on the training documents of some corpora, trained once.
+    """Returns the given tokenizer, or one trained once on the training documents of some corpora.
 
-    Each corpus gives an equal share of the text whatever its weight in a mixture, so that runs which differ only in
-    the weights share a tokenizer.
+    Each corpus gives an equal share of the text, independent of its weight in a mixture, so that runs that differ only
+    in the weights share a tokenizer.
 
     Args:
-        corpora: those to train on.
-        config: what is given, or trained.
-        cache: where one that was trained or fetched is kept.
-        newest: looks up again at which commit a branch of the Hub stands.
+        corpora: to train on.
+        config: of the tokenizer.
+        cache: folder for trained and fetched ones.
+        newest: looks up the commit of a Hub branch again.
     """
     if config.path:
         path = local_tokenizer(config.path, cache, newest=newest)
@@ -135,12 +135,12 @@ def load_tokenizer(path: str | os.PathLike, *, name: str = "") -> Tokenizer:
     """Returns the tokenizer of a file, or of a folder, as of `tokenizer_file`.
 
     Args:
-        path: a SentencePiece model, or a tokenizer.json, beside which tokenizer_config.json may name BOS and EOS.
-        name: what a user knows it by; '' for the path.
+        path: a SentencePiece model, or a tokenizer.json, where tokenizer_config.json beside it may name BOS and EOS.
+        name: to show in errors; '' for the path.
 
     Raises:
-        UserError: it is missing, is no tokenizer, or lacks what jaxformer needs: BOS and EOS, and of a SentencePiece
-            model byte fallback, and no normalisation.
+        UserError: it is missing, is no tokenizer, or is unsuitable: jaxformer needs BOS and EOS and, for a
+            SentencePiece model, byte fallback and no normalisation.
     """
     what, target = f"tokenizer.path {name or path}", expanded(os.fspath(path))
     if os.path.isdir(target):
@@ -161,15 +161,15 @@ def load_tokenizer(path: str | os.PathLike, *, name: str = "") -> Tokenizer:
 
 
 def tokenizer_file(folder: Path) -> Path | None:
-    """Returns the file of a folder's tokenizer: tokenizer.model where it can be used, else tokenizer.json, if any."""
+    """Returns the file of a folder's tokenizer: tokenizer.model if it can be used, else tokenizer.json, if any."""
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     for file in files[:-1]:
         try:
             load_tokenizer(file)
-        except UserError:  # As Llama 2's, which loses text.
+        except UserError:  # Such as Llama 2's, which loses text.
             continue
         return file
-    return files[-1] if files else None  # The last is refused where it is loaded, in words.
+    return files[-1] if files else None  # Loading the last one prints why it is refused.
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> bytes:
@@ -198,7 +198,7 @@ def _no_sample(documents: Documents, limit_bytes: int) -> str:
 def sample_texts(documents: Documents, limit_bytes: int) -> list[str]:
     """Returns the training texts of `Documents.sample`, those whose keys have the smallest hashes first.
 
-    It holds no more than the limit in memory, and of a corpus that is no larger depends on neither order nor files.
+    It needs no more memory than the limit. Within the limit, the result depends on neither order nor files.
     """
     heap: list[tuple[float, str]] = []
     total = 0

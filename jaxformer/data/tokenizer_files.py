@@ -1,4 +1,4 @@
-"""Where a given tokenizer lies: here, or on the Hugging Face Hub, from where it is fetched once."""
+"""The place of a given tokenizer: here, or on the Hugging Face Hub, from which it is fetched once."""
 
 import hashlib
 import os
@@ -12,8 +12,8 @@ from jaxformer.data.source_files import open_file, pinned
 from jaxformer.host.cache import make_once
 from jaxformer.host.paths import expanded
 
-# Of a folder or a model of the Hub, the first that can be used. A tokenizer.json beside a SentencePiece model was made
-# of it: where the model loses no text, a run of it and one from its export have the same tokenizer by its digest.
+# In a folder or a model of the Hub, the first usable one counts. A tokenizer.json beside a SentencePiece model was made
+# from it: if the model loses no text, its run and one from its export have the same tokenizer digest.
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 # NAME or OWNER/NAME; a name with the suffix of a file is one.
@@ -21,12 +21,12 @@ _HUB_NAME = re.compile(r"(?!.*\.(?:model|json)$)[\w-][\w.-]{0,95}(?:/[\w-][\w.-]
 
 
 def local_tokenizer(path: str, cache: Path, *, newest: bool = False) -> Path:
-    """Returns the file or folder of a tokenizer on this machine; one of the Hub is fetched into the cache once.
+    """Returns the local file or folder of a tokenizer; one on the Hub is fetched into the cache once.
 
     Args:
         path: of a file or folder, or `hf://OWNER/NAME@REVISION`, or the name of a model of the Hub.
-        cache: where those of the Hub are kept, by their commits.
-        newest: looks up again at which commit a branch stands.
+        cache: folder for those of the Hub, by their commits.
+        newest: looks up the commit of a branch again.
 
     Raises:
         UserError: the Hub has no such tokenizer, or cannot be reached.

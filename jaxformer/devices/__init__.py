@@ -1,1 +1,1 @@
-"""The device at hand, the mesh of several, the processes of one run, and how long functions take."""
+"""The local device, the mesh of several, the processes of one run, and the timing of functions."""

@@ -1,4 +1,4 @@
-"""The device that a run computes on, its memory, and what is compiled for it."""
+"""The device that a run computes on, its memory, and its cache of compiled programs."""
 
 import contextlib
 import hashlib
@@ -16,11 +16,11 @@ from jaxformer.host.cache import cache_folder
 from jaxformer.host.gpu_memory import memory_fraction, share_of_memory
 from jaxformer.host.workers import usable_memory
 
-# Of a process beside its arrays on a CPU, where something is to be prepared or compiled: 0.8 to 0.95 GB of the
+# Memory of a process on a CPU without its arrays, if something must be prepared or compiled: 0.8 to 0.95 GB for the
 # baseline, with Python 3.11 and JAX 0.10.2.
 PROCESS_BYTES = 900_000_000
 
-# Days after which a compiled program is removed from the cache; JAX by itself keeps it forever.
+# Days after which a compiled program is removed from the cache; by default JAX keeps it forever.
 _KEPT_DAYS = 30
 
 
@@ -28,14 +28,14 @@ def choose_device(name: str) -> jax.Device:  # pyright: ignore[reportInvalidType
     """Returns the device that JAX computes on, chosen by name before its first use: 'auto', 'cpu' or 'gpu'.
 
     Raises:
-        UserError: it is not there.
+        UserError: there is no such device.
     """
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")
     os.environ.update(share_of_memory(1))
     try:
         device = jax.devices()[0]
-    except (RuntimeError, AssertionError) as error:  # What JAX raises for a platform in JAX_PLATFORMS that is not here.
+    except (RuntimeError, AssertionError) as error:  # JAX's errors for a missing platform in JAX_PLATFORMS.
         reason = " ".join(str(error).split()) or "no such platform"
         platforms = jax.config.values["jax_platforms"]
         raise UserError(
@@ -44,7 +44,7 @@ def choose_device(name: str) -> jax.Device:  # pyright: ignore[reportInvalidType
         ) from error
     default = jax.config.values["jax_default_device"]
     computes_on = getattr(default, "platform", default) or device.platform
-    computes_on = {"cuda": "gpu", "rocm": "gpu"}.get(computes_on, computes_on)  # Names that JAX takes besides.
+    computes_on = {"cuda": "gpu", "rocm": "gpu"}.get(computes_on, computes_on)  # JAX's other names.
     require(
         computes_on == device.platform,
         f"JAX_DEFAULT_DEVICE={default}, and the first device of JAX is a {device.platform}; unset it, and choose by "
@@ -52,19 +52,18 @@ def choose_device(name: str) -> jax.Device:  # pyright: ignore[reportInvalidType
     )
     require(
         name in ("auto", device.platform),
-        f"training.device = {name!r}, and JAX sees {device.platform} only; install jaxformer[gpu] and a driver, or set "
+        f"training.device = {name!r}, but JAX only sees {device.platform}; install jaxformer[gpu] and a driver, or set "
         f"--training.device={device.platform}",
     )
     return device
 
 
 def keep_compiled() -> None:
-    """Keeps in the cache what JAX compiles, so that the next start of the same configuration only reads it.
+    """Keeps JAX's compiled programs in the cache, so that the next start of the same configuration only reads them.
 
-    Call it before anything is compiled. What was kept a month ago is removed. A folder that JAX was given
-    (`JAX_COMPILATION_CACHE_DIR`) stays, and so does that no cache is wanted (`JAX_ENABLE_COMPILATION_CACHE=false`).
-    Each kind of processor has a folder of its own: a home folder may be shared by machines of which one lacks the
-    instructions of the other.
+    Call it before anything is compiled. Programs older than a month are removed. A folder set for JAX
+    (`JAX_COMPILATION_CACHE_DIR`) is respected, and so is a disabled cache (`JAX_ENABLE_COMPILATION_CACHE=false`). Each
+    kind of processor has its own folder, since machines with different instructions may share a home folder.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
@@ -78,7 +77,7 @@ def keep_compiled() -> None:
         folder = cache_folder() / "compiled" / name
         folder.mkdir(parents=True, exist_ok=True)
         _remove_older(folder, time.time() - _KEPT_DAYS * 86_400)
-    except (OSError, UserError):  # What needs the cache for more says so.
+    except (OSError, UserError):  # Other uses of the cache report it.
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # A start compiles many small programs.
@@ -92,11 +91,11 @@ def _remove_older(folder: Path, than: float) -> None:
 
 
 def device_memory() -> int:
-    """Returns the bytes that arrays may take on the device at hand; 0 where it does not tell.
+    """Returns the bytes that arrays may take on the local device; 0 if unknown.
 
-    Of a CPU they are those of the machine, or of a job's share of it, less what the process takes beside.
+    For a CPU they are the machine's memory, or a job's share of it, less the process's other memory.
     """
-    device = jax.local_devices()[0]  # Another process's tells nothing.
+    device = jax.local_devices()[0]  # Another process's device does not report it.
     if device.platform == "cpu":
         return max(1, int(usable_memory() * memory_fraction()) - PROCESS_BYTES) // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform == "gpu" else 0
@@ -104,10 +103,10 @@ def device_memory() -> int:
 
 @contextlib.contextmanager
 def out_of_memory_reported(advice: Callable[[], str] | None = None) -> Iterator[None]:
-    """Raises `UserError` in place of JAX's error where the device has too little memory.
+    """Raises `UserError` in place of JAX's error if the device has too little memory.
 
     Args:
-        advice: returns what would fit, or '' where it is not known; it is called once the memory was too little.
+        advice: returns what would fit, or '' if unknown; only called after such an error.
     """
     try:
         yield
@@ -122,8 +121,8 @@ def out_of_memory_reported(advice: Callable[[], str] | None = None) -> Iterator[
         ) from error
 
 
-# Peaks of dense matmuls in TFLOP/s, from the makers' data sheets: in bfloat16, and in float32 where a device has no
-# bfloat16. By a part of JAX's name of the device; the first that fits counts.
+# Peaks of dense matmuls in TFLOP/s, from the makers' data sheets: in bfloat16, or in float32 if a device has no
+# bfloat16. By a part of JAX's name for the device; the first match counts.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -141,7 +140,7 @@ PEAK_TFLOPS = {
     "T4": 8.1,
 }
 
-# Memory in GB (10^9 bytes) from the same data sheets; of what was sold in two sizes, the smaller.
+# Memory in GB (10^9 bytes) from the same data sheets; of devices sold in two sizes, the smaller.
 MEMORY_GB = {
     "H200": 141.0,
     "H100 PCIe": 80.0,
@@ -163,29 +162,29 @@ MEMORY_GB = {
 
 
 def peak_tflops(device_kind: str) -> float | None:
-    """Returns the peak of a device in TFLOP/s, or None where it is not known."""
+    """Returns the peak of a device in TFLOP/s, or None if unknown."""
     return _of_device(PEAK_TFLOPS, device_kind)
 
 
 def compute_capability(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm]
-    """Returns the compute capability of an NVIDIA GPU; None of another device."""
+    """Returns the compute capability of an NVIDIA GPU; None for another device."""
     text = str(getattr(device, "compute_capability", ""))
     return float(text) if re.fullmatch(r"\d+\.\d+", text) else None
 
 
 def has_bfloat16(device: jax.Device) -> bool:  # pyright: ignore[reportInvalidTypeForm]
-    """Returns whether a device at hand multiplies matrices in bfloat16 faster than in float32."""
+    """Returns whether a local device multiplies matrices faster in bfloat16 than in float32."""
     capability = compute_capability(device)
     return device.platform != "cpu" if capability is None else capability >= 8.0
 
 
 def named_has_bfloat16(name: str) -> bool:
-    """Returns the same of a GPU that is not here, by its name, which has one of `MEMORY_GB`."""
+    """Returns the same for another GPU, by its name, which contains one of `MEMORY_GB`."""
     return not re.search(r"\b(V100|T4)\b", name)
 
 
 def memory_gigabytes(device_kind: str) -> float | None:
-    """Returns the memory of a device in GB, or None where it is not known."""
+    """Returns the memory of a device in GB, or None if unknown."""
     return _of_device(MEMORY_GB, device_kind)
 
 

@@ -1,7 +1,7 @@
-"""Which of several ways to compute the same is the fastest here: timed once, and kept in the cache.
+"""The fastest here of several ways to compute the same: timed once, and cached.
 
-What is kept is found again by what it is of and what decides the times: the device, the versions, the sizes. Whatever
-of it changes is timed anew; so is what is removed from the file.
+A result is found by its subject and by what decides the times: the device, the versions, the sizes. If any of these
+changes, or the result is removed from the file, it is timed again.
 """
 
 import datetime
@@ -16,7 +16,7 @@ from jaxformer.host.cache import cache_folder
 from jaxformer.host.console import print_notice
 from jaxformer.host.json_lines import append_json_line, read_json_lines
 
-# What times functions by name, as `devices.timing.milliseconds` does: `(times, failures)`.
+# Times functions by name, as `devices.timing.milliseconds` does: `(times, failures)`.
 Timer = Callable[[Mapping[Any, Callable[[], Any]]], tuple[dict[Any, float], dict[Any, str]]]
 
 # In the cache, a line for each choice.
@@ -24,16 +24,16 @@ _FILE = "fastest.jsonl"
 
 
 class Fastest(NamedTuple):
-    """The fastest of several ways, as they were timed."""
+    """The fastest of several timed ways."""
 
     choice: Any
-    """The fastest, as JSON has it."""
+    """The fastest, as a JSON value."""
     times: dict[str, float]
     """Milliseconds of all that ran, by name, the fastest first."""
     failures: dict[str, str]
     """Why the others did not run, by name."""
     date: str
-    """Day on which they were timed, as 2026-11-29."""
+    """Day of the timing, such as 2026-11-29."""
 
     def __str__(self) -> str:
         listed = [f"{name} {time:.3g} ms" for name, time in self.times.items()]
@@ -52,11 +52,11 @@ def time_ways(
     """Returns the fastest of several ways.
 
     Args:
-        what: is computed, for an error.
-        ways: by name, what of it is kept, as JSON has it, and the function that computes by it.
+        what: is computed, for errors.
+        ways: by name, the JSON value to keep for it, and the function that computes that way.
         timer: such as `milliseconds`.
-        advice: what to do where none of them runs.
-        failed: why some of them are known not to run, by name: they are not timed.
+        advice: what to do if none of them runs.
+        failed: why some of them are known to fail, by name: they are not timed.
 
     Raises:
         UserError: none of them runs.
@@ -71,14 +71,14 @@ def time_ways(
 
 
 def take_fastest(what: str, key: Mapping[str, Any], time: Callable[[], Fastest | None]) -> Fastest | None:
-    """Returns what was the fastest when it was timed here, else times it and keeps that.
+    """Returns the fastest way as timed here before, else times it and keeps the result.
 
-    All processes return what the first one does.
+    All processes return the first one's result.
 
     Args:
         what: is computed.
-        key: what decides how long it takes, device and versions among it, as JSON has it.
-        time: returns the fastest; or None, which is not kept, where it is not to be timed.
+        key: the JSON value of what decides the time, including device and versions.
+        time: returns the fastest; or None, which is not kept, if it should not be timed.
     """
     key = json.loads(json.dumps(key))
     kept = from_first(_recall(what, key))
@@ -98,12 +98,12 @@ def _path() -> Path:
 
 
 def _recall(what: str, key: Mapping[str, Any]) -> Fastest | None:
-    """Returns the last that was kept; a damaged line is named and left out."""
+    """Returns the last result kept; a damaged line is reported and left out."""
     try:
         path = _path()
         lines = read_json_lines(path, ("what", "date"))
     except (OSError, UserError) as error:
-        print_notice(f"what was timed before is not known: {error}")
+        print_notice(f"earlier timings cannot be read: {error}")
         return None
     for line in reversed(lines):
         if (line["what"], line.get("key")) != (what, key):
@@ -111,7 +111,7 @@ def _recall(what: str, key: Mapping[str, Any]) -> Fastest | None:
         try:
             times, failures = ({**line[name]} for name in ("times", "failures"))
             found = Fastest(line["choice"], times, failures, line["date"])
-            str(found)  # What cannot be told is damaged.
+            str(found)  # A result that cannot be printed is damaged.
         except (KeyError, TypeError, ValueError):
             print_notice(f"{path}: the {what} of {line['date']} is damaged, and left out")
         else:
@@ -122,5 +122,5 @@ def _recall(what: str, key: Mapping[str, Any]) -> Fastest | None:
 def _keep(what: str, key: Mapping[str, Any], found: Fastest) -> None:
     try:
         append_json_line(_path(), {"what": what, "key": key, **found._asdict()})
-    except (OSError, UserError) as error:  # Of no consequence for the run.
-        print_notice(f"what was timed is not kept: {error}")
+    except (OSError, UserError) as error:  # Does not matter to the run.
+        print_notice(f"the timing cannot be stored: {error}")

@@ -1,14 +1,14 @@
 """Where arrays live when a run has more than one device: rows over all of them, parameters over some.
 
 The devices form a mesh of two axes. The rows of a batch are split over both, so every device computes its own rows with
-the same code as a single one: attention, loss and micro-batches know nothing of the others. Along `fsdp` each matrix
-and its optimizer state are split as well (fully sharded data parallelism, Zhao et al. 2023, arXiv 2304.11277): the
-matrices of a layer are gathered inside the scan over layers, forward and once more backward, and the transpose of a
-gather sums their gradient into the parts. Along `data` parameters are copies; their gradients are summed once a step.
+the same code as a single one: attention, loss and micro-batches need no other device. Along `fsdp` each matrix and its
+optimizer state are split as well (fully sharded data parallelism, Zhao et al. 2023, arXiv 2304.11277): the matrices of
+a layer are gathered inside the scan over layers, forward and again backward, and the transpose of a gather sums their
+gradient into the parts. Along `data` parameters are copies; their gradients are summed once per step.
 
-This is written out under `jax.shard_map`, not left to the compiler: a custom call such as a kernel is not partitioned
-by it, and what is gathered where is then read from the code. The optimizer is left to it: what it does is by element,
-but for sums and for Muon's products.
+This is written out under `jax.shard_map`, not left to the compiler, which does not partition a custom call such as a
+kernel; and the code shows what is gathered where. The optimizer is left to the compiler: its operations are by element,
+except for sums and Muon's products.
 """
 
 import functools
@@ -33,14 +33,14 @@ COPIED = PartitionSpec()
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Over how many devices a run is spread; what it learns is the same up to rounding."""
+    """The devices that a run is spread over; it learns the same up to rounding."""
 
     data: Annotated[int, Bounds(at_least=0, below=1 << 16)] = execution(1)
-    """Devices, or groups of them, that each hold all parameters; 0 for as many as there are."""
+    """Devices, or groups of them, that each hold all parameters; 0 for all available."""
     fsdp: Annotated[int, Bounds(at_least=0, below=1 << 16)] = execution(1)
-    """Devices that hold the parameters and the optimizer state together, a part each; 0 for as many as there are."""
+    """Devices that share the parameters and the optimizer state, a part each; 0 for all available."""
     processes: Annotated[int, Bounds(at_least=1, below=1 << 16)] = execution(1)
-    """Processes of the run, each with devices of its own; more than one are found by Slurm or Open MPI, or by the
+    """Processes of the run, each with its own devices. Several find each other by Slurm or Open MPI, or by the
     environment variables JAX_COORDINATOR_ADDRESS (host:port of process 0) and JAX_PROCESS_ID (from 0).
     """
 
@@ -50,7 +50,7 @@ class MeshConfig:
 
     @property
     def devices(self) -> int:
-        """How many devices there are; of an axis that takes what is left, one."""
+        """The number of devices, counting one for an axis that takes the rest."""
         return max(1, self.data) * max(1, self.fsdp)
 
 
@@ -75,14 +75,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:  # pyr
     require(
         data * fsdp == len(devices) if processes > 1 else data * fsdp <= len(devices),
         f"mesh.data x mesh.fsdp ({data} x {fsdp}) must be {'' if processes > 1 else 'at most '}{there}; mesh.data = 0 "
-        "takes what is left",
+        "takes the rest",
     )
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(ordered[: data * fsdp]).reshape(data, fsdp), (DATA, FSDP))
 
 
 def check_rows(data: int, fsdp: int, rows_per_step: int, micro_batches: int) -> None:
-    """Raises `UserError` unless the micro-batches of all devices of a mesh are of one size."""
+    """Raises `UserError` unless the micro-batches of all devices of a mesh have one size."""
     parts = micro_batches * data * fsdp
     require(
         rows_per_step % parts == 0,
@@ -92,7 +92,7 @@ def check_rows(data: int, fsdp: int, rows_per_step: int, micro_batches: int) -> 
 
 
 def whole_rows(mesh: Mesh | None, rows: int) -> int:
-    """Returns the least number of rows, not less than so many, of which each device has as many; as it is for None."""
+    """Returns `rows` rounded up to a multiple of the devices of a mesh; unchanged for None."""
     return rows if mesh is None else -(-rows // mesh.size) * mesh.size
 
 
@@ -115,31 +115,31 @@ def partition(mesh: Mesh, tree: Any) -> Any:
 
 
 def state_sharding(mesh: Mesh, state: Any) -> Any:
-    """Returns where each array of a state lives, as `jax.jit` takes it; moments lie as their parameters do."""
+    """Returns the placement of each array of a state, for `jax.jit`; moments are placed like their parameters."""
     return jax.tree.map(functools.partial(NamedSharding, mesh), partition(mesh, state))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns where the rows of a batch live: each device has as many, one device's behind another's."""
+    """Returns the placement of the rows of a batch: equally many on each device, in order."""
     return NamedSharding(mesh, ROWS)
 
 
 def rows_here(mesh: Mesh, rows: int) -> slice:
-    """Returns which rows of a batch this process's devices compute."""
+    """Returns the rows of a batch that this process's devices compute."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     places = [index[0].indices(rows) for index in indices if index]
     return slice(min(start for start, _, _ in places), max(stop for _, stop, _ in places))
 
 
 def put_rows(mesh: Mesh | None, batch: Any) -> Any:
-    """Returns a batch whose rows are on their devices, given this process's rows; as it is for None."""
+    """Returns a batch with its rows on their devices, given this process's rows; unchanged for None."""
     if mesh is None:
         return batch
     return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, batch_sharding(mesh)), batch)
 
 
 def copied(mesh: Mesh | None, tree: Any) -> Any:
-    """Returns a tree with every array whole on every device; as it is for None."""
+    """Returns a tree with every array whole on every device; unchanged for None."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, COPIED))
 
 
@@ -147,8 +147,8 @@ def on_parts(mesh: Mesh, function: Callable, params: Any, rows: Any, *, split_ro
     """Returns `function(params, rows)`, computed on each device with its parts of both; the results are copies.
 
     Args:
-        function: its parameters are parts, to be made whole by `whole`; its results are the same on every device.
-        split_rows: whether each device has rows of its own, or all.
+        function: its parameters are parts, which it makes whole by `whole`; its results are the same on every device.
+        split_rows: whether each device has its own rows, or all.
     """
     return jax.shard_map(
         function,
@@ -169,7 +169,7 @@ def gradient_on_parts(mesh: Mesh, function: Callable, params: Any, rows: Any) ->
     def summed(params, rows):
         gradients, sums = function(params, rows)
         gradients = jax.tree.map(
-            # What was gathered along `fsdp` is summed along it already.
+            # Gradients of gathered parameters are already summed along `fsdp`.
             lambda gradient, spec: jax.lax.psum(gradient.astype(jnp.float32), DATA if FSDP in spec else (DATA, FSDP)),
             gradients,
             specs,
@@ -182,12 +182,12 @@ def gradient_on_parts(mesh: Mesh, function: Callable, params: Any, rows: Any) ->
 
 
 def gathered_rows(tree: Any) -> Any:
-    """Returns results by row of all devices, within `on_parts`."""
+    """Returns the results by row from all devices, within `on_parts`."""
     return jax.tree.map(lambda x: jax.lax.all_gather(x, (DATA, FSDP), tiled=True), tree)
 
 
 def whole(parts: Any, specs: Any) -> Any:
-    """Returns arrays made whole from the parts of the devices along `fsdp`, within a function on parts.
+    """Returns whole arrays from the parts of the devices along `fsdp`, within a function on parts.
 
     The gradient of an array is summed over those devices in float32, and each keeps its part of it.
     """
@@ -233,10 +233,10 @@ def with_whole(
     parts: nnx.State,
     *inputs: Any,
 ) -> Any:
-    """Returns `function(module, *inputs)` of a module of which each device holds a part, within a function on parts.
+    """Returns `function(module, *inputs)` for a module split over devices, within a function on parts.
 
-    Its parameters are gathered, and once more for the gradient: kept for the backward pass, those of all layers would
-    be whole at once. What is kept is the inputs and what has one of some names; all else is computed again.
+    Its parameters are gathered, and again for the gradient: if kept for the backward pass, all layers would be whole at
+    once. Only the inputs and values with the names in `kept` are kept; all else is recomputed.
 
     Args:
         specs: of the parts, as `whole` takes them.

@@ -1,7 +1,7 @@
-"""The processes of one run: how they find each other, and what they tell each other from host to host.
+"""The processes of one run: how they find each other, and how they exchange values between hosts.
 
-Each computes on devices of its own, and all call the same functions on devices in the same order; one that does not is
-waited for. Nothing here does anything in a run of one process.
+Each computes on its own devices, and all call the same functions on devices in the same order; otherwise they would
+wait for each other. In a run of one process this does nothing.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from jaxformer.config import TrainingFailure, UserError, require
 from jaxformer.host.signals import ended_by_signals
 from jaxformer.host.waiting import waiting
 
-# In JAX's errors where another process is gone: codes of the coordination service, and the libraries that send.
+# In JAX's errors if another process is gone: codes of the coordination service, and the communication libraries.
 _OF_CONNECTIONS = re.compile(
     r"^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)|gloo|nccl|connection|coordination|heartbeat|peer",
     re.IGNORECASE,
@@ -31,21 +31,21 @@ _OF_CONNECTIONS = re.compile(
 
 
 def join_processes(count: int) -> None:
-    """Connects this process to the others of its run, before JAX looks for devices; nothing for a count of 1.
+    """Connects this process to the others of its run, before JAX searches for devices; nothing for a count of 1.
 
-    Slurm and Open MPI tell JAX who the others are; elsewhere JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID do.
+    JAX finds the others through Slurm or Open MPI, or else by JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID.
 
     Raises:
-        UserError: they do not, or not all came.
+        UserError: it cannot find them, or not all of them started.
     """
     if count == 1 or jax.distributed.is_initialized():
         return
     number, address = os.environ.get("JAX_PROCESS_ID"), os.environ.get("JAX_COORDINATOR_ADDRESS")
     where = f", at JAX_COORDINATOR_ADDRESS={address}" if address else ""
     require(number is None or number.isdigit(), f"JAX_PROCESS_ID ({number}) must be a whole number from 0")
-    # JAX would stop on SIGTERM by itself; `agreed_stop` does, once the state is saved.
+    # JAX would stop at once on SIGTERM; `agreed_stop` does after the state is saved.
     jax.config.update("jax_enable_preemption_service", False)
-    # A GPU runs one program after another. On CPUs two could run at once, and the sums of one meet those of the other.
+    # A GPU runs one program after another. On CPUs two could run at once, and mix up their sums over processes.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         with ended_by_signals(), waiting(f"the other processes of the run, {count} in all{where}"):
@@ -53,23 +53,23 @@ def join_processes(count: int) -> None:
                 num_processes=count if number else None,
                 process_id=int(number) if number else None,
                 cluster_detection_method="deactivate" if number else None,
-                shutdown_timeout_seconds=60,  # So long a process that ends waits for the others, before they are ended.
+                shutdown_timeout_seconds=60,  # A process that ends waits so long for the others, before they are ended.
             )
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"mesh.processes = {count}, and they do not find each other ({' '.join(str(error).split())[:160]}); start "
+            f"mesh.processes = {count}, but they do not find each other ({' '.join(str(error).split())[:160]}); start "
             "them by Slurm or Open MPI, or set JAX_COORDINATOR_ADDRESS=HOST:PORT and JAX_PROCESS_ID=0, 1, ..."
         ) from error
 
 
 def is_first() -> bool:
-    """Returns whether this is the process that writes the run folder and speaks to the person."""
+    """Returns whether this is the process that writes the run folder and prints."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def folder_to_write(folder: Path) -> Iterator[Path]:
-    """Returns the folder in the first process, and in the others one of their own, which is removed at the end."""
+    """Yields the folder in the first process, and in the others a temporary one, which is removed at the end."""
     if is_first():
         yield folder
     else:
@@ -90,7 +90,7 @@ def silence_all_but_first() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lost_process_reported() -> Iterator[None]:
-    """Raises `TrainingFailure` in place of JAX's error where another process of the run is gone."""
+    """Raises `TrainingFailure` in place of JAX's error if another process of the run is gone."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -98,12 +98,12 @@ def lost_process_reported() -> Iterator[None]:
             raise
         raise TrainingFailure(
             f"process {jax.process_index()} of {jax.process_count()} ends, since another does not answer "
-            f"({str(error).splitlines()[0]:.160}); the same command goes on from what is saved"
+            f"({str(error).splitlines()[0]:.160}); the same command resumes from what is saved"
         ) from error
 
 
 def leave(status: int) -> None:
-    """Ends a process of several at once after an error; the others then notice, instead of waiting for it."""
+    """Ends this process at once after an error if there are several; the others then notice instead of waiting."""
     if 0 < status < 128 and jax.distributed.is_initialized():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
@@ -116,14 +116,14 @@ def _waiting_for_others() -> contextlib.AbstractContextManager:
 
 
 def wait_for_all(where: str) -> None:
-    """Returns once all processes have come here."""
+    """Returns once all processes have reached this point."""
     if jax.process_count() > 1:
         with _waiting_for_others():
             multihost_utils.sync_global_devices(where)
 
 
 def from_first(value: Any) -> Any:
-    """Returns the first process's value, of JSON, in all of them."""
+    """Returns the first process's JSON value in all of them."""
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -134,23 +134,23 @@ def from_first(value: Any) -> Any:
 
 
 def require_same_everywhere(value: Any, other: str) -> None:
-    """Raises `UserError` in a process whose value, of JSON, is not the first one's."""
+    """Raises `UserError` in a process whose JSON value differs from the first one's."""
     value = json.loads(json.dumps(value))
     require(from_first(value) == value, f"process {jax.process_index()} of the run has {other} than the first")
 
 
 def all_min(value: int) -> int:
-    """Returns the smallest of all processes' numbers, which lie from 0 to below 2**63."""
+    """Returns the smallest of all processes' numbers, in [0, 2**63)."""
     return min(_of_all([value]))[0]
 
 
 def all_max(value: int) -> int:
-    """Returns the largest of all processes' numbers, which lie from 0 to below 2**63."""
+    """Returns the largest of all processes' numbers, in [0, 2**63)."""
     return max(_of_all([value]))[0]
 
 
 def _of_all(values: list[int]) -> list[list[int]]:
-    """Returns the numbers of each process, which lie from 0 to below 2**63."""
+    """Returns the numbers of each process, in [0, 2**63)."""
     if jax.process_count() == 1:
         return [values]
     halves = np.array([(value >> 32, value & 0xFFFFFFFF) for value in values], np.uint32)
@@ -166,7 +166,7 @@ def arrays_from_first(tree: Any) -> Any:
 
 
 def all_rows(tree: Any) -> Any:
-    """Returns arrays with the rows of all processes, one process's behind another's."""
+    """Returns arrays with the rows of all processes, in order."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
@@ -180,10 +180,10 @@ def all_sum(values: list[int], modulus: int) -> list[int]:
 
 
 class AgreedStop:
-    """Tells all processes, at the same step, that one of them has received a signal.
+    """Informs all processes, at the same step, that one of them has received a signal.
 
-    The number of the signal goes to the devices behind each step, and what comes back is looked at behind the next:
-    then it is there, and no device waits for a host.
+    The number of the signal goes to the devices after each step, and the answer is read after the next: it is ready by
+    then, and no device waits for a host.
     """
 
     def __init__(self):
@@ -191,11 +191,11 @@ class AgreedStop:
         self._answer: int | None = None
 
     def ask(self, received: int | None, step: jax.Array) -> None:
-        """Asks all processes, and takes the answer to the question of the call before.
+        """Asks all processes, and takes the answer to the previous call.
 
         Args:
             received: the signal that this process has received, or None.
-            step: a copied number that the step computes, behind which the question goes.
+            step: a copied number computed by the step, which the question follows.
         """
         if jax.process_count() == 1:
             return
@@ -211,11 +211,11 @@ class AgreedStop:
         self.ask(received, step)
 
     def answer(self, received: int | None) -> int | None:
-        """Returns the largest signal that any process had received, or None; of one process, its own now."""
+        """Returns the largest signal that any process had received, or None; with one process, its own now."""
         return received if jax.process_count() == 1 else self._answer
 
 
 @jax.jit
 def _largest(numbers_X, step):
-    # Behind the step: programs whose sums cross would wait for each other.
+    # After the step: programs whose sums cross would wait for each other.
     return jax.lax.optimization_barrier((jnp.max(numbers_X), step))[0]

@@ -1,9 +1,9 @@
-"""What a process sets for JAX and its compiler, as far as it decides numbers: fixed here, or recorded with a run.
+"""Options of JAX and its compiler that affect numbers: fixed here, or recorded with a run.
 
-Options come from the environment (`JAX_ENABLE_X64=1`), or from the code that calls this library. Those that change what
-is computed are fixed, so that a seed means the same values everywhere; those that change how it is computed are the
-user's, and runs that differ in one are not compared. All others (caches, logs, checks, memory, platforms) decide no
-number.
+Options come from the environment (`JAX_ENABLE_X64=1`), or from the code that calls this library. Options that change
+what is computed are fixed, so that a seed means the same values everywhere. Options that change how it is computed are
+the user's, and runs that differ in one are not compared. All others (caches, logs, checks, memory, platforms) do not
+affect numbers.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ RECORDED = {
     "jax_xla_profile_version": 0,
 }
 
-# Variables that XLA and the libraries below it read by themselves.
+# Variables that XLA and the libraries below it read directly.
 VARIABLES = (
     "CUBLAS_EMULATE_SINGLE_PRECISION",
     "CUBLAS_EMULATION_STRATEGY",
@@ -77,15 +77,15 @@ _UNFIT = {
     "jax_transfer_guard_host_to_device": ("disallow", "disallow_explicit"),
 }
 
-# Beginnings of XLA flags that decide no number.
+# Prefixes of XLA flags that do not affect numbers.
 _HARMLESS_FLAGS = ("--xla_dump_", "--xla_force_host_platform_device_count", "--xla_gpu_cuda_data_dir")
 
 
 @contextlib.contextmanager
 def fixed_options() -> Iterator[None]:
-    """Computes in 32 bits, with JAX's usual promotion of types and its usual random generator, in a block or function.
+    """Within a block or function, computes in 32 bits, with JAX's default type promotion and random generator.
 
-    The calling process keeps what it has set.
+    The calling process keeps its settings.
 
     Raises:
         UserError: an option is set with which JAX cannot train.
@@ -104,7 +104,7 @@ def fixed_options() -> Iterator[None]:
 
 
 def recorded_options() -> dict[str, str]:
-    """Returns what is not as JAX has it, by name of the environment variable; of `XLA_FLAGS` what may decide numbers.
+    """Returns non-default options by environment variable; of `XLA_FLAGS` only flags that may affect numbers.
 
     Raises:
         UserError: `XLA_FLAGS` names a file that cannot be read.
@@ -118,7 +118,7 @@ def recorded_options() -> dict[str, str]:
 
 
 def _xla_flags() -> str:
-    """Returns the flags of `XLA_FLAGS` that may decide numbers, in order of their names; of one given twice the last.
+    """Returns the flags of `XLA_FLAGS` that may affect numbers, in order of their names; the last of repeated ones.
 
     Like XLA, it reads them from a file unless they begin with a dash.
     """

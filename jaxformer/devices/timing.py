@@ -1,4 +1,4 @@
-"""How long functions take on the device."""
+"""Timing of functions on the device."""
 
 import statistics
 import time
@@ -15,12 +15,12 @@ def milliseconds(
 ) -> tuple[dict[Name, float], dict[Name, str]]:
     """Returns `(times, failures)`: the median milliseconds of one call of each function, and why others raised.
 
-    The functions take turns, so that a change of the machine's speed meets all of them. In a turn a function is called
-    several times before the device is waited for: what counts is the device's work, not the time to launch it.
+    The functions take turns, so that a change of the machine's speed affects all of them. In a turn a function is
+    called several times before waiting for the device, to measure its work and not the time to launch it.
 
     Args:
         functions: by name; each returns arrays. The first call, which compiles, is not counted.
-        rounds: turns that each function gets.
+        rounds: turns of each function.
         round_seconds: about how long a turn is.
     """
     calls: dict[Name, int] = {}

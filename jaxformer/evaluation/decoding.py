@@ -1,11 +1,10 @@
 """Tokens generated after prompts, one at a time, with a key/value cache.
 
-The prompts go through the model in one pass (`_prefill`), which fills the cache and draws the first token of each; from
-then on only the last token of each row is computed (`_decode_step`). A model whose layers look back in another way
-than by attention has no cache: its text is computed again for each token (`_draw_next`). The prompts of a batch end at
-the same slot of the cache, and the padding before a shorter one is a document of its own, which it never sees. Lengths
-of prompts and caches are rounded up to a few, and all options are arrays, so that another prompt or temperature
-compiles nothing.
+The prompts go through the model in one pass (`_prefill`), which fills the cache and draws the first token of each. Then
+only the last token of each row is computed (`_decode_step`). A model whose layers use earlier tokens other than by
+attention has no cache: its text is recomputed for each token (`_draw_next`). The prompts of a batch end at the same
+slot of the cache, and the padding before a shorter one is a separate document, which it never sees. Lengths of prompts
+and caches are rounded up to a few, and all options are arrays, so that another prompt or temperature compiles nothing.
 
 Axes: B row, P slot of the padded prompt, Q one of a slice of it, C slot of the cache, R query heads of a key/value
 head, and as in `model`.
@@ -45,14 +44,14 @@ def decode(
 ) -> Iterator[np.ndarray]:
     """Yields the next token of each prompt, int32 (B,), again and again, until each has had its EOS.
 
-    It ends after `sampling.tokens`, too, or where the longest prompt reaches the last of the learned positions. What a
-    row has after its EOS, while others go on, means nothing.
+    It also ends after `sampling.tokens`, or when the longest prompt reaches the last learned position. Tokens of a row
+    after its EOS, while others continue, have no meaning.
 
     Args:
-        prompts: ids, one or more each; a text of its own begins with BOS.
+        prompts: ids, one or more each; a new text begins with BOS.
         sampling: how the tokens are drawn.
         eos_id: the id that ends a text; -1 for none.
-        first_row: number of the first prompt, where these are a part of those of one seed: each row has its own draws.
+        first_row: number of the first prompt, if these are some of a seed's prompts: each row has its own draws.
 
     Raises:
         UserError: an empty prompt, one that leaves no room for a token, or a top_k beyond the vocabulary.
@@ -78,7 +77,7 @@ def _decode(
     for number in range(tokens):
         last_B = next_B
         if number + 1 < tokens:
-            # Begun before the last tokens are waited for, so that the device does not wait for the host.
+            # Starts before waiting for the last tokens, so that the device does not wait for the host.
             so_far, next_B = go_on(*split, so_far, last_B, offsets_B, options, np.int32(P), np.int32(number))
         tokens_B = np.asarray(last_B)
         yield tokens_B
@@ -103,12 +102,12 @@ def next_token_logits(model: Transformer, ids: Sequence[int]) -> np.ndarray:
 
 
 def longest_text(model: Transformer) -> int:
-    """Returns the most tokens of a text: those that have a position, or what a cache may take."""
+    """Returns the most tokens of a text: the learned positions, or the limit of a cache."""
     return min(model.config.most_positions or MAX_TOKENS, MAX_TOKENS)
 
 
 def bucket(length: int) -> int:
-    """Returns the least length that is compiled and holds `length`: 2^n or 3 x 2^n."""
+    """Returns the smallest compiled length of at least `length`: 2^n or 3 x 2^n."""
     power = max(_SMALLEST_BUCKET, 1 << (length - 1).bit_length())
     return power * 3 // 4 if length <= power * 3 // 4 and power > _SMALLEST_BUCKET else power
 
@@ -160,9 +159,9 @@ def _draw_first(graphdef, params, prompt_BP, offsets_B, options: SamplingArrays,
 def _draw_next(
     graphdef, params, text_BC, tokens_B, offsets_B, options: SamplingArrays, P, number
 ) -> tuple[Any, jax.Array]:
-    """Returns the text with the last tokens, of which `number` stand behind the prompts, and the next ones.
+    """Returns the text with the last tokens, `number` of them after the prompts, and the next ones.
 
-    All of the text is computed again: what stands behind the last token changes nothing before it.
+    All of the text is recomputed: entries after the last token change nothing before it.
     """
     model = nnx.merge(graphdef, params)
     text_BC = jax.lax.dynamic_update_slice(text_BC, tokens_B[:, None], (0, P + number))
@@ -180,7 +179,7 @@ def _prompt_logits(graphdef, params, prompt_BP, offsets_B) -> jax.Array:
 
 def _forward_prompt(model: Transformer, prompt_BP, offsets_B) -> tuple[jax.Array, Any]:
     """Returns the features after each token of the prompts, and the keys and values of each layer, `kept_LNGK`."""
-    # The attention that was chosen for training was measured on its rows alone, and may need their length.
+    # The attention chosen for training was only measured on its rows, and may need their length.
     model.attention = "xla"
     P, window = prompt_BP.shape[1], model.config.sliding_window
     slots_BP, offsets_B1 = jnp.arange(P)[None, :], offsets_B[:, None]
@@ -208,7 +207,7 @@ def _attend_in_slices(q_BPHK, k_BPGK, v_BPGK, first_BP):
     Logits of Q x P exist at once: the memory of a prompt grows with its length, not with its square.
 
     Args:
-        first_BP: the first slot that each query sees; those before a prompt see none, and what they get means nothing.
+        first_BP: the first slot that each query sees; those before a prompt see none, and their results are unused.
     """
     P, H, K = q_BPHK.shape[1:]
     G, Q = k_BPGK.shape[2], _SLICE
@@ -235,7 +234,7 @@ def _attend_in_slices(q_BPHK, k_BPGK, v_BPGK, first_BP):
 def _decode_step(
     graphdef, params, cache, tokens_B, offsets_B, options: SamplingArrays, P, number
 ) -> tuple[Any, jax.Array]:
-    """Returns the cache with the last tokens of the rows, of which `number` stand behind the prompts, and the next."""
+    """Returns the cache with the last tokens of the rows, `number` of them after the prompts, and the next ones."""
     model = nnx.merge(graphdef, params)
     cache, features_BD = _forward_last_token(model, cache, tokens_B, P + number, offsets_B)
     return cache, draw(model.logits(features_BD), number + 1, options)
@@ -263,7 +262,7 @@ def _forward_last_token(model: Transformer, cache, tokens_B, slot, offsets_B) ->
 
 
 def _attend_cached(q_BHK, k_BGK, v_BGK, k_BGCK, v_BGCK, is_visible_BC):
-    """Returns the attention of one query of each row over its own token and what is visible of the cache."""
+    """Returns the attention of one query of each row over its own token and the visible part of the cache."""
     B, H, K = q_BHK.shape
     q_BGRK = q_BHK.reshape(B, k_BGK.shape[1], -1, K)
     cached_BGRC = _einsum("BGRK,BGCK->BGRC", q_BGRK, k_BGCK)

@@ -11,12 +11,12 @@ from jaxformer.evaluation.sampling import Sampling
 from jaxformer.host.console import progress_bar
 from jaxformer.model import Transformer
 
-# Tokens after which stop sequences are looked for again.
+# Tokens between searches for stop sequences.
 _STOP_TOKENS = 16
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Returns the ids of a text that begins a document: BOS, and those of its characters.
+    """Returns the ids of a text that begins a document: BOS, then the text's.
 
     Raises:
         UserError: it is not Unicode.
@@ -49,8 +49,8 @@ def generate_texts(
 
     Args:
         first_row: as of `decode`.
-        stops: stop sequences of each text, before the first of which it is cut; nothing more is generated soon after
-            each of these texts has ended. Prompts beyond them fill the batch: their texts are not returned.
+        stops: stop sequences of each text, which is cut before the first one; generation ends soon after all these
+            texts have ended. Further prompts only fill the batch: their texts are not returned.
         label: of a progress bar; None shows none.
 
     Raises:
@@ -72,7 +72,7 @@ def generate_texts(
 
 
 def _has_ended(tokenizer: Tokenizer, prompt: Sequence[int], ids: list[int], stops: Sequence[str]) -> bool:
-    """Returns whether EOS or a stop sequence is among what follows a prompt."""
+    """Returns whether EOS or a stop sequence follows a prompt."""
     text = _text_after(tokenizer, _whole_end(tokenizer, list(prompt)), ids)
     return tokenizer.eos_id in ids or _cut(text, stops) != text
 
@@ -83,15 +83,15 @@ def _cut(text: str, stops: Sequence[str]) -> str:
 
 
 def sample_text(model: Transformer, tokenizer: Tokenizer, *, tokens: int, seed: int) -> str:
-    """Returns a text of its own, of at most so many tokens, drawn with the defaults of `Sampling`."""
+    """Returns a new text of at most so many tokens, drawn with the defaults of `Sampling`."""
     return "".join(stream_text(model, tokenizer, [tokenizer.bos_id], Sampling(tokens=tokens, seed=seed)))
 
 
 def decode_text(tokenizer: Tokenizer, before: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
-    """Yields the text of ids, up to EOS, in pieces: a character whose bytes are spread over several ids is one.
+    """Yields the text of ids, up to EOS, in pieces of whole characters, whose bytes may come from several ids.
 
     Args:
-        before: ids of the prompt, whose last may decide about a space; their text is not yielded.
+        before: ids of the prompt; the last may decide about a space. Their text is not yielded.
     """
     shown, waiting = _whole_end(tokenizer, list(before)), []
     for i in ids:
@@ -107,9 +107,9 @@ def decode_text(tokenizer: Tokenizer, before: Sequence[int], ids: Iterable[int])
 
 
 def _whole_end(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """Returns the fewest last ids that have a text which does not begin within a character, of at most four bytes.
+    """Returns the fewest last ids whose text does not begin within a character, of at most four bytes.
 
-    Where bytes begin within one, a decoder with byte fallback turns all that follow them into U+FFFD.
+    If bytes begin within a character, a decoder with byte fallback turns all following ones into U+FFFD.
     """
     ends = (ids[-n:] for n in range(1, 5))
     return next((end for end in ends if (text := tokenizer.decode(end)) and text[0] != "\ufffd"), ids)

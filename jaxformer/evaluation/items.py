@@ -1,8 +1,8 @@
 """Questions in cloze form: from the official rows of each task to pairs of context and continuation.
 
-The pairs are those of lm-evaluation-harness (Gao et al. 2024, doi 10.5281/zenodo.12608602) with no examples in the
+The pairs equal those of lm-evaluation-harness (Gao et al. 2024, doi 10.5281/zenodo.12608602) without examples in the
 context, character by character, so that scores compare with published ones. Each function takes the fields of a row, in
-the official format or in that of TFDS, and raises `UserError` where they are not its task's.
+the official or TFDS's format, and raises `UserError` if they are not its task's.
 """
 
 import hashlib
@@ -21,27 +21,27 @@ class Option(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The continuation without the space before it: what lengths are taken of."""
+        """The continuation without the space before it; lengths are of this text."""
         return self.continuation[1:]
 
 
 class Item(NamedTuple):
-    """A question. One of its options is right; a single option is right where a model would write it itself."""
+    """A question. One of its options is right; a single option is right if the model would write it itself."""
 
     options: tuple[Option, ...]
     gold: int
     """Index of the right option."""
     group: str = ""
-    """Items with the same are not independent, as they share their source; '' for none."""
+    """Items of the same group are not independent, as they share their source; '' for none."""
 
     @property
     def has_equal_options(self) -> bool:
-        """Whether two of its options are the same text, so that no model can tell them apart."""
+        """Whether two of its options are the same text, so that no model can distinguish them."""
         return len(set(self.options)) < len(self.options)
 
 
 def checked(item: Item) -> Item:
-    """Returns the item; raises `UserError` unless it is one, and can be scored."""
+    """Returns the item; raises `UserError` unless it is valid and can be scored."""
     require(isinstance(item, Item), f"to_item must return an Item, not {item!r:.60}")
     has_options = isinstance(item.options, tuple) and all(isinstance(option, Option) for option in item.options)
     require(has_options, f"its options must be a tuple of Option(context, continuation), not {item.options!r:.60}")
@@ -55,7 +55,7 @@ def checked(item: Item) -> Item:
     )
     for number, option in enumerate(item.options):
         is_apart = option.continuation[:1] in ("", " ")
-        require(is_apart, f"option {number} must begin with the space behind its context")
+        require(is_apart, f"option {number} must begin with the space after its context")
         require(bool(option.text.strip()), f"option {number} is {'blank' if option.text else 'empty'}")
         for text in option:
             require(not re.search("[\ud800-\udfff]", text), f"option {number} holds a lone surrogate: no Unicode text")
@@ -75,7 +75,7 @@ def hellaswag(row: Mapping[str, Any]) -> Item:
 
 
 def _split_context(context: str, source: str) -> tuple[str, str]:
-    """Returns the two parts of a context that TFDS has joined; ActivityNet's second is the sentence that is begun."""
+    """Returns the two parts of a context that TFDS has joined; ActivityNet's second is the unfinished sentence."""
     ends = [match.end() for match in re.finditer(r"""[.!?]["')]*\s+""", context)]
     if source.startswith("wikihow") or not ends:
         return context, ""
@@ -95,7 +95,7 @@ def question_and_answer(row: Mapping[str, Any]) -> Item:
 
 
 def openbookqa(row: Mapping[str, Any]) -> Item:
-    """OpenBookQA (Mihaylov et al. 2018, arXiv 1809.02789): elementary facts, applied."""
+    """OpenBookQA (Mihaylov et al. 2018, arXiv 1809.02789): elementary science, applied."""
     question, labels, texts, answer = _choices(row, "question_stem")
     return Item(_joined(question, texts), _position(labels, answer))
 
@@ -134,7 +134,7 @@ def winogrande(row: Mapping[str, Any]) -> Item:
     before, blank, after = sentence.partition("_")
     require(bool(blank), f"field 'sentence' has no blank '_': {sentence!r:.60}")
     gold = _position(["1", "2"], row["answer"]) if "answer" in row else _number(row, "label")
-    # Twins differ in a word that turns the answer round.
+    # Twins differ in a word that reverses the answer.
     twins = "|".join([*sorted(option.lower() for option in options), *sentence.lower().split()[:3]])
     return Item(tuple(Option(before + option, " " + after.strip()) for option in options), gold, _short_digest(twins))
 
@@ -169,11 +169,11 @@ def _joined(context: str, texts: tuple[str, ...]) -> tuple[Option, ...]:
 
 
 def _position(labels: list, answer: Any) -> int:
-    """Returns which label an answer is. Both are taken as text: files that passed through pandas have 1 beside '1'."""
+    """Returns the index of an answer's label. Both are compared as text: pandas may turn '1' into 1."""
     names = [str(label) for label in labels]
     repeated = [name for name in names if names.count(name) > 1]
     require(not repeated, f"the label {repeated[0] if repeated else ''} stands for {len(repeated)} options")
-    require(str(answer) in names, f"its answer ({answer!r:.40}) is none of {', '.join(names)}")
+    require(str(answer) in names, f"its answer ({answer!r:.40}) is not one of {', '.join(names)}")
     return names.index(str(answer))
 
 

@@ -1,9 +1,9 @@
 """The log-likelihood of continuations, as lm-evaluation-harness defines it.
 
-Context and continuation are encoded as one text behind BOS, as in training, and the continuation is what follows the
-tokens of the context; what is longer than a row loses its beginning. Requests are packed into rows as documents are,
-each masked from its neighbours, so that next to nothing is padding and one compiled function serves every length; and
-logits are made for the continuations alone. Softmax and sums are float32, over the ids that the tokenizer has.
+Context and continuation are encoded as one text after BOS, as in training; the continuation is what follows the tokens
+of the context. A text longer than a row loses its beginning. Requests are packed into rows like documents, each masked
+from its neighbours, so that there is hardly any padding and one compiled function serves every length. Logits are only
+computed for the continuations. Softmax and sums are float32, over the tokenizer's ids.
 """
 
 import itertools
@@ -30,23 +30,23 @@ _AHEAD = 2
 
 
 class Request(NamedTuple):
-    """Tokens of which the last are to be scored."""
+    """Tokens, the last of which are to be scored."""
 
     tokens: np.ndarray
     """int32 (n + 1,): n inputs, at most a row's length, and the last target."""
     scored: int
-    """How many of the last tokens."""
+    """The number of last tokens to score."""
 
 
 class Encoded(NamedTuple):
-    """Requests, and what their texts did not get through unchanged."""
+    """Requests, and the texts that were changed."""
 
     requests: list[Request]
     is_truncated: np.ndarray
-    """Of each request, whether it lost the beginning of its context."""
+    """For each request, whether it lost the beginning of its context."""
     is_shifted: np.ndarray
-    """Of each request, whether a token spans the border; all of it is scored, where lm-evaluation-harness feeds the
-    context's own tokens and scores what the whole has beyond as many.
+    """For each request, whether a token spans the border. The whole token is scored, while lm-evaluation-harness
+    encodes the context alone and scores the tokens of the whole after as many.
     """
 
 
@@ -67,12 +67,12 @@ class CannotBeScored(UserError):
 
 
 class LogLikelihoods(NamedTuple):
-    """What a model makes of each request."""
+    """The model's result for each request."""
 
     nats: np.ndarray
     """float64, sum of the log-probabilities of the scored tokens."""
     is_greedy: np.ndarray
-    """Whether each of them is the likeliest after those before it."""
+    """Whether each of them is the likeliest next token."""
 
 
 def encode(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, row_length: int) -> Encoded:
@@ -155,7 +155,7 @@ def score(
 
 
 def _assign_rows(requests: Sequence[Request], packing: PackingConfig) -> list[list[int]]:
-    """Returns the numbers of the requests that share a row, of each row."""
+    """Returns, for each row, the numbers of the requests in it."""
     lengths = np.array([len(request.tokens) - 1 for request in requests], np.int64)
     most = packing.documents_per_row or packing.row_length
     row_of = best_fit_decreasing(lengths, packing.row_length, most)
@@ -165,9 +165,9 @@ def _assign_rows(requests: Sequence[Request], packing: PackingConfig) -> list[li
 
 
 class _Rows(NamedTuple):
-    """Packed requests of each device, X of them: B rows, N = B x T. Of its places and targets the first are meant.
+    """Packed requests of X devices, one device after another: B rows, N = B x T.
 
-    All of one device stand behind all of another.
+    Only the first places and targets of a device count.
     """
 
     tokens_BT: np.ndarray
@@ -178,7 +178,7 @@ class _Rows(NamedTuple):
     """Of the inputs whose targets are scored, in the flattened rows of the device."""
     targets_N: np.ndarray
     count_X: np.ndarray
-    """int32, how many are meant."""
+    """int32, how many count."""
 
 
 def _pack(rows: list[list[Request]], B: int, T: int) -> _Rows:
@@ -220,7 +220,7 @@ def _score_places(model: Transformer, rows: _Rows) -> TokenScores:
 
 
 def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """Returns how many first elements are equal."""
+    """Returns the number of equal first elements."""
     n = min(len(a), len(b))
     differing = np.flatnonzero(a[:n] != b[:n])
     return int(differing[0]) if len(differing) else n

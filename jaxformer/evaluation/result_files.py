@@ -1,4 +1,4 @@
-"""What evaluations leave: a table for a person, and for programs a file with a record of each item or document."""
+"""The results of evaluations: a table to read, and files with a record of each item or document."""
 
 import hashlib
 import json
@@ -19,18 +19,18 @@ from jaxformer.host.files import for_json, read_json, write_json, write_whole
 
 
 def describe_scores(scores: TaskScores) -> str:
-    """Returns the scores of a task in words: its accuracy to report, and the bits per byte of the right answers."""
+    """Returns the scores of a task in words: the reported accuracy, and the bits per byte of the right answers."""
     estimates, primary = scores.estimates(), scores.task.data.task.primary
     bits = _number(*estimates["gold_bits_per_byte"])
     return f"{scores.name}: {primary} {_percent(*estimates[primary])} %, {bits} gold bits per byte"
 
 
 def score_table(scores: Sequence[TaskScores], columns: int | None = None) -> str:
-    """Returns a table with one task a line; of its accuracies, the one to report is marked.
+    """Returns a table with one task per line; the accuracy to report is marked.
 
     Args:
         scores: of each task.
-        columns: what a line may have, None for any number.
+        columns: of a line, None for any number.
     """
     rows: list[tuple[str, ...]] = [
         ("task", "items", "acc %", "acc_norm %", "chance", "gold bits/byte", "margin, nats/character")
@@ -57,11 +57,11 @@ def score_table(scores: Sequence[TaskScores], columns: int | None = None) -> str
 
 
 def check_results(folder: Path, tasks: Sequence[TaskData], items: int | None = None) -> None:
-    """Raises `UserError` where the scores of tasks could not be written to a folder, before they are computed.
+    """Raises `UserError` if the scores of tasks could not be written to a folder, before they are computed.
 
     Args:
-        folder: it is created, with those above it, unless it exists.
-        tasks: of each so many items, or all, will be scored.
+        folder: created, with its parents, unless it exists.
+        tasks: to score, with so many items of each, or all.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,11 +74,12 @@ def check_results(folder: Path, tasks: Sequence[TaskData], items: int | None = N
 
 
 def check_scores(folder: Path, data: TaskData, chosen: np.ndarray) -> Path:
-    """Returns the file for the scores of items; raises `UserError` where it holds those of others."""
+    """Returns the file for the scores of items; raises `UserError` if it has scores of other items."""
     path, digest = folder / f"{data.result_name(chosen)}.json", data.items_digest(chosen)
-    before = str((read_json(path, "move it away") or {}).get("items_digest", digest))
+    before = str((read_json(path, "move it elsewhere") or {}).get("items_digest", digest))
     require(
-        before == digest, f"{path}: it holds the scores of other items ({before:.12}, not {digest:.12}); move it away"
+        before == digest,
+        f"{path}: it has the scores of other items ({before:.12}, not {digest:.12}); move it elsewhere",
     )
     return path
 
@@ -87,10 +88,10 @@ def write_scores(folder: Path, scores: TaskScores, about: dict) -> Path:
     """Writes `TASK.json`, the scores and all that they depend on, and `TASK.items.jsonl`; returns the first.
 
     Args:
-        about: what the task does not know: step, tokenizer, precision, code, ...
+        about: further values: step, tokenizer, precision, code, ...
 
     Raises:
-        UserError: the file is there with the scores of other items.
+        UserError: the file exists with the scores of other items.
     """
     data, encoded = scores.task
     requests, digest = scores.task.requests(scores.chosen), data.items_digest(scores.chosen)
@@ -172,11 +173,11 @@ def _number(mean: float, error: float) -> str:
 
 
 def _spread(error: float, digits: int) -> str:
-    """Returns ' ± error', or nothing where a single item or document shows none."""
+    """Returns ' ± error', or '' if there is none, as for a single item or document."""
     return f" ± {error:.{digits}f}" if math.isfinite(error) else ""
 
 
 def describe_validation(validation: dict[str, float]) -> str:
-    """Returns what `validate` found, in words."""
+    """Returns the result of `validate` in words."""
     spread = _spread(validation.get("bits_per_byte_standard_error", math.nan), 4)
     return f"{validation['loss']:.4f} nats per token, {validation['bits_per_byte']:.4f}{spread} bits per byte"

@@ -26,10 +26,10 @@ _SEEDS = 1 << 32
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a text is generated; top_p limits what top_k leaves."""
+    """How a text is generated; top_p applies after top_k."""
 
     tokens: Annotated[int, Bounds(at_least=1, at_most=MAX_TOKENS)] = 200
-    """The most tokens to generate; a text ends earlier with EOS, or with the learned positions of the model."""
+    """The most tokens to generate; a text ends earlier at EOS, or at the model's last learned position."""
     temperature: float = 0.8
     """Divides the logits before a token is drawn; 0 takes the likeliest token."""
     top_k: NonNegativeInt32 = 0
@@ -50,7 +50,7 @@ class Sampling:
         )
 
     def arrays(self, first_row: int = 0) -> "SamplingArrays":
-        """Returns what a compiled function takes; `first_row` is the number of the first row among all of a seed."""
+        """Returns the options for a compiled function; `first_row` is the number of the first row for a seed."""
         return SamplingArrays(
             np.uint32(self.seed),
             np.float32(self.temperature),
@@ -60,7 +60,7 @@ class Sampling:
         )
 
     def reseeded(self, number: int) -> "Sampling":
-        """Returns the same with a seed that is so much larger; after the largest comes 0."""
+        """Returns the same with a seed larger by `number`; 0 follows the largest seed."""
         return dataclasses.replace(self, seed=(self.seed + number) % _SEEDS)
 
 
@@ -75,14 +75,13 @@ class SamplingArrays(NamedTuple):
 
 
 def draw(logits_BV: jax.Array, number: jax.Array | int, options: SamplingArrays) -> jax.Array:
-    """Returns a token of each row, int32 (B,); what an option does not need is not computed.
+    """Returns a token for each row, int32 (B,); only what the options need is computed.
 
-    Each row has a random key of its own, made of the seed and its number, so that its draws do not depend on the other
-    rows.
+    Each row has its own random key, made from the seed and its number, so that its draws do not depend on other rows.
 
     Args:
         logits_BV: float32.
-        number: how many tokens of each row were drawn before.
+        number: tokens of each row drawn before.
         options: of the draw.
     """
 
@@ -103,20 +102,20 @@ def _truncate(logits_BV, options: SamplingArrays) -> jax.Array:
     V = logits_BV.shape[1]
     is_kept_BV = _likeliest(logits_BV, jnp.ones_like(logits_BV), jnp.where(options.top_k > 0, options.top_k, V))
     logits_BV = jnp.where(is_kept_BV, logits_BV, MASKED)
-    # Without a bound that no sum of probabilities reaches, rounding could leave something out at 1.
+    # The bound exceeds any sum of probabilities; otherwise rounding could leave tokens out at 1.
     total = jnp.where(options.top_p < 1, options.top_p, jnp.inf)
     return jnp.where(_likeliest(logits_BV, jax.nn.softmax(logits_BV, axis=1), total), logits_BV, MASKED)
 
 
 def _likeliest(logits_BV, weights_BV, total) -> jax.Array:
-    """Returns which are the fewest largest logits of each row whose weights sum to `total` or more; all where none do.
+    """Returns a mask of the fewest largest logits of each row whose weights sum to `total` or more, or of all.
 
-    The smallest logit that is kept is found bit by bit, from the highest: 32 sums, where a sort of 32,768 logits takes
-    a CPU longer than a token of a model of 27 million parameters.
+    The smallest kept logit is found bit by bit, from the highest bit: 32 sums. Sorting 32,768 logits would take a CPU
+    longer than a token of a model of 27 million parameters.
     """
     bits_BV = jax.lax.bitcast_convert_type(logits_BV, jnp.uint32)
     sign = jnp.uint32(1 << 31)
-    # In the order of the numbers that they stand for: of negative ones a larger pattern is a smaller number.
+    # In numerical order: among negative numbers a larger bit pattern is smaller.
     ordered_BV = jnp.where(bits_BV >= sign, ~bits_BV, bits_BV | sign)
 
     def try_bit(i, threshold_B1):

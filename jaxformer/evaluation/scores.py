@@ -1,7 +1,7 @@
-"""What log-likelihoods say of a model: accuracies, and the smooth measures that see what accuracies cannot.
+"""Scores from log-likelihoods: accuracies, and smoother measures that are more sensitive.
 
-A small model's accuracy moves by chance more than by what an experiment changes; the likelihood of the right answer
-does not (Heineman et al. 2025, arXiv 2508.13144). Standard errors are those of a mean over independent items.
+A small model's accuracy changes more by chance than by an experiment; the likelihood of the right answer does not
+(Heineman et al. 2025, arXiv 2508.13144). Standard errors are for a mean over independent items.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxformer.evaluation.items import Item
 
 
 class Estimate(NamedTuple):
-    """A mean over items, and its standard error; NaN where there is one item only."""
+    """A mean over items, and its standard error; NaN for a single item."""
 
     mean: float
     standard_error: float
@@ -24,16 +24,16 @@ class ItemScores(NamedTuple):
     """The scores of each item, float64 (items,)."""
 
     acc: np.ndarray
-    """1 where the right option is the likeliest, the first of equals; a single option is right where each of its tokens
-    is the likeliest.
+    """1 if the right option is the likeliest, the first of equals; a single option is right if each of its tokens is
+    the likeliest.
     """
     acc_norm: np.ndarray
     """The same for log-likelihoods divided by the characters of the options."""
     gold_bits_per_byte: np.ndarray
-    """Bits that the right option takes, per UTF-8 byte of its text."""
+    """Bits of the right option, per UTF-8 byte of its text."""
     margin: np.ndarray
-    """By how many nats per character the right option leads the best other one, each divided by its own characters;
-    above 0 only where `acc_norm` is 1, and NaN for a single option.
+    """Nats per character by which the right option leads the best other one, each divided by its own characters; above
+    0 only if `acc_norm` is 1, and NaN for a single option.
     """
 
 
@@ -42,7 +42,7 @@ def score_items(items: Sequence[Item], log_likelihoods: Sequence[np.ndarray], is
 
     Args:
         log_likelihoods: nats of each item's options.
-        is_greedy: of each item's right option, whether the model itself would write it.
+        is_greedy: for each item's right option, whether the model itself would write it.
     """
     rows = []
     for item, nats, greedy in zip(items, log_likelihoods, is_greedy, strict=True):

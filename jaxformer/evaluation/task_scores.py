@@ -23,7 +23,7 @@ from jaxformer.step import TrainState
 
 
 class EncodedTask(NamedTuple):
-    """A task as token requests: those of all options of all items, one after another."""
+    """A task as token requests, for all options of all items in order."""
 
     data: TaskData
     encoded: Encoded
@@ -47,7 +47,7 @@ class TaskScores(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The task's name, and how many items were scored unless all were."""
+        """The task's name, with the number of scored items unless all were."""
         return self.task.data.result_name(self.chosen)
 
     def among(self, chosen: np.ndarray) -> "TaskScores":
@@ -57,14 +57,14 @@ class TaskScores(NamedTuple):
         return TaskScores(self.task, chosen, lls, ItemScores(*(values[places] for values in self.items)))
 
     def estimates(self) -> dict[str, Estimate]:
-        """Returns the mean of each score that is of use for the task."""
+        """Returns the mean of each score that is useful for the task."""
         task = self.task.data.task
         unused = set() if task.has_acc_norm else {"acc_norm"}
         unused |= {"margin"} if task.options == 1 else set()
         return {name: estimate(values) for name, values in self.items._asdict().items() if name not in unused}
 
     def chance(self) -> float | None:
-        """Returns the accuracy of guessing; None where items have one option."""
+        """Returns the accuracy of guessing; None if items have one option."""
         items = [self.task.data.items[i] for i in self.chosen.tolist()]
         return None if self.task.data.task.options == 1 else chance(items)
 

@@ -1,7 +1,7 @@
-"""Tasks in cloze form: a question is a few options, and a model takes the one that it finds likeliest.
+"""Tasks in cloze form: a question has a few options, and a model chooses the one that it finds likeliest.
 
-Another that is published takes a function from a row to an `Item`, in `items.py`, and a line in `TASKS`; one of your
-own is a `Task` in an experiment file.
+A further published task needs a function from a row to an `Item`, in `items.py`, and a line in `TASKS`; your own task
+is a `Task` in an experiment file.
 """
 
 import contextlib
@@ -24,26 +24,26 @@ from jaxformer.host.digests import file_digest
 from jaxformer.host.paths import expanded
 from jaxformer.record import Part, describe_failure, flatten, loaded_kinds
 
-# In place of a path: a dataset of TFDS that is prepared under the task's own name.
+# In place of a path: the task's dataset prepared by TFDS.
 TFDS = "tfds"
 
 
 @dataclass(frozen=True)
 class Task(Part):
-    """A versioned specification of a task. One of your own, a value in `evaluation.tasks`, defines `to_item`."""
+    """A versioned specification of a task. Your own, a value in `evaluation.tasks`, defines `to_item`."""
 
     name: str
-    """Of its results, and of the file that holds its rows."""
+    """Name of its results, and of the file with its rows."""
     version: int = 1
-    """Raised when the same row would give other options, where the digest of its code does not tell."""
+    """Increase it when the same row gives other options and the digest of its code does not show it."""
     options: int = 0
-    """Options of each item; 0 for two or more, and 1 where the model is to write the answer itself."""
+    """Options of each item; 0 for two or more, and 1 if the model must write the answer itself."""
     primary: str = "acc"
-    """The accuracy to report: 'acc', or 'acc_norm' where options differ in length."""
+    """The accuracy to report: 'acc', or 'acc_norm' if options differ in length."""
     has_acc_norm: bool = True
-    """Whether it is of use to divide by the lengths of the options."""
+    """Whether it is useful to divide by the lengths of the options."""
     official_items: ClassVar[int] = 0
-    """Items in the split that is reported; 0 for those of its file."""
+    """Items in the reported split; 0 for those in its file."""
     equals: ClassVar[str] = ""
     """The task of lm-evaluation-harness whose requests these are, and its version there; '' for none."""
     tfds: ClassVar[tuple[str, str] | None] = None
@@ -62,13 +62,13 @@ class Task(Part):
         require_one_of(f"{kind}.primary", self.primary, ["acc", *(["acc_norm"] if self.has_acc_norm else [])])
 
     def to_item(self, row: Mapping[str, Any]) -> Item:
-        """Returns the item of a row; raises `UserError` where the row is none of the task's."""
+        """Returns the item of a row; raises `UserError` if the row is not the task's."""
         raise NotImplementedError(f"{type(self).__name__} does not define to_item(row)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Published(Task):
-    """A task that others have published, whose requests are those of lm-evaluation-harness."""
+    """A published task, with the same requests as lm-evaluation-harness."""
 
     official_items: int
     equals: str
@@ -90,12 +90,12 @@ class TaskData(NamedTuple):
     """Hexadecimal SHA-256 of the file, or of the dataset's files."""
 
     def texts(self) -> list[str]:
-        """Returns each item's question and right answer, without what the cloze form adds: as others may publish it."""
+        """Returns each item's question and right answer, without the cloze form's additions, as others publish it."""
         answered = ("".join(item.options[item.gold]) for item in self.items)
         return [re.sub(r"(^|\n)Question: |\nAnswer:", "\n", text) for text in answered]
 
     def items_digest(self, chosen: np.ndarray) -> str:
-        """Returns the hexadecimal SHA-256 of some items: equal where the very same questions are put."""
+        """Returns the hexadecimal SHA-256 of some items: equal for the very same questions."""
         questions = [[self.items[i].options, self.items[i].gold] for i in chosen.tolist()]
         own = [] if isinstance(self.task, _Published) else [flatten(self.task, science_only=True)]
         identity = [self.task.name, self.task.version, questions, *own]
@@ -103,15 +103,15 @@ class TaskData(NamedTuple):
 
     @property
     def official_items(self) -> int:
-        """Items in the split that is reported."""
+        """Items in the reported split."""
         return self.task.official_items or len(self.items)
 
     def result_name(self, chosen: np.ndarray) -> str:
-        """Returns the name of the results of some items: the task's, and how many they are unless they are all."""
+        """Returns the name of the results of some items: the task's, with their number unless they are all."""
         return self.task.name if len(chosen) == len(self.items) else f"{self.task.name}_{len(chosen)}"
 
     def describe_equal_options(self) -> str | None:
-        """Returns a line on the items that have the same option twice; None where there are none."""
+        """Returns a line on the items that have the same option twice; None without any."""
         equal = [number for number, item in enumerate(self.items) if item.has_equal_options]
         if not equal:
             return None
@@ -123,9 +123,9 @@ class TaskData(NamedTuple):
 
 
 def fixed_choice(total: int, count: int | None) -> np.ndarray:
-    """Returns the indices of a choice that is always the same, in order; all if `count` is None or too many.
+    """Returns the indices of a fixed random choice, in order; all if `count` is None or too many.
 
-    The first rows would be no fair choice: some files are sorted. A larger choice holds a smaller one.
+    The first rows would be no fair choice: some files are sorted. A larger choice contains a smaller one.
     """
     return np.sort(np.random.default_rng(0).permutation(total)[:count])
 
@@ -134,14 +134,14 @@ def load_task(task: str | Task, data: str) -> TaskData:
     """Returns a task with its items.
 
     Args:
-        task: one of your own, or the name of one of `TASKS`.
+        task: your own, or the name of one of `TASKS`.
         data: a file of JSON lines or Parquet in the official format; a folder with such a file named after the task
             (`hellaswag.jsonl`, `arc_easy.parquet`, ...); the folder of a prepared TFDS dataset; or 'tfds' for the
             dataset that is prepared in TFDS's own folder.
 
     Raises:
         UserError: an unknown task, no data, or a row that is damaged or not of this task, with its file and number; or
-            code of one's own fails.
+            your own code fails.
     """
     if isinstance(task, str):
         require_one_of("task", task, TASKS)
@@ -158,7 +158,7 @@ def load_task(task: str | Task, data: str) -> TaskData:
 
 
 def own_tasks() -> list[Task]:
-    """Returns the tasks of one's own that this process has loaded and that take no more than their class says."""
+    """Returns your own tasks that this process has loaded and that need no further values than their class."""
     found = []
     for kind in loaded_kinds(Task):
         with contextlib.suppress(TypeError):
@@ -216,7 +216,7 @@ def _open(task: Task, data: str):
         target = found[0]
     require(
         has_suffix(target.name, suffixes),
-        f"{what} {target}: of no known kind; give a file that ends with {', '.join(suffixes)}",
+        f"{what} {target}: unknown kind; give a file that ends with {', '.join(suffixes)}",
     )
     read = read_parquet if has_suffix(target.name, SUFFIXES["parquet"]) else read_jsonl
     return read([target], what), str(target), _digest(target, what)

@@ -37,22 +37,22 @@ class DocumentLosses(NamedTuple):
     nats: np.ndarray
     """float64, cross-entropy of the document's text and its EOS."""
     targets: np.ndarray
-    """int64, tokens in it, EOS among them."""
+    """int64, tokens in it, including EOS."""
     text_bytes: np.ndarray
     """int64, UTF-8 bytes of its text."""
     digest: str
     """Digest of the corpus's sources."""
     sources: np.ndarray
-    """int64, equal where documents are pieces of one file, or have one key: they do not vary independently."""
+    """int64, equal for pieces of one file and documents with one key, which do not vary independently."""
 
 
 def select_validation(shards: Shards, config: EvaluationConfig, packing: PackingConfig, name: str) -> ValidationSet:
     """Returns a fixed choice of whole documents with at least the wanted bytes, or all.
 
     It is the same for every seed, tokenizer and packing of the training rows: validation rows are always best-fit, and
-    a document never sees its neighbours, whatever `packing.document_mask` is. A longer row gives longer documents more
-    context. Of a corpus that was read up to a budget they are the first ones, else they are drawn: runs on two budgets
-    of a corpus are then validated on the same documents.
+    a document never sees its neighbours, for any `packing.document_mask`. A longer row gives longer documents more
+    context. For a corpus read up to a budget they are the first documents, else they are drawn at random. So runs on
+    two budgets of a corpus are validated on the same documents.
     """
     drawn = np.random.default_rng(0).permutation(len(shards))
     order = np.arange(len(shards)) if shards.manifest.budget else drawn
@@ -75,10 +75,10 @@ def validate(state: TrainState, sets: Sequence[ValidationSet], config: Evaluatio
 def validation_scalars(losses: Sequence[DocumentLosses]) -> dict[str, float]:
     """Returns `loss`, nats per target, and `bits_per_byte` over all documents, each with its `_standard_error`.
 
-    Of several corpora it gives those of each too, behind its name: `wiki/loss`. Bits per byte are the bits that the
-    model needs for the documents' text and the EOS that ends each, divided by the text's UTF-8 bytes; unlike nats per
-    token they compare models with different tokenizers. Standard errors are those of sources drawn independently, each
-    with all of its documents.
+    With several corpora also of each, after its name: `wiki/loss`. Bits per byte are the bits that the model needs for
+    the documents' text and the EOS that ends each, divided by the text's UTF-8 bytes; unlike nats per token they
+    compare models with different tokenizers. Standard errors assume independently drawn sources, each with all of its
+    documents.
     """
     scalars = {}
     for prefix, chosen in [("", losses), *((f"{one.name}/", [one]) for one in losses if len(losses) > 1)]:
@@ -93,7 +93,7 @@ def validation_scalars(losses: Sequence[DocumentLosses]) -> dict[str, float]:
 
 
 def _by_source(losses: DocumentLosses, above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the parts of a ratio, summed over the documents of each source; as they are where none has two."""
+    """Returns the parts of a ratio, summed over the documents of each source; unchanged if none has two."""
     distinct, source_of = np.unique(losses.sources, return_inverse=True)
     if len(distinct) == len(losses.sources):
         return above, below
@@ -110,7 +110,7 @@ def _document_losses(state: TrainState, chosen: ValidationSet, rows_per_batch: i
     rows = np.concatenate(jax.device_get(waiting))
     if not np.isfinite(rows).all():
         raise TrainingFailure(f"the loss of validation documents of {name} is not finite")
-    # Pieces stand one behind another from the beginning of their row, and what follows them weighs nothing.
+    # Pieces follow each other from the beginning of their row, and the rest has no weight.
     before = np.cumsum(plan.lengths, dtype=np.int64) - plan.lengths
     row_of = np.repeat(np.arange(len(plan)), np.diff(plan.rows))
     begins = row_of * plan.row_length + before - before[plan.rows[:-1]][row_of]

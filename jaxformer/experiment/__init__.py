@@ -1,7 +1,7 @@
 """Questions as files: all that a file in `experiments/` imports, in one line.
 
-`from jaxformer.experiment import Variant` is enough for most; a file that spells out a whole configuration imports the
-class of each section from here too.
+Most only need `from jaxformer.experiment import Variant`. A file with a whole configuration also imports the class of
+each section from here.
 """
 
 from jaxformer.attention.dispatch import AttentionConfig

@@ -1,4 +1,4 @@
-"""A variant's change, applied to an experiment and checked to be that and no more; and how experiments differ."""
+"""A variant's change, applied to an experiment and checked to change nothing else; and how experiments differ."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -16,18 +16,18 @@ _PHASES = "training.phases"
 
 
 def apply_change(variant: Variant, base: Experiment) -> tuple[Experiment, list[str]]:
-    """Returns what a variant makes of an experiment, and the paths of the scientific fields that it declares.
+    """Returns an experiment with a variant's change, and the paths of the scientific fields that it declares.
 
     Raises:
-        UserError: the change is not valid there, changes nothing, or more than it declares.
+        UserError: the change is invalid there, changes nothing, or more than it declares.
     """
     child = replace(base, _declared_values(variant.change, base))
     declared = differences(base, child)
     changed = _with_parts_whole(declared, base, child)
     require(
         len(changed) == 1 or bool(variant.bundle.strip()),
-        f"it changes {len(changed)} fields ({', '.join(changed)}); ask one question at a time, or say in `bundle` "
-        "why they are one idea",
+        f"it changes {len(changed)} fields ({', '.join(changed)}); change one thing at a time, or explain in "
+        "`bundle` why they are one idea",
     )
     solved = set()
     for consequence in variant.consequences:
@@ -43,7 +43,7 @@ def apply_change(variant: Variant, base: Experiment) -> tuple[Experiment, list[s
 
 
 def _with_parts_whole(leaves: Iterable[str], before: Experiment, after: Experiment) -> list[str]:
-    """Returns paths that differ; one of a part that was put in, taken out or replaced stands for all within.
+    """Returns paths that differ; a part that was added, removed or replaced counts as one path.
 
     So do the phases of the training, which are one schedule.
     """
@@ -67,7 +67,7 @@ def _declared_values(change: Mapping[str, Any], base: Experiment) -> dict[str, A
     before, values = values_by_path(_effective(base)), {}
     for path, value in change.items():
         if path not in before:
-            replace(base, {path: value}, suggest)  # Raises, with the nearest path that there is.
+            replace(base, {path: value}, suggest)  # Raises, with the nearest known path.
         is_function = callable(value) and not isinstance(value, type | Part)
         values[path] = _call(f"the change of {path}", value, before[path], base) if is_function else value
     values = without_old_licence(base, values)
@@ -76,11 +76,11 @@ def _declared_values(change: Mapping[str, Any], base: Experiment) -> dict[str, A
     for path in change:
         require(
             any(is_within(leaf, path) for leaf in learned),
-            f"{path} decides how a run is computed, not what it learns, and is no question",
+            f"{path} decides how a run is computed, not what it learns: it cannot be a change",
         )
         require(
             any(is_within(leaf, path) for leaf in differs),
-            f"the change of {path} changes nothing: {base.name} has {before[path]!r}, or takes no notice of it",
+            f"the change of {path} changes nothing: {base.name} has {before[path]!r}, or ignores it",
         )
     return values
 
@@ -97,7 +97,7 @@ def _call(what: str, function: Any, *arguments: Any) -> Any:
 
 
 def differences(before: Experiment, after: Experiment) -> dict[str, tuple[Any, Any]]:
-    """Returns (before, after) of each scientific leaf that differs; None where there is none."""
+    """Returns (before, after) of each scientific leaf that differs; None where a side has none."""
     ours, theirs = science(after), science(before)
     paths = dict.fromkeys([*theirs, *ours])
     return {path: (theirs.get(path), ours.get(path)) for path in paths if theirs.get(path) != ours.get(path)}
@@ -109,10 +109,10 @@ def is_within(leaf: str, path: str) -> bool:
 
 
 def with_kinds(base: Experiment, overrides: Mapping[str, str]) -> dict[str, Any]:
-    """Returns overrides that also set the kind of each corpus whose path they change alone, where it is another there.
+    """Returns overrides that also set the kind of each corpus of which they change only the path, if it differs.
 
     Raises:
-        UserError: no kind is known by the names of the files.
+        UserError: the names of the files show no known kind.
     """
     known, result = values_by_path(base.corpus, "corpus."), dict(overrides)
     for path, value in overrides.items():
@@ -135,6 +135,6 @@ def without_old_licence(base: Experiment, values: Mapping[str, Any]) -> dict[str
 
 
 def _effective(experiment: Experiment) -> Experiment:
-    """Returns an experiment in which no field stands for another value, or for nothing."""
+    """Returns an experiment with actual values in place of defaults such as 0, and without unused ones."""
     model, optimizer = experiment.model.effective(), experiment.optimizer.effective()
     return dataclasses.replace(experiment, model=model, optimizer=optimizer)

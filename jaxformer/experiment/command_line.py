@@ -1,4 +1,4 @@
-"""The command line of `jaxformer train`, and what others share with it: an experiment and overrides of its fields."""
+"""The command line of `jaxformer train`, and its shared part: an experiment and overrides of its fields."""
 
 import argparse
 import ast
@@ -21,7 +21,7 @@ from jaxformer.host.console import print_line
 from jaxformer.host.docstrings import docstring
 from jaxformer.host.paths import expanded, local_path
 
-# Column in which the explanations of the options of training begin, and what stands before that of a field.
+# Column at which explanations of training options begin, and the indent of a field's explanation.
 _INDENT, _BELOW = 21, " " * 6
 
 
@@ -39,7 +39,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
     group = parser.add_argument_group()  # Without a title.
     add_experiment_options(group, f"{_first_experiments(WIDTH - _INDENT - 11)}, or a path", is_required=False)
     add = group.add_argument
-    add("--resume", type=local_path, metavar="RUN", help="go on with a run; with --extend_to=STEPS beyond its end")
+    add("--resume", type=local_path, metavar="RUN", help="resume a run; with --extend_to=STEPS beyond its end")
     add("--extend_to", type=int, metavar="STEPS", help=argparse.SUPPRESS)
     add("--workdir", type=local_path, metavar="DIR", help="run folder (default: runs/NAME/seed_SEED)")
     add("--seed", type=int, metavar="N", help="seed of initialisation and data order (default: 0)")
@@ -51,7 +51,7 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         metavar="GPU",
         help=argparse.SUPPRESS,  # As `jaxformer plan`.
     )
-    add("--profile", metavar="A:B", help="trace steps A to B, and print what takes longest")
+    add("--profile", metavar="A:B", help="trace steps A to B, and print the slowest kernels")
     add("--help", action=_Help, nargs="?", const="", metavar="SECTION", help="explain the fields of a section:")
     add("-h", dest="help", action=_Help, nargs="?", const="", help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args(arguments)
@@ -59,15 +59,15 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         _print_help(parser, options, rest)
         parser.exit()
     if (options.experiment is None) == (options.resume is None):
-        parser.error("give --experiment=NAME to begin a run, or --resume=RUN to go on with one")
+        parser.error("give --experiment=NAME to start a run, or --resume=RUN to resume one")
     names = ("parent", "seed", "init_from", "name", "question", *(("workdir",) if options.extend_to is None else ()))
     is_of_run = [name for name in names if getattr(options, name) is not None]
     require(
         not (options.resume and is_of_run),
-        f"--{' and --'.join(is_of_run)}: a run that goes on has its own; leave it out beside --resume",
+        f"--{' and --'.join(is_of_run)}: a resumed run keeps its own; leave it out with --resume",
     )
     lacks_run = options.extend_to is not None and options.resume is None
-    require(not lacks_run, "--extend_to needs --resume=RUN, the run that it prolongs")
+    require(not lacks_run, "--extend_to needs --resume=RUN, the run to extend")
     options.seed = options.seed or 0
     require(0 <= options.seed < 2**20, f"--seed ({options.seed}) must lie in [0, {2**20})")
     profile = {"training.profile": options.profile} if options.profile is not None else {}
@@ -90,24 +90,24 @@ def add_experiment_options(
         help="start from the weights of a run or Hugging Face folder",
     )
     parser.add_argument("--name", metavar="NAME", help="name of the run and its folder (default: the experiment's)")
-    parser.add_argument("--question", metavar="TEXT", help="what the run is to tell (default: the experiment's)")
+    parser.add_argument("--question", metavar="TEXT", help="the question of the run (default: the experiment's)")
     add_code_option(parser, argparse.SUPPRESS)  # For `init_from` alone.
 
 
 def add_code_option(
     parser: argparse._ActionsContainer, explained: str = "Python file of parts that the run was made with"
 ) -> None:
-    """Adds `--code`, by which a file is run for the parts that stand in it."""
+    """Adds `--code`, which runs a file for the parts in it."""
     parser.add_argument("--code", action=_Code, metavar="FILE", help=explained)
 
 
 def parse_overrides(parser: Parser, options: argparse.Namespace, arguments: list[str]) -> dict[str, str]:
-    """Returns the values of `--section.field=value` by dotted path, and those of `--init_from` and its like.
+    """Returns the values of `--section.field=value` by dotted path, and of `--init_from` and the like.
 
     Args:
-        parser: of the command; for an argument that it does not know, the error names the nearest that it does.
-        options: what it knows, those of `add_experiment_options` among it.
-        arguments: those that are none of its options.
+        parser: of the command; the error for an unknown argument names the nearest known one.
+        options: the parsed options, including those of `add_experiment_options`.
+        arguments: the remaining ones.
 
     Raises:
         UserError: one of them is no override.
@@ -126,14 +126,14 @@ def parse_overrides(parser: Parser, options: argparse.Namespace, arguments: list
 
 
 class _Code(argparse.Action):
-    """Runs a file, whose classes are then known to the process."""
+    """Runs a file, so that the process knows its classes."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         load_parts(expanded(str(values)))
 
 
 class _Help(argparse.Action):
-    """Keeps which page is to be printed; then nothing else need be given."""
+    """Stores which page to print; no other option is then required."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         namespace.help = values
@@ -163,7 +163,7 @@ def sections() -> dict[str, Any]:
 
 
 def _classes(kind: Any) -> list[type]:
-    """Returns the dataclasses that an annotation names, but sections."""
+    """Returns the dataclasses that an annotation names, without sections."""
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return [] if kind in sections().values() else [kind]
     return [one for each in typing.get_args(kind) for one in _classes(each)]
@@ -175,19 +175,19 @@ def _first_clause(kind: type) -> str:
 
 
 def _first_experiments(width: int) -> str:
-    """Returns as many names of experiments as fit, and where all of them are."""
+    """Returns as many names of experiments as fit, and how to list all."""
     names = list_experiments()
     return textwrap.shorten(", ".join(names) or "none", width, placeholder=f" ... ({len(names)}: --help=experiments)")
 
 
 def describe_section(name: str, experiment: Experiment | None = None) -> str:
-    """Returns what a section's fields take, their defaults, an experiment's values that differ, and what they mean."""
+    """Returns a section's fields: types, defaults, an experiment's different values, and what they mean."""
     kind = sections()[name]
     lines = [f"--{name}.FIELD=VALUE", "", *textwrap.wrap(docstring(kind), WIDTH), ""]
     lines += _describe_fields(kind, getattr(experiment, name, None), getattr(experiment, "name", ""))
     if classes := [*dict.fromkeys(one for each in typing.get_type_hints(kind).values() for one in _classes(each))]:
         width = max(len(each.__name__) for each in classes) + 4
-        lines += ["", "classes, of which an experiment file gives objects:"]
+        lines += ["", "classes for objects in an experiment file:"]
         for each in classes:
             text = f"  {each.__name__:{width - 2}}{_first_clause(each)}"
             lines += textwrap.wrap(text, WIDTH, subsequent_indent=" " * width)
@@ -195,13 +195,13 @@ def describe_section(name: str, experiment: Experiment | None = None) -> str:
 
 
 def _describe_fields(kind: type, config: Any, owner: str, prefix: str = "", *, briefly: bool = False) -> list[str]:
-    """Returns the lines about the fields of a class, and about those of what a configuration has in them.
+    """Returns the lines about the fields of a class, and about the fields of objects in them.
 
     Args:
         config: of the class, or None for none.
-        owner: name of the experiment that it is of.
+        owner: name of its experiment.
         prefix: of the names of its fields.
-        briefly: leaves out what they mean, and those that have their default.
+        briefly: leaves out their meaning, and those at their default.
     """
     declared, explained, lines = typing.get_type_hints(kind, include_extras=True), field_docstrings(kind), []
     for field in dataclasses.fields(kind):
@@ -223,7 +223,7 @@ def _describe_fields(kind: type, config: Any, owner: str, prefix: str = "", *, b
 
 
 def _written(value: Any) -> str:
-    """Returns a value as the page of a section shows it; of an object the class, as its fields follow."""
+    """Returns a value as the page of a section shows it; for an object its class, as its fields follow."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_written, value))})"
     if dataclasses.is_dataclass(value):
@@ -232,7 +232,7 @@ def _written(value: Any) -> str:
 
 
 def field_docstrings(kind: type) -> dict[str, str]:
-    """Returns the text below each field of a class, which Python does not keep, from its source."""
+    """Returns the text below each field of a class from its source, since Python does not keep it."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     body = node.body if isinstance(node, ast.ClassDef) else []
     return {

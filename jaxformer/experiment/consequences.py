@@ -1,6 +1,6 @@
-"""What must follow a change for the comparison to be fair: values solved from the parent, never chosen.
+"""Consequences that keep the comparison of a change fair: values solved from the parent, never chosen.
 
-A consequence is a function from (parent, child) to new values by dotted path; `paths` are those that it may set.
+A consequence is a function from (parent, child) to new values by dotted path; it may only set `paths`.
 """
 
 import math
@@ -12,13 +12,13 @@ from jaxformer.config import replace, require
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import parameter_count
 
-# Share by which the parameters of a child may differ from its parent's and still be called equal.
+# Share by which a child's parameters may differ from its parent's and still count as equal.
 TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class SolvedFeedForwardWidth:
-    """The feed-forward width, in steps of `multiple_of`, at which the child has most nearly its parent's parameters."""
+    """The feed-forward width, in steps of `multiple_of`, that brings the child's parameters nearest to its parent's."""
 
     multiple_of: int = 8
     paths: ClassVar[tuple[str, ...]] = ("model.feed_forward_width",)
@@ -40,9 +40,9 @@ class SolvedFeedForwardWidth:
 
 @dataclass(frozen=True)
 class SolvedWidth:
-    """The width, in heads of the parent's width, at which the child has most nearly its parent's parameters.
+    """The width, in heads of the parent's width, that brings the child's parameters nearest to its parent's.
 
-    Whole heads are coarse: let `SolvedFeedForwardWidth` follow, to make up the rest.
+    Whole heads are coarse: let `SolvedFeedForwardWidth` follow, to correct the rest.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("model.width", "model.heads")
@@ -68,7 +68,7 @@ def times(factor: float) -> Callable[[Any, Experiment], Any]:
         product = value * factor
         if isinstance(value, float):
             return product
-        require(float(product).is_integer(), f"{factor:g} times {value} is no whole number")
+        require(float(product).is_integer(), f"{factor:g} times {value} is not a whole number")
         return int(product)
 
     return scaled
@@ -82,7 +82,7 @@ def _nearest(parent: Experiment, child: Experiment, values: Callable[[int], dict
         return parameter_count(replace(child, values(n)).model)
 
     def between(a: int, b: int) -> int:
-        """Where a line through two counts has the wanted one: parameters are nearly linear in n."""
+        """Interpolates the wanted count: parameters are nearly linear in n."""
         require(
             count(a) < count(b), f"the parameters do not depend on {', '.join(values(1))}: leave the consequence out"
         )

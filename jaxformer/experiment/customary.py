@@ -1,10 +1,10 @@
-"""What fields are called elsewhere, and what the command line answers to such a name."""
+"""Names of fields in other libraries, and the hint that the command line gives for them."""
 
 from collections.abc import Iterable
 
 from jaxformer.config import did_you_mean
 
-# What fields are called by nanoGPT, Hugging Face's transformers and papers, by what they are here.
+# Names in nanoGPT, Hugging Face's transformers and papers, by the field here.
 CUSTOMARY = {
     "model.vocabulary_size": "vocab_size n_vocab",
     "tokenizer.vocabulary_size": "vocab_size n_vocab",
@@ -49,7 +49,7 @@ CUSTOMARY = {
     "workdir": "out_dir output_dir",
 }
 
-# Of those whose number is of something else there: what it is of here.
+# The unit here, for names with another unit there.
 _UNITS = {
     "min_lr": "a share of learning_rate",
     "final_lr": "a share of learning_rate",
@@ -62,14 +62,14 @@ _UNITS = {
     "per_device_train_batch_size": "rows of all devices",
 }
 
-# What others have and this library has not.
+# What this library lacks.
 _ABSENT = ("dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout", "bias")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Returns `did_you_mean` of a field or an option, by what it is called elsewhere too, and its unit if that differs.
+    """Returns `did_you_mean` for a field or an option, also for its name elsewhere, with its unit if that differs.
 
-    Of what there is not, it returns '; there is no X'.
+    For what this library lacks, returns '; there is no X'.
     """
     known, name = [*known], word.lstrip("-").lower().replace("-", "_").rpartition(".")[2]
     if name in _ABSENT and not any(f".{each.lstrip('-')}".endswith(f".{name}") for each in known):

@@ -1,4 +1,4 @@
-"""All configurations of a run as one value, checked as a whole; and the state and the attention that follow from it."""
+"""All configurations of a run as one value, checked as a whole; and the state and attention that they define."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from jaxformer.record import flatten, from_dict
 from jaxformer.step import TrainingConfig, TrainState, compute_dtype, init_state
 from jaxformer.tracking.config import TrackingConfig
 
-# Fields that earlier versions had and that decide nothing any more, by section.
+# Fields of earlier versions that no longer matter, by section.
 _GONE = {"attention": ("autotune",)}
 
 
@@ -36,12 +36,12 @@ class Experiment:
     """A question and the configuration whose run answers it."""
 
     question: str = execution("")
-    """What the run is to tell."""
+    """The question that the run answers."""
     name: str = execution("")
     """Name of the experiment; set from its file when it is loaded."""
     init_from: str = ""
-    """Trained weights to start from, on which all else begins anew: RUN, the folder of a finished run;
-    RUN/checkpoints/STEP; or a folder in the form of Hugging Face's transformers. '': the seed draws the weights.
+    """Trained weights to start from; all else starts fresh: RUN, the folder of a finished run; RUN/checkpoints/STEP; or
+    a folder in the form of Hugging Face's transformers. '': the seed draws the weights.
     """
     model: ModelConfig
     corpus: CorpusConfig
@@ -71,7 +71,7 @@ class Experiment:
         require(
             self.optimizer.unembedding_rate == 1 or self.model.has_unembedding,
             f"optimizer.unembedding_rate ({self.optimizer.unembedding_rate}) needs model.tied_embeddings = False: a "
-            "table that embeds as well has optimizer.embedding_rate",
+            "tied table uses optimizer.embedding_rate",
         )
         lengths = {"packing.row_length": self.packing.row_length}
         lengths |= {f"training.phases.{i}.row_length": one.row_length for i, one in enumerate(self.training.phases)}
@@ -85,19 +85,19 @@ class Experiment:
         pauses = [step for step in all_but_last if step == saved or any(step % each == 0 for each in every)]
         require(
             not pauses,
-            f"training.profile ({self.training.profile}) must have no validation or save between its steps, and there "
+            f"training.profile ({self.training.profile}) must have no validation or save between its steps, but there "
             f"is one after step {[*pauses, 0][0]}",
         )
         for span in spans_of(self):
             require(
                 span.first_step not in all_but_last,
-                f"training.profile ({self.training.profile}) must lie within one phase, and step {span.first_step + 1} "
+                f"training.profile ({self.training.profile}) must lie within one phase, but step {span.first_step + 1} "
                 "begins another",
             )
 
 
 def recorded_experiment(config: Mapping[str, Any]) -> Experiment:
-    """Returns the experiment of a run's record, of this version or one whose fields are all known.
+    """Returns the experiment of a run's record, of this version or another whose fields are all known.
 
     Raises:
         UserError: a field is missing or unknown, or the values are not a valid configuration.
@@ -110,20 +110,20 @@ def recorded_experiment(config: Mapping[str, Any]) -> Experiment:
 
 
 def spans_of(experiment: Experiment) -> tuple[Span, ...]:
-    """Returns the steps of a run by what their batches are: those of its phases, or all of them."""
+    """Returns the spans of steps with equal kinds of batches: the phases of a run, or all its steps."""
     training, weights = experiment.training, tuple(part.weight for part in parts_of(experiment.corpus))
     whole = Span(0, training.steps, training.rows_per_step, experiment.packing.row_length, weights)
     return make_spans(training.phases, whole)
 
 
 def evaluated_steps(experiment: Experiment) -> list[int]:
-    """Returns the steps after which an experiment is evaluated, 0 among them where it starts from trained weights."""
+    """Returns the steps after which an experiment is evaluated, including 0 if it starts from trained weights."""
     steps, every = experiment.training.steps, experiment.evaluation.every_steps
     return [*range(0 if experiment.init_from else every, steps, every), steps]
 
 
 def shapes_of(experiment: Experiment) -> list[Experiment]:
-    """Returns an experiment without phases for each shape of a batch that a run has, the first one's first.
+    """Returns an experiment without phases for each batch shape of a run, in order.
 
     Each takes its own memory and time on a device.
     """
@@ -147,14 +147,14 @@ def trained_tokens(experiment: Experiment, steps: int | None = None) -> int:
 
 
 def tokens_by_step(experiment: Experiment, steps: int) -> np.ndarray:
-    """Returns how many tokens a run is trained on until each of its first steps is done, int64 (steps,)."""
+    """Returns the tokens that a run has trained on after each of its first steps, int64 (steps,)."""
     spans = spans_of(experiment)
     span_of = np.searchsorted([span.first_step for span in spans], np.arange(steps), side="right") - 1
     return np.cumsum(np.array([span.tokens_per_step for span in spans])[span_of])
 
 
 def step_tokens(experiment: Experiment) -> list[tuple[int, int]]:
-    """Returns (step, tokens) of each step, from 0, from which on the batches have another number of tokens."""
+    """Returns (step, tokens) for each step, from 0, at which the number of tokens per batch changes."""
     sizes = [(span.first_step, span.tokens_per_step) for span in spans_of(experiment)]
     return [sizes[i] for i in range(len(sizes)) if i == 0 or sizes[i][1] != sizes[i - 1][1]]
 
@@ -171,7 +171,7 @@ def run_mesh(experiment: Experiment) -> Mesh:
     """Returns the mesh of the devices that an experiment runs on.
 
     Raises:
-        UserError: they are not there, or do not divide the rows of a step.
+        UserError: they are missing, or do not divide the rows of a step.
     """
     mesh = make_mesh(experiment.mesh, jax.devices())
     for span in spans_of(experiment):
@@ -180,7 +180,7 @@ def run_mesh(experiment: Experiment) -> Mesh:
 
 
 def attention_shape(experiment: Experiment, devices: int = 1) -> AttentionShape:
-    """Returns what attention is computed on where batches are as configured, on each of so many devices."""
+    """Returns the shape of the attention of configured batches, on each of so many devices."""
     model, training, packing = experiment.model, experiment.training, experiment.packing
     return AttentionShape(
         rows=training.rows_per_step // (training.micro_batches or 1) // devices,
@@ -189,14 +189,14 @@ def attention_shape(experiment: Experiment, devices: int = 1) -> AttentionShape:
         key_value_heads=model.G,
         head_width=model.K,
         dtype=compute_dtype(training),
-        # Validation has documents in its rows even where training does not tell them apart.
+        # Validation has documents in its rows even if training does not separate them.
         documents_per_row=packing.documents_per_row,
         window=model.sliding_window,
     )
 
 
 def attention_shapes(experiment: Experiment, devices: int = 1) -> list[AttentionShape]:
-    """Returns what attention is computed on in the steps of a run, the first one's first."""
+    """Returns the shapes of the attention in the steps of a run, in order."""
     return [attention_shape(one, devices) for one in shapes_of(experiment)]
 
 
@@ -209,15 +209,14 @@ def make_state(
     token_count: int,
     params: nnx.State | None = None,
 ) -> TrainState:
-    """Returns the state before the first step; attention is what suits the device and the shapes if it is not given.
+    """Returns the state before the first step; by default with the attention that suits the device and the shapes.
 
-    It lies on one device, or on a mesh. It reads nothing: what a run takes from its tokenizer and from the weights that
-    `init_from` names is for the caller to give.
+    It lies on one device, or on a mesh. Nothing is read: the caller passes what a run takes from its tokenizer and from
+    the weights that `init_from` names.
 
     Args:
         token_count: ids that the tokenizer has, which may be fewer than `model.vocabulary_size`.
-        params: parameters to begin with, whose memory it takes over; None draws them by the seed, whatever `init_from`
-            names.
+        params: initial parameters, which are donated; None draws them by the seed, whatever `init_from` names.
     """
     if attention is None:
         shape, *others = attention_shapes(experiment, mesh.size if mesh else 1)
@@ -237,5 +236,5 @@ def make_state(
 
 
 def science(experiment: Experiment) -> dict:
-    """Returns the leaves, by dotted path, that decide what a run learns: what identifies it and is compared."""
+    """Returns the leaves, by dotted path, that decide what a run learns: they identify it and are compared."""
     return flatten(experiment, science_only=True)

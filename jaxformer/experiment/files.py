@@ -1,4 +1,4 @@
-"""Files of experiments: found by name or path, and run for the one value that each assigns."""
+"""Experiment files: found by name or path, and run for the one value that each assigns."""
 
 import ast
 import contextlib
@@ -18,7 +18,7 @@ from jaxformer.record import source_of
 
 
 def list_experiments() -> list[str]:
-    """Returns the names of the experiments that are found by name."""
+    """Returns the names of the known experiments."""
     return _names(_folders())
 
 
@@ -28,27 +28,27 @@ def is_path(name_or_path: str) -> bool:
 
 
 def find_experiment(name_or_path: str, *, folder: Path | None = None) -> Path:
-    """Returns the file of an experiment: at a path, or of a name.
+    """Returns the file of an experiment, by path or name.
 
-    A name is looked up in `folder`, in `experiments/` of the working directory, then among those that came
-    with the package.
+    A name is searched in `folder`, in `experiments/` of the working directory, then among those that came with the
+    package.
 
     Raises:
-        UserError: there is none; with the nearest name that there is.
+        UserError: there is none; with the nearest known name.
     """
     return _find("experiment", name_or_path, [*([folder] if folder else []), *_folders()])
 
 
 def comes_with_package(name: str) -> bool:
-    """Returns whether an experiment of a name came with the package; one of a user's own may have the same name."""
+    """Returns whether an experiment of a name came with the package; a user's may have the same name."""
     return _is_file(_folders()[-1] / f"{name}.py")
 
 
 def find_study(name_or_path: str) -> Path:
-    """Returns the file of a study: at a path, or of a name in `studies/` of the folders of experiments.
+    """Returns the file of a study: by path, or by name in `studies/` of the experiment folders.
 
     Raises:
-        UserError: there is none; with the nearest name that there is.
+        UserError: there is none; with the nearest known name.
     """
     return _find("study", name_or_path, [folder / "studies" for folder in _folders()])
 
@@ -75,7 +75,7 @@ def run_experiment_file(path: Path, kinds: tuple[type, ...]) -> Any:
     """Returns what a file assigns to `EXPERIMENT`.
 
     Raises:
-        UserError: it fails, at which line, or assigns nothing of these kinds; or a folder cannot be named after it.
+        UserError: it fails (with the line), or assigns nothing of these kinds; or a folder cannot be named after it.
     """
     value = run_file(path, VALUE, kinds, "experiment")
     check_name(path.stem, f"experiment file {path}")
@@ -86,7 +86,7 @@ def check_name(name: str, what: str) -> None:
     """Raises `UserError` unless a run folder can be named so.
 
     Args:
-        what: has the name, for the error.
+        what: the thing with the name, for the error.
     """
     allowed = "a run folder is named after it; use letters, digits, '_', '-' and '.' only"
     require(re.fullmatch(r"\w[\w.-]*", name) is not None, f"{what}: {allowed}")
@@ -96,11 +96,11 @@ def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:
     """Returns what a Python file assigns to a name.
 
     Args:
-        kinds: of what it may assign.
-        what: the file is, for errors.
+        kinds: that it may assign.
+        what: kind of file, for errors.
 
     Raises:
-        UserError: it fails, at which line, assigns nothing of these kinds, or changes the package in place.
+        UserError: it fails (with the line), assigns nothing of these kinds, or changes the package in place.
     """
     values = _run(path, what)
     value = values.get(name)
@@ -112,7 +112,7 @@ def run_file(path: Path, name: str, kinds: tuple[type, ...], what: str) -> Any:
 
 
 def load_parts(path: Path) -> None:
-    """Runs a Python file for the classes of parts that stand in it, or in what it imports.
+    """Runs a Python file for the classes of parts in it, or in its imports.
 
     Raises:
         UserError: there is none, or it fails.
@@ -122,9 +122,9 @@ def load_parts(path: Path) -> None:
 
 
 def _run(path: Path, what: str) -> dict[str, Any]:
-    """Returns what a file gives names to; raises as `run_file` does."""
+    """Returns the names that a file assigns; raises as `run_file` does."""
     module, watched = ModuleType(f"{what} {path.stem}"), refuse_patches("it")
-    with contextlib.suppress(OSError, SyntaxError, ValueError):  # Which are reported where the file runs.
+    with contextlib.suppress(OSError, SyntaxError, ValueError):  # Reported when the file runs.
         tree = ast.parse(path.read_bytes())
         import_what_it_may_patch(tree)
         watched = contextlib.nullcontext() if only_declares(tree) else watched
@@ -138,21 +138,21 @@ def _run(path: Path, what: str) -> dict[str, Any]:
         line = getattr(error, "lineno", None) or (frames[-1] if frames else "?")
         moved = isinstance(error, ImportError) and (error.name or "").startswith("jaxformer.")
         public = "jaxformer" if what == "study" else "jaxformer.experiment"
-        hint = f"; such a file imports all that it needs from {public}" if moved else ""
+        hint = f"; import what the file needs from {public}" if moved else ""
         raise UserError(f"{what} {path}, line {line}: {type(error).__name__}: {error}{hint}") from error
-    sys.modules[module.__name__] = module  # Where Python looks up what the annotations of its classes name.
+    sys.modules[module.__name__] = module  # Where Python resolves the annotations of its classes.
     return vars(module)
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # A name that is too long, or a folder that may not be entered.
+    except OSError:  # The name is too long, or the folder not accessible.
         return False
 
 
 def _folders() -> list[Path]:
-    """Returns where a name is looked up: the user's own folder, then what was installed or stands in the checkout."""
+    """Returns where names are searched: the user's own folder, then the installed one or the checkout's."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "experiments"
     return [Path("experiments"), installed if installed.is_dir() else package.parent / "experiments"]

@@ -1,4 +1,4 @@
-"""Where an experiment comes from: its parents and theirs, and in what it differs from the first of them."""
+"""Where an experiment comes from: its ancestors, and its difference from its first parent."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,43 +16,43 @@ class Lineage:
     """How an experiment came about, as its runs record it."""
 
     parents: tuple[str, ...] = ()
-    """Names; none where it stands alone. What it is compared with comes first."""
+    """Names; none where it stands alone. It is compared with the first."""
     change: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """(before, after) of the scientific fields that differ from the first parent because they were declared to."""
+    """(before, after) of the scientific fields whose difference from the first parent was declared."""
     consequences: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """(before, after) of those that were solved."""
+    """(before, after) of the fields that were solved."""
     bundle: str = ""
     expected: tuple[float, float] | None = None
     source: str = ""
     """`bundle`, `expected` and `source`: as of the `Variant`."""
     evidence: str = ""
-    """As of the `Promoted`, where it is one; what was tuned for it is a part of `change`."""
+    """As of a `Promoted`; what was tuned for it is part of `change`."""
     without: str = ""
     """Name of the kept change that is left out of the parent; '' where none is."""
     overrides: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Scientific fields that the command line set: such a run is ad hoc, and no part of the graph."""
+    """Scientific fields set on the command line: such a run is ad hoc, and not in the graph."""
     experiment: str = ""
-    """Name of the experiment, where the command line gave the run another; '' where it did not."""
+    """Name of the experiment, if the command line gave the run another; else ''."""
     init_from: Mapping[str, Any] | None = None
     """The trained weights that a run started from, as of `InitialWeights.record`; None where the seed drew them."""
     extended_from: Mapping[str, Any] | None = None
-    """The `run` of fewer `steps` whose first ones, up to `step`, are those of this run; None where it has none."""
+    """The `run` of fewer `steps` that this run continues from `step`; None where it continues none."""
     own_code: Mapping[str, str] = field(default_factory=dict)
-    """Digests of the code that its file and those of its ancestors run beyond assigning values, by 'experiment NAME' or
-    'module NAME'.
+    """Digests of the code in its file and its ancestors' files that does more than assign values, by 'experiment NAME'
+    or 'module NAME'.
     """
 
 
 class Resolved(NamedTuple):
-    """An experiment, how it came about, and its parents, resolved themselves."""
+    """An experiment, its lineage, and its resolved parents."""
 
     experiment: Experiment
     lineage: Lineage
     parents: tuple["Resolved", ...] = ()
     declaration: Variant | Merge | Promoted | None = None
-    """As its file has it; None where it stands alone, or leaves out a kept change."""
+    """As in its file; None where it stands alone, or leaves out a kept change."""
     judged: "Resolved | None" = None
-    """Of a promoted variant, what was judged: the variant before anything was tuned for it."""
+    """Of a promoted variant, the judged variant, before anything was tuned for it."""
 
     @property
     def name(self) -> str:
@@ -66,17 +66,17 @@ class Resolved(NamedTuple):
 
     @property
     def promoted(self) -> Promoted | None:
-        """Promoted variant as its file has it; None where it is none."""
+        """The promoted variant as in its file; None where it is none."""
         return self.declaration if isinstance(self.declaration, Promoted) else None
 
     @property
     def tuned(self) -> Mapping[str, Any]:
-        """Values by path of what was tuned for it as a promoted variant."""
+        """Values by path that were tuned for it as a promoted variant."""
         return self.promoted.change if self.promoted else {}
 
     @property
     def variant(self) -> Variant | None:
-        """Variant that makes it of its parent, promoted or not; None where it is a merge, or none."""
+        """The variant, promoted or not; None where it is a merge, or no variant."""
         declaration = (self.judged or self).declaration
         return declaration if isinstance(declaration, Variant) else None
 
@@ -87,7 +87,7 @@ class Resolved(NamedTuple):
 
     @property
     def ancestors(self) -> list["Resolved"]:
-        """Its parents, and theirs, the nearest of each line first."""
+        """Its parents and their ancestors, the nearest of each line first."""
         return [each for parent in self.parents for each in (parent, *parent.ancestors)]
 
     @property
@@ -97,39 +97,39 @@ class Resolved(NamedTuple):
 
     @property
     def generation(self) -> int:
-        """How many promoted variants stand in its longest line of ancestors."""
+        """The number of promoted variants in its longest line of ancestors."""
         return max((each.generation + bool(each.promoted) for each in self.parents), default=0)
 
     @property
     def first_seed(self) -> int:
-        """The first seed of its runs: that of the latest promoted variant that it is or goes back to; else 0."""
+        """The first seed of its runs, from the latest promoted variant in its line; else 0."""
         return max((each.promoted.first_seed for each in (self, *self.ancestors) if each.promoted), default=0)
 
     @property
     def retune(self) -> str:
-        """As of the variant or the merge; what was promoted with a tuned learning rate is compared at that."""
+        """As of the variant or the merge; one promoted with a tuned learning rate is compared at that rate."""
         declaration = (self.judged or self).declaration
         return declaration.retune if isinstance(declaration, Variant | Merge) and RATE not in self.tuned else "off"
 
     @property
     def is_retuned(self) -> bool:
-        """Whether it and its first parent are compared each at its best learning rate."""
+        """Whether it and its first parent are each compared at their best learning rate."""
         return self.moves_best_rate if self.retune == "auto" else self.retune == "learning_rate"
 
     @property
     def moves_best_rate(self) -> bool:
-        """Whether its change moves the best learning rate, and is not of that."""
+        """Whether its change moves the best learning rate, without being a change of it."""
         paths = {**self.lineage.change, **self.lineage.consequences}
         is_of_rate = not self.parents or RATE in paths
         return not is_of_rate and moves_best_rate(paths, self.parents[0].experiment, self.experiment)
 
     def is_same(self, other: "Resolved") -> bool:
-        """Returns whether two experiments of a name learn the same: a file of that name may lie in two folders."""
+        """Returns whether two experiments of one name learn the same: two folders may have files of that name."""
         return self.name == other.name and science(self.experiment) == science(other.experiment)
 
 
 def nearest_shared(experiments: Sequence[Resolved]) -> Resolved:
-    """Returns the nearest experiment that is in the line of all of several.
+    """Returns the nearest experiment that is in the lines of all.
 
     Raises:
         UserError: there is none.
@@ -157,7 +157,7 @@ def make_lineage(parents: Sequence[Resolved], child: Experiment, declared: Colle
 
 
 def describe_change(change: Mapping[str, Sequence]) -> list[str]:
-    """Returns 'path: before → after' for each field of a change, and for each part that is put in or taken out."""
+    """Returns 'path: before → after' for each field of a change, and for each part that is added or removed."""
     parts = [path.removesuffix(".part") for path in change if path.endswith(".part")]
     lines = {}
     for path, values in change.items():
@@ -168,7 +168,7 @@ def describe_change(change: Mapping[str, Sequence]) -> list[str]:
 
 
 def _part(change: Mapping[str, Sequence], path: str, side: int) -> Any:
-    """Returns a part in a change before (0) or after it (1), as code writes it; where there is none, what there is."""
+    """Returns a part before (0) or after (1) a change, as in code; the value itself if it is no part."""
     inner = {name.removeprefix(f"{path}."): each[side] for name, each in change.items() if name.startswith(f"{path}.")}
     name, _ = inner.pop("part"), inner.pop("code", None)
     if name is None:

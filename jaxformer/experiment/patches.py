@@ -1,7 +1,7 @@
-"""What the code of an experiment file may not do: change the package, or what it computes with, in place.
+"""A guard against experiment files that change the package, or libraries that it computes with, in place.
 
 An experiment is a value. A file that replaced `jaxformer.model.activate` would train something else than its record
-says, and a comparison would call it one change.
+says, and a comparison would take it for one change.
 """
 
 import ast
@@ -19,12 +19,12 @@ from jaxformer.config import UserError
 
 _PACKAGE = "jaxformer"
 
-# Modules beside this package, of which functions and classes may not be replaced.
+# Other modules whose functions and classes may not be replaced.
 _LIBRARIES = (
     "builtins", "math", "numpy", "jax", "jax.numpy", "jax.lax", "jax.nn", "jax.random", "flax.nnx", "optax",
 )  # fmt: skip
 
-# Attributes that Python itself sets as it goes.
+# Attributes that Python itself sets.
 _SET_BY_PYTHON = {"__annotations__", "__annotations_cache__", "__doc__", "__signature__", "__warningregistry__"}
 
 # Changes that are named in one line.
@@ -32,7 +32,7 @@ _NAMED = 3
 
 
 class _State(NamedTuple):
-    """What was there before; what is compared is the same object or is not."""
+    """The state before; objects are compared by identity."""
 
     modules: dict[str, ModuleType]
     members: list[tuple[str, ModuleType | type, dict[str, Any]]]
@@ -49,10 +49,10 @@ class _State(NamedTuple):
 
 @contextlib.contextmanager
 def refuse_patches(what: str) -> Iterator[None]:
-    """Undoes what a block changes in place of the package, of libraries, of JAX's options and of the environment.
+    """Undoes changes of a block to the package, libraries, JAX's options and the environment.
 
     Args:
-        what: the block runs, for the error.
+        what: what the block runs, for the error.
 
     Raises:
         UserError: it changed something.
@@ -65,15 +65,15 @@ def refuse_patches(what: str) -> Iterator[None]:
     if changed:
         more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
         raise UserError(
-            f"{what} changes {', '.join(changed[:_NAMED])}{more} in place, and its runs would train another thing than "
+            f"{what} changes {', '.join(changed[:_NAMED])}{more} in place, and its runs would not train what "
             "they record; change fields of the experiment, or the package itself, for the parent as well"
         )
 
 
 def only_declares(tree: ast.Module) -> bool:
-    """Returns whether a file does nothing but import of this package and give names to what that makes of values.
+    """Returns whether a file only imports from this package and assigns values made with it.
 
-    Most experiment files are so, and to look at all that another may change takes 30 ms.
+    Most experiment files do, and checking all that another may change takes 30 ms.
     """
 
     def is_value(node: ast.AST) -> bool:
@@ -96,7 +96,7 @@ def only_declares(tree: ast.Module) -> bool:
 
 
 def import_what_it_may_patch(tree: ast.Module) -> None:
-    """Imports what a file names of this package, so that it is known before the file runs."""
+    """Imports what a file names of this package, so that its state is known before the file runs."""
     names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -138,7 +138,7 @@ def _computed_by(function: FunctionType) -> tuple:
 
 
 def _restore(before: _State) -> list[str]:
-    """Puts back what was there before; returns the names of what had been changed."""
+    """Restores the state before; returns the names of what had changed."""
     changed = []
     for name, module in before.modules.items():
         if sys.modules.get(name) is not module:

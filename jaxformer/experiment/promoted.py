@@ -1,4 +1,4 @@
-"""Promoted variants: what each is, which changes their line keeps, and what is left without one of those."""
+"""Promoted variants: the changes that their line keeps, and the experiment without one of them."""
 
 import collections
 import dataclasses
@@ -16,20 +16,20 @@ class Kept(NamedTuple):
     """A change that a promoted experiment keeps."""
 
     name: str
-    """That of the variant; where the same one is kept twice, of the experiment that it was promoted to."""
+    """The variant's name; if the same one is kept twice, the name of the experiment that it was promoted to."""
     judged: Resolved
     """The variant, as it was judged."""
     promoted: Resolved
-    """The experiment that it was promoted to, alone or as a part of a merge, with what was tuned for that."""
+    """The experiment that it was promoted to, alone or in a merge, with what was tuned for it."""
 
 
 def make_promoted(promoted: Promoted, judged: Resolved, name: str) -> Resolved:
-    """Returns a variant that was judged under another name, with what was tuned for it.
+    """Returns a judged variant under its new name, with what was tuned for it.
 
     Raises:
-        UserError: it was promoted before, leaves out a change and is tuned, or is no other with what was tuned.
+        UserError: it was promoted before, leaves out a change and is tuned, or the tuned values change nothing.
     """
-    require(judged.promoted is None, f"{judged.name} is promoted already: name the variant that it was")
+    require(judged.promoted is None, f"{judged.name} is promoted already: name the variant that was promoted")
     child = dataclasses.replace(replace(judged.experiment, promoted.change), name=name)
     tuned = differences(judged.experiment, child)
     for path in promoted.change:
@@ -57,7 +57,7 @@ def changes_since(ancestor: Resolved, one: Resolved) -> list[Resolved]:
 
 
 def apply_again(one: Resolved, base: Experiment) -> Experiment:
-    """Returns what a variant, promoted or not, makes of another experiment than its parent.
+    """Returns another experiment than its parent with the change of a variant, promoted or not.
 
     Raises:
         UserError: its change is not valid there.
@@ -75,17 +75,17 @@ def promoted_variant(promoted: Resolved) -> Resolved:
         UserError: none was.
     """
     if promoted.judged is None:
-        raise UserError(f"{promoted.name} is no promoted variant; `jaxformer promote` makes one")
+        raise UserError(f"{promoted.name} is not a promoted variant; promote one with `jaxformer promote`")
     return promoted.judged
 
 
 def kept_changes(whole: Resolved) -> tuple[Resolved, list[Kept]]:
-    """Returns where the line of promoted experiments begins, and the changes that they keep since, in order.
+    """Returns the root of a line of promoted experiments, and the changes kept since, in order.
 
-    What was promoted without a change does not keep it any more.
+    An experiment promoted without a change no longer keeps it.
 
     Raises:
-        UserError: an experiment was not promoted, or what was promoted joins merges.
+        UserError: an experiment was not promoted, or a promoted one joins merges.
     """
     judged, before = promoted_variant(whole), whole.common_ancestor
     root, kept = kept_changes(before) if before.promoted else (before, [])
@@ -101,7 +101,7 @@ def kept_changes(whole: Resolved) -> tuple[Resolved, list[Kept]]:
 
 
 def leave_out(whole: Resolved, left_out: str, name: str) -> Resolved:
-    """Returns what a promoted experiment is without one of the changes that it keeps; the others follow in order.
+    """Returns a promoted experiment without one of the changes that it keeps; the others follow in order.
 
     What was tuned for a change follows it, and is left out with it. What was tuned for a merge stays until all of its
     parts are left out.
@@ -112,14 +112,14 @@ def leave_out(whole: Resolved, left_out: str, name: str) -> Resolved:
     root, kept = kept_changes(whole)
     removed = next((each for each in kept if each.name == left_out), None)
     if removed is None:
-        raise UserError(f"{whole.name} keeps {', '.join(each.name for each in kept)}, and no {left_out}")
+        raise UserError(f"{whole.name} keeps {', '.join(each.name for each in kept)}, but not {left_out}")
     child, rest = root.experiment, [each for each in kept if each is not removed]
     for _, changes in itertools.groupby(rest, lambda each: each.promoted.name):
         for each in changes:
             try:
                 child = apply_again(each.judged, child)
             except UserError as error:
-                message = f"{whole.name} cannot be without {left_out}, since {each.name} needs it: {error}"
+                message = f"{left_out} cannot be left out of {whole.name}, since {each.name} needs it: {error}"
                 raise UserError(message) from error
         child = replace(child, each.promoted.tuned)
     child = dataclasses.replace(child, name=name, question=f"What does {whole.name} lose without {left_out}?")

@@ -1,4 +1,4 @@
-"""From a name to an experiment: its file is found and run, its parents first, and its change applied to them."""
+"""From a name to an experiment: its file is found and run, after its parents', and its change applied."""
 
 import dataclasses
 import hashlib
@@ -30,21 +30,21 @@ def load_experiment(name_or_path: str, overrides: Mapping[str, str] | None = Non
 
 
 def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, parent: str | None = None) -> Resolved:
-    """Returns the experiment of a file in `experiments/`, or at a path, with overrides applied, and how it came about.
+    """Returns the experiment of a file in `experiments/`, or at a path, with overrides applied, and its lineage.
 
-    Overrides of scientific fields make another experiment, and are marked in its name, `baseline~1a2b3c`, unless they
-    name it. Where they change the corpus, they are its question, unless they ask another. A variant that is applied to
-    another parent than its own is named after both: `swiglu@baseline_100m`. Names with a `+` between them are variants
-    that are joined: `swiglu+layernorm`, or `swiglu+layernorm@baseline_100m`.
+    Overrides of scientific fields make another experiment, marked in its name, `baseline~1a2b3c`, unless they set
+    `name`. If they change the corpus, they become its question, unless they set `question`. A variant applied to
+    another parent than its own is named after both: `swiglu@baseline_100m`. Names with a `+` between them are joined
+    variants: `swiglu+layernorm`, or `swiglu+layernorm@baseline_100m`.
 
     Args:
         overrides: texts by dotted path, such as `{"model.width": "256"}`.
-        parent: applies a variant, or those that a merge joins, to this experiment instead of its own parent; beside a
-            path, it is looked up in the folder of that first.
+        parent: applies a variant, or those that a merge joins, to this experiment instead of its own parent; if the
+            first is a path, its folder is searched first.
 
     Raises:
-        UserError: no such experiment, a configuration that is not valid, or a variant that differs from its parent by
-            another change than it declares.
+        UserError: no such experiment, an invalid configuration, or a variant that differs from its parent by another
+            change than it declares.
     """
     folder = expanded(name_or_path).parent if is_path(name_or_path) else None
     other = _resolve(parent, folder) if parent else None
@@ -52,9 +52,9 @@ def resolve(name_or_path: str, overrides: Mapping[str, str] | None = None, *, pa
 
 
 def resolve_variant_of(parent: Resolved, name: str) -> Resolved:
-    """Returns an experiment as its files have it where it descends from a parent, or is named after one; else of that.
+    """Returns an experiment as in its files if it descends from a parent, or names one; else applied to the parent.
 
-    A study may so have a variant of one of its variants.
+    So a study can have a variant of one of its variants.
     """
     one = _resolve(name)
     is_of_it = OF in name or any(each.is_same(parent) for each in one.ancestors)
@@ -65,7 +65,7 @@ def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved
     """Returns a resolved experiment with overrides applied, as `resolve` does.
 
     Raises:
-        UserError: the configuration is not valid.
+        UserError: the configuration is invalid.
     """
     base, name = resolved.experiment, overrides.get("name")
     changed = override(base, without_old_licence(base, with_kinds(base, overrides)), suggest)
@@ -75,7 +75,7 @@ def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved
         is_own = name == base.name and not ad_hoc
         require(
             is_own or name not in (base.name, *list_experiments()),
-            f"name {name!r} is that of an experiment, which this is not; choose another",
+            f"name {name!r} belongs to another experiment; choose another",
         )
     if "question" not in overrides and any(is_within(path, "corpus") for path in ad_hoc):  # It may be about the corpus.
         values = ", ".join(f"{path}={after}" for path, (_, after) in ad_hoc.items())
@@ -86,9 +86,9 @@ def with_overrides(resolved: Resolved, overrides: Mapping[str, str]) -> Resolved
 
 
 def ad_hoc_name(name: str, changes: Mapping[str, Sequence]) -> str:
-    """Returns the name of an experiment whose science overrides changed, from (before, after), if there are any.
+    """Returns the name of an experiment with overrides of its science, from (before, after) of each.
 
-    It has '~' and six digits that tell one change from another.
+    It has '~' and six digits that identify the change.
     """
     texts = sorted((path, repr(after)) for path, (_, after) in changes.items())
     mark = AD_HOC + hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:6] if texts else ""
@@ -101,7 +101,7 @@ def _resolve(
     """Returns an experiment.
 
     Args:
-        folder: of the file that names it, where names are looked up first.
+        folder: of the file that names it, which is searched first.
         parent: of a variant, in place of its own.
     """
     with collect_own_code() as own_code:
@@ -120,7 +120,7 @@ def _resolve_name(name: str, folder: Path | None, resolving: _Resolving, parent:
         parts = [_resolve(each, folder, resolving, parent) for each in name.split(JOIN)]
         return _merge(_joining(parts), parts, name + (OF + parent.name if parent else ""))
     if WITHOUT in name and not is_path(name) and not _has_file(name, folder):
-        _refuse(parent, f"{name} has no parent but its own")
+        _refuse(parent, f"{name} only has its own parent")
         whole, _, left_out = name.rpartition(WITHOUT)
         return leave_out(_resolve(whole, folder, resolving), left_out, name)
     return _resolve_file(find_experiment(name, folder=folder), resolving, parent)
@@ -167,7 +167,7 @@ def _resolve_file(path: Path, resolving: _Resolving, parent: Resolved | None) ->
 
 
 def _apply_to(parent: Resolved, variant: Variant, name: str) -> Resolved:
-    """Returns what a variant makes of a parent."""
+    """Returns a parent with the change of a variant."""
     child, declared = apply_change(variant, parent.experiment)
     child = dataclasses.replace(child, name=name, question=variant.question)
     about = {"bundle": variant.bundle, "expected": variant.expected, "source": variant.source}
@@ -175,7 +175,7 @@ def _apply_to(parent: Resolved, variant: Variant, name: str) -> Resolved:
 
 
 def _joining(parts: Sequence[Resolved]) -> Merge:
-    """Returns the merge that a file of it would have; what is expected is the sum of what was of each."""
+    """Returns the merge that its file would have; the expectation is the sum of its parts'."""
     names, expected = [each.name for each in parts], [each.lineage.expected or (-math.inf, math.inf) for each in parts]
     low, high = (sum(ends) for ends in zip(*expected, strict=True))
     question = f"What do {' and '.join(names)} give together?"
@@ -206,17 +206,17 @@ def _merge(merge: Merge, parents: Sequence[Resolved], name: str) -> Resolved:
 
 
 def _replaced(one: Resolved, taken: Collection[str]) -> list[str]:
-    """Returns the paths of sections that a variant sets as a whole, in which others have set something."""
+    """Returns the paths of sections that a variant sets as a whole although others have set fields in them."""
     change = one.variant.change if one.variant else {}
     values = {path: value for path, value in change.items() if isinstance(value, Part) or not callable(value)}
     return [path for path in values if any(is_within(leaf, path) for leaf in taken)]
 
 
 def _checked(resolved: Resolved) -> Resolved:
-    """Returns a variant or a merge; refuses one that is to be compared at its best rate, and changes the rate."""
+    """Returns a variant or a merge; refuses one that changes the rate and is to be compared at its best rate."""
     is_of_rate = RATE in {**resolved.lineage.change, **resolved.lineage.consequences}
     require(
         resolved.retune != "learning_rate" or not is_of_rate,
-        f"a change of {RATE} is compared at the rates that it names: leave out retune",
+        f"a change of {RATE} is compared at its own rates: leave out retune",
     )
     return resolved

@@ -1,7 +1,7 @@
-"""An experiment at other sizes: as much wider as deeper, on tokens in proportion to its parameters.
+"""An experiment at other sizes: width in proportion to depth, and tokens in proportion to parameters.
 
-Depth is the one number that is chosen, as in nanochat (Karpathy 2025); all else follows from the experiment that is
-scaled, which a size of its own depth repeats but for its learning rate.
+Only the depth is chosen, as in nanochat (Karpathy 2025); all else follows from the scaled experiment. The size of its
+own depth equals it but for the learning rate.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxformer.experiment.change import differences, is_within
 from jaxformer.experiment.experiment import Experiment, trained_tokens, training_flops
 from jaxformer.flops import parameter_count
 
-# What a size may change of an experiment, and nothing else.
+# The fields of an experiment that a size may change.
 SIZE_FIELDS = (
     "model.width",
     "model.depth",
@@ -32,19 +32,19 @@ SIZE_FIELDS = (
     "optimizer.warmup_steps",
 )
 
-# Rows of a step grow with the tokens of the run by this power: batches beyond which nothing is gained by more (Bergsma
-# et al. 2025, arXiv 2505.13738, measured 0.383).
+# Rows of a step grow with the tokens of the run to this power, as does the batch size beyond which more rows gain
+# nothing (Bergsma et al. 2025, arXiv 2505.13738, measured 0.383).
 _ROWS_BY_TOKENS = 0.383
 
-# The best rate falls with the compute of the run by this power (DeepSeek-AI 2024, arXiv 2401.02954, equation 1).
+# The best rate falls with the compute of the run to this power (DeepSeek-AI 2024, arXiv 2401.02954, equation 1).
 _RATE_BY_COMPUTE = -0.125
 
 
 class Rate(NamedTuple):
-    """Learning rates as a power of compute."""
+    """Learning rates as a power law of compute."""
 
     at_one: float
-    """At the compute of the experiment that is scaled."""
+    """At the compute of the scaled experiment."""
     power: float
 
     def at(self, compute: float) -> float:
@@ -53,22 +53,22 @@ class Rate(NamedTuple):
 
 
 def published_rate(base: Experiment) -> Rate:
-    """Returns the rates that an experiment's own becomes where nothing was tuned at other sizes.
+    """Returns the rates at other sizes if nothing was tuned there, from the experiment's own.
 
-    They are its own at all sizes where `model.scaling` is a part, which scales what the rate multiplies.
+    With a part as `model.scaling`, which scales what the rate multiplies, all sizes have its own rate.
     """
     return Rate(base.optimizer.learning_rate, _RATE_BY_COMPUTE if base.model.scaling is None else 0.0)
 
 
 def fit_rate(base: Experiment, tuned: Mapping[int, float], *, tokens_per_parameter: float = 0.0) -> Rate:
-    """Returns the power of compute that is nearest to tuned rates, by least squares of their logarithms.
+    """Returns the power law of compute nearest to tuned rates, by least squares of their logarithms.
 
     Args:
         tuned: learning rate of each depth.
         tokens_per_parameter: as of `at_size`, at which they were tuned.
 
     Raises:
-        UserError: it is not of two depths or more.
+        UserError: there are fewer than two depths.
     """
     require(len(tuned) > 1, "rates of one size show no trend: give those of two or more")
     sizes = [at_size(base, depth, tokens_per_parameter=tokens_per_parameter) for depth in tuned]
@@ -78,13 +78,13 @@ def fit_rate(base: Experiment, tuned: Mapping[int, float], *, tokens_per_paramet
 
 
 def at_size(base: Experiment, depth: int, *, tokens_per_parameter: float = 0.0) -> dict[str, Any]:
-    """Returns what changes of an experiment, by dotted path, at another depth and its own learning rate.
+    """Returns the values of an experiment, by dotted path, that change at another depth and its own learning rate.
 
     Args:
-        tokens_per_parameter: that the run is trained on; 0 for as many as the experiment has.
+        tokens_per_parameter: of the training; 0 for as many as the experiment has.
 
     Raises:
-        UserError: the model cannot be scaled so.
+        UserError: the model cannot be scaled to that depth.
     """
     model, training = base.model, base.training
     ratio = depth / model.depth
@@ -116,21 +116,21 @@ def at_size(base: Experiment, depth: int, *, tokens_per_parameter: float = 0.0) 
 
 
 def compute_of(base: Experiment, values: Mapping[str, Any]) -> float:
-    """Returns the training compute of a size as a multiple of that of the experiment that is scaled."""
+    """Returns the training compute of a size as a multiple of the scaled experiment's."""
     return training_flops(replace(base, values)) / training_flops(base)
 
 
 def is_another_size(one: Experiment, other: Experiment) -> bool:
     """Returns whether two experiments differ in their size, and in nothing else that decides what they learn.
 
-    Another learning rate alone makes no other size.
+    A different learning rate alone is no different size.
     """
     paths = differences(one, other)
     is_size = any(path not in (RATE, "optimizer.warmup_steps") for path in paths)
     return is_size and all(any(is_within(path, field) for field in SIZE_FIELDS) for path in paths)
 
 
-# In the text of a file, where the lines of its values go.
+# Place of the values in the text of a file.
 _LINES = "<values>"
 
 
@@ -138,7 +138,7 @@ def size_file(base: str, values: Mapping[str, Any], command: str) -> str:
     """Returns the file of an experiment at another size.
 
     Args:
-        base: the name of the experiment that is scaled.
+        base: the name of the scaled experiment.
         values: by dotted path, as of `at_size`, and its learning rate.
         command: that wrote it.
     """

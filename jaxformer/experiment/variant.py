@@ -1,8 +1,8 @@
-"""Questions: an experiment as one change of another, checked to be that and no more.
+"""Questions: an experiment as one change of another, checked to change nothing else.
 
-A file in `experiments/` assigns an `Experiment`, which stands alone, a `Variant`, which writes its change of a parent
-only, a `Merge` of variants, or a `Promoted` variant, which was kept and is the next parent. The links to the parents
-are the edges of the graph of ablations.
+A file in `experiments/` assigns an `Experiment`, which stands alone; a `Variant`, a change of a parent; a `Merge` of
+variants; or a `Promoted` variant, which was kept and is the next parent. The links to the parents are the edges of the
+graph of ablations.
 """
 
 import re
@@ -14,16 +14,16 @@ from jaxformer.config import Bounds, OneOf, check_fields, require
 from jaxformer.experiment.best_rate import RETUNE
 from jaxformer.experiment.experiment import Experiment
 
-# Between the name of a variant and that of another parent than its own.
+# Between the names of a variant and of another parent than its own.
 OF = "@"
 
-# Between the names of variants of one parent that are joined without a file: what a `Merge` of them would be.
+# Between the names of variants of one parent that are joined without a file, as in a `Merge`.
 JOIN = "+"
 
-# Between the name of a promoted experiment and that of a change that it keeps: what it is without that change.
+# Between the names of a promoted experiment and of a change that is left out of it.
 WITHOUT = "_without_"
 
-# Before the mark of an experiment whose scientific fields were set on the command line.
+# Before the mark of an experiment with scientific fields set on the command line.
 AD_HOC = "~"
 
 
@@ -34,24 +34,24 @@ class Variant:
     parent: str
     """The experiment that is changed."""
     question: str
-    """What the change is to tell."""
+    """The question that the change answers."""
     change: Mapping[str, Any]
     """New values by dotted path, or functions of (the parent's value, the parent), such as `times(2)`. A section's path
     takes a whole configuration.
     """
     bundle: str = ""
-    """Why several fields are one idea; '' where the change is of one field."""
+    """Why several fields are one idea; '' for a change of one field."""
     consequences: tuple[Callable[[Experiment, Experiment], dict[str, Any]], ...] = ()
-    """What is solved so that the comparison is fair, such as `SolvedFeedForwardWidth()`, in turn."""
+    """What is solved, in order, to keep the comparison fair, such as `SolvedFeedForwardWidth()`."""
     expected: tuple[float, float]
-    """The interval that the change of validation bits per byte is expected in, written down before it is measured;
-    negative is better.
+    """The expected interval of the change in validation bits per byte, written down before it is measured; negative is
+    better.
     """
     source: str
-    """Who found so, and where."""
+    """The source of the expectation."""
     retune: Annotated[str, OneOf(*RETUNE)] = "auto"
     """'learning_rate' compares the variant and its parent each at its best learning rate, found by runs at three rates
-    or more; 'off' compares them at the parent's; 'auto' retunes where the change moves the best rate (`best_rate.py`).
+    or more; 'off' compares them at the parent's; 'auto' retunes if the change moves the best rate (`best_rate.py`).
     """
 
     def __post_init__(self):
@@ -64,7 +64,7 @@ class Variant:
             require(
                 callable(each) and hasattr(each, "paths") and not isinstance(each, type),
                 f"consequence {each!r} is chosen, not solved; use one of jaxformer.experiment.consequences, such as "
-                "SolvedFeedForwardWidth(), or declare it as a part of the change",
+                "SolvedFeedForwardWidth(), or declare it in the change",
             )
         _check_expectation(self)
 
@@ -74,7 +74,7 @@ class Merge:
     """Two variants or more with an ancestor in common, joined: the only experiment with more than one change."""
 
     parents: tuple[str, ...]
-    """The variants; it is compared with the first, and tells how the changes interact."""
+    """The variants; it is compared with the first, and shows how the changes interact."""
     question: str
     expected: tuple[float, float]
     source: str
@@ -93,17 +93,17 @@ class Promoted:
     """A variant that was kept, as the parent of the next questions."""
 
     variant: str
-    """Its name, without that of its parent."""
+    """Its name, without its parent's."""
     parent: str
     """The experiment that it changes: its parent; of a merge, the nearest ancestor of all parts."""
     change: Mapping[str, Any] = field(default_factory=dict)
-    """Values by dotted path of what was tuned for the variant, such as its learning rate; of the optimizer alone."""
+    """Values by dotted path that were tuned for the variant, such as its learning rate; only of the optimizer."""
     evidence: str
-    """The hexadecimal SHA-256 of the comparison that it was kept by."""
+    """The hexadecimal SHA-256 of the comparison that decided to keep it."""
     verdict: str
-    """What was decided, and the numbers."""
+    """The decision, and its numbers."""
     first_seed: Annotated[int, Bounds(at_least=1)]
-    """Where its seeds begin, and those of its variants: it is measured on none that chose it."""
+    """The first of its seeds, and of its variants': none of the seeds that chose it."""
 
     def __post_init__(self):
         check_fields(self)
@@ -116,8 +116,8 @@ class Promoted:
         for path in self.change:
             require(
                 isinstance(path, str) and path.startswith("optimizer."),
-                f"the change of {path} is more than was tuned: a promoted variant may set fields of the optimizer "
-                "alone; make what else it shall change a variant of it",
+                f"the change of {path} is more than tuning: a promoted variant may only set fields of the optimizer; "
+                "put other changes into a variant of it",
             )
 
 

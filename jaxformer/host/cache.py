@@ -1,4 +1,4 @@
-"""Where what is made once is kept: complete or absent, and made by one process at a time."""
+"""The cache of things made once: complete or absent, and made by one process at a time."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ def cache_folder() -> Path:
     """Returns the folder for tokenizers and token shards: $JAXFORMER_CACHE, or ~/.cache/jaxformer.
 
     Raises:
-        UserError: it is a URL, or there is no such home folder, as for a user of a container that no passwd file knows.
+        UserError: it is a URL, or there is no home folder, as for a container user without an entry in a passwd file.
     """
     given = os.environ.get("JAXFORMER_CACHE") or "~/.cache/jaxformer"
     require(not URL.match(given), f"JAXFORMER_CACHE ({given}) is a URL; set it to a folder of this machine")
@@ -27,14 +27,14 @@ def cache_folder() -> Path:
 def make_once(path: Path, make: Callable[[Path], None], what: str, *, resume: bool = False) -> Path:
     """Returns `path`, after `make` has created it if it does not exist yet.
 
-    `make` is given another name to create, which is renamed when it is complete: an interrupted attempt never looks
-    finished, and its remains are removed, by the next one if its process was killed. While one process makes, others
-    that want the same path wait.
+    `make` creates it under another name, which is renamed when complete: an interrupted attempt never seems finished,
+    and its remains are removed, by the next one if its process was killed. While one process works, others that need
+    the same path wait.
 
     Args:
-        resume: leaves the remains of an interrupted attempt for the next one, which is given the same name: `make`
-            tells by itself what of them is whole.
-        make: creates a file or a folder at the path that it is given.
+        resume: leaves the remains of an interrupted attempt for the next one, which gets the same name: `make` itself
+            checks which of them are whole.
+        make: creates a file or a folder at the given path.
         what: what is being made, for the line that a waiting process prints.
     """
     try:

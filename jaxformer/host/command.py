@@ -1,4 +1,4 @@
-"""What all commands share: how arguments are parsed, and what ends a command with which line and status."""
+"""The shared part of all commands: parsing arguments, and ending with a line and an exit status."""
 
 import argparse
 import atexit
@@ -17,10 +17,10 @@ from jaxformer.config import TrainingFailure, UserError, is_unicode, require
 from jaxformer.host.console import flush_streams, prepare_streams, print_line, print_notice, show_status, terminal_size
 from jaxformer.host.signals import Stopped, stop_signals
 
-# Columns of a page of help, in a terminal of at least one more.
+# Columns of a help page, in a terminal with at least one more.
 WIDTH = 79
 
-# So long an end may take at most; processes of one run wait 60 s for each other.
+# The longest time, in seconds, that ending may take; processes of one run wait 60 s for each other.
 _END_SECONDS = 90
 
 
@@ -47,7 +47,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def _encoding_advice(text: str) -> str:
-    """Returns what to do about a text with a name that the encoding of file names does not have; nothing for others."""
+    """Returns advice on a text that the encoding of file names cannot represent; '' for others."""
     encoding = sys.getfilesystemencoding()
     try:
         text.encode(encoding)
@@ -57,7 +57,7 @@ def _encoding_advice(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes no abbreviations, and raises what is wrong with the arguments.
+    """A parser without abbreviations, which raises errors about the arguments.
 
     Raises:
         UserError: the arguments are not of the command.
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_known_args(self, args=None, namespace=None):
-        """Returns the options and the arguments that are none."""
+        """Returns the options and the remaining arguments."""
         for argument in args or []:
             require(is_unicode(argument), f"argument {argument!r} is not UTF-8{_encoding_advice(argument)}")
             # Pages and word processors print two hyphens as a dash.
@@ -83,21 +83,21 @@ class Parser(argparse.ArgumentParser):
         print_line(message, end="")
 
     def error(self, message):
-        """Raises `UserError` in place of ending the process."""
+        """Raises `UserError` instead of ending the process."""
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def command(main: Callable[[list[str]], int]) -> Command:
-    """Returns a command that ends in one line and a status, whatever ends it.
+    """Returns a command that always ends with one line and a status.
 
-    The status is 0 for what is done, 1 for a failed training, 2 for what the user can put right, and 128 + n for
-    signal n. Without arguments it takes those of the process.
+    The status is 0 for success, 1 for a failed training, 2 for an error that the user can correct, and 128 + n for
+    signal n. Without arguments it takes the process's.
     """
 
     @functools.wraps(main)
     def wrapped(arguments: list[str] | None = None) -> int:
         prepare_streams()
-        # Orbax and TFDS tell at length, through absl, what they do, and the traces of what they raise as well.
+        # Orbax and TFDS log at length through absl, including traces of the errors that they raise.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         try:
             with stop_signals():
@@ -112,7 +112,7 @@ def command(main: Callable[[list[str]], int]) -> Command:
             reason = f" ({error})" if str(error) else ""
             print_notice(f"memory ran out{reason}; free some, or set smaller sizes")
             return 2
-        except UnicodeEncodeError as error:  # Of a file's name: what is printed or written has an encoding of ours.
+        except UnicodeEncodeError as error:  # From a file's name: printed and written text has our encoding.
             if not (advice := _encoding_advice(error.object)):
                 raise
             print_notice(f"{error.object!r:.200} names no file here{advice}")
@@ -130,10 +130,9 @@ def command(main: Callable[[list[str]], int]) -> Command:
 
 
 def end_process(status: int) -> NoReturn:
-    """Ends this process with a status, once what others have registered for its end is done; no thread is waited for.
+    """Ends this process with a status, after the registered exit functions, without waiting for threads.
 
-    A reader that waits for a disk, or a library that ran out of memory, would else keep alive for ever what has told
-    that it is over.
+    Otherwise a reader that waits for a disk, or a library without memory, could keep a finished process alive for ever.
     """
     with contextlib.suppress(RuntimeError):  # There may be no memory for a thread.
         timer = threading.Timer(_END_SECONDS, os._exit, (status,))

@@ -1,4 +1,4 @@
-"""Lines for a person, on standard output and standard error: what these cannot take or show stops no run."""
+"""Lines on standard output and standard error; output that these cannot take or show never stops a run."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from tqdm import tqdm
 _LOG_SECONDS = 30
 
 
-# The line that stands last on a terminal.
+# The last line on a terminal.
 _status = ""
 
 
@@ -25,14 +25,14 @@ class Field(NamedTuple):
 
     text: str
     rank: int = 0
-    """Where the line is too long, the field of the highest rank is left out first, and one of rank 0 never."""
+    """If the line is too long, the field with the highest rank is left out first, and rank 0 never."""
 
 
 def prepare_streams() -> None:
-    """Readies the standard streams of a process for whatever is printed, by other libraries too.
+    """Prepares the standard streams of a process for anything that is printed, by other libraries too.
 
-    Those that the process was started without are opened on the null device: else the next file that is opened takes
-    the number of the stream, and what is written to the stream by its number. What they cannot show is escaped.
+    Missing streams are opened on the null device: else the next opened file takes the stream's number, and gets output
+    written to that number. Characters that the streams cannot show are escaped.
     """
     for number in range(3):
         try:
@@ -48,21 +48,21 @@ def prepare_streams() -> None:
 
 
 def flush_streams() -> None:
-    """Writes out what was printed; what cannot be written is dropped, so that it does not change the exit status."""
+    """Flushes the output; what cannot be written is dropped, so that it does not change the exit status."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (AttributeError, ValueError):  # There is none, or it is closed.
+        except (AttributeError, ValueError):  # Missing or closed.
             pass
         except OSError:  # Python would try again at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_line(text: str, *, is_error: bool = False, end: str = "\n") -> None:
-    """Prints a text at once, with escapes for what the stream cannot show; nothing where there is no stream.
+    """Prints a text at once, with escapes for what the stream cannot show; nothing without a stream.
 
-    It comes above the status that stands on a terminal. What cannot be written is kept by the stream, which tries again
-    with the next.
+    It appears above a terminal's status line. Text that cannot be written stays in the stream, which tries again with
+    the next.
     """
     stands = _status and is_terminal(sys.stdout)
     if stands:
@@ -81,9 +81,9 @@ def _write(text: str, stream: TextIO | None) -> None:
 
 
 def show_status(text: str = "") -> None:
-    """Shows what the process does in the last line of a terminal, until another text takes its place; '' takes it away.
+    """Shows what the process does in the last line of a terminal, until another text replaces it; '' removes it.
 
-    What is printed comes above it. In a log nothing is shown.
+    Printed lines appear above it. A log shows nothing.
     """
     global _status
     if (text or _status) and is_terminal(sys.stdout):
@@ -92,12 +92,12 @@ def show_status(text: str = "") -> None:
 
 
 def print_text(text: str) -> None:
-    """Prints a piece of a text at once, as it is; on a terminal with escapes for what it would obey.
+    """Prints a piece of a text at once, as it is; on a terminal with escapes for control characters.
 
     Raises:
-        OSError: it cannot be written; `BrokenPipeError` where nobody reads any more.
+        OSError: it cannot be written; `BrokenPipeError` if nobody reads any more.
     """
-    show_status()  # Pieces of a line have none below them.
+    show_status()  # Pieces of a line have no status below them.
     stream = sys.stdout
     if is_terminal(stream):
         text = "".join(printable(each) if _is_control(each) and each not in "\n\t" else each for each in text)
@@ -110,12 +110,12 @@ def _is_control(character: str) -> bool:
 
 
 def print_wrapped(text: str, indent: int = 12) -> None:
-    """Prints a line of a report; on a terminal that is too narrow as several, of which the later ones are indented."""
+    """Prints a line of a report; on a narrow terminal as several, with later ones indented."""
     print_line("\n".join(wrap(text, output_columns(), indent)))
 
 
 def output_columns() -> int | None:
-    """Returns the columns that a line on standard output may have; None where it is no terminal."""
+    """Returns the columns that a line on standard output may have; None if it is no terminal."""
     return terminal_size(sys.stdout).columns - 1 if is_terminal(sys.stdout) else None
 
 
@@ -136,7 +136,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def terminal_size(stream: TextIO | None) -> os.terminal_size:
-    """Returns the columns and lines of a stream's terminal now; where it does not tell, $COLUMNS or 80, and 24."""
+    """Returns the present columns and lines of a stream's terminal; if unknown, $COLUMNS or 80, and 24."""
     try:
         size = os.get_terminal_size(stream.fileno()) if stream else os.terminal_size((0, 0))
     except (OSError, ValueError, AttributeError):
@@ -150,7 +150,7 @@ def columns_of(text: str) -> int:
 
 
 def shorten(text: str, columns: int) -> str:
-    """Returns a text of so many columns at most: of one that is longer both ends, with dots between them."""
+    """Returns a text of at most so many columns: a longer one as its two ends, with dots between them."""
     if columns_of(text) <= columns:
         return text
     for kept in range(min(len(text), columns), 3, -1):
@@ -161,7 +161,7 @@ def shorten(text: str, columns: int) -> str:
 
 
 def join_fields(fields: Sequence[Field], columns: int | None = None) -> str:
-    """Returns the fields that are not empty as one line, of so many columns at most; None leaves out none."""
+    """Returns the non-empty fields as one line of at most so many columns; None leaves out none."""
     kept = [field for field in fields if field.text]
     while True:
         line = "  ".join(field.text for field in kept)
@@ -174,7 +174,7 @@ def join_fields(fields: Sequence[Field], columns: int | None = None) -> str:
 
 
 def print_progress(*fields: Field) -> None:
-    """Prints a progress line, whole in a log; on a terminal it is the status, of what fits its width."""
+    """Prints a progress line, whole in a log; on a terminal it is the status, with the fields that fit."""
     if is_terminal(sys.stdout):
         show_status(join_fields(fields, terminal_size(sys.stdout).columns - 1))
     else:
@@ -182,7 +182,7 @@ def print_progress(*fields: Field) -> None:
 
 
 def progress_bar(**options) -> tqdm:
-    """Returns a bar on standard error; where that is no terminal, a line every half minute. Options are tqdm's."""
+    """Returns a bar on standard error; without a terminal, a line every half minute. Options are tqdm's."""
     is_large = options.get("total") not in range(1, 1000)  # A few are printed as 3, not as 3.00.
     if not is_terminal(sys.stderr):
         return _Lines(leave=False, unit_scale=is_large, **options)
@@ -191,7 +191,7 @@ def progress_bar(**options) -> tqdm:
 
 
 class _Bar(tqdm):
-    """A bar on a terminal: where that is narrow, the description is shortened and the numbers stay."""
+    """A bar on a terminal: if that is narrow, the description is shortened and the numbers stay."""
 
     @property
     def format_dict(self) -> dict:
@@ -220,7 +220,7 @@ def print_notice(text: str | None) -> None:
 
 
 def printable(text: str) -> str:
-    """Returns a text with escapes in place of what a terminal would obey or cannot show."""
+    """Returns a text with escapes in place of control characters and what a terminal cannot show."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
@@ -233,7 +233,7 @@ def plain(text: object, limit: int = 0) -> str:
 
 
 def format_table(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> list[str]:
-    """Returns a line for each row of cells, in aligned columns: those that are numbered in `left` to the left."""
+    """Returns a line for each row of cells, in aligned columns: to the left for the numbers in `left`."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -245,7 +245,7 @@ def format_table(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,))
 def format_rows(
     rows: Sequence[Sequence[str]], columns: int | None = None, *, left: Collection[int] = (0,)
 ) -> list[str]:
-    """Returns a table with a heading as lines; where it is too wide, each row as a paragraph that names its columns."""
+    """Returns a table with a heading as lines; if it is too wide, each row as a paragraph that names its columns."""
     table = format_table(rows, left=left)
     if columns is None or max(map(len, table)) <= columns:
         return table
@@ -253,7 +253,7 @@ def format_rows(
 
 
 def name_cells(headings: Sequence[str], row: Sequence[str]) -> str:
-    """Returns a row of a table in one line, each of its cells but the first and the empty ones behind its heading."""
+    """Returns a row of a table in one line, with the heading before each cell except the first and empty ones."""
     cells = [(heading, cell.strip()) for heading, cell in zip(headings, row, strict=True)]
     return f"{row[0]}: " + ", ".join(f"{heading} {cell}" for heading, cell in cells[1:] if cell)
 

@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered by size and time of change, so that a large file is read once and not at each start."""
+"""SHA-256 of files, cached by size and time of change, so that a large file is read once and not at each start."""
 
 import hashlib
 import json
@@ -23,14 +23,14 @@ def file_digest(path: str | os.PathLike) -> str:
 def file_digests(
     paths: Mapping[str, Path], memory: Path, *, is_worth: Callable[[os.stat_result], bool] = lambda status: True
 ) -> dict[str, str]:
-    """Returns the hexadecimal SHA-256 of files by name; that of one that did not change, as it is remembered.
+    """Returns the hexadecimal SHA-256 of files by name; for an unchanged file, the cached one.
 
     A change that keeps size and time is not noticed.
 
     Args:
-        paths: of the files, by the names under which they are remembered.
-        memory: the file that remembers; where it cannot be written, the files are read each time.
-        is_worth: whether a file is to be remembered.
+        paths: of the files, by their names in the cache.
+        memory: the cache file; if it cannot be written, the files are read each time.
+        is_worth: whether to cache a file's digest.
 
     Raises:
         OSError: a file cannot be read.

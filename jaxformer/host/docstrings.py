@@ -1,4 +1,4 @@
-"""Docstrings that are printed, whatever Python keeps of them."""
+"""Docstrings to print, even if Python does not keep them."""
 
 import ast
 import inspect
@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 def docstring(thing: ModuleType | type | Callable) -> str:
-    """Returns the docstring of a module, class or function, or nothing where it has none."""
+    """Returns the docstring of a module, class or function, or '' if it has none."""
     if sys.flags.optimize < 2:
         return inspect.cleandoc(thing.__doc__ or "")
     # From the source, which takes 15 ms: `python -OO` and PYTHONOPTIMIZE=2 keep none.

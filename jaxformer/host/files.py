@@ -1,4 +1,4 @@
-"""Files that are whole or absent, also after the power failed; JSON; and what is closed at the end of a block."""
+"""Files that are whole or absent, even after a power failure; JSON; and objects closed at the end of a block."""
 
 import contextlib
 import json
@@ -24,10 +24,10 @@ def sync_tree(folder: Path) -> None:
 def write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Writes a file under another name, waits until it is on the disk, and renames it.
 
-    The other name is each writer's own: of several that write the same file at once, one stays, whole.
+    Each writer uses its own other name: if several write the same file at once, one whole file stays.
 
     Args:
-        sync: False for what is checked when it is read: it may be damaged after the power failed.
+        sync: False for a file that is checked when read: a power failure may damage it.
     """
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.unfinished")
     try:
@@ -43,10 +43,10 @@ def write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:
 
 
 class Closing:
-    """Closes itself at the end of its block. An error that ended the block goes on, and one of closing is printed."""
+    """Closes itself at the end of its block. After an error of the block, one of closing is only printed."""
 
     def close(self) -> None:
-        """Closes; what is inherited from this says how."""
+        """Closes; defined by subclasses."""
         raise NotImplementedError
 
     def __enter__(self):
@@ -63,14 +63,14 @@ class Closing:
 
 
 def read_json(path: Path, advice: str = "") -> dict | None:
-    """Returns the object that a JSON file holds, or None where there is no file.
+    """Returns the object in a JSON file, or None if there is no file.
 
     Args:
         path: of the file.
-        advice: what to do about one that is damaged.
+        advice: what to do about a damaged one.
 
     Raises:
-        UserError: it is unreadable, or holds something else.
+        UserError: it is unreadable, or contains something else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -84,11 +84,11 @@ def read_json(path: Path, advice: str = "") -> dict | None:
 
 
 def require_json(path: Path, refusal: str = "", advice: str = "") -> dict:
-    """Returns the object that a JSON file holds; where there is no file, raises `UserError` with a refusal.
+    """Returns the object in a JSON file; raises `UserError` if there is no file.
 
     Args:
         path, advice: as of `read_json`.
-        refusal: what is said where there is no file.
+        refusal: the message if there is no file.
     """
     value = read_json(path, advice)
     if value is None:
@@ -102,7 +102,7 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def for_json(values: dict) -> dict:
-    """Returns an object in which numbers that are not finite are texts, since JSON has no word for them."""
+    """Returns an object with non-finite numbers as texts, since JSON has none."""
 
     def written(value):
         if isinstance(value, list):
@@ -113,7 +113,7 @@ def for_json(values: dict) -> dict:
 
 
 def read_json_or_empty(path: Path) -> dict:
-    """Returns the object of a JSON file, or an empty one where there is none or it is damaged."""
+    """Returns the object of a JSON file, or an empty one if it is missing or damaged."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -122,7 +122,7 @@ def read_json_or_empty(path: Path) -> dict:
 
 
 def write_remembered(path: Path, content: bytes) -> None:
-    """Writes what is only remembered: a disk that does not take it costs time, no run."""
+    """Writes a cached value; a disk that does not take it costs time, but no run."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)

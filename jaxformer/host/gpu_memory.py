@@ -1,8 +1,8 @@
-"""Which share of a GPU's memory JAX takes: by the environment, which it reads when it first looks for devices."""
+"""The share of a GPU's memory that JAX takes: set by the environment, which it reads when it first needs devices."""
 
 import os
 
-# By itself JAX would take 0.75. What is left is for what is not arrays: the context, kernels and workspaces.
+# JAX's default is 0.75. The rest is for the context, kernels and workspaces, which are no arrays.
 _FRACTION = 0.9
 
 # The second is deprecated; JAX refuses both at once.
@@ -10,7 +10,7 @@ _NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 
 
 def memory_fraction() -> float:
-    """Returns the share that JAX takes: as the environment says, else nearly all."""
+    """Returns the share that JAX takes: from the environment, else nearly all."""
     texts = [os.environ[each] for each in _NAMES if os.environ.get(each)]
     return float(texts[0]) if texts else _FRACTION
 

@@ -1,4 +1,4 @@
-"""Pages of HTML, made of templates, that load nothing and run nothing; texts are shown as they are."""
+"""Pages of HTML from templates, which load nothing and run nothing; texts are escaped."""
 
 import base64
 import functools
@@ -9,25 +9,25 @@ from jaxformer.host.console import printable
 
 
 def render(folder: Path, template: str, **values) -> str:
-    """Returns a page. What is not markup already is escaped, on one line, and without control characters.
+    """Returns a page. Texts that are not markup are escaped, on one line, and without control characters.
 
     Args:
-        folder: of the template, and of what it includes unless that lies beside this module.
+        folder: of the template, and of its includes unless they lie beside this module.
         template: name of its file.
-        values: by the names that they have in it.
+        values: by their names in the template.
     """
     return _environment(folder).get_template(template).render(**values)
 
 
 @functools.cache
 def _environment(folder: Path):
-    import jinja2  # Takes longer than a page.
+    import jinja2  # The import takes longer than a page.
     from markupsafe import escape
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,
-        # What is not markup already is a text of someone.
+        # Values that are not markup are untrusted texts.
         finalize=lambda value: value if hasattr(value, "__html__") else _shown(" ".join(str(value).split())),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

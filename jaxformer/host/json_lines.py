@@ -1,4 +1,4 @@
-"""Files of JSON lines, which are only ever appended to."""
+"""Files of JSON lines, which only grow."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from jaxformer.host.console import print_notice
 def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
     """Appends an object to a file of JSON lines, which need not exist; returns once it is on the disk.
 
-    It is one write, so that several processes may append, and a process that is killed leaves all of it or none. Behind
-    an end that a failing machine tore off it begins a line of its own.
+    It is one write, so that several processes may append, and a killed process leaves all of it or none. After an
+    incomplete last line, as from a failing machine, it begins a new line.
 
     Raises:
         OSError: the disk does not take it.
@@ -34,7 +34,7 @@ def append_json_line(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(path: Path, texts: Collection[str]) -> list[dict[str, Any]]:
-    """Returns the objects of a file of JSON lines, none where there is no file; a damaged one is named and left out.
+    """Returns the objects of a file of JSON lines, none without a file; a damaged one is reported and left out.
 
     Args:
         texts: names that each object must have, with a text.

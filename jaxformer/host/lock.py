@@ -1,4 +1,4 @@
-"""Locks that name who holds them; the system releases a lock when its process ends, however it ends."""
+"""Locks that name their holder; the system releases a lock when its process ends, however it ends."""
 
 import contextlib
 import fcntl
@@ -13,10 +13,10 @@ from jaxformer.config import UserError
 from jaxformer.host.console import print_line
 from jaxformer.host.waiting import waiting
 
-# In a run folder, who runs in it.
+# File in a run folder that names the process running in it.
 LOCK = ".lock"
 
-# Who looks whether a lock is held has it for microseconds: one that is held for all of this is held by a process.
+# Checking a lock holds it for microseconds: a lock held for this long is held by a running process.
 _PATIENCE_SECONDS = 0.2
 
 
@@ -26,13 +26,13 @@ class Held(RuntimeError):
 
 @contextlib.contextmanager
 def hold(lock: Path, *, wait: str | None = None) -> Iterator[None]:
-    """Holds an exclusive lock on a file, which is created if it does not exist and stays behind.
+    """Holds an exclusive lock on a file, which is created if missing and stays.
 
     Args:
-        wait: what the holder is doing: a line says so, and the lock is waited for. None does not wait.
+        wait: what the holder is doing, printed while waiting for the lock. None does not wait.
 
     Raises:
-        Held: another process holds it, and none is waited for.
+        Held: another process holds it, and `wait` is None.
         UserError: the file system has no locks.
     """
     with contextlib.ExitStack() as stack:
@@ -45,7 +45,7 @@ def hold(lock: Path, *, wait: str | None = None) -> Iterator[None]:
                 print_line(f"waiting for {what}")
                 with waiting(what, after=60):
                     fcntl.flock(file, fcntl.LOCK_EX)
-            # Who held it may have removed it, and another may hold a new one of the same name.
+            # The last holder may have removed it, and another may hold a new one of the same name.
             if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 break
         file.truncate(0)
@@ -55,9 +55,9 @@ def hold(lock: Path, *, wait: str | None = None) -> Iterator[None]:
 
 
 def take(file: IO) -> bool:
-    """Takes the exclusive lock on an open file, or returns False where another process holds it.
+    """Takes the exclusive lock on an open file, or returns False if another process holds it.
 
-    It is held until this process and all that inherited the open file have closed it or have ended.
+    It is held until this process, and all that inherited the open file, have closed it or ended.
 
     Raises:
         UserError: the file system has no locks.
@@ -71,10 +71,10 @@ def take(file: IO) -> bool:
             if time.monotonic() > give_up:
                 return False
             time.sleep(0.01)
-        except OSError as error:  # Lustre and FUSE without locks answer so, and NFS without its lock service.
+        except OSError as error:  # As from Lustre and FUSE without locks, and NFS without its lock service.
             raise UserError(
                 f"{Path(file.name).parent}: its file system has no file locks ({error.strerror}), which keep two "
-                "processes from writing the same files; choose a folder on another"
+                "processes from writing the same files; choose a folder on another file system"
             ) from error
 
 

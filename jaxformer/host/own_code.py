@@ -1,8 +1,7 @@
-"""The code that experiment files run beyond assigning values: functions of their own, and modules beside them.
+"""Code in experiment files that does more than assign values: their own functions, and modules beside them.
 
-What a file assigns is recorded and compared as values. Code of its own is recorded by its digest, so that all runs of
-an experiment, and those of its parent, are known to have been made with the same. The code of a part, which is a value,
-is recorded with that.
+Assigned values are recorded and compared. A file's own code is recorded by its digest, to check that all runs of an
+experiment, and of its parent, were made with the same. The code of a part, which is a value, is recorded with it.
 """
 
 import ast
@@ -26,7 +25,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # In an experiment file, the name of its value.
 VALUE = "EXPERIMENT"
 
-# Where the code of files that run now is collected; None where nobody wants it.
+# Collects the code of files that run now; None if not needed.
 _collected: ContextVar[dict[str, str] | None] = ContextVar("collected", default=None)
 
 
@@ -47,26 +46,26 @@ def collect_own_code() -> Iterator[dict[str, str]]:
 
 
 class Source(NamedTuple):
-    """What a module does, with the local modules that it imports, as it was loaded."""
+    """The source of a loaded module, with the local modules that it imports."""
 
     path: Path
     digest: str
-    """16 hexadecimal digits of the SHA-256 of the syntax, without documentation and the value of an experiment."""
+    """16 hexadecimal digits of the SHA-256 of the syntax, without documentation and the experiment's value."""
     files: dict[str, bytes]
-    """The files, by path below a folder from which the first imports the others."""
+    """The files, by path below a folder from which the first can import the others."""
 
 
 def find_source(module: str) -> Source | None:
-    """Returns the source of a module that is being loaded; None where there is no file of it."""
+    """Returns the source of a module that is being loaded; None if it has no file."""
     return read_source(Path(getattr(sys.modules.get(module), "__file__", None) or ""), module)
 
 
 def read_source(path: Path, module: str = "") -> Source | None:
-    """Returns the source in a file, which is not run; None where it cannot be read.
+    """Returns the source in a file without running it; None if it cannot be read.
 
     Args:
         path: of the file.
-        module: the name by which it is imported; '' for one that is not.
+        module: its name for imports; '' for one that is not imported.
     """
     try:
         path = path.absolute()
@@ -88,17 +87,17 @@ def read_source(path: Path, module: str = "") -> Source | None:
 
 @contextlib.contextmanager
 def importing_from_beside(path: Path) -> Iterator[None]:
-    """Lets a file import modules of its folder within a block, before others of their names; after it, behind those.
+    """Lets a file import modules of its folder: within the block before others with their names, later after them.
 
     Raises:
-        UserError: this process has loaded another module of the name of one.
+        UserError: this process has loaded another module with one of their names.
     """
     folder, beside = str(path.absolute().parent), _modules_beside(path)
     for name, file in beside.items():
         loaded = getattr(sys.modules.get(name), "__file__", None)
         require(
             loaded is None or Path(loaded).resolve() == file.resolve(),
-            f"it imports {name} of {file}, and {loaded} is loaded by that name already; give one of them another name",
+            f"it imports {name} of {file}, but {loaded} is already loaded by that name; give one of them another name",
         )
     try:
         sys.path[:0] = [folder] * bool(beside)
@@ -113,21 +112,21 @@ def _modules_beside(path: Path) -> dict[str, Path]:
     """Returns the files of the modules that a file imports from its folder, by name."""
     try:
         names = _imported_by(ast.parse(path.read_bytes()), "") - {"jaxformer"} - sys.stdlib_module_names
-    except (OSError, SyntaxError, ValueError):  # Which is reported where the file runs.
+    except (OSError, SyntaxError, ValueError):  # Reported when the file runs.
         return {}
     files = ((name, path.parent / each) for name in names for each in (f"{name}.py", f"{name}/__init__.py"))
     return {name: file for name, file in files if file.is_file()}
 
 
 def record_own_code(path: Path, assigned: str, parts: Collection[str] = ()) -> None:
-    """Adds to what is collected the code of a file that has run, and of the local modules that it imports.
+    """Collects the code of a file that has run, and of the local modules that it imports.
 
-    Modules are found in the code: one of a computed name is not. So it does not matter what this process has loaded.
+    Modules are found in the code, except those with a computed name, independent of what this process has loaded.
 
     Args:
         path: of the file.
-        assigned: the name whose assignment is no code, since its value is recorded.
-        parts: names of classes whose code is recorded with their values; what only they use is recorded there too.
+        assigned: the name whose assignment does not count, since its value is recorded.
+        parts: names of classes whose code is recorded with their values, as is the code that only they use.
     """
     found = _collected.get()
     if found is None:
@@ -141,7 +140,7 @@ def record_own_code(path: Path, assigned: str, parts: Collection[str] = ()) -> N
 
 
 def _local_modules(names: set[str]) -> dict[str, Path]:
-    """Returns the files of those modules of some names that are local, and of all that those import locally."""
+    """Returns the files of the local ones among some modules, and of all their local imports."""
     waiting, found = list(names), {}
     while waiting:
         name = waiting.pop()
@@ -163,10 +162,10 @@ def _module_digest(path: Path) -> str:
 def _local_file(name: str) -> Path | None:
     """Returns the file of a module, if it has one and belongs neither to Python nor to an installed package.
 
-    The parts that come with jaxformer are local as well: each run records the code of those that it uses.
+    The parts that come with jaxformer count as local: each run records the code of those that it uses.
     """
     top, *rest = name.split(".")
-    is_part = name.startswith("jaxformer.parts.")  # Which the digest of the package's code leaves out.
+    is_part = name.startswith("jaxformer.parts.")  # The digest of the package's code leaves these out.
     if top in sys.stdlib_module_names or (top == "jaxformer" and not is_part):
         return None
     try:
@@ -175,7 +174,7 @@ def _local_file(name: str) -> Path | None:
         return None
     if spec is None:
         return None
-    if rest:  # Found without importing what is around it.
+    if rest:  # Found without importing its parent packages.
         folders = (Path(folder, *rest[:-1]) for folder in spec.submodule_search_locations or ())
         files = [path for folder in folders for path in (folder / rest[-1] / "__init__.py", folder / f"{rest[-1]}.py")]
         path = next((path for path in files if path.is_file()), None)
@@ -189,18 +188,18 @@ def _local_file(name: str) -> Path | None:
 
 @functools.cache
 def _installed_folders() -> list[Path]:
-    """Returns where Python, installed packages and this one lie."""
+    """Returns the folders of Python, installed packages and this one."""
     kinds = ("stdlib", "platstdlib", "purelib", "platlib")
     folders = [*(sysconfig.get_paths()[kind] for kind in kinds), *site.getsitepackages(), site.getusersitepackages()]
     return [_PACKAGE, *(Path(folder).resolve() for folder in folders)]
 
 
 def _imported_by(tree: ast.Module, package: str) -> set[str]:
-    """Returns the modules that code may import, by statements and by names in `import_module`, and those around them.
+    """Returns the modules that code may import, by statements and by `import_module`, and their parent packages.
 
     Args:
         tree: of the code.
-        package: that relative imports start from; '' for a file that is in none.
+        package: that relative imports start from; '' for a file in none.
     """
     names = set()
     for node in ast.walk(tree):
@@ -219,12 +218,12 @@ def _imported_by(tree: ast.Module, package: str) -> set[str]:
 
 
 def _without_parts(body: list[ast.stmt], parts: Collection[str], assigned: str) -> list[ast.stmt]:
-    """Returns the statements of a file without those that bind the names of parts, or what is used by those alone."""
+    """Returns the statements of a file, without those that define parts or names used only by parts."""
     own = [one for one in body if _bound(one) & {*parts}]
 
     def used_by(roots: list[ast.stmt], others: list[ast.stmt]) -> list[ast.stmt]:
         found = [*roots]
-        for one in found:  # Which grows.
+        for one in found:  # The list grows.
             names = {node.id for node in ast.walk(one) if isinstance(node, ast.Name)}
             found += [each for each in others if _bound(each) & names and each not in found]
         return found
@@ -245,7 +244,7 @@ def _bound(statement: ast.stmt) -> set[str]:
 
 
 def _is_declaration(statement: ast.stmt) -> bool:
-    """Returns whether a statement imports, or gives a name to a value that is no function."""
+    """Returns whether a statement imports, or assigns a value that is no function."""
     if any(isinstance(node, ast.Lambda) for node in ast.walk(statement)):
         return False
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]

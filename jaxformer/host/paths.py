@@ -1,4 +1,4 @@
-"""Paths as users type them, and as libraries take them that read more than a name in one."""
+"""Paths as users type them, and for libraries that interpret characters in a path."""
 
 import argparse
 import contextlib
@@ -13,20 +13,20 @@ from jaxformer.config import UserError, is_unicode, require
 # How a URL begins.
 URL = re.compile(r"\w[\w+.:-]*://")
 
-# Links to what a process has opened, by number; Linux has them.
+# Links to a process's open files, by number; Linux has them.
 _OPENED = Path("/proc/self/fd")
 
 
 def expanded(path: str) -> Path:
-    """Returns a local path with `~` replaced by a home folder, if there is one; no shell does it behind `--option=`."""
-    return Path(os.path.expanduser(path))  # Unlike pathlib's, it takes the name of a user who is not there.
+    """Returns a local path with `~` replaced by a home folder, if there is one; shells do not after `--option=`."""
+    return Path(os.path.expanduser(path))  # Unlike pathlib's, it accepts the name of an unknown user.
 
 
 def on_this_machine(path: str | Path) -> Path:
-    """Returns a path of this machine alone, a text with `~` replaced.
+    """Returns a local path, with `~` in a text replaced.
 
     Raises:
-        UserError: a text is a URL, which would be taken for a folder named like `gs:`.
+        UserError: a text is a URL, which would be taken for a folder named `gs:` or similar.
     """
     if isinstance(path, Path):
         return path
@@ -48,7 +48,7 @@ def typed(path: Path) -> str:
 
 
 def shell_word(path: Path) -> str:
-    """Returns a path as it is typed in a shell, also behind `--option=`."""
+    """Returns a path as typed in a shell, also after `--option=`."""
     return shlex.quote(typed(path))
 
 
@@ -59,7 +59,7 @@ def absolute(folder: Path) -> Path:
 
 
 def is_literal(folder: Path) -> bool:
-    """Returns whether Orbax, TensorStore and etils (which TFDS uses) take the path of a folder for what it is.
+    """Returns whether Orbax, TensorStore and etils (which TFDS uses) take the path of a folder literally.
 
     Measured with Orbax 0.12, TensorStore 0.1.86 and etils 1.14: etils globs the whole path, and takes `/gs`, `/s3`,
     `/az` and `/hf` for stores; TensorStore takes a backslash for a slash, and no text that is not UTF-8; Orbax takes
@@ -77,7 +77,7 @@ def is_literal(folder: Path) -> bool:
 
 
 def check_literal(folder: Path) -> None:
-    """Raises `UserError` if a path is not literal and this system has none of descriptors, which would be."""
+    """Raises `UserError` if a path is not literal and this system has no descriptor paths, which would be."""
     require(
         is_literal(folder) or _OPENED.is_dir(),
         f"folder {folder}: libraries read a pattern or a store in its path; choose one without '*', '?', '[', '\\' and "
@@ -87,9 +87,9 @@ def check_literal(folder: Path) -> None:
 
 @contextlib.contextmanager
 def literal_path(folder: Path) -> Iterator[Path]:
-    """Yields an absolute path of an existing folder that no library takes for another, valid within the block.
+    """Yields an absolute path of an existing folder that all libraries take literally, valid within the block.
 
-    That is its own wherever it is literal, and else the one of its descriptor, in this process alone.
+    It is the folder's own path if that is literal, else the path of its descriptor, only for this process.
 
     Raises:
         OSError: the folder cannot be opened.

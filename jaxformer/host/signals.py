@@ -1,9 +1,9 @@
-"""SIGINT, SIGTERM and their kin: they end what runs at once, or after what must not be interrupted.
+"""SIGINT, SIGTERM and similar signals: they end a run at once, or after a part that must not be interrupted.
 
-Python runs a handler between two instructions of the main thread. What it raises there may be lost: an exception in the
-middle of a garbage collection or of a `__del__` is discarded (jax#18246), and some libraries in C++ turn one into
-another. And while that thread computes in C++, as when XLA compiles, no handler runs. So a thread of its own watches:
-`Stopped` is raised again until it is seen, and a second signal ends the process whatever it does.
+Python runs a handler between two instructions of the main thread. An exception raised there may be lost: in a garbage
+collection or a `__del__` it is discarded (jax#18246), and some C++ libraries turn it into another. And while the main
+thread computes in C++, as when XLA compiles, no handler runs. So a separate thread watches: `Stopped` is raised again
+until it is seen, and a second signal ends the process at any time.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ from types import FrameType
 
 from jaxformer.config import TrainingFailure, UserError
 
-# SIGHUP is what a lost terminal sends; SIGUSR1 and SIGUSR2, what Slurm and Grid Engine are asked to send in advance.
+# A lost terminal sends SIGHUP; Slurm and Grid Engine can send SIGUSR1 and SIGUSR2 as a warning.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
-# How the watching thread has the main thread raise again; the system ignores it where there is no handler.
+# Signal with which the watching thread makes the main thread raise again; ignored by the system without a handler.
 _AGAIN = signal.SIGURG
 _AGAIN_SECONDS = 0.1
 
-# Signals within this time are one: `timeout` of GNU sends each to the process, and to the group that it is in.
+# Signals within this time count as one: GNU `timeout` sends each to the process, and to its group.
 _SAME_SECONDS = 0.2
 
-# After this time without an answer of the main thread a line says that the signal has come.
+# If the main thread does not react within this time, a line reports the signal.
 _SILENT_SECONDS = 1.0
 
-# Errors that no library has made of `Stopped`: they say what became of the run, whatever a signal began.
+# Errors that no library makes out of `Stopped`: they report the run's own end, even after a signal.
 _VERDICTS = (TrainingFailure, UserError)
 
 _Handler = Callable[[int, FrameType | None], None]
@@ -46,11 +46,11 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """The signals that a block has taken, which `stop_signals` makes.
+    """The signals received by a block, made by `stop_signals`.
 
     Attributes:
-        received: the number of the first that came, or None.
-        advice: what the text of `Stopped` says beside the name of the signal.
+        received: the number of the first signal, or None.
+        advice: the text of `Stopped` after the name of the signal.
     """
 
     def __init__(self):
@@ -63,9 +63,9 @@ class StopSignals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within the block a signal is only noted in `received`: look at it where the run can be stopped.
+        """Within the block a signal is only recorded in `received`: check it where the run can be stopped.
 
-        An exception that leaves the block ends the run, with its own text, whether a signal came or not.
+        An exception that leaves the block ends the run, with its own text, with or without a signal.
         """
         before, self._is_deferred = self._is_deferred, True
         try:
@@ -79,7 +79,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block, inside of a deferred one, a signal raises `Stopped`, and so does one that came before."""
+        """Within the block, inside a deferred one, a signal raises `Stopped`, and so does an earlier one."""
         before, self._is_deferred = self._is_deferred, False
         try:
             self._stop()
@@ -89,7 +89,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def _taken(self) -> Iterator[None]:
-        """Takes the signals within the block, and raises at its end what came and was not seen."""
+        """Handles the signals within the block, and raises at its end for one that was not seen."""
         global _active
         reading, writing = socket.socketpair()
         writing.setblocking(False)
@@ -113,7 +113,7 @@ class StopSignals:
                 finally:
                     _active = None
         finally:
-            writing.shutdown(socket.SHUT_WR)  # A close alone is not seen while a forked process has it too.
+            writing.shutdown(socket.SHUT_WR)  # A close alone is not noticed while a forked process has it open too.
             writing.close()
             watching.join()
             reading.close()
@@ -137,7 +137,7 @@ class StopSignals:
                 os.write(2, f"\njaxformer: {name}: {what}; a second signal stops at once\n".encode())
 
     def _watch(self, reading: socket.socket) -> None:
-        """Ends the process on a second signal, and has the main thread raise what was lost; a thread runs this."""
+        """Ends the process on a second signal, and makes the main thread raise a lost one; runs in a thread."""
         first, since = None, 0.0
         while True:
             reading.settimeout(None if first is None else _AGAIN_SECONDS)
@@ -159,20 +159,19 @@ class StopSignals:
                     os._exit(128 + number)
 
 
-# Who has taken the signals of this process.
+# The present handler of this process's signals.
 _active: StopSignals | None = None
 
 
 @contextlib.contextmanager
 def stop_signals(advice: str = "") -> Iterator[StopSignals]:
-    """Takes the signals within the block, in the main thread, unless a block around it has; elsewhere it takes none.
+    """Handles the signals within the block, in the main thread, unless an outer block does; elsewhere it does nothing.
 
-    A signal raises `Stopped`, at once or once nothing defers it, and again until that leaves the block; an exception
-    that leaves it in its place is what the block has made of it. A signal that the process ignores, as under `nohup`,
-    stays ignored.
+    A signal raises `Stopped`, at once or when nothing defers it, and again until that leaves the block; the block may
+    raise another exception in its place. A signal that the process ignores, as under `nohup`, stays ignored.
 
     Args:
-        advice: what the text of `Stopped` says beside the name of the signal.
+        advice: the text of `Stopped` after the name of the signal.
     """
     is_main = threading.current_thread() is threading.main_thread()
     signals = (_active if is_main else None) or StopSignals()
@@ -194,7 +193,7 @@ def stop_signals(advice: str = "") -> Iterator[StopSignals]:
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Returns a list to which the signals are only appended within the block, in the main thread; look at it."""
+    """Yields a list to which signals are only appended within the block, in the main thread; the caller checks it."""
     received: list[int] = []
     if threading.current_thread() is threading.main_thread():
         handlers = dict.fromkeys(_taken_by_default(), lambda number, frame: received.append(number))
@@ -217,9 +216,9 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within the block signals end the process as the system does, in the main thread: nothing is there to be saved.
+    """Within the block signals end the process by the system's default, in the main thread: nothing must be saved.
 
-    Imports would be left with a traceback.
+    Otherwise an interrupted import would print a traceback.
     """
     if threading.current_thread() is threading.main_thread():
         with _handled(dict.fromkeys(_taken_by_default(), signal.SIG_DFL), -1):
@@ -229,7 +228,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def _taken_by_default() -> list[signal.Signals]:
-    """Returns the signals that are taken: those that are neither ignored nor taken by something that is not Python."""
+    """Returns the signals to handle: neither ignored, nor handled by something other than Python."""
     return [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
@@ -250,7 +249,7 @@ def _handled(handlers: Mapping[signal.Signals, _Handler | signal.Handlers], wake
 
 @contextlib.contextmanager
 def _without_stopped_in_hook() -> Iterator[None]:
-    """Within the block a `Stopped` that Python discards, and that is raised again, is not printed."""
+    """Within the block a `Stopped` that Python discards is not printed, since it is raised again."""
     hook = sys.unraisablehook
 
     def filtered(unraisable):
@@ -266,7 +265,7 @@ def _without_stopped_in_hook() -> Iterator[None]:
 
 
 def _is_being_handled(error: BaseException | None) -> bool:
-    """Returns whether an error is on its way out: through a `finally`, an `except` or an `__exit__`."""
+    """Returns whether an error is being handled: in a `finally`, an `except` or an `__exit__`."""
     seen = set()
     handled = sys.exception()
     while error is not None and handled is not None and id(handled) not in seen:
@@ -278,7 +277,7 @@ def _is_being_handled(error: BaseException | None) -> bool:
 
 
 def _release_in_child() -> None:
-    """Leaves the signals of a forked process alone, which would wake up the thread of the one that it came from."""
+    """Releases the signals in a forked process, where they would wake up its parent's thread."""
     global _active
     if _active is not None:
         _active = None

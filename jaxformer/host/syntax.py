@@ -1,4 +1,4 @@
-"""Python code as its syntax alone, so that comments, docstrings and layout may change and it counts as the same."""
+"""Python code reduced to its syntax, so that changes of comments, docstrings and layout do not count."""
 
 import ast
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 def parse_code(source: bytes) -> ast.Module:
-    """Returns the syntax tree of a module without docstrings, and without other statements that are constants alone."""
+    """Returns the syntax tree of a module without docstrings, and without other statements that are only constants."""
     tree = ast.parse(source)
     for node in [tree, *statements(tree)]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -16,7 +16,7 @@ def parse_code(source: bytes) -> ast.Module:
 
 
 def dump(tree: ast.AST) -> str:
-    """Returns a syntax tree as text, the same for all versions of Python that are supported."""
+    """Returns a syntax tree as text, the same for all supported versions of Python."""
     with_empty: dict = {"show_empty": True} if sys.version_info >= (3, 13) else {}  # Before, there was no choice.
     return ast.dump(tree, **with_empty).replace(", type_params=[]", "")  # New in 3.12.
 

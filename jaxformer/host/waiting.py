@@ -1,4 +1,4 @@
-"""What a process waits for, printed now and then: one that prints nothing looks as if it hung."""
+"""Lines on what a process waits for: one that prints nothing seems to hang."""
 
 import contextlib
 import threading
@@ -13,7 +13,7 @@ _BETWEEN = 60
 
 @contextlib.contextmanager
 def waiting(what: str, *, after: float = 5) -> Iterator[None]:
-    """Within the block lines say what is waited for, and since when.
+    """Within the block, prints what is waited for, and since when.
 
     Args:
         after: seconds until the first line.

@@ -1,9 +1,9 @@
 """Worker processes: a function computed of many arguments on several processors, with the results in order.
 
-Unlike one of `concurrent.futures.ProcessPoolExecutor`, a worker is a fresh interpreter that imports the function's
-module and nothing of the main program, so that a script or a notebook without `if __name__ == "__main__"` can have
-some; it ends with the process that started it, however that ends, as its end of the pipe is closed then; and signals
-that a terminal or a scheduler sends to the whole group leave it alone. Each one is served by a thread.
+Unlike in `concurrent.futures.ProcessPoolExecutor`, a worker is a fresh interpreter that imports the function's module
+and nothing of the main program, so that scripts and notebooks without `if __name__ == "__main__"` can have workers. A
+worker ends with the process that started it, however that ends, since its pipe is then closed. Signals that a terminal
+or a scheduler sends to the whole group do not reach it. Each worker has a thread here.
 """
 
 import os
@@ -28,7 +28,7 @@ from jaxformer.host.signals import SIGNALS
 T = TypeVar("T")
 R = TypeVar("R")
 
-# This package first, whatever else of its name the path may hold: it is what the results are of.
+# This package comes first, before others of its name in the path, since the results must come from it.
 _SERVE = (
     "import sys; sys.path.insert(0, {root}); import jaxformer; sys.path[:] = {path}; "
     "from jaxformer.host.workers import serve; serve()"
@@ -39,25 +39,25 @@ _ROOT = Path(__file__).parents[2]
 def _folder_of_start() -> str:
     try:
         return os.getcwd()
-    except FileNotFoundError:  # It was removed: nothing is imported from there either.
+    except FileNotFoundError:  # Removed, so nothing is imported from it.
         return os.sep
 
 
-# What the relative entries of `sys.path` were of.
+# Base of the relative entries of `sys.path`.
 _STARTED_IN = _folder_of_start()
 
-# A worker is one of as many as there are processors: libraries start no further threads in it.
+# There is a worker for each processor: libraries must start no further threads in it.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
-# The processor time that a container of Linux may use of each period: "200000 100000" is that of two processors.
+# Processor time that a Linux container may use in each period: "200000 100000" means two processors.
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
-# The bytes of memory that it may use, or "max".
+# Bytes of memory that it may use, or "max".
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def usable_processors() -> int:
-    """Returns how many processors this process may use, where the system has that, else how many there are."""
+    """Returns how many processors this process may use or, if the system does not limit it, how many there are."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = map(int, _QUOTA.read_text(encoding="ascii").split())
@@ -67,7 +67,7 @@ def usable_processors() -> int:
 
 
 def usable_memory() -> int:
-    """Returns how many bytes of memory this process may use, at most."""
+    """Returns the most bytes of memory that this process may use."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(total, int(_MEMORY_LIMIT.read_text(encoding="ascii")))
@@ -76,23 +76,23 @@ def usable_memory() -> int:
 
 
 class Ready(NamedTuple):
-    """In the place of an argument of `Workers.map`: a result that is there already."""
+    """A ready result, in place of an argument of `Workers.map`."""
 
     result: Any
 
 
 class Workers:
-    """So many processes that compute functions; with one, it is this process that does. To be used in a `with` block.
+    """Some processes that compute functions; with one, this process does. Use it in a `with` block.
 
-    A process is started when there is an argument that no other is free for, and all are killed at the end of the
-    block: results are waited for inside of it.
+    A process starts when no other is free for an argument, and all are killed at the end of the block: wait for results
+    inside it.
 
     Attributes:
-        count: of the processes.
+        count: number of processes.
     """
 
     def __init__(self, count: int, *, advice: str = ""):
-        """Starts none yet; the advice is what to do where the system has killed one."""
+        """Starts none yet; the advice is for a process killed by the system."""
         self.count, self._advice = count, advice
         self._threads = ThreadPoolExecutor(count) if count > 1 else None
         self._of_thread = threading.local()
@@ -106,7 +106,7 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """Kills the processes, whatever they compute."""
+        """Kills the processes, even if they compute."""
         with self._lock:
             started, self._started = self._started or [], None
         for worker in started:
@@ -117,10 +117,10 @@ class Workers:
             worker.close()
 
     def map(self, function: Callable[[T], R], arguments: Iterable[T | Ready]) -> Generator[R, None, None]:
-        """Yields the results of a function in the order of its arguments; all of them can be pickled.
+        """Yields the results of a function in the order of its arguments; all of them must be picklable.
 
-        As many arguments are taken ahead as keep the processes busy. An error, of the function or of who makes the
-        arguments, is raised in its place: behind all results before it.
+        Enough arguments are taken ahead to keep the processes busy. An error, of the function or of the iterator of
+        arguments, is raised in its place, after all earlier results.
         """
         if self._threads is None:
             for each in arguments:
@@ -135,13 +135,13 @@ class Workers:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:  # Of one who takes no more results.
+            for future in waiting:  # The caller takes no more results.
                 future.cancel()
 
     def _futures(
         self, threads: ThreadPoolExecutor, function: Callable[[T], R], arguments: Iterable[T | Ready]
     ) -> Iterator[Future[R]]:
-        """Yields what holds, or will hold, each result; the last one an error of who makes the arguments."""
+        """Yields a future for each result; the last may have an error of the iterator of arguments."""
         pickled = pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
         try:
             for each in arguments:
@@ -157,7 +157,7 @@ class Workers:
             yield future
 
     def _compute(self, function: bytes, argument: bytes) -> Any:
-        """Returns the result of a function; a thread runs this."""
+        """Returns the result of a function; runs in a thread."""
         worker = getattr(self._of_thread, "worker", None) or self._start()
         try:
             worker.pipe.send_bytes(b"" if worker.function is function else function)
@@ -173,7 +173,7 @@ class Workers:
 
     def _start(self) -> "_Worker":
         """Starts the process of this thread."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # Of this thread, and of the process that it starts.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # For this thread, and the process that it starts.
         with self._lock:
             if self._started is None:
                 raise CancelledError
@@ -183,10 +183,10 @@ class Workers:
 
 
 class _Worker:
-    """A process that computes what it is sent, and what connects it to this one.
+    """A worker process, and its connection to this one.
 
     Attributes:
-        function: the one that it has been sent, pickled.
+        function: the last one sent to it, pickled.
     """
 
     def __init__(self):
@@ -207,7 +207,7 @@ class _Worker:
             )
 
     def end(self, advice: str) -> str:
-        """Waits for the end of the process, whose pipe is closed; returns how it ended, and what to do."""
+        """Waits for the end of the process after its pipe closed; returns how it ended, and what to do."""
         status = self.process.wait()
         if status < 0:
             memory = ", as the system does where memory runs out" if status == -signal.SIGKILL else ""
@@ -217,16 +217,16 @@ class _Worker:
         return f"ended with status {status}{last_line and f' ({last_line:.200})'}"
 
     def close(self) -> None:
-        """Waits for the end of the process, and closes what belongs to it."""
+        """Waits for the end of the process, and closes its pipes."""
         self.process.wait()
         self.pipe.close()
         self._errors.close()
 
 
 def serve() -> None:
-    """Computes, in a worker, what comes through a pipe, its standard input, until that is closed.
+    """In a worker, computes calls from a pipe, its standard input, until that is closed.
 
-    It is a function, or nothing for the one before, and its argument; what goes back is the result and the error.
+    A call is a function, or nothing for the one before, and its argument; the answer is the result and the error.
     """
     pipe = Connection(os.dup(sys.__stdin__.fileno() if sys.__stdin__ else 0))
     received: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -236,9 +236,9 @@ def serve() -> None:
             while True:
                 received.put(pipe.recv_bytes())
         except (EOFError, OSError):
-            os._exit(0)  # In the middle of whatever it is: nobody waits for it.
+            os._exit(0)  # In the middle of a computation: nobody waits for it.
         finally:
-            os._exit(1)  # As for want of memory: else both processes would wait for each other.
+            os._exit(1)  # As without memory: else both processes would wait for each other.
 
     threading.Thread(target=receive, daemon=True).start()
     function: Any = None
@@ -254,12 +254,12 @@ def serve() -> None:
 
 
 def _pickled(error: Exception) -> bytes:
-    """Returns the answer of a worker to what raised an error, with where it was raised for one that is a fault."""
+    """Returns a worker's answer with an error, with its traceback if it is a bug."""
     if not isinstance(error, (UserError, OSError)):
         error.add_note("".join(traceback.format_exception(error)))
     try:
         answer = pickle.dumps((None, error))
-        pickle.loads(answer)  # Some can be pickled and not be built again.
+        pickle.loads(answer)  # Some can be pickled but not unpickled.
         return answer
     except Exception:
         return pickle.dumps((None, RuntimeError("".join(traceback.format_exception(error)))))

@@ -2,9 +2,9 @@
 
 All of them are pre-norm decoders that share our conventions: rotary pairs (i, i + K / 2), logits scaled by K ** -0.5,
 query head h reading key/value head h // (H / G), a window that counts the token itself, an epsilon under the root.
-Biases, where they have them, are zero.
+Biases, if they have them, are zero.
 
-Keys and their defaults are those of transformers 4.57 and 5.24.
+Keys and their defaults are from transformers 4.57 and 5.24.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from typing import Any
 from jaxformer.config import require
 from jaxformer.model import ModelConfig
 
-# The names that transformers has for our activations; the first is the one written.
+# transformers' names for our activations; the first is written.
 _GATED = {"swiglu": ("silu", "swish")}
 _PLAIN = {"gelu": ("gelu_pytorch_tanh", "gelu_new"), "relu2": ("relu2",)}
 
@@ -33,7 +33,7 @@ _KEYS = {
 _LLAMA_KEYS = _KEYS | {"head_dim": "head_width", "rms_norm_eps": "norm_epsilon"}
 _WINDOW = {"sliding_window": "sliding_window"}
 
-# Modules of transformers, to our parameters, or the columns of one that they hold: `parameter/columns`.
+# Modules of transformers, to our parameters, or to columns of one: `parameter/columns`.
 _MODULES = {
     "model.embed_tokens": "embedding",
     "model.layers.{}.input_layernorm": "blocks.attention_norm.scale",
@@ -60,23 +60,23 @@ class Architecture:
     model_type: str
     norm: str
     activations: Mapping[str, tuple[str, ...]]
-    """Ours, to their names of each."""
+    """Ours, to transformers' names for each."""
     keys: Mapping[str, str]
-    """Of its config.json, to fields of `ModelConfig`; it does not have the options that are not among these."""
+    """Of its config.json, to fields of `ModelConfig`; it lacks all other options."""
     modules: Mapping[str, str]
-    """Those of its modules that have weights, `{}` standing for the layer, to our parameters; apart from GPT-2's, its
-    kernels are transposed.
+    """Its modules with weights, with `{}` for the layer, to our parameters; except GPT-2's, their kernels are
+    transposed.
     """
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What transformers takes where a key is absent, apart from those of all."""
+    """transformers' defaults for absent keys, apart from those common to all."""
     required_values: Mapping[str, Any] = field(default_factory=dict)
-    """Options of theirs with the only value that computes ours."""
+    """transformers' options with the only value that computes the same as ours."""
     written_only: Mapping[str, Any] = field(default_factory=dict)
-    """What is written since their default is another, and may be otherwise in what is read, as dropout may: biases are
-    checked in the tensors, a partial rotation with the rotary positions.
+    """Values that are written since transformers' defaults differ, but not required when reading, such as dropout:
+    biases are checked in the tensors, a partial rotation with the rotary positions.
     """
     has_whole_heads: bool = False
-    """Whether its width must be a multiple of its heads, even where the width of a head is given."""
+    """Whether its width must be a multiple of its heads, even if the head width is given."""
     is_conv1d: bool = False
     """Whether its kernels are (in, out) as ours, with biases."""
 
@@ -86,7 +86,7 @@ class Architecture:
         return "blocks.attention.q_norm.scale" in self.modules.values()
 
     def lacks(self, model: ModelConfig) -> list[str]:
-        """Returns the options of a model that this architecture does not have, as `model.field = value`."""
+        """Returns the options of a model that this architecture lacks, as `model.field = value`."""
         fields = self.keys.values()
         is_divided = model.width % model.heads == 0 or not self.has_whole_heads
         checks = {
@@ -104,7 +104,7 @@ class Architecture:
         return [f"model.{name} = {getattr(model, name)}" for name, is_there in checks.items() if not is_there]
 
 
-# Of two that fit, the first is taken: the plainer one.
+# If two fit, the first is taken: the simpler one.
 ARCHITECTURES = (
     Architecture(
         "LlamaForCausalLM",
@@ -219,14 +219,14 @@ ARCHITECTURES = (
 
 
 def architecture_of(model: ModelConfig) -> Architecture:
-    """Returns the architecture that computes what a model does.
+    """Returns the architecture that computes the same as a model.
 
     Raises:
-        UserError: there is none; it names the options that the nearest lack.
+        UserError: there is none; with the options that the nearest ones lack.
     """
     missing = {each: each.lacks(model) for each in ARCHITECTURES}
     nearest = min(ARCHITECTURES, key=lambda each: len(missing[each]))
     near = [each for each in ARCHITECTURES if len(missing[each]) == len(missing[nearest])]
-    what = "; ".join(f"{each.name}, but for {' and '.join(missing[each])}" for each in near)
+    what = "; ".join(f"{each.name}, except for {' and '.join(missing[each])}" for each in near)
     require(not missing[nearest], f"Hugging Face transformers has no model like this one; the nearest: {what}")
     return nearest

@@ -1,4 +1,4 @@
-"""A folder compared in transformers with the model it was made of: logits and token ids of real text."""
+"""An exported folder in transformers, compared with its model: logits and token ids of real text."""
 
 import contextlib
 import dataclasses
@@ -18,19 +18,19 @@ from jaxformer.huggingface.tensors import as_state
 from jaxformer.huggingface.tokenizer_json import ambiguity
 from jaxformer.model import ModelConfig, abstract_model
 
-# Rows that are compared, and the most tokens of each that it takes to see every kind of difference.
+# Compared rows, and the most tokens of each, enough to see every kind of difference.
 ROWS, MOST_TOKENS = 4, 512
-# Of the logits, times their standard deviation where that is above 1. Float32 rounds those of a trained baseline by
-# 1e-5 (deviation 2.45), and of random models with large weights by up to 5e-5 (2). An epsilon of 1e-5 for 1e-6 changes
-# the baseline's by 0.017, and GELU by the error function for its tanh approximation by 0.013.
+# Tolerance of the logits, times their standard deviation if that is above 1. Float32 rounds the logits of a trained
+# baseline by 1e-5 (deviation 2.45), and of random models with large weights by up to 5e-5 (2). An epsilon of 1e-5
+# instead of 1e-6 changes the baseline's by 0.017, and exact GELU instead of its tanh approximation by 0.013.
 LIMIT = 2e-4
-# Of lines of text, the share that may have other ids where the tokenizer is ambiguous, as any document may; else none.
+# Share of the lines of text that may have other ids if the tokenizer is ambiguous, as any document may; else none.
 MAX_LINES = 0.01
 # Characters of a document that are encoded as one text, since tokens may reach across the ends of lines.
 MAX_CHARACTERS = 20_000
 # Real text of every installation, code and prose.
 _MODULES = ("difflib", "heapq", "statistics", "textwrap")
-# What tokenizers differ in.
+# Texts in which tokenizers differ.
 _HARD_LINES = (
     "\t\tindented  twice \t ",
     "   runs  of    spaces     ",
@@ -42,7 +42,7 @@ _HARD_LINES = (
 
 
 class Comparison(NamedTuple):
-    """What a comparison with transformers found."""
+    """The result of a comparison with transformers."""
 
     rows: int
     row_tokens: int
@@ -56,7 +56,7 @@ class Comparison(NamedTuple):
     other_ids: int
     """How many of both have other ids in transformers."""
     other_texts: int
-    """Of how many of those the run's ids are decoded to another text in transformers."""
+    """How many of those have run's ids that transformers decodes to another text."""
     versions: dict[str, str]
 
     def describe(self, dtype: str) -> str:
@@ -91,7 +91,7 @@ class NotCompared(NamedTuple):
     reason: str
 
     def describe(self, dtype: str) -> str:
-        """Returns so in a sentence.
+        """Returns this as a sentence.
 
         Args:
             dtype: of the folder's tensors.
@@ -109,7 +109,7 @@ NOT_INSTALLED = NotCompared("torch or transformers was not installed where it wa
 def compare_with_transformers(
     folder: Path, model: ModelConfig, tokenizer: Tokenizer, row_length: int
 ) -> Comparison | NotCompared:
-    """Returns how far a folder's model in transformers is from ours, or why that or torch cannot be used.
+    """Returns how far a folder's model in transformers is from ours, or why transformers or torch cannot be used.
 
     Both compute in float32, on the CPU, with the parameters of the folder, whatever their dtype.
 
@@ -126,7 +126,7 @@ def compare_with_transformers(
         import torch
         import transformers
         from transformers import AutoModelForCausalLM, AutoTokenizer
-    except Exception as error:  # Also of any kind where a library is missing that they load.
+    except Exception as error:  # Of any type, also if they load a missing library.
         is_missing = isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers")
         return NOT_INSTALLED if is_missing else NotCompared(f"torch or transformers fails to import ({_reason(error)})")
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
@@ -137,7 +137,7 @@ def compare_with_transformers(
         try:
             theirs = AutoTokenizer.from_pretrained(folder)
             loaded = AutoModelForCausalLM.from_pretrained(folder).float().eval()
-        except ImportError as error:  # A version of torch that this one of transformers does not take.
+        except ImportError as error:  # This version of transformers does not support this version of torch.
             return NotCompared(f"transformers {transformers.__version__} could not be used ({_reason(error)})")
         except (KeyError, OSError, RuntimeError, ValueError) as error:
             raise UserError(
@@ -163,13 +163,13 @@ def compare_with_transformers(
 
 
 def _reason(error: Exception) -> str:
-    """Returns what an error says, in one line of bounded length."""
+    """Returns an error's message as one line of bounded length."""
     return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
 
 
 @contextlib.contextmanager
 def _quiet(logging) -> Iterator[None]:
-    """Leaves out what transformers reports short of errors, and its progress bars."""
+    """Hides transformers' messages below errors, and its progress bars."""
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -182,10 +182,10 @@ def _quiet(logging) -> Iterator[None]:
 
 
 def _differing(texts: list[str], ours: Tokenizer, theirs) -> tuple[list[str], list[str]]:
-    """Returns the texts that have other ids by their tokenizer, and those whose ids are another text by it."""
+    """Returns the texts that have other ids in their tokenizer, and those whose ids it decodes to another text."""
     ids_of_texts = [ids.tolist() for ids in ours.encode_batch(texts)]
     their_ids = theirs(texts)["input_ids"]
-    # As ours decodes: without special tokens, such as that of unknown characters.
+    # As ours decodes: without special tokens, such as the one for unknown characters.
     their_texts = theirs.batch_decode(ids_of_texts, skip_special_tokens=True)
     other_ids = [
         text for text, ids, found in zip(texts, ids_of_texts, their_ids, strict=True) if found != [ours.bos_id, *ids]
@@ -197,7 +197,7 @@ def _differing(texts: list[str], ours: Tokenizer, theirs) -> tuple[list[str], li
 
 
 def _texts() -> tuple[list[str], list[str]]:
-    """Returns lines, each with the break that ends it, and documents: of real text, and of text that is hard to encode.
+    """Returns lines, each with its line break, and documents: of real text, and of text that is hard to encode.
 
     The hard text comes first in both.
     """
@@ -208,14 +208,14 @@ def _texts() -> tuple[list[str], list[str]]:
 
 
 def _rows(documents: Sequence[str], tokenizer: Tokenizer, row_tokens: int) -> np.ndarray:
-    """Returns int32 `tokens_BT` of the documents but the first as one text, each row with BOS before its part."""
+    """Returns int32 `tokens_BT` of all documents except the first as one text, each row with BOS before its part."""
     ids = np.array(tokenizer.encode("".join(f"{text}\n" for text in documents[1:])), np.int32)
-    parts_BT = np.resize(ids, (ROWS, row_tokens - 1))  # Rows that are longer than the text begin it anew.
+    parts_BT = np.resize(ids, (ROWS, row_tokens - 1))  # Rows longer than the text repeat it.
     return np.concatenate([np.full((ROWS, 1), tokenizer.bos_id, np.int32), parts_BT], axis=1)
 
 
 def logits(model: ModelConfig, params: dict[str, np.ndarray], tokens_BT: np.ndarray) -> np.ndarray:
-    """Returns float32 `logits_BTV` of our model on the CPU, of as many ids as its tables have rows."""
+    """Returns float32 `logits_BTV` of our model on the CPU, for as many ids as its tables have rows."""
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
         model = dataclasses.replace(model, vocabulary_size=len(params["embedding"]))
         graphdef, abstract = nnx.split(abstract_model(model))

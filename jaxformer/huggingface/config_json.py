@@ -9,9 +9,9 @@ from jaxformer.huggingface.architectures import ARCHITECTURES, Architecture, arc
 from jaxformer.model import ModelConfig
 
 _BY_TYPE = {architecture.model_type: architecture for architecture in ARCHITECTURES}
-# Null, or absent without another default, they are derived from the others, as a 0 of ours is.
+# If null or absent without another default, they are derived from the others, as our 0 is.
 _DERIVED = ("num_key_value_heads", "head_dim", "n_inner")
-# Where a key is absent; a key that is neither here nor among an architecture's own is required.
+# Defaults of absent keys; a key that is neither here nor among an architecture's own is required.
 _DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
@@ -22,9 +22,9 @@ _DEFAULTS = {
     "max_window_layers": 28,
     **dict.fromkeys(_DERIVED),
 }
-# Of sizes, and of other numbers; no model has larger ones.
+# Limits of sizes, and of other numbers; no model has larger ones.
 _SIZE_LIMIT, _LIMIT = 2**31, 1e30
-# What some code beside transformers reads of a config.json and would compute otherwise.
+# Keys of a config.json that other code than transformers reads, and that would change the result.
 _UNSUPPORTED_KEYS = (
     "quantization_config",
     "auto_map",
@@ -39,7 +39,7 @@ def config_json(model: ModelConfig, *, row_length: int, bos_id: int, eos_id: int
 
     Args:
         model: the configuration.
-        row_length: tokens of a row in training, which transformers takes for the longest text; rotary positions know
+        row_length: tokens of a row in training, which transformers takes for the longest text; rotary positions have
             no limit.
         bos_id, eos_id: the tokenizer's.
         dtype: of the tensors: 'float32', 'bfloat16' or 'float16'.
@@ -62,7 +62,7 @@ def config_json(model: ModelConfig, *, row_length: int, bos_id: int, eos_id: int
     activation = next(key for key, name in architecture.keys.items() if name == "activation")
     config[activation] = architecture.activations[str(model.activation)][0]
     if not model.learned_positions:
-        # Since version 5 they are here; before, and for other readers, beside each other.
+        # Since version 5 they are here; before, and for other readers, separate.
         rope = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if key in config}
         config |= {"max_position_embeddings": row_length, "rope_parameters": {"rope_type": "default", **rope}}
     if "sliding_window" in config:
@@ -77,21 +77,21 @@ def config_json(model: ModelConfig, *, row_length: int, bos_id: int, eos_id: int
 def read_config_json(config: Mapping[str, Any], source: Path) -> tuple[Architecture, ModelConfig]:
     """Returns the architecture of a config.json, and the model that it describes.
 
-    What the model leaves open (z-loss, and all that is execution) has its default.
+    Fields that it does not describe (z-loss, and all execution fields) have their defaults.
 
     Args:
         config: the content.
         source: its file, for errors.
 
     Raises:
-        UserError: it describes what is not one of ours; it names the key and its value.
+        UserError: it describes another model than ours; with the key and its value.
     """
 
     def accept(is_ours: bool, key: str, value: Any, why: str) -> None:
         require(is_ours, f"{source}: {key} = {value!r}: {why}")
 
     model_type = str(config.get("model_type"))
-    # Without a hint: a type that looks alike is another model, and no misspelling to be put right.
+    # Without a hint: a similar type is another model, and no misspelling.
     types = ", ".join(_BY_TYPE)
     accept(model_type in _BY_TYPE, "model_type", model_type, f"not a model that jaxformer has; it has {types}")
     architecture = _BY_TYPE[model_type]

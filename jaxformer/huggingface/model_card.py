@@ -58,10 +58,10 @@ def model_card(
         parameters: how many were exported.
         dtype: of the tensors.
         commands: that made it, in order.
-        notes: sentences on how those are to be read.
-        validation: what `validation.json` holds of the step, or as much of it as `metrics.jsonl` has; None where it was
-            not validated.
-        tasks: what the files of the tasks' scores hold.
+        notes: sentences on how to read the commands.
+        validation: the content of `validation.json` for the step, or the part that `metrics.jsonl` has; None without a
+            validation.
+        tasks: the contents of the files of the tasks' scores.
         comparison: with transformers, or why there was none.
         ambiguity: as of `tokenizer_json.ambiguity`.
     """
@@ -93,7 +93,7 @@ def model_card(
 
 
 def _beginning(record: Mapping[str, Any], tokens: int) -> str:
-    """Returns in sentences which weights a run of some tokens began from, and those from which ones; '' for none."""
+    """Returns sentences on the weights that a run of some tokens began from, and their own origin; '' for none."""
     initial, sentences = record.get("lineage", {}).get("init_from"), []
     while initial:
         known = {name: initial[name] for name in ("experiment", "seed", "step") if name in initial}
@@ -109,7 +109,7 @@ def _beginning(record: Mapping[str, Any], tokens: int) -> str:
 
 
 def _losses(record: Mapping[str, Any]) -> list[str]:
-    """Returns what the tokenizer loses of the corpora, a paragraph; none where it loses nothing."""
+    """Returns a paragraph on what the tokenizer loses of the corpora; none if it loses nothing."""
     found = [
         f"of {_text(name)}, {trip['changed_documents']:,} of {trip['documents']:,} sampled documents come back "
         f"changed, and {trip['changed_bytes'] / max(1, trip['bytes']):.2%} of the bytes of their words"
@@ -165,9 +165,9 @@ def _estimate(values: Mapping[str, Any], name: str, digits: int, scale: float = 
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what decided what the run learned, without the empty, and the digest of what it began from.
+    """Returns the fields that decided what the run learned, without empty ones, and the digest of its initial weights.
 
-    Of a tokenizer that was given, by its path or with the first weights, it has no options of training one.
+    For a given tokenizer, by its path or with the initial weights, it has no options for training one.
     """
     identity = record["identity"]
     is_trained = not identity.get("tokenizer.path") and not identity.get("init_from")
@@ -186,14 +186,14 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def without_folders(text: str) -> str:
-    """Returns the name alone of an absolute path, whose folders are those of one machine; any other text as it is."""
+    """Returns only the last name of an absolute path, whose folders belong to one machine; any other text as it is."""
     return Path(text).name or text if text.startswith(("/", "~")) else text
 
 
 def _text(text: str) -> str:
-    """Returns a text in one line that Markdown shows as it is, also in the cell of a table.
+    """Returns a text in one line, escaped for Markdown, also in a table cell.
 
-    An underscore between letters or digits is left: it begins no emphasis, and may be of a link.
+    An underscore between letters or digits stays: it begins no emphasis, and may belong to a link.
     """
     line = " ".join(text.split()).replace("<", "&lt;")
     return re.sub(r"[\\*`\[|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)

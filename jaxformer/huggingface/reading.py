@@ -1,4 +1,4 @@
-"""A folder with a model of Hugging Face transformers, read: which model of ours it is, and its parameters."""
+"""Reading a folder with a model of Hugging Face transformers: our configuration of it, and its parameters."""
 
 import contextlib
 from pathlib import Path
@@ -18,7 +18,7 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def read_model(folder: Path) -> ModelConfig:
-    """Returns the model that a folder's config.json describes; what that leaves open (z-loss, execution) is default.
+    """Returns the model that a folder's config.json describes; other fields (z-loss, execution) have their defaults.
 
     Raises:
         UserError: there is none, or it is none of ours.
@@ -52,12 +52,12 @@ def _read_config(folder: Path) -> tuple[Architecture, ModelConfig]:
     try:
         return read_config_json(config, path)
     except UserError as error:
-        # What `ModelConfig` itself refuses does not name the file.
+        # Errors of `ModelConfig` itself do not name the file.
         raise error if str(error).startswith(str(path)) else UserError(f"{path}: {error}") from error
 
 
 def _stored_tensor(folder: Path, file, name: str) -> StoredTensor:
-    """Returns a tensor of an open file, which reads it when it is asked to."""
+    """Returns a tensor of an open file, read on demand."""
     header = file.get_slice(name)
 
     def read() -> np.ndarray:
@@ -70,7 +70,7 @@ def _stored_tensor(folder: Path, file, name: str) -> StoredTensor:
 
 
 def _file_names(folder: Path) -> list[str]:
-    """Returns the files that hold the tensors."""
+    """Returns the files with the tensors."""
     if names := sorted(set(_weight_map(folder).values())):
         return names
     others = sorted(path.name for path in folder.glob("*.bin"))
@@ -80,7 +80,7 @@ def _file_names(folder: Path) -> list[str]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    """Returns the file of each tensor by an index; empty where there is one file without an index."""
+    """Returns the file of each tensor from an index; empty for a single file without an index."""
     path = folder / INDEX
     index = None if (folder / TENSORS).is_file() else read_json(path, "download it again")
     if index is None:
@@ -100,4 +100,4 @@ def _open_file(stack: contextlib.ExitStack, path: Path):
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; download it again") from error
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not whole, or no file of safetensors ({error}); download it again") from error
+        raise UserError(f"{path}: incomplete, or no safetensors file ({error}); download it again") from error

@@ -1,7 +1,7 @@
 """The parameters of a model as the tensors of its architecture in transformers, and back.
 
-Kernels are (in, out) here and (out, in) there, GPT-2's apart; queries, keys and values are one kernel here, and so are
-the gate and the value of SwiGLU; the layers are stacked here. Nothing is permuted within a head.
+Kernels are (in, out) here and (out, in) there, except GPT-2's. Queries, keys and values are one kernel here, as are the
+gate and the value of SwiGLU; the layers are stacked here. Nothing is permuted within a head.
 """
 
 import math
@@ -47,7 +47,7 @@ def as_state(params: Mapping[str, jax.Array | np.ndarray | jax.ShapeDtypeStruct]
 
 
 def with_vocabulary(params: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-    """Returns parameters by dotted path with so many rows of the tables: the first ones, and zeros behind them."""
+    """Returns parameters by dotted path with so many rows of the tables: the first ones, then zeros."""
     return {name: _first_rows(value, rows) if name in VOCABULARY_TABLES else value for name, value in params.items()}
 
 
@@ -82,8 +82,8 @@ def from_tensors(
     Args:
         architecture: of the model.
         model: the configuration.
-        tensors: by name; they are read one by one, so that not all of them are in memory at once. Where no name begins
-            as the architecture's do ('transformer.'), as a model without its head is saved, that is put before them.
+        tensors: by name; read one by one, so that not all are in memory at once. If no name has the architecture's
+            prefix ('transformer.'), as in a model saved without its head, it is added.
         source: the folder, for errors.
 
     Raises:
@@ -109,7 +109,7 @@ def from_tensors(
 
 
 def _with_prefix(architecture: Architecture, tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
-    """Returns tensors by the names that they have in a model with its head."""
+    """Returns tensors by their names in a model with its head."""
     prefix = next(iter(architecture.modules)).partition(".")[0] + "."
     if any(name.startswith(prefix) for name in tensors):
         return tensors
@@ -119,7 +119,7 @@ def _with_prefix(architecture: Architecture, tensors: Mapping[str, StoredTensor]
 def _empty_parameters(
     architecture: Architecture, model: ModelConfig, tensors: Mapping[str, StoredTensor], source: Path
 ) -> dict[str, np.ndarray]:
-    """Returns zeros for the parameters of a model, once the shapes of its tensors are known to be as large.
+    """Returns zeros for the parameters of a model, after checking the shapes of its tensors.
 
     Raises:
         UserError: a tensor is missing or of another shape.
@@ -144,7 +144,7 @@ def _empty_parameters(
 def _views(
     architecture: Architecture, model: ModelConfig, params: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray, bool]]:
-    """Yields each module of an architecture, what its weight holds as a view of ours, and whether it has a bias."""
+    """Yields each module of an architecture, its weight as a view of our parameters, and whether it has a bias."""
     H, G, K, F = model.heads, model.G, model.K, model.F
     columns = {
         "": slice(None),
@@ -156,7 +156,7 @@ def _views(
     }
     for module, place in architecture.modules.items():
         name, _, part = place.partition("/")
-        if name not in params:  # The unembedding of one that is tied.
+        if name not in params:  # The unembedding of a tied model.
             continue
         stacked, is_layer = params[name][..., columns[part]], "{}" in module
         is_layer_norm = name.endswith(".scale") and architecture.norm == "layernorm"

@@ -1,12 +1,12 @@
 """A tokenizer as the files that transformers loads: tokenizer.json and tokenizer_config.json.
 
-A SentencePiece model is written anew, so that ids and texts are the same for every Unicode text. Its pieces hold a
-plain space where SentencePiece has U+2581; nothing is normalised then, and U+2581 in a text is a character like any
-other, encoded as its bytes. transformers' own reading of such a model (`LlamaTokenizer`) puts a space before each text.
+A SentencePiece model is converted, so that ids and texts are the same for every Unicode text. Its pieces have a plain
+space where SentencePiece has U+2581. So nothing is normalised, and U+2581 in a text is a character like any other,
+encoded as its bytes. transformers' own conversion of such a model (`LlamaTokenizer`) puts a space before each text.
 
-A tokenizer.json that was given stays as it is, apart from what no run uses: truncation, padding, dropout and the
-clean-up of spaces. In both, BOS stands before each text, as before each document in training, and a text that spells a
-special token is a text: only the post-processor writes BOS.
+A given tokenizer.json stays as it is, except for settings that no run uses: truncation, padding, dropout and the
+clean-up of spaces. In both, BOS comes before each text, as before each document in training, and a text that spells a
+special token is plain text: only the post-processor writes BOS.
 """
 
 import json
@@ -19,23 +19,23 @@ from jaxformer.config import require
 from jaxformer.data.sentencepiece_tokenizer import SPACE_MARK
 from jaxformer.data.tokenizer import Tokenizer
 
-# Types of SentencePiece's pieces: of a piece of text, and of one that is cut out of a text first, as "\n".
+# Types of SentencePiece's pieces: a piece of text, and one that is split off a text first, such as "\n".
 _NORMAL, _USER_DEFINED, _UNUSED = 1, 4, 5
 # Types of its models.
 _UNIGRAM, _BPE = 1, 2
-# Below any sum of log-probabilities of a spelled special token's characters: it is never the likeliest reading of them.
+# Below any sum of log-probabilities of a special token's characters, so that it is never their likeliest reading.
 _SPECIAL_SCORE = -1e4
 
 
 def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
-    """Returns the files of a tokenizer by name; of a SentencePiece model itself as well.
+    """Returns the files of a tokenizer by name, including a SentencePiece model itself.
 
     Args:
         tokenizer: of a run.
         row_length: tokens of a row in training, which transformers takes for the longest text.
 
     Raises:
-        UserError: it is a SentencePiece model that tokenizer.json has no words for.
+        UserError: it is a SentencePiece model that tokenizer.json cannot represent.
     """
     if tokenizer.kind == "sentencepiece":
         definition, files = from_sentencepiece(tokenizer.model), {"tokenizer.model": tokenizer.model}
@@ -44,12 +44,12 @@ def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
     definition = _with_special(definition, {tokenizer.bos: tokenizer.bos_id, tokenizer.eos: tokenizer.eos_id})
     definition["post_processor"] = _bos_before(tokenizer.bos, tokenizer.bos_id)
     config = {
-        # Not LlamaTokenizer or another of a model: those bring steps of their own.
+        # Not LlamaTokenizer or another model's: those add their own steps.
         "tokenizer_class": "PreTrainedTokenizerFast",
         **_unknown(definition),
         "bos_token": tokenizer.bos,
         "eos_token": tokenizer.eos,
-        # Prompts of several lengths are filled up before them, so that all are continued at their ends.
+        # Prompts of several lengths are padded on the left, so that all are continued at their ends.
         "pad_token": tokenizer.eos,
         "padding_side": "left",
         "add_bos_token": True,
@@ -63,7 +63,7 @@ def tokenizer_files(tokenizer: Tokenizer, row_length: int) -> dict[str, bytes]:
 
 
 def ambiguity(tokenizer: Tokenizer) -> str:
-    """Returns in a sentence where the files of a tokenizer may give other ids than it does; '' for nowhere."""
+    """Returns a sentence on where a tokenizer's files may give other ids than it does; '' for nowhere."""
     if tokenizer.kind == "tokenizer.json":
         return (
             "The tokenizer is a unigram model: a text that spells one of its special tokens may have other ids in "
@@ -74,16 +74,16 @@ def ambiguity(tokenizer: Tokenizer) -> str:
     if _proto(tokenizer.model).trainer_spec.model_type != _UNIGRAM:
         return ""
     return (
-        "The tokenizer is a unigram model: where two readings of a text are equally likely up to the rounding of "
+        "The tokenizer is a unigram model: if two readings of a text are equally likely up to the rounding of "
         "float32, transformers may choose the other."
     )
 
 
 def from_sentencepiece(model: bytes) -> dict[str, Any]:
-    """Returns what tokenizer.json holds of a SentencePiece model that loses nothing, without a post-processor.
+    """Returns the content of tokenizer.json for a lossless SentencePiece model, without a post-processor.
 
-    Of a BPE model the ids are the same. Of a unigram model they may differ where two readings of a text are equally
-    likely up to the rounding of float32, in which SentencePiece adds.
+    For a BPE model the ids are the same. For a unigram model they may differ if two readings of a text are equally
+    likely up to the rounding of float32, which SentencePiece adds in.
 
     Raises:
         UserError: it normalises its text, has no byte fallback, or is neither BPE nor unigram.
@@ -124,7 +124,7 @@ def _proto(model: bytes) -> Any:
 
 
 def _bpe(proto, pieces: list[str]) -> dict[str, Any]:
-    # Of all neighbours those are merged first whose whole has the best score, and of the same the leftmost.
+    # The neighbours whose whole has the best score are merged first, and of equal ones the leftmost.
     mergeable = {
         text: (-piece.score, i)
         for i, (text, piece) in enumerate(zip(pieces, proto.pieces, strict=True))
@@ -161,7 +161,7 @@ def _unigram(proto, pieces: list[str]) -> dict[str, Any]:
 
 
 def _tidied(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a given tokenizer.json without what changes a text beyond its tokens."""
+    """Returns a given tokenizer.json without settings that change a text beyond its tokens."""
     definition = dict(definition) | {"truncation": None, "padding": None}
     if "dropout" in definition["model"]:
         definition["model"] = definition["model"] | {"dropout": None}
@@ -173,9 +173,9 @@ def _tidied(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unknown(definition: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the token for unknown characters, as tokenizer_config.json has it; nothing where none is special.
+    """Returns the token for unknown characters for tokenizer_config.json; nothing if none is special.
 
-    transformers takes what is named there for special: it would leave it out of texts, and find it in them.
+    transformers treats a token named there as special: it would leave it out of texts, and find it in them.
     """
     model = definition["model"]
     unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else model.get("unk_token")

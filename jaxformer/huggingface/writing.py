@@ -29,7 +29,7 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.f
 
 @contextlib.contextmanager
 def errors_of_writing(out: Path) -> Iterator[None]:
-    """Raises what the system or safetensors cannot write below a folder as `UserError` that names it."""
+    """Raises write errors of the system or safetensors below a folder as `UserError` that names it."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -38,12 +38,12 @@ def errors_of_writing(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yields an empty folder that is renamed to another at the end of its block, once it is on the disk.
+    """Yields an empty folder that is renamed to `out` at the end of its block, once it is on the disk.
 
-    Whatever ends the block early leaves nothing.
+    A block that ends early leaves nothing.
 
     Raises:
-        UserError: there is something already, or it cannot be written.
+        UserError: it exists and is not empty, or cannot be written.
     """
     target = out.resolve()
     created = [folder for folder in target.parents if not folder.exists()]
@@ -83,7 +83,7 @@ def write_model(
         folder: an empty one.
         model: the configuration.
         params: float32, by dotted path.
-        tokenizer: whose ids the tables have rows for.
+        tokenizer: of the model; the tables have rows for its ids.
         row_length: tokens of a row in training.
         keep_padding: keep the rows of the tables beyond the tokenizer's ids; else only those ids have logits.
         dtype: of the tensors.
@@ -96,23 +96,23 @@ def write_model(
         model, params = dataclasses.replace(model, vocabulary_size=count), with_vocabulary(params, count)
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     config = config_json(model, row_length=row_length, dtype=dtype, **ids)
-    files = tokenizer_files(tokenizer, row_length)  # What is refused is refused before anything large is written.
+    files = tokenizer_files(tokenizer, row_length)  # Errors come before anything large is written.
     params = {name: _cast(name, value, dtype) for name, value in params.items()}
     tensors = to_tensors(architecture, model, params)
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     generation: dict[str, Any] = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    generation["pad_token_id"] = tokenizer.eos_id  # Of rows of several lengths; masked, so that any would do.
+    generation["pad_token_id"] = tokenizer.eos_id  # For rows of several lengths; masked, so that any id would do.
     if padding := list(range(count, model.vocabulary_size)):
         generation["suppress_tokens"] = padding
     _write_json(folder / CONFIG, config)
     _write_json(folder / "generation_config.json", generation)
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    (folder / TENSORS).chmod((folder / CONFIG).stat().st_mode)  # safetensors lets no other user read it.
+    (folder / TENSORS).chmod((folder / CONFIG).stat().st_mode)  # safetensors makes it unreadable for other users.
     back = read_pretrained(folder)
     for name, value in params.items():
         is_same = np.array_equal(back[name], value.astype(np.float32, copy=False))
-        require(is_same, f"{folder / TENSORS}: {name} is not what was written; is the disk damaged?")
+        require(is_same, f"{folder / TENSORS}: {name} differs from what was written; is the disk damaged?")
     return sum(value.size for value in params.values())
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a queue: a table that is drawn anew, or a line for each change."""
+"""The display of a queue: a table that is redrawn, or a line for each change."""
 
 import itertools
 import sys
@@ -17,7 +17,7 @@ from jaxformer.host.console import (
 )
 from jaxformer.jobs.queue import OVER, State, Status
 
-# Columns that a narrow terminal goes without, the first of them first, once names are as short as this.
+# Columns that a narrow terminal omits, in this order, once names are as short as this.
 _OPTIONAL, _NAME_COLUMNS = ("device h", "tokens/s", "loss"), 20
 
 
@@ -29,12 +29,12 @@ def status_table(
     columns: int | None = None,
     lines: int | None = None,
 ) -> str:
-    """Returns a table with a job a line, a line below it for a note that does not fit, and the totals.
+    """Returns a table with a line per job, a line below it for a note that does not fit, and the totals.
 
     Args:
         price_per_hour: of a device, in whatever currency.
         columns: of the terminal; None leaves nothing out.
-        lines: of the terminal; jobs that are finished or wait are left out first where it has fewer.
+        lines: of the terminal; if it has fewer, finished and waiting jobs are left out first.
     """
     heading, *jobs = _job_lines(statuses, columns)
     total = totals(statuses, parallel=parallel, price_per_hour=price_per_hour)
@@ -48,7 +48,7 @@ def status_table(
 
 
 def _job_lines(statuses: Sequence[Status], columns: int | None) -> list[list[str]]:
-    """Returns the lines of the heading and those of each job."""
+    """Returns the lines of the heading and of each job."""
     rows = [["experiment", "seed", "state", "step", "loss", "tokens/s", "left", "device h"]]
     for status in statuses:
         job, has_begun = status.job, status.step > 0
@@ -91,7 +91,7 @@ def _narrowed(rows: list[list[str]], columns: int) -> list[list[str]]:
 
 
 def totals(statuses: Sequence[Status], *, parallel: int = 1, price_per_hour: float | None = None) -> str:
-    """Returns a line on how many jobs are in which state, the device hours spent and to come, and the time left."""
+    """Returns a line with the number of jobs in each state, the device hours spent and to come, and the time left."""
     states = [status.state for status in statuses]
     counts = ", ".join(f"{states.count(state)} {state.value}" for state in State if state in states)
     spent = sum(status.device_hours for status in statuses)
@@ -127,7 +127,7 @@ class Dashboard:
             return
         show_status()
         columns, lines = terminal_size(sys.stdout)
-        # The last column and line stay free: what has scrolled away cannot be drawn over.
+        # The last column and line stay free: lines that have scrolled away cannot be redrawn.
         room = {"columns": columns - 1, "lines": lines - 1}
         table = status_table(statuses, parallel=parallel, price_per_hour=price_per_hour, **room)
         print_line((f"\033[{self._height}A" if self._height else "") + f"\r\033[J{table}")
@@ -135,7 +135,7 @@ class Dashboard:
 
 
 def seconds_until_over(seconds: Iterable[float], parallel: int) -> float:
-    """Returns the time until all jobs are over that take so long, if each begins as soon as a slot is free."""
+    """Returns the time until all jobs are over, given their seconds, if each begins as soon as a slot is free."""
     slots = [0.0] * parallel
     for each in seconds:
         slots[slots.index(min(slots))] += each

@@ -1,4 +1,4 @@
-"""Jobs, and how one is started: on this machine, or by submitit on a cluster."""
+"""Jobs and their start: on this machine, or by submitit on a cluster."""
 
 import contextlib
 import dataclasses
@@ -29,26 +29,26 @@ TRAIN = (sys.executable, "-m", "jaxformer.train")
 # CPU, a tenth of its time.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
-# What a line of a log begins with that tells of the start of a process.
+# Beginning of a log line for the start of a process.
 HEADER = "--- "
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run to be made."""
+    """A run to train."""
 
     name: str
     """Name of the experiment, or of that and the learning rate that is tried."""
     seed: int
     arguments: tuple[str, ...]
-    """Arguments of `python -m jaxformer.train`, `--workdir` among them."""
+    """Arguments of `python -m jaxformer.train`, including `--workdir`."""
     workdir: Path
     steps: int
     """Steps of the whole run."""
     estimated_seconds: float
     """Estimated seconds of the whole run, until its own speed is known."""
     needs: tuple[Path, ...] = ()
-    """Run folders of jobs that come before this one: it begins once each is seen to train, and not if one fails."""
+    """Run folders of jobs that come first: this one begins once each of them trains, and not if one fails."""
     devices: int = 1
     """Devices that the run takes at a time."""
 
@@ -84,7 +84,7 @@ Launch = Callable[[Job, int, int], Handle]
 
 
 def launch_local(job: Job, slot: int, slots: int, *, program: Sequence[str] = TRAIN) -> subprocess.Popen:
-    """Starts a job on this machine, in a session of its own, so that Ctrl-C reaches the queue alone.
+    """Starts a job on this machine, in its own session, so that Ctrl-C only reaches the queue.
 
     With several slots each has an equal share of the cores and of a GPU's memory.
 
@@ -98,13 +98,13 @@ def launch_local(job: Job, slot: int, slots: int, *, program: Sequence[str] = TR
 
 @contextlib.contextmanager
 def share_of_cores(slot: int, slots: int) -> Iterator[None]:
-    """Leaves this thread the cores of a slot: what is started in the block keeps them."""
+    """Limits this thread to the cores of a slot: processes started in the block keep them."""
     if slots == 1 or not hasattr(os, "sched_setaffinity"):
         yield
         return
     before = os.sched_getaffinity(0)
-    # As many for each slot, and none for some if there is a remainder: XLA divides sums by the number of cores, and a
-    # job that is resumed in another slot has to end with the same bits.
+    # The same number for each slot, and a remainder stays unused: XLA splits sums by the number of cores, and a job
+    # that is resumed in another slot must end with the same bits.
     share = max(1, len(before) // slots)
     cores = sorted(before)
     try:
@@ -118,7 +118,7 @@ def _start_process(command: Sequence[str], log: Path, environment: dict[str, str
     """Starts a process that prints to a log and holds the lock on it.
 
     Args:
-        wait: for the process that holds it; otherwise that raises `Held`.
+        wait: for the process that holds it; otherwise raises `Held`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
@@ -143,17 +143,17 @@ def _start_process(command: Sequence[str], log: Path, environment: dict[str, str
 def launch_submitit(
     folder: Path, parameters: dict, *, cluster: str = "slurm", program: Sequence[str] = TRAIN
 ) -> Launch:
-    """Returns a function that submits a job to Slurm, or finds it again if it was submitted before and is not over.
+    """Returns a function that submits a job to Slurm, or finds it if it was submitted before and is not over.
 
-    The id of what was submitted is kept beside the run folder, in `NAME.job`.
+    The job's id is kept beside the run folder, in `NAME.job`.
 
     Args:
-        folder: for the files of submitit; on the disk that all nodes share, as the run folders are.
+        folder: for the files of submitit; on a disk that all nodes share, as for the run folders.
         parameters: of `submitit.AutoExecutor.update_parameters`: `timeout_min`, `gpus_per_node`, `slurm_partition`, ...
         cluster: or "local", for tests.
 
     Raises:
-        UserError: submitit is not installed, or knows no such cluster or parameter, or takes the folder for a pattern.
+        UserError: submitit is not installed, does not know the cluster or a parameter, or the folder has a '%'.
     """
     require("%" not in str(folder.absolute()), f"folder {folder}: Slurm takes '%' in it for a pattern; choose another")
     try:
@@ -178,7 +178,7 @@ def launch_submitit(
         executor.update_parameters(name=f"{job.name}_{job.seed}")
         try:
             submitted = executor.submit(run_command, [*program, *job.arguments], str(job.log))
-        except RuntimeError as error:  # Of submitit: that Slurm refused it.
+        except RuntimeError as error:  # From submitit: Slurm refused it.
             raise OSError(f"submitit: {' '.join(str(error).split())[:200]}") from error
         record = {"cluster": cluster, "folder": str(submitted.paths.folder), "id": submitted.job_id}
         write_whole(path, (json.dumps(record) + "\n").encode())
@@ -190,8 +190,8 @@ def launch_submitit(
 def run_command(command: list[str], log: str) -> int:
     """Runs a command on a cluster's node, and returns its exit status, negative for a signal.
 
-    A second one of the same job, which a queue that was killed while it submitted can leave, waits for the first, and
-    finds that there is nothing left to do.
+    A queue killed while it submits can leave a second one of the same job: it waits for the first, and then finds
+    nothing left to do.
     """
     process = _start_process(command, Path(log), {}, wait=True)
     try:
@@ -203,15 +203,15 @@ def run_command(command: list[str], log: str) -> int:
 
 
 class _Submitted:
-    """The handle of a job that was submitted. Slurm itself kills what does not end after it was cancelled."""
+    """The handle of a submitted job. Slurm itself kills a cancelled job that does not end."""
 
     def __init__(self, job):
         self._job = job
         self._cancelled = None
 
     def poll(self) -> int | None:
-        # Of its own accord submitit asks Slurm ever more rarely, after hours every ten minutes: what was cancelled
-        # before it began would be waited for as long.
+        # By default submitit asks Slurm ever more rarely, after hours every ten minutes: a job cancelled before it
+        # began would be waited for as long.
         ask = self._cancelled is not None and time.monotonic() > self._cancelled + 2
         if not self._job.done(force_check=ask):
             if ask:

@@ -1,8 +1,8 @@
 """Many runs, one after another or several at once: each a process of its own, resumed after crashes, started once.
 
-What a job has come to is read from its run folder and from locks, and from nothing that the queue keeps, so that a
-queue which was killed is simply started again. The log beside the run folder is locked by the job's process from before
-its first line until it is gone, however it and its queue end: two queues never start one job twice.
+The state of a job is read from its run folder and from locks, and not kept by the queue, so that a killed queue is
+simply started again. The job's process locks the log beside the run folder from before its first line until it is gone,
+however it and its queue end: two queues never start one job twice.
 
     with Queue(jobs, parallel=2) as queue:
         for statuses in queue.watch():
@@ -33,10 +33,10 @@ from jaxformer.jobs.launch import HEADER, Handle, Job, Launch, launch_local
 # In a run folder, why a queue ended the run before its last step.
 STOPPED_EARLY = "stopped_early.json"
 
-# Share of its steps, with a finite loss and gradient, by which a run is seen to train: warmups are mostly shorter.
+# A run counts as training after this share of its steps, with a finite loss and gradient: most warmups are shorter.
 _PROOF = 0.1
 
-# What a run does once its log has such a line, the last of them first.
+# The phase of a run, by a line in its log, the last phase first.
 _PHASES = {
     "first step  ": "",
     "device      ": "compiling",
@@ -45,15 +45,15 @@ _PHASES = {
     "": "starting",
 }
 
-# How often a job that crashed is started again: the first may be bad luck, the third is not.
+# How often a crashed job is started again: the first crash may be bad luck, the third is not.
 RETRIES = 2
 
-# Of a log or of metrics, what is read at their end, bytes.
+# Bytes that are read at the end of a log or of metrics.
 _TAIL = 65536
 
 
 class State(enum.Enum):
-    """What a job has come to, in words."""
+    """The state of a job, in words."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -66,7 +66,7 @@ class State(enum.Enum):
     BLOCKED = "blocked"
 
 
-# What is over, and of that what no other job can be compared with.
+# States that are over, and those of them without a result for comparisons.
 OVER = {State.FINISHED, State.STOPPED_EARLY, State.FAILED, State.REFUSED, State.BLOCKED}
 _WITHOUT_RESULT = OVER - {State.FINISHED}
 
@@ -82,16 +82,16 @@ class Status(NamedTuple):
     tokens_per_second: float
     """Tokens per second as the run last reported, NaN if it has not."""
     seconds_left: float
-    """Seconds left until it is over, if nothing else had to be waited for."""
+    """Seconds left until it is over, without waiting for others."""
     device_hours: float
-    """Of a finished run all, of another those in this queue."""
+    """All hours of a finished run; else those in this queue."""
     note: str
-    """Why it is in this state, or what it does before its first step; empty if that needs no word."""
+    """Why it is in this state, or its phase before the first step; may be empty."""
 
 
 @dataclasses.dataclass
 class _Run:
-    """What this queue has seen of a job, and what it is to do with it."""
+    """What this queue has seen of a job, and what it must do with it."""
 
     job: Job
     handle: Handle | None = None
@@ -103,21 +103,21 @@ class _Run:
     crash: str = ""
     ended: tuple[State, str] | None = None
     stop_reason: str | None = None
-    # Why it is not to run, or to run on: another that it needs has no result.
+    # Why it must not run, or not go on: another that it needs has no result.
     obstacle: str = ""
-    # (time, step) when a step was first and last seen to be done by the process that runs.
+    # (time, step) of the first and the last step seen to be done by the running process.
     marks: tuple[tuple[float, int], tuple[float, int]] | None = None
     final: Status | None = None
 
 
 class Queue:
-    """Runs jobs within its `with` block, in their order; leaving it makes what still runs save and end.
+    """Runs jobs within its `with` block, in order; on leaving it, running jobs save and end.
 
-    SIGINT, SIGTERM and SIGHUP end `watch` with `Stopped`; a second one kills what has not saved yet.
+    SIGINT, SIGTERM and SIGHUP end `watch` with `Stopped`; a second one kills jobs that have not saved yet.
     """
 
     def __init__(self, jobs: Sequence[Job], *, parallel: int = 1, launch: Launch | None = None):
-        """Args: jobs; how many of them run at once; how one is started, `launch_local` by default.
+        """Args: jobs; how many run at once; how one is started, by default `launch_local`.
 
         Raises:
             UserError: as of `add`.
@@ -131,10 +131,10 @@ class Queue:
         self._stack = contextlib.ExitStack()
 
     def add(self, jobs: Sequence[Job]) -> None:
-        """Puts further jobs behind those that there are; `watch` goes on with them.
+        """Appends further jobs; `watch` continues with them.
 
         Raises:
-            UserError: two jobs share a folder, or one needs what does not come before it.
+            UserError: two jobs share a folder, or one needs a job that does not come before it.
         """
         for job in jobs:
             require(job.workdir not in self._runs, f"two jobs have the run folder {job.workdir}")
@@ -144,7 +144,7 @@ class Queue:
             self._runs[job.workdir] = _Run(job)
 
     def __enter__(self):
-        # Looked at between two jobs: a process that was just started is never forgotten.
+        # Checked between two jobs, so that a process just started is never forgotten.
         self._received = self._stack.enter_context(noted_signals())
         return self
 
@@ -153,7 +153,7 @@ class Queue:
             self._stop_all()
 
     def watch(self, every_seconds: float = 0.5) -> Iterator[list[Status]]:
-        """Starts jobs as they can be started, and yields all statuses every so often, until all jobs are over.
+        """Starts jobs when possible, and yields all statuses at intervals, until all jobs are over.
 
         Raises:
             Stopped: by a signal.
@@ -162,7 +162,7 @@ class Queue:
             for run in self._runs.values():
                 self._collect(run)
             if self._received:
-                raise Stopped(self._received[0], "the same command goes on with what is not finished")
+                raise Stopped(self._received[0], "the same command resumes with what is not finished")
             self._block()
             self._start()
             statuses = self.statuses()
@@ -176,7 +176,7 @@ class Queue:
         return [self._status(run) for run in self._runs.values()]
 
     def stop(self, job: Job, reason: str) -> None:
-        """Ends a job for good: it saves, and `stopped_early.json` tells the reason; nothing happens if it is over."""
+        """Ends a job for good: it saves, and `stopped_early.json` gives the reason; nothing happens if it is over."""
         run = self._runs[job.workdir]
         if run.stop_reason is None and self._state(run)[0] not in OVER:
             run.stop_reason = reason
@@ -184,7 +184,7 @@ class Queue:
                 run.handle.terminate()
 
     def _collect(self, run: _Run) -> None:
-        """Draws the conclusions from a process that has ended."""
+        """Handles a process that has ended."""
         if run.handle and (status := run.handle.poll()) is not None:
             run.handle = None
             run.seconds += time.monotonic() - run.since
@@ -212,7 +212,7 @@ class Queue:
         elif status == 1:
             run.ended = State.FAILED, last_line(job.log)
         elif status == 2:
-            # Another process may have begun in the folder in the meantime: its end tells.
+            # Another process may have begun in the folder in the meantime: its end decides.
             if not _is_held(job.workdir / LOCK):
                 run.ended = State.REFUSED, last_line(job.log)
         else:
@@ -222,7 +222,7 @@ class Queue:
                 run.ended = State.FAILED, f"crashed {run.crashes} times, the last by {run.crash}; see {job.log}"
 
     def _block(self) -> None:
-        """Ends what needs a job without a result: what runs saves, and what waits is not started."""
+        """Ends jobs that need one without a result: running ones save, and waiting ones do not start."""
         for run in self._runs.values():
             can_be_ended = run.handle or self._state(run)[0] in (State.WAITING, State.CRASHED)
             if run.obstacle or run.stop_reason is not None or not can_be_ended:
@@ -232,7 +232,7 @@ class Queue:
             lacking = [(each, state, why) for each, state, why in ended if state in _WITHOUT_RESULT]
             if lacking:
                 each, state, why = lacking[0]
-                # What blocks the one that is needed blocks this one.
+                # Whatever blocks the needed job blocks this one.
                 run.obstacle = why if state is State.BLOCKED else f"{each.job} {state.value}: {why}"
                 if run.handle:
                     run.handle.terminate()
@@ -240,9 +240,9 @@ class Queue:
                     run.ended = State.BLOCKED, run.obstacle
 
     def _start(self) -> None:
-        """Starts what can be started. What runs elsewhere, such as jobs of a queue that was killed, has its slot."""
+        """Starts the jobs that can start. Jobs that run elsewhere, as from a killed queue, take a slot."""
         states = {path: self._state(run)[0] for path, run in self._runs.items()}
-        # A refusal that names the run folder is that folder's fault alone, and any other that of the experiment.
+        # A refusal that names the run folder concerns only that folder, any other the experiment.
         refused = {
             run.job.name: run.job
             for run in self._runs.values()
@@ -268,7 +268,7 @@ class Queue:
                 free -= 1
 
     def _trains(self, path: Path, states: dict[Path, State]) -> bool:
-        """Returns whether a run that others need is finished, or was seen to train."""
+        """Returns whether a run that others need is finished, or is training."""
         if states.get(path, State.FINISHED) is State.FINISHED:
             return True
         step, scalars = _last_metrics(path)
@@ -279,7 +279,7 @@ class Queue:
         def running():
             return [run.handle for run in self._runs.values() if run.handle and run.handle.poll() is None]
 
-        signals = len(self._received)  # Before they are asked to end: a second one may come at once.
+        signals = len(self._received)  # Counted before they are asked to end: a second one may come at once.
         if handles := running():
             print_notice(f"{len(handles)} running: they save and end; a second signal kills them")
         for handle in handles:
@@ -294,7 +294,7 @@ class Queue:
             if run.handle:
                 run.handle = None
                 run.seconds += time.monotonic() - run.since
-                self._collect(run)  # What was to be stopped early is.
+                self._collect(run)  # Jobs to stop early are stopped.
 
     def _state(self, run: _Run) -> tuple[State, str]:
         why = run.obstacle or run.stop_reason
@@ -317,7 +317,7 @@ class Queue:
         _mark(run, step, now)
         is_running = state in (State.RUNNING, State.ELSEWHERE)
         if state is State.RUNNING and (run.marks is None or run.marks[0][1] == run.marks[1][1]):
-            why, speed = why or _phase(job.log), math.nan  # What stands there is of an earlier process.
+            why, speed = why or _phase(job.log), math.nan  # The entry is from an earlier process.
         left = 0.0 if state in OVER else _seconds_left(run, step, now if is_running else None, self._slowness())
         hours = (run.seconds + (now - run.since if run.handle else 0)) / 3600 * job.devices
         file = "summary.json" if state is State.FINISHED else STOPPED_EARLY
@@ -329,7 +329,7 @@ class Queue:
         return status
 
     def _slowness(self) -> float:
-        """Returns how many times as long as estimated the jobs took that this queue has run from start to end."""
+        """Returns the ratio of actual to estimated time of the jobs that this queue has run from start to end."""
         whole = [run for run in self._runs.values() if run.seconds and not run.crashes and not run.first_step]
         whole = [run for run in whole if run.final and run.final.state is State.FINISHED]
         estimated = sum(run.job.estimated_seconds for run in whole)
@@ -337,7 +337,7 @@ class Queue:
 
 
 def state_on_disk(workdir: Path, log: Path | None = None) -> tuple[State, str]:
-    """Returns what a run folder, and the lock on the job's log, say of a run, and why."""
+    """Returns the state of a run from its folder and the lock on its log, and why."""
     # A process that has written its summary keeps the device until it is gone.
     if log and _is_held(log):
         return State.ELSEWHERE, "as another queue started it"
@@ -351,7 +351,7 @@ def state_on_disk(workdir: Path, log: Path | None = None) -> tuple[State, str]:
 
 
 def _is_held(lock: Path) -> bool:
-    """Returns whether a process is seen to hold a lock; one that cannot be opened is left to the job, which fails."""
+    """Returns whether a process holds a lock; if it cannot be opened, the job itself will fail."""
     try:
         return is_held(lock)
     except OSError:
@@ -359,26 +359,26 @@ def _is_held(lock: Path) -> bool:
 
 
 def last_line(log: Path) -> str:
-    """Returns what the last process of a log said at its end: its last line from jaxformer, if there is one."""
+    """Returns the last line of a log's last process: its last line from jaxformer, if there is one."""
     lines = [line for line in _tail(log).rpartition(f"\n{HEADER}")[2].splitlines()[1:] if line.strip()]
     ours = [line for line in lines if line.startswith("jaxformer: ")]
     return (ours or lines or [f"see {log}"])[-1].removeprefix("jaxformer: ")
 
 
 def _phase(log: Path) -> str:
-    """Returns what the last process of a log does before its first step is done; '' from then on."""
+    """Returns the phase of a log's last process before its first step is done; '' from then on."""
     text = _tail(log).rpartition(f"\n{HEADER}")[2]
     return next(phase for line, phase in _PHASES.items() if line in text)
 
 
 def _progress(workdir: Path) -> tuple[int, float, float]:
-    """Returns the last step with metrics, its training loss, and the tokens per second that were last reported."""
+    """Returns the last step with metrics, its training loss, and the last reported tokens per second."""
     step, scalars = _last_metrics(workdir)
     return step, scalars.get("train/loss", math.nan), scalars.get("train/tokens_per_second", math.nan)
 
 
 def _last_metrics(workdir: Path) -> tuple[int, dict[str, float]]:
-    """Returns the last step with metrics, and what was last reported of its training, by name."""
+    """Returns the last step with metrics, and the last training metrics by name."""
     step, scalars = 0, {}
     for line in _tail(workdir / "metrics.jsonl").splitlines():
         try:
@@ -388,12 +388,12 @@ def _last_metrics(workdir: Path) -> tuple[int, dict[str, float]]:
                 numbers = {name: float(values[name]) for name in names}
                 step, scalars = int(values["step"]), scalars | numbers
         except (ValueError, TypeError, KeyError):
-            continue  # Half of a line, at either end of what was read.
+            continue  # A cut line, at either end of what was read.
     return step, scalars
 
 
 def _mark(run: _Run, step: int, now: float) -> None:
-    """Remembers when the first and the last step were seen to be done."""
+    """Records when the first and the last step were seen to be done."""
     if not step:
         return
     if run.marks is None or step < run.marks[1][1]:
@@ -403,11 +403,11 @@ def _mark(run: _Run, step: int, now: float) -> None:
 
 
 def _seconds_left(run: _Run, step: int, now: float | None, slowness: float) -> float:
-    """Returns the time that a job needs: at the speed of its process, and where that is not known, as estimated.
+    """Returns the time that a job needs: at the speed of its process or, if unknown, as estimated.
 
     Args:
         now: None for a job that does not run.
-        slowness: how many times as long as estimated others took.
+        slowness: ratio of actual to estimated time of other jobs.
     """
     if now is not None and run.marks:
         (first, first_step), (last, last_step) = run.marks

@@ -1,8 +1,8 @@
-"""CompleteP: numbers that hold at any width and depth (Dey et al. 2025, arXiv 2505.01618, table 1, alpha = 1).
+"""CompleteP: hyperparameters that hold at any width and depth (Dey et al. 2025, arXiv 2505.01618, table 1, alpha = 1).
 
 It is three values: `CompleteP` of the optimizer, and `CompletePScaling` and `CompletePResidual` of the model. At the
-base's width and depth the run is the plain one, bit by bit. From there on the width of a head is to stay as it is, so
-that the attention's scale does, and the feed-forward's is to grow with the model's.
+base's width and depth the run is the plain one, bit by bit. At other sizes keep the head width, and so the attention's
+scale, and let the feed-forward's width grow with the model's.
 """
 
 from dataclasses import dataclass, replace
@@ -24,13 +24,13 @@ class CompleteP(Optimizer):
     - The kernels' learning rate is divided by the multiple of the width. Their decay per unit of learning rate is
       multiplied by it, so that the decay per step is the same: it is not scaled here.
     - Adam's epsilon is divided by the multiple of the width, and within blocks by that of the depth too.
-    - All else is as it is at the base: gains, too, whose learning rate has a factor only if alpha < 1.
+    - All else is as at the base; so are gains, whose learning rate has a factor only if alpha < 1.
     """
 
     base_width: PositiveInt
     """`model.width` at which the learning rate, decay and epsilon were tuned."""
     base_depth: PositiveInt
-    """`model.depth` at which they were."""
+    """`model.depth` at which they were tuned."""
 
     def __post_init__(self):
         check_fields(self, "CompleteP")
@@ -38,7 +38,7 @@ class CompleteP(Optimizer):
     def transform(self, config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransformation:
         """Returns Adam, scaled by group."""
         wider, deeper = model.width / self.base_width, model.depth / self.base_depth
-        if wider == deeper == 1:  # Group by group the same values are compiled to others, by their last bits.
+        if wider == deeper == 1:  # Compiled group by group, the values would differ in their last bits.
             return transform_of("adamw", config, model)
 
         def adam(divisor: float) -> optax.GradientTransformation:
@@ -56,10 +56,10 @@ class CompleteP(Optimizer):
 
 @dataclass(frozen=True)
 class CompletePScaling(Scaling):
-    """What is drawn, and the logits: kernels have the base's deviation by the root of the multiple of the width.
+    """Initial values and logits: kernels have the base's standard deviation over the root of the multiple of the width.
 
-    Logits are divided by that multiple. The tables, and how much smaller the matrices that write to the stream are
-    drawn than others, are the base's.
+    Logits are divided by that multiple. Tables, and the factor of the matrices that write to the stream, stay the
+    base's.
     """
 
     base_width: PositiveInt
@@ -87,7 +87,7 @@ class CompletePScaling(Scaling):
 
 @dataclass(frozen=True)
 class CompletePResidual(Residual):
-    """What an attention or a feed-forward adds to the stream is divided by the multiple of the depth."""
+    """Divides the output of each attention and feed-forward by the multiple of the depth."""
 
     base_depth: PositiveInt
 
@@ -109,7 +109,7 @@ class _AddScaled(nnx.Module):
 
 
 def _scaled_as(params) -> nnx.State:
-    """Returns a tree of names: by which rule each parameter is scaled."""
+    """Returns a tree of names: the rule that scales each parameter."""
 
     def name(path, group):
         is_of_block = jax.tree_util.keystr(path, simple=True, separator=".").startswith("blocks.")

@@ -1,7 +1,7 @@
 """No decay of embeddings, as in OLMo 2 (Team OLMo 2024, arXiv 2501.00656).
 
-The rows of rare words shrink between the few steps that have a gradient for them, and small rows are what a norm makes
-large gradients of.
+With decay, the rows of rare words shrink between the few steps that have a gradient for them, and a norm makes large
+gradients from small rows.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from jaxformer.optimizer import DECAYS, Decay, decayed
 
 @dataclass(frozen=True)
 class EmbeddingsUndecayed(Decay):
-    """Another decay, of all but tables that are looked up: those of positions too, and one that also unembeds."""
+    """Another decay, except of embedding tables: positions included, and a table that also unembeds."""
 
     decay: Annotated[str, OneOf(*DECAYS)] | Decay = "matrices"
     """Name, or part."""

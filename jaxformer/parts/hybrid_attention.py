@@ -1,35 +1,36 @@
 """Hybrid attention of DeepSeek-V4 (DeepSeek-AI 2026, section 2.3): a short window, and beside it compressed groups.
 
-Two attentions that take turns over the layers. In both a token attends, in one softmax, to the last `window` tokens and
-to earlier groups of tokens, each pooled to one vector with weights that are learned for each feature:
+Two attentions alternate over the layers. In both a token attends, in one softmax, to the last `window` tokens and to
+earlier groups of tokens, each pooled to one vector with weights that are learned for each feature:
 
 - `HeavilyCompressed` (HCA): large groups, all of them.
-- `CompressedSparse` (CSA): groups of a few tokens, each with the group before it mixed in, of which a light indexer
-  chooses `top_k`.
+- `CompressedSparse` (CSA): groups of a few tokens, each with the group before it mixed in. A light indexer chooses
+  `top_k` of them.
 
-A vector is key and value at once, is normed, and has its last features rotated, the position of a group being that of
-its first token; what attention returns is rotated back by the query's position. Each head has a learned sink, a logit
-without a value. Groups are counted from the start of a document and never cross its border, a group that the document
-ends in the middle of is never seen, and a token sees the groups before its own only: the window has the rest.
+A vector is key and value at once, is normed, and has its last features rotated; a group has the position of its first
+token. The output of attention is rotated back by the query's position. Each head has a learned sink, a logit without a
+value. Groups are counted from the start of a document and never cross its border; an incomplete group at its end is
+never seen. A token sees only the groups before its own: the window has the rest.
 
 Differences from the paper:
-- Queries and the output have one matrix each instead of two of low rank, whose use is in heads far wider than a stream.
-- `model.key_value_heads` is heeded: the paper has one head of keys and values, which is 1.
+- Queries and the output have one matrix each instead of two of low rank, which help if heads are far wider than the
+  stream.
+- `model.key_value_heads` applies: the paper has one head of keys and values, which is 1.
 - The indexer learns as in DeepSeek-V3.2 (2025, arXiv 2512.02556): the Kullback-Leibler divergence of the softmax of its
-  scores from the attention's weights on the chosen groups, summed over the heads, is added to the loss. It moves the
-  indexer alone, which sees the stream without a gradient. The paper does not say how its own learns; it trains without
+  scores from the attention's weights on the chosen groups, summed over the heads, is added to the loss. It changes only
+  the indexer, which sees the stream without a gradient. The paper does not say how its own learns; it trains without
   a choice for its first trillion tokens, while here there is one from the first step on.
-- Nothing has less precision than the rest: the paper's indexer has four bits.
-- Unknown, and chosen: sinks and position biases begin with 0; one base for all rotations.
+- Everything has the same precision: the paper's indexer has four bits.
+- Unknown in the paper, chosen here: sinks and position biases start at 0; all rotations have one base.
 - The window takes T x 2 `window` products, the groups T x T / `group`; those that are not chosen are computed and
   masked. So it shows what such an attention learns, at the price of an XLA program; decoding has no cache.
 
-Matrices multiply the tokens of all rows at once. What follows takes a few rows at a time, and the backward pass makes
-it again, so that the logits of few rows are in memory at once: compiled for an H100, a step of 27 million parameters
-and 16 rows of 2,048 takes 5.3 GB, and with all rows at once it took 10.1.
+Matrices multiply the tokens of all rows at once. The rest is computed for a few rows at a time, and again in the
+backward pass, so that the logits of only a few rows are in memory: compiled for an H100, a step of 27 million
+parameters and 16 rows of 2,048 takes 5.3 GB, and with all rows at once it took 10.1.
 
 Axes as in `jaxformer.model`; P chunk of W queries, S key of a chunk, C slot of a group, J token of a group, R query
-heads of a key/value head, I indexer head, E its width, U features that lie side by side.
+heads of a key/value head, I indexer head, E its width, U concatenated features.
 """
 
 import functools
@@ -45,8 +46,8 @@ from jaxformer.config import NonNegativeInt, PositiveInt, check_fields, require
 from jaxformer.layers import Context, RMSNorm, Scale, Sums, make_kernel, rotate
 from jaxformer.model import LayerPart, ModelConfig, make_rotation, residual_scale
 
-# Tokens of the rows that are computed at once, if a row has no more itself: with so many, what is not kept is a
-# twentieth of a step's memory at most in rows of 2,048.
+# Tokens of the rows that are computed at once, unless one row has more: with this many, what is recomputed is at most a
+# twentieth of a step's memory in rows of 2,048.
 _TOKENS_AT_ONCE = 2048
 
 
@@ -55,7 +56,7 @@ class HeavilyCompressed(LayerPart):
     """An attention to a window, and to all earlier groups. The paper's window and group are 128 tokens."""
 
     window: PositiveInt
-    """The last tokens that a token attends to one by one, itself included; `model.sliding_window` does not count."""
+    """The last tokens that a token attends to one by one, itself included; `model.sliding_window` is ignored."""
     group: PositiveInt
     """Tokens that become one key and value."""
     rotary_width: NonNegativeInt = 0
@@ -93,8 +94,8 @@ class CompressedSparse(HeavilyCompressed):
 class Groups(NamedTuple):
     """The complete groups of the documents of a row, in C slots.
 
-    Slot c has the group whose last token is among the row's tokens from c x group on, if there is one: which slot a
-    group has depends on its place alone.
+    Slot c has the group whose last token is among the row's tokens from c x group on, if there is one. So a group's
+    slot depends only on its place.
     """
 
     exists_C: jax.Array
@@ -117,7 +118,7 @@ def find_groups(starts_T: jax.Array, size: int) -> Groups:
 class Pooling(nnx.Module):
     """Makes one normed vector of each group, as the sum of its tokens' features with learned weights, in float32.
 
-    With `overlap` the features of the group before it are summed too, which each token makes apart.
+    With `overlap` the group before it is summed too, from separate features of each token.
     """
 
     def __init__(self, config: ModelConfig, size: int, heads: int, width: int, overlap: bool, *, rngs: nnx.Rngs):
@@ -146,7 +147,7 @@ class Pooling(nnx.Module):
 
 
 class Indexer(nnx.Module):
-    """Scores groups for each token: the weighted sum over its heads of what is positive of the products."""
+    """Scores groups for each token: the weighted sum over its heads of the positive parts of the products."""
 
     def __init__(self, part: CompressedSparse, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config, self.I, self.E, self.top_k = config, part.index_heads, part.index_width, part.top_k
@@ -225,7 +226,7 @@ class HybridAttention(nnx.Module):
 
 
 def make_rotations(config: ModelConfig, positions_T: jax.Array, groups: Groups, size: int, width: int):
-    """Returns what rotates tokens, (T, 1, width / 2), and groups, (C, 1, width / 2), which is their first's."""
+    """Returns the rotations of tokens, (T, 1, width / 2), and of groups, (C, 1, width / 2): their first token's."""
     first_C = positions_T[groups.last_C] - (size - 1)
     return make_rotation(config, positions_T, width), make_rotation(config, first_C, width)
 
@@ -239,7 +240,7 @@ def rotate_last(x: jax.Array, rotation: tuple[jax.Array, jax.Array] | None) -> j
 
 
 def choose(scores_TC: jax.Array, is_seen_TC: jax.Array, top_k: int) -> jax.Array:
-    """Returns which of the groups that a token sees have its highest scores, of equal ones the earlier."""
+    """Returns which visible groups have a token's highest scores, the earlier of equal ones."""
     _, chosen_Tk = jax.lax.top_k(jnp.where(is_seen_TC, scores_TC, MASKED), min(top_k, scores_TC.shape[1]))
     is_chosen_TC = jnp.put_along_axis(jnp.zeros_like(is_seen_TC), chosen_Tk, True, axis=1, inplace=False)
     return is_seen_TC & is_chosen_TC

@@ -1,13 +1,13 @@
-"""Hyper-connections: the residual stream is several lanes, and learned weights say how layers read, mix and write them.
+"""Hyper-connections: the residual stream has several lanes, which layers read, mix and write by learned weights.
 
-A layer reads a weighted sum of the lanes; the lanes are mixed with each other; and what the layer returns is added to
-each by a weight. `HyperConnections` (Zhu et al. 2024, arXiv 2409.19606) leaves the weights free, and
-`ManifoldHyperConnections` (Xie et al. 2025, arXiv 2512.24880) holds them where a deep stack neither grows nor shrinks
-what passes: the matrix that mixes is doubly stochastic.
+A layer reads a weighted sum of the lanes; the lanes are mixed with each other; and the layer's output is added to each
+lane with a weight. `HyperConnections` (Zhu et al. 2024, arXiv 2409.19606) leaves the weights free.
+`ManifoldHyperConnections` (Xie et al. 2025, arXiv 2512.24880) makes the mixing matrix doubly stochastic, so that a deep
+stack neither grows nor shrinks the stream.
 
-Both begin as the plain model: all lanes are the embedding, every layer reads a mean of them and adds to each what it
-returns. At the end the mean of the lanes is taken, where the papers take the sum: the norm behind it takes the factor
-away but for its epsilon, and the plain model is met exactly.
+Both start as the plain model: all lanes are the embedding, and every layer reads a mean of them and adds its output to
+each. At the end the mean of the lanes is taken, where the papers take the sum: the following norm removes the factor
+except for its epsilon, and the start equals the plain model exactly.
 
 Axes: J lane that is read, I lane that is written; and as in `model`. X is what is of no other name.
 """
@@ -29,7 +29,7 @@ from jaxformer.model import ModelConfig, Residual
 @dataclass(frozen=True)
 class _Lanes(Residual):
     lanes: Annotated[int, Bounds(at_least=2)] = 4
-    """Of the stream, each as wide as the model; the papers' n."""
+    """Lanes of the stream, each as wide as the model; the papers' n."""
 
     def __post_init__(self):
         check_fields(self, type(self).__name__)
@@ -45,15 +45,15 @@ class _Lanes(Residual):
 
 @dataclass(frozen=True)
 class HyperConnections(_Lanes):
-    """Weights that are free: static ones, and to each is added a small one that depends on the token."""
+    """Free weights: each is a static one plus a small one that depends on the token."""
 
     dynamic: bool = True
-    """Whether the weights depend on the token; the static ones alone are the paper's SHC."""
+    """Whether the weights depend on the token; static weights alone are the paper's SHC."""
     initial_scale: PositiveFloat = 0.01
-    """Factor that the tanh of what depends on the token begins with."""
+    """Initial factor of the tanh of the part that depends on the token."""
 
     def make(self, config: ModelConfig, *, rngs: nnx.Rngs, index: jax.Array) -> nnx.Module:
-        """Returns the connections of one layer, which begins with reading lane `index` modulo the lanes."""
+        """Returns the connections of one layer, which at first reads lane `index` modulo the lanes."""
         return _Free(self, config, index)
 
 
@@ -61,15 +61,15 @@ class HyperConnections(_Lanes):
 class ManifoldHyperConnections(_Lanes):
     """Weights that are positive: a mixing matrix whose rows and columns sum to 1, reads below 1 and writes below 2.
 
-    What the static weights begin with is ours: a layer reads half of lane `index` modulo the lanes and half of the mean
-    of all, and what passes from a lane to each other is 0.05 of what stays. That the lanes are told apart by who reads
-    them is what makes them differ later.
+    The initial static weights are ours: a layer reads half of lane `index` modulo the lanes and half of the mean of
+    all, and a lane passes 0.05 of what it keeps to each other lane. Lanes differ later because different layers read
+    them.
     """
 
     iterations: PositiveInt32 = 20
-    """Of Sinkhorn-Knopp, each a normalisation of rows and one of columns; the paper's t_max."""
+    """Iterations of Sinkhorn-Knopp, each one normalisation of rows and one of columns; the paper's t_max."""
     initial_scale: PositiveFloat = 0.01
-    """Factor that what depends on the token begins with."""
+    """Initial factor of the part that depends on the token."""
 
     def make(self, config: ModelConfig, *, rngs: nnx.Rngs, index: jax.Array) -> nnx.Module:
         """Returns the connections of one layer."""
@@ -88,7 +88,7 @@ class _Connections(nnx.Module):
         return (mixed_NID + write_NI[:, :, None] * y_ND[:, None]).astype(stream_NJD.dtype), sums
 
     def weights(self, stream_NJD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns how much of each lane is read, goes from each to each, and is written; N may be 1, for all."""
+        """Returns the weights by which lanes are read, mixed and written; N may be 1, for all tokens."""
         raise NotImplementedError
 
 
@@ -145,16 +145,16 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def doubly_stochastic(free_NJI: jax.Array, iterations: int) -> jax.Array:
     """Returns positive matrices whose rows and columns sum to 1: exponentials, normalised (Sinkhorn & Knopp 1967).
 
-    What lane I takes from all lanes is normalised last, and so it sums to 1 whatever the iterations: lanes that are the
-    same remain so. The backward pass computes the iterations again.
+    The weights of lane I are normalised last, and so sum to 1 after any number of iterations: equal lanes stay equal.
+    The backward pass computes the iterations again.
     """
 
     def normalise(mix_NJI, _):
         mix_NJI = mix_NJI / mix_NJI.sum(axis=2, keepdims=True)
         return mix_NJI / mix_NJI.sum(axis=1, keepdims=True), None
 
-    # What is less than exp(-20) of the largest of its row counts as that: sums and their squares stay above 0. A factor
-    # of a row changes nothing, and the gradient of a maximum is 0 / 0 where what is compared is computed once more.
+    # Values below exp(-20) of the largest of their row count as that: sums and their squares stay above 0. A factor of
+    # a row changes nothing, and the gradient of a maximum is 0 / 0 if its operand is recomputed.
     largest_NJ1 = jax.lax.stop_gradient(free_NJI.max(axis=2, keepdims=True))
     relative_NJI = jnp.maximum(free_NJI - largest_NJ1, -20)
     return jax.lax.scan(normalise, jnp.exp(relative_NJI), None, length=iterations)[0]

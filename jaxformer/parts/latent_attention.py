@@ -1,16 +1,16 @@
 """Multi-head latent attention (DeepSeek-AI 2024, arXiv 2405.04434): keys and values come from a small latent vector.
 
 Each head's keys and values are read from one normed latent of `key_value_rank` features, its queries from the stream or
-from a latent of their own. A rotation cannot pass through such a latent; the last `rotary_width` features of a query
-are rotated, and meet a rotated key that all heads share.
+from their own latent. A rotation cannot pass through such a latent: the last `rotary_width` features of a query are
+rotated, and multiply a rotated key that all heads share.
 
 Differences from the paper:
 - Queries, keys and values are all K wide, K the model's head width: K - `rotary_width` features of content and the
-  rotary ones. In the paper values are as wide as the content, and keys wider; `Context.attend` takes one width, and
-  with it an attention costs what it costs in a plain model of the same heads.
-- The cache of decoding has keys and values, not the latent: the paper's small cache is not what this part is for.
+  rotary ones. In the paper values are as wide as the content, and keys wider; `Context.attend` takes one width, so that
+  attention costs as much as in a plain model with the same heads.
+- The decoding cache has keys and values, not the latent: this part is not meant to save cache memory as in the paper.
 
-Axes as in `jaxformer.model`; R features that are rotated, C those of content, C + R = K.
+Axes as in `jaxformer.model`; R rotated features, C content features, C + R = K.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class LatentAttention(LayerPart):
     key_value_rank: PositiveInt
     """Features of the latent of keys and values."""
     query_rank: NonNegativeInt = 0
-    """Features of the latent of queries; 0 for none, queries of the stream itself."""
+    """Features of the latent of queries; 0 for queries from the stream itself."""
     rotary_width: NonNegativeInt = 0
     """R; 0 for half of K, or the even number below."""
 

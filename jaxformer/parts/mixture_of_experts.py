@@ -2,15 +2,15 @@
 
 Experts are small and may be joined by shared ones that every token goes through (Dai et al. 2024, arXiv 2401.06066). A
 router scores all experts and the best few are taken, each weighted by its share of the scores. No token is dropped and
-there is no capacity: what a token gets depends on that token alone, whatever else is in its row or batch.
+there is no capacity: a token's output depends only on that token, not on the rest of its row or batch.
 
 The load of the experts is balanced in one of two ways, or both: by a loss, as in Switch Transformer (Fedus et al. 2021,
-arXiv 2101.03961), here within each document; and by a bias that decides who is chosen and is moved against the load,
+arXiv 2101.03961), here within each document; and by a bias on the choice of experts, which is moved against the load,
 not by a gradient (Wang et al. 2024, arXiv 2408.15664). DeepSeek-V3 (arXiv 2412.19437) has the second, a little of the
 first, and sigmoid scores.
 
 Axes: E expert, A = N x k assignments of a token to one of its k experts, C row of a block of assignments; and as in
-`model`. X is the features that feed the activation, or what is of no other name.
+`model`. X is the features that feed the activation, or any axis without another name.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from jaxformer.config import NonNegativeFloat, NonNegativeInt, OneOf, PositiveIn
 from jaxformer.layers import Context, Kernel, Rows, SelfUpdated, Sums, activate, find_activation, make_kernel
 from jaxformer.model import FeedForward, LayerPart, ModelConfig, residual_scale
 
-# Keeps sums of scores, and the tokens of a document of which none has weight, from being 0 below a fraction.
+# Keeps denominators above 0: sums of scores, and the tokens of a document without weight.
 _TINY = 1e-20
 
 
 @dataclass(frozen=True)
 class MixtureOfExperts(LayerPart):
-    """Feed-forwards among which a router chooses for each token, by itself without regard to any other token."""
+    """Feed-forwards among which a router chooses for each token, independently of other tokens."""
 
     is_cached: ClassVar[bool] = True
 
@@ -42,19 +42,19 @@ class MixtureOfExperts(LayerPart):
     top_k: PositiveInt32 = 2
     """k, experts that each token is sent to."""
     shared: NonNegativeInt = 0
-    """Experts beside those, that every token goes through."""
+    """Additional experts that every token goes through."""
     width: NonNegativeInt = 0
-    """Of each expert; 0 for the model's feed-forward width divided by the experts of a token, shared ones among them:
-    its matrices are then, together, as many active parameters as the plain feed-forward has.
+    """Width of each expert; 0 for the model's feed-forward width divided by the experts of a token, shared ones
+    included: a token then uses as many parameters as in the plain feed-forward.
     """
     scores: Annotated[str, OneOf("softmax", "sigmoid")] = "softmax"
-    """Of the router's logits; the weights of a token's experts are its scores for them divided by their sum. Of one
-    expert it is the score itself, without which the router would learn nothing.
+    """Function of the router's logits; the weights of a token's experts are their scores divided by the sum of these.
+    A single expert is weighted by the score itself, since otherwise the router would not learn.
     """
     balance_loss: NonNegativeFloat = 0.01
-    """Coefficient of the loss that balances the experts within each document; 1 times it where they are balanced."""
+    """Coefficient of the loss that balances the experts within each document; balanced experts have the loss 1."""
     bias_rate: NonNegativeFloat = 0.0
-    """By how much a step moves the bias of each expert against its load; 0 for no bias. DeepSeek-V3 has 0.001."""
+    """How far a step moves the bias of each expert against its load; 0 for no bias. DeepSeek-V3 has 0.001."""
 
     def __post_init__(self):
         check_fields(self, "MixtureOfExperts")
@@ -89,7 +89,7 @@ class _Experts(nnx.Module):
     def __call__(self, x_ND: jax.Array, context: Context) -> tuple[jax.Array, Sums]:
         """Returns what is added to the stream.
 
-        The weighted sum over experts and the sums are float32. So is the router, but for its matrix, which has been
+        The weighted sum over experts and the sums are float32. So is the router, except its matrix, which has been
         rounded to the compute dtype.
         """
         k, (N, D) = self.part.top_k, x_ND.shape
@@ -122,7 +122,7 @@ class _Experts(nnx.Module):
             load_NE = _within_documents(chosen_NE, rows) / (_within_documents(weights_N1, rows) + _TINY)
             imbalance_NE = load_NE * shares_NE * (part.experts / part.top_k)
             balance = part.balance_loss * jnp.sum(weights_N1 * imbalance_NE)
-        if self.bias is not None:  # Of no value, and its gradient is the load.
+        if self.bias is not None:  # Its value is 0, and its gradient is the load.
             balance += load_E @ (self.bias[...] - jax.lax.stop_gradient(self.bias[...]))
         return Sums({"balance": balance}, {"load": load_E, "router_entropy": jnp.sum(weights_N1 * entropy_N1)})
 
@@ -134,10 +134,10 @@ def _within_documents(x_NX: jax.Array, rows: Rows) -> jax.Array:
 
 
 def _in_blocks(x_AD: jax.Array, kernels_EDX: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Returns `grouped_matmul` by blocks of C rows of one expert each, of which the last of an expert are zeros.
+    """Returns `grouped_matmul` by blocks of C rows of one expert each; the last rows of an expert are zeros.
 
-    The blocks are as many whatever the sizes: with C = A / 4 E they have a quarter more rows than there are, and an
-    expert's kernel is copied for five of them on average.
+    The number of blocks does not depend on the sizes: with C = A / 4 E they have a quarter more rows than needed, and
+    an expert's kernel is copied for five of them on average.
     """
     (A, D), E = x_AD.shape, sizes_E.shape[0]
     C = max(1, A // (4 * E))
@@ -156,9 +156,9 @@ def _in_blocks(x_AD: jax.Array, kernels_EDX: jax.Array, sizes_E: jax.Array) -> j
 def _by_platform(function: Callable, *inputs: jax.Array) -> Any:
     """Returns `function(grouped matmul)(*inputs)`.
 
-    Where `jax.lax.ragged_dot` is no instruction of the device, XLA multiplies all rows with all experts. For 1,024
-    tokens of width 128, each with 2 of 8 experts of width 256, forward and backward pass took a CPU 28 ms in blocks
-    and 300 ms so, as long as a plain loop over the experts; and a plain feed-forward of equal operations 19 ms.
+    If a device has no instruction for `jax.lax.ragged_dot`, XLA multiplies all rows with all experts. For 1,024 tokens
+    of width 128, each with 2 of 8 experts of width 256, forward and backward pass on a CPU took 28 ms in blocks, and
+    300 ms with it, as long as a plain loop over the experts. A plain feed-forward of equal operations took 19 ms.
     """
     in_blocks = function(_in_blocks)
     return jax.lax.platform_dependent(*inputs, cpu=in_blocks, cuda=in_blocks, default=function(jax.lax.ragged_dot))
@@ -166,10 +166,10 @@ def _by_platform(function: Callable, *inputs: jax.Array) -> Any:
 
 @jax.custom_vjp
 def grouped_matmul(x_AD: jax.Array, kernels_EDX: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Returns the products `y_AX` of rows, which lie expert by expert, with the kernel of their own.
+    """Returns the products `y_AX` of rows, sorted by expert, with their expert's kernel.
 
     Args:
-        sizes_E: how many rows each expert has; all A of them together.
+        sizes_E: number of rows of each expert; they sum to A.
     """
     return _by_platform(lambda multiply: multiply, x_AD, kernels_EDX, sizes_E)
 
@@ -185,13 +185,13 @@ def _backward(inputs, cotangent_AX):
     return *_by_platform(gradient, *inputs, cotangent_AX), None
 
 
-# What the platforms keep for the gradient would else be kept for all of them.
+# Otherwise the residuals of all platforms would be kept for the gradient.
 grouped_matmul.defvjp(_forward, _backward)
 
 
 @dataclass(frozen=True)
 class _Against:
-    """Moves biases by so much, those of the experts with more than the mean load down and the others up."""
+    """Moves biases by a fixed amount: down for experts with more than the mean load, up for the others."""
 
     rate: float
 

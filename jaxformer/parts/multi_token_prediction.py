@@ -1,7 +1,7 @@
 """Multi-token prediction: the features predict tokens further ahead too (Gloeckle et al. 2024, arXiv 2404.19737).
 
-Each further token has a block of its own on the features, and the model's unembedding. Unlike there, the next token has
-none: it is predicted as ever, so that the model that is evaluated, sampled and exported is the plain one.
+Each further token has its own block on the features, and shares the model's unembedding. Unlike there, the next token
+has none: it is predicted as usual, so that the model that is evaluated, sampled and exported is the plain one.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class MultiTokenPrediction(AuxiliaryLoss):
     """The weighted cross-entropies of the tokens after the next one."""
 
     further: PositiveInt = 1
-    """How many of them."""
+    """Number of them."""
     weight: NonNegativeFloat = 1.0
-    """Of each of their losses beside that of the next token."""
+    """Weight of each of their losses, relative to the next token's."""
 
     def __post_init__(self):
         check_fields(self, "MultiTokenPrediction")
@@ -41,7 +41,7 @@ class _Heads(nnx.Module):
         self.norms = nnx.List(make_norm(config) for _ in keys)
 
     def __call__(self, model: Transformer, features_ND: jax.Array, rows: Rows, targets_BT: jax.Array) -> Sums:
-        """Returns the losses: sums over the tokens whose document has a token so far ahead."""
+        """Returns the losses: sums over the tokens whose document has a token that far ahead."""
         attend = model.attend_rows(rows)
 
         def attention(q, k, v):

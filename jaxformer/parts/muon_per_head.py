@@ -1,6 +1,6 @@
-"""Muon that takes the queries, keys and values of each head for a matrix of their own.
+"""Muon that treats the queries, keys and values of each head as separate matrices.
 
-So does GLM-5's Muon Split (GLM-5 Team 2026, arXiv 2602.15763), with the matrices of its latent attention.
+GLM-5's Muon Split (GLM-5 Team 2026, arXiv 2602.15763) does so with the matrices of its latent attention.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ _KERNEL = "qkv"
 
 @dataclass(frozen=True)
 class PerHead(Optimizer):
-    """Another optimizer, to which the kernel of queries, keys and values is a matrix for each head of them."""
+    """Another optimizer, which gets the kernel of queries, keys and values as one matrix per head."""
 
     optimizer: Annotated[str, OneOf(*OPTIMIZERS)] | Optimizer = "muon"
-    """Name, or part; one that treats each number by itself, as AdamW, is not changed."""
+    """Name, or part; an elementwise optimizer such as AdamW is not changed."""
 
     def __post_init__(self):
         check_fields(self, "PerHead")
 
     def transform(self, config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransformation:
-        """Returns the direction of that optimizer, put together again.
+        """Returns the direction of that optimizer, in the original shapes.
 
         Raises:
             UserError: the model has no such kernel.
@@ -64,5 +64,5 @@ def split_heads(tree: nnx.State, head_width: int) -> nnx.State:
 
 
 def merged(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns an array as `split_heads` found it, given its shape."""
+    """Returns an array in its shape before `split_heads`."""
     return x if x.shape == shape else x.swapaxes(-3, -2).reshape(shape)

@@ -17,15 +17,15 @@ from jaxformer.optimizer import GROUPS, MUON_RMS, OPTIMIZERS, Optimizer, Optimiz
 class NorMuon(Optimizer):
     """Another optimizer, Muon by default, whose direction of a kernel is divided by a second moment of each neuron.
 
-    The whole is then scaled to the root mean square of 0.2 that Muon's has here too, as in the paper; the authors' code
-    scales it to what it was before instead. Momentum is the other optimizer's: Muon's is Nesterov's, as in their code,
-    not the paper's plain one. A neuron is an output of a kernel (..., in, out).
+    The result is then scaled to a root mean square of 0.2, as for Muon here and as in the paper; the authors' code
+    restores the scale before the division instead. Momentum is the other optimizer's: Muon's is Nesterov's, as in their
+    code, not the paper's plain one. A neuron is an output of a kernel (..., in, out).
     """
 
     optimizer: Annotated[str, OneOf(*OPTIMIZERS)] | Optimizer = "muon"
     """Name, or part."""
     b2: Annotated[float, Bounds(at_least=0, below=1)] = 0.95
-    """Decay of the second moment, per step. It starts at 0, and its bias is a factor of all neurons, scaled away."""
+    """Decay of the second moment, per step. It starts at 0; its bias is a common factor, removed by the scaling."""
     epsilon: PositiveFloat = 1e-10
     """Added to the root of the second moment."""
 
@@ -33,7 +33,7 @@ class NorMuon(Optimizer):
         check_fields(self, "NorMuon")
 
     def transform(self, config: OptimizerConfig, model: ModelConfig) -> optax.GradientTransformation:
-        """Returns the direction; that of all but kernels is the other optimizer's."""
+        """Returns the direction; only kernels differ from the other optimizer's."""
         by_group: dict[Hashable, optax.GradientTransformation] = {
             group: self._normalise() if group == "matrix" else optax.identity() for group in GROUPS
         }

@@ -1,4 +1,4 @@
-"""Polar Express: Muon whose orthogonalisation is the best in the worst case (Amsel et al. 2025, arXiv 2505.16932)."""
+"""Polar Express: Muon with a worst-case optimal orthogonalisation (Amsel et al. 2025, arXiv 2505.16932)."""
 
 import functools
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from jaxformer.config import Bounds, PositiveInt, check_fields
 from jaxformer.model import ModelConfig
 from jaxformer.optimizer import Optimizer, OptimizerConfig, muon
 
-# Least share of the largest singular value that a polynomial is made for: made for less, it would press those in the
-# middle down to nothing. Section 3.3 and the code of Amsel et al.
+# Smallest share of the largest singular value that a polynomial is made for: made for less, it would press the middle
+# ones down to nothing. Section 3.3 and the code of Amsel et al.
 _CUSHION = 0.02407327424182761
 
-# What all polynomials but the last are shrunk by, so that rounding throws no singular value out of their interval.
+# Factor that shrinks all polynomials but the last, so that rounding moves no singular value out of their interval.
 _SAFETY = 1.01
 
 # From this ratio of an interval's ends on, its best polynomial is the limit, and four equations are singular.
@@ -24,16 +24,16 @@ _NARROW = 1 - 5e-6
 
 @dataclass(frozen=True)
 class PolarExpress(Optimizer):
-    """Muon whose iterations have coefficients of their own, each the best for what the one before it leaves.
+    """Muon whose iterations have their own coefficients, each the best for the result of the one before.
 
-    It takes as many matrix products as Muon, of as many iterations. The paper shrinks the matrix by another 1.01 at
-    first, against bfloat16's rounding of its norm; here all is float32.
+    It takes as many matrix products as Muon with the same iterations. The paper first shrinks the matrix by another
+    1.01, against bfloat16's rounding of its norm; here all is float32.
     """
 
     iterations: PositiveInt = 5
-    """Of the orthogonalisation; Muon has 5."""
+    """Iterations of the orthogonalisation; Muon has 5."""
     lowest: Annotated[float, Bounds(above=0, below=1)] = 1e-3
-    """Singular value, as a share of the Frobenius norm, down to which all are brought near 1."""
+    """Lowest singular value, as a share of the Frobenius norm, that is brought near 1."""
 
     def __post_init__(self):
         check_fields(self, "PolarExpress")
@@ -47,13 +47,13 @@ class PolarExpress(Optimizer):
 def coefficients(iterations: int, lowest: float) -> tuple[tuple[float, float, float], ...]:
     """Returns (a, b, c) of the odd polynomial a x + b x^3 + c x^5 of each iteration (their algorithm 1).
 
-    Each is nearest to 1, in the worst case, over the interval that the singular values lie in by then; the composition
-    is the best of its degree.
+    Each is nearest to 1, in the worst case, over the interval that contains the singular values at that point; their
+    composition is the best of its degree.
     """
     low, high, found = lowest, 1.0, []
     for _ in range(iterations):
         polynomial = best_quintic(max(low, _CUSHION * high), high)
-        # Made for a narrower interval it is not centred in this one.
+        # Made for a narrower interval, it is not centred in this one.
         polynomial = polynomial * 2 / (_values(polynomial, low) + _values(polynomial, high))
         found.append(polynomial)
         low = _values(polynomial, low)
@@ -65,7 +65,7 @@ def coefficients(iterations: int, lowest: float) -> tuple[tuple[float, float, fl
 def best_quintic(low: float, high: float) -> np.ndarray:
     """Returns (a, b, c) of the odd quintic nearest to 1 over [low, high] in the worst case, by Remez's exchange.
 
-    It errs by as much, and with the other sign in turn, at the two ends and at its two extrema between them.
+    Its error is equal, with alternating sign, at the two ends and at its two extrema between them.
     """
     if low / high >= _NARROW:
         return np.array([15 / high, -10 / high**3, 3 / high**5]) / 8

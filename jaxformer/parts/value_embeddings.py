@@ -1,14 +1,14 @@
-"""Value embeddings: a table by token id, whose rows are added to the values of attention, each head's by a gate.
+"""Value embeddings: a table by token id, whose rows are added to the values of attention, with a gate for each head.
 
-A token's identity reaches every later layer directly, where the stream has it mixed with what earlier layers added. The
+A token's identity reaches every later layer directly; in the stream it is mixed with the output of earlier layers. The
 table costs parameters, as many as the values of all tokens of the vocabulary, and no matmul.
 
-Zhou et al. 2024 (arXiv 2410.17897) give later layers the first layer's values; a table in place of those is of
-modded-nanogpt (Jordan et al. 2024), whose gate by a few features of the stream nanochat (Karpathy 2025) has too:
-2 x sigmoid(gate), which begins as 1. As there, give it to every other layer: `attention=(None, ValueEmbeddings())`.
+Zhou et al. 2024 (arXiv 2410.17897) give later layers the first layer's values. The table in place of those is from
+modded-nanogpt (Jordan et al. 2024); it and nanochat (Karpathy 2025) have a gate by a few features of the stream:
+2 x sigmoid(gate), which starts as 1. As there, give it to every other layer: `attention=(None, ValueEmbeddings())`.
 
-Differences: each layer has a table of its own, where modded-nanogpt shares one between two layers; it is drawn, learned
-and decayed as the embedding is, where they have a rate of its own for it.
+Differences: each layer has its own table, where modded-nanogpt shares one between two layers; it is initialised,
+learned and decayed like the embedding, where they give it its own learning rate.
 
 Axes as in `jaxformer.model`.
 """
@@ -31,7 +31,7 @@ class ValueEmbeddings(LayerPart):
     """The model's own attention, with a table that adds to its values."""
 
     gate_features: PositiveInt = 32
-    """The first features of the stream, of which the gate of each key/value head is made."""
+    """Number of the stream's first features, from which the gate of each key/value head is computed."""
 
     is_cached: ClassVar[bool] = True
 

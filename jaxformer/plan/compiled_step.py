@@ -1,4 +1,4 @@
-"""The step of a run as the compiler has it, before any of its arrays exist, and the memory that it then takes."""
+"""The compiled step of a run, before any of its arrays exist, and the memory that it takes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -37,12 +37,12 @@ def abstract_arguments(
 def lower_steps(
     experiment: Experiment, mesh: Mesh, token_count: int, attention: Implementation | None = None
 ) -> Iterator[jax.stages.Lowered]:
-    """Yields the steps that a run of the experiment computes, one of each of `shapes_of`, lowered.
+    """Yields the lowered steps of a run of the experiment, one for each of `shapes_of`.
 
-    Compiled, they are what a run that begins finds again in JAX's cache of compiled programs, if there is one.
+    Once compiled, a run that begins finds them in JAX's cache of compiled programs, if there is one.
 
     Args:
-        attention: of the run; None for what is preferred where nothing was timed.
+        attention: of the run; None for the default without timing.
     """
     if attention is None:
         shape, *others = attention_shapes(experiment, mesh.size)
@@ -53,7 +53,7 @@ def lower_steps(
 
 
 def lower_validation(experiment: Experiment, mesh: Mesh, token_count: int) -> jax.stages.Lowered:
-    """Returns the step of a validation as the run computes it, lowered."""
+    """Returns the lowered step of a run's validation."""
     rows = {"training.rows_per_step": whole_rows(mesh, experiment.evaluation.rows_per_batch)}
     shape, *_ = attention_shapes(experiment, mesh.size)
     attention = choose_implementation(experiment.attention, shape).implementation
@@ -62,7 +62,7 @@ def lower_validation(experiment: Experiment, mesh: Mesh, token_count: int) -> ja
 
 
 def compiled_bytes(compiled: jax.stages.Compiled) -> int:
-    """Returns the bytes on each device at the peak of a compiled step; 0 where the compiler does not tell."""
+    """Returns the bytes on each device at the peak of a compiled step; 0 if the compiler does not report it."""
     m = compiled.memory_analysis()
     if m is None:
         return 0

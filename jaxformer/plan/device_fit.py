@@ -37,7 +37,7 @@ from jaxformer.flops import forward_operations, training_flops_per_token
 from jaxformer.host.console import format_size, print_notice, print_wrapped
 from jaxformer.host.files import read_json
 from jaxformer.host.gpu_memory import memory_fraction
-from jaxformer.loss_kernels import why_not
+from jaxformer.loss_kernels import TILES, why_not
 from jaxformer.model import SAVED, ModelConfig, plain_block
 from jaxformer.plan.compiled_step import compiled_bytes, lower_steps
 from jaxformer.plan.memory import StepMemory, Target, admits_loss_kernels, step_memory
@@ -133,9 +133,9 @@ def device_at_hand(experiment: Experiment) -> Target:
             them.
     """
     device, mesh = jax.local_devices()[0], run_mesh(experiment)
-    if experiment.model.loss == "pallas":
+    if experiment.model.loss in TILES:
         refused = why_not(experiment.model.width, compute_dtype(experiment.training), device)
-        require(not refused, f"model.loss = 'pallas' cannot run here: {refused}")
+        require(not refused, f"model.loss = {experiment.model.loss!r} cannot run here: {refused}")
     shape, *others = attention_shapes(experiment, mesh.size)
     attention = choose_implementation(experiment.attention, shape, others=others).implementation.name
     dtype = compute_dtype(experiment.training)
@@ -176,9 +176,9 @@ def named_device(experiment: Experiment, kind: str) -> Target:
     named, has_bfloat16, width = experiment.training.compute_dtype, named_has_bfloat16(kind), experiment.model.width
     dtype = jnp.dtype(("bfloat16" if has_bfloat16 else "float32") if named == "auto" else named)
     require(
-        experiment.model.loss != "pallas" or admits_loss_kernels(kind, dtype, width),
-        f"model.loss = 'pallas' cannot run on {kind} with {dtype} and model.width {width}: it needs a GPU with "
-        "bfloat16, matmuls of 16 bits and a width that 16 divides",
+        experiment.model.loss not in TILES or admits_loss_kernels(kind, dtype, width),
+        f"model.loss = {experiment.model.loss!r} cannot run on {kind} with {dtype} and model.width {width}: it needs a "
+        "GPU with bfloat16, matmuls of 16 bits and a width that 16 divides",
     )
     attention = experiment.attention.implementation
     if attention == "auto":

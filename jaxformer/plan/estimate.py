@@ -43,13 +43,13 @@ from jaxformer.plan.run_time import (
 from jaxformer.plan.timed_loss import with_kept_loss
 from jaxformer.run.durations import Durations, recall_durations
 
-# Time of a run from which on the verdict calls it too slow: 60 days.
+# A longer run is called too slow: 60 days.
 _TOO_LONG = 60 * 86400.0
 
 
 @fixed_options()
 def print_plan(experiment: Experiment, where: str = "here") -> None:
-    """Prints what a run will take, on the device at hand or on a GPU by its name.
+    """Prints what a run will take, on this machine's device or on a GPU by its name.
 
     Raises:
         UserError: no such GPU is known.
@@ -78,13 +78,13 @@ def print_plan(experiment: Experiment, where: str = "here") -> None:
 
 
 def _describe_verdict(target: Target, fit: Fit, known: Durations, seconds: float) -> str:
-    """Returns in a line whether a run fits the memory, and how long it takes."""
-    needed = known.peak_memory  # Of a run that was made here, and so fits.
+    """Returns a line on whether a run fits the memory, and how long it takes."""
+    needed = known.peak_memory  # Of an earlier run here, which fitted.
     is_cpu, has_fitted = target.platform == "cpu", math.isfinite(needed)
     if not has_fitted:
         needed = fit.peak + (PROCESS_BYTES if is_cpu else 0)
     if not target.memory:
-        word, share = "memory not known", f"{format_size(needed)} of a {target.kind}'s"
+        word, share = "memory unknown", f"{format_size(needed)} of a {target.kind}'s"
     else:
         word = "fits" if has_fitted or fits(fit) else "does not fit"
         has, whose = (usable_memory(), "this machine's") if is_cpu else (target.memory, f"{target.kind}'s")
@@ -95,7 +95,7 @@ def _describe_verdict(target: Target, fit: Fit, known: Durations, seconds: float
 
 
 def _format_long(seconds: float) -> str:
-    """Returns a time that may be of years."""
+    """Returns a time as text, up to years."""
     days = seconds / 86400
     if days < 3:
         return format_duration(seconds)
@@ -112,13 +112,13 @@ def _print_tokens(experiment: Experiment, known: Durations) -> None:
 
 
 def _passes(experiment: Experiment, known: Durations, tokens: int) -> str:
-    """Returns how often a token is seen, as far as it is known how many there are."""
+    """Returns how often a token is seen, if the number of tokens is known."""
     if math.isfinite(known.corpus_tokens):
-        return f", {tokens / known.corpus_tokens:.2g} x those of the corpus"
+        return f", {tokens / known.corpus_tokens:.2g} x the corpus"
     if size := text_bytes(experiment):
-        return f", about {tokens / (size / TOKEN_BYTES):.2g} x those of {format_size(size)} of text"
+        return f", about {tokens / (size / TOKEN_BYTES):.2g} x the corpus ({format_size(size)} of text)"
     budgets = [part.tokens for part in parts_of(experiment.corpus)]
-    return f", {tokens / budgets[0]:.2g} x those of the corpus" if len(budgets) == 1 and budgets[0] else ""
+    return f", {tokens / budgets[0]:.2g} x the corpus" if len(budgets) == 1 and budgets[0] else ""
 
 
 def _print_time(experiment: Experiment, target: Target, known: Durations, speed: Speed, seconds: Seconds) -> None:
@@ -154,7 +154,7 @@ def _print_memory(experiment: Experiment, target: Target, fit: Fit) -> None:
         f"{format_size(m.feed_forward)} by feed-forwards, {format_size(m.stream)} of the stream"
     )
     most = "logits" if m.loss > m.backward else "a block's backward pass"
-    print_wrapped(f"            {format_size(max(m.loss, m.backward))} at the peak alone: {most}")
+    print_wrapped(f"            {format_size(max(m.loss, m.backward))} only at the peak: {most}")
     if target.platform != "cpu":
         host = format_size(PROCESS_BYTES + state * target.devices)
         print_wrapped(f"            and about {host} of the host's memory, with a copy of the state while it is saved")

@@ -31,6 +31,7 @@ from jaxformer.experiment.experiment import Experiment
 from jaxformer.flops import embedding_parameters, forward_operations, kernel_parameters, parameter_count
 from jaxformer.layers import Rows, optimized
 from jaxformer.loss import default_chunk_tokens
+from jaxformer.loss_kernels import TILES
 from jaxformer.model import ModelConfig, Transformer, abstract_model
 from jaxformer.optimizer import OptimizerConfig, make_optimizer
 from jaxformer.step import cast_kernels
@@ -221,7 +222,7 @@ def admits_loss_kernels(kind: str, dtype: Any, width: int) -> bool:
 def _has_loss_kernels(step: _Step) -> bool:
     target, model = step.target, step.model
     can_run = target.platform == "gpu" and admits_loss_kernels(target.kind, target.dtype, model.width)
-    return model.loss == "pallas" or (model.loss == "auto" and can_run)
+    return model.loss in TILES or (model.loss == "auto" and can_run)
 
 
 def _backward(step: _Step) -> int:

@@ -1,4 +1,4 @@
-"""How long a run will take: by what runs here took, by timing a step, or by data sheets."""
+"""How long a run will take: from earlier runs here, from a timed step, or from data sheets."""
 
 import dataclasses
 import functools
@@ -36,24 +36,24 @@ from jaxformer.plan.timed_step import kept_way
 from jaxformer.run.durations import Durations, recall_durations
 from jaxformer.step import compile_step
 
-# Steps are timed for so long, at least, after one that is not; and the longest that a step may take to be timed.
+# Seconds for which steps are timed at least, after an untimed one; and the longest step that is timed.
 _TIMED_SECONDS, _LONGEST_STEP = 2.0, 10.0
 
-# Of a device's peak, or of the rate of its large matmuls, where no step is timed: assumed. Trainings of such models
-# reach 0.25 to 0.5 of an H100's peak (llm.c, nanochat, TorchTitan), the small ones least.
+# Assumed share of a device's peak, or of the rate of its large matmuls, if no step is timed. Trainings of such models
+# reach 0.25 to 0.5 of an H100's peak (llm.c, nanochat, TorchTitan), small ones the lower end.
 _UTILISATION = 0.4
 
-# Seconds of a process until it has imported what a run takes, on two cores.
+# Seconds until a process has imported what a run needs, on two cores.
 IMPORTING = 3.0
 
-# Seconds of what no run here has shown yet, as the baseline's on two cores: of a state and its check, beside compiling
-# the step; and of compiling the first evaluation and sample.
+# Seconds of parts that no run here has measured, from the baseline on two cores: a state and its check, without
+# compiling the step; and compiling the first evaluation and sample.
 _CHECKING, _COMPILING_EVALUATION = 4.0, 6.0
 
-# Bytes of text a second, of the baseline's on two cores: tokenised, of each processor, and to train a tokenizer.
+# Bytes of text per second, from the baseline on two cores: tokenised on each processor, and for training a tokenizer.
 _TOKENISED, _LEARNED = 4e6, 8e6
 
-# Bytes of text that are a token, about.
+# Bytes of text per token, about.
 TOKEN_BYTES = 4
 
 
@@ -63,33 +63,33 @@ class Speed(NamedTuple):
     step_seconds: float
     """Seconds of a step; of a run with phases, of the largest."""
     compiling: float
-    """Seconds of compiling it, as far as a run that comes has to; 0 where nothing was compiled."""
+    """Seconds to compile it, if a run will have to; 0 if nothing was compiled."""
     how: str
-    """Where the numbers come from."""
+    """The source of the numbers."""
 
 
 class Seconds(NamedTuple):
     """The seconds of a run by its parts."""
 
     data: float
-    """Of preparing what is not prepared; NaN where nobody knows how much text there is."""
+    """To prepare unprepared data; NaN if the amount of text is unknown."""
     start: float
-    """Until the first step is done, without those."""
+    """From there until the first step is done."""
     steps: float
     evaluations: float
-    """With what they save, sample and draw."""
+    """With saves, samples and pages."""
 
     @property
     def total(self) -> float:
-        """Seconds of all that is known."""
+        """Seconds of all known parts."""
         return sum(each for each in self if math.isfinite(each))
 
 
 @fixed_options()
 def estimate_run_seconds(experiment: Experiment) -> float:
-    """Returns how long a run will take here, from its start to its end, whose data are prepared; without its tasks.
+    """Returns how long a run with prepared data will take here, from its start to its end; without its tasks.
 
-    By what runs here took; where none had such a step, by a few on random tokens, or by the rate of matmuls.
+    From earlier runs here; without one that had such a step, from a few steps on random tokens, or the rate of matmuls.
     """
     target = device_to_come(experiment)
     experiment = with_kept_loss(experiment, target)
@@ -99,46 +99,46 @@ def estimate_run_seconds(experiment: Experiment) -> float:
 
 
 def fit_here(experiment: Experiment, target: Target) -> Fit:
-    """Returns how a step is computed on the device at hand: as it was timed there, else by the estimate."""
+    """Returns how a step is computed on this machine's device: as timed there, else by the estimate."""
     return kept_way(experiment, target) or choose_fit(
         experiment, target, compiled_here(experiment, target, experiment.model.vocabulary_size)
     )
 
 
 def compiled_on_cpu(fit: Fit, speed: Speed) -> Fit:
-    """Returns a way to compute a step with what the compiler says of it, or of a validation, if that takes more.
+    """Returns a way to compute a step with its compiled memory, or a validation's if that is more.
 
-    That is on a CPU, where a step was timed: the formula is of the layout that XLA gives a step on a GPU. The run finds
-    in the cache what is compiled.
+    This is for a CPU with a timed step, since the formula assumes XLA's layout on a GPU. The run finds the compiled
+    programs in the cache.
     """
     experiment = fit.experiment
     if fit.target.platform != "cpu" or not speed.compiling:
         return fit
-    show_status("compiling what the run computes")
+    show_status("compiling the run's programs")
     mesh, token_count = run_mesh(experiment), experiment.model.vocabulary_size
     lowered = [*lower_steps(experiment, mesh, token_count), lower_validation(experiment, mesh, token_count)]
     return dataclasses.replace(fit, compiled=max(compiled_bytes(each.compile()) for each in lowered))
 
 
 def largest_shape(experiment: Experiment) -> Experiment:
-    """Returns of `shapes_of` the one whose steps take the most operations, by which the others are reckoned."""
+    """Returns the one of `shapes_of` whose steps take the most operations; the others are scaled from it."""
     return max(shapes_of(experiment), key=training_flops)
 
 
 def text_bytes(experiment: Experiment) -> float:
-    """Returns the bytes of the text that is prepared, about; 0 where some of it does not lie on this machine."""
+    """Returns the approximate bytes of text to prepare; 0 if some of it is not on this machine."""
     sizes = []
     for part in parts_of(experiment.corpus):
         try:
             size, budget = source_bytes(part), part.tokens * TOKEN_BYTES
-        except UserError:  # It may come before the run does.
+        except UserError:  # It may exist before the run begins.
             return 0
         sizes.append(min(size, budget) if budget else size)
     return sum(sizes) if all(sizes) else 0
 
 
 def run_seconds(experiment: Experiment, known: Durations, speed: Speed) -> Seconds:
-    """Returns the seconds of a run, by what runs here took as far as that is known."""
+    """Returns the seconds of a run, from earlier runs here if known."""
     data = known.data
     if math.isnan(data) and (size := text_bytes(experiment)):
         learned = 0 if experiment.tokenizer.path else min(size, experiment.tokenizer.training_bytes)
@@ -150,7 +150,7 @@ def run_seconds(experiment: Experiment, known: Durations, speed: Speed) -> Secon
 
 
 def _evaluation_seconds(experiment: Experiment, known: Durations, speed: Speed) -> float:
-    """Returns the seconds of all evaluations. A validation's token takes a third of the time of one in training."""
+    """Returns the seconds of all evaluations. A validation token takes a third of the time of a training token."""
     evaluation, largest = experiment.evaluation, largest_shape(experiment)
     batch = evaluation.rows_per_batch * largest.packing.row_length
     batches = math.ceil(evaluation.validation_bytes / TOKEN_BYTES / batch)
@@ -165,18 +165,18 @@ def _evaluation_seconds(experiment: Experiment, known: Durations, speed: Speed) 
 
 
 def speed_here(experiment: Experiment, target: Target, fit: Fit, known: Durations) -> Speed:
-    """Returns the speed of steps: that of runs here, else of some on random tokens, else by that of matmuls.
+    """Returns the speed of steps: from runs here, else from some steps on random tokens, else from matmuls.
 
-    Where a step would take long, one of fewer rows is timed.
+    If a step would take long, one with fewer rows is timed.
     """
     if math.isfinite(known.step):
-        return Speed(known.step, 0.0, "as such runs here had")
+        return Speed(known.step, 0.0, "as in such runs here")
     largest, rate = largest_shape(experiment), _matmul_rate(target)
     estimated = _step_flops(largest) * (1 + fit.cost) / (rate * target.devices * _UTILISATION)
     rows, parts, share = largest.training.rows_per_step, fit.micro_batches, 1
     while estimated / share > _LONGEST_STEP and rows % (2 * share * max(1, parts // (2 * share)) * target.devices) == 0:
         share *= 2
-    # Micro-batches are no larger than those that fit.
+    # Micro-batches are not larger than those that fit.
     values = {"training.rows_per_step": rows // share, "training.micro_batches": max(1, parts // share)}
     timed = replace(largest, values | {"model.remat": fit.remat, "model.scan_unroll": fit.scan_unroll})
     can_be_timed = estimated / share <= _LONGEST_STEP and (not target.memory or fits(fit))
@@ -186,9 +186,9 @@ def speed_here(experiment: Experiment, target: Target, fit: Fit, known: Duration
 
 
 def expected_durations(experiment: Experiment, target: Target) -> Durations:
-    """Returns what the parts of a run will take, as far as that is known without running a step.
+    """Returns what the parts of a run will take, as far as is known without running a step.
 
-    Where no run here had such steps, they take on a terminal, which has a place for it, what matmuls let expect.
+    Without a run here that had such steps, a terminal, which shows the time left, gets an estimate from matmuls.
     """
     known = recall_durations(experiment)
     if math.isfinite(known.step) or not is_terminal(sys.stdout):
@@ -199,19 +199,19 @@ def expected_durations(experiment: Experiment, target: Target) -> Durations:
 
 
 def steps_seconds(experiment: Experiment, target: Target) -> float:
-    """Returns the seconds of all steps of a run on the device at hand, by the rate of matmuls."""
+    """Returns the seconds of all steps of a run on this machine's device, from the rate of matmuls."""
     return training_flops(experiment) / (_matmul_rate(target) * target.devices * _UTILISATION)
 
 
 def speed_of(experiment: Experiment, target: Target, fit: Fit) -> Speed:
-    """Returns the speed of steps on a GPU that is not here, by its data sheet.
+    """Returns the speed of steps on another GPU, from its data sheet.
 
     Raises:
-        UserError: its peak is not known.
+        UserError: its peak is unknown.
     """
     tflops = peak_tflops(target.kind)
     if tflops is None:
-        raise UserError(f"the peak of GPU {target.kind!r} is not known")
+        raise UserError(f"the peak of GPU {target.kind!r} is unknown")
     peak = tflops * 1e12 * target.devices
     seconds = _step_flops(largest_shape(experiment)) * (1 + fit.cost) / (peak * _UTILISATION)
     return Speed(seconds, 0.0, f"an estimate: {_UTILISATION:.0%} of the peak, {_teraflops(peak)}; nothing was run")
@@ -232,14 +232,14 @@ def _matmul_rate(target: Target) -> float:
 
 
 def _time_steps(experiment: Experiment, share: int) -> Speed:
-    """Returns the speed of an experiment's steps on random tokens, which count for so many times as long ones."""
+    """Returns the speed of an experiment's steps on random tokens; each stands for a step `share` times as long."""
     V, mesh = experiment.model.vocabulary_size, run_mesh(experiment)
     batch = random_batch(experiment.training.rows_per_step, experiment.packing.row_length, V)
     state = make_state(experiment, seed=0, mesh=mesh, token_count=V)
     show_status("compiling a step to time it")
     batch, started = put_rows(state.mesh, batch), time.perf_counter()
     lowered = compile_step(state).lower(state, batch)
-    # What is compiled here the run finds in the cache, if there is one and it has the same rows.
+    # The run finds this compiled step in the cache, if there is one and it has the same rows.
     is_kept = share == 1 and jax.config.values["jax_compilation_cache_dir"] is not None
     compiling = time.perf_counter() - started
     step = lowered.compile()
@@ -255,7 +255,7 @@ def _time_steps(experiment: Experiment, share: int) -> Speed:
 
 
 def random_batch(rows: int, row_length: int, vocabulary_size: int) -> Batch:
-    """Returns rows of random tokens, one document each: the dearest case for attention."""
+    """Returns rows of random tokens, one document each: the most expensive case for attention."""
     tokens_BT = np.random.default_rng(0).integers(0, vocabulary_size, (rows, row_length), dtype=np.int32)
     zeros_BT = np.zeros_like(tokens_BT)
     return Batch(

@@ -1,8 +1,7 @@
-"""Which way to compute a step is the fastest on the GPU at hand: a few are timed, if the run is long enough to pay.
+"""Which way to compute a step is the fastest on this machine's GPU: a few are timed, if the run is long enough to pay.
 
-They are those that are estimated to be the cheapest and that fit as the compiler has them. They are timed on the first
-batch of the run, of a run with phases on the first one's, with a state of their own that is freed: nothing of the run
-changes.
+They are those with the lowest estimated cost that fit once compiled. They are timed on the first batch of the run, or
+of its first phase, with a state of their own that is freed: nothing of the run changes.
 """
 
 import functools
@@ -25,17 +24,17 @@ from jaxformer.plan.device_fit import MOST_UNROLLED, TOO_MUCH_BY_FORMULA, Fit, T
 from jaxformer.run.durations import step_digest
 from jaxformer.run.identity import timed_with
 
-# Ways that are timed, and that are compiled to find those that fit, at most.
+# The most ways that are timed, and that are compiled to find those that fit.
 _MOST_TIMED, _MOST_COMPILED = 4, 8
 
-# Of the time of a run's steps, what compiling and timing may take.
+# Share of the time of a run's steps that compiling and timing may take.
 _SHARE = 0.01
 
-# Seconds to compile a step whose blocks are a loop, and for each block of one whose blocks are not: of `MOST_UNROLLED`,
-# doubled for a host that does something beside it.
+# Seconds to compile a step with a loop over blocks, and for each block of one without: from `MOST_UNROLLED` blocks,
+# doubled for a busy host.
 _COMPILING, _COMPILING_BLOCK = 20.0, 1.0
 
-# Steps of each way: one that counts for nothing, one to see how long it takes, and as many as are timed.
+# Steps of each way: a warm-up, one to see how long it takes, and the timed ones.
 _ROUNDS = 5
 _STEPS = 2 + _ROUNDS
 
@@ -43,7 +42,7 @@ time_steps = functools.partial(milliseconds, rounds=_ROUNDS, round_seconds=0.0)
 
 
 def kept_way(experiment: Experiment, target: Target) -> Fit | None:
-    """Returns the way that was timed to be the fastest here, if one was and it fits."""
+    """Returns the way that was timed as the fastest here, if there is one and it fits."""
     return None if target.platform == "cpu" else _taken(experiment, target, lambda: None)
 
 
@@ -58,16 +57,16 @@ def fastest_way(
     seconds: Callable[[], float],
     timer: Timer = time_steps,
 ) -> Fit | None:
-    """Returns the way that was timed to be the fastest, now if it is not kept; None where the estimate is to decide.
+    """Returns the way timed as the fastest, now if no result is kept; None if the estimate should decide.
 
-    That is so where the run is too short, where fewer than two ways are open and fit, and where several processes
-    compute a step together: one in which a way fails would leave the others waiting.
+    That is so if the run is too short, if fewer than two ways are open and fit, and if several processes compute a step
+    together: one in which a way fails would leave the others waiting.
 
     Args:
         compiled: as of `choose_fit`.
         batch: the first one of the run, on the host.
         token_count, attention: of the run.
-        seconds: returns those of all steps of the run, estimated.
+        seconds: returns the estimated seconds of all steps of the run.
         timer: of steps.
     """
 
@@ -85,16 +84,16 @@ def fastest_way(
 
 
 def affordable(experiment: Experiment, seconds: float) -> int:
-    """Returns how many ways may be compiled and timed, with all steps of the run taking so many seconds."""
+    """Returns how many ways may be compiled and timed, given the seconds of all steps of the run."""
     compiling = _COMPILING + _COMPILING_BLOCK * (experiment.model.depth if _can_unroll(experiment) else 0)
     each = compiling + _STEPS * seconds / experiment.training.steps
     return min(_MOST_COMPILED, int(_SHARE * seconds / each))
 
 
 def ways_to_time(experiment: Experiment, target: Target, compiled: Callable[[Fit], Fit], most: int) -> list[Fit]:
-    """Returns the ways that fit and are estimated to be the cheapest, compiled; of those in several parts, the fewest.
+    """Returns the compiled ways that fit with the lowest estimated cost; of equal ones, with the fewest micro-batches.
 
-    With a loop over the blocks and without one are different ways, whatever the formula says of their memory.
+    A loop over the blocks and none are different ways, even if the formula gives them the same memory.
 
     Args:
         compiled: as of `choose_fit`.
@@ -133,7 +132,7 @@ def _time(
     """Returns the fastest of several compiled ways, which take turns with one state; prints what each takes."""
     experiment, mesh = candidates[0].experiment, run_mesh(candidates[0].experiment)
     of_batch = jax.tree.leaves(put_rows(mesh if mesh.size > 1 else None, batch))
-    left: list[list[jax.Array]] = []  # The arrays of the state that the last step left; none where it failed.
+    left: list[list[jax.Array]] = []  # The arrays of the state after the last step; none if it failed.
 
     def take_step(program: Any) -> dict[str, jax.Array]:
         if not left:
@@ -159,7 +158,7 @@ def _choice(fit: Fit) -> dict[str, Any]:
 
 
 def _taken(experiment: Experiment, target: Target, time: Callable[[], Fastest | None]) -> Fit | None:
-    """Returns the way that is kept to be the fastest of an experiment's, or is now timed to be, if it fits."""
+    """Returns the way kept as an experiment's fastest, or timed now, if it fits."""
     on = {"data": target.data, "fsdp": target.fsdp, "memory_gb": target.memory // 10**9}
     of = {"attention": target.attention, "dtype": jnp.dtype(target.dtype).name, "step": step_digest(experiment)}
     fastest = take_fastest("step", {**timed_with(), **on, **of}, time)

@@ -14,17 +14,17 @@ from jaxformer.report.style import drawing, save_png, to_svg
 
 
 class Plot(NamedTuple):
-    """What is drawn of a study."""
+    """A plot of a study."""
 
     name: str
     draw: Callable
-    """Returns a matplotlib figure of what was found, or None where there is nothing to draw."""
+    """Returns a matplotlib figure of the findings, or None if there is nothing to draw."""
     heading: str
     caption: str
 
 
 class Picture(NamedTuple):
-    """A plot as it was drawn."""
+    """A drawn plot."""
 
     name: str
     heading: str
@@ -40,15 +40,15 @@ PLOTS = (
         "forest",
         draw_forest,
         "Differences and expectations",
-        "Each dot is a difference, with its standard error and its interval. The hatched box is what was expected "
-        "before it was measured; the blue band is what counts as equal. Arrows point to what lies beyond the axis.",
+        "Each dot is a difference, with its standard error and its interval. The hatched box is the expectation from "
+        "before the measurement; differences in the blue band count as equal. Arrows point to values beyond the axis.",
     ),
     Plot(
         "composition",
         draw_composition,
         "Each change, in the end and when it was kept",
-        "Filled: the final experiment minus the same without the change, with its interval. Hollow: the difference by "
-        "which the change was kept, with its standard error. The overlap is the total minus the sum of the parts.",
+        "Filled: the final experiment minus the same without the change, with its interval. Hollow: the difference "
+        "when the change was kept, with its standard error. The overlap is the total minus the sum of the parts.",
     ),
     Plot(
         "graph",
@@ -62,8 +62,8 @@ PLOTS = (
         draw_returns,
         "What the study returned",
         "Left, in the order of the study: the line is the improvement of the best experiment kept so far over the "
-        "study's parent. The dashed line adds up all kept changes except merges, each shrunken, which corrects for the "
-        "choice of what looked large. Each mark is a variant, at the device hours spent once its runs were over. "
+        "study's parent. The dashed line adds up all kept changes except merges, each shrunken, which corrects for "
+        "selecting large differences. Each mark is a variant, at the device hours spent once its runs were over. "
         "Right: the improvement of every variant, by the number of settings that it changes.",
     ),
     Plot(
@@ -71,7 +71,7 @@ PLOTS = (
         draw_losses,
         "Loss curves",
         "A thin line for each run, coloured by experiment, and a thick one for the mean over its seeds. Runs have the "
-        "experiment's own learning rate; where it was compared at its best one, the best that was tried, which is "
+        "experiment's own learning rate or, if it was compared at its best one, the best rate tried, which is then "
         "named. The vertical axes leave out the first eighth of the training and the first quarter of the evaluations.",
     ),
     Plot(
@@ -79,9 +79,9 @@ PLOTS = (
         draw_paired,
         "What pairing saves",
         "Training loss of a variant minus its parent's on the same batches, smoothed, mean over seeds with a band "
-        "of one standard error. Grey: minus that of the parent's run of another seed, which saw other batches. "
+        "of one standard error. Grey: minus the loss of the parent's run of another seed, on different batches. "
         "The scatter is the standard deviation from step to step in the second half, not smoothed. Both have the "
-        "parent's learning rate or, if compared so, each the best that was tried. Variants that change the data "
+        "parent's learning rate or, if compared so, each its best rate tried. Variants that change the data "
         "share no batches with their parent, and have no panel.",
     ),
 )
@@ -98,14 +98,14 @@ HISTORY_PLOTS = (
         "expectations",
         draw_expectations,
         "Expected and found",
-        "Each dot is a difference, with its standard error and its interval. The hatched box is what was expected "
-        "before it was measured. Arrows point to what lies beyond the axis. The number is the generation.",
+        "Each dot is a difference, with its standard error and its interval. The hatched box is the expectation from "
+        "before the measurement. Arrows point to values beyond the axis. The number is the generation.",
     ),
 )
 
 
 def draw_pictures(found: Any, folder: Path, plots: Sequence[Plot] = PLOTS) -> list[Picture]:
-    """Writes a PNG of each picture of what was found to a folder; returns the pictures."""
+    """Writes a PNG of each picture of the findings to a folder; returns the pictures."""
     pictures = []
     with drawing():
         for name, draw, heading, caption in plots:

@@ -1,4 +1,4 @@
-"""What a study found: each question with what is known of its answer, in words and numbers.
+"""The findings of a study: each question with its answer so far, in words and numbers.
 
 The table in a terminal, the page and the Markdown file show the same columns and sentences, which are written here.
 """
@@ -32,24 +32,24 @@ from jaxformer.statistics.significance import interim_level
 
 NOT_KNOWN = "not known"
 
-# What the table of tasks shows.
+# Explanation of the table of tasks.
 TASKS = (
-    "Of each task: the accuracy in %, its difference ± standard error, and that of the bits per byte of the right "
-    "answers (negative is better). The parent's own are at its own learning rate."
+    "For each task: the accuracy in %, its difference ± standard error, and the difference in bits per byte of the "
+    "right answers (negative is better). The parent's accuracies are at its own learning rate."
 )
 
 
 class Finding(NamedTuple):
-    """A question of a study, and what is known of its answer."""
+    """A question of a study, and its answer so far."""
 
     resolved: Resolved
     question: str
     lineage: Mapping[str, Any]
-    """Lineage as the runs recorded it, else as the file has it now: parents, change, consequences, bundle, expected,
+    """Lineage as recorded by the runs, else as in the file now: parents, change, consequences, bundle, expected,
     source.
     """
     comparison: Comparison | None
-    """None where no run of it has ended."""
+    """None if no run of it has ended."""
     runs: list[FinishedRun]
     """Finished runs at its own learning rate."""
     interaction: Difference | None
@@ -57,9 +57,9 @@ class Finding(NamedTuple):
     hours: float
     """Device hours of all its runs that are finished or were stopped early."""
     shrunken: float = math.nan
-    """Difference shrunken by what all comparisons owe to chance; NaN where that is not known."""
+    """Difference shrunken by the share of chance in all comparisons; NaN if unknown."""
     confirmation: str = ""
-    """What was answered when it was confirmed; '' where it was not."""
+    """The answer of its confirmation; '' without one."""
 
     @property
     def name(self) -> str:
@@ -68,7 +68,7 @@ class Finding(NamedTuple):
 
     @property
     def parent(self) -> str:
-        """The first parent, which it is compared with."""
+        """The first parent, with which it is compared."""
         return self.resolved.parents[0].name
 
     @property
@@ -78,33 +78,33 @@ class Finding(NamedTuple):
 
     @property
     def word(self) -> Word:
-        """What was decided."""
+        """The decision."""
         return self.comparison.verdict.word if self.comparison else Word.NOT_COMPARED
 
     @property
     def difference(self) -> Difference | None:
-        """Of validation bits per byte, variant minus parent; None where they were not compared."""
+        """Of validation bits per byte, variant minus parent; None if they were not compared."""
         return self.comparison.difference if self.comparison else None
 
     @property
     def level(self) -> float:
-        """The level of its interim analysis, at which its intervals are shown."""
+        """The level of its interim analysis, used for its intervals."""
         return interim_level(len(self.comparison.seeds) if self.comparison else 0)
 
     @property
     def seeds(self) -> int:
-        """The number of seeds of the difference, or of the finished runs where there is none."""
+        """The number of seeds of the difference, or else of the finished runs."""
         return len(self.comparison.seeds if self.comparison and self.difference else self.runs)
 
     @property
     def expected(self) -> tuple[float, float]:
-        """The interval that was expected of the difference."""
+        """The expected interval of the difference."""
         low, high = self.lineage["expected"]
         return float(low), float(high)
 
 
 def collect_findings(outcome: Outcome) -> list[Finding]:
-    """Returns what was found of each variant of a study, in its order."""
+    """Returns the findings on each variant of a study, in its order."""
     comparisons = {one.variant: one for one in outcome.comparisons}
     findings = []
     for one in outcome.experiments[1:]:
@@ -128,32 +128,32 @@ def device_hours(outcome: Outcome, name: str) -> float:
 
 
 def mean_accuracies(runs: Sequence[FinishedRun]) -> dict[str, float]:
-    """Returns the mean accuracy of each task that all runs have."""
+    """Returns the mean accuracy on each task that all runs have."""
     names = [name for name in (runs[0].tasks if runs else ()) if all(name in run.tasks for run in runs)]
     return {name: float(np.mean([run.tasks[name].accuracy.mean() for run in runs])) for name in names}
 
 
 def mean_bits_per_byte(runs: Sequence[FinishedRun]) -> str:
-    """Returns the mean of runs."""
+    """Returns the mean over runs."""
     return f"{float(np.mean([run.bits_per_byte for run in runs])):.4f}"
 
 
 def parent_at_best(outcome: Outcome) -> Comparison | None:
-    """Returns a comparison that has the study's parent at its best learning rate, of the most seeds; None without."""
+    """Returns the comparison with the most seeds of the study's parent at its best learning rate; None without one."""
     found = [one for one in outcome.comparisons if one.parent == outcome.study.parent and one.best_rates]
     found = [one for one in found if one.difference is not None]
     return max(found, key=lambda one: len(one.seeds)) if found else None
 
 
 def describe_parent_at_best(outcome: Outcome) -> str:
-    """Returns what the study's parent reaches at its best learning rate; '' where nothing is compared there."""
+    """Returns what the study's parent reaches at its best learning rate; '' if nothing is compared there."""
     one = parent_at_best(outcome)
     best = one.best_rates[0].compared if one and one.best_rates else math.nan
     return f"{one.parent_bits:.4f} at its best learning rate, {best:.2g}" if one else ""
 
 
 def runs_nearest_best(outcome: Outcome, name: str, best: BestRate | None) -> list[FinishedRun]:
-    """Returns an experiment's runs at the best learning rate that was tried; those at its own where `best` is None."""
+    """Returns an experiment's runs at the best learning rate tried; at its own if `best` is None."""
     runs = outcome.runs.get(name, [])
     if best is None:
         return runs
@@ -163,7 +163,7 @@ def runs_nearest_best(outcome: Outcome, name: str, best: BestRate | None) -> lis
 
 
 def task_names(outcome: Outcome) -> list[str]:
-    """Returns the tasks of the study's parent, and others that were compared."""
+    """Returns the tasks of the study's parent, and other compared ones."""
     names = dict.fromkeys(mean_accuracies(outcome.runs[outcome.study.parent]))
     for one in outcome.comparisons:
         names |= dict.fromkeys(one.tasks)
@@ -180,7 +180,7 @@ class Column(NamedTuple):
     parent: str = ""
     """Cell of the study's parent."""
     terminal: tuple[str, ...] = ()
-    """Heading, in a terminal, of each line of a cell; '' for a line that is not shown there."""
+    """Heading, in a terminal, of each line of a cell; '' for a line not shown there."""
 
 
 def decision_columns(outcome: Outcome) -> list[Column]:
@@ -225,7 +225,7 @@ def q_value(finding: Finding) -> tuple[str]:
 
 
 def task_scores(finding: Finding, task: str) -> tuple[str, ...]:
-    """Returns the accuracy in %, its difference ± error, and that of the right answers' bits per byte."""
+    """Returns the accuracy in %, its difference ± error, and the difference in the right answers' bits per byte."""
     scores = finding.comparison.tasks.get(task) if finding.comparison else None
     if scores is None:
         return (NOTHING,)
@@ -234,31 +234,31 @@ def task_scores(finding: Finding, task: str) -> tuple[str, ...]:
 
 
 def worth_in_tokens(finding: Finding) -> str:
-    """Returns how many times the variant's tokens the parent needs for the same loss."""
+    """Returns the multiple of the variant's tokens that the parent needs for the same loss."""
     return ratio(finding.comparison.worth, 2) if finding.comparison else NOTHING
 
 
 def cost_ratio(finding: Finding, name: str) -> str:
-    """Returns a field of what a variant costs, relative to its parent."""
+    """Returns a field of the variant's cost, relative to its parent."""
     cost = finding.comparison.cost if finding.comparison else None
     return ratio(getattr(cost, name), 3) if cost else NOTHING
 
 
 def corpus_rows(finding: Finding) -> list[tuple[str, str, str]]:
-    """Returns (corpus, difference, interval) where there are several corpora."""
+    """Returns (corpus, difference, interval) if there are several corpora."""
     corpora = finding.comparison.corpora if finding.comparison else {}
     rows = [(name, with_error(one), interval_of(one, finding.level)) for name, one in corpora.items()]
     return rows if len(rows) > 1 else []
 
 
 def beside_expectation(finding: Finding) -> str:
-    """Returns in words how a difference came out beside what was expected."""
+    """Returns in words how a difference compares with its expectation."""
     found = ledger.describe_difference(finding.difference, finding.level) if finding.difference else None
     return ledger.beside_expectation(found, finding.expected) or NOT_KNOWN
 
 
 def reason(finding: Finding) -> str:
-    """Returns why it is decided so, and what would decide."""
+    """Returns the reason of the decision, and what would decide."""
     if finding.comparison is None:
         return "no run of it has ended"
     verdict = finding.comparison.verdict
@@ -269,13 +269,13 @@ def reason(finding: Finding) -> str:
 
 
 def reason_beside_numbers(finding: Finding) -> str:
-    """Returns why it is decided so, without the difference and the interval, which the table has already."""
+    """Returns the reason of the decision, without the difference and the interval, which the table has."""
     why = reason(finding)
     return re.sub(r"^[-+]\S*( \[\S+ \S+\])?[:,;]* *(is )?", "", why) if finding.difference else why
 
 
 def notes(finding: Finding) -> list[str]:
-    """Returns what to keep in mind: of flags only those that are not in the reason."""
+    """Returns reservations, including flags that are not in the reason."""
     comparison = finding.comparison
     notes = [*comparison.flags, *comparison.notes] if comparison else []
     if finding.confirmation:
@@ -300,11 +300,11 @@ def equal_budget_readings(finding: Finding) -> list[str]:
     if not math.isfinite(worth):
         why = "the parent's loss curve is too short or does not fall"
         known = [f"A token takes {time} x the parent's time."] if cost.is_timed else []
-        return [f"At equal tokens, and at equal time: not known, since {why}.", *known]
-    gain = "not known, since the time per token was not measured"
+        return [f"At equal tokens, and at equal time: unknown, since {why}.", *known]
+    gain = "unknown, since the time per token was not measured"
     if cost.is_timed:
         ends = f"{ratio(worth / cost.time_per_token, 2)} [{worth / high:.2f}, {worth / low:.2f}]"
-        gain = f"{worth:.2f} / {time} = {ends}; above 1 is a gain, and the interval is that of the time alone"
+        gain = f"{worth:.2f} / {time} = {ends}; above 1 is a gain; the interval only counts the error of the time"
     slope = "by the slope of its loss curve"
     return [
         f"At equal tokens: {slope}, the parent needs {ratio(worth, 2)} the variant's tokens for the same loss.",
@@ -313,16 +313,14 @@ def equal_budget_readings(finding: Finding) -> list[str]:
 
 
 def describe_pairing(finding: Finding) -> list[str]:
-    """Returns what the shared seeds saved, where there are enough of them to see."""
+    """Returns what pairing by seeds saved, if there are enough seeds to see it."""
     pairing = finding.comparison.pairing if finding.comparison else math.nan
-    text = (
-        f"Pairing: from seed to seed the difference scatters {number(pairing, 2)} x as much as that of unpaired runs."
-    )
+    text = f"Pairing: over seeds, the paired difference scatters {number(pairing, 2)} x as much as an unpaired one."
     return [text] if math.isfinite(pairing) else []
 
 
 def describe_shrunken(finding: Finding) -> list[str]:
-    """Returns what is left of a difference without what chance added, if it was chosen for being large."""
+    """Returns the shrunken difference, without the share of chance, if it was chosen for being large."""
     if finding.difference is None or not math.isfinite(finding.shrunken):
         return []
     raw = signed(finding.difference.mean)
@@ -330,14 +328,14 @@ def describe_shrunken(finding: Finding) -> list[str]:
 
 
 def describe_expectation(finding: Finding) -> str:
-    """Returns what was expected, by whom, and how it came out."""
+    """Returns the expectation, its source, and how it came out."""
     expected = f"Expected {expectation(finding.expected)} ({finding.lineage['source']})"
     found = " ".join(difference_and_interval(finding)) if finding.difference else "nothing yet"
     return f"{expected}; found {found}: {beside_expectation(finding)}."
 
 
 def points(finding: Finding) -> list[str]:
-    """Returns what there is beside the reason: how the result reads, whether a merge adds up, and notes."""
+    """Returns what to add to the reason: how the result reads, whether a merge adds up, and notes."""
     interaction = [describe_interaction(finding.interaction, finding.level)] if finding.is_merge else []
     return [
         *describe_shrunken(finding),
@@ -351,7 +349,7 @@ def points(finding: Finding) -> list[str]:
 def describe_interaction(interaction: Difference | None, alpha: float) -> str:
     """Returns whether the gains of a merge add up."""
     if interaction is None:
-        return "Interaction: not known; it takes two seeds that all arms share."
+        return "Interaction: unknown; it needs two seeds that all arms share."
     low, high = interaction.interval(1 - alpha)
     conclusion = "the gains add up, as far as can be seen"
     if high < 0:

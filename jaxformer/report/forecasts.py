@@ -1,4 +1,4 @@
-"""Forecasts and how they came out, as text, as pictures and as a page."""
+"""Forecasts and their results, as text, as pictures and as a page."""
 
 import contextlib
 import itertools
@@ -24,7 +24,7 @@ from jaxformer.statistics.scaling_law import NoLaw, predict_loss
 
 HEADINGS = ("run", "forecast", f"{INTERVAL:.0%} between", "came out", "within", "from")
 
-# Passes over the data, and multiples of those of smaller sizes, up to which nothing is repeated.
+# Passes over the data, and multiples of the smaller sizes' passes, up to which repetition is ignored.
 _UNREPEATED = 1.1
 
 # How far beyond the largest size the law is drawn, in compute.
@@ -34,28 +34,28 @@ _BLUE = COLOURS[Word.KEEP]
 
 
 class Forecasts(NamedTuple):
-    """All runs of a folder of runs that were forecast."""
+    """All runs with forecasts in a folder of runs."""
 
     runs: tuple[ForecastRun, ...]
     """By the time of their forecasts."""
     deleted: Sequence[bool | None] = ()
-    """As of `outcomes_of_deleted`: they count, or whoever deletes a bad run would improve the record."""
+    """As of `outcomes_of_deleted`: they count, since otherwise deleting a bad run would improve the record."""
 
     @property
     def scored(self) -> list[ForecastRun]:
-        """Those of which it is known how they came out."""
+        """The runs with known results."""
         return [one for one in self.runs if one.is_scored]
 
 
 class KnownSize(NamedTuple):
-    """A size as forecasts and their results tell of it."""
+    """A size as described by forecasts and their results."""
 
     name: str
     parameters: float
     tokens: float
     compute: float
     bits_per_byte: Mapping[str, float]
-    """What each run ended with, by its seed."""
+    """The final value of each run, by its seed."""
 
 
 def ladder_table(rungs: Sequence[Rung], seconds: Mapping[str, float], columns: int | None) -> list[str]:
@@ -89,14 +89,14 @@ def _short(count: float) -> str:
 
 
 def describe_forecast(forecast: Forecast) -> str:
-    """Returns what is forecast, in words."""
+    """Returns a forecast in words."""
     sizes = forecast.about["sizes"]
     runs = sum(len(one["bits_per_byte"]) for one in sizes)
     forms = ", ".join(f"{name} is {weight:.0%}" for name, weight in forecast.about["forms"].items())
     low, high = forecast.low, forecast.high
     return (
         f"forecast {forecast.median:.4f} bits per byte, {INTERVAL:.0%} of runs between {low:.4f} and {high:.4f}, from "
-        f"{runs} runs of {len(sizes)} smaller sizes. Of that, ± {forecast.about['seeds']:.4f} is the chance of a seed; "
+        f"{runs} runs of {len(sizes)} smaller sizes. Of that, ± {forecast.about['seeds']:.4f} is seed noise; "
         f"the probability of a law {forms}. On other documents of the kind: ± "
         f"{forecast.about['other_documents']:.4f} more. {_rises(forecast)}{_repetition(forecast)}Written before the "
         f"run, {forecast.digest[:12]}"
@@ -104,26 +104,26 @@ def describe_forecast(forecast: Forecast) -> str:
 
 
 def _rises(forecast: Forecast) -> str:
-    """Returns a sentence where a larger size ended above a smaller one; '' where none did."""
+    """Returns a sentence if a larger size ended above a smaller one, else ''."""
     ends = [(one["experiment"], np.mean([*one["bits_per_byte"].values()])) for one in forecast.about["sizes"]]
     above = [f"{one[0]} ended above {before[0]}" for before, one in itertools.pairwise(ends) if one[1] > before[1]]
     return f"{', '.join(above)}: tune their learning rates first. " if above else ""
 
 
 def _repetition(forecast: Forecast) -> str:
-    """Returns a sentence where a run reads its data more often than the sizes before it; '' where it does not."""
+    """Returns a sentence if a run reads its data more often than the smaller sizes, else ''."""
     passes = forecast.about["tokens"] / forecast.about.get("corpus_tokens", math.inf)
     before = max(one["tokens"] for one in forecast.about["sizes"]) / forecast.about["tokens"] * passes
     if passes <= max(_UNREPEATED, _UNREPEATED * before):
         return ""
     return (
-        f"It reads its data {passes:.1f} times and smaller sizes up to {before:.1f} times: what a token is worth less "
-        "when it is repeated is not counted, so expect more. "
+        f"It reads its data {passes:.1f} times and smaller sizes up to {before:.1f} times. Repeated tokens are worth "
+        "less, which is not counted, so expect a higher loss. "
     )
 
 
 def describe_outcome(one: ForecastRun) -> str:
-    """Returns how a forecast of a finished run came out, in words."""
+    """Returns in words how the forecast of a finished run came out."""
     if one.run is None:
         return "not finished yet"
     bits, low, high = one.run.bits_per_byte, one.forecast.low, one.forecast.high
@@ -134,7 +134,7 @@ def describe_outcome(one: ForecastRun) -> str:
 
 
 def forecast_rows(forecasts: Forecasts) -> list[list[str]]:
-    """Returns the cells of each run that was forecast, under `HEADINGS`."""
+    """Returns the cells of each run with a forecast, under `HEADINGS`."""
     rows = []
     for one in forecasts.runs:
         came_out, within = NOTHING, "not finished"
@@ -151,7 +151,7 @@ def forecast_rows(forecasts: Forecasts) -> list[list[str]]:
 
 
 def summarise_forecasts(forecasts: Forecasts) -> str:
-    """Returns how often the intervals were right, over runs and over sizes, whose runs have the same forecast."""
+    """Returns how often the intervals were right, over runs, and over sizes, since runs of a size share a forecast."""
     scored, deleted = forecasts.scored, [one for one in forecasts.deleted if one is not None]
     hits = [one.forecast.has(one.run.bits_per_byte) for one in scored if one.run]
     first_of_size = {one.experiment: hit for one, hit in reversed([*zip(scored, hits, strict=True)])}
@@ -169,7 +169,7 @@ def summarise_forecasts(forecasts: Forecasts) -> str:
 
 
 def ladders(forecasts: Forecasts) -> list[list[ForecastRun]]:
-    """Returns the runs of each ladder: forecasts belong to one if any size is in both."""
+    """Returns the runs of each ladder: forecasts with a size in common belong to one ladder."""
     found: list[tuple[set[str], list[ForecastRun]]] = []
     for one in forecasts.runs:
         names, runs = {one.experiment, *(size["experiment"] for size in one.forecast.about["sizes"])}, [one]
@@ -181,7 +181,7 @@ def ladders(forecasts: Forecasts) -> list[list[ForecastRun]]:
 
 
 def sizes_of(runs: Sequence[ForecastRun]) -> list[KnownSize]:
-    """Returns the sizes that the forecasts of a ladder, and their results, tell of, by compute."""
+    """Returns the sizes in the forecasts of a ladder and their results, by compute."""
     found: dict[str, KnownSize] = {}
 
     def add(name: str, about: Mapping[str, Any], bits_per_byte: Mapping[str, float]) -> None:
@@ -198,7 +198,7 @@ def sizes_of(runs: Sequence[ForecastRun]) -> list[KnownSize]:
 
 
 def draw_law(sizes: Sequence[KnownSize], forecasts: Sequence[ForecastRun]):
-    """Returns the losses of all runs of a ladder by compute, the law through them, and what was forecast."""
+    """Returns the picture of the losses of a ladder's runs by compute, the law through them, and the forecasts."""
     figure = make_figure(7.2, 3.9)
     axes = figure.subplots()
     compute = np.array([one.compute for one in sizes])
@@ -242,7 +242,7 @@ _OF_A_SIZE = ("parameters", "tokens")
 
 
 def draw_standings(forecasts: Forecasts):
-    """Returns where results lie in their intervals; None where none is known."""
+    """Returns the picture of where results lie in their intervals; None if none is known."""
     scored = forecasts.scored
     if not scored:
         return None
@@ -273,10 +273,9 @@ def draw_forecasts(forecasts: Forecasts, folder: Path) -> list[Picture]:
                 f"law_{sizes[0].name}",
                 lambda _, sizes=sizes, runs=runs: draw_law(sizes, runs),
                 f"The ladder from {sizes[0].name} on",
-                "Each dot is a finished run; to the right, more compute, ten times as much from one mark to the next. "
-                "The line is the law that goes through all of them, the largest included, drawn on to "
-                f"{_BEYOND:g} times its compute. Grey: what was forecast of a run before it began, from the sizes "
-                "below it alone, with the median as a tick.",
+                "Each dot is a finished run, by compute, with ten times as much from one mark to the next. The line is "
+                f"the law through all of them, the largest included, drawn on to {_BEYOND:g} times its compute. Grey: "
+                "the forecast of a run before it began, from smaller sizes alone, with its median as a tick.",
             )
         )
     plots.append(Plot("standings", draw_standings, "How the forecasts came out", "Each mark is a finished run. Marks "

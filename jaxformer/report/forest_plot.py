@@ -1,4 +1,4 @@
-"""The forest plot: differences with their intervals, beside what was expected, of a study or of all questions."""
+"""The forest plot: differences with their intervals and expectations, of a study or of all questions."""
 
 import math
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ _BAND = "#DCEAF5"
 
 
 class Row(NamedTuple):
-    """A question in the plot; differences are variant minus parent, bits per byte, and NaN where not known."""
+    """A question in the plot; differences are variant minus parent, bits per byte; NaN if unknown."""
 
     name: str
     question: str
     word: Word
     summary: str
-    """What was found, in words."""
+    """The finding, in words."""
     expected: tuple[float, float]
     mean: float = math.nan
     error: float = math.nan
-    """Standard error; NaN where it is by documents alone."""
+    """Standard error; NaN if it is from documents alone."""
     interval: tuple[float, float] = (math.nan, math.nan)
     margin: float = math.nan
 
 
 def draw_forest(outcome: Outcome):
-    """Returns the differences of a study, the band of equals, and what was expected."""
+    """Returns the plot of a study's differences, the band of equals, and expectations."""
     return draw_rows([_row(finding) for finding in collect_findings(outcome)])
 
 
@@ -108,7 +108,7 @@ def _legend(rows: Sequence[Row]) -> list:
 
 
 def axis_limit(rows: Sequence[Row]) -> float:
-    """Returns the end of the axis: beyond all that is not far from the rest, whatever the order of the rows."""
+    """Returns the end of the axis: beyond all values but outliers, for any order of the rows."""
     ends = [max(map(abs, row.expected)) for row in rows]
     for row in rows:
         reach = max(map(abs, row.interval))

@@ -7,26 +7,26 @@ from collections.abc import Sequence
 from jaxformer.host.console import plain
 from jaxformer.statistics.paired_difference import Difference
 
-# In place of a hyphen before a number, and of a number that there is not.
+# In place of a hyphen before a number, and in place of a missing number.
 MINUS, NOTHING = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
-# Of a ratio; a larger one says no more.
+# The largest ratio shown.
 _MOST_SHOWN = 100
 
 
 def signed(value: float, digits: int = 4) -> str:
-    """Returns a number with its sign, or a dash where there is none."""
+    """Returns a number with its sign, or a dash without a number."""
     return f"{value:+.{digits}f}".replace("-", MINUS) if math.isfinite(value) else NOTHING
 
 
 def number(value: float, digits: int) -> str:
-    """Returns a number without a sign of its own, or a dash where there is none."""
+    """Returns a number without a plus sign, or a dash without a number."""
     return f"{value:.{digits}f}" if math.isfinite(value) else NOTHING
 
 
 def ratio(value: float, digits: int) -> str:
-    """Returns a ratio as a multiple, or a dash where there is none."""
+    """Returns a ratio as a multiple, or a dash without one."""
     if value > _MOST_SHOWN:
         return f"> {_MOST_SHOWN} x"
     return f"{value:.{digits}f} x" if math.isfinite(value) else NOTHING
@@ -38,7 +38,7 @@ def percent(share: float) -> str:
 
 
 def probability(p: float) -> str:
-    """Returns a probability with as many digits as are of use."""
+    """Returns a probability with as many digits as are useful."""
     return "< 0.0001" if p < 1e-4 else number(p, 4 if p < 0.1 else 2)
 
 
@@ -54,7 +54,7 @@ def interval_of(difference: Difference, alpha: float) -> str:
 
 
 def expectation(ends: Sequence[float]) -> str:
-    """Returns an interval that someone wrote down, with the digits that it was given."""
+    """Returns an expected interval, with the digits that it was given."""
     return f"[{', '.join(f'{x:+g}'.replace('-', MINUS) if x else '0' for x in ends)}]"
 
 

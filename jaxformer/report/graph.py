@@ -1,4 +1,4 @@
-"""The graph of ablations: from what is changed to its changes, coloured by verdict."""
+"""The graph of ablations: from experiments to their changes, coloured by verdict."""
 
 import itertools
 import textwrap
@@ -23,10 +23,10 @@ from jaxformer.report.findings import (
 from jaxformer.report.formatting import percent, signed, two_lines, with_error
 from jaxformer.report.style import COLOURS, GREY, INK, make_figure, spread
 
-# Of a box, and between boxes of a column and columns, inches.
+# Sizes of a box, and gaps between boxes of a column and between columns, inches.
 WIDTH, HEIGHT, _GAP, _GUTTER = 2.75, 1.16, 0.2, 0.6
 
-# A layer of more boxes stands in two columns, the one between the gaps of the other.
+# A layer with more boxes has two columns, with the boxes of one between the gaps of the other.
 _COLUMN = 12
 
 
@@ -43,7 +43,7 @@ def study_graph(outcome: Outcome):
 
 
 class Place(NamedTuple):
-    """Where a box stands in its layer, or an edge passes a layer: inches, y downwards."""
+    """The place of a box in its layer, or of an edge that passes a layer: inches, y downwards."""
 
     x: float
     """Left end of the box."""
@@ -58,8 +58,8 @@ class Place(NamedTuple):
 def lay_out(graph) -> tuple[dict[str, Place], dict[tuple[str, str], list[Place]]]:
     """Returns a layered drawing of a directed acyclic graph (Sugiyama, Tagawa and Toda 1981).
 
-    A layer is as far from the roots as its longest path; an edge that passes a layer takes a place in it, which keeps
-    it clear of boxes. A place is as near to the mean height of its predecessors as its neighbours allow.
+    The layer of a node is its longest path from a root. An edge that passes a layer takes a place in it, which keeps it
+    clear of boxes. A place is as near to the mean height of its predecessors as its neighbours allow.
 
     Returns:
         The place of each node, and for each edge the places from its parent's to its child's, one in each layer.
@@ -105,20 +105,20 @@ class Box(NamedTuple):
 
     title: str
     word: Word | None
-    """What was decided of it; None for one that no question led to."""
+    """The decision on it; None for one that no question led to."""
     change: str
-    """What is changed, or the question; shown on one line or two."""
+    """The change, or the question; on one line or two."""
     difference: str
     details: str
     cost: str
     is_flagged: bool = False
-    """Drawn with a broken line: nothing, or not enough, is known of it."""
+    """Drawn with a broken line: too little is known of it."""
     is_parent: bool = False
     """Drawn with a thick line: it is the parent of a generation."""
 
 
 def draw_graph(outcome: Outcome):
-    """Returns the graph of ablations, from what is changed to its changes, coloured by verdict."""
+    """Returns the graph of ablations, from experiments to their changes, coloured by verdict."""
     findings = {finding.name: finding for finding in collect_findings(outcome)}
     tasks, boxes = task_names(outcome), {}
     for one in outcome.experiments:
@@ -227,6 +227,6 @@ def _draw_box(axes, place: Place, box: Box) -> None:
 
 
 def _tint(colour: str, share: float = 0.1) -> str:
-    """Returns a colour thinned with white."""
+    """Returns a colour mixed with white."""
     parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(255 - share * (255 - part)):02X}" for part in parts)

@@ -1,6 +1,6 @@
-"""All studies of a folder of runs: every question of its ledger, what became of it, and what they amount to together.
+"""All studies of a folder of runs: every question of its ledger, its outcome, and the totals.
 
-The ledger keeps what was decided; nothing here reads a run's results again.
+The ledger holds the decisions; nothing here reads a run's results again.
 """
 
 import math
@@ -20,7 +20,7 @@ from jaxformer.report.forest_plot import Row, draw_rows
 from jaxformer.report.formatting import NOTHING, expectation, number, probability, signed
 from jaxformer.report.graph import Box, describe_cost, draw_boxes
 
-# The lines of the heading of each column, and of each cell below it.
+# The lines of each column's heading, and of the cells below it.
 HEADINGS = (
     ("generation",),
     ("variant", "question"),
@@ -39,16 +39,16 @@ _OF_PARENT = ("bits_per_byte", "learning_rates")
 
 
 class Question(NamedTuple):
-    """A question, its last verdict, and what became of it."""
+    """A question, its last verdict, and its outcome."""
 
     line: ledger.Line
     """Of the ledger."""
     shrunken: float
-    """Difference shrunken by what all comparisons owe to chance; NaN where that is not known."""
+    """Difference shrunken by the share of chance in all comparisons; NaN if unknown."""
     promoted: tuple[str, ...]
     """Names of the experiments that it became."""
     confirmation: str
-    """What was answered when it was confirmed; '' where it was not."""
+    """The answer of its confirmation; '' without one."""
 
     @property
     def name(self) -> str:
@@ -57,27 +57,27 @@ class Question(NamedTuple):
 
     @property
     def word(self) -> Word:
-        """What was decided."""
+        """The decision."""
         return Word(self.line["verdict"])
 
     @property
     def difference(self) -> ledger.Line:
-        """As of `ledger.describe_difference`; empty where it was not compared."""
+        """As of `ledger.describe_difference`; empty if it was not compared."""
         return self.line["difference"] or {}
 
     @property
     def outcome(self) -> str:
-        """How the difference came out beside what was expected."""
+        """How the difference compares with its expectation."""
         return ledger.beside_expectation(self.difference, self.line["expected"]) or NOT_KNOWN
 
     @property
     def is_removal(self) -> bool:
-        """Whether it leaves out a change that was kept, so that it asks for no new one."""
+        """Whether it leaves out a kept change instead of making a new one."""
         return bool(self.line.get("leaves_out"))
 
     @property
     def is_unconfirmed(self) -> bool:
-        """Whether it was kept or promoted, and not confirmed."""
+        """Whether it was kept or promoted, but not confirmed."""
         return (self.word is Word.KEEP or bool(self.promoted)) and self.confirmation != ledger.CONFIRMED
 
 
@@ -88,13 +88,13 @@ class History(NamedTuple):
     """In the order of their first verdicts."""
     account: ledger.Account
     spread: float
-    """Spread of the true differences of all questions, bits per byte; NaN where they are too few to tell."""
+    """Spread of the true differences of all questions, bits per byte; NaN if they are too few."""
     device_hours: float
     """Of all runs in the folder that are finished or were stopped early."""
 
 
 def collect_history(runs: Path) -> History:
-    """Returns what the ledger of a folder of runs holds.
+    """Returns the contents of the ledger of a folder of runs.
 
     Raises:
         UserError: it holds no verdict.
@@ -102,7 +102,7 @@ def collect_history(runs: Path) -> History:
     lines = []
     for line in ledger.read_ledger(runs):
         if line["kind"] == ledger.VERDICT and not _is_whole(line):
-            print_notice(f"{runs / ledger.LEDGER}: a verdict on {line['variant']} is not whole, and left out")
+            print_notice(f"{runs / ledger.LEDGER}: a verdict on {line['variant']} is incomplete, and left out")
         else:
             lines.append(line)
     verdicts, spread = ledger.latest_verdicts(lines), ledger.spread_of_gains(lines)
@@ -132,11 +132,11 @@ def _device_hours(runs: Path) -> float:
 
 
 def summarise_history(history: History) -> list[tuple[str, str]]:
-    """Returns what all questions amount to, as (name, value)."""
+    """Returns the totals over all questions, as (name, value)."""
     found, questions = history.account, history.questions
     new, removals = ([one for one in questions if one.is_removal is each] for each in (False, True))
     generations = len({one.line["generation"] for one in new})
-    spread = "not known with so few comparisons, so that no difference is shrunken"
+    spread = "unknown with so few comparisons, so that no difference is shrunken"
     if math.isfinite(history.spread):
         spread = f"{history.spread:.4f} bits per byte (standard deviation of the true differences, estimated from all)"
     times = sorted(str(one.line["time"])[:16].replace("T", " ") for one in questions)
@@ -185,7 +185,7 @@ def question_rows(history: History) -> list[tuple[tuple[str, ...], ...]]:
 
 
 def _own_name(one: Question) -> str:
-    """Returns the name of a variant without that of the parent, which is shown beside it."""
+    """Returns the name of a variant without the parent's, which is shown beside it."""
     return one.name.removesuffix(f"{OF}{one.line['parent']}")
 
 
@@ -215,7 +215,7 @@ def _became(one: Question) -> str:
 
 
 def history_graph(history: History):
-    """Returns a `networkx.DiGraph`: each question behind what it changes, a promoted one before its own questions."""
+    """Returns a `networkx.DiGraph`: each question follows what it changes, and precedes its own questions."""
     import networkx as nx
 
     graph, node_of = nx.DiGraph(), {}
@@ -240,7 +240,7 @@ def draw_history(history: History):
     for name in graph:
         one = by_name.get(name)
         if one is None:
-            boxes[name] = Box(name, None, "where the line begins", _bits_of_root(history, name), "", "", is_parent=True)
+            boxes[name] = Box(name, None, "the first parent", _bits_of_root(history, name), "", "", is_parent=True)
             continue
         line = one.line
         details = f"expected {expectation(line['expected'])}"
@@ -250,20 +250,20 @@ def draw_history(history: History):
         cost += f"; {_confirmed(one)}" * bool(_confirmed(one))
         texts = line["question"], _with_error(one.difference), details, cost
         boxes[name] = Box(title, one.word, *texts, is_flagged=one.is_unconfirmed, is_parent=bool(one.promoted))
-    legend = "In each box: the question; bits per byte, minus those of what is changed, ± standard error; expectation. "
+    legend = "In each box: the question; bits per byte, minus its parent's, ± standard error; expectation. "
     legend += "A thick frame: promoted, and the parent of the next generation. A broken frame: not confirmed."
     return draw_boxes(graph, boxes, legend)
 
 
 def _bits_of_root(history: History, name: str) -> str:
-    """Returns the mean of an experiment that no question led to, as its last comparison had it; '' if unknown."""
+    """Returns the mean of an experiment that no question led to, from its last comparison; '' if unknown."""
     found = [one.line for one in history.questions if one.line["parent"] == name]
     bits, rate = (((found[-1].get(key) or {}).get("parent") if found else None) for key in _OF_PARENT)
     return "" if bits is None else f"{bits:.4f} bits per byte" + (f" at rate {rate:.2g}" if rate else "")
 
 
 def draw_expectations(history: History):
-    """Returns what was measured of each question beside what was expected, or None where nothing was measured."""
+    """Returns the plot of each question's measurement and expectation, or None if nothing was measured."""
     measured = [one for one in history.questions if one.difference.get("mean") is not None]
     return draw_rows([_row(one) for one in measured]) if measured else None
 

@@ -1,4 +1,4 @@
-"""A study, or all of them, as an HTML page that loads nothing and runs nothing; texts are shown as they are."""
+"""A study, or all of them, as an HTML page that loads nothing and runs nothing; texts are escaped."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the gain of a promoted experiment is made of, in words, numbers and a picture."""
+"""The contributions to a promoted experiment's gain, in words, numbers and a picture."""
 
 from jaxformer.ablation.leave_one_out import DROP, STAYS, Composition
 from jaxformer.ablation.outcome import Outcome
@@ -13,7 +13,7 @@ from jaxformer.statistics.significance import interim_level
 HEADING = "What the gain is made of"
 COMPOSITION_HEADINGS = ("change", "when it was kept", "in the final experiment", "interval", "decision")
 
-# Level of the intervals of what no verdict is about.
+# Level of intervals without a verdict.
 _LEVEL = 0.05
 
 _COLOURS = {STAYS: COLOURS[Word.KEEP], DROP: COLOURS[Word.REVERT]}
@@ -28,40 +28,40 @@ def composition_rows(made_of: Composition) -> list[tuple[str, ...]]:
 
 
 def _rows(made_of: Composition) -> list[tuple[str, Difference | None, Difference | None, float, str]]:
-    """Returns (name, difference when it was kept, and now, level of its interval, decision) of all that is shown."""
+    """Returns (name, difference when it was kept, and now, level of its interval, decision) of each row."""
     rows = [(part.name, part.when_kept, part.now, interim_level(part.seeds), part.decision) for part in made_of.parts]
     totals = (f"all, beside {made_of.root}", made_of.total), ("overlap", made_of.overlap)
     return rows + [(name, None, difference, _LEVEL, "") for name, difference in totals]
 
 
 def describe_composition(made_of: Composition) -> list[str]:
-    """Returns how to read the table, and what the overlap says."""
+    """Returns how to read the table, and what the overlap means."""
     sentences = [
         f"Bits per byte of {made_of.name}, minus those without the change; negative is better. {STAYS}: it is worse "
-        f"without. {DROP}: it is equal or better without. An undecided change stays until it is decided. The "
-        "differences by which changes were kept are too large on average, since they were chosen for being large: "
-        "they are not to be added up."
+        f"without. {DROP}: it is equal or better without. An undecided change stays until it is decided. Do not add "
+        "up the differences when changes were kept: they are too large on average, since they were selected for being "
+        "large."
     ]
     if made_of.why_not:
-        sentences.append(f"The total is not known: {made_of.why_not}.")
+        sentences.append(f"The total is unknown: {made_of.why_not}.")
     return [*sentences, f"The overlap is the total minus the sum of the parts: {_describe_overlap(made_of)}."]
 
 
 def _describe_overlap(made_of: Composition) -> str:
-    """Returns what the overlap says, or why it is not known."""
+    """Returns what the overlap means, or why it is unknown."""
     if made_of.overlap is not None:
         low, high = made_of.overlap.interval(1 - _LEVEL)
         if high < 0:
-            return "some changes do the same thing in part, so that together they gain more than the sum of the parts"
+            return "some changes partly replace each other, so that together they gain more than the sum of the parts"
         if low > 0:
             return "some changes need each other, so that together they gain less than the sum of the parts"
         return "the parts add up to the total, as far as can be seen"
     missing = [part.name for part in made_of.parts if part.now is None]
     if made_of.total is None:
-        return "not known without the total"
+        return "unknown without the total"
     if missing:
-        return f"not known, since {made_of.name} was not compared with what it is without {' and '.join(missing)}"
-    return "not known, since it takes two seeds that all these experiments have, on the same validation documents"
+        return f"unknown, since {made_of.name} was not compared with itself without {' and '.join(missing)}"
+    return "unknown, since all these experiments need two seeds in common, on the same validation documents"
 
 
 def _error(difference: Difference | None) -> str:
@@ -73,7 +73,7 @@ def _numbers(difference: Difference | None, level: float) -> tuple[str, str]:
 
 
 def draw_composition(outcome: Outcome):
-    """Returns each change when it was kept and now, and the total, with intervals; None where nothing is left out."""
+    """Returns the plot of each change when it was kept and now, and the total; None if nothing is left out."""
     made_of = outcome.composition
     if made_of is None:
         return None

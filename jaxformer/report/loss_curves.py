@@ -1,4 +1,4 @@
-"""The loss curves of a study's runs, and what pairing them by batches pays."""
+"""The loss curves of a study's runs, and the benefit of pairing them by batches."""
 
 import math
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure
 _CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1, 1, 1)))
 
-# Points of a curve that are drawn.
+# The number of drawn points of a curve.
 _POINTS = 250
 
 
 def curve_groups(outcome: Outcome) -> list[tuple[str, list[FinishedRun]]]:
     """Returns (label, runs) of each experiment: at its own learning rate, or at the best one tried if compared so.
 
-    The study's parent has both.
+    The study's parent appears at both.
     """
     compared = [one for one in outcome.comparisons if one.best_rates and one.difference]
     best = {name: rate for each in compared for name, rate in zip(each[:2], each.best_rates or (), strict=True)}
@@ -37,7 +37,7 @@ def curve_groups(outcome: Outcome) -> list[tuple[str, list[FinishedRun]]]:
 
 
 def draw_losses(outcome: Outcome):
-    """Returns the loss curves of all runs, coloured by experiment: training, smoothed, and validation."""
+    """Returns the plot of all runs' loss curves, coloured by experiment: training, smoothed, and validation."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter
 
@@ -79,7 +79,7 @@ def draw_losses(outcome: Outcome):
 
 
 def _shown(points: int, limit: int = _POINTS) -> np.ndarray:
-    """Returns the indices of the points of a curve that are drawn."""
+    """Returns the indices of the drawn points of a curve."""
     return np.unique(np.linspace(0, max(points - 1, 0), limit).astype(int))[:points]
 
 
@@ -107,11 +107,11 @@ class PairedCurve(NamedTuple):
     differences_SN: np.ndarray
     """Differences of each seed, both on the same batches."""
     crossed_SN: np.ndarray
-    """The variant's beside the parent's of another seed: what pairing saves; no rows with one seed."""
+    """Differences from the parent's run of another seed, to show what pairing saves; no rows with one seed."""
 
     @property
     def scatter(self) -> tuple[float, float]:
-        """Standard deviations from step to step, over the second half: paired, and not."""
+        """Standard deviations from step to step, over the second half: paired and unpaired."""
         return _late_scatter(self.differences_SN), _late_scatter(self.crossed_SN)
 
 
@@ -122,7 +122,7 @@ def _late_scatter(values_SN: np.ndarray) -> float:
 
 
 def paired_curve(parents: Sequence[FinishedRun], variants: Sequence[FinishedRun]) -> PairedCurve | None:
-    """Returns the paired differences of training loss; None where no seed saw the same batches in both arms."""
+    """Returns the paired differences of training loss; None if no seed saw the same batches in both arms."""
     pairs = []
     for parent, variant in paired_seeds(parents, variants):
         steps = min(len(parent.batches), len(variant.batches))
@@ -150,7 +150,7 @@ def draw_paired(outcome: Outcome):
     columns = min(4, max(2, len(curves)))
     rows = math.ceil(len(curves) / columns)
     tall = 0.8 + 2.0 * rows
-    figure = make_figure(11.5, tall, layout=None)  # Of many panels, the other layout takes seconds.
+    figure = make_figure(11.5, tall, layout=None)  # With many panels, the other layout takes seconds.
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     figure.subplots_adjust(0.075, 0.5 / tall, 0.995, 1 - 0.3 / tall, 0.08, 0.25)
     reach = []
@@ -160,7 +160,7 @@ def draw_paired(outcome: Outcome):
     panels[0].set_ylim(-limit, limit)
     for axes in panels[len(curves) :]:
         axes.axis("off")
-    for axes in panels[max(len(curves) - columns, 0) : len(curves)]:  # Those that stand above no other.
+    for axes in panels[max(len(curves) - columns, 0) : len(curves)]:  # Panels above no other.
         axes.tick_params(labelbottom=True)
     figure.supxlabel("step", fontsize=8.5, y=0.1 / tall)
     label = "training loss, variant minus parent\n(nats per target)"
@@ -188,7 +188,7 @@ def _draw_curve(axes, finding: Finding, curve: PairedCurve) -> float:
     paired, unpaired = curve.scatter
     scatter = f"scatter {paired:.3f} paired"
     if math.isfinite(unpaired) and paired > 0:
-        scatter += f", {unpaired:.3f} not ({unpaired / paired:.0f} x)"
+        scatter += f", {unpaired:.3f} unpaired ({unpaired / paired:.0f} x)"
     axes.text(0.98, 0.04, scatter, transform=axes.transAxes, ha="right", fontsize=7, color=GREY, bbox=BEHIND)
     late = [row[len(shown) // 8 :] for row in (mean, *crossed)]
     finite = np.concatenate([row[np.isfinite(row)] for row in late])

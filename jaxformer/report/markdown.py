@@ -1,4 +1,4 @@
-"""A study as a Markdown file to keep; whatever a text holds is shown as it is."""
+"""A study as a Markdown file to keep; texts are escaped."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from jaxformer.report.summary import count_verdicts, summarise_study
 
 
 def make_markdown(outcome: Outcome, pictures: Sequence[Picture]) -> str:
-    """Returns the file. Args: pictures: those that stand beside it as PNG."""
+    """Returns the file. Args: pictures: stored beside it as PNG."""
     parts = [f"# Study of {_escape(outcome.study.parent)}", _escape(count_verdicts(outcome))]
     parts.append("\n".join(f"- **{name}**: {_escape(value)}" for name, value in summarise_study(outcome)))
     if made_of := outcome.composition:
@@ -70,7 +70,7 @@ def _escape(text: object) -> str:
 
 
 def _mermaid(outcome: Outcome) -> str:
-    """Returns the graph of ablations for what draws Mermaid, as GitHub does."""
+    """Returns the graph of ablations in Mermaid, which GitHub draws."""
     by_name = {finding.name: finding for finding in collect_findings(outcome)}
     tasks = task_names(outcome)
     identifiers = {one.name: f"n{i}" for i, one in enumerate(outcome.experiments)}

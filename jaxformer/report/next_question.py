@@ -1,4 +1,4 @@
-"""What to ask next, as text."""
+"""The next question to ask, as text."""
 
 import shlex
 
@@ -9,14 +9,14 @@ from jaxformer.report.formatting import expectation, signed
 
 HEADINGS = ("", "question", "bits per byte, 80 %", "kept", "hours", "saves", "saved/h")
 
-# Columns of a line where the output is no terminal, and of a name.
+# Columns of a line if the output is no terminal, and of a name.
 _COLUMNS, _NAME = 80, 24
 
 
 def ranking_text(ranking: Ranking, number: int, columns: int | None = None) -> str:
-    """Returns the first so many questions with why, how expectations came true, and what to do."""
+    """Returns the first questions with their reasons, how expectations came true, and what to do."""
     columns, shown = columns or _COLUMNS, ranking.ranked[:number]
-    lines = [f"What to ask of {printable(ranking.parent)} next", ""]
+    lines = [f"What to try next on {printable(ranking.parent)}", ""]
     table = format_table([HEADINGS, *(_cells(i, each) for i, each in enumerate(shown, 1))], left=(1,))
     lines.append(table[0])
     for row, each in zip(table[1:], shown, strict=True):
@@ -42,27 +42,26 @@ def _hours(value: float) -> str:
 
 
 def _paragraphs(ranking: Ranking, more: int) -> list[str]:
-    """Returns what the numbers mean, how expectations came true, what is left out, and the conclusion."""
+    """Returns what the numbers mean, how expectations came true, the questions left out, and the conclusion."""
     past, parent_runs = ranking.past, ranking.parent_runs
     outcomes = ", ".join(f"{number} {word}" for word, number in past.outcomes().items())
     count = len(past.questions)
     found = f"{count} question{'s' * (count != 1)} in the ledger{f' ({outcomes})' if outcomes else ''}"
     (slope, shift), scatter = past.calibration.mean_C[:2], past.calibration.spread
     paragraphs = [
-        "kept: the probability of KEEP, or of EQUIVALENT BUT CHEAPER. hours: of a device, to the decision, and of a "
-        f"new parent. saves: of the {_hours(ranking.hours_to_come)} device hours of {ranking.target}, where "
-        f"{Rule().equal_tokens:.0%} more tokens are worth {parent_runs.margin:.4f} bits per byte; "
-        f"{ranking.complexity:.1%} of them are taken off for each field changed. saved/h: saves / hours; above 1 it "
-        "pays.",
-        f"Expectations, by {found} and what is known elsewhere: an effect is {slope:.1f} x the middle of what is "
-        f"expected {signed(shift, 1)} half-widths, and from there {scatter:.1f} half-widths of scatter.",
+        "kept: the probability of KEEP or EQUIVALENT BUT CHEAPER. hours: device hours until the decision, and of a "
+        f"new parent. saves: hours saved of the {_hours(ranking.hours_to_come)} device hours of {ranking.target}. "
+        f"{Rule().equal_tokens:.0%} more tokens are worth {parent_runs.margin:.4f} bits per byte, and each changed "
+        f"field costs {ranking.complexity:.1%} of the hours. saved/h: saves / hours; above 1 it pays.",
+        f"How expectations came true, from {found} and from elsewhere: an effect is {slope:.1f} x the middle of the "
+        f"expected interval {signed(shift, 1)} half-widths, with a scatter of {scatter:.1f} half-widths.",
     ]
     left_out = [f"{more} more are ranked below these"] if more else []
     if ranking.closed:
         decided = ", ".join(f"{name} {word}" for name, word in ranking.closed.items())
         left_out.append(f"answered: {decided}")
     if ranking.refused:
-        left_out.append(f"{len(ranking.refused)} cannot be asked of {ranking.parent} (--json says why)")
+        left_out.append(f"{len(ranking.refused)} cannot be applied to {ranking.parent} (--json shows why)")
     if left_out:
         paragraphs.append(f"{'; '.join(left_out)}.")
     paragraphs.append(_conclusion(ranking))
@@ -70,9 +69,9 @@ def _paragraphs(ranking: Ranking, more: int) -> list[str]:
 
 
 def _conclusion(ranking: Ranking) -> str:
-    """Returns what to ask, or why nothing is."""
+    """Returns the question to ask, or why there is none."""
     if ranking.best:
-        return f"Ask {ranking.best.name}: {ranking.best.question}"
+        return f"Try {ranking.best.name}: {ranking.best.question}"
     if not ranking.ranked:
         return f"STOP: no question is open about {ranking.parent}. Write another one in experiments/."
     stop = "STOP: no open question is expected to save the device hours that it takes."

@@ -1,4 +1,4 @@
-"""What a study returned for its device hours, and for the complexity that it added."""
+"""The return of a study on its device hours, and on the complexity that it added."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,30 +16,30 @@ from jaxformer.report.style import BEHIND, COLOURS, GREY, INK, make_figure, spre
 
 
 class Return(NamedTuple):
-    """A point of what a study had returned after one of its variants."""
+    """The return of a study after one of its variants."""
 
     name: str
     word: Word
     hours: float
-    """Device hours of all runs up to it, those that were stopped early among them."""
+    """Device hours of all runs up to it, including those stopped early."""
     best: float
-    """Improvement of the best experiment that was kept so far on the study's parent, bits per byte: its `total`."""
+    """Improvement of the best kept experiment so far over the study's parent, bits per byte: its `total`."""
     added: float
-    """Improvement of all changes that were kept so far if they added up, each shrunken; merges, which change nothing
-    new, are left out. NaN where too few comparisons tell how much they owe to chance.
+    """Sum of the improvements of all kept changes so far, each shrunken, without merges, which change nothing new. NaN
+    if comparisons are too few to estimate the share of chance.
     """
     total: float
-    """Improvement of this one, kept or not, on the study's parent; NaN where it is not known."""
+    """Improvement of this one, kept or not, over the study's parent; NaN if unknown."""
     is_measured: bool
-    """Whether `total` was measured beside the study's parent: see `measured_gain`; else it is the sum of the shrunken
+    """Whether `total` was measured against the study's parent: see `measured_gain`; else it is the sum of the shrunken
     gains along the line of parents.
     """
     fields: int
-    """Fields in which it was declared to differ along that line."""
+    """Declared fields in which it differs along that line."""
 
 
 def returns(outcome: Outcome) -> list[Return]:
-    """Returns what a study had returned after each variant: in its order, but none before its parents."""
+    """Returns the return after each variant: in the study's order, but none before its parents."""
     import networkx as nx
 
     spent = device_hours(outcome, outcome.study.parent)
@@ -67,8 +67,8 @@ def returns(outcome: Outcome) -> list[Return]:
 def measured_gain(finding: Finding, findings: Mapping[str, Finding]) -> float:
     """Returns by how much a variant is better than the study's parent: the sum of differences along its parents.
 
-    It is that of the same runs at both ends, since each comparison along it is of the same seeds, all at their own
-    learning rates or all at their best ones. NaN where they are not, or where one is not known.
+    Its ends are runs of the same seeds, since each comparison along the line has the same seeds, all at their own
+    learning rates or all at their best ones. NaN if they have not, or if one is unknown.
 
     Args:
         findings: of all variants, by name.
@@ -82,7 +82,7 @@ def measured_gain(finding: Finding, findings: Mapping[str, Finding]) -> float:
 
 
 def draw_returns(outcome: Outcome):
-    """Returns the improvement against the device hours spent, and against the number of fields changed."""
+    """Returns the plot of the improvement against the device hours spent, and against the number of fields changed."""
     points = returns(outcome)
     base = device_hours(outcome, outcome.study.parent)
     figure = make_figure(11.5, max(4.3, 1.2 + 0.2 * _largest_column(points)))
@@ -100,8 +100,8 @@ def draw_returns(outcome: Outcome):
         spent.plot([one.hours], [one.best], marker, color=COLOURS[one.word], ms=7, mew=1.6, zorder=4, clip_on=False)
     spent.plot([base], [0], "|", color=INK, ms=7, mew=1.6)
     spent.set(title="Returned for the compute", xlim=(0, max(at) * 1.03 or 1))
-    spent.set_xlabel("device hours of all runs, those of the parent and of rejected changes included")
-    spent.set_ylabel("bits per byte saved on the study's parent")
+    spent.set_xlabel("device hours of all runs, including the parent's and those of rejected changes")
+    spent.set_ylabel("bits per byte below the study's parent")
     top = max([value for one in points for value in (one.best, one.added) if math.isfinite(value)] + [1e-4])
     spent.set_ylim(-0.06 * top, 1.3 * top)
     if spent.get_legend_handles_labels()[0]:
@@ -115,7 +115,7 @@ def draw_returns(outcome: Outcome):
 
 
 def describe_best(points: Sequence[Return]) -> str:
-    """Returns what the line of the best kept experiment is made of."""
+    """Returns the label of the line of the best kept experiment."""
     kept = [one for one in points if one.word is Word.KEEP and math.isfinite(one.total)]
     is_measured = all(one.is_measured for one in kept)
     return f"best kept experiment, {'measured' if is_measured else 'measured or a sum of shrunken gains'}"
@@ -132,7 +132,7 @@ def _draw_fields(axes, points: Sequence[Return]) -> None:
     axes.set(
         title="Returned for the complexity",
         xlabel="settings changed since the study's parent",
-        ylabel="bits per byte saved on the study's parent",
+        ylabel="bits per byte below the study's parent",
     )
     largest = max((one.fields for one in points), default=1)
     axes.set_xlim(0.6, largest + 0.95)

@@ -1,4 +1,4 @@
-"""Runs beside one another, as text and as a page."""
+"""Runs side by side, as text and as a page."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from jaxformer.report.formatting import NOTHING, number, percent, with_error
 from jaxformer.run.chart import Chart, make_chart
 from jaxformer.run.metrics import Series
 
-# Of the training loss, whose mean is shown: one alone says little.
+# Last steps of the training loss, whose mean is shown: a single one means little.
 _LAST_STEPS = 100
 
 HEADINGS = ("run", "seed", "steps", "bits per byte", f"loss (last {_LAST_STEPS})", "tokens/s", "time", "memory")
 
-# What is drawn: metric, heading, unit.
+# The charts: metric, heading, unit.
 _CURVES = (
     ("train/loss", "Training loss", "nats per token, each point an average"),
     ("validation/bits_per_byte", "Validation", "bits per byte"),
@@ -34,7 +34,7 @@ class DescribedContrast(NamedTuple):
 
     heading: str
     lines: list[tuple[str, list[str]]]
-    """What it says, by name."""
+    """Its contents, by name."""
 
 
 def describe_runs(runs: Sequence[ShownRun]) -> list[list[str]]:
@@ -43,7 +43,7 @@ def describe_runs(runs: Sequence[ShownRun]) -> list[list[str]]:
 
 
 def run_names(runs: Sequence[ShownRun]) -> list[str]:
-    """Returns a name of each run: of its experiment, and where several have that, its folder."""
+    """Returns a name for each run: its experiment's, with its folder if several share it."""
     names = [run.record["experiment"] for run in runs]
     are_unique = len({(name, run.record["seed"]) for name, run in zip(names, runs, strict=True)}) == len(runs)
     return names if are_unique else [str(run.workdir) for run in runs]
@@ -76,10 +76,10 @@ def describe_contrast(contrast: Contrast) -> DescribedContrast:
     if names[0] == names[1]:
         by_seed = [f"{names[0]} seed {run.record['seed']}" for run in (first, other)]
         names = [str(run.workdir) for run in (first, other)] if contrast.is_again else by_seed
-    same = "nothing that decides what is learned" if contrast.is_again else "nothing but the seed"
+    same = "nothing that affects what is learned" if contrast.is_again else "nothing but the seed"
     lines = [("differs by", describe_change(contrast.changes) or [same])]
     if contrast.difference:
-        pairs = f"{contrast.seeds} shared seed{'s' * (contrast.seeds != 1)}" if contrast.seeds else "other seeds"
+        pairs = f"{contrast.seeds} shared seed{'s' * (contrast.seeds != 1)}" if contrast.seeds else "different seeds"
         over = f"paired over {contrast.documents:,} documents, {pairs}; below 0 is better"
         lines.append(("bits per byte", [f"{with_error(contrast.difference)}, {over}"]))
     else:
@@ -89,7 +89,7 @@ def describe_contrast(contrast: Contrast) -> DescribedContrast:
     if not contrast.reservations:
         parent, variant = (declared_name(run.record) for run in (first, other))
         study = f"`jaxformer ablate --parent={parent} --variants={variant}`"
-        verdict = [f"{study} decides by a rule that was fixed beforehand"]
+        verdict = [f"{study} decides by a rule fixed beforehand"]
     lines.append(("verdict", verdict))
     return DescribedContrast(f"{names[1]} beside {names[0]}", lines)
 
@@ -100,7 +100,7 @@ def _describe_task(task: TaskDifference) -> str:
 
 
 def comparison_text(runs: Sequence[ShownRun], contrasts: Sequence[Contrast], columns: int | None) -> str:
-    """Returns the runs as a table, and below it how each differs from the first, for a terminal."""
+    """Returns the runs as a table for a terminal, and below it how each differs from the first."""
     lines = format_rows([[*HEADINGS], *describe_runs(runs)], columns)
     for heading, about in map(describe_contrast, contrasts):
         lines += ["", heading]
@@ -125,7 +125,7 @@ def comparison_charts(runs: Sequence[ShownRun]) -> list[Chart]:
 
 
 def comparison_page(runs: Sequence[ShownRun], contrasts: Sequence[Contrast]) -> str:
-    """Returns the page of runs beside one another."""
+    """Returns the page of runs side by side."""
     return render(
         Path(__file__).parent,
         "side_by_side.html.jinja",

@@ -1,7 +1,7 @@
-"""How pictures look: their style and colours, what keeps labels apart, and how they become PNG and SVG.
+"""The style of pictures: their colours, the spacing of labels, and their output as PNG and SVG.
 
-Drawn by matplotlib, which is imported when it is needed; the colour-blind can distinguish the colours (Okabe and Ito
-2008), and no colour stands without its word. The same picture gives the same bytes.
+They are drawn by matplotlib, which is imported when needed. Colour-blind readers can distinguish the colours (Okabe and
+Ito 2008), and every colour comes with its word. The same picture gives the same bytes.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ INK, GREY, _PALE = "#1A1A1A", "#6B6E73", "#E3E5E8"
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
-    "text.parse_math": False,  # A name may hold a dollar.
+    "text.parse_math": False,  # A name may contain a dollar.
     "text.color": INK,
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
@@ -54,13 +54,13 @@ _STYLE: dict[Any, Any] = {
     "path.simplify": True,
 }
 
-# What keeps a text legible on lines.
+# Keeps text readable on top of lines.
 BEHIND = {"fc": "white", "ec": "none", "pad": 0.6}
 
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """The style of the pictures, whatever the user's own is.
+    """Sets the style of the pictures, independent of the user's own.
 
     Raises:
         UserError: matplotlib cannot be imported.
@@ -74,19 +74,19 @@ def drawing() -> Iterator[None]:
 
 
 def _import_matplotlib() -> ModuleType:
-    """Returns matplotlib. Pictures need none of its windows, and a backend that is not installed fails the import."""
-    backend = os.environ.pop("MPLBACKEND", "")  # A notebook leaves its own to all that it starts.
+    """Returns matplotlib, without a window backend: none is needed, and a missing one would fail the import."""
+    backend = os.environ.pop("MPLBACKEND", "")  # A notebook passes its own to child processes.
     is_new = "matplotlib" not in sys.modules
     try:
         import matplotlib
-    except Exception as error:  # What it reads in the folder and for the user may be damaged.
+    except Exception as error:  # Its settings in the folder or of the user may be damaged.
         raise UserError(f"matplotlib cannot be imported ({type(error).__name__}: {error})") from error
     finally:
         if backend:
             os.environ["MPLBACKEND"] = backend
     if backend and is_new:
         with contextlib.suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend  # For what else the process draws.
+            matplotlib.rcParams["backend"] = backend  # For other drawings of the process.
     return matplotlib
 
 
@@ -111,7 +111,7 @@ def make_figure(width: float, height: float, layout: Literal["constrained"] | No
 
 
 def spread(values: Sequence[float], apart: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
-    """Returns ascending values moved apart, by the least sum of squares, and between two ends where there is room."""
+    """Returns ascending values moved apart with the smallest sum of squares, and between two ends if there is room."""
     from scipy.optimize import isotonic_regression
 
     steps = apart * np.arange(len(values))

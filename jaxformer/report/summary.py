@@ -1,4 +1,4 @@
-"""What holds for a whole study: its parent, rule, noise floor and cost, and how many questions were decided how."""
+"""The summary of a study: its parent, rule, noise floor and cost, and the number of each verdict."""
 
 import datetime
 import math
@@ -17,7 +17,7 @@ from jaxformer.report.findings import (
 
 
 def summarise_study(outcome: Outcome) -> list[tuple[str, str]]:
-    """Returns what holds for the whole study, as (name, value)."""
+    """Returns the summary of a study, as (name, value)."""
     study, runs = (
         outcome.study,
         [run for each in (outcome.runs, outcome.tried) for runs in each.values() for run in runs],
@@ -49,35 +49,35 @@ def _distinct(values: Sequence[str]) -> str:
 
 
 def count_verdicts(outcome: Outcome) -> str:
-    """Returns how many questions were decided how."""
+    """Returns the number of questions with each verdict."""
     words = [finding.word for finding in collect_findings(outcome)]
     counts = ", ".join(f"{words.count(word)} {word.value}" for word in Word if word in words)
     return f"{len(words)} question{'s' * (len(words) != 1)}: {counts}"
 
 
 def describe_margin(outcome: Outcome) -> str:
-    """Returns within what two models count as equal, and how well that is known."""
+    """Returns the margin within which two models count as equal, with its error."""
     rule, parent = outcome.study.rule, outcome.study.parent
     if rule.margin:
         return f"{rule.margin:g} bits per byte, as the study sets it"
     margin = margin_of_tokens(outcome.runs[parent], rule.equal_tokens)
     error = f" ± {margin.standard_error:.4f} over its seeds" if math.isfinite(margin.standard_error) else ""
     known = f"{margin.bits_per_byte:.4f} bits per byte{error}"
-    text = known if math.isfinite(margin.bits_per_byte) else "not known, since no curve of the parent shows it"
+    text = known if math.isfinite(margin.bits_per_byte) else "unknown, since no curve of the parent shows it"
     if (one := parent_at_best(outcome)) and math.isfinite(one.margin):
         text += f"; {one.margin:.4f} at the parent's best learning rate"
     return f"{text} (what {rule.equal_tokens:.0%} of the tokens are worth on the curve of {parent})"
 
 
 def describe_noise_floor(outcome: Outcome) -> str:
-    """Returns how much the runs of the study's parent differ by their seeds alone."""
+    """Returns the seed noise of the study's parent."""
     floor = noise_floor(outcome.runs[outcome.study.parent])
-    text = "not known with one seed of the parent"
+    text = "unknown with one seed of the parent"
     if math.isfinite(floor.standard_deviation):
         text = f"{floor.standard_deviation:.4f} bits per byte over {len(floor.seeds)} seeds"
     if (one := parent_at_best(outcome)) and math.isfinite(one.noise):
         text += f"; {one.noise:.4f} at the parent's best learning rate over {len(one.seeds)}"
-    shared = "every comparison uses these runs: if they are lucky, all variants look worse"
+    shared = "every comparison uses these runs: if they are lucky, all variants seem worse"
     return f"{text} (standard deviation of the parent's runs; {shared})"
 
 

@@ -1,4 +1,4 @@
-"""What a study decided, as a table of text for a terminal."""
+"""The decisions of a study, as a text table for a terminal."""
 
 import collections
 import textwrap
@@ -11,28 +11,27 @@ from jaxformer.report.formatting import MINUS, NOTHING
 from jaxformer.report.leave_one_out import COMPOSITION_HEADINGS, HEADING, composition_rows, describe_composition
 from jaxformer.report.summary import describe_margin, describe_noise_floor
 
-# Columns of a line where it is no terminal's; and the fewest for a reason beside its numbers, which stands below them
-# otherwise.
+# Columns of a line without a terminal; and the fewest for a reason beside its numbers, else it is placed below them.
 _WIDTH, _REASON_WIDTH = 150, 60
 
-# Variants that have a note in common from which it is printed once, below the table.
+# A note that at least so many variants share is printed once, below the table.
 _SHARED = 3
 
 
 def decision_table(outcome: Outcome, columns: int | None = None) -> str:
-    """Returns what the numbers mean, and a table with one variant a line, in the order of the study.
+    """Returns what the numbers mean, and a table with one variant per line, in the order of the study.
 
     Args:
         outcome: of the study.
-        columns: of the terminal, None for a file. Where the table does not fit, a variant is a paragraph.
+        columns: of the terminal, None for a file. If the table does not fit, each variant is a paragraph.
     """
     findings, width = collect_findings(outcome), columns or _WIDTH
     introduction = [
         "Validation bits per byte, variant minus parent: negative is better. `jaxformer report` writes the whole rule.",
         f"Margin: {plain(describe_margin(outcome))}.",
         f"Noise floor of {plain(outcome.study.parent)}: {plain(describe_noise_floor(outcome))}.",
-        "q: of an improvement, adjusted for all questions about the parent. Tokens: the parent needs so many times the "
-        "variant's for the same loss. Time: of a token, relative to the parent's.",
+        "q: q-value of an improvement, over all questions about the parent. Tokens: the parent needs so many times the "
+        "variant's for the same loss. Time: per token, relative to the parent's.",
         *(f"Left out, since it cannot be read: {plain(line)}" for line in outcome.unread),
     ]
     paragraphs = [textwrap.fill(each, min(120, width), break_on_hyphens=False) for each in introduction]
@@ -45,7 +44,7 @@ def decision_table(outcome: Outcome, columns: int | None = None) -> str:
 
 
 def _shared_notes(findings: list[Finding]) -> dict[str, list[str]]:
-    """Returns the notes that several variants have in common, with the names of those."""
+    """Returns the notes that several variants share, with their names."""
     names = collections.defaultdict(list)
     for finding in findings:
         for note in notes(finding):
@@ -54,7 +53,7 @@ def _shared_notes(findings: list[Finding]) -> dict[str, list[str]]:
 
 
 def _composition(outcome: Outcome, width: int) -> list[str]:
-    """Returns the lines on what the gain of the parent is made of, where the study leaves its changes out."""
+    """Returns the lines on the contributions to the parent's gain, if the study leaves its changes out."""
     if outcome.composition is None:
         return []
     rows = [[*COMPOSITION_HEADINGS], *([plain(cell) for cell in row] for row in composition_rows(outcome.composition))]
@@ -73,7 +72,7 @@ def _rows(outcome: Outcome, findings: list[Finding]) -> list[list[str]]:
 
 
 def _table(rows: list[list[str]], reasons: list[str], columns: int | None) -> list[str]:
-    """Returns the lines of the table, with the reasons of what was found."""
+    """Returns the lines of the table, with the reasons of the findings."""
     heading, *lines = format_table(rows, left=(0, 1))
     width, is_wide = columns or _WIDTH, columns is not None and len(heading) > columns
     table = [] if is_wide else [heading]
@@ -96,6 +95,6 @@ def _paragraph(heading: list[str], row: list[str]) -> str:
 
 
 def _reason(finding: Finding, shared: Collection[str]) -> str:
-    """Returns why it is decided so, and what to keep in mind but for notes that it shares with others."""
+    """Returns the reason of a decision, and its reservations without notes shared with others."""
     own = [note for note in notes(finding) if note not in shared]
     return plain("; ".join(text for text in (reason_beside_numbers(finding), *own) if text))

@@ -1,4 +1,4 @@
-"""A study's verdicts and pictures, given to trackers beside its runs."""
+"""A study's verdicts and pictures, sent to trackers beside its runs."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from jaxformer.report.write import MARKDOWN
 from jaxformer.tracking.config import TrackingConfig
 from jaxformer.tracking.tracker import Trackers, open_trackers
 
-# In the folder of a report: digests of the reports that trackers were last given, by the run's id.
+# In the folder of a report: digests of the reports last sent to trackers, by the run's id.
 _TRACKED = "tracked.json"
 
 
 def track_report(outcome: Outcome, folder: Path, name: str, config: TrackingConfig) -> None:
-    """Gives a study's report to trackers, as a run of its own that goes on as runs of the study are finished.
+    """Sends a study's report to trackers, as a run of its own that grows as runs of the study finish.
 
-    A step is the number of its finished runs, or the next one if another report had as many; it has the pictures and
+    A step is the number of finished runs, or the next one if another report had as many; it has the pictures and
     `report.md`. The summary has the verdicts.
 
     Args:
@@ -38,7 +38,7 @@ def track_report(outcome: Outcome, folder: Path, name: str, config: TrackingConf
         trackers.end_step()
         trackers.log_summary(verdicts(outcome))
         are_all_there = trackers.names >= {*config.names}
-    if are_all_there:  # Else what one lacks comes with the next report.
+    if are_all_there:  # Else the next report completes it.
         write_remembered(folder / _TRACKED, json.dumps(known | {run_id: _digest(report)}).encode())
 
 
@@ -47,7 +47,7 @@ def _digest(value: str | list[str]) -> str:
 
 
 def verdicts(outcome: Outcome) -> dict[str, dict[str, Any]]:
-    """Returns of each variant the verdict, its reason, and the difference in bits per byte with its error, if any."""
+    """Returns the verdict on each variant, its reason, and the difference in bits per byte with its error, if any."""
     found = {}
     for finding in collect_findings(outcome):
         difference = finding.comparison.difference if finding.comparison else None

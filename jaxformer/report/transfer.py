@@ -1,4 +1,4 @@
-"""What a question that was asked at several sizes came to at the target: as text and as a picture."""
+"""The predicted effect at the target of a change compared at several sizes: as text and as a picture."""
 
 import math
 
@@ -28,8 +28,8 @@ def describe_transfer(result: TransferResult, columns: int | None = None) -> lis
         interval = f"[{signed(target.low)}, {signed(target.high)}]"
         paragraphs.append(
             f"At the target, {result.compute / result.counted[-1].compute:.3g} x the compute of the largest size, the "
-            f"effect is {signed(target.mean)} {interval} bits per byte ({CONFIDENCE:.0%}), and has the sign of that at "
-            f"the smallest size with a probability of {same_sign:.0%}, if no law breaks beyond the sizes."
+            f"effect is {signed(target.mean)} {interval} bits per byte ({CONFIDENCE:.0%}), and has the same sign as at "
+            f"the smallest size with a probability of {same_sign:.0%}, if the law holds beyond the sizes."
         )
     lines += [line for text in paragraphs for line in wrap(f"  {text}", columns, 2)]
     if result.sizes:
@@ -48,17 +48,17 @@ def _row(one: SizeResult) -> tuple[str, ...]:
 
 
 def _notes(result: TransferResult) -> list[str]:
-    """Returns what the result does not know: rates that nothing tuned, and sizes that do not count."""
+    """Returns the gaps of the result: untuned learning rates, and sizes that do not count."""
     notes = []
     if untuned := [one.size for one in result.counted if not one.is_tuned]:
         advice = "`jaxformer tune --experiment=SIZE`"
-        notes.append(f"nothing tuned the learning rate of {', '.join(untuned)}: the trend may be one of it; {advice}")
+        notes.append(f"the learning rate of {', '.join(untuned)} is untuned, and may cause the trend; {advice}")
     notes += [f"{one.size} does not count: {printable(one.why_not)}" for one in result.sizes if one.why_not]
     return [*notes, *(f"not read: {line}" for line in result.unread)]
 
 
 def _designs(result: TransferResult, proposal: Proposal, columns: int | None) -> list[str]:
-    """Returns what would decide it; commands are on lines of their own, so that they can be copied."""
+    """Returns the runs that would decide it; commands are on lines of their own, to be copied."""
     sizes, target, hint = proposal.designs
     about = f"an effect of {number(proposal.effect, 4)} bits per byte that is the same at all sizes"
     lines = wrap(f"  What would show {about}, with a probability of {POWER:.0%}:", columns, 4)
@@ -66,7 +66,7 @@ def _designs(result: TransferResult, proposal: Proposal, columns: int | None) ->
         lines += wrap(f"  - assumed, since no run has shown it yet: {'; '.join(proposal.assumed)}", columns, 4)
     most = INTERIM_SEEDS[-1]
     limit = f"up to {most} seeds of each" if math.isinf(proposal.budget) else f"within {proposal.budget:g} device hours"
-    none = f"there are no three below the target from which it is within reach, or they have {most} seeds already"
+    none = f"no three sizes below the target are close enough to it, or they have {most} seeds already"
     for name, design, why_not in (
         ("at sizes", sizes, none),
         ("at the target itself", target, f"it has {most} seeds already"),
@@ -81,7 +81,7 @@ def _designs(result: TransferResult, proposal: Proposal, columns: int | None) ->
             text = f"nothing suffices {limit}; the {what} is {_describe(proposal, design)}"
             lines += wrap(f"  - {name}: {text}, which show it with a probability of {design.power:.0%}", columns, 4)
     if hint:
-        text = f"{_seeds(proposal, hint)} alone decide nothing: their sign is the target's in {hint.power:.0%}"
+        text = f"{_seeds(proposal, hint)} alone decide nothing: their sign matches the target's in {hint.power:.0%}"
         lines += wrap(f"  - {text}", columns, 4)
     return lines
 
@@ -97,7 +97,7 @@ def _describe(proposal: Proposal, design: Design) -> str:
 
 
 def draw_transfer(result: TransferResult):
-    """Returns the picture: effects against compute, what is between them and the target, and the interval there."""
+    """Returns the picture: effects against compute, the law up to the target, and the interval there."""
     figure = make_figure(6.4, 4.0)
     axes = figure.subplots()
     colour = _COLOURS[result.verdict]
@@ -124,7 +124,7 @@ def draw_transfer(result: TransferResult):
     axes.axhline(0, color=INK, lw=1)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:.0e}")
-    title = f"{plain(result.variant, 40)}: measured at sizes, expected at the target ({CONFIDENCE:.0%})"
+    title = f"{plain(result.variant, 40)}: measured at sizes, predicted at the target ({CONFIDENCE:.0%})"
     axes.set(title=title, xlabel="training compute, floating-point operations")
     axes.set_ylabel("bits per byte, variant minus parent (lower is better)")
     axes.margins(x=0.09, y=0.16)

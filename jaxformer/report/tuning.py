@@ -1,4 +1,4 @@
-"""What the tuning of a learning rate found, as text, as a picture, and as the file of the tuned experiment."""
+"""The result of tuning a learning rate, as text, as a picture, and as the file of the tuned experiment."""
 
 import math
 import textwrap
@@ -28,27 +28,21 @@ def _bits(value: float) -> str:
     return f"{value:.4f}" if math.isfinite(value) else "diverged"
 
 
-def describe(tuning: Tuning) -> str:
-    """Returns in sentences where the best rate is, and what the experiment's own costs."""
-    own = f"its own, {tuning.learning_rate:g}"
+def describe(tuning: Tuning) -> list[str]:
+    """Returns lines: where the best rate is, what the experiment's own costs, and which to use."""
     if tuning.mean is None:
         middle = tuning.learning_rate * 2.0 ** tuning.bracket[1]
-        return f"Best of those tried: {middle:g}; a neighbouring rate diverged, so no curve can be fitted."
+        return [f"Best of the rates tried: {middle:g}; a neighbouring rate diverged, so no curve can be fitted."]
     low, _, high = tuning.bracket
     error = f" ± {tuning.excess_error:.4f}" if math.isfinite(tuning.excess_error) else ""
     lowest = tuning.learning_rate * 2.0 ** float(np.clip(tuning.mean.place, low, high))
     costs = f"costs {tuning.excess:.4f}{error} bits per byte" if math.isfinite(tuning.excess) else "diverges"
-    sentences = [
-        f"The mean is lowest at {lowest:.2g}, {tuning.mean.place:+.2f} octaves from {own}, which {costs}; "
-        f"an octave from the best costs {tuning.mean.curvature:.3f}."
+    why = ": there the mean plus one standard deviation over seeds is lowest" if tuning.cautious else ""
+    return [
+        f"Best learning rate: {lowest:.2g}; twice or half of it costs {tuning.mean.curvature:.3f} bits per byte.",
+        f"The experiment's own, {tuning.learning_rate:g}, {costs}.",
+        f"Use {tuning.recommended:g}{why}.",
     ]
-    if tuning.cautious:
-        sentences.append(
-            f"The mean plus one standard deviation over seeds is lowest at {tuning.recommended:g}: take that."
-        )
-    else:
-        sentences.append(f"Take {tuning.recommended:g}.")
-    return " ".join(sentences)
 
 
 def draw_tuning(tuning: Tuning):
@@ -73,7 +67,7 @@ def draw_tuning(tuning: Tuning):
         near.append(tuning.mean.value)
     for text, rate, height, colour in (
         ("its own", tuning.learning_rate, 0.02, GREY),
-        (f"take {tuning.recommended:g}", tuning.recommended, 0.09, COLOURS[Word.KEEP]),
+        (f"use {tuning.recommended:g}", tuning.recommended, 0.09, COLOURS[Word.KEEP]),
     ):
         axes.axvline(rate, color=colour, lw=0.9, ls=(0, (2, 1.5)))
         label(text, rate, height, colour)

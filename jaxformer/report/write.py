@@ -26,9 +26,9 @@ LIBRARIES = ("matplotlib", "networkx")
 
 
 def check_report(folder: Path) -> None:
-    """Raises `UserError` where a report could not be written, before anything is read for it.
+    """Raises `UserError` if a report could not be written, before anything is read for it.
 
-    A library of the extra `report` is not installed, or the folder, which need not exist, cannot be written.
+    That is if a library of the extra `report` is missing, or the folder, which need not exist, cannot be written.
     """
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     require(not missing, f"the report needs {' and '.join(missing)}: pip install 'jaxformer[report]'")
@@ -37,7 +37,7 @@ def check_report(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"report {folder}: {error.strerror}; choose another --output") from error
     is_possible = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
-    require(is_possible, f"report {folder}: {place} is no folder that can be written; choose another --output")
+    require(is_possible, f"report {folder}: {place} is not a writable folder; choose another --output")
 
 
 def write_report(outcome: Outcome, folder: Path) -> Path:
@@ -79,7 +79,7 @@ def write_forecasts(forecasts: Forecasts, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _written(folder: Path) -> Iterator[None]:
-    """Creates the folder of a report; raises `UserError` where that, or what is written to it, fails."""
+    """Creates the folder of a report; raises `UserError` if that, or a write to it, fails."""
     check_report(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,11 @@ import numpy as np
 
 from jaxformer.run.metrics import Series
 
-# Of a text: the characters at its end that count, those of a piece, the fewest to judge, and the least share of pieces
-# that are distinct.
+# Of a text: characters at its end that count, characters of a piece, the fewest characters to judge, and the smallest
+# share of distinct pieces.
 _END, _PIECE, _FEWEST, _LEAST_DISTINCT = 1000, 8, 200, 0.3
 
-# By what share of its lowest value a loss may lie above that; means of training losses by so many standard errors too.
+# Share by which a loss may exceed its lowest value; means of training losses also by so many standard errors.
 _VALIDATION_RISE, _TRAINING_RISE, _STANDARD_ERRORS = 0.02, 0.03, 4
 
 # Training losses of a window: a tenth of those so far, and no fewer than these.
@@ -38,17 +38,17 @@ def find_alarms(series: Mapping[str, Series], text: str, first_step: int) -> lis
     Args:
         series: of `metrics.jsonl`.
         text: the latest sample, or ''.
-        first_step: steps before the last phase, within which losses are compared.
+        first_step: of the last phase, within which losses are compared.
     """
     lines = []
     if rise := find_validation_rise(_after(series, "validation/loss", first_step)):
         lines.append(
-            f"the validation loss, {rise}: that checkpoint is better; fewer steps or more text help if the training "
-            "loss falls, else a lower optimizer.learning_rate"
+            f"the validation loss, {rise}: that checkpoint is better; if the training loss falls, take fewer steps or "
+            "more text, else lower optimizer.learning_rate"
         )
     if rise := find_training_rise(_after(series, "train/loss", first_step)):
         lines.append(
-            f"the training loss, {rise}: go back to a checkpoint up to there, and lower optimizer.learning_rate"
+            f"the training loss, {rise}: go back to a checkpoint from before, and lower optimizer.learning_rate"
         )
     if is_repetitive(text):
         lines.append("the sample repeats itself: if the next one does too, lower optimizer.learning_rate")
@@ -56,7 +56,7 @@ def find_alarms(series: Mapping[str, Series], text: str, first_step: int) -> lis
 
 
 def find_validation_rise(losses: Series) -> Rise | None:
-    """Returns the latest validation loss and the lowest before it, where it is not within 2 % of that.
+    """Returns the latest validation loss and the lowest before it, if it lies more than 2 % above that.
 
     In nine runs of the baseline, of `first` and of its variants, validated every 20 steps, it rose by 0.5 % at most.
     """
@@ -71,9 +71,9 @@ def find_validation_rise(losses: Series) -> Rise | None:
 def find_training_rise(losses: Series) -> Rise | None:
     """Returns the mean of the latest training losses and the lowest such mean before, where it has risen.
 
-    The means are of windows of a tenth of the finite losses so far, and of 50 at least, counted back from the latest.
-    It has risen where it lies above the lowest by over 3 %, and by over four standard errors of their difference by the
-    scatter within the two. In nine runs of the baseline, of `first` and of its variants it never lay more than 0.6 %
+    The means are of windows of a tenth of the finite losses so far, at least 50, counted back from the latest. It has
+    risen if it lies above the lowest by over 3 %, and by over four standard errors of their difference, estimated
+    within the two windows. In nine runs of the baseline, of `first` and of its variants it never lay more than 0.6 %
     above the lowest from step 100 on.
     """
     is_finite = np.isfinite(losses.values)

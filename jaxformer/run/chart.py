@@ -1,7 +1,7 @@
-"""Charts of numbers by step, as what a template needs to draw them in a page without scripts.
+"""Charts of numbers by step, in the form in which a template draws them in a page without scripts.
 
-All places are percent of the width from the left, or of the height from the top. Lines are paths in a square of 100
-units, which the page stretches; texts and marks lie over it, so that they keep their size on a narrow screen.
+Positions are percent of the width from the left, or of the height from the top. Lines are paths in a square of 100
+units, which the page stretches. Texts and marks lie over it, so that they keep their size on a narrow screen.
 
 Axes: N value, P point that is drawn.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxformer.run.metrics import Series
 
-# Of a curve that scatters, a point averages so many values, where there are enough for so many points.
+# Values that a point averages in a noisy curve, if they are enough for so many points.
 _AVERAGED, _FEWEST_POINTS = 20, 40
 
 # Curves of so many points have a dot on each.
@@ -23,7 +23,7 @@ _MOST_DOTS = 50
 
 
 class Points(NamedTuple):
-    """What is drawn of a series: each point stands for neighbouring values."""
+    """The points drawn for a series: each stands for neighbouring values."""
 
     first_P: np.ndarray
     last_P: np.ndarray
@@ -31,7 +31,7 @@ class Points(NamedTuple):
     mean_P: np.ndarray
     low_P: np.ndarray
     high_P: np.ndarray
-    """Mean, least and largest of the finite values; NaN where none is."""
+    """Mean, smallest and largest of the finite values; NaN where there are none."""
 
     @property
     def steps_P(self) -> np.ndarray:
@@ -56,11 +56,11 @@ class Line(NamedTuple):
     dots: str
     """Path of its dots; '' for none."""
     band: str
-    """Path around its least and largest values; '' for none."""
+    """Path around its smallest and largest values; '' for none."""
 
 
 class Strip(NamedTuple):
-    """A part of the width that tells, under the pointer, the values that lie in it."""
+    """A part of the width that shows the values in it when the pointer is over it."""
 
     left: float
     width: float
@@ -72,7 +72,7 @@ class Event(NamedTuple):
 
     step: int
     value: float
-    """Beside which it is marked; at the top where it is not finite."""
+    """Where it is marked; at the top if it is not finite."""
     sign: str
     """Character that marks it."""
     text: str
@@ -130,15 +130,15 @@ def make_chart(
     """Returns a chart of curves by name, or None where none has a finite value.
 
     Args:
-        name: by which the page is told what it is.
-        heading: what is above it.
-        about: the unit, and what else is to be known.
+        name: identifies it in the page.
+        heading: the text above it.
+        about: the unit, and further notes.
         curves: in the order of their colours; points are drawn as they are.
         points: the most of a curve.
-        scale: of the vertical axis; a logarithmic one has no place for what is not above 0.
-        with_range: name of a curve that scatters: its points average, in a band from the least to the largest values.
+        scale: of the vertical axis; a logarithmic one omits values that are not above 0.
+        with_range: name of a noisy curve: its points are averages, in a band from the smallest to the largest values.
         without_start: whether the vertical axis may cut off the first eighth of each curve, which is often far above
-            all others.
+            the rest.
         events: what is marked.
     """
     thinned = {}
@@ -186,7 +186,7 @@ class _Axes(NamedTuple):
         return _log_ticks(self.low, self.high) if self.is_logarithmic else _ticks(self.low, self.high)
 
     def shown(self, value: float) -> str:
-        """Returns a value for a reader."""
+        """Returns a value as text."""
         value = 10.0**value if self.is_logarithmic else value
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
@@ -197,17 +197,17 @@ def _logarithm(values: np.ndarray) -> np.ndarray:
 
 
 def _limits(thinned: Mapping[str, Points], scale: str, with_range: str, without_start: bool) -> tuple[float, float]:
-    """Returns the least and the largest number at the vertical axis."""
+    """Returns the smallest and the largest number of the vertical axis."""
     shown = []
     for key, each in thinned.items():
         start = len(each.mean_P) // 8 if without_start else 0
         shown.append(each.mean_P[start:])
-        if key == with_range:  # Without the few that lie far from all others.
+        if key == with_range:  # Without a few outliers.
             low_P, high_P = (x[start:][np.isfinite(x[start:])] for x in (each.low_P, each.high_P))
             shown += [np.quantile(low_P, [0.02]), np.quantile(high_P, [0.98])] if len(low_P) else []
     finite = np.concatenate(shown)
     finite = finite[np.isfinite(finite)]
-    if not len(finite):  # What is finite lies at the start alone.
+    if not len(finite):  # Only the start has finite values.
         return _limits(thinned, scale, with_range, False)
     low, high = float(finite.min()), float(finite.max())
     low = min(low, 0.0) if scale == "from 0" else low
@@ -242,7 +242,7 @@ def _mark(event: Event, axes: _Axes) -> Mark:
 
 
 def _strips(thinned: Mapping[str, Points], axes: _Axes, with_range: str) -> list[Strip]:
-    """Returns the strips around the points of the curve that has the most, each with what lies within."""
+    """Returns a strip around each point of the curve that has the most, with the values within."""
     most = max(thinned.values(), key=lambda each: len(each.mean_P))
     places = most.steps_P
     borders = np.concatenate([[0.0], (places[1:] + places[:-1]) / 2, [axes.last_step]])
@@ -278,7 +278,7 @@ def _spacing(low: float, high: float) -> float:
 
 
 def _ticks(low: float, high: float, least: float = 0.0) -> list[tuple[float, str]]:
-    """Returns round numbers between two, which are at least so far apart, and their labels."""
+    """Returns round numbers between two, at least so far apart, and their labels."""
     spacing = max(_spacing(low, high), least)
     digits = max(0, -math.floor(math.log10(spacing) + 1e-9))
     numbers = spacing * np.arange(math.ceil(low / spacing - 1e-9), math.floor(high / spacing + 1e-9) + 1)

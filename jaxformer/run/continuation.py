@@ -1,4 +1,4 @@
-"""Runs that go on: one by its folder alone, and one with more steps than it was begun with."""
+"""Continued runs: one resumed by its folder alone, and one extended by more steps."""
 
 import dataclasses
 import shutil
@@ -39,17 +39,17 @@ def read_run(workdir: Path, overrides: Mapping[str, str] | None = None) -> Begun
     """Returns the run of a folder.
 
     Args:
-        overrides: texts by dotted path, of fields that decide how it is computed from now on.
+        overrides: texts by dotted path, for fields that only change how it is computed.
 
     Raises:
-        UserError: there is none, it was made with a part of one's own whose code is not known here, or an override
-            changes what it learns.
+        UserError: there is none, it was made with a part whose code is unknown here, or an override changes what it
+            learns.
     """
     experiment, record = load_run(workdir)
     experiment = replace(experiment, {"model.loss": "auto"})  # As it began on the same device, else chosen anew.
     changed = override(experiment, overrides or {}, suggest)
     learned = differences(experiment, changed)
-    learned.pop("training.compute_dtype", None)  # What 'auto' stands for is known, and compared, where the run starts.
+    learned.pop("training.compute_dtype", None)  # What 'auto' means is compared when the run starts.
     require(
         not learned,
         f"run folder {workdir}: {'; '.join(describe_change(learned))} would change what the run learns; begin another "
@@ -62,7 +62,7 @@ def read_run(workdir: Path, overrides: Mapping[str, str] | None = None) -> Begun
 
 
 def extend_run(run: BegunRun, steps: int, workdir: Path | None = None) -> BegunRun:
-    """Returns a run of more steps than another, which `begin_extended_run` lets begin with those of the other.
+    """Returns a run with more steps than another; `begin_extended_run` starts it from the other's steps.
 
     Args:
         run: finished or not.
@@ -84,7 +84,7 @@ def extend_run(run: BegunRun, steps: int, workdir: Path | None = None) -> BegunR
 
 
 def _folder_beside(run: BegunRun, experiment: Experiment) -> Path:
-    """Returns the folder of an extended run, named as if it had been begun so, however the other's path is written."""
+    """Returns the folder of an extended run, named as if it had begun with more steps, for any spelling of the path."""
     own = absolute(run.workdir)
     if own.parent.name == run.experiment.name:
         return own.parent.parent / experiment.name / own.name
@@ -92,20 +92,20 @@ def _folder_beside(run: BegunRun, experiment: Experiment) -> Path:
 
 
 def begin_extended_run(run: BegunRun, source: BegunRun) -> Lineage:
-    """Writes what the folder of an extended run begins with, unless it is there; returns the lineage of the run.
+    """Writes the first checkpoint and metrics of an extended run, unless they exist; returns its lineage.
 
     The run then equals one that had so many steps from the start.
 
     Args:
-        run: what `extend_run` makes of `source`.
-        source: whose folder is left as it is; it may be running.
+        run: from `extend_run(source)`.
+        source: whose folder stays as it is; it may be running.
 
     Raises:
-        UserError: the folder is of another run; or the steps so far depend on how many there are, or no whole
-            checkpoint is kept of the time before.
+        UserError: the folder is of another run; or the steps so far depend on their total number, and no checkpoint
+            from before that is kept.
         TrainingFailure: the disk does not take the copy.
     """
-    require(run.experiment.mesh.processes == 1, "--extend_to needs a single process; it then goes on with several")
+    require(run.experiment.mesh.processes == 1, "--extend_to needs a single process; several can resume the run")
     record = require_json(source.workdir / CONFIG)
     identity = record["identity"] | {"training.steps": run.experiment.training.steps}
     check_folder(run.workdir, identity, "identity")
@@ -121,14 +121,14 @@ def begin_extended_run(run: BegunRun, source: BegunRun) -> Lineage:
         lineage = dataclasses.replace(run.lineage, extended_from=origin)
         own = {"experiment": run.experiment.name, "config": to_dict(run.experiment), "identity": identity}
         write_json(run.workdir / CONFIG, record | own | {"lineage": dataclasses.asdict(lineage), "tracked_as": ""})
-        unfinished.rename(checkpoints)  # Last: until then the same command begins anew.
+        unfinished.rename(checkpoints)  # Last: until then the same command starts again.
     return lineage
 
 
 def _copy_checkpoint(run: BegunRun, source: BegunRun, target: Path, identity: dict) -> int:
     """Copies the newest whole checkpoint of the steps that two runs share; returns its step."""
     lengths = {span.row_length for span in spans_of(source.experiment)}
-    by_steps = "its phases have rows of several lengths, to which documents are dealt by the number of steps"
+    by_steps = "its phases have rows of several lengths, and the number of steps decides which documents fill which"
     require(len(lengths) == 1, f"run folder {source.workdir}: it cannot be extended: {by_steps}")
     shared = shared_steps(source.experiment, run.experiment)
     schedule = run.experiment.optimizer.schedule
@@ -138,8 +138,8 @@ def _copy_checkpoint(run: BegunRun, source: BegunRun, target: Path, identity: di
             any(step <= shared for step in saved),
             f"run folder {source.workdir}: it cannot be extended: its {schedule} schedule depends on "
             f"the number of steps from step {shared + 1} on, and no checkpoint up to {shared} is kept (there are "
-            f"{saved or 'none'}). A run of optimizer.schedule=wsd can be extended from before its decay; else train "
-            f"anew with more --training.steps, or from these weights with --init_from={shell_word(source.workdir)}",
+            f"{saved or 'none'}). A run with optimizer.schedule=wsd can be extended from before its decay; else train "
+            f"again with more --training.steps, or from these weights with --init_from={shell_word(source.workdir)}",
         )
         step, damaged = copy_newest(checkpoints, target, shared, {"identity": identity})
     for line in damaged:
@@ -148,7 +148,7 @@ def _copy_checkpoint(run: BegunRun, source: BegunRun, target: Path, identity: di
 
 
 def shared_steps(one: Experiment, other: Experiment) -> int:
-    """Returns how many first steps of two experiments, which differ in their number, have equal rates and batches."""
+    """Returns how many first steps have equal rates and batches in two experiments with different numbers of steps."""
     steps, kinds = min(one.training.steps, other.training.steps), {}
     rates, batches = [], []
     for each in (one, other):

@@ -1,4 +1,4 @@
-"""How long the parts of runs took on this machine, a line each in the cache: what the plans of further runs go by."""
+"""How long the parts of runs took on this machine, a line per run in the cache; plans of further runs use it."""
 
 import contextlib
 import hashlib
@@ -20,20 +20,20 @@ from jaxformer.record import to_dict
 # In the cache, a line for each run.
 _FILE = "durations.jsonl"
 
-# So many of the last runs count; of the file so many bytes are read at its end.
+# The number of last runs that count, and the bytes that are read at the file's end.
 _LAST, _TAIL = 5, 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Durations:
-    """Seconds of the parts of a run, and what else is known only once there was one; NaN for what is not known."""
+    """Seconds of the parts of a run, and other measurements of it; NaN for what is unknown."""
 
     data: float = math.nan
-    """Until the data are prepared."""
+    """To prepare the data."""
     start: float = math.nan
     """From there until the first step is done: the state, its check and compilation."""
     step: float = math.nan
-    """Of a further step, on average, with what the loop does beside it."""
+    """Of a further step, on average, with the rest of the loop."""
     first_evaluation: float = math.nan
     """With a save, a sample and the page."""
     evaluation: float = math.nan
@@ -41,7 +41,7 @@ class Durations:
     last_evaluation: float = math.nan
     """Of the last, with all items of tasks; NaN where it is the first."""
     compiled_evaluation: float = math.nan
-    """Which the first takes longer than those behind it."""
+    """By which the first takes longer than later ones."""
     peak_memory: float = math.nan
     """Bytes at the peak, the device's where it keeps count, else the process's."""
     corpus_tokens: float = math.nan
@@ -49,7 +49,7 @@ class Durations:
 
 
 def keep_durations(experiment: Experiment, durations: Durations) -> None:
-    """Adds a run to those that plans go by, where the cache can be written.
+    """Adds a run to those that plans use, if the cache can be written.
 
     Args:
         experiment: as it was computed, with its `remat` and `micro_batches`.
@@ -59,22 +59,22 @@ def keep_durations(experiment: Experiment, durations: Durations) -> None:
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / _FILE).open("ab") as file:  # In one write, beside other processes.
+        with (folder / _FILE).open("ab") as file:  # In one write, since other processes may write too.
             file.write((json.dumps(line) + "\n").encode())
-    except (OSError, UserError):  # Of no consequence for the run, which is over.
+    except (OSError, UserError):  # Does not matter to the run, which is over.
         return
 
 
 def step_digest(experiment: Experiment) -> str:
-    """Returns what identifies the step of an experiment, as far as its time goes."""
+    """Returns the digest of all that the time of an experiment's step depends on."""
     return _digests(experiment)["step"]
 
 
 def recall_durations(experiment: Experiment) -> Durations:
     """Returns what the last runs on this machine took, as medians.
 
-    Those count that had the same data, step or evaluations, but for what compiling an evaluation takes; and of what is
-    made once, and found again, the fastest.
+    Each part counts runs with the same data, step or evaluations; compiling an evaluation counts all. For what is made
+    once and then found in a cache, the fastest counts.
 
     Args:
         experiment: as it will be computed.
@@ -87,7 +87,7 @@ def recall_durations(experiment: Experiment) -> Durations:
         known = [durations[name] for durations in found if name in durations][-_LAST:]
         return of(known) if known else math.nan
 
-    # The first run of its data prepared them, and others find them in the cache, where this file lies too.
+    # The first run prepares its data, and later runs find them in the cache, where this file lies too.
     prepared = [line["durations"]["data"] for line in lines if line.get("data") == ours["data"]]
     return Durations(
         data=min(prepared[1:], default=0.0) if prepared else math.nan,
@@ -103,13 +103,13 @@ def recall_durations(experiment: Experiment) -> Durations:
 
 
 def _machine(experiment: Experiment) -> list:
-    """Returns what decides how fast the same code is; a queue may leave its runs a part of the processors."""
+    """Returns what decides how fast the same code is; a queue may give its runs only some of the processors."""
     kind, mesh = jax.local_devices()[0].device_kind, vars(experiment.mesh)
     return [kind, mesh, usable_processors(), jax.__version__, os.environ.get("GLIBC_TUNABLES", "")]
 
 
 def _digests(experiment: Experiment) -> dict[str, str]:
-    """Returns what identifies the data, the step and the evaluations of an experiment, as far as their time goes."""
+    """Returns digests of what the time of an experiment's data, step and evaluations depends on."""
     config = to_dict(experiment)
     training = [config["training"][name] for name in ("rows_per_step", "phases", "micro_batches", "compute_dtype")]
     parts = {
@@ -121,7 +121,7 @@ def _digests(experiment: Experiment) -> dict[str, str]:
 
 
 def _read_lines() -> list[dict]:
-    """Returns what the cache holds of runs; without half a line, or what another version wrote."""
+    """Returns the runs in the cache, without cut lines or those of another version."""
     try:
         with (cache_folder() / _FILE).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))

@@ -1,4 +1,4 @@
-"""The earlier runs of an experiment and of its ancestors, which must have been made with what it still is."""
+"""The earlier runs of an experiment and of its ancestors, which must match its present configuration."""
 
 import json
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from jaxformer.run.init_from import find_weights
 
 
 def check_earlier_runs(runs: Path, resolved: Resolved) -> None:
-    """Raises `UserError` if runs of an experiment, or of an ancestor, were made with what it no longer is.
+    """Raises `UserError` if an experiment, or an ancestor, has changed since its runs were made.
 
-    A variant is compared with the runs of its parent: one that has moved since would make it more than one change.
+    A variant is compared with the runs of its parent: if that has changed since, they differ by more than the variant.
     """
     for path in sorted((runs / resolved.name).glob(f"seed_*/{CONFIG}")):
         try:
             record = read_json(path) or {}
-        except UserError as error:  # That run will be refused, or left out of what is compared; here it shows nothing.
+        except UserError as error:  # That run is refused, or left out, elsewhere; here it shows nothing.
             print_notice(str(error))
             continue
         theirs = record.get("identity", {})
@@ -34,22 +34,22 @@ def check_earlier_runs(runs: Path, resolved: Resolved) -> None:
         missing = sorted(ours.keys() - theirs.keys())
         require(
             not missing,
-            f"{path.parent} was trained by another version, without {', '.join(missing[:3])}; move it away",
+            f"{path.parent} was trained by another version, without {', '.join(missing[:3])}; move it elsewhere",
         )
         changes = differences(ours, theirs)
         before = record.get("lineage", {}).get("change", {})
         changes = changes or differences(json.loads(json.dumps(dict(resolved.lineage.change))), before)
         require(
             not changes,
-            f"{resolved.name} has moved since {path.parent} was trained ({'; '.join(changes[:5])}); put it back, move "
-            "its runs away, or write the new one in a file of its own",
+            f"{resolved.name} has changed since {path.parent} was trained ({'; '.join(changes[:5])}); undo the change, "
+            "move its runs elsewhere, or write the new experiment in a file of its own",
         )
     for parent in resolved.parents:
         check_earlier_runs(runs, parent)
 
 
 def made_with(device_kind: str) -> dict[str, Any]:
-    """Returns what a run that starts now is made with, by the kind of difference that another would be."""
+    """Returns the code, device, versions and options of a run that starts now, by kind of difference."""
     return {
         "code": code_digest(),
         "versions": recorded_versions(),
@@ -59,11 +59,11 @@ def made_with(device_kind: str) -> dict[str, Any]:
 
 
 def differences_from_now(workdir: Path, now: Mapping[str, Any]) -> dict[str, str]:
-    """Returns, by kind, what a run was made with otherwise than one that would start now, in words.
+    """Returns the differences between a finished run and one that would start now, in words, by kind.
 
     Args:
-        now: of `made_with`, and where they are known the `own_code` of the experiment and the `digests` of its data,
-            without those that depend on the seed.
+        now: from `made_with`; if known, with the `own_code` of the experiment and the `digests` of its data, without
+            those that depend on the seed.
     """
     record, found = read_json_or_empty(workdir / CONFIG), {}
     for start in record.get("starts", []):
@@ -76,7 +76,7 @@ def differences_from_now(workdir: Path, now: Mapping[str, Any]) -> dict[str, str
             found["code"] = ", ".join(sorted(name for name in {*own, *own_now} if own.get(name) != own_now.get(name)))
         if start.get("device") != now["device"]:
             found["device"] = f"{start.get('device')}, now {now['device']}"
-        # What only one of them names, as of a package that is new, is no difference of versions.
+        # A package that only one of them has is no difference of versions.
         versions = start.get("versions", {})
         known = {name: now["versions"].get(name, version) for name, version in versions.items()}
         for kind, was, is_now in (

@@ -31,17 +31,16 @@ class Exported(NamedTuple):
 
 
 def export_run(trained: Trained, out: str | Path, *, keep_padding: bool = False, dtype: str = "float32") -> Exported:
-    """Writes a trained model as a folder that `transformers` loads, and compares them where it is installed.
+    """Writes a trained model as a folder that `transformers` loads, and compares the two if it is installed.
 
     Args:
         trained: the model.
-        out: a folder that does not exist, or is empty; whatever ends the export early leaves it so.
+        out: a folder that does not exist or is empty; an export that fails leaves it so.
         keep_padding: keep the rows of the tables beyond the tokenizer's ids; else only those ids have logits.
         dtype: of the tensors: 'float32', 'bfloat16' or 'float16'.
 
     Raises:
-        UserError: transformers has no such model, what it computes is not the same, or `out` cannot be written or is
-            a URL.
+        UserError: transformers has no such model or computes something else, or `out` cannot be written or is a URL.
     """
     require(dtype in DTYPES, f"dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     out = on_this_machine(out)
@@ -89,7 +88,7 @@ def _evaluations(trained: Trained) -> tuple[dict[str, Any] | None, list[dict[str
 
 
 def _train_command(record: dict[str, Any]) -> str:
-    """Returns the command by which a run began, without what changes how it is computed."""
+    """Returns the command that began a run, without options that only change how it is computed."""
     overrides = record["lineage"].get("overrides", {})
     words = [f"--experiment={shlex.quote(_experiment_name(record))}", f"--seed={record['seed']}"]
     words += [f"--{path}={_word(after)}" for path, (_, after) in overrides.items()]
@@ -97,7 +96,7 @@ def _train_command(record: dict[str, Any]) -> str:
 
 
 def _experiment_name(record: dict[str, Any]) -> str:
-    """Returns the name of a run's experiment, without that, or the mark, which the command line gave the run."""
+    """Returns the name of a run's experiment, without the name or the mark that the command line gave the run."""
     return record["lineage"].get("experiment") or record["experiment"].partition(AD_HOC)[0]
 
 
@@ -108,7 +107,7 @@ def _notes(trained: Trained, out: Path) -> list[str]:
     paths = [str(value) for value in (trained.workdir, out, *values)]
     notes = {
         f"{' and '.join(own)} did not come with jaxformer: --experiment takes the path of the author's own file.": own,
-        "Of absolute paths the last name is given.": any(without_folders(path) != path for path in paths),
+        "Absolute paths are shortened to their last name.": any(without_folders(path) != path for path in paths),
     }
     return [note for note, holds in notes.items() if holds]
 

@@ -16,7 +16,7 @@ from jaxformer.step import TrainState, gradients
 
 
 class Fault(NamedTuple):
-    """A batch, and what a state made of it."""
+    """A batch, and the loss and gradients that a state computed from it."""
 
     step: int
     """Number of the step, from 1."""
@@ -32,7 +32,7 @@ class Fault(NamedTuple):
 
 
 def diagnose(state: TrainState, batch: Batch, *, step: int, checkpoint: int) -> Fault:
-    """Returns what a state makes of a batch; nothing is updated."""
+    """Returns the loss and gradients of a batch; nothing is updated."""
     loss, norm, norms = jax.device_get(_norms(state, batch))
     return Fault(step, checkpoint, batch, loss, norm, norms)
 
@@ -55,7 +55,7 @@ def read_fault(path: Path) -> Fault:
     """Returns the fault that a file holds.
 
     Raises:
-        UserError: there is no such file, or it is none of `write_fault`.
+        UserError: there is no such file, or `write_fault` did not write it.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -72,7 +72,7 @@ def read_fault(path: Path) -> Fault:
                 if name.startswith("gradient_norms/")
             },
         )
-    except Exception as error:  # NumPy and zipfile raise many kinds for a file that is not theirs.
+    except Exception as error:  # NumPy and zipfile raise many kinds for a bad file.
         raise UserError(f"fault file {path}: cannot be read ({type(error).__name__}: {error})") from error
 
 

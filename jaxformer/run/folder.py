@@ -36,17 +36,17 @@ from jaxformer.run.identity import ADVICE, CONFIG, code_digest, git_state, read_
 from jaxformer.run.metrics import recent_loss
 from jaxformer.run.own_parts import keep_sources, load_sources
 
-# Sections whose parts a trained model does without.
+# Sections whose parts a trained model does not need.
 _NOT_OF_A_MODEL = ("corpus", "evaluation")
 
-# Of `describe_environment`, what is kept of each start of a run.
+# Keys of `describe_environment` that are kept for each start of a run.
 _OF_A_START = ("code", "git", "device", "devices", "versions", "environment")
 
 
 def check_disk(workdir: Path, needed_bytes: int, what: str) -> None:
     """Raises `UserError` where the disk of a run folder, which need not exist yet, has less room than is needed."""
     place = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    # What interrupted saves left will be removed.
+    # Remains of interrupted saves will be removed.
     leftovers = (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp/**/*")
     free = shutil.disk_usage(place).free + sum(path.stat().st_size for path in leftovers if path.is_file())
     require(
@@ -58,12 +58,12 @@ def check_disk(workdir: Path, needed_bytes: int, what: str) -> None:
 
 @contextlib.contextmanager
 def hold_folder(workdir: Path) -> Iterator[None]:
-    """Keeps every other process from running in a folder, which is created unless it exists.
+    """Keeps other processes from running in a folder, which is created if missing.
 
-    What is refused, or ends before the run's first file is written, leaves nothing behind.
+    A run that ends before its first file is written leaves nothing behind.
 
     Raises:
-        UserError: another process runs in it, or the folder cannot be written, or its path is taken for another.
+        UserError: another process runs in it, or the folder cannot be written or is no folder.
     """
     created = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     lock = workdir / LOCK
@@ -99,7 +99,7 @@ def check_still_there(workdir: Path) -> None:
     """
     if not (workdir / CONFIG).exists():
         raise TrainingFailure(
-            f"run folder {workdir}: moved or removed while the run went on; put it back, and the same command goes on "
+            f"run folder {workdir}: moved or removed during the run; put it back, and the same command resumes "
             "from what is saved in it"
         )
 
@@ -136,7 +136,7 @@ def recorded_versions() -> dict[str, str]:
 
 
 def describe_environment(attention: Implementation, device_kind: str, devices: int) -> dict:
-    """Returns what a start of a run computes with, for its `config.json`: code, versions, devices and attention."""
+    """Returns code, versions, devices and attention of a start of a run, for its `config.json`."""
     return {
         "code": code_digest(),
         "git": git_state(),
@@ -158,10 +158,10 @@ def write_config(
     tokenizer: Tokenizer,
     step: int,
 ) -> None:
-    """Writes the tokenizer, own parts' source, and `config.json`: the configuration, what it is run with, its starts.
+    """Writes the tokenizer, the source of your parts, and `config.json`: configuration, environment and starts.
 
     Args:
-        belongs_to: what identifies the run: `identity`, `digests` and `tasks`; and what is known of its `corpora`.
+        belongs_to: what identifies the run: `identity`, `digests` and `tasks`; and a description of its `corpora`.
         environment: of `describe_environment`.
         step: at which the run starts or goes on.
 
@@ -180,13 +180,13 @@ def write_config(
         "experiment": experiment.name,
         "seed": belongs_to["identity"]["seed"],
         "question": experiment.question,
-        # Of the first start, whatever step it was stopped at.
+        # From the first start, whatever step it was stopped at.
         "forecast": before.get("forecast", forecast.digest if forecast else ""),
         "tracked_as": before.get("tracked_as") or uuid.uuid4().hex[:12],
         "lineage": dataclasses.asdict(lineage),
         "config": to_dict(experiment),
         **belongs_to,
-        # Those that this start leaves out have scores here too.
+        # Tasks that this start leaves out have scores here too.
         "tasks": before.get("tasks", {}) | belongs_to["tasks"],
         **environment,
         "starts": [*starts, start],
@@ -206,7 +206,7 @@ def evaluations_folder(workdir: Path, step: int) -> Path:
 
 
 def peak_memory() -> int:
-    """Returns the largest memory of this process, bytes: the device's where it keeps count, else the host's."""
+    """Returns the peak memory of this process, bytes: the device's if it is counted there, else the host's."""
     on_device = jax.local_devices()[0].memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024
     return on_device.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -216,8 +216,8 @@ def load_run(workdir: Path) -> tuple[Experiment, dict]:
     """Returns the experiment of a run folder, and its `config.json`.
 
     Raises:
-        UserError: there is none, or it is damaged, or made with a part of one's own whose code is not known here; a
-            reader of corpora or a task is refused only where it is used.
+        UserError: there is none, it is damaged, or made with a part whose code is unknown here; an unknown reader or
+            task is refused only where it is used.
     """
     advice = "give the folder of a run"
     if workdir.name.isdecimal() and workdir.parent.name == "checkpoints":
@@ -267,7 +267,7 @@ def summarise(
     evaluation: dict[str, float],
     best_checkpoint: int | None,
 ) -> dict:
-    """Returns what `summary.json` holds of a run that is finished."""
+    """Returns the content of `summary.json` for a finished run."""
     steps = experiment.training.steps
     summary = {
         "status": "finished",
@@ -286,7 +286,7 @@ def summarise(
 
 
 def finished_summary(workdir: Path, experiment: Experiment) -> dict | None:
-    """Returns the summary of a run that is finished, and says so, and which of its tasks have no scores."""
+    """Returns the summary of a run if it is finished; prints that, and which tasks have no scores."""
     path = workdir / "summary.json"
     summary = read_json(path, ADVICE)
     if summary is None:
@@ -299,8 +299,8 @@ def finished_summary(workdir: Path, experiment: Experiment) -> dict | None:
         wanted = task_names(experiment.evaluation.tasks) if experiment.evaluation.task_data else []
         if missing := ",".join(name for name in wanted if f"{name}/acc" not in summary):
             print_notice(
-                f"it has no scores of {missing}: `jaxformer evaluate --workdir={shell_word(workdir)} --task={missing} "
-                f"--data={shell_word(Path(experiment.evaluation.task_data))}` makes them"
+                f"it has no scores of {missing}; get them by `jaxformer evaluate --workdir={shell_word(workdir)} "
+                f"--task={missing} --data={shell_word(Path(experiment.evaluation.task_data))}`"
             )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not the summary of a run; remove it to validate the last checkpoint again") from error
@@ -308,7 +308,7 @@ def finished_summary(workdir: Path, experiment: Experiment) -> dict | None:
 
 
 def checkpoints_to_come(experiment: Experiment, workdir: Path) -> int:
-    """Returns the most checkpoints that the run will need room for beside those that it has."""
+    """Returns the most checkpoints that the run will need room for, beside those that exist."""
     steps, config = experiment.training.steps, experiment.checkpoint
     branch = decay_start(experiment.optimizer, steps)
     saves = steps // config.every_steps + steps // experiment.evaluation.every_steps + 1 + (branch > 0)

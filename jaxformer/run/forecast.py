@@ -1,6 +1,6 @@
-"""What a run was forecast to come to, in its folder before its first step: `forecast.json`, which nothing changes.
+"""The forecast of a run, written to its folder before its first step: `forecast.json`, which never changes.
 
-Its digest is in the record of the run from its first start on, so that nobody can write it afterwards unnoticed.
+The run records its digest at its first start, so that a forecast written later would be noticed.
 """
 
 import hashlib
@@ -16,28 +16,28 @@ from jaxformer.run.metrics import Series
 
 FORECAST = "forecast.json"
 
-# Of runs within the interval, and of validations within the band, as far as what was forecast is right.
+# Share of runs within the interval, and of validations within the band, if the forecast is right.
 INTERVAL, BAND = 0.9, 0.98
 
 
 class Band(NamedTuple):
-    """Where a validation within the run is expected."""
+    """The range in which a validation within the run is expected."""
 
     step: int
     low: float
     high: float
-    """`low` and `high`: bits per byte, of `BAND` of the runs."""
+    """`low` and `high`, bits per byte: the range of `BAND` of the runs."""
 
 
 class Forecast(NamedTuple):
-    """What a run is expected to come to, bits per byte."""
+    """The expected result of a run, bits per byte."""
 
     median: float
     low: float
     high: float
-    """`low` and `high`: of `INTERVAL` of the runs, on the validation documents of the sizes before it."""
+    """`low` and `high`: the range of `INTERVAL` of the runs, on the validation documents of the smaller sizes."""
     bands: tuple[Band, ...]
-    """Of the validations of the run, the last one's included, where the sizes before it had them too."""
+    """For the validations of the run, the last included, where the smaller sizes had them too."""
     digest: str
     """Hexadecimal SHA-256 of the file."""
     about: Mapping[str, Any]
@@ -52,13 +52,13 @@ def write_forecast(workdir: Path, values: Mapping[str, Any]) -> Forecast:
     """Writes a forecast into a run folder, which need not exist, and returns it.
 
     Args:
-        values: `median`, `low`, `high`, `bands`, and whatever tells what it is made of.
+        values: `median`, `low`, `high`, `bands`, and anything that shows how it was made.
 
     Raises:
-        UserError: the run has begun, or was forecast already, or the folder cannot be written.
+        UserError: the run has begun, or has a forecast, or the folder cannot be written.
     """
-    require(not (workdir / "config.json").exists(), f"run folder {workdir}: the run has begun, and is forecast no more")
-    require(not (workdir / FORECAST).exists(), f"run folder {workdir}: the run is forecast already, in {FORECAST}")
+    require(not (workdir / "config.json").exists(), f"run folder {workdir}: the run has begun; forecast it before")
+    require(not (workdir / FORECAST).exists(), f"run folder {workdir}: the run already has a forecast, {FORECAST}")
     content = (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def write_forecast(workdir: Path, values: Mapping[str, Any]) -> Forecast:
 
 
 def read_forecast(workdir: Path) -> Forecast | None:
-    """Returns what a run was forecast, or None where it was not.
+    """Returns the forecast of a run, or None where there is none.
 
     Raises:
         UserError: the file is damaged.
@@ -80,7 +80,7 @@ def read_forecast(workdir: Path) -> Forecast | None:
     return _parse(path, path.read_bytes())
 
 
-_ADVICE = "remove it: the run goes on without, and a run that is finished counts as forecast no more"
+_ADVICE = "remove it: the run goes on without, and no longer counts as forecast"
 
 
 def _parse(path: Path, content: bytes) -> Forecast:
@@ -96,7 +96,7 @@ def _parse(path: Path, content: bytes) -> Forecast:
 
 
 def beside_forecast(forecast: Forecast, validation: Series) -> str:
-    """Returns a warning where the latest validation lies outside of what was forecast for it; '' where it does not.
+    """Returns a warning if the latest validation lies outside of its forecast, else ''.
 
     Args:
         validation: bits per byte by step.
@@ -109,7 +109,7 @@ def beside_forecast(forecast: Forecast, validation: Series) -> str:
         return ""
     expected = f"{band.low:.4f} to {band.high:.4f}, as {BAND:.0%} of such runs"
     if bits > band.high:
-        what = "above: compare data, learning rate and batch with the smaller sizes before you wait for its end"
+        what = "above: compare data, learning rate and batch size with the smaller sizes before you let it go on"
     else:
-        what = "below, which smaller sizes do not explain: see that nothing it is validated on is in its training data"
-    return f"the validation, {bits:.4f} bits per byte, was forecast at {expected}, and lies {what}"
+        what = "below, which smaller sizes do not explain: check that no validation text is in its training data"
+    return f"the validation, {bits:.4f} bits per byte, was forecast at {expected}, but lies {what}"

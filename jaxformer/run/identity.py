@@ -1,4 +1,4 @@
-"""What identifies a run and its evaluations, and refuses what would be taken for the same and is not."""
+"""What identifies a run and its evaluations, and errors for folders and files of another."""
 
 import ast
 import functools
@@ -21,9 +21,9 @@ from jaxformer.host.syntax import dump, parse_code, statements
 from jaxformer.record import check_same
 from jaxformer.step import compute_dtype
 
-# In a run folder, what is run; and what to do where a file that a run writes is damaged.
+# The configuration's file in a run folder; and advice for a damaged file.
 CONFIG = "config.json"
-ADVICE = "remove it: the same command writes it anew, and checks the checkpoints"
+ADVICE = "remove it: the same command writes it again, and checks the checkpoints"
 
 
 def read_config(workdir: Path) -> dict | None:
@@ -36,10 +36,10 @@ def read_config(workdir: Path) -> dict | None:
 
 
 def identify(experiment: Experiment, seed: int, initial_params: str = "") -> dict:
-    """Returns what a run learns from, by dotted path: its science, its seed and the precision on this device.
+    """Returns what decides what a run learns, by dotted path: its science, its seed and the precision on this device.
 
     Args:
-        initial_params: digest of the parameters that `init_from` names, which stands in place of their path.
+        initial_params: digest of the parameters that `init_from` names, in place of their path.
     """
     if bool(experiment.init_from) != bool(initial_params):
         raise ValueError("the digest of the parameters that init_from names, and of no others, identifies a run")
@@ -60,23 +60,23 @@ def check_folder(workdir: Path, ours: dict, key: str) -> None:
         return
     theirs = stored.get(key)
     if not isinstance(theirs, dict):
-        raise UserError(f"{workdir / CONFIG}: it has no {key}; move the run folder away")
+        raise UserError(f"{workdir / CONFIG}: it has no {key}; move the run folder elsewhere")
     check_same(f"run folder {workdir} belongs", ours, theirs)
 
 
 def check_tasks(workdir: Path, ours: dict[str, str]) -> None:
-    """Raises `UserError` if a run folder has scores of a task on other data, which would be taken for the same."""
+    """Raises `UserError` if a run folder has scores of a task on other data, which would be confused with these."""
     theirs = (read_config(workdir) or {}).get("tasks", {})
     changed = [name for name, digest in ours.items() if theirs.get(name, digest) != digest]
     require(
         not changed,
         f"run folder {workdir}: the data of {', '.join(changed)} have changed since it was begun, or your code for "
-        "them; put back what they were, leave the task out with --evaluation.tasks, or choose another --workdir",
+        "them; restore them, leave the task out with --evaluation.tasks, or choose another --workdir",
     )
 
 
 def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer: Tokenizer) -> dict:
-    """Returns what an evaluation's results depend on beside its data: for its files."""
+    """Returns what an evaluation's results depend on beside its data, as its files record it."""
     return {
         "experiment": experiment.name,
         "seed": seed,
@@ -89,12 +89,12 @@ def identify_evaluation(experiment: Experiment, seed: int, step: int, tokenizer:
 
 
 def evaluated_with() -> dict:
-    """Returns what an evaluation that is made now is made with, as it lies in its files."""
+    """Returns the code and versions of an evaluation made now, as its files record them."""
     return _made_with(evaluation_code_digest())
 
 
 def timed_with() -> dict:
-    """Returns the device, code, versions and options on which the time of a step depends, beside its configuration."""
+    """Returns the device, code, versions and options that the time of a step depends on, beside its configuration."""
     return _made_with(code_digest())
 
 
@@ -110,29 +110,29 @@ def _made_with(code: str) -> dict:
 _ROOT = Path(__file__).parents[2]
 
 
-# What decides how a model is evaluated, and nothing of what it learns.
+# What decides how a model is evaluated, but not what it learns.
 _EVALUATION = "jaxformer.evaluation"
 
 
-@functools.cache  # The code that runs is that of the start, whatever is edited since.
+@functools.cache  # The running code is that of the start, even if files change.
 def code_digest() -> str:
-    """Returns the hexadecimal SHA-256 of what decides what a run learns: the loop, and all that data and model take.
+    """Returns the hexadecimal SHA-256 of the code that decides what a run learns: the loop, and all for data and model.
 
     It is of the syntax without documentation, so that comments, docstrings, reports and commands may change between
-    runs that are compared. What evaluates has a digest of its own. Tasks may decide which documents are trained on,
-    which the digests of the data know.
+    compared runs. Evaluation code has its own digest. Tasks may decide which documents are trained on; the digests of
+    the data cover that.
     """
     return _digest({"jaxformer.loop"} | _imported_by("jaxformer.run.inputs", without=_EVALUATION))
 
 
 @functools.cache
 def evaluation_code_digest() -> str:
-    """Returns the same of what decides an evaluation's numbers: validation, tasks, and the model that they take."""
+    """Returns the same of the code that decides an evaluation's numbers: validation, tasks and the model."""
     return _digest(_imported_by(f"{_EVALUATION}.validation") | _imported_by(f"{_EVALUATION}.task_scores"))
 
 
 def read_sources() -> None:
-    """Reads what the digests of the code and the state of git are made of, as it is now while it is imported."""
+    """Reads the code and the state of git for the digests now, while the code is imported."""
     code_digest()
     evaluation_code_digest()
     git_state()
@@ -149,7 +149,7 @@ def _imported_by(name: str, without: str = "-") -> set[str]:
     """Returns a module of this package and all that it imports from it, directly or not.
 
     Args:
-        without: a package whose modules are left out, and what only they import.
+        without: a package whose modules are left out, with what only they import.
     """
     waiting, seen = [name], set()
     while waiting:
@@ -191,13 +191,13 @@ def _source(name: str) -> bytes:
 
 @functools.cache  # As of the code that runs.
 def git_state() -> dict[str, str | None] | None:
-    """Returns the git commit that the package was started from, and the digest of what differs from it.
+    """Returns the git commit that the package was started from, and the digest of uncommitted changes.
 
-    `changes` is the hexadecimal SHA-256 of the difference of the package's files from the commit, None where there is
-    none. The whole is None where the package is no part of a git checkout.
+    `changes` is the hexadecimal SHA-256 of the package's diff from the commit, None without one. The whole is None
+    where the package is not in a git checkout.
     """
     folder = _ROOT / "jaxformer"
-    # Within a hook of git, GIT_DIR and its kin name the repository of the hook; GIT_CONFIG_... may admit this one.
+    # Within a git hook, GIT_DIR and similar name the hook's repository; GIT_CONFIG_... may admit this one.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith("GIT_CONFIG")}
 
     def git(*arguments: str) -> bytes:

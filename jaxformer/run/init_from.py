@@ -1,8 +1,8 @@
-"""Trained weights that a run starts from: those of a run of ours, or of a Hugging Face folder.
+"""Trained weights that a run starts from: of a jaxformer run, or of a Hugging Face folder.
 
-They are the parameters and nothing else: optimizer state, step count, schedule and data order begin anew. What
-identifies a run is the digest of its first parameters, not where they lay; and a run that has saved steps goes on from
-those, whether what it started from is still there or not.
+Only the parameters are taken: optimizer state, step count, schedule and data order start fresh. A run is identified by
+the digest of its first parameters, not by their path. A run that has saved steps resumes from those, whether the
+initial weights still exist or not.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from jaxformer.record import flatten
 from jaxformer.run.folder import load_run, run_tokenizer
 from jaxformer.run.identity import CONFIG, read_config
 
-# In place of a model type of transformers, in the record of what a run of ours has saved.
+# In place of a model type of transformers, in the record of weights of a jaxformer run.
 _OWN = "jaxformer"
 
 
@@ -43,21 +43,19 @@ class InitialWeights(NamedTuple):
     """Trained weights that a run starts from."""
 
     record: dict[str, Any]
-    """What the run's lineage keeps of them: `path` as it was given, `model_type`, `params` (their digest) and, of a run
-    of ours, its experiment, seed, step and tokens, and the weights that it started from itself.
+    """What the run's lineage records: `path` as given, `model_type`, `params` (their digest) and, of a jaxformer run,
+    its experiment, seed, step and tokens, and the weights that it started from itself.
     """
     model: ModelConfig | None
-    """The model that they are of, with the ids of its tokenizer for its vocabulary; None where they are not there any
-    more.
-    """
+    """Their model, with the ids of its tokenizer as its vocabulary; None if they no longer exist."""
     folder: Path
-    """Where the tokenizer lies that their ids are of."""
+    """Folder of their tokenizer."""
     load: Callable[[nnx.State], nnx.State]
-    """Returns the parameters, in the places of abstract ones; raises `UserError` where they are damaged or gone."""
+    """Returns the parameters, placed like abstract ones; raises `UserError` if they are damaged or gone."""
 
     @property
     def digest(self) -> str:
-        """The digest of the parameters, without the tables' rows that no token has; see `saved_params_digest`."""
+        """The digest of the parameters, without table rows that stand for no token; see `saved_params_digest`."""
         return self.record["params"]
 
     def __str__(self) -> str:
@@ -67,18 +65,18 @@ class InitialWeights(NamedTuple):
 
 
 def open_weights(path: str) -> InitialWeights:
-    """Returns the trained weights at a path; their parameters are read no further than for their digest.
+    """Returns the trained weights at a path; their parameters are read only for their digest.
 
     Args:
         path: RUN, the folder of a finished run; RUN/checkpoints/STEP; or a Hugging Face folder.
 
     Raises:
-        UserError: there are none, or they are damaged or of an architecture that is not known.
+        UserError: there are none, or they are damaged or of an unknown architecture.
     """
     with _path_in_errors(path):
         folder = on_this_machine(path)
         is_step = folder.name.isdecimal() and folder.parent.name == "checkpoints"
-        if is_step and not (folder / CONFIG).exists():  # Those who train with others keep whole models there.
+        if is_step and not (folder / CONFIG).exists():  # Other libraries keep whole models there.
             return _of_run(path, folder.parent.parent, int(folder.name))
         require(folder.is_dir(), "no such folder")
         advice = "no config.json; give RUN, the folder of a run, RUN/checkpoints/STEP or a Hugging Face folder"
@@ -90,20 +88,20 @@ def open_weights(path: str) -> InitialWeights:
 
 @contextlib.contextmanager
 def _path_in_errors(path: str) -> Iterator[None]:
-    """Raises what is wrong with weights as `UserError` that begins with their path, as it was given."""
+    """Raises errors about weights as `UserError` that begins with their path, as given."""
     try:
         yield
     except OSError as error:
         raise UserError(f"init_from {path}: {error.strerror}") from error
     except UserError as error:
         text, folder = str(error), on_this_machine(path)
-        for same in (folder, folder.absolute()):  # It is named already.
+        for same in (folder, folder.absolute()):  # Already named.
             text = text.removeprefix(f"{same}: ").removeprefix(f"{same}/")
         raise UserError(f"init_from {path}: {text}") from error
 
 
 def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
-    """Returns the weights of a step of a run of ours, or of its last."""
+    """Returns the weights of a step of a jaxformer run, or of its last."""
     experiment, config = load_run(workdir)
     ids = run_tokenizer(workdir, config).vocabulary_size  # Refused here if it is another.
     saved = nnx.state(abstract_model(experiment.model))
@@ -146,7 +144,7 @@ def _of_run(path: str, workdir: Path, step: int | None) -> InitialWeights:
 
 
 def _unsplit(like: jax.Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """Returns an abstract array of a shape, whole on each device on which another has a part."""
+    """Returns an abstract array of a shape, whole on each device that `like` has a part on."""
     place = like.sharding
     if isinstance(place, NamedSharding):
         place = NamedSharding(place.mesh, PartitionSpec())
@@ -154,7 +152,7 @@ def _unsplit(like: jax.Array, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
 
 
 def _with_rows_of(like: Mapping[str, jax.Array], params: Mapping[str, np.ndarray], ids: int) -> dict[str, np.ndarray]:
-    """Returns parameters whose tables have the rows of a tokenizer's ids, and zeros up to as many as others have."""
+    """Returns parameters whose tables have rows for a tokenizer's ids, padded with zeros to the rows of `like`."""
     return with_vocabulary(with_vocabulary(params, ids), len(like["embedding"]))
 
 
@@ -163,15 +161,15 @@ def _of_huggingface(path: str, folder: Path, model_type: str) -> InitialWeights:
     model, ids = read_model(folder), load_tokenizer(tokenizer_in(folder)).vocabulary_size
     require(
         ids <= model.vocabulary_size,
-        f"its tokenizer has {ids} ids and its embedding {model.vocabulary_size} rows, so that what the last ids mean "
-        "was never learned; copy the model's own tokenizer there",
+        f"its tokenizer has {ids} ids and its embedding {model.vocabulary_size} rows, so that the last ids have no "
+        "learned meaning; copy the model's own tokenizer there",
     )
 
     def load(params: nnx.State) -> nnx.State:
         like = by_path(params)
         with _path_in_errors(path):
             arrays = _with_rows_of(like, read_pretrained(folder), ids)
-        # Each array is let go once it lies where it is to lie.
+        # Each array is freed once it is placed.
         return as_state({name: _placed(arrays.pop(name), leaf) for name, leaf in like.items()}, params)
 
     with waiting(f"the parameters of {path}"):
@@ -182,7 +180,7 @@ def _of_huggingface(path: str, folder: Path, model_type: str) -> InitialWeights:
     return InitialWeights({"path": path, "model_type": model_type, "params": digest}, model, folder, load)
 
 
-# A command asks for each seed, and gigabytes are read; files that changed are asked for by another state.
+# Cached, since a command needs it for each seed and gigabytes are read; changed files have another state.
 @functools.lru_cache(maxsize=8)
 def _digest_of_files(folder: Path, state: tuple, model: ModelConfig) -> str:
     """Returns the digest of the parameters in a folder, whose files have a state: names, sizes, times of change."""
@@ -196,7 +194,7 @@ def _placed(array: np.ndarray, like: jax.Array) -> jax.Array:
 def find_weights(path: str, workdir: Path) -> InitialWeights | None:
     """Returns the weights that a run in a folder starts from, or started from; None for no path.
 
-    Those that are gone are known by what a run that started from the same path has recorded of them.
+    If they are gone, the record of a run that started from the same path identifies them.
 
     Raises:
         UserError: as of `open_weights`.
@@ -225,35 +223,35 @@ def tokenizer_in(folder: Path) -> Path:
     """
     if (file := tokenizer_file(folder)) is None:
         files = " and no ".join(TOKENIZER_FILES)
-        raise UserError(f"no {files}, so that what its ids mean is not known; copy the model's there")
+        raise UserError(f"no {files}, so that the meaning of its ids is unknown; copy the model's there")
     return file
 
 
 def with_tokenizer(experiment: Experiment, folder: Path) -> Experiment:
-    """Returns an experiment that takes the tokenizer of a folder where it would train one."""
+    """Returns an experiment that uses the tokenizer of a folder instead of training one."""
     if experiment.tokenizer.path:
         return experiment
     return replace(experiment, {"tokenizer.path": typed(tokenizer_in(folder))})
 
 
 def check_fits(experiment: Experiment, initial: InitialWeights) -> None:
-    """Raises `UserError` unless weights are of an experiment's model and tokenizer; reports what may differ."""
+    """Raises `UserError` unless weights fit an experiment's model and tokenizer; prints allowed differences."""
     if initial.model is not None:
         _check_model(experiment.model, initial.model, initial.record)
     if not experiment.tokenizer.path:
         return
-    ours = prepare_tokenizer((), experiment.tokenizer, cache_folder())  # It is given, and so nothing is trained.
+    ours = prepare_tokenizer((), experiment.tokenizer, cache_folder())  # It exists, so nothing is trained.
     theirs = load_tokenizer(tokenizer_in(initial.folder))
     require(
         ours.digest == theirs.digest or _have_same_ids(ours, theirs),
         f"init_from {initial.record['path']}: its tokenizer is not the one of tokenizer.path "
-        f"({experiment.tokenizer.path}), so that ids would mean other text; leave that out, and the run takes the "
-        "one of its weights",
+        f"({experiment.tokenizer.path}), so that ids would mean other text; leave that out, and the run uses the "
+        "tokenizer of its weights",
     )
 
 
 def _check_model(here: ModelConfig, there: ModelConfig, record: Mapping[str, Any]) -> None:
-    """Raises `UserError` where weights with a record are of another model; reports what may differ."""
+    """Raises `UserError` if weights with a record are of another model; prints differences that are allowed."""
     ours, theirs = (flatten(model.effective(), science_only=True) for model in (here, there))
     unused = here.unused_in_forward_pass
     if here.vocabulary_size > there.vocabulary_size:
@@ -270,22 +268,22 @@ def _check_model(here: ModelConfig, there: ModelConfig, record: Mapping[str, Any
         f"{' '.join(f'--model.{name}={theirs.get(name)}' for name in refused)}",
     )
     for text in differing.values():
-        print_notice(f"init_from {record['path']}: {text}; the run goes on otherwise than its weights were trained")
+        print_notice(f"init_from {record['path']}: {text}; the run differs in this from the training of its weights")
 
 
 def _have_same_ids(one: Tokenizer, other: Tokenizer) -> bool:
-    """Returns whether each id stands for the same bytes in two tokenizers, which may come from files of two kinds."""
+    """Returns whether each id stands for the same bytes in two tokenizers, even of different file formats."""
     return (one.bos_id, one.eos_id, one.pieces()) == (other.bos_id, other.eos_id, other.pieces())
 
 
 def load_params(initial: InitialWeights, model: ModelConfig, mesh: Mesh | None) -> nnx.State:
-    """Returns the parameters that a run starts from, where those of its state are to lie.
+    """Returns the parameters that a run starts from, placed as its state will be.
 
     Raises:
-        UserError: they are damaged, or not there any more.
+        UserError: they are damaged or no longer exist.
     """
     params = nnx.state(abstract_model(model))
-    if mesh is None or mesh.size == 1:  # Named as well: a run on other devices has saved where its parts lay there.
+    if mesh is None or mesh.size == 1:  # Needed here too: a run on other devices has saved their placement there.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         places = jax.tree.map(lambda _: here, params)
     else:

@@ -26,23 +26,23 @@ from jaxformer.host.console import print_notice
 
 
 class PreparedCorpus(NamedTuple):
-    """A corpus as token shards, and which of its documents no row holds."""
+    """A corpus as token shards, and the documents that are left out."""
 
     name: str
     training: Shards
     validation: Shards
     held_out_elsewhere: np.ndarray
-    """int64, indices of the training documents that another corpus is validated on; they are removed."""
+    """int64, indices of training documents that another corpus validates on; they are removed."""
     contamination: dict[str, Contamination]
     """What the training documents share with each task."""
     decontaminate: bool
-    """Whether those that share something are removed."""
+    """Whether documents that share text with a task are removed."""
     round_trip: RoundTrip | None
-    """What of its text the tokenizer loses; None where that loses no text at all."""
+    """The text that the tokenizer loses; None if it never loses any."""
 
     @property
     def removed(self) -> np.ndarray:
-        """The indices of the training documents that are removed, int64, ascending."""
+        """The indices of the removed training documents, int64, ascending."""
         found = [each.documents for each in self.contamination.values()] if self.decontaminate else []
         return np.unique(np.concatenate([self.held_out_elsewhere, *found]))
 
@@ -57,12 +57,12 @@ class PreparedCorpus(NamedTuple):
         return int(self.training.tokens[self.documents].sum())
 
     def describe(self) -> list[str]:
-        """Returns a line on each reason to remove training documents, whether they are or not."""
+        """Returns a line for each reason to remove training documents, removed or not."""
         lines, held_out = [], self.held_out_elsewhere
         if len(held_out):
             lines.append(
                 f"{len(held_out):,} of {len(self.training):,} training documents "
-                f"({int(self.training.tokens[held_out].sum()):,} tokens) removed: other corpora are validated on them"
+                f"({int(self.training.tokens[held_out].sum()):,} tokens) removed: other corpora validate on them"
             )
         for name, task in self.contamination.items():
             lines.append(f"{name}: {task.describe(is_removed=self.decontaminate)}")
@@ -70,12 +70,12 @@ class PreparedCorpus(NamedTuple):
 
 
 class Data(NamedTuple):
-    """All that a run reads: corpora, and of each its training rows and validation set; and tasks."""
+    """All that a run reads: corpora with their training rows and validation sets, and tasks."""
 
     tokenizer: Tokenizer
     corpora: list[PreparedCorpus]
     plans: dict[int, list[Plan]]
-    """By length of the rows, those of each corpus."""
+    """By row length, the rows of each corpus."""
     validation: list[ValidationSet]
     tasks: list[EncodedTask]
 
@@ -86,7 +86,7 @@ class Data(NamedTuple):
 
 
 def digests(data: Data) -> dict[str, str]:
-    """Returns what identifies the data and its order, by name, for a run to resume on nothing else."""
+    """Returns what identifies the data and its order, by name; a run resumes only with the same."""
     found = {"tokenizer": data.tokenizer.digest}
     for i, corpus in enumerate(data.corpora):
         manifest = corpus.training.manifest
@@ -101,10 +101,10 @@ def digests(data: Data) -> dict[str, str]:
 
 
 def contents(data: Data) -> dict[str, dict]:
-    """Returns what is known of each corpus, by its name.
+    """Returns a description of each corpus, by its name.
 
-    Where it comes from, what is removed of its training documents, what it shares with tasks and what the tokenizer
-    loses of it.
+    It has the origin, the removed training documents, the text shared with tasks, and the text that the tokenizer
+    loses.
     """
     found = {}
     for corpus in data.corpora:
@@ -134,11 +134,11 @@ def open_corpora(experiment: Experiment, *, newest: bool = False) -> tuple[list[
     """Returns the corpora of an experiment and their tokenizer, which is trained if it is not in the cache.
 
     Args:
-        newest: looks up again at which commits branches of the Hub stand.
+        newest: looks up the commits of Hub branches again.
 
     Raises:
-        UserError: a corpus is not there, or the tokenizer does not fit the model; or one would be trained for weights
-            that have one.
+        UserError: a corpus is missing, the tokenizer does not fit the model, or one would be trained for weights that
+            have one.
     """
     require(
         not experiment.init_from or bool(experiment.tokenizer.path),
@@ -164,10 +164,10 @@ def prepare_corpora(
     *,
     beam: Sequence[str] | None = None,
 ) -> list[PreparedCorpus]:
-    """Returns the corpora of an experiment as token shards, and what must be known of their documents.
+    """Returns the corpora of an experiment as token shards, and what is left out of their documents.
 
     Args:
-        tasks: those that are searched for in the training documents.
+        tasks: to search for in the training documents.
         beam: as in `prepare`.
 
     Raises:
@@ -198,14 +198,14 @@ def prepare_corpora(
         require(
             len(corpus.removed) < len(shards),
             f"corpus {shards.manifest.origin}: all {len(shards):,} training documents are removed, since other corpora "
-            "are validated on them or tasks contain them; lower the others' validation_share, or leave the corpus out",
+            "validate on them or tasks contain them; lower the others' validation_share, or leave the corpus out",
         )
         prepared.append(corpus)
     return prepared
 
 
 def _check_shards(documents: Documents, tokenizer: Tokenizer, shards: Shards) -> None:
-    """Raises `UserError` unless shards were made of a corpus by a tokenizer."""
+    """Raises `UserError` unless shards were made from a corpus by a tokenizer."""
     manifest = shards.manifest
     for what, ours, theirs in (
         ("tokenizer", tokenizer.digest, manifest.tokenizer_digest),
@@ -217,7 +217,7 @@ def _check_shards(documents: Documents, tokenizer: Tokenizer, shards: Shards) ->
         require(
             ours == theirs,
             f"token shards {shards.folder}: made with another {what} ({theirs!s:.12}, not {ours!s:.12}); delete the "
-            "folder and run again to prepare it anew",
+            "folder and run again to prepare it again",
         )
 
 
@@ -228,7 +228,7 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
         UserError: as of `open_corpora` and `prepare_corpora`, or there is too little text for the rows.
     """
     packing = experiment.packing
-    tasks = load_tasks(experiment.evaluation)  # Refused before hours of preparation.
+    tasks = load_tasks(experiment.evaluation)  # Errors come before hours of preparation.
     documents, tokenizer = open_corpora(experiment)
     encoded_tasks = [encode_task(task, tokenizer, packing.row_length) for task in tasks]
     corpora = prepare_corpora(experiment, documents, tokenizer, tasks)
@@ -240,7 +240,7 @@ def prepare_data(experiment: Experiment, seed: int) -> Data:
 
 
 def _plan_corpora(experiment: Experiment, corpora: Sequence[PreparedCorpus], seed: int) -> dict[int, list[Plan]]:
-    """Returns the rows of each corpus by their length, each document in rows of one length.
+    """Returns the rows of each corpus by row length; a document is in rows of one length.
 
     Raises:
         UserError: there is too little text for the rows, or it fills too little of them.
@@ -256,7 +256,7 @@ def _plan_corpora(experiment: Experiment, corpora: Sequence[PreparedCorpus], see
             require(
                 len(dealt[i][row_length]) > 0 or not is_read,
                 f"corpus {corpus.training.manifest.origin}: its {len(corpus.documents):,} documents are too few to "
-                f"deal some to the rows of {row_length} tokens; give it more text, or its phases rows of one length",
+                f"fill rows of {row_length} tokens too; give it more text, or its phases rows of one length",
             )
     packings = {length: dataclasses.replace(experiment.packing, row_length=length) for length in dealt[0]}
     plans = {
@@ -281,12 +281,12 @@ def _plan_corpora(experiment: Experiment, corpora: Sequence[PreparedCorpus], see
 
 
 def _check_fill(corpus: PreparedCorpus, plan: Plan, documents: np.ndarray, packing: PackingConfig) -> None:
-    """Raises `UserError` with the cause where the rows of some documents are filled too little."""
+    """Raises `UserError` with the cause if the rows are filled too little."""
     report = packing_report(plan, corpus.training.tokens, documents)
     inputs = int(plan.lengths.sum(dtype=np.int64))
     if packing.documents_per_row and report.documents_per_row > 0.9 * packing.documents_per_row:
         cause = f"raise packing.documents_per_row ({packing.documents_per_row})"
-    elif len(plan) == -(-inputs // packing.row_length):  # No packing takes fewer rows.
+    elif len(plan) == -(-inputs // packing.row_length):  # No packing needs fewer rows.
         cause = f"{report.documents:,} training documents of {inputs:,} tokens are too few; give it more text"
     else:
         cause = f"shorten packing.row_length ({packing.row_length})"

@@ -38,8 +38,8 @@ class JaxformerLM(TemplateLM):
         batch_size: rows that are computed at once; 'auto' for the run's own choice.
         max_gen_toks: tokens to generate where a task gives no number.
         seed: of the random draws.
-        code: Python file of parts of one's own that the run was made with, where it is not known here.
-        max_batch_size, device: passed by the harness always; without effect, since the device is JAX's.
+        code: Python file of your parts that the run was made with, if it is unknown here.
+        max_batch_size, device: always passed by the harness; without effect, since the device is JAX's.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class JaxformerLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """The tokenizer's digest, by which the harness caches requests."""
+        """The tokenizer's digest, the harness's key for cached requests."""
         return self.trained.tokenizer.digest
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
@@ -123,11 +123,11 @@ class JaxformerLM(TemplateLM):
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Returns the text that follows each context, up to a stop sequence, EOS or the number of tokens.
 
-        It is sampled where a task says so, or gives a temperature above 0, and the likeliest otherwise.
+        It is sampled if a task says so, or gives a temperature above 0, else greedy.
 
         Raises:
-            UserError: the tokens to generate leave no room for a context in a row, or an option is not known or has no
-                such value.
+            UserError: the tokens to generate leave no room for a context in a row, or an option is unknown or has an
+                invalid value.
         """
         wanted = [self._generation(*request.args) for request in requests]
         alike = {}  # Rows of a batch share the options, and the length to which prompts are padded.
@@ -138,7 +138,7 @@ class JaxformerLM(TemplateLM):
         with progress_bar(total=len(requests), desc="generating", disable=disable_tqdm) as bar:
             for numbers in batches:
                 prompts = [wanted[number].prompt for number in numbers]
-                prompts += [[self.prefix_token_id]] * (rows - len(prompts))  # Fewer rows would be another shape.
+                prompts += [[self.prefix_token_id]] * (rows - len(prompts))  # Fewer rows would change the shape.
                 sampling = dataclasses.replace(wanted[numbers[0]].sampling, seed=self.seed).reseeded(numbers[0])
                 stops = [wanted[number].stops for number in numbers]
                 generated = generate_texts(self.trained.model, self.trained.tokenizer, prompts, sampling, stops=stops)
@@ -163,7 +163,7 @@ class JaxformerLM(TemplateLM):
 
 
 class _Generation(NamedTuple):
-    """What is to be generated."""
+    """A text to generate."""
 
     prompt: list[int]
     stops: list[str]
@@ -171,7 +171,7 @@ class _Generation(NamedTuple):
 
 
 def _sampling(tokens: int, options: dict) -> Sampling:
-    """Returns how tokens are drawn by the options of a task, which are those of transformers' `generate`."""
+    """Returns how tokens are drawn, from a task's options, which are those of transformers' `generate`."""
     is_sampled = options.pop("do_sample", None)
     temperature = float(options.pop("temperature", 1 if is_sampled else 0))
     if is_sampled is False or temperature == 0:

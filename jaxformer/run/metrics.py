@@ -17,7 +17,7 @@ from jaxformer.host.files import Closing, for_json, write_whole
 from jaxformer.run.samples import read_samples
 from jaxformer.tracking.tracker import Trackers
 
-# The metric that tells what a step was trained on: no curve.
+# The metric that identifies the batch of a step: no curve.
 BATCH = "train/batch"
 
 # In a run folder, a line for each step, and one for each evaluation.
@@ -27,7 +27,7 @@ METRICS = "metrics.jsonl"
 class Writer(Closing):
     """Writes scalars by step to `metrics.jsonl`, and gives them to trackers.
 
-    What a full disk does not take is kept, and written before what comes next.
+    Lines that a full disk refuses are kept, and written before the next ones.
     """
 
     def __init__(self, folder: Path, first_step: int, trackers: Trackers | None = None):
@@ -35,9 +35,9 @@ class Writer(Closing):
 
         Args:
             folder: of the run.
-            first_step: the step that the run begins or resumes at; what a stopped run wrote about later steps, and its
-                validation at this one, are removed, since they come again.
-            trackers: which are given what is left, with the samples, as far as they lack it.
+            first_step: the step that the run begins or resumes at; lines of later steps, and the validation at this
+                one, are removed, since they come again.
+            trackers: which get the lines and samples that they lack.
         """
         self._path = folder / METRICS
         self._trackers = trackers or Trackers()
@@ -52,7 +52,7 @@ class Writer(Closing):
                 self._trackers.log(step, curves(line) | sample)
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> str | None:
-        """Writes one line: the step and its numbers, each of which may be a list, by layer.
+        """Writes one line: the step and its numbers, or lists of numbers by layer.
 
         Returns None, or a line for the screen when writing begins to fail.
         """
@@ -63,7 +63,7 @@ class Writer(Closing):
         if self._trackers.lack(step):
             self._trackers.log(step, curves(values))
         if failure and not was_behind:
-            return f"{self._path}: {failure.strerror}; what it does not take is kept and written later"
+            return f"{self._path}: {failure.strerror}; lines that cannot be written are kept for later"
         return None
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Writer(Closing):
     def _write_waiting(self) -> OSError | None:
         try:
             while self._waiting:
-                # A disk that is nearly full takes a part of what it is given.
+                # A disk that is nearly full may take only a part.
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
             return error
@@ -94,13 +94,13 @@ _floats = functools.partial(np.asarray, dtype=float)
 
 
 def curves(line: Mapping[str, Any]) -> dict[str, float]:
-    """Returns what trackers are given of a line: a number for each name, of lists their mean."""
+    """Returns what trackers get of a line: a number for each name, the mean of a list."""
     numbers = ((name, value) for name, value in line.items() if name not in ("step", BATCH))
     return {name: float(_floats(x).mean()) if isinstance(x, list) else float(x) for name, x in numbers}
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """Returns the lines of a run's `metrics.jsonl`, as far as they are whole; none where there is no such file.
+    """Returns the whole lines of a run's `metrics.jsonl`; none if there is no such file.
 
     Raises:
         UserError: it cannot be read.
@@ -123,7 +123,7 @@ class Series(NamedTuple):
 
 
 class MetricsReader:
-    """Reads the `metrics.jsonl` of a run while it goes on; it keeps the numbers, and reads no line twice."""
+    """Reads the growing `metrics.jsonl` of a run; keeps the numbers, and reads no line twice."""
 
     def __init__(self, folder: Path):
         self._path = folder / METRICS
@@ -139,7 +139,7 @@ class MetricsReader:
         with self._path.open("rb") as file:
             file.seek(self._read)
             for line in file:
-                if not line.endswith(b"\n"):  # The rest of it comes.
+                if not line.endswith(b"\n"):  # The rest follows later.
                     break
                 self._read += len(line)
                 numbers = _parse(line) or {"step": 0}
@@ -166,7 +166,7 @@ def recent_loss(folder: Path, steps: int = 100) -> float:
 
 
 def check_recorded(folder: Path, lines: Sequence[dict], first_step: int) -> str | None:
-    """Returns a line on the steps up to the one that a run resumes at that `metrics.jsonl` lacks; None where all stand.
+    """Returns a line on the steps before the resumed one that `metrics.jsonl` lacks; None if all are there.
 
     Args:
         folder: of the run.
@@ -174,13 +174,13 @@ def check_recorded(folder: Path, lines: Sequence[dict], first_step: int) -> str 
         first_step: the one that it resumes at.
 
     Raises:
-        UserError: it has none of them, such as a file that was compressed or emptied since.
+        UserError: it has none of them, as when it was compressed or emptied since.
     """
     path, recorded = folder / METRICS, _losses_by_step(lines)
     missing = first_step - sum(1 <= step <= first_step for step in recorded)
     require(
         missing < first_step or first_step == 0,
-        f"{path}: none of the {first_step} steps so far is there; put back what it was, or choose another --workdir",
+        f"{path}: none of the {first_step} steps so far is there; restore the file, or choose another --workdir",
     )
     if not missing:
         return None
@@ -210,13 +210,13 @@ def _parse(line: str | bytes) -> dict | None:
 
 
 def cut_metrics(source: Path, target: Path, first_step: int) -> list[dict]:
-    """Writes to a run folder the metrics of one that stay where a run goes on from a step; returns their lines."""
+    """Copies to a run folder the metrics of another up to a step at which the run resumes; returns their lines."""
     kept = [line for line in read_metrics(source) if _is_kept(first_step, line["step"], line)]
     write_whole(target / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return kept
 
 
 def _is_kept(first_step: int, step: int, names: Iterable[str]) -> bool:
-    """Returns whether scalars of a step stay where a run goes on from `first_step`, whose validation is repeated."""
+    """Returns whether scalars of a step stay when a run resumes at `first_step`, whose validation is repeated."""
     is_of_training = all(name == "step" or name.startswith("train/") for name in names)
     return step < first_step or (step == first_step and is_of_training)

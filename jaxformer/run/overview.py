@@ -1,4 +1,4 @@
-"""What a run prints at its start: what will run on what, and what it reads."""
+"""The overview that a run prints at its start: device, model and data."""
 
 from collections.abc import Sequence
 
@@ -20,12 +20,12 @@ from jaxformer.step import TrainState
 
 
 def print_overview(experiment: Experiment, state: TrainState, data: Data, attention: Choice, fit: str) -> None:
-    """Prints, once at the start, what will run on what; fit is what `fit_to_device` says."""
+    """Prints the overview, once at the start; fit is the text of `fit_to_device`."""
     device, spans = jax.devices()[0], spans_of(experiment)
     devices = 1 if state.mesh is None else state.mesh.size
     print_wrapped(f"device      {devices} x {device.device_kind}, {jnp.dtype(state.compute_dtype).name} matmuls")
     if options := ", ".join(f"{name}={value}" for name, value in recorded_options().items()):
-        print_wrapped(f"options     {options}: compared with runs that have the same alone")
+        print_wrapped(f"options     {options}: comparable only with runs that have the same")
     if state.mesh is not None:
         parts = ", ".join(f"{name} {size}" for name, size in state.mesh.shape.items())
         rows = ", then ".join(str(each) for each in dict.fromkeys(span.rows_per_step // devices for span in spans))
@@ -53,7 +53,7 @@ def print_overview(experiment: Experiment, state: TrainState, data: Data, attent
 
 
 def _print_corpus(data: Data, number: int, kind: str | Reader, spans: Sequence[Span]) -> None:
-    """Prints what a run reads of a corpus."""
+    """Prints a corpus, and how it is packed."""
     corpus, m = data.corpora[number], data.corpora[number].training.manifest
     rows = {span: span.rows_by_corpus[number] for span in spans}
     of_all = sum(rows.values()) / sum(span.steps * span.rows_per_step for span in spans)

@@ -1,7 +1,7 @@
-"""The source of a run's own parts: kept in its folder, never run from there, and loaded from the user's own file.
+"""The source of your parts in a run: kept in its folder, never run from there, and loaded from the user's own file.
 
-A folder may come from anywhere, so that no file is run because a folder names or holds it. What this user's processes
-ran is remembered in the cache, by the digest of its source; `--code=FILE` names a file where nothing is.
+A run folder may come from anywhere, so no file is run because a folder names or holds it. The cache remembers files
+that this user's processes ran, by the digest of their source; `--code=FILE` names one that it does not know.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from jaxformer.record import all_parts, source_of
 
 
 def keep_sources(workdir: Path, config: Any) -> None:
-    """Writes the files of a configuration's own parts to `code/DIGEST/` of a run folder, and remembers where they lie.
+    """Writes the files of your parts to `code/DIGEST/` of a run folder, and remembers their paths.
 
     Raises:
         OSError: they cannot be written.
@@ -33,7 +33,7 @@ def keep_sources(workdir: Path, config: Any) -> None:
 
 
 def load_sources(digests: Iterable[str]) -> None:
-    """Loads what has a digest, of a record that may hold anything, from where it was run; what has changed is left."""
+    """Loads files by digest from where they were run, unless they have changed; the record may hold anything."""
     for digest in digests:
         if re.fullmatch("[0-9a-f]{16}", digest):
             with contextlib.suppress(OSError, UserError):

@@ -1,4 +1,4 @@
-"""The page of a run: what it is, how far it is and what it learns, in a file that loads nothing and runs nothing."""
+"""The page of a run: what it is, its progress and its curves, in a file that loads nothing and runs nothing."""
 
 import datetime
 import math
@@ -25,13 +25,13 @@ from jaxformer.skip_steps import SPIKE
 
 PAGE = "run.html"
 
-# Of events, and of samples, the most that are shown.
+# The most events, and samples, that are shown.
 _MOST_EVENTS, _MOST_SAMPLES = 200, 12
 
 # What marks a step whose loss was a spike, and one that was skipped.
 _SPIKE, _SKIPPED = "\N{BLACK UP-POINTING TRIANGLE}", "\N{MULTIPLICATION X}"
 
-# In place of a number that there is not.
+# In place of a missing number.
 _NOTHING = "\N{EN DASH}"
 
 # Names of curves by the metric.
@@ -40,7 +40,7 @@ _NORMS = {"gradient_norm": "Gradient norms", "update_norm": "Update norms", "par
 
 
 class Records(NamedTuple):
-    """What the folder of a run holds of it."""
+    """The contents of a run folder."""
 
     config: Mapping[str, Any]
     """`config.json`."""
@@ -51,20 +51,20 @@ class Records(NamedTuple):
     samples: Mapping[int, str]
     """`samples.jsonl`: texts by step."""
     other_seeds: Sequence[float] = ()
-    """Bits per byte that runs with other seeds, and nothing else, ended with."""
+    """Final bits per byte of runs that differ only in the seed."""
     forecast: Forecast | None = None
-    """What the run was forecast."""
+    """The forecast of the run."""
     error: BaseException | None = None
-    """What ended the run before it was finished; None if nothing is known of that."""
+    """What ended the run early; None if unknown."""
 
     @property
     def steps(self) -> int:
-        """Steps that are trained so far."""
+        """Steps trained so far."""
         return int(max((each.steps[-1] for each in self.series.values()), default=0))
 
     @property
     def status(self) -> str:
-        """What became of the run, as far as is known."""
+        """The state of the run, as far as is known."""
         if "status" in self.summary:
             return "finished"
         if self.error is None:
@@ -80,7 +80,7 @@ class Records(NamedTuple):
         return float(self.values(name)[-1]) if name in self.series else math.nan
 
     def between(self, prefix: str, suffix: str = "") -> dict[str, Series]:
-        """Returns the series whose names begin and end so, by what lies between."""
+        """Returns the series with this prefix and suffix, by the name between."""
         rests = {name.removeprefix(prefix): each for name, each in self.series.items() if name.startswith(prefix)}
         return {name.removesuffix(suffix): each for name, each in rests.items() if name.endswith(suffix)}
 
@@ -99,10 +99,10 @@ class Figure(NamedTuple):
 
 
 class RunPage:
-    """Draws the page of a run again and again while it goes on, with the samples that it is given."""
+    """Draws the page of a run repeatedly while it goes on, with its samples."""
 
     def __init__(self, folder: Path, first_step: int):
-        """Args: folder: of the run; first_step: at which it begins or goes on, whose sample comes again."""
+        """Args: folder: of the run; first_step: at which it begins or resumes, and whose sample comes again."""
         self.path = folder / PAGE
         self._folder = folder
         self._metrics = MetricsReader(folder)
@@ -110,10 +110,10 @@ class RunPage:
         self._is_written = False  # The file may hold samples of steps that come again.
 
     def add_sample(self, step: int, text: str) -> None:
-        """Takes a text that the model wrote after a step, and writes it to `samples.jsonl` behind those before.
+        """Appends a text that the model wrote after a step to `samples.jsonl`.
 
         Raises:
-            OSError: it cannot be written; it is with the next.
+            OSError: it cannot be written; the next call tries again.
         """
         self._samples[step] = text
         was_written, self._is_written = self._is_written, False
@@ -124,12 +124,12 @@ class RunPage:
         self._is_written = True
 
     def draw(self, seconds: float, spans: Sequence[Span], error: BaseException | None = None) -> list[str]:
-        """Draws the page of what the run's folder holds now; returns the warnings that it shows.
+        """Draws the page from the run's folder; returns the warnings that it shows.
 
         Args:
             seconds: that the run took so far.
             spans: of the run, each of which is judged by itself.
-            error: that ended it, if it has ended before it was finished.
+            error: that ended it early, if any.
 
         Raises:
             OSError: it cannot be written.
@@ -149,7 +149,7 @@ class RunPage:
 
 
 def read_other_seeds(folder: Path, config: Mapping[str, Any]) -> list[float]:
-    """Returns the bits per byte that finished runs beside a folder ended with, which differ by their seeds alone."""
+    """Returns the final bits per byte of finished runs beside a folder that differ only in the seed."""
 
     def science(record: Mapping[str, Any]) -> dict:
         return {name: value for name, value in record.get("identity", {}).items() if name != "seed"}
@@ -187,13 +187,13 @@ def make_page(records: Records, alarms: Sequence[str], drawn: datetime.datetime)
 
 
 def _some(samples: Mapping[int, str]) -> list[tuple[int, str, bool]]:
-    """Returns samples that are spread evenly, the last among them: step, text, and whether it repeats itself."""
+    """Returns evenly spread samples, the last included: step, text, and whether it repeats itself."""
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), _MOST_SAMPLES)).astype(int))
     return [(step, samples[step], is_repetitive(samples[step])) for step in np.array([*samples])[chosen].tolist()]
 
 
 def make_figures(records: Records) -> list[Figure]:
-    """Returns what is known in numbers of how good the model is, and what that took."""
+    """Returns the numbers of the summary: the quality of the model, and its cost."""
     summary, rate = records.summary, _mean(records.values("train/tokens_per_second"))
     error = _plus_minus(records.latest("validation/bits_per_byte_standard_error"), 4)
     figures = [
@@ -258,7 +258,7 @@ def make_charts(records: Records) -> list[Chart | None]:
     """Returns the charts of a run, None in place of one without numbers."""
     series = records.series
     events, counts = find_events(series)
-    about = ["nats per token; shaded: from the least to the largest of the steps that a point averages"]
+    about = ["nats per token; shaded: from the smallest to the largest of the steps that a point averages"]
     about += [f"{what}: {count:,}" for what, count in counts.items() if count]
     if sum(counts.values()) > len(events):
         about.append(f"{len(events)} of them are shown")
@@ -285,8 +285,8 @@ def make_charts(records: Records) -> list[Chart | None]:
         ),
         _forecast_chart(records),
         make_chart("corpora", "Validation by corpus", "bits per byte", corpora, without_start=True),
-        make_chart("tasks", "Tasks", "% of the items answered rightly", tasks),
-        one("learning_rate", "Learning rate", "of the schedule, before the factors of groups"),
+        make_chart("tasks", "Tasks", "% of the items answered correctly", tasks),
+        one("learning_rate", "Learning rate", "of the schedule, without the factors of groups"),
         one("gradient_norm", "Gradient norm", "before clipping", **rises),
         *(
             make_chart(metric, heading, "by part of the model", norms[metric], scale="logarithmic")
@@ -298,7 +298,7 @@ def make_charts(records: Records) -> list[Chart | None]:
 
 
 def _forecast_chart(records: Records) -> Chart | None:
-    """Returns the chart of the validations beside what they were forecast; None where that was not."""
+    """Returns the chart of the validations beside their forecast; None without a forecast."""
     if not (records.forecast and records.forecast.bands):
         return None
     steps, low, high = (np.array(each) for each in zip(*records.forecast.bands, strict=True))
@@ -308,13 +308,15 @@ def _forecast_chart(records: Records) -> Chart | None:
     about = (
         f"bits per byte; shaded: where {BAND:.0%} of such runs were expected before the first step (outside, it warns)"
     )
-    return make_chart("forecast", "Beside its forecast", about, {**curves, "forecast": expected}, with_range="forecast")
+    return make_chart(
+        "forecast", "Validation and forecast", about, {**curves, "forecast": expected}, with_range="forecast"
+    )
 
 
 def find_events(series: Mapping[str, Series]) -> tuple[list[Event], dict[str, int]]:
-    """Returns the steps that were skipped and those whose loss was a spike, and how many there are of each.
+    """Returns the skipped steps and those whose loss was a spike, and the number of each.
 
-    If there are too many to be shown, those are left out whose losses were the least above the last.
+    If there are too many to show, the smallest spikes are left out.
     """
     if not {"train/loss", "train/spike_score", "train/skipped_steps"} <= series.keys():
         return [], {}

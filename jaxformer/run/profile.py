@@ -1,8 +1,8 @@
-"""A profile of some steps: XLA's trace of them, and from it a table, in words, of the kernels that take the most time.
+"""A profile of some steps: XLA's trace, and a table of the kernels that take the most time.
 
-What a kernel does is read from the compiled step, whose instructions keep the names that the code had when it was
-traced (`jax.named_scope`), with `transpose(` around those of the backward pass. The events of a trace are kernels on a
-GPU, and on a CPU XLA's thunks, of which those that only call others are left out.
+What a kernel does is read from the compiled step: its instructions keep the names of the traced code
+(`jax.named_scope`), with `transpose(` around those of the backward pass. The events of a trace are kernels on a GPU,
+and XLA's thunks on a CPU; thunks that only call others are left out.
 """
 
 import collections
@@ -25,7 +25,7 @@ from jaxformer.model import SCOPES
 from jaxformer.run.progress import Progress
 from jaxformer.step import TrainState
 
-# Option of JAX: what is kept of compiled programs is found by the names in the code too.
+# Option of JAX: the key of cached programs includes the names in the code.
 _NAMES_IN_KEY = "jax_compilation_cache_include_metadata_in_key"
 
 # In the folder of a profile.
@@ -37,8 +37,8 @@ _MOST_ROWS, _COLUMNS = 10, 80
 # Thunks that only call others.
 _CALLING = re.compile(r"(while|call|conditional)(\.|$)")
 
-# What an instruction does: the first of these that one of its operations, as XLA or JAX names them, begins with; and
-# what only moves numbers, as loops do for their conditions.
+# What an instruction does: the first of these that matches one of its operations, as XLA or JAX names them; and
+# operations that only move numbers, as loops do for their conditions.
 _OPERATIONS = {
     "communication": r"all-|reduce-scatter|collective",
     "matmul": r"dot|convolution|.*(gemm|matmul)",
@@ -57,26 +57,26 @@ _COPYING = (
 def profiled(
     jitted_step: Callable, steps: range, next_step: int, folder: Path, progress: Progress
 ) -> Iterator[Callable]:
-    """Yields the jitted step of a run, made to trace some of its steps, which computes the same.
+    """Yields the jitted step of a run, with some steps traced; it computes the same.
 
     The trace and the table are written at the last of these steps; the device is idle where the trace begins and ends.
-    What fails of it is reported, and never ends the run.
+    A failure is reported and never ends the run.
 
     Args:
-        steps: numbers, from 1, of those to trace; what lies before `next_step` is left out.
+        steps: numbers, from 1, of those to trace; steps before `next_step` are left out.
         next_step: number of the step that is computed first.
-        folder: which is made for the trace and the table.
-        progress: leaves out the time that is none of training.
+        folder: made for the trace and the table.
+        progress: leaves out time that is not training.
     """
     left = range(max(steps.start, next_step), steps.stop)
     if steps and not left and not (folder / TABLE).exists():
-        print_notice(f"steps {steps[0]} to {steps[-1]} are not profiled: the run goes on with step {next_step}")
+        print_notice(f"steps {steps[0]} to {steps[-1]} are not profiled: the run resumes at step {next_step}")
     if not left:
         yield jitted_step
         return
     numbers = itertools.count(next_step)
     begun: tuple[str, float] | None = None
-    # Else the cache gives a program with the names that the code had when that was first compiled.
+    # Else the cache gives a program with the names of the code that was first compiled.
     is_named = jax.config.values[_NAMES_IN_KEY]
     jax.config.update(_NAMES_IN_KEY, True)
 
@@ -86,7 +86,7 @@ def profiled(
         if number == left[0]:
             print_line(f"steps {left[0]} to {left[-1]} are profiled: their pace includes the profiler")
             with _reported():
-                hlo = jitted_step.lower(state, batch).compile().as_text()  # Which is at hand, or will be.
+                hlo = jitted_step.lower(state, batch).compile().as_text()  # Compiled already, or needed anyway.
                 jax.block_until_ready((state, batch))
                 jax.profiler.start_trace(folder)
                 begun = hlo, time.perf_counter()
@@ -113,7 +113,7 @@ def profiled(
 def _reported() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # Of the profiler, the disk, or a trace that is not as it was.
+    except Exception as error:  # Of the profiler, the disk, or a trace in a new format.
         print_notice(f"no profile ({type(error).__name__}: {error}); the run goes on without it")
 
 
@@ -126,7 +126,7 @@ def write_table(folder: Path, hlo: str, steps: range, seconds: float) -> None:
 
     Raises:
         ValueError: the trace has no kernel of the step.
-        OSError: it cannot be read, or the table not written.
+        OSError: the trace cannot be read, or the table not written.
     """
     trace = max(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     events = list(read_events(ProfileData.from_file(str(trace)), hlo.split(maxsplit=2)[1].rstrip(",")))
@@ -150,7 +150,7 @@ class Event(NamedTuple):
     """Nanoseconds, and so is `end`."""
     end: int
     times: int = 1
-    """0 for what another thread did of a thunk that is counted already."""
+    """0 for another thread's part of a thunk that is already counted."""
 
 
 class Instruction(NamedTuple):
@@ -159,18 +159,18 @@ class Instruction(NamedTuple):
     op_name: str
     """The names of its code: 'jit(train_step)/transpose(jvp(attention))/dot_general'; '' where it has none."""
     operations: frozenset[str]
-    """What it does, or all that is fused in it, as XLA names it, and the targets of custom calls."""
+    """Its operation, or all that are fused in it, as XLA names them, and the targets of custom calls."""
 
 
 def read_instructions(hlo: str) -> dict[str, Instruction]:
-    """Returns the instructions of a compiled program by name; what has no names in the code has those of its caller.
+    """Returns the instructions of a compiled program by name; one without names from the code has its caller's.
 
     Args:
         hlo: its text, as of `jax.stages.Compiled.as_text`.
     """
     found: dict[str, Instruction] = {}
     bodies, body, places, callers = collections.defaultdict(list), "", {}, {}
-    for line in hlo.splitlines():  # What is fused stands before the fusion.
+    for line in hlo.splitlines():  # Fused instructions stand before the fusion.
         if header := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
             body = header[1]
         elif match := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = .*?\s([a-z][\w-]*)\(", line):
@@ -211,10 +211,10 @@ def read_events(profile: Any, module: str) -> Iterator[Event]:
 
 
 def _read_thunks(plane: Any, module: str) -> Iterator[Event]:
-    """Yields the thunks of a program, and what other threads do of them.
+    """Yields the thunks of a program, and the parts that other threads do.
 
-    A thunk may leave most of its work to regions of other threads: of the loss's matmul five sixths. A region has the
-    number of the record that scheduled it, which stands within a thunk, or else within another region of one.
+    A thunk may leave most of its work to regions of other threads: five sixths of the loss's matmul. A region has the
+    number of the record that scheduled it, within a thunk or within another of its regions.
     """
     scheduled_by: dict[int, Event | int | None] = {}  # By the number of a record: a thunk, or the number of a region.
     pieces: list[tuple[int, int, int]] = []  # Number of a region, start and end.
@@ -259,7 +259,7 @@ def part_of(op_name: str) -> str:
 def describe(instruction: Instruction) -> str:
     """Returns what an instruction does: 'attention, backward: matmul'.
 
-    What the backward pass computes again of the forward pass is backward.
+    Forward operations that the backward pass recomputes count as backward.
     """
     op_name, operations = instruction
     part = part_of(op_name)
@@ -272,7 +272,7 @@ def describe(instruction: Instruction) -> str:
 
 
 def busy_nanoseconds(events: Iterable[Event]) -> int:
-    """Returns for how long at least one of a device's events was under way."""
+    """Returns how long at least one of a device's events was running."""
     total, end = 0, 0
     for event in sorted(events, key=lambda one: one.start):
         total += max(0, event.end - max(event.start, end))
@@ -285,13 +285,13 @@ def kernel_table(
 ) -> list[str]:
     """Returns the largest kernels, the share of each part, and how busy the device was, in lines of 80 columns.
 
-    Kernels that do the same and are named the same but for a number, as those of each layer, are one row, which has
-    the name of the largest. Shares are of the time of all kernels together.
+    Kernels that do the same and whose names differ only in a number, as in each layer, share a row with the name of the
+    largest. Shares are of the time of all kernels together.
 
     Args:
-        events: those of all devices in the steps, at least one.
+        events: of all devices in the steps, at least one.
         steps: their numbers.
-        seconds: that the steps took, with no validation or save between them.
+        seconds: that the steps took, without validations or saves.
     """
     times, counts = collections.defaultdict(collections.Counter), collections.Counter()
     parts, by_device = collections.Counter(), collections.defaultdict(list)
@@ -323,6 +323,6 @@ def kernel_table(
 
 
 def _by_names(event: Event) -> Instruction:
-    """Returns an instruction made of the names of an event, where the compiled step has none of that name."""
+    """Returns an instruction made of an event's names, for one that the compiled step lacks."""
     names = event.op_name.split("/")[-1].replace("_", "-"), event.kernel.lower()
     return Instruction(event.op_name, frozenset(filter(None, names)))

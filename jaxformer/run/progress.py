@@ -1,4 +1,4 @@
-"""What a person sees of a run while it trains: a line every so many steps, and what went wrong."""
+"""What a run prints while it trains: a line every so many steps, and what went wrong."""
 
 import collections
 import math
@@ -28,32 +28,32 @@ from jaxformer.run.durations import Durations
 from jaxformer.run.metrics import BATCH, Writer
 from jaxformer.skip_steps import MOST_IN_A_ROW, SPIKE
 
-# What the clock decides, and no run repeats.
+# Metrics of the clock, which no run repeats.
 TIMES = ("train/tokens_per_second", "train/tflops", "train/waiting_for_data")
 
-# The pace is that of the last steps that took so many seconds together and are so many, as far as there are: the end of
-# a step is seen late where the host was waiting for data, and nearly at once where it waited for the step.
+# The pace is measured over the last steps that took so many seconds and are so many, as far as there are. The end of a
+# step is seen late if the host was waiting for data, and nearly at once if it was waiting for the step.
 _PACE_SECONDS = 1.0
 _PACE_STEPS = 4
 
-# On a terminal the line of steps that take longer than their line is due is replaced so often.
+# Seconds after which a terminal shows slow steps before their line is due.
 _STATUS_SECONDS = 5.0
 
-# Share of the time that the loop waits for batches from which on the progress line names it.
+# The progress line shows the wait for batches if it takes a larger share of the time.
 _NOTABLE_WAITING = 0.01
 
 
 def _is_ready(value: Any) -> bool:
-    """Returns whether a number is there without waiting for the device."""
+    """Returns whether a number is ready without waiting for the device."""
     return not hasattr(value, "is_ready") or value.is_ready()
 
 
 class NonFiniteSteps(TrainingFailure):
-    """So many steps in a row were not finite that nothing has changed since.
+    """Too many steps in a row were not finite, and nothing has changed since.
 
     Attributes:
         first_step: the first of them, from 1.
-        last_step: the one that made them too many; what followed it was not trained on.
+        last_step: the one that made them too many; later batches were not trained on.
     """
 
     def __init__(self, first_step: int, last_step: int, loss: float, gradient_norm: float):
@@ -71,11 +71,11 @@ class Pace(NamedTuple):
     tokens_per_second: float
     """Targets, on all devices together."""
     tflops: float
-    """TFLOP/s that these come to."""
+    """TFLOP/s at this rate."""
     waiting_for_data: float
     """Share of the time that the loop waited for batches."""
     seconds_per_step: float
-    """Seconds per step of each."""
+    """Seconds per step."""
 
     def scalars(self) -> dict[str, float]:
         """Returns the metrics `TIMES`."""
@@ -83,14 +83,14 @@ class Pace(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A moment at which the end of a step was seen, and what had been done until then."""
+    """A moment at which the end of a step was seen, and the work done until then."""
 
     seconds: float
     """Time of training, without evaluations."""
     steps: int
     targets: float
     waited: float
-    """Seconds of the time that the loop waited for batches."""
+    """Seconds that the loop waited for batches."""
 
 
 def measure_pace(first: Mark, last: Mark, flops_per_token: float) -> Pace:
@@ -105,7 +105,7 @@ def step_scalars(step: int, metrics: Mapping, batch: int, learning_rates: np.nda
 
     Args:
         metrics: of `train_step`, fetched.
-        batch: the digest of what all processes read.
+        batch: the digest of all processes' batches.
         learning_rates: by step, where none was skipped.
     """
     # A step that does not count does not move the schedule.
@@ -124,13 +124,13 @@ def step_scalars(step: int, metrics: Mapping, batch: int, learning_rates: np.nda
 def progress_fields(
     step: int, steps: int, metrics: Sequence[Mapping], pace: Pace | None, peak: float | None, left: float
 ) -> list[Field]:
-    """Returns the fields of the line on the steps up to one of all: loss, pace, and the time that remains.
+    """Returns the fields of the progress line: loss, pace, and the time that remains.
 
     Args:
-        metrics: of these steps.
-        pace: None where it is not known yet.
-        peak: TFLOP/s of all devices, or None where it is not known.
-        left: seconds until the run is over; NaN where nothing tells.
+        metrics: of the steps that the line covers.
+        pace: None while unknown.
+        peak: TFLOP/s of all devices, or None if unknown.
+        left: seconds until the run is over; NaN if unknown.
     """
     losses = [m["loss"] for m in metrics if math.isfinite(m["loss"])]
     skipped = metrics[-1]["skipped"]
@@ -150,12 +150,12 @@ def progress_fields(
 
 
 def format_left(seconds: float) -> str:
-    """Returns the time that is left of a run, as a field of its line; NaN before a step tells."""
+    """Returns the time left of a run, as a field of its line; NaN before it is known."""
     return f"ETA {format_duration(seconds)}" if math.isfinite(seconds) else "ETA unknown"
 
 
 def spike_line(steps: int, window: Sequence[tuple[int, Mapping]]) -> str | None:
-    """Returns the line on the largest loss spike of a window of all steps, or None where there is none."""
+    """Returns the line on the largest loss spike of a window of steps, or None without one."""
     spikes = [(step, m) for step, m in window if m["spike_score"] > SPIKE]
     if not spikes:
         return None
@@ -170,8 +170,8 @@ class Progress:
     """Collects metrics, writes them by step and prints a line every so many steps.
 
     Attributes:
-        first_step_ended: when the first step was seen to be done, as of `time.perf_counter`.
-        seconds_beside: seconds that saves and evaluations took, by the step before them.
+        first_step_ended: when the end of the first step was seen, by `time.perf_counter`.
+        seconds_beside: seconds of saves and evaluations, by the step before them.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Progress:
         """Args: as in the run's configuration.
 
         `learning_rates`, `flops_per_token` and `tokens_per_step` are by step, `peak` is TFLOP/s of all devices;
-        `evaluations` are the steps after which there is one, and `known` is what such a run took before.
+        `evaluations` are the steps after which there is one, and `known` is what such runs took before.
         """
         self._writer = writer
         self._steps = steps
@@ -203,9 +203,9 @@ class Progress:
         self._evaluations = evaluations
         self._known = known
         self._waiting: list[tuple[int, dict]] = []
-        self._started = time.perf_counter()  # Moved on by what is no time of training.
+        self._started = time.perf_counter()  # Moved on by time that is not training.
         self._total = Mark(0.0, 0, 0.0, 0.0)
-        self._marks: collections.deque[Mark] = collections.deque()  # Those that a pace may begin at.
+        self._marks: collections.deque[Mark] = collections.deque()  # Possible starts of a pace.
         self._first: Mark | None = None
         self._last_step = 0
         self._shown = 0.0  # When a line was shown last, in time of training.
@@ -215,20 +215,20 @@ class Progress:
 
     @property
     def step_seconds(self) -> float:
-        """Seconds of a step behind the first, on average; NaN where there is none."""
+        """Seconds of a step after the first, on average; NaN without one."""
         steps = self._total.steps - 1
         return (self._total.seconds - self._first.seconds) / steps if self._first and steps > 0 else math.nan
 
     def begin(self, step: int) -> None:
-        """Shows on a terminal that the step is compiled, after which steps are done."""
+        """Shows on a terminal that the step is being compiled."""
         left = self._seconds_left(step, self._known.step)
         show_status(f"step {step}/{self._steps}  compiling the step  {format_left(left)}")
 
     def _seconds_left(self, step: int, step_seconds: float) -> float:
-        """Returns the seconds from a step on, with the evaluation behind it, until the run is over.
+        """Returns the seconds from a step, and the evaluation after it, until the run is over.
 
         Args:
-            step_seconds: of a step such as that, and NaN where they are not known.
+            step_seconds: of such a step; NaN if unknown.
         """
         steps_to_come = float(self._costs[step:].sum() / self._costs[max(0, step - 1)])
         done = [self.seconds_beside[each] for each in self._evaluations if self.seconds_beside.get(each)]
@@ -238,12 +238,12 @@ class Progress:
         return steps_to_come * step_seconds + evaluation * sum(each >= step for each in self._evaluations)
 
     def add(self, step: int, metrics: dict) -> None:
-        """Takes the metrics of a dispatched step, which may not have been computed yet, and what the host knows of it.
+        """Takes the metrics of a dispatched step, which may not be computed yet.
 
         Args:
             step: its number, from 1.
-            metrics: of `train_step`, and `batch`, the digest of its batch, and `waited`, the seconds that it took to
-                come from the reader.
+            metrics: of `train_step`, with `batch`, the digest of its batch, and `waited`, the seconds that the host
+                waited for it.
         """
         self._total = self._total._replace(waited=self._total.waited + metrics["waited"])
         if self._waiting and self._waiting[-1][0] % self._every == 0:
@@ -253,7 +253,7 @@ class Progress:
             jax.block_until_ready(metrics)
             seconds, before = time.perf_counter() - self._started, self._total
             print_line(f"first step  after {seconds - before.seconds:.1f} s, compilation included")
-            # Compilation is no part of any pace.
+            # No pace includes compilation.
             targets = before.targets + float(metrics["targets"])
             self._marks.append(Mark(seconds, before.steps + 1, targets, before.waited))
             if self._first is None:
@@ -262,7 +262,7 @@ class Progress:
         self._refresh()
 
     def _refresh(self) -> None:
-        """Shows on a terminal the last step that is done, where its line is long in coming."""
+        """Shows the last finished step on a terminal, if its line is not due soon."""
         now = time.perf_counter() - self._started
         if now - self._shown < _STATUS_SECONDS:
             return
@@ -275,7 +275,7 @@ class Progress:
         show_status(f"step {step}/{self._steps}  loss {float(metrics['loss']):.3f}  {format_left(left)}")
 
     def begin_phase(self, step: int, batches: str) -> None:
-        """Tells what the batches after a step are, the first of which is compiled for, and times those by themselves.
+        """Prints what the batches after a step are, and times their steps separately; the first is compiled.
 
         Raises: as of `flush`.
         """
@@ -324,33 +324,33 @@ class Progress:
                 break
             self._marks.popleft()
         first = self._marks[0]
-        if now.steps == first.steps:  # Of the first step alone.
+        if now.steps == first.steps:  # Only the first step.
             return None
         self._marks.append(now)
         return measure_pace(first, now, flops_per_token) if now.seconds - first.seconds >= _PACE_SECONDS else None
 
     def _stop_if_frozen(self, window: Sequence[tuple[int, Mapping]]) -> None:
-        """Remembers the first of the non-finite steps in a row, and raises once they are too many."""
+        """Remembers the first of consecutive non-finite steps, and raises once they are too many."""
         for step, m in window:
             if m["non_finite_in_a_row"] == 1:
                 self._first_bad = (step, float(m["loss"]), float(m["gradient_norm"]))
             if m["non_finite_in_a_row"] >= MOST_IN_A_ROW:
-                # They began before the run was resumed, if this is the first that it sees.
+                # If this is the first that it sees, they began before the run was resumed.
                 first, *numbers = self._first_bad or (step, float(m["loss"]), float(m["gradient_norm"]))
                 raise NonFiniteSteps(first, step, *numbers)
 
     def add_evaluation(self, step: int, scalars: dict[str, float], text: str) -> None:
-        """Writes an evaluation and prints a text about it; flush first, lest its time be taken for a step's."""
+        """Writes an evaluation and prints a text about it; flush first, so that its time does not count as a step's."""
         print_notice(self._writer.write(step, scalars))
         print_line(f"step {step}/{self._steps}  {text}")
         self.resume_clock()
 
     def leave_out(self, seconds: float) -> None:
-        """Takes so many of the seconds since the last flush for no time of training."""
+        """Excludes so many of the seconds since the last flush from the training time."""
         self._started += seconds
 
     def resume_clock(self) -> None:
-        """Takes what passed since the last flush, such as a save that was waited for, for no time of training."""
+        """Excludes the time since the last flush, such as a wait for a save, from the training time."""
         started = time.perf_counter() - self._total.seconds
         self.seconds_beside[self._last_step] += started - self._started
         self._started = started

@@ -1,4 +1,4 @@
-"""The texts that a model wrote as it was trained, with the same draws, in the run's folder."""
+"""The samples of a model during its training, drawn with the same seed, in the run's folder."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ _SAMPLES = "samples.jsonl"
 
 
 def write_samples(folder: Path, samples: Mapping[int, str]) -> None:
-    """Writes the samples of a run by step, in place of what is there; none are no file.
+    """Replaces the samples of a run, by step; without any, there is no file.
 
     Raises:
         OSError: they cannot be written.
@@ -22,10 +22,10 @@ def write_samples(folder: Path, samples: Mapping[int, str]) -> None:
 
 
 def append_sample(folder: Path, step: int, text: str) -> None:
-    """Writes a sample of a run behind those before.
+    """Appends a sample of a run.
 
     Raises:
-        OSError: it cannot be written, or a part of it alone.
+        OSError: it cannot be written, or only in part.
     """
     with (folder / _SAMPLES).open("ab") as file:
         file.write(_line(step, text))
@@ -36,7 +36,7 @@ def _line(step: int, text: str) -> bytes:
 
 
 def read_samples(folder: Path, before: float = math.inf) -> dict[int, str]:
-    """Returns the samples of a run by step, as far as they can be read; those before a step alone."""
+    """Returns the readable samples of a run by step, only those before a step."""
     samples = {}
     with contextlib.suppress(OSError):
         for line in (folder / _SAMPLES).read_text(errors="replace", encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Proof, before the first step and on a batch of the run, of what would otherwise go wrong in silence."""
+"""Checks, before the first step and on a batch of the run, for errors that would otherwise stay silent."""
 
 import dataclasses
 import functools
@@ -19,29 +19,28 @@ from jaxformer.loss_kernels import Kernels
 from jaxformer.model import ModelConfig, Transformer
 from jaxformer.step import TrainState, rows_of, with_model
 
-# Rows of the batch that are looked at, those with the most documents.
+# Rows of the batch to check, those with the most documents.
 _ROWS = 2
 
-# Share by which the loss before the first step may differ from that of a uniform guess; ours is within 2 % of it.
+# Share by which the loss before the first step may differ from that of a uniform guess; here it is within 2 %.
 _FROM_UNIFORM = 0.1
 
-_ADVICE = "report it; --attention.implementation=xla may avoid it, --training.startup_proof=false looks away"
+_ADVICE = "report it; --attention.implementation=xla may avoid it, --training.startup_proof=false skips the check"
 
 
-# Largest differences of kernels of the loss that are right from `xla`: of a token's nats, and of a token's or an id's
-# gradient, over its norm. Interpreted, they are 1e-5 and 1e-2 in bfloat16; a tile of ids that is left out, 8e-3 and 1
-# at V = 32,768.
+# Largest differences of correct loss kernels from `xla`: of a token's nats, and of a token's or an id's gradient, over
+# its norm. Interpreted, they are 1e-5 and 1e-2 in bfloat16; leaving out a tile of ids gives 8e-3 and 1 at V = 32,768.
 _LOSS_TOLERANCES = (1e-3, 5e-2)
 
-# Batches among which one is looked for in which a row holds two documents.
+# Batches searched for a row that holds two documents.
 _BATCHES = 64
 
 
 class Proof(NamedTuple):
-    """What was found."""
+    """The findings."""
 
     documents: list[int]
-    """Documents of each row that was looked at; without a document mask all its text is one."""
+    """Documents of each checked row; without a document mask all its text is one."""
     loss: float
     """Loss of those rows, nats per target."""
     document_mask: bool = True
@@ -52,7 +51,7 @@ class Proof(NamedTuple):
         rows = f"{len(together)} row{'s' * (len(together) > 1)}"
         text = f"no gradient flows between the {' + '.join(map(str, together))} documents of {rows}"
         if not together:
-            text = "no row that was looked at holds two documents"
+            text = "no checked row holds two documents"
         if not self.document_mask:
             text = "the documents of a row see one another, as configured (packing.document_mask=false)"
         return f"{text}; all ids lie in the vocabulary; the loss is {self.loss:.3f}"
@@ -62,7 +61,7 @@ def batch_to_check(batches: Iterator[Batch], most: int = _BATCHES) -> Batch:
     """Returns the first of the next batches in which a row holds two documents, or the first of all if none does.
 
     Args:
-        most: how many it may look at.
+        most: batches to search.
     """
     first = next(batches)
     others = (next(batches) for _ in range(min(most, _BATCHES) - 1))
@@ -72,17 +71,17 @@ def batch_to_check(batches: Iterator[Batch], most: int = _BATCHES) -> Batch:
 def check_sanity(
     state: TrainState, batch: Batch, token_count: int, *, document_mask: bool = True, is_drawn: bool = True
 ) -> Proof:
-    """Returns what holds of a state and a batch, with the attention that the state's model computes.
+    """Checks a state and a batch, with the attention of the state's model; returns the findings.
 
-    The ids are the tokenizer's; the loss of every other document of a row has no gradient at all, bit by bit, in the
-    stream of those between them; and the loss of parameters that were drawn, before the first step, is near that of a
+    The ids must be the tokenizer's. The loss of every other document of a row must have exactly zero gradient in the
+    stream of the documents between. Before the first step, freshly drawn parameters must have a loss near that of a
     uniform guess.
 
     Args:
         token_count: ids that the tokenizer has.
-        document_mask: whether the batch was packed with one; without, its rows are one document each, which is kept
-            from the padding alone, and the proof says so.
-        is_drawn: whether a state before its first step has parameters that were drawn, and not trained before.
+        document_mask: whether the batch was packed with one; without, each row is one document, separated only from
+            its padding, and the findings say so.
+        is_drawn: whether a state before its first step has freshly drawn parameters.
 
     Raises:
         UserError: one of them does not hold.
@@ -92,7 +91,7 @@ def check_sanity(
         require(
             low >= 0 and high < token_count,
             f"proof: {name} ids of a batch, {low} to {high}, do not lie in the vocabulary of "
-            f"{token_count}; delete the token shards and run again to prepare them anew",
+            f"{token_count}; delete the token shards and run again to prepare them again",
         )
     # No more rows than a device computes at once in a step, so that memory is enough.
     devices = len(state.mesh.local_devices) if state.mesh else 1
@@ -122,32 +121,32 @@ def check_sanity(
 
 
 def check_loss(config: ModelConfig, dtype: Any, token_count: int) -> str:
-    """Returns how far the loss that a run computes is from `xla` on random features, as text; '' where it is `xla`.
+    """Returns as text how far a run's loss is from `xla` on random features; '' if it is `xla`.
 
     Args:
         dtype: of the features.
         token_count: as in `check_sanity`.
 
     Raises:
-        UserError: it fails, or the error is more than that of rounding.
+        UserError: it fails, or the error exceeds rounding.
     """
     kernels = find_kernels(config.loss, config.width, dtype)
     if kernels is None:
         return ""
-    advice = "run with --model.loss=xla, and report it"
+    name, advice = f"pallas:{kernels.tile}", "run with --model.loss=xla, and report it"
     try:
         errors = jax.device_get(_loss_errors(config, jnp.dtype(dtype), token_count, kernels))
     except Exception as failure:
-        if "RESOURCE_EXHAUSTED" in str(failure):  # The other implementation would take more.
+        if "RESOURCE_EXHAUSTED" in str(failure):  # The other implementation needs even more.
             raise
-        raise UserError(f"the loss 'pallas' fails on this device ({failure}): {advice}") from failure
+        raise UserError(f"the loss {name!r} fails on this device ({failure}): {advice}") from failure
     for what, error, tolerance in zip(("nats", "gradients"), errors, _LOSS_TOLERANCES, strict=True):
         require(
             bool(error <= tolerance),  # NaN is not.
-            f"the {what} of the loss 'pallas' differ from those of xla by {error:.2g}, more than the {tolerance:g} of "
+            f"the {what} of the loss {name!r} differ from xla's by {error:.2g}, more than the {tolerance:g} of "
             f"rounding: {advice}",
         )
-    return f"pallas, whose logits stay on the chip; error {max(errors):.1e} against xla, forward and backward"
+    return f"{name}, whose logits stay on the chip; error {max(errors):.1e} against xla, forward and backward"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -182,7 +181,7 @@ def _gradients(state: TrainState, rows: Batch):
 
 
 def _largest_gradients(model: Transformer, rows: Batch):
-    # One block in a loop is compiled in a fifth of the time of all in a row.
+    # One block in a loop compiles in a fifth of the time of all in a row.
     model.config = dataclasses.replace(model.config, scan_unroll=1)
 
     def objective(features_ND):
@@ -207,7 +206,7 @@ def _largest_gradients(model: Transformer, rows: Batch):
         (gradient_ND,) = pullback(jnp.where(is_ours_N1, d_features_ND, 0))
         return jnp.max(jnp.abs(gradient_ND.astype(jnp.float32)), axis=1).reshape(rows.tokens_BT.shape)
 
-    # One after the other, as one program.
+    # In sequence, as one program.
     largest_2BT = jax.lax.map(at_parity, jnp.arange(2))
     return sums.nats / sums.weight, largest_2BT[0], largest_2BT[1]
 

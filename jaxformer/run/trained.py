@@ -32,7 +32,7 @@ from jaxformer.run.metrics import read_metrics
 from jaxformer.skip_steps import init_guard
 from jaxformer.step import TrainState
 
-# How often the newest step is looked up where a run that goes on deletes it while it is read.
+# How often the newest step is looked up again if a running training deletes it while it is read.
 _ATTEMPTS = 10
 
 
@@ -42,7 +42,7 @@ class LogLikelihood(NamedTuple):
     nats: float
     """Sum of the log-probabilities of its tokens."""
     is_greedy: bool
-    """Whether each of them is the likeliest after those before it."""
+    """Whether each of them is the likeliest next token."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,21 +79,21 @@ class Trained:
         return self.state.model
 
     def validation(self) -> dict[str, float]:
-        """Returns what the run measured at this step, such as 'loss' and 'bits_per_byte'; nothing where it did not."""
+        """Returns the run's validation at this step, such as 'loss' and 'bits_per_byte'; empty without one."""
         lines = [line for line in read_metrics(self.workdir) if line["step"] == self.step and "validation/loss" in line]
         names = {name: name.removeprefix("validation/") for line in lines for name in line}
         return {short: float(lines[-1][name]) for name, short in names.items() if name != short}
 
     def stream(self, prompt: str = "", sampling: Sampling = Sampling()) -> Iterator[str]:
-        """Yields what `generate` returns while it is generated, in whole characters."""
+        """Yields the text of `generate` as it is generated, in whole characters."""
         return stream_text(self.model, self.tokenizer, encode_text(self.tokenizer, prompt), sampling)
 
     def generate(self, prompt: str = "", sampling: Sampling = Sampling()) -> str:
         """Returns the text that follows a prompt, up to EOS, without the prompt.
 
         Args:
-            prompt: the beginning of a document; '' for a text of its own.
-            sampling: how its tokens are drawn, and how many.
+            prompt: the beginning of a document; '' for a new text.
+            sampling: how tokens are drawn, and how many.
 
         Raises:
             UserError: the prompt is not Unicode or leaves no room for a token, or top_k exceeds the vocabulary.
@@ -112,9 +112,9 @@ class Trained:
 
     @fixed_options()
     def log_likelihood(self, context: str, continuation: str) -> LogLikelihood:
-        """Returns the log-likelihood of a continuation of a context, which may be '', as tasks are scored.
+        """Returns the log-likelihood of a continuation of a context, which may be '', as in tasks.
 
-        White space that ends the context is scored too, for it may belong to the continuation's first token.
+        White space at the end of the context is scored too, since it may belong to the continuation's first token.
 
         Raises:
             UserError: a text is not Unicode, the continuation has no token, or the two do not fit in a row.
@@ -132,9 +132,9 @@ class Trained:
 
 
 def load_trained(workdir: str | Path, step: int | None = None) -> Trained:
-    """Returns the model of a run folder at a step, or at the newest that is saved.
+    """Returns the model of a run folder at a step, or at the newest saved one.
 
-    Memory for the parameters is all that it takes; neither the corpus nor its shards are read.
+    It only needs memory for the parameters; neither the corpus nor its shards are read.
 
     Raises:
         UserError: there is no such run or step, or the checkpoint is damaged.
@@ -144,7 +144,7 @@ def load_trained(workdir: str | Path, step: int | None = None) -> Trained:
     workdir = on_this_machine(workdir)
     experiment, record = load_run(workdir)
     tokenizer = run_tokenizer(workdir, record)
-    device = choose_device("auto")  # It need not be evaluated where it was trained.
+    device = choose_device("auto")  # It may be evaluated on another device than trained.
     if device.device_kind == record["device"]:
         attention = implementation_from(record["attention"])
     else:
@@ -152,7 +152,7 @@ def load_trained(workdir: str | Path, step: int | None = None) -> Trained:
         experiment = replace(experiment, {"model.loss": "auto", "model.scan_unroll": 0})
     token_count = tokenizer.vocabulary_size
     state = jax.eval_shape(lambda: make_state(experiment, record["seed"], attention, token_count=token_count))
-    # Where it lies here: a run on several devices has saved where its parts lay there.
+    # Placed here: a run on several devices has saved their placement there.
     here = jax.sharding.SingleDeviceSharding(device)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state.params)
     step, params = _restore(workdir / "checkpoints", params, None if step is None else int(step))
@@ -161,13 +161,13 @@ def load_trained(workdir: str | Path, step: int | None = None) -> Trained:
 
 
 def _restore(folder: Path, params: nnx.State, step: int | None) -> tuple[int, nnx.State]:
-    """Returns a step, or the newest, and its parameters; a run that goes on may delete what is being read."""
+    """Returns a step, or the newest, and its parameters; a running training may delete what is being read."""
     attempts = 0
     while True:
         attempts += 1
         try:
             opened = open_checkpoints(folder)
-        except UserError as error:  # What was listed was deleted before it was looked at.
+        except UserError as error:  # Listed, but deleted before it was read.
             if isinstance(error.__cause__, FileNotFoundError) and folder.is_dir() and attempts < _ATTEMPTS:
                 continue
             raise

@@ -1,1 +1,1 @@
-"""Paired differences, their errors and what they decide, as functions of arrays; numpy and scipy alone."""
+"""Paired differences, their errors and what they decide, as functions of arrays; only numpy and scipy are used."""

@@ -1,16 +1,16 @@
-"""How well expectations come true, and what an expectation is worth as a forecast, by those that were measured before.
+"""How well expectations come true, and what an expectation is worth as a forecast, judged by earlier ones.
 
-Who asks a question writes down an interval (low, high) of the effect. Past questions show whether effects are as large
+A question comes with an expected interval (low, high) of its effect. Past questions show whether effects are as large
 as their midpoints say (slope), better or worse throughout (shift), and how many half-widths they lie away (spread):
 
     effect / half-width = slope x midpoint / half-width + shift + kind + t with `TAIL` degrees of freedom x spread
     measured = effect + normal error
 
-where each kind of question has a deviation of its own, kind ~ N(0, kind_spread^2), learned from its answers. All are
-in half-widths, so that answers at one size say something of another, and who writes narrow intervals is read so.
+where each kind of question has its own deviation, kind ~ N(0, kind_spread^2), learned from its answers. All are in
+half-widths, so that answers at one size inform another, and intervals that are usually too narrow count as wider.
 
-Axes: N question; C coefficient, which are the slope, the shift and a deviation for each kind; any axes may lead, of
-independent projects.
+Axes: N question; C coefficient: the slope, the shift and a deviation for each kind. Further axes, of independent
+projects, may come first.
 """
 
 from typing import NamedTuple
@@ -18,34 +18,34 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-# Degrees of freedom of what a single effect deviates by: a few deviate by far more than most.
+# Degrees of freedom of the deviation of a single effect: a few deviate by far more than most.
 TAIL = 3.0
 
-# What is left of a gain when another change of the same kind was kept, as is assumed: in `tools/results` the gain of a
-# short decay under AdamW was nothing under Muon, and others stayed what they were.
+# Assumed share of a gain that is left when another change of the same kind was kept: in `tools/results` the gain of a
+# short decay under AdamW vanished under Muon, and other gains stayed the same.
 OVERLAP = 0.6
 
 _ITERATIONS = 40
 
 
 class Prior(NamedTuple):
-    """What is assumed before there are answers, and with which weight beside them."""
+    """What is assumed before there are answers, and its weight against them."""
 
     slope: tuple[float, float]
     """Mean and standard deviation."""
     shift: tuple[float, float]
     """Mean and standard deviation, half-widths."""
     spread: tuple[float, float]
-    """Value, half-widths, and as many answers as it counts for."""
+    """Value, half-widths, and how many answers it counts for."""
     kind_spread: tuple[float, float]
-    """Value, half-widths, and as many kinds as it counts for."""
+    """Value, half-widths, and how many kinds it counts for."""
 
 
-# By the 28 questions whose reports lie in `tools/results` (models of 0.3 million parameters; `python
+# From the 28 questions whose reports are in `tools/results` (models of 0.3 million parameters; `python
 # tools/simulated_projects.py --expectations` reads and fits them): 8 came out within what was expected, 9 better, 11
-# worse. Fitted alone, with slope ~ N(1, 1.5) and shift ~ N(0, 3): slope 1.5 ± 0.6, shift 0.2 ± 0.7, spread 3.1; kinds
-# do not explain them better, and theirs is a guess. They are of four parents, and effects are said to shrink with size,
-# so that they count for less here, and the slope is drawn towards 1.
+# worse. Fitted alone, with slope ~ N(1, 1.5) and shift ~ N(0, 3): slope 1.5 ± 0.6, shift 0.2 ± 0.7, spread 3.1. Kinds
+# do not improve the fit, so `kind_spread` is a guess. The questions have only four parents, and effects are said to
+# shrink with size: so they count for less here, and the slope is drawn towards 1.
 PRIOR = Prior(slope=(1.3, 0.8), shift=(0.2, 1.5), spread=(3.1, 3), kind_spread=(1.0, 3))
 
 
@@ -63,14 +63,14 @@ class Expectations(NamedTuple):
 
 
 class Belief(NamedTuple):
-    """What an effect may be: mean + scale x t; where it is a gain, `left` of that."""
+    """The distribution of an effect: mean + scale x t; if it is a gain, times `left`."""
 
     mean_N: np.ndarray
     scale_N: np.ndarray
     left_N: np.ndarray | float = 1.0
 
     def quantiles(self, p_D: np.ndarray) -> np.ndarray:
-        """Returns what the effects are below with probabilities (N, D)."""
+        """Returns the quantiles of the effects at probabilities (N, D)."""
         effect_ND = self.mean_N[..., None] + self.scale_N[..., None] * special.stdtrit(TAIL, p_D)
         return np.minimum(effect_ND, 0) * np.asarray(self.left_N)[..., None] + np.maximum(effect_ND, 0)
 
@@ -82,7 +82,7 @@ class Belief(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """What answers tell of expectations."""
+    """What answers show about expectations."""
 
     mean_C: np.ndarray
     covariance_CC: np.ndarray
@@ -92,7 +92,7 @@ class Calibration(NamedTuple):
     def belief(
         self, low_N: np.ndarray, high_N: np.ndarray, kind_N: np.ndarray, kept_N: np.ndarray | float = 0
     ) -> Belief:
-        """Returns what the effects of new questions may be, where so many changes of their kinds were kept."""
+        """Returns the effects of new questions, as distributions, given how many changes of their kinds were kept."""
         half_N = (high_N - low_N) / 2
         x_NC = _design(low_N, high_N, kind_N, self.mean_C.shape[-1] - 2)
         mean_N = (x_NC @ self.mean_C[..., None])[..., 0]
@@ -101,12 +101,12 @@ class Calibration(NamedTuple):
 
 
 def calibrate(expectations: Expectations, kinds: int, prior: Prior = PRIOR) -> Calibration:
-    """Returns what answers tell, beside a prior: the largest posterior of both spreads, the coefficients given those.
+    """Returns what answers and a prior show: the posterior mode of both spreads, and the coefficients given those.
 
     By expectation and conditional maximisation; a t is a normal whose precision varies (Lange, Little & Taylor 1989).
 
     Args:
-        kinds: that there are, in new questions too.
+        kinds: number of kinds, those of new questions included.
     """
     half_N = (expectations.high_N - expectations.low_N) / 2
     known_N = np.isfinite(expectations.effect_N)
@@ -114,7 +114,7 @@ def calibrate(expectations: Expectations, kinds: int, prior: Prior = PRIOR) -> C
     noise_N = np.where(known_N, (expectations.error_N / half_N) ** 2, 0.0)
     x_NC = _design(expectations.low_N, expectations.high_N, expectations.kind_N, kinds) * known_N[..., None]
     seen_K = np.abs(x_NC[..., 2:]).sum(-2) > 0
-    # Kinds begin as far apart as questions: from near together they come apart too slowly to be seen.
+    # Kinds start as far apart as questions: from a small spread the iteration converges too slowly.
     spread2 = np.full(known_N.shape[:-1], prior.spread[0] ** 2)
     kind2 = spread2.copy()
     weight_N = np.ones(known_N.shape)
@@ -156,6 +156,6 @@ def _squares(mean_C: np.ndarray, covariance_CC: np.ndarray) -> np.ndarray:
 
 
 def _pooled(prior: tuple[float, float], squares: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Returns a variance by squares of what has it, and by a prior that counts as so many of them."""
+    """Returns a variance from squared deviations and a prior that counts as a number of them."""
     value, weight = prior
     return (weight * value**2 + (squares * counts).sum(-1)) / (weight + counts.sum(-1))

@@ -1,4 +1,4 @@
-"""The best place of a knob that was tried at three places, by the parabola through them.
+"""The best value of a setting that was tried at three values (places), by the parabola through them.
 
 Axes: S seed, P place.
 """
@@ -39,10 +39,10 @@ def fit_parabola(places_P: np.ndarray, values_P: np.ndarray) -> Parabola | None:
 
 
 def interpolation_weights(places_P: np.ndarray, place: float) -> np.ndarray:
-    """Returns the weights (P,), which sum to 1, of values at places in that of the polynomial through them at a place.
+    """Returns the weights (P,), which sum to 1, with which values at places give the polynomial's value at a place.
 
-    Of a parabola's lowest value they are the derivatives by the three values: as those vary, that its place moves too
-    counts for nothing (the envelope theorem). What three runs share so keeps its error: seeds and documents are paired.
+    At the lowest place of a parabola they are the derivatives of its lowest value by the three values: that its place
+    moves too does not count (the envelope theorem). So seeds and documents of the three runs stay paired in the error.
     """
     return np.array(
         [

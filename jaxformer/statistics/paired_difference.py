@@ -1,8 +1,8 @@
 """By how much a variant differs from its parent, with an error that counts seeds and items.
 
 Variant and parent are trained on the same seeds (the same data order, the same initial values) and read the same
-documents or items, so what is analysed is their difference. Both the seeds and the items are samples: another seed and
-another document would have given another difference, and an error that counts one of them only is too small.
+documents or items, so their difference is analysed. Both the seeds and the items are samples: another seed or another
+document would have given another difference, and an error that counts only one of them is too small.
 
 Axes: S seed, I document or item, G group of items, H stratum of groups.
 """
@@ -16,10 +16,9 @@ from scipy import optimize, special
 
 from jaxformer.statistics.variance_prior import VariancePrior, exceeds, moderate
 
-# By how much wider than the level of an interim analysis that of a comparison's own variance may be where a prior
-# moderates it. A prior controls errors on average over comparisons, and too many of one that varies more than the
-# others. Its own variance, held against this multiple, bounds those as well: 0.0135 x 3.15 / 2 = 2.1 % on a side at the
-# first analysis.
+# Multiple of the level of an interim analysis at which a comparison's own variance is used too, where a prior moderates
+# it. A prior controls errors only on average over comparisons: a comparison that varies more than the others has more.
+# Its own variance at this multiple of the level bounds them: 0.0135 x 3.15 / 2 = 2.1 % on a side at the first analysis.
 OWN_LEVEL = 3.15
 
 # A p-value below this one is given as 0.
@@ -30,13 +29,13 @@ class Difference(NamedTuple):
     """Variant minus parent, with the two parts of its variance.
 
     The interval's half-width is sqrt(t_seed^2 seed_variance + t_item^2 item_variance), each t the quantile for its own
-    degrees of freedom. It covers at least as often as it says whatever the ratio of the two variances (Banerjee 1960,
-    Sankhya 22:357). One t with Satterthwaite's (1946) degrees of freedom does not: with two seeds and a true ratio of
-    9 to 1 it calls 13 % of equals different at 5 %, since where the seeds happen to agree it counts them as known.
+    degrees of freedom. Its coverage is at least nominal whatever the ratio of the two variances (Banerjee 1960,
+    Sankhya 22:357). One t with Satterthwaite's (1946) degrees of freedom is not enough: with two seeds and a true ratio
+    of 9 to 1 it calls 13 % of equals different at 5 %, since seeds that happen to agree count as known.
     """
 
     mean: float
-    """Mean in the unit of the values, as are the square roots of the variances."""
+    """Mean, in the unit of the values; so are the square roots of the variances."""
     seed_variance: float
     """Variance of the mean by the choice of seeds."""
     seed_degrees_of_freedom: float
@@ -46,10 +45,10 @@ class Difference(NamedTuple):
     item_degrees_of_freedom: float = math.inf
     """Item degrees of freedom of that variance; infinite where it is not estimated."""
     seeds_counted: bool = True
-    """False where nothing is known of the seeds' variance: the error is that of the items alone."""
+    """False if the seeds' variance is unknown: the error then counts the items only."""
     own: tuple[float, float] | None = None
-    """(seed_variance, seed_degrees_of_freedom) without the prior that moderated them, if one did: an interval is at
-    least as wide as theirs at `OWN_LEVEL` times its level.
+    """(seed_variance, seed_degrees_of_freedom) before a prior moderated them, if one did: an interval is at least as
+    wide as the one from these at `OWN_LEVEL` times its level.
     """
 
     @property
@@ -59,7 +58,7 @@ class Difference(NamedTuple):
 
     @property
     def degrees_of_freedom(self) -> float:
-        """Those of the t whose 95 % interval is as wide as this one's: it is mean +- t x standard_error."""
+        """Degrees of freedom of the t whose 95 % interval is as wide as this one: mean +- t x standard_error."""
         parts = self._parts()
         if len(parts) < 2:
             return parts[0][1] if parts else min(self.seed_degrees_of_freedom, self.item_degrees_of_freedom)
@@ -105,7 +104,7 @@ class Difference(NamedTuple):
         return self.mean - half_width, self.mean + half_width
 
     def _parts(self) -> list[tuple[float, float]]:
-        """Returns (variance, degrees of freedom) of what is not zero; 0 times an infinite quantile would be NaN."""
+        """Returns (variance, degrees of freedom) of the parts above zero; 0 times an infinite quantile would be NaN."""
         parts = [
             (self.seed_variance, self.seed_degrees_of_freedom),
             (self.item_variance, self.item_degrees_of_freedom),
@@ -127,14 +126,14 @@ def t_quantile(degrees_of_freedom: float, alpha: float) -> float:
 
 
 def paired_difference(variant_S: np.ndarray, parent_S: np.ndarray, prior: VariancePrior | None = None) -> Difference:
-    """Returns the paired t-test over seeds, its variance moderated by a prior if there is one that it does not exceed.
+    """Returns the paired t-test over seeds; a prior, if given and not exceeded, moderates its variance.
 
     Args:
-        variant_S: a number of each seed's run of the variant.
-        parent_S: the same of the parent, of the same seeds in the same order.
+        variant_S: a number from each seed's run of the variant.
+        parent_S: the same from the parent's runs, with the same seeds in the same order.
 
     Raises:
-        ValueError: the two differ in length, hold what is not finite, or there are fewer than two seeds and no prior.
+        ValueError: the two differ in length, a value is not finite, or there are fewer than two seeds and no prior.
     """
     variant_S, parent_S = np.asarray(variant_S, np.float64), np.asarray(parent_S, np.float64)
     if variant_S.shape != parent_S.shape or variant_S.ndim != 1:
@@ -159,21 +158,21 @@ def crossed_difference(
 ) -> Difference:
     """Returns the mean difference if seeds and items were both drawn at random, each seed reading each item.
 
-    A seed's difference is r_s = sum_i y_si / sum_i w_i, and the mean is that of r_s. Its variance is
-    seed + item - interaction, of `_variances`. The interaction is left in the seeds' part, which has the fewer degrees
-    of freedom, and taken out of the items'; the seeds' part is at least the interaction and the items' at least 0, so
-    that the whole is never below `seed` or `item`.
+    A seed's difference is r_s = sum_i y_si / sum_i w_i, and the result is the mean of r_s. Its variance is
+    seed + item - interaction, from `_variances`. The interaction stays in the seeds' part, which has fewer degrees of
+    freedom, and is subtracted from the items' part. The seeds' part is at least the interaction and the items' at least
+    0, so the sum is never below `seed` or `item`.
 
-    A single seed has no interaction to take out, so the error is then, with a prior, too large by C/I at most; without
-    a prior it is that of the items alone and `seeds_counted` is False.
+    With a single seed the interaction cannot be subtracted: with a prior the variance is then too large by C/I at most;
+    without one the error counts the items only and `seeds_counted` is False.
 
     Args:
         differences_SI: variant minus parent: for validation the bits of a document, for a task the score of an item.
-        weights_I: for validation the bytes of a document, whence the mean is in bits per byte; by default 1.
+        weights_I: for validation the bytes of a document, so that the mean is in bits per byte; by default 1.
         groups_I: a label per item, equal where items do not vary independently (a common passage, twins); by default
             each item is a group.
-        prior: of the variance of r_s; not used where that exceeds it.
-        strata_I: a label per item of the corpus from which it was drawn, where several were drawn from separately.
+        prior: of the variance of r_s; ignored if that exceeds it.
+        strata_I: a label per item: the corpus from which it was drawn, if several were sampled separately.
 
     Raises:
         ValueError: a shape does not fit, a value is not finite, a weight is negative or all are 0, a group is in two
@@ -201,13 +200,13 @@ def item_correlation(
     *,
     strata_I: np.ndarray | None = None,
 ) -> float:
-    """Returns how what items do to one mean difference is correlated with what they do to another: from 0 to 1.
+    """Returns the correlation, from 0 to 1, between the effects of the items on several mean differences.
 
-    By the moves u of each (see `_variances`), whose products estimate a covariance without the interactions that its
-    variances have; of all pairs of differences together. NaN where items do nothing, or fewer than two differences.
+    Products of their moves u (see `_variances`) estimate the covariance without the interactions that the variances
+    contain; all pairs of differences are pooled. NaN if items have no effect, or with fewer than two differences.
 
     Args:
-        differences_NSI: as of `crossed_difference`, of each difference by its own seeds, on the same items.
+        differences_NSI: as in `crossed_difference`; each difference has its own seeds, on the same items.
         weights_I, groups_I, strata_I: as there.
     """
     moves, variances = [], []
@@ -231,10 +230,10 @@ class _Items(NamedTuple):
     differences_SI: np.ndarray
     weights_I: np.ndarray
     group_I: np.ndarray
-    """Group of each item, from 0 on; `stratum_G` is that of each group."""
+    """Group of each item, from 0 on; `stratum_G`: stratum of each group."""
     stratum_G: np.ndarray
     groups_H: np.ndarray
-    """How many there are in each stratum."""
+    """Number of groups in each stratum."""
     share_G: np.ndarray
     """Share of each group in the weight of its stratum."""
 
@@ -266,20 +265,20 @@ def _check_items(
 
 
 def _variances(items: _Items, difference_S: np.ndarray) -> tuple[float, float, float]:
-    """Returns (item, its degrees of freedom, interaction) of `crossed_difference`.
+    """Returns (item, its degrees of freedom, interaction) for `crossed_difference`.
 
     In the model y_si / w_i = mean + a_s + b_i + c_si of independent effects (two-way crossed, Searle, Casella and
-    McCulloch 1992), for I items of equal weight, the variance of the mean is A/S + B/I + C/(SI). With
-    u_sg = sum over i in g of (y_si - r_s w_i) / sum_i w_i, by which a group of items moves r_s (linearisation, Cochran
-    1977, section 6), centred within its stratum,
+    McCulloch 1992), for I items of equal weight, the variance of the mean is A/S + B/I + C/(SI). A group of items moves
+    r_s by u_sg = sum over i in g of (y_si - r_s w_i) / sum_i w_i (linearisation, Cochran 1977, section 6). Centred
+    within its stratum,
 
         seed         = var_s(r_s) / S                                        estimates A/S + C/(SI)
         item         = sum_g k_g (mean_s u_sg)^2                             estimates B/I + C/(SI)
         interaction  = sum_sg k_g (u_sg - mean_s u_sg)^2 / (S (S-1))         estimates C/(SI)
 
     where k_g is n/(n-1) for n groups of equal weight, and (n-1)/n / (1 - share of g in its stratum's weight)^2 in
-    general, as in the delete-one jackknife (Efron 1982): with n/(n-1), 20 documents whose lengths vary by a factor of e
-    call 7 % of equals different at 5 %. A single seed has no interaction, and it is 0.
+    general, as in the delete-one jackknife (Efron 1982). With n/(n-1), 7 % of equals are called different at 5 % on 20
+    documents whose lengths vary by a factor of e. With a single seed the interaction is 0.
     """
     moves_SG, correction_G = _moves(items, difference_S)
     moves_G, S = moves_SG.mean(0), len(difference_S)
@@ -303,7 +302,7 @@ def _check_finite(what: str, values: np.ndarray) -> None:
 
 
 def _fitting(prior: VariancePrior | None, difference_S: np.ndarray) -> VariancePrior | None:
-    """Returns the prior, or None where the seeds' own variance exceeds it."""
+    """Returns the prior, or None if the seeds' own variance exceeds it."""
     own, df = _own_variance(difference_S)
     return None if prior is None or exceeds(own, df, prior) else prior
 
@@ -336,11 +335,11 @@ def _sums(values_SI: np.ndarray, code_I: np.ndarray) -> np.ndarray:
 
 
 def _item_degrees_of_freedom(squares_G: np.ndarray, stratum_G: np.ndarray, groups_H: np.ndarray) -> float:
-    """Returns those of a sum of squares: those of its strata together (Satterthwaite 1946), or fewer if few dominate.
+    """Returns the degrees of freedom of a sum of squares: all strata together (Satterthwaite 1946), or fewer.
 
-    2 V^2 / var(V), where var(V) = 2 sum_g variance_g^2 and the fourth power of a normal move estimates 3 variance_g^2;
-    less 2, by which the estimated V^2 is too large beside it: its mean is (1 + 2 / df) V^2.
-    A few long documents, or a few items in which alone the two differ, so count as the few that they are.
+    2 V^2 / var(V), where var(V) = 2 sum_g variance_g^2 and the fourth power of a normal move estimates 3 variance_g^2.
+    2 is subtracted since the estimated V^2 is too large: its mean is (1 + 2 / df) V^2. So if a few items make most of
+    the sum (long documents, or the only ones where the two differ), the degrees of freedom are few.
     """
     variance_H = np.bincount(stratum_G, weights=squares_G)
     if not variance_H.any():

@@ -1,4 +1,4 @@
-"""How probably a comparison will be decided by further seeds, by simulating them.
+"""The probability that further seeds decide a comparison, by simulation.
 
 Axes: P path, a simulated continuation; K later interim analysis.
 """
@@ -15,7 +15,7 @@ _PATHS = 4000
 
 
 class Prospect(NamedTuple):
-    """What may be known at a later interim analysis."""
+    """The probable state at a later interim analysis."""
 
     seeds: int
     decided: float
@@ -29,14 +29,14 @@ def predict(
 ) -> list[Prospect]:
     """Returns the predictive probabilities of each later interim analysis (Spiegelhalter, Freedman & Blackburn 1986).
 
-    By simulation from the posterior under a flat prior of the effect: the variance of one seed's difference is drawn as
-    a scaled inverse chi-square with the degrees of freedom that it was estimated with, then the effect around the mean,
-    then the further seeds. Documents are the same at all analyses: their part of the error widens the intervals and
-    moves no mean. The draws are fixed, so that the same data give the same answer.
+    By simulation from the posterior under a flat prior of the effect: the variance of one seed's difference is drawn
+    from a scaled inverse chi-square with its degrees of freedom, then the effect around the mean, then the further
+    seeds. Documents are the same at all analyses: their part of the error widens the intervals and moves no mean. The
+    draws are fixed, so that the same data give the same answer.
 
     Args:
         difference: after `seeds` seeds, at least two.
-        margin: within which two arms count as equal; NaN where it is not known.
+        margin: within which two arms count as equal; NaN if unknown.
         prior: with which the difference was moderated, if it was.
     """
     random = np.random.default_rng(0)
@@ -63,11 +63,11 @@ def predict(
 
 
 def half_widths(variance_P: np.ndarray, seeds: int, prior: VariancePrior | None, difference: Difference) -> np.ndarray:
-    """Returns the half-widths of the intervals of an interim analysis, as `Difference.interval` has them.
+    """Returns the half-widths of the intervals of an interim analysis, as in `Difference.interval`.
 
     Args:
         variance_P: of one seed's difference, by its own seeds.
-        difference: whose items' variance is that of all.
+        difference: its items' variance counts for all.
     """
 
     def widths(variance_P: np.ndarray, df: float, level: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What asking a question is worth: how the rule would decide it, what a kept change saves, and what the answer costs.
 
 Axes: P path, a simulated course of a question; S further seed; E true effect; D point of a distribution of effects; N
-question; A analysis, one for each of `INTERIM_SEEDS`; any axes may lead.
+question; A analysis, one for each of `INTERIM_SEEDS`; further axes may come first.
 """
 
 import functools
@@ -19,13 +19,13 @@ from jaxformer.statistics.variance_prior import VariancePrior, moderate
 
 _PATHS, _POINTS, _EFFECTS, _REACH = 1000, 41, 81, 12.0
 
-# No effect is counted as a larger factor of the tokens, whatever a belief's tail says: beyond a factor of e the slope
-# of a loss curve shows nothing.
+# No effect counts as a larger factor of the tokens, whatever the tail of its distribution: beyond a factor of e the
+# slope of a loss curve shows nothing.
 _LARGEST_LOGARITHM = 1.0
 
 
 class ParentRuns(NamedTuple):
-    """What runs of a parent and comparisons with them tell; bits per byte."""
+    """What runs of a parent and comparisons with them show; bits per byte."""
 
     deviation: float
     """Standard deviation of one seed's paired difference."""
@@ -34,13 +34,13 @@ class ParentRuns(NamedTuple):
     slope: float
     """Fall of the parent's loss for each factor e of the tokens."""
     item_variance: float = 0.0
-    """Of the mean by the choice of documents, which further seeds do not make smaller."""
+    """Variance of the mean by the choice of documents, which further seeds do not reduce."""
     prior: VariancePrior | None = None
-    """Of the variance of one seed's difference, by other comparisons with the parent."""
+    """Prior of the variance of one seed's difference, from other comparisons with the parent."""
 
 
 class Question(NamedTuple):
-    """What is known of a question before it is asked, or after the seeds that left it undecided."""
+    """What is known about a question before its first runs, or after seeds that left it undecided."""
 
     time_ratio: float = 1.0
     """Time of a run, relative to the parent's."""
@@ -48,7 +48,7 @@ class Question(NamedTuple):
     mean: float = 0.0
     """Mean difference over these seeds."""
     variance: float = 0.0
-    """Of one seed's difference, by these seeds."""
+    """Variance of one seed's difference, from these seeds."""
 
 
 NEW = Question()
@@ -58,10 +58,10 @@ class Followed(NamedTuple):
     """How courses of a question end."""
 
     kept_P: np.ndarray
-    """Whether by KEEP, or by EQUIVALENT BUT CHEAPER."""
+    """Whether it is kept, by KEEP or by EQUIVALENT BUT CHEAPER."""
     seeds_P: np.ndarray
     mean_P: np.ndarray
-    """What was measured at the end, with its `error_P`."""
+    """The difference measured at the end; `error_P` is its error."""
     error_P: np.ndarray
 
 
@@ -75,10 +75,10 @@ def follow(
 ) -> Followed:
     """Returns how the rule ends questions, by losses and time: analysed at each of `INTERIM_SEEDS` that is reached.
 
-    One ends when it is better, worse or equal, after the last seed that there is, and where its probability of being
-    kept at the last analysis, by a flat prior of the effect, is below `min_power`; for what saves time, that of being
-    decided. Better is kept where it is measured to be worth at least its time in tokens, and equal where it saves the
-    share `cheaper` of the time. Savings of parameters alone, tasks and the q-value are not counted.
+    A question ends when it is better, worse or equal, after the last seed, or when the probability that the last
+    analysis keeps it (decides it, if it saves time) is below `min_power` under a flat prior of the effect. A better
+    change is kept if its measured gain is worth at least its time in tokens; an equal one if it saves the share
+    `cheaper` of the time. Savings of parameters alone, tasks and the q-value are not counted.
     """
     documents = Difference(0.0, 0.0, math.inf, parent.item_variance)
     worth_its_time, saves_time = -parent.slope * math.log(question.time_ratio), question.time_ratio <= 1 - cheaper
@@ -107,7 +107,7 @@ def follow(
 def _useful_at_last(
     mean_P: np.ndarray, variance_P: np.ndarray, df: float, seeds: int, parent: ParentRuns, saves_time: bool
 ) -> np.ndarray:
-    """Returns the predictive probability that the last analysis keeps it, or for what saves time that it decides it.
+    """Returns the predictive probability that the last analysis keeps a question, or decides it if it saves time.
 
     As `prediction.predict`, but without the analyses before the last.
     """
@@ -134,14 +134,15 @@ class Power(NamedTuple):
     kept_E: np.ndarray
     """Probability that it is kept."""
     ends_EA: np.ndarray
-    """Probability that it ends at each analysis; the seeds that there are count in its number of seeds."""
+    """Probability that it ends at each analysis; the number of seeds includes those that exist already."""
 
 
 @functools.lru_cache(maxsize=256)
 def power(parent: ParentRuns, question: Question, most_seeds: int) -> Power:
     """Returns what the rule does with true effects, by simulation with fixed draws.
 
-    They reach 12 standard deviations of a seed's difference beyond the margin, and beyond what its time takes.
+    They reach 12 standard deviations of a seed's difference beyond the margin, and beyond the effect that pays for its
+    time.
     """
     reach = _REACH * parent.deviation + max(parent.margin, parent.slope * abs(math.log(question.time_ratio)))
     effect_E = np.linspace(-reach, reach, _EFFECTS)
@@ -153,19 +154,19 @@ def power(parent: ParentRuns, question: Question, most_seeds: int) -> Power:
 
 
 class QuestionValue(NamedTuple):
-    """What is expected of asking questions; the last axis is of questions, where no other is named."""
+    """The expected result of asking questions; the last axis is N unless a name shows another."""
 
     kept: np.ndarray
     """Probability that the change is kept."""
     ends_NA: np.ndarray
     """Probability that it ends at each analysis."""
     saved: np.ndarray
-    """Share of the hours of the runs to come that is saved, the price of complexity subtracted."""
+    """Share of the hours of future runs that is saved, minus the price of complexity."""
     effect: np.ndarray
-    """Mean, by the belief and by what has been measured."""
+    """Posterior mean."""
     low: np.ndarray
     high: np.ndarray
-    """10 % and 90 % points of the effect, by the same."""
+    """`low` and `high`: 10 % and 90 % quantiles of the effect's posterior."""
 
     @property
     def seeds(self) -> np.ndarray:
@@ -176,14 +177,14 @@ class QuestionValue(NamedTuple):
 def question_value(
     belief: Belief, parent: ParentRuns, question: Question, most_seeds: int, complexity: float
 ) -> QuestionValue:
-    """Returns what asking is expected to bring, of questions about which the same is known beside their beliefs.
+    """Returns the expected value of asking questions that differ only in their beliefs.
 
-    A kept effect lowers the loss as exp(-effect / slope) times the tokens would, and a run takes `time_ratio` times the
-    time: a share 1 - time_ratio exp(effect / slope) of the hours is saved. Where noise keeps a change that is worth
-    less than its time, this is below 0, and counts.
+    A kept effect lowers the loss like exp(-effect / slope) times the tokens, and a run takes `time_ratio` times the
+    time: a share 1 - time_ratio exp(effect / slope) of the hours is saved. If noise keeps a change that is worth less
+    than its time, this is below 0, and counts.
 
     Args:
-        complexity: share of the hours that a kept change has to save before it is worth anything.
+        complexity: share of the hours that a kept change must save before it is worth anything.
     """
     decided, (effect_D, weight_D) = power(parent, question, most_seeds), _points(belief, parent, question)
     exponent_D = np.clip(effect_D / parent.slope, -_LARGEST_LOGARITHM, _LARGEST_LOGARITHM)
@@ -196,9 +197,9 @@ def question_value(
 
 
 def _points(belief: Belief, parent: ParentRuns, question: Question) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ascending effects and their weights: quantiles of a belief, or points around what has been measured.
+    """Returns ascending effects and their weights: quantiles of a belief, or points around the measured effect.
 
-    The weights of the latter are the belief's density times the likelihood.
+    Points are weighted by the belief's density times the likelihood.
     """
     quantile_D = (np.arange(_POINTS) + 0.5) / _POINTS
     if not question.seeds:
@@ -211,7 +212,7 @@ def _points(belief: Belief, parent: ParentRuns, question: Question) -> tuple[np.
 
 
 def _quantile(p: float, effect_D: np.ndarray, weight_D: np.ndarray) -> np.ndarray:
-    """Returns what ascending effects are below with a probability, linear between the middles of their weights."""
+    """Returns a quantile of weighted, ascending effects, linear between the middles of their weights."""
     middle_D = weight_D.cumsum(-1) - weight_D / 2
     after_1 = np.clip((middle_D < p).sum(-1, keepdims=True), 1, _POINTS - 1)
     (begin_1, end_1), (low_1, high_1) = (
@@ -221,30 +222,30 @@ def _quantile(p: float, effect_D: np.ndarray, weight_D: np.ndarray) -> np.ndarra
 
 
 class RunCosts(NamedTuple):
-    """What the runs of questions take, device hours; numbers, or arrays of a number for each question."""
+    """Device hours of the runs of questions; numbers, or arrays with one number per question."""
 
     first_seeds: np.ndarray | int
     """Seeds at the next analysis."""
     until_first: np.ndarray | float
-    """Of the runs of both arms that are missing until then."""
+    """Hours of the runs of both arms that are missing until then."""
     per_seed: np.ndarray | float
-    """Of the variant, for each seed beyond."""
+    """Hours of the variant, for each further seed."""
     parent_per_seed: np.ndarray | float
-    """Of the parent, for each seed beyond that it lacks."""
+    """Hours of the parent, for each further seed that it lacks."""
     parent_seeds: np.ndarray | int
-    """Seeds of the parent that there are."""
+    """Seeds that the parent has."""
     new_parent: np.ndarray | float
-    """Of the first seeds of the parent that a kept change makes."""
+    """Hours of the first seeds of the new parent, if the change is kept."""
 
     def expected_hours(self, ends_NA: np.ndarray, kept: np.ndarray | float) -> np.ndarray:
-        """Returns the expected device hours of questions that end at each analysis with such probabilities.
+        """Returns the expected device hours of questions, given the probabilities that they end at each analysis.
 
-        Those of the expected seeds would be too few where the parent has more seeds than the first analysis takes.
+        `hours` of the expected seeds would be too few if the parent has more seeds than the first analysis takes.
         """
         return np.sum([ends_NA[..., a] * self.hours(seeds, kept) for a, seeds in enumerate(INTERIM_SEEDS)], 0)
 
     def hours(self, seeds: np.ndarray | int, kept: np.ndarray | float = 0.0) -> np.ndarray:
-        """Returns the device hours until the seeds at the end, and of a new parent with the probability `kept`."""
+        """Returns the device hours up to a number of seeds, and of a new parent with the probability `kept`."""
         further = np.maximum(seeds - self.first_seeds, 0)
         lacking = np.maximum(seeds - np.maximum(self.first_seeds, self.parent_seeds), 0)
         runs = self.until_first + further * self.per_seed + lacking * self.parent_per_seed

@@ -1,13 +1,13 @@
-"""What a run of another size will come to, by the losses of sizes that are finished, and how far that may be wrong.
+"""Forecasts the loss of a run of another size, with its uncertainty, from the losses of finished sizes.
 
 A law is L(N, D) = E + A N^-alpha + B D^-beta for N parameters and D tokens (Hoffmann et al. 2022, arXiv 2203.15556), or
 the same without the irreducible E. For given exponents it is linear in E, A and B, so that with normal errors their
 posterior is known exactly; the exponents, and how far a size may lie off its law, are summed over grids. A prediction
-is drawn from all of that, so that what a few sizes cannot tell (how much of the loss is irreducible, which of the two
+is drawn from all of that, so that what a few sizes cannot show (how much of the loss is irreducible, which of the two
 exponents is which) widens its interval instead of being chosen.
 
-The two forms are averaged by how well each forecast every size after the second from those below it (held-out
-predictive densities; Geisser and Eddy 1979, J. Am. Stat. Assoc. 74:153): three sizes weigh them by one such forecast.
+The two forms are weighted by how well each forecast every size after the second from the smaller ones (held-out
+predictive densities; Geisser and Eddy 1979, J. Am. Stat. Assoc. 74:153): with three sizes, by one such forecast.
 
 Axes: S size, G grid of exponents, T grid of deviations, K coefficient, P draw.
 """
@@ -22,22 +22,22 @@ from scipy import special
 # Fewer sizes show no law: two coefficients and an exponent go through two points.
 FEWEST_SIZES = 3
 
-# How far a size may lie off its law, as a share of the loss, since neither its learning rate nor its batch is the best
-# for it: half-Cauchy with this scale, which lets sizes that follow no law at all lie far off it.
+# How far a size may lie off its law, as a share of the loss, since its learning rate and batch are not optimal:
+# half-Cauchy with this scale, which lets sizes that follow no law lie far off it.
 _DEVIATION = 0.0008
 _DEVIATIONS_T = np.array([0.0003, 0.0006, 0.001, 0.0015, 0.0023, 0.0035, 0.005, 0.0075, 0.011, 0.016, 0.024])
 
-# Before any are seen, seeds differ by this share of the loss, which counts as so many degrees of freedom.
+# Prior of seed noise: this share of the loss, which counts as this many degrees of freedom.
 _SEEDS, _SEEDS_DF = 0.003, 2.0
 
-# Degrees of freedom by which the others speak for the variance of a size.
+# Degrees of freedom that the other sizes count for in the variance of a size.
 _POOLED_DF = 4.0
 
 _DRAWS, _FEWEST_DRAWS = 8000, 1000
 
 
 class NoLaw(ValueError):
-    """Sizes that no law goes through."""
+    """No law fits the sizes."""
 
 
 class _Form(NamedTuple):
@@ -46,7 +46,7 @@ class _Form(NamedTuple):
     name: str
     has_floor: bool
     exponents: tuple[float, ...]
-    """Of N and of D; on this grid each has a lognormal prior."""
+    """Grid of the exponents of N and of D, each of which has a lognormal prior."""
     median: float
     spread: float
     """`median` and `spread`: of that prior, the spread in natural logarithms."""
@@ -56,7 +56,7 @@ class _Form(NamedTuple):
     """Their standard deviations."""
 
     def basis(self, sizes_S2: np.ndarray) -> np.ndarray:
-        """Returns the terms (G, S, K) of sizes, as multiples of the middle one, whose coefficients are to be found."""
+        """Returns the terms (G, S, K) of sizes, relative to the middle one; their coefficients are fitted."""
         alpha_G, beta_G = np.array([(a, b) for a in self.exponents for b in self.exponents]).T
         terms = [sizes_S2[:, 0] ** -alpha_G[:, None], sizes_S2[:, 1] ** -beta_G[:, None]]
         return np.stack([*([np.ones_like(terms[0])] if self.has_floor else []), *terms], axis=2)
@@ -93,14 +93,14 @@ _FORMS = (
 
 
 class Prediction(NamedTuple):
-    """What one run of a size may come to."""
+    """The probable loss of one run of a size."""
 
     losses_P: np.ndarray
     """Draws of a run's loss."""
     laws_P: np.ndarray
-    """Draws of the law there: without what the size deviates from it, and without the seed's luck."""
+    """Draws of the law there: without the size's deviation from it, and without seed noise."""
     seeds: float
-    """Standard deviation of one run of the size by its seed."""
+    """Standard deviation of one run of the size over seeds."""
     forms: dict[str, float]
     """Weight of each form of the law."""
 
@@ -110,7 +110,7 @@ class Prediction(NamedTuple):
         return float(np.median(self.losses_P))
 
     def interval(self, confidence: float = 0.9) -> tuple[float, float]:
-        """Returns the central interval (low, high) that a run's loss lies in with a probability."""
+        """Returns the central interval (low, high) that contains a run's loss with a probability."""
         low, high = np.quantile(self.losses_P, [(1 - confidence) / 2, (1 + confidence) / 2])
         return float(low), float(high)
 
@@ -122,12 +122,12 @@ def predict_loss(
     parameters: float,
     tokens: float,
 ) -> Prediction:
-    """Returns what one run of a further size may come to.
+    """Returns the forecast of one run of a further size.
 
     Args:
-        parameters_S, tokens_S: of sizes that are finished, by ascending compute.
+        parameters_S, tokens_S: of the finished sizes, by ascending compute.
         losses_S: of each, the losses of its seeds.
-        parameters, tokens: of the size to come.
+        parameters, tokens: of the size to forecast.
 
     Raises:
         NoLaw: the losses do not fall with size.
@@ -161,10 +161,10 @@ def predict_loss(
 
 
 def _means(losses_S: Sequence[Sequence[float] | np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns of each size the mean of its seeds, the variance of one of them, and the latter's degrees of freedom.
+    """Returns for each size the mean of its seeds, the variance of one seed, and that variance's degrees of freedom.
 
-    Few seeds show little, and small sizes scatter more than large ones: the variance, as a share of the loss, is drawn
-    towards that of all sizes, each of which counts half as much as the one next to it.
+    Few seeds estimate a variance badly, and small sizes scatter more than large ones. So the variance, as a share of
+    the loss, is drawn towards the variance of all sizes, weighted by half for each step to a neighbouring size.
     """
     mean_S = np.array([np.mean(one) for one in losses_S])
     squares_S = np.array([np.sum(np.square(np.asarray(one) / m - 1)) for one, m in zip(losses_S, mean_S, strict=True)])
@@ -178,7 +178,7 @@ def _means(losses_S: Sequence[Sequence[float] | np.ndarray]) -> tuple[np.ndarray
 
 
 class _Posterior(NamedTuple):
-    """Of the coefficients, for each cell of the two grids."""
+    """Posterior of the coefficients, for each cell of the two grids."""
 
     mean_GTK: np.ndarray
     covariance_GTKK: np.ndarray
@@ -191,7 +191,7 @@ class _Fit:
 
     def __init__(self, form: _Form, basis_GSK: np.ndarray, mean_S: np.ndarray, error_S: np.ndarray):
         """Args: basis_GSK: of one size more than there are means; error_S: variances of those."""
-        self._scale = float(mean_S[:2].mean())  # Of sizes that are held out nothing is known.
+        self._scale = float(mean_S[:2].mean())  # Held-out sizes must not be used.
         self._basis_GSK, self._mean_S = basis_GSK, mean_S
         self._variance_TS = np.square(_DEVIATIONS_T * self._scale)[:, None] + error_S
         self._prior_K = np.array(form.shares_K) * self._scale
@@ -201,7 +201,7 @@ class _Fit:
         self._log_prior_GT = form.log_prior()[:, None] + log_prior_T
 
     def posterior(self, sizes: int) -> _Posterior:
-        """Returns what the first sizes say, by the conjugate normal of each cell, negative terms not left out."""
+        """Returns the posterior from the first sizes, conjugate normal in each cell; negative terms are included."""
         basis_GSK, precision_TS = self._basis_GSK[:, :sizes], 1 / self._variance_TS[:, :sizes]
         weighted_GTSK = basis_GSK[:, None] * precision_TS[None, :, :, None]
         residual_GS = self._mean_S[:sizes] - basis_GSK @ self._prior_K
@@ -216,7 +216,7 @@ class _Fit:
         return _Posterior(self._prior_K + shift_GTK, covariance_GTKK, log_GT - special.logsumexp(log_GT))
 
     def log_density_of(self, size: int) -> float:
-        """Returns the logarithm of the density at a size's mean that the sizes below it forecast."""
+        """Returns the log density that the smaller sizes predict at a size's mean."""
         found, basis_GK = self.posterior(size), self._basis_GSK[:, size]
         law_GT = np.einsum("gtk,gk->gt", found.mean_GTK, basis_GK)
         variance_GT = np.einsum("gk,gtkl,gl->gt", basis_GK, found.covariance_GTKK, basis_GK)
@@ -225,10 +225,10 @@ class _Fit:
         return float(np.logaddexp.reduce(found.log_weight_GT + log_GT, axis=None))
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
-        """Returns draws (2, P): of the law at the size to come, and of how far sizes deviate from it.
+        """Returns draws (2, P): of the law at the size to forecast, and of how far sizes deviate from it.
 
         Raises:
-            NoLaw: hardly any has no negative term.
+            NoLaw: almost all draws have a negative term.
         """
         found = self.posterior(len(self._mean_S))
         cell_P = random.choice(found.log_weight_GT.size, 4 * _DRAWS, p=np.exp(found.log_weight_GT).ravel())

@@ -1,8 +1,8 @@
 """Two-level screening designs: many changes in few runs, how their effects are aliased, and their analysis.
 
 Every run has about half of the changes on, so that all runs count for every change: the effect of one is the mean of
-the runs with it minus that of the runs without it. What that costs: an effect is an average over what else is on, and
-is aliased with interactions, which are what pairs of changes do together beyond the sum of both.
+the runs with it minus the mean of the runs without it. The price: an effect is an average over the other changes, and
+is aliased with interactions: the effect of two changes together beyond the sum of both.
 
 Axes: R row of a design, N change, P pair of changes, S seed.
 """
@@ -20,13 +20,13 @@ from jaxformer.statistics.paired_difference import Difference
 ROWS = (8, 12, 16, 20, 24)
 _HALVES = (4, *ROWS)
 
-# How many changes without effect are expected among the survivors at most: each costs its confirmation. In simulation,
-# of 11 changes on two seeds and hours of five, 1 finds as much as 2 to within 2 % of the improvements, 0.5 up to 4 %
+# The most changes without effect that are expected among the survivors: each costs its confirmation. In simulations of
+# 11 changes on two seeds with the hours of five, 1 finds as much as 2 to within 2 % of the improvements, 0.5 up to 4 %
 # less.
 EXPECTED_FALSE = 1.0
 
-# Share of the changes that survive one seed, of which no error is known, if they look better: as many as the hours of
-# five seeds of each change can confirm on eleven.
+# Share of the changes that survive a single seed, whose error is unknown, if they seem better: as many as the hours of
+# five seeds of each change can confirm on eleven seeds.
 BEST_SHARE = 0.25
 
 
@@ -36,7 +36,7 @@ class Design(NamedTuple):
     on_RN: np.ndarray
     """Whether a change is on, bool."""
     folded: bool
-    """Whether each row has a mirror image, in the second half of the rows, that has on what it has off."""
+    """Whether the second half of the rows mirrors the first: on where it is off, and off where it is on."""
 
     @property
     def resolution(self) -> int:
@@ -103,9 +103,10 @@ def _hadamard(order: int) -> np.ndarray:
 def interaction_weights(design: Design) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Returns (weights_NP, pairs): the share of each pair's interaction that the effect of a change contains.
 
-    An interaction is what two changes together give beyond the sum of both, at the parent. Of a pair that a change
-    belongs to, its effect contains half, by averaging over the other one; of another pair half of the correlation of
-    its column with the product of theirs, which is 0 in a folded design (the alias matrix, Box & Wilson 1951).
+    An interaction is the effect of two changes together at the parent, beyond the sum of both. The effect of a change
+    contains half of each of its own interactions, by averaging over the other change. Of the interaction of two others
+    it contains half of the correlation between its column and the product of theirs, which is 0 in a folded design (the
+    alias matrix, Box & Wilson 1951).
     """
     signs_RN = design.signs_RN
     pairs = [*itertools.combinations(range(signs_RN.shape[1]), 2)]
@@ -120,19 +121,19 @@ class Errors(NamedTuple):
     """Mean squares of an additive model's residuals, of two seeds or more, with their degrees of freedom."""
 
     between_seeds: np.ndarray
-    """Of the same row from seed to seed: noise alone."""
+    """Between seeds of the same row: only noise."""
     df_between_seeds: int
     residual: np.ndarray
-    """Of contrasts of the rows' means that estimate no effect: noise and interactions; 0 where there are none."""
+    """Of contrasts of the rows' means that estimate no effect: noise and interactions; 0 if there are none."""
     df_residual: int
     even: np.ndarray
-    """Of contrasts in which a row and its mirror image agree, in a folded design: noise, and interactions of two
-    changes, which are in these alone.
+    """Of contrasts in which a row and its mirror image agree, in a folded design: noise and interactions of two
+    changes, which appear only here.
     """
     df_even: int
 
     def of_effects(self, runs: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the variances of an effect by noise and, as far as the residual contrasts show them, interactions.
+        """Returns the variances of an effect by noise and by interactions, as far as residual contrasts show these.
 
         Args:
             runs: rows times seeds.
@@ -170,28 +171,27 @@ class Screened(NamedTuple):
     """The effects of a design's changes, and which of them are worth confirming."""
 
     effects: tuple[Difference, ...]
-    """Of each change, the mean with it minus that without it. The seeds' part of its variance is noise; the items'
-    part what interactions add, by the residual contrasts.
+    """Of each change, the mean with it minus the mean without it. In its variance the seeds' part is noise, and the
+    items' part the interactions, estimated from the residual contrasts.
     """
     survivors: tuple[int, ...]
-    """Numbers of the changes that look like improvements, the surest first."""
+    """Numbers of the changes that seem to be improvements, the surest first."""
     interactions_p: float
-    """P-value of the hypothesis that effects are additive; NaN where no contrast is left to test it, or with one seed.
-    """
+    """P-value of the hypothesis that effects are additive; NaN if no contrast is left to test it, or with one seed."""
 
 
 def screen(design: Design, values_RS: np.ndarray) -> Screened:
     """Returns the effects of a design's changes, and which of them survive.
 
     Seeds are blocks: what all rows of a seed share cancels. The variance between seeds is pooled over all contrasts.
-    The residual variance of the rows' means beyond that is attributed to interactions, of which an effect contains as
-    much on average as the residual contrasts. A change survives where its one-sided p-value is at most `EXPECTED_FALSE`
+    The residual variance of the rows' means beyond that is attributed to interactions: an effect contains as much of
+    them, on average, as the residual contrasts. A change survives if its one-sided p-value is at most `EXPECTED_FALSE`
     over the number of changes, which bounds the expected number of false survivors (per-family error rate): each costs
-    its confirmation, and none is kept without that. With one seed the errors are not known, and the best `BEST_SHARE`
-    of the changes survive, if they look better.
+    its confirmation, and none is kept without that. With one seed the errors are unknown, and the best `BEST_SHARE` of
+    the changes survive, if they seem better.
 
     Args:
-        values_RS: the loss of each row on each seed, or whatever is better if it is less.
+        values_RS: the loss of each row on each seed, or another number that is better if lower.
 
     Raises:
         ValueError: a value is missing.

@@ -1,8 +1,8 @@
-"""Effects shrunken towards 0, as far as all that were measured together say that they owe to chance.
+"""Shrinks effects towards 0, by the share that is due to chance according to all measured effects.
 
-What is kept was chosen because it looked good, and so looks better than it is. The mean of its posterior has no such
-bias, whatever was chosen and whenever the seeds stopped, where the prior is right. Simulated, 13 questions a study, in
-units of the standard deviation of one seed's difference; what kept effects look like, as a multiple of what they are:
+A kept change was chosen because it looked good, so its measured effect is too good on average. The posterior mean has
+no such bias if the prior is right, whatever was chosen and whenever the seeds stopped. Simulated, 13 questions a study,
+in units of the standard deviation of one seed's difference; estimated kept effects, as a multiple of the true ones:
 
 | true effects | raw | shrunken | raw, of three seeds | shrunken |
 | --- | ---: | ---: | ---: | ---: |
@@ -22,17 +22,17 @@ import math
 import numpy as np
 from scipy import optimize
 
-# With fewer effects nothing is known of their spread, and they are not shrunken.
+# With fewer effects their spread is unknown, and they are not shrunken.
 FEWEST = 4
 
 
 def spread_of_effects(effects_N: np.ndarray, errors_N: np.ndarray) -> float:
-    """Returns the standard deviation, about 0, of the normal prior from which true effects look drawn.
+    """Returns the standard deviation, about 0, of the normal prior fitted to true effects.
 
-    By the moments of Paule and Mandel (1982), J. Res. Nat. Bur. Stand. 87:377, with a mean that is known: the sum of
-    effect^2 / (spread^2 + error^2) is N. Effects that are worse by more than the best one is better are left out: how
-    bad changes can be says nothing of how good they are, and with them the last two rows above would be 1.51 and 2.26,
-    1.19 and 1.31. 0 where the errors alone explain the others; NaN with fewer than `FEWEST` effects.
+    By the moments of Paule and Mandel (1982), J. Res. Nat. Bur. Stand. 87:377, with a known mean: the sum of
+    effect^2 / (spread^2 + error^2) is N. Effects that are worse by more than the best one is better are left out: very
+    bad changes say nothing about how good others are, and with them the last two rows above would be 1.51 and 2.26,
+    1.19 and 1.31. 0 if errors alone explain the others; NaN with fewer than `FEWEST` effects.
 
     Args:
         effects_N: measured; negative is better.
@@ -52,8 +52,8 @@ def spread_of_effects(effects_N: np.ndarray, errors_N: np.ndarray) -> float:
 
 
 def shrink(effect: float, error: float, spread: float) -> float:
-    """Returns the mean of what a true effect may be, given what was measured and the spread of effects.
+    """Returns the posterior mean of a true effect, given its measurement and the spread of effects.
 
-    NaN where the spread is.
+    NaN if the spread is.
     """
     return effect * spread**2 / (spread**2 + error**2)

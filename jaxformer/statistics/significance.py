@@ -9,25 +9,24 @@ from scipy import stats
 # Seeds at each interim analysis of a comparison, which ends at the first that is significant (group sequential design).
 INTERIM_SEEDS = (3, 4, 5, 6, 8, 11, 16, 24)
 
-# Of the first interim analysis, and the power by which later ones fall with the seeds: see `interim_level`. The command
-# `python tools/verdict_campaign.py --simulated` counts what they amount to.
+# Level of the first interim analysis, and the power by which later levels fall with the seeds: see `interim_level`.
+# `python tools/verdict_campaign.py --simulated` counts the resulting errors.
 _FIRST_LEVEL, _FALL = 0.0135, 0.4
 
 
 def interim_level(seeds: int) -> float:
     """Returns the two-sided level of the interim analysis after so many seeds.
 
-    Levels fall as a power of the sample (the family of boundaries of Wang & Tsiatis 1987), such that a comparison of
-    equals that stops at the first significant analysis ends on either side with a probability of at most 2.5 %: 2.46 %
-    for seeds alone, and 1.6 to 2.3 % with a prior fitted from 3 to 12 other variants.
-    Intervals at these levels cover the truth at all analyses together in at least 95 % (repeated confidence intervals,
-    Jennison & Turnbull 1989).
+    Levels fall as a power of the sample (the family of boundaries of Wang & Tsiatis 1987). A comparison of equals that
+    stops at the first significant analysis then ends on either side with a probability of at most 2.5 %: 2.46 % for
+    seeds alone, and 1.6 to 2.3 % with a prior fitted from 3 to 12 other variants. Intervals at these levels contain the
+    true difference at all analyses together in at least 95 % (repeated confidence intervals, Jennison & Turnbull 1989).
     """
     return _FIRST_LEVEL * (INTERIM_SEEDS[0] / max(seeds, INTERIM_SEEDS[0])) ** _FALL
 
 
 def next_analysis(seeds: int) -> int | None:
-    """Returns the seeds of the first interim analysis that takes more than so many; None after the last."""
+    """Returns the seeds of the next interim analysis after a number of seeds; None after the last."""
     return next((later for later in INTERIM_SEEDS if later > seeds), None)
 
 
@@ -49,7 +48,7 @@ def holm(p_values_N: np.ndarray) -> np.ndarray:
     """
     p_N = _check_p_values(p_values_N)
     order_N = np.argsort(p_N)
-    # The smallest is held against all, the next against those that remain; no order is ever turned round.
+    # The smallest is multiplied by the number of all, the next by the number that remains; the order never changes.
     adjusted_N = np.empty_like(p_N)
     adjusted_N[order_N] = np.minimum(np.maximum.accumulate(p_N[order_N] * np.arange(len(p_N), 0, -1)), 1)
     return adjusted_N

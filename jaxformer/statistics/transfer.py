@@ -5,8 +5,8 @@ x_i = log(compute_i / compute of the target), the model is
 
     d_i = a + b x_i + deviation_i + error_i
 
-where a, the effect at the target, is sought. All of the prior is in units of one scale A, so that a change is treated
-alike whether it is large or small, and is integrated over a grid:
+where a, the effect at the target, is estimated. The prior is in units of one scale A, so that large and small changes
+are treated alike, and is integrated over a grid:
 
 | what | prior | why |
 | --- | --- | --- |
@@ -20,8 +20,8 @@ alike whether it is large or small, and is integrated over a grid:
 |   |   | in 80 % (DataDecide, Magnusson et al. 2025, arXiv 2504.11393); by this prior a sign persists over those 44 x |
 |   |   | the compute in 79 % |
 
-A size far below the target tells less of it, and what is expected there is the smaller the farther it is. What no size
-shows, such as a jump beyond the largest of them, is allowed for by the prior alone.
+The farther a size is below the target, the less it shows about it, and the smaller is the predicted effect. Only the
+prior allows for what no size shows, such as a jump beyond the largest.
 
 Axes: N size, G point of the grid, L place along the compute; further axes, of independent questions, come first.
 """
@@ -34,12 +34,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-# Of the interval of the effect at the target, and of that at the smallest size.
+# Of the intervals of the effect at the target and at the smallest size.
 CONFIDENCE = 0.95
 
 FEWEST_SIZES = 3
 
-# Of what documents do to the difference at two sizes, which are validated on the same ones, where no runs measure it.
+# Between the effects of documents on the differences at two sizes, which share them; used if no runs measure it.
 DOCUMENT_CORRELATION = 0.5
 
 _SCALES = np.geomspace(3e-4, 1.0, 14)
@@ -48,7 +48,7 @@ _DEVIATIONS = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.8])
 _DEVIATION_WEIGHTS = np.array([0.18, 0.24, 0.22, 0.18, 0.12, 0.06])
 _STEP = math.log(4)
 
-# Of the interval in which a quantile lies, which is some ten standard deviations wide.
+# Bisections of the interval that contains a quantile, which is some ten standard deviations wide.
 _HALVINGS = 24
 
 
@@ -73,12 +73,12 @@ def error_covariance(
     """Returns the covariances (..., N, N) of the errors of a change's differences at several sizes.
 
     Each variance is enlarged by (t / z)^2, so that a normal interval at `CONFIDENCE` is as wide as Student's. Variances
-    of sizes are not pooled: noise falls with size, and what is pooled is too small at the smallest.
+    of sizes are not pooled: noise falls with size, and a pooled variance is too small at the smallest.
 
     Args:
         seed_variances_N, item_variances_N: (..., N), the parts of the variance of each difference.
         seed_df_N, item_df_N: their degrees of freedom.
-        correlation: of what documents do at two sizes.
+        correlation: between the effects of documents at two sizes.
     """
     seeds_N, items_N = (
         variance_N * _enlarged(np.where(variance_N > 0, df_N, np.inf))
@@ -88,7 +88,7 @@ def error_covariance(
 
 
 def shared_by_documents(errors_N: np.ndarray, correlation: float = DOCUMENT_CORRELATION) -> np.ndarray:
-    """Returns the covariances (..., N, N) of what documents do to the difference at sizes, given standard errors."""
+    """Returns the covariances (..., N, N) by documents of the differences at several sizes, given standard errors."""
     shared = correlation + (1 - correlation) * np.eye(errors_N.shape[-1])
     return errors_N[..., :, None] * errors_N[..., None, :] * shared
 
@@ -100,13 +100,13 @@ def _enlarged(df: np.ndarray) -> np.ndarray:
 
 
 def predict_effect(effects_N: np.ndarray, errors_NN: np.ndarray, distances_N: np.ndarray, at_L: np.ndarray) -> Effect:
-    """Returns the effect at places along the compute, given what was measured at sizes.
+    """Returns the effect at places along the compute, given the differences at several sizes.
 
     Args:
         effects_N: (..., N), bits per byte.
         errors_NN: (..., N, N), the covariance of their errors.
         distances_N: log(compute / compute of the target) of each size.
-        at_L: the same of the places; a size's own is that of the size itself, with its deviation.
+        at_L: the same of the places; the distance of a size means that size itself, with its deviation.
 
     Returns:
         Its fields are arrays (..., L).
@@ -168,7 +168,7 @@ def prior_covariance(places_L: np.ndarray, slope: np.ndarray | float, deviation:
     one, other = places_L[:, None], places_L[None, :]
     is_other = (one != 0) & (other != 0)
     walk = np.where(one * other > 0, np.minimum(abs(one), abs(other)), 0.0) / _STEP
-    # The target's own deviation is seen from all sizes alike, since a is the effect there with its deviation.
+    # The target's own deviation enters all sizes alike, since a is the effect there with its deviation.
     deviates = np.where(is_other, walk + 1 + (one == other), 0.0)
     return 1 + slope * one * other + deviation * deviates
 
@@ -183,29 +183,29 @@ class TransferVerdict(Enum):
 
 
 class Prediction(NamedTuple):
-    """What is known of a change at the target, before it is decided."""
+    """What is known about a change at the target, before the verdict."""
 
     distances: Sequence[float]
     """log(compute / compute of the target) of each size, in ascending order."""
     smallest: Effect
     largest: Effect
-    """`smallest`, `largest`: the effect at the smallest and the largest size, by all of them."""
+    """`smallest`, `largest`: the effect at the smallest and the largest size, estimated from all sizes."""
     target: Effect
     margin: float
-    """Bits per byte within which two arms count as equal at the target; NaN where it is not known."""
+    """Bits per byte within which two arms count as equal at the target; NaN if unknown."""
 
     @property
     def same_sign(self) -> float:
-        """The probability that the effect at the target has the sign of that at the smallest size."""
+        """The probability that the effect has the same sign at the target as at the smallest size."""
         return self.target.below if self.smallest.mean < 0 else 1 - self.target.below
 
 
 def is_within_reach(first: Any, last: Any) -> Any:
-    """Returns whether a target is no farther beyond the sizes than they span, by the distances of the first and last.
+    """Returns whether a target is no farther beyond the sizes than they span, given the distances of first and last.
 
-    A law that breaks off looks like any other until the break is among the sizes.
+    A law that breaks at some size looks like any other until the break is among the sizes.
     """
-    # Where one change in twenty breaks off somewhere, up to 4.5 % of the verdicts are wrong within reach, by
+    # If one law in twenty breaks somewhere, up to 4.5 % of the verdicts within reach are wrong, by
     # tools/simulated_transfer.py.
     return np.maximum(-last, first) <= (last - first) * (1 + 1e-9)
 

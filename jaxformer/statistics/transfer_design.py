@@ -23,18 +23,19 @@ from jaxformer.statistics.transfer import (
 
 POWER = 0.8
 
-# Seeds at a size among which a design chooses, as far as they are not there yet: some of the interim analyses.
+# Numbers of seeds at a size that a design can choose, as far as they do not exist yet: some of the interim analyses.
 _SEEDS = (0, *INTERIM_SEEDS[::2], INTERIM_SEEDS[-1])
 
-# Where measured effects are as the true one, and errors as expected, the target's sign is known by so many standard
-# deviations; chance moves that. Fitted to 160 designs of 3 to 5 sizes and 3 to 24 seeds, 4 to 256 x the compute away,
-# with 80 simulated questions each, and more is needed so that the cheapest, which this chooses, have what it says.
+# If measured effects equal the true one, and errors are as expected, the target's sign is known by some number of
+# standard deviations; chance moves that. Fitted to 160 designs of 3 to 5 sizes and 3 to 24 seeds, 4 to 256 x the
+# compute away, with 80 simulated questions each. More is required, so that the cheapest designs, which are chosen, have
+# the stated power.
 _STEEPNESS, _NEEDED = 5.1, 2.09
 
-# Designs of which the powers are calculated together.
+# Designs whose powers are calculated together.
 _TOGETHER = 256
 
-# Variance of a size that is not asked at, (bits per byte)^2.
+# Variance of a size without runs, (bits per byte)^2.
 _NOTHING_KNOWN = 1e6
 
 # Before there are any data, bits per byte: the standard error by documents, and the smallest effect that matters.
@@ -45,57 +46,57 @@ class SizeOption(NamedTuple):
     """A size at which a question can be asked."""
 
     distance: float
-    """log(compute / compute of the target): 0 at the target itself, at which an ordinary comparison decides."""
+    """log(compute / compute of the target): 0 at the target itself, where an ordinary comparison decides."""
     hours: float
     """Device hours of a seed: of the runs of both arms."""
     deviation: float
     """Standard deviation of one seed's difference, bits per byte."""
     documents: float = 0.0
-    """Standard error of the difference by documents, bits per byte, which no seed lessens."""
+    """Standard error of the difference by documents, bits per byte, which seeds do not reduce."""
     seeds: int = 0
-    """Seeds that are there already, and cost nothing."""
+    """Existing seeds, which cost nothing."""
     parent_hours: float = 0.0
     """Of `hours`, those of a run of the parent."""
     parent_seeds: int = 0
-    """Seeds of the parent that are there already, and cost nothing of it."""
+    """Existing seeds of the parent, which cost no `parent_hours`."""
 
     def hours_to(self, seeds: Any) -> Any:
-        """Returns the device hours of the runs that so many seeds, one number or an array, still lack."""
+        """Returns the device hours of the runs still missing for a number of seeds, or an array of numbers."""
         lacking, of_parent = (np.maximum(seeds - n, 0) for n in (self.seeds, max(self.seeds, self.parent_seeds)))
         return lacking * (self.hours - self.parent_hours) + of_parent * self.parent_hours
 
 
 class Design(NamedTuple):
-    """Seeds at each size, in the order of the options; 0 where it is not asked at."""
+    """Seeds at each size, in the order of the options; 0 for a size that is not used."""
 
     seeds_N: tuple[int, ...]
     hours: float
-    """Device hours of the seeds that are not there yet."""
+    """Device hours of the seeds that do not exist yet."""
     power: float
-    """Probability of a verdict, if the effect that matters is there at the target and at all sizes; of a hint, that its
-    sign is that of such an effect at the target, which the prior lets be another at the size.
+    """Probability of a verdict, if the effect that matters is present at the target and at all sizes. For a hint, the
+    probability that its sign is the sign at the target; the prior lets the effect differ between the two.
     """
 
 
 class Designs(NamedTuple):
-    """What can be asked."""
+    """The possible designs."""
 
     sizes: Design | None
-    """The cheapest of sizes with the wanted power; if none, the most powerful for the hours. None where there are fewer
-    than three, or none that the target is within reach of, or the most seeds of each are there.
+    """The cheapest choice of sizes with the wanted power; if none has it, the most powerful for the hours. None if
+    there are fewer than three sizes, none has the target within reach, or all have the most seeds already.
     """
     target: Design | None
-    """The same at the target alone; None where it is no option, or the most seeds are there."""
+    """The same only at the target; None if that is no option, or has the most seeds already."""
     hint: Design | None
-    """Three seeds at the one size at which they are cheapest: no verdict."""
+    """Three seeds at the size where they are cheapest: no verdict."""
 
 
 def expected_deviation(compute: float) -> float:
     """Returns the standard deviation of one seed's difference before there are any data, bits per byte.
 
-    Runs of the sizes of the baseline scatter by 0.0112 (5 seeds, 1.06e12 operations) and 0.0053 (4 seeds, 4.34e12
-    operations): two that share nothing differ by the square root of 2 times that. That it falls on is assumed, and no
-    farther than to 0.003.
+    Runs of two sizes of the baseline scatter by 0.0112 (5 seeds, 1.06e12 operations) and 0.0053 (4 seeds, 4.34e12
+    operations): two that share nothing differ by the square root of 2 times that. It is assumed to fall further, but
+    not below 0.003.
 
     Args:
         compute: floating-point operations of a run.
@@ -106,10 +107,10 @@ def expected_deviation(compute: float) -> float:
 def cheapest_design(
     options: Sequence[SizeOption], effect: float, hours: float = math.inf, *, power: float = POWER
 ) -> Designs:
-    """Returns the cheapest ways to know an effect at the target, each of which adds seeds to those that are there.
+    """Returns the cheapest ways to know an effect at the target; each adds seeds to the existing ones.
 
     Args:
-        effect: the smallest at the target that matters, bits per byte.
+        effect: the smallest effect at the target that matters, bits per byte.
         hours: device hours to spend.
 
     Raises:
@@ -126,7 +127,7 @@ def cheapest_design(
 
 
 def transfer_power(options: Sequence[SizeOption], seeds_DN: np.ndarray, effect: float) -> np.ndarray:
-    """Returns the probabilities (D,) that designs find an effect to transfer that is the same at all sizes."""
+    """Returns the probabilities (D,) that designs give TRANSFERS for an effect that is the same at all sizes."""
     distance_N, _, sd_N, documents_N = (np.array(values) for values in zip(*(one[:4] for one in options), strict=True))
     seeds_DN = np.asarray(seeds_DN)
     seed_DN = np.where(seeds_DN > 0, sd_N**2 / np.maximum(seeds_DN, 1), _NOTHING_KNOWN)
@@ -149,7 +150,7 @@ def _best_of_sizes(
     ours = [options[n] for n in below]
     seeds_DN = np.array([*itertools.product(*(sorted({max(seeds, one.seeds) for seeds in _SEEDS}) for one in ours))])
     seeds_DN = seeds_DN[(seeds_DN > 0).sum(1) >= FEWEST_SIZES]
-    # What is there already has not decided it.
+    # Existing seeds have not decided it.
     seeds_DN = seeds_DN[(seeds_DN > [one.seeds for one in ours]).any(1)]
     distance_DN = np.where(seeds_DN > 0, [one.distance for one in ours], np.nan)
     seeds_DN = seeds_DN[is_within_reach(np.nanmin(distance_DN, 1), np.nanmax(distance_DN, 1))]
@@ -159,7 +160,7 @@ def _best_of_sizes(
     order_D = np.argsort(hours_D, kind="stable")
     seeds_DN, hours_D = seeds_DN[order_D], hours_D[order_D]
     paid = max(int((hours_D <= hours).sum()), 1)
-    # The most seeds of all sizes have the most power: where it does not suffice, none does.
+    # The most seeds at all sizes have the most power: if it does not suffice, no design does.
     first = paid - 1 if paid == len(hours_D) and transfer_power(ours, seeds_DN[-1:], effect)[0] < power else 0
     power_D = np.zeros(len(hours_D))
     for start in range(first, paid, _TOGETHER):

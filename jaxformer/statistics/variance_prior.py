@@ -1,4 +1,4 @@
-"""What several comparisons together say of the variance of one, where it has few seeds of its own.
+"""A prior of a comparison's variance from other comparisons, for comparisons with few seeds.
 
 Axes: N comparison.
 """
@@ -9,34 +9,33 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from scipy import special
 
-# Share of the variances drawn from a prior that are taken not to have been.
+# Share of the variances drawn from a prior that are wrongly taken as not drawn from it.
 _EXCEEDED = 0.05
 
 _Number = TypeVar("_Number", float, np.ndarray)
 
 
 class VariancePrior(NamedTuple):
-    """What other comparisons say of the variance of one seed's difference, as if it had been estimated before."""
+    """What other comparisons show about the variance of one seed's difference, like an earlier estimate."""
 
     variance: float
     """Variance of one seed's difference, in its unit squared."""
     degrees_of_freedom: float
-    """As many as the prior is worth; may be infinite."""
+    """How many the prior is worth; may be infinite."""
     pooled_degrees_of_freedom: float = math.inf
-    """Pooled degrees of freedom of all variances from which it was fitted; infinite for a variance that is known."""
+    """Pooled degrees of freedom of all variances from which it was fitted; infinite for a known variance."""
 
 
 def fit_prior(variances_N: np.ndarray, degrees_of_freedom_N: np.ndarray) -> VariancePrior:
-    """Returns the prior from which the variances of several comparisons look drawn.
+    """Returns the prior fitted to the variances of several comparisons.
 
-    By the moments of log variances (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3, section 6.2), as fitFDist of limma;
-    like there, variances are at least 1e-5 of their median. Unlike there, where variances of thousands of genes fix the
-    mean of the logs, its own error is added to their spread, so that few comparisons make a weak prior and none an
-    infinitely sure one: at 5 %, with a prior from five comparisons of three seeds each, and true variances of four
-    degrees of freedom, 4.7 % of equals are called different instead of 5.9 %, and from three of two seeds 4.3 instead
-    of 6.9 %.
+    By the moments of log variances (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3, section 6.2), as in limma's
+    fitFDist; as there, variances are at least 1e-5 of their median. There thousands of genes fix the mean of the logs;
+    here its own error is added to their spread, so that few comparisons give a weak prior and never an infinitely sure
+    one. At 5 %, with true variances of four degrees of freedom and a prior from five comparisons of three seeds each,
+    4.7 % of equals are called different instead of 5.9 %; with one from three of two seeds, 4.3 instead of 6.9 %.
 
-    The comparison that is to be moderated is best left out, since it would otherwise be counted twice.
+    Leave out the comparison that is to be moderated, since it would otherwise count twice.
 
     Args:
         variances_N: of one seed's difference.
@@ -55,11 +54,11 @@ def fit_prior(variances_N: np.ndarray, degrees_of_freedom_N: np.ndarray) -> Vari
     if df_N.min() <= 0 or variances_N.min() < 0 or np.median(variances_N) == 0:
         raise ValueError("a prior takes variances of 0 or more, most above 0, each with degrees of freedom above 0")
     variances_N = np.maximum(variances_N, 1e-5 * np.median(variances_N))
-    # The log of a variance of df degrees of freedom has these moments beside the log of the true one.
+    # The log of a variance of df degrees of freedom, minus the log of the true one, has these moments.
     logs_N = np.log(variances_N) - special.digamma(df_N / 2) + np.log(df_N / 2)
     variance_of_logs = float(logs_N.var(ddof=1))
     excess = max(variance_of_logs - float(special.polygamma(1, df_N / 2).mean()), 0.0)
-    # Not 0 even for equal variances, of which the inverse is infinite.
+    # Not 0 even for equal variances: its inverse would be infinite.
     prior_df = 2 * _inverse_trigamma(max(excess + variance_of_logs / len(logs_N), 1e-12))
     log_variance = float(logs_N.mean() + special.digamma(prior_df / 2)) - math.log(prior_df / 2)
     return VariancePrior(math.exp(log_variance), prior_df, float(df_N.sum()))
@@ -68,9 +67,9 @@ def fit_prior(variances_N: np.ndarray, degrees_of_freedom_N: np.ndarray) -> Vari
 def exceeds(variance: _Number, degrees_of_freedom: float, prior: VariancePrior) -> np.ndarray:
     """Returns whether a variance, or each of several, is too large to have been drawn from the prior.
 
-    The prior says nothing of it then. In the upper 5 % of its F distribution, as in robust empirical Bayes (Phipson et
-    al. 2016, Ann. Appl. Stat. 10:946): an arm whose variance is 25 times that of the 12 others, and which equals the
-    parent in the mean, is kept in 4.0 % instead of 6.1 %.
+    The prior then says nothing about it. Too large is the upper 5 % of its F distribution, as in robust empirical Bayes
+    (Phipson et al. 2016, Ann. Appl. Stat. 10:946): an arm that equals the parent in the mean, with 25 times the
+    variance of the 12 others, is kept in 4.0 % instead of 6.1 %.
     """
     prior_df = min(prior.degrees_of_freedom, 1e9)
     if not degrees_of_freedom or not prior_df:
@@ -86,7 +85,7 @@ def moderate(variance: _Number, degrees_of_freedom: float, prior: VariancePrior)
     if prior.degrees_of_freedom == 0:
         return variance, degrees_of_freedom
     total = degrees_of_freedom + prior.degrees_of_freedom
-    # The weight as a quotient that an infinite prior leaves defined.
+    # The weight as a quotient that stays defined for an infinite prior.
     own = 0.0 if math.isinf(total) else degrees_of_freedom / total
     moderated = own * variance + (1 - own) * prior.variance
     return moderated, min(total, max(prior.pooled_degrees_of_freedom, degrees_of_freedom))

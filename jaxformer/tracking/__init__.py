@@ -1,1 +1,1 @@
-"""Where a person follows runs beside their folders: TensorBoard, trackio, Weights & Biases, or one's own trackers."""
+"""Trackers that show runs outside of their folders: TensorBoard, trackio, Weights & Biases, or your own."""

@@ -1,4 +1,4 @@
-"""Where a run is followed beside its own files."""
+"""Where a run is tracked beside its own files."""
 
 import re
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where a run is followed beside its own files."""
+    """Where a run is tracked beside its own files."""
 
     to: str = execution("")
-    """Trackers that are given what `metrics.jsonl` holds, separated by commas: tensorboard, by files in the run folder;
+    """Trackers that get the contents of `metrics.jsonl`, separated by commas: tensorboard, by files in the run folder;
     trackio, by a database on this machine; wandb, which is Weights & Biases. '': none.
     """
     project: str = execution("jaxformer")
@@ -32,7 +32,7 @@ class TrackingConfig:
 
 
 def check_installed(config: TrackingConfig) -> None:
-    """Raises `UserError` where a tracker is not installed."""
+    """Raises `UserError` if a tracker is not installed."""
     missing = [name for name in config.names if find_spec(name) is None]
     extras = ",".join(missing)
     require(not missing, f"tracking.to needs {' and '.join(missing)}: pip install 'jaxformer[{extras}]'")

@@ -26,7 +26,7 @@ _FILES = "events.out.tfevents.*"
 
 
 class TensorBoard:
-    """Writes a run to TensorBoard's files: all values of a step in one record, which is there as a whole or not."""
+    """Writes a run to TensorBoard's files: all values of a step in one record, whole or absent."""
 
     def __init__(self, folder: Path):
         self.last_step = max((event.step for event in _read(folder)), default=-1)
@@ -44,11 +44,11 @@ class TensorBoard:
         self.last_step = step
 
     def log_summary(self, values: Mapping[str, Any]) -> None:
-        """Takes what the run came to."""
+        """Takes the run's summary."""
         self._add(self.last_step, Summary(value=[_value("summary", json.dumps(values, indent=2))]))
 
     def finish(self) -> None:
-        """Writes out what waits."""
+        """Writes out pending values."""
         self._writer.close()
 
     def _add(self, step: int, summary: Summary) -> None:

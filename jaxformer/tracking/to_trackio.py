@@ -1,4 +1,4 @@
-"""A run in trackio's database on this machine, which needs no account, or at a server or Space that it knows."""
+"""A run in trackio's database on this machine, which needs no account, or at its configured server or Space."""
 
 import contextlib
 import io
@@ -18,12 +18,12 @@ class Trackio:
     """Gives a run to trackio."""
 
     def __init__(self, project: str, name: str, group: str):
-        """Goes on with the run of that name, if there is one.
+        """Continues the run of that name, if there is one.
 
         Raises:
-            ConnectionError: it cannot be known which steps of it there are.
+            ConnectionError: its recorded steps cannot be read.
         """
-        waiting = SQLiteStorage.get_pending_logs(project) or {"logs": []}  # Which it will send of its own accord.
+        waiting = SQLiteStorage.get_pending_logs(project) or {"logs": []}  # It will send these itself.
         with _silenced(), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             self._run = trackio.init(
@@ -35,14 +35,14 @@ class Trackio:
             failed.append("set TRACKIO_DIR to a local disk, or TRACKIO_STORAGE_MODE=sqlite: it keeps JSON lines")
         if failed:
             self.finish()
-            raise ConnectionError(f"which steps it holds is not known: {failed[0].partition(' Continuing')[0]}")
+            raise ConnectionError(f"its recorded steps are unknown: {failed[0].partition(' Continuing')[0]}")
         shown = place if place and "://" in place else f"https://huggingface.co/spaces/{place}"
         self.address = shown if place else f"trackio show --project {shlex.quote(project)}"
         steps = [each["step"] for each in waiting["logs"] if each["run"] == name]
         self.last_step = max([self._run._next_step - 1, *steps])
 
     def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
-        """Takes what the run is."""
+        """Takes the run's configuration."""
         self._run.config |= json.loads(json.dumps(dict(values)))
 
     def log(self, step: int, values: Mapping[str, float | str | Path]) -> None:
@@ -50,18 +50,18 @@ class Trackio:
         self._run.log({name: _value(value) for name, value in values.items()}, step=step)
 
     def log_summary(self, values: Mapping[str, Any]) -> None:
-        """Takes what the run came to, as an alert: trackio has no summary."""
+        """Takes the run's summary, as an alert: trackio has no summary."""
         with _silenced():
             self._run.alert("finished", json.dumps(dict(values), indent=2), trackio.AlertLevel.INFO)
 
     def finish(self) -> None:
-        """Writes out what waits."""
+        """Writes out pending values."""
         with _silenced():
-            trackio.finish()  # Of the run that was opened last, which its own end would finish again.
+            trackio.finish()  # Finishes the run opened last, which its own end would finish again.
 
 
 def _silenced() -> contextlib.AbstractContextManager:
-    """Keeps from the screen what trackio prints."""
+    """Hides what trackio prints."""
     return contextlib.redirect_stdout(io.StringIO())
 
 

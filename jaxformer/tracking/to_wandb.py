@@ -1,4 +1,4 @@
-"""A run at Weights & Biases, or kept for it in the run folder where there is no account or no network."""
+"""A run at Weights & Biases, or stored for it in the run folder without an account or network."""
 
 # The classes of protocol buffers are made when they are imported.
 # pyright: reportAttributeAccessIssue=false
@@ -15,12 +15,12 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from jaxformer.host.paths import shell_word
 
-# Of the files in which it keeps a run, which are LevelDB's logs: bytes of a block and of the file's header, and the
-# header of a part of a record; and the kinds of the parts that begin a record and that end it.
+# Format of its run files, which are LevelDB logs: bytes of a block and of the file's header, the header of a part of a
+# record, and the kinds of parts that begin and end a record.
 _BLOCK, _FILE_HEADER, _PART_HEADER = 32768, 7, struct.Struct("<IHB")
 _BEGINS, _ENDS = (1, 2), (1, 4)
 
-# What is not sent so many seconds after the end of a run is left to a command.
+# Seconds after the end of a run to send what is left; then a command must do it.
 _MOST_SECONDS_TO_SEND = 120
 
 
@@ -28,7 +28,7 @@ class WeightsAndBiases:
     """Gives a run to Weights & Biases."""
 
     def __init__(self, folder: Path, project: str, name: str, group: str, run_id: str):
-        """Goes on with the run of that id, if there is one. Args: as of `tracker.open_trackers`."""
+        """Continues the run of that id, if there is one. Args: as of `tracker.open_trackers`."""
         mode: Any = wandb.setup().settings.mode
         if mode == "online" and not wandb.login(prompt=False):
             mode = "offline"
@@ -39,7 +39,7 @@ class WeightsAndBiases:
             "id": run_id,
             "resume": "allow",
             "dir": str(folder),
-            "reinit": "create_new",  # Else a run that this process has opened elsewhere would be given back.
+            "reinit": "create_new",  # Else it would return a run that this process opened elsewhere.
             "settings": wandb.Settings(
                 console="off",
                 silent=True,
@@ -52,7 +52,7 @@ class WeightsAndBiases:
             self._run = wandb.init(**same, mode=mode)
         except CommError:
             self._run = wandb.init(**same, mode="offline")
-        # Each process writes a part of the run, and an online one gives the server whatever that lacks.
+        # Each process writes a part of the run, and an online one sends the server what it lacks.
         parts = folder / "wandb" if self._run.offline else Path(self._run.settings.sync_dir)
         self._sync = f"wandb sync --include-online {shell_word(parts)}"
         self._exit_code = 1
@@ -64,7 +64,7 @@ class WeightsAndBiases:
             self.address, self.last_step = str(self._run.url), self._run.step - 1
 
     def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
-        """Takes what the run is."""
+        """Takes the run's configuration."""
         self._run.config.update(dict(values), allow_val_change=True)
 
     def log(self, step: int, values: Mapping[str, float | str | Path]) -> None:
@@ -72,12 +72,12 @@ class WeightsAndBiases:
         self._run.log({name: _value(value) for name, value in values.items()}, step=step)
 
     def log_summary(self, values: Mapping[str, Any]) -> None:
-        """Takes what the run came to."""
+        """Takes the run's summary."""
         self._run.summary.update(dict(values))
         self._exit_code = 0
 
     def finish(self) -> None:
-        """Sends what waits; a run without a summary is shown as one that failed.
+        """Sends pending values; a run without a summary is shown as failed.
 
         Raises:
             TimeoutError: it took too long.
@@ -89,7 +89,7 @@ class WeightsAndBiases:
 
 
 def _last_step(folder: Path, run_id: str) -> int:
-    """Returns the last step of a run that its parts in a run folder hold, or -1."""
+    """Returns the last step of a run in its parts in a run folder, or -1."""
     parts = folder.glob(f"wandb/*run-*-{run_id}/*.wandb")
     records = (Record.FromString(record) for path in parts for record in read_records(path))
     return max((record.history.step.num for record in records if record.HasField("history")), default=-1)

@@ -1,4 +1,4 @@
-"""Trackers, with which a person follows a run elsewhere than in its folder. One that fails harms no run."""
+"""Trackers, which show a run outside of its folder. A tracker that fails does not affect the run."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
@@ -11,17 +11,17 @@ from jaxformer.tracking.config import TrackingConfig
 
 
 class Tracker(Protocol):
-    """What is given the metrics of a run: TensorBoard, Weights & Biases, trackio, or anything with these methods.
+    """Receives the metrics of a run: TensorBoard, Weights & Biases, trackio, or anything with these methods.
 
-    Where it has a `last_step`, the last step that it holds of the run, it is given those behind that, however often the
-    run stopped and went on; without one, all since the beginning of the run at each start.
+    If it has a `last_step`, the last step of the run that it holds, it gets only later ones, however often the run
+    stops and resumes; without one, it gets all steps from the beginning at each start.
     """
 
     def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
-        """Takes what a run is, at each start: its `config.json`, with configuration, lineage and digests."""
+        """Takes the run's `config.json` at each start, with configuration, lineage and digests."""
 
     def log(self, step: int, values: Mapping[str, float | str | Path]) -> None:
-        """Takes all that is known of a step; each step comes once, in order.
+        """Takes all values of a step; each step comes once, in order.
 
         Args:
             step: number of steps done.
@@ -29,66 +29,66 @@ class Tracker(Protocol):
         """
 
     def log_summary(self, values: Mapping[str, Any]) -> None:
-        """Takes what a run that is finished came to: its `summary.json`."""
+        """Takes the `summary.json` of a finished run."""
 
     def finish(self) -> None:
-        """Writes out what it was given; it is the last call, whether the run or this tracker is done or has failed."""
+        """Writes out pending values; it is the last call, whether the run or this tracker is done or has failed."""
 
 
 class LocatedTracker(Tracker, Protocol):
-    """A tracker that knows where the run is seen."""
+    """A tracker that knows where to see the run."""
 
     address: str
     """A web page, or the command that shows the run."""
 
 
 class Trackers(Closing):
-    """Some trackers as one: each is given a step once all is known of it, and is left where it fails."""
+    """Some trackers as one: each gets a step once it is complete, and is dropped if it fails."""
 
     def __init__(self, trackers: Iterable[tuple[str, Tracker]] = ()):
-        """Args: trackers: by the names under which a failure is reported, of which several may be the same."""
+        """Args: trackers: by the names that failures are reported under; names may repeat."""
         self._trackers = [*trackers]
         self._step = -1
         self._values: dict[str, float | str | Path] = {}
 
     @property
     def last_step(self) -> int:
-        """The last step that one of them holds; -1 where none does."""
+        """The last step that one of them holds; -1 without any."""
         return max((_last_step(tracker) for _, tracker in self._trackers), default=-1)
 
     @property
     def names(self) -> set[str]:
-        """The names of those that have not failed."""
+        """The names of trackers that have not failed."""
         return {name for name, _ in self._trackers}
 
     def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
-        """Takes what a run is."""
+        """Takes the run's configuration."""
         self._for_each(lambda tracker: tracker.log_hyperparameters(values))
 
     def lack(self, step: int) -> bool:
-        """Returns whether a tracker is without a step."""
+        """Returns whether a tracker lacks a step."""
         return any(step > _last_step(tracker) for _, tracker in self._trackers)
 
     def log(self, step: int, values: Mapping[str, float | str | Path]) -> None:
-        """Takes some values of a step, which is given to the trackers once values of another step come."""
+        """Takes some values of a step; the trackers get the step once values of another step come."""
         if step != self._step:
             self.end_step()
         self._step = step
         self._values |= values
 
     def end_step(self) -> None:
-        """Gives the trackers the step whose values came last, all of which are there."""
+        """Passes the last step to the trackers, as it is complete."""
         step, values = self._step, self._values
         self._values = {}
         if values:
             self._for_each(lambda each: each.log(step, values) if step > _last_step(each) else None)
 
     def log_summary(self, values: Mapping[str, Any]) -> None:
-        """Takes what a finished run came to."""
+        """Takes the summary of a finished run."""
         self._for_each(lambda tracker: tracker.log_summary(values))
 
     def close(self) -> None:
-        """Ends the trackers, once. A step that is not ended is given to them when the run goes on."""
+        """Ends the trackers, once. They get an incomplete step when the run resumes."""
         trackers, self._trackers = self._trackers, []
         for name, tracker in trackers:
             try:
@@ -110,7 +110,7 @@ class Trackers(Closing):
 
 def _report(name: str, error: Exception) -> None:
     reason = f"{type(error).__name__}: {error}"
-    print_notice(f"{name} takes no more of this run ({reason}); the run's own files have it all")
+    print_notice(f"{name} is stopped for this run ({reason}); the run's own files are complete")
 
 
 def _last_step(tracker: Tracker) -> int:
@@ -120,21 +120,21 @@ def _last_step(tracker: Tracker) -> int:
 def open_trackers(
     config: TrackingConfig, folder: Path, name: str, group: str, run_id: str
 ) -> dict[str, LocatedTracker]:
-    """Returns the trackers of a run by name, each where it left off; one that cannot be opened is reported.
+    """Returns the trackers of a run by name, each continued where it stopped; one that cannot be opened is reported.
 
     Args:
         config: which, and the project.
         folder: of the run.
-        name: of the run, for a person.
-        group: the name that it shares with the same experiment on other seeds.
-        run_id: what tells the run from all others.
+        name: of the run, to show.
+        group: the name shared by the same experiment on other seeds.
+        run_id: identifies the run.
     """
     found = {}
     for kind in config.names:
         try:
             found[kind] = _open(kind, config.project, folder, name, group, run_id)
         except Exception as error:
-            print_notice(f"{kind} cannot be opened ({type(error).__name__}: {error}); the run's own files have it all")
+            print_notice(f"{kind} cannot be opened ({type(error).__name__}: {error}); the run's own files are complete")
     return found
 
 

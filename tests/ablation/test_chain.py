@@ -105,4 +105,4 @@ def test_a_chain_is_no_study_to_other_commands(chain):
 
 def test_a_chain_has_no_plan(chain, capsys):
     assert ablate.main(["--study=stack", "--plan"]) == 2
-    assert "plan a question by --parent and --variants" in capsys.readouterr().err
+    assert "plan one question with --parent and --variants" in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_runs_that_could_not_be_compared_with_those_to_come_are_refused_unless_a
     with pytest.raises(UserError) as error:
         earlier(folder)
     assert str(error.value).startswith(f"root seed 1: trained with {words}")
-    assert f"--retrain keeps them aside and trains them anew; --allow={kind} compares" in str(error.value)
+    assert f"use --retrain to set them aside and train them again; --allow={kind} compares" in str(error.value)
     assert earlier(folder, allow=(kind,)).trained_otherwise == []
     assert earlier(folder, retrain=True).trained_otherwise == [folder / "runs" / "root" / "seed_1"]
     shutil.copytree(folder / "runs" / "normed" / "seed_1", folder / "runs" / "normed" / "seed_2")
@@ -138,7 +138,7 @@ def test_runs_of_other_code_are_kept_aside_under_its_name(folder, capsys):
         assert not workdir.exists() and len(contents(workdir.parent / aside / "seed_1")) == len(kept)
         (folder / "copy").rename(workdir)
     assert (workdir.parent / "before_01234567" / "seed_1.log").read_text() == "a log"
-    assert "seed_1: kept in " in capsys.readouterr().out
+    assert "seed_1: moved to " in capsys.readouterr().out
 
 
 def test_runs_that_other_code_evaluated_are_evaluated_again_and_nothing_is_lost(folder):
@@ -158,7 +158,7 @@ import shutil, sys
 workdir = sys.argv[1].removeprefix("--workdir=")
 shutil.copytree({str(folder / "runs" / "root" / "seed_2" / LAST)!r}, workdir + "/{LAST}", dirs_exist_ok=True)
 """
-    with pytest.raises(TrainingFailure, match=r"could not be evaluated again \(no device\).*same command goes on"):
+    with pytest.raises(TrainingFailure, match=r"could not be evaluated again \(no device\).*same command resumes"):
         evaluate_again(found.evaluated_otherwise, (sys.executable, "-c", "raise SystemExit('no device')"))
     assert earlier(folder).evaluated_otherwise == [workdir], "what is gone is made again too"
     evaluate_again(found.evaluated_otherwise, (sys.executable, "-c", write))

@@ -128,7 +128,7 @@ def test_what_was_measured_is_used_until_one_of_the_arms_is_another(runs, capsys
     assert read() is not None and capsys.readouterr().err == ""
     for damaged in ("{", json.dumps(json.loads(kept) | {"log_ratios": [None, 1]})):
         path.write_text(damaged)
-        assert read() is None and "measures it anew" in capsys.readouterr().err
+        assert read() is None and "measures it again" in capsys.readouterr().err
 
 
 def test_only_what_a_verdict_depends_on_is_measured_once_and_then_decides(runs):

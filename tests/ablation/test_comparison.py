@@ -422,7 +422,7 @@ def test_runs_from_trained_weights_are_compared_with_each_other_and_not_with_one
     fake_runs.write_study(tmp_path / "runs", ("root", "deep", "later", "drawn"), items=4)
     root, deep, later, drawn = (read_runs(tmp_path / "runs", n).finished for n in ("root", "deep", "later", "drawn"))
     assert not compare_runs(root, deep).flags and not compare_runs(root, later).flags
-    assert "from trained weights: seeds vary the order of the data alone" in compare_runs(root, deep).notes
+    assert "from trained weights: seeds only vary the order of the data" in compare_runs(root, deep).notes
     assert "change: some start from trained weights and others from scratch" in compare_runs(root, drawn).flags
     moved = [
         run._replace(record=run.record | {"identity": run.record["identity"] | {"init_from": "other"}}) for run in deep

@@ -85,7 +85,7 @@ def test_a_promoted_variant_that_diverges_where_its_parent_does_not_is_not_confi
 
 def test_what_cannot_be_confirmed_is_one_line_and_nothing_is_recorded(runs, capsys):
     for arguments, message in (
-        (["gated"], "gated is no promoted variant; `jaxformer promote` makes one"),
+        (["gated"], "gated is not a promoted variant; promote one with `jaxformer promote`"),
         (["next", "--seeds=1"], "must lie in [2, 100]"),
         (["nxt"], "unknown experiment 'nxt'; did you mean next?"),
     ):
@@ -120,7 +120,7 @@ def test_what_was_compared_at_its_best_rate_is_confirmed_at_that_of_each_arm(run
         fake_runs.write_run(runs, at_best, seed, effect=-0.05, tasks=())
         fake_runs.write_run(runs, resolve("next"), seed, effect=-0.05, tasks=())
     found = confirmation.confirm(planned, runs)
-    assert found["answer"] == "NOT CONFIRMED" and f"root at {2 * own:.3g}, the learning rate that" in found["reason"]
+    assert found["answer"] == "NOT CONFIRMED" and f"root at {2 * own:.3g}, the learning rate found" in found["reason"]
     assert found["learning_rates"] == {"parent": 2 * own, "variant": 3 * own}
     assert abs(found["difference"]["mean"]) < 0.01
 
@@ -145,7 +145,7 @@ def test_what_is_promoted_by_other_evidence_is_asked_again_and_the_line_tells_of
     fake_runs.write_root(runs.parent / "experiments", optimizer__learning_rate=0.0077)
     for name in ("next", "alias"):
         assert confirm.main([name]) == 2
-        assert "has moved since runs/" in (error := capsys.readouterr().err) and error.count("\n") == 1
+        assert "has changed since runs/" in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
 def test_runs_of_other_code_are_refused_and_the_options_that_the_refusal_names_are_there(runs, monkeypatch, capsys):
@@ -162,7 +162,7 @@ def test_runs_of_other_code_are_refused_and_the_options_that_the_refusal_names_a
     assert confirm.main(["next", "--seeds=3", "--plan"]) == 2
     advised = re.findall(r"--(?:retrain|allow=\w+)", capsys.readouterr().err)
     assert advised == ["--retrain", "--allow=code"]
-    for option, noticed in zip(advised, ("1 to be kept aside", ""), strict=True):
+    for option, noticed in zip(advised, ("1 to be set aside", ""), strict=True):
         assert confirm.main(["next", "--seeds=3", "--plan", option]) == 0
         assert noticed in (error := capsys.readouterr().err) and bool(error) == bool(noticed)
     assert confirm.main(["next", "--seeds=2"]) == 2 and "code: " in capsys.readouterr().err

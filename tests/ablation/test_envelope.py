@@ -145,7 +145,7 @@ def test_a_rate_that_diverges_is_an_answer_and_no_failure(folder, at_once):
     assert {status.state.value for status in statuses} == {"finished"}
     (found,) = judge_study(study, runs).comparisons
     assert found.verdict.word is not Word.REVERT and found.best_rates[0].bits_per_byte[2] == math.inf
-    assert any("root is taken at" in note and "a neighbour diverged" in note for note in found.notes)
+    assert any("root is taken at" in note and "a neighbouring rate diverged" in note for note in found.notes)
 
 
 def test_what_diverges_at_its_own_rate_has_a_q_value_and_counts_in_that_of_others(folder):
@@ -198,17 +198,15 @@ def test_what_lacks_rates_is_compared_at_the_parents_and_says_so(folder):
     )
     study = Study(parent="root", variants=("constant", "fixed", "gated"), rule=Rule(margin=0.001))
     constant, fixed, gated = judge_study(study, folder / "runs").comparisons
-    assert (
-        "at the parent's learning rate; each is compared at its best rate, of which about 16" in constant.verdict.reason
-    )
+    assert "at the parent's learning rate; each is compared at its best rate, and about 16" in constant.verdict.reason
     assert constant.verdict.word is Word.UNDECIDED and math.isnan(constant.q_value)
     assert constant.difference is None and constant.to_time is None
     assert latest_verdicts(read_ledger(folder / "runs"))["root", "constant"]["difference"] is None
     assert read_records(folder / "runs" / "constant")[0].difference is None
-    assert fixed.notes[0] == "at the parent's learning rate: the change moves the best one, but retune is off"
+    assert fixed.notes[0] == "at the parent's learning rate: the change moves the best rate, but retune is off"
     assert all(one.verdict.word is Word.KEEP for one in (fixed, gated))
     assert gated.notes[-1].startswith("no tuning of root at ") and gated.notes[-1].endswith(
-        "the gain may hold at this rate only; see `jaxformer tune --experiment=root`"
+        "the gain may hold only at this rate; see `jaxformer tune --experiment=root`"
     )
     own = resolve("root").experiment.optimizer.learning_rate
     for excess, is_flagged in ((0.0004, False), (0.0234, True)):
@@ -278,7 +276,7 @@ def test_no_verdict_is_recorded_where_a_run_at_another_rate_cannot_be_read(rates
     path = runs / at_octave(resolve("constant"), 0.5).name / "seed_0" / "metrics.jsonl"
     before, lines = path.read_bytes(), read_ledger(runs)
     path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"constant~.*metrics\.jsonl: steps are missing; train the run anew"):
+    with pytest.raises(UserError, match=r"constant~.*metrics\.jsonl: steps are missing; train the run again"):
         judge("root", "constant", runs)
     assert read_ledger(runs) == lines
     path.write_bytes(before)
@@ -300,6 +298,6 @@ def test_runs_at_other_rates_must_share_all_but_the_rate(rates, trained):
         assert found.verdict.word is Word.NOT_COMPARED and found.best_rates
         assert {flag.partition(":")[0] for flag in found.flags} == {kind}
         if kind == "change":
-            with pytest.raises(UserError, match=r"constant~.* has moved since .*seed_1 was trained"):
+            with pytest.raises(UserError, match=r"constant~.* has changed since .*seed_1 was trained"):
                 make_jobs(study, rates / "runs", SECONDS)
     write_json(path, record)

@@ -102,7 +102,7 @@ def test_a_forecast_that_was_changed_or_came_later_does_not_count(ladder, tmp_pa
 def test_a_run_that_has_begun_is_not_forecast_and_too_few_sizes_forecast_nothing(ladder, tmp_path):
     write(tmp_path, "root_d4", effect=-0.3)
     assert forecast_runs(resolve("root_d4"), [0], ladder) == []
-    with pytest.raises(UserError, match="2 smaller sizes with finished runs, and a forecast takes 3"):
+    with pytest.raises(UserError, match="2 smaller sizes with finished runs, but a forecast needs 3"):
         forecast_runs(resolve("root_d3"), [2], ladder)
 
 
@@ -143,7 +143,7 @@ def test_a_validation_outside_of_its_band_is_told(ladder):
 
 def test_an_experiment_of_a_size_s_name_that_is_another_is_refused(ladder):
     rungs = make_rungs(one := Ladder("root", "root", (2,), (1,), Rate(1e-3, 0.0)))
-    with pytest.raises(UserError, match="root_d2 is another than root at that size"):
+    with pytest.raises(UserError, match="root_d2 differs from root at that size"):
         check_rungs(one, rungs)
 
 
@@ -153,7 +153,7 @@ def test_of_two_experiments_of_one_size_the_one_with_more_runs_counts(ladder, tm
     write(tmp_path, "faster", effect=-0.15)
     sizes, notes = smaller_sizes(resolve("root_d4"), ladder)
     assert [one.name for one in sizes] == ["root_d1", "root_d2", "root_d3"]
-    assert notes == ["faster: as large as another size, with fewer runs, and left out"]
+    assert notes == ["faster: left out, since another size is as large, with more runs"]
 
 
 def test_runs_of_other_code_are_left_out_by_name_unless_allowed(ladder):
@@ -164,8 +164,8 @@ def test_runs_of_other_code_are_left_out_by_name_unless_allowed(ladder):
     path.write_text(json.dumps(record))
     sizes, notes = smaller_sizes(resolve("root_d4"), ladder)
     assert [len(one.runs) for one in sizes] == [2, 2, 1] and sizes[-1].runs[0].seed == 1
-    assert [note.partition("; ")[2] for note in notes] == ["--allow=code takes it"]
-    assert "root_d3/seed_0: code: not as of most runs of the sizes" in notes[0]
+    assert [note.partition("; ")[2] for note in notes] == ["--allow=code includes it"]
+    assert "root_d3/seed_0: left out, unlike most runs of the sizes in code" in notes[0]
     sizes, notes = smaller_sizes(resolve("root_d4"), ladder, ["code"])
     assert [len(one.runs) for one in sizes] == [2, 2, 2] and not notes
 
@@ -176,4 +176,4 @@ def test_runs_that_were_validated_on_other_documents_are_left_out_whatever_is_al
     path.write_text("\n".join([json.dumps(json.loads(first) | {"text_bytes": 7}), *lines]) + "\n")
     sizes, notes = smaller_sizes(resolve("root_d4"), ladder, ["code", "versions", "device", "environment"])
     assert [len(one.runs) for one in sizes] == [1, 2, 2]
-    assert [note.endswith("evaluation: not as of most runs of the sizes, and left out") for note in notes] == [True]
+    assert [note.endswith("left out, unlike most runs of the sizes in evaluation") for note in notes] == [True]

@@ -135,5 +135,5 @@ def test_what_is_ad_hoc_is_no_evidence_and_what_moved_is_refused(runs, tmp_path)
     fake_runs.write_variant(
         tmp_path / "experiments", "good", {"model.qk_norm": True, "model.z_loss": 1e-4}, bundle="two"
     )
-    with pytest.raises(UserError, match=r"good has moved since .*seed_0 was trained .*model\.z_loss"):
+    with pytest.raises(UserError, match=r"good has changed since .*seed_0 was trained .*model\.z_loss"):
         judge("root", "good", runs)

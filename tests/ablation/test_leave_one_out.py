@@ -98,7 +98,7 @@ def test_a_run_of_the_root_that_cannot_be_read_is_named_and_its_runs_are_the_stu
     path.write_bytes(b"")
     found = judge_study(outcome.study, folder / "runs")
     path.write_bytes(before)
-    assert found.unread == (f"{path}: steps are missing; train the run anew",) and found.composition.total
+    assert found.unread == (f"{path}: steps are missing; train the run again",) and found.composition.total
     assert judge("gen2", "gen2_without_wsd", folder / "runs").comparison.verdict.word is Word.REVERT
 
 
@@ -139,7 +139,7 @@ def test_what_is_made_of_what_is_shown_everywhere(outcome):
     assert f"{outcome.composition.parts[0].now.mean:+.4f}" in row
     with drawing():
         assert draw_composition(outcome) is not None
-    assert "overlap" in text and "The total is not known" not in text
+    assert "overlap" in text and "The total is unknown" not in text
 
 
 def test_what_cannot_be_known_is_not_shown_and_a_removal_that_fails_means_that_the_change_stays(
@@ -159,14 +159,14 @@ def test_what_cannot_be_known_is_not_shown_and_a_removal_that_fails_means_that_t
     assert (
         made_of.total is made_of.overlap is None and "gen2 and root are not compared: environment: " in made_of.why_not
     )
-    assert "The total is not known: gen2 and root are not compared" in " ".join(decision_table(outcome).split())
+    assert "The total is unknown: gen2 and root are not compared" in " ".join(decision_table(outcome).split())
 
 
 def test_one_kept_change_is_no_question_and_what_is_needed_is_named_and_left_in(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    with pytest.raises(UserError, match="gen1 keeps one change, wsd, and is root without it: compare the two"):
+    with pytest.raises(UserError, match="gen1 keeps only one change, wsd: compare it with root"):
         leave_one_out("gen1", 3, 3)
     fake_runs.write_variant(folder / "experiments", "share", {"optimizer.decay_share": 0.4}, parent="wsd")
     fake_runs.write_experiment(folder / "experiments", "shared", promoted("share", "gen1", 2000))
     assert leave_one_out("shared", 3, 3).variants == ("shared_without_share",)
-    assert "not left out: shared cannot be without wsd, since share needs it" in capsys.readouterr().err
+    assert "not left out: wsd cannot be left out of shared, since share needs it" in capsys.readouterr().err

@@ -127,7 +127,7 @@ def test_what_was_judged_on_another_parent_than_its_files_is_promoted_on_that(ru
     assert science(found.experiment) == science(judged.experiment)
 
     fake_runs.write_variant(experiments, "later_gen", change)
-    with pytest.raises(UserError, match="third_gen would be later_gen, and later_gen@root was judged"):
+    with pytest.raises(UserError, match="third_gen would be later_gen, but later_gen@root was judged"):
         promote(find_comparison(runs, "later_gen"), runs, name="third_gen")
     assert not (experiments / "third_gen.py").exists()
 
@@ -140,7 +140,7 @@ def test_what_was_judged_on_another_parent_than_its_files_is_promoted_on_that(ru
         (["gated", "--parent=other"], "no study of other has judged gated"),
         (["gated", "--name=normed"], "normed.py: it exists, and is never overwritten"),
         (["gated", "--name=baseline"], "has that name; give another"),
-        (["gated", "--name=../gen"], "it must be of letters"),
+        (["gated", "--name=../gen"], "use letters"),
         (["gated", "--study=laptop", "--parent=root"], "not both"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_variant_that_moved_since_it_was_judged_is_not_promoted(runs):
     before = path.read_text()
     path.write_text(before.replace("'training.steps': 40", "'training.steps': 50"))
     try:
-        with pytest.raises(UserError, match=r"gated has moved since it was judged \(training.steps: 40 -> 50\)"):
+        with pytest.raises(UserError, match=r"gated has changed since it was judged \(training.steps: 40 -> 50\)"):
             promote(find_comparison(runs, "gated"), runs)
     finally:
         path.write_text(before)
@@ -170,7 +170,7 @@ def test_the_newest_comparison_counts_whatever_seeds_it_has_and_a_study_by_name_
     other.write_text(json.dumps({**record, "verdict": {**record["verdict"], "word": "UNDECIDED"}, "seeds": [0]}))
     assert find_comparison(runs, "gated").word is Word.UNDECIDED
     assert main(["gated", "--parent=root", "--variants=gated,normed"]) == 2
-    assert "another study than this one judged gated last: UNDECIDED: " in capsys.readouterr().err
+    assert "another study judged gated last: UNDECIDED: " in capsys.readouterr().err
     path.write_bytes(content)
     assert find_comparison(runs, "gated", study=STUDY) == find_comparison(runs, "gated")
     other.write_text("{")
@@ -204,7 +204,7 @@ def test_what_the_disk_does_not_take_is_no_evidence_of_a_verdict(runs, monkeypat
     monkeypatch.setattr(records, "write_whole", refuse)
     judge_study(STUDY, runs)
     assert read_ledger(runs)[-1]["comparison"] == "" and path.read_bytes() == before
-    assert f"{path}: No space left on device; it is not kept" in capsys.readouterr().err
+    assert f"{path}: No space left on device; the report is made without this file" in capsys.readouterr().err
 
 
 def test_a_verdict_is_appended_where_it_is_new(runs):

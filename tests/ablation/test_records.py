@@ -86,4 +86,4 @@ def test_evidence_is_found_beside_records_that_are_damaged_and_damaged_itself_it
     path.write_text(path.read_text().replace("better", "worse"))
     assert find_evidence(folder, digest) is None
     error = capsys.readouterr().err
-    assert f"{path}: damaged (" in error and "put it back from a copy" in error and "jaxformer report" not in error
+    assert f"{path}: damaged (" in error and "restore it from a copy" in error and "jaxformer report" not in error

@@ -82,7 +82,10 @@ def test_each_row_is_the_parent_with_the_changes_that_are_on(write, tmp_path):
             {"relu": variant("{'model.norm': 'layernorm', 'model.activation': 'relu2'}", bundle="'one'")},
             "both set model.n",
         ),
-        ({"normed_capped": variant("{'model.logit_soft_cap': 9.0}", parent="normed")}, "is no single change of root"),
+        (
+            {"normed_capped": variant("{'model.logit_soft_cap': 9.0}", parent="normed")},
+            "is not a single change of root",
+        ),
         (
             {
                 "narrow": variant("{'model.feed_forward_width': 96}"),
@@ -123,7 +126,7 @@ def test_what_is_no_screening_is_refused(fields, message):
 def test_a_study_of_another_kind_is_refused(write, tmp_path):
     path = tmp_path / "experiments" / "studies" / "plain.py"
     path.write_text("from jaxformer import Study\nSTUDY = Study(parent='root', variants=('normed',))\n")
-    with pytest.raises(UserError, match="this is no screening: `jaxformer ablate --study=plain` runs it"):
+    with pytest.raises(UserError, match="this is not a screening: `jaxformer ablate --study=plain` runs it"):
         load_screening("plain")
     path.write_text(
         f"from jaxformer import Screening\nSTUDY = Screening(parent='root', variants={SCREENING.variants})\n"
@@ -210,17 +213,17 @@ def test_the_parent_is_named_as_its_runs_are(write, tmp_path):
     assert {one.name.rpartition("@")[2] for one in rows} == {"normed"}
     assert {job.workdir.parent.name for job in screening_jobs(screening, rows, tmp_path)} == {one.name for one in rows}
     assert describe_runs(screening, rows)["seeds"] == [FIRST_SCREENING_SEED]
-    with pytest.raises(UserError, match=r"names its experiments, and experiments/root\.py is a path"):
+    with pytest.raises(UserError, match=r"takes names of experiments, not a path: experiments/root\.py"):
         Screening(parent="experiments/root.py", variants=screening.variants)
 
 
 def test_the_change_that_diverges_is_named(tmp_path, monkeypatch):
     rows = named_rows()
     values_of(rows, monkeypatch, np.zeros(4), tmp_path, diverged=("capped",))
-    with pytest.raises(UserError, match="4 of the 8 runs of a seed diverged, all those with capped and no other"):
+    with pytest.raises(UserError, match="4 of the 8 runs of a seed diverged, exactly those with capped"):
         read_result(SCREENING, rows, tmp_path)
     values_of(rows, monkeypatch, np.zeros(4), tmp_path, diverged=("capped", "layer"))
-    with pytest.raises(UserError, match=r"6 of the 8 .* no variant is in all those"):
+    with pytest.raises(UserError, match=r"6 of the 8 .* no single variant explains them"):
         read_result(SCREENING, rows, tmp_path)
     values_of(rows, monkeypatch, np.zeros(4), tmp_path)
     monkeypatch.setattr(module, "final_bits_per_byte", lambda folder: None)
@@ -231,24 +234,25 @@ def test_the_change_that_diverges_is_named(tmp_path, monkeypatch):
 def test_the_plan_recommends_by_what_is_expected_beside_the_noise(write):
     parent, *variants = module.resolve_variants(SCREENING)
     for noise, words in (
-        (0.2, "Screening is the better way"),
-        (0.02, "Screening is not the better way"),
-        (float("nan"), "depends on the noise"),
+        (0.2, "Screening is the better method"),
+        (0.02, "Screening is not the better method"),
+        (float("nan"), "depends on the seed noise"),
     ):
         sentences = describe_plan(SCREENING, parent, variants, noise, 0.5)
-        assert words in sentences[-1] and "on 11 other seeds, which takes about 5.50 device hours" in sentences[-2]
+        assert words in sentences[-1] and "on 11 other seeds. That takes about 5.50 device hours" in sentences[-2]
     assert (
-        "finds more with so few changes" in sentences[-3] and "8 runs on each of 2 seeds, resolution IV" in sentences[0]
+        "With so few changes, one seed finds more" in sentences[-3]
+        and "8 runs on each of 2 seeds, resolution IV" in sentences[0]
     )
-    few = "Screening is not the better way with fewer than 11 changes and hours for no more than 3 seeds of each: "
-    few += "take one seed"
+    few = "Screening is not the better method with fewer than 11 changes and hours for at most 3 seeds of each: "
+    few += "train one seed"
     for hours, words in (
         (7.5, few),
-        (7.6, "Screening is the better way"),
+        (7.6, "Screening is the better method"),
     ):  # Three seeds of four changes and the parent take 7.5.
         assert describe_plan(SCREENING, parent, variants, 0.2, 0.5, hours)[-1].startswith(words)
     three = dataclasses.replace(SCREENING, variants=SCREENING.variants[:3])
     sentences = describe_plan(three, parent, variants[:3], 0.2, 0.5)
-    assert sentences[-1].startswith("Screening is not the better way with fewer than 4 changes: take one seed")
+    assert sentences[-1].startswith("Screening is not the better method with fewer than 4 changes: train one seed")
     aliased = dataclasses.replace(SCREENING, variants=tuple("abcdefghijk"))
-    assert "aliased with interactions of other changes: up to 0.17 of those of 45 pairs" in describe_aliases(aliased)
+    assert "aliased with other changes: up to 0.17 of the interactions of 45 pairs" in describe_aliases(aliased)

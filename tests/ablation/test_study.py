@@ -65,6 +65,10 @@ def inside(folder, monkeypatch):
 ALL = Study(parent="root", variants=(*CHANGES, "both"), parent_seeds=4)
 
 
+def test_a_parent_has_as_many_seeds_as_its_variants_where_none_are_given():
+    assert Study(parent="root", variants=("a",), seeds=4).parent_seeds == 4
+
+
 def test_jobs_are_ordinary_commands_seed_by_seed_and_parents_first(tmp_path):
     study = Study(parent="root", variants=("gated", "gated_deep"), seeds=2, parent_seeds=3)
     seconds = {"root": 60.0, "gated": 70.0, "gated_deep": 80.0}
@@ -98,14 +102,16 @@ def test_no_run_needs_one_that_the_study_does_not_make(folder, tmp_path):
 
 def test_an_experiment_of_several_processes_is_no_job(tmp_path):
     spread = with_overrides(resolve("root"), {"mesh.processes": "2", "mesh.data": "2"})
-    with pytest.raises(UserError, match=r"root: mesh\.processes = 2, and a queue starts one for each run"):
+    with pytest.raises(UserError, match=r"root: mesh\.processes = 2, but a queue starts one process for each run"):
         make_job(spread, 0, tmp_path, 1.0)
 
 
 def test_seeds_begin_where_none_chose_the_promoted_parent(folder, tmp_path):
     text = f"Promoted(variant='gated', parent='root', evidence={'0' * 64!r}, verdict='KEEP', first_seed=1000)"
     fake_runs.write_experiment(folder / "experiments", "next", text)
-    jobs = make_jobs(Study(parent="next", variants=("deep",), seeds=1), tmp_path, {"next": 1.0, "deep@next": 1.0}).now
+    jobs = make_jobs(
+        Study(parent="next", variants=("deep",), seeds=1, parent_seeds=3), tmp_path, {"next": 1.0, "deep@next": 1.0}
+    ).now
     first = tmp_path / "next" / "seed_1000"
     assert [(job.name, job.seed, job.needs) for job in jobs] == [
         ("next", 1000, ()),
@@ -254,13 +260,16 @@ def test_the_table_shows_the_margin_the_noise_and_every_decision(folder):
         ("STUDY = 3", "must assign a Study"),
         ("STUDY = Study(parent='root', variants=())", "needs a variant"),
         ("STUDY = Study(parent='root', variants=('a', 'a'))", "twice"),
-        ("STUDY = Study(parent='root', variants=('a',), seeds=4)", "parent_seeds .3. must be at least seeds .4."),
+        (
+            "STUDY = Study(parent='root', variants=('a',), seeds=4, parent_seeds=3)",
+            "parent_seeds .3. must be at least seeds .4.",
+        ),
         ("STUDY = Study(parent='root', variants=('a',), seeds=0)", "seeds"),
         ("STUDY = Study(parent='root')", "variants"),
         ("STUDY =", "invalid syntax"),
         ("STUDY = Study(parent='root', variants=1)", "variants must be a tuple, not 1"),
         ("STUDY = Study(parent='root', variants=(1,))", "variants.0 must be of type str, not 1"),
-        ("STUDY = Study(parent='experiments/root.py', variants=('a',))", "is a path"),
+        ("STUDY = Study(parent='experiments/root.py', variants=('a',))", "not a path: experiments/root"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
     ],
 )
@@ -308,7 +317,7 @@ def test_a_variant_of_a_variant_without_runs_is_not_compared_and_the_reason_is_g
     words = {one.variant: (one.verdict.word, one.verdict.reason) for one in outcome.comparisons}
     assert words["gated"][0] is Word.REVERT
     word, reason = words["gated_deep"]
-    assert word is Word.NOT_COMPARED and reason.startswith("gated, which it changes, has no finished run")
+    assert word is Word.NOT_COMPARED and reason.startswith("its parent, gated, has no finished run")
     assert "its seed 0 diverged" in reason
     assert len(outcome.unread) == 1 and "unknown experiment 'nowhere'" in outcome.unread[0]
     assert decision_table(outcome)

@@ -54,7 +54,7 @@ def test_rates_that_diverge_bound_the_walk():
 def test_a_walk_ends_where_the_curve_never_turns():
     trials = walk(lambda octave, seed: 3 - 0.1 * octave, seeds=1)
     assert len(trials) < 20
-    with pytest.raises(UserError, match=r"best at the end of the walk, 0\.256"):
+    with pytest.raises(UserError, match=r"best at the end of the search, 0\.256"):
         fit("small", 1e-3, trials, 1)
 
 

@@ -165,7 +165,7 @@ def test_folder_without_checkpoints_says_so(tmp_path):
 
 def test_file_in_place_of_the_folder_is_the_users_to_move(tmp_path):
     (tmp_path / "checkpoints").write_text("")
-    with pytest.raises(UserError, match="checkpoints: not a folder; move it away"):
+    with pytest.raises(UserError, match="checkpoints: not a folder; move it elsewhere"):
         open_checkpoints(tmp_path / "checkpoints", CheckpointConfig())
 
 
@@ -421,7 +421,7 @@ def test_first_save_that_holds_other_numbers_ends_the_run(item, tmp_path, monkey
     monkeypatch.setattr(ocp.args, "StandardSave", change)
     with (
         open_checkpoints(tmp_path, CheckpointConfig()) as checkpoints,
-        pytest.raises(TrainingFailure, match=r"is not what was saved\); it is set aside"),
+        pytest.raises(TrainingFailure, match=r"differs from what was saved\); it is set aside"),
     ):
         save(checkpoints, make_state(2), DATA_STATE, RECORD)
     assert [path.name for path in tmp_path.iterdir()] == ["2.damaged"]

@@ -78,7 +78,7 @@ def test_the_plan_is_reported_and_nothing_is_started(command, capsys, tmp_path):
         (["--study=none.py"], "study file none.py: no such file"),
         (["--study=labtop"], "unknown study 'labtop'; did you mean laptop?"),
         (["--study=none.py", "--parent=root"], "not both"),
-        (["--leave_one_out=root"], "root is no promoted variant"),
+        (["--leave_one_out=root"], "root is not a promoted variant"),
         (["--leave_one_out=root", "--parent=root"], "give --leave_one_out alone"),
     ],
 )

@@ -58,7 +58,7 @@ def test_json_is_one_object_with_the_documented_fields_and_the_status_is_that_of
 def test_a_person_reads_the_verdict_the_reason_and_the_commands(capsys):
     assert judge.main(["root", "small"]) == 5
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "UNDECIDED  small, beside root" and "KEEP by 24" in lines[1]
+    assert lines[0] == "UNDECIDED  small, compared with root" and "KEEP by 24" in lines[1]
     assert lines[2].startswith("  seeds 0, 1, 2; q ") and lines[2].endswith(", over 2 variants of root")
     assert lines[-1] == "    jaxformer train --experiment=small --seed=3 --workdir=runs/small/seed_3"
 

@@ -95,7 +95,7 @@ def test_files_can_be_written_alone_and_under_another_name(trained, tmp_path, ca
     written = (tmp_path / "experiments/tuned_d2.py").read_text()
     assert "`jaxformer ladder --experiment=root --sizes=2 --name=tuned` made it." in written
     assert ladder.main(["--experiment=root", "--sizes=2", "--name=tuned", "--rates=1:1e-2,2:1e-2", "--write"]) == 2
-    assert "tuned_d2 is another than root at that size: give another --name" in capsys.readouterr().err
+    assert "tuned_d2 differs from root at that size: give another --name" in capsys.readouterr().err
     rates = "--rates=1:1e-2,2:1e-2"
     assert ladder.main(["--experiment=root", "--sizes=1,2", "--name=tuned", rates, "--write"]) == 2
     assert not (tmp_path / "experiments/tuned_d1.py").exists(), "a part of a ladder is no ladder"
@@ -132,4 +132,4 @@ def test_without_a_forecast_there_is_nothing_to_show(trained, capsys):
     assert forecast.main(["--allow=bananas"]) == 2
     assert "bananas" in capsys.readouterr().err
     assert forecast.main(["--experiment=root"]) == 2
-    assert "0 smaller sizes with finished runs, and a forecast takes 3" in capsys.readouterr().err
+    assert "0 smaller sizes with finished runs, but a forecast needs 3" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_open_questions_are_ranked_and_answered_and_others_are_told(ranking):
     assert by_name["promising"]["kept"] > 0.5 > by_name["hopeless"]["kept"]
     assert found["closed"] == {"good": "KEEP"}
     assert set(found["refused"]) == {"again", "deeper", "invalid"}
-    assert "it is asked of good" in found["refused"]["deeper"] and "same as" in found["refused"]["again"]
+    assert "it changes good" in found["refused"]["deeper"] and "same as" in found["refused"]["again"]
     assert [each["variant"] for each in found["calibration"]["answered"]] == ["good"], "open is measured, and goes on"
 
 
@@ -124,7 +124,7 @@ def test_a_measurement_of_an_open_question_narrows_its_interval_and_does_not_cal
 
 def test_the_share_of_tokens_is_that_of_the_rule(ranking, monkeypatch):
     monkeypatch.setattr(report, "Rule", lambda: Rule(equal_tokens=0.05))
-    assert "where 5% more tokens are worth" in " ".join(ranking_text(ranking, 10, 80).split())
+    assert "5% more tokens are worth" in " ".join(ranking_text(ranking, 10, 80).split())
 
 
 def test_what_was_found_of_an_ancestor_is_named_and_keeps_a_question_open(capsys):
@@ -151,7 +151,7 @@ def test_it_stops_where_nothing_pays_and_more_runs_to_come_save_more(ranking, ca
 def test_a_person_reads_it_in_80_columns_with_the_command_last(ranking, capsys):
     assert command.main(["--parent=root", "--target_hours=1000"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80 and lines[0] == "What to ask of root next"
+    assert max(map(len, lines)) <= 80 and lines[0] == "What to try next on root"
     assert lines[-1].startswith("jaxformer ablate --parent=root --variants=promising")
 
 
@@ -177,7 +177,7 @@ def test_who_is_to_stop_reads_why_and_from_which_hours_on_asking_would_pay(ranki
     [
         ([], "required: --parent"),
         (["--parent=rot"], "unknown experiment 'rot'"),
-        (["--parent=other"], "no run of other is finished"),
+        (["--parent=other"], "no finished run of other"),
         (["--parent=root", "--target=bas"], "unknown experiment 'bas'"),
         (["--parent=root", "--target_hours=-1"], "--target_hours (-1.0) must be above 0"),
         (["--parent=root", "--target_hours=nan"], "--target_hours (nan) must be above 0"),
@@ -198,3 +198,12 @@ def test_a_parent_without_variants_is_told_so(monkeypatch, capsys):
     assert "write a question in experiments/" in capsys.readouterr().err
     monkeypatch.setattr(open_questions, "list_experiments", lambda: ["root", "good"])
     assert list(find_questions(resolve("root")).questions) == ["good"]
+
+
+def test_a_part_that_does_not_fit_the_parent_is_no_question_about_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_runs.write_root(tmp_path / "experiments", "narrow", model__width=16)
+    monkeypatch.setattr(open_questions, "list_experiments", lambda: ["narrow", "swiglu", "value_embeddings"])
+    found = find_questions(resolve("narrow"))
+    assert list(found.questions) == ["swiglu"]
+    assert "gate_features (32) must be at most" in found.refused["value_embeddings"]

@@ -66,7 +66,7 @@ def test_the_plan_trains_nothing(trained, capsys):
     )
     assert (
         "resolution IV" in out
-        and "Screening is not the better way with fewer than 4 changes: take one seed of each" in out
+        and "Screening is not the better method with fewer than 4 changes: train one seed of each" in out
     )
     assert screen.main(["--study=three", "--plan", "--json", "--parallel=2"]) == 0
     planned = json.loads(capsys.readouterr().out)
@@ -78,7 +78,7 @@ def test_the_plan_recommends_by_the_hours(trained, place, capsys):
     path = place / "experiments" / "studies" / "three.py"
     path.write_text(path.read_text().replace("seeds=2", "seeds=1"))
     assert screen.main(["--study=three", "--plan", "--hours=12"]) == 0 and not trained
-    assert "and hours for no more than 3 seeds of each" in " ".join(capsys.readouterr().out.split())
+    assert "and hours for at most 3 seeds of each" in " ".join(capsys.readouterr().out.split())
 
 
 def test_rows_are_trained_seed_by_seed_and_what_survives_is_to_be_confirmed(trained, place, capsys):
@@ -128,7 +128,7 @@ def test_a_screening_that_was_killed_goes_on_where_it_was(place, monkeypatch, ca
     assert screen.main(["--study=three"]) == 0
     assert len(started) == len({*started}) == 16, "nothing is trained twice"
     out = capsys.readouterr().out
-    assert out.startswith("11 runs to go") and "Confirm what survives" in out
+    assert out.startswith("11 runs to go") and "Confirm the survivors" in out
     assert screen.main(["--study=three", "--hours=0.1"]) == 0, "what is trained is shown, whatever it took"
     assert "0.00 device hours are left, too few to confirm untied" in capsys.readouterr().out
 
@@ -137,14 +137,14 @@ def test_what_diverges_on_the_first_seed_is_not_trained_on_the_next(trained, mon
     monkeypatch.setattr(screening, "has_diverged", lambda folder: bool(trained) and "capped" in folder.parent.name)
     assert screen.main(["--study=three"]) == 2
     error = capsys.readouterr().err
-    assert "all those with capped and no other" in error and error.count("\n") == 1 and len(trained) == 8
+    assert "exactly those with capped" in error and error.count("\n") == 1 and len(trained) == 8
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--study=thre"], "unknown study 'thre'; did you mean"),
-        (["--study=first"], "this is no screening: `jaxformer ablate --study=first` runs it"),
+        (["--study=first"], "this is not a screening: `jaxformer ablate --study=first` runs it"),
         (["--study=three", "--parallel=0"], "--parallel (0) must be at least 1"),
         (["--study=three", "--price=-1"], "--price (-1.0) must be a price"),
         (["--study=three", "--hours=0"], "--hours (0.0) must be above 0"),
@@ -159,4 +159,4 @@ def test_a_path_in_a_study_is_refused_before_anything_is_named_after_it(trained,
     path = place / "experiments" / "studies" / "three.py"
     path.write_text(path.read_text().replace("'root'", "'experiments/root.py'"))
     assert screen.main(["--study=three"]) == 2 and not trained
-    assert "names its experiments, and experiments/root.py is a path" in capsys.readouterr().err
+    assert "takes names of experiments, not a path: experiments/root.py" in capsys.readouterr().err

@@ -105,10 +105,10 @@ def test_of_two_sizes_of_one_compute_a_line_says_which_does_not_count(elsewhere,
             fake_runs.write_run(elsewhere / "runs", one, seed, tasks=(), documents=12)
     found = answer(capsys, "--variants=good")
     assert {one["parent"]: one["why_not"] for one in found["sizes"] if one["why_not"]} == {
-        "twin": "little is as large, and stands for both"
+        "twin": "little is as large, and counts for both"
     }
     assert command.main(["--variants=good", "--target=target"]) == 0
-    assert "twin does not count: little is as large, and stands for both" in capsys.readouterr().out
+    assert "twin does not count: little is as large, and counts for both" in capsys.readouterr().out
 
 
 def test_before_any_run_a_design_is_printed_with_what_it_assumes(elsewhere, capsys, monkeypatch):
@@ -117,7 +117,7 @@ def test_before_any_run_a_design_is_printed_with_what_it_assumes(elsewhere, caps
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "UNKNOWN  unasked, at target"
     text = " ".join(" ".join(lines).split())
-    assert "at no size are there finished runs of unasked and of its parent, in the folder runs" in text
+    assert "no size has finished runs of unasked and of its parent, in the folder runs" in text
     assert "assumed, since no run has shown it yet: a seed's difference scatters by 0.0" in text
     assert any(line.strip().startswith("jaxformer ablate --parent=tiny --variants=unasked --seeds=") for line in lines)
     assert not list((elsewhere / "runs").glob("reports/**/unasked*"))
@@ -129,7 +129,7 @@ def test_before_any_run_a_design_is_printed_with_what_it_assumes(elsewhere, caps
     assert found["operations"] > 1e6 and "device_hours" not in found
     assert command.main(["--variants=unasked", "--target=target", "--budget=3"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("--budget: no run of target or of a smaller size is finished to tell what an hour does")
+    assert line.endswith("--budget: no finished run of target or of a smaller size shows how long runs take")
 
 
 def test_what_documents_do_at_two_sizes_is_correlated_as_they_show(monkeypatch):
@@ -185,7 +185,7 @@ def test_what_exceeds_the_budget_is_not_proposed(capsys):
     assert command.main(["--variants=unasked", "--target=target", "--effect=0.03", "--budget=0.0001"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert text.count("nothing suffices within 0.0001 device hours") == 2 and "jaxformer ablate" not in text
-    assert re.search(r"3 seeds of \w+ alone decide nothing: their sign is", text)
+    assert re.search(r"3 seeds of \w+ alone decide nothing: their sign matches", text)
 
 
 def test_at_24_seeds_of_each_nothing_is_proposed_and_a_line_says_why():
@@ -194,7 +194,7 @@ def test_at_24_seeds_of_each_nothing_is_proposed_and_a_line_says_why():
     designs = transfer.cheapest_design([one for _, one in options], 0.03)
     proposal = proposal_of(found)._replace(options=options, designs=designs)
     text = " ".join(" ".join(describe_transfer(found._replace(proposal=proposal))).split())
-    assert "within reach, or they have 24 seeds already" in text and "at the target itself: it has 24 seeds" in text
+    assert "close enough to it, or they have 24 seeds" in text and "at the target itself: it has 24 seeds" in text
 
 
 def test_each_size_is_resolved_once_for_all_variants(capsys, monkeypatch):
@@ -216,7 +216,7 @@ def test_with_two_sizes_nothing_is_known_and_the_cheapest_design_is_printed_at_8
     commands = [line.strip() for line in lines if line.startswith("      ")]
     assert any(line.startswith("jaxformer ablate --parent=middle --variants=good --seeds=") for line in commands)
     assert max(len(line) for line in lines if line.strip() not in commands) < 80
-    assert any("nothing tuned the learning rate of tiny, little" in line for line in lines)
+    assert any("the learning rate of tiny, little is untuned" in line for line in lines)
     assert (place / lines[-1]).read_bytes().startswith(b"\x89PNG")
 
 
@@ -224,13 +224,13 @@ def test_with_two_sizes_nothing_is_known_and_the_cheapest_design_is_printed_at_8
     ("arguments", "message"),
     [
         (["--variants=deeper"], r"deeper.*model.depth"),
-        (["--variants=good+unasked@tiny"], r"good\+unasked@tiny joins changes, each .* another: name one alone"),
+        (["--variants=good+unasked@tiny"], r"good\+unasked@tiny joins several changes: name one alone"),
         (["--variants=good", "--effect=0"], r"--effect \(0.0\) must be above 0"),
         (["--variants=good", "--effect=inf"], r"--effect \(inf\) must be above 0 and at most 8"),
         (["--variants=good", "--effect=nan"], r"--effect \(nan\) must be above 0 and at most 8"),
         (["--variants=good", "--budget=-1"], r"--budget \(-1.0\) must be above 0"),
         (["--variants=,"], "--variants names no variant"),
-        (["--variants=good@tiny"], "good@tiny is a change at one size: name it alone, good"),
+        (["--variants=good@tiny"], "good@tiny is a change at one size: name it without the size, good"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(arguments, message, capsys):

@@ -167,7 +167,7 @@ def text_name(url: str) -> str:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("data/*.parquet", "no such file or folder, and as a glob it matches none"),
+        ("data/*.parquet", "no such file or folder, and as a glob it matches nothing"),
         ("nothing/here.jsonl", r"FileNotFoundError: nothing/here\.jsonl is not in it"),
         ("nothing/*.jsonl", "404"),
     ],
@@ -257,7 +257,7 @@ def test_bytes_that_are_not_those_of_the_digest_are_refused(hub, path, suffix):
         texts_at(path + suffix)
     if not suffix:  # Else Zstandard may have noticed it first.
         assert isinstance(raised.value, DamagedTransfer)
-        assert "where its store says" in str(raised.value)
+        assert "but its store gives" in str(raised.value)
     assert texts_at(path + suffix) == TEXTS
 
 
@@ -409,7 +409,7 @@ def test_what_was_made_of_bytes_that_are_not_those_of_the_digest_is_deleted(
     documents = load_documents(CorpusConfig(kind="jsonl", path=f"hf://datasets/me/texts@{commit}/a.jsonl"))
     whole = prepare(documents, tokenizer, tmp_path / "whole", progress=False)
     hub.misbehave(Corrupted(at=20))
-    with pytest.raises(DamagedTransfer, match="what was made of them is deleted, run again"):
+    with pytest.raises(DamagedTransfer, match="data made from them are deleted, run again"):
         prepare(documents, tokenizer, tmp_path / "damaged", progress=False)
     assert not list((tmp_path / "damaged").rglob("*.npz"))
     folder = prepare(documents, tokenizer, tmp_path / "damaged", progress=False)

@@ -287,7 +287,7 @@ def test_a_worker_that_is_killed_ends_a_preparation_in_one_line_and_it_goes_on_t
     documents, tokenizer, tmp_path
 ):
     whole = files_of(prepare(documents, tokenizer, tmp_path / "whole", progress=False))
-    with pytest.raises(UserError, match=r"killed by SIGKILL.*goes on where it stopped, and fewer tokenizer\.processes"):
+    with pytest.raises(UserError, match=r"killed by SIGKILL.*resumes where it stopped, and fewer tokenizer\.processes"):
         prepare(documents, Deadly(tokenizer), tmp_path / "killed", processes=2, progress=False)
     assert files_of(prepare(documents, tokenizer, tmp_path / "killed", progress=False)) == whole
 
@@ -364,7 +364,7 @@ def test_full_disk_under_the_shards_is_reported_and_what_was_tokenised_stays(
     with monkeypatch.context() as patch:
         patch.setattr(preparation.shutil, "disk_usage", lambda _: mock.Mock(free=1000))
         with pytest.raises(
-            UserError, match=r"take up to 0.\d MB, and 0.\d MB are free; free space there, and the same"
+            UserError, match=r"take up to 0.\d MB, but 0.\d MB are free; free space there, and the same"
         ):
             prepare(documents, tokenizer, tmp_path / "full", progress=False)
     with monkeypatch.context() as patch:  # As ArrayRecord tells it.
@@ -495,8 +495,8 @@ def test_keys_are_counted_but_for_what_repeats_by_chance():
         (0.05, 120, {"train": 114, "validation": 6}, None),
         (0.02, 10, {"train": 9, "validation": 1}, None),
         (0.05, 100, {"train": 114, "validation": 6}, "the 120 documents have 100 keys (corpus.key_field 'id')"),
-        (0.05, 2, {"train": 60, "validation": 60}, "validation got 50.0% of them (60), where"),
-        (0.05, 9, {"train": 9_990, "validation": 10}, "validation got 0.1% of them (10), where"),
+        (0.05, 2, {"train": 60, "validation": 60}, "validation got 50.0% of them (60), but"),
+        (0.05, 9, {"train": 9_990, "validation": 10}, "validation got 0.1% of them (10), but"),
         (0.05, 10**7, {"train": 9_490_000, "validation": 510_000}, None),
     ],
 )
@@ -516,13 +516,13 @@ def test_what_was_left_of_others_is_reported_with_its_room(folder, tokenizer, tm
     prepare(load_documents(config(folder)), tokenizer, tmp_path, progress=False)
     (line,) = capsys.readouterr().err.splitlines()
     (left,) = tmp_path.glob("shards/*.unfinished")
-    assert f"besides this one take 0.0 MB in {left.parent}: {left.name}; delete" in line
+    assert f"other unfinished preparations take 0.0 MB in {left.parent}: {left.name}; delete" in line
     shutil.rmtree(left)
     monkeypatch.setattr(preparation, "FORMAT_VERSION", 99)
     other = prepare(load_documents(config(folder)), tokenizer, tmp_path, progress=False)
     (line,) = capsys.readouterr().err.splitlines()
     (old,) = {each.name for each in other.parent.iterdir() if each.is_dir()} - {other.name}
-    assert "token shards of another format than this version reads take" in line and f": {old}; delete" in line
+    assert "token shards in a format that this version does not read take" in line and f": {old}; delete" in line
 
 
 def test_a_damaged_chunk_is_made_again(documents, tokenizer, tmp_path):
@@ -552,7 +552,7 @@ def test_ids_that_were_damaged_before_they_were_written_are_reported_and_made_ag
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "write_shard_files", damage)
-        with pytest.raises(UserError, match="what was prepared is damaged; run again to make this file anew"):
+        with pytest.raises(UserError, match="what was prepared is damaged; run again to make this file again"):
             prepare(documents, tokenizer, tmp_path / "damaged", progress=False)
     assert files_of(prepare(documents, tokenizer, tmp_path / "damaged", progress=False)) == whole
 

@@ -216,7 +216,7 @@ def test_a_reader_and_a_path_that_do_not_fit_are_refused(logs, monkeypatch):
                 use(config(path, reader))
 
     refused(r"^corpus\.kind Chats\(mark='', buffer=0\) reads \.log files; set corpus\.path$")
-    refused(r"^corpus\.path \('x'\) has no meaning for Counting\(count=9\), which names no suffixes", "x", Counting())
+    refused(r"^corpus\.path \('x'\) has no meaning for Counting\(count=9\), which has no suffixes", "x", Counting())
     (logs.parent / "empty").mkdir()
     refused(r"the folder holds no \.log file", logs.parent / "empty")
     monkeypatch.setattr(Chats, "suffixes", ".log")

@@ -330,7 +330,7 @@ def test_a_file_of_which_its_store_says_nothing_is_read_for_its_digest_and_this_
         bucket({"a.txt": data})
         found += content_digests(find_files("memory://bucket/a.txt", (".txt",), "corpus.path").files, "corpus file")
     assert found[0] != found[1] == found[2]
-    assert "a.txt: its store tells no digest, ETag or time; reading all of it" in capsys.readouterr().err
+    assert "a.txt: its store gives no digest, ETag or time; reading all of it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b""])

@@ -87,7 +87,7 @@ def test_cache_that_cannot_be_written_is_named_and_what_was_timed_is_taken(tmp_p
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "file"))
     assert take_fastest("loss", KEY, lambda: FOUND) == FOUND
     error = capsys.readouterr().err
-    assert error.startswith("jaxformer: what was timed is not kept: ") and "File exists" in error
+    assert error.startswith("jaxformer: the timing cannot be stored: ") and "File exists" in error
 
 
 def test_two_processes_agree_on_what_the_first_one_keeps_or_times(monkeypatch):

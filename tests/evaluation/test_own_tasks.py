@@ -105,7 +105,7 @@ def test_what_identifies_an_own_task_are_its_fields_and_its_code_beside_the_ques
         ("letter", r"its answer \('A'\) must be the number of an option, from 0"),
         ("beyond", r"its answer \(2\) is not one of 2 options from 0"),
         ("three", "returning has no item of 3 options"),
-        ("joined", "option 1 must begin with the space behind its context"),
+        ("joined", "option 1 must begin with the space after its context"),
         ("nothing", "it has no options"),
         ("raises", r"returning: KeyError: 'missing' \(test_own_tasks\.py, line \d+\)"),
         ("refuses", "no question"),
@@ -121,8 +121,8 @@ def test_what_is_no_item_is_refused_in_one_line_with_its_row(tmp_path, what, mes
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: (Addition("piqa"),), "'piqa' is the name of another task too; give your own another"),
-        (lambda: (Addition(), Returning("addition")), "'addition' is the name of another task too"),
+        (lambda: (Addition("piqa"),), "'piqa' is also the name of another task; give yours another name"),
+        (lambda: (Addition(), Returning("addition")), "'addition' is also the name of another task"),
         (lambda: (Addition(), "adition"), "= 'adition' is unknown; did you mean addition"),
         (lambda: Addition(), r"must be text or a tuple of \(text or Task\), not Addition\("),
         (lambda: (Addition,), "must be text or Task, not the class Addition; give Addition"),

@@ -172,7 +172,7 @@ def test_scoring_that_fails_is_reported_and_the_same_command_does_it(
     assert [line.partition(" failed (")[0] for line in errors[:6]] == [
         f"jaxformer: {task} at step {step}" for step in (4, 8, 12) for task in ("arc_easy", "winogrande")
     ]
-    assert f"`jaxformer evaluate --workdir={tmp_path}/run --step=4` does it later" in errors[0]
+    assert f"repeat with `jaxformer evaluate --workdir={tmp_path}/run --step=4`" in errors[0]
     assert errors[6] == "jaxformer: all 12 steps are trained and saved; the same command evaluates and finishes"
     assert main(arguments) == 0
     assert "arc_easy/acc" in read(tmp_path / "run" / "summary.json")
@@ -213,7 +213,7 @@ def test_scores_on_changed_data_are_not_taken_for_the_same(scored, experiment_fi
     assert main(arguments) == 2
     kept = (tmp_path / "run" / "evaluations" / "step_12" / "arc_easy.json").read_bytes()
     status, _, error = evaluate(capfd, "--workdir", tmp_path / "run", "--task=arc_easy", "--data", tmp_path / "tasks")
-    assert status == 2 and "arc_easy.json: it holds the scores of other items (" in error
+    assert status == 2 and "arc_easy.json: it has the scores of other items (" in error
     assert (tmp_path / "run" / "evaluations" / "step_12" / "arc_easy.json").read_bytes() == kept
 
 
@@ -221,8 +221,8 @@ def test_finished_run_says_which_tasks_it_has_no_scores_of(experiment_files, uni
     workdir = uninterrupted("best_fit")
     assert main(with_tasks(experiment_files["best_fit"], workdir, task_data)) == 0
     assert capfd.readouterr().err == (
-        "jaxformer: it has no scores of arc_easy,winogrande: `jaxformer evaluate --workdir="
-        f"{workdir} --task=arc_easy,winogrande --data={task_data}` makes them\n"
+        "jaxformer: it has no scores of arc_easy,winogrande; get them by `jaxformer evaluate --workdir="
+        f"{workdir} --task=arc_easy,winogrande --data={task_data}`\n"
     )
 
 
@@ -265,7 +265,7 @@ def test_command_needs_the_run_folder_alone_to_score_another_task(scored, tmp_pa
         (["--task=helaswag", "--data=."], "did you mean hellaswag"),
         (["--task=hellaswag", "--data=."], "the folder holds no hellaswag.jsonl"),
         (["--task=hellaswag", "--data=missing"], "no such file or folder"),
-        (["--data=README.md", "--task=arc_easy"], "of no known kind"),
+        (["--data=README.md", "--task=arc_easy"], "unknown kind"),
         (["--data=README.md"], "one file for 2 tasks (arc_easy, winogrande); give a folder, or a task"),
         (["--data=.", "--task=,"], "--task names no task"),
     ],

@@ -443,7 +443,7 @@ def test_an_empty_file_is_a_user_error(tmp_path):
 def test_a_path_of_no_use_is_a_user_error_that_says_what_to_give(tmp_path):
     csv = tmp_path / "a.csv"
     csv.write_text("a,b\n")
-    refused("piqa", csv, r"piqa data .*a\.csv: of no known kind; give a file that ends with \.jsonl, .*\.parquet")
+    refused("piqa", csv, r"piqa data .*a\.csv: unknown kind; give a file that ends with \.jsonl, .*\.parquet")
     refused("piqa", tmp_path / "none.jsonl", r"piqa data .*none\.jsonl: no such file or folder")
     refused("piqa", tmp_path, r"piqa data .*: the folder holds no piqa\.jsonl or piqa\.parquet; add it, give a file")
     refused("piqa", "x" * 5000, r"piqa data x+: ")

@@ -45,7 +45,7 @@ def test_help_is_a_page_of_a_terminal_with_every_section(capsys, arguments):
 def test_help_of_a_section_reports_type_bounds_default_and_meaning(capsys, arguments):
     page = printed(capsys, *arguments)
     assert page == describe_section("optimizer") + "\n"
-    assert "  learning_rate: a number, above 0; no default\n      Peak.\n" in page
+    assert "  learning_rate: a number, above 0; no default\n      Peak learning rate.\n" in page
     assert "  b1: a number, at least 0 and below 1; default 0.9\n      Decay of the first moment, per step.\n" in page
     assert "  schedule: text, one of cosine, wsd; default 'cosine'\n      'cosine', or 'wsd'" in page
 
@@ -73,7 +73,7 @@ def test_help_of_a_section_names_the_fields_of_what_an_experiment_has_in_it():
     assert "  LayerPart      An attention, or a feed-forward, in place of the model's own\n" in page
     page = describe_section("training", load_experiment("row_length_ramp"))
     assert "row_length_ramp has (Phase, Phase)" in page and "  phases.1.start: " in page
-    assert page.count("Share of the steps that lie before it.") == 1
+    assert page.count("Share of the steps before it.") == 1
 
 
 def test_help_of_a_section_of_an_experiment_stays_within_its_columns():
@@ -87,7 +87,7 @@ def test_help_of_a_section_of_an_experiment_stays_within_its_columns():
 def test_help_of_a_section_names_every_field_within_its_columns(section):
     lines = describe_section(section).splitlines()
     assert max(map(len, lines)) <= WIDTH
-    lines = itertools.takewhile(lambda line: not line.startswith("classes, "), lines)
+    lines = itertools.takewhile(lambda line: not line.startswith("classes for "), lines)
     fields = [line.split(":")[0].strip() for line in lines if line.startswith("  ") and line[2] != " "]
     assert fields == [field.name for field in dataclasses.fields(SECTIONS[section])]
 

@@ -81,7 +81,7 @@ def test_an_import_from_where_nothing_is_any_longer_names_where_it_is(what, publ
         run_file(path, "STUDY", (int,), what)
     message = str(error.value)
     assert message.startswith(f"{what} {path}, line 2: ModuleNotFoundError: ")
-    assert message.endswith(f"; such a file imports all that it needs from {public}")
+    assert message.endswith(f"; import what the file needs from {public}")
 
 
 def test_an_import_that_has_nothing_to_do_with_the_package_has_no_hint(folder):

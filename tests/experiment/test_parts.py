@@ -85,7 +85,7 @@ def test_two_changes_of_parts_are_two(make):
         ("{'model.feed_forward': Wide(8), 'model.attention': Narrow()}", "model.attention, model.feed_forward"),
         ("{'model.feed_forward': Wide(8), 'model.depth': 7}", "model.depth, model.feed_forward"),
     ):
-        with pytest.raises(UserError, match=rf"it changes 2 fields \({paths}\); ask one question at a time"):
+        with pytest.raises(UserError, match=rf"it changes 2 fields \({paths}\); change one thing at a time"):
             make("both", change)
     with pytest.raises(UserError, match=r"it changes 2 fields \(model\.feed_forward\.experts, .*\.top\)"):
         make("both", "{'model.feed_forward.experts': 5, 'model.feed_forward.top': 2}", "put")

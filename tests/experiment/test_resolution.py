@@ -138,15 +138,15 @@ def test_a_variant_of_a_variant_whose_parent_moved_since_it_was_trained_is_refus
         record(runs, resolved)
     check_earlier_runs(runs, resolve(other))
     write("deep", variant("{'model.depth': 8}"))
-    with pytest.raises(UserError, match=r"deep has moved since .*deep/seed_0 was trained \(model.depth: 7 -> 8\)"):
+    with pytest.raises(UserError, match=r"deep has changed since .*deep/seed_0 was trained \(model.depth: 7 -> 8\)"):
         check_earlier_runs(runs, resolve(other))
     # The same value, of a parent that was another: no longer what was asked.
     write("root", "replace(load_experiment('baseline'), {'training.steps': 900, 'model.depth': 5})")
     write("deep", variant("{'model.depth': 7}"))
-    with pytest.raises(UserError, match=r"deep has moved since .* \(.*4.*7.*5.*7.*"):
+    with pytest.raises(UserError, match=r"deep has changed since .* \(.*4.*7.*5.*7.*"):
         check_earlier_runs(runs, resolve(path)._replace(parents=()))
     write("root", "replace(load_experiment('baseline'), {'training.steps': 901})")
-    with pytest.raises(UserError, match=r"has moved since .* \(training.steps: 900 -> 901\)"):
+    with pytest.raises(UserError, match=r"has changed since .* \(training.steps: 900 -> 901\)"):
         check_earlier_runs(runs, resolve(other))
 
 
@@ -273,12 +273,12 @@ def test_a_name_that_no_folder_is_given_is_refused(name):
 
 @pytest.mark.parametrize("values", [{"name": "swiglu"}, {"name": "baseline", "model.width": "64"}])
 def test_no_run_takes_the_name_of_an_experiment_that_it_is_not(values):
-    with pytest.raises(UserError, match=f"name '{values['name']}' is that of an experiment, which this is not"):
+    with pytest.raises(UserError, match=f"name '{values['name']}' belongs to another experiment"):
         resolve("baseline", values)
 
 
 def test_no_run_takes_the_name_of_its_own_file_wherever_that_lies_unless_it_is_that(write):
     path = write("mine", "load_experiment('baseline')")
     assert resolve(path, {"name": "mine"}).name == "mine"
-    with pytest.raises(UserError, match="name 'mine' is that of an experiment, which this is not"):
+    with pytest.raises(UserError, match="name 'mine' belongs to another experiment"):
         resolve(path, {"name": "mine", "model.width": "64"})

@@ -116,7 +116,7 @@ def damage_index(folder, change):
         (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), "00002.safetensors: missing"),
         (
             lambda folder: (folder / "model-00001-of-00002.safetensors").write_bytes(b"<html>not found</html>"),
-            "00002.safetensors: not whole",
+            "00002.safetensors: incomplete",
         ),
         (lambda folder: damage_index(folder, lambda m: m.update({"model.norm.weight": "../x"})), "is no file of the"),
         (lambda folder: damage_index(folder, lambda m: m.clear()), "it has no weight_map"),
@@ -208,7 +208,7 @@ def test_truncated_file_is_refused(share, parameters, tmp_path):
     folder = write(tmp_path, "arcee", parameters["arcee"])
     content = (folder / TENSORS).read_bytes()
     (folder / TENSORS).write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match=r"model\.safetensors: not whole, or no file of safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors: incomplete, or no safetensors file"):
         read_pretrained(folder)
 
 

@@ -256,9 +256,12 @@ def test_unknown_gpu_is_refused_with_those_that_are_known():
         named_device(small(), "H10")
 
 
-def test_loss_kernels_are_refused_on_a_gpu_to_come_that_cannot_run_them():
-    experiment = replace(small(), {"model.loss": "pallas"})
-    with pytest.raises(UserError, match=r"cannot run on V100 with float32 and .*: it needs a GPU with bfloat16"):
+@pytest.mark.parametrize("loss", ["pallas", "pallas:128x128x64x8x3"])
+def test_loss_kernels_are_refused_on_a_gpu_to_come_that_cannot_run_them(loss):
+    experiment = replace(small(), {"model.loss": loss})
+    with pytest.raises(
+        UserError, match=rf"'{loss}' cannot run on V100 with float32 and .*: it needs a GPU with bfloat16"
+    ):
         named_device(experiment, "V100")
     assert named_device(experiment, "H100").kind == "H100"
     with pytest.raises(UserError, match=r"with bfloat16 and model\.width 24: .* a width that 16 divides"):

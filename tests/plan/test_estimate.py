@@ -40,7 +40,7 @@ def test_real_size_is_planned_for_a_gpu_that_is_not_here(size, no_step, capsys):
     print_plan(load_experiment(f"baseline_{size}"), "H100")
     printed = capsys.readouterr().out
     assert re.match(r"verdict     fits: [\d.]+ GB of H100's 72.0 GB; takes [\d:]+( days)?\n", printed)
-    assert "65,536 a step, 2,500,001,792 in 38,147 steps, 1 x those of the corpus" in printed
+    assert "65,536 a step, 2,500,001,792 in 38,147 steps, 1 x the corpus" in printed
     assert "JAX may take 72.0 GB (H100)" in printed and "40% of the peak, 989 TFLOP/s" in printed
     assert "remat elementwise, 1 micro-batch" in printed
     assert "5.00 GB, 2,500,000,000 tokens at most" in printed
@@ -174,14 +174,14 @@ def test_passes_are_those_over_the_text_that_is_there_and_not_over_the_budget(mo
     path = tmp_path / "a.txt"
     path.write_text("a" * 40_960)
     print_plan(load_experiment("baseline", {"corpus.path": str(path), "corpus.tokens": "1_638_400"}))
-    assert "in 1,600 steps, about 1.6e+02 x those of 0.0 MB of text" in capsys.readouterr().out
+    assert "in 1,600 steps, about 1.6e+02 x the corpus (0.0 MB of text)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("corpus", "line"),
     [
-        ({}, r"about [\d.]+ x those of [\d.]+ MB of text"),
-        ({"corpus.kind": "tfds", "corpus.path": "c4", "corpus.tokens": "3276800"}, "0.5 x those of the corpus"),
+        ({}, r"about [\d.]+ x the corpus \([\d.]+ MB of text\)"),
+        ({"corpus.kind": "tfds", "corpus.path": "c4", "corpus.tokens": "3276800"}, "0.5 x the corpus"),
         ({"corpus.kind": "jsonl", "corpus.path": "hf://datasets/a/b/*.jsonl"}, "1,638,400 in 1,600 steps"),
     ],
 )

@@ -55,7 +55,11 @@ WITH_LOSS_KERNELS = [
 
 @pytest.mark.parametrize(
     ("loss", "name", "rows", "remat", "micro_batches", "compiled", "other"),
-    [*(("xla", *each) for each in COMPILED), *(("auto", *each) for each in WITH_LOSS_KERNELS)],
+    [
+        *(("xla", *each) for each in COMPILED),
+        *(("auto", *each) for each in WITH_LOSS_KERNELS),
+        *((name, *WITH_LOSS_KERNELS[0]) for name in ("pallas", "pallas:128x128x64x8x3")),
+    ],
 )
 def test_formula_is_within_a_tenth_of_what_was_compiled_for_a_gpu(
     loss, name, rows, remat, micro_batches, compiled, other

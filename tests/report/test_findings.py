@@ -34,7 +34,7 @@ def test_a_worth_that_is_not_known_comes_with_its_reason_and_pairing_with_what_i
     found = {each.name: each for each in collect_findings(outcome)}
     slow = found["slow"]._replace(comparison=found["slow"].comparison._replace(worth=math.nan))
     text = " ".join(points(slow))
-    assert "At equal tokens, and at equal time: not known, since the parent's loss curve is too short" in text
+    assert "At equal tokens, and at equal time: unknown, since the parent's loss curve is too short" in text
     assert "A token takes 1.010 [1.008, 1.012] x the parent's time" in text
     assert f"scatters {found['swiglu'].comparison.pairing:.2f} x as much" in " ".join(points(found["swiglu"]))
 
@@ -52,6 +52,6 @@ def test_a_study_states_its_margin_with_an_error_and_what_all_questions_share(ou
     summary = dict(summarise_study(outcome))
     margin = margin_of_tokens(outcome.runs["root"], 0.02)
     assert summary["Margin"].startswith(f"{margin.bits_per_byte:.4f} bits per byte ± {margin.standard_error:.4f}")
-    assert "if they are lucky, all variants look worse" in summary["Noise floor"]
+    assert "if they are lucky, all variants seem worse" in summary["Noise floor"]
     by_hand = outcome._replace(study=dataclasses.replace(outcome.study, rule=Rule(margin=0.003)))
     assert dict(summarise_study(by_hand))["Margin"] == "0.003 bits per byte, as the study sets it"

@@ -40,4 +40,4 @@ def test_a_forecast_says_where_data_are_repeated_more_than_at_smaller_sizes(corp
         {"corpus_tokens": corpus_tokens} if corpus_tokens else {}
     )
     text = describe_forecast(forecast._replace(about={**forecast.about, **more}))
-    assert said in text and bool(said) == ("repeated" in text)
+    assert said in text and bool(said) == ("Repeated" in text)

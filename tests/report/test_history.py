@@ -109,7 +109,7 @@ def test_a_verdict_that_is_not_whole_is_named_and_a_circle_is_drawn(runs, capsys
     append(runs, {"kind": VERDICT, "parent": "root", "variant": "torn"})
     append(runs, verdict("last", "root", 3, 0.0, "EQUIVALENT"))
     history = collect_history(runs)
-    assert "a verdict on torn is not whole" in capsys.readouterr().err
+    assert "a verdict on torn is incomplete" in capsys.readouterr().err
     assert "root" in history_graph(history) and ("last", "root") not in history_graph(history).edges
 
 

@@ -121,7 +121,7 @@ def test_the_readings_at_equal_tokens_and_at_equal_time_are_reported(page, outco
     assert compared
     for one in compared:
         assert f"the parent needs {one.worth:.2f} x the variant's tokens" in page.text
-    assert "At equal time: not known, since the time per token was not measured." in page.text
+    assert "At equal time: unknown, since the time per token was not measured." in page.text
     (timed,) = (one for one in compared if one.cost.is_timed and one.variant == "swiglu")
     (low, high), worth = timed.cost.time_interval, timed.worth
     assert low < 1.07 < high and f"1.070 [{low:.3f}, {high:.3f}]" in page.text
@@ -133,7 +133,7 @@ def test_a_study_of_which_only_the_parent_is_finished_is_reported(folder, tmp_pa
     write_run(tmp_path / "runs", resolve("root"), 0, tasks=())
     outcome = judge_study(Study(parent="root", variants=("muon", "joined", "swiglu")), tmp_path / "runs")
     page = Page(write_report(outcome, tmp_path / "report").read_text())
-    assert page.text.count("NOT COMPARED") >= 6 and "not known with one seed" in page.text
+    assert page.text.count("NOT COMPARED") >= 6 and "unknown with one seed" in page.text
     assert "What pairing pays" not in page.text and "nan" not in page.text
 
 
@@ -153,7 +153,7 @@ def test_one_seed_without_tasks_and_scores_that_are_not_numbers_are_reported(fol
         " ".join(decision_table(outcome).split()),
         " ".join(decision_table(outcome._replace(comparisons=[one._replace(tasks={})])).split()),
     ):
-        assert "not known with one seed of the parent" in text
+        assert "unknown with one seed of the parent" in text
         assert "the first interim analysis is after 3 seeds" in text and not re.search(r"\bnan\b", text)
 
 

@@ -15,9 +15,9 @@ KNOWN = Difference(-0.02, 1e-6, 2.0)
     ("total", "now", "overlap", "text"),
     [
         (KNOWN, KNOWN, KNOWN, "together they gain more than the sum of the parts"),
-        (KNOWN, KNOWN, None, "not known, since it takes two seeds that all these experiments have"),
-        (KNOWN, None, None, "not known, since end was not compared with what it is without wsd"),
-        (None, KNOWN, None, "not known without the total"),
+        (KNOWN, KNOWN, None, "unknown, since all these experiments need two seeds in common"),
+        (KNOWN, None, None, "unknown, since end was not compared with itself without wsd"),
+        (None, KNOWN, None, "unknown without the total"),
     ],
 )
 def test_an_overlap_comes_with_its_meaning_or_with_why_it_is_not_known(total, now, overlap, text):

@@ -30,7 +30,7 @@ def test_difference_of_two_runs_is_paired_by_document_and_no_evidence(folder):
         size += documents.text_bytes.sum()
     np.testing.assert_allclose(contrast.difference.mean, differing / size)
     assert contrast.seeds == 1 and not contrast.difference.seeds_counted
-    assert any(text.startswith("seeds: one") for text in contrast.reservations)
+    assert any(text.startswith("seeds: only one") for text in contrast.reservations)
     assert "ad hoc, not evidence:" in dict(describe_contrast(contrast).lines)["verdict"]
 
 
@@ -55,7 +55,7 @@ def test_change_that_was_set_by_hand_is_said_to_be_declared_nowhere(folder):
     record = other.record | {"lineage": other.record["lineage"] | {"experiment": "root", "parents": []}}
     by_hand = other._replace(record=record, finished=other.finished._replace(record=record))
     (contrast,) = contrast_runs([first, by_hand])
-    assert contrast.reservations[0] == "change: both are of root, of which no file declares it"
+    assert contrast.reservations[0] == "change: both are of root, and no file declares their difference"
 
 
 @pytest.mark.parametrize("names", [("muon", "slow"), ("muon", "root")])
@@ -88,11 +88,11 @@ def test_the_same_runs_twice_are_two_sides_that_are_named_by_their_folders(folde
         runs.append(read_shown(workdir))
     (contrast,) = contrast_runs(runs)
     assert contrast.seeds == 2 and contrast.difference.mean == 0
-    assert contrast.reservations[0] == "the same run twice: what differs is code, versions or device"
+    assert contrast.reservations[0] == "the same run twice: only code, versions or device can differ"
     assert any(text.startswith("code: ") for text in contrast.reservations)
     described = describe_contrast(contrast)
     assert described.heading == f"{runs[2].workdir} beside {runs[0].workdir}"
-    assert described.lines[0] == ("differs by", ["nothing that decides what is learned"])
+    assert described.lines[0] == ("differs by", ["nothing that affects what is learned"])
 
 
 def test_why_there_is_no_difference_is_said(folder):
@@ -108,7 +108,7 @@ def test_why_there_is_no_difference_is_said(folder):
     first, other = shown(folder, "root/seed_0", "muon/seed_0")
     for runs, why in (
         ((cut(first), cut(other)), f"no difference: {ONE_DOCUMENT}"),
-        ((first, cut(other)), "no difference: they were validated on other documents"),
+        ((first, cut(other)), "no difference: they were validated on different documents"),
         ((first, other._replace(finished=None)), "no difference: one is not finished"),
     ):
         (contrast,) = contrast_runs(runs)

@@ -22,12 +22,15 @@ def test_rates_are_listed_with_their_seeds_and_the_own_one_is_marked():
     assert table[-1].split() == ["0.016", "diverged", "diverged"]
 
 
-def test_the_cost_of_the_own_rate_is_told_with_its_error():
-    text = describe(fit("small", 1e-3, trials(1), 3))
-    assert "its own, 0.001, which costs 0.0" in text and " ± " in text and "mean plus one standard deviation" in text
-    assert " ± " not in (alone := describe(fit("small", 1e-3, trials(1, 1), 1))) and "Take 0.002." in alone
+def test_the_cost_of_the_own_rate_is_printed_with_its_error():
+    _, own, use = describe(fit("small", 1e-3, trials(1), 3))
+    assert own.startswith("The experiment's own, 0.001, costs 0.0") and " ± " in own
+    assert "mean plus one standard deviation" in use
+    _, own, use = describe(fit("small", 1e-3, trials(1, 1), 1))
+    assert " ± " not in own and use == "Use 0.002."
     steep = {(o, 0): math.inf if o == 1 else 3.0 - o for o in (-1, 0, 1)}
-    assert describe(fit("small", 1e-3, steep, 1)).startswith("Best of those tried: 0.001; a neighbouring rate diverged")
+    (only,) = describe(fit("small", 1e-3, steep, 1))
+    assert only.startswith("Best of the rates tried: 0.001; a neighbouring rate diverged")
 
 
 def test_the_picture_holds_each_run_and_both_rates():
@@ -37,7 +40,7 @@ def test_the_picture_holds_each_run_and_both_rates():
         svg = to_svg(figure)
     (axes,) = figure.axes
     assert len(axes.lines[0].get_xdata()) == 15 and svg.startswith(b"<?xml")
-    assert {text.get_text().strip() for text in axes.texts} == {"diverged", "its own", f"take {tuning.recommended:g}"}
+    assert {text.get_text().strip() for text in axes.texts} == {"diverged", "its own", f"use {tuning.recommended:g}"}
 
 
 def test_the_tuned_experiment_is_a_variant_that_a_study_takes(tmp_path, experiment_files):

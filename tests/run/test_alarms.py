@@ -99,6 +99,6 @@ def test_each_alarm_is_a_line_that_names_the_way_back_and_a_phase_begins_anew():
     alarms = find_alarms(found, "la " * 100, 0)
     assert [alarm.split(",")[0] for alarm in alarms[:2]] == ["the validation loss", "the training loss"]
     assert str(validation) in alarms[0] and "above its lowest, 2 at step 600" in alarms[0]
-    assert f"{training}: go back to a checkpoint up to there" in alarms[1]
+    assert f"{training}: go back to a checkpoint from before" in alarms[1]
     assert "repeats itself" in alarms[2] and not any("\n" in alarm for alarm in alarms)
     assert find_alarms(found, CODE, 700) == [] and find_alarms({}, "", 0) == []

@@ -92,6 +92,6 @@ def test_plan_of_a_run_that_was_made_here_goes_by_what_it_took(tmp_path, experim
     monkeypatch.setattr("jaxformer.plan.run_time.make_state", None)
     print_plan(load_experiment(str(path)))
     printed = capsys.readouterr().out
-    assert " tokens/s, as such runs here had\n" in printed
+    assert " tokens/s, as in such runs here\n" in printed
     tokens = tiny_run.ROWS * tiny_run.T / took.step
     assert float(re.search(r"([\d,.]+) tokens/s", printed)[1].replace(",", "")) == pytest.approx(tokens, rel=0.01)

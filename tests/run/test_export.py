@@ -89,7 +89,7 @@ def test_card_has_the_validation_of_a_step_in_training_and_a_command_that_can_be
     assert f"**{trained.validation()['bits_per_byte']:.4f} ± " in card
     overrides = "--init_from=base --corpus.path='my notes.txt' --model.qk_norm=true"
     assert f"jaxformer train --experiment=baseline --seed=3 {overrides}\n" in card and "did not come with" not in card
-    assert "Of absolute paths the last name is given." in card and "/home" not in card
+    assert "Absolute paths are shortened to their last name." in card and "/home" not in card
 
 
 def option_without_an_architecture(run):
@@ -107,7 +107,7 @@ def taken(run):
 @pytest.mark.parametrize(
     ("arrange", "options", "words"),
     [
-        (option_without_an_architecture, [], "ArceeForCausalLM, but for model.logit_soft_cap = 30.0"),
+        (option_without_an_architecture, [], "ArceeForCausalLM, except for model.logit_soft_cap = 30.0"),
         (taken, [], "folder out: it exists and is not an empty folder; choose another, or remove it"),
         (lambda run: (run.parent / "out").write_text(""), [], "folder out: it exists and is not an empty folder"),
         (lambda run: shutil.rmtree(run / "checkpoints" / "12"), ["--step=12"], "no checkpoint of step 12"),

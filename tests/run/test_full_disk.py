@@ -146,7 +146,7 @@ def test_files_that_may_not_grow_are_as_a_full_disk(last, run_on, experiment_fil
     assert "Traceback" not in ended.err
     assert len(ended.err.encode()) < 2048  # It goes to a file too, and was not cut.
     assert f"jaxformer: saving step 8 in {workdir}/checkpoints failed (" in ended.err
-    assert f"jaxformer: {workdir}/metrics.jsonl: File too large; what it does not take is kept" in ended.err
+    assert f"jaxformer: {workdir}/metrics.jsonl: File too large; lines that cannot be written are kept" in ended.err
     if last == 10:
         assert ended.status == 0
         assert_same_run(workdir, uninterrupted("best_fit"))

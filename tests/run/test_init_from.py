@@ -252,7 +252,7 @@ def test_validation_that_fails_before_the_first_step_names_no_checkpoint(
     assert main(starting_from(source, experiment_files, tmp_path / "run")) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "out of luck" in line]
     assert lines[0] == "jaxformer: validation at step 0 failed (RuntimeError: out of luck at 0)"
-    assert lines[1].endswith(" --step=4` does it later")
+    assert lines[1].endswith(" --step=4`")
 
 
 def test_preparing_takes_that_tokenizer_and_trains_none(source, experiment_files, tmp_path, monkeypatch):
@@ -353,7 +353,7 @@ def with_fewer_rows(folder, rows=399):
             "no tokenizer.model and no tokenizer.json, so that",
         ),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "not whole, or no file of safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"damaged"), "incomplete, or no safetensors file"),
         (
             lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
             "model_type = 'bert': not a model",

@@ -94,7 +94,7 @@ def test_training_losses_end_where_a_step_is_missing(tmp_path):
 
 def test_steps_that_are_missing_are_reported_and_a_run_without_any_is_refused(tmp_path):
     assert check_recorded(tmp_path, [], 0) is None
-    with pytest.raises(UserError, match=r"metrics.jsonl: none of the 4 steps so far is there; put back what it was"):
+    with pytest.raises(UserError, match=r"metrics.jsonl: none of the 4 steps so far is there; restore the file"):
         check_recorded(tmp_path, [], 4)
     write_steps(tmp_path, [1, 2, 4, 5])
     lines = read_metrics(tmp_path)
@@ -107,7 +107,7 @@ def test_lines_that_a_full_disk_does_not_take_are_written_later_in_order(tmp_pat
     file = writer._file
     writer._file = FullDisk(file)
     reported = [writer.write(step, {"a": float(step)}) for step in (1, 2, 3)]
-    assert reported[0].endswith("No space left on device; what it does not take is kept and written later")
+    assert reported[0].endswith("No space left on device; lines that cannot be written are kept for later")
     assert reported[1:] == [None, None]
     writer._file = file
     assert writer.write(4, {"a": 4.0}) is None

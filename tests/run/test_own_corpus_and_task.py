@@ -141,18 +141,20 @@ def test_other_code_of_a_reader_is_another_run_and_of_a_task_another_task(user):
     (RUN / "summary.json").rename("summary.json")
     user.edit("own_chats.py", "#{number}", "-{number}")
     status, error = user.run(main, *OPTIONS)
-    assert status == 2 and "talk has moved since runs/talk/seed_3 was trained (corpus.kind.code: " in error
+    assert status == 2 and "talk has changed since runs/talk/seed_3 was trained (corpus.kind.code: " in error
     user.edit("own_chats.py", "-{number}", "#{number}")
     user.edit("talk.py", 'f" {word}"', 'f" {word}."')
     status, error = user.run(main, *OPTIONS)
-    assert status == 2 and "the data of last have changed since it was begun, or your code for them; put back" in error
+    assert (
+        status == 2 and "the data of last have changed since it was begun, or your code for them; restore them" in error
+    )
     Path("summary.json").rename(RUN / "summary.json")
     for arguments in ((), ("--task=last", "--data=rows")):
         status, error = user.run(evaluate, WORKDIR, *arguments)
-        assert (status, error.count("\n")) == (2, 1) and "is code of talk.py, which is not known here" in error
+        assert (status, error.count("\n")) == (2, 1) and "is code of talk.py, which is unknown here" in error
     assert user.run(generate, WORKDIR, "--prompt=a", "--tokens=2") == (0, "")
     changed = (WORKDIR, "--task=last", "--data=rows", "--code=talk.py")
-    assert "last.json: it holds the scores of other items" in user.run(evaluate, *changed)[1]
+    assert "last.json: it has the scores of other items" in user.run(evaluate, *changed)[1]
     before = load_finished_run(RUN)
     assert shared_tasks([before, before]) == ["arc_easy", "last"]
     (RUN / "evaluations/step_12/last.json").unlink()
@@ -167,7 +169,7 @@ def test_other_code_of_a_reader_is_another_run_and_of_a_task_another_task(user):
         ("own_chats.py", "text)", "text.encode())", "document 1: it must yield texts, or Document(key, text), and no "),
         ("own_chats.py", "file.open()", "file.opened()", "AttributeError: 'SourceFile' object has no attribute"),
         ("own_chats.py", "for number, text in", "for number, text in () and", "no document with text to train the tok"),
-        ("talk.py", '"last"', '"arc_easy"', "'arc_easy' is the name of another task too; give your own another"),
+        ("talk.py", '"last"', '"arc_easy"', "'arc_easy' is also the name of another task; give yours another name"),
         ("talk.py", "options: int = 2", "options: int = 3", "last.jsonl, line 1: last has no item of 2 options"),
     ],
 )

@@ -28,7 +28,7 @@ def test_a_single_text_is_trained_on_under_a_name_of_its_own(user, make_texts):
     again = user.run(*OWN)
     assert again.status == 0 and "runs/book/seed_0: finished, 4 steps" in again.out
     other = user.run(*OWN, "--model.width=32")
-    assert other.status == 2 and other.err.startswith("jaxformer: book has moved since runs/book/seed_0 was trained")
+    assert other.status == 2 and other.err.startswith("jaxformer: book has changed since runs/book/seed_0 was trained")
 
 
 @pytest.mark.parametrize(("text", "words"), [("a few words\n", "give it more text"), ("", "no document with text")])

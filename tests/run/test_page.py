@@ -203,7 +203,7 @@ def test_what_is_wrong_is_printed_at_each_evaluation_and_a_page_that_cannot_be_d
     assert [line.rpartition(":")[0] for line in alarms] == [
         f"jaxformer: step {step}/12: the sample repeats itself" for step in (8, 12)
     ]
-    assert all(line.endswith(f"; look at {page}") for line in (*alarms, out.splitlines()[-1]))
+    assert all(line.endswith(f"; see {page}") for line in (*alarms, out.splitlines()[-1]))
     assert page.read_text().count("repeats itself</span>") == 3
 
 

@@ -201,7 +201,7 @@ def test_resumed_run_profiles_what_is_left_of_the_steps_and_else_says_so(profili
     assert "are profiled" not in printed.out and printed.err == ""
     (workdir / "profile" / "kernels.txt").unlink()
     assert main(profiling(workdir, "5:8")) == 0
-    assert "jaxformer: steps 5 to 8 are not profiled: the run goes on with step 9\n" in capsys.readouterr().err
+    assert "jaxformer: steps 5 to 8 are not profiled: the run resumes at step 9\n" in capsys.readouterr().err
 
 
 def test_run_that_stops_within_the_steps_leaves_no_table(profiling, tmp_path):
@@ -225,7 +225,7 @@ def test_profile_lies_within_one_phase(experiment_files):
     phases = (Phase(start=0.5, rows_per_step=8),)
     for steps in ("5:6", "7:8"):
         replace(one, {"training.phases": phases, "training.profile": steps})
-    with pytest.raises(UserError, match=r"profile \(6:7\) must lie within one phase, and step 7 begins another"):
+    with pytest.raises(UserError, match=r"profile \(6:7\) must lie within one phase, but step 7 begins another"):
         replace(one, {"training.phases": phases, "training.profile": "6:7"})
 
 

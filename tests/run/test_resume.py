@@ -123,16 +123,16 @@ def run_into(compiled):
 SAVING = "\njaxformer: {0}: saving after this step; a second signal stops at once\njaxformer: stopped by {0}; "
 ACCIDENTS = {
     "kill": (-signal.SIGKILL, "", 4),
-    "interrupt": (130, SAVING.format("SIGINT") + "step 6 is saved, and the same command goes on from there\n", 6),
+    "interrupt": (130, SAVING.format("SIGINT") + "step 6 is saved, and the same command resumes from there\n", 6),
     "terminate_while_saving_the_last": (
         143,
-        SAVING.format("SIGTERM") + "step 12 is saved, and the same command goes on from there\n",
+        SAVING.format("SIGTERM") + "step 12 is saved, and the same command resumes from there\n",
         12,
     ),
     "terminate_twice": (143, SAVING.format("SIGTERM").split("jaxformer: stopped")[0], 4),
     "terminate_in_validation": (
         143,
-        "jaxformer: stopped by SIGTERM; the same command goes on from what is saved\n",
+        "jaxformer: stopped by SIGTERM; the same command resumes from what is saved\n",
         8,
     ),
 }
@@ -161,7 +161,7 @@ def test_validation_that_fails_is_reported_and_the_run_goes_on(run_into, experim
     assert ended.status == 0
     assert ended.err == (
         "jaxformer: validation at step 8 failed (RuntimeError: a shard is gone); while its checkpoint is kept, "
-        f"`jaxformer evaluate --workdir={tmp_path}/run --step=8` does it later\n"
+        f"repeat with `jaxformer evaluate --workdir={tmp_path}/run --step=8`\n"
     )
     expected = [
         line for line in read_metrics(uninterrupted("best_fit")) if line["step"] != 8 or "validation/loss" not in line
@@ -219,7 +219,7 @@ def hang_until_a_signal_comes():
         (
             hang_until_a_signal_comes,
             143,
-            "stopped by SIGTERM; step 7 is saved, and the same command goes on from there",
+            "stopped by SIGTERM; step 7 is saved, and the same command resumes from there",
         ),
     ],
 )

@@ -1,5 +1,8 @@
-"""The table of what our kernels take of a GPU: what is read from PTX and from `ptxas`, on a sample written by hand."""
+"""The table of what our kernels take of a GPU: what is read from PTX and from `ptxas`, on a sample written by hand; and
+what is kept of all kernels, which the page on performance repeats.
+"""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,7 +10,8 @@ import pytest
 
 pytestmark = pytest.mark.device_free
 
-TOOLS = Path(__file__).parents[2] / "tools"
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "tools"
 
 OUTPUT = """ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'loop_fusion' for 'sm_90a'
@@ -64,3 +68,48 @@ def test_without_ptxas_one_line_is_written_and_it_exits_with_2(kernel_table, mon
     assert kernel_table.main() == 2
     message = "kernel_table: no /nowhere/ptxas: install the CUDA toolkit, or set --ptxas=PATH\n"
     assert capsys.readouterr() == ("", message)
+
+
+GPUS = ("A100", "H100", "B200")
+# What the page calls the kernels.
+NAMES = {
+    "document_flash_forward": "attention, forward",
+    "document_flash_queries": "attention, queries' gradient",
+    "document_flash_keys": "attention, keys' gradient",
+    "cross_entropy_forward": "loss, forward",
+    "cross_entropy_gradient": "loss, gradient",
+}
+
+
+@pytest.fixture(scope="module")
+def kept():
+    return json.loads((TOOLS / "results" / "kernels.json").read_text(encoding="utf-8"))["kernels"]
+
+
+def test_what_is_kept_is_of_the_tiles_that_there_are(kernel_table, kept):
+    cases = [list(case[:4]) for case in kernel_table.cases()]
+    for gpu in GPUS:
+        found = [[row[name] for name in kernel_table.Case._fields[:4]] for row in kept if row["gpu"] == gpu]
+        assert found == cases, "python tools/kernel_table.py"
+
+
+def cell_of(rows):
+    """Returns what the page says of a kernel on a GPU; of its tiles the default is the first."""
+    default, spilled = rows[0]["tile"], {}
+    for row in rows:
+        spilled[row["tile"]] = max(spilled.get(row["tile"], 0), row["spill_stores"], row["spill_loads"])
+    registers = max(row["registers"] for row in rows if row["tile"] == default)
+    spilling = sum(each > 0 for each in spilled.values())
+    return f"{registers}, {spilled[default]}; {spilling} of {len(spilled)}, {max(spilled.values())}"
+
+
+def test_the_page_repeats_what_is_kept(kept):
+    rows_of = {}
+    for row in kept:
+        name = NAMES[row["kernel"]] + ", soft cap" * ("cap" in row["options"])
+        name += f", heads of {row['width']}" * name.startswith("attention")
+        rows_of.setdefault(name, {}).setdefault(row["gpu"], []).append(row)
+    expected = {f"| {name} | {' | '.join(cell_of(of[gpu]) for gpu in GPUS)} |" for name, of in rows_of.items()}
+    (page,) = (ROOT / "docs").glob("**/performance.md")
+    table = page.read_text(encoding="utf-8").partition(f"| kernel | {' | '.join(GPUS)} |\n")[2].partition("\n\n")[0]
+    assert set(table.splitlines()[1:]) == expected

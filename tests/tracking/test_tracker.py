@@ -90,7 +90,7 @@ def test_tracker_that_fails_is_reported_once_and_left_and_the_others_go_on(tmp_p
     write(tmp_path, 0, 5, Trackers([("failing", failing), ("own", recorder)]), attempt=1)
     assert len(failing.steps) == 2 and failing.others == ["finished"] and len(recorder.steps) == 4
     (line,) = capsys.readouterr().err.splitlines()
-    assert "failing takes no more of this run (ConnectionError: nobody answers)" in line
+    assert "failing is stopped for this run (ConnectionError: nobody answers)" in line
 
 
 def test_nothing_is_made_for_steps_that_no_tracker_lacks(tmp_path, monkeypatch):
@@ -131,4 +131,4 @@ def test_own_tracker_is_given_a_run_that_stops_and_goes_on(experiment_files, tmp
     assert recorder.others == [record, summary, "finished"]
     assert (second.steps, second.others) == (recorder.steps, recorder.others)
     assert witness.others == [record, summary, "finished", False]
-    assert len(record["tracked_as"]) == 12 and "Failing takes no more" in capfd.readouterr().err
+    assert len(record["tracked_as"]) == 12 and "Failing is stopped for this run" in capfd.readouterr().err
