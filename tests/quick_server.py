@@ -99,22 +99,26 @@ def watch(connection: socket.socket) -> None:
 
 def run(arguments, folder, environment, numbers, affinity, files) -> None:
     """Runs what was asked for to the end of this process."""
-    status = 1
-    try:
-        take(folder, environment, numbers, files)
-        if affinity:
-            os.sched_setaffinity(0, affinity)
-        start(*arguments)
-        status = 0
-    except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
-        if status and not isinstance(error.code, int):
-            print(error.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
+    take(folder, environment, numbers, files)
+    if affinity:
+        os.sched_setaffinity(0, affinity)
+    status = status_of(lambda: start(*arguments))
     atexit._run_exitfuncs()
     flush()
     os._exit(status)
+
+
+def status_of(main) -> int:
+    """Returns the exit status of a process that does what a function does."""
+    try:
+        return main() or 0
+    except SystemExit as error:
+        if error.code is not None and not isinstance(error.code, int):
+            print(error.code, file=sys.stderr)
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
 
 
 def train(listener: socket.socket) -> None:
@@ -137,11 +141,7 @@ def train(listener: socket.socket) -> None:
         kept = {number: file for number, file in zip(numbers, files, strict=True) if number <= 2}
         take(folder, environment, [*kept], [*kept.values()])
         words = [word for word in arguments if word not in ("-m", "jaxformer")]
-        try:
-            status = main(["train", *words[1:]])
-        except BaseException:
-            traceback.print_exc()
-            status = 1
+        status = status_of(lambda: main(["train", *words[1:]]))
         flush()
         for number in kept:  # They may be locked, or pipes that another reads to their end.
             os.dup2(nothing, number)
