@@ -1318,9 +1318,9 @@ def test_one_unreadable_run_leaves_the_others_their_report(researcher):
     page = (runs / "reports/root/index.html").read_text()
     for folder, advice in {
         "root/seed_3": "remove it and start the run again",
-        "root/seed_4": "`jaxformer evaluate --workdir=runs/root/seed_4` makes it",
-        "normed/seed_3": "has no field hyper_connections); train it anew",
-        "warm/seed_3": "`jaxformer evaluate --workdir=runs/warm/seed_3` makes it",
+        "root/seed_4": "by `jaxformer evaluate --workdir=runs/root/seed_4`",
+        "normed/seed_3": "has no field hyper_connections); train it again",
+        "warm/seed_3": "by `jaxformer evaluate --workdir=runs/warm/seed_3`",
         "warm/seed_4": "a broken link",
     }.items():
         (line,) = (line for line in ended.err.splitlines() if f"runs/{folder}" in line)
@@ -1381,8 +1381,12 @@ def test_a_record_beside_the_runs_that_is_damaged_ends_no_report(researcher):
     researcher.write("runs/root/noise.json", '{"seeds": [0, 1')
     ended = researcher.run("report", *STUDY)
     assert ended.status == 0 and is_reported(ended, "normed") and is_reported(ended, "warm"), ended.err
+<<<<<<< HEAD
     assert "noise.json: " in ended.err
     assert f"normed/{kept.name}: Is a directory; the report is made without" in ended.err
+=======
+    assert "noise.json: " in ended.err and f"normed/{kept.name}: Is a directory; the report is made" in ended.err
+>>>>>>> words
 
 
 @report(

@@ -1,5 +1,5 @@
-"""The first study: three changes to the architecture of a small, tuned parent, on the embedded corpus."""
+"""The first study: three changes to the architecture of a small parent, on the embedded corpus."""
 
 from jaxformer import Study
 
-STUDY = Study(parent="first", variants=("squared_relu", "swiglu", "layernorm"), seeds=4)
+STUDY = Study(parent="first", variants=("squared_relu", "swiglu", "layernorm"), seeds=3)

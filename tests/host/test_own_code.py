@@ -131,7 +131,7 @@ def test_modules_beside_a_file_are_found_and_another_of_their_name_is_refused(tm
         )
     resolved = resolve(str(tmp_path / "a" / "b1.py"))
     assert resolved.experiment.optimizer.b1 == 0.95 and set(resolved.lineage.own_code) == {"module beside_of_a_test"}
-    with pytest.raises(UserError, match=r"imports beside_of_a_test of .*b.beside_of_a_test\.py, but .* is loaded"):
+    with pytest.raises(UserError, match=r"imports beside_of_a_test of .*b.beside_of_a_test\.py, but .* is already"):
         resolve(str(tmp_path / "b" / "b1.py"))
     del sys.modules["beside_of_a_test"]
     assert resolve(str(tmp_path / "b" / "b1.py")).experiment.optimizer.b1 == 0.97
