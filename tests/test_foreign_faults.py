@@ -1381,12 +1381,8 @@ def test_a_record_beside_the_runs_that_is_damaged_ends_no_report(researcher):
     researcher.write("runs/root/noise.json", '{"seeds": [0, 1')
     ended = researcher.run("report", *STUDY)
     assert ended.status == 0 and is_reported(ended, "normed") and is_reported(ended, "warm"), ended.err
-<<<<<<< HEAD
     assert "noise.json: " in ended.err
     assert f"normed/{kept.name}: Is a directory; the report is made without" in ended.err
-=======
-    assert "noise.json: " in ended.err and f"normed/{kept.name}: Is a directory; the report is made" in ended.err
->>>>>>> words
 
 
 @report(
