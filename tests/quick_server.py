@@ -102,7 +102,7 @@ def run(arguments, folder, environment, numbers, affinity, files) -> None:
     take(folder, environment, numbers, files)
     if affinity:
         os.sched_setaffinity(0, affinity)
-    status = status_of(lambda: start(*arguments))
+    status = status_of(functools.partial(start, *arguments))
     atexit._run_exitfuncs()
     flush()
     os._exit(status)
@@ -141,7 +141,7 @@ def train(listener: socket.socket) -> None:
         kept = {number: file for number, file in zip(numbers, files, strict=True) if number <= 2}
         take(folder, environment, [*kept], [*kept.values()])
         words = [word for word in arguments if word not in ("-m", "jaxformer")]
-        status = status_of(lambda: main(["train", *words[1:]]))
+        status = status_of(functools.partial(main, ["train", *words[1:]]))
         flush()
         for number in kept:  # They may be locked, or pipes that another reads to their end.
             os.dup2(nothing, number)
