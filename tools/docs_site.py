@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # The pages are made, and tested, without mkdocs.
 
 # Where files of the repository lie on the site.
 _FOLDER = "repository"
+_NOTEBOOK = "docs/tutorials/notebook.ipynb"
 _LINK = re.compile(r"(!?)\[([^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\(([^)\s]+)\)")
 _UNSEARCHED = "---\nsearch: {exclude: true}\n---\n"
 
@@ -65,7 +66,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     def on_site(match: re.Match) -> str:
         image, text, target = match.groups()
         path, anchor = _in_repository(page.file.src_uri, target)
-        if path is None:
+        if path is None or _uri(path) == page.file.src_uri:  # The page of the notebook offers the file.
             return match[0]
         if (ROOT / path).is_dir():
             return text
@@ -92,7 +93,9 @@ def _in_repository(uri: str, target: str) -> tuple[str | None, str]:
 
 
 def _uri(path: str) -> str:
-    """Returns where a file of the repository lies on the site: code as a page."""
+    """Returns where a file of the repository lies on the site: code and the notebook as pages."""
+    if path == _NOTEBOOK:
+        return "tutorials/notebook.md"
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return f"{_FOLDER}/{path}" + ".md" * path.endswith((".py", ".toml", "LICENSE"))
@@ -207,8 +210,7 @@ def notebook_pictures() -> dict[str, bytes]:
 
 
 def _cells() -> list[dict]:
-    path = ROOT / "docs" / "tutorials" / "notebook.ipynb"
-    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return json.loads((ROOT / _NOTEBOOK).read_text(encoding="utf-8"))["cells"]
 
 
 PAGES = {

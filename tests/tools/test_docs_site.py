@@ -79,6 +79,7 @@ def test_links_lead_where_they_lead_in_a_checkout(site, uri, target, leads_to):
     assert site._in_repository(uri, target) == leads_to
 
 
-def test_code_is_a_page_of_the_site(site):
+def test_code_and_the_notebook_are_pages_of_the_site(site):
+    assert site._uri("docs/tutorials/notebook.ipynb") == "tutorials/notebook.md"
     assert site._uri("experiments/baseline.py") == "repository/experiments/baseline.py.md"
     assert site._uri("docs/index.md") == "index.md"
