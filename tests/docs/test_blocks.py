@@ -138,7 +138,7 @@ class Reader:
             options |= {"env": self.environment, "process_group": 0, "pass_fds": [failing.fileno()]}
             with subprocess.Popen(shell, **options) as process:
                 try:
-                    status = process.wait(timeout=300)
+                    status = process.wait(timeout=900)
                 finally:
                     kill_group(process.pid)
             output.seek(0)
