@@ -1,6 +1,6 @@
 """What `python` and `jaxformer` of a `QuickPython` do: ask its server for what they were started with, and end so too.
 
-They are this text behind a line that names the interpreter, with the values of the three names below.
+They are this text behind a line that names the interpreter, with the values of the names below.
 """
 
 import json
@@ -9,15 +9,17 @@ import signal
 import socket
 import sys
 
-ADDRESS, PYTHON, FLAGS = "", "", None
+ADDRESS, PYTHON, FLAGS, LOADED = "", "", None, {}
 
 arguments = sys.argv[1:]
 if os.path.basename(sys.argv[0]) == "jaxformer":
     arguments = ["-m", "jaxformer", *arguments]
 while arguments and arguments[0] in ("-u", "-I", "-s"):
     del arguments[0]
-if not arguments or (arguments[0] not in ("-c", "-m") and not arguments[0].endswith(".py")):
-    os.execv(PYTHON, [PYTHON, *sys.argv[1:]])
+is_python = bool(arguments) and (arguments[0] in ("-c", "-m") or arguments[0].endswith(".py"))
+# JAX reads its variables while it is loaded.
+if not is_python or {name: value for name, value in os.environ.items() if name.startswith("JAX_")} != LOADED:
+    os.execv(PYTHON, [PYTHON, *arguments])
 
 words = [word for word in arguments if word != "-m"]
 is_run = words[:1] == ["jaxformer.train"] or words[:2] == ["jaxformer", "train"]

@@ -32,10 +32,11 @@ class QuickPython:
         self.programs.mkdir()
         address = f"{self._folder.name}/socket"
         text = f"#!{sys.executable} -IS\n{(_HERE / 'quick_client.py').read_text()}"
-        before = 'ADDRESS, PYTHON, FLAGS = "", "", None\n'
+        before = 'ADDRESS, PYTHON, FLAGS, LOADED = "", "", None, {}\n'
         assert before in text
-        values = address, sys.executable, environment.get("XLA_FLAGS")
-        text = text.replace(before, f"ADDRESS, PYTHON, FLAGS = {values!r}\n")
+        of_jax = {name: value for name, value in environment.items() if name.startswith("JAX_")}
+        values = address, sys.executable, environment.get("XLA_FLAGS"), of_jax
+        text = text.replace(before, f"ADDRESS, PYTHON, FLAGS, LOADED = {values!r}\n")
         for name in ("python", "python3", "jaxformer"):
             (self.programs / name).write_text(text)
             (self.programs / name).chmod(0o755)

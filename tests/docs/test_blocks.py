@@ -138,7 +138,7 @@ class Reader:
             options |= {"env": self.environment, "process_group": 0, "pass_fds": [failing.fileno()]}
             with subprocess.Popen(shell, **options) as process:
                 try:
-                    status = process.wait(timeout=300)
+                    status = process.wait(timeout=900)
                 finally:
                     kill_group(process.pid)
             output.seek(0)
@@ -170,15 +170,48 @@ def is_quoted(block: Block) -> bool:
     return block.language == "python" and any(block.code in path.read_text(encoding="utf-8") for path in files)
 
 
+@pytest.fixture
+def reader(tmp_path, environment):
+    """A reader in an empty folder."""
+    for name in ("reader", "state"):
+        (tmp_path / name).mkdir()
+    with Reader(tmp_path / "reader", environment, tmp_path / "state") as reader:
+        yield reader
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_the_blocks_of_a_page_do_what_they_say(page, environment, tmp_path):
-    folder, state = tmp_path / "reader", tmp_path / "state"
-    folder.mkdir()
-    state.mkdir()
-    with Reader(folder, environment, state) as reader:
-        for block in blocks_of(page):
-            if block.language in EXECUTED and not block.not_run and not is_quoted(block):
-                reader.do(block)
+def test_the_blocks_of_a_page_do_what_they_say(page, reader):
+    for block in blocks_of(page):
+        if block.language in EXECUTED and not block.not_run and not is_quoted(block):
+            reader.do(block)
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "message"),
+    [
+        ("console", "true\nfalse && true\n", "page:8: exit status 1"),
+        ("console", "jaxformer train \\\n    --experiment=frist\n", "page:7: exit status 2\n.*did you mean first"),
+        ("console", "jaxformer judge first first\n", "page:7: exit status 2"),
+        ("console", "cat <<'END'\nfalse\nEND\npip install jaxformer\n", "page:10: exit status 1"),
+        ("python", "import jaxformer\njaxformer.nothing\n", "page:7: Traceback.*line 2.*AttributeError"),
+    ],
+)
+def test_what_fails_on_a_page_fails_its_test(reader, language, code, message):
+    with pytest.raises(pytest.fail.Exception, match=f"(?s){message}"):
+        reader.do(Block("page", 7, language, code, ""))
+
+
+def test_blocks_of_a_page_share_a_shell_a_session_and_a_folder(reader):
+    blocks = [
+        ("console", "export GREETING=hello\nmkdir deep\ncd deep\n"),
+        ("console", '[ "$GREETING" = hello ] && [ "$(basename $PWD)" = deep ]\n'),
+        ("python", "# deep/number.py\nnumber = 7\n"),
+        ("console", "python -c 'import number; assert number.number == 7'\n"),
+        ("python", "a = 3\n"),
+        ("python", "import os\nassert a == 3 and os.path.exists('deep/number.py')\n"),
+    ]
+    for language, code in blocks:
+        reader.do(Block("page", 1, language, code, ""))
 
 
 @pytest.mark.parametrize("page", PAGES)
