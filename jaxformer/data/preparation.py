@@ -172,7 +172,9 @@ def _split(documents: Documents, selection: Selection) -> dict[str, Selected]:
         raise _Refused(str(error)) from error
     if selection.bad:
         print_notice(f"corpus {origin}: left out {_bad_records(selection)}")
-    print_notice(split_notice(config, origin, selection.keys, {split: len(selected[split].tokens) for split in SPLITS}))
+    documents_by_split = {split: len(selected[split].tokens) for split in SPLITS}
+    tokens_by_split = {split: int(selected[split].tokens.sum()) for split in SPLITS}
+    print_notice(split_notice(config, origin, selection.keys, documents_by_split, tokens_by_split))
     return selected
 
 

@@ -143,20 +143,25 @@ def check_split(config: CorpusConfig, origin: str, keys: int, selected: dict[str
     )
 
 
-def split_notice(config: CorpusConfig, origin: str, keys: int, documents: dict[str, int]) -> str | None:
+def split_notice(
+    config: CorpusConfig, origin: str, keys: int, documents: dict[str, int], tokens: dict[str, int]
+) -> str | None:
     """Returns a line about keys that repeat and a validation split that is far from its share, or None for neither.
 
     Args:
         keys: how many the documents have.
         documents: their number by split.
+        tokens: theirs. The pieces of a single text are of several lengths, and have their share by these alone.
     """
     count = sum(documents.values())
     wanted, validation = config.validation_share, documents["validation"]
     deviation = (count * wanted * (1 - wanted)) ** 0.5
     difference = abs(validation - count * wanted)
     is_far = difference > max(1, _FAR_DEVIATIONS * deviation, count * wanted / 2)
+    is_far &= abs(tokens["validation"] / max(1, sum(tokens.values())) - wanted) > wanted / 2
     share = (
-        f"validation got {validation / count:.1%} of them ({validation:,}), but corpus.validation_share is {wanted:.1%}"
+        f"validation got {validation / count:.1%} of the documents ({validation:,}), but corpus.validation_share is "
+        f"{wanted:.1%}"
     )
     notes = [*([config.opened().shared_keys(count, keys)] if keys < count else []), *([share] if is_far else [])]
     return f"corpus {origin}: {'; '.join(notes)}" if notes else None

@@ -495,15 +495,21 @@ def test_keys_are_counted_but_for_what_repeats_by_chance():
         (0.05, 120, {"train": 114, "validation": 6}, None),
         (0.02, 10, {"train": 9, "validation": 1}, None),
         (0.05, 100, {"train": 114, "validation": 6}, "the 120 documents have 100 keys (corpus.key_field 'id')"),
-        (0.05, 2, {"train": 60, "validation": 60}, "validation got 50.0% of them (60), but"),
-        (0.05, 9, {"train": 9_990, "validation": 10}, "validation got 0.1% of them (10), but"),
+        (0.05, 2, {"train": 60, "validation": 60}, "validation got 50.0% of the documents (60), but"),
+        (0.05, 9, {"train": 9_990, "validation": 10}, "validation got 0.1% of the documents (10), but"),
         (0.05, 10**7, {"train": 9_490_000, "validation": 510_000}, None),
     ],
 )
 def test_a_split_that_is_far_from_its_share_is_reported(share, keys, documents, message):
     settings = CorpusConfig(kind="jsonl", path="a", key_field="id", validation_share=share)
-    notice = split_notice(settings, "a", keys, documents)
+    notice = split_notice(settings, "a", keys, documents, documents)
     assert notice is None if message is None else message in notice
+
+
+def test_the_end_of_a_single_text_is_its_share_by_tokens():
+    settings, documents = CorpusConfig(kind="text", path="a", validation_share=0.1), {"train": 7, "validation": 9}
+    assert split_notice(settings, "a", 16, documents, {"train": 900, "validation": 110}) is None
+    assert "56.2% of the documents" in split_notice(settings, "a", 16, documents, {"train": 500, "validation": 500})
 
 
 def test_what_was_left_of_others_is_reported_with_its_room(folder, tokenizer, tmp_path, monkeypatch, capsys):
