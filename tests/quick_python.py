@@ -1,8 +1,9 @@
 """Programs `python` and `jaxformer` that start at once: each start is a copy of a process that has loaded the package.
 
 Most of what a short command takes is loading, and most of a short run is tracing, which the run before it did as well.
-So runs are trained by one copy, one after the other. A folder with these programs comes first on a `PATH`; a shell, a
-script or a queue of runs starts them as it would start any other, with files, variables, folder, signals and status.
+So runs are trained by one copy, one after the other, and each different run once. A folder with these programs comes
+first on a `PATH`; a shell, a script or a queue of runs starts them as it would start any other, with files, variables,
+folder, signals and status.
 """
 
 import subprocess

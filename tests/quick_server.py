@@ -1,6 +1,7 @@
 """The process of a `QuickPython`: it has loaded the package, and copies of it are what its programs start.
 
-A copy is watched by a process of its own, which ends it when whoever asked for it is gone. One copy trains all runs.
+A copy is watched by a process of its own, which ends it when whoever asked for it is gone. One copy trains all runs. A
+run is a function of its experiment and seed, so one that was trained before, in another folder, is copied.
 """
 
 import atexit
@@ -8,18 +9,22 @@ import contextlib
 import fcntl
 import functools
 import gc
+import hashlib
 import importlib
 import json
 import multiprocessing
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 import types
+from pathlib import Path
 
 # Streams stay when others take their place: they would close their numbers.
 _replaced = []
@@ -28,10 +33,10 @@ _replaced = []
 def serve(address: str) -> None:
     """Starts a copy for each request, until standard input is closed."""
     listener, runs, trainer = listen(address), listen(f"{address}.runs"), 0
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for copies: they are gone when they end.
     print("ready", flush=True)
     while True:
-        if not is_there(trainer) and (trainer := os.fork()) == 0:
+        ended = {0}.union(*iter(ended_child, None))
+        if trainer in ended and (trainer := os.fork()) == 0:
             listener.close()
             train(runs)
         ready, _, _ = select.select([listener, sys.stdin], [], [], 0.5)
@@ -49,16 +54,15 @@ def serve(address: str) -> None:
                 traceback.print_exc()
             os._exit(1)
         connection.close()
-    if is_there(trainer):
-        os.kill(trainer, signal.SIGKILL)
+    os.kill(trainer, signal.SIGKILL)  # Whether it has ended or not, nobody has waited for it.
 
 
-def is_there(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-        return process > 0
-    except ProcessLookupError:
-        return False
+def ended_child() -> set[int] | None:
+    """Waits for a process that has ended, and returns its number; None where there is none."""
+    with contextlib.suppress(ChildProcessError):
+        if number := os.waitpid(-1, os.WNOHANG)[0]:
+            return {number}
+    return None
 
 
 def listen(address: str) -> socket.socket:
@@ -127,7 +131,7 @@ def train(listener: socket.socket) -> None:
     # A traced step is that of an optimizer, which is made of functions: the same one for the same settings.
     experiment.make_optimizer = functools.cache(experiment.make_optimizer)
     main = importlib.import_module("jaxformer.commands.program").main
-    nothing = os.open(os.devnull, os.O_RDWR)
+    nothing, kept_runs = os.open(os.devnull, os.O_RDWR), {}
     while True:
         connection, _ = listener.accept()
         (arguments, folder, environment, numbers, _), files = read(connection)
@@ -141,13 +145,45 @@ def train(listener: socket.socket) -> None:
         kept = {number: file for number, file in zip(numbers, files, strict=True) if number <= 2}
         take(folder, environment, [*kept], [*kept.values()])
         words = [word for word in arguments if word not in ("-m", "jaxformer")]
-        status = status_of(functools.partial(main, ["train", *words[1:]]))
+        status = status_of(functools.partial(train_or_copy, words[1:], main, kept_runs))
         flush()
         for number in kept:  # They may be locked, or pipes that another reads to their end.
             os.dup2(nothing, number)
         done.set()
-        connection.sendall(b"%d\n" % status)
-        connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # Whoever asked may be gone by now.
+            connection.sendall(b"%d\n" % status)
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def train_or_copy(words: list[str], main, kept: dict[str, Path]) -> int:
+    """Trains a run, or copies the folder of one that was the same; returns the exit status.
+
+    Args:
+        words: the arguments of the command.
+        main: the installed program.
+        kept: folders of runs, by all that decided what they are; each is kept below a folder of its place here.
+    """
+    digest = hashlib.sha256(json.dumps(words).encode())
+    for path in sorted(path for path in Path().rglob("*") if path.is_file() and path.parts[0] != "runs"):
+        digest.update(f"\0{path}\0".encode() + path.read_bytes())
+    found, key = finished(), digest.hexdigest()
+    if key in kept and not any(place.exists() for place in finished(kept[key])):
+        shutil.copytree(kept[key], ".", dirs_exist_ok=True)
+        print("copied from a run that was the same")
+        return 0
+    status = main(["train", *words])
+    new = finished() - found
+    goes_on = any(word.startswith(("--init_from", "--resume")) for word in words)  # With what was trained before.
+    if status == 0 and len(new) == 1 and not goes_on:
+        kept[key] = Path(tempfile.mkdtemp(dir=Path(sys.executable).parents[1]))
+        (place,) = new
+        shutil.copytree(place, kept[key] / place)
+    return status
+
+
+def finished(folder: Path = Path()) -> set[Path]:
+    """Returns the folders of finished runs below a folder, relative to it."""
+    return {path.parent.relative_to(folder) for path in folder.glob("runs/*/*/summary.json")}
 
 
 def end_with(connection: socket.socket, done: threading.Event) -> None:

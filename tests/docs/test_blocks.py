@@ -139,8 +139,9 @@ class Reader:
             with subprocess.Popen(shell, **options) as process:
                 try:
                     status = process.wait(timeout=900)
-                finally:
+                except BaseException:
                     kill_group(process.pid)
+                    raise
             output.seek(0)
             printed = output.read()
         if status:
