@@ -180,7 +180,13 @@ def reader(tmp_path, environment):
         yield reader
 
 
-@pytest.mark.parametrize("page", PAGES)
+# These are executed in CI; all others take minutes together, `-m long`.
+FIRST = ("README.md", "docs/tutorials/first_run.md", "docs/tutorials/own_text.md", "docs/tutorials/one_gpu.md")
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=() if page in FIRST else pytest.mark.long) for page in PAGES]
+)
 def test_the_blocks_of_a_page_do_what_they_say(page, reader):
     for block in blocks_of(page):
         if block.language in EXECUTED and not block.not_run and not is_quoted(block):
