@@ -720,7 +720,7 @@ def test_keys_that_repeat_are_reported_with_what_they_do_to_the_split(user, make
     status, _, said = user.run("prepare", "--experiment=tiny.py", *keyed)
     assert status == 0
     assert "the 120 documents have 2 keys (corpus.key_field 'source')" in said
-    assert "validation got 50.0% of them (60), but corpus.validation_share is 5.0%" in said
+    assert "validation got 50.0% of the documents (60), but corpus.validation_share is 5.0%" in said
 
 
 @report(
