@@ -104,6 +104,7 @@ def test_files_are_run_as_python_where_a_user_names_them_only():
         ("jaxformer/experiment/patches.py", "import_module"),  # Of this package alone, what a file names.
         ("jaxformer/record.py", "import_module"),  # Of this package's parts alone.
         ("jaxformer/commands/program.py", "import_module"),
+        ("tools/docs_site.py", "import_module"),
         ("tools/peer_steps.py", "import_module"),
     }
     assert importers == {"files.py"}

@@ -87,7 +87,7 @@ ROWS = {
 def test_the_table_of_the_documentation_has_the_results():
     results = json.loads((PATH.parent / "results" / "screening" / "simulated.json").read_text(encoding="utf-8"))
     cells = {json.dumps(results["law"] | cell["law"]): cell for cell in results["cells"]}
-    page = (PATH.parents[1] / "docs" / "screening.md").read_text(encoding="utf-8").splitlines()
+    page = (PATH.parents[1] / "docs" / "how_to" / "screening.md").read_text(encoding="utf-8").splitlines()
     ways = ("one at a time", "one seed first", "screening on one seed", "screening on two seeds")
     for label, law in ROWS.items():
         (line,) = (line for line in page if line.startswith(f"| {label} |"))
