@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxformer.devices.device import compute_capability
 from jaxformer.layers import unembed
-from jaxformer.loss_kernels import TILES, Kernels, Partition, why_not
+from jaxformer.loss_kernels import TILES, Kernels, Partition, candidate_tiles, why_not
 
 
 class LossSums(NamedTuple):
@@ -45,18 +46,22 @@ class TokenScores(NamedTuple):
     """Whether no other token is likelier."""
 
 
-def find_kernels(implementation: str | Kernels, width: int, dtype: Any) -> Kernels | None:
+def find_kernels(implementation: str | Kernels, width: int, dtype: Any, logit_soft_cap: float = 0.0) -> Kernels | None:
     """Returns the kernels that an implementation is, or None where it is `xla`.
 
     Args:
         implementation: kernels, a name in `TILES`, 'xla', or 'auto': `pallas` where the device at hand can run it.
         width, dtype: of the features.
+        logit_soft_cap: as of `unembed`.
     """
     if not isinstance(implementation, str):
         return implementation
     if implementation == "auto":
         implementation = "xla" if why_not(width, dtype, jax.devices()[0]) else "pallas"
-    return None if implementation == "xla" else Kernels(TILES[implementation])
+    if implementation == "xla":
+        return None
+    capability = compute_capability(jax.devices()[0])
+    return Kernels(TILES[implementation] or candidate_tiles(logit_soft_cap, capability)[0])
 
 
 class _Options(NamedTuple):
@@ -96,7 +101,7 @@ def token_scores(
     chunk_tokens = chunk_tokens or _default_chunk(unembedding_VD.shape[0])
     if count is not None:  # Whole chunks are computed.
         chunk_tokens = min(chunk_tokens, -(-N // 8))
-    kernels = find_kernels(implementation, features_ND.shape[1], features_ND.dtype)
+    kernels = find_kernels(implementation, features_ND.shape[1], features_ND.dtype, logit_soft_cap)
     options = _Options(logit_soft_cap, token_count, 0.0, chunk_tokens, kernels)
     chunks = _chunks((features_ND, targets_N), unembedding_VD.shape[0], options)
     features_XCD, targets_XC = map(jnp.asarray, chunks)
@@ -138,7 +143,7 @@ def cross_entropy(
         implementation: as of `find_kernels`.
     """
     chunk_tokens = chunk_tokens or _default_chunk(unembedding_VD.shape[0])
-    kernels = find_kernels(implementation, features_ND.shape[1], features_ND.dtype)
+    kernels = find_kernels(implementation, features_ND.shape[1], features_ND.dtype, logit_soft_cap)
     options = _Options(logit_soft_cap, token_count, z_loss_coefficient, chunk_tokens, kernels)
     sums = _cross_entropy(features_ND, unembedding_VD, targets_N, weights_N, options)
     return LossSums(sums.objective, jax.lax.stop_gradient(sums.nats), jax.lax.stop_gradient(sums.weight), {})

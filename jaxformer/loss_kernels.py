@@ -42,16 +42,21 @@ class Tile(NamedTuple):
         return "x".join(map(str, self))
 
 
-# Tiles that a run on a GPU times, the default first. Compiled for compute capability 9.0 (JAX 0.11.2) all use wgmma,
-# and spill no register unless there is a soft cap, and then less than 600 bytes, but for the third, which never does
-# (`tools/kernel_table.py`). The default reads the least from the L2 cache, and takes 144 KB of shared memory, or on
-# 8.0, 8.9 and 12.0 96 KB; the second lets two programs share a multiprocessor, of which one multiplies while the other
-# takes exponentials.
-CANDIDATES = (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 3), Tile(128, 128, 64, 8, 3), Tile(256, 128, 64, 8, 3))
+# All tiles. Compiled with JAX 0.11.2, the first two take all 255 registers of a thread: with a soft cap, and on compute
+# capability 10.0, they spill some. The others never do (`tools/kernel_table.py`). The first reads the least from the L2
+# cache, and takes 144 KB of shared memory, or on 8.0, 8.9 and 12.0 96 KB. Of the second, two programs share a
+# multiprocessor: one multiplies while the other takes exponentials.
+_LARGE = Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 3)
+_SMALL = Tile(128, 128, 64, 8, 3), Tile(64, 256, 64, 8, 3)
 
-# The kernels' tile by the name in `model.loss`. Runs have recorded these names: a tile that is dropped makes their
-# records unreadable.
-TILES = {"pallas": CANDIDATES[0], **{f"pallas:{tile}": tile for tile in CANDIDATES}}
+# The kernels' tile by the name in `model.loss`; None for the default of the device. Runs have recorded these names: a
+# tile that is dropped makes their records unreadable.
+TILES = {"pallas": None, **{f"pallas:{tile}": tile for tile in (*_LARGE, *_SMALL)}}
+
+
+def candidate_tiles(logit_soft_cap: float, capability: float | None) -> tuple[Tile, ...]:
+    """Returns the tiles worth timing on a device of a compute capability, none of which spills; the default first."""
+    return _SMALL if logit_soft_cap or (capability or 0.0) >= 10.0 else (*_LARGE, *_SMALL)
 
 
 def why_not(width: int, dtype: Any, device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
@@ -78,7 +83,7 @@ class Partition(NamedTuple):
 class Kernels:
     """The two kernels, and what is static about them."""
 
-    tile: Tile = CANDIDATES[0]
+    tile: Tile
     interpret: bool = False
     """Run them as XLA operations, on any device and slowly: to test them."""
 
@@ -91,13 +96,13 @@ class Kernels:
             features_ND: of a number of tokens that the tile's divides, and a width that 16 divides.
             targets_N: int32 ids.
         """
-        plan = _Plan(features_ND, unembedding_VD, self.tile, logit_soft_cap, token_count)
+        plan = _Plan(features_ND, unembedding_VD, self, logit_soft_cap, token_count)
 
         def kernel(features_ref, unembedding_ref, targets_ref, max_ref, sum_ref, target_ref):
             logits_CU, ids_1U = plan.logits(features_ref, unembedding_ref)
             max_C = jnp.max(logits_CU, axis=1)
             max_ref[...] = max_C
-            sum_ref[...] = jnp.sum(self._exponentials(logits_CU, max_C), axis=1)
+            sum_ref[...] = jnp.sum(self.exp(logits_CU - max_C[:, None]), axis=1)
             target_ref[...] = jnp.sum(jnp.where(ids_1U == targets_ref[...][:, None], logits_CU, 0.0), axis=1)
 
         partial = pl.BlockSpec((None, self.tile.tokens), lambda i: plan.places(i)[::-1])
@@ -120,12 +125,12 @@ class Kernels:
             slope_N: the loss's gradient by the log-partition.
             weights_N: the negative of that by the target's logit.
         """
-        plan = _Plan(features_ND, unembedding_VD, self.tile, logit_soft_cap, token_count)
+        plan = _Plan(features_ND, unembedding_VD, self, logit_soft_cap, token_count)
 
         def kernel(features_ref, unembedding_ref, targets_ref, log_partition_ref, slope_ref, weights_ref, out_ref):
             logits_CU, ids_1U = plan.logits(features_ref, unembedding_ref)
             is_target_CU = targets_ref[...][:, None] == ids_1U
-            d_logits_CU = self._exponentials(logits_CU, log_partition_ref[...]) * slope_ref[...][:, None]
+            d_logits_CU = self.exp(logits_CU - log_partition_ref[...][:, None]) * slope_ref[...][:, None]
             d_logits_CU = d_logits_CU - jnp.where(is_target_CU, weights_ref[...][:, None], 0.0)
             if logit_soft_cap:  # Clipped, as MASKED squared is infinite; the gradient there is 0.
                 d_logits_CU *= 1.0 - jnp.square(jnp.maximum(logits_CU * (1 / logit_soft_cap), -1.0))
@@ -138,8 +143,9 @@ class Kernels:
             kernel, plan, out, shape_NV, "cross_entropy_gradient", features_ND, unembedding_VD, *of_tokens
         )
 
-    def _exponentials(self, logits_CU, shift_C):
-        return make_exp2(self.interpret)(logits_CU - shift_C[:, None], _LOG2_E, 0.0)
+    def exp(self, x_CU, scale: float = 1.0):
+        """Returns the exponential of x times a scale."""
+        return make_exp2(self.interpret)(x_CU, _LOG2_E * scale, 0.0)
 
     def _call(self, kernel, plan: "_Plan", out_specs, out_shape, name: str, features_ND, unembedding_VD, *of_tokens):
         tile, D = self.tile, features_ND.shape[1]
@@ -163,11 +169,11 @@ class Kernels:
 class _Plan:
     """What the kernels share: which program computes which tile, and its logits."""
 
-    def __init__(self, features_ND, unembedding_VD, tile: Tile, soft_cap: float, token_count: int | None):
-        (N, D), V = features_ND.shape, unembedding_VD.shape[0]
+    def __init__(self, features_ND, unembedding_VD, kernels: Kernels, soft_cap: float, token_count: int | None):
+        (N, D), V, tile = features_ND.shape, unembedding_VD.shape[0], kernels.tile
         if N % tile.tokens or D % 16:
             raise ValueError(f"the kernels need tokens ({N}) by {tile.tokens} and a width ({D}) by 16")
-        self.tile, self.soft_cap, self.V = tile, soft_cap, V
+        self.tile, self.exp, self.soft_cap, self.V = tile, kernels.exp, soft_cap, V
         self.token_count = V if token_count is None else token_count
         self.step, self.steps = math.gcd(D, tile.features), D // math.gcd(D, tile.features)
         self.tiles_of_tokens, self.tiles_of_ids = N // tile.tokens, pl.cdiv(V, tile.ids)
@@ -199,7 +205,8 @@ class _Plan:
 
         logits_CU = jax.lax.fori_loop(0, self.steps, add, jnp.zeros((tile.tokens, tile.ids), jnp.float32))
         if self.soft_cap:
-            logits_CU = self.soft_cap * jnp.tanh(logits_CU * (1 / self.soft_cap))
+            # The cap times tanh, of which the library's has branches, for which registers spill.
+            logits_CU = self.soft_cap - 2 * self.soft_cap / (1.0 + self.exp(logits_CU, 2 / self.soft_cap))
         if self.tiles_of_ids * tile.ids > self.token_count:
             logits_CU = jnp.where(ids_1U < self.token_count, logits_CU, MASKED)
         return logits_CU, ids_1U

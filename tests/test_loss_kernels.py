@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxformer.loss import cross_entropy, find_kernels, token_scores
-from jaxformer.loss_kernels import CANDIDATES, TILES, Kernels, Tile, why_not
+from jaxformer.loss_kernels import TILES, Kernels, Tile, candidate_tiles, why_not
 
 # Of 300 ids 64 do not divide the last, of 53 tokens 16 the last.
 N, D, V = 53, 48, 300
@@ -88,7 +88,7 @@ def test_token_scores_equal_those_of_xla(count, options):
 
 
 @pytest.mark.parametrize("sizes", [{}, {"width": 16}, {"vocabulary_size": 256}, {"vocabulary_size": 220}], ids=str)
-@pytest.mark.parametrize("tile", [CANDIDATES[0], Tile(32, 32, 16, 4, 2)], ids=str)
+@pytest.mark.parametrize("tile", [candidate_tiles(0.0, None)[0], Tile(32, 32, 16, 4, 2)], ids=str)
 def test_any_tile_and_sizes_give_the_same(sizes, tile):
     inputs = make_inputs(**sizes)
     ours, theirs = (sums_and_gradients(each, inputs, 0, **TOKENS) for each in (Kernels(tile, True), "xla"))
@@ -165,12 +165,18 @@ def test_auto_takes_the_kernels_where_they_can_run(monkeypatch):
         kernels = find_kernels("auto", width, dtype)
         assert (kernels is None) == bool(reason)
         assert find_kernels("xla", width, dtype) is None
-        assert {name: find_kernels(name, width, dtype) for name in TILES} == {
-            "pallas": Kernels(),
-            **{"pallas:" + "x".join(map(str, tile)): Kernels(tile) for tile in CANDIDATES},
-        }
+        by_name = {name: find_kernels(name, width, dtype) for name in TILES}
+        assert by_name.pop("pallas") == Kernels(Tile(128, 256, 64, 8, 3))
+        assert by_name == {"pallas:" + "x".join(map(str, each.tile)): each for each in by_name.values()}
     monkeypatch.undo()
     assert find_kernels("auto", 384, jnp.bfloat16) is None, "this is a CPU"
+
+
+@pytest.mark.parametrize(("capability", "soft_cap"), [("10.0", 0.0), ("12.0", 0.0), ("9.0", 30.0), ("8.0", 30.0)])
+def test_the_default_is_a_small_tile_where_a_large_one_would_spill(monkeypatch, capability, soft_cap):
+    monkeypatch.setattr(jax, "devices", lambda: [Device(capability)])
+    for name in ("auto", "pallas"):
+        assert find_kernels(name, 384, "bfloat16", soft_cap) == Kernels(Tile(128, 128, 64, 8, 3))
 
 
 def lower_for_cuda(function, *arguments) -> str:
@@ -181,7 +187,7 @@ def lower_for_cuda(function, *arguments) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:.*Triton:DeprecationWarning")
-@pytest.mark.parametrize("tile", CANDIDATES, ids=str)
+@pytest.mark.parametrize("tile", candidate_tiles(0.0, None), ids=str)
 @pytest.mark.parametrize(
     ("dtype", "options"), [("bfloat16", {}), ("float16", TOKENS | {"logit_soft_cap": 3.0})], ids=str
 )

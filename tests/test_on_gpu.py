@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxformer.attention import flash
 from jaxformer.attention.dispatch import TOLERANCES, Implementation
 from jaxformer.attention.document_mask import document_bounds, limit_window
-from jaxformer.attention.flash import Tiles, candidate_tiles
 from jaxformer.attention.support import AttentionShape, why_not
 from jaxformer.attention.trial import attention_error, forward_backward, random_inputs
-from jaxformer.loss_kernels import CANDIDATES, Kernels
+from jaxformer.devices.device import compute_capability
+from jaxformer.loss_kernels import Kernels, candidate_tiles
 from jaxformer.model import ModelConfig
 from jaxformer.run import sanity_check
 
@@ -41,11 +42,11 @@ def test_compiled_flash_attention_equals_xla_forward_and_backward(dtype, K, G, w
 
 @pytest.mark.parametrize("K", [64, 128])
 def test_every_tile_that_fits_the_device_computes_the_same(K):
-    candidates = candidate_tiles(K)
+    candidates = flash.candidate_tiles(K, compute_capability(jax.devices()[0]))
     inputs = random_inputs(B, T, H, H, K, jnp.bfloat16)
     fitting = 0
     for i in range(max(map(len, candidates))):
-        tiles = Tiles(*(tiles[i % len(tiles)] for tiles in candidates))
+        tiles = flash.Tiles(*(tiles[i % len(tiles)] for tiles in candidates))
         try:
             error = attention_error(Implementation("pallas", tiles), XLA, inputs, *make_bounds(T))
         except jax.errors.JaxRuntimeError as failure:
@@ -88,7 +89,7 @@ def test_cudnn_equals_xla_where_it_can_run(documents):
     assert attention_error(implementation, XLA, inputs, starts, ends) < TOLERANCES["bfloat16"]
 
 
-@pytest.mark.parametrize("tile", CANDIDATES, ids=str)
+@pytest.mark.parametrize("tile", candidate_tiles(0.0, None), ids=str)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("V", "width", "options"), [(32768, 384, {}), (50304, 640, {"z_loss": 1e-3}), (300, 48, {})])
 def test_compiled_loss_equals_xla_forward_and_backward(monkeypatch, V, width, options, dtype, tile):

@@ -53,6 +53,8 @@ _VALUES = {
     },
 }
 
+CAPABILITIES = {gpu: float(values["major"]) for gpu, values in _VALUES.items()}
+
 
 def find_devices(gpu: str) -> Sequence[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]  # jaxlib has no stubs
     """Returns eight GPUs of a kind, to compile for; none where JAX's plugin is not installed.

@@ -31,7 +31,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from versions import versions
 
 from jaxformer.attention import flash
-from jaxformer.loss_kernels import CANDIDATES, Kernels
+from jaxformer.loss_kernels import Kernels, candidate_tiles
 
 HEAD_WIDTHS = 32, 64, 128
 WIDTHS = 384, 640, 960
@@ -66,7 +66,7 @@ def main() -> int:
     if not shutil.which(options.ptxas):
         print(f"kernel_table: no {options.ptxas}: install the CUDA toolkit, or set --ptxas=PATH", file=sys.stderr)
         return 2
-    rows, chosen = [], [case for case in cases() if options.only in case.kernel]
+    rows = []
     print(f"{'GPU':5} {'kernel':22} width {'tile':15} {'options':11} {' '.join(_COLUMNS)}")
     with tempfile.TemporaryDirectory() as folder:
         dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_emitter_re=ptx"
@@ -76,6 +76,7 @@ def main() -> int:
             if not devices:
                 print("kernel_table: install jax-cuda13-plugin and jax-cuda13-pjrt of JAX's version", file=sys.stderr)
                 return 2
+            chosen = [case for case in cases(gpu_target.CAPABILITIES[gpu]) if options.only in case.kernel]
             for row in compiled(chosen, devices[0], Path(folder), options.ptxas):
                 rows.append({"gpu": gpu, **row})
                 print(line(rows[-1]), flush=True)
@@ -88,8 +89,8 @@ def main() -> int:
     return 0
 
 
-def cases() -> list[Case]:
-    """Returns all kernels in all tiles that a run may take."""
+def cases(capability: float) -> list[Case]:
+    """Returns all kernels in all tiles that a run may take on a device of a compute capability."""
     found, bf16, f32, int32 = [], jnp.bfloat16, jnp.float32, jnp.int32
     for K, G in itertools.product(HEAD_WIDTHS, (H, H // 2)):
         q, kv, bounds, scalars = ((B, T, H, K), bf16), ((B, T, G, K), bf16), ((B, T), int32), ((B, H, T), f32)
@@ -98,11 +99,12 @@ def cases() -> list[Case]:
             queries=("document_flash_queries", flash.backward_queries, (q, kv, kv, q, q, scalars, bounds)),
             keys=("document_flash_keys", flash.backward_keys, (q, kv, kv, q, scalars, scalars, bounds)),
         )
-        for (name, function, arrays), tiles in zip(kernels, flash.candidate_tiles(K), strict=True):
+        for (name, function, arrays), tiles in zip(kernels, flash.candidate_tiles(K, capability), strict=True):
             for tile in tiles if G == H or "keys" in name else ():  # The others compute the same.
                 options = "" if G == H else "shared"
                 found.append(Case(name, K, _text(tile), options, functools.partial(function, tile=tile), arrays))
-    for D, tile, cap, count in itertools.product(WIDTHS, CANDIDATES, (0.0, 30.0), (V, 32_000)):
+    losses = [(cap, tile) for cap in (0.0, 30.0) for tile in candidate_tiles(cap, capability)]
+    for D, (cap, tile), count in itertools.product(WIDTHS, losses, (V, 32_000)):
         given = {"logit_soft_cap": cap, "token_count": count}
         options = "+".join(["cap"] * bool(cap) + ["padding"] * (count < V))
         arrays = [((N, D), bf16), ((V, D), bf16), ((N,), int32), *[((N,), f32)] * 3]

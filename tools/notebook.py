@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     """Executes the notebook; returns the exit status."""
     import nbclient  # Tests import this module without the extra.
     import nbformat
+    from nbclient.exceptions import CellExecutionError
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="store what the cells print and draw")
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
         client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}})
         try:
             client.execute(env=environment)
-        except nbclient.exceptions.CellExecutionError as error:
+        except CellExecutionError as error:
             print(error, file=sys.stderr)
             return 1
     for cell in notebook.cells:

@@ -29,28 +29,40 @@ class PerKernel(NamedTuple, Generic[Each]):
 
 Tiles = PerKernel[Tile]
 
-# Tiles worth timing, the default first. Compiled for compute capability 9.0 (JAX 0.11.2) they use wgmma and spill no
-# register, except 24 bytes of the default for wide keys (`tools/kernel_table.py`, other capabilities too). The
-# defaults let 8 to 16 warps share a multiprocessor and take less than 99 KB of shared memory.
+# Tiles worth timing, the default first, for heads of at most 64 and of more. With JAX 0.11.2 all use wgmma on compute
+# capability 9.0 and tcgen05 on 10.0, and none spills a register there or on 8.0 (`tools/kernel_table.py`). The defaults
+# take less than 99 KB of shared memory.
 _NARROW = PerKernel(
-    forward=(Tile(128, 64, 8, 3), Tile(128, 64, 4, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(64, 128, 4, 2)),
+    forward=(Tile(128, 64, 8, 3), Tile(128, 64, 4, 3), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2)),
+    queries=(Tile(64, 64, 4, 2), Tile(64, 64, 4, 3), Tile(128, 32, 8, 2), Tile(128, 32, 4, 2)),
+    keys=(Tile(32, 64, 4, 3), Tile(32, 128, 8, 2), Tile(16, 64, 4, 2), Tile(16, 128, 8, 2)),
+)
+_WIDE = PerKernel(
+    forward=(Tile(128, 64, 8, 2), Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(64, 64, 4, 2)),
+    queries=(Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(128, 64, 8, 3), Tile(64, 128, 8, 2)),
+    keys=(Tile(32, 64, 8, 2), Tile(32, 64, 8, 3), Tile(16, 64, 8, 2)),
+)
+# On 9.0 a warpgroup multiplies from shared memory: larger tiles do not spill, and read less.
+_NARROW_ON_HOPPER = PerKernel(
+    forward=(*_NARROW.forward, Tile(64, 64, 4, 3)),
     queries=(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2), Tile(128, 64, 8, 3)),
     keys=(Tile(64, 64, 4, 3), Tile(64, 64, 4, 2), Tile(32, 128, 8, 3), Tile(64, 128, 8, 2), Tile(32, 64, 4, 3)),
 )
-_WIDE = PerKernel(
-    forward=(Tile(128, 64, 8, 2), Tile(128, 64, 8, 3), Tile(128, 128, 8, 2), Tile(64, 64, 4, 2)),
+_WIDE_ON_HOPPER = PerKernel(
+    forward=(*_WIDE.forward, Tile(128, 128, 8, 2)),
     queries=(Tile(64, 64, 4, 2), Tile(128, 64, 8, 2), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2)),
-    keys=(Tile(64, 64, 4, 2), Tile(64, 128, 8, 2), Tile(32, 128, 8, 2), Tile(64, 64, 8, 2)),
+    keys=(Tile(64, 64, 8, 2), Tile(64, 128, 8, 2), Tile(32, 128, 8, 2), Tile(32, 64, 8, 2)),
 )
 
 
-def candidate_tiles(head_width: int) -> PerKernel[tuple[Tile, ...]]:
-    """Returns, for each kernel, the tiles worth timing; the first one is the default."""
-    return _NARROW if head_width <= 64 else _WIDE
+def candidate_tiles(head_width: int, capability: float | None = None) -> PerKernel[tuple[Tile, ...]]:
+    """Returns, for each kernel, the tiles worth timing on a device of a compute capability, or on any."""
+    narrow, wide = (_NARROW_ON_HOPPER, _WIDE_ON_HOPPER) if capability == 9.0 else (_NARROW, _WIDE)
+    return narrow if head_width <= 64 else wide
 
 
 def default_tiles(head_width: int) -> Tiles:
-    """Returns the tiles to use if nothing was timed."""
+    """Returns the tiles to use if nothing was timed, on any device."""
     return Tiles(*(candidates[0] for candidates in candidate_tiles(head_width)))
 
 

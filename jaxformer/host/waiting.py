@@ -13,7 +13,7 @@ _BETWEEN = 60
 
 @contextlib.contextmanager
 def waiting(what: str, *, after: float = 5) -> Iterator[None]:
-    """Within the block, prints what is waited for, and since when.
+    """Within the block, prints what is waited for, and for how long.
 
     Args:
         after: seconds until the first line.
@@ -23,7 +23,7 @@ def waiting(what: str, *, after: float = 5) -> Iterator[None]:
     def report() -> None:
         started, delay, following = time.monotonic(), after, _BETWEEN
         while not over.wait(delay):
-            print_notice(f"waiting for {what}, since {format_duration(time.monotonic() - started)}")
+            print_notice(f"waiting for {what}: {format_duration(time.monotonic() - started)} so far")
             delay, following = following, 2 * following
 
     thread = threading.Thread(target=report, daemon=True)

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.config import replace
+from jaxformer.devices.device import compute_capability
 from jaxformer.devices.fastest import Fastest, Timer, take_fastest, time_ways
 from jaxformer.devices.multihost import from_first
 from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.experiment import Experiment
 from jaxformer.host.console import print_wrapped, show_status
 from jaxformer.loss import cross_entropy, find_kernels
-from jaxformer.loss_kernels import TILES
+from jaxformer.loss_kernels import candidate_tiles
 from jaxformer.plan.memory import Target
 from jaxformer.run.identity import timed_with
 
@@ -105,6 +106,7 @@ def _time(experiment: Experiment, target: Target, timer: Timer) -> Fastest:
 
         return functools.partial(jax.jit(jax.grad(objective, argnums=(0, 1))), features_ND, unembedding_VD)
 
-    # `pallas` is the first of them. None is left out for its size: `loss` pads the tokens to whole tiles.
-    ways = {name: (name, computed_by(name)) for name in (*TILES, "xla") if name != "pallas"}
+    # None is left out for its size: `loss` pads the tokens to whole tiles.
+    tiles = candidate_tiles(model.logit_soft_cap, compute_capability(jax.devices()[0]))
+    ways = {name: (name, computed_by(name)) for name in (*(f"pallas:{tile}" for tile in tiles), "xla")}
     return time_ways("loss", ways, timer, advice="run with --model.loss=xla, and report it")

@@ -130,7 +130,7 @@ def check_loss(config: ModelConfig, dtype: Any, token_count: int) -> str:
     Raises:
         UserError: it fails, or the error exceeds rounding.
     """
-    kernels = find_kernels(config.loss, config.width, dtype)
+    kernels = find_kernels(config.loss, config.width, dtype, config.logit_soft_cap)
     if kernels is None:
         return ""
     name, advice = f"pallas:{kernels.tile}", "run with --model.loss=xla, and report it"

@@ -446,18 +446,19 @@ def test_loop_with_an_unknown_end_is_reported_from_one_with_a_known_end():
 
 
 @ignore_deprecation
+@pytest.mark.parametrize("capability", [8.0, 9.0])
 @pytest.mark.parametrize("K", [32, 64, 128])
-def test_every_candidate_tile_lowers_for_cuda(K):
-    candidates = candidate_tiles(K)
+def test_every_candidate_tile_lowers_for_cuda(K, capability):
+    candidates = candidate_tiles(K, capability)
     for i in range(max(map(len, candidates))):
         tiles = Tiles(*(tiles[i % len(tiles)] for tiles in candidates))
         assert kernels(lower_flash_for_cuda("bfloat16", 4, 2, K, tiles=tiles)) == FORWARD_AND_BACKWARD
 
 
+@pytest.mark.parametrize("capability", [None, 8.0, 9.0])
 @pytest.mark.parametrize("K", [32, 64, 128])
-def test_candidate_tiles_are_powers_of_two_and_the_first_of_each_is_the_default(K):
-    candidates = candidate_tiles(K)
-    assert default_tiles(K) == Tiles(*(tiles[0] for tiles in candidates))
+def test_candidate_tiles_are_powers_of_two(K, capability):
+    candidates = candidate_tiles(K, capability)
     for tiles in candidates:
         assert len(set(tiles)) == len(tiles)
         for tile in tiles:

@@ -16,7 +16,7 @@ def test_what_is_waited_for_is_printed_once_it_takes_long(capsys):
         while not err:
             time.sleep(0.01)
             err = capsys.readouterr().err
-    assert re.fullmatch(r"jaxformer: waiting for the others, since 0:0\d\n", err)
+    assert re.fullmatch(r"jaxformer: waiting for the others: 0:0\d so far\n", err)
 
 
 def test_what_is_over_soon_prints_nothing(capsys):

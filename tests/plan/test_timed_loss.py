@@ -6,7 +6,7 @@ import pytest
 from jaxformer.config import UserError, replace
 from jaxformer.devices.timing import milliseconds
 from jaxformer.experiment.resolution import load_experiment
-from jaxformer.loss_kernels import CANDIDATES, Kernels
+from jaxformer.loss_kernels import TILES, Kernels, Tile, candidate_tiles
 from jaxformer.plan import estimate, run_time, timed_loss
 from jaxformer.plan.estimate import print_plan
 from jaxformer.plan.memory import Target
@@ -26,13 +26,14 @@ TINY = {
     "model.vocabulary_size": "416",
     "tokenizer.vocabulary_size": "400",
 }
-TILE = f"pallas:{CANDIDATES[2]}"
+TILE, OTHER = [*TILES][3:1:-1]
+KERNELS = Kernels(Tile(16, 64, 32, 4, 2))
 
 
 @pytest.fixture(autouse=True)
 def kernels_can_run(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXFORMER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(timed_loss, "find_kernels", lambda name, width, dtype: Kernels() if width % 16 == 0 else None)
+    monkeypatch.setattr(timed_loss, "find_kernels", lambda name, width, dtype: None if width % 16 else KERNELS)
 
 
 def tiny(**overrides):
@@ -93,10 +94,13 @@ def test_what_is_named_is_taken_and_nothing_timed(named):
     assert with_fastest_loss(tiny(model__loss=named), HERE, timer=never).model.loss == named
 
 
-def test_every_tile_is_timed_beside_xla_and_the_default_once():
-    timed = []
-    with_fastest_loss(tiny(), HERE, timer=lambda functions: (timed.extend(functions), timer_of("xla")(functions))[1])
-    assert timed == [*(f"pallas:{tile}" for tile in CANDIDATES), "xla"]
+@pytest.mark.parametrize("soft_cap", [0.0, 30.0])
+def test_every_tile_that_does_not_spill_is_timed_beside_xla_and_the_default_once(soft_cap):
+    timed, model = [], {"model__logit_soft_cap": str(soft_cap)}
+    timer = lambda functions: (timed.extend(functions), timer_of("xla")(functions))[1]  # noqa: E731
+    with_fastest_loss(tiny(**model), HERE, timer=timer)
+    assert timed == [*(f"pallas:{tile}" for tile in candidate_tiles(soft_cap, None)), "xla"]
+    assert len(timed) == (3 if soft_cap else len(TILES))
 
 
 @pytest.mark.parametrize("name", ["palas", "pallas:", "pallas:128x64x64x8x3", "pallas:128x128", "xla:128x128x64x8x3"])
@@ -111,7 +115,7 @@ def test_nothing_is_timed_where_the_kernels_cannot_run():
 
 def test_a_resumed_run_goes_on_with_what_it_began_with_on_the_same_device():
     with_fastest_loss(tiny(), HERE, timer=timer_of(TILE))
-    for before in ("xla", "pallas", f"pallas:{CANDIDATES[1]}"):
+    for before in ("xla", "pallas", OTHER):
         record = {"device": "a GPU", "config": {"model": {"loss": before}}}
         assert with_fastest_loss(tiny(), HERE, record=record, timer=never).model.loss == before
         assert with_fastest_loss(tiny(model__loss=TILE), HERE, record=record, timer=never).model.loss == TILE
