@@ -94,9 +94,16 @@ _floats = functools.partial(np.asarray, dtype=float)
 
 
 def curves(line: Mapping[str, Any]) -> dict[str, float]:
-    """Returns what trackers get of a line: a number for each name, the mean of a list."""
-    numbers = ((name, value) for name, value in line.items() if name not in ("step", BATCH))
-    return {name: float(_floats(x).mean()) if isinstance(x, list) else float(x) for name, x in numbers}
+    """Returns what is drawn of a line: a number for each name; of a list the mean, and as `/min` and `/max` its range."""
+    numbers = {}
+    for name, value in line.items():
+        if isinstance(value, list):
+            values = _floats(value)
+            spread = {"": values.mean(), "/min": values.min(), "/max": values.max()}
+            numbers |= {name + which: float(x) for which, x in spread.items()}
+        elif name not in ("step", BATCH):
+            numbers[name] = float(value)
+    return numbers
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -131,7 +138,7 @@ class MetricsReader:
         self._columns = collections.defaultdict(lambda: (array.array("q"), array.array("d")))
 
     def read(self) -> dict[str, Series]:
-        """Returns the numbers so far by name; lists by layer are left out.
+        """Returns the `curves` so far.
 
         Raises:
             OSError: the file cannot be read.
@@ -143,12 +150,10 @@ class MetricsReader:
                     break
                 self._read += len(line)
                 numbers = _parse(line) or {"step": 0}
-                step = numbers.pop("step")
-                for name, value in numbers.items():
-                    if not isinstance(value, list):
-                        steps, values = self._columns[name]
-                        steps.append(step)
-                        values.append(float(value))
+                for name, value in curves(numbers).items():
+                    steps, values = self._columns[name]
+                    steps.append(numbers["step"])
+                    values.append(value)
         return {name: Series(np.array(steps), np.array(values)) for name, (steps, values) in self._columns.items()}
 
 

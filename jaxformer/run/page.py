@@ -15,7 +15,7 @@ from jaxformer.host.files import read_json_or_empty, write_whole
 from jaxformer.host.html import render
 from jaxformer.host.signals import Stopped
 from jaxformer.run.alarms import find_alarms, is_repetitive
-from jaxformer.run.chart import Chart, Event, Points, make_chart
+from jaxformer.run.chart import Chart, Event, Points, make_chart, thin
 from jaxformer.run.folder import peak_memory
 from jaxformer.run.forecast import BAND, INTERVAL, Forecast, beside_forecast, read_forecast
 from jaxformer.run.identity import CONFIG
@@ -294,7 +294,16 @@ def make_charts(records: Records) -> list[Chart | None]:
         ),
         one("tokens_per_second", "Tokens per second", "targets, on all devices", scale="from 0"),
         one("waiting_for_data", "Waiting for data", "% of the time", 100.0, scale="from 0"),
+        *(_layers_chart(name, series) for name in series if f"{name}/min" in series),
     ]
+
+
+def _layers_chart(name: str, series: Mapping[str, Series]) -> Chart | None:
+    """Returns the chart of what layers report by a name: the mean of its values, and their range."""
+    mean, low, high = (thin(series[each], 160) for each in (name, f"{name}/min", f"{name}/max"))
+    about = "mean over the layers, and over the values of each; shaded: from the smallest to the largest"
+    curve = mean._replace(low_P=low.low_P, high_P=high.high_P)
+    return make_chart(name.replace("/", "_"), name.removeprefix("train/"), about, {"mean": curve}, with_range="mean")
 
 
 def _forecast_chart(records: Records) -> Chart | None:

@@ -168,15 +168,17 @@ def test_line_that_no_writer_wrote_is_left_out(line, tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "train/loss": "inf"}]
 
 
-def test_list_by_layer_is_written_and_read_and_its_mean_is_the_curve(tmp_path):
+def test_list_by_layer_is_written_and_read_and_its_mean_and_range_are_the_curves(tmp_path):
     writer = Writer(tmp_path, first_step=0)
     writer.write(1, {"train/loss": 3.0, "train/feed_forward/load": np.array([[1.0, 2.0], [math.inf, 4.0]])})
     writer.close()
     (line,) = read_metrics(tmp_path)
     assert line == {"step": 1, "train/loss": 3.0, "train/feed_forward/load": [[1.0, 2.0], ["inf", 4.0]]}
-    assert curves(line | {"train/feed_forward/load": [1.0, 2.0]}) == {
+    assert curves(line | {"train/feed_forward/load": [[1.0, 2.0], [4.0, 5.0]]}) == {
         "train/loss": 3.0,
-        "train/feed_forward/load": 1.5,
+        "train/feed_forward/load": 3.0,
+        "train/feed_forward/load/min": 1.0,
+        "train/feed_forward/load/max": 5.0,
     }
 
 

@@ -123,7 +123,7 @@ def test_a_page_is_drawn_from_what_was_added_since(run, tmp_path):
         (tmp_path / "metrics.jsonl").write_bytes(text[: text.rindex(b"\n") + 1])
         read = reader.read()
     writer.close()
-    assert set(read) == {"train/loss", "train/gradient_norm"}
+    assert set(read) == {"train/loss", "train/gradient_norm", "train/load/a", "train/load/a/min", "train/load/a/max"}
     assert [x.tolist() for x in read["train/loss"]] == [[1, 2, 3], [8.0, 7.0, 6.0]]
     assert np.isnan(read["train/gradient_norm"].values).all()
 
@@ -184,6 +184,17 @@ def test_tasks_and_norms_by_group_have_charts_of_their_own():
         "Gradient norms": ["attention"],
     }
     assert charts["Tasks"].strips[1].text == "step 2: alpha 50; beta 50"
+
+
+def test_what_layers_report_has_a_chart_of_its_mean_in_a_band_of_its_range(tmp_path):
+    writer = Writer(tmp_path, first_step=0)
+    for step, load_E in enumerate([[0.5, 0.5, 0.5], [0.2, 0.4, 0.9]], 1):
+        writer.write(step, {"train/feed_forward/load": np.array([load_E, load_E])})
+    writer.close()
+    (chart,) = filter(None, make_charts(Records({}, {}, MetricsReader(tmp_path).read(), {})))
+    (line,) = chart.lines
+    assert chart.heading == "feed_forward/load" and line.latest == "0.5" and line.band
+    assert chart.strips[1].text == "step 2: mean 0.5 (0.2 to 0.9)"
 
 
 def test_what_is_wrong_is_printed_at_each_evaluation_and_a_page_that_cannot_be_drawn_harms_no_run(

@@ -63,7 +63,7 @@ def write(folder, first_step, last_step, trackers, *, attempt):
 
 
 def row(train, validation=None):
-    values = {"train/loss": train, "train/layers/load": 1.5}
+    values = {"train/loss": train, "train/layers/load": 1.5, "train/layers/load/min": 1.0, "train/layers/load/max": 2.0}
     return values if validation is None else values | {"validation/loss": validation}
 
 
