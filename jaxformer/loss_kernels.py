@@ -42,11 +42,11 @@ class Tile(NamedTuple):
         return "x".join(map(str, self))
 
 
-# All tiles. Compiled with JAX 0.11.2, the first two take all 255 registers of a thread: with a soft cap, and on compute
-# capability 10.0, they spill some. The others never do (`tools/kernel_table.py`). The first reads the least from the L2
-# cache, and takes 144 KB of shared memory, or on 8.0, 8.9 and 12.0 96 KB. Of the second, two programs share a
-# multiprocessor: one multiplies while the other takes exponentials.
+# Tiles of all 255 registers of a thread. Compiled with JAX 0.11.2 they spill some with a soft cap, and on compute
+# capability 10.0. The first reads the least from the L2 cache, and takes 144 KB of shared memory, or on 8.0 and 8.9 96
+# KB. Of the second, two programs share a multiprocessor: one multiplies while the other takes exponentials.
 _LARGE = Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 3)
+# These never do (`tools/kernel_table.py`).
 _SMALL = Tile(128, 128, 64, 8, 3), Tile(64, 256, 64, 8, 3)
 
 # The kernels' tile by the name in `model.loss`; None for the default of the device. Runs have recorded these names: a
@@ -205,7 +205,7 @@ class _Plan:
 
         logits_CU = jax.lax.fori_loop(0, self.steps, add, jnp.zeros((tile.tokens, tile.ids), jnp.float32))
         if self.soft_cap:
-            # The cap times tanh, of which the library's has branches, for which registers spill.
+            # cap * tanh(x / cap) by one exponential: the library's tanh has branches, for which registers spill.
             logits_CU = self.soft_cap - 2 * self.soft_cap / (1.0 + self.exp(logits_CU, 2 / self.soft_cap))
         if self.tiles_of_ids * tile.ids > self.token_count:
             logits_CU = jnp.where(ids_1U < self.token_count, logits_CU, MASKED)

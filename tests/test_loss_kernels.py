@@ -104,6 +104,19 @@ def test_tokens_in_groups_that_take_turns_are_all_computed(monkeypatch):
         assert_close(x, y, TOLERANCES["float32"])
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_soft_cap_of_extreme_logits_is_the_cap(sign):
+    features, unembedding, targets, weights = make_inputs()
+    features[:], unembedding[:] = 0, 0
+    features[:, 0], unembedding[:, 0] = 1, sign * 1e30 * (np.arange(V) == targets[0])
+    inputs = features, unembedding, targets, weights
+    _, nats, _, *gradients = sums_and_gradients(KERNELS, inputs, logit_soft_cap=30.0)
+    log_partition = np.log(np.exp(30.0 * sign) + V - 1)
+    nats_N = log_partition - 30.0 * sign * (targets == targets[0])
+    np.testing.assert_allclose(nats, weights @ nats_N, rtol=1e-6)
+    assert all(np.isfinite(each).all() for each in gradients)
+
+
 @pytest.mark.parametrize("logits", [(1e4, 1e4), (-1e4, -1e4), (1e4, -1e4), (0.0, 0.0)], ids=str)
 def test_extreme_logits_are_finite_and_right(logits):
     features, unembedding, targets, weights = make_inputs()
@@ -173,7 +186,7 @@ def test_auto_takes_the_kernels_where_they_can_run(monkeypatch):
 
 
 @pytest.mark.parametrize(("capability", "soft_cap"), [("10.0", 0.0), ("12.0", 0.0), ("9.0", 30.0), ("8.0", 30.0)])
-def test_the_default_is_a_small_tile_where_a_large_one_would_spill(monkeypatch, capability, soft_cap):
+def test_the_default_is_a_small_tile_with_a_soft_cap_and_from_capability_10_on(monkeypatch, capability, soft_cap):
     monkeypatch.setattr(jax, "devices", lambda: [Device(capability)])
     for name in ("auto", "pallas"):
         assert find_kernels(name, 384, "bfloat16", soft_cap) == Kernels(Tile(128, 128, 64, 8, 3))

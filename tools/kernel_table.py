@@ -10,6 +10,8 @@ loss. JAX's CUDA plugin makes the PTX, without a driver, and `ptxas` of the CUDA
 
 import argparse
 import functools
+import hashlib
+import inspect
 import itertools
 import json
 import os
@@ -30,7 +32,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractDevice, AbstractMesh
 from versions import versions
 
-from jaxformer.attention import flash
+from jaxformer import loss_kernels
+from jaxformer.attention import flash, flash_kernels
+from jaxformer.devices import exponential
+from jaxformer.host.syntax import dump, parse_code
 from jaxformer.loss_kernels import Kernels, candidate_tiles
 
 HEAD_WIDTHS = 32, 64, 128
@@ -81,12 +86,19 @@ def main() -> int:
                 rows.append({"gpu": gpu, **row})
                 print(line(rows[-1]), flush=True)
     release = subprocess.run([options.ptxas, "--version"], capture_output=True, encoding="utf-8", check=True).stdout
-    about = json.dumps(versions("jax", "jaxlib") | {"ptxas": re.findall(r"V([\d.]+)", release)[-1]})
+    about = versions("jax", "jaxlib") | {"ptxas": re.findall(r"V([\d.]+)", release)[-1], "code": code_digest()}
     lines = ",\n".join(json.dumps(row) for row in rows)
     is_whole = not (options.gpu or options.only)
     if path := options.json or (_RESULT if is_whole else None):
-        path.write_text(f'{{"versions": {about}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
+        path.write_text(f'{{"versions": {json.dumps(about)}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
     return 0
+
+
+def code_digest() -> str:
+    """Returns a digest of the code that makes the kernels, without its comments and docstrings."""
+    modules = flash, flash_kernels, loss_kernels, exponential
+    trees = (dump(parse_code(inspect.getsource(module).encode())) for module in modules)
+    return hashlib.sha256("\0".join(trees).encode()).hexdigest()[:16]
 
 
 def cases(capability: float) -> list[Case]:

@@ -19,7 +19,7 @@ from jaxformer.evaluation.task_scores import load_tasks
 from jaxformer.evaluation.validation import ValidationSet
 from jaxformer.experiment.experiment import Experiment, spans_of
 from jaxformer.experiment.lineage import Resolved
-from jaxformer.host.gpu_memory import share_of_memory
+from jaxformer.host.gpu_memory import share_of_gpus
 from jaxformer.jobs.launch import share_of_cores
 from jaxformer.plan.run_time import estimate_run_seconds
 from jaxformer.run.earlier_runs import check_earlier_runs
@@ -96,12 +96,13 @@ def _to_time(planned: Planned, runs: Path) -> list[Resolved]:
 
 
 def _time_steps(plan: Callable[[Path], Planned], runs: Path, parallel: int) -> dict[str, float]:
-    """Returns, by name, the seconds of a run, from a timed step with a run's share of a GPU's memory."""
-    os.environ.update(share_of_memory(parallel) if parallel > 1 else {})
+    """Returns, by name, the seconds of a run, from a timed step with a run's share of the GPUs."""
     keep_compiled()  # The runs find what is compiled for an estimate.
     experiments = _to_time(plan(runs), runs)
     if not experiments:  # Their runs have finished since, as those of a killed command.
         return {}
+    devices = max(one.experiment.mesh.devices for one in experiments)
+    os.environ.update(share_of_gpus(0, parallel, devices) if parallel > 1 else {})
     choose_device(experiments[0].experiment.training.device)
     with out_of_memory_reported():
         return {one.name: estimate_run_seconds(one.experiment) for one in experiments}

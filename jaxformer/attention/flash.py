@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from jaxformer.attention.flash_kernels import Tile, forward_kernel, keys_kernel, queries_kernel
+from jaxformer.devices.device import compute_capability
 from jaxformer.devices.exponential import make_exp2
 
 Each = TypeVar("Each")
@@ -31,7 +32,7 @@ Tiles = PerKernel[Tile]
 
 # Tiles worth timing, the default first, for heads of at most 64 and of more. With JAX 0.11.2 all use wgmma on compute
 # capability 9.0 and tcgen05 on 10.0, and none spills a register there or on 8.0 (`tools/kernel_table.py`). The defaults
-# take less than 99 KB of shared memory.
+# take less than 99 KB of shared memory on 8.0 and 9.0.
 _NARROW = PerKernel(
     forward=(Tile(128, 64, 8, 3), Tile(128, 64, 4, 3), Tile(128, 128, 8, 2), Tile(64, 128, 4, 2)),
     queries=(Tile(64, 64, 4, 2), Tile(64, 64, 4, 3), Tile(128, 32, 8, 2), Tile(128, 32, 4, 2)),
@@ -55,15 +56,19 @@ _WIDE_ON_HOPPER = PerKernel(
 )
 
 
-def candidate_tiles(head_width: int, capability: float | None = None) -> PerKernel[tuple[Tile, ...]]:
-    """Returns, for each kernel, the tiles worth timing on a device of a compute capability, or on any."""
+def candidate_tiles(head_width: int, capability: float | None) -> PerKernel[tuple[Tile, ...]]:
+    """Returns, for each kernel, the tiles worth timing on a device of a compute capability; the default is the first.
+
+    Args:
+        capability: None where it is unknown.
+    """
     narrow, wide = (_NARROW_ON_HOPPER, _WIDE_ON_HOPPER) if capability == 9.0 else (_NARROW, _WIDE)
     return narrow if head_width <= 64 else wide
 
 
-def default_tiles(head_width: int) -> Tiles:
-    """Returns the tiles to use if nothing was timed, on any device."""
-    return Tiles(*(candidates[0] for candidates in candidate_tiles(head_width)))
+def default_tiles(head_width: int, capability: float | None) -> Tiles:
+    """Returns the tiles to use if nothing was timed."""
+    return Tiles(*(candidates[0] for candidates in candidate_tiles(head_width, capability)))
 
 
 def flash_attention(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, *, tiles: Tiles | None = None, interpret: bool = False):
@@ -73,7 +78,7 @@ def flash_attention(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, *, tiles: Tiles 
         q_BTHK, k_BTGK, v_BTGK: of one dtype: bfloat16 or float16, or any if interpreted. K is a power of two.
         starts_BT, ends_BT: int32, nondecreasing along T, starts_BT[t] <= t < ends_BT[t]; query t sees the keys in
             [starts_BT[t], t], and key s is seen by the queries in [s, ends_BT[s]).
-        tiles: None for `default_tiles`.
+        tiles: None for `default_tiles` of the device at hand.
         interpret: run the kernels as XLA operations, on any device and slowly.
 
     Raises:
@@ -86,7 +91,7 @@ def flash_attention(q_BTHK, k_BTGK, v_BTGK, starts_BT, ends_BT, *, tiles: Tiles 
     if not q_BTHK.dtype == k_BTGK.dtype == v_BTGK.dtype:
         raise ValueError(f"queries, keys and values differ in dtype: {q_BTHK.dtype}, {k_BTGK.dtype}, {v_BTGK.dtype}")
     T = q_BTHK.shape[1]
-    tiles = tiles or default_tiles(K)
+    tiles = tiles or default_tiles(K, compute_capability(jax.devices()[0]))
     filled = fill_blocks((q_BTHK, k_BTGK, v_BTGK), starts_BT, ends_BT, tiles)
     return _flash(*filled, tiles, interpret)[:, :T]
 

@@ -71,7 +71,8 @@ def fastest_tiles(inputs, starts_BT, ends_BT, timer: Timer) -> flash.Tiles:
         RuntimeError: a kernel runs with no tiles.
     """
     K = inputs[0].shape[3]
-    candidates, default = flash.candidate_tiles(K, compute_capability(jax.devices()[0])), flash.default_tiles(K)
+    capability = compute_capability(jax.devices()[0])
+    candidates, default = flash.candidate_tiles(K, capability), flash.default_tiles(K, capability)
     every_tile = [tile for tiles in candidates for tile in tiles]
     q, k, v, do, starts_BT, ends_BT = flash.fill_blocks(inputs, starts_BT, ends_BT, every_tile)
     out, lse_BHT = flash.forward(q, k, v, starts_BT, default.forward)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from jaxformer.config import UserError, require
 from jaxformer.host.files import read_json_or_empty, write_whole
-from jaxformer.host.gpu_memory import share_of_memory
+from jaxformer.host.gpu_memory import share_of_gpus
 from jaxformer.host.lock import Held, take
 from jaxformer.host.paths import typed
 from jaxformer.host.waiting import waiting
@@ -86,12 +86,12 @@ Launch = Callable[[Job, int, int], Handle]
 def launch_local(job: Job, slot: int, slots: int, *, program: Sequence[str] = TRAIN) -> subprocess.Popen:
     """Starts a job on this machine, in its own session, so that Ctrl-C only reaches the queue.
 
-    With several slots each has an equal share of the cores and of a GPU's memory.
+    With several slots each has an equal share of the cores, and GPUs of its own or a share of one's memory.
 
     Raises:
         Held: the job runs already.
     """
-    shares = share_of_memory(slots) if slots > 1 else {}
+    shares = share_of_gpus(slot, slots, job.devices) if slots > 1 else {}
     with share_of_cores(slot, slots):
         return _start_process([*program, *job.arguments], job.log, shares)
 

@@ -94,7 +94,7 @@ _floats = functools.partial(np.asarray, dtype=float)
 
 
 def curves(line: Mapping[str, Any]) -> dict[str, float]:
-    """Returns what is drawn of a line: a number for each name; of a list the mean, and as `/min` and `/max` its range."""
+    """Returns what is drawn of a line: a number for each name; of a list its mean, and its range as `/min`, `/max`."""
     numbers = {}
     for name, value in line.items():
         if isinstance(value, list):

@@ -140,7 +140,7 @@ def test_pallas_is_interpreted_only_where_that_is_asked_for():
 def test_an_implementation_survives_being_written_as_json():
     for implementation in (
         Implementation("xla"),
-        Implementation("pallas", tiles=default_tiles(64)),
+        Implementation("pallas", tiles=default_tiles(64, None)),
         Implementation("cudnn_packed", segments=9),
     ):
         record = json.loads(json.dumps(dataclasses.asdict(implementation)))
@@ -218,7 +218,7 @@ def test_auto_says_why_it_takes_the_plain_one():
     assert "pallas needs an NVIDIA GPU" in str(choice)
 
 
-TUNED = Implementation("pallas", tiles=default_tiles(64))
+TUNED = Implementation("pallas", tiles=default_tiles(64, None))
 
 
 def timer_of(**times):

@@ -62,7 +62,7 @@ CASES = (
     Case(91, 4, 2, 64, make_tiles((16, 32), (64, 16), (32, 16))),
     Case(128, 3, 3, 128, make_tiles((16, 64), (64, 16), (64, 16))),
 )
-DEFAULTS = tuple(Case(200, 2, 1, K, default_tiles(K)) for K in (64, 128))
+DEFAULTS = tuple(Case(200, 2, 1, K, default_tiles(K, each)) for K in (64, 128) for each in (None, 9.0))
 LONGEST = max(case.T for case in CASES + DEFAULTS)
 
 # Where the documents of each row begin, the first aside: anywhere, or at the borders of blocks.
@@ -457,8 +457,9 @@ def test_every_candidate_tile_lowers_for_cuda(K, capability):
 
 @pytest.mark.parametrize("capability", [None, 8.0, 9.0])
 @pytest.mark.parametrize("K", [32, 64, 128])
-def test_candidate_tiles_are_powers_of_two(K, capability):
+def test_candidate_tiles_are_powers_of_two_and_the_first_of_each_is_the_default(K, capability):
     candidates = candidate_tiles(K, capability)
+    assert default_tiles(K, capability) == Tiles(*(tiles[0] for tiles in candidates))
     for tiles in candidates:
         assert len(set(tiles)) == len(tiles)
         for tile in tiles:

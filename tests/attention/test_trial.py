@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer.attention import flash
+from jaxformer.attention import flash, trial
 from jaxformer.attention.dispatch import TOLERANCES, Implementation
 from jaxformer.attention.document_mask import document_bounds
 from jaxformer.attention.trial import attention_error, fastest_tiles, forward_backward, random_inputs
@@ -70,7 +70,8 @@ def test_random_inputs_are_fresh_for_every_seed():
     assert [x.shape for x in ours] == [(2, 3, 4, 5), (2, 3, 2, 5), (2, 3, 2, 5), (2, 3, 4, 5)]
 
 
-def test_each_kernel_gets_the_tile_that_took_the_least_time(monkeypatch):
+@pytest.mark.parametrize("capability", [None, 9.0])
+def test_each_kernel_gets_the_tile_that_took_the_least_time(monkeypatch, capability):
     forward, backward_queries, backward_keys = flash.forward, flash.backward_queries, flash.backward_keys
     tile = flash.Tile(64, 64, 4, 2)
 
@@ -83,7 +84,8 @@ def test_each_kernel_gets_the_tile_that_took_the_least_time(monkeypatch):
         ("backward_keys", backward_keys),
     ):
         monkeypatch.setattr(flash, name, interpreted(kernel))
-    candidates = flash.candidate_tiles(K)
+    candidates = flash.candidate_tiles(K, capability)
+    monkeypatch.setattr(trial, "compute_capability", lambda device: capability)
     wanted = flash.Tiles(candidates.forward[1], candidates.queries[0], candidates.keys[2])
 
     def milliseconds(functions):

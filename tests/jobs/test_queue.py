@@ -471,6 +471,16 @@ def test_jobs_at_once_have_equal_shares_of_the_cores(tmp_path):
         assert not shares[2, 0] & shares[2, 1]
 
 
+def test_jobs_at_once_compute_on_different_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    program = (sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
+    for name, devices, expected in (("one", 1, ["0", "1", "2", "3"]), ("two", 2, ["0,1", "2,3", "0,1", "2,3"])):
+        for slot, gpus in enumerate(expected):
+            job = dataclasses.replace(fake_job(tmp_path, slot, name=name), devices=devices)
+            assert launch_local(job, slot, 4, program=program).wait() == 0
+            assert job.log.read_text().splitlines()[-1] == gpus
+
+
 def test_queue_refuses_jobs_that_cannot_be_run(tmp_path):
     first, second = fake_jobs(tmp_path, 2)
     with pytest.raises(UserError, match="two jobs have the run folder"):

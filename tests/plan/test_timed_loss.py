@@ -94,13 +94,15 @@ def test_what_is_named_is_taken_and_nothing_timed(named):
     assert with_fastest_loss(tiny(model__loss=named), HERE, timer=never).model.loss == named
 
 
-@pytest.mark.parametrize("soft_cap", [0.0, 30.0])
-def test_every_tile_that_does_not_spill_is_timed_beside_xla_and_the_default_once(soft_cap):
+@pytest.mark.parametrize(("soft_cap", "capability", "tiles"), [(0.0, 9.0, 4), (30.0, 9.0, 2), (0.0, 10.0, 2)])
+def test_every_tile_that_does_not_spill_is_timed_beside_xla(monkeypatch, soft_cap, capability, tiles):
+    monkeypatch.setattr(timed_loss, "compute_capability", lambda device: capability)
     timed, model = [], {"model__logit_soft_cap": str(soft_cap)}
-    timer = lambda functions: (timed.extend(functions), timer_of("xla")(functions))[1]  # noqa: E731
-    with_fastest_loss(tiny(**model), HERE, timer=timer)
-    assert timed == [*(f"pallas:{tile}" for tile in candidate_tiles(soft_cap, None)), "xla"]
-    assert len(timed) == (3 if soft_cap else len(TILES))
+    with_fastest_loss(
+        tiny(**model), HERE, timer=lambda functions: (timed.extend(functions), timer_of("xla")(functions))[1]
+    )
+    assert timed == [*(f"pallas:{tile}" for tile in candidate_tiles(soft_cap, capability)), "xla"]
+    assert len(timed) == tiles + 1
 
 
 @pytest.mark.parametrize("name", ["palas", "pallas:", "pallas:128x64x64x8x3", "pallas:128x128", "xla:128x128x64x8x3"])

@@ -83,18 +83,22 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def kept():
-    return json.loads((TOOLS / "results" / "kernels.json").read_text(encoding="utf-8"))["kernels"]
+    return json.loads((TOOLS / "results" / "kernels.json").read_text(encoding="utf-8"))
+
+
+def test_what_is_kept_is_of_the_code_that_there_is(kernel_table, kept):
+    assert kept["versions"]["code"] == kernel_table.code_digest(), "python tools/kernel_table.py"
 
 
 def test_what_is_kept_is_of_the_tiles_that_there_are(kernel_table, kept):
     for gpu in GPUS:
         cases = [list(case[:4]) for case in kernel_table.cases(kernel_table.gpu_target.CAPABILITIES[gpu])]
-        found = [[row[name] for name in kernel_table.Case._fields[:4]] for row in kept if row["gpu"] == gpu]
+        found = [[row[name] for name in kernel_table.Case._fields[:4]] for row in kept["kernels"] if row["gpu"] == gpu]
         assert found == cases, "python tools/kernel_table.py"
 
 
 def test_no_kernel_spills_a_register_and_all_multiply_by_the_newest_instruction(kept):
-    for row in kept:
+    for row in kept["kernels"]:
         assert row["spill_stores"] == row["spill_loads"] == 0, row
         assert row[{"A100": "mma", "H100": "wgmma", "B200": "tcgen05"}[row["gpu"]]], row
 
@@ -107,7 +111,7 @@ def cell_of(rows):
 
 def test_the_page_repeats_what_is_kept(kept):
     rows_of = {}
-    for row in kept:
+    for row in kept["kernels"]:
         name = NAMES[row["kernel"]] + ", soft cap" * ("cap" in row["options"])
         name += f", heads of {row['width']}" * name.startswith("attention")
         rows_of.setdefault(name, {}).setdefault(row["gpu"], []).append(row)
