@@ -103,6 +103,15 @@ def test_the_tables_of_the_command_line_have_all_commands_and_options():
     assert options == {*re.findall(r"^\| `(--\w+)", page, re.M)}
 
 
+def test_parameters_for_slurm_are_those_of_the_table_or_of_sbatch():
+    cells = re.findall(r"^\| (`\w+`.*?) \|", PAGES["docs/how_to/slurm.md"], re.M)
+    given = {key for text in PAGES.values() for each in re.findall(r"--slurm=([\w=,]+)", text) for key in each.split(",")}
+    names = {key.partition("=")[0] for key in given} - {"KEY", ""}
+    assert len(names) >= 3
+    for name in names - {*re.findall(r"`(\w+)`", " ".join(cells))}:
+        assert re.fullmatch(r"slurm_\w+", name), f"--slurm={name}=...: submitit calls the options of sbatch slurm_..."
+
+
 def test_tools_exist_and_have_the_options_that_are_named():
     found = commands(r"python (tools/\w+\.py)")
     assert found
