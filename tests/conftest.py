@@ -45,8 +45,8 @@ hypothesis.settings.load_profile("jaxformer")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """Returns one process for each core, up to eight: each takes a GB of memory."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    """Returns one process more than cores, since tests wait for others; up to eight: each takes a GB of memory."""
+    return min(1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1), 8)
 
 
 # The files that take longest, of all and of those with slow tests: a process is given whole files.
