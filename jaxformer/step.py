@@ -152,8 +152,8 @@ def init_state(
     """
     mesh = None if mesh is None or mesh.size == 1 else mesh
 
-    def init(params):
-        rngs = nnx.Rngs(params=seed)
+    def init(params, key):
+        rngs = nnx.Rngs(params=key)
         graphdef, drawn = nnx.split(Transformer(config, rngs=rngs, attention=attention, token_count=token_count))
         params = drawn if params is None else params
         return TrainState(
@@ -170,8 +170,10 @@ def init_state(
         )
 
     # Made where it stays: no device ever holds all of it.
-    shardings = mesh and state_sharding(mesh, jax.eval_shape(init, params))
-    return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params)
+    # The seed is an argument, so that what is compiled for one is there for all.
+    key = jax.random.key(seed)
+    shardings = mesh and state_sharding(mesh, jax.eval_shape(init, params, key))
+    return jax.jit(init, out_shardings=shardings, donate_argnums=0)(params, key)
 
 
 def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

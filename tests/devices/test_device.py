@@ -7,10 +7,14 @@ from types import SimpleNamespace
 from unittest import mock
 
 import jax
+import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import jaxformer.train
 from jaxformer.devices.device import device_memory, has_bfloat16, keep_compiled, named_has_bfloat16
+from jaxformer.model import ModelConfig
+from jaxformer.step import init_state
 
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -54,6 +58,17 @@ def test_programs_of_more_than_a_month_ago_are_removed(tmp_path, restored):
     jax.config.update(NAMES[0], None)
     keep_compiled()
     assert [path.name for path in folder.iterdir()] == ["new"]
+
+
+def test_the_state_of_one_seed_compiles_that_of_all(tmp_path, restored):
+    jax.config.update(NAMES[0], str(tmp_path))
+    jax.config.update(NAMES[1], 0.0)
+    compilation_cache.reset_cache()
+    config, optimizer = ModelConfig(vocabulary_size=29, width=12, depth=2, heads=2), optax.sgd(0.1)
+    for seed in (0, 1):
+        init_state(config, optimizer, seed=seed)
+        assert len([*tmp_path.glob("jit_init-*-cache")]) == 1
+    compilation_cache.reset_cache()
 
 
 def test_the_device_is_chosen_before_anything_looks_for_one(experiment_files, tmp_path, monkeypatch):
