@@ -26,14 +26,16 @@ EXECUTED, READ = {"console", "python"}, {"text", "json", "mermaid"}
 
 # Why a block may be left out.
 REASONS = (
-    "needs (a|an|two|several) .*GPUs?",
+    "needs (a|several) GPUs?",
+    "needs a process of its own",
+    "needs two processes at once",
     "needs a network",
     "needs an account",
     "needs a cluster",
     "needs a checkout",
     "needs PyTorch",
     "needs your (documents|files|data|own .*)",
-    "(needs|takes) hours",
+    "takes (hours|long)",
     "installs packages",
 )
 
