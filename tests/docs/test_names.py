@@ -105,7 +105,9 @@ def test_the_tables_of_the_command_line_have_all_commands_and_options():
 
 def test_parameters_for_slurm_are_those_of_the_table_or_of_sbatch():
     cells = re.findall(r"^\| (`\w+`.*?) \|", PAGES["docs/how_to/slurm.md"], re.M)
-    given = {key for text in PAGES.values() for each in re.findall(r"--slurm=([\w=,]+)", text) for key in each.split(",")}
+    given = {
+        key for text in PAGES.values() for each in re.findall(r"--slurm=([\w=,]+)", text) for key in each.split(",")
+    }
     names = {key.partition("=")[0] for key in given} - {"KEY", ""}
     assert len(names) >= 3
     for name in names - {*re.findall(r"`(\w+)`", " ".join(cells))}:
