@@ -18,7 +18,7 @@ OTHERS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBU
 _FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>```+)(?P<language>[\w+-]*).*\n(?P<code>(?:.*\n)*?)(?P=indent)(?P=fence)$", re.M
 )
-_NOT_RUN = re.compile(r"<!-- not run: (.*?) -->\s*\Z")
+_REASON = re.compile(r"<!-- not (run|compared): (.*?) -->\s*\Z")
 
 
 class Block(NamedTuple):
@@ -29,8 +29,10 @@ class Block(NamedTuple):
     """That of its first line, from 1 on."""
     language: str
     code: str
-    not_run: str
+    not_run: str = ""
     """Why it cannot be executed in a test; empty if it can."""
+    not_compared: str = ""
+    """Why it is not what the block before it prints in a test; empty if it is."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -46,10 +48,10 @@ def blocks_of(page: str) -> list[Block]:
     """Returns the blocks of a page, in their order."""
     text, found = PAGES[page], []
     for match in _FENCE.finditer(text):
-        reason = _NOT_RUN.search(text[: match.start()])
+        reason = _REASON.search(text, 0, match.start())
         line = text.count("\n", 0, match.start("code")) + 1
         code = textwrap.dedent(match["code"])
-        found.append(Block(page, line, match["language"], code, reason[1] if reason else ""))
+        found.append(Block(page, line, match["language"], code, **({f"not_{reason[1]}": reason[2]} if reason else {})))
     return found
 
 

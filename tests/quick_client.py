@@ -47,6 +47,7 @@ with socket.socket(socket.AF_UNIX) as connection, connection.makefile() as answe
         os.kill(other, number)
     status = int(answers.readline() or 1)
 if status < 0:
-    signal.signal(-status, signal.SIG_DFL)
+    if -status != signal.SIGKILL:  # What it does cannot be set.
+        signal.signal(-status, signal.SIG_DFL)
     os.kill(os.getpid(), -status)
 os._exit(status)

@@ -131,7 +131,7 @@ def train(listener: socket.socket) -> None:
     # A traced step is that of an optimizer, which is made of functions: the same one for the same settings.
     experiment.make_optimizer = functools.cache(experiment.make_optimizer)
     main = importlib.import_module("jaxformer.commands.program").main
-    nothing, kept_runs = os.open(os.devnull, os.O_RDWR), {}
+    nothing, kept_runs = os.open(os.devnull, os.O_RDWR), Path(sys.executable).parents[1] / "kept"
     while True:
         connection, _ = listener.accept()
         (arguments, folder, environment, numbers, _), files = read(connection)
@@ -155,30 +155,50 @@ def train(listener: socket.socket) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
 
-def train_or_copy(words: list[str], main, kept: dict[str, Path]) -> int:
-    """Trains a run, or copies the folder of one that was the same; returns the exit status.
+def train_or_copy(words: list[str], main, kept: Path) -> int:
+    """Trains a run, or copies the folder of one that was the same and repeats its output; returns the exit status.
 
     Args:
         words: the arguments of the command.
         main: the installed program.
-        kept: folders of runs, by all that decided what they are; each is kept below a folder of its place here.
+        kept: where runs are kept for the next ones, and for a process that takes the place of this one: folders named
+            by all that decided what a run is, each with what it printed and, below `folder`, the run in its place.
     """
     digest = hashlib.sha256(json.dumps(words).encode())
     for path in sorted(path for path in Path().rglob("*") if path.is_file() and path.parts[0] != "runs"):
         digest.update(f"\0{path}\0".encode() + path.read_bytes())
-    found, key = finished(), digest.hexdigest()
-    if key in kept and not any(place.exists() for place in finished(kept[key])):
-        shutil.copytree(kept[key], ".", dirs_exist_ok=True)
+    found, same = finished(), kept / digest.hexdigest()
+    if same.exists() and not any(place.exists() for place in finished(same / "folder")):
+        shutil.copytree(same / "folder", ".", dirs_exist_ok=True)
+        print((same / "printed").read_text(), end="")
         print("copied from a run that was the same")
         return 0
-    status = main(["train", *words])
+    with contextlib.redirect_stdout(Printed(sys.stdout)) as printed:
+        status = main(["train", *words])
     new = finished() - found
     goes_on = any(word.startswith(("--init_from", "--resume")) for word in words)  # With what was trained before.
-    if status == 0 and len(new) == 1 and not goes_on:
-        kept[key] = Path(tempfile.mkdtemp(dir=Path(sys.executable).parents[1]))
+    if status == 0 and len(new) == 1 and not goes_on and not same.exists():
+        kept.mkdir(exist_ok=True)
+        making = Path(tempfile.mkdtemp(dir=kept))
         (place,) = new
-        shutil.copytree(place, kept[key] / place)
+        shutil.copytree(place, making / "folder" / place)
+        (making / "printed").write_text(printed.text)
+        making.rename(same)
     return status
+
+
+class Printed:
+    """A stream that writes to another one, and remembers the text."""
+
+    def __init__(self, stream):
+        self.stream, self.text = stream, ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return self.stream.write(text)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 def finished(folder: Path = Path()) -> set[Path]:

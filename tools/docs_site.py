@@ -34,7 +34,8 @@ if TYPE_CHECKING:  # The pages are made, and tested, without mkdocs.
 # Where files of the repository lie on the site.
 _FOLDER = "repository"
 _NOTEBOOK = "docs/tutorials/notebook.ipynb"
-_LINK = re.compile(r"(!?)\[([^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\(([^)\s]+)\)")
+# Code is matched too, so that no link is found in it: what is between backticks, and as many of them.
+_LINK = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)|(!?)\[([^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\(([^)\s]+)\)", re.S)
 _UNSEARCHED = "---\nsearch: {exclude: true}\n---\n"
 
 
@@ -64,7 +65,9 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     """Returns the page with links to the repository's files as they are on the site; folders are no links."""
 
     def on_site(match: re.Match) -> str:
-        image, text, target = match.groups()
+        code, image, text, target = match.groups()
+        if code:
+            return match[0]
         path, anchor = _in_repository(page.file.src_uri, target)
         if path is None or _uri(path) == page.file.src_uri:  # The page of the notebook offers the file.
             return match[0]
@@ -104,7 +107,8 @@ def _uri(path: str) -> str:
 def _page_of(path: str) -> str:
     text = (ROOT / path).read_text(encoding="utf-8")
     if not path.endswith(".md"):
-        return f"{_UNSEARCHED}# {path}\n\n```python\n{text}```\n"
+        language = "python" if path.endswith(".py") else "text"
+        return f"{_UNSEARCHED}# {path}\n\n`````{language}\n{text}`````\n"
     # A report's graph is there as a picture too, which needs no script from elsewhere.
     return _UNSEARCHED + re.sub(r"```mermaid\n.*?```", "![The graph of ablations](graph.png)", text, flags=re.S)
 

@@ -2,13 +2,16 @@
 
     python tools/notebook.py [--write]
 
-It fails where a cell does. With --write the notebook is stored with what the cells print and draw, and with a digest of
-their sources, by which a test tells that outputs are older than a cell.
+It fails where a cell does, and where one prints something else than is stored, but for its numbers; a cell whose
+metadata have `not_compared`, a reason, is left out of that. With --write the notebook is stored with what the cells
+print and draw, and with a digest of their sources, by which a test tells that outputs are older than a cell.
 """
 
 import argparse
+import difflib
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -27,6 +30,14 @@ def source_digest(notebook: Mapping) -> str:
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:16]
 
 
+def text_of(cell: Mapping) -> str:
+    """Returns what a cell of code has printed, in which all numbers are 0; nothing for one that is not compared."""
+    if "not_compared" in cell["metadata"]:
+        return ""
+    text = "".join("".join(output.get("text", "")) for output in cell["outputs"])
+    return re.sub(r"[-+]?\d[\d,.]*", "0", re.sub(" +", " ", text))
+
+
 def main(arguments: list[str]) -> int:
     """Executes the notebook; returns the exit status."""
     import nbclient  # Tests import this module without the extra.
@@ -37,6 +48,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--write", action="store_true", help="store what the cells print and draw")
     options = parser.parse_args(arguments)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    stored = [text_of(cell) for cell in cells]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
@@ -51,6 +64,12 @@ def main(arguments: list[str]) -> int:
     if options.write:
         notebook.metadata[DIGEST] = source_digest(notebook)
         nbformat.write(notebook, NOTEBOOK)
+        return 0
+    for cell, before in zip(cells, stored, strict=True):
+        if (now := text_of(cell)) != before:
+            print(*difflib.unified_diff(before.splitlines(), now.splitlines(), lineterm=""), sep="\n", file=sys.stderr)
+            print(f"cell {cell.execution_count} prints another text: python tools/notebook.py --write", file=sys.stderr)
+            return 1
     return 0
 
 

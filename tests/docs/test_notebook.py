@@ -48,6 +48,16 @@ def test_a_changed_cell_changes_the_digest(tool, notebook):
     assert tool.source_digest(changed) != tool.source_digest(notebook)
 
 
+def test_what_a_cell_prints_is_compared_but_for_its_numbers(tool, cells):
+    def cell(text, **metadata):
+        return {"metadata": metadata, "outputs": [{"output_type": "stream", "name": "stdout", "text": text}]}
+
+    assert tool.text_of(cell(["loss -0.5\n", "  12 bytes"])) == tool.text_of(cell(["loss +1.25\n", " 1,234 bytes"]))
+    assert tool.text_of(cell(["loss 0.5"])) != tool.text_of(cell(["losses 0.5"]))
+    assert not tool.text_of(cell("loss 0.5", not_compared="is written by a model"))
+    assert sum(bool(tool.text_of(each)) for each in cells) >= 5
+
+
 def test_pictures_are_small_and_told_in_words(cells):
     sizes = []
     for cell in cells:

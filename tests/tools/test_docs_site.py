@@ -4,6 +4,7 @@ import html
 import importlib.util
 import json
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,35 @@ def test_pages_that_are_generated_are_not_on_disk(site):
 )
 def test_links_lead_where_they_lead_in_a_checkout(site, uri, target, leads_to):
     assert site._in_repository(uri, target) == leads_to
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        ("[a `b[0]`](../experiments/baseline.py#L3)", "[a `b[0]`](repository/experiments/baseline.py.md#L3)"),
+        ("![p](pictures/step.svg) [w](https://a.b)", "![p](pictures/step.svg) [w](https://a.b)"),
+        ("see [those](../experiments), [here](#a)", "see those, [here](#a)"),
+        ("[n](tutorials/notebook.ipynb)", "[n](tutorials/notebook.md)"),
+        ("`x[a](../LICENSE)` [l](../LICENSE)", "`x[a](../LICENSE)` [l](repository/LICENSE.md)"),
+        ("```python\n`x[a](../LICENSE)\n```\n[t](../tests)", "```python\n`x[a](../LICENSE)\n```\nt"),
+    ],
+)
+def test_links_of_a_page_lead_to_where_things_are_on_the_site(site, there, here):
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="index.md"))
+    assert site.on_page_markdown(there, page) == here
+
+
+def test_links_in_code_add_no_files(site):
+    text = "[b](../experiments/baseline.py) `[l](../LICENSE)`\n```\n[p](../pyproject.toml)\n```\n"
+    assert site._linked(types.SimpleNamespace(src_uri="index.md", content_string=text)) == {"experiments/baseline.py"}
+
+
+def test_a_file_is_shown_as_what_it_is_and_ends_no_fence(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "ROOT", tmp_path)
+    for name, language in (("a.py", "python"), ("LICENSE", "text")):
+        (tmp_path / name).write_text('x = """\n```\n[a](b)\n"""\n')
+        page = site._page_of(name)
+        assert re.search(rf"\n\n(`{{5}}){language}\n.*?\n```\n.*\n\1\n\Z", page, re.S)
 
 
 def test_code_and_the_notebook_are_pages_of_the_site(site):
