@@ -33,7 +33,7 @@ REASONS = (
 # Why a block of text may show something else than what the block before it prints here.
 OTHER_OUTPUT = (
     "is written by a model",
-    "is of (a file|another (machine|run|version))",
+    "is of (a file|another (machine|run))",
     "depends on the size of the (run|corpus)",
     "depends on the verdict",
 )
