@@ -89,9 +89,10 @@ def _evaluations(trained: Trained) -> tuple[dict[str, Any] | None, list[dict[str
 
 def _train_command(record: dict[str, Any]) -> str:
     """Returns the command that began a run, without options that only change how it is computed."""
-    overrides = record["lineage"].get("overrides", {})
+    lineage = record["lineage"]
     words = [f"--experiment={shlex.quote(_experiment_name(record))}", f"--seed={record['seed']}"]
-    words += [f"--{path}={_word(after)}" for path, (_, after) in overrides.items()]
+    words += [f"--name={shlex.quote(record['experiment'])}"] if lineage.get("experiment") else []
+    words += [f"--{path}={_word(after)}" for path, (_, after) in lineage.get("overrides", {}).items()]
     return " ".join(["jaxformer train", *words])
 
 

@@ -88,7 +88,9 @@ def test_card_has_the_validation_of_a_step_in_training_and_a_command_that_can_be
     card = Path("out", "README.md").read_text()
     assert f"**{trained.validation()['bits_per_byte']:.4f} ± " in card
     overrides = "--init_from=base --corpus.path='my notes.txt' --model.qk_norm=true"
-    assert f"jaxformer train --experiment=baseline --seed=3 {overrides}\n" in card and "did not come with" not in card
+    named = f"--name={name} " if experiment else ""
+    assert f"jaxformer train --experiment=baseline --seed=3 {named}{overrides}\n" in card
+    assert "did not come with" not in card
     assert "Absolute paths are shortened to their last name." in card and "/home" not in card
 
 
