@@ -28,6 +28,9 @@ from jaxformer.host.paths import literal_path
 # Failed saves in a row that end a run. With several processes the first one does: the others do not know of it.
 _MOST_FAILURES = 2
 
+# Of listing the checkpoints of a run that may remove some meanwhile.
+_ATTEMPTS_TO_READ = 5
+
 
 class Checkpoints(Closing):
     """The saved steps of a run, opened by `open_checkpoints`; close it to wait for the last save.
@@ -49,9 +52,10 @@ class Checkpoints(Closing):
         self._config = config
         self._saving: int | None = None
         self._failures = 0
-        self._stack = contextlib.ExitStack()
-        self._literal = self._stack.enter_context(literal_path(folder))
-        self._manager = self._open()
+        with contextlib.ExitStack() as stack:
+            self._literal = stack.enter_context(literal_path(folder))
+            self._manager = self._open()
+            self._stack = stack.pop_all()
 
     def steps(self) -> list[int]:
         """Returns the saved steps, oldest first."""
@@ -205,13 +209,22 @@ def open_checkpoints(folder: Path, config: CheckpointConfig | None = None) -> Ch
     require(not folder.exists() or folder.is_dir(), f"checkpoints {folder}: not a folder; move it elsewhere")
     require(config is not None or folder.is_dir(), f"checkpoints {folder}: no such folder")
     try:
-        if config is not None:
-            if is_first():
-                folder.mkdir(parents=True, exist_ok=True)
-            wait_for_all("the folder of checkpoints is there")
+        if config is None:
+            return _open_to_read(folder)
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+        wait_for_all("the folder of checkpoints is there")
         return Checkpoints(folder, config)
-    except OSError as error:
-        raise UserError(f"checkpoints {folder}: {error.strerror}") from error
+    except OSError as error:  # Those of Orbax have no number.
+        raise UserError(f"checkpoints {folder}: {error.strerror or first_line(error)}") from error
+
+
+def _open_to_read(folder: Path) -> Checkpoints:
+    """Returns checkpoints to read; tries again where a run that trains removed one while they were listed."""
+    for _ in range(_ATTEMPTS_TO_READ - 1):
+        with contextlib.suppress(OSError):
+            return Checkpoints(folder, None)
+    return Checkpoints(folder, None)
 
 
 def saved_steps(folder: Path) -> list[int]:

@@ -87,8 +87,11 @@ def _folder_beside(run: BegunRun, experiment: Experiment) -> Path:
     """Returns the folder of an extended run, named as if it had begun with more steps, for any spelling of the path."""
     own = absolute(run.workdir)
     if own.parent.name == run.experiment.name:
-        return own.parent.parent / experiment.name / own.name
-    return own.with_name(f"{own.name}_to_{experiment.training.steps}")
+        folder = own.parent.parent / experiment.name / own.name
+    else:
+        folder = own.with_name(f"{own.name}_to_{experiment.training.steps}")
+    is_here = not run.workdir.is_absolute() and folder.is_relative_to(Path.cwd())
+    return folder.relative_to(Path.cwd()) if is_here else folder
 
 
 def begin_extended_run(run: BegunRun, source: BegunRun) -> Lineage:

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
+from jaxformer.checkpoint.store import Checkpoints
 from jaxformer.checkpoint.train_state import (
     CheckpointConfig,
     abstract,
@@ -167,6 +168,24 @@ def test_file_in_place_of_the_folder_is_the_users_to_move(tmp_path):
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(UserError, match="checkpoints: not a folder; move it elsewhere"):
         open_checkpoints(tmp_path / "checkpoints", CheckpointConfig())
+
+
+@pytest.mark.parametrize("failures", [2, 9])
+def test_a_checkpoint_that_is_removed_while_it_is_listed_is_not_missed(folder, monkeypatch, failures):
+    times, open_now = iter(range(failures)), Checkpoints._open
+
+    def open_later(checkpoints):
+        if next(times, None) is None:
+            return open_now(checkpoints)
+        raise NotADirectoryError("Path is not a directory: 4")  # As Orbax raises it, without a number.
+
+    monkeypatch.setattr(Checkpoints, "_open", open_later)
+    if failures == 2:
+        with open_checkpoints(folder) as checkpoints:
+            assert checkpoints.steps() == [4, 12]
+    else:
+        with pytest.raises(UserError, match=r"^checkpoints \S+: Path is not a directory: 4$"):
+            open_checkpoints(folder)
 
 
 def test_leftovers_of_interrupted_saves_are_removed_by_who_writes_and_left_by_who_reads(folder):

@@ -140,11 +140,15 @@ def test_folder_of_an_extended_run_is_the_same_however_the_other_is_typed(short,
     shutil.copy(short / "config.json", run)
     (run / "checkpoints").mkdir()
     monkeypatch.setattr(jaxformer.train, "begin_extended_run", lambda run, source: run.lineage)
+    found = set()
     for folder, typed in ((tmp_path, f"runs/{name}/seed_3"), (run.parent, "seed_3"), (run, "."), (run / "code", "..")):
         folder.mkdir(exist_ok=True)
         monkeypatch.chdir(folder)
         assert main([f"--resume={typed}", "--extend_to=16"]) == 0
-    (workdir,) = {arguments[1] for arguments, _ in untrained}
+        workdir = untrained[-1][0][1]
+        found.add(workdir.absolute())
+        assert workdir.is_absolute() == (folder != tmp_path), "one below this folder is shown as the other was typed"
+    (workdir,) = found
     assert workdir.parents[1] == tmp_path / "runs" and workdir.name == "seed_3" and workdir.parent != run.parent
 
 
