@@ -165,12 +165,15 @@ class Checkpoints(Closing):
         """Removes the remains of failed and interrupted saves; a failed one may still write for a moment."""
         if not is_first():
             return
-        deadline = time.monotonic() + 2
-        while leftovers := list(self.folder.glob("*.orbax-checkpoint-tmp")):
+        seen = time.monotonic()
+        deadline, quiet = seen + 2, 0.5 if self._failures else 0.0
+        while (now := time.monotonic()) < deadline:
+            leftovers = list(self.folder.glob("*.orbax-checkpoint-tmp"))
+            if not leftovers and now - seen >= quiet:
+                break
             for leftover in leftovers:
                 shutil.rmtree(leftover, ignore_errors=True)
-            if time.monotonic() > deadline:
-                break
+                seen = now
             time.sleep(0.02)
 
     def _failed(self, error: Exception) -> str:

@@ -55,7 +55,11 @@ def reader(tmp_path, environment):
         yield reader
 
 
-@pytest.mark.parametrize("page", PAGES)
+# These take as long as all others together.
+LONG = ("docs/tutorials/first_question.md", "docs/how_to/studies.md", "docs/how_to/screening.md")
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.long if page in LONG else ()) for page in PAGES])
 def test_the_blocks_of_a_page_do_what_they_say(page, reader):
     follow(page, reader)
 
