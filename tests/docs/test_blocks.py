@@ -55,8 +55,11 @@ def reader(tmp_path, environment):
         yield reader
 
 
-# These take as long as all others together.
-LONG = ("docs/tutorials/first_question.md", "docs/how_to/studies.md", "docs/how_to/screening.md")
+# These take longer than all others together.
+LONG = (
+    *("docs/tutorials/first_question.md", "docs/how_to/studies.md", "docs/how_to/screening.md"),
+    *("docs/how_to/activation.md", "docs/how_to/mixture_of_experts.md", "docs/reference/experiments.md"),
+)
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.long if page in LONG else ()) for page in PAGES])
