@@ -97,11 +97,10 @@ def curves(line: Mapping[str, Any]) -> dict[str, float]:
     """Returns what is drawn of a line: a number for each name; of a list its mean, and its range as `/min`, `/max`."""
     numbers = {}
     for name, value in line.items():
-        if isinstance(value, list):
-            values = _floats(value)
+        if isinstance(value, list) and (values := _floats(value)).size:
             spread = {"": values.mean(), "/min": values.min(), "/max": values.max()}
             numbers |= {name + which: float(x) for which, x in spread.items()}
-        elif name not in ("step", BATCH):
+        elif not isinstance(value, list) and name not in ("step", BATCH):
             numbers[name] = float(value)
     return numbers
 

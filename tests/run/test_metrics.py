@@ -180,6 +180,7 @@ def test_list_by_layer_is_written_and_read_and_its_mean_and_range_are_the_curves
         "train/feed_forward/load/min": 1.0,
         "train/feed_forward/load/max": 5.0,
     }
+    assert curves({"step": 1, "train/feed_forward/load": []}) == {}
 
 
 def test_validation_losses_are_read_by_step(tmp_path):
