@@ -82,8 +82,13 @@ def measured_gain(finding: Finding, findings: Mapping[str, Finding]) -> float:
 
 
 def draw_returns(outcome: Outcome):
-    """Returns the plot of the improvement against the device hours spent, and against the number of fields changed."""
+    """Returns the plot of the improvement against the device hours spent, and against the number of fields changed.
+
+    None if nothing was kept.
+    """
     points = returns(outcome)
+    if not any(one.word is Word.KEEP for one in points):
+        return None
     base = device_hours(outcome, outcome.study.parent)
     figure = make_figure(11.5, max(4.3, 1.2 + 0.2 * _largest_column(points)))
     spent, fields = figure.subplots(1, 2, width_ratios=(1.15, 1))

@@ -42,7 +42,7 @@ def check_earlier_runs(runs: Path, resolved: Resolved) -> None:
         require(
             not changes,
             f"{resolved.name} has changed since {path.parent} was trained ({'; '.join(changes[:5])}); undo the change, "
-            "move its runs elsewhere, or write the new experiment in a file of its own",
+            "move its runs elsewhere, or give the new experiment another name: a file of its own, or --name",
         )
     for parent in resolved.parents:
         check_earlier_runs(runs, parent)
