@@ -25,6 +25,7 @@ from jaxformer.devices.device import choose_device, keep_compiled, out_of_memory
 from jaxformer.devices.mesh import put_rows
 from jaxformer.devices.options import fixed_options
 from jaxformer.experiment.experiment import Experiment, make_state, run_mesh, spans_of
+from jaxformer.experiment.files import load_parts
 from jaxformer.run.folder import describe_environment
 from jaxformer.run.init_from import with_tokenizer
 from jaxformer.run.inputs import prepare_data
@@ -61,14 +62,19 @@ class TimedSteps(NamedTuple):
     """Tokens of a step, or of the batches that count as one."""
 
 
-def measure_clock(parent_run: Path, variant_run: Path) -> None:
+def measure_clock(parent_run: Path, variant_run: Path, own_files: Sequence[Path] = ()) -> None:
     """Measures two arms, given by run folders of one seed, and writes the result beside the variant's runs.
 
     Call it in a process of its own: it takes the number of cores that the runs had, and the device.
 
+    Args:
+        own_files: with the code of their own parts, which are run.
+
     Raises:
-        UserError: their data are gone, or device or code differ from theirs.
+        UserError: their data or own code are gone, or device or code differ from theirs.
     """
+    for path in own_files:
+        load_parts(path)
     parent, variant = load_finished_run(parent_run), load_finished_run(variant_run)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: parent.record["cores"]])

@@ -23,7 +23,7 @@ from jaxformer.ablation.study import ablate_command, estimate_seconds
 from jaxformer.ablation.verdict import Rule, Word
 from jaxformer.config import require
 from jaxformer.experiment.experiment import training_flops
-from jaxformer.experiment.lineage import Resolved, describe_change
+from jaxformer.experiment.lineage import Resolved, changed_settings
 from jaxformer.experiment.resolution import resolve
 from jaxformer.host.console import show_status
 from jaxformer.statistics.paired_difference import Difference
@@ -244,7 +244,7 @@ def _rank(
 ) -> Ranked:
     """Returns the expected outcome of a question."""
     change = one.lineage.change
-    fields = len(describe_change(change))  # An added part counts as one.
+    fields = len(changed_settings(change))
     belief, why = believe(ranking.past, parent, name, one)
     value = question_value(belief, ranking.parent_runs, question, most_seeds, ranking.complexity * fields)
     if question.seeds:

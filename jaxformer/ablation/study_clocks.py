@@ -11,14 +11,19 @@ from jaxformer.ablation.study import Study, resolve_study
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.console import print_notice
+from jaxformer.record import Part, loaded_kinds, source_of
 
 
 def measure_clocks(pairs: Sequence[tuple[str, str]]) -> None:
-    """Measures the times per token of pairs of run folders (parent, variant); prints those that cannot be measured."""
+    """Measures the times per token of pairs of run folders (parent, variant); prints those that cannot be measured.
+
+    Parts of one's own must be loaded in this process.
+    """
+    own_files = sorted({source.path for kind in loaded_kinds(Part) if (source := source_of(kind))})
     for number, (parent, variant) in enumerate(pairs, 1):
         what = f"measuring the time per token of {Path(variant).parent.name}, {number} of {len(pairs)}"
         try:
-            in_another_process(what, measure_clock, Path(parent), Path(variant))
+            in_another_process(what, measure_clock, Path(parent), Path(variant), own_files)
         except (UserError, TrainingFailure, OSError) as error:
             print_notice(f"{Path(variant).parent.name}: the time per token was not measured: {error}")
 

@@ -158,13 +158,18 @@ def make_lineage(parents: Sequence[Resolved], child: Experiment, declared: Colle
 
 def describe_change(change: Mapping[str, Sequence]) -> list[str]:
     """Returns 'path: before → after' for each field of a change, and for each part that is added or removed."""
+    lines = []
+    for path in changed_settings(change):
+        sides = [_part(change, path, side) for side in (0, 1)] if f"{path}.part" in change else change[path]
+        lines.append(f"{path}: {_value(sides[0])} → {_value(sides[1])}")
+    return lines
+
+
+def changed_settings(change: Mapping[str, Sequence]) -> list[str]:
+    """Returns the path of each field of a change; of a part that is added or removed, its path alone."""
     parts = [path.removesuffix(".part") for path in change if path.endswith(".part")]
-    lines = {}
-    for path, values in change.items():
-        whole = next((part for part in parts if f"{path}.".startswith(f"{part}.")), path)
-        sides = [_part(change, whole, side) for side in (0, 1)] if whole in parts else values
-        lines[whole] = f"{whole}: {_value(sides[0])} → {_value(sides[1])}"
-    return [*lines.values()]
+    wholes = (next((part for part in parts if f"{path}.".startswith(f"{part}.")), path) for path in change)
+    return [*dict.fromkeys(wholes)]
 
 
 def _part(change: Mapping[str, Sequence], path: str, side: int) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxformer.ablation.outcome import Outcome
 from jaxformer.ablation.verdict import Word
+from jaxformer.experiment.lineage import changed_settings
 from jaxformer.host.console import plain
 from jaxformer.report.findings import Finding, collect_findings, device_hours
 from jaxformer.report.formatting import signed
@@ -54,7 +55,7 @@ def returns(outcome: Outcome) -> list[Return]:
         sums[finding.name] = sums.get(finding.parent, math.nan) - finding.shrunken
         total = measured if is_measured else sums[finding.name]
         joined = [paths.get(parent.name, frozenset()) for parent in finding.resolved.parents]
-        paths[finding.name] = frozenset(finding.lineage["change"]).union(*joined)
+        paths[finding.name] = frozenset(changed_settings(finding.lineage["change"])).union(*joined)
         spent += finding.hours
         if finding.word is Word.KEEP:
             best = max(best, total) if math.isfinite(total) else best

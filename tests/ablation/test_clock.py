@@ -9,7 +9,7 @@ import fake_runs
 import numpy as np
 import pytest
 
-from jaxformer.ablation import clock_measurement
+from jaxformer.ablation import clock_measurement, study_clocks
 from jaxformer.ablation.clock import Clock, median_interval, read_clock
 from jaxformer.ablation.clock_measurement import TimedSteps, clock_seconds, measure_clock, time_in_turns
 from jaxformer.ablation.cost import Cost
@@ -18,10 +18,24 @@ from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Measured, Rule, Word, decide
 from jaxformer.config import UserError
+from jaxformer.experiment.files import load_parts
 from jaxformer.experiment.resolution import load_experiment
+from jaxformer.host.own_code import read_source
 from jaxformer.statistics.paired_difference import Difference
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
+
+OWN = """
+from dataclasses import dataclass
+from jaxformer.experiment import Activation
+
+@dataclass(frozen=True)
+class Squared(Activation):
+    times: float = 1.0
+
+    def __call__(self, hidden_NF):
+        return self.times * hidden_NF**2
+"""
 
 
 class Machine:
@@ -172,3 +186,23 @@ def test_a_run_takes_as_long_as_itself(uninterrupted, compiled, monkeypatch, tmp
     (run / "config.json").write_text(json.dumps(record | {"device": "H100"}))
     with pytest.raises(UserError, match="ran with device H100, here: "):
         measure_clock(run, run)
+    # A run of an activation whose code the process that measures has yet to load.
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    record["config"]["model"]["activation"] = {"part": "own.Squared", "code": read_source(path).digest, "times": 2.0}
+    (run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"Squared\(times=2.0\) is code of own.py"):
+        measure_clock(run, run)
+    measure_clock(run, run, [path])
+
+
+def test_the_process_that_measures_is_given_the_files_of_own_parts(monkeypatch, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN.replace("**2", "**3"))
+    load_parts(path)
+    given = []
+    monkeypatch.setattr(study_clocks, "in_another_process", lambda _, *call: given.append(call))
+    study_clocks.measure_clocks([("runs/first/seed_0", "runs/own@first/seed_0")])
+    [(function, parent, variant, files)] = given
+    assert function is measure_clock and path in files
+    assert (parent, variant) == (Path("runs/first/seed_0"), Path("runs/own@first/seed_0"))

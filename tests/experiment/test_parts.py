@@ -4,7 +4,7 @@ import pytest
 from variant_files import HEADER, variant
 
 from jaxformer.config import UserError
-from jaxformer.experiment.lineage import describe_change
+from jaxformer.experiment.lineage import changed_settings, describe_change
 from jaxformer.experiment.resolution import resolve
 
 pytestmark = [pytest.mark.device_free, pytest.mark.smoke]
@@ -57,6 +57,7 @@ def test_to_put_in_a_part_to_replace_it_and_to_change_its_field_are_one_change_e
         "model.feed_forward.top": (None, 1),
     }
     assert describe_change(put.lineage.change) == ["model.feed_forward: none → Wide(experts=8, top=1)"]
+    assert changed_settings(put.lineage.change) == ["model.feed_forward"], "one, though it has fields, a name and code"
     field = make("field", "{'model.feed_forward.experts': times(2)}", "put")
     assert describe_change(field.lineage.change) == ["model.feed_forward.experts: 8 → 16"]
     replaced = make("replaced", "{'model.feed_forward': Narrow(experts=3)}", "put")
