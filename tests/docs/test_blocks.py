@@ -55,14 +55,7 @@ def reader(tmp_path, environment):
         yield reader
 
 
-# These take longer than all others together.
-LONG = (
-    *("docs/tutorials/first_question.md", "docs/how_to/studies.md", "docs/how_to/screening.md"),
-    *("docs/how_to/activation.md", "docs/how_to/mixture_of_experts.md", "docs/reference/experiments.md"),
-)
-
-
-@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.long if page in LONG else ()) for page in PAGES])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_blocks_of_a_page_do_what_they_say(page, reader):
     follow(page, reader)
 
