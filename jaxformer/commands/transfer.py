@@ -19,7 +19,8 @@ from pathlib import Path
 from jaxformer.ablation.command_line import add_run_options
 from jaxformer.ablation.comparability import parse_allowed
 from jaxformer.ablation.sizes import find_sizes
-from jaxformer.ablation.transfer import TransferResult, ask_transfer
+from jaxformer.ablation.transfer import ask_transfer
+from jaxformer.ablation.transfer_result import TransferResult
 from jaxformer.config import UserError, require
 from jaxformer.experiment.resolution import resolve
 from jaxformer.host.command import Parser, command

@@ -3,7 +3,7 @@
 import math
 
 from jaxformer.ablation import verdict
-from jaxformer.ablation.transfer import Proposal, SizeResult, TransferResult
+from jaxformer.ablation.transfer_result import Proposal, SizeResult, TransferResult
 from jaxformer.host.console import format_duration, format_rows, plain, printable, wrap
 from jaxformer.report.formatting import number, signed, with_error
 from jaxformer.report.style import COLOURS, GREY, INK, make_figure

@@ -9,6 +9,7 @@ import fake_runs
 import pytest
 
 from jaxformer.ablation import sizes, transfer
+from jaxformer.ablation.transfer_result import Proposal, TransferResult
 from jaxformer.commands import transfer as command
 from jaxformer.experiment.experiment import training_flops
 from jaxformer.experiment.resolution import resolve, resolve_variant_of
@@ -63,7 +64,7 @@ def ask(variant, **options):
     return transfer.ask_transfer(variant, aim, sizes.find_sizes(aim), Path("runs"), **options)
 
 
-def proposal_of(found: transfer.TransferResult) -> transfer.Proposal:
+def proposal_of(found: TransferResult) -> Proposal:
     assert found.proposal
     return found.proposal
 
