@@ -11,8 +11,8 @@ from jaxformer.report.formatting import MINUS, NOTHING
 from jaxformer.report.leave_one_out import COMPOSITION_HEADINGS, HEADING, composition_rows, describe_composition
 from jaxformer.report.summary import describe_margin, describe_noise_floor
 
-# Columns of a line without a terminal; and the fewest for a reason beside its numbers, else it is placed below them.
-_WIDTH, _REASON_WIDTH = 150, 60
+# The most columns of a line of words.
+_WIDTH = 120
 
 # A note that at least so many variants share is printed once, below the table.
 _SHARED = 3
@@ -25,7 +25,7 @@ def decision_table(outcome: Outcome, columns: int | None = None) -> str:
         outcome: of the study.
         columns: of the terminal, None for a file. If the table does not fit, each variant is a paragraph.
     """
-    findings, width = collect_findings(outcome), columns or _WIDTH
+    findings, width = collect_findings(outcome), min(columns or _WIDTH, _WIDTH)
     introduction = [
         "Validation bits per byte, variant minus parent: negative is better. `jaxformer report` writes the whole rule.",
         f"Margin: {plain(describe_margin(outcome))}.",
@@ -34,12 +34,12 @@ def decision_table(outcome: Outcome, columns: int | None = None) -> str:
         "variant's for the same loss. Time: per token, relative to the parent's.",
         *(f"Left out, since it cannot be read: {plain(line)}" for line in outcome.unread),
     ]
-    paragraphs = [textwrap.fill(each, min(120, width), break_on_hyphens=False) for each in introduction]
+    paragraphs = [textwrap.fill(each, width, break_on_hyphens=False) for each in introduction]
     shared = _shared_notes(findings)
     table = _table(_rows(outcome, findings), [_reason(finding, shared) for finding in findings], columns)
-    below = [textwrap.fill(f"{', '.join(names)}: {plain(note)}.", min(120, width)) for note, names in shared.items()]
+    below = [textwrap.fill(f"{', '.join(names)}: {plain(note)}.", width) for note, names in shared.items()]
     below = ["", *below] if below else []
-    text = "\n".join(["", *paragraphs, "", *table, *below, *_composition(outcome, min(120, width))])
+    text = "\n".join(["", *paragraphs, "", *table, *below, *_composition(outcome, width)])
     return text.replace(MINUS, "-").replace(NOTHING, "-")
 
 
@@ -72,17 +72,14 @@ def _rows(outcome: Outcome, findings: list[Finding]) -> list[list[str]]:
 
 
 def _table(rows: list[list[str]], reasons: list[str], columns: int | None) -> list[str]:
-    """Returns the lines of the table, with the reasons of the findings."""
+    """Returns the lines of the table, each with the reason of its finding below it."""
     heading, *lines = format_table(rows, left=(0, 1))
-    width, is_wide = columns or _WIDTH, columns is not None and len(heading) > columns
+    is_wide = columns is not None and len(heading) > columns
+    options = {"initial_indent": "    ", "subsequent_indent": "    ", "break_on_hyphens": False}
     table = [] if is_wide else [heading]
-    is_beside = len(heading) + 2 + _REASON_WIDTH <= width
     for row, line, why in zip(rows[1:], lines, reasons, strict=True):
-        first, indent = (f"{line}  ", " " * (len(line) + 2)) if is_beside else ("    ", "    ")
-        options = {"initial_indent": first, "subsequent_indent": indent, "break_on_hyphens": False}
-        reason = textwrap.wrap(why, width, break_long_words=False, **options)
-        numbers = wrap(_paragraph(rows[0], row), width, indent=4) if is_wide else [line]
-        table += reason if is_beside and reason else [*numbers, *reason]
+        table += wrap(_paragraph(rows[0], row), columns, indent=4) if is_wide else [line]
+        table += textwrap.wrap(why, min(columns or _WIDTH, _WIDTH), break_long_words=False, **options)
     return table
 
 
