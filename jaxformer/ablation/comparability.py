@@ -83,10 +83,20 @@ def check_comparable(
         if variant.summary["tokens"] != parent.summary["tokens"]:
             ratio = variant.summary["tokens"] / parent.summary["tokens"]
             notes.append(f"the variant is trained on {ratio:.3f} x the parent's tokens")
+    if apart := [variant.seed for parent, variant in pairs if _cores(parent) != _cores(variant)]:
+        notes.append(
+            f"parent and variant ran on different numbers of CPU cores, which round otherwise (seed "
+            f"{', '.join(map(str, sorted(apart)))}): such a pair is less alike"
+        )
     flags = list(dict.fromkeys(flags))
     kept = tuple(flag for flag in flags if flag.partition(":")[0] not in allow)
     waived = (f"allowed: {flag}" for flag in flags if flag.partition(":")[0] in allow)
     return kept, (*dict.fromkeys(notes), *waived)
+
+
+def _cores(run: FinishedRun) -> int | None:
+    """Returns the number of cores among which a run on a CPU divided its sums; None on another device."""
+    return run.record.get("cores") if run.record["device"] == "cpu" else None
 
 
 def _check_arm(runs: Sequence[FinishedRun]) -> list[str]:

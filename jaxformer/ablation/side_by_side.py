@@ -129,7 +129,7 @@ def _contrast(first: Sequence[ShownRun], other: Sequence[ShownRun]) -> Contrast:
 
 def _reservations(first: FinishedRun, other: FinishedRun, seeds: int, changes: Mapping[str, Any]) -> list[str]:
     if not changes and seeds:
-        return ["the same run twice: only code, versions or device can differ"]
+        return ["the same run twice: only code, versions, device or the number of cores can differ"]
     if not changes:
         return ["seeds of one experiment: a change must exceed this difference"]
     names = [declared_name(run.record) for run in (first, other)]

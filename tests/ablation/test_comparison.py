@@ -55,6 +55,22 @@ def documents(run):
     return np.array([[row["nats"] / math.log(2), row["text_bytes"]] for row in rows]).T
 
 
+def test_a_pair_on_different_numbers_of_cores_is_noted_where_they_round(arms):
+    def with_cores(device, *cores):
+        runs = arms["deep"][: len(cores)]
+        return [
+            run._replace(record=run.record | {"cores": n, "device": device}) for run, n in zip(runs, cores, strict=True)
+        ]
+
+    def noted(device):
+        found = compare_runs(with_cores(device, 1, 1, 2), with_cores(device, 1, 2, 2))
+        return [note for note in found.notes if "cores" in note]
+
+    (note,) = noted("cpu")
+    assert "different numbers of CPU cores" in note and "(seed 1)" in note
+    assert not noted("NVIDIA H100")
+
+
 def test_the_difference_is_that_of_the_files(arms):
     found = compare_runs(arms["root"], arms["deep"])
     by_hand = []

@@ -88,7 +88,9 @@ def test_the_same_runs_twice_are_two_sides_that_are_named_by_their_folders(folde
         runs.append(read_shown(workdir))
     (contrast,) = contrast_runs(runs)
     assert contrast.seeds == 2 and contrast.difference.mean == 0
-    assert contrast.reservations[0] == "the same run twice: only code, versions or device can differ"
+    assert (
+        contrast.reservations[0] == "the same run twice: only code, versions, device or the number of cores can differ"
+    )
     assert any(text.startswith("code: ") for text in contrast.reservations)
     described = describe_contrast(contrast)
     assert described.heading == f"{runs[2].workdir} beside {runs[0].workdir}"
