@@ -49,7 +49,7 @@ _BATCHES = 8
 # count as one step.
 _PHASED_BATCHES = 20
 
-# Keys of a run's record that must be the same here; on a CPU `cores` too.
+# Keys of a run's record that must be the same here.
 _SAME_HERE = ("code", "device", "devices", "environment")
 
 
@@ -65,7 +65,8 @@ class TimedSteps(NamedTuple):
 def measure_clock(parent_run: Path, variant_run: Path, own_files: Sequence[Path] = ()) -> None:
     """Measures two arms, given by run folders of one seed, and writes the result beside the variant's runs.
 
-    Call it in a process of its own: it takes the number of cores that the runs had, and the device.
+    Call it in a process of its own: it takes the number of cores that the runs had, or the fewer of both, and the
+    device.
 
     Args:
         own_files: with the code of their own parts, which are run.
@@ -76,12 +77,13 @@ def measure_clock(parent_run: Path, variant_run: Path, own_files: Sequence[Path]
     for path in own_files:
         load_parts(path)
     parent, variant = load_finished_run(parent_run), load_finished_run(variant_run)
+    cores = min(parent.record["cores"], variant.record["cores"])
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: parent.record["cores"]])
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     keep_compiled()
     choose_device(parent.experiment.training.device)
     with fixed_options(), out_of_memory_reported(lambda: "it must hold the states of both at once"):
-        arms = [_steps_of(run) for run in (parent, variant)]
+        arms = [_steps_of(run, cores) for run in (parent, variant)]
         write_clock(Clock(tuple(time_in_turns(arms))), parent, variant)
 
 
@@ -95,13 +97,14 @@ def clock_seconds(arms: Sequence[Experiment], step_seconds: float) -> float:
     return max(_SECONDS, 4 * _FEWEST_ROUNDS * max(as_one * step_seconds, _TURN_SECONDS))
 
 
-def _steps_of(run: FinishedRun) -> TimedSteps:
+def _steps_of(run: FinishedRun, cores: int) -> TimedSteps:
     experiment, record = run.experiment, run.record
     attention = implementation_from(record["attention"])
     here = describe_environment(attention, jax.devices()[0].device_kind, run_mesh(experiment).size)
-    names = (*_SAME_HERE, *(["cores"] if jax.default_backend() == "cpu" else []))
-    for name in names:
+    for name in _SAME_HERE:
         require(record.get(name) == here[name], f"{run.workdir} ran with {name} {record.get(name)}, here: {here[name]}")
+    is_like = jax.default_backend() != "cpu" or here["cores"] == cores
+    require(is_like, f"{run.workdir} ran with {record['cores']} cores, here: {here['cores']}")
     if experiment.init_from:  # Its weights do not matter: only the tokenizer is needed, and the run has kept it.
         experiment = with_tokenizer(experiment, run.workdir)
     return make_timed_steps(experiment, run.seed, attention)

@@ -94,9 +94,11 @@ def check_comparable(
     return kept, (*dict.fromkeys(notes), *waived)
 
 
-def _cores(run: FinishedRun) -> int | None:
-    """Returns the number of cores among which a run on a CPU divided its sums; None on another device."""
-    return run.record.get("cores") if run.record["device"] == "cpu" else None
+def _cores(run: FinishedRun) -> set[int | None]:
+    """Returns the numbers of cores that a run on a CPU had, which divide its sums, at its starts; else nothing."""
+    if run.record["device"] != "cpu":
+        return set()
+    return {start.get("cores", run.record.get("cores")) for start in run.record["starts"]}
 
 
 def _check_arm(runs: Sequence[FinishedRun]) -> list[str]:

@@ -35,7 +35,7 @@ from jaxformer.statistics.significance import INTERIM_SEEDS, next_analysis
 COMPLEXITY = 0.005
 
 # Standard deviation of one seed's paired difference before any is known, in margins, and its weight beside known ones:
-# the median of 28 questions whose reports are in `tools/results`.
+# the median of the first 28 questions whose reports are in `tools/results`.
 _NOISE_IN_MARGINS, _NOISE_DF = 2.0, 2.0
 
 # Differences in operations above this share are reported.

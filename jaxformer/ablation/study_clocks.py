@@ -7,11 +7,12 @@ from pathlib import Path
 from jaxformer.ablation.another_process import in_another_process
 from jaxformer.ablation.clock import CLOCK
 from jaxformer.ablation.clock_measurement import clock_seconds, measure_clock
+from jaxformer.ablation.finished_runs import load_finished_run
 from jaxformer.ablation.study import Study, resolve_study
 from jaxformer.config import TrainingFailure, UserError
 from jaxformer.experiment.variant import AD_HOC
 from jaxformer.host.console import print_notice
-from jaxformer.record import Part, loaded_kinds, source_of
+from jaxformer.record import all_parts, source_of
 
 
 def measure_clocks(pairs: Sequence[tuple[str, str]]) -> None:
@@ -19,10 +20,11 @@ def measure_clocks(pairs: Sequence[tuple[str, str]]) -> None:
 
     Parts of one's own must be loaded in this process.
     """
-    own_files = sorted({source.path for kind in loaded_kinds(Part) if (source := source_of(kind))})
     for number, (parent, variant) in enumerate(pairs, 1):
         what = f"measuring the time per token of {Path(variant).parent.name}, {number} of {len(pairs)}"
         try:
+            parts = [part for run in (parent, variant) for part in all_parts(load_finished_run(Path(run)).experiment)]
+            own_files = sorted({source.path for part in parts if (source := source_of(type(part)))})
             in_another_process(what, measure_clock, Path(parent), Path(variant), own_files)
         except (UserError, TrainingFailure, OSError) as error:
             print_notice(f"{Path(variant).parent.name}: the time per token was not measured: {error}")

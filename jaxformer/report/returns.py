@@ -36,7 +36,7 @@ class Return(NamedTuple):
     gains along the line of parents.
     """
     fields: int
-    """Declared fields in which it differs along that line."""
+    """Settings in which it differs along that line; a part that is put in counts as one, whatever its fields."""
 
 
 def returns(outcome: Outcome) -> list[Return]:
@@ -45,7 +45,7 @@ def returns(outcome: Outcome) -> list[Return]:
 
     spent = device_hours(outcome, outcome.study.parent)
     best = added = 0.0
-    sums, paths, points = {outcome.study.parent: 0.0}, {outcome.study.parent: frozenset()}, []
+    sums, changed, points = {outcome.study.parent: 0.0}, {outcome.study.parent: {}}, []
     graph = study_graph(outcome)
     order = list(nx.lexicographical_topological_sort(graph, key=list(graph).index))
     findings = {finding.name: finding for finding in collect_findings(outcome)}
@@ -54,13 +54,13 @@ def returns(outcome: Outcome) -> list[Return]:
         is_measured = math.isfinite(measured)
         sums[finding.name] = sums.get(finding.parent, math.nan) - finding.shrunken
         total = measured if is_measured else sums[finding.name]
-        joined = [paths.get(parent.name, frozenset()) for parent in finding.resolved.parents]
-        paths[finding.name] = frozenset(changed_settings(finding.lineage["change"])).union(*joined)
+        changes = [*(changed.get(parent.name, {}) for parent in finding.resolved.parents), finding.lineage["change"]]
+        changed[finding.name] = {path: values for change in changes for path, values in change.items()}
         spent += finding.hours
         if finding.word is Word.KEEP:
             best = max(best, total) if math.isfinite(total) else best
             added -= 0.0 if finding.is_merge else finding.shrunken
-        fields = len(paths[finding.name])
+        fields = len(changed_settings(changed[finding.name]))
         points.append(Return(finding.name, finding.word, spent, best, added, total, is_measured, fields))
     return points
 

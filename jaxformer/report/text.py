@@ -36,7 +36,7 @@ def decision_table(outcome: Outcome, columns: int | None = None) -> str:
     ]
     paragraphs = [textwrap.fill(each, width, break_on_hyphens=False) for each in introduction]
     shared = _shared_notes(findings)
-    table = _table(_rows(outcome, findings), [_reason(finding, shared) for finding in findings], columns)
+    table = _table(_rows(outcome, findings), [_reason(finding, shared) for finding in findings], columns, width)
     below = [textwrap.fill(f"{', '.join(names)}: {plain(note)}.", width) for note, names in shared.items()]
     below = ["", *below] if below else []
     text = "\n".join(["", *paragraphs, "", *table, *below, *_composition(outcome, width)])
@@ -71,15 +71,15 @@ def _rows(outcome: Outcome, findings: list[Finding]) -> list[list[str]]:
     return rows
 
 
-def _table(rows: list[list[str]], reasons: list[str], columns: int | None) -> list[str]:
-    """Returns the lines of the table, each with the reason of its finding below it."""
+def _table(rows: list[list[str]], reasons: list[str], columns: int | None, width: int) -> list[str]:
+    """Returns the lines of the table, each with the reason of its finding below it in lines of a width."""
     heading, *lines = format_table(rows, left=(0, 1))
     is_wide = columns is not None and len(heading) > columns
     options = {"initial_indent": "    ", "subsequent_indent": "    ", "break_on_hyphens": False}
     table = [] if is_wide else [heading]
     for row, line, why in zip(rows[1:], lines, reasons, strict=True):
         table += wrap(_paragraph(rows[0], row), columns, indent=4) if is_wide else [line]
-        table += textwrap.wrap(why, min(columns or _WIDTH, _WIDTH), break_long_words=False, **options)
+        table += textwrap.wrap(why, width, break_long_words=False, **options)
     return table
 
 

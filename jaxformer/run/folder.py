@@ -40,7 +40,7 @@ from jaxformer.run.own_parts import keep_sources, load_sources
 _NOT_OF_A_MODEL = ("corpus", "evaluation")
 
 # Keys of `describe_environment` that are kept for each start of a run.
-_OF_A_START = ("code", "git", "device", "devices", "versions", "environment")
+_OF_A_START = ("code", "git", "device", "devices", "cores", "versions", "environment")
 
 
 def check_disk(workdir: Path, needed_bytes: int, what: str) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_runs
 import numpy as np
@@ -18,7 +19,6 @@ from jaxformer.ablation.outcome import judge_study
 from jaxformer.ablation.study import Study
 from jaxformer.ablation.verdict import Measured, Rule, Word, decide
 from jaxformer.config import UserError
-from jaxformer.experiment.files import load_parts
 from jaxformer.experiment.resolution import load_experiment
 from jaxformer.host.own_code import read_source
 from jaxformer.statistics.paired_difference import Difference
@@ -197,12 +197,17 @@ def test_a_run_takes_as_long_as_itself(uninterrupted, compiled, monkeypatch, tmp
 
 
 def test_the_process_that_measures_is_given_the_files_of_own_parts(monkeypatch, tmp_path):
-    path = tmp_path / "own.py"
-    path.write_text(OWN.replace("**2", "**3"))
-    load_parts(path)
+    variant = (
+        "from jaxformer.experiment import Variant\n{}\nEXPERIMENT = Variant(parent='baseline', question='?', {})\n"
+    )
+    others = "change={'model.activation': Squared()}, expected=(-1, 1), source='a test'"
+    for name in ("own", "unused"):
+        code = OWN if name == "own" else OWN.replace("**2", "**3")
+        (tmp_path / f"{name}.py").write_text(variant.format(code, others))
+    own, _ = (load_experiment(str(tmp_path / f"{name}.py")) for name in ("own", "unused"))
+    arms = {"own": own, "baseline": load_experiment("baseline")}
+    monkeypatch.setattr(study_clocks, "load_finished_run", lambda run: SimpleNamespace(experiment=arms[run.name]))
     given = []
     monkeypatch.setattr(study_clocks, "in_another_process", lambda _, *call: given.append(call))
-    study_clocks.measure_clocks([("runs/first/seed_0", "runs/own@first/seed_0")])
-    [(function, parent, variant, files)] = given
-    assert function is measure_clock and path in files
-    assert (parent, variant) == (Path("runs/first/seed_0"), Path("runs/own@first/seed_0"))
+    study_clocks.measure_clocks([("runs/baseline", "runs/own")])
+    assert given == [(measure_clock, Path("runs/baseline"), Path("runs/own"), [tmp_path / "own.py"])]

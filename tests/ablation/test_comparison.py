@@ -56,18 +56,22 @@ def documents(run):
 
 
 def test_a_pair_on_different_numbers_of_cores_is_noted_where_they_round(arms):
-    def with_cores(device, *cores):
-        runs = arms["deep"][: len(cores)]
+    def with_cores(device, *of_runs):
+        pairs = zip(arms["deep"], of_runs, strict=False)
+        starts = [[{"step": 10 * i, "cores": n} for i, n in enumerate(cores)] for _, cores in pairs]
         return [
-            run._replace(record=run.record | {"cores": n, "device": device}) for run, n in zip(runs, cores, strict=True)
+            run._replace(
+                record=run.record | {"device": device, "starts": [run.record["starts"][0] | each for each in one]}
+            )
+            for run, one in zip(arms["deep"], starts, strict=False)
         ]
 
     def noted(device):
-        found = compare_runs(with_cores(device, 1, 1, 2), with_cores(device, 1, 2, 2))
+        found = compare_runs(with_cores(device, [1], [1], [2], [2]), with_cores(device, [1], [2], [2], [2, 1]))
         return [note for note in found.notes if "cores" in note]
 
     (note,) = noted("cpu")
-    assert "different numbers of CPU cores" in note and "(seed 1)" in note
+    assert "different numbers of CPU cores" in note and "(seed 1, 3)" in note
     assert not noted("NVIDIA H100")
 
 

@@ -45,4 +45,6 @@ def test_a_kept_change_saves_its_share_of_what_those_before_it_left(simulated):
 def test_the_prior_is_that_of_the_reports(simulated, capsys):
     simulated.print_expectations()
     printed = capsys.readouterr().out
-    assert printed.startswith("30 questions: 11 as expected, 8 better, 11 worse"), "update PRIOR and its comment"
+    assert printed.startswith("30 questions: 11 as expected, 8 better, 11 worse"), (
+        "update the comment of PRIOR, the page, and PRIOR if the fit has moved by more than an error"
+    )
