@@ -34,8 +34,7 @@ def decision_table(outcome: Outcome, columns: int | None = None) -> str:
         "variant's for the same loss. Time: per token, relative to the parent's.",
         *(f"Left out, since it cannot be read: {plain(line)}" for line in outcome.unread),
     ]
-    whole = {"break_long_words": False, "break_on_hyphens": False}  # Paths can be copied.
-    paragraphs = [textwrap.fill(each, width, **whole) for each in introduction]
+    paragraphs = ["\n".join(wrap(each, width)) for each in introduction]
     shared = _shared_notes(findings)
     table = _table(_rows(outcome, findings), [_reason(finding, shared) for finding in findings], columns, width)
     below = [textwrap.fill(f"{', '.join(names)}: {plain(note)}.", width) for note, names in shared.items()]
