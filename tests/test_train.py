@@ -137,7 +137,7 @@ def test_config_file_reports_what_was_run(experiment_files, uninterrupted):
     assert (corpus["removed_documents"], corpus["contamination"]) == (0, {})
     assert {len(digest) for digest in [config["code"], *config["digests"].values()]} == {64}
     assert config["versions"]["jax"] == jax.__version__
-    of_a_start = ("code", "git", "device", "devices", "versions", "environment")
+    of_a_start = ("code", "git", "device", "devices", "cores", "versions", "environment")
     start = {"step": 0, **{name: config[name] for name in of_a_start}, "own_code": {}}
     assert config["starts"] == [start] and config["lineage"]["own_code"] == {}
     # Heads of 8 features, in rows of any number of documents, are for no other implementation on any device.
