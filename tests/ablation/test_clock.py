@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,6 +195,27 @@ def test_a_run_takes_as_long_as_itself(uninterrupted, compiled, monkeypatch, tmp
     with pytest.raises(UserError, match=r"Squared\(times=2.0\) is code of own.py"):
         measure_clock(run, run)
     measure_clock(run, run, [path])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system gives no process fewer cores")
+def test_a_pair_of_runs_on_different_numbers_of_cores_is_timed_on_the_fewer(
+    uninterrupted, compiled, monkeypatch, tmp_path
+):
+    more, fewer = tmp_path / "best_fit" / "seed_3", tmp_path / "best_fit" / "seed_4"
+    for run, cores, seed in ((more, 2, 3), (fewer, 1, 4)):
+        shutil.copytree(uninterrupted("best_fit"), run, ignore=shutil.ignore_patterns("checkpoints"))
+        record = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(record | {"cores": cores, "seed": seed}))
+    monkeypatch.setattr(clock_measurement, "_MOST_SECONDS", 0.0)
+    monkeypatch.setattr(clock_measurement, "_TURN_SECONDS", 1e-6)
+    before = os.sched_getaffinity(0)
+    try:
+        measure_clock(more, fewer)
+        assert len(os.sched_getaffinity(0)) == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert (tmp_path / "best_fit" / "clock.json").exists()
 
 
 def test_the_process_that_measures_is_given_the_files_of_own_parts(monkeypatch, tmp_path):
