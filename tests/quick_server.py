@@ -98,7 +98,9 @@ def watch(connection: socket.socket) -> None:
     connection.sendall(b"%d\n" % copy)
     if connection in select.select([connection, woken], [], [])[0]:
         os.kill(copy, signal.SIGKILL)
-    connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]))
+    status = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+    with contextlib.suppress(OSError):  # Whoever asked may be gone.
+        connection.sendall(b"%d\n" % status)
 
 
 def run(arguments, folder, environment, numbers, affinity, files) -> None:

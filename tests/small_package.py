@@ -36,8 +36,8 @@ SMALL = {
         "training.steps": 12,
         "training.startup_proof": False,
         "training.log_every_steps": 4,
-        "checkpoint.every_steps": 12,
-        "evaluation.every_steps": 12,
+        "checkpoint.every_steps": 100,
+        "evaluation.every_steps": 100,
         "evaluation.validation_bytes": 60_000,
     },
 }
@@ -48,11 +48,14 @@ LESS = {
         ('if name.endswith(".py")]', 'if name.endswith(".py") and Path(folder, name).stat().st_size < 6_000]'),
         ("return topics\n", "return {name: text for name, text in topics.items() if len(text) < 6_000}\n"),
     ],
-    # A time per token is measured for a moment.
+    # Steps are timed for a moment, here and for a time per token.
+    "plan/run_time.py": [("_TIMED_SECONDS, _LONGEST_STEP = 2.0,", "_TIMED_SECONDS, _LONGEST_STEP = 0.02,")],
     "ablation/clock_measurement.py": [
         ("_TURN_SECONDS = 0.05\n", "_TURN_SECONDS = 0.002\n"),
         ("_SECONDS, _MOST_SECONDS = 40.0, 160.0\n", "_SECONDS, _MOST_SECONDS = 0.1, 0.2\n"),
     ],
+    # The processes of a queue are looked at more often.
+    "jobs/queue.py": [("every_seconds: float = 0.5)", "every_seconds: float = 0.1)")],
     # A study of such runs keeps nothing. So the change that pages keep, and go on from, is of a second thing, which
     # helps.
     "experiments/squared_relu.py": [

@@ -383,7 +383,7 @@ def test_help_is_the_same_without_docstrings(user):
     must="the table is drawn in place, and keeps states, steps and what is left; the study ends as elsewhere",
 )
 def test_study_in_a_narrow_terminal_is_drawn_in_place(user):
-    words = "ablate", *write_pair(user), "--seeds=1"
+    words = "ablate", *write_pair(user), "--seeds=1", "--clock=off"
     status, written = run_in_terminal(user, 60, *words)
     drawn = re.findall(r"\r\x1b\[J([^\x1b]*)", written)
     assert status == 0 and len(drawn) > 2

@@ -29,7 +29,7 @@ def command(tmp_path, experiment_files, compiled, monkeypatch):
         "from jaxformer.experiment import Variant\nEXPERIMENT = Variant(parent='root', question='Why?',"
         " change={'model.qk_norm': True}, expected=(-1, 1), source='a test')\n"
     )
-    return ["--parent=root", "--variants=normed", "--seeds=1"]
+    return ["--parent=root", "--variants=normed", "--seeds=1", "--clock=off"]
 
 
 def checked():

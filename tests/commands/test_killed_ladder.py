@@ -1,9 +1,13 @@
 """A ladder whose processes are killed goes on where it was, and a forecast that stood before a run stands after it."""
 
+import functools
 import json
+import os
 import signal
+import subprocess
 
 import pytest
+from quick_python import QuickPython
 from user import User, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.device_free]
@@ -21,10 +25,19 @@ EXPERIMENT = replace(load_experiment("tiny.py"), {
 
 
 @pytest.fixture
-def user(tmp_path, make_texts, compiled):
-    user = User(tmp_path, make_texts(120), compiled)
+def folder(tmp_path, make_texts):
+    user = User(tmp_path / "user", make_texts(120), {})
     user.write("experiments/base.py", STEPS)
-    return user
+    return user.folder
+
+
+@pytest.fixture
+def start(folder, tmp_path, compiled):
+    """A function that starts the ladder; one process that has loaded the package trains its runs."""
+    environment = os.environ | compiled | {"JAXFORMER_CACHE": str(tmp_path / "cache")}
+    with QuickPython(environment, "jaxformer.commands.ladder", "jaxformer.commands.program") as python:
+        command = [python.programs / "jaxformer", *COMMAND]
+        yield functools.partial(subprocess.Popen, command, cwd=folder, env=environment, stderr=subprocess.PIPE)
 
 
 def trained_steps(run):
@@ -33,22 +46,22 @@ def trained_steps(run):
     return [record["step"] for line in whole.splitlines() if "train/loss" in (record := json.loads(line))]
 
 
-def test_a_killed_ladder_trains_each_step_once_and_keeps_its_forecast(user):
-    last = user.folder / "runs/base_d4/seed_0"
-    with user.start(*COMMAND) as process:
+def test_a_killed_ladder_trains_each_step_once_and_keeps_its_forecast(folder, start):
+    last = folder / "runs/base_d4/seed_0"
+    with start() as process:
         wait_until(lambda: len(trained_steps(last)) > 30, process.pid)
         process.kill()
-        process.communicate()
     assert process.returncode == -signal.SIGKILL and not (last / "summary.json").exists()
     written = (last / "forecast.json").read_bytes()
-    ended = user.run(*COMMAND)
-    assert ended.status == 0, ended.err
+    with start() as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
     for depth in (1, 2, 3, 4):
-        run = user.folder / f"runs/base_d{depth}/seed_0"
+        run = folder / f"runs/base_d{depth}/seed_0"
         steps = json.loads((run / "summary.json").read_bytes())["steps"]
         assert trained_steps(run) == list(range(1, steps + 1))
     assert (last / "forecast.json").read_bytes() == written
-    lines = [json.loads(line) for line in (user.folder / "runs/forecasts.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "runs/forecasts.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["forecast", "outcome"] and not lines[1]["objection"]
     record = json.loads((last / "config.json").read_bytes())
     assert record["forecast"] == lines[0]["digest"] == lines[1]["digest"]
