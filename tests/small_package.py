@@ -54,6 +54,8 @@ LESS = {
         ("_TURN_SECONDS = 0.05\n", "_TURN_SECONDS = 0.002\n"),
         ("_SECONDS, _MOST_SECONDS = 40.0, 160.0\n", "_SECONDS, _MOST_SECONDS = 0.1, 0.2\n"),
     ],
+    # The runs of a queue have all processors here, so they show how long steps take without a queue, too.
+    "run/durations.py": [("mesh, usable_processors(), jax", "mesh, jax")],
     # The processes of a queue are looked at more often.
     "jobs/queue.py": [("every_seconds: float = 0.5)", "every_seconds: float = 0.1)")],
     # A study of such runs keeps nothing. So the change that pages keep, and go on from, is of a second thing, which

@@ -60,7 +60,8 @@ def test_a_study_is_run_to_its_end_once_and_judged(command, monkeypatch, capsys,
     assert all(path.stat().st_mtime_ns == at for path, at in trained.items())
 
 
-def test_the_plan_is_reported_and_nothing_is_started(command, capsys, tmp_path):
+def test_the_plan_is_reported_and_nothing_is_started(command, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(ablate, "check_runs", lambda *_, **options: checked())
     assert ablate.main([*command, "--plan"]) == 0
     reported = capsys.readouterr().out
     assert "2 runs to go" in reported and "1 seed, 0 over  12 steps" in reported

@@ -2,12 +2,11 @@
 
 import functools
 import json
-import os
 import signal
 import subprocess
 
 import pytest
-from quick_python import QuickPython
+from page_reader import installed
 from user import User, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.device_free]
@@ -32,12 +31,12 @@ def folder(tmp_path, make_texts):
 
 
 @pytest.fixture
-def start(folder, tmp_path, compiled):
+def start(folder, tmp_path):
     """A function that starts the ladder; one process that has loaded the package trains its runs."""
-    environment = os.environ | compiled | {"JAXFORMER_CACHE": str(tmp_path / "cache")}
-    with QuickPython(environment, "jaxformer.commands.ladder", "jaxformer.commands.program") as python:
-        command = [python.programs / "jaxformer", *COMMAND]
-        yield functools.partial(subprocess.Popen, command, cwd=folder, env=environment, stderr=subprocess.PIPE)
+    (tmp_path / "installed").mkdir()
+    with installed(tmp_path / "installed") as variables:
+        command = ["jaxformer", *COMMAND]
+        yield functools.partial(subprocess.Popen, command, cwd=folder, env=variables, stderr=subprocess.PIPE)
 
 
 def trained_steps(run):
