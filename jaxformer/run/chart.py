@@ -156,6 +156,8 @@ def make_chart(
         *_limits(thinned, scale, with_range, without_start),
         scale == "logarithmic",
     )
+    if max(np.nanmax(each.mean_P) for each in thinned.values()) > axes.high:
+        about += "; the first steps lie above what is shown"
     return Chart(
         name,
         heading,

@@ -89,6 +89,9 @@ def test_an_event_is_marked_at_its_loss_or_at_the_top():
 
 
 def test_the_start_of_a_curve_does_not_hide_the_rest():
-    chart = make_chart("a", "A", "", {"a": series([100.0, *np.linspace(3, 2, 99)])}, without_start=True)
+    chart = make_chart("a", "A", "nats", {"a": series([100.0, *np.linspace(3, 2, 99)])}, without_start=True)
     assert places(chart.lines[0].path)[0][1] < 0, "it is cut off at the top"
     assert max(float(tick.label) for tick in chart.y_ticks) < 4
+    assert chart.about == "nats; the first steps lie above what is shown"
+    rising = make_chart("a", "A", "nats", {"a": series(np.linspace(2, 3, 99))}, without_start=True)
+    assert rising.about == "nats"
