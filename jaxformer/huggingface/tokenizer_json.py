@@ -13,9 +13,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2
+from google.protobuf.runtime_version import VersionError
 
-from jaxformer.config import require
+from jaxformer.config import UserError, require
 from jaxformer.data.sentencepiece_tokenizer import SPACE_MARK
 from jaxformer.data.tokenizer import Tokenizer
 
@@ -120,6 +120,11 @@ def from_sentencepiece(model: bytes) -> dict[str, Any]:
 
 
 def _proto(model: bytes) -> Any:
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except VersionError as error:  # An older one, as Apache Beam asks for.
+        advice = "in an environment without Apache Beam, or after `pip install --upgrade protobuf`"
+        raise UserError(f"a SentencePiece model cannot be read with this protobuf: {error}; export {advice}") from error
     return sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -4,10 +4,12 @@ import io
 import json
 import os
 import string
+import sys
 from pathlib import Path
 
 import pytest
 import sentencepiece
+from google.protobuf import runtime_version
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -135,6 +137,20 @@ def test_model_that_the_format_has_no_words_for_is_refused(options, message):
     )  # fmt: skip
     with pytest.raises(UserError, match=message):
         from_sentencepiece(model.getvalue())
+
+
+def test_protobuf_that_sentencepiece_does_not_work_with_is_told_in_one_line(tokenizer, monkeypatch):
+    def refuse(*_):
+        raise runtime_version.VersionError("gencode 7.36.1 runtime 6.33.6")
+
+    monkeypatch.setattr(runtime_version, "ValidateProtobufRuntimeVersion", refuse)
+    monkeypatch.delattr(sentencepiece, "sentencepiece_model_pb2", raising=False)
+    monkeypatch.delitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", raising=False)
+    with pytest.raises(
+        UserError,
+        match=r"gencode 7\.36\.1 runtime 6\.33\.6; export in an environment without Apache Beam, or after `pip install",
+    ):
+        tokenizer_files(tokenizer, row_length=64)
 
 
 def test_given_tokenizer_json_keeps_its_ids_and_gains_a_bos(tmp_path):
