@@ -12,6 +12,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+import quick_xla
 import tiny_run
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -25,15 +26,9 @@ from jaxformer.train import main
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# What is compiled here runs for moments. Without LLVM's optimisation, with the older emitters of fused loops and all in
-# one module, compiling takes a fifth of the time; XLA's own passes stay. A GPU's kernels are tested as they are used,
-# and the runs of `.ci/run` from the wheel are compiled as users' are.
+# A GPU's kernels are tested as they are used, and the runs of `.ci/run` from the wheel are compiled as users' are.
 if not os.path.exists("/dev/nvidiactl"):
-    os.environ.setdefault(
-        "XLA_FLAGS",
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-        "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters --xla_cpu_parallel_codegen_split_count=1",
-    )
+    os.environ.setdefault("XLA_FLAGS", quick_xla.FLAGS)
 
 # Until all tests are collected, little becomes garbage; after that, what they and the imports left is not looked
 # through each time.
