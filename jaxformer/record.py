@@ -129,9 +129,10 @@ def missing_parts(config: Any) -> dict[str, str]:
 
 
 def _missing(part: PartOfARecord) -> str:
+    file = f"{part._name.partition('.')[0]}.py"
     return (
-        f"{part!r} is code of {part._name.partition('.')[0]}.py, which is unknown here or has changed since; give "
-        f"that file as it was by --code=FILE: the run folder keeps a copy in code/{part._code}"
+        f"{part!r} is code of {file}, which is unknown here or has changed since; give that file as it was, under its "
+        f"name, by --code=FILE: the run folder keeps a copy, code/{part._code}/{file}"
     )
 
 

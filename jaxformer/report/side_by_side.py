@@ -83,7 +83,7 @@ def describe_contrast(contrast: Contrast) -> DescribedContrast:
         over = f"paired over {contrast.documents:,} documents, {pairs}; below 0 is better"
         lines.append(("bits per byte", [f"{with_error(contrast.difference)}, {over}"]))
     else:
-        lines.append(("bits per byte", [f"no difference: {contrast.no_difference}"]))
+        lines.append(("bits per byte", [f"not compared: {contrast.no_difference}"]))
     lines += [(name, [_describe_task(task)]) for name, task in contrast.tasks.items()]
     verdict = ["ad hoc, not evidence:", *contrast.reservations]
     if not contrast.reservations:

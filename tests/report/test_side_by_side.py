@@ -109,9 +109,9 @@ def test_why_there_is_no_difference_is_said(folder):
 
     first, other = shown(folder, "root/seed_0", "muon/seed_0")
     for runs, why in (
-        ((cut(first), cut(other)), f"no difference: {ONE_DOCUMENT}"),
-        ((first, cut(other)), "no difference: they were validated on different documents"),
-        ((first, other._replace(finished=None)), "no difference: one is not finished"),
+        ((cut(first), cut(other)), f"not compared: {ONE_DOCUMENT}"),
+        ((first, cut(other)), "not compared: they were validated on different documents"),
+        ((first, other._replace(finished=None)), "not compared: one is not finished"),
     ):
         (contrast,) = contrast_runs(runs)
         assert contrast.difference is None

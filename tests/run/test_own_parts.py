@@ -102,7 +102,8 @@ def test_a_file_that_is_no_longer_what_it_was_is_refused_in_one_line_and_the_cop
     assert not (run / "sprung").exists(), "it ran before it was compared"
     assert str(error.value) == (
         f"run folder {run}: Wide(experts=8) is code of wide.py, which is unknown here or has changed since; give "
-        f"that file as it was by --code=FILE: the run folder keeps a copy in code/{kept(run).name}"
+        "that file as it was, under its name, by --code=FILE: the run folder keeps a copy, "
+        f"code/{kept(run).name}/wide.py"
     )
     forget()
     parser = Parser("a test", None)
