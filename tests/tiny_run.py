@@ -77,6 +77,17 @@ def run_until(place, step, arguments):
         checkpoints[0].close()
 
 
+def damage(step):
+    """Flips a bit of each file with arrays of a checkpoint; once more, and they are as they were.
+
+    Of each, since TensorStore does not read all that it writes.
+    """
+    for path in (step / "rest").rglob("d/*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 16
+        path.write_bytes(content)
+
+
 def read_metrics(workdir):
     """Returns the lines of `metrics.jsonl` without what depends on the clock."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tiny_run import assert_same_run, command, run_until
+from tiny_run import assert_same_run, command, damage, run_until
 
 import jaxformer.train
 from jaxformer import load_experiment
@@ -38,14 +38,6 @@ def untrained(monkeypatch):
 
 def read_config(workdir):
     return json.loads((workdir / "config.json").read_text())
-
-
-def flip_a_bit(step):
-    """Flips a bit of a checkpoint; once more, and it is as it was."""
-    path = max((step / "rest").rglob("d/*"), key=lambda path: path.stat().st_size)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 16
-    path.write_bytes(content)
 
 
 def test_wsd_run_that_is_extended_equals_one_that_had_the_steps_from_the_start(short, experiment_files, tmp_path):
@@ -103,14 +95,14 @@ def test_plan_and_configuration_are_those_of_the_extended_run(short, untrained, 
 def test_damaged_checkpoint_is_no_beginning_and_leaves_nothing_that_is_in_the_way(short, tmp_path, untrained, capfd):
     run = shutil.copytree(short, tmp_path / "short")
     longer, checkpoints, extend = tmp_path / "short_to_12", run / "checkpoints", [f"--resume={run}", "--extend_to=12"]
-    flip_a_bit(checkpoints / "6")
-    flip_a_bit(checkpoints / "4")
+    damage(checkpoints / "6")
+    damage(checkpoints / "4")
     assert main(extend) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"jaxformer: checkpoints {checkpoints}: no step can be used (6: ") and "; 4: " in line
     assert not longer.exists() and not untrained
     (longer / "checkpoints.unfinished" / "8").mkdir(parents=True)  # Of an attempt that was killed.
-    flip_a_bit(checkpoints / "4")
+    damage(checkpoints / "4")
     assert main(extend) == 0
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"jaxformer: checkpoint 6 in {checkpoints} is damaged (")

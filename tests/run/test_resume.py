@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from copies import Copies
-from tiny_run import assert_same_run, command, read_metrics, run_until
+from tiny_run import assert_same_run, command, damage, read_metrics, run_until
 
 import jaxformer.train
 from jaxformer.config import UserError
@@ -256,10 +256,7 @@ def test_damaged_newest_checkpoint_is_reported_and_the_run_ends_as_the_uninterru
     arguments = command(experiment_files["best_fit"], tmp_path / "run")
     run_until("step", 10, arguments)
     folder = tmp_path / "run" / "checkpoints"
-    path = max((folder / "8" / "rest").rglob("d/*"), key=lambda path: path.stat().st_size)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 16
-    path.write_bytes(content)
+    damage(folder / "8")
     capsys.readouterr()
     assert main(arguments) == 0
     captured = capsys.readouterr()
